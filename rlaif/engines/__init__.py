@@ -1,0 +1,1 @@
+"""Engines: the only door to a model."""

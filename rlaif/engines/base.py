@@ -1,0 +1,111 @@
+"""The protocol every engine speaks, and the requests and results that cross it.
+
+An engine receives the *full* set of requests and yields whole batches of results. How requests are
+laid out in batches is a pure function of that set, so a caller that passes the ids it already has
+(`done`) gets exactly the batches that are missing, bit for bit as an uninterrupted run makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from rlaif.records import Message
+
+Capability = Literal["generate", "token_logprobs", "label_logprobs", "prefill"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. `temperature` 0 is greedy; `seed` belongs to one request, not to a batch."""
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One text to generate: `messages` through the chat template, then `prefill` as the start of
+    the assistant's turn. The prefill is not part of the returned text."""
+
+    request_id: str
+    messages: list[Message]
+    sampling: Sampling
+    prefill: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """A generated text. `finish_reason` failed means `error` says why and `text` is empty."""
+
+    request_id: str
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length", "failed"]
+    prompt_tokens: int
+    error: str | None = None
+    rendered_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Log-probabilities of what may follow `messages` (+ `prefill`).
+
+    With `labels` (a label to its surface forms: {"yes": ("Yes", " yes")}): the distribution over the
+    labels at the next token. With `continuation` or `continuation_ids`: the log-prob of each of its
+    tokens.
+    """
+
+    request_id: str
+    messages: list[Message]
+    prefill: str = ""
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    continuation: str | None = None
+    continuation_ids: list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """`label_probs` are over the whole vocabulary (they sum to `label_mass`, at most 1), computed
+    in fp32. `token_logprobs` are natural logs, one per continuation token."""
+
+    request_id: str
+    label_probs: dict[str, float]
+    label_mass: float | None
+    token_logprobs: list[float]
+    prompt_tokens: int
+    error: str | None = None
+
+
+class Engine(Protocol):
+    """A loaded model. Results come in whole batches; ids say which is which."""
+
+    name: str
+    weights_hash: str
+    capabilities: frozenset[str]
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[GenerateResult]]:
+        """Yield the batches of `requests` that are not wholly in `done`."""
+        ...
+
+    def score(
+        self, requests: Sequence[ScoreRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[ScoreResult]]:
+        """Yield the batches of `requests` that are not wholly in `done`."""
+        ...
+
+    def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
+        """The exact text and token ids the model sees for `messages` and `prefill`."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...

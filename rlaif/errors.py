@@ -1,0 +1,43 @@
+"""Errors that a user can act on. The command line prints them without a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EXIT_DONE = 0
+EXIT_USER = 2
+EXIT_GATE = 3
+EXIT_INTERRUPTED = 130
+
+
+class RlaifError(Exception):
+    """Something the user can mend: the message says where, what was expected and what to do."""
+
+    exit_code = EXIT_USER
+
+
+class ConfigError(RlaifError):
+    """A YAML file, an override or a data row that cannot be used.
+
+    `path` and `line` (1-based) point at the offending place where it is known.
+    """
+
+    def __init__(self, message: str, path: Path | str | None = None, line: int | None = None):
+        place = "" if path is None else f"{path}:{line}: " if line else f"{path}: "
+        super().__init__(place + message)
+        self.path = path
+        self.line = line
+
+
+class StoreError(RlaifError):
+    """A run folder that cannot be read, written or locked."""
+
+
+class EngineError(RlaifError):
+    """A model that cannot be loaded, or an engine that lacks what a step needs."""
+
+
+class GateStopped(RlaifError):
+    """A declared gate, alarm or budget stopped the run; what was computed is kept."""
+
+    exit_code = EXIT_GATE

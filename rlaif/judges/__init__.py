@@ -1,0 +1,1 @@
+"""Judges: from completions to judgements."""

@@ -1,0 +1,192 @@
+"""The typed records that flow between steps.
+
+Plain frozen dataclasses, JSON in and out, no tensor library. An id is the hash of the *request* that
+makes the record (the step's inputs, the prompt, the sample index), so it is known before a model
+answers and does not depend on the order of arrival; `digest` is the hash of the content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypedDict, TypeVar
+
+SubjectKind = Literal["completion", "judgement", "episode"]
+AnnotatorKind = Literal["ai", "human", "rule", "model"]
+Status = Literal["ok", "tie", "abstain", "not_applicable", "both_bad", "unparsed", "failed"]
+
+VALUED: frozenset[str] = frozenset({"ok", "tie"})
+"""The only statuses under which a judgement carries a number."""
+
+
+class Message(TypedDict):
+    """One chat turn: `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, non-ASCII kept. Raises on NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def content_hash(*parts: Any, length: int = 24) -> str:
+    """The first `length` hex digits of SHA-256 over the canonical JSON of `parts`."""
+    # surrogatepass: text scraped from the web can hold lone surrogates, which strict UTF-8 refuses.
+    data = canonical_json(list(parts)).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(data).hexdigest()[:length]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the policy is asked: a conversation that ends with a user turn."""
+
+    prompt_id: str
+    messages: list[Message]
+    source: str = ""
+    tags: list[str] = field(default_factory=list)
+    reference: str | None = None
+
+    @property
+    def question(self) -> str:
+        """The last user turn."""
+        return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer. `finish_reason` is stop, length or failed (then `messages` is empty)."""
+
+    completion_id: str
+    prompt_id: str
+    sample_index: int
+    messages: list[Message]
+    model: str
+    weights_hash: str
+    sampling: dict[str, Any]
+    finish_reason: str
+    token_ids: list[int] | None = None
+    logprobs: list[float] | None = None
+    principle: str | None = None
+    system_prompt: str | None = None
+    rendered_hash: str | None = None
+    parent_id: str | None = None
+    digest: str = ""
+    error: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The assistant turn, or an empty string when generation failed."""
+        return self.messages[-1]["content"] if self.messages else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One value that one annotator gave to one subject under one principle.
+
+    `score` is on [0, 1] after the judge's declared scale was mapped; `prob_first` is the probability
+    that the first text *shown* is better. Either exists only when `status` is ok or tie.
+    """
+
+    judgement_id: str
+    call_id: str
+    prompt_id: str
+    subject_kind: SubjectKind
+    shown: list[str]
+    subject: str
+    judge: str
+    annotator_id: str
+    annotator_kind: AnnotatorKind
+    principle: str | None
+    status: Status
+    score: float | None = None
+    prob_first: float | None = None
+    distribution: dict[str, float] | None = None
+    label_mass: float | None = None
+    rationale: str | None = None
+    raw: str | None = None
+    template_hash: str | None = None
+    judge_hash: str = ""
+    sample_index: int = 0
+    cost: float | None = None
+    latency: float | None = None
+
+    def __post_init__(self) -> None:
+        valued = self.score is not None or self.prob_first is not None
+        if valued != (self.status in VALUED):
+            raise ValueError(
+                f"judgement {self.judgement_id}: status {self.status!r} with "
+                f"score={self.score} prob_first={self.prob_first}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A chosen and a rejected answer to one prompt, in TRL's explicit-prompt conversational form."""
+
+    preference_id: str
+    prompt_id: str
+    round: int
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    score_chosen: float
+    score_rejected: float
+    margin: float
+    prob: float
+    weight: float
+    reason: str
+    source: str
+    judgement_ids: list[str]
+    chosen_id: str
+    rejected_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """What one round did: the models in and out, record counts, every metric with its interval."""
+
+    arm: str
+    seed: int
+    round: int
+    policy_in: str
+    policy_out: str
+    config_hash: str
+    counts: dict[str, int]
+    metrics: dict[str, Any]
+
+
+Record = Prompt | Completion | Judgement | Preference | RoundRecord
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """A record as a JSON-ready dict, every field present."""
+    return asdict(record)
+
+
+R = TypeVar("R", Prompt, Completion, Judgement, Preference, RoundRecord)
+
+
+def from_json(kind: type[R], row: Mapping[str, Any]) -> R:
+    """A record from a dict; unknown keys raise, so that nothing read from a file is dropped."""
+    names = {f.name for f in fields(kind)}
+    unknown = set(row) - names
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no field {sorted(unknown)}")
+    return kind(**row)
+
+
+def make_prompt(
+    messages: list[Message],
+    source: str = "",
+    tags: list[str] | None = None,
+    reference: str | None = None,
+) -> Prompt:
+    """A Prompt whose id is the hash of its messages, so duplicates share an id."""
+    prompt_id = "p_" + content_hash(messages)
+    return Prompt(prompt_id, messages, source, tags or [], reference)

@@ -1,0 +1,169 @@
+"""YAML in, with line numbers kept, and validation errors that point at the line.
+
+Reading is by PyYAML's safe loader; a duplicate key is refused, since the first value would be lost.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rlaif.errors import ConfigError
+
+Loc = tuple[str | int, ...]
+Lines = dict[Loc, int]
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_text(path: Path) -> str:
+    """The text of a user's file, or a ConfigError that says what is wrong with it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError("no such file", path) from None
+    except IsADirectoryError:
+        raise ConfigError("this is a folder; a file was expected", path) from None
+    except PermissionError:
+        raise ConfigError("this file may not be read (permission denied)", path) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 text: {error}", path) from None
+
+
+def load_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
+    """The mapping in a YAML file and the line of every key and item in it."""
+    text = read_text(path)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise ConfigError(f"not valid YAML: {error.problem}", path, line) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}", path) from None
+    if node is None:
+        raise ConfigError("the file is empty; a mapping was expected", path)
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError("expected a mapping (key: value) at the top", path, 1)
+    lines: Lines = {}
+    _walk(node, (), lines, path)
+    return yaml.safe_load(text), lines
+
+
+def _walk(node: yaml.Node, loc: Loc, lines: Lines, path: Path) -> None:
+    lines.setdefault(loc, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise ConfigError(f"key {name!r} is given twice", path, key.start_mark.line + 1)
+            seen.add(name)
+            lines[(*loc, name)] = key.start_mark.line + 1
+            _walk(value, (*loc, name), lines, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*loc, index)] = value.start_mark.line + 1
+            _walk(value, (*loc, index), lines, path)
+
+
+def line_of(loc: Loc, lines: Lines) -> int | None:
+    """The line of `loc`, or of the nearest thing around it that has one.
+
+    Validation locations hold names of union members that are not in the file; they are passed over.
+    """
+    current: Loc = ()
+    for part in loc:
+        if (*current, part) in lines:
+            current = (*current, part)
+    return lines.get(current)
+
+
+def validate(model: type[M], data: Any, lines: Lines, path: Path | str) -> M:
+    """`data` as `model`, or one ConfigError listing every fault with its line."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, model, lines, path)) from None
+
+
+def _explain(error: ValidationError, model: type[BaseModel], lines: Lines, path: Path | str) -> str:
+    messages = []
+    for fault in error.errors():
+        loc = tuple(fault["loc"])
+        where = ".".join(str(part) for part in loc if (part,) == loc[-1:] or _in_file(loc, part, lines))
+        line = line_of(loc, lines)
+        place = f"{path}:{line}" if line else f"{path}"
+        if fault["type"] == "extra_forbidden":
+            hint = suggest(str(loc[-1]), known_keys(model, loc[:-1]))
+            messages.append(f"{place}: unknown key {where!r}{hint}")
+        elif fault["type"] == "missing":
+            messages.append(f"{place}: {where!r} is missing; it must be given")
+        else:
+            value = repr(fault.get("input"))
+            shown = value if len(value) <= 80 else value[:77] + "..."
+            reason = fault["msg"].removeprefix("Value error, ")
+            messages.append(f"{place}: {where or 'the file'}: {reason} (got {shown})")
+    return "\n".join(dict.fromkeys(messages))
+
+
+def _in_file(loc: Loc, part: str | int, lines: Lines) -> bool:
+    return any(part in known for known in lines if known)
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """'; did you mean ...?', or the list of what is known, as the end of a sentence."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known here: {', '.join(sorted(known))}" if known else ""
+
+
+def known_keys(model: type[BaseModel], loc: Loc) -> list[str]:
+    """The keys that the schema knows at `loc`, following unions by every member."""
+    schema = model.model_json_schema(by_alias=True)
+    definitions = schema.get("$defs", {})
+    nodes: list[dict[str, Any]] = [schema]
+    for part in loc:
+        following: list[dict[str, Any]] = []
+        for node in _flatten(nodes, definitions):
+            if isinstance(part, int):
+                following += [node["items"]] if isinstance(node.get("items"), dict) else []
+            elif part in node.get("properties", {}):
+                following.append(node["properties"][part])
+            elif isinstance(node.get("additionalProperties"), dict):
+                following.append(node["additionalProperties"])
+        if following:
+            nodes = following
+        else:
+            # A tag or member name that pydantic put into the location narrows the union.
+            named = [n for n in _flatten(nodes, definitions) if _is_member(n, str(part))]
+            nodes = named or nodes
+    keys: set[str] = set()
+    for node in _flatten(nodes, definitions):
+        keys |= set(node.get("properties", {}))
+    return sorted(keys)
+
+
+def _is_member(node: dict[str, Any], part: str) -> bool:
+    if node.get("title") == part:
+        return True
+    constants = [p.get("const") for p in node.get("properties", {}).values()]
+    return part in constants
+
+
+def _flatten(nodes: list[dict[str, Any]], definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    flat: list[dict[str, Any]] = []
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if "$ref" in node:
+            stack.append(definitions[node["$ref"].rsplit("/", 1)[1]])
+            continue
+        members = node.get("anyOf", []) + node.get("oneOf", []) + node.get("allOf", [])
+        stack += members
+        if not members:
+            flat.append(node)
+    return flat
