@@ -47,7 +47,9 @@ class ModelSpec(Strict):
     path: str
     engine: Literal["hf", "fake"] | PluginName = "hf"
     role: Literal["policy", "labeller", "proxy", "gold"] | None = None
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto: bfloat16 where the device multiplies it fast, else float32."
+    )
     device: str = "auto"
     batch_tokens: PositiveInt = Field(
         8192, description="Tokens (prompt width + new, times rows) in one engine batch."
@@ -311,7 +313,9 @@ class TrainStep(Strict):
     weight_decay: NonNegativeFloat = 0.0
     adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 1.0
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 autocast where the device multiplies it fast, else fp32."
+    )
     gradient_checkpointing: bool = False
     train_on_eos: bool = True
     lora: LoraOptions | None = None

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.engines.base import (
+    Capability,
+    GenerateRequest,
+    GenerateResult,
+    ScoreRequest,
+    ScoreResult,
+)
 from rlaif.records import AnnotatorKind, Completion, Judgement, Prompt, Status, content_hash
 
 
@@ -30,10 +36,25 @@ class Judge(Protocol):
     """A judge by its id in the experiment. `judge_hash` covers all that can change a verdict, but
     not the weights of the model that answers: those are the annotator's."""
 
-    id: str
-    judge_hash: str
-    comparative: bool
-    needs: frozenset[str]
+    @property
+    def id(self) -> str:
+        """The judge's id in the experiment."""
+        ...
+
+    @property
+    def judge_hash(self) -> str:
+        """Kind, id, options, template and principles."""
+        ...
+
+    @property
+    def comparative(self) -> bool:
+        """Whether a call shows two completions and asks which is better."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """What the engine must be able to do; empty when no model is asked."""
+        ...
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The calls that judge `completions` of one prompt; failed completions are left out."""
@@ -52,7 +73,11 @@ def call_id(
 ) -> str:
     """The id of a call, from what is asked: known before the answer."""
     return "c_" + content_hash(
-        judge_hash, [c.completion_id for c in shown], [c.digest for c in shown], principle, sample_index
+        judge_hash,
+        [c.completion_id for c in shown],
+        [c.digest for c in shown],
+        principle,
+        sample_index,
     )
 
 

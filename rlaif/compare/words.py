@@ -1,0 +1,135 @@
+"""Plain sentences about a judge that is the policy itself, and whether its feedback is noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlaif.compare.bootstrap import (
+    MIN_PROMPTS,
+    IntervalJson,
+    direction,
+    show_interval,
+    show_number,
+)
+from rlaif.compare.diagnostics import RoundMetrics, delta, initial_mean
+
+LOW_LABEL_MASS = 0.5
+LOW_SPREAD = 0.02
+
+
+def self_judge_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
+    """What the latest of `rounds` (0..r, round 0 the initial model) says about `judge`.
+
+    Reads label_mass/, score/, drift/, samples/spread/ and judge_corr/ of the judge; what was not
+    measured is passed over. `score/` is by the frozen initial model, `drift/` is what the moved
+    policy adds to it on fixed texts, `judge_corr/` is the within-prompt rank correlation with the
+    untrained checks.
+    """
+    if not rounds:
+        return []
+    metrics = rounds[-1]["metrics"]
+    mass, drift = metrics.get(f"label_mass/{judge}"), metrics.get(f"drift/{judge}")
+    spread, corr = metrics.get(f"samples/spread/{judge}"), metrics.get(f"judge_corr/{judge}")
+    words = [
+        *_mass_words(judge, mass),
+        *_score_words(judge, rounds),
+        *_drift_words(judge, drift),
+        *_spread_words(judge, spread),
+        *_corr_words(judge, corr),
+    ]
+    if not words:
+        return [f"Nothing was measured about judge {judge} in this round."]
+    return words + _verdict(judge, mass, spread, corr)
+
+
+def movement_words(change: IntervalJson) -> str:
+    """What may be concluded from a difference and its interval."""
+    if change["n"] < MIN_PROMPTS:
+        prompts = "prompt" if change["n"] == 1 else "prompts"
+        return f"{change['n']} {prompts} are too few to tell a change from noise"
+    side = direction(change)
+    if side == 0:
+        return "the interval includes zero, so this is not evidence of any change"
+    return f"the whole interval lies {'above' if side > 0 else 'below'} zero"
+
+
+def _mass_words(judge: str, mass: IntervalJson | None) -> list[str]:
+    if mass is None:
+        return []
+    start = f"Judge {judge} put {mass['mean']:.0%} of its probability on the allowed labels"
+    if mass["mean"] >= LOW_LABEL_MASS:
+        return [f"{start}, so its scores are answers to the question it was asked."]
+    return [f"{start}: it mostly did not answer the question, and its scores rest on the rest."]
+
+
+def _score_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
+    name = f"score/{judge}"
+    score, change = rounds[-1]["metrics"].get(name), delta(rounds, name, "initial")
+    if score is None:
+        return []
+    first = initial_mean(rounds, name)
+    if change is None or first is None:
+        return [f"The frozen initial model as judge {judge} gives {show_interval(score)}."]
+    return [
+        f"The frozen initial model as judge {judge} scored the answers {show_number(first)} at the "
+        f"start and {show_number(score['mean'])} now, a change of "
+        f"{show_interval(change, signed=True)}: {movement_words(change)}."
+    ]
+
+
+def _drift_words(judge: str, drift: IntervalJson | None) -> list[str]:
+    if drift is None:
+        return []
+    side = direction(drift)
+    how = {1: "the judge has grown more generous", -1: "the judge has grown stricter"}.get(
+        side, movement_words(drift)
+    )
+    tail = ", which is no improvement of the answers" if side else ""
+    return [
+        f"On the same fixed texts the moved policy as judge {judge} gives "
+        f"{show_interval(drift, signed=True)} relative to the frozen one: {how}{tail}."
+    ]
+
+
+def _spread_words(judge: str, spread: IntervalJson | None) -> list[str]:
+    if spread is None:
+        return []
+    start = (
+        f"Between answers to one prompt the scores of judge {judge} spread by "
+        f"{show_number(spread['mean'])} (standard deviation)"
+    )
+    if spread["mean"] <= LOW_SPREAD:
+        return [f"{start}: it hardly tells the answers apart."]
+    return [f"{start}."]
+
+
+def _corr_words(judge: str, corr: IntervalJson | None) -> list[str]:
+    if corr is None:
+        return []
+    side = direction(corr)
+    meaning = {
+        1: "it tends to prefer the answers that the checks prefer",
+        -1: "it tends to prefer the answers that the checks reject",
+    }.get(side, movement_words(corr).replace("any change", "any agreement"))
+    return [
+        f"Within a prompt its ranking correlates with the untrained checks at "
+        f"{show_interval(corr, signed=True)}: {meaning}."
+    ]
+
+
+def _verdict(
+    judge: str, mass: IntervalJson | None, spread: IntervalJson | None, corr: IntervalJson | None
+) -> list[str]:
+    doubts = []
+    if mass is not None and mass["mean"] < LOW_LABEL_MASS:
+        doubts.append("it does not answer with the labels")
+    if spread is not None and spread["mean"] <= LOW_SPREAD:
+        doubts.append("it hardly tells answers apart")
+    if corr is not None and direction(corr) <= 0:
+        doubts.append("its ranking shows no agreement with the checks")
+    if not doubts:
+        return []
+    return [
+        f"Treat the feedback of judge {judge} as noise until shown otherwise: "
+        f"{' and '.join(doubts)}."
+    ]

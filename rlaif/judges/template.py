@@ -1,0 +1,116 @@
+"""A judge of one's own without Python: a template file, a way to read the answer, and a scale."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlaif.config import ParseSpec, TemplateJudge
+from rlaif.constitution import Constitution, Principle
+from rlaif.errors import ConfigError
+from rlaif.parsing import in_range, json_value, last_match, last_score, schema_fault
+from rlaif.templates import POINTWISE, Template, load_template
+
+from .common import hash_judge, text_principles
+from .scored import Scored, sampling_of, scored_needs
+
+ABOUT_ONE = frozenset({"principle", "principle_id", "examples", "scale"})
+"""Variables that have a value only where each call is about one principle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads a number on [low, high] from an answer as a ParseSpec says; None where there is none."""
+
+    spec: ParseSpec
+
+    def __call__(self, text: str, low: float, high: float) -> float | None:
+        if self.spec.json_schema is not None:
+            return in_range(self._json(text, self.spec.json_schema), low, high)
+        pattern = self.spec.pattern or ""
+        if self.spec.values is not None:
+            return in_range(last_match(text, pattern, self.spec.values), low, high)
+        return last_score(text, low, high, pattern)
+
+    def _json(self, text: str, schema: dict[str, object]) -> float | None:
+        value = json_value(text, schema, self.spec.field)
+        if self.spec.values is not None:
+            worth = {word.casefold(): number for word, number in self.spec.values.items()}
+            word = value if isinstance(value, str) else str(value)
+            return worth.get(word.strip().casefold())
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return float(value) if math.isfinite(value) else None
+
+
+def check_parse(judge: str, parse: ParseSpec, low: float, high: float) -> None:
+    """Refuse a pattern without exactly one group, a bad schema, and values off the scale."""
+    if parse.pattern is not None:
+        try:
+            groups = re.compile(parse.pattern).groups
+        except re.error as error:
+            raise ConfigError(
+                f"judge {judge}: `pattern` is no regular expression: {error}"
+            ) from None
+        if groups != 1:
+            raise ConfigError(
+                f"judge {judge}: `pattern` must have exactly one group, and has {groups}; write "
+                "(?:...) for the others"
+            )
+    if parse.json_schema is not None and (fault := schema_fault(parse.json_schema)):
+        raise ConfigError(f"judge {judge}: `json_schema` is no JSON schema: {fault}")
+    for word, value in (parse.values or {}).items():
+        if not low <= value <= high:
+            raise ConfigError(
+                f"judge {judge}: {word!r} is worth {value:g}, outside the scale [{low:g}, {high:g}]"
+            )
+
+
+def build(spec: TemplateJudge, constitution: Constitution | None, beside: Path | None) -> Scored:
+    """The judge of a spec: one call for all, or one per text principle with `per_principle`."""
+    low, high = spec.scale
+    check_parse(spec.id, spec.parse, low, high)
+    principles = text_principles(spec, constitution)
+    if spec.per_principle and not principles:
+        raise ConfigError(
+            f"judge {spec.id}: `per_principle` needs a `constitution` with text principles"
+        )
+    template = _template(spec, beside)
+    listed = principles if "principles" in template.variables else []
+    if spec.principles is not None and not spec.per_principle and not listed:
+        raise ConfigError(
+            f"judge {spec.id}: `principles` has no effect: set `per_principle: true`, or use "
+            "{{ principles }} in the template",
+            template.name,
+        )
+    return Scored(
+        id=spec.id,
+        judge_hash=hash_judge(spec, _asked(spec, principles, listed), template),
+        needs=scored_needs(template, expected=False),
+        template=template,
+        principles=tuple(principles) if spec.per_principle else (),
+        listed=tuple(listed),
+        scale=spec.scale,
+        own_scales=False,
+        expected=False,
+        samples=spec.samples,
+        sampling=sampling_of(spec),
+        parse=Reader(spec.parse),
+    )
+
+
+def _template(spec: TemplateJudge, beside: Path | None) -> Template:
+    allowed, required = POINTWISE, frozenset({"response"})
+    if spec.per_principle:
+        required |= {"principle"}
+    else:
+        allowed -= ABOUT_ONE
+    return load_template(spec.template, allowed, required, beside)
+
+
+def _asked(
+    spec: TemplateJudge, principles: list[Principle], listed: list[Principle]
+) -> list[Principle]:
+    return principles if spec.per_principle else listed

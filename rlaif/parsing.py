@@ -1,0 +1,188 @@
+"""Reading a judge's answer. Each parser gives a value, or None where there is none to read.
+
+The last verdict counts: models think aloud and correct themselves. A last verdict that is out of range
+or on another scale gives None, never an earlier one and never a default (METHODS rule 1: a parse
+failure is missing data). Words and numbers are matched whole: "know" is not "no", "10" is not "1".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+_NUMBER = r"[-+\u2212]?\d++(?:[.,]\d++)?+"
+_MARKUP = r"[*_`\"'\])}>]*+"
+_VERDICT = re.compile(
+    r"(?:"
+    # "Score", "Final rating (1-5)", "Score for this answer", "[RESULT]", then "is", ":", "**", ...
+    r"(?:(?<!\w)(?:score|rating|grade)(?!\w)|\[result\])"
+    r"(?:[*_`\"']*\s*\([^)\n]{0,40}\))?"
+    r"(?:\s+(?:for|given|assigned|awarded|to)\b[^\n\d:=]{0,60}?(?=[:=]|\bis\b))?"
+    r"(?:\s|[*_`\"'\[(<{:=\u2013\u2014]|-(?!\d)|\bis\b|\bof\b|\bwould\b|\bbe\b)*+"
+    rf"(?P<value>{_NUMBER})"
+    r"(?!\w)(?!\s*(?:-|\u2013|to|or)\s*\d)(?!\s*:)"
+    rf"(?P<percent>\s*%)?{_MARKUP}(?:\s*(?:/|out\s+of)\s*[*_`]*(?P<of>{_NUMBER}))?"
+    r"|"
+    # "4/5" and "4 out of 5" need no word before them.
+    rf"(?<![\w.,/])(?P<value2>{_NUMBER}){_MARKUP}\s*(?:/|out\s+of)\s*[*_`]*(?P<of2>{_NUMBER})(?![\w/])"
+    r")",
+    re.IGNORECASE,
+)
+_ALONE = re.compile(rf"[\s*_`\"'(\[<]*+({_NUMBER})[\s*_`\"')\]>.]*")
+
+
+@lru_cache(maxsize=64)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
+
+
+def _number(text: str) -> float | None:
+    """A plain or decimal-comma number; None for digit groups such as 1,000."""
+    whole, comma, decimals = text.replace("\u2212", "-").partition(",")
+    if comma and len(decimals) > 2:
+        return None
+    value = float(f"{whole}.{decimals}" if comma else whole)
+    return value if math.isfinite(value) else None
+
+
+def in_range(value: float | None, low: float, high: float) -> float | None:
+    """`value` where low <= value <= high, otherwise None."""
+    return value if value is not None and low <= value <= high else None
+
+
+def last_score(text: str, low: float, high: float, pattern: str | None = None) -> float | None:
+    """The last score in `text`, on [low, high].
+
+    Without `pattern`: a number after the word score, rating or grade, a fraction of `high` ("4/5"), or
+    an answer that is only a number. With `pattern`: the first group of its last match.
+    """
+    if pattern is not None:
+        return _last_patterned(text, low, high, pattern)
+    alone = _ALONE.fullmatch(text)
+    if alone:
+        return in_range(_number(alone.group(1)), low, high)
+    last = None
+    for last in _VERDICT.finditer(text):
+        pass
+    if last is None or last["percent"]:
+        return None
+    of = last["of"] or last["of2"]
+    if of is not None and _number(of) != high:
+        return None
+    return in_range(_number(last["value"] or last["value2"]), low, high)
+
+
+def _last_patterned(text: str, low: float, high: float, pattern: str) -> float | None:
+    last = None
+    for last in _compiled(pattern).finditer(text):
+        pass
+    if last is None or last.group(1) is None:
+        return None
+    start, end = last.span(1)
+    if re.match(r"[.,]?\d", text[end:]) or re.search(r"\d[.,]?$", text[:start]):
+        return None
+    try:
+        return in_range(_number(last.group(1).strip()), low, high)
+    except ValueError:
+        return None
+
+
+def last_match(text: str, pattern: str, values: Mapping[str, float]) -> float | None:
+    """What the last whole word matched by the first group of `pattern` is worth.
+
+    Case does not matter. None where nothing matches or the last match is not among `values`.
+    """
+    worth = {word.strip().casefold(): value for word, value in values.items()}
+    last = None
+    for match in _compiled(pattern).finditer(text):
+        if match.group(1) is not None and _whole(text, *match.span(1)):
+            last = match.group(1)
+    return None if last is None else worth.get(last.strip().casefold())
+
+
+def _whole(text: str, start: int, end: int) -> bool:
+    word = text[start:end]
+    cut_before = word[:1].isalnum() and re.search(r"\w[-'\u2019]?$", text[:start])
+    cut_after = word[-1:].isalnum() and re.match(r"[-'\u2019]?\w", text[end:])
+    return not cut_before and not cut_after
+
+
+def json_value(text: str, schema: dict[str, Any], field: str) -> Any:
+    """`field` of the last JSON object in `text` that has it, if that object satisfies `schema`.
+
+    The object may stand in a code fence or amid prose. Numbers that JSON does not know (NaN) and
+    objects that are cut off do not count.
+    """
+    last = None
+    for found in _objects(text):
+        if field in found:
+            last = found
+    if last is None or not _validator(json.dumps(schema, sort_keys=True)).is_valid(last):
+        return None
+    return last[field]
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    decoder = json.JSONDecoder(parse_constant=_refuse)
+    start = text.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            end = start + 1
+        else:
+            yield value
+        start = text.find("{", end)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(constant)
+
+
+@lru_cache(maxsize=32)
+def _validator(schema: str) -> Any:
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    loaded = json.loads(schema)
+    # An empty registry: a schema never makes this process fetch a URL.
+    return validator_for(loaded)(loaded, registry=Registry())
+
+
+def schema_fault(schema: dict[str, Any]) -> str | None:
+    """What is wrong with a JSON schema, or None."""
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+
+    try:
+        validator_for(schema).check_schema(schema)
+    except SchemaError as error:
+        return str(error.message)
+    return None
+
+
+def label_log_odds(first: float, second: float) -> float | None:
+    """ln(first / second) for two probabilities >= 0; infinite where one is 0, None where both are."""
+    if first <= 0 and second <= 0:
+        return None
+    if second <= 0:
+        return math.inf
+    return -math.inf if first <= 0 else math.log(first) - math.log(second)
+
+
+def label_share(first: float, second: float) -> float | None:
+    """first / (first + second), the sigmoid of `label_log_odds`, on [0, 1]; None where both are 0."""
+    total = first + second
+    return first / total if total > 0 else None
+
+
+def expected_level(levels: Mapping[int, float]) -> float | None:
+    """The mean level, sum of i p(i) over sum of p(i), of unnormalised probabilities; None at mass 0."""
+    total = math.fsum(levels.values())
+    if not total > 0:
+        return None
+    return math.fsum(level * p for level, p in levels.items()) / total

@@ -1,0 +1,159 @@
+"""Plots as inline SVG: no display, no network, the same bytes for the same data."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.style import context
+from matplotlib.ticker import MaxNLocator
+
+from rlaif.compare.bootstrap import IntervalJson
+
+Curve = Sequence[tuple[int, IntervalJson]]
+
+# The page's style sheet owns the colours (and dark mode): these stand-ins become CSS variables.
+_INK, _FAINT = "#010203", "#010204"
+_LINES = tuple(f"#0102{20 + place:02x}" for place in range(6))
+_VARIABLES = {_INK: "--plot-ink", _FAINT: "--plot-faint"} | {
+    colour: f"--line-{place}" for place, colour in enumerate(_LINES)
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.size": 9.0,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+}
+
+
+def curve(slug: str, label: str, by_seed: Mapping[int, Curve], par: float | None = None) -> Markup:
+    """One metric over rounds: a line per seed with interval bars. Returns an `<svg>` element.
+
+    `by_seed` maps a seed to (round, interval) in round order. `slug` must be unique in the page and
+    `par` draws a reference line. `label` is the accessible name.
+    """
+    with context(["default", _style(slug)]):
+        figure = Figure(figsize=(3.4, 2.0), layout="constrained")
+        axes = figure.add_subplot()
+        seeds = sorted(by_seed)
+        for place, seed in enumerate(seeds):
+            # Nudged sideways, so that the bars of several seeds do not hide one another.
+            shift = 0.06 * (place - (len(seeds) - 1) / 2)
+            _draw_curve(axes, by_seed[seed], _LINES[place % len(_LINES)], shift)
+        if par is not None:
+            axes.axhline(par, color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
+        rounds = sorted({number for points in by_seed.values() for number, _ in points})
+        _frame(axes, rounds)
+        return _svg(figure, slug, label)
+
+
+def distributions(
+    slug: str, label: str, by_round: Mapping[int, Sequence[float]], unit: str, whole: bool = False
+) -> Markup:
+    """One histogram per round on a shared axis, a tick at each median. Returns an `<svg>`.
+
+    `by_round` maps a round to its values; `whole` marks values that are counts.
+    """
+    rounds = sorted(number for number in by_round if len(by_round[number]) > 0)
+    everything = np.concatenate([np.asarray(by_round[n], dtype=np.float64) for n in rounds])
+    edges = _edges(everything, whole)
+    with context(["default", _style(slug)]):
+        figure = Figure(figsize=(3.4, 0.55 + 0.5 * len(rounds)), layout="constrained")
+        rows = figure.subplots(len(rounds), 1, sharex=True, squeeze=False)[:, 0]
+        for number, axes in zip(rounds, rows, strict=True):
+            _draw_histogram(axes, np.asarray(by_round[number], dtype=np.float64), edges, number)
+        rows[-1].set_xlabel(unit)
+        rows[-1].spines["bottom"].set_visible(True)
+        return _svg(figure, slug, label)
+
+
+def _style(slug: str) -> dict[str, object]:
+    return {**_STYLE, "svg.hashsalt": slug}
+
+
+def _draw_curve(axes: Axes, points: Curve, colour: str, shift: float) -> None:
+    x = np.asarray([number + shift for number, _ in points], dtype=np.float64)
+    mean, low, high = (
+        np.asarray([point[end] for _, point in points], dtype=np.float64)
+        for end in ("mean", "low", "high")
+    )
+    axes.vlines(x, low, high, color=colour, linewidth=1.4, alpha=0.55)
+    axes.plot(x, mean, color=colour, linewidth=1.6, marker="o", markersize=4.0)
+
+
+def _frame(axes: Axes, rounds: Sequence[int]) -> None:
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    step = max(1, math.ceil(len(rounds) / 8))
+    axes.set_xticks(list(rounds)[::step], [f"M{number}" for number in rounds][::step])
+    axes.set_xlim(rounds[0] - 0.4, rounds[-1] + 0.4)
+
+
+def _edges(values: np.ndarray[tuple[int], np.dtype[np.float64]], whole: bool) -> list[float]:
+    low, high = float(values.min()), float(values.max())
+    bins = 31
+    if whole:
+        width = math.ceil((high - low + 1) / bins)
+        count = math.ceil((high - low + 1) / width)
+        return [low - 0.5 + width * place for place in range(count + 1)]
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return [float(edge) for edge in np.linspace(low, high, bins + 1)]
+
+
+def _draw_histogram(
+    axes: Axes,
+    values: np.ndarray[tuple[int], np.dtype[np.float64]],
+    edges: list[float],
+    number: int,
+) -> None:
+    axes.hist(values, bins=edges, histtype="stepfilled", color=_LINES[0], alpha=0.75)
+    axes.axvline(float(np.median(values)), color=_INK, linewidth=1.4)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_ylabel(f"M{number}", rotation=0, ha="right", va="center")
+
+
+def _svg(figure: Figure, slug: str, label: str) -> Markup:
+    buffer = io.StringIO()
+    nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
+    figure.savefig(buffer, format="svg", metadata=nothing)
+    return _inline(buffer.getvalue(), slug, label)
+
+
+def _inline(text: str, slug: str, label: str) -> Markup:
+    """The bare `<svg>` for a page: ids made unique, colours left to the style sheet."""
+    body = text[text.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{slug}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{slug}-\1)", body)
+    body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{slug}-\1"', body)
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    # The page sets the typeface, and matplotlib's rule for `*` would reach the whole page.
+    body = re.sub(r"font-family: [^;\"]*;?", "", body)
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]+"', body)
+    view = box.group(0) if box else ""
+    opening = f'<svg {view} role="img" aria-label="{escape(label)}">'
+    return Markup(opening + body[body.index(">") + 1 :].strip())

@@ -1,0 +1,160 @@
+"use strict";
+// Model text is only ever set through textContent; nothing here builds markup from data.
+(function () {
+  const data = JSON.parse(document.getElementById("data").textContent);
+
+  function make(tag, className, text) {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined) node.textContent = text;
+    return node;
+  }
+
+  function number(value) {
+    if (value === null || value === undefined) return "–";
+    return value.toFixed(3).replace("-", "−");
+  }
+
+  function judgements(rows) {
+    if (!rows.length) return make("p", "quiet", "No stored judgement of this answer.");
+    const list = make("ul", "judgements");
+    for (const row of rows) {
+      const item = make("li");
+      const head = make("div", "verdict");
+      head.append(make("strong", "", row.judge));
+      if (row.principle) head.append(make("span", "principle", row.principle));
+      const value = make("span", "value " + row.status,
+        row.value === null ? row.status.replace("_", " ") : number(row.value));
+      head.append(value);
+      item.append(head);
+      const facts = [row.what, "status " + row.status, "shown " + row.order];
+      if (row.mass !== null) facts.push("label mass " + number(row.mass));
+      item.append(make("div", "quiet", facts.join(" · ")));
+      if (row.raw) {
+        const details = make("details");
+        details.append(make("summary", "", "what the judge wrote"), make("pre", "", row.raw));
+        item.append(details);
+      }
+      list.append(item);
+    }
+    return list;
+  }
+
+  function side(title, className, text, score, judged) {
+    const box = make("article", "side " + className);
+    const head = make("header");
+    head.append(make("h4", "", title));
+    if (score !== undefined) head.append(make("span", "score", number(score)));
+    box.append(head, make("div", "text", text === "" ? "(empty answer)" : text));
+    if (judged) box.append(judgements(judged));
+    return box;
+  }
+
+  function prompt(text) {
+    const box = make("div", "prompt");
+    box.append(make("h4", "", "Prompt"), make("div", "text", text));
+    return box;
+  }
+
+  function showPair(pair, view) {
+    const facts = make("p", "facts");
+    facts.append(make("span", "", "seed " + pair.seed), make("span", "", "round " + pair.round),
+      make("span", "", "margin " + number(pair.margin)), make("span", "", pair.source));
+    const why = make("p", "why");
+    why.append(make("strong", "", "Why this pair: "), document.createTextNode(pair.reason));
+    const sides = make("div", "sides two");
+    sides.append(
+      side("Chosen", "chosen", pair.chosen, pair.score_chosen, pair.judged_chosen),
+      side("Rejected", "rejected", pair.rejected, pair.score_rejected, pair.judged_rejected));
+    view.append(facts, prompt(pair.prompt), why, sides, make("p", "quiet id", pair.id));
+  }
+
+  function showAnswers(entry, view) {
+    const sides = make("div", "sides");
+    for (const model of entry.models) {
+      const title = "M" + model.round + (model.finish && model.finish !== "stop"
+        ? " · ended: " + model.finish : "");
+      sides.append(side(title, "", model.text));
+    }
+    view.append(make("p", "facts", "seed " + entry.seed), prompt(entry.prompt), sides);
+  }
+
+  function fill(select, values, label) {
+    for (const value of values) {
+      const option = make("option", "", label + " " + value);
+      option.value = String(value);
+      select.append(option);
+    }
+  }
+
+  function distinct(values) {
+    return Array.from(new Set(values)).sort((a, b) => a - b);
+  }
+
+  // One browser: `name` is both the prefix of its elements' ids and its key in the URL's hash.
+  function browser(name, rows, show, haystack) {
+    const root = document.getElementById(name + "-browser");
+    if (!root) return null;
+    const find = (part) => document.getElementById(name + "-" + part);
+    const view = find("view"), count = find("count"), search = find("search");
+    const selects = ["seed", "round"].map((key) => [key, find(key)]).filter((pair) => pair[1]);
+    let matching = rows, place = 0;
+
+    for (const [key, select] of selects) {
+      fill(select, distinct(rows.map((row) => row[key])), key);
+    }
+
+    function render() {
+      view.replaceChildren();
+      find("prev").disabled = place <= 0;
+      find("next").disabled = place >= matching.length - 1;
+      count.textContent = matching.length ? place + 1 + " of " + matching.length : "none";
+      if (matching.length) show(matching[place], view);
+      else view.append(make("p", "quiet", "Nothing matches."));
+    }
+
+    function filter() {
+      const wanted = search.value.trim().toLowerCase();
+      matching = rows.filter((row) =>
+        selects.every(([key, s]) => s.value === "" || String(row[key]) === s.value) &&
+        (wanted === "" || haystack(row).toLowerCase().includes(wanted)));
+      place = 0;
+      render();
+    }
+
+    function go(to) {
+      if (to < 0 || to >= matching.length) return;
+      place = to;
+      render();
+      history.replaceState(null, "", "#" + name + "=" + (place + 1));
+    }
+
+    search.addEventListener("input", filter);
+    for (const [, select] of selects) select.addEventListener("change", filter);
+    find("prev").addEventListener("click", () => go(place - 1));
+    find("next").addEventListener("click", () => go(place + 1));
+    root.addEventListener("keydown", (event) => {
+      if (event.altKey || event.ctrlKey || event.metaKey) return;
+      if (["INPUT", "SELECT"].includes(event.target.tagName)) return;
+      if (event.key === "ArrowRight" || event.key === "j") go(place + 1);
+      if (event.key === "ArrowLeft" || event.key === "k") go(place - 1);
+    });
+
+    function follow() {
+      const match = location.hash.match(new RegExp("^#" + name + "=(\\d+)$"));
+      if (!match) return;
+      go(Math.min(Math.max(Number(match[1]), 1), matching.length) - 1);
+      root.scrollIntoView();
+    }
+
+    window.addEventListener("hashchange", follow);
+    filter();
+    follow();
+    return go;
+  }
+
+  browser("pair", data.pairs, showPair,
+    (row) => [row.prompt, row.chosen, row.rejected, row.reason, row.id].join("\n"));
+  browser("answer", data.answers, showAnswers,
+    (row) => [row.prompt].concat(row.models.map((model) => model.text)).join("\n"));
+})();

@@ -1,0 +1,159 @@
+"""The headline table as data: metrics by group, one cell per round, over one seed or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rlaif.compare.bootstrap import IntervalJson, direction
+from rlaif.report.view import RoundRow
+
+Tone = Literal["", "good", "bad", "moved"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How the metrics with one prefix are shown. `better` is +1, -1 or 0 for neither."""
+
+    prefix: str
+    group: str
+    better: int
+    about: str
+
+
+KINDS: tuple[Kind, ...] = (
+    Kind("score/", "Judged scores", 1, "mean judge score of held-out answers"),
+    Kind("win_rate_vs_initial/", "Judged scores", 1, "share of prompts won against M0, 0.5 is par"),
+    Kind("check/", "Checks never trained on", 1, "independent check of held-out answers"),
+    Kind("judge_corr/", "Judge health", 1, "rank correlation with the checks within a prompt"),
+    Kind("length/", "Text", 0, "length of an answer"),
+    Kind("distinct_2", "Text", 0, "share of word pairs that are distinct"),
+    Kind("repetition_4", "Text", -1, "share of four-word runs that repeat"),
+    Kind("refusal_rate", "Text", 0, "share of answers that refuse"),
+    Kind("stock_phrase_rate", "Text", 0, "stock phrases"),
+    Kind("list_rate", "Text", 0, "share of answers with a list"),
+    Kind("empty_rate", "Text", -1, "share of empty answers"),
+    Kind("truncated_rate", "Text", -1, "share of answers cut at the token limit"),
+    Kind("kl/", "Distance from M0", 0, "divergence, nats per answer"),
+    Kind("kl_per_token/", "Distance from M0", 0, "divergence, nats per token"),
+    Kind("loglik/", "Distance from M0", 0, "mean token log-probability of the answers under M0"),
+    Kind("entropy", "Distance from M0", 0, "entropy of the policy's next token"),
+    Kind("drift/", "Judge health", 0, "moved judge minus frozen judge, same texts"),
+    Kind("label_mass/", "Judge health", 1, "probability that the judge puts on the labels"),
+    Kind("unparsed_rate/", "Judge health", -1, "share of verdicts that could not be read"),
+    Kind("position_bias/", "Judge health", 0, "rate at which the same slot wins, 0.5 is par"),
+    Kind("pairs/", "Pairs and samples", 0, "the pairs this round trained on"),
+    Kind("samples/", "Pairs and samples", 0, "the samples this round drew"),
+)
+OTHER = Kind("", "Other", 0, "")
+GROUPS: tuple[str, ...] = (
+    "Checks never trained on",
+    "Judged scores",
+    "Text",
+    "Distance from M0",
+    "Judge health",
+    "Pairs and samples",
+    "Other",
+)
+_ORDER = {kind.prefix: place for place, kind in enumerate(KINDS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One metric in one round; `delta` is against the initial model.
+
+    For one seed the ends are the bootstrap interval over prompts. Over several seeds they are the
+    lowest and highest seed, and `tone` is set only when every seed's own interval agrees.
+    """
+
+    value: IntervalJson | None
+    delta: IntervalJson | None
+    tone: Tone
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One metric over the rounds."""
+
+    name: str
+    kind: Kind
+    cells: list[Cell]
+
+
+def kind_of(name: str) -> Kind:
+    """How the metric called `name` is grouped, read and coloured."""
+    return next((k for k in KINDS if name == k.prefix or _under(name, k.prefix)), OTHER)
+
+
+def seeds_of(rounds: Sequence[RoundRow]) -> list[int]:
+    """The seeds present, in order."""
+    return sorted({row["seed"] for row in rounds})
+
+
+def round_numbers(rounds: Sequence[RoundRow]) -> list[int]:
+    """The round numbers present, in order."""
+    return sorted({row["round"] for row in rounds})
+
+
+def latest_by_seed(rounds: Sequence[RoundRow]) -> list[RoundRow]:
+    """Each seed's last round, by seed."""
+    last: dict[int, RoundRow] = {}
+    for row in sorted(rounds, key=lambda r: r["round"]):
+        last[row["seed"]] = row
+    return [last[seed] for seed in sorted(last)]
+
+
+def metric_rows(rounds: Sequence[RoundRow]) -> list[Row]:
+    """A row per metric that any round measured, ordered by group; cells follow the rounds."""
+    names = {name for row in rounds for name in row["metrics"]["metrics"]}
+    numbers = round_numbers(rounds)
+    rows = [
+        Row(
+            name,
+            kind_of(name),
+            [_cell(name, [r for r in rounds if r["round"] == number]) for number in numbers],
+        )
+        for name in names
+    ]
+    return sorted(rows, key=_place)
+
+
+def _place(row: Row) -> tuple[int, int, str]:
+    return GROUPS.index(row.kind.group), _ORDER.get(row.kind.prefix, len(KINDS)), row.name
+
+
+def _under(name: str, prefix: str) -> bool:
+    return prefix.endswith("/") and name.startswith(prefix)
+
+
+def _cell(name: str, rounds: Sequence[RoundRow]) -> Cell:
+    values = [v for r in rounds if (v := r["metrics"]["metrics"].get(name)) is not None]
+    changes = [
+        d for r in rounds if (d := r["metrics"]["deltas"].get("initial", {}).get(name)) is not None
+    ]
+    return Cell(_merge(values), _merge(changes), _tone(name, values, changes))
+
+
+def _merge(values: Sequence[IntervalJson]) -> IntervalJson | None:
+    """One seed's interval as it is, or the mean over seeds with the range of their means."""
+    if not values:
+        return None
+    if len(values) == 1:
+        return values[0]
+    means = [value["mean"] for value in values]
+    mean = sum(means) / len(means)
+    return {"mean": mean, "low": min(means), "high": max(means), "n": values[0]["n"]}
+
+
+def _tone(name: str, values: Sequence[IntervalJson], changes: Sequence[IntervalJson]) -> Tone:
+    better = kind_of(name).better
+    if name.startswith("win_rate_vs_initial/"):
+        sides = {direction(value, 0.5) for value in values}
+    else:
+        sides = {direction(change) for change in changes}
+    if len(sides) != 1 or sides == {0}:
+        return ""
+    if better == 0:
+        return "moved"
+    return "good" if sides == {better} else "bad"

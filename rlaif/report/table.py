@@ -1,0 +1,72 @@
+"""The headline table for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from rlaif.compare.bootstrap import show_interval
+from rlaif.report.rows import (
+    Cell,
+    latest_by_seed,
+    metric_rows,
+    round_numbers,
+    seeds_of,
+)
+from rlaif.report.view import RoundRow
+
+_STYLES = {"": "", "good": "green", "bad": "red", "moved": "cyan"}
+
+
+def summary_table(rounds: Sequence[RoundRow]) -> Table:
+    """Metric rows by rounds, each cell `mean [low, high]` over its change from M0.
+
+    Colour marks a change whose interval excludes zero; alarms of the last round stand beneath. Over
+    several seeds a cell is the mean over seeds with the lowest and highest seed.
+    """
+    seeds = seeds_of(rounds)
+    ends = "95% interval over prompts" if len(seeds) < 2 else f"range over {len(seeds)} seeds"
+    table = Table(
+        title=f"mean [{ends}]; below it, the change from M0",
+        title_justify="left",
+        caption=_alarm_text(rounds),
+        caption_justify="left",
+        min_width=60,
+    )
+    table.add_column("metric", no_wrap=True)
+    for number in round_numbers(rounds):
+        table.add_column(f"round {number}", justify="right")
+    group = None
+    for row in metric_rows(rounds):
+        if group is not None and row.kind.group != group:
+            table.add_section()
+        group = row.kind.group
+        table.add_row(Text(row.name), *(_cell_text(cell) for cell in row.cells))
+    return table
+
+
+def _cell_text(cell: Cell) -> Text:
+    if cell.value is None:
+        return Text("-", style="dim")
+    style = _STYLES[cell.tone]
+    if cell.delta is None:
+        return Text(show_interval(cell.value), style=style)
+    text = Text(show_interval(cell.value) + "\n")
+    text.append(show_interval(cell.delta, signed=True), style=style or "dim")
+    return text
+
+
+def _alarm_text(rounds: Sequence[RoundRow]) -> Text:
+    seeds = seeds_of(rounds)
+    lines = Text()
+    for row in latest_by_seed(rounds):
+        prefix = f"seed {row['seed']}: " if len(seeds) > 1 else ""
+        for alarm in row["metrics"].get("alarms", []):
+            style = "bold red" if alarm["severity"] == "alarm" else "yellow"
+            lines.append(f"{alarm['severity']}  ", style=style)
+            lines.append(f"{prefix}{alarm['message']}\n")
+    if not lines.plain:
+        lines.append("No alarm fired." if rounds else "No round was evaluated.")
+    return lines

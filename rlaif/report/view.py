@@ -1,0 +1,83 @@
+"""What a report is made from: one run, read into memory as plain JSON-like values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NotRequired, TypedDict
+
+from rlaif.compare.diagnostics import RoundMetrics
+
+
+class RoundResult(RoundMetrics):
+    """A round's measurements with the alarms (`Alarm.to_json`) and sentences drawn from them."""
+
+    alarms: NotRequired[list[dict[str, Any]]]
+    words: NotRequired[list[str]]
+
+
+class RoundRow(TypedDict):
+    """One round of one seed. Round 0 is the initial model before any training."""
+
+    seed: int
+    round: int
+    policy_in: str
+    policy_out: str
+    counts: dict[str, int]
+    metrics: RoundResult
+
+
+class StepRow(TypedDict):
+    """One step that ran or was reused; `seconds` and `cost` are None when unknown."""
+
+    seed: int
+    round: int
+    id: str
+    kind: str
+    hash: str
+    seconds: float | None
+    reused: bool
+    counts: dict[str, int]
+    cost: float | None
+
+
+class LineageRow(TypedDict):
+    """One thing the run rests on: a model, a prompt set, a constitution, a template."""
+
+    kind: str
+    name: str
+    hash: str
+    detail: str
+
+
+class HeldOutRow(TypedDict):
+    """One held-out answer: which model round of which seed wrote which completion."""
+
+    seed: int
+    round: int
+    prompt_id: str
+    completion_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """Everything that the report shows.
+
+    `prompts` and `completions` map ids to record JSON; `judgements_by_subject` maps a completion
+    id to its judgements; `preferences` are Preference JSON with a `seed` added. `heldout` lists the
+    held-out completions by model round.
+    """
+
+    name: str
+    description: str
+    state: str
+    config_yaml: str
+    manifest: dict[str, Any]
+    lineage: list[LineageRow] = field(default_factory=list)
+    rounds: list[RoundRow] = field(default_factory=list)
+    steps: list[StepRow] = field(default_factory=list)
+    prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    completions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    judgements_by_subject: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    preferences: list[dict[str, Any]] = field(default_factory=list)
+    heldout: list[HeldOutRow] = field(default_factory=list)
+    constitution_yaml: str = ""

@@ -1,0 +1,209 @@
+"""Judge prompts: Jinja2 files that become the turns a judge model reads.
+
+A template file renders the text of one user turn. Lines that hold only `---system---`,
+`---user---` or `---prefill---` divide it into sections: a system turn, the user turn, and the start
+of the judge's own answer. The prefill is used only where the next token's label probabilities are
+read; write a trailing space in it as `{{ " " }}`, since white space at line ends is dropped.
+Comments are `{# ... #}`; one alone on its line leaves nothing behind, and no comment enters the hash.
+
+What a template inserts is data: it is never rendered as a template, chat control tokens in it are
+made inert, and each judged text stands between markers that carry `fence`, a mark that whoever wrote
+the text could not know.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rlaif.errors import ConfigError
+from rlaif.records import Message, content_hash
+from rlaif.resources import find
+from rlaif.yamlio import read_text, suggest
+
+SHARED_VARIABLES = frozenset(
+    {
+        "prompt",
+        "conversation",
+        "principle",
+        "principle_id",
+        "principles",
+        "scale",
+        "low",
+        "high",
+        "explain",
+        "reference",
+        "examples",
+        "fence",
+    }
+)
+POINTWISE = SHARED_VARIABLES | {"response"}
+"""What a template that judges one answer may use."""
+PAIRWISE = SHARED_VARIABLES | {"response_1", "response_2"}
+"""What a template that compares two answers may use."""
+
+_SECTIONS = ("system", "user", "prefill")
+_SECTION = re.compile(r"^---(system|user|prefill)---$\n?", re.MULTILINE)
+_CONTROL = re.compile(r"<\|[^<>|\n]{1,64}\|>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A checked template. `hash` covers the source without comments; `variables` are those used."""
+
+    name: str
+    sections: tuple[tuple[str, str], ...]
+    hash: str
+    variables: frozenset[str]
+
+    @property
+    def has_prefill(self) -> bool:
+        """Whether the template gives the start of the judge's answer."""
+        return any(section == "prefill" for section, _ in self.sections)
+
+    def messages(self, values: Mapping[str, Any]) -> list[Message]:
+        """The system turn, if there is one, and the user turn."""
+        return [
+            {"role": section, "content": self._render(source, values).strip()}
+            for section, source in self.sections
+            if section != "prefill"
+        ]
+
+    def prefill(self, values: Mapping[str, Any]) -> str:
+        """The start of the judge's answer, or an empty string."""
+        source = dict(self.sections).get("prefill", "")
+        return self._render(source, values).strip("\n")
+
+    def _render(self, source: str, values: Mapping[str, Any]) -> str:
+        try:
+            return _compile(source).render({name: values.get(name) for name in self.variables})
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise ConfigError(f"this template cannot be rendered: {error}", self.name) from None
+
+
+@lru_cache(maxsize=1)
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=False,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Both draw random numbers without a seed: the same call would not be the same text twice.
+    environment.globals.pop("lipsum")
+    environment.filters.pop("random")
+    return environment
+
+
+@lru_cache(maxsize=256)
+def _compile(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
+
+
+def load_template(
+    name: str,
+    allowed: frozenset[str] = POINTWISE,
+    required: frozenset[str] = frozenset(),
+    beside: Path | None = None,
+) -> Template:
+    """The template file that a config calls `name`, checked.
+
+    Every variable it uses must be in `allowed`, and it must use all of `required`. Raises ConfigError
+    with the line otherwise, and for bad syntax.
+    """
+    path = find(name, beside)
+    lines = [line.rstrip() for line in read_text(path).replace("\r\n", "\n").split("\n")]
+    used = _check("\n".join(lines), path, allowed)
+    unused = sorted(required - used)
+    if unused:
+        raise ConfigError(f"this template must use {{{{ {unused[0]} }}}}, and does not", path)
+    source = _uncommented("\n".join(lines))
+    return Template(str(path), _sections(source, lines, path), content_hash(source), used)
+
+
+def _check(source: str, path: Path, allowed: frozenset[str]) -> frozenset[str]:
+    environment = _environment()
+    try:
+        tree = environment.parse(source)
+        environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(f"template syntax: {error.message}", path, error.lineno) from None
+    # The hash covers one file only, so nothing may be drawn in from another.
+    for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
+        raise ConfigError("a judge template may not include other files", path, node.lineno)
+    used = meta.find_undeclared_variables(tree) - set(environment.globals)
+    for unknown in sorted(used - allowed):
+        found = [n.lineno for n in tree.find_all(nodes.Name) if n.name == unknown]
+        hint = suggest(unknown, sorted(allowed))
+        known = f" (known here: {', '.join(sorted(allowed))})" if "known here" not in hint else ""
+        message = f"unknown variable {unknown!r}{hint}{known}"
+        raise ConfigError(message, path, min(found, default=None))
+    return frozenset(used)
+
+
+def _sections(source: str, lines: list[str], path: Path) -> tuple[tuple[str, str], ...]:
+    before, *pieces = _SECTION.split(source)
+    if not pieces:
+        return (("user", source),)
+    names, bodies = pieces[::2], pieces[1::2]
+    first = lines.index(f"---{names[0]}---") + 1
+    if before.strip():
+        raise ConfigError("text before the first section belongs to no turn", path, first)
+    if names != [name for name in _SECTIONS if name in names] or "user" not in names:
+        raise ConfigError(
+            "sections are system, user, prefill, in that order, each once; only user must be there",
+            path,
+            first,
+        )
+    for name, body in zip(names, bodies, strict=True):
+        try:
+            _compile(body)
+        except jinja2.TemplateSyntaxError as error:
+            line = lines.index(f"---{name}---") + 1
+            raise ConfigError(f"section {name}: {error.message}", path, line) from None
+    return tuple(zip(names, bodies, strict=True))
+
+
+def _uncommented(source: str) -> str:
+    kept = (
+        value for _, kind, value in _environment().lex(source) if not kind.startswith("comment")
+    )
+    return "".join(kept).strip()
+
+
+def inert(text: str) -> str:
+    """`text` with the control tokens of common chat formats broken by a space.
+
+    A policy can write such a token letter by letter; a tokenizer would read it as the end of the
+    user's turn, and what follows as the judge's own answer.
+    """
+    return _CONTROL.sub(lambda match: match.group()[0] + " " + match.group()[1:], text)
+
+
+def fence_mark(seed: int, *texts: str) -> str:
+    """Eight hex digits, from the run's seed and the texts to be fenced, that none of them contains.
+
+    The order of the texts does not matter: a pair has the same mark in both orders.
+    """
+    attempt = 0
+    while True:
+        mark = content_hash("fence", seed, sorted(texts), attempt, length=8)
+        if not any(mark in text for text in texts):
+            return mark
+        attempt += 1
+
+
+def conversation_text(messages: list[Message]) -> str:
+    """The turns as plain text: a lone user turn as it is, several with the name of each speaker."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)

@@ -1,0 +1,187 @@
+"""Preferences as token ids, by the model's own chat template.
+
+The prompt and the completion are tokenised apart and joined, so that the boundary between what is
+given and what is learned is exact. Answers that the policy sampled keep the very tokens it sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rlaif.errors import EngineError, RlaifError
+from rlaif.records import Message, Preference
+
+Overlong = Literal["skip", "refuse", "truncate_left"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt and its branches: (chosen, rejected) token ids, or (chosen,) for SFT."""
+
+    example_id: str
+    prompt_id: str
+    prompt_ids: list[int]
+    completions: tuple[list[int], ...]
+    weight: float = 1.0
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the longest branch."""
+        return len(self.prompt_ids) + max(map(len, self.completions))
+
+
+@dataclass(slots=True)
+class Encoded:
+    """The examples that can be trained on, and counts of what happened to the others.
+
+    Counts: overlong and empty (both left out), truncated (kept, prompt cut on the left),
+    retokenised (the sampled ids did not spell the answer's text, so the text was used).
+    """
+
+    examples: list[Example] = field(default_factory=list)
+    counts: dict[str, int] = field(
+        default_factory=lambda: {"overlong": 0, "empty": 0, "truncated": 0, "retokenised": 0}
+    )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint. Raises EngineError when it has no chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"{folder}: its tokenizer cannot be loaded: {error}") from None
+    if not getattr(tokenizer, "chat_template", None):
+        raise EngineError(
+            f"{folder}: its tokenizer has no chat template, so answers cannot be told from prompts. "
+            "Put chat_template.jinja into the folder, or start from an instruct model."
+        )
+    return tokenizer
+
+
+def encode(
+    preferences: Sequence[Preference],
+    tokenizer: Any,
+    token_ids: Mapping[str, list[int]],
+    *,
+    both: bool,
+    max_length: int,
+    overlong: Overlong,
+    train_on_eos: bool,
+) -> Encoded:
+    """Examples of the chosen answers, or of `both` answers, in the order given.
+
+    `token_ids` maps completion ids to sampled tokens, the end token included if it was sampled.
+    """
+    result = Encoded()
+    for preference in preferences:
+        answers = [(preference.chosen, preference.chosen_id)]
+        if both:
+            answers.append((preference.rejected, preference.rejected_id))
+        prompt_text = _render(tokenizer, preference.prompt, prompt=True)
+        branches = []
+        for messages, completion_id in answers:
+            known = token_ids.get(completion_id)
+            text, end_ids = _answer(tokenizer, preference, messages, prompt_text)
+            ids, retokenised = _branch(tokenizer, messages, text, end_ids, known, train_on_eos)
+            result.counts["retokenised"] += retokenised
+            branches.append(ids)
+        prompt_ids = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
+        example = Example(
+            preference.preference_id,
+            preference.prompt_id,
+            prompt_ids,
+            tuple(branches),
+            preference.weight,
+        )
+        _admit(example, result, max_length, overlong)
+    return result
+
+
+def _admit(example: Example, result: Encoded, max_length: int, overlong: Overlong) -> None:
+    if not all(example.completions) or not example.prompt_ids:
+        result.counts["empty"] += 1
+        return
+    over = example.length - max_length
+    if over <= 0:
+        result.examples.append(example)
+        return
+    if overlong == "refuse":
+        raise RlaifError(
+            f"prompt {example.prompt_id}: prompt and answer are {example.length} tokens, and "
+            f"max_length is {max_length}. Raise `max_length`, or set `overlong: skip` or "
+            "`truncate_left`."
+        )
+    if overlong == "skip" or over >= len(example.prompt_ids):
+        result.counts["overlong"] += 1
+        return
+    result.counts["truncated"] += 1
+    cut = example.prompt_ids[over:]
+    result.examples.append(
+        Example(example.example_id, example.prompt_id, cut, example.completions, example.weight)
+    )
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], prompt: bool) -> str:
+    text: str = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=prompt
+    )
+    return text
+
+
+def _answer(
+    tokenizer: Any, preference: Preference, messages: Sequence[Message], prompt_text: str
+) -> tuple[str, list[int]]:
+    """The answer as the template writes it, and the ids of what the template puts after it."""
+    where = f"prompt {preference.prompt_id}"
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise RlaifError(f"{where}: an answer must be exactly one assistant message")
+    whole = _render(tokenizer, [*preference.prompt, *messages], prompt=False)
+    if not whole.startswith(prompt_text):
+        raise EngineError(
+            f"{where}: this chat template does not write the prompt the same way once an answer "
+            "follows, so what to learn cannot be told from what is given. Use a template whose "
+            "generation prompt is the start of the assistant's turn."
+        )
+    rest = whole[len(prompt_text) :]
+    content = messages[0]["content"]
+    if content not in rest:
+        # Many templates trim the text.
+        content = content.strip()
+    start = rest.find(content)
+    if start < 0:
+        raise EngineError(
+            f"{where}: this chat template changes the text of an answer, so its tokens cannot be "
+            "found in the rendered conversation. Use a template that writes answers as they are."
+        )
+    stop = start + len(content)
+    suffix: list[int] = tokenizer(rest[stop:], add_special_tokens=False)["input_ids"]
+    return rest[:stop], suffix
+
+
+def _branch(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    text: str,
+    suffix: Sequence[int],
+    known: list[int] | None,
+    train_on_eos: bool,
+) -> tuple[list[int], bool]:
+    special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+    ends = {i for i in suffix if i in special} | {tokenizer.eos_token_id}
+    content = messages[0]["content"]
+    if known:
+        spelled = tokenizer.decode(known, skip_special_tokens=True)
+        if spelled.strip() == content.strip():
+            keep_all = train_on_eos or known[-1] not in ends
+            return (list(known) if keep_all else list(known[:-1])), False
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if train_on_eos:
+        # The end of turn that the template writes; a base model's EOS may be another token.
+        end = next((i for i in suffix if i in special), tokenizer.eos_token_id)
+        ids = ids if end is None else [*ids, end]
+    return ids, bool(known)

@@ -1,0 +1,225 @@
+"""Judgements to scores: order, duplicates, missing values and slots."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlaif.judges.aggregate import candidate_scores, combine, pair_probability
+from rlaif.records import Judgement, Status
+
+unit = st.floats(0, 1)
+
+
+def point(
+    subject: str,
+    score: float | None,
+    principle: str | None = None,
+    status: Status = "ok",
+    sample: int = 0,
+) -> Judgement:
+    name = f"{subject}-{principle}-{sample}"
+    return Judgement(
+        judgement_id=name,
+        call_id=name,
+        prompt_id="p",
+        subject_kind="completion",
+        shown=[subject],
+        subject=subject,
+        judge="j",
+        annotator_id="m",
+        annotator_kind="ai",
+        principle=principle,
+        status=status,
+        score=score,
+        sample_index=sample,
+    )
+
+
+def pair(
+    first: str,
+    second: str,
+    prob: float | None,
+    principle: str | None = None,
+    status: Status = "ok",
+    sample: int = 0,
+) -> Judgement:
+    name = f"{first}-{second}-{principle}-{sample}"
+    return Judgement(
+        judgement_id=name,
+        call_id=name,
+        prompt_id="p",
+        subject_kind="completion",
+        shown=[first, second],
+        subject=first,
+        judge="j",
+        annotator_id="m",
+        annotator_kind="ai",
+        principle=principle,
+        status=status,
+        prob_first=prob,
+        sample_index=sample,
+    )
+
+
+def test_samples_are_averaged_and_unparsed_ones_ignored() -> None:
+    got = candidate_scores(
+        [
+            point("a", 0.2),
+            point("a", 0.4, sample=1),
+            point("a", None, status="unparsed", sample=2),
+        ]
+    )
+    assert got == {"a": pytest.approx(0.3)}
+
+
+@pytest.mark.parametrize("status", ["unparsed", "failed", "abstain", "both_bad"])
+def test_a_candidate_without_a_value_is_missing_never_zero(status: Status) -> None:
+    assert candidate_scores([point("a", None, status=status), point("b", 0.0)]) == {
+        "a": None,
+        "b": 0.0,
+    }
+
+
+def test_principles_are_weighted() -> None:
+    got = candidate_scores([point("a", 1.0, "x"), point("a", 0.0, "y")], {"x": 3.0, "y": 1.0})
+    assert got == {"a": pytest.approx(0.75)}
+
+
+def test_a_principle_of_no_weight_does_not_count_even_when_missing() -> None:
+    rows = [point("a", 1.0, "x"), point("a", None, "y", "unparsed")]
+    assert candidate_scores(rows, {"x": 1.0, "y": 0.0}) == {"a": 1.0}
+
+
+def test_a_principle_that_does_not_apply_drops_out() -> None:
+    rows = [point("a", 0.4, "x"), point("a", None, "y", "not_applicable")]
+    assert candidate_scores(rows) == {"a": 0.4}
+    assert candidate_scores(rows[1:]) == {"a": None}
+
+
+def test_a_missing_principle_drops_the_candidate_unless_renormalised() -> None:
+    rows = [point("a", 0.4, "x"), point("a", None, "y", "failed")]
+    assert candidate_scores(rows) == {"a": None}
+    assert candidate_scores(rows, renormalise=True) == {"a": 0.4}
+
+
+def test_judgements_of_two_prompts_are_refused() -> None:
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="group"):
+        candidate_scores([point("a", 0.4), replace(point("b", 0.4), prompt_id="q")])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), unit), max_size=12))
+def test_the_order_of_judgements_changes_nothing(rows: list[tuple[str, str, float]]) -> None:
+    judgements = [point(c, s, p, sample=i) for i, (c, p, s) in enumerate(rows)]
+    shuffled = judgements[:]
+    random.Random(1).shuffle(shuffled)
+    assert candidate_scores(judgements, {"x": 0.3}) == candidate_scores(shuffled, {"x": 0.3})
+
+
+@given(unit, unit)
+def test_swapping_the_names_swaps_the_scores(forward: float, backward: float) -> None:
+    one = candidate_scores([pair("a", "b", forward), pair("b", "a", backward)])
+    two = candidate_scores([pair("b", "a", forward), pair("a", "b", backward)])
+    assert one["a"] == pytest.approx(two["b"])
+    assert one["a"] is not None and one["b"] == 1 - one["a"]
+    assert one["a"] == pytest.approx((forward + 1 - backward) / 2)
+
+
+@given(unit, st.integers(2, 5))
+def test_a_judge_that_prefers_a_slot_gives_every_candidate_half(prob: float, count: int) -> None:
+    names = "abcde"[:count]
+    rows = [pair(x, y, prob) for a, b in combinations(names, 2) for x, y in ((a, b), (b, a))]
+    got = candidate_scores(rows)
+    assert set(got) == set(names)
+    assert all(value == pytest.approx(0.5) for value in got.values())
+
+
+def test_win_rates_are_over_the_opponents_seen() -> None:
+    rows = [pair("a", "b", 1.0), pair("a", "c", 0.5), pair("b", "c", 0.0)]
+    assert candidate_scores(rows) == {"a": 0.75, "b": 0.0, "c": 0.75}
+
+
+def test_a_pair_answered_in_one_of_two_orders_is_missing() -> None:
+    rows = [pair("a", "b", 0.9), pair("b", "a", None, status="unparsed")]
+    assert candidate_scores(rows) == {"a": None, "b": None}
+    assert candidate_scores(rows, renormalise=True) == {"a": 0.9, "b": pytest.approx(0.1)}
+    assert candidate_scores(rows[:1]) == {"a": 0.9, "b": pytest.approx(0.1)}
+
+
+def test_more_samples_of_one_order_do_not_outweigh_the_other_order() -> None:
+    rows = [pair("a", "b", 1.0, sample=i) for i in range(3)] + [pair("b", "a", 1.0)]
+    assert pair_probability(rows, "a") == 0.5
+
+
+def test_ties_count_as_half() -> None:
+    assert candidate_scores([pair("a", "b", 0.5, status="tie")]) == {"a": 0.5, "b": 0.5}
+
+
+@given(st.lists(st.tuples(unit, unit), min_size=1, max_size=4), st.integers(2, 4))
+def test_repeating_a_judges_samples_leaves_its_share(
+    scores: list[tuple[float, float]], times: int
+) -> None:
+    def panel(copies: int) -> float | None:
+        mine = [
+            point("a", one, sample=i * 10 + k)
+            for i, (one, _) in enumerate(scores)
+            for k in range(copies)
+        ]
+        other = [point("a", two, sample=i) for i, (_, two) in enumerate(scores)]
+        by_judge = {"mine": candidate_scores(mine), "other": candidate_scores(other)}
+        return combine(by_judge, {"mine": 1.0, "other": 2.0})["a"]
+
+    assert panel(times) == pytest.approx(panel(1))
+
+
+@given(unit, unit, st.floats(0.1, 10), st.floats(0.1, 10))
+def test_a_duplicate_judge_that_shares_the_weight_changes_nothing(
+    mine: float, other: float, weight: float, rest: float
+) -> None:
+    alone = combine({"m": {"a": mine}, "o": {"a": other}}, {"m": weight, "o": rest})
+    twice = combine(
+        {"m": {"a": mine}, "m2": {"a": mine}, "o": {"a": other}},
+        {"m": weight / 2, "m2": weight / 2, "o": rest},
+    )
+    assert twice["a"] == pytest.approx(alone["a"])
+
+
+@given(unit, st.dictionaries(st.text("abc", min_size=1), st.floats(0.1, 10), min_size=1))
+def test_identical_judges_are_one_judge(score: float, weights: dict[str, float]) -> None:
+    scores = {name: {"x": score} for name in weights}
+    assert combine(scores, weights) == {"x": score}
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), unit, min_size=1), st.randoms())
+def test_permuting_the_judges_changes_nothing(
+    scores: dict[str, float], shuffle: random.Random
+) -> None:
+    names = list(scores)
+    weights = {name: len(name) for name in names}
+    one = combine({n: {"x": scores[n]} for n in names}, weights)
+    shuffle.shuffle(names)
+    assert combine({n: {"x": scores[n]} for n in names}, weights) == one
+    assert one["x"] is not None and 0 <= one["x"] <= 1
+
+
+@given(unit, unit, st.floats(0.1, 10))
+def test_rescaling_all_weights_changes_nothing(one: float, two: float, factor: float) -> None:
+    scores = {"j": {"a": one}, "k": {"a": two}}
+    rescaled = combine(scores, {"j": factor, "k": 2 * factor})
+    assert rescaled["a"] == pytest.approx(combine(scores, {"j": 1.0, "k": 2.0})["a"])
+
+
+def test_combine_drops_what_is_missing() -> None:
+    scores: dict[str, dict[str, float | None]] = {"j": {"a": 0.2, "b": None}, "k": {"b": 0.6}}
+    assert combine(scores) == {"a": None, "b": None}
+    assert combine(scores, missing="renormalise") == {"a": 0.2, "b": 0.6}
+    assert combine(scores, {"j": 1.0}) == {"a": 0.2, "b": None}
+    assert combine(scores, {"j": 1.0, "k": 0.0}) == {"a": 0.2, "b": None}
+    assert combine(scores, {"j": 1.0, "unseen": 1.0}) == {"a": None, "b": None}
+    assert combine({}) == {}

@@ -1,0 +1,51 @@
+"""The report's small pieces: colours, groups, durations, embedding."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlaif.compare.bootstrap import IntervalJson
+from rlaif.report.browser import clip, embed_json
+from rlaif.report.build import duration
+from rlaif.report.rows import kind_of, metric_rows
+from rlaif.report.view import RoundResult, RoundRow
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "tone"),
+    [
+        ("check/a", 0.2, "good"),
+        ("check/a", -0.2, "bad"),
+        ("check/a", 0.01, ""),
+        ("length/words", 0.2, "moved"),
+        ("repetition_4", 0.2, "bad"),
+        ("unheard_of", -0.2, "moved"),
+    ],
+)
+def test_colour_needs_an_interval_that_excludes_zero(name: str, change: float, tone: str) -> None:
+    interval: IntervalJson = {"mean": change, "low": change - 0.1, "high": change + 0.1, "n": 40}
+    metrics: RoundResult = {"metrics": {name: interval}, "deltas": {"initial": {name: interval}}}
+    row = RoundRow(seed=1, round=1, policy_in="", policy_out="", counts={}, metrics=metrics)
+    assert metric_rows([row])[0].cells[0].tone == tone
+
+
+def test_a_prefix_does_not_swallow_its_neighbours() -> None:
+    assert kind_of("kl_per_token/initial").prefix == "kl_per_token/"
+    assert kind_of("score/self/concise").prefix == "score/"
+    assert kind_of("distinct_2_of_something").group == "Other"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(None, "-"), (0.42, "0.4 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_durations(seconds: float | None, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_embedding_and_clipping() -> None:
+    assert embed_json({"a": "</script>&\u2028é"}) == (
+        '{"a":"\\u003c/script\\u003e\\u0026\\u2028\\u00e9"}'
+    )
+    assert clip("short") == "short"
+    assert clip("x" * 30, 10) == "x" * 10 + "\n\n[… 20 more characters in the run folder]"
