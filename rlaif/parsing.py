@@ -1,8 +1,8 @@
 """Reading a judge's answer. Each parser gives a value, or None where there is none to read.
 
-The last verdict counts: models think aloud and correct themselves. A last verdict that is out of range
-or on another scale gives None, never an earlier one and never a default (METHODS rule 1: a parse
-failure is missing data). Words and numbers are matched whole: "know" is not "no", "10" is not "1".
+The last verdict counts: models think aloud and correct themselves. A last verdict that is out of
+range or on another scale gives None, never an earlier one and never a default (a parse failure is
+missing data). Words and numbers are matched whole: "know" is not "no", "10" is not "1".
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 _NUMBER = r"[-+\u2212]?\d++(?:[.,]\d++)?+"
 _MARKUP = r"[*_`\"'\])}>]*+"
+# "Score", "Final rating (1-5)", "Score for this answer" or "[RESULT]", then "is", ":" or "**".
 _VERDICT = re.compile(
-    r"(?:"
-    # "Score", "Final rating (1-5)", "Score for this answer", "[RESULT]", then "is", ":", "**", ...
     r"(?:(?<!\w)(?:score|rating|grade)(?!\w)|\[result\])"
     r"(?:[*_`\"']*\s*\([^)\n]{0,40}\))?"
     r"(?:\s+(?:for|given|assigned|awarded|to)\b[^\n\d:=]{0,60}?(?=[:=]|\bis\b))?"
     r"(?:\s|[*_`\"'\[(<{:=\u2013\u2014]|-(?!\d)|\bis\b|\bof\b|\bwould\b|\bbe\b)*+"
     rf"(?P<value>{_NUMBER})"
     r"(?!\w)(?!\s*(?:-|\u2013|to|or)\s*\d)(?!\s*:)"
-    rf"(?P<percent>\s*%)?{_MARKUP}(?:\s*(?:/|out\s+of)\s*[*_`]*(?P<of>{_NUMBER}))?"
-    r"|"
-    # "4/5" and "4 out of 5" need no word before them.
-    rf"(?<![\w.,/])(?P<value2>{_NUMBER}){_MARKUP}\s*(?:/|out\s+of)\s*[*_`]*(?P<of2>{_NUMBER})(?![\w/])"
-    r")",
+    rf"(?P<percent>\s*%)?{_MARKUP}(?:\s*(?:/|out\s+of)\s*[*_`]*(?P<of>{_NUMBER}))?",
+    re.IGNORECASE,
+)
+_FRACTION = re.compile(
+    rf"(?<![\w.,/])(?P<value>{_NUMBER}){_MARKUP}"
+    rf"\s*(?:/|out\s+of)\s*[*_`]*(?P<of>{_NUMBER})(?![\w/])",
     re.IGNORECASE,
 )
 _ALONE = re.compile(rf"[\s*_`\"'(\[<]*+({_NUMBER})[\s*_`\"')\]>.]*")
@@ -38,6 +39,11 @@ _ALONE = re.compile(rf"[\s*_`\"'(\[<]*+({_NUMBER})[\s*_`\"')\]>.]*")
 @lru_cache(maxsize=64)
 def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    found = deque(pattern.finditer(text), maxlen=1)
+    return found[0] if found else None
 
 
 def _number(text: str) -> float | None:
@@ -57,29 +63,27 @@ def in_range(value: float | None, low: float, high: float) -> float | None:
 def last_score(text: str, low: float, high: float, pattern: str | None = None) -> float | None:
     """The last score in `text`, on [low, high].
 
-    Without `pattern`: a number after the word score, rating or grade, a fraction of `high` ("4/5"), or
-    an answer that is only a number. With `pattern`: the first group of its last match.
+    Without `pattern`: a number after the word score, rating or grade; where there is none, a
+    fraction of `high` ("4/5") or an answer that is only a number. With `pattern`: the first group
+    of its last match.
     """
     if pattern is not None:
         return _last_patterned(text, low, high, pattern)
     alone = _ALONE.fullmatch(text)
     if alone:
         return in_range(_number(alone.group(1)), low, high)
-    last = None
-    for last in _VERDICT.finditer(text):
-        pass
-    if last is None or last["percent"]:
+    last = _last(_VERDICT, text)
+    if last is None:
+        # Other fractions are about other things ("3/4 cup"), unlike one after the word score.
+        fractions = [m["value"] for m in _FRACTION.finditer(text) if _number(m["of"]) == high]
+        return in_range(_number(fractions[-1]), low, high) if fractions else None
+    if last["percent"] or (last["of"] is not None and _number(last["of"]) != high):
         return None
-    of = last["of"] or last["of2"]
-    if of is not None and _number(of) != high:
-        return None
-    return in_range(_number(last["value"] or last["value2"]), low, high)
+    return in_range(_number(last["value"]), low, high)
 
 
 def _last_patterned(text: str, low: float, high: float, pattern: str) -> float | None:
-    last = None
-    for last in _compiled(pattern).finditer(text):
-        pass
+    last = _last(_compiled(pattern), text)
     if last is None or last.group(1) is None:
         return None
     start, end = last.span(1)
@@ -166,7 +170,7 @@ def schema_fault(schema: dict[str, Any]) -> str | None:
 
 
 def label_log_odds(first: float, second: float) -> float | None:
-    """ln(first / second) for two probabilities >= 0; infinite where one is 0, None where both are."""
+    """ln(first / second) of two probabilities: infinite where one is 0, None where both are."""
     if first <= 0 and second <= 0:
         return None
     if second <= 0:
@@ -175,13 +179,13 @@ def label_log_odds(first: float, second: float) -> float | None:
 
 
 def label_share(first: float, second: float) -> float | None:
-    """first / (first + second), the sigmoid of `label_log_odds`, on [0, 1]; None where both are 0."""
+    """first / (first + second), the sigmoid of `label_log_odds`; None where both are 0."""
     total = first + second
     return first / total if total > 0 else None
 
 
 def expected_level(levels: Mapping[int, float]) -> float | None:
-    """The mean level, sum of i p(i) over sum of p(i), of unnormalised probabilities; None at mass 0."""
+    """The mean level, sum of i p(i) over sum of p(i); None where the probabilities sum to 0."""
     total = math.fsum(levels.values())
     if not total > 0:
         return None

@@ -1,14 +1,14 @@
 """Judge prompts: Jinja2 files that become the turns a judge model reads.
 
-A template file renders the text of one user turn. Lines that hold only `---system---`,
-`---user---` or `---prefill---` divide it into sections: a system turn, the user turn, and the start
-of the judge's own answer. The prefill is used only where the next token's label probabilities are
-read; write a trailing space in it as `{{ " " }}`, since white space at line ends is dropped.
-Comments are `{# ... #}`; one alone on its line leaves nothing behind, and no comment enters the hash.
+A template file renders the text of one user turn. Lines that hold only `---system---`, `---user---`
+or `---prefill---` divide it into sections: a system turn, the user turn, and the start of the
+judge's own answer. The prefill is used only where the next token's label probabilities are read;
+write a trailing space in it as `{{ " " }}`, since white space at line ends is dropped. Comments are
+`{# ... #}`; one alone on its line leaves nothing behind, and no comment enters the hash.
 
 What a template inserts is data: it is never rendered as a template, chat control tokens in it are
-made inert, and each judged text stands between markers that carry `fence`, a mark that whoever wrote
-the text could not know.
+made inert, and each judged text stands between markers that carry `fence`, a mark that whoever
+wrote the text could not know.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def load_template(
 ) -> Template:
     """The template file that a config calls `name`, checked.
 
-    Every variable it uses must be in `allowed`, and it must use all of `required`. Raises ConfigError
-    with the line otherwise, and for bad syntax.
+    Every variable it uses must be in `allowed`, and it must use all of `required`. Raises
+    ConfigError with the line otherwise, and for bad syntax.
     """
     path = find(name, beside)
     lines = [line.rstrip() for line in read_text(path).replace("\r\n", "\n").split("\n")]

@@ -42,7 +42,11 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class GenerateResult:
-    """A generated text. `finish_reason` failed means `error` says why and `text` is empty."""
+    """A generated text. `finish_reason` failed means `error` says why and `text` is empty.
+
+    `token_ids` are exactly what was sampled, the end token included when the model gave it;
+    `logprobs` are theirs at temperature 1, empty where the engine does not know them.
+    """
 
     request_id: str
     text: str
@@ -50,6 +54,7 @@ class GenerateResult:
     finish_reason: Literal["stop", "length", "failed"]
     prompt_tokens: int
     error: str | None = None
+    logprobs: list[float] = field(default_factory=list)
     rendered_hash: str | None = None
 
 

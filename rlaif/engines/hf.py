@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from rlaif.chat import render_prompt
 from rlaif.config import ModelSpec
 from rlaif.device import pick_device, pick_dtype
 from rlaif.engines import layout
@@ -68,38 +69,8 @@ class HfEngine:
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
-        conversation: list[Message] = list(messages)
-        setting = self.spec.system_prompt
-        if setting not in ("keep", "drop") and conversation[:1] and not _has_system(conversation):
-            conversation.insert(0, {"role": "system", "content": setting})
-        text = self.tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=True
-        )
-        if setting == "drop" and not _has_system(conversation):
-            text = self._without_inserted_system(conversation, text)
-        text += prefill
+        text = render_prompt(self.tokenizer, messages, self.spec.system_prompt) + prefill
         return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _without_inserted_system(self, conversation: list[Message], text: str) -> str:
-        # An empty system turn stops the template from inserting its own; then that turn is cut out.
-        marked = self.tokenizer.apply_chat_template(
-            [{"role": "system", "content": "\x00"}, *conversation],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        user = conversation[0]["content"]
-        start, inserted = marked.find(user), text.find(user)
-        header = marked[:start]
-        system_end = header.find("\x00")
-        if system_end < 0 or inserted < 0:
-            return str(text)
-        opening = self.tokenizer.apply_chat_template([conversation[0]], tokenize=False)
-        turn = text[: text.find(user)]
-        own = opening[: opening.find(user)]
-        tail = header[header.find("\x00") + 1 :]
-        turn_break = tail.find("\n") + 1
-        user_header = tail[turn_break:]
-        return str(user_header + text[inserted:]) if own == turn and user_header else str(text)
 
     @torch.inference_mode()
     def generate(
@@ -120,8 +91,8 @@ class HfEngine:
                 continue
             tokens = self._decode_batch(batch, [by_id[row.request_id] for row in batch])
             yield [
-                self._result(row, by_id[row.request_id], ids, texts[row.request_id])
-                for row, ids in zip(batch, tokens, strict=True)
+                self._result(row, by_id[row.request_id], *sampled, texts[row.request_id])
+                for row, sampled in zip(batch, tokens, strict=True)
             ]
 
     def _rows(
@@ -152,50 +123,72 @@ class HfEngine:
 
     def _decode_batch(
         self, batch: list[layout.Row], requests: list[GenerateRequest]
-    ) -> list[list[int]]:
-        """Sampled tokens of each row, the end token included when it was sampled."""
-        width, new = layout.bucket(max(len(r.ids) for r in batch)), batch[0].new
-        pad = self.tokenizer.pad_token_id or 0
-        ids = torch.full((len(batch), width), pad)
-        mask = torch.zeros((len(batch), width), dtype=torch.long)
-        for i, row in enumerate(batch):
-            ids[i, width - len(row.ids) :] = torch.tensor(row.ids)
-            mask[i, width - len(row.ids) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    ) -> list[tuple[list[int], list[float]]]:
+        """Each row's sampled tokens, the end token included when it was sampled, and their
+        log-probs at temperature 1."""
+        new = batch[0].new
         # (rows, new): drawn ahead, so that a row's randomness is its own whatever its batch does.
         uniform = torch.stack([_uniform(r.sampling.seed, new) for r in requests]).to(self.device)
+        logits, cache, mask, positions = self._prefill(batch)
         output: list[list[int]] = [[] for _ in batch]
+        logprobs: list[list[float]] = [[] for _ in batch]
         alive = list(range(len(batch)))
-        cache = None
         for step in range(new):
+            sampling = [requests[i].sampling for i in alive]
+            picked = sample_tokens(logits, uniform[alive, step], sampling)
+            chosen = logits.gather(-1, picked[:, None])[:, 0] - logits.logsumexp(-1)
+            for i, token, logprob in zip(alive, picked.tolist(), chosen.tolist(), strict=True):
+                output[i].append(token)
+                logprobs[i].append(logprob)
+            keep = [p for p, i in enumerate(alive) if not self._finished(output[i], requests[i])]
+            if not keep or step == new - 1:
+                break
+            if len(keep) < len(alive):
+                index = torch.tensor(keep, device=self.device)
+                cache.batch_select_indices(index)
+                mask, positions, picked = mask[index], positions[index], picked[index]
+                alive = [alive[p] for p in keep]
+            mask = torch.cat([mask, mask.new_ones((len(alive), 1))], dim=1)
+            positions = positions[:, -1:] + 1
             result = self.model(
-                input_ids=ids,
+                input_ids=picked[:, None],
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
             )
-            cache = result.past_key_values
-            sampling = [requests[i].sampling for i in alive]
-            picked = sample_tokens(result.logits[:, -1].float(), uniform[alive, step], sampling)
-            keep = []
-            for position, (i, token) in enumerate(zip(alive, picked.tolist(), strict=True)):
-                output[i].append(token)
-                if not self._finished(output[i], requests[i]):
-                    keep.append(position)
-            if not keep:
-                break
-            if len(keep) < len(alive):
-                chosen = torch.tensor(keep, device=self.device)
-                cache.batch_select_indices(chosen)
-                mask, positions, picked = mask[chosen], positions[chosen], picked[chosen]
-                alive = [alive[p] for p in keep]
-            ids = picked[:, None]
-            mask = torch.cat([mask, mask.new_ones((len(alive), 1))], dim=1)
-            positions = positions[:, -1:] + 1
-        return output
+            logits = result.logits[:, -1].float()
+        return list(zip(output, logprobs, strict=True))
+
+    def _prefill(
+        self, batch: list[layout.Row]
+    ) -> tuple[torch.Tensor, Any, torch.Tensor, torch.Tensor]:
+        """First logits (rows, vocabulary), cache, mask and positions (rows, width).
+
+        Samples of one prompt share its forward pass.
+        """
+        distinct = list(dict.fromkeys(tuple(row.ids) for row in batch))
+        width = layout.bucket(max(len(ids) for ids in distinct))
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.full((len(distinct), width), pad)
+        mask = torch.zeros((len(distinct), width), dtype=torch.long)
+        for i, prompt in enumerate(distinct):
+            ids[i, width - len(prompt) :] = torch.tensor(prompt)
+            mask[i, width - len(prompt) :] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        result = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        number = {prompt: i for i, prompt in enumerate(distinct)}
+        index = torch.tensor([number[tuple(row.ids)] for row in batch], device=self.device)
+        cache = result.past_key_values
+        cache.batch_select_indices(index)
+        return result.logits[index, -1].float(), cache, mask[index], positions[index]
 
     def _finished(self, tokens: list[int], request: GenerateRequest) -> bool:
         if tokens[-1] in self.end_ids:
@@ -206,7 +199,12 @@ class HfEngine:
         return any(stop in text for stop in request.sampling.stop)
 
     def _result(
-        self, row: layout.Row, request: GenerateRequest, ids: list[int], rendered: str
+        self,
+        row: layout.Row,
+        request: GenerateRequest,
+        ids: list[int],
+        logprobs: list[float],
+        rendered: str,
     ) -> GenerateResult:
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         ended = bool(ids) and ids[-1] in self.end_ids
@@ -216,7 +214,7 @@ class HfEngine:
         reason = "stop" if ended else "length"
         digest = content_hash(rendered)
         return GenerateResult(
-            row.request_id, text, ids, reason, len(row.ids), rendered_hash=digest
+            row.request_id, text, ids, reason, len(row.ids), logprobs=logprobs, rendered_hash=digest
         )
 
     @torch.inference_mode()
@@ -323,10 +321,6 @@ class HfEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _has_system(messages: Sequence[Message]) -> bool:
-    return any(m["role"] == "system" for m in messages)
 
 
 def _uniform(seed: int, count: int) -> torch.Tensor:

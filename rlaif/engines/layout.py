@@ -31,7 +31,7 @@ def batches(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
 
     A row that alone exceeds the budget gets a batch of its own.
     """
-    ordered = sorted(rows, key=lambda r: (r.new, len(r.ids), r.request_id))
+    ordered = sorted(rows, key=lambda r: (r.new, len(r.ids), r.ids, r.request_id))
     result: list[list[Row]] = []
     current: list[Row] = []
     for row in ordered:

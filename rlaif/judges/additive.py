@@ -1,6 +1,6 @@
 """Points that add up from 0 to 5, one call per completion and sample.
 
-After self-rewarding language models, 2401.10020 section 2.2 and figure 2; the wording is our own.
+After self-rewarding language models, 2401.10020, figure 2; the wording is our own.
 """
 
 from __future__ import annotations

@@ -26,9 +26,10 @@ def candidate_scores(
 ) -> Scores:
     """One judge's scores of the candidates of one prompt, each on [0, 1] or None (missing).
 
-    `weights` is the weight of each principle, 1 where it is not given. A candidate that has no value
-    under a principle that applied is missing, unless `renormalise`: then the other principles' weights
-    make up for it. Pairwise verdicts become the mean win probability over the opponents seen.
+    `weights` is the weight of each principle, 1 where it is not given. A candidate that has no
+    value under a principle that applied is missing, unless `renormalise`: then the other
+    principles' weights make up for it. Pairwise verdicts become the mean win probability over the
+    opponents seen.
     """
     given = list(judgements)
     if len({j.prompt_id for j in given}) > 1 or len({j.judge for j in given}) > 1:
@@ -90,9 +91,10 @@ def pointwise_values(judgements: Sequence[Judgement]) -> dict[str, _Cell]:
 def win_rates(judgements: Sequence[Judgement], renormalise: bool = False) -> dict[str, _Cell]:
     """Per candidate, the mean win probability over its opponents, under one principle.
 
-    A pair's probability is the mean of both orders, p(A) = (p_AB + 1 - p_BA) / 2 (METHODS rule 2),
-    so a preference for a slot cancels. A pair that was asked in two orders and answered in one is
-    missing, unless `renormalise`.
+    A pair's probability is the mean of both orders, p(A) = (p_AB + 1 - p_BA) / 2 (2309.00267,
+    section "Addressing Position Bias"), where p_XY is the probability that the first of X, Y shown
+    wins; so a preference for a slot cancels. A pair that was asked in two orders and answered in
+    one is missing, unless `renormalise`.
     """
     groups: dict[tuple[str, str], list[Judgement]] = defaultdict(list)
     for judgement in judgements:
@@ -142,9 +144,9 @@ def combine(
 ) -> Scores:
     """The judges' scores combined per candidate, each on [0, 1] or None (dropped).
 
-    `weights` names the judges that count, by id; all count equally when it is None. A candidate that
-    lacks a judge of positive weight is None, unless `missing` is renormalise: then the judges it has
-    share the weight.
+    `weights` names the judges that count, by id; all count equally when it is None. A candidate
+    that lacks a judge of positive weight is None, unless `missing` is renormalise: then the judges
+    it has share the weight.
     """
     used = dict.fromkeys(scores_by_judge, 1.0) if weights is None else weights
     used = {judge: weight for judge, weight in used.items() if weight > 0}

@@ -1,7 +1,8 @@
 """Which of two answers is better, by the probabilities of two labels at the next token.
 
-After RLAIF, 2309.00267 section 3.1: each pair is asked in both orders by default, and the orders are
-averaged when judgements become scores (`judges.aggregate`), since models prefer one slot.
+After RLAIF, 2309.00267, section "Preference Labeling with LLMs": each pair is asked in both orders
+by default, and the orders are averaged when judgements become scores (`judges.aggregate`), since
+models prefer one slot.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A rating on a described scale, per text principle or overall.
 
-Levels with descriptions after Prometheus 2 (2405.01535 section 3); `expected` reads the mean level
-from label probabilities after d-RLAIF (2309.00267 section 3.2).
+Levels with descriptions after the rubrics of Prometheus 2 (2405.01535); `expected` reads the mean
+level from label probabilities (2309.00267, section "Direct RLAIF").
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from rlaif.config import RulesJudge
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
 from rlaif.errors import ConfigError
-from rlaif.records import Completion, Judgement, Prompt
+from rlaif.records import Completion, Judgement, Prompt, Status
 from rlaif.rules import apply_check
 
 from .base import Call, call_id, judgement
@@ -51,10 +51,8 @@ class Rules:
         score = None
         if principle.check is not None and principle.applies(call.prompt):
             score = apply_check(principle.check.rule, principle.check.params, call.prompt, text)
-        status = "ok" if score is not None else "not_applicable"
-        return [
-            judgement(self, call, call.shown[0], annotator_id, "rule", status, score=score)  # type: ignore[arg-type]
-        ]
+        status: Status = "ok" if score is not None else "not_applicable"
+        return [judgement(self, call, call.shown[0], annotator_id, "rule", status, score=score)]
 
 
 def build(spec: RulesJudge, constitution: Constitution | None, beside: Path | None) -> Rules:

@@ -1,7 +1,7 @@
 """A judge that gives one completion a number: shared by rating, additive and template judges.
 
 The number is written by the model and parsed, or is the mean level under the probabilities of the
-levels at the next token, sum of i p(i) over sum of p(i) (d-RLAIF, 2309.00267 section 3.2).
+levels at the next token, sum of i p(i) over sum of p(i) (2309.00267, section "Direct RLAIF").
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Scored:
     """`score` is a number on the scale, mapped to [0, 1].
 
     One call per completion, per principle in `principles` (overall where there is none) and per
-    sample. `listed` are the principles that the template may list. Where `own_scales`, a principle's
-    described scale replaces `scale` for that principle.
+    sample. `listed` are the principles that the template may list. Where `own_scales`, a
+    principle's described scale replaces `scale` for that principle.
     """
 
     id: str
@@ -113,7 +113,9 @@ class Scored:
         messages = self.template.messages(values)
         if self.expected:
             levels = range(int(low), int(high) + 1)
-            labels = {str(level): (str(level), f" {level}") for level in levels}
+            labels: dict[str, tuple[str, ...]] = {
+                str(level): (str(level), f" {level}") for level in levels
+            }
             return ScoreRequest(name, messages, self.template.prefill(values), labels)
         s = self.sampling
         own_seed = sampling_seed(seed, name)
@@ -132,7 +134,9 @@ class Scored:
             return self._read_labels(call, label_result(result), annotator_id, low, high)
         if not isinstance(result, GenerateResult) or result.finish_reason == "failed":
             return without_value(self, call, annotator_id, "failed", self.template)
-        value = self.parse(result.text, low, high)
+        # A number of two digits that the token limit cut would be read as one digit.
+        cut = result.finish_reason == "length" and high >= 10 and result.text[-1:].isdigit()
+        value = None if cut else self.parse(result.text, low, high)
         if value is None:
             return without_value(
                 self, call, annotator_id, "unparsed", self.template, raw=result.text

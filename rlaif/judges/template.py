@@ -22,7 +22,7 @@ ABOUT_ONE = frozenset({"principle", "principle_id", "examples", "scale"})
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads a number on [low, high] from an answer as a ParseSpec says; None where there is none."""
+    """Reads a number on [low, high] from an answer as a ParseSpec says, or None."""
 
     spec: ParseSpec
 
@@ -78,6 +78,11 @@ def build(spec: TemplateJudge, constitution: Constitution | None, beside: Path |
             f"judge {spec.id}: `per_principle` needs a `constitution` with text principles"
         )
     template = _template(spec, beside)
+    if template.has_prefill:
+        raise ConfigError(
+            f"judge {spec.id}: the ---prefill--- section has no effect where the answer is written",
+            template.name,
+        )
     listed = principles if "principles" in template.variables else []
     if spec.principles is not None and not spec.per_principle and not listed:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """P(yes) against P(no) at the next token, one call per completion and text principle.
 
-After GenRM's direct verifier, 2408.15240 section 3.1, with the mass on neither label recorded.
+After GenRM, 2408.15240, figure 3 and equation 4, where the score is the probability of Yes; here it
+is the share of Yes in the mass on both answers, and that mass is recorded.
 """
 
 from __future__ import annotations

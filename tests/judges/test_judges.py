@@ -1,9 +1,10 @@
-"""Every judge, with answers written by hand: swaps, missing verdicts, hashes, failed completions."""
+"""Every judge, with answers written by hand: swaps, missing verdicts, hashes, failures."""
 
 from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ RULES: Any = {
 TEMPLATE = {
     "kind": "template",
     "template": "prompts/judges/template_example.j2",
-    "parse": {"pattern": r"verdict:\W*(rude|plain|kind)", "values": {"rude": 0, "plain": 1, "kind": 2}},
+    "parse": {
+        "pattern": r"verdict:\W*(rude|plain|kind)",
+        "values": {"rude": 0, "plain": 1, "kind": 2},
+    },
     "scale": [0, 2],
 }
 EVERY: dict[str, dict[str, Any]] = {
@@ -77,10 +81,10 @@ def completion(text: str, index: int = 0, finish_reason: str = "stop") -> Comple
 CHERRY, TOMATO = completion("Cherry", 0), completion("A tomato, you fool", 1)
 
 
-def labels(call: Call, error: str | None = None, **probs: float) -> ScoreResult:
+def labels(call: Call, **probs: float) -> ScoreResult:
     assert isinstance(call.request, ScoreRequest)
     every = {label: probs.get(label, 0.0) for label in call.request.labels}
-    return ScoreResult(call.call_id, every, sum(every.values()), [], 10, error)
+    return ScoreResult(call.call_id, every, sum(every.values()), [], 10)
 
 
 def numbered(call: Call, probs: dict[int, float]) -> ScoreResult:
@@ -127,8 +131,9 @@ def test_calls_are_deterministic_distinct_and_sent_under_their_id(name: str) -> 
 def test_missing_verdicts_have_a_status_and_no_number(name: str) -> None:
     judge = judge_of(EVERY[name], constitution())
     call = judge.calls(PROMPT, [CHERRY, TOMATO], seed=1)[0]
+    answers: dict[str, ScoreResult | GenerateResult]
     if isinstance(call.request, ScoreRequest):
-        answers = {"unparsed": labels(call), "failed": labels(call, error="too long")}
+        answers = {"unparsed": labels(call), "failed": replace(labels(call), error="too long")}
     else:
         answers = {"unparsed": written(call, "Nice."), "failed": written(call, "", "failed")}
     for status, answer in [*answers.items(), ("failed", None)]:
@@ -224,7 +229,9 @@ def test_yes_no_reads_the_share_of_yes() -> None:
 
 def test_a_principle_that_does_not_apply_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = constitution()
-    monkeypatch.setattr(type(rules.principles[0]), "applies", lambda self, prompt: self.id != "short")
+    monkeypatch.setattr(
+        type(rules.principles[0]), "applies", lambda self, prompt: self.id != "short"
+    )
     for name in ("yes_no", "rating", "rating_expected", "pairwise"):
         judge = judge_of(EVERY[name], rules)
         calls = judge.calls(PROMPT, [CHERRY, TOMATO], seed=1)
@@ -254,6 +261,8 @@ def test_rating_without_a_constitution_asks_once() -> None:
     (call,) = judge.calls(PROMPT, [CHERRY], seed=1)
     judgement = read_one(judge, call, written(call, "Score: 10"))
     assert (judgement.score, judgement.principle, judgement.raw) == (1.0, None, "Score: 10")
+    assert read_one(judge, call, written(call, "Score: 1", "length")).status == "unparsed"
+    assert read_one(judge, call, written(call, "Score: 1, for", "length")).score == 0.1
 
 
 def test_expected_rating_is_the_mean_level() -> None:
@@ -287,7 +296,9 @@ def test_additive_takes_seeded_samples() -> None:
     assert len(set(seeds)) == 3 and all(0 <= seed < 2**31 for seed in seeds)
     other = judge.calls(PROMPT, [CHERRY], seed=2)
     assert [c.call_id for c in other] == [c.call_id for c in calls]
-    assert seeds != [c.request.sampling.seed for c in other if isinstance(c.request, GenerateRequest)]
+    assert seeds != [
+        c.request.sampling.seed for c in other if isinstance(c.request, GenerateRequest)
+    ]
     answers = ["Score: 2", "Score: 4/5", "no idea"]
     got = [read_one(judge, c, written(c, a)) for c, a in zip(calls, answers, strict=True)]
     assert [j.status for j in got] == ["ok", "ok", "unparsed"]

@@ -50,7 +50,8 @@ SCORES = [
     ("I give this 4 out of 5.", 4.0),
     ("Score: 2\nOn reflection, score: 4", 4.0),
     ("A score of 5 needs care. Score: 1", 1.0),
-    ("Score: 2, for the typos. Overall that is 3/5.", 3.0),
+    ("Score: 2, since 3/5 of it is about 3/4 cup.", 2.0),
+    ("I give 2 out of 5, for the 3/4 cup.", 2.0),
     ("Score: 1-5? I say score: 3", 3.0),
 ]
 
@@ -77,6 +78,8 @@ NOT_SCORES = [
     "Score: 1 to 5",
     "Score 1: the worst",
     "Score: 1,000",
+    "The score is 1000000000000000000000000/5",
+    "3/4 of it is true",
     "The scoreboard says 3",
     "underscore 3",
     "There are 3 typos.",

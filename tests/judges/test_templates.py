@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -25,10 +26,10 @@ from rlaif.templates import (
 SHIPPED = sorted((shipped_root() / "prompts" / "judges").glob("*.j2"))
 
 
-def load(tmp_path: Path, text: str, **options: frozenset[str]) -> Template:
+def load(tmp_path: Path, text: str, required: frozenset[str] = frozenset()) -> Template:
     path = tmp_path / "judge.j2"
     path.write_text(text, encoding="utf-8")
-    return load_template(str(path), **options)
+    return load_template(str(path), required=required)
 
 
 def test_an_unknown_variable_is_refused_with_its_line(tmp_path: Path) -> None:
@@ -169,7 +170,8 @@ def test_shipped_templates_fence_every_judged_text(path: Path) -> None:
     template = load_template(str(path), PAIRWISE if pair else POINTWISE)
     texts = ["RESPONSE ONE", "RESPONSE TWO"] if pair else ["RESPONSE"]
     slots = ["response_1", "response_2"] if pair else ["response"]
-    values = {name: None for name in template.variables} | dict(zip(slots, texts, strict=True))
+    values: dict[str, Any] = dict.fromkeys(template.variables)
+    values |= dict(zip(slots, texts, strict=True))
     values |= {"fence": "f00d", "conversation": "ASKED", "prompt": "ASKED", "principle": "P"}
     values |= {"principles": ["P"], "scale": [(1, "bad"), (5, "good")], "low": 1, "high": 5}
     for explain in (True, False):

@@ -1,0 +1,190 @@
+"""Per-prompt values of every metric of a set of answers. Pure functions.
+
+A value is one number per prompt (the mean over that prompt's samples); a prompt without a value is
+absent, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+from rlaif import textstats
+from rlaif.compare.bootstrap import Interval, mean_interval, paired_interval, win_rate_interval
+from rlaif.config import CheckSpec
+from rlaif.judges.aggregate import candidate_scores, pair_probability
+from rlaif.records import VALUED, Completion, Judgement, Prompt
+from rlaif.rules import apply_check
+
+Values = dict[str, float]
+"""Prompt id to value."""
+
+TEXT_METRICS: dict[str, Callable[[str], float | None]] = {
+    "length/words": lambda text: float(len(textstats.words(text))),
+    "distinct_2": lambda text: textstats.distinct_n(text, 2),
+    "repetition_4": lambda text: textstats.repetition(text, 4),
+    "refusal_rate": lambda text: float(textstats.is_refusal(text)),
+    "stock_phrase_rate": lambda text: float(bool(textstats.stock_phrases(text))),
+    "list_rate": lambda text: float(textstats.has_list(text)),
+    "empty_rate": lambda text: float(not text.strip()),
+}
+
+
+def per_prompt(items: Iterable[tuple[str, float | None]]) -> Values:
+    """The mean of the values of each prompt; None is missing."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for prompt_id, value in items:
+        if value is not None and math.isfinite(value):
+            groups[prompt_id].append(value)
+    return {prompt_id: fmean(values) for prompt_id, values in sorted(groups.items())}
+
+
+def text_values(
+    completions: Sequence[Completion], prompts: Mapping[str, Prompt], checks: Sequence[CheckSpec]
+) -> dict[str, Values]:
+    """Length, diversity, refusals, format, and the declared `checks` that no judge trains on."""
+    made = [c for c in completions if c.finish_reason != "failed"]
+    found = {
+        name: per_prompt((c.prompt_id, measure(c.text)) for c in made)
+        for name, measure in TEXT_METRICS.items()
+    }
+    found["length/tokens"] = per_prompt((c.prompt_id, float(len(c.token_ids or []))) for c in made)
+    found["truncated_rate"] = per_prompt(
+        (c.prompt_id, float(c.finish_reason == "length")) for c in made
+    )
+    for check in checks:
+        found[f"check/{check.id}"] = per_prompt(
+            (c.prompt_id, apply_check(check.rule, check.params, prompts[c.prompt_id], c.text))
+            for c in made
+        )
+    return found
+
+
+def likelihood_values(
+    completions: Sequence[Completion], under_initial: Sequence[Mapping[str, Any]]
+) -> dict[str, Values]:
+    """KL from M0 (k1 estimate, nats per answer and per token), the answers' mean token log-prob
+    under M0, and the policy's entropy as the mean negative log-prob of its own tokens.
+
+    The policy's own log-probs are at temperature 1 and were recorded when it sampled.
+    """
+    rows = {r["completion_id"]: r for r in under_initial if r["logprob"] is not None}
+    triples = []
+    for completion in completions:
+        row = rows.get(completion.completion_id)
+        if row is None or not row["tokens"] or completion.logprobs is None:
+            continue
+        own = math.fsum(completion.logprobs)
+        triples.append((completion.prompt_id, own, float(row["logprob"]), int(row["tokens"])))
+    return {
+        "kl/initial": per_prompt((p, own - base) for p, own, base, _ in triples),
+        "kl_per_token/initial": per_prompt((p, (own - base) / n) for p, own, base, n in triples),
+        "loglik/initial": per_prompt((p, base / n) for p, _, base, n in triples),
+        "entropy": per_prompt((p, -own / n) for p, own, _, n in triples),
+    }
+
+
+def judge_values(
+    judge: str,
+    judgements: Sequence[Judgement],
+    weights: Mapping[str, float],
+    subjects: set[str],
+) -> dict[str, Values]:
+    """A pointwise judge's scores, in all and by principle, and how its answers were read."""
+    mine = [j for j in judgements if j.subject in subjects]
+    groups: dict[str, list[Judgement]] = defaultdict(list)
+    for judgement in mine:
+        groups[judgement.prompt_id].append(judgement)
+    scores = [
+        (prompt_id, score)
+        for prompt_id, rows in groups.items()
+        for score in candidate_scores(rows, weights, renormalise=True).values()
+    ]
+    found = {f"score/{judge}": per_prompt(scores)}
+    for principle in sorted({j.principle for j in mine if j.principle is not None}):
+        found[f"score/{judge}/{principle}"] = per_prompt(
+            (j.prompt_id, j.score) for j in mine if j.principle == principle
+        )
+    return found | read_values(judge, mine)
+
+
+def read_values(judge: str, judgements: Sequence[Judgement]) -> dict[str, Values]:
+    """The label mass and the share of answers that could not be read."""
+    found = {}
+    masses = per_prompt((j.prompt_id, j.label_mass) for j in judgements)
+    if masses:
+        found[f"label_mass/{judge}"] = masses
+    asked = [j for j in judgements if j.status != "not_applicable" and j.annotator_kind != "rule"]
+    if asked:
+        found[f"unparsed_rate/{judge}"] = per_prompt(
+            (j.prompt_id, float(j.status in ("unparsed", "failed"))) for j in asked
+        )
+    return found
+
+
+def pairwise_values(
+    judge: str, judgements: Sequence[Judgement], completions: set[str]
+) -> dict[str, Values]:
+    """A comparative judge's win rate of `completions` over the others, both orders averaged, and
+    how often the same slot wins in both orders."""
+    pairs: dict[tuple[str, str, str], list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        first, second = sorted(judgement.shown)
+        if (first in completions) != (second in completions):
+            pairs[judgement.prompt_id, first, second].append(judgement)
+    wins, same_slot = [], []
+    for (prompt_id, first, second), rows in pairs.items():
+        mine = first if first in completions else second
+        wins.append((prompt_id, pair_probability(rows, mine)))
+        firsts = {
+            j.shown[0]: j.prob_first
+            for j in rows
+            if j.status in VALUED and j.prob_first is not None and j.prob_first != 0.5
+        }
+        if len(firsts) == 2:
+            slots = [prob > 0.5 for prob in firsts.values()]
+            same_slot.append((prompt_id, float(slots[0] == slots[1])))
+    found = {f"win_rate_vs_initial/{judge}": per_prompt(wins)}
+    if same_slot:
+        found[f"position_bias/{judge}"] = per_prompt(same_slot)
+    return found | read_values(judge, judgements)
+
+
+def sample_values(judge: str, scores: Mapping[str, Sequence[float]]) -> dict[str, Values]:
+    """How far a judge tells the candidates of one prompt apart (standard deviation)."""
+    spread = {p: pstdev(v) for p, v in sorted(scores.items()) if len(v) > 1}
+    return {f"samples/spread/{judge}": spread}
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Kendall's tau-a over the pairs that neither side ties; None when there is none."""
+    agree = total = 0
+    for i in range(len(first)):
+        for j in range(i):
+            product = (first[i] - first[j]) * (second[i] - second[j])
+            if product:
+                total += 1
+                agree += 1 if product > 0 else -1
+    return agree / total if total else None
+
+
+def intervals(values: Mapping[str, Values], seed: int, resamples: int) -> dict[str, Any]:
+    """{metric: {mean, low, high, n}}; a metric without any value is left out."""
+    found = {name: mean_interval(v, seed, resamples) for name, v in values.items()}
+    return {name: i.to_json() for name, i in sorted(found.items()) if i is not None}
+
+
+def differences(
+    new: Mapping[str, Values], old: Mapping[str, Values], seed: int, resamples: int
+) -> dict[str, Any]:
+    """{metric: paired difference with its interval}, over the prompts that both have."""
+    found: dict[str, Interval | None] = {}
+    for name in sorted(set(new) & set(old)):
+        found[name] = paired_interval(new[name], old[name], seed, resamples)
+        if name.startswith("score/") and name.count("/") == 1:
+            judge = name.split("/")[1]
+            found[f"win_rate/{judge}"] = win_rate_interval(new[name], old[name], seed, resamples)
+    return {name: i.to_json() for name, i in sorted(found.items()) if i is not None}

@@ -1,0 +1,164 @@
+"""Where prompts come from: JSONL, Parquet, or any `datasets` dataset, by a column map."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import Columns, PromptsSpec
+from rlaif.errors import ConfigError
+from rlaif.records import Message, Prompt, make_prompt
+from rlaif.resources import find
+from rlaif.yamlio import read_text
+
+HELDOUT_SPLITS = frozenset({"heldout", "held_out", "holdout", "test", "eval", "validation"})
+ROLES = frozenset({"system", "user", "assistant"})
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Training and held-out prompts, disjoint by content, and how many duplicates were dropped."""
+
+    train: list[Prompt]
+    heldout: list[Prompt]
+    duplicates: int
+
+
+def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
+    """The prompts of an experiment, split once and for all.
+
+    A `split` column decides where it is given; otherwise the `holdout` prompts of smallest id are
+    held out, which no seed and no order of rows changes. Raises ConfigError.
+    """
+    name, rows = _rows(spec, beside)
+    prompts: dict[str, Prompt] = {}
+    splits: dict[str, str] = {}
+    duplicates = 0
+    for place, row in rows:
+        prompt = _prompt(row, spec.columns, place, name)
+        if prompt.prompt_id in prompts:
+            duplicates += 1
+            continue
+        prompts[prompt.prompt_id] = prompt
+        splits[prompt.prompt_id] = str(row.get(spec.columns.split or "split") or "")
+    if not prompts:
+        raise ConfigError(f"{name}: no prompts in it; at least {spec.holdout + 1} are needed")
+    return _split(spec, prompts, splits, duplicates, name)
+
+
+def _split(
+    spec: PromptsSpec,
+    prompts: dict[str, Prompt],
+    splits: dict[str, str],
+    duplicates: int,
+    name: str,
+) -> PromptSet:
+    ordered = sorted(prompts)
+    declared = [p for p in ordered if splits[p] in HELDOUT_SPLITS]
+    heldout = (declared or ordered)[: spec.holdout]
+    if len(heldout) < spec.holdout:
+        raise ConfigError(
+            f"{name}: `holdout: {spec.holdout}` and only {len(heldout)} prompts are marked held out"
+        )
+    excluded = set(declared) | set(heldout)
+    train = [p for p in prompts if p not in excluded]
+    if not train:
+        raise ConfigError(
+            f"{name}: {len(prompts)} different prompts, of which {spec.holdout} are held out: "
+            "none is left to train on. Add prompts or lower `prompts.holdout`."
+        )
+    train = train[: spec.limit]
+    return PromptSet([prompts[p] for p in train], [prompts[p] for p in heldout], duplicates)
+
+
+def _rows(
+    spec: PromptsSpec, beside: Path | None
+) -> tuple[str, Iterator[tuple[str, dict[str, Any]]]]:
+    if spec.dataset is not None:
+        return spec.dataset, _dataset_rows(spec.dataset, spec.dataset_split)
+    assert spec.path is not None
+    path = find(spec.path, beside)
+    if path.suffix == ".parquet":
+        return str(path), _parquet_rows(path)
+    return str(path), jsonl_rows(path)
+
+
+def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) of every line; blank lines are passed over. Raises ConfigError."""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"not valid JSON: {error}", path, number) from None
+        if not isinstance(row, dict):
+            raise ConfigError("each line must be a JSON object", path, number)
+        yield f"{path}:{number}", row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ConfigError(f"not a readable Parquet file: {error}", path) from None
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield f"{path}: row {number}", row
+
+
+def _dataset_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    import datasets
+
+    try:
+        if Path(name).is_dir() and (Path(name) / "dataset_info.json").exists():
+            rows = datasets.load_from_disk(name)
+        else:
+            rows = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ConfigError(f"dataset {name!r} (split {split!r}) cannot be read: {error}") from None
+    for number, row in enumerate(rows, 1):
+        yield f"{name}: row {number}", dict(row)
+
+
+def _prompt(row: dict[str, Any], columns: Columns, place: str, name: str) -> Prompt:
+    if columns.messages or (columns.prompt is None and row.get("messages") is not None):
+        messages = _messages(row.get(columns.messages or "messages"), place)
+    else:
+        column = columns.prompt or next((c for c in ("prompt", "instruction") if c in row), None)
+        value = row.get(column) if column else None
+        if isinstance(value, list):
+            messages = _messages(value, place)
+        elif isinstance(value, str) and value.strip():
+            messages = [{"role": "user", "content": value}]
+        else:
+            raise ConfigError(
+                f"{place}: no prompt found; the row has {sorted(row)}. Name the column with "
+                "`prompts.columns.prompt` or `prompts.columns.messages`."
+            )
+    tags = row.get(columns.tags or "tags") or []
+    reference = row.get(columns.reference) if columns.reference else row.get("reference")
+    return make_prompt(
+        messages, str(row.get("source") or name.rsplit("/", 1)[-1]), list(tags), reference
+    )
+
+
+def _messages(value: Any, place: str) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"{place}: `messages` must be a list of {{role, content}} turns")
+    messages: list[Message] = []
+    for turn in value:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else 2 * (None,)
+        if role not in ROLES or not isinstance(content, str):
+            raise ConfigError(
+                f"{place}: each turn needs a role (system, user or assistant) and a text content"
+            )
+        messages.append({"role": role, "content": content})
+    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise ConfigError(f"{place}: the last turn must be a user turn with text in it")
+    return messages

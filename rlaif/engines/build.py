@@ -1,0 +1,64 @@
+"""From a model's spec to a loaded engine. Back ends are imported on use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from rlaif.config import ModelSpec
+from rlaif.engines.base import Engine
+from rlaif.engines.builtin import resolve
+from rlaif.errors import ConfigError
+from rlaif.plan import Model
+from rlaif.store import Store
+
+ENGINES = {"hf": "rlaif.engines.hf:load", "fake": "rlaif.engines.fake:load"}
+CAPABILITIES = {
+    "hf": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
+    "fake": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
+}
+
+
+def load_engine(spec: ModelSpec, folder: Path | None, name: str) -> Engine:
+    """The engine of `spec`; `engine: package.module:Name` is called as Name(spec, folder, name)."""
+    reference = ENGINES.get(spec.engine, spec.engine)
+    module, _, attribute = reference.partition(":")
+    try:
+        factory = getattr(import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(f"model {name}: engine {spec.engine!r} cannot be loaded: {error}") from None
+    engine: Engine = factory(spec, folder, name)
+    return engine
+
+
+class EnginePool:
+    """Loaded engines by weights, the most recently used ones; the same weights load once."""
+
+    def __init__(self, store: Store, keep: int = 2):
+        self.store = store
+        self.keep = keep
+        self._loaded: dict[str, Engine] = {}
+
+    def folder(self, model: Model) -> str:
+        """The folder of the model's weights."""
+        if model.train_hash is not None:
+            return str(self.store.model_path(model.train_hash))
+        return str(resolve(model.spec.path))
+
+    def get(self, model: Model) -> Engine:
+        """The loaded engine of `model`."""
+        key = repr(model.identity())
+        engine = self._loaded.pop(key, None)
+        if engine is None:
+            while len(self._loaded) >= self.keep:
+                self._loaded.pop(next(iter(self._loaded))).close()
+            folder = None if model.spec.engine == "fake" else Path(self.folder(model))
+            engine = load_engine(model.spec, folder, model.label)
+        self._loaded[key] = engine
+        return engine
+
+    def close(self) -> None:
+        """Free every engine."""
+        for engine in self._loaded.values():
+            engine.close()
+        self._loaded.clear()

@@ -1,0 +1,143 @@
+"""A deterministic, scripted engine: what users test their experiments with, without a model.
+
+The script is a YAML file:
+
+    default: "I do not know."
+    rules:
+      - match: "capital of France"     # a pattern searched in the last user turn
+        replies: ["Paris.", "It is Paris."]   # picked by the request's seed
+        labels: {"yes": 0.7, "no": 0.2}       # probabilities for score requests
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from rlaif.config import ModelSpec, Strict
+from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.records import Message, content_hash
+from rlaif.yamlio import load_yaml, validate
+
+BATCH = 32
+
+
+class FakeRule(Strict):
+    """What to answer when `match` is found in the last user turn."""
+
+    match: str
+    replies: list[str] = Field(default=[], description="One is picked by the seed.")
+    labels: dict[str, float] = {}
+
+    @field_validator("match")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+
+class FakeScript(Strict):
+    """The rules, tried in order, and the answer when none matches."""
+
+    default: str = "I do not know."
+    rules: list[FakeRule] = []
+
+
+def load(spec: ModelSpec, folder: Path | None, name: str) -> FakeEngine:
+    """The engine of the script that the model's `script` names (none: the default answer)."""
+    if spec.script is None:
+        return FakeEngine(FakeScript(), name)
+    path = Path(spec.script)
+    data, lines = load_yaml(path)
+    return FakeEngine(validate(FakeScript, data, lines, path), name)
+
+
+class FakeEngine:
+    """See `rlaif.engines.base.Engine`. A token is a word; label probabilities are the script's."""
+
+    capabilities = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"})
+
+    def __init__(self, script: FakeScript, name: str = "fake"):
+        self.script = script
+        self.name = name
+        self.weights_hash = content_hash("fake", script.model_dump(mode="json"))
+
+    def _rule(self, messages: Sequence[Message]) -> FakeRule | None:
+        text = messages[-1]["content"] if messages else ""
+        return next((r for r in self.script.rules if re.search(r.match, text)), None)
+
+    def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
+        """A plain transcript; its tokens are hashes of its words."""
+        text = "".join(f"{m['role']}: {m['content']}\n" for m in messages) + prefill
+        return text, _tokens(text)
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[GenerateResult]]:
+        """See `Engine.generate`."""
+        for batch in _batches(requests):
+            if not all(r.request_id in done for r in batch):
+                yield [self._answer(r) for r in batch]
+
+    def _answer(self, request: GenerateRequest) -> GenerateResult:
+        if not any(m["content"].strip() for m in request.messages):
+            return GenerateResult(request.request_id, "", [], "failed", 0, "the prompt is empty")
+        rule = self._rule(request.messages)
+        replies = rule.replies if rule and rule.replies else [self.script.default]
+        words = replies[request.sampling.seed % len(replies)].split(" ")
+        kept = words[: request.sampling.max_new_tokens]
+        text, reason = " ".join(kept), "stop" if len(kept) == len(words) else "length"
+        for stop in request.sampling.stop:
+            if stop in text:
+                text, reason = text[: text.index(stop)], "stop"
+        prompt, ids = self.render(request.messages, request.prefill)
+        tokens = _tokens(text)
+        return GenerateResult(
+            request.request_id,
+            text,
+            tokens,
+            reason,  # type: ignore[arg-type]
+            len(ids),
+            logprobs=[-1.0] * len(tokens),
+            rendered_hash=content_hash(prompt),
+        )
+
+    def score(
+        self, requests: Sequence[ScoreRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[ScoreResult]]:
+        """See `Engine.score`. Every continuation token has log-prob -1."""
+        for batch in _batches(requests):
+            if not all(r.request_id in done for r in batch):
+                yield [self._score(r) for r in batch]
+
+    def _score(self, request: ScoreRequest) -> ScoreResult:
+        if not any(m["content"].strip() for m in request.messages):
+            return ScoreResult(request.request_id, {}, None, [], 0, "the prompt is empty")
+        rule = self._rule(request.messages)
+        scripted = rule.labels if rule else {}
+        probs = {label: scripted.get(label, 0.0) for label in request.labels}
+        ids = request.continuation_ids
+        count = len(ids if ids is not None else _tokens(request.continuation or ""))
+        prompt_tokens = len(self.render(request.messages, request.prefill)[1])
+        mass = sum(probs.values()) if request.labels else None
+        return ScoreResult(request.request_id, probs, mass, [-1.0] * count, prompt_tokens)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _tokens(text: str) -> list[int]:
+    return [int(content_hash(word, length=6), 16) for word in text.split()]
+
+
+def _batches(requests: Sequence[Any]) -> list[list[Any]]:
+    ordered = sorted(requests, key=lambda r: r.request_id)
+    return [ordered[i : i + BATCH] for i in range(0, len(ordered), BATCH)]

@@ -1,0 +1,92 @@
+"""What a running step may use: its plan, its folder, its inputs, engines and progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlaif.engines.base import Engine
+from rlaif.judges.base import Judge
+from rlaif.plan import Model, Planned, PlanInputs
+from rlaif.records import Completion, Judgement, Preference, Prompt, from_json
+from rlaif.store import StepFolder, Store
+
+
+class Engines(Protocol):
+    """Loads models when they are asked for and frees them on demand."""
+
+    def get(self, model: Model) -> Engine:
+        """The loaded engine of `model`; the same weights are never loaded twice."""
+        ...
+
+    def folder(self, model: Model) -> str:
+        """The folder of a model's weights."""
+        ...
+
+    def close(self) -> None:
+        """Free every loaded model."""
+        ...
+
+
+class Progress(Protocol):
+    """Where a step says how far it is."""
+
+    def start(self, name: str, total: int, already: int = 0, unit: str = "") -> None:
+        """A new bar: `total` items, of which `already` were done earlier."""
+        ...
+
+    def advance(self, count: int, tokens: int = 0, note: str = "") -> None:
+        """`count` more items; `tokens` made with them."""
+        ...
+
+    def finish(self) -> None:
+        """The bar is done."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Everything one step run needs."""
+
+    planned: Planned
+    folder: StepFolder
+    store: Store
+    inputs: PlanInputs
+    prompts: Mapping[str, Prompt]
+    engines: Engines
+    progress: Progress
+
+    def judge(self) -> Judge:
+        """The judge of a judge step."""
+        return self.inputs.judges[self.planned.step.id]
+
+    def chosen_prompts(self) -> list[Prompt]:
+        """The prompts of this step, in the plan's order."""
+        return [self.prompts[p] for p in self.planned.prompts]
+
+    def read_all(self, prefix: str, kind: str) -> Iterator[dict[str, object]]:
+        """Rows of one record kind from every input whose name starts with `prefix`/."""
+        for name, digest in self.planned.inputs.items():
+            if name == prefix or name.startswith(prefix + "/"):
+                yield from self.store.step(digest).read(kind)
+
+    def completions(self, prefix: str = "completions") -> list[Completion]:
+        """The completions in the inputs under `prefix`."""
+        return [from_json(Completion, row) for row in self.read_all(prefix, "completions")]
+
+    def judgements(self, name: str) -> list[Judgement]:
+        """The judgements in the input called `name`, or in none when it is absent."""
+        return [from_json(Judgement, row) for row in self.read_all(name, "judgements")]
+
+    def preferences(self, prefix: str = "preferences") -> list[Preference]:
+        """The preferences in the inputs under `prefix`."""
+        return [from_json(Preference, row) for row in self.read_all(prefix, "preferences")]
+
+
+def by_prompt(completions: Sequence[Completion]) -> dict[str, list[Completion]]:
+    """Completions grouped by prompt id."""
+    groups: dict[str, list[Completion]] = {}
+    for completion in completions:
+        groups.setdefault(completion.prompt_id, []).append(completion)
+    return groups

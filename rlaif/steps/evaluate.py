@@ -1,0 +1,162 @@
+"""evaluate: every metric of a policy on held-out prompts, with intervals over prompts, next to M0
+and the last round's policy, and the diagnostics of the round that made it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from rlaif.compare import metrics
+from rlaif.compare.metrics import Values
+from rlaif.errors import RlaifError
+from rlaif.judges.aggregate import candidate_scores
+from rlaif.steps.context import StepContext, by_prompt
+from rlaif.steps.pair import group_by_prompt
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """One row: {metrics, deltas}; deltas are paired differences over the same prompts."""
+    step, seed = context.planned.step, context.planned.seed
+    assert_held_out(context)
+    new = _values(context, "")
+    new |= _drift(context)
+    new |= _round_values(context)
+    row: dict[str, Any] = {
+        "metrics": metrics.intervals(new, seed, step.resamples),
+        "deltas": {},
+    }
+    for name in ("initial", "previous"):
+        if name in step.against and f"{name}/completions" in context.planned.inputs:
+            old = _values(context, f"{name}/")
+            row["deltas"][name] = metrics.differences(new, old, seed, step.resamples)
+    row["counts"] = {name: len(values) for name, values in sorted(new.items())}
+    if not context.folder.read("evaluation"):
+        context.folder.append("evaluation", [row])
+    return {"counts": {"prompts": len(context.planned.prompts), "metrics": len(row["metrics"])}}
+
+
+def assert_held_out(context: StepContext) -> None:
+    """Refuse to evaluate on a prompt that was trained on."""
+    trained = {p.prompt_id for p in context.preferences("train/preferences")}
+    overlap = trained & set(context.planned.prompts)
+    if overlap:
+        raise RlaifError(
+            f"prompt {min(overlap)} is held out and was trained on: the loaded preferences hold it."
+            " Remove it from the file, or from the held-out split."
+        )
+
+
+def _values(context: StepContext, prefix: str) -> dict[str, Values]:
+    """Every metric of the answers whose inputs are named under `prefix`."""
+    weights = context.planned.options["principle_weights"]
+    completions = context.completions(f"{prefix}completions")
+    ids = {c.completion_id for c in completions}
+    found = metrics.text_values(completions, context.prompts, context.planned.step.checks)
+    rows = list(context.read_all(f"{prefix}logprobs", "logprobs"))
+    found |= metrics.likelihood_values(completions, rows)
+    for name in context.planned.inputs:
+        if name.startswith(f"{prefix}judgements/"):
+            judge = name.rsplit("/", 1)[1]
+            judgements = context.judgements(name)
+            if context.inputs.judges[judge].comparative:
+                found |= metrics.pairwise_values(judge, judgements, ids)
+            else:
+                found |= metrics.judge_values(judge, judgements, weights, ids)
+    return found
+
+
+def _drift(context: StepContext) -> dict[str, Values]:
+    """A moving judge's scores of M0's answers, less the frozen judge's scores of the same texts."""
+    weights = context.planned.options["principle_weights"]
+    fixed = {c.completion_id for c in context.completions("initial/completions")}
+    found: dict[str, Values] = {}
+    for name in context.planned.inputs:
+        if not name.startswith("drift/"):
+            continue
+        judge = name.split("/", 1)[1]
+        moved = metrics.judge_values(judge, context.judgements(name), weights, fixed)
+        frozen = metrics.judge_values(
+            judge, context.judgements(f"initial/judgements/{judge}"), weights, fixed
+        )
+        key = f"score/{judge}"
+        found[f"drift/{judge}"] = {
+            p: moved[key][p] - frozen[key][p] for p in moved[key] if p in frozen[key]
+        }
+    return found
+
+
+def _round_values(context: StepContext) -> dict[str, Values]:
+    """Diagnostics of the round's own samples and pairs, on its training prompts."""
+    if not any(name.startswith("train/") for name in context.planned.inputs):
+        return {}
+    found: dict[str, Values] = {}
+    completions = context.completions("train/completions")
+    preferences = context.preferences("train/preferences")
+    found["pairs/margin"] = metrics.per_prompt((p.prompt_id, p.margin) for p in preferences)
+    found["pairs/length_gap"] = metrics.per_prompt(
+        (p.prompt_id, float(_words(p.chosen) - _words(p.rejected))) for p in preferences
+    )
+    scores = _candidate_scores(context)
+    for judge, by_prompts in scores.items():
+        found |= metrics.sample_values(judge, {p: list(s.values()) for p, s in by_prompts.items()})
+        found[f"samples/score/{judge}"] = {
+            p: fmean(s.values()) for p, s in sorted(by_prompts.items()) if s
+        }
+    paired = {p.prompt_id for p in preferences}
+    found["pairs/tied_prompts"] = {p: float(p not in paired) for p in sorted(by_prompt(completions))}
+    found["samples/zero_variance"] = _zero_variance(scores)
+    found |= _agreement(context, scores)
+    return {name: values for name, values in found.items() if values}
+
+
+def _words(messages: list[Any]) -> int:
+    return sum(len(m["content"].split()) for m in messages)
+
+
+def _candidate_scores(context: StepContext) -> dict[str, dict[str, dict[str, float]]]:
+    """judge -> prompt -> candidate -> score, on the round's training samples."""
+    weights = context.planned.options["principle_weights"]
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name in context.planned.inputs:
+        if name.startswith("train/judgements/"):
+            judge = name.rsplit("/", 1)[1]
+            groups = group_by_prompt(context.judgements(name))
+            found[judge] = {
+                prompt: {
+                    c: s for c, s in candidate_scores(rows, weights, True).items() if s is not None
+                }
+                for prompt, rows in groups.items()
+            }
+    return found
+
+
+def _zero_variance(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Values:
+    """1 for a prompt whose candidates every judge scores alike: no learning signal."""
+    alike: dict[str, list[bool]] = defaultdict(list)
+    for by_prompts in scores.values():
+        for prompt, values in by_prompts.items():
+            if len(values) > 1:
+                alike[prompt].append(len(set(values.values())) == 1)
+    return {prompt: float(all(flags)) for prompt, flags in sorted(alike.items())}
+
+
+def _agreement(
+    context: StepContext, scores: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> dict[str, Values]:
+    """Within a prompt, does a model judge rank the candidates as the programs do?"""
+    programs = [j for j in scores if not context.inputs.judges[j].needs]
+    found: dict[str, Values] = {}
+    for judge in scores:
+        if judge in programs or not programs:
+            continue
+        rows: list[tuple[str, float | None]] = []
+        for prompt, values in scores[judge].items():
+            other = scores[programs[0]].get(prompt, {})
+            common = sorted(set(values) & set(other))
+            tau = metrics.rank_correlation([values[c] for c in common], [other[c] for c in common])
+            rows.append((prompt, tau))
+        found[f"judge_corr/{judge}"] = metrics.per_prompt(rows)
+    return found
+

@@ -1,0 +1,77 @@
+"""judge: every judge runs here; it says what to ask, this step asks, stores and resumes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.judges.base import Call
+from rlaif.records import VALUED, Judgement
+from rlaif.steps.context import StepContext, by_prompt
+
+RULE_BATCH = 256
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Judge what is still missing; whole batches are committed as they come."""
+    planned, judge = context.planned, context.judge()
+    groups = by_prompt(context.completions())
+    calls: list[Call] = []
+    for prompt_id in sorted(groups):
+        calls += judge.calls(context.prompts[prompt_id], groups[prompt_id], planned.seed)
+    rows = context.folder.read("judgements")
+    done = {row["call_id"] for row in rows}
+    context.progress.start("judgements", len(calls), len(done & {c.call_id for c in calls}))
+    for judgements in _answers(context, calls, done):
+        context.folder.append("judgements", judgements)
+        context.progress.advance(len({j.call_id for j in judgements}))
+    rows = context.folder.read("judgements")
+    statuses: dict[str, int] = {}
+    for row in rows:
+        statuses[row["status"]] = statuses.get(row["status"], 0) + 1
+    valued = sum(count for status, count in statuses.items() if status in VALUED)
+    counts = {"calls": len(calls), "judgements": len(rows), "with_value": valued}
+    return {"counts": counts, "statuses": statuses}
+
+
+def _answers(
+    context: StepContext, calls: list[Call], done: set[str]
+) -> Iterator[list[Judgement]]:
+    """Judgements of the missing calls, a whole batch at a time."""
+    judge = context.judge()
+    silent = [c for c in calls if c.request is None and c.call_id not in done]
+    for start in range(0, len(silent), RULE_BATCH):
+        batch = silent[start : start + RULE_BATCH]
+        yield [j for call in batch for j in judge.read(call, None, _program(context))]
+    asked = {c.call_id: c for c in calls if c.request is not None}
+    if all(name in done for name in asked):
+        return
+    engine = context.engines.get(context.planned.models["by"])
+    annotator = f"{context.planned.models['by'].label}:{engine.weights_hash}"
+    began = time.monotonic()
+    for results in _ask(engine, list(asked.values()), done):
+        seconds = (time.monotonic() - began) / len(results)
+        yield [
+            replace(j, latency=seconds)
+            for result in results
+            for j in judge.read(asked[result.request_id], result, annotator)
+        ]
+        began = time.monotonic()
+
+
+def _ask(
+    engine: Engine, calls: list[Call], done: set[str]
+) -> Iterator[list[GenerateResult] | list[ScoreResult]]:
+    generate = [c.request for c in calls if isinstance(c.request, GenerateRequest)]
+    score = [c.request for c in calls if isinstance(c.request, ScoreRequest)]
+    if generate:
+        yield from engine.generate(generate, done)
+    if score:
+        yield from engine.score(score, done)
+
+
+def _program(context: StepContext) -> str:
+    return f"program:{context.judge().id}"

@@ -1,0 +1,98 @@
+"""load: bring records in from a file, checked row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlaif.data.sources import jsonl_rows
+from rlaif.errors import ConfigError
+from rlaif.records import (
+    Completion,
+    Judgement,
+    Message,
+    Preference,
+    content_hash,
+    from_json,
+    make_prompt,
+)
+from rlaif.resources import find
+from rlaif.steps.context import StepContext
+
+BATCH = 1000
+KINDS = {"completions": Completion, "judgements": Judgement}
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Read the whole file, refuse what is wrong, commit."""
+    step = context.planned.step
+    path = find(step.path, context.inputs.path)
+    records = []
+    for place, row in jsonl_rows(path):
+        if step.type == "preferences":
+            records.append(trl_preference(row, place, context.planned.round))
+            continue
+        try:
+            records.append(from_json(KINDS[step.type], row))  # type: ignore[type-var]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{place}: not a row of {step.type}: {error}") from None
+    if not records:
+        raise ConfigError("no rows in this file", path)
+    done = len(context.folder.read(step.type))
+    for start in range(done, len(records), BATCH):
+        context.folder.append(step.type, records[start : start + BATCH])
+    return {"counts": {step.type: len(records)}}
+
+
+def load_trl(path: Path, round_number: int = 0) -> list[Preference]:
+    """The preferences in a TRL-format JSONL file (explicit prompt; text or message lists)."""
+    return [trl_preference(row, place, round_number) for place, row in jsonl_rows(path)]
+
+
+def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Preference:
+    """One TRL row as a Preference. Raises ConfigError that names the row."""
+    if set(row) >= {"preference_id", "chosen_id", "rejected_id"}:
+        try:
+            return from_json(Preference, row)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{place}: not a preference row: {error}") from None
+    lacking = [key for key in ("prompt", "chosen", "rejected") if not row.get(key)]
+    if lacking:
+        raise ConfigError(
+            f"{place}: {', '.join(lacking)} missing or empty; expected prompt, chosen and rejected "
+            f"(TRL's explicit-prompt form), and the row has {sorted(row)}"
+        )
+    prompt = _turns(row["prompt"], "user", place)
+    chosen = _turns(row["chosen"], "assistant", place)
+    rejected = _turns(row["rejected"], "assistant", place)
+    if chosen == rejected:
+        raise ConfigError(f"{place}: chosen and rejected are the same text")
+    margin = float(row.get("margin") or 0.0)
+    ids = ["x_" + content_hash(prompt, side) for side in (chosen, rejected)]
+    return Preference(
+        preference_id="f_" + content_hash(*ids),
+        prompt_id=make_prompt(prompt).prompt_id,
+        round=round_number,
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        score_chosen=float(row.get("score_chosen") or margin),
+        score_rejected=float(row.get("score_rejected") or 0.0),
+        margin=margin,
+        prob=1.0,
+        weight=1.0,
+        reason="loaded from a file",
+        source=str(row.get("source") or "file"),
+        judgement_ids=[],
+        chosen_id=ids[0],
+        rejected_id=ids[1],
+    )
+
+
+def _turns(value: Any, role: str, place: str) -> list[Message]:
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    turns = value if isinstance(value, list) else []
+    if not turns or not all(isinstance(t, dict) and {"role", "content"} <= set(t) for t in turns):
+        raise ConfigError(f"{place}: expected text or a list of {{role, content}} turns")
+    return [{"role": t["role"], "content": t["content"]} for t in turns]

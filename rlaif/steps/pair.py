@@ -1,0 +1,124 @@
+"""pair: combine the judges' scores and make preferences."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rlaif.config import PairStep
+from rlaif.data.pairs import Candidate, keep_widest, preference, prompt_pairs
+from rlaif.judges.aggregate import Scores, candidate_scores, combine
+from rlaif.records import Judgement, Preference
+from rlaif.steps.context import StepContext, by_prompt
+
+SPREAD_FLOOR = 0.05
+"""The least spread that `standardise` divides by: a constant judge's noise must not be blown up."""
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """All pairs at once: quick, so nothing is resumed within it."""
+    planned, step = context.planned, context.planned.step
+    principle_weights = planned.options["principle_weights"]
+    judgements = {
+        name.split("/", 1)[1]: context.judgements(name)
+        for name in planned.inputs
+        if name.startswith("judgements/")
+    }
+    weights = judge_weights(step, list(judgements))
+    if step.standardise == "initial":
+        weights = _standardised(context, weights, principle_weights)
+    groups = by_prompt(context.completions())
+    kept: list[Preference] = []
+    tied = 0
+    grouped = {judge: group_by_prompt(rows) for judge, rows in judgements.items()}
+    for prompt_id in sorted(groups):
+        rows = {judge: by_id.get(prompt_id, []) for judge, by_id in grouped.items()}
+        made, is_tied = _of_prompt(
+            context, prompt_id, groups[prompt_id], rows, weights, principle_weights
+        )
+        kept += made
+        tied += is_tied
+    kept = keep_widest(kept, step.max_pairs)
+    if not context.folder.read("preferences"):
+        context.folder.append("preferences", kept)
+    counts = {"preferences": len(kept), "prompts": len(groups), "tied_prompts": tied}
+    return {"counts": counts, "weights": weights}
+
+
+def judge_weights(step: PairStep, judges: Iterable[str]) -> dict[str, float]:
+    """The declared weights, or 1 for every judge."""
+    return dict(step.weights) if step.weights is not None else dict.fromkeys(judges, 1.0)
+
+
+def group_by_prompt(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:
+    """Judgements by prompt id."""
+    groups: dict[str, list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        groups[judgement.prompt_id].append(judgement)
+    return groups
+
+
+def score_prompt(
+    judgements: Mapping[str, list[Judgement]],
+    principle_weights: Mapping[str, float],
+    step: PairStep,
+) -> dict[str, Scores]:
+    """Each judge's scores of one prompt's candidates."""
+    renormalise = step.missing == "renormalise"
+    return {
+        judge: candidate_scores(rows, principle_weights, renormalise)
+        for judge, rows in judgements.items()
+    }
+
+
+def _of_prompt(
+    context: StepContext,
+    prompt_id: str,
+    completions: list[Any],
+    judgements: Mapping[str, list[Judgement]],
+    weights: Mapping[str, float],
+    principle_weights: Mapping[str, float],
+) -> tuple[list[Preference], bool]:
+    step = context.planned.step
+    parts = score_prompt(judgements, principle_weights, step)
+    combined = combine(parts, weights, step.missing)
+    scored = [
+        Candidate(c, score)
+        for c in completions
+        if (score := combined.get(c.completion_id)) is not None
+    ]
+    prompt = context.prompts[prompt_id]
+    pairs = prompt_pairs(prompt, scored, step, context.planned.seed)
+    ids: dict[str, list[str]] = defaultdict(list)
+    for rows in judgements.values():
+        for judgement in rows:
+            for shown in judgement.shown:
+                ids[shown].append(judgement.judgement_id)
+    number = context.planned.round
+    made = [preference(prompt, pair, step, number, ids, parts) for pair in pairs]
+    tied = len(scored) > 1 and len({c.score for c in scored}) == 1
+    return made, tied
+
+
+def _standardised(
+    context: StepContext, weights: Mapping[str, float], principle_weights: Mapping[str, float]
+) -> dict[str, float]:
+    """Weights divided by each judge's spread on M0's samples, rescaled to the same sum.
+
+    Dividing the weight instead of the score keeps the combined score on [0, 1].
+    """
+    scaled = {}
+    for judge, weight in weights.items():
+        groups = group_by_prompt(context.judgements(f"initial/{judge}"))
+        values = [
+            score
+            for rows in groups.values()
+            for score in candidate_scores(rows, principle_weights, True).values()
+            if score is not None
+        ]
+        spread = statistics.pstdev(values) if len(values) > 1 else 0.0
+        scaled[judge] = weight / max(spread, SPREAD_FLOOR)
+    total, wanted = sum(scaled.values()), sum(weights.values())
+    return {judge: weight * wanted / total for judge, weight in scaled.items()}

@@ -1,0 +1,79 @@
+"""sample: `n` completions of each prompt from one model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlaif.config import SampleStep
+from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
+from rlaif.records import Completion, Message, Prompt, content_hash
+from rlaif.steps.context import StepContext
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Sample what is still missing; whole batches are committed as they come."""
+    planned, step = context.planned, context.planned.step
+    requests: list[GenerateRequest] = []
+    asked: dict[str, tuple[Prompt, int]] = {}
+    for prompt in context.chosen_prompts():
+        for index in range(step.n):
+            name = "k_" + content_hash(planned.hash, prompt.prompt_id, index)
+            asked[name] = (prompt, index)
+            sampling = _sampling(step, planned.options["sampling_seed"], prompt, index)
+            requests.append(GenerateRequest(name, prompt.messages, sampling))
+    rows = context.folder.read("completions")
+    done = {row["completion_id"] for row in rows}
+    context.progress.start("completions", len(requests), len(done))
+    tokens = sum(len(row["token_ids"] or []) for row in rows)
+    failed = sum(row["finish_reason"] == "failed" for row in rows)
+    if len(done) < len(requests):
+        engine = context.engines.get(planned.models["by"])
+        for batch in engine.generate(requests, done):
+            made = [_completion(r, *asked[r.request_id], step, engine, planned) for r in batch]
+            context.folder.append("completions", made)
+            new = sum(len(r.token_ids) for r in batch)
+            tokens += new
+            failed += sum(r.finish_reason == "failed" for r in batch)
+            context.progress.advance(len(batch), new)
+    return {"counts": {"completions": len(requests), "failed": failed}, "tokens": tokens}
+
+
+def _sampling(step: SampleStep, seed: str, prompt: Prompt, index: int) -> Sampling:
+    own = int(content_hash("sampling", seed, prompt.prompt_id, index, length=8), 16)
+    return Sampling(
+        step.max_new_tokens,
+        step.temperature,
+        step.top_p,
+        step.top_k,
+        tuple(step.stop),
+        own & 0x7FFFFFFF,
+    )
+
+
+def _completion(
+    result: GenerateResult,
+    prompt: Prompt,
+    index: int,
+    step: SampleStep,
+    engine: Engine,
+    planned: Any,
+) -> Completion:
+    failed = result.finish_reason == "failed"
+    messages: list[Message] = [] if failed else [{"role": "assistant", "content": result.text}]
+    setting = planned.models["by"].spec.system_prompt
+    return Completion(
+        completion_id=result.request_id,
+        prompt_id=prompt.prompt_id,
+        sample_index=index,
+        messages=messages,
+        model=planned.models["by"].label,
+        weights_hash=engine.weights_hash,
+        sampling=step.model_dump(mode="json", exclude={"id", "by", "prompts"}),
+        finish_reason=result.finish_reason,
+        token_ids=result.token_ids,
+        logprobs=result.logprobs or None,
+        system_prompt=setting,
+        rendered_hash=result.rendered_hash,
+        digest=content_hash(messages),
+        error=result.error,
+    )
