@@ -52,7 +52,10 @@ def padded_layout(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> L
     """
     width = max(len(prompt) + len(completion) for prompt, completion in sequences)
     ids = torch.zeros((len(sequences), width), dtype=torch.int64)
-    predict, targets, lengths, tokens = [], [], [], 0
+    predict: list[Tensor] = []
+    targets: list[int] = []
+    lengths: list[int] = []
+    tokens = 0
     for row, (prompt, completion) in enumerate(sequences):
         if not prompt:
             raise ValueError("a sequence needs at least one prompt token")
@@ -64,13 +67,19 @@ def padded_layout(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> L
         lengths.append(len(completion))
         tokens += len(whole)
     return Layout(
-        ids, None, None, torch.cat(predict), torch.tensor(targets, dtype=torch.int64), lengths, tokens
+        ids,
+        None,
+        None,
+        torch.cat(predict),
+        torch.tensor(targets, dtype=torch.int64),
+        lengths,
+        tokens,
     )
 
 
 def sequence_sums(values: Tensor, lengths: Sequence[int]) -> Tensor:
     """(N,) values grouped by sequence -> (S,) sums, in an order of addition that never changes."""
-    return torch.stack([part.sum() for part in values.split(list(lengths))])
+    return torch.stack([part.sum() for part in torch.split(values, list(lengths))])
 
 
 def plan_epoch(

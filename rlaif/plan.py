@@ -25,6 +25,7 @@ from rlaif.config import (
 )
 from rlaif.constitution import Constitution
 from rlaif.data.sources import PromptSet
+from rlaif.engines.base import Model
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Judge
 from rlaif.records import Prompt, content_hash
@@ -32,28 +33,6 @@ from rlaif.yamlio import Lines, suggest
 
 # Raised when the code of a step kind changes its output for the same inputs.
 VERSIONS = {"sample": 1, "judge": 1, "pair": 1, "train": 1, "logprobs": 1, "evaluate": 1, "load": 1}
-
-
-@dataclass(frozen=True)
-class Model:
-    """One set of weights, known before it exists: a named model, or what a train step will make."""
-
-    key: str
-    label: str
-    spec: ModelSpec
-    train_hash: str | None = None
-
-    def identity(self) -> list[Any]:
-        """What of the model decides the bits of its answers."""
-        spec = self.spec
-        return [
-            self.key,
-            spec.engine,
-            spec.dtype,
-            spec.batch_tokens,
-            spec.max_context,
-            spec.system_prompt,
-        ]
 
 
 @dataclass(frozen=True)

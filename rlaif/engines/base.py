@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from rlaif.config import ModelSpec
 from rlaif.records import Message
 
 Capability = Literal["generate", "token_logprobs", "label_logprobs", "prefill"]
@@ -86,6 +87,28 @@ class ScoreResult:
     token_logprobs: list[float]
     prompt_tokens: int
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One set of weights, known before it exists: a named model, or what a train step will make."""
+
+    key: str
+    label: str
+    spec: ModelSpec
+    train_hash: str | None = None
+
+    def identity(self) -> list[Any]:
+        """What of the model decides the bits of its answers."""
+        spec = self.spec
+        return [
+            self.key,
+            spec.engine,
+            spec.dtype,
+            spec.batch_tokens,
+            spec.max_context,
+            spec.system_prompt,
+        ]
 
 
 class Engine(Protocol):

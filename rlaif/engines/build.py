@@ -6,10 +6,9 @@ from importlib import import_module
 from pathlib import Path
 
 from rlaif.config import ModelSpec
-from rlaif.engines.base import Engine
+from rlaif.engines.base import Engine, Model
 from rlaif.engines.builtin import resolve
 from rlaif.errors import ConfigError
-from rlaif.plan import Model
 from rlaif.store import Store
 
 ENGINES = {"hf": "rlaif.engines.hf:load", "fake": "rlaif.engines.fake:load"}

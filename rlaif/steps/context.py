@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlaif.engines.base import Engine
+from rlaif.engines.base import Engine, Model
 from rlaif.judges.base import Judge
-from rlaif.plan import Model, Planned, PlanInputs
+from rlaif.plan import Planned, PlanInputs
 from rlaif.records import Completion, Judgement, Preference, Prompt, from_json
 from rlaif.store import StepFolder, Store
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlaif.chat import render_prompt
 from rlaif.errors import EngineError, RlaifError
 from rlaif.records import Message, Preference
 
@@ -57,8 +58,8 @@ def load_tokenizer(folder: Path) -> Any:
         raise EngineError(f"{folder}: its tokenizer cannot be loaded: {error}") from None
     if not getattr(tokenizer, "chat_template", None):
         raise EngineError(
-            f"{folder}: its tokenizer has no chat template, so answers cannot be told from prompts. "
-            "Put chat_template.jinja into the folder, or start from an instruct model."
+            f"{folder}: its tokenizer has no chat template, so answers cannot be told from "
+            "prompts. Put chat_template.jinja into the folder, or start from an instruct model."
         )
     return tokenizer
 
@@ -72,10 +73,12 @@ def encode(
     max_length: int,
     overlong: Overlong,
     train_on_eos: bool,
+    system_prompt: str = "keep",
 ) -> Encoded:
     """Examples of the chosen answers, or of `both` answers, in the order given.
 
     `token_ids` maps completion ids to sampled tokens, the end token included if it was sampled.
+    `system_prompt` is the policy's setting, as it was when it sampled.
     """
     result = Encoded()
     for preference in preferences:
@@ -90,7 +93,8 @@ def encode(
             ids, retokenised = _branch(tokenizer, messages, text, end_ids, known, train_on_eos)
             result.counts["retokenised"] += retokenised
             branches.append(ids)
-        prompt_ids = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
+        given = render_prompt(tokenizer, preference.prompt, system_prompt)
+        prompt_ids = tokenizer(given, add_special_tokens=False)["input_ids"]
         example = Example(
             preference.preference_id,
             preference.prompt_id,

@@ -1,0 +1,104 @@
+"""train: one model from preferences, exported as a Hugging Face checkpoint with a model card."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rlaif.device import pick_device
+from rlaif.engines.builtin import weights_hash
+from rlaif.records import Preference
+from rlaif.steps.context import StepContext
+from rlaif.store import write_atomic
+from rlaif.train.loop import TrainProgress
+from rlaif.train.run import train
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Train from the last checkpoint, or from the start; the export is complete or absent."""
+    planned, step = context.planned, context.planned.step
+    preferences = context.preferences()
+    token_ids = {
+        row["completion_id"]: row["token_ids"]
+        for digest in planned.options["completions"]
+        for row in context.store.step(digest).read("completions")
+        if row["token_ids"]
+    }
+    start, reference = planned.models["start"], planned.models.get("reference")
+    folders = {role: Path(context.engines.folder(m)) for role, m in planned.models.items()}
+    # Sampling and judging are over: their memory is needed for gradients and optimiser state.
+    context.engines.close()
+    out = context.store.model_path(planned.hash)
+    shutil.rmtree(out, ignore_errors=True)
+    started = False
+
+    def report(progress: TrainProgress) -> None:
+        nonlocal started
+        if not started:
+            context.progress.start("optimiser steps", progress.total_steps, progress.step - 1)
+            started = True
+        note = f"{progress.tokens_per_second:.0f} tok/s, loss {progress.loss:.3f}"
+        context.progress.advance(1, note=note)
+
+    outcome = train(
+        step,
+        preferences,
+        token_ids,
+        start=folders["start"],
+        reference=None if reference in (None, start) else folders["reference"],
+        out=out,
+        work=context.folder.path / "work",
+        seed=planned.seed,
+        device=pick_device(start.spec.device),
+        progress=report,
+        system_prompt=start.spec.system_prompt,
+    )
+    write_atomic(out / "README.md", _card(context, preferences))
+    if context.inputs.experiment.retention.checkpoints == "none":
+        shutil.rmtree(context.folder.path / "work" / "checkpoint", ignore_errors=True)
+    return {
+        "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
+        "tokens": outcome.tokens,
+        "summary": outcome.metrics,
+        "weights_hash": weights_hash(out),
+    }
+
+
+def _card(context: StepContext, preferences: list[Preference]) -> str:
+    """The model card: where the weights come from and how far they can be trusted."""
+    planned, step = context.planned, context.planned.step
+    experiment = context.inputs.experiment
+    constitution = context.inputs.constitution
+    start, reference = planned.models["start"], planned.models.get("reference")
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [rlaif, " + step.method + "]",
+        "---",
+        f"# {experiment.name}: {planned.models['made'].label} (seed {planned.seed})",
+        "",
+        f"Trained by `rlaif` in round {planned.round} with {step.method.upper()} on "
+        f"{len(preferences)} preferences from AI feedback.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base model | {start.spec.path} |",
+        f"| started from | {start.label} (`{start.key}`) |",
+        f"| reference | {reference.label if reference else 'none'} |",
+        f"| constitution | {constitution.name if constitution else 'none'} |",
+        f"| train step | `{planned.hash}` |",
+        "",
+        "Options:",
+        "",
+        "```json",
+        step.model_dump_json(indent=1, by_alias=True),
+        "```",
+        "",
+        "The weights are bf16; the fp32 masters of the next round lie in `masters/` while they are"
+        " kept. A research artefact: it was optimised for the judges of one experiment, and was"
+        " measured on that experiment's held-out prompts alone (see the run's report).",
+        "",
+    ]
+    return "\n".join(lines)

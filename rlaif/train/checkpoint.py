@@ -1,0 +1,100 @@
+"""Checkpoints of a training under way: safetensors and JSON, whole or absent, only the latest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlaif.errors import StoreError
+
+PREFIX = "checkpoint-"
+
+
+def save(
+    work: Path,
+    step: int,
+    masters: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+) -> None:
+    """Write masters, optimiser state, random state and `state`, then drop older checkpoints."""
+    final = work / f"{PREFIX}{step:08d}"
+    temporary = work / f"partial-{step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({n: m.detach().cpu() for n, m in masters.items()}, temporary / "weights.safetensors")
+    tensors = {
+        f"{key}|{name}": value.detach().cpu()
+        for name, master in masters.items()
+        for key, value in optimizer.state[master].items()
+    }
+    tensors["rng|cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng|cuda"] = torch.cuda.get_rng_state()
+    save_file(tensors, temporary / "optimizer.safetensors")
+    (temporary / "state.json").write_text(json.dumps({**state, "step": step}))
+    for path in [*temporary.iterdir(), temporary]:
+        _fsync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    _fsync(work)
+    for old in work.glob(PREFIX + "*"):
+        if old != final:
+            shutil.rmtree(old)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def restore(
+    work: Path, masters: dict[str, Tensor], optimizer: torch.optim.Optimizer, fingerprint: str
+) -> dict[str, Any] | None:
+    """Load the latest checkpoint into `masters` and `optimizer`; its state, or None without one.
+
+    Raises StoreError when it belongs to another training.
+    """
+    for torn in work.glob("partial-*"):
+        shutil.rmtree(torn)
+    found = sorted(work.glob(PREFIX + "*"))
+    if not found:
+        return None
+    folder = found[-1]
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    if state["fingerprint"] != fingerprint:
+        raise StoreError(
+            f"{folder}: this checkpoint is of a training with other data or options. "
+            f"Delete {work} to start again."
+        )
+    weights = load_file(folder / "weights.safetensors")
+    tensors = load_file(folder / "optimizer.safetensors")
+    with torch.no_grad():
+        for name, master in masters.items():
+            master.copy_(weights[name])
+    for name, master in masters.items():
+        optimizer.state[master] = {
+            # Fused AdamW wants its step counter beside the weights; it is the only scalar.
+            key: tensors[f"{key}|{name}"].to(master.device)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+    torch.set_rng_state(tensors["rng|cpu"])
+    if "rng|cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng|cuda"])
+    return state
+
+
+def clear(work: Path) -> None:
+    """Remove every checkpoint in `work`."""
+    for folder in [*work.glob(PREFIX + "*"), *work.glob("partial-*")]:
+        shutil.rmtree(folder)

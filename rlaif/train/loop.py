@@ -1,0 +1,284 @@
+"""The one optimisation loop: accumulation, clipping, schedule, metrics, checkpoints, resume.
+
+A method is a `Task`: its examples, its loss. All sums are normalised over the global batch, so the
+result does not depend on the micro-batch size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlaif.batching import plan_epoch
+from rlaif.config import TrainStep
+from rlaif.errors import EngineError, RlaifError
+from rlaif.records import content_hash
+from rlaif.train import checkpoint
+from rlaif.train.model import TrainModel
+from rlaif.train.tokenise import Example
+
+Sums = dict[str, tuple[float, float]]
+"""A metric's weighted sum and its weight: means over any cut of the batch add up."""
+IGNORED_OPTIONS = {"id", "uses", "checkpoint_every", "from_", "reference"}
+
+
+class Task(Protocol):
+    """What one method adds to the loop. Indices refer to `examples`."""
+
+    examples: Sequence[Example]
+
+    def total(self, batch: Sequence[int]) -> float:
+        """The normaliser of a whole global batch."""
+
+    def loss(
+        self, model: TrainModel, micro: Sequence[int], total: float, step: int
+    ) -> tuple[Tensor, Sums, int]:
+        """A micro-batch's share of the global batch's loss (scalar), metrics, real tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainProgress:
+    """Where a training stands after an optimiser step."""
+
+    step: int
+    total_steps: int
+    loss: float
+    tokens_per_second: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOutcome:
+    """What a training did. `metrics` has first_, last_ and mean_ of every per-step metric."""
+
+    steps: int
+    tokens: int
+    metrics: dict[str, float]
+    skipped: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    compute_dtype: str = ""
+
+
+def learning_rate(step: int, total: int, options: TrainStep) -> float:
+    """The rate of optimiser step `step` (from 0) of `total`: linear warm-up, then the schedule.
+
+    The first step already moves; the floor is `min_lr_ratio` times the peak.
+    """
+    peak, floor = options.learning_rate, options.min_lr_ratio
+    warmup = math.ceil(options.warmup_ratio * total)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if options.schedule == "cosine":
+        return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+    if options.schedule == "linear":
+        return peak * (floor + (1 - floor) * (1 - done))
+    return peak
+
+
+def training_fingerprint(examples: Iterable[Example], options: TrainStep, seed: int) -> str:
+    """A hash of all that decides the result besides the starting weights."""
+    chosen = options.model_dump(mode="json", exclude=IGNORED_OPTIONS)
+    data = [[e.example_id, e.prompt_ids, list(e.completions), e.weight] for e in examples]
+    return content_hash(chosen, seed, data)
+
+
+def run_training(
+    task: Task,
+    model: TrainModel,
+    options: TrainStep,
+    work: Path,
+    seed: int,
+    progress: Callable[[TrainProgress], None] | None = None,
+) -> TrainOutcome:
+    """Train `model` in place on `task`, continuing from the latest checkpoint in `work`.
+
+    On one CPU and one library version, an interrupted and resumed training ends in the same bits as
+    an uninterrupted one. Raises RlaifError on a non-finite loss, EngineError when memory runs out.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    plan = _plan(task, options, seed)
+    optimizer = _optimizer(model, options)
+    fingerprint = training_fingerprint(task.examples, options, seed)
+    torch.manual_seed(seed)
+    state = checkpoint.restore(work, model.masters, optimizer, fingerprint)
+    first = 0
+    if state is not None:
+        first = state["step"]
+        model.sync()
+    rows = _keep_rows(work / "metrics.jsonl", first)
+    tokens = sum(row["tokens"] for row in rows)
+    for step in range(first, len(plan)):
+        row = _step(task, model, optimizer, plan[step], options, step, len(plan), work)
+        rows.append(row)
+        tokens += row["tokens"]
+        with (work / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if (step + 1) % options.checkpoint_every == 0 and step + 1 < len(plan):
+            checkpoint.save(work, step + 1, model.masters, optimizer, {"fingerprint": fingerprint})
+        if progress is not None:
+            progress(_progress(row, len(plan)))
+    seconds = sum(row["timing"]["seconds"] for row in rows)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return TrainOutcome(len(plan), tokens, _summary(rows), {}, seconds, dtype)
+
+
+def _plan(task: Task, options: TrainStep, seed: int) -> list[list[list[int]]]:
+    lengths = [example.length for example in task.examples]
+    return [
+        batch
+        for epoch in range(options.epochs)
+        for batch in plan_epoch(lengths, options.batch_size, options.micro_batch_size, seed, epoch)
+    ]
+
+
+def _optimizer(model: TrainModel, options: TrainStep) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        list(model.masters.values()),
+        lr=options.learning_rate,
+        betas=options.adam_betas,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
+def _step(
+    task: Task,
+    model: TrainModel,
+    optimizer: torch.optim.Optimizer,
+    batch: list[list[int]],
+    options: TrainStep,
+    step: int,
+    steps: int,
+    work: Path,
+) -> dict[str, Any]:
+    """One optimiser step. Returns the row for metrics.jsonl."""
+    started = time.perf_counter()
+    with memory_advice(options):
+        metrics, tokens = _accumulate(task, model, batch, step, work)
+        masters = list(model.masters.values())
+        norm = float(torch.nn.utils.clip_grad_norm_(masters, options.max_grad_norm))
+        if not math.isfinite(norm):
+            everything = [i for micro in batch for i in micro]
+            raise _non_finite("gradient norm", norm, task, everything, step, work)
+        rate = learning_rate(step, steps, options)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    # Zeroed in place: giving the memory back and faulting it in again costs more.
+    optimizer.zero_grad(set_to_none=False)
+    model.sync()
+    seconds = time.perf_counter() - started
+    return {
+        "step": step + 1,
+        **dict(sorted(metrics.items())),
+        "grad_norm": norm,
+        "learning_rate": rate,
+        "tokens": tokens,
+        "timing": {"seconds": seconds, "tokens_per_second": tokens / seconds},
+    }
+
+
+def _accumulate(
+    task: Task, model: TrainModel, batch: list[list[int]], step: int, work: Path
+) -> tuple[dict[str, float], int]:
+    """Gradients of a global batch into the masters. Returns its mean metrics and token count."""
+    total = task.total([i for micro in batch for i in micro])
+    sums: Sums = {}
+    tokens, mean_loss = 0, 0.0
+    for micro in batch:
+        loss, parts, count = task.loss(model, micro, total, step)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise _non_finite("loss", value, task, micro, step, work)
+        loss.backward()  # type: ignore[no-untyped-call]
+        mean_loss += value
+        tokens += count
+        for name, (amount, weight) in parts.items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = (before[0] + amount, before[1] + weight)
+    metrics = {name: amount / weight for name, (amount, weight) in sums.items()}
+    return {"loss": mean_loss, **metrics}, tokens
+
+
+def _non_finite(
+    what: str, value: float, task: Task, indices: Sequence[int], step: int, work: Path
+) -> RlaifError:
+    examples = [task.examples[i] for i in indices]
+    prompts = sorted({e.prompt_id for e in examples})
+    path = work / "nonfinite.json"
+    detail = {
+        "step": step + 1,
+        "what": what,
+        "value": str(value),
+        "prompt_ids": prompts,
+        "example_ids": [e.example_id for e in examples],
+    }
+    path.write_text(json.dumps(detail, indent=1))
+    shown = ", ".join(prompts[:4]) + (" ..." if len(prompts) > 4 else "")
+    return RlaifError(
+        f"training stopped at step {step + 1}: the {what} is {value} (prompts {shown}; all in "
+        f"{path}). Lower `learning_rate`, or look at these examples."
+    )
+
+
+@contextmanager
+def memory_advice(options: TrainStep) -> Iterator[None]:
+    """Turn an out-of-memory error of torch into an EngineError that names the options to change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not exhausted and "allocate memory" not in text and "not enough memory" not in text:
+            raise
+        advice = f"lower `micro_batch_size` ({options.micro_batch_size})"
+        advice += f" or `max_length` ({options.max_length})"
+        if not options.gradient_checkpointing:
+            advice += ", or set `gradient_checkpointing: true`"
+        raise EngineError(f"training ran out of memory: {advice}") from None
+
+
+def _keep_rows(path: Path, steps: int) -> list[dict[str, Any]]:
+    """The rows up to `steps`; later ones, and a torn last line, are dropped from the file."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] <= steps:
+            rows.append(row)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    temporary.rename(path)
+    return rows
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    return {k: float(v) for k, v in row.items() if k not in ("step", "tokens", "timing")}
+
+
+def _progress(row: dict[str, Any], steps: int) -> TrainProgress:
+    speed = row["timing"]["tokens_per_second"]
+    return TrainProgress(row["step"], steps, row["loss"], speed, _numbers(row))
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    numbers = [_numbers(row) for row in rows]
+    summary = {}
+    for name in numbers[-1] if numbers else []:
+        values = [row[name] for row in numbers]
+        summary["first_" + name] = values[0]
+        summary["last_" + name] = values[-1]
+        summary["mean_" + name] = sum(values) / len(values)
+    return summary

@@ -1,0 +1,271 @@
+"""The model that is trained: loading, fp32 masters, the low-precision working copy, export.
+
+With bf16 compute the module holds a bf16 copy that runs forward and backward; the optimiser works
+on fp32 masters, and the copy is refreshed from them after each step. So the copy has the very bits
+that the exported bf16 checkpoint has. With fp32 compute the parameters are their own masters.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rlaif.batching import Layout, sequence_sums
+from rlaif.config import LoraOptions
+from rlaif.errors import EngineError
+from rlaif.logprobs import token_logprobs
+
+MASTERS = "masters/model.safetensors"
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of forward and backward: bf16 where the hardware has it, else fp32.
+
+    A CPU without bf16 instructions emulates them ten to fifty times slower than it computes fp32.
+    """
+    if precision != "bf16":
+        return torch.float32
+    if device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16
+
+
+@dataclass(slots=True)
+class TrainModel:
+    """A module in its compute dtype and the fp32 masters of its trainable parameters by name."""
+
+    module: Any
+    masters: dict[str, Tensor]
+    params: dict[str, nn.Parameter]
+    device: torch.device
+    dtype: torch.dtype
+    hidden_scale: float = 1.0
+
+    def logprobs(self, layout: Layout) -> Tensor:
+        """(S,) fp32 log-probabilities of the layout's completions, summed over their tokens."""
+        return sequence_sums(self.token_logprobs(layout), layout.lengths)
+
+    def token_logprobs(self, layout: Layout) -> Tensor:
+        """(N,) fp32 log-probabilities of the layout's target tokens, in nats."""
+        layout = layout.to(self.device)
+        causal = _causal(self.module)
+        hidden = causal.base_model(
+            input_ids=layout.input_ids,
+            attention_mask=layout.attention_mask,
+            position_ids=layout.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        hidden = hidden.flatten(0, 1).index_select(0, layout.predict)
+        head = causal.get_output_embeddings()
+        if self.hidden_scale != 1.0:
+            hidden = hidden * self.hidden_scale
+        return token_logprobs(hidden, head.weight, layout.targets, head.bias)
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Refresh the working copy from the masters."""
+        for name, param in self.params.items():
+            if param is not self.masters[name]:
+                param.copy_(self.masters[name])
+
+
+def load_module(folder: Path, device: torch.device) -> Any:
+    """The causal language model in `folder` in fp32, from its masters where it has them."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"{folder}: this model cannot be loaded for training: {error}") from None
+    masters = folder / MASTERS
+    if masters.exists():
+        _copy_weights(module, load_file(masters), masters)
+    moved: Any = module
+    return moved.to(device)
+
+
+@torch.no_grad()
+def _copy_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    params = dict(module.named_parameters())
+    if params.keys() != weights.keys() or any(params[n].shape != weights[n].shape for n in params):
+        raise EngineError(f"{source}: these masters belong to another architecture; remove them")
+    for name, param in params.items():
+        param.copy_(weights[name])
+
+
+def prepare(
+    module: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    lora: LoraOptions | None = None,
+    gradient_checkpointing: bool = False,
+    trainable: bool = True,
+) -> TrainModel:
+    """A module with fp32 parameters made ready: adapters, masters, dropout off, compute dtype."""
+    scale = head_scale(module)
+    if lora is not None:
+        module = add_lora(module, lora)
+    _no_dropout(module)
+    module.train()
+    if gradient_checkpointing:
+        _causal(module).gradient_checkpointing_enable({"use_reentrant": False})
+    model = TrainModel(module, {}, {}, device, dtype, scale)
+    for name, param in module.named_parameters():
+        # Each fp32 tensor is let go before the next is cast, so there is never a second full copy.
+        keep = trainable and param.requires_grad
+        if dtype == torch.float32:
+            if keep:
+                model.masters[name] = model.params[name] = param
+        else:
+            if keep:
+                model.masters[name] = param.detach()
+                model.params[name] = param
+            param.data = param.data.to(dtype)
+        if not trainable:
+            param.requires_grad_(False)
+    for name, master in model.masters.items():
+        master.grad = torch.zeros_like(master)
+        param = model.params[name]
+        if param is not master:
+            working: Any = param
+            working.register_post_accumulate_grad_hook(_into(master))
+    return model
+
+
+def _into(master: Tensor) -> Callable[[Tensor], None]:
+    """A hook that moves a working parameter's gradient into its master's, and frees it."""
+
+    def hook(param: Tensor) -> None:
+        if master.grad is not None and param.grad is not None:
+            master.grad.add_(param.grad)
+        param.grad = None
+
+    return hook
+
+
+def _causal(module: Any) -> Any:
+    return module.get_base_model() if hasattr(module, "peft_config") else module
+
+
+@torch.no_grad()
+def head_scale(module: Any) -> float:
+    """What the logits are multiplied by after the head, once log-probs from hidden states are found
+    equal to those of the model's own logits. Raises EngineError where they are not."""
+    config = module.config
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    name = type(module).__name__
+    head = module.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or getattr(config, "final_logit_softcapping", None):
+        raise EngineError(
+            f"{name}: training needs a plain linear output head, and this has another"
+        )
+    module.eval()
+    device = head.weight.device
+    ids = torch.arange(8, device=device)[None] % head.weight.shape[0]
+    own = module(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+    hidden = module.base_model(input_ids=ids, use_cache=False).last_hidden_state[0] * scale
+    ours = token_logprobs(hidden, head.weight, ids[0], head.bias, fp32_head=True)
+    if not torch.allclose(ours, own[torch.arange(8), ids[0]], atol=2e-2):
+        raise EngineError(
+            f"{name}: log-probs from hidden states differ from the model's own logits"
+        )
+    return scale
+
+
+def add_lora(module: Any, options: LoraOptions) -> Any:
+    """The module with fresh low-rank adapters (arXiv 2106.09685); only they are trainable."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise EngineError("`lora` needs peft. Run: pip install peft") from None
+    config = LoraConfig(
+        r=options.r,
+        # peft declares int, and only divides it by r.
+        lora_alpha=options.alpha,  # type: ignore[arg-type]
+        lora_dropout=options.dropout,
+        target_modules=options.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        wrapped = get_peft_model(module, config)
+    except ValueError as error:
+        raise EngineError(f"lora.target_modules: {error}") from None
+    if type(_causal(wrapped).get_output_embeddings()) is not nn.Linear:
+        raise EngineError("lora.target_modules must leave out the output head")
+    return wrapped
+
+
+def _no_dropout(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if "lora_" in name:
+            continue
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for key, value in vars(part).items():
+            # Attention modules keep their rate as a number and apply it themselves.
+            if key.endswith("dropout") and isinstance(value, float):
+                setattr(part, key, 0.0)
+
+
+def free() -> None:
+    """Give back the memory of models that are no longer referenced."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def export(model: TrainModel, start: Path, out: Path, lora: LoraOptions | None) -> None:
+    """Write `out`: a bf16 checkpoint with its tokenizer, and fp32 masters, complete or not at all.
+
+    Adapters are merged in fp32 into the weights of `start`. The model cannot be used afterwards.
+    """
+    temporary = out.with_name(out.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "masters").mkdir(parents=True)
+    masters = model.masters
+    module = model.module
+    if lora is not None:
+        model.module = module = None
+        free()
+        module = add_lora(load_module(start, torch.device("cpu")), lora)
+        adapters = {n: p for n, p in module.named_parameters() if n in masters}
+        for name, param in adapters.items():
+            param.copy_(masters[name])
+        module = module.merge_and_unload()
+        masters = dict(module.named_parameters())
+    cpu = {name: master.detach().cpu().contiguous() for name, master in masters.items()}
+    save_file(cpu, temporary / MASTERS)
+    for name, param in module.named_parameters():
+        param.grad = None
+        param.data = cpu[name].to(torch.bfloat16)
+    module.config.dtype = torch.bfloat16
+    module.save_pretrained(temporary)
+    _copy_text_files(start, temporary)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+
+
+def _copy_text_files(start: Path, target: Path) -> None:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(start).save_pretrained(target)
+    # The starting model's file as it is: saving it anew would add defaults it never had.
+    generation = start / "generation_config.json"
+    if generation.exists():
+        shutil.copyfile(generation, target / generation.name)

@@ -1,0 +1,145 @@
+"""From preferences and a starting checkpoint to a trained checkpoint: what a train step calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from rlaif.config import TrainStep
+from rlaif.errors import RlaifError
+from rlaif.records import Preference
+from rlaif.train import checkpoint
+from rlaif.train.dpo import DpoTask, Reference, compute_reference, read_reference
+from rlaif.train.loop import Task, TrainOutcome, TrainProgress, memory_advice, run_training
+from rlaif.train.model import TrainModel, compute_dtype, export, free, load_module, prepare
+from rlaif.train.sft import SftTask
+from rlaif.train.tokenise import Encoded, Example, encode, load_tokenizer
+
+
+def train(
+    options: TrainStep,
+    preferences: Sequence[Preference],
+    token_ids: Mapping[str, list[int]],
+    start: Path,
+    reference: Path | None,
+    out: Path,
+    work: Path,
+    seed: int,
+    device: str = "auto",
+    progress: Callable[[TrainProgress], None] | None = None,
+    system_prompt: str = "keep",
+) -> TrainOutcome:
+    """Train `start` on `preferences` and write the result to `out`.
+
+    `start` and `reference` (None: the start itself) are checkpoint folders; fp32 weights in their
+    `masters/` are preferred to the bf16 ones. `token_ids` maps completion ids to the tokens the
+    policy sampled. `work` holds what a rerun continues from. `out` is complete or absent; when it
+    is there already, the outcome stored beside it is returned.
+    """
+    finished = work / "outcome.json"
+    if out.exists() and finished.exists():
+        checkpoint.clear(work)
+        return TrainOutcome(**json.loads(finished.read_text()))
+    if not preferences:
+        raise RlaifError(
+            "there are no preferences to train on. Every pair was dropped: lower `min_margin` in "
+            "`pair`, sample more answers per prompt, or look at the judges' scores."
+        )
+    encoded = _encode(options, preferences, token_ids, start, system_prompt)
+    work.mkdir(parents=True, exist_ok=True)
+    where = torch.device(_pick(device))
+    dtype = compute_dtype(options.precision, where)
+    same = reference is None or reference.resolve() == start.resolve()
+    stored: Reference = {}
+    if options.method == "dpo" and reference is not None and not same:
+        stored = _other_reference(reference, encoded.examples, options, seed, work, where, dtype)
+    torch.manual_seed(seed)
+    module = load_module(start, where)
+    model = prepare(module, where, dtype, options.lora, options.gradient_checkpointing)
+    del module
+    if options.method == "dpo" and same:
+        path = work / "reference.jsonl"
+        with memory_advice(options):
+            stored = compute_reference(model, encoded.examples, options, seed, path)
+    outcome = _run(options, encoded, stored, same, model, work, seed, progress)
+    export(model, start, out, options.lora)
+    checkpoint.clear(work)
+    return outcome
+
+
+def _pick(device: str) -> str:
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _encode(
+    options: TrainStep,
+    preferences: Sequence[Preference],
+    token_ids: Mapping[str, list[int]],
+    start: Path,
+    system_prompt: str,
+) -> Encoded:
+    encoded = encode(
+        preferences,
+        load_tokenizer(start),
+        token_ids,
+        both=options.method == "dpo",
+        max_length=options.max_length,
+        overlong=options.overlong,
+        train_on_eos=options.train_on_eos,
+        system_prompt=system_prompt,
+    )
+    if not encoded.examples:
+        raise RlaifError(
+            f"none of the {len(preferences)} preferences can be trained on ({encoded.counts}). "
+            f"Raise `max_length` ({options.max_length}) or set `overlong: truncate_left`."
+        )
+    return encoded
+
+
+def _other_reference(
+    folder: Path,
+    examples: Sequence[Example],
+    options: TrainStep,
+    seed: int,
+    work: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Reference:
+    """Log-probs of a reference that is not the start; its memory is free again afterwards."""
+    path = work / "reference.jsonl"
+    known = read_reference(path)
+    if all(e.example_id in known for e in examples):
+        return known
+    model = prepare(load_module(folder, device), device, dtype, trainable=False)
+    with memory_advice(options):
+        known = compute_reference(model, examples, options, seed, path)
+    del model
+    free()
+    return known
+
+
+def _run(
+    options: TrainStep,
+    encoded: Encoded,
+    stored: Reference,
+    same: bool,
+    model: TrainModel,
+    work: Path,
+    seed: int,
+    progress: Callable[[TrainProgress], None] | None,
+) -> TrainOutcome:
+    task: Task
+    if options.method == "dpo":
+        task = DpoTask(encoded.examples, stored, options, same)
+    else:
+        task = SftTask(encoded.examples)
+    outcome = run_training(task, model, options, work, seed, progress)
+    outcome = replace(outcome, skipped=encoded.counts)
+    (work / "outcome.json").write_text(json.dumps(asdict(outcome)))
+    return outcome

@@ -1,0 +1,68 @@
+"""Fused token log-probs equal the plain path, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlaif.logprobs import token_logprobs
+
+
+def _plain(hidden, weight, targets, bias=None):
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+
+def _inputs(dtype=torch.float64, tokens=7, width=5, vocabulary=23):
+    generator = torch.Generator().manual_seed(0)
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=dtype)  # noqa: E731
+    targets = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    tensors = make(tokens, width), make(vocabulary, width), make(vocabulary)
+    return [t.requires_grad_() for t in tensors], targets
+
+
+@pytest.mark.parametrize("chunk", [1, 6, 23, 100])
+def test_values_and_gradients_equal_the_plain_path(chunk):
+    (hidden, weight, bias), targets = _inputs()
+    upstream = torch.linspace(-1, 2, len(targets), dtype=torch.float64)
+    ours = token_logprobs(hidden, weight, targets, bias, chunk=chunk)
+    plain = _plain(hidden, weight, targets, bias)
+    torch.testing.assert_close(ours, plain)
+    wanted = torch.autograd.grad((plain * upstream).sum(), (hidden, weight, bias))
+    found = torch.autograd.grad((ours * upstream).sum(), (hidden, weight, bias))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradcheck():
+    (hidden, weight, bias), targets = _inputs()
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: token_logprobs(h, w, targets, b, chunk=6), (hidden, weight, bias)
+    )
+
+
+def test_fp32_head_is_exact_over_bf16_states_and_the_default_is_close():
+    (hidden, weight, _), targets = _inputs(torch.bfloat16, tokens=40, width=64, vocabulary=301)
+    exact = _plain(hidden.float(), weight.float(), targets)
+    sharp = token_logprobs(hidden, weight, targets, chunk=100, fp32_head=True)
+    rough = token_logprobs(hidden, weight, targets, chunk=100)
+    assert sharp.dtype == rough.dtype == torch.float32
+    torch.testing.assert_close(sharp, exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rough, exact, rtol=2e-2, atol=0.15)
+    rough.sum().backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+
+
+def test_frozen_weight_gets_no_gradient_and_huge_logits_stay_finite():
+    (hidden, weight, _), targets = _inputs(torch.float32)
+    frozen = weight.detach() * 1e4
+    values = token_logprobs(hidden, frozen, targets, chunk=4)
+    values.sum().backward()
+    assert torch.isfinite(values).all() and torch.isfinite(hidden.grad).all()
+    with torch.no_grad():
+        assert torch.equal(token_logprobs(hidden, frozen, targets, chunk=4), values.detach())
+
+
+def test_no_tokens():
+    (hidden, weight, _), targets = _inputs(torch.float32)
+    assert token_logprobs(hidden[:0], weight, targets[:0]).shape == (0,)

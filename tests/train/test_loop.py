@@ -1,0 +1,229 @@
+"""The optimisation loop end to end on tiny models: resume, accumulation, schedule, export."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlaif.config import TrainStep
+from rlaif.errors import EngineError, RlaifError, StoreError
+from rlaif.train import run as run_module
+from rlaif.train.loop import learning_rate, memory_advice, run_training
+from rlaif.train.model import MASTERS, load_module, prepare
+from rlaif.train.run import train
+from rlaif.train.sft import SftTask
+from rlaif.train.tokenise import Example
+
+CPU = torch.device("cpu")
+
+
+class Stop(Exception):
+    pass
+
+
+def _options(**changes):
+    defaults = {
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "epochs": 2,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        "checkpoint_every": 2,
+    }
+    return TrainStep.model_validate({**defaults, **changes})
+
+
+def _train(folder, start, preferences, options, reference=None, seed=3, progress=None):
+    return train(
+        options,
+        preferences,
+        {},
+        start,
+        reference,
+        folder / "out",
+        folder / "work",
+        seed,
+        "cpu",
+        progress,
+    )
+
+
+def _files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def _rows(folder):
+    lines = (folder / "work/metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "timing"} for line in lines]
+
+
+LORA = {"r": 4, "alpha": 8.0, "dropout": 0.3}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": "sft"},
+        {"precision": "bf16"},
+        {"lora": LORA, "precision": "bf16"},
+        {"gradient_checkpointing": True},
+    ],
+    ids=["dpo", "sft", "bf16", "lora", "checkpointing"],
+)
+def test_interrupted_training_ends_in_the_same_bytes(
+    tmp_path, make_model, make_preferences, changes, monkeypatch
+):
+    if changes.get("precision") == "bf16":
+        monkeypatch.setattr(run_module, "compute_dtype", lambda *_: torch.bfloat16)
+    start, preferences, options = make_model(0), make_preferences(10), _options(**changes)
+    whole = _train(tmp_path / "a", start, preferences, options)
+    assert whole.steps == 6
+
+    def stop(progress):
+        if progress.step == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        _train(tmp_path / "b", start, preferences, options, progress=stop)
+    assert not (tmp_path / "b/out").exists()
+    seen = []
+    resumed = _train(
+        tmp_path / "b", start, preferences, options, progress=lambda p: seen.append(p.step)
+    )
+    assert seen == [5, 6]
+    assert _files(tmp_path / "a/out") == _files(tmp_path / "b/out")
+    assert _rows(tmp_path / "a") == _rows(tmp_path / "b")
+    assert resumed.metrics == whole.metrics and resumed.tokens == whole.tokens
+    assert not list((tmp_path / "b/work").glob("checkpoint-*"))
+    assert _train(tmp_path / "b", start, preferences, options).seconds == resumed.seconds
+
+
+def test_accumulation_equals_the_whole_batch(tmp_path, make_model, make_preferences):
+    start, preferences = make_model(0), make_preferences(10)
+    for method in ("dpo", "sft"):
+        for size in (1, 4):
+            options = _options(micro_batch_size=size, epochs=1, method=method, nll_weight=0.2)
+            _train(tmp_path / f"{method}{size}", start, preferences, options)
+        one, two = (_rows(tmp_path / f"{method}{size}")[-1] for size in (1, 4))
+        assert one.keys() == two.keys()
+        for name in one:
+            assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-5), name
+
+
+def test_dpo_starts_at_log_two_exactly_and_learns(tmp_path, make_model, make_preferences):
+    outcome = _train(tmp_path, make_model(0), make_preferences(8), _options(epochs=6))
+    assert outcome.metrics["first_margin"] == 0.0
+    assert outcome.metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert outcome.metrics["last_loss"] < 0.6 and outcome.metrics["last_accuracy"] == 1.0
+
+
+def test_another_reference(tmp_path, make_model, make_preferences):
+    preferences = make_preferences(4)
+    same = _train(tmp_path / "a", make_model(0), preferences, _options(), make_model(0))
+    other = _train(tmp_path / "b", make_model(0), preferences, _options(), make_model(1))
+    assert same.metrics["first_margin"] == 0.0
+    assert abs(other.metrics["first_margin"]) > 1e-3
+    lines = (tmp_path / "b/work/reference.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["example_id"] for line in lines) == ["r0", "r1", "r2", "r3"]
+
+
+def test_a_changed_reference_is_noticed(tmp_path, make_model, make_preferences):
+    work = tmp_path / "work"
+    work.mkdir()
+    rows = [{"example_id": f"r{i}", "chosen": -1.0, "rejected": -1.0} for i in range(4)]
+    (work / "reference.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(RlaifError, match="reference log-probs differ"):
+        _train(tmp_path, make_model(0), make_preferences(4), _options())
+
+
+def test_tiny_steps_move_the_masters_and_the_next_round_starts_from_them(
+    tmp_path, make_model, make_preferences, monkeypatch
+):
+    monkeypatch.setattr(run_module, "compute_dtype", lambda *_: torch.bfloat16)
+    start = make_model(0)
+    options = _options(learning_rate=1e-6, warmup_ratio=0.0, precision="bf16", epochs=1)
+    outcome = _train(tmp_path, start, make_preferences(4), options)
+    assert outcome.compute_dtype == "bfloat16"
+    before, after = load_file(start / "model.safetensors"), load_file(tmp_path / "out" / MASTERS)
+    assert "lm_head.weight" not in after
+    moved = [float((after[n] - before[n].float()).abs().max()) for n in after]
+    assert all(0 < m < 1e-5 for m in moved)
+    again = dict(load_module(tmp_path / "out", CPU).named_parameters())
+    assert all(torch.equal(again[n], after[n]) for n in after)
+    narrow = load_file(tmp_path / "out/model.safetensors")
+    assert all(torch.equal(narrow[n], after[n].to(torch.bfloat16)) for n in after)
+
+
+def test_lora_is_merged(tmp_path, make_model, make_preferences):
+    options = _options(lora={"r": 2, "alpha": 4.0, "target_modules": ["q_proj"]})
+    outcome = _train(tmp_path, make_model(0), make_preferences(8), options)
+    assert outcome.metrics["first_margin"] == 0.0
+    before = load_file(make_model(0) / "model.safetensors")
+    after = load_file(tmp_path / "out" / MASTERS)
+    changed = {n for n in after if not torch.equal(after[n], before[n].float())}
+    assert changed == {f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2)}
+    for name in changed:
+        assert torch.linalg.matrix_rank(after[name] - before[name].float(), rtol=1e-4) == 2
+
+
+def test_lora_on_the_output_head_is_refused(tmp_path, make_model, make_preferences):
+    options = _options(lora={"target_modules": ["lm_head"]})
+    with pytest.raises(EngineError, match="output head"):
+        _train(tmp_path, make_model(0), make_preferences(4), options)
+
+
+def test_schedule():
+    linear = TrainStep(learning_rate=1.0, warmup_ratio=0.2, schedule="linear", min_lr_ratio=0.5)
+    assert [learning_rate(s, 10, linear) for s in (0, 1, 2, 6)] == [0.5, 1.0, 1.0, 0.75]
+    cosine = TrainStep(learning_rate=2.0, warmup_ratio=0.0)
+    assert learning_rate(0, 8, cosine) == 2.0
+    assert learning_rate(4, 8, cosine) == pytest.approx(1.0)
+    flat = TrainStep(learning_rate=3.0, warmup_ratio=0.0, schedule="constant")
+    assert {learning_rate(s, 5, flat) for s in range(5)} == {3.0}
+
+
+class Broken(SftTask):
+    def loss(self, model, micro, total, step):
+        loss, sums, tokens = super().loss(model, micro, total, step)
+        return loss * (math.nan if step == 1 else 1.0), sums, tokens
+
+
+def test_a_non_finite_loss_stops_and_names_the_prompts(tmp_path, make_model):
+    examples = [Example(f"e{i}", f"p{i}", [1, 2], ([3, 4],)) for i in range(8)]
+    model = prepare(load_module(make_model(0), CPU), CPU, torch.float32)
+    options = _options(epochs=1, micro_batch_size=4)
+    with pytest.raises(RlaifError, match="step 2: the loss is nan"):
+        run_training(Broken(examples), model, options, tmp_path, 0)
+    saved = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert len(saved["prompt_ids"]) == 4 and saved["step"] == 2
+
+
+def test_refusals(tmp_path, make_model, make_preferences):
+    with pytest.raises(RlaifError, match="min_margin"):
+        _train(tmp_path, make_model(0), [], _options())
+    with pytest.raises(RlaifError, match="max_length"):
+        _train(tmp_path, make_model(0), make_preferences(2), _options(max_length=3))
+    with (
+        pytest.raises(EngineError, match=r"micro_batch_size.*max_length.*gradient_checkpointing"),
+        memory_advice(_options()),
+    ):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+    with pytest.raises(RuntimeError, match="something else"), memory_advice(_options()):
+        raise RuntimeError("something else")
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, make_model, make_preferences):
+    def stop(progress):
+        if progress.step == 3:
+            raise Stop
+
+    start, preferences = make_model(0), make_preferences(8)
+    with pytest.raises(Stop):
+        _train(tmp_path, start, preferences, _options(), progress=stop)
+    with pytest.raises(StoreError, match="other data or options"):
+        _train(tmp_path, start, preferences, _options(beta=0.2))

@@ -1,0 +1,118 @@
+"""Preferences to token ids: boundaries, end tokens, sampled ids, long examples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rlaif.batching import padded_layout, plan_epoch
+from rlaif.errors import EngineError, RlaifError
+from rlaif.train.tokenise import encode, load_tokenizer
+
+
+def _encode(preferences, tokenizer, token_ids=None, **changes):
+    options = {"both": True, "max_length": 512, "overlong": "skip", "train_on_eos": True}
+    return encode(preferences, tokenizer, token_ids or {}, **{**options, **changes})
+
+
+def test_prompt_and_completion_spell_the_conversation(tokenizer, make_preferences):
+    [preference] = make_preferences(1)
+    [example] = _encode([preference], tokenizer).examples
+    assert tokenizer.decode(example.prompt_ids) == (
+        "<|im_start|>user\nSay <|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert [tokenizer.decode(c) for c in example.completions] == ["yes 0<|im_end|>", "no<|im_end|>"]
+    [bare] = _encode([preference], tokenizer, train_on_eos=False, both=False).examples
+    assert [tokenizer.decode(c) for c in bare.completions] == ["yes 0"]
+
+
+def test_sampled_ids_are_used_when_they_spell_the_answer(tokenizer, make_preferences):
+    [preference] = make_preferences(1)
+    end = tokenizer.eos_token_id
+    sampled = tokenizer("yes 0", add_special_tokens=False)["input_ids"]
+    unfinished = {"c0": sampled, "d0": [5, 6, 7]}
+    result = _encode([preference], tokenizer, unfinished)
+    # No end token was sampled, so none is learned; ids that spell another text are not used.
+    assert result.examples[0].completions[0] == sampled
+    assert tokenizer.decode(result.examples[0].completions[1]) == "no<|im_end|>"
+    assert result.counts["retokenised"] == 1
+    finished = {"c0": [*sampled, end]}
+    kept = _encode([preference], tokenizer, finished).examples[0]
+    cut = _encode([preference], tokenizer, finished, train_on_eos=False).examples[0]
+    assert kept.completions[0] == [*sampled, end] and cut.completions[0] == sampled
+
+
+def test_trimming_template(tokenizer, make_preferences):
+    [preference] = make_preferences(1)
+    trimmed = replace(preference, chosen=[{"role": "assistant", "content": "  yes  "}])
+    before = tokenizer.chat_template
+    tokenizer.chat_template = before.replace("m['content']", "m['content'] | trim")
+    try:
+        [example] = _encode([trimmed], tokenizer).examples
+    finally:
+        tokenizer.chat_template = before
+    assert tokenizer.decode(example.completions[0]) == "yes<|im_end|>"
+
+
+def test_overlong(tokenizer, make_preferences):
+    preferences = make_preferences(2)
+    whole = _encode(preferences, tokenizer).examples
+    limit = whole[1].length - 1
+    assert whole[0].length <= limit
+    skipped = _encode(preferences, tokenizer, max_length=limit)
+    assert [e.prompt_id for e in skipped.examples] == ["p0"] and skipped.counts["overlong"] == 1
+    with pytest.raises(RlaifError, match=r"p1.*max_length"):
+        _encode(preferences, tokenizer, max_length=limit, overlong="refuse")
+    cut = _encode(preferences, tokenizer, max_length=limit, overlong="truncate_left")
+    assert cut.counts["truncated"] == 1
+    assert cut.examples[1].prompt_ids == whole[1].prompt_ids[1:]
+    assert cut.examples[1].completions == whole[1].completions
+    hopeless = _encode(preferences, tokenizer, max_length=3, overlong="truncate_left")
+    assert hopeless.examples == [] and hopeless.counts["overlong"] == 2
+
+
+def test_empty_answers_are_counted(tokenizer, make_preferences):
+    [preference] = make_preferences(1)
+    silent = replace(preference, rejected=[{"role": "assistant", "content": ""}])
+    assert _encode([silent], tokenizer, train_on_eos=False).counts["empty"] == 1
+    assert len(_encode([silent], tokenizer).examples[0].completions[1]) == 1
+
+
+def test_templates_that_cannot_work(tokenizer, make_preferences, tmp_path):
+    before = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = before.replace("assistant\n{% endif", "robot\n{% endif")
+        with pytest.raises(EngineError, match="generation prompt"):
+            _encode(make_preferences(1), tokenizer)
+        tokenizer.chat_template = before.replace("m['content']", "m['content'] | upper")
+        with pytest.raises(EngineError, match="changes the text"):
+            _encode(make_preferences(1), tokenizer)
+        tokenizer.chat_template = None
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(EngineError, match="chat template"):
+            load_tokenizer(tmp_path)
+    finally:
+        tokenizer.chat_template = before
+
+
+def test_padded_layout_points_at_the_tokens_before_the_targets():
+    layout = padded_layout([([1, 2], [3, 4]), ([5, 6, 7], [8])])
+    assert layout.input_ids.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert layout.predict.tolist() == [1, 2, 6] and layout.targets.tolist() == [3, 4, 8]
+    assert layout.lengths == [2, 1] and layout.tokens == 8
+    with pytest.raises(ValueError, match="prompt"):
+        padded_layout([([], [1])])
+
+
+def test_plan_covers_every_example_once_in_an_order_of_seed_and_epoch():
+    lengths = [(7 * i) % 11 for i in range(23)]
+    plan = plan_epoch(lengths, 8, 4, seed=1, epoch=0)
+    flat = [i for batch in plan for micro in batch for i in micro]
+    assert sorted(flat) == list(range(23)) and [len(b) for b in plan] == [2, 2, 2]
+    assert plan == plan_epoch(lengths, 8, 4, seed=1, epoch=0)
+    assert plan != plan_epoch(lengths, 8, 4, seed=1, epoch=1)
+    assert plan != plan_epoch(lengths, 8, 4, seed=2, epoch=0)
+    for batch in plan:
+        ordered = [lengths[i] for micro in batch for i in micro]
+        assert ordered == sorted(ordered, reverse=True)
