@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from rlaif.compare.diagnostics import AlarmLimits, RoundMetrics, find_alarms
 from rlaif.compare.words import self_judge_words
 from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment, resolved_yaml
-from rlaif.constitution import Constitution, load_constitution
+from rlaif.constitution import Constitution, load_constitution, principle_hash
 from rlaif.data.sources import load_prompts
 from rlaif.engines.build import CAPABILITIES, EnginePool
 from rlaif.engines.builtin import locate, resolve, weights_hash
@@ -61,7 +61,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> Pl
     judges = {
         name: build_judge(spec, constitution, path) for name, spec in experiment.judges().items()
     }
-    keys = _model_keys(experiment, fetch)
+    keys = model_keys(experiment, fetch)
     _check_roles(experiment, keys)
     inputs = PlanInputs(
         experiment,
@@ -83,9 +83,9 @@ def _constitution(experiment: Experiment, path: Path) -> Constitution | None:
     return load_constitution(find(experiment.constitution, path))
 
 
-def _model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
+def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
     """Model name (or folder in a train step) to the identity of its weights."""
-    keys = {name: _model_key(spec, fetch) for name, spec in experiment.models.items()}
+    keys = {name: model_key(spec, fetch) for name, spec in experiment.models.items()}
     policy = experiment.models["policy"]
     for entry in experiment.steps:
         if entry.train is None:
@@ -93,11 +93,11 @@ def _model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
         for name in (entry.train.from_, entry.train.reference):
             known = name in RESERVED_MODELS or name in keys
             if not known and ("/" in name or Path(name).exists()):
-                keys[name] = _model_key(policy.model_copy(update={"path": name}), fetch)
+                keys[name] = model_key(policy.model_copy(update={"path": name}), fetch)
     return keys
 
 
-def _model_key(spec: ModelSpec, fetch: bool) -> str:
+def model_key(spec: ModelSpec, fetch: bool) -> str:
     if spec.engine == "fake":
         script = Path(find(spec.script)).read_text(encoding="utf-8") if spec.script else ""
         return "fake:" + content_hash(script)
@@ -351,6 +351,9 @@ def _write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) -
         "seeds": inputs.experiment.all_seeds,
         "models": dict(inputs.keys),
         "constitution": constitution.model_dump(mode="json") if constitution else None,
+        "constitution_hash": content_hash([principle_hash(p) for p in constitution.principles])
+        if constitution
+        else None,
         "judges": {name: j.judge_hash for name, j in inputs.judges.items()},
         "prompts": {
             "train": len(inputs.prompts.train),

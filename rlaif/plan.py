@@ -34,6 +34,9 @@ from rlaif.yamlio import Lines, suggest
 # Raised when the code of a step kind changes its output for the same inputs.
 VERSIONS = {"sample": 1, "judge": 1, "pair": 1, "train": 1, "logprobs": 1, "evaluate": 1, "load": 1}
 
+DRIFT_PROMPTS = 32
+"""How many of M0's held-out answers a moving judge rescores each round."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -222,14 +225,22 @@ class _Unroller:
         return bool(self.inputs.judges[judge_id].needs)
 
     def _judged(
-        self, step: Any, sources: list[Planned], model: Model | None, name: str
+        self,
+        step: Any,
+        sources: list[Planned],
+        model: Model | None,
+        name: str,
+        limit: int | None = None,
     ) -> Planned:
         judge = self.inputs.judges[step.id]
+        # Loaded completions bring their own prompts: then no limit is known here, and all count.
+        known = all(s.prompts for s in sources)
+        prompts = tuple(dict.fromkeys(p for s in sources for p in s.prompts))[:limit] if known else ()
         parts = [s.hash for s in sources]
         identity = model.identity() if model else None
         return self._add(
             Planned(
-                self._hash("judge", judge.judge_hash, identity, parts, self.seed),
+                self._hash("judge", judge.judge_hash, identity, parts, prompts, self.seed),
                 "judge",
                 name,
                 self.seed,
@@ -237,7 +248,7 @@ class _Unroller:
                 step,
                 inputs={f"completions/{i}": s.hash for i, s in enumerate(sources)},
                 models={"by": model} if model else {},
-                prompts=tuple(dict.fromkeys(p for s in sources for p in s.prompts)),
+                prompts=prompts,
             )
         )
 
@@ -444,7 +455,8 @@ class _Unroller:
             by = getattr(judge, "by", None)
             moving = self._asks(judge.id) and by in ("policy", "current")
             if moving and not self.inputs.judges[judge.id].comparative:
-                judged = self._judged(judge, [fixed], model, f"{step.id}.drift.{judge.id}")
+                name = f"{step.id}.drift.{judge.id}"
+                judged = self._judged(judge, [fixed], model, name, DRIFT_PROMPTS)
                 found[f"drift/{judge.id}"] = judged.hash
         return found
 

@@ -19,10 +19,14 @@ PATTERN_SECONDS = 2.0
 
 # Han and kana are written without spaces: each character counts as a word there.
 _WORD = regex.compile(
-    r"[\p{Han}\p{Hiragana}\p{Katakana}]"
-    r"|(?:(?![\p{Han}\p{Hiragana}\p{Katakana}])[\p{L}\p{M}\p{N}])+"
-    r"(?:['’.,_\-](?:(?![\p{Han}\p{Hiragana}\p{Katakana}])[\p{L}\p{M}\p{N}])+)*"
+    r"[\p{Han}\p{Hiragana}\p{Katakana}&&[\p{L}\p{N}]]"
+    r"|(?!\p{DI})[\p{L}\p{N}--\p{Han}--\p{Hiragana}--\p{Katakana}]"
+    r"[\p{L}\p{M}\p{N}--\p{Han}--\p{Hiragana}--\p{Katakana}]*"
+    r"(?:['’.,_\-][\p{L}\p{M}\p{N}--\p{Han}--\p{Hiragana}--\p{Katakana}]+)*",
+    regex.VERSION1,
 )
+# Fillers and the blank Braille cell are letters or symbols by category, and invisible.
+_SAID = regex.compile(r"(?!\p{DI}|\u2800)(?:[\p{L}\p{N}]|(?![\x00-\x7F])\p{S})")
 _FINAL = ".!?…。！？｡．؟۔।॥։።"
 _CLOSERS = "\"'”’»›)]}）】」』〉》*_"
 _FENCE = regex.compile(r"^[ \t]*(?:```|~~~)", regex.MULTILINE)
@@ -59,10 +63,7 @@ def words(text: str) -> list[str]:
 
 def is_blank(text: str) -> bool:
     """True when nothing is said: only spaces, ASCII punctuation or invisible characters."""
-    return not any(
-        unicodedata.category(c)[0] in "LN" or (ord(c) > 127 and unicodedata.category(c)[0] == "S")
-        for c in text
-    )
+    return _SAID.search(text) is None
 
 
 def sentences(text: str) -> list[str]:

@@ -60,7 +60,7 @@ def _values(context: StepContext, prefix: str) -> dict[str, Values]:
         if name.startswith(f"{prefix}judgements/"):
             judge = name.rsplit("/", 1)[1]
             judgements = context.judgements(name)
-            if context.inputs.judges[judge].comparative:
+            if any(len(j.shown) > 1 for j in judgements):
                 found |= metrics.pairwise_values(judge, judgements, ids)
             else:
                 found |= metrics.judge_values(judge, judgements, weights, ids)
@@ -146,7 +146,11 @@ def _agreement(
     context: StepContext, scores: Mapping[str, Mapping[str, Mapping[str, float]]]
 ) -> dict[str, Values]:
     """Within a prompt, does a model judge rank the candidates as the programs do?"""
-    programs = [j for j in scores if not context.inputs.judges[j].needs]
+    programs = [
+        judge
+        for judge in scores
+        if all(j.annotator_kind == "rule" for j in context.judgements(f"train/judgements/{judge}"))
+    ]
     found: dict[str, Values] = {}
     for judge in scores:
         if judge in programs or not programs:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.errors import ConfigError
 from rlaif.judges.base import Call
 from rlaif.records import VALUED, Judgement
 from rlaif.steps.context import StepContext, by_prompt
@@ -20,8 +21,15 @@ def run(context: StepContext) -> dict[str, Any]:
     planned, judge = context.planned, context.judge()
     groups = by_prompt(context.completions())
     calls: list[Call] = []
-    for prompt_id in sorted(groups):
-        calls += judge.calls(context.prompts[prompt_id], groups[prompt_id], planned.seed)
+    wanted = set(planned.prompts) or set(groups)
+    for prompt_id in sorted(set(groups) & wanted):
+        prompt = context.prompts.get(prompt_id)
+        if prompt is None:
+            raise ConfigError(
+                f"completions of prompt {prompt_id} were loaded, and that prompt is not among the "
+                "experiment's prompts; add it to the prompts file"
+            )
+        calls += judge.calls(prompt, groups[prompt_id], planned.seed)
     rows = context.folder.read("judgements")
     done = {row["call_id"] for row in rows}
     context.progress.start("judgements", len(calls), len(done & {c.call_id for c in calls}))

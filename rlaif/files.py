@@ -1,0 +1,221 @@
+"""One step at a time, on files: what `rlaif sample|judge|pair|train|evaluate` do.
+
+The same step code as in an experiment, with folders of records in place of a run folder. An output
+folder is resumable like any step, and refuses to mix two different requests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlaif.config import Columns, Experiment, ModelSpec, PromptsSpec
+from rlaif.constitution import load_constitution
+from rlaif.data.sources import PromptSet, jsonl_rows, load_prompts
+from rlaif.engines.base import Model
+from rlaif.engines.build import EnginePool
+from rlaif.errors import ConfigError
+from rlaif.experiment import STEPS, model_key
+from rlaif.judges.build import build_judge
+from rlaif.plan import Planned, PlanInputs
+from rlaif.records import Prompt, canonical_json, content_hash, from_json, to_json
+from rlaif.resources import find
+from rlaif.steps.context import Progress, StepContext
+from rlaif.store import StepFolder, Store, explain_os_errors, read_json, read_rows, write_jsonl
+from rlaif.yamlio import validate
+
+POLICY = {"path": "builtin/smollm2-135m-instruct"}
+
+
+class Records(StepFolder):
+    """Records to read: a step's folder, or one plain JSONL file of them."""
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """Every row, wherever it lies."""
+        path = self.path / f"{name}.jsonl" if self.path.is_dir() else self.path
+        if (self.path / "done.json").exists():
+            return list(read_rows(path))
+        return [row for _, row in jsonl_rows(path)]
+
+
+class FileStore(Store):
+    """A store in which the name of a step is the path of its records."""
+
+    def __init__(self, out: Path):
+        super().__init__(out)
+
+    def step(self, input_hash: str) -> StepFolder:
+        """The records at this path."""
+        return Records(Path(input_hash))
+
+    def model_path(self, train_hash: str) -> Path:
+        """A train command writes its model into the output folder."""
+        return self.root / "model"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one step command was asked. `inputs` are record folders or files by role."""
+
+    kind: str
+    out: Path
+    settings: Sequence[str] = ()
+    prompts: Path | None = None
+    constitution: str | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+
+def run_step(request: Request, progress: Progress) -> dict[str, Any]:
+    """Run one step into `request.out`; its summary. Raises RlaifError."""
+    inputs = _plan_inputs(request)
+    step = inputs.experiment.steps[0].step
+    prompts = {p.prompt_id: p for p in inputs.prompts.train}
+    models = {role: _model(path) for role, path in request.models.items()}
+    store = FileStore(request.out)
+    planned = _planned(request, inputs, step, models, prompts)
+    folder = StepFolder(request.out)
+    with explain_os_errors(request.out):
+        request.out.mkdir(parents=True, exist_ok=True)
+        _same_request(request.out, planned)
+        finished = folder.done()
+        if finished is not None:
+            return {**finished, "reused": True}
+        folder.repair()
+        pool = EnginePool(store)
+        try:
+            context = StepContext(planned, folder, store, inputs, prompts, pool, progress)
+            summary = import_module(STEPS[request.kind]).run(context)
+        finally:
+            progress.finish()
+            pool.close()
+        if request.kind == "sample":
+            write_jsonl(request.out / "prompts.json", [to_json(p) for p in prompts.values()])
+        return folder.finish({**summary, "kind": request.kind, "hash": planned.hash})
+
+
+def _plan_inputs(request: Request) -> PlanInputs:
+    options: dict[str, Any] = {}
+    for setting in request.settings:
+        key, sign, value = setting.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as beta=0.2")
+        options[key] = yaml.safe_load(value)
+    data = {
+        "name": f"rlaif {request.kind}",
+        "models": {"policy": POLICY},
+        "prompts": {"path": "prompts"},
+        "steps": [{request.kind: options}],
+    }
+    experiment = validate(Experiment, data, {}, f"rlaif {request.kind}")
+    constitution = None
+    if request.constitution is not None:
+        constitution = load_constitution(find(request.constitution))
+    here = Path(f"rlaif {request.kind}")
+    judges = {n: build_judge(s, constitution) for n, s in experiment.judges().items()}
+    return PlanInputs(experiment, here, {}, constitution, _prompts(request), judges, {})
+
+
+def _prompts(request: Request) -> PromptSet:
+    """The prompts of a file, or those kept beside the completions that are judged."""
+    if request.prompts is None:
+        return PromptSet([], [], 0)
+    folder = request.prompts
+    if folder.is_dir():
+        kept = folder / "prompts.json"
+        if not kept.exists():
+            raise ConfigError("no prompts.json in this folder; name the prompts file", folder)
+        rows = [row for _, row in jsonl_rows(kept)]
+        return PromptSet([from_json(Prompt, row) for row in rows], [], 0)
+    spec = PromptsSpec(path=str(folder), columns=Columns(), holdout=1)
+    loaded = load_prompts(spec)
+    every = sorted([*loaded.train, *loaded.heldout], key=lambda p: p.prompt_id)
+    return PromptSet(every, [], loaded.duplicates)
+
+
+def _model(path: str) -> Model:
+    spec = ModelSpec(path=path)
+    return Model(model_key(spec, True), Path(path).name, spec)
+
+
+def _planned(
+    request: Request,
+    inputs: PlanInputs,
+    step: Any,
+    models: dict[str, Model],
+    prompts: Mapping[str, Prompt],
+) -> Planned:
+    judges = {name: judge.judge_hash for name, judge in inputs.judges.items()}
+    weights = {p.id: p.weight for p in inputs.constitution.principles} if inputs.constitution else {}
+    if request.kind == "train":
+        models = {**models, "made": Model("made", "trained", models["start"].spec)}
+    texts = {role: _digest(Path(path)) for role, path in request.inputs.items()}
+    digest = content_hash(
+        request.kind,
+        step.model_dump(mode="json", by_alias=True),
+        {role: m.identity() for role, m in models.items()},
+        texts,
+        sorted(prompts),
+        judges,
+        weights,
+        request.seed,
+    )
+    completions = [p for r, p in request.inputs.items() if r.startswith("completions")]
+    options = {
+        "sampling_seed": str(request.seed),
+        "principle_weights": weights,
+        "completions": completions,
+    }
+    return Planned(
+        digest,
+        request.kind,
+        step.id,
+        request.seed,
+        0,
+        step,
+        dict(request.inputs),
+        models,
+        tuple(sorted(prompts)),
+        options,
+    )
+
+
+def _digest(path: Path) -> str:
+    if not path.exists():
+        raise ConfigError("no such file or folder", path)
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    return content_hash([f.read_text(encoding="utf-8", errors="surrogatepass") for f in files])
+
+
+def _same_request(out: Path, planned: Planned) -> None:
+    path = out / "request.json"
+    known = read_json(path)
+    if known is not None and known["hash"] != planned.hash:
+        raise ConfigError(
+            "this folder holds the output of another request (other inputs or settings). Choose "
+            "another --out, or delete it.",
+            out,
+        )
+    content = {"hash": planned.hash, "kind": planned.kind, "inputs": planned.inputs}
+    step = planned.step.model_dump(mode="json", by_alias=True)
+    path.write_text(json.dumps(content | {"step": step}, indent=1), encoding="utf-8")
+
+
+def export_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows as Parquet or JSONL, by the file's ending. Raises ConfigError for others."""
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(r) for r in rows]), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(canonical_json(dict(r)) + "\n" for r in rows), encoding="utf-8")
+    else:
+        raise ConfigError("the file must end in .jsonl or .parquet", path)

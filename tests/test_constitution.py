@@ -1,0 +1,328 @@
+"""Loading, merging, hashing, linting, showing and comparing constitutions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from rlaif.constitution import (
+    Constitution,
+    Principle,
+    constitution_schema,
+    diff,
+    load_constitution,
+    load_with_places,
+    principle_hash,
+    show,
+)
+from rlaif.errors import ConfigError
+from rlaif.lint import Finding, lint
+from rlaif.records import make_prompt
+from rlaif.resources import shipped_root
+
+SHIPPED = sorted((shipped_root() / "constitutions").glob("*.yaml"))
+BASE = """\
+name: base
+version: "1"
+principles:
+  - id: brief
+    text: Choose the response that is shorter.
+    weight: 0.5
+    check: {rule: word_limits, params: {min: 2, max: 9}}
+    critique: Too long?
+  - id: kind
+    text: Choose the response that is kinder.
+    scale: {1: rude, 2: plain, 3: kind}
+"""
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def one(**fields: Any) -> Principle:
+    return Principle.model_validate({"id": "p", "text": "The answer is short and clear."} | fields)
+
+
+def several(*principles: dict[str, Any]) -> Constitution:
+    return Constitution.model_validate({"name": "t", "principles": list(principles)})
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_constitutions_load_lint_clean_and_round_trip(path: Path, tmp_path: Path) -> None:
+    constitution, places = load_with_places(path)
+    assert [f for f in lint(constitution, places) if f.level != "note"] == []
+    again = load_constitution(write(tmp_path, "again.yaml", show(constitution)))
+    assert again.principles == constitution.principles
+    assert Constitution.model_validate(constitution.model_dump()) == constitution
+    assert set(places) == {p.id for p in constitution.principles}
+    jsonschema.validate(_as_json(yaml.safe_load(path.read_text("utf-8"))), constitution_schema())
+
+
+def _as_json(value: Any) -> Any:
+    """Mapping keys as JSON has them."""
+    if isinstance(value, dict):
+        return {str(k): _as_json(v) for k, v in value.items()}
+    return [_as_json(v) for v in value] if isinstance(value, list) else value
+
+
+def test_shipped_names_differ() -> None:
+    assert len(SHIPPED) >= 5
+    assert len({load_constitution(path).name for path in SHIPPED}) == len(SHIPPED)
+
+
+def test_extends_overrides_field_by_field(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", BASE)
+    child = """\
+name: child
+extends: base.yaml
+principles:
+  - {id: brief, weight: 2, critique: null}
+  - {id: kind, remove: true}
+  - {id: new, text: Choose the response that is newer.}
+"""
+    path = write(tmp_path, "child.yaml", child)
+    constitution, places = load_with_places(path)
+    brief, new = constitution.principles
+    assert (brief.id, new.id) == ("brief", "new")
+    assert brief.text == "Choose the response that is shorter." and brief.weight == 2
+    assert brief.critique is None and brief.check is not None
+    assert constitution.extends == ("base.yaml",) and constitution.name == "child"
+    assert (places["brief"].path, places["brief"].line) == (path, 4)
+
+
+def test_a_file_reached_twice_is_merged_once(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", BASE)
+    write(
+        tmp_path,
+        "left.yaml",
+        "name: left\nextends: base.yaml\nprinciples: [{id: brief, weight: 3}]\n",
+    )
+    write(tmp_path, "right.yaml", "name: right\nextends: base.yaml\n")
+    both = write(tmp_path, "both.yaml", "name: both\nextends: [left.yaml, right.yaml]\n")
+    assert load_constitution(both).select(["brief"])[0].weight == 3
+
+
+def test_a_circle_is_refused(tmp_path: Path) -> None:
+    a = write(tmp_path, "a.yaml", "name: a\nextends: b.yaml\n")
+    b = write(tmp_path, "b.yaml", "name: b\nextends:\n  - a.yaml\n")
+    with pytest.raises(ConfigError) as error:
+        load_constitution(a)
+    assert f"{b}:3: " in str(error.value)
+    assert "a.yaml -> b.yaml -> a.yaml" in str(error.value)
+
+
+PRINCIPLES = "name: x\nprinciples:\n"
+FAULTS = [
+    (PRINCIPLES + "  - id: a\n    txt: Choose.\n", 4, "did you mean 'text'"),
+    (PRINCIPLES + "  - id: a\n    text: t\n  - id: a\n    text: u\n", 5, "already used on line 3"),
+    (PRINCIPLES + "  - id: a\n    check: {rule: word_limit}\n", 4, "did you mean 'word_limits'"),
+    (
+        PRINCIPLES + "  - id: a\n    check: {rule: word_limits, params: {min: 3, mx: 4}}\n",
+        4,
+        "did you mean 'max'",
+    ),
+    (PRINCIPLES + "  - id: a\n    weight: 1\n", 3, "neither `text` nor `check`"),
+    (PRINCIPLES + "  - id: a\n    text: t\n    weight: -1\n", 5, "greater than or equal to 0"),
+    (PRINCIPLES + "  - id: A b\n    text: t\n", 3, "pattern"),
+    (PRINCIPLES + "  - id: a\n    text: t\n    applies_when: {}\n", 5, "`tags`, `pattern` or both"),
+    (
+        PRINCIPLES + "  - id: a\n    text: t\n    applies_when: {pattern: '('}\n",
+        5,
+        "not a regular expression",
+    ),
+    (
+        PRINCIPLES + "  - id: a\n    text: t\n    examples: [{prompt: p, better: b, worse: b}]\n",
+        5,
+        "the same text",
+    ),
+    (PRINCIPLES + "  - id: a\n    remove: true\n", 3, "no principle 'a' to remove"),
+    (PRINCIPLES + "  - id: a\n    text: t\n    remove: true\n", 3, "stands alone"),
+    (PRINCIPLES + "  - id: a\n    text: t\nversion: 1.10\n", 5, "in quotes"),
+    ("name: x\nextends: nowhere.yaml\n", 2, "not found"),
+    ("name: x\n", None, "no principles"),
+    ("principles: [{id: a, text: t}]\n", 1, "'name' is missing"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "message"), FAULTS)
+def test_faults_name_the_line(text: str, line: int | None, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "c.yaml", text)
+    with pytest.raises(ConfigError) as error:
+        load_constitution(path)
+    place = f"{path}:{line}: " if line else f"{path}: "
+    assert place in str(error.value) and message in str(error.value)
+
+
+def test_a_constitution_in_code_is_checked_too() -> None:
+    with pytest.raises(ValidationError, match="given twice: a"):
+        several({"id": "a", "text": "t"}, {"id": "a", "text": "u"})
+    with pytest.raises(ValidationError, match="neither"):
+        several({"id": "a"})
+    with pytest.raises(ValidationError, match="at least one"):
+        several()
+    with pytest.raises(ValidationError, match="frozen"):
+        principle: Any = one()
+        principle.weight = 2.0
+
+
+def test_hash_covers_what_can_change_a_judgement() -> None:
+    plain = principle_hash(one())
+    for same in ({"weight": 3}, {"critique": "c"}, {"revision": "r"}, {"id": "q"}):
+        assert principle_hash(one(**same)) == plain
+    different = [
+        {"text": "The answer is long."},
+        {"scale": {1: "bad", 2: "good"}},
+        {"applies_when": {"tags": ["a"]}},
+        {"applies_when": {"pattern": "a"}},
+        {"check": {"rule": "finished_sentence"}},
+        {"check": {"rule": "no_refusal"}},
+        {"examples": [{"prompt": "p", "better": "b", "worse": "w"}]},
+    ]
+    hashes = {principle_hash(one(**fields)) for fields in different} | {plain}
+    assert len(hashes) == len(different) + 1
+
+
+def test_hash_of_a_check_fills_in_defaults_and_ignores_order() -> None:
+    def hashed(**params: Any) -> str:
+        return principle_hash(one(check={"rule": "no_repeated_ngrams", "params": params}))
+
+    assert hashed() == hashed(n=3) == hashed(allow=0.0, n=3) != hashed(n=2)
+    first = one(applies_when={"tags": ["a", "b"]})
+    second = one(applies_when={"tags": ["b", "a"]})
+    assert principle_hash(first) == principle_hash(second)
+
+
+def test_hash_ignores_comments_and_descriptions(tmp_path: Path) -> None:
+    plain = load_constitution(write(tmp_path, "a.yaml", BASE))
+    noted = BASE.replace("name: base", "name: base  # note\ndescription: Something else.")
+    other = load_constitution(write(tmp_path, "b.yaml", noted))
+    assert [principle_hash(p) for p in plain.principles] == [
+        principle_hash(p) for p in other.principles
+    ]
+
+
+def test_applies() -> None:
+    eggs = make_prompt([{"role": "user", "content": "How do I boil EGGS?"}], tags=["howto", "food"])
+    assert one().applies(eggs)
+    assert one(applies_when={"tags": ["howto", "x"]}).applies(eggs)
+    assert not one(applies_when={"tags": ["x"]}).applies(eggs)
+    assert one(applies_when={"pattern": r"\beggs\b"}).applies(eggs)
+    assert not one(applies_when={"tags": ["howto"], "pattern": "ham"}).applies(eggs)
+    earlier = make_prompt(
+        [
+            {"role": "user", "content": "Eggs?"},
+            {"role": "assistant", "content": "Yes."},
+            {"role": "user", "content": "And ham?"},
+        ]
+    )
+    assert not one(applies_when={"pattern": "eggs"}).applies(earlier)
+
+
+def test_select() -> None:
+    constitution = several({"id": "a", "text": "t"}, {"id": "b", "text": "u"})
+    assert [p.id for p in constitution.select(None)] == ["a", "b"]
+    assert [p.id for p in constitution.select(["b", "a", "b"])] == ["b", "a"]
+    named = several({"id": "brief", "text": "t"})
+    with pytest.raises(ConfigError, match="did you mean 'brief'"):
+        named.select(["breif"])
+
+
+def messages(*principles: dict[str, Any], prompts: Any = ()) -> list[tuple[str, str | None, str]]:
+    return [
+        (finding.level, finding.principle, finding.message)
+        for finding in lint(several(*principles), prompts=prompts)
+    ]
+
+
+GOOD = {"text": "Choose the response that is shorter.", "critique": "c", "revision": "r"}
+DOUBTS = [
+    ({"text": "Be nice."}, "warning", "under 5 words"),
+    ({"text": "Kindness and goodness above everything, always."}, "warning", "neither compares"),
+    ({"text": "", "check": {"rule": "no_refusal"}}, "note", "no text"),
+    ({"critique": None}, "note", "no critique:"),
+    ({"critique": None, "revision": None}, "note", "no critique and no revision"),
+    ({"weight": 0}, "warning", "weight 0"),
+    ({"scale": {1: "bad"}}, "warning", "at least 2 levels"),
+    ({"scale": {1: "bad", 3: "good"}}, "warning", "gaps"),
+    ({"scale": {1: "bad", 2: "Bad"}}, "warning", "same description"),
+    ({"applies_when": {"pattern": "a$b"}}, "warning", "can never match"),
+    ({"applies_when": {"pattern": "a^b"}}, "warning", "can never match"),
+    ({"applies_when": {"pattern": ".*"}}, "warning", "matches every prompt"),
+]
+
+
+@pytest.mark.parametrize(("fields", "level", "message"), DOUBTS)
+def test_lint_doubts(fields: dict[str, Any], level: str, message: str) -> None:
+    found = messages(
+        {"id": "a"} | GOOD | fields, {"id": "b", "text": "Is the answer true and fair?"}
+    )
+    assert any(x[0] == level and x[1] == "a" and message in x[2] for x in found)
+
+
+def test_lint_leaves_good_principles_alone() -> None:
+    anchored = {"applies_when": {"pattern": r"^(how|why)\b.*\$[^$]\?$"}}
+    assert messages({"id": "a"} | GOOD | anchored) == []
+    assert messages({"id": "a"} | GOOD | {"text": "The answer names a source for its claim."}) == []
+
+
+def test_lint_finds_duplicates_and_unused_conditions(tmp_path: Path) -> None:
+    twin = {"text": "Choose the response that is  SHORTER"}
+    found = messages({"id": "a"} | GOOD, {"id": "b"} | GOOD | twin)
+    assert found == [
+        ("warning", "b", "text is the same as that of 'a', which counts it twice; merge them")
+    ]
+    eggs = make_prompt([{"role": "user", "content": "Eggs?"}], tags=["food"])
+    condition = {"applies_when": {"tags": ["law"]}}
+    assert "none of the 1 prompts" in messages({"id": "a"} | GOOD | condition, prompts=[eggs])[0][2]
+    zero = messages({"id": "a"} | GOOD | {"weight": 0})
+    assert ("error", None) == zero[-1][:2]
+
+
+def test_lint_gives_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.yaml", PRINCIPLES + "  - id: a\n    text: Be nice.\n")
+    constitution, places = load_with_places(path)
+    warning = lint(constitution, places)[0]
+    assert isinstance(warning, Finding)
+    assert (warning.level, warning.line, warning.path) == ("warning", 3, path)
+
+
+def test_diff() -> None:
+    a = several({"id": "a", "text": "t"}, {"id": "b", "text": "u"})
+    b = several({"id": "b", "text": "v", "weight": 2}, {"id": "c", "text": "w"})
+    assert diff(a, a) == []
+    assert diff(a, b) == [
+        "- a: removed",
+        "+ c: added",
+        "~ b.text: 'u' -> 'v' (judged again)",
+        "~ b.weight: 1.0 -> 2.0",
+    ]
+
+
+def test_show_names_what_it_extends(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", BASE)
+    child = write(tmp_path, "child.yaml", "name: child\nextends: base.yaml\n")
+    text = show(load_constitution(child))
+    assert text.startswith("# resolved; extends base.yaml\nname: child\n")
+    assert "    1: rude\n" in text
+
+
+def test_schema_knows_the_rules() -> None:
+    schema = constitution_schema()
+
+    def valid(check: dict[str, Any]) -> bool:
+        row = {"name": "x", "principles": [{"id": "a", "check": check}]}
+        return jsonschema.Draft202012Validator(schema).is_valid(row)
+
+    assert valid({"rule": "word_limits", "params": {"min": 1, "max": 4}})
+    assert valid({"rule": "no_refusal"})
+    assert not valid({"rule": "word_limits"})
+    assert not valid({"rule": "word_limits", "params": {"min": 1, "max": 4, "x": 1}})
+    assert not valid({"rule": "nothing"})

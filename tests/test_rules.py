@@ -1,0 +1,205 @@
+"""Every rule against a table, its parameters, and what no rule may do."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlaif import rules
+from rlaif.errors import RlaifError
+from rlaif.records import Prompt, make_prompt
+from rlaif.rules import RULES, apply_check, resolved_params, validate_check
+
+EGGS = make_prompt([{"role": "user", "content": "How do I boil eggs?"}])
+VAGUE = make_prompt([{"role": "user", "content": "Why is that?"}])
+GERMAN = make_prompt(
+    [{"role": "user", "content": "Warum muss der Hefeteig an einem warmen Ort gehen?"}]
+)
+
+# One valid set of parameters per rule, used by the properties.
+VALID: dict[str, dict[str, Any]] = {
+    "answers_terms": {"min": 0.5},
+    "distinct_words": {"n": 2},
+    "finished_sentence": {},
+    "forbidden_pattern": {"pattern": r"\bkill\b"},
+    "has_headings": {"min": 2},
+    "is_json": {},
+    "is_list": {"min_items": 2, "max_items": 5},
+    "language": {"code": "en"},
+    "no_boilerplate": {},
+    "no_refusal": {},
+    "no_repeated_ngrams": {"n": 2, "allow": 0.1},
+    "reading_ease": {"min": 50, "max": 90},
+    "required_pattern": {"pattern": r"\S"},
+    "sentence_limits": {"min": 1, "max": 3},
+    "word_limits": {"min": 12, "max": 45},
+}
+
+EASY = "The cat sat on the mat. It was a warm day and the sun was out."
+SPANISH = "La comida estaba muy buena y el vino también."
+SCORES: list[tuple[str, dict[str, Any], str, float | None]] = [
+    ("word_limits", {"min": 4, "max": 8}, "one", 0.25),
+    ("word_limits", {"min": 4, "max": 8}, "one two three four", 1.0),
+    ("word_limits", {"min": 4, "max": 8}, "w " * 8, 1.0),
+    ("word_limits", {"min": 4, "max": 8}, "w " * 12, 0.5),
+    ("word_limits", {"min": 4, "max": 8}, "w " * 16, 0.0),
+    ("word_limits", {"min": 4, "max": 8}, "w " * 99, 0.0),
+    ("word_limits", {"min": 4, "max": 8, "softness": 0.5}, "w " * 10, 0.5),
+    ("sentence_limits", {"min": 2, "max": 2}, "One.", 0.5),
+    ("sentence_limits", {"min": 2, "max": 2}, "One. Two.", 1.0),
+    ("sentence_limits", {"min": 2, "max": 2}, "One. Two. Three.", 0.5),
+    ("finished_sentence", {}, "Boil them.", 1.0),
+    ("finished_sentence", {}, "Boil them and", 0.0),
+    ("no_repeated_ngrams", {"n": 1}, "a b c d", 1.0),
+    ("no_repeated_ngrams", {"n": 1}, "a a b b", 0.5),
+    ("no_repeated_ngrams", {"n": 1, "allow": 0.5}, "a a b b", 1.0),
+    ("no_repeated_ngrams", {"n": 1, "allow": 0.5}, "a a a a", 0.5),
+    ("distinct_words", {"n": 1}, "a a b b", 0.5),
+    ("distinct_words", {"n": 3}, "a b", None),
+    ("language", {"code": "en"}, "Boil the eggs for nine minutes, then cool them.", 1.0),
+    ("language", {"code": "de"}, "Boil the eggs for nine minutes, then cool them.", 0.0),
+    ("language", {"code": "es"}, SPANISH, 1.0),
+    ("language", {"code": "en"}, "Yes, sure.", None),
+    ("language", {"code": "en"}, "```\nboil the eggs for nine minutes\n```", None),
+    ("is_list", {}, "- a\n- b", 1.0),
+    ("is_list", {"min_items": 4}, "- a\n- b", 0.5),
+    ("is_list", {"max_items": 2}, "- a\n- b\n- c", 0.5),
+    ("is_list", {}, "No list here.", 0.0),
+    ("is_json", {}, '{"a": 1}', 1.0),
+    ("is_json", {}, '```json\n{"a": 1}\n```', 1.0),
+    ("is_json", {}, 'Here: {"a": 1}', 0.0),
+    ("is_json", {}, "{}", 0.0),
+    ("is_json", {}, '{"a": NaN}', 0.0),
+    ("is_json", {}, "[" * 100_000 + "1", 0.0),
+    ("is_json", {"type": "array"}, '{"a": 1}', 0.0),
+    ("is_json", {"type": "array"}, "[1]", 1.0),
+    ("is_json", {"keys": ["a", "b"]}, '{"a": 1}', 0.5),
+    ("is_json", {"keys": ["a"]}, "[1]", 0.0),
+    ("has_headings", {"min": 2}, "# One\ntext", 0.5),
+    ("has_headings", {}, "# One\n## Two", 1.0),
+    ("required_pattern", {"pattern": "nine"}, "nine minutes", 1.0),
+    ("required_pattern", {"pattern": "nine"}, "Nine minutes", 0.0),
+    ("required_pattern", {"pattern": "nine", "ignore_case": True}, "Nine minutes", 1.0),
+    ("forbidden_pattern", {"pattern": "nine"}, "nine minutes", 0.0),
+    ("forbidden_pattern", {"pattern": "nine"}, "ten minutes", 1.0),
+    ("reading_ease", {"min": 60}, EASY, 1.0),
+    ("reading_ease", {"min": 0, "max": 30}, EASY, 0.0),
+    ("reading_ease", {}, "Too short.", None),
+    ("answers_terms", {"min": 1.0}, "Take an egg.", 0.5),
+    ("answers_terms", {"min": 0.5}, "Take an egg.", 1.0),
+    ("answers_terms", {}, "I like trains.", 0.0),
+    ("no_refusal", {}, "I'm sorry, but I can't help with that.", 0.0),
+    ("no_refusal", {}, "Boil them.", 1.0),
+    ("no_boilerplate", {}, "Boil them.", 1.0),
+    ("no_boilerplate", {}, "Boil them. I hope this helps!", 0.5),
+    ("no_boilerplate", {"allow": 1}, "Boil them. I hope this helps!", 1.0),
+]
+
+
+@pytest.mark.parametrize(("name", "params", "text", "expected"), SCORES)
+def test_scores(name: str, params: dict[str, Any], text: str, expected: float | None) -> None:
+    score = apply_check(name, params, EGGS, text)
+    assert score == (None if expected is None else pytest.approx(expected))
+
+
+def test_the_tables_cover_every_rule() -> None:
+    assert set(VALID) == set(RULES) == {name for name, *_ in SCORES}
+    assert all(rule.score.__doc__ and rule.params.__doc__ for rule in RULES.values())
+
+
+def test_rules_that_look_at_the_prompt() -> None:
+    assert apply_check("answers_terms", {}, VAGUE, "Because.") is None
+    params = {"code": "prompt"}
+    german = "Hefe arbeitet bei Wärme schneller, und der Teig geht besser auf."
+    assert apply_check("language", params, GERMAN, german) == 1.0
+    assert apply_check("language", params, GERMAN, "Yeast works faster when it is warm.") == 0.0
+    assert apply_check("language", params, VAGUE, german) is None
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("blank", ["", "  \n", "\u200b", "...", "```\n```", "[]"])
+@pytest.mark.parametrize("prompt", [EGGS, VAGUE])
+def test_a_blank_answer_scores_zero(name: str, blank: str, prompt: Prompt) -> None:
+    assert apply_check(name, VALID[name], prompt, blank) == 0.0
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=300))
+def test_scores_stay_in_range(name: str, text: str) -> None:
+    score = apply_check(name, VALID[name], EGGS, text)
+    assert score is None or 0.0 <= score <= 1.0
+    empty = apply_check(name, VALID[name], EGGS, "")
+    assert empty is not None and (score is None or empty <= score)
+
+
+@given(
+    count=st.integers(0, 300),
+    low=st.integers(1, 50),
+    extra=st.integers(0, 50),
+    softness=st.floats(0.1, 3),
+)
+def test_word_limits_peak_inside(count: int, low: int, extra: int, softness: float) -> None:
+    params = {"min": low, "max": low + extra, "softness": softness}
+    score = apply_check("word_limits", params, EGGS, "word " * count)
+    assert score is not None and 0.0 <= score <= 1.0
+    assert (score == 1.0) == (low <= count <= low + extra)
+
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("word_limit", {}, "did you mean 'word_limits'"),
+    ("word_limits", {"min": 5}, "'max' is missing"),
+    ("word_limits", {"min": 0, "max": 5}, "min: Input should be greater than or equal to 1"),
+    ("word_limits", {"min": 9, "max": 5}, r"min \(9\) must not be above max \(5\)"),
+    ("word_limits", {"min": 1, "max": 5, "softnes": 1}, "did you mean 'softness'"),
+    ("word_limits", {"min": "1", "max": 5}, "min: Input should be a valid integer"),
+    ("word_limits", {"min": True, "max": 5}, "min: Input should be a valid integer"),
+    ("word_limits", {"min": 1, "max": 5, "softness": 0}, "softness"),
+    ("word_limits", {"min": 1, "max": 5, "softness": float("nan")}, "softness"),
+    ("finished_sentence", {"min": 1}, "takes no parameters"),
+    ("no_repeated_ngrams", {"allow": 1.0}, "allow"),
+    ("language", {"code": "eng"}, "did you mean 'en'"),
+    ("is_list", {"min_items": 5, "max_items": 3}, "min_items"),
+    ("is_json", {"type": "list"}, "type"),
+    ("required_pattern", {"pattern": "("}, "not a regular expression"),
+    ("required_pattern", {"pattern": "a" * 501}, "1 to 500"),
+    ("forbidden_pattern", {}, "'pattern' is missing"),
+    ("reading_ease", {"min": 80, "max": 60}, "must not be above"),
+    ("answers_terms", {"min": 0}, "min"),
+]
+
+
+@pytest.mark.parametrize(("name", "params", "message"), BAD)
+def test_wrong_checks_are_refused(name: str, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        validate_check(name, params)
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_valid_checks_pass(name: str) -> None:
+    validate_check(name, VALID[name])
+    assert resolved_params(name, resolved_params(name, VALID[name])) == resolved_params(
+        name, VALID[name]
+    )
+
+
+def test_defaults_are_filled_in() -> None:
+    assert resolved_params("no_repeated_ngrams", {}) == {"n": 3, "allow": 0.0}
+
+
+def test_a_missing_language_model_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_module(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(rules, "_IDENTIFIER", rules._Identifier())
+    monkeypatch.setattr(importlib, "import_module", no_module)
+    with pytest.raises(RlaifError, match="pip install py3langid"):
+        apply_check("language", {"code": "en"}, EGGS, "Boil the eggs for nine minutes.")
+
+
+def test_the_language_model_is_loaded_only_when_used() -> None:
+    assert "model" not in vars(rules._Identifier())
