@@ -312,7 +312,7 @@ def _apply(entry: _Entry, place: Place, merged: _Merged) -> None:
 
 
 def show(constitution: Constitution) -> str:
-    """The resolved constitution as YAML, defaults left out; loading it gives the same principles."""
+    """The resolved constitution as YAML without defaults; it loads to the same principles."""
     data = constitution.model_dump(mode="json", exclude_defaults=True, exclude={"extends"})
     for row, principle in zip(data["principles"], constitution.principles, strict=True):
         if principle.scale is not None:

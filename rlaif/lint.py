@@ -21,8 +21,8 @@ MIN_TEXT_WORDS = 5
 SAME_TEXT = 0.9
 
 _COMPARES = regex.compile(
-    r"\b(?:choose|prefer|pick|select|rank|which|whichever|rather than|instead of|more|less|fewer|least"
-    r"|most|better|best|worse|\w+er than)\b"
+    r"\b(?:choose|prefer|pick|select|rank|which|whichever|rather than|instead of|more|less|fewer"
+    r"|least|most|better|best|worse|\w+er than)\b"
     r"|\b(?:answer|response|reply|completion|assistant|text|it)\b(?: \w+){0,3} \w+s?\b|\?\s*$",
     regex.IGNORECASE,
 )

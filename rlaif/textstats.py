@@ -109,19 +109,22 @@ def _plain(text: str) -> str:
 
 
 _CANNOT = (
-    r"(?:can ?not|can't|could not|couldn't|won't|will not|unable to|not able to|not (?:going|willing) to"
-    r"|not comfortable|must decline to|have to decline to|not allowed to|not permitted to)"
+    r"(?:can ?not|can't|could not|couldn't|won't|will not|unable to|not able to"
+    r"|not (?:going|willing) to|not comfortable|must decline to|have to decline to"
+    r"|not allowed to|not permitted to)"
 )
 _DEED = (
-    r"(?:help|assist|provide|give|offer|answer|fulfil|fulfill|comply|do that|do this|support|discuss|share"
-    r"|write|create|generate|engage|continue|participate|complete|advise|comment|recommend|with (?:that|this))"
+    r"(?:help|assist|provide|give|offer|answer|fulfil|fulfill|comply|do that|do this|support"
+    r"|discuss|share|write|create|generate|engage|continue|participate|complete|advise|comment"
+    r"|recommend|with (?:that|this))"
 )
 _REFUSAL = regex.compile(
     rf"\bi(?:'m| am| must| have)?(?: \w+){{0,2}} ?{_CANNOT}(?: \w+){{0,3}} {_DEED}\b"
     rf"|\b(?:sorry|apologi[sz]e|afraid)\b[^.!?]{{0,40}}\bi? ?{_CANNOT}\b"
     r"|\bi (?:must|have to|need to) (?:respectfully )?(?:decline|refuse)\b"
     r"|\bi (?:decline|refuse) to\b"
-    r"|\bas an? (?:ai|language model)[^.!?]{0,60}\b(?:can ?not|can't|unable|not able|do not have|don't have)\b"
+    r"|\bas an? (?:ai|language model)[^.!?]{0,60}"
+    r"\b(?:can ?not|can't|unable|not able|do not have|don't have)\b"
     r"|\b(?:this|that|your) request (?:goes against|violates)\b"
 )
 
@@ -223,9 +226,9 @@ def _ends_sentence(line: str) -> bool:
 def is_finished(text: str) -> bool:
     """True when the text does not look cut off.
 
-    It must hold a word and end in sentence-final punctuation of any script (closing quotes, brackets
-    and emoji may follow), in a closed code fence, a table row or a bracketed value, or in an item of
-    a list none of whose items ends in punctuation.
+    It must hold a word and end in sentence-final punctuation of any script (closing quotes,
+    brackets and emoji may follow), in a closed code fence, a table row or a bracketed value, or in
+    an item of a list none of whose items ends in punctuation.
     """
     stripped = text.strip()
     if not words(stripped):
@@ -252,22 +255,22 @@ def is_finished(text: str) -> bool:
 
 _STOPWORDS = """
 a about above actually after again against all almost already also although always am among an and
-    another any anyone anything are aren't around as ask at away be became because been before being
-    below best better between both but by came can can't cannot come could couldn't describe did didn't do
-    does doesn't doing don't done down during each either else enough ever every everyone everything
-    example explain few find first for from further gave get gets getting give given gives go goes going
-    good got had has hasn't have haven't having he he's help her here hers herself him himself his how
-    however i i'd i'll i'm i've if in instead into is isn't it it's its itself just keep know least less let
-    let's like list little long look lot made main make makes making many may maybe me mean means might
-    mine more most much must my myself name need needs never new next no nor not now of off often ok okay
-    on once one ones only or other others our ours out over own part people person please put quite
-    rather really right said same say see she should shouldn't show simple simply since so some someone
-    something soon still such suggest sure take tell than thank that that's the their theirs them
-    themselves then there there's these they they're thing things think this those though three through
-    to together too try two under until up upon us use used using very want wants was wasn't way ways we
-    we're well went were weren't what what's when where whether which while who who's whom whose why
-    will with within without won't word words work would wouldn't write yes yet you you'd you'll you're
-    you've your yours yourself
+another any anyone anything are aren't around as ask at away be became because been before being
+below best better between both but by came can can't cannot come could couldn't describe did
+didn't do does doesn't doing don't done down during each either else enough ever every everyone
+everything example explain few find first for from further gave get gets getting give given gives
+go goes going good got had has hasn't have haven't having he he's help her here hers herself him
+himself his how however i i'd i'll i'm i've if in instead into is isn't it it's its itself just
+keep know least less let let's like list little long look lot made main make makes making many may
+maybe me mean means might mine more most much must my myself name need needs never new next no nor
+not now of off often ok okay on once one ones only or other others our ours out over own part
+people person please put quite rather really right said same say see she should shouldn't show
+simple simply since so some someone something soon still such suggest sure take tell than thank
+that that's the their theirs them themselves then there there's these they they're thing things
+think this those though three through to together too try two under until up upon us use used
+using very want wants was wasn't way ways we we're well went were weren't what what's when where
+whether which while who who's whom whose why will with within without won't word words work would
+wouldn't write yes yet you you'd you'll you're you've your yours yourself
 """
 STOPWORDS: frozenset[str] = frozenset(_STOPWORDS.split())
 
@@ -275,7 +278,7 @@ _SUFFIXES = ("ingly", "edly", "ation", "ing", "ies", "ied", "ers", "ed", "ly", "
 
 
 def _stem(word: str) -> str:
-    """A crude stem, so that "boil", "boils", "boiled" and "boiling" agree; at least 3 letters stay."""
+    """A crude stem of 3 letters or more, so that "boil", "boils" and "boiling" agree."""
     bare = word.removesuffix("'s").replace("'", "")
     for suffix in _SUFFIXES:
         if suffix == "s" and bare.endswith("ss"):
@@ -331,8 +334,8 @@ _SILENT_MIDDLE = regex.compile(r"(?<=[aeiou][^aeiouy])e(?:ment|ly|some|thing|for
 def _syllables(word: str) -> int:
     """Syllables of an English word, estimated from its vowel groups; at least 1.
 
-    Hyphenation dictionaries do worse: they leave out breaks near word edges ("a-bout", "ver-y"), and
-    counted 33 of 127 common words wrongly, against 11 by this.
+    Hyphenation dictionaries do worse: they leave out breaks near word edges ("a-bout", "ver-y")
+    and counted 33 of 127 common words wrongly, of which this counts 9 wrongly.
     """
     bare = word.casefold()
     count = len(_VOWELS.findall(bare)) + len(_EXTRA.findall(bare))
@@ -345,7 +348,7 @@ def flesch_ease(text: str) -> float | None:
     """Flesch reading ease of English prose; None under ten words or outside the Latin script."""
     prose = without_code(text)
     found = [w for w in words(prose) if any(c.isalpha() for c in w)]
-    if len(found) < MIN_READING_WORDS or not prose.isascii() and _mostly_foreign(prose):
+    if len(found) < MIN_READING_WORDS or (not prose.isascii() and _mostly_foreign(prose)):
         return None
     per_sentence = len(found) / max(1, len(sentences(prose)))
     per_word = sum(_syllables(word) for word in found) / len(found)
@@ -359,10 +362,10 @@ def _mostly_foreign(text: str) -> bool:
 
 @functools.lru_cache(maxsize=512)
 def compile_pattern(pattern: str, ignore_case: bool = False) -> regex.Pattern[str]:
-    """A user's regular expression (1 to 500 characters), or a ValueError that says what is wrong."""
+    """A user's regular expression, of 1 to 500 characters; ValueError when it is not one."""
     if not 1 <= len(pattern) <= MAX_PATTERN_LENGTH:
         raise ValueError(
-            f"a pattern must have 1 to {MAX_PATTERN_LENGTH} characters (this one has {len(pattern)})"
+            f"a pattern must have 1 to {MAX_PATTERN_LENGTH} characters (not {len(pattern)})"
         )
     try:
         return regex.compile(pattern, regex.IGNORECASE if ignore_case else 0)

@@ -92,9 +92,12 @@ principles:
     constitution, places = load_with_places(path)
     brief, new = constitution.principles
     assert (brief.id, new.id) == ("brief", "new")
-    assert brief.text == "Choose the response that is shorter." and brief.weight == 2
-    assert brief.critique is None and brief.check is not None
-    assert constitution.extends == ("base.yaml",) and constitution.name == "child"
+    assert brief.text == "Choose the response that is shorter."
+    assert brief.weight == 2
+    assert brief.critique is None
+    assert brief.check is not None
+    assert constitution.extends == ("base.yaml",)
+    assert constitution.name == "child"
     assert (places["brief"].path, places["brief"].line) == (path, 4)
 
 
@@ -158,7 +161,8 @@ def test_faults_name_the_line(text: str, line: int | None, message: str, tmp_pat
     with pytest.raises(ConfigError) as error:
         load_constitution(path)
     place = f"{path}:{line}: " if line else f"{path}: "
-    assert place in str(error.value) and message in str(error.value)
+    assert place in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_constitution_in_code_is_checked_too() -> None:
@@ -168,8 +172,8 @@ def test_a_constitution_in_code_is_checked_too() -> None:
         several({"id": "a"})
     with pytest.raises(ValidationError, match="at least one"):
         several()
+    principle: Any = one()
     with pytest.raises(ValidationError, match="frozen"):
-        principle: Any = one()
         principle.weight = 2.0
 
 
@@ -177,7 +181,7 @@ def test_hash_covers_what_can_change_a_judgement() -> None:
     plain = principle_hash(one())
     for same in ({"weight": 3}, {"critique": "c"}, {"revision": "r"}, {"id": "q"}):
         assert principle_hash(one(**same)) == plain
-    different = [
+    different: list[dict[str, Any]] = [
         {"text": "The answer is long."},
         {"scale": {1: "bad", 2: "good"}},
         {"applies_when": {"tags": ["a"]}},
@@ -283,7 +287,7 @@ def test_lint_finds_duplicates_and_unused_conditions(tmp_path: Path) -> None:
     condition = {"applies_when": {"tags": ["law"]}}
     assert "none of the 1 prompts" in messages({"id": "a"} | GOOD | condition, prompts=[eggs])[0][2]
     zero = messages({"id": "a"} | GOOD | {"weight": 0})
-    assert ("error", None) == zero[-1][:2]
+    assert zero[-1][:2] == ("error", None)
 
 
 def test_lint_gives_lines(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def test_scores_stay_in_range(name: str, text: str) -> None:
     score = apply_check(name, VALID[name], EGGS, text)
     assert score is None or 0.0 <= score <= 1.0
     empty = apply_check(name, VALID[name], EGGS, "")
-    assert empty is not None and (score is None or empty <= score)
+    assert empty is not None
+    assert score is None or empty <= score
 
 
 @given(
@@ -146,7 +147,8 @@ def test_scores_stay_in_range(name: str, text: str) -> None:
 def test_word_limits_peak_inside(count: int, low: int, extra: int, softness: float) -> None:
     params = {"min": low, "max": low + extra, "softness": softness}
     score = apply_check("word_limits", params, EGGS, "word " * count)
-    assert score is not None and 0.0 <= score <= 1.0
+    assert score is not None
+    assert 0.0 <= score <= 1.0
     assert (score == 1.0) == (low <= count <= low + extra)
 
 

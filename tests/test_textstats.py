@@ -90,7 +90,7 @@ def test_is_refusal(text: str, refuses: bool) -> None:
 
 
 def test_stock_phrases() -> None:
-    text = "As an AI language model, I think so. I hope  this\nhelps! Let me know if you have any questions."
+    text = "As an AI language model, yes. I hope  this\nhelps! Let me know if you have any doubt."
     assert ts.stock_phrases(text) == [
         "as an ai language model",
         "i hope this helps",
@@ -198,8 +198,10 @@ def test_flesch_ease() -> None:
         "Notwithstanding considerable institutional heterogeneity, contemporary organisations "
         "systematically underestimate environmental externalities regarding infrastructure."
     )
-    assert easy is not None and hard is not None
-    assert easy > 90 and hard < 0
+    assert easy is not None
+    assert hard is not None
+    assert easy > 90
+    assert hard < 0
     assert ts.flesch_ease("Too short.") is None
     assert (
         ts.flesch_ease("Это довольно длинное предложение на русском языке, в нём много слов.")
@@ -211,7 +213,8 @@ def test_flesch_ease() -> None:
 
 
 def test_patterns_are_guarded() -> None:
-    assert ts.matches(r"\bcat\b", "a cat") and not ts.matches(r"\bcat\b", "a CAT")
+    assert ts.matches(r"\bcat\b", "a cat")
+    assert not ts.matches(r"\bcat\b", "a CAT")
     assert ts.matches(r"\bcat\b", "a CAT", ignore_case=True)
     with pytest.raises(ValueError, match="not a regular expression"):
         ts.compile_pattern("(")
@@ -235,6 +238,8 @@ def test_nothing_raises_on_any_text(text: str) -> None:
         assert predicate(text) in (True, False)
     ts.flesch_ease(text)
     if ts.is_blank(text):
-        assert ts.words(text) == [] and not ts.is_finished(text)
+        assert ts.words(text) == []
+        assert not ts.is_finished(text)
     overlap = ts.term_overlap("How do I boil eggs?", text)
-    assert overlap is not None and 0.0 <= overlap <= 1.0
+    assert overlap is not None
+    assert 0.0 <= overlap <= 1.0

@@ -1,0 +1,177 @@
+"""The plan before it runs: steps, record types, counts, calls, tokens, time, and what is reused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import Experiment, SampleStep
+from rlaif.experiment import prepare, unfinished
+from rlaif.plan import Planned, PlanInputs, make_plan
+from rlaif.store import Store, read_json
+
+RECORDS = {
+    "sample": "completions",
+    "load": "records",
+    "judge": "judgements",
+    "pair": "preferences",
+    "train": "model",
+    "logprobs": "log-probs",
+    "evaluate": "metrics",
+}
+SECONDS_PER_UNIT = {"sample": 0.3, "judge": 0.15, "logprobs": 0.1, "train": 1.2}
+"""A 135M model on two CPU cores: a rough guess, used where this run folder holds no measurement."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One planned step. `units` are completions, calls, pairs or optimiser examples, at most."""
+
+    seed: int
+    round: int
+    id: str
+    kind: str
+    records: str
+    hash: str
+    reused: bool
+    units: int
+    calls: int
+    tokens: int
+    seconds: float
+    measured: bool
+
+
+def dry_run_report(path: Path, out: Path, overrides: Sequence[str], as_json: bool) -> str:
+    """The plan as a table, or as JSON. Nothing is run, fetched or written."""
+    inputs = prepare(path, overrides, fetch=False)
+    rows = forecast(inputs, Store(out))
+    if as_json:
+        return json.dumps({"out": str(out), "steps": [asdict(row) for row in rows]})
+    return _table(inputs.experiment, rows, out)
+
+
+def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
+    """Every step with its size, and whether its output is there already."""
+    plan = make_plan(inputs)
+    missing = unfinished(plan, store)
+    sizes: dict[str, int] = {}
+    rates = _measured_rates(store)
+    rows = []
+    for planned in plan:
+        units, calls, tokens = _size(inputs, planned, sizes)
+        sizes[planned.hash] = units
+        rate = rates.get(planned.kind, SECONDS_PER_UNIT.get(planned.kind, 0.0))
+        asks = planned.kind != "judge" or bool(planned.models)
+        rows.append(
+            Forecast(
+                planned.seed,
+                planned.round,
+                planned.id,
+                planned.kind,
+                RECORDS[planned.kind],
+                planned.hash,
+                planned.hash not in missing,
+                units,
+                calls,
+                tokens,
+                round(units * rate, 1) if asks and planned.hash in missing else 0.0,
+                planned.kind in rates,
+            )
+        )
+    return rows
+
+
+def _measured_rates(store: Store) -> dict[str, float]:
+    """Seconds per unit of each kind, from the finished steps of this run folder."""
+    totals: dict[str, list[float]] = {}
+    for marker_path in sorted((store.root / "steps").glob("*/done.json")):
+        marker: dict[str, Any] = read_json(marker_path)
+        counts = marker.get("counts", {})
+        units = counts.get("completions") or counts.get("calls") or counts.get("scored")
+        units = units or counts.get("preferences")
+        if units and (marker["kind"] != "judge" or marker["seconds"] > 1):
+            entry = totals.setdefault(marker["kind"], [0.0, 0.0])
+            entry[0] += marker["seconds"]
+            entry[1] += units
+    return {kind: seconds / units for kind, (seconds, units) in totals.items()}
+
+
+def _size(inputs: PlanInputs, planned: Planned, sizes: dict[str, int]) -> tuple[int, int, int]:
+    """(units, model calls, new tokens), each an upper bound."""
+    step = planned.step
+    if planned.kind == "sample":
+        count = len(planned.prompts) * step.n
+        return count, count, count * step.max_new_tokens
+    before = sum(sizes.get(h, 0) for n, h in planned.inputs.items() if _is_source(planned, n))
+    if planned.kind == "judge":
+        per = _calls_per_completion(inputs, planned)
+        calls = before * per if planned.models else 0
+        made = getattr(step, "max_new_tokens", 0) if not getattr(step, "expected", False) else 0
+        return before * per, calls, calls * made
+    if planned.kind == "logprobs":
+        return before, before, 0
+    if planned.kind == "pair":
+        candidates = _candidates(inputs.experiment)
+        wide = step.strategy in ("margin", "all")
+        per_prompt = candidates * (candidates - 1) // 2 if wide else 1
+        pairs = len(planned.prompts) * per_prompt
+        return min(pairs, step.max_pairs or pairs), 0, 0
+    if planned.kind == "train":
+        return before * step.epochs, 0, 0
+    return len(planned.prompts), 0, 0
+
+
+def _is_source(planned: Planned, name: str) -> bool:
+    return name.startswith("preferences" if planned.kind == "train" else "completions")
+
+
+def _candidates(experiment: Experiment) -> int:
+    step = next((e.sample for e in experiment.steps if e.sample), SampleStep())
+    return step.n
+
+
+def _calls_per_completion(inputs: PlanInputs, planned: Planned) -> int:
+    step = planned.step
+    constitution = inputs.constitution
+    principles = 1
+    if constitution is not None:
+        chosen = constitution.select(step.principles)
+        if step.principles is None:
+            program = step.kind == "rules"
+            chosen = [p for p in chosen if (p.check is not None) == program]
+        principles = max(len(chosen), 1)
+    if step.kind in ("additive", "template") and not getattr(step, "per_principle", False):
+        principles = 1
+    samples = 1 if getattr(step, "expected", False) else getattr(step, "samples", 1)
+    if inputs.judges[step.id].comparative:
+        orders = 2 if getattr(step, "order", "both") == "both" else 1
+        return principles * orders * max(_candidates(inputs.experiment) - 1, 1) // 2 or 1
+    return principles * samples
+
+
+def _table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> str:
+    lines = [
+        f"{experiment.name}: {len(rows)} steps into {out}; nothing is run",
+        f"{'seed':>6} {'round':>5}  {'step':28} {'makes':12} {'count':>6} {'calls':>6} "
+        f"{'tokens':>8} {'time':>7}  state",
+    ]
+    for row in rows:
+        time = f"{row.seconds:.0f} s" if row.seconds else "-"
+        state = "reused" if row.reused else "to do"
+        lines.append(
+            f"{row.seed:>6} {row.round:>5}  {row.id:28} {row.records:12} {row.units:>6} "
+            f"{row.calls:>6} {row.tokens:>8} {time:>7}  {state}"
+        )
+    todo = [row for row in rows if not row.reused]
+    guess = "measured in this run folder" if any(r.measured for r in todo) else (
+        "a rough guess for a 135M model on two CPU cores"
+    )
+    lines.append(
+        f"{len(rows) - len(todo)} steps reused, {len(todo)} to do: at most "
+        f"{sum(r.calls for r in todo)} model calls, {sum(r.tokens for r in todo)} new tokens, "
+        f"about {sum(r.seconds for r in todo) / 60:.1f} min ({guess})"
+    )
+    return "\n".join(lines)
