@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
 DTYPES = {
@@ -10,6 +12,10 @@ DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
 }
+
+# M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of <malloc.h>; 32 MiB is the largest that glibc
+# takes for the last.
+MALLOPT = {-1: 1 << 30, -2: 1 << 26, -3: 1 << 25}
 
 
 def pick_device(name: str) -> str:
@@ -36,3 +42,16 @@ def pick_dtype(name: str, device: str) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if has_fast_bf16(device) else torch.float32
     return DTYPES[name]
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed instead of giving it back to the kernel at every large tensor.
+
+    Without it most of the time on a CPU goes into page faults. Elsewhere than on glibc: nothing.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    for parameter, value in MALLOPT.items():
+        libc.mallopt(parameter, value)

@@ -243,8 +243,9 @@ def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> No
 def _gate(experiment: Experiment, rounds: Sequence[RoundRecord], planned: Planned) -> None:
     if experiment.alarms.on_alarm != "stop":
         return
-    row = next(r for r in rounds if r.seed == planned.seed and r.round == planned.round)
-    fired = [a for a in row.metrics["alarms"] if a["severity"] == "alarm"]
+    # A round counts when the last of its evaluations is there.
+    rows = [r for r in rounds if r.seed == planned.seed and r.round == planned.round]
+    fired = [a for r in rows for a in r.metrics["alarms"] if a["severity"] == "alarm"]
     if fired:
         raise GateStopped(
             f"stopped after round {planned.round} (alarms.on_alarm: stop):\n"
@@ -414,7 +415,8 @@ def read_rounds(root: Path) -> list[RoundRecord]:
     path = root / "rounds.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Not splitlines: a text may hold a separator that it would cut at.
+    lines = path.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
     return [from_json(RoundRecord, json.loads(line)) for line in lines if line]
 
 

@@ -132,7 +132,8 @@ def _prompts(request: Request) -> PromptSet:
         kept = folder / "prompts.json"
         if not kept.exists():
             raise ConfigError("no prompts.json in this folder; name the prompts file", folder)
-        rows = [row for _, row in jsonl_rows(kept)]
+        lines = kept.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
+        rows = [json.loads(line) for line in lines if line]
         return PromptSet([from_json(Prompt, row) for row in rows], [], 0)
     spec = PromptsSpec(path=str(folder), columns=Columns(), holdout=1)
     loaded = load_prompts(spec)

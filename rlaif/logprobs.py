@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 4096
+BLOCK = 8192
 
 
 def token_logprobs(

@@ -113,12 +113,16 @@ class _Unroller:
         self.completions: dict[str, Planned] = {}
         self.judgements: dict[str, Planned] = {}
         self.preferences: list[Planned] = []
-        self.evaluations: dict[str, dict[str, str]] = {}
+        self.evaluations: dict[tuple[str, str], dict[str, str]] = {}
 
     def steps(self) -> list[Planned]:
         """The whole plan of this seed."""
-        for entry in self.experiment.steps:
+        for index, entry in enumerate(self.experiment.steps):
+            if entry.judge is not None:
+                self._asked(index, entry.judge)
+        for index, entry in enumerate(self.experiment.steps):
             if entry.evaluate is not None:
+                self._check_judges(index, entry.evaluate)
                 self._evaluate(entry.evaluate, self.initial)
         for number in range(1, self.experiment.rounds + 1):
             self.round = number
@@ -138,7 +142,6 @@ class _Unroller:
         elif isinstance(step, TrainStep):
             self._train(index, step)
         elif isinstance(step, EvaluateStep):
-            self._check_judges(index, step)
             self._evaluate(step, self.policy)
         else:
             self._judge(index, step)
@@ -215,11 +218,14 @@ class _Unroller:
         sources = self._used(index, step.uses, self.completions, ("sample", "load"))
         if not sources:
             raise self.inputs.fail(index, f"judge {step.id!r} has no completions: sample first")
-        by = getattr(step, "by", None)
-        model = self._model(index, by, "by") if by and self._asks(step.id) else None
-        planned = self._judged(step, sources, model, step.id)
+        planned = self._judged(step, sources, self._asked(index, step), step.id)
         self.judgements[step.id] = planned
         self.by_id[step.id, self.round] = planned
+
+    def _asked(self, index: int, step: Any) -> Model | None:
+        """The model that a judge step asks, at this point of the plan."""
+        by = getattr(step, "by", None)
+        return self._model(index, by, "by") if by and self._asks(step.id) else None
 
     def _asks(self, judge_id: str) -> bool:
         return bool(self.inputs.judges[judge_id].needs)
@@ -238,9 +244,10 @@ class _Unroller:
         prompts = tuple(dict.fromkeys(p for s in sources for p in s.prompts))[:limit] if known else ()
         parts = [s.hash for s in sources]
         identity = model.identity() if model else None
+        facts = self._facts(prompts if known else None)
         return self._add(
             Planned(
-                self._hash("judge", judge.judge_hash, identity, parts, prompts, self.seed),
+                self._hash("judge", judge.judge_hash, identity, parts, prompts, facts, self.seed),
                 "judge",
                 name,
                 self.seed,
@@ -251,6 +258,13 @@ class _Unroller:
                 prompts=prompts,
             )
         )
+
+    def _facts(self, ids: tuple[str, ...] | None) -> list[Any]:
+        """What of the prompts a judge or a check may read and their ids do not cover."""
+        every = [*self.inputs.prompts.train, *self.inputs.prompts.heldout]
+        wanted = {p.prompt_id for p in every} if ids is None else set(ids)
+        rows = [[p.prompt_id, p.tags, p.reference] for p in every if p.prompt_id in wanted]
+        return sorted((row for row in rows if row[1] or row[2] is not None), key=lambda row: row[0])
 
     def _pair(self, index: int, step: PairStep) -> None:
         used = self._used(index, step.uses, self.judgements, ("judge", "load"))
@@ -371,19 +385,21 @@ class _Unroller:
         inputs = dict(parts)
         moved = model.key != self.initial.key
         if moved:
-            inputs |= {f"initial/{k}": v for k, v in self.evaluations[self.initial.key].items()}
+            inputs |= {f"initial/{k}": v for k, v in self._measured(step, self.initial).items()}
             inputs |= self._drift(step, model)
         if moved and "previous" in step.against:
-            inputs |= {f"previous/{k}": v for k, v in self.evaluations[self.previous.key].items()}
+            inputs |= {f"previous/{k}": v for k, v in self._measured(step, self.previous).items()}
         if self.round:
             inputs |= {f"train/completions/{k}": p.hash for k, p in self.completions.items()}
             inputs |= {f"train/judgements/{k}": p.hash for k, p in self.judgements.items()}
             inputs |= {f"train/preferences/{p.id}": p.hash for p in self.preferences}
         weights = self._principle_weights()
         keys = step.model_dump(mode="json", exclude={"id"})
+        ids = tuple(p.prompt_id for p in self.inputs.prompts.heldout)
+        facts = self._facts(ids) if step.checks else []
         planned = self._add(
             Planned(
-                self._hash("evaluate", keys, inputs, weights, self.seed, self.round),
+                self._hash("evaluate", keys, inputs, weights, facts, self.seed, self.round),
                 "evaluate",
                 step.id,
                 self.seed,
@@ -391,7 +407,7 @@ class _Unroller:
                 step,
                 inputs,
                 models={"policy": model, "initial": self.initial},
-                prompts=tuple(p.prompt_id for p in self.inputs.prompts.heldout),
+                prompts=ids,
                 options={"principle_weights": weights},
             )
         )
@@ -409,8 +425,8 @@ class _Unroller:
 
     def _measured(self, step: EvaluateStep, model: Model) -> dict[str, str]:
         """Sample the held-out prompts from `model`, judge them, score them under M0."""
-        if model.key in self.evaluations:
-            return self.evaluations[model.key]
+        if (step.id, model.key) in self.evaluations:
+            return self.evaluations[step.id, model.key]
         template = next((e.sample for e in self.experiment.steps if e.sample), SampleStep())
         changed = {"n": step.n, "id": f"{step.id}.sample"}
         for key in ("temperature", "max_new_tokens"):
@@ -426,7 +442,7 @@ class _Unroller:
             if self.inputs.judges[judge.id].comparative:
                 if model.key == self.initial.key:
                     continue
-                first = self.evaluations[self.initial.key]["completions"]
+                first = self.evaluations[step.id, self.initial.key]["completions"]
                 pool.append(next(p for p in self.done if p.hash == first))
             judged = self._judged(judge, pool, self._frozen(judge), f"{step.id}.{judge.id}")
             parts[f"judgements/{judge.id}"] = judged.hash
@@ -443,13 +459,13 @@ class _Unroller:
                 prompts=sampled.prompts,
             )
         ).hash
-        self.evaluations[model.key] = parts
+        self.evaluations[step.id, model.key] = parts
         return parts
 
     def _drift(self, step: EvaluateStep, model: Model) -> dict[str, str]:
         """Each moving judge's verdicts on M0's held-out answers, a fixed set of texts."""
         found = {}
-        first = self.evaluations[self.initial.key]["completions"]
+        first = self.evaluations[step.id, self.initial.key]["completions"]
         fixed = next(p for p in self.done if p.hash == first)
         for judge in self._eval_judges(step):
             by = getattr(judge, "by", None)

@@ -36,20 +36,23 @@ def read_text(path: Path) -> str:
 def load_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     """The mapping in a YAML file and the line of every key and item in it."""
     text = read_text(path)
+    lines: Lines = {}
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise ConfigError("the file is empty; a mapping was expected", path)
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError("expected a mapping (key: value) at the top", path, 1)
+        _walk(node, (), lines, path)
+        return yaml.safe_load(text), lines
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(f"not valid YAML: {error.problem}", path, line) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: a date or a number that has the form of one and is none.
         raise ConfigError(f"not valid YAML: {error}", path) from None
-    if node is None:
-        raise ConfigError("the file is empty; a mapping was expected", path)
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError("expected a mapping (key: value) at the top", path, 1)
-    lines: Lines = {}
-    _walk(node, (), lines, path)
-    return yaml.safe_load(text), lines
+    except RecursionError:
+        raise ConfigError("not valid YAML here: an alias that contains itself", path) from None
 
 
 def _walk(node: yaml.Node, loc: Loc, lines: Lines, path: Path) -> None:
@@ -127,20 +130,18 @@ def known_keys(model: type[BaseModel], loc: Loc) -> list[str]:
     definitions = schema.get("$defs", {})
     nodes: list[dict[str, Any]] = [schema]
     for part in loc:
+        flat = _flatten(nodes, definitions)
+        # A tag or member name that pydantic put into the location narrows the union.
+        named = [n for n in flat if len(flat) > 1 and _is_member(n, str(part))]
         following: list[dict[str, Any]] = []
-        for node in _flatten(nodes, definitions):
+        for node in [] if named else flat:
             if isinstance(part, int):
                 following += [node["items"]] if isinstance(node.get("items"), dict) else []
             elif part in node.get("properties", {}):
                 following.append(node["properties"][part])
             elif isinstance(node.get("additionalProperties"), dict):
                 following.append(node["additionalProperties"])
-        if following:
-            nodes = following
-        else:
-            # A tag or member name that pydantic put into the location narrows the union.
-            named = [n for n in _flatten(nodes, definitions) if _is_member(n, str(part))]
-            nodes = named or nodes
+        nodes = named or following or nodes
     keys: set[str] = set()
     for node in _flatten(nodes, definitions):
         keys |= set(node.get("properties", {}))

@@ -88,7 +88,7 @@ def _rows(
 
 def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, row) of every line; blank lines are passed over. Raises ConfigError."""
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -142,10 +142,13 @@ def _prompt(row: dict[str, Any], columns: Columns, place: str, name: str) -> Pro
                 "`prompts.columns.prompt` or `prompts.columns.messages`."
             )
     tags = row.get(columns.tags or "tags") or []
-    reference = row.get(columns.reference) if columns.reference else row.get("reference")
-    return make_prompt(
-        messages, str(row.get("source") or name.rsplit("/", 1)[-1]), list(tags), reference
-    )
+    tags = [tags] if isinstance(tags, str) else tags
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise ConfigError(f"{place}: `tags` must be a list of texts")
+    reference = row.get(columns.reference or "reference")
+    if not isinstance(reference, str | None):
+        raise ConfigError(f"{place}: `reference` must be a text")
+    return make_prompt(messages, str(row.get("source") or name.rsplit("/", 1)[-1]), tags, reference)
 
 
 def _messages(value: Any, place: str) -> list[Message]:

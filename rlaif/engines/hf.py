@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlaif.chat import render_prompt
 from rlaif.config import ModelSpec
-from rlaif.device import pick_device, pick_dtype
+from rlaif.device import keep_freed_memory, pick_device, pick_dtype
 from rlaif.engines import layout
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from rlaif.engines.builtin import weights_hash
@@ -35,6 +35,7 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
     """Load the model in `folder`. Raises EngineError when it is not a causal language model."""
     # Loading bars of every round would tear up our own progress lines.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    keep_freed_memory()
     device = pick_device(spec.device)
     dtype = pick_dtype(spec.dtype, device)
     try:

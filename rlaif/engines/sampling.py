@@ -25,10 +25,12 @@ def sample_tokens(
         return picked
     temperature = torch.tensor([s.temperature or 1.0 for s in sampling], device=logits.device)
     scaled = logits / temperature[:, None]
-    if any(s.top_k for s in sampling) or any(s.top_p < 1 for s in sampling):
-        drawn = _filtered(scaled, uniform, sampling)
-    else:
-        drawn = _inverse_cdf(scaled.softmax(-1), uniform)
+    drawn = _inverse_cdf(scaled.softmax(-1), uniform)
+    limited = [i for i, s in enumerate(sampling) if s.top_k or s.top_p < 1]
+    if limited:
+        # These alone: a row without limits must not notice what its batch asks for.
+        rows = torch.tensor(limited, device=logits.device)
+        drawn[rows] = _filtered(scaled[rows], uniform[rows], [sampling[i] for i in limited])
     return torch.where(greedy, picked, drawn)
 
 

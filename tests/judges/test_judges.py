@@ -29,7 +29,7 @@ RULES: Any = {
         {
             "id": "brief",
             "text": "The answer has at most three words.",
-            "check": {"rule": "max_words", "params": {"limit": 3}},
+            "check": {"rule": "word_limits", "params": {"min": 1, "max": 3}},
         },
     ],
 }

@@ -98,7 +98,8 @@ def test_interrupted_training_ends_in_the_same_bytes(
     assert seen == [5, 6]
     assert _files(tmp_path / "a/out") == _files(tmp_path / "b/out")
     assert _rows(tmp_path / "a") == _rows(tmp_path / "b")
-    assert resumed.metrics == whole.metrics and resumed.tokens == whole.tokens
+    assert resumed.metrics == whole.metrics
+    assert resumed.tokens == whole.tokens
     assert not list((tmp_path / "b/work").glob("checkpoint-*"))
     assert _train(tmp_path / "b", start, preferences, options).seconds == resumed.seconds
 
@@ -119,7 +120,8 @@ def test_dpo_starts_at_log_two_exactly_and_learns(tmp_path, make_model, make_pre
     outcome = _train(tmp_path, make_model(0), make_preferences(8), _options(epochs=6))
     assert outcome.metrics["first_margin"] == 0.0
     assert outcome.metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert outcome.metrics["last_loss"] < 0.6 and outcome.metrics["last_accuracy"] == 1.0
+    assert outcome.metrics["last_loss"] < 0.6
+    assert outcome.metrics["last_accuracy"] == 1.0
 
 
 def test_another_reference(tmp_path, make_model, make_preferences):
@@ -200,7 +202,8 @@ def test_a_non_finite_loss_stops_and_names_the_prompts(tmp_path, make_model):
     with pytest.raises(RlaifError, match="step 2: the loss is nan"):
         run_training(Broken(examples), model, options, tmp_path, 0)
     saved = json.loads((tmp_path / "nonfinite.json").read_text())
-    assert len(saved["prompt_ids"]) == 4 and saved["step"] == 2
+    assert len(saved["prompt_ids"]) == 4
+    assert saved["step"] == 2
 
 
 def test_refusals(tmp_path, make_model, make_preferences):

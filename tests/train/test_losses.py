@@ -46,7 +46,8 @@ def test_swapping_the_answers_flips_the_margin_and_soft_labels_undo_it():
     torch.testing.assert_close(loss, swapped)
     torch.testing.assert_close(metrics["margin"], -turned["margin"])
     assert metrics["margin"].item() == pytest.approx(0.5 * (1.0 + 0.5))
-    assert metrics["accuracy"].item() == 1.0 and turned["accuracy"].item() == 0.0
+    assert metrics["accuracy"].item() == 1.0
+    assert turned["accuracy"].item() == 0.0
 
 
 def test_even_soft_label_has_its_minimum_at_zero_and_weights_multiply():
@@ -78,7 +79,8 @@ def test_sft_masked_positions_get_no_gradient_even_when_infinite():
     logprobs = torch.tensor([-1.0, -torch.inf, -2.0], requires_grad=True)
     total, _ = sft_loss(logprobs, torch.tensor([1, 0, 1]))
     total.backward()
-    assert total.item() == 3.0 and logprobs.grad.tolist() == [-1.0, 0.0, -1.0]
+    assert total.item() == 3.0
+    assert logprobs.grad.tolist() == [-1.0, 0.0, -1.0]
 
 
 def test_nll_is_per_token():

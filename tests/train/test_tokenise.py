@@ -40,7 +40,8 @@ def test_sampled_ids_are_used_when_they_spell_the_answer(tokenizer, make_prefere
     finished = {"c0": [*sampled, end]}
     kept = _encode([preference], tokenizer, finished).examples[0]
     cut = _encode([preference], tokenizer, finished, train_on_eos=False).examples[0]
-    assert kept.completions[0] == [*sampled, end] and cut.completions[0] == sampled
+    assert kept.completions[0] == [*sampled, end]
+    assert cut.completions[0] == sampled
 
 
 def test_trimming_template(tokenizer, make_preferences):
@@ -61,7 +62,8 @@ def test_overlong(tokenizer, make_preferences):
     limit = whole[1].length - 1
     assert whole[0].length <= limit
     skipped = _encode(preferences, tokenizer, max_length=limit)
-    assert [e.prompt_id for e in skipped.examples] == ["p0"] and skipped.counts["overlong"] == 1
+    assert [e.prompt_id for e in skipped.examples] == ["p0"]
+    assert skipped.counts["overlong"] == 1
     with pytest.raises(RlaifError, match=r"p1.*max_length"):
         _encode(preferences, tokenizer, max_length=limit, overlong="refuse")
     cut = _encode(preferences, tokenizer, max_length=limit, overlong="truncate_left")
@@ -69,7 +71,8 @@ def test_overlong(tokenizer, make_preferences):
     assert cut.examples[1].prompt_ids == whole[1].prompt_ids[1:]
     assert cut.examples[1].completions == whole[1].completions
     hopeless = _encode(preferences, tokenizer, max_length=3, overlong="truncate_left")
-    assert hopeless.examples == [] and hopeless.counts["overlong"] == 2
+    assert hopeless.examples == []
+    assert hopeless.counts["overlong"] == 2
 
 
 def test_empty_answers_are_counted(tokenizer, make_preferences):
@@ -99,8 +102,10 @@ def test_templates_that_cannot_work(tokenizer, make_preferences, tmp_path):
 def test_padded_layout_points_at_the_tokens_before_the_targets():
     layout = padded_layout([([1, 2], [3, 4]), ([5, 6, 7], [8])])
     assert layout.input_ids.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
-    assert layout.predict.tolist() == [1, 2, 6] and layout.targets.tolist() == [3, 4, 8]
-    assert layout.lengths == [2, 1] and layout.tokens == 8
+    assert layout.predict.tolist() == [1, 2, 6]
+    assert layout.targets.tolist() == [3, 4, 8]
+    assert layout.lengths == [2, 1]
+    assert layout.tokens == 8
     with pytest.raises(ValueError, match="prompt"):
         padded_layout([([], [1])])
 
@@ -109,7 +114,8 @@ def test_plan_covers_every_example_once_in_an_order_of_seed_and_epoch():
     lengths = [(7 * i) % 11 for i in range(23)]
     plan = plan_epoch(lengths, 8, 4, seed=1, epoch=0)
     flat = [i for batch in plan for micro in batch for i in micro]
-    assert sorted(flat) == list(range(23)) and [len(b) for b in plan] == [2, 2, 2]
+    assert sorted(flat) == list(range(23))
+    assert [len(b) for b in plan] == [2, 2, 2]
     assert plan == plan_epoch(lengths, 8, 4, seed=1, epoch=0)
     assert plan != plan_epoch(lengths, 8, 4, seed=1, epoch=1)
     assert plan != plan_epoch(lengths, 8, 4, seed=2, epoch=0)

@@ -38,7 +38,7 @@ def _split(ids, mask, completion):
 
 
 def _compare(ours, our_model, theirs, their_module):
-    assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
     ours.backward()
     theirs.backward()
     wanted = dict(their_module.named_parameters())

@@ -1,0 +1,257 @@
+"""The experiment file: faults named with their line, overrides, defaults, the schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from rlaif.config import (
+    Experiment,
+    apply_override,
+    experiment_schema,
+    load_experiment,
+    resolved_yaml,
+)
+from rlaif.errors import ConfigError
+from rlaif.resources import shipped_root
+
+HEAD = """\
+name: test
+models:
+  policy: {path: somewhere}
+prompts: {path: p.jsonl}
+steps:
+"""
+SHIPPED = sorted((shipped_root() / "experiments").glob("*.yaml"))
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(written(folder, text))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("step", "wrong", "right"),
+    [
+        ("sample: {max_new_token: 5}", "max_new_token", "max_new_tokens"),
+        ("load: {type: preferences, path: x, pth: y}", "pth", "path"),
+        ("judge: {kind: rules, principle: [a]}", "principle", "principles"),
+        ("judge: {kind: yes_no, yes_label: [a]}", "yes_label", "yes_labels"),
+        ("judge: {kind: rating, scales: [1, 2]}", "scales", "scale"),
+        ("judge: {kind: additive, sample: 3}", "sample", "samples"),
+        ("judge: {kind: pairwise, ordr: both}", "ordr", "order"),
+        ("judge: {kind: template, template: x, parse: {patern: x}}", "patern", "pattern"),
+        ("judge: {kind: 'a.b:C', option: {}}", "option", "options"),
+        ("pair: {stratgy: all}", "stratgy", "strategy"),
+        ("train: {bata: 0.2}", "bata", "beta"),
+        ("train: {lora: {rr: 4, alpha: 2, target_module: x}}", "target_module", "target_modules"),
+        ("evaluate: {agianst: [initial]}", "agianst", "against"),
+    ],
+)
+def test_unknown_keys_are_named_with_the_nearest_known_and_the_line(
+    tmp_path: Path, step: str, wrong: str, right: str
+) -> None:
+    message = refusal(tmp_path, HEAD + "  - sample: {id: first}\n  - " + step + "\n")
+    line = next(x for x in message.splitlines() if f"{wrong}'" in x)
+    assert f"{tmp_path / 'experiment.yaml'}:7: unknown key" in line
+    assert f"did you mean '{right}'?" in line
+
+
+def test_unknown_top_level_key_and_step_kind(tmp_path: Path) -> None:
+    message = refusal(tmp_path, HEAD + "  - sampel: {n: 2}\nround: 2\n")
+    assert "experiment.yaml:6: unknown key 'steps.0.sampel'; did you mean 'sample'?" in message
+    assert "experiment.yaml:7: unknown key 'round'; did you mean 'rounds'?" in message
+
+
+def test_unknown_judge_kind(tmp_path: Path) -> None:
+    message = refusal(tmp_path, HEAD + "  - judge: {kind: yesno}\n")
+    assert "experiment.yaml:6" in message
+    assert "`kind` must be rules, yes_no, rating" in message
+
+
+def test_a_key_given_twice(tmp_path: Path) -> None:
+    message = refusal(tmp_path, HEAD + "  - train: {beta: 0.1}\nseed: 1\nseed: 2\n")
+    assert message.endswith("experiment.yaml:8: key 'seed' is given twice")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the file is empty"),
+        ("# nothing\n", "the file is empty"),
+        ("- a\n- b\n", "expected a mapping"),
+        ("just words\n", "expected a mapping"),
+        ("a: [1, 2\nb: 3\n", "not valid YAML"),
+        ("a: 'open\n", "not valid YAML"),
+        ("a: \x07\n", "not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("a: &x [*x]\n", "not valid YAML"),
+        ("? [1, 2]\n: 3\n", "not valid YAML"),
+        ("day: 2024-13-41\n", "not valid YAML"),
+    ],
+)
+def test_what_is_no_experiment_at_all(tmp_path: Path, text: str, words: str) -> None:
+    message = refusal(tmp_path, text)
+    assert words in message
+    assert str(tmp_path / "experiment.yaml") in message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_experiment(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="this is a folder"):
+        load_experiment(tmp_path)
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("name: café".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
+        load_experiment(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (HEAD + "  - train: {beta: 0}\n", 6, "steps.0.train.beta"),
+        (HEAD + "  - sample: {n: many}\n", 6, "many"),
+        (HEAD + "  - sample: {}\n    pair: {}\n", 6, "each step is one key"),
+        (HEAD + "  - train: {batch_size: 6, micro_batch_size: 4}\n", 6, "multiple"),
+        (HEAD + "  - judge: {kind: rating, samples: 2}\n", 6, "greedy samples"),
+        (HEAD + "  - sample: {}\n  - sample: {}\n", None, "step ids must differ"),
+        (HEAD + "  - sample: {id: 1st}\n", 6, "1st"),
+        (HEAD.replace("policy:", "initial:") + "  - sample: {}\n", 2, "must name a `policy`"),
+        (HEAD + "  - sample: {}\nseed: 1\nseeds: [1]\n", None, "not both"),
+        (HEAD + "  - sample: {}\nseeds: [1, 1]\n", None, "different numbers"),
+        (HEAD.replace("path: p.jsonl", "holdout: 3") + "  - sample: {}\n", 4, "exactly one of"),
+        ("name: x\nsteps: []\n", 2, "steps"),
+    ],
+)
+def test_wrong_values_are_named_with_their_line(
+    tmp_path: Path, text: str, line: int | None, words: str
+) -> None:
+    message = refusal(tmp_path, text)
+    place = f"experiment.yaml:{line}: " if line else "experiment.yaml"
+    assert any(words in found and place in found for found in message.splitlines())
+
+
+def test_every_fault_is_listed(tmp_path: Path) -> None:
+    message = refusal(tmp_path, HEAD + "  - train: {bata: 1, epochs: 0}\nsed: 4\n")
+    assert len(message.splitlines()) == 3
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    assert "'models' is missing" in refusal(tmp_path, HEAD.replace("models:", "modles:"))
+
+
+def overridden(*overrides: str) -> Experiment:
+    data: dict[str, Any] = {
+        "name": "test",
+        "models": {"policy": {"path": "x"}},
+        "prompts": {"path": "p"},
+        "steps": [
+            {"sample": {"n": 2}},
+            {"judge": {"id": "one", "kind": "rules"}},
+            {"judge": {"id": "two", "kind": "rules"}},
+            {"pair": None},
+            {"train": {"beta": 0.1}},
+        ],
+    }
+    for override in overrides:
+        apply_override(data, override)
+    return Experiment.model_validate(data)
+
+
+def test_overrides_by_kind_id_and_position() -> None:
+    experiment = overridden(
+        "rounds=3",
+        "steps.sample.n=5",
+        "steps.two.principles=[a, b]",
+        "steps.4.train.beta=0.3",
+        "steps.pair.min_margin=0.2",
+        "alarms.kl_budget=12",
+        "models.labeller={path: y}",
+    )
+    assert experiment.rounds == 3
+    steps = [entry.step for entry in experiment.steps]
+    assert steps[0].n == 5  # type: ignore[union-attr]
+    assert experiment.judges()["two"].principles == ["a", "b"]
+    assert experiment.judges()["one"].principles is None
+    assert steps[3].min_margin == 0.2  # type: ignore[union-attr]
+    assert steps[4].beta == 0.3  # type: ignore[union-attr]
+    assert experiment.alarms.kl_budget == 12
+    assert experiment.models["labeller"].path == "y"
+
+
+def test_a_number_that_yaml_reads_as_text(tmp_path: Path) -> None:
+    step = overridden("steps.train.learning_rate=1e-5").steps[4].step
+    assert step.learning_rate == 1e-5  # type: ignore[union-attr]
+    path = written(tmp_path, HEAD + "  - train: {learning_rate: 1e-5}\n")
+    experiment, _ = load_experiment(path)
+    assert experiment.steps[0].step.learning_rate == 1e-5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("steps.judge.principles=[a]", "2 steps are called 'judge'"),
+        ("steps.trian.beta=1", "no step is called 'trian'"),
+        ("steps.9.train.beta=1", "no step is called '9'"),
+        ("rounds", "expected KEY=VALUE"),
+        ("=3", "expected KEY=VALUE"),
+        ("name.x=3", "'"),
+        ("rounds=[1", "not valid YAML"),
+        ("steps.sample.n.x=3", "nothing can be set"),
+    ],
+)
+def test_overrides_that_fit_nothing(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        overridden(override)
+    assert f"--set {override}" in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_an_override_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, HEAD + "  - train: {}\n")
+    with pytest.raises(ConfigError, match="did you mean 'beta'"):
+        load_experiment(path, ["steps.train.bata=1"])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_experiments_fit_the_model_and_the_schema(path: Path) -> None:
+    schema = json.loads(experiment_schema())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    experiment, _ = load_experiment(path)
+    validator.validate(yaml.safe_load(resolved_yaml(experiment)))
+
+
+def test_there_are_shipped_experiments() -> None:
+    assert "quickstart" in {path.stem for path in SHIPPED}
+
+
+def test_the_schema_refuses_what_the_model_refuses() -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(experiment_schema()))
+    data = yaml.safe_load(HEAD + "  - train: {bata: 1}\n")
+    assert not validator.is_valid(data)
+    assert validator.is_valid(yaml.safe_load(HEAD + "  - train: {beta: 1, from: initial}\n"))
+
+
+@pytest.mark.parametrize("extra", ["seed: 4\n", "seeds: [4, 5]\n", ""])
+def test_the_resolved_experiment_reads_back_the_same(tmp_path: Path, extra: str) -> None:
+    text = HEAD + "  - sample:\n  - judge: {kind: rules}\n  - train: {from: initial}\n" + extra
+    experiment, _ = load_experiment(written(tmp_path, text))
+    again, _ = load_experiment(written(tmp_path, resolved_yaml(experiment)))
+    assert again.all_seeds == experiment.all_seeds
+    assert [e.step for e in again.steps] == [e.step for e in experiment.steps]
+    assert resolved_yaml(again) == resolved_yaml(experiment)

@@ -1,0 +1,143 @@
+"""Pairs: strategies, ties, margins; the same pairs in any order of candidates."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlaif.config import PairStep
+from rlaif.data.pairs import Candidate, Pair, keep_widest, preference, prompt_pairs
+from rlaif.records import Completion, Preference, content_hash, make_prompt
+
+PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}])
+STRATEGIES = ["best_vs_worst", "best_vs_random", "margin", "all"]
+
+
+def candidate(index: int, score: float, text: str | None = None) -> Candidate:
+    text = f"answer {index}" if text is None else text
+    completion = Completion(
+        completion_id=f"k_{index}",
+        prompt_id=PROMPT.prompt_id,
+        sample_index=index,
+        messages=[{"role": "assistant", "content": text}],
+        model="M0",
+        weights_hash="w",
+        sampling={},
+        finish_reason="stop",
+        digest=content_hash(text),
+    )
+    return Candidate(completion, score)
+
+
+def pairs(candidates: list[Candidate], seed: int = 0, **options: Any) -> list[Pair]:
+    return prompt_pairs(PROMPT, candidates, PairStep(**options), seed)
+
+
+def ids(found: list[Pair]) -> list[tuple[str, str]]:
+    return [(w.completion.completion_id, l.completion.completion_id) for w, l in found]
+
+
+CANDIDATES = st.lists(
+    st.tuples(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.sampled_from(["a", "b", "c", "d"])),
+    max_size=6,
+).map(lambda rows: [candidate(i, score, text) for i, (score, text) in enumerate(rows)])
+
+
+def test_best_vs_worst() -> None:
+    found = pairs([candidate(0, 0.5), candidate(1, 0.9), candidate(2, 0.1)])
+    assert ids(found) == [("k_1", "k_2")]
+
+
+def test_best_vs_random_draws_each_of_the_others() -> None:
+    four = [candidate(0, 0.5), candidate(1, 0.9), candidate(2, 0.1), candidate(3, 0.9)]
+    losers = set()
+    for seed in range(40):
+        ((winner, loser),) = ids(pairs(four, seed, strategy="best_vs_random"))
+        assert winner == "k_1"
+        losers.add(loser)
+    assert losers == {"k_0", "k_2"}
+
+
+def test_all_and_margin() -> None:
+    three = [candidate(0, 0.5), candidate(1, 0.9), candidate(2, 0.1)]
+    assert ids(pairs(three, strategy="all", min_margin=0.9)) == [
+        ("k_1", "k_0"),
+        ("k_1", "k_2"),
+        ("k_0", "k_2"),
+    ]
+    assert ids(pairs(three, strategy="margin", min_margin=0.5)) == [("k_1", "k_2")]
+
+
+def test_a_margin_just_reached_counts() -> None:
+    two = [candidate(0, 0.75), candidate(1, 0.5)]
+    assert len(pairs(two, min_margin=0.25)) == 1
+    assert pairs(two, min_margin=0.2500001) == []
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_ties_single_answers_and_equal_texts_make_no_pair(strategy: str) -> None:
+    assert pairs([candidate(0, 0.5), candidate(1, 0.5)], strategy=strategy) == []
+    assert pairs([candidate(0, 0.5)], strategy=strategy) == []
+    assert pairs([], strategy=strategy) == []
+    assert pairs([candidate(0, 0.9, "same"), candidate(1, 0.1, "same")], strategy=strategy) == []
+
+
+@given(CANDIDATES, st.sampled_from(STRATEGIES), st.floats(0, 1), st.integers(0, 9), st.randoms())
+def test_pairs_in_general(
+    candidates: list[Candidate],
+    strategy: str,
+    margin: float,
+    seed: int,
+    rng: random.Random,
+) -> None:
+    found = pairs(candidates, seed, strategy=strategy, min_margin=margin)
+    for chosen, rejected in found:
+        assert chosen.score > rejected.score
+        assert chosen.completion.text != rejected.completion.text
+        if strategy != "all":
+            assert chosen.score - rejected.score >= margin
+    shuffled = list(candidates)
+    rng.shuffle(shuffled)
+    assert ids(pairs(shuffled, seed, strategy=strategy, min_margin=margin)) == ids(found)
+    assert len(set(ids(found))) == len(found)
+    if strategy == "all":
+        wanted = sum(
+            a.score != b.score and a.completion.text != b.completion.text
+            for a, b in combinations(candidates, 2)
+        )
+        assert len(found) == wanted
+    else:
+        assert strategy == "margin" or len(found) <= 1
+
+
+def made(chosen: Candidate, rejected: Candidate) -> Preference:
+    parts = {"checks": {chosen.completion.completion_id: chosen.score}}
+    calls = {"k_1": ["j_2", "j_1"], "k_2": ["j_1"]}
+    return preference(PROMPT, (chosen, rejected), PairStep(), 2, calls, parts)
+
+
+def test_a_preference_says_what_it_rests_on() -> None:
+    record = made(candidate(1, 0.75), candidate(2, 0.25))
+    assert (record.score_chosen, record.score_rejected, record.margin) == (0.75, 0.25, 0.5)
+    assert record.prompt == PROMPT.messages
+    assert record.chosen[0]["content"] == "answer 1"
+    assert record.rejected[0]["content"] == "answer 2"
+    assert record.judgement_ids == ["j_1", "j_2"]
+    assert (record.chosen_id, record.rejected_id, record.round) == ("k_1", "k_2", 2)
+    assert record.reason == (
+        "best_vs_worst: combined 0.750 against 0.250; checks 0.750 against missing"
+    )
+
+
+def test_the_widest_are_kept_in_a_fixed_order() -> None:
+    records = [made(candidate(i, 0.1 * i), candidate(9, 0.0)) for i in (3, 1, 2, 4)]
+    kept = keep_widest(records, 2)
+    assert {r.chosen_id for r in kept} == {"k_3", "k_4"}
+    assert kept == keep_widest(records[::-1], 2)
+    assert len(keep_widest(records, None)) == 4
+    assert keep_widest(records, None) == keep_widest(records[::-1], 9)

@@ -1,0 +1,194 @@
+"""Where prompts come from: formats, columns, splits, faults named with their place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rlaif.config import Columns, PromptsSpec
+from rlaif.data.sources import PromptSet, jsonl_rows, load_prompts
+from rlaif.errors import ConfigError
+from rlaif.resources import shipped_root
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": f"Question {i}?", "tags": ["even"] if i % 2 == 0 else []} for i in range(8)
+]
+
+
+def jsonl(folder: Path, rows: list[Any], name: str = "prompts.jsonl") -> Path:
+    path = folder / name
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def loaded(path: Path, **keys: Any) -> PromptSet:
+    return load_prompts(PromptsSpec(path=str(path), **({"holdout": 3} | keys)))
+
+
+def refusal(path: Path, **keys: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        loaded(path, **keys)
+    return str(caught.value)
+
+
+def questions(found: PromptSet) -> set[str]:
+    return {p.question for p in [*found.train, *found.heldout]}
+
+
+def test_jsonl_parquet_and_a_dataset_give_the_same_prompts(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, ROWS)
+    table = pyarrow.Table.from_pylist(ROWS)
+    pyarrow.parquet.write_table(table, tmp_path / "prompts.parquet")
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "set"))
+    found = loaded(path)
+    assert questions(found) == {row["prompt"] for row in ROWS}
+    assert {p.question for p in found.train if "even" in p.tags} <= {r["prompt"] for r in ROWS[::2]}
+    spec = PromptsSpec(dataset=str(tmp_path / "set"), holdout=3)
+    for other in (loaded(tmp_path / "prompts.parquet"), load_prompts(spec)):
+        assert [(p.prompt_id, p.tags) for p in other.train] == [
+            (p.prompt_id, p.tags) for p in found.train
+        ]
+        assert [p.prompt_id for p in other.heldout] == [p.prompt_id for p in found.heldout]
+
+
+def test_chats_keep_their_turns(tmp_path: Path) -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi!"},
+        {"role": "user", "content": "How are you?"},
+    ]
+    found = loaded(jsonl(tmp_path, [{"messages": turns}, *ROWS]), holdout=1)
+    (prompt,) = [p for p in [*found.train, *found.heldout] if len(p.messages) > 1]
+    assert prompt.messages == turns
+    assert prompt.question == "How are you?"
+
+
+def test_columns_are_mapped(tmp_path: Path) -> None:
+    rows = [{"q": f"Q {i}", "topic": ["x"], "gold": "A", "part": "test" if i < 2 else "train"} for i in range(5)]
+    columns = Columns(prompt="q", tags="topic", reference="gold", split="part")
+    found = loaded(jsonl(tmp_path, rows), columns=columns, holdout=2)
+    assert {p.question for p in found.heldout} == {"Q 0", "Q 1"}
+    assert {p.question for p in found.train} == {"Q 2", "Q 3", "Q 4"}
+    assert all(p.tags == ["x"] and p.reference == "A" for p in found.train)
+
+
+def test_instruction_is_a_known_column(tmp_path: Path) -> None:
+    found = loaded(jsonl(tmp_path, [{"instruction": f"Do {i}"} for i in range(3)]), holdout=1)
+    assert questions(found) == {"Do 0", "Do 1", "Do 2"}
+
+
+def test_duplicates_are_counted_and_left_out(tmp_path: Path) -> None:
+    found = loaded(jsonl(tmp_path, [*ROWS, ROWS[0], ROWS[5], ROWS[5]]))
+    assert found.duplicates == 3
+    assert len(found.train) + len(found.heldout) == len(ROWS)
+
+
+def test_the_split_is_disjoint_and_no_order_of_rows_changes_it(tmp_path: Path) -> None:
+    found = loaded(jsonl(tmp_path, ROWS))
+    turned = loaded(jsonl(tmp_path, ROWS[::-1], "turned.jsonl"))
+    assert [p.prompt_id for p in found.heldout] == [p.prompt_id for p in turned.heldout]
+    assert {p.prompt_id for p in found.train} == {p.prompt_id for p in turned.train}
+    assert len(found.heldout) == 3
+    assert not {p.prompt_id for p in found.train} & {p.prompt_id for p in found.heldout}
+
+
+def test_declared_held_out_prompts_are_never_trained_on(tmp_path: Path) -> None:
+    rows = [row | {"split": "heldout" if i < 4 else "train"} for i, row in enumerate(ROWS)]
+    found = loaded(jsonl(tmp_path, rows), holdout=2)
+    declared = {row["prompt"] for row in rows[:4]}
+    assert len(found.heldout) == 2
+    assert {p.question for p in found.heldout} < declared
+    assert not {p.question for p in found.train} & declared
+    message = refusal(jsonl(tmp_path, rows), holdout=5)
+    assert "`holdout: 5` and only 4 prompts are marked held out" in message
+
+
+def test_limit_keeps_the_held_out_prompts(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, ROWS)
+    assert len(loaded(path, limit=2).train) == 2
+    assert loaded(path, limit=2).heldout == loaded(path).heldout
+
+
+def test_too_large_a_holdout_is_refused(tmp_path: Path) -> None:
+    message = refusal(jsonl(tmp_path, ROWS), holdout=8)
+    assert "8 different prompts, of which 8 are held out: none is left to train on" in message
+    assert "only 8 prompts" in refusal(jsonl(tmp_path, ROWS), holdout=9)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_an_empty_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    assert f"{path}: no prompts in it" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("{not json", "not valid JSON"),
+        ("[1, 2]", "each line must be a JSON object"),
+        ({"text": "hello"}, "no prompt found; the row has ['text']"),
+        ({"prompt": "   "}, "no prompt found"),
+        ({"prompt": 7}, "no prompt found"),
+        ({"messages": []}, "`messages` must be a list"),
+        ({"messages": "hello"}, "`messages` must be a list"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "each turn needs a role"),
+        ({"messages": [{"role": "user", "content": None}]}, "each turn needs a role"),
+        ({"messages": ["hello"]}, "each turn needs a role"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "last turn must be a user turn"),
+        ({"messages": [{"role": "user", "content": " "}]}, "last turn must be a user turn"),
+        ({"prompt": "x", "tags": 7}, "tags"),
+        ({"prompt": "x", "reference": 7}, "reference"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_line(tmp_path: Path, row: Any, words: str) -> None:
+    path = jsonl(tmp_path, [ROWS[0], "", row, ROWS[1]])
+    message = refusal(path)
+    assert f"{path}:3: " in message
+    assert words in message
+
+
+def test_bad_rows_of_other_formats_are_named_too(tmp_path: Path) -> None:
+    rows = [{"prompt": "a"}, {"prompt": ""}]
+    path = tmp_path / "prompts.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert f"{path}: row 2: no prompt found" in refusal(path)
+    path.write_bytes(b"no parquet")
+    assert "not a readable Parquet file" in refusal(path)
+
+
+def test_missing_files_and_datasets(tmp_path: Path) -> None:
+    assert "not found; looked in" in refusal(tmp_path / "absent.jsonl")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_prompts(PromptsSpec(dataset=str(tmp_path / "absent")))
+
+
+def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path: Path) -> None:
+    texts = ["one\u2028two", "one\u0085two"]
+    path = jsonl(tmp_path, [{"prompt": text} for text in texts])
+    assert [row["prompt"] for _, row in jsonl_rows(path)] == texts
+
+
+def test_a_single_tag_may_be_plain_text(tmp_path: Path) -> None:
+    found = loaded(jsonl(tmp_path, [{"prompt": str(i), "tags": "maths"} for i in range(2)]), holdout=1)
+    assert found.train[0].tags == ["maths"]
+
+
+def test_lone_surrogates_of_scraped_text_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "half a \\ud83d smile"}\n{"prompt": "b"}\n', encoding="utf-8")
+    assert "half a \ud83d smile" in questions(loaded(path, holdout=1))
+
+
+def test_the_shipped_prompts_load() -> None:
+    found = loaded(shipped_root() / "prompts" / "seeds" / "everyday.jsonl", holdout=64)
+    assert len(found.heldout) == 64
+    assert found.duplicates == 0
