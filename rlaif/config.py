@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from rlaif.errors import ConfigError
+from rlaif.rules import validate_check
 from rlaif.yamlio import Lines, load_yaml, validate
 
 RESERVED_MODELS = frozenset({"policy", "initial", "previous", "current"})
@@ -336,6 +337,11 @@ class CheckSpec(Strict):
     rule: str
     params: dict[str, Any] = {}
 
+    @model_validator(mode="after")
+    def _known(self) -> CheckSpec:
+        validate_check(self.rule, self.params)
+        return self
+
 
 class EvaluateStep(Strict):
     """Sample held-out prompts from the new policy and compare with other models."""
@@ -365,7 +371,9 @@ class AlarmsConfig(Strict):
     saturation_mean: Fraction = 0.97
     saturation_spread: Fraction = 0.02
     gap_decline: PositiveFloat = 3.0
-    position_bias: Fraction = 0.4
+    position_bias: Fraction = 0.5
+    label_mass: Fraction = 0.5
+    drift_half_widths: PositiveFloat = 2.0
     on_alarm: Literal["continue", "stop"] = "continue"
 
 
@@ -373,7 +381,6 @@ class Retention(Strict):
     """What is kept in `models/`. fp32 masters are needed by the next round only."""
 
     masters: Literal["last", "all"] = "last"
-    checkpoints: Literal["none", "all"] = "none"
 
 
 class StepEntry(Strict):

@@ -57,6 +57,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> Pl
     """Everything a plan needs. With `fetch` false nothing is downloaded or converted: a model that
     is not on disk yet gets a placeholder identity. Raises ConfigError, EngineError."""
     experiment, lines = load_experiment(path, overrides)
+    experiment = _with_scripts(experiment, path)
     constitution = _constitution(experiment, path)
     judges = {
         name: build_judge(spec, constitution, path) for name, spec in experiment.judges().items()
@@ -75,6 +76,17 @@ def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> Pl
     )
     _check_capabilities(inputs)
     return inputs
+
+
+def _with_scripts(experiment: Experiment, path: Path) -> Experiment:
+    """The experiment with the fake engines' scripts found where its own file is."""
+    models = {
+        name: spec.model_copy(update={"script": str(find(spec.script, path))})
+        if spec.script
+        else spec
+        for name, spec in experiment.models.items()
+    }
+    return experiment.model_copy(update={"models": models})
 
 
 def _constitution(experiment: Experiment, path: Path) -> Constitution | None:
@@ -99,7 +111,7 @@ def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
 
 def model_key(spec: ModelSpec, fetch: bool) -> str:
     if spec.engine == "fake":
-        script = Path(find(spec.script)).read_text(encoding="utf-8") if spec.script else ""
+        script = Path(spec.script).read_text(encoding="utf-8") if spec.script else ""
         return "fake:" + content_hash(script)
     folder = resolve(spec.path) if fetch else locate(spec.path)
     return f"weights:{weights_hash(folder)}" if folder else f"not here yet:{spec.path}"

@@ -215,8 +215,12 @@ def export_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         import pyarrow
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(r) for r in rows]), path)
+        # Arrow takes no lone surrogates, which scraped text can hold.
+        clean = [json.loads(canonical_json(dict(r)).encode("utf-8", "replace")) for r in rows]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(clean), path)
     elif path.suffix == ".jsonl":
-        path.write_text("".join(canonical_json(dict(r)) + "\n" for r in rows), encoding="utf-8")
+        # backslashreplace writes a lone surrogate as the JSON escape that it came from.
+        text = "".join(canonical_json(dict(r)) + "\n" for r in rows)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     else:
         raise ConfigError("the file must end in .jsonl or .parquet", path)

@@ -34,7 +34,7 @@ from rlaif.yamlio import Lines, suggest
 # Raised when the code of a step kind changes its output for the same inputs.
 VERSIONS = {"sample": 1, "judge": 1, "pair": 1, "train": 1, "logprobs": 1, "evaluate": 1, "load": 1}
 
-DRIFT_PROMPTS = 32
+DRIFT_PROMPTS = 16
 """How many of M0's held-out answers a moving judge rescores each round."""
 
 
@@ -201,7 +201,7 @@ class _Unroller:
         )
 
     def _load(self, step: LoadStep) -> None:
-        digest = self._hash("load", step.type, self.inputs.files[step.path])
+        digest = self._hash("load", step.type, self.inputs.files[step.path], self.round)
         planned = self._add(
             Planned(digest, "load", step.id, self.seed, self.round, step)
         )
@@ -457,6 +457,7 @@ class _Unroller:
                 inputs={"completions/0": sampled.hash},
                 models={"by": self.initial},
                 prompts=sampled.prompts,
+                options={"own": model.key == self.initial.key},
             )
         ).hash
         self.evaluations[step.id, model.key] = parts

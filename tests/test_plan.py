@@ -15,7 +15,7 @@ from rlaif.constitution import Constitution
 from rlaif.data.sources import PromptSet
 from rlaif.errors import ConfigError
 from rlaif.judges.build import build_judge
-from rlaif.plan import Planned, PlanInputs, make_plan, round_prompts
+from rlaif.plan import PlanInputs, Planned, make_plan, round_prompts
 from rlaif.records import make_prompt
 from rlaif.yamlio import load_yaml, validate
 
@@ -23,7 +23,11 @@ RULES: dict[str, Any] = {
     "name": "rules",
     "version": "1",
     "principles": [
-        {"id": "brief", "text": "Be brief.", "check": {"rule": "word_limits", "params": {"min": 1, "max": 9}}},
+        {
+            "id": "brief",
+            "text": "Be brief.",
+            "check": {"rule": "word_limits", "params": {"min": 1, "max": 9}},
+        },
         {"id": "kind", "text": "The answer is kind."},
     ],
 }
@@ -61,9 +65,7 @@ def planned(
     keys = {name: f"weights:{spec.path}" for name, spec in experiment.models.items()}
     found = prompts or PromptSet(PROMPTS[3:], PROMPTS[:3], 0)
     files = {e.load.path: f"hash of {e.load.path}" for e in experiment.steps if e.load}
-    return make_plan(
-        PlanInputs(experiment, path, lines, constitution, found, judges, keys, files)
-    )
+    return make_plan(PlanInputs(experiment, path, lines, constitution, found, judges, keys, files))
 
 
 def hashes(plan: list[Planned]) -> dict[tuple[int, str, str], str]:
@@ -304,7 +306,13 @@ def test_a_list_without_what_a_step_needs_is_refused(tmp_path: Path, position: i
         if position == 1:
             data["steps"] = data["steps"][:1]
 
-    words = [None, "has no completions", "has no completions", "has no judgements", "no preferences"]
+    words = [
+        None,
+        "has no completions",
+        "has no completions",
+        "has no judgements",
+        "no preferences",
+    ]
     if words[position] is None:
         assert planned(tmp_path, edit)
     else:

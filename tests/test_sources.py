@@ -72,7 +72,10 @@ def test_chats_keep_their_turns(tmp_path: Path) -> None:
 
 
 def test_columns_are_mapped(tmp_path: Path) -> None:
-    rows = [{"q": f"Q {i}", "topic": ["x"], "gold": "A", "part": "test" if i < 2 else "train"} for i in range(5)]
+    rows = [
+        {"q": f"Q {i}", "topic": ["x"], "gold": "A", "part": "test" if i < 2 else "train"}
+        for i in range(5)
+    ]
     columns = Columns(prompt="q", tags="topic", reference="gold", split="part")
     found = loaded(jsonl(tmp_path, rows), columns=columns, holdout=2)
     assert {p.question for p in found.heldout} == {"Q 0", "Q 1"}
@@ -178,7 +181,9 @@ def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path: Path) -> None:
 
 
 def test_a_single_tag_may_be_plain_text(tmp_path: Path) -> None:
-    found = loaded(jsonl(tmp_path, [{"prompt": str(i), "tags": "maths"} for i in range(2)]), holdout=1)
+    found = loaded(
+        jsonl(tmp_path, [{"prompt": str(i), "tags": "maths"} for i in range(2)]), holdout=1
+    )
     assert found.train[0].tags == ["maths"]
 
 

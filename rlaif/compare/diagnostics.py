@@ -63,8 +63,8 @@ class AlarmLimits:
     the initial model's. distinct_drop: relative loss of distinct_2. repetition_rise, refusal_rise:
     absolute rise of the rate. empty_rate, unparsed_rate, zero_variance: the rate itself.
     saturation_mean with saturation_spread: a judge at its ceiling that no longer tells answers
-    apart. gap_decline: first over latest mean margin. position_bias: distance of the same-slot rate
-    from 0.5. label_mass: least mass on the allowed labels. drift_half_widths: how many half-widths
+    apart. gap_decline: first over latest mean margin. position_bias: the same-slot rate itself.
+    label_mass: least mass on the allowed labels. drift_half_widths: how many half-widths
     of its interval a change must measure to be noticed.
     """
 
@@ -80,7 +80,7 @@ class AlarmLimits:
     saturation_mean: float = 0.97
     saturation_spread: float = 0.02
     gap_decline: float = 3.0
-    position_bias: float = 0.4
+    position_bias: float = 0.5
     label_mass: float = 0.5
     drift_half_widths: float = 2.0
 
@@ -197,11 +197,10 @@ def _rates(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Ala
             message = f"{rate['mean']:.0%} of the verdicts of judge {judge} could not be read."
             yield Alarm("unparsed", "alarm", message, name, rate["mean"], limits.unparsed_rate)
     for name, judge, rate in _named(history, "position_bias"):
-        if abs(rate["mean"] - 0.5) > limits.position_bias:
-            slot = "first" if rate["mean"] > 0.5 else "second"
+        if rate["mean"] > limits.position_bias:
             message = (
-                f"Judge {judge} picks by place: its same-slot rate for the {slot} answer is far "
-                f"from one half ({show_number(rate['mean'])})."
+                f"Judge {judge} picks by place: in {rate['mean']:.0%} of the pairs the same slot "
+                "wins in both orders."
             )
             yield Alarm("position_bias", "alarm", message, name, rate["mean"], limits.position_bias)
 

@@ -23,7 +23,7 @@ def self_judge_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
     Reads label_mass/, score/, drift/, samples/spread/ and judge_corr/ of the judge; what was not
     measured is passed over. `score/` is by the frozen initial model, `drift/` is what the moved
     policy adds to it on fixed texts, `judge_corr/` is the within-prompt rank correlation with the
-    untrained checks.
+    round's rules judge.
     """
     if not rounds:
         return []
@@ -108,11 +108,11 @@ def _corr_words(judge: str, corr: IntervalJson | None) -> list[str]:
         return []
     side = direction(corr)
     meaning = {
-        1: "it tends to prefer the answers that the checks prefer",
-        -1: "it tends to prefer the answers that the checks reject",
+        1: "it tends to prefer the answers that the rules prefer",
+        -1: "it tends to prefer the answers that the rules reject",
     }.get(side, movement_words(corr).replace("any change", "any agreement"))
     return [
-        f"Within a prompt its ranking correlates with the untrained checks at "
+        f"Within a prompt its ranking correlates with the rules judge at "
         f"{show_interval(corr, signed=True)}: {meaning}."
     ]
 

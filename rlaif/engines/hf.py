@@ -105,6 +105,9 @@ class HfEngine:
             if not request.messages or not any(m["content"].strip() for m in request.messages):
                 failed[request.request_id] = ("the prompt is empty", 0)
                 continue
+            if not _is_unicode(request):
+                failed[request.request_id] = ("the text is not valid Unicode", 0)
+                continue
             text, ids = self.render(request.messages, request.prefill)
             new = 0
             if isinstance(request, GenerateRequest):
@@ -250,23 +253,38 @@ class HfEngine:
         hidden = self.model.base_model(
             input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
         ).last_hidden_state
+        tails = [len(self._continuation(request)) for request in requests]
+        label_probs = self._label_probs(hidden, batch, requests, tails)
         results = []
-        for i, (row, request) in enumerate(zip(batch, requests, strict=True)):
-            tail = len(self._continuation(request))
+        for i, (row, tail) in enumerate(zip(batch, tails, strict=True)):
             length = len(row.ids)
-            probs: dict[str, float] = {}
-            token_logprobs: list[float] = []
-            if request.labels:
-                probs = self._labels(hidden[i, length - tail - 1], request)
-            if tail:
-                token_logprobs = self._token_logprobs(
-                    hidden[i, length - tail - 1 : length - 1], row.ids[length - tail :]
-                )
-            mass = sum(probs.values()) if request.labels else None
-            results.append(
-                ScoreResult(row.request_id, probs, mass, token_logprobs, length - tail)
-            )
+            start = length - tail
+            logprobs = self._token_logprobs(hidden[i, start - 1 : length - 1], row.ids[start:])
+            probs = label_probs.get(i, {})
+            mass = sum(probs.values()) if i in label_probs else None
+            results.append(ScoreResult(row.request_id, probs, mass, logprobs, start))
         return results
+
+    def _label_probs(
+        self,
+        hidden: torch.Tensor,
+        batch: list[layout.Row],
+        requests: list[ScoreRequest],
+        tails: list[int],
+    ) -> dict[int, dict[str, float]]:
+        """Row number to the probability of each of its labels at the token after the prompt."""
+        asked = [i for i, request in enumerate(requests) if request.labels]
+        if not asked:
+            return {}
+        ends = [len(batch[i].ids) - tails[i] - 1 for i in asked]
+        probs = self._logits(hidden[asked, ends]).softmax(-1)
+        return {
+            i: {
+                label: float(row[self._label_tokens(label, forms)].sum())
+                for label, forms in requests[i].labels.items()
+            }
+            for i, row in zip(asked, probs, strict=True)
+        }
 
     def _continuation(self, request: ScoreRequest) -> list[int]:
         if request.continuation_ids is not None:
@@ -285,13 +303,6 @@ class HfEngine:
         if getattr(head, "bias", None) is not None:
             logits = logits + head.bias.float()
         return _as_configured(logits, self.model.config)
-
-    def _labels(self, hidden: torch.Tensor, request: ScoreRequest) -> dict[str, float]:
-        probs = self._logits(hidden[None])[0].softmax(-1)
-        return {
-            label: float(probs[self._label_tokens(label, forms)].sum())
-            for label, forms in request.labels.items()
-        }
 
     def _label_tokens(self, label: str, forms: Sequence[str]) -> list[int]:
         single = set()
@@ -327,6 +338,18 @@ class HfEngine:
 def _uniform(seed: int, count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, generator=generator, dtype=torch.float32)
+
+
+def _is_unicode(request: GenerateRequest | ScoreRequest) -> bool:
+    """Scraped text can hold half a surrogate pair, which no tokenizer takes."""
+    texts = [m["content"] for m in request.messages] + [request.prefill]
+    if isinstance(request, ScoreRequest):
+        texts.append(request.continuation or "")
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_configured(logits: torch.Tensor, config: Any) -> torch.Tensor:

@@ -35,7 +35,7 @@ from rlaif.report.summary import summary
 from rlaif.report.view import RoundRow, RunView, StepRow
 
 _HERE = Path(__file__).resolve().parent
-_PAR = {"win_rate_vs_initial/": 0.5, "position_bias/": 0.5, "drift/": 0.0}
+_PAR = {"win_rate_vs_initial/": 0.5, "position_bias/": 0.0, "drift/": 0.0}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,25 +14,36 @@ def run(context: StepContext) -> dict[str, Any]:
     completions = {
         c.completion_id: c for c in context.completions() if c.finish_reason != "failed" and c.token_ids
     }
+    done = {str(row["completion_id"]) for row in context.folder.read("logprobs")}
+    if context.planned.options["own"]:
+        # The model that wrote the answers gave their log-probs while it sampled.
+        known = [c for c in completions.values() if c.logprobs and c.completion_id not in done]
+        rows = [_row(c.completion_id, math.fsum(c.logprobs or ()), len(c.logprobs or ())) for c in known]
+        context.folder.append("logprobs", rows)
+        done |= {c.completion_id for c in known}
+        completions = {name: c for name, c in completions.items() if name not in done}
     requests = [
         ScoreRequest(
             name, context.prompts[c.prompt_id].messages, continuation_ids=list(c.token_ids or [])
         )
         for name, c in sorted(completions.items())
     ]
-    done = {str(row["completion_id"]) for row in context.folder.read("logprobs")}
-    context.progress.start("log-probs", len(requests), len(done))
-    if len(done) < len(requests):
+    context.progress.start("log-probs", len(requests), len(done & set(completions)))
+    if not set(completions) <= done:
         engine = context.engines.get(context.planned.models["by"])
         for batch in engine.score(requests, done):
             rows = [
-                {
-                    "completion_id": r.request_id,
-                    "logprob": None if r.error else math.fsum(r.token_logprobs),
-                    "tokens": len(r.token_logprobs),
-                }
+                _row(
+                    r.request_id,
+                    None if r.error else math.fsum(r.token_logprobs),
+                    len(r.token_logprobs),
+                )
                 for r in batch
             ]
             context.folder.append("logprobs", rows)
             context.progress.advance(len(batch), sum(len(r.token_logprobs) for r in batch))
-    return {"counts": {"scored": len(requests)}}
+    return {"counts": {"scored": len(context.folder.read("logprobs"))}}
+
+
+def _row(completion_id: str, logprob: float | None, tokens: int) -> dict[str, Any]:
+    return {"completion_id": completion_id, "logprob": logprob, "tokens": tokens}

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlaif.device import pick_device
 from rlaif.engines.builtin import weights_hash
+from rlaif.errors import RlaifError
 from rlaif.records import Preference
 from rlaif.steps.context import StepContext
 from rlaif.store import write_atomic
@@ -19,6 +20,8 @@ def run(context: StepContext) -> dict[str, Any]:
     """Train from the last checkpoint, or from the start; the export is complete or absent."""
     planned, step = context.planned, context.planned.step
     preferences = context.preferences()
+    if not preferences:
+        raise _nothing_to_train_on(context)
     token_ids = {
         row["completion_id"]: row["token_ids"]
         for digest in planned.options["completions"]
@@ -29,8 +32,11 @@ def run(context: StepContext) -> dict[str, Any]:
     folders = {role: Path(context.engines.folder(m)) for role, m in planned.models.items()}
     # Sampling and judging are over: their memory is needed for gradients and optimiser state.
     context.engines.close()
-    out = context.store.model_path(planned.hash)
-    shutil.rmtree(out, ignore_errors=True)
+    out, work = context.store.model_path(planned.hash), context.folder.path / "work"
+    if out.exists() and not (out / "masters").is_dir():
+        # It was trained and its fp32 masters were dropped; a later step needs them again.
+        for stale in (out, work):
+            shutil.rmtree(stale)
     started = False
 
     def report(progress: TrainProgress) -> None:
@@ -48,21 +54,41 @@ def run(context: StepContext) -> dict[str, Any]:
         start=folders["start"],
         reference=None if reference in (None, start) else folders["reference"],
         out=out,
-        work=context.folder.path / "work",
+        work=work,
         seed=planned.seed,
         device=pick_device(start.spec.device),
         progress=report,
         system_prompt=start.spec.system_prompt,
     )
     write_atomic(out / "README.md", _card(context, preferences))
-    if context.inputs.experiment.retention.checkpoints == "none":
-        shutil.rmtree(context.folder.path / "work" / "checkpoint", ignore_errors=True)
     return {
         "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
         "tokens": outcome.tokens,
         "summary": outcome.metrics,
         "weights_hash": weights_hash(out),
     }
+
+
+def _nothing_to_train_on(context: StepContext) -> RlaifError:
+    """Why there are no preferences, as far as the finished steps before this one tell."""
+    reasons: list[str] = []
+    for pairs in context.planned.inputs.values():
+        marker = context.store.step(pairs).done() or {}
+        counts = marker.get("counts", {})
+        if counts.get("tied_prompts"):
+            tied = f"{counts['tied_prompts']} of {counts['prompts']}"
+            reasons.append(f"all candidates tie on {tied} prompts")
+        for name, digest in marker.get("inputs", {}).items():
+            judged = (context.store.step(digest).done() or {}).get("counts", {})
+            if judged.get("judgements") and not judged["with_value"]:
+                judge = name.split("/", 1)[1]
+                count = judged["judgements"]
+                reasons.append(f"none of the {count} verdicts of judge {judge} has a value")
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return RlaifError(
+        f"there are no preferences to train on{why}. Lower `min_margin` in `pair`, sample more "
+        "answers per prompt, or look at the judges' answers and scores."
+    )
 
 
 def _card(context: StepContext, preferences: list[Preference]) -> str:

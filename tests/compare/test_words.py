@@ -75,10 +75,10 @@ def test_a_judge_that_cannot_tell_answers_apart() -> None:
 
 
 def test_agreement_with_the_checks() -> None:
-    assert "prefer the answers that the checks prefer" in words({"judge_corr/self": iv(0.4)})
+    assert "prefer the answers that the rules prefer" in words({"judge_corr/self": iv(0.4)})
     none = words({"judge_corr/self": iv(0.02, 0.1)})
     assert "this is not evidence of any agreement" in none
     assert "its ranking shows no agreement with the checks" in none
     against = words({"judge_corr/self": iv(-0.4)})
-    assert "the answers that the checks reject" in against
+    assert "the answers that the rules reject" in against
     assert "as noise" in against

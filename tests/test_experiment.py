@@ -1,0 +1,350 @@
+"""Whole experiments on a tiny model: done once, interrupted anywhere, the same bits in the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlaif.errors import ConfigError, GateStopped, RlaifError
+from rlaif.experiment import RunResult, read_rounds, run_experiment
+from rlaif.progress import QuietProgress
+from rlaif.runs import Run, load_run
+from rlaif.store import StepFolder
+
+Writer = Callable[..., Path]
+KINDS = ("sample", "judge", "logprobs", "pair", "train", "evaluate")
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+class InterruptAt(QuietProgress):
+    """Fails at the first report of progress in a step whose title ends so."""
+
+    def __init__(self, title: str):
+        self.title = title
+        self.here = False
+
+    def begin_step(self, title: str) -> None:
+        self.here = title.endswith(self.title)
+
+    def advance(self, count: int, tokens: int = 0, note: str = "") -> None:
+        if self.here:
+            raise Interrupted(self.title)
+
+
+def outputs(root: Path) -> dict[str, Any]:
+    """Everything that must be the same: preferences, evaluations, judgements, weights."""
+    run = load_run(root)
+    found: dict[str, Any] = {
+        "preferences": list(run.rows("preferences")),
+        "evaluation": list(run.rows("evaluation")),
+        "completions": list(run.rows("completions")),
+        "judgements": [row | {"latency": None} for row in run.rows("judgements")],
+        "rounds": (root / "rounds.jsonl").read_bytes(),
+    }
+    for path in sorted(root.glob("models/*/*.safetensors")):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[str(path.relative_to(root))] = digest
+    return found
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("experiment")
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, tiny_model: Path, write_experiment: Writer) -> tuple[Path, Path]:
+    """The experiment file and the folder of an uninterrupted run."""
+    path = write_experiment(base / "config", tiny_model)
+    out = base / "whole"
+    result = run_experiment(path, out)
+    assert result.reused == 0
+    return path, out
+
+
+def test_the_run_made_everything(finished: tuple[Path, Path]) -> None:
+    _, out = finished
+    run = load_run(out)
+    status = run.status()
+    assert status["state"] == "done"
+    assert {step["kind"] for step in status["steps"]} == set(KINDS)
+    assert [r["round"] for r in status["rounds"]] == [0, 1, 2]
+    assert [r["policy"] for r in status["rounds"]] == ["M0", "M1", "M2"]
+    assert len(list(out.glob("models/*/model.safetensors"))) == 2
+    for row in status["rounds"]:
+        for interval in row["metrics"].values():
+            assert interval["low"] <= interval["mean"] <= interval["high"]
+            assert interval["n"] >= 1
+    last = status["rounds"][-1]
+    assert {"initial", "previous"} == set(last["deltas"])
+    for name in ("score/checks", "score/self", "kl/initial", "check/terms", "drift/self"):
+        assert name in last["metrics"]
+    assert status["rounds"][0]["metrics"]["kl/initial"]["mean"] == pytest.approx(0, abs=1e-4)
+    assert last["metrics"]["kl/initial"]["mean"] != 0
+    assert len(run.preferences) > 2
+    assert not set(run.preferences.prompt_id) & {
+        c
+        for s in run.manifest["steps"]
+        if s["kind"] == "evaluate"
+        for c in [
+            row["prompt_id"]
+            for row in run.store.step(s["inputs"]["completions"]).read("completions")
+        ]
+    }
+
+
+def test_frames_and_view(finished: tuple[Path, Path]) -> None:
+    run = load_run(finished[1])
+    assert len(run.prompts) == 8
+    assert {"messages", "logprobs", "run_round"} <= set(run.completions.columns)
+    assert set(run.judgements.judge) == {"checks", "self"}
+    assert {"seed", "round", "metric", "mean", "low", "high", "n"} <= set(run.rounds.columns)
+    assert run.view().name == "small"
+
+
+def test_a_second_run_does_nothing(finished: tuple[Path, Path]) -> None:
+    path, out = finished
+    stamps = {p: p.stat().st_mtime_ns for p in (out / "steps").rglob("*") if p.is_file()}
+    result = run_experiment(path, out, progress=InterruptAt(""))
+    assert (result.ran, result.reused) == (0, len(load_run(out).manifest["steps"]))
+    assert {p: p.stat().st_mtime_ns for p in (out / "steps").rglob("*") if p.is_file()} == stamps
+
+
+def test_only_the_masters_of_the_last_round_are_kept(finished: tuple[Path, Path]) -> None:
+    _, out = finished
+    trained = [s["hash"] for s in load_run(out).manifest["steps"] if s["kind"] == "train"]
+    kept = [(out / "models" / h / "masters").is_dir() for h in trained]
+    assert kept == [False, True]
+    assert not list((out / "steps").glob("*/work/checkpoint*"))
+
+
+def test_interrupted_in_every_step_and_resumed_gives_the_same_bits(
+    base: Path, finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, whole = finished
+    out = base / "interrupted"
+    for title in (
+        "[round 0] evaluate.sample",
+        "[round 0] evaluate.self",
+        "[round 0] evaluate.logprobs",
+        "[round 1] checks",
+        "[round 1] train",
+    ):
+        with pytest.raises(Interrupted, match=title.split("] ")[1]):
+            run_experiment(path, out, progress=InterruptAt(title))
+    finish = StepFolder.finish
+    ended: set[str] = set()
+
+    def interrupted(folder: StepFolder, summary: dict[str, Any]) -> dict[str, Any]:
+        # The records are there, the marker is not.
+        if summary["kind"] not in ended:
+            ended.add(summary["kind"])
+            raise Interrupted(summary["kind"])
+        return finish(folder, summary)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepFolder, "finish", interrupted)
+        for _ in KINDS:
+            with pytest.raises(Interrupted):
+                run_experiment(path, out)
+        assert ended == set(KINDS)
+    with pytest.raises(Interrupted):
+        run_experiment(path, out, progress=InterruptAt("[round 2] train"))
+    run_experiment(path, out)
+    assert outputs(out) == outputs(whole)
+
+
+def test_an_edit_redoes_only_what_it_changes(
+    base: Path, finished: tuple[Path, Path], tiny_model: Path
+) -> None:
+    path, out = finished
+    before = outputs(out)
+    result = run_experiment(path, out, ["steps.train.beta=0.2", "rounds=1"])
+    ran = {s["id"] for s in load_run(out).status()["steps"] if s["round"] == 1}
+    assert {"train", "evaluate"} <= ran
+    # Sampling, judging and pairing of round 1 and all of round 0 are found again.
+    assert result.reused == 9
+    assert load_run(out).status()["state"] == "done"
+    # And the first experiment's outputs lie untouched beside them.
+    run_experiment(path, out)
+    assert {k: v for k, v in outputs(out).items() if not k.startswith("models")} == {
+        k: v for k, v in before.items() if not k.startswith("models")
+    }
+
+
+def test_masters_that_a_new_round_needs_are_made_again(
+    base: Path, finished: tuple[Path, Path]
+) -> None:
+    path, _ = finished
+    out, straight = base / "one-more", base / "three"
+    run_experiment(path, out, ["rounds=1"])
+    trained = next(s["hash"] for s in load_run(out).manifest["steps"] if s["kind"] == "train")
+    shutil.rmtree(out / "models" / trained / "masters")
+    result = run_experiment(path, out)
+    assert result.ran > 0
+    run_experiment(path, straight, ["retention.masters=all"])
+    assert len(list(straight.glob("models/*/masters"))) == 2
+    mine, theirs = outputs(out), outputs(straight)
+    for key in ("preferences", "evaluation"):
+        assert mine[key] == theirs[key]
+
+
+def test_several_seeds(base: Path, tiny_model: Path, write_experiment: Writer) -> None:
+    steps = _steps(tiny_model, write_experiment, base)
+    path = write_experiment(
+        base / "seeds", tiny_model, seed=None, seeds=[1, 2], rounds=1, steps=steps
+    )
+    out = base / "seeds-run"
+    result = run_experiment(path, out)
+    assert [(r.seed, r.round) for r in result.rounds] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    texts = [
+        {
+            row["messages"][0]["content"]
+            for row in load_run(out).rows("completions")
+            if row["run_seed"] == s
+        }
+        for s in (1, 2)
+    ]
+    assert texts[0] != texts[1]
+    assert len(list(out.glob("models/*/masters"))) == 2
+
+
+def _steps(tiny_model: Path, write: Writer, base: Path) -> list[Any]:
+    data = yaml.safe_load(write(base / "template", tiny_model).read_text(encoding="utf-8"))
+    steps: list[Any] = data["steps"]
+    return steps
+
+
+def test_an_alarm_stops_the_run_and_keeps_what_was_computed(
+    base: Path, finished: tuple[Path, Path]
+) -> None:
+    path, _ = finished
+    settings = ["alarms.on_alarm=stop", "alarms.length_high=0.0001", "alarms.length_low=0.00001"]
+    out = base / "gated"
+    with pytest.raises(GateStopped, match=r"stopped after round 1.*\n.*times as long") as caught:
+        run_experiment(path, out, settings)
+    assert caught.value.exit_code == 3
+    assert [r.round for r in read_rounds(out)] == [0, 1]
+    state = load_run(out).status()
+    assert state["state"] == "unfinished"
+    assert [a["name"] for a in state["alarms"] if a["severity"] == "alarm"]
+    # Asked again, it stops again, and computes nothing.
+    with pytest.raises(GateStopped):
+        run_experiment(path, out, settings, progress=InterruptAt(""))
+
+
+def preference_row(question: str) -> dict[str, Any]:
+    return {"prompt": question, "chosen": "A good answer.", "rejected": "A bad one."}
+
+
+def loading(base: Path, write: Writer, model: Path, question: str, name: str) -> Path:
+    steps = [
+        {"load": {"type": "preferences", "path": "human.jsonl"}},
+        {"train": {"learning_rate": 1e-4, "batch_size": 2, "micro_batch_size": 2}},
+        {"evaluate": {"judges": [], "resamples": 50}},
+    ]
+    path = write(base / name, model, steps=steps, rounds=1)
+    rows = [preference_row("Is this from elsewhere?"), preference_row(question)]
+    (base / name / "human.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def test_loaded_preferences_train_and_held_out_ones_are_refused(
+    base: Path, finished: tuple[Path, Path], tiny_model: Path, write_experiment: Writer
+) -> None:
+    heldout = load_run(finished[1])
+    digest = next(s for s in heldout.manifest["steps"] if s["kind"] == "evaluate")
+    ids = {
+        r["prompt_id"]
+        for r in heldout.store.step(digest["inputs"]["completions"]).read("completions")
+    }
+    prompts = heldout.prompts
+    questions = {p.prompt_id: p.messages[0]["content"] for p in prompts.itertuples()}
+    bad = next(questions[i] for i in sorted(ids))
+    path = loading(base, write_experiment, tiny_model, "And this too?", "loaded")
+    result = run_experiment(path, base / "loaded-run")
+    assert result.rounds[-1].policy_out == "M1"
+    path = loading(base, write_experiment, tiny_model, bad, "leaked")
+    with pytest.raises(RlaifError, match="is held out and was trained on"):
+        run_experiment(path, base / "leaked-run")
+
+
+def test_when_every_candidate_ties_the_message_says_so(
+    base: Path, tiny_model: Path, write_experiment: Writer
+) -> None:
+    # Empty answers cannot be told apart by word count: all below the least.
+    steps = [
+        {"sample": {"n": 2, "max_new_tokens": 1}},
+        {"judge": {"id": "checks", "kind": "rules"}},
+        {"pair": {}},
+        {"train": {}},
+        {"evaluate": {"judges": [], "resamples": 50}},
+    ]
+    path = write_experiment(base / "tied", tiny_model, steps=steps, rounds=1)
+    constitution = base / "tied" / "constitution.yaml"
+    constitution.write_text(
+        constitution.read_text().replace("max: 6", "max: 60").replace("min: 3", "min: 50")
+    )
+    with pytest.raises(RlaifError, match=r"no preferences.*min_margin") as caught:
+        run_experiment(path, base / "tied-run")
+    assert "all candidates tie on 5 of 5 prompts" in str(caught.value)
+
+
+def test_a_run_folder_holds_what_is_needed_to_know_it(finished: tuple[Path, Path]) -> None:
+    _, out = finished
+    manifest = Run(out).manifest
+    assert manifest["versions"]["torch"]
+    assert set(manifest["judges"]) == {"checks", "self"}
+    assert manifest["prompts"]["train"] == 5
+    assert manifest["prompts"]["heldout"] == 3
+    for step in manifest["steps"]:
+        assert (out / "steps" / step["hash"] / "done.json").exists()
+    for card in out.glob("models/*/README.md"):
+        assert "base model" in card.read_text(encoding="utf-8")
+
+
+def test_roles_with_the_same_weights_are_refused(
+    base: Path, tiny_model: Path, write_experiment: Writer
+) -> None:
+    models = {
+        "policy": {"path": str(tiny_model), "role": "labeller"},
+        "judge": {"path": str(tiny_model), "role": "gold"},
+    }
+    path = write_experiment(base / "roles", tiny_model, models=models)
+    with pytest.raises(ConfigError, match="different roles and the same weights"):
+        run_experiment(path, base / "roles-run")
+
+
+def test_a_scripted_experiment_needs_no_model(base: Path, write_experiment: Writer) -> None:
+    path = write_experiment(base / "scripted", None, rounds=1)
+    result: RunResult = run_experiment(path, base / "scripted-run")
+    metrics = result.rounds[-1].metrics["metrics"]
+    assert metrics["length/words"]["mean"] == 4.0
+    assert metrics["score/checks"]["mean"] == 1.0
+    # The script gives no label any probability: every verdict is unread, and none is a number.
+    assert metrics["unparsed_rate/self"]["mean"] == 1.0
+    assert "score/self" not in metrics
+
+
+def test_two_evaluations_in_a_round_and_a_gate(base: Path, write_experiment: Writer) -> None:
+    steps = [
+        {"sample": {"n": 2}},
+        {"judge": {"id": "checks", "kind": "rules"}},
+        {"evaluate": {"resamples": 50}},
+        {"evaluate": {"id": "again", "n": 2, "resamples": 50}},
+    ]
+    path = write_experiment(
+        base / "twice", None, rounds=1, steps=steps, alarms={"on_alarm": "stop"}
+    )
+    with pytest.raises(GateStopped, match="no signal"):
+        run_experiment(path, base / "twice-run")
