@@ -73,7 +73,9 @@ def cli() -> None:
 @click.argument("experiment", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/NAME].")
 @SET
-@click.option("--dry-run", is_flag=True, help="Print the plan and what would be reused; run nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the plan and what would be reused; run nothing."
+)
 @click.option("--no-report", is_flag=True, help="Do not write report.html at the end.")
 @QUIET
 @JSON
@@ -218,9 +220,7 @@ def init(directory: Path) -> None:
 
 
 @cli.command()
-@click.argument(
-    "what", type=click.Choice(["experiment", "constitution"]), default="experiment"
-)
+@click.argument("what", type=click.Choice(["experiment", "constitution"]), default="experiment")
 def schema(what: str) -> None:
     """Print the JSON schema of an experiment or constitution file, for editors."""
     if what == "experiment":
@@ -270,7 +270,9 @@ def render(
         click.echo(f"--- {item['title']}: {len(item['tokens'])} tokens")
         click.echo(item["text"])
         if tokens:
-            click.echo(" ".join(f"{i}:{t!r}" for i, t in zip(item["tokens"], item["pieces"], strict=True)))
+            click.echo(
+                " ".join(f"{i}:{t!r}" for i, t in zip(item["tokens"], item["pieces"], strict=True))
+            )
 
 
 @cli.group()
@@ -353,7 +355,13 @@ def _file_step(as_json: bool, quiet: bool, **request: Any) -> None:
 @QUIET
 @JSON
 def sample(
-    prompts: Path, model: str, out: Path, settings: tuple[str, ...], seed: int, quiet: bool, as_json: bool
+    prompts: Path,
+    model: str,
+    out: Path,
+    settings: tuple[str, ...],
+    seed: int,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Sample completions of PROMPTS (JSONL or Parquet). --set takes the keys of a sample step."""
     _file_step(
@@ -370,7 +378,9 @@ def sample(
 
 @cli.command()
 @click.argument("completions", type=click.Path(path_type=Path))
-@click.option("--prompts", type=click.Path(path_type=Path), help="[default: kept by `rlaif sample`]")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), help="[default: kept by `rlaif sample`]"
+)
 @click.option("--kind", default="rules", show_default=True, help="The judge's kind.")
 @CONSTITUTION
 @MODEL
@@ -409,7 +419,9 @@ def judge(
 @cli.command()
 @click.argument("completions", type=click.Path(path_type=Path))
 @click.argument("judgements", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--prompts", type=click.Path(path_type=Path), help="[default: kept by `rlaif sample`]")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), help="[default: kept by `rlaif sample`]"
+)
 @CONSTITUTION
 @OUT
 @SET
@@ -451,7 +463,9 @@ def pair(
 @click.argument("preferences", type=click.Path(path_type=Path))
 @MODEL
 @click.option("--reference", help="Reference model [default: the model itself].")
-@click.option("--completions", type=click.Path(path_type=Path), help="Their sampled tokens are used.")
+@click.option(
+    "--completions", type=click.Path(path_type=Path), help="Their sampled tokens are used."
+)
 @OUT
 @SET
 @SEED
@@ -507,7 +521,9 @@ def train(
 @click.option("--against", type=click.Path(path_type=Path), help="Completions to compare with.")
 @click.option("--judgements", multiple=True, type=click.Path(path_type=Path))
 @click.option("--against-judgements", multiple=True, type=click.Path(path_type=Path))
-@click.option("--prompts", type=click.Path(path_type=Path), help="[default: kept by `rlaif sample`]")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), help="[default: kept by `rlaif sample`]"
+)
 @CONSTITUTION
 @OUT
 @SET
@@ -552,5 +568,11 @@ def evaluate(
         return
     for name, value in row["metrics"].items():
         change = row["deltas"].get("initial", {}).get(name)
-        versus = f"   {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]" if change else ""
-        click.echo(f"{name:32} {value['mean']:9.4f} [{value['low']:.4f}, {value['high']:.4f}]{versus}")
+        versus = (
+            f"   {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
+            if change
+            else ""
+        )
+        click.echo(
+            f"{name:32} {value['mean']:9.4f} [{value['low']:.4f}, {value['high']:.4f}]{versus}"
+        )

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlaif.config import Experiment, SampleStep
 from rlaif.experiment import prepare, unfinished
-from rlaif.plan import Planned, PlanInputs, make_plan
+from rlaif.plan import PlanInputs, Planned, make_plan
 from rlaif.store import Store, read_json
 
 RECORDS = {
@@ -166,8 +166,10 @@ def _table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> str:
             f"{row.calls:>6} {row.tokens:>8} {time:>7}  {state}"
         )
     todo = [row for row in rows if not row.reused]
-    guess = "measured in this run folder" if any(r.measured for r in todo) else (
-        "a rough guess for a 135M model on two CPU cores"
+    guess = (
+        "measured in this run folder"
+        if any(r.measured for r in todo)
+        else ("a rough guess for a 135M model on two CPU cores")
     )
     lines.append(
         f"{len(rows) - len(todo)} steps reused, {len(todo)} to do: at most "

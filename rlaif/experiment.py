@@ -23,7 +23,7 @@ from rlaif.engines.build import CAPABILITIES, EnginePool
 from rlaif.engines.builtin import locate, resolve, weights_hash
 from rlaif.errors import ConfigError, GateStopped
 from rlaif.judges.build import build_judge
-from rlaif.plan import Planned, PlanInputs, make_plan
+from rlaif.plan import PlanInputs, Planned, make_plan
 from rlaif.records import Prompt, RoundRecord, content_hash, from_json, to_json
 from rlaif.resources import find
 from rlaif.steps.context import Progress, StepContext
@@ -440,4 +440,3 @@ def read_manifest(root: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise ConfigError(f"{root} has run format {manifest.get('format')}; expected {FORMAT}")
     return manifest
-

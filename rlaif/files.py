@@ -23,7 +23,7 @@ from rlaif.engines.build import EnginePool
 from rlaif.errors import ConfigError
 from rlaif.experiment import STEPS, model_key
 from rlaif.judges.build import build_judge
-from rlaif.plan import Planned, PlanInputs
+from rlaif.plan import PlanInputs, Planned
 from rlaif.records import Prompt, canonical_json, content_hash, from_json, to_json
 from rlaif.resources import find
 from rlaif.steps.context import Progress, StepContext
@@ -154,7 +154,9 @@ def _planned(
     prompts: Mapping[str, Prompt],
 ) -> Planned:
     judges = {name: judge.judge_hash for name, judge in inputs.judges.items()}
-    weights = {p.id: p.weight for p in inputs.constitution.principles} if inputs.constitution else {}
+    weights = (
+        {p.id: p.weight for p in inputs.constitution.principles} if inputs.constitution else {}
+    )
     if request.kind == "train":
         models = {**models, "made": Model("made", "trained", models["start"].spec)}
     texts = {role: _digest(Path(path)) for role, path in request.inputs.items()}

@@ -202,9 +202,7 @@ class _Unroller:
 
     def _load(self, step: LoadStep) -> None:
         digest = self._hash("load", step.type, self.inputs.files[step.path], self.round)
-        planned = self._add(
-            Planned(digest, "load", step.id, self.seed, self.round, step)
-        )
+        planned = self._add(Planned(digest, "load", step.id, self.seed, self.round, step))
         self.by_id[step.id, self.round] = planned
         if step.type == "completions":
             self.completions = {step.id: planned}
@@ -241,7 +239,9 @@ class _Unroller:
         judge = self.inputs.judges[step.id]
         # Loaded completions bring their own prompts: then no limit is known here, and all count.
         known = all(s.prompts for s in sources)
-        prompts = tuple(dict.fromkeys(p for s in sources for p in s.prompts))[:limit] if known else ()
+        prompts = (
+            tuple(dict.fromkeys(p for s in sources for p in s.prompts))[:limit] if known else ()
+        )
         parts = [s.hash for s in sources]
         identity = model.identity() if model else None
         facts = self._facts(prompts if known else None)
@@ -314,7 +314,9 @@ class _Unroller:
         if not used:
             raise self.inputs.fail(index, "train has no preferences: add a pair or load step")
         start = self._model(index, step.from_, "from")
-        reference = self._model(index, step.reference, "reference") if step.method == "dpo" else None
+        reference = (
+            self._model(index, step.reference, "reference") if step.method == "dpo" else None
+        )
         for model in (start, reference):
             if model is not None and model.spec.engine != "hf":
                 raise self.inputs.fail(
@@ -350,7 +352,11 @@ class _Unroller:
         self.by_id[step.id, self.round] = planned
 
     def _used(
-        self, index: int, uses: list[str] | None, latest: Mapping[str, Planned], kinds: tuple[str, ...]
+        self,
+        index: int,
+        uses: list[str] | None,
+        latest: Mapping[str, Planned],
+        kinds: tuple[str, ...],
     ) -> list[Planned]:
         """The latest outputs, or those that `uses` names: ID, ID@ROUND or ID@* (all so far)."""
         if uses is None:
@@ -485,4 +491,3 @@ def _completion_inputs(planned: Planned) -> list[str]:
 def replace_path(spec: ModelSpec, path: str) -> ModelSpec:
     """The policy's settings for another folder of weights."""
     return spec.model_copy(update={"path": path, "role": None})
-

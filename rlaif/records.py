@@ -1,8 +1,8 @@
 """The typed records that flow between steps.
 
-Plain frozen dataclasses, JSON in and out, no tensor library. An id is the hash of the *request* that
-makes the record (the step's inputs, the prompt, the sample index), so it is known before a model
-answers and does not depend on the order of arrival; `digest` is the hash of the content.
+Plain frozen dataclasses, JSON in and out, no tensor library. An id is the hash of the *request*
+that makes the record (the step's inputs, the prompt, the sample index), so it is known before a
+model answers and does not depend on the order of arrival; `digest` is the hash of the content.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Completion:
 class Judgement:
     """One value that one annotator gave to one subject under one principle.
 
-    `score` is on [0, 1] after the judge's declared scale was mapped; `prob_first` is the probability
-    that the first text *shown* is better. Either exists only when `status` is ok or tie.
+    `score` is on [0, 1] after the judge's declared scale was mapped; `prob_first` is the
+    probability that the first text *shown* is better. Either exists only with status ok or tie.
     """
 
     judgement_id: str
@@ -127,7 +127,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A chosen and a rejected answer to one prompt, in TRL's explicit-prompt conversational form."""
+    """A chosen and a rejected answer to one prompt; TRL's explicit-prompt conversational form."""
 
     preference_id: str
     prompt_id: str

@@ -29,7 +29,9 @@ def rendered(
     prompt = _prompt(inputs, prompt_id)
     if judge is None:
         engine = _engine(inputs, "policy")
-        return [_shown(engine, f"policy, prompt {prompt.prompt_id}", *engine.render(prompt.messages))]
+        return [
+            _shown(engine, f"policy, prompt {prompt.prompt_id}", *engine.render(prompt.messages))
+        ]
     if judge not in inputs.judges:
         raise ConfigError(f"--judge {judge}: no such judge{suggest(judge, list(inputs.judges))}")
     spec = inputs.experiment.judges()[judge]

@@ -170,11 +170,18 @@ class Run:
                 detail = f"trained from {start} by step {step['hash']}"
                 rows.append({"kind": "model", "name": name, "hash": digest, "detail": detail})
         rows += [
-            {"kind": "judge", "name": name, "hash": digest, "detail": "options, template, principles"}
+            {
+                "kind": "judge",
+                "name": name,
+                "hash": digest,
+                "detail": "options, template, principles",
+            }
             for name, digest in self.manifest["judges"].items()
         ]
         if constitution:
-            detail = f"version {constitution['version']}, {len(constitution['principles'])} principles"
+            detail = (
+                f"version {constitution['version']}, {len(constitution['principles'])} principles"
+            )
             digest = self.manifest["constitution_hash"]
             rows.append(
                 {
@@ -186,7 +193,9 @@ class Run:
             )
         prompts = self.manifest["prompts"]
         detail = f"{prompts['train']} for training, {prompts['heldout']} held out"
-        rows.append({"kind": "prompts", "name": "prompts", "hash": prompts["hash"], "detail": detail})
+        rows.append(
+            {"kind": "prompts", "name": "prompts", "hash": prompts["hash"], "detail": detail}
+        )
         return rows
 
 
@@ -250,4 +259,3 @@ def _constitution_text(manifest: dict[str, Any]) -> str:
         {k: v for k, v in p.items() if v not in (None, [], {})} for p in constitution["principles"]
     ]
     return yaml.safe_dump(cleaned, sort_keys=False, allow_unicode=True, width=90)
-

@@ -132,7 +132,7 @@ class StepFolder:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of the whole batches in one of the store's JSONL files; nothing when it is absent."""
+    """The rows of the whole batches in one of the store's files; nothing when it is absent."""
     if not path.exists():
         return
     data = path.read_bytes()

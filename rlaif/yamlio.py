@@ -96,7 +96,9 @@ def _explain(error: ValidationError, model: type[BaseModel], lines: Lines, path:
     messages = []
     for fault in error.errors():
         loc = tuple(fault["loc"])
-        where = ".".join(str(part) for part in loc if (part,) == loc[-1:] or _in_file(loc, part, lines))
+        where = ".".join(
+            str(part) for part in loc if (part,) == loc[-1:] or _in_file(loc, part, lines)
+        )
         line = line_of(loc, lines)
         place = f"{path}:{line}" if line else f"{path}"
         if fault["type"] == "extra_forbidden":

@@ -62,11 +62,11 @@ def prompt_pairs(
     # `all` keeps every difference; the others ask for the declared margin.
     margin = 0.0 if options.strategy == "all" else options.min_margin
     return [
-        (w, l)
-        for w, l in pairs
-        if w.score > l.score
-        and w.score - l.score >= margin
-        and w.completion.digest != l.completion.digest
+        (better, worse)
+        for better, worse in pairs
+        if better.score > worse.score
+        and better.score - worse.score >= margin
+        and better.completion.digest != worse.completion.digest
     ]
 
 

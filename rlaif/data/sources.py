@@ -156,7 +156,9 @@ def _messages(value: Any, place: str) -> list[Message]:
         raise ConfigError(f"{place}: `messages` must be a list of {{role, content}} turns")
     messages: list[Message] = []
     for turn in value:
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else 2 * (None,)
+        role, content = (
+            (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else 2 * (None,)
+        )
         if role not in ROLES or not isinstance(content, str):
             raise ConfigError(
                 f"{place}: each turn needs a role (system, user or assistant) and a text content"

@@ -63,9 +63,9 @@ class GenerateResult:
 class ScoreRequest:
     """Log-probabilities of what may follow `messages` (+ `prefill`).
 
-    With `labels` (a label to its surface forms: {"yes": ("Yes", " yes")}): the distribution over the
-    labels at the next token. With `continuation` or `continuation_ids`: the log-prob of each of its
-    tokens.
+    With `labels` (a label to its surface forms: {"yes": ("Yes", " yes")}): the distribution over
+    the labels at the next token. With `continuation` or `continuation_ids`: the log-prob of each
+    of its tokens.
     """
 
     request_id: str

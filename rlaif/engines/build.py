@@ -25,7 +25,9 @@ def load_engine(spec: ModelSpec, folder: Path | None, name: str) -> Engine:
     try:
         factory = getattr(import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigError(f"model {name}: engine {spec.engine!r} cannot be loaded: {error}") from None
+        raise ConfigError(
+            f"model {name}: engine {spec.engine!r} cannot be loaded: {error}"
+        ) from None
     engine: Engine = factory(spec, folder, name)
     return engine
 

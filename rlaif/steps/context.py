@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rlaif.engines.base import Engine, Model
 from rlaif.judges.base import Judge
-from rlaif.plan import Planned, PlanInputs
+from rlaif.plan import PlanInputs, Planned
 from rlaif.records import Completion, Judgement, Preference, Prompt, from_json
 from rlaif.store import StepFolder, Store
 

@@ -105,7 +105,9 @@ def _round_values(context: StepContext) -> dict[str, Values]:
             p: fmean(s.values()) for p, s in sorted(by_prompts.items()) if s
         }
     paired = {p.prompt_id for p in preferences}
-    found["pairs/tied_prompts"] = {p: float(p not in paired) for p in sorted(by_prompt(completions))}
+    found["pairs/tied_prompts"] = {
+        p: float(p not in paired) for p in sorted(by_prompt(completions))
+    }
     found["samples/zero_variance"] = _zero_variance(scores)
     found |= _agreement(context, scores)
     return {name: values for name, values in found.items() if values}
@@ -163,4 +165,3 @@ def _agreement(
             rows.append((prompt, tau))
         found[f"judge_corr/{judge}"] = metrics.per_prompt(rows)
     return found
-

@@ -45,9 +45,7 @@ def run(context: StepContext) -> dict[str, Any]:
     return {"counts": counts, "statuses": statuses}
 
 
-def _answers(
-    context: StepContext, calls: list[Call], done: set[str]
-) -> Iterator[list[Judgement]]:
+def _answers(context: StepContext, calls: list[Call], done: set[str]) -> Iterator[list[Judgement]]:
     """Judgements of the missing calls, a whole batch at a time."""
     judge = context.judge()
     silent = [c for c in calls if c.request is None and c.call_id not in done]

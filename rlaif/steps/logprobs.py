@@ -12,13 +12,17 @@ from rlaif.steps.context import StepContext
 def run(context: StepContext) -> dict[str, Any]:
     """Rows {completion_id, logprob (sum, nats), tokens}; a row that failed has logprob None."""
     completions = {
-        c.completion_id: c for c in context.completions() if c.finish_reason != "failed" and c.token_ids
+        c.completion_id: c
+        for c in context.completions()
+        if c.finish_reason != "failed" and c.token_ids
     }
     done = {str(row["completion_id"]) for row in context.folder.read("logprobs")}
     if context.planned.options["own"]:
         # The model that wrote the answers gave their log-probs while it sampled.
         known = [c for c in completions.values() if c.logprobs and c.completion_id not in done]
-        rows = [_row(c.completion_id, math.fsum(c.logprobs or ()), len(c.logprobs or ())) for c in known]
+        rows = [
+            _row(c.completion_id, math.fsum(c.logprobs or ()), len(c.logprobs or ())) for c in known
+        ]
         context.folder.append("logprobs", rows)
         done |= {c.completion_id for c in known}
         completions = {name: c for name, c in completions.items() if name not in done}
