@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ def main() -> None:
     """The entry point: user errors become one message and an exit code, never a traceback."""
     # The tokenizer library forks nothing here; its warning would land among the results.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         cli.main(standalone_mode=False)
     except RlaifError as error:

@@ -7,7 +7,6 @@ head over the bf16 hidden state, since bf16 logits make false ties.
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -20,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlaif.chat import render_prompt
 from rlaif.config import ModelSpec
-from rlaif.device import keep_freed_memory, pick_device, pick_dtype
+from rlaif.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.engines import layout
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from rlaif.engines.builtin import weights_hash
@@ -328,9 +327,7 @@ class HfEngine:
         """Free the model's memory."""
         self.model = None
         self._head = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_freed_memory()
 
 
 def _uniform(seed: int, count: int) -> torch.Tensor:

@@ -7,7 +7,6 @@ that the exported bf16 checkpoint has. With fp32 compute the parameters are thei
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from rlaif.batching import Layout, sequence_sums
 from rlaif.config import LoraOptions
+from rlaif.device import release_freed_memory
 from rlaif.errors import EngineError
 from rlaif.logprobs import token_logprobs
 
@@ -223,9 +223,7 @@ def _no_dropout(module: nn.Module) -> None:
 
 def free() -> None:
     """Give back the memory of models that are no longer referenced."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_freed_memory()
 
 
 @torch.no_grad()

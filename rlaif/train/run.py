@@ -68,6 +68,8 @@ def train(
     outcome = _run(options, encoded, stored, same, model, work, seed, progress)
     export(model, start, out, options.lora)
     checkpoint.clear(work)
+    del model
+    free()
     return outcome
 
 
