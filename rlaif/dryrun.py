@@ -58,10 +58,12 @@ def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
     plan = make_plan(inputs)
     missing = unfinished(plan, store)
     sizes: dict[str, int] = {}
+    prompts: dict[str, tuple[str, ...]] = {}
     rates = _measured_rates(store)
     rows = []
     for planned in plan:
-        units, calls, tokens = _size(inputs, planned, sizes)
+        units, calls, tokens = _size(inputs, planned, sizes, prompts)
+        prompts[planned.hash] = planned.prompts
         sizes[planned.hash] = units
         rate = rates.get(planned.kind, SECONDS_PER_UNIT.get(planned.kind, 0.0))
         asks = planned.kind != "judge" or bool(planned.models)
@@ -99,7 +101,12 @@ def _measured_rates(store: Store) -> dict[str, float]:
     return {kind: seconds / units for kind, (seconds, units) in totals.items()}
 
 
-def _size(inputs: PlanInputs, planned: Planned, sizes: dict[str, int]) -> tuple[int, int, int]:
+def _size(
+    inputs: PlanInputs,
+    planned: Planned,
+    sizes: dict[str, int],
+    prompts: dict[str, tuple[str, ...]],
+) -> tuple[int, int, int]:
     """(units, model calls, new tokens), each an upper bound."""
     step = planned.step
     if planned.kind == "sample":
@@ -107,6 +114,10 @@ def _size(inputs: PlanInputs, planned: Planned, sizes: dict[str, int]) -> tuple[
         return count, count, count * step.max_new_tokens
     before = sum(sizes.get(h, 0) for n, h in planned.inputs.items() if _is_source(planned, n))
     if planned.kind == "judge":
+        if planned.prompts:
+            # A drift judgement rescores the answers to some of its source's prompts only.
+            widest = max(len(p) for h, p in prompts.items() if h in planned.inputs.values())
+            before = before * len(planned.prompts) // widest
         per = _calls_per_completion(inputs, planned)
         calls = before * per if planned.models else 0
         made = getattr(step, "max_new_tokens", 0) if not getattr(step, "expected", False) else 0

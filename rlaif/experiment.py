@@ -113,6 +113,9 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
     if spec.engine == "fake":
         script = Path(spec.script).read_text(encoding="utf-8") if spec.script else ""
         return "fake:" + content_hash(script)
+    if ":" in spec.engine and locate(spec.path) is None:
+        # A plug-in's path need not be a folder of weights.
+        return f"plugin:{spec.engine}:{spec.path}"
     folder = resolve(spec.path) if fetch else locate(spec.path)
     return f"weights:{weights_hash(folder)}" if folder else f"not here yet:{spec.path}"
 

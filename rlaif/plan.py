@@ -267,6 +267,9 @@ class _Unroller:
         return sorted((row for row in rows if row[1] or row[2] is not None), key=lambda row: row[0])
 
     def _pair(self, index: int, step: PairStep) -> None:
+        if any("@" in name for name in step.uses or ()):
+            message = "uses: a pair step takes this round's judgements; name them without `@`"
+            raise self.inputs.fail(index, message, "uses")
         used = self._used(index, step.uses, self.judgements, ("judge", "load"))
         if not used:
             raise self.inputs.fail(index, "pair has no judgements: add a judge step before it")

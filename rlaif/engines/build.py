@@ -53,7 +53,8 @@ class EnginePool:
         if engine is None:
             while len(self._loaded) >= self.keep:
                 self._loaded.pop(next(iter(self._loaded))).close()
-            folder = None if model.spec.engine == "fake" else Path(self.folder(model))
+            weightless = model.key.startswith(("fake:", "plugin:"))
+            folder = None if weightless else Path(self.folder(model))
             engine = load_engine(model.spec, folder, model.label)
         self._loaded[key] = engine
         return engine
