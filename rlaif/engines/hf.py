@@ -28,6 +28,7 @@ from rlaif.errors import EngineError
 from rlaif.records import Message, content_hash
 
 SCORE_CHUNK = 2048
+CPU_SCORE_TOKENS = 2048
 
 
 def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
@@ -232,7 +233,11 @@ class HfEngine:
         ]
         if refused:
             yield refused
-        for batch in layout.batches(rows, self.spec.batch_tokens):
+        budget = self.spec.batch_tokens
+        if self.device.type == "cpu":
+            # One pass needs no wide batch to be fast here, and narrow ones waste less on padding.
+            budget = min(budget, CPU_SCORE_TOKENS)
+        for batch in layout.batches(rows, budget):
             if all(row.request_id in done for row in batch):
                 continue
             yield self._score_batch(batch, [by_id[row.request_id] for row in batch])
