@@ -193,6 +193,7 @@ def export(directory: Path, out: Path, records: str) -> None:
     from rlaif.runs import load_run, trl_rows
 
     loaded = load_run(directory)
+    rows: list[Any]
     if records == "trl":
         rows = trl_rows(loaded)
     elif records == "prompts":

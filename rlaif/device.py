@@ -32,7 +32,7 @@ def has_fast_bf16(device: str) -> bool:
     A CPU without AMX or AVX512-BF16 emulates them, some ten times slower than fp32.
     """
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     if device == "cpu":
         return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
     return False

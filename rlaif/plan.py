@@ -29,7 +29,7 @@ from rlaif.engines.base import Model
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Judge
 from rlaif.records import Prompt, content_hash
-from rlaif.yamlio import Lines, suggest
+from rlaif.yamlio import Lines, Loc, suggest
 
 # Raised when the code of a step kind changes its output for the same inputs.
 VERSIONS = {"sample": 1, "judge": 1, "pair": 1, "train": 1, "logprobs": 1, "evaluate": 1, "load": 1}
@@ -70,7 +70,7 @@ class PlanInputs:
     def fail(self, index: int, message: str, key: str | None = None) -> ConfigError:
         """A ConfigError at step `index` (and its key), with the line."""
         kind = self.experiment.steps[index].kind
-        locs = [("steps", index, kind, key)] if key else []
+        locs: list[Loc] = [("steps", index, kind, key)] if key else []
         locs += [("steps", index, kind), ("steps", index)]
         line = next((self.lines[loc] for loc in locs if loc in self.lines), None)
         return ConfigError(message, self.path, line)

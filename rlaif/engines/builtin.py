@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from filelock import FileLock
@@ -105,11 +106,11 @@ def _convert_gguf(source: Path, file: str, target: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
     # The object that the GGUF loader returns cannot be saved; a fresh one with its weights can.
-    config = loaded.config
+    config: Any = loaded.config
     # The weights below are plain again; with this left in, loading would expect packed ones.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    fresh = LlamaForCausalLM(config)
+    fresh: Any = LlamaForCausalLM(config)
     fresh.load_state_dict(loaded.state_dict())
     fresh.tie_weights()
     fresh.config.dtype = torch.bfloat16

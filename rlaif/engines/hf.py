@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -39,7 +39,7 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
     device = pick_device(spec.device)
     dtype = pick_dtype(spec.dtype, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"model {name!r} in {folder} cannot be loaded: {error}") from None
@@ -215,7 +215,7 @@ class HfEngine:
         cuts = [text.find(stop) for stop in request.sampling.stop if stop in text]
         if cuts:
             text, ended = text[: min(cuts)], True
-        reason = "stop" if ended else "length"
+        reason: Literal["stop", "length"] = "stop" if ended else "length"
         digest = content_hash(rendered)
         return GenerateResult(
             row.request_id, text, ids, reason, len(row.ids), logprobs=logprobs, rendered_hash=digest

@@ -20,20 +20,20 @@ from rlaif.resources import find
 from rlaif.steps.context import StepContext
 
 BATCH = 1000
-KINDS = {"completions": Completion, "judgements": Judgement}
+KINDS: dict[str, Any] = {"completions": Completion, "judgements": Judgement}
 
 
 def run(context: StepContext) -> dict[str, Any]:
     """Read the whole file, refuse what is wrong, commit."""
     step = context.planned.step
     path = find(step.path, context.inputs.path)
-    records = []
+    records: list[Any] = []
     for place, row in jsonl_rows(path):
         if step.type == "preferences":
             records.append(trl_preference(row, place, context.planned.round))
             continue
         try:
-            records.append(from_json(KINDS[step.type], row))  # type: ignore[type-var]
+            records.append(from_json(KINDS[step.type], row))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{place}: not a row of {step.type}: {error}") from None
     if not records:
