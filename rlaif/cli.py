@@ -193,11 +193,11 @@ def export(directory: Path, out: Path, records: str) -> None:
     from rlaif.runs import load_run, trl_rows
 
     loaded = load_run(directory)
-    rows: list[Any]
+    rows: list[dict[str, Any]]
     if records == "trl":
         rows = trl_rows(loaded)
     elif records == "prompts":
-        rows = loaded.prompts.to_dict("records")
+        rows = [{str(k): v for k, v in row.items()} for row in loaded.prompts.to_dict("records")]
     else:
         rows = list(loaded.rows(records))
     export_rows(rows, out)
