@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlaif.compare.aggregate import candidate_scores, combine
     from rlaif.config import load_experiment
     from rlaif.constitution import load_constitution
     from rlaif.data.pairs import prompt_pairs
     from rlaif.engines.build import load_engine
     from rlaif.experiment import run_experiment
-    from rlaif.judges.aggregate import candidate_scores, combine
     from rlaif.judges.build import build_judge
     from rlaif.records import Completion, Judgement, Preference, Prompt, make_prompt
     from rlaif.report.build import build_report
@@ -34,8 +34,8 @@ _PUBLIC = {
     "apply_check": "rlaif.rules:apply_check",
     "build_judge": "rlaif.judges.build:build_judge",
     "build_report": "rlaif.report.build:build_report",
-    "candidate_scores": "rlaif.judges.aggregate:candidate_scores",
-    "combine": "rlaif.judges.aggregate:combine",
+    "candidate_scores": "rlaif.compare.aggregate:candidate_scores",
+    "combine": "rlaif.compare.aggregate:combine",
     "load_constitution": "rlaif.constitution:load_constitution",
     "load_engine": "rlaif.engines.build:load_engine",
     "load_experiment": "rlaif.config:load_experiment",

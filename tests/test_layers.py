@@ -21,9 +21,6 @@ LAYERS = [
     {"steps", "report"},
     {"experiment", "runs", "files", "dryrun", "render", "progress", "cli", "__main__"},
 ]
-# Looked up on first use, from the outside in: the public names, and the records' aggregation, which
-# is plain arithmetic on records.
-ALLOWED = {("compare.metrics", "judges.aggregate")}
 HEAVY = {"torch", "transformers", "vllm", "openai", "pandas", "datasets"}
 
 
@@ -69,13 +66,7 @@ def own(name: str) -> set[str]:
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_downward(name: str) -> None:
     upward = {other for other in own(name) if level(other) > level(name)}
-    assert upward - {other for module, other in ALLOWED if module == name} == set()
-
-
-def test_the_exceptions_are_still_needed_and_are_plain() -> None:
-    for name, other in ALLOWED:
-        assert other in own(name)
-        assert own(other) == {"records"}
+    assert upward == set()
 
 
 @pytest.mark.parametrize("name", [n for n in MODULES if level(n) == 0])

@@ -13,9 +13,9 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from rlaif import textstats
+from rlaif.compare.aggregate import candidate_scores, pair_probability
 from rlaif.compare.bootstrap import Interval, mean_interval, paired_interval, win_rate_interval
 from rlaif.config import CheckSpec
-from rlaif.judges.aggregate import candidate_scores, pair_probability
 from rlaif.records import VALUED, Completion, Judgement, Prompt
 from rlaif.rules import apply_check
 

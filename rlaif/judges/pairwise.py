@@ -1,7 +1,7 @@
 """Which of two answers is better, by the probabilities of two labels at the next token.
 
 After RLAIF, 2309.00267, section "Preference Labeling with LLMs": each pair is asked in both orders
-by default, and the orders are averaged when judgements become scores (`judges.aggregate`), since
+by default, and the orders are averaged when judgements become scores (`compare.aggregate`), since
 models prefer one slot.
 """
 

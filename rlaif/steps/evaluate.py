@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from rlaif.compare import metrics
+from rlaif.compare.aggregate import candidate_scores
 from rlaif.compare.metrics import Values
 from rlaif.errors import RlaifError
-from rlaif.judges.aggregate import candidate_scores
 from rlaif.steps.context import StepContext, by_prompt
 from rlaif.steps.pair import group_by_prompt
 

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rlaif.compare.aggregate import Scores, candidate_scores, combine
 from rlaif.config import PairStep
 from rlaif.data.pairs import Candidate, keep_widest, preference, prompt_pairs
-from rlaif.judges.aggregate import Scores, candidate_scores, combine
 from rlaif.records import Judgement, Preference
 from rlaif.steps.context import StepContext, by_prompt
 

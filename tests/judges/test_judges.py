@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from rlaif.compare.aggregate import candidate_scores
 from rlaif.config import AnyJudge, JudgeStep
 from rlaif.constitution import Constitution
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from rlaif.errors import ConfigError
-from rlaif.judges.aggregate import candidate_scores
 from rlaif.judges.base import Call, Judge
 from rlaif.judges.build import JUDGES, build_judge
 from rlaif.records import Completion, Judgement, Prompt, content_hash, make_prompt

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.judges.aggregate import candidate_scores, combine, pair_probability
+from rlaif.compare.aggregate import candidate_scores, combine, pair_probability
 from rlaif.records import Judgement, Status
 
 unit = st.floats(0, 1)

@@ -1,0 +1,72 @@
+"""The command line. Nothing heavy is imported before a command that needs it runs.
+
+Results go to stdout, progress to stderr. Exit codes: 0 done, 2 user error, 3 stopped by a gate or a
+budget, 130 interrupted (run the same command again to go on).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+
+import click
+
+from rlaif.cli import runs, steps, texts
+from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
+
+COMMANDS = (
+    runs.run,
+    runs.status,
+    runs.report,
+    runs.export,
+    texts.init,
+    texts.schema,
+    texts.prompt,
+    texts.constitution,
+    steps.sample,
+    steps.judge,
+    steps.pair,
+    steps.train,
+    steps.evaluate,
+)
+
+
+def main() -> None:
+    """The entry point: user errors become one message and an exit code, never a traceback."""
+    # The tokenizer library forks nothing here; its warning would land among the results.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    try:
+        cli.main(standalone_mode=False)
+    except RlaifError as error:
+        _exit(str(error), error.exit_code)
+    except click.Abort:
+        _exit("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        _exit("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_USER)
+    except BrokenPipeError:
+        sys.exit(EXIT_USER)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            _exit(f"{error.filename or 'writing'}: {error.strerror}", EXIT_USER)
+        raise
+
+
+def _exit(message: str, code: int) -> None:
+    click.echo(f"rlaif: {message}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="rlaif")
+def cli() -> None:
+    """Experiments in which AI feedback trains a language model."""
+
+
+for _command in COMMANDS:
+    cli.add_command(_command)

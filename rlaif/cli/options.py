@@ -1,0 +1,39 @@
+"""Options and helpers that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rlaif.experiment import StepProgress
+
+SET = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+SEED = click.option("--seed", default=0, show_default=True, help="Seed of every random choice.")
+MODEL = click.option(
+    "--model",
+    default="builtin/smollm2-135m-instruct",
+    show_default=True,
+    help="builtin/NAME, a folder, or a hub id.",
+)
+
+
+OUT = click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder for the records."
+)
+CONSTITUTION = click.option("--constitution", help="A constitution file.")
+PROMPTS = click.option(
+    "--prompts", type=click.Path(path_type=Path), help="[default: kept by `rlaif sample`]"
+)
+
+
+def progress_of(quiet: bool) -> StepProgress:
+    from rlaif.progress import QuietProgress, TerminalProgress
+
+    return QuietProgress() if quiet else TerminalProgress()

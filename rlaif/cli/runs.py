@@ -1,0 +1,140 @@
+"""Commands on a run folder: run, status, report, export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlaif.cli.options import JSON, QUIET, SET, progress_of
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/NAME].")
+@SET
+@click.option(
+    "--dry-run", is_flag=True, help="Print the plan and what would be reused; run nothing."
+)
+@click.option("--no-report", is_flag=True, help="Do not write report.html at the end.")
+@QUIET
+@JSON
+def run(
+    experiment: Path,
+    out: Path | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    no_report: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run EXPERIMENT, or go on with it: finished steps are never run twice."""
+    from rlaif.resources import find
+
+    path = find(str(experiment))
+    out = out or Path("runs") / path.stem
+    if dry_run:
+        from rlaif.dryrun import dry_run_report
+
+        click.echo(dry_run_report(path, out, settings, as_json))
+        return
+    from rlaif.experiment import run_experiment
+    from rlaif.runs import load_run
+
+    result = run_experiment(
+        path, out, settings, progress_of(quiet), lambda text: click.echo(text, err=True)
+    )
+    loaded = load_run(out)
+    if not no_report:
+        from rlaif.report.build import build_report
+
+        build_report(loaded.view(), out / "report.html")
+    if as_json:
+        status = loaded.status() | {"ran": result.ran, "reused": result.reused, "out": str(out)}
+        click.echo(json.dumps(status, ensure_ascii=False))
+        return
+    _print_rounds(result.rounds)
+    if result.ran:
+        click.echo(f"Ran {result.ran} steps, reused {result.reused}. Run folder: {out}")
+    else:
+        click.echo(f"Nothing to do: all {result.reused} steps were finished. Run folder: {out}")
+    if not no_report:
+        click.echo(f"Report: {out / 'report.html'}")
+
+
+def _print_rounds(records: Sequence[Any]) -> None:
+    from rich.console import Console
+
+    from rlaif.records import to_json
+    from rlaif.report.table import summary_table
+
+    if not records:
+        return
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(summary_table([to_json(r) for r in records]))  # type: ignore[misc]
+    for record in records:
+        for word in record.metrics["words"] if record.round == records[-1].round else []:
+            console.print(word, markup=False, highlight=False)
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@JSON
+def status(directory: Path, as_json: bool) -> None:
+    """Where the run in DIR stands: steps, every metric per round with its interval, alarms."""
+    from rlaif.experiment import read_rounds
+    from rlaif.runs import load_run
+
+    state = load_run(directory).status()
+    if as_json:
+        click.echo(json.dumps(state, ensure_ascii=False))
+        return
+    done, total = state["steps_done"], state["steps_total"]
+    click.echo(f"{state['name']}: {state['state']}, {done} of {total} steps, {state['seconds']} s")
+    for step in state["steps"]:
+        if step["state"] != "done":
+            where = f"seed {step['seed']} round {step['round']}"
+            click.echo(f"  missing: {step['id']} ({where})")
+    _print_rounds(read_rounds(directory))
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File [default: DIR/report.html].")
+def report(directory: Path, out: Path | None) -> None:
+    """Write the report of the run in DIR: one HTML page that loads nothing."""
+    from rlaif.report.build import build_report
+    from rlaif.runs import load_run
+
+    click.echo(build_report(load_run(directory).view(), out or directory / "report.html"))
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--records",
+    type=click.Choice(["trl", "prompts", "completions", "judgements", "preferences"]),
+    default="trl",
+    show_default=True,
+    help="trl: preferences in TRL's format; otherwise the records as they are.",
+)
+def export(directory: Path, out: Path, records: str) -> None:
+    """Export records of the run in DIR to OUT (.jsonl or .parquet)."""
+    from rlaif.files import export_rows
+    from rlaif.runs import load_run, trl_rows
+
+    loaded = load_run(directory)
+    rows: list[dict[str, Any]]
+    if records == "trl":
+        rows = trl_rows(loaded)
+    elif records == "prompts":
+        rows = [{str(k): v for k, v in row.items()} for row in loaded.prompts.to_dict("records")]
+    else:
+        rows = list(loaded.rows(records))
+    export_rows(rows, out)
+    click.echo(f"{len(rows)} rows written to {out}")

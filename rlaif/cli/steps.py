@@ -1,0 +1,249 @@
+"""Every step as a command on files: sample, judge, pair, train, evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlaif.cli.options import CONSTITUTION, JSON, MODEL, OUT, PROMPTS, QUIET, SEED, SET, progress_of
+
+
+def _file_step(as_json: bool, quiet: bool, **request: Any) -> None:
+    from rlaif.files import Request, run_step
+
+    summary = run_step(Request(**request), progress_of(quiet))
+    if as_json:
+        click.echo(json.dumps(summary, ensure_ascii=False))
+        return
+    state = "already finished" if summary.get("reused") else "done"
+    counts = ", ".join(f"{count} {name}" for name, count in summary["counts"].items())
+    click.echo(f"{state}: {counts} in {request['out']}")
+
+
+@click.command()
+@click.argument("prompts", type=click.Path(path_type=Path))
+@MODEL
+@OUT
+@SET
+@SEED
+@QUIET
+@JSON
+def sample(
+    prompts: Path,
+    model: str,
+    out: Path,
+    settings: tuple[str, ...],
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Sample completions of PROMPTS (JSONL or Parquet). --set takes the keys of a sample step."""
+    _file_step(
+        as_json,
+        quiet,
+        kind="sample",
+        out=out,
+        settings=settings,
+        prompts=prompts,
+        models={"by": model},
+        seed=seed,
+    )
+
+
+@click.command()
+@click.argument("completions", type=click.Path(path_type=Path))
+@PROMPTS
+@click.option("--kind", default="rules", show_default=True, help="The judge's kind.")
+@CONSTITUTION
+@MODEL
+@OUT
+@SET
+@SEED
+@QUIET
+@JSON
+def judge(
+    completions: Path,
+    prompts: Path | None,
+    kind: str,
+    constitution: str | None,
+    model: str,
+    out: Path,
+    settings: tuple[str, ...],
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Judge COMPLETIONS (a folder from `rlaif sample`, or JSONL). --set takes a judge's keys."""
+    _file_step(
+        as_json,
+        quiet,
+        kind="judge",
+        out=out,
+        settings=(f"kind={kind}", *settings),
+        prompts=prompts or completions,
+        constitution=constitution,
+        models={"by": model},
+        inputs={"completions/0": str(completions)},
+        seed=seed,
+    )
+
+
+@click.command()
+@click.argument("completions", type=click.Path(path_type=Path))
+@click.argument("judgements", nargs=-1, required=True, type=click.Path(path_type=Path))
+@PROMPTS
+@CONSTITUTION
+@OUT
+@SET
+@SEED
+@QUIET
+@JSON
+def pair(
+    completions: Path,
+    judgements: tuple[Path, ...],
+    prompts: Path | None,
+    constitution: str | None,
+    out: Path,
+    settings: tuple[str, ...],
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Make preferences of COMPLETIONS from JUDGEMENTS folders. --set takes a pair step's keys.
+
+    A judge is called by the name of its folder in `--set weights={...}`.
+    """
+    inputs = {f"judgements/{path.stem}": str(path) for path in judgements}
+    inputs |= {f"initial/{path.stem}": str(path) for path in judgements}
+    _file_step(
+        as_json,
+        quiet,
+        kind="pair",
+        out=out,
+        settings=settings,
+        prompts=prompts or completions,
+        constitution=constitution,
+        inputs={"completions/0": str(completions), **inputs},
+        seed=seed,
+    )
+
+
+@click.command()
+@click.argument("method", type=click.Choice(["dpo", "sft"]))
+@click.argument("preferences", type=click.Path(path_type=Path))
+@MODEL
+@click.option("--reference", help="Reference model [default: the model itself].")
+@click.option(
+    "--completions", type=click.Path(path_type=Path), help="Their sampled tokens are used."
+)
+@OUT
+@SET
+@SEED
+@QUIET
+@JSON
+def train(
+    method: str,
+    preferences: Path,
+    model: str,
+    reference: str | None,
+    completions: Path | None,
+    out: Path,
+    settings: tuple[str, ...],
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Train a model on PREFERENCES (a folder from `rlaif pair`, or a TRL-format JSONL file).
+
+    --set takes the keys of a train step, such as beta or learning_rate. The model is in OUT/model.
+    """
+    from rlaif.files import Request, run_step
+
+    models = {"start": model}
+    if method == "dpo":
+        models["reference"] = reference or model
+    inputs = {"preferences/0": str(preferences)}
+    if preferences.is_file():
+        loading = Request(
+            "load",
+            out / "preferences",
+            ("type=preferences", f"path={preferences.resolve()}"),
+            inputs={"file": str(preferences)},
+        )
+        run_step(loading, progress_of(True))
+        inputs = {"preferences/0": str(out / "preferences")}
+    if completions is not None:
+        inputs["completions/0"] = str(completions)
+    _file_step(
+        as_json,
+        quiet,
+        kind="train",
+        out=out,
+        settings=(f"method={method}", *settings),
+        models=models,
+        inputs=inputs,
+        seed=seed,
+    )
+
+
+@click.command()
+@click.argument("completions", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), help="Completions to compare with.")
+@click.option("--judgements", multiple=True, type=click.Path(path_type=Path))
+@click.option("--against-judgements", multiple=True, type=click.Path(path_type=Path))
+@PROMPTS
+@CONSTITUTION
+@OUT
+@SET
+@SEED
+@QUIET
+@JSON
+def evaluate(
+    completions: Path,
+    against: Path | None,
+    judgements: tuple[Path, ...],
+    against_judgements: tuple[Path, ...],
+    prompts: Path | None,
+    constitution: str | None,
+    out: Path,
+    settings: tuple[str, ...],
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Every metric of COMPLETIONS with intervals, and paired differences from --against."""
+    inputs = {"completions": str(completions)}
+    inputs |= {f"judgements/{path.stem}": str(path) for path in judgements}
+    if against is not None:
+        inputs["initial/completions"] = str(against)
+        inputs |= {f"initial/judgements/{path.stem}": str(path) for path in against_judgements}
+    from rlaif.files import Request, run_step
+    from rlaif.store import StepFolder
+
+    request = Request(
+        "evaluate",
+        out,
+        settings,
+        prompts or completions,
+        constitution,
+        inputs=inputs,
+        seed=seed,
+    )
+    run_step(request, progress_of(quiet))
+    row = StepFolder(out).read("evaluation")[0]
+    if as_json:
+        click.echo(json.dumps(row, ensure_ascii=False))
+        return
+    for name, value in row["metrics"].items():
+        change = row["deltas"].get("initial", {}).get(name)
+        versus = (
+            f"   {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
+            if change
+            else ""
+        )
+        click.echo(
+            f"{name:32} {value['mean']:9.4f} [{value['low']:.4f}, {value['high']:.4f}]{versus}"
+        )

@@ -1,0 +1,139 @@
+"""Commands on what a person writes: init, schema, prompt, constitution."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from rlaif.cli.options import JSON, SET
+from rlaif.errors import EXIT_USER
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+def init(directory: Path) -> None:
+    """Copy the shipped constitutions, prompts and experiments into DIR to edit."""
+    import shutil
+
+    from rlaif.errors import ConfigError
+    from rlaif.resources import SHIPPED_FOLDERS, shipped_root
+
+    taken = [name for name in SHIPPED_FOLDERS if (directory / name).exists()]
+    if taken:
+        raise ConfigError(f"{', '.join(taken)} is there already; nothing was copied", directory)
+    for name in SHIPPED_FOLDERS:
+        shutil.copytree(shipped_root() / name, directory / name)
+    click.echo(f"Copied {', '.join(SHIPPED_FOLDERS)} to {directory}. Next:")
+    click.echo(f"  cd {directory} && rlaif run experiments/quickstart.yaml")
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["experiment", "constitution"]), default="experiment")
+def schema(what: str) -> None:
+    """Print the JSON schema of an experiment or constitution file, for editors."""
+    if what == "experiment":
+        from rlaif.config import experiment_schema
+
+        click.echo(experiment_schema())
+    else:
+        from rlaif.constitution import constitution_schema
+
+        click.echo(json.dumps(constitution_schema(), indent=2))
+
+
+@click.group()
+def prompt() -> None:
+    """Look at prompts."""
+
+
+@prompt.command("render")
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--judge", help="A judge's id: what it is asked; the policy's prompt when absent.")
+@click.option("--prompt-id", help="Which prompt [default: the first held-out one].")
+@click.option("--response", default="(the answer)", show_default=True, help="The judged answer.")
+@click.option("--response-2", default="(the other answer)", help="For pairwise judges.")
+@click.option("--tokens", is_flag=True, help="Show every token with its id.")
+@SET
+@JSON
+def render(
+    experiment: Path,
+    judge: str | None,
+    prompt_id: str | None,
+    response: str,
+    response_2: str,
+    tokens: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """The exact text and tokens that the policy or a judge will see for one record."""
+    from rlaif.render import rendered
+    from rlaif.resources import find
+
+    path = find(str(experiment))
+    shown = rendered(path, settings, judge, prompt_id, [response, response_2])
+    if as_json:
+        click.echo(json.dumps(shown, ensure_ascii=False))
+        return
+    for item in shown:
+        click.echo(f"--- {item['title']}: {len(item['tokens'])} tokens")
+        click.echo(item["text"])
+        if tokens:
+            click.echo(
+                " ".join(f"{i}:{t!r}" for i, t in zip(item["tokens"], item["pieces"], strict=True))
+            )
+
+
+@click.group()
+def constitution() -> None:
+    """Check, show and compare constitutions."""
+
+
+@constitution.command("lint")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@JSON
+def constitution_lint(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Problems in constitution files: exit code 2 when one is an error."""
+    from dataclasses import asdict
+
+    from rlaif.constitution import load_with_places
+    from rlaif.lint import lint
+    from rlaif.resources import find
+
+    found = []
+    for path in paths:
+        place = find(str(path))
+        found += [(place, f) for f in lint(*load_with_places(place))]
+    if as_json:
+        rows = [{"file": str(p), **asdict(f)} for p, f in found]
+        click.echo(json.dumps(rows, ensure_ascii=False, default=str))
+    else:
+        for path, finding in found:
+            click.echo(f"{path}:{finding.line or 1}: {finding.level}: {finding.message}")
+        click.echo(f"{len(paths)} files, {len(found)} findings")
+    if any(f.level == "error" for _, f in found):
+        sys.exit(EXIT_USER)
+
+
+@constitution.command("show")
+@click.argument("path", type=click.Path(path_type=Path))
+def constitution_show(path: Path) -> None:
+    """The constitution as it is after `extends`."""
+    from rlaif.constitution import load_constitution, show
+    from rlaif.resources import find
+
+    click.echo(show(load_constitution(find(str(path)))))
+
+
+@constitution.command("diff")
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+def constitution_diff(first: Path, second: Path) -> None:
+    """What changed between two constitutions, principle by principle."""
+    from rlaif.constitution import diff, load_constitution
+    from rlaif.resources import find
+
+    lines = diff(load_constitution(find(str(first))), load_constitution(find(str(second))))
+    click.echo("\n".join(lines) or "no difference")

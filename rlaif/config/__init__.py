@@ -1,0 +1,58 @@
+"""The experiment file: what every key means, its default, and how a file becomes a config.
+
+Everything here is validation. Unknown keys are refused with the nearest known one; nothing is read
+but the YAML itself. `description` fields never enter a hash.
+"""
+
+from rlaif.config.base import Strict
+from rlaif.config.experiment import Experiment, experiment_schema, load_experiment, resolved_yaml
+from rlaif.config.judges import (
+    AdditiveJudge,
+    AnyJudge,
+    GeneratedJudge,
+    JudgeBase,
+    JudgeStep,
+    ModelJudge,
+    PairwiseJudge,
+    ParseSpec,
+    RatingJudge,
+    RulesJudge,
+    TemplateJudge,
+    YesNoJudge,
+)
+from rlaif.config.models import RESERVED_MODELS, Columns, ModelSpec, PromptsSpec
+from rlaif.config.overrides import apply_override
+from rlaif.config.steps import CheckSpec, EvaluateStep, LoadStep, PairStep, SampleStep
+from rlaif.config.training import LoraOptions, TrainStep
+
+__all__ = [
+    "RESERVED_MODELS",
+    "AdditiveJudge",
+    "AnyJudge",
+    "CheckSpec",
+    "Columns",
+    "EvaluateStep",
+    "Experiment",
+    "GeneratedJudge",
+    "JudgeBase",
+    "JudgeStep",
+    "LoadStep",
+    "LoraOptions",
+    "ModelJudge",
+    "ModelSpec",
+    "PairStep",
+    "PairwiseJudge",
+    "ParseSpec",
+    "PromptsSpec",
+    "RatingJudge",
+    "RulesJudge",
+    "SampleStep",
+    "Strict",
+    "TemplateJudge",
+    "TrainStep",
+    "YesNoJudge",
+    "apply_override",
+    "experiment_schema",
+    "load_experiment",
+    "resolved_yaml",
+]

@@ -1,0 +1,21 @@
+"""What every config class shares."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+StepId = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+PluginName = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)

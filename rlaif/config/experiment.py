@@ -1,0 +1,128 @@
+"""One experiment file, read and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from rlaif.config.base import Fraction, Strict
+from rlaif.config.judges import AnyJudge
+from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
+from rlaif.config.overrides import apply_override
+from rlaif.config.steps import StepEntry
+from rlaif.yamlio import Lines, load_yaml, validate
+
+
+class AlarmsConfig(Strict):
+    """Limits of the per-round alarms; see docs/diagnostics.md."""
+
+    kl_budget: PositiveFloat = 30.0
+    length_low: PositiveFloat = 0.5
+    length_high: PositiveFloat = 2.0
+    distinct_drop: Fraction = 0.15
+    repetition_rise: Fraction = 0.1
+    empty_rate: Fraction = 0.05
+    refusal_rise: Fraction = 0.1
+    unparsed_rate: Fraction = 0.3
+    zero_variance: Fraction = 0.9
+    saturation_mean: Fraction = 0.97
+    saturation_spread: Fraction = 0.02
+    gap_decline: PositiveFloat = 3.0
+    position_bias: Fraction = 0.5
+    label_mass: Fraction = 0.5
+    drift_half_widths: PositiveFloat = 2.0
+    on_alarm: Literal["continue", "stop"] = "continue"
+
+
+class Retention(Strict):
+    """What is kept in `models/`. fp32 masters are needed by the next round only."""
+
+    masters: Literal["last", "all"] = "last"
+
+
+class Experiment(Strict):
+    """One experiment file."""
+
+    name: Annotated[str, Field(min_length=1)]
+    description: str = ""
+    seed: int = 0
+    seeds: list[int] | None = None
+    models: dict[str, ModelSpec]
+    constitution: str | None = None
+    prompts: PromptsSpec
+    rounds: PositiveInt = 1
+    steps: Annotated[list[StepEntry], Field(min_length=1)]
+    alarms: AlarmsConfig = AlarmsConfig()
+    retention: Retention = Retention()
+    allow_same_weights: bool = Field(
+        False, description="Let labeller, proxy and gold judge be the same weights."
+    )
+
+    @field_validator("models")
+    @classmethod
+    def _has_policy(cls, models: dict[str, ModelSpec]) -> dict[str, ModelSpec]:
+        if "policy" not in models:
+            raise ValueError("`models` must name a `policy`")
+        taken = sorted((RESERVED_MODELS - {"policy"}) & set(models))
+        if taken:
+            raise ValueError(f"{taken} are reserved names (initial, previous, current)")
+        return models
+
+    @model_validator(mode="after")
+    def _seeds_once(self) -> Experiment:
+        if self.seeds is not None and "seed" in self.model_fields_set:
+            raise ValueError("give `seed` or `seeds`, not both")
+        if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            raise ValueError("`seeds` must be a list of different numbers")
+        ids = [entry.step.id for entry in self.steps]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"step ids must differ; {twice} is used twice (set `id:`)")
+        return self
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """`seeds`, or the one `seed`."""
+        return self.seeds if self.seeds is not None else [self.seed]
+
+    def judges(self) -> dict[str, AnyJudge]:
+        """The judge steps by id, in order."""
+        return {e.judge.id: e.judge for e in self.steps if e.judge is not None}
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> tuple[Experiment, Lines]:
+    """The experiment in `path` with `a.b=c` overrides applied. Raises ConfigError."""
+    data, lines = load_yaml(path)
+    for override in overrides:
+        apply_override(data, override)
+    return validate(Experiment, data, lines, path), lines
+
+
+def resolved_yaml(experiment: Experiment) -> str:
+    """The experiment with every default written out, as it is kept in the run folder."""
+    data = experiment.model_dump(mode="json", by_alias=True)
+    data["steps"] = [
+        {e.kind: e.step.model_dump(mode="json", by_alias=True)} for e in experiment.steps
+    ]
+    data = {key: value for key, value in data.items() if key != "seeds" or value is not None}
+    if "seeds" in data:
+        data.pop("seed", None)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+
+def experiment_schema() -> str:
+    """The JSON schema of an experiment file, for editors."""
+    schema = Experiment.model_json_schema(by_alias=True)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=2)

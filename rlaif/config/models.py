@@ -1,0 +1,65 @@
+"""`models` and `prompts`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import (
+    Field,
+    PositiveInt,
+    model_validator,
+)
+
+from rlaif.config.base import PluginName, Strict
+
+RESERVED_MODELS = frozenset({"policy", "initial", "previous", "current"})
+
+
+class ModelSpec(Strict):
+    """One model, named once. `path` is builtin/NAME, a local folder, or a hub id."""
+
+    path: str
+    engine: Literal["hf", "fake"] | PluginName = "hf"
+    role: Literal["policy", "labeller", "proxy", "gold"] | None = None
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto: bfloat16 where the device multiplies it fast, else float32."
+    )
+    device: str = "auto"
+    batch_tokens: PositiveInt = Field(
+        8192, description="Tokens (prompt width + new, times rows) in one engine batch."
+    )
+    max_context: PositiveInt | None = Field(
+        None, description="Longest prompt plus answer; the model's own limit when absent."
+    )
+    system_prompt: str = Field(
+        "keep",
+        description="keep: what the chat template inserts; drop: none; anything else: that text.",
+    )
+    script: str | None = Field(None, description="For engine fake: a YAML file of answers.")
+
+
+class Columns(Strict):
+    """Which column of a dataset holds what. Give `prompt` (text) or `messages`."""
+
+    prompt: str | None = None
+    messages: str | None = None
+    tags: str | None = None
+    reference: str | None = None
+    split: str | None = None
+
+
+class PromptsSpec(Strict):
+    """The instructions. `path` is JSONL or Parquet; `dataset` any `datasets` dataset."""
+
+    path: str | None = None
+    dataset: str | None = None
+    dataset_split: str = "train"
+    columns: Columns = Columns()
+    holdout: PositiveInt = Field(64, description="Prompts kept for evaluation, never trained on.")
+    limit: PositiveInt | None = Field(None, description="Use at most this many training prompts.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptsSpec:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give exactly one of `path` and `dataset`")
+        return self

@@ -1,0 +1,125 @@
+"""Steps other than judge and train, and the list of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+from rlaif.config.base import Fraction, StepId, Strict
+from rlaif.config.judges import AnyJudge, JudgeStep
+from rlaif.config.training import TrainStep
+from rlaif.rules import validate_check
+
+
+class SamplingKeys(Strict):
+    """Keys that every step that samples shares. `temperature` 0 is greedy."""
+
+    temperature: NonNegativeFloat = 0.8
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: NonNegativeInt = 0
+    max_new_tokens: PositiveInt = 64
+    stop: list[str] = []
+
+
+class SampleStep(SamplingKeys):
+    """Sample `n` completions of each training prompt."""
+
+    id: StepId = "sample"
+    n: Annotated[int, Field(ge=1)] = 4
+    by: str = "policy"
+    prompts: PositiveInt | None = Field(
+        None, description="Training prompts used this round, drawn by seed; all when absent."
+    )
+
+
+class LoadStep(Strict):
+    """Bring in records from a file: TRL preference rows, or completions or judgements of a run."""
+
+    id: StepId = "load"
+    type: Literal["preferences", "completions", "judgements"]
+    path: str
+
+
+class PairStep(Strict):
+    """Make preferences from judgements. `min_margin` is on the combined [0, 1] scale."""
+
+    id: StepId = "pair"
+    strategy: Literal["best_vs_worst", "best_vs_random", "margin", "all"] = "best_vs_worst"
+    weights: dict[str, NonNegativeFloat] | None = Field(
+        None, description="Weight of each judge by id; equal weights when absent."
+    )
+    min_margin: Fraction = 0.0
+    missing: Literal["drop", "renormalise"] = "drop"
+    standardise: Literal["initial"] | None = None
+    max_pairs: PositiveInt | None = Field(None, description="Keep the widest margins, at most.")
+    uses: list[str] | None = None
+
+
+class CheckSpec(Strict):
+    """A rule to watch on held-out answers that no judge trains on."""
+
+    id: StepId
+    rule: str
+    params: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _known(self) -> CheckSpec:
+        validate_check(self.rule, self.params)
+        return self
+
+
+class EvaluateStep(Strict):
+    """Sample held-out prompts from the new policy and compare with other models."""
+
+    id: StepId = "evaluate"
+    against: list[Literal["initial", "previous"]] = ["initial", "previous"]
+    n: PositiveInt = 1
+    temperature: NonNegativeFloat | None = None
+    max_new_tokens: PositiveInt | None = None
+    judges: list[str] | None = Field(None, description="Judge ids; every judge when absent.")
+    checks: list[CheckSpec] = []
+    resamples: PositiveInt = 2000
+
+
+class StepEntry(Strict):
+    """One item of `steps`: exactly one of its keys is set."""
+
+    sample: SampleStep | None = None
+    load: LoadStep | None = None
+    judge: JudgeStep | None = None
+    pair: PairStep | None = None
+    train: TrainStep | None = None
+    evaluate: EvaluateStep | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_defaults(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: {} if item is None else item for key, item in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> StepEntry:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("each step is one key: sample, load, judge, pair, train or evaluate")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """sample, load, judge, pair, train or evaluate."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def step(self) -> AnyStep:
+        """The step itself."""
+        return getattr(self, self.kind)  # type: ignore[no-any-return]
+
+
+AnyStep = SampleStep | LoadStep | AnyJudge | PairStep | TrainStep | EvaluateStep
