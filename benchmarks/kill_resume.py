@@ -89,7 +89,7 @@ def experiment_file(folder: Path, quick: bool) -> Path:
     shutil.copy(ROOT / "constitutions" / "concise_helper.yaml", folder / "constitution.yaml")
     shutil.copy(ROOT / "prompts" / "judges" / "yes_no_short.j2", folder / "question.j2")
     ask = {"principles": ["useful"], "template": str(folder / "question.j2")}
-    train: dict[str, Any] = {"learning_rate": 2e-5, "batch_size": 2, "micro_batch_size": 2}
+    train: dict[str, Any] = {"learning_rate": 2e-5, "batch_size": 2}
     data = {
         "name": "kill-resume",
         "seed": 3,

@@ -1,8 +1,9 @@
 """From token ids to tensors, and from examples to an order of batches.
 
 A `Layout` is all that a loss needs to know: which hidden states predict which target tokens, and
-how many targets each sequence has. The padded layout below is one way to make it; any other way of
-placing sequences in rows only has to fill in the same fields.
+how many targets each sequence has. Two ways of placing examples in rows give the same fields: the
+packed layout computes a prompt once for all of its branches and pads nothing; the padded layout is
+the reference, and the way for models whose attention cannot keep branches apart.
 """
 
 from __future__ import annotations
@@ -15,22 +16,38 @@ from torch import Tensor
 
 from rlaif.records import content_hash
 
+Branches = tuple[Sequence[int], Sequence[Sequence[int]]]
+"""The token ids of a prompt and of each answer to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Where one prompt and its branches lie in a packed row: `prompt` tokens from `start`, then one
+    run of tokens for each branch."""
+
+    start: int
+    prompt: int
+    branches: tuple[int, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Token ids in rows and where the completions lie in them.
 
-    input_ids (R, T) int64. attention_mask None means plain causal attention. position_ids (R, T)
-    int64 or None for 0..T-1. predict (N,) int64 indexes the R*T flattened hidden states whose next
-    token is targets (N,) int64. Targets are grouped by sequence: `lengths` counts them. `tokens`
-    counts real (not padding) tokens.
+    input_ids (R, T) int64. `groups` is None where a row is one sequence under plain causal
+    attention; else R is 1 and the groups fill the row in order. position_ids (R, T) int64 or None
+    for 0..T-1. predict (N,) int64 indexes the R*T flattened hidden states whose next token is
+    targets (N,) int64. Targets are grouped by sequence (example by example, branch by branch):
+    `lengths` counts them. `last` (S,) indexes the hidden state of each sequence's last token.
+    `tokens` counts what a sequence-by-sequence pass would compute without padding.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor | None
+    groups: tuple[Group, ...] | None
     position_ids: Tensor | None
     predict: Tensor
     targets: Tensor
+    last: Tensor
     lengths: list[int]
     tokens: int
 
@@ -38,43 +55,84 @@ class Layout:
         """The same layout on another device."""
         moved = {
             name: value.to(device)
-            for name in ("input_ids", "attention_mask", "position_ids", "predict", "targets")
+            for name in ("input_ids", "position_ids", "predict", "targets", "last")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)
 
 
-def padded_layout(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Layout:
-    """One row per (prompt_ids, completion_ids), padded on the right with token 0.
+def padded_layout(examples: Sequence[Branches]) -> Layout:
+    """One row per branch, padded on the right with token 0.
 
     No mask is needed: under causal attention the padding comes too late to be seen. Prompts must
     not be empty, since the first completion token is predicted from the last prompt token.
     """
-    width = max(len(prompt) + len(completion) for prompt, completion in sequences)
-    ids = torch.zeros((len(sequences), width), dtype=torch.int64)
+    rows = [(prompt, branch) for prompt, branches in examples for branch in branches]
+    width = max(len(prompt) + len(branch) for prompt, branch in rows)
+    ids = torch.zeros((len(rows), width), dtype=torch.int64)
     predict: list[Tensor] = []
-    targets: list[int] = []
-    lengths: list[int] = []
-    tokens = 0
-    for row, (prompt, completion) in enumerate(sequences):
-        if not prompt:
-            raise ValueError("a sequence needs at least one prompt token")
-        whole = [*prompt, *completion]
-        ids[row, : len(whole)] = torch.tensor(whole, dtype=torch.int64)
-        first = row * width + len(prompt) - 1
-        predict.append(torch.arange(first, first + len(completion)))
-        targets += completion
-        lengths.append(len(completion))
-        tokens += len(whole)
+    last: list[int] = []
+    for number, (prompt, branch) in enumerate(rows):
+        _refuse_empty(prompt)
+        ids[number, : len(prompt) + len(branch)] = torch.tensor([*prompt, *branch])
+        first = number * width + len(prompt) - 1
+        predict.append(torch.arange(first, first + len(branch)))
+        last.append(first + len(branch))
+    return _layout(ids, None, None, predict, last, rows)
+
+
+def packed_layout(examples: Sequence[Branches]) -> Layout:
+    """One row of all prompts, each followed by its branches, without padding.
+
+    Every branch goes on at the position after its prompt and sees that prompt and itself alone.
+    """
+    ids: list[int] = []
+    positions: list[Tensor] = []
+    groups: list[Group] = []
+    predict: list[Tensor] = []
+    last: list[int] = []
+    for prompt, branches in examples:
+        _refuse_empty(prompt)
+        groups.append(Group(len(ids), len(prompt), tuple(map(len, branches))))
+        ids += prompt
+        positions.append(torch.arange(len(prompt)))
+        end_of_prompt = len(ids) - 1
+        for branch in branches:
+            start = len(ids)
+            before = torch.arange(start - 1, start + len(branch) - 1)
+            before[:1] = end_of_prompt
+            predict.append(before)
+            last.append(start + len(branch) - 1 if branch else end_of_prompt)
+            ids += branch
+            positions.append(torch.arange(len(prompt), len(prompt) + len(branch)))
+    rows = [(prompt, branch) for prompt, branches in examples for branch in branches]
+    position_ids = torch.cat(positions)[None]
+    return _layout(torch.tensor([ids]), tuple(groups), position_ids, predict, last, rows)
+
+
+def _layout(
+    input_ids: Tensor,
+    groups: tuple[Group, ...] | None,
+    position_ids: Tensor | None,
+    predict: list[Tensor],
+    last: list[int],
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+) -> Layout:
     return Layout(
-        ids,
-        None,
-        None,
+        input_ids,
+        groups,
+        position_ids,
         torch.cat(predict),
-        torch.tensor(targets, dtype=torch.int64),
-        lengths,
-        tokens,
+        torch.tensor([token for _, branch in rows for token in branch], dtype=torch.int64),
+        torch.tensor(last),
+        [len(branch) for _, branch in rows],
+        sum(len(prompt) + len(branch) for prompt, branch in rows),
     )
+
+
+def _refuse_empty(prompt: Sequence[int]) -> None:
+    if not prompt:
+        raise ValueError("a sequence needs at least one prompt token")
 
 
 def sequence_sums(values: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -83,19 +141,32 @@ def sequence_sums(values: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def plan_epoch(
-    lengths: Sequence[int], batch_size: int, micro_batch_size: int, seed: int, epoch: int
+    sizes: Sequence[int], batch_size: int, budget: int, seed: int, epoch: int
 ) -> list[list[list[int]]]:
     """The examples of one epoch as batches of micro-batches of indices.
 
-    The order is a pure function of (seed, epoch). Within a batch, examples of similar length share
-    a micro-batch. The last batch may be smaller; no example is dropped.
+    `sizes` counts each example's tokens; a micro-batch holds at most `budget` of them, or one
+    example. The order is a pure function of (seed, epoch). Within a batch, examples of similar size
+    share a micro-batch. The last batch may be smaller; no example is dropped.
     """
     key = int(content_hash("data order", seed, epoch, length=15), 16)
     generator = torch.Generator().manual_seed(key)
-    order = torch.randperm(len(lengths), generator=generator).tolist()
+    order = torch.randperm(len(sizes), generator=generator).tolist()
     batches = []
     for start in range(0, len(order), batch_size):
-        batch = sorted(order[start : start + batch_size], key=lambda i: (-lengths[i], i))
-        micro = range(0, len(batch), micro_batch_size)
-        batches.append([batch[m : m + micro_batch_size] for m in micro])
+        batch = sorted(order[start : start + batch_size], key=lambda i: (-sizes[i], i))
+        batches.append(fill(batch, [sizes[i] for i in batch], budget))
     return batches
+
+
+def fill(items: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """`items` in their order, cut where the next one would pass `budget` tokens."""
+    parts: list[list[int]] = []
+    held = 0
+    for item, size in zip(items, sizes, strict=True):
+        if not parts or held + size > budget:
+            parts.append([])
+            held = 0
+        parts[-1].append(item)
+        held += size
+    return parts

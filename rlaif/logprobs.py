@@ -1,17 +1,22 @@
 """Token log-probabilities straight from hidden states: the logits tensor is never made.
 
-The vocabulary is walked in blocks: the forward pass keeps a running log-sum-exp and the target's
-logit, the backward pass recomputes each block. Memory is tokens x block, whatever the vocabulary.
+The vocabulary is walked in blocks and the tokens in tiles: the forward pass keeps a running
+log-sum-exp and the target's logit, the backward pass recomputes each tile. The memory beyond inputs
+and gradients is one tile of logits, whatever the vocabulary and however many tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-BLOCK = 8192
+# Tokens and vocabulary entries of one tile of logits. On a CPU a tile should stay in the cache.
+CPU_TILE = (512, 4096)
+GPU_TILE = (4096, 16384)
 
 
 def token_logprobs(
@@ -19,20 +24,71 @@ def token_logprobs(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None = None,
-    chunk: int = BLOCK,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
     fp32_head: bool = False,
+    tile: tuple[int, int] | None = None,
 ) -> Tensor:
     """Natural log-probability of each target token.
 
     hidden (N, H), weight (V, H), targets (N,) int64, bias (V,) or None -> (N,) fp32 (fp64 for fp64
-    weights). The matrix products run in the weight's dtype, or in fp32 with `fp32_head`; the
-    log-sum-exp is always fp32. At most (N, chunk) logits exist at a time. Differentiable in
-    `hidden`, `weight` and `bias`; under `torch.no_grad` nothing is kept.
+    weights). Logits z become softcap * tanh(z / softcap) where `softcap` is given, and are then
+    divided by `temperature`. The matrix products run in the weight's dtype, or in fp32 with
+    `fp32_head`; the log-sum-exp is always fp32. Differentiable in `hidden`, `weight` and `bias`;
+    under `torch.no_grad` nothing is kept.
     """
+    return _apply(
+        hidden, weight, targets, bias, temperature, softcap, fp32_head, tile, with_entropy=False
+    )[0]
+
+
+def token_logprobs_and_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    fp32_head: bool = False,
+    tile: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`token_logprobs`, and the entropy in nats of each token's whole distribution (N,), both
+    differentiable."""
+    return _apply(
+        hidden, weight, targets, bias, temperature, softcap, fp32_head, tile, with_entropy=True
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    temperature: float
+    softcap: float | None
+    dtype: torch.dtype
+    tile: tuple[int, int]
+    with_entropy: bool
+
+
+def _apply(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    fp32_head: bool,
+    tile: tuple[int, int] | None,
+    with_entropy: bool,
+) -> tuple[Tensor, Tensor]:
     if hidden.shape[0] == 0:
-        return hidden.sum(-1).to(_wide(weight.dtype))
-    result: Tensor = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, chunk, fp32_head
+        empty = hidden.sum(-1).to(_wide(weight.dtype))
+        return empty, empty
+    dtype = _wide(weight.dtype) if fp32_head else weight.dtype
+    tile = tile or (GPU_TILE if hidden.device.type == "cuda" else CPU_TILE)
+    options = _Options(temperature, softcap, dtype, tile, with_entropy)
+    result: tuple[Tensor, Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, targets, options
     )
     return result
 
@@ -41,16 +97,33 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, start: int, stop: int) -> Tensor:
-    """(N, stop - start) logits in fp32 of one block; `hidden` has the dtype of the product."""
-    block = (hidden @ weight[start:stop].to(hidden.dtype).T).to(_wide(hidden.dtype))
-    return block if bias is None else block.add_(bias[start:stop])
+def _spans(count: int, width: int) -> Iterator[slice]:
+    for start in range(0, count, width):
+        yield slice(start, min(start + width, count))
 
 
-def _target_columns(targets: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+def _logits(inputs: Tensor, block: Tensor, bias: Tensor | None, options: _Options) -> Tensor:
+    """One tile of logits in fp32, as they enter the softmax."""
+    logits = (inputs @ block.T).to(_wide(inputs.dtype))
+    if bias is not None:
+        logits += bias
+    if options.softcap is not None:
+        logits.div_(options.softcap).tanh_().mul_(options.softcap)
+    return logits if options.temperature == 1.0 else logits.div_(options.temperature)
+
+
+def _through_cap(grad: Tensor, logits: Tensor, options: _Options) -> Tensor:
+    """The gradient in place, taken back through temperature and soft-capping."""
+    if options.softcap is not None:
+        capped = logits * (options.temperature / options.softcap)
+        grad.mul_(1.0 - capped.square_())
+    return grad if options.temperature == 1.0 else grad.div_(options.temperature)
+
+
+def _columns(targets: Tensor, span: slice) -> tuple[Tensor, Tensor]:
     """Rows whose target lies in the block, and its column there."""
-    rows = ((targets >= start) & (targets < stop)).nonzero()[:, 0]
-    return rows, targets[rows] - start
+    rows = ((targets >= span.start) & (targets < span.stop)).nonzero()[:, 0]
+    return rows, targets[rows] - span.start
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -61,46 +134,74 @@ class _TokenLogprobs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        chunk: int,
-        fp32_head: bool,
-    ) -> Tensor:
-        compute = _wide(weight.dtype) if fp32_head else weight.dtype
-        inputs = hidden.to(compute)
-        wide = _wide(compute)
-        total = torch.full((len(inputs),), -torch.inf, dtype=wide, device=hidden.device)
-        picked = torch.zeros_like(total)
-        for start in range(0, len(weight), chunk):
-            stop = min(start + chunk, len(weight))
-            logits = _logits(inputs, weight, bias, start, stop)
-            rows, columns = _target_columns(targets, start, stop)
-            picked[rows] = logits[rows, columns]
-            total = torch.logaddexp(total, logits.logsumexp(-1))
-        ctx.save_for_backward(hidden, weight, bias, targets, total)
-        ctx.chunk, ctx.compute = chunk, compute
-        return picked - total
+        options: _Options,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = hidden.to(options.dtype)
+        total = torch.full(
+            (len(inputs),), -torch.inf, dtype=_wide(options.dtype), device=hidden.device
+        )
+        picked, mean = torch.zeros_like(total), torch.zeros_like(total)
+        for words in _spans(len(weight), options.tile[1]):
+            block = weight[words].to(options.dtype)
+            for tokens in _spans(len(inputs), options.tile[0]):
+                part = None if bias is None else bias[words]
+                logits = _logits(inputs[tokens], block, part, options)
+                rows, columns = _columns(targets[tokens], words)
+                picked[tokens][rows] = logits[rows, columns]
+                here = logits.logsumexp(-1)
+                joined = torch.logaddexp(total[tokens], here)
+                if options.with_entropy:
+                    inside = ((logits - here[:, None]).exp_() * logits).sum(-1)
+                    mean[tokens] = mean[tokens] * (total[tokens] - joined).exp()
+                    mean[tokens] += inside * (here - joined).exp()
+                total[tokens] = joined
+        entropy = total - mean if options.with_entropy else torch.zeros_like(total)
+        ctx.save_for_backward(hidden, weight, bias, targets, total, entropy)
+        ctx.options = options
+        return picked - total, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        hidden, weight, bias, targets, total = ctx.saved_tensors
-        inputs = hidden.to(ctx.compute)
-        scale = grads[0].to(total.dtype)
+        hidden, weight, bias, targets, total, entropy = ctx.saved_tensors
+        options: _Options = ctx.options
+        inputs = hidden.to(options.dtype)
+        scale, scale_entropy = (g.to(total.dtype) for g in grads)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(inputs, dtype=total.dtype) if need_hidden else None
         grad_weight = torch.empty_like(weight) if need_weight else None
         grad_bias = torch.empty_like(bias) if need_bias else None
-        for start in range(0, len(weight), ctx.chunk):
-            stop = min(start + ctx.chunk, len(weight))
-            block = _logits(inputs, weight, bias, start, stop)
-            block.sub_(total[:, None]).exp_().mul_(-scale[:, None])
-            rows, columns = _target_columns(targets, start, stop)
-            block[rows, columns] += scale[rows]
-            if grad_bias is not None:
-                grad_bias[start:stop] = block.sum(0)
-            narrow = block.to(ctx.compute)
-            if grad_hidden is not None:
-                grad_hidden += narrow @ weight[start:stop].to(ctx.compute)
+        for words in _spans(len(weight), options.tile[1]):
+            block = weight[words].to(options.dtype)
+            # Summed over the tiles in fp32 and rounded once.
+            sum_weight = torch.zeros_like(block, dtype=total.dtype) if need_weight else None
+            sum_bias = torch.zeros(len(block), dtype=total.dtype, device=block.device)
+            for tokens in _spans(len(inputs), options.tile[0]):
+                part = None if bias is None else bias[words]
+                logits = _logits(inputs[tokens], block, part, options)
+                capped = logits.clone() if options.softcap is not None else logits
+                shifted = logits.sub_(total[tokens][:, None])
+                if options.with_entropy:
+                    slope = (shifted + entropy[tokens][:, None]).mul_(
+                        -scale_entropy[tokens][:, None]
+                    )
+                    grad = shifted.exp_()
+                    grad.mul_(slope.sub_(scale[tokens][:, None]))
+                else:
+                    grad = shifted.exp_().mul_(-scale[tokens][:, None])
+                rows, columns = _columns(targets[tokens], words)
+                grad[rows, columns] += scale[tokens][rows]
+                grad = _through_cap(grad, capped, options)
+                if need_bias:
+                    sum_bias += grad.sum(0)
+                narrow = grad.to(options.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[tokens] += narrow @ block
+                if sum_weight is not None:
+                    sum_weight += narrow.T @ inputs[tokens]
             if grad_weight is not None:
-                grad_weight[start:stop] = narrow.T @ inputs
+                grad_weight[words] = sum_weight
+            if grad_bias is not None:
+                grad_bias[words] = sum_bias
         if grad_hidden is not None:
             grad_hidden = grad_hidden.to(hidden.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None

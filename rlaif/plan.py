@@ -32,7 +32,7 @@ from rlaif.records import Prompt, content_hash
 from rlaif.yamlio import Lines, Loc, suggest
 
 # Raised when the code of a step kind changes its output for the same inputs.
-VERSIONS = {"sample": 1, "judge": 1, "pair": 1, "train": 1, "logprobs": 1, "evaluate": 1, "load": 1}
+VERSIONS = {"sample": 1, "judge": 1, "pair": 1, "train": 2, "logprobs": 1, "evaluate": 1, "load": 1}
 
 DRIFT_PROMPTS = 16
 """How many of M0's held-out answers a moving judge rescores each round."""

@@ -120,7 +120,7 @@ def _small_experiment(model: Path | None) -> dict[str, Any]:
     if model is not None:
         policy = {"path": str(model), "dtype": "float32", "system_prompt": "drop"}
     ask = {"principles": ["useful"], "template": "prompts/judges/yes_no_short.j2"}
-    train = {"learning_rate": 1e-4, "batch_size": 2, "micro_batch_size": 2, "checkpoint_every": 1}
+    train = {"learning_rate": 1e-4, "batch_size": 2, "checkpoint_every": 1}
     steps = [
         {"sample": {"n": 3, "temperature": 1.0, "max_new_tokens": 8}},
         {"judge": {"id": "checks", "kind": "rules"}},

@@ -125,7 +125,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (HEAD + "  - train: {beta: 0}\n", 6, "steps.0.train.beta"),
         (HEAD + "  - sample: {n: many}\n", 6, "many"),
         (HEAD + "  - sample: {}\n    pair: {}\n", 6, "each step is one key"),
-        (HEAD + "  - train: {batch_size: 6, micro_batch_size: 4}\n", 6, "multiple"),
+        (HEAD + "  - train: {micro_batch_tokens: 0}\n", 6, "micro_batch_tokens"),
         (HEAD + "  - judge: {kind: rating, samples: 2}\n", 6, "greedy samples"),
         (HEAD + "  - sample: {}\n  - sample: {}\n", None, "step ids must differ"),
         (HEAD + "  - sample: {id: 1st}\n", 6, "1st"),

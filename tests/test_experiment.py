@@ -250,7 +250,7 @@ def preference_row(question: str) -> dict[str, Any]:
 def loading(base: Path, write: Writer, model: Path, question: str, name: str) -> Path:
     steps = [
         {"load": {"type": "preferences", "path": "human.jsonl"}},
-        {"train": {"learning_rate": 1e-4, "batch_size": 2, "micro_batch_size": 2}},
+        {"train": {"learning_rate": 1e-4, "batch_size": 2}},
         {"evaluate": {"judges": [], "resamples": 50}},
     ]
     path = write(base / name, model, steps=steps, rounds=1)

@@ -9,7 +9,6 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    model_validator,
 )
 
 from rlaif.config.base import Fraction, StepId, Strict
@@ -37,7 +36,9 @@ class TrainStep(Strict):
     learning_rate: PositiveFloat = 1e-6
     epochs: PositiveInt = 1
     batch_size: PositiveInt = 16
-    micro_batch_size: PositiveInt = 4
+    micro_batch_tokens: PositiveInt = Field(
+        2048, description="Tokens computed at once; memory grows with them."
+    )
     max_length: PositiveInt = 1024
     overlong: Literal["skip", "refuse", "truncate_left"] = "skip"
     warmup_ratio: Fraction = 0.1
@@ -54,9 +55,3 @@ class TrainStep(Strict):
     lora: LoraOptions | None = None
     checkpoint_every: PositiveInt = Field(50, description="Optimiser steps between checkpoints.")
     uses: list[str] | None = None
-
-    @model_validator(mode="after")
-    def _batches_fit(self) -> TrainStep:
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError("batch_size must be a multiple of micro_batch_size")
-        return self

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlaif.batching import Layout, padded_layout, plan_epoch
+from rlaif.batching import plan_epoch
 from rlaif.config import TrainStep
 from rlaif.errors import RlaifError
 from rlaif.losses.preference import dpo_loss, nll_loss
@@ -19,12 +19,6 @@ from rlaif.train.tokenise import Example
 
 Reference = dict[str, tuple[float, float]]
 """Example id to the reference's summed log-probs of (chosen, rejected), in nats."""
-
-
-def pair_layout(examples: Sequence[Example]) -> Layout:
-    """2B sequences: all chosen answers, then all rejected ones."""
-    chosen = [(e.prompt_ids, e.completions[0]) for e in examples]
-    return padded_layout(chosen + [(e.prompt_ids, e.completions[1]) for e in examples])
 
 
 def read_reference(path: Path) -> Reference:
@@ -48,17 +42,16 @@ def compute_reference(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     known = read_reference(path)
-    lengths = [e.length for e in examples]
-    plan = plan_epoch(lengths, options.batch_size, options.micro_batch_size, seed, 0)
+    sizes = [model.size(e.branches) for e in examples]
+    plan = plan_epoch(sizes, options.batch_size, options.micro_batch_tokens, seed, 0)
     with path.open("a") as file:
         for micro in (m for batch in plan for m in batch):
             rows = [examples[i] for i in micro]
             if all(e.example_id in known for e in rows):
                 continue
-            values = model.logprobs(pair_layout(rows)).tolist()
-            for i, example in enumerate(rows):
-                pair = (values[i], values[len(rows) + i])
-                known[example.example_id] = pair
+            values = model.logprobs(model.layout([e.branches for e in rows])).view(-1, 2).tolist()
+            for example, pair in zip(rows, values, strict=True):
+                known[example.example_id] = (pair[0], pair[1])
                 row = {"example_id": example.example_id, "chosen": pair[0], "rejected": pair[1]}
                 file.write(json.dumps(row) + "\n")
             file.flush()
@@ -93,8 +86,8 @@ class DpoTask:
     ) -> tuple[Tensor, Sums, int]:
         """See `Task.loss`."""
         rows = [self.examples[i] for i in micro]
-        layout = pair_layout(rows)
-        policy_chosen, policy_rejected = model.logprobs(layout).chunk(2)
+        layout = model.layout([e.branches for e in rows])
+        policy_chosen, policy_rejected = model.logprobs(layout).view(-1, 2).unbind(1)
         stored = torch.tensor(
             [self.reference[e.example_id] for e in rows], dtype=torch.float32, device=model.device
         )
@@ -112,7 +105,7 @@ class DpoTask:
             weight=torch.tensor([e.weight for e in rows], device=model.device),
         )
         if self.options.nll_weight:
-            counts = torch.tensor(layout.lengths[: len(rows)], device=model.device)
+            counts = torch.tensor(layout.lengths[::2], device=model.device)
             nll = nll_loss(policy_chosen, counts)
             metrics["nll_chosen"] = nll.detach()
             loss = loss + self.options.nll_weight * nll

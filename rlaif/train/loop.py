@@ -106,7 +106,7 @@ def run_training(
     an uninterrupted one. Raises RlaifError on a non-finite loss, EngineError when memory runs out.
     """
     work.mkdir(parents=True, exist_ok=True)
-    plan = _plan(task, options, seed)
+    plan = _plan(task, model, options, seed)
     optimizer = _optimizer(model, options)
     fingerprint = training_fingerprint(task.examples, options, seed)
     torch.manual_seed(seed)
@@ -132,12 +132,12 @@ def run_training(
     return TrainOutcome(len(plan), tokens, _summary(rows), {}, seconds, dtype)
 
 
-def _plan(task: Task, options: TrainStep, seed: int) -> list[list[list[int]]]:
-    lengths = [example.length for example in task.examples]
+def _plan(task: Task, model: TrainModel, options: TrainStep, seed: int) -> list[list[list[int]]]:
+    sizes = [model.size(example.branches) for example in task.examples]
     return [
         batch
         for epoch in range(options.epochs)
-        for batch in plan_epoch(lengths, options.batch_size, options.micro_batch_size, seed, epoch)
+        for batch in plan_epoch(sizes, options.batch_size, options.micro_batch_tokens, seed, epoch)
     ]
 
 
@@ -241,7 +241,7 @@ def memory_advice(options: TrainStep) -> Iterator[None]:
         exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not exhausted and "allocate memory" not in text and "not enough memory" not in text:
             raise
-        advice = f"lower `micro_batch_size` ({options.micro_batch_size})"
+        advice = f"lower `micro_batch_tokens` ({options.micro_batch_tokens})"
         advice += f" or `max_length` ({options.max_length})"
         if not options.gradient_checkpointing:
             advice += ", or set `gradient_checkpointing: true`"

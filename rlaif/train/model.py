@@ -7,8 +7,9 @@ that the exported bf16 checkpoint has. With fp32 compute the parameters are thei
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlaif.batching import Layout, sequence_sums
+from rlaif.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
 from rlaif.config import LoraOptions
 from rlaif.device import release_freed_memory
 from rlaif.errors import EngineError
 from rlaif.logprobs import token_logprobs
+from rlaif.train.packing import GROUPS, use_packing
 
 MASTERS = "masters/model.safetensors"
+log = logging.getLogger(__name__)
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -39,16 +42,41 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What happens to the logits after the output head: times `scale`, then `softcap`."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
 @dataclass(slots=True)
 class TrainModel:
-    """A module in its compute dtype and the fp32 masters of its trainable parameters by name."""
+    """A module in its compute dtype and the fp32 masters of its trainable parameters by name.
+
+    `packed` says whether examples are computed as packed rows (each prompt once) or padded ones.
+    """
 
     module: Any
     masters: dict[str, Tensor]
     params: dict[str, nn.Parameter]
     device: torch.device
     dtype: torch.dtype
-    hidden_scale: float = 1.0
+    head: Head = Head()
+    packed: bool = False
+
+    def layout(self, examples: Sequence[Branches]) -> Layout:
+        """The examples' tokens on this model's device, in the way it computes them."""
+        made = packed_layout(examples) if self.packed else padded_layout(examples)
+        return made.to(self.device)
+
+    def size(self, example: Branches) -> int:
+        """Tokens that are computed for the example, its padding to its own longest row included."""
+        prompt, branches = example
+        lengths = [len(branch) for branch in branches]
+        if self.packed:
+            return len(prompt) + sum(lengths)
+        return len(lengths) * (len(prompt) + max(lengths))
 
     def logprobs(self, layout: Layout) -> Tensor:
         """(S,) fp32 log-probabilities of the layout's completions, summed over their tokens."""
@@ -56,19 +84,28 @@ class TrainModel:
 
     def token_logprobs(self, layout: Layout) -> Tensor:
         """(N,) fp32 log-probabilities of the layout's target tokens, in nats."""
-        layout = layout.to(self.device)
-        causal = _causal(self.module)
-        hidden = causal.base_model(
-            input_ids=layout.input_ids,
-            attention_mask=layout.attention_mask,
-            position_ids=layout.position_ids,
-            use_cache=False,
-        ).last_hidden_state
-        hidden = hidden.flatten(0, 1).index_select(0, layout.predict)
-        head = causal.get_output_embeddings()
-        if self.hidden_scale != 1.0:
-            hidden = hidden * self.hidden_scale
-        return token_logprobs(hidden, head.weight, layout.targets, head.bias)
+        hidden = self.hidden(layout).index_select(0, layout.predict)
+        output = _causal(self.module).get_output_embeddings()
+        if self.head.scale != 1.0:
+            hidden = hidden * self.head.scale
+        return token_logprobs(
+            hidden, output.weight, layout.targets, output.bias, softcap=self.head.softcap
+        )
+
+    def hidden(self, layout: Layout) -> Tensor:
+        """(R*T, H) last hidden states of the layout's rows."""
+        packed = {} if layout.groups is None else {GROUPS: layout.groups}
+        states: Tensor = (
+            _causal(self.module)
+            .base_model(
+                input_ids=layout.input_ids,
+                position_ids=layout.position_ids,
+                use_cache=False,
+                **packed,
+            )
+            .last_hidden_state
+        )
+        return states.flatten(0, 1)
 
     @torch.no_grad()
     def sync(self) -> None:
@@ -80,13 +117,15 @@ class TrainModel:
 
 def load_module(folder: Path, device: torch.device) -> Any:
     """The causal language model in `folder` in fp32, from its masters where it has them."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        config = AutoConfig.from_pretrained(folder)
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
         module = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa"
+            folder, dtype=torch.float32, attn_implementation="eager" if capped else "sdpa"
         )
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"{folder}: this model cannot be loaded for training: {error}") from None
@@ -115,14 +154,21 @@ def prepare(
     trainable: bool = True,
 ) -> TrainModel:
     """A module with fp32 parameters made ready: adapters, masters, dropout off, compute dtype."""
-    scale = head_scale(module)
+    head = output_head(module)
+    unpacked = use_packing(module)
+    if unpacked is not None:
+        log.warning(
+            "%s: branches are padded and not packed, which is slower: %s",
+            type(module).__name__,
+            unpacked,
+        )
     if lora is not None:
         module = add_lora(module, lora)
     _no_dropout(module)
     module.train()
     if gradient_checkpointing:
         _causal(module).gradient_checkpointing_enable({"use_reentrant": False})
-    model = TrainModel(module, {}, {}, device, dtype, scale)
+    model = TrainModel(module, {}, {}, device, dtype, head, unpacked is None)
     for name, param in module.named_parameters():
         # Each fp32 tensor is let go before the next is cast, so there is never a second full copy.
         keep = trainable and param.requires_grad
@@ -161,29 +207,32 @@ def _causal(module: Any) -> Any:
 
 
 @torch.no_grad()
-def head_scale(module: Any) -> float:
-    """What the logits are multiplied by after the head, once log-probs from hidden states are found
-    equal to those of the model's own logits. Raises EngineError where they are not."""
-    config = module.config
+def output_head(module: Any) -> Head:
+    """How logits follow from hidden states, once log-probs from hidden states are found equal to
+    those of the model's own logits. Raises EngineError where they are not."""
+    config = module.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    head = Head(scale, getattr(config, "final_logit_softcapping", None))
     name = type(module).__name__
-    head = module.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or getattr(config, "final_logit_softcapping", None):
+    output = module.get_output_embeddings()
+    if not isinstance(output, nn.Linear):
         raise EngineError(
             f"{name}: training needs a plain linear output head, and this has another"
         )
     module.eval()
-    device = head.weight.device
-    ids = torch.arange(8, device=device)[None] % head.weight.shape[0]
+    device = output.weight.device
+    ids = torch.arange(8, device=device)[None] % output.weight.shape[0]
     own = module(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
-    hidden = module.base_model(input_ids=ids, use_cache=False).last_hidden_state[0] * scale
-    ours = token_logprobs(hidden, head.weight, ids[0], head.bias, fp32_head=True)
+    hidden = module.base_model(input_ids=ids, use_cache=False).last_hidden_state[0] * head.scale
+    ours = token_logprobs(
+        hidden, output.weight, ids[0], output.bias, fp32_head=True, softcap=head.softcap
+    )
     if not torch.allclose(ours, own[torch.arange(8), ids[0]], atol=2e-2):
         raise EngineError(
             f"{name}: log-probs from hidden states differ from the model's own logits"
         )
-    return scale
+    return head
 
 
 def add_lora(module: Any, options: LoraOptions) -> Any:

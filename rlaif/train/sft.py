@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlaif.batching import padded_layout
 from rlaif.losses.sft import sft_loss
 from rlaif.train.loop import Sums
 from rlaif.train.model import TrainModel
@@ -29,7 +28,7 @@ class SftTask:
     ) -> tuple[Tensor, Sums, int]:
         """See `Task.loss`."""
         chosen = [self.examples[i] for i in micro]
-        layout = padded_layout([(e.prompt_ids, e.completions[0]) for e in chosen])
+        layout = model.layout([(e.prompt_ids, e.completions[:1]) for e in chosen])
         logprobs = model.token_logprobs(layout)
         nll, _ = sft_loss(logprobs, torch.ones_like(logprobs))
         sums = {"logprob_chosen": (-float(nll.detach()), float(len(micro)))}

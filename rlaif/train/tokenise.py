@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlaif.batching import Branches
 from rlaif.chat import render_prompt
 from rlaif.errors import EngineError, RlaifError
 from rlaif.records import Message, Preference
@@ -27,6 +28,11 @@ class Example:
     prompt_ids: list[int]
     completions: tuple[list[int], ...]
     weight: float = 1.0
+
+    @property
+    def branches(self) -> Branches:
+        """The prompt's and the completions' token ids."""
+        return self.prompt_ids, self.completions
 
     @property
     def length(self) -> int:

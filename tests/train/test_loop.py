@@ -28,7 +28,7 @@ class Stop(Exception):
 def _options(**changes):
     defaults = {
         "batch_size": 4,
-        "micro_batch_size": 2,
+        "micro_batch_tokens": 80,
         "epochs": 2,
         "learning_rate": 1e-3,
         "precision": "fp32",
@@ -107,10 +107,10 @@ def test_interrupted_training_ends_in_the_same_bytes(
 def test_accumulation_equals_the_whole_batch(tmp_path, make_model, make_preferences):
     start, preferences = make_model(0), make_preferences(10)
     for method in ("dpo", "sft"):
-        for size in (1, 4):
-            options = _options(micro_batch_size=size, epochs=1, method=method, nll_weight=0.2)
+        for size in (1, 9999):
+            options = _options(micro_batch_tokens=size, epochs=1, method=method, nll_weight=0.2)
             _train(tmp_path / f"{method}{size}", start, preferences, options)
-        one, two = (_rows(tmp_path / f"{method}{size}")[-1] for size in (1, 4))
+        one, two = (_rows(tmp_path / f"{method}{size}")[-1] for size in (1, 9999))
         assert one.keys() == two.keys()
         for name in one:
             assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-5), name
@@ -198,7 +198,7 @@ class Broken(SftTask):
 def test_a_non_finite_loss_stops_and_names_the_prompts(tmp_path, make_model):
     examples = [Example(f"e{i}", f"p{i}", [1, 2], ([3, 4],)) for i in range(8)]
     model = prepare(load_module(make_model(0), CPU), CPU, torch.float32)
-    options = _options(epochs=1, micro_batch_size=4)
+    options = _options(epochs=1)
     with pytest.raises(RlaifError, match="step 2: the loss is nan"):
         run_training(Broken(examples), model, options, tmp_path, 0)
     saved = json.loads((tmp_path / "nonfinite.json").read_text())
@@ -212,7 +212,7 @@ def test_refusals(tmp_path, make_model, make_preferences):
     with pytest.raises(RlaifError, match="max_length"):
         _train(tmp_path, make_model(0), make_preferences(2), _options(max_length=3))
     with (
-        pytest.raises(EngineError, match=r"micro_batch_size.*max_length.*gradient_checkpointing"),
+        pytest.raises(EngineError, match=r"micro_batch_tokens.*max_length.*gradient_checkpointing"),
         memory_advice(_options()),
     ):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")

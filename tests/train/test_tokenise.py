@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from rlaif.batching import padded_layout, plan_epoch
+from rlaif.batching import fill, padded_layout, plan_epoch
 from rlaif.errors import EngineError, RlaifError
 from rlaif.train.tokenise import encode, load_tokenizer
 
@@ -100,25 +101,32 @@ def test_templates_that_cannot_work(tokenizer, make_preferences, tmp_path):
 
 
 def test_padded_layout_points_at_the_tokens_before_the_targets():
-    layout = padded_layout([([1, 2], [3, 4]), ([5, 6, 7], [8])])
+    layout = padded_layout([([1, 2], [[3, 4]]), ([5, 6, 7], [[8]])])
     assert layout.input_ids.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert layout.predict.tolist() == [1, 2, 6]
     assert layout.targets.tolist() == [3, 4, 8]
     assert layout.lengths == [2, 1]
     assert layout.tokens == 8
     with pytest.raises(ValueError, match="prompt"):
-        padded_layout([([], [1])])
+        padded_layout([([], [[1]])])
 
 
 def test_plan_covers_every_example_once_in_an_order_of_seed_and_epoch():
-    lengths = [(7 * i) % 11 for i in range(23)]
-    plan = plan_epoch(lengths, 8, 4, seed=1, epoch=0)
+    sizes = [(7 * i) % 11 for i in range(23)]
+    plan = plan_epoch(sizes, 8, 20, seed=1, epoch=0)
     flat = [i for batch in plan for micro in batch for i in micro]
     assert sorted(flat) == list(range(23))
-    assert [len(b) for b in plan] == [2, 2, 2]
-    assert plan == plan_epoch(lengths, 8, 4, seed=1, epoch=0)
-    assert plan != plan_epoch(lengths, 8, 4, seed=1, epoch=1)
-    assert plan != plan_epoch(lengths, 8, 4, seed=2, epoch=0)
+    assert [sum(map(len, batch)) for batch in plan] == [8, 8, 7]
+    assert plan == plan_epoch(sizes, 8, 20, seed=1, epoch=0)
+    assert plan != plan_epoch(sizes, 8, 20, seed=1, epoch=1)
+    assert plan != plan_epoch(sizes, 8, 20, seed=2, epoch=0)
     for batch in plan:
-        ordered = [lengths[i] for micro in batch for i in micro]
+        ordered = [sizes[i] for micro in batch for i in micro]
         assert ordered == sorted(ordered, reverse=True)
+        for micro, following in pairwise(batch):
+            assert sum(sizes[i] for i in micro) <= 20
+            assert sum(sizes[i] for i in [*micro, following[0]]) > 20
+
+
+def test_an_example_over_the_budget_is_alone():
+    assert fill([3, 1, 2], [50, 30, 5], 20) == [[3], [1], [2]]

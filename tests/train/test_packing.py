@@ -1,0 +1,186 @@
+"""Packed rows equal padded rows, in loss and gradients, on every attention they claim to know."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from rlaif.attention import block_mask, branch_attention, segments
+from rlaif.batching import Group, packed_layout, padded_layout
+from rlaif.train.model import TrainModel, output_head, prepare
+from rlaif.train.packing import use_packing
+
+CPU = torch.device("cpu")
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+SLIDING = {
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+EXAMPLES = [
+    ([1, 2, 3, 4, 5, 6], [[7, 8, 9, 10, 11], [12, 13]]),
+    ([20, 21, 22], [[23, 24, 25, 26, 27, 28, 29, 30], [31], [32, 33, 34]]),
+    ([40], [[41, 42], [43]]),
+]
+ARCHITECTURES = {
+    "llama": ("LlamaConfig", {}),
+    "llama_tied": ("LlamaConfig", {"tie_word_embeddings": True, "mlp_bias": True}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen2_sliding": ("Qwen2Config", {"use_sliding_window": True, **SLIDING}),
+    "qwen3": ("Qwen3Config", {}),
+    "gemma2": ("Gemma2Config", {**SLIDING, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3TextConfig", {**SLIDING, "query_pre_attn_scalar": 8}),
+    "mistral": ("MistralConfig", {"sliding_window": None}),
+    "mistral_window": ("MistralConfig", {"sliding_window": 4}),
+}
+
+
+def build(name, seed=0):
+    import transformers
+
+    kind, options = ARCHITECTURES[name]
+    config = getattr(transformers, kind)(**{**SMALL, **options})
+    config._attn_implementation = "eager" if "gemma2" in name else "sdpa"
+    torch.manual_seed(seed)
+    return transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation=config._attn_implementation
+    ).eval()
+
+
+def loss_and_gradients(model, packed):
+    """A loss that weighs every sequence differently."""
+    layout = (packed_layout if packed else padded_layout)(EXAMPLES)
+    model.module.zero_grad()
+    values = model.logprobs(layout)
+    (values * torch.linspace(-1, 1, len(values))).sum().backward()
+    return values.detach(), {n: p.grad.clone() for n, p in model.module.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_packed_equals_padded_in_values_and_gradients(name):
+    module = build(name)
+    head = output_head(module)
+    plain = TrainModel(module, {}, {}, CPU, torch.float32, head)
+    wanted, wanted_gradients = loss_and_gradients(plain, packed=False)
+    assert use_packing(module) is None
+    found, gradients = loss_and_gradients(plain, packed=True)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    for key, gradient in wanted_gradients.items():
+        torch.testing.assert_close(gradients[key], gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    found = []
+    for checkpointing in (False, True):
+        model = prepare(build("llama"), CPU, torch.float32, None, checkpointing)
+        assert model.packed
+        found.append(loss_and_gradients(model, packed=True))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_window_that_no_layer_asks_for_falls_back_loudly(caplog):
+    module = build("llama")
+    module.config.sliding_window = 4
+    with caplog.at_level(logging.WARNING):
+        model = prepare(module, CPU, torch.float32)
+    assert not model.packed
+    assert "0 of 3 attention layers asked for a window; 3 of 3" in caplog.text
+    assert model.layout(EXAMPLES).groups is None
+
+
+def test_recurrent_layers_fall_back_loudly(caplog):
+    import transformers
+
+    config = transformers.MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2)
+    torch.manual_seed(0)
+    module = transformers.MambaForCausalLM(config).eval()
+    assert use_packing(module) is not None
+
+
+def test_attention_that_mixes_branches_is_found(monkeypatch):
+    import rlaif.train.packing as packing
+
+    def leaky(query, key, value, groups, *rest):
+        whole = Group(0, query.shape[2], ())
+        return branch_attention(query, key, value, [whole], *rest)
+
+    monkeypatch.setattr(packing, "branch_attention", leaky)
+    module = build("llama")
+    assert "differ" in use_packing(module)
+    assert module.config._attn_implementation == "sdpa"
+
+
+def dense(query, key, value, groups, scale=None, window=None, softcap=None):
+    """One big masked softmax."""
+    group, branch, position = segments(groups)
+    back = position[:, None] - position[None]
+    seen = (group[:, None] == group[None]) & (back >= 0)
+    seen &= (branch[None] == 0) | (branch[:, None] == branch[None])
+    if window is not None:
+        seen &= back < window
+    repeat = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(repeat, 1).mT
+    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    return weights @ value.repeat_interleave(repeat, 1)
+
+
+GROUPS = (Group(0, 5, (3, 4, 2)), Group(14, 2, (6,)), Group(22, 3, ()))
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("window", [None, 3, 100])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_branch_attention_equals_one_dense_mask(scale, window, softcap):
+    torch.manual_seed(0)
+    query = torch.randn(1, 4, 25, 8, dtype=torch.float64, requires_grad=True)
+    key, value = (
+        torch.randn(1, 2, 25, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
+    ours = branch_attention(query, key, value, GROUPS, scale, window, softcap)
+    plain = dense(query, key, value, GROUPS, scale, window, softcap)
+    torch.testing.assert_close(ours, plain)
+    weight = torch.randn_like(plain)
+    wanted = torch.autograd.grad((plain * weight).sum(), (query, key, value))
+    found = torch.autograd.grad((ours * weight).sum(), (query, key, value))
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_block_mask_of_a_gpu_is_the_same_mask(window):
+    """FlexAttention has no backward pass on a CPU, but its mask can be compared there."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    group, branch, position = segments(GROUPS)
+    back = position[:, None] - position[None]
+    seen = (group[:, None] == group[None]) & (back >= 0)
+    seen &= (branch[None] == 0) | (branch[:, None] == branch[None])
+    if window is not None:
+        seen &= back < window
+    mask = create_mask(block_mask(GROUPS, window, "cpu").mask_mod, None, None, 25, 25, device="cpu")
+    assert torch.equal(mask[0, 0], seen)
+
+
+def test_the_layouts_name_the_same_targets():
+    packed, padded = packed_layout(EXAMPLES), padded_layout(EXAMPLES)
+    assert torch.equal(packed.targets, padded.targets)
+    assert packed.lengths == padded.lengths == [5, 2, 8, 1, 3, 2, 1]
+    assert packed.input_ids.numel() == 10 + 22 - 4 + 4 and packed.tokens == padded.tokens
+    for layout in (packed, padded):
+        flat = layout.input_ids.flatten()
+        ends = [branch[-1] for _, branches in EXAMPLES for branch in branches]
+        assert flat[layout.last].tolist() == ends
