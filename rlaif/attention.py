@@ -132,8 +132,10 @@ def _flex(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
+    limit = softcap or 1.0
+
     def cap(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return torch.tanh(score / softcap) * softcap
+        return torch.tanh(score / limit) * limit
 
     mask = block_mask(groups, window, str(query.device))
     result: Tensor = _compiled_flex()(

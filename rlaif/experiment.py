@@ -102,7 +102,7 @@ def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
     for entry in experiment.steps:
         if entry.train is None:
             continue
-        for name in (entry.train.from_, entry.train.reference):
+        for name in (entry.train.from_, getattr(entry.train, "reference", "current")):
             known = name in RESERVED_MODELS or name in keys
             if not known and ("/" in name or Path(name).exists()):
                 keys[name] = model_key(policy.model_copy(update={"path": name}), fetch)

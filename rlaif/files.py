@@ -13,9 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rlaif.config import Columns, Experiment, ModelSpec, PromptsSpec
+from rlaif.config import Columns, Experiment, ModelSpec, PromptsSpec, apply_override
 from rlaif.constitution import load_constitution
 from rlaif.data.sources import PromptSet, jsonl_rows, load_prompts
 from rlaif.engines.base import Model
@@ -104,10 +102,7 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
 def _plan_inputs(request: Request) -> PlanInputs:
     options: dict[str, Any] = {}
     for setting in request.settings:
-        key, sign, value = setting.partition("=")
-        if not sign:
-            raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as beta=0.2")
-        options[key] = yaml.safe_load(value)
+        apply_override(options, setting)
     data = {
         "name": f"rlaif {request.kind}",
         "models": {"policy": POLICY},

@@ -198,7 +198,7 @@ class _TokenLogprobs(torch.autograd.Function):
                     grad_hidden[tokens] += narrow @ block
                 if sum_weight is not None:
                     sum_weight += narrow.T @ inputs[tokens]
-            if grad_weight is not None:
+            if grad_weight is not None and sum_weight is not None:
                 grad_weight[words] = sum_weight
             if grad_bias is not None:
                 grad_bias[words] = sum_bias

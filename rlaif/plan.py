@@ -20,6 +20,7 @@ from rlaif.config import (
     LoadStep,
     ModelSpec,
     PairStep,
+    ReferenceTrain,
     SampleStep,
     TrainStep,
 )
@@ -318,7 +319,9 @@ class _Unroller:
             raise self.inputs.fail(index, "train has no preferences: add a pair or load step")
         start = self._model(index, step.from_, "from")
         reference = (
-            self._model(index, step.reference, "reference") if step.method == "dpo" else None
+            self._model(index, step.reference, "reference")
+            if isinstance(step, ReferenceTrain)
+            else None
         )
         for model in (start, reference):
             if model is not None and model.spec.engine != "hf":

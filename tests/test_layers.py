@@ -15,7 +15,7 @@ PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
     | {"textstats", "templates", "parsing", "store"},
-    {"logprobs", "batching", "chat", "device", "losses"},
+    {"attention", "logprobs", "batching", "chat", "device", "losses"},
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
     {"steps", "report"},
@@ -60,7 +60,7 @@ def imports(name: str) -> set[str]:
 
 
 def own(name: str) -> set[str]:
-    return {m[1:] for m in imports(name) if m.startswith(".")}
+    return {m[1:] for m in imports(name) if m.startswith(".")} - {name}
 
 
 @pytest.mark.parametrize("name", MODULES)

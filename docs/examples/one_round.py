@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import rlaif
-from rlaif.config import ModelSpec, PairStep, TrainStep, YesNoJudge
+from rlaif.config import DpoTrain, ModelSpec, PairStep, YesNoJudge
 from rlaif.data.pairs import Candidate, preference
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.builtin import resolve
@@ -39,7 +39,7 @@ for question in ("Why is the sky blue?", "How do I keep bread fresh?", "What is 
     for pair in rlaif.prompt_pairs(prompt, scored, options, seed=7):
         pairs.append(preference(prompt, pair, options, 1, {}, {judge.id: scores}))
 
-train = TrainStep(method="dpo", learning_rate=2e-5, batch_size=2)
+train = DpoTrain(learning_rate=2e-5, batch_size=2)
 out = Path("runs/one_round")
 paths = {"start": folder, "reference": None, "out": out / "model", "work": out / "work"}
 outcome = rlaif.train_model(train, pairs, tokens, seed=7, system_prompt="drop", **paths)

@@ -13,7 +13,7 @@ import warnings
 
 import click
 
-from rlaif.cli import runs, steps, texts
+from rlaif.cli import runs, steps, texts, train
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
@@ -28,7 +28,7 @@ COMMANDS = (
     steps.sample,
     steps.judge,
     steps.pair,
-    steps.train,
+    train.train,
     steps.evaluate,
 )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,6 +35,20 @@ PROMPTS = click.option(
 
 
 def progress_of(quiet: bool) -> StepProgress:
+    """Bars on stderr, or nothing."""
     from rlaif.progress import QuietProgress, TerminalProgress
 
     return QuietProgress() if quiet else TerminalProgress()
+
+
+def file_step(as_json: bool, quiet: bool, **request: Any) -> None:
+    """Run one step on files and say what it did."""
+    from rlaif.files import Request, run_step
+
+    summary = run_step(Request(**request), progress_of(quiet))
+    if as_json:
+        click.echo(json.dumps(summary, ensure_ascii=False))
+        return
+    state = "already finished" if summary.get("reused") else "done"
+    counts = ", ".join(f"{count} {name}" for name, count in summary["counts"].items())
+    click.echo(f"{state}: {counts} in {request['out']}")

@@ -1,26 +1,24 @@
-"""Every step as a command on files: sample, judge, pair, train, evaluate."""
+"""Steps as commands on files: sample, judge, pair, evaluate."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
-from rlaif.cli.options import CONSTITUTION, JSON, MODEL, OUT, PROMPTS, QUIET, SEED, SET, progress_of
-
-
-def _file_step(as_json: bool, quiet: bool, **request: Any) -> None:
-    from rlaif.files import Request, run_step
-
-    summary = run_step(Request(**request), progress_of(quiet))
-    if as_json:
-        click.echo(json.dumps(summary, ensure_ascii=False))
-        return
-    state = "already finished" if summary.get("reused") else "done"
-    counts = ", ".join(f"{count} {name}" for name, count in summary["counts"].items())
-    click.echo(f"{state}: {counts} in {request['out']}")
+from rlaif.cli.options import (
+    CONSTITUTION,
+    JSON,
+    MODEL,
+    OUT,
+    PROMPTS,
+    QUIET,
+    SEED,
+    SET,
+    file_step,
+    progress_of,
+)
 
 
 @click.command()
@@ -41,7 +39,7 @@ def sample(
     as_json: bool,
 ) -> None:
     """Sample completions of PROMPTS (JSONL or Parquet). --set takes the keys of a sample step."""
-    _file_step(
+    file_step(
         as_json,
         quiet,
         kind="sample",
@@ -77,7 +75,7 @@ def judge(
     as_json: bool,
 ) -> None:
     """Judge COMPLETIONS (a folder from `rlaif sample`, or JSONL). --set takes a judge's keys."""
-    _file_step(
+    file_step(
         as_json,
         quiet,
         kind="judge",
@@ -118,7 +116,7 @@ def pair(
     """
     inputs = {f"judgements/{path.stem}": str(path) for path in judgements}
     inputs |= {f"initial/{path.stem}": str(path) for path in judgements}
-    _file_step(
+    file_step(
         as_json,
         quiet,
         kind="pair",
@@ -127,64 +125,6 @@ def pair(
         prompts=prompts or completions,
         constitution=constitution,
         inputs={"completions/0": str(completions), **inputs},
-        seed=seed,
-    )
-
-
-@click.command()
-@click.argument("method", type=click.Choice(["dpo", "sft"]))
-@click.argument("preferences", type=click.Path(path_type=Path))
-@MODEL
-@click.option("--reference", help="Reference model [default: the model itself].")
-@click.option(
-    "--completions", type=click.Path(path_type=Path), help="Their sampled tokens are used."
-)
-@OUT
-@SET
-@SEED
-@QUIET
-@JSON
-def train(
-    method: str,
-    preferences: Path,
-    model: str,
-    reference: str | None,
-    completions: Path | None,
-    out: Path,
-    settings: tuple[str, ...],
-    seed: int,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """Train a model on PREFERENCES (a folder from `rlaif pair`, or a TRL-format JSONL file).
-
-    --set takes the keys of a train step, such as beta or learning_rate. The model is in OUT/model.
-    """
-    from rlaif.files import Request, run_step
-
-    models = {"start": model}
-    if method == "dpo":
-        models["reference"] = reference or model
-    inputs = {"preferences/0": str(preferences)}
-    if preferences.is_file():
-        loading = Request(
-            "load",
-            out / "preferences",
-            ("type=preferences", f"path={preferences.resolve()}"),
-            inputs={"file": str(preferences)},
-        )
-        run_step(loading, progress_of(True))
-        inputs = {"preferences/0": str(out / "preferences")}
-    if completions is not None:
-        inputs["completions/0"] = str(completions)
-    _file_step(
-        as_json,
-        quiet,
-        kind="train",
-        out=out,
-        settings=(f"method={method}", *settings),
-        models=models,
-        inputs=inputs,
         seed=seed,
     )
 

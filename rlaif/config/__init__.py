@@ -23,14 +23,23 @@ from rlaif.config.judges import (
 from rlaif.config.models import RESERVED_MODELS, Columns, ModelSpec, PromptsSpec
 from rlaif.config.overrides import apply_override
 from rlaif.config.steps import CheckSpec, EvaluateStep, LoadStep, PairStep, SampleStep
-from rlaif.config.training import LoraOptions, TrainStep
+from rlaif.config.training import (
+    METHODS,
+    DpoTrain,
+    LoraOptions,
+    ReferenceTrain,
+    SftTrain,
+    TrainStep,
+)
 
 __all__ = [
+    "METHODS",
     "RESERVED_MODELS",
     "AdditiveJudge",
     "AnyJudge",
     "CheckSpec",
     "Columns",
+    "DpoTrain",
     "EvaluateStep",
     "Experiment",
     "GeneratedJudge",
@@ -45,8 +54,10 @@ __all__ = [
     "ParseSpec",
     "PromptsSpec",
     "RatingJudge",
+    "ReferenceTrain",
     "RulesJudge",
     "SampleStep",
+    "SftTrain",
     "Strict",
     "TemplateJudge",
     "TrainStep",

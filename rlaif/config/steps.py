@@ -14,7 +14,7 @@ from pydantic import (
 
 from rlaif.config.base import Fraction, StepId, Strict
 from rlaif.config.judges import AnyJudge, JudgeStep
-from rlaif.config.training import TrainStep
+from rlaif.config.training import AnyTrain
 from rlaif.rules import validate_check
 
 
@@ -95,7 +95,7 @@ class StepEntry(Strict):
     load: LoadStep | None = None
     judge: JudgeStep | None = None
     pair: PairStep | None = None
-    train: TrainStep | None = None
+    train: AnyTrain | None = None
     evaluate: EvaluateStep | None = None
 
     @model_validator(mode="before")
@@ -122,4 +122,4 @@ class StepEntry(Strict):
         return getattr(self, self.kind)  # type: ignore[no-any-return]
 
 
-AnyStep = SampleStep | LoadStep | AnyJudge | PairStep | TrainStep | EvaluateStep
+AnyStep = SampleStep | LoadStep | AnyJudge | PairStep | AnyTrain | EvaluateStep

@@ -1,17 +1,18 @@
-"""The train step."""
+"""The train step: one class for each method, with its own keys and their defaults.
+
+The defaults are the papers' or, where those need a large model, what the field uses; each field's
+description names its source.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
 
 from rlaif.config.base import Fraction, StepId, Strict
+
+Noise = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 
 class LoraOptions(Strict):
@@ -21,25 +22,24 @@ class LoraOptions(Strict):
     alpha: PositiveFloat = 32.0
     dropout: Fraction = 0.0
     target_modules: str | list[str] = "all-linear"
+    dora: bool = Field(False, description="Weight-decomposed adapters (arXiv 2402.09353).")
 
 
 class TrainStep(Strict):
-    """Train the policy. Batch sizes count pairs (dpo) or examples (sft)."""
+    """Keys of every method. Batch sizes count pairs, examples or prompts."""
+
+    LOSS_KEYS: ClassVar[tuple[str, ...]] = ()
 
     id: StepId = "train"
-    method: Literal["dpo", "sft"] = "dpo"
-    from_: str = Field("current", alias="from")
-    reference: str = "current"
-    beta: PositiveFloat = 0.1
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
-    nll_weight: NonNegativeFloat = 0.0
+    method: str
+    from_: str = Field("current", alias="from", description="The model to start from.")
     learning_rate: PositiveFloat = 1e-6
     epochs: PositiveInt = 1
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = Field(16, description="What one optimiser step learns from.")
     micro_batch_tokens: PositiveInt = Field(
         2048, description="Tokens computed at once; memory grows with them."
     )
-    max_length: PositiveInt = 1024
+    max_length: PositiveInt = Field(1024, description="Tokens of prompt and answer together.")
     overlong: Literal["skip", "refuse", "truncate_left"] = "skip"
     warmup_ratio: Fraction = 0.1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -55,3 +55,167 @@ class TrainStep(Strict):
     lora: LoraOptions | None = None
     checkpoint_every: PositiveInt = Field(50, description="Optimiser steps between checkpoints.")
     uses: list[str] | None = None
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """The keys that the method's loss function takes."""
+        return {key: getattr(self, key) for key in self.LOSS_KEYS}
+
+
+class SftTrain(TrainStep):
+    """Supervised: the mean negative log-likelihood of the chosen answers' tokens."""
+
+    method: Literal["sft"]
+
+
+class ReferenceTrain(TrainStep):
+    """Keys of methods that compare with a reference model."""
+
+    reference: str = "current"
+    beta: PositiveFloat = 0.1
+
+
+class DpoTrain(ReferenceTrain):
+    """Direct preference optimisation (arXiv 2305.18290) and its additive variants."""
+
+    LOSS_KEYS = ("beta", "label_smoothing", "length_normalise", "positive_weight")
+
+    method: Literal["dpo"] = "dpo"
+    beta: PositiveFloat = Field(0.1, description="arXiv 2305.18290; TL;DR used 0.5.")
+    label_smoothing: Noise = Field(0.0, description="cDPO: how often labels are wrong.")
+    nll_weight: NonNegativeFloat = Field(
+        0.0, description="Adds the chosen answer's NLL per token: Llama 3 0.2, iterative RPO 1."
+    )
+    positive_weight: NonNegativeFloat = Field(
+        0.0, description="DPO-positive (arXiv 2402.13228): 50, with beta 0.3; 0 is off."
+    )
+    length_normalise: bool = Field(
+        False, description="Log-ratios per token; Tulu 3 (arXiv 2411.15124) with beta 5."
+    )
+
+
+class RobustTrain(ReferenceTrain):
+    """Robust DPO: unbiased under labels flipped at a known rate (arXiv 2403.00409)."""
+
+    LOSS_KEYS = ("beta", "label_smoothing")
+
+    method: Literal["robust"]
+    label_smoothing: Noise = 0.1
+
+
+class IpoTrain(ReferenceTrain):
+    """Identity preference optimisation (arXiv 2310.12036); `beta` is the paper's tau."""
+
+    LOSS_KEYS = ("beta", "length_normalise")
+
+    method: Literal["ipo"]
+    length_normalise: bool = Field(
+        False, description="TRL divides by the length, the paper's equation does not."
+    )
+
+
+class HingeTrain(ReferenceTrain):
+    """The hinge loss of RSO (arXiv 2309.06657)."""
+
+    LOSS_KEYS = ("beta",)
+
+    method: Literal["hinge"]
+    beta: PositiveFloat = 0.05
+
+
+class ApoZeroTrain(ReferenceTrain):
+    """APO-zero (arXiv 2408.06266): chosen answers up, rejected ones down."""
+
+    LOSS_KEYS = ("beta",)
+
+    method: Literal["apo_zero"]
+    learning_rate: PositiveFloat = 2e-7
+
+
+class NcaTrain(ReferenceTrain):
+    """Noise-contrastive alignment for pairs (arXiv 2402.05369)."""
+
+    LOSS_KEYS = ("beta",)
+
+    method: Literal["nca"]
+    beta: PositiveFloat = 0.01
+
+
+class KtoTrain(ReferenceTrain):
+    """Kahneman-Tversky optimisation (arXiv 2402.01306): chosen answers are desirable, rejected ones
+    undesirable; the baseline comes from answers to other prompts."""
+
+    LOSS_KEYS = ("beta", "desirable_weight", "undesirable_weight")
+
+    method: Literal["kto"]
+    desirable_weight: PositiveFloat = 1.0
+    undesirable_weight: PositiveFloat = 1.0
+
+
+class SlicTrain(TrainStep):
+    """Sequence likelihood calibration (arXiv 2305.10425): a hinge without a reference."""
+
+    LOSS_KEYS = ("margin", "nll_weight")
+
+    method: Literal["slic"]
+    margin: PositiveFloat = Field(1.0, description="Nats between chosen and rejected.")
+    nll_weight: NonNegativeFloat = 0.0
+
+
+class SimpoTrain(TrainStep):
+    """SimPO (arXiv 2405.14734): mean log-probs with a target margin, without a reference."""
+
+    LOSS_KEYS = ("beta", "gamma")
+
+    method: Literal["simpo"]
+    beta: PositiveFloat = Field(2.0, description="2 to 10 in the paper.")
+    gamma: NonNegativeFloat = Field(1.0, description="0.1 to 0.8 of beta in the paper.")
+
+
+class OrpoTrain(TrainStep):
+    """ORPO (arXiv 2403.07691): NLL and the odds ratio, without a reference."""
+
+    LOSS_KEYS = ("weight",)
+
+    method: Literal["orpo"]
+    weight: PositiveFloat = Field(0.1, description="lambda in the paper.")
+    learning_rate: PositiveFloat = Field(8e-6, description="5e-6 to 8e-6 in the paper.")
+
+
+def _train_tag(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("method", "dpo"))
+    return str(getattr(value, "method", "dpo"))
+
+
+METHODS: dict[str, type[TrainStep]] = {
+    "sft": SftTrain,
+    "dpo": DpoTrain,
+    "robust": RobustTrain,
+    "ipo": IpoTrain,
+    "hinge": HingeTrain,
+    "apo_zero": ApoZeroTrain,
+    "nca": NcaTrain,
+    "kto": KtoTrain,
+    "slic": SlicTrain,
+    "simpo": SimpoTrain,
+    "orpo": OrpoTrain,
+}
+AnyTrain = Annotated[
+    Annotated[SftTrain, Tag("sft")]
+    | Annotated[DpoTrain, Tag("dpo")]
+    | Annotated[RobustTrain, Tag("robust")]
+    | Annotated[IpoTrain, Tag("ipo")]
+    | Annotated[HingeTrain, Tag("hinge")]
+    | Annotated[ApoZeroTrain, Tag("apo_zero")]
+    | Annotated[NcaTrain, Tag("nca")]
+    | Annotated[KtoTrain, Tag("kto")]
+    | Annotated[SlicTrain, Tag("slic")]
+    | Annotated[SimpoTrain, Tag("simpo")]
+    | Annotated[OrpoTrain, Tag("orpo")],
+    Discriminator(
+        _train_tag,
+        custom_error_type="unknown_method",
+        custom_error_message=f"`method` must be one of {', '.join(METHODS)}",
+    ),
+]

@@ -114,9 +114,9 @@ def rloo_advantages(rewards: Tensor, groups: Tensor) -> Tensor:
     """REINFORCE leave-one-out: the reward less the mean of the *other* answers' rewards.
 
     rewards (S,) float, NaN where unscorable; groups (S,) int -> (S,):
-    r_i - (1 / (n - 1)) sum of r_j over j != i = n / (n - 1) (r_i - mean) (arXiv 2402.14740,
-    section 3.3), with n scorable answers in the group. Zeros as in `group_advantages`. A KL penalty
-    belongs in the reward: score - beta * the sequence's sum of k1.
+    r_i - (1 / (n - 1)) sum of r_j over j != i = n / (n - 1) (r_i - mean), with n scorable answers
+    in the group (arXiv 2402.14740). Zeros as in `group_advantages`. A KL penalty belongs in the
+    reward: score - beta * the sequence's sum of k1.
     """
     return _within_groups(rewards, groups, lambda r: (r - r.mean()) * (len(r) / (len(r) - 1)))
 
@@ -223,9 +223,8 @@ def clipped_policy_loss(
     advantages = advantages.detach()
     log_ratio = logprobs - old_logprobs.detach()
     ratio = log_ratio.clamp(max=LOG_LIMIT).exp()
-    capped = ratio
-    if two_sided is not None:
-        capped = torch.where(advantages < 0, ratio.clamp(max=two_sided), ratio)
+    # Only bad answers see this cap: it lies above the bound that good ones meet first.
+    capped = ratio if two_sided is None else ratio.clamp(max=two_sided)
     bounded = ratio.clamp(1 - clip_low, 1 + clip_high)
     loss = torch.maximum(-advantages * capped, -advantages * bounded)
     if weight is not None:
@@ -263,7 +262,8 @@ def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
     """1 - mean((returns - values)^2) / variance of returns.
 
     values and returns (N,) -> a detached scalar: 1 is perfect, 0 no better than the returns' mean,
-    NaN when all returns are equal. The error is not centred (arXiv 1909.08593, code): a value head that is off by a constant is wrong.
+    NaN when all returns are equal. The error is not centred (arXiv 1909.08593, code): a value head
+    that is off by a constant is wrong.
     """
     values, returns = values.detach(), returns.detach()
     variance = returns.var(correction=0)

@@ -66,8 +66,8 @@ class PairLogprobs:
 def _present(reference: Tensor | None) -> Tensor:
     if reference is None:
         raise ValueError(
-            "this loss compares with a reference, and the pairs have no reference log-probs: "
-            "give ref_chosen and ref_rejected, or use a loss without a reference (slic, simpo, orpo)"
+            "this compares with a reference, and the pairs have no reference log-probs: give "
+            "ref_chosen and ref_rejected, or use a loss without a reference (slic, simpo, orpo)"
         )
     return reference.detach()
 
@@ -230,8 +230,8 @@ def simpo(
 
 
 def orpo(pairs: PairLogprobs, *, weight: float = 0.1, prob: Tensor | None = None) -> Tensor:
-    """ORPO (arXiv 2403.07691), without a reference: -a_w - weight log sigmoid(o_w - o_l), (B,), with
-    a the mean log-prob per completion token and o = a - log(1 - exp a) its log odds.
+    """ORPO (arXiv 2403.07691), without a reference: -a_w - weight log sigmoid(o_w - o_l), (B,),
+    with a the mean log-prob per completion token and o = a - log(1 - exp a) its log odds.
 
     TRL's likelihood term also counts the prompt's tokens.
     """
@@ -244,8 +244,7 @@ def orpo(pairs: PairLogprobs, *, weight: float = 0.1, prob: Tensor | None = None
 
 def log1mexp(values: Tensor) -> Tensor:
     """log(1 - exp x) for x < 0, accurate at both ends, with finite gradients."""
-    # The branch that is not taken must stay finite too: its gradient is multiplied by 0, not left
-    # out.
+    # `where` multiplies the gradient of the branch not taken by 0, so it must be finite too.
     far = torch.log1p(-torch.exp(values.clamp(max=-math.log(2))))
     return torch.where(values > -math.log(2), torch.log(-torch.expm1(values)), far)
 
@@ -347,23 +346,6 @@ def pair_metrics(
     if pairs.has_reference:
         metrics |= {"reward_chosen": beta * chosen, "reward_rejected": beta * rejected}
     return {name: value.detach() for name, value in metrics.items()}
-
-
-def dpo_loss(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    ref_chosen: Tensor,
-    ref_rejected: Tensor,
-    beta: float,
-    label_smoothing: float = 0.0,
-    prob: Tensor | None = None,
-    weight: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`dpo` of four (B,) summed log-probs, times `weight` (B,), and `pair_metrics`."""
-    ones = torch.ones_like(policy_chosen)
-    pairs = PairLogprobs(policy_chosen, policy_rejected, ref_chosen, ref_rejected, ones, ones)
-    loss = dpo(pairs, beta=beta, label_smoothing=label_smoothing, prob=prob)
-    return loss if weight is None else loss * weight, pair_metrics(pairs, beta)
 
 
 def nll_loss(logprobs: Tensor, lengths: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def learning_rate(step: int, total: int, options: TrainStep) -> float:
 def training_fingerprint(examples: Iterable[Example], options: TrainStep, seed: int) -> str:
     """A hash of all that decides the result besides the starting weights."""
     chosen = options.model_dump(mode="json", exclude=IGNORED_OPTIONS)
-    data = [[e.example_id, e.prompt_ids, list(e.completions), e.weight] for e in examples]
+    data = [[e.example_id, e.prompt_ids, list(e.completions), e.weight, e.prob] for e in examples]
     return content_hash(chosen, seed, data)
 
 

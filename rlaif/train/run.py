@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from rlaif.config import TrainStep
+from rlaif.config import ReferenceTrain, TrainStep
 from rlaif.errors import RlaifError
 from rlaif.records import Preference
 from rlaif.train import checkpoint
-from rlaif.train.dpo import DpoTask, Reference, compute_reference, read_reference
 from rlaif.train.loop import Task, TrainOutcome, TrainProgress, memory_advice, run_training
 from rlaif.train.model import TrainModel, compute_dtype, export, free, load_module, prepare
+from rlaif.train.preference import PreferenceTask, add_mismatched
+from rlaif.train.reference import Reference, compute_reference, read_reference
 from rlaif.train.sft import SftTask
 from rlaif.train.tokenise import Encoded, Example, encode, load_tokenizer
 
@@ -55,13 +56,14 @@ def train(
     dtype = compute_dtype(options.precision, where)
     same = reference is None or reference.resolve() == start.resolve()
     stored: Reference = {}
-    if options.method == "dpo" and reference is not None and not same:
+    compares = isinstance(options, ReferenceTrain)
+    if compares and reference is not None and not same:
         stored = _other_reference(reference, encoded.examples, options, seed, work, where, dtype)
     torch.manual_seed(seed)
     module = load_module(start, where)
     model = prepare(module, where, dtype, options.lora, options.gradient_checkpointing)
     del module
-    if options.method == "dpo" and same:
+    if compares and same:
         path = work / "reference.jsonl"
         with memory_advice(options):
             stored = compute_reference(model, encoded.examples, options, seed, path)
@@ -90,7 +92,7 @@ def _encode(
         preferences,
         load_tokenizer(start),
         token_ids,
-        both=options.method == "dpo",
+        both=options.method != "sft",
         max_length=options.max_length,
         overlong=options.overlong,
         train_on_eos=options.train_on_eos,
@@ -101,6 +103,8 @@ def _encode(
             f"none of the {len(preferences)} preferences can be trained on ({encoded.counts}). "
             f"Raise `max_length` ({options.max_length}) or set `overlong: truncate_left`."
         )
+    if options.method == "kto":
+        encoded.examples = add_mismatched(encoded.examples)
     return encoded
 
 
@@ -137,10 +141,10 @@ def _run(
     progress: Callable[[TrainProgress], None] | None,
 ) -> TrainOutcome:
     task: Task
-    if options.method == "dpo":
-        task = DpoTask(encoded.examples, stored, options, same)
-    else:
+    if options.method == "sft":
         task = SftTask(encoded.examples)
+    else:
+        task = PreferenceTask(encoded.examples, stored, options, same)
     outcome = run_training(task, model, options, work, seed, progress)
     outcome = replace(outcome, skipped=encoded.counts)
     (work / "outcome.json").write_text(json.dumps(asdict(outcome)))

@@ -7,7 +7,7 @@ given and what is learned is exact. Answers that the policy sampled keep the ver
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +21,16 @@ Overlong = Literal["skip", "refuse", "truncate_left"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt and its branches: (chosen, rejected) token ids, or (chosen,) for SFT."""
+    """One prompt and its branches: (chosen, rejected) token ids, or (chosen,) for SFT.
+
+    `prob` is the probability that chosen is really better (a soft label)."""
 
     example_id: str
     prompt_id: str
     prompt_ids: list[int]
     completions: tuple[list[int], ...]
     weight: float = 1.0
+    prob: float = 1.0
 
     @property
     def branches(self) -> Branches:
@@ -107,6 +110,7 @@ def encode(
             prompt_ids,
             tuple(branches),
             preference.weight,
+            preference.prob,
         )
         _admit(example, result, max_length, overlong)
     return result
@@ -130,10 +134,7 @@ def _admit(example: Example, result: Encoded, max_length: int, overlong: Overlon
         result.counts["overlong"] += 1
         return
     result.counts["truncated"] += 1
-    cut = example.prompt_ids[over:]
-    result.examples.append(
-        Example(example.example_id, example.prompt_id, cut, example.completions, example.weight)
-    )
+    result.examples.append(replace(example, prompt_ids=example.prompt_ids[over:]))
 
 
 def _render(tokenizer: Any, messages: Sequence[Message], prompt: bool) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlaif.config import TrainStep
+from rlaif.config import METHODS, DpoTrain
 from rlaif.errors import EngineError, RlaifError, StoreError
 from rlaif.train import run as run_module
 from rlaif.train.loop import learning_rate, memory_advice, run_training
@@ -34,7 +34,10 @@ def _options(**changes):
         "precision": "fp32",
         "checkpoint_every": 2,
     }
-    return TrainStep.model_validate({**defaults, **changes})
+    method = changes.get("method", "dpo")
+    if method == "sft":
+        changes.pop("nll_weight", None)
+    return METHODS[method].model_validate({**defaults, **changes})
 
 
 def _train(folder, start, preferences, options, reference=None, seed=3, progress=None):
@@ -137,7 +140,7 @@ def test_another_reference(tmp_path, make_model, make_preferences):
 def test_a_changed_reference_is_noticed(tmp_path, make_model, make_preferences):
     work = tmp_path / "work"
     work.mkdir()
-    rows = [{"example_id": f"r{i}", "chosen": -1.0, "rejected": -1.0} for i in range(4)]
+    rows = [{"example_id": f"r{i}", "logprobs": [-1.0, -1.0]} for i in range(4)]
     (work / "reference.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     with pytest.raises(RlaifError, match="reference log-probs differ"):
         _train(tmp_path, make_model(0), make_preferences(4), _options())
@@ -180,12 +183,12 @@ def test_lora_on_the_output_head_is_refused(tmp_path, make_model, make_preferenc
 
 
 def test_schedule():
-    linear = TrainStep(learning_rate=1.0, warmup_ratio=0.2, schedule="linear", min_lr_ratio=0.5)
+    linear = DpoTrain(learning_rate=1.0, warmup_ratio=0.2, schedule="linear", min_lr_ratio=0.5)
     assert [learning_rate(s, 10, linear) for s in (0, 1, 2, 6)] == [0.5, 1.0, 1.0, 0.75]
-    cosine = TrainStep(learning_rate=2.0, warmup_ratio=0.0)
+    cosine = DpoTrain(learning_rate=2.0, warmup_ratio=0.0)
     assert learning_rate(0, 8, cosine) == 2.0
     assert learning_rate(4, 8, cosine) == pytest.approx(1.0)
-    flat = TrainStep(learning_rate=3.0, warmup_ratio=0.0, schedule="constant")
+    flat = DpoTrain(learning_rate=3.0, warmup_ratio=0.0, schedule="constant")
     assert {learning_rate(s, 5, flat) for s in range(5)} == {3.0}
 
 

@@ -1,4 +1,4 @@
-"""DPO and SFT give TRL's loss and TRL's gradients on the same batch, in fp32."""
+"""The methods that TRL has give TRL's loss and TRL's gradients on the same batch, in fp32."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import copy
 import pytest
 import torch
 
-from rlaif.config import TrainStep
-from rlaif.train.dpo import DpoTask, pair_layout
+from rlaif.config import DpoTrain
+from rlaif.config.training import ApoZeroTrain, HingeTrain, IpoTrain, NcaTrain, RobustTrain
 from rlaif.train.model import load_module, prepare
+from rlaif.train.preference import PreferenceTask
+from rlaif.train.reference import compute_reference
 from rlaif.train.sft import SftTask
 from rlaif.train.tokenise import Example
 
@@ -46,7 +48,21 @@ def _compare(ours, our_model, theirs, their_module):
         torch.testing.assert_close(master.grad, wanted[name].grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_dpo_equals_trl(tmp_path, make_model, make_preferences, tokenizer):
+@pytest.mark.parametrize(
+    ("loss_type", "ours", "theirs"),
+    [
+        ("sigmoid", DpoTrain(beta=0.3), {}),
+        ("robust", RobustTrain(method="robust", label_smoothing=0.2), {"label_smoothing": 0.2}),
+        ("ipo", IpoTrain(method="ipo", length_normalise=True), {}),
+        ("hinge", HingeTrain(method="hinge", beta=0.3), {}),
+        ("apo_zero", ApoZeroTrain(method="apo_zero"), {}),
+        ("nca_pair", NcaTrain(method="nca"), {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_preference_methods_equal_trl(
+    tmp_path, make_model, make_preferences, tokenizer, loss_type, ours, theirs
+):
     policy, reference = (load_module(make_model(seed), CPU) for seed in (0, 1))
     rows = [
         {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected}
@@ -55,12 +71,12 @@ def test_dpo_equals_trl(tmp_path, make_model, make_preferences, tokenizer):
     trainer = trl.DPOTrainer(
         model=copy.deepcopy(policy),
         ref_model=copy.deepcopy(reference),
-        args=trl.DPOConfig(beta=0.3, **_common(tmp_path)),
+        args=trl.DPOConfig(beta=ours.beta, loss_type=[loss_type], **theirs, **_common(tmp_path)),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
     )
     batch = next(iter(trainer.get_train_dataloader()))
-    theirs = trainer.compute_loss(trainer.model, batch)
+    expected = trainer.compute_loss(trainer.model, batch)
     parts = [
         _split(*row)
         for row in zip(
@@ -76,12 +92,12 @@ def test_dpo_equals_trl(tmp_path, make_model, make_preferences, tokenizer):
         for i in range(half)
     ]
     frozen = prepare(reference, CPU, torch.float32, trainable=False)
-    values = frozen.logprobs(pair_layout(examples)).tolist()
-    stored = {f"e{i}": (values[i], values[half + i]) for i in range(half)}
+    stored = compute_reference(frozen, examples, ours, 0, tmp_path / "reference.jsonl")
     model = prepare(policy, CPU, torch.float32)
-    task = DpoTask(examples, stored, TrainStep(beta=0.3), same_start=False)
-    ours, _, _ = task.loss(model, range(half), task.total(range(half)), 0)
-    _compare(ours, model, theirs, trainer.model)
+    assert model.packed and frozen.packed
+    task = PreferenceTask(examples, stored, ours)
+    loss, _, _ = task.loss(model, range(half), task.total(range(half)), 0)
+    _compare(loss, model, expected, trainer.model)
 
 
 def test_sft_equals_trl(tmp_path, make_model, make_preferences, tokenizer):

@@ -1,0 +1,156 @@
+"""Training on pairs: one task for every direct-alignment method, whose loss is a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rlaif.batching import Layout
+from rlaif.config import DpoTrain, ReferenceTrain, TrainStep
+from rlaif.errors import RlaifError
+from rlaif.losses import preference as losses
+from rlaif.losses.preference import PairLogprobs
+from rlaif.train.loop import Sums
+from rlaif.train.model import TrainModel
+from rlaif.train.reference import Reference
+from rlaif.train.tokenise import Example
+
+PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "dpo": losses.dpo,
+    "robust": losses.robust_dpo,
+    "ipo": losses.ipo,
+    "hinge": losses.hinge,
+    "apo_zero": losses.apo_zero,
+    "nca": losses.nca,
+    "slic": losses.slic,
+    "simpo": losses.simpo,
+    "orpo": losses.orpo,
+}
+
+
+class PreferenceTask:
+    """Pairs, and the reference's log-probs where the method has one. See `rlaif.train.loop.Task`.
+
+    With `same_start` the reference is the starting model, and the first step asserts that the
+    policy's log-probs equal the stored ones: exactly on CPU, to rounding elsewhere.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        reference: Reference,
+        options: TrainStep,
+        same_start: bool = False,
+    ):
+        self.examples = examples
+        self.reference = reference
+        self.options = options
+        self.same_start = same_start
+
+    def total(self, batch: Sequence[int]) -> float:
+        """Pairs in the batch."""
+        return float(len(batch))
+
+    def loss(
+        self, model: TrainModel, micro: Sequence[int], total: float, step: int
+    ) -> tuple[Tensor, Sums, int]:
+        """See `Task.loss`."""
+        rows = [self.examples[i] for i in micro]
+        layout = model.layout([e.branches for e in rows])
+        # (B, branches): chosen, rejected and, for KTO, the answer to another prompt.
+        policy = model.logprobs(layout).view(len(rows), -1)
+        stored = self._stored(rows, policy)
+        if step == 0 and self.same_start and stored is not None:
+            assert_equal(policy, stored)
+        pairs = _pairs(policy, stored, layout)
+        weight = torch.tensor([e.weight for e in rows], device=model.device)
+        loss, extra = self._losses(pairs, policy, stored, rows)
+        metrics = {**self._metrics(pairs), **extra}
+        sums = {k: (float(v.sum()), float(len(rows))) for k, v in metrics.items()}
+        return (loss * weight).sum() / total, sums, layout.tokens
+
+    def _metrics(self, pairs: PairLogprobs) -> dict[str, Tensor]:
+        """In the quantity that is trained: per token where the loss is."""
+        options = self.options
+        per_token = options.method in ("simpo", "orpo")
+        per_token = per_token or bool(getattr(options, "length_normalise", False))
+        beta = float(getattr(options, "beta", 1.0))
+        return losses.pair_metrics(pairs, beta, length_normalise=per_token)
+
+    def _stored(self, rows: Sequence[Example], policy: Tensor) -> Tensor | None:
+        if not isinstance(self.options, ReferenceTrain):
+            return None
+        values = [self.reference[e.example_id] for e in rows]
+        return torch.tensor(values, dtype=torch.float32, device=policy.device)
+
+    def _losses(
+        self, pairs: PairLogprobs, policy: Tensor, stored: Tensor | None, rows: Sequence[Example]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B,) losses, and metrics that only this method has."""
+        options = self.options
+        if options.method == "kto" and stored is not None:
+            return _kto(policy - stored, options)
+        soft = any(e.prob != 1.0 for e in rows)
+        prob = torch.tensor([e.prob for e in rows], device=policy.device) if soft else None
+        loss = PAIR_LOSSES[options.method](pairs, prob=prob, **options.loss_options)
+        if not isinstance(options, DpoTrain) or not options.nll_weight:
+            return loss, {}
+        nll = losses.nll_loss(pairs.policy_chosen, pairs.len_chosen)
+        return loss + options.nll_weight * nll, {"nll_chosen": nll.detach()}
+
+
+def _pairs(policy: Tensor, stored: Tensor | None, layout: Layout) -> PairLogprobs:
+    lengths = torch.tensor(layout.lengths, device=policy.device).view(policy.shape)
+    return PairLogprobs(
+        policy[:, 0],
+        policy[:, 1],
+        None if stored is None else stored[:, 0],
+        None if stored is None else stored[:, 1],
+        lengths[:, 0],
+        lengths[:, 1],
+    )
+
+
+def _kto(rho: Tensor, options: TrainStep) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean over a pair's two answers; rho (B, 3) with the mismatched answer last."""
+    z = losses.kto_baseline(rho[:, 2])
+    good = torch.ones(len(rho), dtype=torch.bool, device=rho.device)
+    desired = losses.kto(rho[:, 0], good, z, **options.loss_options)
+    undesired = losses.kto(rho[:, 1], ~good, z, **options.loss_options)
+    return (desired + undesired) / 2, {"kl_baseline": z.expand(len(rho))}
+
+
+def add_mismatched(examples: Sequence[Example]) -> list[Example]:
+    """Each pair with the chosen answer of the next prompt as a third branch: KTO's baseline looks
+    at answers that do not belong to their prompts (arXiv 2402.01306, section 4.2).
+
+    Raises RlaifError when there is only one prompt.
+    """
+    ordered = sorted(examples, key=lambda e: (e.prompt_id, e.example_id))
+    if len({e.prompt_id for e in ordered}) < 2:
+        raise RlaifError(
+            "kto needs answers to at least two different prompts: its baseline is how the policy "
+            "rates an answer to another prompt"
+        )
+    partner = {}
+    for i, example in enumerate(ordered):
+        later = (ordered[(i + k) % len(ordered)] for k in range(1, len(ordered)))
+        other = next(e for e in later if e.prompt_id != example.prompt_id)
+        partner[example.example_id] = other.completions[0]
+    return [replace(e, completions=(*e.completions, partner[e.example_id])) for e in examples]
+
+
+def assert_equal(policy: Tensor, reference: Tensor) -> None:
+    """Raise RlaifError unless the starting policy's log-probs are its stored reference's."""
+    # CUDA may pick another attention kernel once gradients are wanted.
+    tolerance = 0.0 if policy.device.type == "cpu" else 2e-2
+    gap = (policy.detach() - reference).abs()
+    if bool((gap > tolerance * reference.abs().clamp(min=1.0)).any()):
+        raise RlaifError(
+            f"the reference log-probs differ by up to {float(gap.max()):.3g} from the starting "
+            "model's, which is the reference. They were computed on another machine or version: "
+            "delete the train step's work folder and run again."
+        )

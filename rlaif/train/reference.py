@@ -1,0 +1,54 @@
+"""A reference model's log-probs of the training answers, computed once, before the first step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rlaif.batching import plan_epoch
+from rlaif.config import TrainStep
+from rlaif.train.model import TrainModel
+from rlaif.train.tokenise import Example
+
+Reference = dict[str, tuple[float, ...]]
+"""Example id to the reference's summed log-prob of each of its branches, in nats."""
+
+
+def read_reference(path: Path) -> Reference:
+    """The reference log-probs stored so far; a torn last line is dropped from the file."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        path.write_text("".join(lines[:-1]))
+        lines = lines[:-1]
+    rows = [json.loads(line) for line in lines]
+    return {row["example_id"]: tuple(row["logprobs"]) for row in rows}
+
+
+@torch.no_grad()
+def compute_reference(
+    model: TrainModel, examples: Sequence[Example], options: TrainStep, seed: int, path: Path
+) -> Reference:
+    """Append what is missing in `path` and return all of it.
+
+    The micro-batches are those of the first epoch: in bf16 a result depends on the shape of its
+    batch, and a reference equal to the start must give exactly equal numbers.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = read_reference(path)
+    sizes = [model.size(e.branches) for e in examples]
+    plan = plan_epoch(sizes, options.batch_size, options.micro_batch_tokens, seed, 0)
+    with path.open("a") as file:
+        for micro in (m for batch in plan for m in batch):
+            rows = [examples[i] for i in micro]
+            if all(e.example_id in known for e in rows):
+                continue
+            values = iter(model.logprobs(model.layout([e.branches for e in rows])).tolist())
+            for example in rows:
+                known[example.example_id] = tuple(next(values) for _ in example.completions)
+                row = {"example_id": example.example_id, "logprobs": known[example.example_id]}
+                file.write(json.dumps(row) + "\n")
+            file.flush()
+    return known
