@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from rlaif.errors import EngineError
 from rlaif.records import Message
 
 
@@ -40,3 +41,39 @@ def _render(tokenizer: Any, messages: Sequence[Message], generation: bool) -> st
             list(messages), tokenize=False, add_generation_prompt=generation
         )
     )
+
+
+def render_answer(
+    tokenizer: Any, prompt: Sequence[Message], answer: Message, where: str = "an answer"
+) -> tuple[str, list[int]]:
+    """The answer as the template writes it after `prompt`, and the ids of what the template puts
+    after it. Raises EngineError, naming `where`, when the template hides where an answer begins."""
+    prompt_text = _render(tokenizer, prompt, True)
+    whole = _render(tokenizer, [*prompt, answer], False)
+    if not whole.startswith(prompt_text):
+        raise EngineError(
+            f"{where}: this chat template does not write the prompt the same way once an answer "
+            "follows, so what to learn cannot be told from what is given. Use a template whose "
+            "generation prompt is the start of the assistant's turn."
+        )
+    rest = whole[len(prompt_text) :]
+    content = answer["content"]
+    if content not in rest:
+        # Many templates trim the text.
+        content = content.strip()
+    start = rest.find(content)
+    if start < 0:
+        raise EngineError(
+            f"{where}: this chat template changes the text of an answer, so its tokens cannot be "
+            "found in the rendered conversation. Use a template that writes answers as they are."
+        )
+    stop = start + len(content)
+    suffix: list[int] = tokenizer(rest[stop:], add_special_tokens=False)["input_ids"]
+    return rest[:stop], suffix
+
+
+def end_of_turn(tokenizer: Any, suffix: Sequence[int]) -> int | None:
+    """The end token that the template writes after an answer; a base model's EOS may be another."""
+    special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+    end: int | None = next((i for i in suffix if i in special), tokenizer.eos_token_id)
+    return end

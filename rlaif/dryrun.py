@@ -18,11 +18,12 @@ RECORDS = {
     "load": "records",
     "judge": "judgements",
     "pair": "preferences",
+    "distill": "reward model",
     "train": "model",
     "logprobs": "log-probs",
     "evaluate": "metrics",
 }
-SECONDS_PER_UNIT = {"sample": 0.3, "judge": 0.15, "logprobs": 0.1, "train": 1.2}
+SECONDS_PER_UNIT = {"sample": 0.3, "judge": 0.15, "logprobs": 0.1, "distill": 1.0, "train": 1.2}
 """A 135M model on two CPU cores: a rough guess, used where this run folder holds no measurement."""
 
 
@@ -130,13 +131,13 @@ def _size(
         per_prompt = candidates * (candidates - 1) // 2 if wide else 1
         pairs = len(planned.prompts) * per_prompt
         return min(pairs, step.max_pairs or pairs), 0, 0
-    if planned.kind == "train":
+    if planned.kind in ("distill", "train"):
         return before * step.epochs, 0, 0
     return len(planned.prompts), 0, 0
 
 
 def _is_source(planned: Planned, name: str) -> bool:
-    return name.startswith("preferences" if planned.kind == "train" else "completions")
+    return name.startswith("preferences" if planned.kind in ("distill", "train") else "completions")
 
 
 def _candidates(experiment: Experiment) -> int:

@@ -19,7 +19,7 @@ from rlaif.compare.words import self_judge_words
 from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment, resolved_yaml
 from rlaif.constitution import Constitution, load_constitution, principle_hash
 from rlaif.data.sources import load_prompts
-from rlaif.engines.build import CAPABILITIES, EnginePool
+from rlaif.engines.build import CAPABILITIES, EnginePool, is_reward_model
 from rlaif.engines.builtin import locate, resolve, weights_hash
 from rlaif.errors import ConfigError, GateStopped
 from rlaif.judges.build import build_judge
@@ -30,9 +30,17 @@ from rlaif.steps.context import Progress, StepContext
 from rlaif.store import FORMAT, Store, explain_os_errors, read_json, write_atomic, write_jsonl
 
 STEPS = {
-    kind: f"rlaif.steps.{kind}"
-    for kind in ("sample", "load", "judge", "pair", "train", "logprobs", "evaluate")
+    "sample": "rlaif.steps.sample",
+    "load": "rlaif.steps.load",
+    "judge": "rlaif.steps.judge",
+    "pair": "rlaif.steps.pair",
+    "distill": "rlaif.steps.train",
+    "train": "rlaif.steps.train",
+    "logprobs": "rlaif.steps.logprobs",
+    "evaluate": "rlaif.steps.evaluate",
 }
+TRAINED = ("distill", "train")
+"""Kinds of steps that make a model."""
 
 
 class StepProgress(Progress, Protocol):
@@ -60,7 +68,8 @@ def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> Pl
     experiment = _with_scripts(experiment, path)
     constitution = _constitution(experiment, path)
     judges = {
-        name: build_judge(spec, constitution, path) for name, spec in experiment.judges().items()
+        name: build_judge(spec, constitution, path)
+        for name, spec in experiment.all_judges().items()
     }
     keys = model_keys(experiment, fetch)
     _check_roles(experiment, keys)
@@ -100,9 +109,10 @@ def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
     keys = {name: model_key(spec, fetch) for name, spec in experiment.models.items()}
     policy = experiment.models["policy"]
     for entry in experiment.steps:
-        if entry.train is None:
+        step = entry.train or entry.distill
+        if step is None:
             continue
-        for name in (entry.train.from_, getattr(entry.train, "reference", "current")):
+        for name in (step.from_, getattr(step, "reference", "current")):
             known = name in RESERVED_MODELS or name in keys
             if not known and ("/" in name or Path(name).exists()):
                 keys[name] = model_key(policy.model_copy(update={"path": name}), fetch)
@@ -148,7 +158,8 @@ def _check_capabilities(inputs: PlanInputs) -> None:
         spec = inputs.experiment.models.get("policy" if name in RESERVED_MODELS else name)
         lacking = inputs.judges[entry.judge.id].needs
         if spec is not None and spec.engine in CAPABILITIES:
-            lacking = frozenset(lacking) - CAPABILITIES[spec.engine]
+            kind = "reward" if is_reward_model(locate(spec.path)) else spec.engine
+            lacking = frozenset(lacking) - CAPABILITIES[kind]
             if lacking:
                 raise inputs.fail(
                     index, f"judge needs {sorted(lacking)}, which engine {spec.engine!r} lacks"
@@ -187,7 +198,7 @@ def run_experiment(
                 if planned.kind == "evaluate":
                     rounds = write_rounds(inputs, plan, store)
                     _gate(inputs.experiment, rounds, planned)
-                if planned.kind == "train":
+                if planned.kind in TRAINED:
                     _drop_masters(inputs.experiment, plan, planned, store)
         finally:
             progress.finish()
@@ -204,7 +215,7 @@ def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
     """
     missing = {p.hash for p in plan if store.step(p.hash).done() is None}
     for planned in reversed(plan):
-        if planned.kind != "train" or planned.hash not in missing:
+        if planned.kind not in TRAINED or planned.hash not in missing:
             continue
         for role in ("start", "reference"):
             model = planned.models.get(role)
@@ -247,7 +258,7 @@ def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> No
     A train step leaves a bf16 export (2 bytes a parameter) and keeps, at its largest, fp32 masters
     of two rounds and a checkpoint of weights and both Adam moments (5 x 4 bytes).
     """
-    trains = [p for p in plan if p.kind == "train" and p.hash in missing]
+    trains = [p for p in plan if p.kind in TRAINED and p.hash in missing]
     if not trains:
         return
     folder = resolve(trains[0].models["start"].spec.path)
@@ -277,11 +288,11 @@ def _drop_masters(
     if experiment.retention.masters == "all":
         return
     position = next(i for i, p in enumerate(plan) if p.hash == trained.hash)
-    later = [p for p in plan[position + 1 :] if p.kind == "train"]
+    later = [p for p in plan[position + 1 :] if p.kind in TRAINED]
     wanted = {m.train_hash for p in later for role, m in p.models.items() if role != "made"}
     last = {p.models["made"].train_hash for p in _last_trains(plan)}
     for planned in plan[: position + 1]:
-        if planned.kind == "train" and planned.hash not in wanted | last | {trained.hash}:
+        if planned.kind in TRAINED and planned.hash not in wanted | last | {trained.hash}:
             shutil.rmtree(store.model_path(planned.hash) / "masters", ignore_errors=True)
 
 
@@ -332,7 +343,7 @@ def _round_record(
                 counts[f"{step.id}.{name}"] = count
     moving = [
         name
-        for name, spec in inputs.experiment.judges().items()
+        for name, spec in inputs.experiment.all_judges().items()
         if inputs.judges[name].needs and getattr(spec, "by", None) in RESERVED_MODELS
     ]
     words = [w for name in moving for w in self_judge_words(name, history)]

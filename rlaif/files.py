@@ -114,7 +114,7 @@ def _plan_inputs(request: Request) -> PlanInputs:
     if request.constitution is not None:
         constitution = load_constitution(find(request.constitution))
     here = Path(f"rlaif {request.kind}")
-    judges = {n: build_judge(s, constitution) for n, s in experiment.judges().items()}
+    judges = {n: build_judge(s, constitution) for n, s in experiment.all_judges().items()}
     return PlanInputs(experiment, here, {}, constitution, _prompts(request), judges, {})
 
 
@@ -152,7 +152,7 @@ def _planned(
     weights = (
         {p.id: p.weight for p in inputs.constitution.principles} if inputs.constitution else {}
     )
-    if request.kind == "train":
+    if request.kind in ("distill", "train"):
         models = {**models, "made": Model("made", "trained", models["start"].spec)}
     texts = {role: _digest(Path(path)) for role, path in request.inputs.items()}
     digest = content_hash(

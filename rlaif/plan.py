@@ -8,17 +8,19 @@ read here but what `PlanInputs` holds.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlaif.config import (
     RESERVED_MODELS,
+    DistillStep,
     EvaluateStep,
     Experiment,
     LoadStep,
     ModelSpec,
+    OnPolicyTrain,
     PairStep,
     ReferenceTrain,
     SampleStep,
@@ -33,7 +35,16 @@ from rlaif.records import Prompt, content_hash
 from rlaif.yamlio import Lines, Loc, suggest
 
 # Raised when the code of a step kind changes its output for the same inputs.
-VERSIONS = {"sample": 1, "judge": 1, "pair": 1, "train": 2, "logprobs": 1, "evaluate": 1, "load": 1}
+VERSIONS = {
+    "sample": 1,
+    "judge": 1,
+    "pair": 1,
+    "distill": 1,
+    "train": 2,
+    "logprobs": 1,
+    "evaluate": 1,
+    "load": 1,
+}
 
 DRIFT_PROMPTS = 16
 """How many of M0's held-out answers a moving judge rescores each round."""
@@ -115,11 +126,13 @@ class _Unroller:
         self.judgements: dict[str, Planned] = {}
         self.preferences: list[Planned] = []
         self.evaluations: dict[tuple[str, str], dict[str, str]] = {}
+        self.reward_models: dict[str, Model] = {}
 
     def steps(self) -> list[Planned]:
         """The whole plan of this seed."""
+        distilled = {e.distill.id for e in self.experiment.steps if e.distill is not None}
         for index, entry in enumerate(self.experiment.steps):
-            if entry.judge is not None:
+            if entry.judge is not None and getattr(entry.judge, "by", None) not in distilled:
                 self._asked(index, entry.judge)
         for index, entry in enumerate(self.experiment.steps):
             if entry.evaluate is not None:
@@ -140,6 +153,10 @@ class _Unroller:
             self._load(step)
         elif isinstance(step, PairStep):
             self._pair(index, step)
+        elif isinstance(step, DistillStep):
+            self._distill(index, step)
+        elif isinstance(step, OnPolicyTrain):
+            self._train_on_policy(index, step)
         elif isinstance(step, TrainStep):
             self._train(index, step)
         elif isinstance(step, EvaluateStep):
@@ -164,6 +181,8 @@ class _Unroller:
         reserved["previous"] = self.previous
         if name in reserved:
             return reserved[name]
+        if name in self.reward_models:
+            return self.reward_models[name]
         if name in self.experiment.models:
             return self._named(name)
         if name in self.inputs.keys:
@@ -313,49 +332,99 @@ class _Unroller:
         return {p.id: p.weight for p in constitution.principles} if constitution else {}
 
     def _train(self, index: int, step: TrainStep) -> None:
+        used = self._preferences(index, step)
+        self.policy = self._trained(index, "train", step, used, f"M{self.round}")
+
+    def _distill(self, index: int, step: DistillStep) -> None:
+        used = self._preferences(index, step)
+        made = self._trained(index, "distill", step, used, f"{step.id}{self.round}")
+        self.reward_models[step.id] = made
+
+    def _train_on_policy(self, index: int, step: OnPolicyTrain) -> None:
+        """The rewards' judges and the prompts stand where other methods have preferences."""
+        judges = self.experiment.all_judges()
+        asked: dict[str, Model] = {}
+        for name in step.rewards:
+            if name not in judges:
+                hint = suggest(name, sorted(judges))
+                raise self.inputs.fail(index, f"rewards: {name!r} is no judge{hint}", "rewards")
+            if self._asks(name):
+                asked[f"judge/{name}"] = self._model(
+                    index, getattr(judges[name], "by", "policy"), "rewards"
+                )
+        latest = {p.id: p for p in self.preferences}
+        mixes = getattr(step, "ptx_weight", 0.0) > 0
+        used = self._used(index, step.uses, latest, ("pair", "load")) if mixes else []
+        if mixes and not used:
+            raise self.inputs.fail(index, "ptx_weight needs preferences before it", "ptx_weight")
+        ids = tuple(round_prompts(self.inputs.prompts.train, None, self.seed, self.round))
+        parts = [
+            {name: self.inputs.judges[name].judge_hash for name in step.rewards},
+            {name: model.identity() for name, model in asked.items()},
+            self._principle_weights(),
+            ids,
+            self._facts(ids),
+            self.round,
+        ]
+        self.policy = self._trained(index, "train", step, used, f"M{self.round}", parts, asked, ids)
+
+    def _preferences(self, index: int, step: TrainStep) -> list[Planned]:
         latest = {p.id: p for p in self.preferences}
         used = self._used(index, step.uses, latest, ("pair", "load"))
         if not used:
-            raise self.inputs.fail(index, "train has no preferences: add a pair or load step")
-        start = self._model(index, step.from_, "from")
-        reference = (
-            self._model(index, step.reference, "reference")
-            if isinstance(step, ReferenceTrain)
-            else None
-        )
-        for model in (start, reference):
-            if model is not None and model.spec.engine != "hf":
+            kind = self.experiment.steps[index].kind
+            raise self.inputs.fail(index, f"{kind} has no preferences: add a pair or load step")
+        return used
+
+    def _trained(
+        self,
+        index: int,
+        kind: str,
+        step: TrainStep,
+        used: list[Planned],
+        label: str,
+        parts: Sequence[Any] = (),
+        judges: Mapping[str, Model] | None = None,
+        prompts: tuple[str, ...] = (),
+    ) -> Model:
+        """Plan one training and return the model that it will make."""
+        models = {"start": self._model(index, step.from_, "from")}
+        if isinstance(step, ReferenceTrain):
+            models["reference"] = self._model(index, step.reference, "reference")
+        for model in models.values():
+            if model.spec.engine != "hf":
                 raise self.inputs.fail(
                     index, f"{model.label}: engine {model.spec.engine!r} cannot be trained"
                 )
         keys = step.model_dump(mode="json", exclude={"id", "uses", "checkpoint_every"})
-        models = {"start": start} | ({"reference": reference} if reference else {})
         digest = self._hash(
-            "train",
+            kind,
             keys,
             [p.hash for p in used],
             {role: model.identity() for role, model in models.items()},
             self.seed,
+            *parts,
         )
-        label = f"M{self.round}"
-        made = Model(f"train:{digest}", label, start.spec, digest)
+        made = Model(f"train:{digest}", label, models["start"].spec, digest)
         planned = self._add(
             Planned(
                 digest,
-                "train",
+                kind,
                 step.id,
                 self.seed,
                 self.round,
                 step,
                 inputs={f"preferences/{i}": p.hash for i, p in enumerate(used)},
-                models={**models, "made": made},
+                models={**models, **(judges or {}), "made": made},
+                prompts=prompts,
                 options={
                     "completions": [h for p in used for h in _completion_inputs(p)],
+                    "principle_weights": self._principle_weights(),
                 },
             )
         )
-        self.policy = made
         self.by_id[step.id, self.round] = planned
+        return made
 
     def _used(
         self,
@@ -387,9 +456,9 @@ class _Unroller:
         return list({s.hash: s for s in found}.values())
 
     def _check_judges(self, index: int, step: EvaluateStep) -> None:
-        unknown = sorted(set(step.judges or []) - set(self.experiment.judges()))
+        unknown = sorted(set(step.judges or []) - set(self.experiment.all_judges()))
         if unknown:
-            hint = suggest(unknown[0], sorted(self.experiment.judges()))
+            hint = suggest(unknown[0], sorted(self.experiment.all_judges()))
             raise self.inputs.fail(index, f"judges: {unknown[0]!r} is no judge{hint}", "judges")
 
     def _evaluate(self, step: EvaluateStep, model: Model) -> None:
@@ -426,8 +495,12 @@ class _Unroller:
         self.by_id[step.id, self.round] = planned
 
     def _eval_judges(self, step: EvaluateStep) -> list[Any]:
-        judges = self.experiment.judges()
-        return [judges[j] for j in (step.judges if step.judges is not None else judges)]
+        """Without those that a distilled model answers: it is new in every round, so its rewards
+        cannot be compared between rounds."""
+        judges = self.experiment.all_judges()
+        moving = {e.distill.id for e in self.experiment.steps if e.distill is not None}
+        wanted = [judges[j] for j in (step.judges if step.judges is not None else judges)]
+        return [judge for judge in wanted if getattr(judge, "by", None) not in moving]
 
     def _frozen(self, judge: Any) -> Model | None:
         """An evaluation never uses a moving judge: reserved names mean the frozen M0."""

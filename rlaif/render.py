@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import RESERVED_MODELS
-from rlaif.engines.base import Engine
+from rlaif.engines.base import Engine, GenerateRequest, RewardRequest, ScoreRequest
 from rlaif.engines.build import load_engine
 from rlaif.engines.builtin import resolve
 from rlaif.errors import ConfigError
@@ -34,7 +34,7 @@ def rendered(
         ]
     if judge not in inputs.judges:
         raise ConfigError(f"--judge {judge}: no such judge{suggest(judge, list(inputs.judges))}")
-    spec = inputs.experiment.judges()[judge]
+    spec = inputs.experiment.all_judges()[judge]
     completions = [_completion(prompt, text, index) for index, text in enumerate(responses)]
     chosen = inputs.judges[judge]
     calls = chosen.calls(prompt, completions if chosen.comparative else completions[:1], 0)
@@ -46,10 +46,18 @@ def rendered(
         _shown(
             engine,
             f"{judge}, principle {call.principle}, prompt {prompt.prompt_id}",
-            *engine.render(request.messages, request.prefill),
+            *_rendered_request(engine, request),
         )
         for call, request in asked
     ]
+
+
+def _rendered_request(
+    engine: Engine, request: GenerateRequest | ScoreRequest | RewardRequest
+) -> tuple[str, list[int]]:
+    if isinstance(request, RewardRequest):
+        return engine.render([*request.messages, request.answer])
+    return engine.render(request.messages, request.prefill)
 
 
 def _prompt(inputs: PlanInputs, prompt_id: str | None) -> Prompt:

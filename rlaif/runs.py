@@ -162,7 +162,7 @@ class Run:
             for name, key in self.manifest["models"].items()
         ]
         for step in self.manifest["steps"]:
-            if step["kind"] == "train":
+            if step["kind"] in ("distill", "train"):
                 marker = self.store.step(step["hash"]).done() or {}
                 start = step["models"]["start"][0]
                 name = f"{step['models']['made'][0]} (seed {step['seed']})"

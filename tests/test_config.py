@@ -184,8 +184,8 @@ def test_overrides_by_kind_id_and_position() -> None:
     assert experiment.rounds == 3
     steps = [entry.step for entry in experiment.steps]
     assert steps[0].n == 5  # type: ignore[union-attr]
-    assert experiment.judges()["two"].principles == ["a", "b"]
-    assert experiment.judges()["one"].principles is None
+    assert experiment.all_judges()["two"].principles == ["a", "b"]
+    assert experiment.all_judges()["one"].principles is None
     assert steps[3].min_margin == 0.2  # type: ignore[union-attr]
     assert steps[4].beta == 0.3  # type: ignore[union-attr]
     assert experiment.alarms.kl_budget == 12

@@ -61,7 +61,7 @@ def planned(
     loaded, lines = load_yaml(path)
     experiment = validate(Experiment, loaded, lines, path)
     constitution = Constitution.model_validate(rules)
-    judges = {n: build_judge(s, constitution, path) for n, s in experiment.judges().items()}
+    judges = {n: build_judge(s, constitution, path) for n, s in experiment.all_judges().items()}
     keys = {name: f"weights:{spec.path}" for name, spec in experiment.models.items()}
     found = prompts or PromptSet(PROMPTS[3:], PROMPTS[:3], 0)
     files = {e.load.path: f"hash of {e.load.path}" for e in experiment.steps if e.load}

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from rlaif.config.base import Fraction, Strict
-from rlaif.config.judges import AnyJudge
+from rlaif.config.judges import AnyJudge, JudgeStep
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
 from rlaif.config.overrides import apply_override
 from rlaif.config.steps import StepEntry
@@ -61,6 +61,9 @@ class Experiment(Strict):
     models: dict[str, ModelSpec]
     constitution: str | None = None
     prompts: PromptsSpec
+    judges: list[JudgeStep] = Field(
+        [], description="Judges that no step runs by itself: rewards, and evaluation."
+    )
     rounds: PositiveInt = 1
     steps: Annotated[list[StepEntry], Field(min_length=1)]
     alarms: AlarmsConfig = AlarmsConfig()
@@ -85,7 +88,7 @@ class Experiment(Strict):
             raise ValueError("give `seed` or `seeds`, not both")
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise ValueError("`seeds` must be a list of different numbers")
-        ids = [entry.step.id for entry in self.steps]
+        ids = [entry.step.id for entry in self.steps] + [judge.id for judge in self.judges]
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"step ids must differ; {twice} is used twice (set `id:`)")
@@ -96,9 +99,10 @@ class Experiment(Strict):
         """`seeds`, or the one `seed`."""
         return self.seeds if self.seeds is not None else [self.seed]
 
-    def judges(self) -> dict[str, AnyJudge]:
-        """The judge steps by id, in order."""
-        return {e.judge.id: e.judge for e in self.steps if e.judge is not None}
+    def all_judges(self) -> dict[str, AnyJudge]:
+        """`judges` and the judge steps by id, in order."""
+        steps = [e.judge for e in self.steps if e.judge is not None]
+        return {judge.id: judge for judge in [*self.judges, *steps]}
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> tuple[Experiment, Lines]:

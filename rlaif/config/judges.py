@@ -133,6 +133,15 @@ class TemplateJudge(GeneratedJudge):
         return self
 
 
+class RewardModelJudge(JudgeBase):
+    """A reward model: `by` names a model with a one-number head, or a `distill` step. The score is
+    the sigmoid of its reward; the reward itself is kept beside it."""
+
+    kind: Literal["reward_model"]
+    id: StepId = "reward_model"
+    by: str
+
+
 class CustomJudge(ModelJudge):
     """A judge class of one's own, `kind: package.module:Name`, built with `options`."""
 
@@ -153,12 +162,13 @@ JudgeStep = Annotated[
     | Annotated[AdditiveJudge, Tag("additive")]
     | Annotated[PairwiseJudge, Tag("pairwise")]
     | Annotated[TemplateJudge, Tag("template")]
+    | Annotated[RewardModelJudge, Tag("reward_model")]
     | Annotated[CustomJudge, Tag("custom")],
     Discriminator(
         _judge_tag,
         custom_error_type="unknown_kind",
         custom_error_message="`kind` must be rules, yes_no, rating, additive, pairwise, template, "
-        "or package.module:Name",
+        "reward_model, or package.module:Name",
     ),
 ]
 
@@ -169,5 +179,6 @@ AnyJudge = (
     | AdditiveJudge
     | PairwiseJudge
     | TemplateJudge
+    | RewardModelJudge
     | CustomJudge
 )

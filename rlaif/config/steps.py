@@ -14,7 +14,7 @@ from pydantic import (
 
 from rlaif.config.base import Fraction, StepId, Strict
 from rlaif.config.judges import AnyJudge, JudgeStep
-from rlaif.config.training import AnyTrain
+from rlaif.config.training import AnyTrain, DistillStep
 from rlaif.rules import validate_check
 
 
@@ -95,6 +95,7 @@ class StepEntry(Strict):
     load: LoadStep | None = None
     judge: JudgeStep | None = None
     pair: PairStep | None = None
+    distill: DistillStep | None = None
     train: AnyTrain | None = None
     evaluate: EvaluateStep | None = None
 
@@ -108,12 +109,14 @@ class StepEntry(Strict):
     @model_validator(mode="after")
     def _exactly_one(self) -> StepEntry:
         if len(self.model_fields_set) != 1:
-            raise ValueError("each step is one key: sample, load, judge, pair, train or evaluate")
+            raise ValueError(
+                "each step is one key: sample, load, judge, pair, distill, train or evaluate"
+            )
         return self
 
     @property
     def kind(self) -> str:
-        """sample, load, judge, pair, train or evaluate."""
+        """sample, load, judge, pair, distill, train or evaluate."""
         return next(iter(self.model_fields_set))
 
     @property
@@ -122,4 +125,4 @@ class StepEntry(Strict):
         return getattr(self, self.kind)  # type: ignore[no-any-return]
 
 
-AnyStep = SampleStep | LoadStep | AnyJudge | PairStep | AnyTrain | EvaluateStep
+AnyStep = SampleStep | LoadStep | AnyJudge | PairStep | DistillStep | AnyTrain | EvaluateStep

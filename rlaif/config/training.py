@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from rlaif.config.base import Fraction, StepId, Strict
 
@@ -182,6 +190,123 @@ class OrpoTrain(TrainStep):
     learning_rate: PositiveFloat = Field(8e-6, description="5e-6 to 8e-6 in the paper.")
 
 
+class OnPolicyTrain(ReferenceTrain):
+    """Keys of methods that learn from answers the policy has just sampled.
+
+    One rollout samples `n` answers to each of `batch_size` x `sync_every` training prompts;
+    `batch_size` counts the prompts of one optimiser step, `epochs` the passes over a rollout.
+    """
+
+    rewards: Annotated[dict[str, PositiveFloat], Field(min_length=1)] = Field(
+        description="Weight of each judge by id; the reward is their weighted mean."
+    )
+    rollouts: PositiveInt = Field(50, description="How often fresh answers are sampled.")
+    n: PositiveInt = Field(8, description="Answers to each prompt.")
+    sync_every: PositiveInt = Field(
+        1, description="Optimiser steps that learn from answers of the same weights."
+    )
+    batch_size: PositiveInt = Field(4, description="Prompts in one optimiser step.")
+    temperature: PositiveFloat = 1.0
+    max_new_tokens: PositiveInt = 64
+    stop: list[str] = []
+    missing_eos_penalty: NonNegativeFloat = Field(
+        0.0, description="Taken from the reward of an answer that never ends."
+    )
+    importance: Literal["none", "truncate_token", "mask_sequence"] = Field(
+        "mask_sequence", description="What to do where sampler and trainer differ."
+    )
+    importance_cap: PositiveFloat = Field(3.0, description="TRL's default.")
+
+    @model_validator(mode="after")
+    def _log_probs_compare(self) -> OnPolicyTrain:
+        if self.importance != "none" and self.temperature != 1.0:
+            raise ValueError(
+                "the sampler's log-probs are at temperature 1: with another temperature set "
+                "`importance: none`"
+            )
+        return self
+
+
+class GrpoTrain(OnPolicyTrain):
+    """Group-relative policy optimisation (arXiv 2402.03300), with the switches of Dr. GRPO
+    (arXiv 2503.20783) and DAPO (arXiv 2503.14476)."""
+
+    method: Literal["grpo"]
+    n: Annotated[int, Field(ge=2)] = 8
+    beta: NonNegativeFloat = Field(0.04, description="arXiv 2402.03300; DAPO uses 0.")
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    scale: Literal["std", "none"] = Field("std", description="none: Dr. GRPO.")
+    reduction: Literal["token", "sequence", "constant"] = Field(
+        "token", description="token: DAPO; sequence: DeepSeekMath; constant: Dr. GRPO."
+    )
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = Field(0.2, description="DAPO: 0.28.")
+    two_sided: PositiveFloat | None = None
+    overlong_buffer: int = Field(
+        0, ge=0, description="DAPO: the reward falls over the last this many tokens; 0 is off."
+    )
+    mask_truncated: bool = Field(False, description="DAPO: unfinished answers teach nothing.")
+
+
+class RlooTrain(OnPolicyTrain):
+    """REINFORCE leave-one-out (arXiv 2402.14740); the KL is part of the reward."""
+
+    method: Literal["rloo"]
+    n: Annotated[int, Field(ge=2)] = 4
+    beta: NonNegativeFloat = 0.03
+
+
+class PpoTrain(OnPolicyTrain):
+    """Proximal policy optimisation for language models (arXiv 1909.08593, 2203.02155)."""
+
+    method: Literal["ppo"]
+    n: PositiveInt = 1
+    batch_size: PositiveInt = 16
+    epochs: PositiveInt = 4
+    beta: NonNegativeFloat = Field(0.05, description="The KL coefficient; TRL's default.")
+    kl_target: PositiveFloat | None = Field(
+        None, description="Nats per answer; beta adapts to it where it is given."
+    )
+    kl_horizon: PositiveFloat = 10000.0
+    gamma: Fraction = 1.0
+    lam: Fraction = 0.95
+    clip: PositiveFloat = 0.2
+    value_clip: PositiveFloat = 0.2
+    value_weight: PositiveFloat = 0.1
+    whiten_rewards: bool = False
+    critic: Literal["head", "separate"] = Field(
+        "head", description="A value head on the policy, or a model of its own."
+    )
+    ptx_weight: NonNegativeFloat = Field(
+        0.0, description="InstructGPT: adds the chosen answers' NLL of the preferences so far."
+    )
+
+
+class OnlineDpoTrain(OnPolicyTrain):
+    """Online DPO, or OAIF (arXiv 2402.04792): the best of `n` answers against the worst."""
+
+    method: Literal["online_dpo"]
+    n: Annotated[int, Field(ge=2)] = 2
+    loss: Literal["dpo", "ipo", "hinge"] = Field(
+        "dpo", description="The paper's beta: dpo 0.1, ipo 1.0, hinge (SLiC) 0.002."
+    )
+
+
+class DistillStep(TrainStep):
+    """Distil preferences into a reward model: a Bradley-Terry head on the policy's body
+    (arXiv 2203.02155, 2307.09288)."""
+
+    LOSS_KEYS = ("centre",)
+
+    id: StepId = "distill"
+    method: Literal["bradley_terry"] = "bradley_terry"
+    learning_rate: PositiveFloat = Field(9e-6, description="arXiv 2203.02155.")
+    margin: Literal["none", "score"] = Field(
+        "none", description="score: the pair's score margin is asked of the rewards' gap."
+    )
+    centre: NonNegativeFloat = Field(0.01, description="Pulls the rewards' mean to 0.")
+
+
 def _train_tag(value: Any) -> str:
     if isinstance(value, dict):
         return str(value.get("method", "dpo"))
@@ -200,6 +325,10 @@ METHODS: dict[str, type[TrainStep]] = {
     "slic": SlicTrain,
     "simpo": SimpoTrain,
     "orpo": OrpoTrain,
+    "ppo": PpoTrain,
+    "grpo": GrpoTrain,
+    "rloo": RlooTrain,
+    "online_dpo": OnlineDpoTrain,
 }
 AnyTrain = Annotated[
     Annotated[SftTrain, Tag("sft")]
@@ -212,7 +341,11 @@ AnyTrain = Annotated[
     | Annotated[KtoTrain, Tag("kto")]
     | Annotated[SlicTrain, Tag("slic")]
     | Annotated[SimpoTrain, Tag("simpo")]
-    | Annotated[OrpoTrain, Tag("orpo")],
+    | Annotated[OrpoTrain, Tag("orpo")]
+    | Annotated[PpoTrain, Tag("ppo")]
+    | Annotated[GrpoTrain, Tag("grpo")]
+    | Annotated[RlooTrain, Tag("rloo")]
+    | Annotated[OnlineDpoTrain, Tag("online_dpo")],
     Discriminator(
         _train_tag,
         custom_error_type="unknown_method",

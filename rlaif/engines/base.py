@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from rlaif.config import ModelSpec
 from rlaif.records import Message
 
-Capability = Literal["generate", "token_logprobs", "label_logprobs", "prefill"]
+Capability = Literal["generate", "token_logprobs", "label_logprobs", "prefill", "reward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,25 @@ class ScoreResult:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RewardRequest:
+    """The reward of `answer` (one assistant message) to `messages`."""
+
+    request_id: str
+    messages: list[Message]
+    answer: Message
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    """`reward` is the head's number as it is, or None where `error` says why there is none."""
+
+    request_id: str
+    reward: float | None
+    prompt_tokens: int
+    error: str | None = None
+
+
 @dataclass(frozen=True)
 class Model:
     """One set of weights, known before it exists: a named model, or what a train step will make."""
@@ -128,6 +147,13 @@ class Engine(Protocol):
         self, requests: Sequence[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """Yield the batches of `requests` that are not wholly in `done`."""
+        ...
+
+    def reward(
+        self, requests: Sequence[RewardRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[RewardResult]]:
+        """Yield the batches of `requests` that are not wholly in `done`. Only for engines with the
+        capability `reward`."""
         ...
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:

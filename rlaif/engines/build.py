@@ -9,18 +9,30 @@ from rlaif.config import ModelSpec
 from rlaif.engines.base import Engine, Model
 from rlaif.engines.builtin import resolve
 from rlaif.errors import ConfigError
-from rlaif.store import Store
+from rlaif.store import Store, read_json
 
-ENGINES = {"hf": "rlaif.engines.hf:load", "fake": "rlaif.engines.fake:load"}
+ENGINES = {
+    "hf": "rlaif.engines.hf:load",
+    "fake": "rlaif.engines.fake:load",
+    "reward": "rlaif.engines.reward:load",
+}
 CAPABILITIES = {
     "hf": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
     "fake": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
+    "reward": frozenset({"reward"}),
 }
+
+
+def is_reward_model(folder: Path | None) -> bool:
+    """Whether the checkpoint in `folder` has a classification head in place of a language head."""
+    config = (read_json(folder / "config.json") or {}) if folder is not None else {}
+    return any("ForSequenceClassification" in name for name in config.get("architectures") or [])
 
 
 def load_engine(spec: ModelSpec, folder: Path | None, name: str) -> Engine:
     """The engine of `spec`; `engine: package.module:Name` is called as Name(spec, folder, name)."""
-    reference = ENGINES.get(spec.engine, spec.engine)
+    kind = "reward" if spec.engine == "hf" and is_reward_model(folder) else spec.engine
+    reference = ENGINES.get(kind, kind)
     module, _, attribute = reference.partition(":")
     try:
         factory = getattr(import_module(module), attribute)

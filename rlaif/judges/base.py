@@ -14,10 +14,15 @@ from rlaif.engines.base import (
     Capability,
     GenerateRequest,
     GenerateResult,
+    RewardRequest,
+    RewardResult,
     ScoreRequest,
     ScoreResult,
 )
 from rlaif.records import AnnotatorKind, Completion, Judgement, Prompt, Status, content_hash
+
+Answer = GenerateResult | ScoreResult | RewardResult | None
+"""What an engine gives back for a call; None where no model was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Call:
     shown: tuple[Completion, ...]
     principle: str | None
     sample_index: int
-    request: GenerateRequest | ScoreRequest | None
+    request: GenerateRequest | ScoreRequest | RewardRequest | None
 
 
 class Judge(Protocol):
@@ -60,9 +65,7 @@ class Judge(Protocol):
         """The calls that judge `completions` of one prompt; failed completions are left out."""
         ...
 
-    def read(
-        self, call: Call, result: GenerateResult | ScoreResult | None, annotator_id: str
-    ) -> list[Judgement]:
+    def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """The judgements in an answer, at least one per call: what cannot be read is a
         judgement with status unparsed or failed."""
         ...

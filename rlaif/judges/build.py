@@ -20,6 +20,7 @@ JUDGES = {
     "additive": "rlaif.judges.additive:build",
     "pairwise": "rlaif.judges.pairwise:build",
     "template": "rlaif.judges.template:build",
+    "reward_model": "rlaif.judges.reward_model:build",
 }
 
 

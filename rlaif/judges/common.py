@@ -8,7 +8,7 @@ from typing import Any
 
 from rlaif.config import JudgeBase, ModelJudge
 from rlaif.constitution import Constitution, Principle, principle_hash
-from rlaif.engines.base import Capability, GenerateResult, ScoreResult
+from rlaif.engines.base import Capability, ScoreResult
 from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.templates import (
@@ -22,7 +22,7 @@ from rlaif.templates import (
 )
 from rlaif.yamlio import suggest
 
-from .base import Call, Judge, judgement
+from .base import Answer, Call, Judge, judgement
 
 # Who answers and which records are judged; neither changes what a verdict on a given text is.
 _NOT_HASHED = {"id", "kind", "by", "uses", "template", "principles"}
@@ -178,7 +178,7 @@ def without_value(
     ]
 
 
-def label_result(result: GenerateResult | ScoreResult | None) -> ScoreResult | None:
+def label_result(result: Answer) -> ScoreResult | None:
     """The label probabilities in an answer, or None when the call failed."""
     return result if isinstance(result, ScoreResult) and result.error is None else None
 

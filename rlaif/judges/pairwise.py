@@ -15,12 +15,12 @@ from typing import Literal
 
 from rlaif.config import PairwiseJudge
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.base import Capability, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.engines.base import Capability, ScoreRequest
 from rlaif.parsing import label_share
 from rlaif.records import Completion, Judgement, Prompt, content_hash
 from rlaif.templates import Template
 
-from .base import Call, call_id, judgement
+from .base import Answer, Call, call_id, judgement
 from .common import (
     applicable,
     by_principle,
@@ -100,9 +100,7 @@ class Pairwise:
         request = ScoreRequest(name, messages, prefill, self.labels)
         return Call(name, prompt, shown, principle_id, 0, request)
 
-    def read(
-        self, call: Call, result: GenerateResult | ScoreResult | None, annotator_id: str
-    ) -> list[Judgement]:
+    def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement, about the text shown first."""
         if call.request is None:
             principle = by_principle(self.principles).get(call.principle or "")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rlaif.config import RulesJudge
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.base import Capability, GenerateResult, ScoreResult
+from rlaif.engines.base import Capability
 from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Prompt, Status
 from rlaif.rules import apply_check
 
-from .base import Call, call_id, judgement
+from .base import Answer, Call, call_id, judgement
 from .common import by_principle, hash_judge, named_principles, usable
 
 
@@ -42,9 +42,7 @@ class Rules:
             for principle in self.principles
         ]
 
-    def read(
-        self, call: Call, result: GenerateResult | ScoreResult | None, annotator_id: str
-    ) -> list[Judgement]:
+    def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement; `result` is None."""
         principle = by_principle(self.principles)[call.principle or ""]
         text = call.shown[0].text

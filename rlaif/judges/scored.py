@@ -24,7 +24,7 @@ from rlaif.parsing import expected_level, last_score
 from rlaif.records import Completion, Judgement, Prompt
 from rlaif.templates import Template
 
-from .base import Call, call_id, judgement
+from .base import Answer, Call, call_id, judgement
 from .common import (
     applicable,
     by_principle,
@@ -122,9 +122,7 @@ class Scored:
         sampling = Sampling(s.max_new_tokens, s.temperature, s.top_p, s.top_k, s.stop, own_seed)
         return GenerateRequest(name, messages, sampling)
 
-    def read(
-        self, call: Call, result: GenerateResult | ScoreResult | None, annotator_id: str
-    ) -> list[Judgement]:
+    def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
         if call.request is None:
             return without_value(self, call, annotator_id, "not_applicable", self.template)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from rlaif.config import YesNoJudge
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.base import Capability, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.engines.base import Capability, ScoreRequest
 from rlaif.errors import ConfigError
 from rlaif.parsing import label_share
 from rlaif.records import Completion, Judgement, Prompt
 from rlaif.templates import Template
 
-from .base import Call, call_id, judgement
+from .base import Answer, Call, call_id, judgement
 from .common import (
     distinct_labels,
     hash_judge,
@@ -67,9 +67,7 @@ class YesNo:
             request = ScoreRequest(name, messages, prefill, self.labels)
         return Call(name, prompt, (completion,), principle.id, 0, request)
 
-    def read(
-        self, call: Call, result: GenerateResult | ScoreResult | None, annotator_id: str
-    ) -> list[Judgement]:
+    def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
         if call.request is None:
             return without_value(self, call, annotator_id, "not_applicable", self.template)

@@ -7,11 +7,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.engines.base import (
+    Engine,
+    GenerateRequest,
+    GenerateResult,
+    Model,
+    RewardRequest,
+    RewardResult,
+    ScoreRequest,
+    ScoreResult,
+)
 from rlaif.errors import ConfigError
-from rlaif.judges.base import Call
+from rlaif.judges.base import Call, Judge
 from rlaif.records import VALUED, Judgement
-from rlaif.steps.context import StepContext, by_prompt
+from rlaif.steps.context import Engines, StepContext, by_prompt
 
 RULE_BATCH = 256
 
@@ -33,7 +42,8 @@ def run(context: StepContext) -> dict[str, Any]:
     rows = context.folder.read("judgements")
     done = {row["call_id"] for row in rows}
     context.progress.start("judgements", len(calls), len(done & {c.call_id for c in calls}))
-    for judgements in _answers(context, calls, done):
+    model = planned.models.get("by")
+    for judgements in ask(judge, model, context.engines, calls, done):
         context.folder.append("judgements", judgements)
         context.progress.advance(len({j.call_id for j in judgements}))
     rows = context.folder.read("judgements")
@@ -45,18 +55,22 @@ def run(context: StepContext) -> dict[str, Any]:
     return {"counts": counts, "statuses": statuses}
 
 
-def _answers(context: StepContext, calls: list[Call], done: set[str]) -> Iterator[list[Judgement]]:
-    """Judgements of the missing calls, a whole batch at a time."""
-    judge = context.judge()
+def ask(
+    judge: Judge, model: Model | None, engines: Engines, calls: list[Call], done: set[str]
+) -> Iterator[list[Judgement]]:
+    """Judgements of the calls that are not in `done`, a whole batch at a time. `model` answers
+    those that have a request."""
     silent = [c for c in calls if c.request is None and c.call_id not in done]
     for start in range(0, len(silent), RULE_BATCH):
         batch = silent[start : start + RULE_BATCH]
-        yield [j for call in batch for j in judge.read(call, None, _program(context))]
+        yield [j for call in batch for j in judge.read(call, None, f"program:{judge.id}")]
     asked = {c.call_id: c for c in calls if c.request is not None}
     if all(name in done for name in asked):
         return
-    engine = context.engines.get(context.planned.models["by"])
-    annotator = f"{context.planned.models['by'].label}:{engine.weights_hash}"
+    if model is None:
+        raise ConfigError(f"judge {judge.id} asks a model, and none was named")
+    engine = engines.get(model)
+    annotator = f"{model.label}:{engine.weights_hash}"
     began = time.monotonic()
     for results in _ask(engine, list(asked.values()), done):
         seconds = (time.monotonic() - began) / len(results)
@@ -70,14 +84,13 @@ def _answers(context: StepContext, calls: list[Call], done: set[str]) -> Iterato
 
 def _ask(
     engine: Engine, calls: list[Call], done: set[str]
-) -> Iterator[list[GenerateResult] | list[ScoreResult]]:
+) -> Iterator[list[GenerateResult] | list[ScoreResult] | list[RewardResult]]:
     generate = [c.request for c in calls if isinstance(c.request, GenerateRequest)]
     score = [c.request for c in calls if isinstance(c.request, ScoreRequest)]
+    reward = [c.request for c in calls if isinstance(c.request, RewardRequest)]
+    if reward:
+        yield from engine.reward(reward, done)
     if generate:
         yield from engine.generate(generate, done)
     if score:
         yield from engine.score(score, done)
-
-
-def _program(context: StepContext) -> str:
-    return f"program:{context.judge().id}"

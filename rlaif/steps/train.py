@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlaif.config import OnPolicyTrain
 from rlaif.device import pick_device
 from rlaif.engines.builtin import weights_hash
 from rlaif.errors import RlaifError
 from rlaif.records import Preference
 from rlaif.steps.context import StepContext
 from rlaif.store import write_atomic
-from rlaif.train.loop import TrainProgress
+from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.run import train
 
 
@@ -20,16 +22,9 @@ def run(context: StepContext) -> dict[str, Any]:
     """Train from the last checkpoint, or from the start; the export is complete or absent."""
     planned, step = context.planned, context.planned.step
     preferences = context.preferences()
-    if not preferences:
+    fresh = isinstance(step, OnPolicyTrain)
+    if not preferences and not fresh:
         raise _nothing_to_train_on(context)
-    token_ids = {
-        row["completion_id"]: row["token_ids"]
-        for digest in planned.options["completions"]
-        for row in context.store.step(digest).read("completions")
-        if row["token_ids"]
-    }
-    start, reference = planned.models["start"], planned.models.get("reference")
-    folders = {role: Path(context.engines.folder(m)) for role, m in planned.models.items()}
     # Sampling and judging are over: their memory is needed for gradients and optimiser state.
     context.engines.close()
     out, work = context.store.model_path(planned.hash), context.folder.path / "work"
@@ -44,22 +39,16 @@ def run(context: StepContext) -> dict[str, Any]:
         if not started:
             context.progress.start("optimiser steps", progress.total_steps, progress.step - 1)
             started = True
-        note = f"{progress.tokens_per_second:.0f} tok/s, loss {progress.loss:.3f}"
-        context.progress.advance(1, note=note)
+        reward = progress.metrics.get("reward")
+        what = f"loss {progress.loss:.3f}" if reward is None else f"reward {reward:.3f}"
+        context.progress.advance(1, note=f"{progress.tokens_per_second:.0f} tok/s, {what}")
 
-    outcome = train(
-        step,
-        preferences,
-        token_ids,
-        start=folders["start"],
-        reference=None if reference in (None, start) else folders["reference"],
-        out=out,
-        work=work,
-        seed=planned.seed,
-        device=pick_device(start.spec.device),
-        progress=report,
-        system_prompt=start.spec.system_prompt,
-    )
+    if fresh:
+        from rlaif.steps import on_policy
+
+        outcome = on_policy.train(context, report)
+    else:
+        outcome = _train_offline(context, preferences, report)
     write_atomic(out / "README.md", _card(context, preferences))
     return {
         "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
@@ -67,6 +56,33 @@ def run(context: StepContext) -> dict[str, Any]:
         "summary": outcome.metrics,
         "weights_hash": weights_hash(out),
     }
+
+
+def _train_offline(
+    context: StepContext, preferences: list[Preference], report: Callable[[TrainProgress], None]
+) -> TrainOutcome:
+    planned = context.planned
+    token_ids = {
+        row["completion_id"]: row["token_ids"]
+        for digest in planned.options["completions"]
+        for row in context.store.step(digest).read("completions")
+        if row["token_ids"]
+    }
+    start, reference = planned.models["start"], planned.models.get("reference")
+    other = None if reference in (None, start) else reference
+    return train(
+        planned.step,
+        preferences,
+        token_ids,
+        start=Path(context.engines.folder(start)),
+        reference=None if other is None else Path(context.engines.folder(other)),
+        out=context.store.model_path(planned.hash),
+        work=context.folder.path / "work",
+        seed=planned.seed,
+        device=pick_device(start.spec.device),
+        progress=report,
+        system_prompt=start.spec.system_prompt,
+    )
 
 
 def _nothing_to_train_on(context: StepContext) -> RlaifError:
@@ -97,16 +113,21 @@ def _card(context: StepContext, preferences: list[Preference]) -> str:
     experiment = context.inputs.experiment
     constitution = context.inputs.constitution
     start, reference = planned.models["start"], planned.models.get("reference")
+    task = "text-classification" if planned.kind == "distill" else "text-generation"
     lines = [
         "---",
         "library_name: transformers",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {task}",
         "tags: [rlaif, " + step.method + "]",
         "---",
         f"# {experiment.name}: {planned.models['made'].label} (seed {planned.seed})",
         "",
         f"Trained by `rlaif` in round {planned.round} with {step.method.upper()} on "
-        f"{len(preferences)} preferences from AI feedback.",
+        + (
+            f"{len(preferences)} preferences from AI feedback."
+            if preferences
+            else "answers of its own, rewarded by AI feedback."
+        ),
         "",
         "| | |",
         "|---|---|",

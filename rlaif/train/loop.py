@@ -36,11 +36,11 @@ class Task(Protocol):
 
     examples: Sequence[Example]
 
-    def total(self, batch: Sequence[int]) -> float:
-        """The normaliser of a whole global batch."""
+    def total(self, batch: Sequence[int]) -> Any:
+        """The normaliser of a whole global batch, which `loss` is given back."""
 
     def loss(
-        self, model: TrainModel, micro: Sequence[int], total: float, step: int
+        self, model: TrainModel, micro: Sequence[int], total: Any, step: int
     ) -> tuple[Tensor, Sums, int]:
         """A micro-batch's share of the global batch's loss (scalar), metrics, real tokens."""
 
@@ -107,7 +107,7 @@ def run_training(
     """
     work.mkdir(parents=True, exist_ok=True)
     plan = _plan(task, model, options, seed)
-    optimizer = _optimizer(model, options)
+    optimizer = make_optimizer(model, options)
     fingerprint = training_fingerprint(task.examples, options, seed)
     torch.manual_seed(seed)
     state = checkpoint.restore(work, model.masters, optimizer, fingerprint)
@@ -115,10 +115,10 @@ def run_training(
     if state is not None:
         first = state["step"]
         model.sync()
-    rows = _keep_rows(work / "metrics.jsonl", first)
+    rows = keep_rows(work / "metrics.jsonl", first)
     tokens = sum(row["tokens"] for row in rows)
     for step in range(first, len(plan)):
-        row = _step(task, model, optimizer, plan[step], options, step, len(plan), work)
+        row = optimiser_step(task, model, optimizer, plan[step], options, step, len(plan), work)
         rows.append(row)
         tokens += row["tokens"]
         with (work / "metrics.jsonl").open("a") as file:
@@ -126,10 +126,10 @@ def run_training(
         if (step + 1) % options.checkpoint_every == 0 and step + 1 < len(plan):
             checkpoint.save(work, step + 1, model.masters, optimizer, {"fingerprint": fingerprint})
         if progress is not None:
-            progress(_progress(row, len(plan)))
+            progress(progress_of(row, len(plan)))
     seconds = sum(row["timing"]["seconds"] for row in rows)
     dtype = str(model.dtype).removeprefix("torch.")
-    return TrainOutcome(len(plan), tokens, _summary(rows), {}, seconds, dtype)
+    return TrainOutcome(len(plan), tokens, summary_of(rows), {}, seconds, dtype)
 
 
 def _plan(task: Task, model: TrainModel, options: TrainStep, seed: int) -> list[list[list[int]]]:
@@ -141,7 +141,8 @@ def _plan(task: Task, model: TrainModel, options: TrainStep, seed: int) -> list[
     ]
 
 
-def _optimizer(model: TrainModel, options: TrainStep) -> torch.optim.Optimizer:
+def make_optimizer(model: TrainModel, options: TrainStep) -> torch.optim.Optimizer:
+    """Fused AdamW over the fp32 masters."""
     return torch.optim.AdamW(
         list(model.masters.values()),
         lr=options.learning_rate,
@@ -151,7 +152,7 @@ def _optimizer(model: TrainModel, options: TrainStep) -> torch.optim.Optimizer:
     )
 
 
-def _step(
+def optimiser_step(
     task: Task,
     model: TrainModel,
     optimizer: torch.optim.Optimizer,
@@ -206,7 +207,7 @@ def _accumulate(
         for name, (amount, weight) in parts.items():
             before = sums.get(name, (0.0, 0.0))
             sums[name] = (before[0] + amount, before[1] + weight)
-    metrics = {name: amount / weight for name, (amount, weight) in sums.items()}
+    metrics = {name: amount / weight for name, (amount, weight) in sums.items() if weight}
     return {"loss": mean_loss, **metrics}, tokens
 
 
@@ -248,7 +249,7 @@ def memory_advice(options: TrainStep) -> Iterator[None]:
         raise EngineError(f"training ran out of memory: {advice}") from None
 
 
-def _keep_rows(path: Path, steps: int) -> list[dict[str, Any]]:
+def keep_rows(path: Path, steps: int) -> list[dict[str, Any]]:
     """The rows up to `steps`; later ones, and a torn last line, are dropped from the file."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -268,16 +269,19 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in row.items() if k not in ("step", "tokens", "timing")}
 
 
-def _progress(row: dict[str, Any], steps: int) -> TrainProgress:
+def progress_of(row: dict[str, Any], steps: int) -> TrainProgress:
+    """What a row of metrics.jsonl says to whoever watches."""
     speed = row["timing"]["tokens_per_second"]
     return TrainProgress(row["step"], steps, row["loss"], speed, _numbers(row))
 
 
-def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """first_, last_ and mean_ of every per-step metric."""
     numbers = [_numbers(row) for row in rows]
     summary = {}
     for name in numbers[-1] if numbers else []:
-        values = [row[name] for row in numbers]
+        # A metric may be absent in a step that had nothing to measure it on.
+        values = [row[name] for row in numbers if name in row]
         summary["first_" + name] = values[0]
         summary["last_" + name] = values[-1]
         summary["mean_" + name] = sum(values) / len(values)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ class Head:
 class TrainModel:
     """A module in its compute dtype and the fp32 masters of its trainable parameters by name.
 
-    `packed` says whether examples are computed as packed rows (each prompt once) or padded ones.
+    `packed` says whether examples are computed as packed rows (each prompt once) or padded ones;
+    `attention` is the implementation that generates and computes padded rows.
     """
 
     module: Any
@@ -64,6 +66,7 @@ class TrainModel:
     dtype: torch.dtype
     head: Head = Head()
     packed: bool = False
+    attention: str = "sdpa"
 
     def layout(self, examples: Sequence[Branches]) -> Layout:
         """The examples' tokens on this model's device, in the way it computes them."""
@@ -82,15 +85,33 @@ class TrainModel:
         """(S,) fp32 log-probabilities of the layout's completions, summed over their tokens."""
         return sequence_sums(self.token_logprobs(layout), layout.lengths)
 
-    def token_logprobs(self, layout: Layout) -> Tensor:
+    def token_logprobs(self, layout: Layout, temperature: float = 1.0) -> Tensor:
         """(N,) fp32 log-probabilities of the layout's target tokens, in nats."""
-        hidden = self.hidden(layout).index_select(0, layout.predict)
+        return self.read_logprobs(self.predicting(layout), layout, temperature)
+
+    def predicting(self, layout: Layout) -> Tensor:
+        """(N, H) the hidden states that predict the layout's target tokens."""
+        return self.hidden(layout).index_select(0, layout.predict)
+
+    def read_logprobs(self, hidden: Tensor, layout: Layout, temperature: float = 1.0) -> Tensor:
+        """(N,) fp32 log-probabilities of the target tokens from `predicting`'s hidden states."""
         output = _causal(self.module).get_output_embeddings()
         if self.head.scale != 1.0:
             hidden = hidden * self.head.scale
         return token_logprobs(
-            hidden, output.weight, layout.targets, output.bias, softcap=self.head.softcap
+            hidden,
+            output.weight,
+            layout.targets,
+            output.bias,
+            temperature=temperature,
+            softcap=self.head.softcap,
         )
+
+    def rewards(self, layout: Layout) -> Tensor:
+        """(S,) fp32 rewards: the head's number at each sequence's last token."""
+        last = self.hidden(layout).index_select(0, layout.last)
+        rewards: Tensor = _causal(self.module).score(last)
+        return rewards[:, 0].float()
 
     def hidden(self, layout: Layout) -> Tensor:
         """(R*T, H) last hidden states of the layout's rows."""
@@ -107,6 +128,25 @@ class TrainModel:
         )
         return states.flatten(0, 1)
 
+    @contextmanager
+    def generating(self) -> Iterator[Any]:
+        """The module as a plain transformers model for sampling, with the very weights it has."""
+        causal = _causal(self.module)
+        trained = causal.config._attn_implementation
+        causal.set_attn_implementation(self.attention)
+        self.module.eval()
+        try:
+            yield causal
+        finally:
+            self.module.train()
+            causal.set_attn_implementation(trained)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[TrainModel]:
+        """This model with its adapters off: the model that it started from."""
+        with self.module.disable_adapter():
+            yield self
+
     @torch.no_grad()
     def sync(self) -> None:
         """Refresh the working copy from the masters."""
@@ -115,30 +155,64 @@ class TrainModel:
                 param.copy_(self.masters[name])
 
 
-def load_module(folder: Path, device: torch.device) -> Any:
-    """The causal language model in `folder` in fp32, from its masters where it has them."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def load_module(folder: Path, device: torch.device, reward: bool = False) -> Any:
+    """The model in `folder` in fp32, from its masters where it has them: a causal language model,
+    or with `reward` the body of one with a head of one number.
+
+    A new reward head starts at zero, so that every answer's first reward is 0.
+    """
+    from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = AutoConfig.from_pretrained(folder)
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        module = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager" if capped else "sdpa"
-        )
+        options = {
+            "dtype": torch.float32,
+            "attn_implementation": "eager" if capped else "sdpa",
+        }
+        module, fresh = _loaded(folder, reward, options)
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"{folder}: this model cannot be loaded for training: {error}") from None
     masters = folder / MASTERS
     if masters.exists():
-        _copy_weights(module, load_file(masters), masters)
-    moved: Any = module
-    return moved.to(device)
+        _copy_weights(module, load_file(masters), masters, reward)
+    if fresh:
+        nn.init.zeros_(module.score.weight)
+    return module.to(device)
+
+
+def _loaded(folder: Path, reward: bool, options: dict[str, Any]) -> tuple[Any, bool]:
+    """The module, and whether its reward head is new."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils import logging as transformers_logging
+
+    if not reward:
+        return AutoModelForCausalLM.from_pretrained(folder, **options), False
+    level = transformers_logging.get_verbosity()
+    # It would warn that the head is new, which is what is wanted.
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        module, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, output_loading_info=True, **options
+        )
+    finally:
+        transformers_logging.set_verbosity(level)
+    if not isinstance(getattr(module, "score", None), nn.Linear):
+        raise EngineError(f"{folder}: {type(module).__name__} has no `score` head to train")
+    return module, any(name.startswith("score") for name in report["missing_keys"])
 
 
 @torch.no_grad()
-def _copy_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+def _copy_weights(
+    module: nn.Module, weights: dict[str, Tensor], source: Path, reward: bool
+) -> None:
     params = dict(module.named_parameters())
+    if reward:
+        # A language model's masters have no reward head, and its own head is not wanted.
+        params = {n: p for n, p in params.items() if n in weights or not n.startswith("score.")}
+        weights = {n: w for n, w in weights.items() if n in params or not n.startswith("lm_head.")}
     if params.keys() != weights.keys() or any(params[n].shape != weights[n].shape for n in params):
         raise EngineError(f"{source}: these masters belong to another architecture; remove them")
     for name, param in params.items():
@@ -154,7 +228,8 @@ def prepare(
     trainable: bool = True,
 ) -> TrainModel:
     """A module with fp32 parameters made ready: adapters, masters, dropout off, compute dtype."""
-    head = output_head(module)
+    head = Head() if is_reward(module) else output_head(module)
+    attention = module.config._attn_implementation
     unpacked = use_packing(module)
     if unpacked is not None:
         log.warning(
@@ -168,7 +243,7 @@ def prepare(
     module.train()
     if gradient_checkpointing:
         _causal(module).gradient_checkpointing_enable({"use_reentrant": False})
-    model = TrainModel(module, {}, {}, device, dtype, head, unpacked is None)
+    model = TrainModel(module, {}, {}, device, dtype, head, unpacked is None, attention)
     for name, param in module.named_parameters():
         # Each fp32 tensor is let go before the next is cast, so there is never a second full copy.
         keep = trainable and param.requires_grad
@@ -189,6 +264,11 @@ def prepare(
             working: Any = param
             working.register_post_accumulate_grad_hook(_into(master))
     return model
+
+
+def is_reward(module: Any) -> bool:
+    """Whether the module has a reward head in place of a language head."""
+    return module.get_output_embeddings() is None and hasattr(module, "score")
 
 
 def _into(master: Tensor) -> Callable[[Tensor], None]:
@@ -241,19 +321,22 @@ def add_lora(module: Any, options: LoraOptions) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise EngineError("`lora` needs peft. Run: pip install peft") from None
+    reward = is_reward(module)
     config = LoraConfig(
         r=options.r,
         # peft declares int, and only divides it by r.
         lora_alpha=options.alpha,  # type: ignore[arg-type]
         lora_dropout=options.dropout,
         target_modules=options.target_modules,
-        task_type="CAUSAL_LM",
+        use_dora=options.dora,
+        # For SEQ_CLS peft keeps the new head whole and learns all of it.
+        task_type="SEQ_CLS" if reward else "CAUSAL_LM",
     )
     try:
         wrapped = get_peft_model(module, config)
     except ValueError as error:
         raise EngineError(f"lora.target_modules: {error}") from None
-    if type(_causal(wrapped).get_output_embeddings()) is not nn.Linear:
+    if not reward and type(_causal(wrapped).get_output_embeddings()) is not nn.Linear:
         raise EngineError("lora.target_modules must leave out the output head")
     return wrapped
 
@@ -286,26 +369,51 @@ def export(model: TrainModel, start: Path, out: Path, lora: LoraOptions | None) 
     (temporary / "masters").mkdir(parents=True)
     masters = model.masters
     module = model.module
+    reward = is_reward(_causal(module))
     if lora is not None:
         model.module = module = None
         free()
-        module = add_lora(load_module(start, torch.device("cpu")), lora)
+        module = add_lora(load_module(start, torch.device("cpu"), reward), lora)
         adapters = {n: p for n, p in module.named_parameters() if n in masters}
         for name, param in adapters.items():
             param.copy_(masters[name])
         module = module.merge_and_unload()
         masters = dict(module.named_parameters())
-    cpu = {name: master.detach().cpu().contiguous() for name, master in masters.items()}
+    own = dict(module.named_parameters())
+    # A value head or a critic is trained beside the model, and is no part of it.
+    cpu = {name: m.detach().cpu().contiguous() for name, m in masters.items() if name in own}
     save_file(cpu, temporary / MASTERS)
     for name, param in module.named_parameters():
         param.grad = None
         param.data = cpu[name].to(torch.bfloat16)
     module.config.dtype = torch.bfloat16
-    module.save_pretrained(temporary)
     _copy_text_files(start, temporary)
+    if reward:
+        _pad_apart_from_end(module, temporary)
+    module.save_pretrained(temporary)
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
+
+
+def _pad_apart_from_end(module: Any, folder: Path) -> None:
+    """Sequence classifiers read the last token that is not padding: with the end of turn as
+    padding token, they would read the one before it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ends = {tokenizer.eos_token_id, getattr(module.config, "eos_token_id", None)}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        special = sorted(set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder))
+        # The last one is the least likely to stand in any text.
+        free = [i for i in special if i not in ends and i != tokenizer.bos_token_id]
+        if not free:
+            raise EngineError(
+                f"{folder}: its tokenizer has no special token to pad with besides its end token"
+            )
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[-1])
+        tokenizer.save_pretrained(folder)
+    module.config.pad_token_id = tokenizer.pad_token_id
 
 
 def _copy_text_files(start: Path, target: Path) -> None:

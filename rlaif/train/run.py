@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from rlaif.config import ReferenceTrain, TrainStep
+from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TrainStep
+from rlaif.config.training import PpoTrain
 from rlaif.errors import RlaifError
 from rlaif.records import Preference
 from rlaif.train import checkpoint
 from rlaif.train.loop import Task, TrainOutcome, TrainProgress, memory_advice, run_training
 from rlaif.train.model import TrainModel, compute_dtype, export, free, load_module, prepare
+from rlaif.train.on_policy import Collect, add_critic, drop_critic, run_on_policy
 from rlaif.train.preference import PreferenceTask, add_mismatched
 from rlaif.train.reference import Reference, compute_reference, read_reference
+from rlaif.train.reward_model import RewardTask
 from rlaif.train.sft import SftTask
 from rlaif.train.tokenise import Encoded, Example, encode, load_tokenizer
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -60,7 +66,7 @@ def train(
     if compares and reference is not None and not same:
         stored = _other_reference(reference, encoded.examples, options, seed, work, where, dtype)
     torch.manual_seed(seed)
-    module = load_module(start, where)
+    module = load_module(start, where, isinstance(options, DistillStep))
     model = prepare(module, where, dtype, options.lora, options.gradient_checkpointing)
     del module
     if compares and same:
@@ -73,6 +79,77 @@ def train(
     del model
     free()
     return outcome
+
+
+def train_on_policy(
+    options: OnPolicyTrain,
+    collect: Collect,
+    preferences: Sequence[Preference],
+    start: Path,
+    reference: Path | None,
+    out: Path,
+    work: Path,
+    seed: int,
+    fingerprint: str,
+    device: str = "auto",
+    progress: Callable[[TrainProgress], None] | None = None,
+    system_prompt: str = "keep",
+) -> TrainOutcome:
+    """Train `start` on answers that `collect` samples from it, and write the result to `out`.
+
+    `preferences` are those that PPO's `ptx_weight` mixes in. `fingerprint` covers all that decides
+    the result. Otherwise as `train`.
+    """
+    finished = work / "outcome.json"
+    if out.exists() and finished.exists():
+        checkpoint.clear(work)
+        return TrainOutcome(**json.loads(finished.read_text()))
+    work.mkdir(parents=True, exist_ok=True)
+    where = torch.device(_pick(device))
+    dtype = compute_dtype(options.precision, where)
+    torch.manual_seed(seed)
+    module = load_module(start, where)
+    model = prepare(module, where, dtype, options.lora, options.gradient_checkpointing)
+    del module
+    critic = None
+    if isinstance(options, PpoTrain):
+        own = None
+        if options.critic == "separate":
+            own = prepare(load_module(start, where), where, dtype)
+        critic = add_critic(model, own)
+    ptx: list[Example] = []
+    if isinstance(options, PpoTrain) and options.ptx_weight > 0:
+        ptx = _encode(options, preferences, {}, start, system_prompt).examples
+    frozen = _reference_model(options, model, start, reference, where, dtype)
+    outcome = run_on_policy(
+        model, options, collect, frozen, critic, ptx, work, seed, fingerprint, progress
+    )
+    (work / "outcome.json").write_text(json.dumps(asdict(outcome)))
+    if critic is not None:
+        drop_critic(model)
+    export(model, start, out, options.lora)
+    checkpoint.clear(work)
+    del model, frozen
+    free()
+    return outcome
+
+
+def _reference_model(
+    options: OnPolicyTrain,
+    model: TrainModel,
+    start: Path,
+    reference: Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> TrainModel | None:
+    """The policy itself, whose adapters are to be switched off, or a second model in memory."""
+    if options.beta == 0:
+        return None
+    if reference is None and options.lora is not None:
+        return model
+    folder = reference or start
+    log.info("the reference is a second copy in memory: %s", folder)
+    return prepare(load_module(folder, device), device, dtype, trainable=False)
 
 
 def _pick(device: str) -> str:
@@ -141,7 +218,9 @@ def _run(
     progress: Callable[[TrainProgress], None] | None,
 ) -> TrainOutcome:
     task: Task
-    if options.method == "sft":
+    if isinstance(options, DistillStep):
+        task = RewardTask(encoded.examples, options)
+    elif options.method == "sft":
         task = SftTask(encoded.examples)
     else:
         task = PreferenceTask(encoded.examples, stored, options, same)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlaif.batching import Branches
-from rlaif.chat import render_prompt
+from rlaif.chat import end_of_turn, render_answer, render_prompt
 from rlaif.errors import EngineError, RlaifError
 from rlaif.records import Message, Preference
 
@@ -23,7 +23,8 @@ Overlong = Literal["skip", "refuse", "truncate_left"]
 class Example:
     """One prompt and its branches: (chosen, rejected) token ids, or (chosen,) for SFT.
 
-    `prob` is the probability that chosen is really better (a soft label)."""
+    `prob` is the probability that chosen is really better (a soft label), `margin` the difference
+    of their scores."""
 
     example_id: str
     prompt_id: str
@@ -31,6 +32,7 @@ class Example:
     completions: tuple[list[int], ...]
     weight: float = 1.0
     prob: float = 1.0
+    margin: float = 0.0
 
     @property
     def branches(self) -> Branches:
@@ -94,11 +96,13 @@ def encode(
         answers = [(preference.chosen, preference.chosen_id)]
         if both:
             answers.append((preference.rejected, preference.rejected_id))
-        prompt_text = _render(tokenizer, preference.prompt, prompt=True)
         branches = []
         for messages, completion_id in answers:
             known = token_ids.get(completion_id)
-            text, end_ids = _answer(tokenizer, preference, messages, prompt_text)
+            where = f"prompt {preference.prompt_id}"
+            if len(messages) != 1 or messages[0]["role"] != "assistant":
+                raise RlaifError(f"{where}: an answer must be exactly one assistant message")
+            text, end_ids = render_answer(tokenizer, preference.prompt, messages[0], where)
             ids, retokenised = _branch(tokenizer, messages, text, end_ids, known, train_on_eos)
             result.counts["retokenised"] += retokenised
             branches.append(ids)
@@ -111,6 +115,7 @@ def encode(
             tuple(branches),
             preference.weight,
             preference.prob,
+            preference.margin,
         )
         _admit(example, result, max_length, overlong)
     return result
@@ -137,43 +142,6 @@ def _admit(example: Example, result: Encoded, max_length: int, overlong: Overlon
     result.examples.append(replace(example, prompt_ids=example.prompt_ids[over:]))
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], prompt: bool) -> str:
-    text: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=prompt
-    )
-    return text
-
-
-def _answer(
-    tokenizer: Any, preference: Preference, messages: Sequence[Message], prompt_text: str
-) -> tuple[str, list[int]]:
-    """The answer as the template writes it, and the ids of what the template puts after it."""
-    where = f"prompt {preference.prompt_id}"
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise RlaifError(f"{where}: an answer must be exactly one assistant message")
-    whole = _render(tokenizer, [*preference.prompt, *messages], prompt=False)
-    if not whole.startswith(prompt_text):
-        raise EngineError(
-            f"{where}: this chat template does not write the prompt the same way once an answer "
-            "follows, so what to learn cannot be told from what is given. Use a template whose "
-            "generation prompt is the start of the assistant's turn."
-        )
-    rest = whole[len(prompt_text) :]
-    content = messages[0]["content"]
-    if content not in rest:
-        # Many templates trim the text.
-        content = content.strip()
-    start = rest.find(content)
-    if start < 0:
-        raise EngineError(
-            f"{where}: this chat template changes the text of an answer, so its tokens cannot be "
-            "found in the rendered conversation. Use a template that writes answers as they are."
-        )
-    stop = start + len(content)
-    suffix: list[int] = tokenizer(rest[stop:], add_special_tokens=False)["input_ids"]
-    return rest[:stop], suffix
-
-
 def _branch(
     tokenizer: Any,
     messages: Sequence[Message],
@@ -192,7 +160,6 @@ def _branch(
             return (list(known) if keep_all else list(known[:-1])), False
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if train_on_eos:
-        # The end of turn that the template writes; a base model's EOS may be another token.
-        end = next((i for i in suffix if i in special), tokenizer.eos_token_id)
+        end = end_of_turn(tokenizer, suffix)
         ids = ids if end is None else [*ids, end]
     return ids, bool(known)

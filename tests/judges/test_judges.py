@@ -471,4 +471,5 @@ def test_a_judge_module_that_needs_something_absent_says_so(
 
 
 def test_every_kind_of_the_config_has_a_judge() -> None:
-    assert set(JUDGES) == {spec["kind"] for spec in EVERY.values()}
+    # Reward models have tests of their own, in tests/train/test_reward_model.py.
+    assert set(JUDGES) == {spec["kind"] for spec in EVERY.values()} | {"reward_model"}

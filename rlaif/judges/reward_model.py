@@ -1,0 +1,72 @@
+"""A reward model as a judge: one call per completion, the reward as it is and its sigmoid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlaif.config import RewardModelJudge
+from rlaif.constitution import Constitution
+from rlaif.engines.base import Capability, RewardRequest, RewardResult
+from rlaif.errors import ConfigError
+from rlaif.records import Completion, Judgement, Prompt
+
+from .base import Answer, Call, call_id, judgement
+from .common import hash_judge, usable
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModel:
+    """`score` is 1 / (1 + exp(-reward)): the chance against an answer of reward 0, which a centred
+    model gives on average (Bradley-Terry). `distribution` keeps the reward itself."""
+
+    id: str
+    judge_hash: str
+    needs: frozenset[Capability] = frozenset({"reward"})
+    comparative: bool = False
+
+    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
+        """One call per completion; `seed` changes nothing."""
+        return [
+            Call(name, prompt, (c,), None, 0, RewardRequest(name, prompt.messages, c.messages[-1]))
+            for c in usable(completions)
+            for name in [call_id(self.judge_hash, [c], None)]
+        ]
+
+    def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
+        """One judgement."""
+        subject = call.shown[0]
+        if not isinstance(result, RewardResult) or result.reward is None:
+            return [judgement(self, call, subject, annotator_id, "model", "failed")]
+        reward = result.reward
+        return [
+            judgement(
+                self,
+                call,
+                subject,
+                annotator_id,
+                "model",
+                "ok",
+                score=sigmoid(reward),
+                distribution={"reward": reward},
+                raw=repr(reward),
+            )
+        ]
+
+
+def sigmoid(value: float) -> float:
+    """1 / (1 + exp(-value)) without overflow."""
+    small = math.exp(-abs(value))
+    return 1.0 / (1.0 + small) if value >= 0 else small / (1.0 + small)
+
+
+def build(
+    spec: RewardModelJudge, constitution: Constitution | None, beside: Path | None
+) -> RewardModel:
+    """The judge of a spec. Raises ConfigError when it names principles: the model has learned its
+    own."""
+    if spec.principles is not None:
+        raise ConfigError(f"judge {spec.id}: a reward model judges as a whole; drop `principles`")
+    return RewardModel(spec.id, hash_judge(spec, ()))

@@ -1,0 +1,193 @@
+"""On-policy training: rollouts and their rewards are completions and judgements of this step, so
+they are kept, can be looked at, and are not made twice after a kill."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlaif.compare.aggregate import candidate_scores, combine
+from rlaif.config.training import OnPolicyTrain
+from rlaif.device import pick_device
+from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling
+from rlaif.engines.hf import HfEngine
+from rlaif.errors import RlaifError
+from rlaif.judges.base import Judge
+from rlaif.plan import round_prompts
+from rlaif.records import Completion, Judgement, Prompt, content_hash, from_json
+from rlaif.steps.context import StepContext
+from rlaif.steps.judge import ask
+from rlaif.train.loop import TrainOutcome, TrainProgress
+from rlaif.train.model import TrainModel
+from rlaif.train.rollout import Answer, Group
+from rlaif.train.run import train_on_policy
+from rlaif.train.tokenise import load_tokenizer
+
+
+def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> TrainOutcome:
+    """Train from the last checkpoint, or from the start; the export is complete or absent."""
+    planned, step = context.planned, context.planned.step
+    start, reference = planned.models["start"], planned.models["reference"]
+    folder = Path(context.engines.folder(start))
+    rollouts = Rollouts(context, folder)
+    return train_on_policy(
+        step,
+        rollouts.collect,
+        context.preferences(),
+        start=folder,
+        reference=None if reference == start else Path(context.engines.folder(reference)),
+        out=context.store.model_path(planned.hash),
+        work=context.folder.path / "work",
+        seed=planned.seed,
+        fingerprint=planned.hash,
+        device=pick_device(start.spec.device),
+        progress=progress,
+        system_prompt=start.spec.system_prompt,
+    )
+
+
+class Rollouts:
+    """Samples from the policy in training and asks the judges. What is stored is not made again."""
+
+    def __init__(self, context: StepContext, folder: Path):
+        self.context = context
+        self.step: OnPolicyTrain = context.planned.step
+        self.tokenizer = load_tokenizer(folder)
+        rows = context.folder.read("completions")
+        self.completions = {row["completion_id"]: from_json(Completion, row) for row in rows}
+        self.judgements: dict[str, list[Judgement]] = defaultdict(list)
+        for row in context.folder.read("judgements"):
+            self.judgements[row["call_id"]].append(from_json(Judgement, row))
+
+    def collect(self, number: int, model: TrainModel) -> list[Group]:
+        """Rollout `number` (from 0) with its rewards."""
+        count = self.step.batch_size * self.step.sync_every
+        every = self.context.chosen_prompts()
+        if count > len(every):
+            raise RlaifError(
+                f"a rollout needs {count} prompts (batch_size x sync_every), and there are "
+                f"{len(every)}"
+            )
+        # The window moves on with every rollout, so all prompts are used before one comes again.
+        ids = round_prompts(every, count, self.context.planned.seed, number + 1)
+        prompts = [self.context.prompts[i] for i in ids]
+        with torch.no_grad(), model.generating() as module:
+            made = self._sample(number, prompts, module)
+        rewards = self._rewards(prompts, made)
+        groups = []
+        for prompt in prompts:
+            answers = [self._answer(c, rewards) for c in made[prompt.prompt_id]]
+            kept = tuple(a for a in answers if a is not None)
+            if kept:
+                _, ids_of_prompt = self._engine(model.module).render(prompt.messages)
+                groups.append(Group(prompt.prompt_id, ids_of_prompt, kept))
+        if not groups:
+            raise RlaifError(
+                f"rollout {number + 1}: no prompt could be answered; see the errors in "
+                f"{self.context.folder.path / 'completions.jsonl'}"
+            )
+        return groups
+
+    def _engine(self, module: Any) -> HfEngine:
+        spec = self.context.planned.models["start"].spec
+        return HfEngine(module, self.tokenizer, spec, "policy", self.context.planned.hash)
+
+    def _sample(
+        self, number: int, prompts: Sequence[Prompt], module: Any
+    ) -> dict[str, list[Completion]]:
+        requests: list[GenerateRequest] = []
+        asked: dict[str, tuple[Prompt, int]] = {}
+        for prompt in prompts:
+            for index in range(self.step.n):
+                name = "k_" + content_hash(
+                    self.context.planned.hash, number, prompt.prompt_id, index
+                )
+                asked[name] = (prompt, index)
+                requests.append(GenerateRequest(name, prompt.messages, self._sampling(name)))
+        engine = self._engine(module)
+        for batch in engine.generate(requests, self.completions.keys()):
+            new = [self._completion(r, *asked[r.request_id], number, engine) for r in batch]
+            self.context.folder.append("completions", new)
+            self.completions |= {c.completion_id: c for c in new}
+        made: dict[str, list[Completion]] = defaultdict(list)
+        for name, (prompt, _) in asked.items():
+            made[prompt.prompt_id].append(self.completions[name])
+        return made
+
+    def _sampling(self, name: str) -> Sampling:
+        seed = int(content_hash("rollout", name, self.context.planned.seed, length=8), 16)
+        return Sampling(
+            self.step.max_new_tokens,
+            self.step.temperature,
+            stop=tuple(self.step.stop),
+            seed=seed & 0x7FFFFFFF,
+        )
+
+    def _completion(
+        self, result: GenerateResult, prompt: Prompt, index: int, number: int, engine: HfEngine
+    ) -> Completion:
+        failed = result.finish_reason == "failed"
+        return Completion(
+            completion_id=result.request_id,
+            prompt_id=prompt.prompt_id,
+            sample_index=index,
+            messages=[] if failed else [{"role": "assistant", "content": result.text}],
+            model=f"{self.context.planned.models['made'].label}, rollout {number + 1}",
+            weights_hash=f"{engine.weights_hash}@{number}",
+            sampling=asdict(self._sampling(result.request_id)),
+            finish_reason=result.finish_reason,
+            token_ids=result.token_ids,
+            logprobs=result.logprobs or None,
+            system_prompt=engine.spec.system_prompt,
+            rendered_hash=result.rendered_hash,
+            digest=content_hash(result.text),
+            error=result.error,
+        )
+
+    def _rewards(
+        self, prompts: Sequence[Prompt], made: dict[str, list[Completion]]
+    ) -> dict[str, float | None]:
+        """Completion id to its reward: the judges' weighted mean, None where one is missing."""
+        scores: dict[str, dict[str, Any]] = {p.prompt_id: {} for p in prompts}
+        for name in self.step.rewards:
+            judge = self.context.inputs.judges[name]
+            verdicts = self._judge(judge, prompts, made)
+            for prompt in prompts:
+                scores[prompt.prompt_id][name] = candidate_scores(
+                    verdicts[prompt.prompt_id], self.context.planned.options["principle_weights"]
+                )
+        rewards: dict[str, float | None] = {}
+        for by_judge in scores.values():
+            rewards |= combine(by_judge, self.step.rewards)
+        return rewards
+
+    def _judge(
+        self, judge: Judge, prompts: Sequence[Prompt], made: dict[str, list[Completion]]
+    ) -> dict[str, list[Judgement]]:
+        seed = self.context.planned.seed
+        calls = [c for p in prompts for c in judge.calls(p, made[p.prompt_id], seed)]
+        done = self.judgements.keys() & {c.call_id for c in calls}
+        model = self.context.planned.models.get(f"judge/{judge.id}")
+        for batch in ask(judge, model, self.context.engines, calls, set(done)):
+            self.context.folder.append("judgements", batch)
+            for judgement in batch:
+                self.judgements[judgement.call_id].append(judgement)
+        found: dict[str, list[Judgement]] = defaultdict(list)
+        for call in calls:
+            found[call.prompt.prompt_id] += self.judgements[call.call_id]
+        return found
+
+    def _answer(self, completion: Completion, rewards: dict[str, float | None]) -> Answer | None:
+        if completion.finish_reason == "failed" or not completion.token_ids:
+            return None
+        return Answer(
+            completion.token_ids,
+            completion.logprobs or [],
+            rewards.get(completion.completion_id),
+            completion.finish_reason == "stop",
+        )

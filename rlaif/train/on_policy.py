@@ -1,0 +1,365 @@
+"""The on-policy loop: sample, score, learn, and again. One task for each kind of loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlaif.batching import Layout, plan_epoch, sequence_sums
+from rlaif.config.training import GrpoTrain, OnlineDpoTrain, OnPolicyTrain, PpoTrain
+from rlaif.errors import RlaifError
+from rlaif.losses import policy as losses
+from rlaif.losses import preference
+from rlaif.losses.preference import PairLogprobs
+from rlaif.train import checkpoint
+from rlaif.train.loop import (
+    Sums,
+    Task,
+    TrainOutcome,
+    TrainProgress,
+    keep_rows,
+    make_optimizer,
+    optimiser_step,
+    progress_of,
+    summary_of,
+)
+from rlaif.train.model import TrainModel
+from rlaif.train.rollout import Critic, Group, Rollout, add_advantages, measure
+from rlaif.train.tokenise import Example
+
+Collect = Callable[[int, TrainModel], Sequence[Group]]
+"""The rollout's number and the policy -> fresh answers with their rewards."""
+PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "dpo": preference.dpo,
+    "ipo": preference.ipo,
+    "hinge": preference.hinge,
+}
+
+
+def run_on_policy(
+    model: TrainModel,
+    options: OnPolicyTrain,
+    collect: Collect,
+    reference: TrainModel | None,
+    critic: Critic | None,
+    ptx: Sequence[Example],
+    work: Path,
+    seed: int,
+    fingerprint: str,
+    progress: Callable[[TrainProgress], None] | None = None,
+) -> TrainOutcome:
+    """Train `model` in place, continuing from the latest checkpoint in `work`.
+
+    `reference` is `model` itself when its adapters are to be switched off for it. Raises RlaifError
+    on a non-finite loss or a rollout without any reward.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    optimizer = make_optimizer(model, options)
+    torch.manual_seed(seed)
+    state = checkpoint.restore(work, model.masters, optimizer, fingerprint) or {}
+    first, beta = int(state.get("rollout", 0)), float(state.get("beta", options.beta))
+    if state:
+        model.sync()
+    per_rollout = options.epochs * options.sync_every
+    total = options.rollouts * per_rollout
+    rows = keep_rows(work / "metrics.jsonl", first * per_rollout)
+    for number in range(first, options.rollouts):
+        rollout = measure(model, collect(number, model), options, reference, critic)
+        if not any(bool((~r.isnan()).any()) for r in rollout.rewards):
+            raise RlaifError(
+                f"rollout {number + 1}: no answer has a reward. Look at the judgements in "
+                f"{work.parent}"
+            )
+        add_advantages(rollout, options, beta)
+        task = _task(rollout, options, beta, critic, ptx)
+        sizes = [model.size(example.branches) for example in task.examples]
+        step = number * per_rollout
+        for epoch in range(options.epochs):
+            order = number * options.epochs + epoch
+            for batch in plan_epoch(
+                sizes, options.batch_size, options.micro_batch_tokens, seed, order
+            ):
+                row = optimiser_step(task, model, optimizer, batch, options, step, total, work)
+                row |= {"rollout": number + 1, "beta": beta, **rollout.metrics}
+                rows.append(row)
+                with (work / "metrics.jsonl").open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                step += 1
+                if progress is not None:
+                    progress(progress_of(row, total))
+        beta = _next_beta(beta, options, rollout)
+        if (number + 1) % options.checkpoint_every == 0 and number + 1 < options.rollouts:
+            kept = {"fingerprint": fingerprint, "rollout": number + 1, "beta": beta}
+            checkpoint.save(work, step, model.masters, optimizer, kept)
+    seconds = sum(row["timing"]["seconds"] for row in rows)
+    tokens = sum(row["tokens"] for row in rows)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return TrainOutcome(len(rows), tokens, summary_of(rows), {}, seconds, dtype)
+
+
+def _next_beta(beta: float, options: OnPolicyTrain, rollout: Rollout) -> float:
+    if not isinstance(options, PpoTrain) or options.kl_target is None:
+        return beta
+    episodes = sum(len(group.answers) for group in rollout.groups)
+    kl = rollout.metrics.get("kl_reference", options.kl_target)
+    return losses.adapt_kl(beta, kl, options.kl_target, options.kl_horizon, episodes)
+
+
+def _task(
+    rollout: Rollout,
+    options: OnPolicyTrain,
+    beta: float,
+    critic: Critic | None,
+    ptx: Sequence[Example],
+) -> Task:
+    if isinstance(options, OnlineDpoTrain):
+        return OnlinePairs(rollout, options)
+    return PolicyTask(rollout, options, beta, critic, ptx)
+
+
+class PolicyTask:
+    """The clipped policy loss on a rollout, with what GRPO, RLOO and PPO add to it."""
+
+    def __init__(
+        self,
+        rollout: Rollout,
+        options: OnPolicyTrain,
+        beta: float,
+        critic: Critic | None = None,
+        ptx: Sequence[Example] = (),
+    ):
+        self.rollout = rollout
+        self.options = options
+        self.beta = beta
+        self.critic = critic
+        self.ptx = ptx
+        self.examples: Sequence[Example] = [group.example for group in rollout.groups]
+
+    def total(self, batch: Sequence[int]) -> losses.GlobalBatch:
+        """Answers and tokens that are learned from."""
+        lengths = [
+            length
+            for i in batch
+            for length, keep in zip(
+                self.rollout.lengths(i), self.rollout.active[i].tolist(), strict=True
+            )
+            if keep
+        ]
+        # A batch without any leaves the weights where they are.
+        return losses.GlobalBatch(max(1, len(lengths)), max(1, sum(lengths)))
+
+    def loss(
+        self, model: TrainModel, micro: Sequence[int], total: losses.GlobalBatch, step: int
+    ) -> tuple[Tensor, Sums, int]:
+        """See `Task.loss`."""
+        layout = model.layout([self.examples[i].branches for i in micro])
+        hidden = model.predicting(layout)
+        logprobs = model.read_logprobs(hidden, layout, self.options.temperature)
+        old = self._tokens(self.rollout.old, micro, logprobs)
+        old = logprobs.detach() if old is None else old
+        keep = self._keep(micro, layout, logprobs.device)
+        weight, metrics = self._importance(micro, old, layout)
+        advantages = self._tokens(self.rollout.advantages, micro, logprobs)
+        assert advantages is not None
+        low, high = self._clips()
+        values, clipped = losses.clipped_policy_loss(
+            logprobs,
+            old,
+            advantages,
+            low,
+            high,
+            getattr(self.options, "two_sided", None),
+            weight,
+        )
+        metrics |= clipped
+        kind, constant = self._reduction()
+        if isinstance(self.options, GrpoTrain) and self.rollout.reference is not None:
+            reference = self._tokens(self.rollout.reference, micro, logprobs)
+            assert reference is not None
+            kl = losses.kl_estimate(logprobs, reference, self.options.kl)
+            metrics["kl"] = kl.detach()[keep].mean() if bool(keep.any()) else kl.new_zeros(())
+            values = values + self.beta * kl
+        loss = losses.token_reduction(
+            values.masked_fill(~keep, 0.0), layout.lengths, kind, total, constant
+        )
+        loss = self._add_value(loss, metrics, hidden, layout, micro, keep, total)
+        loss = self._add_ptx(loss, metrics, model, micro, total)
+        count = float(sum(layout.lengths))
+        sums = {name: (float(value) * count, count) for name, value in metrics.items()}
+        return loss, sums, layout.tokens
+
+    def _clips(self) -> tuple[float, float]:
+        options = self.options
+        if isinstance(options, GrpoTrain):
+            return options.clip_low, options.clip_high
+        if isinstance(options, PpoTrain):
+            return options.clip, options.clip
+        # REINFORCE does not clip; with one step per rollout the ratio is 1 anyhow.
+        return 1.0, float("inf")
+
+    def _reduction(self) -> tuple[Any, int | None]:
+        options = self.options
+        if isinstance(options, GrpoTrain):
+            return options.reduction, options.max_new_tokens
+        # RLOO sums over an answer's tokens; PPO takes the mean over all tokens.
+        return ("token", None) if isinstance(options, PpoTrain) else ("constant", 1)
+
+    def _tokens(
+        self, values: Sequence[Tensor] | None, micro: Sequence[int], like: Tensor
+    ) -> Tensor | None:
+        if values is None:
+            return None
+        return torch.cat([values[i] for i in micro]).to(like.device)
+
+    def _keep(self, micro: Sequence[int], layout: Layout, device: torch.device) -> Tensor:
+        """(N,) bool: the tokens of answers that are learned from."""
+        active = torch.cat([self.rollout.active[i] for i in micro])
+        return losses.to_tokens(active, layout.lengths).to(device)
+
+    def _importance(
+        self, micro: Sequence[int], old: Tensor, layout: Layout
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        if self.options.importance == "none":
+            return None, {}
+        sampler = [
+            value for i in micro for a in self.rollout.groups[i].answers for value in a.logprobs
+        ]
+        mode, level = self.options.importance.split("_")
+        return losses.importance_weights(
+            old,
+            torch.tensor(sampler, dtype=old.dtype, device=old.device),
+            layout.lengths,
+            level,  # type: ignore[arg-type]
+            mode,  # type: ignore[arg-type]
+            self.options.importance_cap,
+        )
+
+    def _add_value(
+        self,
+        loss: Tensor,
+        metrics: dict[str, Tensor],
+        hidden: Tensor,
+        layout: Layout,
+        micro: Sequence[int],
+        keep: Tensor,
+        total: losses.GlobalBatch,
+    ) -> Tensor:
+        options = self.options
+        if not isinstance(options, PpoTrain) or self.critic is None:
+            return loss
+        values = self.critic.values(layout, hidden)
+        old = self._tokens(self.rollout.values, micro, values)
+        returns = self._tokens(self.rollout.returns, micro, values)
+        assert old is not None
+        assert returns is not None
+        value_loss, clipped = losses.value_loss(values, old, returns, options.value_clip)
+        metrics |= clipped
+        value_loss = value_loss.masked_fill(~keep, 0.0)
+        metrics["value_loss"] = value_loss.detach().sum() / keep.sum().clamp(min=1)
+        share = losses.token_reduction(value_loss, layout.lengths, "token", total)
+        return loss + options.value_weight * share
+
+    def _add_ptx(
+        self,
+        loss: Tensor,
+        metrics: dict[str, Tensor],
+        model: TrainModel,
+        micro: Sequence[int],
+        total: losses.GlobalBatch,
+    ) -> Tensor:
+        """InstructGPT's pretraining mix: the NLL per token of as many chosen answers."""
+        weight = float(getattr(self.options, "ptx_weight", 0.0))
+        if not weight or not self.ptx:
+            return loss
+        chosen = [self.ptx[i % len(self.ptx)] for i in micro]
+        layout = model.layout([(e.prompt_ids, e.completions[:1]) for e in chosen])
+        nll = -model.token_logprobs(layout).mean()
+        metrics["ptx_nll"] = nll.detach()
+        answers = sum(len(self.rollout.groups[i].answers) for i in micro)
+        return loss + weight * nll * (answers / total.sequences)
+
+
+class OnlinePairs:
+    """The best answer of each group against the worst, as a pair; equal rewards make none."""
+
+    def __init__(self, rollout: Rollout, options: OnlineDpoTrain):
+        self.options = options
+        self.reference: dict[str, tuple[Tensor, Tensor]] = {}
+        examples: list[Example] = []
+        for number, group in enumerate(rollout.groups):
+            rewards = rollout.rewards[number].nan_to_num(-torch.inf)
+            low = rollout.rewards[number].nan_to_num(torch.inf)
+            best, worst = int(rewards.argmax()), int(low.argmin())
+            if not bool(rewards[best] > low[worst]):
+                continue
+            answers = group.answers
+            example = Example(
+                f"{group.prompt_id}:{number}",
+                group.prompt_id,
+                group.prompt_ids,
+                (answers[best].ids, answers[worst].ids),
+            )
+            examples.append(example)
+            if rollout.reference is not None:
+                sums = [
+                    p.sum() for p in torch.split(rollout.reference[number], rollout.lengths(number))
+                ]
+                self.reference[example.example_id] = (sums[best], sums[worst])
+        self.examples: Sequence[Example] = examples
+
+    def total(self, batch: Sequence[int]) -> float:
+        """Pairs in the batch."""
+        return float(len(batch))
+
+    def loss(
+        self, model: TrainModel, micro: Sequence[int], total: float, step: int
+    ) -> tuple[Tensor, Sums, int]:
+        """See `Task.loss`."""
+        rows = [self.examples[i] for i in micro]
+        layout = model.layout([e.branches for e in rows])
+        logprobs = model.token_logprobs(layout, self.options.temperature)
+        sums = sequence_sums(logprobs, layout.lengths)
+        policy = sums.view(-1, 2)
+        stored = torch.stack([torch.stack(self.reference[e.example_id]) for e in rows]).to(
+            policy.device
+        )
+        lengths = torch.tensor(layout.lengths, device=policy.device).view(-1, 2)
+        pairs = PairLogprobs(
+            policy[:, 0], policy[:, 1], stored[:, 0], stored[:, 1], lengths[:, 0], lengths[:, 1]
+        )
+        loss = PAIR_LOSSES[self.options.loss](pairs, beta=self.options.beta)
+        metrics = preference.pair_metrics(pairs, self.options.beta)
+        found = {k: (float(v.sum()), float(len(rows))) for k, v in metrics.items()}
+        return loss.sum() / total, found, layout.tokens
+
+
+def add_critic(model: TrainModel, own: TrainModel | None) -> Critic:
+    """A critic whose weights are trained, checkpointed and resumed with the policy's.
+
+    With `own`, a model of its own; else a zero-initialised head on the policy's hidden states.
+    """
+    body = model.module if own is None else own.module
+    width = body.config.get_text_config().hidden_size
+    head = torch.nn.Linear(width, 1, dtype=torch.float32, device=model.device)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    extra = {f"value_head.{name}": param for name, param in head.named_parameters()}
+    for name, param in extra.items():
+        param.grad = torch.zeros_like(param)
+        model.masters[name] = model.params[name] = param
+    if own is not None:
+        model.masters |= {f"critic.{name}": master for name, master in own.masters.items()}
+        model.params |= {f"critic.{name}": param for name, param in own.params.items()}
+    return Critic(head, own)
+
+
+def drop_critic(model: TrainModel) -> None:
+    """Leave the policy's own weights alone in `model`, before it is exported."""
+    for held in (model.masters, model.params):
+        for name in [n for n in held if n.startswith(("value_head.", "critic."))]:
+            del held[name]

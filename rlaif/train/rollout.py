@@ -1,0 +1,260 @@
+"""Rollouts: answers that the policy has just sampled, their rewards, and what each method makes of
+them before the first step that learns from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlaif.batching import Layout, fill
+from rlaif.config.training import (
+    GrpoTrain,
+    OnlineDpoTrain,
+    OnPolicyTrain,
+    PpoTrain,
+    RlooTrain,
+)
+from rlaif.losses import policy as losses
+from rlaif.train.model import TrainModel
+from rlaif.train.tokenise import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sampled answer. `logprobs` are the sampler's, at temperature 1; `reward` is None where a
+    judge gave no value; `ended` says whether the end token was sampled."""
+
+    ids: list[int]
+    logprobs: list[float]
+    reward: float | None
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt's sampled answers."""
+
+    prompt_id: str
+    prompt_ids: list[int]
+    answers: tuple[Answer, ...]
+
+    @property
+    def example(self) -> Example:
+        """The group as the loop's unit of batching."""
+        branches = tuple(answer.ids for answer in self.answers)
+        return Example(self.prompt_id, self.prompt_id, self.prompt_ids, branches)
+
+
+@dataclass(slots=True)
+class Rollout:
+    """All groups of one rollout and what is fixed while it is learned from.
+
+    Lists are by group; a tensor holds its group's answers one after the other: per token (N,) or
+    per answer (S,). None: not needed by the method.
+    """
+
+    groups: Sequence[Group]
+    rewards: list[Tensor] = field(default_factory=list)
+    active: list[Tensor] = field(default_factory=list)
+    old: list[Tensor] | None = None
+    reference: list[Tensor] | None = None
+    values: list[Tensor] | None = None
+    advantages: list[Tensor] = field(default_factory=list)
+    returns: list[Tensor] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def lengths(self, group: int) -> list[int]:
+        """Tokens of each answer of a group."""
+        return [len(answer.ids) for answer in self.groups[group].answers]
+
+
+@torch.no_grad()
+def measure(
+    model: TrainModel,
+    groups: Sequence[Group],
+    options: OnPolicyTrain,
+    reference: TrainModel | None,
+    critic: Critic | None,
+) -> Rollout:
+    """The rollout with the old policy's, the reference's and the critic's numbers for each token.
+
+    `reference` is the model itself when its adapters are to be switched off.
+    """
+    rollout = Rollout(groups)
+    rollout.rewards = [_rewards(group, options) for group in groups]
+    rollout.active = [_active(group, options) for group in groups]
+    # One step on fresh answers needs no old log-probs: they are the current ones.
+    reused = options.epochs > 1 or options.sync_every > 1
+    if reused or isinstance(options, (PpoTrain, RlooTrain)):
+        rollout.old = token_values(model, groups, options)
+    if options.beta > 0 and reference is model:
+        with model.without_adapter():
+            rollout.reference = token_values(model, groups, options)
+    elif options.beta > 0 and reference is not None:
+        rollout.reference = token_values(reference, groups, options)
+    if critic is not None:
+        rollout.values = _critic_values(model, critic, groups, options)
+    return rollout
+
+
+def token_values(
+    model: TrainModel, groups: Sequence[Group], options: OnPolicyTrain
+) -> list[Tensor]:
+    """Per group (N,) log-probs of its answers' tokens."""
+    found: list[Tensor] = []
+    for part in _parts(model, groups, options):
+        layout = model.layout([group.example.branches for group in part])
+        values = model.token_logprobs(layout, options.temperature)
+        found += torch.split(values, [sum(len(a.ids) for a in g.answers) for g in part])
+    return found
+
+
+def _parts(model: TrainModel, groups: Sequence[Group], options: OnPolicyTrain) -> list[list[Group]]:
+    sizes = [model.size(group.example.branches) for group in groups]
+    parts = fill(range(len(groups)), sizes, options.micro_batch_tokens)
+    return [[groups[i] for i in part] for part in parts]
+
+
+def _critic_values(
+    model: TrainModel, critic: Critic, groups: Sequence[Group], options: OnPolicyTrain
+) -> list[Tensor]:
+    found: list[Tensor] = []
+    for part in _parts(model, groups, options):
+        layout = model.layout([group.example.branches for group in part])
+        own = None if critic.model is not None else model.predicting(layout)
+        values = critic.values(layout, own)
+        found += torch.split(values, [sum(len(a.ids) for a in g.answers) for g in part])
+    return found
+
+
+@dataclass(slots=True)
+class Critic:
+    """A value for each token: a linear head on the policy's hidden states, or on those of a model
+    of its own."""
+
+    head: torch.nn.Linear
+    model: TrainModel | None = None
+
+    def values(self, layout: Layout, hidden: Tensor | None) -> Tensor:
+        """(N,) fp32 values of the states before each target token; `hidden` (N, H) are the
+        policy's, which a critic with a model of its own does not look at."""
+        if self.model is not None:
+            hidden = self.model.predicting(layout)
+        assert hidden is not None
+        values: Tensor = self.head(hidden.float())[:, 0]
+        return values
+
+
+def _rewards(group: Group, options: OnPolicyTrain) -> Tensor:
+    """(S,) rewards, NaN where there is none."""
+    values = [
+        math.nan
+        if a.reward is None
+        else a.reward - (0.0 if a.ended else options.missing_eos_penalty)
+        for a in group.answers
+    ]
+    rewards = torch.tensor(values, dtype=torch.float32)
+    buffer = getattr(options, "overlong_buffer", 0)
+    if buffer:
+        lengths = [len(a.ids) for a in group.answers]
+        rewards = rewards + losses.overlong_penalty(lengths, options.max_new_tokens, buffer)
+    return rewards
+
+
+def _active(group: Group, options: OnPolicyTrain) -> Tensor:
+    """(S,) bool: which answers are learned from."""
+    masked = bool(getattr(options, "mask_truncated", False))
+    keep = [a.reward is not None and (a.ended or not masked) for a in group.answers]
+    return torch.tensor(keep)
+
+
+def add_advantages(rollout: Rollout, options: OnPolicyTrain, beta: float) -> None:
+    """Fill in the per-token advantages (and PPO's returns), and the rollout's metrics."""
+    if isinstance(options, PpoTrain):
+        _ppo_advantages(rollout, options, beta)
+    elif isinstance(options, RlooTrain):
+        scores = [r - beta * _sequence_kl(rollout, i) for i, r in enumerate(rollout.rewards)]
+        rollout.advantages = _grouped(rollout, scores, losses.rloo_advantages)
+    elif isinstance(options, GrpoTrain):
+        rollout.advantages = _grouped(
+            rollout,
+            rollout.rewards,
+            lambda rewards, groups: losses.group_advantages(rewards, groups, options.scale),
+        )
+    rollout.metrics = rollout_metrics(rollout, isinstance(options, OnlineDpoTrain))
+
+
+def _sequence_kl(rollout: Rollout, group: int) -> Tensor:
+    """(S,) the k1 estimate summed over each answer, nats; 0 without a reference."""
+    lengths = rollout.lengths(group)
+    if rollout.reference is None or rollout.old is None:
+        return torch.zeros(len(lengths))
+    kl = losses.kl_estimate(rollout.old[group], rollout.reference[group], "k1")
+    return torch.stack([part.sum() for part in torch.split(kl, lengths)]).cpu()
+
+
+def _grouped(
+    rollout: Rollout,
+    scores: Sequence[Tensor],
+    advantages: Callable[[Tensor, Tensor], Tensor],
+) -> list[Tensor]:
+    """Per group, its answers' advantages on every token."""
+    found = []
+    for number, score in enumerate(scores):
+        own = torch.zeros(len(score), dtype=torch.int64)
+        values = advantages(score, own)
+        found.append(losses.to_tokens(values, rollout.lengths(number)))
+    return found
+
+
+def _ppo_advantages(rollout: Rollout, options: PpoTrain, beta: float) -> None:
+    assert rollout.old is not None
+    assert rollout.values is not None
+    rewards, lengths = [], []
+    for number, scores in enumerate(rollout.rewards):
+        old = rollout.old[number].cpu()
+        kl = torch.zeros_like(old)
+        if rollout.reference is not None:
+            kl = losses.kl_estimate(old, rollout.reference[number].cpu(), "k1")
+        # An answer without a reward is not learned from; 0 keeps the arithmetic finite.
+        scores = scores.nan_to_num(0.0)
+        rewards.append(losses.shaped_rewards(scores, kl, beta, rollout.lengths(number)))
+        lengths += rollout.lengths(number)
+    sizes = [len(r) for r in rewards]
+    flat = torch.cat(rewards)
+    keep = torch.cat(
+        [losses.to_tokens(a, rollout.lengths(i)) for i, a in enumerate(rollout.active)]
+    )
+    if options.whiten_rewards:
+        flat = losses.whiten(flat, keep, shift_mean=False)
+    values = torch.cat([v.cpu() for v in rollout.values])
+    advantages, returns = losses.gae(flat, values, lengths, options.gamma, options.lam)
+    rollout.advantages = list(torch.split(losses.whiten(advantages, keep), sizes))
+    rollout.returns = list(torch.split(returns, sizes))
+    variance = losses.explained_variance(values[keep], returns[keep])
+    rollout.metrics["explained_variance"] = float(variance)
+
+
+def rollout_metrics(rollout: Rollout, pairs: bool) -> dict[str, float]:
+    """Means over the answers: reward, length, how many ended, KL to the reference."""
+    every = torch.cat(rollout.rewards)
+    scored = every[~every.isnan()]
+    answers = [a for group in rollout.groups for a in group.answers]
+    flat = [bool((r[~r.isnan()].diff() == 0).all()) for r in rollout.rewards]
+    found = {
+        "reward": float(scored.mean()) if len(scored) else math.nan,
+        "unscored": float(every.isnan().float().mean()),
+        "answer_tokens": sum(len(a.ids) for a in answers) / len(answers),
+        "ended": sum(a.ended for a in answers) / len(answers),
+    }
+    if pairs or len(rollout.groups[0].answers) > 1:
+        found["flat_groups"] = sum(flat) / len(flat)
+    if rollout.reference is not None and rollout.old is not None:
+        kl = torch.cat([_sequence_kl(rollout, i) for i in range(len(rollout.groups))])
+        found["kl_reference"] = float(kl.mean())
+    kept = {name: value for name, value in found.items() if math.isfinite(value)}
+    return {**rollout.metrics, **kept}

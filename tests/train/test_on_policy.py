@@ -1,0 +1,271 @@
+"""On-policy training on a tiny model: every algorithm learns what is rewarded, in the store and
+outside of it, and an interrupted run ends in the same bits."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlaif.config import METHODS, ModelSpec
+from rlaif.engines.base import GenerateRequest, Sampling
+from rlaif.engines.hf import HfEngine
+from rlaif.errors import RlaifError
+from rlaif.experiment import run_experiment
+from rlaif.train.model import load_module, prepare
+from rlaif.train.on_policy import PolicyTask, add_critic
+from rlaif.train.rollout import Answer, Group, add_advantages, measure
+from rlaif.train.run import train_on_policy
+from rlaif.train.tokenise import load_tokenizer
+
+CPU = torch.device("cpu")
+SIZES = {"rollouts": 24, "batch_size": 4, "max_new_tokens": 6, "precision": "fp32", "seed": 0}
+LEARN = {
+    "grpo": {"n": 6, "learning_rate": 1e-2},
+    "grpo_dr": {"n": 6, "learning_rate": 1e-2, "scale": "none", "reduction": "constant"},
+    "grpo_dapo": {"n": 6, "learning_rate": 1e-2, "beta": 0.0, "clip_high": 0.28},
+    "rloo": {"n": 6, "learning_rate": 1e-2},
+    "ppo": {"n": 6, "batch_size": 2, "sync_every": 2, "epochs": 2, "learning_rate": 1e-2},
+    "ppo_separate": {"n": 6, "epochs": 2, "learning_rate": 1e-2, "critic": "separate"},
+    "online_dpo": {"n": 6, "learning_rate": 1e-2, "beta": 0.3},
+}
+
+
+def options_of(name, **changes):
+    method = name.split("_")[0] if name != "online_dpo" else name
+    keys = {k: v for k, v in SIZES.items() if k != "seed"} | {"rewards": {"r": 1.0}}
+    keys |= {"method": method, "warmup_ratio": 0.0, **LEARN[name], **changes}
+    return METHODS[method].model_validate(keys)
+
+
+def collector(folder, options, reward):
+    """Answers from the policy itself; the prompts are four numbers."""
+    tokenizer = load_tokenizer(folder)
+
+    def collect(number, model):
+        groups = []
+        with model.generating() as module:
+            spec = ModelSpec(path=str(folder), dtype="float32")
+            engine = HfEngine(module, tokenizer, spec, "policy", "x")
+            requests = [
+                GenerateRequest(
+                    f"{p}/{i}",
+                    [{"role": "user", "content": str(p)}],
+                    Sampling(options.max_new_tokens, seed=1000 * number + 10 * p + i),
+                )
+                for p in range(options.batch_size * options.sync_every)
+                for i in range(options.n)
+            ]
+            made = {r.request_id: r for batch in engine.generate(requests) for r in batch}
+            for p in range(options.batch_size * options.sync_every):
+                _, ids = engine.render([{"role": "user", "content": str(p)}])
+                rows = [made[f"{p}/{i}"] for i in range(options.n)]
+                answers = [
+                    Answer(r.token_ids, r.logprobs, reward(r.token_ids), r.finish_reason == "stop")
+                    for r in rows
+                ]
+                groups.append(Group(str(p), ids, tuple(answers)))
+        return groups
+
+    return collect
+
+
+def low_tokens(ids):
+    """The share of tokens in the lower half of the vocabulary: empty or short cannot win more."""
+    return sum(i < 130 for i in ids) / len(ids)
+
+
+def learn(folder, out, options, reward=low_tokens, collect=None, progress=None):
+    return train_on_policy(
+        options,
+        collect or collector(folder, options, reward),
+        [],
+        start=folder,
+        reference=None,
+        out=out / "out",
+        work=out / "work",
+        seed=0,
+        fingerprint="f",
+        progress=progress,
+    )
+
+
+@pytest.mark.parametrize("name", LEARN)
+def test_every_algorithm_learns_what_is_rewarded(tmp_path, make_model, name):
+    metrics = learn(make_model(0), tmp_path, options_of(name)).metrics
+    rows = [json.loads(x) for x in (tmp_path / "work/metrics.jsonl").read_text().splitlines()]
+    late = [row["reward"] for row in rows[-len(rows) // 4 :]]
+    assert sum(late) / len(late) > metrics["first_reward"] + 0.15
+    assert (tmp_path / "out/model.safetensors").exists()
+    names = load_file(tmp_path / "out/masters/model.safetensors").keys()
+    assert not any(n.startswith(("critic.", "value_head.")) for n in names)
+    if name.startswith("ppo"):
+        assert metrics["last_value_loss"] < metrics["first_value_loss"]
+
+
+def test_a_reward_that_says_nothing_moves_nothing(tmp_path, make_model):
+    options = options_of("grpo", beta=0.0, rollouts=2)
+    learn(make_model(0), tmp_path, options, reward=lambda ids: 0.5)
+    before = dict(load_module(make_model(0), CPU).named_parameters())
+    after = load_file(tmp_path / "out/masters/model.safetensors")
+    assert all(torch.equal(after[n], before[n]) for n in after)
+
+
+def test_the_first_step_is_on_policy(tmp_path, make_model):
+    options = options_of("ppo", rollouts=1, sync_every=1, epochs=1)
+    metrics = learn(make_model(0), tmp_path, options).metrics
+    assert metrics["first_ratio_mean"] == pytest.approx(1.0, abs=1e-6)
+    assert metrics["first_clip_fraction"] == 0.0
+    assert metrics["first_approx_kl"] == pytest.approx(0.0, abs=1e-9)
+    assert metrics["first_kl_reference"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["first_logprob_gap"] < 1e-5
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+@pytest.mark.parametrize("name", ["grpo", "ppo_separate"])
+def test_interrupted_and_resumed_ends_in_the_same_bits(tmp_path, make_model, name, lora):
+    options = options_of(name, rollouts=4, checkpoint_every=2, lora=lora)
+    learn(make_model(0), tmp_path / "a", options)
+
+    def stop(progress):
+        if progress.step > 0.7 * progress.total_steps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(make_model(0), tmp_path / "b", options, progress=stop)
+    assert list((tmp_path / "b/work").glob("checkpoint-*"))
+    seen = []
+    real = collector(make_model(0), options, low_tokens)
+
+    def counting(number, model):
+        seen.append(number)
+        return real(number, model)
+
+    learn(make_model(0), tmp_path / "b", options, collect=counting)
+    assert seen == [2, 3]
+    one, two = (load_file(tmp_path / f"{x}/out/masters/model.safetensors") for x in "ab")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_missing_rewards_teach_nothing_and_none_at_all_stops(tmp_path, make_model):
+    options = options_of("grpo", rollouts=1, beta=0.0)
+    folder = make_model(0)
+    model = prepare(load_module(folder, CPU), CPU, torch.float32)
+    groups = collector(folder, options, lambda ids: None if ids[0] % 2 else float(ids[0]))(0, model)
+    rollout = measure(model, groups, options, None, None)
+    add_advantages(rollout, options, 0.0)
+    for number, group in enumerate(groups):
+        parts = torch.split(rollout.advantages[number], rollout.lengths(number))
+        for answer, part in zip(group.answers, parts, strict=True):
+            assert answer.reward is not None or not part.any()
+    task = PolicyTask(rollout, options, 0.0)
+    kept = sum(a.reward is not None for g in groups for a in g.answers)
+    assert task.total(range(len(groups))).sequences == kept
+    with pytest.raises(RlaifError, match="no answer has a reward"):
+        learn(folder, tmp_path, options, reward=lambda ids: None)
+
+
+def test_the_result_does_not_depend_on_the_micro_batches(make_model):
+    options = options_of("grpo", reduction="sequence")
+    folder = make_model(0)
+    model = prepare(load_module(folder, CPU), CPU, torch.float32)
+    groups = collector(folder, options, low_tokens)(0, model)
+    reference = prepare(load_module(make_model(1), CPU), CPU, torch.float32, trainable=False)
+    rollout = measure(model, groups, options, reference, None)
+    add_advantages(rollout, options, 0.04)
+    task = PolicyTask(rollout, options, 0.04)
+    whole = range(len(groups))
+    total = task.total(whole)
+    one, _, _ = task.loss(model, whole, total, 0)
+    parts = [task.loss(model, [i], total, 0)[0] for i in whole]
+    summed = sum(float(p.detach()) for p in parts)
+    assert float(one.detach()) == pytest.approx(summed, abs=1e-6)
+
+
+def test_unfinished_answers_can_be_masked_or_punished(make_model):
+    folder = make_model(0)
+    model = prepare(load_module(folder, CPU), CPU, torch.float32)
+    plain = options_of("grpo", beta=0.0)
+    groups = collector(folder, plain, low_tokens)(0, model)
+    ended = [a.ended for g in groups for a in g.answers]
+    assert not all(ended)
+    changed = options_of("grpo", beta=0.0, mask_truncated=True, missing_eos_penalty=0.5)
+    rollout = measure(model, groups, changed, None, None)
+    base = measure(model, groups, plain, None, None)
+    assert torch.cat(rollout.active).tolist() == ended
+    gap = torch.cat(base.rewards) - torch.cat(rollout.rewards)
+    torch.testing.assert_close(gap, torch.tensor([0.0 if e else 0.5 for e in ended]))
+
+
+def test_adaptive_kl_moves_beta(tmp_path, make_model):
+    options = options_of("ppo", rollouts=3, kl_target=1e-6, kl_horizon=100.0, beta=0.1)
+    learn(make_model(0), tmp_path, options)
+    rows = [json.loads(line) for line in (tmp_path / "work/metrics.jsonl").read_text().splitlines()]
+    betas = [row["beta"] for row in rows]
+    assert betas[0] == 0.1
+    assert betas[-1] != 0.1
+    assert all(math.isfinite(row["loss"]) for row in rows)
+
+
+def test_a_critic_of_its_own_is_trained_and_not_exported(make_model):
+    model = prepare(load_module(make_model(0), CPU), CPU, torch.float32)
+    own = prepare(load_module(make_model(1), CPU), CPU, torch.float32)
+    names = set(model.masters)
+    critic = add_critic(model, own)
+    added = set(model.masters) - names
+    assert {"value_head.weight", "value_head.bias"} < added
+    assert any(name.startswith("critic.") for name in added)
+    layout = model.layout([([1, 2], [[3, 4, 5]])])
+    values = critic.values(layout, None)
+    assert values.shape == (3,)
+    assert not values.any()
+
+
+def test_in_an_experiment_rollouts_and_rewards_are_records(tmp_path, tiny_model, write_experiment):
+    train = {
+        "method": "grpo",
+        "rewards": {"checks": 1.0},
+        "rollouts": 2,
+        "batch_size": 2,
+        "n": 2,
+        "max_new_tokens": 8,
+        "learning_rate": 1e-4,
+        "precision": "fp32",
+        "checkpoint_every": 1,
+    }
+    path = write_experiment(
+        tmp_path / "files",
+        tiny_model,
+        judges=[{"id": "checks", "kind": "rules"}],
+        steps=[{"train": train}, {"evaluate": {"resamples": 50}}],
+        rounds=1,
+    )
+    first = run_experiment(path, tmp_path / "run")
+    assert first.rounds[-1].round == 1
+    step = next(s for s in (tmp_path / "run/steps").iterdir() if (s / "work").is_dir())
+    rows = [json.loads(x) for x in (step / "completions.jsonl").read_text().split("\n") if x]
+    assert len(rows) == 2 * 2 * 2
+    verdicts = [json.loads(x) for x in (step / "judgements.jsonl").read_text().split("\n") if x]
+    assert {v["subject"] for v in verdicts} == {r["completion_id"] for r in rows}
+    assert run_experiment(path, tmp_path / "run").ran == 0
+    # A kill after the first rollout: its answers are used again and the bits are the same.
+    done = json.loads((step / "done.json").read_text())
+    again = tmp_path / "again"
+    run_experiment(path, again)
+    other = again / "steps" / step.name
+    assert json.loads((other / "done.json").read_text())["weights_hash"] == done["weights_hash"]
+
+
+def test_rewards_must_be_judges(tmp_path, tiny_model, write_experiment):
+    train = {"method": "rloo", "rewards": {"chekcs": 1.0}}
+    path = write_experiment(
+        tmp_path / "files",
+        tiny_model,
+        judges=[{"id": "checks", "kind": "rules"}],
+        steps=[{"train": train}],
+    )
+    with pytest.raises(RlaifError, match=r"'chekcs' is no judge.*checks"):
+        run_experiment(path, tmp_path / "run")
