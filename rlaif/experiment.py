@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -147,7 +148,7 @@ def _check_roles(experiment: Experiment, keys: Mapping[str, str]) -> None:
 
 def _file_hashes(experiment: Experiment, path: Path) -> dict[str, str]:
     names = [e.load.path for e in experiment.steps if e.load is not None]
-    return {n: content_hash(find(n, path).read_text(encoding="utf-8")) for n in names}
+    return {n: hashlib.sha256(find(n, path).read_bytes()).hexdigest() for n in names}
 
 
 def _check_capabilities(inputs: PlanInputs) -> None:
@@ -158,8 +159,11 @@ def _check_capabilities(inputs: PlanInputs) -> None:
         spec = inputs.experiment.models.get("policy" if name in RESERVED_MODELS else name)
         lacking = inputs.judges[entry.judge.id].needs
         if spec is not None and spec.engine in CAPABILITIES:
-            kind = "reward" if is_reward_model(locate(spec.path)) else spec.engine
-            lacking = frozenset(lacking) - CAPABILITIES[kind]
+            folder = locate(spec.path)
+            kind = "reward" if is_reward_model(folder) else spec.engine
+            # What a hub id holds is known once it is fetched; the judge step looks again.
+            known = CAPABILITIES[kind] if folder else frozenset(lacking)
+            lacking = frozenset(lacking) - known
             if lacking:
                 raise inputs.fail(
                     index, f"judge needs {sorted(lacking)}, which engine {spec.engine!r} lacks"

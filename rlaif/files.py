@@ -6,6 +6,7 @@ folder is resumable like any step, and refuses to mix two different requests.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +60,8 @@ class FileStore(Store):
 
 @dataclass(frozen=True)
 class Request:
-    """What one step command was asked. `inputs` are record folders or files by role."""
+    """What one step command was asked. `inputs` are record folders or files by role; `judges` give
+    the rewards of on-policy training."""
 
     kind: str
     out: Path
@@ -68,6 +70,7 @@ class Request:
     constitution: str | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
+    judges: Sequence[Mapping[str, str]] = ()
     seed: int = 0
 
 
@@ -107,6 +110,7 @@ def _plan_inputs(request: Request) -> PlanInputs:
         "name": f"rlaif {request.kind}",
         "models": {"policy": POLICY},
         "prompts": {"path": "prompts"},
+        "judges": [dict(judge) for judge in request.judges],
         "steps": [{request.kind: options}],
     }
     experiment = validate(Experiment, data, {}, f"rlaif {request.kind}")
@@ -160,7 +164,7 @@ def _planned(
         step.model_dump(mode="json", by_alias=True),
         {role: m.identity() for role, m in models.items()},
         texts,
-        sorted(prompts),
+        sorted([p.prompt_id, p.tags, p.reference] for p in prompts.values()),
         judges,
         weights,
         request.seed,
@@ -189,7 +193,7 @@ def _digest(path: Path) -> str:
     if not path.exists():
         raise ConfigError("no such file or folder", path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    return content_hash([f.read_text(encoding="utf-8", errors="surrogatepass") for f in files])
+    return content_hash([hashlib.sha256(f.read_bytes()).hexdigest() for f in files])
 
 
 def _same_request(out: Path, planned: Planned) -> None:

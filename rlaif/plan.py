@@ -358,6 +358,16 @@ class _Unroller:
         if mixes and not used:
             raise self.inputs.fail(index, "ptx_weight needs preferences before it", "ptx_weight")
         ids = tuple(round_prompts(self.inputs.prompts.train, None, self.seed, self.round))
+        needed = step.batch_size * step.sync_every
+        if needed > len(ids):
+            raise self.inputs.fail(
+                index,
+                f"a rollout needs {needed} prompts (batch_size x sync_every), and {len(ids)} are "
+                "for training",
+                "batch_size",
+            )
+        if step.n < 2 and any(self.inputs.judges[name].comparative for name in step.rewards):
+            raise self.inputs.fail(index, "a judge that compares answers needs n of 2 or more", "n")
         parts = [
             {name: self.inputs.judges[name].judge_hash for name in step.rewards},
             {name: model.identity() for name, model in asked.items()},
@@ -396,7 +406,7 @@ class _Unroller:
                 raise self.inputs.fail(
                     index, f"{model.label}: engine {model.spec.engine!r} cannot be trained"
                 )
-        keys = step.model_dump(mode="json", exclude={"id", "uses", "checkpoint_every"})
+        keys = step.model_dump(mode="json", exclude={"id", "uses", "checkpoint_every", "trackers"})
         digest = self._hash(
             kind,
             keys,

@@ -27,7 +27,9 @@ COMMANDS = (
     texts.constitution,
     steps.sample,
     steps.judge,
+    steps.score,
     steps.pair,
+    train.distill,
     train.train,
     steps.evaluate,
 )

@@ -91,6 +91,29 @@ def judge(
 
 @click.command()
 @click.argument("completions", type=click.Path(path_type=Path))
+@PROMPTS
+@click.option("--model", required=True, help="A reward model: a folder or a hub id.")
+@OUT
+@QUIET
+@JSON
+def score(
+    completions: Path, prompts: Path | None, model: str, out: Path, quiet: bool, as_json: bool
+) -> None:
+    """Score COMPLETIONS with a reward model. The records are judgements, as of any judge."""
+    file_step(
+        as_json,
+        quiet,
+        kind="judge",
+        out=out,
+        settings=("kind=reward_model", f"by={model}"),
+        prompts=prompts or completions,
+        models={"by": model},
+        inputs={"completions/0": str(completions)},
+    )
+
+
+@click.command()
+@click.argument("completions", type=click.Path(path_type=Path))
 @click.argument("judgements", nargs=-1, required=True, type=click.Path(path_type=Path))
 @PROMPTS
 @CONSTITUTION

@@ -7,10 +7,31 @@ from typing import Any
 
 import click
 
-from rlaif.cli.options import JSON, MODEL, OUT, QUIET, SEED, SET, file_step, progress_of
+from rlaif.cli.options import (
+    CONSTITUTION,
+    JSON,
+    MODEL,
+    OUT,
+    QUIET,
+    SEED,
+    SET,
+    file_step,
+    progress_of,
+)
 
 # Not options: what the command line says in another way, and a key with keys of its own.
-HIDDEN = {"id", "method", "from_", "uses", "reference", "lora", "adam_betas"}
+HIDDEN = {
+    "id",
+    "method",
+    "from_",
+    "uses",
+    "reference",
+    "lora",
+    "adam_betas",
+    "rewards",
+    "stop",
+    "trackers",
+}
 
 
 class MethodGroup(click.Group):
@@ -31,55 +52,83 @@ class MethodGroup(click.Group):
 
 @click.group(cls=MethodGroup)
 def train() -> None:
-    """Train a model on a file of preferences (TRL's formats) or a folder from `rlaif pair`."""
+    """Train a model on preferences, or on-policy on prompts: `rlaif train METHOD --help`."""
 
 
 def _command(method: str) -> click.Command:
-    from rlaif.config import METHODS, ReferenceTrain
+    from rlaif.config import METHODS, OnPolicyTrain
 
     spec = METHODS[method]
+    fresh = issubclass(spec, OnPolicyTrain)
 
     def run(data: Path, model: str, out: Path, seed: int, **given: Any) -> None:
-        settings = [f"method={method}", *given.pop("settings")]
+        settings = [f"method={method}"]
         if given.pop("lora"):
             settings.append("lora={}")
+        request: dict[str, Any] = {"models": {"start": model}}
+        if "reference" in given:
+            request["models"]["reference"] = given.pop("reference") or model
+        if fresh:
+            request |= {"prompts": data, "constitution": given.pop("constitution")}
+            request["judges"] = [_reward_judge(text, request) for text in given.pop("rewards")]
+            settings.append(f"rewards={{{', '.join(j['id'] + ': 1' for j in request['judges'])}}}")
+        else:
+            inputs = {"preferences/0": str(_preferences(data, out))}
+            completions = given.pop("completions")
+            request["inputs"] = inputs | (
+                {} if completions is None else {"completions/0": str(completions)}
+            )
         as_json, quiet = given.pop("as_json"), given.pop("quiet")
-        models = {"start": model}
-        if issubclass(spec, ReferenceTrain):
-            models["reference"] = given.pop("reference") or model
-        completions = given.pop("completions")
+        chosen = given.pop("settings")
         settings += [f"{key}={value}" for key, value in given.items() if value is not None]
-        inputs = {"preferences/0": str(_preferences(data, out))}
-        if completions is not None:
-            inputs["completions/0"] = str(completions)
+        settings += chosen
         file_step(
-            as_json,
-            quiet,
-            kind="train",
-            out=out,
-            settings=tuple(settings),
-            models=models,
-            inputs=inputs,
-            seed=seed,
+            as_json, quiet, kind="train", out=out, settings=tuple(settings), seed=seed, **request
         )
 
-    run.__doc__ = f"""{spec.__doc__}
-
-    DATA is JSONL or Parquet with prompt, chosen and rejected, or a folder from `rlaif pair`. --set
-    takes every key of a train step. The trained model is in OUT/model.
-    """
+    run.__doc__ = f"{spec.__doc__}\n\n{_PROMPTS_HELP if fresh else _PAIRS_HELP}"
     command: Any = click.command(method)(run)
-    for option in [*_key_options(spec), *_reference_option(spec)]:
+    own = _ON_POLICY if fresh else _OFFLINE
+    shared = [JSON, QUIET, SEED, SET, OUT, MODEL, _LORA]
+    for option in [*_key_options(spec), *_reference_option(spec), *own, *shared]:
         command = option(command)
-    for option in (JSON, QUIET, SEED, SET, OUT, MODEL):
-        command = option(command)
-    command = click.option("--lora", is_flag=True, help="Low-rank adapters (--set lora.r=8 ...).")(
-        command
-    )
-    command = click.option(
-        "--completions", type=click.Path(path_type=Path), help="Their sampled tokens are used."
-    )(command)
     return click.argument("data", type=click.Path(path_type=Path))(command)  # type: ignore[no-any-return]
+
+
+_PAIRS_HELP = """DATA is JSONL or Parquet with prompt, chosen and rejected, or a folder from
+`rlaif pair`. --set takes every key of a train step. The trained model is in OUT/model.
+"""
+_PROMPTS_HELP = """DATA is a file of prompts (JSONL or Parquet). --set takes every key of a train
+step. The trained model is in OUT/model, and every sampled answer with its judgements in OUT.
+"""
+_LORA = click.option("--lora", is_flag=True, help="Low-rank adapters (--set lora.r=8 ...).")
+_OFFLINE = [
+    click.option(
+        "--completions", type=click.Path(path_type=Path), help="Their sampled tokens are used."
+    )
+]
+_ON_POLICY = [
+    CONSTITUTION,
+    click.option(
+        "--reward",
+        "rewards",
+        multiple=True,
+        default=["rules"],
+        show_default=True,
+        help="A judge's kind, or the folder of a reward model; repeatable, of equal weight.",
+    ),
+]
+
+
+def _reward_judge(text: str, request: dict[str, Any]) -> dict[str, str]:
+    """The judge of one --reward; a model that it asks is added to the request."""
+    if Path(text).is_dir():
+        name = f"reward{len(request['models'])}"
+        request["models"][f"judge/{name}"] = text
+        return {"id": name, "kind": "reward_model", "by": text}
+    if text != "rules":
+        request["models"][f"judge/{text}"] = request["models"]["start"]
+    return {"id": text, "kind": text}
 
 
 def _reference_option(spec: Any) -> list[Any]:
@@ -111,3 +160,37 @@ def _preferences(data: Path, out: Path) -> Path:
     loading = Request("load", out / "preferences", settings, inputs={"file": str(data)})
     run_step(loading, progress_of(True))
     return out / "preferences"
+
+
+@click.command()
+@click.argument("preferences", type=click.Path(path_type=Path))
+@MODEL
+@OUT
+@SET
+@SEED
+@QUIET
+@JSON
+def distill(
+    preferences: Path,
+    model: str,
+    out: Path,
+    settings: tuple[str, ...],
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Distil PREFERENCES (TRL's formats, or a folder from `rlaif pair`) into a reward model.
+
+    --set takes the keys of a distill step, such as learning_rate or margin. The model is in
+    OUT/model: an AutoModelForSequenceClassification, a judge of kind reward_model, and a reward.
+    """
+    file_step(
+        as_json,
+        quiet,
+        kind="distill",
+        out=out,
+        settings=settings,
+        models={"start": model},
+        inputs={"preferences/0": str(_preferences(preferences, out))},
+        seed=seed,
+    )

@@ -21,6 +21,7 @@ from pydantic import (
 from rlaif.config.base import Fraction, StepId, Strict
 
 Noise = Annotated[float, Field(ge=0.0, lt=0.5)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class LoraOptions(Strict):
@@ -53,7 +54,7 @@ class TrainStep(Strict):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     min_lr_ratio: Fraction = 0.0
     weight_decay: NonNegativeFloat = 0.0
-    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 1.0
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 autocast where the device multiplies it fast, else fp32."
@@ -61,6 +62,12 @@ class TrainStep(Strict):
     gradient_checkpointing: bool = False
     train_on_eos: bool = True
     lora: LoraOptions | None = None
+    processes: PositiveInt | Literal["auto"] = Field(
+        "auto", description="auto: one for each GPU, one on a CPU. Several share every batch."
+    )
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        [], description="Where every step's numbers go as well; each must be installed."
+    )
     checkpoint_every: PositiveInt = Field(50, description="Optimiser steps between checkpoints.")
     uses: list[str] | None = None
 
@@ -209,6 +216,7 @@ class OnPolicyTrain(ReferenceTrain):
     temperature: PositiveFloat = 1.0
     max_new_tokens: PositiveInt = 64
     stop: list[str] = []
+    checkpoint_every: PositiveInt = Field(5, description="Rollouts between checkpoints.")
     missing_eos_penalty: NonNegativeFloat = Field(
         0.0, description="Taken from the reward of an answer that never ends."
     )
@@ -218,7 +226,11 @@ class OnPolicyTrain(ReferenceTrain):
     importance_cap: PositiveFloat = Field(3.0, description="TRL's default.")
 
     @model_validator(mode="after")
-    def _log_probs_compare(self) -> OnPolicyTrain:
+    def _combine(self) -> OnPolicyTrain:
+        if self.processes not in ("auto", 1):
+            raise ValueError("on-policy training runs in one process; leave `processes` out")
+        if self.lora is not None and self.lora.dropout > 0:
+            raise ValueError("on-policy training compares log-probs: set lora.dropout to 0")
         if self.importance != "none" and self.temperature != 1.0:
             raise ValueError(
                 "the sampler's log-probs are at temperature 1: with another temperature set "
@@ -234,7 +246,9 @@ class GrpoTrain(OnPolicyTrain):
     method: Literal["grpo"]
     n: Annotated[int, Field(ge=2)] = 8
     beta: NonNegativeFloat = Field(0.04, description="arXiv 2402.03300; DAPO uses 0.")
-    kl: Literal["k1", "k2", "k3"] = "k3"
+    kl: Literal["k2", "k3"] = Field(
+        "k3", description="k1 is left out: as a loss its expected gradient is 0."
+    )
     scale: Literal["std", "none"] = Field("std", description="none: Dr. GRPO.")
     reduction: Literal["token", "sequence", "constant"] = Field(
         "token", description="token: DAPO; sequence: DeepSeekMath; constant: Dr. GRPO."
@@ -246,6 +260,12 @@ class GrpoTrain(OnPolicyTrain):
         0, ge=0, description="DAPO: the reward falls over the last this many tokens; 0 is off."
     )
     mask_truncated: bool = Field(False, description="DAPO: unfinished answers teach nothing.")
+
+    @model_validator(mode="after")
+    def _sides(self) -> GrpoTrain:
+        if self.two_sided is not None and self.two_sided <= 1 + self.clip_high:
+            raise ValueError("two_sided must be above 1 + clip_high")
+        return self
 
 
 class RlooTrain(OnPolicyTrain):
@@ -281,12 +301,19 @@ class PpoTrain(OnPolicyTrain):
         0.0, description="InstructGPT: adds the chosen answers' NLL of the preferences so far."
     )
 
+    @model_validator(mode="after")
+    def _adapts(self) -> PpoTrain:
+        if self.kl_target is not None and self.beta == 0:
+            raise ValueError("kl_target scales beta, which must then be above 0 to start from")
+        return self
+
 
 class OnlineDpoTrain(OnPolicyTrain):
     """Online DPO, or OAIF (arXiv 2402.04792): the best of `n` answers against the worst."""
 
     method: Literal["online_dpo"]
     n: Annotated[int, Field(ge=2)] = 2
+    importance: Literal["none"] = Field("none", description="Pairs need no correction.")
     loss: Literal["dpo", "ipo", "hinge"] = Field(
         "dpo", description="The paper's beta: dpo 0.1, ipo 1.0, hinge (SLiC) 0.002."
     )
@@ -305,6 +332,7 @@ class DistillStep(TrainStep):
         "none", description="score: the pair's score margin is asked of the rewards' gap."
     )
     centre: NonNegativeFloat = Field(0.01, description="Pulls the rewards' mean to 0.")
+    train_on_eos: Literal[True] = Field(True, description="The reward is read at the end of turn.")
 
 
 def _train_tag(value: Any) -> str:
@@ -330,6 +358,7 @@ METHODS: dict[str, type[TrainStep]] = {
     "rloo": RlooTrain,
     "online_dpo": OnlineDpoTrain,
 }
+TRAININGS: dict[str, type[TrainStep]] = {**METHODS, "bradley_terry": DistillStep}
 AnyTrain = Annotated[
     Annotated[SftTrain, Tag("sft")]
     | Annotated[DpoTrain, Tag("dpo")]

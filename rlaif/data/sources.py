@@ -100,6 +100,11 @@ def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}:{number}", row
 
 
+def file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) of a JSONL or Parquet file, by its ending. Raises ConfigError."""
+    return _parquet_rows(path) if path.suffix == ".parquet" else jsonl_rows(path)
+
+
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet

@@ -38,6 +38,16 @@ def load(spec: ModelSpec, folder: Path, name: str) -> RewardEngine:
             f"model {name!r} in {folder} has {model.config.num_labels} outputs; a reward model has "
             "one"
         )
+    head = getattr(model, "score", None)
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        raise EngineError(
+            f"model {name!r} in {folder}: {type(model).__name__} has no plain `score` head"
+        )
+    if not getattr(tokenizer, "chat_template", None):
+        raise EngineError(
+            f"model {name!r} in {folder} has no chat template. Put chat_template.jinja into the "
+            "folder."
+        )
     return RewardEngine(model.to(device).eval(), tokenizer, spec, name, weights_hash(folder))
 
 
@@ -52,7 +62,8 @@ class RewardEngine:
         self.spec = spec
         self.name = name
         self.weights_hash = digest
-        self.context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        self.context = min(spec.max_context or limit, limit)
 
     def generate(self, requests: Any, done: Any = frozenset()) -> NoReturn:
         """A reward model writes nothing."""

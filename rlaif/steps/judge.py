@@ -70,6 +70,9 @@ def ask(
     if model is None:
         raise ConfigError(f"judge {judge.id} asks a model, and none was named")
     engine = engines.get(model)
+    lacking = sorted(judge.needs - engine.capabilities)
+    if lacking:
+        raise ConfigError(f"judge {judge.id} needs {lacking}, which model {model.label!r} lacks")
     annotator = f"{model.label}:{engine.weights_hash}"
     began = time.monotonic()
     for results in _ask(engine, list(asked.values()), done):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from rlaif.data.sources import jsonl_rows
+from rlaif.data.sources import file_rows
 from rlaif.errors import ConfigError
 from rlaif.records import (
     Completion,
@@ -28,7 +29,7 @@ def run(context: StepContext) -> dict[str, Any]:
     step = context.planned.step
     path = find(step.path, context.inputs.path)
     records: list[Any] = []
-    for place, row in jsonl_rows(path):
+    for place, row in file_rows(path):
         if step.type == "preferences":
             records.append(trl_preference(row, place, context.planned.round))
             continue
@@ -45,8 +46,20 @@ def run(context: StepContext) -> dict[str, Any]:
 
 
 def load_trl(path: Path, round_number: int = 0) -> list[Preference]:
-    """The preferences in a TRL-format JSONL file (explicit prompt; text or message lists)."""
-    return [trl_preference(row, place, round_number) for place, row in jsonl_rows(path)]
+    """The preferences in a JSONL or Parquet file of TRL's formats (text or message lists)."""
+    return [trl_preference(row, place, round_number) for place, row in file_rows(path)]
+
+
+def _explicit_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    """TRL's implicit form, two conversations that begin alike, with the shared turns as prompt."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if row.get("prompt") or not isinstance(chosen, list) or not isinstance(rejected, list):
+        return row
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    parts = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+    return {**row, **parts}
 
 
 def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Preference:
@@ -56,6 +69,7 @@ def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Prefer
             return from_json(Preference, row)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{place}: not a preference row: {error}") from None
+    row = _explicit_prompt(row)
     lacking = [key for key in ("prompt", "chosen", "rejected") if not row.get(key)]
     if lacking:
         raise ConfigError(
@@ -67,7 +81,11 @@ def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Prefer
     rejected = _turns(row["rejected"], "assistant", place)
     if chosen == rejected:
         raise ConfigError(f"{place}: chosen and rejected are the same text")
-    margin = float(row.get("margin") or 0.0)
+    above = _number(row, "score_chosen", place)
+    below = _number(row, "score_rejected", place)
+    margin = _number(row, "margin", place)
+    if margin is None:
+        margin = above - below if above is not None and below is not None else 0.0
     ids = ["x_" + content_hash(prompt, side) for side in (chosen, rejected)]
     return Preference(
         preference_id="f_" + content_hash(*ids),
@@ -76,8 +94,8 @@ def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Prefer
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        score_chosen=float(row.get("score_chosen") or margin),
-        score_rejected=float(row.get("score_rejected") or 0.0),
+        score_chosen=margin if above is None else above,
+        score_rejected=0.0 if below is None else below,
         margin=margin,
         prob=1.0,
         weight=1.0,
@@ -89,10 +107,28 @@ def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Prefer
     )
 
 
+def _number(row: dict[str, Any], key: str, place: str) -> float | None:
+    """A finite number, or None where the cell is empty (null or NaN)."""
+    value = row.get(key)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{place}: {key} is {value!r}; a number was expected")
+    return float(value)
+
+
 def _turns(value: Any, role: str, place: str) -> list[Message]:
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     turns = value if isinstance(value, list) else []
-    if not turns or not all(isinstance(t, dict) and {"role", "content"} <= set(t) for t in turns):
+    if not turns or not all(_is_turn(turn) for turn in turns):
         raise ConfigError(f"{place}: expected text or a list of {{role, content}} turns")
     return [{"role": t["role"], "content": t["content"]} for t in turns]
+
+
+def _is_turn(turn: Any) -> bool:
+    return (
+        isinstance(turn, dict)
+        and isinstance(turn.get("role"), str)
+        and isinstance(turn.get("content"), str)
+    )

@@ -74,7 +74,8 @@ class Rollouts:
                 f"{len(every)}"
             )
         # The window moves on with every rollout, so all prompts are used before one comes again.
-        ids = round_prompts(every, count, self.context.planned.seed, number + 1)
+        earlier = max(0, self.context.planned.round - 1) * self.step.rollouts
+        ids = round_prompts(every, count, self.context.planned.seed, earlier + number + 1)
         prompts = [self.context.prompts[i] for i in ids]
         with torch.no_grad(), model.generating() as module:
             made = self._sample(number, prompts, module)

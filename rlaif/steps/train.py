@@ -16,6 +16,7 @@ from rlaif.steps.context import StepContext
 from rlaif.store import write_atomic
 from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.run import train
+from rlaif.train.trackers import open_trackers
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -33,6 +34,9 @@ def run(context: StepContext) -> dict[str, Any]:
         for stale in (out, work):
             shutil.rmtree(stale)
     started = False
+    name = f"{planned.id}-seed{planned.seed}-round{planned.round}-{planned.hash[:8]}"
+    project = context.inputs.experiment.name
+    trackers = open_trackers(step.trackers, project, name, context.folder.path)
 
     def report(progress: TrainProgress) -> None:
         nonlocal started
@@ -41,6 +45,8 @@ def run(context: StepContext) -> dict[str, Any]:
             started = True
         reward = progress.metrics.get("reward")
         what = f"loss {progress.loss:.3f}" if reward is None else f"reward {reward:.3f}"
+        for log in trackers:
+            log(progress.step, progress.metrics)
         context.progress.advance(1, note=f"{progress.tokens_per_second:.0f} tok/s, {what}")
 
     if fresh:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlaif.errors import StoreError
+from rlaif.train import parallel
 
 PREFIX = "checkpoint-"
 
@@ -24,7 +25,20 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> None:
-    """Write masters, optimiser state, random state and `state`, then drop older checkpoints."""
+    """Write masters, optimiser state, random state and `state`, then drop older checkpoints. Of
+    several ranks, which all hold the same, the first writes."""
+    if parallel.rank() == 0:
+        _write(work, step, masters, optimizer, state)
+    parallel.wait()
+
+
+def _write(
+    work: Path,
+    step: int,
+    masters: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+) -> None:
     final = work / f"{PREFIX}{step:08d}"
     temporary = work / f"partial-{step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -65,8 +79,10 @@ def restore(
 
     Raises StoreError when it belongs to another training.
     """
-    for torn in work.glob("partial-*"):
-        shutil.rmtree(torn)
+    if parallel.rank() == 0:
+        for torn in work.glob("partial-*"):
+            shutil.rmtree(torn)
+    parallel.wait()
     found = sorted(work.glob(PREFIX + "*"))
     if not found:
         return None
@@ -83,11 +99,15 @@ def restore(
         for name, master in masters.items():
             master.copy_(weights[name])
     for name, master in masters.items():
-        optimizer.state[master] = {
+        kept = {
             # Fused AdamW wants its step counter beside the weights; it is the only scalar.
             key: tensors[f"{key}|{name}"].to(master.device)
             for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"{key}|{name}" in tensors
         }
+        # Before the first step there is none.
+        if kept:
+            optimizer.state[master] = kept
     torch.set_rng_state(tensors["rng|cpu"])
     if "rng|cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng|cuda"])

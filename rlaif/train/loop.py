@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 
 from rlaif.batching import plan_epoch
-from rlaif.config import TrainStep
+from rlaif.config import OnPolicyTrain, TrainStep
+from rlaif.device import peak_flops, peak_memory
 from rlaif.errors import EngineError, RlaifError
 from rlaif.records import content_hash
-from rlaif.train import checkpoint
+from rlaif.train import checkpoint, parallel
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
 
 Sums = dict[str, tuple[float, float]]
 """A metric's weighted sum and its weight: means over any cut of the batch add up."""
-IGNORED_OPTIONS = {"id", "uses", "checkpoint_every", "from_", "reference"}
+IGNORED_OPTIONS = {"id", "uses", "checkpoint_every", "from_", "reference", "trackers"}
 
 
 class Task(Protocol):
@@ -121,8 +122,7 @@ def run_training(
         row = optimiser_step(task, model, optimizer, plan[step], options, step, len(plan), work)
         rows.append(row)
         tokens += row["tokens"]
-        with (work / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        write_row(work, row)
         if (step + 1) % options.checkpoint_every == 0 and step + 1 < len(plan):
             checkpoint.save(work, step + 1, model.masters, optimizer, {"fingerprint": fingerprint})
         if progress is not None:
@@ -130,6 +130,13 @@ def run_training(
     seconds = sum(row["timing"]["seconds"] for row in rows)
     dtype = str(model.dtype).removeprefix("torch.")
     return TrainOutcome(len(plan), tokens, summary_of(rows), {}, seconds, dtype)
+
+
+def write_row(work: Path, row: dict[str, Any]) -> None:
+    """One line of metrics.jsonl, by rank 0."""
+    if parallel.rank() == 0:
+        with (work / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def _plan(task: Task, model: TrainModel, options: TrainStep, seed: int) -> list[list[list[int]]]:
@@ -185,8 +192,21 @@ def optimiser_step(
         "grad_norm": norm,
         "learning_rate": rate,
         "tokens": tokens,
-        "timing": {"seconds": seconds, "tokens_per_second": tokens / seconds},
+        "timing": _timing(model, seconds, tokens),
     }
+
+
+def _timing(model: TrainModel, seconds: float, tokens: int) -> dict[str, float]:
+    """Throughput in tokens and FLOP (6 for each parameter and token, as if no prompt were shared),
+    its share of the device's peak where that is known, and the peak memory of this process."""
+    parameters = sum(p.numel() for p in model.module.parameters())
+    rate = 6.0 * parameters * tokens / seconds / parallel.world()
+    timing = {"seconds": seconds, "tokens_per_second": tokens / seconds, "tflops": rate / 1e12}
+    peak = peak_flops(model.device)
+    if peak is not None:
+        timing["mfu"] = rate / peak
+    timing["memory_gb"] = peak_memory(model.device) / 1e9
+    return timing
 
 
 def _accumulate(
@@ -196,7 +216,7 @@ def _accumulate(
     total = task.total([i for micro in batch for i in micro])
     sums: Sums = {}
     tokens, mean_loss = 0, 0.0
-    for micro in batch:
+    for micro in parallel.share(batch):
         loss, parts, count = task.loss(model, micro, total, step)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -207,8 +227,16 @@ def _accumulate(
         for name, (amount, weight) in parts.items():
             before = sums.get(name, (0.0, 0.0))
             sums[name] = (before[0] + amount, before[1] + weight)
-    metrics = {name: amount / weight for name, (amount, weight) in sums.items() if weight}
-    return {"loss": mean_loss, **metrics}, tokens
+    parallel.sum_gradients(model.masters.values())
+    every = parallel.gather((sums, tokens, mean_loss))
+    names = sorted({name for found, _, _ in every for name in found})
+    metrics = {}
+    for name in names:
+        pairs = [found[name] for found, _, _ in every if name in found]
+        weight = sum(weight for _, weight in pairs)
+        if weight:
+            metrics[name] = sum(amount for amount, _ in pairs) / weight
+    return {"loss": sum(part for _, _, part in every), **metrics}, sum(n for _, n, _ in every)
 
 
 def _non_finite(
@@ -243,7 +271,11 @@ def memory_advice(options: TrainStep) -> Iterator[None]:
         if not exhausted and "allocate memory" not in text and "not enough memory" not in text:
             raise
         advice = f"lower `micro_batch_tokens` ({options.micro_batch_tokens})"
-        advice += f" or `max_length` ({options.max_length})"
+        if isinstance(options, OnPolicyTrain):
+            advice = f"lower `n` ({options.n}), `max_new_tokens` ({options.max_new_tokens})"
+            advice += f" or `micro_batch_tokens` ({options.micro_batch_tokens})"
+        else:
+            advice += f" or `max_length` ({options.max_length})"
         if not options.gradient_checkpointing:
             advice += ", or set `gradient_checkpointing: true`"
         raise EngineError(f"training ran out of memory: {advice}") from None
@@ -251,7 +283,7 @@ def memory_advice(options: TrainStep) -> Iterator[None]:
 
 def keep_rows(path: Path, steps: int) -> list[dict[str, Any]]:
     """The rows up to `steps`; later ones, and a torn last line, are dropped from the file."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
@@ -259,9 +291,12 @@ def keep_rows(path: Path, steps: int) -> list[dict[str, Any]]:
             break
         if row["step"] <= steps:
             rows.append(row)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.rename(path)
+    parallel.wait()
+    if parallel.rank() == 0:
+        temporary = path.with_suffix(".partial")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.rename(path)
+    parallel.wait()
     return rows
 
 

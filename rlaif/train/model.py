@@ -110,8 +110,12 @@ class TrainModel:
     def rewards(self, layout: Layout) -> Tensor:
         """(S,) fp32 rewards: the head's number at each sequence's last token."""
         last = self.hidden(layout).index_select(0, layout.last)
-        rewards: Tensor = _causal(self.module).score(last)
-        return rewards[:, 0].float()
+        head = _causal(self.module).score
+        # In fp32: bf16 would round rewards to steps of a hundredth.
+        weight = getattr(head, "weight", None)
+        if weight is None:
+            weight = head.modules_to_save["default"].weight
+        return nn.functional.linear(last.float(), weight.float())[:, 0]
 
     def hidden(self, layout: Layout) -> Tensor:
         """(R*T, H) last hidden states of the layout's rows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,11 @@ from rlaif.train.loop import (
     TrainProgress,
     keep_rows,
     make_optimizer,
+    memory_advice,
     optimiser_step,
     progress_of,
     summary_of,
+    write_row,
 )
 from rlaif.train.model import TrainModel
 from rlaif.train.rollout import Critic, Group, Rollout, add_advantages, measure
@@ -69,14 +70,15 @@ def run_on_policy(
     total = options.rollouts * per_rollout
     rows = keep_rows(work / "metrics.jsonl", first * per_rollout)
     for number in range(first, options.rollouts):
-        rollout = measure(model, collect(number, model), options, reference, critic)
+        with memory_advice(options):
+            rollout = measure(model, collect(number, model), options, reference, critic)
         if not any(bool((~r.isnan()).any()) for r in rollout.rewards):
             raise RlaifError(
                 f"rollout {number + 1}: no answer has a reward. Look at the judgements in "
                 f"{work.parent}"
             )
         add_advantages(rollout, options, beta)
-        task = _task(rollout, options, beta, critic, ptx)
+        task = _task(rollout, options, beta, critic, ptx, number)
         sizes = [model.size(example.branches) for example in task.examples]
         step = number * per_rollout
         for epoch in range(options.epochs):
@@ -87,8 +89,7 @@ def run_on_policy(
                 row = optimiser_step(task, model, optimizer, batch, options, step, total, work)
                 row |= {"rollout": number + 1, "beta": beta, **rollout.metrics}
                 rows.append(row)
-                with (work / "metrics.jsonl").open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                write_row(work, row)
                 step += 1
                 if progress is not None:
                     progress(progress_of(row, total))
@@ -116,10 +117,11 @@ def _task(
     beta: float,
     critic: Critic | None,
     ptx: Sequence[Example],
+    number: int,
 ) -> Task:
     if isinstance(options, OnlineDpoTrain):
         return OnlinePairs(rollout, options)
-    return PolicyTask(rollout, options, beta, critic, ptx)
+    return PolicyTask(rollout, options, beta, critic, ptx, number)
 
 
 class PolicyTask:
@@ -132,7 +134,10 @@ class PolicyTask:
         beta: float,
         critic: Critic | None = None,
         ptx: Sequence[Example] = (),
+        number: int = 0,
     ):
+        self.number = number
+        self.ptx_tokens = 1
         self.rollout = rollout
         self.options = options
         self.beta = beta
@@ -150,7 +155,9 @@ class PolicyTask:
             )
             if keep
         ]
-        # A batch without any leaves the weights where they are.
+        if self.ptx:
+            self.ptx_tokens = sum(len(self._mixed(i).completions[0]) for i in batch)
+        # A batch without any has a gradient of 0.
         return losses.GlobalBatch(max(1, len(lengths)), max(1, sum(lengths)))
 
     def loss(
@@ -182,6 +189,10 @@ class PolicyTask:
             reference = self._tokens(self.rollout.reference, micro, logprobs)
             assert reference is not None
             kl = losses.kl_estimate(logprobs, reference, self.options.kl)
+            if self.rollout.old is not None:
+                # Old answers: without the ratio the estimate would be of another policy
+                # (DeepSeek-V3.2).
+                kl = kl * (logprobs - old).exp()
             metrics["kl"] = kl.detach()[keep].mean() if bool(keep.any()) else kl.new_zeros(())
             values = values + self.beta * kl
         loss = losses.token_reduction(
@@ -276,12 +287,15 @@ class PolicyTask:
         weight = float(getattr(self.options, "ptx_weight", 0.0))
         if not weight or not self.ptx:
             return loss
-        chosen = [self.ptx[i % len(self.ptx)] for i in micro]
+        chosen = [self._mixed(i) for i in micro]
         layout = model.layout([(e.prompt_ids, e.completions[:1]) for e in chosen])
-        nll = -model.token_logprobs(layout).mean()
-        metrics["ptx_nll"] = nll.detach()
-        answers = sum(len(self.rollout.groups[i].answers) for i in micro)
-        return loss + weight * nll * (answers / total.sequences)
+        nll = -model.token_logprobs(layout).sum()
+        metrics["ptx_nll"] = nll.detach() / len(layout.targets)
+        return loss + weight * nll / self.ptx_tokens
+
+    def _mixed(self, index: int) -> Example:
+        """The preference that goes with group `index`: over the rollouts, all of them in turn."""
+        return self.ptx[(self.number * len(self.examples) + index) % len(self.ptx)]
 
 
 class OnlinePairs:

@@ -10,6 +10,7 @@ import torch
 
 from rlaif.batching import plan_epoch
 from rlaif.config import TrainStep
+from rlaif.train import parallel
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
 
@@ -21,8 +22,9 @@ def read_reference(path: Path) -> Reference:
     """The reference log-probs stored so far; a torn last line is dropped from the file."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     if lines and not lines[-1].endswith("\n"):
-        path.write_text("".join(lines[:-1]))
         lines = lines[:-1]
+        if parallel.rank() == 0:
+            path.write_text("".join(lines))
     rows = [json.loads(line) for line in lines]
     return {row["example_id"]: tuple(row["logprobs"]) for row in rows}
 
@@ -38,17 +40,24 @@ def compute_reference(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     known = read_reference(path)
+    parallel.wait()
     sizes = [model.size(e.branches) for e in examples]
     plan = plan_epoch(sizes, options.batch_size, options.micro_batch_tokens, seed, 0)
-    with path.open("a") as file:
-        for micro in (m for batch in plan for m in batch):
-            rows = [examples[i] for i in micro]
-            if all(e.example_id in known for e in rows):
-                continue
+    for batch in plan:
+        missing = [
+            [examples[i] for i in micro]
+            for micro in batch
+            if not all(examples[i].example_id in known for i in micro)
+        ]
+        own: Reference = {}
+        for rows in parallel.share(missing):
             values = iter(model.logprobs(model.layout([e.branches for e in rows])).tolist())
             for example in rows:
-                known[example.example_id] = tuple(next(values) for _ in example.completions)
-                row = {"example_id": example.example_id, "logprobs": known[example.example_id]}
-                file.write(json.dumps(row) + "\n")
-            file.flush()
+                own[example.example_id] = tuple(next(values) for _ in example.completions)
+        new = {name: values for part in parallel.gather(own) for name, values in part.items()}
+        known |= new
+        if parallel.rank() == 0 and new:
+            lines = [{"example_id": name, "logprobs": values} for name, values in new.items()]
+            with path.open("a") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
     return known

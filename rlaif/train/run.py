@@ -7,14 +7,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TrainStep
 from rlaif.config.training import PpoTrain
 from rlaif.errors import RlaifError
-from rlaif.records import Preference
-from rlaif.train import checkpoint
+from rlaif.records import Preference, to_json
+from rlaif.train import checkpoint, parallel
 from rlaif.train.loop import Task, TrainOutcome, TrainProgress, memory_advice, run_training
 from rlaif.train.model import TrainModel, compute_dtype, export, free, load_module, prepare
 from rlaif.train.on_policy import Collect, add_critic, drop_critic, run_on_policy
@@ -56,9 +57,26 @@ def train(
             "there are no preferences to train on. Every pair was dropped: lower `min_margin` in "
             "`pair`, sample more answers per prompt, or look at the judges' scores."
         )
+    where = torch.device(_pick(device))
+    processes = _processes(options, where)
+    if processes > 1 and parallel.world() == 1:
+        request = {
+            "kind": options.method,
+            "options": options.model_dump(mode="json", by_alias=True),
+            "preferences": [to_json(p) for p in preferences],
+            "token_ids": dict(token_ids),
+            "start": str(start),
+            "reference": str(reference) if reference else None,
+            "out": str(out),
+            "work": str(work),
+            "seed": seed,
+            "device": str(where),
+            "system_prompt": system_prompt,
+        }
+        done = parallel.launch(request, processes, work, _told(progress))
+        return TrainOutcome(**done)
     encoded = _encode(options, preferences, token_ids, start, system_prompt)
     work.mkdir(parents=True, exist_ok=True)
-    where = torch.device(_pick(device))
     dtype = compute_dtype(options.precision, where)
     same = reference is None or reference.resolve() == start.resolve()
     stored: Reference = {}
@@ -74,11 +92,25 @@ def train(
         with memory_advice(options):
             stored = compute_reference(model, encoded.examples, options, seed, path)
     outcome = _run(options, encoded, stored, same, model, work, seed, progress)
-    export(model, start, out, options.lora)
-    checkpoint.clear(work)
+    if parallel.rank() == 0:
+        export(model, start, out, options.lora)
+        checkpoint.clear(work)
+    parallel.wait()
     del model
     free()
     return outcome
+
+
+def _processes(options: TrainStep, device: torch.device) -> int:
+    if options.processes != "auto":
+        return options.processes
+    return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
+
+
+def _told(
+    progress: Callable[[TrainProgress], None] | None,
+) -> Callable[[dict[str, Any]], None]:
+    return lambda row: None if progress is None else progress(TrainProgress(**row))
 
 
 def train_on_policy(
@@ -115,7 +147,13 @@ def train_on_policy(
     if isinstance(options, PpoTrain):
         own = None
         if options.critic == "separate":
-            own = prepare(load_module(start, where), where, dtype)
+            own = prepare(
+                load_module(start, where),
+                where,
+                dtype,
+                options.lora,
+                options.gradient_checkpointing,
+            )
         critic = add_critic(model, own)
     ptx: list[Example] = []
     if isinstance(options, PpoTrain) and options.ptx_weight > 0:
@@ -174,6 +212,7 @@ def _encode(
         overlong=options.overlong,
         train_on_eos=options.train_on_eos,
         system_prompt=system_prompt,
+        always_end=isinstance(options, DistillStep),
     )
     if not encoded.examples:
         raise RlaifError(
@@ -226,5 +265,6 @@ def _run(
         task = PreferenceTask(encoded.examples, stored, options, same)
     outcome = run_training(task, model, options, work, seed, progress)
     outcome = replace(outcome, skipped=encoded.counts)
-    (work / "outcome.json").write_text(json.dumps(asdict(outcome)))
+    if parallel.rank() == 0:
+        (work / "outcome.json").write_text(json.dumps(asdict(outcome)))
     return outcome

@@ -85,8 +85,12 @@ def encode(
     overlong: Overlong,
     train_on_eos: bool,
     system_prompt: str = "keep",
+    always_end: bool = False,
 ) -> Encoded:
     """Examples of the chosen answers, or of `both` answers, in the order given.
+
+    With `always_end` every answer is given its end of turn, also one that was cut off: a reward
+    model reads it there.
 
     `token_ids` maps completion ids to sampled tokens, the end token included if it was sampled.
     `system_prompt` is the policy's setting, as it was when it sampled.
@@ -104,6 +108,9 @@ def encode(
                 raise RlaifError(f"{where}: an answer must be exactly one assistant message")
             text, end_ids = render_answer(tokenizer, preference.prompt, messages[0], where)
             ids, retokenised = _branch(tokenizer, messages, text, end_ids, known, train_on_eos)
+            end = end_of_turn(tokenizer, end_ids)
+            if always_end and end is not None and ids[-1:] != [end]:
+                ids = [*ids, end]
             result.counts["retokenised"] += retokenised
             branches.append(ids)
         given = render_prompt(tokenizer, preference.prompt, system_prompt)

@@ -1,0 +1,128 @@
+"""Does every on-policy algorithm learn a verifiable task on the real model?
+
+    python benchmarks/policy_learning.py [grpo rloo ppo online_dpo] [--seeds 1 2 3] [--rollouts 16]
+        [--out DIR] [--quick] [--json]
+
+The task (constitutions/three_items.yaml): a list of exactly three different items that takes up
+the question. Empty, short and repetitive text cannot win. Each run is an experiment: the reward
+curve is that of the training prompts, the difference is on held-out prompts with a paired bootstrap
+over prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SCORE = "score/checks"
+METHODS: dict[str, dict[str, Any]] = {
+    "grpo": {"n": 6, "batch_size": 4, "beta": 0.01},
+    "rloo": {"n": 6, "batch_size": 4, "beta": 0.01},
+    "ppo": {"n": 2, "batch_size": 12, "epochs": 2, "beta": 0.01},
+    "online_dpo": {"n": 4, "batch_size": 6, "beta": 0.1},
+}
+LEARNING_RATE = {"grpo": 3e-4, "rloo": 3e-4, "ppo": 3e-4, "online_dpo": 3e-4}
+
+
+def experiment(method: str, seed: int, rollouts: int) -> dict[str, Any]:
+    """The experiment file of one run."""
+    train = {
+        "method": method,
+        "rewards": {"checks": 1.0},
+        "rollouts": rollouts,
+        "max_new_tokens": 64,
+        "learning_rate": LEARNING_RATE[method],
+        "warmup_ratio": 0.0,
+        "schedule": "constant",
+        "lora": {"r": 16, "alpha": 32},
+        **METHODS[method],
+    }
+    system = "Answer with a list of three short items."
+    return {
+        "name": f"policy-learning-{method}",
+        "seed": seed,
+        "models": {"policy": {"path": "builtin/smollm2-135m-instruct", "system_prompt": system}},
+        "constitution": str(ROOT / "constitutions/three_items.yaml"),
+        "prompts": {"path": str(ROOT / "prompts/seeds/everyday.jsonl"), "holdout": 48},
+        "judges": [{"id": "checks", "kind": "rules"}],
+        "steps": [
+            {"train": train},
+            {"evaluate": {"temperature": 1.0, "max_new_tokens": 64, "against": ["initial"]}},
+        ],
+    }
+
+
+def measure(method: str, seed: int, rollouts: int, base: Path) -> dict[str, Any]:
+    """Run one algorithm with one seed."""
+    from rlaif.experiment import run_experiment
+    from rlaif.progress import QuietProgress
+
+    base.mkdir(parents=True, exist_ok=True)
+    path = base / f"{method}-{seed}.yaml"
+    path.write_text(yaml.safe_dump(experiment(method, seed, rollouts), sort_keys=False))
+    began = time.monotonic()
+    run = base / f"{method}-{seed}"
+    last = run_experiment(path, run, (), QuietProgress()).rounds[-1]
+    curve: list[dict[str, Any]] = []
+    for file in run.glob("steps/*/work/metrics.jsonl"):
+        curve = [json.loads(line) for line in file.read_text().splitlines()]
+    rewards = {row["rollout"]: row["reward"] for row in curve}
+    return {
+        "method": method,
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "rewards": [round(value, 3) for value in rewards.values()],
+        "difference": last.metrics["deltas"]["initial"][SCORE],
+        "kl": last.metrics["metrics"]["kl/initial"]["mean"],
+        "value_loss": [round(row["value_loss"], 4) for row in curve if "value_loss" in row],
+        "alarms": [a["name"] for a in last.metrics["alarms"] if a["severity"] == "alarm"],
+    }
+
+
+def show(row: dict[str, Any]) -> str:
+    """One line per run."""
+    change = row["difference"]
+    interval = f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+    curve = row["rewards"]
+    third = max(1, len(curve) // 3)
+    early, late = sum(curve[:third]) / third, sum(curve[-third:]) / third
+    return (
+        f"{row['method']:11} {row['seed']:>4}  reward {early:.3f} -> {late:.3f}  "
+        f"held out {interval}  KL {row['kl']:.2f}  {row['seconds']:.0f} s  "
+        f"{', '.join(row['alarms'])}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rollouts", type=int, default=16)
+    parser.add_argument("--out", type=Path, help="where the runs are kept [default: a new folder]")
+    parser.add_argument("--quick", action="store_true", help="one seed, four rollouts")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    base = options.out or Path(tempfile.mkdtemp(prefix="policy-learning-"))
+    seeds = options.seeds[:1] if options.quick else options.seeds
+    rollouts = 4 if options.quick else options.rollouts
+    rows = []
+    for method in options.methods:
+        for seed in seeds:
+            rows.append(measure(method, seed, rollouts, base))
+            print(show(rows[-1]), flush=True)
+    if options.json:
+        print(json.dumps({"runs": rows, "rollouts": rollouts}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

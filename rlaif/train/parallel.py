@@ -1,0 +1,126 @@
+"""Training by several processes, each with a copy of the model: every rank takes its share of a
+batch's micro-batches, and the gradients are summed before the step.
+
+The losses are normalised by the whole batch, so the sum is the very gradient that one process has.
+Ranks are started by torchrun and work on files; only rank 0 writes, and none takes the run's lock.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rlaif.errors import EngineError, RlaifError
+
+T = TypeVar("T")
+BUCKET = 64 * 1024 * 1024
+"""Elements of gradients that are summed in one call."""
+
+
+def rank() -> int:
+    """This process's number; 0 when there is only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """This rank's items: every world-th, so that neighbours of like size are spread."""
+    return list(items[rank() :: world()])
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, by rank."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def wait() -> None:
+    """Until every rank is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def sum_gradients(masters: Iterable[Tensor]) -> None:
+    """Replace every gradient by its sum over the ranks."""
+    if world() == 1:
+        return
+    bucket: list[Tensor] = []
+    held = 0
+    for master in masters:
+        if master.grad is None:
+            continue
+        bucket.append(master.grad)
+        held += master.grad.numel()
+        if held >= BUCKET:
+            _sum(bucket)
+            bucket, held = [], 0
+    if bucket:
+        _sum(bucket)
+
+
+def _sum(gradients: list[Tensor]) -> None:
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
+
+
+def launch(
+    request: Mapping[str, Any],
+    processes: int,
+    work: Path,
+    progress: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Run `request` (see `rlaif.train.worker`) in that many processes; the outcome.
+
+    `progress` gets a dict after each optimiser step. Raises what the workers raised.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    asked, answer = work / "launch.json", work / "launched.json"
+    asked.write_text(json.dumps(request))
+    answer.unlink(missing_ok=True)
+    command = [
+        *[sys.executable, "-m", "torch.distributed.run", "--standalone"],
+        *["--nproc_per_node", str(processes), "-m", "rlaif.train.worker", str(asked)],
+    ]
+    with (work / "workers.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            for line in process.stdout or ():
+                if line.startswith("{"):
+                    progress(json.loads(line))
+            process.wait()
+        finally:
+            # A Ctrl-C or an error here must not leave ranks behind.
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    found: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {}
+    if "error" in found:
+        kind = EngineError if found["error"] == "EngineError" else RlaifError
+        raise kind(found["message"])
+    if process.returncode != 0 or "outcome" not in found:
+        raise EngineError(
+            f"training in {processes} processes failed (exit code {process.returncode}); what they "
+            f"said is in {work / 'workers.log'}"
+        )
+    asked.unlink(missing_ok=True)
+    outcome: dict[str, Any] = found["outcome"]
+    return outcome

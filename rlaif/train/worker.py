@@ -1,0 +1,71 @@
+"""One rank of a training in several processes: `python -m rlaif.train.worker REQUEST`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rlaif.config.training import TRAININGS
+from rlaif.errors import RlaifError
+from rlaif.records import Preference, from_json
+from rlaif.train.loop import TrainProgress
+from rlaif.train.run import train
+
+
+def main(path: Path) -> int:
+    """Train as `path` says; rank 0 writes the outcome, or why there is none, beside it."""
+    request = json.loads(path.read_text())
+    cuda = request["device"].startswith("cuda")
+    local = int(os.environ["LOCAL_RANK"])
+    if cuda:
+        torch.cuda.set_device(local)
+    else:
+        count = int(os.environ["LOCAL_WORLD_SIZE"])
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    # One rank writes checkpoints and exports while the others wait.
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=2))
+    answer = path.with_name("launched.json")
+
+    def tell(progress: TrainProgress) -> None:
+        if dist.get_rank() == 0:
+            print(json.dumps(asdict(progress)), flush=True)
+
+    try:
+        outcome = train(
+            TRAININGS[request["kind"]].model_validate(request["options"]),
+            [from_json(Preference, row) for row in request["preferences"]],
+            request["token_ids"],
+            Path(request["start"]),
+            Path(request["reference"]) if request["reference"] else None,
+            Path(request["out"]),
+            Path(request["work"]),
+            request["seed"],
+            f"cuda:{local}" if cuda else "cpu",
+            tell,
+            request["system_prompt"],
+        )
+        found: dict[str, Any] = {"outcome": asdict(outcome)}
+    except RlaifError as error:
+        found = {"error": type(error).__name__, "message": str(error)}
+    # Rank 0 may be waiting for one that failed, and would never get to write.
+    if dist.get_rank() == 0 or "error" in found:
+        temporary = answer.with_name(f"launched.{dist.get_rank()}.json")
+        temporary.write_text(json.dumps(found))
+        os.replace(temporary, answer)
+    if "error" in found:
+        # The others may be inside a collective call; torchrun stops them all.
+        os._exit(1)
+    dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,69 @@
+"""`rlaif train METHOD`, `rlaif distill` and `rlaif score` on files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from rlaif.cli import cli
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "simpo", "kto", "ppo", "grpo", "online_dpo"])
+def test_train_lists_the_keys_of_each_method(method):
+    from rlaif.config import METHODS
+
+    result = CliRunner().invoke(cli, ["train", method, "--help"])
+    assert result.exit_code == 0, result.output
+    text = result.output
+    for key in ("--learning-rate", "--epochs", "--micro-batch-tokens", "[default: "):
+        assert key in text
+    own = set(METHODS[method].model_fields) - {"reference", "rewards", "method", "from_"}
+    for key in own & {"beta", "gamma", "clip", "kl_target", "desirable_weight", "loss"}:
+        assert "--" + key.replace("_", "-") in text
+    assert ("--reward " in text) == (method in ("ppo", "grpo", "online_dpo"))
+
+
+def test_train_and_distill_on_a_file_and_score_with_what_came_out(tmp_path, tiny_model):
+    rows = [
+        {
+            "chosen": [
+                {"role": "user", "content": f"Question {i}?"},
+                {"role": "assistant", "content": f"yes {i}"},
+            ],
+            "rejected": [
+                {"role": "user", "content": f"Question {i}?"},
+                {"role": "assistant", "content": "no"},
+            ],
+        }
+        for i in range(4)
+    ]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Question {i}?"}) + "\n" for i in range(4)))
+
+    def ran(*arguments):
+        result = CliRunner().invoke(cli, [str(a) for a in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout.strip().splitlines()[-1])
+
+    common = ["--quiet", "--json", "--batch-size", 2, "--precision", "fp32", "--model", tiny_model]
+    simpo = ran("train", "simpo", data, "--out", tmp_path / "simpo", "--gamma", 0.5, *common)
+    assert simpo["counts"]["steps"] == 2
+    assert (tmp_path / "simpo/model/model.safetensors").is_file()
+    sets = ["--set", "batch_size=2", "--set", "precision=fp32", "--set", "learning_rate=1e-3"]
+    where = ["--quiet", "--json", "--model", tiny_model]
+    ran("distill", data, "--out", tmp_path / "rm", *sets, *where)
+    ran("sample", prompts, "--out", tmp_path / "answers", "--set", "max_new_tokens=4", *where)
+    scored = ran(
+        *["score", tmp_path / "answers", "--model", tmp_path / "rm/model"],
+        *["--out", tmp_path / "scores", "--quiet", "--json"],
+    )
+    assert scored["counts"]["with_value"] == scored["counts"]["judgements"] == 16
+    sizes = ["--rollouts", 1, "--n", 2, "--max-new-tokens", 4, *common]
+    reward = ["--reward", tmp_path / "rm/model"]
+    grpo = ran("train", "grpo", prompts, "--out", tmp_path / "grpo", *reward, *sizes)
+    assert grpo["counts"]["steps"] == 1
+    assert (tmp_path / "grpo/judgements.jsonl").is_file()
