@@ -112,6 +112,8 @@ def direction(interval: IntervalJson | None, value: float = 0.0) -> int:
 
 def show_number(value: float, signed: bool = False) -> str:
     """A short, steady rendering: three significant places below 100, none above 1000."""
+    # What is left of a sum that cancels is 0.
+    value = 0.0 if abs(value) < 1e-12 else value
     size = abs(value)
     if size != 0.0 and size < 0.0005:
         return f"{value:+.1e}" if signed else f"{value:.1e}"
