@@ -121,6 +121,7 @@ def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
 
 
 def model_key(spec: ModelSpec, fetch: bool) -> str:
+    """The identity of a model's weights, script or plug-in; `fetch` may bring weights here."""
     if spec.engine == "fake":
         script = Path(spec.script).read_text(encoding="utf-8") if spec.script else ""
         return "fake:" + content_hash(script)

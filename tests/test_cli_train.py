@@ -67,3 +67,14 @@ def test_train_and_distill_on_a_file_and_score_with_what_came_out(tmp_path, tiny
     grpo = ran("train", "grpo", prompts, "--out", tmp_path / "grpo", *reward, *sizes)
     assert grpo["counts"]["steps"] == 1
     assert (tmp_path / "grpo/judgements.jsonl").is_file()
+
+
+def test_what_is_set_by_hand_wins_over_the_flags(tmp_path, tiny_model):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
+    words = ["train", "dpo", data, "--out", tmp_path / "out", "--model", tiny_model, "--quiet"]
+    words += ["--lora", "--set", "lora.r=3", "--precision", "fp32"]
+    result = CliRunner().invoke(cli, [str(w) for w in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    request = json.loads((tmp_path / "out/request.json").read_text())
+    assert request["step"]["lora"]["r"] == 3

@@ -67,15 +67,27 @@ def train(
             "token_ids": dict(token_ids),
             "start": str(start),
             "reference": str(reference) if reference else None,
-            "out": str(out),
-            "work": str(work),
             "seed": seed,
             "device": str(where),
             "system_prompt": system_prompt,
         }
-        done = parallel.launch(request, processes, work, _told(progress))
-        return TrainOutcome(**done)
+        return _launch(request, processes, out, work, progress)
     encoded = _encode(options, preferences, token_ids, start, system_prompt)
+    return _train_here(options, encoded, start, reference, out, work, seed, where, progress)
+
+
+def _train_here(
+    options: TrainStep,
+    encoded: Encoded,
+    start: Path,
+    reference: Path | None,
+    out: Path,
+    work: Path,
+    seed: int,
+    where: torch.device,
+    progress: Callable[[TrainProgress], None] | None,
+) -> TrainOutcome:
+    """Train in this process, which may be one of several."""
     work.mkdir(parents=True, exist_ok=True)
     dtype = compute_dtype(options.precision, where)
     same = reference is None or reference.resolve() == start.resolve()
@@ -107,10 +119,19 @@ def _processes(options: TrainStep, device: torch.device) -> int:
     return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
 
 
-def _told(
+def _launch(
+    request: dict[str, Any],
+    processes: int,
+    out: Path,
+    work: Path,
     progress: Callable[[TrainProgress], None] | None,
-) -> Callable[[dict[str, Any]], None]:
-    return lambda row: None if progress is None else progress(TrainProgress(**row))
+) -> TrainOutcome:
+    def told(row: dict[str, Any]) -> None:
+        if progress is not None:
+            progress(TrainProgress(**row))
+
+    whole = {**request, "out": str(out), "work": str(work)}
+    return TrainOutcome(**parallel.launch(whole, processes, work, told))
 
 
 def train_on_policy(

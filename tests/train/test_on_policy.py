@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rlaif.config import METHODS, ModelSpec
@@ -19,7 +20,7 @@ from rlaif.train.model import load_module, prepare
 from rlaif.train.on_policy import PolicyTask, add_critic
 from rlaif.train.rollout import Answer, Group, add_advantages, measure
 from rlaif.train.run import train_on_policy
-from rlaif.train.tokenise import load_tokenizer
+from rlaif.train.tokenise import Example, load_tokenizer
 
 CPU = torch.device("cpu")
 SIZES = {"rollouts": 24, "batch_size": 4, "max_new_tokens": 6, "precision": "fp32", "seed": 0}
@@ -269,3 +270,51 @@ def test_rewards_must_be_judges(tmp_path, tiny_model, write_experiment):
     )
     with pytest.raises(RlaifError, match=r"'chekcs' is no judge.*checks"):
         run_experiment(path, tmp_path / "run")
+
+
+def test_the_pretraining_mix_goes_through_all_preferences_and_is_normalised_by_the_batch(
+    make_model,
+):
+    options = options_of("ppo", sync_every=1, epochs=1, ptx_weight=0.5)
+    folder = make_model(0)
+    model = prepare(load_module(folder, CPU), CPU, torch.float32)
+    groups = collector(folder, options, low_tokens)(0, model)
+    critic = add_critic(model, None)
+    rollout = measure(model, groups, options, None, critic)
+    add_advantages(rollout, options, 0.0)
+    ptx = [Example(f"x{i}", f"x{i}", [1, 2], ([i + 3] * (i + 1), [9])) for i in range(5)]
+    seen = []
+    for number in range(3):
+        task = PolicyTask(rollout, options, 0.0, critic, ptx, number)
+        seen += [task._mixed(i).example_id for i in range(len(groups))]
+    assert set(seen) == {e.example_id for e in ptx}
+    without = PolicyTask(rollout, options_of("ppo", sync_every=1, epochs=1), 0.0, critic)
+    task = PolicyTask(rollout, options, 0.0, critic, ptx, 1)
+    whole = range(len(groups))
+    total = task.total(whole)
+    added = task.loss(model, whole, total, 0)[0] - without.loss(model, whole, total, 0)[0]
+    parts = sum(
+        float((task.loss(model, [i], total, 0)[0] - without.loss(model, [i], total, 0)[0]).detach())
+        for i in whole
+    )
+    chosen = [task._mixed(i) for i in whole]
+    layout = model.layout([(e.prompt_ids, e.completions[:1]) for e in chosen])
+    nll = -float(model.token_logprobs(layout).mean().detach())
+    assert float(added.detach()) == pytest.approx(0.5 * nll, rel=1e-4)
+    assert parts == pytest.approx(0.5 * nll, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "message"),
+    [
+        ("grpo", {"temperature": 0.7}, "importance"),
+        ("grpo", {"two_sided": 1.1}, "two_sided"),
+        ("grpo", {"lora": {"dropout": 0.1}}, "dropout"),
+        ("grpo", {"processes": 2}, "one process"),
+        ("grpo", {"n": 1}, "n"),
+        ("ppo", {"kl_target": 6.0, "beta": 0.0}, "kl_target"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(method, keys, message):
+    with pytest.raises(ValidationError, match=message):
+        METHODS[method].model_validate({"method": method, "rewards": {"r": 1}, **keys})

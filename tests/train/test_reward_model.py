@@ -14,6 +14,7 @@ from rlaif.engines.build import is_reward_model, load_engine
 from rlaif.errors import EngineError
 from rlaif.train.model import load_module, prepare
 from rlaif.train.run import train
+from rlaif.train.tokenise import encode
 
 CPU = torch.device("cpu")
 
@@ -107,3 +108,17 @@ def test_a_classifier_of_many_classes_is_no_reward_model(tmp_path, make_model):
     AutoTokenizer.from_pretrained(start).save_pretrained(tmp_path)
     with pytest.raises(EngineError, match="3 outputs"):
         load_engine(ModelSpec(path=str(tmp_path)), tmp_path, "rm")
+
+
+def test_an_answer_that_was_cut_off_is_read_at_the_end_of_turn_all_the_same(
+    make_preferences, tokenizer
+):
+    preferences = make_preferences(1)
+    text = preferences[0].chosen[0]["content"]
+    cut = tokenizer(text, add_special_tokens=False)["input_ids"]
+    options = {"both": True, "max_length": 99, "overlong": "refuse", "train_on_eos": True}
+    plain = encode(preferences, tokenizer, {"c0": cut}, **options).examples[0]
+    ended = encode(preferences, tokenizer, {"c0": cut}, **options, always_end=True).examples[0]
+    assert plain.completions[0] == cut
+    assert ended.completions[0] == [*cut, tokenizer.eos_token_id]
+    assert plain.completions[1] == ended.completions[1]
