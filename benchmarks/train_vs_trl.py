@@ -451,16 +451,15 @@ def compare(job: Job, repeats: int, tuned: bool) -> dict[str, Any]:
     }
     result["memory_ratio"] = ours["peak_gb"] / middle["trl"]["peak_gb"]
     if job.method == "dpo":
-        best = min(middle["trl"]["seconds"], middle["trl_precomputed"]["seconds"])
         result["speedup_default"] = result["speedup"]
-        result["speedup_best"] = best / ours["seconds"]
+        result["speedup_best"] = rate["ours"] / max(rate["trl"], rate["trl_precomputed"])
     if job.method in ("dpo", "rm"):
-        rate = matmul_rate(job.dtype, job.device)
+        peak = matmul_rate(job.dtype, job.device)
         training = ours["seconds"] - ours["reference_seconds"]
         flops = 6 * ours["parameters"] * ours["unique_tokens"]
         result |= {
-            "matmul_tflops": rate / 1e12,
-            "matmul_share": flops / training / rate,
+            "matmul_tflops": peak / 1e12,
+            "matmul_share": flops / training / peak,
             "useful_tokens_per_second": ours["useful_tokens"] / ours["seconds"],
         }
     return result
