@@ -7,7 +7,8 @@ FlexAttention call skips them by a block mask.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ def branch_attention(
     """
     if query.device.type == "cuda":
         return _flex(query, key, value, tuple(groups), scale, window, softcap)
+    if window is None and softcap is None:
+        mixed: Tensor = _BranchAttention.apply(query, key, value, groups, scale)  # type: ignore[no-untyped-call]
+        return mixed
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
@@ -53,6 +57,110 @@ def branch_attention(
             values = torch.cat((value[:, :, prompt], value[:, :, own]), 2)
             parts.append(_causal(query[:, :, own], keys, values, scale, window, softcap))
     return torch.cat(parts, 2)
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One call of the attention kernel: which queries look at which keys, and whether both are the
+    same span, seen causally. `adds`: its result joins an earlier piece's."""
+
+    queries: slice
+    keys: slice
+    causal: bool
+    adds: bool
+
+
+def _pieces(groups: Sequence[Group]) -> Iterator[_Piece]:
+    for group in groups:
+        prompt = slice(group.start, group.start + group.prompt)
+        # The prompt and the first branch are one plain causal sequence.
+        first = slice(group.start, prompt.stop + sum(group.branches[:1]))
+        yield _Piece(first, first, causal=True, adds=False)
+        rest = slice(first.stop, prompt.stop + sum(group.branches))
+        if rest.start == rest.stop:
+            continue
+        yield _Piece(rest, prompt, causal=False, adds=False)
+        stop = rest.start
+        for length in group.branches[1:]:
+            own = slice(stop, stop + length)
+            stop += length
+            if length:
+                yield _Piece(own, own, causal=True, adds=True)
+
+
+class _BranchAttention(torch.autograd.Function):
+    """Nothing is masked, concatenated or repeated: what a branch sees of its prompt and of itself
+    are two results, joined by their log-sum-exps, and the kernel's own backward takes the joined
+    ones for each part (as in Ring Attention, arXiv 2310.01889)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        groups: Sequence[Group],
+        scale: float | None,
+    ) -> Tensor:
+        batch, heads, tokens, width = query.shape
+        # The layout in which the output projection reads it.
+        out = query.new_empty((batch, tokens, heads, width)).transpose(1, 2)
+        total = query.new_empty((batch, heads, tokens), dtype=_sum_dtype(query.dtype))
+        for piece in _pieces(groups):
+            part, log_sum = _flash(
+                query[:, :, piece.queries],
+                key[:, :, piece.keys],
+                value[:, :, piece.keys],
+                0.0,
+                piece.causal,
+                scale=scale,
+            )
+            if piece.adds:
+                before = total[:, :, piece.queries]
+                joined = torch.logaddexp(before, log_sum)
+                kept = out[:, :, piece.queries] * (before - joined).exp_()[..., None]
+                part = kept + part * (log_sum - joined).exp_()[..., None]
+                log_sum = joined
+            out[:, :, piece.queries] = part
+            total[:, :, piece.queries] = log_sum
+        ctx.save_for_backward(query, key, value, out, total)
+        ctx.groups, ctx.scale = groups, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        query, key, value, out, total = ctx.saved_tensors
+        found = tuple(_zeros_by_token(t) for t in (query, key, value))
+        for piece in _pieces(ctx.groups):
+            parts = _flash_backward(
+                grads[0][:, :, piece.queries],
+                query[:, :, piece.queries],
+                key[:, :, piece.keys],
+                value[:, :, piece.keys],
+                out[:, :, piece.queries],
+                total[:, :, piece.queries],
+                0.0,
+                piece.causal,
+                scale=ctx.scale,
+            )
+            spans = (piece.queries, piece.keys, piece.keys)
+            for whole, part, span in zip(found, parts, spans, strict=True):
+                whole[:, :, span] += part
+        return *found, None, None
+
+
+def _zeros_by_token(like: Tensor) -> Tensor:
+    """Zeros of (B, H, T, D) whose memory is in the order of a projection's output."""
+    batch, heads, tokens, width = like.shape
+    return like.new_zeros((batch, tokens, heads, width)).transpose(1, 2)
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _causal(

@@ -29,6 +29,7 @@ def token_logprobs(
     softcap: float | None = None,
     fp32_head: bool = False,
     tile: tuple[int, int] | None = None,
+    weight_grad_into: Tensor | None = None,
 ) -> Tensor:
     """Natural log-probability of each target token.
 
@@ -36,11 +37,13 @@ def token_logprobs(
     weights). Logits z become softcap * tanh(z / softcap) where `softcap` is given, and are then
     divided by `temperature`. The matrix products run in the weight's dtype, or in fp32 with
     `fp32_head`; the log-sum-exp is always fp32. Differentiable in `hidden`, `weight` and `bias`;
-    under `torch.no_grad` nothing is kept.
+    under `torch.no_grad` nothing is kept. The weight's gradient is added to `weight_grad_into`
+    (V, H) where that is given, and the weight then gets none of its own.
     """
-    return _apply(
-        hidden, weight, targets, bias, temperature, softcap, fp32_head, tile, with_entropy=False
-    )[0]
+    options = _Options(
+        temperature, softcap, fp32_head, tile, with_entropy=False, weight_grad_into=weight_grad_into
+    )
+    return _apply(hidden, weight, targets, bias, options)[0]
 
 
 def token_logprobs_and_entropy(
@@ -56,18 +59,26 @@ def token_logprobs_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """`token_logprobs`, and the entropy in nats of each token's whole distribution (N,), both
     differentiable."""
-    return _apply(
-        hidden, weight, targets, bias, temperature, softcap, fp32_head, tile, with_entropy=True
-    )
+    options = _Options(temperature, softcap, fp32_head, tile, with_entropy=True)
+    return _apply(hidden, weight, targets, bias, options)
 
 
 @dataclass(frozen=True, slots=True)
 class _Options:
     temperature: float
     softcap: float | None
-    dtype: torch.dtype
-    tile: tuple[int, int]
+    fp32_head: bool
+    tile: tuple[int, int] | None
     with_entropy: bool
+    weight_grad_into: Tensor | None = None
+
+    def dtype(self, weight: Tensor) -> torch.dtype:
+        """Of the matrix products."""
+        return _wide(weight.dtype) if self.fp32_head else weight.dtype
+
+    def tile_on(self, device: torch.device) -> tuple[int, int]:
+        """Tokens and vocabulary entries of one tile."""
+        return self.tile or (GPU_TILE if device.type == "cuda" else CPU_TILE)
 
 
 def _apply(
@@ -75,18 +86,11 @@ def _apply(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    fp32_head: bool,
-    tile: tuple[int, int] | None,
-    with_entropy: bool,
+    options: _Options,
 ) -> tuple[Tensor, Tensor]:
     if hidden.shape[0] == 0:
         empty = hidden.sum(-1).to(_wide(weight.dtype))
         return empty, empty
-    dtype = _wide(weight.dtype) if fp32_head else weight.dtype
-    tile = tile or (GPU_TILE if hidden.device.type == "cuda" else CPU_TILE)
-    options = _Options(temperature, softcap, dtype, tile, with_entropy)
     result: tuple[Tensor, Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets, options
     )
@@ -120,6 +124,14 @@ def _through_cap(grad: Tensor, logits: Tensor, options: _Options) -> Tensor:
     return grad if options.temperature == 1.0 else grad.div_(options.temperature)
 
 
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, without a tensor in between where the dtypes allow."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
 def _columns(targets: Tensor, span: slice) -> tuple[Tensor, Tensor]:
     """Rows whose target lies in the block, and its column there."""
     rows = ((targets >= span.start) & (targets < span.stop)).nonzero()[:, 0]
@@ -136,14 +148,13 @@ class _TokenLogprobs(torch.autograd.Function):
         targets: Tensor,
         options: _Options,
     ) -> tuple[Tensor, Tensor]:
-        inputs = hidden.to(options.dtype)
-        total = torch.full(
-            (len(inputs),), -torch.inf, dtype=_wide(options.dtype), device=hidden.device
-        )
+        dtype, tile = options.dtype(weight), options.tile_on(hidden.device)
+        inputs = hidden.to(dtype)
+        total = torch.full((len(inputs),), -torch.inf, dtype=_wide(dtype), device=hidden.device)
         picked, mean = torch.zeros_like(total), torch.zeros_like(total)
-        for words in _spans(len(weight), options.tile[1]):
-            block = weight[words].to(options.dtype)
-            for tokens in _spans(len(inputs), options.tile[0]):
+        for words in _spans(len(weight), tile[1]):
+            block = weight[words].to(dtype)
+            for tokens in _spans(len(inputs), tile[0]):
                 part = None if bias is None else bias[words]
                 logits = _logits(inputs[tokens], block, part, options)
                 rows, columns = _columns(targets[tokens], words)
@@ -164,18 +175,24 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         hidden, weight, bias, targets, total, entropy = ctx.saved_tensors
         options: _Options = ctx.options
-        inputs = hidden.to(options.dtype)
+        dtype, tile = options.dtype(weight), options.tile_on(hidden.device)
+        inputs = hidden.to(dtype)
         scale, scale_entropy = (g.to(total.dtype) for g in grads)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(inputs, dtype=total.dtype) if need_hidden else None
-        grad_weight = torch.empty_like(weight) if need_weight else None
+        into = options.weight_grad_into
+        grad_weight = torch.empty_like(weight) if need_weight and into is None else None
         grad_bias = torch.empty_like(bias) if need_bias else None
-        for words in _spans(len(weight), options.tile[1]):
-            block = weight[words].to(options.dtype)
+        for words in _spans(len(weight), tile[1]):
+            block = weight[words].to(dtype)
             # Summed over the tiles in fp32 and rounded once.
-            sum_weight = torch.zeros_like(block, dtype=total.dtype) if need_weight else None
+            sum_weight = None
+            if need_weight and into is not None:
+                sum_weight = into[words]
+            elif need_weight:
+                sum_weight = torch.zeros_like(block, dtype=total.dtype)
             sum_bias = torch.zeros(len(block), dtype=total.dtype, device=block.device)
-            for tokens in _spans(len(inputs), options.tile[0]):
+            for tokens in _spans(len(inputs), tile[0]):
                 part = None if bias is None else bias[words]
                 logits = _logits(inputs[tokens], block, part, options)
                 capped = logits.clone() if options.softcap is not None else logits
@@ -193,11 +210,11 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad = _through_cap(grad, capped, options)
                 if need_bias:
                     sum_bias += grad.sum(0)
-                narrow = grad.to(options.dtype)
+                narrow = grad.to(dtype)
                 if grad_hidden is not None:
-                    grad_hidden[tokens] += narrow @ block
+                    _add_product(grad_hidden[tokens], narrow, block)
                 if sum_weight is not None:
-                    sum_weight += narrow.T @ inputs[tokens]
+                    _add_product(sum_weight, narrow.T, inputs[tokens])
             if grad_weight is not None and sum_weight is not None:
                 grad_weight[words] = sum_weight
             if grad_bias is not None:

@@ -45,8 +45,10 @@ class TrainStep(Strict):
     learning_rate: PositiveFloat = 1e-6
     epochs: PositiveInt = 1
     batch_size: PositiveInt = Field(16, description="What one optimiser step learns from.")
-    micro_batch_tokens: PositiveInt = Field(
-        2048, description="Tokens computed at once; memory grows with them."
+    micro_batch_tokens: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="Tokens computed at once; memory grows with them. auto: 512 on a CPU (1024 in "
+        "bf16), 16384 on a GPU.",
     )
     max_length: PositiveInt = Field(1024, description="Tokens of prompt and answer together.")
     overlong: Literal["skip", "refuse", "truncate_left"] = "skip"

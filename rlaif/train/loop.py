@@ -141,10 +141,11 @@ def write_row(work: Path, row: dict[str, Any]) -> None:
 
 def _plan(task: Task, model: TrainModel, options: TrainStep, seed: int) -> list[list[list[int]]]:
     sizes = [model.size(example.branches) for example in task.examples]
+    budget = model.token_budget(options)
     return [
         batch
         for epoch in range(options.epochs)
-        for batch in plan_epoch(sizes, options.batch_size, options.micro_batch_tokens, seed, epoch)
+        for batch in plan_epoch(sizes, options.batch_size, budget, seed, epoch)
     ]
 
 

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlaif.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
-from rlaif.config import LoraOptions
+from rlaif.config import LoraOptions, TrainStep
 from rlaif.device import release_freed_memory
 from rlaif.errors import EngineError
 from rlaif.logprobs import token_logprobs
+from rlaif.train.fused import embed_into, fuse
 from rlaif.train.packing import GROUPS, use_packing
 
 MASTERS = "masters/model.safetensors"
@@ -56,7 +57,8 @@ class TrainModel:
     """A module in its compute dtype and the fp32 masters of its trainable parameters by name.
 
     `packed` says whether examples are computed as packed rows (each prompt once) or padded ones;
-    `attention` is the implementation that generates and computes padded rows.
+    `attention` is the implementation that generates and computes padded rows. The output head's
+    gradient is added to `head_grad`, its master's, where it has one.
     """
 
     module: Any
@@ -67,6 +69,7 @@ class TrainModel:
     head: Head = Head()
     packed: bool = False
     attention: str = "sdpa"
+    head_grad: Tensor | None = None
 
     def layout(self, examples: Sequence[Branches]) -> Layout:
         """The examples' tokens on this model's device, in the way it computes them."""
@@ -80,6 +83,15 @@ class TrainModel:
         if self.packed:
             return len(prompt) + sum(lengths)
         return len(lengths) * (len(prompt) + max(lengths))
+
+    def token_budget(self, options: TrainStep) -> int:
+        """How many tokens to compute at once."""
+        if options.micro_batch_tokens != "auto":
+            return options.micro_batch_tokens
+        if self.device.type == "cuda":
+            return 16384
+        # Few enough for the activations of a layer to stay in a CPU's cache.
+        return 512 if self.dtype == torch.float32 else 1024
 
     def logprobs(self, layout: Layout) -> Tensor:
         """(S,) fp32 log-probabilities of the layout's completions, summed over their tokens."""
@@ -105,6 +117,7 @@ class TrainModel:
             output.bias,
             temperature=temperature,
             softcap=self.head.softcap,
+            weight_grad_into=self.head_grad,
         )
 
     def rewards(self, layout: Layout) -> Tensor:
@@ -234,6 +247,7 @@ def prepare(
     """A module with fp32 parameters made ready: adapters, masters, dropout off, compute dtype."""
     head = Head() if is_reward(module) else output_head(module)
     attention = module.config._attn_implementation
+    fuse(module)
     unpacked = use_packing(module)
     if unpacked is not None:
         log.warning(
@@ -267,7 +281,21 @@ def prepare(
         if param is not master:
             working: Any = param
             working.register_post_accumulate_grad_hook(_into(master))
+    _vocabulary_gradients(model)
     return model
+
+
+def _vocabulary_gradients(model: TrainModel) -> None:
+    """Let the gradients of embedding and output head go straight into their masters'."""
+    grads = {id(model.params[name]): master.grad for name, master in model.masters.items()}
+    causal = _causal(model.module)
+    embedding, output = causal.get_input_embeddings(), causal.get_output_embeddings()
+    into = grads.get(id(getattr(embedding, "weight", None)))
+    # A subclass may scale its rows or more.
+    if type(embedding) is nn.Embedding and into is not None:
+        embed_into(embedding, into)
+    if output is not None:
+        model.head_grad = grads.get(id(output.weight))
 
 
 def is_reward(module: Any) -> bool:

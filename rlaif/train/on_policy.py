@@ -84,7 +84,7 @@ def run_on_policy(
         for epoch in range(options.epochs):
             order = number * options.epochs + epoch
             for batch in plan_epoch(
-                sizes, options.batch_size, options.micro_batch_tokens, seed, order
+                sizes, options.batch_size, model.token_budget(options), seed, order
             ):
                 row = optimiser_step(task, model, optimizer, batch, options, step, total, work)
                 row |= {"rollout": number + 1, "beta": beta, **rollout.metrics}

@@ -42,7 +42,7 @@ def compute_reference(
     known = read_reference(path)
     parallel.wait()
     sizes = [model.size(e.branches) for e in examples]
-    plan = plan_epoch(sizes, options.batch_size, options.micro_batch_tokens, seed, 0)
+    plan = plan_epoch(sizes, options.batch_size, model.token_budget(options), seed, 0)
     for batch in plan:
         missing = [
             [examples[i] for i in micro]

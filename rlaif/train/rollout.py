@@ -115,7 +115,7 @@ def token_values(
 
 def _parts(model: TrainModel, groups: Sequence[Group], options: OnPolicyTrain) -> list[list[Group]]:
     sizes = [model.size(group.example.branches) for group in groups]
-    parts = fill(range(len(groups)), sizes, options.micro_batch_tokens)
+    parts = fill(range(len(groups)), sizes, model.token_budget(options))
     return [[groups[i] for i in part] for part in parts]
 
 

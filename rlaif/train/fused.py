@@ -1,0 +1,227 @@
+"""The element-wise parts of a decoder layer with backward passes of their own.
+
+Plain autograd keeps every intermediate tensor of a norm or a gate, and walks over memory once for
+each operation. Here the inputs alone are kept, and passes work in place. What a model gets replaced
+is compared with its own code first; whatever differs stays as it was.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TOLERANCE = 1e-5
+
+
+class _RmsNorm(torch.autograd.Function):
+    """x / rms(x) * (offset + weight), with the root mean square in fp32 over the last dimension."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+        wide = x.to(_wide(x.dtype))
+        inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt_()
+        normed = wide * inverse
+        # Gemma rounds after the product with the weight, Llama before it.
+        gemma = offset != 0.0
+        out = normed.mul_(weight + offset).to(x.dtype) if gemma else normed.to(x.dtype) * weight
+        ctx.save_for_backward(x, weight, inverse)
+        ctx.offset = offset
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight, inverse = ctx.saved_tensors
+        normed = x.to(inverse.dtype) * inverse
+        grad = grads[0].to(inverse.dtype)
+        along = grad * normed
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = along.flatten(0, -2).sum(0).to(weight.dtype)
+        scale = weight + ctx.offset if ctx.offset else weight
+        # d/dx of x * inverse: what points along the normed vector drops out.
+        mean = along.mul_(scale).mean(-1, keepdim=True)
+        grad_x = (grad * scale).sub_(normed.mul_(mean)).mul_(inverse)
+        return grad_x.to(x.dtype), grad_weight, None, None
+
+
+class _GatedSilu(torch.autograd.Function):
+    """silu(gate) * up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        gate, up = ctx.saved_tensors
+        grad_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        return grad_gate, F.silu(gate).mul_(grads[0])
+
+
+class _Rotary(torch.autograd.Function):
+    """x * cos + (-x2, x1) * sin, where x1 and x2 are the halves of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        out = x * cos
+        out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+        out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        cos, sin = ctx.saved_tensors
+        grad = grads[0]
+        half = grad.shape[-1] // 2
+        out = grad * cos
+        out[..., :half].addcmul_(grad[..., half:], sin[..., half:])
+        out[..., half:].addcmul_(grad[..., :half], sin[..., :half], value=-1)
+        return out, None, None
+
+
+class _Embedding(torch.autograd.Function):
+    """Rows of a table whose gradient goes straight into `into`: a dense gradient of the vocabulary
+    would be made, added and thrown away for a few hundred rows."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int | None, into: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.padding, ctx.into = padding, into
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (ids,) = ctx.saved_tensors
+        ids, grad = ids.flatten(), grads[0].flatten(0, -2).to(ctx.into.dtype)
+        if ctx.padding is not None:
+            keep = ids != ctx.padding
+            ids, grad = ids[keep], grad[keep]
+        ctx.into.index_add_(0, ids, grad)
+        return None, None, None, None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """Root-mean-square norm (arXiv 1910.07467) over the last dimension: (..., H), (H,) -> (..., H)
+    in x's dtype. `offset` is 1 where a model stores weight - 1, as Gemma does."""
+    out: Tensor = _RmsNorm.apply(x, weight, eps, offset)  # type: ignore[no-untyped-call]
+    return out
+
+
+def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (arXiv 2002.05202), of equal shape and dtype."""
+    out: Tensor = _GatedSilu.apply(gate, up)  # type: ignore[no-untyped-call]
+    return out
+
+
+def rotate(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Rotary position embedding (arXiv 2104.09864) of queries (B, H, T, D) and keys (B, K, T, D)
+    with cos and sin (B, T, D); transformers' signature."""
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    rotated: tuple[Tensor, Tensor] = (_Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin))  # type: ignore[no-untyped-call]
+    return rotated
+
+
+def fuse(module: nn.Module) -> int:
+    """Give the norms, gated feed-forward parts and rotary embeddings of a transformers model in
+    fp32 the forms above where they compute the same. Returns how many modules were changed.
+
+    Rotary embeddings are a function of the architecture's Python module, and change for the whole
+    process.
+    """
+    _fuse_rotary(sys.modules[type(module).__module__])
+    replaced = 0
+    for part in module.modules():
+        forward = _norm_forward(part) or _gate_forward(part)
+        if forward is not None:
+            part.forward = types.MethodType(forward, part)
+            replaced += 1
+    return replaced
+
+
+@torch.no_grad()
+def _fuse_rotary(code: Any) -> None:
+    own = getattr(code, "apply_rotary_pos_emb", None)
+    if own is None or own is rotate:
+        return
+    draw = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, heads, 3, 8, generator=draw) for heads in (2, 1))
+    cos, sin = (torch.randn(1, 3, 8, generator=draw) for _ in range(2))
+    try:
+        wanted = own(q, k, cos, sin)
+    except (TypeError, ValueError, RuntimeError):
+        return
+    if all(map(torch.allclose, wanted, rotate(q, k, cos, sin))):
+        code.apply_rotary_pos_emb = rotate
+
+
+def _norm_forward(part: nn.Module) -> Any:
+    if not type(part).__name__.endswith("RMSNorm") or not isinstance(part.weight, Tensor):
+        return None
+    eps = getattr(part, "variance_epsilon", getattr(part, "eps", None))
+    if eps is None or part.weight.dim() != 1:
+        return None
+    for offset in (0.0, 1.0):
+
+        def forward(self: Any, hidden_states: Tensor, offset: float = offset) -> Tensor:
+            return rms_norm(hidden_states, self.weight, eps, offset)
+
+        if _same(part, forward, part.weight.shape[0]):
+            return forward
+    return None
+
+
+def _gate_forward(part: nn.Module) -> Any:
+    names = ("gate_proj", "up_proj", "down_proj")
+    linears = [getattr(part, name, None) for name in names]
+    gate = linears[0]
+    if not all(isinstance(linear, nn.Linear) for linear in linears):
+        return None
+
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        gated = gated_silu(self.gate_proj(hidden_states), self.up_proj(hidden_states))
+        down: Tensor = self.down_proj(gated)
+        return down
+
+    return forward if _same(part, forward, cast(nn.Linear, gate).in_features) else None
+
+
+@torch.no_grad()
+def _same(part: nn.Module, forward: Any, width: int) -> bool:
+    """Whether `forward` computes what the module's own does, on one vector that has no symmetry."""
+    device = next(part.parameters()).device
+    probe = torch.linspace(-2.0, 3.0, width, device=device)[None, None] * 0.7
+    try:
+        own = part(probe)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    if not isinstance(own, Tensor):
+        return False
+    return torch.allclose(forward(part, probe), own, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def embed_into(embedding: nn.Embedding, into: Tensor) -> None:
+    """Let the table's gradient go into `into`, a tensor of its shape, instead of its `.grad`."""
+
+    def forward(self: nn.Embedding, input: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or not self.weight.requires_grad:
+            return F.embedding(input, self.weight)
+        rows: Tensor = _Embedding.apply(  # type: ignore[no-untyped-call]
+            self.weight, input, self.padding_idx, into
+        )
+        return rows
+
+    embedding.forward = types.MethodType(forward, embedding)  # type: ignore[method-assign]

@@ -1,0 +1,148 @@
+"""Fused norms, gates, rotary embeddings and vocabulary gradients equal transformers' own."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from rlaif.train.fused import embed_into, fuse, gated_silu, rms_norm, rotate
+from rlaif.train.model import prepare
+from tests.train.architectures import ARCHITECTURES, CPU, EXAMPLES, build
+
+# Norms of a layer, the last norm and a gate; Gemma's gate is not silu, and it has more norms.
+CHANGED = {
+    "llama": 3 * 3 + 1,
+    "llama_tied": 3 * 3 + 1,
+    "qwen2": 3 * 3 + 1,
+    "qwen2_sliding": 3 * 3 + 1,
+    "qwen3": 3 * 5 + 1,
+    "gemma2": 3 * 4 + 1,
+    "gemma3": 3 * 6 + 1,
+    "mistral": 3 * 3 + 1,
+    "mistral_window": 3 * 3 + 1,
+}
+
+
+def draws(*shapes):
+    torch.manual_seed(0)
+    return [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_rms_norm_by_finite_differences(offset):
+    x, weight = draws((2, 3, 8), (8,))
+    assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-6, offset), (x, weight))
+
+
+def test_rms_norm_of_a_hand_made_vector():
+    found = rms_norm(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]), 0.0)
+    torch.testing.assert_close(found, torch.tensor([3.0, 8.0]) / 12.5**0.5)
+
+
+def test_gated_silu_by_finite_differences():
+    assert torch.autograd.gradcheck(gated_silu, draws((2, 5), (2, 5)))
+
+
+def test_rotary_by_finite_differences():
+    q, k, cos, sin = draws((1, 2, 3, 8), (1, 1, 3, 8), (1, 3, 8), (1, 3, 8))
+    cos, sin = cos.detach(), sin.detach()
+    assert torch.autograd.gradcheck(lambda q, k: rotate(q, k, cos, sin), (q, k))
+
+
+def plain_rotary(q, k, cos, sin, unsqueeze_dim=1):
+    """As transformers has it before any model of this process was fused."""
+    half = transformers.models.llama.modeling_llama.rotate_half
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return q * cos + half(q) * sin, k * cos + half(k) * sin
+
+
+def gradients(module):
+    """Of a loss that no symmetry makes simple."""
+    module.zero_grad()
+    logits = module(input_ids=torch.tensor([[1, 5, 9, 0, 3, 2]]), use_cache=False).logits
+    (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
+    return logits.detach(), {n: p.grad.clone() for n, p in module.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_fused_model_equals_its_own_code(name, monkeypatch):
+    module = build(name)
+    code = sys.modules[type(module).__module__]
+    monkeypatch.setattr(code, "apply_rotary_pos_emb", plain_rotary)
+    wanted, wanted_gradients = gradients(module)
+    assert fuse(module) == CHANGED[name]
+    assert code.apply_rotary_pos_emb is rotate
+    found, found_gradients = gradients(module)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found_gradients, wanted_gradients, rtol=1e-4, atol=1e-4)
+
+
+class ShiftedRMSNorm(nn.Module):
+    """Called a norm like the others, and is another."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+        self.eps = 1e-6
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight + 0.01
+
+
+def test_what_computes_something_else_is_left_alone():
+    norm = ShiftedRMSNorm()
+    assert fuse(norm) == 0
+    assert "forward" not in vars(norm)
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+def test_an_embedding_adds_its_gradient_where_it_is_told(padding):
+    plain = nn.Embedding(7, 3, padding_idx=padding)
+    ours = copy.deepcopy(plain)
+    into = torch.ones(7, 3)
+    embed_into(ours, into)
+    ids, slope = torch.tensor([[1, 2, 2], [5, 1, 0]]), torch.randn(2, 3, 3)
+    (plain(ids) * slope).sum().backward()
+    (ours(ids) * slope).sum().backward()
+    torch.testing.assert_close(into - 1, plain.weight.grad)
+    assert ours.weight.grad is None
+
+
+def plain_logprobs(module):
+    """Each branch of the examples by itself, through the model's own logits."""
+    found = []
+    for prompt, branches in EXAMPLES:
+        for branch in branches:
+            logits = module(input_ids=torch.tensor([[*prompt, *branch]])).logits[0].float()
+            first = len(prompt) - 1
+            steps = range(first, first + len(branch))
+            found.append(logits.log_softmax(-1)[list(steps), branch].sum())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "gemma3"])
+def test_a_prepared_models_masters_get_the_plain_gradients(name):
+    plain = build(name)
+    model = prepare(copy.deepcopy(plain), CPU, torch.float32)
+    slope = torch.linspace(-1, 1, 7)
+    # Twice: gradients add up over micro-batches.
+    for _ in range(2):
+        (model.logprobs(model.layout(EXAMPLES)) * slope).sum().backward()
+        (plain_logprobs(plain) * slope).sum().backward()
+    wanted = {n: p.grad for n, p in plain.named_parameters()}
+    found = {n: m.grad for n, m in model.masters.items()}
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_bf16_masters_get_the_vocabularys_gradients_unrounded():
+    model = prepare(build("llama_tied"), CPU, torch.bfloat16)
+    (model.logprobs(model.layout(EXAMPLES)) * torch.linspace(-1, 1, 7)).sum().backward()
+    grad = model.masters["model.embed_tokens.weight"].grad
+    assert grad.abs().max() > 0
+    assert not torch.equal(grad, grad.bfloat16().float())
+    assert model.params["model.embed_tokens.weight"].grad is None
