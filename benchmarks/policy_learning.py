@@ -1,6 +1,6 @@
 """Does every on-policy algorithm learn a verifiable task on the real model?
 
-    python benchmarks/policy_learning.py [grpo rloo ppo online_dpo] [--seeds 1 2 3] [--rollouts 16]
+    python benchmarks/policy_learning.py [grpo rloo ppo online_dpo] [--seeds 1 2 3] [--rollouts 10]
         [--out DIR] [--quick] [--json]
 
 The task (constitutions/three_items.yaml): a list of exactly three different items that takes up
@@ -29,7 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "ppo": {"n": 2, "batch_size": 12, "epochs": 2, "beta": 0.01},
     "online_dpo": {"n": 4, "batch_size": 6, "beta": 0.1},
 }
-LEARNING_RATE = {"grpo": 3e-4, "rloo": 3e-4, "ppo": 3e-4, "online_dpo": 3e-4}
+LEARNING_RATE = {"grpo": 1e-3, "rloo": 1e-3, "ppo": 1e-3, "online_dpo": 1e-3}
+MAX_NEW_TOKENS = 48
 
 
 def experiment(method: str, seed: int, rollouts: int) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def experiment(method: str, seed: int, rollouts: int) -> dict[str, Any]:
         "method": method,
         "rewards": {"checks": 1.0},
         "rollouts": rollouts,
-        "max_new_tokens": 64,
+        "max_new_tokens": MAX_NEW_TOKENS,
         "learning_rate": LEARNING_RATE[method],
         "warmup_ratio": 0.0,
         "schedule": "constant",
@@ -55,7 +56,13 @@ def experiment(method: str, seed: int, rollouts: int) -> dict[str, Any]:
         "judges": [{"id": "checks", "kind": "rules"}],
         "steps": [
             {"train": train},
-            {"evaluate": {"temperature": 1.0, "max_new_tokens": 64, "against": ["initial"]}},
+            {
+                "evaluate": {
+                    "temperature": 1.0,
+                    "max_new_tokens": MAX_NEW_TOKENS,
+                    "against": ["initial"],
+                }
+            },
         ],
     }
 
@@ -105,7 +112,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("methods", nargs="*", default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rollouts", type=int, default=16)
+    parser.add_argument("--rollouts", type=int, default=10)
     parser.add_argument("--out", type=Path, help="where the runs are kept [default: a new folder]")
     parser.add_argument("--quick", action="store_true", help="one seed, four rollouts")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
@@ -115,8 +122,8 @@ def main() -> int:
     seeds = options.seeds[:1] if options.quick else options.seeds
     rollouts = 4 if options.quick else options.rollouts
     rows = []
-    for method in options.methods:
-        for seed in seeds:
+    for seed in seeds:
+        for method in options.methods:
             rows.append(measure(method, seed, rollouts, base))
             print(show(rows[-1]), flush=True)
     if options.json:

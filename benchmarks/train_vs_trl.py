@@ -1,8 +1,8 @@
 """Training speed and memory next to TRL: the same model, data, batch, precision and allocator.
 
     python benchmarks/train_vs_trl.py [dpo rm grpo] [--data PAIRS.jsonl] [--pairs 128] [--repeats 2]
-        [--dtype bf16|fp32] [--device cpu|cuda] [--random-weights 135m|1b|8b] [--tuned-allocator]
-        [--vocabulary 49152] [--quick] [--json]
+        [--dtype bf16|fp32] [--device cpu|cuda] [--random-weights small|135m|1b|3b|8b]
+        [--tuned-allocator] [--vocabulary 49152] [--quick] [--json]
 
 Every measurement is a process of its own, and the sides take turns (A B A B). The clock starts
 after the model and the data are loaded and stops after the last optimiser step; the reference pass,
@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_LENGTH = 512
 SIZES = {
     "tiny": (64, 128, 2, 4, 2),
+    "small": (256, 1024, 6, 4, 2),
     "135m": (576, 1536, 30, 9, 3),
     "1b": (2048, 8192, 16, 32, 8),
     "3b": (3072, 8192, 28, 24, 8),
