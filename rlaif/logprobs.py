@@ -56,10 +56,13 @@ def token_logprobs_and_entropy(
     softcap: float | None = None,
     fp32_head: bool = False,
     tile: tuple[int, int] | None = None,
+    weight_grad_into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`token_logprobs`, and the entropy in nats of each token's whole distribution (N,), both
-    differentiable."""
-    options = _Options(temperature, softcap, fp32_head, tile, with_entropy=True)
+    differentiable; an entropy that no loss uses costs nothing in the backward pass."""
+    options = _Options(
+        temperature, softcap, fp32_head, tile, with_entropy=True, weight_grad_into=weight_grad_into
+    )
     return _apply(hidden, weight, targets, bias, options)
 
 
@@ -167,6 +170,7 @@ class _TokenLogprobs(torch.autograd.Function):
                     mean[tokens] += inside * (here - joined).exp()
                 total[tokens] = joined
         entropy = total - mean if options.with_entropy else torch.zeros_like(total)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, bias, targets, total, entropy)
         ctx.options = options
         return picked - total, entropy
@@ -177,7 +181,8 @@ class _TokenLogprobs(torch.autograd.Function):
         options: _Options = ctx.options
         dtype, tile = options.dtype(weight), options.tile_on(hidden.device)
         inputs = hidden.to(dtype)
-        scale, scale_entropy = (g.to(total.dtype) for g in grads)
+        scale = torch.zeros_like(total) if grads[0] is None else grads[0].to(total.dtype)
+        scale_entropy = None if grads[1] is None else grads[1].to(total.dtype)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(inputs, dtype=total.dtype) if need_hidden else None
         into = options.weight_grad_into
@@ -197,7 +202,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 logits = _logits(inputs[tokens], block, part, options)
                 capped = logits.clone() if options.softcap is not None else logits
                 shifted = logits.sub_(total[tokens][:, None])
-                if options.with_entropy:
+                if scale_entropy is not None:
                     slope = (shifted + entropy[tokens][:, None]).mul_(
                         -scale_entropy[tokens][:, None]
                     )

@@ -23,7 +23,7 @@ from rlaif.batching import Branches, Layout, packed_layout, padded_layout, seque
 from rlaif.config import LoraOptions, TrainStep
 from rlaif.device import release_freed_memory
 from rlaif.errors import EngineError
-from rlaif.logprobs import token_logprobs
+from rlaif.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlaif.train.fused import embed_into, fuse
 from rlaif.train.packing import GROUPS, use_packing
 
@@ -107,11 +107,22 @@ class TrainModel:
 
     def read_logprobs(self, hidden: Tensor, layout: Layout, temperature: float = 1.0) -> Tensor:
         """(N,) fp32 log-probabilities of the target tokens from `predicting`'s hidden states."""
+        result: Tensor = self._read(token_logprobs, hidden, layout, temperature)
+        return result
+
+    def read_logprobs_and_entropy(
+        self, hidden: Tensor, layout: Layout, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """`read_logprobs`, and (N,) the entropy in nats of what each target was drawn from."""
+        both: tuple[Tensor, Tensor] = self._read(
+            token_logprobs_and_entropy, hidden, layout, temperature
+        )
+        return both
+
+    def _read(self, read: Any, hidden: Tensor, layout: Layout, temperature: float) -> Any:
         output = _causal(self.module).get_output_embeddings()
-        if self.head.scale != 1.0:
-            hidden = hidden * self.head.scale
-        return token_logprobs(
-            hidden,
+        return read(
+            hidden * self.head.scale if self.head.scale != 1.0 else hidden,
             output.weight,
             layout.targets,
             output.bias,
