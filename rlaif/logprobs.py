@@ -127,7 +127,7 @@ def _through_cap(grad: Tensor, logits: Tensor, options: _Options) -> Tensor:
     return grad if options.temperature == 1.0 else grad.div_(options.temperature)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, without a tensor in between where the dtypes allow."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
@@ -217,9 +217,9 @@ class _TokenLogprobs(torch.autograd.Function):
                     sum_bias += grad.sum(0)
                 narrow = grad.to(dtype)
                 if grad_hidden is not None:
-                    _add_product(grad_hidden[tokens], narrow, block)
+                    add_product(grad_hidden[tokens], narrow, block)
                 if sum_weight is not None:
-                    _add_product(sum_weight, narrow.T, inputs[tokens])
+                    add_product(sum_weight, narrow.T, inputs[tokens])
             if grad_weight is not None and sum_weight is not None:
                 grad_weight[words] = sum_weight
             if grad_bias is not None:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlaif.logprobs import add_product
+
 TOLERANCE = 1e-5
 
 
@@ -106,6 +108,26 @@ class _Embedding(torch.autograd.Function):
             ids, grad = ids[keep], grad[keep]
         ctx.into.index_add_(0, ids, grad)
         return None, None, None, None
+
+
+class _Linear(torch.autograd.Function):
+    """x W^T + b whose weight gradient is added to `into` by the matrix product itself, instead of
+    being made, added and thrown away for every micro-batch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.into = into
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight = ctx.saved_tensors
+        grad = grads[0].flatten(0, -2)
+        add_product(ctx.into, grad.T, x.flatten(0, -2))
+        grad_x = (grad @ weight).view_as(x) if ctx.needs_input_grad[0] else None
+        grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
+        return grad_x, None, grad_bias, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -211,6 +233,18 @@ def _same(part: nn.Module, forward: Any, width: int) -> bool:
     if not isinstance(own, Tensor):
         return False
     return torch.allclose(forward(part, probe), own, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def multiply_into(linear: nn.Linear, into: Tensor) -> None:
+    """Let the weight's gradient go into `into`, a tensor of its shape, instead of its `.grad`."""
+
+    def forward(self: nn.Linear, input: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or not self.weight.requires_grad:
+            return F.linear(input, self.weight, self.bias)
+        out: Tensor = _Linear.apply(input, self.weight, self.bias, into)  # type: ignore[no-untyped-call]
+        return out
+
+    linear.forward = types.MethodType(forward, linear)  # type: ignore[method-assign]
 
 
 def embed_into(embedding: nn.Embedding, into: Tensor) -> None:

@@ -24,7 +24,7 @@ from rlaif.config import LoraOptions, TrainStep
 from rlaif.device import release_freed_memory
 from rlaif.errors import EngineError
 from rlaif.logprobs import token_logprobs, token_logprobs_and_entropy
-from rlaif.train.fused import embed_into, fuse
+from rlaif.train.fused import embed_into, fuse, multiply_into
 from rlaif.train.packing import GROUPS, use_packing
 
 MASTERS = "masters/model.safetensors"
@@ -292,21 +292,23 @@ def prepare(
         if param is not master:
             working: Any = param
             working.register_post_accumulate_grad_hook(_into(master))
-    _vocabulary_gradients(model)
+    _gradients_into_masters(model)
     return model
 
 
-def _vocabulary_gradients(model: TrainModel) -> None:
-    """Let the gradients of embedding and output head go straight into their masters'."""
+def _gradients_into_masters(model: TrainModel) -> None:
+    """Let the gradients of matrices and tables be added to their masters' where they are made."""
     grads = {id(model.params[name]): master.grad for name, master in model.masters.items()}
-    causal = _causal(model.module)
-    embedding, output = causal.get_input_embeddings(), causal.get_output_embeddings()
-    into = grads.get(id(getattr(embedding, "weight", None)))
-    # A subclass may scale its rows or more.
-    if type(embedding) is nn.Embedding and into is not None:
-        embed_into(embedding, into)
+    output = _causal(model.module).get_output_embeddings()
     if output is not None:
         model.head_grad = grads.get(id(output.weight))
+    for part in model.module.modules():
+        into = grads.get(id(getattr(part, "weight", None)))
+        # A subclass may do more than its base.
+        if into is not None and type(part) is nn.Embedding:
+            embed_into(part, into)
+        elif into is not None and type(part) is nn.Linear and part is not output:
+            multiply_into(part, into)
 
 
 def is_reward(module: Any) -> bool:

@@ -10,7 +10,14 @@ import torch
 import transformers
 from torch import nn
 
-from rlaif.train.fused import embed_into, fuse, gated_silu, rms_norm, rotate
+from rlaif.train.fused import (
+    embed_into,
+    fuse,
+    gated_silu,
+    multiply_into,
+    rms_norm,
+    rotate,
+)
 from rlaif.train.model import prepare
 from tests.train.architectures import ARCHITECTURES, CPU, EXAMPLES, build
 
@@ -98,6 +105,23 @@ def test_what_computes_something_else_is_left_alone():
     norm = ShiftedRMSNorm()
     assert fuse(norm) == 0
     assert "forward" not in vars(norm)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_layer_adds_its_gradient_where_it_is_told(bias):
+    plain = nn.Linear(5, 3, bias=bias)
+    ours = copy.deepcopy(plain)
+    into = torch.ones(3, 5)
+    multiply_into(ours, into)
+    x, slope = torch.randn(2, 4, 5, requires_grad=True), torch.randn(2, 4, 3)
+    (plain(x) * slope).sum().backward()
+    wanted, x.grad = x.grad, None
+    (ours(x) * slope).sum().backward()
+    torch.testing.assert_close(x.grad, wanted)
+    torch.testing.assert_close(into - 1, plain.weight.grad)
+    assert ours.weight.grad is None
+    if bias:
+        torch.testing.assert_close(ours.bias.grad, plain.bias.grad)
 
 
 @pytest.mark.parametrize("padding", [None, 2])
