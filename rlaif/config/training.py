@@ -47,7 +47,7 @@ class TrainStep(Strict):
     batch_size: PositiveInt = Field(16, description="What one optimiser step learns from.")
     micro_batch_tokens: PositiveInt | Literal["auto"] = Field(
         "auto",
-        description="Tokens computed at once; memory grows with them. auto: 512 on a CPU (1024 in "
+        description="Tokens computed at once; memory grows with them. auto: 768 on a CPU (1024 in "
         "bf16), 16384 on a GPU.",
     )
     max_length: PositiveInt = Field(1024, description="Tokens of prompt and answer together.")

@@ -91,7 +91,7 @@ class TrainModel:
         if self.device.type == "cuda":
             return 16384
         # Few enough for the activations of a layer to stay in a CPU's cache.
-        return 512 if self.dtype == torch.float32 else 1024
+        return 768 if self.dtype == torch.float32 else 1024
 
     def logprobs(self, layout: Layout) -> Tensor:
         """(S,) fp32 log-probabilities of the layout's completions, summed over their tokens."""
