@@ -25,11 +25,20 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> None:
-    """Write masters, optimiser state, random state and `state`, then drop older checkpoints. Of
-    several ranks, which all hold the same, the first writes."""
+    """Write masters, optimiser state, random states and `state`, then drop older checkpoints. Of
+    several ranks, which differ in their random states alone, the first writes."""
+    # Dropout draws as much as a rank's own micro-batches ask for.
+    random = parallel.gather(_random_state())
     if parallel.rank() == 0:
-        _write(work, step, masters, optimizer, state)
+        _write(work, step, masters, optimizer, random, state)
     parallel.wait()
+
+
+def _random_state() -> dict[str, Tensor]:
+    found = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
 
 
 def _write(
@@ -37,6 +46,7 @@ def _write(
     step: int,
     masters: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    random: list[dict[str, Tensor]],
     state: dict[str, Any],
 ) -> None:
     final = work / f"{PREFIX}{step:08d}"
@@ -49,10 +59,9 @@ def _write(
         for name, master in masters.items()
         for key, value in optimizer.state[master].items()
     }
-    tensors["rng|cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng|cuda"] = torch.cuda.get_rng_state()
     save_file(tensors, temporary / "optimizer.safetensors")
+    states = {f"{kind}|{n}": value for n, own in enumerate(random) for kind, value in own.items()}
+    save_file(states, temporary / "random.safetensors")
     (temporary / "state.json").write_text(json.dumps({**state, "step": step}))
     for path in [*temporary.iterdir(), temporary]:
         _fsync(path)
@@ -108,10 +117,17 @@ def restore(
         # Before the first step there is none.
         if kept:
             optimizer.state[master] = kept
-    torch.set_rng_state(tensors["rng|cpu"])
-    if "rng|cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng|cuda"])
+    _set_random_state(load_file(folder / "random.safetensors"))
     return state
+
+
+def _set_random_state(states: dict[str, Tensor]) -> None:
+    """This rank's; one that did not exist when the checkpoint was written goes on from the seed."""
+    cpu, cuda = (states.get(f"{kind}|{parallel.rank()}") for kind in ("cpu", "cuda"))
+    if cpu is not None:
+        torch.set_rng_state(cpu)
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
 
 
 def clear(work: Path) -> None:

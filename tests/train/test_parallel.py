@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 
 from rlaif.config import DistillStep, DpoTrain
 from rlaif.errors import RlaifError
+from rlaif.train import parallel
 from rlaif.train.run import train
 
 SHARED = {
@@ -53,3 +56,75 @@ def test_what_a_worker_raises_is_raised_here(tmp_path, make_model, make_preferen
     options = DpoTrain(**SHARED, processes=2, max_length=3)
     with pytest.raises(RlaifError, match="max_length"):
         run(tmp_path, options, make_model(0), make_preferences(4))
+
+
+class Stop(Exception):
+    pass
+
+
+KILLED_AFTER_STEP_3 = """
+import os
+import sys
+from pathlib import Path
+
+from rlaif.train import loop, worker
+
+write_row = loop.write_row
+
+
+def last_row(work, row):
+    write_row(work, row)
+    if row["step"] == 3:
+        os._exit(1)
+
+
+loop.write_row = last_row
+worker.main(Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def killed_workers(tmp_path, monkeypatch):
+    """Launches whose workers die after the third step's row and before its checkpoint."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_AFTER_STEP_3)
+
+    def launch(request, processes, work, progress):
+        work.mkdir(parents=True)
+        (work / "launch.json").write_text(json.dumps(request))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node", str(processes), str(script), str(work / "launch.json")]
+        subprocess.run(command, capture_output=True, check=False)
+        raise Stop
+
+    def use():
+        monkeypatch.setattr(parallel, "launch", launch)
+        return monkeypatch.undo
+
+    return use
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora": {"r": 4, "dropout": 0.5}}],
+    ids=["dropout"],
+)
+def test_killed_processes_go_on_to_the_same_bytes(
+    tmp_path, make_model, make_preferences, killed_workers, changes
+):
+    start, preferences = make_model(0), make_preferences(10)
+    options = DpoTrain(**{**SHARED, "epochs": 2, "checkpoint_every": 2, **changes}, processes=2)
+    whole = run(tmp_path / "whole", options, start, preferences)
+    assert whole.steps == 6
+    undo = killed_workers()
+    with pytest.raises(Stop):
+        run(tmp_path / "killed", options, start, preferences)
+    undo()
+    kept = [p.name for p in (tmp_path / "killed/work").glob("checkpoint-*")]
+    assert kept == ["checkpoint-00000002"]
+    seen = []
+    run(tmp_path / "killed", options, start, preferences, lambda p: seen.append(p.step))
+    assert seen == [3, 4, 5, 6]
+    for name in ("masters/model.safetensors", "model.safetensors"):
+        whole_bytes = (tmp_path / "whole/out" / name).read_bytes()
+        assert (tmp_path / "killed/out" / name).read_bytes() == whole_bytes
