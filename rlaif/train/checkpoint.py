@@ -24,14 +24,41 @@ def save(
     masters: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    sharded: bool = False,
 ) -> None:
-    """Write masters, optimiser state, random states and `state`, then drop older checkpoints. Of
-    several ranks, which differ in their random states alone, the first writes."""
+    """Write masters, optimiser state, random states and `state`, then drop older checkpoints.
+
+    With `sharded` every rank writes its part; else the ranks differ in their random states alone,
+    and the first writes.
+    """
     # Dropout draws as much as a rank's own micro-batches ask for.
     random = parallel.gather(_random_state())
-    if parallel.rank() == 0:
-        _write(work, step, masters, optimizer, random, state)
+    final = work / f"{PREFIX}{step:08d}"
+    temporary = work / f"partial-{step:08d}"
+    first = parallel.rank() == 0
+    if first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
     parallel.wait()
+    if first or sharded:
+        _write_tensors(temporary / _part(sharded), masters, optimizer)
+    parallel.wait()
+    if first:
+        states = {f"{kind}|{n}": v for n, own in enumerate(random) for kind, v in own.items()}
+        save_file(states, temporary / "random.safetensors")
+        kept = {**state, "step": step, "parts": _parts(sharded)}
+        (temporary / "state.json").write_text(json.dumps(kept))
+        _finish(temporary, final)
+    parallel.wait()
+
+
+def _parts(sharded: bool) -> int:
+    return parallel.world() if sharded else 1
+
+
+def _part(sharded: bool) -> str:
+    """The folder of this rank's tensors in a checkpoint."""
+    return f"part-{parallel.rank() if sharded else 0}"
 
 
 def _random_state() -> dict[str, Tensor]:
@@ -41,34 +68,27 @@ def _random_state() -> dict[str, Tensor]:
     return found
 
 
-def _write(
-    work: Path,
-    step: int,
-    masters: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    random: list[dict[str, Tensor]],
-    state: dict[str, Any],
+def _write_tensors(
+    folder: Path, masters: dict[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
-    final = work / f"{PREFIX}{step:08d}"
-    temporary = work / f"partial-{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({n: m.detach().cpu() for n, m in masters.items()}, temporary / "weights.safetensors")
+    folder.mkdir()
+    save_file({n: m.detach().cpu() for n, m in masters.items()}, folder / "weights.safetensors")
     tensors = {
         f"{key}|{name}": value.detach().cpu()
         for name, master in masters.items()
         for key, value in optimizer.state[master].items()
     }
-    save_file(tensors, temporary / "optimizer.safetensors")
-    states = {f"{kind}|{n}": value for n, own in enumerate(random) for kind, value in own.items()}
-    save_file(states, temporary / "random.safetensors")
-    (temporary / "state.json").write_text(json.dumps({**state, "step": step}))
-    for path in [*temporary.iterdir(), temporary]:
+    save_file(tensors, folder / "optimizer.safetensors")
+
+
+def _finish(temporary: Path, final: Path) -> None:
+    """Make the checkpoint last, then visible, and drop the older ones."""
+    for path in [*temporary.rglob("*"), temporary]:
         _fsync(path)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
-    _fsync(work)
-    for old in work.glob(PREFIX + "*"):
+    _fsync(final.parent)
+    for old in final.parent.glob(PREFIX + "*"):
         if old != final:
             shutil.rmtree(old)
 
@@ -82,11 +102,15 @@ def _fsync(path: Path) -> None:
 
 
 def restore(
-    work: Path, masters: dict[str, Tensor], optimizer: torch.optim.Optimizer, fingerprint: str
+    work: Path,
+    masters: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    fingerprint: str,
+    sharded: bool = False,
 ) -> dict[str, Any] | None:
     """Load the latest checkpoint into `masters` and `optimizer`; its state, or None without one.
 
-    Raises StoreError when it belongs to another training.
+    Raises StoreError when it belongs to another training, or was split in another way.
     """
     if parallel.rank() == 0:
         for torn in work.glob("partial-*"):
@@ -102,8 +126,14 @@ def restore(
             f"{folder}: this checkpoint is of a training with other data or options. "
             f"Delete {work} to start again."
         )
-    weights = load_file(folder / "weights.safetensors")
-    tensors = load_file(folder / "optimizer.safetensors")
+    if state["parts"] != _parts(sharded):
+        raise StoreError(
+            f"{folder}: this checkpoint was written by {state['parts']} processes that split the "
+            f"weights. Set `processes: {state['parts']}`, or delete {work} to start again."
+        )
+    own = folder / _part(sharded)
+    weights = load_file(own / "weights.safetensors")
+    tensors = load_file(own / "optimizer.safetensors")
     with torch.no_grad():
         for name, master in masters.items():
             master.copy_(weights[name])

@@ -111,7 +111,7 @@ def run_training(
     optimizer = make_optimizer(model, options)
     fingerprint = training_fingerprint(task.examples, options, seed)
     torch.manual_seed(seed)
-    state = checkpoint.restore(work, model.masters, optimizer, fingerprint)
+    state = checkpoint.restore(work, model.masters, optimizer, fingerprint, model.sharded)
     first = 0
     if state is not None:
         first = state["step"]
@@ -124,7 +124,8 @@ def run_training(
         tokens += row["tokens"]
         write_row(work, row)
         if (step + 1) % options.checkpoint_every == 0 and step + 1 < len(plan):
-            checkpoint.save(work, step + 1, model.masters, optimizer, {"fingerprint": fingerprint})
+            kept = {"fingerprint": fingerprint}
+            checkpoint.save(work, step + 1, model.masters, optimizer, kept, model.sharded)
         if progress is not None:
             progress(progress_of(row, len(plan)))
     seconds = sum(row["timing"]["seconds"] for row in rows)
@@ -173,8 +174,7 @@ def optimiser_step(
     started = time.perf_counter()
     with memory_advice(options):
         metrics, tokens = _accumulate(task, model, batch, step, work)
-        masters = list(model.masters.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(masters, options.max_grad_norm))
+        norm = model.clip_gradients(options.max_grad_norm)
         if not math.isfinite(norm):
             everything = [i for micro in batch for i in micro]
             raise _non_finite("gradient norm", norm, task, everything, step, work)
@@ -227,7 +227,11 @@ def _accumulate(
         for name, (amount, weight) in parts.items():
             before = sums.get(name, (0.0, 0.0))
             sums[name] = (before[0] + amount, before[1] + weight)
-    parallel.sum_gradients(model.masters.values())
+    if model.sharded:
+        for micro in parallel.filler(batch):
+            loss, _, _ = task.loss(model, micro, total, step)
+            (0.0 * loss).backward()  # type: ignore[no-untyped-call]
+    model.sum_gradients()
     every = parallel.gather((sums, tokens, mean_loss))
     names = sorted({name for found, _, _ in every for name in found})
     metrics = {}

@@ -30,14 +30,30 @@ def run(folder, options, start, preferences, progress=None):
     return train(options, preferences, {}, start, None, folder / "out", work, 3, "cpu", progress)
 
 
-@pytest.mark.parametrize("spec", [DpoTrain, DistillStep], ids=["dpo", "distill"])
-def test_two_processes_equal_one(tmp_path, make_model, make_preferences, spec):
+ADAPTERS = {"lora": {"r": 4, "dora": True}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes"),
+    [
+        (DpoTrain, {}),
+        (DistillStep, {}),
+        (DpoTrain, {"sharding": "full"}),
+        (DistillStep, {"sharding": "full"}),
+        (DpoTrain, {"sharding": "full", "gradient_checkpointing": True, **ADAPTERS}),
+    ],
+    ids=["dpo", "distill", "sharded-dpo", "sharded-distill", "sharded-adapters"],
+)
+def test_two_processes_equal_one(tmp_path, make_model, make_preferences, spec, changes):
     start, preferences = make_model(0), make_preferences(10)
     seen = []
-    outcomes = [
-        run(tmp_path / str(n), spec(**SHARED, processes=n), start, preferences, seen.append)
-        for n in (1, 2)
-    ]
+    outcomes = []
+    for count in (1, 2):
+        options = {**SHARED, **changes, "processes": count}
+        if count == 1:
+            options["sharding"] = "none"
+        folder = tmp_path / str(count)
+        outcomes.append(run(folder, spec(**options), start, preferences, seen.append))
     assert outcomes[0].steps == outcomes[1].steps == 3
     assert outcomes[0].tokens == outcomes[1].tokens
     for name, value in outcomes[0].metrics.items():
@@ -106,8 +122,8 @@ def killed_workers(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"lora": {"r": 4, "dropout": 0.5}}],
-    ids=["dropout"],
+    [{"lora": {"r": 4, "dropout": 0.5}}, {"sharding": "full"}],
+    ids=["dropout", "sharded"],
 )
 def test_killed_processes_go_on_to_the_same_bytes(
     tmp_path, make_model, make_preferences, killed_workers, changes
