@@ -13,8 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from rlaif.errors import EngineError
 
@@ -38,6 +36,9 @@ class Gathered(nn.Module):
 def shard(module: nn.Module, layers: set[str], device: torch.device, dtype: torch.dtype) -> Any:
     """Split the parameters of `module` over the ranks, each layer for itself, and return the
     `Gathered` that runs it. `layers` names the classes of its layers."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     # Bottom-up, as `fully_shard` wants it.
     found = [inner for inner in module.modules() if type(inner).__name__ in layers][::-1]
     if not found:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlaif.config import DistillStep, DpoTrain
+from rlaif.config import METHODS, DistillStep, DpoTrain
 from rlaif.errors import RlaifError
 from rlaif.train import parallel
 from rlaif.train.run import train
@@ -31,6 +31,8 @@ def run(folder, options, start, preferences, progress=None):
 
 
 ADAPTERS = {"lora": {"r": 4, "dora": True}}
+# Each example is a micro-batch: a batch has three for two ranks, and the last batch has one.
+UNEVEN = {"batch_size": 3, "micro_batch_tokens": 1}
 
 
 @pytest.mark.parametrize(
@@ -40,9 +42,10 @@ ADAPTERS = {"lora": {"r": 4, "dora": True}}
         (DistillStep, {}),
         (DpoTrain, {"sharding": "full"}),
         (DistillStep, {"sharding": "full"}),
+        (METHODS["sft"], {"method": "sft", "sharding": "full", **UNEVEN}),
         (DpoTrain, {"sharding": "full", "gradient_checkpointing": True, **ADAPTERS}),
     ],
-    ids=["dpo", "distill", "sharded-dpo", "sharded-distill", "sharded-adapters"],
+    ids=["dpo", "distill", "sharded-dpo", "sharded-distill", "sharded-sft", "sharded-adapters"],
 )
 def test_two_processes_equal_one(tmp_path, make_model, make_preferences, spec, changes):
     start, preferences = make_model(0), make_preferences(10)
@@ -54,18 +57,19 @@ def test_two_processes_equal_one(tmp_path, make_model, make_preferences, spec, c
             options["sharding"] = "none"
         folder = tmp_path / str(count)
         outcomes.append(run(folder, spec(**options), start, preferences, seen.append))
-    assert outcomes[0].steps == outcomes[1].steps == 3
+    steps = 4 if "batch_size" in changes else 3
+    assert outcomes[0].steps == outcomes[1].steps == steps
     assert outcomes[0].tokens == outcomes[1].tokens
     for name, value in outcomes[0].metrics.items():
         if "memory" not in name:
             assert outcomes[1].metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
-    assert [p.step for p in seen] == [1, 2, 3, 1, 2, 3]
+    assert [p.step for p in seen] == 2 * list(range(1, steps + 1))
     one, two = (load_file(tmp_path / f"{n}/out/masters/model.safetensors") for n in (1, 2))
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-5)
     rows = (tmp_path / "2/work/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, steps + 1))
 
 
 def test_what_a_worker_raises_is_raised_here(tmp_path, make_model, make_preferences):
@@ -138,6 +142,8 @@ def test_killed_processes_go_on_to_the_same_bytes(
     undo()
     kept = [p.name for p in (tmp_path / "killed/work").glob("checkpoint-*")]
     assert kept == ["checkpoint-00000002"]
+    # It is computed anew from the start's weights, before the checkpoint's are there.
+    (tmp_path / "killed/work/reference.jsonl").unlink()
     seen = []
     run(tmp_path / "killed", options, start, preferences, lambda p: seen.append(p.step))
     assert seen == [3, 4, 5, 6]
