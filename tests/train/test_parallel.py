@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rlaif.config import METHODS, DistillStep, DpoTrain
-from rlaif.errors import RlaifError
+from rlaif.errors import EngineError, RlaifError
 from rlaif.train import parallel
 from rlaif.train.run import train
 
@@ -78,10 +77,6 @@ def test_what_a_worker_raises_is_raised_here(tmp_path, make_model, make_preferen
         run(tmp_path, options, make_model(0), make_preferences(4))
 
 
-class Stop(Exception):
-    pass
-
-
 KILLED_AFTER_STEP_3 = """
 import os
 import sys
@@ -99,29 +94,57 @@ def last_row(work, row):
 
 
 loop.write_row = last_row
-worker.main(Path(sys.argv[1]))
+sys.exit(worker.main(Path(sys.argv[1])))
+"""
+BF16 = """
+import sys
+from pathlib import Path
+
+import torch
+
+from rlaif.train import run, worker
+
+# This machine may have no bf16 instructions, and would compute in fp32.
+run.compute_dtype = lambda *_: torch.bfloat16
+sys.exit(worker.main(Path(sys.argv[1])))
 """
 
 
 @pytest.fixture
-def killed_workers(tmp_path, monkeypatch):
-    """Launches whose workers die after the third step's row and before its checkpoint."""
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED_AFTER_STEP_3)
+def workers_run(tmp_path, monkeypatch):
+    """Has the next launch run another script than the worker's module."""
+    popen = subprocess.Popen
 
-    def launch(request, processes, work, progress):
-        work.mkdir(parents=True)
-        (work / "launch.json").write_text(json.dumps(request))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc_per_node", str(processes), str(script), str(work / "launch.json")]
-        subprocess.run(command, capture_output=True, check=False)
-        raise Stop
+    def use(text):
+        script = tmp_path / "script.py"
+        script.write_text(text)
 
-    def use():
-        monkeypatch.setattr(parallel, "launch", launch)
-        return monkeypatch.undo
+        def started(command, **options):
+            at = command.index("-m", 2)
+            monkeypatch.undo()
+            return popen([*command[:at], str(script), *command[at + 2 :]], **options)
+
+        monkeypatch.setattr(parallel.subprocess, "Popen", started)
 
     return use
+
+
+def test_sharded_bf16_equals_copies(tmp_path, make_model, make_preferences, workers_run):
+    start, preferences = make_model(0), make_preferences(10)
+    outcomes = []
+    for sharding in ("none", "full"):
+        # One step: a master that differs in its last bit can be rounded to another bf16 number.
+        options = DpoTrain(**{**SHARED, "batch_size": 10}, processes=2, sharding=sharding)
+        workers_run(BF16)
+        outcomes.append(run(tmp_path / sharding, options, start, preferences))
+    assert [o.compute_dtype for o in outcomes] == ["bfloat16"] * 2
+    norms = [o.metrics["first_grad_norm"] for o in outcomes]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    none, full = (
+        load_file(tmp_path / s / "out/masters/model.safetensors") for s in ("none", "full")
+    )
+    for name in none:
+        torch.testing.assert_close(full[name], none[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -130,16 +153,15 @@ def killed_workers(tmp_path, monkeypatch):
     ids=["dropout", "sharded"],
 )
 def test_killed_processes_go_on_to_the_same_bytes(
-    tmp_path, make_model, make_preferences, killed_workers, changes
+    tmp_path, make_model, make_preferences, workers_run, changes
 ):
     start, preferences = make_model(0), make_preferences(10)
     options = DpoTrain(**{**SHARED, "epochs": 2, "checkpoint_every": 2, **changes}, processes=2)
     whole = run(tmp_path / "whole", options, start, preferences)
     assert whole.steps == 6
-    undo = killed_workers()
-    with pytest.raises(Stop):
+    workers_run(KILLED_AFTER_STEP_3)
+    with pytest.raises(EngineError, match=r"workers\.log"):
         run(tmp_path / "killed", options, start, preferences)
-    undo()
     kept = [p.name for p in (tmp_path / "killed/work").glob("checkpoint-*")]
     assert kept == ["checkpoint-00000002"]
     # It is computed anew from the start's weights, before the checkpoint's are there.
