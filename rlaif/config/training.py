@@ -54,6 +54,10 @@ class TrainStep(Strict):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     min_lr_ratio: Fraction = 0.0
     weight_decay: NonNegativeFloat = 0.0
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        description="adamw_8bit: its state in 8 bits (arXiv 2110.02861), which needs bitsandbytes.",
+    )
     adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 1.0
     precision: Literal["auto", "bf16", "fp32"] = Field(

@@ -74,11 +74,24 @@ def _write_tensors(
     folder.mkdir()
     save_file({n: m.detach().cpu() for n, m in masters.items()}, folder / "weights.safetensors")
     tensors = {
-        f"{key}|{name}": value.detach().cpu()
+        f"{key}|{name}": _stored(key, value)
         for name, master in masters.items()
-        for key, value in optimizer.state[master].items()
+        for key, value in optimizer.state.get(master, {}).items()
     }
     save_file(tensors, folder / "optimizer.safetensors")
+
+
+def _stored(key: str, value: Tensor | int) -> Tensor:
+    """A value of an optimiser's state as a tensor: bitsandbytes counts steps in a plain int."""
+    if isinstance(value, int):
+        return torch.tensor(value)
+    # Its code books are shared by all weights, and safetensors refuses shared memory.
+    return value.detach().cpu().clone() if key.startswith("qmap") else value.detach().cpu()
+
+
+def _restored(value: Tensor, device: torch.device) -> Tensor | int:
+    # Fused AdamW counts in a float, and wants it beside the weights.
+    return int(value) if value.dtype == torch.int64 else value.to(device)
 
 
 def _finish(temporary: Path, final: Path) -> None:
@@ -137,16 +150,9 @@ def restore(
     with torch.no_grad():
         for name, master in masters.items():
             master.copy_(weights[name])
-    for name, master in masters.items():
-        kept = {
-            # Fused AdamW wants its step counter beside the weights; it is the only scalar.
-            key: tensors[f"{key}|{name}"].to(master.device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"{key}|{name}" in tensors
-        }
-        # Before the first step there is none.
-        if kept:
-            optimizer.state[master] = kept
+    for path, value in tensors.items():
+        key, name = path.split("|", 1)
+        optimizer.state[masters[name]][key] = _restored(value, masters[name].device)
     _set_random_state(load_file(folder / "random.safetensors"))
     return state
 

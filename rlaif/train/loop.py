@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,14 +151,24 @@ def _plan(task: Task, model: TrainModel, options: TrainStep, seed: int) -> list[
 
 
 def make_optimizer(model: TrainModel, options: TrainStep) -> torch.optim.Optimizer:
-    """Fused AdamW over the fp32 masters."""
-    return torch.optim.AdamW(
-        list(model.masters.values()),
-        lr=options.learning_rate,
-        betas=options.adam_betas,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
+    """AdamW over the fp32 masters."""
+    # A rank may have no part of a small weight.
+    masters = [master for master in model.masters.values() if master.numel()]
+    shared: dict[str, Any] = {
+        "lr": options.learning_rate,
+        "betas": options.adam_betas,
+        "weight_decay": options.weight_decay,
+    }
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(masters, **shared, fused=True)
+    try:
+        kind = import_module("bitsandbytes.optim").AdamW8bit
+    except ImportError:
+        raise EngineError(
+            "`optimizer: adamw_8bit` needs bitsandbytes. Run: pip install bitsandbytes"
+        ) from None
+    optimizer: torch.optim.Optimizer = kind(masters, **shared)
+    return optimizer
 
 
 def optimiser_step(

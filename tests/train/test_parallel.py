@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+from importlib.util import find_spec
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rlaif.config import METHODS, DistillStep, DpoTrain
-from rlaif.errors import EngineError, RlaifError
+from rlaif.errors import ConfigError, EngineError, RlaifError
 from rlaif.train import parallel
 from rlaif.train.run import train
 
@@ -29,6 +31,9 @@ def run(folder, options, start, preferences, progress=None):
     return train(options, preferences, {}, start, None, folder / "out", work, 3, "cpu", progress)
 
 
+NEEDS_8BIT = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
 ADAPTERS = {"lora": {"r": 4, "dora": True}}
 # Each example is a micro-batch: a batch has three for two ranks, and the last batch has one.
 UNEVEN = {"batch_size": 3, "micro_batch_tokens": 1}
@@ -69,6 +74,13 @@ def test_two_processes_equal_one(tmp_path, make_model, make_preferences, spec, c
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-5)
     rows = (tmp_path / "2/work/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == list(range(1, steps + 1))
+
+
+def test_sharding_is_refused_in_one_process(tmp_path, make_model, make_preferences):
+    with pytest.raises(ValidationError, match="set `processes` above 1"):
+        DpoTrain(sharding="full", processes=1)
+    with pytest.raises(ConfigError, match="`processes: auto` means one on cpu"):
+        run(tmp_path, DpoTrain(sharding="full"), make_model(0), make_preferences(4))
 
 
 def test_what_a_worker_raises_is_raised_here(tmp_path, make_model, make_preferences):
@@ -149,8 +161,12 @@ def test_sharded_bf16_equals_copies(tmp_path, make_model, make_preferences, work
 
 @pytest.mark.parametrize(
     "changes",
-    [{"lora": {"r": 4, "dropout": 0.5}}, {"sharding": "full"}],
-    ids=["dropout", "sharded"],
+    [
+        {"lora": {"r": 4, "dropout": 0.5}},
+        {"sharding": "full"},
+        pytest.param({"sharding": "full", "optimizer": "adamw_8bit"}, marks=NEEDS_8BIT),
+    ],
+    ids=["dropout", "sharded", "sharded-8bit"],
 )
 def test_killed_processes_go_on_to_the_same_bytes(
     tmp_path, make_model, make_preferences, workers_run, changes
