@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rlaif.config import METHODS, DistillStep, DpoTrain
-from rlaif.errors import ConfigError, EngineError, RlaifError
-from rlaif.train import parallel
+from rlaif.errors import ConfigError, EngineError, RlaifError, StoreError
+from rlaif.train import checkpoint, parallel, sharding
 from rlaif.train.run import train
 
 SHARED = {
@@ -83,6 +83,20 @@ def test_sharding_is_refused_in_one_process(tmp_path, make_model, make_preferenc
         run(tmp_path, DpoTrain(sharding="full"), make_model(0), make_preferences(4))
 
 
+def test_a_module_without_layers_is_not_split():
+    with pytest.raises(EngineError, match=r"Linear does not say .* set `sharding: none`"):
+        sharding.shard(torch.nn.Linear(2, 2), {"Layer"}, torch.device("cpu"), torch.float32)
+
+
+def test_parts_of_another_number_of_processes_are_refused(tmp_path):
+    folder = tmp_path / "checkpoint-00000001"
+    folder.mkdir()
+    (folder / "state.json").write_text(json.dumps({"fingerprint": "f", "step": 1, "parts": 3}))
+    optimizer = torch.optim.AdamW([torch.zeros(1)])
+    with pytest.raises(StoreError, match="Set `processes: 3`"):
+        checkpoint.restore(tmp_path, {}, optimizer, "f", sharded=True)
+
+
 def test_what_a_worker_raises_is_raised_here(tmp_path, make_model, make_preferences):
     options = DpoTrain(**SHARED, processes=2, max_length=3)
     with pytest.raises(RlaifError, match="max_length"):
@@ -144,11 +158,11 @@ def workers_run(tmp_path, monkeypatch):
 def test_sharded_bf16_equals_copies(tmp_path, make_model, make_preferences, workers_run):
     start, preferences = make_model(0), make_preferences(10)
     outcomes = []
-    for sharding in ("none", "full"):
+    for kind in ("none", "full"):
         # One step: a master that differs in its last bit can be rounded to another bf16 number.
-        options = DpoTrain(**{**SHARED, "batch_size": 10}, processes=2, sharding=sharding)
+        options = DpoTrain(**{**SHARED, "batch_size": 10}, processes=2, sharding=kind)
         workers_run(BF16)
-        outcomes.append(run(tmp_path / sharding, options, start, preferences))
+        outcomes.append(run(tmp_path / kind, options, start, preferences))
     assert [o.compute_dtype for o in outcomes] == ["bfloat16"] * 2
     norms = [o.metrics["first_grad_norm"] for o in outcomes]
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
