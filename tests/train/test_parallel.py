@@ -26,9 +26,9 @@ SHARED = {
 }
 
 
-def run(folder, options, start, preferences, progress=None):
-    work = folder / "work"
-    return train(options, preferences, {}, start, None, folder / "out", work, 3, "cpu", progress)
+def run(folder, options, start, preferences, progress=None, reference=None):
+    work, out = folder / "work", folder / "out"
+    return train(options, preferences, {}, start, reference, out, work, 3, "cpu", progress)
 
 
 NEEDS_8BIT = pytest.mark.skipif(
@@ -40,19 +40,22 @@ UNEVEN = {"batch_size": 3, "micro_batch_tokens": 1}
 
 
 @pytest.mark.parametrize(
-    ("spec", "changes"),
+    ("spec", "changes", "other_reference"),
     [
-        (DpoTrain, {}),
-        (DistillStep, {}),
-        (DpoTrain, {"sharding": "full"}),
-        (DistillStep, {"sharding": "full"}),
-        (METHODS["sft"], {"method": "sft", "sharding": "full", **UNEVEN}),
-        (DpoTrain, {"sharding": "full", "gradient_checkpointing": True, **ADAPTERS}),
+        (DpoTrain, {}, False),
+        (DistillStep, {}, False),
+        (DpoTrain, {"sharding": "full"}, False),
+        (DistillStep, {"sharding": "full"}, False),
+        (METHODS["sft"], {"method": "sft", "sharding": "full", **UNEVEN}, False),
+        (DpoTrain, {"sharding": "full", "gradient_checkpointing": True, **ADAPTERS}, True),
     ],
     ids=["dpo", "distill", "sharded-dpo", "sharded-distill", "sharded-sft", "sharded-adapters"],
 )
-def test_two_processes_equal_one(tmp_path, make_model, make_preferences, spec, changes):
+def test_two_processes_equal_one(
+    tmp_path, make_model, make_preferences, spec, changes, other_reference
+):
     start, preferences = make_model(0), make_preferences(10)
+    reference = make_model(1) if other_reference else None
     seen = []
     outcomes = []
     for count in (1, 2):
@@ -60,7 +63,7 @@ def test_two_processes_equal_one(tmp_path, make_model, make_preferences, spec, c
         if count == 1:
             options["sharding"] = "none"
         folder = tmp_path / str(count)
-        outcomes.append(run(folder, spec(**options), start, preferences, seen.append))
+        outcomes.append(run(folder, spec(**options), start, preferences, seen.append, reference))
     steps = 4 if "batch_size" in changes else 3
     assert outcomes[0].steps == outcomes[1].steps == steps
     assert outcomes[0].tokens == outcomes[1].tokens
