@@ -56,6 +56,10 @@ class TrainStep(Strict):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     min_lr_ratio: Fraction = 0.0
     weight_decay: NonNegativeFloat = 0.0
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        description="adamw_8bit: its state in 8 bits (arXiv 2110.02861), which needs bitsandbytes.",
+    )
     adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 1.0
     precision: Literal["auto", "bf16", "fp32"] = Field(
@@ -67,11 +71,22 @@ class TrainStep(Strict):
     processes: PositiveInt | Literal["auto"] = Field(
         "auto", description="auto: one for each GPU, one on a CPU. Several share every batch."
     )
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="full: weights, gradients and optimiser state are split over the processes "
+        "(FSDP2).",
+    )
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         [], description="Where every step's numbers go as well; each must be installed."
     )
     checkpoint_every: PositiveInt = Field(50, description="Optimiser steps between checkpoints.")
     uses: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _splits(self) -> TrainStep:
+        if self.sharding == "full" and self.processes == 1:
+            raise ValueError("`sharding: full` needs several processes: set `processes` above 1")
+        return self
 
     @property
     def loss_options(self) -> dict[str, Any]:
@@ -231,6 +246,8 @@ class OnPolicyTrain(ReferenceTrain):
     def _combine(self) -> OnPolicyTrain:
         if self.processes not in ("auto", 1):
             raise ValueError("on-policy training runs in one process; leave `processes` out")
+        if self.sharding != "none":
+            raise ValueError("on-policy training runs in one process; leave `sharding` out")
         if self.lora is not None and self.lora.dropout > 0:
             raise ValueError("on-policy training compares log-probs: set lora.dropout to 0")
         if self.importance != "none" and self.temperature != 1.0:

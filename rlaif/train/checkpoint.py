@@ -24,42 +24,84 @@ def save(
     masters: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    sharded: bool = False,
 ) -> None:
-    """Write masters, optimiser state, random state and `state`, then drop older checkpoints. Of
-    several ranks, which all hold the same, the first writes."""
-    if parallel.rank() == 0:
-        _write(work, step, masters, optimizer, state)
+    """Write masters, optimiser state, random states and `state`, then drop older checkpoints.
+
+    With `sharded` every rank writes its part; else the ranks differ in their random states alone,
+    and the first writes.
+    """
+    # Dropout draws as much as a rank's own micro-batches ask for.
+    random = parallel.gather(_random_state())
+    final = work / f"{PREFIX}{step:08d}"
+    temporary = work / f"partial-{step:08d}"
+    first = parallel.rank() == 0
+    if first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    parallel.wait()
+    if first or sharded:
+        _write_tensors(temporary / _part(sharded), masters, optimizer)
+    parallel.wait()
+    if first:
+        states = {f"{kind}|{n}": v for n, own in enumerate(random) for kind, v in own.items()}
+        save_file(states, temporary / "random.safetensors")
+        kept = {**state, "step": step, "parts": _parts(sharded)}
+        (temporary / "state.json").write_text(json.dumps(kept))
+        _finish(temporary, final)
     parallel.wait()
 
 
-def _write(
-    work: Path,
-    step: int,
-    masters: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-) -> None:
-    final = work / f"{PREFIX}{step:08d}"
-    temporary = work / f"partial-{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({n: m.detach().cpu() for n, m in masters.items()}, temporary / "weights.safetensors")
-    tensors = {
-        f"{key}|{name}": value.detach().cpu()
-        for name, master in masters.items()
-        for key, value in optimizer.state[master].items()
-    }
-    tensors["rng|cpu"] = torch.get_rng_state()
+def _parts(sharded: bool) -> int:
+    return parallel.world() if sharded else 1
+
+
+def _part(sharded: bool) -> str:
+    """The folder of this rank's tensors in a checkpoint."""
+    return f"part-{parallel.rank() if sharded else 0}"
+
+
+def _random_state() -> dict[str, Tensor]:
+    found = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors["rng|cuda"] = torch.cuda.get_rng_state()
-    save_file(tensors, temporary / "optimizer.safetensors")
-    (temporary / "state.json").write_text(json.dumps({**state, "step": step}))
-    for path in [*temporary.iterdir(), temporary]:
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def _write_tensors(
+    folder: Path, masters: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    folder.mkdir()
+    save_file({n: m.detach().cpu() for n, m in masters.items()}, folder / "weights.safetensors")
+    tensors = {
+        f"{key}|{name}": _stored(key, value)
+        for name, master in masters.items()
+        for key, value in optimizer.state.get(master, {}).items()
+    }
+    save_file(tensors, folder / "optimizer.safetensors")
+
+
+def _stored(key: str, value: Tensor | int) -> Tensor:
+    """A value of an optimiser's state as a tensor: bitsandbytes counts steps in a plain int."""
+    if isinstance(value, int):
+        return torch.tensor(value)
+    # Its code books are shared by all weights, and safetensors refuses shared memory.
+    return value.detach().cpu().clone() if key.startswith("qmap") else value.detach().cpu()
+
+
+def _restored(value: Tensor, device: torch.device) -> Tensor | int:
+    # Fused AdamW counts in a float, and wants it beside the weights.
+    return int(value) if value.dtype == torch.int64 else value.to(device)
+
+
+def _finish(temporary: Path, final: Path) -> None:
+    """Make the checkpoint last, then visible, and drop the older ones."""
+    for path in [*temporary.rglob("*"), temporary]:
         _fsync(path)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
-    _fsync(work)
-    for old in work.glob(PREFIX + "*"):
+    _fsync(final.parent)
+    for old in final.parent.glob(PREFIX + "*"):
         if old != final:
             shutil.rmtree(old)
 
@@ -73,11 +115,15 @@ def _fsync(path: Path) -> None:
 
 
 def restore(
-    work: Path, masters: dict[str, Tensor], optimizer: torch.optim.Optimizer, fingerprint: str
+    work: Path,
+    masters: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    fingerprint: str,
+    sharded: bool = False,
 ) -> dict[str, Any] | None:
     """Load the latest checkpoint into `masters` and `optimizer`; its state, or None without one.
 
-    Raises StoreError when it belongs to another training.
+    Raises StoreError when it belongs to another training, or was split in another way.
     """
     if parallel.rank() == 0:
         for torn in work.glob("partial-*"):
@@ -93,25 +139,31 @@ def restore(
             f"{folder}: this checkpoint is of a training with other data or options. "
             f"Delete {work} to start again."
         )
-    weights = load_file(folder / "weights.safetensors")
-    tensors = load_file(folder / "optimizer.safetensors")
+    if state["parts"] != _parts(sharded):
+        raise StoreError(
+            f"{folder}: this checkpoint was written by {state['parts']} processes that split the "
+            f"weights. Set `processes: {state['parts']}`, or delete {work} to start again."
+        )
+    own = folder / _part(sharded)
+    weights = load_file(own / "weights.safetensors")
+    tensors = load_file(own / "optimizer.safetensors")
     with torch.no_grad():
         for name, master in masters.items():
             master.copy_(weights[name])
-    for name, master in masters.items():
-        kept = {
-            # Fused AdamW wants its step counter beside the weights; it is the only scalar.
-            key: tensors[f"{key}|{name}"].to(master.device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"{key}|{name}" in tensors
-        }
-        # Before the first step there is none.
-        if kept:
-            optimizer.state[master] = kept
-    torch.set_rng_state(tensors["rng|cpu"])
-    if "rng|cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng|cuda"])
+    for path, value in tensors.items():
+        key, name = path.split("|", 1)
+        optimizer.state[masters[name]][key] = _restored(value, masters[name].device)
+    _set_random_state(load_file(folder / "random.safetensors"))
     return state
+
+
+def _set_random_state(states: dict[str, Tensor]) -> None:
+    """This rank's; one that did not exist when the checkpoint was written goes on from the seed."""
+    cpu, cuda = (states.get(f"{kind}|{parallel.rank()}") for kind in ("cpu", "cuda"))
+    if cpu is not None:
+        torch.set_rng_state(cpu)
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
 
 
 def clear(work: Path) -> None:

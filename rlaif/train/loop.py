@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -111,7 +112,7 @@ def run_training(
     optimizer = make_optimizer(model, options)
     fingerprint = training_fingerprint(task.examples, options, seed)
     torch.manual_seed(seed)
-    state = checkpoint.restore(work, model.masters, optimizer, fingerprint)
+    state = checkpoint.restore(work, model.masters, optimizer, fingerprint, model.sharded)
     first = 0
     if state is not None:
         first = state["step"]
@@ -124,7 +125,8 @@ def run_training(
         tokens += row["tokens"]
         write_row(work, row)
         if (step + 1) % options.checkpoint_every == 0 and step + 1 < len(plan):
-            checkpoint.save(work, step + 1, model.masters, optimizer, {"fingerprint": fingerprint})
+            kept = {"fingerprint": fingerprint}
+            checkpoint.save(work, step + 1, model.masters, optimizer, kept, model.sharded)
         if progress is not None:
             progress(progress_of(row, len(plan)))
     seconds = sum(row["timing"]["seconds"] for row in rows)
@@ -150,14 +152,24 @@ def _plan(task: Task, model: TrainModel, options: TrainStep, seed: int) -> list[
 
 
 def make_optimizer(model: TrainModel, options: TrainStep) -> torch.optim.Optimizer:
-    """Fused AdamW over the fp32 masters."""
-    return torch.optim.AdamW(
-        list(model.masters.values()),
-        lr=options.learning_rate,
-        betas=options.adam_betas,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
+    """AdamW over the fp32 masters."""
+    # A rank may have no part of a small weight.
+    masters = [master for master in model.masters.values() if master.numel()]
+    shared: dict[str, Any] = {
+        "lr": options.learning_rate,
+        "betas": options.adam_betas,
+        "weight_decay": options.weight_decay,
+    }
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(masters, **shared, fused=True)
+    try:
+        kind = import_module("bitsandbytes.optim").AdamW8bit
+    except ImportError:
+        raise EngineError(
+            "`optimizer: adamw_8bit` needs bitsandbytes. Run: pip install bitsandbytes"
+        ) from None
+    optimizer: torch.optim.Optimizer = kind(masters, **shared)
+    return optimizer
 
 
 def optimiser_step(
@@ -174,8 +186,7 @@ def optimiser_step(
     started = time.perf_counter()
     with memory_advice(options):
         metrics, tokens = _accumulate(task, model, batch, step, work)
-        masters = list(model.masters.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(masters, options.max_grad_norm))
+        norm = model.clip_gradients(options.max_grad_norm)
         if not math.isfinite(norm):
             everything = [i for micro in batch for i in micro]
             raise _non_finite("gradient norm", norm, task, everything, step, work)
@@ -228,7 +239,11 @@ def _accumulate(
         for name, (amount, weight) in parts.items():
             before = sums.get(name, (0.0, 0.0))
             sums[name] = (before[0] + amount, before[1] + weight)
-    parallel.sum_gradients(model.masters.values())
+    if model.sharded:
+        for micro in parallel.filler(batch):
+            loss, _, _ = task.loss(model, micro, total, step)
+            (0.0 * loss).backward()  # type: ignore[no-untyped-call]
+    model.sum_gradients()
     every = parallel.gather((sums, tokens, mean_loss))
     names = sorted({name for found, _, _ in every for name in found})
     metrics = {}

@@ -2,7 +2,8 @@
 
 With bf16 compute the module holds a bf16 copy that runs forward and backward; the optimiser works
 on fp32 masters, and the copy is refreshed from them after each step. So the copy has the very bits
-that the exported bf16 checkpoint has. With fp32 compute the parameters are their own masters.
+that the exported bf16 checkpoint has. With fp32 compute the parameters are their own masters. Of a
+model that is split over the ranks the masters are this rank's parts; see `rlaif.train.sharding`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rlaif.config import LoraOptions, TrainStep
 from rlaif.device import release_freed_memory
 from rlaif.errors import EngineError
 from rlaif.logprobs import token_logprobs, token_logprobs_and_entropy
+from rlaif.train import parallel, sharding
 from rlaif.train.fused import embed_into, fuse, multiply_into
 from rlaif.train.packing import GROUPS, use_packing
 
@@ -58,7 +60,8 @@ class TrainModel:
 
     `packed` says whether examples are computed as packed rows (each prompt once) or padded ones;
     `attention` is the implementation that generates and computes padded rows. The output head's
-    gradient is added to `head_grad`, its master's, where it has one.
+    gradient is added to `head_grad`, its master's, where it has one. `root`, where the module is
+    split over the ranks, runs it.
     """
 
     module: Any
@@ -70,6 +73,12 @@ class TrainModel:
     packed: bool = False
     attention: str = "sdpa"
     head_grad: Tensor | None = None
+    root: Any = None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the module is split over the ranks, which must then run it equally often."""
+        return self.root is not None
 
     def layout(self, examples: Sequence[Branches]) -> Layout:
         """The examples' tokens on this model's device, in the way it computes them."""
@@ -99,7 +108,13 @@ class TrainModel:
 
     def token_logprobs(self, layout: Layout, temperature: float = 1.0) -> Tensor:
         """(N,) fp32 log-probabilities of the layout's target tokens, in nats."""
-        return self.read_logprobs(self.predicting(layout), layout, temperature)
+        return self._gathered(
+            lambda: self.read_logprobs(self.predicting(layout), layout, temperature)
+        )
+
+    def _gathered(self, compute: Callable[[], Tensor]) -> Tensor:
+        result: Tensor = compute() if self.root is None else self.root(compute)
+        return result
 
     def predicting(self, layout: Layout) -> Tensor:
         """(N, H) the hidden states that predict the layout's target tokens."""
@@ -133,6 +148,9 @@ class TrainModel:
 
     def rewards(self, layout: Layout) -> Tensor:
         """(S,) fp32 rewards: the head's number at each sequence's last token."""
+        return self._gathered(lambda: self._rewards(layout))
+
+    def _rewards(self, layout: Layout) -> Tensor:
         last = self.hidden(layout).index_select(0, layout.last)
         head = _causal(self.module).score
         # In fp32: bf16 would round rewards to steps of a hundredth.
@@ -178,9 +196,41 @@ class TrainModel:
     @torch.no_grad()
     def sync(self) -> None:
         """Refresh the working copy from the masters."""
+        if self.root is not None:
+            # What is gathered next has the new values.
+            self.root.reshard()
+            return
         for name, param in self.params.items():
             if param is not self.masters[name]:
                 param.copy_(self.masters[name])
+
+    def sum_gradients(self) -> None:
+        """The gradients of all ranks' micro-batches into the masters."""
+        if self.root is None:
+            parallel.sum_gradients(self.masters.values())
+            return
+        for name, param in self.params.items():
+            if param.grad is not None:
+                self.masters[name].grad = sharding.part(param.grad)
+
+    def clip_gradients(self, limit: float) -> float:
+        """Scale the gradients down to a norm of `limit`; their norm before."""
+        masters = list(self.masters.values())
+        norm = nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
+        if self.root is not None:
+            norm = sharding.whole_norm(norm)
+        nn.utils.clip_grads_with_norm_(masters, limit, norm)
+        return float(norm)
+
+    def gather(self) -> None:
+        """Make the first rank's masters whole, in main memory. All ranks must call it; the model
+        can only be exported afterwards."""
+        if self.root is None:
+            return
+        for name, param in self.params.items():
+            full = sharding.whole(param)
+            if parallel.rank() == 0:
+                self.masters[name] = full.cpu()
 
 
 def load_module(folder: Path, device: torch.device, reward: bool = False) -> Any:
@@ -254,8 +304,12 @@ def prepare(
     lora: LoraOptions | None = None,
     gradient_checkpointing: bool = False,
     trainable: bool = True,
+    sharded: bool = False,
 ) -> TrainModel:
-    """A module with fp32 parameters made ready: adapters, masters, dropout off, compute dtype."""
+    """A module with fp32 parameters made ready: adapters, masters, dropout off, compute dtype.
+
+    With `sharded` each rank keeps its part on `device`; the module itself may lie in main memory.
+    """
     head = Head() if is_reward(module) else output_head(module)
     attention = module.config._attn_implementation
     fuse(module)
@@ -273,6 +327,9 @@ def prepare(
     if gradient_checkpointing:
         _causal(module).gradient_checkpointing_enable({"use_reentrant": False})
     model = TrainModel(module, {}, {}, device, dtype, head, unpacked is None, attention)
+    if sharded:
+        _shard(model, trainable)
+        return model
     for name, param in module.named_parameters():
         # Each fp32 tensor is let go before the next is cast, so there is never a second full copy.
         keep = trainable and param.requires_grad
@@ -309,6 +366,21 @@ def _gradients_into_masters(model: TrainModel) -> None:
             embed_into(part, into)
         elif into is not None and type(part) is nn.Linear and part is not output:
             multiply_into(part, into)
+
+
+def _shard(model: TrainModel, trainable: bool) -> None:
+    for param in model.module.parameters():
+        param.requires_grad_(trainable and param.requires_grad)
+        if not param.requires_grad:
+            param.data = param.data.to(model.dtype)
+    layers = set(_causal(model.module)._no_split_modules or ())
+    model.root = sharding.shard(model.module, layers, model.device, model.dtype)
+    for name, param in model.module.named_parameters():
+        if param.requires_grad:
+            param.grad = torch.zeros_like(param)
+            model.params[name] = param
+            model.masters[name] = sharding.part(param)
+            model.masters[name].grad = sharding.part(param.grad)
 
 
 def is_reward(module: Any) -> bool:
@@ -407,7 +479,8 @@ def free() -> None:
 def export(model: TrainModel, start: Path, out: Path, lora: LoraOptions | None) -> None:
     """Write `out`: a bf16 checkpoint with its tokenizer, and fp32 masters, complete or not at all.
 
-    Adapters are merged in fp32 into the weights of `start`. The model cannot be used afterwards.
+    Adapters are merged in fp32 into the weights of `start`. The model cannot be used afterwards. A
+    sharded one must have been gathered.
     """
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -415,14 +488,17 @@ def export(model: TrainModel, start: Path, out: Path, lora: LoraOptions | None) 
     masters = model.masters
     module = model.module
     reward = is_reward(_causal(module))
-    if lora is not None:
-        model.module = module = None
+    if lora is not None or model.sharded:
+        model.module = model.root = module = None
         free()
-        module = add_lora(load_module(start, torch.device("cpu"), reward), lora)
-        adapters = {n: p for n, p in module.named_parameters() if n in masters}
-        for name, param in adapters.items():
-            param.copy_(masters[name])
-        module = module.merge_and_unload()
+        module = load_module(start, torch.device("cpu"), reward)
+        if lora is not None:
+            module = add_lora(module, lora)
+        for name, param in module.named_parameters():
+            if name in masters:
+                param.copy_(masters[name])
+        if lora is not None:
+            module = module.merge_and_unload()
         masters = dict(module.named_parameters())
     own = dict(module.named_parameters())
     # A value head or a critic is trained beside the model, and is no part of it.

@@ -1,5 +1,6 @@
 """Training by several processes, each with a copy of the model: every rank takes its share of a
-batch's micro-batches, and the gradients are summed before the step.
+batch's micro-batches, and the gradients are summed before the step. With `sharding: full` a rank
+has a part of the model instead; see `rlaif.train.sharding`.
 
 The losses are normalised by the whole batch, so the sum is the very gradient that one process has.
 Ranks are started by torchrun and work on files; only rank 0 writes, and none takes the run's lock.
@@ -38,6 +39,12 @@ def world() -> int:
 def share(items: Sequence[T]) -> list[T]:
     """This rank's items: every world-th, so that neighbours of like size are spread."""
     return list(items[rank() :: world()])
+
+
+def filler(items: Sequence[T]) -> list[T]:
+    """What this rank must run besides its share where all ranks run equally often: one item more
+    where it has one less than the first rank."""
+    return list(items[-1:]) if len(share(items)) < len(items[:: world()]) else []
 
 
 def gather(value: T) -> list[T]:

@@ -50,7 +50,10 @@ def compute_reference(
             if not all(examples[i].example_id in known for i in micro)
         ]
         own: Reference = {}
-        for rows in parallel.share(missing):
+        mine = parallel.share(missing)
+        if model.sharded:
+            mine += parallel.filler(missing)
+        for rows in mine:
             values = iter(model.logprobs(model.layout([e.branches for e in rows])).tolist())
             for example in rows:
                 own[example.example_id] = tuple(next(values) for _ in example.completions)

@@ -13,7 +13,7 @@ import torch
 
 from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TrainStep
 from rlaif.config.training import PpoTrain
-from rlaif.errors import RlaifError
+from rlaif.errors import ConfigError, RlaifError
 from rlaif.records import Preference, to_json
 from rlaif.train import checkpoint, parallel
 from rlaif.train.loop import Task, TrainOutcome, TrainProgress, memory_advice, run_training
@@ -96,14 +96,18 @@ def _train_here(
     if compares and reference is not None and not same:
         stored = _other_reference(reference, encoded.examples, options, seed, work, where, dtype)
     torch.manual_seed(seed)
-    module = load_module(start, where, isinstance(options, DistillStep))
-    model = prepare(module, where, dtype, options.lora, options.gradient_checkpointing)
+    sharded = options.sharding == "full"
+    module = load_module(start, _load_on(options, where), isinstance(options, DistillStep))
+    model = prepare(
+        module, where, dtype, options.lora, options.gradient_checkpointing, sharded=sharded
+    )
     del module
     if compares and same:
         path = work / "reference.jsonl"
         with memory_advice(options):
             stored = compute_reference(model, encoded.examples, options, seed, path)
     outcome = _run(options, encoded, stored, same, model, work, seed, progress)
+    model.gather()
     if parallel.rank() == 0:
         export(model, start, out, options.lora)
         checkpoint.clear(work)
@@ -114,9 +118,21 @@ def _train_here(
 
 
 def _processes(options: TrainStep, device: torch.device) -> int:
-    if options.processes != "auto":
-        return options.processes
-    return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
+    count = options.processes
+    if count == "auto":
+        all_devices = device.type == "cuda" and device.index is None
+        count = torch.cuda.device_count() if all_devices else 1
+    if options.sharding == "full" and count * parallel.world() == 1:
+        raise ConfigError(
+            "`sharding: full` splits the model over several processes, and `processes: auto` means "
+            f"one on {device}: set `processes`, or `sharding: none`"
+        )
+    return count
+
+
+def _load_on(options: TrainStep, device: torch.device) -> torch.device:
+    """A model that is to be split may be too large for one device."""
+    return torch.device("cpu") if options.sharding == "full" else device
 
 
 def _launch(
@@ -259,7 +275,10 @@ def _other_reference(
     known = read_reference(path)
     if all(e.example_id in known for e in examples):
         return known
-    model = prepare(load_module(folder, device), device, dtype, trainable=False)
+    module = load_module(folder, _load_on(options, device))
+    sharded = options.sharding == "full"
+    model = prepare(module, device, dtype, trainable=False, sharded=sharded)
+    del module
     with memory_advice(options):
         known = compute_reference(model, examples, options, seed, path)
     del model

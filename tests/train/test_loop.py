@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from rlaif.config import METHODS, DpoTrain
 from rlaif.errors import EngineError, RlaifError, StoreError
 from rlaif.train import run as run_module
-from rlaif.train.loop import learning_rate, memory_advice, run_training
+from rlaif.train.loop import learning_rate, make_optimizer, memory_advice, run_training
 from rlaif.train.model import MASTERS, load_module, prepare
 from rlaif.train.run import train
 from rlaif.train.sft import SftTask
@@ -64,6 +66,9 @@ def _rows(folder):
     return [{k: v for k, v in json.loads(line).items() if k != "timing"} for line in lines]
 
 
+NEEDS_8BIT = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
 LORA = {"r": 4, "alpha": 8.0, "dropout": 0.3}
 
 
@@ -75,8 +80,9 @@ LORA = {"r": 4, "alpha": 8.0, "dropout": 0.3}
         {"precision": "bf16"},
         {"lora": LORA, "precision": "bf16"},
         {"gradient_checkpointing": True},
+        pytest.param({"optimizer": "adamw_8bit"}, marks=NEEDS_8BIT),
     ],
-    ids=["dpo", "sft", "bf16", "lora", "checkpointing"],
+    ids=["dpo", "sft", "bf16", "lora", "checkpointing", "8bit"],
 )
 def test_interrupted_training_ends_in_the_same_bytes(
     tmp_path, make_model, make_preferences, changes, monkeypatch
@@ -180,6 +186,44 @@ def test_lora_on_the_output_head_is_refused(tmp_path, make_model, make_preferenc
     options = _options(lora={"target_modules": ["lm_head"]})
     with pytest.raises(EngineError, match="output head"):
         _train(tmp_path, make_model(0), make_preferences(4), options)
+
+
+@NEEDS_8BIT
+def test_adamw_8bit_follows_adamw_with_its_state_in_bytes(make_model):
+    moved, kinds = {}, {}
+    for name in ("adamw", "adamw_8bit"):
+        model = prepare(load_module(make_model(0), CPU), CPU, torch.float32)
+        options = _options(optimizer=name, weight_decay=0.5, adam_betas=(0.8, 0.9))
+        optimizer = make_optimizer(model, options)
+        before = {n: m.detach().clone() for n, m in model.masters.items()}
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(5):
+            for master in model.masters.values():
+                master.grad = torch.randn(master.shape, generator=generator) + 0.5
+            optimizer.step()
+        moved[name] = {n: (m - before[n]).detach() for n, m in model.masters.items()}
+        kinds[name] = {n: _largest_state(optimizer.state[m]) for n, m in model.masters.items()}
+    # bitsandbytes leaves tensors of less than 4096 numbers in 32 bits.
+    coarse = {n for n, dtype in kinds["adamw_8bit"].items() if dtype == torch.uint8}
+    assert coarse == {"model.embed_tokens.weight"}
+    assert set(kinds["adamw"].values()) == {torch.float32}
+    for n, one in moved["adamw"].items():
+        two = moved["adamw_8bit"][n]
+        if n in coarse:
+            assert 1e-5 < float((two - one).norm() / one.norm()) < 0.1
+        else:
+            torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+
+
+def _largest_state(state):
+    return max((v for v in state.values() if torch.is_tensor(v)), key=torch.numel).dtype
+
+
+def test_adamw_8bit_without_bitsandbytes(make_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    model = prepare(load_module(make_model(0), CPU), CPU, torch.float32)
+    with pytest.raises(EngineError, match=r"optimizer: adamw_8bit.*pip install bitsandbytes"):
+        make_optimizer(model, _options(optimizer="adamw_8bit"))
 
 
 def test_schedule():
