@@ -28,7 +28,8 @@ from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
 
 Sums = dict[str, tuple[float, float]]
-"""A metric's weighted sum and its weight: means over any cut of the batch add up."""
+"""A metric's weighted sum and its weight: means over any cut of the batch add up. Of a name that
+ends in _min or _max it is the extreme itself, with weight 1."""
 IGNORED_OPTIONS = {"id", "uses", "checkpoint_every", "from_", "reference", "trackers"}
 
 
@@ -224,19 +225,28 @@ def _accumulate(
         loss.backward()  # type: ignore[no-untyped-call]
         mean_loss += value
         tokens += count
-        for name, (amount, weight) in parts.items():
-            before = sums.get(name, (0.0, 0.0))
-            sums[name] = (before[0] + amount, before[1] + weight)
+        join_sums(sums, parts)
     parallel.sum_gradients(model.masters.values())
     every = parallel.gather((sums, tokens, mean_loss))
-    names = sorted({name for found, _, _ in every for name in found})
-    metrics = {}
-    for name in names:
-        pairs = [found[name] for found, _, _ in every if name in found]
-        weight = sum(weight for _, weight in pairs)
-        if weight:
-            metrics[name] = sum(amount for amount, _ in pairs) / weight
+    joined: Sums = {}
+    for found, _, _ in every:
+        join_sums(joined, found)
+    metrics = {name: amount / weight for name, (amount, weight) in joined.items() if weight}
     return {"loss": sum(part for _, _, part in every), **metrics}, sum(n for _, n, _ in every)
+
+
+def join_sums(into: Sums, parts: Sums) -> None:
+    """Take the metrics of one more part of the batch into those of the others."""
+    for name, (amount, weight) in parts.items():
+        before = into.get(name)
+        if before is None:
+            into[name] = (amount, weight)
+        elif name.endswith("_min"):
+            into[name] = (min(before[0], amount), 1.0)
+        elif name.endswith("_max"):
+            into[name] = (max(before[0], amount), 1.0)
+        else:
+            into[name] = (before[0] + amount, before[1] + weight)
 
 
 def _non_finite(

@@ -200,9 +200,26 @@ class PolicyTask:
         )
         loss = self._add_value(loss, metrics, hidden, layout, micro, keep, total)
         loss = self._add_ptx(loss, metrics, model, micro, total)
-        count = float(sum(layout.lengths))
-        sums = {name: (float(value) * count, count) for name, value in metrics.items()}
-        return loss, sums, layout.tokens
+        return loss, self._sums(metrics, layout, micro, keep), layout.tokens
+
+    def _sums(
+        self, metrics: dict[str, Tensor], layout: Layout, micro: Sequence[int], keep: Tensor
+    ) -> Sums:
+        """The metrics with what each of them is a mean over: tokens, unless it says otherwise."""
+        learned = float(keep.sum())
+        counts = {"kl": learned, "value_loss": learned}
+        if self.options.importance.endswith("_sequence"):
+            answers = float(len(layout.lengths))
+            counts |= {"weight_mean": answers, "weight_cut_fraction": answers}
+        if self.ptx:
+            mixed = sum(len(self._mixed(i).completions[0]) for i in micro)
+            counts["ptx_nll"] = float(mixed)
+        sums: Sums = {}
+        for name, value in metrics.items():
+            extreme = name.endswith(("_min", "_max"))
+            count = 1.0 if extreme else counts.get(name, float(len(layout.targets)))
+            sums[name] = (float(value) * count, count)
+        return sums
 
     def _clips(self) -> tuple[float, float]:
         options = self.options

@@ -16,10 +16,13 @@ from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.hf import HfEngine
 from rlaif.errors import RlaifError
 from rlaif.experiment import run_experiment
+from rlaif.train import parallel
+from rlaif.train.loop import make_optimizer, optimiser_step
 from rlaif.train.model import load_module, prepare
 from rlaif.train.on_policy import PolicyTask, add_critic
 from rlaif.train.rollout import Answer, Group, add_advantages, measure
 from rlaif.train.run import train_on_policy
+from rlaif.train.sft import SftTask
 from rlaif.train.tokenise import Example, load_tokenizer
 
 CPU = torch.device("cpu")
@@ -184,6 +187,54 @@ def test_the_result_does_not_depend_on_the_micro_batches(make_model):
     parts = [task.loss(model, [i], total, 0)[0] for i in whole]
     summed = sum(float(p.detach()) for p in parts)
     assert float(one.detach()) == pytest.approx(summed, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_the_metrics_do_not_depend_on_the_micro_batches(tmp_path, make_model, name):
+    options = options_of(name, batch_size=4, sync_every=1, epochs=2, beta=0.04, learning_rate=1e-9)
+    folder = make_model(0)
+    reference = prepare(load_module(make_model(1), CPU), CPU, torch.float32, trainable=False)
+    sizes, found, batch = {}, [], [[[0, 1, 2, 3]], [[0], [1, 2], [3]]]
+    for micros in batch:
+        model = prepare(load_module(folder, CPU), CPU, torch.float32)
+        groups = collector(folder, options, lambda ids: None if ids[0] % 3 else low_tokens(ids))(
+            0, model
+        )
+        critic = add_critic(model, None) if name == "ppo" else None
+        rollout = measure(model, groups, options, reference, critic)
+        for number, old in enumerate(rollout.old):
+            sizes.setdefault(number, torch.linspace(-0.2, 0.3, len(old)))
+            rollout.old[number] = old + sizes[number]
+        add_advantages(rollout, options, 0.04)
+        ptx = [Example(f"x{i}", f"x{i}", [1, 2], ([i + 3] * (i + 1), [9])) for i in range(4)]
+        task = PolicyTask(rollout, options, 0.04, critic, ptx if name == "ppo" else ())
+        task.options = options.model_copy(update={"ptx_weight": 0.5} if name == "ppo" else {})
+        optimizer = make_optimizer(model, options)
+        found.append(optimiser_step(task, model, optimizer, micros, task.options, 0, 1, tmp_path))
+    one, two = found
+    assert one.keys() == two.keys() >= {"ratio_min", "ratio_max", "weight_min", "weight_max"}
+    for key in one.keys() - {"timing"}:
+        assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), key
+    gaps = torch.cat([sizes[i] for i in range(4)])
+    assert one["ratio_min"] == pytest.approx(float((-gaps).exp().min()), rel=1e-4)
+    assert one["ratio_max"] == pytest.approx(float((-gaps).exp().max()), rel=1e-4)
+
+
+def test_extremes_are_joined_over_processes(tmp_path, make_model, monkeypatch):
+    class Measured(SftTask):
+        def loss(self, model, micro, total, step):
+            loss, sums, tokens = super().loss(model, micro, total, step)
+            return loss, sums | {"ratio_min": (0.9, 1.0), "ratio_max": (1.1, 1.0)}, tokens
+
+    other = {"ratio_min": (0.5, 1.0), "ratio_max": (1.05, 1.0)}
+    monkeypatch.setattr(parallel, "gather", lambda value: [value, (other, 0, 0.0)])
+    model = prepare(load_module(make_model(0), CPU), CPU, torch.float32)
+    options = METHODS["sft"].model_validate({"method": "sft"})
+    task = Measured([Example("e", "p", [1, 2], ([3, 4],))])
+    row = optimiser_step(
+        task, model, make_optimizer(model, options), [[0]], options, 0, 1, tmp_path
+    )
+    assert (row["ratio_min"], row["ratio_max"]) == (0.5, 1.1)
 
 
 def test_unfinished_answers_can_be_masked_or_punished(make_model):
