@@ -49,11 +49,12 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
-    """Where a training stands after an optimiser step."""
+    """Where a training stands after an optimiser step. `loss` is None after a rollout that there
+    was nothing to learn from."""
 
     step: int
     total_steps: int
-    loss: float
+    loss: float | None
     tokens_per_second: float
     metrics: dict[str, float]
 
@@ -317,15 +318,15 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
 def progress_of(row: dict[str, Any], steps: int) -> TrainProgress:
     """What a row of metrics.jsonl says to whoever watches."""
     speed = row["timing"]["tokens_per_second"]
-    return TrainProgress(row["step"], steps, row["loss"], speed, _numbers(row))
+    return TrainProgress(row["step"], steps, row.get("loss"), speed, _numbers(row))
 
 
 def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """first_, last_ and mean_ of every per-step metric."""
     numbers = [_numbers(row) for row in rows]
     summary = {}
-    for name in numbers[-1] if numbers else []:
-        # A metric may be absent in a step that had nothing to measure it on.
+    # A metric may be absent in a step that had nothing to measure it on.
+    for name in dict.fromkeys(name for row in numbers for name in row):
         values = [row[name] for row in numbers if name in row]
         summary["first_" + name] = values[0]
         summary["last_" + name] = values[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,6 +153,64 @@ def test_interrupted_and_resumed_ends_in_the_same_bits(tmp_path, make_model, nam
     assert seen == [2, 3]
     one, two = (load_file(tmp_path / f"{x}/out/masters/model.safetensors") for x in "ab")
     assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_a_rollout_without_pairs_is_in_the_curves_and_changes_nothing(tmp_path, make_model):
+    """Rollout 2 ties everywhere, rollout 3 in all groups but one: of its two steps one is left."""
+    keys = {"n": 2, "batch_size": 1, "sync_every": 2, "rollouts": 4, "checkpoint_every": 1}
+    options = options_of("online_dpo", **keys, weight_decay=0.1, schedule="linear")
+    folder = make_model(0)
+
+    def collect(number, model):
+        groups = collector(folder, options, lambda ids: 0.5)(number, model)
+        kept = {0: 2, 1: 0, 2: 1, 3: 2}[number]
+        return [
+            replace(g, answers=tuple(replace(a, reward=i) for i, a in enumerate(g.answers)))
+            if place < kept
+            else g
+            for place, g in enumerate(groups)
+        ]
+
+    def stop_at(rollout):
+        def stop(progress):
+            if progress.metrics["rollout"] == rollout:
+                raise KeyboardInterrupt
+
+        return stop
+
+    def rows(name):
+        lines = (tmp_path / name / "work/metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(x).items() if k != "timing"} for x in lines]
+
+    whole = learn(folder, tmp_path / "a", options, collect=collect)
+    assert [(r["step"], r["rollout"], r["pairs"]) for r in rows("a")] == [
+        *[(1, 1, 2), (2, 1, 2), (3, 2, 0), (5, 3, 1), (7, 4, 2), (8, 4, 2)]
+    ]
+    tied = rows("a")[2]
+    assert (tied["reward"], tied["flat_groups"]) == (0.5, 1.0)
+    assert not {"loss", "learning_rate"} & tied.keys()
+    assert whole.steps == 5
+    assert whole.metrics["mean_pairs"] == 9 / 6
+    rates = [r["learning_rate"] for r in rows("a") if "learning_rate" in r]
+    assert rates == [pytest.approx(1e-2 * (8 - s) / 8) for s in (0, 1, 4, 6, 7)]
+    for rollout in (2, 3, 4):
+        name = f"b{rollout}"
+        with pytest.raises(KeyboardInterrupt):
+            learn(folder, tmp_path / name, options, collect=collect, progress=stop_at(rollout))
+        resumed = learn(folder, tmp_path / name, options, collect=collect)
+        assert rows(name) == rows("a")
+        assert (resumed.steps, resumed.metrics) == (whole.steps, whole.metrics)
+        one, two = (load_file(tmp_path / x / "out/masters/model.safetensors") for x in ("a", name))
+        assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_ties_in_every_rollout_leave_the_model_as_it_was(tmp_path, make_model):
+    options = options_of("online_dpo", rollouts=2, weight_decay=0.1)
+    outcome = learn(make_model(0), tmp_path, options, reward=lambda ids: 0.5)
+    assert outcome.steps == 0
+    before = dict(load_module(make_model(0), CPU).named_parameters())
+    after = load_file(tmp_path / "out/masters/model.safetensors")
+    assert all(torch.equal(after[n], before[n]) for n in after)
 
 
 def test_missing_rewards_teach_nothing_and_none_at_all_stops(tmp_path, make_model):
