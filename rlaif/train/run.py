@@ -23,7 +23,13 @@ from rlaif.train.preference import PreferenceTask, add_mismatched
 from rlaif.train.reference import Reference, compute_reference, read_reference
 from rlaif.train.reward_model import RewardTask
 from rlaif.train.sft import SftTask
-from rlaif.train.tokenise import Encoded, Example, encode, load_tokenizer
+from rlaif.train.tokenise import (
+    Encoded,
+    Example,
+    encode,
+    load_tokenizer,
+    refuse_other_tokens,
+)
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +100,7 @@ def _train_here(
     stored: Reference = {}
     compares = isinstance(options, ReferenceTrain)
     if compares and reference is not None and not same:
+        refuse_other_tokens(start, reference, encoded.examples)
         stored = _other_reference(reference, encoded.examples, options, seed, work, where, dtype)
     torch.manual_seed(seed)
     module = load_module(start, where, isinstance(options, DistillStep))
@@ -158,6 +165,8 @@ def train_on_policy(
         checkpoint.clear(work)
         return TrainOutcome(**json.loads(finished.read_text()))
     work.mkdir(parents=True, exist_ok=True)
+    if reference is not None and options.beta > 0:
+        refuse_other_tokens(start, reference)
     where = torch.device(_pick(device))
     dtype = compute_dtype(options.precision, where)
     torch.manual_seed(seed)

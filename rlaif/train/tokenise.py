@@ -6,7 +6,7 @@ given and what is learned is exact. Answers that the policy sampled keep the ver
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -61,18 +61,45 @@ class Encoded:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint. Raises EngineError when it has no chat template."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"{folder}: its tokenizer cannot be loaded: {error}") from None
+    tokenizer = _tokenizer(folder)
     if not getattr(tokenizer, "chat_template", None):
         raise EngineError(
             f"{folder}: its tokenizer has no chat template, so answers cannot be told from "
             "prompts. Put chat_template.jinja into the folder, or start from an instruct model."
         )
     return tokenizer
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"{folder}: its tokenizer cannot be loaded: {error}") from None
+
+
+def refuse_other_tokens(
+    start: Path, reference: Path, examples: Iterable[Example] | None = None
+) -> None:
+    """Raise RlaifError unless every token id of `examples` (None: of the start's vocabulary) means
+    the same token to both models: else their log-probs would be of different texts."""
+    own, other = (
+        {number: token for token, number in _tokenizer(folder).get_vocab().items()}
+        for folder in (start, reference)
+    )
+    used = set(own)
+    if examples is not None:
+        used = {i for e in examples for ids in (e.prompt_ids, *e.completions) for i in ids}
+    differing = sorted(i for i in used if own.get(i) != other.get(i))
+    if differing:
+        first = differing[0]
+        raise RlaifError(
+            f"the reference {reference} has another vocabulary than the model to be trained, "
+            f"{start}: {len(differing)} of {len(used)} token ids differ, {first} being "
+            f"{own.get(first)!r} here and {other.get(first)!r} there. Take a reference with the "
+            "same tokenizer, or leave `reference` out: the start is then its own reference."
+        )
 
 
 def encode(

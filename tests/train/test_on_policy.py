@@ -18,6 +18,7 @@ from rlaif.engines.hf import HfEngine
 from rlaif.errors import RlaifError
 from rlaif.experiment import run_experiment
 from rlaif.train import parallel
+from rlaif.train import run as run_module
 from rlaif.train.loop import make_optimizer, optimiser_step
 from rlaif.train.model import load_module, prepare
 from rlaif.train.on_policy import PolicyTask, add_critic
@@ -83,13 +84,13 @@ def low_tokens(ids):
     return sum(i < 130 for i in ids) / len(ids)
 
 
-def learn(folder, out, options, reward=low_tokens, collect=None, progress=None):
+def learn(folder, out, options, reward=low_tokens, collect=None, progress=None, reference=None):
     return train_on_policy(
         options,
         collect or collector(folder, options, reward),
         [],
         start=folder,
-        reference=None,
+        reference=reference,
         out=out / "out",
         work=out / "work",
         seed=0,
@@ -333,6 +334,19 @@ def test_a_critic_of_its_own_is_trained_and_not_exported(make_model):
     values = critic.values(layout, None)
     assert values.shape == (3,)
     assert not values.any()
+
+
+def test_a_reference_of_another_vocabulary_is_refused_before_any_computing(
+    tmp_path, make_model, other_vocabulary, monkeypatch
+):
+    folder = make_model(0)
+    plain = learn(folder, tmp_path / "a", options_of("grpo", rollouts=1), reference=make_model(1))
+    assert plain.steps == 1
+    without = options_of("grpo", rollouts=1, beta=0.0)
+    assert learn(folder, tmp_path / "b", without, reference=other_vocabulary).steps == 1
+    monkeypatch.setattr(run_module, "load_module", None)
+    with pytest.raises(RlaifError, match=r"another vocabulary.*same tokenizer"):
+        learn(folder, tmp_path / "c", options_of("grpo"), reference=other_vocabulary)
 
 
 def test_in_an_experiment_rollouts_and_rewards_are_records(tmp_path, tiny_model, write_experiment):
