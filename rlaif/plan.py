@@ -40,7 +40,7 @@ VERSIONS = {
     "judge": 1,
     "pair": 1,
     "distill": 1,
-    "train": 2,
+    "train": 3,
     "logprobs": 1,
     "evaluate": 1,
     "load": 1,

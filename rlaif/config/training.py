@@ -231,6 +231,25 @@ class OnPolicyTrain(ReferenceTrain):
             raise ValueError("on-policy training runs in one process; leave `processes` out")
         if self.lora is not None and self.lora.dropout > 0:
             raise ValueError("on-policy training compares log-probs: set lora.dropout to 0")
+        if self.overlong == "truncate_left":
+            raise ValueError(
+                "a prompt that is answered anew cannot be cut: set `overlong` to skip or refuse"
+            )
+        if self.max_length <= self.max_new_tokens:
+            raise ValueError(
+                f"max_length ({self.max_length}) counts prompt and answer, and max_new_tokens "
+                f"({self.max_new_tokens}) leaves no room for a prompt: raise max_length"
+            )
+        mixes = getattr(self, "ptx_weight", 0.0) > 0
+        if not mixes and not self.train_on_eos:
+            raise ValueError(
+                "train_on_eos: answers are learned from as they were sampled, with the end token "
+                "if there is one; leave it out (it counts for ppo with ptx_weight)"
+            )
+        if not mixes and self.uses is not None:
+            raise ValueError(
+                "uses names preferences, and only ppo with ptx_weight mixes some in; leave it out"
+            )
         if self.importance != "none" and self.temperature != 1.0:
             raise ValueError(
                 "the sampler's log-probs are at temperature 1: with another temperature set "

@@ -187,6 +187,11 @@ def train_on_policy(
         critic = add_critic(model, own)
     ptx: list[Example] = []
     if isinstance(options, PpoTrain) and options.ptx_weight > 0:
+        if not preferences:
+            raise RlaifError(
+                "ptx_weight mixes in chosen answers, and there are no preferences: run ppo in an "
+                "experiment after a pair or load step, or set `ptx_weight: 0`"
+            )
         ptx = _encode(options, preferences, {}, start, system_prompt).examples
     frozen = _reference_model(options, model, start, reference, where, dtype)
     outcome = run_on_policy(

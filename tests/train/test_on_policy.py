@@ -384,6 +384,60 @@ def test_in_an_experiment_rollouts_and_rewards_are_records(tmp_path, tiny_model,
     assert json.loads((other / "done.json").read_text())["weights_hash"] == done["weights_hash"]
 
 
+def with_long_prompts(write_experiment, folder, model, train, lengths):
+    train = {
+        "method": "grpo",
+        "rewards": {"checks": 1.0},
+        "rollouts": 4,
+        "batch_size": 2,
+        "n": 2,
+        "max_new_tokens": 4,
+        "precision": "fp32",
+        **train,
+    }
+    path = write_experiment(
+        folder,
+        model,
+        judges=[{"id": "checks", "kind": "rules"}],
+        steps=[{"train": train}],
+        rounds=1,
+        prompts={"path": "prompts.jsonl", "holdout": 1},
+    )
+    rows = [{"prompt": "Say " + f"x{i} " * n} for i, n in enumerate(lengths)]
+    rows.append({"prompt": "held out", "split": "test"})
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_length": 64}])
+def test_prompts_that_leave_no_room_are_left_out_and_counted(
+    tmp_path, tiny_model, write_experiment, limit
+):
+    lengths = [1, 2, 3, *[600 if not limit else 60] * 4]
+    path = with_long_prompts(write_experiment, tmp_path / "files", tiny_model, limit, lengths)
+    run_experiment(path, tmp_path / "run")
+    step = next(s for s in (tmp_path / "run/steps").iterdir() if (s / "work").is_dir())
+    rows = [json.loads(x) for x in (step / "completions.jsonl").read_text().split("\n") if x]
+    assert len(rows) == 4 * 2 * 2
+    assert {row["error"] for row in rows} == {None}
+    assert json.loads((step / "done.json").read_text())["counts"]["overlong_prompts"] == 4
+
+
+@pytest.mark.parametrize(
+    ("train", "lengths", "message"),
+    [
+        ({"overlong": "refuse"}, [1, 2, 600], "has .* tokens.*context .512.*overlong: skip"),
+        ({}, [1, 600, 600], "needs 2 prompts.*there are 1; 2 more are over 508 tokens"),
+    ],
+)
+def test_prompts_that_leave_no_room_are_refused_before_any_sampling(
+    tmp_path, tiny_model, write_experiment, train, lengths, message
+):
+    path = with_long_prompts(write_experiment, tmp_path / "files", tiny_model, train, lengths)
+    with pytest.raises(RlaifError, match=message):
+        run_experiment(path, tmp_path / "run")
+
+
 def test_rewards_must_be_judges(tmp_path, tiny_model, write_experiment):
     train = {"method": "rloo", "rewards": {"chekcs": 1.0}}
     path = write_experiment(
@@ -437,8 +491,14 @@ def test_the_pretraining_mix_goes_through_all_preferences_and_is_normalised_by_t
         ("grpo", {"processes": 2}, "one process"),
         ("grpo", {"n": 1}, "n"),
         ("ppo", {"kl_target": 6.0, "beta": 0.0}, "kl_target"),
+        ("grpo", {"overlong": "truncate_left"}, "skip or refuse"),
+        ("grpo", {"max_new_tokens": 1024}, "raise max_length"),
+        ("rloo", {"train_on_eos": False}, "train_on_eos"),
+        ("ppo", {"uses": ["pair"]}, "ptx_weight"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(method, keys, message):
+    mixed = {"ptx_weight": 1.0, "train_on_eos": False, "uses": ["pair"]}
+    METHODS["ppo"].model_validate({"method": "ppo", "rewards": {"r": 1}, **mixed})
     with pytest.raises(ValidationError, match=message):
         METHODS[method].model_validate({"method": method, "rewards": {"r": 1}, **keys})
