@@ -289,6 +289,8 @@ def memory_advice(options: TrainStep) -> Iterator[None]:
             advice += f" or `max_length` ({options.max_length})"
         if not options.gradient_checkpointing:
             advice += ", or set `gradient_checkpointing: true`"
+        if options.lora is None:
+            advice += ", or train adapters alone with `lora`"
         raise EngineError(f"training ran out of memory: {advice}") from None
 
 

@@ -103,12 +103,10 @@ def _train_here(
         refuse_other_tokens(start, reference, encoded.examples)
         stored = _other_reference(reference, encoded.examples, options, seed, work, where, dtype)
     torch.manual_seed(seed)
-    module = load_module(start, where, isinstance(options, DistillStep))
-    model = prepare(module, where, dtype, options.lora, options.gradient_checkpointing)
-    del module
-    if compares and same:
-        path = work / "reference.jsonl"
-        with memory_advice(options):
+    with memory_advice(options):
+        model = _trainable(options, start, where, dtype)
+        if compares and same:
+            path = work / "reference.jsonl"
             stored = compute_reference(model, encoded.examples, options, seed, path)
     outcome = _run(options, encoded, stored, same, model, work, seed, progress)
     if parallel.rank() == 0:
@@ -118,6 +116,13 @@ def _train_here(
     del model
     free()
     return outcome
+
+
+def _trainable(
+    options: TrainStep, folder: Path, device: torch.device, dtype: torch.dtype
+) -> TrainModel:
+    module = load_module(folder, device, isinstance(options, DistillStep))
+    return prepare(module, device, dtype, options.lora, options.gradient_checkpointing)
 
 
 def _processes(options: TrainStep, device: torch.device) -> int:
@@ -170,21 +175,6 @@ def train_on_policy(
     where = torch.device(_pick(device))
     dtype = compute_dtype(options.precision, where)
     torch.manual_seed(seed)
-    module = load_module(start, where)
-    model = prepare(module, where, dtype, options.lora, options.gradient_checkpointing)
-    del module
-    critic = None
-    if isinstance(options, PpoTrain):
-        own = None
-        if options.critic == "separate":
-            own = prepare(
-                load_module(start, where),
-                where,
-                dtype,
-                options.lora,
-                options.gradient_checkpointing,
-            )
-        critic = add_critic(model, own)
     ptx: list[Example] = []
     if isinstance(options, PpoTrain) and options.ptx_weight > 0:
         if not preferences:
@@ -193,7 +183,14 @@ def train_on_policy(
                 "experiment after a pair or load step, or set `ptx_weight: 0`"
             )
         ptx = _encode(options, preferences, {}, start, system_prompt).examples
-    frozen = _reference_model(options, model, start, reference, where, dtype)
+    critic = None
+    with memory_advice(options):
+        model = _trainable(options, start, where, dtype)
+        if isinstance(options, PpoTrain):
+            separate = options.critic == "separate"
+            own = _trainable(options, start, where, dtype) if separate else None
+            critic = add_critic(model, own)
+        frozen = _reference_model(options, model, start, reference, where, dtype)
     outcome = run_on_policy(
         model, options, collect, frozen, critic, ptx, work, seed, fingerprint, progress
     )
@@ -273,8 +270,8 @@ def _other_reference(
     known = read_reference(path)
     if all(e.example_id in known for e in examples):
         return known
-    model = prepare(load_module(folder, device), device, dtype, trainable=False)
     with memory_advice(options):
+        model = prepare(load_module(folder, device), device, dtype, trainable=False)
         known = compute_reference(model, examples, options, seed, path)
     del model
     free()

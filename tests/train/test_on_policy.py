@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from rlaif.config import METHODS, ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.hf import HfEngine
-from rlaif.errors import RlaifError
+from rlaif.errors import EngineError, RlaifError
 from rlaif.experiment import run_experiment
 from rlaif.train import parallel
 from rlaif.train import run as run_module
@@ -347,6 +347,22 @@ def test_a_reference_of_another_vocabulary_is_refused_before_any_computing(
     monkeypatch.setattr(run_module, "load_module", None)
     with pytest.raises(RlaifError, match=r"another vocabulary.*same tokenizer"):
         learn(folder, tmp_path / "c", options_of("grpo"), reference=other_vocabulary)
+
+
+@pytest.mark.parametrize("loaded", [0, 1, 2])
+def test_a_model_that_does_not_fit_says_what_to_change(tmp_path, make_model, monkeypatch, loaded):
+    """The policy, the critic and the reference are loaded in this order."""
+    real, seen = load_module, []
+
+    def load(*arguments):
+        seen.append(arguments)
+        if len(seen) > loaded:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(run_module, "load_module", load)
+    with pytest.raises(EngineError, match=r"ran out of memory.*max_new_tokens"):
+        learn(make_model(0), tmp_path, options_of("ppo_separate"))
 
 
 def test_in_an_experiment_rollouts_and_rewards_are_records(tmp_path, tiny_model, write_experiment):
