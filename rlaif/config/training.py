@@ -220,10 +220,15 @@ class OnPolicyTrain(ReferenceTrain):
     missing_eos_penalty: NonNegativeFloat = Field(
         0.0, description="Taken from the reward of an answer that never ends."
     )
-    importance: Literal["none", "truncate_token", "mask_sequence"] = Field(
-        "mask_sequence", description="What to do where sampler and trainer differ."
+    importance: Literal[
+        "none", "truncate_token", "truncate_sequence", "mask_token", "mask_sequence"
+    ] = Field("mask_sequence", description="What to do where sampler and trainer differ.")
+    importance_cap: PositiveFloat = Field(
+        3.0, description="The largest trainer/sampler ratio that is kept; TRL's default."
     )
-    importance_cap: PositiveFloat = Field(3.0, description="TRL's default.")
+    importance_floor: NonNegativeFloat = Field(
+        0.0, description="The least one; IcePop masks tokens outside of 0.5 and 5."
+    )
 
     @model_validator(mode="after")
     def _combine(self) -> OnPolicyTrain:
@@ -250,6 +255,8 @@ class OnPolicyTrain(ReferenceTrain):
             raise ValueError(
                 "uses names preferences, and only ppo with ptx_weight mixes some in; leave it out"
             )
+        if self.importance_floor >= self.importance_cap:
+            raise ValueError("importance_floor must be below importance_cap")
         if self.importance != "none" and self.temperature != 1.0:
             raise ValueError(
                 "the sampler's log-probs are at temperature 1: with another temperature set "

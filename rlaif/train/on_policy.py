@@ -12,6 +12,7 @@ from torch import Tensor
 from rlaif.batching import Layout, plan_epoch, sequence_sums
 from rlaif.config.training import GrpoTrain, OnlineDpoTrain, OnPolicyTrain, PpoTrain
 from rlaif.errors import RlaifError
+from rlaif.logprobs import token_logprobs_and_entropy
 from rlaif.losses import policy as losses
 from rlaif.losses import preference
 from rlaif.losses.preference import PairLogprobs
@@ -187,7 +188,7 @@ class PolicyTask:
         """See `Task.loss`."""
         layout = model.layout([self.examples[i].branches for i in micro])
         hidden = model.predicting(layout)
-        logprobs = model.read_logprobs(hidden, layout, self.options.temperature)
+        logprobs, entropy = _logprobs_and_entropy(model, hidden, layout, self.options.temperature)
         old = self._tokens(self.rollout.old, micro, logprobs)
         old = logprobs.detach() if old is None else old
         keep = self._keep(micro, layout, logprobs.device)
@@ -204,7 +205,7 @@ class PolicyTask:
             getattr(self.options, "two_sided", None),
             weight,
         )
-        metrics |= clipped
+        metrics |= clipped | {"entropy": entropy.mean()}
         kind, constant = self._reduction()
         if isinstance(self.options, GrpoTrain) and self.rollout.reference is not None:
             reference = self._tokens(self.rollout.reference, micro, logprobs)
@@ -286,6 +287,7 @@ class PolicyTask:
             level,  # type: ignore[arg-type]
             mode,  # type: ignore[arg-type]
             self.options.importance_cap,
+            self.options.importance_floor,
         )
 
     def _add_value(
@@ -334,6 +336,23 @@ class PolicyTask:
     def _mixed(self, index: int) -> Example:
         """The preference that goes with group `index`: over the rollouts, all of them in turn."""
         return self.ptx[(self.number * len(self.examples) + index) % len(self.ptx)]
+
+
+def _logprobs_and_entropy(
+    model: TrainModel, hidden: Tensor, layout: Layout, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """(N,) `TrainModel.read_logprobs`, and the entropy in nats of the distribution that each token
+    was drawn from, detached: from the same pass over the vocabulary."""
+    output = model.module.get_output_embeddings()
+    logprobs, entropy = token_logprobs_and_entropy(
+        hidden * model.head.scale if model.head.scale != 1.0 else hidden,
+        output.weight,
+        layout.targets,
+        output.bias,
+        temperature=temperature,
+        softcap=model.head.softcap,
+    )
+    return logprobs, entropy.detach()
 
 
 class OnlinePairs:

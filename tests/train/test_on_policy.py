@@ -280,6 +280,59 @@ def test_the_metrics_do_not_depend_on_the_micro_batches(tmp_path, make_model, na
     assert one["ratio_max"] == pytest.approx(float((-gaps).exp().max()), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["grpo", "ppo", "rloo"])
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_the_entropy_is_that_of_the_models_own_distribution(tmp_path, make_model, name, lora):
+    options = options_of(
+        name, batch_size=2, sync_every=1, epochs=1, temperature=0.7, importance="none"
+    )
+    model = prepare(load_module(make_model(0), CPU), CPU, torch.float32, options.lora)
+    groups = collector(make_model(0), options, low_tokens)(0, model)
+    critic = add_critic(model, None) if name == "ppo" else None
+    rollout = measure(model, groups, options, None, critic)
+    add_advantages(rollout, options, 0.0)
+    task = PolicyTask(rollout, options, 0.0, critic)
+    _, sums, _ = task.loss(model, [0, 1], task.total([0, 1]), 0)
+    own = []
+    for group in groups:
+        for answer in group.answers:
+            ids = torch.tensor([[*group.prompt_ids, *answer.ids]])
+            with torch.no_grad(), model.generating() as module:
+                logits = module(ids).logits[0, len(group.prompt_ids) - 1 : -1] / 0.7
+            own.append(torch.distributions.Categorical(logits=logits).entropy())
+    amount, weight = sums["entropy"]
+    assert weight == len(torch.cat(own))
+    assert amount / weight == pytest.approx(float(torch.cat(own).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("floor", "cut"), [(0.0, 0.0), (0.5, 0.25)])
+def test_the_importance_floor_leaves_out_what_the_trainer_finds_unlikely(make_model, floor, cut):
+    keys = {"importance": "mask_token", "importance_floor": floor, "importance_cap": 5.0}
+    options = options_of("grpo", n=4, beta=0.0, **keys)
+    model = prepare(load_module(make_model(0), CPU), CPU, torch.float32)
+    groups = collector(make_model(0), options, low_tokens)(0, model)
+    # The first of the four answers of each group: the sampler says ten times more likely.
+    groups = [
+        replace(
+            g,
+            answers=tuple(
+                replace(
+                    a, ids=a.ids[:1], logprobs=[a.logprobs[0] + (math.log(10) if i == 0 else 0)]
+                )
+                for i, a in enumerate(g.answers)
+            ),
+        )
+        for g in groups
+    ]
+    rollout = measure(model, groups, options, None, None)
+    add_advantages(rollout, options, 0.0)
+    task = PolicyTask(rollout, options, 0.0)
+    _, sums, _ = task.loss(model, [0, 1, 2, 3], task.total([0, 1, 2, 3]), 0)
+    amount, weight = sums["weight_cut_fraction"]
+    assert amount / weight == pytest.approx(cut)
+    assert sums["weight_min"][0] == pytest.approx(0.1, rel=1e-3)
+
+
 def test_extremes_are_joined_over_processes(tmp_path, make_model, monkeypatch):
     class Measured(SftTask):
         def loss(self, model, micro, total, step):
@@ -507,6 +560,7 @@ def test_the_pretraining_mix_goes_through_all_preferences_and_is_normalised_by_t
         ("grpo", {"processes": 2}, "one process"),
         ("grpo", {"n": 1}, "n"),
         ("ppo", {"kl_target": 6.0, "beta": 0.0}, "kl_target"),
+        ("grpo", {"importance_floor": 3.0}, "below importance_cap"),
         ("grpo", {"overlong": "truncate_left"}, "skip or refuse"),
         ("grpo", {"max_new_tokens": 1024}, "raise max_length"),
         ("rloo", {"train_on_eos": False}, "train_on_eos"),
