@@ -252,6 +252,11 @@ def _encode(
             f"Raise `max_length` ({options.max_length}) or set `overlong: truncate_left`."
         )
     if options.method == "kto":
+        if any(e.prob != 1.0 for e in encoded.examples):
+            raise RlaifError(
+                "kto learns from each answer for itself and has no use for a pair's soft label "
+                "(`prob`): take another method, or leave `consistency` out of `pair`"
+            )
         encoded.examples = add_mismatched(encoded.examples)
     return encoded
 
