@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TrainStep
-from rlaif.config.training import PpoTrain
+from rlaif.config.training import KtoTrain, PpoTrain
 from rlaif.errors import RlaifError
 from rlaif.records import Preference, to_json
 from rlaif.train import checkpoint, parallel
+from rlaif.train.kto import KtoTask, add_mismatched
 from rlaif.train.loop import Task, TrainOutcome, TrainProgress, memory_advice, run_training
 from rlaif.train.model import TrainModel, compute_dtype, export, free, load_module, prepare
 from rlaif.train.on_policy import Collect, add_critic, drop_critic, run_on_policy
-from rlaif.train.preference import PreferenceTask, add_mismatched
+from rlaif.train.preference import PreferenceTask
 from rlaif.train.reference import Reference, compute_reference, read_reference
 from rlaif.train.reward_model import RewardTask
 from rlaif.train.sft import SftTask
@@ -31,6 +32,8 @@ from rlaif.train.tokenise import (
     refuse_other_tokens,
 )
 
+CHOSEN_ONLY = ("sft", "ppo")
+"""Methods that learn from good answers; ppo where it mixes some in."""
 log = logging.getLogger(__name__)
 
 
@@ -235,11 +238,12 @@ def _encode(
     start: Path,
     system_prompt: str,
 ) -> Encoded:
+    _refuse_single(options, preferences)
     encoded = encode(
         preferences,
         load_tokenizer(start),
         token_ids,
-        both=options.method != "sft",
+        both=options.method not in CHOSEN_ONLY,
         max_length=options.max_length,
         overlong=options.overlong,
         train_on_eos=options.train_on_eos,
@@ -259,6 +263,25 @@ def _encode(
             )
         encoded.examples = add_mismatched(encoded.examples)
     return encoded
+
+
+def _refuse_single(options: TrainStep, preferences: Sequence[Preference]) -> None:
+    """Raise RlaifError when some answers stand alone and the method cannot learn from them."""
+    if options.method == "kto":
+        return
+    if options.method in CHOSEN_ONLY:
+        unfit = [p for p in preferences if not p.chosen]
+        what, wanted = "are answers labelled bad", "good answers"
+    else:
+        unfit = [p for p in preferences if not p.paired]
+        what, wanted = "are answers that stand alone", "pairs of a chosen and a rejected answer"
+    if unfit:
+        text = unfit[0].prompt[-1]["content"]
+        raise RlaifError(
+            f"{len(unfit)} of {len(preferences)} rows {what}, and {options.method} learns from "
+            f"{wanted}. The first is to the prompt {text[:60]!r} ({unfit[0].prompt_id}). Answers "
+            "that stand alone are for kto, and good ones for sft as well."
+        )
 
 
 def _other_reference(
@@ -298,6 +321,8 @@ def _run(
         task = RewardTask(encoded.examples, options)
     elif options.method == "sft":
         task = SftTask(encoded.examples)
+    elif isinstance(options, KtoTrain):
+        task = KtoTask(encoded.examples, stored, options, same)
     else:
         task = PreferenceTask(encoded.examples, stored, options, same)
     outcome = run_training(task, model, options, work, seed, progress)

@@ -24,7 +24,8 @@ class Example:
     """One prompt and its branches: (chosen, rejected) token ids, or (chosen,) for SFT.
 
     `prob` is the probability that chosen is really better (a soft label), `margin` the difference
-    of their scores."""
+    of their scores. `desirable` says of each answer whether it is a good one: (True, False) for a
+    pair, one value for an answer that stands alone."""
 
     example_id: str
     prompt_id: str
@@ -33,6 +34,7 @@ class Example:
     weight: float = 1.0
     prob: float = 1.0
     margin: float = 0.0
+    desirable: tuple[bool, ...] = (True, False)
 
     @property
     def branches(self) -> Branches:
@@ -114,7 +116,8 @@ def encode(
     system_prompt: str = "keep",
     always_end: bool = False,
 ) -> Encoded:
-    """Examples of the chosen answers, or of `both` answers, in the order given.
+    """Examples of the chosen answers, or of `both` answers, in the order given; where one side is
+    empty, of the other alone.
 
     With `always_end` every answer is given its end of turn, also one that was cut off: a reward
     model reads it there.
@@ -124,11 +127,12 @@ def encode(
     """
     result = Encoded()
     for preference in preferences:
-        answers = [(preference.chosen, preference.chosen_id)]
+        sides = [(preference.chosen, preference.chosen_id, True)]
         if both:
-            answers.append((preference.rejected, preference.rejected_id))
+            sides.append((preference.rejected, preference.rejected_id, False))
+        answers = [side for side in sides if side[0]]
         branches = []
-        for messages, completion_id in answers:
+        for messages, completion_id, _ in answers:
             known = token_ids.get(completion_id)
             where = f"prompt {preference.prompt_id}"
             if len(messages) != 1 or messages[0]["role"] != "assistant":
@@ -150,6 +154,7 @@ def encode(
             preference.weight,
             preference.prob,
             preference.margin,
+            tuple(good for _, _, good in answers),
         )
         _admit(example, result, max_length, overlong)
     return result
