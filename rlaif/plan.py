@@ -40,7 +40,7 @@ VERSIONS = {
     "judge": 1,
     "pair": 1,
     "distill": 1,
-    "train": 2,
+    "train": 3,
     "logprobs": 1,
     "evaluate": 1,
     "load": 1,
@@ -118,7 +118,7 @@ class _Unroller:
         self.experiment = inputs.experiment
         self.seed = seed
         self.initial = self._named("policy", "M0")
-        self.policy = self.previous = self.initial
+        self.policy = self.previous = self.earlier = self.initial
         self.round = 0
         self.done: list[Planned] = []
         self.by_id: dict[tuple[str, int], Planned] = {}
@@ -140,7 +140,7 @@ class _Unroller:
                 self._evaluate(entry.evaluate, self.initial)
         for number in range(1, self.experiment.rounds + 1):
             self.round = number
-            self.previous = self.policy
+            self.earlier, self.previous = self.previous, self.policy
             self.completions, self.judgements, self.preferences = {}, {}, []
             for index, entry in enumerate(self.experiment.steps):
                 self._step(index, entry.step)
@@ -178,7 +178,7 @@ class _Unroller:
     def _model(self, index: int, name: str, key: str) -> Model:
         """The model that `name` means at this point of the plan."""
         reserved = {"policy": self.policy, "current": self.policy, "initial": self.initial}
-        reserved["previous"] = self.previous
+        reserved |= {"previous": self.previous, "earlier": self.earlier}
         if name in reserved:
             return reserved[name]
         if name in self.reward_models:
@@ -302,6 +302,16 @@ class _Unroller:
             )
         if step.weights is not None and not any(step.weights.values()):
             raise self.inputs.fail(index, "weights: every weight is 0; nothing counts", "weights")
+        if step.consistency is not None and step.consistency not in ids:
+            hint = suggest(step.consistency, sorted(ids))
+            message = f"consistency: {step.consistency!r} is no judge before this step{hint}"
+            raise self.inputs.fail(index, message, "consistency")
+        if step.consistency in (step.weights or {}) or ids == {step.consistency}:
+            message = (
+                f"consistency: {step.consistency!r} is compared with the judges that choose the "
+                "pairs; give it no weight, and have at least one other judge"
+            )
+            raise self.inputs.fail(index, message, "consistency")
         inputs = {f"judgements/{p.id}": p.hash for p in used}
         inputs |= {f"completions/{k}": p.hash for k, p in self.completions.items()}
         if step.standardise == "initial":

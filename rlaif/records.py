@@ -127,7 +127,11 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A chosen and a rejected answer to one prompt; TRL's explicit-prompt conversational form."""
+    """A chosen and a rejected answer to one prompt; TRL's explicit-prompt conversational form.
+
+    An answer that stands alone, labelled good or bad, is `chosen` or `rejected` of a record whose
+    other side is empty. Only methods that ask for single answers may see one.
+    """
 
     preference_id: str
     prompt_id: str
@@ -145,6 +149,11 @@ class Preference:
     judgement_ids: list[str]
     chosen_id: str
     rejected_id: str
+
+    @property
+    def paired(self) -> bool:
+        """Whether there is an answer on both sides."""
+        return bool(self.chosen and self.rejected)
 
 
 @dataclass(frozen=True, slots=True)

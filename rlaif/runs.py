@@ -138,6 +138,7 @@ class Run:
             preferences=[
                 row | {"seed": row["run_seed"]}
                 for row in _unique(self.rows("preferences"), "preference_id", "run_seed")
+                if row["chosen"] and row["rejected"]
             ],
             heldout=list(self._held_out()),
             constitution_yaml=_constitution_text(self.manifest),
@@ -205,13 +206,23 @@ def load_run(root: Path | str) -> Run:
 
 
 def trl_rows(run: Run) -> list[dict[str, Any]]:
-    """The run's preferences in TRL's explicit-prompt conversational format."""
+    """The run's preferences in TRL's explicit-prompt conversational format; answers that stand
+    alone in its unpaired one."""
     return [
-        {key: row[key] for key in ("prompt", "chosen", "rejected", "margin", "prompt_id")}
-        | {"score_chosen": row["score_chosen"], "score_rejected": row["score_rejected"]}
-        | {"round": row["run_round"], "seed": row["run_seed"]}
+        (_trl_pair(row) if row["chosen"] and row["rejected"] else _trl_single(row))
+        | {"prompt_id": row["prompt_id"], "round": row["run_round"], "seed": row["run_seed"]}
         for row in run.rows("preferences")
     ]
+
+
+def _trl_pair(row: dict[str, Any]) -> dict[str, Any]:
+    keys = ("prompt", "chosen", "rejected", "margin", "score_chosen", "score_rejected")
+    return {key: row[key] for key in keys}
+
+
+def _trl_single(row: dict[str, Any]) -> dict[str, Any]:
+    answer = row["chosen"] or row["rejected"]
+    return {"prompt": row["prompt"], "completion": answer, "label": bool(row["chosen"])}
 
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:

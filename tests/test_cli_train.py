@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from rlaif.cli import cli
+from rlaif.errors import RlaifError
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "simpo", "kto", "ppo", "grpo", "online_dpo"])
@@ -78,3 +79,28 @@ def test_what_is_set_by_hand_wins_over_the_flags(tmp_path, tiny_model):
     assert result.exit_code == 0, result.output
     request = json.loads((tmp_path / "out/request.json").read_text())
     assert request["step"]["lora"]["r"] == 3
+
+
+def test_kto_and_sft_on_trls_unpaired_rows(tmp_path, tiny_model):
+    rows = [
+        {"prompt": f"Question {i}?", "completion": f"Answer {i}.", "label": i % 2 == 0}
+        for i in range(4)
+    ]
+    data, good = tmp_path / "unpaired.jsonl", tmp_path / "good.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    good.write_text("".join(json.dumps(r) + "\n" for r in rows if r.pop("label")))
+
+    def ran(*arguments):
+        common = ["--quiet", "--json", "--batch-size", 2, "--precision", "fp32"]
+        words = ["train", *arguments, *common, "--model", tiny_model]
+        return CliRunner().invoke(cli, [str(word) for word in words])
+
+    for method, path, steps in (("kto", data, 2), ("sft", good, 1)):
+        result = ran(method, path, "--out", tmp_path / method)
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout.strip().splitlines()[-1])["counts"]["steps"] == steps
+        assert (tmp_path / method / "model/model.safetensors").is_file()
+        assert "completion" in CliRunner().invoke(cli, ["train", method, "--help"]).output
+    refused = ran("dpo", data, "--out", tmp_path / "dpo")
+    assert isinstance(refused.exception, RlaifError)
+    assert "4 of 4 rows are answers that stand alone" in str(refused.exception)

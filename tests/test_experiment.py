@@ -15,7 +15,7 @@ import yaml
 from rlaif.errors import ConfigError, GateStopped, RlaifError
 from rlaif.experiment import RunResult, read_rounds, run_experiment
 from rlaif.progress import QuietProgress
-from rlaif.runs import Run, load_run
+from rlaif.runs import Run, load_run, trl_rows
 from rlaif.store import StepFolder
 
 Writer = Callable[..., Path]
@@ -348,3 +348,56 @@ def test_two_evaluations_in_a_round_and_a_gate(base: Path, write_experiment: Wri
     )
     with pytest.raises(GateStopped, match="no signal"):
         run_experiment(path, base / "twice-run")
+
+
+def test_consistency_with_the_model_of_the_round_before_labels_softly(
+    tmp_path: Path, tiny_model: Path, write_experiment: Writer
+) -> None:
+    ask = {"kind": "yes_no", "principles": ["useful"], "template": "prompts/judges/yes_no_short.j2"}
+    train = {"learning_rate": 1e-2, "batch_size": 2, "precision": "fp32"}
+    path = write_experiment(
+        tmp_path / "files",
+        tiny_model,
+        steps=[
+            {"sample": {"n": 4, "temperature": 1.0, "max_new_tokens": 8}},
+            {"judge": {"id": "self", **ask}},
+            {"judge": {"id": "before", "by": "earlier", **ask}},
+            {"pair": {"consistency": "before"}},
+            {"train": train},
+        ],
+    )
+    run_experiment(path, tmp_path / "run")
+    rows = list(load_run(tmp_path / "run").rows("preferences"))
+    probs = {number: [r["prob"] for r in rows if r["round"] == number] for number in (1, 2)}
+    # In the first round both are M0.
+    assert set(probs[1]) == {1.0}
+    # Of four answers there are six pairs to agree on.
+    assert all(6 * prob == pytest.approx(round(6 * prob)) for prob in probs[2])
+    assert min(probs[2]) < 1.0
+
+
+def test_answers_that_stand_alone_are_no_pairs_in_what_is_measured(
+    tmp_path: Path, tiny_model: Path, write_experiment: Writer
+) -> None:
+    train = {"method": "kto", "learning_rate": 1e-4, "batch_size": 2, "precision": "fp32"}
+    path = write_experiment(
+        tmp_path / "files",
+        tiny_model,
+        steps=[
+            {"load": {"type": "preferences", "path": "single.jsonl"}},
+            {"train": train},
+            {"evaluate": {"resamples": 50}},
+        ],
+        judges=[{"id": "checks", "kind": "rules"}],
+        rounds=1,
+    )
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}", "label": i > 1} for i in range(4)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "files/single.jsonl").write_text(text)
+    run_experiment(path, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert not [name for name in run.status()["rounds"][-1]["metrics"] if "pairs/" in name]
+    assert run.view().preferences == []
+    found = trl_rows(run)
+    assert [set(row) >= {"prompt", "completion", "label"} for row in found] == [True] * 4
+    assert sum(row["label"] for row in found) == 2

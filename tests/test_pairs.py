@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rlaif.config import PairStep
 from rlaif.data.pairs import Candidate, Pair, keep_widest, preference, prompt_pairs
 from rlaif.records import Completion, Preference, content_hash, make_prompt
+from rlaif.steps.pair import consistency_prob
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}])
 STRATEGIES = ["best_vs_worst", "best_vs_random", "margin", "all"]
@@ -141,3 +142,21 @@ def test_the_widest_are_kept_in_a_fixed_order() -> None:
     assert kept == keep_widest(records[::-1], 2)
     assert len(keep_widest(records, None)) == 4
     assert keep_widest(records, None) == keep_widest(records[::-1], 9)
+
+
+@pytest.mark.parametrize(
+    ("others", "prob"),
+    [
+        ({"a": 0.2, "b": 0.3, "c": 0.9}, 1.0),
+        ({"a": 0.9, "b": 0.3, "c": 0.2}, 0.0),
+        ({"a": 0.2, "b": 0.9, "c": 0.3}, 2 / 3),
+        ({"a": None, "b": 0.9, "c": 0.3}, 0.0),
+        ({"a": None, "c": 0.3}, None),
+        ({"a": 0.5, "b": 0.5, "c": 0.5}, None),
+    ],
+)
+def test_consistency_is_the_share_of_pairs_that_two_judges_rank_alike(
+    others: dict[str, float | None], prob: float | None
+) -> None:
+    found = consistency_prob({"a": 0.1, "b": 0.5, "c": 0.7, "d": None}, others)
+    assert found == (None if prob is None else pytest.approx(prob))

@@ -339,6 +339,7 @@ def line_of(folder: Path, text: str) -> int:
         ("pair", "uses", ["chicks"], "did you mean 'checks'?"),
         ("pair", "weights", {"chekcs": 1}, "did you mean 'checks'?"),
         ("pair", "weights", {"checks": 0}, "every weight is 0"),
+        ("pair", "consistency", "chekcs", "did you mean 'checks'?"),
         ("evaluate", "judges", ["slf"], "did you mean 'self'?"),
     ],
 )
@@ -352,6 +353,23 @@ def test_unknown_names_are_refused_with_the_line(
     line = line_of(tmp_path, f"    {key}:")
     assert message.startswith(f"{tmp_path / 'experiment.yaml'}:{line}: ")
     assert words in message
+
+
+@pytest.mark.parametrize("pair", [{"weights": {"self": 1}}, {"uses": ["self"]}])
+def test_a_judge_of_consistency_chooses_nothing(tmp_path: Path, pair: dict[str, Any]) -> None:
+    def edit(data: Any, rules: Any) -> None:
+        step(data, "pair").update(pair, consistency="self")
+
+    assert "give it no weight" in refusal(tmp_path, edit)
+
+
+def test_earlier_is_the_model_of_the_round_before(tmp_path: Path) -> None:
+    def edit(data: Any, rules: Any) -> None:
+        step(data, "judge", 1)["by"] = "earlier"
+
+    plan = planned(tmp_path, edit)
+    asked = [p.models["by"].label for p in plan if p.kind == "judge" and p.id == "self"]
+    assert asked == ["M0", "M0", "M1"]
 
 
 def test_a_scripted_model_cannot_be_trained(tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ def _command(method: str) -> click.Command:
             as_json, quiet, kind="train", out=out, settings=tuple(settings), seed=seed, **request
         )
 
-    run.__doc__ = f"{spec.__doc__}\n\n{_PROMPTS_HELP if fresh else _PAIRS_HELP}"
+    data_help = _PROMPTS_HELP if fresh else _DATA_HELP.get(method, _PAIRS_HELP)
+    run.__doc__ = f"{spec.__doc__}\n\n{data_help}"
     command: Any = click.command(method)(run)
     own = _ON_POLICY if fresh else _OFFLINE
     shared = [JSON, QUIET, SEED, SET, OUT, MODEL, _LORA]
@@ -95,9 +96,13 @@ def _command(method: str) -> click.Command:
     return click.argument("data", type=click.Path(path_type=Path))(command)  # type: ignore[no-any-return]
 
 
-_PAIRS_HELP = """DATA is JSONL or Parquet with prompt, chosen and rejected, or a folder from
-`rlaif pair`. --set takes every key of a train step. The trained model is in OUT/model.
-"""
+_OUT_HELP = "--set takes every key of a train step. The trained model is in OUT/model.\n"
+_PAIRS_HELP = f"""DATA is JSONL or Parquet with prompt, chosen and rejected, or a folder from
+`rlaif pair`. {_OUT_HELP}"""
+_DATA_HELP = {
+    "sft": _PAIRS_HELP.replace("with prompt", "with prompt and completion, or with prompt"),
+    "kto": _PAIRS_HELP.replace("with prompt", "with prompt, completion and label, or with prompt"),
+}
 _PROMPTS_HELP = """DATA is a file of prompts (JSONL or Parquet). --set takes every key of a train
 step. The trained model is in OUT/model, and every sampled answer with its judgements in OUT.
 """

@@ -12,7 +12,7 @@ from pydantic import (
 
 from rlaif.config.base import PluginName, Strict
 
-RESERVED_MODELS = frozenset({"policy", "initial", "previous", "current"})
+RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "current"})
 
 
 class ModelSpec(Strict):

@@ -58,6 +58,10 @@ class PairStep(Strict):
     min_margin: Fraction = 0.0
     missing: Literal["drop", "renormalise"] = "drop"
     standardise: Literal["initial"] | None = None
+    consistency: StepId | None = Field(
+        None, description="CREAM's soft labels (arXiv 2410.12735) from a judge of this id."
+    )
+    consistency_mean: bool = Field(False, description="All pairs get the mean (the paper's avg).")
     max_pairs: PositiveInt | None = Field(None, description="Keep the widest margins, at most.")
     uses: list[str] | None = None
 

@@ -237,10 +237,15 @@ class OnPolicyTrain(ReferenceTrain):
     missing_eos_penalty: NonNegativeFloat = Field(
         0.0, description="Taken from the reward of an answer that never ends."
     )
-    importance: Literal["none", "truncate_token", "mask_sequence"] = Field(
-        "mask_sequence", description="What to do where sampler and trainer differ."
+    importance: Literal[
+        "none", "truncate_token", "truncate_sequence", "mask_token", "mask_sequence"
+    ] = Field("mask_sequence", description="What to do where sampler and trainer differ.")
+    importance_cap: PositiveFloat = Field(
+        3.0, description="The largest trainer/sampler ratio that is kept; TRL's default."
     )
-    importance_cap: PositiveFloat = Field(3.0, description="TRL's default.")
+    importance_floor: NonNegativeFloat = Field(
+        0.0, description="The least one; IcePop masks tokens outside of 0.5 and 5."
+    )
 
     @model_validator(mode="after")
     def _combine(self) -> OnPolicyTrain:
@@ -250,6 +255,27 @@ class OnPolicyTrain(ReferenceTrain):
             raise ValueError("on-policy training runs in one process; leave `sharding` out")
         if self.lora is not None and self.lora.dropout > 0:
             raise ValueError("on-policy training compares log-probs: set lora.dropout to 0")
+        if self.overlong == "truncate_left":
+            raise ValueError(
+                "a prompt that is answered anew cannot be cut: set `overlong` to skip or refuse"
+            )
+        if self.max_length <= self.max_new_tokens:
+            raise ValueError(
+                f"max_length ({self.max_length}) counts prompt and answer, and max_new_tokens "
+                f"({self.max_new_tokens}) leaves no room for a prompt: raise max_length"
+            )
+        mixes = getattr(self, "ptx_weight", 0.0) > 0
+        if not mixes and not self.train_on_eos:
+            raise ValueError(
+                "train_on_eos: answers are learned from as they were sampled, with the end token "
+                "if there is one; leave it out (it counts for ppo with ptx_weight)"
+            )
+        if not mixes and self.uses is not None:
+            raise ValueError(
+                "uses names preferences, and only ppo with ptx_weight mixes some in; leave it out"
+            )
+        if self.importance_floor >= self.importance_cap:
+            raise ValueError("importance_floor must be below importance_cap")
         if self.importance != "none" and self.temperature != 1.0:
             raise ValueError(
                 "the sampler's log-probs are at temperature 1: with another temperature set "

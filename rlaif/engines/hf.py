@@ -8,7 +8,7 @@ head over the bf16 hidden state, since bf16 logits make false ties.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
@@ -63,8 +63,7 @@ class HfEngine:
         self.name = name
         self.weights_hash = digest
         self.device = model.device
-        config_limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-        self.context = min(spec.max_context or config_limit, config_limit)
+        self.context = context_of(model.config, spec)
         self.end_ids = _end_ids(model, tokenizer)
         self._head: torch.Tensor | None = None
 
@@ -335,6 +334,12 @@ class HfEngine:
         release_freed_memory()
 
 
+def context_of(config: Any, spec: ModelSpec) -> int:
+    """Tokens of prompt and answer that the model can take, `max_context` included."""
+    limit: int = getattr(config, "max_position_embeddings", None) or 1 << 30
+    return min(spec.max_context or limit, limit)
+
+
 def _uniform(seed: int, count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, generator=generator, dtype=torch.float32)
@@ -345,6 +350,11 @@ def _is_unicode(request: GenerateRequest | ScoreRequest) -> bool:
     texts = [m["content"] for m in request.messages] + [request.prefill]
     if isinstance(request, ScoreRequest):
         texts.append(request.continuation or "")
+    return is_unicode(texts)
+
+
+def is_unicode(texts: Iterable[str]) -> bool:
+    """Whether no text has half a surrogate pair in it."""
     try:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError:

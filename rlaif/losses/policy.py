@@ -9,8 +9,9 @@ loss takes (N,) log-probabilities and (N,) advantages and gives (N,) losses with
 another kind of ratio or clipping (GSPO, CISPO) is one more function beside `clipped_policy_loss`:
 `to_tokens` brings a ratio of sequences to their tokens, and nothing else in the chain changes.
 
-Metrics are detached scalars over the tokens given; to join those of several micro-batches, weight
-the means by their number of tokens. Logs are natural.
+Metrics are detached scalars over the tokens given. To join those of several micro-batches, weight
+the means by how many tokens (or sequences) they are over, and take the extremes of _min and _max.
+Logs are natural.
 """
 
 from __future__ import annotations

@@ -308,18 +308,6 @@ def kto_baseline(rho_mismatched: Tensor) -> Tensor:
     return rho_mismatched.detach().mean().clamp(min=0.0)
 
 
-def cream_prob(tau: Tensor, *, average: bool = False) -> Tensor:
-    """CREAM's soft label (arXiv 2410.12735): C = (tau + 1) / 2, (B,) in [0, 1].
-
-    tau (B,) is Kendall's rank correlation of each prompt's samples under this model's rewards and
-    the previous model's. Use C as `prob`: 1 leaves the loss as it is, 1/2 has its minimum at
-    delta = 0, 0 reverses the pair. `average` gives every pair the batch's mean ("avg" in the
-    paper); otherwise each has its own ("dyn").
-    """
-    consistency = (tau + 1.0) / 2.0
-    return consistency.mean().expand_as(consistency) if average else consistency
-
-
 def pair_metrics(
     pairs: PairLogprobs, beta: float, *, length_normalise: bool = False
 ) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def _round_values(context: StepContext) -> dict[str, Values]:
         return {}
     found: dict[str, Values] = {}
     completions = context.completions("train/completions")
-    preferences = context.preferences("train/preferences")
+    preferences = [p for p in context.preferences("train/preferences") if p.paired]
     found["pairs/margin"] = metrics.per_prompt((p.prompt_id, p.margin) for p in preferences)
     found["pairs/length_gap"] = metrics.per_prompt(
         (p.prompt_id, float(_words(p.chosen) - _words(p.rejected))) for p in preferences

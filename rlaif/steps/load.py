@@ -69,13 +69,18 @@ def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Prefer
             return from_json(Preference, row)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{place}: not a preference row: {error}") from None
+    single = "completion" in row and not row.get("chosen") and not row.get("rejected")
     row = _explicit_prompt(row)
-    lacking = [key for key in ("prompt", "chosen", "rejected") if not row.get(key)]
+    wanted = ("prompt", "completion") if single else ("prompt", "chosen", "rejected")
+    lacking = [key for key in wanted if not row.get(key)]
     if lacking:
         raise ConfigError(
-            f"{place}: {', '.join(lacking)} missing or empty; expected prompt, chosen and rejected "
-            f"(TRL's explicit-prompt form), and the row has {sorted(row)}"
+            f"{place}: {', '.join(lacking)} missing or empty; expected prompt, chosen and "
+            "rejected, or prompt and completion, with a label (true or false) where answers can be "
+            f"bad; the row has {sorted(row)}"
         )
+    if single:
+        return _single(row, place, round_number)
     prompt = _turns(row["prompt"], "user", place)
     chosen = _turns(row["chosen"], "assistant", place)
     rejected = _turns(row["rejected"], "assistant", place)
@@ -86,7 +91,35 @@ def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Prefer
     margin = _number(row, "margin", place)
     if margin is None:
         margin = above - below if above is not None and below is not None else 0.0
-    ids = ["x_" + content_hash(prompt, side) for side in (chosen, rejected)]
+    scores = (margin if above is None else above, 0.0 if below is None else below, margin)
+    return _loaded(row, prompt, chosen, rejected, scores, round_number)
+
+
+def _single(row: dict[str, Any], place: str, round_number: int) -> Preference:
+    """One row of TRL's unpaired or prompt-completion form; without a label the answer is good."""
+    label = row.get("label", True)
+    if not isinstance(label, bool):
+        raise ConfigError(f"{place}: label is {label!r}; true or false was expected")
+    prompt = _turns(row["prompt"], "user", place)
+    answer = _turns(row["completion"], "assistant", place)
+    if len(answer) != 1 or answer[0]["role"] != "assistant":
+        raise ConfigError(
+            f"{place}: completion has {len(answer)} turns; text or one assistant turn was "
+            "expected. Earlier turns belong into prompt."
+        )
+    good, bad = (answer, []) if label else ([], answer)
+    return _loaded(row, prompt, good, bad, (0.0, 0.0, 0.0), round_number)
+
+
+def _loaded(
+    row: dict[str, Any],
+    prompt: list[Message],
+    chosen: list[Message],
+    rejected: list[Message],
+    scores: tuple[float, float, float],
+    round_number: int,
+) -> Preference:
+    ids = ["x_" + content_hash(prompt, side) if side else "" for side in (chosen, rejected)]
     return Preference(
         preference_id="f_" + content_hash(*ids),
         prompt_id=make_prompt(prompt).prompt_id,
@@ -94,9 +127,9 @@ def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Prefer
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        score_chosen=margin if above is None else above,
-        score_rejected=0.0 if below is None else below,
-        margin=margin,
+        score_chosen=scores[0],
+        score_rejected=scores[1],
+        margin=scores[2],
         prob=1.0,
         weight=1.0,
         reason="loaded from a file",

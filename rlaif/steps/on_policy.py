@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
+from rlaif.chat import render_prompt
 from rlaif.compare.aggregate import candidate_scores, combine
 from rlaif.config.training import OnPolicyTrain
 from rlaif.device import pick_device
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling
-from rlaif.engines.hf import HfEngine
+from rlaif.engines.hf import HfEngine, context_of, is_unicode
 from rlaif.errors import RlaifError
 from rlaif.judges.base import Judge
 from rlaif.plan import round_prompts
@@ -35,7 +37,7 @@ def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> Tr
     start, reference = planned.models["start"], planned.models["reference"]
     folder = Path(context.engines.folder(start))
     rollouts = Rollouts(context, folder)
-    return train_on_policy(
+    outcome = train_on_policy(
         step,
         rollouts.collect,
         context.preferences(),
@@ -49,6 +51,7 @@ def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> Tr
         progress=progress,
         system_prompt=start.spec.system_prompt,
     )
+    return replace(outcome, skipped={"overlong_prompts": rollouts.overlong})
 
 
 class Rollouts:
@@ -58,6 +61,8 @@ class Rollouts:
         self.context = context
         self.step: OnPolicyTrain = context.planned.step
         self.tokenizer = load_tokenizer(folder)
+        self.prompts = self._fitting(folder)
+        self.overlong = len(context.planned.prompts) - len(self.prompts)
         rows = context.folder.read("completions")
         self.completions = {row["completion_id"]: from_json(Completion, row) for row in rows}
         self.judgements: dict[str, list[Judgement]] = defaultdict(list)
@@ -67,15 +72,9 @@ class Rollouts:
     def collect(self, number: int, model: TrainModel) -> list[Group]:
         """Rollout `number` (from 0) with its rewards."""
         count = self.step.batch_size * self.step.sync_every
-        every = self.context.chosen_prompts()
-        if count > len(every):
-            raise RlaifError(
-                f"a rollout needs {count} prompts (batch_size x sync_every), and there are "
-                f"{len(every)}"
-            )
         # The window moves on with every rollout, so all prompts are used before one comes again.
         earlier = max(0, self.context.planned.round - 1) * self.step.rollouts
-        ids = round_prompts(every, count, self.context.planned.seed, earlier + number + 1)
+        ids = round_prompts(self.prompts, count, self.context.planned.seed, earlier + number + 1)
         prompts = [self.context.prompts[i] for i in ids]
         with torch.no_grad(), model.generating() as module:
             made = self._sample(number, prompts, module)
@@ -93,6 +92,45 @@ class Rollouts:
                 f"{self.context.folder.path / 'completions.jsonl'}"
             )
         return groups
+
+    def _fitting(self, folder: Path) -> list[Prompt]:
+        """The prompts that leave room for an answer. Raises RlaifError when they are too few."""
+        step, spec = self.step, self.context.planned.models["start"].spec
+        context = context_of(AutoConfig.from_pretrained(folder), spec)
+        room = min(step.max_length, context) - step.max_new_tokens
+        every = self.context.chosen_prompts()
+        kept = []
+        for prompt in every:
+            length = self._length(prompt, spec.system_prompt)
+            if length <= room:
+                kept.append(prompt)
+            elif step.overlong == "refuse":
+                raise RlaifError(
+                    f"prompt {prompt.prompt_id} has {length} tokens; with max_new_tokens "
+                    f"({step.max_new_tokens}) that is more than max_length ({step.max_length}) or "
+                    f"the model's context ({context}). Shorten it, raise `max_length`, or set "
+                    "`overlong: skip`."
+                )
+        count = step.batch_size * step.sync_every
+        if count > len(kept):
+            long = len(every) - len(kept)
+            why = (
+                f"; {long} more are over {room} tokens, which is what `max_length` "
+                f"({step.max_length}) or the model's context ({context}) leaves beside "
+                f"`max_new_tokens` ({step.max_new_tokens})"
+            )
+            raise RlaifError(
+                f"a rollout needs {count} prompts (batch_size x sync_every), and there are "
+                f"{len(kept)}{why if long else ''}"
+            )
+        return kept
+
+    def _length(self, prompt: Prompt, system_prompt: str) -> int:
+        if not is_unicode(m["content"] for m in prompt.messages):
+            # The engine will refuse it, and say why in its record.
+            return 0
+        text = render_prompt(self.tokenizer, prompt.messages, system_prompt)
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _engine(self, module: Any) -> HfEngine:
         spec = self.context.planned.models["start"].spec

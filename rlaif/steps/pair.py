@@ -5,11 +5,14 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from rlaif.compare.aggregate import Scores, candidate_scores, combine
+from rlaif.compare.metrics import rank_correlation
 from rlaif.config import PairStep
 from rlaif.data.pairs import Candidate, keep_widest, preference, prompt_pairs
+from rlaif.errors import ConfigError
 from rlaif.records import Judgement, Preference
 from rlaif.steps.context import StepContext, by_prompt
 
@@ -26,30 +29,58 @@ def run(context: StepContext) -> dict[str, Any]:
         for name in planned.inputs
         if name.startswith("judgements/")
     }
+    if step.consistency is not None and step.consistency not in judgements:
+        raise ConfigError(
+            f"consistency: there are no judgements by {step.consistency!r}, only by "
+            f"{sorted(judgements)}"
+        )
     weights = judge_weights(step, list(judgements))
     if step.standardise == "initial":
         weights = _standardised(context, weights, principle_weights)
     groups = by_prompt(context.completions())
     kept: list[Preference] = []
-    tied = 0
+    without = {"tied_prompts": 0}
+    if step.consistency is not None:
+        without["unranked_prompts"] = 0
     grouped = {judge: group_by_prompt(rows) for judge, rows in judgements.items()}
     for prompt_id in sorted(groups):
         rows = {judge: by_id.get(prompt_id, []) for judge, by_id in grouped.items()}
-        made, is_tied = _of_prompt(
+        made, why_none = _of_prompt(
             context, prompt_id, groups[prompt_id], rows, weights, principle_weights
         )
         kept += made
-        tied += is_tied
+        if why_none is not None:
+            without[why_none] += 1
     kept = keep_widest(kept, step.max_pairs)
+    if step.consistency_mean and kept:
+        mean = statistics.fmean(p.prob for p in kept)
+        kept = [replace(p, prob=mean) for p in kept]
     if not context.folder.read("preferences"):
         context.folder.append("preferences", kept)
-    counts = {"preferences": len(kept), "prompts": len(groups), "tied_prompts": tied}
+    counts = {"preferences": len(kept), "prompts": len(groups), **without}
     return {"counts": counts, "weights": weights}
 
 
 def judge_weights(step: PairStep, judges: Iterable[str]) -> dict[str, float]:
-    """The declared weights, or 1 for every judge."""
-    return dict(step.weights) if step.weights is not None else dict.fromkeys(judges, 1.0)
+    """The declared weights, or 1 for every judge but the one of `consistency`."""
+    if step.weights is not None:
+        return dict(step.weights)
+    return {judge: 1.0 for judge in judges if judge != step.consistency}
+
+
+def consistency_prob(scores: Scores, others: Scores) -> float | None:
+    """CREAM's C = (tau + 1) / 2 on [0, 1] (arXiv 2410.12735), tau being Kendall's rank correlation
+    of two sets of scores of one prompt's candidates; None where they rank no two candidates.
+
+    As a pair's `prob`, 1 leaves the loss as it is, at 1/2 it pulls to no side, 0 reverses the pair.
+    """
+    both = [
+        (score, other)
+        for name, score in scores.items()
+        if score is not None and (other := others.get(name)) is not None
+    ]
+    tau = rank_correlation([score for score, _ in both], [other for _, other in both])
+    return None if tau is None else (tau + 1.0) / 2.0
 
 
 def group_by_prompt(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:
@@ -80,7 +111,8 @@ def _of_prompt(
     judgements: Mapping[str, list[Judgement]],
     weights: Mapping[str, float],
     principle_weights: Mapping[str, float],
-) -> tuple[list[Preference], bool]:
+) -> tuple[list[Preference], str | None]:
+    """The prompt's preferences, and the count that it belongs to when equal ranks left none."""
     step = context.planned.step
     parts = score_prompt(judgements, principle_weights, step)
     combined = combine(parts, weights, step.missing)
@@ -98,8 +130,14 @@ def _of_prompt(
                 ids[shown].append(judgement.judgement_id)
     number = context.planned.round
     made = [preference(prompt, pair, step, number, ids, parts) for pair in pairs]
-    tied = len(scored) > 1 and len({c.score for c in scored}) == 1
-    return made, tied
+    if len(scored) > 1 and len({c.score for c in scored}) == 1:
+        return made, "tied_prompts"
+    if step.consistency is None or not made:
+        return made, None
+    prob = consistency_prob(combined, parts[step.consistency])
+    if prob is None:
+        return [], "unranked_prompts"
+    return [replace(p, prob=prob) for p in made], None
 
 
 def _standardised(

@@ -33,21 +33,24 @@ def run(context: StepContext) -> dict[str, Any]:
         # It was trained and its fp32 masters were dropped; a later step needs them again.
         for stale in (out, work):
             shutil.rmtree(stale)
-    started = False
+    done: int | None = None
     name = f"{planned.id}-seed{planned.seed}-round{planned.round}-{planned.hash[:8]}"
     project = context.inputs.experiment.name
     trackers = open_trackers(step.trackers, project, name, context.folder.path)
 
     def report(progress: TrainProgress) -> None:
-        nonlocal started
-        if not started:
-            context.progress.start("optimiser steps", progress.total_steps, progress.step - 1)
-            started = True
-        reward = progress.metrics.get("reward")
-        what = f"loss {progress.loss:.3f}" if reward is None else f"reward {reward:.3f}"
+        nonlocal done
+        if done is None:
+            done = progress.step - 1
+            context.progress.start("optimiser steps", progress.total_steps, done)
+        name = "reward" if "reward" in progress.metrics else "loss"
+        what = f"{name} {progress.metrics[name]:.3f}"
         for log in trackers:
             log(progress.step, progress.metrics)
-        context.progress.advance(1, note=f"{progress.tokens_per_second:.0f} tok/s, {what}")
+        # A rollout with few pairs leaves out steps.
+        note = f"{progress.tokens_per_second:.0f} tok/s, {what}"
+        context.progress.advance(progress.step - done, note=note)
+        done = progress.step
 
     if fresh:
         from rlaif.steps import on_policy

@@ -29,7 +29,8 @@ from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
 
 Sums = dict[str, tuple[float, float]]
-"""A metric's weighted sum and its weight: means over any cut of the batch add up."""
+"""A metric's weighted sum and its weight: means over any cut of the batch add up. Of a name that
+ends in _min or _max it is the extreme itself, with weight 1."""
 IGNORED_OPTIONS = {"id", "uses", "checkpoint_every", "from_", "reference", "trackers"}
 
 
@@ -49,11 +50,12 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
-    """Where a training stands after an optimiser step."""
+    """Where a training stands after an optimiser step. `loss` is None after a rollout that there
+    was nothing to learn from."""
 
     step: int
     total_steps: int
-    loss: float
+    loss: float | None
     tokens_per_second: float
     metrics: dict[str, float]
 
@@ -236,23 +238,32 @@ def _accumulate(
         loss.backward()  # type: ignore[no-untyped-call]
         mean_loss += value
         tokens += count
-        for name, (amount, weight) in parts.items():
-            before = sums.get(name, (0.0, 0.0))
-            sums[name] = (before[0] + amount, before[1] + weight)
+        join_sums(sums, parts)
     if model.sharded:
         for micro in parallel.filler(batch):
             loss, _, _ = task.loss(model, micro, total, step)
             (0.0 * loss).backward()  # type: ignore[no-untyped-call]
     model.sum_gradients()
     every = parallel.gather((sums, tokens, mean_loss))
-    names = sorted({name for found, _, _ in every for name in found})
-    metrics = {}
-    for name in names:
-        pairs = [found[name] for found, _, _ in every if name in found]
-        weight = sum(weight for _, weight in pairs)
-        if weight:
-            metrics[name] = sum(amount for amount, _ in pairs) / weight
+    joined: Sums = {}
+    for found, _, _ in every:
+        join_sums(joined, found)
+    metrics = {name: amount / weight for name, (amount, weight) in joined.items() if weight}
     return {"loss": sum(part for _, _, part in every), **metrics}, sum(n for _, n, _ in every)
+
+
+def join_sums(into: Sums, parts: Sums) -> None:
+    """Take the metrics of one more part of the batch into those of the others."""
+    for name, (amount, weight) in parts.items():
+        before = into.get(name)
+        if before is None:
+            into[name] = (amount, weight)
+        elif name.endswith("_min"):
+            into[name] = (min(before[0], amount), 1.0)
+        elif name.endswith("_max"):
+            into[name] = (max(before[0], amount), 1.0)
+        else:
+            into[name] = (before[0] + amount, before[1] + weight)
 
 
 def _non_finite(
@@ -294,6 +305,8 @@ def memory_advice(options: TrainStep) -> Iterator[None]:
             advice += f" or `max_length` ({options.max_length})"
         if not options.gradient_checkpointing:
             advice += ", or set `gradient_checkpointing: true`"
+        if options.lora is None:
+            advice += ", or train adapters alone with `lora`"
         raise EngineError(f"training ran out of memory: {advice}") from None
 
 
@@ -323,15 +336,15 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
 def progress_of(row: dict[str, Any], steps: int) -> TrainProgress:
     """What a row of metrics.jsonl says to whoever watches."""
     speed = row["timing"]["tokens_per_second"]
-    return TrainProgress(row["step"], steps, row["loss"], speed, _numbers(row))
+    return TrainProgress(row["step"], steps, row.get("loss"), speed, _numbers(row))
 
 
 def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """first_, last_ and mean_ of every per-step metric."""
     numbers = [_numbers(row) for row in rows]
     summary = {}
-    for name in numbers[-1] if numbers else []:
-        # A metric may be absent in a step that had nothing to measure it on.
+    # A metric may be absent in a step that had nothing to measure it on.
+    for name in dict.fromkeys(name for row in numbers for name in row):
         values = [row[name] for row in numbers if name in row]
         summary["first_" + name] = values[0]
         summary["last_" + name] = values[-1]

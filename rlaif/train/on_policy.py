@@ -80,14 +80,22 @@ def run_on_policy(
         add_advantages(rollout, options, beta)
         task = _task(rollout, options, beta, critic, ptx, number)
         sizes = [model.size(example.branches) for example in task.examples]
+        # Every rollout has its own step numbers, also those that it has too few pairs for: so the
+        # schedule ends where it should, and a resumed run counts as an uninterrupted one.
         step = number * per_rollout
+        if not task.examples:
+            row = _nothing_learned(step, beta, number, rollout)
+            rows.append(row)
+            write_row(work, row)
+            if progress is not None:
+                progress(progress_of(row, total))
         for epoch in range(options.epochs):
             order = number * options.epochs + epoch
             for batch in plan_epoch(
                 sizes, options.batch_size, model.token_budget(options), seed, order
             ):
                 row = optimiser_step(task, model, optimizer, batch, options, step, total, work)
-                row |= {"rollout": number + 1, "beta": beta, **rollout.metrics}
+                row |= _of_rollout(rollout, number, beta)
                 rows.append(row)
                 write_row(work, row)
                 step += 1
@@ -96,11 +104,22 @@ def run_on_policy(
         beta = _next_beta(beta, options, rollout)
         if (number + 1) % options.checkpoint_every == 0 and number + 1 < options.rollouts:
             kept = {"fingerprint": fingerprint, "rollout": number + 1, "beta": beta}
-            checkpoint.save(work, step, model.masters, optimizer, kept)
+            checkpoint.save(work, (number + 1) * per_rollout, model.masters, optimizer, kept)
     seconds = sum(row["timing"]["seconds"] for row in rows)
     tokens = sum(row["tokens"] for row in rows)
     dtype = str(model.dtype).removeprefix("torch.")
-    return TrainOutcome(len(rows), tokens, summary_of(rows), {}, seconds, dtype)
+    steps = sum("loss" in row for row in rows)
+    return TrainOutcome(steps, tokens, summary_of(rows), {}, seconds, dtype)
+
+
+def _of_rollout(rollout: Rollout, number: int, beta: float) -> dict[str, float]:
+    return {"rollout": number + 1, "beta": beta, **rollout.metrics}
+
+
+def _nothing_learned(step: int, beta: float, number: int, rollout: Rollout) -> dict[str, Any]:
+    """The row of a rollout that made no pair: its rewards are known, and no step was taken."""
+    timing = {"seconds": 0.0, "tokens_per_second": 0.0}
+    return {"step": step + 1, "tokens": 0, "timing": timing, **_of_rollout(rollout, number, beta)}
 
 
 def _next_beta(beta: float, options: OnPolicyTrain, rollout: Rollout) -> float:
@@ -120,7 +139,9 @@ def _task(
     number: int,
 ) -> Task:
     if isinstance(options, OnlineDpoTrain):
-        return OnlinePairs(rollout, options)
+        pairs = OnlinePairs(rollout, options)
+        rollout.metrics["pairs"] = len(pairs.examples)
+        return pairs
     return PolicyTask(rollout, options, beta, critic, ptx, number)
 
 
@@ -166,7 +187,9 @@ class PolicyTask:
         """See `Task.loss`."""
         layout = model.layout([self.examples[i].branches for i in micro])
         hidden = model.predicting(layout)
-        logprobs = model.read_logprobs(hidden, layout, self.options.temperature)
+        logprobs, entropy = model.read_logprobs_and_entropy(
+            hidden, layout, self.options.temperature
+        )
         old = self._tokens(self.rollout.old, micro, logprobs)
         old = logprobs.detach() if old is None else old
         keep = self._keep(micro, layout, logprobs.device)
@@ -183,7 +206,7 @@ class PolicyTask:
             getattr(self.options, "two_sided", None),
             weight,
         )
-        metrics |= clipped
+        metrics |= clipped | {"entropy": entropy.detach().mean()}
         kind, constant = self._reduction()
         if isinstance(self.options, GrpoTrain) and self.rollout.reference is not None:
             reference = self._tokens(self.rollout.reference, micro, logprobs)
@@ -200,9 +223,26 @@ class PolicyTask:
         )
         loss = self._add_value(loss, metrics, hidden, layout, micro, keep, total)
         loss = self._add_ptx(loss, metrics, model, micro, total)
-        count = float(sum(layout.lengths))
-        sums = {name: (float(value) * count, count) for name, value in metrics.items()}
-        return loss, sums, layout.tokens
+        return loss, self._sums(metrics, layout, micro, keep), layout.tokens
+
+    def _sums(
+        self, metrics: dict[str, Tensor], layout: Layout, micro: Sequence[int], keep: Tensor
+    ) -> Sums:
+        """The metrics with what each of them is a mean over: tokens, unless it says otherwise."""
+        learned = float(keep.sum())
+        counts = {"kl": learned, "value_loss": learned}
+        if self.options.importance.endswith("_sequence"):
+            answers = float(len(layout.lengths))
+            counts |= {"weight_mean": answers, "weight_cut_fraction": answers}
+        if self.ptx:
+            mixed = sum(len(self._mixed(i).completions[0]) for i in micro)
+            counts["ptx_nll"] = float(mixed)
+        sums: Sums = {}
+        for name, value in metrics.items():
+            extreme = name.endswith(("_min", "_max"))
+            count = 1.0 if extreme else counts.get(name, float(len(layout.targets)))
+            sums[name] = (float(value) * count, count)
+        return sums
 
     def _clips(self) -> tuple[float, float]:
         options = self.options
@@ -248,6 +288,7 @@ class PolicyTask:
             level,  # type: ignore[arg-type]
             mode,  # type: ignore[arg-type]
             self.options.importance_cap,
+            self.options.importance_floor,
         )
 
     def _add_value(

@@ -1,9 +1,8 @@
-"""Training on pairs: one task for every direct-alignment method, whose loss is a pure function."""
+"""Training on pairs: one task for every method that compares two answers; the losses are pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -60,14 +59,13 @@ class PreferenceTask:
         """See `Task.loss`."""
         rows = [self.examples[i] for i in micro]
         layout = model.layout([e.branches for e in rows])
-        # (B, branches): chosen, rejected and, for KTO, the answer to another prompt.
-        policy = model.logprobs(layout).view(len(rows), -1)
+        policy = model.logprobs(layout).view(len(rows), 2)
         stored = self._stored(rows, policy)
         if step == 0 and self.same_start and stored is not None:
             assert_equal(policy, stored)
         pairs = _pairs(policy, stored, layout)
         weight = torch.tensor([e.weight for e in rows], device=model.device)
-        loss, extra = self._losses(pairs, policy, stored, rows)
+        loss, extra = self._losses(pairs, rows)
         metrics = {**self._metrics(pairs), **extra}
         sums = {k: (float(v.sum()), float(len(rows))) for k, v in metrics.items()}
         return (loss * weight).sum() / total, sums, layout.tokens
@@ -87,14 +85,13 @@ class PreferenceTask:
         return torch.tensor(values, dtype=torch.float32, device=policy.device)
 
     def _losses(
-        self, pairs: PairLogprobs, policy: Tensor, stored: Tensor | None, rows: Sequence[Example]
+        self, pairs: PairLogprobs, rows: Sequence[Example]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(B,) losses, and metrics that only this method has."""
         options = self.options
-        if options.method == "kto" and stored is not None:
-            return _kto(policy - stored, options)
         soft = any(e.prob != 1.0 for e in rows)
-        prob = torch.tensor([e.prob for e in rows], device=policy.device) if soft else None
+        where = pairs.policy_chosen.device
+        prob = torch.tensor([e.prob for e in rows], device=where) if soft else None
         loss = PAIR_LOSSES[options.method](pairs, prob=prob, **options.loss_options)
         if not isinstance(options, DpoTrain) or not options.nll_weight:
             return loss, {}
@@ -112,35 +109,6 @@ def _pairs(policy: Tensor, stored: Tensor | None, layout: Layout) -> PairLogprob
         lengths[:, 0],
         lengths[:, 1],
     )
-
-
-def _kto(rho: Tensor, options: TrainStep) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean over a pair's two answers; rho (B, 3) with the mismatched answer last."""
-    z = losses.kto_baseline(rho[:, 2])
-    good = torch.ones(len(rho), dtype=torch.bool, device=rho.device)
-    desired = losses.kto(rho[:, 0], good, z, **options.loss_options)
-    undesired = losses.kto(rho[:, 1], ~good, z, **options.loss_options)
-    return (desired + undesired) / 2, {"kl_baseline": z.expand(len(rho))}
-
-
-def add_mismatched(examples: Sequence[Example]) -> list[Example]:
-    """Each pair with the chosen answer of the next prompt as a third branch: KTO's baseline looks
-    at answers that do not belong to their prompts (arXiv 2402.01306, section 4.2).
-
-    Raises RlaifError when there is only one prompt.
-    """
-    ordered = sorted(examples, key=lambda e: (e.prompt_id, e.example_id))
-    if len({e.prompt_id for e in ordered}) < 2:
-        raise RlaifError(
-            "kto needs answers to at least two different prompts: its baseline is how the policy "
-            "rates an answer to another prompt"
-        )
-    partner = {}
-    for i, example in enumerate(ordered):
-        later = (ordered[(i + k) % len(ordered)] for k in range(1, len(ordered)))
-        other = next(e for e in later if e.prompt_id != example.prompt_id)
-        partner[example.example_id] = other.completions[0]
-    return [replace(e, completions=(*e.completions, partner[e.example_id])) for e in examples]
 
 
 def assert_equal(policy: Tensor, reference: Tensor) -> None:

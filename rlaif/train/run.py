@@ -12,19 +12,28 @@ from typing import Any
 import torch
 
 from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TrainStep
-from rlaif.config.training import PpoTrain
+from rlaif.config.training import KtoTrain, PpoTrain
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.records import Preference, to_json
 from rlaif.train import checkpoint, parallel
+from rlaif.train.kto import KtoTask, add_mismatched
 from rlaif.train.loop import Task, TrainOutcome, TrainProgress, memory_advice, run_training
 from rlaif.train.model import TrainModel, compute_dtype, export, free, load_module, prepare
 from rlaif.train.on_policy import Collect, add_critic, drop_critic, run_on_policy
-from rlaif.train.preference import PreferenceTask, add_mismatched
+from rlaif.train.preference import PreferenceTask
 from rlaif.train.reference import Reference, compute_reference, read_reference
 from rlaif.train.reward_model import RewardTask
 from rlaif.train.sft import SftTask
-from rlaif.train.tokenise import Encoded, Example, encode, load_tokenizer
+from rlaif.train.tokenise import (
+    Encoded,
+    Example,
+    encode,
+    load_tokenizer,
+    refuse_other_tokens,
+)
 
+CHOSEN_ONLY = ("sft", "ppo")
+"""Methods that learn from good answers; ppo where it mixes some in."""
 log = logging.getLogger(__name__)
 
 
@@ -94,17 +103,13 @@ def _train_here(
     stored: Reference = {}
     compares = isinstance(options, ReferenceTrain)
     if compares and reference is not None and not same:
+        refuse_other_tokens(start, reference, encoded.examples)
         stored = _other_reference(reference, encoded.examples, options, seed, work, where, dtype)
     torch.manual_seed(seed)
-    sharded = options.sharding == "full"
-    module = load_module(start, _load_on(options, where), isinstance(options, DistillStep))
-    model = prepare(
-        module, where, dtype, options.lora, options.gradient_checkpointing, sharded=sharded
-    )
-    del module
-    if compares and same:
-        path = work / "reference.jsonl"
-        with memory_advice(options):
+    with memory_advice(options):
+        model = _trainable(options, start, where, dtype)
+        if compares and same:
+            path = work / "reference.jsonl"
             stored = compute_reference(model, encoded.examples, options, seed, path)
     outcome = _run(options, encoded, stored, same, model, work, seed, progress)
     model.gather()
@@ -115,6 +120,14 @@ def _train_here(
     del model
     free()
     return outcome
+
+
+def _trainable(
+    options: TrainStep, folder: Path, device: torch.device, dtype: torch.dtype
+) -> TrainModel:
+    module = load_module(folder, _load_on(options, device), isinstance(options, DistillStep))
+    checkpointing, sharded = options.gradient_checkpointing, options.sharding == "full"
+    return prepare(module, device, dtype, options.lora, checkpointing, sharded=sharded)
 
 
 def _processes(options: TrainStep, device: torch.device) -> int:
@@ -174,28 +187,27 @@ def train_on_policy(
         checkpoint.clear(work)
         return TrainOutcome(**json.loads(finished.read_text()))
     work.mkdir(parents=True, exist_ok=True)
+    if reference is not None and options.beta > 0:
+        refuse_other_tokens(start, reference)
     where = torch.device(_pick(device))
     dtype = compute_dtype(options.precision, where)
     torch.manual_seed(seed)
-    module = load_module(start, where)
-    model = prepare(module, where, dtype, options.lora, options.gradient_checkpointing)
-    del module
-    critic = None
-    if isinstance(options, PpoTrain):
-        own = None
-        if options.critic == "separate":
-            own = prepare(
-                load_module(start, where),
-                where,
-                dtype,
-                options.lora,
-                options.gradient_checkpointing,
-            )
-        critic = add_critic(model, own)
     ptx: list[Example] = []
     if isinstance(options, PpoTrain) and options.ptx_weight > 0:
+        if not preferences:
+            raise RlaifError(
+                "ptx_weight mixes in chosen answers, and there are no preferences: run ppo in an "
+                "experiment after a pair or load step, or set `ptx_weight: 0`"
+            )
         ptx = _encode(options, preferences, {}, start, system_prompt).examples
-    frozen = _reference_model(options, model, start, reference, where, dtype)
+    critic = None
+    with memory_advice(options):
+        model = _trainable(options, start, where, dtype)
+        if isinstance(options, PpoTrain):
+            separate = options.critic == "separate"
+            own = _trainable(options, start, where, dtype) if separate else None
+            critic = add_critic(model, own)
+        frozen = _reference_model(options, model, start, reference, where, dtype)
     outcome = run_on_policy(
         model, options, collect, frozen, critic, ptx, work, seed, fingerprint, progress
     )
@@ -240,11 +252,12 @@ def _encode(
     start: Path,
     system_prompt: str,
 ) -> Encoded:
+    _refuse_single(options, preferences)
     encoded = encode(
         preferences,
         load_tokenizer(start),
         token_ids,
-        both=options.method != "sft",
+        both=options.method not in CHOSEN_ONLY,
         max_length=options.max_length,
         overlong=options.overlong,
         train_on_eos=options.train_on_eos,
@@ -257,8 +270,32 @@ def _encode(
             f"Raise `max_length` ({options.max_length}) or set `overlong: truncate_left`."
         )
     if options.method == "kto":
+        if any(e.prob != 1.0 for e in encoded.examples):
+            raise RlaifError(
+                "kto learns from each answer for itself and has no use for a pair's soft label "
+                "(`prob`): take another method, or leave `consistency` out of `pair`"
+            )
         encoded.examples = add_mismatched(encoded.examples)
     return encoded
+
+
+def _refuse_single(options: TrainStep, preferences: Sequence[Preference]) -> None:
+    """Raise RlaifError when some answers stand alone and the method cannot learn from them."""
+    if options.method == "kto":
+        return
+    if options.method in CHOSEN_ONLY:
+        unfit = [p for p in preferences if not p.chosen]
+        what, wanted = "are answers labelled bad", "good answers"
+    else:
+        unfit = [p for p in preferences if not p.paired]
+        what, wanted = "are answers that stand alone", "pairs of a chosen and a rejected answer"
+    if unfit:
+        text = unfit[0].prompt[-1]["content"]
+        raise RlaifError(
+            f"{len(unfit)} of {len(preferences)} rows {what}, and {options.method} learns from "
+            f"{wanted}. The first is to the prompt {text[:60]!r} ({unfit[0].prompt_id}). Answers "
+            "that stand alone are for kto, and good ones for sft as well."
+        )
 
 
 def _other_reference(
@@ -275,11 +312,11 @@ def _other_reference(
     known = read_reference(path)
     if all(e.example_id in known for e in examples):
         return known
-    module = load_module(folder, _load_on(options, device))
-    sharded = options.sharding == "full"
-    model = prepare(module, device, dtype, trainable=False, sharded=sharded)
-    del module
     with memory_advice(options):
+        module = load_module(folder, _load_on(options, device))
+        sharded = options.sharding == "full"
+        model = prepare(module, device, dtype, trainable=False, sharded=sharded)
+        del module
         known = compute_reference(model, examples, options, seed, path)
     del model
     free()
@@ -301,6 +338,8 @@ def _run(
         task = RewardTask(encoded.examples, options)
     elif options.method == "sft":
         task = SftTask(encoded.examples)
+    elif isinstance(options, KtoTrain):
+        task = KtoTask(encoded.examples, stored, options, same)
     else:
         task = PreferenceTask(encoded.examples, stored, options, same)
     outcome = run_training(task, model, options, work, seed, progress)

@@ -6,7 +6,7 @@ given and what is learned is exact. Answers that the policy sampled keep the ver
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,8 @@ class Example:
     """One prompt and its branches: (chosen, rejected) token ids, or (chosen,) for SFT.
 
     `prob` is the probability that chosen is really better (a soft label), `margin` the difference
-    of their scores."""
+    of their scores. `desirable` says of each answer whether it is a good one: (True, False) for a
+    pair, one value for an answer that stands alone."""
 
     example_id: str
     prompt_id: str
@@ -33,6 +34,7 @@ class Example:
     weight: float = 1.0
     prob: float = 1.0
     margin: float = 0.0
+    desirable: tuple[bool, ...] = (True, False)
 
     @property
     def branches(self) -> Branches:
@@ -61,18 +63,45 @@ class Encoded:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint. Raises EngineError when it has no chat template."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"{folder}: its tokenizer cannot be loaded: {error}") from None
+    tokenizer = _tokenizer(folder)
     if not getattr(tokenizer, "chat_template", None):
         raise EngineError(
             f"{folder}: its tokenizer has no chat template, so answers cannot be told from "
             "prompts. Put chat_template.jinja into the folder, or start from an instruct model."
         )
     return tokenizer
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"{folder}: its tokenizer cannot be loaded: {error}") from None
+
+
+def refuse_other_tokens(
+    start: Path, reference: Path, examples: Iterable[Example] | None = None
+) -> None:
+    """Raise RlaifError unless every token id of `examples` (None: of the start's vocabulary) means
+    the same token to both models: else their log-probs would be of different texts."""
+    own, other = (
+        {number: token for token, number in _tokenizer(folder).get_vocab().items()}
+        for folder in (start, reference)
+    )
+    used = set(own)
+    if examples is not None:
+        used = {i for e in examples for ids in (e.prompt_ids, *e.completions) for i in ids}
+    differing = sorted(i for i in used if own.get(i) != other.get(i))
+    if differing:
+        first = differing[0]
+        raise RlaifError(
+            f"the reference {reference} has another vocabulary than the model to be trained, "
+            f"{start}: {len(differing)} of {len(used)} token ids differ, {first} being "
+            f"{own.get(first)!r} here and {other.get(first)!r} there. Take a reference with the "
+            "same tokenizer, or leave `reference` out: the start is then its own reference."
+        )
 
 
 def encode(
@@ -87,7 +116,8 @@ def encode(
     system_prompt: str = "keep",
     always_end: bool = False,
 ) -> Encoded:
-    """Examples of the chosen answers, or of `both` answers, in the order given.
+    """Examples of the chosen answers, or of `both` answers, in the order given; where one side is
+    empty, of the other alone.
 
     With `always_end` every answer is given its end of turn, also one that was cut off: a reward
     model reads it there.
@@ -97,11 +127,12 @@ def encode(
     """
     result = Encoded()
     for preference in preferences:
-        answers = [(preference.chosen, preference.chosen_id)]
+        sides = [(preference.chosen, preference.chosen_id, True)]
         if both:
-            answers.append((preference.rejected, preference.rejected_id))
+            sides.append((preference.rejected, preference.rejected_id, False))
+        answers = [side for side in sides if side[0]]
         branches = []
-        for messages, completion_id in answers:
+        for messages, completion_id, _ in answers:
             known = token_ids.get(completion_id)
             where = f"prompt {preference.prompt_id}"
             if len(messages) != 1 or messages[0]["role"] != "assistant":
@@ -123,6 +154,7 @@ def encode(
             preference.weight,
             preference.prob,
             preference.margin,
+            tuple(good for _, _, good in answers),
         )
         _admit(example, result, max_length, overlong)
     return result

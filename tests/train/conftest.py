@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,19 @@ def make_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Call
         return made[seed]
 
     return build
+
+
+@pytest.fixture
+def other_vocabulary(make_model: Callable[[int], Path], tmp_path: Path) -> Path:
+    """The model of seed 1 with the letters y and z exchanged in its tokenizer."""
+    folder = tmp_path / "other_vocabulary"
+    shutil.copytree(make_model(1), folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["y"], vocabulary["z"] = vocabulary["z"], vocabulary["y"]
+    path.write_text(json.dumps(content))
+    return folder
 
 
 @pytest.fixture(scope="session")

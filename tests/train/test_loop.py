@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -141,6 +142,31 @@ def test_another_reference(tmp_path, make_model, make_preferences):
     assert abs(other.metrics["first_margin"]) > 1e-3
     lines = (tmp_path / "b/work/reference.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["example_id"] for line in lines) == ["r0", "r1", "r2", "r3"]
+
+
+def test_a_reference_of_another_vocabulary_is_refused_before_any_computing(
+    tmp_path, make_model, make_preferences, other_vocabulary, monkeypatch
+):
+    start = make_model(0)
+    _train(tmp_path / "free", start, make_preferences(2), _options(method="simpo"), None)
+    monkeypatch.setattr(run_module, "load_module", None)
+    with pytest.raises(RlaifError, match="another vocabulary") as refused:
+        _train(tmp_path, start, make_preferences(2), _options(), other_vocabulary)
+    assert str(start) in str(refused.value) and str(other_vocabulary) in str(refused.value)
+
+
+def test_a_reference_may_differ_in_tokens_that_are_not_used(
+    tmp_path, make_model, make_preferences, other_vocabulary
+):
+    swapped = [
+        replace(p, chosen=[{"role": "assistant", "content": f"no {i}"}])
+        for i, p in enumerate(make_preferences(4))
+    ]
+    # "Say" has the y.
+    texts = [replace(p, prompt=[{"role": "user", "content": "x"}]) for p in swapped]
+    _train(tmp_path / "a", make_model(0), texts, _options(), other_vocabulary)
+    with pytest.raises(RlaifError, match="1 of"):
+        _train(tmp_path / "b", make_model(0), swapped, _options(), other_vocabulary)
 
 
 def test_a_changed_reference_is_noticed(tmp_path, make_model, make_preferences):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,12 +15,16 @@ from safetensors.torch import load_file
 from rlaif.config import METHODS, ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.hf import HfEngine
-from rlaif.errors import RlaifError
+from rlaif.errors import EngineError, RlaifError
 from rlaif.experiment import run_experiment
+from rlaif.train import parallel
+from rlaif.train import run as run_module
+from rlaif.train.loop import make_optimizer, optimiser_step
 from rlaif.train.model import load_module, prepare
 from rlaif.train.on_policy import PolicyTask, add_critic
 from rlaif.train.rollout import Answer, Group, add_advantages, measure
 from rlaif.train.run import train_on_policy
+from rlaif.train.sft import SftTask
 from rlaif.train.tokenise import Example, load_tokenizer
 
 CPU = torch.device("cpu")
@@ -79,13 +84,13 @@ def low_tokens(ids):
     return sum(i < 130 for i in ids) / len(ids)
 
 
-def learn(folder, out, options, reward=low_tokens, collect=None, progress=None):
+def learn(folder, out, options, reward=low_tokens, collect=None, progress=None, reference=None):
     return train_on_policy(
         options,
         collect or collector(folder, options, reward),
         [],
         start=folder,
-        reference=None,
+        reference=reference,
         out=out / "out",
         work=out / "work",
         seed=0,
@@ -151,6 +156,64 @@ def test_interrupted_and_resumed_ends_in_the_same_bits(tmp_path, make_model, nam
     assert all(torch.equal(one[n], two[n]) for n in one)
 
 
+def test_a_rollout_without_pairs_is_in_the_curves_and_changes_nothing(tmp_path, make_model):
+    """Rollout 2 ties everywhere, rollout 3 in all groups but one: of its two steps one is left."""
+    keys = {"n": 2, "batch_size": 1, "sync_every": 2, "rollouts": 4, "checkpoint_every": 1}
+    options = options_of("online_dpo", **keys, weight_decay=0.1, schedule="linear")
+    folder = make_model(0)
+
+    def collect(number, model):
+        groups = collector(folder, options, lambda ids: 0.5)(number, model)
+        kept = {0: 2, 1: 0, 2: 1, 3: 2}[number]
+        return [
+            replace(g, answers=tuple(replace(a, reward=i) for i, a in enumerate(g.answers)))
+            if place < kept
+            else g
+            for place, g in enumerate(groups)
+        ]
+
+    def stop_at(rollout):
+        def stop(progress):
+            if progress.metrics["rollout"] == rollout:
+                raise KeyboardInterrupt
+
+        return stop
+
+    def rows(name):
+        lines = (tmp_path / name / "work/metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(x).items() if k != "timing"} for x in lines]
+
+    whole = learn(folder, tmp_path / "a", options, collect=collect)
+    assert [(r["step"], r["rollout"], r["pairs"]) for r in rows("a")] == [
+        *[(1, 1, 2), (2, 1, 2), (3, 2, 0), (5, 3, 1), (7, 4, 2), (8, 4, 2)]
+    ]
+    tied = rows("a")[2]
+    assert (tied["reward"], tied["flat_groups"]) == (0.5, 1.0)
+    assert not {"loss", "learning_rate"} & tied.keys()
+    assert whole.steps == 5
+    assert whole.metrics["mean_pairs"] == 9 / 6
+    rates = [r["learning_rate"] for r in rows("a") if "learning_rate" in r]
+    assert rates == [pytest.approx(1e-2 * (8 - s) / 8) for s in (0, 1, 4, 6, 7)]
+    for rollout in (2, 3, 4):
+        name = f"b{rollout}"
+        with pytest.raises(KeyboardInterrupt):
+            learn(folder, tmp_path / name, options, collect=collect, progress=stop_at(rollout))
+        resumed = learn(folder, tmp_path / name, options, collect=collect)
+        assert rows(name) == rows("a")
+        assert (resumed.steps, resumed.metrics) == (whole.steps, whole.metrics)
+        one, two = (load_file(tmp_path / x / "out/masters/model.safetensors") for x in ("a", name))
+        assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_ties_in_every_rollout_leave_the_model_as_it_was(tmp_path, make_model):
+    options = options_of("online_dpo", rollouts=2, weight_decay=0.1)
+    outcome = learn(make_model(0), tmp_path, options, reward=lambda ids: 0.5)
+    assert outcome.steps == 0
+    before = dict(load_module(make_model(0), CPU).named_parameters())
+    after = load_file(tmp_path / "out/masters/model.safetensors")
+    assert all(torch.equal(after[n], before[n]) for n in after)
+
+
 def test_missing_rewards_teach_nothing_and_none_at_all_stops(tmp_path, make_model):
     options = options_of("grpo", rollouts=1, beta=0.0)
     folder = make_model(0)
@@ -184,6 +247,107 @@ def test_the_result_does_not_depend_on_the_micro_batches(make_model):
     parts = [task.loss(model, [i], total, 0)[0] for i in whole]
     summed = sum(float(p.detach()) for p in parts)
     assert float(one.detach()) == pytest.approx(summed, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_the_metrics_do_not_depend_on_the_micro_batches(tmp_path, make_model, name):
+    options = options_of(name, batch_size=4, sync_every=1, epochs=2, beta=0.04, learning_rate=1e-9)
+    folder = make_model(0)
+    reference = prepare(load_module(make_model(1), CPU), CPU, torch.float32, trainable=False)
+    sizes, found, batch = {}, [], [[[0, 1, 2, 3]], [[0], [1, 2], [3]]]
+    for micros in batch:
+        model = prepare(load_module(folder, CPU), CPU, torch.float32)
+        groups = collector(folder, options, lambda ids: None if ids[0] % 3 else low_tokens(ids))(
+            0, model
+        )
+        critic = add_critic(model, None) if name == "ppo" else None
+        rollout = measure(model, groups, options, reference, critic)
+        for number, old in enumerate(rollout.old):
+            sizes.setdefault(number, torch.linspace(-0.2, 0.3, len(old)))
+            rollout.old[number] = old + sizes[number]
+        add_advantages(rollout, options, 0.04)
+        ptx = [Example(f"x{i}", f"x{i}", [1, 2], ([i + 3] * (i + 1), [9])) for i in range(4)]
+        task = PolicyTask(rollout, options, 0.04, critic, ptx if name == "ppo" else ())
+        task.options = options.model_copy(update={"ptx_weight": 0.5} if name == "ppo" else {})
+        optimizer = make_optimizer(model, options)
+        found.append(optimiser_step(task, model, optimizer, micros, task.options, 0, 1, tmp_path))
+    one, two = found
+    assert one.keys() == two.keys() >= {"ratio_min", "ratio_max", "weight_min", "weight_max"}
+    for key in one.keys() - {"timing"}:
+        assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), key
+    gaps = torch.cat([sizes[i] for i in range(4)])
+    assert one["ratio_min"] == pytest.approx(float((-gaps).exp().min()), rel=1e-4)
+    assert one["ratio_max"] == pytest.approx(float((-gaps).exp().max()), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo", "rloo"])
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_the_entropy_is_that_of_the_models_own_distribution(tmp_path, make_model, name, lora):
+    options = options_of(
+        name, batch_size=2, sync_every=1, epochs=1, temperature=0.7, importance="none"
+    )
+    model = prepare(load_module(make_model(0), CPU), CPU, torch.float32, options.lora)
+    groups = collector(make_model(0), options, low_tokens)(0, model)
+    critic = add_critic(model, None) if name == "ppo" else None
+    rollout = measure(model, groups, options, None, critic)
+    add_advantages(rollout, options, 0.0)
+    task = PolicyTask(rollout, options, 0.0, critic)
+    _, sums, _ = task.loss(model, [0, 1], task.total([0, 1]), 0)
+    own = []
+    for group in groups:
+        for answer in group.answers:
+            ids = torch.tensor([[*group.prompt_ids, *answer.ids]])
+            with torch.no_grad(), model.generating() as module:
+                logits = module(ids).logits[0, len(group.prompt_ids) - 1 : -1] / 0.7
+            own.append(torch.distributions.Categorical(logits=logits).entropy())
+    amount, weight = sums["entropy"]
+    assert weight == len(torch.cat(own))
+    assert amount / weight == pytest.approx(float(torch.cat(own).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("floor", "cut"), [(0.0, 0.0), (0.5, 0.25)])
+def test_the_importance_floor_leaves_out_what_the_trainer_finds_unlikely(make_model, floor, cut):
+    keys = {"importance": "mask_token", "importance_floor": floor, "importance_cap": 5.0}
+    options = options_of("grpo", n=4, beta=0.0, **keys)
+    model = prepare(load_module(make_model(0), CPU), CPU, torch.float32)
+    groups = collector(make_model(0), options, low_tokens)(0, model)
+    # The first of the four answers of each group: the sampler says ten times more likely.
+    groups = [
+        replace(
+            g,
+            answers=tuple(
+                replace(
+                    a, ids=a.ids[:1], logprobs=[a.logprobs[0] + (math.log(10) if i == 0 else 0)]
+                )
+                for i, a in enumerate(g.answers)
+            ),
+        )
+        for g in groups
+    ]
+    rollout = measure(model, groups, options, None, None)
+    add_advantages(rollout, options, 0.0)
+    task = PolicyTask(rollout, options, 0.0)
+    _, sums, _ = task.loss(model, [0, 1, 2, 3], task.total([0, 1, 2, 3]), 0)
+    amount, weight = sums["weight_cut_fraction"]
+    assert amount / weight == pytest.approx(cut)
+    assert sums["weight_min"][0] == pytest.approx(0.1, rel=1e-3)
+
+
+def test_extremes_are_joined_over_processes(tmp_path, make_model, monkeypatch):
+    class Measured(SftTask):
+        def loss(self, model, micro, total, step):
+            loss, sums, tokens = super().loss(model, micro, total, step)
+            return loss, sums | {"ratio_min": (0.9, 1.0), "ratio_max": (1.1, 1.0)}, tokens
+
+    other = {"ratio_min": (0.5, 1.0), "ratio_max": (1.05, 1.0)}
+    monkeypatch.setattr(parallel, "gather", lambda value: [value, (other, 0, 0.0)])
+    model = prepare(load_module(make_model(0), CPU), CPU, torch.float32)
+    options = METHODS["sft"].model_validate({"method": "sft"})
+    task = Measured([Example("e", "p", [1, 2], ([3, 4],))])
+    row = optimiser_step(
+        task, model, make_optimizer(model, options), [[0]], options, 0, 1, tmp_path
+    )
+    assert (row["ratio_min"], row["ratio_max"]) == (0.5, 1.1)
 
 
 def test_unfinished_answers_can_be_masked_or_punished(make_model):
@@ -225,6 +389,35 @@ def test_a_critic_of_its_own_is_trained_and_not_exported(make_model):
     assert not values.any()
 
 
+def test_a_reference_of_another_vocabulary_is_refused_before_any_computing(
+    tmp_path, make_model, other_vocabulary, monkeypatch
+):
+    folder = make_model(0)
+    plain = learn(folder, tmp_path / "a", options_of("grpo", rollouts=1), reference=make_model(1))
+    assert plain.steps == 1
+    without = options_of("grpo", rollouts=1, beta=0.0)
+    assert learn(folder, tmp_path / "b", without, reference=other_vocabulary).steps == 1
+    monkeypatch.setattr(run_module, "load_module", None)
+    with pytest.raises(RlaifError, match=r"another vocabulary.*same tokenizer"):
+        learn(folder, tmp_path / "c", options_of("grpo"), reference=other_vocabulary)
+
+
+@pytest.mark.parametrize("loaded", [0, 1, 2])
+def test_a_model_that_does_not_fit_says_what_to_change(tmp_path, make_model, monkeypatch, loaded):
+    """The policy, the critic and the reference are loaded in this order."""
+    real, seen = load_module, []
+
+    def load(*arguments):
+        seen.append(arguments)
+        if len(seen) > loaded:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(run_module, "load_module", load)
+    with pytest.raises(EngineError, match=r"ran out of memory.*max_new_tokens"):
+        learn(make_model(0), tmp_path, options_of("ppo_separate"))
+
+
 def test_in_an_experiment_rollouts_and_rewards_are_records(tmp_path, tiny_model, write_experiment):
     train = {
         "method": "grpo",
@@ -258,6 +451,60 @@ def test_in_an_experiment_rollouts_and_rewards_are_records(tmp_path, tiny_model,
     run_experiment(path, again)
     other = again / "steps" / step.name
     assert json.loads((other / "done.json").read_text())["weights_hash"] == done["weights_hash"]
+
+
+def with_long_prompts(write_experiment, folder, model, train, lengths):
+    train = {
+        "method": "grpo",
+        "rewards": {"checks": 1.0},
+        "rollouts": 4,
+        "batch_size": 2,
+        "n": 2,
+        "max_new_tokens": 4,
+        "precision": "fp32",
+        **train,
+    }
+    path = write_experiment(
+        folder,
+        model,
+        judges=[{"id": "checks", "kind": "rules"}],
+        steps=[{"train": train}],
+        rounds=1,
+        prompts={"path": "prompts.jsonl", "holdout": 1},
+    )
+    rows = [{"prompt": "Say " + f"x{i} " * n} for i, n in enumerate(lengths)]
+    rows.append({"prompt": "held out", "split": "test"})
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_length": 64}])
+def test_prompts_that_leave_no_room_are_left_out_and_counted(
+    tmp_path, tiny_model, write_experiment, limit
+):
+    lengths = [1, 2, 3, *[600 if not limit else 60] * 4]
+    path = with_long_prompts(write_experiment, tmp_path / "files", tiny_model, limit, lengths)
+    run_experiment(path, tmp_path / "run")
+    step = next(s for s in (tmp_path / "run/steps").iterdir() if (s / "work").is_dir())
+    rows = [json.loads(x) for x in (step / "completions.jsonl").read_text().split("\n") if x]
+    assert len(rows) == 4 * 2 * 2
+    assert {row["error"] for row in rows} == {None}
+    assert json.loads((step / "done.json").read_text())["counts"]["overlong_prompts"] == 4
+
+
+@pytest.mark.parametrize(
+    ("train", "lengths", "message"),
+    [
+        ({"overlong": "refuse"}, [1, 2, 600], "has .* tokens.*context .512.*overlong: skip"),
+        ({}, [1, 600, 600], "needs 2 prompts.*there are 1; 2 more are over 508 tokens"),
+    ],
+)
+def test_prompts_that_leave_no_room_are_refused_before_any_sampling(
+    tmp_path, tiny_model, write_experiment, train, lengths, message
+):
+    path = with_long_prompts(write_experiment, tmp_path / "files", tiny_model, train, lengths)
+    with pytest.raises(RlaifError, match=message):
+        run_experiment(path, tmp_path / "run")
 
 
 def test_rewards_must_be_judges(tmp_path, tiny_model, write_experiment):
@@ -314,8 +561,15 @@ def test_the_pretraining_mix_goes_through_all_preferences_and_is_normalised_by_t
         ("grpo", {"sharding": "full"}, "leave `sharding` out"),
         ("grpo", {"n": 1}, "n"),
         ("ppo", {"kl_target": 6.0, "beta": 0.0}, "kl_target"),
+        ("grpo", {"importance_floor": 3.0}, "below importance_cap"),
+        ("grpo", {"overlong": "truncate_left"}, "skip or refuse"),
+        ("grpo", {"max_new_tokens": 1024}, "raise max_length"),
+        ("rloo", {"train_on_eos": False}, "train_on_eos"),
+        ("ppo", {"uses": ["pair"]}, "ptx_weight"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(method, keys, message):
+    mixed = {"ptx_weight": 1.0, "train_on_eos": False, "uses": ["pair"]}
+    METHODS["ppo"].model_validate({"method": "ppo", "rewards": {"r": 1}, **mixed})
     with pytest.raises(ValidationError, match=message):
         METHODS[method].model_validate({"method": method, "rewards": {"r": 1}, **keys})
