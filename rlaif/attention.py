@@ -1,4 +1,5 @@
 """Attention over packed rows: branches of one prompt see that prompt and themselves, nothing else.
+A prompt sees itself and the stem, what all prompts of the row begin with.
 
 On a CPU every group is computed at its own exact size, so masked blocks cost nothing. On a GPU one
 FlexAttention call skips them by a block mask.
@@ -16,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlaif.batching import Group
+
+STEM = -1
+"""The number that stands for a group in the stem, which belongs to all of them."""
 
 
 def branch_attention(
@@ -41,20 +45,25 @@ def branch_attention(
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-    parts = []
+    stem = slice(0, groups[0].stem)
+    parts = [query[:, :, stem]]
+    if groups[0].stem:
+        parts = [
+            _causal(query[:, :, stem], key[:, :, stem], value[:, :, stem], scale, window, softcap)
+        ]
     for group in groups:
-        # The prompt and the first branch are one plain causal sequence.
-        stop = group.start + group.prompt + sum(group.branches[:1])
-        own = slice(group.start, stop)
-        parts.append(
-            _causal(query[:, :, own], key[:, :, own], value[:, :, own], scale, window, softcap)
-        )
         prompt = slice(group.start, group.start + group.prompt)
+        # The prompt and the first branch are one plain causal sequence.
+        first = slice(group.start, prompt.stop + sum(group.branches[:1]))
+        spans: list[tuple[tuple[slice, ...], slice]] = [((stem, first), first)]
+        stop = first.stop
         for length in group.branches[1:]:
             own = slice(stop, stop + length)
             stop += length
-            keys = torch.cat((key[:, :, prompt], key[:, :, own]), 2)
-            values = torch.cat((value[:, :, prompt], value[:, :, own]), 2)
+            spans.append(((stem, prompt, own), own))
+        for seen, own in spans:
+            keys = torch.cat([key[:, :, span] for span in seen], 2)
+            values = torch.cat([value[:, :, span] for span in seen], 2)
             parts.append(_causal(query[:, :, own], keys, values, scale, window, softcap))
     return torch.cat(parts, 2)
 
@@ -75,15 +84,22 @@ class _Piece:
 
 
 def _pieces(groups: Sequence[Group]) -> Iterator[_Piece]:
+    after = groups[0].stem > 0
+    if after:
+        stem = slice(0, groups[0].stem)
+        last = groups[-1]
+        yield _Piece(stem, stem, causal=True, adds=False)
+        rest = slice(stem.stop, last.start + last.prompt + sum(last.branches))
+        yield _Piece(rest, stem, causal=False, adds=False)
     for group in groups:
         prompt = slice(group.start, group.start + group.prompt)
         # The prompt and the first branch are one plain causal sequence.
         first = slice(group.start, prompt.stop + sum(group.branches[:1]))
-        yield _Piece(first, first, causal=True, adds=False)
+        yield _Piece(first, first, causal=True, adds=after)
         rest = slice(first.stop, prompt.stop + sum(group.branches))
         if rest.start == rest.stop:
             continue
-        yield _Piece(rest, prompt, causal=False, adds=False)
+        yield _Piece(rest, prompt, causal=False, adds=after)
         stop = rest.start
         for length in group.branches[1:]:
             own = slice(stop, stop + length)
@@ -195,13 +211,16 @@ def _seen(queries: int, keys: int, window: int | None, device: torch.device) -> 
 
 
 def segments(groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
-    """(T,) int64 each: the group of every token, its branch (0 for the prompt) and its position."""
-    group_of, branch_of, position = [], [], []
+    """(T,) int64 each: the group of every token (STEM for the stem), its branch (0 for the prompt)
+    and its position."""
+    stem = groups[0].stem
+    group_of, branch_of = [torch.full((stem,), STEM)], [torch.full((stem,), 0)]
+    position = [torch.arange(stem)]
     for number, group in enumerate(groups):
         for branch, length in enumerate((group.prompt, *group.branches)):
             group_of.append(torch.full((length,), number))
             branch_of.append(torch.full((length,), branch))
-            first = 0 if branch == 0 else group.prompt
+            first = stem if branch == 0 else stem + group.prompt
             position.append(torch.arange(first, first + length))
     return torch.cat(group_of), torch.cat(branch_of), torch.cat(position)
 
@@ -215,7 +234,8 @@ def block_mask(groups: tuple[Group, ...], window: int | None, device: str) -> An
 
     def seen(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         shared = (branch_of[k] == 0) | (branch_of[k] == branch_of[q])
-        visible = (group_of[q] == group_of[k]) & shared & (position[q] >= position[k])
+        own = (group_of[q] == group_of[k]) | (group_of[k] == STEM)
+        visible = own & shared & (position[q] >= position[k])
         if window is not None:
             visible = visible & (position[q] - position[k] < window)
         return visible

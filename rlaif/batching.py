@@ -2,8 +2,9 @@
 
 A `Layout` is all that a loss needs to know: which hidden states predict which target tokens, and
 how many targets each sequence has. Two ways of placing examples in rows give the same fields: the
-packed layout computes a prompt once for all of its branches and pads nothing; the padded layout is
-the reference, and the way for models whose attention cannot keep branches apart.
+packed layout computes a prompt once for all of its branches, and what all prompts begin with once
+for all of them, and pads nothing; the padded layout is the reference, and the way for models whose
+attention cannot keep branches apart.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ Branches = tuple[Sequence[int], Sequence[Sequence[int]]]
 @dataclass(frozen=True, slots=True)
 class Group:
     """Where one prompt and its branches lie in a packed row: `prompt` tokens from `start`, then one
-    run of tokens for each branch."""
+    run of tokens for each branch. The prompt goes on after the row's first `stem` tokens, which all
+    groups of the row have in common."""
 
     start: int
     prompt: int
     branches: tuple[int, ...]
+    stem: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,10 @@ class Layout:
     """Token ids in rows and where the completions lie in them.
 
     input_ids (R, T) int64. `groups` is None where a row is one sequence under plain causal
-    attention; else R is 1 and the groups fill the row in order. position_ids (R, T) int64 or None
-    for 0..T-1. predict (N,) int64 indexes the R*T flattened hidden states whose next token is
-    targets (N,) int64. Targets are grouped by sequence (example by example, branch by branch):
-    `lengths` counts them. `last` (S,) indexes the hidden state of each sequence's last token.
+    attention; else R is 1 and the groups, after their stem, fill the row in order. position_ids
+    (R, T) int64 or None for 0..T-1. predict (N,) int64 indexes the R*T flattened hidden states
+    whose next token is targets (N,) int64. Targets are grouped by sequence (example by example,
+    branch by branch): `lengths` counts them. `last` (S,) indexes the hidden state of each sequence's last token.
     `tokens` counts what a sequence-by-sequence pass would compute without padding.
     """
 
@@ -85,17 +88,19 @@ def packed_layout(examples: Sequence[Branches]) -> Layout:
     """One row of all prompts, each followed by its branches, without padding.
 
     Every branch goes on at the position after its prompt and sees that prompt and itself alone.
+    What all prompts begin with, such as a system prompt, stands once at the start of the row.
     """
-    ids: list[int] = []
-    positions: list[Tensor] = []
+    stem = _common_start([prompt for prompt, _ in examples])
+    ids: list[int] = list(examples[0][0][:stem])
+    positions: list[Tensor] = [torch.arange(stem)]
     groups: list[Group] = []
     predict: list[Tensor] = []
     last: list[int] = []
     for prompt, branches in examples:
         _refuse_empty(prompt)
-        groups.append(Group(len(ids), len(prompt), tuple(map(len, branches))))
-        ids += prompt
-        positions.append(torch.arange(len(prompt)))
+        groups.append(Group(len(ids), len(prompt) - stem, tuple(map(len, branches)), stem))
+        ids += prompt[stem:]
+        positions.append(torch.arange(stem, len(prompt)))
         end_of_prompt = len(ids) - 1
         for branch in branches:
             start = len(ids)
@@ -128,6 +133,18 @@ def _layout(
         [len(branch) for _, branch in rows],
         sum(len(prompt) + len(branch) for prompt, branch in rows),
     )
+
+
+def _common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; every prompt keeps a token of its own."""
+    if len(prompts) < 2:
+        return 0
+    limit = max(0, min(map(len, prompts)) - 1)
+    first = prompts[0]
+    for index in range(limit):
+        if any(prompt[index] != first[index] for prompt in prompts):
+            return index
+    return limit
 
 
 def _refuse_empty(prompt: Sequence[int]) -> None:

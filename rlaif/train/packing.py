@@ -77,10 +77,13 @@ def use_packing(module: Any) -> str | None:
 
 
 def _probe(module: Any) -> list[Branches]:
-    """Two prompts with three and two branches; no token repeats at the same place."""
+    """Two prompts that begin alike, with three and two branches."""
     vocabulary = int(module.config.get_text_config().vocab_size)
     ids = [(i * 37 + 11) % vocabulary for i in range(40)]
-    return [(ids[:6], [ids[6:10], ids[10:13], ids[13:18]]), (ids[20:24], [ids[24:31], ids[31:33]])]
+    return [
+        (ids[:6], [ids[6:10], ids[10:13], ids[13:18]]),
+        ([*ids[:2], *ids[20:24]], [ids[24:31], ids[31:33]]),
+    ]
 
 
 @torch.no_grad()

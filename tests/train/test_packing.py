@@ -7,30 +7,31 @@ import logging
 import pytest
 import torch
 
-from rlaif.attention import block_mask, branch_attention, segments
+from rlaif.attention import STEM, block_mask, branch_attention, segments
 from rlaif.batching import Group, packed_layout, padded_layout
 from rlaif.train.model import TrainModel, output_head, prepare
 from rlaif.train.packing import use_packing
-from tests.train.architectures import ARCHITECTURES, CPU, EXAMPLES, build
+from tests.train.architectures import ALIKE, ARCHITECTURES, CPU, EXAMPLES, build
 
 
-def loss_and_gradients(model, packed):
+def loss_and_gradients(model, packed, examples=EXAMPLES):
     """A loss that weighs every sequence differently."""
-    layout = (packed_layout if packed else padded_layout)(EXAMPLES)
+    layout = (packed_layout if packed else padded_layout)(examples)
     model.module.zero_grad(set_to_none=not model.masters)
     values = model.logprobs(layout)
     (values * torch.linspace(-1, 1, len(values))).sum().backward()
     return values.detach(), {n: p.grad.clone() for n, p in model.module.named_parameters()}
 
 
+@pytest.mark.parametrize("examples", [EXAMPLES, ALIKE], ids=["different", "alike"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_packed_equals_padded_in_values_and_gradients(name):
+def test_packed_equals_padded_in_values_and_gradients(name, examples):
     module = build(name)
     head = output_head(module)
     plain = TrainModel(module, {}, {}, CPU, torch.float32, head)
-    wanted, wanted_gradients = loss_and_gradients(plain, packed=False)
+    wanted, wanted_gradients = loss_and_gradients(plain, False, examples)
     assert use_packing(module) is None
-    found, gradients = loss_and_gradients(plain, packed=True)
+    found, gradients = loss_and_gradients(plain, True, examples)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     for key, gradient in wanted_gradients.items():
         torch.testing.assert_close(gradients[key], gradient, rtol=1e-4, atol=1e-4)
@@ -81,7 +82,7 @@ def dense(query, key, value, groups, scale=None, window=None, softcap=None):
     """One big masked softmax."""
     group, branch, position = segments(groups)
     back = position[:, None] - position[None]
-    seen = (group[:, None] == group[None]) & (back >= 0)
+    seen = ((group[:, None] == group[None]) | (group[None] == STEM)) & (back >= 0)
     seen &= (branch[None] == 0) | (branch[:, None] == branch[None])
     if window is not None:
         seen &= back < window
@@ -95,19 +96,21 @@ def dense(query, key, value, groups, scale=None, window=None, softcap=None):
 
 
 GROUPS = (Group(0, 5, (3, 4, 2)), Group(14, 2, (6,)), Group(22, 3, ()))
+STEMMED = (Group(4, 2, (3, 2, 4), 4), Group(15, 1, (5, 1), 4), Group(22, 3, (), 4))
 
 
+@pytest.mark.parametrize("groups", [GROUPS, STEMMED], ids=["no stem", "stem"])
 @pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize("window", [None, 3, 100])
 @pytest.mark.parametrize("softcap", [None, 1.5])
-def test_branch_attention_equals_one_dense_mask(scale, window, softcap):
+def test_branch_attention_equals_one_dense_mask(scale, window, softcap, groups):
     torch.manual_seed(0)
     query = torch.randn(1, 4, 25, 8, dtype=torch.float64, requires_grad=True)
     key, value = (
         torch.randn(1, 2, 25, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)
     )
-    ours = branch_attention(query, key, value, GROUPS, scale, window, softcap)
-    plain = dense(query, key, value, GROUPS, scale, window, softcap)
+    ours = branch_attention(query, key, value, groups, scale, window, softcap)
+    plain = dense(query, key, value, groups, scale, window, softcap)
     torch.testing.assert_close(ours, plain)
     weight = torch.randn_like(plain)
     wanted = torch.autograd.grad((plain * weight).sum(), (query, key, value))
@@ -115,19 +118,46 @@ def test_branch_attention_equals_one_dense_mask(scale, window, softcap):
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("groups", [GROUPS, STEMMED], ids=["no stem", "stem"])
 @pytest.mark.parametrize("window", [None, 3])
-def test_the_block_mask_of_a_gpu_is_the_same_mask(window):
+def test_the_block_mask_of_a_gpu_is_the_same_mask(window, groups):
     """FlexAttention has no backward pass on a CPU, but its mask can be compared there."""
     from torch.nn.attention.flex_attention import create_mask
 
-    group, branch, position = segments(GROUPS)
+    group, branch, position = segments(groups)
     back = position[:, None] - position[None]
-    seen = (group[:, None] == group[None]) & (back >= 0)
+    seen = ((group[:, None] == group[None]) | (group[None] == STEM)) & (back >= 0)
     seen &= (branch[None] == 0) | (branch[:, None] == branch[None])
     if window is not None:
         seen &= back < window
-    mask = create_mask(block_mask(GROUPS, window, "cpu").mask_mod, None, None, 25, 25, device="cpu")
+    mask = create_mask(block_mask(groups, window, "cpu").mask_mod, None, None, 25, 25, device="cpu")
     assert torch.equal(mask[0, 0], seen)
+
+
+def test_what_all_prompts_begin_with_stands_once():
+    packed, padded = packed_layout(ALIKE), padded_layout(ALIKE)
+    assert packed.groups[0].stem == 3
+    assert packed.input_ids[0, :6].tolist() == [1, 2, 3, 4, 7, 8]
+    assert packed.position_ids[0, :6].tolist() == [0, 1, 2, 3, 4, 5]
+    assert [g.prompt for g in packed.groups] == [1, 4, 1]
+    assert packed.input_ids.numel() == 3 + (1 + 7) + (4 + 7) + (1 + 3)
+    assert torch.equal(packed.targets, padded.targets)
+    assert packed.tokens == padded.tokens
+
+
+@pytest.mark.parametrize(
+    ("prompts", "stem"),
+    [
+        ([[1, 2], [1, 2]], 1),
+        ([[1], [1, 2]], 0),
+        ([[1, 2, 3], [1, 2, 3, 4]], 2),
+        ([[1, 2], [3, 2]], 0),
+        ([[1, 2]], 0),
+    ],
+)
+def test_every_prompt_keeps_a_token_of_its_own(prompts, stem):
+    layout = packed_layout([(prompt, [[9]]) for prompt in prompts])
+    assert all(g.stem == stem and g.prompt > 0 for g in layout.groups)
 
 
 def test_the_layouts_name_the_same_targets():
