@@ -41,8 +41,9 @@ class Layout:
     attention; else R is 1 and the groups, after their stem, fill the row in order. position_ids
     (R, T) int64 or None for 0..T-1. predict (N,) int64 indexes the R*T flattened hidden states
     whose next token is targets (N,) int64. Targets are grouped by sequence (example by example,
-    branch by branch): `lengths` counts them. `last` (S,) indexes the hidden state of each sequence's last token.
-    `tokens` counts what a sequence-by-sequence pass would compute without padding.
+    branch by branch): `lengths` counts them. `last` (S,) indexes the hidden state of each
+    sequence's last token. `tokens` counts what a sequence-by-sequence pass would compute without
+    padding.
     """
 
     input_ids: Tensor
