@@ -169,3 +169,41 @@ def test_the_layouts_name_the_same_targets():
         flat = layout.input_ids.flatten()
         ends = [branch[-1] for _, branches in EXAMPLES for branch in branches]
         assert flat[layout.last].tolist() == ends
+
+
+def test_the_real_model_packed_equals_its_own_code_padded(model_folder):
+    """Real prompts under the chat template's system prompt, at full precision."""
+    from transformers import AutoModelForCausalLM
+
+    from rlaif.chat import render_prompt
+    from rlaif.train.model import load_module
+    from rlaif.train.tokenise import load_tokenizer
+
+    tokenizer = load_tokenizer(model_folder)
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    questions = {
+        "Name a red fruit.": ["An apple.", "Strawberries are red, and so are cherries."],
+        "Why is the sky blue?": ["Air scatters blue light more than red.", "Because."],
+        "What do bees make?": ["Honey, and wax for their combs.", "They make nothing at all."],
+    }
+    examples = [
+        (ids(render_prompt(tokenizer, [{"role": "user", "content": q}], "keep")), [*map(ids, a)])
+        for q, a in questions.items()
+    ]
+    model = prepare(load_module(model_folder, CPU), CPU, torch.float32)
+    layout = model.layout(examples)
+    assert layout.groups[0].stem > 10
+    found = model.logprobs(layout)
+    slope = torch.linspace(-1, 1, len(found))
+    (found * slope).sum().backward()
+    plain = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    wanted = TrainModel(plain, {}, {}, CPU, torch.float32).logprobs(padded_layout(examples))
+    (wanted * slope).sum().backward()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    for name, parameter in plain.named_parameters():
+        scale = float(parameter.grad.abs().max())
+        gap = float((model.masters[name].grad - parameter.grad).abs().max())
+        assert gap <= 1e-4 * max(1.0, scale), name
