@@ -90,45 +90,39 @@ def measure(
     # One step on fresh answers needs no old log-probs: they are the current ones.
     reused = options.epochs > 1 or options.sync_every > 1
     if reused or isinstance(options, (PpoTrain, RlooTrain)):
-        rollout.old = token_values(model, groups, options)
+        rollout.old, rollout.values = token_values(model, groups, options, critic)
     if options.beta > 0 and reference is model:
         with model.without_adapter():
-            rollout.reference = token_values(model, groups, options)
+            rollout.reference, _ = token_values(model, groups, options)
     elif options.beta > 0 and reference is not None:
-        rollout.reference = token_values(reference, groups, options)
-    if critic is not None:
-        rollout.values = _critic_values(model, critic, groups, options)
+        rollout.reference, _ = token_values(reference, groups, options)
     return rollout
 
 
 def token_values(
-    model: TrainModel, groups: Sequence[Group], options: OnPolicyTrain
-) -> list[Tensor]:
-    """Per group (N,) log-probs of its answers' tokens."""
-    found: list[Tensor] = []
+    model: TrainModel,
+    groups: Sequence[Group],
+    options: OnPolicyTrain,
+    critic: Critic | None = None,
+) -> tuple[list[Tensor], list[Tensor] | None]:
+    """Per group (N,) log-probs of its answers' tokens and, with a critic, (N,) its values of the
+    states before them, from one pass."""
+    logprobs: list[Tensor] = []
+    values: list[Tensor] = []
     for part in _parts(model, groups, options):
         layout = model.layout([group.example.branches for group in part])
-        values = model.token_logprobs(layout, options.temperature)
-        found += torch.split(values, [sum(len(a.ids) for a in g.answers) for g in part])
-    return found
+        sizes = [sum(len(a.ids) for a in g.answers) for g in part]
+        hidden = model.predicting(layout)
+        logprobs += torch.split(model.read_logprobs(hidden, layout, options.temperature), sizes)
+        if critic is not None:
+            values += torch.split(critic.values(layout, hidden), sizes)
+    return logprobs, None if critic is None else values
 
 
 def _parts(model: TrainModel, groups: Sequence[Group], options: OnPolicyTrain) -> list[list[Group]]:
     sizes = [model.size(group.example.branches) for group in groups]
     parts = fill(range(len(groups)), sizes, model.token_budget(options))
     return [[groups[i] for i in part] for part in parts]
-
-
-def _critic_values(
-    model: TrainModel, critic: Critic, groups: Sequence[Group], options: OnPolicyTrain
-) -> list[Tensor]:
-    found: list[Tensor] = []
-    for part in _parts(model, groups, options):
-        layout = model.layout([group.example.branches for group in part])
-        own = None if critic.model is not None else model.predicting(layout)
-        values = critic.values(layout, own)
-        found += torch.split(values, [sum(len(a.ids) for a in g.answers) for g in part])
-    return found
 
 
 @dataclass(slots=True)
@@ -139,12 +133,11 @@ class Critic:
     head: torch.nn.Linear
     model: TrainModel | None = None
 
-    def values(self, layout: Layout, hidden: Tensor | None) -> Tensor:
+    def values(self, layout: Layout, hidden: Tensor) -> Tensor:
         """(N,) fp32 values of the states before each target token; `hidden` (N, H) are the
         policy's, which a critic with a model of its own does not look at."""
         if self.model is not None:
             hidden = self.model.predicting(layout)
-        assert hidden is not None
         values: Tensor = self.head(hidden.float())[:, 0]
         return values
 
