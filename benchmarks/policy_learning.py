@@ -3,10 +3,10 @@
     python benchmarks/policy_learning.py [grpo rloo ppo online_dpo] [--seeds 1 2 3] [--rollouts 10]
         [--out DIR] [--quick] [--json]
 
-The task (constitutions/three_items.yaml): a list of exactly three different items that takes up
-the question. Empty, short and repetitive text cannot win. Each run is an experiment: the reward
-curve is that of the training prompts, the difference is on held-out prompts with a paired bootstrap
-over prompts.
+The task is the checks of constitutions/concise_helper.yaml: a finished answer of 12 to 36 plain
+words that takes up the question and repeats nothing. Empty, short and repetitive text cannot win.
+Each run is an experiment: the reward curve is that of the training prompts, the difference is on
+held-out prompts with a paired bootstrap over prompts.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 SCORE = "score/checks"
 METHODS: dict[str, dict[str, Any]] = {
-    "grpo": {"n": 6, "batch_size": 4, "beta": 0.01},
-    "rloo": {"n": 6, "batch_size": 4, "beta": 0.01},
-    "ppo": {"n": 2, "batch_size": 12, "epochs": 2, "beta": 0.01},
+    "grpo": {"n": 4, "batch_size": 6, "beta": 0.02},
+    "rloo": {"n": 4, "batch_size": 6, "beta": 0.02},
+    "ppo": {"n": 4, "batch_size": 6, "epochs": 2, "beta": 0.005, "lam": 1.0},
     "online_dpo": {"n": 4, "batch_size": 6, "beta": 0.1},
 }
-LEARNING_RATE = {"grpo": 1e-3, "rloo": 1e-3, "ppo": 1e-3, "online_dpo": 1e-3}
+LEARNING_RATE = 3e-4
 MAX_NEW_TOKENS = 48
 
 
@@ -40,18 +40,18 @@ def experiment(method: str, seed: int, rollouts: int) -> dict[str, Any]:
         "rewards": {"checks": 1.0},
         "rollouts": rollouts,
         "max_new_tokens": MAX_NEW_TOKENS,
-        "learning_rate": LEARNING_RATE[method],
+        "learning_rate": LEARNING_RATE,
         "warmup_ratio": 0.0,
         "schedule": "constant",
         "lora": {"r": 16, "alpha": 32},
         **METHODS[method],
     }
-    system = "Answer with a list of three short items."
+    system = "Reply in one short sentence."
     return {
         "name": f"policy-learning-{method}",
         "seed": seed,
         "models": {"policy": {"path": "builtin/smollm2-135m-instruct", "system_prompt": system}},
-        "constitution": str(ROOT / "constitutions/three_items.yaml"),
+        "constitution": str(ROOT / "constitutions/concise_helper.yaml"),
         "prompts": {"path": str(ROOT / "prompts/seeds/everyday.jsonl"), "holdout": 48},
         "judges": [{"id": "checks", "kind": "rules"}],
         "steps": [
