@@ -1,6 +1,6 @@
 """Does every on-policy algorithm learn a verifiable task on the real model?
 
-    python benchmarks/policy_learning.py [grpo rloo ppo online_dpo] [--seeds 1 2 3] [--rollouts 10]
+    python benchmarks/policy_learning.py [grpo rloo ppo online_dpo] [--seeds 1 2 3] [--rollouts 6]
         [--out DIR] [--quick] [--json]
 
 The task is the checks of constitutions/concise_helper.yaml: a finished answer of 12 to 36 plain
@@ -112,15 +112,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("methods", nargs="*", default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rollouts", type=int, default=10)
+    parser.add_argument("--rollouts", type=int, default=6)
     parser.add_argument("--out", type=Path, help="where the runs are kept [default: a new folder]")
-    parser.add_argument("--quick", action="store_true", help="one seed, four rollouts")
+    parser.add_argument("--quick", action="store_true", help="one seed, three rollouts")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     base = options.out or Path(tempfile.mkdtemp(prefix="policy-learning-"))
     seeds = options.seeds[:1] if options.quick else options.seeds
-    rollouts = 4 if options.quick else options.rollouts
+    rollouts = 3 if options.quick else options.rollouts
     rows = []
     for seed in seeds:
         for method in options.methods:
