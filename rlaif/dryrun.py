@@ -129,6 +129,8 @@ def _size(
         candidates = _candidates(inputs.experiment)
         wide = step.strategy in ("margin", "all")
         per_prompt = candidates * (candidates - 1) // 2 if wide else 1
+        if step.strategy == "reference":
+            per_prompt = candidates
         pairs = len(planned.prompts) * per_prompt
         return min(pairs, step.max_pairs or pairs), 0, 0
     if planned.kind in ("distill", "train"):

@@ -290,6 +290,9 @@ class _Unroller:
         if any("@" in name for name in step.uses or ()):
             message = "uses: a pair step takes this round's judgements; name them without `@`"
             raise self.inputs.fail(index, message, "uses")
+        if step.strategy == "reference":
+            self._paired_with_references(index, step)
+            return
         used = self._used(index, step.uses, self.judgements, ("judge", "load"))
         if not used:
             raise self.inputs.fail(index, "pair has no judgements: add a judge step before it")
@@ -320,19 +323,37 @@ class _Unroller:
         weights = self._principle_weights()
         keys = step.model_dump(mode="json", exclude={"id", "uses"})
         digest = self._hash("pair", keys, inputs, weights, self.seed, self.round)
-        prompts = tuple(dict.fromkeys(p for u in used for p in u.prompts))
-        planned = self._add(
-            Planned(
-                digest,
-                "pair",
-                step.id,
-                self.seed,
-                self.round,
-                step,
-                inputs,
-                prompts=prompts,
-                options={"principle_weights": weights},
+        self._pairs(step, digest, inputs, used, {"principle_weights": weights})
+
+    def _paired_with_references(self, index: int, step: PairStep) -> None:
+        if not self.completions:
+            raise self.inputs.fail(index, "pair has no completions: sample first")
+        if not any(p.reference for p in self.inputs.prompts.train):
+            raise self.inputs.fail(
+                index,
+                "strategy: no training prompt has a `reference` answer; give the prompts file that "
+                "column, or name it with `prompts.columns.reference`",
+                "strategy",
             )
+        used = list(self.completions.values())
+        inputs = {f"completions/{k}": p.hash for k, p in self.completions.items()}
+        keys = step.model_dump(mode="json", exclude={"id", "uses"})
+        ids = tuple(p for u in used for p in u.prompts)
+        digest = self._hash("pair", keys, inputs, self._facts(ids or None), self.round)
+        self._pairs(step, digest, inputs, used, {})
+
+    def _pairs(
+        self,
+        step: PairStep,
+        digest: str,
+        inputs: dict[str, str],
+        used: list[Planned],
+        options: dict[str, Any],
+    ) -> None:
+        prompts = tuple(dict.fromkeys(p for u in used for p in u.prompts))
+        place = (self.seed, self.round)
+        planned = self._add(
+            Planned(digest, "pair", step.id, *place, step, inputs, {}, prompts, options)
         )
         self.preferences = [planned]
         self.by_id[step.id, self.round] = planned

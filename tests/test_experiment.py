@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -401,3 +402,54 @@ def test_answers_that_stand_alone_are_no_pairs_in_what_is_measured(
     found = trl_rows(run)
     assert [set(row) >= {"prompt", "completion", "label"} for row in found] == [True] * 4
     assert sum(row["label"] for row in found) == 2
+
+
+def test_references_against_the_models_own_samples_are_spin(
+    tmp_path: Path, tiny_model: Path, write_experiment: Writer
+) -> None:
+    train = {"learning_rate": 1e-3, "batch_size": 8, "precision": "fp32", "warmup_ratio": 0.0}
+    path = write_experiment(
+        tmp_path / "files",
+        tiny_model,
+        steps=[
+            {"sample": {"n": 2, "temperature": 1.0, "max_new_tokens": 8}},
+            {"pair": {"strategy": "reference"}},
+            {"train": train | {"uses": ["pair@*"]}},
+        ],
+        judges=[],
+    )
+    rows = [{"prompt": f"q{i}", "reference": f"Answer {i}."} for i in range(8)]
+    rows[0].pop("reference")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "files/prompts.jsonl").write_text(text)
+    run_experiment(path, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    pairs = list(run.rows("preferences"))
+    sampled = {row["completion_id"]: row for row in run.rows("completions")}
+    by_round = {n: [row for row in pairs if row["round"] == n] for n in (1, 2)}
+    assert {n: len(found) for n, found in by_round.items()} in ({1: 8, 2: 8}, {1: 10, 2: 10})
+    for row in pairs:
+        question = row["prompt"][-1]["content"]
+        assert row["chosen"][0]["content"] == f"Answer {question[1:]}."
+        own = sampled[row["rejected_id"]]
+        assert own["model"] == f"M{row['round'] - 1}"
+        assert own["messages"] == row["rejected"]
+    for step in run.manifest["steps"]:
+        if step["kind"] == "train":
+            work = tmp_path / "run/steps" / step["hash"] / "work/metrics.jsonl"
+            first = json.loads(work.read_text().splitlines()[0])
+            # The reference is the model that the round starts from.
+            assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_spin_needs_reference_answers(
+    tmp_path: Path, tiny_model: Path, write_experiment: Writer
+) -> None:
+    steps = [{"sample": {}}, {"pair": {"strategy": "reference"}}, {"train": {}}]
+    path = write_experiment(tmp_path / "files", tiny_model, steps=steps, judges=[])
+    with pytest.raises(ConfigError, match="no training prompt has a `reference` answer"):
+        run_experiment(path, tmp_path / "run")
+    steps[1]["pair"]["min_margin"] = 0.2
+    path = write_experiment(tmp_path / "files", tiny_model, steps=steps, judges=[])
+    with pytest.raises(ConfigError, match="min_margin: strategy reference looks at no judgement"):
+        run_experiment(path, tmp_path / "run")

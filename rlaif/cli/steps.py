@@ -114,7 +114,7 @@ def score(
 
 @click.command()
 @click.argument("completions", type=click.Path(path_type=Path))
-@click.argument("judgements", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("judgements", nargs=-1, type=click.Path(path_type=Path))
 @PROMPTS
 @CONSTITUTION
 @OUT
@@ -135,7 +135,8 @@ def pair(
 ) -> None:
     """Make preferences of COMPLETIONS from JUDGEMENTS folders. --set takes a pair step's keys.
 
-    A judge is called by the name of its folder in `--set weights={...}`.
+    A judge is called by the name of its folder in `--set weights={...}`. With `--set
+    strategy=reference` no judgements are needed.
     """
     inputs = {f"judgements/{path.stem}": str(path) for path in judgements}
     inputs |= {f"initial/{path.stem}": str(path) for path in judgements}

@@ -51,7 +51,10 @@ class PairStep(Strict):
     """Make preferences from judgements. `min_margin` is on the combined [0, 1] scale."""
 
     id: StepId = "pair"
-    strategy: Literal["best_vs_worst", "best_vs_random", "margin", "all"] = "best_vs_worst"
+    strategy: Literal["best_vs_worst", "best_vs_random", "margin", "all", "reference"] = Field(
+        "best_vs_worst",
+        description="reference: each prompt's reference against every sample (SPIN), unjudged.",
+    )
     weights: dict[str, NonNegativeFloat] | None = Field(
         None, description="Weight of each judge by id; equal weights when absent."
     )
@@ -64,6 +67,16 @@ class PairStep(Strict):
     consistency_mean: bool = Field(False, description="All pairs get the mean (the paper's avg).")
     max_pairs: PositiveInt | None = Field(None, description="Keep the widest margins, at most.")
     uses: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _unjudged(self) -> PairStep:
+        judged = ("weights", "min_margin", "standardise", "consistency", "uses")
+        given = [key for key in judged if getattr(self, key)]
+        if self.strategy == "reference" and given:
+            raise ValueError(
+                f"{', '.join(given)}: strategy reference looks at no judgement; leave it out"
+            )
+        return self
 
 
 class CheckSpec(Strict):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from rlaif.config import PairStep
-from rlaif.records import Completion, Preference, Prompt, content_hash
+from rlaif.records import Completion, Message, Preference, Prompt, content_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,39 @@ def preference(
         chosen_id=ids[0],
         rejected_id=ids[1],
     )
+
+
+def against_reference(
+    prompt: Prompt, completions: Sequence[Completion], round_number: int
+) -> list[Preference]:
+    """The prompt's reference answer as chosen against each different sample (SPIN, arXiv
+    2401.01335). Nothing was scored, so no margin is known."""
+    if not (prompt.reference or "").strip():
+        return []
+    chosen: list[Message] = [{"role": "assistant", "content": prompt.reference or ""}]
+    chosen_id = "x_" + content_hash(prompt.messages, chosen)
+    return [
+        Preference(
+            preference_id="f_" + content_hash(chosen_id, c.completion_id),
+            prompt_id=prompt.prompt_id,
+            round=round_number,
+            prompt=prompt.messages,
+            chosen=chosen,
+            rejected=c.messages,
+            score_chosen=0.0,
+            score_rejected=0.0,
+            margin=0.0,
+            prob=1.0,
+            weight=1.0,
+            reason="reference: the prompt's own answer against a sample; nothing was judged",
+            source="reference",
+            judgement_ids=[],
+            chosen_id=chosen_id,
+            rejected_id=c.completion_id,
+        )
+        for c in completions
+        if c.text.strip() not in ("", (prompt.reference or "").strip())
+    ]
 
 
 def _shown(score: float | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from rlaif.compare.aggregate import Scores, candidate_scores, combine
 from rlaif.compare.metrics import rank_correlation
 from rlaif.config import PairStep
-from rlaif.data.pairs import Candidate, keep_widest, preference, prompt_pairs
+from rlaif.data.pairs import Candidate, against_reference, keep_widest, preference, prompt_pairs
 from rlaif.errors import ConfigError
 from rlaif.records import Judgement, Preference
 from rlaif.steps.context import StepContext, by_prompt
@@ -23,12 +23,16 @@ SPREAD_FLOOR = 0.05
 def run(context: StepContext) -> dict[str, Any]:
     """All pairs at once: quick, so nothing is resumed within it."""
     planned, step = context.planned, context.planned.step
+    if step.strategy == "reference":
+        return _against_references(context)
     principle_weights = planned.options["principle_weights"]
     judgements = {
         name.split("/", 1)[1]: context.judgements(name)
         for name in planned.inputs
         if name.startswith("judgements/")
     }
+    if not judgements:
+        raise ConfigError("pair: no judgements were given, and only strategy reference needs none")
     if step.consistency is not None and step.consistency not in judgements:
         raise ConfigError(
             f"consistency: there are no judgements by {step.consistency!r}, only by "
@@ -59,6 +63,22 @@ def run(context: StepContext) -> dict[str, Any]:
         context.folder.append("preferences", kept)
     counts = {"preferences": len(kept), "prompts": len(groups), **without}
     return {"counts": counts, "weights": weights}
+
+
+def _against_references(context: StepContext) -> dict[str, Any]:
+    groups = by_prompt(context.completions())
+    number, limit = context.planned.round, context.planned.step.max_pairs
+    made = [
+        pair
+        for prompt_id in sorted(groups)
+        for pair in against_reference(context.prompts[prompt_id], groups[prompt_id], number)
+    ]
+    kept = keep_widest(made, limit)
+    if not context.folder.read("preferences"):
+        context.folder.append("preferences", kept)
+    without = sum(not context.prompts[p].reference for p in groups)
+    counts = {"preferences": len(kept), "prompts": len(groups), "without_reference": without}
+    return {"counts": counts}
 
 
 def judge_weights(step: PairStep, judges: Iterable[str]) -> dict[str, float]:

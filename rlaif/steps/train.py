@@ -36,7 +36,6 @@ def run(context: StepContext) -> dict[str, Any]:
     done: int | None = None
     name = f"{planned.id}-seed{planned.seed}-round{planned.round}-{planned.hash[:8]}"
     project = context.inputs.experiment.name
-    trackers = open_trackers(step.trackers, project, name, context.folder.path)
 
     def report(progress: TrainProgress) -> None:
         nonlocal done
@@ -52,12 +51,13 @@ def run(context: StepContext) -> dict[str, Any]:
         context.progress.advance(progress.step - done, note=note)
         done = progress.step
 
-    if fresh:
-        from rlaif.steps import on_policy
+    with open_trackers(step.trackers, project, name, context.folder.path) as trackers:
+        if fresh:
+            from rlaif.steps import on_policy
 
-        outcome = on_policy.train(context, report)
-    else:
-        outcome = _train_offline(context, preferences, report)
+            outcome = on_policy.train(context, report)
+        else:
+            outcome = _train_offline(context, preferences, report)
     write_atomic(out / "README.md", _card(context, preferences))
     return {
         "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,31 +13,50 @@ from typing import Any
 from rlaif.errors import ConfigError
 
 Log = Callable[[int, dict[str, float]], None]
-INSTALL = {
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "trackio": "trackio",
-}
+Open = tuple[Log, Callable[[], Any]]
+"""What logs a step, and what closes the tracker."""
 
 
-def open_trackers(names: Sequence[str], project: str, run: str, folder: Path) -> list[Log]:
+@contextmanager
+def open_trackers(
+    names: Sequence[str], project: str, run: str, folder: Path
+) -> Iterator[list[Log]]:
     """One function (step, numbers) for each tracker. `folder` takes what a tracker writes to disk.
 
-    Raises ConfigError, with the command that installs it, when a tracker's package is missing.
+    Raises ConfigError when a tracker is not installed (with the command) or does not start.
     """
-    found = []
-    for name in names:
-        try:
-            found.append(_OPEN[name](project, run, folder))
-        except ImportError:
-            raise ConfigError(
-                f"trackers: {name} is not installed. Run: pip install {INSTALL[name]}"
-            ) from None
-    return found
+    with ExitStack() as stack:
+        logs = []
+        for name in names:
+            log, close = _opened(name, project, run, folder)
+            stack.callback(_quietly, close)
+            logs.append(log)
+        yield logs
 
 
-def _tensorboard(project: str, run: str, folder: Path) -> Log:
+def _opened(name: str, project: str, run: str, folder: Path) -> Open:
+    try:
+        opened: Open = _quietly(_OPEN[name], project, run, folder)
+        return opened
+    except ImportError as error:
+        raise ConfigError(
+            f"trackers: {name} is not installed ({error}). Run: pip install {name}"
+        ) from None
+    except Exception as error:
+        # Each has errors of its own, for a missing login, a full disk or a wrong address.
+        why = str(error).rstrip(".")
+        raise ConfigError(
+            f"trackers: {name} does not start: {why}. Mend that, or leave {name} out."
+        ) from None
+
+
+def _quietly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Trackers greet and take their leave on stdout, which belongs to --json."""
+    with redirect_stdout(sys.stderr):
+        return function(*arguments)
+
+
+def _tensorboard(project: str, run: str, folder: Path) -> Open:
     from torch.utils.tensorboard import SummaryWriter
 
     writer: Any = SummaryWriter(str(folder / "tensorboard"))
@@ -44,32 +66,39 @@ def _tensorboard(project: str, run: str, folder: Path) -> Log:
             writer.add_scalar(name, value, step)
         writer.flush()
 
-    return log
+    return log, writer.close
 
 
-def _wandb(project: str, run: str, folder: Path) -> Log:
+def _wandb(project: str, run: str, folder: Path) -> Open:
     opened: Any = import_module("wandb").init(
-        project=project, name=run, dir=str(folder), resume="allow", id=run, reinit="finish_previous"
+        # Characters that a project's name must not have.
+        project=re.sub(r"[/\\#?%:]", "-", project),
+        name=run,
+        id=run,
+        dir=str(folder),
+        resume="allow",
     )
-    return lambda step, numbers: opened.log(numbers, step=step)
+    return lambda step, numbers: opened.log(numbers, step=step), opened.finish
 
 
-def _mlflow(project: str, run: str, folder: Path) -> Log:
+def _mlflow(project: str, run: str, folder: Path) -> Open:
     tracking: Any = import_module("mlflow")
-    # One training of this process may have left its run open.
-    tracking.end_run()
     tracking.set_experiment(project)
-    tracking.start_run(run_name=run)
-    return lambda step, numbers: tracking.log_metrics(numbers, step=step)
+    # A training that goes on after a kill goes on in its own run.
+    known = tracking.search_runs(
+        filter_string=f"attributes.run_name = '{run}'", output_format="list", max_results=1
+    )
+    tracking.start_run(run_id=known[0].info.run_id if known else None, run_name=run)
+    return lambda step, numbers: tracking.log_metrics(numbers, step=step), tracking.end_run
 
 
-def _trackio(project: str, run: str, folder: Path) -> Log:
+def _trackio(project: str, run: str, folder: Path) -> Open:
     tracking: Any = import_module("trackio")
     tracking.init(project=project, name=run, resume="allow")
-    return lambda step, numbers: tracking.log({**numbers, "step": step})
+    return lambda step, numbers: tracking.log(numbers, step=step), tracking.finish
 
 
-_OPEN: dict[str, Callable[[str, str, Path], Log]] = {
+_OPEN: dict[str, Callable[[str, str, Path], Open]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "mlflow": _mlflow,
