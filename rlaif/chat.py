@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jinja2
@@ -77,3 +77,12 @@ def end_of_turn(tokenizer: Any, suffix: Sequence[int]) -> int | None:
     special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
     end: int | None = next((i for i in suffix if i in special), tokenizer.eos_token_id)
     return end
+
+
+def is_unicode(texts: Iterable[str]) -> bool:
+    """Whether no text has half a surrogate pair in it."""
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

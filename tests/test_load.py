@@ -82,3 +82,17 @@ def test_what_is_wrong_is_named_with_file_and_row(
         load_trl(path)
     place = f"{path}:1: " if ending == "jsonl" else f"{path}: row 1: "
     assert str(refused.value).startswith(place)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q \ud800", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": GOOD, "rejected": [{**BAD[0], "content": "\udfff"}]},
+        {"prompt": "q", "completion": "\ud83d", "label": False},
+    ],
+)
+def test_half_a_character_is_refused_by_its_row(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = written(tmp_path, [{"prompt": "q", "chosen": "a", "rejected": "b"}, row], "jsonl")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: the text has half a surrogate pair"):
+        load_trl(path)

@@ -8,7 +8,7 @@ head over the bf16 hidden state, since bf16 logits make false ties.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from rlaif.chat import render_prompt
+from rlaif.chat import is_unicode, render_prompt
 from rlaif.config import ModelSpec
 from rlaif.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.engines import layout
@@ -351,15 +351,6 @@ def _is_unicode(request: GenerateRequest | ScoreRequest) -> bool:
     if isinstance(request, ScoreRequest):
         texts.append(request.continuation or "")
     return is_unicode(texts)
-
-
-def is_unicode(texts: Iterable[str]) -> bool:
-    """Whether no text has half a surrogate pair in it."""
-    try:
-        "".join(texts).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _as_configured(logits: torch.Tensor, config: Any) -> torch.Tensor:

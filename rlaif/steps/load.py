@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlaif.chat import is_unicode
 from rlaif.data.sources import file_rows
 from rlaif.errors import ConfigError
 from rlaif.records import (
@@ -66,9 +68,11 @@ def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Prefer
     """One TRL row as a Preference. Raises ConfigError that names the row."""
     if set(row) >= {"preference_id", "chosen_id", "rejected_id"}:
         try:
-            return from_json(Preference, row)
+            own: Preference = from_json(Preference, row)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{place}: not a preference row: {error}") from None
+        _whole_text([*own.prompt, *own.chosen, *own.rejected], place)
+        return own
     single = "completion" in row and not row.get("chosen") and not row.get("rejected")
     row = _explicit_prompt(row)
     wanted = ("prompt", "completion") if single else ("prompt", "chosen", "rejected")
@@ -152,11 +156,20 @@ def _number(row: dict[str, Any], key: str, place: str) -> float | None:
 
 def _turns(value: Any, role: str, place: str) -> list[Message]:
     if isinstance(value, str):
-        return [{"role": role, "content": value}]
+        value = [{"role": role, "content": value}]
     turns = value if isinstance(value, list) else []
     if not turns or not all(_is_turn(turn) for turn in turns):
         raise ConfigError(f"{place}: expected text or a list of {{role, content}} turns")
+    _whole_text(turns, place)
     return [{"role": t["role"], "content": t["content"]} for t in turns]
+
+
+def _whole_text(turns: Sequence[Message], place: str) -> None:
+    if not is_unicode(turn["content"] for turn in turns):
+        raise ConfigError(
+            f"{place}: the text has half a surrogate pair (\\ud800 to \\udfff), which no tokenizer "
+            "takes: it was cut in the middle of a character. Mend or remove the row."
+        )
 
 
 def _is_turn(turn: Any) -> bool:

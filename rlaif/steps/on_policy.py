@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from rlaif.chat import render_prompt
+from rlaif.chat import is_unicode, render_prompt
 from rlaif.compare.aggregate import candidate_scores, combine
 from rlaif.config.training import OnPolicyTrain
 from rlaif.device import pick_device
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling
-from rlaif.engines.hf import HfEngine, context_of, is_unicode
+from rlaif.engines.hf import HfEngine, context_of
 from rlaif.errors import RlaifError
 from rlaif.judges.base import Judge
 from rlaif.plan import round_prompts
