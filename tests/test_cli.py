@@ -233,6 +233,8 @@ def test_an_interrupt_gives_130_and_the_run_goes_on(
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        # A shell's background jobs ignore it, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     seen = process.stderr.readline()
