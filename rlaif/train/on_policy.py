@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from rlaif.config.training import GrpoTrain, OnlineDpoTrain, OnPolicyTrain, PpoT
 from rlaif.errors import RlaifError
 from rlaif.losses import policy as losses
 from rlaif.losses import preference
-from rlaif.losses.preference import PairLogprobs
 from rlaif.train import checkpoint
 from rlaif.train.loop import (
     Sums,
@@ -30,6 +29,7 @@ from rlaif.train.loop import (
     write_row,
 )
 from rlaif.train.model import TrainModel
+from rlaif.train.preference import pair_logprobs
 from rlaif.train.rollout import Critic, Group, Rollout, add_advantages, measure
 from rlaif.train.tokenise import Example
 
@@ -67,7 +67,6 @@ def run_on_policy(
     if state:
         model.sync()
     per_rollout = options.epochs * options.sync_every
-    total = options.rollouts * per_rollout
     rows = keep_rows(work / "metrics.jsonl", first * per_rollout)
     for number in range(first, options.rollouts):
         with memory_advice(options):
@@ -79,28 +78,12 @@ def run_on_policy(
             )
         add_advantages(rollout, options, beta)
         task = _task(rollout, options, beta, critic, ptx, number)
-        sizes = [model.size(example.branches) for example in task.examples]
-        # Every rollout has its own step numbers, also those that it has too few pairs for: so the
-        # schedule ends where it should, and a resumed run counts as an uninterrupted one.
-        step = number * per_rollout
-        if not task.examples:
-            row = _nothing_learned(step, beta, number, rollout)
+        for row in _learn(task, model, optimizer, options, number, seed, work):
+            row |= {"rollout": number + 1, "beta": beta, **rollout.metrics}
             rows.append(row)
             write_row(work, row)
             if progress is not None:
-                progress(progress_of(row, total))
-        for epoch in range(options.epochs):
-            order = number * options.epochs + epoch
-            for batch in plan_epoch(
-                sizes, options.batch_size, model.token_budget(options), seed, order
-            ):
-                row = optimiser_step(task, model, optimizer, batch, options, step, total, work)
-                row |= _of_rollout(rollout, number, beta)
-                rows.append(row)
-                write_row(work, row)
-                step += 1
-                if progress is not None:
-                    progress(progress_of(row, total))
+                progress(progress_of(row, options.rollouts * per_rollout))
         beta = _next_beta(beta, options, rollout)
         if (number + 1) % options.checkpoint_every == 0 and number + 1 < options.rollouts:
             kept = {"fingerprint": fingerprint, "rollout": number + 1, "beta": beta}
@@ -112,14 +95,33 @@ def run_on_policy(
     return TrainOutcome(steps, tokens, summary_of(rows), {}, seconds, dtype)
 
 
-def _of_rollout(rollout: Rollout, number: int, beta: float) -> dict[str, float]:
-    return {"rollout": number + 1, "beta": beta, **rollout.metrics}
+def _learn(
+    task: Task,
+    model: TrainModel,
+    optimizer: torch.optim.Optimizer,
+    options: OnPolicyTrain,
+    number: int,
+    seed: int,
+    work: Path,
+) -> Iterator[dict[str, Any]]:
+    """The optimiser steps on rollout `number`, a row for each.
 
-
-def _nothing_learned(step: int, beta: float, number: int, rollout: Rollout) -> dict[str, Any]:
-    """The row of a rollout that made no pair: its rewards are known, and no step was taken."""
-    timing = {"seconds": 0.0, "tokens_per_second": 0.0}
-    return {"step": step + 1, "tokens": 0, "timing": timing, **_of_rollout(rollout, number, beta)}
+    Every rollout has its own step numbers, also those that it has too few pairs for: so the
+    schedule ends where it should, and a resumed run counts as an uninterrupted one.
+    """
+    per_rollout = options.epochs * options.sync_every
+    step, total = number * per_rollout, options.rollouts * per_rollout
+    if not task.examples:
+        # Its rewards are known, and there is nothing to learn from them.
+        timing = {"seconds": 0.0, "tokens_per_second": 0.0}
+        yield {"step": step + 1, "tokens": 0, "timing": timing}
+    sizes = [model.size(example.branches) for example in task.examples]
+    budget = model.token_budget(options)
+    for epoch in range(options.epochs):
+        order = number * options.epochs + epoch
+        for batch in plan_epoch(sizes, options.batch_size, budget, seed, order):
+            yield optimiser_step(task, model, optimizer, batch, options, step, total, work)
+            step += 1
 
 
 def _next_beta(beta: float, options: OnPolicyTrain, rollout: Rollout) -> float:
@@ -383,10 +385,7 @@ class OnlinePairs:
         stored = torch.stack([torch.stack(self.reference[e.example_id]) for e in rows]).to(
             policy.device
         )
-        lengths = torch.tensor(layout.lengths, device=policy.device).view(-1, 2)
-        pairs = PairLogprobs(
-            policy[:, 0], policy[:, 1], stored[:, 0], stored[:, 1], lengths[:, 0], lengths[:, 1]
-        )
+        pairs = pair_logprobs(policy, stored, layout)
         loss = PAIR_LOSSES[self.options.loss](pairs, beta=self.options.beta)
         metrics = preference.pair_metrics(pairs, self.options.beta)
         found = {k: (float(v.sum()), float(len(rows))) for k, v in metrics.items()}

@@ -63,7 +63,7 @@ class PreferenceTask:
         stored = self._stored(rows, policy)
         if step == 0 and self.same_start and stored is not None:
             assert_equal(policy, stored)
-        pairs = _pairs(policy, stored, layout)
+        pairs = pair_logprobs(policy, stored, layout)
         weight = torch.tensor([e.weight for e in rows], device=model.device)
         loss, extra = self._losses(pairs, rows)
         metrics = {**self._metrics(pairs), **extra}
@@ -99,7 +99,9 @@ class PreferenceTask:
         return loss + options.nll_weight * nll, {"nll_chosen": nll.detach()}
 
 
-def _pairs(policy: Tensor, stored: Tensor | None, layout: Layout) -> PairLogprobs:
+def pair_logprobs(policy: Tensor, stored: Tensor | None, layout: Layout) -> PairLogprobs:
+    """What the pair losses take, from (B, 2) summed log-probs of chosen and rejected answers by the
+    policy and by the reference."""
     lengths = torch.tensor(layout.lengths, device=policy.device).view(policy.shape)
     return PairLogprobs(
         policy[:, 0],
