@@ -19,7 +19,7 @@ LAYERS = [
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
     {"steps", "report"},
-    {"experiment", "runs", "files", "dryrun", "render", "progress", "cli", "__main__"},
+    {"experiment", "runs", "files", "bench", "dryrun", "render", "progress", "cli", "__main__"},
 ]
 HEAVY = {"torch", "transformers", "vllm", "openai", "pandas", "datasets"}
 

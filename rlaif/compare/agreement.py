@@ -62,7 +62,7 @@ def krippendorff_alpha(ratings: Floats, distance: Distance = nominal) -> float |
     totals = coincidence.sum(axis=1)
     far = distance(levels[:, None], levels[None, :])
     observed = float((coincidence * far).sum())
-    expected = float(totals @ far @ totals) / (totals.sum() - 1.0)
+    expected = float(totals @ far @ totals) / (float(totals.sum()) - 1.0)
     return 1.0 - observed / expected
 
 

@@ -78,7 +78,9 @@ def _prob(
     odds = log_odds(np.asarray([first, second]))
     prob = float(sigmoid(odds[:1] - odds[1:])[0])
     # Scores that differ by less than a probability can show are no tie.
-    return prob if prob != 0.5 or first == second else float(np.nextafter(0.5, float(first > second)))
+    return (
+        prob if prob != 0.5 or first == second else float(np.nextafter(0.5, float(first > second)))
+    )
 
 
 def _in_slot(
@@ -91,7 +93,10 @@ def _in_slot(
     if pair.first.completion_id == pair.second.completion_id:
         return None
     prob = weighted_mean(
-        (j.prob_first, 1.0 if weights is None or j.principle is None else weights[j.principle])
+        (
+            j.prob_first,
+            1.0 if weights is None or j.principle is None else weights.get(j.principle, 1.0),
+        )
         for j in compared
         if j.shown[0] == shown_first and j.prob_first is not None
     )

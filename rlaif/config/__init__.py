@@ -5,6 +5,14 @@ but the YAML itself. `description` fields never enter a hash.
 """
 
 from rlaif.config.base import Strict
+from rlaif.config.baselines import (
+    FirstJudge,
+    LongerJudge,
+    OverlapJudge,
+    PerplexityJudge,
+    RandomJudge,
+)
+from rlaif.config.bench import JudgesFile
 from rlaif.config.experiment import Experiment, experiment_schema, load_experiment, resolved_yaml
 from rlaif.config.judges import (
     AdditiveJudge,
@@ -46,18 +54,24 @@ __all__ = [
     "DpoTrain",
     "EvaluateStep",
     "Experiment",
+    "FirstJudge",
     "GeneratedJudge",
     "JudgeBase",
+    "JudgesFile",
     "JudgeStep",
     "LoadStep",
+    "LongerJudge",
     "LoraOptions",
     "ModelJudge",
     "ModelSpec",
     "OnPolicyTrain",
+    "OverlapJudge",
     "PairStep",
     "PairwiseJudge",
     "ParseSpec",
+    "PerplexityJudge",
     "PromptsSpec",
+    "RandomJudge",
     "RatingJudge",
     "ReferenceTrain",
     "RewardModelJudge",

@@ -14,6 +14,13 @@ from pydantic import (
 )
 
 from rlaif.config.base import PluginName, StepId, Strict
+from rlaif.config.baselines import (
+    FirstJudge,
+    LongerJudge,
+    OverlapJudge,
+    PerplexityJudge,
+    RandomJudge,
+)
 
 
 class JudgeBase(Strict):
@@ -163,12 +170,18 @@ JudgeStep = Annotated[
     | Annotated[PairwiseJudge, Tag("pairwise")]
     | Annotated[TemplateJudge, Tag("template")]
     | Annotated[RewardModelJudge, Tag("reward_model")]
+    | Annotated[LongerJudge, Tag("longer")]
+    | Annotated[FirstJudge, Tag("first")]
+    | Annotated[RandomJudge, Tag("random")]
+    | Annotated[OverlapJudge, Tag("overlap")]
+    | Annotated[PerplexityJudge, Tag("perplexity")]
     | Annotated[CustomJudge, Tag("custom")],
     Discriminator(
         _judge_tag,
         custom_error_type="unknown_kind",
         custom_error_message="`kind` must be rules, yes_no, rating, additive, pairwise, template, "
-        "reward_model, or package.module:Name",
+        "reward_model, a baseline (longer, first, random, overlap, perplexity), or "
+        "package.module:Name",
     ),
 ]
 
@@ -180,5 +193,10 @@ AnyJudge = (
     | PairwiseJudge
     | TemplateJudge
     | RewardModelJudge
+    | LongerJudge
+    | FirstJudge
+    | RandomJudge
+    | OverlapJudge
+    | PerplexityJudge
     | CustomJudge
 )

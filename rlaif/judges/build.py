@@ -21,6 +21,11 @@ JUDGES = {
     "pairwise": "rlaif.judges.pairwise:build",
     "template": "rlaif.judges.template:build",
     "reward_model": "rlaif.judges.reward_model:build",
+    "longer": "rlaif.judges.baselines:build",
+    "first": "rlaif.judges.baselines:build",
+    "random": "rlaif.judges.baselines:build",
+    "overlap": "rlaif.judges.baselines:build_overlap",
+    "perplexity": "rlaif.judges.baselines:build_perplexity",
 }
 
 
