@@ -10,7 +10,7 @@ from rlaif.compare.verdicts import Verdict, verdict
 from rlaif.data.labelled import LabelledPair
 from rlaif.judges.base import Call
 from rlaif.plan import VERSIONS
-from rlaif.records import Completion, Judgement, Message, content_hash, from_json
+from rlaif.records import Completion, Judgement, content_hash, from_json
 from rlaif.steps.context import Engines, Progress
 from rlaif.steps.judge import ask
 from rlaif.store import StepFolder, Store
@@ -96,12 +96,10 @@ def attack_pairs(
 
 
 def _with_text(answer: Completion, attack: Callable[[str, int], str], seed: int) -> Completion:
-    messages: list[Message] = [{"role": "assistant", "content": attack(answer.text, seed)}]
+    text = attack(answer.text, seed)
     return replace(
         answer,
-        completion_id="x_" + content_hash(answer.completion_id, messages),
-        messages=[*answer.messages[:-1], *messages],
-        digest=content_hash(messages),
-        token_ids=None,
-        logprobs=None,
+        completion_id="x_" + content_hash(answer.completion_id, text),
+        messages=[{"role": "assistant", "content": text}],
+        digest=content_hash(text),
     )

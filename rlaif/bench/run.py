@@ -29,7 +29,7 @@ from rlaif.config import ModelSpec
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.build import EnginePool
 from rlaif.errors import ConfigError
-from rlaif.judges.attacks import ATTACKS
+from rlaif.judges.attacks import ATTACKS, Attack
 from rlaif.records import content_hash
 from rlaif.steps.context import Engines, Progress
 from rlaif.store import Store, write_atomic
@@ -72,17 +72,16 @@ def run_bench(
     with store.locked():
         engines = EnginePool(store)
         try:
-            bench = _Bench(request, shown, store, engines, progress)
-            tables = {e.judge.id: bench.judge(e) for e in entrants}
-            rows = {e.judge.id: bench.row(e, tables[e.judge.id], attacks) for e in entrants}
+            setting = _Setting(request, shown, store, engines, progress)
+            measured = {e.judge.id: _measured(setting, e, attacks) for e in entrants}
         finally:
             progress.finish()
             engines.close()
         result = {
             "pairs": _about(request.name, shown),
             "settings": {"seed": request.seed, "resamples": request.resamples, "level": 0.95},
-            "judges": rows,
-            **_together(entrants, tables, request),
+            "judges": {name: row for name, (_, row) in measured.items()},
+            **_together(entrants, {name: t for name, (t, _) in measured.items()}, request),
         }
         write_atomic(request.out / "bench.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
@@ -116,91 +115,94 @@ def _about(name: str, pairs: Sequence[LabelledPair]) -> dict[str, Any]:
     }
 
 
-class _Bench:
-    """What judging and measuring one judge after another share."""
+@dataclass(frozen=True)
+class _Setting:
+    """What is the same for every judge of a benchmark."""
 
-    def __init__(
-        self,
-        request: BenchRequest,
-        pairs: Sequence[LabelledPair],
-        store: Store,
-        engines: Engines,
-        progress: Progress,
-    ):
-        self.request = request
-        self.pairs = pairs
-        self.store = store
-        self.engines = engines
-        self.progress = progress
-        self._clean: dict[str, tuple[list[Verdict], Judged]] = {}
+    request: BenchRequest
+    pairs: Sequence[LabelledPair]
+    store: Store
+    engines: Engines
+    progress: Progress
 
-    def _ask(
+    def ask(
         self,
         entrant: Entrant,
         pairs: Sequence[LabelledPair],
         seed: int,
         known: Judged | None = None,
     ) -> tuple[list[Verdict], Judged]:
+        """See `judge_pairs`."""
         return judge_pairs(entrant, pairs, seed, self.store, self.engines, self.progress, known)
 
-    def judge(self, entrant: Entrant) -> VerdictTable:
-        """The judge's verdicts on every pair, once per repeat."""
-        seed = self.request.seed
-        runs = [self._ask(entrant, self.pairs, seed + k) for k in range(self.request.repeats)]
-        self._clean[entrant.judge.id] = runs[0]
-        label = entrant.model.label if entrant.model is not None else None
-        author = self.request.author or label
-        return verdict_table(self.pairs, [verdicts for verdicts, _ in runs], author)
 
-    def row(self, entrant: Entrant, table: VerdictTable, attacks: Sequence[str]) -> dict[str, Any]:
-        """All that is said of one judge."""
-        seed, resamples = self.request.seed, self.request.resamples
-        found = {n: i.to_json() for n, i in judge_intervals(table, seed, resamples).items()}
-        headline = found.pop("agreement", None)
-        counts = bias.slots(table.as_first, table.as_second)
-        prob, outcome, _ = outcomes(table)
-        missing = int(np.isnan(table.prob).sum())
-        valued = int((~np.isnan(table.prob) & ~np.isnan(table.label)).sum())
-        used = headline["n"] if headline is not None else 0
-        return {
-            "kind": entrant.kind,
-            "model": entrant.model.label if entrant.model is not None else None,
-            "baseline": entrant.baseline,
-            "agreement": headline["mean"] if headline is not None else None,
-            "low": headline["low"] if headline is not None else None,
-            "high": headline["high"] if headline is not None else None,
-            "n": used,
-            "ties": valued - used,
-            "tie_rule": "excluded",
-            "missing": missing,
-            **found,
-            "slot_p": sign_test(counts.first, counts.second) if counts.total else None,
-            "reliability": [
-                {"prob": b.prob, "share": b.share, "n": b.count}
-                for b in calibration.reliability(prob, outcome)
-            ],
-            "subsets": {
-                subset: {name: i.to_json() for name, i in part.items()}
-                for subset, part in subset_intervals(table, seed, resamples).items()
-            },
-            "attacks": self._attacked(entrant, table, attacks),
-        }
+def _measured(
+    setting: _Setting, entrant: Entrant, attacks: Sequence[str]
+) -> tuple[VerdictTable, dict[str, Any]]:
+    """One judge's verdicts, and all that is said of them."""
+    request, model = setting.request, entrant.model
+    seed, resamples = request.seed, request.resamples
+    runs = [setting.ask(entrant, setting.pairs, seed + k) for k in range(request.repeats)]
+    author = request.author or (model.label if model is not None else None)
+    table = verdict_table(setting.pairs, [verdicts for verdicts, _ in runs], author)
+    subsets = subset_intervals(table, seed, resamples)
+    return table, {
+        "kind": entrant.kind,
+        "model": model.label if model is not None else None,
+        "baseline": entrant.baseline,
+        **_figures(table, seed, resamples),
+        "subsets": {
+            subset: {name: i.to_json() for name, i in part.items()}
+            for subset, part in subsets.items()
+        },
+        "attacks": {
+            name: _flips(setting, entrant, table, *runs[0], ATTACKS[name]) for name in attacks
+        },
+    }
 
-    def _attacked(
-        self, entrant: Entrant, table: VerdictTable, attacks: Sequence[str]
-    ) -> dict[str, Any]:
-        """How often each attack on the answer found worse makes it the better one."""
-        request, found = self.request, {}
-        verdicts, judged = self._clean[entrant.judge.id]
-        for name in attacks:
-            attacked = attack_pairs(ATTACKS[name], self.pairs, verdicts, request.seed)
-            said, _ = self._ask(entrant, list(attacked.values()), request.seed, judged)
-            after = [float("nan")] * len(self.pairs)
-            for place, one in zip(attacked, said, strict=True):
-                after[place] = float("nan") if one.prob is None else one.prob
-            interval = flip_interval(table, after, request.seed, request.resamples)
-            found[name] = interval.to_json() if interval is not None else None
-        return found
+
+def _figures(table: VerdictTable, seed: int, resamples: int) -> dict[str, Any]:
+    """The headline agreement flat, every other figure by name, and what has no interval."""
+    found = {n: i.to_json() for n, i in judge_intervals(table, seed, resamples).items()}
+    headline = found.pop("agreement", None)
+    used = headline["n"] if headline is not None else 0
+    both = ~np.isnan(table.prob) & ~np.isnan(table.label)
+    counts = bias.slots(table.as_first, table.as_second)
+    prob, outcome, _ = outcomes(table)
+    return {
+        "agreement": headline["mean"] if headline is not None else None,
+        "low": headline["low"] if headline is not None else None,
+        "high": headline["high"] if headline is not None else None,
+        "n": used,
+        "ties": int(both.sum()) - used,
+        "tie_rule": "excluded",
+        "missing": int(np.isnan(table.prob).sum()),
+        **found,
+        "slot_p": sign_test(counts.first, counts.second) if counts.total else None,
+        "reliability": [
+            {"prob": b.prob, "share": b.share, "n": b.count}
+            for b in calibration.reliability(prob, outcome)
+        ],
+    }
+
+
+def _flips(
+    setting: _Setting,
+    entrant: Entrant,
+    table: VerdictTable,
+    verdicts: Sequence[Verdict],
+    judged: Judged,
+    attack: Attack,
+) -> dict[str, Any] | None:
+    """How often an attack on the answer found worse makes it the better one."""
+    request = setting.request
+    attacked = attack_pairs(attack, setting.pairs, verdicts, request.seed)
+    said, _ = setting.ask(entrant, list(attacked.values()), request.seed, judged)
+    after = [float("nan")] * len(setting.pairs)
+    for place, one in zip(attacked, said, strict=True):
+        after[place] = float("nan") if one.prob is None else one.prob
+    found = flip_interval(table, after, request.seed, request.resamples)
+    return dict(found.to_json()) if found is not None else None
 
 
 def _together(
