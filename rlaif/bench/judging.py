@@ -31,16 +31,18 @@ def judge_pairs(
     """One verdict per pair, and every judgement. A call in `known` is not made again."""
     judge = entrant.judge
     by_pair = [judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs]
-    calls = {c.call_id: c for row in by_pair for c in row if c.call_id not in (known or {})}
-    folder = store.step(_hash(entrant, list(calls.values()), seed))
+    every = {c.call_id: c for calls in by_pair for c in calls}
+    asked = [c for c in every.values() if c.call_id not in (known or {})]
+    folder = store.step(_hash(entrant, asked, seed))
     if folder.done() is None:
-        _ask(entrant, list(calls.values()), folder, engines, progress)
+        _ask(entrant, asked, folder, engines, progress)
     judged: Judged = dict(known or {})
     for row in folder.read("judgements"):
         judged.setdefault(row["call_id"], []).append(from_json(Judgement, row))
     verdicts = []
-    for pair, row in zip(pairs, by_pair, strict=True):
-        found = [j for c in dict.fromkeys(c.call_id for c in row) for j in judged.get(c, [])]
+    for pair, calls in zip(pairs, by_pair, strict=True):
+        names = dict.fromkeys(c.call_id for c in calls)
+        found = [j for name in names for j in judged.get(name, [])]
         verdicts.append(verdict(pair, found, entrant.weights))
     return verdicts, judged
 

@@ -65,6 +65,12 @@ def run_bench(
     digit. Raises RlaifError.
     """
     entrants = find_entrants(request.judges, request.model, request.constitution, request.baselines)
+    if not entrants:
+        raise ConfigError(
+            "judge-bench: no judge was named; give --judge, or leave the baselines in"
+        )
+    if not pairs:
+        raise ConfigError(f"{request.name}: no labelled pair in it")
     attacks = _attacks(request.attacks)
     shown = [p.presented(request.seed) for p in _limited(pairs, request.limit)]
     store = Store(request.out)
@@ -79,7 +85,12 @@ def run_bench(
             engines.close()
         result = {
             "pairs": _about(request.name, shown),
-            "settings": {"seed": request.seed, "resamples": request.resamples, "level": 0.95},
+            "settings": {
+                "seed": request.seed,
+                "resamples": request.resamples,
+                "level": 0.95,
+                "repeats": request.repeats,
+            },
             "judges": {name: row for name, (_, row) in measured.items()},
             **_together(entrants, {name: t for name, (t, _) in measured.items()}, request),
         }

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rlaif.cli.options import CONSTITUTION, JSON, MODEL, QUIET, SEED, progress_of
+
+if TYPE_CHECKING:
+    from rlaif.data.labelled import LabelledPair
+    from rlaif.data.readers import OnError
 
 
 @click.command("judge-bench")
@@ -17,8 +23,8 @@ from rlaif.cli.options import CONSTITUTION, JSON, MODEL, QUIET, SEED, progress_o
     "judges",
     multiple=True,
     metavar="SPEC",
-    help="A kind (pairwise, yes_no, longer ...), a YAML file of judges, or a reward model's folder; "
-    "repeatable.",
+    help="A kind (pairwise, rating, longer ...), a YAML file of judges, or the folder of a reward "
+    "model; repeatable.",
 )
 @click.option("--from", "from_", metavar="FORMAT", help="PAIRS' format [default: by its columns].")
 @click.option("--columns", type=click.Path(path_type=Path), help="A column map (YAML).")
@@ -75,7 +81,7 @@ def judge_bench(
     judges: tuple[str, ...],
     from_: str | None,
     columns: Path | None,
-    on_error: str,
+    on_error: OnError,
     attacks: tuple[str, ...],
     limit: int | None,
     repeats: int,
@@ -115,20 +121,24 @@ def judge_bench(
         seed,
         resamples,
     )
-    result = run_bench(request, labelled, progress_of(quiet))
+    progress = progress_of(quiet)
+    progress.begin_step("judge-bench")
+    result = run_bench(request, labelled, progress)
     page = bench_page(result, folder / "report.html")
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
         return
     from rich.console import Console
 
-    console = Console(soft_wrap=False)
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     for table in bench_tables(result):
         console.print(table)
     click.echo(f"Report: {page}")
 
 
-def _read(pairs: Path, from_: str | None, columns: Path | None, on_error: str) -> list:
+def _read(
+    pairs: Path, from_: str | None, columns: Path | None, on_error: OnError
+) -> list[LabelledPair]:
     from rlaif.data.readers import load_columns, read_labelled
 
     mapped = load_columns(columns) if columns is not None else None

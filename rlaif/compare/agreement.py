@@ -42,7 +42,8 @@ def nominal(left: Floats, right: Floats) -> Floats:
 
 def interval(left: Floats, right: Floats) -> Floats:
     """Krippendorff's distance of numbers: the squared difference."""
-    return (left - right) ** 2
+    difference: Floats = left - right
+    return difference**2
 
 
 def krippendorff_alpha(ratings: Floats, distance: Distance = nominal) -> float | None:
@@ -83,7 +84,7 @@ def spearman(x: Floats, y: Floats) -> float | None:
 def _mean_ranks(values: Floats) -> Floats:
     _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2.0)[codes]  # type: ignore[no-any-return]
+    return (ends - (counts - 1) / 2.0)[codes]
 
 
 def kendall(x: Floats, y: Floats) -> float | None:
@@ -98,7 +99,7 @@ def kendall(x: Floats, y: Floats) -> float | None:
     both = _tied(a.astype(np.int64) * n + b)
     discordant = _inversions(b[np.lexsort((b, a))].astype(np.int64))
     concordant = free_x + free_y - pairs + both - discordant
-    return (concordant - discordant) / math.sqrt(free_x) / math.sqrt(free_y)
+    return float((concordant - discordant) / math.sqrt(free_x) / math.sqrt(free_y))
 
 
 def _tied(codes: Ints) -> int:

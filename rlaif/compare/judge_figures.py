@@ -50,7 +50,7 @@ def agreements(t: VerdictTable) -> dict[str, Counted]:
 
 
 def _sides(prob: Floats) -> Floats:
-    return np.sign(prob - 0.5)  # type: ignore[no-any-return]
+    return np.sign(prob - 0.5)
 
 
 def _mean(name: str, values: Floats) -> dict[str, Counted]:

@@ -182,4 +182,4 @@ def _same(repeats: Floats) -> Floats:
         for j in range(i):
             both += ~np.isnan(sides[i] - sides[j])
             same += sides[i] == sides[j]
-    return np.where(both > 0, same / np.maximum(both, 1), np.nan)  # type: ignore[no-any-return]
+    return np.where(both > 0, same / np.maximum(both, 1), np.nan)

@@ -21,7 +21,7 @@ from rlaif.config import (
 )
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Capability, ScoreRequest
-from rlaif.records import Completion, Judgement, Prompt, content_hash
+from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.textstats import term_overlap
 
 from .base import Answer, Call, call_id, judgement
@@ -80,7 +80,7 @@ class Comparing:
         first, second = call.shown
         same = first.text == second.text
         prob = 0.5 if same else DECIDE[self.kind](call.shown, call.call_id)
-        status = "tie" if prob == 0.5 else "ok"
+        status: Status = "tie" if prob == 0.5 else "ok"
         return [judgement(self, call, first, annotator_id, "rule", status, prob_first=prob)]
 
 
@@ -105,7 +105,7 @@ class Overlap:
         """One judgement; `result` is None."""
         subject = call.shown[0]
         score = term_overlap(call.prompt.question, subject.text)
-        status = "abstain" if score is None else "ok"
+        status: Status = "abstain" if score is None else "ok"
         return [judgement(self, call, subject, annotator_id, "rule", status, score=score)]
 
 

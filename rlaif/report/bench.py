@@ -111,11 +111,13 @@ GROUPS = (
 _REWARDBENCH = Group(
     "RewardBench v1",
     "Sections weighted by the published subset sizes, and the mean of the four.",
-    tuple(
-        Column(f"rewardbench/{section}", section, "")
-        for section in ("Chat", "Chat Hard", "Safety", "Reasoning")
-    )
-    + (Column("rewardbench", "score", ""),),
+    (
+        Column("rewardbench/Chat", "Chat", ""),
+        Column("rewardbench/Chat Hard", "Chat Hard", ""),
+        Column("rewardbench/Safety", "Safety", ""),
+        Column("rewardbench/Reasoning", "Reasoning", ""),
+        Column("rewardbench", "score", "mean of the four"),
+    ),
 )
 
 
