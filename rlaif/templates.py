@@ -219,9 +219,8 @@ def fence_mark(seed: int, *texts: str) -> str:
 def outside_fence(text: str, mark: str) -> str:
     """`text`, a judge's answer, without what it quotes from between the markers that carry `mark`.
 
-    A quotation runs from a line with the mark to the next line with it, or to the end of the text:
-    a verdict in it is the judged party's. A line that only closes ("[end MARK]") quotes nothing
-    after it. Without a mark nothing is left out.
+    A quotation runs from a line with the mark to the next "[end MARK]", or to the end of the text:
+    a verdict in it is the judged party's. Without a mark nothing is left out.
     """
     if not mark or mark not in text:
         return text
@@ -230,7 +229,7 @@ def outside_fence(text: str, mark: str) -> str:
         if mark in line:
             # "[answer MARK] text [end MARK]" opens and closes on one line.
             closes = re.search(rf"\bend\b\W*{mark}", line, re.IGNORECASE) is not None
-            quoted = not closes and not quoted
+            quoted = not closes
             kept.append(line[line.rindex(mark) + len(mark) :].lstrip("]").strip() if closes else "")
         elif not quoted:
             kept.append(line)
