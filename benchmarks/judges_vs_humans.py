@@ -75,7 +75,9 @@ def main() -> int:
     parser.add_argument("--model", default="builtin/smollm2-135m-instruct")
     parser.add_argument("--attack", action="append", default=[], help="as of judge-bench")
     parser.add_argument("--limit", type=int, help="pairs per file [default: all]")
-    parser.add_argument("--out", type=Path, help="where judgements are kept [default: a new folder]")
+    parser.add_argument(
+        "--out", type=Path, help="where judgements are kept [default: a new folder]"
+    )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_PAIRS} pairs per file")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()

@@ -20,9 +20,11 @@ from rlaif.compare.words import self_judge_words
 from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment, resolved_yaml
 from rlaif.constitution import Constitution, load_constitution, principle_hash
 from rlaif.data.sources import load_prompts
+from rlaif.engines.base import Capability
 from rlaif.engines.build import CAPABILITIES, EnginePool, is_reward_model
 from rlaif.engines.builtin import locate, resolve, weights_hash
 from rlaif.errors import ConfigError, GateStopped
+from rlaif.judges.base import roles_of
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs, Planned, make_plan
 from rlaif.records import Prompt, RoundRecord, content_hash, from_json, to_json
@@ -156,19 +158,24 @@ def _check_capabilities(inputs: PlanInputs) -> None:
     for index, entry in enumerate(inputs.experiment.steps):
         if entry.judge is None:
             continue
-        name = getattr(entry.judge, "by", "policy")
-        spec = inputs.experiment.models.get("policy" if name in RESERVED_MODELS else name)
-        lacking = inputs.judges[entry.judge.id].needs
-        if spec is not None and spec.engine in CAPABILITIES:
-            folder = locate(spec.path)
-            kind = "reward" if is_reward_model(folder) else spec.engine
-            # What a hub id holds is known once it is fetched; the judge step looks again.
-            known = CAPABILITIES[kind] if folder else frozenset(lacking)
-            lacking = frozenset(lacking) - known
-            if lacking:
+        names = entry.judge.asks()
+        for role, needs in roles_of(inputs.judges[entry.judge.id]).items():
+            name = "policy" if names[role] in RESERVED_MODELS else names[role]
+            spec = inputs.experiment.models.get(name)
+            lacking = _lacking(spec, needs) if spec is not None else frozenset()
+            if spec is not None and lacking:
                 raise inputs.fail(
                     index, f"judge needs {sorted(lacking)}, which engine {spec.engine!r} lacks"
                 )
+
+
+def _lacking(spec: ModelSpec, needs: frozenset[Capability]) -> frozenset[Capability]:
+    """What of `needs` the model's engine is known to lack."""
+    folder = locate(spec.path)
+    if spec.engine not in CAPABILITIES or not folder:
+        # What a hub id holds is known once it is fetched; the judge step looks again.
+        return frozenset()
+    return needs - CAPABILITIES["reward" if is_reward_model(folder) else spec.engine]
 
 
 def run_experiment(
@@ -349,7 +356,7 @@ def _round_record(
     moving = [
         name
         for name, spec in inputs.experiment.all_judges().items()
-        if inputs.judges[name].needs and getattr(spec, "by", None) in RESERVED_MODELS
+        if RESERVED_MODELS & {spec.asks()[role] for role in roles_of(inputs.judges[name])}
     ]
     words = [w for name in moving for w in self_judge_words(name, history)]
     return RoundRecord(

@@ -30,7 +30,7 @@ from rlaif.constitution import Constitution
 from rlaif.data.sources import PromptSet
 from rlaif.engines.base import Model
 from rlaif.errors import ConfigError
-from rlaif.judges.base import Judge
+from rlaif.judges.base import Judge, roles_of
 from rlaif.records import Prompt, content_hash
 from rlaif.yamlio import Lines, Loc, suggest
 
@@ -132,7 +132,7 @@ class _Unroller:
         """The whole plan of this seed."""
         distilled = {e.distill.id for e in self.experiment.steps if e.distill is not None}
         for index, entry in enumerate(self.experiment.steps):
-            if entry.judge is not None and getattr(entry.judge, "by", None) not in distilled:
+            if entry.judge is not None and not distilled & set(entry.judge.asks().values()):
                 self._asked(index, entry.judge)
         for index, entry in enumerate(self.experiment.steps):
             if entry.evaluate is not None:
@@ -240,19 +240,21 @@ class _Unroller:
         self.judgements[step.id] = planned
         self.by_id[step.id, self.round] = planned
 
-    def _asked(self, index: int, step: Any) -> Model | None:
-        """The model that a judge step asks, at this point of the plan."""
-        by = getattr(step, "by", None)
-        return self._model(index, by, "by") if by and self._asks(step.id) else None
+    def _asked(self, index: int, step: Any, key: str = "by") -> dict[str, Model]:
+        """The models that a judge asks, by role, at this point of the plan."""
+        asked = self._names(step)
+        return {role: self._model(index, name, key) for role, name in asked.items()}
 
-    def _asks(self, judge_id: str) -> bool:
-        return bool(self.inputs.judges[judge_id].needs)
+    def _names(self, step: Any) -> dict[str, str]:
+        """The names of the models that a judge asks, by role."""
+        names: dict[str, str] = step.asks()
+        return {role: names[role] for role in roles_of(self.inputs.judges[step.id])}
 
     def _judged(
         self,
         step: Any,
         sources: list[Planned],
-        model: Model | None,
+        models: dict[str, Model],
         name: str,
         limit: int | None = None,
     ) -> Planned:
@@ -263,7 +265,9 @@ class _Unroller:
             tuple(dict.fromkeys(p for s in sources for p in s.prompts))[:limit] if known else ()
         )
         parts = [s.hash for s in sources]
-        identity = model.identity() if model else None
+        identities = {role: model.identity() for role, model in sorted(models.items())}
+        # A judge of one model is known by that model alone.
+        identity = identities.get("by") if len(identities) < 2 else identities
         facts = self._facts(prompts if known else None)
         return self._add(
             Planned(
@@ -274,7 +278,7 @@ class _Unroller:
                 self.round,
                 step,
                 inputs={f"completions/{i}": s.hash for i, s in enumerate(sources)},
-                models={"by": model} if model else {},
+                models=models,
                 prompts=prompts,
             )
         )
@@ -379,10 +383,8 @@ class _Unroller:
             if name not in judges:
                 hint = suggest(name, sorted(judges))
                 raise self.inputs.fail(index, f"rewards: {name!r} is no judge{hint}", "rewards")
-            if self._asks(name):
-                asked[f"judge/{name}"] = self._model(
-                    index, getattr(judges[name], "by", "policy"), "rewards"
-                )
+            for role, model in self._asked(index, judges[name], "rewards").items():
+                asked[f"judge/{name}" if role == "by" else f"judge/{name}/{role}"] = model
         latest = {p.id: p for p in self.preferences}
         mixes = getattr(step, "ptx_weight", 0.0) > 0
         used = self._used(index, step.uses, latest, ("pair", "load")) if mixes else []
@@ -541,13 +543,14 @@ class _Unroller:
         judges = self.experiment.all_judges()
         moving = {e.distill.id for e in self.experiment.steps if e.distill is not None}
         wanted = [judges[j] for j in (step.judges if step.judges is not None else judges)]
-        return [judge for judge in wanted if getattr(judge, "by", None) not in moving]
+        return [judge for judge in wanted if not moving & set(judge.asks().values())]
 
-    def _frozen(self, judge: Any) -> Model | None:
+    def _frozen(self, judge: Any) -> dict[str, Model]:
         """An evaluation never uses a moving judge: reserved names mean the frozen M0."""
-        if not self._asks(judge.id):
-            return None
-        return self.initial if judge.by in RESERVED_MODELS else self._named(judge.by)
+        return {
+            role: self.initial if name in RESERVED_MODELS else self._named(name)
+            for role, name in self._names(judge).items()
+        }
 
     def _measured(self, step: EvaluateStep, model: Model) -> dict[str, str]:
         """Sample the held-out prompts from `model`, judge them, score them under M0."""
@@ -595,11 +598,11 @@ class _Unroller:
         first = self.evaluations[step.id, self.initial.key]["completions"]
         fixed = next(p for p in self.done if p.hash == first)
         for judge in self._eval_judges(step):
-            by = getattr(judge, "by", None)
-            moving = self._asks(judge.id) and by in ("policy", "current")
-            if moving and not self.inputs.judges[judge.id].comparative:
+            now = {r: model for r, n in self._names(judge).items() if n in ("policy", "current")}
+            if now and not self.inputs.judges[judge.id].comparative:
                 name = f"{step.id}.drift.{judge.id}"
-                judged = self._judged(judge, [fixed], model, name, DRIFT_PROMPTS)
+                models = self._frozen(judge) | now
+                judged = self._judged(judge, [fixed], models, name, DRIFT_PROMPTS)
                 found[f"drift/{judge.id}"] = judged.hash
         return found
 

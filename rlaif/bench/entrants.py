@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config import AnyJudge, JudgesFile, ModelSpec
+from rlaif.config import JudgeBase, JudgesFile, ModelSpec
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.engines.base import Model
 from rlaif.engines.build import CAPABILITIES
 from rlaif.errors import ConfigError
 from rlaif.experiment import model_key
-from rlaif.judges.base import Judge
+from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import JUDGES, build_judge
 from rlaif.resources import find
 from rlaif.yamlio import Lines, load_yaml, suggest, validate
@@ -22,13 +22,18 @@ BASELINES = ("longer", "first", "random", "overlap", "perplexity")
 
 @dataclass(frozen=True)
 class Entrant:
-    """A judge that is measured. `model` is None where no model is asked; `weights` are those of
+    """A judge that is measured. `models` are those that it asks, by role; `weights` are those of
     the principles."""
 
     judge: Judge
     kind: str
-    model: Model | None
+    models: Mapping[str, Model]
     weights: Mapping[str, float]
+
+    @property
+    def label(self) -> str | None:
+        """The names of its models; None where it asks none."""
+        return ", ".join(dict.fromkeys(m.label for m in self.models.values())) or None
 
     @property
     def baseline(self) -> bool:
@@ -46,7 +51,7 @@ def find_entrants(
     for text in texts:
         found += _named(text, model, constitution)
     if with_baselines:
-        able = any(_gives_logprobs(e.model) for e in found)
+        able = any(_gives_logprobs(m) for e in found for m in e.models.values())
         names = [n for n in BASELINES if n != "perplexity" or able]
         taken = {e.judge.id for e in found}
         for name in names:
@@ -58,8 +63,8 @@ def find_entrants(
     return found
 
 
-def _gives_logprobs(model: Model | None) -> bool:
-    return model is not None and "token_logprobs" in CAPABILITIES.get(model.spec.engine, ())
+def _gives_logprobs(model: Model) -> bool:
+    return "token_logprobs" in CAPABILITIES.get(model.spec.engine, ())
 
 
 def _named(text: str, model: ModelSpec, constitution: str | None) -> list[Entrant]:
@@ -91,7 +96,7 @@ def _entrants(
 
 
 def _entrant(
-    spec: AnyJudge,
+    spec: JudgeBase,
     file: JudgesFile,
     model: ModelSpec,
     rules: Constitution | None,
@@ -100,19 +105,18 @@ def _entrant(
 ) -> Entrant:
     judge = build_judge(spec, rules, path)
     weights = {p.id: p.weight for p in rules.principles} if rules is not None else {}
-    asked = None
-    if judge.needs:
-        place = file.judges.index(spec)
-        asked = _model(getattr(spec, "by", "policy"), file, model, path)
+    names, models = spec.asks(), {}
+    for role in roles_of(judge):
+        asked = _model(names[role], file, model, path)
         if asked is None:
-            name = getattr(spec, "by", "policy")
-            hint = suggest(name, ["policy", *file.models])
+            hint = suggest(names[role], ["policy", *file.models])
+            place = ("judges", [j.id for j in file.judges].index(spec.id))
+            line = lines.get((*place, role), lines.get(place))
             raise ConfigError(
-                f"judge {spec.id}: no model is called {name!r}{hint}",
-                path,
-                lines.get(("judges", place, "by")),
+                f"judge {spec.id}: no model is called {names[role]!r}{hint}", path, line
             )
-    return Entrant(judge, spec.kind, asked, weights)
+        models[role] = asked
+    return Entrant(judge, spec.kind, models, weights)
 
 
 def _model(name: str, file: JudgesFile, model: ModelSpec, path: Path | None) -> Model | None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from rlaif.bench.entrants import Entrant
 from rlaif.compare.verdicts import Verdict, verdict
 from rlaif.data.labelled import LabelledPair
-from rlaif.judges.base import Call
+from rlaif.judges.base import Judge, is_staged
 from rlaif.plan import VERSIONS
-from rlaif.records import Completion, Judgement, content_hash, from_json
+from rlaif.records import Completion, Judgement, content_hash
+from rlaif.steps.asking import Group, Kept, verdicts
 from rlaif.steps.context import Engines, Progress
-from rlaif.steps.judge import ask
-from rlaif.store import StepFolder, Store
-
-Judged = dict[str, list[Judgement]]
-"""Judgements by the id of their call."""
+from rlaif.store import Store
 
 
 def judge_pairs(
@@ -26,56 +24,60 @@ def judge_pairs(
     store: Store,
     engines: Engines,
     progress: Progress,
-    known: Mapping[str, list[Judgement]] | None = None,
-) -> tuple[list[Verdict], Judged]:
-    """One verdict per pair, and every judgement. A call in `known` is not made again."""
-    judge = entrant.judge
-    by_pair = [judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs]
-    every = {c.call_id: c for calls in by_pair for c in calls}
-    asked = [c for c in every.values() if c.call_id not in (known or {})]
-    folder = store.step(_hash(entrant, asked, seed))
-    if folder.done() is None:
-        _ask(entrant, asked, folder, engines, progress)
-    judged: Judged = dict(known or {})
-    for row in folder.read("judgements"):
-        judged.setdefault(row["call_id"], []).append(from_json(Judgement, row))
-    verdicts = []
-    for pair, calls in zip(pairs, by_pair, strict=True):
-        names = dict.fromkeys(c.call_id for c in calls)
-        found = [j for name in names for j in judged.get(name, [])]
-        verdicts.append(verdict(pair, found, entrant.weights))
-    return verdicts, judged
+    known: Sequence[Judgement] = (),
+) -> tuple[list[Verdict], list[Judgement]]:
+    """One verdict per pair, and every judgement. Where a judge looks at one answer at a time, an
+    answer that has a judgement in `known` is not judged again."""
+    groups = _groups(entrant.judge, pairs, seed, {j.subject for j in known})
+    folder = store.step(_hash(entrant, groups, seed))
+    finished = folder.done() is not None
+    if not finished:
+        folder.repair()
+    found = verdicts(entrant.judge, entrant.models, engines, groups, seed, Kept(folder), progress)
+    if not finished:
+        judge = entrant.judge
+        folder.finish({"kind": "judge-bench", "judge": judge.id, "judge_hash": judge.judge_hash})
+    judged = {j.judgement_id: j for j in (*known, *found)}
+    by_shown: dict[frozenset[str], list[Judgement]] = defaultdict(list)
+    for judgement in judged.values():
+        by_shown[frozenset(judgement.shown)].append(judgement)
+    said = [verdict(p, _about(p, by_shown), entrant.weights) for p in pairs]
+    return said, list(judged.values())
 
 
-def _hash(entrant: Entrant, calls: Sequence[Call], seed: int) -> str:
-    prompts = {c.prompt.prompt_id: (c.prompt.tags, c.prompt.reference) for c in calls}
+def _groups(judge: Judge, pairs: Iterable[LabelledPair], seed: int, known: set[str]) -> list[Group]:
+    """Each pair once; for a judge that looks at one answer at a time, each answer once."""
+    taken = set(known)
+    groups: dict[tuple[str, ...], Group] = {}
+    for pair in pairs:
+        answers = [pair.first, pair.second]
+        calls = judge.calls(pair.prompt, answers, seed)
+        if not is_staged(judge) and all(len(call.shown) == 1 for call in calls):
+            answers = [a for a in answers if a.completion_id not in taken]
+            taken |= {a.completion_id for a in answers}
+        if answers:
+            groups.setdefault(tuple(a.completion_id for a in answers), (pair.prompt, answers))
+    return list(groups.values())
+
+
+def _about(pair: LabelledPair, by_shown: dict[frozenset[str], list[Judgement]]) -> list[Judgement]:
+    first, second = pair.first.completion_id, pair.second.completion_id
+    shown = dict.fromkeys([frozenset([first]), frozenset([second]), frozenset([first, second])])
+    return [judgement for ids in shown for judgement in by_shown.get(ids, [])]
+
+
+def _hash(entrant: Entrant, groups: Sequence[Group], seed: int) -> str:
     return content_hash(
         "judge-bench",
         VERSIONS["judge"],
         entrant.judge.judge_hash,
-        entrant.model.identity() if entrant.model is not None else None,
-        sorted(c.call_id for c in calls),
-        sorted([name, tags, reference or ""] for name, (tags, reference) in prompts.items()),
+        {role: model.identity() for role, model in sorted(entrant.models.items())},
+        [
+            [p.prompt_id, p.tags, p.reference, [[a.completion_id, a.digest] for a in answers]]
+            for p, answers in groups
+        ],
         seed,
     )
-
-
-def _ask(
-    entrant: Entrant,
-    calls: list[Call],
-    folder: StepFolder,
-    engines: Engines,
-    progress: Progress,
-) -> None:
-    folder.repair()
-    done = {row["call_id"] for row in folder.read("judgements")}
-    progress.start(f"calls of {entrant.judge.id}", len(calls), len(done))
-    for judgements in ask(entrant.judge, entrant.model, engines, calls, done):
-        folder.append("judgements", judgements)
-        progress.advance(len({j.call_id for j in judgements}))
-    progress.finish()
-    judge = entrant.judge
-    folder.finish({"kind": "judge-bench", "judge": judge.id, "judge_hash": judge.judge_hash})
 
 
 def attack_pairs(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlaif.bench.entrants import Entrant, find_entrants
-from rlaif.bench.judging import Judged, attack_pairs, judge_pairs
+from rlaif.bench.judging import attack_pairs, judge_pairs
 from rlaif.compare import bias, calibration
 from rlaif.compare.agreement import sign_test
 from rlaif.compare.judge_figures import (
@@ -30,7 +30,7 @@ from rlaif.data.labelled import LabelledPair
 from rlaif.engines.build import EnginePool
 from rlaif.errors import ConfigError
 from rlaif.judges.attacks import ATTACKS, Attack
-from rlaif.records import content_hash
+from rlaif.records import Judgement, content_hash
 from rlaif.steps.context import Engines, Progress
 from rlaif.store import Store, write_atomic
 from rlaif.yamlio import suggest
@@ -141,8 +141,8 @@ class _Setting:
         entrant: Entrant,
         pairs: Sequence[LabelledPair],
         seed: int,
-        known: Judged | None = None,
-    ) -> tuple[list[Verdict], Judged]:
+        known: Sequence[Judgement] = (),
+    ) -> tuple[list[Verdict], list[Judgement]]:
         """See `judge_pairs`."""
         return judge_pairs(entrant, pairs, seed, self.store, self.engines, self.progress, known)
 
@@ -151,15 +151,15 @@ def _measured(
     setting: _Setting, entrant: Entrant, attacks: Sequence[str]
 ) -> tuple[VerdictTable, dict[str, Any]]:
     """One judge's verdicts, and all that is said of them."""
-    request, model = setting.request, entrant.model
+    request = setting.request
     seed, resamples = request.seed, request.resamples
     runs = [setting.ask(entrant, setting.pairs, seed + k) for k in range(request.repeats)]
-    author = request.author or (model.label if model is not None else None)
+    author = request.author or entrant.label
     table = verdict_table(setting.pairs, [verdicts for verdicts, _ in runs], author)
     subsets = subset_intervals(table, seed, resamples)
     return table, {
         "kind": entrant.kind,
-        "model": model.label if model is not None else None,
+        "model": entrant.label,
         "baseline": entrant.baseline,
         **_figures(table, seed, resamples),
         "subsets": {
@@ -202,7 +202,7 @@ def _flips(
     entrant: Entrant,
     table: VerdictTable,
     verdicts: Sequence[Verdict],
-    judged: Judged,
+    judged: Sequence[Judgement],
     attack: Attack,
 ) -> dict[str, Any] | None:
     """How often an attack on the answer found worse makes it the better one."""

@@ -6,19 +6,16 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from rlaif.config.base import StepId, Strict
+from rlaif.config.base import StepId
+from rlaif.config.judging import JudgeBase
 
 
-class BaselineJudge(Strict):
+class BaselineJudge(JudgeBase):
     """A judge without principles."""
 
-    id: StepId
-    principles: None = None
-    uses: list[str] | None = None
-
-    @field_validator("principles", mode="before")
+    @field_validator("principles")
     @classmethod
-    def _judges_as_a_whole(cls, value: object) -> None:
+    def _judges_as_a_whole(cls, value: list[str] | None) -> None:
         if value is not None:
             raise ValueError("a baseline follows no principle; drop `principles`")
 
@@ -57,3 +54,7 @@ class PerplexityJudge(BaselineJudge):
     kind: Literal["perplexity"]
     id: StepId = "perplexity"
     by: str = "policy"
+
+    def asks(self) -> dict[str, str]:
+        """The one model, `by`."""
+        return {"by": self.by}

@@ -13,7 +13,8 @@ from pydantic import (
 )
 
 from rlaif.config.base import Fraction, StepId, Strict
-from rlaif.config.judges import AnyJudge, JudgeStep
+from rlaif.config.judges import JudgeStep
+from rlaif.config.judging import JudgeBase
 from rlaif.config.training import AnyTrain, DistillStep
 from rlaif.rules import validate_check
 
@@ -142,4 +143,4 @@ class StepEntry(Strict):
         return getattr(self, self.kind)  # type: ignore[no-any-return]
 
 
-AnyStep = SampleStep | LoadStep | AnyJudge | PairStep | DistillStep | AnyTrain | EvaluateStep
+AnyStep = SampleStep | LoadStep | JudgeBase | PairStep | DistillStep | AnyTrain | EvaluateStep

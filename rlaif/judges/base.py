@@ -6,9 +6,9 @@ step does the rest (batches, resume, storage), the same for every judge.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeGuard
 
 from rlaif.engines.base import (
     Capability,
@@ -19,15 +19,38 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
-from rlaif.records import AnnotatorKind, Completion, Judgement, Prompt, Status, content_hash
+from rlaif.records import (
+    AnnotatorKind,
+    Completion,
+    Judgement,
+    Message,
+    Prompt,
+    Status,
+    content_hash,
+)
+from rlaif.templates import inert
 
 Answer = GenerateResult | ScoreResult | RewardResult | None
 """What an engine gives back for a call; None where no model was asked."""
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """The second turn of a call: what is asked once the judge has written its reasons. The labels
+    are read after `prefill`."""
+
+    turn: str
+    prefill: str
+    labels: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
-    """One question to an annotator. `request` is None when no model is asked (rules)."""
+    """One question to an annotator. `request` is None when no model is asked (rules).
+
+    With `then`, `request` is for the reasons, and the answer that is read is the one to `then`.
+    `role` says which of the judge's models answers. `fence` is the mark around the judged texts.
+    """
 
     call_id: str
     prompt: Prompt
@@ -35,6 +58,35 @@ class Call:
     principle: str | None
     sample_index: int
     request: GenerateRequest | ScoreRequest | RewardRequest | None
+    then: Ending | None = None
+    role: str = "by"
+    fence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer, who gave it, the reasons that were written before it, and the seconds it took."""
+
+    answer: Answer
+    annotator_id: str
+    rationale: str | None = None
+    latency: float | None = None
+
+
+def ending_request(call: Call, reasons: GenerateResult) -> ScoreRequest | None:
+    """The second request of a call, after the judge's own reasons; None where these failed.
+
+    The reasons may quote the judged text, so chat control tokens in them are broken too.
+    """
+    if call.then is None or call.request is None or reasons.finish_reason == "failed":
+        return None
+    assert isinstance(call.request, GenerateRequest)
+    said: list[Message] = [
+        {"role": "assistant", "content": inert(reasons.text)},
+        {"role": "user", "content": call.then.turn},
+    ]
+    messages = [*call.request.messages, *said]
+    return ScoreRequest(call.call_id, messages, call.then.prefill, call.then.labels)
 
 
 class Judge(Protocol):
@@ -69,6 +121,56 @@ class Judge(Protocol):
         """The judgements in an answer, at least one per call: what cannot be read is a
         judgement with status unparsed or failed."""
         ...
+
+
+class Staged(Judge, Protocol):
+    """A judge whose verdicts rest on several answers: calls may follow from answers, and nothing
+    is read before all of one prompt's are there."""
+
+    @property
+    def roles(self) -> Mapping[str, frozenset[Capability]]:
+        """What each of the models that are asked must be able to do, by role."""
+        ...
+
+    def follow(
+        self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
+    ) -> list[Call]:
+        """The calls that one prompt's answers so far make possible, and that are not among `calls`;
+        none when all has been asked."""
+        ...
+
+    def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
+        """The verdicts on one prompt's completions, from all its calls and answers."""
+        ...
+
+
+def is_staged(judge: Judge) -> TypeGuard[Staged]:
+    """Whether the judge's verdicts rest on several answers."""
+    return hasattr(judge, "conclude")
+
+
+def roles_of(judge: Judge) -> Mapping[str, frozenset[Capability]]:
+    """What each of a judge's models must be able to do, by role; nothing where none is asked."""
+    if is_staged(judge):
+        return judge.roles
+    return {"by": judge.needs} if judge.needs else {}
+
+
+def verdicts_of(
+    judge: Judge, calls: Sequence[Call], answers: Mapping[str, Answered]
+) -> list[Judgement]:
+    """What a judge reads in the answers to one prompt's calls. An unasked call has no answer."""
+    if is_staged(judge):
+        return judge.conclude(calls, answers)
+    return [j for call in calls for j in read_answer(judge, call, answers.get(call.call_id))]
+
+
+def read_answer(judge: Judge, call: Call, answered: Answered | None) -> list[Judgement]:
+    """The judgements in one answer, with the reasons that were written before it."""
+    if answered is None:
+        return judge.read(call, None, f"program:{judge.id}")
+    read = judge.read(call, answered.answer, answered.annotator_id)
+    return [replace(j, rationale=answered.rationale, latency=answered.latency) for j in read]
 
 
 def call_id(

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import AnyJudge
+from rlaif.config import JudgeBase
 from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError
 from rlaif.yamlio import suggest
@@ -30,7 +30,7 @@ JUDGES = {
 
 
 def build_judge(
-    spec: AnyJudge, constitution: Constitution | None = None, beside: Path | None = None
+    spec: JudgeBase, constitution: Constitution | None = None, beside: Path | None = None
 ) -> Judge:
     """The judge that `spec` describes. `beside` is the experiment file: templates are looked for
     beside it too.

@@ -22,8 +22,8 @@ from rlaif.errors import RlaifError
 from rlaif.judges.base import Judge
 from rlaif.plan import round_prompts
 from rlaif.records import Completion, Judgement, Prompt, content_hash, from_json
+from rlaif.steps.asking import Kept, verdicts
 from rlaif.steps.context import StepContext
-from rlaif.steps.judge import ask
 from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.model import TrainModel
 from rlaif.train.rollout import Answer, Group
@@ -65,9 +65,7 @@ class Rollouts:
         self.overlong = len(context.planned.prompts) - len(self.prompts)
         rows = context.folder.read("completions")
         self.completions = {row["completion_id"]: from_json(Completion, row) for row in rows}
-        self.judgements: dict[str, list[Judgement]] = defaultdict(list)
-        for row in context.folder.read("judgements"):
-            self.judgements[row["call_id"]].append(from_json(Judgement, row))
+        self.kept = Kept(context.folder)
 
     def collect(self, number: int, model: TrainModel) -> list[Group]:
         """Rollout `number` (from 0) with its rewards."""
@@ -208,17 +206,20 @@ class Rollouts:
     def _judge(
         self, judge: Judge, prompts: Sequence[Prompt], made: dict[str, list[Completion]]
     ) -> dict[str, list[Judgement]]:
-        seed = self.context.planned.seed
-        calls = [c for p in prompts for c in judge.calls(p, made[p.prompt_id], seed)]
-        done = self.judgements.keys() & {c.call_id for c in calls}
-        model = self.context.planned.models.get(f"judge/{judge.id}")
-        for batch in ask(judge, model, self.context.engines, calls, set(done)):
-            self.context.folder.append("judgements", batch)
-            for judgement in batch:
-                self.judgements[judgement.call_id].append(judgement)
+        planned, place = self.context.planned, f"judge/{judge.id}"
+        models = {
+            name.removeprefix(f"{place}/"): model
+            for name, model in planned.models.items()
+            if name.startswith(f"{place}/")
+        }
+        if place in planned.models:
+            models["by"] = planned.models[place]
+        groups = [(p, made[p.prompt_id]) for p in prompts]
         found: dict[str, list[Judgement]] = defaultdict(list)
-        for call in calls:
-            found[call.prompt.prompt_id] += self.judgements[call.call_id]
+        for judgement in verdicts(
+            judge, models, self.context.engines, groups, planned.seed, self.kept
+        ):
+            found[judgement.prompt_id].append(judgement)
         return found
 
     def _answer(self, completion: Completion, rewards: dict[str, float | None]) -> Answer | None:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from rlaif.compare.aggregate import candidate_scores
-from rlaif.config import AnyJudge, JudgeStep
+from rlaif.config import JudgeBase, JudgeStep
 from rlaif.constitution import Constitution
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from rlaif.errors import ConfigError
@@ -59,7 +59,7 @@ def constitution(data: Any = RULES) -> Constitution:
 
 
 def judge_of(spec: dict[str, Any], rules: Constitution | None = None, **more: Any) -> Judge:
-    model: AnyJudge = TypeAdapter(JudgeStep).validate_python(spec | more)
+    model: JudgeBase = TypeAdapter(JudgeStep).validate_python(spec | more)
     return build_judge(model, rules)
 
 
