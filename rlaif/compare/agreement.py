@@ -37,7 +37,8 @@ def cohen_kappa(first: Floats, second: Floats) -> float | None:
 
 def nominal(left: Floats, right: Floats) -> Floats:
     """Krippendorff's distance of categories: 0 or 1."""
-    return (left != right).astype(np.float64)
+    different: Floats = (left != right).astype(np.float64)
+    return different
 
 
 def interval(left: Floats, right: Floats) -> Floats:
