@@ -1,9 +1,10 @@
 """Measure every judge that the embedded model can serve on files that people labelled.
 
-    python benchmarks/judges_vs_humans.py FILE [FILE ...] [--limit N] [--out DIR] [--quick] [--json]
+    python benchmarks/judges_vs_humans.py FILE [FILE ...] [--limit N] [--out DIR] [--quick]
+        [--attack NAME] [--json]
 
-Each FILE is anything that `rlaif judge-bench` reads. Judgements are kept in --out, so a run that was
-stopped goes on, and a finished one is printed again without asking the model.
+Each FILE is anything that `rlaif judge-bench` reads. Judgements are kept in --out, so a run that
+was stopped goes on, and a finished one is printed again without asking the model.
 """
 
 from __future__ import annotations
@@ -75,9 +76,7 @@ def main() -> int:
     parser.add_argument("--model", default="builtin/smollm2-135m-instruct")
     parser.add_argument("--attack", action="append", default=[], help="as of judge-bench")
     parser.add_argument("--limit", type=int, help="pairs per file [default: all]")
-    parser.add_argument(
-        "--out", type=Path, help="where judgements are kept [default: a new folder]"
-    )
+    parser.add_argument("--out", type=Path, help="for judgements [default: a new folder]")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_PAIRS} pairs per file")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()

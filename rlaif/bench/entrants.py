@@ -112,9 +112,8 @@ def _entrant(
             hint = suggest(names[role], ["policy", *file.models])
             place = ("judges", [j.id for j in file.judges].index(spec.id))
             line = lines.get((*place, role), lines.get(place))
-            raise ConfigError(
-                f"judge {spec.id}: no model is called {names[role]!r}{hint}", path, line
-            )
+            fault = f"judge {spec.id}: no model is called {names[role]!r}{hint}"
+            raise ConfigError(fault, path, line)
         models[role] = asked
     return Entrant(judge, spec.kind, models, weights)
 

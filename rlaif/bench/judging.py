@@ -9,11 +9,12 @@ from dataclasses import replace
 from rlaif.bench.entrants import Entrant
 from rlaif.compare.verdicts import Verdict, verdict
 from rlaif.data.labelled import LabelledPair
+from rlaif.experiment import StepProgress
 from rlaif.judges.base import Judge, is_staged
 from rlaif.plan import VERSIONS
 from rlaif.records import Completion, Judgement, content_hash
 from rlaif.steps.asking import Group, Kept, verdicts
-from rlaif.steps.context import Engines, Progress
+from rlaif.steps.context import Engines
 from rlaif.store import Store
 
 
@@ -23,7 +24,7 @@ def judge_pairs(
     seed: int,
     store: Store,
     engines: Engines,
-    progress: Progress,
+    progress: StepProgress,
     known: Sequence[Judgement] = (),
 ) -> tuple[list[Verdict], list[Judgement]]:
     """One verdict per pair, and every judgement. Where a judge looks at one answer at a time, an
@@ -31,6 +32,7 @@ def judge_pairs(
     groups = _groups(entrant.judge, pairs, seed, {j.subject for j in known})
     folder = store.step(_hash(entrant, groups, seed))
     finished = folder.done() is not None
+    progress.begin_step(entrant.judge.id)
     if not finished:
         folder.repair()
     found = verdicts(entrant.judge, entrant.models, engines, groups, seed, Kept(folder), progress)

@@ -29,9 +29,10 @@ from rlaif.config import ModelSpec
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.build import EnginePool
 from rlaif.errors import ConfigError
+from rlaif.experiment import StepProgress
 from rlaif.judges.attacks import ATTACKS, Attack
 from rlaif.records import Judgement, content_hash
-from rlaif.steps.context import Engines, Progress
+from rlaif.steps.context import Engines
 from rlaif.store import Store, write_atomic
 from rlaif.yamlio import suggest
 
@@ -57,7 +58,7 @@ class BenchRequest:
 
 
 def run_bench(
-    request: BenchRequest, pairs: Sequence[LabelledPair], progress: Progress
+    request: BenchRequest, pairs: Sequence[LabelledPair], progress: StepProgress
 ) -> dict[str, Any]:
     """Everything that was measured, JSON-ready; also kept in `out` as bench.json.
 
@@ -134,7 +135,7 @@ class _Setting:
     pairs: Sequence[LabelledPair]
     store: Store
     engines: Engines
-    progress: Progress
+    progress: StepProgress
 
     def ask(
         self,

@@ -121,9 +121,7 @@ def judge_bench(
         seed,
         resamples,
     )
-    progress = progress_of(quiet)
-    progress.begin_step("judge-bench")
-    result = run_bench(request, labelled, progress)
+    result = run_bench(request, labelled, progress_of(quiet))
     page = bench_page(result, folder / "report.html")
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))

@@ -131,7 +131,7 @@ def sign_test(first: int, second: int) -> float:
     for k in range(low + 1):
         tail += term
         term = term * (total - k) // (k + 1)
-    return min(1.0, 2 * tail / 2**total)
+    return min(1.0, float(2 * tail / 2**total))
 
 
 def mcnemar(first_right: Floats, second_right: Floats) -> tuple[int, int, float]:
