@@ -22,8 +22,8 @@ from rlaif.errors import RlaifError
 from rlaif.judges.base import Judge
 from rlaif.plan import round_prompts
 from rlaif.records import Completion, Judgement, Prompt, content_hash, from_json
-from rlaif.steps.context import StepContext
 from rlaif.steps.asking import Kept, verdicts
+from rlaif.steps.context import StepContext
 from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.model import TrainModel
 from rlaif.train.rollout import Answer, Group
