@@ -50,6 +50,19 @@ _PROSE = (
     r"(?:clearly\s+|much\s+)?(?:better|best|preferred)"
 )
 
+_HEAD = re.compile(
+    r"^\W*(?:output\s+for\s+)?(?:text|answer|response|output)\W{0,3}(?P<number>\d{1,3})"
+    r"[*_`#)\]]*\s*(?::|-|\u2013|$|(?=rating))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NONE = re.compile(r"(?<!\w)rating\W*(?:n\s*/\s*a|not\s+applicable)(?!\w)", re.IGNORECASE)
+
+_ITEM = re.compile(
+    r"^\s*(?:[-*\u2022]|\d{1,2}[.)])\s*[*_`]*(?:[\[(](?P<kind>[A-Za-z]+)[\])][*_`]*\s*:?\s*)?"
+    r"(?P<item>.+)$",
+    re.MULTILINE,
+)
+
 
 @lru_cache(maxsize=64)
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -132,6 +145,47 @@ def last_choice(text: str, labels: Mapping[str, tuple[str, ...]]) -> str | None:
         return words[said.group(1).casefold()] if said and not several else None
     named = _last(_compiled(_PROSE.format(lead=_LEAD, form=form)), text)
     return words[(named.group(1) or named.group(2)).casefold()] if named else None
+
+
+def text_ratings(
+    text: str, count: int, low: float, high: float
+) -> dict[int, float | Literal["not applicable"]]:
+    """Ratings of several texts in one answer: the number of a text, from 1 to `count`, to its
+    rating on [low, high], or to "not applicable".
+
+    Each is the last rating in the part that a line such as "Text 2" or "### Answer 2:" opens. The
+    last part of a number counts; a text without a rating is absent.
+    """
+    heads = list(_HEAD.finditer(text))
+    found: dict[int, float | Literal["not applicable"]] = {}
+    for head, end in zip(heads, [*(h.start() for h in heads[1:]), len(text)], strict=True):
+        number, part = int(head["number"]), text[head.end() : end]
+        if not 1 <= number <= count:
+            continue
+        rating, none = last_score(part, low, high), _last(_NONE, part)
+        if rating is None and none is None and _last(_VERDICT, part) is None:
+            continue
+        found.pop(number, None)
+        if none is not None and rating is None:
+            found[number] = "not applicable"
+        elif rating is not None:
+            found[number] = rating
+    return found
+
+
+def list_items(text: str) -> list[tuple[str | None, str]]:
+    """(kind, item) of the lines of a list: "- [essential] The answer ..." or "2. The answer ...".
+
+    The kind is in lower case, None where a line has none. Lines that are no list items, and items
+    that came before, are passed over.
+    """
+    found: dict[str, tuple[str | None, str]] = {}
+    for match in _ITEM.finditer(text):
+        item = match["item"].strip().strip("*_").strip()
+        kind = match["kind"].casefold() if match["kind"] else None
+        if item:
+            found.setdefault(item.casefold(), (kind, item))
+    return list(found.values())
 
 
 def last_match(

@@ -53,6 +53,16 @@ POINTWISE = SHARED_VARIABLES | {"response"}
 """What a template that judges one answer may use."""
 PAIRWISE = SHARED_VARIABLES | {"response_1", "response_2"}
 """What a template that compares two answers may use."""
+JOINT = SHARED_VARIABLES | {"responses", "count", "aspect"}
+"""What a template that rates all answers of a prompt may use."""
+CLASSES = POINTWISE | {"classes"}
+"""What a template that classifies one answer may use."""
+ITEM = POINTWISE | {"item"}
+"""What a template that decides one item of a checklist may use."""
+ITEMS = POINTWISE | {"items"}
+"""What a template that weighs a checklist may use."""
+WRITING = SHARED_VARIABLES | {"most"}
+"""What a template that writes a checklist may use: no judged answer."""
 
 _SECTIONS = ("system", "user", "then", "prefill")
 _SECTION = re.compile(r"^---(system|user|then|prefill)---$\n?", re.MULTILINE)

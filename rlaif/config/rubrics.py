@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rlaif.config.base import Fraction, StepId, Strict
 from rlaif.config.judging import LabelJudge, ModelJudge, Order, WritingJudge
+from rlaif.rules import validate_check
+
+Category = Literal["essential", "important", "optional", "pitfall"]
 
 
 class UltraFeedbackJudge(WritingJudge):
@@ -73,10 +76,18 @@ class RubricItem(Strict):
     """One thing to look for. `check` is the name of a rule that decides it in place of a model."""
 
     text: Annotated[str, Field(min_length=1)]
-    category: Literal["essential", "important", "optional", "pitfall"] | None = None
-    weight: PositiveFloat | None = None
+    category: Category = "essential"
+    weight: PositiveFloat | None = Field(None, description="The category's when absent.")
     check: str | None = None
     params: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _known_check(self) -> RubricItem:
+        if self.check is not None:
+            validate_check(self.check, self.params)
+        elif self.params:
+            raise ValueError("`params` belong to a `check`, and there is none")
+        return self
 
 
 class RubricWriting(Strict):
@@ -99,12 +110,22 @@ class RubricJudge(ModelJudge):
     items_file: str | None = Field(None, description="JSON lines: a `prompt` and its `items`.")
     generate: RubricWriting | None = None
     aggregate: Literal["explicit", "implicit"] = "explicit"
-    category_weights: dict[str, PositiveFloat] = {
+    category_weights: dict[Category, PositiveFloat] = {
         "essential": 1.0,
         "important": 0.7,
         "optional": 0.3,
         "pitfall": 0.8,
     }
+    yes_labels: list[str] = ["Yes", " Yes", "yes", " yes"]
+    no_labels: list[str] = ["No", " No", "no", " no"]
+
+    @field_validator("category_weights")
+    @classmethod
+    def _all_categories(cls, weights: dict[str, float]) -> dict[str, float]:
+        missing = sorted(set(get_args(Category)) - set(weights))
+        if missing:
+            raise ValueError(f"`category_weights` lacks {missing}")
+        return weights
 
     @model_validator(mode="after")
     def _one_source(self) -> RubricJudge:

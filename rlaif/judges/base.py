@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeGuard
+from typing import TYPE_CHECKING, Protocol
 
 from rlaif.engines.base import (
     Capability,
@@ -29,6 +29,9 @@ from rlaif.records import (
     content_hash,
 )
 from rlaif.templates import inert
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Answer = GenerateResult | ScoreResult | RewardResult | None
 """What an engine gives back for a call; None where no model was asked."""
@@ -89,9 +92,10 @@ def ending_request(call: Call, reasons: GenerateResult) -> ScoreRequest | None:
     return ScoreRequest(call.call_id, messages, call.then.prefill, call.then.labels)
 
 
-class Judge(Protocol):
-    """A judge by its id in the experiment. `judge_hash` covers all that can change a verdict, but
-    not the weights of the model that answers: those are the annotator's."""
+class Asks(Protocol):
+    """What all judges have. A judge goes by its id in the experiment. `judge_hash` covers all that
+    can change a verdict, but not the weights of the model that answers: those are the
+    annotator's."""
 
     @property
     def id(self) -> str:
@@ -117,13 +121,17 @@ class Judge(Protocol):
         """The calls that judge `completions` of one prompt; failed completions are left out."""
         ...
 
+
+class Plain(Asks, Protocol):
+    """A judge that reads each answer by itself, which most do."""
+
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """The judgements in an answer, at least one per call: what cannot be read is a
         judgement with status unparsed or failed."""
         ...
 
 
-class Staged(Judge, Protocol):
+class Staged(Asks, Protocol):
     """A judge whose verdicts rest on several answers: calls may follow from answers, and nothing
     is read before all of one prompt's are there."""
 
@@ -144,7 +152,10 @@ class Staged(Judge, Protocol):
         ...
 
 
-def is_staged(judge: Judge) -> TypeGuard[Staged]:
+Judge = Plain | Staged
+
+
+def is_staged(judge: Judge) -> TypeIs[Staged]:
     """Whether the judge's verdicts rest on several answers."""
     return hasattr(judge, "conclude")
 
@@ -165,7 +176,7 @@ def verdicts_of(
     return [j for call in calls for j in read_answer(judge, call, answers.get(call.call_id))]
 
 
-def read_answer(judge: Judge, call: Call, answered: Answered | None) -> list[Judgement]:
+def read_answer(judge: Plain, call: Call, answered: Answered | None) -> list[Judgement]:
     """The judgements in one answer, with the reasons that were written before it."""
     if answered is None:
         return judge.read(call, None, f"program:{judge.id}")
@@ -201,14 +212,18 @@ def judgement(
     rationale: str | None = None,
     raw: str | None = None,
     template_hash: str | None = None,
+    shown: Sequence[Completion] | None = None,
 ) -> Judgement:
-    """A Judgement about `subject`, one of the completions that `call` showed."""
+    """A Judgement about `subject`, one of the completions that `call` showed.
+
+    `shown` is those of them that the value is about: the call's by default.
+    """
     return Judgement(
         judgement_id="j_" + content_hash(call.call_id, annotator_id, subject.completion_id),
         call_id=call.call_id,
         prompt_id=call.prompt.prompt_id,
         subject_kind="completion",
-        shown=[c.completion_id for c in call.shown],
+        shown=[c.completion_id for c in (call.shown if shown is None else shown)],
         subject=subject.completion_id,
         judge=judge.id,
         annotator_id=annotator_id,

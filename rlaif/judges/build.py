@@ -17,10 +17,22 @@ JUDGES = {
     "rules": "rlaif.judges.rules:build",
     "yes_no": "rlaif.judges.yes_no:build",
     "rating": "rlaif.judges.rating:build",
+    "direct": "rlaif.judges.rating:build",
+    "critique": "rlaif.judges.rating:build",
+    "prometheus": "rlaif.judges.rating:build",
     "additive": "rlaif.judges.additive:build",
     "pairwise": "rlaif.judges.pairwise:build",
+    "constitutional": "rlaif.judges.pairwise:build",
+    "prometheus_pair": "rlaif.judges.pairwise:build",
     "template": "rlaif.judges.template:build",
+    "ultrafeedback": "rlaif.judges.ultrafeedback:build",
+    "rbrm": "rlaif.judges.rbrm:build",
+    "rbr": "rlaif.judges.rbr:build",
+    "rubric": "rlaif.judges.rubric:build",
     "reward_model": "rlaif.judges.reward_model:build",
+    "implicit_reward": "rlaif.judges.implicit_reward:build",
+    "meta": "rlaif.judges.meta:build",
+    "jury": "rlaif.judges.jury:build",
     "longer": "rlaif.judges.baselines:build",
     "first": "rlaif.judges.baselines:build",
     "random": "rlaif.judges.baselines:build",
@@ -42,7 +54,9 @@ def build_judge(
         judge: Judge = load_object(JUDGES[spec.kind], spec.id)(spec, constitution, beside)
         return judge
     custom = load_object(spec.kind, spec.id)(spec, constitution)
-    needed = ("id", "judge_hash", "comparative", "needs", "calls", "read")
+    staged = hasattr(custom, "conclude")
+    needed = ["id", "judge_hash", "comparative", "needs", "calls"]
+    needed += ["roles", "follow", "conclude"] if staged else ["read"]
     lacking = [name for name in needed if not hasattr(custom, name)]
     if lacking:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from rlaif.yamlio import suggest
 from .base import Answer, Call, Ending, Judge, judgement
 
 # Who answers and which records are judged; neither changes what a verdict on a given text is.
-_NOT_HASHED = {"id", "kind", "by", "uses", "template", "principles"}
+_NOT_HASHED = {"id", "kind", "by", "reference", "uses", "template", "principles"}
 
 Labels = Mapping[str, tuple[str, ...]]
 """A label to the surface forms whose probabilities are summed."""
@@ -91,15 +92,16 @@ def judge_template(
     *,
     comparative: bool = False,
     per_principle: bool = False,
+    allowed: frozenset[str] = POINTWISE,
+    required: frozenset[str] = frozenset({"response"}),
 ) -> Template:
     """The spec's template, or the shipped one. It must use each judged text and, where each call is
-    about one principle, that principle."""
-    required = {"response_1", "response_2"} if comparative else {"response"}
+    about one principle, that principle. Raises ConfigError."""
+    if comparative:
+        allowed, required = PAIRWISE, frozenset({"response_1", "response_2"})
     if per_principle:
-        required.add("principle")
-    allowed = PAIRWISE if comparative else POINTWISE
-    name = spec.template or f"prompts/judges/{default}"
-    return load_template(name, allowed, frozenset(required), beside)
+        required |= {"principle"}
+    return load_template(spec.template or f"prompts/judges/{default}", allowed, required, beside)
 
 
 def usable(completions: Iterable[Completion]) -> list[Completion]:
@@ -168,9 +170,16 @@ class Asking:
         messages, prefill = self.template.messages(values), self.template.prefill(values)
         if self.reasons is None:
             return ScoreRequest(name, messages, prefill, dict(labels)), None
-        sampling = replace(self.reasons, seed=sampling_seed(seed, name))
         ending = Ending(self.template.then(values), prefill, dict(labels))
-        return GenerateRequest(name, messages, sampling), ending
+        return text_request(name, self.template, values, self.reasons, seed), ending
+
+
+def text_request(
+    name: str, template: Template, values: Mapping[str, Any], sampling: Sampling, seed: int
+) -> GenerateRequest:
+    """A call's request for a text, sampled with a seed of its own."""
+    own = replace(sampling, seed=sampling_seed(seed, name))
+    return GenerateRequest(name, template.messages(values), own)
 
 
 def asking(spec: LabelJudge, template: Template) -> Asking:
@@ -198,6 +207,12 @@ def sampling_of(spec: WritingJudge) -> Sampling:
 def sampling_seed(seed: int, call_id: str) -> int:
     """The seed of one generated answer, on [0, 2**31)."""
     return int(content_hash("judge", seed, call_id, length=8), 16) & 0x7FFFFFFF
+
+
+def sigmoid(value: float) -> float:
+    """1 / (1 + exp(-value)) without overflow."""
+    small = math.exp(-abs(value))
+    return 1.0 / (1.0 + small) if value >= 0 else small / (1.0 + small)
 
 
 def mapped(value: float, low: float, high: float) -> float:

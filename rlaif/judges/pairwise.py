@@ -10,7 +10,7 @@ follows reasons to [0.4, 0.6]; Prometheus 2 (2405.01535) writes its verdict.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from typing import Literal
 from rlaif.config import ConstitutionalJudge, PairwiseJudge, PrometheusPairJudge
 from rlaif.config.judging import Order
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.base import Capability, GenerateRequest, GenerateResult, Sampling
+from rlaif.engines.base import Capability, GenerateResult, Sampling
 from rlaif.errors import ConfigError
 from rlaif.parsing import label_share, last_choice
 from rlaif.records import Completion, Judgement, Prompt, content_hash
@@ -37,9 +37,9 @@ from .common import (
     label_result,
     likeliest,
     sampling_of,
-    sampling_seed,
     template_values,
     text_principles,
+    text_request,
     usable,
     without_value,
 )
@@ -148,9 +148,7 @@ class Pairwise:
         if self.written is None:
             request, then = self.asking.request(name, values, self.labels, seed)
             return Call(name, prompt, shown, principle_id, index, request, then)
-        sampling = replace(self.written, seed=sampling_seed(seed, name))
-        messages = self.asking.template.messages(values)
-        written = GenerateRequest(name, messages, sampling)
+        written = text_request(name, self.asking.template, values, self.written, seed)
         return Call(name, prompt, shown, principle_id, index, written, fence=values["fence"])
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:

@@ -7,12 +7,12 @@ levels at the next token, sum of i p(i) over sum of p(i) (2309.00267, section "D
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Literal
 
 from rlaif.constitution import Principle
-from rlaif.engines.base import Capability, GenerateRequest, GenerateResult, Sampling, ScoreResult
+from rlaif.engines.base import Capability, GenerateResult, Sampling, ScoreResult
 from rlaif.errors import ConfigError
 from rlaif.parsing import expected_level, last_score
 from rlaif.records import Completion, Judgement, Prompt
@@ -26,8 +26,8 @@ from .common import (
     label_mass,
     label_result,
     mapped,
-    sampling_seed,
     template_values,
+    text_request,
     usable,
     without_value,
 )
@@ -103,8 +103,7 @@ class Scored:
             forms = {label: (label, f" {label}") for label in labels.values()}
             request, then = self.asking.request(name, values, forms, seed)
             return Call(name, prompt, (completion,), principle_id, index, request, then)
-        sampling = replace(self.written, seed=sampling_seed(seed, name))
-        written = GenerateRequest(name, self.asking.template.messages(values), sampling)
+        written = text_request(name, self.asking.template, values, self.written, seed)
         fence = values["fence"]
         return Call(name, prompt, (completion,), principle_id, index, written, fence=fence)
 
