@@ -13,7 +13,7 @@ import warnings
 
 import click
 
-from rlaif.cli import runs, steps, texts, train
+from rlaif.cli import data, runs, steps, texts, train
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
@@ -32,6 +32,7 @@ COMMANDS = (
     train.distill,
     train.train,
     steps.evaluate,
+    data.winrate,
 )
 
 
