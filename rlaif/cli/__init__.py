@@ -32,6 +32,7 @@ COMMANDS = (
     train.distill,
     train.train,
     steps.evaluate,
+    data.convert,
     data.winrate,
 )
 

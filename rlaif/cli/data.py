@@ -21,11 +21,21 @@ COLUMNS = click.option(
 ON_ERROR = click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),
-    default="fail",
+    default="skip",
     show_default=True,
     help="What to do with a row that cannot be read.",
 )
 SHOWN = 10
+LOSSES = {
+    "prompt": "turns of the prompt, or blanks around them",
+    "answers": "blanks around answers",
+    "order": "which answer came first",
+    "label": "how sure the label is",
+    "subset": "the subset",
+    "authors": "who wrote the answers",
+    "annotator": "who labelled",
+    "annotator_kind": "whether a person or a model labelled",
+}
 
 
 def say_skipped(skipped: list[str]) -> None:
@@ -34,6 +44,49 @@ def say_skipped(skipped: list[str]) -> None:
         click.echo(f"skipped: {message}", err=True)
     if len(skipped) > SHOWN:
         click.echo(f"skipped: {len(skipped) - SHOWN} more rows", err=True)
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@FROM
+@click.option("--to", required=True, metavar="FORMAT", help="The format of OUT.")
+@COLUMNS
+@ON_ERROR
+@JSON
+def convert(
+    source: Path,
+    out: Path,
+    from_: str | None,
+    to: str,
+    columns: Path | None,
+    on_error: Any,
+    as_json: bool,
+) -> None:
+    """Write the labelled pairs of IN to OUT (.jsonl, .jsonl.gz, .json or .parquet) in a format.
+
+    What the format cannot hold is said: pairs that are skipped, and what is lost of the others.
+    """
+    from dataclasses import asdict
+
+    from rlaif.data.convert import convert as converted
+    from rlaif.data.readers import load_columns
+    from rlaif.resources import find
+
+    mapped = load_columns(columns) if columns is not None else None
+    done = converted(find(str(source)), out, to, from_, mapped, on_error)
+    say_skipped(done.skipped)
+    if as_json:
+        click.echo(json.dumps(asdict(done), ensure_ascii=False))
+        return
+    click.echo(
+        f"{done.written} pairs of {done.rows} rows ({done.format}) written to {out} ({to}), "
+        f"{len(done.skipped)} skipped"
+    )
+    for name, count in sorted(done.lost.items()):
+        click.echo(f"lost: {LOSSES[name]} ({count} pairs)")
+    if done.dropped:
+        click.echo(f"not carried over: {', '.join(done.dropped)}")
 
 
 @click.command()
