@@ -13,7 +13,7 @@ import warnings
 
 import click
 
-from rlaif.cli import bench, runs, steps, texts, train
+from rlaif.cli import bench, data, runs, steps, texts, train
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
@@ -33,6 +33,8 @@ COMMANDS = (
     train.train,
     steps.evaluate,
     bench.judge_bench,
+    data.convert,
+    data.winrate,
 )
 
 

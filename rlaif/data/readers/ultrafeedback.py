@@ -136,6 +136,7 @@ RAW = Format(
     columns=("instruction", "completions"),
     optional=("source",),
     read=read_raw,
+    left="ratings but for which mean is higher, rationales, critiques, principles",
 )
 BINARISED = Format(
     about="UltraFeedback binarised: prompt, whole conversations chosen and rejected, their scores",
@@ -144,10 +145,12 @@ BINARISED = Format(
     read=partial(_read_binarised, scores="score_{}", models=False),
     fits=_whole_conversation,
     write=_write_binarised,
+    left="scores but for which is higher",
 )
 DISTILABEL = Format(
     about="distilabel: prompt, chosen, rejected, chosen_rating, rejected_rating, models",
     columns=("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating"),
     optional=("chosen_model", "rejected_model"),
     read=partial(_read_binarised, scores="{}_rating", models=True),
+    left="ratings but for which is higher",
 )
