@@ -10,7 +10,7 @@ from rlaif.bench.entrants import Entrant
 from rlaif.compare.verdicts import Verdict, verdict
 from rlaif.data.labelled import LabelledPair
 from rlaif.experiment import StepProgress
-from rlaif.judges.base import Judge, is_staged
+from rlaif.judges.base import Call, Judge, is_staged
 from rlaif.plan import VERSIONS
 from rlaif.records import Completion, Judgement, content_hash
 from rlaif.steps.asking import Group, Kept, verdicts
@@ -29,32 +29,35 @@ def judge_pairs(
 ) -> tuple[list[Verdict], list[Judgement]]:
     """One verdict per pair, and every judgement. Where a judge looks at one answer at a time, an
     answer that has a judgement in `known` is not judged again."""
-    groups = _groups(entrant.judge, pairs, seed, {j.subject for j in known})
+    judge = entrant.judge
+    calls = [judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs]
+    groups = _groups(judge, pairs, calls, {j.subject for j in known})
     folder = store.step(_hash(entrant, groups, seed))
     finished = folder.done() is not None
-    progress.begin_step(entrant.judge.id)
+    progress.begin_step(judge.id)
     if not finished:
         folder.repair()
-    found = verdicts(entrant.judge, entrant.models, engines, groups, seed, Kept(folder), progress)
+    found = verdicts(judge, entrant.models, engines, groups, seed, Kept(folder), progress)
     if not finished:
-        judge = entrant.judge
         folder.finish({"kind": "judge-bench", "judge": judge.id, "judge_hash": judge.judge_hash})
-    judged = {j.judgement_id: j for j in (*known, *found)}
-    by_shown: dict[frozenset[str], list[Judgement]] = defaultdict(list)
-    for judgement in judged.values():
-        by_shown[frozenset(judgement.shown)].append(judgement)
-    said = [verdict(p, _about(p, by_shown), entrant.weights) for p in pairs]
-    return said, list(judged.values())
+    judged = list({j.judgement_id: j for j in (*known, *found)}.values())
+    by_pair = _by_shown(pairs, judged) if is_staged(judge) else _by_call(calls, judged)
+    said = [verdict(p, own, entrant.weights) for p, own in zip(pairs, by_pair, strict=True)]
+    return said, judged
 
 
-def _groups(judge: Judge, pairs: Iterable[LabelledPair], seed: int, known: set[str]) -> list[Group]:
+def _groups(
+    judge: Judge,
+    pairs: Sequence[LabelledPair],
+    calls: Sequence[Sequence[Call]],
+    known: set[str],
+) -> list[Group]:
     """Each pair once; for a judge that looks at one answer at a time, each answer once."""
     taken = set(known)
     groups: dict[tuple[str, ...], Group] = {}
-    for pair in pairs:
+    for pair, own in zip(pairs, calls, strict=True):
         answers = [pair.first, pair.second]
-        calls = judge.calls(pair.prompt, answers, seed)
-        if not is_staged(judge) and all(len(call.shown) == 1 for call in calls):
+        if not is_staged(judge) and all(len(call.shown) == 1 for call in own):
             answers = [a for a in answers if a.completion_id not in taken]
             taken |= {a.completion_id for a in answers}
         if answers:
@@ -62,10 +65,27 @@ def _groups(judge: Judge, pairs: Iterable[LabelledPair], seed: int, known: set[s
     return list(groups.values())
 
 
-def _about(pair: LabelledPair, by_shown: dict[frozenset[str], list[Judgement]]) -> list[Judgement]:
-    first, second = pair.first.completion_id, pair.second.completion_id
-    shown = dict.fromkeys([frozenset([first]), frozenset([second]), frozenset([first, second])])
-    return [judgement for ids in shown for judgement in by_shown.get(ids, [])]
+def _by_call(calls: Sequence[Sequence[Call]], judged: Iterable[Judgement]) -> list[list[Judgement]]:
+    """The judgements of each pair's calls."""
+    found: dict[str, list[Judgement]] = defaultdict(list)
+    for judgement in judged:
+        found[judgement.call_id].append(judgement)
+    names = [dict.fromkeys(call.call_id for call in own) for own in calls]
+    return [[j for name in own for j in found.get(name, [])] for own in names]
+
+
+def _by_shown(pairs: Sequence[LabelledPair], judged: Iterable[Judgement]) -> list[list[Judgement]]:
+    """The judgements of each pair's answers, alone or together: where verdicts rest on several
+    calls, they are of none of them."""
+    found: dict[frozenset[str], list[Judgement]] = defaultdict(list)
+    for judgement in judged:
+        found[frozenset(judgement.shown)].append(judgement)
+    by_pair = []
+    for pair in pairs:
+        first, second = pair.first.completion_id, pair.second.completion_id
+        shown = dict.fromkeys([frozenset([first]), frozenset([second]), frozenset([first, second])])
+        by_pair.append([j for ids in shown for j in found.get(ids, [])])
+    return by_pair
 
 
 def _hash(entrant: Entrant, groups: Sequence[Group], seed: int) -> str:

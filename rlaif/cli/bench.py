@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlaif.cli.data import COLUMNS, FROM, ON_ERROR, say_skipped
 from rlaif.cli.options import CONSTITUTION, JSON, MODEL, QUIET, SEED, progress_of
 
 if TYPE_CHECKING:
@@ -26,15 +27,9 @@ if TYPE_CHECKING:
     help="A kind (pairwise, rating, longer ...), a YAML file of judges, or the folder of a reward "
     "model; repeatable.",
 )
-@click.option("--from", "from_", metavar="FORMAT", help="PAIRS' format [default: by its columns].")
-@click.option("--columns", type=click.Path(path_type=Path), help="A column map (YAML).")
-@click.option(
-    "--on-error",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
-    show_default=True,
-    help="What a row that cannot be read does.",
-)
+@FROM
+@COLUMNS
+@ON_ERROR
 @click.option(
     "--attack",
     "attacks",
@@ -138,10 +133,10 @@ def _read(
     pairs: Path, from_: str | None, columns: Path | None, on_error: OnError
 ) -> list[LabelledPair]:
     from rlaif.data.readers import load_columns, read_labelled
+    from rlaif.resources import find
 
     mapped = load_columns(columns) if columns is not None else None
-    reading = read_labelled(pairs, from_, mapped, on_error)
+    reading = read_labelled(find(str(pairs)), from_, mapped, on_error)
     found = list(reading)
-    for message in reading.skipped:
-        click.echo(f"skipped: {message}", err=True)
+    say_skipped(reading.skipped)
     return found
