@@ -91,21 +91,23 @@ def _mean_ranks(values: Floats) -> Floats:
 def kendall(x: Floats, y: Floats) -> float | None:
     """Kendall's tau-b in O(n log n); None where either does not vary."""
     n = x.size
-    _, a = np.unique(x, return_inverse=True)
-    _, b = np.unique(y, return_inverse=True)
+    _, a, ties_x = np.unique(x, return_inverse=True, return_counts=True)
+    _, b, ties_y = np.unique(y, return_inverse=True, return_counts=True)
     pairs = n * (n - 1) // 2
-    free_x, free_y = pairs - _tied(a), pairs - _tied(b)
-    if n < 2 or not free_x or not free_y:
+    free_x, free_y = pairs - _within(ties_x), pairs - _within(ties_y)
+    if not free_x or not free_y:
         return None
-    both = _tied(a.astype(np.int64) * n + b)
-    discordant = _inversions(b[np.lexsort((b, a))].astype(np.int64))
-    concordant = free_x + free_y - pairs + both - discordant
+    # By x and then by y, so that pairs tied in x are never out of order in y.
+    both = np.sort(a.astype(np.int64) * n + b)
+    ties = np.diff(np.flatnonzero(np.diff(both, prepend=-1, append=-1)))
+    discordant = _inversions(both % n)
+    concordant = free_x + free_y - pairs + _within(ties) - discordant
     return float((concordant - discordant) / math.sqrt(free_x) / math.sqrt(free_y))
 
 
-def _tied(codes: Ints) -> int:
-    counts = np.unique(codes, return_counts=True)[1]
-    return int((counts * (counts - 1) // 2).sum())
+def _within(sizes: Ints) -> int:
+    """How many pairs lie within groups of these sizes."""
+    return int((sizes * (sizes - 1) // 2).sum())
 
 
 def _inversions(values: Ints) -> int:
