@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-JUDGES = ROOT / "benchmarks" / "judges_vs_humans.yaml"
+ONE_PASS = ROOT / "benchmarks" / "judges_vs_humans.yaml"
+WRITING = ROOT / "benchmarks" / "judges_that_write.yaml"
 QUICK_PAIRS = 12
 
 
 def measure(file: Path, options: argparse.Namespace, out: Path) -> dict[str, Any]:
     """What `rlaif judge-bench --json` says of one file."""
     command = [sys.executable, "-m", "rlaif", "judge-bench", str(file), "--out", str(out), "--json"]
-    command += ["--judge", str(options.judges), "--model", options.model]
+    command += ["--model", options.model]
+    for judges in options.judges or [ONE_PASS] + [WRITING] * (not options.quick):
+        command += ["--judge", str(judges)]
     for attack in options.attack:
         command += ["--attack", attack]
     limit = QUICK_PAIRS if options.quick else options.limit
@@ -52,7 +55,7 @@ def print_table(name: str, result: dict[str, Any]) -> None:
     pairs = result["pairs"]
     print(f"\n{name}: {pairs['n']} pairs, {pairs['prompts']} prompts, {pairs['label_ties']} ties")
     print(
-        f"  {'judge':12} {'agreement':22} {'n':>5} {'ties':>5} "
+        f"  {'judge':16} {'agreement':22} {'n':>5} {'ties':>5} "
         f"{'same slot':22} {'P(longer)':22} {'label mass':22} {'s/pair':>7}"
     )
     for judge, row in sorted(result["judges"].items(), key=lambda item: item[1]["baseline"]):
@@ -61,7 +64,7 @@ def print_table(name: str, result: dict[str, Any]) -> None:
             headline = {"mean": row["agreement"], "low": row["low"], "high": row["high"]}
         seconds = row.get("seconds_per_pair")
         print(
-            f"  {judge:12} {shown(headline):22} {row['n']:>5} {row['ties']:>5} "
+            f"  {judge:16} {shown(headline):22} {row['n']:>5} {row['ties']:>5} "
             f"{shown(row.get('same_slot')):22} {shown(row.get('prefers_longer')):22} "
             f"{shown(row.get('label_mass')):22} {seconds['mean'] if seconds else 0.0:7.2f}"
         )
@@ -72,12 +75,14 @@ def print_table(name: str, result: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--judges", type=Path, default=JUDGES)
+    parser.add_argument(
+        "--judges", type=Path, action="append", help="a YAML file, in place of ours"
+    )
     parser.add_argument("--model", default="builtin/smollm2-135m-instruct")
     parser.add_argument("--attack", action="append", default=[], help="as of judge-bench")
     parser.add_argument("--limit", type=int, help="pairs per file [default: all]")
     parser.add_argument("--out", type=Path, help="for judgements [default: a new folder]")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_PAIRS} pairs per file")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_PAIRS} pairs, one pass")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
     base = options.out or Path(tempfile.mkdtemp(prefix="judges-vs-humans-"))
