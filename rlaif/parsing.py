@@ -158,7 +158,8 @@ def text_ratings(
     """
     heads = list(_HEAD.finditer(text))
     found: dict[int, float | Literal["not applicable"]] = {}
-    for head, end in zip(heads, [*(h.start() for h in heads[1:]), len(text)], strict=True):
+    for index, head in enumerate(heads):
+        end = heads[index + 1].start() if index + 1 < len(heads) else len(text)
         number, part = int(head["number"]), text[head.end() : end]
         if not 1 <= number <= count:
             continue

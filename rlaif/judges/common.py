@@ -27,7 +27,7 @@ from rlaif.yamlio import suggest
 from .base import Answer, Call, Ending, Judge, judgement
 
 # Who answers and which records are judged; neither changes what a verdict on a given text is.
-_NOT_HASHED = {"id", "kind", "by", "reference", "uses", "template", "principles"}
+_NOT_HASHED = {"id", "kind", "by", "reference", "uses", "template", "principles", "items_file"}
 
 Labels = Mapping[str, tuple[str, ...]]
 """A label to the surface forms whose probabilities are summed."""

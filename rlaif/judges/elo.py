@@ -47,4 +47,5 @@ def elo(wins: Floats) -> Floats:
         scores = scores + step
         if np.abs(step).max() < 1e-12:
             break
-    return scores - scores.mean()
+    centred: Floats = scores - scores.mean()
+    return centred

@@ -163,7 +163,7 @@ def _as_completion(judgement: Judgement) -> Completion:
 
 def _with_answer(prompt: Prompt, answer: Completion) -> Prompt:
     """The prompt with the judged answer as its last turn."""
-    messages = [*prompt.messages, {"role": "assistant", "content": answer.text}]
+    messages = [*prompt.messages, *answer.messages[-1:]]
     return Prompt(prompt.prompt_id, messages, prompt.source, prompt.tags, prompt.reference)
 
 

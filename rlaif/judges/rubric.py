@@ -147,7 +147,7 @@ class Rubric:
                 levels=[(label, level) for level, label in labels.items()],
                 items=[(item.text, self._weight(item)) for item in items],
             )
-            forms = {label: (label, f" {label}") for label in labels.values()}
+            forms: dict[str, tuple[str, ...]] = {n: (n, f" {n}") for n in labels.values()}
             request = ScoreRequest(
                 name, self.template.messages(values), self.template.prefill(values), forms
             )
@@ -179,9 +179,9 @@ class Rubric:
             if items:
                 found.append(read(completion, items, own, answers))
                 continue
-            status: Status = "unparsed" if wrote else "not_applicable"
             raw = answers[calls[0].call_id].answer if wrote else None
             text = raw.text if isinstance(raw, GenerateResult) else None
+            status: Status = "unparsed" if text else "failed" if wrote else "not_applicable"
             who = annotators(calls, answers, self.id)
             found.append(concluded(self, calls, [completion], who, status, raw=text))
         return found

@@ -83,7 +83,7 @@ class Kept:
             self.judgements[row["call_id"]].append(from_json(Judgement, row))
         for name, table in (("answers", self.answers), ("reasons", self.reasons)):
             for row in log.read(name):
-                table[row.pop("call_id")] = _answered(row)
+                table[row["call_id"]] = _answered(row)
 
     def judged(self, judgements: Sequence[Judgement]) -> None:
         """Commit judgements."""
@@ -102,9 +102,10 @@ def _row(answered: Answered) -> dict[str, Any]:
     return asdict(answered) | {"kind": type(answered.answer).__name__}
 
 
-def _answered(row: dict[str, Any]) -> Answered:
-    kind = _RESULTS.get(row.pop("kind"))
-    return Answered(**row | {"answer": kind(**row["answer"]) if kind else None})
+def _answered(row: Mapping[str, Any]) -> Answered:
+    kind = _RESULTS.get(row["kind"])
+    answer = kind(**row["answer"]) if kind else None
+    return Answered(answer, row["annotator_id"], row["rationale"], row["latency"])
 
 
 def verdicts(
