@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from rlaif.bench.entrants import Entrant
-from rlaif.compare.verdicts import Verdict, verdict
+from rlaif.compare.verdicts import Cost, Verdict, verdict
 from rlaif.data.labelled import LabelledPair
 from rlaif.experiment import StepProgress
 from rlaif.judges.base import Call, Judge, is_staged
@@ -37,12 +37,17 @@ def judge_pairs(
     progress.begin_step(judge.id)
     if not finished:
         folder.repair()
-    found = verdicts(judge, entrant.models, engines, groups, seed, Kept(folder), progress)
+    kept = Kept(folder)
+    found = verdicts(judge, entrant.models, engines, groups, seed, kept, progress)
     if not finished:
         folder.finish({"kind": "judge-bench", "judge": judge.id, "judge_hash": judge.judge_hash})
     judged = list({j.judgement_id: j for j in (*known, *found)}.values())
     by_pair = _by_shown(pairs, judged) if is_staged(judge) else _by_call(calls, judged)
-    said = [verdict(p, own, entrant.weights) for p, own in zip(pairs, by_pair, strict=True)]
+    costs = _shared_costs(kept, len(pairs)) if is_staged(judge) else _costs(calls, kept)
+    said = [
+        verdict(pair, own, entrant.weights, cost)
+        for pair, own, cost in zip(pairs, by_pair, costs, strict=True)
+    ]
     return said, judged
 
 
@@ -86,6 +91,27 @@ def _by_shown(pairs: Sequence[LabelledPair], judged: Iterable[Judgement]) -> lis
         shown = dict.fromkeys([frozenset([first]), frozenset([second]), frozenset([first, second])])
         by_pair.append([j for ids in shown for j in found.get(ids, [])])
     return by_pair
+
+
+def _costs(calls: Sequence[Sequence[Call]], kept: Kept) -> list[Cost]:
+    """What each pair's own calls cost; a call that has its reasons written first is two."""
+    costs = []
+    for own in calls:
+        asked = {c.call_id: c for c in own if c.request is not None}
+        count = sum(1 if call.then is None else 2 for call in asked.values())
+        judged = [j.latency for name in asked for j in kept.judgements.get(name, [])[:1]]
+        reasons = [kept.reasons[name].latency for name in asked if name in kept.reasons]
+        seconds = [s for s in (*judged, *reasons) if s is not None]
+        costs.append((float(count), sum(seconds) if seconds else None))
+    return costs
+
+
+def _shared_costs(kept: Kept, count: int) -> list[Cost]:
+    """All answers of a judge whose verdicts rest on several, spread evenly over `count` pairs."""
+    answers = [*kept.answers.values(), *kept.reasons.values()]
+    seconds = [a.latency for a in answers if a.latency is not None]
+    each = (len(answers) / count, sum(seconds) / count if seconds else None) if count else (0, None)
+    return [each] * count
 
 
 def _hash(entrant: Entrant, groups: Sequence[Group], seed: int) -> str:

@@ -103,7 +103,7 @@ GROUPS = (
             Column("abstain_rate", "abstained", "of its judgements"),
             Column("unread_rate", "unread", "unparsed or failed, of its judgements"),
             Column("label_mass", "label mass", "probability on the labels"),
-            Column("calls_per_pair", "calls", "per pair"),
+            Column("calls_per_pair", "calls", "questions to a model, per pair"),
             Column("seconds_per_pair", "seconds", "per pair, as first run"),
         ),
     ),
