@@ -1,4 +1,4 @@
-"""`rlaif judge-bench` as users meet it: what it prints, where it writes, what it says of mistakes."""
+"""`rlaif judge-bench` as users meet it: what it prints, where it writes, how it says mistakes."""
 
 from __future__ import annotations
 
