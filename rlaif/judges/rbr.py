@@ -19,7 +19,7 @@ from rlaif.resources import find
 from rlaif.yamlio import load_yaml, suggest, validate
 
 from . import yes_no
-from .base import Answered, Call, verdicts_of
+from .base import Answered, Call, most_calls, verdicts_of
 from .common import sigmoid
 from .composed import annotators, completions_of, concluded, missing_status
 
@@ -62,6 +62,10 @@ class Rbr:
     ) -> list[Call]:
         """Nothing."""
         return []
+
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """The calls as they are."""
+        return most_calls(self.asker, calls)
 
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion."""
