@@ -14,7 +14,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Columns, Experiment, ModelSpec, PromptsSpec, apply_override
+from rlaif.config import (
+    RESERVED_MODELS,
+    Columns,
+    Experiment,
+    JudgeBase,
+    ModelSpec,
+    PromptsSpec,
+    apply_override,
+)
 from rlaif.constitution import load_constitution
 from rlaif.data.rows import jsonl_rows
 from rlaif.data.sources import PromptSet, load_prompts
@@ -81,6 +89,8 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     step = inputs.experiment.steps[0].step
     prompts = {p.prompt_id: p for p in inputs.prompts.train}
     models = {role: _model(path) for role, path in request.models.items()}
+    if request.kind == "judge":
+        models |= _other_models(step, models["by"])
     store = FileStore(request.out)
     planned = _planned(request, inputs, step, models, prompts)
     folder = StepFolder(request.out)
@@ -144,6 +154,15 @@ def _prompts(request: Request) -> PromptSet:
 def _model(path: str) -> Model:
     spec = ModelSpec(path=path)
     return Model(model_key(spec, True), Path(path).name, spec)
+
+
+def _other_models(judge: JudgeBase, by: Model) -> dict[str, Model]:
+    """The models of a judge that asks several: by path, or the command's model."""
+    return {
+        role: by if name in RESERVED_MODELS else _model(name)
+        for role, name in judge.asks().items()
+        if role != "by"
+    }
 
 
 def _planned(

@@ -68,6 +68,17 @@ _SECTIONS = ("system", "user", "then", "prefill")
 _SECTION = re.compile(r"^---(system|user|then|prefill)---$\n?", re.MULTILINE)
 _CONTROL = re.compile(r"<\|[^<>|\n]{1,64}\|>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
 
+# What an expression of a template may raise: 1 / 0, "a".missing(), a range that is too long.
+_RENDER_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -108,7 +119,7 @@ class Template:
     def _render(self, source: str, values: Mapping[str, Any]) -> str:
         try:
             return _compile(source).render({name: values.get(name) for name in self.variables})
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except _RENDER_ERRORS as error:
             raise ConfigError(f"this template cannot be rendered: {error}", self.name) from None
 
 

@@ -151,6 +151,10 @@ class Staged(Asks, Protocol):
         """The verdicts on one prompt's completions, from all its calls and answers."""
         ...
 
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """How many questions to models may come of one prompt's first `calls`, at most."""
+        ...
+
 
 Judge = Plain | Staged
 
@@ -174,6 +178,13 @@ def verdicts_of(
     if is_staged(judge):
         return judge.conclude(calls, answers)
     return [j for call in calls for j in read_answer(judge, call, answers.get(call.call_id))]
+
+
+def most_calls(judge: Judge, calls: Sequence[Call]) -> int:
+    """How many questions to models may come of one prompt's first `calls`, at most."""
+    if is_staged(judge):
+        return judge.most_calls(calls)
+    return sum(1 + (call.then is not None) for call in calls if call.request is not None)
 
 
 def read_answer(judge: Plain, call: Call, answered: Answered | None) -> list[Judgement]:

@@ -69,6 +69,10 @@ class ImplicitReward:
         """Nothing."""
         return []
 
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """The calls as they are."""
+        return len(calls)
+
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion; failed where a model could not score it or it is empty."""
         return [self._judge(c, calls, answers) for c in completions_of(calls)]

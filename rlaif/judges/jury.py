@@ -24,7 +24,7 @@ from rlaif.resources import find
 from rlaif.store import read_json
 from rlaif.yamlio import suggest
 
-from .base import Answered, Call, Judge, roles_of, verdicts_of
+from .base import Answered, Call, Judge, most_calls, roles_of, verdicts_of
 from .composed import (
     all_needs,
     annotators,
@@ -82,6 +82,10 @@ class Jury:
     ) -> list[Call]:
         """What jurors ask further."""
         return [c for m in self.members for c in follow_within(m.id, m, calls, answers, seed)]
+
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """The jurors' sum."""
+        return sum(most_calls(m, under(m.id, calls)) for m in self.members)
 
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion, or per pair of them."""

@@ -7,6 +7,7 @@ judgements count alike.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Prompt, content_hash
 
 from . import pairwise
-from .base import Answered, Call, Judge, roles_of, verdicts_of
+from .base import Answered, Call, Judge, most_calls, roles_of, verdicts_of
 from .composed import (
     all_needs,
     annotators,
@@ -78,6 +79,12 @@ class Meta:
                 )
                 made += self.comparer.calls(_with_answer(calls[0].prompt, subject), texts, seed)
         return made
+
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """Those of the judge within, and both orders of every two judgements of an answer."""
+        own = under("judge", calls)
+        groups = Counter((c.shown[0].completion_id, c.principle) for c in own)
+        return most_calls(self.inner, own) + sum(k * (k - 1) for k in groups.values())
 
     def _judgements(
         self, calls: Sequence[Call], answers: Mapping[str, Answered]

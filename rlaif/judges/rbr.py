@@ -1,8 +1,7 @@
 """Rule-based rewards: yes/no propositions about an answer, weighed by fitted weights (2411.01111).
 
-The reward is bias + sum of w_i phi_i with phi_i = P(yes) for proposition i, on [0, 1].
-`fit_weights` finds the weights that put better answers above worse ones by a margin (section 4.2
-there).
+The reward is bias + sum of w_i phi_i with phi_i = P(yes) for proposition i, on [0, 1]; `rbr_fit`
+finds the weights.
 """
 
 from __future__ import annotations
@@ -10,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from rlaif.config import RbrJudge, Strict, YesNoJudge
 from rlaif.constitution import Constitution
@@ -23,12 +19,9 @@ from rlaif.resources import find
 from rlaif.yamlio import load_yaml, suggest, validate
 
 from . import yes_no
-from .base import Answered, Call, verdicts_of
+from .base import Answered, Call, most_calls, verdicts_of
 from .common import sigmoid
 from .composed import annotators, completions_of, concluded, missing_status
-
-Floats = npt.NDArray[np.float64]
-RATE, ITERATIONS = 0.01, 1000
 
 
 class RbrWeights(Strict):
@@ -70,6 +63,10 @@ class Rbr:
         """Nothing."""
         return []
 
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """The calls as they are."""
+        return most_calls(self.asker, calls)
+
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion."""
         return [self._judge(c, calls, answers) for c in completions_of(calls)]
@@ -90,39 +87,6 @@ class Rbr:
         return concluded(
             self, own, [completion], who, "ok", score=sigmoid(reward), distribution=kept
         )
-
-
-def fit_weights(
-    better: Floats,
-    worse: Floats,
-    base: Floats | None = None,
-    margin: float = 1.0,
-    ridge: float = 0.0,
-) -> Floats:
-    """Weights (k,) that make mean max(0, margin + R(worse) - R(better)) + ridge |w|^2 / 2 small.
-
-    `better` and `worse` are the features (n, k) of the pairs' answers; R is their weighted sum plus
-    `base`, the reward that they have anyway, of which the differences (n,) are given. Adam from
-    zero weights, 1,000 steps at rate 0.01 (2411.01111, appendix). Raises ValueError on bad shapes.
-    """
-    if better.shape != worse.shape or better.ndim != 2 or not len(better):
-        raise ValueError(
-            f"features are (pairs, propositions) twice, not {better.shape}, {worse.shape}"
-        )
-    gap = better - worse
-    offset = np.zeros(len(gap)) if base is None else base
-    weights, mean, square = (np.zeros(gap.shape[1]) for _ in range(3))
-    best, least = weights.copy(), np.inf
-    for step in range(1, ITERATIONS + 1):
-        short = margin - offset - gap @ weights
-        loss = float(np.maximum(short, 0).mean() + ridge * weights @ weights / 2)
-        if loss < least:
-            best, least = weights.copy(), loss
-        slope = ridge * weights - (gap * (short > 0)[:, None]).mean(0)
-        mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
-        scaled = (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
-        weights = weights - RATE * scaled
-    return best
 
 
 def build(spec: RbrJudge, constitution: Constitution | None, beside: Path | None) -> Rbr:

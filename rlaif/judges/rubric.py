@@ -165,6 +165,13 @@ class Rubric:
         items = self._written(calls, answers)
         return self._about(calls[0].prompt, calls[0].shown, items, seed) if items else []
 
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """The calls as they are, or one that writes the items and those about the most items."""
+        if self.writer is None:
+            return sum(call.request is not None for call in calls)
+        each = self.writer.most if self.explicit else 1
+        return sum(1 + each * len(call.shown) for call in calls)
+
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion."""
         if not calls:
