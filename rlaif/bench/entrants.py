@@ -105,7 +105,8 @@ def _entrant(
 ) -> Entrant:
     judge = build_judge(spec, rules, path)
     weights = {p.id: p.weight for p in rules.principles} if rules is not None else {}
-    names, models = spec.asks(), {}
+    names = spec.asks()
+    models: dict[str, Model] = {}
     for role in roles_of(judge):
         asked = _model(names[role], file, model, path)
         if asked is None:

@@ -95,7 +95,7 @@ def _by_shown(pairs: Sequence[LabelledPair], judged: Iterable[Judgement]) -> lis
 
 def _costs(calls: Sequence[Sequence[Call]], kept: Kept) -> list[Cost]:
     """What each pair's own calls cost; a call that has its reasons written first is two."""
-    costs = []
+    costs: list[Cost] = []
     for own in calls:
         asked = {c.call_id: c for c in own if c.request is not None}
         count = sum(1 if call.then is None else 2 for call in asked.values())
@@ -110,7 +110,7 @@ def _shared_costs(kept: Kept, count: int) -> list[Cost]:
     """All answers of a judge whose verdicts rest on several, spread evenly over `count` pairs."""
     answers = [*kept.answers.values(), *kept.reasons.values()]
     seconds = [a.latency for a in answers if a.latency is not None]
-    each = (len(answers) / count, sum(seconds) / count if seconds else None) if count else (0, None)
+    each: Cost = (len(answers) / count, sum(seconds) / count if seconds else None)
     return [each] * count
 
 

@@ -209,6 +209,8 @@ def _flips(
     """How often an attack on the answer found worse makes it the better one."""
     request = setting.request
     attacked = attack_pairs(attack, setting.pairs, verdicts, request.seed)
+    if not attacked:
+        return None
     said, _ = setting.ask(entrant, list(attacked.values()), request.seed, judged)
     after = [float("nan")] * len(setting.pairs)
     for place, one in zip(attacked, said, strict=True):
