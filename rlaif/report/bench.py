@@ -224,7 +224,10 @@ def bench_tables(result: Result) -> list[Table | Text]:
 
 
 def _cell(value: IntervalJson | None) -> str:
-    return "–" if value is None else show_interval(value)
+    if value is None:
+        return "–"
+    mean, low, high = (show_number(x) for x in (value["mean"], value["low"], value["high"]))
+    return f"{mean}\n[{low}, {high}]"
 
 
 def _subset_row(result: Result, subset: str) -> list[IntervalJson | None]:
