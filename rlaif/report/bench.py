@@ -156,7 +156,8 @@ def baseline_words(result: Result) -> list[str]:
     baselines = {n: a for n, a in rated.items() if rows[n]["baseline"]}
     if not baselines:
         return []
-    best = max(baselines, key=lambda n: baselines[n])
+    # By all pairs: one that ties nearly everywhere can be right on the few that are left.
+    best = max(baselines, key=lambda n: rows[n]["agreement_half"]["mean"])
     words = []
     for name in rated:
         if rows[name]["baseline"]:
