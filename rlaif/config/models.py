@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -19,7 +19,7 @@ class ModelSpec(Strict):
     """One model, named once. `path` is builtin/NAME, a local folder, or a hub id."""
 
     path: str
-    engine: Literal["hf", "fake"] | PluginName = "hf"
+    engine: Literal["hf", "vllm", "fake"] | PluginName = "hf"
     role: Literal["policy", "labeller", "proxy", "gold"] | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="auto: bfloat16 where the device multiplies it fast, else float32."
@@ -35,7 +35,17 @@ class ModelSpec(Strict):
         "keep",
         description="keep: what the chat template inserts; drop: none; anything else: that text.",
     )
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="For engine vllm: arguments of vllm.LLM, such as tensor_parallel_size.",
+    )
     script: str | None = Field(None, description="For engine fake: a YAML file of answers.")
+
+    @model_validator(mode="after")
+    def _options_have_effect(self) -> ModelSpec:
+        if self.engine_args and self.engine != "vllm":
+            raise ValueError(f"engine_args are for engine vllm, and this one is {self.engine}")
+        return self
 
 
 class Columns(Strict):

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from rlaif.config import ModelSpec
 from rlaif.records import Message
@@ -120,6 +121,8 @@ class Model:
     def identity(self) -> list[Any]:
         """What of the model decides the bits of its answers."""
         spec = self.spec
+        # Not in the list where there are none, so that older hashes stay.
+        more = [spec.engine_args] if spec.engine_args else []
         return [
             self.key,
             spec.engine,
@@ -127,21 +130,27 @@ class Model:
             spec.batch_tokens,
             spec.max_context,
             spec.system_prompt,
+            *more,
         ]
 
 
-class Engine(Protocol):
-    """A loaded model. Results come in whole batches; ids say which is which."""
+class Sampler(Protocol):
+    """A model that writes. Results come in whole batches; ids say which is which."""
 
     name: str
     weights_hash: str
-    capabilities: frozenset[str]
 
     def generate(
         self, requests: Sequence[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """Yield the batches of `requests` that are not wholly in `done`."""
         ...
+
+
+class Engine(Sampler, Protocol):
+    """A loaded model."""
+
+    capabilities: frozenset[str]
 
     def score(
         self, requests: Sequence[ScoreRequest], done: AbstractSet[str] = frozenset()
@@ -162,4 +171,20 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+@runtime_checkable
+class Reloadable(Protocol):
+    """What an engine has besides that stays while its weights change."""
+
+    spec: ModelSpec
+
+    def load_weights(self, folder: Path, digest: str) -> None:
+        """Take the weights in `folder`, of the same architecture, in place; `digest` is theirs."""
+        ...
+
+    def rest(self) -> bool:
+        """Give up the memory that training needs until the next call, and say whether it is
+        given up; where it is not, only `close` does."""
         ...

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from rlaif.config import ModelSpec
-from rlaif.engines.base import Engine, Model
-from rlaif.engines.builtin import resolve
-from rlaif.errors import ConfigError
+from rlaif.engines.base import Engine, Model, Reloadable
+from rlaif.engines.builtin import resolve, weights_hash
+from rlaif.errors import ConfigError, EngineError
 from rlaif.store import Store, read_json
 
 ENGINES = {
     "hf": "rlaif.engines.hf:load",
+    "vllm": "rlaif.engines.vllm:load",
     "fake": "rlaif.engines.fake:load",
     "reward": "rlaif.engines.reward:load",
 }
 CAPABILITIES = {
     "hf": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
+    "vllm": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
     "fake": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
     "reward": frozenset({"reward"}),
 }
@@ -31,7 +34,8 @@ def is_reward_model(folder: Path | None) -> bool:
 
 def load_engine(spec: ModelSpec, folder: Path | None, name: str) -> Engine:
     """The engine of `spec`; `engine: package.module:Name` is called as Name(spec, folder, name)."""
-    kind = "reward" if spec.engine == "hf" and is_reward_model(folder) else spec.engine
+    own = spec.engine in ("hf", "vllm")
+    kind = "reward" if own and is_reward_model(folder) else spec.engine
     reference = ENGINES.get(kind, kind)
     module, _, attribute = reference.partition(":")
     try:
@@ -62,14 +66,45 @@ class EnginePool:
         """The loaded engine of `model`."""
         key = repr(model.identity())
         engine = self._loaded.pop(key, None)
-        if engine is None:
-            while len(self._loaded) >= self.keep:
-                self._loaded.pop(next(iter(self._loaded))).close()
-            weightless = model.key.startswith(("fake:", "plugin:"))
-            folder = None if weightless else Path(self.folder(model))
-            engine = load_engine(model.spec, folder, model.label)
-        self._loaded[key] = engine
-        return engine
+        if engine is None and (reused := self._reloadable(model)) is not None:
+            folder = Path(self.folder(model))
+            reused.load_weights(folder, weights_hash(folder))
+            engine = reused
+        self._loaded[key] = engine or self._started(model)
+        return self._loaded[key]
+
+    def with_weights(self, model: Model, folder: Path, digest: str) -> Engine:
+        """An engine of `model`'s kind with the weights in `folder` in place of the model's own."""
+        engine: Any = (
+            self._loaded.pop(digest, None) or self._reloadable(model) or self._started(model)
+        )
+        self._loaded[digest] = engine
+        if not isinstance(engine, Reloadable):
+            raise EngineError(f"engine {model.spec.engine} cannot take other weights in place")
+        engine.load_weights(folder, digest)
+        return self._loaded[digest]
+
+    def _reloadable(self, model: Model) -> Any:
+        """A loaded engine that only needs the model's weights; it is taken out of the pool."""
+        for key, engine in self._loaded.items():
+            if isinstance(engine, Reloadable) and engine.spec == model.spec:
+                del self._loaded[key]
+                return engine
+        return None
+
+    def _started(self, model: Model) -> Engine:
+        while len(self._loaded) >= self.keep:
+            self._loaded.pop(next(iter(self._loaded))).close()
+        weightless = model.key.startswith(("fake:", "plugin:"))
+        folder = None if weightless else Path(self.folder(model))
+        return load_engine(model.spec, folder, model.label)
+
+    def make_room(self) -> None:
+        """Free what training needs the memory of. Engines that can give it up otherwise stay."""
+        for key, engine in list(self._loaded.items()):
+            if not (isinstance(engine, Reloadable) and engine.rest()):
+                engine.close()
+                del self._loaded[key]
 
     def close(self) -> None:
         """Free every engine."""

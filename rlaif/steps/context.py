@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from rlaif.engines.base import Engine, Model
@@ -24,8 +25,12 @@ class Engines(Protocol):
         """The folder of a model's weights."""
         ...
 
-    def close(self) -> None:
-        """Free every loaded model."""
+    def with_weights(self, model: Model, folder: Path, digest: str) -> Engine:
+        """An engine of `model`'s kind with the weights in `folder` in place of the model's own."""
+        ...
+
+    def make_room(self) -> None:
+        """Free the memory of loaded models, which training needs."""
         ...
 
 
