@@ -21,7 +21,7 @@ from rlaif.config.judges import (
     TemplateJudge,
     YesNoJudge,
 )
-from rlaif.config.models import RESERVED_MODELS, Columns, ModelSpec, PromptsSpec
+from rlaif.config.models import RESERVED_MODELS, TRAINABLE, Columns, ModelSpec, PromptsSpec
 from rlaif.config.overrides import apply_override
 from rlaif.config.steps import CheckSpec, EvaluateStep, LoadStep, PairStep, SampleStep
 from rlaif.config.training import (
@@ -38,6 +38,7 @@ from rlaif.config.training import (
 __all__ = [
     "METHODS",
     "RESERVED_MODELS",
+    "TRAINABLE",
     "AdditiveJudge",
     "AnyJudge",
     "CheckSpec",

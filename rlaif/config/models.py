@@ -14,6 +14,9 @@ from rlaif.config.base import PluginName, Strict
 
 RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "current"})
 
+TRAINABLE = frozenset({"hf", "vllm"})
+"""Engines that serve a checkpoint as training reads and writes it."""
+
 
 class ModelSpec(Strict):
     """One model, named once. `path` is builtin/NAME, a local folder, or a hub id."""

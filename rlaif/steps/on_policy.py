@@ -3,6 +3,7 @@ they are kept, can be looked at, and are not made twice after a kill."""
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> Tr
         progress=progress,
         system_prompt=start.spec.system_prompt,
     )
+    shutil.rmtree(rollouts.weights, ignore_errors=True)
     return replace(outcome, skipped={"overlong_prompts": rollouts.overlong})
 
 
@@ -65,6 +67,7 @@ class Rollouts:
         spec = context.planned.models["start"].spec
         limit = context_of(AutoConfig.from_pretrained(folder), spec)
         self.encoding = load_encoding(folder, spec.system_prompt, limit, "policy")
+        self.weights = context.folder.path / "work" / "rollout"
         self.prompts = self._fitting()
         self.overlong = len(context.planned.prompts) - len(self.prompts)
         rows = context.folder.read("completions")
@@ -143,9 +146,8 @@ class Rollouts:
             with torch.no_grad(), model.generating() as module:
                 yield HfEngine(module, self.encoding, start.spec, digest)
             return
-        folder = self.context.folder.path / "work" / "rollout"
-        write_weights(model, folder)
-        yield self.context.engines.with_weights(start, folder, digest)
+        write_weights(model, self.weights)
+        yield self.context.engines.with_weights(start, self.weights, digest)
 
     def _sample(
         self, number: int, prompts: Sequence[Prompt], model: TrainModel
