@@ -21,7 +21,14 @@ from rlaif.config.judges import (
     TemplateJudge,
     YesNoJudge,
 )
-from rlaif.config.models import RESERVED_MODELS, Columns, ModelSpec, PromptsSpec
+from rlaif.config.models import (
+    RESERVED_MODELS,
+    ApiLimits,
+    Columns,
+    ModelSpec,
+    Price,
+    PromptsSpec,
+)
 from rlaif.config.overrides import apply_override
 from rlaif.config.steps import CheckSpec, EvaluateStep, LoadStep, PairStep, SampleStep
 from rlaif.config.training import (
@@ -40,6 +47,7 @@ __all__ = [
     "RESERVED_MODELS",
     "AdditiveJudge",
     "AnyJudge",
+    "ApiLimits",
     "CheckSpec",
     "Columns",
     "DistillStep",
@@ -57,6 +65,7 @@ __all__ = [
     "PairStep",
     "PairwiseJudge",
     "ParseSpec",
+    "Price",
     "PromptsSpec",
     "RatingJudge",
     "ReferenceTrain",

@@ -6,8 +6,10 @@ from importlib import import_module
 from pathlib import Path
 
 from rlaif.config import ModelSpec
+from rlaif.engines import api
+from rlaif.engines.account import Account
 from rlaif.engines.base import Engine, Model
-from rlaif.engines.builtin import resolve
+from rlaif.engines.builtin import locate, resolve
 from rlaif.errors import ConfigError
 from rlaif.store import Store, read_json
 
@@ -15,12 +17,25 @@ ENGINES = {
     "hf": "rlaif.engines.hf:load",
     "fake": "rlaif.engines.fake:load",
     "reward": "rlaif.engines.reward:load",
+    "openai": "rlaif.engines.openai:load",
 }
+REMOTE = frozenset({"openai"})
+"""Engines that ask a server: they get the run's account, and need no folder."""
 CAPABILITIES = {
     "hf": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
     "fake": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
     "reward": frozenset({"reward"}),
 }
+
+
+def known_capabilities(spec: ModelSpec) -> frozenset[str] | None:
+    """What the engine of `spec` can do, or None where only loading it tells."""
+    if spec.engine in REMOTE:
+        return api.capabilities(spec)
+    folder = locate(spec.path)
+    if spec.engine not in CAPABILITIES or (spec.engine == "hf" and folder is None):
+        return None
+    return CAPABILITIES["reward" if is_reward_model(folder) else spec.engine]
 
 
 def is_reward_model(folder: Path | None) -> bool:
@@ -29,8 +44,11 @@ def is_reward_model(folder: Path | None) -> bool:
     return any("ForSequenceClassification" in name for name in config.get("architectures") or [])
 
 
-def load_engine(spec: ModelSpec, folder: Path | None, name: str) -> Engine:
-    """The engine of `spec`; `engine: package.module:Name` is called as Name(spec, folder, name)."""
+def load_engine(
+    spec: ModelSpec, folder: Path | None, name: str, account: Account | None = None
+) -> Engine:
+    """The engine of `spec`; `engine: package.module:Name` is called as Name(spec, folder, name).
+    Remote calls are put on `account`."""
     kind = "reward" if spec.engine == "hf" and is_reward_model(folder) else spec.engine
     reference = ENGINES.get(kind, kind)
     module, _, attribute = reference.partition(":")
@@ -40,16 +58,21 @@ def load_engine(spec: ModelSpec, folder: Path | None, name: str) -> Engine:
         raise ConfigError(
             f"model {name}: engine {spec.engine!r} cannot be loaded: {error}"
         ) from None
-    engine: Engine = factory(spec, folder, name)
+    remote = (account or Account(),) if kind in REMOTE else ()
+    engine: Engine = factory(spec, folder, name, *remote)
     return engine
 
 
 class EnginePool:
-    """Loaded engines by weights, the most recently used ones; the same weights load once."""
+    """Loaded engines by weights, the most recently used ones; the same weights load once.
 
-    def __init__(self, store: Store, keep: int = 2):
+    Remote ones share an account, which counts against `budget` what the run folder ever spent.
+    """
+
+    def __init__(self, store: Store, keep: int = 2, budget: float | None = None):
         self.store = store
         self.keep = keep
+        self.account = Account(store.root / "spend.jsonl", budget)
         self._loaded: dict[str, Engine] = {}
 
     def folder(self, model: Model) -> str:
@@ -65,9 +88,9 @@ class EnginePool:
         if engine is None:
             while len(self._loaded) >= self.keep:
                 self._loaded.pop(next(iter(self._loaded))).close()
-            weightless = model.key.startswith(("fake:", "plugin:"))
+            weightless = model.key.startswith(("fake:", "plugin:", "server:"))
             folder = None if weightless else Path(self.folder(model))
-            engine = load_engine(model.spec, folder, model.label)
+            engine = load_engine(model.spec, folder, model.label, self.account)
         self._loaded[key] = engine
         return engine
 

@@ -12,7 +12,7 @@ The script is a YAML file:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class FakeEngine:
     """See `rlaif.engines.base.Engine`. A token is a word; label probabilities are the script's."""
 
     capabilities = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"})
+    concurrent = False
 
     def __init__(self, script: FakeScript, name: str = "fake"):
         self.script = script
@@ -80,7 +81,7 @@ class FakeEngine:
         return text, _tokens(text)
 
     def generate(
-        self, requests: Sequence[GenerateRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """See `Engine.generate`."""
         for batch in _batches(requests):
@@ -111,7 +112,7 @@ class FakeEngine:
         )
 
     def score(
-        self, requests: Sequence[ScoreRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """See `Engine.score`. Every continuation token has log-prob -1."""
         for batch in _batches(requests):
@@ -138,6 +139,6 @@ def _tokens(text: str) -> list[int]:
     return [int(content_hash(word, length=6), 16) for word in text.split()]
 
 
-def _batches(requests: Sequence[Any]) -> list[list[Any]]:
+def _batches(requests: Iterable[Any]) -> list[list[Any]]:
     ordered = sorted(requests, key=lambda r: r.request_id)
     return [ordered[i : i + BATCH] for i in range(0, len(ordered), BATCH)]

@@ -8,7 +8,7 @@ head over the bf16 hidden state, since bf16 logits make false ties.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,7 @@ class HfEngine:
     """A loaded transformers model. See `rlaif.engines.base.Engine`."""
 
     capabilities = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"})
+    concurrent = False
 
     def __init__(self, model: Any, tokenizer: Any, spec: ModelSpec, name: str, digest: str):
         self.model = model
@@ -74,11 +75,11 @@ class HfEngine:
 
     @torch.inference_mode()
     def generate(
-        self, requests: Sequence[GenerateRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """See `Engine.generate`. A prompt that does not fit the context fails alone."""
         by_id = {r.request_id: r for r in requests}
-        rows, texts, failed = self._rows(requests)
+        rows, texts, failed = self._rows(by_id.values())
         refused = [
             GenerateResult(i, "", [], "failed", n, why)
             for i, (why, n) in failed.items()
@@ -96,7 +97,7 @@ class HfEngine:
             ]
 
     def _rows(
-        self, requests: Sequence[GenerateRequest | ScoreRequest]
+        self, requests: Iterable[GenerateRequest | ScoreRequest]
     ) -> tuple[list[layout.Row], dict[str, str], dict[str, tuple[str, int]]]:
         rows, texts = [], {}
         failed: dict[str, tuple[str, int]] = {}
@@ -222,11 +223,11 @@ class HfEngine:
 
     @torch.inference_mode()
     def score(
-        self, requests: Sequence[ScoreRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """See `Engine.score`. All numbers from an fp32 output head."""
         by_id = {r.request_id: r for r in requests}
-        rows, _, failed = self._rows(requests)
+        rows, _, failed = self._rows(by_id.values())
         refused = [
             ScoreResult(i, {}, None, [], n, why) for i, (why, n) in failed.items() if i not in done
         ]
