@@ -22,7 +22,7 @@ READ_BY = {
     "dtype": ("hf",),
     "device": ("hf",),
     "batch_tokens": ("hf",),
-    "max_context": ("hf",),
+    "max_context": ("hf", "fake"),
     "script": ("fake",),
     "base_url": ("openai",),
     "key_env": ("openai",),

@@ -12,9 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlaif.chat import is_unicode
 from rlaif.config import ModelSpec, Price
-from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.engines.base import (
+    GenerateRequest,
+    GenerateResult,
+    ScoreRequest,
+    ScoreResult,
+    refusal,
+)
 from rlaif.errors import EngineError
 from rlaif.records import content_hash
 
@@ -68,14 +73,6 @@ def capabilities(spec: ModelSpec) -> frozenset[str]:
     return frozenset({"generate", "label_logprobs"} | prefill)
 
 
-def _refusal(request: Request) -> str | None:
-    if not any(m["content"].strip() for m in request.messages):
-        return "the prompt is empty"
-    if not is_unicode([*(m["content"] for m in request.messages), request.prefill]):
-        return "the text is not valid Unicode"
-    return None
-
-
 def _failed(request: Request, why: str) -> Result:
     if isinstance(request, GenerateRequest):
         return GenerateResult(request.request_id, "", [], "failed", 0, why)
@@ -108,9 +105,9 @@ def _same_but_seed(first: Request, second: Request) -> bool:
 
 def _call(spec: ModelSpec, identity: str, group: Sequence[Request]) -> ApiCall:
     first = group[0]
-    refusal = _refusal(first)
-    if refusal is not None:
-        return ApiCall(tuple(group), {}, "", refusal)
+    why = refusal(first)
+    if why is not None:
+        return ApiCall(tuple(group), {}, "", why)
     if isinstance(first, GenerateRequest):
         body = _generate_body(spec, first, len(group))
     else:

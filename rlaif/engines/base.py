@@ -14,6 +14,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from rlaif.chat import is_unicode
 from rlaif.config import ModelSpec
 from rlaif.records import Message
 
@@ -132,6 +133,24 @@ class RewardResult:
     error: str | None = None
     seconds: float | None = None
     cost: float | None = None
+
+
+def refusal(request: GenerateRequest | ScoreRequest) -> str | None:
+    """Why no engine takes a request, or None. Scraped text can hold half a surrogate pair, which no
+    tokenizer and no file takes."""
+    if not any(m["content"].strip() for m in request.messages):
+        return "the prompt is empty"
+    texts = [*(m["content"] for m in request.messages), request.prefill]
+    if isinstance(request, ScoreRequest):
+        texts.append(request.continuation or "")
+    return None if is_unicode(texts) else "the text is not valid Unicode"
+
+
+def overflow(prompt_tokens: int, new: int, context: int) -> str | None:
+    """Why a prompt with `new` tokens to come does not fit `context` tokens, or None."""
+    if prompt_tokens + new <= context:
+        return None
+    return f"{prompt_tokens} prompt tokens + {new} new do not fit the context of {context}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from rlaif.engines.builtin import cache_folder
 from rlaif.errors import ConfigError, StoreError
@@ -111,10 +111,8 @@ class RequestCache:
                 raise
             self._db.execute("COMMIT")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def close(self) -> None:
+        """Close the file; it is not of use afterwards."""
         self._db.close()
 
     def get(self, key: str) -> dict[str, Any] | None:

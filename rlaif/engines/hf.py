@@ -17,11 +17,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from rlaif.chat import is_unicode, render_prompt
+from rlaif.chat import render_prompt
 from rlaif.config import ModelSpec
 from rlaif.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.engines import layout
-from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.engines.base import (
+    GenerateRequest,
+    GenerateResult,
+    ScoreRequest,
+    ScoreResult,
+    overflow,
+    refusal,
+)
 from rlaif.engines.builtin import weights_hash
 from rlaif.engines.sampling import sample_tokens
 from rlaif.errors import EngineError
@@ -102,11 +109,9 @@ class HfEngine:
         rows, texts = [], {}
         failed: dict[str, tuple[str, int]] = {}
         for request in requests:
-            if not request.messages or not any(m["content"].strip() for m in request.messages):
-                failed[request.request_id] = ("the prompt is empty", 0)
-                continue
-            if not _is_unicode(request):
-                failed[request.request_id] = ("the text is not valid Unicode", 0)
+            why = refusal(request)
+            if why is not None:
+                failed[request.request_id] = (why, 0)
                 continue
             text, ids = self.render(request.messages, request.prefill)
             new = 0
@@ -114,12 +119,9 @@ class HfEngine:
                 new = request.sampling.max_new_tokens
             else:
                 ids = ids + self._continuation(request)
-            if len(ids) + new > self.context:
-                failed[request.request_id] = (
-                    f"{len(ids)} prompt tokens + {new} new do not fit the context of "
-                    f"{self.context}",
-                    len(ids),
-                )
+            why = overflow(len(ids), new, self.context)
+            if why is not None:
+                failed[request.request_id] = (why, len(ids))
                 continue
             texts[request.request_id] = text
             rows.append(layout.Row(request.request_id, ids, new))
@@ -344,14 +346,6 @@ def context_of(config: Any, spec: ModelSpec) -> int:
 def _uniform(seed: int, count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, generator=generator, dtype=torch.float32)
-
-
-def _is_unicode(request: GenerateRequest | ScoreRequest) -> bool:
-    """Scraped text can hold half a surrogate pair, which no tokenizer takes."""
-    texts = [m["content"] for m in request.messages] + [request.prefill]
-    if isinstance(request, ScoreRequest):
-        texts.append(request.continuation or "")
-    return is_unicode(texts)
 
 
 def _as_configured(logits: torch.Tensor, config: Any) -> torch.Tensor:

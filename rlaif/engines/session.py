@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from rlaif.engines import api
 from rlaif.engines.account import Account
 from rlaif.engines.api import ApiCall, Malformed, Result
 from rlaif.engines.cache import Entry, RequestCache, cache_limit, cache_path
+from rlaif.engines.connection import Connection, Repeated, opener
 from rlaif.engines.pace import Pace, asked_wait, back_off, exhausted_for
 from rlaif.engines.streaming import Outlet
 from rlaif.errors import EngineError, GateStopped
@@ -76,6 +76,7 @@ class Session:
         self.key = key
         self.account = account
         self.calls = calls
+        self.open_client = opener(spec, key)
         self.pace = Pace(spec.limits.concurrency)
         self.cache: RequestCache | None = None
         self.heard = float("-inf")
@@ -89,46 +90,27 @@ class Session:
         """Answer every call. What came before an error or a cancellation is given out too."""
         self.outlet = outlet
         try:
-            async with self._connected():
-                try:
-                    await self._answer_all()
-                finally:
-                    self._commit()
+            await self._answer_all()
         except BaseExceptionGroup as group:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             raise error from None
 
-    @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[None]:
-        limits = self.spec.limits
-        timeout = httpx2.Timeout(limits.read_seconds, connect=limits.connect_seconds, pool=None)
-        # The aiohttp back end answers twice as many calls per second of CPU as the default one.
-        http = openai.DefaultAioHttpClient(
-            timeout=timeout, limits=httpx2.Limits(max_connections=limits.concurrency)
-        )
-        self.client = openai.AsyncOpenAI(
-            base_url=self.spec.base_url,
-            api_key=self.key or "none",
-            max_retries=0,
-            timeout=timeout,
-            http_client=http,
-        )
-        async with self.client:
-            if not self.spec.cache:
-                yield
-                return
-            with RequestCache(cache_path(), cache_limit()) as self.cache:
-                yield
-
     async def _answer_all(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            committer = group.create_task(self._commit_on_news())
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(self.spec.limits.concurrency):
-                    workers.create_task(self._work())
-            committer.cancel()
+        if self.spec.cache:
+            self.cache = RequestCache(cache_path(), cache_limit())
+        try:
+            async with asyncio.TaskGroup() as group:
+                committer = group.create_task(self._commit_on_news())
+                async with asyncio.TaskGroup() as workers:
+                    for _ in range(self.spec.limits.concurrency):
+                        workers.create_task(self._work())
+                committer.cancel()
+        finally:
+            self._commit()
+            if self.cache is not None:
+                self.cache.close()
 
     async def _commit_on_news(self) -> None:
         while True:
@@ -165,13 +147,17 @@ class Session:
             waiting.set_result(None)
 
     async def _work(self) -> None:
-        for call in self.calls:
-            for _ in call.requests:
-                await self.outlet.room()
-            if call.refusal is not None:
-                self._finish(_Done(call, call.failed(call.refusal)))
-            elif not await self._found(call):
-                await self._answer(call)
+        connection = Connection(self.open_client)
+        try:
+            for call in self.calls:
+                for _ in call.requests:
+                    await self.outlet.room()
+                if call.refusal is not None:
+                    self._finish(_Done(call, call.failed(call.refusal)))
+                elif not await self._found(call):
+                    await self._answer(call, connection)
+        finally:
+            await connection.close()
 
     async def _found(self, call: ApiCall) -> bool:
         """Whether the cache answered; if not, the call is open now, and its equals wait for it."""
@@ -190,12 +176,12 @@ class Session:
         self._finish(_Done(call, results))
         return True
 
-    async def _answer(self, call: ApiCall) -> None:
+    async def _answer(self, call: ApiCall, connection: Connection) -> None:
         began = asyncio.get_running_loop().time()
         meter = self.account.meter(self.name)
         for attempt in range(1, self.spec.limits.retries + 2):
             try:
-                self._finish(await self._attempt(call))
+                self._finish(await self._attempt(call, connection))
                 return
             except _Refused as error:
                 failure, cause = str(error), "refused"
@@ -216,7 +202,7 @@ class Session:
         meter.failed += len(call.requests)
         self._finish(_Done(call, call.failed(failure)))
 
-    async def _attempt(self, call: ApiCall) -> _Done:
+    async def _attempt(self, call: ApiCall, connection: Connection) -> _Done:
         if not self.serves_schema:
             call = api.without_schema(call)
         most = api.most_usage(self.spec, call.body)
@@ -225,7 +211,7 @@ class Session:
         try:
             began = await self.pace.enter()
             try:
-                text = await self._post(call, began)
+                text = await self._post(call, connection, began)
                 answer = api.parse_answer(text)
             except (_Again, Malformed) as error:
                 if isinstance(error, Malformed) or error.billed:
@@ -256,17 +242,17 @@ class Session:
                 )
             await asyncio.sleep(BUDGET_WAIT)
 
-    async def _post(self, call: ApiCall, began: float) -> str:
+    async def _post(self, call: ApiCall, connection: Connection, began: float) -> str:
         """The answer's text. Raises _Again, _Refused, EngineError."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.spec.limits.total_seconds):
-                response = await self.client.post(
-                    api.PATHS[self.spec.api], body=call.body, cast_to=httpx2.Response
-                )
+                response = await connection.post(api.PATHS[self.spec.api], call.body)
         except TimeoutError:
             seconds = self.spec.limits.total_seconds
             raise _Again("timeout", f"no whole answer after {seconds:g} s", billed=True) from None
+        except Repeated as error:
+            raise _Again("repeated", str(error), billed=True) from None
         except openai.APIConnectionError as error:
             raise self._connection_error(error) from None
         except openai.APIStatusError as error:

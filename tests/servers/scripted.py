@@ -112,9 +112,12 @@ class ScriptedServer:
             "completion_tokens": made,
             "total_tokens": prompt + made,
         }
-        return 200, {"id": "x", "object": "answer", "choices": choices, "usage": usage} | (
-            self.changes
-        )
+        return 200, {
+            "id": f"answer-{self.calls}",
+            "object": "answer",
+            "choices": choices,
+            "usage": usage,
+        } | (self.changes)
 
     def _choice(self, path: str, body: dict[str, Any], number: int) -> dict[str, Any]:
         text, reason = self.answer(body, number), "stop"
