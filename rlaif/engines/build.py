@@ -6,9 +6,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import ModelSpec
+from rlaif.config import TRAINABLE, ModelSpec
+from rlaif.engines import api
+from rlaif.engines.account import Account
 from rlaif.engines.base import Engine, Model, Reloadable
-from rlaif.engines.builtin import resolve, weights_hash
+from rlaif.engines.builtin import locate, resolve, weights_hash
 from rlaif.errors import ConfigError, EngineError
 from rlaif.store import Store, read_json
 
@@ -17,7 +19,10 @@ ENGINES = {
     "vllm": "rlaif.engines.vllm:load",
     "fake": "rlaif.engines.fake:load",
     "reward": "rlaif.engines.reward:load",
+    "openai": "rlaif.engines.openai:load",
 }
+REMOTE = frozenset({"openai"})
+"""Engines that ask a server: they get the run's account, and need no folder."""
 CAPABILITIES = {
     "hf": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
     "vllm": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
@@ -26,16 +31,28 @@ CAPABILITIES = {
 }
 
 
+def known_capabilities(spec: ModelSpec) -> frozenset[str] | None:
+    """What the engine of `spec` can do, or None where only loading it tells."""
+    if spec.engine in REMOTE:
+        return api.capabilities(spec)
+    folder = locate(spec.path)
+    if spec.engine not in CAPABILITIES or (spec.engine in TRAINABLE and folder is None):
+        return None
+    return CAPABILITIES["reward" if is_reward_model(folder) else spec.engine]
+
+
 def is_reward_model(folder: Path | None) -> bool:
     """Whether the checkpoint in `folder` has a classification head in place of a language head."""
     config = (read_json(folder / "config.json") or {}) if folder is not None else {}
     return any("ForSequenceClassification" in name for name in config.get("architectures") or [])
 
 
-def load_engine(spec: ModelSpec, folder: Path | None, name: str) -> Engine:
-    """The engine of `spec`; `engine: package.module:Name` is called as Name(spec, folder, name)."""
-    own = spec.engine in ("hf", "vllm")
-    kind = "reward" if own and is_reward_model(folder) else spec.engine
+def load_engine(
+    spec: ModelSpec, folder: Path | None, name: str, account: Account | None = None
+) -> Engine:
+    """The engine of `spec`; `engine: package.module:Name` is called as Name(spec, folder, name).
+    Remote calls are put on `account`."""
+    kind = "reward" if spec.engine in TRAINABLE and is_reward_model(folder) else spec.engine
     reference = ENGINES.get(kind, kind)
     module, _, attribute = reference.partition(":")
     try:
@@ -44,16 +61,21 @@ def load_engine(spec: ModelSpec, folder: Path | None, name: str) -> Engine:
         raise ConfigError(
             f"model {name}: engine {spec.engine!r} cannot be loaded: {error}"
         ) from None
-    engine: Engine = factory(spec, folder, name)
+    remote = (account or Account(),) if kind in REMOTE else ()
+    engine: Engine = factory(spec, folder, name, *remote)
     return engine
 
 
 class EnginePool:
-    """Loaded engines by weights, the most recently used ones; the same weights load once."""
+    """Loaded engines by weights, the most recently used ones; the same weights load once.
 
-    def __init__(self, store: Store, keep: int = 2):
+    Remote ones share an account, which counts against `budget` what the run folder ever spent.
+    """
+
+    def __init__(self, store: Store, keep: int = 2, budget: float | None = None):
         self.store = store
         self.keep = keep
+        self.account = Account(store.root / "spend.jsonl", budget)
         self._loaded: dict[str, Engine] = {}
 
     def folder(self, model: Model) -> str:
@@ -95,9 +117,9 @@ class EnginePool:
     def _started(self, model: Model) -> Engine:
         while len(self._loaded) >= self.keep:
             self._loaded.pop(next(iter(self._loaded))).close()
-        weightless = model.key.startswith(("fake:", "plugin:"))
+        weightless = model.key.startswith(("fake:", "plugin:", "server:"))
         folder = None if weightless else Path(self.folder(model))
-        return load_engine(model.spec, folder, model.label)
+        return load_engine(model.spec, folder, model.label, self.account)
 
     def make_room(self) -> None:
         """Free what training needs the memory of. Engines that can give it up otherwise stay."""

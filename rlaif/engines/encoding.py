@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlaif.chat import is_unicode, render_prompt
+from rlaif.chat import render_prompt
 from rlaif.config import ModelSpec
-from rlaif.engines.base import GenerateRequest, ScoreRequest
+from rlaif.engines.base import GenerateRequest, ScoreRequest, overflow, refusal
 from rlaif.engines.layout import Row
 from rlaif.errors import EngineError
 from rlaif.records import Message
@@ -39,16 +39,14 @@ class Encoding:
         text = render_prompt(self.tokenizer, messages, self.system_prompt) + prefill
         return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def encode(self, requests: Sequence[GenerateRequest | ScoreRequest]) -> Encoded:
+    def encode(self, requests: Iterable[GenerateRequest | ScoreRequest]) -> Encoded:
         """The requests as token ids: the prompt's, and with a score request's continuation."""
         made = Encoded()
         for request in requests:
             name = request.request_id
-            if not any(m["content"].strip() for m in request.messages):
-                made.failed[name] = ("the prompt is empty", 0)
-                continue
-            if not _is_unicode(request):
-                made.failed[name] = ("the text is not valid Unicode", 0)
+            why = refusal(request)
+            if why is not None:
+                made.failed[name] = (why, 0)
                 continue
             text, ids = self.render(request.messages, request.prefill)
             new = 0
@@ -56,9 +54,9 @@ class Encoding:
                 new = request.sampling.max_new_tokens
             else:
                 ids = ids + self.continuation(request)
-            if len(ids) + new > self.context:
-                why = f"{len(ids)} prompt tokens + {new} new do not fit the context of "
-                made.failed[name] = (f"{why}{self.context}", len(ids))
+            why = overflow(len(ids), new, self.context)
+            if why is not None:
+                made.failed[name] = (why, len(ids))
                 continue
             made.texts[name] = text
             made.rows.append(Row(name, ids, new))
@@ -119,11 +117,3 @@ def end_ids(generation: Any, tokenizer: Any) -> frozenset[int]:
     for value in (generation.eos_token_id, tokenizer.eos_token_id):
         ends |= set(value) if isinstance(value, list) else {value} if value is not None else set()
     return frozenset(ends)
-
-
-def _is_unicode(request: GenerateRequest | ScoreRequest) -> bool:
-    """Scraped text can hold half a surrogate pair, which no tokenizer takes."""
-    texts = [m["content"] for m in request.messages] + [request.prefill]
-    if isinstance(request, ScoreRequest):
-        texts.append(request.continuation or "")
-    return is_unicode(texts)

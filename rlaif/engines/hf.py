@@ -7,7 +7,7 @@ head over the bf16 hidden state, since bf16 logits make false ties.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,7 @@ class HfEngine:
     """A loaded transformers model. See `rlaif.engines.base.Engine`."""
 
     capabilities = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"})
+    concurrent = False
 
     def __init__(self, model: Any, encoding: Encoding, spec: ModelSpec, digest: str):
         self.model = model
@@ -67,11 +68,11 @@ class HfEngine:
 
     @torch.inference_mode()
     def generate(
-        self, requests: Sequence[GenerateRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """See `Engine.generate`. A prompt that does not fit the context fails alone."""
         by_id = {r.request_id: r for r in requests}
-        encoded = self.encoding.encode(requests)
+        encoded = self.encoding.encode(by_id.values())
         refused = [
             GenerateResult(i, "", [], "failed", n, why)
             for i, (why, n) in encoded.failed.items()
@@ -186,11 +187,11 @@ class HfEngine:
 
     @torch.inference_mode()
     def score(
-        self, requests: Sequence[ScoreRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """See `Engine.score`. All numbers from an fp32 output head."""
         by_id = {r.request_id: r for r in requests}
-        encoded = self.encoding.encode(requests)
+        encoded = self.encoding.encode(by_id.values())
         refused = [
             ScoreResult(i, {}, None, [], n, why)
             for i, (why, n) in encoded.failed.items()

@@ -8,7 +8,7 @@ resumed run keeps what it has and samples the rest, which need not equal an unin
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ class VllmEngine:
     """A model in vLLM. See `rlaif.engines.base.Engine`."""
 
     capabilities = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"})
+    concurrent = False
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class VllmEngine:
         return self.encoding.render(messages, prefill)
 
     def generate(
-        self, requests: Sequence[GenerateRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """See `Engine.generate`. A prompt that does not fit the context fails alone."""
         by_id = {r.request_id: r for r in requests if r.request_id not in done}
@@ -170,7 +171,7 @@ class VllmEngine:
         )
 
     def score(
-        self, requests: Sequence[ScoreRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """See `Engine.score`. The head computes in the model's own dtype: in bfloat16 close labels
         can tie, which the in-process engine's fp32 head tells apart."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rlaif.engines.account import Account
 from rlaif.engines.base import Engine, Model
 from rlaif.judges.base import Judge
 from rlaif.plan import PlanInputs, Planned
@@ -15,7 +16,10 @@ from rlaif.store import StepFolder, Store
 
 
 class Engines(Protocol):
-    """Loads models when they are asked for and frees them on demand."""
+    """Loads models when they are asked for and frees them on demand. `account` has what remote
+    ones were asked."""
+
+    account: Account
 
     def get(self, model: Model) -> Engine:
         """The loaded engine of `model`; the same weights are never loaded twice."""
