@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.options import JSON, SEED
+from rlaif.cli.options import COLUMNS, FROM, JSON, ON_ERROR, SEED
 
 if TYPE_CHECKING:
     from rlaif.compare.ranking import Rating
     from rlaif.compare.winrate import WinRate
+    from rlaif.data.readers import OnError
 
-FROM = click.option("--from", "from_", metavar="FORMAT", help="[default: found from the columns]")
-COLUMNS = click.option(
-    "--columns", type=click.Path(path_type=Path), help="A YAML file that says which column is what."
-)
-ON_ERROR = click.option(
-    "--on-error",
-    type=click.Choice(["skip", "fail"]),
-    default="skip",
-    show_default=True,
-    help="What to do with a row that cannot be read.",
-)
 SHOWN = 10
 LOSSES = {
     "prompt": "turns of the prompt, or blanks around them",
@@ -60,7 +50,7 @@ def convert(
     from_: str | None,
     to: str,
     columns: Path | None,
-    on_error: Any,
+    on_error: OnError,
     as_json: bool,
 ) -> None:
     """Write the labelled pairs of IN to OUT (.jsonl, .jsonl.gz, .json or .parquet) in a format.
@@ -100,7 +90,7 @@ def winrate(
     annotations: Path,
     from_: str | None,
     columns: Path | None,
-    on_error: Any,
+    on_error: OnError,
     seed: int,
     as_json: bool,
 ) -> None:

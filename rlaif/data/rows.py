@@ -6,7 +6,6 @@ import csv
 import gzip
 import json
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -117,7 +116,7 @@ def _json_rows(path: Path, on_fault: OnFault) -> Placed:
 
 def _csv_rows(path: Path, on_fault: OnFault) -> Placed:
     """Cells are text; an empty cell is None."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(2**31 - 1)
     open_bytes(path).close()
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
