@@ -62,7 +62,7 @@ def passed(pair: LabelledPair, name: str) -> tuple[LabelledPair, list[str]] | No
 
 @pytest.mark.parametrize("name", WRITTEN)
 @given(pair=pairs())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_every_pair_of_formats_gives_back_what_it_does_not_call_lost(
     name: str, pair: LabelledPair
 ) -> None:
@@ -176,7 +176,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_trl_takes_what_is_written(tmp_path: Path) -> None:
-    from trl import extract_prompt, is_conversational
+    from trl import is_conversational, maybe_extract_prompt
 
     source = tmp_path / "hh.jsonl"
     start = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Name a fruit.\n\nAssistant: "
@@ -187,9 +187,9 @@ def test_trl_takes_what_is_written(tmp_path: Path) -> None:
     )
     row = loaded[0]
     assert is_conversational(row)
-    assert extract_prompt(row) == row
+    assert maybe_extract_prompt(row) == row
     implicit = {key: row["prompt"] + row[key] for key in ("chosen", "rejected")}
-    assert extract_prompt(implicit) == row
+    assert maybe_extract_prompt(implicit) == row
 
 
 def test_the_command_says_what_it_did(tmp_path: Path) -> None:
