@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import Experiment, SampleStep
-from rlaif.experiment import prepare, unfinished
+from rlaif.experiment import unfinished
 from rlaif.plan import PlanInputs, Planned, make_plan
+from rlaif.prepare import prepare
 from rlaif.store import Store, read_json
 
 RECORDS = {

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from rlaif.experiment import read_manifest, read_rounds
+from rlaif.manifest import read_manifest
 from rlaif.records import to_json
 from rlaif.report.view import HeldOutRow, LineageRow, RoundRow, RunView, StepRow
+from rlaif.rounds import read_rounds
 from rlaif.store import Store
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ def _print_rounds(records: Sequence[Any]) -> None:
 @JSON
 def status(directory: Path, as_json: bool) -> None:
     """Where the run in DIR stands: steps, every metric per round with its interval, alarms."""
-    from rlaif.experiment import read_rounds
+    from rlaif.rounds import read_rounds
     from rlaif.runs import load_run
 
     state = load_run(directory).status()
