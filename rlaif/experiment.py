@@ -78,7 +78,7 @@ def run_experiment(
         write_manifest(store, inputs, plan)
         if inputs.prompts.duplicates:
             say(f"{inputs.prompts.duplicates} duplicate prompts left out")
-        pool = EnginePool(store)
+        pool = EnginePool(store, budget=inputs.experiment.budget)
         try:
             for planned in plan:
                 if planned.hash in missing:
@@ -136,6 +136,8 @@ def _run_step(
             "inputs": planned.inputs,
             "seconds": round(time.monotonic() - began, 3),
         }
+        if remote := pool.account.take():
+            summary["remote"] = remote
         folder.finish(summary)
     progress.finish()
 

@@ -21,7 +21,15 @@ from rlaif.config.judges import (
     TemplateJudge,
     YesNoJudge,
 )
-from rlaif.config.models import RESERVED_MODELS, Columns, ModelSpec, PromptsSpec
+from rlaif.config.models import (
+    RESERVED_MODELS,
+    TRAINABLE,
+    ApiLimits,
+    Columns,
+    ModelSpec,
+    Price,
+    PromptsSpec,
+)
 from rlaif.config.overrides import apply_override
 from rlaif.config.steps import CheckSpec, EvaluateStep, LoadStep, PairStep, SampleStep
 from rlaif.config.training import (
@@ -38,8 +46,10 @@ from rlaif.config.training import (
 __all__ = [
     "METHODS",
     "RESERVED_MODELS",
+    "TRAINABLE",
     "AdditiveJudge",
     "AnyJudge",
+    "ApiLimits",
     "CheckSpec",
     "Columns",
     "DistillStep",
@@ -57,6 +67,7 @@ __all__ = [
     "PairStep",
     "PairwiseJudge",
     "ParseSpec",
+    "Price",
     "PromptsSpec",
     "RatingJudge",
     "ReferenceTrain",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TrainStep
+from rlaif.config import TRAINABLE, DistillStep, OnPolicyTrain, ReferenceTrain, TrainStep
 from rlaif.engines.base import Model
 from rlaif.plan.base import Planned, round_prompts, step_hash
 from rlaif.plan.walk import Walk
@@ -89,7 +89,7 @@ def _trained(
     if isinstance(step, ReferenceTrain):
         models["reference"] = walk.model(index, step.reference, "reference")
     for model in models.values():
-        if model.spec.engine != "hf":
+        if model.spec.engine not in TRAINABLE:
             raise walk.inputs.fail(
                 index, f"{model.label}: engine {model.spec.engine!r} cannot be trained"
             )
