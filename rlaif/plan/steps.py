@@ -44,7 +44,9 @@ def sampled(
 
 def plan_load(walk: Walk, index: int, step: LoadStep) -> None:
     """Records of a file, which stand where a step's own would."""
-    digest = step_hash("load", step.type, walk.inputs.files[step.path], walk.round)
+    labels = step.model_dump(mode="json", include={"format", "columns", "on_error"})
+    read = [labels] if step.format is not None or step.columns is not None else []
+    digest = step_hash("load", step.type, walk.inputs.files[step.path], walk.round, *read)
     planned = walk.add(Planned(digest, "load", step.id, walk.seed, walk.round, step))
     walk.by_id[step.id, walk.round] = planned
     if step.type == "completions":
