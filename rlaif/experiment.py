@@ -27,10 +27,12 @@ STEPS = {
     "load": "rlaif.steps.load",
     "judge": "rlaif.steps.judge",
     "pair": "rlaif.steps.pair",
+    "label": "rlaif.steps.label",
     "distill": "rlaif.steps.train",
     "train": "rlaif.steps.train",
     "logprobs": "rlaif.steps.logprobs",
     "evaluate": "rlaif.steps.evaluate",
+    "compare": "rlaif.steps.compare",
 }
 TRAINED = ("distill", "train")
 """Kinds of steps that make a model."""
@@ -122,7 +124,9 @@ def _run_step(
         p.prompt_id: p for p in [*inputs.prompts.train, *inputs.prompts.heldout]
     }
     seed = f"seed {planned.seed}, " if len(inputs.experiment.all_seeds) > 1 else ""
-    progress.begin_step(f"[{seed}round {planned.round}] {planned.id}")
+    some = len(planned.arms) < len(inputs.experiment.arm_names)
+    arms = f"{', '.join(planned.arms)}, " if some else ""
+    progress.begin_step(f"[{seed}{arms}round {planned.round}] {planned.id}")
     began = time.monotonic()
     with explain_os_errors(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -145,22 +149,24 @@ def _run_step(
 def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> None:
     """Refuse to start what the disk cannot hold.
 
-    A train step leaves a bf16 export (2 bytes a parameter) and keeps, at its largest, fp32 masters
-    of two rounds and a checkpoint of weights and both Adam moments (5 x 4 bytes).
+    A train step leaves a bf16 export (2 bytes a parameter). Kept besides, at the largest, are the
+    fp32 masters (4 bytes) of every seed and arm, those of one more round, and a checkpoint of
+    weights and both Adam moments (3 x 4 bytes).
     """
     trains = [p for p in plan if p.kind in TRAINED and p.hash in missing]
     if not trains:
         return
     folder = resolve(trains[0].models["start"].spec.path)
     parameters = sum(f.stat().st_size for f in folder.glob("*.safetensors")) // 2
-    store.need_space(parameters * (2 * len(trains) + 20))
+    store.need_space(parameters * (2 * len(trains) + 4 * len(_last_trains(plan)) + 16))
 
 
 def _gate(experiment: Experiment, rounds: Sequence[RoundRecord], planned: Planned) -> None:
     if experiment.alarms.on_alarm != "stop":
         return
     # A round counts when the last of its evaluations is there.
-    rows = [r for r in rounds if r.seed == planned.seed and r.round == planned.round]
+    place = (planned.seed, planned.round)
+    rows = [r for r in rounds if (r.seed, r.round) == place and r.arm in planned.arms]
     fired = [a for r in rows for a in r.metrics["alarms"] if a["severity"] == "alarm"]
     if fired:
         raise GateStopped(
@@ -187,8 +193,9 @@ def _drop_masters(
 
 
 def _last_trains(plan: Sequence[Planned]) -> list[Planned]:
-    last: dict[int, Planned] = {}
+    """The last training of every seed and arm."""
+    last: dict[tuple[int, str], Planned] = {}
     for planned in plan:
         if planned.kind == "train":
-            last[planned.seed] = planned
+            last |= {(planned.seed, arm): planned for arm in planned.arms}
     return list(last.values())

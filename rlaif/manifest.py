@@ -32,6 +32,7 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
         "hardware": {"machine": platform.machine(), "system": platform.system()},
         "git": _git_state(inputs.path),
         "seeds": inputs.experiment.all_seeds,
+        "arms": {n: a.model_dump(mode="json") for n, a in inputs.experiment.arms.items()},
         "models": dict(inputs.keys),
         "constitution": constitution.model_dump(mode="json") if constitution else None,
         "constitution_hash": content_hash([principle_hash(p) for p in constitution.principles])
@@ -48,7 +49,7 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
                 "hash": p.hash,
                 "kind": p.kind,
                 "id": p.id,
-                "arm": "main",
+                "arms": list(p.arms),
                 "seed": p.seed,
                 "round": p.round,
                 "inputs": p.inputs,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment
 from rlaif.constitution import Constitution, load_constitution
-from rlaif.data.sources import load_prompts
+from rlaif.data.readers import read_labelled
+from rlaif.data.sources import PromptSet, load_prompts, split_prompts
 from rlaif.engines.build import REMOTE, known_capabilities
 from rlaif.engines.builtin import locate, resolve, weights_hash
 from rlaif.errors import ConfigError
@@ -35,7 +36,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> Pl
         path,
         lines,
         constitution,
-        load_prompts(experiment.prompts, path),
+        _prompts(experiment, path),
         judges,
         keys,
         _file_hashes(experiment, path),
@@ -105,9 +106,23 @@ def _check_roles(experiment: Experiment, keys: Mapping[str, str]) -> None:
                 )
 
 
+def _prompts(experiment: Experiment, path: Path) -> PromptSet:
+    """The prompts that the experiment names, or those of the pairs that it loads."""
+    if not experiment.prompts.from_pairs:
+        return load_prompts(experiment.prompts, path)
+    names = [find(experiment.loaded_path(step) or "", path) for step in experiment.pair_loads]
+    readings = [
+        read_labelled(name, step.format, step.columns, step.on_error)
+        for name, step in zip(names, experiment.pair_loads, strict=True)
+    ]
+    prompts = [pair.prompt for reading in readings for pair in reading]
+    return split_prompts(experiment.prompts, prompts, ", ".join(map(str, names)))
+
+
 def _file_hashes(experiment: Experiment, path: Path) -> dict[str, str]:
-    names = [e.load.path for e in experiment.steps if e.load is not None]
-    return {name: _file_hash(find(name, path)) for name in names}
+    loads = [e.load for e in experiment.steps if e.load is not None]
+    names = {experiment.loaded_path(load) or "" for load in loads}
+    return {name: _file_hash(find(name, path)) for name in sorted(names)}
 
 
 def _file_hash(path: Path) -> str:

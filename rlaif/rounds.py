@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from rlaif.compare.diagnostics import AlarmLimits, RoundMetrics, find_alarms
@@ -18,22 +19,24 @@ def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> l
     """Derive rounds.jsonl from the finished evaluations: metrics, differences, alarms, words."""
     records: list[RoundRecord] = []
     limits = AlarmLimits(**inputs.experiment.alarms.model_dump(exclude={"on_alarm"}))
-    for seed in inputs.experiment.all_seeds:
+    chains = product(inputs.experiment.all_seeds, inputs.experiment.arm_names)
+    for seed, arm in chains:
         history: list[RoundMetrics] = []
-        for planned in _evaluations(plan, seed):
+        for planned in _evaluations(plan, seed, arm):
             folder = store.step(planned.hash)
             if folder.done() is None:
                 break
             row = folder.read("evaluation")[0]
             history.append({"metrics": row["metrics"], "deltas": row["deltas"]})
-            records.append(_round_record(inputs, plan, planned, store, history, limits))
+            records.append(_round_record(inputs, plan, planned, arm, store, history, limits))
     write_jsonl(store.root / "rounds.jsonl", [to_json(r) for r in records])
     return records
 
 
-def _evaluations(plan: Sequence[Planned], seed: int) -> list[Planned]:
-    """The last evaluation of each round of one seed, by round."""
-    last = {p.round: p for p in plan if p.kind == "evaluate" and p.seed == seed}
+def _evaluations(plan: Sequence[Planned], seed: int, arm: str) -> list[Planned]:
+    """The last evaluation of each round of one seed and arm, by round."""
+    mine = (p for p in plan if p.kind == "evaluate" and p.seed == seed and arm in p.arms)
+    last = {p.round: p for p in mine}
     return [last[number] for number in sorted(last)]
 
 
@@ -41,13 +44,16 @@ def _round_record(
     inputs: PlanInputs,
     plan: Sequence[Planned],
     planned: Planned,
+    arm: str,
     store: Store,
     history: list[RoundMetrics],
     limits: AlarmLimits,
 ) -> RoundRecord:
     counts: dict[str, int] = {}
     for step in plan:
-        if step.seed == planned.seed and step.round == planned.round and step.kind != "evaluate":
+        if (step.seed, step.round) != (planned.seed, planned.round) or arm not in step.arms:
+            continue
+        if step.kind not in ("evaluate", "compare"):
             marker = store.step(step.hash).done()
             for name, count in (marker or {}).get("counts", {}).items():
                 counts[f"{step.id}.{name}"] = count
@@ -58,7 +64,7 @@ def _round_record(
     ]
     words = [w for name in moving for w in self_judge_words(name, history)]
     return RoundRecord(
-        arm="main",
+        arm=arm,
         seed=planned.seed,
         round=planned.round,
         policy_in="M0" if planned.round < 2 else f"M{planned.round - 1}",

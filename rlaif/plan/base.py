@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Experiment
+from rlaif.config import Experiment, LoadStep
 from rlaif.constitution import Constitution
 from rlaif.data.sources import PromptSet
 from rlaif.engines.base import Model
@@ -22,11 +22,13 @@ VERSIONS = {
     "sample": 1,
     "judge": 1,
     "pair": 1,
+    "label": 1,
     "distill": 1,
     "train": 3,
     "logprobs": 1,
     "evaluate": 1,
     "load": 1,
+    "compare": 1,
 }
 
 DRIFT_PROMPTS = 16
@@ -35,7 +37,8 @@ DRIFT_PROMPTS = 16
 
 @dataclass(frozen=True)
 class Planned:
-    """One step to run. `inputs` names the hashes of the steps whose output it reads."""
+    """One step to run. `inputs` names the hashes of the steps whose output it reads; `arms` are
+    those that have it in common."""
 
     hash: str
     kind: str
@@ -47,6 +50,7 @@ class Planned:
     models: dict[str, Model] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    arms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class PlanInputs:
     judges: Mapping[str, Judge]
     keys: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
+
+    def loaded_hash(self, step: LoadStep) -> str:
+        """The hash of the file that a load step reads."""
+        return self.files[self.experiment.loaded_path(step) or ""]
 
     def fail(self, index: int, message: str, key: str | None = None) -> ConfigError:
         """A ConfigError at step `index` (and its key), with the line."""

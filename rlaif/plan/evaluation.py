@@ -7,7 +7,7 @@ from typing import Any
 from rlaif.config import RESERVED_MODELS, EvaluateStep, SampleStep
 from rlaif.engines.base import Model
 from rlaif.plan.base import DRIFT_PROMPTS, Planned, step_hash
-from rlaif.plan.steps import judged, sampled
+from rlaif.plan.steps import judged, loaded_pairs, sampled
 from rlaif.plan.walk import Walk
 from rlaif.yamlio import suggest
 
@@ -83,21 +83,54 @@ def _measured(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
             pool.append(next(p for p in walk.done if p.hash == first))
         made = judged(walk, judge, pool, _frozen(walk, judge), f"{step.id}.{judge.id}")
         parts[f"judgements/{judge.id}"] = made.hash
-    parts["logprobs"] = walk.add(
+    own = model.key == walk.initial.key
+    parts["logprobs"] = _scored(walk, step, "logprobs", [answers], walk.initial, own)
+    parts |= _measured_pairs(walk, step, model)
+    walk.evaluations[step.id, model.key] = parts
+    return parts
+
+
+def _scored(
+    walk: Walk,
+    step: EvaluateStep,
+    name: str,
+    answers: list[Planned],
+    model: Model,
+    own: bool = False,
+) -> str:
+    """The hash of the log-probs of answers under `model`; `own` where it wrote them."""
+    hashes = [a.hash for a in answers]
+    return walk.add(
         Planned(
-            step_hash("logprobs", answers.hash, walk.initial.identity()),
+            step_hash("logprobs", *hashes, model.identity()),
             "logprobs",
-            f"{step.id}.logprobs",
+            f"{step.id}.{name}",
             walk.seed,
             walk.round,
             step,
-            inputs={"completions/0": answers.hash},
-            models={"by": walk.initial},
-            prompts=answers.prompts,
-            options={"own": model.key == walk.initial.key},
+            inputs={f"completions/{i}": digest for i, digest in enumerate(hashes)},
+            models={"by": model},
+            prompts=answers[0].prompts,
+            options={"own": own},
         )
     ).hash
-    walk.evaluations[step.id, model.key] = parts
+
+
+def _measured_pairs(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
+    """Log-probs of the held-out pairs under `model` and M0, the pairs' labels and the judges'
+    verdicts. There are held-out pairs where the prompts are those of the pairs."""
+    if not walk.experiment.prompts.from_pairs or model.key == walk.initial.key:
+        return {}
+    ids = sorted(p.prompt_id for p in walk.inputs.prompts.heldout)
+    pairs = [
+        loaded_pairs(walk, load, ids, f"{step.id}.{load.id}") for load in walk.experiment.pair_loads
+    ]
+    parts = {f"pairs/{p.id}": p.hash for p in pairs}
+    for judge in _eval_judges(walk, step):
+        made = judged(walk, judge, pairs, _frozen(walk, judge), f"{step.id}.pairs.{judge.id}")
+        parts[f"pair_judgements/{judge.id}"] = made.hash
+    parts["pair_logprobs"] = _scored(walk, step, "pairs.logprobs", pairs, model)
+    parts["pair_logprobs_initial"] = _scored(walk, step, "pairs.initial", pairs, walk.initial)
     return parts
 
 

@@ -44,9 +44,15 @@ def sampled(
 
 def plan_load(walk: Walk, index: int, step: LoadStep) -> None:
     """Records of a file, which stand where a step's own would."""
+    if step.type == "pairs":
+        ids = round_prompts(walk.inputs.prompts.train, None, walk.seed, walk.round)
+        walk.pairs[step.id] = walk.by_id[step.id, walk.round] = loaded_pairs(walk, step, ids)
+        walk.completions = dict(walk.pairs)
+        walk.judgements = {}
+        return
     labels = step.model_dump(mode="json", include={"format", "columns", "on_error"})
     read = [labels] if step.format is not None or step.columns is not None else []
-    digest = step_hash("load", step.type, walk.inputs.files[step.path], walk.round, *read)
+    digest = step_hash("load", step.type, walk.inputs.loaded_hash(step), walk.round, *read)
     planned = walk.add(Planned(digest, "load", step.id, walk.seed, walk.round, step))
     walk.by_id[step.id, walk.round] = planned
     if step.type == "completions":
@@ -56,6 +62,15 @@ def plan_load(walk: Walk, index: int, step: LoadStep) -> None:
         walk.judgements[step.id] = planned
     else:
         walk.preferences.append(planned)
+
+
+def loaded_pairs(walk: Walk, step: LoadStep, ids: list[str], name: str | None = None) -> Planned:
+    """The labelled pairs of the file whose prompts are among `ids`."""
+    read = step.model_dump(mode="json", include={"format", "columns"})
+    digest = step_hash("load", "pairs", walk.inputs.loaded_hash(step), read, ids)
+    return walk.add(
+        Planned(digest, "load", name or step.id, walk.seed, walk.round, step, prompts=tuple(ids))
+    )
 
 
 def plan_judge(walk: Walk, index: int, step: Any) -> None:

@@ -11,6 +11,9 @@ from rlaif.plan.base import Planned, round_prompts, step_hash
 from rlaif.plan.walk import Walk
 from rlaif.yamlio import suggest
 
+PREFERENCES = ("pair", "label", "load")
+"""Kinds of steps that give preferences."""
+
 
 def plan_train(walk: Walk, index: int, step: TrainStep) -> None:
     """The next policy, from preferences."""
@@ -39,7 +42,7 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
             )
     latest = {p.id: p for p in walk.preferences}
     mixes = getattr(step, "ptx_weight", 0.0) > 0
-    used = walk.used(index, step.uses, latest, ("pair", "load")) if mixes else []
+    used = walk.used(index, step.uses, latest, PREFERENCES) if mixes else []
     if mixes and not used:
         raise walk.inputs.fail(index, "ptx_weight needs preferences before it", "ptx_weight")
     ids = tuple(round_prompts(walk.inputs.prompts.train, None, walk.seed, walk.round))
@@ -66,10 +69,10 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
 
 def _preferences(walk: Walk, index: int, step: TrainStep) -> list[Planned]:
     latest = {p.id: p for p in walk.preferences}
-    used = walk.used(index, step.uses, latest, ("pair", "load"))
+    used = walk.used(index, step.uses, latest, PREFERENCES)
     if not used:
         kind = walk.experiment.steps[index].kind
-        raise walk.inputs.fail(index, f"{kind} has no preferences: add a pair or load step")
+        raise walk.inputs.fail(index, f"{kind} has no preferences: add a pair, label or load step")
     return used
 
 

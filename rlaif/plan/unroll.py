@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from rlaif.config import OnPolicyTrain
 from rlaif.plan.base import PlanInputs, Planned
 from rlaif.plan.evaluation import check_judges, evaluated, plan_evaluate
+from rlaif.plan.labels import plan_comparisons, plan_label
 from rlaif.plan.steps import plan_judge, plan_load, plan_pair, plan_sample
 from rlaif.plan.training import plan_distill, plan_on_policy, plan_train
 from rlaif.plan.walk import Walk
@@ -17,6 +19,7 @@ _STEPS: dict[str, Callable[[Walk, int, Any], None]] = {
     "load": plan_load,
     "judge": plan_judge,
     "pair": plan_pair,
+    "label": plan_label,
     "distill": plan_distill,
     "train": plan_train,
     "evaluate": plan_evaluate,
@@ -24,12 +27,20 @@ _STEPS: dict[str, Callable[[Walk, int, Any], None]] = {
 
 
 def make_plan(inputs: PlanInputs) -> list[Planned]:
-    """Every step of every seed, in the order of running; equal steps appear once."""
+    """Every step of every seed and arm, in the order of running; equal steps appear once."""
     planned: dict[str, Planned] = {}
-    for seed in inputs.experiment.all_seeds:
-        for step in _walked(Walk(inputs, seed)):
-            planned.setdefault(step.hash, step)
-    return list(planned.values())
+    arms: dict[str, list[str]] = {}
+    experiment = inputs.experiment
+    for seed in experiment.all_seeds:
+        walks = {n: Walk(inputs, seed, experiment.arms.get(n)) for n in experiment.arm_names}
+        for arm, walk in walks.items():
+            for step in _walked(walk):
+                planned.setdefault(step.hash, step)
+                arms.setdefault(step.hash, []).append(arm)
+        for step in plan_comparisons(inputs, walks):
+            planned[step.hash] = step
+            arms[step.hash] = list(walks)
+    return [replace(p, arms=tuple(dict.fromkeys(arms[p.hash]))) for p in planned.values()]
 
 
 def _walked(walk: Walk) -> list[Planned]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.config import RESERVED_MODELS, ModelSpec
+from rlaif.config import RESERVED_MODELS, ArmSpec, ModelSpec
 from rlaif.engines.base import Model
 from rlaif.plan.base import PlanInputs, Planned
 from rlaif.yamlio import suggest
 
 
 class Walk:
-    """One walk over the steps: of one seed."""
+    """One walk over the steps: of one seed and one arm, of which `label` says who labels."""
 
-    def __init__(self, inputs: PlanInputs, seed: int):
+    def __init__(self, inputs: PlanInputs, seed: int, label: ArmSpec | None = None):
         self.inputs = inputs
         self.experiment = inputs.experiment
         self.seed = seed
+        self.label = label
         self.initial = self.named("policy", "M0")
         self.policy = self.previous = self.earlier = self.initial
         self.round = 0
@@ -25,6 +26,7 @@ class Walk:
         self.by_id: dict[tuple[str, int], Planned] = {}
         self.completions: dict[str, Planned] = {}
         self.judgements: dict[str, Planned] = {}
+        self.pairs: dict[str, Planned] = {}
         self.preferences: list[Planned] = []
         self.evaluations: dict[tuple[str, str], dict[str, str]] = {}
         self.reward_models: dict[str, Model] = {}
@@ -34,6 +36,7 @@ class Walk:
         self.round += 1
         self.earlier, self.previous = self.previous, self.policy
         self.completions, self.judgements, self.preferences = {}, {}, []
+        self.pairs = {}
 
     def add(self, planned: Planned) -> Planned:
         """The next step of this plan."""
