@@ -118,13 +118,14 @@ def report(directory: Path, out: Path | None) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--records",
-    type=click.Choice(["trl", "prompts", "completions", "judgements", "preferences"]),
+    type=click.Choice(["trl", "prompts", "completions", "judgements", "preferences", "metrics"]),
     default="trl",
     show_default=True,
-    help="trl: preferences in TRL's format; otherwise the records as they are.",
+    help="trl: preferences in TRL's format; metrics: a row per arm, seed, round and metric;"
+    " otherwise the records as they are.",
 )
 def export(directory: Path, out: Path, records: str) -> None:
-    """Export records of the run in DIR to OUT (.jsonl or .parquet)."""
+    """Export records of the run in DIR to OUT (.jsonl, .json, .csv or .parquet)."""
     from rlaif.data.rows import write_rows
     from rlaif.runs import load_run, trl_rows
 
@@ -132,8 +133,9 @@ def export(directory: Path, out: Path, records: str) -> None:
     rows: list[dict[str, Any]]
     if records == "trl":
         rows = trl_rows(loaded)
-    elif records == "prompts":
-        rows = [{str(k): v for k, v in row.items()} for row in loaded.prompts.to_dict("records")]
+    elif records in ("prompts", "metrics"):
+        frame = loaded.prompts if records == "prompts" else loaded.rounds
+        rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
     else:
         rows = list(loaded.rows(records))
     count = write_rows(rows, out)
