@@ -20,6 +20,7 @@ from rlaif.errors import ConfigError, RlaifError
 from rlaif.experiment import run_experiment
 from rlaif.plan import make_plan
 from rlaif.prepare import prepare
+from rlaif.report.arms import label_sentences
 from rlaif.report.browser import browser_data
 from rlaif.report.build import build_report
 from rlaif.report.table import summary_table
@@ -217,6 +218,15 @@ def test_the_page_and_the_terminal_lay_the_arms_side_by_side(
     text = console.export_text()
     assert all(arm in text for arm in ARMS)
     assert "reward_accuracy/human" in text
+
+
+def test_the_labels_agreement_is_said_in_words(finished: tuple[Path, Path]) -> None:
+    said = label_sentences(load_run(finished[1]).comparisons())
+    assert said[0] == (
+        "Labels of human and ai: same choice on 1.000 [1.000, 1.000] of 12 pairs, "
+        "kappa 1.000 [1.000, 1.000]; agree beyond chance."
+    )
+    assert said[2].startswith("Labels of human and flipped: same choice on 0.750 [")
 
 
 def test_other_arms_in_another_order_change_no_arm(

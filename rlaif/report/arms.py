@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from rlaif.compare.bootstrap import IntervalJson, direction
+from rlaif.compare.bootstrap import IntervalJson, direction, show_interval
 from rlaif.report.rows import Cell, Row, Table, kind_of, merge, row_place, tone_of
 
 
@@ -35,6 +35,18 @@ def label_rows(comparisons: Sequence[dict[str, Any]]) -> list[LabelRow]:
         )
         rows.append(LabelRow(first, second, agreement, kappa, _words(figures)))
     return rows
+
+
+def label_sentences(comparisons: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows of `label_rows` as sentences."""
+    return [
+        f"Labels of {row.first} and {row.second}: same choice on {show_interval(row.agreement)}"
+        f" of {row.agreement['n']} pairs"
+        + (f", kappa {show_interval(row.kappa)}" if row.kappa else "")
+        + f"; {row.words}."
+        for row in label_rows(comparisons)
+        if row.agreement is not None
+    ]
 
 
 def _words(figures: Sequence[dict[str, IntervalJson]]) -> str:
