@@ -97,7 +97,7 @@ class Walk:
                 known = sorted({i for (i, _), s in self.by_id.items() if s.kind in kinds})
                 raise self.inputs.fail(
                     index,
-                    f"uses: {text!r} names no earlier {' or '.join(kinds)} step"
+                    f"uses: {text!r} names no earlier {', '.join(kinds[:-1])} or {kinds[-1]} step"
                     f"{suggest(name, known)}",
                     "uses",
                 )
