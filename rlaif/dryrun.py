@@ -12,8 +12,9 @@ from rlaif.config import Experiment, SampleStep
 from rlaif.engines.account import Account
 from rlaif.engines.api import Usage
 from rlaif.engines.base import GenerateRequest, ScoreRequest
-from rlaif.experiment import prepare, unfinished
+from rlaif.experiment import unfinished
 from rlaif.plan import PlanInputs, Planned, make_plan
+from rlaif.prepare import prepare
 from rlaif.records import Completion
 from rlaif.store import Store, read_json
 
@@ -22,10 +23,12 @@ RECORDS = {
     "load": "records",
     "judge": "judgements",
     "pair": "preferences",
+    "label": "preferences",
     "distill": "reward model",
     "train": "model",
     "logprobs": "log-probs",
     "evaluate": "metrics",
+    "compare": "metrics",
 }
 SECONDS_PER_UNIT = {"sample": 0.3, "judge": 0.15, "logprobs": 0.1, "distill": 1.0, "train": 1.2}
 """A 135M model on two CPU cores: a rough guess, used where this run folder holds no measurement."""
@@ -41,6 +44,7 @@ class Forecast:
     None where no priced server is asked."""
 
     seed: int
+    arms: str
     round: int
     id: str
     kind: str
@@ -81,6 +85,7 @@ def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
         rows.append(
             Forecast(
                 planned.seed,
+                " ".join(planned.arms),
                 planned.round,
                 planned.id,
                 planned.kind,
@@ -136,6 +141,11 @@ def _size(
         return before * per, calls, calls * made
     if planned.kind == "logprobs":
         return before, before, 0
+    if planned.kind == "load" and step.type == "pairs":
+        # One pair to a prompt is a guess: the file is read when the step runs.
+        return 2 * len(planned.prompts), 0, 0
+    if planned.kind == "label":
+        return len(planned.prompts), 0, 0
     if planned.kind == "pair":
         candidates = _candidates(inputs.experiment)
         wide = step.strategy in ("margin", "all")
@@ -194,6 +204,9 @@ def _is_source(planned: Planned, name: str) -> bool:
 
 
 def _candidates(experiment: Experiment) -> int:
+    """Answers to a prompt: those that are sampled, or the two of a loaded pair."""
+    if experiment.pair_loads:
+        return 2
     step = next((e.sample for e in experiment.steps if e.sample), SampleStep())
     return step.n
 
@@ -217,18 +230,26 @@ def _calls_per_completion(inputs: PlanInputs, planned: Planned) -> int:
     return principles * samples
 
 
+def _step_name(experiment: Experiment, row: Forecast) -> str:
+    """The step, and the arms that it is for where they are not all."""
+    some = len(row.arms.split()) < len(experiment.arm_names)
+    return f"{row.id} ({row.arms})" if some else row.id
+
+
 def _table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> str:
+    width = max([28, *(len(_step_name(experiment, row)) for row in rows)])
     lines = [
         f"{experiment.name}: {len(rows)} steps into {out}; nothing is run",
-        f"{'seed':>6} {'round':>5}  {'step':28} {'makes':12} {'count':>6} {'calls':>6} "
+        f"{'seed':>6} {'round':>5}  {'step':{width}} {'makes':12} {'count':>6} {'calls':>6} "
         f"{'tokens':>8} {'time':>7} {'cost':>9}  state",
     ]
     for row in rows:
         time = f"{row.seconds:.0f} s" if row.seconds else "-"
         cost = "-" if row.cost is None else f"{row.cost:.4g}"
         state = "reused" if row.reused else "to do"
+        name = _step_name(experiment, row)
         lines.append(
-            f"{row.seed:>6} {row.round:>5}  {row.id:28} {row.records:12} {row.units:>6} "
+            f"{row.seed:>6} {row.round:>5}  {name:{width}} {row.records:12} {row.units:>6} "
             f"{row.calls:>6} {row.tokens:>8} {time:>7} {cost:>9}  {state}"
         )
     todo = [row for row in rows if not row.reused]

@@ -21,9 +21,10 @@ from rlaif.data.sources import PromptSet, load_prompts
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
 from rlaif.errors import ConfigError
-from rlaif.experiment import STEPS, model_key
+from rlaif.experiment import STEPS
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs, Planned
+from rlaif.prepare import model_key
 from rlaif.records import Prompt, content_hash, from_json, to_json
 from rlaif.resources import find
 from rlaif.steps.context import Progress, StepContext

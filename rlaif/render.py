@@ -11,8 +11,8 @@ from rlaif.engines.base import Engine, GenerateRequest, RewardRequest, ScoreRequ
 from rlaif.engines.build import REMOTE, load_engine
 from rlaif.engines.builtin import resolve
 from rlaif.errors import ConfigError
-from rlaif.experiment import prepare
 from rlaif.plan import PlanInputs
+from rlaif.prepare import prepare
 from rlaif.records import Completion, Prompt, content_hash
 from rlaif.yamlio import suggest
 

@@ -143,6 +143,8 @@ def known_keys(model: type[BaseModel], loc: Loc) -> list[str]:
                 following.append(node["properties"][part])
             elif isinstance(node.get("additionalProperties"), dict):
                 following.append(node["additionalProperties"])
+            else:
+                following += node.get("patternProperties", {}).values()
         nodes = named or following or nodes
     keys: set[str] = set()
     for node in _flatten(nodes, definitions):

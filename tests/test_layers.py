@@ -19,7 +19,19 @@ LAYERS = [
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
     {"steps", "report"},
-    {"experiment", "runs", "files", "dryrun", "render", "progress", "cli", "__main__"},
+    {
+        "experiment",
+        "manifest",
+        "prepare",
+        "rounds",
+        "runs",
+        "files",
+        "dryrun",
+        "render",
+        "progress",
+        "cli",
+        "__main__",
+    },
 ]
 HEAVY = {"torch", "transformers", "vllm", "openai", "pandas", "datasets"}
 

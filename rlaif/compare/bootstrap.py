@@ -7,7 +7,8 @@ nothing else: keys are sorted before anything is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -19,6 +20,10 @@ MIN_PROMPTS = 6
 time, which first falls below 5% at six."""
 
 _DRAWS_AT_ONCE = 4_000_000
+
+Rows = NDArray[np.int64]
+Counted = tuple[float, int]
+"""A figure, and over how many items it was taken."""
 
 
 class IntervalJson(TypedDict):
@@ -101,6 +106,46 @@ def win_rate_interval(
         for key in new.keys() & old.keys()
     }
     return mean_interval(wins, seed, resamples, level)
+
+
+def figure_intervals(
+    measure: Callable[[Rows], Mapping[str, Counted]],
+    prompts: Sequence[str],
+    seed: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Every figure of `measure` with its percentile interval, all from the same resamples.
+
+    `prompts` gives the prompt of each row, and `measure` takes row numbers, with repeats: all rows
+    of a drawn prompt come with it (cluster bootstrap), so a figure is pooled over rows and `n` is
+    what `measure` counted. A figure that a resample cannot give is missing from that resample; one
+    that is missing from more than half of them is left out, since no interval would be honest.
+    """
+    found = measure(np.arange(len(prompts), dtype=np.int64))
+    drawn: dict[str, list[float]] = defaultdict(list)
+    for rows in _resampled_rows(prompts, seed, resamples):
+        for name, (value, _) in measure(rows).items():
+            drawn[name].append(value)
+    tail = (1.0 - level) / 2.0
+    intervals = {}
+    for name, (value, count) in found.items():
+        if 2 * len(drawn[name]) >= resamples:
+            low, high = np.quantile(drawn[name], [tail, 1.0 - tail])
+            intervals[name] = Interval(value, float(low), float(high), count)
+    return intervals
+
+
+def _resampled_rows(prompts: Sequence[str], seed: int, resamples: int) -> Iterator[Rows]:
+    _, code, sizes = np.unique(np.asarray(prompts), return_inverse=True, return_counts=True)
+    by_prompt = np.argsort(code, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples):
+        chosen = rng.integers(0, sizes.size, size=sizes.size)
+        counts = sizes[chosen]
+        shift = np.repeat(starts[chosen] - (np.cumsum(counts) - counts), counts)
+        yield by_prompt[shift + np.arange(shift.size)]
 
 
 def direction(interval: IntervalJson | None, value: float = 0.0) -> int:

@@ -4,6 +4,7 @@ Everything here is validation. Unknown keys are refused with the nearest known o
 but the YAML itself. `description` fields never enter a hash.
 """
 
+from rlaif.config.arms import AI, HUMAN, MAIN, RANDOM, ArmSpec
 from rlaif.config.base import Strict
 from rlaif.config.experiment import Experiment, experiment_schema, load_experiment, resolved_yaml
 from rlaif.config.judges import (
@@ -32,7 +33,7 @@ from rlaif.config.models import (
     PromptsSpec,
 )
 from rlaif.config.overrides import apply_override
-from rlaif.config.steps import CheckSpec, EvaluateStep, LoadStep, PairStep, SampleStep
+from rlaif.config.steps import CheckSpec, EvaluateStep, LabelStep, LoadStep, PairStep, SampleStep
 from rlaif.config.training import (
     METHODS,
     DistillStep,
@@ -45,12 +46,17 @@ from rlaif.config.training import (
 )
 
 __all__ = [
+    "AI",
+    "HUMAN",
+    "MAIN",
     "METHODS",
+    "RANDOM",
     "RESERVED_MODELS",
     "TRAINABLE",
     "AdditiveJudge",
     "AnyJudge",
     "ApiLimits",
+    "ArmSpec",
     "CheckSpec",
     "Columns",
     "DistillStep",
@@ -61,6 +67,7 @@ __all__ = [
     "JudgeBase",
     "JudgeStep",
     "LabelColumns",
+    "LabelStep",
     "LoadStep",
     "LoraOptions",
     "ModelJudge",

@@ -221,7 +221,8 @@ class LabelColumns(Strict):
 
 
 class PromptsSpec(Strict):
-    """The instructions. `path` is JSONL or Parquet; `dataset` any `datasets` dataset."""
+    """The instructions. `path` is JSONL or Parquet; `dataset` any `datasets` dataset. Without
+    either they are the prompts of the pairs that the experiment loads."""
 
     path: str | None = None
     dataset: str | None = None
@@ -229,9 +230,17 @@ class PromptsSpec(Strict):
     columns: Columns = Columns()
     holdout: PositiveInt = Field(64, description="Prompts kept for evaluation, never trained on.")
     limit: PositiveInt | None = Field(None, description="Use at most this many training prompts.")
+    max_words: PositiveInt | None = Field(
+        None, description="Leave out prompts with more words than this in all their turns."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptsSpec:
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("give exactly one of `path` and `dataset`")
+        if self.path is not None and self.dataset is not None:
+            raise ValueError("give one of `path` and `dataset`, not both")
         return self
+
+    @property
+    def from_pairs(self) -> bool:
+        """Whether the prompts are those of the loaded pairs."""
+        return self.path is None and self.dataset is None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rlaif.records import AnnotatorKind, Completion, Prompt
+from rlaif.records import AnnotatorKind, Completion, Prompt, content_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +28,26 @@ class LabelledPair:
     annotator: str | None = None
     annotator_kind: AnnotatorKind = "human"
     place: str = ""
+
+    def swap(self) -> LabelledPair:
+        """The same pair, the second answer first."""
+        return replace(
+            self,
+            first=self.second,
+            second=self.first,
+            label=None if self.label is None else 1.0 - self.label,
+            authors=None if self.authors is None else (self.authors[1], self.authors[0]),
+        )
+
+    def presented(self, seed: int) -> LabelledPair:
+        """The pair with its answers in an order drawn by seed and id, as samples 0 and 1.
+
+        Many files put the better answer first always; shown like that, a slot would be the label.
+        """
+        swapped = int(content_hash("slots", seed, self.pair_id, length=8), 16) % 2
+        pair = self.swap() if swapped else self
+        return replace(
+            pair,
+            first=replace(pair.first, sample_index=0),
+            second=replace(pair.second, sample_index=1),
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rlaif.engines.account import Account
 from rlaif.engines.base import Engine, Model
@@ -74,7 +74,7 @@ class StepContext:
         """The prompts of this step, in the plan's order."""
         return [self.prompts[p] for p in self.planned.prompts]
 
-    def read_all(self, prefix: str, kind: str) -> Iterator[dict[str, object]]:
+    def read_all(self, prefix: str, kind: str) -> Iterator[dict[str, Any]]:
         """Rows of one record kind from every input whose name starts with `prefix`/."""
         for name, digest in self.planned.inputs.items():
             if name == prefix or name.startswith(prefix + "/"):

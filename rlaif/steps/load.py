@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rlaif.config import LoadStep
 from rlaif.data.labelled import LabelledPair
-from rlaif.data.readers import read_labelled
+from rlaif.data.labels import GivenPair, given_label, given_pair
+from rlaif.data.readers import Reading, read_labelled
 from rlaif.data.readers.base import answer_id, better, number_of, turns, whole_text
 from rlaif.data.readers.trl import shared_turns
 from rlaif.data.rows import file_rows
@@ -31,7 +34,9 @@ KINDS: dict[str, Any] = {"completions": Completion, "judgements": Judgement}
 def run(context: StepContext) -> dict[str, Any]:
     """Read the whole file, refuse what is wrong, commit."""
     step = context.planned.step
-    path = find(step.path, context.inputs.path)
+    path = find(context.inputs.experiment.loaded_path(step) or "", context.inputs.path)
+    if step.type == "pairs":
+        return _run_pairs(context, _reading(step, path), path)
     left_out: dict[str, int] = {}
     if step.format is not None or step.columns is not None:
         records, left_out = _labelled(step, path, context.planned.round)
@@ -54,10 +59,7 @@ def _record(kind: str, row: dict[str, Any], place: str) -> Any:
         raise ConfigError(f"{place}: not a row of {kind}: {error}") from None
 
 
-def _labelled(
-    step: LoadStep, path: Path, round_number: int
-) -> tuple[list[Preference], dict[str, int]]:
-    """The preferences that a file's labels give, and how many rows or pairs gave none, by why."""
+def _reading(step: LoadStep, path: Path) -> Reading:
     reading = read_labelled(path, step.format, step.columns, step.on_error)
     if reading.format.open is not None:
         raise ConfigError(
@@ -65,6 +67,14 @@ def _labelled(
             "changes: make one file of the two with `rlaif convert` first",
             path,
         )
+    return reading
+
+
+def _labelled(
+    step: LoadStep, path: Path, round_number: int
+) -> tuple[list[Preference], dict[str, int]]:
+    """The preferences that a file's labels give, and how many rows or pairs gave none, by why."""
+    reading = _reading(step, path)
     counts = {"skipped": 0, "tied": 0, "unlabelled": 0}
     found: list[Preference] = []
     for pair in reading:
@@ -94,6 +104,43 @@ def labelled_preference(pair: LabelledPair, round_number: int = 0) -> Preference
         round_number,
         f"labelled by {pair.annotator}" if pair.annotator else "labelled in a file",
     )
+
+
+def _run_pairs(context: StepContext, reading: Reading, path: Path) -> dict[str, Any]:
+    """The pairs of this step's prompts: their answers, who said what of them, and the pairs."""
+    wanted = set(context.planned.prompts)
+    completions: dict[str, Completion] = {}
+    judgements: dict[str, Judgement] = {}
+    pairs: dict[str, GivenPair] = {}
+    alike: Counter[tuple[str, str, float]] = Counter()
+    for pair in reading:
+        if pair.prompt.prompt_id not in wanted:
+            continue
+        given = given_pair(pair)
+        pairs[given.pair_id] = given
+        for answer in (pair.first, pair.second):
+            # The place in the file is no order of sampling: a judge must not learn from it.
+            completions[answer.completion_id] = replace(answer, sample_index=0)
+        if pair.label is not None:
+            said = given_label(pair, given, context.planned.step.id, alike)
+            judgements[said.judgement_id] = said
+    if not pairs:
+        raise ConfigError(
+            f"none of its {reading.rows} rows is a pair of answers to one of the {len(wanted)} "
+            "prompts. The labels must be of these prompts: leave `prompts.path` out, and the "
+            "prompts are those of the pairs.",
+            path,
+        )
+    for name, records in (
+        ("completions", [completions[key] for key in sorted(completions)]),
+        ("judgements", [judgements[key] for key in sorted(judgements)]),
+        ("pairs", [asdict(pairs[key]) for key in sorted(pairs)]),
+    ):
+        done = len(context.folder.read(name))
+        for start in range(done, len(records), BATCH):
+            context.folder.append(name, records[start : start + BATCH])
+    counts = {"pairs": len(pairs), "completions": len(completions), "judgements": len(judgements)}
+    return {"counts": {**counts, "skipped": len(reading.skipped)}, "skipped": reading.skipped[:20]}
 
 
 def load_trl(path: Path, round_number: int = 0) -> list[Preference]:

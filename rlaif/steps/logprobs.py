@@ -14,7 +14,7 @@ def run(context: StepContext) -> dict[str, Any]:
     completions = {
         c.completion_id: c
         for c in context.completions()
-        if c.finish_reason != "failed" and c.token_ids
+        if c.finish_reason != "failed" and (c.token_ids or (c.token_ids is None and c.text))
     }
     done = {str(row["completion_id"]) for row in context.folder.read("logprobs")}
     if context.planned.options["own"]:
@@ -28,7 +28,10 @@ def run(context: StepContext) -> dict[str, Any]:
         completions = {name: c for name, c in completions.items() if name not in done}
     requests = [
         ScoreRequest(
-            name, context.prompts[c.prompt_id].messages, continuation_ids=list(c.token_ids or [])
+            name,
+            context.prompts[c.prompt_id].messages,
+            continuation=None if c.token_ids else c.text,
+            continuation_ids=c.token_ids,
         )
         for name, c in sorted(completions.items())
     ]
