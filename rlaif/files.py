@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +28,7 @@ from rlaif.records import Prompt, canonical_json, content_hash, from_json, to_js
 from rlaif.resources import find
 from rlaif.steps.context import Progress, StepContext
 from rlaif.store import StepFolder, Store, explain_os_errors, read_json, read_rows, write_jsonl
-from rlaif.yamlio import validate
+from rlaif.yamlio import load_yaml, validate
 
 POLICY = {"path": "builtin/smollm2-135m-instruct"}
 
@@ -79,7 +80,7 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     inputs = _plan_inputs(request)
     step = inputs.experiment.steps[0].step
     prompts = {p.prompt_id: p for p in inputs.prompts.train}
-    models = {role: _model(path) for role, path in request.models.items()}
+    models = {role: named_model(path) for role, path in request.models.items()}
     store = FileStore(request.out)
     planned = _planned(request, inputs, step, models, prompts)
     folder = StepFolder(request.out)
@@ -140,9 +141,31 @@ def _prompts(request: Request) -> PromptSet:
     return PromptSet(every, [], loaded.duplicates)
 
 
-def _model(path: str) -> Model:
-    spec = ModelSpec(path=path)
-    return Model(model_key(spec, True), Path(path).name, spec)
+@contextmanager
+def asking(folder: Path) -> Iterator[tuple[Store, EnginePool]]:
+    """A folder for what models say, locked, and engines to ask; both are freed at the end."""
+    store = Store(folder)
+    store.prepare()
+    pool = EnginePool(store)
+    try:
+        with explain_os_errors(folder), store.locked():
+            yield store, pool
+    finally:
+        pool.close()
+
+
+def named_model(name: str) -> Model:
+    """The model that `--model` names: builtin/NAME, a folder, a hub id, or a YAML file with a
+    model's keys as in an experiment (`path`, `engine`, ...). Raises ConfigError."""
+    if not name.endswith((".yaml", ".yml")):
+        spec = ModelSpec(path=name)
+        return Model(model_key(spec, True), Path(name).name, spec)
+    path = find(name)
+    data, lines = load_yaml(path)
+    spec = validate(ModelSpec, data, lines, path)
+    if spec.script is not None:
+        spec = spec.model_copy(update={"script": str(find(spec.script, path))})
+    return Model(model_key(spec, True), path.stem, spec)
 
 
 def _planned(

@@ -14,12 +14,13 @@ import rlaif
 PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
-    | {"textstats", "templates", "parsing", "store"},
+    | {"textstats", "templates", "parsing", "store", "changes", "amend"},
     {"attention", "logprobs", "batching", "chat", "device", "losses"},
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
-    {"steps", "report"},
-    {"experiment", "runs", "files", "dryrun", "render", "progress", "cli", "__main__"},
+    {"steps", "report", "infer"},
+    {"experiment", "runs", "files", "dryrun", "render", "progress", "cli", "__main__"}
+    | {"whatif", "ablate", "reach", "fit"},
 ]
 HEAVY = {"torch", "transformers", "vllm", "openai", "pandas", "datasets"}
 

@@ -13,7 +13,7 @@ import warnings
 
 import click
 
-from rlaif.cli import runs, steps, texts, train
+from rlaif.cli import constitution, runs, steps, texts, train
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
@@ -24,7 +24,7 @@ COMMANDS = (
     texts.init,
     texts.schema,
     texts.prompt,
-    texts.constitution,
+    constitution.constitution,
     steps.sample,
     steps.judge,
     steps.score,

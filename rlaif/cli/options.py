@@ -21,7 +21,7 @@ MODEL = click.option(
     "--model",
     default="builtin/smollm2-135m-instruct",
     show_default=True,
-    help="builtin/NAME, a folder, or a hub id.",
+    help="builtin/NAME, a folder, a hub id, or a YAML file with a model's keys.",
 )
 
 

@@ -41,7 +41,7 @@ def predict(x: Array, weights: Array) -> Array:
     return np.exp(-np.logaddexp(0.0, -z))
 
 
-def fit_logistic(
+def fit_ridge(
     x: Array,
     y: Array,
     l2: float,
@@ -127,7 +127,7 @@ def cross_validate(
         predictions = np.empty(len(y))
         for held_out in range(folds):
             test = fold == held_out
-            weights = fit_logistic(x[~test], y[~test], l2, nonnegative=nonnegative)
+            weights = fit_ridge(x[~test], y[~test], l2, nonnegative=nonnegative)
             predictions[test] = predict(x[test], weights)
         loss = log_loss(predictions, y)
         if best is None or loss < best.log_loss:
@@ -157,5 +157,5 @@ def bootstrap_weights(
     rows = []
     for draw in drawn:
         counts = np.bincount(draw, minlength=len(names)).astype(np.float64)[of_row]
-        rows.append(fit_logistic(x, y, l2, counts))
+        rows.append(fit_ridge(x, y, l2, counts))
     return np.asarray(rows)

@@ -7,11 +7,11 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
-from rlaif.compare.logistic import (
+from rlaif.compare.ridge import (
     Array,
     bootstrap_weights,
     cross_validate,
-    fit_logistic,
+    fit_ridge,
     group_folds,
     log_loss,
     predict,
@@ -33,7 +33,7 @@ def test_equals_scikit_learn(l2: float) -> None:
         theirs = LogisticRegression(
             C=1 / l2, fit_intercept=False, tol=1e-13, solver="newton-cholesky", max_iter=1000
         ).fit(x, y, sample_weight=weight)
-        assert fit_logistic(x, y, l2, weight) == pytest.approx(theirs.coef_[0], abs=1e-9)
+        assert fit_ridge(x, y, l2, weight) == pytest.approx(theirs.coef_[0], abs=1e-9)
 
 
 def test_shares_count_as_two_weighted_rows() -> None:
@@ -41,7 +41,7 @@ def test_shares_count_as_two_weighted_rows() -> None:
     share = np.where(y > 0, 0.8, 0.3)
     twice, labels = np.vstack([x, x]), np.concatenate([np.ones(len(y)), np.zeros(len(y))])
     weight = np.concatenate([share, 1 - share])
-    assert fit_logistic(x, share, 1.0) == pytest.approx(fit_logistic(twice, labels, 1.0, weight))
+    assert fit_ridge(x, share, 1.0) == pytest.approx(fit_ridge(twice, labels, 1.0, weight))
 
 
 def test_nonnegative_is_the_constrained_minimum() -> None:
@@ -53,7 +53,7 @@ def test_nonnegative_is_the_constrained_minimum() -> None:
         return float(loss.sum() + 0.5 * w @ w)
 
     best = minimize(objective, np.ones(4), bounds=[(0, None)] * 4, options={"ftol": 1e-15})
-    found = fit_logistic(x, y, 1.0, nonnegative=True)
+    found = fit_ridge(x, y, 1.0, nonnegative=True)
     assert found[3] == 0
     assert objective(found) <= best.fun + 1e-9
     assert found == pytest.approx(best.x, abs=1e-4)
@@ -61,15 +61,15 @@ def test_nonnegative_is_the_constrained_minimum() -> None:
 
 def test_separable_data_and_large_values_stay_finite() -> None:
     x = np.array([[1e4], [-1e4], [2e4]])
-    weights = fit_logistic(x, np.array([1.0, 0.0, 1.0]), 1e-3)
+    weights = fit_ridge(x, np.array([1.0, 0.0, 1.0]), 1e-3)
     assert np.isfinite(weights).all() and weights[0] > 0
     with pytest.raises(ValueError, match="above 0"):
-        fit_logistic(x, np.ones(3), 0.0)
+        fit_ridge(x, np.ones(3), 0.0)
 
 
 def test_swapping_the_answers_changes_nothing() -> None:
     x, y = data()
-    assert fit_logistic(-x, 1 - y, 1.0) == pytest.approx(fit_logistic(x, y, 1.0), abs=1e-9)
+    assert fit_ridge(-x, 1 - y, 1.0) == pytest.approx(fit_ridge(x, y, 1.0), abs=1e-9)
 
 
 def test_folds_keep_groups_together_and_depend_on_the_seed_alone() -> None:
@@ -90,7 +90,7 @@ def test_cross_validation_predicts_what_it_did_not_see() -> None:
     groups = [f"g{i}" for i in range(200)]
     found = cross_validate(x, y, groups, folds=5, seed=3)
     fold = group_folds(groups, 5, 3)
-    first = fit_logistic(x[fold != 0], y[fold != 0], found.l2)
+    first = fit_ridge(x[fold != 0], y[fold != 0], found.l2)
     assert found.predictions[fold == 0] == pytest.approx(predict(x[fold == 0], first))
     assert found.log_loss == log_loss(found.predictions, y) < 0.6
     noise = np.random.default_rng(0).integers(0, 2, 200).astype(np.float64)
