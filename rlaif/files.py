@@ -17,7 +17,8 @@ from typing import Any
 
 from rlaif.config import Columns, Experiment, ModelSpec, PromptsSpec, apply_override
 from rlaif.constitution import load_constitution
-from rlaif.data.sources import PromptSet, jsonl_rows, load_prompts
+from rlaif.data.rows import jsonl_rows
+from rlaif.data.sources import PromptSet, load_prompts
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
 from rlaif.errors import ConfigError

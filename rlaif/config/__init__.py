@@ -21,7 +21,7 @@ from rlaif.config.judges import (
     TemplateJudge,
     YesNoJudge,
 )
-from rlaif.config.models import RESERVED_MODELS, Columns, ModelSpec, PromptsSpec
+from rlaif.config.models import RESERVED_MODELS, Columns, LabelColumns, ModelSpec, PromptsSpec
 from rlaif.config.overrides import apply_override
 from rlaif.config.steps import CheckSpec, EvaluateStep, LoadStep, PairStep, SampleStep
 from rlaif.config.training import (
@@ -49,6 +49,7 @@ __all__ = [
     "GeneratedJudge",
     "JudgeBase",
     "JudgeStep",
+    "LabelColumns",
     "LoadStep",
     "LoraOptions",
     "ModelJudge",

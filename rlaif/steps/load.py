@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.chat import is_unicode
-from rlaif.data.sources import file_rows
+from rlaif.data.rows import file_rows
 from rlaif.errors import ConfigError
 from rlaif.records import (
     Completion,
