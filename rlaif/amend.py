@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,13 +31,14 @@ def with_weights(path: Path, weights: Mapping[str, float]) -> str:
     ]
     inherited = {name: weight for name, weight in weights.items() if name not in entries}
     if inherited:
-        edits.append(_added(text, root, listed, inherited))
+        edits.append(_added(text, listed, inherited))
     for start, end, new in sorted(edits, reverse=True):
         text = text[:start] + new + text[end:]
     return text
 
 
-def _value(mapping: yaml.Node, key: str) -> yaml.Node | None:
+def _value(mapping: Any, key: str) -> Any:
+    """The node of a key in a mapping node, or None."""
     return next((value for name, value in mapping.value if name.value == key), None)
 
 
@@ -44,7 +46,7 @@ def _number(weight: float) -> str:
     return f"{weight:.4g}"
 
 
-def _edit(text: str, entry: yaml.Node, weight: float) -> Edit:
+def _edit(text: str, entry: yaml.MappingNode, weight: float) -> Edit:
     given = _value(entry, "weight")
     if given is not None:
         return given.start_mark.index, given.end_mark.index, _number(weight)
@@ -57,9 +59,7 @@ def _edit(text: str, entry: yaml.Node, weight: float) -> Edit:
     return end, end, f"\n{' ' * key.start_mark.column}weight: {_number(weight)}"
 
 
-def _added(
-    text: str, root: yaml.Node, listed: yaml.Node | None, weights: Mapping[str, float]
-) -> Edit:
+def _added(text: str, listed: yaml.SequenceNode | None, weights: Mapping[str, float]) -> Edit:
     rows = [f"{{id: {name}, weight: {_number(weight)}}}" for name, weight in weights.items()]
     if listed is not None and listed.flow_style:
         end = listed.end_mark.index - 1

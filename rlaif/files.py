@@ -15,10 +15,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Columns, Experiment, ModelSpec, PromptsSpec, apply_override
+from rlaif.config import Experiment, ModelSpec, apply_override
 from rlaif.constitution import load_constitution
 from rlaif.data.rows import jsonl_rows
-from rlaif.data.sources import PromptSet, load_prompts
+from rlaif.data.sources import PromptSet, every_prompt
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
 from rlaif.errors import ConfigError
@@ -136,10 +136,7 @@ def _prompts(request: Request) -> PromptSet:
         lines = kept.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
         rows = [json.loads(line) for line in lines if line]
         return PromptSet([from_json(Prompt, row) for row in rows], [], 0)
-    spec = PromptsSpec(path=str(folder), columns=Columns(), holdout=1)
-    loaded = load_prompts(spec)
-    every = sorted([*loaded.train, *loaded.heldout], key=lambda p: p.prompt_id)
-    return PromptSet(every, [], loaded.duplicates)
+    return PromptSet(every_prompt(folder), [], 0)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Reach:
     def lines(self) -> Iterator[str]:
         """For people, a line each."""
         if not self.same_start:
-            yield "the run used another constitution than the first; what follows starts from its own"
+            yield "the run did not use the first constitution; what follows starts from its own"
         for judge in self.judges:
             if judge.fault is not None:
                 yield f"{judge.judge}: cannot be built any more: {judge.fault}"

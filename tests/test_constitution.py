@@ -10,11 +10,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from rlaif.changes import changes
 from rlaif.constitution import (
     Constitution,
     Principle,
     constitution_schema,
-    diff,
     load_constitution,
     load_with_places,
     principle_hash,
@@ -301,8 +301,8 @@ def test_lint_gives_lines(tmp_path: Path) -> None:
 def test_diff() -> None:
     a = several({"id": "a", "text": "t"}, {"id": "b", "text": "u"})
     b = several({"id": "b", "text": "v", "weight": 2}, {"id": "c", "text": "w"})
-    assert diff(a, a) == []
-    assert diff(a, b) == [
+    assert changes(a, a) == []
+    assert [str(change) for change in changes(a, b)] == [
         "- a: removed",
         "+ c: added",
         "~ b.text: 'u' -> 'v' (judged again)",

@@ -224,7 +224,8 @@ def infer(
 
     from rlaif.files import asking, named_model
     from rlaif.infer.rank import constitution_yaml
-    from rlaif.infer.run import InferOptions, infer as inferred
+    from rlaif.infer.run import InferOptions
+    from rlaif.infer.run import infer as inferred
 
     with asking(work or out.with_suffix(".work")) as (store, engines):
         options = InferOptions(most, propose, candidates, seed)

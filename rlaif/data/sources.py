@@ -47,6 +47,17 @@ def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
     return _split(spec, prompts, splits, duplicates, name)
 
 
+def every_prompt(path: Path) -> list[Prompt]:
+    """The different prompts of a JSONL or Parquet file, by id. Raises ConfigError."""
+    spec = PromptsSpec(path=str(path))
+    name, rows = _rows(spec, None)
+    found = (_prompt(row, spec.columns, place, name) for place, row in rows)
+    prompts = {prompt.prompt_id: prompt for prompt in found}
+    if not prompts:
+        raise ConfigError("no prompts in it", path)
+    return [prompts[name] for name in sorted(prompts)]
+
+
 def _split(
     spec: PromptsSpec,
     prompts: dict[str, Prompt],

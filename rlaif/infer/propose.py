@@ -103,7 +103,46 @@ def slugs(texts: Sequence[str]) -> dict[str, str]:
     return made
 
 
-_PLAIN = frozenset(["a", "an", "and", "answer", "answers", "are", "be", "better", "choose", "do", "does", "follow", "for", "has", "have", "in", "is", "it", "its", "more", "of", "on", "one", "or", "pick", "prefer", "response", "select", "should", "that", "the", "than", "this", "to", "which", "with"])
+_PLAIN = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "answer",
+        "answers",
+        "are",
+        "be",
+        "better",
+        "choose",
+        "do",
+        "does",
+        "follow",
+        "for",
+        "has",
+        "have",
+        "in",
+        "is",
+        "it",
+        "its",
+        "more",
+        "of",
+        "on",
+        "one",
+        "or",
+        "pick",
+        "prefer",
+        "response",
+        "select",
+        "should",
+        "that",
+        "the",
+        "than",
+        "this",
+        "to",
+        "which",
+        "with",
+    ]
+)
 
 
 def similar(texts: Sequence[str]) -> tuple[NDArray[np.float64], str, float]:
