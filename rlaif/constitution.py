@@ -274,6 +274,8 @@ def _collect(
             parent = find(name, beside=path)
         except ConfigError as error:
             raise ConfigError(f"extends: {error}", path, line) from None
+        if parent.is_dir():
+            raise ConfigError(f"extends: {name!r} is a folder; name a file", path, line)
         if parent.resolve() in (*above, real):
             circle = [p.name for p in (*above, real, parent.resolve())]
             raise ConfigError(

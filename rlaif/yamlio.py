@@ -6,6 +6,7 @@ Reading is by PyYAML's safe loader; a duplicate key is refused, since the first 
 from __future__ import annotations
 
 import difflib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,7 +129,7 @@ def suggest(name: str, known: list[str]) -> str:
 
 def known_keys(model: type[BaseModel], loc: Loc) -> list[str]:
     """The keys that the schema knows at `loc`, following unions by every member."""
-    schema = model.model_json_schema(by_alias=True)
+    schema = _schema(model)
     definitions = schema.get("$defs", {})
     nodes: list[dict[str, Any]] = [schema]
     for part in loc:
@@ -148,6 +149,11 @@ def known_keys(model: type[BaseModel], loc: Loc) -> list[str]:
     for node in _flatten(nodes, definitions):
         keys |= set(node.get("properties", {}))
     return sorted(keys)
+
+
+@lru_cache(maxsize=16)
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema(by_alias=True)
 
 
 def _is_member(node: dict[str, Any], part: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -33,38 +32,10 @@ from rlaif.infer.run import InferOptions, Inferred, infer, sampled
 from rlaif.infer.vote import PrincipleVotes
 from rlaif.judges.build import build_judge
 from rlaif.progress import QuietProgress
-from rlaif.records import Completion, content_hash, make_prompt
 from rlaif.store import Store
 from rlaif.templates import PAIRWISE, load_template
+from tests.planted import LIST, SCRIPT, SHORTER, pairs
 
-SHORTER = "Choose the response that is shorter."
-LIST = "Choose the response that gives a list."
-POLITE = "Choose the response that is more polite to the reader."
-
-# What a reader of the two answers would say: one is a line of a few words, the other is long.
-FIRST, SECOND = r"\[answer 1 \w+\]\n", r"\[answer 2 \w+\]\n"
-SCRIPT = {
-    "rules": [
-        {
-            "match": "Somebody liked the preferred answer",
-            "replies": [
-                f"1. {SHORTER}\n2. {LIST}\n3. {POLITE}",
-                f"- {LIST}\n- **{SHORTER}**",
-                f"Some thoughts first.\n1) {POLITE}\n2) Choose the response that is the shorter.",
-            ],
-        },
-        {"match": FIRST + r"[\s\S]*Principle: .*polite", "labels": {"neither": 0.6, "first": 0.2}},
-        {"match": FIRST + r".{1,40}\n\[end[\s\S]*Principle: .*shorter", "labels": {"first": 0.7}},
-        {"match": SECOND + r".{1,40}\n\[end[\s\S]*Principle: .*shorter", "labels": {"second": 0.7}},
-        {
-            "match": FIRST + r"- [\s\S]*" + SECOND + r"- [\s\S]*Principle: .*list",
-            "labels": {"neither": 0.5},
-        },
-        {"match": FIRST + r"- [\s\S]*Principle: .*list", "labels": {"first": 0.8, "second": 0.1}},
-        {"match": SECOND + r"- [\s\S]*Principle: .*list", "labels": {"second": 0.8, "first": 0.1}},
-        {"match": "Principle: .*list", "labels": {"neither": 0.9}},
-    ]
-}
 FAKE = Model("fake:infer", "scripted", ModelSpec(path="none", engine="fake"))
 
 
@@ -110,34 +81,6 @@ class Pool:
 
     def close(self) -> None:
         pass
-
-
-def answer(prompt_id: str, text: str) -> Completion:
-    name = content_hash(prompt_id, text)
-    turn = {"role": "assistant", "content": text}
-    return Completion(name, prompt_id, 0, [turn], "m", "", {}, "stop")  # type: ignore[list-item]
-
-
-def pairs(rule: str, count: int = 60, seed: int = 0) -> list[LabelledPair]:
-    """Pairs of a short and a long answer, lists among either, labelled by `rule`."""
-    rng = random.Random(seed)
-    made = []
-    for number in range(count):
-        prompt = make_prompt([{"role": "user", "content": f"Question {number}?"}])
-        listed_short, listed_long = rng.choice([(True, False), (False, True), (False, False)])
-        short = ("- one - two" if listed_short else "One thing") + f" {number}"
-        long = ("- first\n- second\n" if listed_long else "") + "many words " * 9 + str(number)
-        texts = [short, long]
-        rng.shuffle(texts)
-        first, second = (answer(prompt.prompt_id, t) for t in texts)
-        if rule == "shorter":
-            label = float(first.text == short)
-        elif listed_short or listed_long:
-            label = float(first.text == (short if listed_short else long))
-        else:
-            label = 0.5
-        made.append(LabelledPair(f"pair{number}", prompt, first, second, label))
-    return made
 
 
 def inferred(labelled: Sequence[LabelledPair], folder: Path, engine: Any) -> Inferred:

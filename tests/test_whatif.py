@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from rlaif.ablate import ablate
 from rlaif.compare.ridge import predict
@@ -23,47 +22,13 @@ from rlaif.reach import reach
 from rlaif.records import Completion, Judgement, content_hash
 from rlaif.runs import Run, load_run
 from rlaif.whatif import effect, load_pairings, principle_weights, rescored, run_constitution
-
-# Two programs that disagree: one wants few words, the other a list.
-CONSTITUTION = {
-    "name": "two",
-    "principles": [
-        {
-            "id": "brief",
-            "text": "The answer has one to three words.",
-            "weight": 2,
-            "check": {"rule": "word_limits", "params": {"min": 1, "max": 3}},
-        },
-        {"id": "listed", "text": "The answer is a list.", "check": {"rule": "is_list"}},
-    ],
-}
-REPLIES = [
-    "Yes it is.",
-    "- one\n- two\n- three\n- four\n- five",
-    "A long answer of seven plain words.",
-]
+from tests.planted import REPLIES, two_checks_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, write_experiment: Callable[..., Path]) -> Run:
     """A run of a scripted policy whose pairs two programs make."""
-    folder = tmp_path_factory.mktemp("whatif")
-    script = {"rules": [{"match": ".", "replies": REPLIES}]}
-    path = write_experiment(
-        folder,
-        None,
-        models={"policy": {"path": "none", "engine": "fake", "script": "script.yaml"}},
-        rounds=1,
-        steps=[
-            {"sample": {"n": 4, "temperature": 1.0, "max_new_tokens": 40}},
-            {"judge": {"id": "checks", "kind": "rules"}},
-            {"pair": {"strategy": "all"}},
-        ],
-    )
-    (folder / "script.yaml").write_text(yaml.safe_dump(script), "utf-8")
-    (folder / "constitution.yaml").write_text(yaml.safe_dump(CONSTITUTION), "utf-8")
-    run_experiment(path, folder / "run")
-    return load_run(folder / "run")
+    return load_run(two_checks_run(tmp_path_factory.mktemp("whatif"), write_experiment))
 
 
 def human(run: Run, better: str) -> list[LabelledPair]:
