@@ -87,7 +87,7 @@ def judges_of(constitution: Constitution, kind: str) -> list[Judge]:
 def pair_votes(
     pairs: Sequence[LabelledPair],
     judges: Sequence[Judge],
-    model: Model,
+    model: Model | None,
     engines: Engines,
     store: Store,
     progress: Progress,
@@ -97,7 +97,7 @@ def pair_votes(
     ids = sorted({pair.pair_id for pair in pairs})
     groups: dict[str, dict[str, list[Judgement]]] = {}
     for judge in judges:
-        identity = model.identity() if judge.needs else None
+        identity = model.identity() if model is not None and judge.needs else None
         folder = store.step(content_hash("judged", judge.judge_hash, identity, ids, seed))
         groups[judge.id] = {}
         for row in judge_labelled(judge, model, engines, pairs, folder, progress, seed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def test_inherited_principles_get_an_entry(own: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((shipped_root() / "constitutions").glob("*.yaml")), ids=str)
 def test_every_shipped_file_can_be_amended(path: Path, tmp_path: Path) -> None:
+    shutil.copytree(path.parent, tmp_path, dirs_exist_ok=True)
     before = load_constitution(path)
     weights = {p.id: float(f"{0.1 + i / 7:.4g}") for i, p in enumerate(before.principles)}
     text, loaded = amended(tmp_path, path.read_text("utf-8"), weights)

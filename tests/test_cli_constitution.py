@@ -153,7 +153,8 @@ def _best_first(pair: Any) -> list[str]:
 def test_lint_takes_prompts_and_revising(tmp_path: Path, rlaif: Call) -> None:
     path, prompts = tmp_path / "c.yaml", tmp_path / "prompts.jsonl"
     path.write_text(
-        "name: c\nprinciples:\n  - {id: a, text: The answer is short., applies_when: {tags: [x]}}\n"
+        "name: c\nprinciples:\n"
+        "  - {id: a, text: The answer is short and clear., applies_when: {tags: [x]}}\n"
         "  - {id: b, check: {rule: answers_terms}}\n",
         "utf-8",
     )

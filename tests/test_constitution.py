@@ -335,7 +335,7 @@ def test_schema_knows_the_rules() -> None:
 CLASHES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
     ({"text": "Choose the longer response."}, {}, "says the opposite of 'a' (shorter against"),
     ({"text": "Choose the response that is not shorter."}, {}, "one of them says not"),
-    ({"text": "Choose the response that is never not shorter."}, {}, "nearly the same"),
+    ({"text": "Choose the response that is never not shorter."}, {}, None),
     ({"text": "Choose the response that is kinder."}, {}, None),
     (
         {"check": {"rule": "word_limits", "params": {"min": 50, "max": 90}}},
@@ -381,7 +381,7 @@ def test_lint_finds_contradictions(
 
 def test_lint_finds_ids_that_look_alike() -> None:
     found = messages(
-        {"id": "no-lists"} | GOOD, {"id": "no_lists"} | GOOD | {"text": "Is it true now?"}
+        {"id": "no-lists"} | GOOD, {"id": "no_lists"} | GOOD | {"text": "Is it true and fair now?"}
     )
     assert [(name, "in - and _ alone" in text) for _, name, text in found] == [("no_lists", True)]
 

@@ -238,6 +238,11 @@ def test_clusters_keep_the_wording_proposed_most_often() -> None:
 def test_slugs_are_ids() -> None:
     made = slugs([SHORTER, "Choose the response that is the shorter!", "?!?", "\u6f22\u5b57"])
     assert list(made.values()) == ["shorter", "shorter-2", "principle", "principle-2"]
+    assert list(slugs(["Shorter 2?", "Shorter!", "The shorter."]).values()) == [
+        "shorter-2",
+        "shorter",
+        "shorter-3",
+    ]
 
 
 def test_embeddings_bring_paraphrases_together() -> None:

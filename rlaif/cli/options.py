@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from rlaif.compare.bootstrap import Interval
+    from rlaif.constitution import Constitution
+    from rlaif.data.labelled import LabelledPair
     from rlaif.experiment import StepProgress
 
 SET = click.option(
@@ -32,6 +36,42 @@ CONSTITUTION = click.option("--constitution", help="A constitution file.")
 PROMPTS = click.option(
     "--prompts", type=click.Path(path_type=Path), help="[default: kept by `rlaif sample`]"
 )
+
+
+FILE = click.Path(path_type=Path)
+FROM = click.option("--from", "from_", help="The format of the labelled pairs [default: found].")
+COLUMNS = click.option("--columns", type=FILE, help="A YAML column map of the labelled pairs.")
+
+
+def constitution_of(path: Path) -> Constitution:
+    """The constitution in a file, looked for where configs look."""
+    from rlaif.constitution import load_constitution
+    from rlaif.resources import find
+
+    return load_constitution(find(str(path)))
+
+
+def labelled_pairs(path: Path, from_: str | None, columns: Path | None) -> list[LabelledPair]:
+    """Every labelled pair of a file."""
+    from rlaif.data.readers import load_columns, read_labelled
+
+    return list(read_labelled(path, from_, load_columns(columns) if columns else None))
+
+
+def shown(interval: Interval | None, signed: bool = False) -> str:
+    """An interval as text, a dash where there is none."""
+    from rlaif.compare.bootstrap import show_interval
+
+    return "-" if interval is None else show_interval(interval.to_json(), signed)
+
+
+def echo_table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Rows of the same keys as columns under their names."""
+    names = list(rows[0]) if rows else []
+    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in names]
+    for line in [dict(zip(names, names, strict=True)), *rows] if rows else []:
+        cells = [line[name].ljust(width) for name, width in zip(names, widths, strict=True)]
+        click.echo("  ".join(cells).rstrip())
 
 
 def progress_of(quiet: bool) -> StepProgress:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,12 +95,11 @@ def clusters(
 def slugs(texts: Sequence[str]) -> dict[str, str]:
     """A principle id for each text, from its telling words; equal ones get a number."""
     made: dict[str, str] = {}
-    taken: Counter[str] = Counter()
     for text in texts:
         words = [w for w in re.findall(r"[a-z0-9]+", text.lower()) if w not in _PLAIN]
         base = "-".join(words[:4])[:48].strip("-") or "principle"
-        taken[base] += 1
-        made[text] = base if taken[base] == 1 else f"{base}-{taken[base]}"
+        numbered = (f"{base}-{number}" for number in count(2))
+        made[text] = next(name for name in chain([base], numbered) if name not in made.values())
     return made
 
 
@@ -166,8 +166,8 @@ def letter_triples(texts: Sequence[str]) -> NDArray[np.float64]:
     columns = {name: k for k, name in enumerate(sorted({t for row in rows for t in row}))}
     found = np.zeros((len(rows), max(1, len(columns))))
     for number, row in enumerate(rows):
-        for name, count in row.items():
-            found[number, columns[name]] = count
+        for name, times in row.items():
+            found[number, columns[name]] = times
     seen = (found > 0).sum(axis=0)
     found *= np.log((1 + len(rows)) / (1 + seen)) + 1
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
