@@ -174,7 +174,7 @@ def test_show_has_a_table(tmp_path: Path, rlaif: Call) -> None:
     lines = rlaif("show", path, "--table")[1].splitlines()
     assert lines[0] == "two, version 1: 2 principles"
     assert lines[2].split()[:3] == ["brief", "2", "(67%)"]
-    assert "word_limits(min=1, max=3) or a model" in lines[2]
+    assert "word_limits(max=3, min=1) or a model" in lines[2]
     assert json.loads(rlaif("show", path, "--json")[1])["name"] == "two"
     assert yaml.safe_load(rlaif("show", path)[1])["name"] == "two"
 

@@ -333,7 +333,11 @@ def test_schema_knows_the_rules() -> None:
 
 
 CLASHES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
-    ({"text": "Choose the longer response."}, {}, "says the opposite of 'a' (shorter against"),
+    (
+        {"text": "Choose the longer of the two responses."},
+        {},
+        "says the opposite of 'a' (shorter against",
+    ),
     ({"text": "Choose the response that is not shorter."}, {}, "one of them says not"),
     ({"text": "Choose the response that is never not shorter."}, {}, None),
     ({"text": "Choose the response that is kinder."}, {}, None),
@@ -355,7 +359,7 @@ CLASHES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
     ),
     ({"check": {"rule": "no_boilerplate"}}, {"check": {"rule": "no_refusal"}}, None),
     (
-        {"text": "Choose the longer response.", "applies_when": {"tags": ["x"]}},
+        {"text": "Choose the longer of the two responses.", "applies_when": {"tags": ["x"]}},
         {"applies_when": {"tags": ["y"]}},
         None,
     ),
@@ -368,7 +372,7 @@ def test_lint_finds_contradictions(
 ) -> None:
     shorter = {"id": "a", "text": "Choose the response that is shorter."}
     if "longer" in str(second):
-        shorter["text"] = "Choose the shorter response."
+        shorter["text"] = "Choose the shorter of the two responses."
     rows = {"critique": "c", "revision": "r"}
     texts = {"id": "b", "text": "Is the answer what a friend would say?"}
     found = messages(shorter | rows | first, texts | rows | second)
