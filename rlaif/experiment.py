@@ -20,7 +20,7 @@ from rlaif.compare.words import self_judge_words
 from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment, resolved_yaml
 from rlaif.constitution import Constitution, load_constitution, principle_hash
 from rlaif.data.sources import load_prompts
-from rlaif.engines.build import CAPABILITIES, EnginePool, is_reward_model
+from rlaif.engines.build import REMOTE, EnginePool, known_capabilities
 from rlaif.engines.builtin import locate, resolve, weights_hash
 from rlaif.errors import ConfigError, GateStopped
 from rlaif.judges.build import build_judge
@@ -125,6 +125,8 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
     if spec.engine == "fake":
         script = Path(spec.script).read_text(encoding="utf-8") if spec.script else ""
         return "fake:" + content_hash(script)
+    if spec.engine in REMOTE:
+        return f"server:{spec.base_url}:{spec.path}"
     if ":" in spec.engine and locate(spec.path) is None:
         # A plug-in's path need not be a folder of weights.
         return f"plugin:{spec.engine}:{spec.path}"
@@ -159,16 +161,12 @@ def _check_capabilities(inputs: PlanInputs) -> None:
         name = getattr(entry.judge, "by", "policy")
         spec = inputs.experiment.models.get("policy" if name in RESERVED_MODELS else name)
         lacking = inputs.judges[entry.judge.id].needs
-        if spec is not None and spec.engine in CAPABILITIES:
-            folder = locate(spec.path)
-            kind = "reward" if is_reward_model(folder) else spec.engine
-            # What a hub id holds is known once it is fetched; the judge step looks again.
-            known = CAPABILITIES[kind] if folder else frozenset(lacking)
-            lacking = frozenset(lacking) - known
-            if lacking:
-                raise inputs.fail(
-                    index, f"judge needs {sorted(lacking)}, which engine {spec.engine!r} lacks"
-                )
+        known = known_capabilities(spec) if spec is not None else None
+        # What a hub id holds is known once it is fetched; the judge step looks again.
+        if spec is not None and known is not None and lacking - known:
+            raise inputs.fail(
+                index, f"judge needs {sorted(lacking - known)}, which engine {spec.engine!r} lacks"
+            )
 
 
 def run_experiment(
@@ -195,7 +193,7 @@ def run_experiment(
         _write_manifest(store, inputs, plan)
         if inputs.prompts.duplicates:
             say(f"{inputs.prompts.duplicates} duplicate prompts left out")
-        pool = EnginePool(store)
+        pool = EnginePool(store, budget=inputs.experiment.budget)
         try:
             for planned in plan:
                 if planned.hash in missing:
@@ -253,6 +251,8 @@ def _run_step(
             "inputs": planned.inputs,
             "seconds": round(time.monotonic() - began, 3),
         }
+        if remote := pool.account.take():
+            summary["remote"] = remote
         folder.finish(summary)
     progress.finish()
 

@@ -45,7 +45,7 @@ class Counting:
     def __init__(self, limit: int = 10**9) -> None:
         self.engine = FakeEngine(FakeScript.model_validate(SCRIPT))
         self.name, self.weights_hash = self.engine.name, self.engine.weights_hash
-        self.capabilities = self.engine.capabilities
+        self.capabilities, self.concurrent = self.engine.capabilities, self.engine.concurrent
         self.batches, self.limit = 0, limit
 
     def _count(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:

@@ -21,7 +21,16 @@ from rlaif.config.judges import (
     TemplateJudge,
     YesNoJudge,
 )
-from rlaif.config.models import RESERVED_MODELS, Columns, LabelColumns, ModelSpec, PromptsSpec
+from rlaif.config.models import (
+    RESERVED_MODELS,
+    TRAINABLE,
+    ApiLimits,
+    Columns,
+    LabelColumns,
+    ModelSpec,
+    Price,
+    PromptsSpec,
+)
 from rlaif.config.overrides import apply_override
 from rlaif.config.steps import CheckSpec, EvaluateStep, LoadStep, PairStep, SampleStep
 from rlaif.config.training import (
@@ -38,8 +47,10 @@ from rlaif.config.training import (
 __all__ = [
     "METHODS",
     "RESERVED_MODELS",
+    "TRAINABLE",
     "AdditiveJudge",
     "AnyJudge",
+    "ApiLimits",
     "CheckSpec",
     "Columns",
     "DistillStep",
@@ -58,6 +69,7 @@ __all__ = [
     "PairStep",
     "PairwiseJudge",
     "ParseSpec",
+    "Price",
     "PromptsSpec",
     "RatingJudge",
     "ReferenceTrain",

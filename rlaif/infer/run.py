@@ -9,7 +9,7 @@ from typing import Any
 from rlaif.compare.votes import sided
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
-from rlaif.engines.build import CAPABILITIES
+from rlaif.engines.build import known_capabilities
 from rlaif.errors import ConfigError
 from rlaif.infer.propose import (
     Candidate,
@@ -135,7 +135,7 @@ def _votes(
     progress: Progress,
 ) -> list[Judgement]:
     template = load_template(VOTE, PAIRWISE, frozenset({"response_1", "response_2", "principle"}))
-    known = CAPABILITIES.get(model.spec.engine)
+    known = known_capabilities(model.spec)
     by_text = known is not None and "label_logprobs" not in known
     judge = PrincipleVotes(template, tuple(candidates), by_text)
     ids = [pair.pair_id for pair in pairs]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rlaif.config import AdditiveJudge, GeneratedJudge, RatingJudge
 from rlaif.constitution import Principle
@@ -49,7 +50,8 @@ class Scored:
 
     One call per completion, per principle in `principles` (overall where there is none) and per
     sample. `listed` are the principles that the template may list. Where `own_scales`, a
-    principle's described scale replaces `scale` for that principle.
+    principle's described scale replaces `scale` for that principle. An engine that can holds the
+    answer to `json_schema`; `parse` reads any text.
     """
 
     id: str
@@ -64,6 +66,7 @@ class Scored:
     samples: int
     sampling: Sampling
     parse: Parser = last_score
+    json_schema: dict[str, Any] | None = None
     comparative: bool = False
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
@@ -120,7 +123,7 @@ class Scored:
         s = self.sampling
         own_seed = sampling_seed(seed, name)
         sampling = Sampling(s.max_new_tokens, s.temperature, s.top_p, s.top_k, s.stop, own_seed)
-        return GenerateRequest(name, messages, sampling)
+        return GenerateRequest(name, messages, sampling, json_schema=self.json_schema)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
@@ -148,6 +151,7 @@ class Scored:
                 "ai",
                 "ok",
                 score=mapped(value, low, high),
+                rationale=result.reasoning or None,
                 raw=result.text,
                 template_hash=self.template.hash,
             )

@@ -103,6 +103,7 @@ def build(spec: TemplateJudge, constitution: Constitution | None, beside: Path |
         samples=spec.samples,
         sampling=sampling_of(spec),
         parse=Reader(spec.parse),
+        json_schema=spec.parse.json_schema,
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import Any
+from itertools import chain, groupby
+from typing import Any, cast
 
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import (
@@ -20,40 +22,43 @@ from rlaif.engines.base import (
 )
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Call, Judge
-from rlaif.records import VALUED, Judgement, from_json
+from rlaif.records import VALUED, Completion, Judgement, from_json
 from rlaif.steps.context import Engines, Progress, StepContext, by_prompt
 from rlaif.store import StepFolder
 
 RULE_BATCH = 256
+Request = GenerateRequest | ScoreRequest | RewardRequest
+KINDS = (RewardRequest, GenerateRequest, ScoreRequest)
 
 
 def run(context: StepContext) -> dict[str, Any]:
     """Judge what is still missing; whole batches are committed as they come."""
-    planned, judge = context.planned, context.judge()
-    groups = by_prompt(context.completions())
-    calls: list[Call] = []
-    wanted = set(planned.prompts) or set(groups)
-    for prompt_id in sorted(set(groups) & wanted):
-        prompt = context.prompts.get(prompt_id)
-        if prompt is None:
-            raise ConfigError(
-                f"completions of prompt {prompt_id} were loaded, and that prompt is not among the "
-                "experiment's prompts; add it to the prompts file"
-            )
-        calls += judge.calls(prompt, groups[prompt_id], planned.seed)
-    rows = context.folder.read("judgements")
-    done = {row["call_id"] for row in rows}
-    context.progress.start("judgements", len(calls), len(done & {c.call_id for c in calls}))
-    model = planned.models.get("by")
-    for judgements in ask(judge, model, context.engines, calls, done):
+    judge = context.judge()
+    groups = _groups(context)
+    done = {row["call_id"] for row in context.folder.read("judgements")}
+    names, silent, asking = set(), [], False
+    for call in _calls(context, groups):
+        names.add(call.call_id)
+        if call.request is None:
+            silent.append(call)
+        else:
+            asking = asking or call.call_id not in done
+    context.progress.start("judgements", len(names), len(done & names))
+    parts = [_read_silent(judge, silent, done)]
+    if asking:
+        # Made again as they are asked, since a remote model's calls may be too many to hold.
+        model, calls = context.planned.models.get("by"), _calls(context, groups)
+        parts.append(_ask_model(judge, model, context.engines, calls, done))
+    for judgements in chain.from_iterable(parts):
         context.folder.append("judgements", judgements)
-        context.progress.advance(len({j.call_id for j in judgements}))
+        count = len({j.call_id for j in judgements})
+        context.progress.advance(count, note=context.engines.account.note())
     rows = context.folder.read("judgements")
     statuses: dict[str, int] = {}
     for row in rows:
         statuses[row["status"]] = statuses.get(row["status"], 0) + 1
     valued = sum(count for status, count in statuses.items() if status in VALUED)
-    counts = {"calls": len(calls), "judgements": len(rows), "with_value": valued}
+    counts = {"calls": len(names), "judgements": len(rows), "with_value": valued}
     return {"counts": counts, "statuses": statuses}
 
 
@@ -80,18 +85,51 @@ def judge_labelled(
     return [from_json(Judgement, row) for row in folder.read("judgements")]
 
 
+def _groups(context: StepContext) -> dict[str, list[Completion]]:
+    """The completions to judge by prompt, in the order of the prompts' ids."""
+    groups = by_prompt(context.completions())
+    wanted = set(context.planned.prompts) or set(groups)
+    kept = {name: groups[name] for name in sorted(set(groups) & wanted)}
+    for prompt_id in kept:
+        if prompt_id not in context.prompts:
+            raise ConfigError(
+                f"completions of prompt {prompt_id} were loaded, and that prompt is not among the "
+                "experiment's prompts; add it to the prompts file"
+            )
+    return kept
+
+
+def _calls(context: StepContext, groups: Mapping[str, Sequence[Completion]]) -> Iterator[Call]:
+    judge, seed = context.judge(), context.planned.seed
+    for prompt_id, completions in groups.items():
+        yield from judge.calls(context.prompts[prompt_id], completions, seed)
+
+
 def ask(
-    judge: Judge, model: Model | None, engines: Engines, calls: list[Call], done: set[str]
+    judge: Judge, model: Model | None, engines: Engines, calls: Sequence[Call], done: set[str]
 ) -> Iterator[list[Judgement]]:
     """Judgements of the calls that are not in `done`, a whole batch at a time. `model` answers
     those that have a request."""
-    silent = [c for c in calls if c.request is None and c.call_id not in done]
-    for start in range(0, len(silent), RULE_BATCH):
-        batch = silent[start : start + RULE_BATCH]
+    yield from _read_silent(judge, [c for c in calls if c.request is None], done)
+    if any(c.request is not None and c.call_id not in done for c in calls):
+        yield from _ask_model(judge, model, engines, calls, done)
+
+
+def _read_silent(
+    judge: Judge, calls: Sequence[Call], done: AbstractSet[str]
+) -> Iterator[list[Judgement]]:
+    """Judgements of calls that ask no model."""
+    left = [c for c in calls if c.call_id not in done]
+    for start in range(0, len(left), RULE_BATCH):
+        batch = left[start : start + RULE_BATCH]
         yield [j for call in batch for j in judge.read(call, None, f"program:{judge.id}")]
-    asked = {c.call_id: c for c in calls if c.request is not None}
-    if all(name in done for name in asked):
-        return
+
+
+def _ask_model(
+    judge: Judge, model: Model | None, engines: Engines, calls: Iterable[Call], done: set[str]
+) -> Iterator[list[Judgement]]:
+    """Judgements of the calls that have a request. A concurrent engine draws them as it goes, and
+    none is held longer than its answer takes."""
     if model is None:
         raise ConfigError(f"judge {judge.id} asks a model, and none was named")
     engine = engines.get(model)
@@ -99,26 +137,35 @@ def ask(
     if lacking:
         raise ConfigError(f"judge {judge.id} needs {lacking}, which model {model.label!r} lacks")
     annotator = f"{model.label}:{engine.weights_hash}"
+    open_calls: dict[str, Call] = {}
+
+    def requests() -> Iterator[Request]:
+        for call in calls:
+            if call.request is not None and not (engine.concurrent and call.call_id in done):
+                open_calls[call.call_id] = call
+                yield call.request
+
     began = time.monotonic()
-    for results in _ask(engine, list(asked.values()), done):
-        seconds = (time.monotonic() - began) / len(results)
+    for results in _results(engine, requests(), done):
+        share = (time.monotonic() - began) / len(results)
         yield [
-            replace(j, latency=seconds)
+            replace(j, latency=result.seconds if engine.concurrent else share, cost=result.cost)
             for result in results
-            for j in judge.read(asked[result.request_id], result, annotator)
+            for j in judge.read(open_calls.pop(result.request_id), result, annotator)
         ]
         began = time.monotonic()
 
 
-def _ask(
-    engine: Engine, calls: list[Call], done: set[str]
+def _results(
+    engine: Engine, requests: Iterable[Request], done: set[str]
 ) -> Iterator[list[GenerateResult] | list[ScoreResult] | list[RewardResult]]:
-    generate = [c.request for c in calls if isinstance(c.request, GenerateRequest)]
-    score = [c.request for c in calls if isinstance(c.request, ScoreRequest)]
-    reward = [c.request for c in calls if isinstance(c.request, RewardRequest)]
-    if reward:
-        yield from engine.reward(reward, done)
-    if generate:
-        yield from engine.generate(generate, done)
-    if score:
-        yield from engine.score(score, done)
+    if not engine.concurrent:
+        # Batches are laid out from the whole set, one kind of request after the other.
+        requests = sorted(requests, key=lambda request: KINDS.index(type(request)))
+    for kind, run in groupby(requests, key=type):
+        if kind is RewardRequest:
+            yield from engine.reward(cast(Iterable[RewardRequest], run), done)
+        elif kind is GenerateRequest:
+            yield from engine.generate(cast(Iterable[GenerateRequest], run), done)
+        else:
+            yield from engine.score(cast(Iterable[ScoreRequest], run), done)
