@@ -40,10 +40,12 @@ class LeftOut:
 @dataclass(frozen=True, slots=True)
 class Ablation:
     """Every principle that was judged and counts. `agreement` is with all of them; `labelled` the
-    number of labels that are no tie and have scores."""
+    number of labels that are no tie and have scores, `strange` that of labelled pairs which are not
+    about this run's answers."""
 
     rows: tuple[LeftOut, ...]
     labelled: int
+    strange: int
     agreement: Interval | None
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def ablate(run: Run, labels: Sequence[LabelledPair] | None = None, seed: int = 0
     weights = principle_weights(run_constitution(run))
     pairings = load_pairings(run)
     judged = _judged(pairings)
-    labelled = find_labelled(pairings, labels) if labels is not None else []
+    labelled, strange = find_labelled(pairings, labels) if labels is not None else ([], 0)
     whole = agreements(pairings, labelled, weights)
     rows = []
     for name in (n for n, weight in weights.items() if weight > 0 and judged.get(n)):
@@ -80,7 +82,7 @@ def ablate(run: Run, labels: Sequence[LabelledPair] | None = None, seed: int = 0
             )
         )
     known = sum(value is not None for value in whole)
-    return Ablation(tuple(rows), known, over_prompts(labelled, whole, seed))
+    return Ablation(tuple(rows), known, strange, over_prompts(labelled, whole, seed))
 
 
 def _judged(pairings: Sequence[Pairing]) -> dict[str, int]:

@@ -30,11 +30,13 @@ def run_votes(
     pairings: Sequence[Pairing],
     labels: Iterable[LabelledPair],
     judges: Sequence[str] = (),
-) -> list[VotedPair]:
+) -> tuple[list[VotedPair], int]:
     """The votes of a run's principles on the labelled pairs among its answers, from stored
-    judgements. `judges` are those that count, all that the pairs were made by when it is empty."""
+    judgements, and how many labelled pairs are about other answers. `judges` are those that count,
+    all that the pairs were made by when it is empty."""
     voted = []
-    for found in find_labelled(pairings, labels):
+    labelled, strange = find_labelled(pairings, labels)
+    for found in labelled:
         pairing = pairings[found.pairing]
         counted = list(judges) or list(pairing.counted())
         rows = {name: pairing.judgements[name] for name in _known(counted, pairing)}
@@ -45,7 +47,7 @@ def run_votes(
             }
         )
         voted.append(VotedPair(found.prompt_id, votes, found.label))
-    return voted
+    return voted, strange
 
 
 def _known(names: Sequence[str], pairing: Pairing) -> Sequence[str]:

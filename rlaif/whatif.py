@@ -201,29 +201,32 @@ def prompt_means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 def find_labelled(
     pairings: Sequence[Pairing], labels: Iterable[LabelledPair]
-) -> list[LabelledCandidates]:
+) -> tuple[list[LabelledCandidates], int]:
     """The labelled pairs whose prompt and both texts are in the run, in every pair step that has
-    them. Unlabelled pairs and equal texts are left out. Raises ConfigError when none is found."""
+    them, and how many of the given ones are in none. Pairs without a label or with equal texts are
+    in none. Raises ConfigError when nothing is found."""
     given = list(labels)
     found = []
+    seen: set[int] = set()
     for number, pairing in enumerate(pairings):
         ids = {
             (prompt_id, c.text.strip()): c.completion_id
             for prompt_id, row in pairing.completions.items()
             for c in sorted(row, key=lambda c: c.completion_id, reverse=True)
         }
-        for pair in given:
+        for place, pair in enumerate(given):
             prompt_id = pair.prompt.prompt_id
             first = ids.get((prompt_id, pair.first.text.strip()))
             second = ids.get((prompt_id, pair.second.text.strip()))
             if pair.label is not None and first and second and first != second:
                 found.append(LabelledCandidates(number, prompt_id, first, second, pair.label))
+                seen.add(place)
     if not found:
         raise ConfigError(
             f"none of the {len(given)} labelled pairs is about two answers of this run to one of "
             "its prompts: prompt and texts must be those of the run (rlaif export DIR FILE)"
         )
-    return found
+    return found, len(given) - len(seen)
 
 
 def agreements(

@@ -132,7 +132,10 @@ def test_reach_of_weights_removals_and_texts(run: Run) -> None:
 
 def test_fit_on_a_run_finds_whose_side_people_take(run: Run) -> None:
     pairings, own = load_pairings(run), run_constitution(run)
-    lists = run_votes(pairings, human(run, REPLIES[1]))
+    given = human(run, REPLIES[1])
+    strange = LabelledPair("s", given[0].prompt, given[0].first, given[0].first, 1.0)
+    lists, left = run_votes(pairings, [*given, strange])
+    assert (len(lists), left) == (len(given), 1)
     made = fitted(lists, own, folds=2, resamples=20)
     weights = {row.principle: row for row in made.weights}
     assert weights["listed"].weight > weights["brief"].weight

@@ -84,6 +84,7 @@ def ablate(
         click.echo(
             f"agreement with {made.labelled} labels, nothing left out: {shown(made.agreement)}"
         )
+        _warn_strange(made.strange)
 
 
 @click.command()
@@ -255,7 +256,14 @@ def _votes_of_run(
         raise ConfigError("a run needs --labels FILE, labelled pairs of its answers", data)
     run = load_run(data)
     pairs = labelled_pairs(labels, from_, columns)
-    return run_constitution(run), run_votes(load_pairings(run), pairs, judges)
+    voted, strange = run_votes(load_pairings(run), pairs, judges)
+    _warn_strange(strange)
+    return run_constitution(run), voted
+
+
+def _warn_strange(count: int) -> None:
+    if count:
+        click.echo(f"{count} labelled pairs are not about two answers of this run", err=True)
 
 
 def _votes_on_pairs(
