@@ -39,13 +39,14 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     text = read_text(path)
     lines: Lines = {}
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
         if node is None:
             raise ConfigError("the file is empty; a mapping was expected", path)
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError("expected a mapping (key: value) at the top", path, 1)
         _walk(node, (), lines, path)
-        return yaml.safe_load(text), lines
+        return loader.construct_document(node), lines
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(f"not valid YAML: {error.problem}", path, line) from None
