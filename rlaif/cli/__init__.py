@@ -13,7 +13,7 @@ import warnings
 
 import click
 
-from rlaif.cli import cache, constitution, runs, steps, texts, train
+from rlaif.cli import cache, constitution, principles, runs, steps, texts, train
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
@@ -73,3 +73,5 @@ def cli() -> None:
 
 for _command in COMMANDS:
     cli.add_command(_command)
+for _command in (principles.ablate, principles.infer, principles.fit):
+    constitution.constitution.add_command(_command)

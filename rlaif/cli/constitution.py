@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from rlaif.cli import principles
 from rlaif.cli.options import FILE, JSON, constitution_of, echo_table
 from rlaif.errors import EXIT_USER
 
@@ -125,7 +124,3 @@ def import_(path: Path, out: Path, name: str | None) -> None:
     click.echo(f"{len(made.principles)} principles written to {out}")
     for line in left:
         click.echo(f"left out: {line}")
-
-
-for _command in (principles.ablate, principles.infer, principles.fit):
-    constitution.add_command(_command)

@@ -1,4 +1,4 @@
-"""Commands that measure and make principles: ablate, infer, fit."""
+"""Commands that measure and make principles: `rlaif constitution ablate`, `infer`, `fit`."""
 
 from __future__ import annotations
 
