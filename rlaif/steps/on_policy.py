@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from rlaif.compare.aggregate import candidate_scores, combine
 from rlaif.config.training import OnPolicyTrain
 from rlaif.device import pick_device
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampler, Sampling
+from rlaif.engines.build import REMOTE
 from rlaif.engines.encoding import context_of, load_encoding
 from rlaif.engines.hf import HfEngine
 from rlaif.errors import RlaifError
@@ -83,7 +85,7 @@ class Rollouts:
         earlier = max(0, self.context.planned.round - 1) * self.step.rollouts
         ids = round_prompts(self.prompts, count, self.context.planned.seed, earlier + number + 1)
         prompts = [self.context.prompts[i] for i in ids]
-        made = self._sample(number, prompts, model)
+        made = self._answers(number, prompts, model)
         rewards = self._rewards(prompts, made)
         groups = []
         for prompt in prompts:
@@ -149,17 +151,42 @@ class Rollouts:
         write_weights(model, self.weights)
         yield self.context.engines.with_weights(start, self.weights, digest)
 
-    def _sample(
+    def _answers(
         self, number: int, prompts: Sequence[Prompt], model: TrainModel
     ) -> dict[str, list[Completion]]:
+        """The answers by prompt. Judges on a server are asked about those that are there while the
+        next are sampled; what they said is then found by `_rewards`."""
+        remote = [self.context.inputs.judges[name] for name in self.step.rewards]
+        remote = [judge for judge in remote if self._is_remote(judge)]
+        made: dict[str, list[Completion]] = {}
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            asked = []
+            for ready in self._sample(number, prompts, model):
+                made |= ready
+                known = [self.context.prompts[i] for i in ready]
+                asked += [beside.submit(self._judge, judge, known, ready) for judge in remote]
+            for verdicts in asked:
+                verdicts.result()
+        return made
+
+    def _is_remote(self, judge: Judge) -> bool:
+        model = self.context.planned.models.get(f"judge/{judge.id}")
+        return model is not None and model.spec.engine in REMOTE
+
+    def _sample(
+        self, number: int, prompts: Sequence[Prompt], model: TrainModel
+    ) -> Iterator[dict[str, list[Completion]]]:
+        """The answers by prompt, as soon as a prompt has all of its own."""
         requests: list[GenerateRequest] = []
         asked: dict[str, tuple[Prompt, int]] = {}
+        waiting: dict[str, list[str]] = defaultdict(list)
         for prompt in prompts:
             for index in range(self.step.n):
                 name = "k_" + content_hash(
                     self.context.planned.hash, number, prompt.prompt_id, index
                 )
                 asked[name] = (prompt, index)
+                waiting[prompt.prompt_id].append(name)
                 requests.append(GenerateRequest(name, prompt.messages, self._sampling(name)))
         if not asked.keys() <= self.completions.keys():
             with self._policy(number, model) as engine:
@@ -167,10 +194,13 @@ class Rollouts:
                     new = [self._completion(r, *asked[r.request_id], number, engine) for r in batch]
                     self.context.folder.append("completions", new)
                     self.completions |= {c.completion_id: c for c in new}
-        made: dict[str, list[Completion]] = defaultdict(list)
-        for name, (prompt, _) in asked.items():
-            made[prompt.prompt_id].append(self.completions[name])
-        return made
+                    yield self._complete(waiting)
+        yield self._complete(waiting)
+
+    def _complete(self, waiting: dict[str, list[str]]) -> dict[str, list[Completion]]:
+        """The prompts whose answers are all there, taken out of `waiting`."""
+        ready = [p for p, names in waiting.items() if self.completions.keys() >= set(names)]
+        return {p: [self.completions[name] for name in waiting.pop(p)] for p in ready}
 
     def _sampling(self, name: str) -> Sampling:
         seed = int(content_hash("rollout", name, self.context.planned.seed, length=8), 16)
