@@ -13,7 +13,7 @@ import warnings
 
 import click
 
-from rlaif.cli import cache, constitution, principles, runs, steps, texts, train
+from rlaif.cli import cache, constitution, data, principles, runs, steps, texts, train
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
@@ -33,6 +33,8 @@ COMMANDS = (
     train.distill,
     train.train,
     steps.evaluate,
+    data.convert,
+    data.winrate,
 )
 
 

@@ -12,7 +12,6 @@ import click
 if TYPE_CHECKING:
     from rlaif.compare.bootstrap import Interval
     from rlaif.constitution import Constitution
-    from rlaif.data.labelled import LabelledPair
     from rlaif.experiment import StepProgress
 
 SET = click.option(
@@ -37,10 +36,20 @@ PROMPTS = click.option(
     "--prompts", type=click.Path(path_type=Path), help="[default: kept by `rlaif sample`]"
 )
 
+FROM = click.option("--from", "from_", metavar="FORMAT", help="[default: found from the columns]")
+COLUMNS = click.option(
+    "--columns", type=click.Path(path_type=Path), help="A YAML file that says which column is what."
+)
+ON_ERROR = click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="What to do with a row that cannot be read.",
+)
+
 
 FILE = click.Path(path_type=Path)
-FROM = click.option("--from", "from_", help="The format of the labelled pairs [default: found].")
-COLUMNS = click.option("--columns", type=FILE, help="A YAML column map of the labelled pairs.")
 
 
 def constitution_of(path: Path) -> Constitution:
@@ -49,13 +58,6 @@ def constitution_of(path: Path) -> Constitution:
     from rlaif.resources import find
 
     return load_constitution(find(str(path)))
-
-
-def labelled_pairs(path: Path, from_: str | None, columns: Path | None) -> list[LabelledPair]:
-    """Every labelled pair of a file."""
-    from rlaif.data.readers import load_columns, read_labelled
-
-    return list(read_labelled(path, from_, load_columns(columns) if columns else None))
 
 
 def shown(interval: Interval | None, signed: bool = False) -> str:

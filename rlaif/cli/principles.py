@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlaif.cli.data import labelled_pairs
 from rlaif.cli.options import (
     COLUMNS,
     FILE,
     FROM,
     JSON,
     MODEL,
+    ON_ERROR,
     QUIET,
     SEED,
     constitution_of,
     echo_table,
-    labelled_pairs,
     progress_of,
     shown,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rlaif.compare.votes import VotedPair, WeightFit
     from rlaif.constitution import Constitution
     from rlaif.data.labelled import LabelledPair
+    from rlaif.data.readers import OnError
     from rlaif.infer.rank import Ranked
 
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--labels", type=FILE, help="Labelled pairs of answers of this run.")
 @FROM
 @COLUMNS
+@ON_ERROR
 @SEED
 @JSON
 def ablate(
@@ -45,6 +48,7 @@ def ablate(
     labels: Path | None,
     from_: str | None,
     columns: Path | None,
+    on_error: OnError,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -56,7 +60,7 @@ def ablate(
     from rlaif.ablate import ablate as left_out
     from rlaif.runs import load_run
 
-    pairs = None if labels is None else labelled_pairs(labels, from_, columns)
+    pairs = None if labels is None else labelled_pairs(labels, from_, columns, on_error)
     made = left_out(load_run(folder), pairs, seed)
     if as_json:
         click.echo(json.dumps(made.to_json(), ensure_ascii=False))
@@ -98,6 +102,7 @@ def ablate(
 @MODEL
 @FROM
 @COLUMNS
+@ON_ERROR
 @SEED
 @QUIET
 @JSON
@@ -112,6 +117,7 @@ def infer(
     model: str,
     from_: str | None,
     columns: Path | None,
+    on_error: OnError,
     seed: int,
     quiet: bool,
     as_json: bool,
@@ -128,16 +134,10 @@ def infer(
     from rlaif.infer.run import infer as inferred
     from rlaif.store import write_atomic
 
+    labelled, asked = labelled_pairs(pairs, from_, columns, on_error), named_model(model)
+    options = InferOptions(most, propose, candidates, seed)
     with asking(work or out.with_suffix(".work")) as (store, engines):
-        options = InferOptions(most, propose, candidates, seed)
-        found = inferred(
-            labelled_pairs(pairs, from_, columns),
-            named_model(model),
-            engines,
-            store,
-            options,
-            progress_of(quiet),
-        )
+        found = inferred(labelled, asked, engines, store, options, progress_of(quiet))
     kept = found.kept[:keep]
     if kept:
         about = f"Inferred from {found.pairs} labelled pairs of {pairs.name} by {Path(model).stem}."
@@ -196,6 +196,7 @@ def _ranked_row(row: Ranked) -> dict[str, str]:
 @MODEL
 @FROM
 @COLUMNS
+@ON_ERROR
 @SEED
 @QUIET
 @JSON
@@ -212,6 +213,7 @@ def fit(
     model: str,
     from_: str | None,
     columns: Path | None,
+    on_error: OnError,
     seed: int,
     quiet: bool,
     as_json: bool,
@@ -225,10 +227,10 @@ def fit(
     from rlaif.fit import fitted
 
     if data.is_dir():
-        used, voted = _votes_of_run(data, labels, from_, columns, judges)
+        used, voted = _votes_of_run(data, labels, from_, columns, on_error, judges)
     else:
         folder = work or (out or data).with_suffix(".work")
-        pairs = labelled_pairs(data, from_, columns)
+        pairs = labelled_pairs(data, from_, columns, on_error)
         used, voted = _votes_on_pairs(pairs, path, kind, model, folder, seed, quiet)
     made = fitted(voted, used, folds, seed, resamples)
     if as_json:
@@ -245,6 +247,7 @@ def _votes_of_run(
     labels: Path | None,
     from_: str | None,
     columns: Path | None,
+    on_error: OnError,
     judges: Sequence[str],
 ) -> tuple[Constitution, list[VotedPair]]:
     from rlaif.errors import ConfigError
@@ -255,7 +258,7 @@ def _votes_of_run(
     if labels is None:
         raise ConfigError("a run needs --labels FILE, labelled pairs of its answers", data)
     run = load_run(data)
-    pairs = labelled_pairs(labels, from_, columns)
+    pairs = labelled_pairs(labels, from_, columns, on_error)
     voted, strange = run_votes(load_pairings(run), pairs, judges)
     _warn_strange(strange)
     return run_constitution(run), voted

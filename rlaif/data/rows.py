@@ -1,17 +1,19 @@
-"""The rows of a data file, one at a time: JSONL, JSON, CSV, Parquet, a `datasets` folder."""
+"""The rows of a data file: JSONL, JSON, CSV, Parquet, a `datasets` folder; and their writing."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import json
-import sys
+import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
 from rlaif.errors import ConfigError
+from rlaif.records import canonical_json
+from rlaif.store import explain_os_errors
 
 Row = dict[str, Any]
 Placed = Iterator[tuple[str, Row]]
@@ -33,12 +35,16 @@ def file_rows(path: Path, on_fault: OnFault = stop) -> Placed:
     """
     if path.is_dir():
         return dataset_rows(str(path), "train")
-    ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    ending = _ending(path)
     if ending == ".parquet":
         return _parquet_rows(path)
     if ending == ".csv":
         return _csv_rows(path, on_fault)
     return _json_rows(path, on_fault) if ending == ".json" else jsonl_rows(path, on_fault)
+
+
+def _ending(path: Path) -> str:
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -110,7 +116,7 @@ def _json_rows(path: Path, on_fault: OnFault) -> Placed:
 
 def _csv_rows(path: Path, on_fault: OnFault) -> Placed:
     """Cells are text; an empty cell is None."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(2**31 - 1)
     open_bytes(path).close()
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -169,3 +175,50 @@ def dataset_rows(name: str, split: str) -> Placed:
         raise ConfigError(f"dataset {name!r} (split {split!r}) cannot be read: {error}") from None
     for number, row in enumerate(rows, 1):
         yield f"{name}: row {number}", dict(row)
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
+    """Write rows as JSONL (.jsonl, .jsonl.gz), a JSON list (.json) or Parquet; how many there were.
+
+    The file appears when all is written. Only JSONL is written without holding all rows. Raises
+    ConfigError for another ending.
+    """
+    writers = {".jsonl": _write_jsonl, ".json": _write_json, ".parquet": _write_parquet}
+    write = writers.get(_ending(path))
+    if write is None or (path.suffix == ".gz" and write is not _write_jsonl):
+        raise ConfigError("the file must end in .jsonl, .jsonl.gz, .json or .parquet", path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            count = write(rows, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return count
+
+
+def _write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
+    count = 0
+    with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
+        for row in rows:
+            # backslashreplace writes a lone surrogate as the JSON escape that it came from.
+            file.write(canonical_json(dict(row)).encode("utf-8", "backslashreplace") + b"\n")
+            count += 1
+    return count
+
+
+def _write_json(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
+    kept = [dict(row) for row in rows]
+    path.write_text(canonical_json(kept), encoding="utf-8", errors="backslashreplace")
+    return len(kept)
+
+
+def _write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    # Arrow takes no lone surrogates, which scraped text can hold.
+    kept = [json.loads(canonical_json(dict(r)).encode("utf-8", "replace")) for r in rows]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(kept), path)
+    return len(kept)

@@ -59,7 +59,8 @@ class Reading:
     like `rows` and `columns` (every column name seen) it is complete when the pairs are.
     """
 
-    format: str
+    name: str
+    format: Format
     pairs: Iterator[LabelledPair]
     skipped: list[str] = field(default_factory=list)
     columns: set[str] = field(default_factory=set)
@@ -83,23 +84,22 @@ def read_labelled(
     """
     if from_ is not None and columns is not None:
         raise ConfigError(f"format {from_!r} and a column map: give one of them")
-    if from_ is not None and from_ not in FORMATS:
-        raise ConfigError(f"no format is called {from_!r}{suggest(from_, list(FORMATS))}")
-    reading = Reading(from_ or "columns", iter(()))
+    given = format_named(from_) if from_ is not None else mapped(columns) if columns else None
+    skipped: list[str] = []
 
     def skip(fault: ConfigError) -> None:
-        reading.skipped.append(str(fault))
+        skipped.append(str(fault))
 
     on_fault = stop if on_error == "fail" else skip
     rows = file_rows(path, on_fault)
     head = next(rows, None)
     if head is None:
-        reasons = "".join(f"\n  {message}" for message in reading.skipped[:5])
+        reasons = "".join(f"\n  {message}" for message in skipped[:5])
         raise ConfigError(f"no row that could be read{reasons}", path)
-    if columns is None and from_ is None:
-        reading.format = detect(head[1], path)
-    chosen = mapped(columns) if columns is not None else FORMATS[reading.format]
-    read = chosen.open(path) if chosen.open is not None else chosen.read
+    name = "columns" if columns else from_ or detect(head[1], path)
+    used = given or FORMATS[name]
+    read = used.open(path) if used.open is not None else used.read
+    reading = Reading(name, used, iter(()), skipped)
 
     def pairs() -> Iterator[LabelledPair]:
         for place, row in chain([head], rows):
@@ -116,11 +116,18 @@ def read_labelled(
     return reading
 
 
+def format_named(name: str) -> Format:
+    """A format by its name. Raises ConfigError."""
+    if name not in FORMATS:
+        raise ConfigError(f"no format is called {name!r}{suggest(name, list(FORMATS))}")
+    return FORMATS[name]
+
+
 def detect(row: Row, path: Path | str = "") -> str:
     """The name of the format that fits a row. Raises ConfigError with what was seen and how to map
     it."""
     for name, known in FORMATS.items():
-        if all(_has(row, column) for column in known.columns) and known.fits(row):
+        if all(_has(row, pattern) for pattern in known.columns) and known.fits(row):
             return name
     listed = "\n".join(f"  {name}: {known.about}" for name, known in FORMATS.items())
     raise ConfigError(
@@ -134,7 +141,7 @@ def detect(row: Row, path: Path | str = "") -> str:
 
 
 def _has(row: Mapping[str, object], pattern: str) -> bool:
-    return pattern in row or any(fnmatchcase(str(key), pattern) for key in row)
+    return any(fnmatchcase(str(key), pattern) for key in row)
 
 
 def load_columns(path: Path) -> LabelColumns:

@@ -120,7 +120,7 @@ def write(pair: LabelledPair) -> Row:
 FORMAT = Format(
     about="Argilla: prompt, response1, response2, and a question's .responses, .users, .status",
     columns=("*.responses",),
-    optional=("*.responses.*", "*.suggestion*", "id", "status", *PROMPTS, "response*"),
+    optional=("*.responses.*", "*.suggestion", "*.suggestion.agent", *PROMPTS, "response*"),
     read=read,
     fits=lambda row: any(first in row and second in row for first, second in ANSWERS),
     write=write,

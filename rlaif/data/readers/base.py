@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from rlaif.chat import is_unicode
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.rows import Row
+from rlaif.data.sources import ROLES
 from rlaif.errors import ConfigError
 from rlaif.records import AnnotatorKind, Completion, Message, content_hash, make_prompt
 
-ROLES = frozenset({"system", "user", "assistant"})
 ReadRow = Callable[[Row, str], Iterable[LabelledPair]]
 
 
@@ -29,7 +30,8 @@ class Format:
     A file is of this format when its first row has all of `columns` and `fits` says so; `optional`
     columns (`*` for any text) are read too. `write` makes a row of a pair, or raises ValueError
     with the reason. `open` replaces `read` where rows need another file that lies beside theirs.
-    `wrap` makes the whole file of the rows where it is one JSON value.
+    `wrap` makes the whole file of the rows where it is one JSON value. `left` names what a row
+    holds in its known columns that a pair does not.
     """
 
     about: str
@@ -40,6 +42,11 @@ class Format:
     write: Callable[[LabelledPair], Row] | None = None
     open: Callable[[Path], ReadRow] | None = None
     wrap: Callable[[list[Row]], Row] | None = None
+    left: str | None = None
+
+    def knows(self, column: str) -> bool:
+        """Whether a column is read."""
+        return any(fnmatchcase(column, pattern) for pattern in (*self.columns, *self.optional))
 
 
 def make_pair(

@@ -11,6 +11,7 @@ from rlaif.errors import ConfigError
 from rlaif.records import AnnotatorKind, content_hash
 
 VERSION = "2.0"
+UNKNOWN = "unknown"
 
 
 def read(row: Row, place: str) -> list[LabelledPair]:
@@ -61,7 +62,7 @@ def _kind(annotator: Any) -> AnnotatorKind | None:
 
 def _name(annotator: Any, name: str | None) -> str | None:
     known = annotator.get("name") if isinstance(annotator, dict) else None
-    return known if isinstance(known, str) and known else name
+    return known if isinstance(known, str) and known else name if name != UNKNOWN else None
 
 
 def _label(annotation: Any, place: str) -> float | None:
@@ -78,12 +79,14 @@ def _label(annotation: Any, place: str) -> float | None:
 def write(pair: LabelledPair) -> Row:
     """One comparison; `wrap` merges those of the same pair."""
     first, second = pair.authors or (None, None)
-    annotator = pair.annotator or "unknown"
     pref = None if pair.label in (None, 0.5) else "a" if pair.label > 0.5 else "b"
     annotation: Row = {"pref": pref}
     if pref is None:
-        annotation["no_pref_reason"] = "unknown" if pair.label is None else "tie"
-    identity = content_hash(annotator, pair.annotator_kind, length=8)
+        annotation["no_pref_reason"] = UNKNOWN if pair.label is None else "tie"
+    identity = UNKNOWN
+    if pair.annotator is not None:
+        identity = content_hash(pair.annotator, pair.annotator_kind, length=8)
+    annotator = {"name": pair.annotator, "description": "", "type": pair.annotator_kind}
     return {
         "id": pair.pair_id,
         "prompt": single_turn(pair),
@@ -91,11 +94,7 @@ def write(pair: LabelledPair) -> Row:
         "response_b": {"text": pair.second.text, "model": second},
         "annotations": {identity: annotation},
         "metadata": {"subset": pair.subset},
-        "document": {
-            "annotators": {
-                identity: {"name": annotator, "description": "", "type": pair.annotator_kind}
-            }
-        },
+        "document": {"annotators": {identity: annotator}},
     }
 
 
@@ -119,8 +118,9 @@ def wrap(rows: list[Row]) -> Row:
 FORMAT = Format(
     about="ICAI annotated pairs: comparisons of response_a and response_b with annotations",
     columns=("prompt", "response_a", "response_b", "annotations"),
-    optional=("id", "metadata", "document"),
+    optional=("metadata", "document"),
     read=read,
     write=write,
     wrap=wrap,
+    left="principles, descriptions, other annotators than the default one, metadata but `subset`",
 )

@@ -74,10 +74,15 @@ def write(pair: LabelledPair) -> Row:
     }
 
 
+def _lists_texts(row: Row) -> bool:
+    chosen = row["chosen"]
+    return isinstance(chosen, list) and bool(chosen) and isinstance(chosen[0], str)
+
+
 FORMAT = Format(
     about="RewardBench v1: prompt, chosen, rejected, subset",
     columns=("prompt", "chosen", "rejected", "subset"),
-    optional=("id", "chosen_model", "rejected_model"),
+    optional=("chosen_model", "rejected_model"),
     read=read,
     fits=lambda row: isinstance(row["chosen"], str),
     write=write,
@@ -85,11 +90,8 @@ FORMAT = Format(
 FORMAT_V2 = Format(
     about="RewardBench v2: prompt, chosen and rejected lists of texts, subset",
     columns=("prompt", "chosen", "rejected", "subset"),
-    optional=("id", "num_correct", "num_rejected", "total_completions"),
+    optional=("num_correct", "num_rejected", "total_completions"),
     read=read_v2,
-    fits=lambda row: (
-        isinstance(row["chosen"], list) and isinstance(row["chosen"][0], str)
-        if row["chosen"]
-        else False
-    ),
+    fits=_lists_texts,
+    left="which pairs came from one row",
 )

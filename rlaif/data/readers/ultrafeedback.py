@@ -38,6 +38,8 @@ def read_raw(row: Row, place: str) -> Iterator[LabelledPair]:
     completions = row.get("completions")
     if not isinstance(completions, list) or not all(isinstance(c, dict) for c in completions):
         raise ConfigError(f"{place}: completions must be a list of objects")
+    if len(completions) < 2:
+        raise ConfigError(f"{place}: {len(completions)} completions; two at least make a pair")
     prompt = user(text_of(row, "instruction", place))
     answers = [
         (text_of(c, "response", place), name_of(c, "model", place), mean_rating(c, place))
@@ -136,6 +138,7 @@ RAW = Format(
     columns=("instruction", "completions"),
     optional=("source",),
     read=read_raw,
+    left="ratings but for which mean is higher, rationales, critiques, principles",
 )
 BINARISED = Format(
     about="UltraFeedback binarised: prompt, whole conversations chosen and rejected, their scores",
@@ -144,10 +147,12 @@ BINARISED = Format(
     read=partial(_read_binarised, scores="score_{}", models=False),
     fits=_whole_conversation,
     write=_write_binarised,
+    left="scores but for which is higher",
 )
 DISTILABEL = Format(
     about="distilabel: prompt, chosen, rejected, chosen_rating, rejected_rating, models",
     columns=("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating"),
     optional=("chosen_model", "rejected_model"),
     read=partial(_read_binarised, scores="{}_rating", models=True),
+    left="ratings but for which is higher",
 )
