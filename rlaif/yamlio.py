@@ -46,7 +46,8 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError("expected a mapping (key: value) at the top", path, 1)
         _walk(node, (), lines, path)
-        return loader.construct_document(node), lines
+        data: Any = loader.construct_document(node)
+        return data, lines
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(f"not valid YAML: {error.problem}", path, line) from None
