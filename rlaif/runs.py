@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rlaif.manifest import read_manifest
-from rlaif.records import to_json
+from rlaif.records import Prompt, from_json, to_json
 from rlaif.report.view import HeldOutRow, LineageRow, RoundRow, RunView, StepRow
 from rlaif.rounds import read_rounds
 from rlaif.store import Store
@@ -49,6 +49,11 @@ class Run:
         import pandas
 
         return pandas.DataFrame(_jsonl(self.root / "prompts.jsonl"))
+
+    def prompt_records(self) -> dict[str, Prompt]:
+        """The prompts by id, as records."""
+        rows = _jsonl(self.root / "prompts.jsonl")
+        return {row["prompt_id"]: from_json(Prompt, row) for row in rows}
 
     @property
     def completions(self) -> pandas.DataFrame:

@@ -14,11 +14,11 @@ import rlaif
 PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
-    | {"textstats", "templates", "parsing", "store"},
+    | {"textstats", "templates", "parsing", "store", "changes", "amend"},
     {"attention", "logprobs", "batching", "chat", "device", "losses"},
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
-    {"steps", "report"},
+    {"steps", "report", "infer"},
     {
         "experiment",
         "manifest",
@@ -29,6 +29,10 @@ LAYERS = [
         "dryrun",
         "render",
         "progress",
+        "whatif",
+        "ablate",
+        "reach",
+        "fit",
         "cli",
         "__main__",
     },

@@ -13,7 +13,7 @@ import warnings
 
 import click
 
-from rlaif.cli import cache, data, runs, steps, texts, train
+from rlaif.cli import cache, constitution, data, principles, runs, steps, texts, train
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
@@ -25,7 +25,7 @@ COMMANDS = (
     texts.init,
     texts.schema,
     texts.prompt,
-    texts.constitution,
+    constitution.constitution,
     steps.sample,
     steps.judge,
     steps.score,
@@ -75,3 +75,5 @@ def cli() -> None:
 
 for _command in COMMANDS:
     cli.add_command(_command)
+for _command in (principles.ablate, principles.infer, principles.fit):
+    constitution.constitution.add_command(_command)

@@ -13,6 +13,7 @@ from rlaif.cli.options import COLUMNS, FROM, JSON, ON_ERROR, SEED
 if TYPE_CHECKING:
     from rlaif.compare.ranking import Rating
     from rlaif.compare.winrate import WinRate
+    from rlaif.data.labelled import LabelledPair
     from rlaif.data.readers import OnError
 
 SHOWN = 10
@@ -34,6 +35,20 @@ def say_skipped(skipped: list[str]) -> None:
         click.echo(f"skipped: {message}", err=True)
     if len(skipped) > SHOWN:
         click.echo(f"skipped: {len(skipped) - SHOWN} more rows", err=True)
+
+
+def labelled_pairs(
+    path: Path, from_: str | None, columns: Path | None, on_error: OnError
+) -> list[LabelledPair]:
+    """The labelled pairs of a file; rows that were left out are said."""
+    from rlaif.data.readers import load_columns, read_labelled
+    from rlaif.resources import find
+
+    mapped = load_columns(columns) if columns is not None else None
+    reading = read_labelled(find(str(path)), from_, mapped, on_error)
+    pairs = list(reading)
+    say_skipped(reading.skipped)
+    return pairs
 
 
 @click.command()

@@ -58,9 +58,7 @@ def prefers_longer(prob: Floats, longer_by: Floats) -> tuple[float, int] | None:
     return float(picked.mean()), int(kept.sum())
 
 
-def length_coefficient(
-    prob: Floats, label: Floats, longer_by: Floats
-) -> tuple[float, int] | None:
+def length_coefficient(prob: Floats, label: Floats, longer_by: Floats) -> tuple[float, int] | None:
     """How much one standard deviation of length difference adds to the log-odds of a verdict for
     that answer, the human label held fixed; and from how many pairs.
 

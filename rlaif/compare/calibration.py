@@ -52,9 +52,7 @@ def reliability(
     ]
 
 
-def ece(
-    prob: Floats, outcome: Floats, bins: int = BINS, equal_mass: bool = False
-) -> float | None:
+def ece(prob: Floats, outcome: Floats, bins: int = BINS, equal_mass: bool = False) -> float | None:
     """Expected calibration error, the sum over bins of n_b / n |share_b - prob_b|, in [0, 1]."""
     curve = reliability(prob, outcome, bins, equal_mass)
     if not curve:

@@ -148,9 +148,7 @@ def judge_intervals(t: VerdictTable, seed: int, resamples: int) -> dict[str, Int
     return figure_intervals(lambda rows: figures(t.take(rows)), list(t.prompt), seed, resamples)
 
 
-def subset_intervals(
-    t: VerdictTable, seed: int, resamples: int
-) -> dict[str, dict[str, Interval]]:
+def subset_intervals(t: VerdictTable, seed: int, resamples: int) -> dict[str, dict[str, Interval]]:
     """The agreements within each subset, in order of name; nothing where the pairs have none."""
     found = {}
     for name in sorted(set(t.subset.tolist()) - {""}):
@@ -198,9 +196,7 @@ def compare_judges(
     }
 
 
-def joint_votes(
-    tables: Mapping[str, VerdictTable], seed: int, resamples: int
-) -> Interval | None:
+def joint_votes(tables: Mapping[str, VerdictTable], seed: int, resamples: int) -> Interval | None:
     """How many independent judges these are worth together, from the correlation of their errors
     over the pairs that all decided; None where it is undefined."""
     right = np.stack([correctness(t) for t in tables.values()])

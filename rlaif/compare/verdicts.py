@@ -78,7 +78,9 @@ def _prob(
     odds = log_odds(np.asarray([first, second]))
     prob = float(sigmoid(odds[:1] - odds[1:])[0])
     # Scores that differ by less than a probability can show are no tie.
-    return prob if prob != 0.5 or first == second else float(np.nextafter(0.5, float(first > second)))
+    return (
+        prob if prob != 0.5 or first == second else float(np.nextafter(0.5, float(first > second)))
+    )
 
 
 def _in_slot(

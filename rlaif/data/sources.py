@@ -55,6 +55,17 @@ def split_prompts(spec: PromptsSpec, given: Iterable[Prompt], name: str) -> Prom
     return _split(spec, prompts, dict.fromkeys(prompts, ""), 0, name)
 
 
+def every_prompt(path: Path) -> list[Prompt]:
+    """The different prompts of a JSONL or Parquet file, by id. Raises ConfigError."""
+    spec = PromptsSpec(path=str(path))
+    name, rows = _rows(spec, None)
+    found = (_prompt(row, spec.columns, place, name) for place, row in rows)
+    prompts = {prompt.prompt_id: prompt for prompt in found}
+    if not prompts:
+        raise ConfigError("no prompts in it", path)
+    return [prompts[name] for name in sorted(prompts)]
+
+
 def _split(
     spec: PromptsSpec,
     prompts: dict[str, Prompt],

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import chain, groupby
 from typing import Any, cast
 
+from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import (
     Engine,
     GenerateRequest,
@@ -21,8 +22,9 @@ from rlaif.engines.base import (
 )
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Call, Judge
-from rlaif.records import VALUED, Completion, Judgement
-from rlaif.steps.context import Engines, StepContext, by_prompt
+from rlaif.records import VALUED, Completion, Judgement, from_json
+from rlaif.steps.context import Engines, Progress, StepContext, by_prompt
+from rlaif.store import StepFolder
 
 RULE_BATCH = 256
 Request = GenerateRequest | ScoreRequest | RewardRequest
@@ -58,6 +60,29 @@ def run(context: StepContext) -> dict[str, Any]:
     valued = sum(count for status, count in statuses.items() if status in VALUED)
     counts = {"calls": len(names), "judgements": len(rows), "with_value": valued}
     return {"counts": counts, "statuses": statuses}
+
+
+def judge_labelled(
+    judge: Judge,
+    model: Model | None,
+    engines: Engines,
+    pairs: Sequence[LabelledPair],
+    folder: StepFolder,
+    progress: Progress,
+    seed: int,
+) -> list[Judgement]:
+    """The judgements of labelled pairs, those in `folder` and those still missing, which are
+    stored there batch by batch."""
+    made = (judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs)
+    calls = list({call.call_id: call for row in made for call in row}.values())
+    folder.repair()
+    done = {row["call_id"] for row in folder.read("judgements")}
+    progress.start("judgements", len(calls), len(done))
+    for judgements in ask(judge, model, engines, calls, done):
+        folder.append("judgements", judgements)
+        progress.advance(len({j.call_id for j in judgements}))
+    progress.finish()
+    return [from_json(Judgement, row) for row in folder.read("judgements")]
 
 
 def _groups(context: StepContext) -> dict[str, list[Completion]]:
