@@ -20,8 +20,7 @@ from rlaif.compare.words import self_judge_words
 from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment, resolved_yaml
 from rlaif.constitution import Constitution, load_constitution, principle_hash
 from rlaif.data.sources import load_prompts
-from rlaif.engines.base import Capability
-from rlaif.engines.build import CAPABILITIES, EnginePool, is_reward_model
+from rlaif.engines.build import REMOTE, EnginePool, known_capabilities
 from rlaif.engines.builtin import locate, resolve, weights_hash
 from rlaif.errors import ConfigError, GateStopped
 from rlaif.judges.base import roles_of
@@ -127,6 +126,8 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
     if spec.engine == "fake":
         script = Path(spec.script).read_text(encoding="utf-8") if spec.script else ""
         return "fake:" + content_hash(script)
+    if spec.engine in REMOTE:
+        return f"server:{spec.base_url}:{spec.path}"
     if ":" in spec.engine and locate(spec.path) is None:
         # A plug-in's path need not be a folder of weights.
         return f"plugin:{spec.engine}:{spec.path}"
@@ -162,20 +163,11 @@ def _check_capabilities(inputs: PlanInputs) -> None:
         for role, needs in roles_of(inputs.judges[entry.judge.id]).items():
             name = "policy" if names[role] in RESERVED_MODELS else names[role]
             spec = inputs.experiment.models.get(name)
-            lacking = _lacking(spec, needs) if spec is not None else frozenset()
-            if spec is not None and lacking:
-                raise inputs.fail(
-                    index, f"judge needs {sorted(lacking)}, which engine {spec.engine!r} lacks"
-                )
-
-
-def _lacking(spec: ModelSpec, needs: frozenset[Capability]) -> frozenset[Capability]:
-    """What of `needs` the model's engine is known to lack."""
-    folder = locate(spec.path)
-    if spec.engine not in CAPABILITIES or not folder:
-        # What a hub id holds is known once it is fetched; the judge step looks again.
-        return frozenset()
-    return needs - CAPABILITIES["reward" if is_reward_model(folder) else spec.engine]
+            known = known_capabilities(spec) if spec is not None else None
+            # What a hub id holds is known once it is fetched; the judge step looks again.
+            if spec is not None and known is not None and needs - known:
+                what = f"judge needs {sorted(needs - known)}, which engine {spec.engine!r} lacks"
+                raise inputs.fail(index, what)
 
 
 def run_experiment(
@@ -202,7 +194,7 @@ def run_experiment(
         _write_manifest(store, inputs, plan)
         if inputs.prompts.duplicates:
             say(f"{inputs.prompts.duplicates} duplicate prompts left out")
-        pool = EnginePool(store)
+        pool = EnginePool(store, budget=inputs.experiment.budget)
         try:
             for planned in plan:
                 if planned.hash in missing:
@@ -260,6 +252,8 @@ def _run_step(
             "inputs": planned.inputs,
             "seconds": round(time.monotonic() - began, 3),
         }
+        if remote := pool.account.take():
+            summary["remote"] = remote
         folder.finish(summary)
     progress.finish()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlaif.config import (
     RESERVED_MODELS,
+    TRAINABLE,
     DistillStep,
     EvaluateStep,
     Experiment,
@@ -435,7 +436,7 @@ class _Unroller:
         if isinstance(step, ReferenceTrain):
             models["reference"] = self._model(index, step.reference, "reference")
         for model in models.values():
-            if model.spec.engine != "hf":
+            if model.spec.engine not in TRAINABLE:
                 raise self.inputs.fail(
                     index, f"{model.label}: engine {model.spec.engine!r} cannot be trained"
                 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlaif.config import RESERVED_MODELS
 from rlaif.engines.base import Engine, GenerateRequest, RewardRequest, ScoreRequest
-from rlaif.engines.build import load_engine
+from rlaif.engines.build import REMOTE, load_engine
 from rlaif.engines.builtin import resolve
 from rlaif.errors import ConfigError
 from rlaif.experiment import prepare
@@ -71,7 +71,7 @@ def _prompt(inputs: PlanInputs, prompt_id: str | None) -> Prompt:
 
 def _engine(inputs: PlanInputs, name: str) -> Engine:
     spec = inputs.experiment.models["policy" if name in RESERVED_MODELS else name]
-    folder = None if spec.engine == "fake" else resolve(spec.path)
+    folder = None if spec.engine == "fake" or spec.engine in REMOTE else resolve(spec.path)
     return load_engine(spec, folder, name)
 
 

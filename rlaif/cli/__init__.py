@@ -13,7 +13,7 @@ import warnings
 
 import click
 
-from rlaif.cli import runs, steps, texts, train
+from rlaif.cli import cache, runs, steps, texts, train
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
@@ -21,6 +21,7 @@ COMMANDS = (
     runs.status,
     runs.report,
     runs.export,
+    cache.cache,
     texts.init,
     texts.schema,
     texts.prompt,

@@ -27,7 +27,15 @@ from rlaif.config.judges import (
     YesNoJudge,
 )
 from rlaif.config.judging import JudgeBase, LabelJudge, ModelJudge, WritingJudge
-from rlaif.config.models import RESERVED_MODELS, Columns, ModelSpec, PromptsSpec
+from rlaif.config.models import (
+    RESERVED_MODELS,
+    TRAINABLE,
+    ApiLimits,
+    Columns,
+    ModelSpec,
+    Price,
+    PromptsSpec,
+)
 from rlaif.config.overrides import apply_override
 from rlaif.config.rubrics import (
     RbrJudge,
@@ -52,7 +60,9 @@ from rlaif.config.training import (
 __all__ = [
     "METHODS",
     "RESERVED_MODELS",
+    "TRAINABLE",
     "AdditiveJudge",
+    "ApiLimits",
     "CheckSpec",
     "Columns",
     "ConstitutionalJudge",
@@ -77,6 +87,7 @@ __all__ = [
     "PairStep",
     "PairwiseJudge",
     "ParseSpec",
+    "Price",
     "PrometheusJudge",
     "PrometheusPairJudge",
     "PromptsSpec",

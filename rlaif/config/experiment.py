@@ -69,6 +69,9 @@ class Experiment(Strict):
     steps: Annotated[list[StepEntry], Field(min_length=1)]
     alarms: AlarmsConfig = AlarmsConfig()
     retention: Retention = Retention()
+    budget: PositiveFloat | None = Field(
+        None, description="Stop when this run folder's calls have cost that much (exit code 3)."
+    )
     allow_same_weights: bool = Field(
         False, description="Let labeller, proxy and gold judge be the same weights."
     )
@@ -93,6 +96,20 @@ class Experiment(Strict):
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"step ids must differ; {twice} is used twice (set `id:`)")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_counts(self) -> Experiment:
+        if self.budget is None:
+            return self
+        remote = {name: spec for name, spec in self.models.items() if spec.base_url is not None}
+        if not remote:
+            raise ValueError("`budget` has no effect: no model has a `base_url`")
+        unpriced = sorted(name for name, spec in remote.items() if spec.price is None)
+        if unpriced:
+            raise ValueError(
+                f"`budget` needs the `price` of every remote model; {unpriced} have none"
+            )
         return self
 
     @property

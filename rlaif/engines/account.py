@@ -1,0 +1,150 @@
+"""What remote calls did and cost: counts, latencies, money, and a budget that is never passed."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlaif.engines.api import Usage
+
+BUCKETS_PER_DOUBLING = 8
+
+
+@dataclass
+class Meter:
+    """What one model was asked. Latencies are kept as counts in buckets 9% apart, so that memory
+    does not grow with the calls."""
+
+    calls: int = 0
+    hits: int = 0
+    failed: int = 0
+    retries: Counter[str] = field(default_factory=Counter)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+    first: float | None = None
+    last: float = 0.0
+    latencies: Counter[int] = field(default_factory=Counter)
+
+    def answered(self, began: float, ended: float, usage: Usage, cost: float) -> None:
+        """A call that was open from `began` to `ended` (seconds of one clock) and was answered."""
+        self.calls += 1
+        self.input_tokens += usage.input
+        self.output_tokens += usage.output
+        self.cost += cost
+        self.first = began if self.first is None else min(self.first, began)
+        self.last = max(self.last, ended)
+        seconds = max(ended - began, 1e-6)
+        self.latencies[math.floor(math.log2(seconds) * BUCKETS_PER_DOUBLING)] += 1
+
+    def percentile(self, share: float) -> float:
+        """The latency in seconds that `share` of the calls did not exceed, to within 9%."""
+        wanted = math.ceil(share * sum(self.latencies.values()))
+        seen = 0
+        for bucket, count in sorted(self.latencies.items()):
+            seen += count
+            if seen >= wanted:
+                return float(2 ** ((bucket + 1) / BUCKETS_PER_DOUBLING))
+        return 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers that are kept with a step. `seconds` is from the first call to the last
+        answer."""
+        seconds = self.last - self.first if self.first is not None else 0.0
+        rate = 1 / seconds if seconds > 0 else 0.0
+        return {
+            "calls": self.calls,
+            "cache_hits": self.hits,
+            "failed": self.failed,
+            "retries": dict(sorted(self.retries.items())),
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cost": round(self.cost, 9),
+            "seconds": round(seconds, 3),
+            "calls_per_second": round(self.calls * rate, 2),
+            "tokens_per_second": round(self.output_tokens * rate, 1),
+            "latency": {name: round(self.percentile(p), 4) for name, p in PERCENTILES.items()},
+        }
+
+
+PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+
+class Account:
+    """The meters of a run's remote models, and its money.
+
+    `path` keeps what was spent, one line per answer, written before it is used: what a killed run
+    spent counts for the next one. None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None = None, budget: float | None = None):
+        self.path = path
+        self.budget = budget
+        self._lock = threading.Lock()
+        self._held = 0.0
+        self._meters: dict[str, Meter] = {}
+        self.spent = 0.0 if path is None else _spent(path)
+
+    def meter(self, model: str) -> Meter:
+        """The meter of a model by its label."""
+        return self._meters.setdefault(model, Meter())
+
+    def hold(self, cost: float) -> bool | None:
+        """Set the most that a call can cost aside. False: not now, since open calls may use what is
+        left. None: not at all, the budget is spent."""
+        with self._lock:
+            if self.budget is None or self.spent + self._held + cost <= self.budget:
+                self._held += cost
+                return True
+            return False if self._held > 0 else None
+
+    def free(self, held: float) -> None:
+        """A call ended whose cost, if any, was already passed to `spend`."""
+        with self._lock:
+            # Sums of floats leave dust, which would look like an open call.
+            self._held = self._held - held if self._held - held > 1e-12 else 0.0
+
+    def spend(self, model: str, cost: float) -> None:
+        """Note what a call cost, on disk first."""
+        with self._lock:
+            if self.path is not None and cost > 0:
+                row = {"model": model, "cost": cost}
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            self.spent += cost
+
+    def note(self) -> str:
+        """One line for a progress bar; empty when no remote model was asked."""
+        used = [m for m in self._meters.values() if m.calls or m.hits]
+        parts = []
+        for numbers in (m.summary() for m in used):
+            parts.append(
+                f"{numbers['calls_per_second']:.1f} calls/s {numbers['tokens_per_second']:.0f} "
+                f"tok/s p95 {numbers['latency']['p95']:.2f} s"
+            )
+            if numbers["cache_hits"]:
+                parts.append(f"{numbers['cache_hits']} from the cache")
+            if numbers["retries"]:
+                parts.append(f"{sum(numbers['retries'].values())} retries")
+        if used and self.spent:
+            parts.append(f"cost {self.spent:.4f}")
+        return ", ".join(parts)
+
+    def take(self) -> dict[str, dict[str, Any]]:
+        """The summaries of the models that were asked since the last call of this method."""
+        taken = {n: m.summary() for n, m in self._meters.items() if m.calls or m.hits or m.failed}
+        self._meters.clear()
+        return taken
+
+
+def _spent(path: Path) -> float:
+    """What the lines of a ledger add up to; a last line that a kill cut is left out."""
+    if not path.exists():
+        return 0.0
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return math.fsum(json.loads(line)["cost"] for line in lines)

@@ -1,0 +1,109 @@
+"""From an event loop in a thread to an ordinary generator, with a bound on what waits between."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+LARGEST = 256
+LINGER = 0.2
+"""Items in one list at most, and seconds that a list waits for more: every list is a write to disk
+for the one who takes it."""
+
+
+class Outlet(Generic[T]):
+    """Where a coroutine puts what it has made. `room` says how much of it nobody has taken yet."""
+
+    def __init__(self, room: int):
+        self._ready: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        self._room = asyncio.Semaphore(room)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+        self._lock = threading.Lock()
+        self.error: BaseException | None = None
+
+    async def room(self) -> None:
+        """Wait until one more item may be made. Every `put` needs one."""
+        await self._room.acquire()
+
+    def put(self, item: T) -> None:
+        """Give an item away."""
+        self._ready.put(item)
+
+    def run(self, main: Callable[[Outlet[T]], Coroutine[None, None, None]]) -> None:
+        """Run `main` to its end in the thread that calls this."""
+        try:
+            asyncio.run(self._guarded(main))
+        except BaseException as error:
+            self.error = error
+        finally:
+            with self._lock:
+                self._loop = None
+            self._ready.put(None)
+
+    async def _guarded(self, main: Callable[[Outlet[T]], Coroutine[None, None, None]]) -> None:
+        with self._lock:
+            self._loop = asyncio.get_running_loop()
+            self._task = asyncio.ensure_future(main(self))
+            if self._stopped:
+                self._task.cancel()
+        await self._task
+
+    def take(self) -> tuple[list[T], bool]:
+        """The next items, and whether these are the last. Waits for the first one."""
+        items: list[T] = []
+        deadline = None
+        while len(items) < LARGEST:
+            try:
+                wait = None if deadline is None else max(0.0, deadline - time.monotonic())
+                item = self._ready.get(timeout=wait)
+            except queue.Empty:
+                break
+            if item is None:
+                return items, True
+            items.append(item)
+            deadline = deadline or time.monotonic() + LINGER
+        self._tell(lambda: [self._room.release() for _ in items])
+        return items, False
+
+    def stop(self) -> None:
+        """Cancel what runs."""
+        with self._lock:
+            self._stopped = True
+        self._tell(lambda: self._task and self._task.cancel())
+
+    def _tell(self, action: Callable[[], object]) -> None:
+        with self._lock:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(action)
+
+
+def streamed(
+    main: Callable[[Outlet[T]], Coroutine[None, None, None]], room: int
+) -> Iterator[list[T]]:
+    """Lists of what `main` puts into its outlet, as it comes.
+
+    Closing the generator cancels `main` and waits for it. An error of `main` is raised here after
+    all that it had put was given out.
+    """
+    outlet: Outlet[T] = Outlet(room)
+    thread = threading.Thread(target=outlet.run, args=(main,), daemon=True)
+    thread.start()
+    try:
+        last = False
+        while not last:
+            items, last = outlet.take()
+            if items:
+                yield items
+    finally:
+        outlet.stop()
+        thread.join()
+    if outlet.error is not None:
+        raise outlet.error
