@@ -88,7 +88,7 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     step = inputs.experiment.steps[0].step
     prompts = {p.prompt_id: p for p in inputs.prompts.train}
     models = {role: _model(path) for role, path in request.models.items()}
-    if request.kind == "judge":
+    if isinstance(step, JudgeBase):
         models |= _other_models(step, models["by"])
     store = FileStore(request.out)
     planned = _planned(request, inputs, step, models, prompts)
