@@ -149,7 +149,8 @@ def _staged(
         new = [call for more in further for call in more]
     concluded = [j for group in made for j in judge.conclude(group, kept.answers)]
     known = {j.judgement_id for rows in kept.judgements.values() for j in rows}
-    kept.judged([j for j in concluded if j.judgement_id not in known])
+    fresh = {j.judgement_id: j for j in concluded if j.judgement_id not in known}
+    kept.judged(list(fresh.values()))
     return concluded
 
 
@@ -173,8 +174,9 @@ class _Asker:
     def ask(
         self, calls: Sequence[Call], done: AbstractSet[str]
     ) -> Iterator[list[tuple[Call, Answered | None]]]:
-        """What is not in `done`, a whole batch at a time."""
+        """What is not in `done`, a whole batch at a time. A call that comes twice is asked once."""
         done = set(done)
+        calls = list({call.call_id: call for call in calls}.values())
         self._reasons([c for c in calls if c.then is not None], done)
         self._start("judgements", [c.call_id for c in calls], done)
         silent = [c for c in calls if c.request is None and c.call_id not in done]

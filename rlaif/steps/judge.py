@@ -40,7 +40,7 @@ def run(context: StepContext) -> dict[str, Any]:
     if asking:
         # Made again as they are asked, since a remote model's calls may be too many to hold.
         model, calls = context.planned.models.get("by"), _calls(context, groups)
-        parts.append(_ask_model(judge, model, context.engines, calls, done))
+        parts.append(ask_model(judge, model, context.engines, calls, done))
     for judgements in chain.from_iterable(parts):
         context.folder.append("judgements", judgements)
         count = len({j.call_id for j in judgements})
@@ -104,7 +104,7 @@ def _read_silent(
         yield [j for call in batch for j in judge.read(call, None, f"program:{judge.id}")]
 
 
-def _ask_model(
+def ask_model(
     judge: Plain, model: Model | None, engines: Engines, calls: Iterable[Call], done: set[str]
 ) -> Iterator[list[Judgement]]:
     """Judgements of the calls that have a request. A concurrent engine draws them as it goes, and

@@ -384,6 +384,17 @@ def test_what_was_answered_is_not_asked_again(name: str) -> None:
         assert [j.judgement_id for j in again] == [j.judgement_id for j in first]
 
 
+@pytest.mark.parametrize("name", ["rules", "pairwise", "jury"])
+def test_a_pair_that_comes_twice_is_asked_and_kept_once(name: str) -> None:
+    judge, log = judge_of(EVERY[name]), Counting()
+    used: Any = preferring(GOOD.text, BAD.text)
+    groups = [(PROMPT, [GOOD, BAD])]
+    once = verdicts(judge, models(judge), used, groups, 3, Kept(Memory()))
+    twice = verdicts(judge, models(judge), used, groups * 2, 3, Kept(log))
+    assert len(twice) == 2 * len(once)
+    assert len(log.rows["judgements"]) == len(once)
+
+
 def _refuse(requests: Any, done: Any = frozenset()) -> Any:
     assert all(r.request_id in done for r in requests)
     return iter(())
