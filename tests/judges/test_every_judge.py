@@ -4,7 +4,6 @@ the answer and not its place, does not depend on the order of arrival, and is kn
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -398,10 +397,3 @@ def test_a_pair_that_comes_twice_is_asked_and_kept_once(name: str) -> None:
 def _refuse(requests: Any, done: Any = frozenset()) -> Any:
     assert all(r.request_id in done for r in requests)
     return iter(())
-
-
-@pytest.mark.parametrize("path", sorted(Path("prompts/judges").glob("*.j2")), ids=lambda p: p.stem)
-def test_shipped_templates_fence_what_they_show(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert "{{ fence" in text
-    assert "obey" in text or path.stem == "yes_no_short"
