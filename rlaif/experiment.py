@@ -152,7 +152,15 @@ def _check_roles(experiment: Experiment, keys: Mapping[str, str]) -> None:
 
 def _file_hashes(experiment: Experiment, path: Path) -> dict[str, str]:
     names = [e.load.path for e in experiment.steps if e.load is not None]
-    return {n: hashlib.sha256(find(n, path).read_bytes()).hexdigest() for n in names}
+    return {name: _file_hash(find(name, path)) for name in names}
+
+
+def _file_hash(path: Path) -> str:
+    """The hash of a file's bytes, or of all names and files in a folder."""
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    inside = sorted(p for p in path.rglob("*") if p.is_file())
+    return content_hash([[str(p.relative_to(path)), _file_hash(p)] for p in inside])
 
 
 def _check_capabilities(inputs: PlanInputs) -> None:

@@ -24,14 +24,15 @@ from rlaif.config import (
     apply_override,
 )
 from rlaif.constitution import load_constitution
-from rlaif.data.sources import PromptSet, jsonl_rows, load_prompts
+from rlaif.data.rows import jsonl_rows
+from rlaif.data.sources import PromptSet, load_prompts
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
 from rlaif.errors import ConfigError
 from rlaif.experiment import STEPS, model_key
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs, Planned
-from rlaif.records import Prompt, canonical_json, content_hash, from_json, to_json
+from rlaif.records import Prompt, content_hash, from_json, to_json
 from rlaif.resources import find
 from rlaif.steps.context import Progress, StepContext
 from rlaif.store import StepFolder, Store, explain_os_errors, read_json, read_rows, write_jsonl
@@ -227,20 +228,3 @@ def _same_request(out: Path, planned: Planned) -> None:
     content = {"hash": planned.hash, "kind": planned.kind, "inputs": planned.inputs}
     step = planned.step.model_dump(mode="json", by_alias=True)
     path.write_text(json.dumps(content | {"step": step}, indent=1), encoding="utf-8")
-
-
-def export_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write rows as Parquet or JSONL, by the file's ending. Raises ConfigError for others."""
-    if path.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        # Arrow takes no lone surrogates, which scraped text can hold.
-        clean = [json.loads(canonical_json(dict(r)).encode("utf-8", "replace")) for r in rows]
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(clean), path)
-    elif path.suffix == ".jsonl":
-        # backslashreplace writes a lone surrogate as the JSON escape that it came from.
-        text = "".join(canonical_json(dict(r)) + "\n" for r in rows)
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    else:
-        raise ConfigError("the file must end in .jsonl or .parquet", path)

@@ -222,7 +222,9 @@ class _Unroller:
         )
 
     def _load(self, step: LoadStep) -> None:
-        digest = self._hash("load", step.type, self.inputs.files[step.path], self.round)
+        labels = step.model_dump(mode="json", include={"format", "columns", "on_error"})
+        read = [labels] if step.format is not None or step.columns is not None else []
+        digest = self._hash("load", step.type, self.inputs.files[step.path], self.round, *read)
         planned = self._add(Planned(digest, "load", step.id, self.seed, self.round, step))
         self.by_id[step.id, self.round] = planned
         if step.type == "completions":

@@ -54,6 +54,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real preference data that `RLAIF_DATA` names, or `shared/data` beside us."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("RLAIF_DATA") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"NO REAL DATA IN {folder}: set RLAIF_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def model_folder() -> Path:
     """The embedded model's folder."""
     from rlaif.engines.builtin import locate, resolve

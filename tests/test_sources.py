@@ -12,7 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from rlaif.config import Columns, PromptsSpec
-from rlaif.data.sources import PromptSet, jsonl_rows, load_prompts
+from rlaif.data.rows import jsonl_rows
+from rlaif.data.sources import PromptSet, load_prompts
 from rlaif.errors import ConfigError
 from rlaif.resources import shipped_root
 

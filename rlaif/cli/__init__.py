@@ -13,7 +13,7 @@ import warnings
 
 import click
 
-from rlaif.cli import cache, runs, steps, texts, train
+from rlaif.cli import cache, data, runs, steps, texts, train
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
@@ -34,6 +34,8 @@ COMMANDS = (
     train.distill,
     train.train,
     steps.evaluate,
+    data.convert,
+    data.winrate,
 )
 
 

@@ -33,6 +33,18 @@ PROMPTS = click.option(
     "--prompts", type=click.Path(path_type=Path), help="[default: kept by `rlaif sample`]"
 )
 
+FROM = click.option("--from", "from_", metavar="FORMAT", help="[default: found from the columns]")
+COLUMNS = click.option(
+    "--columns", type=click.Path(path_type=Path), help="A YAML file that says which column is what."
+)
+ON_ERROR = click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="What to do with a row that cannot be read.",
+)
+
 
 def progress_of(quiet: bool) -> StepProgress:
     """Bars on stderr, or nothing."""

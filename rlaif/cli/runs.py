@@ -125,7 +125,7 @@ def report(directory: Path, out: Path | None) -> None:
 )
 def export(directory: Path, out: Path, records: str) -> None:
     """Export records of the run in DIR to OUT (.jsonl or .parquet)."""
-    from rlaif.files import export_rows
+    from rlaif.data.rows import write_rows
     from rlaif.runs import load_run, trl_rows
 
     loaded = load_run(directory)
@@ -136,5 +136,5 @@ def export(directory: Path, out: Path, records: str) -> None:
         rows = [{str(k): v for k, v in row.items()} for row in loaded.prompts.to_dict("records")]
     else:
         rows = list(loaded.rows(records))
-    export_rows(rows, out)
-    click.echo(f"{len(rows)} rows written to {out}")
+    count = write_rows(rows, out)
+    click.echo(f"{count} rows written to {out}")

@@ -152,6 +152,74 @@ class Columns(Strict):
     split: str | None = None
 
 
+Cell = str | int | float | bool
+
+
+class LabelValues(Strict):
+    """The values of a label column: which say that the first or second answer is better, or tie."""
+
+    first: Cell | list[Cell]
+    second: Cell | list[Cell]
+    tie: Cell | list[Cell] = []
+
+    @model_validator(mode="after")
+    def _apart(self) -> LabelValues:
+        sides = (self.first, self.second, self.tie)
+        given = [str(v) for side in sides for v in (side if isinstance(side, list) else [side])]
+        if len(set(given)) < len(given):
+            raise ValueError("the values of first, second and tie must differ")
+        return self
+
+    def meaning(self) -> dict[str, float | None]:
+        """The probability that the first answer is better, by the value's text."""
+        sides = ((self.first, 1.0), (self.second, 0.0), (self.tie, 0.5))
+        return {
+            str(value): label
+            for side, label in sides
+            for value in (side if isinstance(side, list) else [side])
+        }
+
+
+class LabelColumns(Strict):
+    """Which column of a table of labelled pairs holds what.
+
+    Give `chosen` and `rejected`; or `first`, `second` and `label`.
+    """
+
+    prompt: str
+    chosen: str | None = None
+    rejected: str | None = None
+    first: str | None = None
+    second: str | None = None
+    label: str | None = None
+    labels: LabelValues | None = Field(
+        None, description="What the label's values mean; without it: P(first is better), 0 to 1."
+    )
+    subset: str | None = None
+    first_author: str | None = None
+    second_author: str | None = None
+    annotator: str | None = None
+    annotator_kind: Literal["human", "ai", "model", "rule"] = "human"
+
+    @model_validator(mode="after")
+    def _one_form(self) -> LabelColumns:
+        won = (self.chosen, self.rejected)
+        compared = (self.first, self.second, self.label)
+        if not (all(won) and not any(compared)) and not (all(compared) and not any(won)):
+            raise ValueError("give `chosen` and `rejected`, or `first`, `second` and `label`")
+        if self.labels is not None and self.label is None:
+            raise ValueError("`labels` says what the values of `label` mean; give `label` too")
+        return self
+
+    @property
+    def answers(self) -> tuple[str, str]:
+        """The columns of the two answers."""
+        first, second = self.chosen or self.first, self.rejected or self.second
+        assert first is not None
+        assert second is not None
+        return first, second
+
+
 class PromptsSpec(Strict):
     """The instructions. `path` is JSONL or Parquet; `dataset` any `datasets` dataset."""
 

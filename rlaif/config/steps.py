@@ -15,6 +15,7 @@ from pydantic import (
 from rlaif.config.base import Fraction, StepId, Strict
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
+from rlaif.config.models import LabelColumns
 from rlaif.config.training import AnyTrain, DistillStep
 from rlaif.rules import validate_check
 
@@ -41,11 +42,30 @@ class SampleStep(SamplingKeys):
 
 
 class LoadStep(Strict):
-    """Bring in records from a file: TRL preference rows, or completions or judgements of a run."""
+    """Bring in records from a file: preferences, or completions or judgements of a run.
+
+    Preferences are TRL rows; with `format` or `columns` they are made of labelled pairs.
+    """
 
     id: StepId = "load"
     type: Literal["preferences", "completions", "judgements"]
     path: str
+    format: str | None = Field(None, description="A format of labelled pairs; see docs/data.md.")
+    columns: LabelColumns | None = Field(None, description="Or which column is what.")
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="What is done with a labelled pair that cannot be read."
+    )
+
+    @model_validator(mode="after")
+    def _labelled(self) -> LoadStep:
+        given = sorted({"format", "columns", "on_error"} & self.model_fields_set)
+        if given and self.type != "preferences":
+            raise ValueError(f"{', '.join(given)}: only for `type: preferences`")
+        if self.format is not None and self.columns is not None:
+            raise ValueError("give `format` or `columns`, not both")
+        if "on_error" in given and len(given) == 1:
+            raise ValueError("on_error: only with `format` or `columns`")
+        return self
 
 
 class PairStep(Strict):

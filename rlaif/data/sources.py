@@ -1,18 +1,16 @@
-"""Where prompts come from: JSONL, Parquet, or any `datasets` dataset, by a column map."""
+"""Where prompts come from: a data file or any `datasets` dataset, by a column map."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlaif.config import Columns, PromptsSpec
+from rlaif.data.rows import Placed, dataset_rows, file_rows
 from rlaif.errors import ConfigError
 from rlaif.records import Message, Prompt, make_prompt
 from rlaif.resources import find
-from rlaif.yamlio import read_text
 
 HELDOUT_SPLITS = frozenset({"heldout", "held_out", "holdout", "test", "eval", "validation"})
 ROLES = frozenset({"system", "user", "assistant"})
@@ -74,61 +72,12 @@ def _split(
     return PromptSet([prompts[p] for p in train], [prompts[p] for p in heldout], duplicates)
 
 
-def _rows(
-    spec: PromptsSpec, beside: Path | None
-) -> tuple[str, Iterator[tuple[str, dict[str, Any]]]]:
+def _rows(spec: PromptsSpec, beside: Path | None) -> tuple[str, Placed]:
     if spec.dataset is not None:
-        return spec.dataset, _dataset_rows(spec.dataset, spec.dataset_split)
+        return spec.dataset, dataset_rows(spec.dataset, spec.dataset_split)
     assert spec.path is not None
     path = find(spec.path, beside)
-    if path.suffix == ".parquet":
-        return str(path), _parquet_rows(path)
-    return str(path), jsonl_rows(path)
-
-
-def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of every line; blank lines are passed over. Raises ConfigError."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"not valid JSON: {error}", path, number) from None
-        if not isinstance(row, dict):
-            raise ConfigError("each line must be a JSON object", path, number)
-        yield f"{path}:{number}", row
-
-
-def file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of a JSONL or Parquet file, by its ending. Raises ConfigError."""
-    return _parquet_rows(path) if path.suffix == ".parquet" else jsonl_rows(path)
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"not a readable Parquet file: {error}", path) from None
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path}: row {number}", row
-
-
-def _dataset_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import datasets
-
-    try:
-        if Path(name).is_dir() and (Path(name) / "dataset_info.json").exists():
-            rows = datasets.load_from_disk(name)
-        else:
-            rows = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ConfigError(f"dataset {name!r} (split {split!r}) cannot be read: {error}") from None
-    for number, row in enumerate(rows, 1):
-        yield f"{name}: row {number}", dict(row)
+    return str(path), file_rows(path)
 
 
 def _prompt(row: dict[str, Any], columns: Columns, place: str, name: str) -> Prompt:

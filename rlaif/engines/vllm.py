@@ -91,6 +91,7 @@ def _options(spec: ModelSpec, context: int, on_gpu: bool) -> dict[str, Any]:
         "logprobs_mode": "raw_logprobs",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+        "worker_extension_cls": "rlaif.engines.vllm_worker.InPlace",
     }
 
 
@@ -256,7 +257,7 @@ class VllmEngine:
     def load_weights(self, folder: Path, digest: str) -> None:
         """Take the weights in `folder` (safetensors of the same architecture) in place."""
         self._wake()
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        self.llm.collective_rpc("take_weights", args=(str(folder),))
         # What was computed with the old weights must not be continued.
         self.llm.reset_prefix_cache()
         self.weights_hash = digest

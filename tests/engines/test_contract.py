@@ -44,10 +44,16 @@ def openai(folder: Path) -> Iterator[Engine]:
         yield load_engine(spec, None, "m")
 
 
+def vllm(folder: Path) -> AbstractContextManager[Engine]:
+    spec = ModelSpec(path=str(folder), engine="vllm", dtype="float32", max_context=CONTEXT)
+    return nullcontext(load_engine(spec, folder, "vllm"))
+
+
 ENGINES: dict[str, Callable[[Path], AbstractContextManager[Engine]]] = {
     "fake": fake,
     "hf": hf,
     "openai": openai,
+    "vllm": vllm,
 }
 
 

@@ -1,0 +1,123 @@
+"""AlpacaEval annotations: one generator's output against the baseline's, with a preference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlaif.data.labelled import LabelledPair
+from rlaif.data.readers.base import (
+    Format,
+    ReadRow,
+    make_pair,
+    name_of,
+    number_of,
+    single_turn,
+    text_of,
+    user,
+)
+from rlaif.data.rows import Row, file_rows
+from rlaif.errors import ConfigError
+
+
+def preference_of(row: Row, place: str) -> float | None:
+    """The probability that the second output is better, from a preference of 1 to 2.
+
+    0 is how older files write a tie; null is no verdict. Raises ConfigError.
+    """
+    preference = number_of(row, "preference", place)
+    if preference is None:
+        return None
+    if preference != 0 and not 1 <= preference <= 2:
+        raise ConfigError(
+            f"{place}: preference is {preference:g}; from 1 (output_1) to 2 (output_2) was expected"
+        )
+    return 0.5 if preference == 0 else preference - 1
+
+
+def read(row: Row, place: str) -> list[LabelledPair]:
+    """The pair in a row: `first` is output_1, most often the baseline's."""
+    second = preference_of(row, place)
+    return [
+        make_pair(
+            place,
+            user(text_of(row, "instruction", place)),
+            (text_of(row, "output_1", place), text_of(row, "output_2", place)),
+            None if second is None else 1 - second,
+            subset=name_of(row, "dataset", place),
+            authors=(name_of(row, "generator_1", place), name_of(row, "generator_2", place)),
+            annotator=name_of(row, "annotator", place),
+            annotator_kind="ai",
+        )
+    ]
+
+
+def baselines(path: Path) -> dict[str, Row]:
+    """The rows of a file of outputs by instruction. Raises ConfigError."""
+    found: dict[str, Row] = {}
+    for place, row in file_rows(path):
+        text_of(row, "output", place)
+        found[text_of(row, "instruction", place)] = row
+    return found
+
+
+def baseline_beside(path: Path) -> Path | None:
+    """The one file with `baseline` in its name in the folder of `path`, if there is one."""
+    found = [p for p in path.parent.glob("*baseline*.json*") if p.is_file() and p != path]
+    return found[0] if len(found) == 1 else None
+
+
+def with_baseline(row: Row, place: str, outputs: dict[str, Row]) -> Row:
+    """A row of one generator's output with the baseline's as output_1. Raises ConfigError."""
+    base = outputs.get(text_of(row, "instruction", place))
+    if base is None:
+        raise ConfigError(f"{place}: the baseline has no output for this instruction")
+    return row | {
+        "output_1": base["output"],
+        "generator_1": base.get("generator"),
+        "output_2": row.get("output"),
+        "generator_2": row.get("generator"),
+    }
+
+
+def _open_outputs(path: Path) -> ReadRow:
+    beside = baseline_beside(path)
+    if beside is None:
+        raise ConfigError(
+            "the rows have one generator's output and a preference; put the baseline's outputs "
+            "(instruction, output, generator) beside this file, with `baseline` in the file's name",
+            path,
+        )
+    outputs = baselines(beside)
+    return lambda row, place: read(with_baseline(row, place, outputs), place)
+
+
+def write(pair: LabelledPair) -> Row:
+    """A row with both outputs."""
+    first, second = pair.authors or (None, None)
+    return {
+        "instruction": single_turn(pair),
+        "dataset": pair.subset,
+        "output_1": pair.first.text,
+        "generator_1": first,
+        "output_2": pair.second.text,
+        "generator_2": second,
+        "annotator": pair.annotator,
+        "preference": None if pair.label is None else 2 - pair.label,
+    }
+
+
+FORMAT = Format(
+    about="AlpacaEval annotations: instruction, output_1, output_2, preference (1 to 2)",
+    columns=("instruction", "output_1", "output_2", "preference"),
+    optional=("dataset", "generator_1", "generator_2", "annotator"),
+    read=read,
+    write=write,
+)
+OUTPUTS = Format(
+    about="AlpacaEval preferences: instruction, output, generator, preference (1 to 2); the "
+    "baseline's outputs in a file beside",
+    columns=("instruction", "output", "generator", "preference"),
+    optional=("dataset", "annotator"),
+    read=read,
+    open=_open_outputs,
+)

@@ -1,0 +1,247 @@
+"""What the readers share: a format's description, checked cells, and the making of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from rlaif.chat import is_unicode
+from rlaif.data.labelled import LabelledPair
+from rlaif.data.rows import Row
+from rlaif.data.sources import ROLES
+from rlaif.errors import ConfigError
+from rlaif.records import AnnotatorKind, Completion, Message, content_hash, make_prompt
+
+ReadRow = Callable[[Row, str], Iterable[LabelledPair]]
+
+
+def _always(_row: Row) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Format:
+    """One file format.
+
+    `read` makes pairs of one row, or raises a ConfigError that begins with the row's place.
+    A file is of this format when its first row has all of `columns` and `fits` says so; `optional`
+    columns (`*` for any text) are read too. `write` makes a row of a pair, or raises ValueError
+    with the reason. `open` replaces `read` where rows need another file that lies beside theirs.
+    `wrap` makes the whole file of the rows where it is one JSON value. `left` names what a row
+    holds in its known columns that a pair does not.
+    """
+
+    about: str
+    columns: tuple[str, ...]
+    read: ReadRow
+    optional: tuple[str, ...] = ()
+    fits: Callable[[Row], bool] = _always
+    write: Callable[[LabelledPair], Row] | None = None
+    open: Callable[[Path], ReadRow] | None = None
+    wrap: Callable[[list[Row]], Row] | None = None
+    left: str | None = None
+
+    def knows(self, column: str) -> bool:
+        """Whether a column is read."""
+        return any(fnmatchcase(column, pattern) for pattern in (*self.columns, *self.optional))
+
+
+def make_pair(
+    place: str,
+    prompt: Sequence[Message],
+    answers: tuple[str, str],
+    label: float | None,
+    *,
+    subset: str | None = None,
+    authors: tuple[str | None, str | None] = (None, None),
+    annotator: str | None = None,
+    annotator_kind: AnnotatorKind = "human",
+) -> LabelledPair:
+    """A pair whose ids are hashes of its content. Raises ConfigError for text that nothing takes.
+
+    `authors` count only where both are known.
+    """
+    asked = list(prompt)
+    if not asked or asked[-1]["role"] != "user" or not asked[-1]["content"].strip():
+        raise ConfigError(f"{place}: the prompt must end with a user turn that has text in it")
+    strange = next((turn["role"] for turn in asked if turn["role"] not in ROLES), None)
+    if strange is not None:
+        raise ConfigError(f"{place}: role {brief(strange)}; system, user or assistant was expected")
+    whole_text([turn["content"] for turn in asked], place)
+    whole_text(answers, place)
+    made = make_prompt(asked, source=place.partition(":")[0].rsplit("/", 1)[-1])
+    first, second = (
+        _completion(made.prompt_id, asked, text, index, author or "")
+        for index, (text, author) in enumerate(zip(answers, authors, strict=True))
+    )
+    return LabelledPair(
+        "l_" + content_hash(first.completion_id, second.completion_id),
+        made,
+        first,
+        second,
+        label,
+        subset,
+        (authors[0], authors[1]) if authors[0] and authors[1] else None,
+        annotator,
+        annotator_kind,
+        place,
+    )
+
+
+def _completion(
+    prompt_id: str, prompt: list[Message], text: str, index: int, author: str
+) -> Completion:
+    messages = assistant(text)
+    return Completion(
+        answer_id(prompt, messages),
+        prompt_id,
+        index,
+        messages,
+        author,
+        "",
+        {},
+        "stop",
+        digest=content_hash(text),
+    )
+
+
+def answer_id(prompt: Sequence[Message], answer: Sequence[Message]) -> str:
+    """The id of an answer that was read from a file and not sampled."""
+    return "x_" + content_hash(list(prompt), list(answer))
+
+
+def user(text: str) -> list[Message]:
+    """A prompt of one user turn."""
+    return [{"role": "user", "content": text}]
+
+
+def assistant(text: str) -> list[Message]:
+    """An answer."""
+    return [{"role": "assistant", "content": text}]
+
+
+def text_of(row: Row, key: str, place: str) -> str:
+    """The text under `key`, which must be there; it may be empty. Raises ConfigError."""
+    value = row.get(key)
+    if not isinstance(value, str):
+        shown = "missing" if value is None else f"{brief(value)}, not a text"
+        raise ConfigError(f"{place}: {key} is {shown}; the row has {sorted(map(str, row))}")
+    return value
+
+
+def name_of(row: Row, key: str, place: str) -> str | None:
+    """A name or number under `key` as text; None where there is none. Raises ConfigError."""
+    value = row.get(key)
+    if missing(value) or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ConfigError(f"{place}: {key} is {brief(value)}; a name was expected")
+    return str(value)
+
+
+def number_of(row: Row, key: str, place: str) -> float | None:
+    """A finite number, or None where the cell is empty (null or NaN). Raises ConfigError."""
+    value = row.get(key)
+    if missing(value):
+        return None
+    if isinstance(value, str):
+        value = _parsed(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
+        raise ConfigError(f"{place}: {key} is {brief(row[key])}; a number was expected")
+    return float(value)
+
+
+def _parsed(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if number == number else None
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell is empty: null or NaN."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def label_of(row: Row, key: str, meaning: Mapping[str, float | None], place: str) -> float | None:
+    """The label that the value under `key` means; None for an empty cell. Raises ConfigError."""
+    value = row.get(key)
+    if missing(value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if str(value).strip() not in meaning or isinstance(value, (dict, list)):
+        expected = ", ".join(meaning)
+        raise ConfigError(f"{place}: {key} is {brief(value)}; expected one of: {expected}")
+    return meaning[str(value).strip()]
+
+
+def turns(value: Any, role: str, place: str) -> list[Message]:
+    """Text as one turn of `role`, or a list of turns as it is. Raises ConfigError."""
+    if isinstance(value, str):
+        value = [{"role": role, "content": value}]
+    found = value if isinstance(value, list) else []
+    if not found or not all(_is_turn(turn) for turn in found):
+        raise ConfigError(f"{place}: expected text or a list of {{role, content}} turns")
+    whole_text([turn["content"] for turn in found], place)
+    return [{"role": t["role"], "content": t["content"]} for t in found]
+
+
+def _is_turn(turn: Any) -> bool:
+    return (
+        isinstance(turn, dict)
+        and isinstance(turn.get("role"), str)
+        and isinstance(turn.get("content"), str)
+    )
+
+
+def one_answer(conversation: Sequence[Message], key: str, place: str) -> str:
+    """The text of an answer that is one assistant turn. Raises ConfigError."""
+    if len(conversation) != 1 or conversation[0]["role"] != "assistant":
+        raise ConfigError(
+            f"{place}: {key} has {len(conversation)} turns after what the two answers share; one "
+            "assistant turn was expected"
+        )
+    return conversation[0]["content"]
+
+
+def differing(chosen: str, rejected: str, place: str) -> tuple[str, str]:
+    """The two answers, which must not be the same. Raises ConfigError."""
+    if chosen == rejected:
+        raise ConfigError(f"{place}: chosen and rejected are the same text")
+    return chosen, rejected
+
+
+def whole_text(texts: Iterable[str], place: str) -> None:
+    """Raises ConfigError where a text has half a character in it."""
+    if not is_unicode(texts):
+        raise ConfigError(
+            f"{place}: the text has half a surrogate pair (\\ud800 to \\udfff), which no tokenizer "
+            "takes: it was cut in the middle of a character. Mend or remove the row."
+        )
+
+
+def brief(value: Any) -> str:
+    """A value in a message, cut to 60 characters."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def better(pair: LabelledPair) -> tuple[Completion, Completion]:
+    """(chosen, rejected) of a pair that has a winner. Raises ValueError for ties and no label."""
+    if pair.label is None:
+        raise ValueError("nobody said which answer is better")
+    if pair.label == 0.5:
+        raise ValueError("a tie, and this format has only winners")
+    return (pair.first, pair.second) if pair.label > 0.5 else (pair.second, pair.first)
+
+
+def single_turn(pair: LabelledPair) -> str:
+    """The prompt as one text. Raises ValueError where it is a conversation."""
+    if len(pair.prompt.messages) != 1:
+        raise ValueError("a conversation, and this format has single questions")
+    return pair.prompt.messages[0]["content"]

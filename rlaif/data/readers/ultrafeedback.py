@@ -1,0 +1,158 @@
+"""UltraFeedback: raw with aspect ratings, binarised, and distilabel's form of the latter."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+from rlaif.data.labelled import LabelledPair
+from rlaif.data.readers.base import (
+    Format,
+    better,
+    brief,
+    make_pair,
+    name_of,
+    number_of,
+    text_of,
+    turns,
+    user,
+)
+from rlaif.data.readers.trl import split_conversations
+from rlaif.data.rows import Row
+from rlaif.errors import ConfigError
+
+ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+ANNOTATOR = "gpt-4"
+
+
+def read_raw(row: Row, place: str) -> Iterator[LabelledPair]:
+    """Every two completions of a row, in its order.
+
+    The better one has the higher mean aspect rating; the file's `overall_score` is not used, since
+    thousands of its values are known to be wrong. Aspects rated N/A are
+    left out of the mean; a completion without any rating leaves its pairs without a label.
+    """
+    completions = row.get("completions")
+    if not isinstance(completions, list) or not all(isinstance(c, dict) for c in completions):
+        raise ConfigError(f"{place}: completions must be a list of objects")
+    if len(completions) < 2:
+        raise ConfigError(f"{place}: {len(completions)} completions; two at least make a pair")
+    prompt = user(text_of(row, "instruction", place))
+    answers = [
+        (text_of(c, "response", place), name_of(c, "model", place), mean_rating(c, place))
+        for c in completions
+    ]
+    for (first, author, above), (second, other, below) in combinations(answers, 2):
+        label = None
+        if above is not None and below is not None:
+            label = 0.5 if above == below else float(above > below)
+        yield make_pair(
+            place,
+            prompt,
+            (first, second),
+            label,
+            subset=name_of(row, "source", place),
+            authors=(author, other),
+            annotator=ANNOTATOR,
+            annotator_kind="ai",
+        )
+
+
+def mean_rating(completion: Row, place: str) -> float | None:
+    """The mean of the aspects' ratings (1 to 5); None where none was given. Raises ConfigError."""
+    annotations = completion.get("annotations")
+    if not isinstance(annotations, dict):
+        raise ConfigError(f"{place}: annotations is {brief(annotations)}; aspects were expected")
+    by_aspect = {str(name).replace("-", "_"): value for name, value in annotations.items()}
+    ratings = [_rating(by_aspect.get(aspect), aspect, place) for aspect in ASPECTS]
+    known = [rating for rating in ratings if rating is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _rating(annotation: Any, aspect: str, place: str) -> float | None:
+    if annotation is None:
+        return None
+    if not isinstance(annotation, dict):
+        raise ConfigError(f"{place}: {aspect} is {brief(annotation)}; an object was expected")
+    if annotation.get("Rating") in ("N/A", ""):
+        return None
+    rating = number_of(annotation, "Rating", place)
+    if rating is not None and not 1 <= rating <= 5:
+        raise ConfigError(f"{place}: {aspect} has Rating {rating:g}; 1 to 5 was expected")
+    return rating
+
+
+def _read_binarised(row: Row, place: str, scores: str, models: bool) -> list[LabelledPair]:
+    """`first` is the chosen answer; equal scores are a tie."""
+    chosen, rejected = (turns(row.get(k), "assistant", place) for k in ("chosen", "rejected"))
+    if len(chosen) == len(rejected) == 1:
+        chosen, rejected = (
+            [*turns(row.get("prompt"), "user", place), *answer] for answer in (chosen, rejected)
+        )
+    prompt, answers = split_conversations(chosen, rejected, place)
+    above, below = (number_of(row, scores.format(k), place) for k in ("chosen", "rejected"))
+    authors = [
+        name_of(row, f"{k}_model", place) if models else None for k in ("chosen", "rejected")
+    ]
+    return [
+        make_pair(
+            place,
+            prompt,
+            answers,
+            0.5 if above is not None and above == below else 1.0,
+            authors=(authors[0], authors[1]),
+            annotator=ANNOTATOR,
+            annotator_kind="ai",
+        )
+    ]
+
+
+def _write_binarised(pair: LabelledPair) -> Row:
+    """Whole conversations; the scores are the probabilities that each answer is better."""
+    chosen, rejected = better(pair)
+    assert pair.label is not None
+    score = max(pair.label, 1 - pair.label)
+    prompt = [dict(turn) for turn in pair.prompt.messages]
+    whole = [*prompt, *(dict(turn) for turn in chosen.messages)]
+    return {
+        "prompt": pair.prompt.question,
+        "prompt_id": hashlib.sha256(pair.prompt.question.encode()).hexdigest(),
+        "chosen": whole,
+        "rejected": [*prompt, *(dict(turn) for turn in rejected.messages)],
+        "messages": whole,
+        "score_chosen": score,
+        "score_rejected": 1 - score,
+    }
+
+
+def _whole_conversation(row: Row) -> bool:
+    chosen = row["chosen"]
+    return isinstance(chosen, list) and bool(chosen) and isinstance(row["prompt"], str)
+
+
+RAW = Format(
+    about="UltraFeedback raw: instruction, completions with aspect annotations",
+    columns=("instruction", "completions"),
+    optional=("source",),
+    read=read_raw,
+    left="ratings but for which mean is higher, rationales, critiques, principles",
+)
+BINARISED = Format(
+    about="UltraFeedback binarised: prompt, whole conversations chosen and rejected, their scores",
+    columns=("prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
+    optional=("prompt_id", "messages"),
+    read=partial(_read_binarised, scores="score_{}", models=False),
+    fits=_whole_conversation,
+    write=_write_binarised,
+    left="scores but for which is higher",
+)
+DISTILABEL = Format(
+    about="distilabel: prompt, chosen, rejected, chosen_rating, rejected_rating, models",
+    columns=("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating"),
+    optional=("chosen_model", "rejected_model"),
+    read=partial(_read_binarised, scores="{}_rating", models=True),
+    left="ratings but for which is higher",
+)

@@ -1,0 +1,224 @@
+"""The rows of a data file: JSONL, JSON, CSV, Parquet, a `datasets` folder; and their writing."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+from rlaif.errors import ConfigError
+from rlaif.records import canonical_json
+from rlaif.store import explain_os_errors
+
+Row = dict[str, Any]
+Placed = Iterator[tuple[str, Row]]
+OnFault = Callable[[ConfigError], None]
+
+_UNREADABLE = (OSError, EOFError, zlib.error)
+
+
+def stop(fault: ConfigError) -> None:
+    """What is done with a row that cannot be read, unless the caller says otherwise: raise it."""
+    raise fault
+
+
+def file_rows(path: Path, on_fault: OnFault = stop) -> Placed:
+    """(place, row) of a file by its ending (.parquet, .csv, .json, else JSONL), or of a folder that
+    `datasets` saved or can load. `.gz` may follow the ending of a text file.
+
+    A row that cannot be read goes to `on_fault`. Raises ConfigError where the file itself cannot.
+    """
+    if path.is_dir():
+        return dataset_rows(str(path), "train")
+    ending = _ending(path)
+    if ending == ".parquet":
+        return _parquet_rows(path)
+    if ending == ".csv":
+        return _csv_rows(path, on_fault)
+    return _json_rows(path, on_fault) if ending == ".json" else jsonl_rows(path, on_fault)
+
+
+def _ending(path: Path) -> str:
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The (unpacked) bytes of a user's file. Raises ConfigError."""
+    try:
+        if path.is_dir():
+            raise ConfigError("this is a folder; a file was expected", path)
+        return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ConfigError(f"{reason}", path) from None
+
+
+def jsonl_rows(path: Path, on_fault: OnFault = stop) -> Placed:
+    """(place, row) of every line; blank lines are passed over. Raises ConfigError."""
+    with open_bytes(path) as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = _object(json.loads(line.decode("utf-8")), path, number)
+                except UnicodeDecodeError as error:
+                    on_fault(ConfigError(f"not UTF-8 text: {error}", path, number))
+                except (ValueError, RecursionError) as error:
+                    on_fault(ConfigError(f"not valid JSON: {error}", path, number))
+                except ConfigError as error:
+                    on_fault(error)
+                else:
+                    yield f"{path}:{number}", row
+        except _UNREADABLE as error:
+            raise ConfigError(f"cannot be read: {error}", path) from None
+
+
+def _object(value: Any, path: Path, number: int) -> Row:
+    if not isinstance(value, dict):
+        raise ConfigError("each line must be a JSON object", path, number)
+    return value
+
+
+def read_json_file(path: Path) -> Any:
+    """The value in a (packed) JSON file. Raises ConfigError."""
+    with open_bytes(path) as file:
+        try:
+            return json.loads(file.read().decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"not valid JSON: {error}", path) from None
+        except _UNREADABLE as error:
+            raise ConfigError(f"cannot be read: {error}", path) from None
+
+
+def _json_rows(path: Path, on_fault: OnFault) -> Placed:
+    """A JSON list of objects; or an object with a list of `comparisons`, as ICAI writes it, whose
+    other keys stand in every row under `document`."""
+    value = read_json_file(path)
+    document: Row = {}
+    if isinstance(value, dict) and isinstance(value.get("comparisons"), list):
+        rest = {key: item for key, item in value.items() if key != "comparisons"}
+        value, document = value["comparisons"], {"document": rest}
+    if not isinstance(value, list):
+        raise ConfigError("expected a list of objects (or ICAI's `comparisons`)", path)
+    for number, row in enumerate(value, 1):
+        place = f"{path}: row {number}"
+        if isinstance(row, dict):
+            yield place, row | document
+        else:
+            on_fault(ConfigError(f"{place}: an object was expected, this is {type(row).__name__}"))
+
+
+def _csv_rows(path: Path, on_fault: OnFault) -> Placed:
+    """Cells are text; an empty cell is None."""
+    csv.field_size_limit(2**31 - 1)
+    open_bytes(path).close()
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        number = 0
+        while True:
+            number += 1
+            place = f"{path}: row {number}"
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                on_fault(ConfigError(f"{place}: not valid CSV: {error}"))
+                continue
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"not UTF-8 text: {error}", path) from None
+            except _UNREADABLE as error:
+                raise ConfigError(f"cannot be read: {error}", path) from None
+            if None in row or None in row.values():
+                columns = len(reader.fieldnames or [])
+                on_fault(ConfigError(f"{place}: not as many cells as columns ({columns})"))
+                continue
+            yield place, {key: cell or None for key, cell in row.items()}
+
+
+def _parquet_rows(path: Path) -> Placed:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}: row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ConfigError(f"not a readable Parquet file: {error}", path) from None
+
+
+def dataset_rows(name: str, split: str) -> Placed:
+    """(place, row) of a folder that `datasets` saved, or of anything that it can load."""
+    import datasets
+
+    folder = Path(name)
+    if (folder / "dataset_dict.json").exists():
+        splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        raise ConfigError(f"this dataset has splits; name one of the folders in it: {splits}", name)
+    try:
+        if (folder / "dataset_info.json").exists():
+            rows = datasets.load_from_disk(name)
+        else:
+            rows = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ConfigError(f"dataset {name!r} (split {split!r}) cannot be read: {error}") from None
+    for number, row in enumerate(rows, 1):
+        yield f"{name}: row {number}", dict(row)
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
+    """Write rows as JSONL (.jsonl, .jsonl.gz), a JSON list (.json) or Parquet; how many there were.
+
+    The file appears when all is written. Only JSONL is written without holding all rows. Raises
+    ConfigError for another ending.
+    """
+    writers = {".jsonl": _write_jsonl, ".json": _write_json, ".parquet": _write_parquet}
+    write = writers.get(_ending(path))
+    if write is None or (path.suffix == ".gz" and write is not _write_jsonl):
+        raise ConfigError("the file must end in .jsonl, .jsonl.gz, .json or .parquet", path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            count = write(rows, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return count
+
+
+def _write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
+    count = 0
+    with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
+        for row in rows:
+            # backslashreplace writes a lone surrogate as the JSON escape that it came from.
+            file.write(canonical_json(dict(row)).encode("utf-8", "backslashreplace") + b"\n")
+            count += 1
+    return count
+
+
+def _write_json(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
+    kept = [dict(row) for row in rows]
+    path.write_text(canonical_json(kept), encoding="utf-8", errors="backslashreplace")
+    return len(kept)
+
+
+def _write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    # Arrow takes no lone surrogates, which scraped text can hold.
+    kept = [json.loads(canonical_json(dict(r)).encode("utf-8", "replace")) for r in rows]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(kept), path)
+    return len(kept)

@@ -1,0 +1,460 @@
+"""Every format is read as its makers mean it, found from its columns, and faults are named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from pydantic import ValidationError
+
+from rlaif.config import LabelColumns
+from rlaif.data.labelled import LabelledPair
+from rlaif.data.readers import FORMATS, detect, load_columns, read_labelled
+from rlaif.data.readers.ultrafeedback import mean_rating
+from rlaif.errors import ConfigError
+
+Row = dict[str, Any]
+
+
+def turn(role: str, content: str) -> Row:
+    return {"role": role, "content": content}
+
+
+def rated(model: str, response: str, *ratings: str) -> Row:
+    aspects = ("instruction-following", "honesty", "truthfulness", "helpfulness")
+    annotations = {
+        aspect: {"Rating": rating, "Rationale": "."}
+        for aspect, rating in zip(aspects, ratings, strict=True)
+    }
+    return {"model": model, "response": response, "annotations": annotations, "overall_score": 10}
+
+
+CHAT = [turn("user", "Hi"), turn("assistant", "Hello."), turn("user", "Name a fruit.")]
+HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Name a fruit.\n\nAssistant: "
+ICAI: Row = {
+    "metadata": {"version": "2.0", "default_annotator": None},
+    "annotators": {
+        "h": {"name": "ann", "description": "", "type": "human"},
+        "m": {"name": "judge", "description": "", "type": "ai"},
+        "p": {"name": "brief", "description": "", "type": "principle"},
+    },
+    "comparisons": [
+        {
+            "id": "1",
+            "prompt": "Name a fruit.",
+            "response_a": {"text": "A plum.", "model": "x"},
+            "response_b": {"text": "No.", "model": "y"},
+            "annotations": {
+                "h": {"pref": "a"},
+                "m": {"pref": None, "no_pref_reason": "tie"},
+                "p": {"pref": "b"},
+            },
+            "metadata": {"subset": "food"},
+        }
+    ],
+}
+ICAI_ROW = ICAI["comparisons"][0] | {"document": {k: ICAI[k] for k in ("metadata", "annotators")}}
+
+# name -> (a row; what is read of it: (first, second, label, subset, authors, annotator, its kind))
+SAMPLES: dict[str, tuple[Row, list[tuple[Any, ...]]]] = {
+    "trl": (
+        {"prompt": "Name a fruit.", "chosen": "A plum.", "rejected": "No."},
+        [("A plum.", "No.", 1.0, None, None, None, "human")],
+    ),
+    "hh": (
+        {"chosen": HH + "A plum.", "rejected": HH + "No."},
+        [("A plum.", "No.", 1.0, None, None, None, "human")],
+    ),
+    "hhh": (
+        {
+            "prompt": "...",
+            "corrects": [" (B)"],
+            "incorrects": [" (A)"],
+            "text_correct": HH + "A plum.",
+            "text_incorrect": HH + "No.",
+        },
+        [("No.", "A plum.", 0.0, None, None, None, "human")],
+    ),
+    "autoj": (
+        {
+            "scenario": "food",
+            "label": 2,
+            "prompt": "Name a fruit.",
+            "response 1": "A plum.",
+            "response 2": "A fig.",
+        },
+        [("A plum.", "A fig.", 0.5, "food", None, None, "human")],
+    ),
+    "alpaca_eval": (
+        {
+            "instruction": "Name a fruit.",
+            "output_1": "No.",
+            "generator_1": "base",
+            "output_2": "A plum.",
+            "generator_2": "mine",
+            "annotator": "gpt",
+            "preference": 1.75,
+            "dataset": "food",
+        },
+        [("No.", "A plum.", 0.25, "food", ("base", "mine"), "gpt", "ai")],
+    ),
+    "pku": (
+        {
+            "prompt": "Name a fruit.",
+            "response_0": "No.",
+            "response_1": "A plum.",
+            "is_response_0_safe": True,
+            "is_response_1_safe": True,
+            "better_response_id": 1,
+            "safer_response_id": 0,
+        },
+        [("No.", "A plum.", 0.0, None, None, None, "human")],
+    ),
+    "icai": (
+        ICAI_ROW,
+        [
+            ("A plum.", "No.", 1.0, "food", ("x", "y"), "ann", "human"),
+            ("A plum.", "No.", 0.5, "food", ("x", "y"), "judge", "ai"),
+        ],
+    ),
+    "argilla": (
+        {
+            "prompt": "Name a fruit.",
+            "response1": "A plum.",
+            "response2": "No.",
+            "preference.responses": ["response1", "tie", "response2"],
+            "preference.responses.users": ["u1", "u2", "u3"],
+            "preference.responses.status": ["submitted", "submitted", "discarded"],
+            "preference.suggestion": "response2",
+        },
+        [
+            ("A plum.", "No.", 1.0, None, None, "u1", "human"),
+            ("A plum.", "No.", 0.5, None, None, "u2", "human"),
+        ],
+    ),
+    "ultrafeedback": (
+        {
+            "source": "food",
+            "instruction": "Name a fruit.",
+            "completions": [
+                rated("x", "No.", "1", "N/A", "2", "1"),
+                rated("y", "A plum.", "5", "5", "4", "4"),
+                rated("z", "?", "N/A", "N/A", "N/A", "N/A"),
+            ],
+        },
+        [
+            ("No.", "A plum.", 0.0, "food", ("x", "y"), "gpt-4", "ai"),
+            ("No.", "?", None, "food", ("x", "z"), "gpt-4", "ai"),
+            ("A plum.", "?", None, "food", ("y", "z"), "gpt-4", "ai"),
+        ],
+    ),
+    "ultrafeedback_binarized": (
+        {
+            "prompt": "Name a fruit.",
+            "prompt_id": "0",
+            "chosen": [turn("user", "Name a fruit."), turn("assistant", "A plum.")],
+            "rejected": [turn("user", "Name a fruit."), turn("assistant", "No.")],
+            "score_chosen": 8.0,
+            "score_rejected": 2.0,
+        },
+        [("A plum.", "No.", 1.0, None, None, "gpt-4", "ai")],
+    ),
+    "distilabel": (
+        {
+            "prompt": "Name a fruit.",
+            "chosen": [turn("assistant", "A plum.")],
+            "rejected": [turn("assistant", "No.")],
+            "chosen_rating": 4.0,
+            "rejected_rating": 4.0,
+            "chosen_model": "x",
+            "rejected_model": "y",
+        },
+        [("A plum.", "No.", 0.5, None, ("x", "y"), "gpt-4", "ai")],
+    ),
+    "rewardbench": (
+        {
+            "id": 3,
+            "prompt": "Name a fruit.",
+            "chosen": "A plum.",
+            "rejected": "No.",
+            "subset": "food",
+            "chosen_model": "x",
+            "rejected_model": "y",
+        },
+        [("A plum.", "No.", 1.0, "food", ("x", "y"), None, "human")],
+    ),
+    "rewardbench_v2": (
+        {
+            "prompt": "Name a fruit.",
+            "chosen": ["A plum."],
+            "rejected": ["No.", "A car."],
+            "num_correct": 1,
+            "total_completions": 3,
+            "subset": "food",
+        },
+        [
+            ("A plum.", "No.", 1.0, "food", None, None, "human"),
+            ("A plum.", "A car.", 1.0, "food", None, None, "human"),
+        ],
+    ),
+}
+
+
+def seen(pair: LabelledPair) -> tuple[Any, ...]:
+    said = (pair.label, pair.subset, pair.authors, pair.annotator, pair.annotator_kind)
+    return (pair.first.text, pair.second.text, *said)
+
+
+def jsonl(path: Path, rows: list[Row]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_row_is_found_and_read(name: str, tmp_path: Path) -> None:
+    row, expected = SAMPLES[name]
+    path = jsonl(tmp_path / "pairs.jsonl", [row])
+    reading = read_labelled(path)
+    pairs = list(reading)
+    assert reading.name == name
+    assert [seen(pair) for pair in pairs] == expected
+    assert [seen(pair) for pair in read_labelled(path, name)] == expected
+    assert {pair.prompt.question for pair in pairs} == {"Name a fruit."}
+    assert {pair.place for pair in pairs} == {f"{path}:1"}
+    assert all(p.first.prompt_id == p.prompt.prompt_id for p in pairs)
+
+
+def test_every_format_has_a_sample_here() -> None:
+    assert SAMPLES.keys() | {"alpaca_eval_outputs", "pku_safer"} == FORMATS.keys()
+
+
+def test_conversations_keep_their_turns(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": CHAT, "chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]},
+        {"chosen": [*CHAT, turn("assistant", "a")], "rejected": [*CHAT, turn("assistant", "b")]},
+    ]
+    explicit, implicit = read_labelled(jsonl(tmp_path / "trl.jsonl", rows))
+    (transcript,) = read_labelled(
+        jsonl(tmp_path / "hh.jsonl", [{"chosen": HH + "a", "rejected": HH + "b"}])
+    )
+    assert explicit.prompt.messages == CHAT
+    assert explicit.pair_id == implicit.pair_id == transcript.pair_id
+
+
+def test_pku_has_a_second_label(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "pku.jsonl", [SAMPLES["pku"][0]])
+    assert [pair.label for pair in read_labelled(path, "pku_safer")] == [1.0]
+
+
+def test_icai_prefers_its_default_annotator(tmp_path: Path) -> None:
+    path = tmp_path / "icai.json"
+    path.write_text(json.dumps(ICAI | {"metadata": {"default_annotator": "m"}}))
+    assert [(p.annotator, p.label) for p in read_labelled(path)] == [("judge", 0.5)]
+
+
+def test_a_suggestion_counts_where_nobody_answered(tmp_path: Path) -> None:
+    row = SAMPLES["argilla"][0] | {"preference.responses.status": ["discarded"] * 3}
+    (pair,) = read_labelled(jsonl(tmp_path / "a.jsonl", [row]))
+    assert (pair.label, pair.annotator_kind) == (0.0, "ai")
+
+
+def test_ratings_that_are_not_there_leave_the_mean() -> None:
+    assert mean_rating(rated("m", "r", "1", "N/A", "2", "3"), "here") == 2.0
+    assert mean_rating(rated("m", "r", "N/A", "N/A", "N/A", "N/A"), "here") is None
+    with pytest.raises(ConfigError, match="here: honesty has Rating 10; 1 to 5"):
+        mean_rating(rated("m", "r", "1", "10", "2", "3"), "here")
+
+
+@pytest.mark.parametrize(
+    ("preference", "label"), [(1, 1.0), (2, 0.0), (1.5, 0.5), (0, 0.5), (None, None)]
+)
+def test_a_preference_of_alpaca_eval(
+    preference: float | None, label: float, tmp_path: Path
+) -> None:
+    row = SAMPLES["alpaca_eval"][0] | {"preference": preference}
+    assert [p.label for p in read_labelled(jsonl(tmp_path / "a.jsonl", [row]))] == [label]
+
+
+def test_outputs_need_the_baselines_beside_them(tmp_path: Path) -> None:
+    row = {"instruction": "Hi", "generator": "mine", "output": "b", "preference": 1.0}
+    path = jsonl(tmp_path / "annotations.jsonl", [row, row | {"instruction": "Bye"}])
+    with pytest.raises(ConfigError, match="put the baseline's outputs"):
+        read_labelled(path)
+    base = {"instruction": "Hi", "generator": "base", "output": "a"}
+    jsonl(tmp_path / "the_baseline.jsonl", [base])
+    reading = read_labelled(path, on_error="skip")
+    assert [seen(p)[:5] for p in reading] == [("a", "b", 1.0, None, ("base", "mine"))]
+    assert reading.skipped == [f"{path}:2: the baseline has no output for this instruction"]
+
+
+COLUMNS = LabelColumns(
+    prompt="q",
+    first="one",
+    second="two",
+    label="won",
+    labels={"first": ["A", 1], "second": "B", "tie": "both"},  # type: ignore[arg-type]
+    annotator="who",
+)
+TABLE = [
+    {"q": "Hi", "one": "a", "two": "b", "won": won, "who": "ann"} for won in ("A", "B", "both")
+]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "json", "csv", "parquet", "folder"])
+def test_any_table_by_a_column_map(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"table.{ending}"
+    if ending == "folder":
+        datasets.Dataset.from_list(TABLE).save_to_disk(str(path))
+    elif ending == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(TABLE), path)
+    elif ending == "csv":
+        path.write_text("q,one,two,won,who\n" + "".join(f"Hi,a,b,{r['won']},ann\n" for r in TABLE))
+    elif ending == "json":
+        path.write_text(json.dumps(TABLE))
+    else:
+        data = "".join(json.dumps(row) + "\n" for row in TABLE).encode()
+        path.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
+    pairs = list(read_labelled(path, columns=COLUMNS))
+    assert [p.label for p in pairs] == [1.0, 0.0, 0.5]
+    assert {p.annotator for p in pairs} == {"ann"}
+    assert len({p.pair_id for p in pairs}) == 1
+
+
+def test_a_label_column_without_values_is_a_probability(tmp_path: Path) -> None:
+    columns = LabelColumns(prompt="q", first="one", second="two", label="won")
+    rows = [TABLE[0] | {"won": won} for won in (0.7, "0.2", None, math.nan, 3)]
+    reading = read_labelled(jsonl(tmp_path / "t.jsonl", rows), columns=columns, on_error="skip")
+    assert [p.label for p in reading] == [0.7, 0.2, None, None]
+    assert "t.jsonl:5: won is 3; without `labels`" in reading.skipped[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"chosen": "a"}, "give `chosen` and `rejected`, or"),
+        ({"chosen": "a", "rejected": "b", "label": "c"}, "give `chosen` and `rejected`, or"),
+        ({"chosen": "a", "rejected": "b", "labels": {"first": 1, "second": 0}}, "give `label` too"),
+        (
+            {"first": "a", "second": "b", "label": "c", "labels": {"first": 1, "second": "1"}},
+            "must differ",
+        ),
+    ],
+)
+def test_a_column_map_that_cannot_be_meant(keys: Row, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        LabelColumns(prompt="q", **keys)
+
+
+def test_a_column_map_file_names_its_faults(tmp_path: Path) -> None:
+    path = tmp_path / "map.yaml"
+    path.write_text("prompt: q\nchosen: a\nrejectd: b\n")
+    with pytest.raises(ConfigError, match=r"map\.yaml:3: unknown key 'rejectd'; did you mean"):
+        load_columns(path)
+
+
+def test_unknown_columns_are_listed_with_how_to_map_them() -> None:
+    with pytest.raises(ConfigError) as caught:
+        detect({"question": "?", "good": "a", "bad": "b"}, "x.jsonl")
+    message = str(caught.value)
+    assert message.startswith(
+        "x.jsonl: no known format has the columns ['bad', 'good', 'question']"
+    )
+    assert all(f"  {name}: " in message for name in FORMATS)
+    assert "prompt: COLUMN" in message
+    with pytest.raises(ConfigError, match="no format is called 'alpca_eval'; did you mean 'alpaca"):
+        read_labelled(Path("x.jsonl"), "alpca_eval")
+
+
+def test_one_bad_row_stops_or_is_skipped(tmp_path: Path) -> None:
+    good = SAMPLES["trl"][0]
+    path = jsonl(tmp_path / "t.jsonl", [good, good | {"chosen": 3}, good])
+    with pytest.raises(ConfigError, match=r"t\.jsonl:2: expected text or a list"):
+        list(read_labelled(path))
+    reading = read_labelled(path, on_error="skip")
+    assert len(list(reading)) == 2
+    assert [message.split(": ")[0] for message in reading.skipped] == [f"{path}:2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b"", "no row that could be read"),
+        ("a.jsonl", b"{\n", "no row that could be read\n.*a.jsonl:1: not valid JSON"),
+        ("a.jsonl.gz", b"no gzip", "cannot be read: Not a gzipped file"),
+        ("a.json", b"{}", "expected a list of objects"),
+        ("a.csv", b"a,b\n1\n", "row 1: not as many cells as columns"),
+        ("a.parquet", b"no parquet", "not a readable Parquet file"),
+    ],
+)
+def test_files_that_cannot_be_read(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        read_labelled(path, on_error="skip")
+    with pytest.raises(ConfigError, match="no such file"):
+        read_labelled(tmp_path / "absent.jsonl")
+
+
+def test_the_shared_files_are_read_as_given(real_data: Path) -> None:
+    expected = {
+        "hhh_eval_dev": ("hhh", 219, {1.0: 116, 0.0: 103}),
+        "hh_harmless_dev": ("hh", 1599, {1.0: 1599}),
+        "autoj_pairwise_dev": ("autoj", 900, {0.0: 337, 1.0: 320, 0.5: 243}),
+    }
+    for name, (kind, count, labels) in expected.items():
+        reading = read_labelled(real_data / f"{name}.jsonl.gz", on_error="skip")
+        pairs = list(reading)
+        assert (reading.name, len(pairs), Counter(p.label for p in pairs)) == (kind, count, labels)
+        assert len(reading.skipped) == reading.rows - count
+    outputs = read_labelled(real_data / "alpaca_eval_gpt4_annotations.jsonl.gz")
+    assert sum(1 for pair in outputs if pair.authors) == 11268
+
+
+JUNK: tuple[Any, ...] = (
+    None, True, -1, 7.5, math.nan, "", " ", "nonsense", "\ud800", [], [None], ["x", 3], {}, [[]],
+    {"role": "user"}, [turn("user", "x")], [turn("robot", "x")], [turn("assistant", "\udfff")],
+    [turn("assistant", "x")] * 2, {"Rating": {}}, {"text": 5, "model": []}, 10**400,
+)  # fmt: skip
+
+
+def broken(row: Row, draw: random.Random) -> str:
+    """A row as a line of JSON with one or two of its cells spoilt, or the line itself."""
+    spoilt = dict(row)
+    for key in draw.sample(sorted(row), min(len(row), draw.randint(1, 2))):
+        if draw.random() < 0.3:
+            del spoilt[key]
+        else:
+            spoilt[key] = draw.choice(JUNK)
+    line = json.dumps(spoilt)
+    if draw.random() < 0.15:
+        line = draw.choice([line[: draw.randrange(1, len(line))], f"[{line}]", "\\x" + line])
+    return line
+
+
+def test_ten_thousand_malformed_rows_are_named_each(tmp_path: Path) -> None:
+    draw = random.Random(11)
+    named = 0
+    for name, (row, _) in SAMPLES.items():
+        needed = {k: v for k, v in row.items() if k in FORMATS[name].columns or "respon" in k}
+        path = tmp_path / f"{name}.jsonl"
+        lines = [json.dumps(row), *(broken(needed, draw) for _ in range(1300))]
+        path.write_text("\n".join(lines) + "\n")
+        reading = read_labelled(path, name, on_error="skip")
+        places = {int(pair.place.rpartition(":")[2]) for pair in reading}
+        for message in reading.skipped:
+            place, _, reason = message.removeprefix(f"{path}:").partition(": ")
+            assert reason
+            places.add(int(place))
+        # Every line was read or named.
+        assert places == set(range(1, len(lines) + 1)), name
+        named += len(reading.skipped)
+    assert named >= 10_000
