@@ -13,9 +13,10 @@ from rlaif.engines.account import Account
 from rlaif.engines.api import Usage
 from rlaif.engines.base import GenerateRequest, ScoreRequest
 from rlaif.experiment import unfinished
+from rlaif.judges.base import most_calls
 from rlaif.plan import PlanInputs, Planned, make_plan
 from rlaif.prepare import prepare
-from rlaif.records import Completion
+from rlaif.records import Completion, Message
 from rlaif.store import Store, read_json
 
 RECORDS = {
@@ -35,6 +36,9 @@ SECONDS_PER_UNIT = {"sample": 0.3, "judge": 0.15, "logprobs": 0.1, "distill": 1.
 BYTES_PER_TOKEN = 4.0
 PRICED_PROMPTS = 16
 """English text has about 4 bytes in a token; prompts that the mean length is taken from."""
+
+COUNTED_PROMPTS = 16
+"""On how many prompts a judge's calls are counted."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,7 @@ def _size(
             # A drift judgement rescores the answers to some of its source's prompts only.
             widest = max(len(p) for h, p in prompts.items() if h in planned.inputs.values())
             before = before * len(planned.prompts) // widest
-        per = _calls_per_completion(inputs, planned)
-        calls = before * per if planned.models else 0
-        made = getattr(step, "max_new_tokens", 0) if not getattr(step, "expected", False) else 0
-        return before * per, calls, calls * made
+        return _judging(inputs, planned, before)
     if planned.kind == "logprobs":
         return before, before, 0
     if planned.kind == "load" and step.type == "pairs":
@@ -211,23 +212,26 @@ def _candidates(experiment: Experiment) -> int:
     return step.n
 
 
-def _calls_per_completion(inputs: PlanInputs, planned: Planned) -> int:
-    step = planned.step
-    constitution = inputs.constitution
-    principles = 1
-    if constitution is not None:
-        chosen = constitution.select(step.principles)
-        if step.principles is None:
-            program = step.kind == "rules"
-            chosen = [p for p in chosen if (p.check is not None) == program]
-        principles = max(len(chosen), 1)
-    if step.kind in ("additive", "template") and not getattr(step, "per_principle", False):
-        principles = 1
-    samples = 1 if getattr(step, "expected", False) else getattr(step, "samples", 1)
-    if inputs.judges[step.id].comparative:
-        orders = 2 if getattr(step, "order", "both") == "both" else 1
-        return principles * orders * max(_candidates(inputs.experiment) - 1, 1) // 2 or 1
-    return principles * samples
+def _judging(inputs: PlanInputs, planned: Planned, answers: int) -> tuple[int, int, int]:
+    """What judging takes when all answers differ, by the prompts that cost most of a few."""
+    judge, ids = inputs.judges[planned.step.id], set(planned.prompts)
+    every = [*inputs.prompts.train, *inputs.prompts.heldout]
+    some = [p for p in every if p.prompt_id in ids or not ids][:COUNTED_PROMPTS]
+    count = len(planned.prompts) or len(every)
+    made = [_made_up(number) for number in range(-(-answers // max(count, 1)))]
+    units = calls = tokens = 0
+    for prompt in some:
+        first = judge.calls(prompt, made, planned.seed)
+        units, calls = max(units, len(first)), max(calls, most_calls(judge, first))
+        written = [c.request for c in first if isinstance(c.request, GenerateRequest)]
+        tokens = max(tokens, sum(request.sampling.max_new_tokens for request in written))
+    return count * max(units, calls), count * calls, count * tokens
+
+
+def _made_up(number: int) -> Completion:
+    text = f"answer {number}"
+    said: list[Message] = [{"role": "assistant", "content": text}]
+    return Completion(text, "", number, said, "", "", {}, "stop", digest=text)
 
 
 def _step_name(experiment: Experiment, row: Forecast) -> str:

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Experiment, ModelSpec, apply_override
+from rlaif.config import RESERVED_MODELS, Experiment, JudgeBase, ModelSpec, apply_override
 from rlaif.constitution import load_constitution
 from rlaif.data.rows import jsonl_rows
 from rlaif.data.sources import PromptSet, every_prompt
@@ -83,6 +83,8 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     step = inputs.experiment.steps[0].step
     prompts = {p.prompt_id: p for p in inputs.prompts.train}
     models = {role: named_model(path) for role, path in request.models.items()}
+    if isinstance(step, JudgeBase):
+        models |= _other_models(step, models["by"])
     store = FileStore(request.out)
     planned = _planned(request, inputs, step, models, prompts)
     folder = StepFolder(request.out)
@@ -165,6 +167,15 @@ def named_model(name: str) -> Model:
     if spec.script is not None:
         spec = spec.model_copy(update={"script": str(find(spec.script, path))})
     return Model(model_key(spec, True), path.stem, spec)
+
+
+def _other_models(judge: JudgeBase, by: Model) -> dict[str, Model]:
+    """The models of a judge that asks several: by path, or the command's model."""
+    return {
+        role: by if name in RESERVED_MODELS else named_model(name)
+        for role, name in judge.asks().items()
+        if role != "by"
+    }
 
 
 def _planned(

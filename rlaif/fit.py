@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from rlaif.compare.votes import VotedPair, WeightFit, fit_weights, principle_votes
-from rlaif.config import AnyJudge, PairwiseJudge, RatingJudge, RulesJudge, YesNoJudge
+from rlaif.config import JudgeBase, PairwiseJudge, RatingJudge, RulesJudge, YesNoJudge
 from rlaif.constitution import Constitution
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
@@ -78,7 +78,7 @@ def one_vote_each(
 def judges_of(constitution: Constitution, kind: str) -> list[Judge]:
     """The judges that can say something about a constitution: its checks' programs, and one of
     `kind` (a key of `TEXT_JUDGES`) for the texts that no program checks."""
-    specs: list[AnyJudge] = []
+    specs: list[JudgeBase] = []
     if any(p.check for p in constitution.principles):
         specs.append(RulesJudge(kind="rules", id="checks"))
     if any(p.text and p.check is None for p in constitution.principles):

@@ -13,7 +13,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 _NUMBER = r"[-+\u2212]?\d++(?:[.,]\d++)?+"
 _MARKUP = r"[*_`\"'\])}>]*+"
@@ -34,6 +34,34 @@ _FRACTION = re.compile(
     re.IGNORECASE,
 )
 _ALONE = re.compile(rf"[\s*_`\"'(\[<]*+({_NUMBER})[\s*_`\"')\]>.]*")
+
+_OPENING = re.compile(
+    r"\[result\]|(?<!\w)(?:verdict|choice|winner|preference)[*_`\"']*\s*(?:[:=]|\bis\b)",
+    re.IGNORECASE,
+)
+_LEAD = (
+    r"(?:[\s*_`\"'(\[<:=\u2013\u2014-]"
+    r"|(?:is|the|answer|response|assistant|option|better|number)\b)*"
+)
+_PROSE = (
+    r"(?<!\w)(?:(?:better|best|preferred)\s+(?:answer|response|one|option)\s+is"
+    r"|(?:choose|prefer|pick)){lead}({form})(?!\w)"
+    r"|(?<!\w)(?:answer|response|option)[\s*(]*({form})[\s*)]*\s+is\s+(?:the\s+)?"
+    r"(?:clearly\s+|much\s+)?(?:better|best|preferred)"
+)
+
+_HEAD = re.compile(
+    r"^\W*(?:output\s+for\s+)?(?:text|answer|response|output)\W{0,3}(?P<number>\d{1,3})"
+    r"[*_`#)\]]*\s*(?::|-|\u2013|$|(?=rating))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NONE = re.compile(r"(?<!\w)rating\W*(?:n\s*/\s*a|not\s+applicable)(?!\w)", re.IGNORECASE)
+
+_ITEM = re.compile(
+    r"^\s*(?:[-*\u2022]|\d{1,2}[.)])\s*[*_`]*(?:[\[(](?P<kind>[A-Za-z]+)[\])][*_`]*\s*:?\s*)?"
+    r"(?P<item>.+)$",
+    re.MULTILINE,
+)
 
 
 @lru_cache(maxsize=64)
@@ -95,17 +123,93 @@ def _last_patterned(text: str, low: float, high: float, pattern: str) -> float |
         return None
 
 
-def last_match(text: str, pattern: str, values: Mapping[str, float]) -> float | None:
+def last_choice(text: str, labels: Mapping[str, tuple[str, ...]]) -> str | None:
+    """The label of the last verdict in `text`, or None.
+
+    A verdict is one of a label's forms after "[RESULT]", "Verdict:", "Choice:" or "Winner:"; where
+    none of these stands, after "better is", "choose" and the like, or before "is better"; or the
+    whole text is one form. Forms are matched whole and in either case. A last verdict that names
+    no label, or several, gives None.
+    """
+    words = {form.strip().casefold(): label for label, forms in labels.items() for form in forms}
+    ranked = sorted(words, key=len, reverse=True)
+    form = "|".join(re.escape(word) for word in ranked)
+    alone = re.fullmatch(rf"[\s*_`\"'(\[<]*({form})[\s*_`\"')\]>.]*", text, re.IGNORECASE)
+    if alone:
+        return words[alone.group(1).casefold()]
+    opened = _last(_OPENING, text)
+    if opened is not None:
+        said = re.match(rf"{_LEAD}({form})(?!\w)", text[opened.end() :], re.IGNORECASE)
+        rest = text[opened.end() + said.end() :] if said else ""
+        several = re.match(rf"\W*(?:or|and|/|vs)\W*(?:{form})(?!\w)", rest, re.IGNORECASE)
+        return words[said.group(1).casefold()] if said and not several else None
+    named = _last(_compiled(_PROSE.format(lead=_LEAD, form=form)), text)
+    return words[(named.group(1) or named.group(2)).casefold()] if named else None
+
+
+def text_ratings(
+    text: str, count: int, low: float, high: float
+) -> dict[int, float | Literal["not applicable"]]:
+    """Ratings of several texts in one answer: the number of a text, from 1 to `count`, to its
+    rating on [low, high], or to "not applicable".
+
+    Each is the last rating in the part that a line such as "Text 2" or "### Answer 2:" opens. The
+    last part of a number counts; a text without a rating is absent.
+    """
+    heads = list(_HEAD.finditer(text))
+    found: dict[int, float | Literal["not applicable"]] = {}
+    for index, head in enumerate(heads):
+        end = heads[index + 1].start() if index + 1 < len(heads) else len(text)
+        number, part = int(head["number"]), text[head.end() : end]
+        if not 1 <= number <= count:
+            continue
+        rating, none = last_score(part, low, high), _last(_NONE, part)
+        if rating is None and none is None and _last(_VERDICT, part) is None:
+            continue
+        found.pop(number, None)
+        if none is not None and rating is None:
+            found[number] = "not applicable"
+        elif rating is not None:
+            found[number] = rating
+    return found
+
+
+def list_items(text: str) -> list[tuple[str | None, str]]:
+    """(kind, item) of the lines of a list: "- [essential] The answer ..." or "2. The answer ...".
+
+    The kind is in lower case, None where a line has none. Lines that are no list items, and items
+    that came before, are passed over.
+    """
+    found: dict[str, tuple[str | None, str]] = {}
+    for match in _ITEM.finditer(text):
+        item = match["item"].strip().strip("*_").strip()
+        kind = match["kind"].casefold() if match["kind"] else None
+        if item:
+            found.setdefault(item.casefold(), (kind, item))
+    return list(found.values())
+
+
+def last_match(
+    text: str, pattern: str, values: Mapping[str, float | None]
+) -> float | Literal["abstain"] | None:
     """What the last whole word matched by the first group of `pattern` is worth.
 
-    Case does not matter. None where nothing matches or the last match is not among `values`.
+    Case does not matter. "abstain" where that word is worth None; None where nothing matches or the
+    last match is not among `values`.
     """
     worth = {word.strip().casefold(): value for word, value in values.items()}
-    last = None
+    last: str | None = None
     for match in _compiled(pattern).finditer(text):
         if match.group(1) is not None and _whole(text, *match.span(1)):
             last = match.group(1)
-    return None if last is None else worth.get(last.strip().casefold())
+    return None if last is None else worth_of(last, worth)
+
+
+def worth_of(word: str, worth: Mapping[str, float | None]) -> float | Literal["abstain"] | None:
+    """What `word` is worth in a casefolded table: "abstain" for None, None for a word not in it."""
+    word = word.strip().casefold()
+    value = worth.get(word)
+    return "abstain" if value is None and word in worth else value
 
 
 def _whole(text: str, start: int, end: int) -> bool:

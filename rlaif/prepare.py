@@ -13,6 +13,7 @@ from rlaif.data.sources import PromptSet, load_prompts, split_prompts
 from rlaif.engines.build import REMOTE, known_capabilities
 from rlaif.engines.builtin import locate, resolve, weights_hash
 from rlaif.errors import ConfigError
+from rlaif.judges.base import roles_of
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs
 from rlaif.records import content_hash
@@ -137,12 +138,12 @@ def _check_capabilities(inputs: PlanInputs) -> None:
     for index, entry in enumerate(inputs.experiment.steps):
         if entry.judge is None:
             continue
-        name = getattr(entry.judge, "by", "policy")
-        spec = inputs.experiment.models.get("policy" if name in RESERVED_MODELS else name)
-        lacking = inputs.judges[entry.judge.id].needs
-        known = known_capabilities(spec) if spec is not None else None
-        # What a hub id holds is known once it is fetched; the judge step looks again.
-        if spec is not None and known is not None and lacking - known:
-            raise inputs.fail(
-                index, f"judge needs {sorted(lacking - known)}, which engine {spec.engine!r} lacks"
-            )
+        names = entry.judge.asks()
+        for role, needs in roles_of(inputs.judges[entry.judge.id]).items():
+            name = "policy" if names[role] in RESERVED_MODELS else names[role]
+            spec = inputs.experiment.models.get(name)
+            known = known_capabilities(spec) if spec is not None else None
+            # What a hub id holds is known once it is fetched; the judge step looks again.
+            if spec is not None and known is not None and needs - known:
+                what = f"judge needs {sorted(needs - known)}, which engine {spec.engine!r} lacks"
+                raise inputs.fail(index, what)

@@ -41,12 +41,13 @@ def rendered(
     asked = [(call, call.request) for call in calls if call.request is not None]
     if not asked:
         raise ConfigError(f"judge {judge} asks no model about prompt {prompt.prompt_id}")
-    engine = _engine(inputs, getattr(spec, "by", "policy"))
+    names = spec.asks()
+    engines = {name: _engine(inputs, name) for name in {names[call.role] for call, _ in asked}}
     return [
         _shown(
-            engine,
+            engines[names[call.role]],
             f"{judge}, principle {call.principle}, prompt {prompt.prompt_id}",
-            *_rendered_request(engine, request),
+            *_rendered_request(engines[names[call.role]], request),
         )
         for call, request in asked
     ]

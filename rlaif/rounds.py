@@ -10,6 +10,7 @@ from pathlib import Path
 from rlaif.compare.diagnostics import AlarmLimits, RoundMetrics, find_alarms
 from rlaif.compare.words import self_judge_words
 from rlaif.config import RESERVED_MODELS, resolved_yaml
+from rlaif.judges.base import roles_of
 from rlaif.plan import PlanInputs, Planned
 from rlaif.records import RoundRecord, content_hash, from_json, to_json
 from rlaif.store import Store, write_jsonl
@@ -60,7 +61,7 @@ def _round_record(
     moving = [
         name
         for name, spec in inputs.experiment.all_judges().items()
-        if inputs.judges[name].needs and getattr(spec, "by", None) in RESERVED_MODELS
+        if RESERVED_MODELS & {spec.asks()[role] for role in roles_of(inputs.judges[name])}
     ]
     words = [w for name in moving for w in self_judge_words(name, history)]
     return RoundRecord(

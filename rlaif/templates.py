@@ -1,7 +1,8 @@
 """Judge prompts: Jinja2 files that become the turns a judge model reads.
 
-A template file renders the text of one user turn. Lines that hold only `---system---`, `---user---`
-or `---prefill---` divide it into sections: a system turn, the user turn, and the start of the
+A template file renders the text of one user turn. Lines that hold only `---system---`,
+`---user---`, `---then---` or `---prefill---` divide it into sections: a system turn, the user turn,
+the turn that asks for a verdict once the judge has written its reasons, and the start of the
 judge's own answer. The prefill is used only where the next token's label probabilities are read;
 write a trailing space in it as `{{ " " }}`, since white space at line ends is dropped. Comments are
 `{# ... #}`; one alone on its line leaves nothing behind, and no comment enters the hash.
@@ -39,7 +40,10 @@ SHARED_VARIABLES = frozenset(
         "scale",
         "low",
         "high",
+        "levels",
         "explain",
+        "reason",
+        "preamble",
         "reference",
         "examples",
         "fence",
@@ -49,10 +53,31 @@ POINTWISE = SHARED_VARIABLES | {"response"}
 """What a template that judges one answer may use."""
 PAIRWISE = SHARED_VARIABLES | {"response_1", "response_2"}
 """What a template that compares two answers may use."""
+JOINT = SHARED_VARIABLES | {"responses", "count", "aspect"}
+"""What a template that rates all answers of a prompt may use."""
+CLASSES = POINTWISE | {"classes"}
+"""What a template that classifies one answer may use."""
+ITEM = POINTWISE | {"item"}
+"""What a template that decides one item of a checklist may use."""
+ITEMS = POINTWISE | {"items"}
+"""What a template that weighs a checklist may use."""
+WRITING = SHARED_VARIABLES | {"most"}
+"""What a template that writes a checklist may use: no judged answer."""
 
-_SECTIONS = ("system", "user", "prefill")
-_SECTION = re.compile(r"^---(system|user|prefill)---$\n?", re.MULTILINE)
+_SECTIONS = ("system", "user", "then", "prefill")
+_SECTION = re.compile(r"^---(system|user|then|prefill)---$\n?", re.MULTILINE)
 _CONTROL = re.compile(r"<\|[^<>|\n]{1,64}\|>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
+
+# What an expression of a template may raise: 1 / 0, "a".missing(), a range that is too long.
+_RENDER_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +92,24 @@ class Template:
     @property
     def has_prefill(self) -> bool:
         """Whether the template gives the start of the judge's answer."""
-        return any(section == "prefill" for section, _ in self.sections)
+        return "prefill" in dict(self.sections)
+
+    @property
+    def has_then(self) -> bool:
+        """Whether the template has a turn that asks for a verdict after the judge's reasons."""
+        return "then" in dict(self.sections)
 
     def messages(self, values: Mapping[str, Any]) -> list[Message]:
         """The system turn, if there is one, and the user turn."""
         return [
             {"role": section, "content": self._render(source, values).strip()}
             for section, source in self.sections
-            if section != "prefill"
+            if section in ("system", "user")
         ]
+
+    def then(self, values: Mapping[str, Any]) -> str:
+        """The user turn after the judge's reasons, or an empty string."""
+        return self._render(dict(self.sections).get("then", ""), values).strip()
 
     def prefill(self, values: Mapping[str, Any]) -> str:
         """The start of the judge's answer, or an empty string."""
@@ -85,7 +119,7 @@ class Template:
     def _render(self, source: str, values: Mapping[str, Any]) -> str:
         try:
             return _compile(source).render({name: values.get(name) for name in self.variables})
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except _RENDER_ERRORS as error:
             raise ConfigError(f"this template cannot be rendered: {error}", self.name) from None
 
 
@@ -160,7 +194,8 @@ def _sections(source: str, lines: list[str], path: Path) -> tuple[tuple[str, str
         raise ConfigError("text before the first section belongs to no turn", path, first)
     if names != [name for name in _SECTIONS if name in names] or "user" not in names:
         raise ConfigError(
-            "sections are system, user, prefill, in that order, each once; only user must be there",
+            "sections are system, user, then, prefill, in that order, each once; only user must "
+            "be there",
             path,
             first,
         )
@@ -205,6 +240,26 @@ def fence_mark(seed: int, *texts: str) -> str:
         if not any(mark in text for text in texts):
             return mark
         attempt += 1
+
+
+def outside_fence(text: str, mark: str) -> str:
+    """`text`, a judge's answer, without what it quotes from between the markers that carry `mark`.
+
+    A quotation runs from a line with the mark to the next "[end MARK]", or to the end of the text:
+    a verdict in it is the judged party's. Without a mark nothing is left out.
+    """
+    if not mark or mark not in text:
+        return text
+    kept, quoted = [], False
+    for line in text.splitlines():
+        if mark in line:
+            # "[answer MARK] text [end MARK]" opens and closes on one line.
+            closes = re.search(rf"\bend\b\W*{mark}", line, re.IGNORECASE) is not None
+            quoted = not closes
+            kept.append(line[line.rindex(mark) + len(mark) :].lstrip("]").strip() if closes else "")
+        elif not quoted:
+            kept.append(line)
+    return "\n".join(kept)
 
 
 def conversation_text(messages: list[Message]) -> str:

@@ -30,6 +30,7 @@ COMMANDS = (
     steps.judge,
     steps.score,
     steps.pair,
+    steps.rbr_weights,
     train.distill,
     train.train,
     steps.evaluate,

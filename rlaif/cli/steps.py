@@ -211,3 +211,49 @@ def evaluate(
         click.echo(
             f"{name:32} {value['mean']:9.4f} [{value['low']:.4f}, {value['high']:.4f}]{versus}"
         )
+
+
+@click.command("rbr-weights")
+@click.argument("judgements", type=click.Path(path_type=Path))
+@click.argument("preferences", type=click.Path(path_type=Path))
+@click.option("--base", type=click.Path(path_type=Path), help="A reward model's judgements.")
+@click.option("--margin", default=1.0, show_default=True, help="By how much rewards should differ.")
+@click.option("--ridge", default=0.0, show_default=True, help="Penalty on the squared weights.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The weights, YAML.")
+@JSON
+def rbr_weights(
+    judgements: Path,
+    preferences: Path,
+    base: Path | None,
+    margin: float,
+    ridge: float,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Fit the weights of an `rbr` judge: JUDGEMENTS of a yes_no judge on the propositions, and
+    PREFERENCES between the same answers."""
+    from dataclasses import asdict
+
+    import yaml
+
+    from rlaif.files import Records
+    from rlaif.judges.rbr_fit import fit
+    from rlaif.records import Judgement, Preference, from_json
+    from rlaif.store import write_atomic
+
+    def judged(path: Path) -> list[Judgement]:
+        return [from_json(Judgement, row) for row in Records(path).read("judgements")]
+
+    rewards = None
+    if base is not None:
+        rewards = {j.subject: j.distribution["reward"] for j in judged(base) if j.distribution}
+    pairs = [from_json(Preference, row) for row in Records(preferences).read("preferences")]
+    found = fit(judged(judgements), pairs, rewards, margin, ridge)
+    write_atomic(out, yaml.safe_dump({"weights": found.weights}, sort_keys=True))
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+        return
+    for name, (count, right) in (("fitted", found.fitted), ("held out", found.held_out)):
+        share = "" if right is None else f", {right:.1%} in the right order"
+        click.echo(f"{name}: {count} pairs{share}")
+    click.echo(f"{len(found.weights)} weights in {out}; {found.skipped} pairs lack a judgement")

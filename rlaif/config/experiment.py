@@ -18,7 +18,8 @@ from pydantic import (
 
 from rlaif.config.arms import LABELLERS, MAIN, Arms
 from rlaif.config.base import Fraction, Strict
-from rlaif.config.judges import AnyJudge, JudgeStep
+from rlaif.config.judges import JudgeStep
+from rlaif.config.judging import JudgeBase
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
 from rlaif.config.overrides import apply_override
 from rlaif.config.steps import LoadStep, StepEntry
@@ -179,7 +180,7 @@ class Experiment(Strict):
         """`seeds`, or the one `seed`."""
         return self.seeds if self.seeds is not None else [self.seed]
 
-    def all_judges(self) -> dict[str, AnyJudge]:
+    def all_judges(self) -> dict[str, JudgeBase]:
         """`judges` and the judge steps by id, in order."""
         steps = [e.judge for e in self.steps if e.judge is not None]
         return {judge.id: judge for judge in [*self.judges, *steps]}

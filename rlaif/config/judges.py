@@ -8,27 +8,17 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Tag,
+    field_validator,
     model_validator,
 )
 
-from rlaif.config.base import PluginName, StepId, Strict
-
-
-class JudgeBase(Strict):
-    """Keys that every judge has. `principles` limits it to some of the constitution's."""
-
-    id: StepId
-    principles: list[str] | None = None
-    uses: list[str] | None = None
-
-
-class ModelJudge(JudgeBase):
-    """Keys of every judge that asks a model. `by` names the model; `template` a prompt file."""
-
-    by: str = "policy"
-    template: str | None = None
+from rlaif.config.base import Fraction, PluginName, StepId, Strict
+from rlaif.config.judging import JudgeBase, LabelJudge, ModelJudge, Order, WritingJudge
+from rlaif.config.rubrics import RbrJudge, RbrmJudge, RubricJudge, UltraFeedbackJudge
 
 
 class RulesJudge(JudgeBase):
@@ -38,45 +28,72 @@ class RulesJudge(JudgeBase):
     id: StepId = "rules"
 
 
-class YesNoJudge(ModelJudge):
+class YesNoJudge(LabelJudge):
     """Pointwise: P(yes) against P(no) at the next token, one call per text principle."""
 
     kind: Literal["yes_no"]
     id: StepId = "yes_no"
     yes_labels: list[str] = ["Yes", " Yes", "yes", " yes"]
     no_labels: list[str] = ["No", " No", "no", " no"]
+    abstain_labels: list[str] = []
 
 
-class GeneratedJudge(ModelJudge):
-    """Keys of judges that write text. `samples` judgements are taken and averaged."""
+class _Rating(WritingJudge):
+    scale: tuple[int, int] = (1, 5)
+    expected: bool = False
+    cot: bool = Field(False, description="With `expected`: write reasons first, then read labels.")
 
-    samples: PositiveInt = 1
-    temperature: NonNegativeFloat = 0.0
-    max_new_tokens: PositiveInt = 128
+    @property
+    def writes(self) -> bool:
+        return not self.expected or self.cot
 
     @model_validator(mode="after")
-    def _samples_differ(self) -> GeneratedJudge:
-        if self.samples > 1 and self.temperature == 0:
-            raise ValueError("samples > 1 needs temperature > 0: greedy samples are all the same")
+    def _scale_rises(self) -> _Rating:
+        if not 0 <= self.scale[0] < self.scale[1]:
+            raise ValueError("scale must be [low, high] with 0 <= low < high")
+        if self.cot and not self.expected:
+            raise ValueError(
+                "`cot` needs `expected: true`; without it the judge writes its reasons anyway"
+            )
         return self
 
 
-class RatingJudge(GeneratedJudge):
+class RatingJudge(_Rating):
     """Pointwise rating on a described scale; `expected` reads the label log-probs instead."""
 
     kind: Literal["rating"]
     id: StepId = "rating"
-    scale: tuple[int, int] = (1, 5)
-    expected: bool = False
-
-    @model_validator(mode="after")
-    def _scale_rises(self) -> RatingJudge:
-        if not 0 <= self.scale[0] < self.scale[1]:
-            raise ValueError("scale must be [low, high] with 0 <= low < high")
-        return self
 
 
-class AdditiveJudge(GeneratedJudge):
+class DirectJudge(_Rating):
+    """Direct reward: the mean of the levels 1 to 10 under their label probabilities."""
+
+    kind: Literal["direct"]
+    id: StepId = "direct"
+    scale: tuple[int, int] = (1, 10)
+    expected: bool = True
+
+
+class CritiqueJudge(_Rating):
+    """A critique is written first, then the levels 1 to 10 are read."""
+
+    kind: Literal["critique"]
+    id: StepId = "critique"
+    scale: tuple[int, int] = (1, 10)
+    expected: bool = True
+    cot: bool = True
+    max_new_tokens: PositiveInt = 256
+
+
+class PrometheusJudge(_Rating):
+    """Absolute grading by a rubric, with a reference answer where the prompt has one."""
+
+    kind: Literal["prometheus"]
+    id: StepId = "prometheus"
+    max_new_tokens: PositiveInt = 256
+
+
+class AdditiveJudge(WritingJudge):
     """Self-rewarding additive 0-5 score (METHODS: 2401.10020); several samples are averaged."""
 
     kind: Literal["additive"]
@@ -86,15 +103,71 @@ class AdditiveJudge(GeneratedJudge):
     max_new_tokens: PositiveInt = 200
     expected: bool = False
 
+    @property
+    def writes(self) -> bool:
+        """Unless the expected score is read."""
+        return not self.expected
 
-class PairwiseJudge(ModelJudge):
+
+class _Comparing(LabelJudge):
+    order: Order = "both"
+    verdict: Literal["labels", "written"] = Field(
+        "labels", description="labels: probabilities of the labels; written: the last one written."
+    )
+    first_labels: list[str] = ["1", " 1"]
+    second_labels: list[str] = ["2", " 2"]
+    tie_labels: list[str] = Field([], description="A tie is a verdict of its own.")
+    abstain_labels: list[str] = Field([], description="An abstention has no number.")
+    soft: bool = Field(True, description="false: 1, 0.5 or 0, whichever label is likeliest.")
+    clamp: tuple[Fraction, Fraction] | None = Field(
+        None, description="Probabilities are moved into this range, such as [0.4, 0.6]."
+    )
+    draw: Literal["each", "one"] = Field(
+        "each", description="Every principle in turn, or one drawn for each comparison."
+    )
+    preamble: Literal["base", "detailed"] = "base"
+    shots: NonNegativeInt = Field(0, description="How many of the principle's examples to show.")
+
+    @property
+    def writes(self) -> bool:
+        return self.cot or self.verdict == "written"
+
+    @model_validator(mode="after")
+    def _comparison_makes_sense(self) -> _Comparing:
+        if self.clamp is not None and (
+            abs(self.clamp[0] + self.clamp[1] - 1) > 1e-9 or self.clamp[0] >= self.clamp[1]
+        ):
+            raise ValueError("clamp must be [1 - p, p] with p > 0.5, so that swapping mirrors it")
+        if self.cot and self.verdict == "written":
+            raise ValueError("`cot` reads labels after the reasons; drop it, or `verdict: written`")
+        return self
+
+
+class PairwiseJudge(_Comparing):
     """Which of two answers is better, by label log-probs, in both orders by default."""
 
     kind: Literal["pairwise"]
     id: StepId = "pairwise"
-    order: Literal["both", "random", "fixed"] = "both"
-    first_labels: list[str] = ["1", " 1"]
-    second_labels: list[str] = ["2", " 2"]
+
+
+class ConstitutionalJudge(_Comparing):
+    """Multiple choice (A) or (B) by one principle that is drawn for each comparison."""
+
+    kind: Literal["constitutional"]
+    id: StepId = "constitutional"
+    first_labels: list[str] = ["A", " A"]
+    second_labels: list[str] = ["B", " B"]
+    draw: Literal["each", "one"] = "one"
+
+
+class PrometheusPairJudge(_Comparing):
+    """Relative grading by a rubric: feedback, then [RESULT] A or B."""
+
+    kind: Literal["prometheus_pair"]
+    id: StepId = "prometheus_pair"
+    verdict: Literal["labels", "written"] = "written"
+    first_labels: list[str] = ["A", " A"]
+    second_labels: list[str] = ["B", " B"]
 
 
 class ParseSpec(Strict):
@@ -103,8 +176,10 @@ class ParseSpec(Strict):
     pattern: str | None = Field(None, description="A regular expression with one group.")
     json_schema: dict[str, Any] | None = None
     field: str = Field("score", description="The key of the JSON answer that holds the value.")
-    values: dict[str, float] | None = Field(
-        None, description="What each matched word is worth; a number is read when absent."
+    values: dict[str, float | None] | None = Field(
+        None,
+        description="What each matched word is worth, null where the judge abstains; a number is "
+        "read when absent.",
     )
 
     @model_validator(mode="after")
@@ -114,7 +189,7 @@ class ParseSpec(Strict):
         return self
 
 
-class TemplateJudge(GeneratedJudge):
+class TemplateJudge(WritingJudge):
     """A judge of one's own: a template file, a way to read the answer, and a scale."""
 
     kind: Literal["template"]
@@ -141,6 +216,25 @@ class RewardModelJudge(JudgeBase):
     id: StepId = "reward_model"
     by: str
 
+    def asks(self) -> dict[str, str]:
+        """The one model, `by`."""
+        return {"by": self.by}
+
+
+class ImplicitRewardJudge(JudgeBase):
+    """DPO's implicit reward: beta (log p_by(answer) - log p_reference(answer))."""
+
+    kind: Literal["implicit_reward"]
+    id: StepId = "implicit_reward"
+    by: str = "policy"
+    reference: str = "initial"
+    beta: PositiveFloat = 0.1
+    per_token: bool = Field(False, description="Mean log-ratio of a token in place of the sum.")
+
+    def asks(self) -> dict[str, str]:
+        """`by` and `reference`."""
+        return {"by": self.by, "reference": self.reference}
+
 
 class CustomJudge(ModelJudge):
     """A judge class of one's own, `kind: package.module:Name`, built with `options`."""
@@ -155,30 +249,84 @@ def _judge_tag(value: Any) -> str:
     return "custom" if isinstance(kind, str) and ":" in kind else str(kind)
 
 
+class MetaJudge(ModelJudge):
+    """A judge of judgements: those of `judge` are compared, ranked by Elo, and the best counts."""
+
+    kind: Literal["meta"]
+    id: StepId = "meta"
+    judge: JudgeStep
+    first_labels: list[str] = ["1", " 1"]
+    second_labels: list[str] = ["2", " 2"]
+
+    def asks(self) -> dict[str, str]:
+        """`by`, and the models of the judge whose judgements it compares."""
+        return {"by": self.by} | {f"judge/{r}": name for r, name in self.judge.asks().items()}
+
+
+class JuryJudge(JudgeBase):
+    """Several judges and one verdict: the mean of their scores, or a vote on each pair."""
+
+    kind: Literal["jury"]
+    id: StepId = "jury"
+    of: Annotated[list[JudgeStep], Field(min_length=1)]
+    pool: Literal["mean", "vote"] = "mean"
+    weights: dict[str, NonNegativeFloat] | None = None
+    accuracy: dict[str, Fraction] | str | None = Field(
+        None, description="Measured accuracies, or a file that `judge-bench --json` wrote."
+    )
+    missing: Literal["drop", "renormalise"] = "renormalise"
+
+    @field_validator("of")
+    @classmethod
+    def _ids_differ(cls, members: list[Any]) -> list[Any]:
+        ids = [member.id for member in members]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"the jurors' ids must differ; {twice} is used twice (set `id:`)")
+        return members
+
+    @model_validator(mode="after")
+    def _one_weighting(self) -> JuryJudge:
+        if self.weights is not None and self.accuracy is not None:
+            raise ValueError("give `weights` or `accuracy`, not both")
+        if self.principles is not None:
+            raise ValueError("`principles` belongs to the jurors; set it there")
+        return self
+
+    def asks(self) -> dict[str, str]:
+        """The models of the jurors, by juror and role."""
+        return {f"{j.id}/{r}": name for j in self.of for r, name in j.asks().items()}
+
+
 JudgeStep = Annotated[
     Annotated[RulesJudge, Tag("rules")]
     | Annotated[YesNoJudge, Tag("yes_no")]
     | Annotated[RatingJudge, Tag("rating")]
+    | Annotated[DirectJudge, Tag("direct")]
+    | Annotated[CritiqueJudge, Tag("critique")]
+    | Annotated[PrometheusJudge, Tag("prometheus")]
     | Annotated[AdditiveJudge, Tag("additive")]
     | Annotated[PairwiseJudge, Tag("pairwise")]
+    | Annotated[ConstitutionalJudge, Tag("constitutional")]
+    | Annotated[PrometheusPairJudge, Tag("prometheus_pair")]
     | Annotated[TemplateJudge, Tag("template")]
+    | Annotated[UltraFeedbackJudge, Tag("ultrafeedback")]
+    | Annotated[RbrmJudge, Tag("rbrm")]
+    | Annotated[RbrJudge, Tag("rbr")]
+    | Annotated[RubricJudge, Tag("rubric")]
     | Annotated[RewardModelJudge, Tag("reward_model")]
+    | Annotated[ImplicitRewardJudge, Tag("implicit_reward")]
+    | Annotated[MetaJudge, Tag("meta")]
+    | Annotated[JuryJudge, Tag("jury")]
     | Annotated[CustomJudge, Tag("custom")],
     Discriminator(
         _judge_tag,
         custom_error_type="unknown_kind",
-        custom_error_message="`kind` must be rules, yes_no, rating, additive, pairwise, template, "
-        "reward_model, or package.module:Name",
+        custom_error_message="`kind` must be rules, yes_no, rating, direct, critique, prometheus, "
+        "additive, pairwise, constitutional, prometheus_pair, template, ultrafeedback, rbrm, rbr, "
+        "rubric, reward_model, implicit_reward, meta, jury, or package.module:Name",
     ),
 ]
 
-AnyJudge = (
-    RulesJudge
-    | YesNoJudge
-    | RatingJudge
-    | AdditiveJudge
-    | PairwiseJudge
-    | TemplateJudge
-    | RewardModelJudge
-    | CustomJudge
-)
+MetaJudge.model_rebuild()
+JuryJudge.model_rebuild()

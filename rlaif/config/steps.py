@@ -14,7 +14,8 @@ from pydantic import (
 
 from rlaif.config.arms import HUMAN
 from rlaif.config.base import Fraction, StepId, Strict
-from rlaif.config.judges import AnyJudge, JudgeStep
+from rlaif.config.judges import JudgeStep
+from rlaif.config.judging import JudgeBase
 from rlaif.config.models import LabelColumns
 from rlaif.config.training import AnyTrain, DistillStep
 from rlaif.rules import validate_check
@@ -184,5 +185,5 @@ class StepEntry(Strict):
 
 
 AnyStep = (
-    SampleStep | LoadStep | AnyJudge | PairStep | LabelStep | DistillStep | AnyTrain | EvaluateStep
+    SampleStep | LoadStep | JudgeBase | PairStep | LabelStep | DistillStep | AnyTrain | EvaluateStep
 )

@@ -171,7 +171,7 @@ def letter_triples(texts: Sequence[str]) -> NDArray[np.float64]:
     seen = (found > 0).sum(axis=0)
     found *= np.log((1 + len(rows)) / (1 + seen)) + 1
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
-    return found / np.where(lengths > 0, lengths, 1.0)  # type: ignore[no-any-return]
+    return found / np.where(lengths > 0, lengths, 1.0)
 
 
 def _triples(text: str) -> list[str]:

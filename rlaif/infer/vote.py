@@ -67,7 +67,7 @@ class PrincipleVotes:
         if self.by_text:
             request = GenerateRequest(name, messages, Sampling(8, 0.0))
         else:
-            request = ScoreRequest(name, messages, self.template.prefill(values), LABELS)
+            request = ScoreRequest(name, messages, self.template.prefill(values), dict(LABELS))
         return Call(name, prompt, shown, candidate.id, 0, request)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:

@@ -11,8 +11,8 @@ from rlaif.config import AdditiveJudge
 from rlaif.constitution import Constitution, Principle
 from rlaif.errors import ConfigError
 
-from .common import hash_judge, judge_template, text_principles
-from .scored import Scored, refuse_unused_options, sampling_of, scored_needs
+from .common import Asking, hash_judge, judge_template, sampling_of, text_principles
+from .scored import Scored
 
 POINTS = (0, 5)
 
@@ -22,7 +22,6 @@ def build(spec: AdditiveJudge, constitution: Constitution | None, beside: Path |
     named: list[Principle] = []
     if spec.principles is not None:
         named = text_principles(spec, constitution)
-    refuse_unused_options(spec)
     template = judge_template(spec, "additive.j2", beside)
     if named and "principles" not in template.variables:
         raise ConfigError(
@@ -33,13 +32,11 @@ def build(spec: AdditiveJudge, constitution: Constitution | None, beside: Path |
     return Scored(
         id=spec.id,
         judge_hash=hash_judge(spec, named, template),
-        needs=scored_needs(template, spec.expected),
-        template=template,
+        asking=Asking(template),
         principles=(),
         listed=tuple(named),
         scale=POINTS,
         own_scales=False,
-        expected=spec.expected,
         samples=1 if spec.expected else spec.samples,
-        sampling=sampling_of(spec),
+        written=None if spec.expected else sampling_of(spec),
     )

@@ -6,9 +6,9 @@ step does the rest (batches, resume, storage), the same for every judge.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 from rlaif.engines.base import (
     Capability,
@@ -19,15 +19,41 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
-from rlaif.records import AnnotatorKind, Completion, Judgement, Prompt, Status, content_hash
+from rlaif.records import (
+    AnnotatorKind,
+    Completion,
+    Judgement,
+    Message,
+    Prompt,
+    Status,
+    content_hash,
+)
+from rlaif.templates import inert
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Answer = GenerateResult | ScoreResult | RewardResult | None
 """What an engine gives back for a call; None where no model was asked."""
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """The second turn of a call: what is asked once the judge has written its reasons. The labels
+    are read after `prefill`."""
+
+    turn: str
+    prefill: str
+    labels: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
-    """One question to an annotator. `request` is None when no model is asked (rules)."""
+    """One question to an annotator. `request` is None when no model is asked (rules).
+
+    With `then`, `request` is for the reasons, and the answer that is read is the one to `then`.
+    `role` says which of the judge's models answers. `fence` is the mark around the judged texts.
+    """
 
     call_id: str
     prompt: Prompt
@@ -35,11 +61,43 @@ class Call:
     principle: str | None
     sample_index: int
     request: GenerateRequest | ScoreRequest | RewardRequest | None
+    then: Ending | None = None
+    role: str = "by"
+    fence: str = ""
 
 
-class Judge(Protocol):
-    """A judge by its id in the experiment. `judge_hash` covers all that can change a verdict, but
-    not the weights of the model that answers: those are the annotator's."""
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer, who gave it, the reasons that were written before it, the seconds it took and what
+    it cost."""
+
+    answer: Answer
+    annotator_id: str
+    rationale: str | None = None
+    latency: float | None = None
+    cost: float | None = None
+
+
+def ending_request(call: Call, reasons: GenerateResult) -> ScoreRequest | None:
+    """The second request of a call, after the judge's own reasons; None where these failed.
+
+    The reasons may quote the judged text, so chat control tokens in them are broken too.
+    """
+    if call.then is None or call.request is None or reasons.finish_reason == "failed":
+        return None
+    assert isinstance(call.request, GenerateRequest)
+    said: list[Message] = [
+        {"role": "assistant", "content": inert(reasons.text)},
+        {"role": "user", "content": call.then.turn},
+    ]
+    messages = [*call.request.messages, *said]
+    return ScoreRequest(call.call_id, messages, call.then.prefill, call.then.labels)
+
+
+class Asks(Protocol):
+    """What all judges have. A judge goes by its id in the experiment. `judge_hash` covers all that
+    can change a verdict, but not the weights of the model that answers: those are the
+    annotator's."""
 
     @property
     def id(self) -> str:
@@ -65,10 +123,86 @@ class Judge(Protocol):
         """The calls that judge `completions` of one prompt; failed completions are left out."""
         ...
 
+
+class Plain(Asks, Protocol):
+    """A judge that reads each answer by itself, which most do."""
+
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """The judgements in an answer, at least one per call: what cannot be read is a
         judgement with status unparsed or failed."""
         ...
+
+
+class Staged(Asks, Protocol):
+    """A judge whose verdicts rest on several answers: calls may follow from answers, and nothing
+    is read before all of one prompt's are there."""
+
+    @property
+    def roles(self) -> Mapping[str, frozenset[Capability]]:
+        """What each of the models that are asked must be able to do, by role."""
+        ...
+
+    def follow(
+        self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
+    ) -> list[Call]:
+        """The calls that one prompt's answers so far make possible, and that are not among `calls`;
+        none when all has been asked."""
+        ...
+
+    def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
+        """The verdicts on one prompt's completions, from all its calls and answers."""
+        ...
+
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """How many questions to models may come of one prompt's first `calls`, at most."""
+        ...
+
+
+Judge = Plain | Staged
+
+
+def is_staged(judge: Judge) -> TypeIs[Staged]:
+    """Whether the judge's verdicts rest on several answers."""
+    return hasattr(judge, "conclude")
+
+
+def roles_of(judge: Judge) -> Mapping[str, frozenset[Capability]]:
+    """What each of a judge's models must be able to do, by role; nothing where none is asked."""
+    if is_staged(judge):
+        return judge.roles
+    return {"by": judge.needs} if judge.needs else {}
+
+
+def verdicts_of(
+    judge: Judge, calls: Sequence[Call], answers: Mapping[str, Answered]
+) -> list[Judgement]:
+    """What a judge reads in the answers to one prompt's calls. An unasked call has no answer."""
+    if is_staged(judge):
+        return judge.conclude(calls, answers)
+    return [j for call in calls for j in read_answer(judge, call, answers.get(call.call_id))]
+
+
+def most_calls(judge: Judge, calls: Sequence[Call]) -> int:
+    """How many questions to models may come of one prompt's first `calls`, at most."""
+    if is_staged(judge):
+        return judge.most_calls(calls)
+    return sum(1 + (call.then is not None) for call in calls if call.request is not None)
+
+
+def read_answer(judge: Plain, call: Call, answered: Answered | None) -> list[Judgement]:
+    """The judgements in one answer, with the reasons that were written before it."""
+    if answered is None:
+        return judge.read(call, None, f"program:{judge.id}")
+    read = judge.read(call, answered.answer, answered.annotator_id)
+    return [
+        replace(
+            j,
+            rationale=j.rationale if answered.rationale is None else answered.rationale,
+            latency=answered.latency,
+            cost=answered.cost,
+        )
+        for j in read
+    ]
 
 
 def call_id(
@@ -99,14 +233,18 @@ def judgement(
     rationale: str | None = None,
     raw: str | None = None,
     template_hash: str | None = None,
+    shown: Sequence[Completion] | None = None,
 ) -> Judgement:
-    """A Judgement about `subject`, one of the completions that `call` showed."""
+    """A Judgement about `subject`, one of the completions that `call` showed.
+
+    `shown` is those of them that the value is about: the call's by default.
+    """
     return Judgement(
         judgement_id="j_" + content_hash(call.call_id, annotator_id, subject.completion_id),
         call_id=call.call_id,
         prompt_id=call.prompt.prompt_id,
         subject_kind="completion",
-        shown=[c.completion_id for c in call.shown],
+        shown=[c.completion_id for c in (call.shown if shown is None else shown)],
         subject=subject.completion_id,
         judge=judge.id,
         annotator_id=annotator_id,

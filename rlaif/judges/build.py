@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import AnyJudge
+from rlaif.config import JudgeBase
 from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError
 from rlaif.yamlio import suggest
@@ -17,15 +17,27 @@ JUDGES = {
     "rules": "rlaif.judges.rules:build",
     "yes_no": "rlaif.judges.yes_no:build",
     "rating": "rlaif.judges.rating:build",
+    "direct": "rlaif.judges.rating:build",
+    "critique": "rlaif.judges.rating:build",
+    "prometheus": "rlaif.judges.rating:build",
     "additive": "rlaif.judges.additive:build",
     "pairwise": "rlaif.judges.pairwise:build",
+    "constitutional": "rlaif.judges.pairwise:build",
+    "prometheus_pair": "rlaif.judges.pairwise:build",
     "template": "rlaif.judges.template:build",
+    "ultrafeedback": "rlaif.judges.ultrafeedback:build",
+    "rbrm": "rlaif.judges.rbrm:build",
+    "rbr": "rlaif.judges.rbr:build",
+    "rubric": "rlaif.judges.rubric:build",
     "reward_model": "rlaif.judges.reward_model:build",
+    "implicit_reward": "rlaif.judges.implicit_reward:build",
+    "meta": "rlaif.judges.meta:build",
+    "jury": "rlaif.judges.jury:build",
 }
 
 
 def build_judge(
-    spec: AnyJudge, constitution: Constitution | None = None, beside: Path | None = None
+    spec: JudgeBase, constitution: Constitution | None = None, beside: Path | None = None
 ) -> Judge:
     """The judge that `spec` describes. `beside` is the experiment file: templates are looked for
     beside it too.
@@ -37,7 +49,9 @@ def build_judge(
         judge: Judge = load_object(JUDGES[spec.kind], spec.id)(spec, constitution, beside)
         return judge
     custom = load_object(spec.kind, spec.id)(spec, constitution)
-    needed = ("id", "judge_hash", "comparative", "needs", "calls", "read")
+    staged = hasattr(custom, "conclude")
+    needed = ["id", "judge_hash", "comparative", "needs", "calls"]
+    needed += ["roles", "follow", "conclude"] if staged else ["read"]
     lacking = [name for name in needed if not hasattr(custom, name)]
     if lacking:
         raise ConfigError(

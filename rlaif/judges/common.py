@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import JudgeBase, ModelJudge
+from rlaif.config import JudgeBase, LabelJudge, ModelJudge, WritingJudge
 from rlaif.constitution import Constitution, Principle, principle_hash
-from rlaif.engines.base import Capability, ScoreResult
+from rlaif.engines.base import Capability, GenerateRequest, Sampling, ScoreRequest, ScoreResult
 from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.templates import (
@@ -22,10 +24,13 @@ from rlaif.templates import (
 )
 from rlaif.yamlio import suggest
 
-from .base import Answer, Call, Judge, judgement
+from .base import Answer, Call, Ending, Judge, judgement
 
 # Who answers and which records are judged; neither changes what a verdict on a given text is.
-_NOT_HASHED = {"id", "kind", "by", "uses", "template", "principles"}
+_NOT_HASHED = {"id", "kind", "by", "reference", "uses", "template", "principles", "items_file"}
+
+Labels = Mapping[str, tuple[str, ...]]
+"""A label to the surface forms whose probabilities are summed."""
 
 
 def named_principles(spec: JudgeBase, constitution: Constitution | None) -> list[Principle] | None:
@@ -76,9 +81,8 @@ def hash_judge(
     if template is None or "principles" not in template.variables:
         hashes.sort()
     options = spec.model_dump(mode="json", exclude=_NOT_HASHED)
-    kind = getattr(spec, "kind", type(spec).__name__)
     template_hash = template.hash if template is not None else None
-    return content_hash(kind, spec.id, options, template_hash, hashes)
+    return content_hash(spec.kind, spec.id, options, template_hash, hashes)
 
 
 def judge_template(
@@ -88,15 +92,16 @@ def judge_template(
     *,
     comparative: bool = False,
     per_principle: bool = False,
+    allowed: frozenset[str] = POINTWISE,
+    required: frozenset[str] = frozenset({"response"}),
 ) -> Template:
     """The spec's template, or the shipped one. It must use each judged text and, where each call is
-    about one principle, that principle."""
-    required = {"response_1", "response_2"} if comparative else {"response"}
+    about one principle, that principle. Raises ConfigError."""
+    if comparative:
+        allowed, required = PAIRWISE, frozenset({"response_1", "response_2"})
     if per_principle:
-        required.add("principle")
-    allowed = PAIRWISE if comparative else POINTWISE
-    name = spec.template or f"prompts/judges/{default}"
-    return load_template(name, allowed, frozenset(required), beside)
+        required |= {"principle"}
+    return load_template(spec.template or f"prompts/judges/{default}", allowed, required, beside)
 
 
 def usable(completions: Iterable[Completion]) -> list[Completion]:
@@ -115,11 +120,12 @@ def template_values(
     low: float | None = None,
     high: float | None = None,
     explain: bool = False,
+    **more: Any,
 ) -> dict[str, Any]:
-    """What a template may use. Texts that a judged party wrote are made inert."""
+    """What a template may use; `more` comes on top. Texts of a judged party are made inert."""
     conversation = conversation_text(prompt.messages)
     texts = [completion.text for completion in shown]
-    slots = ["response"] if len(texts) == 1 else ["response_1", "response_2"]
+    slots = {1: ["response"], 2: ["response_1", "response_2"]}.get(len(texts), [])
     described = principle.scale if principle is not None and principle.scale else {}
     return {
         "prompt": inert(prompt.question),
@@ -134,7 +140,9 @@ def template_values(
         "explain": explain,
         "reference": None if prompt.reference is None else inert(prompt.reference),
         "fence": fence_mark(seed, conversation, prompt.reference or "", *texts),
-        **{slot: inert(text) for slot, text in zip(slots, texts, strict=True)},
+        "responses": [inert(text) for text in texts],
+        **{slot: inert(text) for slot, text in zip(slots, texts, strict=False)},
+        **more,
     }
 
 
@@ -142,9 +150,74 @@ def _plain(value: float | None) -> float | int | None:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a judge that reads label probabilities asks: at once, or after `reasons` of its own."""
+
+    template: Template
+    reasons: Sampling | None = None
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """What the engine must be able to do."""
+        return label_needs(self.template) | ({"generate"} if self.reasons else set())
+
+    def request(
+        self, name: str, values: Mapping[str, Any], labels: Labels, seed: int
+    ) -> tuple[GenerateRequest | ScoreRequest, Ending | None]:
+        """A call's request, and its second turn where reasons are written first."""
+        values = {**values, "reason": self.reasons is not None}
+        messages, prefill = self.template.messages(values), self.template.prefill(values)
+        if self.reasons is None:
+            return ScoreRequest(name, messages, prefill, dict(labels)), None
+        ending = Ending(self.template.then(values), prefill, dict(labels))
+        return text_request(name, self.template, values, self.reasons, seed), ending
+
+
+def text_request(
+    name: str,
+    template: Template,
+    values: Mapping[str, Any],
+    sampling: Sampling,
+    seed: int,
+    json_schema: dict[str, Any] | None = None,
+) -> GenerateRequest:
+    """A call's request for a text, sampled with a seed of its own."""
+    own = replace(sampling, seed=sampling_seed(seed, name))
+    return GenerateRequest(name, template.messages(values), own, json_schema=json_schema)
+
+
+def asking(spec: LabelJudge, template: Template) -> Asking:
+    """How a label judge asks. Raises ConfigError for `cot` with a template that has no turn for
+    the verdict."""
+    return Asking(template, reasons_of(spec, template) if spec.cot else None)
+
+
+def reasons_of(spec: WritingJudge, template: Template) -> Sampling:
+    """How reasons are sampled before the labels are read."""
+    if not template.has_then:
+        raise ConfigError(
+            f"judge {spec.id}: `cot: true` needs a ---then--- section in the template: the turn "
+            "that asks for the verdict after the reasons",
+            template.name,
+        )
+    return sampling_of(spec)
+
+
+def sampling_of(spec: WritingJudge) -> Sampling:
+    """How the judge's texts are sampled; each call then gets its own seed."""
+    return Sampling(max_new_tokens=spec.max_new_tokens, temperature=spec.temperature)
+
+
 def sampling_seed(seed: int, call_id: str) -> int:
     """The seed of one generated answer, on [0, 2**31)."""
     return int(content_hash("judge", seed, call_id, length=8), 16) & 0x7FFFFFFF
+
+
+def sigmoid(value: float) -> float:
+    """1 / (1 + exp(-value)) without overflow."""
+    small = math.exp(-abs(value))
+    return 1.0 / (1.0 + small) if value >= 0 else small / (1.0 + small)
 
 
 def mapped(value: float, low: float, high: float) -> float:
@@ -188,12 +261,31 @@ def label_mass(result: ScoreResult) -> float:
     return sum(result.label_probs.values()) if result.label_mass is None else result.label_mass
 
 
-def distinct_labels(spec: JudgeBase, first: Sequence[str], second: Sequence[str]) -> None:
-    """Refuse empty lists of labels, and one surface form that stands for both answers."""
-    both = sorted(set(first) & set(second))
-    if both or not first or not second:
-        reason = f"{both} stand for both answers" if both else "a list of labels is empty"
+def distinct_labels(
+    spec: JudgeBase,
+    wanted: Mapping[str, Sequence[str]],
+    optional: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, tuple[str, ...]]:
+    """The labels with their surface forms, without the `optional` ones that have none.
+
+    Refuses empty lists of labels, and one surface form that stands for two answers.
+    """
+    given = {name: forms for name, forms in (optional or {}).items() if forms}
+    labels = {name: tuple(forms) for name, forms in {**wanted, **given}.items()}
+    forms = [form for label in labels.values() for form in dict.fromkeys(label)]
+    twice = sorted({form for form in forms if forms.count(form) > 1})
+    if twice or not all(labels.values()):
+        reason = f"{twice} stand for both answers" if twice else "a list of labels is empty"
         raise ConfigError(f"judge {spec.id}: {reason}")
+    return labels
+
+
+def likeliest(probs: Mapping[str, float]) -> str | None:
+    """The label with the highest probability, where one is higher than all others."""
+    ranked = sorted(probs, key=lambda label: -probs[label])
+    if not ranked or (len(ranked) > 1 and probs[ranked[0]] == probs[ranked[1]]):
+        return None
+    return ranked[0]
 
 
 def label_needs(template: Template) -> frozenset[Capability]:

@@ -1,42 +1,72 @@
-"""Which of two answers is better, by the probabilities of two labels at the next token.
+"""Which of two answers is better: by the probabilities of two labels, or by a written verdict.
 
 After RLAIF, 2309.00267, section "Preference Labeling with LLMs": each pair is asked in both orders
 by default, and the orders are averaged when judgements become scores (`compare.aggregate`), since
-models prefer one slot.
+models prefer one slot. Reasons may be written first; the labels are then read after them.
+Constitutional AI (2212.08073, section 4) draws one principle per comparison and clamps what
+follows reasons to [0.4, 0.6]; Prometheus 2 (2405.01535) writes its verdict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from rlaif.config import PairwiseJudge
+from rlaif.config import ConstitutionalJudge, PairwiseJudge, PrometheusPairJudge
+from rlaif.config.judging import Order
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.base import Capability, ScoreRequest
-from rlaif.parsing import label_share
+from rlaif.engines.base import Capability, GenerateResult, Sampling
+from rlaif.errors import ConfigError
+from rlaif.parsing import label_share, last_choice
 from rlaif.records import Completion, Judgement, Prompt, content_hash
-from rlaif.templates import Template
+from rlaif.templates import Template, outside_fence
 
 from .base import Answer, Call, call_id, judgement
 from .common import (
+    Asking,
     applicable,
+    asking,
     by_principle,
     distinct_labels,
     hash_judge,
     judge_template,
     label_mass,
-    label_needs,
     label_result,
+    likeliest,
+    sampling_of,
     template_values,
     text_principles,
+    text_request,
     usable,
     without_value,
 )
 
-Order = Literal["both", "random", "fixed"]
+TEMPLATES = {
+    "pairwise": "pairwise.j2",
+    "constitutional": "constitutional.j2",
+    "prometheus_pair": "prometheus_pair.j2",
+}
+WRITTEN = {"tie": ("tie",), "abstain": ("abstain",)}
+"""What a judge may write in place of a label, where the spec names no words for it."""
+
+PairSpec = PairwiseJudge | ConstitutionalJudge | PrometheusPairJudge
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How probabilities become a verdict: `soft` keeps them, `clamp` moves them into a range."""
+
+    soft: bool = True
+    clamp: tuple[float, float] | None = None
+
+    def prob(self, first: float) -> float:
+        """`first` as it is kept. Clamping keeps the likelier side and mirrors under a swap."""
+        value = first if self.soft else float(first > 0.5) + 0.5 * float(first == 0.5)
+        low, high = self.clamp or (0.0, 1.0)
+        return min(high, max(low, value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +74,33 @@ class Pairwise:
     """`prob_first` is P(first) / (P(first) + P(second)), on [0, 1]. Equal texts are a tie, unasked.
 
     Order: both (two calls per pair), random (one, drawn by seed and ids), fixed (the earlier sample
-    first).
+    first). `written` is how a verdict is sampled that is written and not read from probabilities.
     """
 
     id: str
     judge_hash: str
-    needs: frozenset[Capability]
-    template: Template
+    asking: Asking
     principles: tuple[Principle, ...]
     labels: dict[str, tuple[str, ...]]
     order: Order
+    draw: Literal["each", "one"] = "each"
+    reading: Reading = Reading()
+    written: Sampling | None = None
+    samples: int = 1
+    preamble: str = "base"
+    shots: int = 0
     comparative: bool = True
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """Label probabilities, or text where the verdict is written."""
+        return frozenset({"generate"}) if self.written else self.asking.needs
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The calls for every pair, per principle or one overall where there is none."""
         calls = []
         for first, second in combinations(usable(completions), 2):
-            for principle in self.principles or (None,):
+            for principle in self._principles(prompt, first, second, seed):
                 name = principle.id if principle is not None else None
                 if not applicable(principle, prompt) or first.text == second.text:
                     shown = (first, second)
@@ -68,54 +108,93 @@ class Pairwise:
                         Call(call_id(self.judge_hash, shown, name), prompt, shown, name, 0, None)
                     )
                     continue
-                for shown in self._orders(first, second, name, seed):
-                    calls.append(self._call(prompt, shown, principle, seed))
+                for shown in presentations(self.order, first, second, name, seed):
+                    for index in range(self.samples):
+                        calls.append(self._call(prompt, shown, principle, index, seed))
         return calls
 
-    def _orders(
-        self, first: Completion, second: Completion, principle: str | None, seed: int
-    ) -> list[tuple[Completion, Completion]]:
-        if self.order == "both":
-            return [(first, second), (second, first)]
-        if self.order == "fixed":
-            return [(first, second)]
+    def _principles(
+        self, prompt: Prompt, first: Completion, second: Completion, seed: int
+    ) -> Sequence[Principle | None]:
+        """Those that a pair is judged by: one drawn evenly among those that apply, or all."""
+        if self.draw == "each" or not self.principles:
+            return self.principles or (None,)
+        fitting = [p for p in self.principles if p.applies(prompt)] or list(self.principles)
+        fitting.sort(key=lambda p: p.id)
         ids = sorted([first.completion_id, second.completion_id])
-        swapped = int(content_hash("order", seed, ids, principle), 16) % 2
-        low, high = sorted([first, second], key=lambda c: c.completion_id)
-        return [(high, low) if swapped else (low, high)]
+        return [fitting[int(content_hash("principle", seed, ids), 16) % len(fitting)]]
 
     def _call(
         self,
         prompt: Prompt,
         shown: tuple[Completion, Completion],
         principle: Principle | None,
+        index: int,
         seed: int,
     ) -> Call:
         principle_id = principle.id if principle is not None else None
-        name = call_id(self.judge_hash, shown, principle_id)
+        name = call_id(self.judge_hash, shown, principle_id, index)
+        examples = principle.examples[: self.shots] if principle is not None else ()
         values = template_values(
-            prompt, shown, seed, principle=principle, principles=self.principles
+            prompt,
+            shown,
+            seed,
+            principle=principle,
+            principles=self.principles,
+            explain=self.written is not None,
+            preamble=self.preamble,
+            examples=list(examples),
         )
-        messages, prefill = self.template.messages(values), self.template.prefill(values)
-        request = ScoreRequest(name, messages, prefill, self.labels)
-        return Call(name, prompt, shown, principle_id, 0, request)
+        if self.written is None:
+            request, then = self.asking.request(name, values, self.labels, seed)
+            return Call(name, prompt, shown, principle_id, index, request, then)
+        written = text_request(name, self.asking.template, values, self.written, seed)
+        return Call(name, prompt, shown, principle_id, index, written, fence=values["fence"])
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement, about the text shown first."""
+        template = self.asking.template
         if call.request is None:
             principle = by_principle(self.principles).get(call.principle or "")
             if not applicable(principle, call.prompt):
-                return without_value(self, call, annotator_id, "not_applicable", self.template)
+                return without_value(self, call, annotator_id, "not_applicable", template)
             return [judgement(self, call, call.shown[0], annotator_id, "ai", "tie", prob_first=0.5)]
+        if self.written is not None:
+            return self._read_text(call, result, annotator_id)
         answer = label_result(result)
         if answer is None:
-            return without_value(self, call, annotator_id, "failed", self.template)
-        mass = label_mass(answer)
-        prob = label_share(answer.label_probs["first"], answer.label_probs["second"])
+            return without_value(self, call, annotator_id, "failed", template)
+        return self._judged(call, annotator_id, answer.label_probs, label_mass(answer))
+
+    def _read_text(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
+        template = self.asking.template
+        if not isinstance(result, GenerateResult) or result.finish_reason == "failed":
+            return without_value(self, call, annotator_id, "failed", template)
+        choice = last_choice(outside_fence(result.text, call.fence), self.labels)
+        if choice is None:
+            return without_value(self, call, annotator_id, "unparsed", template, raw=result.text)
+        return self._judged(call, annotator_id, {choice: 1.0}, None, result.text)
+
+    def _judged(
+        self,
+        call: Call,
+        annotator_id: str,
+        probs: Mapping[str, float],
+        mass: float | None,
+        raw: str | None = None,
+    ) -> list[Judgement]:
+        template, said = self.asking.template, likeliest(probs)
+        if said == "abstain":
+            return without_value(
+                self, call, annotator_id, "abstain", template, raw=raw, label_mass=mass
+            )
+        tied = said == "tie"
+        prob = 0.5 if tied else label_share(probs.get("first", 0.0), probs.get("second", 0.0))
         if prob is None:
             return without_value(
-                self, call, annotator_id, "unparsed", self.template, label_mass=mass
+                self, call, annotator_id, "unparsed", template, raw=raw, label_mass=mass
             )
+        kept = self.reading.prob(prob)
         return [
             judgement(
                 self,
@@ -123,28 +202,70 @@ class Pairwise:
                 call.shown[0],
                 annotator_id,
                 "ai",
-                "ok",
-                prob_first=prob,
+                "tie" if tied else "ok",
+                prob_first=kept,
                 distribution={"first": prob, "second": 1 - prob},
                 label_mass=mass,
-                template_hash=self.template.hash,
+                raw=raw,
+                template_hash=template.hash,
             )
         ]
 
 
-def build(spec: PairwiseJudge, constitution: Constitution | None, beside: Path | None) -> Pairwise:
+def presentations(
+    order: Order, first: Completion, second: Completion, principle: str | None, seed: int
+) -> list[tuple[Completion, Completion]]:
+    """The orders in which a pair is shown."""
+    if order == "both":
+        return [(first, second), (second, first)]
+    if order == "fixed":
+        return [(first, second)]
+    ids = sorted([first.completion_id, second.completion_id])
+    swapped = int(content_hash("order", seed, ids, principle), 16) % 2
+    low, high = sorted([first, second], key=lambda c: c.completion_id)
+    return [(high, low) if swapped else (low, high)]
+
+
+def build(spec: PairSpec, constitution: Constitution | None, beside: Path | None) -> Pairwise:
     """The judge of a spec: per text principle, or overall where there is none."""
     principles = text_principles(spec, constitution)
-    distinct_labels(spec, spec.first_labels, spec.second_labels)
-    template = judge_template(
-        spec, "pairwise.j2", beside, comparative=True, per_principle=bool(principles)
+    written = spec.verdict == "written"
+    words = {"tie": spec.tie_labels, "abstain": spec.abstain_labels}
+    if written:
+        words = {name: words[name] or list(WRITTEN[name]) for name in words}
+    labels = distinct_labels(
+        spec, {"first": spec.first_labels, "second": spec.second_labels}, words
     )
+    template = judge_template(
+        spec, TEMPLATES[spec.kind], beside, comparative=True, per_principle=bool(principles)
+    )
+    _refuse_unused_shots(spec, principles, template)
     return Pairwise(
         id=spec.id,
         judge_hash=hash_judge(spec, principles, template),
-        needs=label_needs(template),
-        template=template,
+        asking=asking(spec, template),
         principles=tuple(principles),
-        labels={"first": tuple(spec.first_labels), "second": tuple(spec.second_labels)},
+        labels=labels,
         order=spec.order,
+        draw=spec.draw,
+        reading=Reading(spec.soft, spec.clamp),
+        written=sampling_of(spec) if written else None,
+        samples=spec.samples,
+        preamble=spec.preamble,
+        shots=spec.shots,
     )
+
+
+def _refuse_unused_shots(
+    spec: PairSpec, principles: Sequence[Principle], template: Template
+) -> None:
+    """`shots` needs principles with examples, and a template that shows them."""
+    if spec.shots and "examples" not in template.variables:
+        raise ConfigError(
+            f"judge {spec.id}: `shots` has no effect: the template does not use {{{{ examples }}}}",
+            template.name,
+        )
+    if spec.shots and not any(p.examples for p in principles):
+        raise ConfigError(
+            f"judge {spec.id}: `shots` needs a principle with `examples` in the constitution"
+        )

@@ -1,50 +1,51 @@
 """A rating on a described scale, per text principle or overall.
 
 Levels with descriptions after the rubrics of Prometheus 2 (2405.01535); `expected` reads the mean
-level from label probabilities (2309.00267, section "Direct RLAIF").
+level from label probabilities (2309.00267, section "Direct RLAIF"), at once or after a critique.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rlaif.config import RatingJudge
+from rlaif.config import CritiqueJudge, DirectJudge, PrometheusJudge, RatingJudge
 from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError
 
-from .common import hash_judge, judge_template, text_principles
-from .scored import (
-    Scored,
-    refuse_long_labels,
-    refuse_unused_options,
-    sampling_of,
-    scale_of,
-    scored_needs,
-)
+from .common import Asking, hash_judge, judge_template, reasons_of, sampling_of, text_principles
+from .scored import Scored, refuse_many_levels, scale_of
+
+TEMPLATES = {
+    "rating": "rating.j2",
+    "direct": "direct.j2",
+    "critique": "critique.j2",
+    "prometheus": "prometheus.j2",
+}
 
 
-def build(spec: RatingJudge, constitution: Constitution | None, beside: Path | None) -> Scored:
+def build(
+    spec: RatingJudge | DirectJudge | CritiqueJudge | PrometheusJudge,
+    constitution: Constitution | None,
+    beside: Path | None,
+) -> Scored:
     """The judge of a spec. A principle's own `scale` replaces the spec's for that principle."""
     principles = text_principles(spec, constitution)
-    refuse_unused_options(spec)
     for principle in principles or (None,):
         low, high = scale_of(principle, spec.scale, own_scales=True)
         if not low < high:
             name = principle.id if principle is not None else ""
             raise ConfigError(f"judge {spec.id}: the scale of principle {name!r} has one level")
         if spec.expected:
-            refuse_long_labels(spec.id, high)
-    template = judge_template(spec, "rating.j2", beside, per_principle=bool(principles))
+            refuse_many_levels(spec.id, low, high)
+    template = judge_template(spec, TEMPLATES[spec.kind], beside, per_principle=bool(principles))
     return Scored(
         id=spec.id,
         judge_hash=hash_judge(spec, principles, template),
-        needs=scored_needs(template, spec.expected),
-        template=template,
+        asking=Asking(template, reasons_of(spec, template) if spec.cot else None),
         principles=tuple(principles),
         listed=tuple(principles),
         scale=spec.scale,
         own_scales=True,
-        expected=spec.expected,
-        samples=1 if spec.expected else spec.samples,
-        sampling=sampling_of(spec),
+        samples=spec.samples,
+        written=None if spec.expected else sampling_of(spec),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Prompt
 
 from .base import Answer, Call, call_id, judgement
-from .common import hash_judge, usable
+from .common import hash_judge, sigmoid, usable
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +53,6 @@ class RewardModel:
                 raw=repr(reward),
             )
         ]
-
-
-def sigmoid(value: float) -> float:
-    """1 / (1 + exp(-value)) without overflow."""
-    small = math.exp(-abs(value))
-    return 1.0 / (1.0 + small) if value >= 0 else small / (1.0 + small)
 
 
 def build(

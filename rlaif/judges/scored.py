@@ -8,40 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from string import ascii_uppercase
+from typing import Any, Literal
 
-from rlaif.config import AdditiveJudge, GeneratedJudge, RatingJudge
 from rlaif.constitution import Principle
-from rlaif.engines.base import (
-    Capability,
-    GenerateRequest,
-    GenerateResult,
-    Sampling,
-    ScoreRequest,
-    ScoreResult,
-)
+from rlaif.engines.base import Capability, GenerateResult, Sampling, ScoreResult
 from rlaif.errors import ConfigError
 from rlaif.parsing import expected_level, last_score
 from rlaif.records import Completion, Judgement, Prompt
-from rlaif.templates import Template
+from rlaif.templates import outside_fence
 
 from .base import Answer, Call, call_id, judgement
 from .common import (
+    Asking,
     applicable,
     by_principle,
     label_mass,
-    label_needs,
     label_result,
     mapped,
-    sampling_seed,
     template_values,
+    text_request,
     usable,
     without_value,
 )
 
-Parser = Callable[[str, float, float], float | None]
+Parser = Callable[[str, float, float], float | Literal["abstain"] | None]
 Range = tuple[float, float]
-LARGEST_LABEL = 9
+MOST_LEVELS = 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +43,28 @@ class Scored:
 
     One call per completion, per principle in `principles` (overall where there is none) and per
     sample. `listed` are the principles that the template may list. Where `own_scales`, a
-    principle's described scale replaces `scale` for that principle. An engine that can holds the
-    answer to `json_schema`; `parse` reads any text.
+    principle's described scale replaces `scale` for that principle. `written` is how a score is
+    sampled that is written and not read from probabilities; an engine that can holds it to
+    `json_schema`, and `parse` reads any text.
     """
 
     id: str
     judge_hash: str
-    needs: frozenset[Capability]
-    template: Template
+    asking: Asking
     principles: tuple[Principle, ...]
     listed: tuple[Principle, ...]
     scale: Range
     own_scales: bool
-    expected: bool
     samples: int
-    sampling: Sampling
+    written: Sampling | None
     parse: Parser = last_score
     json_schema: dict[str, Any] | None = None
     comparative: bool = False
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """Text, or label probabilities where these are read."""
+        return frozenset({"generate"}) if self.written else self.asking.needs
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The calls for every completion; without a request where a principle does not apply."""
@@ -89,20 +86,10 @@ class Scored:
     ) -> Call:
         principle_id = principle.id if principle is not None else None
         name = call_id(self.judge_hash, [completion], principle_id, index)
-        request = None
-        if applicable(principle, prompt):
-            request = self._request(name, prompt, completion, principle, seed)
-        return Call(name, prompt, (completion,), principle_id, index, request)
-
-    def _request(
-        self,
-        name: str,
-        prompt: Prompt,
-        completion: Completion,
-        principle: Principle | None,
-        seed: int,
-    ) -> GenerateRequest | ScoreRequest:
+        if not applicable(principle, prompt):
+            return Call(name, prompt, (completion,), principle_id, index, None)
         low, high = scale_of(principle, self.scale, self.own_scales)
+        labels = {} if self.written else level_labels(low, high)
         values = template_values(
             prompt,
             [completion],
@@ -111,37 +98,36 @@ class Scored:
             principles=self.listed,
             low=low,
             high=high,
-            explain=not self.expected,
+            explain=self.written is not None,
+            levels=[(label, level) for level, label in labels.items()],
         )
-        messages = self.template.messages(values)
-        if self.expected:
-            levels = range(int(low), int(high) + 1)
-            labels: dict[str, tuple[str, ...]] = {
-                str(level): (str(level), f" {level}") for level in levels
-            }
-            return ScoreRequest(name, messages, self.template.prefill(values), labels)
-        s = self.sampling
-        own_seed = sampling_seed(seed, name)
-        sampling = Sampling(s.max_new_tokens, s.temperature, s.top_p, s.top_k, s.stop, own_seed)
-        return GenerateRequest(name, messages, sampling, json_schema=self.json_schema)
+        if self.written is None:
+            forms = {label: (label, f" {label}") for label in labels.values()}
+            request, then = self.asking.request(name, values, forms, seed)
+            return Call(name, prompt, (completion,), principle_id, index, request, then)
+        template = self.asking.template
+        written = text_request(name, template, values, self.written, seed, self.json_schema)
+        fence = values["fence"]
+        return Call(name, prompt, (completion,), principle_id, index, written, fence=fence)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
+        template = self.asking.template
         if call.request is None:
-            return without_value(self, call, annotator_id, "not_applicable", self.template)
+            return without_value(self, call, annotator_id, "not_applicable", template)
         principle = by_principle(self.principles).get(call.principle or "")
         low, high = scale_of(principle, self.scale, self.own_scales)
-        if self.expected:
+        if self.written is None:
             return self._read_labels(call, label_result(result), annotator_id, low, high)
         if not isinstance(result, GenerateResult) or result.finish_reason == "failed":
-            return without_value(self, call, annotator_id, "failed", self.template)
+            return without_value(self, call, annotator_id, "failed", template)
         # A number of two digits that the token limit cut would be read as one digit.
         cut = result.finish_reason == "length" and high >= 10 and result.text[-1:].isdigit()
-        value = None if cut else self.parse(result.text, low, high)
-        if value is None:
-            return without_value(
-                self, call, annotator_id, "unparsed", self.template, raw=result.text
-            )
+        text = outside_fence(result.text, call.fence)
+        value = None if cut else self.parse(text, low, high)
+        if value is None or value == "abstain":
+            status: Literal["unparsed", "abstain"] = "unparsed" if value is None else "abstain"
+            return without_value(self, call, annotator_id, status, template, raw=result.text)
         return [
             judgement(
                 self,
@@ -153,22 +139,22 @@ class Scored:
                 score=mapped(value, low, high),
                 rationale=result.reasoning or None,
                 raw=result.text,
-                template_hash=self.template.hash,
+                template_hash=template.hash,
             )
         ]
 
     def _read_labels(
         self, call: Call, answer: ScoreResult | None, annotator_id: str, low: float, high: float
     ) -> list[Judgement]:
+        template = self.asking.template
         if answer is None:
-            return without_value(self, call, annotator_id, "failed", self.template)
+            return without_value(self, call, annotator_id, "failed", template)
         mass = label_mass(answer)
-        probs = {level: answer.label_probs[str(level)] for level in range(int(low), int(high) + 1)}
+        labels = level_labels(low, high)
+        probs = {level: answer.label_probs[label] for level, label in labels.items()}
         value = expected_level(probs)
         if value is None:
-            return without_value(
-                self, call, annotator_id, "unparsed", self.template, label_mass=mass
-            )
+            return without_value(self, call, annotator_id, "unparsed", template, label_mass=mass)
         total = sum(probs.values())
         return [
             judgement(
@@ -182,7 +168,7 @@ class Scored:
                 score=min(1.0, max(0.0, mapped(value, low, high))),
                 distribution={str(level): p / total for level, p in probs.items()},
                 label_mass=mass,
-                template_hash=self.template.hash,
+                template_hash=template.hash,
             )
         ]
 
@@ -194,31 +180,21 @@ def scale_of(principle: Principle | None, scale: Range, own_scales: bool) -> Ran
     return scale
 
 
-def sampling_of(spec: GeneratedJudge) -> Sampling:
-    """How the judge's answers are sampled; each call then gets its own seed."""
-    return Sampling(max_new_tokens=spec.max_new_tokens, temperature=spec.temperature)
+def level_labels(low: float, high: float) -> dict[int, str]:
+    """The label of each level: its digit, or a letter where a level has two digits.
+
+    "10" may be two tokens, of which the first would count for level 1 (METHODS: 2309.00267).
+    """
+    levels = range(int(low), int(high) + 1)
+    if high <= 9:
+        return {level: str(level) for level in levels}
+    return dict(zip(levels, ascii_uppercase, strict=False))
 
 
-def scored_needs(template: Template, expected: bool) -> frozenset[Capability]:
-    """What the engine must be able to do."""
-    return label_needs(template) if expected else frozenset({"generate"})
-
-
-def refuse_unused_options(spec: RatingJudge | AdditiveJudge) -> None:
-    """With `expected` nothing is sampled, so an option of sampling that was set is a mistake."""
-    for name in ("samples", "temperature", "max_new_tokens"):
-        if spec.expected and getattr(spec, name) != type(spec).model_fields[name].default:
-            raise ConfigError(
-                f"judge {spec.id}: `{name}` has no effect with `expected: true`, which reads "
-                "probabilities once and samples nothing; leave it out"
-            )
-
-
-def refuse_long_labels(judge: str, high: float) -> None:
-    """A level of two digits may be several tokens, and its first would count for another level."""
-    if high > LARGEST_LABEL:
+def refuse_many_levels(judge: str, low: float, high: float) -> None:
+    """There are letters for 26 levels."""
+    if high - low >= MOST_LEVELS:
         raise ConfigError(
-            f"judge {judge}: `expected: true` reads one-digit labels at the next token, so a scale "
-            f"may end at {LARGEST_LABEL} at most, not {high:g}; use a shorter scale or "
-            "`expected: false`"
+            f"judge {judge}: `expected: true` reads one label per level and knows {MOST_LEVELS}; "
+            f"the scale has {high - low + 1:g} levels; use a shorter one or `expected: false`"
         )

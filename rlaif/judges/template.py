@@ -6,15 +6,16 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rlaif.config import ParseSpec, TemplateJudge
 from rlaif.constitution import Constitution, Principle
 from rlaif.errors import ConfigError
-from rlaif.parsing import in_range, json_value, last_match, last_score, schema_fault
+from rlaif.parsing import in_range, json_value, last_match, last_score, schema_fault, worth_of
 from rlaif.templates import POINTWISE, Template, load_template
 
-from .common import hash_judge, text_principles
-from .scored import Scored, sampling_of, scored_needs
+from .common import Asking, hash_judge, sampling_of, text_principles
+from .scored import Scored
 
 ABOUT_ONE = frozenset({"principle", "principle_id", "examples", "scale"})
 """Variables that have a value only where each call is about one principle."""
@@ -22,24 +23,24 @@ ABOUT_ONE = frozenset({"principle", "principle_id", "examples", "scale"})
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads a number on [low, high] from an answer as a ParseSpec says, or None."""
+    """Reads a number on [low, high] from an answer as a ParseSpec says, "abstain", or None."""
 
     spec: ParseSpec
 
-    def __call__(self, text: str, low: float, high: float) -> float | None:
+    def __call__(self, text: str, low: float, high: float) -> float | Literal["abstain"] | None:
         if self.spec.json_schema is not None:
-            return in_range(self._json(text, self.spec.json_schema), low, high)
+            value = self._json(text, self.spec.json_schema)
+            return value if value == "abstain" else in_range(value, low, high)
         pattern = self.spec.pattern or ""
         if self.spec.values is not None:
-            return in_range(last_match(text, pattern, self.spec.values), low, high)
+            return last_match(text, pattern, self.spec.values)
         return last_score(text, low, high, pattern)
 
-    def _json(self, text: str, schema: dict[str, object]) -> float | None:
+    def _json(self, text: str, schema: dict[str, object]) -> float | Literal["abstain"] | None:
         value = json_value(text, schema, self.spec.field)
         if self.spec.values is not None:
             worth = {word.casefold(): number for word, number in self.spec.values.items()}
-            word = value if isinstance(value, str) else str(value)
-            return worth.get(word.strip().casefold())
+            return worth_of(value if isinstance(value, str) else str(value), worth)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         return float(value) if math.isfinite(value) else None
@@ -62,7 +63,7 @@ def check_parse(judge: str, parse: ParseSpec, low: float, high: float) -> None:
     if parse.json_schema is not None and (fault := schema_fault(parse.json_schema)):
         raise ConfigError(f"judge {judge}: `json_schema` is no JSON schema: {fault}")
     for word, value in (parse.values or {}).items():
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise ConfigError(
                 f"judge {judge}: {word!r} is worth {value:g}, outside the scale [{low:g}, {high:g}]"
             )
@@ -93,15 +94,13 @@ def build(spec: TemplateJudge, constitution: Constitution | None, beside: Path |
     return Scored(
         id=spec.id,
         judge_hash=hash_judge(spec, _asked(spec, principles, listed), template),
-        needs=scored_needs(template, expected=False),
-        template=template,
+        asking=Asking(template),
         principles=tuple(principles) if spec.per_principle else (),
         listed=tuple(listed),
         scale=spec.scale,
         own_scales=False,
-        expected=False,
         samples=spec.samples,
-        sampling=sampling_of(spec),
+        written=sampling_of(spec),
         parse=Reader(spec.parse),
         json_schema=spec.parse.json_schema,
     )

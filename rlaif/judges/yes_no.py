@@ -1,7 +1,8 @@
-"""P(yes) against P(no) at the next token, one call per completion and text principle.
+"""P(yes) against P(no) at the next token, per completion and text principle.
 
 After GenRM, 2408.15240, figure 3 and equation 4, where the score is the probability of Yes; here it
-is the share of Yes in the mass on both answers, and that mass is recorded.
+is the share of Yes in the mass on both answers, and that mass is recorded. With reasons first
+(section 3.3 there) the score is the mean over the sampled reasons.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ from pathlib import Path
 
 from rlaif.config import YesNoJudge
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.base import Capability, ScoreRequest
+from rlaif.engines.base import Capability
 from rlaif.errors import ConfigError
 from rlaif.parsing import label_share
 from rlaif.records import Completion, Judgement, Prompt
-from rlaif.templates import Template
 
 from .base import Answer, Call, call_id, judgement
 from .common import (
+    Asking,
+    asking,
     distinct_labels,
     hash_judge,
     judge_template,
     label_mass,
-    label_needs,
     label_result,
+    likeliest,
     template_values,
     text_principles,
     usable,
@@ -35,51 +37,58 @@ from .common import (
 
 @dataclass(frozen=True, slots=True)
 class YesNo:
-    """`score` is P(yes) / (P(yes) + P(no)), on [0, 1]; unparsed where both are 0."""
+    """`score` is P(yes) / (P(yes) + P(no)), on [0, 1]; unparsed where both are 0, abstain where
+    the abstaining label is likelier than either."""
 
     id: str
     judge_hash: str
-    needs: frozenset[Capability]
-    template: Template
+    asking: Asking
     principles: tuple[Principle, ...]
     labels: dict[str, tuple[str, ...]]
+    samples: int = 1
     comparative: bool = False
 
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """Label probabilities, and text where reasons are written first."""
+        return self.asking.needs
+
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
-        """One call per completion and principle; it has no request where the principle does not
-        apply to the prompt."""
+        """One call per completion, principle and sample; it has no request where the principle
+        does not apply to the prompt."""
         return [
-            self._call(prompt, completion, principle, seed)
+            self._call(prompt, completion, principle, index, seed)
             for completion in usable(completions)
             for principle in self.principles
+            for index in range(self.samples if principle.applies(prompt) else 1)
         ]
 
     def _call(
-        self, prompt: Prompt, completion: Completion, principle: Principle, seed: int
+        self, prompt: Prompt, completion: Completion, principle: Principle, index: int, seed: int
     ) -> Call:
-        name = call_id(self.judge_hash, [completion], principle.id)
-        request = None
-        if principle.applies(prompt):
-            values = template_values(
-                prompt, [completion], seed, principle=principle, principles=self.principles
-            )
-            messages, prefill = self.template.messages(values), self.template.prefill(values)
-            request = ScoreRequest(name, messages, prefill, self.labels)
-        return Call(name, prompt, (completion,), principle.id, 0, request)
+        name = call_id(self.judge_hash, [completion], principle.id, index)
+        if not principle.applies(prompt):
+            return Call(name, prompt, (completion,), principle.id, index, None)
+        values = template_values(
+            prompt, [completion], seed, principle=principle, principles=self.principles
+        )
+        request, then = self.asking.request(name, values, self.labels, seed)
+        return Call(name, prompt, (completion,), principle.id, index, request, then)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
+        template = self.asking.template
         if call.request is None:
-            return without_value(self, call, annotator_id, "not_applicable", self.template)
+            return without_value(self, call, annotator_id, "not_applicable", template)
         answer = label_result(result)
         if answer is None:
-            return without_value(self, call, annotator_id, "failed", self.template)
-        mass = label_mass(answer)
-        score = label_share(answer.label_probs["yes"], answer.label_probs["no"])
+            return without_value(self, call, annotator_id, "failed", template)
+        mass, probs = label_mass(answer), answer.label_probs
+        if likeliest(probs) == "abstain":
+            return without_value(self, call, annotator_id, "abstain", template, label_mass=mass)
+        score = label_share(probs["yes"], probs["no"])
         if score is None:
-            return without_value(
-                self, call, annotator_id, "unparsed", self.template, label_mass=mass
-            )
+            return without_value(self, call, annotator_id, "unparsed", template, label_mass=mass)
         return [
             judgement(
                 self,
@@ -91,7 +100,7 @@ class YesNo:
                 score=score,
                 distribution={"yes": score, "no": 1 - score},
                 label_mass=mass,
-                template_hash=self.template.hash,
+                template_hash=template.hash,
             )
         ]
 
@@ -101,17 +110,19 @@ def build(spec: YesNoJudge, constitution: Constitution | None, beside: Path | No
     principles = text_principles(spec, constitution)
     if not principles:
         raise ConfigError(
-            f"judge {spec.id}: kind yes_no asks about text principles, and there is none: give a "
-            "`constitution` with a principle that has `text` and no `check`, or name one in "
+            f"judge {spec.id}: kind {spec.kind} asks about text principles, and there is none: "
+            "give a `constitution` with a principle that has `text` and no `check`, or name one in "
             "`principles`"
         )
-    distinct_labels(spec, spec.yes_labels, spec.no_labels)
+    labels = distinct_labels(
+        spec, {"yes": spec.yes_labels, "no": spec.no_labels}, {"abstain": spec.abstain_labels}
+    )
     template = judge_template(spec, "yes_no.j2", beside, per_principle=True)
     return YesNo(
         id=spec.id,
         judge_hash=hash_judge(spec, principles, template),
-        needs=label_needs(template),
-        template=template,
+        asking=asking(spec, template),
         principles=tuple(principles),
-        labels={"yes": tuple(spec.yes_labels), "no": tuple(spec.no_labels)},
+        labels=labels,
+        samples=spec.samples,
     )

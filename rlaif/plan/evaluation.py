@@ -140,14 +140,15 @@ def _eval_judges(walk: Walk, step: EvaluateStep) -> list[Any]:
     judges = walk.experiment.all_judges()
     moving = {e.distill.id for e in walk.experiment.steps if e.distill is not None}
     wanted = [judges[j] for j in (step.judges if step.judges is not None else judges)]
-    return [judge for judge in wanted if getattr(judge, "by", None) not in moving]
+    return [judge for judge in wanted if not moving & set(judge.asks().values())]
 
 
-def _frozen(walk: Walk, judge: Any) -> Model | None:
+def _frozen(walk: Walk, judge: Any) -> dict[str, Model]:
     """An evaluation never uses a moving judge: reserved names mean the frozen M0."""
-    if not walk.asks(judge.id):
-        return None
-    return walk.initial if judge.by in RESERVED_MODELS else walk.named(judge.by)
+    return {
+        role: walk.initial if name in RESERVED_MODELS else walk.named(name)
+        for role, name in walk.names(judge).items()
+    }
 
 
 def _drift(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
@@ -156,10 +157,10 @@ def _drift(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
     first = walk.evaluations[step.id, walk.initial.key]["completions"]
     fixed = next(p for p in walk.done if p.hash == first)
     for judge in _eval_judges(walk, step):
-        by = getattr(judge, "by", None)
-        moving = walk.asks(judge.id) and by in ("policy", "current")
-        if moving and not walk.inputs.judges[judge.id].comparative:
+        now = {r: model for r, n in walk.names(judge).items() if n in ("policy", "current")}
+        if now and not walk.inputs.judges[judge.id].comparative:
             name = f"{step.id}.drift.{judge.id}"
-            made = judged(walk, judge, [fixed], model, name, DRIFT_PROMPTS)
+            models = _frozen(walk, judge) | now
+            made = judged(walk, judge, [fixed], models, name, DRIFT_PROMPTS)
             found[f"drift/{judge.id}"] = made.hash
     return found

@@ -87,7 +87,7 @@ def judged(
     walk: Walk,
     step: Any,
     sources: list[Planned],
-    model: Model | None,
+    models: dict[str, Model],
     name: str,
     limit: int | None = None,
 ) -> Planned:
@@ -97,7 +97,9 @@ def judged(
     known = all(s.prompts for s in sources)
     prompts = tuple(dict.fromkeys(p for s in sources for p in s.prompts))[:limit] if known else ()
     parts = [s.hash for s in sources]
-    identity = model.identity() if model else None
+    identities = {role: model.identity() for role, model in sorted(models.items())}
+    # A judge of one model is known by that model alone.
+    identity = identities.get("by") if len(identities) < 2 else identities
     facts = walk.facts(prompts if known else None)
     return walk.add(
         Planned(
@@ -108,7 +110,7 @@ def judged(
             walk.round,
             step,
             inputs={f"completions/{i}": s.hash for i, s in enumerate(sources)},
-            models={"by": model} if model else {},
+            models=models,
             prompts=prompts,
         )
     )

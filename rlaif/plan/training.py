@@ -36,10 +36,8 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
         if name not in judges:
             hint = suggest(name, sorted(judges))
             raise walk.inputs.fail(index, f"rewards: {name!r} is no judge{hint}", "rewards")
-        if walk.asks(name):
-            asked[f"judge/{name}"] = walk.model(
-                index, getattr(judges[name], "by", "policy"), "rewards"
-            )
+        for role, model in walk.asked(index, judges[name], "rewards").items():
+            asked[f"judge/{name}" if role == "by" else f"judge/{name}/{role}"] = model
     latest = {p.id: p for p in walk.preferences}
     mixes = getattr(step, "ptx_weight", 0.0) > 0
     used = walk.used(index, step.uses, latest, PREFERENCES) if mixes else []

@@ -48,7 +48,7 @@ def _walked(walk: Walk) -> list[Planned]:
     experiment = walk.experiment
     distilled = {e.distill.id for e in experiment.steps if e.distill is not None}
     for index, entry in enumerate(experiment.steps):
-        if entry.judge is not None and getattr(entry.judge, "by", None) not in distilled:
+        if entry.judge is not None and not distilled & set(entry.judge.asks().values()):
             walk.asked(index, entry.judge)
     for index, entry in enumerate(experiment.steps):
         if entry.evaluate is not None:

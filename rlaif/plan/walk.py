@@ -7,6 +7,7 @@ from typing import Any
 
 from rlaif.config import RESERVED_MODELS, ArmSpec, ModelSpec
 from rlaif.engines.base import Model
+from rlaif.judges.base import roles_of
 from rlaif.plan.base import PlanInputs, Planned
 from rlaif.yamlio import suggest
 
@@ -66,14 +67,15 @@ class Walk:
             index, f"{key}: {name!r} is no model{suggest(name, known)} or a model's folder", key
         )
 
-    def asked(self, index: int, step: Any) -> Model | None:
-        """The model that a judge step asks, at this point of the plan."""
-        by = getattr(step, "by", None)
-        return self.model(index, by, "by") if by and self.asks(step.id) else None
+    def asked(self, index: int, step: Any, key: str = "by") -> dict[str, Model]:
+        """The models that a judge asks, by role, at this point of the plan."""
+        names = self.names(step)
+        return {role: self.model(index, name, key) for role, name in names.items()}
 
-    def asks(self, judge_id: str) -> bool:
-        """Whether the judge asks a model at all."""
-        return bool(self.inputs.judges[judge_id].needs)
+    def names(self, step: Any) -> dict[str, str]:
+        """The names of the models that a judge asks, by role."""
+        names: dict[str, str] = step.asks()
+        return {role: names[role] for role in roles_of(self.inputs.judges[step.id])}
 
     def used(
         self,

@@ -1,4 +1,5 @@
-"""judge: every judge runs here; it says what to ask, this step asks, stores and resumes."""
+"""judge: a judge's judgements of the completions so far. Judges that ask once for a verdict are
+asked here, calls made as they are asked; the others in `asking`."""
 
 from __future__ import annotations
 
@@ -6,29 +7,19 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from itertools import chain, groupby
-from typing import Any, cast
+from itertools import chain
+from typing import Any
 
 from rlaif.data.labelled import LabelledPair
-from rlaif.engines.base import (
-    Engine,
-    GenerateRequest,
-    GenerateResult,
-    Model,
-    RewardRequest,
-    RewardResult,
-    ScoreRequest,
-    ScoreResult,
-)
+from rlaif.engines.base import Model
 from rlaif.errors import ConfigError
-from rlaif.judges.base import Call, Judge
-from rlaif.records import VALUED, Completion, Judgement, from_json
+from rlaif.judges.base import Call, Judge, Plain, is_staged
+from rlaif.records import VALUED, Completion, Judgement
+from rlaif.steps.asking import Kept, Request, results_of, verdicts
 from rlaif.steps.context import Engines, Progress, StepContext, by_prompt
 from rlaif.store import StepFolder
 
 RULE_BATCH = 256
-Request = GenerateRequest | ScoreRequest | RewardRequest
-KINDS = (RewardRequest, GenerateRequest, ScoreRequest)
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -36,29 +27,52 @@ def run(context: StepContext) -> dict[str, Any]:
     judge = context.judge()
     groups = _groups(context)
     done = {row["call_id"] for row in context.folder.read("judgements")}
-    names, silent, asking = set(), [], False
+    names, silent, asking, turns = set(), [], False, False
     for call in _calls(context, groups):
         names.add(call.call_id)
+        turns = turns or call.then is not None
         if call.request is None:
             silent.append(call)
         else:
             asking = asking or call.call_id not in done
+    if is_staged(judge) or turns:
+        return _in_turns(context, judge, groups)
     context.progress.start("judgements", len(names), len(done & names))
     parts = [_read_silent(judge, silent, done)]
     if asking:
         # Made again as they are asked, since a remote model's calls may be too many to hold.
         model, calls = context.planned.models.get("by"), _calls(context, groups)
-        parts.append(_ask_model(judge, model, context.engines, calls, done))
+        parts.append(ask_model(judge, model, context.engines, calls, done))
     for judgements in chain.from_iterable(parts):
         context.folder.append("judgements", judgements)
         count = len({j.call_id for j in judgements})
         context.progress.advance(count, note=context.engines.account.note())
     rows = context.folder.read("judgements")
+    return _summary(len(names), [row["status"] for row in rows])
+
+
+def _in_turns(
+    context: StepContext, judge: Judge, groups: Mapping[str, Sequence[Completion]]
+) -> dict[str, Any]:
+    """Judge with a judge that asks more than once for a verdict."""
+    made = verdicts(
+        judge,
+        context.planned.models,
+        context.engines,
+        [(context.prompts[name], completions) for name, completions in groups.items()],
+        context.planned.seed,
+        Kept(context.folder),
+        context.progress,
+    )
+    return _summary(len({j.call_id for j in made}), [j.status for j in made])
+
+
+def _summary(calls: int, found: Sequence[str]) -> dict[str, Any]:
     statuses: dict[str, int] = {}
-    for row in rows:
-        statuses[row["status"]] = statuses.get(row["status"], 0) + 1
+    for status in found:
+        statuses[status] = statuses.get(status, 0) + 1
     valued = sum(count for status, count in statuses.items() if status in VALUED)
-    counts = {"calls": len(names), "judgements": len(rows), "with_value": valued}
+    counts = {"calls": calls, "judgements": len(found), "with_value": valued}
     return {"counts": counts, "statuses": statuses}
 
 
@@ -73,16 +87,13 @@ def judge_labelled(
 ) -> list[Judgement]:
     """The judgements of labelled pairs, those in `folder` and those still missing, which are
     stored there batch by batch."""
-    made = (judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs)
-    calls = list({call.call_id: call for row in made for call in row}.values())
     folder.repair()
-    done = {row["call_id"] for row in folder.read("judgements")}
-    progress.start("judgements", len(calls), len(done))
-    for judgements in ask(judge, model, engines, calls, done):
-        folder.append("judgements", judgements)
-        progress.advance(len({j.call_id for j in judgements}))
+    models = {} if model is None else {"by": model}
+    groups = [(pair.prompt, [pair.first, pair.second]) for pair in pairs]
+    made = verdicts(judge, models, engines, groups, seed, Kept(folder), progress)
     progress.finish()
-    return [from_json(Judgement, row) for row in folder.read("judgements")]
+    # A pair may come twice in a file.
+    return list({judgement.judgement_id: judgement for judgement in made}.values())
 
 
 def _groups(context: StepContext) -> dict[str, list[Completion]]:
@@ -105,18 +116,8 @@ def _calls(context: StepContext, groups: Mapping[str, Sequence[Completion]]) -> 
         yield from judge.calls(context.prompts[prompt_id], completions, seed)
 
 
-def ask(
-    judge: Judge, model: Model | None, engines: Engines, calls: Sequence[Call], done: set[str]
-) -> Iterator[list[Judgement]]:
-    """Judgements of the calls that are not in `done`, a whole batch at a time. `model` answers
-    those that have a request."""
-    yield from _read_silent(judge, [c for c in calls if c.request is None], done)
-    if any(c.request is not None and c.call_id not in done for c in calls):
-        yield from _ask_model(judge, model, engines, calls, done)
-
-
 def _read_silent(
-    judge: Judge, calls: Sequence[Call], done: AbstractSet[str]
+    judge: Plain, calls: Sequence[Call], done: AbstractSet[str]
 ) -> Iterator[list[Judgement]]:
     """Judgements of calls that ask no model."""
     left = [c for c in calls if c.call_id not in done]
@@ -125,8 +126,8 @@ def _read_silent(
         yield [j for call in batch for j in judge.read(call, None, f"program:{judge.id}")]
 
 
-def _ask_model(
-    judge: Judge, model: Model | None, engines: Engines, calls: Iterable[Call], done: set[str]
+def ask_model(
+    judge: Plain, model: Model | None, engines: Engines, calls: Iterable[Call], done: set[str]
 ) -> Iterator[list[Judgement]]:
     """Judgements of the calls that have a request. A concurrent engine draws them as it goes, and
     none is held longer than its answer takes."""
@@ -146,7 +147,7 @@ def _ask_model(
                 yield call.request
 
     began = time.monotonic()
-    for results in _results(engine, requests(), done):
+    for results in results_of(engine, requests(), done):
         share = (time.monotonic() - began) / len(results)
         yield [
             replace(j, latency=result.seconds if engine.concurrent else share, cost=result.cost)
@@ -154,18 +155,3 @@ def _ask_model(
             for j in judge.read(open_calls.pop(result.request_id), result, annotator)
         ]
         began = time.monotonic()
-
-
-def _results(
-    engine: Engine, requests: Iterable[Request], done: set[str]
-) -> Iterator[list[GenerateResult] | list[ScoreResult] | list[RewardResult]]:
-    if not engine.concurrent:
-        # Batches are laid out from the whole set, one kind of request after the other.
-        requests = sorted(requests, key=lambda request: KINDS.index(type(request)))
-    for kind, run in groupby(requests, key=type):
-        if kind is RewardRequest:
-            yield from engine.reward(cast(Iterable[RewardRequest], run), done)
-        elif kind is GenerateRequest:
-            yield from engine.generate(cast(Iterable[GenerateRequest], run), done)
-        else:
-            yield from engine.score(cast(Iterable[ScoreRequest], run), done)

@@ -19,16 +19,16 @@ from rlaif.chat import is_unicode
 from rlaif.compare.aggregate import candidate_scores, combine
 from rlaif.config.training import OnPolicyTrain
 from rlaif.device import pick_device
-from rlaif.engines.base import GenerateRequest, GenerateResult, Sampler, Sampling
+from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, Sampling
 from rlaif.engines.build import REMOTE
 from rlaif.engines.encoding import context_of, load_encoding
 from rlaif.engines.hf import HfEngine
 from rlaif.errors import RlaifError
-from rlaif.judges.base import Judge
+from rlaif.judges.base import Judge, roles_of
 from rlaif.plan import round_prompts
 from rlaif.records import Completion, Judgement, Prompt, content_hash, from_json
+from rlaif.steps.asking import Kept, verdicts
 from rlaif.steps.context import StepContext
-from rlaif.steps.judge import ask
 from rlaif.train.export import write_weights
 from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.model import TrainModel
@@ -74,9 +74,7 @@ class Rollouts:
         self.overlong = len(context.planned.prompts) - len(self.prompts)
         rows = context.folder.read("completions")
         self.completions = {row["completion_id"]: from_json(Completion, row) for row in rows}
-        self.judgements: dict[str, list[Judgement]] = defaultdict(list)
-        for row in context.folder.read("judgements"):
-            self.judgements[row["call_id"]].append(from_json(Judgement, row))
+        self.kept = Kept(context.folder)
 
     def collect(self, number: int, model: TrainModel) -> list[Group]:
         """Rollout `number` (from 0) with its rewards."""
@@ -165,13 +163,13 @@ class Rollouts:
                 made |= ready
                 known = [self.context.prompts[i] for i in ready]
                 asked += [beside.submit(self._judge, judge, known, ready) for judge in remote]
-            for verdicts in asked:
-                verdicts.result()
+            for answered in asked:
+                answered.result()
         return made
 
     def _is_remote(self, judge: Judge) -> bool:
-        model = self.context.planned.models.get(f"judge/{judge.id}")
-        return model is not None and model.spec.engine in REMOTE
+        models = self._models(judge).values()
+        return bool(models) and all(model.spec.engine in REMOTE for model in models)
 
     def _sample(
         self, number: int, prompts: Sequence[Prompt], model: TrainModel
@@ -239,10 +237,10 @@ class Rollouts:
         scores: dict[str, dict[str, Any]] = {p.prompt_id: {} for p in prompts}
         for name in self.step.rewards:
             judge = self.context.inputs.judges[name]
-            verdicts = self._judge(judge, prompts, made)
+            read = self._judge(judge, prompts, made)
             for prompt in prompts:
                 scores[prompt.prompt_id][name] = candidate_scores(
-                    verdicts[prompt.prompt_id], self.context.planned.options["principle_weights"]
+                    read[prompt.prompt_id], self.context.planned.options["principle_weights"]
                 )
         rewards: dict[str, float | None] = {}
         for by_judge in scores.values():
@@ -252,18 +250,25 @@ class Rollouts:
     def _judge(
         self, judge: Judge, prompts: Sequence[Prompt], made: dict[str, list[Completion]]
     ) -> dict[str, list[Judgement]]:
-        seed = self.context.planned.seed
-        calls = [c for p in prompts for c in judge.calls(p, made[p.prompt_id], seed)]
-        done = self.judgements.keys() & {c.call_id for c in calls}
-        model = self.context.planned.models.get(f"judge/{judge.id}")
-        for batch in ask(judge, model, self.context.engines, calls, set(done)):
-            self.context.folder.append("judgements", batch)
-            for judgement in batch:
-                self.judgements[judgement.call_id].append(judgement)
+        groups = [(p, made[p.prompt_id]) for p in prompts]
         found: dict[str, list[Judgement]] = defaultdict(list)
-        for call in calls:
-            found[call.prompt.prompt_id] += self.judgements[call.call_id]
+        for judgement in verdicts(
+            judge,
+            self._models(judge),
+            self.context.engines,
+            groups,
+            self.context.planned.seed,
+            self.kept,
+        ):
+            found[judgement.prompt_id].append(judgement)
         return found
+
+    def _models(self, judge: Judge) -> dict[str, Model]:
+        """The judge's models by role."""
+        place, planned = f"judge/{judge.id}", self.context.planned.models
+        named = {n.removeprefix(f"{place}/"): m for n, m in planned.items()}
+        own = {role: named[role] for role in roles_of(judge) if role in named}
+        return own | ({"by": planned[place]} if place in planned else {})
 
     def _answer(self, completion: Completion, rewards: dict[str, float | None]) -> Answer | None:
         if completion.finish_reason == "failed" or not completion.token_ids:

@@ -16,7 +16,7 @@ from rlaif.engines.build import EnginePool
 from rlaif.judges.base import Call, Judge
 from rlaif.judges.build import build_judge
 from rlaif.records import Completion, Judgement, content_hash, make_prompt
-from rlaif.steps.judge import ask
+from rlaif.steps.judge import ask_model
 from rlaif.store import Store
 
 
@@ -61,7 +61,7 @@ def judged(out: Path, model: Model, count: int, budget: float | None = None) -> 
     done = {row["call_id"] for row in folder.read("judgements")}
     judge, pool = yes_no(), EnginePool(store, budget=budget)
     added: list[Judgement] = []
-    for batch in ask(judge, model, pool, list(calls(judge, count)), done):
+    for batch in ask_model(judge, model, pool, list(calls(judge, count)), done):
         folder.append("judgements", batch)
         added += batch
     return added

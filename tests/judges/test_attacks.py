@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.judges.attacks import ATTACKS
@@ -13,6 +13,7 @@ ANSWER = "Cherries are red.\nSo are some apples."
 
 
 @pytest.mark.parametrize("name", ATTACKS)
+@settings(deadline=None)
 @given(answer=st.text(max_size=80), seed=st.integers(0, 5))
 def test_the_same_answer_and_seed_give_the_same_text(name: str, answer: str, seed: int) -> None:
     attack = ATTACKS[name]

@@ -12,12 +12,12 @@ import pytest
 from pydantic import TypeAdapter
 
 from rlaif.compare.aggregate import candidate_scores
-from rlaif.config import AnyJudge, JudgeStep
+from rlaif.config import JudgeBase, JudgeStep
 from rlaif.constitution import Constitution
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Call, Judge
-from rlaif.judges.build import JUDGES, build_judge
+from rlaif.judges.build import build_judge
 from rlaif.records import Completion, Judgement, Prompt, content_hash, make_prompt
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}])
@@ -59,7 +59,7 @@ def constitution(data: Any = RULES) -> Constitution:
 
 
 def judge_of(spec: dict[str, Any], rules: Constitution | None = None, **more: Any) -> Judge:
-    model: AnyJudge = TypeAdapter(JudgeStep).validate_python(spec | more)
+    model: JudgeBase = TypeAdapter(JudgeStep).validate_python(spec | more)
     return build_judge(model, rules)
 
 
@@ -281,11 +281,23 @@ def test_expected_rating_is_the_mean_level() -> None:
     assert shifted.score == pytest.approx(0.625)
 
 
-def test_expected_refuses_long_labels_and_options_without_effect() -> None:
-    with pytest.raises(ConfigError, match="one-digit"):
-        judge_of({"kind": "rating", "expected": True, "scale": [1, 10]})
-    with pytest.raises(ConfigError, match="`temperature` has no effect"):
+def test_expected_refuses_many_levels_and_options_without_effect() -> None:
+    with pytest.raises(ConfigError, match="knows 26"):
+        judge_of({"kind": "rating", "expected": True, "scale": [0, 26]})
+    with pytest.raises(ValueError, match="`temperature` has no effect"):
         judge_of({"kind": "rating", "expected": True, "temperature": 0.5})
+
+
+def test_levels_of_two_digits_have_letters() -> None:
+    judge = judge_of({"kind": "direct"})
+    (call,) = judge.calls(PROMPT, [CHERRY], seed=1)
+    assert isinstance(call.request, ScoreRequest)
+    assert list(call.request.labels) == list("ABCDEFGHIJ")
+    assert "A = 1, " in text_of(call) and "J = 10." in text_of(call)
+    assert read_one(judge, call, labels(call, J=0.3)).score == 1.0
+    assert read_one(judge, call, labels(call, A=0.3)).score == 0.0
+    uniform = read_one(judge, call, labels(call, **dict.fromkeys("ABCDEFGHIJ", 0.05)))
+    assert uniform.score == pytest.approx(0.5)
 
 
 def test_additive_takes_seeded_samples() -> None:
@@ -468,8 +480,3 @@ def test_a_judge_module_that_needs_something_absent_says_so(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match="it needs absent_dependency"):
         judge_of({"kind": "needy_judge:X"})
-
-
-def test_every_kind_of_the_config_has_a_judge() -> None:
-    # Reward models have tests of their own, in tests/train/test_reward_model.py.
-    assert set(JUDGES) == {spec["kind"] for spec in EVERY.values()} | {"reward_model"}

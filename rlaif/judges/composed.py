@@ -1,0 +1,93 @@
+"""What judges share whose verdicts rest on several answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from rlaif.engines.base import Capability
+from rlaif.records import AnnotatorKind, Completion, Judgement, Status
+
+from .base import Answered, Call, Judge, call_id, is_staged, judgement
+
+
+def all_needs(roles: Mapping[str, frozenset[Capability]]) -> frozenset[Capability]:
+    """What the models of all roles must be able to do, taken together."""
+    return frozenset[Capability]().union(*roles.values())
+
+
+def under(place: str, calls: Iterable[Call]) -> list[Call]:
+    """The calls of the judge at `place`, with the roles that it gave them."""
+    prefix = f"{place}/"
+    return [
+        replace(call, role=call.role.removeprefix(prefix))
+        for call in calls
+        if call.role.startswith(prefix)
+    ]
+
+
+def placed(place: str, calls: Iterable[Call]) -> list[Call]:
+    """Calls of the judge at `place`, with roles that say so."""
+    return [replace(call, role=f"{place}/{call.role}") for call in calls]
+
+
+def follow_within(
+    place: str, judge: Judge, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
+) -> list[Call]:
+    """What the judge at `place` asks further."""
+    own = under(place, calls)
+    return placed(place, judge.follow(own, answers, seed)) if is_staged(judge) else []
+
+
+def annotators(calls: Iterable[Call], answers: Mapping[str, Answered], judge_id: str) -> str:
+    """Who answered the calls, or the judge's own program where no model was asked."""
+    names = {answers[c.call_id].annotator_id for c in calls if c.call_id in answers}
+    return " + ".join(sorted(names)) or f"program:{judge_id}"
+
+
+def concluded(
+    judge: Judge,
+    calls: Sequence[Call],
+    shown: Sequence[Completion],
+    annotator_id: str,
+    status: Status,
+    *,
+    score: float | None = None,
+    prob_first: float | None = None,
+    distribution: dict[str, float] | None = None,
+    principle: str | None = None,
+    rationale: str | None = None,
+    raw: str | None = None,
+    kind: AnnotatorKind = "ai",
+) -> Judgement:
+    """One verdict of a judge that rests on several calls, about the first of `shown`. It is a
+    program's where no model was asked."""
+    name = call_id(judge.judge_hash, shown, principle)
+    own = Call(name, calls[0].prompt, tuple(shown), principle, 0, None)
+    return judgement(
+        judge,
+        own,
+        shown[0],
+        annotator_id,
+        "rule" if annotator_id.startswith("program:") else kind,
+        status,
+        score=score,
+        prob_first=prob_first,
+        distribution=distribution,
+        rationale=rationale,
+        raw=raw,
+    )
+
+
+def completions_of(calls: Iterable[Call]) -> list[Completion]:
+    """The completions that calls are about, in the order of sampling."""
+    found = {c.completion_id: c for call in calls for c in call.shown}
+    return sorted(found.values(), key=lambda c: (c.sample_index, c.completion_id))
+
+
+def missing_status(statuses: Iterable[Status]) -> Status:
+    """The one status of a verdict that could not be reached for want of others."""
+    given = set(statuses)
+    if given and given <= {"abstain", "not_applicable"}:
+        return "abstain" if "abstain" in given else "not_applicable"
+    return "failed" if "failed" in given else "unparsed"

@@ -1,0 +1,225 @@
+"""A jury: several judges, each with a model of its own if wished, and one verdict.
+
+After PoLL (2404.18796, section 2): scores are averaged, or each juror votes on each pair. Measured
+accuracies become weights ln(a / (1 - a)), which is the best weighting of independent voters
+(Nitzan and Paroush, 1982); a juror at or below chance weighs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+from rlaif.compare.aggregate import Scores, candidate_scores, combine, weighted_mean
+from rlaif.config import JuryJudge
+from rlaif.constitution import Constitution
+from rlaif.engines.base import Capability
+from rlaif.errors import ConfigError
+from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
+from rlaif.resources import find
+from rlaif.store import read_json
+from rlaif.yamlio import suggest
+
+from .base import Answered, Call, Judge, most_calls, roles_of, verdicts_of
+from .composed import (
+    all_needs,
+    annotators,
+    completions_of,
+    concluded,
+    follow_within,
+    missing_status,
+    placed,
+    under,
+)
+
+SUREST = 0.99
+"""The highest accuracy that is believed: a perfect record on few pairs must not outvote all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jury:
+    """With `pool` mean: `score` is the jurors' weighted mean, one judgement per completion. With
+    vote: `prob_first` is the share of the weight that ranks the first higher, one judgement per
+    pair; half goes each way where a juror ranks both alike. `distribution` holds each juror's."""
+
+    id: str
+    judge_hash: str
+    members: tuple[Judge, ...]
+    weights: Mapping[str, float]
+    pool: Literal["mean", "vote"]
+    missing: Literal["drop", "renormalise"]
+    principle_weights: Mapping[str, float]
+
+    @property
+    def comparative(self) -> bool:
+        """Whether the verdict is about pairs."""
+        return self.pool == "vote"
+
+    @property
+    def roles(self) -> Mapping[str, frozenset[Capability]]:
+        """The jurors' models, by juror and role."""
+        return {
+            f"{m.id}/{role}": needs for m in self.members for role, needs in roles_of(m).items()
+        }
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """What the jurors' models must be able to do, taken together."""
+        return all_needs(self.roles)
+
+    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
+        """The jurors' calls."""
+        return [
+            call for m in self.members for call in placed(m.id, m.calls(prompt, completions, seed))
+        ]
+
+    def follow(
+        self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
+    ) -> list[Call]:
+        """What jurors ask further."""
+        return [c for m in self.members for c in follow_within(m.id, m, calls, answers, seed)]
+
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """The jurors' sum."""
+        return sum(most_calls(m, under(m.id, calls)) for m in self.members)
+
+    def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
+        """One judgement per completion, or per pair of them."""
+        completions = completions_of(calls)
+        read = {m.id: verdicts_of(m, under(m.id, calls), answers) for m in self.members}
+        scores = {
+            juror: candidate_scores(rows, self.principle_weights, self.missing == "renormalise")
+            for juror, rows in read.items()
+        }
+        status = missing_status(j.status for rows in read.values() for j in rows if not _valued(j))
+        who = annotators(calls, answers, self.id)
+        if self.pool == "mean":
+            return self._means(calls, completions, scores, who, status)
+        return [
+            self._vote(calls, pair, scores, who, status) for pair in combinations(completions, 2)
+        ]
+
+    def _means(
+        self,
+        calls: Sequence[Call],
+        completions: Sequence[Completion],
+        scores: Mapping[str, Scores],
+        who: str,
+        status: Status,
+    ) -> list[Judgement]:
+        means = combine(scores, self.weights, self.missing)
+        found = []
+        for completion in completions:
+            name = completion.completion_id
+            mean = means.get(name)
+            own = {m: s for m, row in scores.items() if (s := row.get(name)) is not None}
+            found.append(
+                concluded(
+                    self,
+                    calls,
+                    [completion],
+                    who,
+                    status if mean is None else "ok",
+                    score=mean,
+                    distribution=own or None,
+                )
+            )
+        return found
+
+    def _vote(
+        self,
+        calls: Sequence[Call],
+        pair: tuple[Completion, Completion],
+        scores: Mapping[str, Scores],
+        who: str,
+        status: Status,
+    ) -> Judgement:
+        votes = {}
+        for juror, row in scores.items():
+            one, other = (row.get(c.completion_id) for c in pair)
+            if one is not None and other is not None:
+                votes[juror] = 0.5 if one == other else float(one > other)
+        wanted = [m for m, weight in self.weights.items() if weight > 0]
+        whole = self.missing == "renormalise" or all(m in votes for m in wanted)
+        prob = weighted_mean((v, self.weights[m]) for m, v in votes.items()) if whole else None
+        if prob is not None:
+            status = "tie" if prob == 0.5 else "ok"
+        return concluded(
+            self, calls, pair, who, status, prob_first=prob, distribution=votes or None
+        )
+
+
+def _valued(judgement: Judgement) -> bool:
+    return judgement.score is not None or judgement.prob_first is not None
+
+
+def accuracy_weight(accuracy: float) -> float:
+    """ln(a / (1 - a)), at least 0, for an accuracy on [0, 1]; above 0.99 it grows no more."""
+    sure = min(accuracy, SUREST)
+    return max(0.0, math.log(sure) - math.log(1 - sure)) if sure > 0 else 0.0
+
+
+def build(spec: JuryJudge, constitution: Constitution | None, beside: Path | None) -> Jury:
+    """The jury of a spec. Raises ConfigError for weights that name no juror."""
+    from .build import build_judge
+
+    members = tuple(build_judge(juror, constitution, beside) for juror in spec.of)
+    weights = _weights(spec, beside)
+    principle_weights = {p.id: p.weight for p in constitution.principles} if constitution else {}
+    hashes = sorted((m.id, m.judge_hash) for m in members)
+    options = [spec.pool, spec.missing, weights, principle_weights]
+    return Jury(
+        id=spec.id,
+        judge_hash=content_hash("jury", spec.id, hashes, options),
+        members=members,
+        weights=weights,
+        pool=spec.pool,
+        missing=spec.missing,
+        principle_weights=principle_weights,
+    )
+
+
+def _weights(spec: JuryJudge, beside: Path | None) -> dict[str, float]:
+    ids = [juror.id for juror in spec.of]
+    if spec.weights is not None:
+        given = spec.weights
+    elif spec.accuracy is not None:
+        known = (
+            spec.accuracy if isinstance(spec.accuracy, dict) else _measured(spec.accuracy, beside)
+        )
+        lacking = sorted(set(ids) - set(known))
+        if lacking:
+            raise ConfigError(f"judge {spec.id}: `accuracy` lacks juror {lacking[0]!r}")
+        given = {name: accuracy_weight(known[name]) for name in known}
+    else:
+        given = dict.fromkeys(ids, 1.0)
+    strangers = sorted(set(given) - set(ids))
+    if strangers and not isinstance(spec.accuracy, str):
+        hint = suggest(strangers[0], ids)
+        raise ConfigError(f"judge {spec.id}: {strangers[0]!r} is no juror{hint}")
+    weights = {name: given.get(name, 1.0) for name in ids}
+    if not any(weights.values()):
+        raise ConfigError(
+            f"judge {spec.id}: no juror weighs anything (an accuracy of 0.5 or less weighs 0)"
+        )
+    return weights
+
+
+def _measured(name: str, beside: Path | None) -> dict[str, float]:
+    """Judge id to agreement, from the file that `judge-bench --json` wrote."""
+    path = find(name, beside)
+    data = read_json(path)
+    judges = data.get("judges") if isinstance(data, dict) else None
+    rows = judges if isinstance(judges, dict) else {}
+    found = {n: r["agreement"] for n, r in rows.items() if isinstance(r, dict) and "agreement" in r}
+    if not found:
+        raise ConfigError(
+            "no accuracies: expected {judges: {ID: {agreement: FRACTION}}}, as judge-bench --json "
+            "writes",
+            path,
+        )
+    return found

@@ -1,0 +1,204 @@
+"""A judge of judgements: several of one answer are compared, and count by their Elo.
+
+After meta-rewarding (2407.19594, section 2.3), which trains on the best and the worst judgement;
+here the answer's score is the mean of its judgements' scores under softmax(Elo), so that equal
+judgements count alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlaif.config import MetaJudge, PairwiseJudge, WritingJudge
+from rlaif.constitution import Constitution
+from rlaif.engines.base import Capability
+from rlaif.errors import ConfigError
+from rlaif.records import Completion, Judgement, Prompt, content_hash
+
+from . import pairwise
+from .base import Answered, Call, Judge, most_calls, roles_of, verdicts_of
+from .composed import (
+    all_needs,
+    annotators,
+    concluded,
+    follow_within,
+    missing_status,
+    placed,
+    under,
+)
+from .elo import battles, elo
+
+Key = tuple[str, str | None]
+"""An answer and the principle by which it was judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """`score` is the weighted mean of the scores of an answer's judgements, on [0, 1];
+    `distribution` holds each one's score and Elo, `rationale` the text of the best."""
+
+    id: str
+    judge_hash: str
+    inner: Judge
+    comparer: pairwise.Pairwise
+    comparative: bool = False
+
+    @property
+    def roles(self) -> Mapping[str, frozenset[Capability]]:
+        """The meta-judge's model, and those of the judge within."""
+        within = {f"judge/{role}": needs for role, needs in roles_of(self.inner).items()}
+        return {"by": self.comparer.needs} | within
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """What the models must be able to do, taken together."""
+        return all_needs(self.roles)
+
+    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
+        """The calls of the judge within."""
+        return placed("judge", self.inner.calls(prompt, completions, seed))
+
+    def follow(
+        self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
+    ) -> list[Call]:
+        """What the judge within asks further; then the comparisons of its judgements."""
+        further = follow_within("judge", self.inner, calls, answers, seed)
+        if further or any(call.role == "by" for call in calls):
+            return further
+        made = []
+        for group in self._judgements(calls, answers).values():
+            texts = [_as_completion(j) for j in group if j.score is not None and _text(j)]
+            if len(texts) > 1:
+                subject = next(
+                    c for call in calls for c in call.shown if c.completion_id == group[0].subject
+                )
+                made += self.comparer.calls(_with_answer(calls[0].prompt, subject), texts, seed)
+        return made
+
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """Those of the judge within, and both orders of every two judgements of an answer."""
+        own = under("judge", calls)
+        groups = Counter((c.shown[0].completion_id, c.principle) for c in own)
+        return most_calls(self.inner, own) + sum(k * (k - 1) for k in groups.values())
+
+    def _judgements(
+        self, calls: Sequence[Call], answers: Mapping[str, Answered]
+    ) -> dict[Key, list[Judgement]]:
+        found: dict[Key, list[Judgement]] = {}
+        for judgement in verdicts_of(self.inner, under("judge", calls), answers):
+            found.setdefault((judgement.subject, judgement.principle), []).append(judgement)
+        return found
+
+    def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
+        """One judgement per completion and principle."""
+        compared = [call for call in calls if call.role == "by"]
+        who = annotators(calls, answers, self.id)
+        subjects = {c.completion_id: c for call in calls for c in call.shown}
+        return [
+            self._judge(subjects[subject], principle, group, calls, compared, answers, who)
+            for (subject, principle), group in self._judgements(calls, answers).items()
+        ]
+
+    def _judge(
+        self,
+        subject: Completion,
+        principle: str | None,
+        group: Sequence[Judgement],
+        calls: Sequence[Call],
+        compared: Sequence[Call],
+        answers: Mapping[str, Answered],
+        who: str,
+    ) -> Judgement:
+        valued = [j for j in group if j.score is not None]
+        if not valued:
+            status = missing_status(j.status for j in group)
+            return concluded(self, calls, [subject], who, status, principle=principle)
+        place = {j.judgement_id: index for index, j in enumerate(valued)}
+        own = [c for c in compared if c.shown[0].completion_id in place]
+        ratings = elo(battles(len(valued), self._verdicts(own, place, answers)))
+        shares = np.exp(ratings - ratings.max())
+        scores = np.array([j.score for j in valued], dtype=float)
+        kept = {f"score/{j.sample_index}": float(s) for j, s in zip(valued, scores, strict=True)}
+        kept |= {f"elo/{j.sample_index}": float(e) for j, e in zip(valued, ratings, strict=True)}
+        return concluded(
+            self,
+            calls,
+            [subject],
+            who,
+            "ok",
+            score=min(1.0, max(0.0, float(shares @ scores / shares.sum()))),
+            distribution=kept,
+            principle=principle,
+            rationale=_text(valued[int(np.argmax(ratings))]) or None,
+        )
+
+    def _verdicts(
+        self, own: Sequence[Call], place: Mapping[str, int], answers: Mapping[str, Answered]
+    ) -> list[tuple[int, int, float]]:
+        read = verdicts_of(self.comparer, own, answers)
+        return [
+            (place[j.shown[0]], place[j.shown[1]], j.prob_first)
+            for j in read
+            if j.prob_first is not None
+        ]
+
+
+def _text(judgement: Judgement) -> str:
+    return (judgement.raw or judgement.rationale or "").strip()
+
+
+def _as_completion(judgement: Judgement) -> Completion:
+    """A judgement's text as something that can be compared."""
+    text = _text(judgement)
+    return Completion(
+        completion_id=judgement.judgement_id,
+        prompt_id=judgement.prompt_id,
+        sample_index=judgement.sample_index,
+        messages=[{"role": "assistant", "content": text}],
+        model=judgement.annotator_id,
+        weights_hash="",
+        sampling={},
+        finish_reason="stop",
+        digest=content_hash(text),
+    )
+
+
+def _with_answer(prompt: Prompt, answer: Completion) -> Prompt:
+    """The prompt with the judged answer as its last turn."""
+    messages = [*prompt.messages, *answer.messages[-1:]]
+    return Prompt(prompt.prompt_id, messages, prompt.source, prompt.tags, prompt.reference)
+
+
+def build(spec: MetaJudge, constitution: Constitution | None, beside: Path | None) -> Meta:
+    """The judge of a spec. Raises ConfigError when there would be nothing to compare."""
+    from .build import build_judge
+
+    inner = build_judge(spec.judge, constitution, beside)
+    if spec.principles is not None:
+        raise ConfigError(f"judge {spec.id}: `principles` belongs to its `judge`; set it there")
+    own = spec.judge
+    writes = isinstance(own, WritingJudge) and own.writes and own.samples > 1
+    if inner.comparative or not writes:
+        raise ConfigError(
+            f"judge {spec.id}: a meta-judge compares written judgements of one answer: its `judge` "
+            "must score single answers, write text, and have `samples` of 2 or more"
+        )
+    comparer = pairwise.build(
+        PairwiseJudge(
+            kind="pairwise",
+            id=spec.id,
+            by=spec.by,
+            template=spec.template or "prompts/judges/meta.j2",
+            first_labels=spec.first_labels,
+            second_labels=spec.second_labels,
+        ),
+        None,
+        beside,
+    )
+    name = content_hash("meta", spec.id, inner.judge_hash, comparer.judge_hash)
+    return Meta(spec.id, name, inner, comparer)

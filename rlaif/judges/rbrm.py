@@ -1,0 +1,135 @@
+"""A rubric classifier: the model says which class an answer falls into, a table says its reward.
+
+After GPT-4's rule-based reward models (2303.08774, appendix): the reward of a class depends on
+whether the prompt is one that should be refused, which the prompt's tags say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+
+from rlaif.config import RbrmJudge
+from rlaif.config.rubrics import RewardTable
+from rlaif.constitution import Constitution
+from rlaif.engines.base import Capability
+from rlaif.errors import ConfigError
+from rlaif.records import Completion, Judgement, Prompt
+from rlaif.templates import CLASSES
+
+from .base import Answer, Call, call_id, judgement
+from .common import (
+    Asking,
+    asking,
+    hash_judge,
+    judge_template,
+    label_mass,
+    label_result,
+    likeliest,
+    template_values,
+    usable,
+    without_value,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rbrm:
+    """`score` is the mean reward under the classes' probabilities (with `soft`), or the likeliest
+    class's, on [0, 1]. `classes` is (letter, id, text). A prompt that no table is for is
+    not_applicable."""
+
+    id: str
+    judge_hash: str
+    asking: Asking
+    classes: tuple[tuple[str, str, str], ...]
+    tables: tuple[RewardTable, ...]
+    soft: bool
+    samples: int
+    comparative: bool = False
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """Label probabilities, and text where reasons are written first."""
+        return self.asking.needs
+
+    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
+        """One call per completion and sample; it has no request where no table fits the prompt."""
+        fits = table_of(self.tables, prompt) is not None
+        return [
+            self._call(prompt, completion, index, seed, fits)
+            for completion in usable(completions)
+            for index in range(self.samples if fits else 1)
+        ]
+
+    def _call(
+        self, prompt: Prompt, completion: Completion, index: int, seed: int, fits: bool
+    ) -> Call:
+        name = call_id(self.judge_hash, [completion], None, index)
+        if not fits:
+            return Call(name, prompt, (completion,), None, index, None)
+        shown = [(letter, text) for letter, _, text in self.classes]
+        values = template_values(prompt, [completion], seed, classes=shown)
+        labels = {letter: (letter, f" {letter}") for letter, _, _ in self.classes}
+        request, then = self.asking.request(name, values, labels, seed)
+        return Call(name, prompt, (completion,), None, index, request, then)
+
+    def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
+        """One judgement; `distribution` holds the share of each class."""
+        template = self.asking.template
+        rewards = table_of(self.tables, call.prompt)
+        if rewards is None:
+            return without_value(self, call, annotator_id, "not_applicable", template)
+        answer = label_result(result)
+        if answer is None:
+            return without_value(self, call, annotator_id, "failed", template)
+        mass = label_mass(answer)
+        probs = {name: answer.label_probs[letter] for letter, name, _ in self.classes}
+        total, likely = sum(probs.values()), likeliest(probs)
+        if not total > 0 or (likely is None and not self.soft):
+            return without_value(self, call, annotator_id, "unparsed", template, label_mass=mass)
+        shares = {name: p / total for name, p in probs.items()}
+        mean = sum(rewards[name] * share for name, share in shares.items())
+        score = mean if self.soft or likely is None else rewards[likely]
+        return [
+            judgement(
+                self,
+                call,
+                call.shown[0],
+                annotator_id,
+                "ai",
+                "ok",
+                score=min(1.0, max(0.0, score)),
+                distribution=shares,
+                label_mass=mass,
+                template_hash=template.hash,
+            )
+        ]
+
+
+def table_of(tables: Sequence[RewardTable], prompt: Prompt) -> Mapping[str, float] | None:
+    """The rewards of the first table that is for the prompt, by class, or None."""
+    for table in tables:
+        if table.tags is None or set(table.tags) & set(prompt.tags):
+            return table.rewards
+    return None
+
+
+def build(spec: RbrmJudge, constitution: Constitution | None, beside: Path | None) -> Rbrm:
+    """The judge of a spec. Raises ConfigError when it names principles: its classes are its own."""
+    if spec.principles is not None:
+        raise ConfigError(f"judge {spec.id}: an rbrm judges by its `classes`; drop `principles`")
+    template = judge_template(
+        spec, "rbrm.j2", beside, allowed=CLASSES, required=frozenset({"response", "classes"})
+    )
+    letters = zip(ascii_uppercase, spec.classes, strict=False)
+    return Rbrm(
+        id=spec.id,
+        judge_hash=hash_judge(spec, (), template),
+        asking=asking(spec, template),
+        classes=tuple((letter, c.id, c.text) for letter, c in letters),
+        tables=tuple(spec.tables),
+        soft=spec.soft,
+        samples=spec.samples,
+    )

@@ -1,0 +1,329 @@
+"""A checklist as a judge: explicit (each item decided alone) or implicit (all in one score).
+
+After Rubrics as Rewards (2507.17746, section 3): the explicit score is sum w_j c_j / sum w_j; the
+implicit one is a level from 1 to 10 given with all items in view. Items that a program can decide
+are decided by it, beside those that a model decides (RLCF, 2507.18624). Items may differ by prompt,
+and may be written by the judge's model, which then sees the prompt and no answer to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from rlaif.config import RubricItem, RubricJudge, Strict
+from rlaif.config.rubrics import Category
+from rlaif.constitution import Constitution
+from rlaif.engines.base import Capability, GenerateResult, Sampling, ScoreRequest
+from rlaif.errors import ConfigError
+from rlaif.parsing import expected_level, label_share, list_items
+from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
+from rlaif.resources import find
+from rlaif.rules import apply_check
+from rlaif.templates import ITEM, ITEMS, WRITING, Template, load_template
+from rlaif.yamlio import read_text, validate
+
+from .base import Answered, Call, call_id
+from .common import (
+    Labels,
+    distinct_labels,
+    hash_judge,
+    judge_template,
+    label_mass,
+    label_needs,
+    label_result,
+    mapped,
+    template_values,
+    text_request,
+    usable,
+)
+from .composed import annotators, completions_of, concluded, missing_status
+from .scored import level_labels
+
+LOW, HIGH = 1, 10
+WRITING_STAGE = "items"
+Items = tuple[RubricItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """How a prompt's items are written."""
+
+    template: Template
+    sampling: Sampling
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rubric:
+    """`score` is on [0, 1]; `distribution` holds each item's value. A prompt without items is
+    not_applicable; items that could not be written leave its answers unparsed."""
+
+    id: str
+    judge_hash: str
+    template: Template
+    weights: Mapping[Category, float]
+    explicit: bool
+    labels: Labels
+    common: Items | None
+    by_question: Mapping[str, Items]
+    writer: Writer | None
+    comparative: bool = False
+
+    @property
+    def roles(self) -> Mapping[str, frozenset[Capability]]:
+        """One model."""
+        return {"by": self.needs}
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """Label probabilities, and text where items are written."""
+        return label_needs(self.template) | ({"generate"} if self.writer else set())
+
+    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
+        """One call that writes the items, or the calls about those that are known."""
+        shown = usable(completions)
+        if self.writer is None or not shown:
+            return self._about(prompt, shown, self._known(prompt), seed)
+        # The prompt alone decides the id: the same items for whatever answers are judged.
+        name = "c_" + content_hash(self.judge_hash, WRITING_STAGE, prompt.prompt_id)
+        values = template_values(prompt, [], seed, most=self.writer.most)
+        request = text_request(name, self.writer.template, values, self.writer.sampling, seed)
+        return [Call(name, prompt, tuple(shown), WRITING_STAGE, 0, request)]
+
+    def _known(self, prompt: Prompt) -> Items:
+        return self.by_question.get(prompt.question, ()) if self.common is None else self.common
+
+    def _written(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> Items:
+        """The items of a prompt, from the answer to the call that wrote them."""
+        answer = answers[calls[0].call_id].answer
+        if self.writer is None or not isinstance(answer, GenerateResult):
+            return ()
+        known = get_args(Category)
+        made = [
+            # A kind that is none of the four is a part of nothing known: the middle one.
+            RubricItem.model_validate({"text": t, "category": k if k in known else "important"})
+            for k, t in list_items(answer.text)
+        ]
+        return tuple(made[: self.writer.most])
+
+    def _about(
+        self, prompt: Prompt, shown: Sequence[Completion], items: Items, seed: int
+    ) -> list[Call]:
+        if not self.explicit:
+            return [self._overall(prompt, c, items, seed) for c in shown]
+        return [
+            self._item(prompt, completion, number, item, seed)
+            for completion in shown
+            for number, item in enumerate(items)
+        ] or [Call(call_id(self.judge_hash, [c], None), prompt, (c,), None, 0, None) for c in shown]
+
+    def _item(
+        self, prompt: Prompt, completion: Completion, number: int, item: RubricItem, seed: int
+    ) -> Call:
+        name = call_id(self.judge_hash, [completion], item.text, number)
+        request = None
+        if item.check is None:
+            values = template_values(prompt, [completion], seed, item=item.text)
+            request = ScoreRequest(
+                name, self.template.messages(values), self.template.prefill(values), {**self.labels}
+            )
+        return Call(name, prompt, (completion,), item.text, number, request)
+
+    def _overall(self, prompt: Prompt, completion: Completion, items: Items, seed: int) -> Call:
+        name = call_id(self.judge_hash, [completion], None)
+        request = None
+        if items:
+            labels = level_labels(LOW, HIGH)
+            values = template_values(
+                prompt,
+                [completion],
+                seed,
+                low=LOW,
+                high=HIGH,
+                levels=[(label, level) for level, label in labels.items()],
+                items=[(item.text, self._weight(item)) for item in items],
+            )
+            forms: dict[str, tuple[str, ...]] = {n: (n, f" {n}") for n in labels.values()}
+            request = ScoreRequest(
+                name, self.template.messages(values), self.template.prefill(values), forms
+            )
+        return Call(name, prompt, (completion,), None, 0, request)
+
+    def _weight(self, item: RubricItem) -> float:
+        return self.weights[item.category] if item.weight is None else item.weight
+
+    def follow(
+        self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
+    ) -> list[Call]:
+        """The calls about the items, once these are written."""
+        if self.writer is None or len(calls) != 1 or calls[0].principle != WRITING_STAGE:
+            return []
+        items = self._written(calls, answers)
+        return self._about(calls[0].prompt, calls[0].shown, items, seed) if items else []
+
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """The calls as they are, or one that writes the items and those about the most items."""
+        if self.writer is None:
+            return sum(call.request is not None for call in calls)
+        each = self.writer.most if self.explicit else 1
+        return sum(1 + each * len(call.shown) for call in calls)
+
+    def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
+        """One judgement per completion."""
+        if not calls:
+            return []
+        wrote = self.writer is not None
+        items = self._written(calls, answers) if wrote else self._known(calls[0].prompt)
+        about = calls[1:] if wrote else calls
+        read = self._explicit if self.explicit else self._implicit
+        found = []
+        for completion in completions_of(calls):
+            own = [c for c in about if c.shown[0].completion_id == completion.completion_id]
+            if items:
+                found.append(read(completion, items, own, answers))
+                continue
+            raw = answers[calls[0].call_id].answer if wrote else None
+            text = raw.text if isinstance(raw, GenerateResult) else None
+            status: Status = "unparsed" if text else "failed" if wrote else "not_applicable"
+            who = annotators(calls, answers, self.id)
+            found.append(concluded(self, calls, [completion], who, status, raw=text))
+        return found
+
+    def _explicit(
+        self,
+        completion: Completion,
+        items: Items,
+        own: Sequence[Call],
+        answers: Mapping[str, Answered],
+    ) -> Judgement:
+        who = annotators(own, answers, self.id)
+        values: dict[str, float] = {}
+        missing: list[Status] = []
+        total = 0.0
+        for item, call in zip(items, own, strict=True):
+            value, status = self._decided(item, call, answers)
+            if value is not None:
+                values[item.text] = value
+                total += self._weight(item)
+            elif status != "not_applicable":
+                missing.append(status)
+        if missing or not values:
+            status = missing_status(missing) if missing else "not_applicable"
+            return concluded(self, own, [completion], who, status)
+        score = sum(self._weight(i) * values[i.text] for i in items if i.text in values) / total
+        return concluded(
+            self,
+            own,
+            [completion],
+            who,
+            "ok",
+            score=min(1.0, max(0.0, score)),
+            distribution=values,
+        )
+
+    def _decided(
+        self, item: RubricItem, call: Call, answers: Mapping[str, Answered]
+    ) -> tuple[float | None, Status]:
+        """An item's value on [0, 1], or None and why there is none."""
+        if item.check is not None:
+            value = apply_check(item.check, item.params, call.prompt, call.shown[0].text)
+            return value, "not_applicable"
+        result = label_result(answers[call.call_id].answer)
+        if result is None:
+            return None, "failed"
+        return label_share(result.label_probs["yes"], result.label_probs["no"]), "unparsed"
+
+    def _implicit(
+        self,
+        completion: Completion,
+        items: Items,
+        own: Sequence[Call],
+        answers: Mapping[str, Answered],
+    ) -> Judgement:
+        who = annotators(own, answers, self.id)
+        result = label_result(answers[own[0].call_id].answer)
+        if result is None:
+            return concluded(self, own, [completion], who, "failed")
+        labels = level_labels(LOW, HIGH)
+        probs = {level: result.label_probs[label] for level, label in labels.items()}
+        value = expected_level(probs)
+        if value is None:
+            return concluded(self, own, [completion], who, "unparsed")
+        return concluded(
+            self,
+            own,
+            [completion],
+            who,
+            "ok",
+            score=min(1.0, max(0.0, mapped(value, LOW, HIGH))),
+            distribution={"label_mass": label_mass(result)},
+        )
+
+
+class _Row(Strict):
+    prompt: str
+    items: list[RubricItem]
+
+
+def read_items(path: Path) -> dict[str, Items]:
+    """The items of each prompt, by its question, from JSON lines {prompt, items: [{text, ...}]}.
+
+    Raises ConfigError with the line of a row that cannot be read.
+    """
+    found: dict[str, Items] = {}
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"no JSON: {error}", path, number) from None
+        row = validate(_Row, data, {(): number}, path)
+        if row.prompt in found:
+            raise ConfigError("this prompt has items already; keep one row", path, number)
+        found[row.prompt] = tuple(row.items)
+    if not found:
+        raise ConfigError("no rows: expected JSON lines with `prompt` and `items`", path)
+    return found
+
+
+def build(spec: RubricJudge, constitution: Constitution | None, beside: Path | None) -> Rubric:
+    """The judge of a spec. Raises ConfigError when its items cannot be used."""
+    if spec.principles is not None:
+        raise ConfigError(f"judge {spec.id}: a rubric judges by its items; drop `principles`")
+    explicit = spec.aggregate == "explicit"
+    if not explicit and any(item.check for item in spec.items or ()):
+        raise ConfigError(
+            f"judge {spec.id}: `check` decides one item; use `aggregate: explicit`, or drop it"
+        )
+    name, allowed, needed = ("rubric_item.j2", ITEM, "item") if explicit else _ALL
+    template = judge_template(
+        spec, name, beside, allowed=allowed, required=frozenset({"response", needed})
+    )
+    by_question = read_items(find(spec.items_file, beside)) if spec.items_file else {}
+    writer = None
+    if spec.generate is not None:
+        writing = spec.generate
+        source = load_template(writing.template, WRITING, frozenset({"conversation"}), beside)
+        writer = Writer(source, Sampling(writing.max_new_tokens, 0.0), writing.most)
+    items = {q: [i.model_dump(mode="json") for i in its] for q, its in by_question.items()}
+    return Rubric(
+        id=spec.id,
+        judge_hash=content_hash(
+            hash_judge(spec, (), template), items, writer.template.hash if writer else None
+        ),
+        template=template,
+        weights=spec.category_weights,
+        explicit=explicit,
+        labels=distinct_labels(spec, {"yes": spec.yes_labels, "no": spec.no_labels}),
+        common=tuple(spec.items) if spec.items is not None else None,
+        by_question=by_question,
+        writer=writer,
+    )
+
+
+_ALL = ("rubric_all.j2", ITEMS, "items")

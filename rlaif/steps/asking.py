@@ -1,0 +1,285 @@
+"""Every judge is asked here: it says what to ask, this asks, stores and resumes.
+
+Most judges need one answer per call; some write reasons first, and some (a jury, a meta-judge) ask
+again after answers. What was answered is stored, so nothing is asked twice after a kill, and each
+stage's requests are known in full before it begins, so its batches are the same on every run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, replace
+from itertools import groupby
+from typing import Any, Protocol, cast
+
+from rlaif.engines.base import (
+    Engine,
+    GenerateRequest,
+    GenerateResult,
+    Model,
+    RewardRequest,
+    RewardResult,
+    ScoreRequest,
+    ScoreResult,
+)
+from rlaif.errors import ConfigError
+from rlaif.judges.base import (
+    Answered,
+    Call,
+    Judge,
+    Staged,
+    ending_request,
+    is_staged,
+    read_answer,
+    roles_of,
+)
+from rlaif.records import Completion, Judgement, Prompt, from_json
+from rlaif.steps.context import Engines, Progress
+
+SILENT_BATCH = 256
+Group = tuple[Prompt, Sequence[Completion]]
+"""A prompt and the completions of it that are judged."""
+Request = GenerateRequest | ScoreRequest | RewardRequest
+KINDS = (RewardRequest, GenerateRequest, ScoreRequest)
+Result = GenerateResult | ScoreResult | RewardResult
+_RESULTS: dict[str, Callable[..., Result]] = {
+    kind.__name__: kind for kind in (GenerateResult, ScoreResult, RewardResult)
+}
+
+
+class Log(Protocol):
+    """Where records are kept: a step's folder, or memory."""
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """Every committed row of one record kind."""
+        ...
+
+    def append(self, name: str, records: Sequence[Any]) -> None:
+        """Commit a batch, wholly or not at all."""
+        ...
+
+
+class Memory:
+    """A log that is forgotten."""
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """Nothing."""
+        return []
+
+    def append(self, name: str, records: Sequence[Any]) -> None:
+        """Kept by the `Kept` that writes here."""
+
+
+class Kept:
+    """The judgements and answers in a log, by call: read once, and added to as answers come."""
+
+    def __init__(self, log: Log):
+        self.log = log
+        self.judgements: dict[str, list[Judgement]] = defaultdict(list)
+        self.answers: dict[str, Answered] = {}
+        self.reasons: dict[str, Answered] = {}
+        for row in log.read("judgements"):
+            self.judgements[row["call_id"]].append(from_json(Judgement, row))
+        for name, table in (("answers", self.answers), ("reasons", self.reasons)):
+            for row in log.read(name):
+                table[row["call_id"]] = _answered(row)
+
+    def judged(self, judgements: Sequence[Judgement]) -> None:
+        """Commit judgements."""
+        self.log.append("judgements", judgements)
+        for judgement in judgements:
+            self.judgements[judgement.call_id].append(judgement)
+
+    def answered(self, name: str, batch: Mapping[str, Answered]) -> None:
+        """Commit answers (`name` answers) or reasons by the id of their call."""
+        (self.answers if name == "answers" else self.reasons).update(batch)
+        rows = [{"call_id": call} | _row(answered) for call, answered in batch.items()]
+        self.log.append(name, rows)
+
+
+def _row(answered: Answered) -> dict[str, Any]:
+    return asdict(answered) | {"kind": type(answered.answer).__name__}
+
+
+def _answered(row: Mapping[str, Any]) -> Answered:
+    kind = _RESULTS.get(row["kind"])
+    answer = kind(**row["answer"]) if kind else None
+    return Answered(answer, *(row[key] for key in ("annotator_id", "rationale", "latency", "cost")))
+
+
+def verdicts(
+    judge: Judge,
+    models: Mapping[str, Model],
+    engines: Engines,
+    groups: Sequence[Group],
+    seed: int,
+    kept: Kept,
+    progress: Progress | None = None,
+) -> list[Judgement]:
+    """All judgements of `judge` on `groups`, those in `kept` and new ones, which are kept too.
+
+    `models` are the judge's models by role ("by" for most). Raises ConfigError when one is lacking
+    or cannot do what the judge needs.
+    """
+    calls = [judge.calls(prompt, completions, seed) for prompt, completions in groups]
+    asker = _Asker(judge, models, engines, kept, progress)
+    if is_staged(judge):
+        return _staged(judge, asker, calls, seed)
+    every = [call for group in calls for call in group]
+    for batch in asker.ask(every, kept.judgements.keys()):
+        kept.judged([j for call, answered in batch for j in read_answer(judge, call, answered)])
+    return [j for call in every for j in kept.judgements.get(call.call_id, [])]
+
+
+def _staged(
+    judge: Staged, asker: _Asker, calls: Sequence[list[Call]], seed: int
+) -> list[Judgement]:
+    kept = asker.kept
+    made = [list(group) for group in calls]
+    new = [call for group in made for call in group]
+    while new:
+        for batch in asker.ask(new, kept.answers.keys()):
+            kept.answered("answers", {c.call_id: a for c, a in batch if a is not None})
+        further = [judge.follow(group, kept.answers, seed) for group in made]
+        for group, more in zip(made, further, strict=True):
+            group += more
+        new = [call for more in further for call in more]
+    concluded = [j for group in made for j in judge.conclude(group, kept.answers)]
+    known = {j.judgement_id for rows in kept.judgements.values() for j in rows}
+    fresh = {j.judgement_id: j for j in concluded if j.judgement_id not in known}
+    kept.judged(list(fresh.values()))
+    return concluded
+
+
+class _Asker:
+    """Asks one judge's models. Batches come as (call, its answer or None where none is asked)."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        models: Mapping[str, Model],
+        engines: Engines,
+        kept: Kept,
+        progress: Progress | None,
+    ):
+        self.judge = judge
+        self.models = models
+        self.engines = engines
+        self.kept = kept
+        self.progress = progress
+
+    def ask(
+        self, calls: Sequence[Call], done: AbstractSet[str]
+    ) -> Iterator[list[tuple[Call, Answered | None]]]:
+        """What is not in `done`, a whole batch at a time. A call that comes twice is asked once."""
+        done = set(done)
+        calls = list({call.call_id: call for call in calls}.values())
+        self._reasons([c for c in calls if c.then is not None], done)
+        self._start("judgements", [c.call_id for c in calls], done)
+        silent = [c for c in calls if c.request is None and c.call_id not in done]
+        for start in range(0, len(silent), SILENT_BATCH):
+            batch = silent[start : start + SILENT_BATCH]
+            yield [(call, None) for call in batch]
+            self._advance(len(batch))
+        asked = {c.call_id: c for c in calls if c.request is not None}
+        stuck = [c for i, c in asked.items() if self._request(c) is None and i not in done]
+        if stuck:
+            # Without reasons there is nothing to ask further: the calls failed.
+            yield [(c, replace(self.kept.reasons[c.call_id], answer=None)) for c in stuck]
+            self._advance(len(stuck))
+        pending = {i: r for i, c in asked.items() if (r := self._request(c)) is not None}
+        for batch_of_answers in self._engines(asked, pending, done):
+            yield [
+                (asked[name], replace(answered, rationale=self._rationale(asked[name])))
+                for name, answered in batch_of_answers.items()
+            ]
+            self._advance(len(batch_of_answers))
+
+    def _request(self, call: Call) -> Request | None:
+        """What is asked for a verdict: the call's request, or its second turn after reasons."""
+        if call.then is None:
+            return call.request
+        reasons = self.kept.reasons[call.call_id].answer
+        assert isinstance(reasons, GenerateResult)
+        return ending_request(call, reasons)
+
+    def _rationale(self, call: Call) -> str | None:
+        if call.then is None:
+            return None
+        reasons = self.kept.reasons[call.call_id].answer
+        assert isinstance(reasons, GenerateResult)
+        return reasons.text
+
+    def _reasons(self, calls: Sequence[Call], done: AbstractSet[str]) -> None:
+        """Have the reasons written that are not kept; none where every verdict is there."""
+        if not calls:
+            return
+        known = self.kept.reasons.keys() | done
+        self._start("reasons", [c.call_id for c in calls], known)
+        asked = {c.call_id: c for c in calls}
+        requests = {i: c.request for i, c in asked.items() if c.request is not None}
+        for batch in self._engines(asked, requests, self.kept.reasons.keys()):
+            self.kept.answered("reasons", batch)
+            self._advance(len(batch))
+
+    def _engines(
+        self, calls: Mapping[str, Call], requests: Mapping[str, Request], done: Iterable[str]
+    ) -> Iterator[dict[str, Answered]]:
+        """Batches of answers by call. Each role's engine sees its full set of requests."""
+        done = set(done)
+        roles: dict[str, list[Request]] = defaultdict(list)
+        for name, request in requests.items():
+            roles[calls[name].role].append(request)
+        for role, wanted in roles.items():
+            if all(request.request_id in done for request in wanted):
+                continue
+            engine, annotator = self._engine(role)
+            began = time.monotonic()
+            for batch in results_of(engine, wanted, done):
+                share = (time.monotonic() - began) / len(batch)
+                yield {
+                    r.request_id: Answered(
+                        r, annotator, None, r.seconds if engine.concurrent else share, r.cost
+                    )
+                    for r in batch
+                }
+                began = time.monotonic()
+
+    def _engine(self, role: str) -> tuple[Engine, str]:
+        model = self.models.get(role)
+        if model is None:
+            raise ConfigError(f"judge {self.judge.id} asks a model, and none was named")
+        engine = self.engines.get(model)
+        lacking = sorted(roles_of(self.judge).get(role, frozenset()) - engine.capabilities)
+        if lacking:
+            raise ConfigError(
+                f"judge {self.judge.id} needs {lacking}, which model {model.label!r} lacks"
+            )
+        return engine, f"{model.label}:{engine.weights_hash}"
+
+    def _start(self, name: str, ids: Sequence[str], done: AbstractSet[str]) -> None:
+        if self.progress is not None:
+            self.progress.start(name, len(ids), len(done & set(ids)))
+
+    def _advance(self, count: int) -> None:
+        if self.progress is not None:
+            self.progress.advance(count, note=self.engines.account.note())
+
+
+def results_of(
+    engine: Engine, requests: Iterable[Request], done: AbstractSet[str]
+) -> Iterator[list[GenerateResult] | list[ScoreResult] | list[RewardResult]]:
+    """The engine's batches of answers to requests of any kinds that are not wholly in `done`."""
+    if not engine.concurrent:
+        # Batches are laid out from the whole set, one kind of request after the other.
+        requests = sorted(requests, key=lambda request: KINDS.index(type(request)))
+    for kind, run in groupby(requests, key=type):
+        if kind is RewardRequest:
+            yield from engine.reward(cast(Iterable[RewardRequest], run), done)
+        elif kind is GenerateRequest:
+            yield from engine.generate(cast(Iterable[GenerateRequest], run), done)
+        else:
+            yield from engine.score(cast(Iterable[ScoreRequest], run), done)

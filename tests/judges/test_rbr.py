@@ -1,0 +1,167 @@
+"""Rule-based rewards: the fit recovers planted weights, and the judge uses what was fitted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from pydantic import TypeAdapter
+
+from rlaif.cli import cli
+from rlaif.config import JudgeStep
+from rlaif.constitution import Constitution
+from rlaif.engines.base import ScoreResult
+from rlaif.errors import ConfigError, RlaifError
+from rlaif.judges.base import Answered
+from rlaif.judges.build import build_judge
+from rlaif.judges.rbr_fit import fit, fit_weights
+from rlaif.records import Completion, Judgement, Preference, content_hash, make_prompt, to_json
+
+RULES = Constitution.model_validate(
+    {
+        "name": "r",
+        "principles": [
+            {"id": "judges", "text": "The answer judges the user."},
+            {"id": "offers", "text": "The answer offers help."},
+            {"id": "noise", "text": "The answer has commas."},
+        ],
+    }
+)
+PROMPT = make_prompt([{"role": "user", "content": "Help me."}])
+
+
+def completion(index: int) -> Completion:
+    text = f"answer {index}"
+    return Completion(
+        f"k{index}", PROMPT.prompt_id, index, [{"role": "assistant", "content": text}],
+        "m", "w", {}, "stop", digest=content_hash(text),
+    )  # fmt: skip
+
+
+def weights_file(folder: Path, **weights: float) -> str:
+    path = folder / "weights.yaml"
+    path.write_text(yaml.safe_dump({"weights": weights, "bias": 0.5}))
+    return str(path)
+
+
+def judge_of(**spec: Any) -> Any:
+    model: Any = TypeAdapter(JudgeStep).validate_python({"kind": "rbr"} | spec)
+    return build_judge(model, RULES)
+
+
+def answered(calls: Any, probs: dict[str, float]) -> dict[str, Answered]:
+    found = {}
+    for call in calls:
+        yes = probs[call.principle]
+        labels = {"yes": yes, "no": 1 - yes} if yes >= 0 else {"yes": 0.0, "no": 0.0}
+        found[call.call_id] = Answered(ScoreResult(call.call_id, labels, 1.0, [], 1), "m")
+    return found
+
+
+def test_the_reward_is_the_weighted_sum(tmp_path: Path) -> None:
+    judge = judge_of(weights=weights_file(tmp_path, judges=-2.0, offers=1.0))
+    calls = judge.calls(PROMPT, [completion(0)], 1)
+    assert {c.principle for c in calls} == {"judges", "offers"}
+    (judgement,) = judge.conclude(calls, answered(calls, {"judges": 0.25, "offers": 0.8}))
+    assert judgement.distribution["reward"] == pytest.approx(0.5 - 0.5 + 0.8)
+    assert judgement.score == pytest.approx(1 / (1 + np.exp(-0.8)))
+    assert judgement.distribution["judges"] == 0.25
+    (missing,) = judge.conclude(calls, answered(calls, {"judges": -1, "offers": 0.8}))
+    assert (missing.status, missing.score) == ("unparsed", None)
+
+
+def test_the_hash_covers_the_weights_and_not_the_files_name(tmp_path: Path) -> None:
+    one = judge_of(weights=weights_file(tmp_path, judges=-2.0)).judge_hash
+    (tmp_path / "other").mkdir()
+    assert judge_of(weights=weights_file(tmp_path / "other", judges=-2.0)).judge_hash == one
+    assert judge_of(weights=weights_file(tmp_path, judges=-1.0)).judge_hash != one
+    assert judge_of(weights=weights_file(tmp_path, offers=-2.0)).judge_hash != one
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("weights: {jugdes: 1}", "did you mean 'judges'"),
+        ("weights: {}", "no weights"),
+        ("weight: {judges: 1}", "did you mean"),
+        ("weights: {judges: high}", "number"),
+    ],
+)
+def test_bad_weights_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "weights.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        judge_of(weights=str(path))
+
+
+def test_the_fit_recovers_the_direction_of_planted_weights() -> None:
+    generator = np.random.default_rng(1)
+    gaps = generator.uniform(-1, 1, (400, 3))
+    planted = np.array([-2.0, 1.0, 0.0])
+    gaps[gaps @ planted < 0] *= -1
+    found = fit_weights(gaps, np.zeros(400))
+    assert (gaps @ found > 0).mean() > 0.98
+    assert found[0] / found[1] == pytest.approx(-2, rel=0.25)
+    assert abs(found[2]) < 0.1 * abs(found[0])
+
+
+def test_separable_pairs_end_at_loss_zero_and_enough_base_leaves_weights_at_zero() -> None:
+    gaps = np.array([[1.0, 0.0], [1.0, 0.0]])
+    found = fit_weights(gaps, np.zeros(2))
+    assert np.maximum(0, 1 - gaps @ found).mean() == pytest.approx(0, abs=1e-6)
+    assert found[1] == 0
+    assert not fit_weights(gaps, np.full(2, 1.0)).any()
+
+
+def test_a_ridge_keeps_weights_small() -> None:
+    gaps = np.array([[0.1], [0.1]])
+    free, held = (fit_weights(gaps, np.zeros(2), ridge=r)[0] for r in (0.0, 1.0))
+    assert held == pytest.approx(0.1, abs=0.02) and free > 5
+
+
+def records(count: int) -> tuple[list[Judgement], list[Preference]]:
+    judgements, preferences = [], []
+    for n in range(count):
+        for side, offers in (("good", 0.9), ("bad", 0.2)):
+            for name, value in (("offers", offers), ("noise", 0.5)):
+                key = f"{n}{side}{name}"
+                judgements.append(
+                    Judgement(key, key, f"p{n}", "completion", [f"{n}{side}"], f"{n}{side}", "j",
+                              "m", "ai", name, "ok", score=value)
+                )  # fmt: skip
+        preferences.append(
+            Preference(f"x{n}", f"p{n}", 1, [], [], [], 1, 0, 1, 1, 1, "", "", [], f"{n}good",
+                       f"{n}bad")
+        )  # fmt: skip
+    return judgements, preferences
+
+
+def test_fitting_records_splits_by_prompt_and_skips_what_lacks_a_value() -> None:
+    judgements, preferences = records(60)
+    broken = Judgement("b", "b", "p0", "completion", ["0good"], "0good", "j", "m", "ai", "offers",
+                       "unparsed")  # fmt: skip
+    found = fit([*judgements, broken], preferences)
+    assert found.weights["offers"] > 1 and found.weights["noise"] == 0
+    assert found.skipped == 1
+    assert found.fitted[0] + found.held_out[0] == 59 and found.held_out[0] > 0
+    assert found.fitted[1] == found.held_out[1] == 1.0
+    with pytest.raises(RlaifError, match="no pair can be fitted"):
+        fit([], preferences)
+
+
+def test_the_command_writes_weights_that_the_judge_reads(tmp_path: Path) -> None:
+    judgements, preferences = records(30)
+    for name, rows in (("judgements", judgements), ("preferences", preferences)):
+        text = "".join(json.dumps(to_json(row)) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    out = tmp_path / "weights.yaml"
+    paths = [str(tmp_path / f"{n}.jsonl") for n in ("judgements", "preferences")]
+    done = CliRunner().invoke(cli, ["rbr-weights", *paths, "--out", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["fitted"][1] == 1.0
+    assert judge_of(weights=str(out)).weights["offers"] > 1
