@@ -122,7 +122,8 @@ COLUMNS = {
 def loaded(folder: Path, **keys: Any) -> tuple[dict[str, int], list[Preference]]:
     step = LoadStep.model_validate({"type": "preferences"} | keys)
     planned = SimpleNamespace(step=step, round=2)
-    inputs = SimpleNamespace(path=folder / "experiment.yaml")
+    experiment = SimpleNamespace(loaded_path=lambda step: step.path)
+    inputs = SimpleNamespace(path=folder / "experiment.yaml", experiment=experiment)
     store = StepFolder(folder / "step")
     context: Any = SimpleNamespace(planned=planned, inputs=inputs, folder=store)
     counts = run(context)["counts"]

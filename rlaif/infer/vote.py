@@ -20,7 +20,11 @@ from rlaif.judges.common import label_needs, label_result, template_values, usab
 from rlaif.records import Completion, Judgement, Prompt, content_hash
 from rlaif.templates import Template
 
-LABELS = {"first": ("1", " 1"), "second": ("2", " 2"), "neither": ("0", " 0")}
+LABELS: dict[str, tuple[str, ...]] = {
+    "first": ("1", " 1"),
+    "second": ("2", " 2"),
+    "neither": ("0", " 0"),
+}
 _DIGIT = re.compile(r"(?<!\d)[012](?!\d)")
 
 
@@ -67,7 +71,7 @@ class PrincipleVotes:
         if self.by_text:
             request = GenerateRequest(name, messages, Sampling(8, 0.0))
         else:
-            request = ScoreRequest(name, messages, self.template.prefill(values), dict(LABELS))
+            request = ScoreRequest(name, messages, self.template.prefill(values), LABELS)
         return Call(name, prompt, shown, candidate.id, 0, request)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
