@@ -46,7 +46,7 @@ def run(context: StepContext) -> dict[str, Any]:
     if asking:
         # Made again as they are asked, since a remote model's calls may be too many to hold.
         model, calls = context.planned.models.get("by"), _calls(context, groups)
-        parts.append(_ask_model(judge, model, context.engines, calls, done))
+        parts.append(ask_model(judge, model, context.engines, calls, done))
     for judgements in chain.from_iterable(parts):
         context.folder.append("judgements", judgements)
         count = len({j.call_id for j in judgements})
@@ -87,7 +87,7 @@ def ask(
     those that have a request."""
     yield from _read_silent(judge, [c for c in calls if c.request is None], done)
     if any(c.request is not None and c.call_id not in done for c in calls):
-        yield from _ask_model(judge, model, engines, calls, done)
+        yield from ask_model(judge, model, engines, calls, done)
 
 
 def _read_silent(
@@ -100,7 +100,7 @@ def _read_silent(
         yield [j for call in batch for j in judge.read(call, None, f"program:{judge.id}")]
 
 
-def _ask_model(
+def ask_model(
     judge: Judge, model: Model | None, engines: Engines, calls: Iterable[Call], done: set[str]
 ) -> Iterator[list[Judgement]]:
     """Judgements of the calls that have a request. A concurrent engine draws them as it goes, and
