@@ -20,7 +20,7 @@ from rlaif.compare.words import self_judge_words
 from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment, resolved_yaml
 from rlaif.constitution import Constitution, load_constitution, principle_hash
 from rlaif.data.sources import load_prompts
-from rlaif.engines.build import REMOTE, EnginePool, known_capabilities
+from rlaif.engines.build import REMOTE, EnginePool, known_capabilities, server_key
 from rlaif.engines.builtin import locate, resolve, weights_hash
 from rlaif.errors import ConfigError, GateStopped
 from rlaif.judges.build import build_judge
@@ -126,6 +126,9 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
         script = Path(spec.script).read_text(encoding="utf-8") if spec.script else ""
         return "fake:" + content_hash(script)
     if spec.engine in REMOTE:
+        if fetch:
+            # Here and not when the judge's turn comes, hours later.
+            server_key(spec)
         return f"server:{spec.base_url}:{spec.path}"
     if ":" in spec.engine and locate(spec.path) is None:
         # A plug-in's path need not be a folder of weights.
