@@ -30,19 +30,27 @@ class Meter:
     first: float | None = None
     last: float = 0.0
     latencies: Counter[int] = field(default_factory=Counter)
+    # One thread counts while another one shows the numbers.
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answered(self, began: float, ended: float, usage: Usage, cost: float) -> None:
         """A call that was open from `began` to `ended` (seconds of one clock) and was answered."""
-        self.calls += 1
-        self.input_tokens += usage.input
-        self.output_tokens += usage.output
-        self.cost += cost
-        self.first = began if self.first is None else min(self.first, began)
-        self.last = max(self.last, ended)
-        seconds = max(ended - began, 1e-6)
-        self.latencies[math.floor(math.log2(seconds) * BUCKETS_PER_DOUBLING)] += 1
+        bucket = math.floor(math.log2(max(ended - began, 1e-6)) * BUCKETS_PER_DOUBLING)
+        with self._lock:
+            self.calls += 1
+            self.input_tokens += usage.input
+            self.output_tokens += usage.output
+            self.cost += cost
+            self.first = began if self.first is None else min(self.first, began)
+            self.last = max(self.last, ended)
+            self.latencies[bucket] += 1
 
-    def percentile(self, share: float) -> float:
+    def retried(self, cause: str) -> None:
+        """A call has to be made again, because of `cause`."""
+        with self._lock:
+            self.retries[cause] += 1
+
+    def _percentile(self, share: float) -> float:
         """The latency in seconds that `share` of the calls did not exceed, to within 9%."""
         wanted = math.ceil(share * sum(self.latencies.values()))
         seen = 0
@@ -55,6 +63,10 @@ class Meter:
     def summary(self) -> dict[str, Any]:
         """The numbers that are kept with a step. `seconds` is from the first call to the last
         answer."""
+        with self._lock:
+            return self._summary()
+
+    def _summary(self) -> dict[str, Any]:
         seconds = self.last - self.first if self.first is not None else 0.0
         rate = 1 / seconds if seconds > 0 else 0.0
         return {
@@ -68,7 +80,7 @@ class Meter:
             "seconds": round(seconds, 3),
             "calls_per_second": round(self.calls * rate, 2),
             "tokens_per_second": round(self.output_tokens * rate, 1),
-            "latency": {name: round(self.percentile(p), 4) for name, p in PERCENTILES.items()},
+            "latency": {name: round(self._percentile(p), 4) for name, p in PERCENTILES.items()},
         }
 
 
@@ -88,7 +100,10 @@ class Account:
         self._lock = threading.Lock()
         self._held = 0.0
         self._meters: dict[str, Meter] = {}
-        self.spent = 0.0 if path is None else _spent(path)
+        lines = _lines(path)
+        self.spent = math.fsum(_cost(line) for line in lines)
+        # A last line that was cut short must not run into the next one.
+        self._end = "\n" if lines[-1] else ""
 
     def meter(self, model: str) -> Meter:
         """The meter of a model by its label."""
@@ -115,12 +130,13 @@ class Account:
             if self.path is not None and cost > 0:
                 row = {"model": model, "cost": cost}
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                    file.write(self._end + json.dumps(row) + "\n")
+                self._end = ""
             self.spent += cost
 
     def note(self) -> str:
         """One line for a progress bar; empty when no remote model was asked."""
-        used = [m for m in self._meters.values() if m.calls or m.hits]
+        used = [m for m in list(self._meters.values()) if m.calls or m.hits]
         parts = []
         for numbers in (m.summary() for m in used):
             parts.append(
@@ -142,9 +158,16 @@ class Account:
         return taken
 
 
-def _spent(path: Path) -> float:
-    """What the lines of a ledger add up to; a last line that a kill cut is left out."""
-    if not path.exists():
+def _lines(path: Path | None) -> list[str]:
+    """The lines of a ledger; the last is empty unless it was cut short."""
+    if path is None or not path.exists():
+        return [""]
+    return path.read_text(encoding="utf-8").split("\n")
+
+
+def _cost(line: str) -> float:
+    """What a line of a ledger says; 0 for one that was cut short."""
+    try:
+        return float(json.loads(line)["cost"]) if line else 0.0
+    except ValueError:
         return 0.0
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return math.fsum(json.loads(line)["cost"] for line in lines)
