@@ -26,6 +26,7 @@ LAYERS = [
         "rounds",
         "runs",
         "files",
+        "bench",
         "dryrun",
         "render",
         "progress",

@@ -13,7 +13,7 @@ import warnings
 
 import click
 
-from rlaif.cli import cache, constitution, data, principles, runs, steps, texts, train
+from rlaif.cli import bench, cache, constitution, data, principles, runs, steps, texts, train
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
@@ -34,6 +34,7 @@ COMMANDS = (
     train.distill,
     train.train,
     steps.evaluate,
+    bench.judge_bench,
     data.convert,
     data.winrate,
 )

@@ -37,12 +37,14 @@ def cohen_kappa(first: Floats, second: Floats) -> float | None:
 
 def nominal(left: Floats, right: Floats) -> Floats:
     """Krippendorff's distance of categories: 0 or 1."""
-    return (left != right).astype(np.float64)
+    different: Floats = (left != right).astype(np.float64)
+    return different
 
 
 def interval(left: Floats, right: Floats) -> Floats:
     """Krippendorff's distance of numbers: the squared difference."""
-    return (left - right) ** 2
+    difference: Floats = left - right
+    return difference**2
 
 
 def krippendorff_alpha(ratings: Floats, distance: Distance = nominal) -> float | None:
@@ -62,7 +64,7 @@ def krippendorff_alpha(ratings: Floats, distance: Distance = nominal) -> float |
     totals = coincidence.sum(axis=1)
     far = distance(levels[:, None], levels[None, :])
     observed = float((coincidence * far).sum())
-    expected = float(totals @ far @ totals) / (totals.sum() - 1.0)
+    expected = float(totals @ far @ totals) / (float(totals.sum()) - 1.0)
     return 1.0 - observed / expected
 
 
@@ -83,27 +85,29 @@ def spearman(x: Floats, y: Floats) -> float | None:
 def _mean_ranks(values: Floats) -> Floats:
     _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2.0)[codes]  # type: ignore[no-any-return]
+    return (ends - (counts - 1) / 2.0)[codes]
 
 
 def kendall(x: Floats, y: Floats) -> float | None:
     """Kendall's tau-b in O(n log n); None where either does not vary."""
     n = x.size
-    _, a = np.unique(x, return_inverse=True)
-    _, b = np.unique(y, return_inverse=True)
+    _, a, ties_x = np.unique(x, return_inverse=True, return_counts=True)
+    _, b, ties_y = np.unique(y, return_inverse=True, return_counts=True)
     pairs = n * (n - 1) // 2
-    free_x, free_y = pairs - _tied(a), pairs - _tied(b)
-    if n < 2 or not free_x or not free_y:
+    free_x, free_y = pairs - _within(ties_x), pairs - _within(ties_y)
+    if not free_x or not free_y:
         return None
-    both = _tied(a.astype(np.int64) * n + b)
-    discordant = _inversions(b[np.lexsort((b, a))].astype(np.int64))
-    concordant = free_x + free_y - pairs + both - discordant
-    return (concordant - discordant) / math.sqrt(free_x) / math.sqrt(free_y)
+    # By x and then by y, so that pairs tied in x are never out of order in y.
+    both = np.sort(a.astype(np.int64) * n + b)
+    ties = np.diff(np.flatnonzero(np.diff(both, prepend=-1, append=-1)))
+    discordant = _inversions(both % n)
+    concordant = free_x + free_y - pairs + _within(ties) - discordant
+    return float((concordant - discordant) / math.sqrt(free_x) / math.sqrt(free_y))
 
 
-def _tied(codes: Ints) -> int:
-    counts = np.unique(codes, return_counts=True)[1]
-    return int((counts * (counts - 1) // 2).sum())
+def _within(sizes: Ints) -> int:
+    """How many pairs lie within groups of these sizes."""
+    return int((sizes * (sizes - 1) // 2).sum())
 
 
 def _inversions(values: Ints) -> int:
@@ -129,7 +133,7 @@ def sign_test(first: int, second: int) -> float:
     for k in range(low + 1):
         tail += term
         term = term * (total - k) // (k + 1)
-    return min(1.0, 2 * tail / 2**total)
+    return min(1.0, float(2 * tail / 2**total))
 
 
 def mcnemar(first_right: Floats, second_right: Floats) -> tuple[int, int, float]:

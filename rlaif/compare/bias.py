@@ -46,7 +46,8 @@ def slots(prob_first: Floats, prob_second: Floats) -> Slots:
 
 def decided(prob: Floats) -> Mask:
     """Where there is a value and it is no tie."""
-    return ~np.isnan(prob) & (prob != 0.5)
+    known: Mask = ~np.isnan(prob) & (prob != 0.5)
+    return known
 
 
 def prefers_longer(prob: Floats, longer_by: Floats) -> tuple[float, int] | None:

@@ -63,7 +63,7 @@ def ece(prob: Floats, outcome: Floats, bins: int = BINS, equal_mass: bool = Fals
 def log_odds(prob: Floats) -> Floats:
     """log(p / (1 - p)), with p kept 1e-12 away from 0 and 1."""
     kept = np.clip(prob, 1e-12, 1.0 - 1e-12)
-    return np.log(kept) - np.log1p(-kept)  # type: ignore[no-any-return]
+    return np.log(kept) - np.log1p(-kept)
 
 
 def fit_steepness(logits: Floats, outcome: Floats) -> float | None:

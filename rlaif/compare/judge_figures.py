@@ -50,7 +50,7 @@ def agreements(t: VerdictTable) -> dict[str, Counted]:
 
 
 def _sides(prob: Floats) -> Floats:
-    return np.sign(prob - 0.5)  # type: ignore[no-any-return]
+    return np.sign(prob - 0.5)
 
 
 def _mean(name: str, values: Floats) -> dict[str, Counted]:
@@ -138,7 +138,7 @@ def _answers(t: VerdictTable) -> dict[str, Counted]:
         | _ratio("unread_rate", t.unread, t.judgements)
         | _mean("label_mass", t.label_mass[~np.isnan(t.label_mass)])
         | _mean("self_consistency", t.same[~np.isnan(t.same)])
-        | _mean("calls_per_pair", t.judgements)
+        | _mean("calls_per_pair", t.calls)
         | _mean("seconds_per_pair", t.seconds[~np.isnan(t.seconds)])
     )
 

@@ -15,7 +15,7 @@ SEPARATED = 30.0
 def sigmoid(values: Floats) -> Floats:
     """1 / (1 + exp(-x)) without overflow."""
     small = np.exp(-np.abs(values))
-    return np.where(values >= 0, 1.0, small) / (1.0 + small)  # type: ignore[no-any-return]
+    return np.where(values >= 0, 1.0, small) / (1.0 + small)
 
 
 def fit_logistic(features: Floats, outcome: Floats) -> Floats | None:

@@ -20,6 +20,10 @@ Floats = NDArray[np.float64]
 FOLDS = 2
 
 
+Cost = tuple[float, float | None]
+"""Questions to a model, and the seconds that they took, where that is known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One judge on one pair: P(the first answer is better), None where it is missing.
@@ -37,11 +41,15 @@ class Verdict:
     slot_one: int
     slot_decided: int
     label_mass: float | None
+    calls: float
     seconds: float | None
 
 
 def verdict(
-    pair: LabelledPair, judgements: Sequence[Judgement], weights: Mapping[str, float] | None = None
+    pair: LabelledPair,
+    judgements: Sequence[Judgement],
+    weights: Mapping[str, float] | None = None,
+    cost: Cost = (0.0, None),
 ) -> Verdict:
     """What the judgements of one pair say together: samples, orders and principles as everywhere
     (`aggregate.candidate_scores`). Two scores s, t become sigmoid(logit s - logit t), which for a
@@ -50,7 +58,6 @@ def verdict(
     compared = [j for j in asked if len(j.shown) == 2 and j.status in VALUED]
     leaning = [j.prob_first for j in compared if j.prob_first not in (None, 0.5)]
     masses = [j.label_mass for j in asked if j.label_mass is not None]
-    seconds = [j.latency for j in asked if j.latency is not None]
     return Verdict(
         prob=_prob(pair, judgements, weights),
         as_first=_in_slot(pair, compared, weights, True),
@@ -61,7 +68,8 @@ def verdict(
         slot_one=sum(prob is not None and prob > 0.5 for prob in leaning),
         slot_decided=len(leaning),
         label_mass=fmean(masses) if masses else None,
-        seconds=sum(seconds) if seconds else None,
+        calls=cost[0],
+        seconds=cost[1],
     )
 
 
@@ -93,7 +101,10 @@ def _in_slot(
     if pair.first.completion_id == pair.second.completion_id:
         return None
     prob = weighted_mean(
-        (j.prob_first, 1.0 if weights is None or j.principle is None else weights[j.principle])
+        (
+            j.prob_first,
+            1.0 if weights is None or j.principle is None else weights.get(j.principle, 1.0),
+        )
         for j in compared
         if j.shown[0] == shown_first and j.prob_first is not None
     )
@@ -124,6 +135,7 @@ class VerdictTable:
     slot_one: Floats
     slot_decided: Floats
     label_mass: Floats
+    calls: Floats
     seconds: Floats
     same: Floats
 
@@ -179,4 +191,4 @@ def _same(repeats: Floats) -> Floats:
         for j in range(i):
             both += ~np.isnan(sides[i] - sides[j])
             same += sides[i] == sides[j]
-    return np.where(both > 0, same / np.maximum(both, 1), np.nan)  # type: ignore[no-any-return]
+    return np.where(both > 0, same / np.maximum(both, 1), np.nan)

@@ -6,6 +6,14 @@ but the YAML itself. `description` fields never enter a hash.
 
 from rlaif.config.arms import AI, HUMAN, MAIN, RANDOM, ArmSpec
 from rlaif.config.base import Strict
+from rlaif.config.baselines import (
+    FirstJudge,
+    LongerJudge,
+    OverlapJudge,
+    PerplexityJudge,
+    RandomJudge,
+)
+from rlaif.config.bench import JudgesFile
 from rlaif.config.experiment import Experiment, experiment_schema, load_experiment, resolved_yaml
 from rlaif.config.judges import (
     AdditiveJudge,
@@ -80,26 +88,32 @@ __all__ = [
     "DpoTrain",
     "EvaluateStep",
     "Experiment",
+    "FirstJudge",
     "ImplicitRewardJudge",
     "JudgeBase",
     "JudgeStep",
+    "JudgesFile",
     "JuryJudge",
     "LabelColumns",
     "LabelJudge",
     "LabelStep",
     "LoadStep",
+    "LongerJudge",
     "LoraOptions",
     "MetaJudge",
     "ModelJudge",
     "ModelSpec",
     "OnPolicyTrain",
+    "OverlapJudge",
     "PairStep",
     "PairwiseJudge",
     "ParseSpec",
+    "PerplexityJudge",
     "Price",
     "PrometheusJudge",
     "PrometheusPairJudge",
     "PromptsSpec",
+    "RandomJudge",
     "RatingJudge",
     "RbrJudge",
     "RbrmJudge",

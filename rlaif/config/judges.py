@@ -17,6 +17,13 @@ from pydantic import (
 )
 
 from rlaif.config.base import Fraction, PluginName, StepId, Strict
+from rlaif.config.baselines import (
+    FirstJudge,
+    LongerJudge,
+    OverlapJudge,
+    PerplexityJudge,
+    RandomJudge,
+)
 from rlaif.config.judging import JudgeBase, LabelJudge, ModelJudge, Order, WritingJudge
 from rlaif.config.rubrics import RbrJudge, RbrmJudge, RubricJudge, UltraFeedbackJudge
 
@@ -318,13 +325,19 @@ JudgeStep = Annotated[
     | Annotated[ImplicitRewardJudge, Tag("implicit_reward")]
     | Annotated[MetaJudge, Tag("meta")]
     | Annotated[JuryJudge, Tag("jury")]
+    | Annotated[LongerJudge, Tag("longer")]
+    | Annotated[FirstJudge, Tag("first")]
+    | Annotated[RandomJudge, Tag("random")]
+    | Annotated[OverlapJudge, Tag("overlap")]
+    | Annotated[PerplexityJudge, Tag("perplexity")]
     | Annotated[CustomJudge, Tag("custom")],
     Discriminator(
         _judge_tag,
         custom_error_type="unknown_kind",
         custom_error_message="`kind` must be rules, yes_no, rating, direct, critique, prometheus, "
         "additive, pairwise, constitutional, prometheus_pair, template, ultrafeedback, rbrm, rbr, "
-        "rubric, reward_model, implicit_reward, meta, jury, or package.module:Name",
+        "rubric, reward_model, implicit_reward, meta, jury, a baseline "
+        "(longer, first, random, overlap, perplexity), or package.module:Name",
     ),
 ]
 

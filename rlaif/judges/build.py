@@ -33,6 +33,11 @@ JUDGES = {
     "implicit_reward": "rlaif.judges.implicit_reward:build",
     "meta": "rlaif.judges.meta:build",
     "jury": "rlaif.judges.jury:build",
+    "longer": "rlaif.judges.baselines:build",
+    "first": "rlaif.judges.baselines:build",
+    "random": "rlaif.judges.baselines:build",
+    "overlap": "rlaif.judges.baselines:build_overlap",
+    "perplexity": "rlaif.judges.baselines:build_perplexity",
 }
 
 

@@ -64,14 +64,15 @@ def build_report(run: RunView, out: Path) -> Path:
     """
     path = out / "report.html" if out.is_dir() else out
     script = (_HERE / "report.js").read_text(encoding="utf-8")
-    page = _environment().get_template("report.html.j2").render(**_context(run, script))
+    page = environment().get_template("report.html.j2").render(**_context(run, script))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Text from models can hold lone surrogates, which UTF-8 cannot carry.
     path.write_bytes(page.encode("utf-8", "replace"))
     return path
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Jinja2 as every page uses it: escaping on, numbers and intervals as filters."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,

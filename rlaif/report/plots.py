@@ -113,6 +113,48 @@ def distributions(
         return _svg(figure, slug, label)
 
 
+def forest(
+    slug: str, label: str, rows: Sequence[tuple[str, IntervalJson, bool]], par: float
+) -> Markup:
+    """One line per (name, interval, faint), the first on top, beside a reference line at `par`.
+    Returns an `<svg>`."""
+    with context(["default", _style(slug)]):
+        figure = Figure(figsize=(6.8, 0.6 + 0.26 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axvline(par, color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
+        for place, (_, value, faint) in enumerate(rows):
+            colour = _LINES[5] if faint else _LINES[0]
+            axes.hlines(-place, value["low"], value["high"], color=colour, linewidth=1.6, alpha=0.6)
+            axes.plot(value["mean"], -place, color=colour, marker="o", markersize=4.5)
+        axes.set_yticks([-place for place in range(len(rows))], [name for name, _, _ in rows])
+        axes.set_ylim(-len(rows) + 0.4, 0.6)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        return _svg(figure, slug, label)
+
+
+def reliability(slug: str, label: str, bins: Sequence[tuple[float, float, int]]) -> Markup:
+    """(probability, share, count) of each bin against the diagonal, larger dots for more pairs.
+    Returns an `<svg>`."""
+    largest = max(count for _, _, count in bins)
+    with context(["default", _style(slug)]):
+        figure = Figure(figsize=(2.6, 2.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
+        probs, shares = [b[0] for b in bins], [b[1] for b in bins]
+        axes.plot(probs, shares, color=_LINES[0], linewidth=1.2, alpha=0.6)
+        sizes = [12.0 + 60.0 * count / largest for _, _, count in bins]
+        axes.scatter(probs, shares, s=sizes, color=_LINES[0], zorder=3)
+        axes.set_xlim(-0.04, 1.04)
+        axes.set_ylim(-0.04, 1.04)
+        axes.set_xlabel("P(first) said by the judge")
+        axes.set_ylabel("people chose the first")
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        return _svg(figure, slug, label)
+
+
 def _style(slug: str) -> dict[str, object]:
     return {**_STYLE, "svg.hashsalt": slug}
 

@@ -36,6 +36,14 @@ def hf(folder: Path) -> AbstractContextManager[Engine]:
     return nullcontext(load_engine(spec, folder, "hf"))
 
 
+@contextmanager
+def openai(folder: Path) -> Iterator[Engine]:
+    with ScriptedServer(tops={"Yes": -0.4, " No": -1.6, "Well": -3.0}) as server:
+        # Without the cache: the server itself must give the same answer again.
+        spec = ModelSpec(path="m", engine="openai", base_url=server.url, cache=False)
+        yield load_engine(spec, None, "m")
+
+
 def vllm(folder: Path) -> AbstractContextManager[Engine]:
     spec = ModelSpec(path=str(folder), engine="vllm", dtype="float32", max_context=CONTEXT)
     return nullcontext(load_engine(spec, folder, "vllm"))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from rlaif.bench.entrants import BASELINES
 from rlaif.compare.aggregate import candidate_scores
 from rlaif.config import JudgeStep, ModelSpec
 from rlaif.constitution import Constitution
@@ -241,8 +242,9 @@ def scores(judgements: list[Judgement]) -> dict[str, float | None]:
 
 def test_every_kind_is_tried_here() -> None:
     # Reward models have tests of their own, in tests/train/test_reward_model.py; the propositions'
-    # weights are a file, see test_rbr.py.
-    assert set(JUDGES) == {spec["kind"] for spec in EVERY.values()} | {"reward_model", "rbr"}
+    # weights are a file, see test_rbr.py; baselines follow no principle, see test_baselines.py.
+    elsewhere = {"reward_model", "rbr", *BASELINES}
+    assert set(JUDGES) == {spec["kind"] for spec in EVERY.values()} | elsewhere
 
 
 @pytest.mark.parametrize("name", MODEL_JUDGES)

@@ -1,0 +1,1 @@
+"""Judges measured against labelled pairs: what `rlaif judge-bench` does."""

@@ -1,0 +1,236 @@
+"""One benchmark: read pairs, judge them, measure, and write what was found."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlaif.bench.entrants import Entrant, find_entrants
+from rlaif.bench.judging import attack_pairs, judge_pairs
+from rlaif.compare import bias, calibration
+from rlaif.compare.agreement import sign_test
+from rlaif.compare.judge_figures import (
+    compare_judges,
+    flip_interval,
+    joint_votes,
+    judge_intervals,
+    outcomes,
+    subset_intervals,
+)
+from rlaif.compare.verdicts import Verdict, VerdictTable, verdict_table
+from rlaif.config import ModelSpec
+from rlaif.data.labelled import LabelledPair
+from rlaif.engines.build import EnginePool
+from rlaif.errors import ConfigError
+from rlaif.experiment import StepProgress
+from rlaif.judges.attacks import ATTACKS, Attack
+from rlaif.records import Judgement, content_hash
+from rlaif.steps.context import Engines
+from rlaif.store import Store, write_atomic
+from rlaif.yamlio import suggest
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What is measured, and how. `repeats` is how often each judge judges every pair, for its
+    consistency with itself; `author` is the name under which its own answers appear in the pairs
+    (its model's name where None)."""
+
+    name: str
+    judges: Sequence[str]
+    out: Path
+    model: ModelSpec
+    constitution: str | None = None
+    baselines: bool = True
+    attacks: Sequence[str] = ()
+    limit: int | None = None
+    repeats: int = 1
+    author: str | None = None
+    seed: int = 0
+    resamples: int = 1000
+
+
+def run_bench(
+    request: BenchRequest, pairs: Sequence[LabelledPair], progress: StepProgress
+) -> dict[str, Any]:
+    """Everything that was measured, JSON-ready; also kept in `out` as bench.json.
+
+    The judgements are kept there too: a second run asks nothing and gives the same to the last
+    digit. Raises RlaifError.
+    """
+    entrants = find_entrants(request.judges, request.model, request.constitution, request.baselines)
+    if not entrants:
+        raise ConfigError(
+            "judge-bench: no judge was named; give --judge, or leave the baselines in"
+        )
+    if not pairs:
+        raise ConfigError(f"{request.name}: no labelled pair in it")
+    attacks = _attacks(request.attacks)
+    shown = [p.presented(request.seed) for p in _limited(pairs, request.limit)]
+    store = Store(request.out)
+    store.prepare()
+    with store.locked():
+        engines = EnginePool(store)
+        try:
+            setting = _Setting(request, shown, store, engines, progress)
+            measured = {e.judge.id: _measured(setting, e, attacks) for e in entrants}
+        finally:
+            progress.finish()
+            engines.close()
+        result = {
+            "pairs": _about(request.name, shown),
+            "settings": {
+                "seed": request.seed,
+                "resamples": request.resamples,
+                "level": 0.95,
+                "repeats": request.repeats,
+            },
+            "judges": {name: row for name, (_, row) in measured.items()},
+            **_together(entrants, {name: t for name, (t, _) in measured.items()}, request),
+        }
+        write_atomic(request.out / "bench.json", json.dumps(result, indent=1, ensure_ascii=False))
+    return result
+
+
+def _attacks(names: Sequence[str]) -> list[str]:
+    unknown = [n for n in names if n != "all" and n not in ATTACKS]
+    if unknown:
+        known = ["all", *ATTACKS]
+        raise ConfigError(f"--attack {unknown[0]}: no such attack{suggest(unknown[0], known)}")
+    return list(ATTACKS) if "all" in names else list(dict.fromkeys(names))
+
+
+def _limited(pairs: Sequence[LabelledPair], limit: int | None) -> list[LabelledPair]:
+    """The first `limit` by the hash of their ids, in the order of the file: the same each time,
+    and no run of neighbours."""
+    if limit is None or limit >= len(pairs):
+        return list(pairs)
+    places = sorted(range(len(pairs)), key=lambda i: (content_hash("limit", pairs[i].pair_id), i))
+    return [pairs[i] for i in sorted(places[:limit])]
+
+
+def _about(name: str, pairs: Sequence[LabelledPair]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "n": len(pairs),
+        "prompts": len({p.prompt.prompt_id for p in pairs}),
+        "label_ties": sum(p.label == 0.5 for p in pairs),
+        "unlabelled": sum(p.label is None for p in pairs),
+        "subsets": dict(sorted(Counter(p.subset for p in pairs if p.subset).items())),
+    }
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What is the same for every judge of a benchmark."""
+
+    request: BenchRequest
+    pairs: Sequence[LabelledPair]
+    store: Store
+    engines: Engines
+    progress: StepProgress
+
+    def ask(
+        self,
+        entrant: Entrant,
+        pairs: Sequence[LabelledPair],
+        seed: int,
+        known: Sequence[Judgement] = (),
+    ) -> tuple[list[Verdict], list[Judgement]]:
+        """See `judge_pairs`."""
+        return judge_pairs(entrant, pairs, seed, self.store, self.engines, self.progress, known)
+
+
+def _measured(
+    setting: _Setting, entrant: Entrant, attacks: Sequence[str]
+) -> tuple[VerdictTable, dict[str, Any]]:
+    """One judge's verdicts, and all that is said of them."""
+    request = setting.request
+    seed, resamples = request.seed, request.resamples
+    runs = [setting.ask(entrant, setting.pairs, seed + k) for k in range(request.repeats)]
+    author = request.author or entrant.label
+    table = verdict_table(setting.pairs, [verdicts for verdicts, _ in runs], author)
+    subsets = subset_intervals(table, seed, resamples)
+    return table, {
+        "kind": entrant.kind,
+        "model": entrant.label,
+        "baseline": entrant.baseline,
+        **_figures(table, seed, resamples),
+        "subsets": {
+            subset: {name: i.to_json() for name, i in part.items()}
+            for subset, part in subsets.items()
+        },
+        "attacks": {
+            name: _flips(setting, entrant, table, *runs[0], ATTACKS[name]) for name in attacks
+        },
+    }
+
+
+def _figures(table: VerdictTable, seed: int, resamples: int) -> dict[str, Any]:
+    """The headline agreement flat, every other figure by name, and what has no interval."""
+    found = {n: i.to_json() for n, i in judge_intervals(table, seed, resamples).items()}
+    headline = found.pop("agreement", None)
+    used = headline["n"] if headline is not None else 0
+    both = ~np.isnan(table.prob) & ~np.isnan(table.label)
+    counts = bias.slots(table.as_first, table.as_second)
+    prob, outcome, _ = outcomes(table)
+    return {
+        "agreement": headline["mean"] if headline is not None else None,
+        "low": headline["low"] if headline is not None else None,
+        "high": headline["high"] if headline is not None else None,
+        "n": used,
+        "ties": int(both.sum()) - used,
+        "tie_rule": "excluded",
+        "missing": int(np.isnan(table.prob).sum()),
+        **found,
+        "slot_p": sign_test(counts.first, counts.second) if counts.total else None,
+        "reliability": [
+            {"prob": b.prob, "share": b.share, "n": b.count}
+            for b in calibration.reliability(prob, outcome)
+        ],
+    }
+
+
+def _flips(
+    setting: _Setting,
+    entrant: Entrant,
+    table: VerdictTable,
+    verdicts: Sequence[Verdict],
+    judged: Sequence[Judgement],
+    attack: Attack,
+) -> dict[str, Any] | None:
+    """How often an attack on the answer found worse makes it the better one."""
+    request = setting.request
+    attacked = attack_pairs(attack, setting.pairs, verdicts, request.seed)
+    if not attacked:
+        return None
+    said, _ = setting.ask(entrant, list(attacked.values()), request.seed, judged)
+    after = [float("nan")] * len(setting.pairs)
+    for place, one in zip(attacked, said, strict=True):
+        after[place] = float("nan") if one.prob is None else one.prob
+    found = flip_interval(table, after, request.seed, request.resamples)
+    return dict(found.to_json()) if found is not None else None
+
+
+def _together(
+    entrants: Sequence[Entrant], tables: Mapping[str, VerdictTable], request: BenchRequest
+) -> dict[str, Any]:
+    """Each two judges compared, and how many independent votes the asked ones are worth."""
+    compared = []
+    for first, second in combinations(tables, 2):
+        found = compare_judges(tables[first], tables[second], request.seed, request.resamples)
+        if found is not None:
+            compared.append({"first": first, "second": second, **found})
+    asked = {e.judge.id: tables[e.judge.id] for e in entrants if not e.baseline}
+    votes = joint_votes(asked, request.seed, request.resamples) if len(asked) > 1 else None
+    return {
+        "comparisons": compared,
+        "effective_votes": None if votes is None else {"judges": list(asked), **votes.to_json()},
+    }

@@ -1,0 +1,310 @@
+"""What `rlaif judge-bench` found, as tables for a terminal and as one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich.table import Table
+from rich.text import Text
+
+from rlaif.compare.bootstrap import IntervalJson, direction, show_interval, show_number
+from rlaif.report import plots
+from rlaif.report.build import environment
+
+Result = Mapping[str, Any]
+_HERE = Path(__file__).resolve().parent
+MOST_SUBSETS = 12
+"""More subsets than these are left to the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One figure: its name in the result, its heading, and what it means."""
+
+    name: str
+    heading: str
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Figures that are shown together."""
+
+    title: str
+    about: str
+    columns: tuple[Column, ...]
+
+
+GROUPS = (
+    Group(
+        "Agreement with the labels",
+        "Fractions. A tie of the judge or of the label is left out, counts one half, or is a "
+        "verdict of its own (chance is then one third). Kappa, alpha and the rank correlations are "
+        "0 by chance and 1 at best.",
+        (
+            Column("agreement", "ties excluded", "share of pairs that both decided"),
+            Column("agreement_half", "ties half", "a tie on either side counts one half"),
+            Column("agreement_three_way", "three-way", "first, second or tie"),
+            Column("kappa", "kappa", "Cohen's, ties excluded"),
+            Column("alpha", "alpha", "Krippendorff's, three verdicts"),
+            Column("spearman", "Spearman", "of P(first) with the label"),
+            Column("kendall", "Kendall", "tau-b of P(first) with the label"),
+        ),
+    ),
+    Group(
+        "Position",
+        "From pairs that were shown in both orders: how often the same slot won twice, split by "
+        "slot. Slot 1 rate is over all verdicts of comparative judges, 0.5 without bias.",
+        (
+            Column("same_slot", "same slot", "the same slot wins in both orders; 0 is best"),
+            Column("same_slot_first", "of which first", "slot 1 wins twice"),
+            Column("same_slot_second", "second", "slot 2 wins twice"),
+            Column("order_consistency", "consistent", "the same answer wins twice"),
+            Column("slot_one_rate", "slot 1 rate", "verdicts for what was shown first"),
+        ),
+    ),
+    Group(
+        "Length and own answers",
+        "The length coefficient is what one standard deviation of length difference adds to the "
+        "log-odds of a verdict when the human label is held fixed; it is missing where length or "
+        "label decides every verdict.",
+        (
+            Column("prefers_longer", "P(longer)", "verdicts for the longer answer"),
+            Column("people_prefer_longer", "people's P(longer)", "labels for the longer answer"),
+            Column("length_coefficient", "length coefficient", "log-odds; 0 without bias"),
+            Column("self_preference", "self-preference", "own answers against others'; 0 is fair"),
+            Column("self_consistency", "self-consistency", "same verdict when asked again"),
+        ),
+    ),
+    Group(
+        "Calibration",
+        "Whether the probabilities mean what they say, before and after temperature scaling, which "
+        "is fitted on one half of the prompts and measured on the other. A judge that always says "
+        "0.5 has a Brier score of 0.25.",
+        (
+            Column("ece", "ECE", "ten bins of equal width"),
+            Column("ece_equal_mass", "equal mass", "ECE, ten bins of equal mass"),
+            Column("brier", "Brier", "mean squared error of the probability"),
+            Column("temperature", "temperature", "1 is calibrated, above 1 too sure"),
+            Column("ece_scaled", "ECE, scaled", "held out"),
+            Column("brier_scaled", "Brier, scaled", "held out"),
+        ),
+    ),
+    Group(
+        "How it answered, and the cost",
+        "Coverage is the share of pairs with a verdict; what is missing is in no other figure.",
+        (
+            Column("coverage", "coverage", "pairs with a verdict"),
+            Column("tie_rate", "ties", "verdicts that are ties"),
+            Column("abstain_rate", "abstained", "of its judgements"),
+            Column("unread_rate", "unread", "unparsed or failed, of its judgements"),
+            Column("label_mass", "label mass", "probability on the labels"),
+            Column("calls_per_pair", "calls", "questions to a model, per pair"),
+            Column("seconds_per_pair", "seconds", "per pair, as first run"),
+        ),
+    ),
+)
+_REWARDBENCH = Group(
+    "RewardBench v1",
+    "Sections weighted by the published subset sizes, and the mean of the four.",
+    (
+        Column("rewardbench/Chat", "Chat", ""),
+        Column("rewardbench/Chat Hard", "Chat Hard", ""),
+        Column("rewardbench/Safety", "Safety", ""),
+        Column("rewardbench/Reasoning", "Reasoning", ""),
+        Column("rewardbench", "score", "mean of the four"),
+    ),
+)
+
+
+def figure(row: Mapping[str, Any], name: str) -> IntervalJson | None:
+    """One figure of a judge's row with its interval; None where it is undefined."""
+    if name == "agreement":
+        return _headline(row)
+    found: IntervalJson | None = row.get(name)
+    return found
+
+
+def _headline(row: Mapping[str, Any]) -> IntervalJson | None:
+    if row["agreement"] is None:
+        return None
+    return {"mean": row["agreement"], "low": row["low"], "high": row["high"], "n": row["n"]}
+
+
+def shown_groups(result: Result) -> list[Group]:
+    """The groups with a figure, and in them the columns with one."""
+    found = []
+    for group in (*GROUPS, _REWARDBENCH):
+        kept = tuple(
+            column
+            for column in group.columns
+            if any(figure(row, column.name) for row in result["judges"].values())
+        )
+        if kept:
+            found.append(Group(group.title, group.about, kept))
+    return found
+
+
+def baseline_words(result: Result) -> list[str]:
+    """For each judge that is none, whether it beats the best baseline on the pairs of both."""
+    rows = result["judges"]
+    rated = {n: r["agreement"] for n, r in rows.items() if r["agreement"] is not None}
+    baselines = {n: a for n, a in rated.items() if rows[n]["baseline"]}
+    if not baselines:
+        return []
+    best = max(baselines, key=lambda n: baselines[n])
+    words = []
+    for name in rated:
+        if rows[name]["baseline"]:
+            continue
+        gap = difference(result, name, best)
+        side = direction(gap) if gap is not None else 0
+        verdict = {1: "beats", 0: "is not told apart from", -1: "is worse than"}[side]
+        shown = f" ({show_interval(gap, signed=True)})" if gap is not None else ""
+        words.append(
+            f"{name} agrees with {show_number(rated[name])} of the labels and {verdict} the best "
+            f"baseline, {best}, with {show_number(baselines[best])}{shown}."
+        )
+    return words
+
+
+def difference(result: Result, first: str, second: str) -> IntervalJson | None:
+    """The agreement of `first` less that of `second`, over the pairs that both decided."""
+    for row in result["comparisons"]:
+        gap = row.get("difference")
+        if gap is None:
+            continue
+        if (row["first"], row["second"]) == (first, second):
+            return {"mean": gap["mean"], "low": gap["low"], "high": gap["high"], "n": gap["n"]}
+        if (row["first"], row["second"]) == (second, first):
+            return {"mean": -gap["mean"], "low": -gap["high"], "high": -gap["low"], "n": gap["n"]}
+    return None
+
+
+_TERMINAL = ("agreement", "kappa", "same_slot", "prefers_longer", "ece", "coverage")
+
+
+def bench_tables(result: Result) -> list[Table | Text]:
+    """What the terminal shows: the headline, subsets (when they are few), attacks, and words."""
+    columns = {c.name: c for group in GROUPS for c in group.columns}
+    wanted = [columns[n] for n in _TERMINAL]
+    wanted = [c for c in wanted if any(figure(r, c.name) for r in result["judges"].values())]
+    about = result["pairs"]
+    headline = Table(
+        title=f"{about['name']}: {about['n']} pairs, {about['prompts']} prompts; "
+        "95% intervals over prompts",
+        title_justify="left",
+    )
+    headline.add_column("judge")
+    for heading in ("agreement", "n", "ties", *(c.heading for c in wanted[1:])):
+        headline.add_column(heading, justify="right")
+    for name, row in result["judges"].items():
+        cells = [_cell(figure(row, c.name)) for c in wanted]
+        style = "dim" if row["baseline"] else ""
+        counts = (str(row["n"]), str(row["ties"]))
+        headline.add_row(name, cells[0], *counts, *cells[1:], style=style)
+    tables: list[Table | Text] = [headline]
+    if 1 < len(about["subsets"]) <= MOST_SUBSETS:
+        parts = {s: _subset_row(result, s) for s in about["subsets"]}
+        tables.append(_by_judge("agreement by subset, ties excluded", result, parts))
+    if any(figure(row, "rewardbench/Chat") for row in result["judges"].values()):
+        sections = {
+            c.heading: [figure(row, c.name) for row in result["judges"].values()]
+            for c in _REWARDBENCH.columns
+        }
+        tables.append(_by_judge("RewardBench v1", result, sections))
+    if attacks := attack_rows(result):
+        tables.append(_by_judge("verdicts that an attack flips", result, attacks))
+    words = baseline_words(result) + votes_words(result)
+    return [*tables, *(Text(line) for line in words)]
+
+
+def _cell(value: IntervalJson | None) -> str:
+    if value is None:
+        return "–"
+    mean, low, high = (show_number(x) for x in (value["mean"], value["low"], value["high"]))
+    return f"{mean}\n[{low}, {high}]"
+
+
+def _subset_row(result: Result, subset: str) -> list[IntervalJson | None]:
+    return [row["subsets"].get(subset, {}).get("agreement") for row in result["judges"].values()]
+
+
+def attack_rows(result: Result) -> dict[str, list[IntervalJson | None]]:
+    """Attack to its flip rate for each judge."""
+    rows = list(result["judges"].values())
+    return {name: [row["attacks"][name] for row in rows] for name in rows[0]["attacks"]}
+
+
+def _by_judge(
+    title: str, result: Result, rows: Mapping[str, Sequence[IntervalJson | None]]
+) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for judge in result["judges"]:
+        table.add_column(judge, justify="right")
+    for name, cells in rows.items():
+        table.add_row(name, *(_cell(value) for value in cells))
+    return table
+
+
+def votes_words(result: Result) -> list[str]:
+    """How many independent judges the judges are worth together."""
+    votes = result["effective_votes"]
+    if votes is None:
+        return []
+    return [
+        f"{len(votes['judges'])} judges ({', '.join(votes['judges'])}) are worth "
+        f"{show_interval(votes)} independent votes by the correlation of their errors."
+    ]
+
+
+def bench_page(result: Result, path: Path) -> Path:
+    """Write the page; it loads nothing and runs no script. Returns the file."""
+    page = (
+        environment()
+        .get_template("bench.html.j2")
+        .render(
+            result=result,
+            pairs=result["pairs"],
+            judges=result["judges"],
+            groups=shown_groups(result),
+            figure=figure,
+            words=baseline_words(result) + votes_words(result),
+            forest=_forest(result),
+            curves=_curves(result),
+            subsets={s: _subset_row(result, s) for s in result["pairs"]["subsets"]},
+            attacks=attack_rows(result),
+            style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        )
+    )
+    path.write_bytes(page.encode("utf-8", "replace"))
+    return path
+
+
+def _forest(result: Result) -> Markup | None:
+    rows = [
+        (name, value, row["baseline"])
+        for name, row in result["judges"].items()
+        if (value := _headline(row)) is not None
+    ]
+    rows.sort(key=lambda item: -item[1]["mean"])
+    if not rows:
+        return None
+    spoken = ", ".join(f"{name} {show_number(value['mean'])}" for name, value, _ in rows)
+    return plots.forest("agreement", f"Agreement with the labels: {spoken}", rows, 0.5)
+
+
+def _curves(result: Result) -> list[tuple[str, Markup]]:
+    """A reliability curve for each judge whose probabilities are not all the same few."""
+    found = []
+    for place, (name, row) in enumerate(result["judges"].items()):
+        bins = [(b["prob"], b["share"], b["n"]) for b in row["reliability"]]
+        if len([b for b in bins if 0.0 < b[0] < 1.0]) > 1:
+            label = f"Reliability of {name}, {len(bins)} bins"
+            found.append((name, plots.reliability(f"reliability{place}", label, bins)))
+    return found

@@ -1,0 +1,307 @@
+"""judge-bench: planted judges are recovered, a second run asks nothing, attacks are counted."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from rlaif.bench.run import BenchRequest, run_bench
+from rlaif.compare.rewardbench import SECTIONS
+from rlaif.config import ModelSpec
+from rlaif.data.labelled import LabelledPair
+from rlaif.data.readers.base import make_pair, user
+from rlaif.engines.fake import FakeEngine
+from rlaif.errors import ConfigError
+from rlaif.progress import QuietProgress
+from rlaif.report.bench import baseline_words, bench_page
+
+LEVELS = (55, 65, 75, 85, 95)
+SLOTTED = 0.2
+MODEL = ModelSpec(path="none", engine="fake")
+
+
+def script(steepness: float = 1.0) -> list[dict[str, Any]]:
+    """A pairwise judge that says P = sigmoid(steepness logit k%) for the answer marked zork-k, and
+    follows the first slot where both answers are marked slotty."""
+    rules: list[dict[str, Any]] = [
+        {"match": "(?s)slotty.*slotty", "labels": {"first": 0.9, "second": 0.1}}
+    ]
+    for level in LEVELS:
+        prob = 1.0 / (1.0 + ((100 - level) / level) ** steepness)
+        high, low = {"first": prob, "second": 1 - prob}, {"first": 1 - prob, "second": prob}
+        rules.append({"match": f"(?s)zork-{level}.*plain", "labels": high})
+        rules.append({"match": f"(?s)plain.*zork-{level}", "labels": low})
+    return rules
+
+
+def planted(size: int, seed: int = 0) -> list[LabelledPair]:
+    """Pairs in which the answer marked zork-k is better with probability k%, or both are slotty."""
+    rng = random.Random(seed)
+    pairs = []
+    for number in range(size):
+        level = rng.choice(LEVELS)
+        slotted = rng.random() < SLOTTED
+        marks = ("slotty", "slotty") if slotted else (f"zork-{level}", "plain")
+        texts = tuple(f"{mark} {'pad ' * rng.randint(1, 9)}" for mark in marks)
+        label = float(rng.random() < (0.5 if slotted else level / 100))
+        subset = "even" if number % 2 == 0 else "odd"
+        question = user(f"Question {number}?")
+        pair = make_pair(f"f:{number}", question, (texts[0], texts[1] + "!"), label, subset=subset)
+        pairs.append(pair)
+    return pairs
+
+
+def judges_file(folder: Path, rules: list[dict[str, Any]], *judges: dict[str, Any]) -> str:
+    (folder / "script.yaml").write_text(yaml.safe_dump({"rules": rules}), "utf-8")
+    models = {"scripted": {"path": "none", "engine": "fake", "script": "script.yaml"}}
+    content = {"models": models, "judges": [{"by": "scripted"} | judge for judge in judges]}
+    path = folder / "judges.yaml"
+    path.write_text(yaml.safe_dump(content), "utf-8")
+    return str(path)
+
+
+def bench(
+    folder: Path, judges: Sequence[str], pairs: Sequence[LabelledPair], **changes: Any
+) -> dict[str, Any]:
+    options: dict[str, Any] = {"resamples": 300, "baselines": False} | changes
+    request = BenchRequest("planted", judges, folder / "out", MODEL, **options)
+    return run_bench(request, pairs, QuietProgress())
+
+
+def inside(value: float, interval: dict[str, float]) -> bool:
+    return interval["low"] <= value <= interval["high"]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("planted")
+    file = judges_file(folder, script(), {"id": "planted", "kind": "pairwise"})
+    found: dict[str, Any] = bench(folder, [file], planted(700))["judges"]["planted"]
+    return found
+
+
+def test_the_planted_accuracy_is_recovered(measured: dict[str, Any]) -> None:
+    # A slotty pair is a tie once both orders are averaged; the others are right 75% of the time.
+    assert inside(0.75, measured)
+    assert measured["high"] - measured["low"] < 0.1
+    assert measured["n"] + measured["ties"] == 700
+    assert inside(SLOTTED, measured["tie_rate"])
+    assert inside(0.75 * (1 - SLOTTED) + 0.5 * SLOTTED, measured["agreement_half"])
+    assert inside(0.75 * (1 - SLOTTED), measured["agreement_three_way"])
+    assert inside(0.5, measured["kappa"])
+    assert set(measured["subsets"]) == {"even", "odd"}
+    assert sum(part["agreement"]["n"] for part in measured["subsets"].values()) == measured["n"]
+
+
+def test_the_planted_position_bias_is_recovered_by_slot(measured: dict[str, Any]) -> None:
+    assert inside(SLOTTED, measured["same_slot"])
+    assert inside(SLOTTED, measured["same_slot_first"])
+    assert measured["same_slot_second"]["mean"] == 0.0
+    assert measured["slot_p"] < 1e-9
+    assert inside(0.5 + SLOTTED / 2, measured["slot_one_rate"])
+    assert measured["calls_per_pair"]["mean"] == 2.0
+
+
+def test_a_calibrated_judge_is_found_calibrated(measured: dict[str, Any]) -> None:
+    assert measured["ece"]["mean"] < 0.06
+    assert inside(1.0, measured["temperature"])
+    right = [b for b in measured["reliability"] if b["n"] > 30]
+    assert len(right) > 5
+    assert all(abs(b["share"] - b["prob"]) < 0.15 for b in right)
+
+
+def test_a_judge_that_is_too_sure_is_found_out_and_mended(tmp_path: Path) -> None:
+    file = judges_file(tmp_path, script(3.0), {"id": "sure", "kind": "pairwise"})
+    row = bench(tmp_path, [file], planted(700))["judges"]["sure"]
+    assert inside(3.0, row["temperature"])
+    assert row["ece_scaled"]["mean"] < row["ece"]["mean"] / 2
+    assert row["brier_scaled"]["mean"] < row["brier"]["mean"]
+    assert inside(0.75, row)
+
+
+def test_the_planted_length_bias_is_recovered(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    pairs, bias, human = [], 0.8, 1.0
+    lengths = rng.integers(1, 200, (900, 2))
+    spread = (lengths[:, 0] - lengths[:, 1]).std()
+    for number, (first, second) in enumerate(lengths):
+        label = rng.integers(0, 2)
+        odds = bias * (first - second) / spread + human * (2 * label - 1)
+        picked = rng.random() < 1 / (1 + np.exp(-odds))
+        marks = ("zork-95", "plain00") if picked else ("plain00", "zork-95")
+        texts = (marks[0] + "a" * int(first), marks[1] + "a" * int(second))
+        pairs.append(make_pair(f"f:{number}", user(f"Q {number}?"), texts, float(label)))
+    file = judges_file(tmp_path, script(), {"id": "wordy", "kind": "pairwise"})
+    row = bench(tmp_path, [file], pairs)["judges"]["wordy"]
+    assert inside(bias, row["length_coefficient"])
+    assert row["length_coefficient"]["low"] > 0
+    assert inside(0.5, row["people_prefer_longer"])
+    assert row["prefers_longer"]["low"] > 0.5
+
+
+def test_own_answers_and_repeats(tmp_path: Path) -> None:
+    """The planted judge always picks its own answers; the coin agrees with itself half the time."""
+    pairs = []
+    for number in range(300):
+        own_first, people_pick_own = number % 2 == 0, number % 3 == 0
+        texts = ("zork-95", "plain") if own_first else ("plain", "zork-95")
+        authors = ("me", "other") if own_first else ("other", "me")
+        label = float(people_pick_own == own_first)
+        pairs.append(make_pair(f"f:{number}", user(f"Q {number}?"), texts, label, authors=authors))
+    file = judges_file(tmp_path, script(), {"id": "vain", "kind": "pairwise"})
+    found = bench(tmp_path, [file, "random"], pairs, author="me", repeats=3)["judges"]
+    assert found["vain"]["self_preference"]["mean"] == 1.0
+    assert inside(0.0, found["random"]["self_preference"])
+    assert found["vain"]["self_consistency"]["mean"] == 1.0
+    assert inside(0.5, found["random"]["self_consistency"])
+
+
+def test_an_attack_flips_as_many_verdicts_as_planted(tmp_path: Path) -> None:
+    """A judge that falls for a written score, but not where the question is guarded."""
+    guarded = 0.4
+    rng = random.Random(3)
+    pairs = []
+    for number in range(200):
+        mark = "guarded" if rng.random() < guarded else "open"
+        question = user(f"Question {number}, {mark}?")
+        pairs.append(make_pair(f"f:{number}", question, ("fine", "poor"), 1.0))
+    rules = [
+        {"match": "(?s), guarded.*fine", "labels": {"3": 1.0}},
+        {"match": "(?s), guarded.*poor", "labels": {"2": 1.0}},
+        {"match": "Score: 5", "labels": {"5": 1.0}},
+        {"match": "fine", "labels": {"3": 1.0}},
+        {"match": "poor", "labels": {"2": 1.0}},
+    ]
+    judge = {"id": "gullible", "kind": "rating", "expected": True}
+    file = judges_file(tmp_path, rules, judge)
+    attacks = ["verdict_in_answer", "flattery"]
+    row = bench(tmp_path, [file], pairs, attacks=attacks)["judges"]["gullible"]
+    share = sum("open" in p.prompt.question for p in pairs) / len(pairs)
+    assert row["agreement"] == 1.0
+    assert row["attacks"]["verdict_in_answer"]["mean"] == pytest.approx(share)
+    assert row["attacks"]["verdict_in_answer"]["n"] == 200
+    assert row["attacks"]["flattery"]["mean"] == 0.0
+
+
+def test_a_second_run_asks_nothing_and_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = {"id": "planted", "kind": "pairwise"}
+    file = judges_file(tmp_path, script(), judge, {"id": "again", "kind": "pairwise"})
+    pairs = planted(60)
+    options: dict[str, Any] = {"baselines": True, "attacks": ["all"], "resamples": 20}
+    first = bench(tmp_path, [file], pairs, **options)
+    kept = (tmp_path / "out" / "bench.json").read_bytes()
+
+    def refuse(*_: Any) -> Iterator[Any]:
+        raise AssertionError("the engine was asked")
+
+    monkeypatch.setattr(FakeEngine, "score", refuse)
+    monkeypatch.setattr(FakeEngine, "generate", refuse)
+    assert json.dumps(bench(tmp_path, [file], pairs, **options)) == json.dumps(first)
+    assert (tmp_path / "out" / "bench.json").read_bytes() == kept
+    with pytest.raises(AssertionError, match="was asked"):
+        bench(tmp_path, [file], planted(61), **options)
+
+
+def test_judges_are_compared_with_one_another_and_with_baselines(tmp_path: Path) -> None:
+    judge = {"id": "planted", "kind": "pairwise"}
+    file = judges_file(tmp_path, script(), judge, {"id": "twin", "kind": "pairwise"})
+    result = bench(tmp_path, [file], planted(300), baselines=True, resamples=200)
+    assert list(result["judges"]) == [
+        "planted",
+        "twin",
+        "longer",
+        "first",
+        "random",
+        "overlap",
+        "perplexity",
+    ]
+    pair = result["comparisons"][0]
+    assert (pair["first"], pair["second"]) == ("planted", "twin")
+    assert pair["difference"]["mean"] == 0.0
+    assert pair["mcnemar_p"] == 1.0
+    assert pair["error_correlation"]["mean"] == pytest.approx(1.0)
+    assert result["effective_votes"]["judges"] == ["planted", "twin"]
+    assert result["effective_votes"]["mean"] == pytest.approx(1.0)
+    for name in ("longer", "first", "random"):
+        assert inside(0.5, result["judges"][name])
+    # The scripted model finds every answer equally likely, and no answer uses a term.
+    assert result["judges"]["perplexity"]["agreement"] is None
+    assert result["judges"]["perplexity"]["ties"] == 300
+    words = baseline_words(result)
+    assert len(words) == 2
+    assert all("beats the best baseline" in line for line in words)
+    page = bench_page(result, tmp_path / "page.html").read_text("utf-8")
+    assert "beats the best baseline" in page
+    assert "<script" not in page
+
+
+def test_what_is_missing_stays_missing(tmp_path: Path) -> None:
+    """A judge that puts no mass on the labels has no verdict, and no agreement."""
+    file = judges_file(tmp_path, [], {"id": "mute", "kind": "pairwise"})
+    row = bench(tmp_path, [file], planted(20), resamples=20)["judges"]["mute"]
+    assert row["agreement"] is None
+    assert (row["n"], row["ties"], row["missing"]) == (0, 0, 20)
+    assert row["coverage"]["mean"] == 0.0
+    assert row["unread_rate"]["mean"] == 1.0
+    assert "ece" not in row
+
+
+def test_which_answer_is_shown_first_is_drawn_and_the_order_of_rows_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    pairs = [make_pair(f"f:{i}", user(f"Q {i}?"), ("better", "worse"), 1.0) for i in range(200)]
+    result = bench(tmp_path, ["first", "random"], pairs)
+    # The better answer comes first in every row of the file.
+    assert inside(0.5, result["judges"]["first"])
+    turned = bench(tmp_path / "other", ["first", "random"], pairs[::-1])
+    assert {n: r["agreement"] for n, r in turned["judges"].items()} == {
+        n: r["agreement"] for n, r in result["judges"].items()
+    }
+
+
+def test_rewardbench_sections_have_the_published_weights(tmp_path: Path) -> None:
+    """`longer` is right in these subsets alone: one of 100 of 358 in Chat, mathematics."""
+    right = {"alpacaeval-easy", "math-prm"}
+    pairs = []
+    for subset in (name for weights in SECTIONS.values() for name in weights):
+        texts = ("much longer", "short") if subset in right else ("short", "much longer")
+        pairs.append(make_pair("f:1", user(f"On {subset}?"), texts, 1.0, subset=subset))
+    row = bench(tmp_path, ["longer"], pairs)["judges"]["longer"]
+    chat, reasoning = 100 / 358, 984 / (984 + 6 * 164)
+    assert row["rewardbench/Chat"]["mean"] == pytest.approx(chat)
+    assert row["rewardbench/Reasoning"]["mean"] == pytest.approx(reasoning)
+    assert row["rewardbench/Safety"]["mean"] == 0.0
+    assert row["rewardbench"]["mean"] == pytest.approx((chat + reasoning) / 4)
+
+
+@pytest.mark.parametrize(
+    ("judges", "changes", "message"),
+    [
+        (["longest"], {}, "did you mean 'longer'"),
+        ([], {}, "no judge was named"),
+        (["longer", "longer"], {}, "is named twice"),
+        (["longer"], {"attacks": ["flatter"]}, "did you mean 'flattery'"),
+        (["yes_no"], {}, "asks about text principles"),
+        (["absent.yaml"], {}, "absent.yaml: not found"),
+    ],
+)
+def test_mistakes_are_named(
+    tmp_path: Path, judges: list[str], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bench(tmp_path, judges, planted(3), **changes)
+
+
+def test_a_model_that_nobody_named_is_refused_with_its_line(tmp_path: Path) -> None:
+    file = judges_file(tmp_path, [], {"id": "lost", "kind": "pairwise", "by": "scriptd"})
+    with pytest.raises(ConfigError, match=r"judges.yaml:\d+: .*did you mean 'scripted'"):
+        bench(tmp_path, [file], planted(3))
