@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlaif.cli.data import say_skipped
 from rlaif.cli.options import (
     COLUMNS,
     CONSTITUTION,
@@ -19,7 +20,6 @@ from rlaif.cli.options import (
     QUIET,
     SEED,
     progress_of,
-    say_skipped,
 )
 
 if TYPE_CHECKING:
