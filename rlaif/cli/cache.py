@@ -73,6 +73,7 @@ def prune(
         else:
             before = None if unused_days is None else time.time() - unused_days * 86400
             dropped = opened.prune(before, model)
+        opened.compact()
         click.echo(f"{dropped} answers dropped, {opened.size() / 1e6:.1f} MB left")
 
 
@@ -83,6 +84,7 @@ def export(path: Path, model: str | None) -> None:
     """Write every request with its answer to PATH as JSON lines."""
     count = 0
     with _opened() as opened, path.open("w", encoding="utf-8") as file:
-        for count, row in enumerate(opened.rows(model), 1):
+        for row in opened.rows(model):
             file.write(json.dumps(row) + "\n")
+            count += 1
     click.echo(f"{count} answers in {path}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import ModelSpec, YesNoJudge
+from rlaif.constitution import Constitution
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
 from rlaif.judges.base import Call, Judge
@@ -23,7 +24,9 @@ from rlaif.store import Store
 def yes_no() -> Judge:
     """A judge with one call per text."""
     spec = YesNoJudge(kind="yes_no", by="server", template="prompts/judges/yes_no_short.j2")
-    return build_judge(spec, None)
+    principle = {"id": "right", "text": "The answer is right."}
+    constitution = Constitution.model_validate({"name": "one", "principles": [principle]})
+    return build_judge(spec, constitution)
 
 
 def server_model(url: str, **keys: Any) -> Model:

@@ -69,8 +69,9 @@ def test_a_fault_is_survived(kind: str) -> None:
         results = answers(engine(proxy.url, account), requests(24))
         assert proxy.done[kind] >= 8
     assert own(results) == {f"r{i}" for i in range(24)}
-    harmless = kind in ("late", "twice", "twice_late")
-    assert bool(account.take()["m"]["retries"]) is not harmless
+    retried = bool(account.take()["m"]["retries"])
+    # A second answer that comes late may meet the next call on its connection, or nobody.
+    assert kind == "twice_late" or retried is (kind not in ("late", "twice"))
 
 
 def test_after_the_last_attempt_a_request_fails_with_its_reason() -> None:

@@ -1,6 +1,8 @@
 """A small OpenAI-compatible server on a real socket, which answers as told and counts its calls.
 
-    python tests/servers/scripted.py [--latency SECONDS]     # prints its base URL and runs on
+    python tests/servers/scripted.py [--latency SECONDS] [--context TOKENS]
+
+It prints its base URL and runs on.
 
 Chat and plain completions, `n`, seeds, stop strings, token limits, log-probs, JSON schema, a
 context limit, and keys. A token is a word with the space before it.
@@ -62,6 +64,7 @@ class ScriptedServer:
         tops: dict[str, float] | None = None,
         changes: dict[str, Any] | None = None,
         keep: bool = True,
+        context: int = CONTEXT,
     ):
         self.answer = answer
         self.latency = latency
@@ -69,6 +72,7 @@ class ScriptedServer:
         self.tops = tops
         self.changes = changes or {}
         self.keep = keep
+        self.context = context
         self.asked: list[dict[str, Any]] = []
         self.answered: Counter[str] = Counter()
         self.open = self.most_open = self.calls = 0
@@ -100,8 +104,8 @@ class ScriptedServer:
         if body.get("model") == "absent":
             return 404, _error("The model `absent` does not exist")
         text = prompt_text(body)
-        if len(text.split()) + body.get("max_tokens", 0) > CONTEXT:
-            return 400, _error(f"This model's maximum context length is {CONTEXT} tokens.")
+        if len(text.split()) + body.get("max_tokens", 0) > self.context:
+            return 400, _error(f"This model's maximum context length is {self.context} tokens.")
         choices = [self._choice(path, body, i) for i in range(body.get("n", 1))]
         made = sum(len(tokens_of(c["_text"])) for c in choices)
         for choice in choices:
@@ -202,8 +206,9 @@ def _error(message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error"}}
 
 
-async def _serve(latency: float) -> None:
-    server = ScriptedServer(latency=latency, tops={"Yes": -0.3, "No": -1.5}, keep=False)
+async def _serve(latency: float, context: int) -> None:
+    tops = {"Yes": -0.3, "No": -1.5}
+    server = ScriptedServer(latency=latency, tops=tops, keep=False, context=context)
     await server.start()
     print(server.url, flush=True)
     await asyncio.Event().wait()
@@ -212,4 +217,6 @@ async def _serve(latency: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--latency", type=float, default=0.0)
-    asyncio.run(_serve(parser.parse_args().latency))
+    parser.add_argument("--context", type=int, default=CONTEXT)
+    options = parser.parse_args()
+    asyncio.run(_serve(options.latency, options.context))
