@@ -70,8 +70,12 @@ class Outlet(Generic[T]):
                 return items, True
             items.append(item)
             deadline = deadline or time.monotonic() + LINGER
-        self._tell(lambda: [self._room.release() for _ in items])
+        self._tell(lambda: self._make_room(len(items)))
         return items, False
+
+    def _make_room(self, count: int) -> None:
+        for _ in range(count):
+            self._room.release()
 
     def stop(self) -> None:
         """Cancel what runs."""
