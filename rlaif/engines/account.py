@@ -30,19 +30,27 @@ class Meter:
     first: float | None = None
     last: float = 0.0
     latencies: Counter[int] = field(default_factory=Counter)
+    # One thread counts while another one shows the numbers.
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answered(self, began: float, ended: float, usage: Usage, cost: float) -> None:
         """A call that was open from `began` to `ended` (seconds of one clock) and was answered."""
-        self.calls += 1
-        self.input_tokens += usage.input
-        self.output_tokens += usage.output
-        self.cost += cost
-        self.first = began if self.first is None else min(self.first, began)
-        self.last = max(self.last, ended)
-        seconds = max(ended - began, 1e-6)
-        self.latencies[math.floor(math.log2(seconds) * BUCKETS_PER_DOUBLING)] += 1
+        bucket = math.floor(math.log2(max(ended - began, 1e-6)) * BUCKETS_PER_DOUBLING)
+        with self._lock:
+            self.calls += 1
+            self.input_tokens += usage.input
+            self.output_tokens += usage.output
+            self.cost += cost
+            self.first = began if self.first is None else min(self.first, began)
+            self.last = max(self.last, ended)
+            self.latencies[bucket] += 1
 
-    def percentile(self, share: float) -> float:
+    def retried(self, cause: str) -> None:
+        """A call has to be made again, because of `cause`."""
+        with self._lock:
+            self.retries[cause] += 1
+
+    def _percentile(self, share: float) -> float:
         """The latency in seconds that `share` of the calls did not exceed, to within 9%."""
         wanted = math.ceil(share * sum(self.latencies.values()))
         seen = 0
@@ -55,6 +63,10 @@ class Meter:
     def summary(self) -> dict[str, Any]:
         """The numbers that are kept with a step. `seconds` is from the first call to the last
         answer."""
+        with self._lock:
+            return self._summary()
+
+    def _summary(self) -> dict[str, Any]:
         seconds = self.last - self.first if self.first is not None else 0.0
         rate = 1 / seconds if seconds > 0 else 0.0
         return {
@@ -68,7 +80,7 @@ class Meter:
             "seconds": round(seconds, 3),
             "calls_per_second": round(self.calls * rate, 2),
             "tokens_per_second": round(self.output_tokens * rate, 1),
-            "latency": {name: round(self.percentile(p), 4) for name, p in PERCENTILES.items()},
+            "latency": {name: round(self._percentile(p), 4) for name, p in PERCENTILES.items()},
         }
 
 
@@ -120,7 +132,7 @@ class Account:
 
     def note(self) -> str:
         """One line for a progress bar; empty when no remote model was asked."""
-        used = [m for m in self._meters.values() if m.calls or m.hits]
+        used = [m for m in list(self._meters.values()) if m.calls or m.hits]
         parts = []
         for numbers in (m.summary() for m in used):
             parts.append(
@@ -143,8 +155,11 @@ class Account:
 
 
 def _spent(path: Path) -> float:
-    """What the lines of a ledger add up to; a last line that a kill cut is left out."""
+    """What the lines of a ledger add up to; a last line that was cut short is taken out."""
     if not path.exists():
         return 0.0
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return math.fsum(json.loads(line)["cost"] for line in lines)
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if len(whole) < len(text):
+        path.write_text(whole, encoding="utf-8")
+    return math.fsum(json.loads(line)["cost"] for line in whole.splitlines())

@@ -24,7 +24,9 @@ from rlaif.engines.streaming import streamed
 from rlaif.errors import ConfigError, EngineError
 from rlaif.records import Message, content_hash
 
-SMALLEST_ROOM = 256
+ROOM = 16
+"""Results that may wait for their reader, for each call that may be open: answers of 13 ms and more
+fill it no faster than a reader that is not slow empties it."""
 
 
 def load(spec: ModelSpec, folder: Path | None, name: str, account: Account) -> OpenAIEngine:
@@ -75,8 +77,8 @@ class OpenAIEngine:
     def _stream(self, requests: Iterable[api.Request]) -> Iterator[list[api.Result]]:
         calls = api.calls(self.spec, self.weights_hash, requests)
         session = Session(self.spec, self.name, self.key, self.account, calls)
-        room = 4 * self.spec.limits.concurrency * self.spec.samples_per_call
-        return streamed(session.run, max(room, SMALLEST_ROOM))
+        room = ROOM * self.spec.limits.concurrency * self.spec.samples_per_call
+        return streamed(session.run, room)
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """What the server is sent, as JSON or as text. It renders that itself, and its token ids

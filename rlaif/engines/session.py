@@ -134,8 +134,8 @@ class Session:
             )
         for done in pending:
             self._release(done.call.key)
-            for result in done.results:
-                self.outlet.put(result)
+        if pending:
+            self.outlet.put([result for done in pending for result in done.results])
 
     def _finish(self, done: _Done) -> None:
         self._pending.append(done)
@@ -189,7 +189,7 @@ class Session:
             except _Again as error:
                 failure, cause, wait = str(error), error.cause, error.wait
             if attempt <= self.spec.limits.retries:
-                meter.retries[cause] += 1
+                meter.retried(cause)
                 # A wait that was asked for holds every call back, in the pace.
                 await asyncio.sleep(back_off(attempt) if wait is None else 0.0)
         if cause == "unreachable" and self.heard < began:
@@ -211,13 +211,10 @@ class Session:
         try:
             began = await self.pace.enter()
             try:
-                text = await self._post(call, connection, began)
-                answer = api.parse_answer(text)
-            except (_Again, Malformed) as error:
-                if isinstance(error, Malformed) or error.billed:
+                answer = await self._post(call, connection, began)
+            except _Again as error:
+                if error.billed:
                     self.account.spend(self.name, held)
-                if isinstance(error, Malformed):
-                    raise _Again("malformed", str(error)) from None
                 raise
             finally:
                 self.pace.leave()
@@ -242,8 +239,8 @@ class Session:
                 )
             await asyncio.sleep(BUDGET_WAIT)
 
-    async def _post(self, call: ApiCall, connection: Connection, began: float) -> str:
-        """The answer's text. Raises _Again, _Refused, EngineError."""
+    async def _post(self, call: ApiCall, connection: Connection, began: float) -> dict[str, Any]:
+        """The answer to one attempt. Raises _Again, _Refused, EngineError."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.spec.limits.total_seconds):
@@ -262,7 +259,10 @@ class Session:
         wait = exhausted_for(response.headers)
         if wait is not None:
             self.pace.pause(self.heard + wait)
-        return self._hidden(response.content.decode("utf-8", "replace"))
+        try:
+            return api.parse_answer(self._hidden(response.content.decode("utf-8", "replace")))
+        except Malformed as error:
+            raise _Again("malformed", str(error), billed=True) from None
 
     def _connection_error(self, error: openai.APIConnectionError) -> _Again:
         cause = error.__cause__

@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-LARGEST = 256
 LINGER = 0.2
-"""Items in one list at most, and seconds that a list waits for more: every list is a write to disk
-for the one who takes it."""
+"""Seconds that a list waits for more items: every list is a write to disk for the one who takes it,
+and every hand-over between threads costs both of them time."""
 
 
 class Outlet(Generic[T]):
     """Where a coroutine puts what it has made. `room` says how much of it nobody has taken yet."""
 
     def __init__(self, room: int):
-        self._ready: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[list[T] | None] = queue.SimpleQueue()
+        self._ended = threading.Event()
         self._room = asyncio.Semaphore(room)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -30,12 +29,12 @@ class Outlet(Generic[T]):
         self.error: BaseException | None = None
 
     async def room(self) -> None:
-        """Wait until one more item may be made. Every `put` needs one."""
+        """Wait until one more item may be made. Every item of a `put` needs one."""
         await self._room.acquire()
 
-    def put(self, item: T) -> None:
-        """Give an item away."""
-        self._ready.put(item)
+    def put(self, items: list[T]) -> None:
+        """Give items away."""
+        self._ready.put(items)
 
     def run(self, main: Callable[[Outlet[T]], Coroutine[None, None, None]]) -> None:
         """Run `main` to its end in the thread that calls this."""
@@ -44,9 +43,8 @@ class Outlet(Generic[T]):
         except BaseException as error:
             self.error = error
         finally:
-            with self._lock:
-                self._loop = None
             self._ready.put(None)
+            self._ended.set()
 
     async def _guarded(self, main: Callable[[Outlet[T]], Coroutine[None, None, None]]) -> None:
         with self._lock:
@@ -54,24 +52,28 @@ class Outlet(Generic[T]):
             self._task = asyncio.ensure_future(main(self))
             if self._stopped:
                 self._task.cancel()
-        await self._task
+        try:
+            await self._task
+        finally:
+            # Before the loop closes: nobody may call into a closed one.
+            with self._lock:
+                self._loop = None
 
     def take(self) -> tuple[list[T], bool]:
         """The next items, and whether these are the last. Waits for the first one."""
         items: list[T] = []
-        deadline = None
-        while len(items) < LARGEST:
+        new = self._ready.get()
+        if new is not None:
+            self._ended.wait(LINGER)
+        while new is not None:
+            items += new
             try:
-                wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-                item = self._ready.get(timeout=wait)
+                new = self._ready.get_nowait()
             except queue.Empty:
                 break
-            if item is None:
-                return items, True
-            items.append(item)
-            deadline = deadline or time.monotonic() + LINGER
-        self._tell(lambda: self._make_room(len(items)))
-        return items, False
+        count = len(items)
+        self._tell(lambda: self._make_room(count))
+        return items, new is None
 
     def _make_room(self, count: int) -> None:
         for _ in range(count):
