@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import resource
 import subprocess
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,23 @@ sys.path.insert(0, str(ROOT))
 WORDS = "The answer names a colour, a fruit and a reason, and says where it may be wrong. "
 MAX_RATIO = 1.05
 MIN_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds on the clock and of this process's CPU time."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Cost:
+        """Both clocks as they stand."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, began: Cost) -> Cost:
+        """What went by from `began` to this."""
+        return Cost(self.wall - began.wall, self.cpu - began.cpu)
 
 
 def texts(count: int) -> Iterator[str]:
@@ -51,11 +70,11 @@ def server(latency: float) -> Iterator[str]:
         process.wait()
 
 
-def ask_bare(url: str, count: int, concurrency: int) -> float:
-    """Seconds of a plain loop over the client."""
+def ask_bare(url: str, count: int, concurrency: int) -> Cost:
+    """A plain loop over the client."""
     import openai
 
-    async def main() -> float:
+    async def main() -> Cost:
         client = openai.AsyncOpenAI(base_url=url, api_key="none")
         pending = iter(enumerate(texts(count)))
 
@@ -72,15 +91,15 @@ def ask_bare(url: str, count: int, concurrency: int) -> float:
                 )
                 assert answer.choices[0].logprobs is not None
 
-        began = time.perf_counter()
+        began = Cost.now()
         await asyncio.gather(*(work() for _ in range(concurrency)))
-        return time.perf_counter() - began
+        return Cost.now().since(began)
 
     return asyncio.run(main())
 
 
-def ask_rlaif(url: str, count: int, concurrency: int) -> float:
-    """Seconds of a judge with retries, cache and records, to the last record."""
+def ask_rlaif(url: str, count: int, concurrency: int) -> Cost:
+    """A judge with retries, cache and records, to the last record."""
     import rlaif.engines.openai
     from rlaif.config import ModelSpec, YesNoJudge
     from rlaif.constitution import Constitution
@@ -124,20 +143,20 @@ def ask_rlaif(url: str, count: int, concurrency: int) -> float:
         store = Store(Path(folder) / "run")
         step, pool = store.step("judging"), EnginePool(store)
         step.path.mkdir(parents=True)
-        began, made = time.perf_counter(), 0
+        began, made = Cost.now(), 0
         for batch in ask_model(judge, model, pool, calls(), set()):
             step.append("judgements", batch)
             made += len(batch)
-        seconds = time.perf_counter() - began
+        cost = Cost.now().since(began)
         assert made == count, f"{made} of {count} judged"
-    return seconds
+    return cost
 
 
 WAYS = {"rlaif": ask_rlaif, "bare": ask_bare}
 
 
 def in_a_process(way: str, url: str, count: int, concurrency: int) -> dict[str, float]:
-    """Seconds and peak memory (MB) of one way of asking, in a fresh process."""
+    """Seconds, CPU seconds and peak memory (MB) of one way of asking, in a fresh process."""
     command = [sys.executable, __file__, "--way", way, "--url", url]
     command += ["--calls", str(count), "--concurrency", str(concurrency)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
@@ -148,11 +167,13 @@ def in_a_process(way: str, url: str, count: int, concurrency: int) -> dict[str, 
 def compare(latency: float, count: int, concurrency: int, turns: int) -> dict[str, float]:
     """Both ways against each other and the ideal, at one latency."""
     best: dict[str, float] = {}
+    cpu: dict[str, float] = {}
     with server(latency) as url:
         for _ in range(turns):
             for way in WAYS:
-                seconds = in_a_process(way, url, count, concurrency)["seconds"]
-                best[way] = min(best.get(way, seconds), seconds)
+                measured = in_a_process(way, url, count, concurrency)
+                best[way] = min(best.get(way, math.inf), measured["seconds"])
+                cpu[way] = min(cpu.get(way, math.inf), measured["cpu"])
     ideal = count * latency / concurrency
     row = {
         "latency": latency,
@@ -162,13 +183,16 @@ def compare(latency: float, count: int, concurrency: int, turns: int) -> dict[st
         "share_of_bare": best["bare"] / best["rlaif"],
         "times_ideal": best["rlaif"] / ideal,
         "bare_times_ideal": best["bare"] / ideal,
+        "rlaif_cpu_ms": 1000 * cpu["rlaif"] / count,
+        "bare_cpu_ms": 1000 * cpu["bare"] / count,
     }
     print(
         f"latency {latency * 1000:.0f} ms, {count} calls: "
         f"rlaif {row['rlaif_calls_per_second']:.0f} calls/s, "
         f"bare client {row['bare_calls_per_second']:.0f} calls/s; "
         f"{row['share_of_bare']:.2f} x the bare client (goal {MIN_SHARE}), "
-        f"{row['times_ideal']:.2f} x the ideal time (bare {row['bare_times_ideal']:.2f})",
+        f"{row['times_ideal']:.2f} x the ideal time (bare {row['bare_times_ideal']:.2f}); "
+        f"CPU a call {row['rlaif_cpu_ms']:.2f} ms, bare {row['bare_cpu_ms']:.2f} ms",
         flush=True,
     )
     return row
@@ -197,9 +221,9 @@ def main() -> None:
     parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        seconds = WAYS[options.way](options.url, options.calls, options.concurrency)
+        cost = WAYS[options.way](options.url, options.calls, options.concurrency)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak_mb": peak}))
+        print(json.dumps({"seconds": cost.wall, "cpu": cost.cpu, "peak_mb": peak}))
         return
     scale = 10 if options.quick else 1
     count = options.calls // scale
