@@ -10,7 +10,7 @@ from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.data.readers import read_labelled
 from rlaif.data.sources import PromptSet, load_prompts, split_prompts
-from rlaif.engines.build import REMOTE, known_capabilities
+from rlaif.engines.build import REMOTE, known_capabilities, server_key
 from rlaif.engines.builtin import locate, resolve, weights_hash
 from rlaif.errors import ConfigError
 from rlaif.judges.base import roles_of
@@ -84,6 +84,9 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
         script = Path(spec.script).read_text(encoding="utf-8") if spec.script else ""
         return "fake:" + content_hash(script)
     if spec.engine in REMOTE:
+        if fetch:
+            # Here and not when the judge's turn comes, hours later.
+            server_key(spec)
         return f"server:{spec.base_url}:{spec.path}"
     if ":" in spec.engine and locate(spec.path) is None:
         # A plug-in's path need not be a folder of weights.

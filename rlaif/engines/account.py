@@ -100,7 +100,10 @@ class Account:
         self._lock = threading.Lock()
         self._held = 0.0
         self._meters: dict[str, Meter] = {}
-        self.spent = 0.0 if path is None else _spent(path)
+        lines = _lines(path)
+        self.spent = math.fsum(_cost(line) for line in lines)
+        # A last line that was cut short must not run into the next one.
+        self._end = "\n" if lines[-1] else ""
 
     def meter(self, model: str) -> Meter:
         """The meter of a model by its label."""
@@ -127,7 +130,8 @@ class Account:
             if self.path is not None and cost > 0:
                 row = {"model": model, "cost": cost}
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                    file.write(self._end + json.dumps(row) + "\n")
+                self._end = ""
             self.spent += cost
 
     def note(self) -> str:
@@ -154,12 +158,16 @@ class Account:
         return taken
 
 
-def _spent(path: Path) -> float:
-    """What the lines of a ledger add up to; a last line that was cut short is taken out."""
-    if not path.exists():
+def _lines(path: Path | None) -> list[str]:
+    """The lines of a ledger; the last is empty unless it was cut short."""
+    if path is None or not path.exists():
+        return [""]
+    return path.read_text(encoding="utf-8").split("\n")
+
+
+def _cost(line: str) -> float:
+    """What a line of a ledger says; 0 for one that was cut short."""
+    try:
+        return float(json.loads(line)["cost"]) if line else 0.0
+    except ValueError:
         return 0.0
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if len(whole) < len(text):
-        path.write_text(whole, encoding="utf-8")
-    return math.fsum(json.loads(line)["cost"] for line in whole.splitlines())

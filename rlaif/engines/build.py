@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,20 @@ def known_capabilities(spec: ModelSpec) -> frozenset[str] | None:
     if spec.engine not in CAPABILITIES or (spec.engine in TRAINABLE and folder is None):
         return None
     return CAPABILITIES["reward" if is_reward_model(folder) else spec.engine]
+
+
+def server_key(spec: ModelSpec) -> str | None:
+    """The key of a model's server from the environment; None where none is named. Raises
+    ConfigError when the variable is not set."""
+    if spec.key_env is None:
+        return None
+    key = os.environ.get(spec.key_env, "").strip()
+    if not key:
+        raise ConfigError(
+            f"model {spec.path}: `key_env` names the environment variable {spec.key_env}, and it "
+            "is not set"
+        )
+    return key
 
 
 def is_reward_model(folder: Path | None) -> bool:

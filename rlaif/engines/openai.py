@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -19,9 +18,10 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
+from rlaif.engines.build import server_key
 from rlaif.engines.session import Session
 from rlaif.engines.streaming import streamed
-from rlaif.errors import ConfigError, EngineError
+from rlaif.errors import EngineError
 from rlaif.records import Message, content_hash
 
 ROOM = 16
@@ -30,7 +30,7 @@ fill it no faster than a reader that is not slow empties it."""
 
 
 def load(spec: ModelSpec, folder: Path | None, name: str, account: Account) -> OpenAIEngine:
-    """The engine of the server that `spec` names. Raises ConfigError without the key it needs."""
+    """The engine of the server that `spec` names."""
     return OpenAIEngine(spec, name, content_hash("openai", spec.base_url, spec.path), account)
 
 
@@ -47,12 +47,11 @@ class OpenAIEngine:
         self.weights_hash = digest
         self.account = account
         self.capabilities = api.capabilities(spec)
-        self.key = _key(spec, name)
 
     def generate(
         self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
-        """See `Engine.generate`."""
+        """See `Engine.generate`. Raises ConfigError without the key that the server needs."""
         wanted = (r for r in requests if r.request_id not in done)
         return cast(Iterator[list[GenerateResult]], self._stream(wanted))
 
@@ -76,7 +75,8 @@ class OpenAIEngine:
 
     def _stream(self, requests: Iterable[api.Request]) -> Iterator[list[api.Result]]:
         calls = api.calls(self.spec, self.weights_hash, requests)
-        session = Session(self.spec, self.name, self.key, self.account, calls)
+        key = server_key(self.spec)
+        session = Session(self.spec, self.name, key, self.account, calls)
         room = ROOM * self.spec.limits.concurrency * self.spec.samples_per_call
         return streamed(session.run, room)
 
@@ -91,15 +91,3 @@ class OpenAIEngine:
 
     def close(self) -> None:
         """Nothing to free: connections end with the requests that they were opened for."""
-
-
-def _key(spec: ModelSpec, name: str) -> str | None:
-    if spec.key_env is None:
-        return None
-    key = os.environ.get(spec.key_env, "").strip()
-    if not key:
-        raise ConfigError(
-            f"model {name}: `key_env` names the environment variable {spec.key_env}, and it is not "
-            "set"
-        )
-    return key

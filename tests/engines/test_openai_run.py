@@ -206,6 +206,17 @@ def test_a_budget_that_counts_nothing_is_refused(price: Any, remote: bool, messa
         Experiment.model_validate(data | {"steps": [{"sample": {}}]})
 
 
+def test_a_key_that_is_not_set_is_missed_before_the_run_and_not_by_a_dry_one(
+    tmp_path: Path, write_experiment: Callable[..., Path]
+) -> None:
+    remote = {"path": "m", "engine": "openai", "base_url": "http://127.0.0.1:9/v1"}
+    models = {"policy": {"path": "none", "engine": "fake"}, "remote": remote | {"key_env": "NONE"}}
+    path = write_experiment(tmp_path / "e", None, models=models, steps=[{"sample": {}}])
+    prepare(path, fetch=False)
+    with pytest.raises(ConfigError, match="environment variable NONE"):
+        prepare(path)
+
+
 def test_a_judge_that_needs_a_prefill_says_so_before_the_run(
     tmp_path: Path, write_experiment: Callable[..., Path]
 ) -> None:

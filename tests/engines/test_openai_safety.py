@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from rlaif.engines import pace
+from rlaif.engines.account import Account
 from rlaif.engines.cache import RequestCache, cache_limit, cache_path
 from rlaif.errors import ConfigError, EngineError, GateStopped, StoreError
 from rlaif.store import Store
@@ -102,6 +103,27 @@ def test_the_budget_is_never_passed_and_holds_over_runs(tmp_path: Path) -> None:
         rows = Store(out).step("judging").read("judgements")
         assert sum(row["cost"] for row in rows) == pytest.approx(spent)
         assert len(rows) == len(lines) == server.calls - 1
+
+
+def test_a_ledger_whose_last_line_was_cut_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "spend.jsonl"
+    path.write_text('{"model": "m", "cost": 1.5}\n{"model": "m", "co')
+    account = Account(path)
+    assert account.spent == 1.5
+    account.spend("m", 2.0)
+    account.spend("m", 0.25)
+    assert Account(path).spent == 3.75
+
+
+def test_what_is_set_aside_counts_until_it_is_freed() -> None:
+    account = Account(budget=1.0)
+    assert account.hold(0.7)
+    assert account.hold(0.7) is False
+    account.spend("m", 0.4)
+    account.free(0.7)
+    assert account.hold(0.6)
+    account.free(0.6)
+    assert account.hold(0.7) is None
 
 
 @pytest.mark.parametrize("rejected", [False, True])
