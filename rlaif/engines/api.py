@@ -149,7 +149,7 @@ def _score_body(spec: ModelSpec, request: ScoreRequest) -> dict[str, Any]:
 
 
 def _prompt_body(spec: ModelSpec, request: Request) -> dict[str, Any]:
-    messages = [dict(m) for m in request.messages]
+    messages = [{"role": m["role"], "content": m["content"]} for m in request.messages]
     given = any(m["role"] == "system" for m in messages)
     if spec.system_prompt != "keep" and not given:
         messages.insert(0, {"role": "system", "content": spec.system_prompt})
