@@ -36,11 +36,6 @@ def hf(folder: Path) -> AbstractContextManager[Engine]:
     return nullcontext(load_engine(spec, folder, "hf"))
 
 
-def vllm(folder: Path) -> AbstractContextManager[Engine]:
-    spec = ModelSpec(path=str(folder), engine="vllm", max_context=CONTEXT)
-    return nullcontext(load_engine(spec, folder, "vllm"))
-
-
 @contextmanager
 def openai(folder: Path) -> Iterator[Engine]:
     with ScriptedServer(tops={"Yes": -0.4, " No": -1.6, "Well": -3.0}) as server:
