@@ -38,6 +38,9 @@ def run(context: StepContext) -> dict[str, Any]:
     context.progress.start("log-probs", len(requests), len(done & set(completions)))
     if not set(completions) <= done:
         engine = context.engines.get(context.planned.models["by"])
+        if "token_logprobs" not in engine.capabilities:
+            # M0 on a server: what it cannot score has no row, and metrics that need one are absent.
+            requests = []
         for batch in engine.score(requests, done):
             rows = [
                 _row(

@@ -18,7 +18,9 @@ from rlaif.engines.account import Account
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.openai import load
 from rlaif.errors import ConfigError, GateStopped
-from rlaif.experiment import prepare, read_rounds, run_experiment
+from rlaif.experiment import run_experiment
+from rlaif.prepare import prepare
+from rlaif.rounds import read_rounds
 from rlaif.store import Store
 from tests.servers.scripted import ScriptedServer
 
