@@ -3,7 +3,9 @@ the answer and not its place, does not depend on the order of arrival, and is kn
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from rlaif.config import JudgeStep, ModelSpec
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Model, ScoreResult
 from rlaif.engines.fake import FakeEngine, FakeScript
+from rlaif.errors import ConfigError
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import JUDGES, build_judge
 from rlaif.records import VALUED, Completion, Judgement, content_hash, make_prompt
@@ -399,3 +402,12 @@ def test_a_pair_that_comes_twice_is_asked_and_kept_once(name: str) -> None:
 def _refuse(requests: Any, done: Any = frozenset()) -> Any:
     assert all(r.request_id in done for r in requests)
     return iter(())
+
+
+def test_a_juror_without_a_measured_accuracy_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    rows = {"rating": {"agreement": 0.7}, "additive": {"agreement": None}}
+    path.write_text(json.dumps({"judges": rows}))
+    jurors = [{"kind": "rating"}, {"kind": "additive"}]
+    with pytest.raises(ConfigError, match="`accuracy` lacks juror 'additive'"):
+        judge_of({"kind": "jury", "of": jurors, "pool": "vote", "accuracy": str(path)})
