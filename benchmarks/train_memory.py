@@ -61,8 +61,9 @@ def work(job: dict[str, Any]) -> None:
     from rlaif.config import DpoTrain
     from rlaif.device import release_freed_memory
     from rlaif.steps.load import load_trl
+    from rlaif.train.loading import load_module
     from rlaif.train.loop import _plan, make_optimizer, optimiser_step
-    from rlaif.train.model import load_module, prepare
+    from rlaif.train.model import prepare
     from rlaif.train.preference import PreferenceTask
     from rlaif.train.reference import compute_reference
     from rlaif.train.tokenise import encode, load_tokenizer

@@ -137,8 +137,9 @@ def ours_offline(job: Job) -> dict[str, float]:
     from rlaif.config import DistillStep, DpoTrain
     from rlaif.device import keep_freed_memory
     from rlaif.steps.load import load_trl
+    from rlaif.train.loading import load_module
     from rlaif.train.loop import Task, run_training
-    from rlaif.train.model import load_module, prepare
+    from rlaif.train.model import prepare
     from rlaif.train.preference import PreferenceTask
     from rlaif.train.reference import compute_reference
     from rlaif.train.reward_model import RewardTask
@@ -283,8 +284,10 @@ def ours_grpo(job: Job) -> dict[str, float]:
     from rlaif.config import METHODS, ModelSpec
     from rlaif.device import keep_freed_memory
     from rlaif.engines.base import GenerateRequest, Sampling
+    from rlaif.engines.encoding import Encoding
     from rlaif.engines.hf import HfEngine
-    from rlaif.train.model import load_module, prepare
+    from rlaif.train.loading import load_module
+    from rlaif.train.model import prepare
     from rlaif.train.on_policy import run_on_policy
     from rlaif.train.rollout import Answer, Group
     from rlaif.train.tokenise import load_tokenizer
@@ -313,7 +316,9 @@ def ours_grpo(job: Job) -> dict[str, float]:
     def collect(number: int, policy: Any) -> list[Group]:
         chosen = [prompts[(4 * number + i) % len(prompts)] for i in range(4)]
         with policy.generating() as module:
-            engine = HfEngine(module, tokenizer, spec, "policy", "x")
+            engine = HfEngine(
+                module, Encoding(tokenizer, spec.system_prompt, 2048, "policy"), spec, "x"
+            )
             requests = [
                 GenerateRequest(f"{p}/{i}", messages, Sampling(64, seed=100 * number + 4 * p + i))
                 for p, messages in enumerate(chosen)

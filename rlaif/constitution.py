@@ -16,7 +16,7 @@ principles:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -274,6 +274,8 @@ def _collect(
             parent = find(name, beside=path)
         except ConfigError as error:
             raise ConfigError(f"extends: {error}", path, line) from None
+        if parent.is_dir():
+            raise ConfigError(f"extends: {name!r} is a folder; name a file", path, line)
         if parent.resolve() in (*above, real):
             circle = [p.name for p in (*above, real, parent.resolve())]
             raise ConfigError(
@@ -325,21 +327,45 @@ def show(constitution: Constitution) -> str:
     return head + body.replace("\n- id: ", "\n\n- id: ")
 
 
-def diff(a: Constitution, b: Constitution) -> list[str]:
-    """What changed from `a` to `b`, one line per principle added (+), removed (-) or field (~).
+def reweighted(constitution: Constitution, weights: Mapping[str, float]) -> Constitution:
+    """The same with these weights by principle id; others keep theirs."""
+    principles = [
+        p.model_copy(update={"weight": weights.get(p.id, p.weight)})
+        for p in constitution.principles
+    ]
+    return constitution.model_copy(update={"principles": tuple(principles)})
 
-    A change that can alter judgements is marked "judged again".
-    """
-    before, after = ({p.id: p for p in c.principles} for c in (a, b))
-    lines = [f"- {name}: removed" for name in before if name not in after]
-    lines += [f"+ {name}: added" for name in after if name not in before]
-    for name in (n for n in before if n in after):
-        old, new = before[name].model_dump(mode="json"), after[name].model_dump(mode="json")
-        again = principle_hash(before[name]) != principle_hash(after[name])
-        for key in (k for k in old if old[k] != new[k]):
-            mark = " (judged again)" if again and key in JUDGED_FIELDS else ""
-            lines.append(f"~ {name}.{key}: {old[key]!r} -> {new[key]!r}{mark}")
-    return lines
+
+def summary(constitution: Constitution) -> list[dict[str, str]]:
+    """One row per principle for people: id, weight, who judges it, when it counts, what it says."""
+    total = sum(p.weight for p in constitution.principles) or 1.0
+    return [
+        {
+            "principle": p.id,
+            "weight": f"{p.weight:g} ({p.weight / total:.0%})",
+            "judged by": " or ".join(_judged_by(p)),
+            "when": _when(p.applies_when),
+            "revise": "yes" if p.critique and p.revision else "no",
+            "text": p.text,
+        }
+        for p in constitution.principles
+    ]
+
+
+def _judged_by(principle: Principle) -> list[str]:
+    check = principle.check
+    made = []
+    if check is not None:
+        params = ", ".join(f"{k}={v}" for k, v in check.params.items())
+        made.append(f"{check.rule}({params})")
+    return made + (["a model"] if principle.text else [])
+
+
+def _when(condition: AppliesWhen | None) -> str:
+    if condition is None:
+        return "always"
+    parts = [f"tags {', '.join(condition.tags)}"] if condition.tags else []
+    return " and ".join(parts + ([f"/{condition.pattern}/"] if condition.pattern else []))
 
 
 def constitution_schema() -> dict[str, Any]:

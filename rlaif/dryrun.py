@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import Experiment, SampleStep
-from rlaif.engines.base import GenerateRequest
-from rlaif.experiment import prepare, unfinished
+from rlaif.engines.account import Account
+from rlaif.engines.api import Usage
+from rlaif.engines.base import GenerateRequest, ScoreRequest
+from rlaif.experiment import unfinished
 from rlaif.judges.base import most_calls
 from rlaif.plan import PlanInputs, Planned, make_plan
+from rlaif.prepare import prepare
 from rlaif.records import Completion, Message
 from rlaif.store import Store, read_json
 
@@ -21,13 +24,18 @@ RECORDS = {
     "load": "records",
     "judge": "judgements",
     "pair": "preferences",
+    "label": "preferences",
     "distill": "reward model",
     "train": "model",
     "logprobs": "log-probs",
     "evaluate": "metrics",
+    "compare": "metrics",
 }
 SECONDS_PER_UNIT = {"sample": 0.3, "judge": 0.15, "logprobs": 0.1, "distill": 1.0, "train": 1.2}
 """A 135M model on two CPU cores: a rough guess, used where this run folder holds no measurement."""
+BYTES_PER_TOKEN = 4.0
+PRICED_PROMPTS = 16
+"""English text has about 4 bytes in a token; prompts that the mean length is taken from."""
 
 COUNTED_PROMPTS = 16
 """On how many prompts a judge's calls are counted."""
@@ -35,9 +43,12 @@ COUNTED_PROMPTS = 16
 
 @dataclass(frozen=True)
 class Forecast:
-    """One planned step. `units` are completions, calls, pairs or optimiser examples, at most."""
+    """One planned step. `units` are completions, calls, pairs or optimiser examples, at most.
+    `cost` is what the calls to a priced server come to when every answer is as long as it may be;
+    None where no priced server is asked."""
 
     seed: int
+    arms: str
     round: int
     id: str
     kind: str
@@ -49,6 +60,7 @@ class Forecast:
     tokens: int
     seconds: float
     measured: bool
+    cost: float | None
 
 
 def dry_run_report(path: Path, out: Path, overrides: Sequence[str], as_json: bool) -> str:
@@ -77,6 +89,7 @@ def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
         rows.append(
             Forecast(
                 planned.seed,
+                " ".join(planned.arms),
                 planned.round,
                 planned.id,
                 planned.kind,
@@ -88,6 +101,7 @@ def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
                 tokens,
                 round(units * rate, 1) if asks and planned.hash in missing else 0.0,
                 planned.kind in rates,
+                _cost(inputs, planned, calls, tokens) if planned.hash in missing else None,
             )
         )
     return rows
@@ -128,6 +142,11 @@ def _size(
         return _judging(inputs, planned, before)
     if planned.kind == "logprobs":
         return before, before, 0
+    if planned.kind == "load" and step.type == "pairs":
+        # One pair to a prompt is a guess: the file is read when the step runs.
+        return 2 * len(planned.prompts), 0, 0
+    if planned.kind == "label":
+        return len(planned.prompts), 0, 0
     if planned.kind == "pair":
         candidates = _candidates(inputs.experiment)
         wide = step.strategy in ("margin", "all")
@@ -141,11 +160,54 @@ def _size(
     return len(planned.prompts), 0, 0
 
 
+def _cost(inputs: PlanInputs, planned: Planned, calls: int, tokens: int) -> float | None:
+    """Calls times the length of some real prompts, and answers as long as they may be."""
+    model = planned.models.get("by")
+    if model is None or model.spec.price is None or planned.kind not in ("sample", "judge"):
+        return None
+    prompts = [*inputs.prompts.train, *inputs.prompts.heldout][:PRICED_PROMPTS]
+    if planned.kind == "sample":
+        texts = ["".join(m["content"] for m in p.messages) for p in prompts]
+    else:
+        texts = [
+            "".join(m["content"] for m in call.request.messages)
+            for prompt in prompts
+            for call in inputs.judges[planned.step.id].calls(
+                prompt, _longest_answers(inputs.experiment), planned.seed
+            )
+            if isinstance(call.request, GenerateRequest | ScoreRequest)
+        ]
+    size = sum(len(text.encode()) for text in texts) / max(len(texts), 1) / BYTES_PER_TOKEN
+    return Usage(round(calls * size), max(tokens, calls)).cost(model.spec.price)
+
+
+def _longest_answers(experiment: Experiment) -> list[Completion]:
+    """Two different answers as long as the sample step lets them be."""
+    step = next((e.sample for e in experiment.steps if e.sample), SampleStep())
+    size = round(step.max_new_tokens * BYTES_PER_TOKEN)
+    return [
+        Completion(
+            completion_id=name,
+            prompt_id="",
+            sample_index=index,
+            messages=[{"role": "assistant", "content": name * size}],
+            model="",
+            weights_hash="",
+            sampling={},
+            finish_reason="length",
+        )
+        for index, name in enumerate("ab")
+    ]
+
+
 def _is_source(planned: Planned, name: str) -> bool:
     return name.startswith("preferences" if planned.kind in ("distill", "train") else "completions")
 
 
 def _candidates(experiment: Experiment) -> int:
+    """Answers to a prompt: those that are sampled, or the two of a loaded pair."""
+    if experiment.pair_loads:
+        return 2
     step = next((e.sample for e in experiment.steps if e.sample), SampleStep())
     return step.n
 
@@ -172,18 +234,27 @@ def _made_up(number: int) -> Completion:
     return Completion(text, "", number, said, "", "", {}, "stop", digest=text)
 
 
+def _step_name(experiment: Experiment, row: Forecast) -> str:
+    """The step, and the arms that it is for where they are not all."""
+    some = len(row.arms.split()) < len(experiment.arm_names)
+    return f"{row.id} ({row.arms})" if some else row.id
+
+
 def _table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> str:
+    width = max([28, *(len(_step_name(experiment, row)) for row in rows)])
     lines = [
         f"{experiment.name}: {len(rows)} steps into {out}; nothing is run",
-        f"{'seed':>6} {'round':>5}  {'step':28} {'makes':12} {'count':>6} {'calls':>6} "
-        f"{'tokens':>8} {'time':>7}  state",
+        f"{'seed':>6} {'round':>5}  {'step':{width}} {'makes':12} {'count':>6} {'calls':>6} "
+        f"{'tokens':>8} {'time':>7} {'cost':>9}  state",
     ]
     for row in rows:
         time = f"{row.seconds:.0f} s" if row.seconds else "-"
+        cost = "-" if row.cost is None else f"{row.cost:.4g}"
         state = "reused" if row.reused else "to do"
+        name = _step_name(experiment, row)
         lines.append(
-            f"{row.seed:>6} {row.round:>5}  {row.id:28} {row.records:12} {row.units:>6} "
-            f"{row.calls:>6} {row.tokens:>8} {time:>7}  {state}"
+            f"{row.seed:>6} {row.round:>5}  {name:{width}} {row.records:12} {row.units:>6} "
+            f"{row.calls:>6} {row.tokens:>8} {time:>7} {cost:>9}  {state}"
         )
     todo = [row for row in rows if not row.reused]
     guess = (
@@ -196,4 +267,15 @@ def _table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> str:
         f"{sum(r.calls for r in todo)} model calls, {sum(r.tokens for r in todo)} new tokens, "
         f"about {sum(r.seconds for r in todo) / 60:.1f} min ({guess})"
     )
+    if any(row.cost is not None for row in todo):
+        lines.append(_money(experiment, sum(row.cost or 0.0 for row in todo), out))
     return "\n".join(lines)
+
+
+def _money(experiment: Experiment, cost: float, out: Path) -> str:
+    line = f"at most about {cost:.4g} for calls to servers, without retries and cached answers"
+    if experiment.budget is None:
+        return line
+    left = experiment.budget - Account(out / "spend.jsonl").spent
+    verdict = "enough" if cost <= left else "NOT ENOUGH: the run would stop with exit code 3"
+    return f"{line}; {left:.4g} of the budget of {experiment.budget:g} are left: {verdict}"

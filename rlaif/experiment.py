@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from rlaif.compare.diagnostics import AlarmLimits, RoundMetrics, find_alarms
-from rlaif.compare.words import self_judge_words
-from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment, resolved_yaml
-from rlaif.constitution import Constitution, load_constitution, principle_hash
-from rlaif.data.sources import load_prompts
-from rlaif.engines.base import Capability
-from rlaif.engines.build import CAPABILITIES, EnginePool, is_reward_model
-from rlaif.engines.builtin import locate, resolve, weights_hash
-from rlaif.errors import ConfigError, GateStopped
-from rlaif.judges.base import roles_of
-from rlaif.judges.build import build_judge
+from rlaif.config import Experiment
+from rlaif.engines.build import EnginePool
+from rlaif.engines.builtin import resolve
+from rlaif.errors import GateStopped
+from rlaif.manifest import write_manifest
 from rlaif.plan import PlanInputs, Planned, make_plan
-from rlaif.records import Prompt, RoundRecord, content_hash, from_json, to_json
-from rlaif.resources import find
+from rlaif.prepare import prepare
+from rlaif.records import Prompt, RoundRecord
+from rlaif.rounds import write_rounds
 from rlaif.steps.context import Progress, StepContext
-from rlaif.store import FORMAT, Store, explain_os_errors, read_json, write_atomic, write_jsonl
+from rlaif.store import Store, explain_os_errors
 
 STEPS = {
     "sample": "rlaif.steps.sample",
     "load": "rlaif.steps.load",
     "judge": "rlaif.steps.judge",
     "pair": "rlaif.steps.pair",
+    "label": "rlaif.steps.label",
     "distill": "rlaif.steps.train",
     "train": "rlaif.steps.train",
     "logprobs": "rlaif.steps.logprobs",
     "evaluate": "rlaif.steps.evaluate",
+    "compare": "rlaif.steps.compare",
 }
 TRAINED = ("distill", "train")
 """Kinds of steps that make a model."""
@@ -64,120 +56,6 @@ class RunResult:
     rounds: list[RoundRecord]
 
 
-def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> PlanInputs:
-    """Everything a plan needs. With `fetch` false nothing is downloaded or converted: a model that
-    is not on disk yet gets a placeholder identity. Raises ConfigError, EngineError."""
-    experiment, lines = load_experiment(path, overrides)
-    experiment = _with_scripts(experiment, path)
-    constitution = _constitution(experiment, path)
-    judges = {
-        name: build_judge(spec, constitution, path)
-        for name, spec in experiment.all_judges().items()
-    }
-    keys = model_keys(experiment, fetch)
-    _check_roles(experiment, keys)
-    inputs = PlanInputs(
-        experiment,
-        path,
-        lines,
-        constitution,
-        load_prompts(experiment.prompts, path),
-        judges,
-        keys,
-        _file_hashes(experiment, path),
-    )
-    _check_capabilities(inputs)
-    return inputs
-
-
-def _with_scripts(experiment: Experiment, path: Path) -> Experiment:
-    """The experiment with the fake engines' scripts found where its own file is."""
-    models = {
-        name: spec.model_copy(update={"script": str(find(spec.script, path))})
-        if spec.script
-        else spec
-        for name, spec in experiment.models.items()
-    }
-    return experiment.model_copy(update={"models": models})
-
-
-def _constitution(experiment: Experiment, path: Path) -> Constitution | None:
-    if experiment.constitution is None:
-        return None
-    return load_constitution(find(experiment.constitution, path))
-
-
-def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
-    """Model name (or folder in a train step) to the identity of its weights."""
-    keys = {name: model_key(spec, fetch) for name, spec in experiment.models.items()}
-    policy = experiment.models["policy"]
-    for entry in experiment.steps:
-        step = entry.train or entry.distill
-        if step is None:
-            continue
-        for name in (step.from_, getattr(step, "reference", "current")):
-            known = name in RESERVED_MODELS or name in keys
-            if not known and ("/" in name or Path(name).exists()):
-                keys[name] = model_key(policy.model_copy(update={"path": name}), fetch)
-    return keys
-
-
-def model_key(spec: ModelSpec, fetch: bool) -> str:
-    """The identity of a model's weights, script or plug-in; `fetch` may bring weights here."""
-    if spec.engine == "fake":
-        script = Path(spec.script).read_text(encoding="utf-8") if spec.script else ""
-        return "fake:" + content_hash(script)
-    if ":" in spec.engine and locate(spec.path) is None:
-        # A plug-in's path need not be a folder of weights.
-        return f"plugin:{spec.engine}:{spec.path}"
-    folder = resolve(spec.path) if fetch else locate(spec.path)
-    return f"weights:{weights_hash(folder)}" if folder else f"not here yet:{spec.path}"
-
-
-def _check_roles(experiment: Experiment, keys: Mapping[str, str]) -> None:
-    """Labeller, proxy and gold judge must be different weights (METHODS 0: never silently one)."""
-    if experiment.allow_same_weights:
-        return
-    seen: dict[str, str] = {}
-    for name, spec in experiment.models.items():
-        if spec.role in ("labeller", "proxy", "gold"):
-            other = seen.setdefault(keys[name], name)
-            if other != name:
-                raise ConfigError(
-                    f"models {other!r} and {name!r} have different roles and the same weights. "
-                    "Name different models, or set `allow_same_weights: true`."
-                )
-
-
-def _file_hashes(experiment: Experiment, path: Path) -> dict[str, str]:
-    names = [e.load.path for e in experiment.steps if e.load is not None]
-    return {n: hashlib.sha256(find(n, path).read_bytes()).hexdigest() for n in names}
-
-
-def _check_capabilities(inputs: PlanInputs) -> None:
-    for index, entry in enumerate(inputs.experiment.steps):
-        if entry.judge is None:
-            continue
-        names = entry.judge.asks()
-        for role, needs in roles_of(inputs.judges[entry.judge.id]).items():
-            name = "policy" if names[role] in RESERVED_MODELS else names[role]
-            spec = inputs.experiment.models.get(name)
-            lacking = _lacking(spec, needs) if spec is not None else frozenset()
-            if spec is not None and lacking:
-                raise inputs.fail(
-                    index, f"judge needs {sorted(lacking)}, which engine {spec.engine!r} lacks"
-                )
-
-
-def _lacking(spec: ModelSpec, needs: frozenset[Capability]) -> frozenset[Capability]:
-    """What of `needs` the model's engine is known to lack."""
-    folder = locate(spec.path)
-    if spec.engine not in CAPABILITIES or not folder:
-        # What a hub id holds is known once it is fetched; the judge step looks again.
-        return frozenset()
-    return needs - CAPABILITIES["reward" if is_reward_model(folder) else spec.engine]
-
-
 def run_experiment(
     path: Path,
     out: Path,
@@ -199,10 +77,10 @@ def run_experiment(
         plan = make_plan(inputs)
         missing = unfinished(plan, store)
         _check_space(store, plan, missing)
-        _write_manifest(store, inputs, plan)
+        write_manifest(store, inputs, plan)
         if inputs.prompts.duplicates:
             say(f"{inputs.prompts.duplicates} duplicate prompts left out")
-        pool = EnginePool(store)
+        pool = EnginePool(store, budget=inputs.experiment.budget)
         try:
             for planned in plan:
                 if planned.hash in missing:
@@ -246,7 +124,9 @@ def _run_step(
         p.prompt_id: p for p in [*inputs.prompts.train, *inputs.prompts.heldout]
     }
     seed = f"seed {planned.seed}, " if len(inputs.experiment.all_seeds) > 1 else ""
-    progress.begin_step(f"[{seed}round {planned.round}] {planned.id}")
+    some = len(planned.arms) < len(inputs.experiment.arm_names)
+    arms = f"{', '.join(planned.arms)}, " if some else ""
+    progress.begin_step(f"[{seed}{arms}round {planned.round}] {planned.id}")
     began = time.monotonic()
     with explain_os_errors(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -260,6 +140,8 @@ def _run_step(
             "inputs": planned.inputs,
             "seconds": round(time.monotonic() - began, 3),
         }
+        if remote := pool.account.take():
+            summary["remote"] = remote
         folder.finish(summary)
     progress.finish()
 
@@ -267,22 +149,24 @@ def _run_step(
 def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> None:
     """Refuse to start what the disk cannot hold.
 
-    A train step leaves a bf16 export (2 bytes a parameter) and keeps, at its largest, fp32 masters
-    of two rounds and a checkpoint of weights and both Adam moments (5 x 4 bytes).
+    A train step leaves a bf16 export (2 bytes a parameter). Kept besides, at the largest, are the
+    fp32 masters (4 bytes) of every seed and arm, those of one more round, and a checkpoint of
+    weights and both Adam moments (3 x 4 bytes).
     """
     trains = [p for p in plan if p.kind in TRAINED and p.hash in missing]
     if not trains:
         return
     folder = resolve(trains[0].models["start"].spec.path)
     parameters = sum(f.stat().st_size for f in folder.glob("*.safetensors")) // 2
-    store.need_space(parameters * (2 * len(trains) + 20))
+    store.need_space(parameters * (2 * len(trains) + 4 * len(_last_trains(plan)) + 16))
 
 
 def _gate(experiment: Experiment, rounds: Sequence[RoundRecord], planned: Planned) -> None:
     if experiment.alarms.on_alarm != "stop":
         return
     # A round counts when the last of its evaluations is there.
-    rows = [r for r in rounds if r.seed == planned.seed and r.round == planned.round]
+    place = (planned.seed, planned.round)
+    rows = [r for r in rounds if (r.seed, r.round) == place and r.arm in planned.arms]
     fired = [a for r in rows for a in r.metrics["alarms"] if a["severity"] == "alarm"]
     if fired:
         raise GateStopped(
@@ -309,160 +193,9 @@ def _drop_masters(
 
 
 def _last_trains(plan: Sequence[Planned]) -> list[Planned]:
-    last: dict[int, Planned] = {}
+    """The last training of every seed and arm."""
+    last: dict[tuple[int, str], Planned] = {}
     for planned in plan:
         if planned.kind == "train":
-            last[planned.seed] = planned
+            last |= {(planned.seed, arm): planned for arm in planned.arms}
     return list(last.values())
-
-
-def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> list[RoundRecord]:
-    """Derive rounds.jsonl from the finished evaluations: metrics, differences, alarms, words."""
-    records: list[RoundRecord] = []
-    limits = AlarmLimits(**inputs.experiment.alarms.model_dump(exclude={"on_alarm"}))
-    for seed in inputs.experiment.all_seeds:
-        history: list[RoundMetrics] = []
-        for planned in _evaluations(plan, seed):
-            folder = store.step(planned.hash)
-            if folder.done() is None:
-                break
-            row = folder.read("evaluation")[0]
-            history.append({"metrics": row["metrics"], "deltas": row["deltas"]})
-            records.append(_round_record(inputs, plan, planned, store, history, limits))
-    write_jsonl(store.root / "rounds.jsonl", [to_json(r) for r in records])
-    return records
-
-
-def _evaluations(plan: Sequence[Planned], seed: int) -> list[Planned]:
-    """The last evaluation of each round of one seed, by round."""
-    last = {p.round: p for p in plan if p.kind == "evaluate" and p.seed == seed}
-    return [last[number] for number in sorted(last)]
-
-
-def _round_record(
-    inputs: PlanInputs,
-    plan: Sequence[Planned],
-    planned: Planned,
-    store: Store,
-    history: list[RoundMetrics],
-    limits: AlarmLimits,
-) -> RoundRecord:
-    counts: dict[str, int] = {}
-    for step in plan:
-        if step.seed == planned.seed and step.round == planned.round and step.kind != "evaluate":
-            marker = store.step(step.hash).done()
-            for name, count in (marker or {}).get("counts", {}).items():
-                counts[f"{step.id}.{name}"] = count
-    moving = [
-        name
-        for name, spec in inputs.experiment.all_judges().items()
-        if RESERVED_MODELS & {spec.asks()[role] for role in roles_of(inputs.judges[name])}
-    ]
-    words = [w for name in moving for w in self_judge_words(name, history)]
-    return RoundRecord(
-        arm="main",
-        seed=planned.seed,
-        round=planned.round,
-        policy_in="M0" if planned.round < 2 else f"M{planned.round - 1}",
-        policy_out=planned.models["policy"].label,
-        config_hash=content_hash(resolved_yaml(inputs.experiment)),
-        counts=counts,
-        metrics={
-            **history[-1],
-            "alarms": [a.to_json() for a in find_alarms(history, limits)],
-            "words": words,
-        },
-    )
-
-
-def _write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) -> None:
-    """config.yaml and manifest.json: what was asked, on what, and which output is whose."""
-    write_atomic(store.root / "config.yaml", resolved_yaml(inputs.experiment))
-    constitution = inputs.constitution
-    manifest = {
-        "format": FORMAT,
-        "name": inputs.experiment.name,
-        "experiment": inputs.path.name,
-        "versions": _versions(),
-        "python": sys.version.split()[0],
-        "hardware": {"machine": platform.machine(), "system": platform.system()},
-        "git": _git_state(inputs.path),
-        "seeds": inputs.experiment.all_seeds,
-        "models": dict(inputs.keys),
-        "constitution": constitution.model_dump(mode="json") if constitution else None,
-        "constitution_hash": content_hash([principle_hash(p) for p in constitution.principles])
-        if constitution
-        else None,
-        "judges": {name: j.judge_hash for name, j in inputs.judges.items()},
-        "prompts": {
-            "train": len(inputs.prompts.train),
-            "heldout": len(inputs.prompts.heldout),
-            "hash": content_hash(sorted(p.prompt_id for p in inputs.prompts.train)),
-        },
-        "steps": [
-            {
-                "hash": p.hash,
-                "kind": p.kind,
-                "id": p.id,
-                "arm": "main",
-                "seed": p.seed,
-                "round": p.round,
-                "inputs": p.inputs,
-                "models": {role: [m.label, m.key] for role, m in p.models.items()},
-            }
-            for p in plan
-        ],
-    }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    write_atomic(store.root / "manifest.json", text)
-    prompts = [*inputs.prompts.train, *inputs.prompts.heldout]
-    write_jsonl(store.root / "prompts.jsonl", [to_json(p) for p in prompts])
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("rlaif", "torch", "transformers", "peft", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _git_state(path: Path) -> dict[str, Any] | None:
-    """The commit of the checkout that holds the experiment file, when there is one."""
-    command = ["git", "-C", str(path.resolve().parent)]
-    try:
-        head = subprocess.run(
-            [*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        )
-        status = subprocess.run(
-            [*command, "status", "--porcelain"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": head.stdout.strip(), "clean": not status.stdout.strip()}
-
-
-def read_rounds(root: Path) -> list[RoundRecord]:
-    """The round records of a run folder, as they stand."""
-    path = root / "rounds.jsonl"
-    if not path.exists():
-        return []
-    # Not splitlines: a text may hold a separator that it would cut at.
-    lines = path.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
-    return [from_json(RoundRecord, json.loads(line)) for line in lines if line]
-
-
-def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of a run folder. Raises ConfigError when it is none."""
-    manifest: dict[str, Any] | None = read_json(root / "manifest.json")
-    if manifest is None:
-        raise ConfigError(f"{root} is not a run folder (no manifest.json in it)")
-    if manifest.get("format") != FORMAT:
-        raise ConfigError(f"{root} has run format {manifest.get('format')}; expected {FORMAT}")
-    return manifest

@@ -8,35 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import (
-    RESERVED_MODELS,
-    Columns,
-    Experiment,
-    JudgeBase,
-    ModelSpec,
-    PromptsSpec,
-    apply_override,
-)
+from rlaif.config import RESERVED_MODELS, Experiment, JudgeBase, ModelSpec, apply_override
 from rlaif.constitution import load_constitution
 from rlaif.data.rows import jsonl_rows
-from rlaif.data.sources import PromptSet, load_prompts
+from rlaif.data.sources import PromptSet, every_prompt
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
 from rlaif.errors import ConfigError
-from rlaif.experiment import STEPS, model_key
+from rlaif.experiment import STEPS
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs, Planned
+from rlaif.prepare import model_key
 from rlaif.records import Prompt, content_hash, from_json, to_json
 from rlaif.resources import find
 from rlaif.steps.context import Progress, StepContext
 from rlaif.store import StepFolder, Store, explain_os_errors, read_json, read_rows, write_jsonl
-from rlaif.yamlio import validate
+from rlaif.yamlio import load_yaml, validate
 
 POLICY = {"path": "builtin/smollm2-135m-instruct"}
 
@@ -88,8 +82,8 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     inputs = _plan_inputs(request)
     step = inputs.experiment.steps[0].step
     prompts = {p.prompt_id: p for p in inputs.prompts.train}
-    models = {role: _model(path) for role, path in request.models.items()}
-    if request.kind == "judge":
+    models = {role: named_model(path) for role, path in request.models.items()}
+    if isinstance(step, JudgeBase):
         models |= _other_models(step, models["by"])
     store = FileStore(request.out)
     planned = _planned(request, inputs, step, models, prompts)
@@ -145,21 +139,40 @@ def _prompts(request: Request) -> PromptSet:
         lines = kept.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
         rows = [json.loads(line) for line in lines if line]
         return PromptSet([from_json(Prompt, row) for row in rows], [], 0)
-    spec = PromptsSpec(path=str(folder), columns=Columns(), holdout=1)
-    loaded = load_prompts(spec)
-    every = sorted([*loaded.train, *loaded.heldout], key=lambda p: p.prompt_id)
-    return PromptSet(every, [], loaded.duplicates)
+    return PromptSet(every_prompt(folder), [], 0)
 
 
-def _model(path: str) -> Model:
-    spec = ModelSpec(path=path)
-    return Model(model_key(spec, True), Path(path).name, spec)
+@contextmanager
+def asking(folder: Path) -> Iterator[tuple[Store, EnginePool]]:
+    """A folder for what models say, locked, and engines to ask; both are freed at the end."""
+    store = Store(folder)
+    store.prepare()
+    pool = EnginePool(store)
+    try:
+        with explain_os_errors(folder), store.locked():
+            yield store, pool
+    finally:
+        pool.close()
+
+
+def named_model(name: str) -> Model:
+    """The model that `--model` names: builtin/NAME, a folder, a hub id, or a YAML file with a
+    model's keys as in an experiment (`path`, `engine`, ...). Raises ConfigError."""
+    if not name.endswith((".yaml", ".yml")):
+        spec = ModelSpec(path=name)
+        return Model(model_key(spec, True), Path(name).name, spec)
+    path = find(name)
+    data, lines = load_yaml(path)
+    spec = validate(ModelSpec, data, lines, path)
+    if spec.script is not None:
+        spec = spec.model_copy(update={"script": str(find(spec.script, path))})
+    return Model(model_key(spec, True), path.stem, spec)
 
 
 def _other_models(judge: JudgeBase, by: Model) -> dict[str, Model]:
     """The models of a judge that asks several: by path, or the command's model."""
     return {
-        role: by if name in RESERVED_MODELS else _model(name)
+        role: by if name in RESERVED_MODELS else named_model(name)
         for role, name in judge.asks().items()
         if role != "by"
     }

@@ -8,11 +8,11 @@ from typing import Any
 
 from rlaif.config import RESERVED_MODELS
 from rlaif.engines.base import Engine, GenerateRequest, RewardRequest, ScoreRequest
-from rlaif.engines.build import load_engine
+from rlaif.engines.build import REMOTE, load_engine
 from rlaif.engines.builtin import resolve
 from rlaif.errors import ConfigError
-from rlaif.experiment import prepare
 from rlaif.plan import PlanInputs
+from rlaif.prepare import prepare
 from rlaif.records import Completion, Prompt, content_hash
 from rlaif.yamlio import suggest
 
@@ -41,12 +41,13 @@ def rendered(
     asked = [(call, call.request) for call in calls if call.request is not None]
     if not asked:
         raise ConfigError(f"judge {judge} asks no model about prompt {prompt.prompt_id}")
-    engine = _engine(inputs, getattr(spec, "by", "policy"))
+    names = spec.asks()
+    engines = {name: _engine(inputs, name) for name in {names[call.role] for call, _ in asked}}
     return [
         _shown(
-            engine,
+            engines[names[call.role]],
             f"{judge}, principle {call.principle}, prompt {prompt.prompt_id}",
-            *_rendered_request(engine, request),
+            *_rendered_request(engines[names[call.role]], request),
         )
         for call, request in asked
     ]
@@ -71,7 +72,7 @@ def _prompt(inputs: PlanInputs, prompt_id: str | None) -> Prompt:
 
 def _engine(inputs: PlanInputs, name: str) -> Engine:
     spec = inputs.experiment.models["policy" if name in RESERVED_MODELS else name]
-    folder = None if spec.engine == "fake" else resolve(spec.path)
+    folder = None if spec.engine == "fake" or spec.engine in REMOTE else resolve(spec.path)
     return load_engine(spec, folder, name)
 
 

@@ -33,7 +33,15 @@ def find(name: str, beside: Path | None = None) -> Path:
             bases += [beside.resolve().parent, beside.resolve().parent.parent]
         tried = list(dict.fromkeys(base / given for base in [*bases, shipped_root()]))
     for place in tried:
-        if place.exists():
+        if _exists(place):
             return place
     listed = "\n  ".join(str(place) for place in tried)
     raise ConfigError(f"{name}: not found; looked in\n  {listed}")
+
+
+def _exists(place: Path) -> bool:
+    try:
+        return place.exists()
+    except OSError:
+        # A name that is longer than a file system allows, for one.
+        return False

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from rlaif.experiment import read_manifest, read_rounds
-from rlaif.records import to_json
+from rlaif.manifest import read_manifest
+from rlaif.records import Prompt, from_json, to_json
 from rlaif.report.view import HeldOutRow, LineageRow, RoundRow, RunView, StepRow
+from rlaif.rounds import read_rounds
 from rlaif.store import Store
 
 if TYPE_CHECKING:
@@ -27,12 +28,13 @@ class Run:
         self.store = Store(root)
 
     def rows(self, kind: str) -> Iterator[dict[str, Any]]:
-        """Every record of one kind with the step, seed and round that it belongs to.
+        """Every record of one kind with the step, seed, round and arms that it belongs to.
 
-        A step that several rounds or seeds share is given once for each.
+        `run_arms` are the names of the arms that share the record, separated by spaces.
         """
         for step in self.manifest["steps"]:
             extra = {"step": step["id"], "run_seed": step["seed"], "run_round": step["round"]}
+            extra["run_arms"] = " ".join(step["arms"])
             for row in self.store.step(step["hash"]).read(kind):
                 yield row | extra
 
@@ -47,6 +49,11 @@ class Run:
         import pandas
 
         return pandas.DataFrame(_jsonl(self.root / "prompts.jsonl"))
+
+    def prompt_records(self) -> dict[str, Prompt]:
+        """The prompts by id, as records."""
+        rows = _jsonl(self.root / "prompts.jsonl")
+        return {row["prompt_id"]: from_json(Prompt, row) for row in rows}
 
     @property
     def completions(self) -> pandas.DataFrame:
@@ -65,15 +72,28 @@ class Run:
 
     @property
     def rounds(self) -> pandas.DataFrame:
-        """One row per seed, round and metric: mean, low, high, n."""
+        """One row per arm, seed, round and metric: mean, low, high, n."""
         import pandas
 
         rows = [
-            {"seed": r.seed, "round": r.round, "metric": name, **interval}
+            {"arm": r.arm, "seed": r.seed, "round": r.round, "metric": name, **interval}
             for r in read_rounds(self.root)
             for name, interval in r.metrics["metrics"].items()
         ]
         return pandas.DataFrame(rows)
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """Per seed and round, the arms beside one another: {seed, round, arms, labels, deltas}.
+
+        `labels` and `deltas` are by two arms, "FIRST/SECOND": how far their labels agree, and what
+        the second's policy has over the first's, each figure with its interval.
+        """
+        return [
+            {"seed": step["seed"], "round": step["round"], **row}
+            for step in self.manifest["steps"]
+            if step["kind"] == "compare"
+            for row in self.store.step(step["hash"]).read("comparison")
+        ]
 
     def status(self) -> dict[str, Any]:
         """Where the run stands, and per round every metric with its interval, and the alarms."""
@@ -81,6 +101,7 @@ class Run:
         done = sum(step["state"] == "done" for step in steps)
         rounds = [
             {
+                "arm": r.arm,
                 "seed": r.seed,
                 "round": r.round,
                 "policy": r.policy_out,
@@ -100,16 +121,17 @@ class Run:
             "seconds": round(sum(step["seconds"] or 0.0 for step in steps), 1),
             "rounds": rounds,
             "alarms": [
-                {"seed": r["seed"], "round": r["round"], **alarm}
+                {"arm": r["arm"], "seed": r["seed"], "round": r["round"], **alarm}
                 for r in rounds
                 for alarm in r["alarms"]
             ],
+            "arms": self.comparisons(),
             "steps": steps,
         }
 
     def _step_row(self, step: dict[str, Any]) -> dict[str, Any]:
         marker = self.store.step(step["hash"]).done()
-        found = {key: step[key] for key in ("seed", "round", "id", "kind", "hash")}
+        found = {key: step[key] for key in ("seed", "arms", "round", "id", "kind", "hash")}
         found["state"] = "done" if marker else "missing"
         found["seconds"] = marker["seconds"] if marker else None
         found["counts"] = marker["counts"] if marker else {}
@@ -130,14 +152,17 @@ class Run:
             config_yaml=config,
             manifest={k: v for k, v in self.manifest.items() if k not in ("steps", "constitution")},
             lineage=self._lineage(),
+            comparisons=self.comparisons(),
             rounds=[_round_row(r) for r in read_rounds(self.root)],
             steps=[_report_step(step) for step in status["steps"]],
             prompts={p["prompt_id"]: p for p in _jsonl(self.root / "prompts.jsonl")},
             completions={c["completion_id"]: c for c in self.rows("completions")},
             judgements_by_subject=judgements,
             preferences=[
-                row | {"seed": row["run_seed"]}
-                for row in _unique(self.rows("preferences"), "preference_id", "run_seed")
+                row | {"seed": row["run_seed"], "arm": row["run_arms"]}
+                for row in _unique(
+                    self.rows("preferences"), "preference_id", "run_seed", "run_arms"
+                )
                 if row["chosen"] and row["rejected"]
             ],
             heldout=list(self._held_out()),
@@ -148,10 +173,14 @@ class Run:
         for step in self.manifest["steps"]:
             if step["kind"] == "evaluate":
                 digest = step["inputs"]["completions"]
+                policy = step["models"]["policy"][0]
+                # M0 and a policy that all arms share belong to none of them.
+                shared = len(step["arms"]) == max(len(self.manifest["arms"]), 1)
                 for row in self.store.step(digest).read("completions"):
                     yield {
                         "seed": step["seed"],
                         "round": step["round"],
+                        "model": policy if shared else f"{policy} {' '.join(step['arms'])}",
                         "prompt_id": row["prompt_id"],
                         "completion_id": row["completion_id"],
                     }
@@ -166,7 +195,9 @@ class Run:
             if step["kind"] in ("distill", "train"):
                 marker = self.store.step(step["hash"]).done() or {}
                 start = step["models"]["start"][0]
-                name = f"{step['models']['made'][0]} (seed {step['seed']})"
+                made = step["models"]["made"][0]
+                arms = f", arm {' '.join(step['arms'])}" if self.manifest["arms"] else ""
+                name = f"{made} (seed {step['seed']}{arms})"
                 digest = marker.get("weights_hash", "not trained yet")
                 detail = f"trained from {start} by step {step['hash']}"
                 rows.append({"kind": "model", "name": name, "hash": digest, "detail": detail})
@@ -211,6 +242,7 @@ def trl_rows(run: Run) -> list[dict[str, Any]]:
     return [
         (_trl_pair(row) if row["chosen"] and row["rejected"] else _trl_single(row))
         | {"prompt_id": row["prompt_id"], "round": row["run_round"], "seed": row["run_seed"]}
+        | ({"arms": row["run_arms"]} if run.manifest["arms"] else {})
         for row in run.rows("preferences")
     ]
 
@@ -243,13 +275,14 @@ def _unique(rows: Iterator[dict[str, Any]], *keys: str) -> Iterator[dict[str, An
 
 def _round_row(record: Any) -> RoundRow:
     row = to_json(record)
-    wanted = ("seed", "round", "policy_in", "policy_out", "counts", "metrics")
+    wanted = ("arm", "seed", "round", "policy_in", "policy_out", "counts", "metrics")
     return {key: row[key] for key in wanted}  # type: ignore[return-value]
 
 
 def _report_step(step: dict[str, Any]) -> StepRow:
     return {
         "seed": step["seed"],
+        "arms": step["arms"],
         "round": step["round"],
         "id": step["id"],
         "kind": step["kind"],

@@ -189,7 +189,7 @@ def _sections(source: str, lines: list[str], path: Path) -> tuple[tuple[str, str
     if not pieces:
         return (("user", source),)
     names, bodies = pieces[::2], pieces[1::2]
-    first = lines.index(f"---{names[0]}---") + 1
+    first = _section_line(names[0], lines)
     if before.strip():
         raise ConfigError("text before the first section belongs to no turn", path, first)
     if names != [name for name in _SECTIONS if name in names] or "user" not in names:
@@ -203,9 +203,14 @@ def _sections(source: str, lines: list[str], path: Path) -> tuple[tuple[str, str
         try:
             _compile(body)
         except jinja2.TemplateSyntaxError as error:
-            line = lines.index(f"---{name}---") + 1
+            line = _section_line(name, lines)
             raise ConfigError(f"section {name}: {error.message}", path, line) from None
     return tuple(zip(names, bodies, strict=True))
+
+
+def _section_line(name: str, lines: list[str]) -> int:
+    """Where a section begins; a comment may stand on the marker's line."""
+    return next(n for n, line in enumerate(lines, 1) if f"---{name}---" in line)
 
 
 def _uncommented(source: str) -> str:

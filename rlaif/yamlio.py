@@ -6,6 +6,7 @@ Reading is by PyYAML's safe loader; a duplicate key is refused, since the first 
 from __future__ import annotations
 
 import difflib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,13 +39,15 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     text = read_text(path)
     lines: Lines = {}
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
         if node is None:
             raise ConfigError("the file is empty; a mapping was expected", path)
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError("expected a mapping (key: value) at the top", path, 1)
         _walk(node, (), lines, path)
-        return yaml.safe_load(text), lines
+        data: Any = loader.construct_document(node)
+        return data, lines
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(f"not valid YAML: {error.problem}", path, line) from None
@@ -128,7 +131,7 @@ def suggest(name: str, known: list[str]) -> str:
 
 def known_keys(model: type[BaseModel], loc: Loc) -> list[str]:
     """The keys that the schema knows at `loc`, following unions by every member."""
-    schema = model.model_json_schema(by_alias=True)
+    schema = _schema(model)
     definitions = schema.get("$defs", {})
     nodes: list[dict[str, Any]] = [schema]
     for part in loc:
@@ -143,11 +146,18 @@ def known_keys(model: type[BaseModel], loc: Loc) -> list[str]:
                 following.append(node["properties"][part])
             elif isinstance(node.get("additionalProperties"), dict):
                 following.append(node["additionalProperties"])
+            else:
+                following += node.get("patternProperties", {}).values()
         nodes = named or following or nodes
     keys: set[str] = set()
     for node in _flatten(nodes, definitions):
         keys |= set(node.get("properties", {}))
     return sorted(keys)
+
+
+@lru_cache(maxsize=16)
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema(by_alias=True)
 
 
 def _is_member(node: dict[str, Any], part: str) -> bool:

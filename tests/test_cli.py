@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -286,9 +287,17 @@ def test_reading_a_finished_run(
         target = place / f"{kind}.parquet"
         assert rlaif("export", out, target, "--records", kind)[0] == 0
         assert pyarrow.parquet.read_table(target).num_rows > 0
-    code, _, err = rlaif("export", out, place / "rows.csv")
+    assert rlaif("export", out, place / "metrics.csv", "--records", "metrics")[0] == 0
+    with (place / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        metrics = list(csv.DictReader(file))
+    assert {row["arm"] for row in metrics} == {"main"}
+    assert len(metrics) == len(load_run(out).rounds)
+    assert rlaif("export", out, place / "trl.csv")[0] == 0
+    with (place / "trl.csv").open(encoding="utf-8", newline="") as file:
+        assert json.loads(next(csv.DictReader(file))["prompt"]) == rows[0]["prompt"]
+    code, _, err = rlaif("export", out, place / "rows.xlsx")
     assert code == 2
-    assert "must end in .jsonl or .parquet" in err
+    assert "must end in .jsonl, .jsonl.gz, .json, .csv or .parquet" in err
     assert rlaif("report", out, "--out", place / "page.html")[0] == 0
     assert "<html" in (place / "page.html").read_text(encoding="utf-8")
 

@@ -132,7 +132,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (HEAD.replace("policy:", "initial:") + "  - sample: {}\n", 2, "must name a `policy`"),
         (HEAD + "  - sample: {}\nseed: 1\nseeds: [1]\n", None, "not both"),
         (HEAD + "  - sample: {}\nseeds: [1, 1]\n", None, "different numbers"),
-        (HEAD.replace("path: p.jsonl", "holdout: 3") + "  - sample: {}\n", 4, "exactly one of"),
+        (HEAD.replace("path: p.jsonl", "holdout: 3") + "  - sample: {}\n", None, "needs a `path`"),
         ("name: x\nsteps: []\n", 2, "steps"),
     ],
 )
@@ -232,7 +232,7 @@ def test_shipped_experiments_fit_the_model_and_the_schema(path: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    experiment, _ = load_experiment(path)
+    experiment, _ = load_experiment(path, ["data=pairs.jsonl"])
     validator.validate(yaml.safe_load(resolved_yaml(experiment)))
 
 

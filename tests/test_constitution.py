@@ -10,11 +10,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from rlaif.changes import changes
 from rlaif.constitution import (
     Constitution,
     Principle,
     constitution_schema,
-    diff,
     load_constitution,
     load_with_places,
     principle_hash,
@@ -301,8 +301,8 @@ def test_lint_gives_lines(tmp_path: Path) -> None:
 def test_diff() -> None:
     a = several({"id": "a", "text": "t"}, {"id": "b", "text": "u"})
     b = several({"id": "b", "text": "v", "weight": 2}, {"id": "c", "text": "w"})
-    assert diff(a, a) == []
-    assert diff(a, b) == [
+    assert changes(a, a) == []
+    assert [str(change) for change in changes(a, b)] == [
         "- a: removed",
         "+ c: added",
         "~ b.text: 'u' -> 'v' (judged again)",
@@ -330,3 +330,78 @@ def test_schema_knows_the_rules() -> None:
     assert not valid({"rule": "word_limits"})
     assert not valid({"rule": "word_limits", "params": {"min": 1, "max": 4, "x": 1}})
     assert not valid({"rule": "nothing"})
+
+
+CLASHES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
+    (
+        {"text": "Choose the longer of the two responses."},
+        {},
+        "says the opposite of 'a' (shorter against",
+    ),
+    ({"text": "Choose the response that is not shorter."}, {}, "one of them says not"),
+    ({"text": "Choose the response that is never not shorter."}, {}, None),
+    ({"text": "Choose the response that is kinder."}, {}, None),
+    (
+        {"check": {"rule": "word_limits", "params": {"min": 50, "max": 90}}},
+        {"check": {"rule": "word_limits", "params": {"min": 1, "max": 9}}},
+        "no answer can be within the limits",
+    ),
+    (
+        {"check": {"rule": "forbidden_pattern", "params": {"pattern": "x"}}},
+        {"check": {"rule": "required_pattern", "params": {"pattern": "x"}}},
+        "forbids what that of 'a' requires",
+    ),
+    ({"check": {"rule": "no_refusal"}}, {"check": {"rule": "no_refusal"}}, "check is the same"),
+    (
+        {"check": {"rule": "language", "params": {"code": "en"}}},
+        {"check": {"rule": "language", "params": {"code": "de"}}},
+        "no answer can be in the language",
+    ),
+    ({"check": {"rule": "no_boilerplate"}}, {"check": {"rule": "no_refusal"}}, None),
+    (
+        {"text": "Choose the longer of the two responses.", "applies_when": {"tags": ["x"]}},
+        {"applies_when": {"tags": ["y"]}},
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("second", "first", "message"), CLASHES)
+def test_lint_finds_contradictions(
+    second: dict[str, Any], first: dict[str, Any], message: str | None
+) -> None:
+    shorter = {"id": "a", "text": "Choose the response that is shorter."}
+    if "longer" in str(second):
+        shorter["text"] = "Choose the shorter of the two responses."
+    rows = {"critique": "c", "revision": "r"}
+    texts = {"id": "b", "text": "Is the answer what a friend would say?"}
+    found = messages(shorter | rows | first, texts | rows | second)
+    if message is None:
+        assert found == []
+    else:
+        assert [(level, name) for level, name, _ in found] == [("warning", "b")]
+        assert message in found[0][2]
+
+
+def test_lint_finds_ids_that_look_alike() -> None:
+    found = messages(
+        {"id": "no-lists"} | GOOD, {"id": "no_lists"} | GOOD | {"text": "Is it true and fair now?"}
+    )
+    assert [(name, "in - and _ alone" in text) for _, name, text in found] == [("no_lists", True)]
+
+
+def test_lint_for_revising_needs_both_texts() -> None:
+    found = lint(several({"id": "a"} | GOOD | {"revision": None}), revising=True)
+    assert [(f.level, f.principle) for f in found] == [("error", "a")]
+    assert lint(several({"id": "a"} | GOOD), revising=True) == []
+
+
+def test_lint_finds_checks_that_never_count() -> None:
+    def found(question: str) -> list[str]:
+        asked = make_prompt([{"role": "user", "content": question}])
+        rule = {"id": "a"} | GOOD | {"check": {"rule": "answers_terms"}}
+        return [text for _, _, text in messages(rule, prompts=[asked])]
+
+    [doubt] = found("And?")
+    assert doubt.startswith("check answers_terms gives nothing on any of the 1 prompts")
+    assert found("How do I boil an egg?") == []

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from rlaif.errors import ConfigError, GateStopped, RlaifError
-from rlaif.experiment import RunResult, read_rounds, run_experiment
+from rlaif.experiment import RunResult, run_experiment
 from rlaif.progress import QuietProgress
+from rlaif.rounds import read_rounds
 from rlaif.runs import Run, load_run, trl_rows
 from rlaif.store import StepFolder
 

@@ -14,12 +14,29 @@ import rlaif
 PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
-    | {"textstats", "templates", "parsing", "store"},
+    | {"textstats", "templates", "parsing", "store", "changes", "amend"},
     {"attention", "logprobs", "batching", "chat", "device", "losses"},
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
-    {"steps", "report"},
-    {"experiment", "runs", "files", "bench", "dryrun", "render", "progress", "cli", "__main__"},
+    {"steps", "report", "infer"},
+    {
+        "experiment",
+        "manifest",
+        "prepare",
+        "rounds",
+        "runs",
+        "files",
+        "bench",
+        "dryrun",
+        "render",
+        "progress",
+        "whatif",
+        "ablate",
+        "reach",
+        "fit",
+        "cli",
+        "__main__",
+    },
 ]
 HEAVY = {"torch", "transformers", "vllm", "openai", "pandas", "datasets"}
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from pydantic import ValidationError
 
+from rlaif.config import LoadStep
 from rlaif.errors import ConfigError
-from rlaif.steps.load import load_trl
+from rlaif.records import Preference, from_json
+from rlaif.steps.load import load_trl, run
+from rlaif.store import StepFolder
 
 USER = [{"role": "user", "content": "Name a fruit."}]
 GOOD = [{"role": "assistant", "content": "A plum."}]
@@ -96,3 +101,64 @@ def test_half_a_character_is_refused_by_its_row(tmp_path: Path, row: dict[str, A
     path = written(tmp_path, [{"prompt": "q", "chosen": "a", "rejected": "b"}, row], "jsonl")
     with pytest.raises(ConfigError, match=r"rows\.jsonl:2: the text has half a surrogate pair"):
         load_trl(path)
+
+
+PAIRS = [
+    {"question": "q", "one": "a", "two": "b", "winner": "two", "who": "ann"},
+    {"question": "q", "one": "a", "two": "b", "winner": "both"},
+    {"question": "q", "one": "a", "two": "b", "winner": None},
+    {"question": "q", "one": "a", "two": "b", "winner": "neither"},
+]
+COLUMNS = {
+    "prompt": "question",
+    "first": "one",
+    "second": "two",
+    "label": "winner",
+    "labels": {"first": "one", "second": "two", "tie": "both"},
+    "annotator": "who",
+}
+
+
+def loaded(folder: Path, **keys: Any) -> tuple[dict[str, int], list[Preference]]:
+    step = LoadStep.model_validate({"type": "preferences"} | keys)
+    planned = SimpleNamespace(step=step, round=2)
+    experiment = SimpleNamespace(loaded_path=lambda step: step.path)
+    inputs = SimpleNamespace(path=folder / "experiment.yaml", experiment=experiment)
+    store = StepFolder(folder / "step")
+    context: Any = SimpleNamespace(planned=planned, inputs=inputs, folder=store)
+    counts = run(context)["counts"]
+    return counts, [from_json(Preference, row) for row in store.read("preferences")]
+
+
+def test_peoples_labels_become_preferences_that_say_so(tmp_path: Path) -> None:
+    path = written(tmp_path, PAIRS, "jsonl")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:4: winner is 'neither'; expected one of"):
+        loaded(tmp_path, path=str(path), columns=COLUMNS)
+    counts, (made,) = loaded(tmp_path, path=str(path), columns=COLUMNS, on_error="skip")
+    assert counts == {"preferences": 1, "skipped": 1, "tied": 1, "unlabelled": 1}
+    assert (made.chosen[0]["content"], made.rejected[0]["content"]) == ("b", "a")
+    assert (made.source, made.reason, made.round) == ("human", "labelled by ann", 2)
+    assert (made.score_chosen, made.score_rejected, made.margin) == (1.0, 0.0, 1.0)
+    (trl,) = load_trl(written(tmp_path, [{"prompt": "q", "chosen": "b", "rejected": "a"}], "jsonl"))
+    assert (made.preference_id, made.prompt_id) == (trl.preference_id, trl.prompt_id)
+
+
+def test_a_format_is_named_for_transcripts(tmp_path: Path) -> None:
+    start = "\n\nHuman: Name a fruit.\n\nAssistant: "
+    path = written(tmp_path, [{"chosen": start + "A plum.", "rejected": start + "No."}], "jsonl")
+    counts, (made,) = loaded(tmp_path, path=str(path), format="hh")
+    assert counts == {"preferences": 1}
+    assert (made.prompt, made.chosen, made.rejected) == (USER, GOOD, BAD)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"type": "judgements", "format": "hh"}, "format: only for `type: preferences`"),
+        ({"format": "hh", "columns": COLUMNS}, "give `format` or `columns`, not both"),
+        ({"on_error": "skip"}, "on_error: only with `format` or `columns`"),
+    ],
+)
+def test_keys_that_would_reach_nothing_are_refused(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        LoadStep.model_validate({"type": "preferences", "path": "x"} | keys)

@@ -43,6 +43,15 @@ def questions(found: PromptSet) -> set[str]:
     return {p.question for p in [*found.train, *found.heldout]}
 
 
+def test_long_prompts_are_left_out_before_the_split(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    texts = ["one", "one two", "one two three", "one two three four"]
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    found = load_prompts(PromptsSpec(path=str(path), holdout=1, max_words=3))
+    every = {p.question for p in [*found.train, *found.heldout]}
+    assert every == set(texts[:3])
+
+
 def test_jsonl_parquet_and_a_dataset_give_the_same_prompts(tmp_path: Path) -> None:
     path = jsonl(tmp_path, ROWS)
     table = pyarrow.Table.from_pylist(ROWS)

@@ -11,9 +11,9 @@ from rlaif.constitution import Constitution, load_constitution
 from rlaif.engines.base import Model
 from rlaif.engines.build import CAPABILITIES
 from rlaif.errors import ConfigError
-from rlaif.experiment import model_key
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import JUDGES, build_judge
+from rlaif.prepare import model_key
 from rlaif.resources import find
 from rlaif.yamlio import Lines, load_yaml, suggest, validate
 

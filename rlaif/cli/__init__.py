@@ -13,7 +13,7 @@ import warnings
 
 import click
 
-from rlaif.cli import bench, data, runs, steps, texts, train
+from rlaif.cli import bench, cache, constitution, data, principles, runs, steps, texts, train
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
@@ -21,10 +21,11 @@ COMMANDS = (
     runs.status,
     runs.report,
     runs.export,
+    cache.cache,
     texts.init,
     texts.schema,
     texts.prompt,
-    texts.constitution,
+    constitution.constitution,
     steps.sample,
     steps.judge,
     steps.score,
@@ -76,3 +77,5 @@ def cli() -> None:
 
 for _command in COMMANDS:
     cli.add_command(_command)
+for _command in (principles.ablate, principles.infer, principles.fit):
+    constitution.constitution.add_command(_command)

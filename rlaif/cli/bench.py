@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.data import COLUMNS, FROM, ON_ERROR, say_skipped
-from rlaif.cli.options import CONSTITUTION, JSON, MODEL, QUIET, SEED, progress_of
+from rlaif.cli.data import say_skipped
+from rlaif.cli.options import (
+    COLUMNS,
+    CONSTITUTION,
+    FROM,
+    JSON,
+    MODEL,
+    ON_ERROR,
+    QUIET,
+    SEED,
+    progress_of,
+)
 
 if TYPE_CHECKING:
     from rlaif.data.labelled import LabelledPair

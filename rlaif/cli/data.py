@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.options import JSON, SEED
+from rlaif.cli.options import COLUMNS, FROM, JSON, ON_ERROR, SEED
 
 if TYPE_CHECKING:
     from rlaif.compare.ranking import Rating
     from rlaif.compare.winrate import WinRate
+    from rlaif.data.labelled import LabelledPair
+    from rlaif.data.readers import OnError
 
-FROM = click.option("--from", "from_", metavar="FORMAT", help="[default: found from the columns]")
-COLUMNS = click.option(
-    "--columns", type=click.Path(path_type=Path), help="A YAML file that says which column is what."
-)
-ON_ERROR = click.option(
-    "--on-error",
-    type=click.Choice(["skip", "fail"]),
-    default="skip",
-    show_default=True,
-    help="What to do with a row that cannot be read.",
-)
 SHOWN = 10
 LOSSES = {
     "prompt": "turns of the prompt, or blanks around them",
@@ -46,6 +37,20 @@ def say_skipped(skipped: list[str]) -> None:
         click.echo(f"skipped: {len(skipped) - SHOWN} more rows", err=True)
 
 
+def labelled_pairs(
+    path: Path, from_: str | None, columns: Path | None, on_error: OnError
+) -> list[LabelledPair]:
+    """The labelled pairs of a file; rows that were left out are said."""
+    from rlaif.data.readers import load_columns, read_labelled
+    from rlaif.resources import find
+
+    mapped = load_columns(columns) if columns is not None else None
+    reading = read_labelled(find(str(path)), from_, mapped, on_error)
+    pairs = list(reading)
+    say_skipped(reading.skipped)
+    return pairs
+
+
 @click.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -60,7 +65,7 @@ def convert(
     from_: str | None,
     to: str,
     columns: Path | None,
-    on_error: Any,
+    on_error: OnError,
     as_json: bool,
 ) -> None:
     """Write the labelled pairs of IN to OUT (.jsonl, .jsonl.gz, .json or .parquet) in a format.
@@ -100,7 +105,7 @@ def winrate(
     annotations: Path,
     from_: str | None,
     columns: Path | None,
-    on_error: Any,
+    on_error: OnError,
     seed: int,
     as_json: bool,
 ) -> None:

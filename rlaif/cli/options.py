@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from rlaif.compare.bootstrap import Interval
+    from rlaif.constitution import Constitution
     from rlaif.experiment import StepProgress
 
 SET = click.option(
@@ -21,7 +24,7 @@ MODEL = click.option(
     "--model",
     default="builtin/smollm2-135m-instruct",
     show_default=True,
-    help="builtin/NAME, a folder, or a hub id.",
+    help="builtin/NAME, a folder, a hub id, or a YAML file with a model's keys.",
 )
 
 
@@ -32,6 +35,45 @@ CONSTITUTION = click.option("--constitution", help="A constitution file.")
 PROMPTS = click.option(
     "--prompts", type=click.Path(path_type=Path), help="[default: kept by `rlaif sample`]"
 )
+
+FROM = click.option("--from", "from_", metavar="FORMAT", help="[default: found from the columns]")
+COLUMNS = click.option(
+    "--columns", type=click.Path(path_type=Path), help="A YAML file that says which column is what."
+)
+ON_ERROR = click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="What to do with a row that cannot be read.",
+)
+
+
+FILE = click.Path(path_type=Path)
+
+
+def constitution_of(path: Path) -> Constitution:
+    """The constitution in a file, looked for where configs look."""
+    from rlaif.constitution import load_constitution
+    from rlaif.resources import find
+
+    return load_constitution(find(str(path)))
+
+
+def shown(interval: Interval | None, signed: bool = False) -> str:
+    """An interval as text, a dash where there is none."""
+    from rlaif.compare.bootstrap import show_interval
+
+    return "-" if interval is None else show_interval(interval.to_json(), signed)
+
+
+def echo_table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Rows of the same keys as columns under their names."""
+    names = list(rows[0]) if rows else []
+    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in names]
+    for line in [dict(zip(names, names, strict=True)), *rows] if rows else []:
+        cells = [line[name].ljust(width) for name, width in zip(names, widths, strict=True)]
+        click.echo("  ".join(cells).rstrip())
 
 
 def progress_of(quiet: bool) -> StepProgress:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rlaif.cli.options import JSON, QUIET, SET, progress_of
+
+if TYPE_CHECKING:
+    from rlaif.runs import Run
 
 
 @click.command()
@@ -57,7 +59,7 @@ def run(
         status = loaded.status() | {"ran": result.ran, "reused": result.reused, "out": str(out)}
         click.echo(json.dumps(status, ensure_ascii=False))
         return
-    _print_rounds(result.rounds)
+    _print_rounds(loaded)
     if result.ran:
         click.echo(f"Ran {result.ran} steps, reused {result.reused}. Run folder: {out}")
     else:
@@ -66,19 +68,26 @@ def run(
         click.echo(f"Report: {out / 'report.html'}")
 
 
-def _print_rounds(records: Sequence[Any]) -> None:
+def _print_rounds(run: Run) -> None:
     from rich.console import Console
 
     from rlaif.records import to_json
+    from rlaif.report.arms import label_sentences
     from rlaif.report.table import summary_table
+    from rlaif.rounds import read_rounds
 
+    records = read_rounds(run.root)
     if not records:
         return
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(summary_table([to_json(r) for r in records]))  # type: ignore[misc]
+    words = label_sentences(run.comparisons())
     for record in records:
-        for word in record.metrics["words"] if record.round == records[-1].round else []:
-            console.print(word, markup=False, highlight=False)
+        arm = f"{record.arm}: " if run.manifest["arms"] else ""
+        if record.round == records[-1].round:
+            words += [arm + word for word in record.metrics["words"]]
+    for word in words:
+        console.print(word, markup=False, highlight=False)
 
 
 @click.command()
@@ -86,10 +95,10 @@ def _print_rounds(records: Sequence[Any]) -> None:
 @JSON
 def status(directory: Path, as_json: bool) -> None:
     """Where the run in DIR stands: steps, every metric per round with its interval, alarms."""
-    from rlaif.experiment import read_rounds
     from rlaif.runs import load_run
 
-    state = load_run(directory).status()
+    run = load_run(directory)
+    state = run.status()
     if as_json:
         click.echo(json.dumps(state, ensure_ascii=False))
         return
@@ -97,9 +106,10 @@ def status(directory: Path, as_json: bool) -> None:
     click.echo(f"{state['name']}: {state['state']}, {done} of {total} steps, {state['seconds']} s")
     for step in state["steps"]:
         if step["state"] != "done":
-            where = f"seed {step['seed']} round {step['round']}"
+            arms = f"{', '.join(step['arms'])}, " if run.manifest["arms"] else ""
+            where = f"{arms}seed {step['seed']} round {step['round']}"
             click.echo(f"  missing: {step['id']} ({where})")
-    _print_rounds(read_rounds(directory))
+    _print_rounds(run)
 
 
 @click.command()
@@ -118,13 +128,14 @@ def report(directory: Path, out: Path | None) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--records",
-    type=click.Choice(["trl", "prompts", "completions", "judgements", "preferences"]),
+    type=click.Choice(["trl", "prompts", "completions", "judgements", "preferences", "metrics"]),
     default="trl",
     show_default=True,
-    help="trl: preferences in TRL's format; otherwise the records as they are.",
+    help="trl: preferences in TRL's format; metrics: a row per arm, seed, round and metric;"
+    " otherwise the records as they are.",
 )
 def export(directory: Path, out: Path, records: str) -> None:
-    """Export records of the run in DIR to OUT (.jsonl or .parquet)."""
+    """Export records of the run in DIR to OUT (.jsonl, .json, .csv or .parquet)."""
     from rlaif.data.rows import write_rows
     from rlaif.runs import load_run, trl_rows
 
@@ -132,8 +143,9 @@ def export(directory: Path, out: Path, records: str) -> None:
     rows: list[dict[str, Any]]
     if records == "trl":
         rows = trl_rows(loaded)
-    elif records == "prompts":
-        rows = [{str(k): v for k, v in row.items()} for row in loaded.prompts.to_dict("records")]
+    elif records in ("prompts", "metrics"):
+        frame = loaded.prompts if records == "prompts" else loaded.rounds
+        rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
     else:
         rows = list(loaded.rows(records))
     count = write_rows(rows, out)

@@ -1,15 +1,13 @@
-"""Commands on what a person writes: init, schema, prompt, constitution."""
+"""Commands on what a person writes: init, schema, prompt."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
 
 from rlaif.cli.options import JSON, SET
-from rlaif.errors import EXIT_USER
 
 
 @click.command()
@@ -84,56 +82,3 @@ def render(
             click.echo(
                 " ".join(f"{i}:{t!r}" for i, t in zip(item["tokens"], item["pieces"], strict=True))
             )
-
-
-@click.group()
-def constitution() -> None:
-    """Check, show and compare constitutions."""
-
-
-@constitution.command("lint")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@JSON
-def constitution_lint(paths: tuple[Path, ...], as_json: bool) -> None:
-    """Problems in constitution files: exit code 2 when one is an error."""
-    from dataclasses import asdict
-
-    from rlaif.constitution import load_with_places
-    from rlaif.lint import lint
-    from rlaif.resources import find
-
-    found = []
-    for path in paths:
-        place = find(str(path))
-        found += [(place, f) for f in lint(*load_with_places(place))]
-    if as_json:
-        rows = [{"file": str(p), **asdict(f)} for p, f in found]
-        click.echo(json.dumps(rows, ensure_ascii=False, default=str))
-    else:
-        for path, finding in found:
-            click.echo(f"{path}:{finding.line or 1}: {finding.level}: {finding.message}")
-        click.echo(f"{len(paths)} files, {len(found)} findings")
-    if any(f.level == "error" for _, f in found):
-        sys.exit(EXIT_USER)
-
-
-@constitution.command("show")
-@click.argument("path", type=click.Path(path_type=Path))
-def constitution_show(path: Path) -> None:
-    """The constitution as it is after `extends`."""
-    from rlaif.constitution import load_constitution, show
-    from rlaif.resources import find
-
-    click.echo(show(load_constitution(find(str(path)))))
-
-
-@constitution.command("diff")
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
-def constitution_diff(first: Path, second: Path) -> None:
-    """What changed between two constitutions, principle by principle."""
-    from rlaif.constitution import diff, load_constitution
-    from rlaif.resources import find
-
-    lines = diff(load_constitution(find(str(first))), load_constitution(find(str(second))))
-    click.echo("\n".join(lines) or "no difference")

@@ -51,7 +51,9 @@ def text_values(
         name: per_prompt((c.prompt_id, measure(c.text)) for c in made)
         for name, measure in TEXT_METRICS.items()
     }
-    found["length/tokens"] = per_prompt((c.prompt_id, float(len(c.token_ids or []))) for c in made)
+    found["length/tokens"] = per_prompt(
+        (c.prompt_id, None if c.token_ids is None else float(len(c.token_ids))) for c in made
+    )
     found["truncated_rate"] = per_prompt(
         (c.prompt_id, float(c.finish_reason == "length")) for c in made
     )

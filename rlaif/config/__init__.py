@@ -4,6 +4,7 @@ Everything here is validation. Unknown keys are refused with the nearest known o
 but the YAML itself. `description` fields never enter a hash.
 """
 
+from rlaif.config.arms import AI, HUMAN, MAIN, RANDOM, ArmSpec
 from rlaif.config.base import Strict
 from rlaif.config.baselines import (
     FirstJudge,
@@ -35,7 +36,16 @@ from rlaif.config.judges import (
     YesNoJudge,
 )
 from rlaif.config.judging import JudgeBase, LabelJudge, ModelJudge, WritingJudge
-from rlaif.config.models import RESERVED_MODELS, Columns, LabelColumns, ModelSpec, PromptsSpec
+from rlaif.config.models import (
+    RESERVED_MODELS,
+    TRAINABLE,
+    ApiLimits,
+    Columns,
+    LabelColumns,
+    ModelSpec,
+    Price,
+    PromptsSpec,
+)
 from rlaif.config.overrides import apply_override
 from rlaif.config.rubrics import (
     RbrJudge,
@@ -45,7 +55,7 @@ from rlaif.config.rubrics import (
     RubricWriting,
     UltraFeedbackJudge,
 )
-from rlaif.config.steps import CheckSpec, EvaluateStep, LoadStep, PairStep, SampleStep
+from rlaif.config.steps import CheckSpec, EvaluateStep, LabelStep, LoadStep, PairStep, SampleStep
 from rlaif.config.training import (
     METHODS,
     DistillStep,
@@ -58,9 +68,16 @@ from rlaif.config.training import (
 )
 
 __all__ = [
+    "AI",
+    "HUMAN",
+    "MAIN",
     "METHODS",
+    "RANDOM",
     "RESERVED_MODELS",
+    "TRAINABLE",
     "AdditiveJudge",
+    "ApiLimits",
+    "ArmSpec",
     "CheckSpec",
     "Columns",
     "ConstitutionalJudge",
@@ -79,6 +96,7 @@ __all__ = [
     "JuryJudge",
     "LabelColumns",
     "LabelJudge",
+    "LabelStep",
     "LoadStep",
     "LongerJudge",
     "LoraOptions",
@@ -91,6 +109,7 @@ __all__ = [
     "PairwiseJudge",
     "ParseSpec",
     "PerplexityJudge",
+    "Price",
     "PrometheusJudge",
     "PrometheusPairJudge",
     "PromptsSpec",

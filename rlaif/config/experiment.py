@@ -16,12 +16,13 @@ from pydantic import (
     model_validator,
 )
 
+from rlaif.config.arms import LABELLERS, MAIN, Arms
 from rlaif.config.base import Fraction, Strict
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
 from rlaif.config.overrides import apply_override
-from rlaif.config.steps import StepEntry
+from rlaif.config.steps import LoadStep, StepEntry
 from rlaif.yamlio import Lines, load_yaml, validate
 
 
@@ -61,7 +62,13 @@ class Experiment(Strict):
     seeds: list[int] | None = None
     models: dict[str, ModelSpec]
     constitution: str | None = None
+    data: str | None = Field(
+        None, description="The file that `load` reads where it names none: `--set data=PATH`."
+    )
     prompts: PromptsSpec
+    arms: Arms = Field(
+        {}, description="Policies that differ in nothing but whose labels trained them."
+    )
     judges: list[JudgeStep] = Field(
         [], description="Judges that no step runs by itself: rewards, and evaluation."
     )
@@ -69,6 +76,9 @@ class Experiment(Strict):
     steps: Annotated[list[StepEntry], Field(min_length=1)]
     alarms: AlarmsConfig = AlarmsConfig()
     retention: Retention = Retention()
+    budget: PositiveFloat | None = Field(
+        None, description="Stop when this run folder's calls have cost that much (exit code 3)."
+    )
     allow_same_weights: bool = Field(
         False, description="Let labeller, proxy and gold judge be the same weights."
     )
@@ -94,6 +104,76 @@ class Experiment(Strict):
         if twice:
             raise ValueError(f"step ids must differ; {twice} is used twice (set `id:`)")
         return self
+
+    @model_validator(mode="after")
+    def _budget_counts(self) -> Experiment:
+        if self.budget is None:
+            return self
+        remote = {name: spec for name, spec in self.models.items() if spec.base_url is not None}
+        if not remote:
+            raise ValueError("`budget` has no effect: no model has a `base_url`")
+        unpriced = sorted(name for name, spec in remote.items() if spec.price is None)
+        if unpriced:
+            raise ValueError(
+                f"`budget` needs the `price` of every remote model; {unpriced} have none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _files_named(self) -> Experiment:
+        for entry in self.steps:
+            if entry.load is not None and self.loaded_path(entry.load) is None:
+                raise ValueError(
+                    f"load {entry.load.id!r} names no file: give it `path`, or the experiment "
+                    "`data` (from the command line: --set data=PATH)"
+                )
+        if self.prompts.from_pairs and not self.pair_loads:
+            raise ValueError(
+                "`prompts` needs a `path` or a `dataset`; without them the prompts are those of "
+                "loaded pairs, and no step is `load: {type: pairs}`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _arms_can_label(self) -> Experiment:
+        labels = [entry.label for entry in self.steps if entry.label is not None]
+        if labels and not self.pair_loads:
+            raise ValueError(
+                "a `label` step labels loaded pairs, and none are loaded: put "
+                "`- load: {type: pairs, path: FILE}` before it"
+            )
+        given = [e.load.id for e in self.steps if e.load and e.load.type == "judgements"]
+        taken = sorted(LABELLERS & {*self.all_judges(), *given}) if labels else []
+        if taken:
+            raise ValueError(
+                f"`labels: {taken[0]}` has a meaning of its own: call that step something else"
+            )
+        if not self.arms:
+            return self
+        if not self.pair_loads:
+            raise ValueError(
+                "`arms` compare labels of the same answers, and no pairs are loaded: put "
+                "`- load: {type: pairs, path: FILE}` and `- label:` before `train`"
+            )
+        if len(labels) != 1:
+            raise ValueError(f"`arms` need one `label` step, and there are {len(labels)}")
+        if {"labels", "flip"} & labels[0].model_fields_set:
+            raise ValueError("the arms say who labels: leave `labels` and `flip` out of `label`")
+        return self
+
+    @property
+    def pair_loads(self) -> list[LoadStep]:
+        """The steps that load labelled pairs."""
+        return [e.load for e in self.steps if e.load is not None and e.load.type == "pairs"]
+
+    def loaded_path(self, step: LoadStep) -> str | None:
+        """The file that a load step reads."""
+        return step.path if step.path is not None else self.data
+
+    @property
+    def arm_names(self) -> list[str]:
+        """The arms in their order; "main" where there are none."""
+        return list(self.arms) or [MAIN]
 
     @property
     def all_seeds(self) -> list[int]:

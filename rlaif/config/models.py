@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     model_validator,
 )
@@ -14,12 +18,57 @@ from rlaif.config.base import PluginName, Strict
 
 RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "current"})
 
+TRAINABLE = frozenset({"hf", "vllm"})
+"""Engines that serve a checkpoint as training reads and writes it."""
+
+READ_BY = {
+    "dtype": ("hf", "vllm"),
+    "device": ("hf", "vllm"),
+    "batch_tokens": ("hf",),
+    "max_context": ("hf", "vllm", "fake"),
+    "engine_args": ("vllm",),
+    "script": ("fake",),
+    "base_url": ("openai",),
+    "key_env": ("openai",),
+    "api": ("openai",),
+    "price": ("openai",),
+    "limits": ("openai",),
+    "samples_per_call": ("openai",),
+    "prefill": ("openai",),
+    "top_logprobs": ("openai",),
+    "max_tokens_key": ("openai",),
+    "extra_body": ("openai",),
+    "cache": ("openai",),
+}
+"""Keys of a model that only some engines read. With another engine they are refused."""
+
+
+class Price(Strict):
+    """Money for a million tokens, in any one currency. `cached_input`: `input` when absent."""
+
+    input: NonNegativeFloat
+    output: NonNegativeFloat
+    cached_input: NonNegativeFloat | None = None
+
+
+class ApiLimits(Strict):
+    """How hard a server is asked, and how long it is waited for."""
+
+    concurrency: PositiveInt = Field(
+        32, description="Calls open at once, at most; fewer while the server answers 429."
+    )
+    retries: NonNegativeInt = Field(8, description="Further attempts after the first one.")
+    connect_seconds: PositiveFloat = 10.0
+    read_seconds: PositiveFloat = Field(120.0, description="Longest silence within an answer.")
+    total_seconds: PositiveFloat = Field(600.0, description="Longest time for one attempt.")
+
 
 class ModelSpec(Strict):
-    """One model, named once. `path` is builtin/NAME, a local folder, or a hub id."""
+    """One model, named once. `path` is builtin/NAME, a local folder, a hub id, or with engine
+    openai the name that the server knows it by."""
 
     path: str
-    engine: Literal["hf", "fake"] | PluginName = "hf"
+    engine: Literal["hf", "vllm", "fake", "openai"] | PluginName = "hf"
     role: Literal["policy", "labeller", "proxy", "gold"] | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="auto: bfloat16 where the device multiplies it fast, else float32."
@@ -35,7 +84,62 @@ class ModelSpec(Strict):
         "keep",
         description="keep: what the chat template inserts; drop: none; anything else: that text.",
     )
+    engine_args: dict[str, Any] = Field(
+        {},
+        description="For engine vllm: arguments of vllm.LLM, such as tensor_parallel_size.",
+    )
     script: str | None = Field(None, description="For engine fake: a YAML file of answers.")
+    base_url: str | None = Field(
+        None,
+        description="For engine openai: where the server is, such as http://127.0.0.1:8000/v1.",
+    )
+    key_env: str | None = Field(
+        None, description="The environment variable that holds the server's key; never the key."
+    )
+    api: Literal["chat", "completions"] = "chat"
+    price: Price | None = None
+    limits: ApiLimits = ApiLimits()
+    samples_per_call: PositiveInt = Field(
+        1, description="Samples of one prompt that one call asks for (`n`)."
+    )
+    prefill: bool = Field(
+        False, description="The chat server continues a last assistant turn, as vLLM does."
+    )
+    top_logprobs: Annotated[int, Field(ge=1, le=20)] = Field(
+        20, description="Likeliest tokens that label probabilities are read from."
+    )
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    extra_body: dict[str, Any] = Field(
+        {}, description="More keys of every request; null takes one of ours out."
+    )
+    cache: bool = Field(
+        True, description="Keep answers in the request cache and use what is there."
+    )
+
+    @model_validator(mode="after")
+    def _keys_reach_something(self) -> ModelSpec:
+        for key, engines in READ_BY.items():
+            if ":" in self.engine or self.engine in engines:
+                continue
+            if getattr(self, key) != type(self).model_fields[key].default:
+                named = " or ".join(sorted(engines))
+                raise ValueError(f"`{key}` is read by engine {named}, not by {self.engine}")
+        if self.engine == "openai":
+            self._check_address()
+            if self.system_prompt == "drop":
+                raise ValueError("`system_prompt: drop`: the server renders the prompt; use keep")
+            if self.api == "completions" and self.prefill:
+                raise ValueError("`prefill` is for `api: chat`; plain completions always continue")
+        return self
+
+    def _check_address(self) -> None:
+        if self.base_url is None:
+            raise ValueError("engine openai needs `base_url`")
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("`base_url` must begin with http:// or https:// and name a host")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("`base_url` may hold no key or password; name one with `key_env`")
 
 
 class Columns(Strict):
@@ -117,7 +221,8 @@ class LabelColumns(Strict):
 
 
 class PromptsSpec(Strict):
-    """The instructions. `path` is JSONL or Parquet; `dataset` any `datasets` dataset."""
+    """The instructions. `path` is JSONL or Parquet; `dataset` any `datasets` dataset. Without
+    either they are the prompts of the pairs that the experiment loads."""
 
     path: str | None = None
     dataset: str | None = None
@@ -125,9 +230,17 @@ class PromptsSpec(Strict):
     columns: Columns = Columns()
     holdout: PositiveInt = Field(64, description="Prompts kept for evaluation, never trained on.")
     limit: PositiveInt | None = Field(None, description="Use at most this many training prompts.")
+    max_words: PositiveInt | None = Field(
+        None, description="Leave out prompts with more words than this in all their turns."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptsSpec:
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("give exactly one of `path` and `dataset`")
+        if self.path is not None and self.dataset is not None:
+            raise ValueError("give one of `path` and `dataset`, not both")
         return self
+
+    @property
+    def from_pairs(self) -> bool:
+        """Whether the prompts are those of the loaded pairs."""
+        return self.path is None and self.dataset is None

@@ -12,9 +12,11 @@ from pydantic import (
     model_validator,
 )
 
+from rlaif.config.arms import HUMAN
 from rlaif.config.base import Fraction, StepId, Strict
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
+from rlaif.config.models import LabelColumns
 from rlaif.config.training import AnyTrain, DistillStep
 from rlaif.rules import validate_check
 
@@ -41,11 +43,49 @@ class SampleStep(SamplingKeys):
 
 
 class LoadStep(Strict):
-    """Bring in records from a file: TRL preference rows, or completions or judgements of a run."""
+    """Bring in records from a file: preferences, completions or judgements of a run, or labelled
+    pairs: two given answers each, and what people said of them.
+
+    Preferences are TRL rows; with `format` or `columns` they are made of labelled pairs.
+    """
 
     id: StepId = "load"
-    type: Literal["preferences", "completions", "judgements"]
-    path: str
+    type: Literal["preferences", "completions", "judgements", "pairs"]
+    path: str | None = Field(None, description="The experiment's `data` when absent.")
+    format: str | None = Field(
+        None,
+        description="A format of labelled pairs; see docs/data.md. Of pairs, found when absent.",
+    )
+    columns: LabelColumns | None = Field(None, description="Or which column is what.")
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="What is done with a labelled pair that cannot be read."
+    )
+
+    @model_validator(mode="after")
+    def _labelled(self) -> LoadStep:
+        given = sorted({"format", "columns", "on_error"} & self.model_fields_set)
+        if given and self.type not in ("preferences", "pairs"):
+            raise ValueError(f"{', '.join(given)}: only for `type: preferences` or `type: pairs`")
+        if self.format is not None and self.columns is not None:
+            raise ValueError("give `format` or `columns`, not both")
+        if given == ["on_error"] and self.type == "preferences":
+            raise ValueError("on_error: only with `format` or `columns`")
+        return self
+
+
+class LabelStep(Strict):
+    """Make preferences of loaded pairs: the answers are given, and `labels` says who chooses."""
+
+    id: StepId = "label"
+    labels: StepId = Field(
+        HUMAN,
+        description="human: the loaded labels; ai: every judge, combined; random: a coin; or the id"
+        " of one judge. With `arms`, each arm says.",
+    )
+    flip: Fraction | None = Field(None, description="Turn this share of the labels round.")
+    weights: dict[str, NonNegativeFloat] | None = Field(
+        None, description="Of `ai`: weight of each judge by id; equal weights when absent."
+    )
 
 
 class PairStep(Strict):
@@ -113,6 +153,7 @@ class StepEntry(Strict):
     load: LoadStep | None = None
     judge: JudgeStep | None = None
     pair: PairStep | None = None
+    label: LabelStep | None = None
     distill: DistillStep | None = None
     train: AnyTrain | None = None
     evaluate: EvaluateStep | None = None
@@ -128,13 +169,13 @@ class StepEntry(Strict):
     def _exactly_one(self) -> StepEntry:
         if len(self.model_fields_set) != 1:
             raise ValueError(
-                "each step is one key: sample, load, judge, pair, distill, train or evaluate"
+                "each step is one key: sample, load, judge, pair, label, distill, train or evaluate"
             )
         return self
 
     @property
     def kind(self) -> str:
-        """sample, load, judge, pair, distill, train or evaluate."""
+        """sample, load, judge, pair, label, distill, train or evaluate."""
         return next(iter(self.model_fields_set))
 
     @property
@@ -143,4 +184,6 @@ class StepEntry(Strict):
         return getattr(self, self.kind)  # type: ignore[no-any-return]
 
 
-AnyStep = SampleStep | LoadStep | JudgeBase | PairStep | DistillStep | AnyTrain | EvaluateStep
+AnyStep = (
+    SampleStep | LoadStep | JudgeBase | PairStep | LabelStep | DistillStep | AnyTrain | EvaluateStep
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ class Conversion:
     rows: int = 0
     written: int = 0
     skipped: list[str] = field(default_factory=list)
-    lost: Counter[str] = field(default_factory=Counter)
+    lost: dict[str, int] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
 
 
@@ -67,7 +66,8 @@ def convert(
                     stop(fault)
                 found.skipped.append(str(fault))
                 continue
-            found.lost.update(differences(pair, back))
+            for name in differences(pair, back):
+                found.lost[name] = found.lost.get(name, 0) + 1
             found.written += 1
             yield row
 

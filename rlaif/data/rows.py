@@ -6,7 +6,6 @@ import csv
 import gzip
 import json
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -117,7 +116,7 @@ def _json_rows(path: Path, on_fault: OnFault) -> Placed:
 
 def _csv_rows(path: Path, on_fault: OnFault) -> Placed:
     """Cells are text; an empty cell is None."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(2**31 - 1)
     open_bytes(path).close()
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -179,15 +178,21 @@ def dataset_rows(name: str, split: str) -> Placed:
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
-    """Write rows as JSONL (.jsonl, .jsonl.gz), a JSON list (.json) or Parquet; how many there were.
+    """Write rows as JSONL (.jsonl, .jsonl.gz), a JSON list (.json), CSV (a list or mapping as JSON)
+    or Parquet; how many there were.
 
     The file appears when all is written. Only JSONL is written without holding all rows. Raises
     ConfigError for another ending.
     """
-    writers = {".jsonl": _write_jsonl, ".json": _write_json, ".parquet": _write_parquet}
+    writers = {
+        ".jsonl": _write_jsonl,
+        ".json": _write_json,
+        ".csv": _write_csv,
+        ".parquet": _write_parquet,
+    }
     write = writers.get(_ending(path))
     if write is None or (path.suffix == ".gz" and write is not _write_jsonl):
-        raise ConfigError("the file must end in .jsonl, .jsonl.gz, .json or .parquet", path)
+        raise ConfigError("the file must end in .jsonl, .jsonl.gz, .json, .csv or .parquet", path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,6 +218,20 @@ def _write_json(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
     kept = [dict(row) for row in rows]
     path.write_text(canonical_json(kept), encoding="utf-8", errors="backslashreplace")
     return len(kept)
+
+
+def _write_csv(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
+    kept = [dict(row) for row in rows]
+    columns = list(dict.fromkeys(key for row in kept for key in row))
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in kept)
+    return len(kept)
+
+
+def _cell(value: Any) -> Any:
+    return canonical_json(value) if isinstance(value, dict | list) else value
 
 
 def _write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:

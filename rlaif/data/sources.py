@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,24 @@ def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
     return _split(spec, prompts, splits, duplicates, name)
 
 
+def split_prompts(spec: PromptsSpec, given: Iterable[Prompt], name: str) -> PromptSet:
+    """Prompts that came with something else, such as labelled pairs, split as `load_prompts` does.
+    Several pairs may share a prompt, so these are no duplicates. Raises ConfigError."""
+    prompts = {prompt.prompt_id: prompt for prompt in given}
+    return _split(spec, prompts, dict.fromkeys(prompts, ""), 0, name)
+
+
+def every_prompt(path: Path) -> list[Prompt]:
+    """The different prompts of a JSONL or Parquet file, by id. Raises ConfigError."""
+    spec = PromptsSpec(path=str(path))
+    name, rows = _rows(spec, None)
+    found = (_prompt(row, spec.columns, place, name) for place, row in rows)
+    prompts = {prompt.prompt_id: prompt for prompt in found}
+    if not prompts:
+        raise ConfigError("no prompts in it", path)
+    return [prompts[name] for name in sorted(prompts)]
+
+
 def _split(
     spec: PromptsSpec,
     prompts: dict[str, Prompt],
@@ -54,6 +73,7 @@ def _split(
     duplicates: int,
     name: str,
 ) -> PromptSet:
+    prompts = {name: p for name, p in prompts.items() if _fits(p, spec.max_words)}
     ordered = sorted(prompts)
     declared = [p for p in ordered if splits[p] in HELDOUT_SPLITS]
     heldout = (declared or ordered)[: spec.holdout]
@@ -70,6 +90,11 @@ def _split(
         )
     train = train[: spec.limit]
     return PromptSet([prompts[p] for p in train], [prompts[p] for p in heldout], duplicates)
+
+
+def _fits(prompt: Prompt, max_words: int | None) -> bool:
+    words = sum(len(turn["content"].split()) for turn in prompt.messages)
+    return max_words is None or words <= max_words
 
 
 def _rows(spec: PromptsSpec, beside: Path | None) -> tuple[str, Placed]:

@@ -1,17 +1,21 @@
 """The protocol every engine speaks, and the requests and results that cross it.
 
-An engine receives the *full* set of requests and yields whole batches of results. How requests are
-laid out in batches is a pure function of that set, so a caller that passes the ids it already has
-(`done`) gets exactly the batches that are missing, bit for bit as an uninterrupted run makes them.
+An engine receives the *full* set of requests and yields whole batches of results. How an engine in
+this process lays requests out in batches is a pure function of that set, so a caller that passes
+the ids it already has (`done`) gets exactly the batches that are missing, bit for bit as an
+uninterrupted run makes them. A remote engine (`concurrent`) treats every request alone, pulls them
+as it goes, and yields what has come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from rlaif.chat import is_unicode
 from rlaif.config import ModelSpec
 from rlaif.records import Message
 
@@ -33,12 +37,17 @@ class Sampling:
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One text to generate: `messages` through the chat template, then `prefill` as the start of
-    the assistant's turn. The prefill is not part of the returned text."""
+    the assistant's turn. The prefill is not part of the returned text.
+
+    `json_schema` is what the text should be an instance of. An engine that can hold the model to it
+    does; the reader of the text must not count on it.
+    """
 
     request_id: str
     messages: list[Message]
     sampling: Sampling
     prefill: str = ""
+    json_schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,10 @@ class GenerateResult:
     """A generated text. `finish_reason` failed means `error` says why and `text` is empty.
 
     `token_ids` are exactly what was sampled, the end token included when the model gave it;
-    `logprobs` are theirs at temperature 1, empty where the engine does not know them.
+    `logprobs` are theirs at temperature 1. Both are empty where the engine does not know them, and
+    `new_tokens` is then what the server counted. `reasoning` is what a reasoning model wrote before
+    its answer, where the server gives it apart. `seconds` and `cost` (in the price's currency) are
+    a remote call's, None elsewhere.
     """
 
     request_id: str
@@ -57,6 +69,15 @@ class GenerateResult:
     error: str | None = None
     logprobs: list[float] = field(default_factory=list)
     rendered_hash: str | None = None
+    new_tokens: int | None = None
+    reasoning: str = ""
+    seconds: float | None = None
+    cost: float | None = None
+
+    @property
+    def tokens_made(self) -> int:
+        """How many tokens were sampled, as far as is known."""
+        return len(self.token_ids) or self.new_tokens or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +100,9 @@ class ScoreRequest:
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
     """`label_probs` are over the whole vocabulary (they sum to `label_mass`, at most 1), computed
-    in fp32. `token_logprobs` are natural logs, one per continuation token."""
+    in fp32. A server names its likeliest tokens only: a label that is not among them has 0 here,
+    and its probability is part of the missing mass. `token_logprobs` are natural logs, one per
+    continuation token. `seconds` and `cost` as in GenerateResult."""
 
     request_id: str
     label_probs: dict[str, float]
@@ -87,6 +110,8 @@ class ScoreResult:
     token_logprobs: list[float]
     prompt_tokens: int
     error: str | None = None
+    seconds: float | None = None
+    cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +125,33 @@ class RewardRequest:
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """`reward` is the head's number as it is, or None where `error` says why there is none."""
+    """`reward` is the head's number as it is, or None where `error` says why there is none.
+    `seconds` and `cost` as in GenerateResult."""
 
     request_id: str
     reward: float | None
     prompt_tokens: int
     error: str | None = None
+    seconds: float | None = None
+    cost: float | None = None
+
+
+def refusal(request: GenerateRequest | ScoreRequest) -> str | None:
+    """Why no engine takes a request, or None. Scraped text can hold half a surrogate pair, which no
+    tokenizer and no file takes."""
+    if not any(m["content"].strip() for m in request.messages):
+        return "the prompt is empty"
+    texts = [*(m["content"] for m in request.messages), request.prefill]
+    if isinstance(request, ScoreRequest):
+        texts.append(request.continuation or "")
+    return None if is_unicode(texts) else "the text is not valid Unicode"
+
+
+def overflow(prompt_tokens: int, new: int, context: int) -> str | None:
+    """Why a prompt with `new` tokens to come does not fit `context` tokens, or None."""
+    if prompt_tokens + new <= context:
+        return None
+    return f"{prompt_tokens} prompt tokens + {new} new do not fit the context of {context}"
 
 
 @dataclass(frozen=True)
@@ -120,37 +166,45 @@ class Model:
     def identity(self) -> list[Any]:
         """What of the model decides the bits of its answers."""
         spec = self.spec
-        return [
-            self.key,
-            spec.engine,
-            spec.dtype,
-            spec.batch_tokens,
-            spec.max_context,
-            spec.system_prompt,
-        ]
+        local = [self.key, spec.engine, spec.dtype, spec.batch_tokens, spec.max_context]
+        remote = [spec.api, spec.samples_per_call, spec.top_logprobs, spec.extra_body]
+        # Keys that the engine does not read stay out of its hashes, as they were before.
+        more = [spec.engine_args] if spec.engine_args else []
+        return [*local, spec.system_prompt, *(remote if spec.base_url is not None else more)]
 
 
-class Engine(Protocol):
-    """A loaded model. Results come in whole batches; ids say which is which."""
+class Sampler(Protocol):
+    """A model that writes. Results come in whole batches; ids say which is which."""
 
     name: str
     weights_hash: str
-    capabilities: frozenset[str]
 
     def generate(
-        self, requests: Sequence[GenerateRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """Yield the batches of `requests` that are not wholly in `done`."""
         ...
 
+
+class Engine(Sampler, Protocol):
+    """A loaded model.
+
+    `concurrent`: the model runs elsewhere, so its work goes on while this process computes, and
+    `requests` may be drawn one by one from an iterator that is never held whole. Such an engine may
+    be asked from several threads.
+    """
+
+    capabilities: frozenset[str]
+    concurrent: bool
+
     def score(
-        self, requests: Sequence[ScoreRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """Yield the batches of `requests` that are not wholly in `done`."""
         ...
 
     def reward(
-        self, requests: Sequence[RewardRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[RewardRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[RewardResult]]:
         """Yield the batches of `requests` that are not wholly in `done`. Only for engines with the
         capability `reward`."""
@@ -162,4 +216,20 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+@runtime_checkable
+class Reloadable(Protocol):
+    """What an engine has besides that stays while its weights change."""
+
+    spec: ModelSpec
+
+    def load_weights(self, folder: Path, digest: str) -> None:
+        """Take the weights in `folder`, of the same architecture, in place; `digest` is theirs."""
+        ...
+
+    def rest(self) -> bool:
+        """Give up the memory that training needs until the next call, and say whether it is
+        given up; where it is not, only `close` does."""
         ...

@@ -12,7 +12,7 @@ The script is a YAML file:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,14 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from rlaif.config import ModelSpec, Strict
-from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.engines.base import (
+    GenerateRequest,
+    GenerateResult,
+    ScoreRequest,
+    ScoreResult,
+    overflow,
+    refusal,
+)
 from rlaif.records import Message, content_hash
 from rlaif.yamlio import load_yaml, validate
 
@@ -54,25 +61,31 @@ class FakeScript(Strict):
 def load(spec: ModelSpec, folder: Path | None, name: str) -> FakeEngine:
     """The engine of the script that the model's `script` names (none: the default answer)."""
     if spec.script is None:
-        return FakeEngine(FakeScript(), name)
+        return FakeEngine(FakeScript(), name, spec.max_context)
     path = Path(spec.script)
     data, lines = load_yaml(path)
-    return FakeEngine(validate(FakeScript, data, lines, path), name)
+    return FakeEngine(validate(FakeScript, data, lines, path), name, spec.max_context)
 
 
 class FakeEngine:
     """See `rlaif.engines.base.Engine`. A token is a word; label probabilities are the script's."""
 
     capabilities = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"})
+    concurrent = False
 
-    def __init__(self, script: FakeScript, name: str = "fake"):
+    def __init__(self, script: FakeScript, name: str = "fake", context: int | None = None):
         self.script = script
         self.name = name
+        self.context = context or 1 << 30
         self.weights_hash = content_hash("fake", script.model_dump(mode="json"))
 
     def _rule(self, messages: Sequence[Message]) -> FakeRule | None:
         text = messages[-1]["content"] if messages else ""
         return next((r for r in self.script.rules if re.search(r.match, text)), None)
+
+    def _refusal(self, request: GenerateRequest | ScoreRequest, new: int) -> str | None:
+        length = len(self.render(request.messages, request.prefill)[1])
+        return refusal(request) or overflow(length, new, self.context)
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """A plain transcript; its tokens are hashes of its words."""
@@ -80,7 +93,7 @@ class FakeEngine:
         return text, _tokens(text)
 
     def generate(
-        self, requests: Sequence[GenerateRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """See `Engine.generate`."""
         for batch in _batches(requests):
@@ -88,8 +101,9 @@ class FakeEngine:
                 yield [self._answer(r) for r in batch]
 
     def _answer(self, request: GenerateRequest) -> GenerateResult:
-        if not any(m["content"].strip() for m in request.messages):
-            return GenerateResult(request.request_id, "", [], "failed", 0, "the prompt is empty")
+        why = self._refusal(request, request.sampling.max_new_tokens)
+        if why is not None:
+            return GenerateResult(request.request_id, "", [], "failed", 0, why)
         rule = self._rule(request.messages)
         replies = rule.replies if rule and rule.replies else [self.script.default]
         words = replies[request.sampling.seed % len(replies)].split(" ")
@@ -111,7 +125,7 @@ class FakeEngine:
         )
 
     def score(
-        self, requests: Sequence[ScoreRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """See `Engine.score`. Every continuation token has log-prob -1."""
         for batch in _batches(requests):
@@ -119,8 +133,9 @@ class FakeEngine:
                 yield [self._score(r) for r in batch]
 
     def _score(self, request: ScoreRequest) -> ScoreResult:
-        if not any(m["content"].strip() for m in request.messages):
-            return ScoreResult(request.request_id, {}, None, [], 0, "the prompt is empty")
+        why = self._refusal(request, 0)
+        if why is not None:
+            return ScoreResult(request.request_id, {}, None, [], 0, why)
         rule = self._rule(request.messages)
         scripted = rule.labels if rule else {}
         probs = {label: scripted.get(label, 0.0) for label in request.labels}
@@ -138,6 +153,6 @@ def _tokens(text: str) -> list[int]:
     return [int(content_hash(word, length=6), 16) for word in text.split()]
 
 
-def _batches(requests: Sequence[Any]) -> list[list[Any]]:
+def _batches(requests: Iterable[Any]) -> list[list[Any]]:
     ordered = sorted(requests, key=lambda r: r.request_id)
     return [ordered[i : i + BATCH] for i in range(0, len(ordered), BATCH)]

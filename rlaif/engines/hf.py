@@ -7,22 +7,21 @@ head over the bf16 hidden state, since bf16 logits make false ties.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from rlaif.chat import is_unicode, render_prompt
 from rlaif.config import ModelSpec
 from rlaif.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.engines import layout
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from rlaif.engines.builtin import weights_hash
+from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
 from rlaif.engines.sampling import sample_tokens
 from rlaif.errors import EngineError
 from rlaif.records import Message, content_hash
@@ -40,89 +39,55 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
     dtype = pick_dtype(spec.dtype, device)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"model {name!r} in {folder} cannot be loaded: {error}") from None
-    if not getattr(tokenizer, "chat_template", None):
-        raise EngineError(
-            f"model {name!r} in {folder} has no chat template. Put chat_template.jinja into the "
-            "folder, or use an instruct model."
-        )
-    return HfEngine(model.to(device).eval(), tokenizer, spec, name, weights_hash(folder))
+    encoding = load_encoding(folder, spec.system_prompt, context_of(model.config, spec), name)
+    return HfEngine(model.to(device).eval(), encoding, spec, weights_hash(folder))
 
 
 class HfEngine:
     """A loaded transformers model. See `rlaif.engines.base.Engine`."""
 
     capabilities = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"})
+    concurrent = False
 
-    def __init__(self, model: Any, tokenizer: Any, spec: ModelSpec, name: str, digest: str):
+    def __init__(self, model: Any, encoding: Encoding, spec: ModelSpec, digest: str):
         self.model = model
-        self.tokenizer = tokenizer
+        self.encoding = encoding
+        self.tokenizer = encoding.tokenizer
         self.spec = spec
-        self.name = name
+        self.name = encoding.name
         self.weights_hash = digest
         self.device = model.device
-        self.context = context_of(model.config, spec)
-        self.end_ids = _end_ids(model, tokenizer)
+        self.end_ids = end_ids(model.generation_config, self.tokenizer)
         self._head: torch.Tensor | None = None
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
-        text = render_prompt(self.tokenizer, messages, self.spec.system_prompt) + prefill
-        return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.encoding.render(messages, prefill)
 
     @torch.inference_mode()
     def generate(
-        self, requests: Sequence[GenerateRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """See `Engine.generate`. A prompt that does not fit the context fails alone."""
         by_id = {r.request_id: r for r in requests}
-        rows, texts, failed = self._rows(requests)
+        encoded = self.encoding.encode(by_id.values())
         refused = [
             GenerateResult(i, "", [], "failed", n, why)
-            for i, (why, n) in failed.items()
+            for i, (why, n) in encoded.failed.items()
             if i not in done
         ]
         if refused:
             yield refused
-        for batch in layout.batches(rows, self.spec.batch_tokens):
+        for batch in layout.batches(encoded.rows, self.spec.batch_tokens):
             if all(row.request_id in done for row in batch):
                 continue
             tokens = self._decode_batch(batch, [by_id[row.request_id] for row in batch])
             yield [
-                self._result(row, by_id[row.request_id], *sampled, texts[row.request_id])
+                self._result(row, by_id[row.request_id], *sampled, encoded.texts[row.request_id])
                 for row, sampled in zip(batch, tokens, strict=True)
             ]
-
-    def _rows(
-        self, requests: Sequence[GenerateRequest | ScoreRequest]
-    ) -> tuple[list[layout.Row], dict[str, str], dict[str, tuple[str, int]]]:
-        rows, texts = [], {}
-        failed: dict[str, tuple[str, int]] = {}
-        for request in requests:
-            if not request.messages or not any(m["content"].strip() for m in request.messages):
-                failed[request.request_id] = ("the prompt is empty", 0)
-                continue
-            if not _is_unicode(request):
-                failed[request.request_id] = ("the text is not valid Unicode", 0)
-                continue
-            text, ids = self.render(request.messages, request.prefill)
-            new = 0
-            if isinstance(request, GenerateRequest):
-                new = request.sampling.max_new_tokens
-            else:
-                ids = ids + self._continuation(request)
-            if len(ids) + new > self.context:
-                failed[request.request_id] = (
-                    f"{len(ids)} prompt tokens + {new} new do not fit the context of "
-                    f"{self.context}",
-                    len(ids),
-                )
-                continue
-            texts[request.request_id] = text
-            rows.append(layout.Row(request.request_id, ids, new))
-        return rows, texts, failed
 
     def _decode_batch(
         self, batch: list[layout.Row], requests: list[GenerateRequest]
@@ -222,13 +187,15 @@ class HfEngine:
 
     @torch.inference_mode()
     def score(
-        self, requests: Sequence[ScoreRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """See `Engine.score`. All numbers from an fp32 output head."""
         by_id = {r.request_id: r for r in requests}
-        rows, _, failed = self._rows(requests)
+        encoded = self.encoding.encode(by_id.values())
         refused = [
-            ScoreResult(i, {}, None, [], n, why) for i, (why, n) in failed.items() if i not in done
+            ScoreResult(i, {}, None, [], n, why)
+            for i, (why, n) in encoded.failed.items()
+            if i not in done
         ]
         if refused:
             yield refused
@@ -236,7 +203,7 @@ class HfEngine:
         if self.device.type == "cpu":
             # One pass needs no wide batch to be fast here, and narrow ones waste less on padding.
             budget = min(budget, CPU_SCORE_TOKENS)
-        for batch in layout.batches(rows, budget):
+        for batch in layout.batches(encoded.rows, budget):
             if all(row.request_id in done for row in batch):
                 continue
             yield self._score_batch(batch, [by_id[row.request_id] for row in batch])
@@ -254,7 +221,7 @@ class HfEngine:
         hidden = self.model.base_model(
             input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
         ).last_hidden_state
-        tails = [len(self._continuation(request)) for request in requests]
+        tails = [len(self.encoding.continuation(request)) for request in requests]
         label_probs = self._label_probs(hidden, batch, requests, tails)
         results = []
         for i, (row, tail) in enumerate(zip(batch, tails, strict=True)):
@@ -281,19 +248,11 @@ class HfEngine:
         probs = self._logits(hidden[asked, ends]).softmax(-1)
         return {
             i: {
-                label: float(row[self._label_tokens(label, forms)].sum())
+                label: float(row[self.encoding.label_tokens(label, forms)].sum())
                 for label, forms in requests[i].labels.items()
             }
             for i, row in zip(asked, probs, strict=True)
         }
-
-    def _continuation(self, request: ScoreRequest) -> list[int]:
-        if request.continuation_ids is not None:
-            return request.continuation_ids
-        if request.continuation is None:
-            return []
-        ids: list[int] = self.tokenizer(request.continuation, add_special_tokens=False)["input_ids"]
-        return ids
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """fp32 logits (tokens, vocabulary) of hidden states (tokens, width)."""
@@ -304,19 +263,6 @@ class HfEngine:
         if getattr(head, "bias", None) is not None:
             logits = logits + head.bias.float()
         return _as_configured(logits, self.model.config)
-
-    def _label_tokens(self, label: str, forms: Sequence[str]) -> list[int]:
-        single = set()
-        for form in forms:
-            ids = self.tokenizer(form, add_special_tokens=False)["input_ids"]
-            if len(ids) == 1:
-                single.add(ids[0])
-        if not single:
-            raise EngineError(
-                f"label {label!r}: none of its forms {list(forms)} is a single token of "
-                f"{self.name}; choose labels such as letters or digits"
-            )
-        return sorted(single)
 
     def _token_logprobs(self, hidden: torch.Tensor, targets: list[int]) -> list[float]:
         values: list[float] = []
@@ -334,23 +280,9 @@ class HfEngine:
         release_freed_memory()
 
 
-def context_of(config: Any, spec: ModelSpec) -> int:
-    """Tokens of prompt and answer that the model can take, `max_context` included."""
-    limit: int = getattr(config, "max_position_embeddings", None) or 1 << 30
-    return min(spec.max_context or limit, limit)
-
-
 def _uniform(seed: int, count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, generator=generator, dtype=torch.float32)
-
-
-def _is_unicode(request: GenerateRequest | ScoreRequest) -> bool:
-    """Scraped text can hold half a surrogate pair, which no tokenizer takes."""
-    texts = [m["content"] for m in request.messages] + [request.prefill]
-    if isinstance(request, ScoreRequest):
-        texts.append(request.continuation or "")
-    return is_unicode(texts)
 
 
 def _as_configured(logits: torch.Tensor, config: Any) -> torch.Tensor:
@@ -361,20 +293,3 @@ def _as_configured(logits: torch.Tensor, config: Any) -> torch.Tensor:
         logits = logits * config.logit_scale
     cap = getattr(config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
-
-
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends a turn, from the generation config and the tokenizer."""
-    ends: set[int] = set()
-    for value in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
-        ends |= set(value) if isinstance(value, list) else {value} if value is not None else set()
-    return frozenset(ends)
-
-
-def chat_template_of(folder: Path) -> str | None:
-    """The chat template kept beside a model, for provenance."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    return json.loads(config.read_text()).get("chat_template") if config.exists() else None

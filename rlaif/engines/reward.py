@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,6 +55,7 @@ class RewardEngine:
     """A loaded reward model. See `rlaif.engines.base.Engine`."""
 
     capabilities = frozenset({"reward"})
+    concurrent = False
 
     def __init__(self, model: Any, tokenizer: Any, spec: ModelSpec, name: str, digest: str):
         self.model = model
@@ -90,7 +91,7 @@ class RewardEngine:
 
     @torch.inference_mode()
     def reward(
-        self, requests: Sequence[RewardRequest], done: AbstractSet[str] = frozenset()
+        self, requests: Iterable[RewardRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[RewardResult]]:
         """See `Engine.reward`. What does not fit the context fails alone."""
         rows, refused = [], []

@@ -68,12 +68,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer, who gave it, the reasons that were written before it, and the seconds it took."""
+    """An answer, who gave it, the reasons that were written before it, the seconds it took and what
+    it cost."""
 
     answer: Answer
     annotator_id: str
     rationale: str | None = None
     latency: float | None = None
+    cost: float | None = None
 
 
 def ending_request(call: Call, reasons: GenerateResult) -> ScoreRequest | None:
@@ -192,7 +194,15 @@ def read_answer(judge: Plain, call: Call, answered: Answered | None) -> list[Jud
     if answered is None:
         return judge.read(call, None, f"program:{judge.id}")
     read = judge.read(call, answered.answer, answered.annotator_id)
-    return [replace(j, rationale=answered.rationale, latency=answered.latency) for j in read]
+    return [
+        replace(
+            j,
+            rationale=j.rationale if answered.rationale is None else answered.rationale,
+            latency=answered.latency,
+            cost=answered.cost,
+        )
+        for j in read
+    ]
 
 
 def call_id(

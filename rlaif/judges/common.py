@@ -175,11 +175,16 @@ class Asking:
 
 
 def text_request(
-    name: str, template: Template, values: Mapping[str, Any], sampling: Sampling, seed: int
+    name: str,
+    template: Template,
+    values: Mapping[str, Any],
+    sampling: Sampling,
+    seed: int,
+    json_schema: dict[str, Any] | None = None,
 ) -> GenerateRequest:
     """A call's request for a text, sampled with a seed of its own."""
     own = replace(sampling, seed=sampling_seed(seed, name))
-    return GenerateRequest(name, template.messages(values), own)
+    return GenerateRequest(name, template.messages(values), own, json_schema=json_schema)
 
 
 def asking(spec: LabelJudge, template: Template) -> Asking:

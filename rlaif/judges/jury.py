@@ -215,7 +215,9 @@ def _measured(name: str, beside: Path | None) -> dict[str, float]:
     data = read_json(path)
     judges = data.get("judges") if isinstance(data, dict) else None
     rows = judges if isinstance(judges, dict) else {}
-    found = {n: r["agreement"] for n, r in rows.items() if isinstance(r, dict) and "agreement" in r}
+    measured = {n: r.get("agreement") for n, r in rows.items() if isinstance(r, dict)}
+    # A judge that decided no pair has none.
+    found = {name: share for name, share in measured.items() if isinstance(share, int | float)}
     if not found:
         raise ConfigError(
             "no accuracies: expected {judges: {ID: {agreement: FRACTION}}}, as judge-bench --json "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Literal
+from typing import Any, Literal
 
 from rlaif.constitution import Principle
 from rlaif.engines.base import Capability, GenerateResult, Sampling, ScoreResult
@@ -44,7 +44,8 @@ class Scored:
     One call per completion, per principle in `principles` (overall where there is none) and per
     sample. `listed` are the principles that the template may list. Where `own_scales`, a
     principle's described scale replaces `scale` for that principle. `written` is how a score is
-    sampled that is written and not read from probabilities.
+    sampled that is written and not read from probabilities; an engine that can holds it to
+    `json_schema`, and `parse` reads any text.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Scored:
     samples: int
     written: Sampling | None
     parse: Parser = last_score
+    json_schema: dict[str, Any] | None = None
     comparative: bool = False
 
     @property
@@ -103,7 +105,8 @@ class Scored:
             forms = {label: (label, f" {label}") for label in labels.values()}
             request, then = self.asking.request(name, values, forms, seed)
             return Call(name, prompt, (completion,), principle_id, index, request, then)
-        written = text_request(name, self.asking.template, values, self.written, seed)
+        template = self.asking.template
+        written = text_request(name, template, values, self.written, seed, self.json_schema)
         fence = values["fence"]
         return Call(name, prompt, (completion,), principle_id, index, written, fence=fence)
 
@@ -134,6 +137,7 @@ class Scored:
                 "ai",
                 "ok",
                 score=mapped(value, low, high),
+                rationale=result.reasoning or None,
                 raw=result.text,
                 template_hash=template.hash,
             )

@@ -102,6 +102,7 @@ def build(spec: TemplateJudge, constitution: Constitution | None, beside: Path |
         samples=spec.samples,
         written=sampling_of(spec),
         parse=Reader(spec.parse),
+        json_schema=spec.parse.json_schema,
     )
 
 

@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlaif.report.view import RunView
+from rlaif.report.rows import arms_of
+from rlaif.report.view import HeldOutRow, RunView
 
 MAX_PAIRS = 400
 MAX_ANSWERS = 200
@@ -29,9 +30,11 @@ def embed_json(value: Any) -> str:
 
 
 def browser_data(run: RunView) -> dict[str, Any]:
-    """`{"pairs": [...], "answers": [...]}` for report.js, at most the first of each by id."""
+    """`{"arms": bool, "pairs": [...], "answers": [...]}` for report.js, at most the first of each
+    by id."""
     chosen = sorted(run.preferences, key=lambda row: (str(row["preference_id"]), row["seed"]))
     return {
+        "arms": len(arms_of(run.rounds)) > 1,
         "pairs": [_pair(run, row) for row in chosen[:MAX_PAIRS]],
         "answers": _answers(run),
     }
@@ -60,6 +63,7 @@ def answer_text(completion: Mapping[str, Any]) -> str:
 def _pair(run: RunView, row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": row["preference_id"],
+        "arm": row["arm"],
         "seed": row["seed"],
         "round": row["round"],
         "prompt": clip(conversation(row["prompt"])),
@@ -101,18 +105,24 @@ def _judgement(row: Mapping[str, Any], subject: str) -> dict[str, Any]:
 
 
 def _answers(run: RunView) -> list[dict[str, Any]]:
-    """One entry per seed and held-out prompt: its answers by model round, in round order."""
+    """One entry per seed and held-out prompt: its answers by model, in the order of rounds and
+    arms."""
+    models = list(dict.fromkeys(row["model"] for row in run.heldout))
     grouped: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in sorted(run.heldout, key=lambda r: (r["round"], r["completion_id"])):
+    for row in sorted(run.heldout, key=lambda r: _order(r, models)):
         completion = run.completions.get(row["completion_id"])
         text = "" if completion is None else answer_text(completion)
         reason = "not stored" if completion is None else str(completion.get("finish_reason", ""))
-        answer = {"round": row["round"], "text": clip(text), "finish": reason}
+        answer = {"model": row["model"], "text": clip(text), "finish": reason}
         grouped.setdefault((row["prompt_id"], row["seed"]), []).append(answer)
     return [
         {"seed": seed, "prompt": _prompt_text(run, prompt_id), "models": grouped[prompt_id, seed]}
         for prompt_id, seed in sorted(grouped)[:MAX_ANSWERS]
     ]
+
+
+def _order(row: HeldOutRow, models: Sequence[str]) -> tuple[int, int, str]:
+    return row["round"], models.index(row["model"]), row["completion_id"]
 
 
 def _prompt_text(run: RunView, prompt_id: str) -> str:

@@ -6,8 +6,9 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from markupsafe import Markup
 from rlaif.compare.bootstrap import show_interval, show_number
 from rlaif.records import VALUED
 from rlaif.report import plots
+from rlaif.report.arms import difference_tables, label_rows
 from rlaif.report.browser import (
     MAX_ANSWERS,
     MAX_PAIRS,
@@ -26,16 +28,23 @@ from rlaif.report.browser import (
 )
 from rlaif.report.rows import (
     Row,
-    latest_by_seed,
+    Table,
+    arms_of,
+    latest_rounds,
     metric_rows,
     round_numbers,
     seeds_of,
+    side_by_side,
 )
 from rlaif.report.summary import summary
 from rlaif.report.view import RoundRow, RunView, StepRow
 
 _HERE = Path(__file__).resolve().parent
-_PAR = {"win_rate_vs_initial/": 0.5, "position_bias/": 0.0, "drift/": 0.0}
+_PAR = {"win_rate_vs_initial/": 0.5, "reward_accuracy/": 0.5, "position_bias/": 0.0, "drift/": 0.0}
+
+
+HEADLINES = ("reward_accuracy/", "score/", "win_rate_vs_initial/", "check/", "length/words", "kl/")
+"""Metrics that are drawn by arm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +109,22 @@ def duration(seconds: float | None) -> str:
 
 def _context(run: RunView, script: str) -> dict[str, Any]:
     data = browser_data(run)
-    seeds = seeds_of(run.rounds)
-    tables = [("All seeds" if len(seeds) > 1 else "", run.rounds)]
-    if len(seeds) > 1:
-        tables += [(f"Seed {s}", [r for r in run.rounds if r["seed"] == s]) for s in seeds]
+    seeds, names = seeds_of(run.rounds), arms_of(run.rounds)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     return {
         "run": run,
         "seeds": seeds,
         "alarms": _alarms(run.rounds, latest=True),
         "earlier": _alarms(run.rounds, latest=False),
-        "summary": summary(run.rounds),
-        "tables": [(title, round_numbers(rows), metric_rows(rows)) for title, rows in tables],
+        "arms": names if len(names) > 1 else [],
+        "labels": label_rows(run.comparisons),
+        "between": difference_tables(run.comparisons),
+        "arm_figures": _arm_figures(run.rounds),
+        "summaries": [
+            (arm, summary([row for row in run.rounds if row["arm"] == arm])) for arm in names
+        ],
+        "tables": _tables(run.rounds),
+        "lines": list(_lines(run.rounds)),
         "curves": _curves(run.rounds),
         "distributions": _distributions(run),
         "totals": _totals(run.steps),
@@ -139,19 +152,22 @@ def _breakable(name: str) -> Markup:
 
 
 def _alarms(rounds: Sequence[RoundRow], latest: bool) -> list[dict[str, Any]]:
-    """Alarms of each seed's last round, or of all earlier ones.
+    """Alarms of each arm's and seed's last round, or of all earlier ones.
 
-    The same alarm in several seeds is one item, with its `seeds` and, in their order, its `values`.
+    The same alarm in several seeds of an arm is one item, with its `seeds` and, in their order, its
+    `values`.
     """
-    last = latest_by_seed(rounds)
+    last = latest_rounds(rounds)
     chosen = last if latest else [row for row in rounds if row not in last]
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in sorted(chosen, key=lambda row: (row["round"], row["seed"])):
+        # Every arm begins with the same M0.
+        if row["round"] == 0 and row["arm"] != rounds[0]["arm"]:
+            continue
         for alarm in row["metrics"].get("alarms", []):
-            key = (row["round"], alarm["name"], alarm["metric"])
-            item = found.setdefault(
-                key, {**alarm, "round": row["round"], "seeds": [], "values": []}
-            )
+            place = {"arm": row["arm"], "round": row["round"]}
+            key = (*place.values(), alarm["name"], alarm["metric"])
+            item = found.setdefault(key, {**alarm, **place, "seeds": [], "values": []})
             item["seeds"].append(row["seed"])
             item["values"].append(alarm["value"])
     return sorted(found.values(), key=lambda item: str(item["severity"]))
@@ -161,22 +177,65 @@ def _curves(rounds: Sequence[RoundRow]) -> list[tuple[str, list[Figure]]]:
     """(group, figures): a curve per metric that at least two rounds measured."""
     grouped: dict[str, list[Figure]] = {}
     for place, row in enumerate(metric_rows(rounds)):
-        by_seed = {
-            seed: [
+        lines: dict[Hashable, plots.Curve] = {
+            name: [
                 (r["round"], r["metrics"]["metrics"][row.name])
-                for r in sorted(rounds, key=lambda r: r["round"])
-                if r["seed"] == seed and r["metrics"]["metrics"].get(row.name) is not None
+                for r in sorted(chain, key=lambda r: r["round"])
+                if r["metrics"]["metrics"].get(row.name) is not None
             ]
-            for seed in seeds_of(rounds)
+            for name, chain in _lines(rounds).items()
         }
-        if max(len(points) for points in by_seed.values()) < 2:
+        if max(len(points) for points in lines.values()) < 2:
             continue
         label = f"{row.name} over rounds: {_spoken(row)}"
-        par = next((v for prefix, v in _PAR.items() if row.name.startswith(prefix)), None)
-        svg = plots.curve(f"curve{place}", label, {s: p for s, p in by_seed.items() if p}, par)
+        svg = plots.curve(f"curve{place}", label, lines, _par(row.name))
         figure = Figure(row.name, row.kind.about, svg)
         grouped.setdefault(row.kind.group, []).append(figure)
     return list(grouped.items())
+
+
+def _lines(rounds: Sequence[RoundRow]) -> dict[str, list[RoundRow]]:
+    """The rounds by seed, by arm, or by both where there are several of both."""
+    arms, seeds = arms_of(rounds), seeds_of(rounds)
+    found: dict[str, list[RoundRow]] = {}
+    for arm, seed in product(arms, seeds):
+        names = ([arm] if len(arms) > 1 else []) + ([str(seed)] if len(seeds) > 1 else [])
+        mine = [row for row in rounds if (row["arm"], row["seed"]) == (arm, seed)]
+        found[" ".join(names)] = mine
+    return found
+
+
+def _par(name: str) -> float | None:
+    return next((value for prefix, value in _PAR.items() if name.startswith(prefix)), None)
+
+
+def _tables(rounds: Sequence[RoundRow]) -> list[Table]:
+    """The table over all seeds (arms side by side), then one per arm and seed where they differ."""
+    lines = _lines(rounds)
+    seeds = seeds_of(rounds)
+    headings, columns = side_by_side(rounds)
+    tables = [Table("All seeds" if len(seeds) > 1 else "", headings, metric_rows(columns))]
+    for name, mine in lines.items() if len(lines) > 1 else ():
+        title = name if len(arms_of(rounds)) > 1 else f"Seed {name}"
+        tables.append(Table(title, [f"M{n}" for n in round_numbers(mine)], metric_rows(mine)))
+    return tables
+
+
+def _arm_figures(rounds: Sequence[RoundRow]) -> list[Figure]:
+    """Per metric that compares or is judged, the arms' last rounds with their intervals."""
+    headings, columns = side_by_side(rounds)
+    if len(arms_of(rounds)) < 2:
+        return []
+    figures = []
+    for place, row in enumerate(metric_rows(columns)):
+        if not row.name.startswith(HEADLINES) or row.name.count("/") > 1:
+            continue
+        cells = zip(headings, row.cells, strict=True)
+        points = {name: cell.value for name, cell in cells if cell.value is not None}
+        label = f"{row.name} by arm: {_spoken(row)}"
+        svg = plots.arms(f"arm{place}", label, points, _par(row.name))
+        figures.append(Figure(row.name, row.kind.about, svg))
+    return figures
 
 
 def _spoken(row: Row) -> str:
@@ -186,17 +245,17 @@ def _spoken(row: Row) -> str:
 
 def _distributions(run: RunView) -> list[Figure]:
     """Histograms of held-out answer lengths and, per judge, of their scores, by model round."""
-    lengths: dict[int, list[float]] = {}
-    scores: dict[str, dict[int, list[float]]] = {}
-    for row in run.heldout:
+    lengths: dict[str, list[float]] = {}
+    scores: dict[str, dict[str, list[float]]] = {}
+    for row in sorted(run.heldout, key=lambda row: row["round"]):
         completion = run.completions.get(row["completion_id"])
         if completion is not None:
-            lengths.setdefault(row["round"], []).append(len(answer_text(completion).split()))
+            lengths.setdefault(row["model"], []).append(len(answer_text(completion).split()))
         for judge, value in _scores(run.judgements_by_subject.get(row["completion_id"], [])):
-            scores.setdefault(judge, {}).setdefault(row["round"], []).append(value)
+            scores.setdefault(judge, {}).setdefault(row["model"], []).append(value)
     figures = []
     if lengths:
-        label = f"Length of held-out answers in words, M0 to M{max(lengths)}"
+        label = f"Length of held-out answers in words, {', '.join(lengths)}"
         svg = plots.distributions("lengths", label, lengths, "words", whole=True)
         figures.append(Figure("Length of held-out answers", "words; the bar is the median", svg))
     for place, (judge, by_round) in enumerate(sorted(scores.items())):
@@ -217,9 +276,10 @@ def _scores(judgements: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
 def _pair_scores(run: RunView) -> list[Figure]:
     figures = []
     for side in ("chosen", "rejected"):
-        by_round: dict[int, list[float]] = {}
-        for row in run.preferences:
-            by_round.setdefault(row["round"], []).append(float(row[f"score_{side}"]))
+        by_round: dict[str, list[float]] = {}
+        for row in sorted(run.preferences, key=lambda row: row["round"]):
+            name = f"M{row['round']}" if len(arms_of(run.rounds)) < 2 else row["arm"]
+            by_round.setdefault(name, []).append(float(row[f"score_{side}"]))
         if by_round:
             svg = plots.distributions(f"pair-{side}", f"Scores of {side}", by_round, "score")
             caption = f"Combined score of the {side} answers"

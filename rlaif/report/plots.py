@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -43,42 +43,71 @@ _STYLE = {
 }
 
 
-def curve(slug: str, label: str, by_seed: Mapping[int, Curve], par: float | None = None) -> Markup:
-    """One metric over rounds: a line per seed with interval bars. Returns an `<svg>` element.
+def curve(
+    slug: str, label: str, lines: Mapping[Hashable, Curve], par: float | None = None
+) -> Markup:
+    """One metric over rounds: a line per seed or arm with interval bars. Returns an `<svg>`.
 
-    `by_seed` maps a seed to (round, interval) in round order. `slug` must be unique in the page and
+    `lines` maps it to (round, interval) in round order. `slug` must be unique in the page and
     `par` draws a reference line. `label` is the accessible name.
     """
     with context(["default", _style(slug)]):
         figure = Figure(figsize=(3.4, 2.0), layout="constrained")
         axes = figure.add_subplot()
-        seeds = sorted(by_seed)
-        for place, seed in enumerate(seeds):
-            # Nudged sideways, so that the bars of several seeds do not hide one another.
-            shift = 0.06 * (place - (len(seeds) - 1) / 2)
-            _draw_curve(axes, by_seed[seed], _LINES[place % len(_LINES)], shift)
+        for place, points in enumerate(lines.values()):
+            # Nudged sideways, so that the bars of several lines do not hide one another.
+            shift = 0.06 * (place - (len(lines) - 1) / 2)
+            _draw_curve(axes, points, _LINES[place % len(_LINES)], shift)
         if par is not None:
             axes.axhline(par, color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
-        rounds = sorted({number for points in by_seed.values() for number, _ in points})
+        rounds = sorted({number for points in lines.values() for number, _ in points})
         _frame(axes, rounds)
         return _svg(figure, slug, label)
 
 
-def distributions(
-    slug: str, label: str, by_round: Mapping[int, Sequence[float]], unit: str, whole: bool = False
+def arms(
+    slug: str, label: str, points: Mapping[str, IntervalJson], par: float | None = None
 ) -> Markup:
-    """One histogram per round on a shared axis, a tick at each median. Returns an `<svg>`.
+    """One metric, a row for each arm, and M0, with its interval. Returns an `<svg>`.
 
-    `by_round` maps a round to its values; `whole` marks values that are counts.
+    An arm has the colour of its line in `curve`; `par` as there.
     """
-    rounds = sorted(number for number in by_round if len(by_round[number]) > 0)
-    everything = np.concatenate([np.asarray(by_round[n], dtype=np.float64) for n in rounds])
+    names = [name for name in points if name != "M0"]
+    colours = {name: _LINES[place % len(_LINES)] for place, name in enumerate(names)}
+    with context(["default", _style(slug)]):
+        figure = Figure(figsize=(3.4, 0.45 + 0.3 * len(points)), layout="constrained")
+        axes = figure.add_subplot()
+        for place, (name, interval) in enumerate(points.items()):
+            colour = colours.get(name, _INK)
+            ends = (interval["low"], interval["high"])
+            axes.hlines(place, *ends, color=colour, linewidth=1.6, alpha=0.55)
+            axes.plot([interval["mean"]], [place], color=colour, marker="o", markersize=5.0)
+        if par is not None:
+            axes.axvline(par, color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
+        axes.set_yticks(range(len(points)), list(points))
+        axes.set_ylim(len(points) - 0.5, -0.5)
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        return _svg(figure, slug, label)
+
+
+def distributions(
+    slug: str, label: str, groups: Mapping[str, Sequence[float]], unit: str, whole: bool = False
+) -> Markup:
+    """One histogram per group on a shared axis, a tick at each median. Returns an `<svg>`.
+
+    `groups` maps a model's name to its values; `whole` marks values that are counts.
+    """
+    filled = [name for name, values in groups.items() if len(values) > 0]
+    everything = np.concatenate([np.asarray(groups[name], dtype=np.float64) for name in filled])
     edges = _edges(everything, whole)
     with context(["default", _style(slug)]):
-        figure = Figure(figsize=(3.4, 0.55 + 0.5 * len(rounds)), layout="constrained")
-        rows = figure.subplots(len(rounds), 1, sharex=True, squeeze=False)[:, 0]
-        for number, axes in zip(rounds, rows, strict=True):
-            _draw_histogram(axes, np.asarray(by_round[number], dtype=np.float64), edges, number)
+        figure = Figure(figsize=(3.4, 0.55 + 0.5 * len(filled)), layout="constrained")
+        rows = figure.subplots(len(filled), 1, sharex=True, squeeze=False)[:, 0]
+        for name, axes in zip(filled, rows, strict=True):
+            _draw_histogram(axes, np.asarray(groups[name], dtype=np.float64), edges, name)
         rows[-1].set_xlabel(unit)
         rows[-1].spines["bottom"].set_visible(True)
         return _svg(figure, slug, label)
@@ -166,14 +195,14 @@ def _draw_histogram(
     axes: Axes,
     values: np.ndarray[tuple[int], np.dtype[np.float64]],
     edges: list[float],
-    number: int,
+    name: str,
 ) -> None:
     axes.hist(values, bins=edges, histtype="stepfilled", color=_LINES[0], alpha=0.75)
     axes.axvline(float(np.median(values)), color=_INK, linewidth=1.4)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_visible(False)
-    axes.set_ylabel(f"M{number}", rotation=0, ha="right", va="center")
+    axes.set_ylabel(name, rotation=0, ha="right", va="center")
 
 
 def _svg(figure: Figure, slug: str, label: str) -> Markup:

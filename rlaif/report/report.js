@@ -58,6 +58,7 @@
 
   function showPair(pair, view) {
     const facts = make("p", "facts");
+    if (data.arms) facts.append(make("span", "", "arm " + pair.arm));
     facts.append(make("span", "", "seed " + pair.seed), make("span", "", "round " + pair.round),
       make("span", "", "margin " + number(pair.margin)), make("span", "", pair.source));
     const why = make("p", "why");
@@ -72,7 +73,7 @@
   function showAnswers(entry, view) {
     const sides = make("div", "sides");
     for (const model of entry.models) {
-      const title = "M" + model.round + (model.finish && model.finish !== "stop"
+      const title = model.model + (model.finish && model.finish !== "stop"
         ? " · ended: " + model.finish : "");
       sides.append(side(title, "", model.text));
     }
@@ -81,14 +82,14 @@
 
   function fill(select, values, label) {
     for (const value of values) {
-      const option = make("option", "", label + " " + value);
+      const option = make("option", "", typeof value === "number" ? label + " " + value : value);
       option.value = String(value);
       select.append(option);
     }
   }
 
   function distinct(values) {
-    return Array.from(new Set(values)).sort((a, b) => a - b);
+    return Array.from(new Set(values)).sort((a, b) => (a < b ? -1 : a > b ? 1 : 0));
   }
 
   // One browser: `name` is both the prefix of its elements' ids and its key in the URL's hash.
@@ -97,7 +98,7 @@
     if (!root) return null;
     const find = (part) => document.getElementById(name + "-" + part);
     const view = find("view"), count = find("count"), search = find("search");
-    const selects = ["seed", "round"].map((key) => [key, find(key)]).filter((pair) => pair[1]);
+    const selects = ["arm", "seed", "round"].map((key) => [key, find(key)]).filter((pair) => pair[1]);
     let matching = rows, place = 0;
 
     for (const [key, select] of selects) {

@@ -24,7 +24,14 @@ class Kind:
 
 KINDS: tuple[Kind, ...] = (
     Kind("score/", "Judged scores", 1, "mean judge score of held-out answers"),
+    Kind("win_rate/", "Judged scores", 1, "share of prompts with the higher score, 0.5 is par"),
     Kind("win_rate_vs_initial/", "Judged scores", 1, "share of prompts won against M0, 0.5 is par"),
+    Kind(
+        "reward_accuracy/",
+        "Given pairs, held out",
+        1,
+        "share of pairs whose better answer, by this annotator, gained more likelihood; 0.5 is par",
+    ),
     Kind("check/", "Checks never trained on", 1, "independent check of held-out answers"),
     Kind("judge_corr/", "Judge health", 1, "rank correlation with the checks within a prompt"),
     Kind("length/", "Text", 0, "length of an answer"),
@@ -54,6 +61,7 @@ KINDS: tuple[Kind, ...] = (
 OTHER = Kind("", "Other", 0, "")
 GROUPS: tuple[str, ...] = (
     "Checks never trained on",
+    "Given pairs, held out",
     "Judged scores",
     "Text",
     "Distance from M0",
@@ -62,6 +70,10 @@ GROUPS: tuple[str, ...] = (
     "Other",
 )
 _ORDER = {kind.prefix: place for place, kind in enumerate(KINDS)}
+
+
+AGAINST_PAR = ("win_rate_vs_initial/", "reward_accuracy/")
+"""Metrics that are themselves comparisons: they are read against 0.5, not against M0's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,15 @@ class Row:
     cells: list[Cell]
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Metrics under their columns' headings."""
+
+    title: str
+    headings: list[str]
+    rows: list[Row]
+
+
 def kind_of(name: str) -> Kind:
     """How the metric called `name` is grouped, read and coloured."""
     return next((k for k in KINDS if name == k.prefix or _under(name, k.prefix)), OTHER)
@@ -101,12 +122,31 @@ def round_numbers(rounds: Sequence[RoundRow]) -> list[int]:
     return sorted({row["round"] for row in rounds})
 
 
-def latest_by_seed(rounds: Sequence[RoundRow]) -> list[RoundRow]:
-    """Each seed's last round, by seed."""
-    last: dict[int, RoundRow] = {}
+def arms_of(rounds: Sequence[RoundRow]) -> list[str]:
+    """The arms present, in the order of the experiment; one arm where there are none."""
+    return list(dict.fromkeys(row["arm"] for row in rounds))
+
+
+def latest_rounds(rounds: Sequence[RoundRow]) -> list[RoundRow]:
+    """The last round of each arm and seed, by arm and then seed."""
+    last: dict[tuple[str, int], RoundRow] = {}
     for row in sorted(rounds, key=lambda r: r["round"]):
-        last[row["seed"]] = row
-    return [last[seed] for seed in sorted(last)]
+        last[row["arm"], row["seed"]] = row
+    arms = arms_of(rounds)
+    return [last[key] for key in sorted(last, key=lambda key: (arms.index(key[0]), key[1]))]
+
+
+def side_by_side(rounds: Sequence[RoundRow]) -> tuple[list[str], list[RoundRow]]:
+    """Headings and rounds of a table with a column for M0 and one for the last round of each arm,
+    or for each round where there is one arm. Columns stand in `round`."""
+    arms = arms_of(rounds)
+    if len(arms) < 2:
+        return [f"M{number}" for number in round_numbers(rounds)], list(rounds)
+    first = [row for row in rounds if row["arm"] == arms[0] and row["round"] == 0]
+    last = [row for row in latest_rounds(rounds) if row["round"] > 0]
+    shown = {arm: place for place, arm in enumerate(arms_of(last), 1)}
+    columns: list[RoundRow] = [{**row, "round": shown[row["arm"]]} for row in last]
+    return ["M0", *shown], [*first, *columns]
 
 
 def metric_rows(rounds: Sequence[RoundRow]) -> list[Row]:
@@ -121,10 +161,11 @@ def metric_rows(rounds: Sequence[RoundRow]) -> list[Row]:
         )
         for name in names
     ]
-    return sorted(rows, key=_place)
+    return sorted(rows, key=row_place)
 
 
-def _place(row: Row) -> tuple[int, int, str]:
+def row_place(row: Row) -> tuple[int, int, str]:
+    """Where a row stands in a table: by group, kind and name."""
     return GROUPS.index(row.kind.group), _ORDER.get(row.kind.prefix, len(KINDS)), row.name
 
 
@@ -137,10 +178,10 @@ def _cell(name: str, rounds: Sequence[RoundRow]) -> Cell:
     changes = [
         d for r in rounds if (d := r["metrics"]["deltas"].get("initial", {}).get(name)) is not None
     ]
-    return Cell(_merge(values), _merge(changes), _tone(name, values, changes))
+    return Cell(merge(values), merge(changes), _tone(name, values, changes))
 
 
-def _merge(values: Sequence[IntervalJson]) -> IntervalJson | None:
+def merge(values: Sequence[IntervalJson]) -> IntervalJson | None:
     """One seed's interval as it is, or the mean over seeds with the range of their means."""
     if not values:
         return None
@@ -152,11 +193,16 @@ def _merge(values: Sequence[IntervalJson]) -> IntervalJson | None:
 
 
 def _tone(name: str, values: Sequence[IntervalJson], changes: Sequence[IntervalJson]) -> Tone:
-    better = kind_of(name).better
-    if name.startswith("win_rate_vs_initial/"):
+    if name.startswith(AGAINST_PAR):
         sides = {direction(value, 0.5) for value in values}
     else:
         sides = {direction(change) for change in changes}
+    return tone_of(name, sides)
+
+
+def tone_of(name: str, sides: set[int]) -> Tone:
+    """The colour of a change of metric `name`; `sides` are its directions, one of each seed."""
+    better = kind_of(name).better
     if len(sides) != 1 or sides == {0}:
         return ""
     if better == 0:

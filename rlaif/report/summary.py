@@ -6,19 +6,21 @@ from collections.abc import Sequence
 
 from rlaif.compare.bootstrap import IntervalJson, direction, show_interval, show_number
 from rlaif.compare.words import movement_words
-from rlaif.report.rows import Cell, Row, latest_by_seed, metric_rows, seeds_of
+from rlaif.report.rows import AGAINST_PAR, Cell, Row, latest_rounds, metric_rows, seeds_of
 from rlaif.report.view import RoundRow
 
 _SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What the judges say", ("score/", "win_rate_vs_initial/")),
+    ("Given pairs that were held out", ("reward_accuracy/",)),
     ("Checks that nothing was trained on", ("check/",)),
     ("Length", ("length/words", "length/tokens")),
 )
 
 
 def summary(rounds: Sequence[RoundRow]) -> list[tuple[str, list[str]]]:
-    """(heading, sentences) for the top of the report; empty when nothing was evaluated."""
-    last = latest_by_seed(rounds)
+    """(heading, sentences) for the top of the report, of one arm; empty when nothing was
+    evaluated."""
+    last = latest_rounds(rounds)
     if not last:
         return []
     # Seeds may have stopped at different rounds; each contributes its own last one.
@@ -43,7 +45,7 @@ def _sentence(row: Row, last: Sequence[RoundRow], seeds: int) -> str:
     value = cell.value
     if value is None:
         return f"{row.name}: not measured."
-    if row.name.startswith("win_rate_vs_initial/"):
+    if row.name.startswith(AGAINST_PAR):
         return f"{row.name}: {show_interval(value)}, {_par_words(cell, seeds)}."
     if cell.delta is None:
         return f"{row.name}: {show_interval(value)}; no comparison with M0."

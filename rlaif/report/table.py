@@ -10,10 +10,12 @@ from rich.text import Text
 from rlaif.compare.bootstrap import show_interval
 from rlaif.report.rows import (
     Cell,
-    latest_by_seed,
+    arms_of,
+    latest_rounds,
     metric_rows,
     round_numbers,
     seeds_of,
+    side_by_side,
 )
 from rlaif.report.view import RoundRow
 
@@ -21,7 +23,8 @@ _STYLES = {"": "", "good": "green", "bad": "red", "moved": "cyan"}
 
 
 def summary_table(rounds: Sequence[RoundRow]) -> Table:
-    """Metric rows by rounds, each cell `mean [low, high]` over its change from M0.
+    """Metric rows by rounds, or by arms after their last round; a cell is `mean [low, high]` over
+    its change from M0.
 
     Colour marks a change whose interval excludes zero; alarms of the last round stand beneath. Over
     several seeds a cell is the mean over seeds with the lowest and highest seed.
@@ -36,10 +39,13 @@ def summary_table(rounds: Sequence[RoundRow]) -> Table:
         min_width=60,
     )
     table.add_column("metric", no_wrap=True)
-    for number in round_numbers(rounds):
-        table.add_column(f"round {number}", justify="right")
+    headings, columns = side_by_side(rounds)
+    if len(arms_of(rounds)) < 2:
+        headings = [f"round {number}" for number in round_numbers(rounds)]
+    for heading in headings:
+        table.add_column(heading, justify="right")
     group = None
-    for row in metric_rows(rounds):
+    for row in metric_rows(columns):
         if group is not None and row.kind.group != group:
             table.add_section()
         group = row.kind.group
@@ -61,8 +67,11 @@ def _cell_text(cell: Cell) -> Text:
 def _alarm_text(rounds: Sequence[RoundRow]) -> Text:
     seeds = seeds_of(rounds)
     lines = Text()
-    for row in latest_by_seed(rounds):
-        prefix = f"seed {row['seed']}: " if len(seeds) > 1 else ""
+    arms = arms_of(rounds)
+    for row in latest_rounds(rounds):
+        where = [row["arm"]] if len(arms) > 1 else []
+        where += [f"seed {row['seed']}"] if len(seeds) > 1 else []
+        prefix = f"{', '.join(where)}: " if where else ""
         for alarm in row["metrics"].get("alarms", []):
             style = "bold red" if alarm["severity"] == "alarm" else "yellow"
             lines.append(f"{alarm['severity']}  ", style=style)

@@ -16,8 +16,9 @@ class RoundResult(RoundMetrics):
 
 
 class RoundRow(TypedDict):
-    """One round of one seed. Round 0 is the initial model before any training."""
+    """One round of one seed and arm. Round 0 is the initial model before any training."""
 
+    arm: str
     seed: int
     round: int
     policy_in: str
@@ -30,6 +31,7 @@ class StepRow(TypedDict):
     """One step that ran or was reused; `seconds` and `cost` are None when unknown."""
 
     seed: int
+    arms: list[str]
     round: int
     id: str
     kind: str
@@ -50,10 +52,11 @@ class LineageRow(TypedDict):
 
 
 class HeldOutRow(TypedDict):
-    """One held-out answer: which model round of which seed wrote which completion."""
+    """One held-out answer: which model (with its arm, where arms differ) wrote which completion."""
 
     seed: int
     round: int
+    model: str
     prompt_id: str
     completion_id: str
 
@@ -62,9 +65,9 @@ class HeldOutRow(TypedDict):
 class RunView:
     """Everything that the report shows.
 
-    `prompts` and `completions` map ids to record JSON; `judgements_by_subject` maps a completion
-    id to its judgements; `preferences` are Preference JSON with a `seed` added. `heldout` lists the
-    held-out completions by model round.
+    `comparisons` are `Run.comparisons()`, empty without arms. `prompts` and `completions` map ids
+    to record JSON; `judgements_by_subject` maps a completion id to its judgements; `preferences`
+    are Preference JSON with `seed` and `arm`. `heldout` lists the held-out completions by model.
     """
 
     name: str
@@ -74,6 +77,7 @@ class RunView:
     manifest: dict[str, Any]
     lineage: list[LineageRow] = field(default_factory=list)
     rounds: list[RoundRow] = field(default_factory=list)
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
     prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
     completions: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from itertools import groupby
+from typing import Any, Protocol, cast
 
 from rlaif.engines.base import (
     Engine,
@@ -42,6 +43,7 @@ SILENT_BATCH = 256
 Group = tuple[Prompt, Sequence[Completion]]
 """A prompt and the completions of it that are judged."""
 Request = GenerateRequest | ScoreRequest | RewardRequest
+KINDS = (RewardRequest, GenerateRequest, ScoreRequest)
 Result = GenerateResult | ScoreResult | RewardResult
 _RESULTS: dict[str, Callable[..., Result]] = {
     kind.__name__: kind for kind in (GenerateResult, ScoreResult, RewardResult)
@@ -105,7 +107,7 @@ def _row(answered: Answered) -> dict[str, Any]:
 def _answered(row: Mapping[str, Any]) -> Answered:
     kind = _RESULTS.get(row["kind"])
     answer = kind(**row["answer"]) if kind else None
-    return Answered(answer, row["annotator_id"], row["rationale"], row["latency"])
+    return Answered(answer, *(row[key] for key in ("annotator_id", "rationale", "latency", "cost")))
 
 
 def verdicts(
@@ -147,7 +149,8 @@ def _staged(
         new = [call for more in further for call in more]
     concluded = [j for group in made for j in judge.conclude(group, kept.answers)]
     known = {j.judgement_id for rows in kept.judgements.values() for j in rows}
-    kept.judged([j for j in concluded if j.judgement_id not in known])
+    fresh = {j.judgement_id: j for j in concluded if j.judgement_id not in known}
+    kept.judged(list(fresh.values()))
     return concluded
 
 
@@ -171,8 +174,9 @@ class _Asker:
     def ask(
         self, calls: Sequence[Call], done: AbstractSet[str]
     ) -> Iterator[list[tuple[Call, Answered | None]]]:
-        """What is not in `done`, a whole batch at a time."""
+        """What is not in `done`, a whole batch at a time. A call that comes twice is asked once."""
         done = set(done)
+        calls = list({call.call_id: call for call in calls}.values())
         self._reasons([c for c in calls if c.then is not None], done)
         self._start("judgements", [c.call_id for c in calls], done)
         silent = [c for c in calls if c.request is None and c.call_id not in done]
@@ -234,9 +238,14 @@ class _Asker:
                 continue
             engine, annotator = self._engine(role)
             began = time.monotonic()
-            for batch in _ask(engine, wanted, done):
-                seconds = (time.monotonic() - began) / len(batch)
-                yield {r.request_id: Answered(r, annotator, latency=seconds) for r in batch}
+            for batch in results_of(engine, wanted, done):
+                share = (time.monotonic() - began) / len(batch)
+                yield {
+                    r.request_id: Answered(
+                        r, annotator, None, r.seconds if engine.concurrent else share, r.cost
+                    )
+                    for r in batch
+                }
                 began = time.monotonic()
 
     def _engine(self, role: str) -> tuple[Engine, str]:
@@ -257,18 +266,20 @@ class _Asker:
 
     def _advance(self, count: int) -> None:
         if self.progress is not None:
-            self.progress.advance(count)
+            self.progress.advance(count, note=self.engines.account.note())
 
 
-def _ask(
-    engine: Engine, requests: Sequence[Request], done: AbstractSet[str]
+def results_of(
+    engine: Engine, requests: Iterable[Request], done: AbstractSet[str]
 ) -> Iterator[list[GenerateResult] | list[ScoreResult] | list[RewardResult]]:
-    generate = [r for r in requests if isinstance(r, GenerateRequest)]
-    score = [r for r in requests if isinstance(r, ScoreRequest)]
-    reward = [r for r in requests if isinstance(r, RewardRequest)]
-    if reward:
-        yield from engine.reward(reward, done)
-    if generate:
-        yield from engine.generate(generate, done)
-    if score:
-        yield from engine.score(score, done)
+    """The engine's batches of answers to requests of any kinds that are not wholly in `done`."""
+    if not engine.concurrent:
+        # Batches are laid out from the whole set, one kind of request after the other.
+        requests = sorted(requests, key=lambda request: KINDS.index(type(request)))
+    for kind, run in groupby(requests, key=type):
+        if kind is RewardRequest:
+            yield from engine.reward(cast(Iterable[RewardRequest], run), done)
+        elif kind is GenerateRequest:
+            yield from engine.generate(cast(Iterable[GenerateRequest], run), done)
+        else:
+            yield from engine.score(cast(Iterable[ScoreRequest], run), done)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+from rlaif.engines.account import Account
 from rlaif.engines.base import Engine, Model
 from rlaif.judges.base import Judge
 from rlaif.plan import PlanInputs, Planned
@@ -14,7 +16,10 @@ from rlaif.store import StepFolder, Store
 
 
 class Engines(Protocol):
-    """Loads models when they are asked for and frees them on demand."""
+    """Loads models when they are asked for and frees them on demand. `account` has what remote
+    ones were asked."""
+
+    account: Account
 
     def get(self, model: Model) -> Engine:
         """The loaded engine of `model`; the same weights are never loaded twice."""
@@ -24,8 +29,12 @@ class Engines(Protocol):
         """The folder of a model's weights."""
         ...
 
-    def close(self) -> None:
-        """Free every loaded model."""
+    def with_weights(self, model: Model, folder: Path, digest: str) -> Engine:
+        """An engine of `model`'s kind with the weights in `folder` in place of the model's own."""
+        ...
+
+    def make_room(self) -> None:
+        """Free the memory of loaded models, which training needs."""
         ...
 
 
@@ -65,7 +74,7 @@ class StepContext:
         """The prompts of this step, in the plan's order."""
         return [self.prompts[p] for p in self.planned.prompts]
 
-    def read_all(self, prefix: str, kind: str) -> Iterator[dict[str, object]]:
+    def read_all(self, prefix: str, kind: str) -> Iterator[dict[str, Any]]:
         """Rows of one record kind from every input whose name starts with `prefix`/."""
         for name, digest in self.planned.inputs.items():
             if name == prefix or name.startswith(prefix + "/"):

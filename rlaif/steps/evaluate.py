@@ -4,15 +4,19 @@ and the last round's policy, and the diagnostics of the round that made it."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
 from rlaif.compare import metrics
 from rlaif.compare.aggregate import candidate_scores
 from rlaif.compare.metrics import Values
+from rlaif.compare.pairs import reward_accuracy
+from rlaif.config import HUMAN
+from rlaif.data.labels import verdicts
 from rlaif.errors import RlaifError
 from rlaif.steps.context import StepContext, by_prompt
+from rlaif.steps.label import given_pairs
 from rlaif.steps.pair import group_by_prompt
 
 
@@ -20,7 +24,7 @@ def run(context: StepContext) -> dict[str, Any]:
     """One row: {metrics, deltas}; deltas are paired differences over the same prompts."""
     step, seed = context.planned.step, context.planned.seed
     assert_held_out(context)
-    new = _values(context, "")
+    new = answer_values(context, "")
     new |= _drift(context)
     new |= _round_values(context)
     row: dict[str, Any] = {
@@ -29,7 +33,7 @@ def run(context: StepContext) -> dict[str, Any]:
     }
     for name in ("initial", "previous"):
         if name in step.against and f"{name}/completions" in context.planned.inputs:
-            old = _values(context, f"{name}/")
+            old = answer_values(context, f"{name}/")
             row["deltas"][name] = metrics.differences(new, old, seed, step.resamples)
     row["counts"] = {name: len(values) for name, values in sorted(new.items())}
     if not context.folder.read("evaluation"):
@@ -48,7 +52,7 @@ def assert_held_out(context: StepContext) -> None:
         )
 
 
-def _values(context: StepContext, prefix: str) -> dict[str, Values]:
+def answer_values(context: StepContext, prefix: str) -> dict[str, Values]:
     """Every metric of the answers whose inputs are named under `prefix`."""
     weights = context.planned.options["principle_weights"]
     completions = context.completions(f"{prefix}completions")
@@ -64,7 +68,31 @@ def _values(context: StepContext, prefix: str) -> dict[str, Values]:
                 found |= metrics.pairwise_values(judge, judgements, ids)
             else:
                 found |= metrics.judge_values(judge, judgements, weights, ids)
+    return found | _reward_values(context, prefix)
+
+
+def _reward_values(context: StepContext, prefix: str) -> dict[str, Values]:
+    """How often the implicit reward agrees with each annotator of the held-out pairs."""
+    weights = context.planned.options["principle_weights"]
+    pairs = given_pairs(context, f"{prefix}pairs")
+    judgements = {HUMAN: context.judgements(f"{prefix}pairs")}
+    for name in context.planned.inputs:
+        if name.startswith(f"{prefix}pair_judgements/"):
+            judgements[name.rsplit("/", 1)[1]] = context.judgements(name)
+    new = _logprobs(context, f"{prefix}pair_logprobs")
+    old = _logprobs(context, f"{prefix}pair_logprobs_initial")
+    found: dict[str, Values] = {}
+    for name, rows in judgements.items():
+        values = reward_accuracy(pairs, new, old, verdicts(pairs, {name: rows}, weights))
+        if values:
+            found[f"reward_accuracy/{name}"] = values
     return found
+
+
+def _logprobs(context: StepContext, name: str) -> dict[str, float]:
+    """Completion id to summed log-prob; one that could not be scored is absent."""
+    rows: Iterator[dict[str, Any]] = context.read_all(name, "logprobs")
+    return {row["completion_id"]: row["logprob"] for row in rows if row["logprob"] is not None}
 
 
 def _drift(context: StepContext) -> dict[str, Values]:

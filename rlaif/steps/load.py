@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rlaif.chat import is_unicode
+from rlaif.config import LoadStep
+from rlaif.data.labelled import LabelledPair
+from rlaif.data.labels import GivenPair, given_label, given_pair
+from rlaif.data.readers import Reading, read_labelled
+from rlaif.data.readers.base import answer_id, better, number_of, turns, whole_text
+from rlaif.data.readers.trl import shared_turns
 from rlaif.data.rows import file_rows
 from rlaif.errors import ConfigError
 from rlaif.records import (
@@ -29,22 +34,113 @@ KINDS: dict[str, Any] = {"completions": Completion, "judgements": Judgement}
 def run(context: StepContext) -> dict[str, Any]:
     """Read the whole file, refuse what is wrong, commit."""
     step = context.planned.step
-    path = find(step.path, context.inputs.path)
-    records: list[Any] = []
-    for place, row in file_rows(path):
-        if step.type == "preferences":
-            records.append(trl_preference(row, place, context.planned.round))
-            continue
-        try:
-            records.append(from_json(KINDS[step.type], row))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{place}: not a row of {step.type}: {error}") from None
+    path = find(context.inputs.experiment.loaded_path(step) or "", context.inputs.path)
+    if step.type == "pairs":
+        return _run_pairs(context, _reading(step, path), path)
+    left_out: dict[str, int] = {}
+    if step.format is not None or step.columns is not None:
+        records, left_out = _labelled(step, path, context.planned.round)
+    elif step.type == "preferences":
+        records = load_trl(path, context.planned.round)
+    else:
+        records = [_record(step.type, row, place) for place, row in file_rows(path)]
     if not records:
-        raise ConfigError("no rows in this file", path)
+        raise ConfigError("no rows in this file that could be used", path)
     done = len(context.folder.read(step.type))
     for start in range(done, len(records), BATCH):
         context.folder.append(step.type, records[start : start + BATCH])
-    return {"counts": {step.type: len(records)}}
+    return {"counts": {step.type: len(records), **left_out}}
+
+
+def _record(kind: str, row: dict[str, Any], place: str) -> Any:
+    try:
+        return from_json(KINDS[kind], row)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{place}: not a row of {kind}: {error}") from None
+
+
+def _reading(step: LoadStep, path: Path) -> Reading:
+    reading = read_labelled(path, step.format, step.columns, step.on_error)
+    if reading.format.open is not None:
+        raise ConfigError(
+            f"format {reading.name} needs a second file, which this step would not watch for "
+            "changes: make one file of the two with `rlaif convert` first",
+            path,
+        )
+    return reading
+
+
+def _labelled(
+    step: LoadStep, path: Path, round_number: int
+) -> tuple[list[Preference], dict[str, int]]:
+    """The preferences that a file's labels give, and how many rows or pairs gave none, by why."""
+    reading = _reading(step, path)
+    counts = {"skipped": 0, "tied": 0, "unlabelled": 0}
+    found: list[Preference] = []
+    for pair in reading:
+        if pair.label is None or pair.label == 0.5:
+            counts["tied" if pair.label == 0.5 else "unlabelled"] += 1
+            continue
+        found.append(labelled_preference(pair, round_number))
+    counts["skipped"] = len(reading.skipped)
+    return found, {name: count for name, count in counts.items() if count}
+
+
+def labelled_preference(pair: LabelledPair, round_number: int = 0) -> Preference:
+    """What the annotator of a pair said, as a Preference whose `source` is the annotator's kind.
+
+    The scores are the probabilities that each answer is better. Raises ValueError for a tie or a
+    pair without a label.
+    """
+    chosen, rejected = better(pair)
+    assert pair.label is not None
+    above = max(pair.label, 1.0 - pair.label)
+    return _loaded(
+        {"source": pair.annotator_kind},
+        pair.prompt.messages,
+        chosen.messages,
+        rejected.messages,
+        (above, 1.0 - above, 2.0 * above - 1.0),
+        round_number,
+        f"labelled by {pair.annotator}" if pair.annotator else "labelled in a file",
+    )
+
+
+def _run_pairs(context: StepContext, reading: Reading, path: Path) -> dict[str, Any]:
+    """The pairs of this step's prompts: their answers, who said what of them, and the pairs."""
+    wanted = set(context.planned.prompts)
+    completions: dict[str, Completion] = {}
+    judgements: dict[str, Judgement] = {}
+    pairs: dict[str, GivenPair] = {}
+    alike: Counter[tuple[str, str, float]] = Counter()
+    for pair in reading:
+        if pair.prompt.prompt_id not in wanted:
+            continue
+        given = given_pair(pair)
+        pairs[given.pair_id] = given
+        for answer in (pair.first, pair.second):
+            # The place in the file is no order of sampling: a judge must not learn from it.
+            completions[answer.completion_id] = replace(answer, sample_index=0)
+        if pair.label is not None:
+            said = given_label(pair, given, context.planned.step.id, alike)
+            judgements[said.judgement_id] = said
+    if not pairs:
+        raise ConfigError(
+            f"none of its {reading.rows} rows is a pair of answers to one of the {len(wanted)} "
+            "prompts. The labels must be of these prompts: leave `prompts.path` out, and the "
+            "prompts are those of the pairs.",
+            path,
+        )
+    for name, records in (
+        ("completions", [completions[key] for key in sorted(completions)]),
+        ("judgements", [judgements[key] for key in sorted(judgements)]),
+        ("pairs", [asdict(pairs[key]) for key in sorted(pairs)]),
+    ):
+        done = len(context.folder.read(name))
+        for start in range(done, len(records), BATCH):
+            context.folder.append(name, records[start : start + BATCH])
+    counts = {"pairs": len(pairs), "completions": len(completions), "judgements": len(judgements)}
+    return {"counts": {**counts, "skipped": len(reading.skipped)}, "skipped": reading.skipped[:20]}
 
 
 def load_trl(path: Path, round_number: int = 0) -> list[Preference]:
@@ -57,9 +153,7 @@ def _explicit_prompt(row: dict[str, Any]) -> dict[str, Any]:
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if row.get("prompt") or not isinstance(chosen, list) or not isinstance(rejected, list):
         return row
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-        shared += 1
+    shared = shared_turns(chosen, rejected)
     parts = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
     return {**row, **parts}
 
@@ -71,7 +165,7 @@ def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Prefer
             own: Preference = from_json(Preference, row)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{place}: not a preference row: {error}") from None
-        _whole_text([*own.prompt, *own.chosen, *own.rejected], place)
+        whole_text([t["content"] for t in [*own.prompt, *own.chosen, *own.rejected]], place)
         return own
     single = "completion" in row and not row.get("chosen") and not row.get("rejected")
     row = _explicit_prompt(row)
@@ -85,14 +179,14 @@ def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Prefer
         )
     if single:
         return _single(row, place, round_number)
-    prompt = _turns(row["prompt"], "user", place)
-    chosen = _turns(row["chosen"], "assistant", place)
-    rejected = _turns(row["rejected"], "assistant", place)
+    prompt = turns(row["prompt"], "user", place)
+    chosen = turns(row["chosen"], "assistant", place)
+    rejected = turns(row["rejected"], "assistant", place)
     if chosen == rejected:
         raise ConfigError(f"{place}: chosen and rejected are the same text")
-    above = _number(row, "score_chosen", place)
-    below = _number(row, "score_rejected", place)
-    margin = _number(row, "margin", place)
+    above = number_of(row, "score_chosen", place)
+    below = number_of(row, "score_rejected", place)
+    margin = number_of(row, "margin", place)
     if margin is None:
         margin = above - below if above is not None and below is not None else 0.0
     scores = (margin if above is None else above, 0.0 if below is None else below, margin)
@@ -104,8 +198,8 @@ def _single(row: dict[str, Any], place: str, round_number: int) -> Preference:
     label = row.get("label", True)
     if not isinstance(label, bool):
         raise ConfigError(f"{place}: label is {label!r}; true or false was expected")
-    prompt = _turns(row["prompt"], "user", place)
-    answer = _turns(row["completion"], "assistant", place)
+    prompt = turns(row["prompt"], "user", place)
+    answer = turns(row["completion"], "assistant", place)
     if len(answer) != 1 or answer[0]["role"] != "assistant":
         raise ConfigError(
             f"{place}: completion has {len(answer)} turns; text or one assistant turn was "
@@ -122,8 +216,9 @@ def _loaded(
     rejected: list[Message],
     scores: tuple[float, float, float],
     round_number: int,
+    reason: str = "loaded from a file",
 ) -> Preference:
-    ids = ["x_" + content_hash(prompt, side) if side else "" for side in (chosen, rejected)]
+    ids = [answer_id(prompt, side) if side else "" for side in (chosen, rejected)]
     return Preference(
         preference_id="f_" + content_hash(*ids),
         prompt_id=make_prompt(prompt).prompt_id,
@@ -136,45 +231,9 @@ def _loaded(
         margin=scores[2],
         prob=1.0,
         weight=1.0,
-        reason="loaded from a file",
+        reason=reason,
         source=str(row.get("source") or "file"),
         judgement_ids=[],
         chosen_id=ids[0],
         rejected_id=ids[1],
-    )
-
-
-def _number(row: dict[str, Any], key: str, place: str) -> float | None:
-    """A finite number, or None where the cell is empty (null or NaN)."""
-    value = row.get(key)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"{place}: {key} is {value!r}; a number was expected")
-    return float(value)
-
-
-def _turns(value: Any, role: str, place: str) -> list[Message]:
-    if isinstance(value, str):
-        value = [{"role": role, "content": value}]
-    turns = value if isinstance(value, list) else []
-    if not turns or not all(_is_turn(turn) for turn in turns):
-        raise ConfigError(f"{place}: expected text or a list of {{role, content}} turns")
-    _whole_text(turns, place)
-    return [{"role": t["role"], "content": t["content"]} for t in turns]
-
-
-def _whole_text(turns: Sequence[Message], place: str) -> None:
-    if not is_unicode(turn["content"] for turn in turns):
-        raise ConfigError(
-            f"{place}: the text has half a surrogate pair (\\ud800 to \\udfff), which no tokenizer "
-            "takes: it was cut in the middle of a character. Mend or remove the row."
-        )
-
-
-def _is_turn(turn: Any) -> bool:
-    return (
-        isinstance(turn, dict)
-        and isinstance(turn.get("role"), str)
-        and isinstance(turn.get("content"), str)
     )

@@ -14,7 +14,7 @@ def run(context: StepContext) -> dict[str, Any]:
     completions = {
         c.completion_id: c
         for c in context.completions()
-        if c.finish_reason != "failed" and c.token_ids
+        if c.finish_reason != "failed" and (c.token_ids or (c.token_ids is None and c.text))
     }
     done = {str(row["completion_id"]) for row in context.folder.read("logprobs")}
     if context.planned.options["own"]:
@@ -28,13 +28,19 @@ def run(context: StepContext) -> dict[str, Any]:
         completions = {name: c for name, c in completions.items() if name not in done}
     requests = [
         ScoreRequest(
-            name, context.prompts[c.prompt_id].messages, continuation_ids=list(c.token_ids or [])
+            name,
+            context.prompts[c.prompt_id].messages,
+            continuation=None if c.token_ids else c.text,
+            continuation_ids=c.token_ids,
         )
         for name, c in sorted(completions.items())
     ]
     context.progress.start("log-probs", len(requests), len(done & set(completions)))
     if not set(completions) <= done:
         engine = context.engines.get(context.planned.models["by"])
+        if "token_logprobs" not in engine.capabilities:
+            # M0 on a server: what it cannot score has no row, and metrics that need one are absent.
+            requests = []
         for batch in engine.score(requests, done):
             rows = [
                 _row(

@@ -3,8 +3,11 @@ they are kept, can be looked at, and are not made twice after a kill."""
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,23 +15,25 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from rlaif.chat import is_unicode, render_prompt
+from rlaif.chat import is_unicode
 from rlaif.compare.aggregate import candidate_scores, combine
 from rlaif.config.training import OnPolicyTrain
 from rlaif.device import pick_device
-from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling
-from rlaif.engines.hf import HfEngine, context_of
+from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, Sampling
+from rlaif.engines.build import REMOTE
+from rlaif.engines.encoding import context_of, load_encoding
+from rlaif.engines.hf import HfEngine
 from rlaif.errors import RlaifError
-from rlaif.judges.base import Judge
+from rlaif.judges.base import Judge, roles_of
 from rlaif.plan import round_prompts
 from rlaif.records import Completion, Judgement, Prompt, content_hash, from_json
 from rlaif.steps.asking import Kept, verdicts
 from rlaif.steps.context import StepContext
+from rlaif.train.export import write_weights
 from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.model import TrainModel
 from rlaif.train.rollout import Answer, Group
 from rlaif.train.run import train_on_policy
-from rlaif.train.tokenise import load_tokenizer
 
 
 def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> TrainOutcome:
@@ -51,6 +56,7 @@ def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> Tr
         progress=progress,
         system_prompt=start.spec.system_prompt,
     )
+    shutil.rmtree(rollouts.weights, ignore_errors=True)
     return replace(outcome, skipped={"overlong_prompts": rollouts.overlong})
 
 
@@ -60,8 +66,11 @@ class Rollouts:
     def __init__(self, context: StepContext, folder: Path):
         self.context = context
         self.step: OnPolicyTrain = context.planned.step
-        self.tokenizer = load_tokenizer(folder)
-        self.prompts = self._fitting(folder)
+        spec = context.planned.models["start"].spec
+        limit = context_of(AutoConfig.from_pretrained(folder), spec)
+        self.encoding = load_encoding(folder, spec.system_prompt, limit, "policy")
+        self.weights = context.folder.path / "work" / "rollout"
+        self.prompts = self._fitting()
         self.overlong = len(context.planned.prompts) - len(self.prompts)
         rows = context.folder.read("completions")
         self.completions = {row["completion_id"]: from_json(Completion, row) for row in rows}
@@ -74,15 +83,14 @@ class Rollouts:
         earlier = max(0, self.context.planned.round - 1) * self.step.rollouts
         ids = round_prompts(self.prompts, count, self.context.planned.seed, earlier + number + 1)
         prompts = [self.context.prompts[i] for i in ids]
-        with torch.no_grad(), model.generating() as module:
-            made = self._sample(number, prompts, module)
+        made = self._answers(number, prompts, model)
         rewards = self._rewards(prompts, made)
         groups = []
         for prompt in prompts:
             answers = [self._answer(c, rewards) for c in made[prompt.prompt_id]]
             kept = tuple(a for a in answers if a is not None)
             if kept:
-                _, ids_of_prompt = self._engine(model.module).render(prompt.messages)
+                _, ids_of_prompt = self.encoding.render(prompt.messages)
                 groups.append(Group(prompt.prompt_id, ids_of_prompt, kept))
         if not groups:
             raise RlaifError(
@@ -91,15 +99,14 @@ class Rollouts:
             )
         return groups
 
-    def _fitting(self, folder: Path) -> list[Prompt]:
+    def _fitting(self) -> list[Prompt]:
         """The prompts that leave room for an answer. Raises RlaifError when they are too few."""
-        step, spec = self.step, self.context.planned.models["start"].spec
-        context = context_of(AutoConfig.from_pretrained(folder), spec)
+        step, context = self.step, self.encoding.context
         room = min(step.max_length, context) - step.max_new_tokens
         every = self.context.chosen_prompts()
         kept = []
         for prompt in every:
-            length = self._length(prompt, spec.system_prompt)
+            length = self._length(prompt)
             if length <= room:
                 kept.append(prompt)
             elif step.overlong == "refuse":
@@ -123,38 +130,75 @@ class Rollouts:
             )
         return kept
 
-    def _length(self, prompt: Prompt, system_prompt: str) -> int:
+    def _length(self, prompt: Prompt) -> int:
         if not is_unicode(m["content"] for m in prompt.messages):
             # The engine will refuse it, and say why in its record.
             return 0
-        text = render_prompt(self.tokenizer, prompt.messages, system_prompt)
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self.encoding.render(prompt.messages)[1])
 
-    def _engine(self, module: Any) -> HfEngine:
-        spec = self.context.planned.models["start"].spec
-        return HfEngine(module, self.tokenizer, spec, "policy", self.context.planned.hash)
+    @contextmanager
+    def _policy(self, number: int, model: TrainModel) -> Iterator[Sampler]:
+        """The policy of this moment: the trained module itself, or an engine of its kind that has
+        been given its weights."""
+        planned, digest = self.context.planned, f"{self.context.planned.hash}@{number}"
+        start = planned.models["start"]
+        if start.spec.engine == "hf":
+            with torch.no_grad(), model.generating() as module:
+                yield HfEngine(module, self.encoding, start.spec, digest)
+            return
+        write_weights(model, self.weights)
+        yield self.context.engines.with_weights(start, self.weights, digest)
+
+    def _answers(
+        self, number: int, prompts: Sequence[Prompt], model: TrainModel
+    ) -> dict[str, list[Completion]]:
+        """The answers by prompt. Judges on a server are asked about those that are there while the
+        next are sampled; what they said is then found by `_rewards`."""
+        remote = [self.context.inputs.judges[name] for name in self.step.rewards]
+        remote = [judge for judge in remote if self._is_remote(judge)]
+        made: dict[str, list[Completion]] = {}
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            asked = []
+            for ready in self._sample(number, prompts, model):
+                made |= ready
+                known = [self.context.prompts[i] for i in ready]
+                asked += [beside.submit(self._judge, judge, known, ready) for judge in remote]
+            for answered in asked:
+                answered.result()
+        return made
+
+    def _is_remote(self, judge: Judge) -> bool:
+        models = self._models(judge).values()
+        return bool(models) and all(model.spec.engine in REMOTE for model in models)
 
     def _sample(
-        self, number: int, prompts: Sequence[Prompt], module: Any
-    ) -> dict[str, list[Completion]]:
+        self, number: int, prompts: Sequence[Prompt], model: TrainModel
+    ) -> Iterator[dict[str, list[Completion]]]:
+        """The answers by prompt, as soon as a prompt has all of its own."""
         requests: list[GenerateRequest] = []
         asked: dict[str, tuple[Prompt, int]] = {}
+        waiting: dict[str, list[str]] = defaultdict(list)
         for prompt in prompts:
             for index in range(self.step.n):
                 name = "k_" + content_hash(
                     self.context.planned.hash, number, prompt.prompt_id, index
                 )
                 asked[name] = (prompt, index)
+                waiting[prompt.prompt_id].append(name)
                 requests.append(GenerateRequest(name, prompt.messages, self._sampling(name)))
-        engine = self._engine(module)
-        for batch in engine.generate(requests, self.completions.keys()):
-            new = [self._completion(r, *asked[r.request_id], number, engine) for r in batch]
-            self.context.folder.append("completions", new)
-            self.completions |= {c.completion_id: c for c in new}
-        made: dict[str, list[Completion]] = defaultdict(list)
-        for name, (prompt, _) in asked.items():
-            made[prompt.prompt_id].append(self.completions[name])
-        return made
+        if not asked.keys() <= self.completions.keys():
+            with self._policy(number, model) as engine:
+                for batch in engine.generate(requests, self.completions.keys()):
+                    new = [self._completion(r, *asked[r.request_id], number, engine) for r in batch]
+                    self.context.folder.append("completions", new)
+                    self.completions |= {c.completion_id: c for c in new}
+                    yield self._complete(waiting)
+        yield self._complete(waiting)
+
+    def _complete(self, waiting: dict[str, list[str]]) -> dict[str, list[Completion]]:
+        """The prompts whose answers are all there, taken out of `waiting`."""
+        ready = [p for p, names in waiting.items() if self.completions.keys() >= set(names)]
+        return {p: [self.completions[name] for name in waiting.pop(p)] for p in ready}
 
     def _sampling(self, name: str) -> Sampling:
         seed = int(content_hash("rollout", name, self.context.planned.seed, length=8), 16)
@@ -166,7 +210,7 @@ class Rollouts:
         )
 
     def _completion(
-        self, result: GenerateResult, prompt: Prompt, index: int, number: int, engine: HfEngine
+        self, result: GenerateResult, prompt: Prompt, index: int, number: int, engine: Sampler
     ) -> Completion:
         failed = result.finish_reason == "failed"
         return Completion(
@@ -175,12 +219,12 @@ class Rollouts:
             sample_index=index,
             messages=[] if failed else [{"role": "assistant", "content": result.text}],
             model=f"{self.context.planned.models['made'].label}, rollout {number + 1}",
-            weights_hash=f"{engine.weights_hash}@{number}",
+            weights_hash=engine.weights_hash,
             sampling=asdict(self._sampling(result.request_id)),
             finish_reason=result.finish_reason,
             token_ids=result.token_ids,
             logprobs=result.logprobs or None,
-            system_prompt=engine.spec.system_prompt,
+            system_prompt=self.encoding.system_prompt,
             rendered_hash=result.rendered_hash,
             digest=content_hash(result.text),
             error=result.error,
@@ -193,10 +237,10 @@ class Rollouts:
         scores: dict[str, dict[str, Any]] = {p.prompt_id: {} for p in prompts}
         for name in self.step.rewards:
             judge = self.context.inputs.judges[name]
-            verdicts = self._judge(judge, prompts, made)
+            read = self._judge(judge, prompts, made)
             for prompt in prompts:
                 scores[prompt.prompt_id][name] = candidate_scores(
-                    verdicts[prompt.prompt_id], self.context.planned.options["principle_weights"]
+                    read[prompt.prompt_id], self.context.planned.options["principle_weights"]
                 )
         rewards: dict[str, float | None] = {}
         for by_judge in scores.values():
@@ -206,21 +250,25 @@ class Rollouts:
     def _judge(
         self, judge: Judge, prompts: Sequence[Prompt], made: dict[str, list[Completion]]
     ) -> dict[str, list[Judgement]]:
-        planned, place = self.context.planned, f"judge/{judge.id}"
-        models = {
-            name.removeprefix(f"{place}/"): model
-            for name, model in planned.models.items()
-            if name.startswith(f"{place}/")
-        }
-        if place in planned.models:
-            models["by"] = planned.models[place]
         groups = [(p, made[p.prompt_id]) for p in prompts]
         found: dict[str, list[Judgement]] = defaultdict(list)
         for judgement in verdicts(
-            judge, models, self.context.engines, groups, planned.seed, self.kept
+            judge,
+            self._models(judge),
+            self.context.engines,
+            groups,
+            self.context.planned.seed,
+            self.kept,
         ):
             found[judgement.prompt_id].append(judgement)
         return found
+
+    def _models(self, judge: Judge) -> dict[str, Model]:
+        """The judge's models by role."""
+        place, planned = f"judge/{judge.id}", self.context.planned.models
+        named = {n.removeprefix(f"{place}/"): m for n, m in planned.items()}
+        own = {role: named[role] for role in roles_of(judge) if role in named}
+        return own | ({"by": planned[place]} if place in planned else {})
 
     def _answer(self, completion: Completion, rewards: dict[str, float | None]) -> Answer | None:
         if completion.finish_reason == "failed" or not completion.token_ids:

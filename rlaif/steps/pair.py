@@ -40,7 +40,8 @@ def run(context: StepContext) -> dict[str, Any]:
         )
     weights = judge_weights(step, list(judgements))
     if step.standardise == "initial":
-        weights = _standardised(context, weights, principle_weights)
+        initial = {judge: context.judgements(f"initial/{judge}") for judge in weights}
+        weights = standardised(initial, weights, principle_weights)
     groups = by_prompt(context.completions())
     kept: list[Preference] = []
     without = {"tied_prompts": 0}
@@ -160,16 +161,18 @@ def _of_prompt(
     return [replace(p, prob=prob) for p in made], None
 
 
-def _standardised(
-    context: StepContext, weights: Mapping[str, float], principle_weights: Mapping[str, float]
+def standardised(
+    initial: Mapping[str, Iterable[Judgement]],
+    weights: Mapping[str, float],
+    principle_weights: Mapping[str, float],
 ) -> dict[str, float]:
-    """Weights divided by each judge's spread on M0's samples, rescaled to the same sum.
+    """Weights divided by each judge's spread on M0's samples (`initial`), rescaled to the same sum.
 
     Dividing the weight instead of the score keeps the combined score on [0, 1].
     """
     scaled = {}
     for judge, weight in weights.items():
-        groups = group_by_prompt(context.judgements(f"initial/{judge}"))
+        groups = group_by_prompt(initial[judge])
         values = [
             score
             for rows in groups.values()

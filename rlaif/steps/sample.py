@@ -31,10 +31,10 @@ def run(context: StepContext) -> dict[str, Any]:
         for batch in engine.generate(requests, done):
             made = [_completion(r, *asked[r.request_id], step, engine, planned) for r in batch]
             context.folder.append("completions", made)
-            new = sum(len(r.token_ids) for r in batch)
+            new = sum(r.tokens_made for r in batch)
             tokens += new
             failed += sum(r.finish_reason == "failed" for r in batch)
-            context.progress.advance(len(batch), new)
+            context.progress.advance(len(batch), new, context.engines.account.note())
     return {"counts": {"completions": len(requests), "failed": failed}, "tokens": tokens}
 
 
@@ -70,7 +70,8 @@ def _completion(
         weights_hash=engine.weights_hash,
         sampling=step.model_dump(mode="json", exclude={"id", "by", "prompts"}),
         finish_reason=result.finish_reason,
-        token_ids=result.token_ids,
+        # A server counts tokens and does not say which: unknown is not none.
+        token_ids=None if result.new_tokens is not None else result.token_ids,
         logprobs=result.logprobs or None,
         system_prompt=setting,
         rendered_hash=result.rendered_hash,

@@ -27,7 +27,7 @@ def run(context: StepContext) -> dict[str, Any]:
     if not preferences and not fresh:
         raise _nothing_to_train_on(context)
     # Sampling and judging are over: their memory is needed for gradients and optimiser state.
-    context.engines.close()
+    context.engines.make_room()
     out, work = context.store.model_path(planned.hash), context.folder.path / "work"
     if out.exists() and not (out / "masters").is_dir():
         # It was trained and its fp32 masters were dropped; a later step needs them again.

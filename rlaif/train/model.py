@@ -1,4 +1,4 @@
-"""The model that is trained: loading, fp32 masters, the low-precision working copy, export.
+"""The model that is trained: fp32 masters and the low-precision working copy.
 
 With bf16 compute the module holds a bf16 copy that runs forward and backward; the optimiser works
 on fp32 masters, and the copy is refreshed from them after each step. So the copy has the very bits
@@ -9,15 +9,12 @@ model that is split over the ranks the masters are this rank's parts; see `rlaif
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlaif.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
@@ -29,7 +26,6 @@ from rlaif.train import parallel, sharding
 from rlaif.train.fused import embed_into, fuse, multiply_into
 from rlaif.train.packing import GROUPS, use_packing
 
-MASTERS = "masters/model.safetensors"
 log = logging.getLogger(__name__)
 
 
@@ -135,7 +131,7 @@ class TrainModel:
         return both
 
     def _read(self, read: Any, hidden: Tensor, layout: Layout, temperature: float) -> Any:
-        output = _causal(self.module).get_output_embeddings()
+        output = causal(self.module).get_output_embeddings()
         return read(
             hidden * self.head.scale if self.head.scale != 1.0 else hidden,
             output.weight,
@@ -152,7 +148,7 @@ class TrainModel:
 
     def _rewards(self, layout: Layout) -> Tensor:
         last = self.hidden(layout).index_select(0, layout.last)
-        head = _causal(self.module).score
+        head = causal(self.module).score
         # In fp32: bf16 would round rewards to steps of a hundredth.
         weight = getattr(head, "weight", None)
         if weight is None:
@@ -163,7 +159,7 @@ class TrainModel:
         """(R*T, H) last hidden states of the layout's rows."""
         packed = {} if layout.groups is None else {GROUPS: layout.groups}
         states: Tensor = (
-            _causal(self.module)
+            causal(self.module)
             .base_model(
                 input_ids=layout.input_ids,
                 position_ids=layout.position_ids,
@@ -177,15 +173,15 @@ class TrainModel:
     @contextmanager
     def generating(self) -> Iterator[Any]:
         """The module as a plain transformers model for sampling, with the very weights it has."""
-        causal = _causal(self.module)
-        trained = causal.config._attn_implementation
-        causal.set_attn_implementation(self.attention)
+        plain = causal(self.module)
+        trained = plain.config._attn_implementation
+        plain.set_attn_implementation(self.attention)
         self.module.eval()
         try:
-            yield causal
+            yield plain
         finally:
             self.module.train()
-            causal.set_attn_implementation(trained)
+            plain.set_attn_implementation(trained)
 
     @contextmanager
     def without_adapter(self) -> Iterator[TrainModel]:
@@ -233,70 +229,6 @@ class TrainModel:
                 self.masters[name] = full.cpu()
 
 
-def load_module(folder: Path, device: torch.device, reward: bool = False) -> Any:
-    """The model in `folder` in fp32, from its masters where it has them: a causal language model,
-    or with `reward` the body of one with a head of one number.
-
-    A new reward head starts at zero, so that every answer's first reward is 0.
-    """
-    from transformers import AutoConfig
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        options = {
-            "dtype": torch.float32,
-            "attn_implementation": "eager" if capped else "sdpa",
-        }
-        module, fresh = _loaded(folder, reward, options)
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"{folder}: this model cannot be loaded for training: {error}") from None
-    masters = folder / MASTERS
-    if masters.exists():
-        _copy_weights(module, load_file(masters), masters, reward)
-    if fresh:
-        nn.init.zeros_(module.score.weight)
-    return module.to(device)
-
-
-def _loaded(folder: Path, reward: bool, options: dict[str, Any]) -> tuple[Any, bool]:
-    """The module, and whether its reward head is new."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-    from transformers.utils import logging as transformers_logging
-
-    if not reward:
-        return AutoModelForCausalLM.from_pretrained(folder, **options), False
-    level = transformers_logging.get_verbosity()
-    # It would warn that the head is new, which is what is wanted.
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        module, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, output_loading_info=True, **options
-        )
-    finally:
-        transformers_logging.set_verbosity(level)
-    if not isinstance(getattr(module, "score", None), nn.Linear):
-        raise EngineError(f"{folder}: {type(module).__name__} has no `score` head to train")
-    return module, any(name.startswith("score") for name in report["missing_keys"])
-
-
-@torch.no_grad()
-def _copy_weights(
-    module: nn.Module, weights: dict[str, Tensor], source: Path, reward: bool
-) -> None:
-    params = dict(module.named_parameters())
-    if reward:
-        # A language model's masters have no reward head, and its own head is not wanted.
-        params = {n: p for n, p in params.items() if n in weights or not n.startswith("score.")}
-        weights = {n: w for n, w in weights.items() if n in params or not n.startswith("lm_head.")}
-    if params.keys() != weights.keys() or any(params[n].shape != weights[n].shape for n in params):
-        raise EngineError(f"{source}: these masters belong to another architecture; remove them")
-    for name, param in params.items():
-        param.copy_(weights[name])
-
-
 def prepare(
     module: Any,
     device: torch.device,
@@ -325,7 +257,7 @@ def prepare(
     _no_dropout(module)
     module.train()
     if gradient_checkpointing:
-        _causal(module).gradient_checkpointing_enable({"use_reentrant": False})
+        causal(module).gradient_checkpointing_enable({"use_reentrant": False})
     model = TrainModel(module, {}, {}, device, dtype, head, unpacked is None, attention)
     if sharded:
         _shard(model, trainable)
@@ -356,7 +288,7 @@ def prepare(
 def _gradients_into_masters(model: TrainModel) -> None:
     """Let the gradients of matrices and tables be added to their masters' where they are made."""
     grads = {id(model.params[name]): master.grad for name, master in model.masters.items()}
-    output = _causal(model.module).get_output_embeddings()
+    output = causal(model.module).get_output_embeddings()
     if output is not None:
         model.head_grad = grads.get(id(output.weight))
     for part in model.module.modules():
@@ -373,7 +305,7 @@ def _shard(model: TrainModel, trainable: bool) -> None:
         param.requires_grad_(trainable and param.requires_grad)
         if not param.requires_grad:
             param.data = param.data.to(model.dtype)
-    layers = set(_causal(model.module)._no_split_modules or ())
+    layers = set(causal(model.module)._no_split_modules or ())
     model.root = sharding.shard(model.module, layers, model.device, model.dtype)
     for name, param in model.module.named_parameters():
         if param.requires_grad:
@@ -399,7 +331,8 @@ def _into(master: Tensor) -> Callable[[Tensor], None]:
     return hook
 
 
-def _causal(module: Any) -> Any:
+def causal(module: Any) -> Any:
+    """The module without the wrapper of its adapters."""
     return module.get_base_model() if hasattr(module, "peft_config") else module
 
 
@@ -453,7 +386,7 @@ def add_lora(module: Any, options: LoraOptions) -> Any:
         wrapped = get_peft_model(module, config)
     except ValueError as error:
         raise EngineError(f"lora.target_modules: {error}") from None
-    if not reward and type(_causal(wrapped).get_output_embeddings()) is not nn.Linear:
+    if not reward and type(causal(wrapped).get_output_embeddings()) is not nn.Linear:
         raise EngineError("lora.target_modules must leave out the output head")
     return wrapped
 
@@ -473,75 +406,3 @@ def _no_dropout(module: nn.Module) -> None:
 def free() -> None:
     """Give back the memory of models that are no longer referenced."""
     release_freed_memory()
-
-
-@torch.no_grad()
-def export(model: TrainModel, start: Path, out: Path, lora: LoraOptions | None) -> None:
-    """Write `out`: a bf16 checkpoint with its tokenizer, and fp32 masters, complete or not at all.
-
-    Adapters are merged in fp32 into the weights of `start`. The model cannot be used afterwards. A
-    sharded one must have been gathered.
-    """
-    temporary = out.with_name(out.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "masters").mkdir(parents=True)
-    masters = model.masters
-    module = model.module
-    reward = is_reward(_causal(module))
-    if lora is not None or model.sharded:
-        model.module = model.root = module = None
-        free()
-        module = load_module(start, torch.device("cpu"), reward)
-        if lora is not None:
-            module = add_lora(module, lora)
-        for name, param in module.named_parameters():
-            if name in masters:
-                param.copy_(masters[name])
-        if lora is not None:
-            module = module.merge_and_unload()
-        masters = dict(module.named_parameters())
-    own = dict(module.named_parameters())
-    # A value head or a critic is trained beside the model, and is no part of it.
-    cpu = {name: m.detach().cpu().contiguous() for name, m in masters.items() if name in own}
-    save_file(cpu, temporary / MASTERS)
-    for name, param in module.named_parameters():
-        param.grad = None
-        param.data = cpu[name].to(torch.bfloat16)
-    module.config.dtype = torch.bfloat16
-    _copy_text_files(start, temporary)
-    if reward:
-        _pad_apart_from_end(module, temporary)
-    module.save_pretrained(temporary)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
-
-
-def _pad_apart_from_end(module: Any, folder: Path) -> None:
-    """Sequence classifiers read the last token that is not padding: with the end of turn as
-    padding token, they would read the one before it."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ends = {tokenizer.eos_token_id, getattr(module.config, "eos_token_id", None)}
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
-        special = sorted(set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder))
-        # The last one is the least likely to stand in any text.
-        free = [i for i in special if i not in ends and i != tokenizer.bos_token_id]
-        if not free:
-            raise EngineError(
-                f"{folder}: its tokenizer has no special token to pad with besides its end token"
-            )
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[-1])
-        tokenizer.save_pretrained(folder)
-    module.config.pad_token_id = tokenizer.pad_token_id
-
-
-def _copy_text_files(start: Path, target: Path) -> None:
-    from transformers import AutoTokenizer
-
-    AutoTokenizer.from_pretrained(start).save_pretrained(target)
-    # The starting model's file as it is: saving it anew would add defaults it never had.
-    generation = start / "generation_config.json"
-    if generation.exists():
-        shutil.copyfile(generation, target / generation.name)

@@ -16,9 +16,11 @@ from rlaif.config.training import KtoTrain, PpoTrain
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.records import Preference, to_json
 from rlaif.train import checkpoint, parallel
+from rlaif.train.export import export
 from rlaif.train.kto import KtoTask, add_mismatched
+from rlaif.train.loading import load_module
 from rlaif.train.loop import Task, TrainOutcome, TrainProgress, memory_advice, run_training
-from rlaif.train.model import TrainModel, compute_dtype, export, free, load_module, prepare
+from rlaif.train.model import TrainModel, compute_dtype, free, prepare
 from rlaif.train.on_policy import Collect, add_critic, drop_critic, run_on_policy
 from rlaif.train.preference import PreferenceTask
 from rlaif.train.reference import Reference, compute_reference, read_reference

@@ -126,14 +126,14 @@ def test_verdicts_that_follow_length_alone_are_levelled() -> None:
 def test_length_controlled_error_covers_the_truth() -> None:
     rng = np.random.default_rng(0)
     inside = 0
-    for _ in range(40):
+    for _ in range(20):
         gaps = rng.normal(0, 100, 300)
         truth = 1 / (1 + np.exp(-(0.6 - 1.0 * np.tanh(gaps / gaps.std(ddof=1)))))
         found = lc_minimal((rng.random(300) < truth).astype(float), gaps)
         assert found is not None
         assert found[1] is not None
         inside += abs(found[0] - 100 / (1 + math.exp(-0.6))) < 1.96 * found[1]
-    assert inside >= 34
+    assert inside >= 16
 
 
 def test_where_length_cannot_be_controlled() -> None:

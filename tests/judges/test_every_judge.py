@@ -3,6 +3,7 @@ the answer and not its place, does not depend on the order of arrival, and is kn
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rlaif.config import JudgeStep, ModelSpec
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Model, ScoreResult
 from rlaif.engines.fake import FakeEngine, FakeScript
+from rlaif.errors import ConfigError
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import JUDGES, build_judge
 from rlaif.records import VALUED, Completion, Judgement, content_hash, make_prompt
@@ -386,13 +388,26 @@ def test_what_was_answered_is_not_asked_again(name: str) -> None:
         assert [j.judgement_id for j in again] == [j.judgement_id for j in first]
 
 
+@pytest.mark.parametrize("name", ["rules", "pairwise", "jury"])
+def test_a_pair_that_comes_twice_is_asked_and_kept_once(name: str) -> None:
+    judge, log = judge_of(EVERY[name]), Counting()
+    used: Any = preferring(GOOD.text, BAD.text)
+    groups = [(PROMPT, [GOOD, BAD])]
+    once = verdicts(judge, models(judge), used, groups, 3, Kept(Memory()))
+    twice = verdicts(judge, models(judge), used, groups * 2, 3, Kept(log))
+    assert len(twice) == 2 * len(once)
+    assert len(log.rows["judgements"]) == len(once)
+
+
 def _refuse(requests: Any, done: Any = frozenset()) -> Any:
     assert all(r.request_id in done for r in requests)
     return iter(())
 
 
-@pytest.mark.parametrize("path", sorted(Path("prompts/judges").glob("*.j2")), ids=lambda p: p.stem)
-def test_shipped_templates_fence_what_they_show(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert "{{ fence" in text
-    assert "obey" in text or path.stem == "yes_no_short"
+def test_a_juror_without_a_measured_accuracy_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    rows = {"rating": {"agreement": 0.7}, "additive": {"agreement": None}}
+    path.write_text(json.dumps({"judges": rows}))
+    jurors = [{"kind": "rating"}, {"kind": "additive"}]
+    with pytest.raises(ConfigError, match="`accuracy` lacks juror 'additive'"):
+        judge_of({"kind": "jury", "of": jurors, "pool": "vote", "accuracy": str(path)})

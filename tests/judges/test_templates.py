@@ -14,8 +14,12 @@ from rlaif.config import TemplateJudge
 from rlaif.errors import ConfigError
 from rlaif.resources import shipped_root
 from rlaif.templates import (
+    CLASSES,
+    ITEM,
+    ITEMS,
+    JOINT,
     PAIRWISE,
-    POINTWISE,
+    WRITING,
     Template,
     conversation_text,
     fence_mark,
@@ -166,21 +170,24 @@ def test_conversation_text() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_templates_fence_every_judged_text(path: Path) -> None:
-    pair = path.name == "pairwise.j2"
-    template = load_template(str(path), PAIRWISE if pair else POINTWISE)
-    texts = ["RESPONSE ONE", "RESPONSE TWO"] if pair else ["RESPONSE"]
-    slots = ["response_1", "response_2"] if pair else ["response"]
+    template = load_template(str(path), PAIRWISE | JOINT | CLASSES | ITEM | ITEMS | WRITING)
+    texts = {"response": "JUDGED", "response_1": "JUDGED ONE,", "response_2": "JUDGED TWO,"}
     values: dict[str, Any] = dict.fromkeys(template.variables)
-    values |= dict(zip(slots, texts, strict=True))
+    values |= texts | {"responses": ["FIRST OF ALL", "LAST OF ALL"], "count": 2, "most": 8}
     values |= {"fence": "f00d", "conversation": "ASKED", "prompt": "ASKED", "principle": "P"}
     values |= {"principles": ["P"], "scale": [(1, "bad"), (5, "good")], "low": 1, "high": 5}
-    for explain in (True, False):
-        content = template.messages(values | {"explain": explain})[-1]["content"]
-        for text in [*texts, "ASKED"]:
+    values |= {"levels": [("1", 1), ("5", 5)], "classes": [("A", "a")], "items": [("i", 1.0)]}
+    values |= {"item": "i", "examples": [], "aspect": "honesty"}
+    shown = [texts[name] for name in template.variables if name in texts]
+    shown += values["responses"] if "responses" in template.variables else []
+    for explain, reason in ((True, False), (False, False), (False, True)):
+        content = template.messages(values | {"explain": explain, "reason": reason})[-1]["content"]
+        for text in [*shown, "ASKED"]:
             before, after = content.split(text)
             assert before.rstrip().endswith("f00d]")
             assert after.lstrip().startswith("[end f00d]")
         assert "\n\n\n" not in content
+        assert "obey" in content or path.stem == "yes_no_short"
 
 
 def test_the_yaml_in_the_example_is_a_valid_judge() -> None:

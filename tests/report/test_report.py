@@ -49,7 +49,9 @@ def _json(values: dict[str, float]) -> IntervalJson:
     return interval.to_json()
 
 
-def synthetic_rounds(seed: int, rounds: int, prompts: int = 48) -> list[RoundRow]:
+def synthetic_rounds(
+    seed: int, rounds: int, prompts: int = 48, arm: str = "main"
+) -> list[RoundRow]:
     """Rounds 0..`rounds` of one seed: the score rises, an untrained check falls, answers grow."""
     rng = random.Random(seed)
     shape = {
@@ -93,6 +95,7 @@ def synthetic_rounds(seed: int, rounds: int, prompts: int = 48) -> list[RoundRow
         metrics["words"] = self_judge_words("self", history)
         made.append(
             RoundRow(
+                arm=arm,
                 seed=seed,
                 round=number,
                 policy_in=f"M{max(0, number - 1)}",
@@ -177,7 +180,7 @@ def synthetic_run(seeds: tuple[int, ...] = (7,), rounds: int = 2, pairs: int = 1
             judgements[name] = [_judgement(name, prompt.prompt_id, score)]
         for seed in seeds:
             pair = _preference(i, seed, prompt, sides)
-            preferences.append({**to_json(pair), "seed": seed})
+            preferences.append({**to_json(pair), "seed": seed, "arm": "main"})
             for number in range(rounds + 1):
                 name = f"h_{i}_{seed}_{number}"
                 words = "tide moon water " * (5 + i + 8 * number)
@@ -186,7 +189,11 @@ def synthetic_run(seeds: tuple[int, ...] = (7,), rounds: int = 2, pairs: int = 1
                 judgements[name] = [_judgement(name, prompt.prompt_id, score)]
                 heldout.append(
                     HeldOutRow(
-                        seed=seed, round=number, prompt_id=prompt.prompt_id, completion_id=name
+                        seed=seed,
+                        round=number,
+                        model=f"M{number}",
+                        prompt_id=prompt.prompt_id,
+                        completion_id=name,
                     )
                 )
     return RunView(
@@ -202,7 +209,7 @@ def synthetic_run(seeds: tuple[int, ...] = (7,), rounds: int = 2, pairs: int = 1
         ],
         rounds=[row for seed in seeds for row in synthetic_rounds(seed, rounds)],
         steps=[
-            StepRow(seed=seed, round=number, id=kind, kind=kind, hash="ef" * 12,
+            StepRow(seed=seed, arms=["main"], round=number, id=kind, kind=kind, hash="ef" * 12,
                     seconds=12.5 * number, reused=number == 1, counts={"records": 48},
                     cost=0.25 if number == 2 else None)
             for seed in seeds for number in (1, 2) for kind in ("sample", "judge", "train")
@@ -270,7 +277,7 @@ def test_the_embedded_data_survives_the_round_trip(report: Path) -> None:
     assert data["pairs"][1]["rejected"].endswith(UNICODE)
     assert data["pairs"][0]["judged_chosen"][0]["raw"] == f"Verdict: yes {EVIL}"
     assert data["pairs"][4]["judged_chosen"][0]["value"] is None
-    assert [model["round"] for model in data["answers"][0]["models"]] == [0, 1, 2]
+    assert [m["model"] for m in data["answers"][0]["models"]] == ["M0", "M1", "M2"]
 
 
 def test_the_same_run_gives_the_same_bytes(report: Path, tmp_path: Path) -> None:

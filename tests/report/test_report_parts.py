@@ -25,7 +25,9 @@ from rlaif.report.view import RoundResult, RoundRow
 def test_colour_needs_an_interval_that_excludes_zero(name: str, change: float, tone: str) -> None:
     interval: IntervalJson = {"mean": change, "low": change - 0.1, "high": change + 0.1, "n": 40}
     metrics: RoundResult = {"metrics": {name: interval}, "deltas": {"initial": {name: interval}}}
-    row = RoundRow(seed=1, round=1, policy_in="", policy_out="", counts={}, metrics=metrics)
+    row = RoundRow(
+        arm="main", seed=1, round=1, policy_in="", policy_out="", counts={}, metrics=metrics
+    )
     assert metric_rows([row])[0].cells[0].tone == tone
 
 

@@ -14,7 +14,8 @@ from rlaif.errors import RlaifError
 from rlaif.losses import preference as losses
 from rlaif.train import run as run_module
 from rlaif.train.kto import KtoTask, add_mismatched
-from rlaif.train.model import load_module, prepare
+from rlaif.train.loading import load_module
+from rlaif.train.model import prepare
 from rlaif.train.run import train
 from rlaif.train.tokenise import Example
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from rlaif.config import METHODS, DpoTrain
 from rlaif.errors import EngineError, RlaifError, StoreError
 from rlaif.train import run as run_module
+from rlaif.train.loading import MASTERS, load_module
 from rlaif.train.loop import learning_rate, make_optimizer, memory_advice, run_training
-from rlaif.train.model import MASTERS, load_module, prepare
+from rlaif.train.model import prepare
 from rlaif.train.run import train
 from rlaif.train.sft import SftTask
 from rlaif.train.tokenise import Example

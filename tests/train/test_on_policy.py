@@ -14,13 +14,15 @@ from safetensors.torch import load_file
 
 from rlaif.config import METHODS, ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling
+from rlaif.engines.encoding import Encoding
 from rlaif.engines.hf import HfEngine
 from rlaif.errors import EngineError, RlaifError
 from rlaif.experiment import run_experiment
 from rlaif.train import parallel
 from rlaif.train import run as run_module
+from rlaif.train.loading import load_module
 from rlaif.train.loop import make_optimizer, optimiser_step
-from rlaif.train.model import load_module, prepare
+from rlaif.train.model import prepare
 from rlaif.train.on_policy import PolicyTask, add_critic
 from rlaif.train.rollout import Answer, Group, add_advantages, measure
 from rlaif.train.run import train_on_policy
@@ -55,7 +57,9 @@ def collector(folder, options, reward):
         groups = []
         with model.generating() as module:
             spec = ModelSpec(path=str(folder), dtype="float32")
-            engine = HfEngine(module, tokenizer, spec, "policy", "x")
+            engine = HfEngine(
+                module, Encoding(tokenizer, spec.system_prompt, 2048, "policy"), spec, "x"
+            )
             requests = [
                 GenerateRequest(
                     f"{p}/{i}",

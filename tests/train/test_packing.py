@@ -176,7 +176,7 @@ def test_the_real_model_packed_equals_its_own_code_padded(model_folder):
     from transformers import AutoModelForCausalLM
 
     from rlaif.chat import render_prompt
-    from rlaif.train.model import load_module
+    from rlaif.train.loading import load_module
     from rlaif.train.tokenise import load_tokenizer
 
     tokenizer = load_tokenizer(model_folder)

@@ -12,7 +12,8 @@ from rlaif.config import DistillStep, LoraOptions, ModelSpec
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import is_reward_model, load_engine
 from rlaif.errors import EngineError
-from rlaif.train.model import load_module, prepare
+from rlaif.train.loading import load_module
+from rlaif.train.model import prepare
 from rlaif.train.run import train
 from rlaif.train.tokenise import encode
 

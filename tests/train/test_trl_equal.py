@@ -9,7 +9,8 @@ import torch
 
 from rlaif.config import DpoTrain
 from rlaif.config.training import ApoZeroTrain, HingeTrain, IpoTrain, NcaTrain, RobustTrain
-from rlaif.train.model import load_module, prepare
+from rlaif.train.loading import load_module
+from rlaif.train.model import prepare
 from rlaif.train.preference import PreferenceTask
 from rlaif.train.reference import compute_reference
 from rlaif.train.sft import SftTask

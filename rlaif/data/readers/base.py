@@ -11,10 +11,10 @@ from typing import Any
 from rlaif.chat import is_unicode
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.rows import Row
+from rlaif.data.sources import ROLES
 from rlaif.errors import ConfigError
 from rlaif.records import AnnotatorKind, Completion, Message, content_hash, make_prompt
 
-ROLES = frozenset({"system", "user", "assistant"})
 ReadRow = Callable[[Row, str], Iterable[LabelledPair]]
 
 

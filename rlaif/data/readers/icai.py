@@ -38,7 +38,7 @@ def read(row: Row, place: str) -> list[LabelledPair]:
             label,
             subset=name_of(_object(row, "metadata", place), "subset", place),
             authors=(name_of(sides[0], "model", place), name_of(sides[1], "model", place)),
-            annotator=_name(annotators.get(name), name),
+            annotator=_name(annotators.get(name or ""), name),
             annotator_kind=kind,
         )
         for name, label, kind in given or [(None, None, "human")]

@@ -38,6 +38,8 @@ def read_raw(row: Row, place: str) -> Iterator[LabelledPair]:
     completions = row.get("completions")
     if not isinstance(completions, list) or not all(isinstance(c, dict) for c in completions):
         raise ConfigError(f"{place}: completions must be a list of objects")
+    if len(completions) < 2:
+        raise ConfigError(f"{place}: {len(completions)} completions; two at least make a pair")
     prompt = user(text_of(row, "instruction", place))
     answers = [
         (text_of(c, "response", place), name_of(c, "model", place), mean_rating(c, place))

@@ -1,0 +1,126 @@
+"""Commands on constitution files: lint, show, diff, import."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlaif.cli.options import FILE, JSON, constitution_of, echo_table
+from rlaif.errors import EXIT_USER
+
+
+@click.group()
+def constitution() -> None:
+    """Check, show, compare, import, ablate, infer and fit constitutions."""
+
+
+@constitution.command("lint")
+@click.argument("paths", nargs=-1, required=True, type=FILE)
+@click.option("--prompts", type=FILE, help="Report what applies to none of these prompts.")
+@click.option("--revise", is_flag=True, help="Every principle must have a critique and a revision.")
+@JSON
+def lint(paths: tuple[Path, ...], prompts: Path | None, revise: bool, as_json: bool) -> None:
+    """Problems in constitution files: exit code 2 when one is an error."""
+    from dataclasses import asdict
+
+    from rlaif.constitution import load_with_places
+    from rlaif.lint import lint as doubts
+    from rlaif.resources import find
+
+    asked = []
+    if prompts is not None:
+        from rlaif.data.sources import every_prompt
+
+        asked = every_prompt(prompts)
+    found = []
+    for path in paths:
+        place = find(str(path))
+        loaded, places = load_with_places(place)
+        found += [(place, f) for f in doubts(loaded, places, asked, revise)]
+    if as_json:
+        rows = [{"file": str(p), **asdict(f)} for p, f in found]
+        click.echo(json.dumps(rows, ensure_ascii=False, default=str))
+    else:
+        for path, finding in found:
+            where = f"{finding.path or path}:{finding.line or 1}"
+            name = f"{finding.principle}: " if finding.principle else ""
+            click.echo(f"{where}: {finding.level}: {name}{finding.message}")
+        click.echo(f"{len(paths)} files, {len(found)} findings")
+    if any(f.level == "error" for _, f in found):
+        sys.exit(EXIT_USER)
+
+
+@constitution.command("show")
+@click.argument("path", type=FILE)
+@click.option("--table", is_flag=True, help="One line per principle instead of the YAML.")
+@JSON
+def show(path: Path, table: bool, as_json: bool) -> None:
+    """The constitution as it is after `extends`."""
+    from rlaif.constitution import show as as_yaml
+    from rlaif.constitution import summary
+
+    loaded = constitution_of(path)
+    if as_json:
+        click.echo(json.dumps(loaded.model_dump(mode="json"), ensure_ascii=False))
+    elif table:
+        click.echo(f"{loaded.name}, version {loaded.version}: {len(loaded.principles)} principles")
+        if loaded.description:
+            click.echo(loaded.description)
+        echo_table(summary(loaded))
+    else:
+        click.echo(as_yaml(loaded))
+
+
+@constitution.command("diff")
+@click.argument("first", type=FILE)
+@click.argument("second", type=FILE)
+@click.option("--run", "folder", type=FILE, help="A run by FIRST: the effect on its records.")
+@JSON
+def diff(first: Path, second: Path, folder: Path | None, as_json: bool) -> None:
+    """What changed from FIRST to SECOND, principle by principle."""
+    from dataclasses import asdict
+
+    from rlaif.changes import changes
+
+    before, after = constitution_of(first), constitution_of(second)
+    found = changes(before, after)
+    reach = None
+    if folder is not None:
+        from rlaif.reach import reach as reach_of
+        from rlaif.runs import load_run
+
+        reach = reach_of(load_run(folder), before, after)
+    if as_json:
+        rows: dict[str, Any] = {"changes": [asdict(change) for change in found]}
+        if reach is not None:
+            rows["run"] = asdict(reach)
+        click.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    click.echo("\n".join(map(str, found)) or "no difference")
+    if reach is not None:
+        click.echo("\n".join(reach.lines()))
+
+
+@constitution.command("import")
+@click.argument("path", type=FILE)
+@click.option("--out", type=FILE, required=True, help="The YAML file to write.")
+@click.option("--name", help="The constitution's name [default: the file's].")
+def import_(path: Path, out: Path, name: str | None) -> None:
+    """A constitution in another project's JSON as a YAML file of ours.
+
+    Read are {"NAME": {"prompt": [...], "edit_request": ...}} and {"constitutions": [{"critic",
+    "revision"}]}.
+    """
+    from rlaif.constitution import show as as_yaml
+    from rlaif.data.constitutions import import_constitution
+    from rlaif.store import write_atomic
+
+    made, left = import_constitution(path, name)
+    write_atomic(out, as_yaml(made))
+    click.echo(f"{len(made.principles)} principles written to {out}")
+    for line in left:
+        click.echo(f"left out: {line}")

@@ -1,0 +1,330 @@
+"""Commands that measure and make principles: `rlaif constitution ablate`, `infer`, `fit`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rlaif.cli.data import labelled_pairs
+from rlaif.cli.options import (
+    COLUMNS,
+    FILE,
+    FROM,
+    JSON,
+    MODEL,
+    ON_ERROR,
+    QUIET,
+    SEED,
+    constitution_of,
+    echo_table,
+    progress_of,
+    shown,
+)
+from rlaif.errors import EXIT_USER
+
+if TYPE_CHECKING:
+    from rlaif.compare.votes import VotedPair, WeightFit
+    from rlaif.constitution import Constitution
+    from rlaif.data.labelled import LabelledPair
+    from rlaif.data.readers import OnError
+    from rlaif.infer.rank import Ranked
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=FILE)
+@click.option("--labels", type=FILE, help="Labelled pairs of answers of this run.")
+@FROM
+@COLUMNS
+@ON_ERROR
+@SEED
+@JSON
+def ablate(
+    folder: Path,
+    labels: Path | None,
+    from_: str | None,
+    columns: Path | None,
+    on_error: OnError,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Leave out one principle at a time: how many preferences of RUN would flip?
+
+    From its stored judgements alone. With --labels: agreement with people, with and without each
+    principle.
+    """
+    from rlaif.ablate import ablate as left_out
+    from rlaif.runs import load_run
+
+    pairs = None if labels is None else labelled_pairs(labels, from_, columns, on_error)
+    made = left_out(load_run(folder), pairs, seed)
+    if as_json:
+        click.echo(json.dumps(made.to_json(), ensure_ascii=False))
+        return
+    rows = []
+    for row in made.rows:
+        change = row.effect
+        rows.append(
+            {
+                "left out": row.principle,
+                "weight": f"{row.weight:g}",
+                "judgements": str(row.judgements),
+                "flipped": f"{change.flipped} of {change.preferences}",
+                "tied": str(change.tied),
+                "no score": str(change.missing),
+                "flip rate": shown(change.flip_rate),
+                "other pairs": shown(change.other_pairs),
+            }
+        )
+        if pairs is not None:
+            rows[-1]["agreement"] = shown(row.agreement)
+            rows[-1]["change"] = shown(row.change, signed=True)
+    echo_table(rows)
+    if pairs is not None:
+        click.echo(
+            f"agreement with {made.labelled} labels, nothing left out: {shown(made.agreement)}"
+        )
+        _warn_strange(made.strange)
+
+
+@click.command()
+@click.argument("pairs", type=FILE)
+@click.option("--out", type=FILE, required=True, help="The YAML file to write.")
+@click.option("--work", type=FILE, help="Folder for what the model said [default: beside --out].")
+@click.option("--pairs", "most", default=200, show_default=True, help="Pairs to vote on, at most.")
+@click.option("--propose", default=50, show_default=True, help="Of these, pairs to explain.")
+@click.option("--candidates", default=20, show_default=True, help="Principles to vote on.")
+@click.option("--keep", default=10, show_default=True, help="Principles to write, at most.")
+@MODEL
+@FROM
+@COLUMNS
+@ON_ERROR
+@SEED
+@QUIET
+@JSON
+def infer(
+    pairs: Path,
+    out: Path,
+    work: Path | None,
+    most: int,
+    propose: int,
+    candidates: int,
+    keep: int,
+    model: str,
+    from_: str | None,
+    columns: Path | None,
+    on_error: OnError,
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Principles that explain labelled PAIRS (inverse constitutional AI), as a constitution.
+
+    The same command goes on where it was stopped, and asks nothing twice.
+    """
+    from dataclasses import asdict
+
+    from rlaif.files import asking, named_model
+    from rlaif.infer.rank import constitution_yaml
+    from rlaif.infer.run import InferOptions
+    from rlaif.infer.run import infer as inferred
+    from rlaif.store import write_atomic
+
+    labelled, asked = labelled_pairs(pairs, from_, columns, on_error), named_model(model)
+    options = InferOptions(most, propose, candidates, seed)
+    with asking(work or out.with_suffix(".work")) as (store, engines):
+        found = inferred(labelled, asked, engines, store, options, progress_of(quiet))
+    kept = found.kept[:keep]
+    if kept:
+        about = f"Inferred from {found.pairs} labelled pairs of {pairs.name} by {Path(model).stem}."
+        write_atomic(out, constitution_yaml(out.stem, about, kept))
+    if as_json:
+        click.echo(json.dumps({**asdict(found), "kept": [r.id for r in kept]}, ensure_ascii=False))
+    else:
+        echo_table([_ranked_row(row) for row in found.ranked])
+        click.echo(f"{found.proposals} proposals, compared by {found.similarity}")
+        click.echo(f"the longer answer was preferred in {found.longer:.1%} of {found.pairs} pairs")
+        click.echo(f"{len(kept)} principles written to {out}" if kept else _NOTHING_KEPT)
+    if not kept:
+        sys.exit(EXIT_USER)
+
+
+_NOTHING_KEPT = (
+    "no principle was right more often than wrong, so nothing was written; give more pairs or a "
+    "larger model"
+)
+
+
+def _ranked_row(row: Ranked) -> dict[str, str]:
+    votes = row.votes
+    return {
+        "principle": row.id,
+        "for": str(votes["for"]),
+        "against": str(votes["against"]),
+        "n/a": str(votes["not_applicable"]),
+        "unread": str(votes["invalid"]),
+        "accuracy": shown(row.interval),
+        "relevance": f"{row.relevance:.2f}",
+        "performance": f"{row.performance:+.2f}",
+        "kept": "yes" if row.kept else "no",
+        "text": row.text,
+    }
+
+
+@click.command()
+@click.argument("data", metavar="RUN|PAIRS", type=FILE)
+@click.option("--labels", type=FILE, help="With RUN: labelled pairs of its answers.")
+@click.option("--constitution", "path", type=FILE, help="The file whose weights are fitted.")
+@click.option("--out", type=FILE, help="Write the constitution with the fitted weights here.")
+@click.option("--judge", "judges", multiple=True, help="With RUN: the judges that count.")
+@click.option(
+    "--kind",
+    type=click.Choice(["yes_no", "pairwise", "rating"]),
+    default="yes_no",
+    show_default=True,
+    help="With PAIRS: the judge of principles that no check decides.",
+)
+@click.option(
+    "--work", type=FILE, help="With PAIRS: folder for judgements [default: beside --out or PAIRS]."
+)
+@click.option("--folds", default=5, show_default=True, help="Folds of prompts.")
+@click.option("--resamples", default=500, show_default=True, help="Bootstrap draws.")
+@MODEL
+@FROM
+@COLUMNS
+@ON_ERROR
+@SEED
+@QUIET
+@JSON
+def fit(
+    data: Path,
+    labels: Path | None,
+    path: Path | None,
+    out: Path | None,
+    judges: tuple[str, ...],
+    kind: str,
+    work: Path | None,
+    folds: int,
+    resamples: int,
+    model: str,
+    from_: str | None,
+    columns: Path | None,
+    on_error: OnError,
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Principle weights by which people's labels are met best, cross-validated over prompts.
+
+    RUN with --labels needs no model. PAIRS with --constitution judges the pairs first.
+    """
+    from dataclasses import asdict
+
+    from rlaif.fit import fitted
+
+    if data.is_dir():
+        used, voted = _votes_of_run(data, labels, from_, columns, on_error, judges)
+    else:
+        folder = work or (out or data).with_suffix(".work")
+        pairs = labelled_pairs(data, from_, columns, on_error)
+        used, voted = _votes_on_pairs(pairs, path, kind, model, folder, seed, quiet)
+    made = fitted(voted, used, folds, seed, resamples)
+    if as_json:
+        click.echo(json.dumps(asdict(made), ensure_ascii=False))
+    else:
+        _show_fit(made)
+    if out is not None:
+        _write_weights(out, path, used, {row.principle: row.weight for row in made.weights})
+        click.echo(f"weights written to {out}", err=as_json)
+
+
+def _votes_of_run(
+    data: Path,
+    labels: Path | None,
+    from_: str | None,
+    columns: Path | None,
+    on_error: OnError,
+    judges: Sequence[str],
+) -> tuple[Constitution, list[VotedPair]]:
+    from rlaif.errors import ConfigError
+    from rlaif.fit import run_votes
+    from rlaif.runs import load_run
+    from rlaif.whatif import load_pairings, run_constitution
+
+    if labels is None:
+        raise ConfigError("a run needs --labels FILE, labelled pairs of its answers", data)
+    run = load_run(data)
+    pairs = labelled_pairs(labels, from_, columns, on_error)
+    voted, strange = run_votes(load_pairings(run), pairs, judges)
+    _warn_strange(strange)
+    return run_constitution(run), voted
+
+
+def _warn_strange(count: int) -> None:
+    if count:
+        click.echo(f"{count} labelled pairs are not about two answers of this run", err=True)
+
+
+def _votes_on_pairs(
+    pairs: Sequence[LabelledPair],
+    path: Path | None,
+    kind: str,
+    model: str,
+    folder: Path,
+    seed: int,
+    quiet: bool,
+) -> tuple[Constitution, list[VotedPair]]:
+    from rlaif.errors import ConfigError
+    from rlaif.files import asking, named_model
+    from rlaif.fit import judges_of, pair_votes
+
+    if path is None:
+        raise ConfigError("labelled pairs need --constitution FILE, whose weights are fitted")
+    used = constitution_of(path)
+    judges = judges_of(used, kind)
+    asked = named_model(model) if any(judge.needs for judge in judges) else None
+    with asking(folder) as (store, engines):
+        return used, pair_votes(pairs, judges, asked, engines, store, progress_of(quiet), seed)
+
+
+def _show_fit(made: WeightFit) -> None:
+    echo_table(
+        [
+            {
+                "principle": row.principle,
+                "votes": str(row.votes),
+                "coefficient": f"{row.coefficient:+.3f} [{row.low:+.3f}, {row.high:+.3f}]",
+                "weight": f"{row.weight:.4g}",
+                "was": f"{row.current:g}",
+            }
+            for row in made.weights
+        ]
+    )
+    click.echo(
+        f"{made.pairs} pairs of {made.prompts} prompts ({made.left_out} left out: a vote is "
+        f"missing), l2 {made.l2:.3g}, held-out log loss {made.log_loss:.3f}"
+    )
+    click.echo(f"held-out agreement:  {shown(made.agreement)}")
+    click.echo(f"with the old weights: {shown(made.current_agreement)}")
+    click.echo(f"difference:          {shown(made.change, signed=True)}")
+
+
+def _write_weights(
+    out: Path, path: Path | None, used: Constitution, weights: Mapping[str, float]
+) -> None:
+    """The file with its text and comments where there is one; the resolved constitution else."""
+    from rlaif.amend import with_weights
+    from rlaif.constitution import reweighted
+    from rlaif.constitution import show as as_yaml
+    from rlaif.resources import find
+    from rlaif.store import write_atomic
+
+    if path is None:
+        text = as_yaml(reweighted(used, weights))
+    else:
+        text = with_weights(find(str(path)), weights)
+    write_atomic(out, text)

@@ -1,0 +1,119 @@
+"""From requests to token ids: what every engine that runs a model on this machine does first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlaif.chat import render_prompt
+from rlaif.config import ModelSpec
+from rlaif.engines.base import GenerateRequest, ScoreRequest, overflow, refusal
+from rlaif.engines.layout import Row
+from rlaif.errors import EngineError
+from rlaif.records import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """`rows` are ready to run; `texts` are their rendered prompts by request id; `failed` maps the
+    other request ids to why they cannot run, and to their prompt's tokens."""
+
+    rows: list[Row] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A model's tokenizer and chat template. `context` is the longest prompt plus answer."""
+
+    tokenizer: Any
+    system_prompt: str
+    context: int
+    name: str
+
+    def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
+        """The exact text and token ids the model sees."""
+        text = render_prompt(self.tokenizer, messages, self.system_prompt) + prefill
+        return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def encode(self, requests: Iterable[GenerateRequest | ScoreRequest]) -> Encoded:
+        """The requests as token ids: the prompt's, and with a score request's continuation."""
+        made = Encoded()
+        for request in requests:
+            name = request.request_id
+            why = refusal(request)
+            if why is not None:
+                made.failed[name] = (why, 0)
+                continue
+            text, ids = self.render(request.messages, request.prefill)
+            new = 0
+            if isinstance(request, GenerateRequest):
+                new = request.sampling.max_new_tokens
+            else:
+                ids = ids + self.continuation(request)
+            why = overflow(len(ids), new, self.context)
+            if why is not None:
+                made.failed[name] = (why, len(ids))
+                continue
+            made.texts[name] = text
+            made.rows.append(Row(name, ids, new))
+        return made
+
+    def continuation(self, request: ScoreRequest) -> list[int]:
+        """The token ids whose log-probs are asked."""
+        if request.continuation_ids is not None:
+            return request.continuation_ids
+        if request.continuation is None:
+            return []
+        ids: list[int] = self.tokenizer(request.continuation, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def label_tokens(self, label: str, forms: Sequence[str]) -> list[int]:
+        """The ids of the label's surface forms that are single tokens. Raises EngineError when
+        none is."""
+        single = set()
+        for form in forms:
+            ids = self.tokenizer(form, add_special_tokens=False)["input_ids"]
+            if len(ids) == 1:
+                single.add(ids[0])
+        if not single:
+            raise EngineError(
+                f"label {label!r}: none of its forms {list(forms)} is a single token of "
+                f"{self.name}; choose labels such as letters or digits"
+            )
+        return sorted(single)
+
+
+def load_encoding(folder: Path, system_prompt: str, context: int, name: str) -> Encoding:
+    """The encoding of the model in `folder`. Raises EngineError when it has no chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(
+            f"model {name!r} in {folder}: its tokenizer cannot be loaded: {error}"
+        ) from None
+    if not getattr(tokenizer, "chat_template", None):
+        raise EngineError(
+            f"model {name!r} in {folder} has no chat template. Put chat_template.jinja into the "
+            "folder, or use an instruct model."
+        )
+    return Encoding(tokenizer, system_prompt, context, name)
+
+
+def context_of(config: Any, spec: ModelSpec) -> int:
+    """Tokens of prompt and answer that the model can take, `max_context` included."""
+    limit: int = getattr(config, "max_position_embeddings", None) or 1 << 30
+    return min(spec.max_context or limit, limit)
+
+
+def end_ids(generation: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends a turn, from the generation config and the tokenizer."""
+    ends: set[int] = set()
+    for value in (generation.eos_token_id, tokenizer.eos_token_id):
+        ends |= set(value) if isinstance(value, list) else {value} if value is not None else set()
+    return frozenset(ends)

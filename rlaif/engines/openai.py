@@ -1,0 +1,93 @@
+"""Any OpenAI-compatible server: chat or plain completions, by the `openai` client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from rlaif.config import ModelSpec
+from rlaif.engines import api
+from rlaif.engines.account import Account
+from rlaif.engines.base import (
+    GenerateRequest,
+    GenerateResult,
+    Sampling,
+    ScoreRequest,
+    ScoreResult,
+)
+from rlaif.engines.build import server_key
+from rlaif.engines.session import Session
+from rlaif.engines.streaming import streamed
+from rlaif.errors import EngineError
+from rlaif.records import Message, content_hash
+
+ROOM = 16
+"""Results that may wait for their reader, for each call that may be open: answers of 13 ms and more
+fill it no faster than a reader that is not slow empties it."""
+
+
+def load(spec: ModelSpec, folder: Path | None, name: str, account: Account) -> OpenAIEngine:
+    """The engine of the server that `spec` names."""
+    return OpenAIEngine(spec, name, content_hash("openai", spec.base_url, spec.path), account)
+
+
+class OpenAIEngine:
+    """See `rlaif.engines.base.Engine`. `digest` stands for the weights, in records and in the
+    cache: the hash of the weights where they are known, else of the server and the model's name.
+    """
+
+    concurrent = True
+
+    def __init__(self, spec: ModelSpec, name: str, digest: str, account: Account):
+        self.spec = spec
+        self.name = name
+        self.weights_hash = digest
+        self.account = account
+        self.capabilities = api.capabilities(spec)
+
+    def generate(
+        self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[GenerateResult]]:
+        """See `Engine.generate`. Raises ConfigError without the key that the server needs."""
+        wanted = (r for r in requests if r.request_id not in done)
+        return cast(Iterator[list[GenerateResult]], self._stream(wanted))
+
+    def score(
+        self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[ScoreResult]]:
+        """See `Engine.score`. Labels only: raises EngineError for a continuation."""
+        wanted = (self._labelled(r) for r in requests if r.request_id not in done)
+        return cast(Iterator[list[ScoreResult]], self._stream(wanted))
+
+    def reward(self, requests: Any, done: Any = frozenset()) -> NoReturn:
+        """A language model has no reward head."""
+        raise EngineError(f"{self.name} is a language model on a server: it has no reward head")
+
+    def _labelled(self, request: ScoreRequest) -> ScoreRequest:
+        if request.continuation is not None or request.continuation_ids is not None:
+            raise EngineError(
+                f"{self.name}: a server gives no log-probs of a given text; use engine hf"
+            )
+        return request
+
+    def _stream(self, requests: Iterable[api.Request]) -> Iterator[list[api.Result]]:
+        calls = api.calls(self.spec, self.weights_hash, requests)
+        key = server_key(self.spec)
+        session = Session(self.spec, self.name, key, self.account, calls)
+        room = ROOM * self.spec.limits.concurrency * self.spec.samples_per_call
+        return streamed(session.run, room)
+
+    def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
+        """What the server is sent, as JSON or as text. It renders that itself, and its token ids
+        are not known."""
+        request = GenerateRequest("", messages, Sampling(), prefill)
+        (call,) = api.calls(self.spec, self.weights_hash, [request])
+        if "prompt" in call.body:
+            return call.body["prompt"], []
+        return json.dumps(call.body.get("messages", messages), ensure_ascii=False, indent=1), []
+
+    def close(self) -> None:
+        """Nothing to free: connections end with the requests that they were opened for."""

@@ -1,0 +1,319 @@
+"""The calls of one `generate` or `score`, on one event loop: cache, retries, pace, money.
+
+An answer is committed to the request cache before anybody sees it, so a killed run asks again for
+the calls that were in flight and for no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import openai
+
+from rlaif.config import ModelSpec
+from rlaif.engines import api
+from rlaif.engines.account import Account
+from rlaif.engines.api import ApiCall, Malformed, Result
+from rlaif.engines.cache import Entry, RequestCache, cache_limit, cache_path
+from rlaif.engines.connection import Connection, Repeated, opener
+from rlaif.engines.pace import Pace, asked_wait, back_off, exhausted_for
+from rlaif.engines.streaming import Outlet
+from rlaif.errors import EngineError, GateStopped
+
+FATAL = {401, 402, 403, 404}
+"""Statuses after which no other call would fare better."""
+AGAIN = {408, 409, 425, 429}
+HIDDEN = "[key]"
+MESSAGE_LENGTH = 500
+BUDGET_WAIT = 0.05
+"""Seconds between looks at whether open calls have left some of the budget."""
+
+
+class _Again(Exception):
+    """An attempt that may fare better later. `billed`: the server may have done the work.
+    `wait` seconds were asked for."""
+
+    def __init__(self, cause: str, message: str, billed: bool = False, wait: float | None = None):
+        super().__init__(message)
+        self.cause = cause
+        self.billed = billed
+        self.wait = wait
+
+
+class _Refused(Exception):
+    """The server does not take this call, now or later."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A call that ended. `answer` is what the cache is to keep, None where it has it, or nothing
+    came."""
+
+    call: ApiCall
+    results: list[Result]
+    answer: dict[str, Any] | None = None
+
+
+class Session:
+    """Makes `calls` and puts their results into an outlet. `key` is the server's; it is taken out
+    of every text that comes back."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        name: str,
+        key: str | None,
+        account: Account,
+        calls: Iterator[ApiCall],
+    ):
+        self.spec = spec
+        self.name = name
+        self.key = key
+        self.account = account
+        self.calls = calls
+        self.open_client = opener(spec, key)
+        self.pace = Pace(spec.limits.concurrency)
+        self.cache: RequestCache | None = None
+        self.heard = float("-inf")
+        self.serves_schema = True
+        self._pending: list[_Done] = []
+        self._used: list[str] = []
+        self._open: dict[str, asyncio.Future[None]] = {}
+        self._news = asyncio.Event()
+
+    async def run(self, outlet: Outlet[Result]) -> None:
+        """Answer every call. What came before an error or a cancellation is given out too."""
+        self.outlet = outlet
+        try:
+            await self._answer_all()
+        except BaseExceptionGroup as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+
+    async def _answer_all(self) -> None:
+        if self.spec.cache:
+            self.cache = RequestCache(cache_path(), cache_limit())
+        try:
+            async with asyncio.TaskGroup() as group:
+                committer = group.create_task(self._commit_on_news())
+                async with asyncio.TaskGroup() as workers:
+                    for _ in range(self.spec.limits.concurrency):
+                        workers.create_task(self._work())
+                committer.cancel()
+        finally:
+            self._commit()
+            if self.cache is not None:
+                self.cache.close()
+
+    async def _commit_on_news(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            self._commit()
+
+    def _commit(self) -> None:
+        """Keep all answers that came since the last time in one transaction, then give them out."""
+        pending, self._pending = self._pending, []
+        used, self._used = self._used, []
+        if self.cache is not None and (used or any(d.answer is not None for d in pending)):
+            url = self.spec.base_url or ""
+            self.cache.put(
+                [
+                    Entry(d.call.key, self.spec.path, url, d.call.body, d.answer)
+                    for d in pending
+                    if d.answer is not None
+                ],
+                used,
+            )
+        for done in pending:
+            self._release(done.call.key)
+        if pending:
+            self.outlet.put([result for done in pending for result in done.results])
+
+    def _finish(self, done: _Done) -> None:
+        self._pending.append(done)
+        self._news.set()
+
+    def _release(self, key: str) -> None:
+        waiting = self._open.pop(key, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    async def _work(self) -> None:
+        connection = Connection(self.open_client)
+        try:
+            for call in self.calls:
+                for _ in call.requests:
+                    await self.outlet.room()
+                if call.refusal is not None:
+                    self._finish(_Done(call, call.failed(call.refusal)))
+                elif not await self._found(call):
+                    await self._answer(call, connection)
+        finally:
+            await connection.close()
+
+    async def _found(self, call: ApiCall) -> bool:
+        """Whether the cache answered; if not, the call is open now, and its equals wait for it."""
+        if self.cache is None:
+            return False
+        while (other := self._open.get(call.key)) is not None:
+            await other
+        answer = self.cache.get(call.key)
+        if answer is None:
+            self._open[call.key] = asyncio.get_running_loop().create_future()
+            return False
+        usage = api.usage_of(answer, api.most_usage(self.spec, call.body))
+        results = api.read(self.spec, call, answer, usage, None)
+        self.account.meter(self.name).hits += 1
+        self._used.append(call.key)
+        self._finish(_Done(call, results))
+        return True
+
+    async def _answer(self, call: ApiCall, connection: Connection) -> None:
+        began = asyncio.get_running_loop().time()
+        meter = self.account.meter(self.name)
+        for attempt in range(1, self.spec.limits.retries + 2):
+            try:
+                self._finish(await self._attempt(call, connection))
+                return
+            except _Refused as error:
+                failure, cause = str(error), "refused"
+                break
+            except _Again as error:
+                failure, cause, wait = str(error), error.cause, error.wait
+            if attempt <= self.spec.limits.retries:
+                meter.retried(cause)
+                # A wait that was asked for holds every call back, in the pace.
+                await asyncio.sleep(back_off(attempt) if wait is None else 0.0)
+        if cause == "unreachable" and self.heard < began:
+            raise EngineError(
+                f"model {self.name}: nothing answers at {self.spec.base_url} ({failure}). What was "
+                "answered is kept. Start the server and run the same command again."
+            )
+        if cause != "refused":
+            failure = f"gave up after {self.spec.limits.retries + 1} attempts: {failure}"
+        meter.failed += len(call.requests)
+        self._finish(_Done(call, call.failed(failure)))
+
+    async def _attempt(self, call: ApiCall, connection: Connection) -> _Done:
+        if not self.serves_schema:
+            call = api.without_schema(call)
+        most = api.most_usage(self.spec, call.body)
+        held = most.cost(self.spec.price)
+        await self._hold(held)
+        try:
+            began = await self.pace.enter()
+            try:
+                answer = await self._post(call, connection, began)
+            except _Again as error:
+                if error.billed:
+                    self.account.spend(self.name, held)
+                raise
+            finally:
+                self.pace.leave()
+            ended = asyncio.get_running_loop().time()
+            usage = api.usage_of(answer, most)
+            cost = usage.cost(self.spec.price)
+            self.account.spend(self.name, cost)
+            self.account.meter(self.name).answered(began, ended, usage, cost)
+            self.pace.answered()
+        finally:
+            self.account.free(held)
+        return _Done(call, api.read(self.spec, call, answer, usage, ended - began), answer)
+
+    async def _hold(self, cost: float) -> None:
+        """Set the most that a call can cost aside, once there is so much left of the budget."""
+        while not (given := self.account.hold(cost)):
+            if given is None:
+                raise GateStopped(
+                    f"the budget of {self.account.budget:g} is spent: {self.account.spent:.6g} so "
+                    f"far, and the next call to {self.name} may cost {cost:.6g}. All answers are "
+                    "kept. Raise `budget` and run the same command again."
+                )
+            await asyncio.sleep(BUDGET_WAIT)
+
+    async def _post(self, call: ApiCall, connection: Connection, began: float) -> dict[str, Any]:
+        """The answer to one attempt. Raises _Again, _Refused, EngineError."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.spec.limits.total_seconds):
+                response = await connection.post(api.PATHS[self.spec.api], call.body)
+        except TimeoutError:
+            seconds = self.spec.limits.total_seconds
+            raise _Again("timeout", f"no whole answer after {seconds:g} s", billed=True) from None
+        except Repeated as error:
+            raise _Again("repeated", str(error), billed=True) from None
+        except openai.APIConnectionError as error:
+            raise self._connection_error(error) from None
+        except openai.APIStatusError as error:
+            self.heard = loop.time()
+            raise self._status_error(error, call, began) from None
+        self.heard = loop.time()
+        wait = exhausted_for(response.headers)
+        if wait is not None:
+            self.pace.pause(self.heard + wait)
+        try:
+            return api.parse_answer(self._hidden(response.content.decode("utf-8", "replace")))
+        except Malformed as error:
+            raise _Again("malformed", str(error), billed=True) from None
+
+    def _connection_error(self, error: openai.APIConnectionError) -> _Again:
+        cause = error.__cause__
+        text = self._hidden(str(cause or error))[:MESSAGE_LENGTH]
+        if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
+            return _Again("unreachable", f"no connection: {text}")
+        if isinstance(error, openai.APITimeoutError):
+            seconds = self.spec.limits.read_seconds
+            return _Again("timeout", f"nothing came for {seconds:g} s", billed=True)
+        return _Again("connection", f"the connection broke: {text}", billed=True)
+
+    def _status_error(self, error: openai.APIStatusError, call: ApiCall, began: float) -> Exception:
+        status, headers = error.status_code, error.response.headers
+        said = self._hidden(_message(error))[:MESSAGE_LENGTH]
+        message = f"status {status}: {said}"
+        if status in FATAL or _code(error) == "insufficient_quota":
+            key = f" Its key is taken from ${self.spec.key_env}." if self.spec.key_env else ""
+            return EngineError(
+                f"model {self.name}: {self.spec.base_url} answers with {message}.{key} What was "
+                "answered is kept."
+            )
+        if status in AGAIN or status >= 500:
+            wait = asked_wait(headers)
+            if status == 429:
+                self.pace.too_fast(began, self.heard)
+            if wait is not None:
+                self.pace.pause(self.heard + wait)
+            return _Again(str(status), message, wait=wait)
+        if "response_format" in call.body and any(w in said for w in ("response_format", "schema")):
+            self.serves_schema = False
+            return _Again("no schema", message, wait=0.0)
+        if "logprobs" in call.body and "logprob" in said:
+            return EngineError(
+                f"model {self.name}: {self.spec.base_url} gives no log-probs ({message}). Use a "
+                "judge that writes its verdict, or a smaller `top_logprobs`."
+            )
+        return _Refused(message)
+
+    def _hidden(self, text: str) -> str:
+        """`text` without the key, should the server have sent it back."""
+        if self.key is None:
+            return text
+        return text.replace(self.key, HIDDEN).replace(json.dumps(self.key)[1:-1], HIDDEN)
+
+
+def _message(error: openai.APIStatusError) -> str:
+    body = error.body
+    if isinstance(body, dict):
+        return str(body.get("message") or body)
+    return " ".join(str(body or error.message).split())
+
+
+def _code(error: openai.APIStatusError) -> str | None:
+    return error.body.get("code") if isinstance(error.body, dict) else None

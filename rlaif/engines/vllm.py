@@ -1,0 +1,285 @@
+"""vLLM in this process's charge: continuous batching, cached prefixes, new weights in place.
+
+vLLM runs in processes of its own, which end with this one (`rlaif.engines.orphans`). Answers come
+in the order in which they are finished, and their bits can depend on what else was running: a
+resumed run keeps what it has and samples the rest, which need not equal an uninterrupted run's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlaif.config import ModelSpec
+from rlaif.device import pick_dtype
+from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult
+from rlaif.engines.builtin import weights_hash
+from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
+from rlaif.engines.layout import Row
+from rlaif.engines.orphans import claim
+from rlaif.errors import EngineError
+from rlaif.records import Message, content_hash
+
+IN_FLIGHT = 1024
+"""Requests given to vLLM at once: more than it computes together, so that it never waits."""
+COMMIT = 32
+"""Finished answers that are yielded together."""
+CPU_CACHE_GIB = "2"
+
+
+def load(spec: ModelSpec, folder: Path, name: str) -> VllmEngine:
+    """Start vLLM with the model in `folder`. Raises EngineError when it cannot."""
+    on_gpu = torch.cuda.is_available()
+    _environment(on_gpu)
+    claim()
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise EngineError(
+            f"model {name!r}: engine vllm needs the package vllm ({error}). Run: pip install vllm"
+        ) from None
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"model {name!r} in {folder} cannot be loaded: {error}") from None
+    context = context_of(config, spec)
+    encoding = load_encoding(folder, spec.system_prompt, context, name)
+    if (folder / "generation_config.json").exists():
+        config = GenerationConfig.from_pretrained(folder)
+    ends = end_ids(config, encoding.tokenizer)
+    options = {**_options(spec, context, on_gpu), **spec.engine_args}
+    if not on_gpu and "tensor_parallel_size" not in spec.engine_args:
+        # No worker process beside the engine's: it starts sooner, and ends with it.
+        options.setdefault("distributed_executor_backend", "uni")
+    try:
+        llm = LLM(model=str(folder), **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EngineError(f"model {name!r}: vLLM does not start: {error}") from None
+    return VllmEngine(llm, encoding, spec, ends, weights_hash(folder), on_gpu)
+
+
+def _environment(on_gpu: bool) -> None:
+    """What vLLM reads from the environment, where the user has not set it."""
+    # A fork would copy torch's threads in an unknown state.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if not on_gpu:
+        cores = sorted(os.sched_getaffinity(0))
+        # By itself it would leave cores idle on a small machine.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
+
+
+def _options(spec: ModelSpec, context: int, on_gpu: bool) -> dict[str, Any]:
+    dtype = pick_dtype(spec.dtype, "cuda" if on_gpu else "cpu")
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "max_model_len": context,
+        "enable_prefix_caching": True,
+        "seed": 0,
+        # Compiling pays on a GPU alone: a CPU spends a minute on it at every start.
+        "enforce_eager": not on_gpu,
+        # Of the model itself, before temperature: what training compares with.
+        "logprobs_mode": "raw_logprobs",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "worker_extension_cls": "rlaif.engines.vllm_worker.InPlace",
+    }
+
+
+class VllmEngine:
+    """A model in vLLM. See `rlaif.engines.base.Engine`."""
+
+    capabilities = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"})
+    concurrent = False
+
+    def __init__(
+        self,
+        llm: Any,
+        encoding: Encoding,
+        spec: ModelSpec,
+        ends: frozenset[int],
+        digest: str,
+        on_gpu: bool,
+    ):
+        self.llm = llm
+        self.encoding = encoding
+        self.spec = spec
+        self.ends = ends
+        self.name = encoding.name
+        self.weights_hash = digest
+        self.on_gpu = on_gpu
+        self.asleep = False
+
+    def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
+        """The exact text and token ids the model sees."""
+        return self.encoding.render(messages, prefill)
+
+    def generate(
+        self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[GenerateResult]]:
+        """See `Engine.generate`. A prompt that does not fit the context fails alone."""
+        by_id = {r.request_id: r for r in requests if r.request_id not in done}
+        encoded = self.encoding.encode(list(by_id.values()))
+        refused = [
+            GenerateResult(i, "", [], "failed", n, why) for i, (why, n) in encoded.failed.items()
+        ]
+        if refused:
+            yield refused
+        asked = ((r, self._sampling(by_id[r.request_id].sampling)) for r in encoded.rows)
+        for outputs in self._run(asked):
+            yield [self._generated(o, encoded.texts[o.request_id]) for o in outputs]
+
+    def _sampling(self, sampling: Sampling) -> Any:
+        from vllm import SamplingParams
+
+        greedy = sampling.temperature == 0
+        return SamplingParams(
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k or -1,
+            seed=None if greedy else sampling.seed,
+            stop=list(sampling.stop) or None,
+            stop_token_ids=sorted(self.ends),
+            logprobs=0,
+        )
+
+    def _generated(self, output: Any, rendered: str) -> GenerateResult:
+        made = output.outputs[0]
+        ids = list(made.token_ids)
+        if made.finish_reason not in ("stop", "length"):
+            why = f"vLLM stopped it: {made.finish_reason}"
+            count = len(output.prompt_token_ids)
+            return GenerateResult(output.request_id, "", [], "failed", count, why)
+        logprobs = [at[token].logprob for token, at in zip(ids, made.logprobs, strict=True)]
+        return GenerateResult(
+            output.request_id,
+            made.text,
+            ids,
+            made.finish_reason,
+            len(output.prompt_token_ids),
+            logprobs=logprobs,
+            rendered_hash=content_hash(rendered),
+        )
+
+    def score(
+        self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[ScoreResult]]:
+        """See `Engine.score`. The head computes in the model's own dtype: in bfloat16 close labels
+        can tie, which the in-process engine's fp32 head tells apart."""
+        by_id = {r.request_id: r for r in requests if r.request_id not in done}
+        encoded = self.encoding.encode(list(by_id.values()))
+        refused = [ScoreResult(i, {}, None, [], n, why) for i, (why, n) in encoded.failed.items()]
+        # One token is generated after what is scored, and thrown away.
+        rows = {r.request_id: r for r in encoded.rows if len(r.ids) < self.encoding.context}
+        full = [r for r in encoded.rows if r.request_id not in rows]
+        why = f"fills the context of {self.encoding.context}, and vLLM wants one token more"
+        refused += [ScoreResult(r.request_id, {}, None, [], len(r.ids), why) for r in full]
+        if refused:
+            yield refused
+        asked = (self._scoring(row, by_id[name]) for name, row in rows.items())
+        for outputs in self._run(asked):
+            yield [self._scored(o, by_id[o.request_id]) for o in outputs]
+
+    def _scoring(self, row: Row, request: ScoreRequest) -> tuple[Row, Any]:
+        from vllm import SamplingParams
+
+        tail = self.encoding.continuation(request)
+        if tail and request.labels:
+            raise EngineError("ask for labels or for a continuation, not for both in one request")
+        tokens = sorted({t for ids in self._labels(request).values() for t in ids})
+        return row, SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0 if tail else None,
+            logprob_token_ids=tokens or None,
+            detokenize=False,
+        )
+
+    def _labels(self, request: ScoreRequest) -> dict[str, list[int]]:
+        return {
+            label: self.encoding.label_tokens(label, forms)
+            for label, forms in request.labels.items()
+        }
+
+    def _scored(self, output: Any, request: ScoreRequest) -> ScoreResult:
+        ids = list(output.prompt_token_ids)
+        start = len(ids) - len(self.encoding.continuation(request))
+        probs: dict[str, float] = {}
+        if request.labels:
+            at = output.outputs[0].logprobs[0]
+            for label, tokens in self._labels(request).items():
+                values = torch.tensor([at[token].logprob for token in tokens])
+                probs[label] = float(values.exp().sum())
+        found = output.prompt_logprobs or []
+        logprobs = [found[i][ids[i]].logprob for i in range(start, len(ids))]
+        mass = sum(probs.values()) if request.labels else None
+        return ScoreResult(request.request_id, probs, mass, logprobs, start)
+
+    def _run(self, asked: Iterable[tuple[Row, Any]]) -> Iterator[list[Any]]:
+        """Finished outputs as they come. Abandoning the iterator cancels what is running."""
+        from vllm.inputs import TokensPrompt
+
+        self._wake()
+        engine, asked = self.llm.llm_engine, iter(asked)
+        running: set[str] = set()
+        finished: list[Any] = []
+        try:
+            while True:
+                while len(running) < IN_FLIGHT and (following := next(asked, None)) is not None:
+                    row, sampling = following
+                    prompt = TokensPrompt(prompt_token_ids=row.ids)
+                    engine.add_request(row.request_id, prompt, sampling)
+                    running.add(row.request_id)
+                if not running:
+                    break
+                ended = [o for o in engine.step() if o.finished]
+                running -= {o.request_id for o in ended}
+                finished += ended
+                if len(finished) >= COMMIT:
+                    yield finished
+                    finished = []
+        finally:
+            if running:
+                engine.abort_request(list(running))
+        if finished:
+            yield finished
+
+    def load_weights(self, folder: Path, digest: str) -> None:
+        """Take the weights in `folder` (safetensors of the same architecture) in place."""
+        self._wake()
+        self.llm.collective_rpc("take_weights", args=(str(folder),))
+        # What was computed with the old weights must not be continued.
+        self.llm.reset_prefix_cache()
+        self.weights_hash = digest
+
+    def rest(self) -> bool:
+        """Give up the device's memory until the next call; False where only `close` does."""
+        if not self.on_gpu:
+            return True
+        if not self.spec.engine_args.get("enable_sleep_mode"):
+            return False
+        if not self.asleep:
+            self.llm.sleep(level=1)
+            self.asleep = True
+        return True
+
+    def _wake(self) -> None:
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
+
+    def close(self) -> None:
+        """End vLLM's process."""
+        if self.llm is not None:
+            self.llm.llm_engine.engine_core.shutdown()
+        self.llm = None

@@ -1,0 +1,103 @@
+"""A run's config, manifest and prompts: what was asked, on what, and which output is whose."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import resolved_yaml
+from rlaif.constitution import principle_hash
+from rlaif.errors import ConfigError
+from rlaif.plan import PlanInputs, Planned
+from rlaif.records import content_hash, to_json
+from rlaif.store import FORMAT, Store, read_json, write_atomic, write_jsonl
+
+
+def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) -> None:
+    """Write config.yaml, manifest.json and prompts.jsonl into the run folder."""
+    write_atomic(store.root / "config.yaml", resolved_yaml(inputs.experiment))
+    constitution = inputs.constitution
+    manifest = {
+        "format": FORMAT,
+        "name": inputs.experiment.name,
+        "experiment": inputs.path.name,
+        "versions": _versions(),
+        "python": sys.version.split()[0],
+        "hardware": {"machine": platform.machine(), "system": platform.system()},
+        "git": _git_state(inputs.path),
+        "seeds": inputs.experiment.all_seeds,
+        "arms": {n: a.model_dump(mode="json") for n, a in inputs.experiment.arms.items()},
+        "models": dict(inputs.keys),
+        "constitution": constitution.model_dump(mode="json") if constitution else None,
+        "constitution_hash": content_hash([principle_hash(p) for p in constitution.principles])
+        if constitution
+        else None,
+        "judges": {name: j.judge_hash for name, j in inputs.judges.items()},
+        "prompts": {
+            "train": len(inputs.prompts.train),
+            "heldout": len(inputs.prompts.heldout),
+            "hash": content_hash(sorted(p.prompt_id for p in inputs.prompts.train)),
+        },
+        "steps": [
+            {
+                "hash": p.hash,
+                "kind": p.kind,
+                "id": p.id,
+                "arms": list(p.arms),
+                "seed": p.seed,
+                "round": p.round,
+                "inputs": p.inputs,
+                "models": {role: [m.label, m.key] for role, m in p.models.items()},
+            }
+            for p in plan
+        ],
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    write_atomic(store.root / "manifest.json", text)
+    prompts = [*inputs.prompts.train, *inputs.prompts.heldout]
+    write_jsonl(store.root / "prompts.jsonl", [to_json(p) for p in prompts])
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("rlaif", "torch", "transformers", "peft", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _git_state(path: Path) -> dict[str, Any] | None:
+    """The commit of the checkout that holds the experiment file, when there is one."""
+    command = ["git", "-C", str(path.resolve().parent)]
+    try:
+        head = subprocess.run(
+            [*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+        status = subprocess.run(
+            [*command, "status", "--porcelain"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": head.stdout.strip(), "clean": not status.stdout.strip()}
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a run folder. Raises ConfigError when it is none."""
+    manifest: dict[str, Any] | None = read_json(root / "manifest.json")
+    if manifest is None:
+        raise ConfigError(f"{root} is not a run folder (no manifest.json in it)")
+    if manifest.get("format") != FORMAT:
+        raise ConfigError(f"{root} has run format {manifest.get('format')}; expected {FORMAT}")
+    return manifest

@@ -1,0 +1,194 @@
+"""Planning the steps that make samples, judgements and pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlaif.config import LoadStep, PairStep, SampleStep
+from rlaif.engines.base import Model
+from rlaif.plan.base import Planned, round_prompts, step_hash
+from rlaif.plan.walk import Walk
+from rlaif.yamlio import suggest
+
+
+def plan_sample(walk: Walk, index: int, step: SampleStep) -> None:
+    """Samples of this round's window of training prompts; earlier ones are no longer current."""
+    model = walk.model(index, step.by, "by")
+    ids = round_prompts(walk.inputs.prompts.train, step.prompts, walk.seed, walk.round)
+    planned = sampled(walk, step, model, ids, f"{walk.seed}/{walk.round}", step.id)
+    walk.completions = {step.id: planned}
+    walk.judgements, walk.preferences = {}, []
+    walk.by_id[step.id, walk.round] = planned
+
+
+def sampled(
+    walk: Walk, step: SampleStep, model: Model, ids: list[str], sampling_seed: str, name: str
+) -> Planned:
+    """`model`'s answers to the prompts `ids`."""
+    keys = step.model_dump(mode="json", exclude={"id", "by", "prompts"})
+    digest = step_hash("sample", keys, model.identity(), ids, sampling_seed)
+    return walk.add(
+        Planned(
+            digest,
+            "sample",
+            name,
+            walk.seed,
+            walk.round,
+            step,
+            models={"by": model},
+            prompts=tuple(ids),
+            options={"sampling_seed": sampling_seed},
+        )
+    )
+
+
+def plan_load(walk: Walk, index: int, step: LoadStep) -> None:
+    """Records of a file, which stand where a step's own would."""
+    if step.type == "pairs":
+        ids = round_prompts(walk.inputs.prompts.train, None, walk.seed, walk.round)
+        walk.pairs[step.id] = walk.by_id[step.id, walk.round] = loaded_pairs(walk, step, ids)
+        walk.completions = dict(walk.pairs)
+        walk.judgements = {}
+        return
+    labels = step.model_dump(mode="json", include={"format", "columns", "on_error"})
+    read = [labels] if step.format is not None or step.columns is not None else []
+    digest = step_hash("load", step.type, walk.inputs.loaded_hash(step), walk.round, *read)
+    planned = walk.add(Planned(digest, "load", step.id, walk.seed, walk.round, step))
+    walk.by_id[step.id, walk.round] = planned
+    if step.type == "completions":
+        walk.completions = {step.id: planned}
+        walk.judgements = {}
+    elif step.type == "judgements":
+        walk.judgements[step.id] = planned
+    else:
+        walk.preferences.append(planned)
+
+
+def loaded_pairs(walk: Walk, step: LoadStep, ids: list[str], name: str | None = None) -> Planned:
+    """The labelled pairs of the file whose prompts are among `ids`."""
+    read = step.model_dump(mode="json", include={"format", "columns"})
+    digest = step_hash("load", "pairs", walk.inputs.loaded_hash(step), read, ids)
+    return walk.add(
+        Planned(digest, "load", name or step.id, walk.seed, walk.round, step, prompts=tuple(ids))
+    )
+
+
+def plan_judge(walk: Walk, index: int, step: Any) -> None:
+    """One judge's verdicts on the latest completions, or on those that `uses` names."""
+    sources = walk.used(index, step.uses, walk.completions, ("sample", "load"))
+    if not sources:
+        raise walk.inputs.fail(index, f"judge {step.id!r} has no completions: sample first")
+    planned = judged(walk, step, sources, walk.asked(index, step), step.id)
+    walk.judgements[step.id] = planned
+    walk.by_id[step.id, walk.round] = planned
+
+
+def judged(
+    walk: Walk,
+    step: Any,
+    sources: list[Planned],
+    models: dict[str, Model],
+    name: str,
+    limit: int | None = None,
+) -> Planned:
+    """The verdicts of `step`'s judge on `sources`, on the first `limit` prompts or on all."""
+    judge = walk.inputs.judges[step.id]
+    # Loaded completions bring their own prompts: then no limit is known here, and all count.
+    known = all(s.prompts for s in sources)
+    prompts = tuple(dict.fromkeys(p for s in sources for p in s.prompts))[:limit] if known else ()
+    parts = [s.hash for s in sources]
+    identities = {role: model.identity() for role, model in sorted(models.items())}
+    # A judge of one model is known by that model alone.
+    identity = identities.get("by") if len(identities) < 2 else identities
+    facts = walk.facts(prompts if known else None)
+    return walk.add(
+        Planned(
+            step_hash("judge", judge.judge_hash, identity, parts, prompts, facts, walk.seed),
+            "judge",
+            name,
+            walk.seed,
+            walk.round,
+            step,
+            inputs={f"completions/{i}": s.hash for i, s in enumerate(sources)},
+            models=models,
+            prompts=prompts,
+        )
+    )
+
+
+def plan_pair(walk: Walk, index: int, step: PairStep) -> None:
+    """Preferences from this round's judgements, which replace those before them."""
+    if any("@" in name for name in step.uses or ()):
+        message = "uses: a pair step takes this round's judgements; name them without `@`"
+        raise walk.inputs.fail(index, message, "uses")
+    if step.strategy == "reference":
+        _paired_with_references(walk, index, step)
+        return
+    used = walk.used(index, step.uses, walk.judgements, ("judge", "load"))
+    if not used:
+        raise walk.inputs.fail(index, "pair has no judgements: add a judge step before it")
+    _check_pair(walk, index, step, {p.id for p in used})
+    inputs = {f"judgements/{p.id}": p.hash for p in used}
+    inputs |= {f"completions/{k}": p.hash for k, p in walk.completions.items()}
+    if step.standardise == "initial":
+        first = {p.id: walk.by_id.get((p.id, 1)) for p in used}
+        inputs |= {f"initial/{i}": p.hash for i, p in first.items() if p is not None}
+    weights = walk.principle_weights()
+    keys = step.model_dump(mode="json", exclude={"id", "uses"})
+    digest = step_hash("pair", keys, inputs, weights, walk.seed, walk.round)
+    _pairs(walk, step, digest, inputs, used, {"principle_weights": weights})
+
+
+def _check_pair(walk: Walk, index: int, step: PairStep, ids: set[str]) -> None:
+    """Refuse weights and a consistency judge that are not among the judges `ids`."""
+    unknown = sorted(set(step.weights or {}) - ids)
+    if unknown:
+        hint = suggest(unknown[0], sorted(ids))
+        raise walk.inputs.fail(
+            index, f"weights: {unknown[0]!r} is no judge before this step{hint}", "weights"
+        )
+    if step.weights is not None and not any(step.weights.values()):
+        raise walk.inputs.fail(index, "weights: every weight is 0; nothing counts", "weights")
+    if step.consistency is not None and step.consistency not in ids:
+        hint = suggest(step.consistency, sorted(ids))
+        message = f"consistency: {step.consistency!r} is no judge before this step{hint}"
+        raise walk.inputs.fail(index, message, "consistency")
+    if step.consistency in (step.weights or {}) or ids == {step.consistency}:
+        message = (
+            f"consistency: {step.consistency!r} is compared with the judges that choose the "
+            "pairs; give it no weight, and have at least one other judge"
+        )
+        raise walk.inputs.fail(index, message, "consistency")
+
+
+def _paired_with_references(walk: Walk, index: int, step: PairStep) -> None:
+    if not walk.completions:
+        raise walk.inputs.fail(index, "pair has no completions: sample first")
+    if not any(p.reference for p in walk.inputs.prompts.train):
+        raise walk.inputs.fail(
+            index,
+            "strategy: no training prompt has a `reference` answer; give the prompts file that "
+            "column, or name it with `prompts.columns.reference`",
+            "strategy",
+        )
+    used = list(walk.completions.values())
+    inputs = {f"completions/{k}": p.hash for k, p in walk.completions.items()}
+    keys = step.model_dump(mode="json", exclude={"id", "uses"})
+    ids = tuple(p for u in used for p in u.prompts)
+    digest = step_hash("pair", keys, inputs, walk.facts(ids or None), walk.round)
+    _pairs(walk, step, digest, inputs, used, {})
+
+
+def _pairs(
+    walk: Walk,
+    step: PairStep,
+    digest: str,
+    inputs: dict[str, str],
+    used: list[Planned],
+    options: dict[str, Any],
+) -> None:
+    prompts = tuple(dict.fromkeys(p for u in used for p in u.prompts))
+    place = (walk.seed, walk.round)
+    planned = walk.add(Planned(digest, "pair", step.id, *place, step, inputs, {}, prompts, options))
+    walk.preferences = [planned]
+    walk.by_id[step.id, walk.round] = planned

@@ -1,0 +1,129 @@
+"""Planning the steps that make models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlaif.config import TRAINABLE, DistillStep, OnPolicyTrain, ReferenceTrain, TrainStep
+from rlaif.engines.base import Model
+from rlaif.plan.base import Planned, round_prompts, step_hash
+from rlaif.plan.walk import Walk
+from rlaif.yamlio import suggest
+
+PREFERENCES = ("pair", "label", "load")
+"""Kinds of steps that give preferences."""
+
+
+def plan_train(walk: Walk, index: int, step: TrainStep) -> None:
+    """The next policy, from preferences."""
+    used = _preferences(walk, index, step)
+    walk.policy = _trained(walk, index, "train", step, used, f"M{walk.round}")
+
+
+def plan_distill(walk: Walk, index: int, step: DistillStep) -> None:
+    """A reward model from preferences, known to judges by the step's id."""
+    used = _preferences(walk, index, step)
+    made = _trained(walk, index, "distill", step, used, f"{step.id}{walk.round}")
+    walk.reward_models[step.id] = made
+
+
+def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
+    """The rewards' judges and the prompts stand where other methods have preferences."""
+    judges = walk.experiment.all_judges()
+    asked: dict[str, Model] = {}
+    for name in step.rewards:
+        if name not in judges:
+            hint = suggest(name, sorted(judges))
+            raise walk.inputs.fail(index, f"rewards: {name!r} is no judge{hint}", "rewards")
+        for role, model in walk.asked(index, judges[name], "rewards").items():
+            asked[f"judge/{name}" if role == "by" else f"judge/{name}/{role}"] = model
+    latest = {p.id: p for p in walk.preferences}
+    mixes = getattr(step, "ptx_weight", 0.0) > 0
+    used = walk.used(index, step.uses, latest, PREFERENCES) if mixes else []
+    if mixes and not used:
+        raise walk.inputs.fail(index, "ptx_weight needs preferences before it", "ptx_weight")
+    ids = tuple(round_prompts(walk.inputs.prompts.train, None, walk.seed, walk.round))
+    needed = step.batch_size * step.sync_every
+    if needed > len(ids):
+        raise walk.inputs.fail(
+            index,
+            f"a rollout needs {needed} prompts (batch_size x sync_every), and {len(ids)} are "
+            "for training",
+            "batch_size",
+        )
+    if step.n < 2 and any(walk.inputs.judges[name].comparative for name in step.rewards):
+        raise walk.inputs.fail(index, "a judge that compares answers needs n of 2 or more", "n")
+    parts = [
+        {name: walk.inputs.judges[name].judge_hash for name in step.rewards},
+        {name: model.identity() for name, model in asked.items()},
+        walk.principle_weights(),
+        ids,
+        walk.facts(ids),
+        walk.round,
+    ]
+    walk.policy = _trained(walk, index, "train", step, used, f"M{walk.round}", parts, asked, ids)
+
+
+def _preferences(walk: Walk, index: int, step: TrainStep) -> list[Planned]:
+    latest = {p.id: p for p in walk.preferences}
+    used = walk.used(index, step.uses, latest, PREFERENCES)
+    if not used:
+        kind = walk.experiment.steps[index].kind
+        raise walk.inputs.fail(index, f"{kind} has no preferences: add a pair, label or load step")
+    return used
+
+
+def _trained(
+    walk: Walk,
+    index: int,
+    kind: str,
+    step: TrainStep,
+    used: list[Planned],
+    label: str,
+    parts: Sequence[Any] = (),
+    judges: Mapping[str, Model] | None = None,
+    prompts: tuple[str, ...] = (),
+) -> Model:
+    """Plan one training and return the model that it will make."""
+    models = {"start": walk.model(index, step.from_, "from")}
+    if isinstance(step, ReferenceTrain):
+        models["reference"] = walk.model(index, step.reference, "reference")
+    for model in models.values():
+        if model.spec.engine not in TRAINABLE:
+            raise walk.inputs.fail(
+                index, f"{model.label}: engine {model.spec.engine!r} cannot be trained"
+            )
+    keys = step.model_dump(mode="json", exclude={"id", "uses", "checkpoint_every", "trackers"})
+    digest = step_hash(
+        kind,
+        keys,
+        [p.hash for p in used],
+        {role: model.identity() for role, model in models.items()},
+        walk.seed,
+        *parts,
+    )
+    made = Model(f"train:{digest}", label, models["start"].spec, digest)
+    planned = walk.add(
+        Planned(
+            digest,
+            kind,
+            step.id,
+            walk.seed,
+            walk.round,
+            step,
+            inputs={f"preferences/{i}": p.hash for i, p in enumerate(used)},
+            models={**models, **(judges or {}), "made": made},
+            prompts=prompts,
+            options={
+                "completions": [h for p in used for h in _completion_inputs(p)],
+                "principle_weights": walk.principle_weights(),
+            },
+        )
+    )
+    walk.by_id[step.id, walk.round] = planned
+    return made
+
+
+def _completion_inputs(planned: Planned) -> list[str]:
+    return [h for name, h in planned.inputs.items() if name.startswith("completions/")]

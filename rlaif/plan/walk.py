@@ -1,0 +1,124 @@
+"""The state of a plan that is being made: what is latest at each point, and what names mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlaif.config import RESERVED_MODELS, ArmSpec, ModelSpec
+from rlaif.engines.base import Model
+from rlaif.judges.base import roles_of
+from rlaif.plan.base import PlanInputs, Planned
+from rlaif.yamlio import suggest
+
+
+class Walk:
+    """One walk over the steps: of one seed and one arm, of which `label` says who labels."""
+
+    def __init__(self, inputs: PlanInputs, seed: int, label: ArmSpec | None = None):
+        self.inputs = inputs
+        self.experiment = inputs.experiment
+        self.seed = seed
+        self.label = label
+        self.initial = self.named("policy", "M0")
+        self.policy = self.previous = self.earlier = self.initial
+        self.round = 0
+        self.done: list[Planned] = []
+        self.by_id: dict[tuple[str, int], Planned] = {}
+        self.completions: dict[str, Planned] = {}
+        self.judgements: dict[str, Planned] = {}
+        self.pairs: dict[str, Planned] = {}
+        self.preferences: list[Planned] = []
+        self.evaluations: dict[tuple[str, str], dict[str, str]] = {}
+        self.reward_models: dict[str, Model] = {}
+
+    def next_round(self) -> None:
+        """A new round: nothing is sampled, judged or paired in it yet."""
+        self.round += 1
+        self.earlier, self.previous = self.previous, self.policy
+        self.completions, self.judgements, self.preferences = {}, {}, []
+        self.pairs = {}
+
+    def add(self, planned: Planned) -> Planned:
+        """The next step of this plan."""
+        self.done.append(planned)
+        return planned
+
+    def named(self, name: str, label: str | None = None) -> Model:
+        """The model that the experiment calls `name`."""
+        spec = self.experiment.models[name]
+        return Model(self.inputs.keys[name], label or name, spec)
+
+    def model(self, index: int, name: str, key: str) -> Model:
+        """The model that `name` means at this point of the plan."""
+        reserved = {"policy": self.policy, "current": self.policy, "initial": self.initial}
+        reserved |= {"previous": self.previous, "earlier": self.earlier}
+        if name in reserved:
+            return reserved[name]
+        if name in self.reward_models:
+            return self.reward_models[name]
+        if name in self.experiment.models:
+            return self.named(name)
+        if name in self.inputs.keys:
+            spec = replace_path(self.experiment.models["policy"], name)
+            return Model(self.inputs.keys[name], name, spec)
+        known = sorted(RESERVED_MODELS | set(self.experiment.models))
+        raise self.inputs.fail(
+            index, f"{key}: {name!r} is no model{suggest(name, known)} or a model's folder", key
+        )
+
+    def asked(self, index: int, step: Any, key: str = "by") -> dict[str, Model]:
+        """The models that a judge asks, by role, at this point of the plan."""
+        names = self.names(step)
+        return {role: self.model(index, name, key) for role, name in names.items()}
+
+    def names(self, step: Any) -> dict[str, str]:
+        """The names of the models that a judge asks, by role."""
+        names: dict[str, str] = step.asks()
+        return {role: names[role] for role in roles_of(self.inputs.judges[step.id])}
+
+    def used(
+        self,
+        index: int,
+        uses: list[str] | None,
+        latest: Mapping[str, Planned],
+        kinds: tuple[str, ...],
+    ) -> list[Planned]:
+        """The latest outputs, or those that `uses` names: ID, ID@ROUND or ID@* (all so far)."""
+        if uses is None:
+            return list(latest.values())
+        found: list[Planned] = []
+        for text in uses:
+            name, _, when = text.partition("@")
+            rounds = [self.round] if not when else range(1, self.round + 1)
+            if when and when != "*":
+                rounds = [int(when)] if when.isdigit() else []
+            steps = [self.by_id[name, r] for r in rounds if (name, r) in self.by_id]
+            steps = [s for s in steps if s.kind in kinds]
+            if not steps:
+                known = sorted({i for (i, _), s in self.by_id.items() if s.kind in kinds})
+                raise self.inputs.fail(
+                    index,
+                    f"uses: {text!r} names no earlier {', '.join(kinds[:-1])} or {kinds[-1]} step"
+                    f"{suggest(name, known)}",
+                    "uses",
+                )
+            found += steps
+        return list({s.hash: s for s in found}.values())
+
+    def facts(self, ids: tuple[str, ...] | None) -> list[Any]:
+        """What of the prompts a judge or a check may read and their ids do not cover."""
+        every = [*self.inputs.prompts.train, *self.inputs.prompts.heldout]
+        wanted = {p.prompt_id for p in every} if ids is None else set(ids)
+        rows = [[p.prompt_id, p.tags, p.reference] for p in every if p.prompt_id in wanted]
+        return sorted((row for row in rows if row[1] or row[2] is not None), key=lambda row: row[0])
+
+    def principle_weights(self) -> dict[str, float]:
+        """The constitution's weights by principle; none without a constitution."""
+        constitution = self.inputs.constitution
+        return {p.id: p.weight for p in constitution.principles} if constitution else {}
+
+
+def replace_path(spec: ModelSpec, path: str) -> ModelSpec:
+    """The policy's settings for another folder of weights."""
+    return spec.model_copy(update={"path": path, "role": None})

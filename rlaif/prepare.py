@@ -1,0 +1,152 @@
+"""From an experiment's file to all that its plan depends on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment
+from rlaif.constitution import Constitution, load_constitution
+from rlaif.data.readers import read_labelled
+from rlaif.data.sources import PromptSet, load_prompts, split_prompts
+from rlaif.engines.build import REMOTE, known_capabilities, server_key
+from rlaif.engines.builtin import locate, resolve, weights_hash
+from rlaif.errors import ConfigError
+from rlaif.judges.base import roles_of
+from rlaif.judges.build import build_judge
+from rlaif.plan import PlanInputs
+from rlaif.records import content_hash
+from rlaif.resources import find
+
+
+def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> PlanInputs:
+    """Everything a plan needs. With `fetch` false nothing is downloaded or converted: a model that
+    is not on disk yet gets a placeholder identity. Raises ConfigError, EngineError."""
+    experiment, lines = load_experiment(path, overrides)
+    experiment = _with_scripts(experiment, path)
+    constitution = _constitution(experiment, path)
+    judges = {
+        name: build_judge(spec, constitution, path)
+        for name, spec in experiment.all_judges().items()
+    }
+    keys = model_keys(experiment, fetch)
+    _check_roles(experiment, keys)
+    inputs = PlanInputs(
+        experiment,
+        path,
+        lines,
+        constitution,
+        _prompts(experiment, path),
+        judges,
+        keys,
+        _file_hashes(experiment, path),
+    )
+    _check_capabilities(inputs)
+    return inputs
+
+
+def _with_scripts(experiment: Experiment, path: Path) -> Experiment:
+    """The experiment with the fake engines' scripts found where its own file is."""
+    models = {
+        name: spec.model_copy(update={"script": str(find(spec.script, path))})
+        if spec.script
+        else spec
+        for name, spec in experiment.models.items()
+    }
+    return experiment.model_copy(update={"models": models})
+
+
+def _constitution(experiment: Experiment, path: Path) -> Constitution | None:
+    if experiment.constitution is None:
+        return None
+    return load_constitution(find(experiment.constitution, path))
+
+
+def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
+    """Model name (or folder in a train step) to the identity of its weights."""
+    keys = {name: model_key(spec, fetch) for name, spec in experiment.models.items()}
+    policy = experiment.models["policy"]
+    for entry in experiment.steps:
+        step = entry.train or entry.distill
+        if step is None:
+            continue
+        for name in (step.from_, getattr(step, "reference", "current")):
+            known = name in RESERVED_MODELS or name in keys
+            if not known and ("/" in name or Path(name).exists()):
+                keys[name] = model_key(policy.model_copy(update={"path": name}), fetch)
+    return keys
+
+
+def model_key(spec: ModelSpec, fetch: bool) -> str:
+    """The identity of a model's weights, script or plug-in; `fetch` may bring weights here."""
+    if spec.engine == "fake":
+        script = Path(spec.script).read_text(encoding="utf-8") if spec.script else ""
+        return "fake:" + content_hash(script)
+    if spec.engine in REMOTE:
+        if fetch:
+            # Here and not when the judge's turn comes, hours later.
+            server_key(spec)
+        return f"server:{spec.base_url}:{spec.path}"
+    if ":" in spec.engine and locate(spec.path) is None:
+        # A plug-in's path need not be a folder of weights.
+        return f"plugin:{spec.engine}:{spec.path}"
+    folder = resolve(spec.path) if fetch else locate(spec.path)
+    return f"weights:{weights_hash(folder)}" if folder else f"not here yet:{spec.path}"
+
+
+def _check_roles(experiment: Experiment, keys: Mapping[str, str]) -> None:
+    """Labeller, proxy and gold judge must be different weights (METHODS 0: never silently one)."""
+    if experiment.allow_same_weights:
+        return
+    seen: dict[str, str] = {}
+    for name, spec in experiment.models.items():
+        if spec.role in ("labeller", "proxy", "gold"):
+            other = seen.setdefault(keys[name], name)
+            if other != name:
+                raise ConfigError(
+                    f"models {other!r} and {name!r} have different roles and the same weights. "
+                    "Name different models, or set `allow_same_weights: true`."
+                )
+
+
+def _prompts(experiment: Experiment, path: Path) -> PromptSet:
+    """The prompts that the experiment names, or those of the pairs that it loads."""
+    if not experiment.prompts.from_pairs:
+        return load_prompts(experiment.prompts, path)
+    names = [find(experiment.loaded_path(step) or "", path) for step in experiment.pair_loads]
+    readings = [
+        read_labelled(name, step.format, step.columns, step.on_error)
+        for name, step in zip(names, experiment.pair_loads, strict=True)
+    ]
+    prompts = [pair.prompt for reading in readings for pair in reading]
+    return split_prompts(experiment.prompts, prompts, ", ".join(map(str, names)))
+
+
+def _file_hashes(experiment: Experiment, path: Path) -> dict[str, str]:
+    loads = [e.load for e in experiment.steps if e.load is not None]
+    names = {experiment.loaded_path(load) or "" for load in loads}
+    return {name: _file_hash(find(name, path)) for name in sorted(names)}
+
+
+def _file_hash(path: Path) -> str:
+    """The hash of a file's bytes, or of all names and files in a folder."""
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    inside = sorted(p for p in path.rglob("*") if p.is_file())
+    return content_hash([[str(p.relative_to(path)), _file_hash(p)] for p in inside])
+
+
+def _check_capabilities(inputs: PlanInputs) -> None:
+    for index, entry in enumerate(inputs.experiment.steps):
+        if entry.judge is None:
+            continue
+        names = entry.judge.asks()
+        for role, needs in roles_of(inputs.judges[entry.judge.id]).items():
+            name = "policy" if names[role] in RESERVED_MODELS else names[role]
+            spec = inputs.experiment.models.get(name)
+            known = known_capabilities(spec) if spec is not None else None
+            # What a hub id holds is known once it is fetched; the judge step looks again.
+            if spec is not None and known is not None and needs - known:
+                what = f"judge needs {sorted(needs - known)}, which engine {spec.engine!r} lacks"
+                raise inputs.fail(index, what)

@@ -1,0 +1,90 @@
+"""rounds.jsonl: what every round did, derived from the finished evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+from rlaif.compare.diagnostics import AlarmLimits, RoundMetrics, find_alarms
+from rlaif.compare.words import self_judge_words
+from rlaif.config import RESERVED_MODELS, resolved_yaml
+from rlaif.judges.base import roles_of
+from rlaif.plan import PlanInputs, Planned
+from rlaif.records import RoundRecord, content_hash, from_json, to_json
+from rlaif.store import Store, write_jsonl
+
+
+def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> list[RoundRecord]:
+    """Derive rounds.jsonl from the finished evaluations: metrics, differences, alarms, words."""
+    records: list[RoundRecord] = []
+    limits = AlarmLimits(**inputs.experiment.alarms.model_dump(exclude={"on_alarm"}))
+    chains = product(inputs.experiment.all_seeds, inputs.experiment.arm_names)
+    for seed, arm in chains:
+        history: list[RoundMetrics] = []
+        for planned in _evaluations(plan, seed, arm):
+            folder = store.step(planned.hash)
+            if folder.done() is None:
+                break
+            row = folder.read("evaluation")[0]
+            history.append({"metrics": row["metrics"], "deltas": row["deltas"]})
+            records.append(_round_record(inputs, plan, planned, arm, store, history, limits))
+    write_jsonl(store.root / "rounds.jsonl", [to_json(r) for r in records])
+    return records
+
+
+def _evaluations(plan: Sequence[Planned], seed: int, arm: str) -> list[Planned]:
+    """The last evaluation of each round of one seed and arm, by round."""
+    mine = (p for p in plan if p.kind == "evaluate" and p.seed == seed and arm in p.arms)
+    last = {p.round: p for p in mine}
+    return [last[number] for number in sorted(last)]
+
+
+def _round_record(
+    inputs: PlanInputs,
+    plan: Sequence[Planned],
+    planned: Planned,
+    arm: str,
+    store: Store,
+    history: list[RoundMetrics],
+    limits: AlarmLimits,
+) -> RoundRecord:
+    counts: dict[str, int] = {}
+    for step in plan:
+        if (step.seed, step.round) != (planned.seed, planned.round) or arm not in step.arms:
+            continue
+        if step.kind not in ("evaluate", "compare"):
+            marker = store.step(step.hash).done()
+            for name, count in (marker or {}).get("counts", {}).items():
+                counts[f"{step.id}.{name}"] = count
+    moving = [
+        name
+        for name, spec in inputs.experiment.all_judges().items()
+        if RESERVED_MODELS & {spec.asks()[role] for role in roles_of(inputs.judges[name])}
+    ]
+    words = [w for name in moving for w in self_judge_words(name, history)]
+    return RoundRecord(
+        arm=arm,
+        seed=planned.seed,
+        round=planned.round,
+        policy_in="M0" if planned.round < 2 else f"M{planned.round - 1}",
+        policy_out=planned.models["policy"].label,
+        config_hash=content_hash(resolved_yaml(inputs.experiment)),
+        counts=counts,
+        metrics={
+            **history[-1],
+            "alarms": [a.to_json() for a in find_alarms(history, limits)],
+            "words": words,
+        },
+    )
+
+
+def read_rounds(root: Path) -> list[RoundRecord]:
+    """The round records of a run folder, as they stand."""
+    path = root / "rounds.jsonl"
+    if not path.exists():
+        return []
+    # Not splitlines: a text may hold a separator that it would cut at.
+    lines = path.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
+    return [from_json(RoundRecord, json.loads(line)) for line in lines if line]

@@ -1,0 +1,126 @@
+"""What leaves training: a finished checkpoint, or the weights of the moment for a sampler."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rlaif.config import LoraOptions
+from rlaif.errors import EngineError
+from rlaif.train.loading import MASTERS, load_module
+from rlaif.train.model import TrainModel, add_lora, causal, free, is_reward
+
+
+@torch.no_grad()
+def export(model: TrainModel, start: Path, out: Path, lora: LoraOptions | None) -> None:
+    """Write `out`: a bf16 checkpoint with its tokenizer, and fp32 masters, complete or not at all.
+
+    Adapters are merged in fp32 into the weights of `start`. The model cannot be used afterwards. A
+    sharded one must have been gathered.
+    """
+    temporary = out.with_name(out.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "masters").mkdir(parents=True)
+    masters = model.masters
+    module = model.module
+    reward = is_reward(causal(module))
+    if lora is not None or model.sharded:
+        model.module = model.root = module = None
+        free()
+        module = load_module(start, torch.device("cpu"), reward)
+        if lora is not None:
+            module = add_lora(module, lora)
+        for name, param in module.named_parameters():
+            if name in masters:
+                param.copy_(masters[name])
+        if lora is not None:
+            module = module.merge_and_unload()
+        masters = dict(module.named_parameters())
+    own = dict(module.named_parameters())
+    # A value head or a critic is trained beside the model, and is no part of it.
+    cpu = {name: m.detach().cpu().contiguous() for name, m in masters.items() if name in own}
+    save_file(cpu, temporary / MASTERS)
+    for name, param in module.named_parameters():
+        param.grad = None
+        param.data = cpu[name].to(torch.bfloat16)
+    module.config.dtype = torch.bfloat16
+    _copy_text_files(start, temporary)
+    if reward:
+        _pad_apart_from_end(module, temporary)
+    module.save_pretrained(temporary)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+
+
+def _pad_apart_from_end(module: Any, folder: Path) -> None:
+    """Sequence classifiers read the last token that is not padding: with the end of turn as
+    padding token, they would read the one before it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ends = {tokenizer.eos_token_id, getattr(module.config, "eos_token_id", None)}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        special = sorted(set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder))
+        # The last one is the least likely to stand in any text.
+        free = [i for i in special if i not in ends and i != tokenizer.bos_token_id]
+        if not free:
+            raise EngineError(
+                f"{folder}: its tokenizer has no special token to pad with besides its end token"
+            )
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[-1])
+        tokenizer.save_pretrained(folder)
+    module.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _copy_text_files(start: Path, target: Path) -> None:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(start).save_pretrained(target)
+    # The starting model's file as it is: saving it anew would add defaults it never had.
+    generation = start / "generation_config.json"
+    if generation.exists():
+        shutil.copyfile(generation, target / generation.name)
+
+
+@torch.no_grad()
+def write_weights(model: TrainModel, folder: Path) -> None:
+    """Write `model.safetensors` in `folder`: the policy of this moment as a plain checkpoint has
+    it, in the compute dtype, adapters merged. The model stays as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "weights.partial"
+    save_file(dict(_plain_weights(model.module)), temporary, metadata={"format": "pt"})
+    temporary.replace(folder / "model.safetensors")
+
+
+def _plain_weights(module: Any) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights without adapters' names, each matrix with its adapter in it."""
+    base = causal(module)
+    merged = {}
+    for name, part in base.named_modules():
+        if hasattr(part, "base_layer") and hasattr(part, "merge"):
+            merged[f"{name}.weight"] = _merged(part)
+    for name, param in base.named_parameters():
+        if "lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        weight = merged[plain] if plain in merged else param.detach()
+        yield plain, weight.cpu().contiguous()
+
+
+def _merged(layer: Any) -> Tensor:
+    """The layer's weight with its adapter. Taking the adapter off again by subtraction would leave
+    rounding errors, so the weight is put back."""
+    weight = layer.base_layer.weight
+    kept = weight.detach().clone()
+    layer.merge()
+    merged: Tensor = weight.detach().clone()
+    layer.merged_adapters.clear()
+    weight.data.copy_(kept)
+    return merged

@@ -1,0 +1,78 @@
+"""A checkpoint as a module in fp32, ready to be prepared for training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rlaif.errors import EngineError
+
+MASTERS = "masters/model.safetensors"
+
+
+def load_module(folder: Path, device: torch.device, reward: bool = False) -> Any:
+    """The model in `folder` in fp32, from its masters where it has them: a causal language model,
+    or with `reward` the body of one with a head of one number.
+
+    A new reward head starts at zero, so that every answer's first reward is 0.
+    """
+    from transformers import AutoConfig
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+        options = {
+            "dtype": torch.float32,
+            "attn_implementation": "eager" if capped else "sdpa",
+        }
+        module, fresh = _loaded(folder, reward, options)
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"{folder}: this model cannot be loaded for training: {error}") from None
+    masters = folder / MASTERS
+    if masters.exists():
+        _copy_weights(module, load_file(masters), masters, reward)
+    if fresh:
+        nn.init.zeros_(module.score.weight)
+    return module.to(device)
+
+
+def _loaded(folder: Path, reward: bool, options: dict[str, Any]) -> tuple[Any, bool]:
+    """The module, and whether its reward head is new."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils import logging as transformers_logging
+
+    if not reward:
+        return AutoModelForCausalLM.from_pretrained(folder, **options), False
+    level = transformers_logging.get_verbosity()
+    # It would warn that the head is new, which is what is wanted.
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        module, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, output_loading_info=True, **options
+        )
+    finally:
+        transformers_logging.set_verbosity(level)
+    if not isinstance(getattr(module, "score", None), nn.Linear):
+        raise EngineError(f"{folder}: {type(module).__name__} has no `score` head to train")
+    return module, any(name.startswith("score") for name in report["missing_keys"])
+
+
+@torch.no_grad()
+def _copy_weights(
+    module: nn.Module, weights: dict[str, Tensor], source: Path, reward: bool
+) -> None:
+    params = dict(module.named_parameters())
+    if reward:
+        # A language model's masters have no reward head, and its own head is not wanted.
+        params = {n: p for n, p in params.items() if n in weights or not n.startswith("score.")}
+        weights = {n: w for n, w in weights.items() if n in params or not n.startswith("lm_head.")}
+    if params.keys() != weights.keys() or any(params[n].shape != weights[n].shape for n in params):
+        raise EngineError(f"{source}: these masters belong to another architecture; remove them")
+    for name, param in params.items():
+        param.copy_(weights[name])

@@ -1,0 +1,42 @@
+"""An engine that takes weights in place, for tests where vLLM is not installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from rlaif.config import ModelSpec
+from rlaif.engines import hf
+from rlaif.engines.hf import HfEngine
+
+events: list[str] = []
+"""What happened to the engines, in order."""
+
+
+def load(spec: ModelSpec, folder: Path, name: str) -> Reloadable:
+    """Stands in for `rlaif.engines.vllm.load`."""
+    events.append("start")
+    engine = hf.load(spec, folder, name)
+    return Reloadable(engine.model, engine.encoding, spec, engine.weights_hash)
+
+
+class Reloadable(HfEngine):
+    """The in-process engine, with weights from a file."""
+
+    def load_weights(self, folder: Path, digest: str) -> None:
+        lacking, unknown = self.model.load_state_dict(
+            load_file(folder / "model.safetensors"), strict=False
+        )
+        assert not unknown and set(lacking) <= {"lm_head.weight"}
+        self._head = None
+        self.weights_hash = digest
+        events.append(f"weights {digest}")
+
+    def rest(self) -> bool:
+        events.append("rest")
+        return True
+
+    def close(self) -> None:
+        events.append("close")
+        super().close()

@@ -1,0 +1,50 @@
+"""The weights of the moment, as a sampler in another process gets them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from rlaif.config import LoraOptions
+from rlaif.train.export import export, write_weights
+from rlaif.train.loading import MASTERS, load_module
+from rlaif.train.model import prepare
+
+CPU = torch.device("cpu")
+LORAS = [None, LoraOptions(r=4), LoraOptions(r=4, dora=True)]
+
+
+@pytest.mark.parametrize("lora", LORAS, ids=["full", "lora", "dora"])
+def test_weights_of_the_moment_are_those_of_the_export(tmp_path, make_model, lora):
+    start = make_model(0)
+    model = prepare(load_module(start, CPU), CPU, torch.float32, lora)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for master in model.masters.values():
+            master.add_(0.1 * torch.randn(master.shape, generator=generator))
+    before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
+    write_weights(model, tmp_path / "now")
+    for name, param in model.module.named_parameters():
+        assert torch.equal(param, before[name]), name
+    export(model, start, tmp_path / "out", lora)
+    now, masters = (
+        load_file(tmp_path / "now/model.safetensors"),
+        load_file(tmp_path / "out" / MASTERS),
+    )
+    assert now.keys() == masters.keys()
+    untrained = dict(load_module(start, CPU).named_parameters())
+    changed = [name for name in masters if not torch.equal(masters[name], untrained[name])]
+    assert len(changed) >= 4
+    for name, weight in masters.items():
+        assert_close(now[name], weight, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_bf16_weights_of_the_moment_are_in_bf16(tmp_path, make_model):
+    model = prepare(load_module(make_model(0), CPU), CPU, torch.bfloat16)
+    write_weights(model, tmp_path)
+    params = dict(model.module.named_parameters())
+    for name, weight in load_file(tmp_path / "model.safetensors").items():
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weight, params[name])

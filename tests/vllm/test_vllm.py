@@ -1,0 +1,178 @@
+"""Real vLLM with the embedded model: `make test-vllm`, in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="VLLM IS NOT INSTALLED HERE: make test-vllm")
+
+from rlaif.config import LoraOptions, ModelSpec
+from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
+from rlaif.engines.build import load_engine
+from rlaif.experiment import run_experiment
+from rlaif.train.export import write_weights
+from rlaif.train.loading import load_module
+from rlaif.train.model import prepare
+
+CPU = torch.device("cpu")
+CONTEXT = 512
+LABELS = {"yes": ("Yes", " Yes"), "no": ("No", " No")}
+
+
+def spec_of(folder, engine="vllm"):
+    return ModelSpec(path=str(folder), engine=engine, dtype="float32", max_context=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def engines(model_folder):
+    pair = {e: load_engine(spec_of(model_folder, e), model_folder, e) for e in ("vllm", "hf")}
+    yield pair
+    for engine in pair.values():
+        engine.close()
+
+
+def questions(count, **sampling):
+    values = {"max_new_tokens": 16} | sampling
+    return [
+        GenerateRequest(
+            f"r{i}",
+            [{"role": "user", "content": f"Say something about the number {i}."}],
+            Sampling(**values, seed=i),
+        )
+        for i in range(count)
+    ]
+
+
+def results(batches):
+    return {r.request_id: r for batch in batches for r in batch}
+
+
+def test_log_probs_are_those_of_the_in_process_engine(engines):
+    asked = questions(12, temperature=1.3)
+    made = results(engines["vllm"].generate(asked))
+    again = [
+        ScoreRequest(r.request_id, r.messages, continuation_ids=made[r.request_id].token_ids)
+        for r in asked
+    ]
+    scored = {name: results(engine.score(again)) for name, engine in engines.items()}
+    for name, result in made.items():
+        expected = scored["hf"][name].token_logprobs
+        assert result.logprobs == pytest.approx(expected, abs=2e-3)
+        assert scored["vllm"][name].token_logprobs == pytest.approx(expected, abs=2e-3)
+    labels = [ScoreRequest(r.request_id, r.messages, labels=LABELS) for r in asked[:4]]
+    ours, theirs = (results(engines[name].score(labels)) for name in ("vllm", "hf"))
+    for name in ours:
+        assert ours[name].label_probs == pytest.approx(theirs[name].label_probs, rel=1e-2)
+
+
+@pytest.mark.parametrize("lora", [None, LoraOptions(r=4)], ids=["full", "lora"])
+def test_weights_in_place_are_those_that_answer(engines, model_folder, tmp_path, lora):
+    asked = questions(4, temperature=0.0)
+    vllm = engines["vllm"]
+    before = {name: r.text for name, r in results(vllm.generate(asked)).items()}
+    model = prepare(load_module(model_folder, CPU), CPU, torch.float32, lora)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for master in model.masters.values():
+            master.add_(0.02 * torch.randn(master.shape, generator=generator))
+    write_weights(model, tmp_path)
+    vllm.load_weights(tmp_path, "other")
+    other = results(vllm.generate(asked))
+    assert vllm.weights_hash == "other"
+    assert {name: r.text for name, r in other.items()} != before
+    rows = [
+        ScoreRequest(r.request_id, r.messages, continuation_ids=other[r.request_id].token_ids)
+        for r in asked
+    ]
+    from rlaif.engines.hf import HfEngine
+
+    with torch.no_grad(), model.generating() as module:
+        own = HfEngine(module, engines["hf"].encoding, spec_of(model_folder, "hf"), "x")
+        expected = results(own.score(rows))
+    for name, result in other.items():
+        assert result.logprobs == pytest.approx(expected[name].token_logprobs, abs=5e-3)
+    vllm.load_weights(model_folder, "first")
+    assert {name: r.text for name, r in results(vllm.generate(asked)).items()} == before
+
+
+def test_on_policy_training_samples_from_the_weights_of_the_moment(
+    tmp_path, model_folder, write_experiment
+):
+    policy = spec_of(model_folder).model_dump(
+        include={"path", "engine", "dtype", "max_context"}, mode="json"
+    )
+    train = {
+        "method": "grpo",
+        "rewards": {"checks": 1.0},
+        "rollouts": 2,
+        "n": 3,
+        "batch_size": 2,
+        "max_new_tokens": 12,
+        "learning_rate": 1e-3,
+        "lora": {"r": 4},
+        "precision": "fp32",
+    }
+    path = write_experiment(
+        tmp_path,
+        model_folder,
+        models={"policy": policy},
+        rounds=1,
+        judges=[{"id": "checks", "kind": "rules"}],
+        steps=[{"train": train}],
+    )
+    run_experiment(path, tmp_path / "out")
+    [metrics] = (tmp_path / "out/steps").glob("*/work/metrics.jsonl")
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert len(rows) == 2
+    assert all(row["logprob_gap"] < 5e-3 for row in rows)
+
+
+HOLD = """
+import sys, time
+from rlaif.config import ModelSpec
+from rlaif.engines.build import load_engine
+from pathlib import Path
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    spec = ModelSpec(path=str(folder), engine="vllm", dtype="float32", max_context=256)
+    engine = load_engine(spec, folder, "held")
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_kill_9_leaves_no_process_behind(tmp_path, model_folder):
+    import psutil
+
+    script = tmp_path / "hold.py"
+    script.write_text(HOLD)
+    command = [sys.executable, str(script), str(model_folder)]
+    held = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert held.stdout is not None
+    assert any(line.strip() == "ready" for line in held.stdout)
+    children = psutil.Process(held.pid).children(recursive=True)
+    assert [c for c in children if "VLLM" in c.name() or "VLLM" in " ".join(c.cmdline())]
+    os.kill(held.pid, signal.SIGKILL)
+    held.wait()
+    until = time.monotonic() + 30
+    while time.monotonic() < until and any(_alive(c) for c in children):
+        time.sleep(0.2)
+    assert [c.pid for c in children if _alive(c)] == []
+
+
+def _alive(process):
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
