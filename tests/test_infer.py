@@ -13,6 +13,7 @@ import pytest
 from rlaif.config import ModelSpec, YesNoJudge
 from rlaif.constitution import load_constitution
 from rlaif.data.labelled import LabelledPair
+from rlaif.engines.account import Account
 from rlaif.engines.base import Engine, GenerateResult, Model, ScoreResult
 from rlaif.engines.fake import FakeEngine, FakeScript
 from rlaif.errors import ConfigError
@@ -71,6 +72,7 @@ class Pool:
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
+        self.account = Account()
 
     def get(self, model: Model) -> Engine:
         engine: Engine = self.engine

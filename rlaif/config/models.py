@@ -42,6 +42,16 @@ READ_BY = {
 }
 """Keys of a model that only some engines read. With another engine they are refused."""
 
+TAKEN_ARGS = {
+    "model": "`path`",
+    "tokenizer": "`path`",
+    "dtype": "`dtype`",
+    "max_model_len": "`max_context`",
+    "logprobs_mode": "what training compares with",
+    "worker_extension_cls": "what puts weights in place",
+}
+"""Arguments of vLLM that are not the user's."""
+
 
 class Price(Strict):
     """Money for a million tokens, in any one currency. `cached_input`: `input` when absent."""
@@ -124,6 +134,7 @@ class ModelSpec(Strict):
             if getattr(self, key) != type(self).model_fields[key].default:
                 named = " or ".join(sorted(engines))
                 raise ValueError(f"`{key}` is read by engine {named}, not by {self.engine}")
+        self._check_engine_args()
         if self.engine == "openai":
             self._check_address()
             if self.system_prompt == "drop":
@@ -131,6 +142,11 @@ class ModelSpec(Strict):
             if self.api == "completions" and self.prefill:
                 raise ValueError("`prefill` is for `api: chat`; plain completions always continue")
         return self
+
+    def _check_engine_args(self) -> None:
+        for key, instead in TAKEN_ARGS.items():
+            if key in self.engine_args:
+                raise ValueError(f"engine_args: `{key}` is set from {instead}")
 
     def _check_address(self) -> None:
         if self.base_url is None:

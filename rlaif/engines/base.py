@@ -225,6 +225,10 @@ class Reloadable(Protocol):
 
     spec: ModelSpec
 
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
     def load_weights(self, folder: Path, digest: str) -> None:
         """Take the weights in `folder`, of the same architecture, in place; `digest` is theirs."""
         ...

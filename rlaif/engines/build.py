@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rlaif.config import TRAINABLE, ModelSpec
 from rlaif.engines import api
@@ -82,16 +83,21 @@ def load_engine(
 
 
 class EnginePool:
-    """Loaded engines by weights, the most recently used ones; the same weights load once.
+    """Loaded engines; the same weights load once.
 
-    Remote ones share an account, which counts against `budget` what the run folder ever spent.
+    Of those in this process's memory the `keep` most recently used stay. One that takes weights in
+    place stays for as long as its model's settings are wanted. Engines of servers hold no model:
+    they all stay, and share an account, which counts against `budget` what the run folder ever
+    spent. May be asked from several threads.
     """
 
     def __init__(self, store: Store, keep: int = 2, budget: float | None = None):
         self.store = store
         self.keep = keep
         self.account = Account(store.root / "spend.jsonl", budget)
-        self._loaded: dict[str, Engine] = {}
+        self._local: dict[str, Engine] = {}
+        self._remote: dict[str, Engine] = {}
+        self._lock = threading.RLock()
 
     def folder(self, model: Model) -> str:
         """The folder of the model's weights."""
@@ -101,50 +107,80 @@ class EnginePool:
 
     def get(self, model: Model) -> Engine:
         """The loaded engine of `model`."""
-        key = repr(model.identity())
-        engine = self._loaded.pop(key, None)
-        if engine is None and (reused := self._reloadable(model)) is not None:
-            folder = Path(self.folder(model))
-            reused.load_weights(folder, weights_hash(folder))
-            engine = reused
-        self._loaded[key] = engine or self._started(model)
-        return self._loaded[key]
+        with self._lock:
+            if model.spec.engine in REMOTE:
+                # Two models on one server may differ in their keys and prices alone.
+                key = model.spec.model_dump_json()
+                if key not in self._remote:
+                    self._remote[key] = load_engine(model.spec, None, model.label, self.account)
+                return self._remote[key]
+            key = repr(model.identity())
+            engine = self._local.pop(key, None) or self._reused(model) or self._started(model)
+            self._local[key] = engine
+            return engine
 
     def with_weights(self, model: Model, folder: Path, digest: str) -> Engine:
         """An engine of `model`'s kind with the weights in `folder` in place of the model's own."""
-        engine: Any = (
-            self._loaded.pop(digest, None) or self._reloadable(model) or self._started(model)
-        )
-        self._loaded[digest] = engine
-        if not isinstance(engine, Reloadable):
-            raise EngineError(f"engine {model.spec.engine} cannot take other weights in place")
-        engine.load_weights(folder, digest)
-        return self._loaded[digest]
+        with self._lock:
+            engine: Any = self._taken(model) or self._started(model)
+            if not isinstance(engine, Reloadable):
+                engine.close()
+                raise EngineError(f"engine {model.spec.engine} cannot take other weights in place")
+            _load_weights(engine, folder, digest)
+            # Its own weights have another key: nobody gets these by mistake.
+            self._local |= {digest: cast(Engine, engine)}
+            return self._local[digest]
 
-    def _reloadable(self, model: Model) -> Any:
-        """A loaded engine that only needs the model's weights; it is taken out of the pool."""
-        for key, engine in self._loaded.items():
-            if isinstance(engine, Reloadable) and engine.spec == model.spec:
-                del self._loaded[key]
-                return engine
+    def _reused(self, model: Model) -> Any:
+        """An engine of the model's settings with its weights put in place, if there is one."""
+        if not any(_serves(engine, model) for engine in self._local.values()):
+            return None
+        folder = Path(self.folder(model))
+        if is_reward_model(folder):
+            return None
+        engine = self._taken(model)
+        _load_weights(engine, folder, weights_hash(folder))
+        return engine
+
+    def _taken(self, model: Model) -> Any:
+        """An engine that takes weights and has the model's settings, out of the pool."""
+        for key, engine in self._local.items():
+            if _serves(engine, model):
+                return self._local.pop(key)
         return None
 
     def _started(self, model: Model) -> Engine:
-        while len(self._loaded) >= self.keep:
-            self._loaded.pop(next(iter(self._loaded))).close()
-        weightless = model.key.startswith(("fake:", "plugin:", "server:"))
+        plain = [key for key, e in self._local.items() if not isinstance(e, Reloadable)]
+        for key in plain[: max(0, len(plain) - self.keep + 1)]:
+            self._local.pop(key).close()
+        weightless = model.key.startswith(("fake:", "plugin:"))
         folder = None if weightless else Path(self.folder(model))
         return load_engine(model.spec, folder, model.label, self.account)
 
     def make_room(self) -> None:
         """Free what training needs the memory of. Engines that can give it up otherwise stay."""
-        for key, engine in list(self._loaded.items()):
-            if not (isinstance(engine, Reloadable) and engine.rest()):
-                engine.close()
-                del self._loaded[key]
+        with self._lock:
+            for key, engine in list(self._local.items()):
+                if not (isinstance(engine, Reloadable) and engine.rest()):
+                    self._local.pop(key).close()
 
     def close(self) -> None:
         """Free every engine."""
-        for engine in self._loaded.values():
-            engine.close()
-        self._loaded.clear()
+        with self._lock:
+            for engine in [*self._local.values(), *self._remote.values()]:
+                engine.close()
+            self._local.clear()
+            self._remote.clear()
+
+
+def _serves(engine: Engine, model: Model) -> bool:
+    return isinstance(engine, Reloadable) and engine.spec == model.spec
+
+
+def _load_weights(engine: Reloadable, folder: Path, digest: str) -> None:
+    """Put weights in place; an engine that fails at it is of no use any more."""
+    try:
+        engine.load_weights(folder, digest)
+    except BaseException:
+        engine.close()
+        raise

@@ -10,23 +10,30 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 OWNER = "RLAIF_VLLM_OWNER"
 POLL_SECONDS = 0.5
 
 
-def claim() -> None:
-    """Let the processes that vLLM starts from here on belong to this one."""
+@contextmanager
+def owned() -> Iterator[None]:
+    """The processes that vLLM starts within belong to this one."""
     os.environ[OWNER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[OWNER]
 
 
 def end_with_parent() -> None:
     """In a process that was started for an owner: end when the parent has gone."""
-    owner = os.environ.get(OWNER)
-    if owner is None or owner == str(os.getpid()):
+    if os.environ.get(OWNER) in (None, str(os.getpid())):
         return
     started_by = multiprocessing.parent_process()
-    parent = int(owner) if started_by is None else started_by.pid
+    # It may have gone before this was loaded.
+    parent = os.getppid() if started_by is None else started_by.pid
     threading.Thread(target=_wait_for_end, args=(parent,), daemon=True).start()
 
 

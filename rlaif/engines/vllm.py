@@ -21,7 +21,7 @@ from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreR
 from rlaif.engines.builtin import weights_hash
 from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
 from rlaif.engines.layout import Row
-from rlaif.engines.orphans import claim
+from rlaif.engines.orphans import owned
 from rlaif.errors import EngineError
 from rlaif.records import Message, content_hash
 
@@ -36,7 +36,6 @@ def load(spec: ModelSpec, folder: Path, name: str) -> VllmEngine:
     """Start vLLM with the model in `folder`. Raises EngineError when it cannot."""
     on_gpu = torch.cuda.is_available()
     _environment(on_gpu)
-    claim()
     try:
         from vllm import LLM
     except ImportError as error:
@@ -59,7 +58,8 @@ def load(spec: ModelSpec, folder: Path, name: str) -> VllmEngine:
         # No worker process beside the engine's: it starts sooner, and ends with it.
         options.setdefault("distributed_executor_backend", "uni")
     try:
-        llm = LLM(model=str(folder), **options)
+        with owned():
+            llm = LLM(model=str(folder), **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise EngineError(f"model {name!r}: vLLM does not start: {error}") from None
     return VllmEngine(llm, encoding, spec, ends, weights_hash(folder), on_gpu)
@@ -242,7 +242,7 @@ class VllmEngine:
                     running.add(row.request_id)
                 if not running:
                     break
-                ended = [o for o in engine.step() if o.finished]
+                ended = [o for o in self._step(running) if o.finished]
                 running -= {o.request_id for o in ended}
                 finished += ended
                 if len(finished) >= COMMIT:
@@ -253,6 +253,16 @@ class VllmEngine:
                 engine.abort_request(list(running))
         if finished:
             yield finished
+
+    def _step(self, running: set[str]) -> list[Any]:
+        try:
+            outputs: list[Any] = self.llm.llm_engine.step()
+        # Its classes of errors move from version to version.
+        except Exception as error:
+            # There is nothing left to cancel.
+            running.clear()
+            raise EngineError(f"{self.name}: vLLM stopped: {error}") from error
+        return outputs
 
     def load_weights(self, folder: Path, digest: str) -> None:
         """Take the weights in `folder` (safetensors of the same architecture) in place."""

@@ -157,14 +157,21 @@ class Rollouts:
         remote = [self.context.inputs.judges[name] for name in self.step.rewards]
         remote = [judge for judge in remote if self._is_remote(judge)]
         made: dict[str, list[Completion]] = {}
-        with ThreadPoolExecutor(max_workers=1) as beside:
-            asked = []
+        # One at a time: what they say goes into one log.
+        beside, asked = ThreadPoolExecutor(max_workers=1), []
+        try:
             for ready in self._sample(number, prompts, model):
                 made |= ready
                 known = [self.context.prompts[i] for i in ready]
                 asked += [beside.submit(self._judge, judge, known, ready) for judge in remote]
+                # A spent budget or a refused key ends the sampling too.
+                for answered in asked:
+                    if answered.done():
+                        answered.result()
             for answered in asked:
                 answered.result()
+        finally:
+            beside.shutdown(cancel_futures=True)
         return made
 
     def _is_remote(self, judge: Judge) -> bool:
