@@ -53,15 +53,16 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EnginePool:
     return EnginePool(Store(tmp_path / "run"))
 
 
-def model(
-    tmp_path: Path, name: str, engine: str = "hf", reward: bool = False, **keys: Any
-) -> Model:
-    folder = tmp_path / name
-    folder.mkdir(exist_ok=True)
+def checkpoint(folder: Path, reward: bool = False) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     kind = "LlamaForSequenceClassification" if reward else "LlamaForCausalLM"
     (folder / "config.json").write_text(json.dumps({"architectures": [kind]}))
-    (folder / "model.safetensors").write_bytes(name.encode())
-    spec = ModelSpec(path=str(folder), engine=engine, **keys)
+    (folder / "model.safetensors").write_bytes(folder.name.encode())
+    return folder
+
+
+def model(tmp_path: Path, name: str, engine: str = "hf") -> Model:
+    spec = ModelSpec(path=str(checkpoint(tmp_path / name)), engine=engine)
     return Model(f"weights:{name}", name, spec)
 
 
