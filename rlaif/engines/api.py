@@ -212,7 +212,7 @@ def usage_of(answer: dict[str, Any], most: Usage) -> Usage:
 def read(
     spec: ModelSpec, call: ApiCall, answer: dict[str, Any], usage: Usage, seconds: float | None
 ) -> list[Result]:
-    """The results of a call. Raises EngineError where the server lacks what was asked for."""
+    """The results of a call. Raises EngineError where the server knows no `n`."""
     cost = usage.cost(spec.price) / len(call.requests) if spec.price is not None else None
     choices = sorted(answer["choices"], key=lambda choice: choice.get("index") or 0)
     if len(choices) < len(call.requests):
@@ -224,7 +224,7 @@ def read(
     return [
         _generated(request, choice, usage.input, made, seconds, cost)
         if isinstance(request, GenerateRequest)
-        else _scored(spec, request, choice, usage.input, seconds, cost)
+        else _scored(request, choice, usage.input, seconds, cost)
         for request, choice in zip(call.requests, choices, strict=False)
     ]
 
@@ -270,7 +270,6 @@ def _generated(
 
 
 def _scored(
-    spec: ModelSpec,
     request: ScoreRequest,
     choice: dict[str, Any],
     prompt_tokens: int,
@@ -279,9 +278,10 @@ def _scored(
 ) -> ScoreResult:
     tops = _top_tokens(choice)
     if not tops:
-        raise EngineError(
-            f"{spec.base_url} answers for {spec.path} without log-probs. Use a judge that writes "
-            "its verdict, or a server that serves `top_logprobs`."
+        reason = choice.get("finish_reason")
+        why = f"the server answered without log-probs (finish reason {reason})"
+        return ScoreResult(
+            request.request_id, {}, None, [], prompt_tokens, why, seconds=seconds, cost=cost
         )
     probs = {
         label: math.fsum(math.exp(value) for token, value in tops if token in forms)
@@ -296,6 +296,20 @@ def _scored(
         seconds=seconds,
         cost=cost,
     )
+
+
+def serves_log_probs(call: ApiCall, answer: dict[str, Any]) -> bool | None:
+    """Whether a server that was asked for log-probs serves them. None where this answer does not
+    tell: nothing was asked, or its text was withheld, which leaves none to any server."""
+    if "logprobs" not in call.body:
+        return None
+    choice = answer["choices"][0]
+    if _top_tokens(choice):
+        return True
+    message = choice.get("message", choice)
+    whole = bool(message.get("content") or message.get("text"))
+    withheld = not whole or choice.get("finish_reason") == "content_filter"
+    return None if withheld or choice.get("logprobs") is not None else False
 
 
 def _top_tokens(choice: dict[str, Any]) -> list[tuple[str, float]]:

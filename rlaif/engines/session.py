@@ -81,6 +81,7 @@ class Session:
         self.cache: RequestCache | None = None
         self.heard = float("-inf")
         self.serves_schema = True
+        self.serves_log_probs = False
         self._pending: list[_Done] = []
         self._used: list[str] = []
         self._open: dict[str, asyncio.Future[None]] = {}
@@ -170,6 +171,7 @@ class Session:
             self._open[call.key] = asyncio.get_running_loop().create_future()
             return False
         usage = api.usage_of(answer, api.most_usage(self.spec, call.body))
+        self.serves_log_probs |= api.serves_log_probs(call, answer) is True
         results = api.read(self.spec, call, answer, usage, None)
         self.account.meter(self.name).hits += 1
         self._used.append(call.key)
@@ -226,7 +228,19 @@ class Session:
             self.pace.answered()
         finally:
             self.account.free(held)
+        self._check_log_probs(call, answer)
         return _Done(call, api.read(self.spec, call, answer, usage, ended - began), answer)
+
+    def _check_log_probs(self, call: ApiCall, answer: dict[str, Any]) -> None:
+        """Stop at a server that has given no log-probs yet and gives a whole text without them.
+        Later on a text without them is that record's own failure."""
+        serves = api.serves_log_probs(call, answer)
+        self.serves_log_probs |= serves is True
+        if serves is False and not self.serves_log_probs:
+            raise EngineError(
+                f"{self.spec.base_url} answers for {self.spec.path} without log-probs. Use a judge "
+                "that writes its verdict, or a server that serves `top_logprobs`."
+            )
 
     async def _hold(self, cost: float) -> None:
         """Set the most that a call can cost aside, once there is so much left of the budget."""

@@ -1,0 +1,103 @@
+"""What becomes of unusual answers of a server, and what a call may cost at most."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from rlaif.config import ModelSpec
+from rlaif.engines import pace
+from rlaif.engines.account import Account
+from rlaif.engines.api import calls, most_usage
+from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult
+from rlaif.engines.cache import RequestCache, cache_limit, cache_path
+from rlaif.engines.openai import OpenAIEngine, load
+from rlaif.errors import EngineError, StoreError
+from tests.servers.scripted import ScriptedServer, prompt_text
+
+LABELS = {"yes": ("Yes",), "no": ("No",)}
+TOPS = {"Yes": -0.3, "No": -1.9}
+PRICE = {"input": 1.0, "output": 4.0}
+SCHEMA = {"type": "object", "properties": {"score": {"type": "number"}}}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pace, "FIRST_WAIT", 0.01)
+
+
+class Changed(ScriptedServer):
+    """Its first choice is changed for prompts that say "odd"."""
+
+    def __init__(self, change: dict[str, Any], **keys: Any):
+        super().__init__(tops=TOPS, **keys)
+        self.change = change
+
+    def respond(self, path: str, key: str, body: dict[str, Any]) -> Any:
+        status, reply = super().respond(path, key, body)
+        if "odd" in prompt_text(body):
+            choice = reply["choices"][0]
+            message = choice["message"] | self.change.get("message", {})
+            choice |= self.change | {"message": message}
+        return status, reply
+
+
+def engine(url: str, **keys: Any) -> OpenAIEngine:
+    data = {"path": "m", "engine": "openai", "base_url": url, **keys}
+    return load(ModelSpec.model_validate(data), None, "m", Account())
+
+
+def scored(made: OpenAIEngine, texts: list[str]) -> dict[str, ScoreResult]:
+    asked = [ScoreRequest(t, [{"role": "user", "content": t}], labels=LABELS) for t in texts]
+    return {r.request_id: r for batch in made.score(asked) for r in batch}
+
+
+def generated(made: OpenAIEngine, text: str, count: int = 1, **keys: Any) -> list[GenerateResult]:
+    sampling = {"max_new_tokens": 8} | keys.pop("sampling", {})
+    asked = [
+        GenerateRequest(
+            f"{text}{i}",
+            [{"role": "user", "content": text}],
+            Sampling(**sampling, seed=i),
+            **keys,
+        )
+        for i in range(count)
+    ]
+    return [result for batch in made.generate(asked) for result in batch]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"finish_reason": "content_filter", "logprobs": None},
+        {"message": {"content": None}, "logprobs": None},
+        {"logprobs": {"content": []}},
+    ],
+)
+def test_one_answer_without_log_probs_fails_that_record_and_is_paid_once(
+    change: dict[str, Any],
+) -> None:
+    with Changed(change) as server:
+        made = engine(server.url, price=PRICE, limits={"concurrency": 1})
+        for _ in range(2):
+            results = scored(made, ["odd", "a", "b"])
+            assert results["a"].label_mass and results["b"].label_mass
+            assert "without log-probs" in (results["odd"].error or "")
+            assert results["odd"].label_probs == {}
+            assert results["odd"].cost
+        assert server.calls == 3
+
+
+def test_a_whole_text_without_log_probs_is_fatal_only_when_no_call_had_them() -> None:
+    with Changed({"logprobs": None}) as server:
+        made = engine(server.url, limits={"concurrency": 1})
+        with pytest.raises(EngineError, match="answers for m without log-probs"):
+            scored(made, ["odd", "a"])
+        results = scored(made, ["a", "odd"])
+        assert "without log-probs" in (results["odd"].error or "")
