@@ -37,6 +37,7 @@ from rlaif.config.judges import (
 )
 from rlaif.config.judging import JudgeBase, LabelJudge, ModelJudge, WritingJudge
 from rlaif.config.models import (
+    LIMIT_KEYS,
     RESERVED_MODELS,
     TRAINABLE,
     ApiLimits,
@@ -70,6 +71,7 @@ from rlaif.config.training import (
 __all__ = [
     "AI",
     "HUMAN",
+    "LIMIT_KEYS",
     "MAIN",
     "METHODS",
     "RANDOM",

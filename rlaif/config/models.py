@@ -21,6 +21,9 @@ RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "curren
 TRAINABLE = frozenset({"hf", "vllm"})
 """Engines that serve a checkpoint as training reads and writes it."""
 
+LIMIT_KEYS = ("max_tokens", "max_completion_tokens")
+"""The names under which servers take the most tokens of an answer."""
+
 READ_BY = {
     "dtype": ("hf", "vllm"),
     "device": ("hf", "vllm"),
@@ -141,12 +144,29 @@ class ModelSpec(Strict):
                 raise ValueError("`system_prompt: drop`: the server renders the prompt; use keep")
             if self.api == "completions" and self.prefill:
                 raise ValueError("`prefill` is for `api: chat`; plain completions always continue")
+            self._check_limit()
         return self
 
     def _check_engine_args(self) -> None:
         for key, instead in TAKEN_ARGS.items():
             if key in self.engine_args:
                 raise ValueError(f"engine_args: `{key}` is set from {instead}")
+
+    def _check_limit(self) -> None:
+        """Without a number that bounds an answer, no budget could be kept."""
+        given = {k: v for k, v in self.extra_body.items() if k in LIMIT_KEYS}
+        for key, value in given.items():
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"`extra_body`: {key} must be a number of tokens, or null")
+        left = {self.max_tokens_key: 1} | given
+        if self.price is not None and not any(left.values()):
+            raise ValueError(
+                "`extra_body` takes the limit of an answer's tokens out, and with a `price` the "
+                f"budget needs one: give one of {', '.join(LIMIT_KEYS)} a number"
+            )
+        count = self.extra_body.get("n")
+        if count is not None and (type(count) is not int or count < 1):
+            raise ValueError("`extra_body`: n must be a number of choices")
 
     def _check_address(self) -> None:
         if self.base_url is None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlaif.config import ModelSpec, Price
+from rlaif.config import LIMIT_KEYS, ModelSpec, Price
 from rlaif.engines.base import (
     GenerateRequest,
     GenerateResult,
@@ -169,16 +169,16 @@ def without_schema(call: ApiCall) -> ApiCall:
     return replace(call, body=body)
 
 
-def most_usage(spec: ModelSpec, body: dict[str, Any]) -> Usage:
+def most_usage(body: dict[str, Any]) -> Usage:
     """The most that a call can use: a token is a byte at least, and every choice runs to its
-    limit."""
+    limit, the higher one where two are given. A priced model has one (see ModelSpec)."""
     if "prompt" in body:
         size = len(body["prompt"].encode())
     else:
         size = sum(len(m["content"].encode()) + TEMPLATE_TOKENS for m in body["messages"])
-    if "response_format" in body:
-        size += len(json.dumps(body["response_format"]))
-    return Usage(size, body.get(spec.max_tokens_key, 0) * body.get("n", 1))
+    size += sum(len(json.dumps(body[key])) for key in ("response_format", "tools") if key in body)
+    limit = max((body[key] for key in LIMIT_KEYS if key in body), default=0)
+    return Usage(size, limit * body.get("n", 1))
 
 
 def parse_answer(text: str) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class Session:
         if answer is None:
             self._open[call.key] = asyncio.get_running_loop().create_future()
             return False
-        usage = api.usage_of(answer, api.most_usage(self.spec, call.body))
+        usage = api.usage_of(answer, api.most_usage(call.body))
         self.serves_log_probs |= api.serves_log_probs(call, answer) is True
         results = api.read(self.spec, call, answer, usage, None)
         self.account.meter(self.name).hits += 1
@@ -207,7 +207,7 @@ class Session:
     async def _attempt(self, call: ApiCall, connection: Connection) -> _Done:
         if not self.serves_schema:
             call = api.without_schema(call)
-        most = api.most_usage(self.spec, call.body)
+        most = api.most_usage(call.body)
         held = most.cost(self.spec.price)
         await self._hold(held)
         try:

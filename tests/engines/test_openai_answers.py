@@ -101,3 +101,34 @@ def test_a_whole_text_without_log_probs_is_fatal_only_when_no_call_had_them() ->
             scored(made, ["odd", "a"])
         results = scored(made, ["a", "odd"])
         assert "without log-probs" in (results["odd"].error or "")
+
+
+@pytest.mark.parametrize(
+    ("extra", "most"),
+    [
+        ({"max_tokens": None, "max_completion_tokens": 4000}, 4000),
+        ({"max_completion_tokens": 4000}, 4000),
+        ({"max_tokens": 30, "n": 2}, 60),
+        ({}, 8),
+    ],
+)
+def test_the_most_that_a_call_may_use_knows_either_limit(extra: dict[str, Any], most: int) -> None:
+    keys = {"path": "m", "engine": "openai", "base_url": "http://host/v1", "extra_body": extra}
+    spec = ModelSpec.model_validate(keys | {"price": PRICE})
+    request = GenerateRequest("r", [{"role": "user", "content": "hi"}], Sampling(8))
+    (call,) = calls(spec, "m", [request])
+    assert most_usage(call.body).output == most
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"max_tokens": None}, "with a `price` the budget needs one"),
+        ({"max_completion_tokens": "many"}, "must be a number of tokens"),
+        ({"n": 0}, "n must be a number of choices"),
+    ],
+)
+def test_a_priced_call_without_a_limit_is_refused(extra: dict[str, Any], message: str) -> None:
+    keys = {"path": "m", "engine": "openai", "base_url": "http://host/v1", "extra_body": extra}
+    with pytest.raises(ValidationError, match=message):
+        ModelSpec.model_validate(keys | {"price": PRICE})
