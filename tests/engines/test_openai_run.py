@@ -133,6 +133,70 @@ def test_a_budget_stops_a_run_and_a_higher_one_goes_on(
     assert "1 of the budget of 1 are left: enough" in fresh
 
 
+GRPO = {
+    "method": "grpo",
+    "rewards": {"far": 1.0},
+    "rollouts": 3,
+    "batch_size": 2,
+    "sync_every": 2,
+    "n": 4,
+    "max_new_tokens": 16,
+}
+
+
+def test_the_rewards_of_on_policy_training_are_forecast(
+    tmp_path: Path, write_experiment: Callable[..., Path]
+) -> None:
+    remote = {"path": "m", "engine": "openai", "base_url": "http://127.0.0.1:9/v1", "price": PRICE}
+    path = write_experiment(
+        tmp_path / "e",
+        None,
+        models={"policy": {"path": "builtin/smollm2-135m-instruct"}, "remote": remote},
+        judges=[{"id": "far", "kind": "rating", "by": "remote", "max_new_tokens": 8}],
+        steps=[{"train": GRPO}],
+        rounds=1,
+        budget=100,
+    )
+    (row,) = forecast(prepare(path, fetch=False), Store(tmp_path / "run"))
+    answers = 3 * 2 * 2 * 4
+    judged = row.calls - answers
+    assert judged >= answers
+    assert judged % answers == 0
+    assert row.tokens == answers * 16 + judged * 8
+    assert row.cost is not None
+    assert row.cost > judged * 8 * PRICE["output"] / 1e6
+    report = dry_run_report(path, tmp_path / "run", (), False)
+    assert "left: enough" in report
+    few = dry_run_report(path, tmp_path / "run", ["budget=0.001"], False)
+    assert "NOT ENOUGH" in few
+
+
+@pytest.mark.parametrize("priced", ["policy", None])
+def test_what_a_judge_of_several_models_costs_is_said_to_be_unknown(
+    tmp_path: Path, write_experiment: Callable[..., Path], priced: str | None
+) -> None:
+    url = "http://127.0.0.1:9/v1"
+    models: dict[str, Any] = {n: {"path": "none", "engine": "fake"} for n in ("policy", "remote")}
+    models |= {"far": {"path": "f", "engine": "openai", "base_url": url, "price": PRICE}}
+    if priced:
+        models[priced] = {"path": "m", "engine": "openai", "base_url": url, "price": PRICE}
+    of = [{"kind": "yes_no", "by": "policy"}, {"kind": "direct", "by": "remote"}]
+    path = write_experiment(
+        tmp_path / "e",
+        None,
+        models=models,
+        steps=[{"sample": {}}, {"judge": {"kind": "jury", "pool": "vote", "of": of}}],
+        rounds=1,
+        budget=100,
+    )
+    rows = forecast(prepare(path, fetch=False), Store(tmp_path / "run"))
+    assert all(r.cost_known for r in rows if r.kind != "judge")
+    assert all(r.cost_known is (priced is None) for r in rows if r.kind == "judge")
+    assert any(r.kind == "judge" for r in rows)
+    report = dry_run_report(path, tmp_path / "run", (), False)
+    assert ("whether that is enough is unknown" in report) is (priced is not None)
+
+
 def test_a_server_without_json_schemas_is_asked_for_text(tmp_path: Path) -> None:
     class Strict(ScriptedServer):
         def respond(self, path: str, key: str, body: dict[str, Any]) -> Any:
@@ -226,9 +290,6 @@ def test_a_judge_that_needs_a_prefill_says_so_before_the_run(
         {"sample": {}},
         {"judge": {"kind": "rating", "by": "remote", "expected": True, "principles": ["useful"]}},
     ]
-    path = experiment(write_experiment, tmp_path / "e", "http://127.0.0.1:9/v1")
-    data = path.read_text()
-    assert "remote" in data
     remote = {"path": "m", "engine": "openai", "base_url": "http://127.0.0.1:9/v1"}
     models = {"policy": {"path": "none", "engine": "fake"}, "remote": remote}
     path = write_experiment(tmp_path / "f", None, models=models, steps=steps)
