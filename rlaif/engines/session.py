@@ -35,14 +35,12 @@ BUDGET_WAIT = 0.05
 
 
 class _Again(Exception):
-    """An attempt that may fare better later. `billed`: the server may have done the work.
-    `wait` seconds were asked for."""
+    """An attempt that may fare better later. `billed`: the server may have done the work."""
 
-    def __init__(self, cause: str, message: str, billed: bool = False, wait: float | None = None):
+    def __init__(self, cause: str, message: str, billed: bool = False):
         super().__init__(message)
         self.cause = cause
         self.billed = billed
-        self.wait = wait
 
 
 class _Refused(Exception):
@@ -189,11 +187,11 @@ class Session:
                 failure, cause = str(error), "refused"
                 break
             except _Again as error:
-                failure, cause, wait = str(error), error.cause, error.wait
+                failure, cause = str(error), error.cause
             if attempt <= self.spec.limits.retries:
                 meter.retried(cause)
-                # A wait that was asked for holds every call back, in the pace.
-                await asyncio.sleep(back_off(attempt) if wait is None else 0.0)
+                # A wait that was asked for runs beside this one: in the pace, for every call.
+                await asyncio.sleep(back_off(attempt))
         if cause == "unreachable" and self.heard < began:
             raise EngineError(
                 f"model {self.name}: nothing answers at {self.spec.base_url} ({failure}). What was "
@@ -304,7 +302,7 @@ class Session:
                 self.pace.too_fast(began, self.heard)
             if wait is not None:
                 self.pace.pause(self.heard + wait)
-            return _Again(str(status), message, wait=wait)
+            return _Again(str(status), message)
         if "response_format" in call.body and any(w in said for w in ("response_format", "schema")):
             self.serves_schema = False
             return _Again("no schema", message, wait=0.0)

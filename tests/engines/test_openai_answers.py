@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,24 @@ def test_a_priced_call_without_a_limit_is_refused(extra: dict[str, Any], message
     keys = {"path": "m", "engine": "openai", "base_url": "http://host/v1", "extra_body": extra}
     with pytest.raises(ValidationError, match=message):
         ModelSpec.model_validate(keys | {"price": PRICE})
+
+
+@pytest.mark.parametrize("after", ["0", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_wait_of_nothing_is_no_reason_to_hurry(
+    after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "FIRST_WAIT", 3.0)
+    arrived: list[float] = []
+
+    class Busy(ScriptedServer):
+        def respond(self, path: str, key: str, body: dict[str, Any]) -> Any:
+            arrived.append(time.monotonic())
+            if len(arrived) == 1:
+                return 429, {"error": {"message": "slow down"}}
+            return super().respond(path, key, body)
+
+    with Busy(headers=f"retry-after: {after}\r\n") as server:
+        (result,) = generated(engine(server.url), "hi")
+    assert result.finish_reason != "failed"
+    # The first wait is a tenth of its bound at least.
+    assert arrived[1] - arrived[0] >= 0.3

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 WORDS = ["red", "né", "blue", "日本", "green", "🙂", "stone", "river", "seven", "lamp"]
 CONTEXT = 200
-REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found"}
+REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Busy"}
 
 Answer = Callable[[dict[str, Any], int], str]
 """From the request's body and the number of the choice to the text, before limits."""
@@ -65,6 +65,7 @@ class ScriptedServer:
         changes: dict[str, Any] | None = None,
         keep: bool = True,
         context: int = CONTEXT,
+        headers: str = "",
     ):
         self.answer = answer
         self.latency = latency
@@ -73,6 +74,7 @@ class ScriptedServer:
         self.changes = changes or {}
         self.keep = keep
         self.context = context
+        self.headers = headers
         self.asked: list[dict[str, Any]] = []
         self.answered: Counter[str] = Counter()
         self.open = self.most_open = self.calls = 0
@@ -188,7 +190,7 @@ class _Connection(asyncio.Protocol):
         payload = json.dumps(reply).encode()
         head_out = (
             f"HTTP/1.1 {status} {REASONS[status]}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(payload)}\r\n\r\n"
+            f"{self.server.headers}content-length: {len(payload)}\r\n\r\n"
         ).encode()
         name = json.dumps(body, sort_keys=True)
         asyncio.get_running_loop().call_later(
