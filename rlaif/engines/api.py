@@ -238,24 +238,27 @@ def _generated(
     cost: float | None,
 ) -> GenerateResult:
     message = choice.get("message", choice)
-    text = _clean(message.get("content") if "message" in choice else choice["text"])
-    if choice.get("finish_reason") == "content_filter":
+    reasoning = _clean(message.get("reasoning_content") or message.get("reasoning"))
+    why = _withheld(choice)
+    if why is not None:
         return GenerateResult(
             request.request_id,
             "",
             [],
             "failed",
             prompt_tokens,
-            "the server's content filter withheld the answer",
+            why,
+            new_tokens=made,
+            reasoning=reasoning,
             seconds=seconds,
             cost=cost,
         )
+    text = _text(choice) or ""
     # Servers that do not know `stop` leave the string in.
     cuts = [text.find(stop) for stop in request.sampling.stop if stop in text]
     reason: Literal["stop", "length"] = "length"
     if cuts or choice.get("finish_reason") != "length":
         text, reason = text[: min(cuts, default=len(text))], "stop"
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
     return GenerateResult(
         request.request_id,
         text,
@@ -263,10 +266,38 @@ def _generated(
         reason,
         prompt_tokens,
         new_tokens=made,
-        reasoning=_clean(reasoning),
+        reasoning=reasoning,
         seconds=seconds,
         cost=cost,
     )
+
+
+def _text(choice: dict[str, Any]) -> str | None:
+    """The text of a choice, the text parts joined where it came in parts; None where it has none,
+    which is not the empty text of a model that ends at once."""
+    content = choice["message"].get("content") if "message" in choice else choice["text"]
+    if isinstance(content, list):
+        parts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
+        texts = [part for part in parts if isinstance(part, str)]
+        return _clean("".join(texts)) if texts else None
+    return _clean(content) if isinstance(content, str) else None
+
+
+def _withheld(choice: dict[str, Any]) -> str | None:
+    """Why a choice is no answer, or None where it is one. A refusal that the server sets apart is
+    no answer of the model's: as a text it would be judged, or be read as a verdict."""
+    reason = choice.get("finish_reason")
+    if reason == "content_filter":
+        return "the server's content filter withheld the answer"
+    if _text(choice):
+        return None
+    message = choice.get("message", choice)
+    parts = message.get("content") if isinstance(message.get("content"), list) else []
+    apart = [p.get("refusal") for p in parts if isinstance(p, dict)]
+    refused = next((r for r in [message.get("refusal"), *apart] if isinstance(r, str) and r), None)
+    if refused:
+        return f"the server refused to answer: {_clean(refused)}"
+    return f"the answer has no text (finish reason {reason})" if _text(choice) is None else None
 
 
 def _scored(
@@ -306,9 +337,7 @@ def serves_log_probs(call: ApiCall, answer: dict[str, Any]) -> bool | None:
     choice = answer["choices"][0]
     if _top_tokens(choice):
         return True
-    message = choice.get("message", choice)
-    whole = bool(message.get("content") or message.get("text"))
-    withheld = not whole or choice.get("finish_reason") == "content_filter"
+    withheld = not _text(choice) or _withheld(choice) is not None
     return None if withheld or choice.get("logprobs") is not None else False
 
 

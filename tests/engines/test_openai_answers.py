@@ -154,3 +154,33 @@ def test_a_wait_of_nothing_is_no_reason_to_hurry(
     assert result.finish_reason != "failed"
     # The first wait is a tenth of its bound at least.
     assert arrived[1] - arrived[0] >= 0.3
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "One "}, {"type": "text", "text": "two"}], "One two"),
+        ([{"type": "reasoning", "text": "Hm."}, {"type": "text", "text": "Two"}], "Two"),
+        ("", ""),
+    ],
+)
+def test_the_text_parts_of_an_answer_are_joined(content: Any, text: str) -> None:
+    with Changed({"message": {"content": content}}) as server:
+        (result,) = generated(engine(server.url), "odd")
+    assert (result.text, result.finish_reason) == (text, "stop")
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ({"content": None, "refusal": "I cannot."}, "the server refused to answer: I cannot."),
+        ({"content": [{"type": "refusal", "refusal": "No."}]}, "the server refused to answer: No."),
+        ({"content": None}, "the answer has no text (finish reason length)"),
+        ({"content": []}, "the answer has no text (finish reason length)"),
+    ],
+)
+def test_no_text_is_no_answer(message: dict[str, Any], error: str) -> None:
+    with Changed({"message": message, "finish_reason": "length"}) as server:
+        (result,) = generated(engine(server.url, price=PRICE), "odd")
+    assert (result.finish_reason, result.text, result.error) == ("failed", "", error)
+    assert result.cost
