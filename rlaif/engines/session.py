@@ -107,9 +107,11 @@ class Session:
                         workers.create_task(self._work())
                 committer.cancel()
         finally:
-            self._commit()
-            if self.cache is not None:
-                self.cache.close()
+            try:
+                self._commit()
+            finally:
+                if self.cache is not None:
+                    self.cache.close()
 
     async def _commit_on_news(self) -> None:
         while True:
@@ -118,23 +120,28 @@ class Session:
             self._commit()
 
     def _commit(self) -> None:
-        """Keep all answers that came since the last time in one transaction, then give them out."""
+        """Keep all answers that came since the last time in one transaction, then give them out.
+        Raises StoreError, after they were given out, for a cache that cannot be written."""
         pending, self._pending = self._pending, []
         used, self._used = self._used, []
-        if self.cache is not None and (used or any(d.answer is not None for d in pending)):
-            url = self.spec.base_url or ""
-            self.cache.put(
-                [
-                    Entry(d.call.key, self.spec.path, url, d.call.body, d.answer)
-                    for d in pending
-                    if d.answer is not None
-                ],
-                used,
-            )
-        for done in pending:
-            self._release(done.call.key)
-        if pending:
-            self.outlet.put([result for done in pending for result in done.results])
+        try:
+            self._keep(pending, used)
+        finally:
+            # An answer that was paid for is given out even when the cache cannot keep it.
+            for done in pending:
+                self._release(done.call.key)
+            if pending:
+                self.outlet.put([result for done in pending for result in done.results])
+
+    def _keep(self, pending: list[_Done], used: list[str]) -> None:
+        url = self.spec.base_url or ""
+        entries = [
+            Entry(d.call.key, self.spec.path, url, d.call.body, d.answer)
+            for d in pending
+            if d.answer is not None
+        ]
+        if self.cache is not None and (used or entries):
+            self.cache.put(entries, used)
 
     def _finish(self, done: _Done) -> None:
         self._pending.append(done)

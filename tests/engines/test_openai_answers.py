@@ -184,3 +184,28 @@ def test_no_text_is_no_answer(message: dict[str, Any], error: str) -> None:
         (result,) = generated(engine(server.url, price=PRICE), "odd")
     assert (result.finish_reason, result.text, result.error) == ("failed", "", error)
     assert result.cost
+
+
+def test_paid_answers_are_given_out_when_the_cache_cannot_keep_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed: list[RequestCache] = []
+    shut = RequestCache.close
+
+    def full(self: RequestCache, *rows: Any) -> None:
+        raise StoreError("the disk is full")
+
+    def close(self: RequestCache) -> None:
+        closed.append(self)
+        shut(self)
+
+    monkeypatch.setattr(RequestCache, "put", full)
+    monkeypatch.setattr(RequestCache, "close", close)
+    with ScriptedServer() as server:
+        made = engine(server.url, limits={"concurrency": 1})
+        asked = [GenerateRequest("r", [{"role": "user", "content": "hi"}], Sampling(8))]
+        stream = made.generate(asked)
+        assert [r.request_id for r in next(stream)] == ["r"]
+        with pytest.raises(StoreError, match="the disk is full"):
+            next(stream)
+    assert len(closed) == 1
