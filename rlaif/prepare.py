@@ -87,7 +87,8 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
         if fetch:
             # Here and not when the judge's turn comes, hours later.
             server_key(spec)
-        return f"server:{spec.base_url}:{spec.path}"
+        said = "" if spec.weights is None else f":{spec.weights}"
+        return f"server:{spec.base_url}:{spec.path}{said}"
     if ":" in spec.engine and locate(spec.path) is None:
         # A plug-in's path need not be a folder of weights.
         return f"plugin:{spec.engine}:{spec.path}"

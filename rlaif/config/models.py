@@ -32,6 +32,7 @@ READ_BY = {
     "engine_args": ("vllm",),
     "script": ("fake",),
     "base_url": ("openai",),
+    "weights": ("openai",),
     "key_env": ("openai",),
     "api": ("openai",),
     "price": ("openai",),
@@ -105,6 +106,11 @@ class ModelSpec(Strict):
     base_url: str | None = Field(
         None,
         description="For engine openai: where the server is, such as http://127.0.0.1:8000/v1.",
+    )
+    weights: str | None = Field(
+        None,
+        description="For engine openai: which weights the server has, in words or as a hash; with "
+        "another text nothing that is stored or cached counts.",
     )
     key_env: str | None = Field(
         None, description="The environment variable that holds the server's key; never the key."

@@ -31,20 +31,20 @@ fill it no faster than a reader that is not slow empties it."""
 
 def load(spec: ModelSpec, folder: Path | None, name: str, account: Account) -> OpenAIEngine:
     """The engine of the server that `spec` names."""
-    return OpenAIEngine(spec, name, content_hash("openai", spec.base_url, spec.path), account)
+    return OpenAIEngine(spec, name, account)
 
 
 class OpenAIEngine:
-    """See `rlaif.engines.base.Engine`. `digest` stands for the weights, in records and in the
-    cache: the hash of the weights where they are known, else of the server and the model's name.
-    """
+    """See `rlaif.engines.base.Engine`. `weights_hash` stands for the weights, in records and in the
+    cache: a hash of the server, the model's name and what `weights` says of them."""
 
     concurrent = True
 
-    def __init__(self, spec: ModelSpec, name: str, digest: str, account: Account):
+    def __init__(self, spec: ModelSpec, name: str, account: Account):
         self.spec = spec
         self.name = name
-        self.weights_hash = digest
+        said = () if spec.weights is None else (spec.weights,)
+        self.weights_hash = content_hash("openai", spec.base_url, spec.path, *said)
         self.account = account
         self.capabilities = api.capabilities(spec)
 

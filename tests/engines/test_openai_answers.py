@@ -19,6 +19,7 @@ from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreR
 from rlaif.engines.cache import RequestCache, cache_limit, cache_path
 from rlaif.engines.openai import OpenAIEngine, load
 from rlaif.errors import EngineError, StoreError
+from rlaif.prepare import model_key
 from tests.servers.scripted import ScriptedServer, prompt_text
 
 LABELS = {"yes": ("Yes",), "no": ("No",)}
@@ -209,3 +210,16 @@ def test_paid_answers_are_given_out_when_the_cache_cannot_keep_them(
         with pytest.raises(StoreError, match="the disk is full"):
             next(stream)
     assert len(closed) == 1
+
+
+def test_other_weights_under_the_same_name_are_asked_again() -> None:
+    with ScriptedServer() as server:
+        first = engine(server.url, weights="sft-1")
+        generated(first, "hi")
+        generated(engine(server.url, weights="sft-1"), "hi")
+        assert server.calls == 1
+        second = engine(server.url, weights="sft-2")
+        generated(second, "hi")
+        assert server.calls == 2
+    assert first.weights_hash != second.weights_hash
+    assert model_key(first.spec, fetch=False) != model_key(second.spec, fetch=False)
