@@ -166,7 +166,7 @@ def test_a_wait_of_nothing_is_no_reason_to_hurry(
     ],
 )
 def test_the_text_parts_of_an_answer_are_joined(content: Any, text: str) -> None:
-    with Changed({"message": {"content": content}}) as server:
+    with Changed({"message": {"content": content}, "finish_reason": "stop"}) as server:
         (result,) = generated(engine(server.url), "odd")
     assert (result.text, result.finish_reason) == (text, "stop")
 
