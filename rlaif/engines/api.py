@@ -99,6 +99,9 @@ def calls(spec: ModelSpec, identity: str, requests: Iterable[Request]) -> Iterat
 def _same_but_seed(first: Request, second: Request) -> bool:
     if not isinstance(first, GenerateRequest) or not isinstance(second, GenerateRequest):
         return False
+    if first.sampling.temperature == 0:
+        # Equal greedy requests are one call anyway, and vLLM refuses several greedy choices.
+        return False
     sampling = replace(second.sampling, seed=first.sampling.seed)
     return first == replace(second, request_id=first.request_id, sampling=sampling)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from rlaif.engines.connection import Connection, Repeated, opener
 from rlaif.engines.pace import Pace, asked_wait, back_off, exhausted_for
 from rlaif.engines.streaming import Outlet
 from rlaif.errors import EngineError, GateStopped
+
+log = logging.getLogger(__name__)
 
 FATAL = {401, 402, 403, 404}
 """Statuses after which no other call would fare better."""
@@ -45,6 +48,10 @@ class _Again(Exception):
 
 class _Refused(Exception):
     """The server does not take this call, now or later."""
+
+
+class _SchemaRefused(Exception):
+    """The server does not take this call's JSON schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +217,28 @@ class Session:
         self._finish(_Done(call, call.failed(failure)))
 
     async def _attempt(self, call: ApiCall, connection: Connection) -> _Done:
+        """One attempt, which is made again without the JSON schema where that is refused."""
         if not self.serves_schema:
             call = api.without_schema(call)
+        try:
+            return await self._paid(call, connection)
+        except _SchemaRefused as error:
+            self._give_up_schema(str(error))
+        return await self._paid(api.without_schema(call), connection)
+
+    def _give_up_schema(self, said: str) -> None:
+        self.account.meter(self.name).retried("no schema")
+        if self.serves_schema:
+            self.serves_schema = False
+            log.warning(
+                "model %s: the JSON schema is left out from here on, and answers are read as text: "
+                "%s",
+                self.name,
+                said,
+            )
+
+    async def _paid(self, call: ApiCall, connection: Connection) -> _Done:
+        """One call within the budget."""
         most = api.most_usage(call.body)
         held = most.cost(self.spec.price)
         await self._hold(held)
@@ -259,7 +286,7 @@ class Session:
             await asyncio.sleep(BUDGET_WAIT)
 
     async def _post(self, call: ApiCall, connection: Connection, began: float) -> dict[str, Any]:
-        """The answer to one attempt. Raises _Again, _Refused, EngineError."""
+        """The answer to one attempt. Raises _Again, _Refused, _SchemaRefused, EngineError."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.spec.limits.total_seconds):
@@ -311,8 +338,7 @@ class Session:
                 self.pace.pause(self.heard + wait)
             return _Again(str(status), message)
         if "response_format" in call.body and any(w in said for w in ("response_format", "schema")):
-            self.serves_schema = False
-            return _Again("no schema", message, wait=0.0)
+            return _SchemaRefused(message)
         if "logprobs" in call.body and "logprob" in said:
             return EngineError(
                 f"model {self.name}: {self.spec.base_url} gives no log-probs ({message}). Use a "

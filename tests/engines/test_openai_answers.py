@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from rlaif.engines import pace
 from rlaif.engines.account import Account
 from rlaif.engines.api import calls, most_usage
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult
-from rlaif.engines.cache import RequestCache, cache_limit, cache_path
+from rlaif.engines.cache import RequestCache
 from rlaif.engines.openai import OpenAIEngine, load
 from rlaif.errors import EngineError, StoreError
 from rlaif.prepare import model_key
@@ -223,3 +221,31 @@ def test_other_weights_under_the_same_name_are_asked_again() -> None:
         assert server.calls == 2
     assert first.weights_hash != second.weights_hash
     assert model_key(first.spec, fetch=False) != model_key(second.spec, fetch=False)
+
+
+@pytest.mark.parametrize(("temperature", "calls_made"), [(0.0, 1), (1.0, 2)])
+def test_greedy_samples_ask_for_one_choice(temperature: float, calls_made: int) -> None:
+    with ScriptedServer() as server:
+        made = engine(server.url, samples_per_call=2, limits={"concurrency": 1})
+        sampling = {"temperature": temperature}
+        results = generated(made, "hi", 4, sampling=sampling)
+        assert len(results) == 4
+        assert len(server.asked) == calls_made
+        assert {body.get("n", 1) for body in server.asked} == {1 if temperature == 0 else 2}
+    if temperature == 0:
+        assert len({r.text for r in results}) == 1
+
+
+def test_a_refused_schema_needs_no_retry_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Strict(ScriptedServer):
+        def respond(self, path: str, key: str, body: dict[str, Any]) -> Any:
+            if "response_format" in body:
+                return 400, {"error": {"message": "response_format is not supported"}}
+            return super().respond(path, key, body)
+
+    with Strict() as server:
+        made = engine(server.url, limits={"retries": 0, "concurrency": 1})
+        results = generated(made, "hi", 3, json_schema=SCHEMA, sampling={"temperature": 1.0})
+        assert server.calls == 4
+    assert {r.finish_reason for r in results} == {"length"}
+    assert len([r for r in caplog.records if "JSON schema is left out" in r.message]) == 1
