@@ -141,18 +141,22 @@ def test_durations(text: str, seconds: float | None) -> None:
 
 
 def test_retry_after_holds_every_call_back() -> None:
-    first = 10
+    first, pause = 10, 1.0
     with (
         ScriptedServer(echo) as server,
-        FaultProxy(server.url, lambda n: "busy_for" if n < first else None, delay=1.0) as proxy,
+        FaultProxy(server.url, lambda n: "busy_for" if n < first else None, delay=pause) as proxy,
     ):
         account = Account()
         made = engine(proxy.url, account, limits={"concurrency": 4, "retries": 9})
         assert own(answers(made, requests(12))) == {f"r{i}" for i in range(12)}
     numbers = account.take()["m"]
     assert numbers["retries"] == {"429": first}
-    # Ten refusals by waves of 4, 2, 1, 1, 1, 1 with a second's wait after each.
     assert proxy.calls == 12 + first
+    arrived = proxy.arrived
+    assert arrived[first] - arrived[first - 1] >= pause
+    for refused in arrived[:first]:
+        # Others may be on their way when the refusal comes; none starts before the pause is over.
+        assert not [t for t in arrived if refused + 0.4 * pause < t < refused + pause]
 
 
 def test_a_server_that_is_not_there_stops_the_step() -> None:

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -18,7 +19,8 @@ Faults = Callable[[int], str | None]
 
 
 class FaultProxy:
-    """The proxy in a thread of its own, from `with` to the end of it. `done` counts the faults."""
+    """The proxy in a thread of its own, from `with` to the end of it. `done` counts the faults,
+    `arrived` are the times of the calls in seconds of a steady clock."""
 
     def __init__(self, url: str, faults: Faults, delay: float = 0.05, drip: float = 30.0):
         parts = urlsplit(url)
@@ -27,6 +29,7 @@ class FaultProxy:
         self.delay = delay
         self.drip = drip
         self.calls = 0
+        self.arrived: list[float] = []
         self.done: Counter[str] = Counter()
         self.url = ""
         self._loop = asyncio.new_event_loop()
@@ -67,6 +70,7 @@ class FaultProxy:
         request = await _message(reader)
         kind = self.faults(self.calls)
         self.calls += 1
+        self.arrived.append(monotonic())
         if kind is None:
             writer.write(await self._passed_on(request))
             await writer.drain()
