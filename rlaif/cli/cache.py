@@ -40,8 +40,20 @@ def _opened() -> Iterator[RequestCache]:
 @JSON
 def stats(as_json: bool) -> None:
     """Where the cache is, its size, and the answers of each model."""
-    with _opened() as opened:
-        found = opened.stats()
+    from rlaif.engines.cache import cache_limit, cache_path
+
+    if cache_path().exists():
+        with _opened() as opened:
+            found = opened.stats()
+    else:
+        # Looking creates nothing.
+        found = {
+            "path": str(cache_path()),
+            "bytes": 0,
+            "limit": cache_limit(),
+            "answers": 0,
+            "models": [],
+        }
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -58,7 +70,7 @@ def stats(as_json: bool) -> None:
 @cache.command("prune")
 @MODEL_NAME
 @click.option("--unused-days", type=click.FloatRange(min=0), help="Answers unused for so long.")
-@click.option("--to-mb", type=click.FloatRange(min=0), help="The longest unused, down to this.")
+@click.option("--to-mb", type=click.FloatRange(min=0), help="The longest unused, where there is more than this, down to 90% of it.")
 @click.option("--all", "everything", is_flag=True, help="Every answer.")
 def prune(
     model: str | None, unused_days: float | None, to_mb: float | None, everything: bool

@@ -16,6 +16,7 @@ from rlaif.config import Experiment, ModelSpec
 from rlaif.dryrun import dry_run_report, forecast
 from rlaif.engines.account import Account
 from rlaif.engines.base import GenerateRequest, Sampling
+from rlaif.engines.cache import cache_path
 from rlaif.engines.openai import load
 from rlaif.errors import ConfigError, GateStopped
 from rlaif.experiment import run_experiment
@@ -297,6 +298,12 @@ def test_a_judge_that_needs_a_prefill_says_so_before_the_run(
         prepare(path, fetch=False)
     remote["prefill"] = True  # type: ignore[assignment]
     prepare(write_experiment(tmp_path / "g", None, models=models, steps=steps), fetch=False)
+
+
+def test_looking_at_the_cache_creates_none() -> None:
+    shown = CliRunner().invoke(cli, ["cache", "stats"])
+    assert "0 answers, 0.0 MB of 10000 MB" in shown.output
+    assert not cache_path().exists()
 
 
 def test_the_cache_commands(tmp_path: Path, write_experiment: Callable[..., Path]) -> None:
