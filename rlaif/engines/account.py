@@ -1,4 +1,4 @@
-"""What remote calls did and cost: counts, latencies, money, and a budget that is never passed."""
+"""What remote calls did and cost: counts, latencies, money, and a budget."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ class Account:
     """The meters of a run's remote models, and its money.
 
     `path` keeps what was spent, one line per answer, written before it is used: what a killed run
-    spent counts for the next one. None keeps nothing.
+    spent on answers that came counts for the next one, its calls in flight do not. None keeps
+    nothing. One run never passes the budget.
     """
 
     def __init__(self, path: Path | None = None, budget: float | None = None):
