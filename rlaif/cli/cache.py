@@ -70,7 +70,11 @@ def stats(as_json: bool) -> None:
 @cache.command("prune")
 @MODEL_NAME
 @click.option("--unused-days", type=click.FloatRange(min=0), help="Answers unused for so long.")
-@click.option("--to-mb", type=click.FloatRange(min=0), help="The longest unused, where there is more than this, down to 90% of it.")
+@click.option(
+    "--to-mb",
+    type=click.FloatRange(min=0),
+    help="The longest unused, where there is more than this, down to 90% of it.",
+)
 @click.option("--all", "everything", is_flag=True, help="Every answer.")
 def prune(
     model: str | None, unused_days: float | None, to_mb: float | None, everything: bool
