@@ -43,6 +43,12 @@ _LEAD = (
     r"(?:[\s*_`\"'(\[<:=\u2013\u2014-]"
     r"|(?:is|the|answer|response|assistant|option|better|number)\b)*"
 )
+# A letter is an answer in upper case, or where a bracket, quote or star closes it; "a" and "A tie"
+# are articles otherwise. What stands after an answer, unlike after an article:
+_AFTER = (
+    "is|was|has|wins|over|because|since|as|for|due|by|with|and|or|vs|given|which|that|while|but|on"
+)
+_LETTER = rf"(?-i:{{upper}}(?!\w|\s+(?!(?:{_AFTER})\b)[a-z])|{{lower}}(?=[)\]}}}}>*_`\"'](?!\w)))"
 _PROSE = (
     r"(?<!\w)(?:(?:better|best|preferred)\s+(?:answer|response|one|option)\s+is"
     r"|(?:choose|prefer|pick)){lead}({form})(?!\w)"
@@ -128,23 +134,35 @@ def last_choice(text: str, labels: Mapping[str, tuple[str, ...]]) -> str | None:
 
     A verdict is one of a label's forms after "[RESULT]", "Verdict:", "Choice:" or "Winner:"; where
     none of these stands, after "better is", "choose" and the like, or before "is better"; or the
-    whole text is one form. Forms are matched whole and in either case. A last verdict that names
-    no label, or several, gives None.
+    whole text is one form. Forms are matched whole and in either case, but an article is no letter:
+    "a tie" and "A tie" are a tie. A last verdict that names no label, or several, gives None.
     """
     words = {form.strip().casefold(): label for label, forms in labels.items() for form in forms}
     ranked = sorted(words, key=len, reverse=True)
-    form = "|".join(re.escape(word) for word in ranked)
-    alone = re.fullmatch(rf"[\s*_`\"'(\[<]*({form})[\s*_`\"')\]>.]*", text, re.IGNORECASE)
+    every = "|".join(map(re.escape, ranked))
+    alone = re.fullmatch(rf"[\s*_`\"'(\[<]*({every})[\s*_`\"')\]>.]*", text, re.IGNORECASE)
     if alone:
         return words[alone.group(1).casefold()]
+    form = "|".join(map(_form, ranked))
     opened = _last(_OPENING, text)
     if opened is not None:
-        said = re.match(rf"{_LEAD}({form})(?!\w)", text[opened.end() :], re.IGNORECASE)
-        rest = text[opened.end() + said.end() :] if said else ""
-        several = re.match(rf"\W*(?:or|and|/|vs)\W*(?:{form})(?!\w)", rest, re.IGNORECASE)
-        return words[said.group(1).casefold()] if said and not several else None
-    named = _last(_compiled(_PROSE.format(lead=_LEAD, form=form)), text)
-    return words[(named.group(1) or named.group(2)).casefold()] if named else None
+        text = text[opened.end() :]
+        said = _compiled(rf"{_LEAD}({form})(?!\w|[.,]\d)").match(text)
+    else:
+        said = _last(_compiled(_PROSE.format(lead=_LEAD, form=form)), text)
+    also = _compiled(rf"\W*(?:or|and|/|vs|=|&)\W*(?:{form})(?!\w)")
+    if said is None or also.match(text, said.end()):
+        return None
+    found = next(group for group in said.groups() if group).casefold()
+    # "a tie" is looked up without its article.
+    return words[found] if found in words else words[found.split(maxsplit=1)[1]]
+
+
+def _form(word: str) -> str:
+    """The pattern of one form of a label, within one that ignores case."""
+    if len(word) == 1 and word.isalpha():
+        return _LETTER.format(upper=re.escape(word.upper()), lower=re.escape(word))
+    return rf"(?:an?\s+)?{re.escape(word)}" if word.isalpha() else re.escape(word)
 
 
 def text_ratings(
