@@ -24,7 +24,8 @@ from rlaif.resources import find
 from rlaif.store import read_json
 from rlaif.yamlio import suggest
 
-from .base import Answered, Call, Judge, most_calls, roles_of, verdicts_of
+from .base import Answered, Call, Judge, call_id, most_calls, roles_of, verdicts_of
+from .common import usable_pairs
 from .composed import (
     all_needs,
     annotators,
@@ -35,6 +36,9 @@ from .composed import (
     placed,
     under,
 )
+
+ALIKE = "alike"
+"""The role of the one call of a vote on an answer beside itself: nobody is asked."""
 
 SUREST = 0.99
 """The highest accuracy that is believed: a perfect record on few pairs must not outvote all."""
@@ -72,7 +76,11 @@ class Jury:
         return all_needs(self.roles)
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
-        """The jurors' calls."""
+        """The jurors' calls; none of them for a vote on an answer beside itself, which is a tie."""
+        pairs = usable_pairs(completions) if self.comparative else []
+        if pairs and pairs[0][0] is pairs[0][1]:
+            name = call_id(self.judge_hash, pairs[0], None)
+            return [Call(name, prompt, pairs[0], None, 0, None, role=ALIKE)]
         return [
             call for m in self.members for call in placed(m.id, m.calls(prompt, completions, seed))
         ]
@@ -89,6 +97,10 @@ class Jury:
 
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion, or per pair of them."""
+        alike = [call for call in calls if call.role == ALIKE]
+        if alike:
+            who = annotators(alike, answers, self.id)
+            return [concluded(self, alike, c.shown, who, "tie", prob_first=0.5) for c in alike]
         completions = completions_of(calls)
         read = {m.id: verdicts_of(m, under(m.id, calls), answers) for m in self.members}
         scores = {

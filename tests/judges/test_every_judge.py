@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,19 @@ def test_the_order_of_arrival_changes_nothing(name: str) -> None:
     plain = [{**vars_of(j), "latency": None} for j in one]
     assert plain == [{**vars_of(j), "latency": None} for j in other]
     assert len({j.judgement_id for j in one}) == len(one)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_answer_beside_itself_is_judged_once_and_is_a_tie(name: str) -> None:
+    judge, engines = judge_of(EVERY[name]), preferring(GOOD.text, BAD.text)
+    twice = [GOOD, replace(GOOD, sample_index=1)]
+    read = judged(judge, engines, twice)
+    assert read and len({j.judgement_id for j in read}) == len(read)
+    assert not judge.comparative or {j.prob_first for j in read} == {0.5}
+    if not judge.comparative and name != "jury":
+        assert [j.score for j in read] == [j.score for j in judged(judge, engines, [GOOD])]
+    third = [j.shown for j in judged(judge, engines, [*twice, BAD])]
+    assert third == [j.shown for j in judged(judge, engines, [GOOD, BAD])]
 
 
 def vars_of(judgement: Judgement) -> dict[str, Any]:
