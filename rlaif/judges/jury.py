@@ -34,6 +34,7 @@ from .composed import (
     follow_within,
     missing_status,
     placed,
+    seen_together,
     under,
 )
 
@@ -138,6 +139,7 @@ class Jury:
                     status if mean is None else "ok",
                     score=mean,
                     distribution=own or None,
+                    among=seen_together(calls),
                 )
             )
         return found
@@ -161,7 +163,14 @@ class Jury:
         if prob is not None:
             status = "tie" if prob == 0.5 else "ok"
         return concluded(
-            self, calls, pair, who, status, prob_first=prob, distribution=votes or None
+            self,
+            calls,
+            pair,
+            who,
+            status,
+            prob_first=prob,
+            distribution=votes or None,
+            among=seen_together(calls),
         )
 
 

@@ -288,6 +288,28 @@ def test_an_answer_beside_itself_is_judged_once_and_is_a_tie(name: str) -> None:
     assert third == [j.shown for j in judged(judge, engines, [GOOD, BAD])]
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "jury", "of": [{"kind": "pairwise"}]},
+        {"kind": "jury", "of": [{"kind": "yes_no"}, {"kind": "ultrafeedback"}]},
+        {"kind": "meta", "judge": {"kind": "ultrafeedback", "samples": 2, "temperature": 0.7}},
+        {"kind": "ultrafeedback"},
+    ],
+)
+def test_a_score_that_depends_on_the_others_has_an_id_of_its_group(spec: dict[str, Any]) -> None:
+    judge, engines = judge_of(spec), preferring(GOOD.text, BAD.text)
+    one, other = (judged(judge, engines, [GOOD, b]) for b in (BAD, completion("A tomato", 1)))
+    assert not {j.judgement_id for j in one} & {j.judgement_id for j in other}
+    assert not {j.call_id for j in one} & {j.call_id for j in other}
+
+
+def test_a_score_that_depends_on_no_other_keeps_its_id() -> None:
+    judge, engines = judge_of({"kind": "jury", "of": [{"kind": "yes_no"}]}), Engines(Mumbling())
+    (alone,) = judged(judge, engines, [GOOD])
+    assert alone.judgement_id in {j.judgement_id for j in judged(judge, engines, [GOOD, BAD])}
+
+
 def vars_of(judgement: Judgement) -> dict[str, Any]:
     return {name: getattr(judgement, name) for name in judgement.__slots__}
 
