@@ -33,6 +33,7 @@ _FRACTION = re.compile(
     rf"\s*(?:/|out\s+of)\s*[*_`]*(?P<of>{_NUMBER})(?![\w/])",
     re.IGNORECASE,
 )
+_ADDED = re.compile(rf"{_MARKUP}\s*(?:\([^)\n]*\)\s*)?\+\s*[*_`]*\d")
 _ALONE = re.compile(rf"[\s*_`\"'(\[<]*+({_NUMBER})[\s*_`\"')\]>.]*")
 
 _OPENING = re.compile(
@@ -97,9 +98,9 @@ def in_range(value: float | None, low: float, high: float) -> float | None:
 def last_score(text: str, low: float, high: float, pattern: str | None = None) -> float | None:
     """The last score in `text`, on [low, high].
 
-    Without `pattern`: a number after the word score, rating or grade; where there is none, a
-    fraction of `high` ("4/5") or an answer that is only a number. With `pattern`: the first group
-    of its last match.
+    Without `pattern`: a number after the word score, rating or grade, of a sum its total ("1 + 1 =
+    2"); where there is none, a fraction of `high` ("4/5") or an answer that is only a number. With
+    `pattern`: the first group of its last match.
     """
     if pattern is not None:
         return _last_patterned(text, low, high, pattern)
@@ -111,6 +112,10 @@ def last_score(text: str, low: float, high: float, pattern: str | None = None) -
         # Other fractions are about other things ("3/4 cup"), unlike one after the word score.
         fractions = [m["value"] for m in _FRACTION.finditer(text) if _number(m["of"]) == high]
         return in_range(_number(fractions[-1]), low, high) if fractions else None
+    rest = text[last.end("value") :].partition("\n")[0]
+    if _ADDED.match(rest):
+        _, equals, total = rest.rpartition("=")
+        return last_score(f"Score: {total}", low, high) if equals else None
     if last["percent"] or (last["of"] is not None and _number(last["of"]) != high):
         return None
     return in_range(_number(last["value"]), low, high)

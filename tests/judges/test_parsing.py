@@ -53,6 +53,11 @@ SCORES = [
     ("Score: 2, since 3/5 of it is about 3/4 cup.", 2.0),
     ("I give 2 out of 5, for the 3/4 cup.", 2.0),
     ("Score: 1-5? I say score: 3", 3.0),
+    ("Score: 1 + 1 + 1 = 3", 3.0),
+    ("Score: **1** + 1 + 0 = **2/5**\nThat is all.", 2.0),
+    ("Score: 1 (relevance) + 1 (clarity) = 2", 2.0),
+    ("Score: 4, since 2 + 3 = 5", 4.0),
+    ("Score: 4+", 4.0),
 ]
 
 NOT_SCORES = [
@@ -73,6 +78,9 @@ NOT_SCORES = [
     "3/10",
     "Score: 80%",
     "Score: 4%",
+    "Score: 1 + 1 + 1",
+    "Score: 1 + 1 + 1 = three",
+    "Score: 4 + 4 = 8",
     "Score: 4th",
     "Score: 1-5",
     "Score: 1 to 5",
