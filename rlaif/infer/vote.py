@@ -26,7 +26,9 @@ LABELS: dict[str, tuple[str, ...]] = {
     "neither": ("0", " 0"),
 }
 _DIGIT = re.compile(r"(?<![\d.,])[012](?!\d|[.,]\d)")
-_LEADING = re.compile(r"\W*(?:answer\W+)?([012])(?!\d|[.,]\d|\W*(?:or\b|and\b|vs\b|/))", re.IGNORECASE)
+_LEADING = re.compile(
+    r"\W*(?:answer\W+)?([012])(?!\d|[.,]\d|\W*(?:or\b|and\b|vs\b|/))", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
