@@ -296,17 +296,8 @@ def schema_fault(schema: dict[str, Any]) -> str | None:
     return None
 
 
-def label_log_odds(first: float, second: float) -> float | None:
-    """ln(first / second) of two probabilities: infinite where one is 0, None where both are."""
-    if first <= 0 and second <= 0:
-        return None
-    if second <= 0:
-        return math.inf
-    return -math.inf if first <= 0 else math.log(first) - math.log(second)
-
-
 def label_share(first: float, second: float) -> float | None:
-    """first / (first + second), the sigmoid of `label_log_odds`; None where both are 0."""
+    """first / (first + second) of two probabilities; None where both are 0."""
     total = first + second
     return first / total if total > 0 else None
 
