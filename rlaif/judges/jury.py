@@ -102,8 +102,10 @@ class Jury:
         if alike:
             who = annotators(alike, answers, self.id)
             return [concluded(self, alike, c.shown, who, "tie", prob_first=0.5) for c in alike]
-        completions = completions_of(calls)
         read = {m.id: verdicts_of(m, under(m.id, calls), answers) for m in self.members}
+        # A meta-judge shows judgements as if they were answers; no verdict is about them.
+        about = {name for rows in read.values() for j in rows for name in j.shown}
+        completions = [c for c in completions_of(calls) if c.completion_id in about]
         scores = {
             juror: candidate_scores(rows, self.principle_weights, self.missing == "renormalise")
             for juror, rows in read.items()

@@ -304,6 +304,12 @@ def test_a_score_that_depends_on_the_others_has_an_id_of_its_group(spec: dict[st
     assert not {j.call_id for j in one} & {j.call_id for j in other}
 
 
+def test_a_jury_with_a_meta_judge_is_about_the_answers_alone() -> None:
+    jury = judge_of({"kind": "jury", "of": [{"kind": "meta", "judge": {"kind": "additive"}}]})
+    read = judged(jury, preferring(GOOD.text, BAD.text), [GOOD, BAD])
+    assert sorted(j.subject for j in read) == sorted([GOOD.completion_id, BAD.completion_id])
+
+
 def test_a_score_that_depends_on_no_other_keeps_its_id() -> None:
     judge, engines = judge_of({"kind": "jury", "of": [{"kind": "yes_no"}]}), Engines(Mumbling())
     (alone,) = judged(judge, engines, [GOOD])
