@@ -33,6 +33,7 @@ _FRACTION = re.compile(
     rf"\s*(?:/|out\s+of)\s*[*_`]*(?P<of>{_NUMBER})(?![\w/])",
     re.IGNORECASE,
 )
+_ADDED = re.compile(rf"{_MARKUP}\s*(?:\([^)\n]*\)\s*)?\+\s*[*_`]*\d")
 _ALONE = re.compile(rf"[\s*_`\"'(\[<]*+({_NUMBER})[\s*_`\"')\]>.]*")
 
 _OPENING = re.compile(
@@ -43,6 +44,12 @@ _LEAD = (
     r"(?:[\s*_`\"'(\[<:=\u2013\u2014-]"
     r"|(?:is|the|answer|response|assistant|option|better|number)\b)*"
 )
+# A letter is an answer in upper case, or where a bracket, quote or star closes it; "a" and "A tie"
+# are articles otherwise. What stands after an answer, unlike after an article:
+_AFTER = (
+    "is|was|has|wins|over|because|since|as|for|due|by|with|and|or|vs|given|which|that|while|but|on"
+)
+_LETTER = rf"(?-i:{{upper}}(?!\w|\s+(?!(?:{_AFTER})\b)[a-z])|{{lower}}(?=[)\]}}}}>*_`\"'](?!\w)))"
 _PROSE = (
     r"(?<!\w)(?:(?:better|best|preferred)\s+(?:answer|response|one|option)\s+is"
     r"|(?:choose|prefer|pick)){lead}({form})(?!\w)"
@@ -91,9 +98,9 @@ def in_range(value: float | None, low: float, high: float) -> float | None:
 def last_score(text: str, low: float, high: float, pattern: str | None = None) -> float | None:
     """The last score in `text`, on [low, high].
 
-    Without `pattern`: a number after the word score, rating or grade; where there is none, a
-    fraction of `high` ("4/5") or an answer that is only a number. With `pattern`: the first group
-    of its last match.
+    Without `pattern`: a number after the word score, rating or grade, of a sum its total ("1 + 1 =
+    2"); where there is none, a fraction of `high` ("4/5") or an answer that is only a number. With
+    `pattern`: the first group of its last match.
     """
     if pattern is not None:
         return _last_patterned(text, low, high, pattern)
@@ -105,6 +112,10 @@ def last_score(text: str, low: float, high: float, pattern: str | None = None) -
         # Other fractions are about other things ("3/4 cup"), unlike one after the word score.
         fractions = [m["value"] for m in _FRACTION.finditer(text) if _number(m["of"]) == high]
         return in_range(_number(fractions[-1]), low, high) if fractions else None
+    rest = text[last.end("value") :].partition("\n")[0]
+    if _ADDED.match(rest):
+        _, equals, total = rest.rpartition("=")
+        return last_score(f"Score: {total}", low, high) if equals else None
     if last["percent"] or (last["of"] is not None and _number(last["of"]) != high):
         return None
     return in_range(_number(last["value"]), low, high)
@@ -128,23 +139,35 @@ def last_choice(text: str, labels: Mapping[str, tuple[str, ...]]) -> str | None:
 
     A verdict is one of a label's forms after "[RESULT]", "Verdict:", "Choice:" or "Winner:"; where
     none of these stands, after "better is", "choose" and the like, or before "is better"; or the
-    whole text is one form. Forms are matched whole and in either case. A last verdict that names
-    no label, or several, gives None.
+    whole text is one form. Forms are matched whole and in either case, but an article is no letter:
+    "a tie" and "A tie" are a tie. A last verdict that names no label, or several, gives None.
     """
     words = {form.strip().casefold(): label for label, forms in labels.items() for form in forms}
     ranked = sorted(words, key=len, reverse=True)
-    form = "|".join(re.escape(word) for word in ranked)
-    alone = re.fullmatch(rf"[\s*_`\"'(\[<]*({form})[\s*_`\"')\]>.]*", text, re.IGNORECASE)
+    every = "|".join(map(re.escape, ranked))
+    alone = re.fullmatch(rf"[\s*_`\"'(\[<]*({every})[\s*_`\"')\]>.]*", text, re.IGNORECASE)
     if alone:
         return words[alone.group(1).casefold()]
+    form = "|".join(map(_form, ranked))
     opened = _last(_OPENING, text)
     if opened is not None:
-        said = re.match(rf"{_LEAD}({form})(?!\w)", text[opened.end() :], re.IGNORECASE)
-        rest = text[opened.end() + said.end() :] if said else ""
-        several = re.match(rf"\W*(?:or|and|/|vs)\W*(?:{form})(?!\w)", rest, re.IGNORECASE)
-        return words[said.group(1).casefold()] if said and not several else None
-    named = _last(_compiled(_PROSE.format(lead=_LEAD, form=form)), text)
-    return words[(named.group(1) or named.group(2)).casefold()] if named else None
+        text = text[opened.end() :]
+        said = _compiled(rf"{_LEAD}({form})(?!\w|[.,]\d)").match(text)
+    else:
+        said = _last(_compiled(_PROSE.format(lead=_LEAD, form=form)), text)
+    also = _compiled(rf"\W*(?:or|and|/|vs|=|&)\W*(?:{form})(?!\w)")
+    if said is None or also.match(text, said.end()):
+        return None
+    found = next(group for group in said.groups() if group).casefold()
+    # "a tie" is looked up without its article.
+    return words[found] if found in words else words[found.split(maxsplit=1)[1]]
+
+
+def _form(word: str) -> str:
+    """The pattern of one form of a label, within one that ignores case."""
+    if len(word) == 1 and word.isalpha():
+        return _LETTER.format(upper=re.escape(word.upper()), lower=re.escape(word))
+    return rf"(?:an?\s+)?{re.escape(word)}" if word.isalpha() else re.escape(word)
 
 
 def text_ratings(
@@ -273,17 +296,8 @@ def schema_fault(schema: dict[str, Any]) -> str | None:
     return None
 
 
-def label_log_odds(first: float, second: float) -> float | None:
-    """ln(first / second) of two probabilities: infinite where one is 0, None where both are."""
-    if first <= 0 and second <= 0:
-        return None
-    if second <= 0:
-        return math.inf
-    return -math.inf if first <= 0 else math.log(first) - math.log(second)
-
-
 def label_share(first: float, second: float) -> float | None:
-    """first / (first + second), the sigmoid of `label_log_odds`; None where both are 0."""
+    """first / (first + second) of two probabilities; None where both are 0."""
     total = first + second
     return first / total if total > 0 else None
 

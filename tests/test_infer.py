@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,10 @@ def test_a_killed_run_repeats_nothing_that_was_committed(tmp_path: Path) -> None
     assert inferred(labelled, tmp_path / "whole", third) == expected, "asked again"
 
 
+WRITTEN = {"1": 1.0, "Answer 2.": 0.0, "1 (not 2)": 1.0, "**2**, as 1 is long": 0.0, "It is 2": 0.0}
+UNREADABLE = ("10", "It is hard to say", "1 or 2", "Not 1 but 2", "0.5", "1/2")
+
+
 def test_without_label_probabilities_votes_are_read_from_text() -> None:
     judge = PrincipleVotes(vote_template(), (Candidate("a", SHORTER, 1),), by_text=True)
     [pair] = pairs("shorter", 1)
@@ -149,11 +154,11 @@ def test_without_label_probabilities_votes_are_read_from_text() -> None:
     assert judge.needs == {"generate"} and len(calls) == 2
     read = {
         text: judge.read(calls[0], GenerateResult("r", text, [], "stop", 1), "x")[0]
-        for text in ("1", "Answer 2.", "0", "10", "It is hard to say", "1, no: 2")
+        for text in (*WRITTEN, *UNREADABLE, "0")
     }
-    assert [read[t].prob_first for t in ("1", "Answer 2.", "1, no: 2")] == [1.0, 0.0, 0.0]
+    assert {text: read[text].prob_first for text in WRITTEN} == WRITTEN
     assert read["0"].status == "not_applicable"
-    assert read["10"].status == read["It is hard to say"].status == "unparsed"
+    assert {read[text].status for text in UNREADABLE} == {"unparsed"}
     failed = GenerateResult("r", "", [], "failed", 1, "too long")
     assert judge.read(calls[0], failed, "x")[0].status == "failed"
 
@@ -269,6 +274,15 @@ def test_sampling_of_pairs_is_by_seed_and_leaves_out_what_says_nothing() -> None
     assert sampled(labelled, InferOptions(pairs=10, seed=1)) != chosen
     with pytest.raises(ConfigError, match="no labelled pair in which one answer was preferred"):
         sampled([p for p in labelled if p.label == 0.5], InferOptions())
+
+
+def test_a_pair_that_several_people_labelled_has_their_mean() -> None:
+    [pair] = pairs("shorter", 1)
+    said = [replace(pair, label=label, annotator=str(n)) for n, label in enumerate((1.0, 1.0, 0.0))]
+    for order in (said, said[::-1]):
+        assert [p.label for p in sampled(order, InferOptions())] == [pytest.approx(2 / 3)]
+    with pytest.raises(ConfigError, match="no labelled pair"):
+        sampled(said[1:], InferOptions())
 
 
 def test_a_model_that_proposes_nothing_is_an_error(tmp_path: Path) -> None:

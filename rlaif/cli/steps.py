@@ -216,7 +216,6 @@ def evaluate(
 @click.command("rbr-weights")
 @click.argument("judgements", type=click.Path(path_type=Path))
 @click.argument("preferences", type=click.Path(path_type=Path))
-@click.option("--base", type=click.Path(path_type=Path), help="A reward model's judgements.")
 @click.option("--margin", default=1.0, show_default=True, help="By how much rewards should differ.")
 @click.option("--ridge", default=0.0, show_default=True, help="Penalty on the squared weights.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The weights, YAML.")
@@ -224,7 +223,6 @@ def evaluate(
 def rbr_weights(
     judgements: Path,
     preferences: Path,
-    base: Path | None,
     margin: float,
     ridge: float,
     out: Path,
@@ -241,14 +239,9 @@ def rbr_weights(
     from rlaif.records import Judgement, Preference, from_json
     from rlaif.store import write_atomic
 
-    def judged(path: Path) -> list[Judgement]:
-        return [from_json(Judgement, row) for row in Records(path).read("judgements")]
-
-    rewards = None
-    if base is not None:
-        rewards = {j.subject: j.distribution["reward"] for j in judged(base) if j.distribution}
+    judged = [from_json(Judgement, row) for row in Records(judgements).read("judgements")]
     pairs = [from_json(Preference, row) for row in Records(preferences).read("preferences")]
-    found = fit(judged(judgements), pairs, rewards, margin, ridge)
+    found = fit(judged, pairs, margin, ridge)
     write_atomic(out, yaml.safe_dump({"weights": found.weights}, sort_keys=True))
     if as_json:
         click.echo(json.dumps(asdict(found)))

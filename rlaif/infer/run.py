@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from rlaif.compare.votes import sided
@@ -83,12 +85,16 @@ def infer(
 
 
 def sampled(labelled: Iterable[LabelledPair], options: InferOptions) -> list[LabelledPair]:
-    """At most `options.pairs` different pairs with a preferred answer, in an order by the seed."""
-    decided = {
-        p.pair_id: p
-        for p in labelled
-        if p.label is not None and p.label != 0.5 and p.first.text.strip() != p.second.text.strip()
-    }
+    """At most `options.pairs` different pairs with a preferred answer, in an order by the seed. A
+    pair that several people labelled has the mean of their labels."""
+    labels: dict[str, list[float]] = defaultdict(list)
+    known: dict[str, LabelledPair] = {}
+    for pair in labelled:
+        if pair.label is not None and pair.first.text.strip() != pair.second.text.strip():
+            labels[pair.pair_id].append(pair.label)
+            known.setdefault(pair.pair_id, pair)
+    means = {name: fmean(given) for name, given in labels.items()}
+    decided = {name: replace(known[name], label=m) for name, m in means.items() if m != 0.5}
     if not decided:
         raise ConfigError("no labelled pair in which one answer was preferred to the other")
     order = sorted(decided, key=lambda name: content_hash("infer", options.seed, name))

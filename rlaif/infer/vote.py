@@ -25,7 +25,10 @@ LABELS: dict[str, tuple[str, ...]] = {
     "second": ("2", " 2"),
     "neither": ("0", " 0"),
 }
-_DIGIT = re.compile(r"(?<!\d)[012](?!\d)")
+_DIGIT = re.compile(r"(?<![\d.,])[012](?!\d|[.,]\d)")
+_LEADING = re.compile(
+    r"\W*(?:answer\W+)?([012])(?!\d|[.,]\d|\W*(?:or\b|and\b|vs\b|/))", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +111,10 @@ class PrincipleVotes:
 
 
 def _written(text: str) -> dict[str, float] | None:
-    """All on the last lone 1, 2 or 0 in a written answer; None where there is none."""
-    found = _DIGIT.findall(text)
-    if not found:
+    """All on the 1, 2 or 0 that opens a written answer, or is the only one in it; None where there
+    is none, or several."""
+    leading = _LEADING.match(text)
+    found = {leading.group(1)} if leading else set(_DIGIT.findall(text))
+    if len(found) != 1:
         return None
-    return {label: float(found[-1] == forms[0]) for label, forms in LABELS.items()}
+    return {label: float(forms[0] in found) for label, forms in LABELS.items()}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 from rlaif.config import (
@@ -25,7 +24,7 @@ from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.textstats import term_overlap
 
 from .base import Answer, Call, call_id, judgement
-from .common import label_result, usable, without_value
+from .common import label_result, usable, usable_pairs, without_value
 
 Pair = Sequence[Completion]
 
@@ -68,7 +67,7 @@ class Comparing:
         drawn = content_hash(self.judge_hash, seed) if self.kind == "random" else self.judge_hash
         return [
             Call(self._name(drawn, shown), prompt, shown, None, 0, None)
-            for shown in combinations(usable(completions), 2)
+            for shown in usable_pairs(completions)
         ]
 
     def _name(self, drawn: str, shown: Pair) -> str:

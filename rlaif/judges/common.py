@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,26 @@ def judge_template(
 
 
 def usable(completions: Iterable[Completion]) -> list[Completion]:
-    """The completions that were generated, in the order of sampling."""
-    made = [c for c in completions if c.finish_reason != "failed"]
-    return sorted(made, key=lambda c: (c.sample_index, c.completion_id))
+    """The completions that were generated, each once, in the order of sampling."""
+    ordered = sorted(_made(completions), key=lambda c: (c.sample_index, c.completion_id))
+    found: dict[str, Completion] = {}
+    for completion in ordered:
+        found.setdefault(completion.completion_id, completion)
+    return list(found.values())
+
+
+def usable_pairs(completions: Iterable[Completion]) -> list[tuple[Completion, Completion]]:
+    """Every two of the usable completions; where several are all the same one, it beside itself,
+    which is a tie."""
+    made = _made(completions)
+    distinct = usable(made)
+    if len(distinct) == 1 < len(made):
+        return [(distinct[0], distinct[0])]
+    return list(combinations(distinct, 2))
+
+
+def _made(completions: Iterable[Completion]) -> list[Completion]:
+    return [c for c in completions if c.finish_reason != "failed"]
 
 
 def template_values(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from rlaif.engines.base import Capability
-from rlaif.records import AnnotatorKind, Completion, Judgement, Status
+from rlaif.records import AnnotatorKind, Completion, Judgement, Status, content_hash
 
 from .base import Answered, Call, Judge, call_id, is_staged, judgement
 
@@ -59,10 +59,14 @@ def concluded(
     rationale: str | None = None,
     raw: str | None = None,
     kind: AnnotatorKind = "ai",
+    among: Sequence[Completion] = (),
 ) -> Judgement:
     """One verdict of a judge that rests on several calls, about the first of `shown`. It is a
-    program's where no model was asked."""
+    program's where no model was asked. `among` are the answers that the verdict depends on beside
+    those shown: another group of them makes another judgement."""
     name = call_id(judge.judge_hash, shown, principle)
+    if among:
+        name = "c_" + content_hash(name, sorted([c.completion_id, c.digest] for c in among))
     own = Call(name, calls[0].prompt, tuple(shown), principle, 0, None)
     return judgement(
         judge,
@@ -83,6 +87,12 @@ def completions_of(calls: Iterable[Call]) -> list[Completion]:
     """The completions that calls are about, in the order of sampling."""
     found = {c.completion_id: c for call in calls for c in call.shown}
     return sorted(found.values(), key=lambda c: (c.sample_index, c.completion_id))
+
+
+def seen_together(calls: Iterable[Call]) -> list[Completion]:
+    """The completions of the calls that show several at once: what one is worth depends on the
+    others."""
+    return completions_of(call for call in calls if len(call.shown) > 1)
 
 
 def missing_status(statuses: Iterable[Status]) -> Status:

@@ -24,7 +24,8 @@ from rlaif.resources import find
 from rlaif.store import read_json
 from rlaif.yamlio import suggest
 
-from .base import Answered, Call, Judge, most_calls, roles_of, verdicts_of
+from .base import Answered, Call, Judge, call_id, most_calls, roles_of, verdicts_of
+from .common import usable_pairs
 from .composed import (
     all_needs,
     annotators,
@@ -33,8 +34,12 @@ from .composed import (
     follow_within,
     missing_status,
     placed,
+    seen_together,
     under,
 )
+
+ALIKE = "alike"
+"""The role of the one call of a vote on an answer beside itself: nobody is asked."""
 
 SUREST = 0.99
 """The highest accuracy that is believed: a perfect record on few pairs must not outvote all."""
@@ -72,7 +77,11 @@ class Jury:
         return all_needs(self.roles)
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
-        """The jurors' calls."""
+        """The jurors' calls; none of them for a vote on an answer beside itself, which is a tie."""
+        pairs = usable_pairs(completions) if self.comparative else []
+        if pairs and pairs[0][0] is pairs[0][1]:
+            name = call_id(self.judge_hash, pairs[0], None)
+            return [Call(name, prompt, pairs[0], None, 0, None, role=ALIKE)]
         return [
             call for m in self.members for call in placed(m.id, m.calls(prompt, completions, seed))
         ]
@@ -89,8 +98,14 @@ class Jury:
 
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion, or per pair of them."""
-        completions = completions_of(calls)
+        alike = [call for call in calls if call.role == ALIKE]
+        if alike:
+            who = annotators(alike, answers, self.id)
+            return [concluded(self, alike, c.shown, who, "tie", prob_first=0.5) for c in alike]
         read = {m.id: verdicts_of(m, under(m.id, calls), answers) for m in self.members}
+        # A meta-judge shows judgements as if they were answers; no verdict is about them.
+        about = {name for rows in read.values() for j in rows for name in j.shown}
+        completions = [c for c in completions_of(calls) if c.completion_id in about]
         scores = {
             juror: candidate_scores(rows, self.principle_weights, self.missing == "renormalise")
             for juror, rows in read.items()
@@ -126,6 +141,7 @@ class Jury:
                     status if mean is None else "ok",
                     score=mean,
                     distribution=own or None,
+                    among=seen_together(calls),
                 )
             )
         return found
@@ -149,7 +165,14 @@ class Jury:
         if prob is not None:
             status = "tie" if prob == 0.5 else "ok"
         return concluded(
-            self, calls, pair, who, status, prob_first=prob, distribution=votes or None
+            self,
+            calls,
+            pair,
+            who,
+            status,
+            prob_first=prob,
+            distribution=votes or None,
+            among=seen_together(calls),
         )
 
 

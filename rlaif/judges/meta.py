@@ -29,6 +29,7 @@ from .composed import (
     follow_within,
     missing_status,
     placed,
+    seen_together,
     under,
 )
 from .elo import battles, elo
@@ -114,10 +115,11 @@ class Meta:
         answers: Mapping[str, Answered],
         who: str,
     ) -> Judgement:
+        among = seen_together(under("judge", calls))
         valued = [j for j in group if j.score is not None]
         if not valued:
             status = missing_status(j.status for j in group)
-            return concluded(self, calls, [subject], who, status, principle=principle)
+            return concluded(self, calls, [subject], who, status, principle=principle, among=among)
         place = {j.judgement_id: index for index, j in enumerate(valued)}
         own = [c for c in compared if c.shown[0].completion_id in place]
         ratings = elo(battles(len(valued), self._verdicts(own, place, answers)))
@@ -135,6 +137,7 @@ class Meta:
             distribution=kept,
             principle=principle,
             rationale=_text(valued[int(np.argmax(ratings))]) or None,
+            among=among,
         )
 
     def _verdicts(

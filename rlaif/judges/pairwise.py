@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +39,7 @@ from .common import (
     template_values,
     text_principles,
     text_request,
-    usable,
+    usable_pairs,
     without_value,
 )
 
@@ -99,7 +98,7 @@ class Pairwise:
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The calls for every pair, per principle or one overall where there is none."""
         calls = []
-        for first, second in combinations(usable(completions), 2):
+        for first, second in usable_pairs(completions):
             for principle in self._principles(prompt, first, second, seed):
                 name = principle.id if principle is not None else None
                 if not applicable(principle, prompt) or first.text == second.text:

@@ -1,6 +1,6 @@
 """Rule-based rewards: yes/no propositions about an answer, weighed by fitted weights (2411.01111).
 
-The reward is bias + sum of w_i phi_i with phi_i = P(yes) for proposition i, on [0, 1]; `rbr_fit`
+The reward is sum of w_i phi_i with phi_i = P(yes) for proposition i, on [0, 1]; `rbr_fit`
 finds the weights.
 """
 
@@ -27,7 +27,6 @@ from .composed import annotators, completions_of, concluded, missing_status
 class RbrWeights(Strict):
     """A weights file: the weight of each proposition, which is a principle's id."""
 
-    bias: float = 0.0
     weights: dict[str, float]
 
 
@@ -40,7 +39,6 @@ class Rbr:
     judge_hash: str
     asker: yes_no.YesNo
     weights: Mapping[str, float]
-    bias: float
     comparative: bool = False
 
     @property
@@ -82,7 +80,7 @@ class Rbr:
         if not asked or len(phi) < len(asked):
             status = missing_status(j.status for j in read if j.score is None)
             return concluded(self, own, [completion], who, status)
-        reward = self.bias + sum(self.weights[name] * value for name, value in sorted(phi.items()))
+        reward = sum(self.weights[name] * value for name, value in sorted(phi.items()))
         kept = {**phi, "reward": reward}
         return concluded(
             self, own, [completion], who, "ok", score=sigmoid(reward), distribution=kept
@@ -117,8 +115,7 @@ def build(spec: RbrJudge, constitution: Constitution | None, beside: Path | None
     kept = {name: fitted.weights[name] for name in sorted(names)}
     return Rbr(
         id=spec.id,
-        judge_hash=content_hash("rbr", asker.judge_hash, kept, fitted.bias),
+        judge_hash=content_hash("rbr", asker.judge_hash, kept),
         asker=asker,
         weights=kept,
-        bias=fitted.bias,
     )

@@ -25,7 +25,7 @@ HELD_OUT = 20
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Weights by proposition. `fitted` and `held_out` are (pairs, share of them that the whole
+    """Weights by proposition. `fitted` and `held_out` are (pairs, share of them that the
     reward puts in the right order), the share None without pairs. `skipped` pairs lack a value."""
 
     weights: dict[str, float]
@@ -37,20 +37,16 @@ class Fit:
 def fit(
     judgements: Iterable[Judgement],
     preferences: Sequence[Preference],
-    base: Mapping[str, float] | None = None,
     margin: float = 1.0,
     ridge: float = 0.0,
 ) -> Fit:
     """The weights of the propositions that `judgements` (of a yes_no judge) are about.
 
-    `base` is the reward of each answer, by id, that the weighted sum is added to. A proposition
-    that does not apply counts 0. Raises RlaifError when no pair can be used.
+    A proposition that does not apply counts 0. Raises RlaifError when no pair can be used.
     """
     table, known = _table(judgements)
     names = sorted({name for row in table.values() for name in row})
-    pairs = [
-        p for p in preferences if p.chosen_id in known and p.rejected_id in known and _in(base, p)
-    ]
+    pairs = [p for p in preferences if p.chosen_id in known and p.rejected_id in known]
     train = [p for p in pairs if int(content_hash("rbr", p.prompt_id), 16) % HELD_OUT]
     if not train or not names:
         raise RlaifError(
@@ -58,28 +54,27 @@ def fit(
             f"{len(known)} answers; are both about the same completions?"
         )
     gaps = _gaps(train, table, names)
-    offset = _offsets(train, base)
-    weights = fit_weights(gaps, offset, margin, ridge)
-    held = [p for p in pairs if p not in train]
+    weights = fit_hinge(gaps, margin, ridge)
+    fitted = {p.preference_id for p in train}
+    held = [p for p in pairs if p.preference_id not in fitted]
     return Fit(
         {name: float(weight) for name, weight in zip(names, weights, strict=True)},
-        (len(train), _right(gaps, offset, weights)),
-        (len(held), _right(_gaps(held, table, names), _offsets(held, base), weights)),
+        (len(train), _right(gaps, weights)),
+        (len(held), _right(_gaps(held, table, names), weights)),
         len(preferences) - len(pairs),
     )
 
 
-def fit_weights(gaps: Floats, offset: Floats, margin: float = 1.0, ridge: float = 0.0) -> Floats:
-    """Weights (k,) that make mean max(0, margin - offset - gaps w) + ridge |w|^2 / 2 small.
+def fit_hinge(gaps: Floats, margin: float = 1.0, ridge: float = 0.0) -> Floats:
+    """Weights (k,) that make mean max(0, margin - gaps w) + ridge |w|^2 / 2 small.
 
-    `gaps` (n, k) are the features of the better answers less those of the worse ones, `offset` (n,)
-    the same of the reward that they have anyway. Adam from zero weights, 1,000 steps at rate 0.01
-    as in the paper; the best weights seen are kept.
+    `gaps` (n, k) are the features of the better answers less those of the worse ones. Adam from
+    zero weights, 1,000 steps at rate 0.01 as in the paper; the best weights seen are kept.
     """
     weights, mean, square = (np.zeros(gaps.shape[1]) for _ in range(3))
     best, least = weights, np.inf
     for step in range(1, ITERATIONS + 1):
-        short = margin - offset - gaps @ weights
+        short = margin - gaps @ weights
         loss = float(np.maximum(short, 0).mean() + ridge * weights @ weights / 2)
         if loss < least:
             best, least = weights, loss
@@ -104,10 +99,6 @@ def _table(judgements: Iterable[Judgement]) -> tuple[dict[str, dict[str, float]]
     return table, seen - broken
 
 
-def _in(base: Mapping[str, float] | None, pair: Preference) -> bool:
-    return base is None or (pair.chosen_id in base and pair.rejected_id in base)
-
-
 def _gaps(
     pairs: Sequence[Preference], table: Mapping[str, Mapping[str, float]], names: Sequence[str]
 ) -> Floats:
@@ -118,10 +109,5 @@ def _gaps(
     return np.array(rows).reshape(len(pairs), len(names))
 
 
-def _offsets(pairs: Sequence[Preference], base: Mapping[str, float] | None) -> Floats:
-    known = base or {}
-    return np.array([known.get(p.chosen_id, 0.0) - known.get(p.rejected_id, 0.0) for p in pairs])
-
-
-def _right(gaps: Floats, offset: Floats, weights: Floats) -> float | None:
-    return float(np.mean(offset + gaps @ weights > 0)) if len(gaps) else None
+def _right(gaps: Floats, weights: Floats) -> float | None:
+    return float(np.mean(gaps @ weights > 0)) if len(gaps) else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -296,7 +297,9 @@ def build(spec: RubricJudge, constitution: Constitution | None, beside: Path | N
     if spec.principles is not None:
         raise ConfigError(f"judge {spec.id}: a rubric judges by its items; drop `principles`")
     explicit = spec.aggregate == "explicit"
-    if not explicit and any(item.check for item in spec.items or ()):
+    by_question = read_items(find(spec.items_file, beside)) if spec.items_file else {}
+    given = [*(spec.items or ()), *chain.from_iterable(by_question.values())]
+    if not explicit and any(item.check for item in given):
         raise ConfigError(
             f"judge {spec.id}: `check` decides one item; use `aggregate: explicit`, or drop it"
         )
@@ -304,7 +307,6 @@ def build(spec: RubricJudge, constitution: Constitution | None, beside: Path | N
     template = judge_template(
         spec, name, beside, allowed=allowed, required=frozenset({"response", needed})
     )
-    by_question = read_items(find(spec.items_file, beside)) if spec.items_file else {}
     writer = None
     if spec.generate is not None:
         writing = spec.generate

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,47 @@ def test_the_order_of_arrival_changes_nothing(name: str) -> None:
     plain = [{**vars_of(j), "latency": None} for j in one]
     assert plain == [{**vars_of(j), "latency": None} for j in other]
     assert len({j.judgement_id for j in one}) == len(one)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_answer_beside_itself_is_judged_once_and_is_a_tie(name: str) -> None:
+    judge, engines = judge_of(EVERY[name]), preferring(GOOD.text, BAD.text)
+    twice = [GOOD, replace(GOOD, sample_index=1)]
+    read = judged(judge, engines, twice)
+    assert read and len({j.judgement_id for j in read}) == len(read)
+    assert not judge.comparative or {j.prob_first for j in read} == {0.5}
+    if not judge.comparative and name != "jury":
+        assert [j.score for j in read] == [j.score for j in judged(judge, engines, [GOOD])]
+    third = [j.shown for j in judged(judge, engines, [*twice, BAD])]
+    assert third == [j.shown for j in judged(judge, engines, [GOOD, BAD])]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "jury", "of": [{"kind": "pairwise"}]},
+        {"kind": "jury", "of": [{"kind": "yes_no"}, {"kind": "ultrafeedback"}]},
+        {"kind": "meta", "judge": {"kind": "ultrafeedback", "samples": 2, "temperature": 0.7}},
+        {"kind": "ultrafeedback"},
+    ],
+)
+def test_a_score_that_depends_on_the_others_has_an_id_of_its_group(spec: dict[str, Any]) -> None:
+    judge, engines = judge_of(spec), preferring(GOOD.text, BAD.text)
+    one, other = (judged(judge, engines, [GOOD, b]) for b in (BAD, completion("A tomato", 1)))
+    assert not {j.judgement_id for j in one} & {j.judgement_id for j in other}
+    assert not {j.call_id for j in one} & {j.call_id for j in other}
+
+
+def test_a_jury_with_a_meta_judge_is_about_the_answers_alone() -> None:
+    jury = judge_of({"kind": "jury", "of": [{"kind": "meta", "judge": {"kind": "additive"}}]})
+    read = judged(jury, preferring(GOOD.text, BAD.text), [GOOD, BAD])
+    assert sorted(j.subject for j in read) == sorted([GOOD.completion_id, BAD.completion_id])
+
+
+def test_a_score_that_depends_on_no_other_keeps_its_id() -> None:
+    judge, engines = judge_of({"kind": "jury", "of": [{"kind": "yes_no"}]}), Engines(Mumbling())
+    (alone,) = judged(judge, engines, [GOOD])
+    assert alone.judgement_id in {j.judgement_id for j in judged(judge, engines, [GOOD, BAD])}
 
 
 def vars_of(judgement: Judgement) -> dict[str, Any]:

@@ -42,11 +42,12 @@ def test_one_line_switches_the_quickstart_to_the_pages_example(
         weights = tmp_path / "weights.yaml"
         weights.write_text("weights: {useful: 1.0}")
         spec["weights"] = str(weights)
-    data = yaml.safe_load(QUICKSTART.read_text(encoding="utf-8"))
-    place = next(i for i, s in enumerate(data["steps"]) if s.get("judge", {}).get("id") == "self")
-    data["steps"][place] = {"judge": {**spec, "id": "self"}}
+    lines = QUICKSTART.read_text(encoding="utf-8").splitlines()
+    (place,) = [n for n, line in enumerate(lines) if line.startswith("  - judge: {id: self, ")]
+    step = {**spec, "id": "self"}
+    lines[place] = f"  - judge: {yaml.safe_dump(step, default_flow_style=True, width=9999).strip()}"
     path = tmp_path / "experiment.yaml"
-    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     experiment, _ = load_experiment(path)
     judge = build_judge(
         experiment.all_judges()["self"],

@@ -257,6 +257,14 @@ def test_measured_accuracies_are_read_from_a_file(tmp_path: Path) -> None:
         judge_of(kind="jury", of=JURORS, accuracy=str(path))
 
 
+def test_an_implicit_rubric_refuses_a_check_in_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    item = {"text": "It is brief.", "check": "word_limits", "params": {"min": 1, "max": 3}}
+    path.write_text(json.dumps({"prompt": "Hi", "items": [item]}))
+    with pytest.raises(ConfigError, match="aggregate: explicit"):
+        judge_of(kind="rubric", items_file=str(path), aggregate="implicit")
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from rlaif.parsing import (
     expected_level,
     json_value,
-    label_log_odds,
     label_share,
     last_match,
     last_score,
@@ -53,6 +52,11 @@ SCORES = [
     ("Score: 2, since 3/5 of it is about 3/4 cup.", 2.0),
     ("I give 2 out of 5, for the 3/4 cup.", 2.0),
     ("Score: 1-5? I say score: 3", 3.0),
+    ("Score: 1 + 1 + 1 = 3", 3.0),
+    ("Score: **1** + 1 + 0 = **2/5**\nThat is all.", 2.0),
+    ("Score: 1 (relevance) + 1 (clarity) = 2", 2.0),
+    ("Score: 4, since 2 + 3 = 5", 4.0),
+    ("Score: 4+", 4.0),
 ]
 
 NOT_SCORES = [
@@ -73,6 +77,9 @@ NOT_SCORES = [
     "3/10",
     "Score: 80%",
     "Score: 4%",
+    "Score: 1 + 1 + 1",
+    "Score: 1 + 1 + 1 = three",
+    "Score: 4 + 4 = 8",
     "Score: 4th",
     "Score: 1-5",
     "Score: 1 to 5",
@@ -200,22 +207,10 @@ def test_schema_fault() -> None:
     assert "nonsense" in (schema_fault({"type": "nonsense"}) or "")
 
 
-def test_label_log_odds_and_share() -> None:
-    assert label_log_odds(0.2, 0.2) == 0.0
-    assert label_log_odds(0.0, 0.0) is None
-    assert label_log_odds(0.1, 0.0) == math.inf
-    assert label_log_odds(0.0, 0.1) == -math.inf
+def test_label_share() -> None:
     assert label_share(0.0, 0.0) is None
     assert label_share(0.3, 0.1) == pytest.approx(0.75)
-
-
-@given(st.floats(1e-9, 1), st.floats(1e-9, 1), st.floats(0.1, 10))
-def test_share_is_the_sigmoid_of_the_log_odds(first: float, second: float, scale: float) -> None:
-    odds = label_log_odds(first, second)
-    share = label_share(first, second)
-    assert odds is not None
-    assert share == pytest.approx(1 / (1 + math.exp(-odds)))
-    assert label_share(first * scale, second * scale) == pytest.approx(share)
+    assert label_share(0.03, 0.01) == pytest.approx(0.75)
 
 
 def test_expected_level() -> None:

@@ -19,7 +19,7 @@ from rlaif.engines.base import ScoreResult
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.judges.base import Answered
 from rlaif.judges.build import build_judge
-from rlaif.judges.rbr_fit import fit, fit_weights
+from rlaif.judges.rbr_fit import fit, fit_hinge
 from rlaif.records import Completion, Judgement, Preference, content_hash, make_prompt, to_json
 
 RULES = Constitution.model_validate(
@@ -45,7 +45,7 @@ def completion(index: int) -> Completion:
 
 def weights_file(folder: Path, **weights: float) -> str:
     path = folder / "weights.yaml"
-    path.write_text(yaml.safe_dump({"weights": weights, "bias": 0.5}))
+    path.write_text(yaml.safe_dump({"weights": weights}))
     return str(path)
 
 
@@ -68,8 +68,8 @@ def test_the_reward_is_the_weighted_sum(tmp_path: Path) -> None:
     calls = judge.calls(PROMPT, [completion(0)], 1)
     assert {c.principle for c in calls} == {"judges", "offers"}
     (judgement,) = judge.conclude(calls, answered(calls, {"judges": 0.25, "offers": 0.8}))
-    assert judgement.distribution["reward"] == pytest.approx(0.5 - 0.5 + 0.8)
-    assert judgement.score == pytest.approx(1 / (1 + np.exp(-0.8)))
+    assert judgement.distribution["reward"] == pytest.approx(-0.5 + 0.8)
+    assert judgement.score == pytest.approx(1 / (1 + np.exp(-0.3)))
     assert judgement.distribution["judges"] == 0.25
     (missing,) = judge.conclude(calls, answered(calls, {"judges": -1, "offers": 0.8}))
     assert (missing.status, missing.score) == ("unparsed", None)
@@ -90,6 +90,7 @@ def test_the_hash_covers_the_weights_and_not_the_files_name(tmp_path: Path) -> N
         ("weights: {}", "no weights"),
         ("weight: {judges: 1}", "did you mean"),
         ("weights: {judges: high}", "number"),
+        ("{weights: {judges: 1}, bias: 1}", "bias"),
     ],
 )
 def test_bad_weights_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -104,23 +105,22 @@ def test_the_fit_recovers_the_direction_of_planted_weights() -> None:
     gaps = generator.uniform(-1, 1, (400, 3))
     planted = np.array([-2.0, 1.0, 0.0])
     gaps[gaps @ planted < 0] *= -1
-    found = fit_weights(gaps, np.zeros(400))
+    found = fit_hinge(gaps)
     assert (gaps @ found > 0).mean() > 0.98
     assert found[0] / found[1] == pytest.approx(-2, rel=0.25)
     assert abs(found[2]) < 0.1 * abs(found[0])
 
 
-def test_separable_pairs_end_at_loss_zero_and_enough_base_leaves_weights_at_zero() -> None:
+def test_separable_pairs_end_at_loss_zero() -> None:
     gaps = np.array([[1.0, 0.0], [1.0, 0.0]])
-    found = fit_weights(gaps, np.zeros(2))
+    found = fit_hinge(gaps)
     assert np.maximum(0, 1 - gaps @ found).mean() == pytest.approx(0, abs=1e-6)
     assert found[1] == 0
-    assert not fit_weights(gaps, np.full(2, 1.0)).any()
 
 
 def test_a_ridge_keeps_weights_small() -> None:
     gaps = np.array([[0.1], [0.1]])
-    free, held = (fit_weights(gaps, np.zeros(2), ridge=r)[0] for r in (0.0, 1.0))
+    free, held = (fit_hinge(gaps, ridge=r)[0] for r in (0.0, 1.0))
     assert held == pytest.approx(0.1, abs=0.02) and free > 5
 
 
