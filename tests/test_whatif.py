@@ -182,6 +182,14 @@ def test_fit_leaves_out_pairs_with_a_missing_vote_and_principles_without_one() -
     assert made.weights == plain.weights and plain.left_out == 0
 
 
+def test_fit_names_votes_that_are_all_in_incomplete_pairs(run: Run) -> None:
+    own = run_constitution(run)
+    silent = [VotedPair(f"p{i}", {"brief": 0.0, "listed": 0.0}, 1.0) for i in range(6)]
+    hidden = [VotedPair("q", {"brief": 1.0, "listed": None}, 1.0)]
+    with pytest.raises(ConfigError, match=r"any of the 6 labelled pairs .*\(1 lack one\)"):
+        fitted(silent + hidden, own, folds=2)
+
+
 def judged(principle: str, subject: str, score: float | None, status: Any = "ok") -> Judgement:
     name = f"{principle}{subject}{status}"
     return Judgement(
