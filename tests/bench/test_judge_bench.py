@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from rlaif.bench.entrants import find_entrants
 from rlaif.bench.run import BenchRequest, run_bench
 from rlaif.compare.rewardbench import SECTIONS
 from rlaif.config import ModelSpec
@@ -242,6 +243,23 @@ def test_judges_are_compared_with_one_another_and_with_baselines(tmp_path: Path)
     page = bench_page(result, tmp_path / "page.html").read_text("utf-8")
     assert "beats the best baseline" in page
     assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("folder", "judge"), [("rm.v2", "rm-v2"), ("My Model", "My-Model"), ("7b", "rm-7b")]
+)
+def test_a_reward_models_folder_may_have_any_name(tmp_path: Path, folder: str, judge: str) -> None:
+    (tmp_path / folder).mkdir()
+    [entrant] = find_entrants([str(tmp_path / folder)], MODEL, None, False)
+    assert entrant.judge.id == judge
+
+
+def test_the_perplexity_baseline_asks_the_judges_model(tmp_path: Path) -> None:
+    file = judges_file(tmp_path, script(), {"id": "planted", "kind": "pairwise"})
+    found = {e.judge.id: e for e in find_entrants([file], MODEL, None, True)}
+    [asked], [own] = found["perplexity"].models.values(), found["planted"].models.values()
+    assert asked.spec == own.spec
+    assert asked.spec.script is not None
 
 
 def test_what_is_missing_stays_missing(tmp_path: Path) -> None:
