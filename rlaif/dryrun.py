@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Experiment, SampleStep
+from rlaif.config import Experiment, OnPolicyTrain, SampleStep
 from rlaif.engines.account import Account
 from rlaif.engines.api import Usage
-from rlaif.engines.base import GenerateRequest, ScoreRequest
+from rlaif.engines.base import GenerateRequest, Model, ScoreRequest
 from rlaif.experiment import unfinished
-from rlaif.judges.base import most_calls
+from rlaif.judges.base import Judge, most_calls, roles_of
 from rlaif.plan import PlanInputs, Planned, make_plan
 from rlaif.prepare import prepare
 from rlaif.records import Completion, Message
@@ -45,7 +45,8 @@ COUNTED_PROMPTS = 16
 class Forecast:
     """One planned step. `units` are completions, calls, pairs or optimiser examples, at most.
     `cost` is what the calls to a priced server come to when every answer is as long as it may be;
-    None where no priced server is asked."""
+    None where no priced server is asked. `cost_known` is false where a judge asks several models,
+    one of them priced: which is asked how much shows in the answers; `cost` is then the rest's."""
 
     seed: int
     arms: str
@@ -61,6 +62,18 @@ class Forecast:
     seconds: float
     measured: bool
     cost: float | None
+    cost_known: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A judge with its models by role, the most calls it makes and the most new tokens."""
+
+    judge: Judge
+    models: Mapping[str, Model]
+    units: int
+    calls: int
+    tokens: int
 
 
 def dry_run_report(path: Path, out: Path, overrides: Sequence[str], as_json: bool) -> str:
@@ -81,11 +94,14 @@ def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
     rates = _measured_rates(store)
     rows = []
     for planned in plan:
-        units, calls, tokens = _size(inputs, planned, sizes, prompts)
+        asked = list(_asked(inputs, planned, sizes, prompts))
+        units, calls, tokens = _size(inputs, planned, sizes, asked)
         prompts[planned.hash] = planned.prompts
         sizes[planned.hash] = units
         rate = rates.get(planned.kind, SECONDS_PER_UNIT.get(planned.kind, 0.0))
         asks = planned.kind != "judge" or bool(planned.models)
+        to_do = planned.hash in missing
+        cost, known = _cost(inputs, planned, calls, tokens, asked) if to_do else (None, True)
         rows.append(
             Forecast(
                 planned.seed,
@@ -95,13 +111,14 @@ def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
                 planned.kind,
                 RECORDS[planned.kind],
                 planned.hash,
-                planned.hash not in missing,
+                not to_do,
                 units,
                 calls,
                 tokens,
-                round(units * rate, 1) if asks and planned.hash in missing else 0.0,
+                round(units * rate, 1) if asks and to_do else 0.0,
                 planned.kind in rates,
-                _cost(inputs, planned, calls, tokens) if planned.hash in missing else None,
+                cost,
+                known,
             )
         )
     return rows
@@ -122,24 +139,56 @@ def _measured_rates(store: Store) -> dict[str, float]:
     return {kind: seconds / units for kind, (seconds, units) in totals.items()}
 
 
-def _size(
+def _asked(
     inputs: PlanInputs,
     planned: Planned,
-    sizes: dict[str, int],
-    prompts: dict[str, tuple[str, ...]],
+    sizes: Mapping[str, int],
+    prompts: Mapping[str, tuple[str, ...]],
+) -> Iterator[Asked]:
+    """The judges that a step asks."""
+    step = planned.step
+    if planned.kind == "judge":
+        answers = _before(planned, sizes)
+        if planned.prompts:
+            # A drift judgement rescores the answers to some of its source's prompts only.
+            widest = max(len(p) for h, p in prompts.items() if h in planned.inputs.values())
+            answers = answers * len(planned.prompts) // widest
+        every = [*inputs.prompts.train, *inputs.prompts.heldout]
+        count = len(planned.prompts) or len(every)
+        judge = inputs.judges[step.id]
+        yield _judging(inputs, planned, judge, planned.models, count, -(-answers // max(count, 1)))
+    elif isinstance(step, OnPolicyTrain):
+        count = step.rollouts * step.batch_size * step.sync_every
+        for name in step.rewards:
+            judge = inputs.judges[name]
+            places = {
+                f"judge/{name}" if role == "by" else f"judge/{name}/{role}": role
+                for role in roles_of(judge)
+            }
+            models = {role: planned.models[p] for p, role in places.items() if p in planned.models}
+            yield _judging(inputs, planned, judge, models, count, step.n)
+
+
+def _before(planned: Planned, sizes: Mapping[str, int]) -> int:
+    """How many records a step reads, at most."""
+    return sum(sizes.get(h, 0) for n, h in planned.inputs.items() if _is_source(planned, n))
+
+
+def _size(
+    inputs: PlanInputs, planned: Planned, sizes: Mapping[str, int], asked: Sequence[Asked]
 ) -> tuple[int, int, int]:
     """(units, model calls, new tokens), each an upper bound."""
     step = planned.step
     if planned.kind == "sample":
         count = len(planned.prompts) * step.n
         return count, count, count * step.max_new_tokens
-    before = sum(sizes.get(h, 0) for n, h in planned.inputs.items() if _is_source(planned, n))
+    calls, tokens = sum(a.calls for a in asked), sum(a.tokens for a in asked)
+    if isinstance(step, OnPolicyTrain):
+        answers = step.rollouts * step.batch_size * step.sync_every * step.n
+        return answers * step.epochs, answers + calls, answers * step.max_new_tokens + tokens
     if planned.kind == "judge":
-        if planned.prompts:
-            # A drift judgement rescores the answers to some of its source's prompts only.
-            widest = max(len(p) for h, p in prompts.items() if h in planned.inputs.values())
-            before = before * len(planned.prompts) // widest
-        return _judging(inputs, planned, before)
+        return sum(a.units for a in asked), calls, tokens
+    before = _before(planned, sizes)
     if planned.kind == "logprobs":
         return before, before, 0
     if planned.kind == "load" and step.type == "pairs":
@@ -160,23 +209,38 @@ def _size(
     return len(planned.prompts), 0, 0
 
 
-def _cost(inputs: PlanInputs, planned: Planned, calls: int, tokens: int) -> float | None:
-    """Calls times the length of some real prompts, and answers as long as they may be."""
-    model = planned.models.get("by")
-    if model is None or model.spec.price is None or planned.kind not in ("sample", "judge"):
-        return None
+def _cost(
+    inputs: PlanInputs, planned: Planned, calls: int, tokens: int, asked: Sequence[Asked]
+) -> tuple[float | None, bool]:
+    """What the priced calls come to, as far as it is known, and whether it is: calls times the
+    length of some real prompts, and answers as long as they may be."""
     prompts = [*inputs.prompts.train, *inputs.prompts.heldout][:PRICED_PROMPTS]
+    model = planned.models.get("by")
     if planned.kind == "sample":
+        if model is None or model.spec.price is None:
+            return None, True
         texts = ["".join(m["content"] for m in p.messages) for p in prompts]
-    else:
+        return _price(model, texts, calls, tokens), True
+    costs: list[float] = []
+    known = True
+    for ask in asked:
+        if all(model.spec.price is None for model in ask.models.values()):
+            continue
+        if set(ask.models) != {"by"}:
+            known = False
+            continue
+        longest = _longest_answers(inputs.experiment)
         texts = [
             "".join(m["content"] for m in call.request.messages)
             for prompt in prompts
-            for call in inputs.judges[planned.step.id].calls(
-                prompt, _longest_answers(inputs.experiment), planned.seed
-            )
+            for call in ask.judge.calls(prompt, longest, planned.seed)
             if isinstance(call.request, GenerateRequest | ScoreRequest)
         ]
+        costs.append(_price(ask.models["by"], texts, ask.calls, ask.tokens))
+    return (sum(costs) if costs else None), known
+
+
+def _price(model: Model, texts: Sequence[str], calls: int, tokens: int) -> float:
     size = sum(len(text.encode()) for text in texts) / max(len(texts), 1) / BYTES_PER_TOKEN
     return Usage(round(calls * size), max(tokens, calls)).cost(model.spec.price)
 
@@ -212,20 +276,27 @@ def _candidates(experiment: Experiment) -> int:
     return step.n
 
 
-def _judging(inputs: PlanInputs, planned: Planned, answers: int) -> tuple[int, int, int]:
-    """What judging takes when all answers differ, by the prompts that cost most of a few."""
-    judge, ids = inputs.judges[planned.step.id], set(planned.prompts)
+def _judging(
+    inputs: PlanInputs,
+    planned: Planned,
+    judge: Judge,
+    models: Mapping[str, Model],
+    count: int,
+    answers: int,
+) -> Asked:
+    """What judging `answers` different answers to each of `count` prompts takes, by the prompts
+    that cost most of a few."""
     every = [*inputs.prompts.train, *inputs.prompts.heldout]
+    ids: Collection[str] = set(planned.prompts)
     some = [p for p in every if p.prompt_id in ids or not ids][:COUNTED_PROMPTS]
-    count = len(planned.prompts) or len(every)
-    made = [_made_up(number) for number in range(-(-answers // max(count, 1)))]
+    made = [_made_up(number) for number in range(answers)]
     units = calls = tokens = 0
     for prompt in some:
         first = judge.calls(prompt, made, planned.seed)
         units, calls = max(units, len(first)), max(calls, most_calls(judge, first))
         written = [c.request for c in first if isinstance(c.request, GenerateRequest)]
         tokens = max(tokens, sum(request.sampling.max_new_tokens for request in written))
-    return count * max(units, calls), count * calls, count * tokens
+    return Asked(judge, models, count * max(units, calls), count * calls, count * tokens)
 
 
 def _made_up(number: int) -> Completion:
@@ -250,6 +321,7 @@ def _table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> str:
     for row in rows:
         time = f"{row.seconds:.0f} s" if row.seconds else "-"
         cost = "-" if row.cost is None else f"{row.cost:.4g}"
+        cost = cost if row.cost_known else "unknown"
         state = "reused" if row.reused else "to do"
         name = _step_name(experiment, row)
         lines.append(
@@ -267,15 +339,22 @@ def _table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> str:
         f"{sum(r.calls for r in todo)} model calls, {sum(r.tokens for r in todo)} new tokens, "
         f"about {sum(r.seconds for r in todo) / 60:.1f} min ({guess})"
     )
-    if any(row.cost is not None for row in todo):
-        lines.append(_money(experiment, sum(row.cost or 0.0 for row in todo), out))
+    if any(row.cost is not None or not row.cost_known for row in todo):
+        lines.append(_money(experiment, todo, out))
     return "\n".join(lines)
 
 
-def _money(experiment: Experiment, cost: float, out: Path) -> str:
+def _money(experiment: Experiment, todo: Sequence[Forecast], out: Path) -> str:
+    cost = sum(row.cost or 0.0 for row in todo)
+    unknown = sum(not row.cost_known for row in todo)
     line = f"at most about {cost:.4g} for calls to servers, without retries and cached answers"
+    if unknown:
+        line += f", and an unknown cost in {unknown} steps whose judge asks several models"
     if experiment.budget is None:
         return line
     left = experiment.budget - Account(out / "spend.jsonl").spent
-    verdict = "enough" if cost <= left else "NOT ENOUGH: the run would stop with exit code 3"
+    if cost > left:
+        verdict = "NOT ENOUGH: the run would stop with exit code 3"
+    else:
+        verdict = "whether that is enough is unknown" if unknown else "enough"
     return f"{line}; {left:.4g} of the budget of {experiment.budget:g} are left: {verdict}"

@@ -220,7 +220,7 @@ def bench_tables(result: Result) -> list[Table | Text]:
         tables.append(_by_judge("RewardBench v1", result, sections))
     if attacks := attack_rows(result):
         tables.append(_by_judge("verdicts that an attack flips", result, attacks))
-    words = baseline_words(result) + votes_words(result)
+    words = baseline_words(result) + votes_words(result) + silenced_words(result)
     return [*tables, *(Text(line) for line in words)]
 
 
@@ -236,9 +236,23 @@ def _subset_row(result: Result, subset: str) -> list[IntervalJson | None]:
 
 
 def attack_rows(result: Result) -> dict[str, list[IntervalJson | None]]:
-    """Attack to its flip rate for each judge."""
+    """Attack to its flip rate for each judge, among the verdicts that it still gave."""
     rows = list(result["judges"].values())
-    return {name: [row["attacks"][name] for row in rows] for name in rows[0]["attacks"]}
+    return {
+        name: [(row["attacks"][name] or {}).get("flips") for row in rows]
+        for name in rows[0]["attacks"]
+    }
+
+
+def silenced_words(result: Result) -> list[str]:
+    """Each attack that left pairs of a judge without a verdict: flip rates are without them."""
+    return [
+        f"{judge}: {name} left {found['missing']} of {found['attacked']} attacked pairs "
+        f"({found['missing_share']:.1%}) without a verdict."
+        for judge, row in result["judges"].items()
+        for name, found in row["attacks"].items()
+        if found and found["missing"]
+    ]
 
 
 def _by_judge(
@@ -275,7 +289,7 @@ def bench_page(result: Result, path: Path) -> Path:
             judges=result["judges"],
             groups=shown_groups(result),
             figure=figure,
-            words=baseline_words(result) + votes_words(result),
+            words=baseline_words(result) + votes_words(result) + silenced_words(result),
             forest=_forest(result),
             curves=_curves(result),
             subsets={s: _subset_row(result, s) for s in result["pairs"]["subsets"]},

@@ -21,7 +21,7 @@ from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.fake import FakeEngine
 from rlaif.errors import ConfigError
 from rlaif.progress import QuietProgress
-from rlaif.report.bench import baseline_words, bench_page
+from rlaif.report.bench import baseline_words, bench_page, silenced_words
 
 LEVELS = (55, 65, 75, 85, 95)
 SLOTTED = 0.2
@@ -186,9 +186,31 @@ def test_an_attack_flips_as_many_verdicts_as_planted(tmp_path: Path) -> None:
     row = bench(tmp_path, [file], pairs, attacks=attacks)["judges"]["gullible"]
     share = sum("open" in p.prompt.question for p in pairs) / len(pairs)
     assert row["agreement"] == 1.0
-    assert row["attacks"]["verdict_in_answer"]["mean"] == pytest.approx(share)
-    assert row["attacks"]["verdict_in_answer"]["n"] == 200
-    assert row["attacks"]["flattery"]["mean"] == 0.0
+    assert row["attacks"]["verdict_in_answer"]["flips"]["mean"] == pytest.approx(share)
+    assert row["attacks"]["verdict_in_answer"]["flips"]["n"] == 200
+    assert row["attacks"]["flattery"]["flips"]["mean"] == 0.0
+    assert row["attacks"]["flattery"]["missing"] == 0
+
+
+def test_an_attack_that_silences_a_judge_is_counted(tmp_path: Path) -> None:
+    """The judge gives a padded answer no mark where the question is open: missing, and no flip."""
+    pairs = [
+        make_pair(f"f:{i}", user(f"{'Open' if i < 6 else 'Shut'} {i}?"), ("fine", "poor"), 1.0)
+        for i in range(10)
+    ]
+    rules = [
+        {"match": "(?s)Open.*\\[RESULT\\]", "labels": {}},
+        {"match": "fine", "labels": {"3": 1.0}},
+        {"match": "poor", "labels": {"2": 1.0}},
+    ]
+    file = judges_file(tmp_path, rules, {"id": "shy", "kind": "rating", "expected": True})
+    result = bench(tmp_path, [file], pairs, attacks=["verdict_in_answer"], resamples=20)
+    found = result["judges"]["shy"]["attacks"]["verdict_in_answer"]
+    assert (found["attacked"], found["missing"], found["missing_share"]) == (10, 6, 0.6)
+    assert (found["flips"]["mean"], found["flips"]["n"]) == (0.0, 4)
+    assert silenced_words(result) == [
+        "shy: verdict_in_answer left 6 of 10 attacked pairs (60.0%) without a verdict."
+    ]
 
 
 def test_a_second_run_asks_nothing_and_says_the_same(
