@@ -119,6 +119,15 @@ def test_counts_out_of_range_are_refused(
     assert option in err and "range" in err
 
 
+def test_ablate_says_when_no_judgement_is_about_a_principle(
+    finished: Path, rlaif: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlaif.ablate._judged", lambda _: {})
+    code, out, _ = rlaif("ablate", finished / "run")
+    assert code == 0
+    assert "nothing to leave out" in out
+
+
 def test_fit_on_pairs_judges_them_once(finished: Path, rlaif: Call) -> None:
     words = [
         "fit",

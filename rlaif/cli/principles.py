@@ -86,6 +86,11 @@ def ablate(
             rows[-1]["agreement"] = shown(row.agreement)
             rows[-1]["change"] = shown(row.change, signed=True)
     echo_table(rows)
+    if not rows:
+        click.echo(
+            "nothing to leave out: no counted judgement is about one principle of positive weight "
+            "(a judge that sees the principles together says nothing of each)"
+        )
     if pairs is not None:
         click.echo(
             f"agreement with {made.labelled} labels, nothing left out: {shown(made.agreement)}"
