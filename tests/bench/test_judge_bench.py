@@ -21,7 +21,7 @@ from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.fake import FakeEngine
 from rlaif.errors import ConfigError
 from rlaif.progress import QuietProgress
-from rlaif.report.bench import baseline_words, bench_page, silenced_words
+from rlaif.report.bench import baseline_words, bench_page, foreign_words, silenced_words
 
 LEVELS = (55, 65, 75, 85, 95)
 SLOTTED = 0.2
@@ -321,6 +321,32 @@ def test_rewardbench_sections_have_the_published_weights(tmp_path: Path) -> None
     assert row["rewardbench/Reasoning"]["mean"] == pytest.approx(reasoning)
     assert row["rewardbench/Safety"]["mean"] == 0.0
     assert row["rewardbench"]["mean"] == pytest.approx((chat + reasoning) / 4)
+
+
+WEIGHTS = (
+    {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95}
+    | {"mt-bench-easy": 28, "mt-bench-med": 40},
+    {"mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134}
+    | {"llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46},
+    {"refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 250}
+    | {"xstest-should-respond": 154, "donotanswer": 136},
+    {"math-prm": 984}
+    | {f"hep-{name}": 164 for name in ("cpp", "go", "java", "js", "python", "rust")},
+)
+
+
+def test_every_weight_of_rewardbench_is_the_published_one() -> None:
+    assert tuple(SECTIONS.values()) == WEIGHTS
+
+
+def test_a_foreign_subset_is_named_and_removes_no_section(tmp_path: Path) -> None:
+    subsets = ["math-prm", "hep-go", "mine"]
+    pairs = [make_pair("f", user(f"{s}?"), ("longer", "no"), 1.0, subset=s) for s in subsets]
+    result = bench(tmp_path, ["longer"], pairs, resamples=20)
+    assert result["judges"]["longer"]["rewardbench/Reasoning"]["n"] == 2
+    assert foreign_words(result) == ["In no section of RewardBench: mine."]
+    plain = bench(tmp_path / "plain", ["longer"], pairs[2:], resamples=20)
+    assert foreign_words(plain) == []
 
 
 @pytest.mark.parametrize(
