@@ -11,10 +11,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rlaif.compare.logistic import sigmoid
 
 Floats = NDArray[np.float64]
 
@@ -150,8 +151,8 @@ def lc_minimal(probs: Floats, gaps: Floats) -> tuple[float, float | None] | None
         return 100 * float(probs.mean()), _standard_error(probs)
     features = np.column_stack([np.tanh(gaps / spread), np.ones_like(gaps)])
     weights = _soft_logistic(features, probs)
-    rate = float(_sigmoid(weights[1]))
-    fitted = _sigmoid(features @ weights)
+    rate = float(sigmoid(weights[1:])[0])
+    fitted = sigmoid(features @ weights)
     scores = features * (probs - fitted)[:, None]
     inverse = np.linalg.pinv(features.T @ (features * (fitted * (1 - fitted))[:, None]))
     variance = float((inverse @ (scores.T @ scores) @ inverse)[1, 1])
@@ -202,7 +203,3 @@ def _held_out_loss(won: Floats, predicted: Floats, share: Floats) -> float:
     probs = np.where(won == 1, share, 1 - share)
     predicted = np.clip(predicted, 1e-15, 1 - 1e-15)
     return float(-np.mean(probs * np.log(predicted) + (1 - probs) * np.log(1 - predicted)))
-
-
-def _sigmoid(logits: Any) -> Any:
-    return np.exp(-np.logaddexp(0, -logits))
