@@ -68,8 +68,10 @@ def print_table(name: str, result: dict[str, Any]) -> None:
             f"{shown(row.get('same_slot')):22} {shown(row.get('prefers_longer')):22} "
             f"{shown(row.get('label_mass')):22} {seconds['mean'] if seconds else 0.0:7.2f}"
         )
-        for attack, rate in row["attacks"].items():
-            print(f"      {attack:20} flips {shown(rate)}")
+        for attack, found in row["attacks"].items():
+            if found is not None:
+                missing = f"{found['missing']} of {found['attacked']} without a verdict"
+                print(f"      {attack:20} flips {shown(found['flips'])} {missing}")
 
 
 def main() -> int:

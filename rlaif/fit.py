@@ -126,12 +126,16 @@ def fitted(
 ) -> WeightFit:
     """`compare.votes.fit_weights` for a constitution; what it cannot fit is a ConfigError."""
     current = {p.id: p.weight for p in constitution.principles}
-    prompts = {p.prompt_id for p in pairs if None not in p.votes.values()}
+    whole = [p for p in pairs if None not in p.votes.values()]
+    prompts = {p.prompt_id for p in whole}
     if len(prompts) < folds:
         raise ConfigError(
             f"labelled pairs of {len(prompts)} prompts have every vote, and --folds {folds} needs "
             f"at least {folds}; label more pairs"
         )
-    if not any(vote for pair in pairs for name, vote in pair.votes.items() if name in current):
-        raise ConfigError("no principle tells any of the labelled pairs apart; nothing to fit")
+    if not any(vote for pair in whole for name, vote in pair.votes.items() if name in current):
+        raise ConfigError(
+            f"no principle tells any of the {len(whole)} labelled pairs apart that have every vote "
+            f"({len(pairs) - len(whole)} lack one); nothing to fit"
+        )
     return fit_weights(pairs, current, folds, seed, resamples)

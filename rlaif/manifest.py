@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -27,6 +28,8 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
         "format": FORMAT,
         "name": inputs.experiment.name,
         "experiment": inputs.path.name,
+        # From the run's folder, so that both can move together.
+        "experiment_path": os.path.relpath(inputs.path.resolve(), store.root.resolve()),
         "versions": _versions(),
         "python": sys.version.split()[0],
         "hardware": {"machine": platform.machine(), "system": platform.system()},

@@ -19,7 +19,8 @@ from rlaif.whatif import Effect, effect, load_pairings, principle_weights, run_c
 class JudgeReach:
     """One judge of the run. `kept`: its stored judgements are found again by the same experiment;
     otherwise all are asked again, though `unchanged` of them are about principles that stay as they
-    are. `fault` says why the judge cannot be built from the new constitution."""
+    are. `fault` says why the judge cannot be built: the new constitution lacks what it asks about,
+    or a file that the experiment names is no longer there."""
 
     judge: str
     kept: bool
@@ -45,7 +46,7 @@ class Reach:
             yield "the run did not use the first constitution; what follows starts from its own"
         for judge in self.judges:
             if judge.fault is not None:
-                yield f"{judge.judge}: cannot be built any more: {judge.fault}"
+                yield f"{judge.judge}: cannot be built from here: {judge.fault}"
             elif judge.kept:
                 yield f"{judge.judge}: {judge.judgements} judgements kept"
             else:
@@ -85,6 +86,8 @@ def reach(run: Run, before: Constitution, after: Constitution, seed: int = 0) ->
 
 def _judges(run: Run, after: Constitution, unchanged: set[str]) -> Iterator[JudgeReach]:
     experiment, _ = load_experiment(run.root / "config.yaml")
+    # Files that the experiment names are looked for beside it; an older run does not say where.
+    beside = run.root / run.manifest.get("experiment_path", run.manifest["experiment"])
     rows: dict[str, dict[str, str | None]] = {name: {} for name in run.manifest["judges"]}
     for row in run.rows("judgements"):
         rows.setdefault(row["judge"], {})[row["judgement_id"]] = row["principle"]
@@ -92,7 +95,8 @@ def _judges(run: Run, after: Constitution, unchanged: set[str]) -> Iterator[Judg
         stored = rows.get(name, {})
         same = sum(p is None or p in unchanged for p in stored.values())
         try:
-            kept = build_judge(spec, after).judge_hash == run.manifest["judges"][name]
+            judge = build_judge(spec, after, beside)
+            kept = judge.judge_hash == run.manifest["judges"][name]
         except ConfigError as error:
             yield JudgeReach(name, False, len(stored), same, str(error))
             continue

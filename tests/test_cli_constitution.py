@@ -99,6 +99,35 @@ def test_fit_writes_weights_that_the_next_run_uses(finished: Path, rlaif: Call) 
     assert code == 2 and "--labels" in err
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("fit", "--folds", 1),
+        ("fit", "--resamples", 0),
+        ("infer", "--pairs", 0),
+        ("infer", "--propose", 0),
+        ("infer", "--candidates", -1),
+        ("infer", "--keep", -1),
+    ],
+)
+def test_counts_out_of_range_are_refused(
+    rlaif: Call, tmp_path: Path, command: str, option: str, value: int
+) -> None:
+    words = [command, tmp_path / "pairs.jsonl", "--out", tmp_path / "out.yaml", option, str(value)]
+    code, _, err = rlaif(*words)
+    assert code == 2
+    assert option in err and "range" in err
+
+
+def test_ablate_says_when_no_judgement_is_about_a_principle(
+    finished: Path, rlaif: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlaif.ablate._judged", lambda _: {})
+    code, out, _ = rlaif("ablate", finished / "run")
+    assert code == 0
+    assert "nothing to leave out" in out
+
+
 def test_fit_on_pairs_judges_them_once(finished: Path, rlaif: Call) -> None:
     words = [
         "fit",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from rlaif.ablate import ablate
 from rlaif.compare.ridge import predict
@@ -130,6 +131,46 @@ def test_reach_of_weights_removals_and_texts(run: Run) -> None:
     assert not reach(run, other(own, brief={}), own).same_start
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_reach_finds_files_beside_the_experiment(
+    tmp_path: Path, write_experiment: Callable[..., Path], kept: bool
+) -> None:
+    """The judge's template lies beside the experiment and nowhere else, or is gone."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shipped = Path(__file__).parents[1] / "prompts" / "judges" / "yes_no.j2"
+    (folder / "own.j2").write_text(shipped.read_text("utf-8"), "utf-8")
+    content = {"name": "one", "principles": [{"id": "brief", "text": "It is brief."}]}
+    (folder / "constitution.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    path = write_experiment(
+        folder,
+        None,
+        models={"policy": {"path": "none", "engine": "fake", "script": "script.yaml"}},
+        rounds=1,
+        steps=[
+            {"sample": {"n": 2, "temperature": 1.0, "max_new_tokens": 40}},
+            {"judge": {"id": "asked", "kind": "yes_no", "template": "own.j2"}},
+            {"pair": {"strategy": "all"}},
+        ],
+    )
+    rules = [
+        {"match": "long words", "labels": {"yes": 0.1, "no": 0.9}},
+        {"match": "Yes or No|yes or no|YES", "labels": {"yes": 0.8, "no": 0.2}},
+        {"match": ".", "replies": ["brief", "many long words"]},
+    ]
+    (folder / "script.yaml").write_text(yaml.safe_dump({"rules": rules}), "utf-8")
+    run_experiment(path, tmp_path / "runs" / "one")
+    if not kept:
+        (folder / "own.j2").unlink()
+    used = load_run(tmp_path / "runs" / "one")
+    own = run_constitution(used)
+    found = reach(used, own, own)
+    [judge] = found.judges
+    assert judge.kept == kept
+    assert (judge.fault is None) == kept
+    assert kept or "own.j2: not found" in "\n".join(found.lines())
+
+
 def test_fit_on_a_run_finds_whose_side_people_take(run: Run) -> None:
     pairings, own = load_pairings(run), run_constitution(run)
     given = human(run, REPLIES[1])
@@ -180,6 +221,14 @@ def test_fit_leaves_out_pairs_with_a_missing_vote_and_principles_without_one() -
     assert {row.principle for row in made.weights} == {"a", "b"}
     plain = fit_weights(pairs, {"a": 1.0, "b": 1.0}, resamples=10)
     assert made.weights == plain.weights and plain.left_out == 0
+
+
+def test_fit_names_votes_that_are_all_in_incomplete_pairs(run: Run) -> None:
+    own = run_constitution(run)
+    silent = [VotedPair(f"p{i}", {"brief": 0.0, "listed": 0.0}, 1.0) for i in range(6)]
+    hidden = [VotedPair("q", {"brief": 1.0, "listed": None}, 1.0)]
+    with pytest.raises(ConfigError, match=r"any of the 6 labelled pairs .*\(1 lack one\)"):
+        fitted(silent + hidden, own, folds=2)
 
 
 def judged(principle: str, subject: str, score: float | None, status: Any = "ok") -> Judgement:

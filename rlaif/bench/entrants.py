@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def find_entrants(
 ) -> list[Entrant]:
     """The judges that `texts` name, each a kind, a YAML file of judges, or a reward model's folder;
     then the baselines that are not among them. `perplexity` joins where a judge asks a model that
-    gives log-probs. Raises ConfigError."""
+    gives log-probs, and asks the first such model. Raises ConfigError."""
     found: list[Entrant] = []
     for text in texts:
         found += _named(text, model, constitution)
@@ -54,8 +55,11 @@ def find_entrants(
         able = any(_gives_logprobs(m) for e in found for m in e.models.values())
         names = [n for n in BASELINES if n != "perplexity" or able]
         taken = {e.judge.id for e in found}
+        asked = next(
+            (m.spec for e in found for m in e.models.values() if _gives_logprobs(m)), model
+        )
         for name in names:
-            found += [] if name in taken else _named(name, model, None)
+            found += [] if name in taken else _named(name, asked, None)
     ids = [e.judge.id for e in found]
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
@@ -73,7 +77,7 @@ def _named(text: str, model: ModelSpec, constitution: str | None) -> list[Entran
         spec = validate(JudgesFile, {"judges": [{"kind": text, "id": name}]}, {}, f"--judge {text}")
         return _entrants(spec, model, constitution, None, {})
     if Path(text).is_dir():
-        name = Path(text).resolve().name
+        name = _slug(Path(text).resolve().name)
         judge = {"kind": "reward_model", "id": name, "by": text}
         spec = validate(JudgesFile, {"judges": [judge]}, {}, f"--judge {text}")
         return _entrants(spec, model, constitution, None, {})
@@ -85,6 +89,12 @@ def _named(text: str, model: ModelSpec, constitution: str | None) -> list[Entran
     path = find(text)
     data, lines = load_yaml(path)
     return _entrants(validate(JudgesFile, data, lines, path), model, constitution, path, lines)
+
+
+def _slug(name: str) -> str:
+    """A folder's name as a judge's id: a letter, then letters, digits, `-` and `_`."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
+    return plain if plain[:1].isascii() and plain[:1].isalpha() else f"rm-{plain}".rstrip("-")
 
 
 def _entrants(

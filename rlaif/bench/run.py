@@ -206,7 +206,8 @@ def _flips(
     judged: Sequence[Judgement],
     attack: Attack,
 ) -> dict[str, Any] | None:
-    """How often an attack on the answer found worse makes it the better one."""
+    """How often an attack on the answer found worse makes it the better one, and of how many
+    attacked pairs (a count and a share) the judge then gave no verdict: they are no flips."""
     request = setting.request
     attacked = attack_pairs(attack, setting.pairs, verdicts, request.seed)
     if not attacked:
@@ -216,7 +217,13 @@ def _flips(
     for place, one in zip(attacked, said, strict=True):
         after[place] = float("nan") if one.prob is None else one.prob
     found = flip_interval(table, after, request.seed, request.resamples)
-    return dict(found.to_json()) if found is not None else None
+    missing = sum(one.prob is None for one in said)
+    return {
+        "flips": None if found is None else found.to_json(),
+        "attacked": len(said),
+        "missing": missing,
+        "missing_share": missing / len(said),
+    }
 
 
 def _together(

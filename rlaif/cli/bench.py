@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.data import say_skipped
+from rlaif.cli.data import labelled_pairs
 from rlaif.cli.options import (
     COLUMNS,
     CONSTITUTION,
@@ -23,7 +23,6 @@ from rlaif.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rlaif.data.labelled import LabelledPair
     from rlaif.data.readers import OnError
 
 
@@ -109,7 +108,7 @@ def judge_bench(
     from rlaif.config import ModelSpec
     from rlaif.report.bench import bench_page, bench_tables
 
-    labelled = _read(pairs, from_, columns, on_error)
+    labelled = labelled_pairs(pairs, from_, columns, on_error)
     name = pairs.name.removesuffix(".gz").rsplit(".", 1)[0]
     folder = out or Path("runs") / "judge-bench" / name
     request = BenchRequest(
@@ -137,16 +136,3 @@ def judge_bench(
     for table in bench_tables(result):
         console.print(table)
     click.echo(f"Report: {page}")
-
-
-def _read(
-    pairs: Path, from_: str | None, columns: Path | None, on_error: OnError
-) -> list[LabelledPair]:
-    from rlaif.data.readers import load_columns, read_labelled
-    from rlaif.resources import find
-
-    mapped = load_columns(columns) if columns is not None else None
-    reading = read_labelled(find(str(pairs)), from_, mapped, on_error)
-    found = list(reading)
-    say_skipped(reading.skipped)
-    return found

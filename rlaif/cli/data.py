@@ -158,13 +158,14 @@ def _print_rates(rates: list[WinRate], ratings: list[Rating], baseline: str | No
     for name in ("generator", "win rate", "LC-minimal", "n", "rating", "avg length", "longer", ""):
         table.add_column(name, justify="left" if name in ("generator", "") else "right")
     for w in rates:
-        r = strength[w.generator]
+        r = strength.get(w.generator)
         table.add_row(
             w.generator,
             _with_error(w.win_rate, w.standard_error),
             _with_error(w.lc_minimal, w.lc_minimal_standard_error),
             str(w.n_total),
-            f"{r.rating:.0f} [{r.low:.0f}, {r.high:.0f}]",
+            # A generator that met itself alone has no rating.
+            "-" if r is None else f"{r.rating:.0f} [{r.low:.0f}, {r.high:.0f}]",
             f"{w.avg_length:.0f}",
             "" if w.longer is None else f"{100 * w.longer:.0f}%",
             f"{100 * w.constant:.0f}% of its outputs are one text" if w.is_constant else "",

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from rlaif.data.readers import OnError
     from rlaif.infer.rank import Ranked
 
+SOME = click.IntRange(min=1)
+
 
 @click.command()
 @click.argument("folder", metavar="RUN", type=FILE)
@@ -84,6 +86,11 @@ def ablate(
             rows[-1]["agreement"] = shown(row.agreement)
             rows[-1]["change"] = shown(row.change, signed=True)
     echo_table(rows)
+    if not rows:
+        click.echo(
+            "nothing to leave out: no counted judgement is about one principle of positive weight "
+            "(a judge that sees the principles together says nothing of each)"
+        )
     if pairs is not None:
         click.echo(
             f"agreement with {made.labelled} labels, nothing left out: {shown(made.agreement)}"
@@ -95,10 +102,18 @@ def ablate(
 @click.argument("pairs", type=FILE)
 @click.option("--out", type=FILE, required=True, help="The YAML file to write.")
 @click.option("--work", type=FILE, help="Folder for what the model said [default: beside --out].")
-@click.option("--pairs", "most", default=200, show_default=True, help="Pairs to vote on, at most.")
-@click.option("--propose", default=50, show_default=True, help="Of these, pairs to explain.")
-@click.option("--candidates", default=20, show_default=True, help="Principles to vote on.")
-@click.option("--keep", default=10, show_default=True, help="Principles to write, at most.")
+@click.option(
+    "--pairs", "most", type=SOME, default=200, show_default=True, help="Pairs to vote on, at most."
+)
+@click.option(
+    "--propose", type=SOME, default=50, show_default=True, help="Of these, pairs to explain."
+)
+@click.option(
+    "--candidates", type=SOME, default=20, show_default=True, help="Principles to vote on."
+)
+@click.option(
+    "--keep", type=SOME, default=10, show_default=True, help="Principles to write, at most."
+)
 @MODEL
 @FROM
 @COLUMNS
@@ -191,8 +206,10 @@ def _ranked_row(row: Ranked) -> dict[str, str]:
 @click.option(
     "--work", type=FILE, help="With PAIRS: folder for judgements [default: beside --out or PAIRS]."
 )
-@click.option("--folds", default=5, show_default=True, help="Folds of prompts.")
-@click.option("--resamples", default=500, show_default=True, help="Bootstrap draws.")
+@click.option(
+    "--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Folds of prompts."
+)
+@click.option("--resamples", type=SOME, default=500, show_default=True, help="Bootstrap draws.")
 @MODEL
 @FROM
 @COLUMNS

@@ -12,6 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+
+from rlaif.compare.logistic import sigmoid
 from rlaif.records import VALUED, Judgement
 
 Scores = dict[str, float | None]
@@ -126,6 +129,43 @@ def pair_probability(
     if None in probs and not renormalise:
         return None
     return _mean(probs)
+
+
+def answer_probability(
+    judgements: Iterable[Judgement],
+    first: str,
+    second: str,
+    weights: Mapping[str, float] | None = None,
+) -> float | None:
+    """P(`first` is better than `second`) by one judge's judgements of these two answers, on [0, 1];
+    None where either has no score.
+
+    Of comparisons it is the win probability. Of rewards r and t, which are kept beside their
+    sigmoids, it is the Bradley-Terry probability sigmoid(r - t). Scores s and t on a scale are no
+    log-odds: they give 1/2 + (s - t) / 2, so that a larger gap never gets a smaller probability.
+    """
+    given = list(judgements)
+    scores = candidate_scores(given, weights)
+    one, two = scores.get(first), scores.get(second)
+    if one is None or two is None:
+        return None
+    if any(len(j.shown) == 2 for j in given):
+        return one
+    rewards = [_mean(_rewards(given, answer)) for answer in (first, second)]
+    if rewards[0] is not None and rewards[1] is not None:
+        gap = rewards[0] - rewards[1]
+        prob = float(sigmoid(np.asarray([gap]))[0])
+    else:
+        gap = one - two
+        prob = 0.5 + gap / 2.0
+    # A gap that is smaller than a probability can show is no tie.
+    return prob if prob != 0.5 or gap == 0 else float(np.nextafter(0.5, float(gap > 0)))
+
+
+def _rewards(judgements: Iterable[Judgement], answer: str) -> list[float]:
+    """The rewards of the judgements of one answer whose score is the sigmoid of a reward."""
+    kept = [j.distribution or {} for j in judgements if j.subject == answer and j.status in VALUED]
+    return [values["reward"] for values in kept if "reward" in values]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -146,9 +146,9 @@ def mcnemar(first_right: Floats, second_right: Floats) -> tuple[int, int, float]
 
 def effective_votes(count: int, correlations: Sequence[float]) -> float | None:
     """k / (1 + (k - 1) r) for `count` judges whose errors correlate at `correlations` (pairwise, r
-    their mean): k where errors are independent, 1 where all err alike. None without correlations,
-    and where r is so negative that the formula has no meaning."""
+    their mean): k where errors are independent, 1 where all err alike. A negative r counts as 0,
+    so that judges are never worth more than their number. None without correlations."""
     if count < 2 or not correlations:
         return None
-    below = 1.0 + (count - 1) * math.fsum(correlations) / len(correlations)
-    return count / below if below > 1e-9 else None
+    mean = max(0.0, math.fsum(correlations) / len(correlations))
+    return count / (1.0 + (count - 1) * mean)

@@ -7,6 +7,8 @@ XSTest sizes exchanged (250 refuse, 154 respond); it is kept, since scores are c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from rlaif.compare.bootstrap import Counted
@@ -48,14 +50,18 @@ SECTIONS: dict[str, dict[str, int]] = {
 SUBSETS = frozenset(name for weights in SECTIONS.values() for name in weights)
 
 
+def foreign_subsets(names: Iterable[str]) -> list[str]:
+    """Of the subsets of a file that has some of RewardBench's, the others, by name."""
+    found = set(names)
+    return sorted(found - SUBSETS) if found & SUBSETS else []
+
+
 def section_scores(t: VerdictTable) -> dict[str, Counted]:
     """`rewardbench/SECTION` for each section with a pair, and `rewardbench`, the plain mean of the
-    four, where all are there. Nothing where the subsets are not RewardBench's.
+    four, where all are there. Pairs of other subsets are in none; see `foreign_subsets`.
 
     A tie counts one half, as there. Subsets without a pair drop out of their section's weights.
     """
-    if not set(t.subset.tolist()) <= SUBSETS:
-        return {}
     known = ~np.isnan(t.prob) & ~np.isnan(t.label)
     # 1 where judge and label are on the same side, 1/2 at a tie.
     score = (1.0 + np.sign(t.prob - 0.5) * np.sign(t.label - 0.5)) / 2.0

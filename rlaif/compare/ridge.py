@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rlaif.compare.logistic import sigmoid
+
 Array = NDArray[np.float64]
 
 PENALTIES = tuple(float(x) for x in np.geomspace(0.01, 100.0, 9))
@@ -37,8 +39,7 @@ class CrossValidation:
 
 def predict(x: Array, weights: Array) -> Array:
     """sigmoid(x w), shape (n,), without overflow."""
-    z: Array = x @ weights
-    return np.exp(-np.logaddexp(0.0, -z))
+    return sigmoid(x @ weights)
 
 
 def fit_ridge(

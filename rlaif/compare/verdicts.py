@@ -10,9 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.compare.aggregate import candidate_scores, weighted_mean
-from rlaif.compare.calibration import log_odds
-from rlaif.compare.logistic import sigmoid
+from rlaif.compare.aggregate import answer_probability, weighted_mean
 from rlaif.data.labelled import LabelledPair
 from rlaif.records import VALUED, Judgement, content_hash
 
@@ -52,14 +50,15 @@ def verdict(
     cost: Cost = (0.0, None),
 ) -> Verdict:
     """What the judgements of one pair say together: samples, orders and principles as everywhere
-    (`aggregate.candidate_scores`). Two scores s, t become sigmoid(logit s - logit t), which for a
-    reward model is the Bradley-Terry probability."""
+    (`aggregate.answer_probability`)."""
     asked = [j for j in judgements if j.status != "not_applicable"]
     compared = [j for j in asked if len(j.shown) == 2 and j.status in VALUED]
     leaning = [j.prob_first for j in compared if j.prob_first not in (None, 0.5)]
     masses = [j.label_mass for j in asked if j.label_mass is not None]
     return Verdict(
-        prob=_prob(pair, judgements, weights),
+        prob=answer_probability(
+            judgements, pair.first.completion_id, pair.second.completion_id, weights
+        ),
         as_first=_in_slot(pair, compared, weights, True),
         as_second=_in_slot(pair, compared, weights, False),
         judgements=len(asked),
@@ -70,24 +69,6 @@ def verdict(
         label_mass=fmean(masses) if masses else None,
         calls=cost[0],
         seconds=cost[1],
-    )
-
-
-def _prob(
-    pair: LabelledPair, judgements: Sequence[Judgement], weights: Mapping[str, float] | None
-) -> float | None:
-    scores = candidate_scores(judgements, weights)
-    first = scores.get(pair.first.completion_id)
-    second = scores.get(pair.second.completion_id)
-    if first is None or second is None:
-        return None
-    if any(len(j.shown) == 2 for j in judgements):
-        return first
-    odds = log_odds(np.asarray([first, second]))
-    prob = float(sigmoid(odds[:1] - odds[1:])[0])
-    # Scores that differ by less than a probability can show are no tie.
-    return (
-        prob if prob != 0.5 or first == second else float(np.nextafter(0.5, float(first > second)))
     )
 
 

@@ -11,10 +11,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rlaif.compare.logistic import sigmoid
 
 Floats = NDArray[np.float64]
 
@@ -55,7 +56,8 @@ class WinRate:
     """One generator against the baseline, or against all others where there is no one baseline.
 
     `win_rate` counts the probability that the generator's output is better, `discrete_win_rate` its
-    side of 0.5; ties are a half. `standard_error` is that of the mean over battles. `lc_minimal`
+    side of 0.5; ties are a half. `standard_error` is that of the mean over battles, those of one
+    prompt going together where there is no one baseline. `lc_minimal`
     and its standard error are None where lengths are unknown or there are too few battles.
     `constant` is the share of the most frequent output; `is_constant` flags it.
     """
@@ -92,11 +94,11 @@ def win_rates(battles: Sequence[Battle]) -> list[WinRate]:
         turned = battle.swapped() if baseline is None else None
         if turned is not None:
             sides.setdefault(turned.second, []).append(turned)
-    found = [_win_rate(name, fought) for name, fought in sides.items()]
+    found = [_win_rate(name, fought, baseline is None) for name, fought in sides.items()]
     return sorted((w for w in found if w is not None), key=lambda w: (-w.win_rate, w.generator))
 
 
-def _win_rate(generator: str, battles: Sequence[Battle]) -> WinRate | None:
+def _win_rate(generator: str, battles: Sequence[Battle], clustered: bool) -> WinRate | None:
     judged = [b for b in battles if b.prob_second is not None]
     probs = np.asarray([b.prob_second for b in judged], dtype=np.float64)
     if not probs.size:
@@ -112,7 +114,9 @@ def _win_rate(generator: str, battles: Sequence[Battle]) -> WinRate | None:
     return WinRate(
         generator=generator,
         win_rate=100 * float(probs.mean()),
-        standard_error=_standard_error(probs),
+        standard_error=_clustered_error(probs, [b.prompt_id for b in judged])
+        if clustered
+        else _standard_error(probs),
         n_wins=wins,
         n_wins_base=total - wins - draws,
         n_draws=draws,
@@ -130,6 +134,16 @@ def _win_rate(generator: str, battles: Sequence[Battle]) -> WinRate | None:
 
 def _standard_error(probs: Floats) -> float | None:
     return 100 * float(probs.std(ddof=1)) / math.sqrt(probs.size) if probs.size > 1 else None
+
+
+def _clustered_error(probs: Floats, prompts: Sequence[str]) -> float | None:
+    """The standard error of the mean when battles of one prompt go together (Liang & Zeger 1986);
+    with one battle per prompt it is the plain one. None for fewer than two prompts."""
+    names, place = np.unique(np.asarray(prompts), return_inverse=True)
+    if names.size < 2:
+        return None
+    sums = np.bincount(place, weights=probs - probs.mean())
+    return 100 * math.sqrt(names.size / (names.size - 1) * float(sums @ sums)) / probs.size
 
 
 def lc_minimal(probs: Floats, gaps: Floats) -> tuple[float, float | None] | None:
@@ -150,8 +164,8 @@ def lc_minimal(probs: Floats, gaps: Floats) -> tuple[float, float | None] | None
         return 100 * float(probs.mean()), _standard_error(probs)
     features = np.column_stack([np.tanh(gaps / spread), np.ones_like(gaps)])
     weights = _soft_logistic(features, probs)
-    rate = float(_sigmoid(weights[1]))
-    fitted = _sigmoid(features @ weights)
+    rate = float(sigmoid(weights[1:])[0])
+    fitted = sigmoid(features @ weights)
     scores = features * (probs - fitted)[:, None]
     inverse = np.linalg.pinv(features.T @ (features * (fitted * (1 - fitted))[:, None]))
     variance = float((inverse @ (scores.T @ scores) @ inverse)[1, 1])
@@ -202,7 +216,3 @@ def _held_out_loss(won: Floats, predicted: Floats, share: Floats) -> float:
     probs = np.where(won == 1, share, 1 - share)
     predicted = np.clip(predicted, 1e-15, 1 - 1e-15)
     return float(-np.mean(probs * np.log(predicted) + (1 - probs) * np.log(1 - predicted)))
-
-
-def _sigmoid(logits: Any) -> Any:
-    return np.exp(-np.logaddexp(0, -logits))

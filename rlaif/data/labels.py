@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rlaif.compare.aggregate import candidate_scores, combine
+from rlaif.compare.aggregate import answer_probability, combine
 from rlaif.data.labelled import LabelledPair
 from rlaif.records import Completion, Judgement, Preference, Prompt, content_hash
 
@@ -73,23 +73,30 @@ def verdicts(
 ) -> Verdicts:
     """What the annotators in `judgements` (by name), combined, say of each pair.
 
-    One half plus half the difference of the two combined scores: of a pairwise judge that is its
-    win probability, orders averaged. A pair that lacks an annotator of positive weight is absent.
+    The mean, by `judge_weights`, of what each says (`aggregate.answer_probability`). A pair that
+    lacks an annotator of positive weight is absent.
     """
-    grouped = {name: _by_prompt(rows) for name, rows in judgements.items()}
-    found: Verdicts = {}
-    for pair in pairs:
-        scores = {
-            name: candidate_scores(_about(pair, by_prompt[pair.prompt_id]), principle_weights)
-            for name, by_prompt in grouped.items()
-            if pair.prompt_id in by_prompt
-        }
-        whole = {name: scores.get(name, {}) for name in grouped}
-        combined = combine(whole, judge_weights)
-        first, second = combined.get(pair.first), combined.get(pair.second)
-        if first is not None and second is not None:
-            found[pair.pair_id] = 0.5 + (first - second) / 2.0
-    return found
+    wanted = list(pairs)
+    said = {
+        name: _said(wanted, _by_prompt(rows), principle_weights)
+        for name, rows in judgements.items()
+    }
+    combined = combine(said, judge_weights)
+    return {name: prob for name, prob in combined.items() if prob is not None}
+
+
+def _said(
+    pairs: Iterable[GivenPair],
+    by_prompt: Mapping[str, Sequence[Judgement]],
+    weights: Mapping[str, float],
+) -> dict[str, float | None]:
+    """What one annotator says of each pair."""
+    return {
+        pair.pair_id: answer_probability(
+            _about(pair, by_prompt.get(pair.prompt_id, ())), pair.first, pair.second, weights
+        )
+        for pair in pairs
+    }
 
 
 def _by_prompt(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:

@@ -22,7 +22,7 @@ VERSIONS = {
     "sample": 1,
     "judge": 1,
     "pair": 1,
-    "label": 1,
+    "label": 2,
     "distill": 1,
     "train": 3,
     "logprobs": 1,

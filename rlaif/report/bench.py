@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlaif.compare.bootstrap import IntervalJson, direction, show_interval, show_number
+from rlaif.compare.rewardbench import foreign_subsets
 from rlaif.report import plots
 from rlaif.report.build import environment
 
@@ -220,8 +221,22 @@ def bench_tables(result: Result) -> list[Table | Text]:
         tables.append(_by_judge("RewardBench v1", result, sections))
     if attacks := attack_rows(result):
         tables.append(_by_judge("verdicts that an attack flips", result, attacks))
-    words = baseline_words(result) + votes_words(result)
-    return [*tables, *(Text(line) for line in words)]
+    return [*tables, *(Text(line) for line in _words(result))]
+
+
+def foreign_words(result: Result) -> list[str]:
+    """The subsets that are in no section of RewardBench, where some are."""
+    foreign = foreign_subsets(result["pairs"]["subsets"])
+    return [f"In no section of RewardBench: {', '.join(foreign)}."] if foreign else []
+
+
+def _words(result: Result) -> list[str]:
+    return [
+        *baseline_words(result),
+        *votes_words(result),
+        *silenced_words(result),
+        *foreign_words(result),
+    ]
 
 
 def _cell(value: IntervalJson | None) -> str:
@@ -236,9 +251,23 @@ def _subset_row(result: Result, subset: str) -> list[IntervalJson | None]:
 
 
 def attack_rows(result: Result) -> dict[str, list[IntervalJson | None]]:
-    """Attack to its flip rate for each judge."""
+    """Attack to its flip rate for each judge, among the verdicts that it still gave."""
     rows = list(result["judges"].values())
-    return {name: [row["attacks"][name] for row in rows] for name in rows[0]["attacks"]}
+    return {
+        name: [(row["attacks"][name] or {}).get("flips") for row in rows]
+        for name in rows[0]["attacks"]
+    }
+
+
+def silenced_words(result: Result) -> list[str]:
+    """Each attack that left pairs of a judge without a verdict: flip rates are without them."""
+    return [
+        f"{judge}: {name} left {found['missing']} of {found['attacked']} attacked pairs "
+        f"({found['missing_share']:.1%}) without a verdict."
+        for judge, row in result["judges"].items()
+        for name, found in row["attacks"].items()
+        if found and found["missing"]
+    ]
 
 
 def _by_judge(
@@ -275,7 +304,7 @@ def bench_page(result: Result, path: Path) -> Path:
             judges=result["judges"],
             groups=shown_groups(result),
             figure=figure,
-            words=baseline_words(result) + votes_words(result),
+            words=_words(result),
             forest=_forest(result),
             curves=_curves(result),
             subsets={s: _subset_row(result, s) for s in result["pairs"]["subsets"]},

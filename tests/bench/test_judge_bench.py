@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from rlaif.bench.entrants import find_entrants
 from rlaif.bench.run import BenchRequest, run_bench
 from rlaif.compare.rewardbench import SECTIONS
 from rlaif.config import ModelSpec
@@ -20,7 +21,7 @@ from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.fake import FakeEngine
 from rlaif.errors import ConfigError
 from rlaif.progress import QuietProgress
-from rlaif.report.bench import baseline_words, bench_page
+from rlaif.report.bench import baseline_words, bench_page, foreign_words, silenced_words
 
 LEVELS = (55, 65, 75, 85, 95)
 SLOTTED = 0.2
@@ -185,9 +186,31 @@ def test_an_attack_flips_as_many_verdicts_as_planted(tmp_path: Path) -> None:
     row = bench(tmp_path, [file], pairs, attacks=attacks)["judges"]["gullible"]
     share = sum("open" in p.prompt.question for p in pairs) / len(pairs)
     assert row["agreement"] == 1.0
-    assert row["attacks"]["verdict_in_answer"]["mean"] == pytest.approx(share)
-    assert row["attacks"]["verdict_in_answer"]["n"] == 200
-    assert row["attacks"]["flattery"]["mean"] == 0.0
+    assert row["attacks"]["verdict_in_answer"]["flips"]["mean"] == pytest.approx(share)
+    assert row["attacks"]["verdict_in_answer"]["flips"]["n"] == 200
+    assert row["attacks"]["flattery"]["flips"]["mean"] == 0.0
+    assert row["attacks"]["flattery"]["missing"] == 0
+
+
+def test_an_attack_that_silences_a_judge_is_counted(tmp_path: Path) -> None:
+    """The judge gives a padded answer no mark where the question is open: missing, and no flip."""
+    pairs = [
+        make_pair(f"f:{i}", user(f"{'Open' if i < 6 else 'Shut'} {i}?"), ("fine", "poor"), 1.0)
+        for i in range(10)
+    ]
+    rules = [
+        {"match": "(?s)Open.*\\[RESULT\\]", "labels": {}},
+        {"match": "fine", "labels": {"3": 1.0}},
+        {"match": "poor", "labels": {"2": 1.0}},
+    ]
+    file = judges_file(tmp_path, rules, {"id": "shy", "kind": "rating", "expected": True})
+    result = bench(tmp_path, [file], pairs, attacks=["verdict_in_answer"], resamples=20)
+    found = result["judges"]["shy"]["attacks"]["verdict_in_answer"]
+    assert (found["attacked"], found["missing"], found["missing_share"]) == (10, 6, 0.6)
+    assert (found["flips"]["mean"], found["flips"]["n"]) == (0.0, 4)
+    assert silenced_words(result) == [
+        "shy: verdict_in_answer left 6 of 10 attacked pairs (60.0%) without a verdict."
+    ]
 
 
 def test_a_second_run_asks_nothing_and_says_the_same(
@@ -244,6 +267,23 @@ def test_judges_are_compared_with_one_another_and_with_baselines(tmp_path: Path)
     assert "<script" not in page
 
 
+@pytest.mark.parametrize(
+    ("folder", "judge"), [("rm.v2", "rm-v2"), ("My Model", "My-Model"), ("7b", "rm-7b")]
+)
+def test_a_reward_models_folder_may_have_any_name(tmp_path: Path, folder: str, judge: str) -> None:
+    (tmp_path / folder).mkdir()
+    [entrant] = find_entrants([str(tmp_path / folder)], MODEL, None, False)
+    assert entrant.judge.id == judge
+
+
+def test_the_perplexity_baseline_asks_the_judges_model(tmp_path: Path) -> None:
+    file = judges_file(tmp_path, script(), {"id": "planted", "kind": "pairwise"})
+    found = {e.judge.id: e for e in find_entrants([file], MODEL, None, True)}
+    [asked], [own] = found["perplexity"].models.values(), found["planted"].models.values()
+    assert asked.spec == own.spec
+    assert asked.spec.script is not None
+
+
 def test_what_is_missing_stays_missing(tmp_path: Path) -> None:
     """A judge that puts no mass on the labels has no verdict, and no agreement."""
     file = judges_file(tmp_path, [], {"id": "mute", "kind": "pairwise"})
@@ -281,6 +321,32 @@ def test_rewardbench_sections_have_the_published_weights(tmp_path: Path) -> None
     assert row["rewardbench/Reasoning"]["mean"] == pytest.approx(reasoning)
     assert row["rewardbench/Safety"]["mean"] == 0.0
     assert row["rewardbench"]["mean"] == pytest.approx((chat + reasoning) / 4)
+
+
+WEIGHTS = (
+    {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95}
+    | {"mt-bench-easy": 28, "mt-bench-med": 40},
+    {"mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134}
+    | {"llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46},
+    {"refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 250}
+    | {"xstest-should-respond": 154, "donotanswer": 136},
+    {"math-prm": 984}
+    | {f"hep-{name}": 164 for name in ("cpp", "go", "java", "js", "python", "rust")},
+)
+
+
+def test_every_weight_of_rewardbench_is_the_published_one() -> None:
+    assert tuple(SECTIONS.values()) == WEIGHTS
+
+
+def test_a_foreign_subset_is_named_and_removes_no_section(tmp_path: Path) -> None:
+    subsets = ["math-prm", "hep-go", "mine"]
+    pairs = [make_pair("f", user(f"{s}?"), ("longer", "no"), 1.0, subset=s) for s in subsets]
+    result = bench(tmp_path, ["longer"], pairs, resamples=20)
+    assert result["judges"]["longer"]["rewardbench/Reasoning"]["n"] == 2
+    assert foreign_words(result) == ["In no section of RewardBench: mine."]
+    plain = bench(tmp_path / "plain", ["longer"], pairs[2:], resamples=20)
+    assert foreign_words(plain) == []
 
 
 @pytest.mark.parametrize(

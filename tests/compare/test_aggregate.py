@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.compare.aggregate import candidate_scores, combine, pair_probability
+from rlaif.compare.aggregate import (
+    answer_probability,
+    candidate_scores,
+    combine,
+    pair_probability,
+)
+from rlaif.compare.verdicts import verdict
+from rlaif.data.labels import given_pair, verdicts
+from rlaif.data.readers.base import make_pair, user
 from rlaif.records import Judgement, Status
 
 unit = st.floats(0, 1)
@@ -223,3 +233,58 @@ def test_combine_drops_what_is_missing() -> None:
     assert combine(scores, {"j": 1.0, "k": 0.0}) == {"a": 0.2, "b": None}
     assert combine(scores, {"j": 1.0, "unseen": 1.0}) == {"a": None, "b": None}
     assert combine({}) == {}
+
+
+def by_score(first: float | None, second: float | None) -> list[Judgement]:
+    return [
+        point(name, score, status="ok" if score is not None else "unparsed")
+        for name, score in (("a", first), ("b", second))
+    ]
+
+
+def by_reward(first: float, second: float) -> list[Judgement]:
+    return [
+        replace(point(name, 1 / (1 + math.exp(-reward))), distribution={"reward": reward})
+        for name, reward in (("a", first), ("b", second))
+    ]
+
+
+@given(st.lists(st.integers(1, 5), min_size=4, max_size=4))
+def test_a_larger_gap_of_ratings_never_has_a_smaller_probability(ratings: list[int]) -> None:
+    a, b, c, d = ((rating - 1) / 4 for rating in ratings)
+    one = answer_probability(by_score(a, b), "a", "b")
+    two = answer_probability(by_score(c, d), "a", "b")
+    assert one is not None and two is not None
+    assert one == 0.5 + (a - b) / 2
+    assert (one <= two) == (a - b <= c - d)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1.5, 0.25), (-3.0, 2.0), (60.0, 58.0), (2.0, 2.0)])
+def test_rewards_have_the_bradley_terry_probability(first: float, second: float) -> None:
+    prob = answer_probability(by_reward(first, second), "a", "b")
+    assert prob == pytest.approx(1 / (1 + math.exp(second - first)))
+
+
+def test_scores_that_hardly_differ_are_no_tie_and_a_missing_one_has_no_verdict() -> None:
+    close = answer_probability(by_score(1e-18, 0.0), "a", "b")
+    assert close is not None and close > 0.5
+    assert answer_probability(by_score(0.3, 0.3), "a", "b") == 0.5
+    assert answer_probability(by_score(0.3, None), "a", "b") is None
+    assert answer_probability([], "a", "b") is None
+
+
+@pytest.mark.parametrize("made", [by_score(0.75, 0.5), by_reward(0.9, 2.0)])
+def test_a_benchmark_and_a_label_step_read_the_same_judgements_alike(made: list[Judgement]) -> None:
+    pair = make_pair("f:1", user("Why?"), ("one", "two"), 1.0)
+    names = {"a": pair.first.completion_id, "b": pair.second.completion_id}
+    judgements = [
+        replace(
+            j, prompt_id=pair.prompt.prompt_id, shown=[names[j.subject]], subject=names[j.subject]
+        )
+        for j in made
+    ]
+    measured = verdict(pair, judgements).prob
+    given = given_pair(pair)
+    label = verdicts([given], {"j": judgements}, {})[given.pair_id]
+    assert measured is not None
+    assert label == pytest.approx(measured if given.first == names["a"] else 1 - measured)

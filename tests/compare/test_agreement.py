@@ -134,4 +134,5 @@ def test_votes_that_err_alike_are_one_vote() -> None:
     assert effective_votes(3, [1.0, 1.0, 1.0]) == 1.0
     assert effective_votes(2, [0.5]) == pytest.approx(2 / 1.5)
     assert effective_votes(2, []) is None
-    assert effective_votes(3, [-0.5, -0.5, -0.5]) is None
+    for negative in (-0.5, -0.4, -0.01):
+        assert effective_votes(3, [negative] * 3) == 3.0

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from rlaif.cli import cli
+from rlaif.cli.data import _print_rates
 from rlaif.compare.ranking import bradley_terry, connected
 from rlaif.compare.winrate import Battle, WinRate, lc_minimal, win_rates
 from rlaif.data.battles import read_battles
@@ -236,3 +237,33 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     nameless.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
     with pytest.raises(ConfigError, match=r"pairs\.jsonl:1: nobody is named as the author"):
         read_battles(nameless)
+
+
+def test_without_one_baseline_battles_of_a_prompt_go_together() -> None:
+    """Every verdict four times over says no more than once."""
+    verdicts = [("a", "b", 0.9), ("b", "a", 0.7), ("a", "b", 0.2), ("b", "a", 0.4)]
+
+    def battles(times: int) -> list[Battle]:
+        return [
+            Battle(f"p{i}", first, second, prob, (1, 2), ("x", f"{i}"))
+            for i, (first, second, prob) in enumerate(verdicts)
+            for _ in range(times)
+        ]
+
+    once = {w.generator: w.standard_error for w in win_rates(battles(1))}
+    probs = np.asarray([0.9, 0.3, 0.2, 0.6])
+    assert once["b"] == pytest.approx(100 * probs.std(ddof=1) / 2)
+    for rate in win_rates(battles(4)):
+        assert rate.standard_error == pytest.approx(once[rate.generator])
+
+
+def test_a_generator_that_met_itself_alone_is_shown_without_a_rating(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    battles = [
+        Battle("p", first, second, 0.7, (1, 2), ("x", "y"))
+        for first, second in (("a", "b"), ("b", "a"), ("alone", "alone"))
+    ]
+    rated = [("p", "a", "b", 0.5)]
+    _print_rates(win_rates(battles), bradley_terry(rated, resamples=5), None)
+    assert "alone" in capsys.readouterr().out
