@@ -13,7 +13,7 @@ from rlaif.experiment import StepProgress
 from rlaif.judges.base import Call, Judge, is_staged
 from rlaif.plan import VERSIONS
 from rlaif.records import Completion, Judgement, content_hash
-from rlaif.steps.asking import Group, Kept, verdicts
+from rlaif.steps.asking import Group, Kept, verdicts_by_group
 from rlaif.steps.context import Engines
 from rlaif.store import Store
 
@@ -38,12 +38,14 @@ def judge_pairs(
     if not finished:
         folder.repair()
     kept = Kept(folder)
-    found = verdicts(judge, entrant.models, engines, groups, seed, kept, progress)
+    by_group = verdicts_by_group(judge, entrant.models, engines, groups, seed, kept, progress)
     if not finished:
         folder.finish({"kind": "judge-bench", "judge": judge.id, "judge_hash": judge.judge_hash})
-    judged = list({j.judgement_id: j for j in (*known, *found)}.values())
-    by_pair = _by_shown(pairs, judged) if is_staged(judge) else _by_call(calls, judged)
-    costs = _shared_costs(kept, len(pairs)) if is_staged(judge) else _costs(calls, kept)
+    judged = list({j.judgement_id: j for own in (known, *by_group) for j in own}.values())
+    if is_staged(judge):
+        by_pair, costs = _by_answers(pairs, groups, by_group), _shared_costs(kept, len(pairs))
+    else:
+        by_pair, costs = _by_call(calls, judged), _costs(calls, kept)
     said = [
         verdict(pair, own, entrant.weights, cost)
         for pair, own, cost in zip(pairs, by_pair, costs, strict=True)
@@ -79,18 +81,16 @@ def _by_call(calls: Sequence[Sequence[Call]], judged: Iterable[Judgement]) -> li
     return [[j for name in own for j in found.get(name, [])] for own in names]
 
 
-def _by_shown(pairs: Sequence[LabelledPair], judged: Iterable[Judgement]) -> list[list[Judgement]]:
-    """The judgements of each pair's answers, alone or together: where verdicts rest on several
-    calls, they are of none of them."""
-    found: dict[frozenset[str], list[Judgement]] = defaultdict(list)
-    for judgement in judged:
-        found[frozenset(judgement.shown)].append(judgement)
-    by_pair = []
-    for pair in pairs:
-        first, second = pair.first.completion_id, pair.second.completion_id
-        shown = dict.fromkeys([frozenset([first]), frozenset([second]), frozenset([first, second])])
-        by_pair.append([j for ids in shown for j in found.get(ids, [])])
-    return by_pair
+def _by_answers(
+    pairs: Sequence[LabelledPair], groups: Sequence[Group], by_group: Sequence[list[Judgement]]
+) -> list[list[Judgement]]:
+    """Each pair's judgements, where verdicts rest on several calls and may differ with what an
+    answer stands beside."""
+    found = {
+        tuple(answer.completion_id for answer in answers): own
+        for (_, answers), own in zip(groups, by_group, strict=True)
+    }
+    return [found[pair.first.completion_id, pair.second.completion_id] for pair in pairs]
 
 
 def _costs(calls: Sequence[Sequence[Call]], kept: Kept) -> list[Cost]:

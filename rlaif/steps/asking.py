@@ -124,6 +124,20 @@ def verdicts(
     `models` are the judge's models by role ("by" for most). Raises ConfigError when one is lacking
     or cannot do what the judge needs.
     """
+    by_group = verdicts_by_group(judge, models, engines, groups, seed, kept, progress)
+    return [judgement for own in by_group for judgement in own]
+
+
+def verdicts_by_group(
+    judge: Judge,
+    models: Mapping[str, Model],
+    engines: Engines,
+    groups: Sequence[Group],
+    seed: int,
+    kept: Kept,
+    progress: Progress | None = None,
+) -> list[list[Judgement]]:
+    """`verdicts`, each group's own: an answer that stands in two groups may be judged in both."""
     calls = [judge.calls(prompt, completions, seed) for prompt, completions in groups]
     asker = _Asker(judge, models, engines, kept, progress)
     if is_staged(judge):
@@ -131,12 +145,12 @@ def verdicts(
     every = [call for group in calls for call in group]
     for batch in asker.ask(every, kept.judgements.keys()):
         kept.judged([j for call, answered in batch for j in read_answer(judge, call, answered)])
-    return [j for call in every for j in kept.judgements.get(call.call_id, [])]
+    return [[j for c in own for j in kept.judgements.get(c.call_id, [])] for own in calls]
 
 
 def _staged(
     judge: Staged, asker: _Asker, calls: Sequence[list[Call]], seed: int
-) -> list[Judgement]:
+) -> list[list[Judgement]]:
     kept = asker.kept
     made = [list(group) for group in calls]
     new = [call for group in made for call in group]
@@ -147,9 +161,9 @@ def _staged(
         for group, more in zip(made, further, strict=True):
             group += more
         new = [call for more in further for call in more]
-    concluded = [j for group in made for j in judge.conclude(group, kept.answers)]
+    concluded = [judge.conclude(group, kept.answers) for group in made]
     known = {j.judgement_id for rows in kept.judgements.values() for j in rows}
-    fresh = {j.judgement_id: j for j in concluded if j.judgement_id not in known}
+    fresh = {j.judgement_id: j for own in concluded for j in own if j.judgement_id not in known}
     kept.judged(list(fresh.values()))
     return concluded
 

@@ -371,3 +371,17 @@ def test_a_model_that_nobody_named_is_refused_with_its_line(tmp_path: Path) -> N
     file = judges_file(tmp_path, [], {"id": "lost", "kind": "pairwise", "by": "scriptd"})
     with pytest.raises(ConfigError, match=r"judges.yaml:\d+: .*did you mean 'scripted'"):
         bench(tmp_path, [file], planted(3))
+
+
+def test_an_answer_in_two_pairs_is_judged_beside_each_of_its_opponents(tmp_path: Path) -> None:
+    jurors = [{"kind": "longer", "id": "one"}, {"kind": "longer", "id": "two"}]
+    path = tmp_path / "judges.yaml"
+    jury = {"id": "jury", "kind": "jury", "pool": "mean", "of": jurors}
+    path.write_text(yaml.safe_dump({"judges": [jury]}), "utf-8")
+    question = user("Which?")
+    pairs = [
+        make_pair("f:0", question, ("three", "eleven chars"), 0.0),
+        make_pair("f:1", question, ("three", "six"), 1.0),
+    ]
+    found = bench(tmp_path, [str(path)], pairs)["judges"]["jury"]
+    assert (found["agreement"], found["n"], found["ties"]) == (1.0, 2, 0)
