@@ -26,7 +26,7 @@ def engine_of(folder: Path, **keys: Any) -> HfEngine:
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> HfEngine:
     # Few tokens in a batch: three texts make several batches.
-    return engine_of(tiny_model, batch_tokens=100, system_prompt="drop", max_context=120)
+    return engine_of(tiny_model, batch_tokens=60, system_prompt="drop", max_context=120)
 
 
 def user(text: str) -> list[Message]:
@@ -86,7 +86,7 @@ def test_done_batches_are_skipped_and_the_rest_is_the_same(engine: HfEngine) -> 
 def test_done_batches_of_scores_are_skipped_too(engine: HfEngine) -> None:
     requests = [
         ScoreRequest(str(i), user(text), continuation="Yes indeed")
-        for i, text in enumerate(TEXTS * 2)
+        for i, text in enumerate(TEXTS * 20)
     ]
     whole = list(engine.score(requests))
     assert len(whole) > 1

@@ -15,7 +15,7 @@ PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
     | {"textstats", "templates", "parsing", "store", "changes", "amend"},
-    {"attention", "logprobs", "batching", "chat", "device", "losses"},
+    {"attention", "logprobs", "batching", "chat", "device", "fused", "losses"},
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
     {"steps", "report", "infer"},

@@ -42,6 +42,18 @@ def test_batches_are_as_large_as_the_budget_allows() -> None:
     assert [len(b) for b in batches(rows, 4 * (16 + 6))] == [4, 4, 2]
 
 
+@given(ROWS, st.integers(1, 400))
+def test_equal_prompts_count_once_where_they_are_shared(rows: list[Row], budget: int) -> None:
+    made = batches(rows, budget, share_prompts=True)
+    assert sorted(r.request_id for b in made for r in b) == sorted(r.request_id for r in rows)
+    assert len(made) <= len(batches(rows, budget))
+    for batch in made:
+        width = max(bucket(len(r.ids)) for r in batch)
+        distinct = len({tuple(r.ids) for r in batch})
+        size = distinct * width + len(batch) * batch[0].new
+        assert len(batch) == 1 or size <= budget
+
+
 def reference_probs(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Top-k then top-p by their definitions, one token at a time, in fp64."""
     probs = (logits.double() / sampling.temperature).softmax(-1)

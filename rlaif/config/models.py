@@ -89,7 +89,8 @@ class ModelSpec(Strict):
     )
     device: str = "auto"
     batch_tokens: PositiveInt = Field(
-        8192, description="Tokens (prompt width + new, times rows) in one engine batch."
+        16384,
+        description="Tokens in one engine batch: prompts, each once, and all that may be written.",
     )
     max_context: PositiveInt | None = Field(
         None, description="Longest prompt plus answer; the model's own limit when absent."

@@ -7,26 +7,43 @@ head over the bf16 hidden state, since bf16 logits make false ties.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from rlaif.config import ModelSpec
 from rlaif.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
-from rlaif.engines import layout
-from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.engines import layout, scoring
+from rlaif.engines.base import (
+    GenerateRequest,
+    GenerateResult,
+    Sampling,
+    ScoreRequest,
+    ScoreResult,
+)
 from rlaif.engines.builtin import weights_hash
+from rlaif.engines.decoding import BranchRows, PaddedRows, Rows, no_branches
 from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
+from rlaif.engines.output_head import head_of
+from rlaif.engines.packing import packing, plain_attention
+from rlaif.engines.prepacked import prepacked
 from rlaif.engines.sampling import sample_tokens
 from rlaif.errors import EngineError
+from rlaif.fused import fuse
+from rlaif.logprobs import token_logprobs
 from rlaif.records import Message, content_hash
 
-SCORE_CHUNK = 2048
+log = logging.getLogger(__name__)
+
+ENDED_SHARE = 1 / 16
+"""Rows that have ended leave a batch when they are so many of it: leaving copies the others."""
 CPU_SCORE_TOKENS = 2048
 
 
@@ -38,9 +55,14 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
     device = pick_device(spec.device)
     dtype = pick_dtype(spec.dtype, device)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        attention = plain_attention(AutoConfig.from_pretrained(folder))
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention
+        )
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"model {name!r} in {folder} cannot be loaded: {error}") from None
+    if dtype == torch.float32:
+        fuse(model)
     encoding = load_encoding(folder, spec.system_prompt, context_of(model.config, spec), name)
     return HfEngine(model.to(device).eval(), encoding, spec, weights_hash(folder))
 
@@ -61,6 +83,17 @@ class HfEngine:
         self.device = model.device
         self.end_ids = end_ids(model.generation_config, self.tokenizer)
         self._head: torch.Tensor | None = None
+        self._asking = 0
+        self._changes = ExitStack()
+        self.head = head_of(model.config.get_text_config())
+        problem = no_branches(model)
+        self.branches = problem is None
+        if problem is not None:
+            log.warning(
+                "%s: the samples of a prompt do not share its keys, which is slower: %s",
+                type(model).__name__,
+                problem,
+            )
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
@@ -80,14 +113,16 @@ class HfEngine:
         ]
         if refused:
             yield refused
-        for batch in layout.batches(encoded.rows, self.spec.batch_tokens):
-            if all(row.request_id in done for row in batch):
-                continue
-            tokens = self._decode_batch(batch, [by_id[row.request_id] for row in batch])
-            yield [
-                self._result(row, by_id[row.request_id], *sampled, encoded.texts[row.request_id])
-                for row, sampled in zip(batch, tokens, strict=True)
-            ]
+        batches = layout.batches(encoded.rows, self.spec.batch_tokens, self.branches)
+        with self._computing():
+            for batch in _left(batches, done):
+                tokens = self._decode_batch(batch, [by_id[row.request_id] for row in batch])
+                yield [
+                    self._result(
+                        row, by_id[row.request_id], *sampled, encoded.texts[row.request_id]
+                    )
+                    for row, sampled in zip(batch, tokens, strict=True)
+                ]
 
     def _decode_batch(
         self, batch: list[layout.Row], requests: list[GenerateRequest]
@@ -97,66 +132,64 @@ class HfEngine:
         new = batch[0].new
         # (rows, new): drawn ahead, so that a row's randomness is its own whatever its batch does.
         uniform = torch.stack([_uniform(r.sampling.seed, new) for r in requests]).to(self.device)
-        logits, cache, mask, positions = self._prefill(batch)
+        rows = self._rows(batch)
+        hidden = rows.first()
         output: list[list[int]] = [[] for _ in batch]
         logprobs: list[list[float]] = [[] for _ in batch]
-        alive = list(range(len(batch)))
+        # The numbers of the rows that are computed; those that have ended leave in bunches.
+        held = list(range(len(batch)))
+        ended: set[int] = set()
         for step in range(new):
-            sampling = [requests[i].sampling for i in alive]
-            picked = sample_tokens(logits, uniform[alive, step], sampling)
-            chosen = logits.gather(-1, picked[:, None])[:, 0] - logits.logsumexp(-1)
-            for i, token, logprob in zip(alive, picked.tolist(), chosen.tolist(), strict=True):
-                output[i].append(token)
-                logprobs[i].append(logprob)
-            keep = [p for p, i in enumerate(alive) if not self._finished(output[i], requests[i])]
-            if not keep or step == new - 1:
+            sampling = [requests[i].sampling for i in held]
+            picked, chosen = self._sample(hidden, uniform[held, step], sampling)
+            for i, token, logprob in zip(held, picked.tolist(), chosen.tolist(), strict=True):
+                if i not in ended:
+                    output[i].append(token)
+                    logprobs[i].append(logprob)
+                    if self._finished(output[i], requests[i]):
+                        ended.add(i)
+            kept = [p for p, i in enumerate(held) if i not in ended]
+            if not kept or step == new - 1:
                 break
-            if len(keep) < len(alive):
-                index = torch.tensor(keep, device=self.device)
-                cache.batch_select_indices(index)
-                mask, positions, picked = mask[index], positions[index], picked[index]
-                alive = [alive[p] for p in keep]
-            mask = torch.cat([mask, mask.new_ones((len(alive), 1))], dim=1)
-            positions = positions[:, -1:] + 1
-            result = self.model(
-                input_ids=picked[:, None],
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = result.logits[:, -1].float()
+            if len(held) - len(kept) >= len(held) * ENDED_SHARE:
+                index = torch.tensor(kept, device=self.device)
+                rows.keep(index)
+                picked = picked[index]
+                held = [held[p] for p in kept]
+            hidden = rows.after(picked)
         return list(zip(output, logprobs, strict=True))
 
-    def _prefill(
-        self, batch: list[layout.Row]
-    ) -> tuple[torch.Tensor, Any, torch.Tensor, torch.Tensor]:
-        """First logits (rows, vocabulary), cache, mask and positions (rows, width).
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """The model as it computes batches; as it was when nobody asks for any."""
+        if self._asking == 0:
+            self._changes.enter_context(prepacked(self.model))
+            if self.branches:
+                self._changes.enter_context(packing(self.model))
+        self._asking += 1
+        try:
+            yield
+        finally:
+            self._asking -= 1
+            if self._asking == 0:
+                self._changes.close()
 
-        Samples of one prompt share its forward pass.
-        """
-        distinct = list(dict.fromkeys(tuple(row.ids) for row in batch))
-        width = layout.bucket(max(len(ids) for ids in distinct))
-        pad = self.tokenizer.pad_token_id or 0
-        ids = torch.full((len(distinct), width), pad)
-        mask = torch.zeros((len(distinct), width), dtype=torch.long)
-        for i, prompt in enumerate(distinct):
-            ids[i, width - len(prompt) :] = torch.tensor(prompt)
-            mask[i, width - len(prompt) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        result = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        number = {prompt: i for i, prompt in enumerate(distinct)}
-        index = torch.tensor([number[tuple(row.ids)] for row in batch], device=self.device)
-        cache = result.past_key_values
-        cache.batch_select_indices(index)
-        return result.logits[index, -1].float(), cache, mask[index], positions[index]
+    def _rows(self, batch: list[layout.Row]) -> Rows:
+        """The batch after its prompts. Samples of one prompt share its forward pass."""
+        number: dict[tuple[int, ...], int] = {}
+        owner = [number.setdefault(tuple(row.ids), len(number)) for row in batch]
+        prompts = list(number)
+        if self.branches:
+            return BranchRows(self.model, prompts, owner, batch[0].new)
+        return PaddedRows(self.model, prompts, owner, self.tokenizer.pad_token_id or 0)
+
+    def _sample(
+        self, hidden: torch.Tensor, uniform: torch.Tensor, sampling: list[Sampling]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One token for each row of hidden states (R, H), and its log-prob at temperature 1."""
+        logits = self.head.finish(self.model.get_output_embeddings()(hidden).float())
+        picked = sample_tokens(logits, uniform, sampling)
+        return picked, logits.gather(-1, picked[:, None])[:, 0] - logits.logsumexp(-1)
 
     def _finished(self, tokens: list[int], request: GenerateRequest) -> bool:
         if tokens[-1] in self.end_ids:
@@ -201,51 +234,47 @@ class HfEngine:
             yield refused
         budget = self.spec.batch_tokens
         if self.device.type == "cpu":
-            # One pass needs no wide batch to be fast here, and narrow ones waste less on padding.
+            # One pass needs no wide batch to be fast here.
             budget = min(budget, CPU_SCORE_TOKENS)
-        for batch in layout.batches(encoded.rows, budget):
-            if all(row.request_id in done for row in batch):
-                continue
-            yield self._score_batch(batch, [by_id[row.request_id] for row in batch])
+        tails = {i: len(self.encoding.continuation(request)) for i, request in by_id.items()}
+        if self.branches:
+            batches = scoring.batches(encoded.rows, tails, budget)
+        else:
+            batches = layout.batches(encoded.rows, budget)
+        with self._computing():
+            for batch in _left(batches, done):
+                states = scoring.states(self.model, batch, tails, self.branches)
+                yield self._results(states, [by_id[row.request_id] for row in states.rows], tails)
 
-    def _score_batch(
-        self, batch: list[layout.Row], requests: list[ScoreRequest]
+    def _results(
+        self, states: scoring.States, requests: list[ScoreRequest], tails: dict[str, int]
     ) -> list[ScoreResult]:
-        width = layout.bucket(max(len(r.ids) for r in batch))
-        ids = torch.zeros((len(batch), width), dtype=torch.long)
-        mask = torch.zeros((len(batch), width), dtype=torch.long)
-        # Right padding: with causal attention the pads come too late to matter.
-        for i, row in enumerate(batch):
-            ids[i, : len(row.ids)] = torch.tensor(row.ids)
-            mask[i, : len(row.ids)] = 1
-        hidden = self.model.base_model(
-            input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
-        ).last_hidden_state
-        tails = [len(self.encoding.continuation(request)) for request in requests]
-        label_probs = self._label_probs(hidden, batch, requests, tails)
-        results = []
-        for i, (row, tail) in enumerate(zip(batch, tails, strict=True)):
-            length = len(row.ids)
-            start = length - tail
-            logprobs = self._token_logprobs(hidden[i, start - 1 : length - 1], row.ids[start:])
+        lengths = [tails[row.request_id] for row in states.rows]
+        targets = [
+            token for row, n in zip(states.rows, lengths, strict=True) for token in _last(row, n)
+        ]
+        logprobs = self._token_logprobs(states.tails, targets)
+        label_probs = self._label_probs(states.ends, requests)
+        results, stop = [], 0
+        for i, (row, length) in enumerate(zip(states.rows, lengths, strict=True)):
+            stop += length
             probs = label_probs.get(i, {})
             mass = sum(probs.values()) if i in label_probs else None
-            results.append(ScoreResult(row.request_id, probs, mass, logprobs, start))
+            own = logprobs[stop - length : stop]
+            results.append(ScoreResult(row.request_id, probs, mass, own, len(row.ids) - length))
         return results
 
     def _label_probs(
-        self,
-        hidden: torch.Tensor,
-        batch: list[layout.Row],
-        requests: list[ScoreRequest],
-        tails: list[int],
+        self, hidden: torch.Tensor, requests: list[ScoreRequest]
     ) -> dict[int, dict[str, float]]:
         """Row number to the probability of each of its labels at the token after the prompt."""
         asked = [i for i, request in enumerate(requests) if request.labels]
         if not asked:
             return {}
-        ends = [len(batch[i].ids) - tails[i] - 1 for i in asked]
-        probs = self._logits(hidden[asked, ends]).softmax(-1)
+        output, weight = self._fp32_head()
+        bias = None if output.bias is None else output.bias.float()
+        logits = torch.nn.functional.linear(hidden[asked].float(), weight, bias)
+        probs = self.head.finish(logits).softmax(-1)
         return {
             i: {
                 label: float(row[self.encoding.label_tokens(label, forms)].sum())
@@ -254,24 +283,24 @@ class HfEngine:
             for i, row in zip(asked, probs, strict=True)
         }
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """fp32 logits (tokens, vocabulary) of hidden states (tokens, width)."""
-        head = self.model.get_output_embeddings()
-        if self._head is None:
-            self._head = head.weight.detach().float()
-        logits = hidden.float() @ self._head.T
-        if getattr(head, "bias", None) is not None:
-            logits = logits + head.bias.float()
-        return _as_configured(logits, self.model.config)
-
     def _token_logprobs(self, hidden: torch.Tensor, targets: list[int]) -> list[float]:
-        values: list[float] = []
-        for start in range(0, len(targets), SCORE_CHUNK):
-            logits = self._logits(hidden[start : start + SCORE_CHUNK])
-            wanted = torch.tensor(targets[start : start + SCORE_CHUNK], device=logits.device)
-            picked = logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
-            values += picked.tolist()
+        output, weight = self._fp32_head()
+        values: list[float] = token_logprobs(
+            hidden.float() * self.head.scale,
+            weight,
+            torch.tensor(targets, dtype=torch.int64, device=self.device),
+            output.bias,
+            softcap=self.head.softcap,
+            fp32_head=True,
+        ).tolist()
         return values
+
+    def _fp32_head(self) -> tuple[Any, torch.Tensor]:
+        """The output head, and its weight in fp32, which is made once."""
+        output = self.model.get_output_embeddings()
+        if self._head is None:
+            self._head = output.weight.detach().float()
+        return output, self._head
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -280,16 +309,17 @@ class HfEngine:
         release_freed_memory()
 
 
+def _left(
+    batches: Iterable[list[layout.Row]], done: AbstractSet[str]
+) -> Iterator[list[layout.Row]]:
+    """The batches that are not wholly done."""
+    return (b for b in batches if not all(row.request_id in done for row in b))
+
+
 def _uniform(seed: int, count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, generator=generator, dtype=torch.float32)
 
 
-def _as_configured(logits: torch.Tensor, config: Any) -> torch.Tensor:
-    """The scaling and soft-capping that some architectures apply after the head."""
-    if getattr(config, "logits_scaling", None):
-        logits = logits / config.logits_scaling
-    if getattr(config, "logit_scale", None):
-        logits = logits * config.logit_scale
-    cap = getattr(config, "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits
+def _last(row: layout.Row, count: int) -> list[int]:
+    return row.ids[len(row.ids) - count :]

@@ -26,20 +26,25 @@ def bucket(length: int, step: int = WIDTH_STEP) -> int:
     return -(-length // step) * step
 
 
-def batches(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
+def batches(rows: Sequence[Row], batch_tokens: int, share_prompts: bool = False) -> list[list[Row]]:
     """Rows in batches of equal `new` and similar length; rows x (width + new) <= `batch_tokens`.
+    With `share_prompts` equal prompts are held once: (prompts x width) + (rows x new).
 
     A row that alone exceeds the budget gets a batch of its own.
     """
     ordered = sorted(rows, key=lambda r: (r.new, len(r.ids), r.ids, r.request_id))
     result: list[list[Row]] = []
     current: list[Row] = []
+    prompts = 0
     for row in ordered:
-        size = (len(current) + 1) * (bucket(len(row.ids)) + row.new)
+        fresh = not (share_prompts and current and row.ids == current[-1].ids)
+        # Rows come by length: this one's width is the batch's.
+        size = (prompts + fresh) * bucket(len(row.ids)) + (len(current) + 1) * row.new
         if current and (size > batch_tokens or row.new != current[0].new):
             result.append(current)
-            current = []
+            current, prompts, fresh = [], 0, True
         current.append(row)
+        prompts += fresh
     if current:
         result.append(current)
     return result

@@ -19,14 +19,14 @@ from rlaif.yamlio import Lines, Loc
 
 # Raised when the code of a step kind changes its output for the same inputs.
 VERSIONS = {
-    "sample": 1,
-    "judge": 1,
+    "sample": 2,
+    "judge": 2,
     "pair": 1,
     "label": 2,
     "distill": 1,
-    "train": 3,
-    "logprobs": 1,
-    "evaluate": 1,
+    "train": 4,
+    "logprobs": 2,
+    "evaluate": 2,
     "load": 1,
     "compare": 1,
 }

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rlaif.engines.packing import plain_attention
 from rlaif.errors import EngineError
 
 MASTERS = "masters/model.safetensors"
@@ -25,12 +26,8 @@ def load_module(folder: Path, device: torch.device, reward: bool = False) -> Any
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        config = AutoConfig.from_pretrained(folder)
-        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        options = {
-            "dtype": torch.float32,
-            "attn_implementation": "eager" if capped else "sdpa",
-        }
+        attention = plain_attention(AutoConfig.from_pretrained(folder))
+        options = {"dtype": torch.float32, "attn_implementation": attention}
         module, fresh = _loaded(folder, reward, options)
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"{folder}: this model cannot be loaded for training: {error}") from None

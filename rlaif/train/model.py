@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from rlaif.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
 from rlaif.config import LoraOptions, TrainStep
 from rlaif.device import release_freed_memory
+from rlaif.engines.output_head import PLAIN, Head, head_of
+from rlaif.engines.packing import GROUPS, use_packing
 from rlaif.errors import EngineError
+from rlaif.fused import embed_into, fuse, multiply_into
 from rlaif.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlaif.train import parallel, sharding
-from rlaif.train.fused import embed_into, fuse, multiply_into
-from rlaif.train.packing import GROUPS, use_packing
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +43,6 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What happens to the logits after the output head: times `scale`, then `softcap`."""
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-
 @dataclass(slots=True)
 class TrainModel:
     """A module in its compute dtype and the fp32 masters of its trainable parameters by name.
@@ -65,7 +58,7 @@ class TrainModel:
     params: dict[str, nn.Parameter]
     device: torch.device
     dtype: torch.dtype
-    head: Head = Head()
+    head: Head = PLAIN
     packed: bool = False
     attention: str = "sdpa"
     head_grad: Tensor | None = None
@@ -242,7 +235,7 @@ def prepare(
 
     With `sharded` each rank keeps its part on `device`; the module itself may lie in main memory.
     """
-    head = Head() if is_reward(module) else output_head(module)
+    head = PLAIN if is_reward(module) else output_head(module)
     attention = module.config._attn_implementation
     fuse(module)
     unpacked = use_packing(module)
@@ -340,10 +333,7 @@ def causal(module: Any) -> Any:
 def output_head(module: Any) -> Head:
     """How logits follow from hidden states, once log-probs from hidden states are found equal to
     those of the model's own logits. Raises EngineError where they are not."""
-    config = module.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    head = Head(scale, getattr(config, "final_logit_softcapping", None))
+    head = head_of(module.config.get_text_config())
     name = type(module).__name__
     output = module.get_output_embeddings()
     if not isinstance(output, nn.Linear):

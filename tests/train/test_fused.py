@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from rlaif.train.fused import (
+from rlaif.fused import (
     embed_into,
     fuse,
     gated_silu,

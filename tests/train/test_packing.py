@@ -9,8 +9,8 @@ import torch
 
 from rlaif.attention import STEM, block_mask, branch_attention, segments
 from rlaif.batching import Group, packed_layout, padded_layout
+from rlaif.engines.packing import use_packing
 from rlaif.train.model import TrainModel, output_head, prepare
-from rlaif.train.packing import use_packing
 from tests.train.architectures import ALIKE, ARCHITECTURES, CPU, EXAMPLES, build
 
 
@@ -66,7 +66,7 @@ def test_recurrent_layers_fall_back_loudly(caplog):
 
 
 def test_attention_that_mixes_branches_is_found(monkeypatch):
-    import rlaif.train.packing as packing
+    import rlaif.engines.packing as packing
 
     def leaky(query, key, value, groups, *rest):
         whole = Group(0, query.shape[2], ())

@@ -3,6 +3,8 @@ own, and the check that a model really keeps the branches apart."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,10 +12,13 @@ from torch import Tensor
 
 from rlaif.attention import branch_attention
 from rlaif.batching import Branches, packed_layout, padded_layout
+from rlaif.engines.branch_cache import BranchCache
 
 NAME = "rlaif_branches"
 GROUPS = "branch_groups"
-TOLERANCE = 1e-3
+KEEP = "branch_keep"
+CACHE = "branch_cache"
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference between packed and padded hidden states, relative to their largest value."""
 
 # Arguments of transformers' attention functions that change the result in ways not handled here.
@@ -37,21 +42,47 @@ def _attention(
     softcap: float | None = None,
     **arguments: Any,
 ) -> tuple[Tensor, None]:
-    """See transformers' attention interface."""
-    groups = arguments.get(GROUPS)
-    if groups is None:
-        raise ValueError("the model does not hand its arguments on to attention")
+    """See transformers' attention interface. One of two arguments says what the rows are: GROUPS
+    of a packed row, whose keys and values go into the list KEEP where it is given, or the CACHE of
+    rows that are at their next token."""
     for name in UNKNOWN:
         if arguments.get(name) is not None:
             raise ValueError(f"the attention uses {name}")
+    cache: BranchCache | None = arguments.get(CACHE)
+    if cache is not None:
+        layer = module.layer_idx
+        return cache.attend(layer, query, key, value, scaling, sliding_window, softcap), None
+    groups = arguments.get(GROUPS)
+    if groups is None:
+        raise ValueError("the model does not hand its arguments on to attention")
+    kept = arguments.get(KEEP)
+    if kept is not None:
+        kept.append((key, value))
     if _Seen.windows is not None:
         _Seen.windows.append(sliding_window)
     out = branch_attention(query, key, value, groups, scaling, sliding_window, softcap)
     return out.transpose(1, 2).contiguous(), None
 
 
+def plain_attention(config: Any) -> str:
+    """The implementation for padded rows: transformers' fast one leaves soft-capping out."""
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return "eager" if capped else "sdpa"
+
+
+@contextmanager
+def packing(module: Any) -> Iterator[None]:
+    """Branch attention in `module`, which was found to take it, and its own again afterwards."""
+    before = module.config._attn_implementation
+    module.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        module.set_attn_implementation(before)
+
+
 def use_packing(module: Any) -> str | None:
-    """Switch `module`, a causal language model in fp32, to packed rows where they give what padded
+    """Switch `module`, a causal language model, to packed rows where they give what padded
     rows give; else leave it and return why not."""
     from transformers import AttentionInterface
 
@@ -66,7 +97,9 @@ def use_packing(module: Any) -> str | None:
         layout = packed_layout(_probe(module)).to(device)
         _Seen.windows = []
         packed = _hidden(module, layout, {GROUPS: layout.groups})
-        problem = _difference(padded, packed) or _windows(module, _Seen.windows)
+        problem = _difference(padded, packed, TOLERANCE[module.dtype]) or _windows(
+            module, _Seen.windows
+        )
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         problem = str(error).splitlines()[0]
     finally:
@@ -96,9 +129,9 @@ def _hidden(module: Any, layout: Any, extra: dict[str, Any]) -> Tensor:
     return states
 
 
-def _difference(padded: Tensor, packed: Tensor) -> str | None:
+def _difference(padded: Tensor, packed: Tensor, tolerance: float) -> str | None:
     gap = float((padded - packed).abs().max() / padded.abs().max().clamp(min=1e-9))
-    if gap <= TOLERANCE:
+    if gap <= tolerance:
         return None
     return f"packed and padded hidden states differ by {gap:.2g}"
 
