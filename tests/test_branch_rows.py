@@ -227,3 +227,24 @@ def test_prepacked_weights_are_used_and_given_back(tiny_model: Path) -> None:
     with torch.no_grad():
         layer.weight.mul_(2)
     torch.testing.assert_close(layer(inputs), 2 * plain)
+
+
+def test_the_batch_follows_the_memory_that_there_is(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlaif.engines import memory
+
+    spec = ModelSpec(path=str(tiny_model), dtype="float32")
+    engine = load(spec, tiny_model, "tiny")
+    config = engine.model.config
+    each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    assert memory.token_bytes(config, torch.float32) == each
+    found = []
+    for size in (1, 5000 * 8 * each, 1 << 60):
+        monkeypatch.setattr(memory, "total_memory", lambda device, size=size: size)
+        found.append(memory.batch_tokens(spec, engine.model))
+    assert found == [1024, 4096, 16384]
+    asked = spec.model_copy(update={"batch_tokens": 77})
+    assert memory.batch_tokens(asked, engine.model) == 77
+    assert memory.pass_tokens(asked, engine.device) == 77
+    assert memory.pass_tokens(spec, engine.device) == 2048

@@ -88,9 +88,10 @@ class ModelSpec(Strict):
         "auto", description="auto: bfloat16 where the device multiplies it fast, else float32."
     )
     device: str = "auto"
-    batch_tokens: PositiveInt = Field(
-        16384,
-        description="Tokens in one engine batch: prompts, each once, and all that may be written.",
+    batch_tokens: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="Tokens in one engine batch: prompts, each once, and all that may be written. "
+        "auto: by the device's memory.",
     )
     max_context: PositiveInt | None = Field(
         None, description="Longest prompt plus answer; the model's own limit when absent."

@@ -15,10 +15,8 @@ from torch import Tensor
 from rlaif.batching import fill, packed_layout
 from rlaif.engines.branch_cache import BranchCache, empty_rows
 from rlaif.engines.layout import bucket
+from rlaif.engines.memory import PASS_TOKENS
 from rlaif.engines.packing import CACHE, GROUPS, KEEP, TOLERANCE, use_packing
-
-CPU_PREFILL_TOKENS = 2048
-GPU_PREFILL_TOKENS = 16384
 
 Prompts = Sequence[Sequence[int]]
 
@@ -81,7 +79,7 @@ class BranchRows:
 def _prefill(model: Any, prompts: Prompts) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """(P, H) hidden states of the prompts' last tokens, and for each layer their keys and values
     (P, K, L, D), zero behind a prompt's end."""
-    budget = CPU_PREFILL_TOKENS if model.device.type == "cpu" else GPU_PREFILL_TOKENS
+    budget = PASS_TOKENS.get(model.device.type, PASS_TOKENS["cpu"])
     hidden: list[Tensor] = []
     keys: list[Tensor] = []
     values: list[Tensor] = []

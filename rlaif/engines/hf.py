@@ -31,6 +31,7 @@ from rlaif.engines.base import (
 from rlaif.engines.builtin import weights_hash
 from rlaif.engines.decoding import BranchRows, PaddedRows, Rows, no_branches
 from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
+from rlaif.engines.memory import batch_tokens, pass_tokens
 from rlaif.engines.output_head import head_of
 from rlaif.engines.packing import packing, plain_attention
 from rlaif.engines.prepacked import prepacked
@@ -44,7 +45,6 @@ log = logging.getLogger(__name__)
 
 ENDED_SHARE = 1 / 16
 """Rows that have ended leave a batch when they are so many of it: leaving copies the others."""
-CPU_SCORE_TOKENS = 2048
 
 
 def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
@@ -113,7 +113,7 @@ class HfEngine:
         ]
         if refused:
             yield refused
-        batches = layout.batches(encoded.rows, self.spec.batch_tokens, self.branches)
+        batches = layout.batches(encoded.rows, batch_tokens(self.spec, self.model), self.branches)
         with self._computing():
             for batch in _left(batches, done):
                 tokens = self._decode_batch(batch, [by_id[row.request_id] for row in batch])
@@ -232,10 +232,7 @@ class HfEngine:
         ]
         if refused:
             yield refused
-        budget = self.spec.batch_tokens
-        if self.device.type == "cpu":
-            # One pass needs no wide batch to be fast here.
-            budget = min(budget, CPU_SCORE_TOKENS)
+        budget = pass_tokens(self.spec, self.device)
         tails = {i: len(self.encoding.continuation(request)) for i, request in by_id.items()}
         if self.branches:
             batches = scoring.batches(encoded.rows, tails, budget)

@@ -6,7 +6,6 @@ up to half of its time.
 
 from __future__ import annotations
 
-import os
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rlaif.device import total_memory
 
 ROWS = 64
 """The number of rows that the layout is chosen for; others work with it too."""
@@ -48,8 +49,7 @@ def _fits(layers: list[nn.Linear]) -> bool:
     if any(layer.weight.device.type != "cpu" for layer in layers):
         return False
     size = sum(layer.weight.nbytes for layer in layers)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return size <= MOST_MEMORY * memory
+    return size <= MOST_MEMORY * total_memory(torch.device("cpu"))
 
 
 def _prepack(layer: nn.Linear) -> None:

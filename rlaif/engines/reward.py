@@ -15,6 +15,7 @@ from rlaif.device import keep_freed_memory, pick_device, pick_dtype, release_fre
 from rlaif.engines import layout
 from rlaif.engines.base import RewardRequest, RewardResult
 from rlaif.engines.builtin import weights_hash
+from rlaif.engines.memory import pass_tokens
 from rlaif.errors import EngineError
 from rlaif.records import Message
 
@@ -105,7 +106,7 @@ class RewardEngine:
         refused = [result for result in refused if result.request_id not in done]
         if refused:
             yield refused
-        for batch in layout.batches(rows, self.spec.batch_tokens):
+        for batch in layout.batches(rows, pass_tokens(self.spec, self.model.device)):
             if all(row.request_id in done for row in batch):
                 continue
             yield self._batch(batch)
