@@ -108,6 +108,8 @@ def build(spec: RbrJudge, constitution: Constitution | None, beside: Path | None
             principles=names,
             yes_labels=spec.yes_labels,
             no_labels=spec.no_labels,
+            abstain_labels=spec.abstain_labels,
+            min_label_mass=spec.min_label_mass,
         ),
         constitution,
         beside,
