@@ -290,11 +290,16 @@ def json_object(text: str) -> dict[str, Any] | None:
 
 
 def in_words(text: str, field: str) -> str:
-    """An answer that is one JSON object with `field`, as the words "field: value"; any other as it
-    is."""
+    """A JSON answer with reasons and a verdict in `field` as the words "field: verdict", which are
+    empty where it has no verdict, or was cut off before one; any other answer as it is."""
     found = json_object(text)
-    value = None if found is None else found.get(field)
-    return text if value is None else f"{field}: {value}"
+    if found is not None and (field in found or "reasons" in found):
+        value = found.get(field)
+        return "" if value is None else f"{field}: {value}"
+    if found is None and text.lstrip().startswith('{"reasons"'):
+        _, named, rest = text.rpartition(f'"{field}"')
+        return f"{field}{rest}" if named else ""
+    return text
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
