@@ -101,7 +101,8 @@ def answer_schema(fields: Mapping[str, Sequence[str] | dict[str, Any] | None]) -
     def schema(kind: Sequence[str] | dict[str, Any] | None) -> dict[str, Any]:
         if isinstance(kind, dict):
             return kind
-        return {"type": "string"} | ({"enum": [w.strip() for w in kind]} if kind else {})
+        words = list(dict.fromkeys(word.strip() for word in kind or ()))
+        return {"type": "string"} | ({"enum": words} if words else {})
 
     return {
         "type": "object",

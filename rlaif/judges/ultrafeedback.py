@@ -106,9 +106,7 @@ class UltraFeedback:
         found = []
         for place, subject in enumerate(call.shown, 1):
             rating = ratings.get(place)
-            status = _STATUS.get(rating, missing) if isinstance(rating, str) else missing
-            if isinstance(rating, float):
-                status = "ok"
+            status = "ok" if isinstance(rating, float) else _STATUS.get(rating or "", missing)
             found.append(
                 judgement(
                     self,
