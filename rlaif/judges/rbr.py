@@ -104,7 +104,7 @@ def build(spec: RbrJudge, constitution: Constitution | None, beside: Path | None
             kind="yes_no",
             id=spec.id,
             by=spec.by,
-            template=spec.template,
+            template=spec.template or "prompts/judges/rbr.j2",
             principles=names,
             yes_labels=spec.yes_labels,
             no_labels=spec.no_labels,
