@@ -226,11 +226,8 @@ def presentations(
 def build(spec: PairSpec, constitution: Constitution | None, beside: Path | None) -> Pairwise:
     """The judge of a spec: per text principle, or overall where there is none."""
     principles = text_principles(spec, constitution)
-    labels = distinct_labels(
-        spec,
-        {"first": spec.first_labels, "second": spec.second_labels}
-        | ({"tie": spec.ties} if spec.ties else {}),
-    )
+    forms: dict[str, Sequence[str]] = {"first": spec.first_labels, "second": spec.second_labels}
+    labels = distinct_labels(spec, forms | ({"tie": spec.ties} if spec.ties else {}))
     template = judge_template(
         spec, TEMPLATES[spec.kind], beside, comparative=True, per_principle=bool(principles)
     )

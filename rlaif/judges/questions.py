@@ -121,12 +121,12 @@ def asking(spec: VerdictJudge, template: Template, cot: bool = False) -> Asking:
             "that asks for the verdict after the reasons",
             template.name,
         )
-    writing = isinstance(spec, WritingJudge)
+    sampling = sampling_of(spec) if isinstance(spec, WritingJudge) else None
     return Asking(
         template,
-        reasons=sampling_of(spec) if writing and cot else None,
-        written=sampling_of(spec) if writing and spec.written else None,
-        structured=writing and spec.structured,
+        reasons=sampling if cot else None,
+        written=sampling if spec.written else None,
+        structured=isinstance(spec, WritingJudge) and spec.structured,
         abstain=spec.abstentions,
         min_mass=spec.min_label_mass,
     )

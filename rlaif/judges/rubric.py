@@ -18,7 +18,13 @@ from typing import get_args
 from rlaif.config import RubricItem, RubricJudge, Strict
 from rlaif.config.rubrics import Category
 from rlaif.constitution import Constitution
-from rlaif.engines.base import Capability, GenerateResult, Sampling
+from rlaif.engines.base import (
+    Capability,
+    GenerateRequest,
+    GenerateResult,
+    Sampling,
+    ScoreRequest,
+)
 from rlaif.errors import ConfigError
 from rlaif.parsing import expected_level, json_object, label_share, list_items
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
@@ -134,7 +140,7 @@ class Rubric:
         self, prompt: Prompt, completion: Completion, number: int, item: RubricItem, seed: int
     ) -> Call:
         name = call_id(self.judge_hash, [completion], item.text, number)
-        request = None
+        request: GenerateRequest | ScoreRequest | None = None
         if item.check is None:
             values = template_values(prompt, [completion], seed, item=item.text)
             request, _ = self.asking.request(name, values, self.labels, seed)
@@ -142,7 +148,7 @@ class Rubric:
 
     def _overall(self, prompt: Prompt, completion: Completion, items: Items, seed: int) -> Call:
         name = call_id(self.judge_hash, [completion], None)
-        request = None
+        request: GenerateRequest | ScoreRequest | None = None
         if items:
             labels = level_labels(LOW, HIGH)
             values = template_values(

@@ -106,7 +106,9 @@ class UltraFeedback:
         found = []
         for place, subject in enumerate(call.shown, 1):
             rating = ratings.get(place)
-            status = "ok" if isinstance(rating, float) else _STATUS.get(rating or "", missing)
+            status: Status = "ok"
+            if not isinstance(rating, float):
+                status = _STATUS.get(rating or "", missing)
             found.append(
                 judgement(
                     self,

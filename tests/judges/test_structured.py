@@ -48,7 +48,7 @@ def objects(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 class Served:
-    """One server as `engines`; `strict` is whether it takes schemas."""
+    """One server as `engines`."""
 
     def __init__(self, server: ScriptedServer):
         spec = ModelSpec.model_validate({"path": "m", "engine": "openai", "base_url": server.url})
