@@ -11,19 +11,21 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 _NUMBER = r"[-+\u2212]?\d++(?:[.,]\d++)?+"
 _MARKUP = r"[*_`\"'\])}>]*+"
 # "Score", "Final rating (1-5)", "Score for this answer" or "[RESULT]", then "is", ":" or "**".
-_VERDICT = re.compile(
+_SCORED = (
     r"(?:(?<!\w)(?:score|rating|grade)(?!\w)|\[result\])"
     r"(?:[*_`\"']*\s*\([^)\n]{0,40}\))?"
     r"(?:\s+(?:for|given|assigned|awarded|to)\b[^\n\d:=]{0,60}?(?=[:=]|\bis\b))?"
     r"(?:\s|[*_`\"'\[(<{:=\u2013\u2014]|-(?!\d)|\bis\b|\bof\b|\bwould\b|\bbe\b)*+"
-    rf"(?P<value>{_NUMBER})"
+)
+_VERDICT = re.compile(
+    rf"{_SCORED}(?P<value>{_NUMBER})"
     r"(?!\w)(?!\s*(?:-|\u2013|to|or)\s*\d)(?!\s*:)"
     rf"(?P<percent>\s*%)?{_MARKUP}(?:\s*(?:/|out\s+of)\s*[*_`]*(?P<of>{_NUMBER}))?",
     re.IGNORECASE,
@@ -34,7 +36,9 @@ _FRACTION = re.compile(
     re.IGNORECASE,
 )
 _ADDED = re.compile(rf"{_MARKUP}\s*(?:\([^)\n]*\)\s*)?\+\s*[*_`]*\d")
-_ALONE = re.compile(rf"[\s*_`\"'(\[<]*+({_NUMBER})[\s*_`\"')\]>.]*")
+# What may stand around an answer that is a verdict alone.
+_BEFORE, _AFTERWARDS = r"[\s*_`\"'(\[<]*", r"[\s*_`\"')\]>.]*"
+_ALONE = re.compile(rf"{_BEFORE}({_NUMBER}){_AFTERWARDS}")
 
 _OPENING = re.compile(
     r"\[result\]|(?<!\w)(?:verdict|choice|winner|preference)[*_`\"']*\s*(?:[:=]|\bis\b)",
@@ -63,6 +67,8 @@ _HEAD = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _NONE = re.compile(r"(?<!\w)rating\W*(?:n\s*/\s*a|not\s+applicable)(?!\w)", re.IGNORECASE)
+
+_FENCED = re.compile(r"\A\s*```(?:json)?\s*(\{.*\})\s*```\s*\Z", re.DOTALL | re.IGNORECASE)
 
 _ITEM = re.compile(
     r"^\s*(?:[-*\u2022]|\d{1,2}[.)])\s*[*_`]*(?:[\[(](?P<kind>[A-Za-z]+)[\])][*_`]*\s*:?\s*)?"
@@ -134,6 +140,22 @@ def _last_patterned(text: str, low: float, high: float, pattern: str) -> float |
         return None
 
 
+def score_or_abstention(
+    text: str, low: float, high: float, words: Sequence[str]
+) -> float | Literal["abstain"] | None:
+    """`last_score`, or "abstain" where one of `words` stands in its place ("Score: N/A") and no
+    score comes after it. Case does not matter."""
+    every = "|".join(re.escape(word.strip()) for word in words)
+    if not every:
+        return last_score(text, low, high)
+    if _compiled(rf"{_BEFORE}(?:{every}){_AFTERWARDS}").fullmatch(text):
+        return "abstain"
+    said = _last(_compiled(rf"{_SCORED}(?:{every})(?!\w)"), text)
+    if said is None or _last(_VERDICT, text[said.end() :]) is not None:
+        return last_score(text, low, high)
+    return "abstain"
+
+
 def last_choice(text: str, labels: Mapping[str, tuple[str, ...]]) -> str | None:
     """The label of the last verdict in `text`, or None.
 
@@ -145,7 +167,7 @@ def last_choice(text: str, labels: Mapping[str, tuple[str, ...]]) -> str | None:
     words = {form.strip().casefold(): label for label, forms in labels.items() for form in forms}
     ranked = sorted(words, key=len, reverse=True)
     every = "|".join(map(re.escape, ranked))
-    alone = re.fullmatch(rf"[\s*_`\"'(\[<]*({every})[\s*_`\"')\]>.]*", text, re.IGNORECASE)
+    alone = _compiled(rf"{_BEFORE}({every}){_AFTERWARDS}").fullmatch(text)
     if alone:
         return words[alone.group(1).casefold()]
     form = "|".join(map(_form, ranked))
@@ -171,26 +193,26 @@ def _form(word: str) -> str:
 
 
 def text_ratings(
-    text: str, count: int, low: float, high: float
-) -> dict[int, float | Literal["not applicable"]]:
+    text: str, count: int, low: float, high: float, words: Sequence[str] = ()
+) -> dict[int, float | Literal["not applicable", "abstain"]]:
     """Ratings of several texts in one answer: the number of a text, from 1 to `count`, to its
-    rating on [low, high], or to "not applicable".
+    rating on [low, high], to "not applicable" ("N/A"), or to "abstain" for one of `words`.
 
     Each is the last rating in the part that a line such as "Text 2" or "### Answer 2:" opens. The
     last part of a number counts; a text without a rating is absent.
     """
     heads = list(_HEAD.finditer(text))
-    found: dict[int, float | Literal["not applicable"]] = {}
+    found: dict[int, float | Literal["not applicable", "abstain"]] = {}
     for index, head in enumerate(heads):
         end = heads[index + 1].start() if index + 1 < len(heads) else len(text)
         number, part = int(head["number"]), text[head.end() : end]
         if not 1 <= number <= count:
             continue
-        rating, none = last_score(part, low, high), _last(_NONE, part)
+        rating, none = score_or_abstention(part, low, high, words), _last(_NONE, part)
         if rating is None and none is None and _last(_VERDICT, part) is None:
             continue
         found.pop(number, None)
-        if none is not None and rating is None:
+        if none is not None and not isinstance(rating, float):
             found[number] = "not applicable"
         elif rating is not None:
             found[number] = rating
@@ -255,6 +277,29 @@ def json_value(text: str, schema: dict[str, Any], field: str) -> Any:
     if last is None or not _validator(json.dumps(schema, sort_keys=True)).is_valid(last):
         return None
     return last[field]
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """An answer that is one JSON object and no more, in a code fence or not; otherwise None."""
+    inside = _FENCED.sub(r"\1", text)
+    try:
+        value = json.loads(inside, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def in_words(text: str, field: str) -> str:
+    """A JSON answer with reasons and a verdict in `field` as the words "field: verdict", which are
+    empty where it has no verdict, or was cut off before one; any other answer as it is."""
+    found = json_object(text)
+    if found is not None and (field in found or "reasons" in found):
+        value = found.get(field)
+        return "" if value is None else f"{field}: {value}"
+    if found is None and text.lstrip().startswith('{"reasons"'):
+        _, named, rest = text.rpartition(f'"{field}"')
+        return f"{field}{rest}" if named else ""
+    return text
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:

@@ -43,6 +43,8 @@ SHARED_VARIABLES = frozenset(
         "levels",
         "explain",
         "reason",
+        "structured",
+        "abstain",
         "preamble",
         "reference",
         "examples",
@@ -51,7 +53,7 @@ SHARED_VARIABLES = frozenset(
 )
 POINTWISE = SHARED_VARIABLES | {"response"}
 """What a template that judges one answer may use."""
-PAIRWISE = SHARED_VARIABLES | {"response_1", "response_2"}
+PAIRWISE = SHARED_VARIABLES | {"response_1", "response_2", "tie"}
 """What a template that compares two answers may use."""
 JOINT = SHARED_VARIABLES | {"responses", "count", "aspect"}
 """What a template that rates all answers of a prompt may use."""

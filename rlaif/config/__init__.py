@@ -35,7 +35,7 @@ from rlaif.config.judges import (
     TemplateJudge,
     YesNoJudge,
 )
-from rlaif.config.judging import JudgeBase, LabelJudge, ModelJudge, WritingJudge
+from rlaif.config.judging import JudgeBase, LabelJudge, ModelJudge, VerdictJudge, WritingJudge
 from rlaif.config.models import (
     LIMIT_KEYS,
     RESERVED_MODELS,
@@ -131,6 +131,7 @@ __all__ = [
     "TemplateJudge",
     "TrainStep",
     "UltraFeedbackJudge",
+    "VerdictJudge",
     "WritingJudge",
     "YesNoJudge",
     "apply_override",

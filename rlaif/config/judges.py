@@ -42,7 +42,6 @@ class YesNoJudge(LabelJudge):
     id: StepId = "yes_no"
     yes_labels: list[str] = ["Yes", " Yes", "yes", " yes"]
     no_labels: list[str] = ["No", " No", "no", " no"]
-    abstain_labels: list[str] = []
 
 
 class _Rating(WritingJudge):
@@ -51,8 +50,12 @@ class _Rating(WritingJudge):
     cot: bool = Field(False, description="With `expected`: write reasons first, then read labels.")
 
     @property
+    def written(self) -> bool:
+        return not self.expected
+
+    @property
     def writes(self) -> bool:
-        return not self.expected or self.cot
+        return self.written or self.cot
 
     @model_validator(mode="after")
     def _scale_rises(self) -> _Rating:
@@ -111,7 +114,7 @@ class AdditiveJudge(WritingJudge):
     expected: bool = False
 
     @property
-    def writes(self) -> bool:
+    def written(self) -> bool:
         """Unless the expected score is read."""
         return not self.expected
 
@@ -123,8 +126,11 @@ class _Comparing(LabelJudge):
     )
     first_labels: list[str] = ["1", " 1"]
     second_labels: list[str] = ["2", " 2"]
-    tie_labels: list[str] = Field([], description="A tie is a verdict of its own.")
-    abstain_labels: list[str] = Field([], description="An abstention has no number.")
+    tie_labels: list[str] | None = Field(
+        None,
+        description="A tie is a verdict of its own. When absent: tie where the verdict is written, "
+        "none where labels are read.",
+    )
     soft: bool = Field(True, description="false: 1, 0.5 or 0, whichever label is likeliest.")
     clamp: tuple[Fraction, Fraction] | None = Field(
         None, description="Probabilities are moved into this range, such as [0.4, 0.6]."
@@ -136,8 +142,15 @@ class _Comparing(LabelJudge):
     shots: NonNegativeInt = Field(0, description="How many of the principle's examples to show.")
 
     @property
-    def writes(self) -> bool:
-        return self.cot or self.verdict == "written"
+    def written(self) -> bool:
+        return self.verdict == "written"
+
+    @property
+    def ties(self) -> tuple[str, ...]:
+        """What stands for a tie."""
+        if self.tie_labels is None:
+            return ("tie",) if self.written else ()
+        return tuple(self.tie_labels)
 
     @model_validator(mode="after")
     def _comparison_makes_sense(self) -> _Comparing:
@@ -212,6 +225,8 @@ class TemplateJudge(WritingJudge):
     def _scale_rises(self) -> TemplateJudge:
         if not self.scale[0] < self.scale[1]:
             raise ValueError("scale must be [low, high] with low < high")
+        if self.structured:
+            raise ValueError("`structured` has no effect here: give a `json_schema` in `parse`")
         return self
 
 

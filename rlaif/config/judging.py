@@ -1,4 +1,5 @@
-"""What judges share in the experiment file: who is asked, and how text is sampled."""
+"""What judges share in the experiment file: who is asked, what may stand in place of a verdict, and
+how text is sampled."""
 
 from __future__ import annotations
 
@@ -6,9 +7,12 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from rlaif.config.base import StepId, Strict
+from rlaif.config.base import Fraction, StepId, Strict
 
 Order = Literal["both", "random", "fixed"]
+ABSTENTIONS = ("abstain", "N/A", "not applicable", "cannot tell")
+"""What a judge may write in place of a verdict, where the spec names no words; templates offer the
+first."""
 
 
 class JudgeBase(Strict):
@@ -35,17 +39,56 @@ class ModelJudge(JudgeBase):
         return {"by": self.by}
 
 
-class WritingJudge(ModelJudge):
+class VerdictJudge(ModelJudge):
+    """Keys of judges whose model gives a verdict, or abstains."""
+
+    abstain_labels: list[str] | None = Field(
+        None,
+        description="What the judge may answer in place of a verdict; templates offer the first. "
+        "When absent: some words where the verdict is written, none where labels are read.",
+    )
+    min_label_mass: Fraction = Field(
+        0.0, description="Abstain where all labels together are less probable than this."
+    )
+
+    @property
+    def written(self) -> bool:
+        """Whether the verdict is written, and not read from label probabilities."""
+        return False
+
+    @property
+    def abstentions(self) -> tuple[str, ...]:
+        """What the judge may answer in place of a verdict."""
+        if self.abstain_labels is None:
+            return ABSTENTIONS if self.written else ()
+        return tuple(self.abstain_labels)
+
+    @model_validator(mode="after")
+    def _mass_is_read(self) -> VerdictJudge:
+        if self.min_label_mass and self.written:
+            raise ValueError("`min_label_mass` has no effect where the verdict is written")
+        return self
+
+
+class WritingJudge(VerdictJudge):
     """Keys of judges that can write text. `samples` judgements are taken and averaged."""
 
     samples: PositiveInt = 1
     temperature: NonNegativeFloat = 0.0
     max_new_tokens: PositiveInt = 128
+    structured: bool = Field(
+        False, description="Ask for a JSON answer; engines that can hold the model to it do."
+    )
+
+    @property
+    def written(self) -> bool:
+        """Yes, where no probabilities are read."""
+        return True
 
     @property
     def writes(self) -> bool:
         """Whether the judge writes anything, with the keys as they are."""
-        return True
+        return self.written
 
     @model_validator(mode="after")
     def _sampling_makes_sense(self) -> WritingJudge:
@@ -59,6 +102,8 @@ class WritingJudge(ModelJudge):
             )
         if self.writes and self.samples > 1 and self.temperature == 0:
             raise ValueError("samples > 1 needs temperature > 0: greedy samples are all the same")
+        if self.structured and not self.written:
+            raise ValueError("`structured` has no effect where label probabilities are read")
         return self
 
 
@@ -69,6 +114,11 @@ class LabelJudge(WritingJudge):
     max_new_tokens: PositiveInt = 256
 
     @property
+    def written(self) -> bool:
+        """No: its labels are read."""
+        return False
+
+    @property
     def writes(self) -> bool:
-        """With `cot` alone."""
-        return self.cot
+        """With `cot`, or where the verdict is written."""
+        return self.cot or self.written

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rlaif.config.base import Fraction, StepId, Strict
-from rlaif.config.judging import LabelJudge, ModelJudge, Order, WritingJudge
+from rlaif.config.judging import LabelJudge, Order, VerdictJudge, WritingJudge
 from rlaif.rules import validate_check
 
 Category = Literal["essential", "important", "optional", "pitfall"]
@@ -62,7 +62,7 @@ class RbrmJudge(LabelJudge):
         return self
 
 
-class RbrJudge(ModelJudge):
+class RbrJudge(VerdictJudge):
     """Rule-based rewards: yes/no propositions with fitted weights. `weights` is a YAML file."""
 
     kind: Literal["rbr"]
@@ -96,9 +96,10 @@ class RubricWriting(Strict):
     most: PositiveInt = 8
     max_new_tokens: PositiveInt = 400
     template: str = "prompts/judges/rubric_write.j2"
+    structured: bool = Field(False, description="Ask for a JSON answer, as judges can.")
 
 
-class RubricJudge(ModelJudge):
+class RubricJudge(VerdictJudge):
     """A checklist: items with weights, each decided alone or all weighed in one score.
 
     The items are those given, those of a file by prompt, or what the model writes for each prompt.

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import GenerateRequest, Sampling
-from rlaif.judges.common import sampling_seed, template_values
+from rlaif.judges.common import template_values
+from rlaif.judges.questions import sampling_seed
 from rlaif.records import content_hash
 from rlaif.templates import Template
 

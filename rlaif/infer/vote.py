@@ -16,7 +16,8 @@ from rlaif.engines.base import (
 )
 from rlaif.infer.propose import Candidate
 from rlaif.judges.base import Answer, Call, call_id, judgement
-from rlaif.judges.common import label_needs, label_result, template_values, usable, without_value
+from rlaif.judges.common import template_values, usable, without_value
+from rlaif.judges.questions import label_needs, label_result
 from rlaif.records import Completion, Judgement, Prompt, content_hash
 from rlaif.templates import Template
 

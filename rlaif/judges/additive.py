@@ -11,8 +11,9 @@ from rlaif.config import AdditiveJudge
 from rlaif.constitution import Constitution, Principle
 from rlaif.errors import ConfigError
 
-from .common import Asking, hash_judge, judge_template, sampling_of, text_principles
-from .scored import Scored
+from .common import hash_judge, judge_template, text_principles
+from .questions import asking
+from .scored import Scored, check_levels
 
 POINTS = (0, 5)
 
@@ -29,14 +30,15 @@ def build(spec: AdditiveJudge, constitution: Constitution | None, beside: Path |
             "{{ principles }}",
             template.name,
         )
+    if spec.expected:
+        check_levels(spec, *POINTS)
     return Scored(
         id=spec.id,
         judge_hash=hash_judge(spec, named, template),
-        asking=Asking(template),
+        asking=asking(spec, template),
         principles=(),
         listed=tuple(named),
         scale=POINTS,
         own_scales=False,
         samples=1 if spec.expected else spec.samples,
-        written=None if spec.expected else sampling_of(spec),
     )

@@ -24,7 +24,8 @@ from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.textstats import term_overlap
 
 from .base import Answer, Call, call_id, judgement
-from .common import label_result, usable, usable_pairs, without_value
+from .common import usable, usable_pairs, without_value
+from .questions import label_result
 
 Pair = Sequence[Completion]
 

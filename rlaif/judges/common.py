@@ -1,17 +1,15 @@
-"""What the judges share: choosing principles, hashing, filling templates, seeds."""
+"""What the judges share: choosing principles and completions, hashing, filling templates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import JudgeBase, LabelJudge, ModelJudge, WritingJudge
+from rlaif.config import JudgeBase, ModelJudge
 from rlaif.constitution import Constitution, Principle, principle_hash
-from rlaif.engines.base import Capability, GenerateRequest, Sampling, ScoreRequest, ScoreResult
 from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.templates import (
@@ -25,13 +23,10 @@ from rlaif.templates import (
 )
 from rlaif.yamlio import suggest
 
-from .base import Answer, Call, Ending, Judge, judgement
+from .base import Call, Judge, judgement
 
 # Who answers and which records are judged; neither changes what a verdict on a given text is.
 _NOT_HASHED = {"id", "kind", "by", "reference", "uses", "template", "principles", "items_file"}
-
-Labels = Mapping[str, tuple[str, ...]]
-"""A label to the surface forms whose probabilities are summed."""
 
 
 def named_principles(spec: JudgeBase, constitution: Constitution | None) -> list[Principle] | None:
@@ -137,7 +132,6 @@ def template_values(
     principles: Iterable[Principle] = (),
     low: float | None = None,
     high: float | None = None,
-    explain: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
     """What a template may use; `more` comes on top. Texts of a judged party are made inert."""
@@ -155,7 +149,6 @@ def template_values(
         "scale": sorted(described.items()),
         "low": _plain(low),
         "high": _plain(high),
-        "explain": explain,
         "reference": None if prompt.reference is None else inert(prompt.reference),
         "fence": fence_mark(seed, conversation, prompt.reference or "", *texts),
         "responses": [inert(text) for text in texts],
@@ -166,70 +159,6 @@ def template_values(
 
 def _plain(value: float | None) -> float | int | None:
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """How a judge that reads label probabilities asks: at once, or after `reasons` of its own."""
-
-    template: Template
-    reasons: Sampling | None = None
-
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """What the engine must be able to do."""
-        return label_needs(self.template) | ({"generate"} if self.reasons else set())
-
-    def request(
-        self, name: str, values: Mapping[str, Any], labels: Labels, seed: int
-    ) -> tuple[GenerateRequest | ScoreRequest, Ending | None]:
-        """A call's request, and its second turn where reasons are written first."""
-        values = {**values, "reason": self.reasons is not None}
-        messages, prefill = self.template.messages(values), self.template.prefill(values)
-        if self.reasons is None:
-            return ScoreRequest(name, messages, prefill, dict(labels)), None
-        ending = Ending(self.template.then(values), prefill, dict(labels))
-        return text_request(name, self.template, values, self.reasons, seed), ending
-
-
-def text_request(
-    name: str,
-    template: Template,
-    values: Mapping[str, Any],
-    sampling: Sampling,
-    seed: int,
-    json_schema: dict[str, Any] | None = None,
-) -> GenerateRequest:
-    """A call's request for a text, sampled with a seed of its own."""
-    own = replace(sampling, seed=sampling_seed(seed, name))
-    return GenerateRequest(name, template.messages(values), own, json_schema=json_schema)
-
-
-def asking(spec: LabelJudge, template: Template) -> Asking:
-    """How a label judge asks. Raises ConfigError for `cot` with a template that has no turn for
-    the verdict."""
-    return Asking(template, reasons_of(spec, template) if spec.cot else None)
-
-
-def reasons_of(spec: WritingJudge, template: Template) -> Sampling:
-    """How reasons are sampled before the labels are read."""
-    if not template.has_then:
-        raise ConfigError(
-            f"judge {spec.id}: `cot: true` needs a ---then--- section in the template: the turn "
-            "that asks for the verdict after the reasons",
-            template.name,
-        )
-    return sampling_of(spec)
-
-
-def sampling_of(spec: WritingJudge) -> Sampling:
-    """How the judge's texts are sampled; each call then gets its own seed."""
-    return Sampling(max_new_tokens=spec.max_new_tokens, temperature=spec.temperature)
-
-
-def sampling_seed(seed: int, call_id: str) -> int:
-    """The seed of one generated answer, on [0, 2**31)."""
-    return int(content_hash("judge", seed, call_id, length=8), 16) & 0x7FFFFFFF
 
 
 def sigmoid(value: float) -> float:
@@ -267,49 +196,6 @@ def without_value(
             template_hash=template.hash if template is not None else None,
         )
     ]
-
-
-def label_result(result: Answer) -> ScoreResult | None:
-    """The label probabilities in an answer, or None when the call failed."""
-    return result if isinstance(result, ScoreResult) and result.error is None else None
-
-
-def label_mass(result: ScoreResult) -> float:
-    """The probability on any label, on [0, 1]."""
-    return sum(result.label_probs.values()) if result.label_mass is None else result.label_mass
-
-
-def distinct_labels(
-    spec: JudgeBase,
-    wanted: Mapping[str, Sequence[str]],
-    optional: Mapping[str, Sequence[str]] | None = None,
-) -> dict[str, tuple[str, ...]]:
-    """The labels with their surface forms, without the `optional` ones that have none.
-
-    Refuses empty lists of labels, and one surface form that stands for two answers.
-    """
-    given = {name: forms for name, forms in (optional or {}).items() if forms}
-    labels = {name: tuple(forms) for name, forms in {**wanted, **given}.items()}
-    forms = [form for label in labels.values() for form in dict.fromkeys(label)]
-    twice = sorted({form for form in forms if forms.count(form) > 1})
-    if twice or not all(labels.values()):
-        reason = f"{twice} stand for both answers" if twice else "a list of labels is empty"
-        raise ConfigError(f"judge {spec.id}: {reason}")
-    return labels
-
-
-def likeliest(probs: Mapping[str, float]) -> str | None:
-    """The label with the highest probability, where one is higher than all others."""
-    ranked = sorted(probs, key=lambda label: -probs[label])
-    if not ranked or (len(ranked) > 1 and probs[ranked[0]] == probs[ranked[1]]):
-        return None
-    return ranked[0]
-
-
-def label_needs(template: Template) -> frozenset[Capability]:
-    """What an engine must do for a judge that reads label probabilities."""
-    prefill: frozenset[Capability] = frozenset({"prefill"} if template.has_prefill else ())
-    return prefill | {"label_logprobs"}
 
 
 def applicable(principle: Principle | None, prompt: Prompt) -> bool:

@@ -19,8 +19,9 @@ from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Prompt
 
 from .base import Answered, Call, call_id
-from .common import hash_judge, label_result, sigmoid, usable
+from .common import hash_judge, sigmoid, usable
 from .composed import all_needs, annotators, completions_of, concluded
+from .questions import label_result
 
 ROLES = ("by", "reference")
 

@@ -17,30 +17,31 @@ from typing import Literal
 from rlaif.config import ConstitutionalJudge, PairwiseJudge, PrometheusPairJudge
 from rlaif.config.judging import Order
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.base import Capability, GenerateResult, Sampling
+from rlaif.engines.base import Capability, GenerateResult
 from rlaif.errors import ConfigError
-from rlaif.parsing import label_share, last_choice
+from rlaif.parsing import in_words, label_share, last_choice
 from rlaif.records import Completion, Judgement, Prompt, content_hash
-from rlaif.templates import Template, outside_fence
+from rlaif.templates import Template
 
 from .base import Answer, Call, call_id, judgement
 from .common import (
-    Asking,
     applicable,
-    asking,
     by_principle,
-    distinct_labels,
     hash_judge,
     judge_template,
+    template_values,
+    text_principles,
+    usable_pairs,
+    without_value,
+)
+from .questions import (
+    Asking,
+    asking,
+    distinct_labels,
     label_mass,
     label_result,
     likeliest,
-    sampling_of,
-    template_values,
-    text_principles,
-    text_request,
-    usable_pairs,
-    without_value,
+    own_words,
 )
 
 TEMPLATES = {
@@ -48,8 +49,7 @@ TEMPLATES = {
     "constitutional": "constitutional.j2",
     "prometheus_pair": "prometheus_pair.j2",
 }
-WRITTEN = {"tie": ("tie",), "abstain": ("abstain",)}
-"""What a judge may write in place of a label, where the spec names no words for it."""
+FIELD = "verdict"
 
 PairSpec = PairwiseJudge | ConstitutionalJudge | PrometheusPairJudge
 
@@ -73,7 +73,7 @@ class Pairwise:
     """`prob_first` is P(first) / (P(first) + P(second)), on [0, 1]. Equal texts are a tie, unasked.
 
     Order: both (two calls per pair), random (one, drawn by seed and ids), fixed (the earlier sample
-    first). `written` is how a verdict is sampled that is written and not read from probabilities.
+    first).
     """
 
     id: str
@@ -84,7 +84,6 @@ class Pairwise:
     order: Order
     draw: Literal["each", "one"] = "each"
     reading: Reading = Reading()
-    written: Sampling | None = None
     samples: int = 1
     preamble: str = "base"
     shots: int = 0
@@ -93,7 +92,7 @@ class Pairwise:
     @property
     def needs(self) -> frozenset[Capability]:
         """Label probabilities, or text where the verdict is written."""
-        return frozenset({"generate"}) if self.written else self.asking.needs
+        return self.asking.needs
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The calls for every pair, per principle or one overall where there is none."""
@@ -140,15 +139,14 @@ class Pairwise:
             seed,
             principle=principle,
             principles=self.principles,
-            explain=self.written is not None,
             preamble=self.preamble,
             examples=list(examples),
+            tie=self.labels["tie"][0].strip() if "tie" in self.labels else None,
         )
-        if self.written is None:
-            request, then = self.asking.request(name, values, self.labels, seed)
-            return Call(name, prompt, shown, principle_id, index, request, then)
-        written = text_request(name, self.asking.template, values, self.written, seed)
-        return Call(name, prompt, shown, principle_id, index, written, fence=values["fence"])
+        schema = self.asking.schema(FIELD, [forms[0] for forms in self.labels.values()])
+        request, then = self.asking.request(name, values, self.labels, seed, schema)
+        fence = values["fence"]
+        return Call(name, prompt, shown, principle_id, index, request, then, fence=fence)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement, about the text shown first."""
@@ -158,20 +156,25 @@ class Pairwise:
             if not applicable(principle, call.prompt):
                 return without_value(self, call, annotator_id, "not_applicable", template)
             return [judgement(self, call, call.shown[0], annotator_id, "ai", "tie", prob_first=0.5)]
-        if self.written is not None:
+        if self.asking.written is not None:
             return self._read_text(call, result, annotator_id)
         answer = label_result(result)
         if answer is None:
             return without_value(self, call, annotator_id, "failed", template)
-        return self._judged(call, annotator_id, answer.label_probs, label_mass(answer))
+        mass = label_mass(answer)
+        if self.asking.abstains(answer):
+            return without_value(self, call, annotator_id, "abstain", template, label_mass=mass)
+        return self._judged(call, annotator_id, answer.label_probs, mass)
 
     def _read_text(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         template = self.asking.template
         if not isinstance(result, GenerateResult) or result.finish_reason == "failed":
             return without_value(self, call, annotator_id, "failed", template)
-        choice = last_choice(outside_fence(result.text, call.fence), self.labels)
-        if choice is None:
-            return without_value(self, call, annotator_id, "unparsed", template, raw=result.text)
+        forms = self.labels | {"abstain": self.asking.abstain}
+        choice = last_choice(in_words(own_words(call, result), FIELD), forms)
+        if choice is None or choice == "abstain":
+            status: Literal["unparsed", "abstain"] = "unparsed" if choice is None else "abstain"
+            return without_value(self, call, annotator_id, status, template, raw=result.text)
         return self._judged(call, annotator_id, {choice: 1.0}, None, result.text)
 
     def _judged(
@@ -182,12 +185,7 @@ class Pairwise:
         mass: float | None,
         raw: str | None = None,
     ) -> list[Judgement]:
-        template, said = self.asking.template, likeliest(probs)
-        if said == "abstain":
-            return without_value(
-                self, call, annotator_id, "abstain", template, raw=raw, label_mass=mass
-            )
-        tied = said == "tie"
+        template, tied = self.asking.template, likeliest(probs) == "tie"
         prob = 0.5 if tied else label_share(probs.get("first", 0.0), probs.get("second", 0.0))
         if prob is None:
             return without_value(
@@ -228,13 +226,8 @@ def presentations(
 def build(spec: PairSpec, constitution: Constitution | None, beside: Path | None) -> Pairwise:
     """The judge of a spec: per text principle, or overall where there is none."""
     principles = text_principles(spec, constitution)
-    written = spec.verdict == "written"
-    words = {"tie": spec.tie_labels, "abstain": spec.abstain_labels}
-    if written:
-        words = {name: words[name] or list(WRITTEN[name]) for name in words}
-    labels = distinct_labels(
-        spec, {"first": spec.first_labels, "second": spec.second_labels}, words
-    )
+    forms: dict[str, Sequence[str]] = {"first": spec.first_labels, "second": spec.second_labels}
+    labels = distinct_labels(spec, forms | ({"tie": spec.ties} if spec.ties else {}))
     template = judge_template(
         spec, TEMPLATES[spec.kind], beside, comparative=True, per_principle=bool(principles)
     )
@@ -242,13 +235,12 @@ def build(spec: PairSpec, constitution: Constitution | None, beside: Path | None
     return Pairwise(
         id=spec.id,
         judge_hash=hash_judge(spec, principles, template),
-        asking=asking(spec, template),
+        asking=asking(spec, template, spec.cot),
         principles=tuple(principles),
         labels=labels,
         order=spec.order,
         draw=spec.draw,
         reading=Reading(spec.soft, spec.clamp),
-        written=sampling_of(spec) if written else None,
         samples=spec.samples,
         preamble=spec.preamble,
         shots=spec.shots,

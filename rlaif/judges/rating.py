@@ -12,8 +12,9 @@ from rlaif.config import CritiqueJudge, DirectJudge, PrometheusJudge, RatingJudg
 from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError
 
-from .common import Asking, hash_judge, judge_template, reasons_of, sampling_of, text_principles
-from .scored import Scored, refuse_many_levels, scale_of
+from .common import hash_judge, judge_template, text_principles
+from .questions import asking
+from .scored import Scored, check_levels, scale_of
 
 TEMPLATES = {
     "rating": "rating.j2",
@@ -36,16 +37,15 @@ def build(
             name = principle.id if principle is not None else ""
             raise ConfigError(f"judge {spec.id}: the scale of principle {name!r} has one level")
         if spec.expected:
-            refuse_many_levels(spec.id, low, high)
+            check_levels(spec, low, high)
     template = judge_template(spec, TEMPLATES[spec.kind], beside, per_principle=bool(principles))
     return Scored(
         id=spec.id,
         judge_hash=hash_judge(spec, principles, template),
-        asking=Asking(template, reasons_of(spec, template) if spec.cot else None),
+        asking=asking(spec, template, spec.cot),
         principles=tuple(principles),
         listed=tuple(principles),
         scale=spec.scale,
         own_scales=True,
         samples=spec.samples,
-        written=None if spec.expected else sampling_of(spec),
     )

@@ -20,18 +20,8 @@ from rlaif.records import Completion, Judgement, Prompt
 from rlaif.templates import CLASSES
 
 from .base import Answer, Call, call_id, judgement
-from .common import (
-    Asking,
-    asking,
-    hash_judge,
-    judge_template,
-    label_mass,
-    label_result,
-    likeliest,
-    template_values,
-    usable,
-    without_value,
-)
+from .common import hash_judge, judge_template, template_values, usable, without_value
+from .questions import Asking, Labels, asking, distinct_labels, label_mass, label_result, likeliest
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +61,7 @@ class Rbrm:
             return Call(name, prompt, (completion,), None, index, None)
         shown = [(letter, text) for letter, _, text in self.classes]
         values = template_values(prompt, [completion], seed, classes=shown)
-        labels = {letter: (letter, f" {letter}") for letter, _, _ in self.classes}
-        request, then = self.asking.request(name, values, labels, seed)
+        request, then = self.asking.request(name, values, letter_forms(self.classes), seed)
         return Call(name, prompt, (completion,), None, index, request, then)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
@@ -85,6 +74,8 @@ class Rbrm:
         if answer is None:
             return without_value(self, call, annotator_id, "failed", template)
         mass = label_mass(answer)
+        if self.asking.abstains(answer):
+            return without_value(self, call, annotator_id, "abstain", template, label_mass=mass)
         probs = {name: answer.label_probs[letter] for letter, name, _ in self.classes}
         total, likely = sum(probs.values()), likeliest(probs)
         if not total > 0 or (likely is None and not self.soft):
@@ -108,6 +99,11 @@ class Rbrm:
         ]
 
 
+def letter_forms(classes: Sequence[tuple[str, str, str]]) -> Labels:
+    """The surface forms of each class's letter."""
+    return {letter: (letter, f" {letter}") for letter, _, _ in classes}
+
+
 def table_of(tables: Sequence[RewardTable], prompt: Prompt) -> Mapping[str, float] | None:
     """The rewards of the first table that is for the prompt, by class, or None."""
     for table in tables:
@@ -124,11 +120,13 @@ def build(spec: RbrmJudge, constitution: Constitution | None, beside: Path | Non
         spec, "rbrm.j2", beside, allowed=CLASSES, required=frozenset({"response", "classes"})
     )
     letters = zip(ascii_uppercase, spec.classes, strict=False)
+    classes = tuple((letter, c.id, c.text) for letter, c in letters)
+    distinct_labels(spec, letter_forms(classes))
     return Rbrm(
         id=spec.id,
         judge_hash=hash_judge(spec, (), template),
-        asking=asking(spec, template),
-        classes=tuple((letter, c.id, c.text) for letter, c in letters),
+        asking=asking(spec, template, spec.cot),
+        classes=classes,
         tables=tuple(spec.tables),
         soft=spec.soft,
         samples=spec.samples,

@@ -18,9 +18,15 @@ from typing import get_args
 from rlaif.config import RubricItem, RubricJudge, Strict
 from rlaif.config.rubrics import Category
 from rlaif.constitution import Constitution
-from rlaif.engines.base import Capability, GenerateResult, Sampling, ScoreRequest
+from rlaif.engines.base import (
+    Capability,
+    GenerateRequest,
+    GenerateResult,
+    Sampling,
+    ScoreRequest,
+)
 from rlaif.errors import ConfigError
-from rlaif.parsing import expected_level, label_share, list_items
+from rlaif.parsing import expected_level, json_object, label_share, list_items
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.resources import find
 from rlaif.rules import apply_check
@@ -28,24 +34,30 @@ from rlaif.templates import ITEM, ITEMS, WRITING, Template, load_template
 from rlaif.yamlio import read_text, validate
 
 from .base import Answered, Call, call_id
-from .common import (
-    Labels,
-    distinct_labels,
-    hash_judge,
-    judge_template,
-    label_mass,
-    label_needs,
-    label_result,
-    mapped,
-    template_values,
-    text_request,
-    usable,
-)
+from .common import hash_judge, judge_template, mapped, template_values, usable
 from .composed import annotators, completions_of, concluded, missing_status
-from .scored import level_labels
+from .questions import (
+    Asking,
+    Labels,
+    answer_schema,
+    asking,
+    distinct_labels,
+    label_mass,
+    label_result,
+    text_request,
+)
+from .scored import level_forms, level_labels
 
 LOW, HIGH = 1, 10
 WRITING_STAGE = "items"
+ITEM_SCHEMA = answer_schema(
+    {
+        "items": {
+            "type": "array",
+            "items": answer_schema({"kind": get_args(Category), "text": None}),
+        }
+    }
+)
 Items = tuple[RubricItem, ...]
 
 
@@ -56,6 +68,7 @@ class Writer:
     template: Template
     sampling: Sampling
     most: int
+    structured: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +78,7 @@ class Rubric:
 
     id: str
     judge_hash: str
-    template: Template
+    asking: Asking
     weights: Mapping[Category, float]
     explicit: bool
     labels: Labels
@@ -82,7 +95,7 @@ class Rubric:
     @property
     def needs(self) -> frozenset[Capability]:
         """Label probabilities, and text where items are written."""
-        return label_needs(self.template) | ({"generate"} if self.writer else set())
+        return self.asking.needs | ({"generate"} if self.writer else set())
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call that writes the items, or the calls about those that are known."""
@@ -91,8 +104,9 @@ class Rubric:
             return self._about(prompt, shown, self._known(prompt), seed)
         # The prompt alone decides the id: the same items for whatever answers are judged.
         name = "c_" + content_hash(self.judge_hash, WRITING_STAGE, prompt.prompt_id)
-        values = template_values(prompt, [], seed, most=self.writer.most)
-        request = text_request(name, self.writer.template, values, self.writer.sampling, seed)
+        writer, schema = self.writer, ITEM_SCHEMA if self.writer.structured else None
+        values = template_values(prompt, [], seed, most=writer.most, structured=writer.structured)
+        request = text_request(name, writer.template, values, writer.sampling, seed, schema)
         return [Call(name, prompt, tuple(shown), WRITING_STAGE, 0, request)]
 
     def _known(self, prompt: Prompt) -> Items:
@@ -107,7 +121,7 @@ class Rubric:
         made = [
             # A kind that is none of the four is a part of nothing known: the middle one.
             RubricItem.model_validate({"text": t, "category": k if k in known else "important"})
-            for k, t in list_items(answer.text)
+            for k, t in list_items(in_lines(answer.text))
         ]
         return tuple(made[: self.writer.most])
 
@@ -126,17 +140,15 @@ class Rubric:
         self, prompt: Prompt, completion: Completion, number: int, item: RubricItem, seed: int
     ) -> Call:
         name = call_id(self.judge_hash, [completion], item.text, number)
-        request = None
+        request: GenerateRequest | ScoreRequest | None = None
         if item.check is None:
             values = template_values(prompt, [completion], seed, item=item.text)
-            request = ScoreRequest(
-                name, self.template.messages(values), self.template.prefill(values), {**self.labels}
-            )
+            request, _ = self.asking.request(name, values, self.labels, seed)
         return Call(name, prompt, (completion,), item.text, number, request)
 
     def _overall(self, prompt: Prompt, completion: Completion, items: Items, seed: int) -> Call:
         name = call_id(self.judge_hash, [completion], None)
-        request = None
+        request: GenerateRequest | ScoreRequest | None = None
         if items:
             labels = level_labels(LOW, HIGH)
             values = template_values(
@@ -148,10 +160,7 @@ class Rubric:
                 levels=[(label, level) for level, label in labels.items()],
                 items=[(item.text, self._weight(item)) for item in items],
             )
-            forms: dict[str, tuple[str, ...]] = {n: (n, f" {n}") for n in labels.values()}
-            request = ScoreRequest(
-                name, self.template.messages(values), self.template.prefill(values), forms
-            )
+            request, _ = self.asking.request(name, values, self.labels, seed)
         return Call(name, prompt, (completion,), None, 0, request)
 
     def _weight(self, item: RubricItem) -> float:
@@ -236,6 +245,8 @@ class Rubric:
         result = label_result(answers[call.call_id].answer)
         if result is None:
             return None, "failed"
+        if self.asking.abstains(result):
+            return None, "abstain"
         return label_share(result.label_probs["yes"], result.label_probs["no"]), "unparsed"
 
     def _implicit(
@@ -249,6 +260,8 @@ class Rubric:
         result = label_result(answers[own[0].call_id].answer)
         if result is None:
             return concluded(self, own, [completion], who, "failed")
+        if self.asking.abstains(result):
+            return concluded(self, own, [completion], who, "abstain")
         labels = level_labels(LOW, HIGH)
         probs = {level: result.label_probs[label] for level, label in labels.items()}
         value = expected_level(probs)
@@ -263,6 +276,14 @@ class Rubric:
             score=min(1.0, max(0.0, mapped(value, LOW, HIGH))),
             distribution={"label_mass": label_mass(result)},
         )
+
+
+def in_lines(text: str) -> str:
+    """Written items as the lines of a list; a JSON answer has them under `items`."""
+    rows = (json_object(text) or {}).get("items")
+    if not isinstance(rows, list):
+        return text
+    return "\n".join(f"- [{r.get('kind')}] {r.get('text')}" for r in rows if isinstance(r, dict))
 
 
 class _Row(Strict):
@@ -307,21 +328,25 @@ def build(spec: RubricJudge, constitution: Constitution | None, beside: Path | N
     template = judge_template(
         spec, name, beside, allowed=allowed, required=frozenset({"response", needed})
     )
+    labels: Labels = {"yes": tuple(spec.yes_labels), "no": tuple(spec.no_labels)}
+    if not explicit:
+        labels = level_forms(level_labels(LOW, HIGH))
     writer = None
     if spec.generate is not None:
         writing = spec.generate
         source = load_template(writing.template, WRITING, frozenset({"conversation"}), beside)
-        writer = Writer(source, Sampling(writing.max_new_tokens, 0.0), writing.most)
+        sampling = Sampling(writing.max_new_tokens, 0.0)
+        writer = Writer(source, sampling, writing.most, writing.structured)
     items = {q: [i.model_dump(mode="json") for i in its] for q, its in by_question.items()}
     return Rubric(
         id=spec.id,
         judge_hash=content_hash(
             hash_judge(spec, (), template), items, writer.template.hash if writer else None
         ),
-        template=template,
+        asking=asking(spec, template),
         weights=spec.category_weights,
         explicit=explicit,
-        labels=distinct_labels(spec, {"yes": spec.yes_labels, "no": spec.no_labels}),
+        labels=distinct_labels(spec, labels),
         common=tuple(spec.items) if spec.items is not None else None,
         by_question=by_question,
         writer=writer,

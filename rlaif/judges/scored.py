@@ -6,35 +6,34 @@ levels at the next token, sum of i p(i) over sum of p(i) (2309.00267, section "D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal
 
+from rlaif.config import VerdictJudge
 from rlaif.constitution import Principle
-from rlaif.engines.base import Capability, GenerateResult, Sampling, ScoreResult
+from rlaif.engines.base import Capability, GenerateResult, ScoreResult
 from rlaif.errors import ConfigError
-from rlaif.parsing import expected_level, last_score
+from rlaif.parsing import expected_level, in_words, score_or_abstention
 from rlaif.records import Completion, Judgement, Prompt
-from rlaif.templates import outside_fence
 
 from .base import Answer, Call, call_id, judgement
-from .common import (
-    Asking,
-    applicable,
-    by_principle,
-    label_mass,
-    label_result,
-    mapped,
-    template_values,
-    text_request,
-    usable,
-    without_value,
-)
+from .common import applicable, by_principle, mapped, template_values, usable, without_value
+from .questions import Asking, Labels, distinct_labels, label_mass, label_result, own_words
 
-Parser = Callable[[str, float, float], float | Literal["abstain"] | None]
+Parser = Callable[[str, float, float, Sequence[str]], float | Literal["abstain"] | None]
+"""From an answer, the ends of the scale and the words for an abstention to what was said."""
 Range = tuple[float, float]
+FIELD = "score"
 MOST_LEVELS = 26
+
+
+def read_score(
+    text: str, low: float, high: float, words: Sequence[str]
+) -> float | Literal["abstain"] | None:
+    """The score in a JSON answer, or the last one in a text."""
+    return score_or_abstention(in_words(text, FIELD), low, high, words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +42,8 @@ class Scored:
 
     One call per completion, per principle in `principles` (overall where there is none) and per
     sample. `listed` are the principles that the template may list. Where `own_scales`, a
-    principle's described scale replaces `scale` for that principle. `written` is how a score is
-    sampled that is written and not read from probabilities; an engine that can holds it to
-    `json_schema`, and `parse` reads any text.
+    principle's described scale replaces `scale` for that principle. `parse` reads a score that is
+    written; `json_schema` is what the answer should be, where that is not a score with reasons.
     """
 
     id: str
@@ -56,15 +54,14 @@ class Scored:
     scale: Range
     own_scales: bool
     samples: int
-    written: Sampling | None
-    parse: Parser = last_score
+    parse: Parser = read_score
     json_schema: dict[str, Any] | None = None
     comparative: bool = False
 
     @property
     def needs(self) -> frozenset[Capability]:
         """Text, or label probabilities where these are read."""
-        return frozenset({"generate"}) if self.written else self.asking.needs
+        return self.asking.needs
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The calls for every completion; without a request where a principle does not apply."""
@@ -89,7 +86,7 @@ class Scored:
         if not applicable(principle, prompt):
             return Call(name, prompt, (completion,), principle_id, index, None)
         low, high = scale_of(principle, self.scale, self.own_scales)
-        labels = {} if self.written else level_labels(low, high)
+        levels = {} if self.asking.written else level_labels(low, high)
         values = template_values(
             prompt,
             [completion],
@@ -98,17 +95,25 @@ class Scored:
             principles=self.listed,
             low=low,
             high=high,
-            explain=self.written is not None,
-            levels=[(label, level) for level, label in labels.items()],
+            levels=[(label, level) for level, label in levels.items()],
         )
-        if self.written is None:
-            forms = {label: (label, f" {label}") for label in labels.values()}
-            request, then = self.asking.request(name, values, forms, seed)
-            return Call(name, prompt, (completion,), principle_id, index, request, then)
-        template = self.asking.template
-        written = text_request(name, template, values, self.written, seed, self.json_schema)
-        fence = values["fence"]
-        return Call(name, prompt, (completion,), principle_id, index, written, fence=fence)
+        request, then = self.asking.request(
+            name, values, level_forms(levels), seed, self._schema(low, high)
+        )
+        return Call(
+            name,
+            prompt,
+            (completion,),
+            principle_id,
+            index,
+            request,
+            then,
+            fence=values["fence"],
+        )
+
+    def _schema(self, low: float, high: float) -> dict[str, Any] | None:
+        levels = range(int(low), int(high) + 1)
+        return self.json_schema or self.asking.schema(FIELD, map(str, levels))
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
@@ -117,14 +122,14 @@ class Scored:
             return without_value(self, call, annotator_id, "not_applicable", template)
         principle = by_principle(self.principles).get(call.principle or "")
         low, high = scale_of(principle, self.scale, self.own_scales)
-        if self.written is None:
+        if self.asking.written is None:
             return self._read_labels(call, label_result(result), annotator_id, low, high)
         if not isinstance(result, GenerateResult) or result.finish_reason == "failed":
             return without_value(self, call, annotator_id, "failed", template)
         # A number of two digits that the token limit cut would be read as one digit.
         cut = result.finish_reason == "length" and high >= 10 and result.text[-1:].isdigit()
-        text = outside_fence(result.text, call.fence)
-        value = None if cut else self.parse(text, low, high)
+        text = own_words(call, result)
+        value = None if cut else self.parse(text, low, high, self.asking.abstain)
         if value is None or value == "abstain":
             status: Literal["unparsed", "abstain"] = "unparsed" if value is None else "abstain"
             return without_value(self, call, annotator_id, status, template, raw=result.text)
@@ -150,6 +155,8 @@ class Scored:
         if answer is None:
             return without_value(self, call, annotator_id, "failed", template)
         mass = label_mass(answer)
+        if self.asking.abstains(answer):
+            return without_value(self, call, annotator_id, "abstain", template, label_mass=mass)
         labels = level_labels(low, high)
         probs = {level: answer.label_probs[label] for level, label in labels.items()}
         value = expected_level(probs)
@@ -191,10 +198,16 @@ def level_labels(low: float, high: float) -> dict[int, str]:
     return dict(zip(levels, ascii_uppercase, strict=False))
 
 
-def refuse_many_levels(judge: str, low: float, high: float) -> None:
-    """There are letters for 26 levels."""
+def level_forms(levels: Mapping[int, str]) -> Labels:
+    """The surface forms of each level's label."""
+    return {label: (label, f" {label}") for label in levels.values()}
+
+
+def check_levels(spec: VerdictJudge, low: float, high: float) -> None:
+    """There are letters for 26 levels, and none of the labels may be an abstention as well."""
+    distinct_labels(spec, level_forms(level_labels(low, high)))
     if high - low >= MOST_LEVELS:
         raise ConfigError(
-            f"judge {judge}: `expected: true` reads one label per level and knows {MOST_LEVELS}; "
+            f"judge {spec.id}: `expected: true` reads one label per level and knows {MOST_LEVELS}; "
             f"the scale has {high - low + 1:g} levels; use a shorter one or `expected: false`"
         )

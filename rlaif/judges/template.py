@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,8 @@ from rlaif.errors import ConfigError
 from rlaif.parsing import in_range, json_value, last_match, last_score, schema_fault, worth_of
 from rlaif.templates import POINTWISE, Template, load_template
 
-from .common import Asking, hash_judge, sampling_of, text_principles
+from .common import hash_judge, text_principles
+from .questions import asking
 from .scored import Scored
 
 ABOUT_ONE = frozenset({"principle", "principle_id", "examples", "scale"})
@@ -23,24 +25,37 @@ ABOUT_ONE = frozenset({"principle", "principle_id", "examples", "scale"})
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads a number on [low, high] from an answer as a ParseSpec says, "abstain", or None."""
+    """Reads a number on [low, high] from an answer as a ParseSpec says, "abstain", or None.
+
+    Where `values` says what a word is worth, null is an abstention; otherwise one of `words` is.
+    """
 
     spec: ParseSpec
 
-    def __call__(self, text: str, low: float, high: float) -> float | Literal["abstain"] | None:
+    def __call__(
+        self, text: str, low: float, high: float, words: Sequence[str] = ()
+    ) -> float | Literal["abstain"] | None:
+        worth = self.spec.values
         if self.spec.json_schema is not None:
-            value = self._json(text, self.spec.json_schema)
+            value = self._json(text, self.spec.json_schema, words)
             return value if value == "abstain" else in_range(value, low, high)
         pattern = self.spec.pattern or ""
-        if self.spec.values is not None:
-            return last_match(text, pattern, self.spec.values)
+        if worth is not None:
+            return last_match(text, pattern, worth)
+        if last_match(text, pattern, dict.fromkeys(words)) == "abstain":
+            return "abstain"
         return last_score(text, low, high, pattern)
 
-    def _json(self, text: str, schema: dict[str, object]) -> float | Literal["abstain"] | None:
+    def _json(
+        self, text: str, schema: dict[str, object], words: Sequence[str]
+    ) -> float | Literal["abstain"] | None:
         value = json_value(text, schema, self.spec.field)
-        if self.spec.values is not None:
-            worth = {word.casefold(): number for word, number in self.spec.values.items()}
-            return worth_of(value if isinstance(value, str) else str(value), worth)
+        worth = self.spec.values
+        if worth is None and isinstance(value, str):
+            worth = dict.fromkeys(words)
+        if worth is not None:
+            known = {word.casefold(): number for word, number in worth.items()}
+            return worth_of(value if isinstance(value, str) else str(value), known)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         return float(value) if math.isfinite(value) else None
@@ -94,13 +109,12 @@ def build(spec: TemplateJudge, constitution: Constitution | None, beside: Path |
     return Scored(
         id=spec.id,
         judge_hash=hash_judge(spec, _asked(spec, principles, listed), template),
-        asking=Asking(template),
+        asking=asking(spec, template),
         principles=tuple(principles) if spec.per_principle else (),
         listed=tuple(listed),
         scale=spec.scale,
         own_scales=False,
         samples=spec.samples,
-        written=sampling_of(spec),
         parse=Reader(spec.parse),
         json_schema=spec.parse.json_schema,
     )

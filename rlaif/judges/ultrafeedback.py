@@ -2,7 +2,8 @@
 and appendix E).
 
 The answers stand in a shuffled order, and each rating goes back to the answer it is about. What has
-no rating ("N/A") does not apply, and so does not enter the mean.
+no rating ("N/A") does not apply, and so does not enter the mean; where the judge cannot tell, it
+abstains.
 """
 
 from __future__ import annotations
@@ -11,28 +12,23 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlaif.config import UltraFeedbackJudge
 from rlaif.config.judging import Order
 from rlaif.constitution import Constitution
-from rlaif.engines.base import Capability, GenerateResult, Sampling
+from rlaif.engines.base import Capability, GenerateResult
 from rlaif.errors import ConfigError
-from rlaif.parsing import text_ratings
+from rlaif.parsing import json_object, text_ratings
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
-from rlaif.templates import JOINT, Template, outside_fence
+from rlaif.templates import JOINT
 
 from .base import Answer, Call, call_id, judgement
-from .common import (
-    hash_judge,
-    judge_template,
-    mapped,
-    sampling_of,
-    template_values,
-    text_request,
-    usable,
-)
+from .common import hash_judge, judge_template, mapped, template_values, usable
+from .questions import Asking, answer_schema, asking, own_words
 
 LOW, HIGH = 1, 5
+_STATUS: dict[str, Status] = {"not applicable": "not_applicable", "abstain": "abstain"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +41,16 @@ class UltraFeedback:
 
     id: str
     judge_hash: str
-    template: Template
+    asking: Asking
     aspects: tuple[str, ...]
     order: Order
     samples: int
-    sampling: Sampling
-    needs: frozenset[Capability] = frozenset({"generate"})
     comparative: bool = False
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """Text."""
+        return self.asking.needs
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per aspect, order and sample, about all completions."""
@@ -83,24 +82,33 @@ class UltraFeedback:
         values = template_values(
             prompt, shown, seed, low=LOW, high=HIGH, count=len(shown), aspect=aspect
         )
-        request = text_request(name, self.template, values, self.sampling, seed)
+        schema = self._schema(len(shown), aspect) if self.asking.structured else None
+        request, _ = self.asking.request(name, values, {}, seed, schema)
         return Call(name, prompt, shown, aspect, index, request, fence=values["fence"])
+
+    def _schema(self, count: int, aspect: str) -> dict[str, Any]:
+        ratings = [*map(str, range(LOW, HIGH + 1)), *self.asking.abstain[:1]]
+        if aspect == "honesty":
+            ratings.append("N/A")
+        one = answer_schema({"rating": ratings, "rationale": None})
+        return answer_schema({f"text_{place}": one for place in range(1, count + 1)})
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement per text, whose `shown` is that text alone: it is a rating of its own."""
         count = len(call.shown)
         if isinstance(result, GenerateResult) and result.finish_reason != "failed":
             text: str | None = result.text
-            ratings = text_ratings(outside_fence(result.text, call.fence), count, LOW, HIGH)
+            said = in_parts(own_words(call, result))
+            ratings = text_ratings(said, count, LOW, HIGH, self.asking.abstain)
             missing: Status = "unparsed"
         else:
             text, ratings, missing = None, {}, "failed"
         found = []
         for place, subject in enumerate(call.shown, 1):
             rating = ratings.get(place)
-            status: Status = "ok" if isinstance(rating, float) else missing
-            if rating == "not applicable":
-                status = "not_applicable"
+            status: Status = "ok"
+            if not isinstance(rating, float):
+                status = _STATUS.get(rating or "", missing)
             found.append(
                 judgement(
                     self,
@@ -113,10 +121,21 @@ class UltraFeedback:
                     distribution={"place": float(place), "texts": float(count)},
                     raw=text,
                     shown=[subject],
-                    template_hash=self.template.hash,
+                    template_hash=self.asking.template.hash,
                 )
             )
         return found
+
+
+def in_parts(text: str) -> str:
+    """A JSON answer, {"text_1": {"rating": ...}, ...}, as parts that each name their text; any
+    other answer as it is."""
+    rated = {
+        name.removeprefix("text_"): row.get("rating")
+        for name, row in (json_object(text) or {}).items()
+        if isinstance(row, dict)
+    }
+    return "\n".join(f"Text {n}\nRating: {rating}" for n, rating in rated.items()) or text
 
 
 def build(
@@ -135,9 +154,8 @@ def build(
     return UltraFeedback(
         id=spec.id,
         judge_hash=hash_judge(spec, (), template),
-        template=template,
+        asking=asking(spec, template),
         aspects=tuple(spec.aspects),
         order=spec.order,
         samples=spec.samples,
-        sampling=sampling_of(spec),
     )

@@ -20,25 +20,19 @@ from rlaif.records import Completion, Judgement, Prompt
 
 from .base import Answer, Call, call_id, judgement
 from .common import (
-    Asking,
-    asking,
-    distinct_labels,
     hash_judge,
     judge_template,
-    label_mass,
-    label_result,
-    likeliest,
     template_values,
     text_principles,
     usable,
     without_value,
 )
+from .questions import Asking, asking, distinct_labels, label_mass, label_result
 
 
 @dataclass(frozen=True, slots=True)
 class YesNo:
-    """`score` is P(yes) / (P(yes) + P(no)), on [0, 1]; unparsed where both are 0, abstain where
-    the abstaining label is likelier than either."""
+    """`score` is P(yes) / (P(yes) + P(no)), on [0, 1]; unparsed where both are 0."""
 
     id: str
     judge_hash: str
@@ -84,7 +78,7 @@ class YesNo:
         if answer is None:
             return without_value(self, call, annotator_id, "failed", template)
         mass, probs = label_mass(answer), answer.label_probs
-        if likeliest(probs) == "abstain":
+        if self.asking.abstains(answer):
             return without_value(self, call, annotator_id, "abstain", template, label_mass=mass)
         score = label_share(probs["yes"], probs["no"])
         if score is None:
@@ -114,14 +108,12 @@ def build(spec: YesNoJudge, constitution: Constitution | None, beside: Path | No
             "give a `constitution` with a principle that has `text` and no `check`, or name one in "
             "`principles`"
         )
-    labels = distinct_labels(
-        spec, {"yes": spec.yes_labels, "no": spec.no_labels}, {"abstain": spec.abstain_labels}
-    )
+    labels = distinct_labels(spec, {"yes": spec.yes_labels, "no": spec.no_labels})
     template = judge_template(spec, "yes_no.j2", beside, per_principle=True)
     return YesNo(
         id=spec.id,
         judge_hash=hash_judge(spec, principles, template),
-        asking=asking(spec, template),
+        asking=asking(spec, template, spec.cot),
         principles=tuple(principles),
         labels=labels,
         samples=spec.samples,

@@ -4,251 +4,34 @@ the answer and not its place, does not depend on the order of arrival, and is kn
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
-from rlaif.bench.entrants import BASELINES
-from rlaif.compare.aggregate import candidate_scores
-from rlaif.config import JudgeStep, ModelSpec
-from rlaif.constitution import Constitution
-from rlaif.engines.base import Model, ScoreResult
-from rlaif.engines.fake import FakeEngine, FakeScript
+from rlaif.engines.base import Model
+from rlaif.engines.fake import FakeEngine
 from rlaif.errors import ConfigError
-from rlaif.judges.base import Judge, roles_of
-from rlaif.judges.build import JUDGES, build_judge
-from rlaif.records import VALUED, Completion, Judgement, content_hash, make_prompt
+from rlaif.records import VALUED, Judgement
 from rlaif.steps.asking import Kept, Memory, verdicts
-
-PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}], tags=["fruit"])
-RULES: Any = {
-    "name": "test",
-    "principles": [
-        {
-            "id": "kind",
-            "text": "The answer is kind.",
-            "examples": [{"prompt": "Hi", "better": "Hello!", "worse": "Go.", "why": "Warmth."}],
-        },
-        {"id": "brief", "check": {"rule": "word_limits", "params": {"min": 1, "max": 3}}},
-    ],
-}
-TABLES = [
-    {"tags": ["fruit"], "rewards": {"names": 1.0, "refuses": 0.0}},
-    {"rewards": {"names": 0.2, "refuses": 0.8}},
-]
-CLASSES = [{"id": "names", "text": "It names one."}, {"id": "refuses", "text": "It does not."}]
-EVERY: dict[str, dict[str, Any]] = {
-    "rules": {"kind": "rules"},
-    "yes_no": {"kind": "yes_no"},
-    "yes_no_cot": {"kind": "yes_no", "cot": True, "samples": 2, "temperature": 0.7},
-    "rating": {"kind": "rating"},
-    "rating_expected": {"kind": "rating", "expected": True},
-    "rating_cot": {"kind": "rating", "expected": True, "cot": True},
-    "direct": {"kind": "direct"},
-    "critique": {"kind": "critique"},
-    "prometheus": {"kind": "prometheus"},
-    "additive": {"kind": "additive"},
-    "additive_expected": {"kind": "additive", "expected": True},
-    "pairwise": {"kind": "pairwise"},
-    "pairwise_cot": {"kind": "pairwise", "cot": True},
-    "pairwise_detailed": {"kind": "pairwise", "preamble": "detailed", "shots": 1},
-    "pairwise_written": {"kind": "pairwise", "verdict": "written"},
-    "pairwise_fixed": {"kind": "pairwise", "order": "fixed"},
-    "pairwise_random": {"kind": "pairwise", "order": "random", "soft": False},
-    "constitutional": {"kind": "constitutional"},
-    "constitutional_cot": {"kind": "constitutional", "cot": True, "clamp": [0.4, 0.6]},
-    "prometheus_pair": {"kind": "prometheus_pair"},
-    "template": {
-        "kind": "template",
-        "template": "prompts/judges/template_example.j2",
-        "parse": {
-            "pattern": r"verdict:\W*(rude|plain|kind|unsure)",
-            "values": {"rude": 0, "plain": 1, "kind": 2, "unsure": None},
-        },
-        "scale": [0, 2],
-    },
-    "ultrafeedback": {"kind": "ultrafeedback"},
-    "ultrafeedback_fixed": {"kind": "ultrafeedback", "order": "fixed"},
-    "rbrm": {"kind": "rbrm", "classes": CLASSES, "tables": TABLES},
-    "rbrm_hard_cot": {
-        "kind": "rbrm",
-        "classes": CLASSES,
-        "tables": TABLES,
-        "soft": False,
-        "cot": True,
-    },
-    "rubric": {
-        "kind": "rubric",
-        "items": [
-            {"text": "It names a fruit."},
-            {"text": "It is short.", "check": "word_limits", "params": {"min": 1, "max": 3}},
-        ],
-    },
-    "rubric_implicit": {
-        "kind": "rubric",
-        "items": [{"text": "It names a fruit."}],
-        "aggregate": "implicit",
-    },
-    "rubric_generate": {"kind": "rubric", "generate": {"most": 3}},
-    "rubric_generate_implicit": {"kind": "rubric", "generate": {}, "aggregate": "implicit"},
-    "implicit_reward": {"kind": "implicit_reward"},
-    "meta": {"kind": "meta", "judge": {"kind": "additive"}},
-    "jury": {
-        "kind": "jury",
-        "of": [{"kind": "yes_no", "by": "policy"}, {"kind": "pairwise", "cot": True}],
-    },
-    "jury_vote": {
-        "kind": "jury",
-        "of": [{"kind": "rating"}, {"kind": "additive"}, {"kind": "implicit_reward"}],
-        "pool": "vote",
-        "accuracy": {"rating": 0.8, "additive": 0.7, "implicit_reward": 0.6},
-    },
-}
-MODEL_JUDGES = [name for name in EVERY if name != "rules"]
-
-
-def constitution() -> Constitution:
-    return Constitution.model_validate(RULES)
-
-
-def judge_of(spec: Mapping[str, Any], **more: Any) -> Judge:
-    model: Any = TypeAdapter(JudgeStep).validate_python({**spec, **more})
-    return build_judge(model, constitution())
-
-
-def completion(text: str, index: int) -> Completion:
-    return Completion(
-        completion_id="k_" + content_hash(text, index),
-        prompt_id=PROMPT.prompt_id,
-        sample_index=index,
-        messages=[{"role": "assistant", "content": text}],
-        model="policy",
-        weights_hash="w",
-        sampling={},
-        finish_reason="stop",
-        digest=content_hash(text),
-    )
-
-
-GOOD, BAD = completion("Cherry", 0), completion("A stupid grey stone of no use", 1)
-HIGH = {"yes": 0.6, "5": 0.4, "J": 0.4, "A": 0.3, "3": 0.1}
-LOW = {"no": 0.6, "1": 0.4, "A": 0.4, "0": 0.1, "B": 0.5}
-
-
-class Preferring(FakeEngine):
-    """A scripted model that likes `liked`, wherever it stands."""
-
-    def __init__(self, liked: str, disliked: str):
-        super().__init__(FakeScript(), "fake")
-        self.liked, self.disliked = liked, disliked
-
-    def _likes(self, text: str) -> str:
-        """Which of the texts in a request it likes: first, second, one, other or none."""
-        one, other = text.rfind(self.liked), text.rfind(self.disliked)
-        if one >= 0 and other >= 0:
-            return "first" if one < other else "second"
-        return "one" if one >= 0 else "other" if other >= 0 else "none"
-
-    def _answer(self, request: Any) -> Any:
-        text = "\n".join(m["content"] for m in request.messages)
-        made = super()._answer(request)
-        return type(made)(made.request_id, self._text(text, request), [], "stop", 1)
-
-    def _text(self, text: str, request: Any) -> str:
-        said = self._likes(text)
-        if "checklist" in text:
-            return "Here:\n- [essential] It names a fruit.\n- [pitfall] It insults nobody."
-        if "Text N" in text:
-            first, second = (5, 1) if said == "first" else (1, 5)
-            return f"Text 1\nRating: {first}\nRationale: a\n\nText 2\nRating: {second}\n"
-        if said in ("first", "second"):
-            return f"I thought about it. [RESULT] {self._slot(said, text)}"
-        if "Verdict: WORD" in text:
-            return f"Verdict: {'kind' if said == 'one' else 'rude'}"
-        return f"Number {request.sampling.seed % 97}. Score: {5 if said == 'one' else 1}"
-
-    @staticmethod
-    def _slot(said: str, text: str) -> str:
-        letters = "answer A" in text
-        return {"first": "A" if letters else "1", "second": "B" if letters else "2"}[said]
-
-    def _score(self, request: Any) -> ScoreResult:
-        text = "\n".join(m["content"] for m in request.messages)
-        if request.continuation is not None:
-            liked = request.continuation == self.liked
-            return ScoreResult(request.request_id, {}, None, [-0.5 if liked else -3.0], 1)
-        said = self._likes(text)
-        if said in ("first", "second") or "first" in request.labels:
-            probs = {"first": 0.6, "second": 0.2} if said == "first" else {"second": 0.6}
-            probs = {"first": 0.2, **probs}
-        elif "Which class" in text:
-            probs = {"A": 0.5, "B": 0.1} if said == "one" else {"A": 0.1, "B": 0.5}
-        else:
-            probs = HIGH if said == "one" else LOW
-        kept = {label: probs.get(label, 0.0) for label in request.labels}
-        return ScoreResult(request.request_id, kept, sum(kept.values()), [], 1)
-
-
-class Reference(Preferring):
-    """Finds every answer equally likely."""
-
-    def _score(self, request: Any) -> ScoreResult:
-        return ScoreResult(request.request_id, {}, None, [-1.5], 1)
-
-
-class Mumbling(FakeEngine):
-    """Says nothing that could be read."""
-
-    def __init__(self) -> None:
-        super().__init__(FakeScript(default="Hard to say, really."), "fake")
-
-    def _score(self, request: Any) -> ScoreResult:
-        found = super()._score(request)
-        if request.continuation is None:
-            return found
-        return ScoreResult(request.request_id, {}, None, [], 1, "the prompt does not fit")
-
-
-class Engines:
-    """`engines` as a step has them; counts what is asked."""
-
-    def __init__(self, by: FakeEngine, reference: FakeEngine | None = None):
-        self.engines = {"by": by, "reference": reference or by}
-
-    def get(self, model: Model) -> FakeEngine:
-        return self.engines["reference" if model.label.endswith("reference") else "by"]
-
-
-def models(judge: Judge) -> dict[str, Model]:
-    spec = ModelSpec(path="none", engine="fake")
-    return {role: Model(role, role, spec) for role in roles_of(judge)}
-
-
-def judged(
-    judge: Judge, engines: Engines, completions: Sequence[Completion], kept: Kept | None = None
-) -> list[Judgement]:
-    groups = [(PROMPT, completions)]
-    used: Any = engines
-    return verdicts(judge, models(judge), used, groups, 3, kept or Kept(Memory()))
-
-
-def preferring(liked: str, disliked: str) -> Engines:
-    return Engines(Preferring(liked, disliked), Reference(liked, disliked))
-
-
-def scores(judgements: list[Judgement]) -> dict[str, float | None]:
-    return candidate_scores(judgements)
-
-
-def test_every_kind_is_tried_here() -> None:
-    # Reward models have tests of their own, in tests/train/test_reward_model.py; the propositions'
-    # weights are a file, see test_rbr.py; baselines follow no principle, see test_baselines.py.
-    elsewhere = {"reward_model", "rbr", *BASELINES}
-    assert set(JUDGES) == {spec["kind"] for spec in EVERY.values()} | elsewhere
+from tests.judges.kinds import (
+    BAD,
+    EVERY,
+    GOOD,
+    MODEL_JUDGES,
+    PROMPT,
+    TABLES,
+    Engines,
+    Mumbling,
+    completion,
+    judge_of,
+    judged,
+    models,
+    preferring,
+    scores,
+)
 
 
 @pytest.mark.parametrize("name", MODEL_JUDGES)
@@ -342,6 +125,15 @@ def test_the_hash_ignores_who_answers(name: str) -> None:
 
 CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("yes_no", {"cot": True}),
+    ("yes_no", {"min_label_mass": 0.1}),
+    ("rating", {"structured": True}),
+    ("rating", {"abstain_labels": []}),
+    ("rating_expected", {"abstain_labels": ["?"]}),
+    ("pairwise_written", {"structured": True}),
+    ("pairwise_written", {"tie_labels": []}),
+    ("ultrafeedback", {"structured": True}),
+    ("rubric_generate", {"generate": {"most": 3, "structured": True}}),
+    ("rbrm", {"min_label_mass": 0.1}),
     ("yes_no", {"abstain_labels": ["?"]}),
     ("yes_no", {"yes_labels": ["Yes"]}),
     ("yes_no_cot", {"temperature": 0.5}),

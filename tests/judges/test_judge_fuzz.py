@@ -64,6 +64,9 @@ KEYS = [
     "reference",
     "uses",
     "yes_labels",
+    "abstain_labels",
+    "min_label_mass",
+    "structured",
     "x",
 ]
 SCALARS = st.one_of(

@@ -1,0 +1,205 @@
+"""How a judge puts its question: read label probabilities, or have a verdict written; and when an
+answer is an abstention.
+
+An abstention is a verdict that the judge declines to give. Where labels are read it is a label of
+its own, or too little probability on all labels; where the verdict is written it is a word in the
+verdict's place. It has no number and is no tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlaif.config import VerdictJudge, WritingJudge
+from rlaif.engines.base import (
+    Capability,
+    GenerateRequest,
+    GenerateResult,
+    Sampling,
+    ScoreRequest,
+    ScoreResult,
+)
+from rlaif.errors import ConfigError
+from rlaif.parsing import json_object
+from rlaif.records import content_hash
+from rlaif.templates import Template, outside_fence
+
+from .base import Answer, Call, Ending
+
+Labels = Mapping[str, tuple[str, ...]]
+"""A label to the surface forms whose probabilities are summed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a judge asks for a verdict: label probabilities are read, at once or after `reasons` of
+    its own, or the verdict is `written`, as JSON where `structured`.
+
+    `abstain` is what the model may answer in place of a verdict; below `min_mass` on all labels
+    together it abstains too.
+    """
+
+    template: Template
+    reasons: Sampling | None = None
+    written: Sampling | None = None
+    structured: bool = False
+    abstain: tuple[str, ...] = ()
+    min_mass: float = 0.0
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """What the engine must be able to do."""
+        if self.written is not None:
+            return frozenset({"generate"})
+        return label_needs(self.template) | ({"generate"} if self.reasons else set())
+
+    def request(
+        self,
+        name: str,
+        values: Mapping[str, Any],
+        labels: Labels,
+        seed: int,
+        schema: dict[str, Any] | None = None,
+    ) -> tuple[GenerateRequest | ScoreRequest, Ending | None]:
+        """A call's request, and its second turn where reasons are written first. `labels` are those
+        that are read; `schema` is what a written answer should be an instance of."""
+        values = {
+            **values,
+            "explain": self.written is not None,
+            "reason": self.reasons is not None,
+            "structured": schema is not None,
+            "abstain": self.abstain[0].strip() if self.abstain else None,
+        }
+        if self.written is not None:
+            return text_request(name, self.template, values, self.written, seed, schema), None
+        forms = dict(labels) | ({"abstain": self.abstain} if self.abstain else {})
+        prefill = self.template.prefill(values)
+        if self.reasons is None:
+            return ScoreRequest(name, self.template.messages(values), prefill, forms), None
+        ending = Ending(self.template.then(values), prefill, forms)
+        return text_request(name, self.template, values, self.reasons, seed), ending
+
+    def schema(self, field: str, verdicts: Iterable[str]) -> dict[str, Any] | None:
+        """What a structured answer is: reasons, and one of `verdicts` or an abstention in `field`;
+        None where the answer is not structured."""
+        if not self.structured:
+            return None
+        return answer_schema({"reasons": None, field: [*verdicts, *self.abstain[:1]]})
+
+    def abstains(self, answer: ScoreResult) -> bool:
+        """Whether label probabilities are an abstention: the judge's likeliest label is none, or
+        it wanted to say something else than a label."""
+        return likeliest(answer.label_probs) == "abstain" or label_mass(answer) < self.min_mass
+
+
+def answer_schema(fields: Mapping[str, Sequence[str] | dict[str, Any] | None]) -> dict[str, Any]:
+    """The JSON schema of an object with all of `fields` and no other: one of some words, an object
+    of a schema, or any text (None). It keeps to what servers take in strict mode."""
+
+    def schema(kind: Sequence[str] | dict[str, Any] | None) -> dict[str, Any]:
+        if isinstance(kind, dict):
+            return kind
+        words = list(dict.fromkeys(word.strip() for word in kind or ()))
+        return {"type": "string"} | ({"enum": words} if words else {})
+
+    return {
+        "type": "object",
+        "properties": {name: schema(kind) for name, kind in fields.items()},
+        "required": list(fields),
+        "additionalProperties": False,
+    }
+
+
+def asking(spec: VerdictJudge, template: Template, cot: bool = False) -> Asking:
+    """How a judge asks; with `cot` it writes reasons before labels are read. Raises ConfigError for
+    `cot` with a template that has no turn for the verdict."""
+    if cot and not template.has_then:
+        raise ConfigError(
+            f"judge {spec.id}: `cot: true` needs a ---then--- section in the template: the turn "
+            "that asks for the verdict after the reasons",
+            template.name,
+        )
+    sampling = sampling_of(spec) if isinstance(spec, WritingJudge) else None
+    return Asking(
+        template,
+        reasons=sampling if cot else None,
+        written=sampling if spec.written else None,
+        structured=isinstance(spec, WritingJudge) and spec.structured,
+        abstain=spec.abstentions,
+        min_mass=spec.min_label_mass,
+    )
+
+
+def distinct_labels(
+    spec: VerdictJudge, wanted: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """The labels with their surface forms.
+
+    Refuses empty lists of labels, and one surface form that stands for two answers, of which one
+    may be an abstention.
+    """
+    labels = {name: tuple(forms) for name, forms in wanted.items()}
+    every = [*labels.values(), spec.abstentions]
+    forms = [form for label in every for form in dict.fromkeys(label)]
+    twice = sorted({form for form in forms if forms.count(form) > 1})
+    if twice or not all(labels.values()):
+        reason = f"{twice} stand for both answers" if twice else "a list of labels is empty"
+        raise ConfigError(f"judge {spec.id}: {reason}")
+    return labels
+
+
+def text_request(
+    name: str,
+    template: Template,
+    values: Mapping[str, Any],
+    sampling: Sampling,
+    seed: int,
+    json_schema: dict[str, Any] | None = None,
+) -> GenerateRequest:
+    """A call's request for a text, sampled with a seed of its own."""
+    own = replace(sampling, seed=sampling_seed(seed, name))
+    return GenerateRequest(name, template.messages(values), own, json_schema=json_schema)
+
+
+def sampling_of(spec: WritingJudge) -> Sampling:
+    """How the judge's texts are sampled; each call then gets its own seed."""
+    return Sampling(max_new_tokens=spec.max_new_tokens, temperature=spec.temperature)
+
+
+def sampling_seed(seed: int, call_id: str) -> int:
+    """The seed of one generated answer, on [0, 2**31)."""
+    return int(content_hash("judge", seed, call_id, length=8), 16) & 0x7FFFFFFF
+
+
+def own_words(call: Call, result: GenerateResult) -> str:
+    """A judge's answer without what it quotes of the judged texts. In an answer that is one JSON
+    object only a field is read, so that a quotation in another does no harm."""
+    if json_object(result.text) is not None:
+        return result.text
+    return outside_fence(result.text, call.fence)
+
+
+def label_result(result: Answer) -> ScoreResult | None:
+    """The label probabilities in an answer, or None when the call failed."""
+    return result if isinstance(result, ScoreResult) and result.error is None else None
+
+
+def label_mass(result: ScoreResult) -> float:
+    """The probability on any label, on [0, 1]."""
+    return sum(result.label_probs.values()) if result.label_mass is None else result.label_mass
+
+
+def likeliest(probs: Mapping[str, float]) -> str | None:
+    """The label with the highest probability, where one is higher than all others."""
+    ranked = sorted(probs, key=lambda label: -probs[label])
+    if not ranked or (len(ranked) > 1 and probs[ranked[0]] == probs[ranked[1]]):
+        return None
+    return ranked[0]
+
+
+def label_needs(template: Template) -> frozenset[Capability]:
+    """What an engine must do for a judge that reads label probabilities."""
+    prefill: frozenset[Capability] = frozenset({"prefill"} if template.has_prefill else ())
+    return prefill | {"label_logprobs"}
