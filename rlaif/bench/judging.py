@@ -115,11 +115,13 @@ def _call_costs(calls: Iterable[Call], kept: Kept) -> dict[str, Cost]:
         judged = kept.judgements.get(call.call_id)
         if call.request is None or not judged or call.call_id in found:
             continue
-        one = judged[0]
-        last = Cost(1.0, one.latency, one.prompt_tokens, one.new_tokens, one.cost)
-        reasons = kept.reasons.get(call.call_id)
-        before = [] if reasons is None else [_answer_cost(reasons)]
-        found[call.call_id] = total_cost([last, *before])
+        one, reasons = judged[0], kept.reasons.get(call.call_id)
+        own = Cost(1.0, one.latency, one.prompt_tokens, one.new_tokens, one.cost)
+        if reasons is not None:
+            # Where the reasons failed nothing more was asked, and `one` carries their cost.
+            failed = reasons.answer is None or reasons.answer.error is not None
+            own = _answer_cost(reasons) if failed else total_cost([_answer_cost(reasons), own])
+        found[call.call_id] = own
     return found
 
 

@@ -177,7 +177,7 @@ def _figures(table: VerdictTable, seed: int, resamples: int) -> dict[str, Any]:
     """The headline agreement flat, every other figure by name, and what has no interval."""
     found = {n: i.to_json() for n, i in judge_intervals(table, seed, resamples).items()}
     headline = found.pop("agreement", None)
-    used = headline["n"] if headline is not None else 0
+    used = int((bias.decided(table.prob) & bias.decided(table.label)).sum())
     both = ~np.isnan(table.prob) & ~np.isnan(table.label)
     won = bias.same_slot(table.as_first, table.as_second)
     first, second = int((won == 1).sum()), int((won == -1).sum())

@@ -14,7 +14,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.compare.weighted import Figure, Floats, values
+from rlaif.compare.weighted import Figure, Floats, defined
 
 MIN_PROMPTS = 6
 """Fewest prompts from which a direction is read: n equal signs happen by chance 2^(1-n) of the
@@ -121,7 +121,7 @@ def figure_intervals(
     from that resample; one that is missing from more than half of them is left out, since no
     interval would be honest.
     """
-    found = values(figures, len(prompts))
+    found = defined(figures, len(prompts))
     if not found:
         return {}
     drawn: dict[str, list[Floats]] = {name: [] for name in found}

@@ -77,11 +77,17 @@ def _association(t: VerdictTable) -> dict[str, Figure]:
 
 def _slots(t: VerdictTable) -> dict[str, Figure]:
     won = bias.same_slot(t.as_first, t.as_second)
-    in_both = {"same_slot": won != 0, "same_slot_first": won == 1, "same_slot_second": won == -1}
-    found = {n: mean_of(np.where(np.isnan(won), np.nan, is_)) for n, is_ in in_both.items()}
-    consistent = mean_of(np.where(np.isnan(won), np.nan, won == 0))
-    leaning = Figure(ratio_of(t.slot_one, t.slot_decided), int(t.slot_decided.sum()))
-    return found | {"order_consistency": consistent, "slot_one_rate": leaning}
+
+    def share(outcome: Mask) -> Figure:
+        return mean_of(np.where(np.isnan(won), np.nan, outcome))
+
+    return {
+        "same_slot": share(won != 0),
+        "same_slot_first": share(won == 1),
+        "same_slot_second": share(won == -1),
+        "order_consistency": share(won == 0),
+        "slot_one_rate": Figure(ratio_of(t.slot_one, t.slot_decided), int(t.slot_decided.sum())),
+    }
 
 
 def _lengths(t: VerdictTable) -> dict[str, Figure]:

@@ -60,7 +60,7 @@ def among(kept: Mask, measure: Measure) -> Figure:
     return Figure(lambda weights: measure(weights[:, rows]), rows.size)
 
 
-def values(figures: Mapping[str, Figure], size: int) -> dict[str, float]:
+def defined(figures: Mapping[str, Figure], size: int) -> dict[str, float]:
     """What the figures are on the `size` items themselves, without those that are undefined."""
     ones = np.ones((1, size))
     found = {name: float(figure.of(ones)[0]) for name, figure in figures.items() if figure.n}
