@@ -251,7 +251,7 @@ BAD_PIECES = [
     *("{{ 1 / 0 }}", "{{ response.missing() }}", "{{ response() }}", "{{ response | nofilter }}"),
     *("{{ response is notest }}", "{{ responze }}", "{{ response", "{% if response %}"),
     *("{% for x in scale %}", "{% endfor %}", "{% for x in 3 %}{% endfor %}", "{% include 'x' %}"),
-    *("{% extends 'x' %}", "{% import 'x' as x %}", "{% unknown %}", "{# note", "{% raw %}"),
+    *("{% extends 'x' %}", "{% import 'x' as x %}", "{% unknown %}", "{# note", "{% raw %}x"),
     *("{% endif %}", "{{ }}"),
     *("{{ range(10000000) | list }}", "{{ ''.__class__.__mro__ }}", "{{ response[::0] }}"),
     *("{{ response | truncate(1) }}", "{{ cycler() }}", "{{ dict(1) }}", '{{ "%d" % response }}'),
