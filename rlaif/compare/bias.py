@@ -49,13 +49,13 @@ def length_coefficient(prob: Floats, label: Floats, longer_by: Floats) -> Figure
     scale = (float(lengths.std()) if lengths.size else 0.0) or 1.0
     human = np.where(label[kept] > 0.5, 1.0, -1.0)
     features = np.stack([np.ones_like(lengths), lengths / scale, human], axis=1)
-
     powers = np.stack([features[:, 1], features[:, 1] ** 2], axis=1)
 
     def of(weights: Floats) -> Floats:
         mean, square = ratio(weights @ powers, weights.sum(axis=1, keepdims=True)).T
-        slope: Floats = fit_logistic(features, outcome, weights)[:, 1]
-        return slope * np.sqrt(np.maximum(square - mean**2, 0.0))
+        slope = fit_logistic(features, outcome, weights)[:, 1]
+        by_sd: Floats = slope * np.sqrt(np.maximum(square - mean**2, 0.0))
+        return by_sd
 
     return among(kept, of)
 

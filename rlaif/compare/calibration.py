@@ -62,7 +62,7 @@ def reliability(
 
     def summed(values: Floats) -> Floats:
         sums = np.bincount(cells, values.ravel(), minlength=bins * count)
-        return sums.reshape(count, bins)
+        return sums.reshape(count, bins).astype(np.float64)
 
     return Curve(summed(weights), summed(weights * prob), summed(weights * outcome))
 
