@@ -91,6 +91,8 @@ class Judgement:
 
     `score` is on [0, 1] after the judge's declared scale was mapped; `prob_first` is the
     probability that the first text *shown* is better. Either exists only with status ok or tie.
+    `cost` (in the currency of the model's price), `latency` (seconds) and the tokens that the model
+    read and wrote are the answer's, None where no model was asked or nobody counts.
     """
 
     judgement_id: str
@@ -115,6 +117,8 @@ class Judgement:
     sample_index: int = 0
     cost: float | None = None
     latency: float | None = None
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         valued = self.score is not None or self.prob_first is not None

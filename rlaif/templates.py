@@ -70,17 +70,6 @@ _SECTIONS = ("system", "user", "then", "prefill")
 _SECTION = re.compile(r"^---(system|user|then|prefill)---$\n?", re.MULTILINE)
 _CONTROL = re.compile(r"<\|[^<>|\n]{1,64}\|>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
 
-# What an expression of a template may raise: 1 / 0, "a".missing(), a range that is too long.
-_RENDER_ERRORS = (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -121,7 +110,8 @@ class Template:
     def _render(self, source: str, values: Mapping[str, Any]) -> str:
         try:
             return _compile(source).render({name: values.get(name) for name in self.variables})
-        except _RENDER_ERRORS as error:
+        except Exception as error:
+            # An expression may raise anything: 1 / 0, "a".missing(), an assertion of a filter.
             raise ConfigError(f"this template cannot be rendered: {error}", self.name) from None
 
 
@@ -173,6 +163,9 @@ def _check(source: str, path: Path, allowed: frozenset[str]) -> frozenset[str]:
         environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"template syntax: {error.message}", path, error.lineno) from None
+    except (RecursionError, MemoryError, SyntaxError, ValueError) as error:
+        # Python's own limits, of nesting and of digits.
+        raise ConfigError(f"template syntax: {error}", path) from None
     # The hash covers one file only, so nothing may be drawn in from another.
     for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
         raise ConfigError("a judge template may not include other files", path, node.lineno)

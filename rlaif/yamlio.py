@@ -15,6 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from rlaif.errors import ConfigError
 
+MOST_VALUES = 100_000
+"""Keys and items of one file, aliases written out."""
+
 Loc = tuple[str | int, ...]
 Lines = dict[Loc, int]
 M = TypeVar("M", bound=BaseModel)
@@ -30,6 +33,8 @@ def read_text(path: Path) -> str:
         raise ConfigError("this is a folder; a file was expected", path) from None
     except PermissionError:
         raise ConfigError("this file may not be read (permission denied)", path) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", path) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 text: {error}", path) from None
 
@@ -51,14 +56,19 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(f"not valid YAML: {error.problem}", path, line) from None
-    except (yaml.YAMLError, ValueError) as error:
-        # ValueError: a date or a number that has the form of one and is none.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # What PyYAML makes of a date or number that is none, or of a tag that does not fit.
         raise ConfigError(f"not valid YAML: {error}", path) from None
     except RecursionError:
-        raise ConfigError("not valid YAML here: an alias that contains itself", path) from None
+        fault = "an alias that contains itself, or too many levels"
+        raise ConfigError(f"not valid YAML here: {fault}", path) from None
 
 
 def _walk(node: yaml.Node, loc: Loc, lines: Lines, path: Path) -> None:
+    if len(lines) > MOST_VALUES:
+        # Aliases of aliases make billions of values of a few lines.
+        fault = f"more than {MOST_VALUES:,} values, aliases written out"
+        raise ConfigError(fault, path, node.start_mark.line + 1)
     lines.setdefault(loc, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
@@ -110,11 +120,19 @@ def _explain(error: ValidationError, model: type[BaseModel], lines: Lines, path:
         elif fault["type"] == "missing":
             messages.append(f"{place}: {where!r} is missing; it must be given")
         else:
-            value = repr(fault.get("input"))
-            shown = value if len(value) <= 80 else value[:77] + "..."
+            shown = _shown(fault.get("input"))
             reason = fault["msg"].removeprefix("Value error, ")
             messages.append(f"{place}: {where or 'the file'}: {reason} (got {shown})")
     return "\n".join(dict.fromkeys(messages))
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes no integer of thousands of digits, which YAML can give in hexadecimal.
+        return "a number of too many digits"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _in_file(loc: Loc, part: str | int, lines: Lines) -> bool:

@@ -1,23 +1,33 @@
-"""10,000 malformed constitutions and templates: each a named error, none a traceback.
+"""Malformed constitutions, templates and data files: each a named error, none a traceback.
 
-Seeded, so that a failure is found again: the case's number is in the message.
+Seeded, so that a failure is found again: the case's number is in the message. RLAIF_FUZZ is how
+many cases of each of the three kinds are made (10,000 before a release).
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
+import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 
 from rlaif.amend import with_weights
 from rlaif.constitution import load_constitution
+from rlaif.data.readers import read_labelled
 from rlaif.errors import ConfigError
 from rlaif.templates import load_template
 
+COUNT = int(os.environ.get("RLAIF_FUZZ", "2600"))
 GOOD: dict[str, Any] = {
     "name": "fuzz",
     "version": "1",
@@ -115,9 +125,11 @@ MUTATIONS: list[Mutation] = [
 ]
 
 
-def loads_or_is_refused(path: Path, text: str, load: Callable[[Path], Any], case: str) -> bool:
+def loads_or_is_refused(
+    path: Path, content: str | bytes, load: Callable[[Path], Any], case: str
+) -> bool:
     """Whether it was refused; anything but a ConfigError that names the file fails."""
-    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    path.write_bytes(as_bytes(content))
     try:
         load(path)
     except ConfigError as error:
@@ -125,19 +137,24 @@ def loads_or_is_refused(path: Path, text: str, load: Callable[[Path], Any], case
             return True
         raise AssertionError(f"{case}: the file is not named: {error}") from None
     except Exception as error:
-        raise AssertionError(f"{case}: {type(error).__name__}: {error}\n{text[:500]}") from error
+        shown = f"{type(error).__name__}: {error}\n{content[:500]!r}"
+        raise AssertionError(f"{case}: {shown}") from error
     return False
 
 
-def refused(path: Path, text: str, load: Callable[[Path], Any], case: str) -> None:
-    """`load` says in one error what is wrong with `text`, and names the file."""
-    if not loads_or_is_refused(path, text, load, case):
-        raise AssertionError(f"{case}: no error for\n{text[:500]}")
+def refused(path: Path, content: str | bytes, load: Callable[[Path], Any], case: str) -> None:
+    """`load` says in one error what is wrong with the file, and names it."""
+    if not loads_or_is_refused(path, content, load, case):
+        raise AssertionError(f"{case}: no error for\n{content[:500]!r}")
+
+
+def as_bytes(content: str | bytes) -> bytes:
+    return content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.__name__)
 def test_malformed_constitutions_are_refused_with_file(mutation: Mutation, tmp_path: Path) -> None:
-    for number in range(300):
+    for number in range(COUNT // 2 // len(MUTATIONS) + 1):
         rng = random.Random(f"{mutation.__name__} {number}")
         data = copy(GOOD)
         mutation(rng, data)
@@ -147,6 +164,56 @@ def test_malformed_constitutions_are_refused_with_file(mutation: Mutation, tmp_p
                 extra(rng, data)
         text = yaml.safe_dump(data, sort_keys=rng.random() < 0.5, allow_unicode=True)
         refused(tmp_path / "case.yaml", text, load_constitution, f"{mutation.__name__} {number}")
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(8)
+)
+
+
+def wounds(rng: random.Random, text: str) -> list[str | bytes]:
+    """The good file's text made no YAML, no constitution or no text, in many ways."""
+    lines = text.splitlines(keepends=True)
+    at = rng.randrange(len(lines))
+    deep = rng.randrange(300, 4000)
+    digits = rng.randrange(4301, 6000)
+
+    def put(line: str) -> str:
+        return "".join([*lines[:at], line + "\n", *lines[at:]])
+
+    def weight(value: str) -> str:
+        return text.replace("weight: 2", f"weight: {value}")
+
+    return [
+        *(put("\tname: x"), put("name: [1, 2"), put("'"), put("*nobody"), put("&a"), put("}: x")),
+        *(put("\x00"), put("\x07"), put("\ud800"), put("%TAG x"), put("--- !!x"), put("? ? :")),
+        *(text + "name: again\n", text + "---\nname: second\n", text + "principles: []\n"),
+        *(text + "...\nmore: 1\n", text + '"' + "x" * 70, text + "- {id: " + "[" * deep),
+        text + f"description: {'[' * deep}{']' * deep}\n",
+        text + "".join(" " * n + "a:\n" for n in range(deep % 900)),
+        *([BOMB + text.replace("name: fuzz", "name: *a8")] if rng.random() < 0.1 else []),
+        *(text + "extends: &a [*a]\n", text + "description: &a {b: *a}\n"),
+        *(weight("0x" + "f" * digits), weight("9" * digits), weight("1" + "0" * 400)),
+        *(weight(value) for value in (".nan", "-.inf", "1e999", "0b12", "~", "<<", "2020-13-45")),
+        *(weight(f"!!{tag} x") for tag in ("binary", "set", "timestamp", "map", "bool", "int")),
+        *(weight(f"!!{tag} ''") for tag in ("float", "int", "omap", "pairs", "seq", "null")),
+        weight("!!python/object/apply:os.getcwd []"),
+        text.replace("weight: 2", "<<: [1]"),
+        text.replace("id: short", rng.choice(["id: brief", "id: &i [*i]", "id: |", "id: 'a\\0b'"])),
+        *(text.encode("utf-16"), text.encode("utf-32"), b"\xff\xfe" + text.encode(), b"\xc3("),
+        *(text.replace("fuzz", "f\xfc").encode("latin-1"), bytes(rng.randbytes(200)), b"", b"\n"),
+        gzip.compress(text.encode()),
+    ]
+
+
+def test_wounded_constitutions_are_refused(tmp_path: Path) -> None:
+    good = yaml.safe_dump(GOOD, sort_keys=False)
+    number = 0
+    while number < COUNT // 4:
+        for place, content in enumerate(wounds(random.Random(number), good)):
+            case = f"wound {number}, {place}"
+            refused(tmp_path / "case.yaml", content, load_constitution, case)
+            number += 1
 
 
 def broken(rng: random.Random, text: str) -> str:
@@ -172,22 +239,115 @@ def test_damaged_constitutions_load_or_are_refused(tmp_path: Path) -> None:
         path.with_name("again.yaml").write_text(with_weights(path, weights), "utf-8")
         load_constitution(path.with_name("again.yaml"))
 
-    cases = [broken(random.Random(f"yaml {n}"), good) for n in range(3100)]
+    cases = [broken(random.Random(f"yaml {n}"), good) for n in range(COUNT // 2)]
     caught = sum(
         loads_or_is_refused(tmp_path / "case.yaml", text, load, f"yaml {n}")
         for n, text in enumerate(cases)
     )
-    assert caught > 1500
+    assert caught > len(cases) / 2
+
+
+BAD_PIECES = [
+    *("{{ 1 / 0 }}", "{{ response.missing() }}", "{{ response() }}", "{{ response | nofilter }}"),
+    *("{{ response is notest }}", "{{ responze }}", "{{ response", "{% if response %}"),
+    *("{% for x in scale %}", "{% endfor %}", "{% for x in 3 %}{% endfor %}", "{% include 'x' %}"),
+    *("{% extends 'x' %}", "{% import 'x' as x %}", "{% unknown %}", "{# note", "{% raw %}x"),
+    *("{% endif %}", "{{ }}"),
+    *("{{ range(10000000) | list }}", "{{ ''.__class__.__mro__ }}", "{{ response[::0] }}"),
+    *("{{ response | truncate(1) }}", "{{ cycler() }}", "{{ dict(1) }}", '{{ "%d" % response }}'),
+    *('{{ "{:d}".format(response) }}', '{{ "x".encode("no") }}', "{{ [1, 'a'] | sort }}"),
+    *(
+        "{{ response | round }}",
+        "{{ self.none() }}",
+        "{% set response.x = 1 %}",
+        "{{ 9" + "9" * 5000,
+    ),
+    *("{{ " + "(" * 900 + "1" + ")" * 900 + " }}", "{{ " + "[" * 900 + "]" * 900 + " }}"),
+    *("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ 9" + "9" * 5000 + " }}"),
+    *("\n---user---\n", "\n---system---\n", "\n---prefill---\n---then---\n"),
+]
+
+
+def load_and_render(path: Path) -> None:
+    made = load_template(str(path), required=frozenset({"response"}))
+    values = {"response": "r", "prompt": "p", "principle": "q"}
+    made.messages(values)
+    made.then(values)
+    made.prefill(values)
+
+
+def test_bad_templates_are_refused(tmp_path: Path) -> None:
+    for number in range(COUNT // 2):
+        rng = random.Random(f"bad {number}")
+        lines = TEMPLATE.splitlines(keepends=True)
+        # Not in the comment, nor between an expression's braces.
+        lines.insert(rng.randrange(2, len(lines) + 1), BAD_PIECES[number % len(BAD_PIECES)] + "\n")
+        text = "".join(lines)
+        if rng.random() < 0.3:
+            text = text.replace("\n", "\r\n")
+        refused(tmp_path / "case.j2", text, load_and_render, f"bad {number}")
+    for content in (b"\xff{{ response }}", TEMPLATE.encode("utf-16"), b"", b"no response"):
+        refused(tmp_path / "case.j2", content, load_and_render, "no text")
 
 
 def test_damaged_templates_load_or_are_refused(tmp_path: Path) -> None:
-    def load(path: Path) -> None:
-        made = load_template(str(path), required=frozenset({"response"}))
-        made.messages({"response": "r", "prompt": "p", "principle": "q"})
-
-    cases = [broken(random.Random(f"template {n}"), TEMPLATE) for n in range(3000)]
+    cases = [broken(random.Random(f"template {n}"), TEMPLATE) for n in range(COUNT // 2)]
     caught = sum(
-        loads_or_is_refused(tmp_path / "case.j2", text, load, f"template {n}")
+        loads_or_is_refused(tmp_path / "case.j2", text, load_and_render, f"template {n}")
         for n, text in enumerate(cases)
     )
-    assert caught > 1000
+    assert caught > len(cases) / 3
+
+
+ROWS = [{"prompt": f"Question {n}?", "chosen": "Good.", "rejected": "Bad é."} for n in range(4)]
+
+
+def data_files() -> dict[str, bytes]:
+    """The same pairs in each kind of file."""
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    table, cells = io.BytesIO(), io.StringIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), table)
+    writer = csv.DictWriter(cells, list(ROWS[0]))
+    writer.writeheader()
+    writer.writerows(ROWS)
+    text = cells.getvalue().encode()
+    plain = {"case.jsonl": lines, "case.json": json.dumps(ROWS).encode(), "case.csv": text}
+    packed = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in plain.items()}
+    return plain | packed | {"case.parquet": table.getvalue()}
+
+
+def damaged(rng: random.Random, content: bytes) -> bytes:
+    """Bytes cut off, changed, taken out, put in or put in front."""
+    at = rng.randrange(len(content))
+    pieces = [b"\x00", b"\xff", b'"', b"{", b"[" * 3000, b",", b"\r", b"NaN", b"9" * 4400, b"\t"]
+    piece = rng.choice(pieces)
+    changed = bytearray(content)
+    for _ in range(rng.randrange(1, 9)):
+        changed[rng.randrange(len(content))] = rng.randrange(256)
+    return rng.choice(
+        [
+            content[:at],
+            content[at:],
+            bytes(changed),
+            content[:at] + content[at + rng.randrange(1, 40) :],
+            content[:at] + piece + content[at:],
+            rng.choice([b"\xef\xbb\xbf", b"\xff\xfe", b"\n", b"\x00"]) + content,
+        ]
+    )
+
+
+def test_damaged_data_files_are_read_or_refused(tmp_path: Path) -> None:
+    files = data_files()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        assert len(list(read_labelled(tmp_path / name))) == len(ROWS), name
+
+    def load(path: Path) -> None:
+        list(read_labelled(path))
+
+    caught = 0
+    for number in range(COUNT):
+        name = list(files)[number % len(files)]
+        content = damaged(random.Random(f"data {number}"), files[name])
+        caught += loads_or_is_refused(tmp_path / name, content, load, f"data {number}")
+    assert caught > COUNT / 2

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from rlaif.bench.entrants import Entrant
-from rlaif.compare.verdicts import Cost, Verdict, verdict
+from rlaif.compare.verdicts import Cost, Verdict, total_cost, verdict
 from rlaif.data.labelled import LabelledPair
 from rlaif.experiment import StepProgress
-from rlaif.judges.base import Call, Judge, is_staged
+from rlaif.judges.base import Answered, Call, Judge, is_staged
 from rlaif.plan import VERSIONS
 from rlaif.records import Completion, Judgement, content_hash
 from rlaif.steps.asking import Group, Kept, verdicts_by_group
 from rlaif.steps.context import Engines
 from rlaif.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One verdict per pair, every judgement, and what all answers cost, each counted once."""
+
+    verdicts: list[Verdict]
+    judgements: list[Judgement]
+    cost: Cost
 
 
 def judge_pairs(
@@ -26,9 +35,9 @@ def judge_pairs(
     engines: Engines,
     progress: StepProgress,
     known: Sequence[Judgement] = (),
-) -> tuple[list[Verdict], list[Judgement]]:
-    """One verdict per pair, and every judgement. Where a judge looks at one answer at a time, an
-    answer that has a judgement in `known` is not judged again."""
+) -> Judged:
+    """The pairs judged, and stored. Where a judge looks at one answer at a time, an answer that has
+    a judgement in `known` is not judged again, and costs nothing more."""
     judge = entrant.judge
     calls = [judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs]
     groups = _groups(judge, pairs, calls, {j.subject for j in known})
@@ -43,14 +52,19 @@ def judge_pairs(
         folder.finish({"kind": "judge-bench", "judge": judge.id, "judge_hash": judge.judge_hash})
     judged = list({j.judgement_id: j for own in (known, *by_group) for j in own}.values())
     if is_staged(judge):
-        by_pair, costs = _by_answers(pairs, groups, by_group), _shared_costs(kept, len(pairs))
+        by_pair = _by_answers(pairs, groups, by_group)
+        total = total_cost(map(_answer_cost, (*kept.answers.values(), *kept.reasons.values())))
+        costs = [_share(total, len(pairs))] * len(pairs)
     else:
-        by_pair, costs = _by_call(calls, judged), _costs(calls, kept)
+        by_pair = _by_call(calls, judged)
+        each = _call_costs((call for own in calls for call in own), kept)
+        total = total_cost(each.values())
+        costs = [_pair_cost(own, each) for own in calls]
     said = [
         verdict(pair, own, entrant.weights, cost)
         for pair, own, cost in zip(pairs, by_pair, costs, strict=True)
     ]
-    return said, judged
+    return Judged(said, judged, total)
 
 
 def _groups(
@@ -93,25 +107,38 @@ def _by_answers(
     return [found[pair.first.completion_id, pair.second.completion_id] for pair in pairs]
 
 
-def _costs(calls: Sequence[Sequence[Call]], kept: Kept) -> list[Cost]:
-    """What each pair's own calls cost; a call that has its reasons written first is two."""
-    costs: list[Cost] = []
-    for own in calls:
-        asked = {c.call_id: c for c in own if c.request is not None}
-        count = sum(1 if call.then is None else 2 for call in asked.values())
-        judged = [j.latency for name in asked for j in kept.judgements.get(name, [])[:1]]
-        reasons = [kept.reasons[name].latency for name in asked if name in kept.reasons]
-        seconds = [s for s in (*judged, *reasons) if s is not None]
-        costs.append((float(count), sum(seconds) if seconds else None))
-    return costs
+def _call_costs(calls: Iterable[Call], kept: Kept) -> dict[str, Cost]:
+    """What each call cost that was answered here; one that had its reasons written first is two
+    questions."""
+    found: dict[str, Cost] = {}
+    for call in calls:
+        judged = kept.judgements.get(call.call_id)
+        if call.request is None or not judged or call.call_id in found:
+            continue
+        one, reasons = judged[0], kept.reasons.get(call.call_id)
+        own = Cost(1.0, one.latency, one.prompt_tokens, one.new_tokens, one.cost)
+        if reasons is not None:
+            # Where the reasons failed nothing more was asked, and `one` carries their cost.
+            failed = reasons.answer is None or reasons.answer.error is not None
+            own = _answer_cost(reasons) if failed else total_cost([_answer_cost(reasons), own])
+        found[call.call_id] = own
+    return found
 
 
-def _shared_costs(kept: Kept, count: int) -> list[Cost]:
-    """All answers of a judge whose verdicts rest on several, spread evenly over `count` pairs."""
-    answers = [*kept.answers.values(), *kept.reasons.values()]
-    seconds = [a.latency for a in answers if a.latency is not None]
-    each: Cost = (len(answers) / count, sum(seconds) / count if seconds else None)
-    return [each] * count
+def _answer_cost(answered: Answered) -> Cost:
+    return Cost(1.0, answered.latency, answered.prompt_tokens, answered.new_tokens, answered.cost)
+
+
+def _pair_cost(calls: Sequence[Call], each: Mapping[str, Cost]) -> Cost:
+    """What a pair would cost alone: an answer that stands in two pairs counts in both."""
+    names = dict.fromkeys(call.call_id for call in calls)
+    return total_cost(each[name] for name in names if name in each)
+
+
+def _share(whole: Cost, count: int) -> Cost:
+    """A part of a cost, where verdicts rest on several answers and no pair's own are told."""
+    parts = {name: value / count for name, value in asdict(whole).items() if value is not None}
+    return Cost(**parts)
 
 
 def _hash(entrant: Entrant, groups: Sequence[Group], seed: int) -> str:

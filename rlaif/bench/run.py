@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 
 from rlaif.bench.entrants import Entrant, find_entrants
-from rlaif.bench.judging import attack_pairs, judge_pairs
-from rlaif.compare import bias, calibration
+from rlaif.bench.judging import Judged, attack_pairs, judge_pairs
+from rlaif.compare import bias
 from rlaif.compare.agreement import sign_test
 from rlaif.compare.judge_figures import (
     compare_judges,
     flip_interval,
     joint_votes,
     judge_intervals,
-    outcomes,
+    reliability_points,
     subset_intervals,
 )
-from rlaif.compare.verdicts import Verdict, VerdictTable, verdict_table
+from rlaif.compare.verdicts import Cost, VerdictTable, total_cost, verdict_table
 from rlaif.config import ModelSpec
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.build import EnginePool
@@ -143,7 +143,7 @@ class _Setting:
         pairs: Sequence[LabelledPair],
         seed: int,
         known: Sequence[Judgement] = (),
-    ) -> tuple[list[Verdict], list[Judgement]]:
+    ) -> Judged:
         """See `judge_pairs`."""
         return judge_pairs(entrant, pairs, seed, self.store, self.engines, self.progress, known)
 
@@ -156,8 +156,9 @@ def _measured(
     seed, resamples = request.seed, request.resamples
     runs = [setting.ask(entrant, setting.pairs, seed + k) for k in range(request.repeats)]
     author = request.author or entrant.label
-    table = verdict_table(setting.pairs, [verdicts for verdicts, _ in runs], author)
+    table = verdict_table(setting.pairs, [run.verdicts for run in runs], author)
     subsets = subset_intervals(table, seed, resamples)
+    flips = {name: _flips(setting, entrant, table, runs[0], ATTACKS[name]) for name in attacks}
     return table, {
         "kind": entrant.kind,
         "model": entrant.label,
@@ -167,9 +168,8 @@ def _measured(
             subset: {name: i.to_json() for name, i in part.items()}
             for subset, part in subsets.items()
         },
-        "attacks": {
-            name: _flips(setting, entrant, table, *runs[0], ATTACKS[name]) for name in attacks
-        },
+        "attacks": {name: found for name, (found, _) in flips.items()},
+        "total": asdict(total_cost([*(r.cost for r in runs), *(c for _, c in flips.values())])),
     }
 
 
@@ -177,10 +177,10 @@ def _figures(table: VerdictTable, seed: int, resamples: int) -> dict[str, Any]:
     """The headline agreement flat, every other figure by name, and what has no interval."""
     found = {n: i.to_json() for n, i in judge_intervals(table, seed, resamples).items()}
     headline = found.pop("agreement", None)
-    used = headline["n"] if headline is not None else 0
+    used = int((bias.decided(table.prob) & bias.decided(table.label)).sum())
     both = ~np.isnan(table.prob) & ~np.isnan(table.label)
-    counts = bias.slots(table.as_first, table.as_second)
-    prob, outcome, _ = outcomes(table)
+    won = bias.same_slot(table.as_first, table.as_second)
+    first, second = int((won == 1).sum()), int((won == -1).sum())
     return {
         "agreement": headline["mean"] if headline is not None else None,
         "low": headline["low"] if headline is not None else None,
@@ -190,11 +190,8 @@ def _figures(table: VerdictTable, seed: int, resamples: int) -> dict[str, Any]:
         "tie_rule": "excluded",
         "missing": int(np.isnan(table.prob).sum()),
         **found,
-        "slot_p": sign_test(counts.first, counts.second) if counts.total else None,
-        "reliability": [
-            {"prob": b.prob, "share": b.share, "n": b.count}
-            for b in calibration.reliability(prob, outcome)
-        ],
+        "slot_p": None if np.isnan(won).all() else sign_test(first, second),
+        "reliability": reliability_points(table, seed, resamples),
     }
 
 
@@ -202,17 +199,17 @@ def _flips(
     setting: _Setting,
     entrant: Entrant,
     table: VerdictTable,
-    verdicts: Sequence[Verdict],
-    judged: Sequence[Judgement],
+    clean: Judged,
     attack: Attack,
-) -> dict[str, Any] | None:
-    """How often an attack on the answer found worse makes it the better one, and of how many
-    attacked pairs (a count and a share) the judge then gave no verdict: they are no flips."""
+) -> tuple[dict[str, Any] | None, Cost]:
+    """How often an attack on the answer found worse makes it the better one, of how many attacked
+    pairs (a count and a share) the judge then gave no verdict: they are no flips; and the cost."""
     request = setting.request
-    attacked = attack_pairs(attack, setting.pairs, verdicts, request.seed)
+    attacked = attack_pairs(attack, setting.pairs, clean.verdicts, request.seed)
     if not attacked:
-        return None
-    said, _ = setting.ask(entrant, list(attacked.values()), request.seed, judged)
+        return None, Cost()
+    judged = setting.ask(entrant, list(attacked.values()), request.seed, clean.judgements)
+    said = judged.verdicts
     after = [float("nan")] * len(setting.pairs)
     for place, one in zip(attacked, said, strict=True):
         after[place] = float("nan") if one.prob is None else one.prob
@@ -223,7 +220,7 @@ def _flips(
         "attacked": len(said),
         "missing": missing,
         "missing_share": missing / len(said),
-    }
+    }, judged.cost
 
 
 def _together(

@@ -7,23 +7,22 @@ nothing else: keys are sorted before anything is drawn.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rlaif.compare.weighted import Figure, Floats, defined
+
 MIN_PROMPTS = 6
 """Fewest prompts from which a direction is read: n equal signs happen by chance 2^(1-n) of the
 time, which first falls below 5% at six."""
 
 _DRAWS_AT_ONCE = 4_000_000
-
-Rows = NDArray[np.int64]
-Counted = tuple[float, int]
-"""A figure, and over how many items it was taken."""
+_WEIGHTS_AT_ONCE = 400_000
+"""What figures make of so many weights stays in a processor's cache."""
 
 
 class IntervalJson(TypedDict):
@@ -109,43 +108,48 @@ def win_rate_interval(
 
 
 def figure_intervals(
-    measure: Callable[[Rows], Mapping[str, Counted]],
+    figures: Mapping[str, Figure],
     prompts: Sequence[str],
     seed: int = 0,
     resamples: int = 1000,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """Every figure of `measure` with its percentile interval, all from the same resamples.
+    """Every figure that is defined, with its percentile interval, all from the same resamples.
 
-    `prompts` gives the prompt of each row, and `measure` takes row numbers, with repeats: all rows
-    of a drawn prompt come with it (cluster bootstrap), so a figure is pooled over rows and `n` is
-    what `measure` counted. A figure that a resample cannot give is missing from that resample; one
-    that is missing from more than half of them is left out, since no interval would be honest.
+    `prompts` gives the prompt of each item: all items of a drawn prompt come with it (cluster
+    bootstrap), so a figure is pooled over items. A figure that a resample cannot give is missing
+    from that resample; one that is missing from more than half of them is left out, since no
+    interval would be honest.
     """
-    found = measure(np.arange(len(prompts), dtype=np.int64))
-    drawn: dict[str, list[float]] = defaultdict(list)
-    for rows in _resampled_rows(prompts, seed, resamples):
-        for name, (value, _) in measure(rows).items():
-            drawn[name].append(value)
+    found = defined(figures, len(prompts))
+    if not found:
+        return {}
+    drawn: dict[str, list[Floats]] = {name: [] for name in found}
+    for weights in _resampled_weights(prompts, seed, resamples):
+        for name, batches in drawn.items():
+            batches.append(figures[name].of(weights))
     tail = (1.0 - level) / 2.0
     intervals = {}
-    for name, (value, count) in found.items():
-        if 2 * len(drawn[name]) >= resamples:
-            low, high = np.quantile(drawn[name], [tail, 1.0 - tail])
-            intervals[name] = Interval(value, float(low), float(high), count)
+    for name, batches in drawn.items():
+        every = np.concatenate(batches)
+        given = every[~np.isnan(every)]
+        if 2 * given.size >= resamples:
+            low, high = np.quantile(given, [tail, 1.0 - tail])
+            intervals[name] = Interval(found[name], float(low), float(high), figures[name].n)
     return intervals
 
 
-def _resampled_rows(prompts: Sequence[str], seed: int, resamples: int) -> Iterator[Rows]:
-    _, code, sizes = np.unique(np.asarray(prompts), return_inverse=True, return_counts=True)
-    by_prompt = np.argsort(code, kind="stable")
-    starts = np.cumsum(sizes) - sizes
+def _resampled_weights(prompts: Sequence[str], seed: int, resamples: int) -> Iterator[Floats]:
+    """How often each item was drawn, (B, n), in batches that stay small."""
+    names, code = np.unique(np.asarray(prompts), return_inverse=True)
     rng = np.random.default_rng(seed)
-    for _ in range(resamples):
-        chosen = rng.integers(0, sizes.size, size=sizes.size)
-        counts = sizes[chosen]
-        shift = np.repeat(starts[chosen] - (np.cumsum(counts) - counts), counts)
-        yield by_prompt[shift + np.arange(shift.size)]
+    rows = max(1, _WEIGHTS_AT_ONCE // max(1, code.size))
+    for start in range(0, resamples, rows):
+        count = min(rows, resamples - start)
+        drawn = rng.integers(0, names.size, size=(count, names.size))
+        cells = drawn + names.size * np.arange(count)[:, None]
+        times = np.bincount(cells.ravel(), minlength=count * names.size)
+        yield times.reshape(count, names.size)[:, code].astype(np.float64)
 
 
 def direction(interval: IntervalJson | None, value: float = 0.0) -> int:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlaif.compare import agreement as agree
 from rlaif.compare import bias, calibration
-from rlaif.compare.bootstrap import Counted, Interval, Rows, figure_intervals
+from rlaif.compare.bootstrap import Interval, figure_intervals
 from rlaif.compare.rewardbench import section_scores
-from rlaif.compare.verdicts import VerdictTable
+from rlaif.compare.verdicts import Cost, VerdictTable
+from rlaif.compare.weighted import Figure, Floats, Mask, Measure, among, mean_of, ratio, ratio_of
 
-Floats = NDArray[np.float64]
+BY_SUBSET = (
+    *("agreement", "agreement_half", "agreement_three_way", "kappa", "tie_rate"),
+    *("same_slot", "slot_one_rate", "prefers_longer", "people_prefer_longer"),
+    *("coverage", "abstain_rate", "unread_rate"),
+)
+"""The figures that are taken within each subset too."""
 
 
-def figures(t: VerdictTable) -> dict[str, Counted]:
-    """Figure name to value and count; what is undefined on these pairs is absent.
+def figures(t: VerdictTable) -> dict[str, Figure]:
+    """Every figure by name, of the pairs' weights.
 
     `agreement` leaves out pairs with a tie on either side; `agreement_half` counts them one half;
     in `agreement_three_way` a tie is a verdict of its own (chance is one third).
     """
     return (
-        agreements(t)
+        _agreements(t)
         | _association(t)
         | _slots(t)
         | _lengths(t)
@@ -35,131 +41,133 @@ def figures(t: VerdictTable) -> dict[str, Counted]:
     )
 
 
-def agreements(t: VerdictTable) -> dict[str, Counted]:
-    """Agreement with the labels under the three ways to count a tie."""
+def _agreements(t: VerdictTable) -> dict[str, Figure]:
     judged, said = _sides(t.prob), _sides(t.label)
-    both = ~np.isnan(judged) & ~np.isnan(said)
-    same = (judged == said)[both].astype(np.float64)
-    tied = ((judged == 0) | (said == 0))[both]
-    return (
-        _mean("agreement", same[~tied])
-        | _mean("agreement_half", np.where(tied, 0.5, same))
-        | _mean("agreement_three_way", same)
-        | _mean("tie_rate", (judged == 0)[~np.isnan(judged)].astype(np.float64))
-    )
+    same = np.where(_both(t), judged == said, np.nan)
+    tied = (judged == 0) | (said == 0)
+    return {
+        "agreement": mean_of(np.where(tied, np.nan, same)),
+        "agreement_half": mean_of(np.where(tied & _both(t), 0.5, same)),
+        "agreement_three_way": mean_of(same),
+        "tie_rate": mean_of(np.where(np.isnan(judged), np.nan, judged == 0)),
+    }
 
 
 def _sides(prob: Floats) -> Floats:
     return np.sign(prob - 0.5)
 
 
-def _mean(name: str, values: Floats) -> dict[str, Counted]:
-    return {name: (float(values.mean()), values.size)} if values.size else {}
+def _both(t: VerdictTable) -> Mask:
+    known: Mask = ~np.isnan(t.prob) & ~np.isnan(t.label)
+    return known
 
 
-def _named(count: int, **values: float | None) -> dict[str, Counted]:
-    return {name: (value, count) for name, value in values.items() if value is not None}
-
-
-def _association(t: VerdictTable) -> dict[str, Counted]:
-    known = ~np.isnan(t.prob) & ~np.isnan(t.label)
+def _association(t: VerdictTable) -> dict[str, Figure]:
+    known, clear = _both(t), bias.decided(t.prob) & bias.decided(t.label)
     prob, label = t.prob[known], t.label[known]
-    judged, said = _sides(prob), _sides(label)
-    clear = (judged != 0) & (said != 0)
-    return _named(
-        int(known.sum()),
-        kappa_three_way=agree.cohen_kappa(judged, said),
-        alpha=agree.krippendorff_alpha(np.stack([judged, said])) if known.any() else None,
-        spearman=agree.spearman(prob, label),
-        kendall=agree.kendall(prob, label),
-    ) | _named(int(clear.sum()), kappa=agree.cohen_kappa(judged[clear], said[clear]))
+    judged, said = _sides(t.prob), _sides(t.label)
+    return {
+        "kappa": among(clear, agree.cohen_kappa(judged[clear], said[clear])),
+        "kappa_three_way": among(known, agree.cohen_kappa(judged[known], said[known])),
+        "alpha": among(known, agree.krippendorff_alpha(np.stack([judged[known], said[known]]))),
+        "spearman": among(known, agree.spearman(prob, label)),
+        "kendall": among(known, agree.kendall(prob, label)),
+    }
 
 
-def _slots(t: VerdictTable) -> dict[str, Counted]:
-    counts = bias.slots(t.as_first, t.as_second)
-    found = _ratio("slot_one_rate", t.slot_one, t.slot_decided)
-    if counts.total:
-        found |= _named(
-            counts.total,
-            same_slot=(counts.first + counts.second) / counts.total,
-            same_slot_first=counts.first / counts.total,
-            same_slot_second=counts.second / counts.total,
-            order_consistency=counts.consistent / counts.total,
-        )
-    return found
+def _slots(t: VerdictTable) -> dict[str, Figure]:
+    won = bias.same_slot(t.as_first, t.as_second)
+
+    def share(outcome: Mask) -> Figure:
+        return mean_of(np.where(np.isnan(won), np.nan, outcome))
+
+    return {
+        "same_slot": share(won != 0),
+        "same_slot_first": share(won == 1),
+        "same_slot_second": share(won == -1),
+        "order_consistency": share(won == 0),
+        "slot_one_rate": Figure(ratio_of(t.slot_one, t.slot_decided), int(t.slot_decided.sum())),
+    }
 
 
-def _ratio(name: str, part: Floats, whole: Floats) -> dict[str, Counted]:
-    total = float(whole.sum())
-    return {name: (float(part.sum()) / total, int(total))} if total else {}
-
-
-def _lengths(t: VerdictTable) -> dict[str, Counted]:
-    found = {
-        "prefers_longer": bias.prefers_longer(t.prob, t.longer_by),
-        "people_prefer_longer": bias.prefers_longer(t.label, t.longer_by),
+def _lengths(t: VerdictTable) -> dict[str, Figure]:
+    return {
+        "prefers_longer": mean_of(bias.picks_longer(t.prob, t.longer_by)),
+        "people_prefer_longer": mean_of(bias.picks_longer(t.label, t.longer_by)),
         "length_coefficient": bias.length_coefficient(t.prob, t.label, t.longer_by),
         "self_preference": bias.self_preference(t.prob, t.label, t.own),
     }
-    return {name: value for name, value in found.items() if value is not None}
 
 
-def _calibrated(t: VerdictTable) -> dict[str, Counted]:
-    prob, outcome, fold = outcomes(t)
-    scaled = calibration.scale_held_out(prob, outcome, fold)
-    steepness = calibration.fit_steepness(calibration.log_odds(prob), outcome)
-    found = _named(
-        prob.size,
-        ece=calibration.ece(prob, outcome),
-        ece_equal_mass=calibration.ece(prob, outcome, equal_mass=True),
-        brier=calibration.brier(prob, outcome),
-        temperature=1.0 / steepness if steepness else None,
-    )
-    if scaled is not None:
-        found |= _named(
-            prob.size,
-            ece_scaled=calibration.ece(scaled, outcome),
-            brier_scaled=calibration.brier(scaled, outcome),
-        )
-    return found
+def _calibrated(t: VerdictTable) -> dict[str, Figure]:
+    """Of the pairs whose label is no tie."""
+    kept = ~np.isnan(t.prob) & bias.decided(t.label)
+    prob, outcome = t.prob[kept], (t.label[kept] > 0.5).astype(np.float64)
+    steepness = calibration.steepness(calibration.log_odds(prob), outcome)
+    scaled = calibration.scale_held_out(prob, outcome, t.fold[kept])
+    measures: dict[str, Measure] = {
+        "ece": lambda w: calibration.reliability(prob, outcome, w).ece(),
+        "ece_equal_mass": lambda w: calibration.reliability(prob, outcome, w, True).ece(),
+        "brier": lambda w: calibration.brier(prob, outcome, w),
+        "temperature": lambda w: ratio(np.ones(len(w)), steepness(w)),
+        "ece_scaled": lambda w: calibration.reliability(scaled(w), outcome, w).ece(),
+        "brier_scaled": lambda w: calibration.brier(scaled(w), outcome, w),
+    }
+    return {name: among(kept, measure) for name, measure in measures.items()}
 
 
-def outcomes(t: VerdictTable) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """P(first), whether people chose the first, and the fold, where the label is no tie."""
-    known = ~np.isnan(t.prob) & bias.decided(t.label)
-    return t.prob[known], (t.label[known] > 0.5).astype(np.float64), t.fold[known]
-
-
-def _answers(t: VerdictTable) -> dict[str, Counted]:
+def _answers(t: VerdictTable) -> dict[str, Figure]:
     """How the judge answered: what could be read, what it cost."""
-    return (
-        _mean("coverage", (~np.isnan(t.prob)).astype(np.float64))
-        | _ratio("abstain_rate", t.abstained, t.judgements)
-        | _ratio("unread_rate", t.unread, t.judgements)
-        | _mean("label_mass", t.label_mass[~np.isnan(t.label_mass)])
-        | _mean("self_consistency", t.same[~np.isnan(t.same)])
-        | _mean("calls_per_pair", t.calls)
-        | _mean("seconds_per_pair", t.seconds[~np.isnan(t.seconds)])
-    )
+    judged = int(t.judgements.sum())
+    return {
+        "coverage": mean_of((~np.isnan(t.prob)).astype(np.float64)),
+        "abstain_rate": Figure(ratio_of(t.abstained, t.judgements), judged),
+        "unread_rate": Figure(ratio_of(t.unread, t.judgements), judged),
+        "label_mass": mean_of(t.label_mass),
+        "self_consistency": mean_of(t.same),
+        **{f"{f.name}_per_pair": mean_of(getattr(t, f.name)) for f in fields(Cost)},
+    }
 
 
 def judge_intervals(t: VerdictTable, seed: int, resamples: int) -> dict[str, Interval]:
     """Every figure with its interval over prompts."""
-    return figure_intervals(lambda rows: figures(t.take(rows)), list(t.prompt), seed, resamples)
+    return figure_intervals(figures(t), list(t.prompt), seed, resamples)
 
 
 def subset_intervals(t: VerdictTable, seed: int, resamples: int) -> dict[str, dict[str, Interval]]:
-    """The agreements within each subset, in order of name; nothing where the pairs have none."""
+    """The figures of `BY_SUBSET` within each subset, in order of name; nothing where the pairs have
+    none."""
     found = {}
     for name in sorted(set(t.subset.tolist()) - {""}):
         part = t.take(np.flatnonzero(t.subset == name))
-        found[name] = figure_intervals(
-            lambda rows, part=part: agreements(part.take(rows)),  # type: ignore[misc]
-            list(part.prompt),
-            seed,
-            resamples,
-        )
+        chosen = {n: figure for n, figure in figures(part).items() if n in BY_SUBSET}
+        found[name] = figure_intervals(chosen, list(part.prompt), seed, resamples)
     return found
+
+
+def reliability_points(t: VerdictTable, seed: int, resamples: int) -> list[dict[str, float]]:
+    """The reliability curve: of each bin of equal width that has a pair, the mean probability, the
+    share of labels for the first answer, the ends of its interval, and the number of pairs."""
+    kept = ~np.isnan(t.prob) & bias.decided(t.label)
+    place = np.where(kept, calibration.bin_of(t.prob), -1)
+    outcome = (t.label > 0.5).astype(np.float64)
+    bins = np.unique(place[kept])
+    shares = {str(b): mean_of(np.where(place == b, outcome, np.nan)) for b in bins}
+    found = figure_intervals(shares, list(t.prompt), seed, resamples)
+    points = []
+    for b in bins:
+        # A bin of one prompt is in 63% of all resamples, and may be in too few of a handful.
+        ends = found.get(str(b), Interval(np.nan, 0.0, 1.0, 0))
+        points.append(
+            {
+                "prob": float(t.prob[place == b].mean()),
+                "share": float(outcome[place == b].mean()),
+                "low": ends.low,
+                "high": ends.high,
+                "n": int((place == b).sum()),
+            }
+        )
+    return points
 
 
 def correctness(t: VerdictTable) -> Floats:
@@ -179,13 +187,11 @@ def compare_judges(
     if not rows.size:
         return None
     one, two = one[rows], two[rows]
-
-    def measure(drawn: Rows) -> dict[str, Counted]:
-        return _mean("difference", one[drawn] - two[drawn]) | _named(
-            drawn.size, error_correlation=agree.pearson(one[drawn], two[drawn])
-        )
-
-    found = figure_intervals(measure, list(first.prompt[rows]), seed, resamples)
+    measured = {
+        "difference": mean_of(one - two),
+        "error_correlation": Figure(agree.pearson(one, two), rows.size),
+    }
+    found = figure_intervals(measured, list(first.prompt[rows]), seed, resamples)
     alone, other, p = agree.mcnemar(one, two)
     return {
         "n": int(rows.size),
@@ -197,21 +203,21 @@ def compare_judges(
 
 
 def joint_votes(tables: Mapping[str, VerdictTable], seed: int, resamples: int) -> Interval | None:
-    """How many independent judges these are worth together, from the correlation of their errors
-    over the pairs that all decided; None where it is undefined."""
+    """How many independent judges these (two or more) are worth together, from the correlation of
+    their errors over the pairs that all decided; None where it is undefined."""
     right = np.stack([correctness(t) for t in tables.values()])
     rows = np.flatnonzero(~np.isnan(right).any(axis=0))
-    right = right[:, rows]
-    if not rows.size:
-        return None
+    pairs = [agree.pearson(a, b) for a, b in combinations(right[:, rows], 2)]
 
-    def measure(drawn: Rows) -> dict[str, Counted]:
-        found = [agree.pearson(a[drawn], b[drawn]) for a, b in combinations(right, 2)]
-        known = [r for r in found if r is not None]
-        return _named(drawn.size, votes=agree.effective_votes(len(right), known))
+    def votes(weights: Floats) -> Floats:
+        found = np.stack([pair(weights) for pair in pairs])
+        defined = ~np.isnan(found)
+        mean = ratio(np.where(defined, found, 0.0).sum(axis=0), defined.sum(axis=0))
+        return agree.effective_votes(len(right), mean)
 
     prompts = list(next(iter(tables.values())).prompt[rows])
-    return figure_intervals(measure, prompts, seed, resamples).get("votes")
+    figure = {"votes": Figure(votes, rows.size)}
+    return figure_intervals(figure, prompts, seed, resamples).get("votes")
 
 
 def flip_interval(
@@ -222,11 +228,7 @@ def flip_interval(
     `attacked` is P(the first answer is better) with the attack in place, NaN where it is missing.
     """
     after = np.asarray(attacked, dtype=np.float64)
-    known = bias.decided(clean.prob) & ~np.isnan(after)
-    rows = np.flatnonzero(known)
-    if not rows.size:
-        return None
+    rows = np.flatnonzero(bias.decided(clean.prob) & ~np.isnan(after))
     flipped = (_sides(after) == -_sides(clean.prob))[rows].astype(np.float64)
-    return figure_intervals(
-        lambda drawn: _mean("flips", flipped[drawn]), list(clean.prompt[rows]), seed, resamples
-    )["flips"]
+    figure = {"flips": mean_of(flipped)}
+    return figure_intervals(figure, list(clean.prompt[rows]), seed, resamples).get("flips")

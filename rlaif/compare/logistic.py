@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from rlaif.compare.weighted import Floats
 
 MAX_STEPS = 50
-SEPARATED = 30.0
-"""A linear predictor of this size says that the likelihood has no maximum: exp(-30) is 1e-13."""
 
 
 def sigmoid(values: Floats) -> Floats:
@@ -18,24 +15,30 @@ def sigmoid(values: Floats) -> Floats:
     return np.where(values >= 0, 1.0, small) / (1.0 + small)
 
 
-def fit_logistic(features: Floats, outcome: Floats) -> Floats | None:
-    """The maximum-likelihood coefficients, shape (k,), of `features` (n, k; no intercept is added)
-    for `outcome` (n,) on [0, 1].
+def fit_logistic(features: Floats, outcome: Floats, weights: Floats) -> Floats:
+    """The maximum-likelihood coefficients, shape (B, k), of `features` (n, k; no intercept is
+    added) for `outcome` (n,) on [0, 1], with each of the `weights` (B, n).
 
-    None where there is none: features that determine one another, or outcomes that they separate.
+    NaN where there are none: features that determine one another, or outcomes that they separate,
+    on which Newton's steps never become small.
     """
-    if features.shape[0] == 0:
-        return None
-    beta = np.zeros(features.shape[1])
+    count, size = weights.shape[0], features.shape[1]
+    products = (features[:, :, None] * features[:, None, :]).reshape(-1, size * size)
+    found, beta = np.full((count, size), np.nan), np.zeros((count, size))
+    going = np.arange(count)
     for _ in range(MAX_STEPS):
-        prob = sigmoid(features @ beta)
-        hessian = features.T @ (features * (prob * (1.0 - prob))[:, None])
-        if np.linalg.cond(hessian) > 1e12:
-            return None
-        step = np.linalg.solve(hessian, features.T @ (outcome - prob))
-        beta = beta + step
-        if np.abs(features @ beta).max() > SEPARATED:
-            return None
-        if np.abs(step).max() <= 1e-12 * max(1.0, float(np.abs(beta).max())):
-            return beta
-    return None
+        prob = sigmoid(beta[going] @ features.T)
+        used = weights[going]
+        hessian = ((used * prob * (1.0 - prob)) @ products).reshape(-1, size, size)
+        slope = (used * (outcome - prob)) @ features
+        sound = np.linalg.cond(hessian) < 1e12
+        going, hessian, slope = going[sound], hessian[sound], slope[sound]
+        step = np.linalg.solve(hessian, slope[:, :, None])[:, :, 0]
+        beta[going] += step
+        largest = np.maximum(1.0, np.abs(beta[going]).max(axis=1))
+        ended = np.abs(step).max(axis=1) <= 1e-12 * largest
+        found[going[ended]] = beta[going[ended]]
+        going = going[~ended]
+        if not going.size:
+            break
+    return found

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rlaif.compare.agreement import cohen_kappa
-from rlaif.compare.bootstrap import Counted, IntervalJson, Rows, figure_intervals
+from rlaif.compare.bootstrap import IntervalJson, figure_intervals
 from rlaif.compare.metrics import Values, per_prompt
+from rlaif.compare.weighted import Figure, mean_of
 from rlaif.data.labels import GivenPair, Verdicts
 
 Choices = Mapping[str, tuple[str, bool]]
@@ -29,15 +30,14 @@ def label_agreement(
         for labels in (first, second)
     )
 
-    def measure(rows: Rows) -> dict[str, Counted]:
-        kappa = cohen_kappa(one[rows], other[rows])
-        found = {"agreement": (float((one[rows] == other[rows]).mean()), rows.size)}
-        return found if kappa is None else {**found, "kappa": (kappa, rows.size)}
-
     if not common:
         return {}
     prompts = [first[name][0] for name in common]
-    intervals = figure_intervals(measure, prompts, seed, resamples)
+    figures = {
+        "agreement": mean_of((one == other).astype(np.float64)),
+        "kappa": Figure(cohen_kappa(one, other), one.size),
+    }
+    intervals = figure_intervals(figures, prompts, seed, resamples)
     return {name: interval.to_json() for name, interval in intervals.items()}
 
 

@@ -61,7 +61,7 @@ def bradley_terry(
         wins.shape[0], np.full(wins.shape[0], 1 / wins.shape[0]), size=resamples
     )
     tables = np.concatenate([wins.sum(0, keepdims=True), drawn @ wins])
-    ratings = SCALE * strengths(tables, pairs, len(players))
+    ratings = SCALE * strengths(tables, pairs, len(players), PRIOR)
     zero = players.index(anchor) if anchor in players else None
     ratings -= ratings.mean(1, keepdims=True) if zero is None else ratings[:, [zero]]
     tail = (1 - level) / 2
@@ -100,8 +100,9 @@ def _wins_by_unit(
     return wins, np.asarray(pairs, dtype=np.intp)
 
 
-def strengths(tables: Floats, pairs: NDArray[np.intp], players: int) -> Floats:
-    """Log-strengths (T, players) of maximum posterior for each of T tables of wins (T, E).
+def strengths(tables: Floats, pairs: NDArray[np.intp], players: int, prior: float) -> Floats:
+    """Log-strengths (T, players) of maximum posterior for each of T tables of wins (T, E), where
+    `pairs` (E, 2) says who won against whom and `prior` is the precision about 0.
 
     Newton's method on all tables at once; the log-likelihood is concave.
     """
@@ -111,9 +112,9 @@ def strengths(tables: Floats, pairs: NDArray[np.intp], players: int) -> Floats:
     for _ in range(100):
         lost = 1 / (1 + np.exp(found[:, winner] - found[:, loser]))
         pull = tables * lost
-        slope = -PRIOR * found
+        slope = -prior * found
         bend = np.zeros((tables.shape[0], players, players))
-        bend[:, diagonal, diagonal] = PRIOR
+        bend[:, diagonal, diagonal] = prior
         curve = tables * lost * (1 - lost)
         for edge in range(len(pairs)):
             a, b = winner[edge], loser[edge]

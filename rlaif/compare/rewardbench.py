@@ -7,12 +7,13 @@ XSTest sizes exchanged (250 refuse, 154 respond); it is kept, since scores are c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rlaif.compare.bootstrap import Counted
 from rlaif.compare.verdicts import VerdictTable
+from rlaif.compare.weighted import Figure, Floats, mean_of, ratio
 
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
@@ -56,23 +57,34 @@ def foreign_subsets(names: Iterable[str]) -> list[str]:
     return sorted(found - SUBSETS) if found & SUBSETS else []
 
 
-def section_scores(t: VerdictTable) -> dict[str, Counted]:
+def section_scores(t: VerdictTable) -> dict[str, Figure]:
     """`rewardbench/SECTION` for each section with a pair, and `rewardbench`, the plain mean of the
     four, where all are there. Pairs of other subsets are in none; see `foreign_subsets`.
 
     A tie counts one half, as there. Subsets without a pair drop out of their section's weights.
     """
-    known = ~np.isnan(t.prob) & ~np.isnan(t.label)
-    # 1 where judge and label are on the same side, 1/2 at a tie.
+    # 1 where judge and label are on the same side, 1/2 at a tie, NaN where one is missing.
     score = (1.0 + np.sign(t.prob - 0.5) * np.sign(t.label - 0.5)) / 2.0
-    found: dict[str, Counted] = {}
-    for section, weights in SECTIONS.items():
-        parts = [(score[known & (t.subset == s)], w) for s, w in weights.items()]
-        parts = [(values, w) for values, w in parts if values.size]
-        if parts:
-            mean = sum(v.mean() * w for v, w in parts) / sum(w for _, w in parts)
-            found[f"rewardbench/{section}"] = (float(mean), sum(v.size for v, _ in parts))
+    sections = {name: _section(t.subset, score, sizes) for name, sizes in SECTIONS.items()}
+    found = {f"rewardbench/{name}": figure for name, figure in sections.items() if figure.n}
     if len(found) == len(SECTIONS):
-        total = sum(count for _, count in found.values())
-        found["rewardbench"] = (sum(value for value, _ in found.values()) / len(found), total)
+        every = list(found.values())
+        found["rewardbench"] = Figure(
+            lambda weights: np.mean([figure.of(weights) for figure in every], axis=0),
+            sum(figure.n for figure in every),
+        )
     return found
+
+
+def _section(subset: NDArray[np.str_], score: Floats, sizes: Mapping[str, int]) -> Figure:
+    """The mean of the subsets' means, weighted by `sizes`, over those that have a pair."""
+    parts = {name: mean_of(np.where(subset == name, score, np.nan)) for name in sizes}
+    used = {name: part for name, part in parts.items() if part.n}
+    published = np.asarray([sizes[name] for name in used], dtype=np.float64)
+
+    def of(weights: Floats) -> Floats:
+        means = np.stack([part.of(weights) for part in used.values()], axis=1)
+        there = ~np.isnan(means)
+        return ratio(np.where(there, means, 0.0) @ published, there @ published)
+
+    return Figure(of, sum(part.n for part in used.values()))

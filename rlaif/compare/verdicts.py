@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import fsum
 from statistics import fmean
 from typing import Self
 
@@ -18,8 +19,24 @@ Floats = NDArray[np.float64]
 FOLDS = 2
 
 
-Cost = tuple[float, float | None]
-"""Questions to a model, and the seconds that they took, where that is known."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Questions to a model, and what their answers took where that is known: seconds, tokens that
+    the model read and wrote, and money in the currency of the model's price."""
+
+    calls: float = 0.0
+    seconds: float | None = None
+    prompt_tokens: float | None = None
+    new_tokens: float | None = None
+    money: float | None = None
+
+
+def total_cost(costs: Iterable[Cost]) -> Cost:
+    """All of them; what none of them knows stays unknown."""
+    every = list(costs)
+    known = {f.name: [getattr(c, f.name) for c in every] for f in fields(Cost)}
+    some = {name: [x for x in column if x is not None] for name, column in known.items()}
+    return Cost(**{name: fsum(column) for name, column in some.items() if column})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +56,14 @@ class Verdict:
     slot_one: int
     slot_decided: int
     label_mass: float | None
-    calls: float
-    seconds: float | None
+    cost: Cost
 
 
 def verdict(
     pair: LabelledPair,
     judgements: Sequence[Judgement],
     weights: Mapping[str, float] | None = None,
-    cost: Cost = (0.0, None),
+    cost: Cost = Cost(),
 ) -> Verdict:
     """What the judgements of one pair say together: samples, orders and principles as everywhere
     (`aggregate.answer_probability`)."""
@@ -67,8 +83,7 @@ def verdict(
         slot_one=sum(prob is not None and prob > 0.5 for prob in leaning),
         slot_decided=len(leaning),
         label_mass=fmean(masses) if masses else None,
-        calls=cost[0],
-        seconds=cost[1],
+        cost=cost,
     )
 
 
@@ -118,6 +133,9 @@ class VerdictTable:
     label_mass: Floats
     calls: Floats
     seconds: Floats
+    prompt_tokens: Floats
+    new_tokens: Floats
+    money: Floats
     same: Floats
 
     def take(self, rows: NDArray[np.int64]) -> Self:
@@ -133,8 +151,9 @@ def verdict_table(
     """One judge's verdicts on `pairs`. `runs` are its repeated runs, of which all but `same` takes
     the first; `author` is the name under which its own answers appear."""
     first = runs[0]
-    names = [f.name for f in fields(Verdict)]
+    names = [f.name for f in fields(Verdict) if f.name != "cost"]
     columns = {name: _floats(getattr(v, name) for v in first) for name in names}
+    columns |= {f.name: _floats(getattr(v.cost, f.name) for v in first) for f in fields(Cost)}
     repeats = np.stack([_floats(v.prob for v in run) for run in runs])
     prompts = [p.prompt.prompt_id for p in pairs]
     return VerdictTable(

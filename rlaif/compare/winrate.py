@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rlaif.compare.logistic import sigmoid
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 FOLDS = 5
 CONSTANT_SHARE = 0.5
@@ -56,10 +57,10 @@ class WinRate:
     """One generator against the baseline, or against all others where there is no one baseline.
 
     `win_rate` counts the probability that the generator's output is better, `discrete_win_rate` its
-    side of 0.5; ties are a half. `standard_error` is that of the mean over battles, those of one
-    prompt going together where there is no one baseline. `lc_minimal`
-    and its standard error are None where lengths are unknown or there are too few battles.
-    `constant` is the share of the most frequent output; `is_constant` flags it.
+    side of 0.5; ties are a half. `standard_error` is that of the mean over battles. In it and in
+    that of `lc_minimal`, the battles of one prompt go together where there is no one baseline.
+    `lc_minimal` and its standard error are None where lengths are unknown or there are too few
+    battles. `constant` is the share of the most frequent output; `is_constant` flags it.
     """
 
     generator: str
@@ -106,17 +107,17 @@ def _win_rate(generator: str, battles: Sequence[Battle], clustered: bool) -> Win
     wins, draws = int((probs > 0.5).sum()), int((probs == 0.5).sum())
     gaps = [None if b.lengths[0] is None else b.lengths[0] - b.lengths[1] for b in judged]
     known = [gap for gap in gaps if gap is not None]
+    prompts = [b.prompt_id for b in judged]
+    units = np.unique(prompts, return_inverse=True)[1] if clustered else np.arange(probs.size)
     controlled = None
     if len(known) == len(gaps):
-        controlled = lc_minimal(probs, np.asarray(known, dtype=np.float64))
+        controlled = lc_minimal(probs, np.asarray(known, dtype=np.float64), units)
     share = Counter(b.outputs[1] for b in battles).most_common(1)[0][1] / len(battles)
     total = probs.size
     return WinRate(
         generator=generator,
         win_rate=100 * float(probs.mean()),
-        standard_error=_clustered_error(probs, [b.prompt_id for b in judged])
-        if clustered
-        else _standard_error(probs),
+        standard_error=_standard_error(probs, units),
         n_wins=wins,
         n_wins_base=total - wins - draws,
         n_draws=draws,
@@ -132,43 +133,40 @@ def _win_rate(generator: str, battles: Sequence[Battle], clustered: bool) -> Win
     )
 
 
-def _standard_error(probs: Floats) -> float | None:
-    return 100 * float(probs.std(ddof=1)) / math.sqrt(probs.size) if probs.size > 1 else None
-
-
-def _clustered_error(probs: Floats, prompts: Sequence[str]) -> float | None:
-    """The standard error of the mean when battles of one prompt go together (Liang & Zeger 1986);
-    with one battle per prompt it is the plain one. None for fewer than two prompts."""
-    names, place = np.unique(np.asarray(prompts), return_inverse=True)
-    if names.size < 2:
+def _standard_error(probs: Floats, units: Ints) -> float | None:
+    """The standard error of the mean when battles of one unit go together (Liang & Zeger 1986);
+    with one battle per unit it is the plain one. None for fewer than two units."""
+    sums = np.bincount(units, weights=probs - probs.mean())
+    if sums.size < 2:
         return None
-    sums = np.bincount(place, weights=probs - probs.mean())
-    return 100 * math.sqrt(names.size / (names.size - 1) * float(sums @ sums)) / probs.size
+    return 100 * math.sqrt(sums.size / (sums.size - 1) * float(sums @ sums)) / probs.size
 
 
-def lc_minimal(probs: Floats, gaps: Floats) -> tuple[float, float | None] | None:
+def lc_minimal(probs: Floats, gaps: Floats, units: Ints) -> tuple[float, float | None] | None:
     """The length-controlled win rate and its standard error by the minimal formula.
 
     `probs` are the probabilities that the generator beats the baseline, `gaps` are the baseline's
-    length less the generator's. A logistic regression on tanh(gap / sd) and the generator, without
-    an intercept, is asked for a gap of 0. Where all gaps are equal nothing can be controlled and
-    the raw rate comes back. None with fewer than five battles, or where all have one winner.
+    length less the generator's, `units` number the battles that go together, from 0. A logistic
+    regression on tanh(gap / sd) and the generator, without an intercept, is asked for a gap of 0.
+    Where all gaps are equal nothing can be controlled and the raw rate comes back. None with fewer
+    than five battles, or where all have one winner.
 
     alpaca_eval gives the minimal formula no standard error (its predictions are all equal); here it
-    is the sandwich estimate, which allows for soft verdicts.
+    is the sandwich estimate, which allows for soft verdicts; battles of one unit go together in it.
     """
     if probs.size < FOLDS or probs.sum() in (0.0, probs.size):
         return None
     spread = float(gaps.std(ddof=1))
     if spread == 0.0:
-        return 100 * float(probs.mean()), _standard_error(probs)
+        return 100 * float(probs.mean()), _standard_error(probs, units)
     features = np.column_stack([np.tanh(gaps / spread), np.ones_like(gaps)])
     weights = _soft_logistic(features, probs)
     rate = float(sigmoid(weights[1:])[0])
     fitted = sigmoid(features @ weights)
     scores = features * (probs - fitted)[:, None]
+    totals = np.stack([np.bincount(units, weights=column) for column in scores.T], axis=1)
     inverse = np.linalg.pinv(features.T @ (features * (fitted * (1 - fitted))[:, None]))
-    variance = float((inverse @ (scores.T @ scores) @ inverse)[1, 1])
+    variance = float((inverse @ (totals.T @ totals) @ inverse)[1, 1])
     return 100 * rate, 100 * rate * (1 - rate) * math.sqrt(max(variance, 0.0))
 
 

@@ -136,9 +136,12 @@ def _csv_rows(path: Path, on_fault: OnFault) -> Placed:
                 raise ConfigError(f"not UTF-8 text: {error}", path) from None
             except _UNREADABLE as error:
                 raise ConfigError(f"cannot be read: {error}", path) from None
+            names = reader.fieldnames or []
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ConfigError(f"two columns are called {twice!r}", path, 1)
             if None in row or None in row.values():
-                columns = len(reader.fieldnames or [])
-                on_fault(ConfigError(f"{place}: not as many cells as columns ({columns})"))
+                on_fault(ConfigError(f"{place}: not as many cells as columns ({len(names)})"))
                 continue
             yield place, {key: cell or None for key, cell in row.items()}
 
@@ -154,7 +157,8 @@ def _parquet_rows(path: Path) -> Placed:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        # ValueError: text that is no UTF-8.
         raise ConfigError(f"not a readable Parquet file: {error}", path) from None
 
 

@@ -77,6 +77,18 @@ class Answered:
     latency: float | None = None
     cost: float | None = None
 
+    @property
+    def prompt_tokens(self) -> int | None:
+        """How many tokens the model read."""
+        return None if self.answer is None else self.answer.prompt_tokens
+
+    @property
+    def new_tokens(self) -> int | None:
+        """How many it wrote; none where its probabilities or its reward were read."""
+        if self.answer is None:
+            return None
+        return self.answer.tokens_made if isinstance(self.answer, GenerateResult) else 0
+
 
 def ending_request(call: Call, reasons: GenerateResult) -> ScoreRequest | None:
     """The second request of a call, after the judge's own reasons; None where these failed.
@@ -200,6 +212,8 @@ def read_answer(judge: Plain, call: Call, answered: Answered | None) -> list[Jud
             rationale=j.rationale if answered.rationale is None else answered.rationale,
             latency=answered.latency,
             cost=answered.cost,
+            prompt_tokens=answered.prompt_tokens,
+            new_tokens=answered.new_tokens,
         )
         for j in read
     ]

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from rlaif.compare.ranking import strengths
 from rlaif.config import MetaJudge, PairwiseJudge, WritingJudge
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Capability
@@ -32,10 +34,13 @@ from .composed import (
     seen_together,
     under,
 )
-from .elo import battles, elo
 
 Key = tuple[str, str | None]
 """An answer and the principle by which it was judged."""
+
+PRIOR = 0.1
+"""Precision of the prior on an Elo (natural-log units): it keeps an unbeaten judgement finite, and
+a few comparisons from deciding alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,8 @@ class Meta:
             return concluded(self, calls, [subject], who, status, principle=principle, among=among)
         place = {j.judgement_id: index for index, j in enumerate(valued)}
         own = [c for c in compared if c.shown[0].completion_id in place]
-        ratings = elo(battles(len(valued), self._verdicts(own, place, answers)))
+        wins, pairs = fair_wins(self._verdicts(own, place, answers))
+        ratings = strengths(wins[None], pairs, len(valued), PRIOR)[0]
         shares = np.exp(ratings - ratings.max())
         scores = np.array([j.score for j in valued], dtype=float)
         kept = {f"score/{j.sample_index}": float(s) for j, s in zip(valued, scores, strict=True)}
@@ -149,6 +155,23 @@ class Meta:
             for j in read
             if j.prob_first is not None
         ]
+
+
+def fair_wins(
+    verdicts: Sequence[tuple[int, int, float]],
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Wins (E,) and who won against whom (E, 2), each win weighted by its slot.
+
+    A verdict is (shown first, shown second, probability that the first wins). A win in slot 1
+    weighs win_2 / (win_1 + win_2) and one in slot 2 the rest, where win_k are the wins in slot k: a
+    meta-judge that always takes one slot says nothing (2407.19594, section 2.3).
+    """
+    shown = np.asarray([(i, j) for i, j, _ in verdicts], dtype=np.intp).reshape(-1, 2)
+    first = np.asarray([prob for _, _, prob in verdicts], dtype=np.float64)
+    second = 1.0 - first
+    count = max(1, first.size)
+    wins = np.concatenate([first * (second.sum() / count), second * (first.sum() / count)])
+    return wins, np.concatenate([shown, shown[:, ::-1]])
 
 
 def _text(judgement: Judgement) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlaif.compare.bootstrap import IntervalJson, direction, show_interval, show_number
+from rlaif.compare.judge_figures import BY_SUBSET
 from rlaif.compare.rewardbench import foreign_subsets
 from rlaif.report import plots
 from rlaif.report.build import environment
@@ -97,7 +98,10 @@ GROUPS = (
     ),
     Group(
         "How it answered, and the cost",
-        "Coverage is the share of pairs with a verdict; what is missing is in no other figure.",
+        "Coverage is the share of pairs with a verdict; what is missing is in no other figure. A "
+        "pair costs what it would cost alone: an answer that stands in several pairs counts in "
+        "each. Seconds and money are of the first time that a question was asked; money is in the "
+        "currency of the model's price.",
         (
             Column("coverage", "coverage", "pairs with a verdict"),
             Column("tie_rate", "ties", "verdicts that are ties"),
@@ -105,7 +109,10 @@ GROUPS = (
             Column("unread_rate", "unread", "unparsed or failed, of its judgements"),
             Column("label_mass", "label mass", "probability on the labels"),
             Column("calls_per_pair", "calls", "questions to a model, per pair"),
-            Column("seconds_per_pair", "seconds", "per pair, as first run"),
+            Column("seconds_per_pair", "seconds", "per pair"),
+            Column("prompt_tokens_per_pair", "tokens read", "per pair"),
+            Column("new_tokens_per_pair", "tokens written", "per pair"),
+            Column("money_per_pair", "money", "per pair"),
         ),
     ),
 )
@@ -211,7 +218,7 @@ def bench_tables(result: Result) -> list[Table | Text]:
         headline.add_row(name, cells[0], *counts, *cells[1:], style=style)
     tables: list[Table | Text] = [headline]
     if 1 < len(about["subsets"]) <= MOST_SUBSETS:
-        parts = {s: _subset_row(result, s) for s in about["subsets"]}
+        parts = _subset_rows(result, "agreement")
         tables.append(_by_judge("agreement by subset, ties excluded", result, parts))
     if any(figure(row, "rewardbench/Chat") for row in result["judges"].values()):
         sections = {
@@ -236,6 +243,7 @@ def _words(result: Result) -> list[str]:
         *votes_words(result),
         *silenced_words(result),
         *foreign_words(result),
+        *cost_words(result),
     ]
 
 
@@ -246,8 +254,42 @@ def _cell(value: IntervalJson | None) -> str:
     return f"{mean}\n[{low}, {high}]"
 
 
-def _subset_row(result: Result, subset: str) -> list[IntervalJson | None]:
-    return [row["subsets"].get(subset, {}).get("agreement") for row in result["judges"].values()]
+_COSTS = {
+    "calls": "{:,.4g} calls",
+    "seconds": "{:,.3g} seconds",
+    "prompt_tokens": "{:,.7g} tokens read",
+    "new_tokens": "{:,.7g} written",
+    "money": "money {:,.4g}",
+}
+
+
+def cost_words(result: Result) -> list[str]:
+    """What each judge that asks a model took, in all and for a pair."""
+    words = []
+    for name, row in result["judges"].items():
+        pair = {key: row.get(f"{key}_per_pair", {}).get("mean") for key in _COSTS}
+        if row["total"]["calls"]:
+            words.append(f"{name}: {_costs(row['total'])} in all; {_costs(pair)} per pair.")
+    return words
+
+
+def _costs(cost: Mapping[str, float | None]) -> str:
+    known = {name: cost[name] for name in _COSTS}
+    return ", ".join(_COSTS[n].format(value) for n, value in known.items() if value is not None)
+
+
+def _subset_rows(result: Result, name: str) -> dict[str, list[IntervalJson | None]]:
+    """Subset to one figure of each judge."""
+    rows = list(result["judges"].values())
+    return {s: [row["subsets"][s].get(name) for row in rows] for s in result["pairs"]["subsets"]}
+
+
+def subset_tables(result: Result) -> list[tuple[Column, dict[str, list[IntervalJson | None]]]]:
+    """The figures that are taken within subsets, each with a row for every subset; those that no
+    judge has are left out."""
+    columns = [c for group in GROUPS for c in group.columns if c.name in BY_SUBSET]
+    tables = [(column, _subset_rows(result, column.name)) for column in columns]
+    return [(c, rows) for c, rows in tables if any(any(cells) for cells in rows.values())]
 
 
 def attack_rows(result: Result) -> dict[str, list[IntervalJson | None]]:
@@ -307,7 +349,7 @@ def bench_page(result: Result, path: Path) -> Path:
             words=_words(result),
             forest=_forest(result),
             curves=_curves(result),
-            subsets={s: _subset_row(result, s) for s in result["pairs"]["subsets"]},
+            subsets=subset_tables(result),
             attacks=attack_rows(result),
             style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         )
@@ -333,8 +375,8 @@ def _curves(result: Result) -> list[tuple[str, Markup]]:
     """A reliability curve for each judge whose probabilities are not all the same few."""
     found = []
     for place, (name, row) in enumerate(result["judges"].items()):
-        bins = [(b["prob"], b["share"], b["n"]) for b in row["reliability"]]
-        if len([b for b in bins if 0.0 < b[0] < 1.0]) > 1:
+        bins = row["reliability"]
+        if len([b for b in bins if 0.0 < b["prob"] < 1.0]) > 1:
             label = f"Reliability of {name}, {len(bins)} bins"
             found.append((name, plots.reliability(f"reliability{place}", label, bins)))
     return found

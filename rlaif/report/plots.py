@@ -134,17 +134,19 @@ def forest(
         return _svg(figure, slug, label)
 
 
-def reliability(slug: str, label: str, bins: Sequence[tuple[float, float, int]]) -> Markup:
-    """(probability, share, count) of each bin against the diagonal, larger dots for more pairs.
-    Returns an `<svg>`."""
-    largest = max(count for _, _, count in bins)
+def reliability(slug: str, label: str, bins: Sequence[Mapping[str, float]]) -> Markup:
+    """Of each bin (`prob`, `share` with its ends `low` and `high`, `n`) the share against the
+    diagonal, larger dots for more pairs. Returns an `<svg>`."""
+    probs, shares, low, high, counts = (
+        np.asarray([b[key] for b in bins]) for key in ("prob", "share", "low", "high", "n")
+    )
     with context(["default", _style(slug)]):
         figure = Figure(figsize=(2.6, 2.4), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
-        probs, shares = [b[0] for b in bins], [b[1] for b in bins]
         axes.plot(probs, shares, color=_LINES[0], linewidth=1.2, alpha=0.6)
-        sizes = [12.0 + 60.0 * count / largest for _, _, count in bins]
+        axes.vlines(probs, low, high, color=_LINES[0], linewidth=1.4, alpha=0.4)
+        sizes = 12.0 + 60.0 * counts / counts.max()
         axes.scatter(probs, shares, s=sizes, color=_LINES[0], zorder=3)
         axes.set_xlim(-0.04, 1.04)
         axes.set_ylim(-0.04, 1.04)

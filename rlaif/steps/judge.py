@@ -6,14 +6,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
 from rlaif.errors import ConfigError
-from rlaif.judges.base import Call, Judge, Plain, is_staged
+from rlaif.judges.base import Answered, Call, Judge, Plain, is_staged, read_answer
 from rlaif.records import VALUED, Completion, Judgement
 from rlaif.steps.asking import Kept, Request, results_of, verdicts
 from rlaif.steps.context import Engines, Progress, StepContext, by_prompt
@@ -149,9 +148,10 @@ def ask_model(
     began = time.monotonic()
     for results in results_of(engine, requests(), done):
         share = (time.monotonic() - began) / len(results)
-        yield [
-            replace(j, latency=result.seconds if engine.concurrent else share, cost=result.cost)
-            for result in results
-            for j in judge.read(open_calls.pop(result.request_id), result, annotator)
-        ]
+        judged: list[Judgement] = []
+        for result in results:
+            seconds = result.seconds if engine.concurrent else share
+            answered = Answered(result, annotator, None, seconds, result.cost)
+            judged += read_answer(judge, open_calls.pop(result.request_id), answered)
+        yield judged
         began = time.monotonic()

@@ -21,7 +21,14 @@ from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.fake import FakeEngine
 from rlaif.errors import ConfigError
 from rlaif.progress import QuietProgress
-from rlaif.report.bench import baseline_words, bench_page, foreign_words, silenced_words
+from rlaif.report.bench import (
+    baseline_words,
+    bench_page,
+    cost_words,
+    foreign_words,
+    silenced_words,
+)
+from tests.servers.scripted import ScriptedServer, prompt_text
 
 LEVELS = (55, 65, 75, 85, 95)
 SLOTTED = 0.2
@@ -101,6 +108,17 @@ def test_the_planted_accuracy_is_recovered(measured: dict[str, Any]) -> None:
     assert sum(part["agreement"]["n"] for part in measured["subsets"].values()) == measured["n"]
 
 
+def test_the_main_figures_are_taken_within_subsets(measured: dict[str, Any]) -> None:
+    for part in measured["subsets"].values():
+        assert inside(0.75, part["agreement"])
+        assert inside(0.5, part["kappa"])
+        assert inside(SLOTTED, part["same_slot"])
+        assert inside(0.5 + SLOTTED / 2, part["slot_one_rate"])
+        assert part["coverage"]["mean"] == 1.0
+        assert part["unread_rate"]["mean"] == part["abstain_rate"]["mean"] == 0.0
+        assert part["prefers_longer"]["n"] < part["coverage"]["n"] == 350
+
+
 def test_the_planted_position_bias_is_recovered_by_slot(measured: dict[str, Any]) -> None:
     assert inside(SLOTTED, measured["same_slot"])
     assert inside(SLOTTED, measured["same_slot_first"])
@@ -116,6 +134,9 @@ def test_a_calibrated_judge_is_found_calibrated(measured: dict[str, Any]) -> Non
     right = [b for b in measured["reliability"] if b["n"] > 30]
     assert len(right) > 5
     assert all(abs(b["share"] - b["prob"]) < 0.15 for b in right)
+    # 95% intervals, of about ten bins.
+    assert sum(not inside(b["prob"], b) for b in right) <= 2
+    assert all(b["low"] < b["share"] < b["high"] for b in right)
 
 
 def test_a_judge_that_is_too_sure_is_found_out_and_mended(tmp_path: Path) -> None:
@@ -385,3 +406,57 @@ def test_an_answer_in_two_pairs_is_judged_beside_each_of_its_opponents(tmp_path:
     ]
     found = bench(tmp_path, [str(path)], pairs)["judges"]["jury"]
     assert (found["agreement"], found["n"], found["ties"]) == (1.0, 2, 0)
+
+
+def test_what_a_judge_on_a_server_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question is 40 words or so, and two of them (one per order) cost what the server
+    counted; the second run asks nothing and says the same."""
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
+    pairs = [make_pair("f", user(f"Question {i}?"), ("fine", "poor"), 1.0) for i in range(4)]
+    price = {"input": 2.0, "output": 10.0}
+    judge = {"id": "written", "kind": "pairwise", "verdict": "written", "max_new_tokens": 8}
+    path = tmp_path / "judges.yaml"
+    with ScriptedServer(lambda body, choice: "1", context=2000) as server:
+        remote = {"path": "m", "engine": "openai", "base_url": server.url, "price": price}
+        content = {"models": {"remote": remote}, "judges": [judge | {"by": "remote"}]}
+        path.write_text(yaml.safe_dump(content), "utf-8")
+        result = bench(tmp_path, [str(path)], pairs, attacks=["flattery"], resamples=20)
+        kept = (tmp_path / "out" / "bench.json").read_bytes()
+        asked = [len(prompt_text(body).split()) for body in server.asked]
+        bench(tmp_path, [str(path)], pairs, attacks=["flattery"], resamples=20)
+        assert len(server.asked) == len(asked)
+    assert (tmp_path / "out" / "bench.json").read_bytes() == kept
+    row = result["judges"]["written"]
+    # The first slot always wins: every pair is a tie over both orders, and none is attacked.
+    total = row["total"]
+    assert (total["calls"], total["new_tokens"], len(asked)) == (8, 8, 8)
+    assert total["prompt_tokens"] == sum(asked)
+    assert total["money"] == pytest.approx((2.0 * sum(asked) + 10.0 * 8) / 1e6)
+    assert row["calls_per_pair"]["mean"] == 2.0
+    assert row["new_tokens_per_pair"]["mean"] == 2.0
+    assert row["prompt_tokens_per_pair"]["mean"] == pytest.approx(sum(asked) / 4)
+    assert row["money_per_pair"]["mean"] == pytest.approx(total["money"] / 4)
+    [words] = cost_words(result)
+    assert words.startswith("written: 8 calls")
+    assert f"{sum(asked)} tokens read, 8 written, money" in words
+    page = bench_page(result, tmp_path / "page.html").read_text("utf-8")
+    assert words in page
+    assert "tokens written" in page
+
+
+def test_totals_count_what_attacks_and_repeats_asked(tmp_path: Path) -> None:
+    """An answer is asked about once, though it stands in two pairs; an attack asks about what it
+    changed alone."""
+    pairs = [make_pair("f", user("Which?"), ("fine", poor), 1.0) for poor in ("poor", "poorer")]
+    rules = [
+        {"match": "fine", "labels": {"3": 1.0}},
+        {"match": "poor", "labels": {"2": 1.0}},
+    ]
+    file = judges_file(tmp_path, rules, {"id": "marks", "kind": "rating", "expected": True})
+    row = bench(tmp_path, [file], pairs, attacks=["flattery"], resamples=20)["judges"]["marks"]
+    assert row["total"]["calls"] == 3 + 2
+    assert row["calls_per_pair"]["mean"] == 2.0
+    assert row["total"]["money"] is None
+    assert "money_per_pair" not in row
+    again = bench(tmp_path, [file], pairs, repeats=2, resamples=20)["judges"]["marks"]
+    assert again["total"]["calls"] == 3 + 3

@@ -118,7 +118,7 @@ def test_verdicts_that_follow_length_alone_are_levelled() -> None:
     gaps = np.asarray([draw.gauss(-60, 80) for _ in range(800)])
     probs = 1 / (1 + np.exp(2.0 * np.tanh(gaps / gaps.std(ddof=1))))
     raw = 100 * probs.mean()
-    found = lc_minimal(probs, gaps)
+    found = lc_minimal(probs, gaps, np.arange(800))
     assert found is not None
     assert raw > 60
     assert found[0] == pytest.approx(50.0, abs=0.5)
@@ -130,21 +130,33 @@ def test_length_controlled_error_covers_the_truth() -> None:
     for _ in range(20):
         gaps = rng.normal(0, 100, 300)
         truth = 1 / (1 + np.exp(-(0.6 - 1.0 * np.tanh(gaps / gaps.std(ddof=1)))))
-        found = lc_minimal((rng.random(300) < truth).astype(float), gaps)
+        found = lc_minimal((rng.random(300) < truth).astype(float), gaps, np.arange(300))
         assert found is not None
         assert found[1] is not None
         inside += abs(found[0] - 100 / (1 + math.exp(-0.6))) < 1.96 * found[1]
     assert inside >= 16
 
 
+def test_battles_of_one_prompt_are_no_more_evidence_than_one() -> None:
+    rng = np.random.default_rng(4)
+    gaps = rng.normal(0, 100, 200)
+    probs = rng.random(200)
+    alone = lc_minimal(probs, gaps, np.arange(200))
+    thrice = lc_minimal(np.tile(probs, 3), np.tile(gaps, 3), np.tile(np.arange(200), 3))
+    assert alone is not None and thrice is not None
+    assert thrice[0] == pytest.approx(alone[0], abs=0.5)
+    assert thrice[1] == pytest.approx(alone[1], rel=0.02)
+
+
 def test_where_length_cannot_be_controlled() -> None:
     probs = np.asarray([1.0, 0.0, 1.0, 0.5, 0.25, 0.75])
-    same = lc_minimal(probs, np.full(6, 4.0))
+    units = np.arange(10)
+    same = lc_minimal(probs, np.full(6, 4.0), units[:6])
     assert same is not None
     assert same[0] == pytest.approx(100 * probs.mean())
-    assert lc_minimal(probs[:4], np.arange(4.0)) is None
-    assert lc_minimal(np.ones(6), np.arange(6.0)) is None
-    one_win = lc_minimal(np.asarray([0.0] * 9 + [1.0]), np.arange(10.0) % 3)
+    assert lc_minimal(probs[:4], np.arange(4.0), units[:4]) is None
+    assert lc_minimal(np.ones(6), np.arange(6.0), units[:6]) is None
+    one_win = lc_minimal(np.asarray([0.0] * 9 + [1.0]), np.arange(10.0) % 3, units)
     assert one_win is None or 0 <= one_win[0] <= 100
 
 

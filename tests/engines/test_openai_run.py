@@ -101,6 +101,7 @@ def test_a_run_with_models_on_a_server(
     assert {row["status"] for row in judgements} == {"ok"}
     assert {row["score"] for row in judgements if row["judge"] == "json"} == {0.75}
     assert all(row["cost"] > 0 for row in judgements)
+    assert all(row["prompt_tokens"] > 0 for row in judgements)
     markers = [step.done() or {} for step in steps.values()]
     remote = [numbers for m in markers for numbers in m.get("remote", {}).values()]
     assert sum(n["calls"] for n in remote) == asked

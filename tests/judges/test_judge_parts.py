@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from rlaif.compare.aggregate import candidate_scores
+from rlaif.compare.ranking import strengths
 from rlaif.config import JudgeStep
 from rlaif.constitution import Constitution
 from rlaif.engines.base import GenerateResult, ScoreResult
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Answered
 from rlaif.judges.build import build_judge
-from rlaif.judges.elo import battles, elo
 from rlaif.judges.jury import accuracy_weight
+from rlaif.judges.meta import fair_wins
 from rlaif.judges.pairwise import Reading
 from rlaif.records import Completion, content_hash, make_prompt
 
@@ -196,14 +197,21 @@ def test_items_of_a_file_belong_to_their_prompts(tmp_path: Path) -> None:
 
 
 def test_elo_is_fair_to_slots_and_finds_the_order() -> None:
+    def elo(verdicts: list[tuple[int, int, float]]) -> np.ndarray:
+        wins, pairs = fair_wins(verdicts)
+        return strengths(wins[None], pairs, 3, 0.1)[0]
+
     first_always = [(i, j, 1.0) for i in range(3) for j in range(3) if i != j]
-    assert np.allclose(elo(battles(3, first_always)), 0)
+    assert np.allclose(elo(first_always), 0)
     better = [(i, j, 1.0 if i < j else 0.0) for i in range(3) for j in range(3) if i != j]
-    found = elo(battles(3, better))
+    found = elo(better)
     assert found[0] > found[1] > found[2] and abs(found.sum()) < 1e-9
-    shuffled = elo(battles(3, better[::-1]))
-    assert np.allclose(found, shuffled)
-    assert np.allclose(elo(battles(2, [])), 0)
+    assert np.allclose(found, elo(better[::-1]))
+    # Each pair is won once in either slot, at weight 1/2: sigmoid(-2e) + sigmoid(-e) = 0.1 e.
+    assert 1 / (1 + np.exp(2 * found[0])) + 1 / (1 + np.exp(found[0])) == pytest.approx(
+        0.1 * found[0]
+    )
+    assert np.allclose(elo([]), 0)
 
 
 def test_accuracies_become_log_odds() -> None:
