@@ -1,12 +1,14 @@
-"""How fast judges ask a server, next to a bare client and to the ideal, and in how much memory.
+"""How fast judges ask a server, next to other ways and to the ideal, and in how much memory.
 
-    python benchmarks/judging.py [--calls 10000] [--concurrency 64] [--memory-calls 100000]
-                                 [--quick] [--json]
+    python benchmarks/judging.py [--calls 10000] [--concurrency 64] [--latency 0.05 1.0]
+                                 [--distilabel PYTHON] [--memory-calls 100000] [--quick] [--json]
 
 A scripted server in a process of its own answers after a fixed latency. Each way of asking makes
 as many calls in a process of its own, imports excluded: `rlaif` with retries, request cache and
-records on; `bare`, a plain loop over `AsyncOpenAI`, which keeps nothing. The ideal is
-calls x latency / concurrency. The ways take turns, and the fastest turn of each counts.
+records on; `bare`, a plain loop over `AsyncOpenAI`, which keeps nothing; with `--distilabel` also
+`distilabel`, by the Python of an environment that has it (see README.md). The ideal is
+calls x latency / concurrency; by waves it is the latency times the most calls that a place must
+make one after the other. The ways take turns, and the fastest turn of each counts.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ sys.path.insert(0, str(ROOT))
 WORDS = "The answer names a colour, a fruit and a reason, and says where it may be wrong. "
 MAX_RATIO = 1.05
 MIN_SHARE = 0.95
+MIN_TIMES_DISTILABEL = 2.0
+MARKS = (1_000, 10_000, 100_000)
+"""Numbers of judgements at which the peak of memory is read."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,24 @@ def server(latency: float) -> Iterator[str]:
         process.wait()
 
 
-def ask_bare(url: str, count: int, concurrency: int) -> Cost:
+@dataclass(frozen=True)
+class Asked:
+    """What a way of asking took, and the peak of memory (MB) by the number of answers so far."""
+
+    cost: Cost
+    peaks: dict[int, float]
+
+
+def peak_mb() -> float:
+    """The most memory that this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def ask_bare(url: str, count: int, concurrency: int) -> Asked:
     """A plain loop over the client."""
     import openai
 
-    async def main() -> Cost:
+    async def main() -> Asked:
         client = openai.AsyncOpenAI(base_url=url, api_key="none")
         pending = iter(enumerate(texts(count)))
 
@@ -93,12 +111,12 @@ def ask_bare(url: str, count: int, concurrency: int) -> Cost:
 
         began = Cost.now()
         await asyncio.gather(*(work() for _ in range(concurrency)))
-        return Cost.now().since(began)
+        return Asked(Cost.now().since(began), {count: peak_mb()})
 
     return asyncio.run(main())
 
 
-def ask_rlaif(url: str, count: int, concurrency: int) -> Cost:
+def ask_rlaif(url: str, count: int, concurrency: int) -> Asked:
     """A judge with retries, cache and records, to the last record."""
     import rlaif.engines.openai
     from rlaif.config import ModelSpec, YesNoJudge
@@ -143,77 +161,104 @@ def ask_rlaif(url: str, count: int, concurrency: int) -> Cost:
         store = Store(Path(folder) / "run")
         step, pool = store.step("judging"), EnginePool(store)
         step.path.mkdir(parents=True)
+        peaks: dict[int, float] = {}
         began, made = Cost.now(), 0
-        for batch in ask_model(judge, model, pool, calls(), set()):
-            step.append("judgements", batch)
-            made += len(batch)
+        with pool.account.meters.kept_in(step.path):
+            for batch in ask_model(judge, model, pool, calls(), set()):
+                step.append("judgements", batch)
+                made += len(batch)
+                for mark in (mark for mark in MARKS if mark <= made):
+                    peaks.setdefault(mark, peak_mb())
         cost = Cost.now().since(began)
         assert made == count, f"{made} of {count} judged"
-    return cost
+    return Asked(cost, {**peaks, count: peak_mb()})
 
 
 WAYS = {"rlaif": ask_rlaif, "bare": ask_bare}
 
 
-def in_a_process(way: str, url: str, count: int, concurrency: int) -> dict[str, float]:
-    """Seconds, CPU seconds and peak memory (MB) of one way of asking, in a fresh process."""
-    command = [sys.executable, __file__, "--way", way, "--url", url]
-    command += ["--calls", str(count), "--concurrency", str(concurrency)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+def in_a_process(way: str, url: str, count: int, concurrency: int) -> dict[str, Any]:
+    """Seconds, CPU seconds and peaks of memory of one way of asking, in a fresh process."""
+    return last_line([sys.executable, __file__, "--way", way], url, count, concurrency)
+
+
+def by_distilabel(python: Path, url: str, count: int, concurrency: int) -> float:
+    """Seconds that distilabel takes for the same work."""
+    command = [str(python), str(ROOT / "benchmarks/judging_distilabel.py")]
+    return float(last_line(command, url, count, concurrency)["seconds"])
+
+
+def last_line(command: list[str], url: str, count: int, concurrency: int) -> dict[str, Any]:
+    """The JSON that a program ends with."""
+    numbers = ["--url", url, "--calls", str(count), "--concurrency", str(concurrency)]
+    done = subprocess.run([*command, *numbers], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)} ended with exit code {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def compare(latency: float, count: int, concurrency: int, turns: int) -> dict[str, float]:
-    """Both ways against each other and the ideal, at one latency."""
+def compare(latency: float, options: argparse.Namespace) -> dict[str, float]:
+    """All ways against each other and the ideal, at one latency."""
+    count, concurrency = options.calls, options.concurrency
     best: dict[str, float] = {}
     cpu: dict[str, float] = {}
     with server(latency) as url:
-        for _ in range(turns):
+        for _ in range(options.turns):
             for way in WAYS:
                 measured = in_a_process(way, url, count, concurrency)
                 best[way] = min(best.get(way, math.inf), measured["seconds"])
                 cpu[way] = min(cpu.get(way, math.inf), measured["cpu"])
+            if options.distilabel:
+                seconds = by_distilabel(options.distilabel, url, count, concurrency)
+                best["distilabel"] = min(best.get("distilabel", math.inf), seconds)
     ideal = count * latency / concurrency
-    row = {
-        "latency": latency,
-        "calls": count,
-        "rlaif_calls_per_second": count / best["rlaif"],
-        "bare_calls_per_second": count / best["bare"],
-        "share_of_bare": best["bare"] / best["rlaif"],
-        "times_ideal": best["rlaif"] / ideal,
-        "bare_times_ideal": best["bare"] / ideal,
-        "rlaif_cpu_ms": 1000 * cpu["rlaif"] / count,
-        "bare_cpu_ms": 1000 * cpu["bare"] / count,
-    }
-    print(
-        f"latency {latency * 1000:.0f} ms, {count} calls: "
-        f"rlaif {row['rlaif_calls_per_second']:.0f} calls/s, "
-        f"bare client {row['bare_calls_per_second']:.0f} calls/s; "
-        f"{row['share_of_bare']:.2f} x the bare client (goal {MIN_SHARE}), "
-        f"{row['times_ideal']:.2f} x the ideal time (bare {row['bare_times_ideal']:.2f}); "
-        f"CPU a call {row['rlaif_cpu_ms']:.2f} ms, bare {row['bare_cpu_ms']:.2f} ms",
-        flush=True,
-    )
+    row: dict[str, float] = {"latency": latency, "calls": count, "concurrency": concurrency}
+    row |= {f"{way}_calls_per_second": count / seconds for way, seconds in best.items()}
+    row |= {f"{way}_times_ideal": seconds / ideal for way, seconds in best.items()}
+    row |= {f"{way}_cpu_ms": 1000 * seconds / count for way, seconds in cpu.items()}
+    row["times_ideal_by_waves"] = best["rlaif"] / (latency * math.ceil(count / concurrency))
+    row |= {f"times_{way}": s / best["rlaif"] for way, s in best.items() if way != "rlaif"}
+    show(row, list(best))
     return row
 
 
-def memory(counts: tuple[int, int], concurrency: int) -> list[dict[str, float]]:
-    """Peak memory of few and of many calls."""
-    rows = []
+def show(row: dict[str, float], ways: list[str]) -> None:
+    """One latency's figures in words."""
+    milliseconds = row["latency"] * 1000
+    print(f"latency {milliseconds:.0f} ms, {row['calls']} calls, {row['concurrency']} open:")
+    for way in ways:
+        cpu = f", CPU a call {row[f'{way}_cpu_ms']:.2f} ms" if f"{way}_cpu_ms" in row else ""
+        print(
+            f"  {way:10} {row[f'{way}_calls_per_second']:6.1f} calls/s, "
+            f"{row[f'{way}_times_ideal']:.3f} x the ideal time{cpu}"
+        )
+    verdict = f"  rlaif makes {row['times_bare']:.2f} x the calls/s of bare (goal {MIN_SHARE})"
+    if "times_distilabel" in row:
+        verdict += f", {row['times_distilabel']:.2f} x distilabel's (goal {MIN_TIMES_DISTILABEL})"
+    print(
+        f"{verdict}, and takes {row['rlaif_times_ideal']:.3f} x the ideal time (goal {MAX_RATIO}), "
+        f"{row['times_ideal_by_waves']:.3f} x that of whole waves",
+        flush=True,
+    )
+
+
+def memory(count: int, concurrency: int) -> dict[str, float]:
+    """Peaks of memory of one process by the number of judgements so far."""
     with server(0.0) as url:
-        for count in counts:
-            measured = in_a_process("rlaif", url, count, concurrency)
-            rows.append({"calls": count, "peak_mb": measured["peak_mb"]})
-            print(f"{count} calls: {measured['peak_mb']:.0f} MB at its peak", flush=True)
-    return rows
+        peaks: dict[str, float] = in_a_process("rlaif", url, count, concurrency)["peaks"]
+    for made, peak in peaks.items():
+        print(f"{made} judgements: {peak:.1f} MB at the peak so far", flush=True)
+    return peaks
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--calls", type=int, default=10_000)
-    parser.add_argument("--memory-calls", type=int, default=100_000)
+    parser.add_argument("--memory-calls", type=int, default=100_000, help="0 for no such run")
     parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--latency", type=float, nargs="*", default=[0.05, 1.0], help="seconds")
+    parser.add_argument("--distilabel", type=Path, metavar="PYTHON", help="compare with it too")
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="a tenth of the calls")
     parser.add_argument("--json", action="store_true")
@@ -221,15 +266,15 @@ def main() -> None:
     parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        cost = WAYS[options.way](options.url, options.calls, options.concurrency)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": cost.wall, "cpu": cost.cpu, "peak_mb": peak}))
+        asked = WAYS[options.way](options.url, options.calls, options.concurrency)
+        cost = asked.cost
+        print(json.dumps({"seconds": cost.wall, "cpu": cost.cpu, "peaks": asked.peaks}))
         return
-    scale = 10 if options.quick else 1
-    count = options.calls // scale
-    rows = [compare(latency, count, options.concurrency, options.turns) for latency in (0.05, 1.0)]
-    counts = (1000, options.memory_calls // scale)
-    result = {"speed": rows, "memory": memory(counts, options.concurrency)}
+    if options.quick:
+        options.calls, options.memory_calls = options.calls // 10, options.memory_calls // 10
+    result: dict[str, Any] = {"speed": [compare(latency, options) for latency in options.latency]}
+    if options.memory_calls:
+        result["memory"] = memory(options.memory_calls, options.concurrency)
     if options.json:
         print(json.dumps(result))
 

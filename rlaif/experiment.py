@@ -132,7 +132,8 @@ def _run_step(
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.repair()
         context = StepContext(planned, folder, store, inputs, prompts, pool, progress)
-        summary = import_module(STEPS[planned.kind]).run(context)
+        with pool.account.meters.kept_in(folder.path):
+            summary = import_module(STEPS[planned.kind]).run(context)
         summary |= {
             "hash": planned.hash,
             "kind": planned.kind,
@@ -140,8 +141,6 @@ def _run_step(
             "inputs": planned.inputs,
             "seconds": round(time.monotonic() - began, 3),
         }
-        if remote := pool.account.take():
-            summary["remote"] = remote
         folder.finish(summary)
     progress.finish()
 

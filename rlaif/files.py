@@ -98,7 +98,8 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
         pool = EnginePool(store)
         try:
             context = StepContext(planned, folder, store, inputs, prompts, pool, progress)
-            summary = import_module(STEPS[request.kind]).run(context)
+            with pool.account.meters.kept_in(folder.path):
+                summary = import_module(STEPS[request.kind]).run(context)
         finally:
             progress.finish()
             pool.close()
@@ -144,12 +145,13 @@ def _prompts(request: Request) -> PromptSet:
 
 @contextmanager
 def asking(folder: Path) -> Iterator[tuple[Store, EnginePool]]:
-    """A folder for what models say, locked, and engines to ask; both are freed at the end."""
+    """A folder for what models say and for the meters of servers, locked, and engines to ask; both
+    are freed at the end."""
     store = Store(folder)
     store.prepare()
     pool = EnginePool(store)
     try:
-        with explain_os_errors(folder), store.locked():
+        with explain_os_errors(folder), store.locked(), pool.account.meters.kept_in(folder):
             yield store, pool
     finally:
         pool.close()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from rlaif.engines.meter import Meter, read_meters
 from rlaif.manifest import read_manifest
 from rlaif.records import Prompt, from_json, to_json
 from rlaif.report.view import HeldOutRow, LineageRow, RoundRow, RunView, StepRow
@@ -126,8 +127,18 @@ class Run:
                 for alarm in r["alarms"]
             ],
             "arms": self.comparisons(),
+            "remote": self.remote(),
             "steps": steps,
         }
+
+    def remote(self) -> dict[str, dict[str, Any]]:
+        """What each model on a server was asked in all steps and runs of them, as `Meter.summary`
+        has it; empty where no server was asked."""
+        total: dict[str, Meter] = {}
+        for step in self.manifest["steps"]:
+            for model, meter in read_meters(self.store.step(step["hash"]).path).items():
+                total.setdefault(model, Meter()).add(meter)
+        return {model: meter.summary() for model, meter in sorted(total.items())}
 
     def _step_row(self, step: dict[str, Any]) -> dict[str, Any]:
         marker = self.store.step(step["hash"]).done()
@@ -135,6 +146,8 @@ class Run:
         found["state"] = "done" if marker else "missing"
         found["seconds"] = marker["seconds"] if marker else None
         found["counts"] = marker["counts"] if marker else {}
+        asked = read_meters(self.store.step(step["hash"]).path).values()
+        found["cost"] = sum(meter.cost for meter in asked) or None
         return found
 
     def view(self) -> RunView:
@@ -152,6 +165,7 @@ class Run:
             config_yaml=config,
             manifest={k: v for k, v in self.manifest.items() if k not in ("steps", "constitution")},
             lineage=self._lineage(),
+            remote=status["remote"],
             comparisons=self.comparisons(),
             rounds=[_round_row(r) for r in read_rounds(self.root)],
             steps=[_report_step(step) for step in status["steps"]],
@@ -290,7 +304,7 @@ def _report_step(step: dict[str, Any]) -> StepRow:
         "seconds": step["seconds"],
         "reused": False,
         "counts": step["counts"],
-        "cost": None,
+        "cost": step["cost"],
     }
 
 

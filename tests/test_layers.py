@@ -28,6 +28,7 @@ LAYERS = [
         "files",
         "bench",
         "dryrun",
+        "forecast",
         "render",
         "progress",
         "whatif",

@@ -27,9 +27,9 @@ from rlaif.compare.judge_figures import (
 from rlaif.compare.verdicts import Cost, VerdictTable, total_cost, verdict_table
 from rlaif.config import ModelSpec
 from rlaif.data.labelled import LabelledPair
-from rlaif.engines.build import EnginePool
 from rlaif.errors import ConfigError
 from rlaif.experiment import StepProgress
+from rlaif.files import asking
 from rlaif.judges.attacks import ATTACKS, Attack
 from rlaif.records import Judgement, content_hash
 from rlaif.steps.context import Engines
@@ -74,16 +74,12 @@ def run_bench(
         raise ConfigError(f"{request.name}: no labelled pair in it")
     attacks = _attacks(request.attacks)
     shown = [p.presented(request.seed) for p in _limited(pairs, request.limit)]
-    store = Store(request.out)
-    store.prepare()
-    with store.locked():
-        engines = EnginePool(store)
+    with asking(request.out) as (store, engines):
         try:
             setting = _Setting(request, shown, store, engines, progress)
             measured = {e.judge.id: _measured(setting, e, attacks) for e in entrants}
         finally:
             progress.finish()
-            engines.close()
         result = {
             "pairs": _about(request.name, shown),
             "settings": {

@@ -105,7 +105,7 @@ def judge_bench(
     is not judged again.
     """
     from rlaif.bench.run import BenchRequest, run_bench
-    from rlaif.config import ModelSpec
+    from rlaif.files import named_model
     from rlaif.report.bench import bench_page, bench_tables
 
     labelled = labelled_pairs(pairs, from_, columns, on_error)
@@ -115,7 +115,7 @@ def judge_bench(
         name,
         judges,
         folder,
-        ModelSpec(path=model),
+        named_model(model).spec,
         constitution,
         baselines,
         attacks,

@@ -60,6 +60,7 @@ def run(
         click.echo(json.dumps(status, ensure_ascii=False))
         return
     _print_rounds(loaded)
+    _print_remote(loaded)
     if result.ran:
         click.echo(f"Ran {result.ran} steps, reused {result.reused}. Run folder: {out}")
     else:
@@ -90,6 +91,14 @@ def _print_rounds(run: Run) -> None:
         console.print(word, markup=False, highlight=False)
 
 
+def _print_remote(run: Run) -> None:
+    from rlaif.engines.meter import in_words
+
+    for name, row in run.remote().items():
+        tokens = f"{row['input_tokens']} tokens in, {row['output_tokens']} out"
+        click.echo(f"{name}: {row['calls']} calls, {tokens}, {in_words(row)}")
+
+
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @JSON
@@ -110,6 +119,7 @@ def status(directory: Path, as_json: bool) -> None:
             where = f"{arms}seed {step['seed']} round {step['round']}"
             click.echo(f"  missing: {step['id']} ({where})")
     _print_rounds(run)
+    _print_remote(run)
 
 
 @click.command()

@@ -92,7 +92,7 @@ def judge(
 @click.command()
 @click.argument("completions", type=click.Path(path_type=Path))
 @PROMPTS
-@click.option("--model", required=True, help="A reward model: a folder or a hub id.")
+@click.option("--model", required=True, help="A reward model: a folder, a hub id or a YAML file.")
 @OUT
 @QUIET
 @JSON

@@ -14,6 +14,7 @@ import httpx2
 import openai
 
 from rlaif.config import ModelSpec
+from rlaif.engines.secret import keep_out_of_logs
 
 
 class Repeated(Exception):
@@ -22,6 +23,7 @@ class Repeated(Exception):
 
 def opener(spec: ModelSpec, key: str | None) -> Callable[[], openai.AsyncOpenAI]:
     """A function that makes clients of one connection each to the server of `spec`."""
+    keep_out_of_logs(key)
     limits = spec.limits
     timeout = httpx2.Timeout(limits.read_seconds, connect=limits.connect_seconds, pool=None)
     url = spec.base_url or ""

@@ -7,51 +7,26 @@ the calls that were in flight and for no other.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
-import openai
-
 from rlaif.config import ModelSpec
 from rlaif.engines import api
 from rlaif.engines.account import Account
-from rlaif.engines.api import ApiCall, Malformed, Result
+from rlaif.engines.api import ApiCall, Result
+from rlaif.engines.attempt import Again, Attempts, Refused, SchemaRefused
 from rlaif.engines.cache import Entry, RequestCache, cache_limit, cache_path
-from rlaif.engines.connection import Connection, Repeated, opener
-from rlaif.engines.pace import Pace, asked_wait, back_off, exhausted_for
+from rlaif.engines.connection import Connection, opener
+from rlaif.engines.pace import Pace, back_off
 from rlaif.engines.streaming import Outlet
 from rlaif.errors import EngineError, GateStopped
 
 log = logging.getLogger(__name__)
 
-FATAL = {401, 402, 403, 404}
-"""Statuses after which no other call would fare better."""
-AGAIN = {408, 409, 425, 429}
-HIDDEN = "[key]"
-MESSAGE_LENGTH = 500
 BUDGET_WAIT = 0.05
 """Seconds between looks at whether open calls have left some of the budget."""
-
-
-class _Again(Exception):
-    """An attempt that may fare better later. `billed`: the server may have done the work."""
-
-    def __init__(self, cause: str, message: str, billed: bool = False):
-        super().__init__(message)
-        self.cause = cause
-        self.billed = billed
-
-
-class _Refused(Exception):
-    """The server does not take this call, now or later."""
-
-
-class _SchemaRefused(Exception):
-    """The server does not take this call's JSON schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +40,7 @@ class _Done:
 
 
 class Session:
-    """Makes `calls` and puts their results into an outlet. `key` is the server's; it is taken out
-    of every text that comes back."""
+    """Makes `calls` and puts their results into an outlet. `key` is the server's."""
 
     def __init__(
         self,
@@ -78,19 +52,20 @@ class Session:
     ):
         self.spec = spec
         self.name = name
-        self.key = key
         self.account = account
+        self.meter = account.meters.of(name)
         self.calls = calls
         self.open_client = opener(spec, key)
         self.pace = Pace(spec.limits.concurrency)
+        self.attempts = Attempts(spec, name, key, self.pace)
         self.cache: RequestCache | None = None
-        self.heard = float("-inf")
         self.serves_schema = True
         self.serves_log_probs = False
         self._pending: list[_Done] = []
         self._used: list[str] = []
         self._open: dict[str, asyncio.Future[None]] = {}
         self._news = asyncio.Event()
+        self._kept = asyncio.Event()
 
     async def run(self, outlet: Outlet[Result]) -> None:
         """Answer every call. What came before an error or a cancellation is given out too."""
@@ -131,6 +106,7 @@ class Session:
         Raises StoreError, after they were given out, for a cache that cannot be written."""
         pending, self._pending = self._pending, []
         used, self._used = self._used, []
+        kept, self._kept = self._kept, asyncio.Event()
         try:
             self._keep(pending, used)
         finally:
@@ -139,6 +115,8 @@ class Session:
                 self._release(done.call.key)
             if pending:
                 self.outlet.put([result for done in pending for result in done.results])
+            kept.set()
+        self.account.meters.keep()
 
     def _keep(self, pending: list[_Done], used: list[str]) -> None:
         url = self.spec.base_url or ""
@@ -150,9 +128,12 @@ class Session:
         if self.cache is not None and (used or entries):
             self.cache.put(entries, used)
 
-    def _finish(self, done: _Done) -> None:
+    async def _finish(self, done: _Done) -> None:
+        """Have `done` committed. Until then its worker makes no other call: so what a kill can lose
+        is one call for each."""
         self._pending.append(done)
         self._news.set()
+        await self._kept.wait()
 
     def _release(self, key: str) -> None:
         waiting = self._open.pop(key, None)
@@ -166,7 +147,7 @@ class Session:
                 for _ in call.requests:
                     await self.outlet.room()
                 if call.refusal is not None:
-                    self._finish(_Done(call, call.failed(call.refusal)))
+                    await self._finish(_Done(call, call.failed(call.refusal)))
                 elif not await self._found(call):
                     await self._answer(call, connection)
         finally:
@@ -185,36 +166,35 @@ class Session:
         usage = api.usage_of(answer, api.most_usage(call.body))
         self.serves_log_probs |= api.serves_log_probs(call, answer) is True
         results = api.read(self.spec, call, answer, usage, None)
-        self.account.meter(self.name).hits += 1
+        self.meter.found()
         self._used.append(call.key)
-        self._finish(_Done(call, results))
+        await self._finish(_Done(call, results))
         return True
 
     async def _answer(self, call: ApiCall, connection: Connection) -> None:
         began = asyncio.get_running_loop().time()
-        meter = self.account.meter(self.name)
         for attempt in range(1, self.spec.limits.retries + 2):
             try:
-                self._finish(await self._attempt(call, connection))
+                await self._finish(await self._attempt(call, connection))
                 return
-            except _Refused as error:
+            except Refused as error:
                 failure, cause = str(error), "refused"
                 break
-            except _Again as error:
+            except Again as error:
                 failure, cause = str(error), error.cause
             if attempt <= self.spec.limits.retries:
-                meter.retried(cause)
+                self.meter.retried(cause)
                 # A wait that was asked for runs beside this one: in the pace, for every call.
                 await asyncio.sleep(back_off(attempt))
-        if cause == "unreachable" and self.heard < began:
+        if cause == "unreachable" and self.attempts.heard < began:
             raise EngineError(
                 f"model {self.name}: nothing answers at {self.spec.base_url} ({failure}). What was "
                 "answered is kept. Start the server and run the same command again."
             )
         if cause != "refused":
             failure = f"gave up after {self.spec.limits.retries + 1} attempts: {failure}"
-        meter.failed += len(call.requests)
-        self._finish(_Done(call, call.failed(failure)))
+        self.meter.gave_up(len(call.requests))
+        await self._finish(_Done(call, call.failed(failure)))
 
     async def _attempt(self, call: ApiCall, connection: Connection) -> _Done:
         """One attempt, which is made again without the JSON schema where that is refused."""
@@ -222,12 +202,12 @@ class Session:
             call = api.without_schema(call)
         try:
             return await self._paid(call, connection)
-        except _SchemaRefused as error:
+        except SchemaRefused as error:
             self._give_up_schema(str(error))
         return await self._paid(api.without_schema(call), connection)
 
     def _give_up_schema(self, said: str) -> None:
-        self.account.meter(self.name).retried("no schema")
+        self.meter.retried("no schema")
         if self.serves_schema:
             self.serves_schema = False
             log.warning(
@@ -245,8 +225,8 @@ class Session:
         try:
             began = await self.pace.enter()
             try:
-                answer = await self._post(call, connection, began)
-            except _Again as error:
+                answer = await self.attempts.post(call, connection, began)
+            except Again as error:
                 if error.billed:
                     self.account.spend(self.name, held)
                 raise
@@ -256,7 +236,7 @@ class Session:
             usage = api.usage_of(answer, most)
             cost = usage.cost(self.spec.price)
             self.account.spend(self.name, cost)
-            self.account.meter(self.name).answered(began, ended, usage, cost)
+            self.meter.answered(began, ended, usage, cost)
             self.pace.answered()
         finally:
             self.account.free(held)
@@ -284,81 +264,3 @@ class Session:
                     "kept. Raise `budget` and run the same command again."
                 )
             await asyncio.sleep(BUDGET_WAIT)
-
-    async def _post(self, call: ApiCall, connection: Connection, began: float) -> dict[str, Any]:
-        """The answer to one attempt. Raises _Again, _Refused, _SchemaRefused, EngineError."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self.spec.limits.total_seconds):
-                response = await connection.post(api.PATHS[self.spec.api], call.body)
-        except TimeoutError:
-            seconds = self.spec.limits.total_seconds
-            raise _Again("timeout", f"no whole answer after {seconds:g} s", billed=True) from None
-        except Repeated as error:
-            raise _Again("repeated", str(error), billed=True) from None
-        except openai.APIConnectionError as error:
-            raise self._connection_error(error) from None
-        except openai.APIStatusError as error:
-            self.heard = loop.time()
-            raise self._status_error(error, call, began) from None
-        self.heard = loop.time()
-        wait = exhausted_for(response.headers)
-        if wait is not None:
-            self.pace.pause(self.heard + wait)
-        try:
-            return api.parse_answer(self._hidden(response.content.decode("utf-8", "replace")))
-        except Malformed as error:
-            raise _Again("malformed", str(error), billed=True) from None
-
-    def _connection_error(self, error: openai.APIConnectionError) -> _Again:
-        cause = error.__cause__
-        text = self._hidden(str(cause or error))[:MESSAGE_LENGTH]
-        if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
-            return _Again("unreachable", f"no connection: {text}")
-        if isinstance(error, openai.APITimeoutError):
-            seconds = self.spec.limits.read_seconds
-            return _Again("timeout", f"nothing came for {seconds:g} s", billed=True)
-        return _Again("connection", f"the connection broke: {text}", billed=True)
-
-    def _status_error(self, error: openai.APIStatusError, call: ApiCall, began: float) -> Exception:
-        status, headers = error.status_code, error.response.headers
-        said = self._hidden(_message(error))[:MESSAGE_LENGTH]
-        message = f"status {status}: {said}"
-        if status in FATAL or _code(error) == "insufficient_quota":
-            key = f" Its key is taken from ${self.spec.key_env}." if self.spec.key_env else ""
-            return EngineError(
-                f"model {self.name}: {self.spec.base_url} answers with {message}.{key} What was "
-                "answered is kept."
-            )
-        if status in AGAIN or status >= 500:
-            wait = asked_wait(headers)
-            if status == 429:
-                self.pace.too_fast(began, self.heard)
-            if wait is not None:
-                self.pace.pause(self.heard + wait)
-            return _Again(str(status), message)
-        if "response_format" in call.body and any(w in said for w in ("response_format", "schema")):
-            return _SchemaRefused(message)
-        if "logprobs" in call.body and "logprob" in said:
-            return EngineError(
-                f"model {self.name}: {self.spec.base_url} gives no log-probs ({message}). Use a "
-                "judge that writes its verdict, or a smaller `top_logprobs`."
-            )
-        return _Refused(message)
-
-    def _hidden(self, text: str) -> str:
-        """`text` without the key, should the server have sent it back."""
-        if self.key is None:
-            return text
-        return text.replace(self.key, HIDDEN).replace(json.dumps(self.key)[1:-1], HIDDEN)
-
-
-def _message(error: openai.APIStatusError) -> str:
-    body = error.body
-    if isinstance(body, dict):
-        return str(body.get("message") or body)
-    return " ".join(str(body or error.message).split())
-
-
-def _code(error: openai.APIStatusError) -> str | None:
-    return error.body.get("code") if isinstance(error.body, dict) else None

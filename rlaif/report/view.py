@@ -65,9 +65,10 @@ class HeldOutRow(TypedDict):
 class RunView:
     """Everything that the report shows.
 
-    `comparisons` are `Run.comparisons()`, empty without arms. `prompts` and `completions` map ids
-    to record JSON; `judgements_by_subject` maps a completion id to its judgements; `preferences`
-    are Preference JSON with `seed` and `arm`. `heldout` lists the held-out completions by model.
+    `comparisons` are `Run.comparisons()`, empty without arms, and `remote` is `Run.remote()`.
+    `prompts` and `completions` map ids to record JSON; `judgements_by_subject` maps a completion id
+    to its judgements; `preferences` are Preference JSON with `seed` and `arm`. `heldout` lists the
+    held-out completions by model.
     """
 
     name: str
@@ -79,6 +80,7 @@ class RunView:
     rounds: list[RoundRow] = field(default_factory=list)
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
+    remote: dict[str, dict[str, Any]] = field(default_factory=dict)
     prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
     completions: dict[str, dict[str, Any]] = field(default_factory=dict)
     judgements_by_subject: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

@@ -64,13 +64,15 @@ def judged(out: Path, model: Model, count: int, budget: float | None = None) -> 
     done = {row["call_id"] for row in folder.read("judgements")}
     judge, pool = yes_no(), EnginePool(store, budget=budget)
     added: list[Judgement] = []
-    for batch in ask_model(judge, model, pool, list(calls(judge, count)), done):
-        folder.append("judgements", batch)
-        added += batch
+    with pool.account.meters.kept_in(folder.path):
+        for batch in ask_model(judge, model, pool, list(calls(judge, count)), done):
+            folder.append("judgements", batch)
+            added += batch
     return added
 
 
 if __name__ == "__main__":
     url, out, count, concurrency = sys.argv[1:]
-    model = server_model(url, limits={"concurrency": int(concurrency)})
+    # A loopback server answers in less than a second, or never.
+    model = server_model(url, limits={"concurrency": int(concurrency), "total_seconds": 1.0})
     judged(Path(out), model, int(count))

@@ -70,7 +70,7 @@ def test_a_fault_is_survived(kind: str) -> None:
         results = answers(engine(proxy.url, account, limits=limits), requests(24))
         assert proxy.done[kind] >= 8
     assert own(results) == {f"r{i}" for i in range(24)}
-    retried = bool(account.take()["m"]["retries"])
+    retried = bool(account.meters.of("m").retries)
     # A second answer that comes late may meet the next call on its connection, or nobody.
     assert kind == "twice_late" or retried is (kind not in ("late", "twice"))
 
@@ -84,7 +84,7 @@ def test_after_the_last_attempt_a_request_fails_with_its_reason() -> None:
         results = answers(engine(proxy.url, account, limits={"retries": 2}), requests(5))
         assert proxy.calls == 15
     assert {r.error for r in results.values()} == {"gave up after 3 attempts: status 500: oops"}
-    numbers = account.take()["m"]
+    numbers = account.meters.of("m").summary()
     assert numbers["failed"] == 5
     assert numbers["retries"] == {"500": 10}
 
@@ -149,8 +149,7 @@ def test_retry_after_holds_every_call_back() -> None:
         account = Account()
         made = engine(proxy.url, account, limits={"concurrency": 4, "retries": 9})
         assert own(answers(made, requests(12))) == {f"r{i}" for i in range(12)}
-    numbers = account.take()["m"]
-    assert numbers["retries"] == {"429": first}
+    assert account.meters.of("m").retries == {"429": first}
     assert proxy.calls == 12 + first
     arrived = proxy.arrived
     assert arrived[first] - arrived[first - 1] >= pause

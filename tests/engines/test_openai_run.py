@@ -13,15 +13,17 @@ from pydantic import ValidationError
 
 from rlaif.cli import cli
 from rlaif.config import Experiment, ModelSpec
-from rlaif.dryrun import dry_run_report, forecast
+from rlaif.dryrun import dry_run_report
 from rlaif.engines.account import Account
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.cache import cache_path
 from rlaif.engines.openai import load
 from rlaif.errors import ConfigError, GateStopped
 from rlaif.experiment import run_experiment
+from rlaif.forecast import forecast
 from rlaif.prepare import prepare
 from rlaif.rounds import read_rounds
+from rlaif.runs import load_run
 from rlaif.store import Store
 from tests.servers.scripted import ScriptedServer
 
@@ -82,6 +84,10 @@ def experiment(
     return write(folder, None, models=models, steps=steps, rounds=1, **changes)
 
 
+def spent_in(out: Path) -> float:
+    return sum(json.loads(line)["cost"] for line in (out / "spend.jsonl").open())
+
+
 @pytest.mark.parametrize("policy", [False, True])
 def test_a_run_with_models_on_a_server(
     tmp_path: Path, write_experiment: Callable[..., Path], policy: bool
@@ -102,12 +108,12 @@ def test_a_run_with_models_on_a_server(
     assert {row["score"] for row in judgements if row["judge"] == "json"} == {0.75}
     assert all(row["cost"] > 0 for row in judgements)
     assert all(row["prompt_tokens"] > 0 for row in judgements)
-    markers = [step.done() or {} for step in steps.values()]
-    remote = [numbers for m in markers for numbers in m.get("remote", {}).values()]
+    remote = load_run(out).remote().values()
     assert sum(n["calls"] for n in remote) == asked
     assert all(n["latency"]["p50"] > 0 for n in remote if n["calls"])
-    spent = sum(json.loads(line)["cost"] for line in (out / "spend.jsonl").open())
+    spent = spent_in(out)
     assert sum(n["cost"] for n in remote) == pytest.approx(spent)
+    assert sum(s["cost"] or 0.0 for s in load_run(out).status()["steps"]) == pytest.approx(spent)
     expected = sum(row.cost or 0.0 for row in rows)
     assert spent <= expected < 20 * spent
     metrics = read_rounds(out)[-1].metrics["metrics"]
@@ -130,6 +136,10 @@ def test_a_budget_stops_a_run_and_a_higher_one_goes_on(
         assert "NOT ENOUGH" in dry_run_report(path, out, (), False)
         run_experiment(path, out, ["budget=1"])
         assert len(server.asked) == len({json.dumps(b, sort_keys=True) for b in server.asked})
+    # The numbers of both runs: the step that was stopped half way goes on counting.
+    remote = load_run(out).remote()["remote"]
+    assert remote["calls"] == server.calls > first
+    assert remote["cost"] == pytest.approx(spent_in(out))
     assert ", 0 to do" in dry_run_report(path, out, ["budget=1"], False)
     fresh = dry_run_report(path, tmp_path / "fresh", ["budget=1"], False)
     assert "1 of the budget of 1 are left: enough" in fresh

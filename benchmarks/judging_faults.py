@@ -1,0 +1,186 @@
+"""Judging through a connection that spoils three calls in ten, killed with SIGKILL again and again.
+
+    python benchmarks/judging_faults.py [--calls 10000] [--kills 20] [--concurrency 64]
+                                        [--share 0.3] [--quick] [--json]
+
+A scripted server counts what it is asked; a proxy before it draws a fault of any kind (refused and
+broken connections, late, dripping, cut and repeated answers, pages, 429, 500, 503) for a share of
+the calls. A judging process asks through it, is killed, and started again. Exit code 1 unless
+every record is there once, labelled or failed with its reason; no committed answer was asked for
+again; and each kill lost at most the calls that were open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from rlaif.engines.cache import RequestCache, cache_limit, cache_path  # noqa: E402
+from rlaif.engines.meter import in_words, read_meters  # noqa: E402
+from rlaif.store import Store  # noqa: E402
+from tests.servers.faults import KINDS, FaultProxy  # noqa: E402
+from tests.servers.scripted import ScriptedServer  # noqa: E402
+
+TOPS = {"Yes": -0.2, "No": -2.0}
+LATENCY = 0.02
+SETTLE = 0.5
+"""Seconds in which a call that was on its way when the process died reaches the server."""
+
+
+@dataclass
+class Kills:
+    """What each kill did: how many calls it lost, and what was committed then, by how much had been
+    asked."""
+
+    lost: list[int] = field(default_factory=list)
+    committed: list[tuple[int, set[str]]] = field(default_factory=list)
+
+
+def name_of(body: dict[str, Any]) -> str:
+    """A call's body as a text."""
+    return json.dumps(body, sort_keys=True)
+
+
+def cached() -> set[str]:
+    """The calls whose answers are in the request cache."""
+    cache = RequestCache(cache_path(), cache_limit())
+    found = {name_of(row["request"]) for row in cache.rows()}
+    cache.close()
+    return found
+
+
+def judging(url: str, out: Path, count: int, concurrency: int) -> subprocess.Popen[bytes]:
+    """The process that judges, or goes on judging."""
+    command = [sys.executable, "-m", "tests.engines.judging", url, str(out), str(count)]
+    return subprocess.Popen([*command, str(concurrency)], cwd=ROOT)
+
+
+def killed(
+    server: ScriptedServer, url: str, out: Path, options: argparse.Namespace, draw: random.Random
+) -> Kills:
+    """Kill the process `options.kills` times, at moments drawn evenly over the answers."""
+    kills = Kills()
+    for number in range(options.kills):
+        wanted = options.calls * (number + draw.random()) / options.kills
+        before = len(server.asked)
+        process = judging(url, out, options.calls, options.concurrency)
+        # Some calls of each process at least: a kill while it is starting shows nothing.
+        while len(server.answered) < wanted or len(server.asked) < before + options.concurrency:
+            if process.poll() is not None:
+                sys.exit(f"the process ended with {process.returncode} before kill {number + 1}")
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(SETTLE)
+        known = cached()
+        asked = {name_of(body) for body in server.asked[before:]}
+        kills.lost.append(len(asked - known))
+        kills.committed.append((len(server.asked), known))
+    return kills
+
+
+def report(
+    server: ScriptedServer, proxy: FaultProxy, kills: Kills, out: Path, count: int
+) -> dict[str, Any]:
+    """Every figure, JSON-ready."""
+    rows = Store(out).step("judging").read("judgements")
+    asked = [name_of(body) for body in server.asked]
+    again = sum(not known.isdisjoint(asked[start:]) for start, known in kills.committed)
+    meter = read_meters(Store(out).step("judging").path)["server"]
+    return {
+        "calls": count,
+        "attempts": proxy.calls,
+        "faults": dict(sorted(proxy.done.items())),
+        "kills": len(kills.lost),
+        "lost_by_a_kill": kills.lost,
+        "statuses": dict(Counter(row["status"] for row in rows)),
+        "reasons": dict(Counter(row["error"] for row in rows if row["status"] == "failed")),
+        "missing": count - len({row["call_id"] for row in rows}),
+        "duplicates": len(rows) - len({row["call_id"] for row in rows}),
+        "kills_after_which_a_committed_answer_was_asked_for": again,
+        "meter": meter.summary(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--share", type=float, default=0.3, help="of the calls with a fault")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the calls, 5 kills")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.quick:
+        options.calls, options.kills = options.calls // 10, 5
+    draw = random.Random(11)
+    faults: dict[int, str | None] = {}
+
+    def fault(number: int) -> str | None:
+        return faults.setdefault(
+            number, draw.choice(KINDS) if draw.random() < options.share else None
+        )
+
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ScriptedServer(tops=TOPS, latency=LATENCY) as server,
+        FaultProxy(server.url, fault) as proxy,
+    ):
+        os.environ["RLAIF_CACHE"] = folder
+        out = Path(folder) / "run"
+        kills = killed(server, proxy.url, out, options, random.Random(12))
+        judging(proxy.url, out, options.calls, options.concurrency).wait()
+        found = report(server, proxy, kills, out, options.calls)
+    found["seconds"] = round(time.monotonic() - began, 1)
+    show(found, options.concurrency)
+    if options.json:
+        print(json.dumps(found))
+    return 0 if is_good(found, options.concurrency) else 1
+
+
+def is_good(found: dict[str, Any], concurrency: int) -> bool:
+    """Whether nothing was lost, doubled or paid twice."""
+    wrong = ("missing", "duplicates", "kills_after_which_a_committed_answer_was_asked_for")
+    explained = all(str(why).startswith("gave up after") for why in found["reasons"])
+    known = set(found["statuses"]) <= {"ok", "failed"}
+    few = max(found["lost_by_a_kill"], default=0) <= concurrency
+    return few and known and explained and not any(found[name] for name in wrong)
+
+
+def show(found: dict[str, Any], concurrency: int) -> None:
+    """The figures in words."""
+    spoilt = sum(found["faults"].values())
+    kinds = ", ".join(f"{kind} {count}" for kind, count in found["faults"].items())
+    print(
+        f"{found['calls']} records, {found['attempts']} attempts of which {spoilt} were spoilt "
+        f"({spoilt / found['attempts']:.1%}: {kinds}), {found['kills']} kills, "
+        f"{found['seconds']} s"
+    )
+    print(f"records: {found['statuses']}, {found['missing']} missing, {found['duplicates']} twice")
+    for reason, count in found["reasons"].items():
+        print(f"  {count} failed: {reason}")
+    again = found["kills_after_which_a_committed_answer_was_asked_for"]
+    print(f"kills after which a committed answer was asked for again: {again}")
+    lost = found["lost_by_a_kill"]
+    most = max(lost, default=0)
+    print(f"calls lost by a kill: {sum(lost)} in all, {most} at most ({concurrency} may be open)")
+    print(f"all processes together: {found['meter']['calls']} answers, {in_words(found['meter'])}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
