@@ -35,6 +35,8 @@ WORDS = "The answer names a colour, a fruit and a reason, and says where it may 
 MAX_RATIO = 1.05
 MIN_SHARE = 0.95
 MIN_TIMES_DISTILABEL = 2.0
+REPLICAS = (1, 2)
+"""In how many processes distilabel is tried, the calls shared among them."""
 MARKS = (1_000, 10_000, 100_000)
 """Numbers of judgements at which the peak of memory is read."""
 
@@ -167,8 +169,9 @@ def ask_rlaif(url: str, count: int, concurrency: int) -> Asked:
             for batch in ask_model(judge, model, pool, calls(), set()):
                 step.append("judgements", batch)
                 made += len(batch)
-                for mark in (mark for mark in MARKS if mark <= made):
-                    peaks.setdefault(mark, peak_mb())
+                for mark in (m for m in MARKS if m <= made and m not in peaks):
+                    peaks[mark] = peak_mb()
+                    print(f"{mark} judgements: {peaks[mark]:.1f} MB at the peak", file=sys.stderr)
         cost = Cost.now().since(began)
         assert made == count, f"{made} of {count} judged"
     return Asked(cost, {**peaks, count: peak_mb()})
@@ -183,9 +186,10 @@ def in_a_process(way: str, url: str, count: int, concurrency: int) -> dict[str, 
 
 
 def by_distilabel(python: Path, url: str, count: int, concurrency: int) -> float:
-    """Seconds that distilabel takes for the same work."""
-    command = [str(python), str(ROOT / "benchmarks/judging_distilabel.py")]
-    return float(last_line(command, url, count, concurrency)["seconds"])
+    """Seconds that distilabel takes for the same work with the best number of processes."""
+    command = [str(python), str(ROOT / "benchmarks/judging_distilabel.py"), "--replicas"]
+    ways = [[*command, str(replicas)] for replicas in REPLICAS]
+    return min(float(last_line(way, url, count, concurrency)["seconds"]) for way in ways)
 
 
 def last_line(command: list[str], url: str, count: int, concurrency: int) -> dict[str, Any]:
@@ -244,11 +248,9 @@ def show(row: dict[str, float], ways: list[str]) -> None:
 
 
 def memory(count: int, concurrency: int) -> dict[str, float]:
-    """Peaks of memory of one process by the number of judgements so far."""
+    """Peaks of memory (MB) of one process by the number of judgements so far; it says them too."""
     with server(0.0) as url:
         peaks: dict[str, float] = in_a_process("rlaif", url, count, concurrency)["peaks"]
-    for made, peak in peaks.items():
-        print(f"{made} judgements: {peak:.1f} MB at the peak so far", flush=True)
     return peaks
 
 

@@ -24,7 +24,7 @@ BUCKETS_PER_DOUBLING = 8
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 FILE = "remote.json"
 """The name of the file in a step's folder."""
-KEEP_EVERY = 2.0
+KEEP_EVERY = 0.5
 """Seconds between two writings of it: a kill loses the counts of so long, and nothing else."""
 
 

@@ -64,7 +64,7 @@ def test_the_file_is_kept_up_while_calls_are_made_and_a_later_process_goes_on_wi
     monkeypatch.setattr(module, "monotonic", lambda: now[0])
     meters = Meters()
     with meters.kept_in(tmp_path):
-        for time, known in ((10.0, 1), (10.5, 1), (13.0, 3)):
+        for time, known in ((10.0, 1), (10.25, 1), (13.0, 3)):
             now[0] = time
             meters.of("m").answered(1.0, 2.0, Usage(1, 1), 0.0)
             meters.keep()
