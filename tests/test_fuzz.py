@@ -185,7 +185,14 @@ def wounds(rng: random.Random, text: str) -> list[str | bytes]:
         return text.replace("weight: 2", f"weight: {value}")
 
     return [
-        *(put("\tname: x"), put("name: [1, 2"), put("'"), put("*nobody"), put("&a &b"), put("}: x")),
+        *(
+            put("\tname: x"),
+            put("name: [1, 2"),
+            put("'"),
+            put("*nobody"),
+            put("&a &b"),
+            put("}: x"),
+        ),
         *(put("\x00"), put("\x07"), put("\ud800"), put("%TAG x"), put("--- !!x"), put("? ? :")),
         *(text + "name: again\n", text + "---\nname: second\n", text + "principles: []\n"),
         *(text + "...\nmore: 1\n", text + '"' + "x" * 70, text + "- {id: " + "[" * deep),
