@@ -41,7 +41,7 @@ $(VLLM_VENV)/.installed: pyproject.toml
 	touch $@
 
 test-vllm: $(VLLM_VENV)/.installed
-	$(ENV) RLAIF_CONTRACT=vllm $(VLLM_VENV)/bin/python -m pytest tests/vllm tests/engines/test_contract.py
+	$(ENV) RLAIF_CONTRACT=vllm,vllm-server $(VLLM_VENV)/bin/python -m pytest tests/vllm tests/engines/test_contract.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

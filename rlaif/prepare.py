@@ -10,12 +10,14 @@ from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.data.readers import read_labelled
 from rlaif.data.sources import PromptSet, load_prompts, split_prompts
+from rlaif.engines.adapters import model_hash
 from rlaif.engines.build import REMOTE, known_capabilities, server_key
-from rlaif.engines.builtin import locate, resolve, weights_hash
+from rlaif.engines.builtin import locate, resolve
 from rlaif.errors import ConfigError
 from rlaif.judges.base import roles_of
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs
+from rlaif.plan.walk import replace_path
 from rlaif.records import content_hash
 from rlaif.resources import find
 
@@ -74,7 +76,7 @@ def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
         for name in (step.from_, getattr(step, "reference", "current")):
             known = name in RESERVED_MODELS or name in keys
             if not known and ("/" in name or Path(name).exists()):
-                keys[name] = model_key(policy.model_copy(update={"path": name}), fetch)
+                keys[name] = model_key(replace_path(policy, name), fetch)
     return keys
 
 
@@ -93,7 +95,11 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
         # A plug-in's path need not be a folder of weights.
         return f"plugin:{spec.engine}:{spec.path}"
     folder = resolve(spec.path) if fetch else locate(spec.path)
-    return f"weights:{weights_hash(folder)}" if folder else f"not here yet:{spec.path}"
+    if fetch and spec.gpus is not None:
+        from rlaif.engines.vllm_options import visible_gpus
+
+        visible_gpus(spec)
+    return f"weights:{model_hash(folder, spec)}" if folder else f"not here yet:{spec.path}"
 
 
 def _check_roles(experiment: Experiment, keys: Mapping[str, str]) -> None:

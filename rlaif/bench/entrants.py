@@ -14,6 +14,7 @@ from rlaif.engines.build import CAPABILITIES
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import JUDGES, build_judge
+from rlaif.plan.walk import replace_path
 from rlaif.prepare import model_key
 from rlaif.resources import find
 from rlaif.yamlio import Lines, load_yaml, suggest, validate
@@ -139,6 +140,6 @@ def _model(name: str, file: JudgesFile, model: ModelSpec, path: Path | None) -> 
     if name == "policy":
         return Model(model_key(model, True), Path(model.path).name, model)
     if Path(name).is_dir():
-        spec = model.model_copy(update={"path": name})
+        spec = replace_path(model, name)
         return Model(model_key(spec, True), Path(name).name, spec)
     return None

@@ -106,6 +106,23 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
+    def _gpus_apart(self) -> Experiment:
+        """Each vLLM takes most of a GPU's memory, unless it is told how much."""
+        shares: dict[int, dict[str, float]] = {}
+        for name, spec in self.models.items():
+            share = spec.engine_args.get("gpu_memory_utilization")
+            for gpu in spec.gpus or []:
+                shares.setdefault(gpu, {})[name] = share if isinstance(share, float) else 1.0
+        for gpu, taken in sorted(shares.items()):
+            if len(taken) > 1 and sum(taken.values()) > 1:
+                raise ValueError(
+                    f"GPU {gpu} is among the `gpus` of {' and '.join(map(repr, taken))}: give them "
+                    "different ones, or each a `gpu_memory_utilization` in `engine_args`, with a "
+                    "sum of at most 1"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _budget_counts(self) -> Experiment:
         if self.budget is None:
             return self

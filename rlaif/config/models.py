@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -18,31 +19,34 @@ from rlaif.config.base import PluginName, Strict
 
 RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "current"})
 
-TRAINABLE = frozenset({"hf", "vllm"})
+TRAINABLE = frozenset({"hf", "vllm", "vllm-server"})
 """Engines that serve a checkpoint as training reads and writes it."""
 
 LIMIT_KEYS = ("max_tokens", "max_completion_tokens")
 """The names under which servers take the most tokens of an answer."""
 
 READ_BY = {
-    "dtype": ("hf", "vllm"),
-    "device": ("hf", "vllm"),
+    "dtype": ("hf", "vllm", "vllm-server"),
+    "device": ("hf", "vllm", "vllm-server"),
     "batch_tokens": ("hf",),
-    "max_context": ("hf", "vllm", "fake"),
-    "engine_args": ("vllm",),
+    "max_context": ("hf", "vllm", "vllm-server", "fake"),
+    "adapter": ("hf", "vllm", "vllm-server"),
+    "engine_args": ("vllm", "vllm-server"),
+    "gpus": ("vllm", "vllm-server"),
+    "start_seconds": ("vllm-server",),
     "script": ("fake",),
     "base_url": ("openai",),
     "weights": ("openai",),
     "key_env": ("openai",),
     "api": ("openai",),
     "price": ("openai",),
-    "limits": ("openai",),
-    "samples_per_call": ("openai",),
+    "limits": ("openai", "vllm-server"),
+    "samples_per_call": ("openai", "vllm-server"),
     "prefill": ("openai",),
     "top_logprobs": ("openai",),
     "max_tokens_key": ("openai",),
-    "extra_body": ("openai",),
-    "cache": ("openai",),
+    "extra_body": ("openai", "vllm-server"),
+    "cache": ("openai", "vllm-server"),
 }
 """Keys of a model that only some engines read. With another engine they are refused."""
 
@@ -53,8 +57,18 @@ TAKEN_ARGS = {
     "max_model_len": "`max_context`",
     "logprobs_mode": "what training compares with",
     "worker_extension_cls": "what puts weights in place",
+    "enable_lora": "`adapter`",
+    "lora_modules": "`adapter`",
+    "served_model_name": "`path`",
+    "override_generation_config": "each request's own sampling",
+    "host": "the start of the server",
+    "port": "the start of the server",
+    "api_key": "the start of the server",
 }
-"""Arguments of vLLM that are not the user's."""
+"""Arguments of vLLM and of its server that are not the user's."""
+
+PARALLEL_ARGS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+"""Arguments of vLLM whose product is the number of GPUs that it uses."""
 
 
 class Price(Strict):
@@ -82,7 +96,7 @@ class ModelSpec(Strict):
     openai the name that the server knows it by."""
 
     path: str
-    engine: Literal["hf", "vllm", "fake", "openai"] | PluginName = "hf"
+    engine: Literal["hf", "vllm", "vllm-server", "fake", "openai"] | PluginName = "hf"
     role: Literal["policy", "labeller", "proxy", "gold"] | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="auto: bfloat16 where the device multiplies it fast, else float32."
@@ -100,9 +114,21 @@ class ModelSpec(Strict):
         "keep",
         description="keep: what the chat template inserts; drop: none; anything else: that text.",
     )
+    adapter: str | None = Field(
+        None, description="A folder with a LoRA adapter in peft's format, for the model in `path`."
+    )
     engine_args: dict[str, Any] = Field(
         {},
-        description="For engine vllm: arguments of vllm.LLM, such as tensor_parallel_size.",
+        description="For engines vllm and vllm-server: arguments of vllm.LLM and of `vllm serve`, "
+        "such as tensor_parallel_size.",
+    )
+    gpus: list[NonNegativeInt] | None = Field(
+        None,
+        description="For engines vllm and vllm-server: the GPUs that are the model's, by number "
+        "(from 0) among those that CUDA_VISIBLE_DEVICES leaves.",
+    )
+    start_seconds: PositiveFloat = Field(
+        900.0, description="For engine vllm-server: longest time until the server answers."
     )
     script: str | None = Field(None, description="For engine fake: a YAML file of answers.")
     base_url: str | None = Field(
@@ -146,12 +172,14 @@ class ModelSpec(Strict):
                 named = " or ".join(sorted(engines))
                 raise ValueError(f"`{key}` is read by engine {named}, not by {self.engine}")
         self._check_engine_args()
+        self._check_gpus()
         if self.engine == "openai":
             self._check_address()
-            if self.system_prompt == "drop":
-                raise ValueError("`system_prompt: drop`: the server renders the prompt; use keep")
             if self.api == "completions" and self.prefill:
                 raise ValueError("`prefill` is for `api: chat`; plain completions always continue")
+        if self.engine in ("openai", "vllm-server"):
+            if self.system_prompt == "drop":
+                raise ValueError("`system_prompt: drop`: the server renders the prompt; use keep")
             self._check_limit()
         return self
 
@@ -159,6 +187,22 @@ class ModelSpec(Strict):
         for key, instead in TAKEN_ARGS.items():
             if key in self.engine_args:
                 raise ValueError(f"engine_args: `{key}` is set from {instead}")
+
+    def _check_gpus(self) -> None:
+        if self.gpus is None:
+            return
+        if not self.gpus or len(set(self.gpus)) < len(self.gpus):
+            raise ValueError("`gpus` must be numbers of different GPUs, such as [0, 1]")
+        sizes = {key: self.engine_args.get(key, 1) for key in PARALLEL_ARGS}
+        wrong = [key for key, size in sizes.items() if type(size) is not int or size < 1]
+        if wrong:
+            raise ValueError(f"engine_args: `{wrong[0]}` must be a number of GPUs")
+        used = math.prod(sizes.values())
+        if used != len(self.gpus):
+            raise ValueError(
+                f"`gpus` names {len(self.gpus)} GPUs and the model uses {used}: the product of "
+                f"{', '.join(PARALLEL_ARGS)} in `engine_args` must be {len(self.gpus)}"
+            )
 
     def _check_limit(self) -> None:
         """Without a number that bounds an answer, no budget could be kept."""

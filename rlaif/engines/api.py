@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,6 +25,9 @@ from rlaif.records import content_hash
 
 Request = GenerateRequest | ScoreRequest
 Result = GenerateResult | ScoreResult
+
+LabelTokens = Callable[[ScoreRequest], list[int]]
+"""From a request to the ids of its labels' tokens, for vLLM's `logprob_token_ids`."""
 
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 TEMPLATE_TOKENS = 16
@@ -79,8 +82,14 @@ def _failed(request: Request, why: str) -> Result:
     return ScoreResult(request.request_id, {}, None, [], 0, why)
 
 
-def calls(spec: ModelSpec, identity: str, requests: Iterable[Request]) -> Iterator[ApiCall]:
+def calls(
+    spec: ModelSpec,
+    identity: str,
+    requests: Iterable[Request],
+    label_tokens: LabelTokens | None = None,
+) -> Iterator[ApiCall]:
     """The calls that answer `requests`, drawn as they are needed. `identity` is the model's.
+    `label_tokens`, where the server's tokenizer is known, says which tokens to ask for.
 
     Neighbours that differ in their seed alone share a call of up to `samples_per_call` choices,
     whose seed is the first one's.
@@ -89,11 +98,11 @@ def calls(spec: ModelSpec, identity: str, requests: Iterable[Request]) -> Iterat
     for request in requests:
         full = len(group) >= spec.samples_per_call
         if group and (full or not _same_but_seed(group[0], request)):
-            yield _call(spec, identity, group)
+            yield _call(spec, identity, group, label_tokens)
             group = []
         group.append(request)
     if group:
-        yield _call(spec, identity, group)
+        yield _call(spec, identity, group, label_tokens)
 
 
 def _same_but_seed(first: Request, second: Request) -> bool:
@@ -106,7 +115,9 @@ def _same_but_seed(first: Request, second: Request) -> bool:
     return first == replace(second, request_id=first.request_id, sampling=sampling)
 
 
-def _call(spec: ModelSpec, identity: str, group: Sequence[Request]) -> ApiCall:
+def _call(
+    spec: ModelSpec, identity: str, group: Sequence[Request], label_tokens: LabelTokens | None
+) -> ApiCall:
     first = group[0]
     why = refusal(first)
     if why is not None:
@@ -115,6 +126,9 @@ def _call(spec: ModelSpec, identity: str, group: Sequence[Request]) -> ApiCall:
         body = _generate_body(spec, first, len(group))
     else:
         body = _score_body(spec, first)
+        if label_tokens is not None:
+            # Every label's, where the likeliest tokens may leave some out.
+            body["logprob_token_ids"] = label_tokens(first)
     changed = {**body, **spec.extra_body}
     body = {k: v for k, v in changed.items() if v is not None or k not in spec.extra_body}
     return ApiCall(tuple(group), body, content_hash(identity, spec.api, body))

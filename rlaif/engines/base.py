@@ -19,7 +19,10 @@ from rlaif.chat import is_unicode
 from rlaif.config import ModelSpec
 from rlaif.records import Message
 
-Capability = Literal["generate", "token_logprobs", "label_logprobs", "prefill", "reward"]
+Capability = Literal[
+    "generate", "token_logprobs", "label_logprobs", "prefill", "json_schema", "reward"
+]
+"""`json_schema`: the model is held to a request's schema, as far as the engine knows its words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +170,14 @@ class Model:
         """What of the model decides the bits of its answers."""
         spec = self.spec
         local = [self.key, spec.engine, spec.dtype, spec.batch_tokens, spec.max_context]
-        remote = [spec.api, spec.samples_per_call, spec.top_logprobs, spec.extra_body]
+        sent = [spec.api, spec.samples_per_call, spec.top_logprobs, spec.extra_body]
         # Keys that the engine does not read stay out of its hashes, as they were before.
         more = [spec.engine_args] if spec.engine_args else []
-        return [*local, spec.system_prompt, *(remote if spec.base_url is not None else more)]
+        if spec.base_url is not None:
+            more = sent
+        elif spec.engine == "vllm-server":
+            more = [spec.engine_args, *sent]
+        return [*local, spec.system_prompt, *more]
 
 
 class Sampler(Protocol):

@@ -11,8 +11,9 @@ from typing import Any, cast
 from rlaif.config import TRAINABLE, ModelSpec
 from rlaif.engines import api
 from rlaif.engines.account import Account
+from rlaif.engines.adapters import model_hash
 from rlaif.engines.base import Engine, Model, Reloadable
-from rlaif.engines.builtin import locate, resolve, weights_hash
+from rlaif.engines.builtin import locate, resolve
 from rlaif.errors import ConfigError, EngineError
 from rlaif.store import Store, read_json
 
@@ -22,12 +23,16 @@ ENGINES = {
     "fake": "rlaif.engines.fake:load",
     "reward": "rlaif.engines.reward:load",
     "openai": "rlaif.engines.openai:load",
+    "vllm-server": "rlaif.engines.vllm_server:load",
 }
 REMOTE = frozenset({"openai"})
 """Engines that ask a server: they get the run's account, and need no folder."""
+ACCOUNTED = REMOTE | {"vllm-server"}
+"""Engines whose calls are counted on the run's account."""
 CAPABILITIES = {
     "hf": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
-    "vllm": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
+    "vllm": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill", "json_schema"}),
+    "vllm-server": frozenset({"generate", "label_logprobs", "prefill", "json_schema"}),
     "fake": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
     "reward": frozenset({"reward"}),
 }
@@ -69,6 +74,8 @@ def load_engine(
     """The engine of `spec`; `engine: package.module:Name` is called as Name(spec, folder, name).
     Remote calls are put on `account`."""
     kind = "reward" if spec.engine in TRAINABLE and is_reward_model(folder) else spec.engine
+    if kind == "reward" and spec.adapter is not None:
+        raise ConfigError(f"model {name}: `adapter` is for language models, not for reward models")
     reference = ENGINES.get(kind, kind)
     module, _, attribute = reference.partition(":")
     try:
@@ -77,8 +84,8 @@ def load_engine(
         raise ConfigError(
             f"model {name}: engine {spec.engine!r} cannot be loaded: {error}"
         ) from None
-    remote = (account or Account(),) if kind in REMOTE else ()
-    engine: Engine = factory(spec, folder, name, *remote)
+    counted = (account or Account(),) if kind in ACCOUNTED else ()
+    engine: Engine = factory(spec, folder, name, *counted)
     return engine
 
 
@@ -139,7 +146,7 @@ class EnginePool:
         if is_reward_model(folder):
             return None
         engine = self._taken(model)
-        _load_weights(engine, folder, weights_hash(folder))
+        _load_weights(engine, folder, model_hash(folder, model.spec))
         return engine
 
     def _taken(self, model: Model) -> Any:

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,13 @@ def resolve(name: str) -> Path:
         return _convert_builtin(name)
     if name.startswith("builtin/"):
         raise EngineError(f"{name}: no such built-in model; there is {', '.join(BUILTIN)}")
-    if Path(name).expanduser().is_dir():
+    folder = Path(name).expanduser()
+    if (folder / "adapter_config.json").exists():
+        raise EngineError(
+            f"{name}: this folder holds an adapter, not a model. Name the model that it is for as "
+            "`path`, and this folder as `adapter`."
+        )
+    if folder.is_dir():
         raise EngineError(f"{name}: this folder holds no config.json, so it is not a model")
     return _fetch(name)
 
@@ -127,6 +134,11 @@ def weights_hash(folder: Path) -> str:
     """A hash of all that makes a model answer as it does: weights, config, tokenizer, template."""
     files = sorted(folder.glob("*.safetensors"))
     files += [folder / name for name in IDENTITY_FILES if (folder / name).exists()]
+    return files_hash(files)
+
+
+def files_hash(files: Iterable[Path]) -> str:
+    """A hash of files' names and contents, in their order."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode() + b"\0" + _file_digest(path).encode() + b"\n")

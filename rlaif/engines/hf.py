@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from rlaif.config import ModelSpec
 from rlaif.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.engines import layout, scoring
+from rlaif.engines.adapters import adapter_folder, merged, model_hash
 from rlaif.engines.base import (
     GenerateRequest,
     GenerateResult,
@@ -28,7 +29,6 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
-from rlaif.engines.builtin import weights_hash
 from rlaif.engines.decoding import BranchRows, PaddedRows, Rows, no_branches
 from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
 from rlaif.engines.memory import batch_tokens, pass_tokens
@@ -61,10 +61,13 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
         )
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"model {name!r} in {folder} cannot be loaded: {error}") from None
+    adapter = adapter_folder(spec)
+    if adapter is not None:
+        model = merged(model, adapter, name)
     if dtype == torch.float32:
         fuse(model)
     encoding = load_encoding(folder, spec.system_prompt, context_of(model.config, spec), name)
-    return HfEngine(model.to(device).eval(), encoding, spec, weights_hash(folder))
+    return HfEngine(model.to(device).eval(), encoding, spec, model_hash(folder, spec))
 
 
 class HfEngine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -34,17 +35,29 @@ def load(spec: ModelSpec, folder: Path | None, name: str, account: Account) -> O
     return OpenAIEngine(spec, name, account)
 
 
+@dataclass(frozen=True)
+class Own:
+    """What is known of a server that this process has started: its key, its weights' hash, and its
+    labels' tokens."""
+
+    key: str
+    weights_hash: str
+    label_tokens: api.LabelTokens
+
+
 class OpenAIEngine:
     """See `rlaif.engines.base.Engine`. `weights_hash` stands for the weights, in records and in the
     cache: a hash of the server, the model's name and what `weights` says of them."""
 
     concurrent = True
 
-    def __init__(self, spec: ModelSpec, name: str, account: Account):
+    def __init__(self, spec: ModelSpec, name: str, account: Account, own: Own | None = None):
         self.spec = spec
         self.name = name
         said = () if spec.weights is None else (spec.weights,)
-        self.weights_hash = content_hash("openai", spec.base_url, spec.path, *said)
+        named = content_hash("openai", spec.base_url, spec.path, *said)
+        self.weights_hash = named if own is None else own.weights_hash
+        self.own = own
         self.account = account
         self.capabilities = api.capabilities(spec)
 
@@ -74,9 +87,12 @@ class OpenAIEngine:
         return request
 
     def _stream(self, requests: Iterable[api.Request]) -> Iterator[list[api.Result]]:
-        calls = api.calls(self.spec, self.weights_hash, requests)
-        key = server_key(self.spec)
-        session = Session(self.spec, self.name, key, self.account, calls)
+        own, spec = self.own, self.spec
+        calls = api.calls(spec, self.weights_hash, requests, own.label_tokens if own else None)
+        key = own.key if own else server_key(spec)
+        # The address of a server of our own is another at every start.
+        place = f"weights:{own.weights_hash}" if own else spec.base_url
+        session = Session(spec, self.name, key, self.account, calls, place or "")
         room = ROOM * self.spec.limits.concurrency * self.spec.samples_per_call
         return streamed(session.run, room)
 

@@ -20,11 +20,16 @@ POLL_SECONDS = 0.5
 @contextmanager
 def owned() -> Iterator[None]:
     """The processes that vLLM starts within belong to this one."""
-    os.environ[OWNER] = str(os.getpid())
+    os.environ |= owner()
     try:
         yield
     finally:
         del os.environ[OWNER]
+
+
+def owner() -> dict[str, str]:
+    """The environment by which vLLM's processes know that they belong to this one."""
+    return {OWNER: str(os.getpid())}
 
 
 def end_with_parent() -> None:

@@ -40,7 +40,8 @@ class _Done:
 
 
 class Session:
-    """Makes `calls` and puts their results into an outlet. `key` is the server's."""
+    """Makes `calls` and puts their results into an outlet. `key` is the server's; `place` is where
+    the model is, for those who look at the cache."""
 
     def __init__(
         self,
@@ -49,12 +50,14 @@ class Session:
         key: str | None,
         account: Account,
         calls: Iterator[ApiCall],
+        place: str,
     ):
         self.spec = spec
         self.name = name
         self.account = account
         self.meter = account.meters.of(name)
         self.calls = calls
+        self.place = place
         self.open_client = opener(spec, key)
         self.pace = Pace(spec.limits.concurrency)
         self.attempts = Attempts(spec, name, key, self.pace)
@@ -119,9 +122,8 @@ class Session:
         self.account.meters.keep()
 
     def _keep(self, pending: list[_Done], used: list[str]) -> None:
-        url = self.spec.base_url or ""
         entries = [
-            Entry(d.call.key, self.spec.path, url, d.call.body, d.answer)
+            Entry(d.call.key, self.spec.path, self.place, d.call.body, d.answer)
             for d in pending
             if d.answer is not None
         ]

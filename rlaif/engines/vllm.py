@@ -7,98 +7,82 @@ resumed run keeps what it has and samples the rest, which need not equal an unin
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlaif.config import ModelSpec
-from rlaif.device import pick_dtype
-from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult
-from rlaif.engines.builtin import weights_hash
+from rlaif.engines.adapters import adapter_folder, model_hash
+from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
 from rlaif.engines.layout import Row
 from rlaif.engines.orphans import owned
+from rlaif.engines.vllm_options import environment, options, trains_beside, within
 from rlaif.errors import EngineError
 from rlaif.records import Message, content_hash
+
+log = logging.getLogger(__name__)
 
 IN_FLIGHT = 1024
 """Requests given to vLLM at once: more than it computes together, so that it never waits."""
 COMMIT = 32
 """Finished answers that are yielded together."""
-CPU_CACHE_GIB = "2"
 
 
 def load(spec: ModelSpec, folder: Path, name: str) -> VllmEngine:
     """Start vLLM with the model in `folder`. Raises EngineError when it cannot."""
     on_gpu = torch.cuda.is_available()
-    _environment(on_gpu)
+    adapter = adapter_folder(spec)
+    encoding, ends = read_tokenizer(spec, folder, name)
+    values = options(spec, encoding.context, on_gpu, adapter)
+    values["worker_extension_cls"] = "rlaif.engines.vllm_worker.InPlace"
+    with within(environment(spec, on_gpu)), owned():
+        llm = _start(name, folder, values)
+    engine = VllmEngine(llm, encoding, spec, ends, model_hash(folder, spec), on_gpu)
+    if adapter is not None:
+        engine.add_adapter(adapter)
+    return engine
+
+
+def _start(name: str, folder: Path, values: dict[str, Any]) -> Any:
     try:
         from vllm import LLM
     except ImportError as error:
         raise EngineError(
             f"model {name!r}: engine vllm needs the package vllm ({error}). Run: pip install vllm"
         ) from None
+    try:
+        return LLM(model=str(folder), **values)
+    # Its classes of errors move from version to version.
+    except Exception as error:
+        raise EngineError(f"model {name!r}: vLLM does not start: {error}") from None
+
+
+def read_tokenizer(spec: ModelSpec, folder: Path, name: str) -> tuple[Encoding, frozenset[int]]:
+    """The model's encoding and the tokens that end its turns. Raises EngineError."""
     from transformers import AutoConfig, GenerationConfig
 
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise EngineError(f"model {name!r} in {folder} cannot be loaded: {error}") from None
-    context = context_of(config, spec)
-    encoding = load_encoding(folder, spec.system_prompt, context, name)
+    encoding = load_encoding(folder, spec.system_prompt, context_of(config, spec), name)
     if (folder / "generation_config.json").exists():
         config = GenerationConfig.from_pretrained(folder)
-    ends = end_ids(config, encoding.tokenizer)
-    options = {**_options(spec, context, on_gpu), **spec.engine_args}
-    if not on_gpu and "tensor_parallel_size" not in spec.engine_args:
-        # No worker process beside the engine's: it starts sooner, and ends with it.
-        options.setdefault("distributed_executor_backend", "uni")
-    try:
-        with owned():
-            llm = LLM(model=str(folder), **options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise EngineError(f"model {name!r}: vLLM does not start: {error}") from None
-    return VllmEngine(llm, encoding, spec, ends, weights_hash(folder), on_gpu)
-
-
-def _environment(on_gpu: bool) -> None:
-    """What vLLM reads from the environment, where the user has not set it."""
-    # A fork would copy torch's threads in an unknown state.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if not on_gpu:
-        cores = sorted(os.sched_getaffinity(0))
-        # By itself it would leave cores idle on a small machine.
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
-
-
-def _options(spec: ModelSpec, context: int, on_gpu: bool) -> dict[str, Any]:
-    dtype = pick_dtype(spec.dtype, "cuda" if on_gpu else "cpu")
-    return {
-        "dtype": str(dtype).removeprefix("torch."),
-        "max_model_len": context,
-        "enable_prefix_caching": True,
-        "seed": 0,
-        # Compiling pays on a GPU alone: a CPU spends a minute on it at every start.
-        "enforce_eager": not on_gpu,
-        # Of the model itself, before temperature: what training compares with.
-        "logprobs_mode": "raw_logprobs",
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        "worker_extension_cls": "rlaif.engines.vllm_worker.InPlace",
-    }
+    return encoding, end_ids(config, encoding.tokenizer)
 
 
 class VllmEngine:
     """A model in vLLM. See `rlaif.engines.base.Engine`."""
 
-    capabilities = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"})
+    capabilities = frozenset(
+        {"generate", "token_logprobs", "label_logprobs", "prefill", "json_schema"}
+    )
     concurrent = False
 
     def __init__(
@@ -117,7 +101,23 @@ class VllmEngine:
         self.name = encoding.name
         self.weights_hash = digest
         self.on_gpu = on_gpu
+        self.lora: Any = None
+        self.schemas_refused: set[str] = set()
         self.asleep = False
+
+    def add_adapter(self, folder: Path) -> None:
+        """Answer with the adapter in `folder` from here on. Raises EngineError, and ends vLLM,
+        where it does not take it."""
+        from vllm.lora.request import LoRARequest
+
+        self.lora = LoRARequest("adapter", 1, str(folder))
+        try:
+            # Here, and not in the midst of the first answers.
+            self.llm.llm_engine.add_lora(self.lora)
+        # Its classes of errors move from version to version.
+        except Exception as error:
+            self.close()
+            raise EngineError(f"model {self.name!r}: no such adapter for vLLM: {error}") from None
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
@@ -134,13 +134,15 @@ class VllmEngine:
         ]
         if refused:
             yield refused
-        asked = ((r, self._sampling(by_id[r.request_id].sampling)) for r in encoded.rows)
+        asked = ((r, self._sampling(by_id[r.request_id])) for r in encoded.rows)
         for outputs in self._run(asked):
             yield [self._generated(o, encoded.texts[o.request_id]) for o in outputs]
 
-    def _sampling(self, sampling: Sampling) -> Any:
+    def _sampling(self, request: GenerateRequest) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
+        sampling, schema = request.sampling, request.json_schema
         greedy = sampling.temperature == 0
         return SamplingParams(
             max_tokens=sampling.max_new_tokens,
@@ -151,6 +153,7 @@ class VllmEngine:
             stop=list(sampling.stop) or None,
             stop_token_ids=sorted(self.ends),
             logprobs=0,
+            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         )
 
     def _generated(self, output: Any, rendered: str) -> GenerateResult:
@@ -227,8 +230,6 @@ class VllmEngine:
 
     def _run(self, asked: Iterable[tuple[Row, Any]]) -> Iterator[list[Any]]:
         """Finished outputs as they come. Abandoning the iterator cancels what is running."""
-        from vllm.inputs import TokensPrompt
-
         self._wake()
         engine, asked = self.llm.llm_engine, iter(asked)
         running: set[str] = set()
@@ -236,10 +237,8 @@ class VllmEngine:
         try:
             while True:
                 while len(running) < IN_FLIGHT and (following := next(asked, None)) is not None:
-                    row, sampling = following
-                    prompt = TokensPrompt(prompt_token_ids=row.ids)
-                    engine.add_request(row.request_id, prompt, sampling)
-                    running.add(row.request_id)
+                    self._add(*following)
+                    running.add(following[0].request_id)
                 if not running:
                     break
                 ended = [o for o in self._step(running) if o.finished]
@@ -253,6 +252,32 @@ class VllmEngine:
                 engine.abort_request(list(running))
         if finished:
             yield finished
+
+    def _add(self, row: Row, sampling: Any) -> None:
+        from vllm.inputs import TokensPrompt
+
+        prompt = TokensPrompt(prompt_token_ids=row.ids)
+        add = partial(self.llm.llm_engine.add_request, row.request_id, prompt)
+        try:
+            add(sampling, lora_request=self.lora)
+        # Its classes of errors move from version to version.
+        except Exception as error:
+            if sampling.structured_outputs is None:
+                raise EngineError(f"{self.name}: vLLM takes no such request: {error}") from None
+            # It knows a part of JSON schema only; the answer is then read as text.
+            self._give_up_schema(str(error))
+            sampling.structured_outputs = None
+            add(sampling, lora_request=self.lora)
+
+    def _give_up_schema(self, said: str) -> None:
+        if said not in self.schemas_refused:
+            self.schemas_refused.add(said)
+            log.warning(
+                "model %s: vLLM does not take a JSON schema, which is left out, and the answers "
+                "are read as text: %s",
+                self.name,
+                said,
+            )
 
     def _step(self, running: set[str]) -> list[Any]:
         try:
@@ -274,7 +299,7 @@ class VllmEngine:
 
     def rest(self) -> bool:
         """Give up the device's memory until the next call; False where only `close` does."""
-        if not self.on_gpu:
+        if trains_beside(self.spec, self.on_gpu):
             return True
         if not self.spec.engine_args.get("enable_sleep_mode"):
             return False

@@ -94,6 +94,18 @@ def _trained(
             raise walk.inputs.fail(
                 index, f"{model.label}: engine {model.spec.engine!r} cannot be trained"
             )
+        if model.spec.adapter is not None:
+            raise walk.inputs.fail(
+                index,
+                f"{model.label} has an `adapter`, and training starts from a whole checkpoint: "
+                "merge it first (peft's `merge_and_unload`), or train with `lora` from `path`",
+            )
+    if isinstance(step, OnPolicyTrain) and models["start"].spec.engine == "vllm-server":
+        raise walk.inputs.fail(
+            index,
+            f"{step.method} samples from the weights of the moment, and a server would have to be "
+            "started again for each of them: use engine vllm or hf for the policy",
+        )
     keys = step.model_dump(mode="json", exclude={"id", "uses", "checkpoint_every", "trackers"})
     digest = step_hash(
         kind,

@@ -121,4 +121,4 @@ class Walk:
 
 def replace_path(spec: ModelSpec, path: str) -> ModelSpec:
     """The policy's settings for another folder of weights."""
-    return spec.model_copy(update={"path": path, "role": None})
+    return spec.model_copy(update={"path": path, "role": None, "adapter": None})

@@ -6,9 +6,11 @@ of its own; fake, hf and openai when it is not set.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,11 +51,20 @@ def vllm(folder: Path) -> AbstractContextManager[Engine]:
     return nullcontext(load_engine(spec, folder, "vllm"))
 
 
+def vllm_server(folder: Path) -> AbstractContextManager[Engine]:
+    # Without the cache: the server itself must give the same answer again.
+    spec = ModelSpec(
+        path=str(folder), engine="vllm-server", dtype="float32", max_context=CONTEXT, cache=False
+    )
+    return nullcontext(load_engine(spec, folder, "vllm-server"))
+
+
 ENGINES: dict[str, Callable[[Path], AbstractContextManager[Engine]]] = {
     "fake": fake,
     "hf": hf,
     "openai": openai,
     "vllm": vllm,
+    "vllm-server": vllm_server,
 }
 
 
@@ -134,6 +145,18 @@ def test_a_prompt_that_does_not_fit_fails_alone_and_the_others_are_kept(engine: 
     assert results["long"].finish_reason == "failed"
     assert "context" in (results["long"].error or "")
     assert {results[n].finish_reason for n in ("good", "fine")} <= {"stop", "length"}
+
+
+def test_an_answer_is_held_to_a_json_schema(engine: Engine) -> None:
+    if "json_schema" not in engine.capabilities:
+        pytest.skip("this engine does not promise it")
+    moods = {"mood": {"enum": ["calm", "cross"]}}
+    schema = {"type": "object", "properties": moods, "required": ["mood"]}
+    schema |= {"additionalProperties": False}
+    asked = [replace(ask(f"r{i}", new=40, seed=i), json_schema=schema) for i in range(4)]
+    ended = [r for r in answers(engine, *asked).values() if r.finish_reason == "stop"]
+    assert ended
+    assert all(json.loads(r.text)["mood"] in ("calm", "cross") for r in ended)
 
 
 def test_what_is_done_is_not_asked_again(engine: Engine) -> None:

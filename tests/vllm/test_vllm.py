@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +21,8 @@ from rlaif.experiment import run_experiment
 from rlaif.train.export import write_weights
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
+from tests.adapters import adapter
+from tests.processes import gone
 
 CPU = torch.device("cpu")
 CONTEXT = 512
@@ -103,6 +105,37 @@ def test_weights_in_place_are_those_that_answer(engines, model_folder, tmp_path,
     assert {name: r.text for name, r in results(vllm.generate(asked)).items()} == before
 
 
+def test_a_schema_that_vllm_does_not_know_is_left_out_with_a_warning(engines, caplog):
+    unknown = {"type": "array", "uniqueItems": True, "items": {"type": "integer"}}
+    [asked] = questions(1, temperature=0.0)
+    made = results(engines["vllm"].generate([replace(asked, json_schema=unknown)]))
+    assert made["r0"].text == results(engines["vllm"].generate([asked]))["r0"].text
+    assert "left out" in caplog.text
+
+
+def test_an_adapter_is_served_as_the_merged_model_answers(model_folder, tmp_path):
+    spec = {"path": str(model_folder), "adapter": str(adapter(model_folder, tmp_path))}
+    spec |= {"dtype": "float32", "max_context": CONTEXT}
+    asked = questions(4, temperature=0.0)
+    made, scored = {}, {}
+    for name in ("vllm", "hf"):
+        engine = load_engine(ModelSpec(**spec, engine=name), model_folder, name)
+        made[name] = results(engine.generate(asked))
+        again = [
+            ScoreRequest(
+                r.request_id, r.messages, continuation_ids=made["vllm"][r.request_id].token_ids
+            )
+            for r in asked
+        ]
+        scored[name] = results(engine.score(again))
+        digest = engine.weights_hash
+        engine.close()
+    assert digest != load_engine(spec_of(model_folder, "hf"), model_folder, "plain").weights_hash
+    for name, result in scored["vllm"].items():
+        expected = scored["hf"][name].token_logprobs
+        assert result.token_logprobs == pytest.approx(expected, abs=5e-3)
+
+
 def test_on_policy_training_samples_from_the_weights_of_the_moment(
     tmp_path, model_folder, write_experiment
 ):
@@ -163,16 +196,4 @@ def test_kill_9_leaves_no_process_behind(tmp_path, model_folder):
     assert [c for c in children if "VLLM" in c.name() or "VLLM" in " ".join(c.cmdline())]
     os.kill(held.pid, signal.SIGKILL)
     held.wait()
-    until = time.monotonic() + 30
-    while time.monotonic() < until and any(_alive(c) for c in children):
-        time.sleep(0.2)
-    assert [c.pid for c in children if _alive(c)] == []
-
-
-def _alive(process):
-    import psutil
-
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    assert gone(c.pid for c in children)

@@ -1,0 +1,66 @@
+"""LoRA adapters (arXiv 2106.09685) in peft's format, given beside a model (`adapter`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import ModelSpec
+from rlaif.engines.builtin import files_hash, weights_hash
+from rlaif.errors import EngineError
+from rlaif.records import content_hash
+from rlaif.store import read_json
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_folder(spec: ModelSpec) -> Path | None:
+    """The folder of the model's adapter, None where it has none. Raises EngineError when there is
+    no LoRA adapter in it."""
+    if spec.adapter is None:
+        return None
+    folder = Path(spec.adapter).expanduser()
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).exists()]
+    if missing:
+        raise EngineError(
+            f"adapter {spec.adapter}: there is no {' and no '.join(missing)} in this folder. Name "
+            "the folder that peft's `save_pretrained` wrote."
+        )
+    kind = _config(folder).get("peft_type")
+    if kind != "LORA":
+        raise EngineError(f"adapter {spec.adapter}: its type is {kind}, and only LORA is served")
+    return folder
+
+
+def model_hash(folder: Path, spec: ModelSpec) -> str:
+    """A hash of the weights in `folder` with the model's adapter, where it has one."""
+    adapter = adapter_folder(spec)
+    if adapter is None:
+        return weights_hash(folder)
+    return content_hash(weights_hash(folder), files_hash([adapter / CONFIG, adapter / WEIGHTS]))
+
+
+def rank(adapter: Path) -> int:
+    """The highest rank of the adapter's matrices."""
+    config = _config(adapter)
+    ranks: list[int] = [config["r"], *(config.get("rank_pattern") or {}).values()]
+    return max(ranks)
+
+
+def merged(model: Any, adapter: Path, name: str) -> Any:
+    """The transformers model with the adapter added to its weights. Raises EngineError where the
+    two do not fit."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EngineError(
+            f"model {name!r}: the adapter in {adapter} does not fit: {first}"
+        ) from None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return read_json(folder / CONFIG) or {}
