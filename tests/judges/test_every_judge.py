@@ -4,7 +4,6 @@ the answer and not its place, does not depend on the order of arrival, and is kn
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
