@@ -107,7 +107,7 @@ def experiment_file(folder: Path, quick: bool) -> Path:
         "steps": [
             {"sample": {"n": 3, "temperature": 1.0, "max_new_tokens": 8 if quick else 16}},
             {"judge": {"id": "checks", "kind": "rules"}},
-            {"judge": {"id": "self", "kind": "yes_no", **ask}},
+            {"judge": {"id": "self", "kind": "yes_no", "by": "policy", **ask}},
             {"pair": {"weights": {"checks": 1.0, "self": 0.5}}},
             {"train": train | {"checkpoint_every": 1}},
             {"evaluate": {"resamples": 200}},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,8 @@ from rlaif.plan import PlanInputs, Planned, make_plan
 from rlaif.prepare import prepare
 from rlaif.records import Prompt, RoundRecord
 from rlaif.rounds import write_rounds
-from rlaif.steps.context import Progress, StepContext
+from rlaif.schedule import at_once, lanes, stretches
+from rlaif.steps.context import Progress, Rising, StepContext, Watching
 from rlaif.store import Store, explain_os_errors
 
 STEPS = {
@@ -43,6 +44,10 @@ class StepProgress(Progress, Protocol):
 
     def begin_step(self, title: str) -> None:
         """A step begins."""
+        ...
+
+    def beside(self) -> StepProgress:
+        """Progress of a step that runs at the same time."""
         ...
 
 
@@ -82,14 +87,16 @@ def run_experiment(
             say(f"{inputs.prompts.duplicates} duplicate prompts left out")
         pool = EnginePool(store, budget=inputs.experiment.budget)
         try:
-            for planned in plan:
-                if planned.hash in missing:
-                    _run_step(planned, inputs, store, pool, progress)
-                if planned.kind == "evaluate":
+            every = [*inputs.prompts.train, *inputs.prompts.heldout]
+            runner = _Runner(inputs, store, {p.prompt_id: p for p in every})
+            for steps in stretches(plan):
+                runner.run([p for p in steps if p.hash in missing], pool, progress)
+                last = steps[-1]
+                if last.kind == "evaluate":
                     rounds = write_rounds(inputs, plan, store)
-                    _gate(inputs.experiment, rounds, planned)
-                if planned.kind in TRAINED:
-                    _drop_masters(inputs.experiment, plan, planned, store)
+                    _gate(inputs.experiment, rounds, last)
+                if last.kind in TRAINED:
+                    _drop_masters(inputs.experiment, plan, last, store)
         finally:
             progress.finish()
             pool.close()
@@ -116,33 +123,77 @@ def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
     return missing
 
 
-def _run_step(
-    planned: Planned, inputs: PlanInputs, store: Store, pool: EnginePool, progress: StepProgress
-) -> None:
-    folder = store.step(planned.hash)
-    prompts: dict[str, Prompt] = {
-        p.prompt_id: p for p in [*inputs.prompts.train, *inputs.prompts.heldout]
-    }
-    seed = f"seed {planned.seed}, " if len(inputs.experiment.all_seeds) > 1 else ""
-    some = len(planned.arms) < len(inputs.experiment.arm_names)
-    arms = f"{', '.join(planned.arms)}, " if some else ""
-    progress.begin_step(f"[{seed}{arms}round {planned.round}] {planned.id}")
-    began = time.monotonic()
-    with explain_os_errors(folder.path):
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.repair()
-        context = StepContext(planned, folder, store, inputs, prompts, pool, progress)
-        with pool.account.meters.kept_in(folder.path):
-            summary = import_module(STEPS[planned.kind]).run(context)
-        summary |= {
-            "hash": planned.hash,
-            "kind": planned.kind,
-            "id": planned.id,
-            "inputs": planned.inputs,
-            "seconds": round(time.monotonic() - began, 3),
-        }
-        folder.finish(summary)
-    progress.finish()
+@dataclass(frozen=True)
+class _Runner:
+    """Runs planned steps; `prompts` are all of the experiment by id."""
+
+    inputs: PlanInputs
+    store: Store
+    prompts: Mapping[str, Prompt]
+
+    def run(self, steps: Sequence[Planned], pool: EnginePool, progress: StepProgress) -> None:
+        """Steps that may run at once, as far as that is of use. See `schedule.lanes`."""
+        here, far = lanes(steps)
+        if not far:
+            self._in_order(here, pool, progress)
+            return
+        rising = Rising({planned.hash: planned for planned in here if planned.kind == "sample"})
+        beside, shown = pool.beside(), progress.beside()
+
+        def end_far() -> None:
+            rising.stopped.set()
+            beside.close()
+
+        try:
+            at_once(
+                lambda check: self._in_order(here, pool, progress, check=check),
+                lambda: self._in_order(far, beside, shown, rising),
+                end_far,
+            )
+        finally:
+            shown.finish()
+
+    def _in_order(
+        self,
+        steps: Sequence[Planned],
+        pool: EnginePool,
+        progress: StepProgress,
+        rising: Rising | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        for planned in steps:
+            progress.begin_step(self._title(planned))
+            self._step(planned, pool, Watching(progress, check) if check else progress, rising)
+            progress.finish()
+
+    def _title(self, planned: Planned) -> str:
+        experiment = self.inputs.experiment
+        seed = f"seed {planned.seed}, " if len(experiment.all_seeds) > 1 else ""
+        some = len(planned.arms) < len(experiment.arm_names)
+        arms = f"{', '.join(planned.arms)}, " if some else ""
+        return f"[{seed}{arms}round {planned.round}] {planned.id}"
+
+    def _step(
+        self, planned: Planned, pool: EnginePool, progress: Progress, rising: Rising | None
+    ) -> None:
+        folder = self.store.step(planned.hash)
+        began = time.monotonic()
+        with explain_os_errors(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.repair()
+            context = StepContext(
+                planned, folder, self.store, self.inputs, self.prompts, pool, progress, rising
+            )
+            with pool.account.meters.kept_in(folder.path):
+                summary = import_module(STEPS[planned.kind]).run(context)
+            summary |= {
+                "hash": planned.hash,
+                "kind": planned.kind,
+                "id": planned.id,
+                "inputs": planned.inputs,
+                "seconds": round(time.monotonic() - began, 3),
+            }
+            folder.finish(summary)
 
 
 def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> None:

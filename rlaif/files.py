@@ -29,7 +29,16 @@ from rlaif.prepare import model_key
 from rlaif.records import Prompt, content_hash, from_json, to_json
 from rlaif.resources import find
 from rlaif.steps.context import Progress, StepContext
-from rlaif.store import StepFolder, Store, explain_os_errors, read_json, read_rows, write_jsonl
+from rlaif.store import (
+    HeldIndex,
+    Index,
+    StepFolder,
+    Store,
+    explain_os_errors,
+    read_json,
+    read_rows,
+    write_jsonl,
+)
 from rlaif.yamlio import load_yaml, validate
 
 POLICY = {"path": "builtin/smollm2-135m-instruct"}
@@ -38,12 +47,19 @@ POLICY = {"path": "builtin/smollm2-135m-instruct"}
 class Records(StepFolder):
     """Records to read: a step's folder, or one plain JSONL file of them."""
 
-    def read(self, name: str) -> list[dict[str, Any]]:
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Every row, wherever it lies."""
         path = self.path / f"{name}.jsonl" if self.path.is_dir() else self.path
-        if (self.path / "done.json").exists():
-            return list(read_rows(path))
-        return [row for _, row in jsonl_rows(path)]
+        if self.marker.exists():
+            return read_rows(path)
+        return (row for _, row in jsonl_rows(path))
+
+    def index(self, name: str, key: str) -> Index:
+        """Every row by key; those of a plain file, which may be packed, are held."""
+        if self.marker.exists():
+            return super().index(name, key)
+        rows = self.read(name)
+        return HeldIndex(lambda: rows, key)
 
 
 class FileStore(Store):

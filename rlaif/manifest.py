@@ -64,7 +64,7 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     write_atomic(store.root / "manifest.json", text)
     prompts = [*inputs.prompts.train, *inputs.prompts.heldout]
-    write_jsonl(store.root / "prompts.jsonl", [to_json(p) for p in prompts])
+    write_jsonl(store.root / "prompts.jsonl", (to_json(p) for p in prompts))
 
 
 def _versions() -> dict[str, str]:

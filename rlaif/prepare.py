@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment
@@ -13,13 +13,13 @@ from rlaif.data.sources import PromptSet, load_prompts, split_prompts
 from rlaif.engines.adapters import model_hash
 from rlaif.engines.build import REMOTE, known_capabilities, server_key
 from rlaif.engines.builtin import locate, resolve
-from rlaif.errors import ConfigError
 from rlaif.judges.base import roles_of
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs
 from rlaif.plan.walk import replace_path
 from rlaif.records import content_hash
 from rlaif.resources import find
+from rlaif.sameness import check_same_weights
 
 
 def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> PlanInputs:
@@ -33,7 +33,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> Pl
         for name, spec in experiment.all_judges().items()
     }
     keys = model_keys(experiment, fetch)
-    _check_roles(experiment, keys)
+    check_same_weights(experiment, keys, judges)
     inputs = PlanInputs(
         experiment,
         path,
@@ -100,21 +100,6 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
 
         visible_gpus(spec)
     return f"weights:{model_hash(folder, spec)}" if folder else f"not here yet:{spec.path}"
-
-
-def _check_roles(experiment: Experiment, keys: Mapping[str, str]) -> None:
-    """Labeller, proxy and gold judge must be different weights (METHODS 0: never silently one)."""
-    if experiment.allow_same_weights:
-        return
-    seen: dict[str, str] = {}
-    for name, spec in experiment.models.items():
-        if spec.role in ("labeller", "proxy", "gold"):
-            other = seen.setdefault(keys[name], name)
-            if other != name:
-                raise ConfigError(
-                    f"models {other!r} and {name!r} have different roles and the same weights. "
-                    "Name different models, or set `allow_same_weights: true`."
-                )
 
 
 def _prompts(experiment: Experiment, path: Path) -> PromptSet:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -24,7 +26,14 @@ class QuietProgress:
     def begin_step(self, title: str) -> None:
         """A step begins."""
 
+    def beside(self) -> QuietProgress:
+        """Progress of a step that runs at the same time."""
+        return QuietProgress()
+
     def start(self, name: str, total: int, already: int = 0, unit: str = "") -> None:
+        """See `steps.context.Progress`."""
+
+    def extend(self, count: int) -> None:
         """See `steps.context.Progress`."""
 
     def advance(self, count: int, tokens: int = 0, note: str = "") -> None:
@@ -34,18 +43,58 @@ class QuietProgress:
         """See `steps.context.Progress`."""
 
 
+class _Bars:
+    """The bars on a terminal, one for each step that runs; shared by their threads."""
+
+    def __init__(self, console: Console):
+        self._shown = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            console=console,
+            transient=True,
+        )
+        self._lock = threading.Lock()
+
+    def add(self, name: str, total: int, completed: int) -> TaskID:
+        """Show one more."""
+        with self._lock:
+            self._shown.start()
+            return self._shown.add_task(name, total=total, completed=completed, rate="")
+
+    def update(self, bar: TaskID, total: int, completed: int, rate: str) -> None:
+        """Show how far it is."""
+        self._shown.update(bar, total=total, completed=completed, rate=rate)
+
+    def remove(self, bar: TaskID) -> None:
+        """Show it no longer."""
+        with self._lock:
+            self._shown.remove_task(bar)
+            if not self._shown.task_ids:
+                self._shown.stop()
+
+
 class TerminalProgress:
     """A bar on a terminal; elsewhere a line at the beginning, now and then, and at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, bars: _Bars | None = None) -> None:
         self.console = Console(stderr=True, soft_wrap=True, highlight=False)
         self.live = sys.stderr.isatty()
-        self._bar: RichProgress | None = None
+        self._bars = bars or _Bars(self.console)
+        self._bar: TaskID | None = None
         self._title = ""
 
     def begin_step(self, title: str) -> None:
         """A step begins."""
         self._title = title
+
+    def beside(self) -> TerminalProgress:
+        """Progress of a step that runs at the same time."""
+        return TerminalProgress(self._bars)
 
     def start(self, name: str, total: int, already: int = 0, unit: str = "") -> None:
         """See `steps.context.Progress`."""
@@ -57,21 +106,12 @@ class TerminalProgress:
             resumed = f" ({already} from an earlier run)" if already else ""
             self.console.print(f"{self._title}: {total} {name}{resumed}", markup=False)
             return
-        self._bar = RichProgress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rate]}", markup=False),
-            console=self.console,
-            transient=True,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(
-            f"{self._title}: {name}", total=total, completed=already, rate=""
-        )
+        self.finish()
+        self._bar = self._bars.add(f"{self._title}: {name}", total, already)
+
+    def extend(self, count: int) -> None:
+        """See `steps.context.Progress`."""
+        self._total += count
 
     def advance(self, count: int, tokens: int = 0, note: str = "") -> None:
         """See `steps.context.Progress`."""
@@ -81,7 +121,7 @@ class TerminalProgress:
         rate = f"{self._tokens / seconds:.0f} tok/s" if self._tokens else ""
         shown = " ".join(part for part in (rate, note) if part)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._count, rate=shown)
+            self._bars.update(self._bar, self._total, self._count, shown)
         elif time.monotonic() - self._said > LINE_EVERY and self._count < self._total:
             self._said = time.monotonic()
             left = seconds * (self._total - self._count) / max(self._count - self._first, 1)
@@ -93,5 +133,5 @@ class TerminalProgress:
     def finish(self) -> None:
         """See `steps.context.Progress`."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bars.remove(self._bar)
             self._bar = None

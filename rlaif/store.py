@@ -12,10 +12,11 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -24,6 +25,8 @@ from rlaif.records import Record, canonical_json, to_json
 
 FORMAT = 1
 BATCH_END = b"\n\n"
+CHUNK = 1 << 16
+"""Bytes that are read at once when a file's last batch is looked for."""
 
 
 @contextmanager
@@ -46,11 +49,15 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old text or the new one, never a part."""
+    _write_parts(path, [text])
+
+
+def _write_parts(path: Path, parts: Iterable[str]) -> None:
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with temporary.open("w", encoding="utf-8", errors="surrogatepass") as file:
-            file.write(text)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -111,16 +118,22 @@ class StepFolder:
     def repair(self) -> None:
         """Drop what a kill left after the last whole batch. Call before appending."""
         for path in sorted(self.path.glob("*.jsonl")):
-            data = path.read_bytes()
-            end = data.rfind(BATCH_END)
-            whole = end + len(BATCH_END) if end >= 0 else 0
-            if whole < len(data):
-                with explain_os_errors(path), path.open("r+b") as file:
+            with explain_os_errors(path), path.open("r+b") as file:
+                whole = _whole_bytes(file)
+                if whole < path.stat().st_size:
                     file.truncate(whole)
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """Every committed row of `<name>.jsonl`, in the order of writing, one held at a time."""
+        return read_rows(self.path / f"{name}.jsonl")
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Every committed row of `<name>.jsonl`, in the order of writing."""
-        return list(read_rows(self.path / f"{name}.jsonl"))
+        return list(self.rows(name))
+
+    def index(self, name: str, key: str) -> Index:
+        """Where the committed rows of `<name>.jsonl` lie, by what each has under `key`."""
+        return RowIndex(self.path / f"{name}.jsonl", key)
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write the marker, last of all."""
@@ -133,17 +146,143 @@ class StepFolder:
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of the whole batches in one of the store's files; nothing when it is absent."""
+    return (row for _, _, row in _placed_rows(path, 0))
+
+
+class Index(Protocol):
+    """The rows of a file by a text that each of them has."""
+
+    def grow(self) -> list[str]:
+        """Take in what was committed since the last time; its keys, one for each row."""
+        ...
+
+    def count(self, key: str) -> int:
+        """How many rows there are under a key."""
+        ...
+
+    def read(self, key: str) -> list[dict[str, Any]]:
+        """The rows under a key, in the order of writing; none under one that is not there."""
+        ...
+
+    def keys(self) -> Collection[str]:
+        """Every key that was taken in."""
+        ...
+
+
+class RowIndex:
+    """The rows of one of the store's files by what each has under `key`. Keys and places are held,
+    no rows. The file may grow meanwhile. See `Index`."""
+
+    def __init__(self, path: Path, key: str):
+        self.path = path
+        self.key = key
+        self._end = 0
+        self._places: dict[str, array[int]] = {}
+
+    def grow(self) -> list[str]:
+        """See `Index`."""
+        keys = []
+        for start, end, row in _placed_rows(self.path, self._end):
+            keys.append(row[self.key])
+            self._places.setdefault(row[self.key], array("q")).append(start)
+            self._end = end
+        return keys
+
+    def count(self, key: str) -> int:
+        """See `Index`."""
+        return len(self._places.get(key, ()))
+
+    def read(self, key: str) -> list[dict[str, Any]]:
+        """See `Index`."""
+        if key not in self._places:
+            return []
+        with self.path.open("rb") as file:
+            found = []
+            for place in self._places[key]:
+                file.seek(place)
+                found.append(_row(file.readline()))
+        return found
+
+    def keys(self) -> Collection[str]:
+        """See `Index`."""
+        return self._places.keys()
+
+
+class HeldIndex:
+    """Rows that are held anyway, by what each has under `key`; `rows` gives all there are. See
+    `Index`."""
+
+    def __init__(self, rows: Callable[[], Sequence[dict[str, Any]]], key: str):
+        self._all = rows
+        self._key = key
+        self._taken = 0
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+
+    def grow(self) -> list[str]:
+        """See `Index`."""
+        new = self._all()[self._taken :]
+        self._taken += len(new)
+        for row in new:
+            self._rows.setdefault(row[self._key], []).append(row)
+        return [row[self._key] for row in new]
+
+    def count(self, key: str) -> int:
+        """See `Index`."""
+        return len(self.read(key))
+
+    def read(self, key: str) -> list[dict[str, Any]]:
+        """See `Index`."""
+        return self._rows.get(key, [])
+
+    def keys(self) -> Collection[str]:
+        """See `Index`."""
+        return self._rows.keys()
+
+
+def _placed_rows(path: Path, start: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(first byte, byte after the last, row) of each row of the whole batches from `start` on."""
     if not path.exists():
         return
-    data = path.read_bytes()
-    whole = data[: data.rfind(BATCH_END) + 1]
-    for number, line in enumerate(whole.split(b"\n"), 1):
-        if not line:
-            continue
-        try:
-            yield json.loads(line.decode("utf-8", "surrogatepass"))
-        except ValueError:
-            raise StoreError(f"{path}:{number}: damaged row; delete the step folder") from None
+    with path.open("rb") as file:
+        whole = _whole_bytes(file)
+        file.seek(start)
+        while start < whole:
+            line = file.readline()
+            end = start + len(line)
+            if line != b"\n":
+                try:
+                    row = _row(line)
+                except ValueError:
+                    number = _line_number(path, start)
+                    message = f"{path}:{number}: damaged row; delete the step folder"
+                    raise StoreError(message) from None
+                yield start, end, row
+            start = end
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads(line.decode("utf-8", "surrogatepass"))
+    return row
+
+
+def _line_number(path: Path, place: int) -> int:
+    """The number, from 1, of the line that begins at byte `place`."""
+    with path.open("rb") as file:
+        return 1 + file.read(place).count(b"\n")
+
+
+def _whole_bytes(file: BinaryIO) -> int:
+    """How many bytes of a file are whole batches: those up to the last blank line."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - CHUNK)
+        file.seek(start)
+        found = file.read(end - start).rfind(BATCH_END)
+        if found >= 0:
+            return start + found + len(BATCH_END)
+        # The two bytes of a batch's end may lie on both sides of the cut.
+        end = start + 1 if start else 0
+    return 0
 
 
 class Store:
@@ -211,5 +350,5 @@ class Store:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """An export: plain JSON lines, replaced atomically."""
-    write_atomic(path, "".join(canonical_json(row) + "\n" for row in rows))
+    """An export: plain JSON lines, replaced atomically; no two rows are held at once."""
+    _write_parts(path, (canonical_json(row) + "\n" for row in rows))

@@ -134,7 +134,7 @@ def _small_experiment(model: Path | None) -> dict[str, Any]:
     steps = [
         {"sample": {"n": 3, "temperature": 1.0, "max_new_tokens": 8}},
         {"judge": {"id": "checks", "kind": "rules"}},
-        {"judge": {"id": "self", "kind": "yes_no", **ask}},
+        {"judge": {"id": "self", "kind": "yes_no", "by": "policy", **ask}},
         {"pair": {"weights": {"checks": 1.0, "self": 0.2}}},
         {"train": train | {"precision": "fp32"}},
         {"evaluate": {"resamples": 50, "checks": [{"id": "terms", "rule": "answers_terms"}]}},

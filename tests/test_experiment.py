@@ -362,7 +362,7 @@ def test_consistency_with_the_model_of_the_round_before_labels_softly(
         tiny_model,
         steps=[
             {"sample": {"n": 4, "temperature": 1.0, "max_new_tokens": 8}},
-            {"judge": {"id": "self", **ask}},
+            {"judge": {"id": "self", "by": "policy", **ask}},
             {"judge": {"id": "before", "by": "earlier", **ask}},
             {"pair": {"consistency": "before"}},
             {"train": train},

@@ -24,6 +24,8 @@ LAYERS = [
         "manifest",
         "prepare",
         "rounds",
+        "sameness",
+        "schedule",
         "runs",
         "files",
         "bench",

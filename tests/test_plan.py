@@ -40,7 +40,7 @@ BASE: dict[str, Any] = {
     "steps": [
         {"sample": {"n": 2}},
         {"judge": {"id": "checks", "kind": "rules"}},
-        {"judge": {"id": "self", "kind": "yes_no", "principles": ["kind"]}},
+        {"judge": {"id": "self", "kind": "yes_no", "by": "policy", "principles": ["kind"]}},
         {"pair": {}},
         {"train": {"beta": 0.1}},
         {"evaluate": {}},

@@ -149,7 +149,7 @@ def test_reach_finds_files_beside_the_experiment(
         rounds=1,
         steps=[
             {"sample": {"n": 2, "temperature": 1.0, "max_new_tokens": 40}},
-            {"judge": {"id": "asked", "kind": "yes_no", "template": "own.j2"}},
+            {"judge": {"id": "asked", "kind": "yes_no", "by": "policy", "template": "own.j2"}},
             {"pair": {"strategy": "all"}},
         ],
     )

@@ -54,12 +54,38 @@ class Account:
                 self._end = ""
             self.spent += cost
 
+    def beside(self) -> Account:
+        """The same money with meters of its own, for a step that runs at the same time."""
+        return _Beside(self)
+
     def note(self) -> str:
         """One line for a progress bar; empty when no remote model was asked."""
         parts = self.meters.note()
         if parts and self.budget is not None:
             parts.append(f"{self.spent:.4f} of {self.budget:g} spent")
         return ", ".join(parts)
+
+
+class _Beside(Account):
+    """An account whose money is another one's."""
+
+    def __init__(self, account: Account):
+        super().__init__(None, account.budget)
+        self._account = account
+        self.spent = account.spent
+
+    def hold(self, cost: float) -> bool | None:
+        """See `Account.hold`."""
+        self.spent = self._account.spent
+        return self._account.hold(cost)
+
+    def free(self, held: float) -> None:
+        """See `Account.free`."""
+        self._account.free(held)
+
+    def spend(self, model: str, cost: float) -> None:
+        """See `Account.spend`."""
+        self._account.spend(model, cost)
 
 
 def _lines(path: Path | None) -> list[str]:

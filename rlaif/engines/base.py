@@ -170,9 +170,9 @@ class Model:
         """What of the model decides the bits of its answers."""
         spec = self.spec
         local = [self.key, spec.engine, spec.dtype, spec.batch_tokens, spec.max_context]
-        sent = [spec.api, spec.samples_per_call, spec.top_logprobs, spec.extra_body]
+        sent: list[Any] = [spec.api, spec.samples_per_call, spec.top_logprobs, spec.extra_body]
         # Keys that the engine does not read stay out of its hashes, as they were before.
-        more = [spec.engine_args] if spec.engine_args else []
+        more: list[Any] = [spec.engine_args] if spec.engine_args else []
         if spec.base_url is not None:
             more = sent
         elif spec.engine == "vllm-server":

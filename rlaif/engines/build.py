@@ -105,6 +105,14 @@ class EnginePool:
         self._local: dict[str, Engine] = {}
         self._remote: dict[str, Engine] = {}
         self._lock = threading.RLock()
+        self._closed = False
+
+    def beside(self) -> EnginePool:
+        """A pool for the servers that a step asks which runs at the same time: the money is the
+        same, and closing it ends that step's calls and no others."""
+        pool = EnginePool(self.store)
+        pool.account = self.account.beside()
+        return pool
 
     def folder(self, model: Model) -> str:
         """The folder of the model's weights."""
@@ -115,6 +123,8 @@ class EnginePool:
     def get(self, model: Model) -> Engine:
         """The loaded engine of `model`."""
         with self._lock:
+            if self._closed:
+                raise EngineError(f"model {model.label} is asked for after the engines were closed")
             if model.spec.engine in REMOTE:
                 # Two models on one server may differ in their keys and prices alone.
                 key = model.spec.model_dump_json()
@@ -172,8 +182,9 @@ class EnginePool:
                     self._local.pop(key).close()
 
     def close(self) -> None:
-        """Free every engine."""
+        """Free every engine, and end what other threads ask of them."""
         with self._lock:
+            self._closed = True
             for engine in [*self._local.values(), *self._remote.values()]:
                 engine.close()
             self._local.clear()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
+from weakref import WeakSet
 
 from rlaif.config import ModelSpec
 from rlaif.engines import api
@@ -21,7 +23,7 @@ from rlaif.engines.base import (
 )
 from rlaif.engines.build import server_key
 from rlaif.engines.session import Session
-from rlaif.engines.streaming import streamed
+from rlaif.engines.streaming import Outlet, streamed
 from rlaif.errors import EngineError
 from rlaif.records import Message, content_hash
 
@@ -60,6 +62,10 @@ class OpenAIEngine:
         self.own = own
         self.account = account
         self.capabilities = api.capabilities(spec)
+        self._latest: Session | None = None
+        self._outlets: WeakSet[Outlet[api.Result]] = WeakSet()
+        self._closed = False
+        self._lock = threading.Lock()
 
     def generate(
         self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
@@ -93,8 +99,15 @@ class OpenAIEngine:
         # The address of a server of our own is another at every start.
         place = f"weights:{own.weights_hash}" if own else spec.base_url
         session = Session(spec, self.name, key, self.account, calls, place or "")
-        room = ROOM * self.spec.limits.concurrency * self.spec.samples_per_call
-        return streamed(session.run, room)
+        outlet: Outlet[api.Result] = Outlet(ROOM * spec.limits.concurrency * spec.samples_per_call)
+        with self._lock:
+            if self._latest is not None:
+                session.begin_after(self._latest)
+            self._latest = session
+            self._outlets.add(outlet)
+            if self._closed:
+                outlet.stop()
+        return streamed(session.run, outlet)
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """What the server is sent, as JSON or as text. It renders that itself, and its token ids
@@ -106,4 +119,9 @@ class OpenAIEngine:
         return json.dumps(call.body.get("messages", messages), ensure_ascii=False, indent=1), []
 
     def close(self) -> None:
-        """Nothing to free: connections end with the requests that they were opened for."""
+        """End what other threads are asking, at once; answers that have come are still given out.
+        Nothing else is to free: connections end with the requests that they were opened for."""
+        with self._lock:
+            self._closed = True
+            for outlet in self._outlets:
+                outlet.stop()

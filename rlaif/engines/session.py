@@ -70,6 +70,12 @@ class Session:
         self._news = asyncio.Event()
         self._kept = asyncio.Event()
 
+    def begin_after(self, earlier: Session) -> None:
+        """Start from what an earlier session of this engine learned of the server."""
+        self.serves_schema = earlier.serves_schema
+        self.serves_log_probs = earlier.serves_log_probs
+        self.pace.limit = earlier.pace.limit
+
     async def run(self, outlet: Outlet[Result]) -> None:
         """Answer every call. What came before an error or a cancellation is given out too."""
         self.outlet = outlet

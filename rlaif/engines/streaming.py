@@ -92,14 +92,14 @@ class Outlet(Generic[T]):
 
 
 def streamed(
-    main: Callable[[Outlet[T]], Coroutine[None, None, None]], room: int
+    main: Callable[[Outlet[T]], Coroutine[None, None, None]], outlet: Outlet[T]
 ) -> Iterator[list[T]]:
     """Lists of what `main` puts into its outlet, as it comes.
 
-    Closing the generator cancels `main` and waits for it. An error of `main` is raised here after
-    all that it had put was given out.
+    Closing the generator cancels `main` and waits for it; stopping the outlet, which another thread
+    may do, cancels it too. An error of `main`, such as its cancellation, is raised here after all
+    that it had put was given out.
     """
-    outlet: Outlet[T] = Outlet(room)
     thread = threading.Thread(target=outlet.run, args=(main,), daemon=True)
     thread.start()
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, replace
 from itertools import groupby
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from rlaif.engines.base import (
     Engine,
@@ -36,8 +36,9 @@ from rlaif.judges.base import (
     read_answer,
     roles_of,
 )
-from rlaif.records import Completion, Judgement, Prompt, from_json
+from rlaif.records import Completion, Judgement, Prompt, from_json, to_json
 from rlaif.steps.context import Engines, Progress
+from rlaif.store import HeldIndex, Index
 
 SILENT_BATCH = 256
 Group = tuple[Prompt, Sequence[Completion]]
@@ -53,8 +54,8 @@ _RESULTS: dict[str, Callable[..., Result]] = {
 class Log(Protocol):
     """Where records are kept: a step's folder, or memory."""
 
-    def read(self, name: str) -> list[dict[str, Any]]:
-        """Every committed row of one record kind."""
+    def index(self, name: str, key: str) -> Index:
+        """The committed rows of one record kind by what each has under `key`."""
         ...
 
     def append(self, name: str, records: Sequence[Any]) -> None:
@@ -63,41 +64,77 @@ class Log(Protocol):
 
 
 class Memory:
-    """A log that is forgotten."""
+    """A log that is gone with the process. `rows` are by record kind."""
 
-    def read(self, name: str) -> list[dict[str, Any]]:
-        """Nothing."""
-        return []
+    def __init__(self) -> None:
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+
+    def index(self, name: str, key: str) -> Index:
+        """See `Log`."""
+        return HeldIndex(lambda: self.rows.get(name, []), key)
 
     def append(self, name: str, records: Sequence[Any]) -> None:
-        """Kept by the `Kept` that writes here."""
+        """See `Log`."""
+        rows = [r if isinstance(r, dict) else to_json(r) for r in records]
+        self.rows.setdefault(name, []).extend(rows)
+
+
+V = TypeVar("V")
+
+
+class _Stored(Mapping[str, V]):
+    """One record kind of a log by call: read when it is asked for, so that only ids are held."""
+
+    def __init__(self, log: Log, name: str, read: Callable[[list[dict[str, Any]]], V]):
+        self._log = log
+        self._name = name
+        self._read = read
+        self._index = log.index(name, "call_id")
+        self._index.grow()
+
+    def append(self, records: Sequence[Any]) -> None:
+        """Commit a batch."""
+        self._log.append(self._name, records)
+        self._index.grow()
+
+    def __getitem__(self, call: str) -> V:
+        rows = self._index.read(call)
+        if not rows:
+            raise KeyError(call)
+        return self._read(rows)
+
+    def __contains__(self, call: object) -> bool:
+        return isinstance(call, str) and self._index.count(call) > 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index.keys())
+
+    def __len__(self) -> int:
+        return len(self._index.keys())
 
 
 class Kept:
-    """The judgements and answers in a log, by call: read once, and added to as answers come."""
+    """The judgements, answers and reasons in a log, by call."""
 
     def __init__(self, log: Log):
-        self.log = log
-        self.judgements: dict[str, list[Judgement]] = defaultdict(list)
-        self.answers: dict[str, Answered] = {}
-        self.reasons: dict[str, Answered] = {}
-        for row in log.read("judgements"):
-            self.judgements[row["call_id"]].append(from_json(Judgement, row))
-        for name, table in (("answers", self.answers), ("reasons", self.reasons)):
-            for row in log.read(name):
-                table[row["call_id"]] = _answered(row)
+        self.judgements: _Stored[list[Judgement]] = _Stored(
+            log, "judgements", lambda rows: [from_json(Judgement, row) for row in rows]
+        )
+        self.answers: _Stored[Answered] = _Stored(log, "answers", _last_answered)
+        self.reasons: _Stored[Answered] = _Stored(log, "reasons", _last_answered)
 
     def judged(self, judgements: Sequence[Judgement]) -> None:
         """Commit judgements."""
-        self.log.append("judgements", judgements)
-        for judgement in judgements:
-            self.judgements[judgement.call_id].append(judgement)
+        self.judgements.append(judgements)
 
     def answered(self, name: str, batch: Mapping[str, Answered]) -> None:
         """Commit answers (`name` answers) or reasons by the id of their call."""
-        (self.answers if name == "answers" else self.reasons).update(batch)
         rows = [{"call_id": call} | _row(answered) for call, answered in batch.items()]
-        self.log.append(name, rows)
+        (self.answers if name == "answers" else self.reasons).append(rows)
+
+
+def _last_answered(rows: Sequence[Mapping[str, Any]]) -> Answered:
+    return _answered(rows[-1])
 
 
 def _row(answered: Answered) -> dict[str, Any]:
@@ -162,8 +199,12 @@ def _staged(
             group += more
         new = [call for more in further for call in more]
     concluded = [judge.conclude(group, kept.answers) for group in made]
-    known = {j.judgement_id for rows in kept.judgements.values() for j in rows}
-    fresh = {j.judgement_id: j for own in concluded for j in own if j.judgement_id not in known}
+    fresh = {
+        j.judgement_id: j
+        for own in concluded
+        for j in own
+        if j.judgement_id not in {k.judgement_id for k in kept.judgements.get(j.call_id, [])}
+    }
     kept.judged(list(fresh.values()))
     return concluded
 
@@ -189,8 +230,8 @@ class _Asker:
         self, calls: Sequence[Call], done: AbstractSet[str]
     ) -> Iterator[list[tuple[Call, Answered | None]]]:
         """What is not in `done`, a whole batch at a time. A call that comes twice is asked once."""
-        done = set(done)
         calls = list({call.call_id: call for call in calls}.values())
+        done = {call.call_id for call in calls if call.call_id in done}
         self._reasons([c for c in calls if c.then is not None], done)
         self._start("judgements", [c.call_id for c in calls], done)
         silent = [c for c in calls if c.request is None and c.call_id not in done]
@@ -231,11 +272,11 @@ class _Asker:
         """Have the reasons written that are not kept; none where every verdict is there."""
         if not calls:
             return
-        known = self.kept.reasons.keys() | done
-        self._start("reasons", [c.call_id for c in calls], known)
         asked = {c.call_id: c for c in calls}
+        written = {name for name in asked if name in self.kept.reasons}
+        self._start("reasons", list(asked), written | done)
         requests = {i: c.request for i, c in asked.items() if c.request is not None}
-        for batch in self._engines(asked, requests, self.kept.reasons.keys()):
+        for batch in self._engines(asked, requests, written):
             self.kept.answered("reasons", batch)
             self._advance(len(batch))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,9 @@ from rlaif.judges.base import Judge
 from rlaif.plan import PlanInputs, Planned
 from rlaif.records import Completion, Judgement, Preference, Prompt, from_json
 from rlaif.store import StepFolder, Store
+
+LOOK_SECONDS = 0.05
+"""How often a step looks for samples that another one is writing."""
 
 
 class Engines(Protocol):
@@ -45,8 +49,13 @@ class Progress(Protocol):
         """A new bar: `total` items, of which `already` were done earlier."""
         ...
 
+    def extend(self, count: int) -> None:
+        """`count` more items have turned up that are to be done."""
+        ...
+
     def advance(self, count: int, tokens: int = 0, note: str = "") -> None:
-        """`count` more items; `tokens` made with them."""
+        """`count` more items are stored; `tokens` made with them. Raises what stopped a step that
+        runs at the same time, which then ends this one too."""
         ...
 
     def finish(self) -> None:
@@ -55,8 +64,50 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
+class Watching:
+    """Progress of a step that other steps run beside; `check` raises what stopped them."""
+
+    progress: Progress
+    check: Callable[[], None]
+
+    def start(self, name: str, total: int, already: int = 0, unit: str = "") -> None:
+        """See `Progress`."""
+        self.progress.start(name, total, already, unit)
+
+    def extend(self, count: int) -> None:
+        """See `Progress`."""
+        self.progress.extend(count)
+
+    def advance(self, count: int, tokens: int = 0, note: str = "") -> None:
+        """See `Progress`."""
+        self.check()
+        self.progress.advance(count, tokens, note)
+
+    def finish(self) -> None:
+        """See `Progress`."""
+        self.progress.finish()
+
+
+class Stopped(Exception):
+    """Work that runs beside other work has to end, since the other ended early."""
+
+
+@dataclass(frozen=True)
+class Rising:
+    """Samples that are being written while a step reads them: their steps by hash."""
+
+    steps: Mapping[str, Planned]
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self) -> None:
+        """Until it is worth another look. Raises Stopped when nothing more will come."""
+        if self.stopped.wait(LOOK_SECONDS):
+            raise Stopped
+
+
+@dataclass(frozen=True)
 class StepContext:
-    """Everything one step run needs."""
+    """Everything one step run needs. `rising` is of those inputs that may not be done yet."""
 
     planned: Planned
     folder: StepFolder
@@ -65,6 +116,7 @@ class StepContext:
     prompts: Mapping[str, Prompt]
     engines: Engines
     progress: Progress
+    rising: Rising | None = None
 
     def judge(self) -> Judge:
         """The judge of a judge step."""
@@ -74,11 +126,15 @@ class StepContext:
         """The prompts of this step, in the plan's order."""
         return [self.prompts[p] for p in self.planned.prompts]
 
+    def inputs_under(self, prefix: str) -> list[str]:
+        """The hashes of the inputs called `prefix` or `prefix`/..., in the plan's order."""
+        names = self.planned.inputs.items()
+        return [digest for n, digest in names if n == prefix or n.startswith(prefix + "/")]
+
     def read_all(self, prefix: str, kind: str) -> Iterator[dict[str, Any]]:
-        """Rows of one record kind from every input whose name starts with `prefix`/."""
-        for name, digest in self.planned.inputs.items():
-            if name == prefix or name.startswith(prefix + "/"):
-                yield from self.store.step(digest).read(kind)
+        """Rows of one record kind from every input under `prefix`."""
+        for digest in self.inputs_under(prefix):
+            yield from self.store.step(digest).rows(kind)
 
     def completions(self, prefix: str = "completions") -> list[Completion]:
         """The completions in the inputs under `prefix`."""

@@ -4,75 +4,123 @@ asked here, calls made as they are asked; the others in `asking`."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Answered, Call, Judge, Plain, is_staged, read_answer
-from rlaif.records import VALUED, Completion, Judgement
+from rlaif.records import VALUED, Judgement
 from rlaif.steps.asking import Kept, Request, results_of, verdicts
-from rlaif.steps.context import Engines, Progress, StepContext, by_prompt
+from rlaif.steps.context import Engines, Progress, StepContext
+from rlaif.steps.groups import Groups
 from rlaif.store import StepFolder
 
 RULE_BATCH = 256
+TURN_PROMPTS = 256
+"""Prompts that a server is asked about at once by a judge that asks in turns."""
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Judge what is still missing; whole batches are committed as they come."""
-    judge = context.judge()
-    groups = _groups(context)
-    done = {row["call_id"] for row in context.folder.read("judgements")}
-    names, silent, asking, turns = set(), [], False, False
-    for call in _calls(context, groups):
-        names.add(call.call_id)
-        turns = turns or call.then is not None
-        if call.request is None:
-            silent.append(call)
-        else:
-            asking = asking or call.call_id not in done
-    if is_staged(judge) or turns:
-        return _in_turns(context, judge, groups)
-    context.progress.start("judgements", len(names), len(done & names))
-    parts = [_read_silent(judge, silent, done)]
-    if asking:
-        # Made again as they are asked, since a remote model's calls may be too many to hold.
-        model, calls = context.planned.models.get("by"), _calls(context, groups)
-        parts.append(ask_model(judge, model, context.engines, calls, done))
-    for judgements in chain.from_iterable(parts):
-        context.folder.append("judgements", judgements)
-        count = len({j.call_id for j in judgements})
-        context.progress.advance(count, note=context.engines.account.note())
-    rows = context.folder.read("judgements")
-    return _summary(len(names), [row["status"] for row in rows])
+    """Judge what is still missing; whole batches are committed as they come. Completions that are
+    still being sampled are judged as soon as a prompt has all of its own."""
+    judging = _Judging(context, Groups(context))
+    for wave in judging.groups.waves():
+        judging.work(wave)
+    return _summary(context.folder)
 
 
-def _in_turns(
-    context: StepContext, judge: Judge, groups: Mapping[str, Sequence[Completion]]
-) -> dict[str, Any]:
-    """Judge with a judge that asks more than once for a verdict."""
-    made = verdicts(
-        judge,
-        context.planned.models,
-        context.engines,
-        [(context.prompts[name], completions) for name, completions in groups.items()],
-        context.planned.seed,
-        Kept(context.folder),
-        context.progress,
-    )
-    return _summary(len({j.call_id for j in made}), [j.status for j in made])
-
-
-def _summary(calls: int, found: Sequence[str]) -> dict[str, Any]:
-    statuses: dict[str, int] = {}
-    for status in found:
-        statuses[status] = statuses.get(status, 0) + 1
+def _summary(folder: StepFolder) -> dict[str, Any]:
+    calls: set[str] = set()
+    statuses: Counter[str] = Counter()
+    for row in folder.rows("judgements"):
+        calls.add(row["call_id"])
+        statuses[row["status"]] += 1
     valued = sum(count for status, count in statuses.items() if status in VALUED)
-    counts = {"calls": calls, "judgements": len(found), "with_value": valued}
-    return {"counts": counts, "statuses": statuses}
+    counts = {"calls": len(calls), "judgements": statuses.total(), "with_value": valued}
+    return {"counts": counts, "statuses": dict(statuses)}
+
+
+class _Judging:
+    """A judge step at work, wave after wave of prompts."""
+
+    def __init__(self, context: StepContext, groups: Groups):
+        self.context = context
+        self.groups = groups
+        self.judge = context.judge()
+        self.done = {row["call_id"] for row in context.folder.rows("judgements")}
+        self._kept: Kept | None = None
+        self._began = False
+
+    def work(self, wave: Sequence[str]) -> None:
+        """Judge all completions of the prompts in `wave`."""
+        judge = self.judge
+        first = next(self._calls(wave), None)
+        if is_staged(judge) or (first is not None and first.then is not None):
+            self._in_turns(wave)
+            return
+        self._plainly(judge, wave)
+
+    def _plainly(self, judge: Plain, wave: Sequence[str]) -> None:
+        """One question, one verdict. Calls are made again for each use, since they may be too many
+        to hold."""
+        total = known = 0
+        silent = asking = False
+        for prompt_id in wave:
+            calls = {call.call_id: call for call in self._calls([prompt_id])}
+            total += len(calls)
+            known += len(calls.keys() & self.done)
+            new = [call for name, call in calls.items() if name not in self.done]
+            silent = silent or any(call.request is None for call in new)
+            asking = asking or any(call.request is not None for call in new)
+        self._expect("judgements", total, known)
+        parts = []
+        if silent:
+            parts.append(_read_silent(judge, self._calls(wave), self.done))
+        if asking:
+            model, engines = self.context.planned.models.get("by"), self.context.engines
+            parts.append(ask_model(judge, model, engines, self._calls(wave), self.done))
+        for judgements in chain.from_iterable(parts):
+            self.context.folder.append("judgements", judgements)
+            self._advance(len({j.call_id for j in judgements}))
+
+    def _in_turns(self, wave: Sequence[str]) -> None:
+        """Several questions, one verdict. Servers are asked about some prompts after the others;
+        a model in this process sees all requests of a stage at once, which lays out its batches."""
+        context, models = self.context, self.context.planned.models
+        remote = all(context.engines.get(model).concurrent for model in models.values())
+        size = TURN_PROMPTS if remote else len(wave)
+        if self._kept is None:
+            self._kept = Kept(context.folder)
+        if remote:
+            self._expect("prompts", len(wave), 0)
+        for start in range(0, len(wave), size):
+            part = [self.groups.read(name) for name in wave[start : start + size]]
+            progress = None if remote else context.progress
+            asked = (self.judge, models, context.engines, part, context.planned.seed)
+            verdicts(*asked, self._kept, progress)
+            if remote:
+                self._advance(len(part))
+
+    def _calls(self, wave: Iterable[str]) -> Iterator[Call]:
+        for prompt_id in wave:
+            found = self.groups.read(prompt_id)
+            yield from self.judge.calls(*found, self.context.planned.seed)
+
+    def _expect(self, what: str, count: int, known: int) -> None:
+        if self._began:
+            self.context.progress.extend(count)
+            self._advance(known)
+        else:
+            self.context.progress.start(what, count, known)
+        self._began = True
+
+    def _advance(self, count: int) -> None:
+        self.context.progress.advance(count, note=self.context.engines.account.note())
 
 
 def judge_labelled(
@@ -95,33 +143,12 @@ def judge_labelled(
     return list({judgement.judgement_id: judgement for judgement in made}.values())
 
 
-def _groups(context: StepContext) -> dict[str, list[Completion]]:
-    """The completions to judge by prompt, in the order of the prompts' ids."""
-    groups = by_prompt(context.completions())
-    wanted = set(context.planned.prompts) or set(groups)
-    kept = {name: groups[name] for name in sorted(set(groups) & wanted)}
-    for prompt_id in kept:
-        if prompt_id not in context.prompts:
-            raise ConfigError(
-                f"completions of prompt {prompt_id} were loaded, and that prompt is not among the "
-                "experiment's prompts; add it to the prompts file"
-            )
-    return kept
-
-
-def _calls(context: StepContext, groups: Mapping[str, Sequence[Completion]]) -> Iterator[Call]:
-    judge, seed = context.judge(), context.planned.seed
-    for prompt_id, completions in groups.items():
-        yield from judge.calls(context.prompts[prompt_id], completions, seed)
-
-
 def _read_silent(
-    judge: Plain, calls: Sequence[Call], done: AbstractSet[str]
+    judge: Plain, calls: Iterable[Call], done: AbstractSet[str]
 ) -> Iterator[list[Judgement]]:
     """Judgements of calls that ask no model."""
-    left = [c for c in calls if c.call_id not in done]
-    for start in range(0, len(left), RULE_BATCH):
-        batch = left[start : start + RULE_BATCH]
+    left = (c for c in calls if c.request is None and c.call_id not in done)
+    while batch := list(islice(left, RULE_BATCH)):
         yield [j for call in batch for j in judge.read(call, None, f"program:{judge.id}")]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from rlaif.config import SampleStep
@@ -13,29 +15,41 @@ from rlaif.steps.context import StepContext
 def run(context: StepContext) -> dict[str, Any]:
     """Sample what is still missing; whole batches are committed as they come."""
     planned, step = context.planned, context.planned.step
-    requests: list[GenerateRequest] = []
-    asked: dict[str, tuple[Prompt, int]] = {}
-    for prompt in context.chosen_prompts():
-        for index in range(step.n):
-            name = "k_" + content_hash(planned.hash, prompt.prompt_id, index)
-            asked[name] = (prompt, index)
-            sampling = _sampling(step, planned.options["sampling_seed"], prompt, index)
-            requests.append(GenerateRequest(name, prompt.messages, sampling))
-    rows = context.folder.read("completions")
-    done = {row["completion_id"] for row in rows}
-    context.progress.start("completions", len(requests), len(done))
-    tokens = sum(len(row["token_ids"] or []) for row in rows)
-    failed = sum(row["finish_reason"] == "failed" for row in rows)
-    if len(done) < len(requests):
+    total = len(planned.prompts) * step.n
+    done: set[str] = set()
+    tokens = failed = 0
+    for row in context.folder.rows("completions"):
+        done.add(row["completion_id"])
+        tokens += len(row["token_ids"] or [])
+        failed += row["finish_reason"] == "failed"
+    context.progress.start("completions", total, len(done))
+    if len(done) < total:
         engine = context.engines.get(planned.models["by"])
+        asked: dict[str, tuple[Prompt, int]] = {}
+        requests = _requests(context, asked, done if engine.concurrent else frozenset())
         for batch in engine.generate(requests, done):
-            made = [_completion(r, *asked[r.request_id], step, engine, planned) for r in batch]
+            made = [_completion(r, *asked.pop(r.request_id), step, engine, planned) for r in batch]
             context.folder.append("completions", made)
             new = sum(r.tokens_made for r in batch)
             tokens += new
             failed += sum(r.finish_reason == "failed" for r in batch)
             context.progress.advance(len(batch), new, context.engines.account.note())
-    return {"counts": {"completions": len(requests), "failed": failed}, "tokens": tokens}
+    return {"counts": {"completions": total, "failed": failed}, "tokens": tokens}
+
+
+def _requests(
+    context: StepContext, asked: dict[str, tuple[Prompt, int]], skipped: AbstractSet[str]
+) -> Iterator[GenerateRequest]:
+    """The requests but for those in `skipped`, made as they are drawn. What they ask for is in
+    `asked` until it is taken out."""
+    planned, step = context.planned, context.planned.step
+    for prompt in context.chosen_prompts():
+        for index in range(step.n):
+            name = "k_" + content_hash(planned.hash, prompt.prompt_id, index)
+            if name not in skipped:
+                asked[name] = (prompt, index)
+                sampling = _sampling(step, planned.options["sampling_seed"], prompt, index)
+                yield GenerateRequest(name, prompt.messages, sampling)
 
 
 def _sampling(step: SampleStep, seed: str, prompt: Prompt, index: int) -> Sampling:

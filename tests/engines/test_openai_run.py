@@ -81,7 +81,8 @@ def experiment(
         {"judge": template},
         {"evaluate": {"resamples": 20}},
     ]
-    return write(folder, None, models=models, steps=steps, rounds=1, **changes)
+    changes |= {"models": models, "steps": steps, "allow_same_weights": policy}
+    return write(folder, None, rounds=1, **changes)
 
 
 def spent_in(out: Path) -> float:

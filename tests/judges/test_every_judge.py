@@ -4,7 +4,6 @@ the answer and not its place, does not depend on the order of arrival, and is kn
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,22 +178,6 @@ def test_the_hash_covers_what_can_change_a_verdict(name: str, change: dict[str, 
     assert judge_of(EVERY[name], **change).judge_hash != judge_of(EVERY[name]).judge_hash
 
 
-class Counting(Memory):
-    """A log that keeps its rows, as a folder does."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[Any]] = {}
-
-    def read(self, name: str) -> list[dict[str, Any]]:
-        from rlaif.records import to_json
-
-        rows = self.rows.get(name, [])
-        return [dict(r) if isinstance(r, dict) else to_json(r) for r in rows]
-
-    def append(self, name: str, records: Sequence[Any]) -> None:
-        self.rows.setdefault(name, []).extend(records)
-
-
 class Silent(Engines):
     """Must not be asked."""
 
@@ -207,7 +190,7 @@ class Silent(Engines):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_what_was_answered_is_not_asked_again(name: str) -> None:
-    judge, log = judge_of(EVERY[name]), Counting()
+    judge, log = judge_of(EVERY[name]), Memory()
     first = judged(judge, preferring(GOOD.text, BAD.text), [GOOD, BAD], Kept(log))
     count = len(log.rows["judgements"])
     assert judged(judge, Silent(), [GOOD, BAD], Kept(log)) == first
@@ -224,7 +207,7 @@ def test_what_was_answered_is_not_asked_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["rules", "pairwise", "jury"])
 def test_a_pair_that_comes_twice_is_asked_and_kept_once(name: str) -> None:
-    judge, log = judge_of(EVERY[name]), Counting()
+    judge, log = judge_of(EVERY[name]), Memory()
     used: Any = preferring(GOOD.text, BAD.text)
     groups = [(PROMPT, [GOOD, BAD])]
     once = verdicts(judge, models(judge), used, groups, 3, Kept(Memory()))

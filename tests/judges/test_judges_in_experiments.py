@@ -54,7 +54,7 @@ KINDS |= {
     "jury": {
         "kind": "jury",
         "pool": "vote",
-        "of": [{"kind": "yes_no"}, {"kind": "direct", "by": "other"}],
+        "of": [{"kind": "yes_no", "by": "policy"}, {"kind": "direct", "by": "other"}],
     },
 }
 
@@ -64,6 +64,7 @@ def test_each_kind_judges_in_a_small_experiment(
     name: str, tmp_path: Path, write_experiment: Callable[..., Path]
 ) -> None:
     model = {"path": "none", "engine": "fake", "script": "script.yaml"}
+    by = {} if name in ("rules", "jury") else {"by": "policy"}
     path = write_experiment(
         tmp_path,
         None,
@@ -71,7 +72,7 @@ def test_each_kind_judges_in_a_small_experiment(
         models={"policy": model, "other": model},
         steps=[
             {"sample": {"n": 2, "max_new_tokens": 8}},
-            {"judge": {**KINDS[name], "id": "self"}},
+            {"judge": {**by, **KINDS[name], "id": "self"}},
             {"pair": {"missing": "renormalise"}},
             {"evaluate": {"resamples": 50}},
         ],

@@ -1,0 +1,84 @@
+"""The completions that a step judges, by prompt: of steps that are done or still sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rlaif.errors import ConfigError
+from rlaif.records import Completion, Prompt, from_json
+from rlaif.steps.context import StepContext
+from rlaif.store import Index, StepFolder
+
+
+@dataclass
+class _Source:
+    """One input. While it is written, `sampled` are the prompts that will have `n` completions
+    each; None once it is done."""
+
+    folder: StepFolder
+    index: Index
+    sampled: frozenset[str] | None
+    n: int
+
+    def grow(self) -> set[str]:
+        """The prompts of new completions. What is done is seen to be done before it is read, so
+        that nothing can come after it."""
+        if self.sampled is not None and self.folder.done() is not None:
+            self.sampled = None
+        return set(self.index.grow())
+
+    def complete(self, prompt_id: str) -> bool:
+        """Whether all that this input will ever have of a prompt is there."""
+        if self.sampled is None or prompt_id not in self.sampled:
+            return True
+        return self.index.count(prompt_id) >= self.n
+
+
+class Groups:
+    """A step's completions by prompt. Ids and places in files are held, no texts."""
+
+    def __init__(self, context: StepContext):
+        self.context = context
+        self._wanted = frozenset(context.planned.prompts)
+        self._sources = [self._source(digest) for digest in context.inputs_under("completions")]
+
+    def _source(self, digest: str) -> _Source:
+        folder = self.context.store.step(digest)
+        rising = self.context.rising
+        sampling = rising.steps.get(digest) if rising is not None else None
+        index = folder.index("completions", "prompt_id")
+        if sampling is None:
+            return _Source(folder, index, None, 0)
+        return _Source(folder, index, frozenset(sampling.prompts), sampling.step.n)
+
+    def waves(self) -> Iterator[list[str]]:
+        """The prompts whose completions are all there, sorted; again and again while some of them
+        are still being sampled, each prompt once."""
+        early: set[str] = set()
+        final = False
+        while not final:
+            new = set[str]().union(*(source.grow() for source in self._sources)) | early
+            final = all(source.sampled is None for source in self._sources)
+            ready = {p for p in new if all(s.complete(p) for s in self._sources)}
+            early = new - ready
+            if self._wanted:
+                ready &= self._wanted
+            if ready:
+                self._refuse_strangers(ready)
+                yield sorted(ready)
+            elif not final and self.context.rising is not None:
+                self.context.rising.wait()
+
+    def _refuse_strangers(self, ready: Iterable[str]) -> None:
+        strange = sorted(p for p in ready if p not in self.context.prompts)
+        if strange:
+            raise ConfigError(
+                f"completions of prompt {strange[0]} were loaded, and that prompt is not among the "
+                "experiment's prompts; add it to the prompts file"
+            )
+
+    def read(self, prompt_id: str) -> tuple[Prompt, Sequence[Completion]]:
+        """A prompt and its completions, in the order of the inputs."""
+        rows = (row for source in self._sources for row in source.index.read(prompt_id))
+        return self.context.prompts[prompt_id], [from_json(Completion, row) for row in rows]
