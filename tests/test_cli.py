@@ -349,6 +349,7 @@ def test_a_judge_that_is_never_understood_is_named(
             "judge": {
                 "id": "grumbler",
                 "kind": "rating",
+                "by": "policy",
                 "principles": ["useful"],
                 "max_new_tokens": 3,
             }

@@ -27,7 +27,7 @@ from rlaif.data.readers import read_labelled
 from rlaif.errors import ConfigError
 from rlaif.templates import load_template
 
-COUNT = int(os.environ.get("RLAIF_FUZZ", "2600"))
+COUNT = int(os.environ.get("RLAIF_FUZZ", "1000"))
 GOOD: dict[str, Any] = {
     "name": "fuzz",
     "version": "1",

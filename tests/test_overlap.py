@@ -53,7 +53,7 @@ def experiment(
 ) -> Path:
     """Three answers of a small model to each of five prompts, judged on the server at `url`. A
     batch holds the answers to one or two prompts."""
-    policy = {"path": str(model), "dtype": "float32", "system_prompt": "drop", "batch_tokens": 130}
+    policy = {"path": str(model), "dtype": "float32", "system_prompt": "drop", "batch_tokens": 70}
     server = {"path": "m", "engine": "openai", "base_url": url, "cache": False, **far}
     asks = {} if judge["kind"] == "jury" else {"by": "far"}
     steps = [

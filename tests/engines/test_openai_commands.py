@@ -124,7 +124,7 @@ def test_no_command_shows_or_keeps_the_key(
         path = write_experiment(
             tmp_path / "e",
             None,
-            models={"policy": far, "far": far},
+            models={"policy": far, "far": far | {"path": "other"}},
             steps=[{"sample": {"n": 2}}, {"judge": ask}, {"evaluate": {"resamples": 20}}],
             rounds=1,
             budget=10,
