@@ -26,6 +26,7 @@ from rlaif.store import Store, explain_os_errors
 STEPS = {
     "sample": "rlaif.steps.sample",
     "load": "rlaif.steps.load",
+    "filter": "rlaif.steps.filter",
     "judge": "rlaif.steps.judge",
     "pair": "rlaif.steps.pair",
     "label": "rlaif.steps.label",

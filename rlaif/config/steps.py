@@ -14,6 +14,7 @@ from pydantic import (
 
 from rlaif.config.arms import HUMAN
 from rlaif.config.base import Fraction, StepId, Strict
+from rlaif.config.filters import FilterStep
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
 from rlaif.config.models import LabelColumns
@@ -151,6 +152,7 @@ class StepEntry(Strict):
 
     sample: SampleStep | None = None
     load: LoadStep | None = None
+    filter: FilterStep | None = None
     judge: JudgeStep | None = None
     pair: PairStep | None = None
     label: LabelStep | None = None
@@ -169,13 +171,14 @@ class StepEntry(Strict):
     def _exactly_one(self) -> StepEntry:
         if len(self.model_fields_set) != 1:
             raise ValueError(
-                "each step is one key: sample, load, judge, pair, label, distill, train or evaluate"
+                "each step is one key: sample, load, filter, judge, pair, label, distill, train or "
+                "evaluate"
             )
         return self
 
     @property
     def kind(self) -> str:
-        """sample, load, judge, pair, label, distill, train or evaluate."""
+        """sample, load, filter, judge, pair, label, distill, train or evaluate."""
         return next(iter(self.model_fields_set))
 
     @property
@@ -185,5 +188,13 @@ class StepEntry(Strict):
 
 
 AnyStep = (
-    SampleStep | LoadStep | JudgeBase | PairStep | LabelStep | DistillStep | AnyTrain | EvaluateStep
+    SampleStep
+    | LoadStep
+    | FilterStep
+    | JudgeBase
+    | PairStep
+    | LabelStep
+    | DistillStep
+    | AnyTrain
+    | EvaluateStep
 )

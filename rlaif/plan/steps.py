@@ -75,7 +75,7 @@ def loaded_pairs(walk: Walk, step: LoadStep, ids: list[str], name: str | None = 
 
 def plan_judge(walk: Walk, index: int, step: Any) -> None:
     """One judge's verdicts on the latest completions, or on those that `uses` names."""
-    sources = walk.used(index, step.uses, walk.completions, ("sample", "load"))
+    sources = walk.used(index, step.uses, walk.completions, ("sample", "filter", "load"))
     if not sources:
         raise walk.inputs.fail(index, f"judge {step.id!r} has no completions: sample first")
     planned = judged(walk, step, sources, walk.asked(index, step), step.id)
