@@ -7,10 +7,11 @@ model answers and does not depend on the order of arrival; `digest` is the hash 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, TypeVar
 
 SubjectKind = Literal["completion", "judgement", "episode"]
@@ -178,8 +179,13 @@ Record = Prompt | Completion | Judgement | Preference | RoundRecord
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """A record as a JSON-ready dict, every field present."""
-    return asdict(record)
+    """A record as a JSON-ready dict, every field present. It shares the record's lists."""
+    return {name: getattr(record, name) for name in record.__slots__}
+
+
+@functools.cache
+def _names(kind: type[Any]) -> frozenset[str]:
+    return frozenset(f.name for f in fields(kind))
 
 
 R = TypeVar("R", Prompt, Completion, Judgement, Preference, RoundRecord)
@@ -187,8 +193,7 @@ R = TypeVar("R", Prompt, Completion, Judgement, Preference, RoundRecord)
 
 def from_json(kind: type[R], row: Mapping[str, Any]) -> R:
     """A record from a dict; unknown keys raise, so that nothing read from a file is dropped."""
-    names = {f.name for f in fields(kind)}
-    unknown = set(row) - names
+    unknown = row.keys() - _names(kind)
     if unknown:
         raise ValueError(f"{kind.__name__} has no field {sorted(unknown)}")
     return kind(**row)

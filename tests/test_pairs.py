@@ -140,8 +140,8 @@ def test_the_widest_are_kept_in_a_fixed_order() -> None:
     kept = keep_widest(records, 2)
     assert {r.chosen_id for r in kept} == {"k_3", "k_4"}
     assert kept == keep_widest(records[::-1], 2)
-    assert len(keep_widest(records, None)) == 4
-    assert keep_widest(records, None) == keep_widest(records[::-1], 9)
+    assert len(keep_widest(records, 9)) == 4
+    assert keep_widest(records, 9) == keep_widest(records[::-1], 9)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from rlaif.config.baselines import (
     RandomJudge,
 )
 from rlaif.config.bench import JudgesFile
+from rlaif.config.dataset import DatasetSpec
 from rlaif.config.experiment import Experiment, experiment_schema, load_experiment, resolved_yaml
 from rlaif.config.filters import (
     HELDOUT,
@@ -68,7 +69,15 @@ from rlaif.config.rubrics import (
     RubricWriting,
     UltraFeedbackJudge,
 )
-from rlaif.config.steps import CheckSpec, EvaluateStep, LabelStep, LoadStep, PairStep, SampleStep
+from rlaif.config.steps import (
+    CheckSpec,
+    EvaluateStep,
+    LabelStep,
+    LoadStep,
+    PairStep,
+    SamplePrinciples,
+    SampleStep,
+)
 from rlaif.config.training import (
     METHODS,
     DistillStep,
@@ -99,6 +108,7 @@ __all__ = [
     "ContaminationFilter",
     "CritiqueJudge",
     "CustomJudge",
+    "DatasetSpec",
     "DirectJudge",
     "DistillStep",
     "DpoTrain",
@@ -146,6 +156,7 @@ __all__ = [
     "RubricWriting",
     "RuleFilter",
     "RulesJudge",
+    "SamplePrinciples",
     "SampleStep",
     "SftTrain",
     "Strict",
