@@ -18,7 +18,7 @@ LAYERS = [
     {"attention", "logprobs", "batching", "chat", "device", "fused", "losses"},
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
-    {"steps", "report", "infer"},
+    {"steps", "report", "infer", "prompting"},
     {
         "build",
         "experiment",

@@ -48,6 +48,7 @@ COMMANDS = (
     bench.judge_bench,
     data.convert,
     dataset.build,
+    dataset.prompts,
     dataset.data,
     data.winrate,
 )

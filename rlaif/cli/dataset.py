@@ -80,6 +80,49 @@ def build(
         click.echo(f"Pushed to {push}")
 
 
+@click.command()
+@click.argument("config", type=FILE)
+@click.option("--out", type=FILE, required=True, help="Folder for prompts.jsonl.")
+@QUIET
+@JSON
+def prompts(config: Path, out: Path, quiet: bool, as_json: bool) -> None:
+    """Make a file of prompts of the sources in CONFIG: files, and what a model writes.
+
+    Run it again after a kill and it goes on.
+    """
+    from rlaif.config.prompting import FileSource, PromptsFile
+    from rlaif.engines.base import Model
+    from rlaif.errors import ConfigError
+    from rlaif.files import asking
+    from rlaif.prepare import model_key
+    from rlaif.prompting.run import make_prompts
+    from rlaif.resources import find
+    from rlaif.yamlio import load_yaml, suggest, validate
+
+    path = find(str(config))
+    text, lines = load_yaml(path)
+    spec = validate(PromptsFile, text, lines, path)
+    for source in spec.sources:
+        if not isinstance(source, FileSource) and source.by not in spec.models:
+            hint = suggest(source.by, list(spec.models))
+            raise ConfigError(f"source {source.id}: {source.by!r} is no model{hint}", path)
+    models = {}
+    for name, given in spec.models.items():
+        script = str(find(given.script, path)) if given.script else None
+        model = given.model_copy(update={"script": script})
+        models[name] = Model(model_key(model, True), name, model)
+    with asking(out) as (store, pool):
+        report = make_prompts(spec, path, models, pool, store, progress_of(quiet))
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False))
+        return
+    for name, row in report["sources"].items():
+        why = ", ".join(f"{why}: {count}" for why, count in row["refused"].items())
+        left_out = f" (left out: {why})" if why else ""
+        click.echo(f"{name}: {row['taken']} prompts, {row['mixed']} in the mix{left_out}")
+    click.echo(f"{report['prompts']} prompts written to {out / 'prompts.jsonl'}")
+
+
 @click.group()
 def data() -> None:
     """Look at files of prompts and of labelled pairs in any known format."""
@@ -191,11 +234,12 @@ def diff(first: Path, second: Path, on_error: OnError, as_json: bool) -> None:
 @JSON
 def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_json: bool) -> None:
     """Write the prompts of PROMPTS that every filter lets pass to OUT, and print the funnel."""
-    from rlaif.config import HELDOUT, FilterSet
+    from rlaif.config import FilterSet
     from rlaif.data.hygiene import of_prompt, sift
     from rlaif.data.rows import write_rows
     from rlaif.data.sources import every_prompt
     from rlaif.errors import ConfigError
+    from rlaif.prompting.run import check_for_prompts
     from rlaif.records import to_json
     from rlaif.resources import find
     from rlaif.steps.filter import nothing_left, read_beside, refused_rows
@@ -204,12 +248,7 @@ def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_js
     path = find(str(filters))
     text, lines = load_yaml(path)
     wanted = validate(FilterSet, text, lines, path)
-    for number, one in enumerate(wanted.filters):
-        place = lines.get(("filters", number))
-        if one.of == "answers":
-            raise ConfigError(f"{one.kind}: prompts have no answers; say `of: prompt`", path, place)
-        if one.kind == "contamination" and HELDOUT in one.against:
-            raise ConfigError("contamination: name the files that `against` means", path, place)
+    check_for_prompts(wanted, path)
     records = every_prompt(find(str(prompts)))
     sifted = sift([of_prompt(p) for p in records], wanted.filters, read_beside(wanted, path, []))
     if not sifted.kept:
