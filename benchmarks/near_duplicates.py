@@ -1,10 +1,10 @@
 """How MinHash near-duplicates grow: seconds and memory by the number of texts.
 
-    python benchmarks/near_duplicates.py [--texts 20000 200000] [--words 120]
+    python benchmarks/near_duplicates.py [--texts 20000 200000] [--words 120] [--quick] [--json]
 
-Random texts, a tenth of which are copies of others with one word changed. Each size runs in a process of
-its own. Printed are the seconds, how many of the copies were found, how many others were taken for
-copies, and the memory on top of what the process held before.
+Random texts, a tenth of which are copies of others with one word changed. Each size runs in a
+process of its own. Printed are the seconds, how many of the copies were found, how many others were
+taken for copies, and the memory on top of what the process held before.
 """
 
 from __future__ import annotations
@@ -29,19 +29,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=int, nargs="+", default=[20_000, 200_000])
     parser.add_argument("--words", type=int, default=120)
+    parser.add_argument("--quick", action="store_true", help="one small size")
+    parser.add_argument("--json", action="store_true", help="a last line with every figure")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
         print(json.dumps(measured(options.one, options.words)))
         return
-    for count in options.texts:
+    rows = []
+    for count in [2_000] if options.quick else options.texts:
         command = [sys.executable, __file__, "--one", str(count), "--words", str(options.words)]
-        row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        row = json.loads(done.stdout)
+        rows.append(row)
         print(
-            f"{count:>9,} texts: {row['seconds']:7.1f} s, {row['found']:,} of {row['copies']:,} copies "
-            f"found, {row['wrong']} others, {row['mb']:.0f} MB on top of {row['before_mb']:.0f} MB",
+            f"{count:>9,} texts: {row['seconds']:7.1f} s, {row['found']:,} of {row['copies']:,} "
+            f"copies found, {row['wrong']} others, {row['mb']:.0f} MB on top of "
+            f"{row['before_mb']:.0f} MB",
             flush=True,
         )
+    if options.json:
+        print(json.dumps({"near_duplicates": rows}))
 
 
 def measured(count: int, words: int) -> dict[str, float]:
@@ -53,6 +61,7 @@ def measured(count: int, words: int) -> dict[str, float]:
     right = sum(original(place) == kept for place, kept in found.items())
     copies = sum(original(place) != place for place in range(count))
     return {
+        "texts": count,
         "seconds": seconds,
         "copies": copies,
         "found": right,

@@ -1,6 +1,6 @@
 """How the pair step grows: seconds and peak memory from judgements to preferences.
 
-    python benchmarks/pairs_scale.py [--rows 10000 100000 1000000 5000000] [--json]
+    python benchmarks/pairs_scale.py [--rows 10000 100000 1000000 5000000] [--quick] [--json]
 
 Each size runs in a process of its own: four answers a prompt, each rated under four aspects,
 written as finished steps, then the real pair step on them. The time is the pair step's, and so is
@@ -40,25 +40,21 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 5_000_000]
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="two small sizes")
+    parser.add_argument("--json", action="store_true", help="a last line with every figure")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
         print(json.dumps(measured(options.one)))
         return
-    found = []
-    for rows in options.rows:
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", str(rows)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+    found: list[dict[str, float]] = []
+    for rows in [1_600, 16_000] if options.quick else options.rows:
+        command = [sys.executable, __file__, "--one", str(rows)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout))
-        if options.json:
-            print(json.dumps(found[-1]), flush=True)
-        else:
-            print(shown(found[-1], found[-2] if len(found) > 1 else None), flush=True)
+        print(shown(found[-1], found[-2] if len(found) > 1 else None), flush=True)
+    if options.json:
+        print(json.dumps({"pairs_scale": found}))
 
 
 def shown(now: dict[str, float], before: dict[str, float] | None) -> str:
