@@ -40,12 +40,10 @@ def shares(sizes: Mapping[str, int], weights: Mapping[str, float], count: int) -
         room = [name for name in sorted(sizes) if taken[name] < sizes[name]]
         total = sum(weights[name] for name in room)
         wanted = {name: left * weights[name] / total for name in room}
-        for name in room:
-            taken[name] += min(int(wanted[name]), sizes[name] - taken[name])
-        rest = min(count, sum(sizes.values())) - sum(taken.values())
-        if rest == left:
-            for name in sorted(room, key=lambda n: (int(wanted[n]) - wanted[n], n))[:rest]:
-                taken[name] += 1
-            rest = min(count, sum(sizes.values())) - sum(taken.values())
-        left = rest
+        rest = left - sum(map(int, wanted.values()))
+        ordered = sorted(room, key=lambda name: (int(wanted[name]) - wanted[name], name))
+        for place, name in enumerate(ordered):
+            given = min(int(wanted[name]) + (place < rest), sizes[name] - taken[name])
+            taken[name] += given
+            left -= given
     return taken
