@@ -61,7 +61,8 @@ def shown(now: dict[str, float], before: dict[str, float] | None) -> str:
     """A line about one size and its growth from the one before."""
     text = (
         f"{now['judgements']:>9,.0f} judgements: {now['pairs']:>9,.0f} pairs in "
-        f"{now['seconds']:7.2f} s, {now['pair_mb']:6.0f} MB on top of {now['before_mb']:.0f} MB"
+        f"{now['seconds']:7.2f} s ({now['cpu_seconds']:.2f} s of CPU), {now['pair_mb']:6.0f} MB "
+        f"on top of {now['before_mb']:.0f} MB"
     )
     if before is not None:
         size = now["judgements"] / before["judgements"]
@@ -94,13 +95,14 @@ def measured(rows: int) -> dict[str, float]:
         folder = store.step("pairs")
         context = StepContext(planned, folder, store, inputs, prompts, None, QuietProgress())  # type: ignore[arg-type]
         idle = peak_mb()
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         counts = pair.run(context)["counts"]
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     return {
         "judgements": rows,
         "pairs": counts["preferences"],
         "seconds": round(seconds, 3),
+        "cpu_seconds": round(cpu, 3),
         "before_mb": round(idle, 1),
         "pair_mb": round(peak_mb() - idle, 1),
     }

@@ -32,21 +32,22 @@ class RowsByPrompt(Mapping[str, "list[dict[str, Any]]"]):
                 found = _KEY.search(line)
                 if found is None:
                     raise self._damaged()
-                name = json.loads(b'"%b"' % found[1])
-                self._places.setdefault(name, array("q")).append(place)
+                self._places.setdefault(_text(found[1]), array("q")).append(place)
             place += len(line)
 
     def __getitem__(self, prompt_id: str) -> list[dict[str, Any]]:
         assert self._file is not None
-        rows = []
+        lines = []
         for place in self._places[prompt_id]:
             if place != self._file.tell():
                 self._file.seek(place)
-            try:
-                rows.append(json.loads(self._file.readline().decode("utf-8", "surrogatepass")))
-            except ValueError:
-                raise self._damaged() from None
-        return rows
+            lines.append(self._file.readline())
+        try:
+            # One list and not row by row, which takes twice as long.
+            text = (b"[" + b",".join(lines) + b"]").decode("utf-8", "surrogatepass")
+            return list(json.loads(text))
+        except ValueError:
+            raise self._damaged() from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -56,6 +57,10 @@ class RowsByPrompt(Mapping[str, "list[dict[str, Any]]"]):
 
     def _damaged(self) -> StoreError:
         return StoreError(f"{self.path}: damaged row; delete the step folder")
+
+
+def _text(escaped: bytes) -> str:
+    return str(json.loads(b'"%b"' % escaped)) if b"\\" in escaped else escaped.decode()
 
 
 class Together(Mapping[str, "list[dict[str, Any]]"]):

@@ -7,7 +7,6 @@ model answers and does not depend on the order of arrival; `digest` is the hash 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -183,20 +182,18 @@ def to_json(record: Record) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__slots__}
 
 
-@functools.cache
-def _names(kind: type[Any]) -> frozenset[str]:
-    return frozenset(f.name for f in fields(kind))
-
-
 R = TypeVar("R", Prompt, Completion, Judgement, Preference, RoundRecord)
 
 
 def from_json(kind: type[R], row: Mapping[str, Any]) -> R:
     """A record from a dict; unknown keys raise, so that nothing read from a file is dropped."""
-    unknown = row.keys() - _names(kind)
-    if unknown:
-        raise ValueError(f"{kind.__name__} has no field {sorted(unknown)}")
-    return kind(**row)
+    try:
+        return kind(**row)
+    except TypeError:
+        unknown = row.keys() - {f.name for f in fields(kind)}
+        if not unknown:
+            raise
+        raise ValueError(f"{kind.__name__} has no field {sorted(unknown)}") from None
 
 
 def make_prompt(
