@@ -186,7 +186,7 @@ def test_a_tier_chooses_the_shortest_of_the_best_against_the_longest_of_the_wors
 
 
 def test_pairs_too_much_alike_are_left_out() -> None:
-    words = "one two three four five six seven eight nine ten".split()
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     texts = [" ".join(words), " ".join([*words[:-1], "eleven"])]
     given_ = [candidate(number, 1.0 - number, text) for number, text in enumerate(texts)]
     # 7 of the 9 different 3-grams are in both.
