@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,7 @@ def _write(folder: Path, spec: DatasetSpec, facts: Facts, tables: Tables) -> Non
         try:
             partial.mkdir(parents=True)
             configs = write_parquet(partial, tables, folder.name)
-            whole = Facts(**{**vars(facts), "configs": configs})
-            write_atomic(partial / "README.md", card(spec, whole))
+            write_atomic(partial / "README.md", card(spec, replace(facts, configs=configs)))
             write_atomic(partial / MARKER, json.dumps({"rlaif": facts.version}))
             if folder.exists():
                 shutil.rmtree(folder)
@@ -190,12 +189,12 @@ def _raw(
     return splits
 
 
-def _by_split(held: Iterator[bool] | Any) -> dict[str, int]:
+def _by_split(held: Iterable[bool]) -> dict[str, int]:
     counts = Counter(TEST if flag else TRAIN for flag in held)
     return {split: counts[split] for split in (TRAIN, TEST) if counts[split]}
 
 
-def _models(completions: Any) -> list[dict[str, str]]:
+def _models(completions: Iterable[Completion]) -> list[dict[str, str]]:
     counts = Counter((c.model, c.weights_hash) for c in completions)
     return [
         {"model": model, "weights": digest, "answers": str(count)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlaif import textstats as ts
 from rlaif.data.readers.ultrafeedback import ASPECTS
 from rlaif.data.rows import Row
 from rlaif.records import VALUED, Completion, Judgement, Prompt
@@ -23,7 +24,8 @@ def raw_row(
 
     `judgements` are of these completions. Those under the four aspects are ratings from 1 to 5;
     several of one completion give their mean. `overall` names the judge whose score is put on 1 to
-    10 as `overall_score` and whose reasons are the `critique`. What has no value stays null.
+    10 as `overall_score` and whose reasons are the `critique`. What has no value stays null. Two
+    keys are ours: `finish_reason` (length: the answer was cut) and `refusal`, by its opening.
     """
     if len(prompt.messages) != 1:
         return None
@@ -53,6 +55,7 @@ def _completion(completion: Completion, said: Sequence[Judgement], overall: str 
         "critique": _rationale(whole),
         "overall_score": None if score is None else _scaled(score, OVERALL_LOW, OVERALL_HIGH),
         "finish_reason": completion.finish_reason,
+        "refusal": ts.is_refusal(completion.text),
         "annotations": {
             aspect: _annotation([j for j in said if j.principle == aspect and j.judge != overall])
             for aspect in ASPECTS

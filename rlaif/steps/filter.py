@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def run(context: StepContext) -> dict[str, Any]:
     }
 
 
-def _item(row: dict[str, Any], records: str, prompts: Any) -> Item:
-    prompt: Prompt | None = prompts.get(row["prompt_id"])
+def _item(row: dict[str, Any], records: str, prompts: Mapping[str, Prompt]) -> Item:
+    prompt = prompts.get(row["prompt_id"])
     if records == "completions":
         completion = from_json(Completion, row)
         if prompt is None:

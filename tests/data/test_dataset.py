@@ -25,7 +25,8 @@ from rlaif.data.readers.base import make_pair
 from rlaif.data.readers.ultrafeedback import ASPECTS, read_raw
 from rlaif.errors import ConfigError, StoreError
 from rlaif.experiment import run_experiment
-from rlaif.records import Completion, Judgement, make_prompt
+from rlaif.records import Completion, Judgement, make_prompt, to_json
+from rlaif.store import Store
 
 FORMATS = [
     "trl",
@@ -117,6 +118,39 @@ def test_every_format_of_a_run_is_read_again(
     from huggingface_hub import DatasetCard
 
     assert DatasetCard.load(folder / "README.md").data.to_dict()["license"] == "cc-by-4.0"
+
+
+def test_peoples_judgements_are_counted_in_the_card(
+    tmp_path: Path, write_experiment: Callable[..., Path]
+) -> None:
+    out = tmp_path / "run"
+    run_experiment(write(tmp_path, write_experiment), out)
+    steps = {s["id"]: s["hash"] for s in json.loads((out / "manifest.json").read_text())["steps"]}
+    made = Store(out).step(steps["filter"]).read("preferences")
+    rows = []
+    for number, row in enumerate(made):
+        for name, score in ((row["chosen_id"], float(number > 0)), (row["rejected_id"], 0.5)):
+            judgement = Judgement(
+                f"h_{name}",
+                f"c_{name}",
+                row["prompt_id"],
+                "completion",
+                [name],
+                name,
+                "people",
+                "ann",
+                "human",
+                None,
+                "ok",
+                score,
+            )
+            rows.append(json.dumps(to_json(judgement)) + "\n")
+    (tmp_path / "people.jsonl").write_text("".join(rows))
+    load = {"load": {"id": "people", "type": "judgements", "path": "people.jsonl"}}
+    run_experiment(write(tmp_path, write_experiment, steps=[*STEPS[:3], load, *STEPS[3:]]), out)
+    card_text = (out / "dataset" / "README.md").read_text()
+    assert f"in {len(made) - 1} of {len(made)} pairs that they decided" in card_text
+    assert "No human labels were at hand" not in card_text
 
 
 def test_trl_trainers_functions_take_the_files(
