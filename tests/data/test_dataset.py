@@ -149,7 +149,7 @@ def test_peoples_judgements_are_counted_in_the_card(
     load = {"load": {"id": "people", "type": "judgements", "path": "people.jsonl"}}
     run_experiment(write(tmp_path, write_experiment, steps=[*STEPS[:3], load, *STEPS[3:]]), out)
     card_text = (out / "dataset" / "README.md").read_text()
-    assert f"in {len(made) - 1} of {len(made)} pairs that they decided" in card_text
+    assert f"in {len(made) - 1} of the {len(made)} pairs that they decided" in card_text
     assert "No human labels were at hand" not in card_text
 
 
