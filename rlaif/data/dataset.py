@@ -86,7 +86,7 @@ def write_tables(folder: Path, tables: Tables, name: str) -> list[dict[str, Any]
     """
     import pyarrow.parquet
 
-    configs = []
+    configs: list[dict[str, Any]] = []
     for format_, splits in tables.items():
         whole = arrow_table(row for rows in splits.values() for row in rows)
         files, start = [], 0

@@ -83,7 +83,8 @@ def sift(items: Sequence[Item], filters: Sequence[Any], beside: Beside) -> Sifte
     """Ask the filters one after the other. The order of `items` changes nothing: they are asked in
     the order of their ids, which decides which of equal texts is kept."""
     left = sorted(items, key=lambda item: (item.prompt.prompt_id, item.name))
-    stages, refused = [], {}
+    stages: list[Stage] = []
+    refused: dict[str, tuple[str, Refusal]] = {}
     for wanted in filters:
         found = _FILTERS[wanted.kind](left, wanted, beside)
         name = f"{wanted.kind} of {wanted.of}"
