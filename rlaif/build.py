@@ -22,6 +22,7 @@ from rlaif.data.describe import Description, Spread, describe
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.raw import raw_row
 from rlaif.errors import ConfigError, StoreError
+from rlaif.plan.training import PREFERENCES
 from rlaif.records import Completion, Judgement, Preference, Prompt, from_json
 from rlaif.runs import Run
 from rlaif.store import explain_os_errors, write_atomic
@@ -116,8 +117,10 @@ def _preference_steps(run: Run, spec: DatasetSpec) -> list[Step]:
     """Each round's last step that makes preferences, or those called `uses`."""
     found: dict[int, Step] = {}
     for step in run.manifest["steps"]:
+        if step["kind"] not in PREFERENCES or spec.uses not in (None, step["id"]):
+            continue
         marker = run.store.step(step["hash"]).done() or {}
-        if "preferences" in marker.get("counts", {}) and spec.uses in (None, step["id"]):
+        if "preferences" in marker.get("counts", {}):
             found[step["round"]] = step
     if not found:
         what = f"step {spec.uses!r}" if spec.uses else "any step"
