@@ -43,8 +43,8 @@ def main() -> None:
         row = json.loads(done.stdout)
         rows.append(row)
         print(
-            f"{count:>9,} texts: {row['seconds']:7.1f} s ({row['cpu_seconds']:.1f} s of CPU with the "
-            f"making of the texts), {row['found']:,} of {row['copies']:,} "
+            f"{count:>9,} texts: {row['seconds']:7.1f} s ({row['cpu_seconds']:.1f} s of CPU), "
+            f"{row['found']:,} of {row['copies']:,} "
             f"copies found, {row['wrong']} others, {row['mb']:.0f} MB on top of "
             f"{row['before_mb']:.0f} MB",
             flush=True,
