@@ -53,7 +53,7 @@ SCRIPT = {
 STEPS: list[dict[str, Any]] = [
     {"sample": {"n": 3, "max_new_tokens": 8}},
     {"judge": {"id": "checks", "kind": "rules", "principles": ["brief"]}},
-    {"judge": {"id": "aspects", "kind": "ultrafeedback"}},
+    {"judge": {"id": "aspects", "kind": "ultrafeedback", "by": "policy"}},
     {"pair": {"weights": {"checks": 1}}},
     {"filter": {"filters": [{"kind": "duplicates", "of": "answers"}]}},
 ]
