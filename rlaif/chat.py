@@ -31,6 +31,19 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message], system_prompt: st
     return whole[len(turn) :] if whole.startswith(turn) else whole
 
 
+_QUESTION = "<the question stands here>"
+
+
+def render_opening(tokenizer: Any, messages: Sequence[Message], system_prompt: str = "keep") -> str:
+    """The text up to where the next user turn begins, after `messages`: what Magpie has a model
+    continue (arXiv 2406.08464, section 2.1). Raises EngineError when the template hides it."""
+    asked: list[Message] = [*messages, {"role": "user", "content": _QUESTION}]
+    before, mark, _ = render_prompt(tokenizer, asked, system_prompt).partition(_QUESTION)
+    if not mark:
+        raise EngineError("this chat template changes a user's text, so no turn can be left open")
+    return before
+
+
 def _system(text: str) -> Message:
     return {"role": "system", "content": text}
 

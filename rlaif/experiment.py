@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from rlaif.build import Built, build_dataset
 from rlaif.config import Experiment
 from rlaif.engines.build import EnginePool
 from rlaif.engines.builtin import resolve
@@ -19,6 +20,7 @@ from rlaif.plan import PlanInputs, Planned, make_plan
 from rlaif.prepare import prepare
 from rlaif.records import Prompt, RoundRecord
 from rlaif.rounds import write_rounds
+from rlaif.runs import load_run
 from rlaif.schedule import at_once, lanes, stretches
 from rlaif.steps.context import Progress, Rising, StepContext, Watching
 from rlaif.store import Store, explain_os_errors
@@ -26,6 +28,7 @@ from rlaif.store import Store, explain_os_errors
 STEPS = {
     "sample": "rlaif.steps.sample",
     "load": "rlaif.steps.load",
+    "filter": "rlaif.steps.filter",
     "judge": "rlaif.steps.judge",
     "pair": "rlaif.steps.pair",
     "label": "rlaif.steps.label",
@@ -53,12 +56,14 @@ class StepProgress(Progress, Protocol):
 
 @dataclass(frozen=True)
 class RunResult:
-    """What `run_experiment` did: how many steps ran and how many were found finished."""
+    """What `run_experiment` did: how many steps ran, how many were found finished, and the dataset
+    that the experiment asks for."""
 
     out: Path
     ran: int
     reused: int
     rounds: list[RoundRecord]
+    dataset: Built | None = None
 
 
 def run_experiment(
@@ -101,7 +106,9 @@ def run_experiment(
             progress.finish()
             pool.close()
         rounds = write_rounds(inputs, plan, store)
-    return RunResult(out, len(missing), len(plan) - len(missing), rounds)
+        wanted = inputs.experiment.dataset
+        built = build_dataset(load_run(out), wanted, out / "dataset") if wanted else None
+    return RunResult(out, len(missing), len(plan) - len(missing), rounds, built)
 
 
 def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:

@@ -61,6 +61,15 @@ class Records(StepFolder):
         rows = self.read(name)
         return HeldIndex(lambda: rows, key)
 
+    def by_prompt(self, name: str) -> Mapping[str, list[dict[str, Any]]]:
+        """Every row by prompt id; those of a finished step are read as they are asked for."""
+        if (self.path / "done.json").exists():
+            return super().by_prompt(name)
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in self.read(name):
+            found.setdefault(row["prompt_id"], []).append(row)
+        return found
+
 
 class FileStore(Store):
     """A store in which the name of a step is the path of its records."""

@@ -18,6 +18,7 @@ from rlaif.store import Store, read_json
 RECORDS = {
     "sample": "completions",
     "load": "records",
+    "filter": "records",
     "judge": "judgements",
     "pair": "preferences",
     "label": "preferences",
@@ -139,7 +140,7 @@ def _asked(
         if planned.prompts:
             # A drift judgement rescores the answers to some of its source's prompts only.
             widest = max(len(p) for h, p in prompts.items() if h in planned.inputs.values())
-            answers = answers * len(planned.prompts) // widest
+            answers = answers * min(len(planned.prompts), widest) // widest
         every = [*inputs.prompts.train, *inputs.prompts.heldout]
         count = len(planned.prompts) or len(every)
         judge = inputs.judges[step.id]
@@ -176,6 +177,8 @@ def _size(
     if planned.kind == "judge":
         return sum(a.units for a in asked), calls, tokens
     before = _before(planned, sizes)
+    if planned.kind == "filter":
+        return before, 0, 0
     if planned.kind == "logprobs":
         return before, before, 0
     if planned.kind == "load" and step.type == "pairs":
@@ -258,6 +261,8 @@ def _longest_answers(tokens: int) -> list[Completion]:
 
 
 def _is_source(planned: Planned, name: str) -> bool:
+    if planned.kind == "filter":
+        return name.startswith(str(planned.step.records))
     return name.startswith("preferences" if planned.kind in ("distill", "train") else "completions")
 
 

@@ -118,6 +118,8 @@ def _prompts(experiment: Experiment, path: Path) -> PromptSet:
 def _file_hashes(experiment: Experiment, path: Path) -> dict[str, str]:
     loads = [e.load for e in experiment.steps if e.load is not None]
     names = {experiment.loaded_path(load) or "" for load in loads}
+    filters = [e.filter for e in experiment.steps if e.filter is not None]
+    names |= {name for wanted in filters for name in wanted.files()}
     return {name: _file_hash(find(name, path)) for name in sorted(names)}
 
 

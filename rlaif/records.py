@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, TypeVar
 
 SubjectKind = Literal["completion", "judgement", "episode"]
@@ -178,8 +178,8 @@ Record = Prompt | Completion | Judgement | Preference | RoundRecord
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """A record as a JSON-ready dict, every field present."""
-    return asdict(record)
+    """A record as a JSON-ready dict, every field present. It shares the record's lists."""
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
 R = TypeVar("R", Prompt, Completion, Judgement, Preference, RoundRecord)
@@ -187,11 +187,13 @@ R = TypeVar("R", Prompt, Completion, Judgement, Preference, RoundRecord)
 
 def from_json(kind: type[R], row: Mapping[str, Any]) -> R:
     """A record from a dict; unknown keys raise, so that nothing read from a file is dropped."""
-    names = {f.name for f in fields(kind)}
-    unknown = set(row) - names
-    if unknown:
-        raise ValueError(f"{kind.__name__} has no field {sorted(unknown)}")
-    return kind(**row)
+    try:
+        return kind(**row)
+    except TypeError:
+        unknown = row.keys() - {f.name for f in fields(kind)}
+        if not unknown:
+            raise
+        raise ValueError(f"{kind.__name__} has no field {sorted(unknown)}") from None
 
 
 def make_prompt(

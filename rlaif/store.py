@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Protocol
 from filelock import FileLock, Timeout
 
 from rlaif.errors import StoreError
+from rlaif.grouped import RowsByPrompt
 from rlaif.records import Record, canonical_json, to_json
 
 FORMAT = 1
@@ -134,6 +135,14 @@ class StepFolder:
     def index(self, name: str, key: str) -> Index:
         """Where the committed rows of `<name>.jsonl` lie, by what each has under `key`."""
         return RowIndex(self.path / f"{name}.jsonl", key)
+
+    def count(self, name: str) -> int:
+        """How many rows of `<name>.jsonl` are committed."""
+        return sum(1 for _ in read_rows(self.path / f"{name}.jsonl"))
+
+    def by_prompt(self, name: str) -> Mapping[str, list[dict[str, Any]]]:
+        """The rows of `<name>.jsonl` of a finished step by prompt id, read when asked for."""
+        return RowsByPrompt(self.path / f"{name}.jsonl")
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write the marker, last of all."""

@@ -14,12 +14,13 @@ import rlaif
 PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
-    | {"textstats", "templates", "parsing", "store", "changes", "amend"},
+    | {"textstats", "templates", "parsing", "store", "grouped", "changes", "amend"},
     {"attention", "logprobs", "batching", "chat", "device", "fused", "losses"},
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
-    {"steps", "report", "infer"},
+    {"steps", "report", "infer", "prompting"},
     {
+        "build",
         "experiment",
         "manifest",
         "prepare",

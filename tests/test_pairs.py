@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from rlaif.config import PairStep
-from rlaif.data.pairs import Candidate, Pair, keep_widest, preference, prompt_pairs
+from rlaif.data.pairs import Candidate, Pair, balanced, keep_widest, preference, prompt_pairs
 from rlaif.records import Completion, Preference, content_hash, make_prompt
 from rlaif.steps.pair import consistency_prob
 
@@ -140,8 +142,8 @@ def test_the_widest_are_kept_in_a_fixed_order() -> None:
     kept = keep_widest(records, 2)
     assert {r.chosen_id for r in kept} == {"k_3", "k_4"}
     assert kept == keep_widest(records[::-1], 2)
-    assert len(keep_widest(records, None)) == 4
-    assert keep_widest(records, None) == keep_widest(records[::-1], 9)
+    assert len(keep_widest(records, 9)) == 4
+    assert keep_widest(records, 9) == keep_widest(records[::-1], 9)
 
 
 @pytest.mark.parametrize(
@@ -160,3 +162,54 @@ def test_consistency_is_the_share_of_pairs_that_two_judges_rank_alike(
 ) -> None:
     found = consistency_prob({"a": 0.1, "b": 0.5, "c": 0.7, "d": None}, others)
     assert found == (None if prob is None else pytest.approx(prob))
+
+
+def lengthy(number: int, score: float, length: int) -> Candidate:
+    return candidate(number, score, f"{number}" * length)
+
+
+def test_a_tier_chooses_the_shortest_of_the_best_against_the_longest_of_the_worst() -> None:
+    given_ = [
+        lengthy(1, 1.0, 90),
+        lengthy(2, 0.95, 20),
+        lengthy(3, 0.5, 1),
+        lengthy(4, 0.1, 80),
+        lengthy(5, 0.0, 10),
+    ]
+    assert ids(pairs(given_, 1, strategy="length_tiered", tier=0.1)) == [("k_2", "k_4")]
+    # At 0 it is the best against the worst.
+    assert ids(pairs(given_, 1, strategy="length_tiered", tier=0.0)) == [("k_1", "k_5")]
+    # At a half every answer is in a tier, and 0.5 in both: still the better one is chosen.
+    assert ids(pairs(given_, 1, strategy="length_tiered", tier=0.5)) == [("k_3", "k_4")]
+    tied = [lengthy(1, 0.5, 3), lengthy(2, 0.5, 9)]
+    assert pairs(tied, 1, strategy="length_tiered", tier=0.2) == []
+
+
+def test_pairs_too_much_alike_are_left_out() -> None:
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    texts = [" ".join(words), " ".join([*words[:-1], "eleven"])]
+    given_ = [candidate(number, 1.0 - number, text) for number, text in enumerate(texts)]
+    # 7 of the 9 different 3-grams are in both.
+    assert len(pairs(given_, 1, max_overlap=0.78)) == 1
+    assert pairs(given_, 1, max_overlap=0.77) == []
+
+
+def test_lengths_are_balanced_by_leaving_out_the_widest_gaps() -> None:
+    lengths = [(9, 1), (8, 2), (4, 3), (2, 5), (6, 6)]
+    records = [
+        replace(
+            made(candidate(number, 0.9), candidate(number + 50, 0.1)),
+            chosen=[{"role": "assistant", "content": "x" * above}],
+            rejected=[{"role": "assistant", "content": "y" * below}],
+        )
+        for number, (above, below) in enumerate(lengths)
+    ]
+    kept = [(len(p.chosen[0]["content"]), len(p.rejected[0]["content"])) for p in balanced(records)]
+    assert kept == [(4, 3), (2, 5), (6, 6)]
+    assert balanced(records[:3]) == []
+
+
+@pytest.mark.parametrize("keys", [{"strategy": "length_tiered"}, {"tier": 0.2}])
+def test_a_tier_and_its_strategy_go_together(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="go together"):
+        PairStep(**keys)

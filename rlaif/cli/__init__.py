@@ -13,7 +13,18 @@ import warnings
 
 import click
 
-from rlaif.cli import bench, cache, constitution, data, principles, runs, steps, texts, train
+from rlaif.cli import (
+    bench,
+    cache,
+    constitution,
+    data,
+    dataset,
+    principles,
+    runs,
+    steps,
+    texts,
+    train,
+)
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
@@ -36,6 +47,9 @@ COMMANDS = (
     steps.evaluate,
     bench.judge_bench,
     data.convert,
+    dataset.build,
+    dataset.prompts,
+    dataset.data,
     data.winrate,
 )
 

@@ -24,6 +24,7 @@ LOSSES = {
     "label": "how sure the label is",
     "subset": "the subset",
     "authors": "who wrote the answers",
+    "scores": "the scores of the answers",
     "annotator": "who labelled",
     "annotator_kind": "whether a person or a model labelled",
 }

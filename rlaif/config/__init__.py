@@ -14,7 +14,20 @@ from rlaif.config.baselines import (
     RandomJudge,
 )
 from rlaif.config.bench import JudgesFile
+from rlaif.config.dataset import DatasetSpec
 from rlaif.config.experiment import Experiment, experiment_schema, load_experiment, resolved_yaml
+from rlaif.config.filters import (
+    HELDOUT,
+    ContaminationFilter,
+    DuplicateFilter,
+    FilterSet,
+    FilterStep,
+    LexiconFilter,
+    NearFilter,
+    PrivateFilter,
+    RuleFilter,
+    TruncatedFilter,
+)
 from rlaif.config.judges import (
     AdditiveJudge,
     ConstitutionalJudge,
@@ -56,7 +69,15 @@ from rlaif.config.rubrics import (
     RubricWriting,
     UltraFeedbackJudge,
 )
-from rlaif.config.steps import CheckSpec, EvaluateStep, LabelStep, LoadStep, PairStep, SampleStep
+from rlaif.config.steps import (
+    CheckSpec,
+    EvaluateStep,
+    LabelStep,
+    LoadStep,
+    PairStep,
+    SamplePrinciples,
+    SampleStep,
+)
 from rlaif.config.training import (
     METHODS,
     DistillStep,
@@ -70,6 +91,7 @@ from rlaif.config.training import (
 
 __all__ = [
     "AI",
+    "HELDOUT",
     "HUMAN",
     "LIMIT_KEYS",
     "MAIN",
@@ -83,13 +105,18 @@ __all__ = [
     "CheckSpec",
     "Columns",
     "ConstitutionalJudge",
+    "ContaminationFilter",
     "CritiqueJudge",
     "CustomJudge",
+    "DatasetSpec",
     "DirectJudge",
     "DistillStep",
     "DpoTrain",
+    "DuplicateFilter",
     "EvaluateStep",
     "Experiment",
+    "FilterSet",
+    "FilterStep",
     "FirstJudge",
     "ImplicitRewardJudge",
     "JudgeBase",
@@ -99,12 +126,14 @@ __all__ = [
     "LabelColumns",
     "LabelJudge",
     "LabelStep",
+    "LexiconFilter",
     "LoadStep",
     "LongerJudge",
     "LoraOptions",
     "MetaJudge",
     "ModelJudge",
     "ModelSpec",
+    "NearFilter",
     "OnPolicyTrain",
     "OverlapJudge",
     "PairStep",
@@ -112,6 +141,7 @@ __all__ = [
     "ParseSpec",
     "PerplexityJudge",
     "Price",
+    "PrivateFilter",
     "PrometheusJudge",
     "PrometheusPairJudge",
     "PromptsSpec",
@@ -124,12 +154,15 @@ __all__ = [
     "RubricItem",
     "RubricJudge",
     "RubricWriting",
+    "RuleFilter",
     "RulesJudge",
+    "SamplePrinciples",
     "SampleStep",
     "SftTrain",
     "Strict",
     "TemplateJudge",
     "TrainStep",
+    "TruncatedFilter",
     "UltraFeedbackJudge",
     "VerdictJudge",
     "WritingJudge",

@@ -18,6 +18,7 @@ from pydantic import (
 
 from rlaif.config.arms import LABELLERS, MAIN, Arms
 from rlaif.config.base import Fraction, Strict
+from rlaif.config.dataset import DatasetSpec
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
@@ -74,6 +75,9 @@ class Experiment(Strict):
     )
     rounds: PositiveInt = 1
     steps: Annotated[list[StepEntry], Field(min_length=1)]
+    dataset: DatasetSpec | None = Field(
+        None, description="Write the preferences as a dataset when all steps are done."
+    )
     alarms: AlarmsConfig = AlarmsConfig()
     retention: Retention = Retention()
     budget: PositiveFloat | None = Field(
@@ -176,6 +180,23 @@ class Experiment(Strict):
             raise ValueError(f"`arms` need one `label` step, and there are {len(labels)}")
         if {"labels", "flip"} & labels[0].model_fields_set:
             raise ValueError("the arms say who labels: leave `labels` and `flip` out of `label`")
+        return self
+
+    @model_validator(mode="after")
+    def _one_dataset(self) -> Experiment:
+        if self.dataset is None:
+            return self
+        if self.arms or len(self.all_seeds) > 1:
+            raise ValueError("`dataset` is of one seed and no arms: their labels would differ")
+        kinds = ("pair", "label", "filter", "load")
+        makers = [entry.step.id for entry in self.steps if entry.kind in kinds]
+        if not makers:
+            raise ValueError("`dataset` needs preferences, and no step makes any: add `pair`")
+        if self.dataset.uses is not None and self.dataset.uses not in makers:
+            raise ValueError(f"dataset.uses: {self.dataset.uses!r} is none of {makers}")
+        judges = sorted(e.judge.id for e in self.steps if e.judge is not None)
+        if self.dataset.overall is not None and self.dataset.overall not in judges:
+            raise ValueError(f"dataset.overall: {self.dataset.overall!r} is no judge of {judges}")
         return self
 
     @property

@@ -8,12 +8,14 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     model_validator,
 )
 
 from rlaif.config.arms import HUMAN
 from rlaif.config.base import Fraction, StepId, Strict
+from rlaif.config.filters import FilterStep
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
 from rlaif.config.models import LabelColumns
@@ -31,8 +33,48 @@ class SamplingKeys(Strict):
     stop: list[str] = []
 
 
+class SamplePrinciples(Strict):
+    """Principles that answers are written under, one drawn for each completion.
+
+    `texts` has the system prompts of each principle; `shares`, by the source or a tag of the
+    prompt, how often each principle is drawn, and `default` those of all other prompts.
+    """
+
+    texts: dict[str, Annotated[list[str], Field(min_length=1)]]
+    default: dict[str, PositiveFloat] = Field({}, description="Equal shares when absent.")
+    shares: dict[str, Annotated[dict[str, PositiveFloat], Field(min_length=1)]] = {}
+
+    @model_validator(mode="after")
+    def _named(self) -> SamplePrinciples:
+        if not self.texts:
+            raise ValueError("`texts` needs at least one principle")
+        for shares in (self.default, *self.shares.values()):
+            unknown = sorted(set(shares) - set(self.texts))
+            if unknown:
+                raise ValueError(f"a share is given to {unknown[0]!r}, which has no texts")
+        return self
+
+    @property
+    def default_shares(self) -> dict[str, float]:
+        """The shares of prompts whose source and tags have none."""
+        return self.default or dict.fromkeys(self.texts, 1.0)
+
+
+class PoolMember(Strict):
+    """One generator: a model, how it samples (the step's keys where absent), and its own system
+    prompt."""
+
+    by: str = "policy"
+    system_prompt: Annotated[str, Field(min_length=1)] | None = None
+    temperature: NonNegativeFloat | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_k: NonNegativeInt | None = None
+    max_new_tokens: PositiveInt | None = None
+
+
 class SampleStep(SamplingKeys):
-    """Sample `n` completions of each training prompt."""
+    """Sample `n` completions of each training prompt, from one model or from `n` different
+    members of a pool."""
 
     id: StepId = "sample"
     n: Annotated[int, Field(ge=1)] = 4
@@ -40,6 +82,35 @@ class SampleStep(SamplingKeys):
     prompts: PositiveInt | None = Field(
         None, description="Training prompts used this round, drawn by seed; all when absent."
     )
+    pool: Annotated[list[PoolMember], Field(min_length=2)] | None = Field(
+        None, description="Generators, of which `n` are drawn for each prompt."
+    )
+    principles: SamplePrinciples | None = None
+    system_prompt: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Put before each prompt; the judges do not see it."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SampleStep:
+        if self.pool is None:
+            return self
+        if self.n > len(self.pool):
+            raise ValueError(f"n: {self.n} answers of a pool of {len(self.pool)}")
+        if {"by", "system_prompt"} & self.model_fields_set:
+            raise ValueError("each member of `pool` has its own `by` and `system_prompt`")
+        return self
+
+    def members(self) -> list[SampleStep]:
+        """The step of each member of the pool: one answer to a prompt."""
+        return [
+            self.model_copy(update=member.model_dump(exclude_none=True) | {"n": 1, "pool": None})
+            for member in self.pool or []
+        ]
+
+    def told(self) -> dict[str, Any]:
+        """What the model is told besides the prompt; nothing where it is told nothing."""
+        given = self.model_dump(mode="json", include={"principles", "system_prompt"})
+        return {key: value for key, value in given.items() if value is not None}
 
 
 class LoadStep(Strict):
@@ -92,9 +163,12 @@ class PairStep(Strict):
     """Make preferences from judgements. `min_margin` is on the combined [0, 1] scale."""
 
     id: StepId = "pair"
-    strategy: Literal["best_vs_worst", "best_vs_random", "margin", "all", "reference"] = Field(
+    strategy: Literal[
+        "best_vs_worst", "best_vs_random", "margin", "all", "length_tiered", "reference"
+    ] = Field(
         "best_vs_worst",
-        description="reference: each prompt's reference against every sample (SPIN), unjudged.",
+        description="length_tiered: the shortest of the best against the longest of the worst; "
+        "reference: each prompt's reference against every sample (SPIN), unjudged.",
     )
     weights: dict[str, NonNegativeFloat] | None = Field(
         None, description="Weight of each judge by id; equal weights when absent."
@@ -107,10 +181,23 @@ class PairStep(Strict):
     )
     consistency_mean: bool = Field(False, description="All pairs get the mean (the paper's avg).")
     max_pairs: PositiveInt | None = Field(None, description="Keep the widest margins, at most.")
+    tier: Annotated[float, Field(ge=0.0, le=0.5)] | None = Field(
+        None,
+        description="Of length_tiered: the best are within this share of a prompt's range of scores"
+        " from the top, the worst from the bottom.",
+    )
+    max_overlap: Fraction | None = Field(
+        None, description="Leave out pairs whose answers share more of their 3-grams of words."
+    )
+    balance_lengths: bool = Field(
+        False, description="As many pairs in which the chosen answer is longer as shorter."
+    )
     uses: list[str] | None = None
 
     @model_validator(mode="after")
     def _unjudged(self) -> PairStep:
+        if (self.tier is not None) != (self.strategy == "length_tiered"):
+            raise ValueError("`tier` and `strategy: length_tiered` go together")
         judged = ("weights", "min_margin", "standardise", "consistency", "uses")
         given = [key for key in judged if getattr(self, key)]
         if self.strategy == "reference" and given:
@@ -118,6 +205,12 @@ class PairStep(Strict):
                 f"{', '.join(given)}: strategy reference looks at no judgement; leave it out"
             )
         return self
+
+    def keys(self) -> dict[str, Any]:
+        """What decides the pairs. Keys that came later count only where they are given."""
+        later = {"tier": None, "max_overlap": None, "balance_lengths": False}
+        unset = {key for key, default in later.items() if getattr(self, key) is default}
+        return self.model_dump(mode="json", exclude={"id", "uses"} | unset)
 
 
 class CheckSpec(Strict):
@@ -151,6 +244,7 @@ class StepEntry(Strict):
 
     sample: SampleStep | None = None
     load: LoadStep | None = None
+    filter: FilterStep | None = None
     judge: JudgeStep | None = None
     pair: PairStep | None = None
     label: LabelStep | None = None
@@ -169,13 +263,14 @@ class StepEntry(Strict):
     def _exactly_one(self) -> StepEntry:
         if len(self.model_fields_set) != 1:
             raise ValueError(
-                "each step is one key: sample, load, judge, pair, label, distill, train or evaluate"
+                "each step is one key: sample, load, filter, judge, pair, label, distill, train or "
+                "evaluate"
             )
         return self
 
     @property
     def kind(self) -> str:
-        """sample, load, judge, pair, label, distill, train or evaluate."""
+        """sample, load, filter, judge, pair, label, distill, train or evaluate."""
         return next(iter(self.model_fields_set))
 
     @property
@@ -185,5 +280,13 @@ class StepEntry(Strict):
 
 
 AnyStep = (
-    SampleStep | LoadStep | JudgeBase | PairStep | LabelStep | DistillStep | AnyTrain | EvaluateStep
+    SampleStep
+    | LoadStep
+    | FilterStep
+    | JudgeBase
+    | PairStep
+    | LabelStep
+    | DistillStep
+    | AnyTrain
+    | EvaluateStep
 )

@@ -105,6 +105,7 @@ def differences(pair: LabelledPair, back: LabelledPair) -> list[str]:
     first, second = (back.second, back.first) if turned else (back.first, back.second)
     label = 1 - back.label if turned and back.label is not None else back.label
     authors = back.authors[::-1] if turned and back.authors is not None else back.authors
+    scores = back.scores[::-1] if turned and back.scores is not None else back.scores
     same = {
         "prompt": back.prompt.messages == pair.prompt.messages,
         "answers": (first.text, second.text) == (pair.first.text, pair.second.text),
@@ -112,6 +113,8 @@ def differences(pair: LabelledPair, back: LabelledPair) -> list[str]:
         "label": label == pair.label,
         "subset": back.subset == pair.subset,
         "authors": authors == pair.authors,
+        # A format may need scores where none were given.
+        "scores": pair.scores is None or scores == pair.scores,
         "annotator": back.annotator == pair.annotator,
         "annotator_kind": back.annotator_kind == pair.annotator_kind,
     }

@@ -14,8 +14,9 @@ class LabelledPair:
     `label` is the probability that `first` is better: 1 or 0, 0.5 a tie, a share where several
     people voted, None where nobody said. `subset` is the file's own division (a section, a source).
     `authors` are the names of the models or people that wrote the answers, where the file has them.
-    `pair_id` is the hash of the prompt and the two answers in their order: the labels that two
-    annotators gave to one comparison share it. `place` names file and row, for messages.
+    `scores` are what the annotator gave each answer, on a scale of its own. `pair_id` is the hash
+    of the prompt and the two answers in their order: the labels that two annotators gave to one
+    comparison share it. `place` names file and row, for messages.
     """
 
     pair_id: str
@@ -28,6 +29,7 @@ class LabelledPair:
     annotator: str | None = None
     annotator_kind: AnnotatorKind = "human"
     place: str = ""
+    scores: tuple[float, float] | None = None
 
     def swap(self) -> LabelledPair:
         """The same pair, the second answer first."""
@@ -37,6 +39,7 @@ class LabelledPair:
             second=self.first,
             label=None if self.label is None else 1.0 - self.label,
             authors=None if self.authors is None else (self.authors[1], self.authors[0]),
+            scores=None if self.scores is None else (self.scores[1], self.scores[0]),
         )
 
     def presented(self, seed: int) -> LabelledPair:

@@ -6,12 +6,15 @@ rejected one.
 
 from __future__ import annotations
 
+import heapq
+import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from rlaif.config import PairStep
+from rlaif.data.shingles import ngram_hashes, word_hashes
 from rlaif.records import Completion, Message, Preference, Prompt, content_hash
 
 
@@ -42,6 +45,30 @@ def every_pair(ranked: Sequence[Candidate], rng: random.Random) -> list[Pair]:
     return list(combinations(ranked, 2))
 
 
+def length_tiered(ranked: Sequence[Candidate], tier: float) -> list[Pair]:
+    """The shortest of the best against the longest of the worst (arXiv 2407.19594, section 2.2).
+
+    With scores from low to high, the best have at least high - `tier` (high - low), the worst at
+    most low + `tier` (high - low). At 0 only answers of equal scores are chosen from.
+    """
+    high, low = ranked[0].score, ranked[-1].score
+    reach = tier * (high - low)
+    best = [c for c in ranked if c.score >= high - reach]
+    worst = [c for c in ranked if c.score <= low + reach]
+    return [
+        (
+            min(best, key=lambda c: len(c.completion.text)),
+            max(worst, key=lambda c: len(c.completion.text)),
+        )
+    ]
+
+
+def overlap(first: str, second: str) -> float:
+    """The Jaccard similarity of two texts' 3-grams of words, in [0, 1]."""
+    one, two = (set(ngram_hashes(word_hashes(text), 3).tolist()) for text in (first, second))
+    return len(one & two) / len(one | two)
+
+
 STRATEGIES: dict[str, Callable[[Sequence[Candidate], random.Random], list[Pair]]] = {
     "best_vs_worst": best_vs_worst,
     "best_vs_random": best_vs_random,
@@ -57,8 +84,11 @@ def prompt_pairs(
     ranked = sorted(candidates, key=lambda c: (-c.score, c.completion.completion_id))
     if len(ranked) < 2:
         return []
-    rng = random.Random(content_hash("pair", seed, prompt.prompt_id))
-    pairs = STRATEGIES[options.strategy](ranked, rng)
+    if options.tier is not None:
+        pairs = length_tiered(ranked, options.tier)
+    else:
+        rng = random.Random(content_hash("pair", seed, prompt.prompt_id))
+        pairs = STRATEGIES[options.strategy](ranked, rng)
     # `all` keeps every difference; the others ask for the declared margin.
     margin = 0.0 if options.strategy == "all" else options.min_margin
     return [
@@ -67,6 +97,10 @@ def prompt_pairs(
         if better.score > worse.score
         and better.score - worse.score >= margin
         and better.completion.digest != worse.completion.digest
+        and (
+            options.max_overlap is None
+            or overlap(better.completion.text, worse.completion.text) <= options.max_overlap
+        )
     ]
 
 
@@ -143,8 +177,31 @@ def _shown(score: float | None) -> str:
     return "missing" if score is None else f"{score:.3f}"
 
 
-def keep_widest(preferences: list[Preference], limit: int | None) -> list[Preference]:
+def balanced(preferences: Iterable[Preference]) -> list[Preference]:
+    """As many preferences whose chosen answer is the longer one, in characters, as the shorter one.
+
+    Of the more frequent kind those go whose lengths differ most, as logarithms. Preferences of
+    equal lengths stay, and so does the order.
+    """
+    given = list(preferences)
+    gaps = {p.preference_id: _length_gap(p) for p in given}
+    longer = sorted((g, name) for name, g in gaps.items() if g > 0)
+    shorter = sorted((-g, name) for name, g in gaps.items() if g < 0)
+    count = min(len(longer), len(shorter))
+    dropped = {name for _, name in [*longer[count:], *shorter[count:]]}
+    return [p for p in given if p.preference_id not in dropped]
+
+
+def _length_gap(preference: Preference) -> float:
+    """The log of how many times longer the chosen answer is; 0 for equal lengths."""
+    chosen, rejected = (
+        sum(len(turn["content"]) for turn in side)
+        for side in (preference.chosen, preference.rejected)
+    )
+    return math.log((1 + chosen) / (1 + rejected))
+
+
+def keep_widest(preferences: Iterable[Preference], limit: int) -> list[Preference]:
     """At most `limit` preferences, the widest margins first; then back in the order of ids."""
-    if limit is not None and len(preferences) > limit:
-        preferences = sorted(preferences, key=lambda p: (-p.margin, p.preference_id))[:limit]
-    return sorted(preferences, key=lambda p: (p.prompt_id, p.preference_id))
+    widest = heapq.nsmallest(limit, preferences, key=lambda p: (-p.margin, p.preference_id))
+    return sorted(widest, key=lambda p: (p.prompt_id, p.preference_id))

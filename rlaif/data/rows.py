@@ -239,10 +239,17 @@ def _cell(value: Any) -> Any:
 
 
 def _write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
-    import pyarrow
     import pyarrow.parquet
+
+    table = arrow_table(rows)
+    pyarrow.parquet.write_table(table, path)
+    return int(table.num_rows)
+
+
+def arrow_table(rows: Iterable[Mapping[str, Any]]) -> Any:
+    """Rows as a pyarrow Table."""
+    import pyarrow
 
     # Arrow takes no lone surrogates, which scraped text can hold.
     kept = [json.loads(canonical_json(dict(r)).encode("utf-8", "replace")) for r in rows]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(kept), path)
-    return len(kept)
+    return pyarrow.Table.from_pylist(kept)

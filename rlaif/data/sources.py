@@ -57,12 +57,16 @@ def split_prompts(spec: PromptsSpec, given: Iterable[Prompt], name: str) -> Prom
 
 def every_prompt(path: Path) -> list[Prompt]:
     """The different prompts of a JSONL or Parquet file, by id. Raises ConfigError."""
-    spec = PromptsSpec(path=str(path))
-    name, rows = _rows(spec, None)
+    return all_prompts(PromptsSpec(path=str(path)), None)
+
+
+def all_prompts(spec: PromptsSpec, beside: Path | None) -> list[Prompt]:
+    """The different prompts of a file or dataset, by id, none held out. Raises ConfigError."""
+    name, rows = _rows(spec, beside)
     found = (_prompt(row, spec.columns, place, name) for place, row in rows)
     prompts = {prompt.prompt_id: prompt for prompt in found}
     if not prompts:
-        raise ConfigError("no prompts in it", path)
+        raise ConfigError("no prompts in it", name)
     return [prompts[name] for name in sorted(prompts)]
 
 

@@ -20,9 +20,16 @@ from rlaif.config import ModelSpec
 from rlaif.records import Message
 
 Capability = Literal[
-    "generate", "token_logprobs", "label_logprobs", "prefill", "json_schema", "reward"
+    "generate",
+    "token_logprobs",
+    "label_logprobs",
+    "prefill",
+    "json_schema",
+    "reward",
+    "user_turn",
 ]
-"""`json_schema`: the model is held to a request's schema, as far as the engine knows its words."""
+"""`json_schema`: the model is held to a request's schema, as far as the engine knows its words.
+`user_turn`: the model can write the user's turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,9 @@ class GenerateRequest:
     """One text to generate: `messages` through the chat template, then `prefill` as the start of
     the assistant's turn. The prefill is not part of the returned text.
 
+    With `writes` user the next user turn is what the model writes, after `messages`, which may be
+    none (engines with the capability `user_turn`).
+
     `json_schema` is what the text should be an instance of. An engine that can hold the model to it
     does; the reader of the text must not count on it.
     """
@@ -51,6 +61,7 @@ class GenerateRequest:
     sampling: Sampling
     prefill: str = ""
     json_schema: dict[str, Any] | None = None
+    writes: Literal["assistant", "user"] = "assistant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +153,8 @@ class RewardResult:
 def refusal(request: GenerateRequest | ScoreRequest) -> str | None:
     """Why no engine takes a request, or None. Scraped text can hold half a surrogate pair, which no
     tokenizer and no file takes."""
-    if not any(m["content"].strip() for m in request.messages):
+    asks = isinstance(request, ScoreRequest) or request.writes == "assistant"
+    if asks and not any(m["content"].strip() for m in request.messages):
         return "the prompt is empty"
     texts = [*(m["content"] for m in request.messages), request.prefill]
     if isinstance(request, ScoreRequest):

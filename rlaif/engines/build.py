@@ -29,11 +29,12 @@ REMOTE = frozenset({"openai"})
 """Engines that ask a server: they get the run's account, and need no folder."""
 ACCOUNTED = REMOTE | {"vllm-server"}
 """Engines whose calls are counted on the run's account."""
+LOCAL = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill", "user_turn"})
 CAPABILITIES = {
-    "hf": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
-    "vllm": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill", "json_schema"}),
+    "hf": LOCAL,
+    "vllm": LOCAL | {"json_schema"},
     "vllm-server": frozenset({"generate", "label_logprobs", "prefill", "json_schema"}),
-    "fake": frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"}),
+    "fake": LOCAL,
     "reward": frozenset({"reward"}),
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlaif.chat import render_prompt
+from rlaif.chat import render_opening, render_prompt
 from rlaif.config import ModelSpec
 from rlaif.engines.base import GenerateRequest, ScoreRequest, overflow, refusal
 from rlaif.engines.layout import Row
@@ -39,6 +39,11 @@ class Encoding:
         text = render_prompt(self.tokenizer, messages, self.system_prompt) + prefill
         return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def opening(self, messages: list[Message]) -> tuple[str, list[int]]:
+        """The exact text and token ids up to where the next user turn begins."""
+        text = render_opening(self.tokenizer, messages, self.system_prompt)
+        return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
     def encode(self, requests: Iterable[GenerateRequest | ScoreRequest]) -> Encoded:
         """The requests as token ids: the prompt's, and with a score request's continuation."""
         made = Encoded()
@@ -48,7 +53,10 @@ class Encoding:
             if why is not None:
                 made.failed[name] = (why, 0)
                 continue
-            text, ids = self.render(request.messages, request.prefill)
+            if isinstance(request, GenerateRequest) and request.writes == "user":
+                text, ids = self.opening(request.messages)
+            else:
+                text, ids = self.render(request.messages, request.prefill)
             new = 0
             if isinstance(request, GenerateRequest):
                 new = request.sampling.max_new_tokens

@@ -70,7 +70,9 @@ def load(spec: ModelSpec, folder: Path | None, name: str) -> FakeEngine:
 class FakeEngine:
     """See `rlaif.engines.base.Engine`. A token is a word; label probabilities are the script's."""
 
-    capabilities = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"})
+    capabilities = frozenset(
+        {"generate", "token_logprobs", "label_logprobs", "prefill", "user_turn"}
+    )
     concurrent = False
 
     def __init__(self, script: FakeScript, name: str = "fake", context: int | None = None):

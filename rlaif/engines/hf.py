@@ -73,7 +73,9 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
 class HfEngine:
     """A loaded transformers model. See `rlaif.engines.base.Engine`."""
 
-    capabilities = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill"})
+    capabilities = frozenset(
+        {"generate", "token_logprobs", "label_logprobs", "prefill", "user_turn"}
+    )
     concurrent = False
 
     def __init__(self, model: Any, encoding: Encoding, spec: ModelSpec, digest: str):

@@ -81,7 +81,7 @@ class VllmEngine:
     """A model in vLLM. See `rlaif.engines.base.Engine`."""
 
     capabilities = frozenset(
-        {"generate", "token_logprobs", "label_logprobs", "prefill", "json_schema"}
+        {"generate", "token_logprobs", "label_logprobs", "prefill", "json_schema", "user_turn"}
     )
     concurrent = False
 

@@ -28,6 +28,7 @@ VERSIONS = {
     "logprobs": 2,
     "evaluate": 2,
     "load": 1,
+    "filter": 1,
     "compare": 1,
 }
 

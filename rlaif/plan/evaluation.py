@@ -65,7 +65,8 @@ def _measured(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
     if (step.id, model.key) in walk.evaluations:
         return walk.evaluations[step.id, model.key]
     template = next((e.sample for e in walk.experiment.steps if e.sample), SampleStep())
-    changed = {"n": step.n, "id": f"{step.id}.sample"}
+    changed: dict[str, Any] = {"n": step.n, "id": f"{step.id}.sample"}
+    changed |= dict.fromkeys(("pool", "principles", "system_prompt"))
     for key in ("temperature", "max_new_tokens"):
         if getattr(step, key) is not None:
             changed[key] = getattr(step, key)

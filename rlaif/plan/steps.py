@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rlaif.config import LoadStep, PairStep, SampleStep
+from rlaif.config.steps import SamplingKeys
+from rlaif.data.instructed import chosen_members
 from rlaif.engines.base import Model
 from rlaif.plan.base import Planned, round_prompts, step_hash
 from rlaif.plan.walk import Walk
@@ -13,20 +15,43 @@ from rlaif.yamlio import suggest
 
 def plan_sample(walk: Walk, index: int, step: SampleStep) -> None:
     """Samples of this round's window of training prompts; earlier ones are no longer current."""
-    model = walk.model(index, step.by, "by")
     ids = round_prompts(walk.inputs.prompts.train, step.prompts, walk.seed, walk.round)
-    planned = sampled(walk, step, model, ids, f"{walk.seed}/{walk.round}", step.id)
-    walk.completions = {step.id: planned}
+    seed = f"{walk.seed}/{walk.round}"
+    if step.pool is None:
+        model = walk.model(index, step.by, "by")
+        walk.completions = {step.id: sampled(walk, step, model, ids, seed, step.id)}
+    else:
+        walk.completions = _pooled(walk, index, step, ids, seed)
     walk.judgements, walk.preferences = {}, []
-    walk.by_id[step.id, walk.round] = planned
+    for name, planned in walk.completions.items():
+        walk.by_id[name, walk.round] = planned
+
+
+def _pooled(
+    walk: Walk, index: int, step: SampleStep, ids: list[str], seed: str
+) -> dict[str, Planned]:
+    """One step for each member of the pool, of the prompts that it is drawn for."""
+    members = step.members()
+    drawn = {name: chosen_members(len(members), step.n, name, seed) for name in ids}
+    found = {}
+    for number, member in enumerate(members):
+        model = walk.model(index, member.by, "pool")
+        mine = [name for name in ids if number in drawn[name]]
+        if mine:
+            # The number: members may be alike, and then their answers must not be.
+            name = f"{step.id}/{number}"
+            found[name] = sampled(walk, member, model, mine, f"{seed}/{number}", name)
+    return found
 
 
 def sampled(
     walk: Walk, step: SampleStep, model: Model, ids: list[str], sampling_seed: str, name: str
 ) -> Planned:
     """`model`'s answers to the prompts `ids`."""
-    keys = step.model_dump(mode="json", exclude={"id", "by", "prompts"})
-    digest = step_hash("sample", keys, model.identity(), ids, sampling_seed)
+    keys = step.model_dump(mode="json", include={"n", *SamplingKeys.model_fields}) | step.told()
+    # A principle is drawn by what a prompt's id does not cover.
+    origins = [walk.origins(ids)] if step.principles is not None else []
+    digest = step_hash("sample", keys, model.identity(), ids, sampling_seed, *origins)
     return walk.add(
         Planned(
             digest,
@@ -75,7 +100,7 @@ def loaded_pairs(walk: Walk, step: LoadStep, ids: list[str], name: str | None = 
 
 def plan_judge(walk: Walk, index: int, step: Any) -> None:
     """One judge's verdicts on the latest completions, or on those that `uses` names."""
-    sources = walk.used(index, step.uses, walk.completions, ("sample", "load"))
+    sources = walk.used(index, step.uses, walk.completions, ("sample", "filter", "load"))
     if not sources:
         raise walk.inputs.fail(index, f"judge {step.id!r} has no completions: sample first")
     planned = judged(walk, step, sources, walk.asked(index, step), step.id)
@@ -134,7 +159,7 @@ def plan_pair(walk: Walk, index: int, step: PairStep) -> None:
         first = {p.id: walk.by_id.get((p.id, 1)) for p in used}
         inputs |= {f"initial/{i}": p.hash for i, p in first.items() if p is not None}
     weights = walk.principle_weights()
-    keys = step.model_dump(mode="json", exclude={"id", "uses"})
+    keys = step.keys()
     digest = step_hash("pair", keys, inputs, weights, walk.seed, walk.round)
     _pairs(walk, step, digest, inputs, used, {"principle_weights": weights})
 
@@ -173,7 +198,7 @@ def _paired_with_references(walk: Walk, index: int, step: PairStep) -> None:
         )
     used = list(walk.completions.values())
     inputs = {f"completions/{k}": p.hash for k, p in walk.completions.items()}
-    keys = step.model_dump(mode="json", exclude={"id", "uses"})
+    keys = step.keys()
     ids = tuple(p for u in used for p in u.prompts)
     digest = step_hash("pair", keys, inputs, walk.facts(ids or None), walk.round)
     _pairs(walk, step, digest, inputs, used, {})

@@ -11,7 +11,7 @@ from rlaif.plan.base import Planned, round_prompts, step_hash
 from rlaif.plan.walk import Walk
 from rlaif.yamlio import suggest
 
-PREFERENCES = ("pair", "label", "load")
+PREFERENCES = ("pair", "label", "filter", "load")
 """Kinds of steps that give preferences."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rlaif.config import OnPolicyTrain
 from rlaif.plan.base import PlanInputs, Planned
 from rlaif.plan.evaluation import check_judges, evaluated, plan_evaluate
+from rlaif.plan.filters import plan_filter
 from rlaif.plan.labels import plan_comparisons, plan_label
 from rlaif.plan.steps import plan_judge, plan_load, plan_pair, plan_sample
 from rlaif.plan.training import plan_distill, plan_on_policy, plan_train
@@ -17,6 +18,7 @@ from rlaif.plan.walk import Walk
 _STEPS: dict[str, Callable[[Walk, int, Any], None]] = {
     "sample": plan_sample,
     "load": plan_load,
+    "filter": plan_filter,
     "judge": plan_judge,
     "pair": plan_pair,
     "label": plan_label,

@@ -93,7 +93,12 @@ class Walk:
             rounds = [self.round] if not when else range(1, self.round + 1)
             if when and when != "*":
                 rounds = [int(when)] if when.isdigit() else []
-            steps = [self.by_id[name, r] for r in rounds if (name, r) in self.by_id]
+            steps = [
+                step
+                for (known, number), step in self.by_id.items()
+                # The members of a pool are called ID/NUMBER.
+                if name in (known, known.partition("/")[0]) and number in rounds
+            ]
             steps = [s for s in steps if s.kind in kinds]
             if not steps:
                 known = sorted({i for (i, _), s in self.by_id.items() if s.kind in kinds})
@@ -112,6 +117,12 @@ class Walk:
         wanted = {p.prompt_id for p in every} if ids is None else set(ids)
         rows = [[p.prompt_id, p.tags, p.reference] for p in every if p.prompt_id in wanted]
         return sorted((row for row in rows if row[1] or row[2] is not None), key=lambda row: row[0])
+
+    def origins(self, ids: list[str]) -> list[Any]:
+        """Where these training prompts are from."""
+        wanted = set(ids)
+        kept = [p for p in self.inputs.prompts.train if p.prompt_id in wanted]
+        return sorted([p.prompt_id, p.source, p.tags] for p in kept)
 
     def principle_weights(self) -> dict[str, float]:
         """The constitution's weights by principle; none without a constitution."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from rlaif.engines.account import Account
 from rlaif.engines.base import Engine, Model
+from rlaif.grouped import Together
 from rlaif.judges.base import Judge
 from rlaif.plan import PlanInputs, Planned
 from rlaif.records import Completion, Judgement, Preference, Prompt, from_json
@@ -135,6 +136,16 @@ class StepContext:
         """Rows of one record kind from every input under `prefix`."""
         for digest in self.inputs_under(prefix):
             yield from self.store.step(digest).rows(kind)
+
+    def rows_by_prompt(self, prefix: str, kind: str) -> Mapping[str, list[dict[str, Any]]]:
+        """What `read_all` gives, by prompt id, read as it is asked for."""
+        return Together(
+            [
+                self.store.step(digest).by_prompt(kind)
+                for name, digest in self.planned.inputs.items()
+                if name == prefix or name.startswith(prefix + "/")
+            ]
+        )
 
     def completions(self, prefix: str = "completions") -> list[Completion]:
         """The completions in the inputs under `prefix`."""

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from rlaif.compare.aggregate import Scores, candidate_scores, combine
 from rlaif.compare.metrics import rank_correlation
 from rlaif.config import PairStep
-from rlaif.data.pairs import Candidate, against_reference, keep_widest, preference, prompt_pairs
+from rlaif.data.pairs import (
+    Candidate,
+    against_reference,
+    balanced,
+    keep_widest,
+    preference,
+    prompt_pairs,
+)
 from rlaif.errors import ConfigError
-from rlaif.records import Judgement, Preference
+from rlaif.records import Completion, Judgement, Preference, from_json
 from rlaif.steps.context import StepContext, by_prompt
 
+BATCH = 1000
 SPREAD_FLOOR = 0.05
 """The least spread that `standardise` divides by: a constant judge's noise must not be blown up."""
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """All pairs at once: quick, so nothing is resumed within it."""
+    """The pairs of one prompt after the other, in the order of ids; what is stored is not stored
+    again."""
     planned, step = context.planned, context.planned.step
     if step.strategy == "reference":
         return _against_references(context)
     principle_weights = planned.options["principle_weights"]
     judgements = {
-        name.split("/", 1)[1]: context.judgements(name)
+        name.split("/", 1)[1]: context.rows_by_prompt(name, "judgements")
         for name in planned.inputs
         if name.startswith("judgements/")
     }
@@ -42,28 +51,57 @@ def run(context: StepContext) -> dict[str, Any]:
     if step.standardise == "initial":
         initial = {judge: context.judgements(f"initial/{judge}") for judge in weights}
         weights = standardised(initial, weights, principle_weights)
-    groups = by_prompt(context.completions())
-    kept: list[Preference] = []
+    completions = context.rows_by_prompt("completions", "completions")
     without = {"tied_prompts": 0}
     if step.consistency is not None:
         without["unranked_prompts"] = 0
-    grouped = {judge: group_by_prompt(rows) for judge, rows in judgements.items()}
-    for prompt_id in sorted(groups):
-        rows = {judge: by_id.get(prompt_id, []) for judge, by_id in grouped.items()}
-        made, why_none = _of_prompt(
-            context, prompt_id, groups[prompt_id], rows, weights, principle_weights
-        )
-        kept += made
-        if why_none is not None:
-            without[why_none] += 1
-    kept = keep_widest(kept, step.max_pairs)
-    if step.consistency_mean and kept:
-        mean = statistics.fmean(p.prob for p in kept)
-        kept = [replace(p, prob=mean) for p in kept]
-    if not context.folder.read("preferences"):
-        context.folder.append("preferences", kept)
-    counts = {"preferences": len(kept), "prompts": len(groups), **without}
-    return {"counts": counts, "weights": weights}
+
+    def pairs() -> Iterator[Preference]:
+        for prompt_id in sorted(completions):
+            answers = [from_json(Completion, row) for row in completions[prompt_id]]
+            said = {
+                judge: [from_json(Judgement, row) for row in rows.get(prompt_id, ())]
+                for judge, rows in judgements.items()
+            }
+            made, why_none = _of_prompt(
+                context, prompt_id, answers, said, weights, principle_weights
+            )
+            if why_none is not None:
+                without[why_none] += 1
+            yield from sorted(made, key=lambda p: p.preference_id)
+
+    count = _stored(context, _finished(pairs(), step))
+    return {
+        "counts": {"preferences": count, "prompts": len(completions), **without},
+        "weights": weights,
+    }
+
+
+def _finished(pairs: Iterable[Preference], step: PairStep) -> Iterable[Preference]:
+    """The pairs that the step keeps. Only what all of them decide needs them at once."""
+    if step.balance_lengths:
+        pairs = balanced(pairs)
+    if step.max_pairs is not None:
+        pairs = keep_widest(pairs, step.max_pairs)
+    if not step.consistency_mean:
+        return pairs
+    kept = list(pairs)
+    mean = statistics.fmean(p.prob for p in kept) if kept else 0.0
+    return [replace(p, prob=mean) for p in kept]
+
+
+def _stored(context: StepContext, pairs: Iterable[Preference]) -> int:
+    """Store the pairs that are not there yet, batch by batch, and count them all."""
+    count, done = 0, context.folder.count("preferences")
+    batch: list[Preference] = []
+    for count, pair in enumerate(pairs, 1):
+        if count > done:
+            batch.append(pair)
+        if len(batch) == BATCH:
+            context.folder.append("preferences", batch)
+            batch = []
+    context.folder.append("preferences", batch)
+    return count
 
 
 def _against_references(context: StepContext) -> dict[str, Any]:
@@ -72,13 +110,14 @@ def _against_references(context: StepContext) -> dict[str, Any]:
     made = [
         pair
         for prompt_id in sorted(groups)
-        for pair in against_reference(context.prompts[prompt_id], groups[prompt_id], number)
+        for pair in sorted(
+            against_reference(context.prompts[prompt_id], groups[prompt_id], number),
+            key=lambda pair: pair.preference_id,
+        )
     ]
-    kept = keep_widest(made, limit)
-    if not context.folder.read("preferences"):
-        context.folder.append("preferences", kept)
+    count = _stored(context, keep_widest(made, limit) if limit is not None else made)
     without = sum(not context.prompts[p].reference for p in groups)
-    counts = {"preferences": len(kept), "prompts": len(groups), "without_reference": without}
+    counts = {"preferences": count, "prompts": len(groups), "without_reference": without}
     return {"counts": counts}
 
 

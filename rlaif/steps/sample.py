@@ -7,9 +7,13 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from rlaif.config import SampleStep
+from rlaif.config.steps import SamplingKeys
+from rlaif.data.instructed import Instruction, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
 from rlaif.records import Completion, Message, Prompt, content_hash
 from rlaif.steps.context import StepContext
+
+Asked = tuple[Prompt, int, Instruction | None]
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -25,7 +29,7 @@ def run(context: StepContext) -> dict[str, Any]:
     context.progress.start("completions", total, len(done))
     if len(done) < total:
         engine = context.engines.get(planned.models["by"])
-        asked: dict[str, tuple[Prompt, int]] = {}
+        asked: dict[str, Asked] = {}
         requests = _requests(context, asked, done if engine.concurrent else frozenset())
         for batch in engine.generate(requests, done):
             made = [_completion(r, *asked.pop(r.request_id), step, engine, planned) for r in batch]
@@ -38,7 +42,7 @@ def run(context: StepContext) -> dict[str, Any]:
 
 
 def _requests(
-    context: StepContext, asked: dict[str, tuple[Prompt, int]], skipped: AbstractSet[str]
+    context: StepContext, asked: dict[str, Asked], skipped: AbstractSet[str]
 ) -> Iterator[GenerateRequest]:
     """The requests but for those in `skipped`, made as they are drawn. What they ask for is in
     `asked` until it is taken out."""
@@ -47,9 +51,19 @@ def _requests(
         for index in range(step.n):
             name = "k_" + content_hash(planned.hash, prompt.prompt_id, index)
             if name not in skipped:
-                asked[name] = (prompt, index)
-                sampling = _sampling(step, planned.options["sampling_seed"], prompt, index)
-                yield GenerateRequest(name, prompt.messages, sampling)
+                seed = planned.options["sampling_seed"]
+                told = drawn(step.principles, prompt, seed, index) if step.principles else None
+                asked[name] = (prompt, index, told)
+                messages = told_messages(step, prompt, told)
+                yield GenerateRequest(name, messages, _sampling(step, seed, prompt, index))
+
+
+def told_messages(step: SampleStep, prompt: Prompt, told: Instruction | None) -> list[Message]:
+    """The prompt with what the model is told besides."""
+    messages = prompt.messages
+    for text in (step.system_prompt, told.text if told else None):
+        messages = messages if text is None else with_system(messages, text)
+    return messages
 
 
 def _sampling(step: SampleStep, seed: str, prompt: Prompt, index: int) -> Sampling:
@@ -68,13 +82,15 @@ def _completion(
     result: GenerateResult,
     prompt: Prompt,
     index: int,
+    told: Instruction | None,
     step: SampleStep,
     engine: Engine,
     planned: Any,
 ) -> Completion:
     failed = result.finish_reason == "failed"
     messages: list[Message] = [] if failed else [{"role": "assistant", "content": result.text}]
-    setting = planned.models["by"].spec.system_prompt
+    given = [step.system_prompt, told.text if told else None]
+    own = "\n\n".join(text for text in given if text is not None)
     return Completion(
         completion_id=result.request_id,
         prompt_id=prompt.prompt_id,
@@ -82,12 +98,13 @@ def _completion(
         messages=messages,
         model=planned.models["by"].label,
         weights_hash=engine.weights_hash,
-        sampling=step.model_dump(mode="json", exclude={"id", "by", "prompts"}),
+        sampling=step.model_dump(mode="json", include={"n", *SamplingKeys.model_fields}),
         finish_reason=result.finish_reason,
         # A server counts tokens and does not say which: unknown is not none.
         token_ids=None if result.new_tokens is not None else result.token_ids,
         logprobs=result.logprobs or None,
-        system_prompt=setting,
+        principle=told.principle if told else None,
+        system_prompt=own or planned.models["by"].spec.system_prompt,
         rendered_hash=result.rendered_hash,
         digest=content_hash(messages),
         error=result.error,

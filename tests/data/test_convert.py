@@ -45,6 +45,7 @@ def pairs(draw: st.DrawFn) -> LabelledPair:
         authors=(draw(name), draw(name)),
         annotator=draw(name),
         annotator_kind=draw(st.sampled_from(["human", "ai", "model", "rule"])),
+        scores=draw(st.sampled_from([(None, None), (4.5, 2.0), (2.0, 4.5), (3.0, 3.0)])),
     )
 
 
@@ -118,6 +119,7 @@ def test_files_of_every_ending_are_found_and_read_again(
         ({"answers": (" A plum.", "No.")}, ["answers"]),
         ({"subset": "food"}, ["subset"]),
         ({"authors": ("x", "y")}, ["authors"]),
+        ({"scores": (4.5, 2.0)}, ["scores"]),
         ({"annotator": "ann", "annotator_kind": "ai"}, ["annotator", "annotator_kind"]),
     ],
 )

@@ -18,10 +18,13 @@ from rlaif.data.readers import (
     hh,
     hhh,
     icai,
+    llama_factory,
+    openrlhf,
     pku,
     rewardbench,
     trl,
     ultrafeedback,
+    verl,
 )
 from rlaif.data.readers.base import Format
 from rlaif.data.readers.columns import mapped
@@ -41,6 +44,9 @@ FORMATS: dict[str, Format] = {
     "ultrafeedback": ultrafeedback.RAW,
     "ultrafeedback_binarized": ultrafeedback.BINARISED,
     "distilabel": ultrafeedback.DISTILABEL,
+    "verl": verl.FORMAT,
+    "llama_factory": llama_factory.FORMAT,
+    "openrlhf": openrlhf.FORMAT,
     "rewardbench_v2": rewardbench.FORMAT_V2,
     "rewardbench": rewardbench.FORMAT,
     "hh": hh.FORMAT,

@@ -59,10 +59,11 @@ def make_pair(
     authors: tuple[str | None, str | None] = (None, None),
     annotator: str | None = None,
     annotator_kind: AnnotatorKind = "human",
+    scores: tuple[float | None, float | None] = (None, None),
 ) -> LabelledPair:
     """A pair whose ids are hashes of its content. Raises ConfigError for text that nothing takes.
 
-    `authors` count only where both are known.
+    `authors`, like `scores`, count only where both are known.
     """
     asked = list(prompt)
     if not asked or asked[-1]["role"] != "user" or not asked[-1]["content"].strip():
@@ -88,6 +89,7 @@ def make_pair(
         annotator,
         annotator_kind,
         place,
+        None if scores[0] is None or scores[1] is None else (scores[0], scores[1]),
     )
 
 
@@ -238,6 +240,22 @@ def better(pair: LabelledPair) -> tuple[Completion, Completion]:
     if pair.label == 0.5:
         raise ValueError("a tie, and this format has only winners")
     return (pair.first, pair.second) if pair.label > 0.5 else (pair.second, pair.first)
+
+
+def better_scores(pair: LabelledPair) -> tuple[float, float]:
+    """The scores of (chosen, rejected) of a pair that has a winner; without scores, the
+    probabilities that each is better."""
+    assert pair.label is not None
+    if pair.scores is None:
+        return max(pair.label, 1 - pair.label), min(pair.label, 1 - pair.label)
+    return pair.scores if pair.label > 0.5 else (pair.scores[1], pair.scores[0])
+
+
+def better_authors(pair: LabelledPair) -> tuple[str | None, str | None]:
+    """Who wrote (chosen, rejected) of a pair that has a winner; None twice where that is unknown.
+    Raises ValueError for ties and no label."""
+    chosen, rejected = better(pair)
+    return (chosen.model, rejected.model) if pair.authors else (None, None)
 
 
 def single_turn(pair: LabelledPair) -> str:

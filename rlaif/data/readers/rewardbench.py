@@ -6,6 +6,7 @@ from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
     better,
+    better_authors,
     brief,
     differing,
     make_pair,
@@ -62,7 +63,7 @@ def _texts(row: Row, key: str, place: str) -> list[str]:
 def write(pair: LabelledPair) -> Row:
     """A row of v1."""
     chosen, rejected = better(pair)
-    names = (chosen.model, rejected.model) if pair.authors else (None, None)
+    names = better_authors(pair)
     return {
         "id": pair.pair_id,
         "prompt": single_turn(pair),

@@ -12,6 +12,8 @@ from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
     better,
+    better_authors,
+    better_scores,
     brief,
     make_pair,
     name_of,
@@ -58,6 +60,7 @@ def read_raw(row: Row, place: str) -> Iterator[LabelledPair]:
             authors=(author, other),
             annotator=ANNOTATOR,
             annotator_kind="ai",
+            scores=(above, below),
         )
 
 
@@ -106,26 +109,47 @@ def _read_binarised(row: Row, place: str, scores: str, models: bool) -> list[Lab
             authors=(authors[0], authors[1]),
             annotator=ANNOTATOR,
             annotator_kind="ai",
+            scores=(above, below),
         )
     ]
 
 
 def _write_binarised(pair: LabelledPair) -> Row:
-    """Whole conversations; the scores are the probabilities that each answer is better."""
+    """Whole conversations; without scores, the probabilities that each answer is better."""
     chosen, rejected = better(pair)
-    assert pair.label is not None
-    score = max(pair.label, 1 - pair.label)
+    scores = better_scores(pair)
+    if scores[0] == scores[1]:
+        raise ValueError("equal scores of answers of which one is better: they would say a tie")
     prompt = [dict(turn) for turn in pair.prompt.messages]
     whole = [*prompt, *(dict(turn) for turn in chosen.messages)]
     return {
         "prompt": pair.prompt.question,
-        "prompt_id": hashlib.sha256(pair.prompt.question.encode()).hexdigest(),
+        "prompt_id": _prompt_id(pair),
         "chosen": whole,
         "rejected": [*prompt, *(dict(turn) for turn in rejected.messages)],
         "messages": whole,
-        "score_chosen": score,
-        "score_rejected": 1 - score,
+        "score_chosen": scores[0],
+        "score_rejected": scores[1],
     }
+
+
+def _write_distilabel(pair: LabelledPair) -> Row:
+    """Whole conversations, with who wrote them and what they were rated."""
+    authors, row = better_authors(pair), _write_binarised(pair)
+    return {
+        "prompt": row["prompt"],
+        "prompt_id": row["prompt_id"],
+        "chosen": row["chosen"],
+        "chosen_model": authors[0],
+        "chosen_rating": row["score_chosen"],
+        "rejected": row["rejected"],
+        "rejected_model": authors[1],
+        "rejected_rating": row["score_rejected"],
+    }
+
+
+def _prompt_id(pair: LabelledPair) -> str:
+    return hashlib.sha256(pair.prompt.question.encode()).hexdigest()
 
 
 def _whole_conversation(row: Row) -> bool:
@@ -147,12 +171,12 @@ BINARISED = Format(
     read=partial(_read_binarised, scores="score_{}", models=False),
     fits=_whole_conversation,
     write=_write_binarised,
-    left="scores but for which is higher",
 )
 DISTILABEL = Format(
     about="distilabel: prompt, chosen, rejected, chosen_rating, rejected_rating, models",
     columns=("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating"),
-    optional=("chosen_model", "rejected_model"),
+    optional=("chosen_model", "rejected_model", "prompt_id"),
     read=partial(_read_binarised, scores="{}_rating", models=True),
-    left="ratings but for which is higher",
+    fits=_whole_conversation,
+    write=_write_distilabel,
 )

@@ -1,0 +1,317 @@
+"""From a finished run to a dataset: its preferences in several formats, with a card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlaif.compare.aggregate import candidate_scores
+from rlaif.config import DatasetSpec
+from rlaif.data.card import Facts, card
+from rlaif.data.dataset import TEST, TRAIN, Tables, held_prompts, labelled_pair, pair_tables
+from rlaif.data.dataset import write_tables as write_parquet
+from rlaif.data.describe import Description, Spread, describe
+from rlaif.data.labelled import LabelledPair
+from rlaif.data.raw import raw_row
+from rlaif.errors import ConfigError, StoreError
+from rlaif.plan.training import PREFERENCES
+from rlaif.records import Completion, Judgement, Preference, Prompt, from_json
+from rlaif.runs import Run
+from rlaif.store import explain_os_errors, write_atomic
+
+MARKER = "rlaif.json"
+"""A file that says that the folder was written here and may be written anew."""
+
+Step = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was written: rows by format and split, and how many pairs a format could not hold."""
+
+    folder: Path
+    rows: dict[str, dict[str, int]]
+    lost: dict[str, int]
+
+
+def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
+    """Write the dataset of a run to `folder`, which is replaced when it was written by this.
+
+    Raises ConfigError where the run has no finished preferences, StoreError where the folder holds
+    something else.
+    """
+    _check_folder(folder)
+    used = _preference_steps(run, spec)
+    above = _upstream(run, used)
+    prompts = run.prompt_records()
+    completions = {
+        row["completion_id"]: from_json(Completion, row) for row in _rows(run, above, "completions")
+    }
+    preferences = [from_json(Preference, row) for row in _rows(run, used, "preferences")]
+    preferences = list({p.preference_id: p for p in preferences if p.paired}.values())
+    if not preferences:
+        steps = ", ".join(sorted({step["id"] for step in used}))
+        raise ConfigError(
+            f"{run.root}: {steps} made no pair, so there is no dataset to write. Were all answers "
+            "tied, or is a judge unread? `rlaif status` says more"
+        )
+    pairs = _pairs(preferences, completions, prompts)
+    held = held_prompts((pair.prompt.prompt_id for pair in pairs), spec.test)
+    judgements = _judgements(run, above)
+    tables, lost = pair_tables(pairs, [f for f in spec.formats if f != "ultrafeedback"], held)
+    if "ultrafeedback" in spec.formats:
+        tables["ultrafeedback"] = _raw(prompts, completions, judgements, held, spec.overall)
+    tables = {name: tables[name] for name in spec.formats}
+    title = spec.title or str(run.manifest["name"])
+    found = describe(pairs)
+    facts = Facts(
+        title=title,
+        configs=(),
+        pairs=_by_split(pair.prompt.prompt_id in held for pair in pairs),
+        prompts=_by_split(name in held for name in {p.prompt.prompt_id for p in pairs}),
+        models=_models(completions.values()),
+        judges=_judges(run, above),
+        constitution=_constitution(run),
+        funnel=[*_funnel(run, above), _last_row(pairs, held)],
+        spread=_figures(found),
+        limits=_limits(found, judgements),
+        lost=lost,
+        agreement=_agreement(run, preferences),
+        version=str(run.manifest["versions"]["rlaif"]),
+    )
+    _write(folder, spec, facts, tables)
+    rows = {name: {s: len(r) for s, r in splits.items()} for name, splits in tables.items()}
+    return Built(folder, rows, lost)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not (folder / MARKER).exists() and any(folder.iterdir()):
+        raise StoreError(f"{folder} is not empty and was not written by rlaif; choose another one")
+
+
+def _write(folder: Path, spec: DatasetSpec, facts: Facts, tables: Tables) -> None:
+    """The whole folder at once: a kill leaves the old one or a hidden half."""
+    partial = folder.with_name(f".{os.getpid()}.{folder.name}")
+    with explain_os_errors(folder):
+        try:
+            partial.mkdir(parents=True)
+            configs = write_parquet(partial, tables, folder.name)
+            write_atomic(partial / "README.md", card(spec, replace(facts, configs=configs)))
+            write_atomic(partial / MARKER, json.dumps({"rlaif": facts.version}))
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _preference_steps(run: Run, spec: DatasetSpec) -> list[Step]:
+    """Each round's last step that makes preferences, or those called `uses`."""
+    found: dict[int, Step] = {}
+    for step in run.manifest["steps"]:
+        if step["kind"] not in PREFERENCES or spec.uses not in (None, step["id"]):
+            continue
+        marker = run.store.step(step["hash"]).done() or {}
+        if "preferences" in marker.get("counts", {}):
+            found[step["round"]] = step
+    if not found:
+        what = f"step {spec.uses!r}" if spec.uses else "any step"
+        raise ConfigError(f"{run.root}: no finished preferences by {what}; run it first")
+    return list(found.values())
+
+
+def _upstream(run: Run, used: Sequence[Step]) -> list[Step]:
+    """The steps whose output went into these, themselves included, in the plan's order."""
+    by_hash = {step["hash"]: step for step in run.manifest["steps"]}
+    wanted: set[str] = set()
+    left = [step["hash"] for step in used]
+    while left:
+        name = left.pop()
+        if name in by_hash and name not in wanted:
+            wanted.add(name)
+            left += by_hash[name]["inputs"].values()
+    return [step for step in by_hash.values() if step["hash"] in wanted]
+
+
+def _rows(run: Run, steps: Sequence[Step], kind: str) -> Iterator[dict[str, Any]]:
+    for step in steps:
+        yield from run.store.step(step["hash"]).read(kind)
+
+
+def _pairs(
+    preferences: Sequence[Preference],
+    completions: Mapping[str, Completion],
+    prompts: Mapping[str, Prompt],
+) -> list[LabelledPair]:
+    authors = {name: c.model for name, c in completions.items()}
+    pairs = []
+    for preference in sorted(preferences, key=lambda p: p.preference_id):
+        prompt = prompts.get(preference.prompt_id)
+        pairs.append(labelled_pair(preference, authors, prompt.source if prompt else None))
+    return pairs
+
+
+def _judgements(run: Run, above: Sequence[Step]) -> list[Judgement]:
+    """What every judge of the run said of these steps' completions."""
+    known = {step["hash"] for step in above}
+    judging = [
+        step
+        for step in run.manifest["steps"]
+        if step["kind"] == "judge" and known & set(step["inputs"].values())
+    ]
+    return [from_json(Judgement, row) for row in _rows(run, judging, "judgements")]
+
+
+def _raw(
+    prompts: Mapping[str, Prompt],
+    completions: Mapping[str, Completion],
+    judgements: Sequence[Judgement],
+    held: frozenset[str],
+    overall: str | None,
+) -> dict[str, list[dict[str, Any]]]:
+    answers: dict[str, list[Completion]] = {}
+    for completion in completions.values():
+        answers.setdefault(completion.prompt_id, []).append(completion)
+    said: dict[str, list[Judgement]] = {}
+    for judgement in judgements:
+        said.setdefault(judgement.prompt_id, []).append(judgement)
+    splits: dict[str, list[dict[str, Any]]] = {TRAIN: [], TEST: []}
+    for name in sorted(answers.keys() & prompts.keys()):
+        given = sorted(answers[name], key=lambda c: c.completion_id)
+        row = raw_row(prompts[name], given, said.get(name, ()), overall)
+        if row is not None:
+            splits[TEST if name in held else TRAIN].append(row)
+    return splits
+
+
+def _by_split(held: Iterable[bool]) -> dict[str, int]:
+    counts = Counter(TEST if flag else TRAIN for flag in held)
+    return {split: counts[split] for split in (TRAIN, TEST) if counts[split]}
+
+
+def _models(completions: Iterable[Completion]) -> list[dict[str, str]]:
+    counts = Counter((c.model, c.weights_hash) for c in completions)
+    return [
+        {"model": model, "weights": digest, "answers": str(count)}
+        for (model, digest), count in sorted(counts.items())
+    ]
+
+
+def _judges(run: Run, above: Sequence[Step]) -> list[dict[str, str]]:
+    config = yaml.safe_load((run.root / "config.yaml").read_text(encoding="utf-8"))
+    specs = [entry["judge"] for entry in config["steps"] if "judge" in entry]
+    kinds = {spec["id"]: str(spec["kind"]) for spec in specs}
+    used = dict.fromkeys(step["id"] for step in above if step["kind"] == "judge")
+    found = [
+        {"judge": name, "kind": kinds.get(name, ""), "hash": run.manifest["judges"].get(name, "")}
+        for name in used
+    ]
+    loaded = [
+        {"judge": s["id"], "kind": "loaded", "hash": ""} for s in above if s["kind"] == "load"
+    ]
+    return [*found, *loaded]
+
+
+def _constitution(run: Run) -> str | None:
+    held = run.manifest["constitution"]
+    if not held:
+        return None
+    return f"{held['name']}, version {held['version']}, hash {run.manifest['constitution_hash']}"
+
+
+def _funnel(run: Run, above: Sequence[Step]) -> list[dict[str, Any]]:
+    """Rows in and out of every step, and why the others went."""
+    prompts = run.manifest["prompts"]
+    first = {"step": "prompts", "what": "prompts", "came": prompts["train"] + prompts["heldout"]}
+    rows = [first | {"left": prompts["train"], "why": f"held out: {prompts['heldout']}"}]
+    for step in above:
+        marker = run.store.step(step["hash"]).done() or {}
+        name = f"{step['id']}, round {step['round']}"
+        for came, left, what, why in _stages(step["kind"], marker):
+            shown = "; ".join(f"{reason}: {count}" for reason, count in why.items() if count)
+            rows.append({"step": name, "what": what, "came": came, "left": left, "why": shown})
+    return rows
+
+
+def _stages(kind: str, marker: Mapping[str, Any]) -> list[tuple[int, int, str, dict[str, int]]]:
+    counts = marker.get("counts", {})
+    if kind == "sample":
+        made, failed = counts["completions"], counts["failed"]
+        return [(made, made - failed, "completions", {"failed": failed})]
+    if kind == "judge":
+        missing = {k: n for k, n in marker["statuses"].items() if k not in ("ok", "tie")}
+        return [(counts["judgements"], counts["with_value"], "judgements", missing)]
+    if kind == "filter":
+        return [
+            (stage["came"], stage["left"], stage["filter"], stage["why"])
+            for stage in marker["funnel"]
+        ]
+    if kind == "pair":
+        without = {n: c for n, c in counts.items() if n not in ("preferences", "prompts")}
+        return [(counts["prompts"], counts["preferences"], "prompts to pairs", without)]
+    return []
+
+
+def _last_row(pairs: Sequence[LabelledPair], held: frozenset[str]) -> dict[str, Any]:
+    splits = _by_split(pair.prompt.prompt_id in held for pair in pairs)
+    why = "; ".join(f"{split}: {count}" for split, count in splits.items())
+    return {"step": "dataset", "what": "pairs", "came": len(pairs), "left": len(pairs), "why": why}
+
+
+def _figures(found: Description) -> dict[str, str]:
+    def shown(spread: Spread | None) -> str:
+        return "-" if spread is None else f"{spread.mean:.2f} ({spread.low:g} to {spread.high:g})"
+
+    longer = found.longer_chosen
+    return {
+        "words, chosen: mean (5% to 95%)": shown(found.chosen_words),
+        "words, rejected": shown(found.rejected_words),
+        "chosen is the longer one": "-" if longer is None else f"{100 * longer:.0f}%",
+        "gap of the scores": shown(found.gap),
+    }
+
+
+def _limits(found: Description, judgements: Sequence[Judgement]) -> list[str]:
+    limits = [
+        "The labels are the opinion of the judges above and no more: their errors and their taste "
+        "are in it.",
+        "The answers are written by models; nobody checked their facts.",
+    ]
+    # Every format puts the chosen answer where it belongs; that is no finding.
+    limits += [w for w in found.warnings if "always the" not in w]
+    missing = sum(j.score is None and j.prob_first is None for j in judgements)
+    if missing:
+        limits.append(f"{missing} of {len(judgements)} judgements have no value and count nowhere.")
+    return limits
+
+
+def _agreement(run: Run, preferences: Sequence[Preference]) -> list[str]:
+    """How often people who judged both answers of a pair prefer the chosen one."""
+    human: dict[str, list[Judgement]] = {}
+    for row in run.rows("judgements"):
+        if row["annotator_kind"] == "human":
+            kept = {k: v for k, v in row.items() if not k.startswith("run_") and k != "step"}
+            # Several people's records are one opinion here, whatever step loaded them.
+            human.setdefault(row["prompt_id"], []).append(
+                from_json(Judgement, kept | {"judge": "people"})
+            )
+    decided = agreed = 0
+    for preference in preferences:
+        scores = candidate_scores(human.get(preference.prompt_id, []), None, True)
+        chosen, rejected = scores.get(preference.chosen_id), scores.get(preference.rejected_id)
+        if chosen is not None and rejected is not None and chosen != rejected:
+            decided += 1
+            agreed += chosen > rejected
+    if not decided:
+        return []
+    return [
+        f"People prefer the chosen answer in {agreed} of the {decided} pairs that they decided."
+    ]

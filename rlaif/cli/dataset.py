@@ -1,0 +1,274 @@
+"""Commands that make and look at data: build; data stats, sample, diff, filter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rlaif.cli.data import labelled_pairs
+from rlaif.cli.options import (
+    COLUMNS,
+    FROM,
+    JSON,
+    ON_ERROR,
+    QUIET,
+    SEED,
+    SET,
+    echo_table,
+    progress_of,
+)
+
+if TYPE_CHECKING:
+    from rlaif.data.readers import OnError
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("config", type=FILE)
+@click.option("--out", type=FILE, help="Run folder [default: runs/NAME].")
+@click.option("--push", metavar="REPO", help="Upload the dataset to this repository of the hub.")
+@SET
+@QUIET
+@JSON
+def build(
+    config: Path,
+    out: Path | None,
+    push: str | None,
+    settings: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Build the dataset that CONFIG describes: an experiment with `dataset`.
+
+    Runs what is missing, as `rlaif run` does, and writes the dataset to OUT/dataset. Run it again
+    after a kill and it goes on.
+    """
+    from rlaif.config import load_experiment
+    from rlaif.data.hub import check_login, upload
+    from rlaif.errors import ConfigError
+    from rlaif.experiment import run_experiment
+    from rlaif.resources import find
+
+    path = find(str(config))
+    experiment, _ = load_experiment(path, settings)
+    if experiment.dataset is None:
+        raise ConfigError("no `dataset` in it, so there is nothing to build; add one", path)
+    if push is not None:
+        check_login()
+    out = out or Path("runs") / path.stem
+    result = run_experiment(
+        path, out, settings, progress_of(quiet), lambda text: click.echo(text, err=True)
+    )
+    assert result.dataset is not None
+    rows, lost = result.dataset.rows, result.dataset.lost
+    if push is not None:
+        upload(result.dataset.folder, push)
+    if as_json:
+        row = {"ran": result.ran, "reused": result.reused, "rows": rows, "lost": lost}
+        click.echo(json.dumps(row | {"folder": str(result.dataset.folder), "pushed": push}))
+        return
+    for name, splits in rows.items():
+        sizes = ", ".join(f"{count} {split}" for split, count in splits.items())
+        left_out = f", {lost[name]} pairs that it cannot hold" if lost.get(name) else ""
+        click.echo(f"{name}: {sizes}{left_out}")
+    click.echo(f"Ran {result.ran} steps, reused {result.reused}. Dataset: {result.dataset.folder}")
+    if push is not None:
+        click.echo(f"Pushed to {push}")
+
+
+@click.command()
+@click.argument("config", type=FILE)
+@click.option("--out", type=FILE, required=True, help="Folder for prompts.jsonl.")
+@QUIET
+@JSON
+def prompts(config: Path, out: Path, quiet: bool, as_json: bool) -> None:
+    """Make a file of prompts of the sources in CONFIG: files, and what a model writes.
+
+    Run it again after a kill and it goes on.
+    """
+    from rlaif.config.prompting import FileSource, PromptsFile
+    from rlaif.engines.base import Model
+    from rlaif.errors import ConfigError
+    from rlaif.files import asking
+    from rlaif.prepare import model_key
+    from rlaif.prompting.run import make_prompts
+    from rlaif.resources import find
+    from rlaif.yamlio import load_yaml, suggest, validate
+
+    path = find(str(config))
+    text, lines = load_yaml(path)
+    spec = validate(PromptsFile, text, lines, path)
+    for source in spec.sources:
+        if not isinstance(source, FileSource) and source.by not in spec.models:
+            hint = suggest(source.by, list(spec.models))
+            raise ConfigError(f"source {source.id}: {source.by!r} is no model{hint}", path)
+    models = {}
+    for name, given in spec.models.items():
+        script = str(find(given.script, path)) if given.script else None
+        model = given.model_copy(update={"script": script})
+        models[name] = Model(model_key(model, True), name, model)
+    with asking(out) as (store, pool):
+        report = make_prompts(spec, path, models, pool, store, progress_of(quiet))
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False))
+        return
+    for name, row in report["sources"].items():
+        why = ", ".join(f"{why}: {count}" for why, count in row["refused"].items())
+        left_out = f" (left out: {why})" if why else ""
+        click.echo(f"{name}: {row['taken']} prompts, {row['mixed']} in the mix{left_out}")
+    click.echo(f"{report['prompts']} prompts written to {out / 'prompts.jsonl'}")
+
+
+@click.group()
+def data() -> None:
+    """Look at files of prompts and of labelled pairs in any known format."""
+
+
+@data.command()
+@click.argument("file", type=FILE)
+@FROM
+@COLUMNS
+@ON_ERROR
+@JSON
+def stats(
+    file: Path, from_: str | None, columns: Path | None, on_error: OnError, as_json: bool
+) -> None:
+    """Sizes, labels and lengths of the pairs in FILE, and what is odd about them."""
+    from rlaif.data.describe import describe
+
+    found = describe(labelled_pairs(file, from_, columns, on_error)).to_json()
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    warnings = found.pop("warnings")
+    for name, value in found.items():
+        click.echo(f"{name.replace('_', ' '):16} {_shown(value)}")
+    for warning in warnings:
+        click.echo(f"note: {warning}")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, dict) and "median" in value:
+        low, high = value["low"], value["high"]
+        return (
+            f"mean {value['mean']:.2f}, median {value['median']:g}, 5% to 95%: {low:g} to {high:g}"
+        )
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items()) or "-"
+    return str(value)
+
+
+@data.command()
+@click.argument("file", type=FILE)
+@click.option("-n", "count", default=3, show_default=True, help="How many pairs.")
+@FROM
+@COLUMNS
+@ON_ERROR
+@SEED
+@JSON
+def sample(
+    file: Path,
+    count: int,
+    from_: str | None,
+    columns: Path | None,
+    on_error: OnError,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """A few pairs of FILE, drawn by the seed, as a person reads them."""
+    from rlaif.records import content_hash
+
+    pairs = labelled_pairs(file, from_, columns, on_error)
+    drawn = sorted(pairs, key=lambda pair: content_hash("sample", seed, pair.pair_id))[:count]
+    for pair in drawn:
+        row = {
+            "place": pair.place,
+            "prompt": pair.prompt.messages,
+            "first": pair.first.text,
+            "second": pair.second.text,
+            "label": pair.label,
+            "scores": pair.scores,
+        }
+        if as_json:
+            click.echo(json.dumps(row, ensure_ascii=False))
+            continue
+        click.echo(f"--- {pair.place}, label {'-' if pair.label is None else pair.label}")
+        for turn in pair.prompt.messages:
+            click.echo(f"[{turn['role']}] {turn['content']}")
+        click.echo(f"[first] {pair.first.text}\n[second] {pair.second.text}")
+
+
+@data.command()
+@click.argument("first", type=FILE)
+@click.argument("second", type=FILE)
+@ON_ERROR
+@JSON
+def diff(first: Path, second: Path, on_error: OnError, as_json: bool) -> None:
+    """What two files of pairs have in common, whatever their formats and orders."""
+    from dataclasses import asdict
+
+    from rlaif.data.describe import compare_pairs
+
+    sides = [labelled_pairs(file, None, None, on_error) for file in (first, second)]
+    found = asdict(compare_pairs(sides[0], sides[1]))
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for name, value in found.items():
+        click.echo(f"{name.replace('_', ' '):12} {value}")
+
+
+@data.command("filter")
+@click.argument("prompts", type=FILE)
+@click.argument("out", type=FILE)
+@click.option("--filters", type=FILE, required=True, help="A YAML file with `filters`.")
+@click.option("--refused", type=FILE, help="Write what was left out, and why, to this file.")
+@JSON
+def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_json: bool) -> None:
+    """Write the prompts of PROMPTS that every filter lets pass to OUT, and print the funnel."""
+    from rlaif.config import FilterSet
+    from rlaif.data.hygiene import of_prompt, sift
+    from rlaif.data.rows import write_rows
+    from rlaif.data.sources import every_prompt
+    from rlaif.errors import ConfigError
+    from rlaif.prompting.run import check_for_prompts
+    from rlaif.records import to_json
+    from rlaif.resources import find
+    from rlaif.steps.filter import nothing_left, read_beside, refused_rows
+    from rlaif.yamlio import load_yaml, validate
+
+    path = find(str(filters))
+    text, lines = load_yaml(path)
+    wanted = validate(FilterSet, text, lines, path)
+    check_for_prompts(wanted, path)
+    records = every_prompt(find(str(prompts)))
+    sifted = sift([of_prompt(p) for p in records], wanted.filters, read_beside(wanted, path, []))
+    if not sifted.kept:
+        raise ConfigError(nothing_left("prompts", sifted), prompts)
+    kept = set(sifted.kept)
+    write_rows((to_json(p) for p in records if p.prompt_id in kept), out)
+    if refused is not None:
+        write_rows(refused_rows(sifted), refused)
+    if as_json:
+        click.echo(json.dumps({"kept": len(kept), "funnel": sifted.funnel()}, ensure_ascii=False))
+        return
+    echo_table(
+        [
+            {
+                "filter": stage.filter,
+                "in": str(stage.came),
+                "out": str(stage.left),
+                "why": ", ".join(f"{why}: {count}" for why, count in stage.why.items()),
+            }
+            for stage in sifted.stages
+        ]
+    )
+    click.echo(f"{len(kept)} prompts written to {out}")

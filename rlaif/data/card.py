@@ -1,0 +1,126 @@
+"""The card of a dataset: the README.md that the hub and `datasets` read. A pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from rlaif.config.dataset import DatasetSpec
+
+SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says besides its spec.
+
+    `funnel` are rows {step, what, came, left, why}; `models` and `judges` {name, identity, ...};
+    `agreement` sentences on how far the labels agree with people's. `spread` are the measured
+    lengths and gaps of the pairs.
+    """
+
+    title: str
+    configs: Sequence[Mapping[str, Any]]
+    pairs: Mapping[str, int]
+    prompts: Mapping[str, int]
+    models: Sequence[Mapping[str, str]]
+    judges: Sequence[Mapping[str, str]]
+    constitution: str | None
+    funnel: Sequence[Mapping[str, Any]]
+    spread: Mapping[str, str]
+    limits: Sequence[str]
+    lost: Mapping[str, int] = field(default_factory=dict)
+    agreement: Sequence[str] = ()
+    version: str = ""
+
+
+def card(spec: DatasetSpec, facts: Facts) -> str:
+    """The card as Markdown after YAML front matter."""
+    parts = [
+        f"# {_plain(facts.title)}",
+        _summary(spec, facts),
+        _section("How it was made", _table(facts.funnel, _FUNNEL)),
+        _section("Who wrote the answers", _table(facts.models, _MODELS)),
+        _section("Who labelled", _labellers(facts)),
+        _section("What is in it", _table([facts.spread], {k: k for k in facts.spread})),
+        _section("Known limits", _list([*facts.limits, *spec.limits])),
+        _section("Sources and licences", _list(spec.sources) or "None were named."),
+    ]
+    return f"---\n{_front_matter(spec, facts)}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+_FUNNEL = {"step": "step", "what": "rows", "came": "in", "left": "out", "why": "why"}
+_MODELS = {"model": "model", "weights": "weights", "answers": "answers"}
+_JUDGES = {"judge": "judge", "kind": "kind", "hash": "hash"}
+
+
+def _front_matter(spec: DatasetSpec, facts: Facts) -> str:
+    rows = sum(facts.pairs.values())
+    data: dict[str, Any] = {
+        "pretty_name": facts.title,
+        "language": spec.language,
+        "task_categories": ["text-generation"],
+        "tags": ["preference", "rlaif", "synthetic"],
+        "size_categories": [next((name for size, name in SIZES if rows < size), "n>1M")],
+        "configs": [dict(config) for config in facts.configs],
+    }
+    if spec.license is not None:
+        data = {"license": spec.license, **data}
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _summary(spec: DatasetSpec, facts: Facts) -> str:
+    sizes = ", ".join(
+        f"{facts.pairs[split]} pairs of {facts.prompts[split]} prompts ({split})"
+        for split in facts.pairs
+    )
+    names = ", ".join(f"`{config['config_name']}`" for config in facts.configs)
+    text = (
+        f"Preferences of language models' answers, labelled by judges that are programs or models: "
+        f"{sizes}. Made with rlaif {facts.version}. No prompt is in both splits.\n\n"
+        f"Configurations: {names}. Load one with `datasets.load_dataset(FOLDER, NAME)`."
+    )
+    if facts.lost:
+        held = ", ".join(f"{count} not in `{name}`" for name, count in sorted(facts.lost.items()))
+        text += f"\n\nWhat a format cannot hold is left out of it: {held}."
+    return text
+
+
+def _labellers(facts: Facts) -> str:
+    words = _table(facts.judges, _JUDGES)
+    if facts.constitution is not None:
+        words += f"\n\nConstitution: {_plain(facts.constitution)}."
+    if facts.agreement:
+        return words + "\n\n" + _list(facts.agreement)
+    return words + "\n\nNo human labels were at hand, so how far people agree is not known."
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}"
+
+
+def _list(items: Sequence[str]) -> str:
+    return "\n".join(f"- {_plain(item)}" for item in items)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        lines.append("| " + " | ".join(_plain(row.get(key, "")) for key in columns) + " |")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    """A value that can break neither a table nor the page: names come from files and models."""
+    text = " ".join(str(value).split())
+    for mark in "\\|<>[]`*_":
+        text = text.replace(mark, "\\" + mark)
+    return text

@@ -1,0 +1,235 @@
+"""Filters of prompts, completions and preferences, and the funnel: how many came, how many were
+left, and why. Pure functions; what a filter reads from files is given."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rlaif import textstats as ts
+from rlaif.config import (
+    ContaminationFilter,
+    DuplicateFilter,
+    LexiconFilter,
+    NearFilter,
+    PrivateFilter,
+    RuleFilter,
+    TruncatedFilter,
+)
+from rlaif.data.contamination import eval_items
+from rlaif.data.near import near_duplicates
+from rlaif.data.private import private_kinds
+from rlaif.records import Completion, Preference, Prompt
+from rlaif.rules import apply_check
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What filters see of a record: its id, its prompt, its answers, and whether one was cut."""
+
+    name: str
+    prompt: Prompt
+    answers: tuple[str, ...] = ()
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a record was left out: `why` is what the funnel counts by, `detail` says more."""
+
+    why: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One filter of the funnel."""
+
+    filter: str
+    came: int
+    left: int
+    why: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """The ids that are left, in their order, and of each that is not, by which filter and why."""
+
+    kept: list[str]
+    stages: list[Stage]
+    refused: dict[str, tuple[str, Refusal]] = field(default_factory=dict)
+
+    def funnel(self) -> list[dict[str, Any]]:
+        """The stages as JSON."""
+        return [asdict(stage) for stage in self.stages]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What filters read from files: the lines of a lexicon and the prompts of an evaluation, by the
+    name in the config."""
+
+    lexicons: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+Refusals = dict[str, Refusal]
+
+
+def sift(items: Sequence[Item], filters: Sequence[Any], beside: Beside) -> Sifted:
+    """Ask the filters one after the other. The order of `items` changes nothing: they are asked in
+    the order of their ids, which decides which of equal texts is kept."""
+    left = sorted(items, key=lambda item: (item.prompt.prompt_id, item.name))
+    stages: list[Stage] = []
+    refused: dict[str, tuple[str, Refusal]] = {}
+    for wanted in filters:
+        found = _FILTERS[wanted.kind](left, wanted, beside)
+        name = f"{wanted.kind} of {wanted.of}"
+        if isinstance(wanted, RuleFilter):
+            name = f"{wanted.rule} of {wanted.of}"
+        refused |= {item: (name, refusal) for item, refusal in found.items()}
+        came, left = len(left), [item for item in left if item.name not in found]
+        why = Counter(refusal.why for refusal in found.values())
+        stages.append(Stage(name, came, len(left), dict(sorted(why.items()))))
+    return Sifted([item.name for item in left], stages, refused)
+
+
+def of_completion(completion: Completion, prompt: Prompt) -> Item:
+    """A completion as filters see it."""
+    cut = completion.finish_reason != "stop"
+    return Item(completion.completion_id, prompt, (completion.text,), cut)
+
+
+def of_preference(preference: Preference, prompt: Prompt) -> Item:
+    """A preference as filters see it."""
+    sides = (preference.chosen, preference.rejected)
+    return Item(
+        preference.preference_id, prompt, tuple(side[-1]["content"] for side in sides if side)
+    )
+
+
+def of_prompt(prompt: Prompt) -> Item:
+    """A prompt as filters see it."""
+    return Item(prompt.prompt_id, prompt)
+
+
+def _parts(items: Sequence[Item], of: str) -> dict[str, tuple[Prompt, tuple[str, ...]]]:
+    """The texts to look at, by a name: a prompt's id, since all its answers share its text, or the
+    record's own."""
+    if of == "prompt":
+        return {item.prompt.prompt_id: (item.prompt, (item.prompt.question,)) for item in items}
+    return {item.name: (item.prompt, item.answers) for item in items}
+
+
+def _spread(items: Sequence[Item], of: str, found: Refusals) -> Refusals:
+    """What was found of parts, by the ids of the records."""
+    names = {item.name: item.prompt.prompt_id if of == "prompt" else item.name for item in items}
+    return {name: found[part] for name, part in names.items() if part in found}
+
+
+def _each(
+    items: Sequence[Item], of: str, refuse: Callable[[Prompt, str], Refusal | None]
+) -> Refusals:
+    """What refuses one text at a time; a record goes with the first of its texts that does."""
+    found = {}
+    for name, (prompt, texts) in _parts(items, of).items():
+        refusals = (refuse(prompt, text) for text in texts)
+        first = next((refusal for refusal in refusals if refusal is not None), None)
+        if first is not None:
+            found[name] = first
+    return _spread(items, of, found)
+
+
+def _by_rule(items: Sequence[Item], wanted: RuleFilter, beside: Beside) -> Refusals:
+    def refuse(prompt: Prompt, text: str) -> Refusal | None:
+        score = apply_check(wanted.rule, wanted.params, prompt, text)
+        if score is None or score >= wanted.least:
+            return None
+        return Refusal(f"below {wanted.least:g}", f"{score:.3f}")
+
+    return _each(items, wanted.of, refuse)
+
+
+def _truncated(items: Sequence[Item], wanted: TruncatedFilter, beside: Beside) -> Refusals:
+    return {item.name: Refusal("cut or failed") for item in items if item.cut}
+
+
+def normalised(text: str) -> str:
+    """A text without what duplicates may differ in: case, blanks, Unicode's compatible forms."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _duplicates(items: Sequence[Item], wanted: DuplicateFilter, beside: Beside) -> Refusals:
+    first: dict[tuple[str, ...], str] = {}
+    found = {}
+    for name, (_, texts) in _parts(items, wanted.of).items():
+        other = first.setdefault(tuple(map(normalised, texts)), name)
+        if other != name:
+            found[name] = Refusal("duplicate", other)
+    return _spread(items, wanted.of, found)
+
+
+def _near(items: Sequence[Item], wanted: NearFilter, beside: Beside) -> Refusals:
+    parts = _parts(items, wanted.of)
+    names = list(parts)
+    texts = ("\n".join(texts) for _, texts in parts.values())
+    alike = near_duplicates(texts, wanted.threshold, wanted.shingle)
+    found = {names[i]: Refusal("near-duplicate", names[j]) for i, j in alike.items()}
+    return _spread(items, wanted.of, found)
+
+
+def _contaminated(items: Sequence[Item], wanted: ContaminationFilter, beside: Beside) -> Refusals:
+    asked = [(name, text) for name in wanted.against for text in beside.evaluations[name]]
+    held = eval_items([text for _, text in asked], wanted.n)
+
+    def refuse(prompt: Prompt, text: str) -> Refusal | None:
+        item = held.matched(text, wanted.share)
+        return None if item is None else Refusal(asked[item][0], asked[item][1])
+
+    return _each(items, wanted.of, refuse)
+
+
+def _private(items: Sequence[Item], wanted: PrivateFilter, beside: Beside) -> Refusals:
+    def refuse(prompt: Prompt, text: str) -> Refusal | None:
+        found = private_kinds(text, wanted.find, wanted.regions)
+        return Refusal(found[0], ", ".join(found)) if found else None
+
+    return _each(items, wanted.of, refuse)
+
+
+def _in_lexicon(items: Sequence[Item], wanted: LexiconFilter, beside: Beside) -> Refusals:
+    phrases = {tuple(_folded(line)) for line in beside.lexicons[wanted.path]} - {()}
+    longest = max(map(len, phrases), default=0)
+
+    def refuse(prompt: Prompt, text: str) -> Refusal | None:
+        words = _folded(text)
+        marked = [False] * len(words)
+        hits = set()
+        for start in range(len(words)):
+            for length in range(1, min(longest, len(words) - start) + 1):
+                if (phrase := tuple(words[start : start + length])) in phrases:
+                    hits.add(" ".join(phrase))
+                    marked[start : start + length] = [True] * length
+        if not hits or sum(marked) <= wanted.most * len(words):
+            return None
+        return Refusal("listed words", ", ".join(sorted(hits)))
+
+    return _each(items, wanted.of, refuse)
+
+
+def _folded(text: str) -> list[str]:
+    return [word.casefold() for word in ts.words(text)]
+
+
+_FILTERS: dict[str, Callable[[Sequence[Item], Any, Beside], Refusals]] = {
+    "rule": _by_rule,
+    "truncated": _truncated,
+    "duplicates": _duplicates,
+    "near_duplicates": _near,
+    "contamination": _contaminated,
+    "private": _private,
+    "lexicon": _in_lexicon,
+}

@@ -1,0 +1,47 @@
+"""Texts as the hashes of their n-grams of words: what near-duplicates and overlaps are found by."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlaif import textstats as ts
+
+Hashes = NDArray[np.uint64]
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_MIX = np.uint64(0xBF58476D1CE4E5B9)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _word_hash(word: str) -> int:
+    data = word.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def word_hashes(text: str) -> Hashes:
+    """One 64-bit hash per word of `text`, case folded, in order. A text without any word counts as
+    one word, itself."""
+    found = [word.casefold() for word in ts.words(text)] or [text.strip()]
+    return np.fromiter((_word_hash(word) for word in found), np.uint64, len(found))
+
+
+def ngram_hashes(words: Hashes, n: int) -> Hashes:
+    """The hash of every `n` words in a row; of a text of fewer words, one hash of them all."""
+    n = min(n, len(words))
+    count = len(words) - n + 1
+    return combined([words[place : place + count] for place in range(n)])
+
+
+def combined(columns: Sequence[Hashes]) -> Hashes:
+    """One hash for each row of these columns, which depends on their order."""
+    mixed = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        mixed = (mixed + column) * _STEP
+        mixed ^= mixed >> np.uint64(32)
+    mixed *= _MIX
+    return mixed ^ (mixed >> np.uint64(29))

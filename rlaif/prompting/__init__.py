@@ -1,0 +1,1 @@
+"""Prompts that models write, and the mixing of prompts from several sources."""

@@ -1,0 +1,255 @@
+"""Filters leave out what they say and no more, and the funnel adds up."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from rlaif.config import FilterSet, FilterStep
+from rlaif.data.hygiene import Beside, Item, Sifted, sift
+from rlaif.data.private import private_kinds
+from rlaif.errors import ConfigError
+from rlaif.experiment import run_experiment
+from rlaif.records import make_prompt
+from rlaif.store import Store
+
+LONG = "the quick brown fox jumps over the lazy dog while the small grey cat sleeps by a warm fire"
+
+
+def item(name: str, question: str, *answers: str, cut: bool = False) -> Item:
+    return Item(name, make_prompt([{"role": "user", "content": question}]), answers, cut)
+
+
+def sifted(items: list[Item], *filters: dict[str, Any], beside: Beside | None = None) -> Sifted:
+    wanted = FilterSet.model_validate({"filters": list(filters)})
+    return sift(items, wanted.filters, beside or Beside())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer", "why"),
+    [
+        ({"kind": "rule", "rule": "no_refusal"}, "I'm sorry, I can't help with that.", "below 1"),
+        ({"kind": "rule", "rule": "no_refusal"}, "A plum.", None),
+        (
+            {"kind": "rule", "rule": "language", "params": {"code": "en"}},
+            "Das ist ein sehr schönes Haus in der Stadt.",
+            "below 1",
+        ),
+        ({"kind": "rule", "rule": "language", "params": {"code": "en"}}, "Hm.", None),
+        (
+            {"kind": "rule", "rule": "word_limits", "params": {"min": 2, "max": 9}, "least": 0.5},
+            "One.",
+            None,
+        ),
+        ({"kind": "private"}, "Write to jo.smith@gmail.com now", "email"),
+        ({"kind": "private", "find": ["phone"]}, "Write to jo.smith@gmail.com now", None),
+        ({"kind": "lexicon", "path": "list"}, "You Absolute  FOOL!", "listed words"),
+        ({"kind": "lexicon", "path": "list"}, "Dirty laundry, then a rat.", None),
+        ({"kind": "lexicon", "path": "list"}, "You dirty rat.", "listed words"),
+        ({"kind": "lexicon", "path": "list", "most": 0.5}, "You absolute fool!", None),
+    ],
+)
+def test_a_text_is_left_out_for_a_reason(
+    wanted: dict[str, Any], answer: str, why: str | None
+) -> None:
+    beside = Beside(lexicons={"list": ["fool", "dirty rat", ""]})
+    found = sifted(
+        [item("a", "Hi?", answer), item("b", "Hi?", "A plum, or a pear.")], wanted, beside=beside
+    )
+    assert found.kept == (["a", "b"] if why is None else ["b"])
+    assert found.stages[0].why == ({} if why is None else {why: 1})
+
+
+def test_a_pair_goes_when_one_of_its_answers_does() -> None:
+    found = sifted(
+        [
+            item("a", "Hi?", "Fine.", "I cannot help with that, sorry."),
+            item("b", "Hi?", "Fine.", "Good."),
+        ],
+        {"kind": "rule", "rule": "no_refusal"},
+    )
+    assert found.kept == ["b"]
+
+
+def test_all_answers_to_a_prompt_share_its_fate() -> None:
+    items = [
+        item("a", "Name a  FRUIT", "one"),
+        item("b", "Name a  FRUIT", "two"),
+        item("c", "name a fruit", "three"),
+        item("d", "Name a tree", "four"),
+    ]
+    found = sifted(items, {"kind": "duplicates"})
+    assert set(found.kept) in ({"a", "b", "d"}, {"c", "d"})
+    assert found.stages[0].why == {"duplicate": 4 - len(found.kept)}
+
+
+def test_near_duplicates_of_answers_and_contamination_of_prompts() -> None:
+    items = [
+        item("a", "One?", f"{LONG} and dreams"),
+        item("b", "One?", f"{LONG} and rests"),
+        item("c", f"Tell me why {LONG}", "Because."),
+    ]
+    near = sifted(items, {"kind": "near_duplicates", "of": "answers"})
+    assert near.kept.count("c") == 1 and len(near.kept) == 2
+    beside = Beside(evaluations={"eval.jsonl": ["Who is it?", LONG]})
+    held = sifted(items, {"kind": "contamination", "against": ["eval.jsonl"]}, beside=beside)
+    assert sorted(held.kept) == ["a", "b"]
+    assert held.refused["c"][1].why == "eval.jsonl"
+    assert held.refused["c"][1].detail == LONG
+
+
+texts = st.sampled_from(["A plum.", "a  plum.", "A pear", "I can't help with that.", "", LONG])
+things = st.lists(st.tuples(texts, texts, st.booleans()), max_size=12)
+
+
+@given(rows=things, seed=st.integers(0, 5))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_the_funnel_adds_up_in_any_order_and_twice_is_once(
+    rows: list[tuple[str, str, bool]], seed: int
+) -> None:
+    items = [item(f"i{n}", q or "Hm?", a, cut=cut) for n, (q, a, cut) in enumerate(rows)]
+    filters: list[dict[str, Any]] = [
+        {"kind": "truncated"},
+        {"kind": "rule", "rule": "no_refusal"},
+        {"kind": "duplicates", "of": "answers"},
+        {"kind": "near_duplicates", "of": "prompt"},
+    ]
+    found = sifted(items, *filters)
+    came = len(items)
+    for stage in found.stages:
+        assert stage.came == came and stage.came - stage.left == sum(stage.why.values())
+        came = stage.left
+    assert len(found.kept) == came
+    assert set(found.kept) | set(found.refused) == {i.name for i in items}
+    assert not set(found.kept) & set(found.refused)
+    random.Random(seed).shuffle(items)
+    assert sifted(items, *filters) == found
+    left = [i for i in items if i.name in found.kept]
+    assert sifted(left, *filters).kept == found.kept
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("a@example.com, b@shop.test", []),
+        ("call (212) 456-7890 or +44 20 7946 0958", ["phone"]),
+        ("12:30:45, std::vector<int>, pi is 3.14159265358979, 127.0.0.1 and ::1", []),
+        ("ask 8.8.8.8.", ["ip"]),
+        ("or 2001:4860:4860::8888", ["ip"]),
+        ("card 4111 1111 1111 1111.", ["card"]),
+        ("card 4111 1111 1111 1112.", []),
+        ("DE89 3704 0044 0532 0130 00 is mine", ["iban"]),
+        ("DE88 3704 0044 0532 0130 00 is not", []),
+    ],
+)
+def test_personal_data_is_told_from_other_numbers(text: str, kinds: list[str]) -> None:
+    assert private_kinds(text, ["email", "phone", "ip", "card", "iban"], ["US"]) == kinds
+
+
+def test_phone_numbers_are_read_as_in_the_named_countries() -> None:
+    assert private_kinds("Ring 020 7946 0958", ["phone"], ["US"]) == []
+    assert private_kinds("Ring 020 7946 0958", ["phone"], ["US", "GB"]) == ["phone"]
+
+
+def test_what_cannot_work_is_refused() -> None:
+    with pytest.raises(ValidationError, match="preferences do not say how an answer ended"):
+        FilterStep.model_validate({"filters": [{"kind": "truncated"}]})
+    with pytest.raises(ValidationError, match="no_refusal"):
+        FilterStep.model_validate({"filters": [{"kind": "rule", "rule": "no_refusl"}]})
+    with pytest.raises(ValidationError):
+        FilterStep.model_validate({"filters": []})
+
+
+STEPS: list[dict[str, Any]] = [
+    {"sample": {"n": 3, "max_new_tokens": 8}},
+    {
+        "filter": {
+            "id": "clean",
+            "records": "completions",
+            "filters": [{"kind": "truncated"}, {"kind": "rule", "rule": "no_refusal"}],
+        }
+    },
+    {"judge": {"id": "checks", "kind": "rules", "principles": ["brief"]}},
+    {"pair": {"strategy": "all"}},
+    {
+        "filter": {
+            "filters": [
+                {"kind": "duplicates", "of": "answers"},
+                {"kind": "contamination", "against": ["heldout", "eval.jsonl"]},
+            ]
+        }
+    },
+]
+REPLIES = [
+    "Yes, it is.",
+    "I am sorry, I cannot help with that.",
+    "One two three four five six seven eight nine ten.",
+]
+SCRIPT = {"rules": [{"match": ".", "replies": REPLIES}]}
+
+
+def run(folder: Path, write: Callable[..., Path], steps: list[dict[str, Any]]) -> dict[str, Any]:
+    model = {"path": "none", "engine": "fake", "script": "script.yaml"}
+    path = write(folder, None, rounds=1, steps=steps, models={"policy": model}, prompts=PROMPTS)
+    (folder / "script.yaml").write_text(yaml.safe_dump(SCRIPT), encoding="utf-8")
+    (folder / "eval.jsonl").write_text(json.dumps({"prompt": "What do bees make?"}))
+    run_experiment(path, folder / "run")
+    manifest = json.loads((folder / "run" / "manifest.json").read_text())
+    return {s["id"]: Store(folder / "run").step(s["hash"]) for s in manifest["steps"]}
+
+
+PROMPTS = {"path": "prompts.jsonl", "holdout": 2}
+
+
+def test_filters_stand_between_steps_of_an_experiment(
+    tmp_path: Path, write_experiment: Callable[..., Path]
+) -> None:
+    found = run(tmp_path, write_experiment, STEPS)
+    clean, last = found["clean"].done(), found["filter"].done()
+    sampled = found["sample"].read("completions")
+    texts = [row["messages"][-1]["content"] for row in found["clean"].read("completions")]
+    assert texts and not any("sorry" in text for text in texts)
+    refused = {row["id"] for row in found["clean"].read("refused")}
+    assert len(refused) == len(sampled) - len(texts) == clean["counts"]["refused"]
+    judged = {row["subject"] for row in found["checks"].read("judgements")}
+    assert judged and not judged & refused
+    assert [stage["filter"] for stage in last["funnel"]] == [
+        "duplicates of answers",
+        "contamination of prompt",
+    ]
+    assert last["funnel"][0]["came"] == len(found["pair"].read("preferences"))
+    asked = {row["prompt"][-1]["content"] for row in found["filter"].read("preferences")}
+    assert "What do bees make?" not in asked
+
+
+def test_a_changed_evaluation_file_filters_again(
+    tmp_path: Path, write_experiment: Callable[..., Path]
+) -> None:
+    first = run(tmp_path, write_experiment, STEPS)
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"prompt": "Name a red fruit."}))
+    path = tmp_path / "experiment.yaml"
+    assert run_experiment(path, tmp_path / "run").ran == 1
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    hashes = {s["id"]: s["hash"] for s in manifest["steps"]}
+    assert hashes["filter"] != first["filter"].path.name
+    assert hashes["clean"] == first["clean"].path.name
+
+
+def test_filters_that_leave_nothing_say_so(
+    tmp_path: Path, write_experiment: Callable[..., Path]
+) -> None:
+    strict = {"kind": "rule", "rule": "word_limits", "params": {"min": 90, "max": 99}}
+    steps = [STEPS[0], {"filter": {"records": "completions", "filters": [strict]}}]
+    with pytest.raises(ConfigError, match=r"(?s)leave none of the completions.*18 in, 0"):
+        run(tmp_path, write_experiment, steps)
+    with pytest.raises(ConfigError, match="has no preferences: add a pair, label or load step"):
+        run(tmp_path / "other", write_experiment, [STEPS[0], STEPS[4]])
