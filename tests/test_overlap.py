@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from rlaif.errors import EngineError, GateStopped
 from rlaif.experiment import run_experiment
 from rlaif.progress import QuietProgress
 from rlaif.runs import load_run
+from rlaif.schedule import at_once
 from tests.servers.scripted import ScriptedServer, prompt_text
 
 Writer = Callable[..., Path]
@@ -103,6 +105,23 @@ def waiting_after_a_batch(
     return seen
 
 
+def when_judging_ends(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once the steps that run beside the sampling are at their end."""
+    ended = threading.Event()
+
+    def spied(here: Any, far: Callable[[], None], end_far: Any) -> None:
+        def watched() -> None:
+            try:
+                far()
+            finally:
+                ended.set()
+
+        at_once(here, watched, end_far)
+
+    monkeypatch.setattr("rlaif.experiment.at_once", spied)
+    return ended
+
+
 @pytest.mark.parametrize("kind", JUDGES)
 def test_the_server_judges_while_this_process_samples(
     tmp_path: Path,
@@ -164,9 +183,8 @@ def test_a_judge_that_fails_ends_the_sampling_and_what_was_made_is_kept(
             write_experiment, tmp_path, tiny_model, server.url, JUDGES["rating"], path="absent"
         )
         with monkeypatch.context() as patch:
-            waiting_after_a_batch(
-                patch, lambda number: number == 0 or bool(server.asked and not server.open)
-            )
+            ended = when_judging_ends(patch)
+            waiting_after_a_batch(patch, lambda number: number == 0 or ended.is_set())
             with pytest.raises(EngineError, match="status 404"):
                 run_experiment(path, tmp_path / "run")
         kept = list(load_run(tmp_path / "run").rows("completions"))

@@ -43,7 +43,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @given(BATCHES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_file_cut_at_any_byte_keeps_exactly_its_whole_batches(batches: Any) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = StepFolder(Path(name) / "step")

@@ -64,6 +64,8 @@ ICAI: Row = {
 }
 ICAI_ROW = ICAI["comparisons"][0] | {"document": {k: ICAI[k] for k in ("metadata", "annotators")}}
 
+ASKED = {"role": "user", "content": "Name a fruit."}
+
 # name -> (a row; what is read of it: (first, second, label, subset, authors, annotator, its kind))
 SAMPLES: dict[str, tuple[Row, list[tuple[Any, ...]]]] = {
     "trl": (
@@ -83,6 +85,31 @@ SAMPLES: dict[str, tuple[Row, list[tuple[Any, ...]]]] = {
             "text_incorrect": HH + "No.",
         },
         [("No.", "A plum.", 0.0, None, None, None, "human")],
+    ),
+    "openrlhf": (
+        {
+            "chosen": [ASKED, {"role": "assistant", "content": "A plum."}],
+            "rejected": [ASKED, {"role": "assistant", "content": "No."}],
+            "margin": 0.5,
+        },
+        [("A plum.", "No.", 1.0, None, None, None, "human")],
+    ),
+    "llama_factory": (
+        {
+            "conversations": [{"from": "human", "value": "Name a fruit."}],
+            "chosen": {"from": "gpt", "value": "A plum."},
+            "rejected": {"from": "gpt", "value": "No."},
+        },
+        [("A plum.", "No.", 1.0, None, None, None, "human")],
+    ),
+    "verl": (
+        {
+            "data_source": "food",
+            "prompt": [ASKED],
+            "reward_model": {"style": "model", "ground_truth": "A plum."},
+            "extra_info": {"rejected": "No."},
+        },
+        [("A plum.", "No.", 1.0, "food", None, None, "human")],
     ),
     "autoj": (
         {

@@ -45,7 +45,7 @@ UNEVEN = {"batch_size": 3, "micro_batch_tokens": 1}
         (DpoTrain, {}, False),
         (DistillStep, {}, False),
         (DpoTrain, {"sharding": "full"}, False),
-        (DistillStep, {"sharding": "full"}, False),
+        pytest.param(DistillStep, {"sharding": "full"}, False, marks=pytest.mark.slow),
         (METHODS["sft"], {"method": "sft", "sharding": "full", **UNEVEN}, False),
         (DpoTrain, {"sharding": "full", "gradient_checkpointing": True, **ADAPTERS}, True),
     ],
@@ -181,7 +181,7 @@ def test_sharded_bf16_equals_copies(tmp_path, make_model, make_preferences, work
     "changes",
     [
         {"lora": {"r": 4, "dropout": 0.5}},
-        {"sharding": "full"},
+        pytest.param({"sharding": "full"}, marks=pytest.mark.slow),
         pytest.param({"sharding": "full", "optimizer": "adamw_8bit"}, marks=NEEDS_8BIT),
     ],
     ids=["dropout", "sharded", "sharded-8bit"],
