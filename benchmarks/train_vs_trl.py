@@ -134,7 +134,7 @@ def ours_offline(job: Job) -> dict[str, float]:
     """DPO or the reward model by this package, from the loaded model to the last step."""
     import torch
 
-    from rlaif.config import DistillStep, DpoTrain
+    from rlaif.config import BradleyTerryDistill, DpoTrain
     from rlaif.device import keep_freed_memory
     from rlaif.steps.load import load_trl
     from rlaif.train.loading import load_module
@@ -153,7 +153,7 @@ def ours_offline(job: Job) -> dict[str, float]:
         "overlong": "truncate_left",
         "learning_rate": 1e-6,
     }
-    options = (DistillStep if reward else DpoTrain).model_validate(keys)
+    options = (BradleyTerryDistill if reward else DpoTrain).model_validate(keys)
     start = Path(job.model)
     encoded = encode(
         load_trl(Path(job.data))[: job.pairs],

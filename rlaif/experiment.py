@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rlaif.build import Built, build_dataset
-from rlaif.config import Experiment
+from rlaif.config import Experiment, FitStep
 from rlaif.engines.build import EnginePool
 from rlaif.engines.builtin import resolve
 from rlaif.errors import GateStopped
@@ -115,18 +115,20 @@ def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
     """The hashes of the steps that must run.
 
     A finished train step runs again when an unfinished one starts from its fp32 masters and these
-    were not kept: starting from the bf16 export would give other weights.
+    were not kept: starting from the bf16 export would give other weights. A head that was fitted on
+    a body leaves it as it is and has none.
     """
+    fitted = {p.hash for p in plan if isinstance(p.step, FitStep)}
     missing = {p.hash for p in plan if store.step(p.hash).done() is None}
     for planned in reversed(plan):
         if planned.kind not in TRAINED or planned.hash not in missing:
             continue
         for role in ("start", "reference"):
             model = planned.models.get(role)
-            if model is not None and model.train_hash is not None:
-                masters = store.model_path(model.train_hash) / "masters"
-                if not masters.is_dir():
-                    missing.add(model.train_hash)
+            if model is None or model.train_hash is None or model.train_hash in fitted:
+                continue
+            if not (store.model_path(model.train_hash) / "masters").is_dir():
+                missing.add(model.train_hash)
     return missing
 
 

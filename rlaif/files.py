@@ -229,11 +229,13 @@ def _planned(
         weights,
         request.seed,
     )
-    completions = [p for r, p in request.inputs.items() if r.startswith("completions")]
     options = {
         "sampling_seed": str(request.seed),
         "principle_weights": weights,
-        "completions": completions,
+        **{
+            kind: [path for role, path in request.inputs.items() if role.startswith(kind)]
+            for kind in ("completions", "judgements")
+        },
     }
     return Planned(
         digest,

@@ -195,7 +195,7 @@ def _size(
         pairs = len(planned.prompts) * per_prompt
         return min(pairs, step.max_pairs or pairs), 0, 0
     if planned.kind in ("distill", "train"):
-        return before * step.epochs, 0, 0
+        return before * getattr(step, "epochs", 1), 0, 0
     return len(planned.prompts), 0, 0
 
 

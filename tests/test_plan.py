@@ -399,3 +399,25 @@ def test_an_evaluation_between_two_train_steps(tmp_path: Path) -> None:
     previous = next(p for p in plan if p.hash == second.inputs["previous/completions"])
     last = next(p for p in plan if p.id == "more" and p.round == 1)
     assert previous.models["by"].train_hash == last.hash
+
+
+def test_a_reward_model_goes_on_from_its_own_last_round_or_begins_anew(tmp_path: Path) -> None:
+    def continued(data: dict[str, Any], rules: dict[str, Any]) -> None:
+        step = {"id": "reward", "from": "reward", "uses": ["pair@*"], "replay": 0.5}
+        data["steps"].insert(4, {"distill": step})
+
+    def anew(data: dict[str, Any], rules: dict[str, Any]) -> None:
+        step = {"id": "reward", "from": "initial", "uses": ["pair@*"], "method": "ordinal"}
+        data["steps"].insert(4, {"distill": step})
+
+    for edit, starts in (
+        (continued, ["M0", "reward1", "reward2"]),
+        (anew, ["M0", "M0", "M0"]),
+    ):
+        steps = [p for p in planned(tmp_path, edit) if p.kind == "distill"]
+        assert [p.models["start"].label for p in steps] == starts
+        assert [p.models["made"].label for p in steps] == ["reward1", "reward2", "reward3"]
+        assert [len(p.inputs) for p in steps] == [1, 2, 3]
+        # Ratings of the answers of every pair step that is used.
+        assert [len(p.options["judgements"]) for p in steps] == [2, 4, 6]
+        assert len({p.hash for p in steps}) == 3

@@ -120,17 +120,19 @@ def cross_validate(
     seed: int = 0,
     nonnegative: bool = False,
     penalties: Sequence[float] = PENALTIES,
+    sample_weight: Array | None = None,
 ) -> CrossValidation:
     """Try every penalty on the same folds; of equal ones the larger wins."""
     fold = group_folds(groups, folds, seed)
+    counts = np.ones(len(y)) if sample_weight is None else sample_weight
     best: CrossValidation | None = None
     for l2 in sorted(penalties, reverse=True):
         predictions = np.empty(len(y))
         for held_out in range(folds):
             test = fold == held_out
-            weights = fit_ridge(x[~test], y[~test], l2, nonnegative=nonnegative)
+            weights = fit_ridge(x[~test], y[~test], l2, counts[~test], nonnegative)
             predictions[test] = predict(x[test], weights)
-        loss = log_loss(predictions, y)
+        loss = log_loss(predictions, y, counts)
         if best is None or loss < best.log_loss:
             best = CrossValidation(l2, loss, predictions)
     if best is None:
@@ -138,12 +140,12 @@ def cross_validate(
     return best
 
 
-def log_loss(predictions: Array, y: Array) -> float:
-    """The mean of -y log p - (1 - y) log(1 - p), in nats."""
+def log_loss(predictions: Array, y: Array, sample_weight: Array | None = None) -> float:
+    """The weighted mean of -y log p - (1 - y) log(1 - p), in nats."""
     tiny = np.finfo(np.float64).tiny
     losses = y * np.log(np.maximum(predictions, tiny))
     losses += (1 - y) * np.log(np.maximum(1 - predictions, tiny))
-    return float(-losses.mean())
+    return float(-np.average(losses, weights=sample_weight))
 
 
 def bootstrap_weights(

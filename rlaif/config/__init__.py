@@ -15,6 +15,12 @@ from rlaif.config.baselines import (
 )
 from rlaif.config.bench import JudgesFile
 from rlaif.config.dataset import DatasetSpec
+from rlaif.config.distill import (
+    DISTILLATIONS,
+    BradleyTerryDistill,
+    DistillStep,
+    FitStep,
+)
 from rlaif.config.experiment import Experiment, experiment_schema, load_experiment, resolved_yaml
 from rlaif.config.filters import (
     HELDOUT,
@@ -43,6 +49,7 @@ from rlaif.config.judges import (
     PrometheusJudge,
     PrometheusPairJudge,
     RatingJudge,
+    RewardEnsembleJudge,
     RewardModelJudge,
     RulesJudge,
     TemplateJudge,
@@ -80,17 +87,18 @@ from rlaif.config.steps import (
 )
 from rlaif.config.training import (
     METHODS,
-    DistillStep,
     DpoTrain,
     LoraOptions,
     OnPolicyTrain,
     ReferenceTrain,
     SftTrain,
+    TextStep,
     TrainStep,
 )
 
 __all__ = [
     "AI",
+    "DISTILLATIONS",
     "HELDOUT",
     "HUMAN",
     "LIMIT_KEYS",
@@ -102,6 +110,7 @@ __all__ = [
     "AdditiveJudge",
     "ApiLimits",
     "ArmSpec",
+    "BradleyTerryDistill",
     "CheckSpec",
     "Columns",
     "ConstitutionalJudge",
@@ -118,6 +127,7 @@ __all__ = [
     "FilterSet",
     "FilterStep",
     "FirstJudge",
+    "FitStep",
     "ImplicitRewardJudge",
     "JudgeBase",
     "JudgeStep",
@@ -150,6 +160,7 @@ __all__ = [
     "RbrJudge",
     "RbrmJudge",
     "ReferenceTrain",
+    "RewardEnsembleJudge",
     "RewardModelJudge",
     "RubricItem",
     "RubricJudge",
@@ -161,6 +172,7 @@ __all__ = [
     "SftTrain",
     "Strict",
     "TemplateJudge",
+    "TextStep",
     "TrainStep",
     "TruncatedFilter",
     "UltraFeedbackJudge",

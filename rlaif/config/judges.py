@@ -231,16 +231,52 @@ class TemplateJudge(WritingJudge):
 
 
 class RewardModelJudge(JudgeBase):
-    """A reward model: `by` names a model with a one-number head, or a `distill` step. The score is
-    the sigmoid of its reward; the reward itself is kept beside it."""
+    """A reward model: `by` names a model with a reward head, or a `distill` step. The score is the
+    sigmoid of its reward; the reward itself is kept beside it."""
 
     kind: Literal["reward_model"]
     id: StepId = "reward_model"
     by: str
+    condition: str | None = Field(
+        None, description="The system prompt under which a conditional model judges."
+    )
 
     def asks(self) -> dict[str, str]:
         """The one model, `by`."""
         return {"by": self.by}
+
+
+class RewardEnsembleJudge(JudgeBase):
+    """Several reward models as one (arXiv 2310.02743)."""
+
+    kind: Literal["reward_ensemble"]
+    id: StepId = "reward_ensemble"
+    members: Annotated[list[str], Field(min_length=2)] = Field(
+        description="Reward models: names under `models`, `distill` steps, or folders."
+    )
+    combine: Literal["mean", "worst", "uncertainty"] = Field(
+        "mean", description="uncertainty: the mean less `penalty` times the members' variance."
+    )
+    penalty: NonNegativeFloat = 1.0
+    standardise: dict[str, tuple[float, PositiveFloat]] = Field(
+        {},
+        description="Mean and standard deviation of a member's rewards on a set of answers that "
+        "stays the same; its rewards are then in these units.",
+    )
+
+    @model_validator(mode="after")
+    def _members(self) -> RewardEnsembleJudge:
+        if len(set(self.members)) < len(self.members):
+            raise ValueError("`members` names a model twice: its vote would count twice")
+        if unknown := sorted(set(self.standardise) - set(self.members)):
+            raise ValueError(f"`standardise` names {unknown[0]!r}, which is no member")
+        if self.standardise and len(self.standardise) < len(self.members):
+            raise ValueError("`standardise` must name all members or none: they are compared")
+        return self
+
+    def asks(self) -> dict[str, str]:
+        """Each member under its own name."""
+        return {name: name for name in self.members}
 
 
 class ImplicitRewardJudge(JudgeBase):
@@ -337,6 +373,7 @@ JudgeStep = Annotated[
     | Annotated[RbrJudge, Tag("rbr")]
     | Annotated[RubricJudge, Tag("rubric")]
     | Annotated[RewardModelJudge, Tag("reward_model")]
+    | Annotated[RewardEnsembleJudge, Tag("reward_ensemble")]
     | Annotated[ImplicitRewardJudge, Tag("implicit_reward")]
     | Annotated[MetaJudge, Tag("meta")]
     | Annotated[JuryJudge, Tag("jury")]
@@ -351,7 +388,7 @@ JudgeStep = Annotated[
         custom_error_type="unknown_kind",
         custom_error_message="`kind` must be rules, yes_no, rating, direct, critique, prometheus, "
         "additive, pairwise, constitutional, prometheus_pair, template, ultrafeedback, rbrm, rbr, "
-        "rubric, reward_model, implicit_reward, meta, jury, a baseline "
+        "rubric, reward_model, reward_ensemble, implicit_reward, meta, jury, a baseline "
         "(longer, first, random, overlap, perplexity), or package.module:Name",
     ),
 ]

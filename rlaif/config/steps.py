@@ -15,11 +15,12 @@ from pydantic import (
 
 from rlaif.config.arms import HUMAN
 from rlaif.config.base import Fraction, StepId, Strict
+from rlaif.config.distill import AnyDistill
 from rlaif.config.filters import FilterStep
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
 from rlaif.config.models import LabelColumns
-from rlaif.config.training import AnyTrain, DistillStep
+from rlaif.config.training import AnyTrain
 from rlaif.rules import validate_check
 
 
@@ -248,7 +249,7 @@ class StepEntry(Strict):
     judge: JudgeStep | None = None
     pair: PairStep | None = None
     label: LabelStep | None = None
-    distill: DistillStep | None = None
+    distill: AnyDistill | None = None
     train: AnyTrain | None = None
     evaluate: EvaluateStep | None = None
 
@@ -286,7 +287,7 @@ AnyStep = (
     | JudgeBase
     | PairStep
     | LabelStep
-    | DistillStep
+    | AnyDistill
     | AnyTrain
     | EvaluateStep
 )

@@ -34,17 +34,12 @@ class LoraOptions(Strict):
     dora: bool = Field(False, description="Weight-decomposed adapters (arXiv 2402.09353).")
 
 
-class TrainStep(Strict):
-    """Keys of every method. Batch sizes count pairs, examples or prompts."""
-
-    LOSS_KEYS: ClassVar[tuple[str, ...]] = ()
+class TextStep(Strict):
+    """Keys of every step that runs a model over prompts and answers to make another model."""
 
     id: StepId = "train"
     method: str
     from_: str = Field("current", alias="from", description="The model to start from.")
-    learning_rate: PositiveFloat = 1e-6
-    epochs: PositiveInt = 1
-    batch_size: PositiveInt = Field(16, description="What one optimiser step learns from.")
     micro_batch_tokens: PositiveInt | Literal["auto"] = Field(
         "auto",
         description="Tokens computed at once; memory grows with them. auto: 768 on a CPU (1024 in "
@@ -52,6 +47,23 @@ class TrainStep(Strict):
     )
     max_length: PositiveInt = Field(1024, description="Tokens of prompt and answer together.")
     overlong: Literal["skip", "refuse", "truncate_left"] = "skip"
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 autocast where the device multiplies it fast, else fp32."
+    )
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        [], description="Where every step's numbers go as well; each must be installed."
+    )
+    uses: list[str] | None = None
+
+
+class TrainStep(TextStep):
+    """Keys of every method. Batch sizes count pairs, examples or prompts."""
+
+    LOSS_KEYS: ClassVar[tuple[str, ...]] = ()
+
+    learning_rate: PositiveFloat = 1e-6
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = Field(16, description="What one optimiser step learns from.")
     warmup_ratio: Fraction = 0.1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     min_lr_ratio: Fraction = 0.0
@@ -62,9 +74,6 @@ class TrainStep(Strict):
     )
     adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 1.0
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="auto: bf16 autocast where the device multiplies it fast, else fp32."
-    )
     gradient_checkpointing: bool = False
     train_on_eos: bool = True
     lora: LoraOptions | None = None
@@ -76,11 +85,7 @@ class TrainStep(Strict):
         description="full: weights, gradients and optimiser state are split over the processes "
         "(FSDP2).",
     )
-    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
-        [], description="Where every step's numbers go as well; each must be installed."
-    )
     checkpoint_every: PositiveInt = Field(50, description="Optimiser steps between checkpoints.")
-    uses: list[str] | None = None
 
     @model_validator(mode="after")
     def _splits(self) -> TrainStep:
@@ -364,22 +369,6 @@ class OnlineDpoTrain(OnPolicyTrain):
     )
 
 
-class DistillStep(TrainStep):
-    """Distil preferences into a reward model: a Bradley-Terry head on the policy's body
-    (arXiv 2203.02155, 2307.09288)."""
-
-    LOSS_KEYS = ("centre",)
-
-    id: StepId = "distill"
-    method: Literal["bradley_terry"] = "bradley_terry"
-    learning_rate: PositiveFloat = Field(9e-6, description="arXiv 2203.02155.")
-    margin: Literal["none", "score"] = Field(
-        "none", description="score: the pair's score margin is asked of the rewards' gap."
-    )
-    centre: NonNegativeFloat = Field(0.01, description="Pulls the rewards' mean to 0.")
-    train_on_eos: Literal[True] = Field(True, description="The reward is read at the end of turn.")
-
-
 def _train_tag(value: Any) -> str:
     if isinstance(value, dict):
         return str(value.get("method", "dpo"))
@@ -403,7 +392,6 @@ METHODS: dict[str, type[TrainStep]] = {
     "rloo": RlooTrain,
     "online_dpo": OnlineDpoTrain,
 }
-TRAININGS: dict[str, type[TrainStep]] = {**METHODS, "bradley_terry": DistillStep}
 AnyTrain = Annotated[
     Annotated[SftTrain, Tag("sft")]
     | Annotated[DpoTrain, Tag("dpo")]

@@ -139,8 +139,8 @@ class RewardRequest:
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """`reward` is the head's number as it is, or None where `error` says why there is none.
-    `seconds` and `cost` as in GenerateResult."""
+    """`reward` is the head's number as it is, or None where `error` says why there is none; `parts`
+    are what the head made it of, by name. `seconds` and `cost` as in GenerateResult."""
 
     request_id: str
     reward: float | None
@@ -148,6 +148,7 @@ class RewardResult:
     error: str | None = None
     seconds: float | None = None
     cost: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 def refusal(request: GenerateRequest | ScoreRequest) -> str | None:

@@ -35,6 +35,7 @@ IDENTITY_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "reward_head.json",
 )
 
 

@@ -1,8 +1,8 @@
-"""The in-process engine of reward models: a transformers body with a head of one number."""
+"""The in-process engine of reward models: a transformers body with a reward head."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,11 +17,13 @@ from rlaif.engines.base import RewardRequest, RewardResult
 from rlaif.engines.builtin import weights_hash
 from rlaif.engines.memory import pass_tokens
 from rlaif.errors import EngineError
+from rlaif.heads import Head, HeadConfig, LinearHead, load_head
 from rlaif.records import Message
 
 
 def load(spec: ModelSpec, folder: Path, name: str) -> RewardEngine:
-    """Load the reward model in `folder`. Raises EngineError when its head is not one number."""
+    """Load the reward model in `folder`. Raises EngineError when it has no head that gives one
+    number."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
@@ -34,22 +36,32 @@ def load(spec: ModelSpec, folder: Path, name: str) -> RewardEngine:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"reward model {name!r} in {folder} cannot be loaded: {error}") from None
-    if model.config.num_labels != 1:
-        raise EngineError(
-            f"model {name!r} in {folder} has {model.config.num_labels} outputs; a reward model has "
-            "one"
-        )
-    head = getattr(model, "score", None)
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
-        raise EngineError(
-            f"model {name!r} in {folder}: {type(model).__name__} has no plain `score` head"
-        )
+    head = load_head(folder) or _plain_head(model, name, folder)
     if not getattr(tokenizer, "chat_template", None):
         raise EngineError(
             f"model {name!r} in {folder} has no chat template. Put chat_template.jinja into the "
             "folder."
         )
-    return RewardEngine(model.to(device).eval(), tokenizer, spec, name, weights_hash(folder))
+    head = head.to(device)
+    return RewardEngine(model.to(device).eval(), head, tokenizer, spec, name, weights_hash(folder))
+
+
+def _plain_head(model: Any, name: str, folder: Path) -> LinearHead:
+    """The checkpoint's own row of weights in fp32: bf16 would round rewards to hundredths."""
+    if model.config.num_labels != 1:
+        raise EngineError(
+            f"model {name!r} in {folder} has {model.config.num_labels} outputs; a reward model has "
+            "one"
+        )
+    score = getattr(model, "score", None)
+    if not isinstance(score, torch.nn.Linear) or score.bias is not None:
+        raise EngineError(
+            f"model {name!r} in {folder}: {type(model).__name__} has no plain `score` head"
+        )
+    head = LinearHead(HeadConfig("linear", score.in_features))
+    with torch.no_grad():
+        head.weight.copy_(score.weight)
+    return head
 
 
 class RewardEngine:
@@ -58,8 +70,11 @@ class RewardEngine:
     capabilities = frozenset({"reward"})
     concurrent = False
 
-    def __init__(self, model: Any, tokenizer: Any, spec: ModelSpec, name: str, digest: str):
+    def __init__(
+        self, model: Any, head: Head, tokenizer: Any, spec: ModelSpec, name: str, digest: str
+    ):
         self.model = model
+        self.head = head
         self.tokenizer = tokenizer
         self.spec = spec
         self.name = name
@@ -90,28 +105,46 @@ class RewardEngine:
         end = end_of_turn(self.tokenizer, suffix)
         return text + own, ids if end is None else [*ids, end]
 
-    @torch.inference_mode()
     def reward(
         self, requests: Iterable[RewardRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[RewardResult]]:
         """See `Engine.reward`. What does not fit the context fails alone."""
-        rows, refused = [], []
-        for request in requests:
-            _, ids = self.render([*request.messages, request.answer])
-            if len(ids) > self.context:
-                why = f"{len(ids)} tokens do not fit the context of {self.context}"
-                refused.append(RewardResult(request.request_id, None, len(ids), why))
-            else:
-                rows.append(layout.Row(request.request_id, ids, 0))
+        rows = {
+            r.request_id: (
+                self.render([*r.messages, r.answer])[1],
+                len(self.render(r.messages)[1]),
+            )
+            for r in requests
+        }
+        return self.reward_ids(rows, done)
+
+    @torch.inference_mode()
+    def reward_ids(
+        self, rows: Mapping[str, tuple[list[int], int]], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[RewardResult]]:
+        """As `reward`, of token ids by request id, each with how many of them are the prompt's."""
+        refused = [
+            RewardResult(
+                name,
+                None,
+                len(ids),
+                f"{len(ids)} tokens do not fit the context of {self.context}",
+            )
+            for name, (ids, _) in rows.items()
+            if len(ids) > self.context
+        ]
+        fitting = [
+            layout.Row(n, ids, 0) for n, (ids, _) in rows.items() if len(ids) <= self.context
+        ]
         refused = [result for result in refused if result.request_id not in done]
         if refused:
             yield refused
-        for batch in layout.batches(rows, pass_tokens(self.spec, self.model.device)):
+        for batch in layout.batches(fitting, pass_tokens(self.spec, self.model.device)):
             if all(row.request_id in done for row in batch):
                 continue
-            yield self._batch(batch)
+            yield self._batch(batch, [rows[row.request_id][1] for row in batch])
 
-    def _batch(self, batch: list[layout.Row]) -> list[RewardResult]:
+    def _batch(self, batch: list[layout.Row], prompts: list[int]) -> list[RewardResult]:
         width = layout.bucket(max(len(row.ids) for row in batch))
         ids = torch.zeros((len(batch), width), dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -123,12 +156,20 @@ class RewardEngine:
         hidden = self.model.base_model(
             input_ids=ids.to(device), attention_mask=mask.to(device)
         ).last_hidden_state
+        rows = torch.arange(len(batch), device=device)
         ends = torch.tensor([len(row.ids) - 1 for row in batch], device=device)
-        last = hidden[torch.arange(len(batch), device=device), ends].float()
-        rewards = (last @ self.model.score.weight.float().T)[:, 0].tolist()
+        starts = torch.tensor([length - 1 for length in prompts], device=device)
+        scores = self.head(hidden[rows, ends].float(), hidden[rows, starts].float())
+        rewards = scores.reward.tolist()
+        parts = {name: value.tolist() for name, value in scores.parts.items()}
         return [
-            RewardResult(row.request_id, reward, len(row.ids))
-            for row, reward in zip(batch, rewards, strict=True)
+            RewardResult(
+                row.request_id,
+                rewards[i],
+                len(row.ids),
+                parts={name: values[i] for name, values in parts.items()},
+            )
+            for i, row in enumerate(batch)
         ]
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ JUDGES = {
     "rbr": "rlaif.judges.rbr:build",
     "rubric": "rlaif.judges.rubric:build",
     "reward_model": "rlaif.judges.reward_model:build",
+    "reward_ensemble": "rlaif.judges.reward_ensemble:build",
     "implicit_reward": "rlaif.judges.implicit_reward:build",
     "meta": "rlaif.judges.meta:build",
     "jury": "rlaif.judges.jury:build",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlaif.chat import with_system_prompt
 from rlaif.config import RewardModelJudge
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Capability, RewardRequest, RewardResult
@@ -19,17 +20,22 @@ from .common import hash_judge, sigmoid, usable
 @dataclass(frozen=True, slots=True)
 class RewardModel:
     """`score` is 1 / (1 + exp(-reward)): the chance against an answer of reward 0, which a centred
-    model gives on average (Bradley-Terry). `distribution` keeps the reward itself."""
+    model gives on average (Bradley-Terry). `distribution` keeps the reward itself, and what the
+    head made it of. `condition` is the system prompt of a conditional model."""
 
     id: str
     judge_hash: str
+    condition: str | None = None
     needs: frozenset[Capability] = frozenset({"reward"})
     comparative: bool = False
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per completion; `seed` changes nothing."""
+        messages = prompt.messages
+        if self.condition is not None:
+            messages = with_system_prompt(messages, self.condition)
         return [
-            Call(name, prompt, (c,), None, 0, RewardRequest(name, prompt.messages, c.messages[-1]))
+            Call(name, prompt, (c,), None, 0, RewardRequest(name, messages, c.messages[-1]))
             for c in usable(completions)
             for name in [call_id(self.judge_hash, [c], None)]
         ]
@@ -49,7 +55,7 @@ class RewardModel:
                 "model",
                 "ok",
                 score=sigmoid(reward),
-                distribution={"reward": reward},
+                distribution={"reward": reward, **result.parts},
                 raw=repr(reward),
             )
         ]
@@ -62,4 +68,4 @@ def build(
     own."""
     if spec.principles is not None:
         raise ConfigError(f"judge {spec.id}: a reward model judges as a whole; drop `principles`")
-    return RewardModel(spec.id, hash_judge(spec, ()))
+    return RewardModel(spec.id, hash_judge(spec, ()), spec.condition)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlaif.config import TRAINABLE, DistillStep, OnPolicyTrain, ReferenceTrain, TrainStep
+from rlaif.config import (
+    TRAINABLE,
+    DistillStep,
+    FitStep,
+    OnPolicyTrain,
+    ReferenceTrain,
+    TextStep,
+    TrainStep,
+)
 from rlaif.engines.base import Model
 from rlaif.plan.base import Planned, round_prompts, step_hash
 from rlaif.plan.walk import Walk
@@ -21,9 +29,12 @@ def plan_train(walk: Walk, index: int, step: TrainStep) -> None:
     walk.policy = _trained(walk, index, "train", step, used, f"M{walk.round}")
 
 
-def plan_distill(walk: Walk, index: int, step: DistillStep) -> None:
-    """A reward model from preferences, known to judges by the step's id."""
+def plan_distill(walk: Walk, index: int, step: DistillStep | FitStep) -> None:
+    """A reward model from preferences, known to judges by the step's id. From its own id it goes on
+    from the last round's, and in the first round from M0."""
     used = _preferences(walk, index, step)
+    if step.from_ == step.id and step.id not in walk.reward_models:
+        step = step.model_copy(update={"from_": "initial"})
     made = _trained(walk, index, "distill", step, used, f"{step.id}{walk.round}")
     walk.reward_models[step.id] = made
 
@@ -65,7 +76,7 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
     walk.policy = _trained(walk, index, "train", step, used, f"M{walk.round}", parts, asked, ids)
 
 
-def _preferences(walk: Walk, index: int, step: TrainStep) -> list[Planned]:
+def _preferences(walk: Walk, index: int, step: TextStep) -> list[Planned]:
     latest = {p.id: p for p in walk.preferences}
     used = walk.used(index, step.uses, latest, PREFERENCES)
     if not used:
@@ -78,7 +89,7 @@ def _trained(
     walk: Walk,
     index: int,
     kind: str,
-    step: TrainStep,
+    step: TextStep,
     used: list[Planned],
     label: str,
     parts: Sequence[Any] = (),
@@ -128,7 +139,8 @@ def _trained(
             models={**models, **(judges or {}), "made": made},
             prompts=prompts,
             options={
-                "completions": [h for p in used for h in _completion_inputs(p)],
+                "completions": [h for p in used for h in _inputs(p, "completions")],
+                "judgements": [h for p in used for h in _inputs(p, "judgements")],
                 "principle_weights": walk.principle_weights(),
             },
         )
@@ -137,5 +149,5 @@ def _trained(
     return made
 
 
-def _completion_inputs(planned: Planned) -> list[str]:
-    return [h for name, h in planned.inputs.items() if name.startswith("completions/")]
+def _inputs(planned: Planned, kind: str) -> list[str]:
+    return [h for name, h in planned.inputs.items() if name.startswith(f"{kind}/")]

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import OnPolicyTrain
+import torch
+
+from rlaif.config import FitStep, OnPolicyTrain
 from rlaif.device import pick_device
 from rlaif.engines.builtin import weights_hash
 from rlaif.errors import RlaifError
-from rlaif.records import Preference
+from rlaif.records import Judgement, Preference, from_json
 from rlaif.steps.context import StepContext
 from rlaif.store import write_atomic
 from rlaif.train.loop import TrainOutcome, TrainProgress
+from rlaif.train.probe import fit_reward_model
 from rlaif.train.run import train
 from rlaif.train.trackers import open_trackers
 
@@ -29,7 +32,7 @@ def run(context: StepContext) -> dict[str, Any]:
     # Sampling and judging are over: their memory is needed for gradients and optimiser state.
     context.engines.make_room()
     out, work = context.store.model_path(planned.hash), context.folder.path / "work"
-    if out.exists() and not (out / "masters").is_dir():
+    if out.exists() and not isinstance(step, FitStep) and not (out / "masters").is_dir():
         # It was trained and its fp32 masters were dropped; a later step needs them again.
         for stale in (out, work):
             shutil.rmtree(stale)
@@ -71,27 +74,50 @@ def _train_offline(
     context: StepContext, preferences: list[Preference], report: Callable[[TrainProgress], None]
 ) -> TrainOutcome:
     planned = context.planned
+    start = planned.models["start"]
+    shared: dict[str, Any] = {
+        "start": Path(context.engines.folder(start)),
+        "out": context.store.model_path(planned.hash),
+        "work": context.folder.path / "work",
+        "seed": planned.seed,
+        "progress": report,
+        "system_prompt": start.spec.system_prompt,
+    }
+    device = pick_device(start.spec.device)
     token_ids = {
         row["completion_id"]: row["token_ids"]
         for digest in planned.options["completions"]
         for row in context.store.step(digest).read("completions")
         if row["token_ids"]
     }
-    start, reference = planned.models["start"], planned.models.get("reference")
+    if isinstance(planned.step, FitStep):
+        return fit_reward_model(
+            planned.step,
+            preferences,
+            token_ids,
+            _judgements(context),
+            device=torch.device(device),
+            **shared,
+        )
+    reference = planned.models.get("reference")
     other = None if reference in (None, start) else reference
     return train(
         planned.step,
         preferences,
         token_ids,
-        start=Path(context.engines.folder(start)),
         reference=None if other is None else Path(context.engines.folder(other)),
-        out=context.store.model_path(planned.hash),
-        work=context.folder.path / "work",
-        seed=planned.seed,
-        device=pick_device(start.spec.device),
-        progress=report,
-        system_prompt=start.spec.system_prompt,
+        device=device,
+        **shared,
     )
+
+
+def _judgements(context: StepContext) -> list[Judgement]:
+    """What was said of the answers that the preferences are between."""
+    return [
+        from_json(Judgement, row)
+        for digest in context.planned.options["judgements"]
+        for row in context.store.step(digest).read("judgements")
+    ]
 
 
 def _nothing_to_train_on(context: StepContext) -> RlaifError:

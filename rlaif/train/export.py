@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rlaif.config import LoraOptions
 from rlaif.errors import EngineError
-from rlaif.train.loading import MASTERS, load_module
+from rlaif.heads import Head, save_head
+from rlaif.train.loading import MASTERS, load_classifier, load_module
 from rlaif.train.model import TrainModel, add_lora, causal, free, is_reward
 
 
@@ -55,6 +56,31 @@ def export(model: TrainModel, start: Path, out: Path, lora: LoraOptions | None) 
         _pad_apart_from_end(module, temporary)
     module.save_pretrained(temporary)
     out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+
+
+@torch.no_grad()
+def export_head(start: Path, head: Head, out: Path) -> None:
+    """Write `out`, complete or not at all: the body of `start` in bf16 with the head's weights as
+    its `score`, and the head beside it unless it is one plain row of them."""
+    temporary = out.with_name(out.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    module, _ = load_classifier(start, head.config.outputs, {"dtype": torch.bfloat16})
+    module.score.weight.copy_(head.weight)
+    names = [
+        f"{name} {q + 1}" if head.config.quantiles > 1 else name
+        for name in head.config.objectives
+        for q in range(head.config.quantiles)
+    ]
+    if names:
+        module.config.id2label = dict(enumerate(names))
+        module.config.label2id = {name: i for i, name in enumerate(names)}
+    _copy_text_files(start, temporary)
+    _pad_apart_from_end(module, temporary)
+    module.save_pretrained(temporary)
+    save_head(head, temporary)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
 

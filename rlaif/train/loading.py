@@ -41,23 +41,37 @@ def load_module(folder: Path, device: torch.device, reward: bool = False) -> Any
 
 def _loaded(folder: Path, reward: bool, options: dict[str, Any]) -> tuple[Any, bool]:
     """The module, and whether its reward head is new."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-    from transformers.utils import logging as transformers_logging
+    from transformers import AutoModelForCausalLM
 
     if not reward:
         return AutoModelForCausalLM.from_pretrained(folder, **options), False
+    module, report = load_classifier(folder, 1, options)
+    if not isinstance(getattr(module, "score", None), nn.Linear):
+        raise EngineError(f"{folder}: {type(module).__name__} has no `score` head to train")
+    new = [*report["missing_keys"], *(row[0] for row in report["mismatched_keys"])]
+    return module, any(name.startswith("score") for name in new)
+
+
+def load_classifier(folder: Path, outputs: int, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The body of the model in `folder` with a head of so many outputs, and transformers' report of
+    what it loaded. A head of another size is not kept."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging as transformers_logging
+
     level = transformers_logging.get_verbosity()
     # It would warn that the head is new, which is what is wanted.
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         module, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, output_loading_info=True, **options
+            folder,
+            num_labels=outputs,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     finally:
         transformers_logging.set_verbosity(level)
-    if not isinstance(getattr(module, "score", None), nn.Linear):
-        raise EngineError(f"{folder}: {type(module).__name__} has no `score` head to train")
-    return module, any(name.startswith("score") for name in report["missing_keys"])
+    return module, report
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rlaif.batching import plan_epoch
-from rlaif.config import OnPolicyTrain, TrainStep
+from rlaif.config import OnPolicyTrain, TextStep, TrainStep
 from rlaif.device import peak_flops, peak_memory
 from rlaif.errors import EngineError, RlaifError
 from rlaif.records import content_hash
@@ -92,7 +92,10 @@ def learning_rate(step: int, total: int, options: TrainStep) -> float:
 def training_fingerprint(examples: Iterable[Example], options: TrainStep, seed: int) -> str:
     """A hash of all that decides the result besides the starting weights."""
     chosen = options.model_dump(mode="json", exclude=IGNORED_OPTIONS)
-    data = [[e.example_id, e.prompt_ids, list(e.completions), e.weight, e.prob] for e in examples]
+    data = [
+        [e.example_id, e.prompt_ids, list(e.completions), list(e.pairs), list(e.scores)]
+        for e in examples
+    ]
     return content_hash(chosen, seed, data)
 
 
@@ -288,7 +291,7 @@ def _non_finite(
 
 
 @contextmanager
-def memory_advice(options: TrainStep) -> Iterator[None]:
+def memory_advice(options: TextStep) -> Iterator[None]:
     """Turn an out-of-memory error of torch into an EngineError that names the options to change."""
     try:
         yield
@@ -303,9 +306,9 @@ def memory_advice(options: TrainStep) -> Iterator[None]:
             advice += f" or `micro_batch_tokens` ({options.micro_batch_tokens})"
         else:
             advice += f" or `max_length` ({options.max_length})"
-        if not options.gradient_checkpointing:
+        if isinstance(options, TrainStep) and not options.gradient_checkpointing:
             advice += ", or set `gradient_checkpointing: true`"
-        if options.lora is None:
+        if isinstance(options, TrainStep) and options.lora is None:
             advice += ", or train adapters alone with `lora`"
         raise EngineError(f"training ran out of memory: {advice}") from None
 

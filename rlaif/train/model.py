@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rlaif.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
-from rlaif.config import LoraOptions, TrainStep
+from rlaif.config import LoraOptions, TextStep
 from rlaif.device import release_freed_memory
 from rlaif.engines.output_head import PLAIN, Head, head_of
 from rlaif.engines.packing import GROUPS, use_packing
@@ -82,7 +82,7 @@ class TrainModel:
             return len(prompt) + sum(lengths)
         return len(lengths) * (len(prompt) + max(lengths))
 
-    def token_budget(self, options: TrainStep) -> int:
+    def token_budget(self, options: TextStep) -> int:
         """How many tokens to compute at once."""
         if options.micro_batch_tokens != "auto":
             return options.micro_batch_tokens

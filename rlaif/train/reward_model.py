@@ -1,28 +1,42 @@
-"""Distilling preferences into a reward model with a Bradley-Terry head."""
+"""Distilling preferences into a reward model with a head of one number, all weights trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from rlaif.config import DistillStep
-from rlaif.losses.reward import bradley_terry
+from rlaif.chat import with_system_prompt
+from rlaif.config import DistillStep, FitStep
+from rlaif.config.distill import (
+    BradleyTerryDistill,
+    ConditionalDistill,
+    CostDistill,
+    KWiseDistill,
+)
+from rlaif.errors import RlaifError
+from rlaif.losses import reward as losses
+from rlaif.records import Preference, content_hash
 from rlaif.train.loop import Sums
 from rlaif.train.model import TrainModel
-from rlaif.train.tokenise import Example
+from rlaif.train.tokenise import Example, Ranked
+from rlaif.yamlio import suggest
+
+REPLAY_PARTS = 1000
 
 
 class RewardTask:
-    """Pairs, scored at the last token of each answer. See `rlaif.train.loop.Task`."""
+    """Answers scored at their last token, and compared pair by pair. An example counts once,
+    however many pairs it has. See `rlaif.train.loop.Task`."""
 
     def __init__(self, examples: Sequence[Example], options: DistillStep):
         self.examples = examples
         self.options = options
 
     def total(self, batch: Sequence[int]) -> float:
-        """Pairs in the batch."""
+        """Examples in the batch."""
         return float(len(batch))
 
     def loss(
@@ -31,16 +45,11 @@ class RewardTask:
         """See `Task.loss`."""
         rows = [self.examples[i] for i in micro]
         layout = model.layout([e.branches for e in rows])
-        chosen, rejected = model.rewards(layout).view(-1, 2).unbind(1)
-        soft = any(e.prob != 1.0 for e in rows)
-        asked = self.options.margin == "score"
-        loss = bradley_terry(
-            chosen,
-            rejected,
-            margin=_column([e.margin for e in rows], chosen) if asked else None,
-            prob=_column([e.prob for e in rows], chosen) if soft else None,
-            **self.options.loss_options,
-        )
+        rewards = model.rewards(layout)
+        pairs = list(_placed(rows))
+        chosen = rewards[[p.chosen for p in pairs]]
+        rejected = rewards[[p.rejected for p in pairs]]
+        loss = self._losses(chosen, rejected, rows, pairs)
         gap = (chosen - rejected).detach()
         metrics = {
             "accuracy": (gap > 0).float() + 0.5 * (gap == 0).float(),
@@ -48,10 +57,163 @@ class RewardTask:
             "reward_chosen": chosen.detach(),
             "reward_rejected": rejected.detach(),
         }
-        sums = {k: (float(v.sum()), float(len(rows))) for k, v in metrics.items()}
-        weight = _column([e.weight for e in rows], chosen)
+        sums = {k: (float(v.sum()), float(len(pairs))) for k, v in metrics.items()}
+        weight = _column((p.weight for p in pairs), chosen)
         return (loss * weight).sum() / total, sums, layout.tokens
 
+    def _losses(
+        self, chosen: Tensor, rejected: Tensor, rows: Sequence[Example], pairs: Sequence[Ranked]
+    ) -> Tensor:
+        """(P,) the loss of each pair."""
+        options = self.options
+        soft = any(p.prob != 1.0 for p in pairs)
+        prob = _column((p.prob for p in pairs), chosen) if soft else None
+        if isinstance(options, CostDistill):
+            safe = torch.tensor(
+                [[s >= options.safe_at for s in e.scores] for e in rows], device=chosen.device
+            )
+            return losses.cost(chosen, rejected, safe[:, 0], safe[:, 1], prob=prob)
+        if isinstance(options, ConditionalDistill):
+            ranked = losses.focal_ranking(chosen, rejected, prob=prob, gamma=options.gamma)
+            kept_in = (losses.barrier(chosen) + losses.barrier(rejected)) / 2
+            return ranked + options.penalty * kept_in
+        asked = isinstance(options, BradleyTerryDistill) and options.margin == "score"
+        margin = _column((p.margin for p in pairs), chosen) if asked else None
+        return losses.bradley_terry(
+            chosen, rejected, margin=margin, prob=prob, **options.loss_options
+        )
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)
+
+def _placed(rows: Iterable[Example]) -> Iterable[Ranked]:
+    """All pairs, their answers by place among those of all rows. Those of one example share its
+    weight evenly."""
+    start = 0
+    for example in rows:
+        for pair in example.pairs:
+            yield pair._replace(
+                chosen=start + pair.chosen,
+                rejected=start + pair.rejected,
+                weight=pair.weight / len(example.pairs),
+            )
+        start += len(example.completions)
+
+
+def _column(values: Iterable[float], like: Tensor) -> Tensor:
+    return torch.tensor(list(values), dtype=like.dtype, device=like.device)
+
+
+def by_prompt(examples: Sequence[Example]) -> list[Example]:
+    """One example for each prompt, in order of first appearance: its different answers, and all
+    pairs among them. Its id is that of its first pair."""
+    groups: dict[tuple[int, ...], list[Example]] = {}
+    for example in examples:
+        groups.setdefault(tuple(example.prompt_ids), []).append(example)
+    return [_joined(group) for group in groups.values()]
+
+
+def _joined(group: Sequence[Example]) -> Example:
+    place: dict[tuple[int, ...], int] = {}
+    ranked, ids, scores = [], [], []
+    for example in group:
+        own = []
+        for k, branch in enumerate(example.completions):
+            key = tuple(branch)
+            if key not in place:
+                place[key] = len(place)
+                ids.append(example.ids[k])
+                scores.append(example.scores[k])
+            own.append(place[key])
+        if own[0] != own[1]:
+            ranked.append(Ranked(own[0], own[1], example.prob, example.margin, example.weight))
+    return replace(
+        group[0],
+        completions=tuple(list(key) for key in place),
+        ids=tuple(ids),
+        scores=tuple(scores),
+        ranked=tuple(ranked),
+    )
+
+
+def prepared(
+    preferences: Sequence[Preference], options: DistillStep | FitStep
+) -> tuple[list[Preference], int]:
+    """The pairs as a reward model learns from them: weighted by source, under the system prompt of
+    their source where the model is conditional, each id once; and how many were repeats.
+
+    Raises RlaifError where two pairs share an id and are not the same, where every pair is a tie,
+    where a source that is named does not occur or one that occurs has no condition.
+    """
+    unique = _once(preferences)
+    once = _replayed(unique, options.replay)
+    if all(p.prob == 0.5 for p in once):
+        raise RlaifError(
+            f"all {len(once)} pairs are ties (prob 0.5): there is nothing to rank. Lower "
+            "`min_margin` in `pair`, or look at the judges' scores."
+        )
+    sources = sorted({p.source for p in once})
+    for name in options.source_weights:
+        if name not in sources:
+            raise RlaifError(
+                f"source_weights: no pair has the source {name!r}{suggest(name, sources)}; there "
+                f"are {', '.join(sources)}"
+            )
+    if isinstance(options, ConditionalDistill):
+        lacking = [name for name in sources if name not in options.conditions]
+        if lacking:
+            raise RlaifError(
+                f"conditions: pairs have the source {lacking[0]!r}, and no system prompt is given "
+                f"for it; every source needs one ({', '.join(sources)})"
+            )
+        once = [
+            replace(p, prompt=with_system_prompt(p.prompt, options.conditions[p.source]))
+            for p in once
+        ]
+    weights = options.source_weights
+    weighted = [replace(p, weight=p.weight * weights.get(p.source, 1.0)) for p in once]
+    kept = [p for p in weighted if p.weight > 0]
+    if not kept:
+        raise RlaifError("every pair has weight 0: look at `source_weights`")
+    return kept, len(preferences) - len(unique)
+
+
+def _replayed(preferences: Sequence[Preference], share: float) -> list[Preference]:
+    """The newest round's pairs, and of earlier ones this share, drawn by the hash of their ids."""
+    newest = max((p.round for p in preferences), default=0)
+    most = int(share * REPLAY_PARTS)
+    return [
+        p
+        for p in preferences
+        if p.round == newest
+        or int(content_hash("replay", p.preference_id), 16) % REPLAY_PARTS < most
+    ]
+
+
+def _once(preferences: Sequence[Preference]) -> list[Preference]:
+    known: dict[str, Preference] = {}
+    for preference in preferences:
+        first = known.setdefault(preference.preference_id, preference)
+        if (first.prompt, first.chosen, first.rejected) != (
+            preference.prompt,
+            preference.chosen,
+            preference.rejected,
+        ):
+            raise RlaifError(
+                f"two different pairs have the id {preference.preference_id}: give every pair an "
+                "id of its own, or leave ids out and they are made from the texts"
+            )
+    return list(known.values())
+
+
+def examples_of(examples: list[Example], options: DistillStep) -> list[Example]:
+    """The examples as the method batches them. Raises RlaifError where answers lack what it
+    needs."""
+    if isinstance(options, CostDistill):
+        safe = {score >= options.safe_at for e in examples for score in e.scores}
+        if len(safe) < 2:
+            every = "safe" if True in safe else "harmful"
+            raise RlaifError(
+                f"cost: every answer is {every} by its score (safe_at {options.safe_at}), so there "
+                "is nothing to tell apart. The pairs need `score_chosen` and `score_rejected`; set "
+                "`safe_at` to where they become safe."
+            )
+    return by_prompt(examples) if isinstance(options, KWiseDistill) else examples

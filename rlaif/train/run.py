@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TrainStep
+from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TextStep, TrainStep
 from rlaif.config.training import KtoTrain, PpoTrain
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.records import Preference, to_json
@@ -24,7 +24,7 @@ from rlaif.train.model import TrainModel, compute_dtype, free, prepare
 from rlaif.train.on_policy import Collect, add_critic, drop_critic, run_on_policy
 from rlaif.train.preference import PreferenceTask
 from rlaif.train.reference import Reference, compute_reference, read_reference
-from rlaif.train.reward_model import RewardTask
+from rlaif.train.reward_model import RewardTask, examples_of, prepared
 from rlaif.train.sft import SftTask
 from rlaif.train.tokenise import (
     Encoded,
@@ -254,7 +254,10 @@ def _encode(
     start: Path,
     system_prompt: str,
 ) -> Encoded:
-    _refuse_single(options, preferences)
+    refuse_single(options, preferences)
+    repeated = 0
+    if isinstance(options, DistillStep):
+        preferences, repeated = prepared(preferences, options)
     encoded = encode(
         preferences,
         load_tokenizer(start),
@@ -278,10 +281,13 @@ def _encode(
                 "(`prob`): take another method, or leave `consistency` out of `pair`"
             )
         encoded.examples = add_mismatched(encoded.examples)
+    if isinstance(options, DistillStep):
+        encoded.examples = examples_of(encoded.examples, options)
+        encoded.counts["repeated"] = repeated
     return encoded
 
 
-def _refuse_single(options: TrainStep, preferences: Sequence[Preference]) -> None:
+def refuse_single(options: TextStep, preferences: Sequence[Preference]) -> None:
     """Raise RlaifError when some answers stand alone and the method cannot learn from them."""
     if options.method == "kto":
         return

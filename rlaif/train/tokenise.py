@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rlaif.batching import Branches
 from rlaif.chat import end_of_turn, render_answer, render_prompt
@@ -19,13 +19,24 @@ from rlaif.records import Message, Preference
 Overlong = Literal["skip", "refuse", "truncate_left"]
 
 
+class Ranked(NamedTuple):
+    """Two branches of an example by number, the better first; see `Example` for the rest."""
+
+    chosen: int
+    rejected: int
+    prob: float
+    margin: float
+    weight: float
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One prompt and its branches: (chosen, rejected) token ids, or (chosen,) for SFT.
 
     `prob` is the probability that chosen is really better (a soft label), `margin` the difference
     of their scores. `desirable` says of each answer whether it is a good one: (True, False) for a
-    pair, one value for an answer that stands alone."""
+    pair, one value for an answer that stands alone. `scores` are the answers' own, and `ids` their
+    completions'. `ranked` are the pairs among more than two branches; none means the one pair."""
 
     example_id: str
     prompt_id: str
@@ -35,6 +46,14 @@ class Example:
     prob: float = 1.0
     margin: float = 0.0
     desirable: tuple[bool, ...] = (True, False)
+    scores: tuple[float, ...] = ()
+    ids: tuple[str, ...] = ()
+    ranked: tuple[Ranked, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[Ranked, ...]:
+        """Every pair of branches that is compared."""
+        return self.ranked or (Ranked(0, 1, self.prob, self.margin, self.weight),)
 
     @property
     def branches(self) -> Branches:
@@ -127,12 +146,14 @@ def encode(
     """
     result = Encoded()
     for preference in preferences:
-        sides = [(preference.chosen, preference.chosen_id, True)]
+        sides = [(preference.chosen, preference.chosen_id, preference.score_chosen, True)]
         if both:
-            sides.append((preference.rejected, preference.rejected_id, False))
+            sides.append(
+                (preference.rejected, preference.rejected_id, preference.score_rejected, False)
+            )
         answers = [side for side in sides if side[0]]
         branches = []
-        for messages, completion_id, _ in answers:
+        for messages, completion_id, _, _ in answers:
             known = token_ids.get(completion_id)
             where = f"prompt {preference.prompt_id}"
             if len(messages) != 1 or messages[0]["role"] != "assistant":
@@ -154,7 +175,9 @@ def encode(
             preference.weight,
             preference.prob,
             preference.margin,
-            tuple(good for _, _, good in answers),
+            tuple(good for *_, good in answers),
+            tuple(score for _, _, score, _ in answers),
+            tuple(completion_id for _, completion_id, _, _ in answers),
         )
         _admit(example, result, max_length, overlong)
     return result

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rlaif.config.training import TRAININGS
+from rlaif.config.distill import TRAININGS
 from rlaif.errors import RlaifError
 from rlaif.records import Preference, from_json
 from rlaif.train.loop import TrainProgress

@@ -118,6 +118,7 @@ EVERY: dict[str, dict[str, Any]] = {
     "rubric_generate_implicit": {"kind": "rubric", "generate": {}, "aggregate": "implicit"},
     "rbr": {"kind": "rbr", "weights": str(Path(__file__).parent / "weights.yaml")},
     "reward_model": {"kind": "reward_model", "by": "rewards"},
+    "reward_ensemble": {"kind": "reward_ensemble", "members": ["rewards", "others"]},
     "implicit_reward": {"kind": "implicit_reward"},
     "meta": {"kind": "meta", "judge": {"kind": "additive"}},
     "jury": {

@@ -31,7 +31,7 @@ from tests.judges.kinds import (
 )
 
 # These give no verdict of their own that could be declined: programs, and log-probs of answers.
-NEVER = {"rules", "reward_model", "implicit_reward"}
+NEVER = {"rules", "reward_model", "reward_ensemble", "implicit_reward"}
 # Their own keys say what an abstention is; a jury and a meta-judge abstain as those within do.
 OWN_WAY = {"template", "jury", "jury_vote", "meta"}
 SHY = {"abstain_labels": ["abstain", "?"]}

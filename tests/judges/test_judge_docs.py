@@ -29,7 +29,8 @@ ONE_PRINCIPLE = Constitution.model_validate(
         ],
     }
 )
-WITH_TEMPLATE = sorted(set(JUDGES) - {"rules", "reward_model", "implicit_reward", *BASELINES})
+NO_TEMPLATE = {"rules", "reward_model", "reward_ensemble", "implicit_reward", *BASELINES}
+WITH_TEMPLATE = sorted(set(JUDGES) - NO_TEMPLATE)
 
 
 def example(kind: str) -> dict[str, Any]:

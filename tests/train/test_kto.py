@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlaif.config import METHODS, DistillStep
+from rlaif.config import METHODS, BradleyTerryDistill
 from rlaif.errors import RlaifError
 from rlaif.losses import preference as losses
 from rlaif.train import run as run_module
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def options_of(method, **changes):
     keys = {"learning_rate": 1e-2, "batch_size": 4, "precision": "fp32", "warmup_ratio": 0.0}
-    spec = DistillStep if method == "bradley_terry" else METHODS[method]
+    spec = BradleyTerryDistill if method == "bradley_terry" else METHODS[method]
     return spec.model_validate({"method": method, **keys, **changes})
 
 

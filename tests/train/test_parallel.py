@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from rlaif.config import METHODS, DistillStep, DpoTrain
+from rlaif.config import METHODS, BradleyTerryDistill, DpoTrain
 from rlaif.errors import ConfigError, EngineError, RlaifError, StoreError
 from rlaif.train import checkpoint, parallel, sharding
 from rlaif.train.run import train
@@ -43,9 +43,9 @@ UNEVEN = {"batch_size": 3, "micro_batch_tokens": 1}
     ("spec", "changes", "other_reference"),
     [
         (DpoTrain, {}, False),
-        (DistillStep, {}, False),
+        (BradleyTerryDistill, {}, False),
         (DpoTrain, {"sharding": "full"}, False),
-        pytest.param(DistillStep, {"sharding": "full"}, False, marks=pytest.mark.slow),
+        pytest.param(BradleyTerryDistill, {"sharding": "full"}, False, marks=pytest.mark.slow),
         (METHODS["sft"], {"method": "sft", "sharding": "full", **UNEVEN}, False),
         (DpoTrain, {"sharding": "full", "gradient_checkpointing": True, **ADAPTERS}, True),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlaif.config import DistillStep, LoraOptions, ModelSpec
+from rlaif.config import BradleyTerryDistill, LoraOptions, ModelSpec
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import is_reward_model, load_engine
 from rlaif.errors import EngineError
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def distil(start: Path, folder: Path, preferences, **changes):
     keys = {"learning_rate": 3e-3, "batch_size": 4, "epochs": 6, "precision": "fp32"}
-    options = DistillStep.model_validate({**keys, **changes})
+    options = BradleyTerryDistill.model_validate({**keys, **changes})
     outcome = train(options, preferences, {}, start, None, folder / "rm", folder / "work", 0)
     return outcome, folder / "rm"
 

@@ -1,0 +1,321 @@
+"""Reward models on fixed features: the starting model is run once over every answer, and a head is
+fitted on the hidden states at the end of each."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlaif.batching import fill
+from rlaif.compare.aggregate import pointwise_values
+from rlaif.config import FitStep
+from rlaif.config.distill import GatedDistill, OrdinalDistill, QuantileDistill
+from rlaif.errors import RlaifError
+from rlaif.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
+from rlaif.records import Judgement, Preference, content_hash
+from rlaif.train.export import export_head
+from rlaif.train.fits import (
+    Comparisons,
+    Features,
+    debias,
+    fit_gate,
+    fit_linear,
+    fit_objectives,
+    fit_ordinal,
+    fit_quantiles,
+)
+from rlaif.train.loading import load_module
+from rlaif.train.loop import TrainOutcome, TrainProgress, memory_advice
+from rlaif.train.model import TrainModel, compute_dtype, free, prepare
+from rlaif.train.reward_model import by_prompt, prepared
+from rlaif.train.run import refuse_single
+from rlaif.train.tokenise import Example, encode, load_tokenizer
+from rlaif.yamlio import suggest
+
+VERBOSITY = "length"
+"""The objective that every gated head adds to those that were rated: how long an answer is."""
+OWN = "score"
+"""The objective where nothing but the pairs' own scores is known."""
+
+Ratings = dict[str, dict[str, float]]
+"""Objective to completion id to rating."""
+Progress = Callable[[TrainProgress], None] | None
+
+
+def ratings(judgements: Sequence[Judgement]) -> Ratings:
+    """What each judge said of each answer by itself, samples averaged, by judge, or by
+    JUDGE/PRINCIPLE where the judge judges by principles. What has no value is absent."""
+    groups: dict[str, list[Judgement]] = defaultdict(list)
+    for j in judgements:
+        if len(j.shown) == 1:
+            groups[f"{j.judge}/{j.principle}" if j.principle else j.judge].append(j)
+    found = {}
+    for name in sorted(groups):
+        values = {s: v for s, (v, _) in pointwise_values(groups[name]).items() if v is not None}
+        if values:
+            found[name] = values
+    return found
+
+
+def fit_reward_model(
+    options: FitStep,
+    preferences: Sequence[Preference],
+    token_ids: Mapping[str, list[int]],
+    judgements: Sequence[Judgement],
+    start: Path,
+    out: Path,
+    work: Path,
+    seed: int,
+    device: torch.device,
+    progress: Progress = None,
+    system_prompt: str = "keep",
+) -> TrainOutcome:
+    """Fit a head on the model in `start` and write the reward model to `out`.
+
+    `judgements` rate the answers; without any the pairs' own scores do. Hidden states are kept in
+    `work` as they are computed, so that a rerun goes on; the fit is done again, and is the same.
+    `out` is complete or absent. Raises RlaifError.
+    """
+    finished = work / "outcome.json"
+    if out.exists() and finished.exists():
+        return TrainOutcome(**json.loads(finished.read_text()))
+    began = perf_counter()
+    refuse_single(options, preferences)
+    kept, repeated = prepared(preferences, options)
+    encoded = encode(
+        kept,
+        load_tokenizer(start),
+        token_ids,
+        both=True,
+        max_length=options.max_length,
+        overlong=options.overlong,
+        train_on_eos=True,
+        system_prompt=system_prompt,
+        always_end=True,
+    )
+    if not encoded.examples:
+        raise RlaifError(
+            f"none of the {len(preferences)} preferences can be used ({encoded.counts}). Raise "
+            f"`max_length` ({options.max_length}) or set `overlong: truncate_left`."
+        )
+    examples = by_prompt(encoded.examples)
+    dtype = compute_dtype(options.precision, device)
+    with memory_advice(options):
+        features = read_features(examples, start, options, work, device, dtype)
+    head, metrics = _fitted(options, examples, features, ratings(judgements), seed, progress)
+    export_head(start, head, out)
+    tokens = sum(e.length for e in examples)
+    counts = {**encoded.counts, "repeated": repeated}
+    name = str(dtype).removeprefix("torch.")
+    steps = int(metrics.pop("steps", 1))
+    outcome = TrainOutcome(steps, tokens, metrics, counts, perf_counter() - began, name)
+    finished.write_text(json.dumps(asdict(outcome)))
+    return outcome
+
+
+@torch.no_grad()
+def read_features(
+    examples: Sequence[Example],
+    start: Path,
+    options: FitStep,
+    work: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Features:
+    """The hidden states of every answer and prompt, in the order of `examples`, by one file in
+    `work` for each micro-batch."""
+    data = [[e.prompt_ids, list(e.completions)] for e in examples]
+    folder = work / f"features-{content_hash(data, length=16)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    model = prepare(load_module(start, device, reward=True), device, dtype, trainable=False)
+    sizes = [model.size(e.branches) for e in examples]
+    order = sorted(range(len(examples)), key=lambda i: (-sizes[i], i))
+    last: dict[int, Tensor] = {}
+    prompt: dict[int, Tensor] = {}
+    for micro in fill(order, [sizes[i] for i in order], model.token_budget(options)):
+        path = folder / f"{micro[0]:08d}.safetensors"
+        if not path.exists():
+            _compute(model, [examples[i] for i in micro], path)
+        found = load_file(path)
+        split = found["last"].split([len(examples[i].completions) for i in micro])
+        for place, i in enumerate(micro):
+            last[i], prompt[i] = split[place], found["prompt"][place]
+    del model
+    free()
+    of = [i for i, e in enumerate(examples) for _ in e.completions]
+    return Features(
+        torch.cat([last[i] for i in range(len(examples))]),
+        torch.stack([prompt[i] for i in range(len(examples))]),
+        torch.tensor(of),
+        [e.prompt_id for e in examples],
+    )
+
+
+def _compute(model: TrainModel, rows: Sequence[Example], path: Path) -> None:
+    layout = model.layout([e.branches for e in rows])
+    hidden = model.hidden(layout).float()
+    # The first target of an example's first answer is predicted at the end of its prompt.
+    firsts, place, sequence = [], 0, 0
+    for example in rows:
+        firsts.append(place)
+        for _ in example.completions:
+            place += layout.lengths[sequence]
+            sequence += 1
+    found = {"last": hidden[layout.last], "prompt": hidden[layout.predict[firsts]]}
+    temporary = path.with_suffix(".partial")
+    save_file({name: v.cpu().contiguous() for name, v in found.items()}, temporary)
+    temporary.replace(path)
+
+
+def comparisons(examples: Sequence[Example]) -> Comparisons:
+    """Every pair, its answers by place among those of all examples."""
+    rows = []
+    start = 0
+    for example in examples:
+        for p in example.pairs:
+            rows.append((start + p.chosen, start + p.rejected, p.prob, p.weight))
+        start += len(example.completions)
+    chosen, rejected, prob, weight = zip(*rows, strict=True)
+    return Comparisons(
+        torch.tensor(chosen), torch.tensor(rejected), torch.tensor(prob), torch.tensor(weight)
+    )
+
+
+def _fitted(
+    options: FitStep,
+    examples: Sequence[Example],
+    features: Features,
+    rated: Ratings,
+    seed: int,
+    progress: Progress,
+) -> tuple[LinearHead | OrdinalHead | GatedHead, dict[str, float]]:
+    width = features.last.shape[1]
+    if isinstance(options, GatedDistill):
+        return _fit_gated(options, examples, features, rated, seed, progress)
+    if isinstance(options, OrdinalDistill):
+        wanted = None if options.objective is None else [options.objective]
+        names, labels = labels_of(examples, rated, wanted)
+        if len(names) > 1:
+            raise RlaifError(
+                f"ordinal: the answers were rated by {', '.join(names)}; set `objective` to one"
+            )
+        known = ~torch.isnan(labels[:, 0])
+        values, level = binned(labels[known, 0], options.levels, names[0])
+        ordinal = OrdinalHead(HeadConfig("ordinal", width, levels=values))
+        chosen = Features(features.last[known], features.prompt, features.of[known], features.names)
+        loss = fit_ordinal(ordinal, chosen, level, seed)
+        return ordinal, {"held_out_nll": loss, "rated": float(known.sum())}
+    linear = LinearHead(HeadConfig("linear", width))
+    pairs = comparisons(examples)
+    loss = fit_linear(linear, features, pairs, seed)
+    return linear, {"held_out_loss": loss, "pairs": float(len(pairs.chosen))}
+
+
+def labels_of(
+    examples: Sequence[Example], rated: Ratings, wanted: Sequence[str] | None
+) -> tuple[list[str], Tensor]:
+    """The names of K objectives and (A, K) the ratings of every answer, NaN where one is missing.
+
+    Without judgements there is one, the pairs' own scores. Raises RlaifError where an objective was
+    not rated, or rated always the same.
+    """
+    ids = [name for e in examples for name in e.ids]
+    if not rated:
+        scores = [score for e in examples for score in e.scores]
+        rated = {OWN: dict(zip(ids, scores, strict=True))} if any(scores) else {}
+    if not rated:
+        raise RlaifError(
+            "nobody rated these answers by themselves: the pairs have no scores and no judgements "
+            "of single answers came with them. Give `--judgements`, or take a method that learns "
+            "from pairs alone (bradley_terry, k_wise, linear)."
+        )
+    names = list(rated) if wanted is None else list(wanted)
+    for name in names:
+        if name not in rated:
+            known = ", ".join(rated)
+            raise RlaifError(f"nobody rated {name!r}{suggest(name, list(rated))}; known: {known}")
+    labels = torch.tensor([[rated[n].get(i, float("nan")) for n in names] for i in ids])
+    for k, name in enumerate(names):
+        values = labels[~torch.isnan(labels[:, k]), k]
+        if len(values.unique()) < 2:
+            said = "has no rating of these answers" if not len(values) else "is always the same"
+            raise RlaifError(f"objective {name!r} {said}: there is nothing to learn from it")
+    return names, labels
+
+
+def binned(values: Tensor, most: int, name: str) -> tuple[tuple[float, ...], Tensor]:
+    """The levels of some ratings, lowest first, and the level of each: the different values, or
+    where there are more than `most` the means of that many bins of equal mass."""
+    different = values.unique()
+    if len(different) <= most:
+        return tuple(different.tolist()), torch.searchsorted(different, values)
+    inner = torch.quantile(values, torch.linspace(0, 1, most + 1)[1:-1]).unique()
+    bins = torch.searchsorted(inner, values)
+    used, level = bins.unique(return_inverse=True)
+    if len(used) < 2:
+        raise RlaifError(f"objective {name!r}: nearly all ratings are the same")
+    return tuple(float(values[bins == b].mean()) for b in used), level
+
+
+def _fit_gated(
+    options: GatedDistill,
+    examples: Sequence[Example],
+    features: Features,
+    rated: Ratings,
+    seed: int,
+    progress: Progress,
+) -> tuple[GatedHead, dict[str, float]]:
+    names, labels = labels_of(examples, rated, options.objectives)
+    gated = options.gate_layers if len(names) > 1 else 0
+    if options.debias is not None:
+        lengths = torch.tensor([float(len(b)) for e in examples for b in e.completions])
+        names, labels = [*names, VERBOSITY], torch.cat([labels, shares(lengths)[:, None]], 1)
+    quantiles = isinstance(options, QuantileDistill)
+    torch.manual_seed(seed)
+    head = GatedHead(
+        HeadConfig(
+            "gated",
+            features.last.shape[1],
+            tuple(names),
+            VERBOSITY if options.debias is not None else None,
+            options.quantiles if isinstance(options, QuantileDistill) else 1,
+            options.risk if isinstance(options, QuantileDistill) else 1.0,
+            gate_layers=gated,
+            gate_width=options.gate_width,
+            gate_temperature=options.gate_temperature,
+        )
+    )
+    metrics = {}
+    if quantiles:
+        metrics["held_out_pinball"] = fit_quantiles(head, features, labels, seed)
+    else:
+        errors = fit_objectives(head, features, labels, seed)
+        metrics = {f"held_out_mse/{n}": e for n, e in zip(names, errors, strict=True)}
+    if options.debias is not None:
+        left = debias(head, features, options.debias)
+        metrics |= {f"length_spearman/{n}": v for n, v in left.items()}
+    # One objective needs no gate, and has a scale to learn all the same.
+    steps = fit_gate(
+        head, features, comparisons(examples), options.gate_steps, options.gate_batch, seed
+    )
+    for step, found in enumerate(steps):
+        last = found
+        if progress is not None:
+            progress(TrainProgress(step + 1, options.gate_steps, found["loss"], 0.0, found))
+    metrics |= {f"gate_{name}": value for name, value in last.items()}
+    return head, {**metrics, "steps": options.gate_steps}
+
+
+def shares(values: Tensor) -> Tensor:
+    """Each value's place among all, on (0, 1), ties sharing theirs: lengths without their tail."""
+    order = values.unique(return_inverse=True, return_counts=True)
+    ends = order[2].cumsum(0).float()
+    return ((ends - order[2].float() / 2) / len(values))[order[1]]
