@@ -15,7 +15,7 @@ PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
     | {"textstats", "templates", "parsing", "store", "grouped", "changes", "amend"},
-    {"attention", "logprobs", "batching", "chat", "device", "fused", "losses"},
+    {"attention", "logprobs", "batching", "chat", "device", "fused", "heads", "losses"},
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
     {"steps", "report", "infer", "prompting"},
@@ -38,6 +38,8 @@ LAYERS = [
         "ablate",
         "reach",
         "fit",
+        "serve",
+        "serve_client",
         "cli",
         "__main__",
     },

@@ -1,11 +1,12 @@
-"""`rlaif judge-bench`: how good a judge is, before it is trusted."""
+"""`rlaif judge-bench` and `rlaif reward-bench`: how good a judge is, before it is trusted."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,12 +18,16 @@ from rlaif.cli.options import (
     JSON,
     MODEL,
     ON_ERROR,
+    OUT,
     QUIET,
     SEED,
     progress_of,
 )
 
 if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
     from rlaif.data.readers import OnError
 
 
@@ -127,12 +132,97 @@ def judge_bench(
     )
     result = run_bench(request, labelled, progress_of(quiet))
     page = bench_page(result, folder / "report.html")
+    _say(result, bench_tables(result), page, as_json)
+
+
+def _say(result: dict[str, Any], tables: Sequence[Table | Text], page: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
         return
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    for table in bench_tables(result):
+    for table in tables:
         console.print(table)
     click.echo(f"Report: {page}")
+
+
+@click.command("reward-bench")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("pairs", type=click.Path(path_type=Path))
+@FROM
+@COLUMNS
+@ON_ERROR
+@click.option(
+    "--train",
+    type=click.Path(path_type=Path),
+    help="The pairs that MODEL was trained on: learning curve, suspect labels, nearest pairs.",
+)
+@click.option(
+    "--scored",
+    type=click.Path(path_type=Path),
+    help="`rlaif score` of several answers to each prompt, for best of n; with --gold.",
+)
+@click.option(
+    "--gold", type=click.Path(path_type=Path), help="A trusted judge's judgements of the same."
+)
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Bootstrap samples of the prompts.",
+)
+@OUT
+@SEED
+@QUIET
+@JSON
+def reward_bench(
+    model: Path,
+    pairs: Path,
+    from_: str | None,
+    columns: Path | None,
+    on_error: OnError,
+    train: Path | None,
+    scored: Path | None,
+    gold: Path | None,
+    resamples: int,
+    out: Path,
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measure the reward model in the folder MODEL on PAIRS that somebody labelled: accuracy by
+    subset, annotator and margin, calibration, length, its worst mistakes and what made them. PAIRS
+    may be a folder of preferences: then also whether the model is stale on the newest round's.
+
+    Every figure has a 95% interval over prompts. What was computed once is kept in --out.
+    """
+    from rlaif.bench.reward import RewardBench, labelled, run_reward_bench
+    from rlaif.files import Records
+    from rlaif.records import Judgement, from_json
+    from rlaif.report.reward import reward_page, reward_tables
+    from rlaif.steps.load import load_preferences
+
+    if (scored is None) != (gold is None):
+        raise click.UsageError("--scored and --gold go together: two judges of the same answers")
+    judged = [
+        [] if p is None else [from_json(Judgement, r) for r in Records(p).read("judgements")]
+        for p in (scored, gold)
+    ]
+    request = RewardBench(
+        pairs.name.removesuffix(".gz").rsplit(".", 1)[0],
+        model,
+        out,
+        [] if train is None else load_preferences(train),
+        judged[0],
+        judged[1],
+        seed,
+        resamples,
+    )
+    if pairs.is_dir():
+        given = [labelled(p) for p in load_preferences(pairs) if p.paired]
+    else:
+        given = labelled_pairs(pairs, from_, columns, on_error)
+    result = run_reward_bench(request, given, progress_of(quiet))
+    _say(result, reward_tables(result), reward_page(result, out / "report.html"), as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,12 @@ def _preferences(data: Path, out: Path) -> Path:
 
 @click.command()
 @click.argument("preferences", type=click.Path(path_type=Path))
+@click.option(
+    "--judgements",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="What judges said of the single answers, a folder from `rlaif judge`; repeatable.",
+)
 @MODEL
 @OUT
 @SET
@@ -177,6 +184,7 @@ def _preferences(data: Path, out: Path) -> Path:
 @JSON
 def distill(
     preferences: Path,
+    judgements: tuple[Path, ...],
     model: str,
     out: Path,
     settings: tuple[str, ...],
@@ -186,9 +194,10 @@ def distill(
 ) -> None:
     """Distil PREFERENCES (TRL's formats, or a folder from `rlaif pair`) into a reward model.
 
-    --set takes the keys of a distill step, such as learning_rate or margin. The model is in
-    OUT/model: an AutoModelForSequenceClassification, a judge of kind reward_model, and a reward.
+    --set takes the keys of a distill step, such as method, learning_rate or margin. The model is
+    in OUT/model: an AutoModelForSequenceClassification, a judge of kind reward_model, and a reward.
     """
+    rated = {f"judgements/{i}": str(path) for i, path in enumerate(judgements)}
     file_step(
         as_json,
         quiet,
@@ -196,6 +205,25 @@ def distill(
         out=out,
         settings=settings,
         models={"start": model},
-        inputs={"preferences/0": str(_preferences(preferences, out))},
+        inputs={"preferences/0": str(_preferences(preferences, out)), **rated},
         seed=seed,
     )
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@JSON
+def average(models: tuple[Path, ...], out: Path, as_json: bool) -> None:
+    """Average the weights of reward MODELS that were trained from one start (WARM).
+
+    The result costs one model to serve. Train the members apart in data order (--seed) or learning
+    rate; from the same head: `distill --set method=linear` first, and each member from its model.
+    """
+    from rlaif.train.average import average as averaged
+
+    found = averaged(models, out)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"{found['tensors']} weights of {found['models']} models averaged in {out}")

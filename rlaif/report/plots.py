@@ -134,6 +134,19 @@ def forest(
         return _svg(figure, slug, label)
 
 
+def bars(slug: str, label: str, values: Mapping[str, float]) -> Markup:
+    """One bar from 0 for each name, the first on top. Returns an `<svg>`."""
+    with context(["default", _style(slug)]):
+        figure = Figure(figsize=(6.8, 0.5 + 0.26 * len(values)), layout="constrained")
+        axes = figure.add_subplot()
+        places = [-place for place in range(len(values))]
+        axes.barh(places, list(values.values()), height=0.6, color=_LINES[0])
+        axes.axvline(0.0, color=_FAINT, linewidth=1.0, zorder=1)
+        axes.set_yticks(places, list(values))
+        axes.spines["left"].set_visible(False)
+        return _svg(figure, slug, label)
+
+
 def reliability(slug: str, label: str, bins: Sequence[Mapping[str, float]]) -> Markup:
     """Of each bin (`prob`, `share` with its ends `low` and `high`, `n`) the share against the
     diagonal, larger dots for more pairs. Returns an `<svg>`."""

@@ -143,6 +143,17 @@ def _run_pairs(context: StepContext, reading: Reading, path: Path) -> dict[str, 
     return {"counts": {**counts, "skipped": len(reading.skipped)}, "skipped": reading.skipped[:20]}
 
 
+def load_preferences(path: Path) -> list[Preference]:
+    """The preferences in a step's folder, in a file of TRL's formats, or in one of labelled pairs
+    of any known format (ties and pairs without a label are left out). Raises ConfigError."""
+    if path.is_dir():
+        return load_trl(path / "preferences.jsonl")
+    row = next(file_rows(path), None)
+    if row is None or {"prompt", "chosen", "rejected"} <= row[1].keys():
+        return load_trl(path)
+    return [labelled_preference(p) for p in read_labelled(path) if p.label not in (None, 0.5)]
+
+
 def load_trl(path: Path, round_number: int = 0) -> list[Preference]:
     """The preferences in a JSONL or Parquet file of TRL's formats (text or message lists)."""
     return [trl_preference(row, place, round_number) for place, row in file_rows(path)]

@@ -1,0 +1,47 @@
+"""`rlaif serve`: a model behind HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def serve() -> None:
+    """Serve a model over HTTP."""
+
+
+@serve.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", default=5000, show_default=True, help="0 takes a free port.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16.")
+def reward(model: Path, host: str, port: int, dtype: str) -> None:
+    """Serve the reward model in the folder MODEL until Ctrl-C.
+
+    POST /get_reward takes OpenRLHF's {"query": [texts]} or {"messages": [conversations]}; POST
+    /v1/chat/completions answers a conversation with its reward; GET /health, /metrics.
+    """
+    from rlaif.config import ModelSpec
+    from rlaif.engines.build import is_reward_model
+    from rlaif.engines.reward import load
+    from rlaif.errors import ConfigError
+    from rlaif.serve import RewardService, make_server
+    from rlaif.yamlio import validate
+
+    if not is_reward_model(model):
+        raise ConfigError("no reward model in this folder: `rlaif distill` makes one", model)
+    spec = validate(ModelSpec, {"path": str(model), "dtype": dtype}, {}, "rlaif serve reward")
+    service = RewardService(load(spec, model, model.name))
+    try:
+        server = make_server(service, host, port)
+    except OSError as error:
+        service.close()
+        raise ConfigError(f"{host}:{port} cannot be listened on: {error.strerror}") from None
+    click.echo(f"serving {model} at http://{host}:{server.server_address[1]}")
+    try:
+        server.serve_forever()
+    finally:
+        server.server_close()
+        service.close()
