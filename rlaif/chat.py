@@ -44,13 +44,6 @@ def render_opening(tokenizer: Any, messages: Sequence[Message], system_prompt: s
     return before
 
 
-def with_system_prompt(messages: Sequence[Message], text: str) -> list[Message]:
-    """The messages under a system turn of `text`, before that of their own where they have one."""
-    own = [m["content"] for m in messages if m["role"] == "system"]
-    rest = [m for m in messages if m["role"] != "system"]
-    return [_system("\n\n".join([text, *own])), *rest]
-
-
 def _system(text: str) -> Message:
     return {"role": "system", "content": text}
 

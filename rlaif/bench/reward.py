@@ -120,7 +120,7 @@ def _rewards(
 def labelled(preference: Preference) -> LabelledPair:
     """A pair of an experiment, its chosen answer first, its round as subset."""
     prompt = make_prompt(preference.prompt)
-    answers = [
+    first, second = [
         Completion(name, prompt.prompt_id, i, turns, "", "", {}, "stop", digest=content_hash(turns))
         for i, (name, turns) in enumerate(
             [
@@ -134,7 +134,8 @@ def labelled(preference: Preference) -> LabelledPair:
     return LabelledPair(
         preference.preference_id,
         prompt,
-        *answers,
+        first,
+        second,
         preference.prob,
         subset,
         annotator=preference.source,
@@ -337,11 +338,11 @@ def _learning_curve(known: _Seen, tested: _Seen, request: RewardBench) -> list[d
 def _plain_table(seen: _Seen, gap: Floats) -> RewardTable:
     """A table that knows of pairs no more than prompts, lengths and gaps."""
     empty = np.asarray([""] * len(gap))
-    lengths = [[float(len(s[0]["content"])) for s in (p.chosen, p.rejected)] for p in seen.pairs]
-    longer = np.asarray(lengths).T
+    chosen = np.asarray([float(len(p.chosen[0]["content"])) for p in seen.pairs])
+    rejected = np.asarray([float(len(p.rejected[0]["content"])) for p in seen.pairs])
     zero = np.zeros(len(gap))
     prompts = np.asarray([p.prompt_id for p in seen.pairs])
-    return RewardTable(prompts, empty, empty, gap.astype(np.float64), zero, *longer, zero)
+    return RewardTable(prompts, empty, empty, gap.astype(np.float64), zero, chosen, rejected, zero)
 
 
 def _label_noise(known: _Seen, seed: int) -> dict[str, Any]:

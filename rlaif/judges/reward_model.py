@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.chat import with_system_prompt
 from rlaif.config import RewardModelJudge
 from rlaif.constitution import Constitution
+from rlaif.data.instructed import with_system
 from rlaif.engines.base import Capability, RewardRequest, RewardResult
 from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Prompt
@@ -33,7 +33,7 @@ class RewardModel:
         """One call per completion; `seed` changes nothing."""
         messages = prompt.messages
         if self.condition is not None:
-            messages = with_system_prompt(messages, self.condition)
+            messages = with_system(messages, self.condition)
         return [
             Call(name, prompt, (c,), None, 0, RewardRequest(name, messages, c.messages[-1]))
             for c in usable(completions)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -78,7 +79,7 @@ def _refuse(member: Path, first: Path) -> None:
 def _means(paths: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
     """Name and mean of each tensor, one at a time in fp32, in the dtype that it had. Raises
     EngineError where names or shapes differ."""
-    files = [safe_open(path, "pt") for path in paths]
+    files: list[Any] = [safe_open(path, "pt") for path in paths]
     names = [sorted(file.keys()) for file in files]
     for path, own in zip(paths, names, strict=True):
         if own != names[0]:

@@ -104,7 +104,7 @@ def ridge(x: Array, y: Array, held: NDArray[np.bool_]) -> tuple[Array, float]:
         if error < best_error:
             best_error, best_alpha = error, alpha
     gram = x.T @ x + best_alpha * np.eye(x.shape[1])
-    weights: Array = np.linalg.solve(gram, x.T @ y)
+    weights: Array = np.linalg.solve(gram, x.T @ y).astype(np.float64)
     return weights, best_error
 
 

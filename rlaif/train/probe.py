@@ -145,7 +145,7 @@ def read_features(
         if not path.exists():
             _compute(model, [examples[i] for i in micro], path)
         found = load_file(path)
-        split = found["last"].split([len(examples[i].completions) for i in micro])
+        split = torch.split(found["last"], [len(examples[i].completions) for i in micro])
         for place, i in enumerate(micro):
             last[i], prompt[i] = split[place], found["prompt"][place]
     del model
@@ -245,7 +245,7 @@ def labels_of(
     labels = torch.tensor([[rated[n].get(i, float("nan")) for n in names] for i in ids])
     for k, name in enumerate(names):
         values = labels[~torch.isnan(labels[:, k]), k]
-        if len(values.unique()) < 2:
+        if len(torch.unique(values)) < 2:
             said = "has no rating of these answers" if not len(values) else "is always the same"
             raise RlaifError(f"objective {name!r} {said}: there is nothing to learn from it")
     return names, labels
@@ -254,12 +254,12 @@ def labels_of(
 def binned(values: Tensor, most: int, name: str) -> tuple[tuple[float, ...], Tensor]:
     """The levels of some ratings, lowest first, and the level of each: the different values, or
     where there are more than `most` the means of that many bins of equal mass."""
-    different = values.unique()
+    different = torch.unique(values)
     if len(different) <= most:
         return tuple(different.tolist()), torch.searchsorted(different, values)
-    inner = torch.quantile(values, torch.linspace(0, 1, most + 1)[1:-1]).unique()
+    inner = torch.unique(torch.quantile(values, torch.linspace(0, 1, most + 1)[1:-1]))
     bins = torch.searchsorted(inner, values)
-    used, level = bins.unique(return_inverse=True)
+    used, level = torch.unique(bins, return_inverse=True)
     if len(used) < 2:
         raise RlaifError(f"objective {name!r}: nearly all ratings are the same")
     return tuple(float(values[bins == b].mean()) for b in used), level
@@ -316,6 +316,6 @@ def _fit_gated(
 
 def shares(values: Tensor) -> Tensor:
     """Each value's place among all, on (0, 1), ties sharing theirs: lengths without their tail."""
-    order = values.unique(return_inverse=True, return_counts=True)
-    ends = order[2].cumsum(0).float()
-    return ((ends - order[2].float() / 2) / len(values))[order[1]]
+    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    middles: Tensor = counts.cumsum(0) - counts / 2
+    return (middles / len(values))[place]

@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rlaif.chat import with_system_prompt
 from rlaif.config import DistillStep, FitStep
 from rlaif.config.distill import (
     BradleyTerryDistill,
@@ -16,6 +15,7 @@ from rlaif.config.distill import (
     CostDistill,
     KWiseDistill,
 )
+from rlaif.data.instructed import with_system
 from rlaif.errors import RlaifError
 from rlaif.losses import reward as losses
 from rlaif.records import Preference, content_hash
@@ -165,8 +165,7 @@ def prepared(
                 f"for it; every source needs one ({', '.join(sources)})"
             )
         once = [
-            replace(p, prompt=with_system_prompt(p.prompt, options.conditions[p.source]))
-            for p in once
+            replace(p, prompt=with_system(p.prompt, options.conditions[p.source])) for p in once
         ]
     weights = options.source_weights
     weighted = [replace(p, weight=p.weight * weights.get(p.source, 1.0)) for p in once]
