@@ -421,3 +421,19 @@ def test_a_reward_model_goes_on_from_its_own_last_round_or_begins_anew(tmp_path:
         # Ratings of the answers of every pair step that is used.
         assert [len(p.options["judgements"]) for p in steps] == [2, 4, 6]
         assert len({p.hash for p in steps}) == 3
+
+
+def test_a_reward_model_of_filtered_pairs_finds_the_ratings_of_their_answers(
+    tmp_path: Path,
+) -> None:
+    def edit(data: dict[str, Any], rules: dict[str, Any]) -> None:
+        clean = {"filters": [{"kind": "duplicates", "of": "prompt"}]}
+        distilled = {"distill": {"id": "reward", "method": "ordinal"}}
+        data["steps"][4:4] = [{"filter": clean}, distilled]
+
+    plan = planned(tmp_path, edit)
+    judged = {p.hash for p in plan if p.kind == "judge"}
+    (first, *_) = [p for p in plan if p.kind == "distill"]
+    (source,) = first.inputs.values()
+    assert next(p.kind for p in plan if p.hash == source) == "filter"
+    assert len(first.options["judgements"]) == 2 and set(first.options["judgements"]) <= judged

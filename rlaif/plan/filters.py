@@ -20,7 +20,8 @@ def plan_filter(walk: Walk, index: int, step: FilterStep) -> None:
     inputs = {f"{step.records}/{i}": p.hash for i, p in enumerate(sources)}
     # What training wants to know of the answers is found through the step that it reads.
     below = [p.inputs for p in sources] if step.records == "preferences" else []
-    inputs |= {n: h for found in below for n, h in found.items() if n.startswith("completions/")}
+    kinds = ("completions/", "judgements/")
+    inputs |= {n: h for found in below for n, h in found.items() if n.startswith(kinds)}
     prompts = tuple(dict.fromkeys(p for s in sources for p in s.prompts))
     planned = walk.add(
         Planned(
