@@ -174,12 +174,10 @@ def accuracy(gaps: Sequence[float], pairs: Sequence[Any]) -> dict[str, float]:
     import numpy as np
 
     from rlaif.compare.bootstrap import figure_intervals
+    from rlaif.compare.weighted import mean_of
 
     right = np.array([float(g > 0) + 0.5 * float(g == 0) for g in gaps])
-    found = figure_intervals(
-        lambda rows: {"accuracy": (float(right[rows].mean()), rows.size)},
-        [p.prompt_id for p in pairs],
-    )
+    found = figure_intervals({"accuracy": mean_of(right)}, [p.prompt_id for p in pairs])
     return dict(found["accuracy"].to_json())
 
 
@@ -238,7 +236,7 @@ def main() -> int:
     parser.add_argument("--test", type=int, default=200, help="to test on, of each source")
     parser.add_argument("--longest", type=int, default=1600, help="characters of a kept pair")
     parser.add_argument("--max-length", type=int, default=768, help="tokens of prompt and answer")
-    parser.add_argument("--out", type=Path, help="where models are kept [default: a new folder]")
+    parser.add_argument("--out", type=Path, help="where models are kept [default: they are not]")
     parser.add_argument("--quick", action="store_true", help="a few pairs, one method")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
@@ -246,8 +244,8 @@ def main() -> int:
         sys.exit(f"no labelled pairs in {options.data}: set RLAIF_DATA, or give --data")
     if options.quick:
         vars(options).update(QUICK, methods=["linear"], longest=600)
-    out = options.out or Path(tempfile.mkdtemp(prefix="reward-models-"))
-    rows = measure(options, out)
+    with tempfile.TemporaryDirectory(prefix="reward-models-") as scratch:
+        rows = measure(options, options.out or Path(scratch))
     if options.json:
         print(json.dumps({"rows": rows, "pairs": options.pairs, "longest": options.longest}))
     return 0
