@@ -257,8 +257,8 @@ def _cell(value: IntervalJson | None) -> str:
 _COSTS = {
     "calls": "{:,.4g} calls",
     "seconds": "{:,.3g} seconds",
-    "prompt_tokens": "{:,.7g} tokens read",
-    "new_tokens": "{:,.7g} written",
+    "prompt_tokens": "{:,.0f} tokens read",
+    "new_tokens": "{:,.0f} written",
     "money": "money {:,.4g}",
 }
 
