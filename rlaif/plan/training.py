@@ -100,23 +100,7 @@ def _trained(
     models = {"start": walk.model(index, step.from_, "from")}
     if isinstance(step, ReferenceTrain):
         models["reference"] = walk.model(index, step.reference, "reference")
-    for model in models.values():
-        if model.spec.engine not in TRAINABLE:
-            raise walk.inputs.fail(
-                index, f"{model.label}: engine {model.spec.engine!r} cannot be trained"
-            )
-        if model.spec.adapter is not None:
-            raise walk.inputs.fail(
-                index,
-                f"{model.label} has an `adapter`, and training starts from a whole checkpoint: "
-                "merge it first (peft's `merge_and_unload`), or train with `lora` from `path`",
-            )
-    if isinstance(step, OnPolicyTrain) and models["start"].spec.engine == "vllm-server":
-        raise walk.inputs.fail(
-            index,
-            f"{step.method} samples from the weights of the moment, and a server would have to be "
-            "started again for each of them: use engine vllm or hf for the policy",
-        )
+    _refuse_untrainable(walk, index, step, models)
     keys = step.model_dump(mode="json", exclude={"id", "uses", "checkpoint_every", "trackers"})
     digest = step_hash(
         kind,
@@ -147,6 +131,29 @@ def _trained(
     )
     walk.by_id[step.id, walk.round] = planned
     return made
+
+
+def _refuse_untrainable(
+    walk: Walk, index: int, step: TextStep, models: Mapping[str, Model]
+) -> None:
+    """Raise ConfigError for a model that this training cannot start from or refer to."""
+    for model in models.values():
+        if model.spec.engine not in TRAINABLE:
+            raise walk.inputs.fail(
+                index, f"{model.label}: engine {model.spec.engine!r} cannot be trained"
+            )
+        if model.spec.adapter is not None:
+            raise walk.inputs.fail(
+                index,
+                f"{model.label} has an `adapter`, and training starts from a whole checkpoint: "
+                "merge it first (peft's `merge_and_unload`), or train with `lora` from `path`",
+            )
+    if isinstance(step, OnPolicyTrain) and models["start"].spec.engine == "vllm-server":
+        raise walk.inputs.fail(
+            index,
+            f"{step.method} samples from the weights of the moment, and a server would have to be "
+            "started again for each of them: use engine vllm or hf for the policy",
+        )
 
 
 def _inputs(planned: Planned, kind: str) -> list[str]:
