@@ -1,14 +1,14 @@
 """The in-process engine against plain transformers, on the same model, prompts and dtype.
 
     python benchmarks/hf_engine.py [--model FOLDER] [--device cpu|cuda] [--dtype auto|fp32|bf16]
-        [--quick] [--json]
+        [--rows 32 64 128] [--repeats 3] [--quick] [--json]
 
 Sampling: 64 prompts x 4 samples x 128 tokens. The opponent is `generate` on batches sorted by
-length, at the best of several batch sizes, once with every answer at full length and once with
-answers that end by themselves; tokens after an end do not count. Judging: both orders of 64 pairs
-by the probabilities of two labels, with one judgement overall and with three principles. The
-opponents are forward passes over sorted padded batches, with the logits of all positions and with
-those of the last alone. The sides alternate; ratios are of medians.
+length, at the best of several batch sizes (`--rows`), once with every answer at full length and
+once with answers that end by themselves; tokens after an end do not count. Judging: both orders of
+64 pairs by the probabilities of two labels, with one judgement overall and with three principles.
+The opponents are forward passes over sorted padded batches, with the logits of all positions and
+with those of the last alone. The sides alternate; ratios are of medians.
 """
 
 from __future__ import annotations
@@ -125,7 +125,12 @@ class Plain:
 
 
 def sampling_figures(
-    engine: HfEngine, plain: Plain, prompts: list[Prompt], new: int, repeats: int
+    engine: HfEngine,
+    plain: Plain,
+    prompts: list[Prompt],
+    new: int,
+    every_rows: Sequence[int],
+    repeats: int,
 ) -> dict[str, float]:
     """Tokens a second of both sides."""
     requests = [
@@ -148,7 +153,7 @@ def sampling_figures(
             return lambda: plain.sample(encoded, 4, new, rows, full)
 
         print(f"sampling, {name} length", flush=True)
-        sides = {"rlaif": ours} | {f"transformers x{rows}": theirs(rows) for rows in ROWS}
+        sides = {"rlaif": ours} | {f"transformers x{rows}": theirs(rows) for rows in every_rows}
         rates = in_turn(sides, repeats)
         best = max(rate for side, rate in rates.items() if side != "rlaif")
         figures[f"generate.{name}.tokens_per_s"] = rates["rlaif"]
@@ -234,6 +239,8 @@ def main() -> None:
     parser.add_argument("--model", default="builtin/smollm2-135m-instruct")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="auto")
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="of generate's batches")
+    parser.add_argument("--repeats", type=int, default=3, help="of which the median counts")
     parser.add_argument("--quick", action="store_true", help="16 prompts, 64 tokens, one repeat")
     parser.add_argument("--only", choices=("sampling", "judging"))
     parser.add_argument("--json", action="store_true", help="last line: every figure")
@@ -242,12 +249,12 @@ def main() -> None:
     spec = ModelSpec(path=options.model, device=options.device, dtype=DTYPES[options.dtype])
     engine = load(spec, folder, "policy")
     plain = Plain(folder, engine)
-    count, new, repeats = (16, 64, 1) if options.quick else (64, 128, 3)
+    count, new, repeats = (16, 64, 1) if options.quick else (64, 128, options.repeats)
     prompts = every_prompt(PROMPTS)[:count]
     print(f"{folder.name}, {engine.model.dtype}, {torch.get_num_threads()} threads", flush=True)
     figures: dict[str, float] = {}
     if options.only != "judging":
-        figures |= sampling_figures(engine, plain, prompts, new, repeats)
+        figures |= sampling_figures(engine, plain, prompts, new, options.rows, repeats)
     if options.only != "sampling":
         figures |= judging_figures(engine, plain, prompts, repeats)
     for name, value in figures.items():
