@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import os
 import resource
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -46,6 +49,18 @@ def pick_dtype(name: str, device: str) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if has_fast_bf16(device) else torch.float32
     return DTYPES[name]
+
+
+def compiled_on(device: torch.device, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` fused into few kernels on a GPU, and as it is on a CPU, where the tensors lie in
+    the cache and a pass over them costs little next to a compiler's start."""
+    return compiled(function) if device.type == "cuda" else function
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` through torch's compiler, once for all shapes."""
+    return torch.compile(function, dynamic=True)
 
 
 def keep_freed_memory() -> None:

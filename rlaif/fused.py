@@ -1,8 +1,9 @@
 """The element-wise parts of a decoder layer with backward passes of their own.
 
 Plain autograd keeps every intermediate tensor of a norm or a gate, and walks over memory once for
-each operation. Here the inputs alone are kept, and passes work in place. What a model gets replaced
-is compared with its own code first; whatever differs stays as it was.
+each operation. Here the inputs alone are kept, and passes work in place, or on a GPU are compiled
+into one. What a model gets replaced is compared with its own code first; whatever differs stays as
+it was.
 """
 
 from __future__ import annotations
@@ -15,9 +16,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlaif.device import compiled_on
 from rlaif.logprobs import add_product
 
 TOLERANCE = 1e-5
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    """The normed rows, and 1 / rms of each in fp32."""
+    wide = x.to(_wide(x.dtype))
+    inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt_()
+    normed = wide * inverse
+    # Gemma rounds after the product with the weight, Llama before it.
+    gemma = offset != 0.0
+    out = normed.mul_(weight + offset).to(x.dtype) if gemma else normed.to(x.dtype) * weight
+    return out, inverse
+
+
+def _norm_slopes(
+    grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, offset: float, need_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    normed = x.to(inverse.dtype) * inverse
+    grad = grad.to(inverse.dtype)
+    along = grad * normed
+    grad_weight = along.flatten(0, -2).sum(0).to(weight.dtype) if need_weight else None
+    scale = weight + offset if offset else weight
+    # d/dx of x * inverse: what points along the normed vector drops out.
+    mean = along.mul_(scale).mean(-1, keepdim=True)
+    grad_x = (grad * scale).sub_(normed.mul_(mean)).mul_(inverse)
+    return grad_x.to(x.dtype), grad_weight
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -25,12 +52,8 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-        wide = x.to(_wide(x.dtype))
-        inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt_()
-        normed = wide * inverse
-        # Gemma rounds after the product with the weight, Llama before it.
-        gemma = offset != 0.0
-        out = normed.mul_(weight + offset).to(x.dtype) if gemma else normed.to(x.dtype) * weight
+        out: Tensor
+        out, inverse = compiled_on(x.device, _norm)(x, weight, eps, offset)
         ctx.save_for_backward(x, weight, inverse)
         ctx.offset = offset
         return out
@@ -38,17 +61,17 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, weight, inverse = ctx.saved_tensors
-        normed = x.to(inverse.dtype) * inverse
-        grad = grads[0].to(inverse.dtype)
-        along = grad * normed
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = along.flatten(0, -2).sum(0).to(weight.dtype)
-        scale = weight + ctx.offset if ctx.offset else weight
-        # d/dx of x * inverse: what points along the normed vector drops out.
-        mean = along.mul_(scale).mean(-1, keepdim=True)
-        grad_x = (grad * scale).sub_(normed.mul_(mean)).mul_(inverse)
-        return grad_x.to(x.dtype), grad_weight, None, None
+        slopes = compiled_on(x.device, _norm_slopes)
+        found = slopes(grads[0], x, weight, inverse, ctx.offset, ctx.needs_input_grad[1])
+        return *found, None, None
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate).mul_(up)
+
+
+def _gated_slopes(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
 class _GatedSilu(torch.autograd.Function):
@@ -57,13 +80,29 @@ class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        out: Tensor = compiled_on(gate.device, _gated)(gate, up)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         gate, up = ctx.saved_tensors
-        grad_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
-        return grad_gate, F.silu(gate).mul_(grads[0])
+        return compiled_on(gate.device, _gated_slopes)(grads[0], gate, up)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
+
+
+def _turned_back(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = grad.shape[-1] // 2
+    out = grad * cos
+    out[..., :half].addcmul_(grad[..., half:], sin[..., half:])
+    out[..., half:].addcmul_(grad[..., :half], sin[..., :half], value=-1)
+    return out
 
 
 class _Rotary(torch.autograd.Function):
@@ -72,21 +111,13 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        half = x.shape[-1] // 2
-        out = x * cos
-        out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-        out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        out: Tensor = compiled_on(x.device, _turned)(x, cos, sin)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         cos, sin = ctx.saved_tensors
-        grad = grads[0]
-        half = grad.shape[-1] // 2
-        out = grad * cos
-        out[..., :half].addcmul_(grad[..., half:], sin[..., half:])
-        out[..., half:].addcmul_(grad[..., :half], sin[..., :half], value=-1)
-        return out, None, None
+        return compiled_on(cos.device, _turned_back)(grads[0], cos, sin), None, None
 
 
 class _Embedding(torch.autograd.Function):

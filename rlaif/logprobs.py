@@ -2,17 +2,22 @@
 
 The vocabulary is walked in blocks and the tokens in tiles: the forward pass keeps a running
 log-sum-exp and the target's logit, the backward pass recomputes each tile. The memory beyond inputs
-and gradients is one tile of logits, whatever the vocabulary and however many tokens.
+and gradients is one tile of logits, whatever the vocabulary and however many tokens. On a GPU the
+work on a tile is compiled, and cut cross-entropy's kernel takes its place where it is installed and
+computes what is asked for.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rlaif.device import compiled_on
 
 # Tokens and vocabulary entries of one tile of logits. On a CPU a tile should stay in the cache.
 CPU_TILE = (512, 4096)
@@ -94,10 +99,60 @@ def _apply(
     if hidden.shape[0] == 0:
         empty = hidden.sum(-1).to(_wide(weight.dtype))
         return empty, empty
+    if hidden.is_cuda and _cut_cross_entropy() and _cut_fits(weight, bias, options):
+        cut = _cut(hidden, weight, targets, options)
+        return cut, torch.zeros_like(cut)
     result: tuple[Tensor, Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets, options
     )
     return result
+
+
+@functools.cache
+def _cut_cross_entropy() -> Any:
+    """Cut cross-entropy's kernel (arXiv 2411.09009) where that package is installed, else None."""
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+    except ImportError:
+        return None
+    return linear_cross_entropy
+
+
+def _cut_fits(weight: Tensor, bias: Tensor | None, options: _Options) -> bool:
+    """Whether that kernel computes what is asked for."""
+    plain = bias is None and options.temperature == 1.0 and options.tile is None
+    narrow = weight.dtype in (torch.bfloat16, torch.float16) and not options.fp32_head
+    return plain and narrow and not options.with_entropy
+
+
+def _cut(hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options) -> Tensor:
+    if options.weight_grad_into is not None and weight.requires_grad:
+        weight = _GradientInto.apply(weight, options.weight_grad_into)  # type: ignore[no-untyped-call]
+    # By default the kernel leaves out gradients that are too small for bf16.
+    loss = _cut_cross_entropy()(
+        hidden.to(weight.dtype),
+        weight,
+        targets,
+        softcap=options.softcap,
+        reduction="none",
+        filter_eps=None,
+    )
+    result: Tensor = -loss.float()
+    return result
+
+
+class _GradientInto(torch.autograd.Function):
+    """A tensor as it is, whose gradient is added to `into`."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, into: Tensor) -> Tensor:
+        ctx.into = into
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        ctx.into.add_(grads[0])
+        return None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -119,14 +174,6 @@ def _logits(inputs: Tensor, block: Tensor, bias: Tensor | None, options: _Option
     return logits if options.temperature == 1.0 else logits.div_(options.temperature)
 
 
-def _through_cap(grad: Tensor, logits: Tensor, options: _Options) -> Tensor:
-    """The gradient in place, taken back through temperature and soft-capping."""
-    if options.softcap is not None:
-        capped = logits * (options.temperature / options.softcap)
-        grad.mul_(1.0 - capped.square_())
-    return grad if options.temperature == 1.0 else grad.div_(options.temperature)
-
-
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, without a tensor in between where the dtypes allow."""
     if total.dtype == left.dtype:
@@ -135,10 +182,52 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _columns(targets: Tensor, span: slice) -> tuple[Tensor, Tensor]:
-    """Rows whose target lies in the block, and its column there."""
-    rows = ((targets >= span.start) & (targets < span.stop)).nonzero()[:, 0]
-    return rows, targets[rows] - span.start
+def _place(targets: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(N, 1) each target's column in a tile of `width` columns, and (N,) whether it is there."""
+    return targets.clamp(0, width - 1)[:, None], (targets >= 0) & (targets < width)
+
+
+def _sums(
+    logits: Tensor, targets: Tensor, with_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of one tile (N, W), each (N,): its log-sum-exp, the target's logit or 0 where the target is
+    not here, and the mean logit under the tile's own softmax. `targets` count from the tile."""
+    total = logits.logsumexp(-1)
+    column, here = _place(targets, logits.shape[1])
+    picked = logits.gather(1, column)[:, 0].masked_fill(~here, 0.0)
+    mean = None
+    if with_entropy:
+        mean = ((logits - total[:, None]).exp_() * logits).sum(-1)
+    return total, picked, mean
+
+
+def _slopes(
+    logits: Tensor,
+    targets: Tensor,
+    total: Tensor,
+    scale: Tensor,
+    entropy: Tensor,
+    scale_entropy: Tensor | None,
+    softcap: float | None,
+    temperature: float,
+) -> Tensor:
+    """The gradient (N, W) with respect to what the matrix product gave, in place of `logits`.
+
+    `total` (N,) is the log-sum-exp over the whole vocabulary; `scale` and `scale_entropy` (N,) are
+    the gradients of the log-probs and entropies.
+    """
+    capped = logits.clone() if softcap is not None else logits
+    shifted = logits.sub_(total[:, None])
+    if scale_entropy is None:
+        grad = shifted.exp_().mul_(-scale[:, None])
+    else:
+        slope = (shifted + entropy[:, None]).mul_(-scale_entropy[:, None])
+        grad = shifted.exp_().mul_(slope.sub_(scale[:, None]))
+    column, here = _place(targets, logits.shape[1])
+    grad.scatter_add_(1, column, scale.masked_fill(~here, 0.0)[:, None])
+    if softcap is not None:
+        grad.mul_(1.0 - (capped * (temperature / softcap)).square_())
+    return grad if temperature == 1.0 else grad.div_(temperature)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -152,6 +241,7 @@ class _TokenLogprobs(torch.autograd.Function):
         options: _Options,
     ) -> tuple[Tensor, Tensor]:
         dtype, tile = options.dtype(weight), options.tile_on(hidden.device)
+        sums, with_entropy = compiled_on(hidden.device, _sums), options.with_entropy
         inputs = hidden.to(dtype)
         total = torch.full((len(inputs),), -torch.inf, dtype=_wide(dtype), device=hidden.device)
         picked, mean = torch.zeros_like(total), torch.zeros_like(total)
@@ -160,16 +250,14 @@ class _TokenLogprobs(torch.autograd.Function):
             for tokens in _spans(len(inputs), tile[0]):
                 part = None if bias is None else bias[words]
                 logits = _logits(inputs[tokens], block, part, options)
-                rows, columns = _columns(targets[tokens], words)
-                picked[tokens][rows] = logits[rows, columns]
-                here = logits.logsumexp(-1)
+                here, found, inside = sums(logits, targets[tokens] - words.start, with_entropy)
+                picked[tokens] += found
                 joined = torch.logaddexp(total[tokens], here)
-                if options.with_entropy:
-                    inside = ((logits - here[:, None]).exp_() * logits).sum(-1)
+                if inside is not None:
                     mean[tokens] = mean[tokens] * (total[tokens] - joined).exp()
                     mean[tokens] += inside * (here - joined).exp()
                 total[tokens] = joined
-        entropy = total - mean if options.with_entropy else torch.zeros_like(total)
+        entropy = total - mean if with_entropy else torch.zeros_like(total)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, bias, targets, total, entropy)
         ctx.options = options
@@ -180,6 +268,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, bias, targets, total, entropy = ctx.saved_tensors
         options: _Options = ctx.options
         dtype, tile = options.dtype(weight), options.tile_on(hidden.device)
+        slopes = compiled_on(hidden.device, _slopes)
         inputs = hidden.to(dtype)
         scale = torch.zeros_like(total) if grads[0] is None else grads[0].to(total.dtype)
         scale_entropy = None if grads[1] is None else grads[1].to(total.dtype)
@@ -200,19 +289,16 @@ class _TokenLogprobs(torch.autograd.Function):
             for tokens in _spans(len(inputs), tile[0]):
                 part = None if bias is None else bias[words]
                 logits = _logits(inputs[tokens], block, part, options)
-                capped = logits.clone() if options.softcap is not None else logits
-                shifted = logits.sub_(total[tokens][:, None])
-                if scale_entropy is not None:
-                    slope = (shifted + entropy[tokens][:, None]).mul_(
-                        -scale_entropy[tokens][:, None]
-                    )
-                    grad = shifted.exp_()
-                    grad.mul_(slope.sub_(scale[tokens][:, None]))
-                else:
-                    grad = shifted.exp_().mul_(-scale[tokens][:, None])
-                rows, columns = _columns(targets[tokens], words)
-                grad[rows, columns] += scale[tokens][rows]
-                grad = _through_cap(grad, capped, options)
+                grad = slopes(
+                    logits,
+                    targets[tokens] - words.start,
+                    total[tokens],
+                    scale[tokens],
+                    entropy[tokens],
+                    None if scale_entropy is None else scale_entropy[tokens],
+                    options.softcap,
+                    options.temperature,
+                )
                 if need_bias:
                     sum_bias += grad.sum(0)
                 narrow = grad.to(dtype)

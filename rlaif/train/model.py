@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rlaif.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
 from rlaif.config import LoraOptions, TextStep
-from rlaif.device import release_freed_memory
+from rlaif.device import has_fast_bf16, release_freed_memory
 from rlaif.engines.output_head import PLAIN, Head, head_of
 from rlaif.engines.packing import GROUPS, use_packing
 from rlaif.errors import EngineError
@@ -35,12 +35,8 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 
     A CPU without bf16 instructions emulates them ten to fifty times slower than it computes fp32.
     """
-    if precision != "bf16":
-        return torch.float32
-    if device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16
+    wanted = precision == "bf16" and has_fast_bf16(device.type)
+    return torch.bfloat16 if wanted else torch.float32
 
 
 @dataclass(slots=True)
