@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from rlaif.config import ModelSpec
 from rlaif.engines import hf
 from rlaif.engines.hf import HfEngine
+from rlaif.engines.weights import Weights
 
 events: list[str] = []
 """What happened to the engines, in order."""
@@ -18,7 +19,7 @@ def load(spec: ModelSpec, folder: Path, name: str) -> Reloadable:
     """Stands in for `rlaif.engines.vllm.load`."""
     events.append("start")
     engine = hf.load(spec, folder, name)
-    return Reloadable(engine.model, engine.encoding, spec, engine.weights_hash)
+    return Reloadable(engine.weights, engine.encoding, spec)
 
 
 class Reloadable(HfEngine):
@@ -29,7 +30,7 @@ class Reloadable(HfEngine):
             load_file(folder / "model.safetensors"), strict=False
         )
         assert not unknown and set(lacking) <= {"lm_head.weight"}
-        self._head = None
+        self.weights = Weights(self.model, digest)
         self.weights_hash = digest
         events.append(f"weights {digest}")
 

@@ -123,25 +123,25 @@ def test_decoding_that_differs_falls_back_loudly(
     monkeypatch.setattr(BranchCache, "attend", wrong)
     with caplog.at_level(logging.WARNING):
         engine = load(spec, tiny_model, "tiny")
-    assert not engine.branches
+    assert not engine.weights.branches
     assert "decoded states differ by" in caplog.text
     texts = [{r.request_id: r.text for b in e.generate(requests) for r in b} for e in (engine,)]
     monkeypatch.undo()
-    assert sound.branches
+    assert sound.weights.branches
     assert texts == [{r.request_id: r.text for b in sound.generate(requests) for r in b}]
 
 
 def both_ways(engine: HfEngine, requests: list[ScoreRequest]) -> list[dict[str, Any]]:
     found = []
     for branches in (True, False):
-        engine.branches = branches
+        engine.weights.branches = branches
         found.append({r.request_id: r for batch in engine.score(requests) for r in batch})
     return found
 
 
 def test_shared_beginnings_change_no_score(tiny_model: Path) -> None:
     engine = load(ModelSpec(path=str(tiny_model), dtype="float32"), tiny_model, "tiny")
-    assert engine.branches
+    assert engine.weights.branches
     head = "Judge these two answers to one question. Say which is better. "
     labels = {"a": ("A",), "b": ("B",)}
     requests = [

@@ -10,7 +10,7 @@ import pytest
 
 from rlaif.config import ModelSpec
 from rlaif.engines import build
-from rlaif.engines.base import Model
+from rlaif.engines.base import GenerateRequest, Model, Sampling
 from rlaif.engines.build import EnginePool
 from rlaif.errors import EngineError
 from rlaif.store import Store
@@ -154,3 +154,28 @@ def test_training_gets_the_memory_of_engines_that_cannot_rest(
 def test_arguments_that_follow_from_other_keys_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match=f"`{key}` is set from"):
         ModelSpec(path="x", engine="vllm", engine_args={key: 1})
+
+
+def test_the_same_weights_with_other_settings_are_loaded_once(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    pool = EnginePool(Store(tmp_path / "run"))
+
+    def asked(**keys: Any) -> Any:
+        spec = ModelSpec(path=str(tiny_model), **{"dtype": "float32", **keys})
+        return pool.get(Model(f"weights:{tiny_model}", "m", spec))
+
+    policy, judge = asked(), asked(system_prompt="Be brief.", max_context=64)
+    assert judge is not policy and judge.model is policy.model
+    assert judge.encoding.context == 64 != policy.encoding.context
+    said = [{"role": "user", "content": "Hello"}]
+    assert judge.render(said) != policy.render(said)
+    # Both are in the middle of an answer at once, and the model is as it was afterwards.
+    requests = [GenerateRequest(f"{i}", said, Sampling(max_new_tokens=3, seed=i)) for i in range(2)]
+    before = [list(e.generate(requests)) for e in (policy, judge)]
+    one, other = policy.generate(requests), judge.generate(requests)
+    assert [[next(one), *one], [next(other), *other]] == before
+    kept = judge.model
+    policy.close()
+    assert judge.model is kept
+    assert asked(dtype="bfloat16").model is not kept

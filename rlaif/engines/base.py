@@ -240,6 +240,16 @@ class Engine(Sampler, Protocol):
 
 
 @runtime_checkable
+class Sharing(Protocol):
+    """What an engine has besides whose weights engines of other settings can compute with."""
+
+    def sharing(self, spec: ModelSpec, folder: Path, name: str) -> Engine | None:
+        """An engine of `spec`'s settings over the weights that are here, where those are the ones
+        in `folder`; else None."""
+        ...
+
+
+@runtime_checkable
 class Reloadable(Protocol):
     """What an engine has besides that stays while its weights change."""
 

@@ -12,7 +12,7 @@ from rlaif.config import TRAINABLE, ModelSpec
 from rlaif.engines import api
 from rlaif.engines.account import Account
 from rlaif.engines.adapters import model_hash
-from rlaif.engines.base import Engine, Model, Reloadable
+from rlaif.engines.base import Engine, Model, Reloadable, Sharing
 from rlaif.engines.builtin import locate, resolve
 from rlaif.errors import ConfigError, EngineError
 from rlaif.store import Store, read_json
@@ -168,12 +168,24 @@ class EnginePool:
         return None
 
     def _started(self, model: Model) -> Engine:
+        weightless = model.key.startswith(("fake:", "plugin:"))
+        folder = None if weightless else Path(self.folder(model))
+        shared = self._shared(model, folder)
+        if shared is not None:
+            return shared
         plain = [key for key, e in self._local.items() if not isinstance(e, Reloadable)]
         for key in plain[: max(0, len(plain) - self.keep + 1)]:
             self._local.pop(key).close()
-        weightless = model.key.startswith(("fake:", "plugin:"))
-        folder = None if weightless else Path(self.folder(model))
         return load_engine(model.spec, folder, model.label, self.account)
+
+    def _shared(self, model: Model, folder: Path | None) -> Engine | None:
+        """An engine over weights that are in memory with other settings, if there are any."""
+        for engine in self._local.values():
+            if folder is not None and isinstance(engine, Sharing):
+                shared = engine.sharing(model.spec, folder, model.label)
+                if shared is not None:
+                    return shared
+        return None
 
     def make_room(self) -> None:
         """Free what training needs the memory of. Engines that can give it up otherwise stay."""

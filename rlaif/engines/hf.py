@@ -7,10 +7,8 @@ head over the bf16 hidden state, since bf16 logits make false ties.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,19 +27,16 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
-from rlaif.engines.decoding import BranchRows, PaddedRows, Rows, no_branches
+from rlaif.engines.decoding import BranchRows, PaddedRows, Rows
 from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
 from rlaif.engines.memory import batch_tokens, pass_tokens
-from rlaif.engines.output_head import head_of
-from rlaif.engines.packing import packing, plain_attention
-from rlaif.engines.prepacked import prepacked
+from rlaif.engines.packing import plain_attention
 from rlaif.engines.sampling import sample_tokens
+from rlaif.engines.weights import Weights
 from rlaif.errors import EngineError
 from rlaif.fused import fuse
 from rlaif.logprobs import token_logprobs
 from rlaif.records import Message, content_hash
-
-log = logging.getLogger(__name__)
 
 ENDED_SHARE = 1 / 16
 """Rows that have ended leave a batch when they are so many of it: leaving copies the others."""
@@ -66,8 +61,12 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
         model = merged(model, adapter, name)
     if dtype == torch.float32:
         fuse(model)
-    encoding = load_encoding(folder, spec.system_prompt, context_of(model.config, spec), name)
-    return HfEngine(model.to(device).eval(), encoding, spec, model_hash(folder, spec))
+    weights = Weights(model.to(device).eval(), model_hash(folder, spec))
+    return HfEngine(weights, _encoding(model, folder, spec, name), spec)
+
+
+def _encoding(model: Any, folder: Path, spec: ModelSpec, name: str) -> Encoding:
+    return load_encoding(folder, spec.system_prompt, context_of(model.config, spec), name)
 
 
 class HfEngine:
@@ -78,27 +77,30 @@ class HfEngine:
     )
     concurrent = False
 
-    def __init__(self, model: Any, encoding: Encoding, spec: ModelSpec, digest: str):
-        self.model = model
+    def __init__(self, weights: Weights, encoding: Encoding, spec: ModelSpec):
+        self.weights = weights
         self.encoding = encoding
         self.tokenizer = encoding.tokenizer
         self.spec = spec
         self.name = encoding.name
-        self.weights_hash = digest
-        self.device = model.device
-        self.end_ids = end_ids(model.generation_config, self.tokenizer)
-        self._head: torch.Tensor | None = None
-        self._asking = 0
-        self._changes = ExitStack()
-        self.head = head_of(model.config.get_text_config())
-        problem = no_branches(model)
-        self.branches = problem is None
-        if problem is not None:
-            log.warning(
-                "%s: the samples of a prompt do not share its keys, which is slower: %s",
-                type(model).__name__,
-                problem,
-            )
+        self.weights_hash = weights.digest
+        self.device = weights.model.device
+        self.end_ids = end_ids(weights.model.generation_config, self.tokenizer)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self.weights.model
+
+    def sharing(self, spec: ModelSpec, folder: Path, name: str) -> HfEngine | None:
+        """An engine of other settings over this one's model, where `spec` asks for the very weights
+        that are here; None where it asks for others."""
+        alike = all(
+            getattr(spec, k) == getattr(self.spec, k) for k in ("engine", "device", "dtype")
+        )
+        if not alike or spec.engine != "hf" or model_hash(folder, spec) != self.weights_hash:
+            return None
+        return HfEngine(self.weights, _encoding(self.model, folder, spec, name), spec)
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
@@ -118,8 +120,10 @@ class HfEngine:
         ]
         if refused:
             yield refused
-        batches = layout.batches(encoded.rows, batch_tokens(self.spec, self.model), self.branches)
-        with self._computing():
+        batches = layout.batches(
+            encoded.rows, batch_tokens(self.spec, self.model), self.weights.branches
+        )
+        with self.weights.computing():
             for batch in _left(batches, done):
                 tokens = self._decode_batch(batch, [by_id[row.request_id] for row in batch])
                 yield [
@@ -164,27 +168,12 @@ class HfEngine:
             hidden = rows.after(picked)
         return list(zip(output, logprobs, strict=True))
 
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """The model as it computes batches; as it was when nobody asks for any."""
-        if self._asking == 0:
-            self._changes.enter_context(prepacked(self.model))
-            if self.branches:
-                self._changes.enter_context(packing(self.model))
-        self._asking += 1
-        try:
-            yield
-        finally:
-            self._asking -= 1
-            if self._asking == 0:
-                self._changes.close()
-
     def _rows(self, batch: list[layout.Row]) -> Rows:
         """The batch after its prompts. Samples of one prompt share its forward pass."""
         number: dict[tuple[int, ...], int] = {}
         owner = [number.setdefault(tuple(row.ids), len(number)) for row in batch]
         prompts = list(number)
-        if self.branches:
+        if self.weights.branches:
             return BranchRows(self.model, prompts, owner, batch[0].new)
         return PaddedRows(self.model, prompts, owner, self.tokenizer.pad_token_id or 0)
 
@@ -192,7 +181,7 @@ class HfEngine:
         self, hidden: torch.Tensor, uniform: torch.Tensor, sampling: list[Sampling]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One token for each row of hidden states (R, H), and its log-prob at temperature 1."""
-        logits = self.head.finish(self.model.get_output_embeddings()(hidden).float())
+        logits = self.weights.head.finish(self.model.get_output_embeddings()(hidden).float())
         picked = sample_tokens(logits, uniform, sampling)
         return picked, logits.gather(-1, picked[:, None])[:, 0] - logits.logsumexp(-1)
 
@@ -239,13 +228,13 @@ class HfEngine:
             yield refused
         budget = pass_tokens(self.spec, self.device)
         tails = {i: len(self.encoding.continuation(request)) for i, request in by_id.items()}
-        if self.branches:
+        if self.weights.branches:
             batches = scoring.batches(encoded.rows, tails, budget)
         else:
             batches = layout.batches(encoded.rows, budget)
-        with self._computing():
+        with self.weights.computing():
             for batch in _left(batches, done):
-                states = scoring.states(self.model, batch, tails, self.branches)
+                states = scoring.states(self.model, batch, tails, self.weights.branches)
                 yield self._results(states, [by_id[row.request_id] for row in states.rows], tails)
 
     def _results(
@@ -273,10 +262,10 @@ class HfEngine:
         asked = [i for i, request in enumerate(requests) if request.labels]
         if not asked:
             return {}
-        output, weight = self._fp32_head()
+        output, weight = self.weights.output()
         bias = None if output.bias is None else output.bias.float()
         logits = torch.nn.functional.linear(hidden[asked].float(), weight, bias)
-        probs = self.head.finish(logits).softmax(-1)
+        probs = self.weights.head.finish(logits).softmax(-1)
         return {
             i: {
                 label: float(row[self.encoding.label_tokens(label, forms)].sum())
@@ -286,28 +275,20 @@ class HfEngine:
         }
 
     def _token_logprobs(self, hidden: torch.Tensor, targets: list[int]) -> list[float]:
-        output, weight = self._fp32_head()
+        output, weight = self.weights.output()
         values: list[float] = token_logprobs(
-            hidden.float() * self.head.scale,
+            hidden.float() * self.weights.head.scale,
             weight,
             torch.tensor(targets, dtype=torch.int64, device=self.device),
             output.bias,
-            softcap=self.head.softcap,
+            softcap=self.weights.head.softcap,
             fp32_head=True,
         ).tolist()
         return values
 
-    def _fp32_head(self) -> tuple[Any, torch.Tensor]:
-        """The output head, and its weight in fp32, which is made once."""
-        output = self.model.get_output_embeddings()
-        if self._head is None:
-            self._head = output.weight.detach().float()
-        return output, self._head
-
     def close(self) -> None:
-        """Free the model's memory."""
-        self.model = None
-        self._head = None
+        """Let go of the model. Its memory is free when no engine has it any more."""
+        vars(self).pop("weights", None)
         release_freed_memory()
 
 

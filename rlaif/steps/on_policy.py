@@ -23,6 +23,7 @@ from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, 
 from rlaif.engines.build import REMOTE
 from rlaif.engines.encoding import context_of, load_encoding
 from rlaif.engines.hf import HfEngine
+from rlaif.engines.weights import Weights
 from rlaif.errors import RlaifError
 from rlaif.judges.base import Judge, roles_of
 from rlaif.plan import round_prompts
@@ -144,7 +145,7 @@ class Rollouts:
         start = planned.models["start"]
         if start.spec.engine == "hf":
             with torch.no_grad(), model.generating() as module:
-                yield HfEngine(module, self.encoding, start.spec, digest)
+                yield HfEngine(Weights(module, digest), self.encoding, start.spec)
             return
         write_weights(model, self.weights)
         yield self.context.engines.with_weights(start, self.weights, digest)
