@@ -6,13 +6,14 @@
 The task is the checks of constitutions/concise_helper.yaml: a finished answer of 12 to 36 plain
 words that takes up the question and repeats nothing. Empty, short and repetitive text cannot win.
 Each run is an experiment: the reward curve is that of the training prompts, the difference is on
-held-out prompts with a paired bootstrap over prompts.
+held-out prompts with a paired bootstrap over prompts. A run that is in DIR is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -94,10 +95,18 @@ def measure(method: str, seed: int, rollouts: int, base: Path) -> dict[str, Any]
     }
 
 
+def over_seeds(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean difference over the seeds, with an interval that takes their held-out prompts as
+    independent: the half widths of n intervals add up as squares, over n."""
+    found = [row["difference"] for row in rows]
+    mean = sum(d["mean"] for d in found) / len(found)
+    half = math.hypot(*((d["high"] - d["low"]) / 2 for d in found)) / len(found)
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
 def show(row: dict[str, Any]) -> str:
     """One line per run."""
-    change = row["difference"]
-    interval = f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+    interval = in_words(row["difference"])
     curve = row["rewards"]
     third = max(1, len(curve) // 3)
     early, late = sum(curve[:third]) / third, sum(curve[-third:]) / third
@@ -106,6 +115,11 @@ def show(row: dict[str, Any]) -> str:
         f"held out {interval}  KL {row['kl']:.2f}  {row['seconds']:.0f} s  "
         f"{', '.join(row['alarms'])}"
     )
+
+
+def in_words(change: dict[str, float]) -> str:
+    """A difference and its interval."""
+    return f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
 
 
 def main() -> int:
@@ -126,8 +140,11 @@ def main() -> int:
         for method in options.methods:
             rows.append(measure(method, seed, rollouts, base))
             print(show(rows[-1]), flush=True)
+    pooled = {m: over_seeds([r for r in rows if r["method"] == m]) for m in options.methods}
+    for method, change in pooled.items():
+        print(f"{method:11}  all  held out {in_words(change)}")
     if options.json:
-        print(json.dumps({"runs": rows, "rollouts": rollouts}))
+        print(json.dumps({"runs": rows, "rollouts": rollouts, "over_seeds": pooled}))
     return 0
 
 
