@@ -46,11 +46,14 @@ def _gone(owner: int) -> bool:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    if server.poll() is None:
-        _signal(server.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(GRACE_SECONDS)
-    _signal(server.pid, signal.SIGKILL)
+    try:
+        if server.poll() is None:
+            _signal(server.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(GRACE_SECONDS)
+    finally:
+        # Whatever is left of it, and at once where we are told to end meanwhile.
+        _signal(server.pid, signal.SIGKILL)
     server.wait()
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +87,14 @@ def test_weights_in_place_are_those_that_answer(engines, model_folder, tmp_path,
         for master in model.masters.values():
             master.add_(0.02 * torch.randn(master.shape, generator=generator))
     write_weights(model, tmp_path)
+    # What was asked for and not taken does not stand in the way.
+    lengths = [
+        replace(r, sampling=replace(r.sampling, max_new_tokens=8 + i))
+        for i, r in enumerate(questions(60))
+    ]
+    left = vllm.generate(lengths)
+    next(iter(left))
+    left.close()
     vllm.load_weights(tmp_path, "other")
     other = results(vllm.generate(asked))
     assert vllm.weights_hash == "other"
@@ -170,30 +179,39 @@ def test_on_policy_training_samples_from_the_weights_of_the_moment(
 
 HOLD = """
 import sys, time
+from pathlib import Path
+import psutil
 from rlaif.config import ModelSpec
 from rlaif.engines.build import load_engine
-from pathlib import Path
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     spec = ModelSpec(path=str(folder), engine="vllm", dtype="float32", max_context=256)
     engine = load_engine(spec, folder, "held")
-    print("ready", flush=True)
+    pids = [child.pid for child in psutil.Process().children(recursive=True)]
+    print("ready", *pids, flush=True)
+    if sys.argv[2] == "raises":
+        raise SystemError("a fault of ours")
     time.sleep(600)
 """
 
 
-def test_kill_9_leaves_no_process_behind(tmp_path, model_folder):
-    import psutil
-
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, "raises"], ids=str)
+def test_no_process_of_vllm_outlives_the_one_that_started_it(tmp_path, model_folder, how):
     script = tmp_path / "hold.py"
     script.write_text(HOLD)
-    command = [sys.executable, str(script), str(model_folder)]
-    held = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert held.stdout is not None
-    assert any(line.strip() == "ready" for line in held.stdout)
-    children = psutil.Process(held.pid).children(recursive=True)
-    assert [c for c in children if "VLLM" in c.name() or "VLLM" in " ".join(c.cmdline())]
-    os.kill(held.pid, signal.SIGKILL)
-    held.wait()
-    assert gone(c.pid for c in children)
+    mode = how if isinstance(how, str) else "waits"
+    held = subprocess.Popen(
+        [sys.executable, str(script), str(model_folder), mode],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    said = next(line for line in held.stdout if line.startswith("ready"))
+    pids = [int(pid) for pid in said.split()[1:]]
+    assert pids
+    if isinstance(how, signal.Signals):
+        held.send_signal(how)
+    held.wait(30)
+    assert gone(pids)
