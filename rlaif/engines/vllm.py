@@ -297,7 +297,6 @@ class VllmEngine:
         if not self.llm.reset_prefix_cache():
             raise EngineError(f"{self.name}: vLLM keeps prefixes that the old weights computed")
         self.weights_hash = digest
-        log.info("model %s: vLLM took the weights of %s in place", self.name, folder)
 
     def rest(self) -> bool:
         """Give up the device's memory until the next call; False where only `close` does."""
