@@ -160,7 +160,9 @@ class EnginePool:
         if is_reward_model(folder):
             return None
         engine = self._taken(model)
-        log.info("model %s: the running engine %s takes its weights", model.label, model.spec.engine)
+        log.info(
+            "model %s: the running engine %s takes its weights", model.label, model.spec.engine
+        )
         _load_weights(engine, folder, model_hash(folder, model.spec))
         return engine
 

@@ -170,6 +170,12 @@ def test_no_process_outlives_the_one_that_started_it(
         owner.send_signal(how)
     owner.wait(20)
     assert gone(running)
+    [left] = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("left ")]
+    until = time.monotonic() + 20
+    # The server's keeper is the last to go.
+    while Path(left).parent.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(left).parent.exists()
 
 
 def test_a_keeper_that_is_told_to_end_twice_kills_at_once(tmp_path: Path, log: Path) -> None:

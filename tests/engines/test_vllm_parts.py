@@ -39,6 +39,8 @@ def engine(
 
     monkeypatch.setattr(vllm_server, "command", command)
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
+    # What a keeper that is killed leaves there goes with the test.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     spec = ModelSpec(path=str(tiny_model), engine="vllm-server", limits={"retries": 1})
     made = VllmServerEngine(spec, tiny_model, "judge", Account(tmp_path / "run/spend.jsonl"))
     yield made
