@@ -286,7 +286,10 @@ class VllmEngine:
         except Exception as error:
             # There is nothing left to cancel.
             running.clear()
-            raise EngineError(f"{self.name}: vLLM stopped: {error}") from error
+            raise EngineError(
+                f"{self.name}: vLLM stopped: {error} What was stored is kept; run the same command "
+                "again to go on. Where it was killed, another process may have taken the memory."
+            ) from error
         return outputs
 
     def load_weights(self, folder: Path, digest: str) -> None:

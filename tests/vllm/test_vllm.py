@@ -196,7 +196,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, "raises"], ids=str)
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, signal.SIGTERM, "raises"], ids=["SIGKILL", "SIGTERM", "raises"]
+)
 def test_no_process_of_vllm_outlives_the_one_that_started_it(tmp_path, model_folder, how):
     script = tmp_path / "hold.py"
     script.write_text(HOLD)

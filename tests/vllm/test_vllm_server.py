@@ -118,14 +118,20 @@ def test_judges_on_such_a_server_read_labels_and_are_held_to_a_schema(
 ):
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
     ask = {"by": "remote", "principles": ["useful"]}
+    # Two answers that differ: equal ones are a tie that no judge is asked about.
+    script = tmp_path / "script.yaml"
+    script.write_text('rules: [{match: "", replies: [Yes., "It is long, and it is salty."]}]')
     written = {"verdict": "written", "structured": True, "max_new_tokens": 64}
     path = write_experiment(
         tmp_path / "experiment",
         None,
         rounds=1,
-        models={"policy": {"path": "none", "engine": "fake"}, "remote": remote},
+        models={
+            "policy": {"path": "none", "engine": "fake", "script": str(script)},
+            "remote": remote,
+        },
         steps=[
-            {"sample": {"n": 2, "temperature": 1.0, "max_new_tokens": 8}},
+            {"sample": {"n": 4, "temperature": 1.0, "max_new_tokens": 8}},
             {"judge": {"id": "liked", "kind": "yes_no", **ask}},
             {"judge": {"id": "duel", "kind": "pairwise", **ask, **written}},
             {"pair": {"weights": {"liked": 1.0}}},
@@ -179,7 +185,7 @@ def hold(model_folder, run, mode):
     )
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, "raises"], ids=str)
+@pytest.mark.parametrize("how", [signal.SIGKILL, "raises"], ids=["SIGKILL", "raises"])
 def test_no_process_of_a_server_outlives_the_one_that_started_it(tmp_path, model_folder, how):
     held = hold(model_folder, tmp_path, how if isinstance(how, str) else "waits")
     made, *found = held.stdout.readline().split()
