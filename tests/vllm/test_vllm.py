@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +18,6 @@ from rlaif.train.export import write_weights
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
 from tests.adapters import adapter
-from tests.processes import gone
 
 CPU = torch.device("cpu")
 CONTEXT = 512
@@ -175,45 +169,3 @@ def test_on_policy_training_samples_from_the_weights_of_the_moment(
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert len(rows) == 2
     assert all(row["logprob_gap"] < 5e-3 for row in rows)
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-import psutil
-from rlaif.config import ModelSpec
-from rlaif.engines.build import load_engine
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    spec = ModelSpec(path=str(folder), engine="vllm", dtype="float32", max_context=256)
-    engine = load_engine(spec, folder, "held")
-    pids = [child.pid for child in psutil.Process().children(recursive=True)]
-    print("ready", *pids, flush=True)
-    if sys.argv[2] == "raises":
-        raise SystemError("a fault of ours")
-    time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize(
-    "how", [signal.SIGKILL, signal.SIGTERM, "raises"], ids=["SIGKILL", "SIGTERM", "raises"]
-)
-def test_no_process_of_vllm_outlives_the_one_that_started_it(tmp_path, model_folder, how):
-    script = tmp_path / "hold.py"
-    script.write_text(HOLD)
-    mode = how if isinstance(how, str) else "waits"
-    held = subprocess.Popen(
-        [sys.executable, str(script), str(model_folder), mode],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    said = next(line for line in held.stdout if line.startswith("ready"))
-    pids = [int(pid) for pid in said.split()[1:]]
-    assert pids
-    if isinstance(how, signal.Signals):
-        held.send_signal(how)
-    held.wait(30)
-    assert gone(pids)

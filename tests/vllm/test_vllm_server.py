@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +21,6 @@ from rlaif.store import Store
 from tests.adapters import adapter
 from tests.processes import gone
 
-ROOT = Path(__file__).parents[2]
 LABELS = {"yes": ("Yes", " Yes"), "no": ("No", " No"), "rare": ("zebra", " zebra")}
 SCHEMA = {
     "type": "object",
@@ -150,62 +144,3 @@ def test_judges_on_such_a_server_read_labels_and_are_held_to_a_schema(
     key = os.environ["THEIR_KEY"].encode()
     written_to = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert [file.name for file in written_to if key in file.read_bytes()] == []
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-import psutil
-from rlaif.config import ModelSpec
-from rlaif.engines.account import Account
-from rlaif.engines.base import GenerateRequest, Sampling
-from rlaif.engines.build import load_engine
-
-folder, run, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-spec = ModelSpec(path=str(folder), engine="vllm-server", max_context=256, cache=False)
-engine = load_engine(spec, folder, "held", Account(run / "spend.jsonl"))
-ask = GenerateRequest("r", [{"role": "user", "content": "Hello"}], Sampling(max_new_tokens=2))
-made = [r.finish_reason for batch in engine.generate([ask]) for r in batch]
-pids = [child.pid for child in psutil.Process().children(recursive=True)]
-print(*made, *pids, flush=True)
-if mode == "raises":
-    raise SystemError("a fault of ours")
-time.sleep(600)
-"""
-
-
-def hold(model_folder, run, mode):
-    """A process that has a server answer, and then waits or fails as `mode` says."""
-    return subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(model_folder), str(run), mode],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, "raises"], ids=["SIGKILL", "raises"])
-def test_no_process_of_a_server_outlives_the_one_that_started_it(tmp_path, model_folder, how):
-    held = hold(model_folder, tmp_path, how if isinstance(how, str) else "waits")
-    made, *found = held.stdout.readline().split()
-    assert made == "length"
-    pids = [int(pid) for pid in found]
-    # The keeper, the server and its engine at least.
-    assert len(pids) >= 3
-    if isinstance(how, signal.Signals):
-        held.send_signal(how)
-    held.wait(30)
-    assert gone(pids)
-
-
-def test_a_server_that_is_still_starting_ends_with_its_owner_too(tmp_path, model_folder):
-    held = hold(model_folder, tmp_path, "waits")
-    children = []
-    while len(children) < 3:
-        assert held.poll() is None
-        children = psutil.Process(held.pid).children(recursive=True)
-        time.sleep(0.1)
-    held.send_signal(signal.SIGTERM)
-    held.wait(30)
-    assert gone(child.pid for child in children)
