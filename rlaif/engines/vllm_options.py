@@ -109,8 +109,4 @@ def options(spec: ModelSpec, context: int, on_gpu: bool, adapter: Path | None) -
     if adapter is not None:
         ready = next((known for known in RANKS if known >= rank(adapter)), rank(adapter))
         values |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": ready}
-    values |= spec.engine_args
-    if not on_gpu and "tensor_parallel_size" not in spec.engine_args:
-        # No worker process beside the engine's: it starts sooner, and ends with it.
-        values.setdefault("distributed_executor_backend", "uni")
-    return values
+    return values | spec.engine_args
