@@ -28,6 +28,12 @@ SCHEMA = {
     "required": ["mood"],
     "additionalProperties": False,
 }
+SCORE = {
+    "type": "object",
+    "properties": {"score": {"enum": [0.25, 0.75]}},
+    "required": ["score"],
+    "additionalProperties": False,
+}
 USER = [{"role": "user", "content": "Is the sea salty? Answer Yes or No."}]
 GREEDY = Sampling(max_new_tokens=16, temperature=0.0)
 
@@ -112,35 +118,33 @@ def test_judges_on_such_a_server_read_labels_and_are_held_to_a_schema(
 ):
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
     ask = {"by": "remote", "principles": ["useful"]}
-    # Two answers that differ: equal ones are a tie that no judge is asked about.
-    script = tmp_path / "script.yaml"
-    script.write_text('rules: [{match: "", replies: [Yes., "It is long, and it is salty."]}]')
-    written = {"verdict": "written", "structured": True, "max_new_tokens": 64}
+    template = tmp_path / "score.j2"
+    template.write_text("Score this answer, as JSON.\n{{ fence }}\n{{ response }}\n{{ fence }}\n")
+    scored = {"kind": "template", "by": "remote", "template": str(template)}
+    scored["parse"] = {"json_schema": SCORE}
     path = write_experiment(
         tmp_path / "experiment",
         None,
         rounds=1,
         models={
-            "policy": {"path": "none", "engine": "fake", "script": str(script)},
+            "policy": {"path": "none", "engine": "fake"},
             "remote": remote,
         },
         steps=[
-            {"sample": {"n": 4, "temperature": 1.0, "max_new_tokens": 8}},
+            {"sample": {"n": 2, "temperature": 1.0, "max_new_tokens": 8}},
             {"judge": {"id": "liked", "kind": "yes_no", **ask}},
-            {"judge": {"id": "duel", "kind": "pairwise", **ask, **written}},
-            {"pair": {"weights": {"liked": 1.0}}},
+            {"judge": {"id": "scored", "max_new_tokens": 24, **scored}},
         ],
     )
     out = tmp_path / "run"
     run_experiment(path, out)
     steps = [Store(out).step(folder.name) for folder in (out / "steps").iterdir()]
     rows = [row for step in steps for row in step.read("judgements")]
-    by_judge = {name: [r for r in rows if r["judge"] == name] for name in ("liked", "duel")}
-    assert by_judge["liked"]
-    assert {row["status"] for row in by_judge["liked"]} == {"ok"}
+    by_judge = {name: [r for r in rows if r["judge"] == name] for name in ("liked", "scored")}
+    assert len(by_judge["liked"]) == len(by_judge["scored"]) == 10
+    assert {row["status"] for row in rows} == {"ok"}
     assert all(0 < row["score"] < 1 for row in by_judge["liked"])
-    assert by_judge["duel"]
-    assert {row["status"] for row in by_judge["duel"]} <= {"ok", "tie"}
+    assert {row["score"] for row in by_judge["scored"]} <= {0.25, 0.75}
     key = os.environ["THEIR_KEY"].encode()
     written_to = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert [file.name for file in written_to if key in file.read_bytes()] == []
