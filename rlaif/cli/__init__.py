@@ -7,6 +7,7 @@ budget, 130 interrupted (run the same command again to go on).
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import warnings
@@ -63,6 +64,9 @@ def main() -> None:
     # The tokenizer library forks nothing here; its warning would land among the results.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # Such as a server that is started, or given other weights: the package's own lines alone.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("rlaif").setLevel(logging.INFO)
     try:
         cli.main(standalone_mode=False)
     except RlaifError as error:

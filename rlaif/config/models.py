@@ -187,22 +187,26 @@ class ModelSpec(Strict):
         for key, instead in TAKEN_ARGS.items():
             if key in self.engine_args:
                 raise ValueError(f"engine_args: `{key}` is set from {instead}")
+        sizes = {key: self.engine_args.get(key, 1) for key in PARALLEL_ARGS}
+        wrong = [key for key, size in sizes.items() if type(size) is not int or size < 1]
+        if wrong:
+            raise ValueError(f"engine_args: `{wrong[0]}` must be a whole number from 1")
 
     def _check_gpus(self) -> None:
         if self.gpus is None:
             return
         if not self.gpus or len(set(self.gpus)) < len(self.gpus):
             raise ValueError("`gpus` must be numbers of different GPUs, such as [0, 1]")
-        sizes = {key: self.engine_args.get(key, 1) for key in PARALLEL_ARGS}
-        wrong = [key for key, size in sizes.items() if type(size) is not int or size < 1]
-        if wrong:
-            raise ValueError(f"engine_args: `{wrong[0]}` must be a number of GPUs")
-        used = math.prod(sizes.values())
-        if used != len(self.gpus):
+        if self.processes != len(self.gpus):
             raise ValueError(
-                f"`gpus` names {len(self.gpus)} GPUs and the model uses {used}: the product of "
-                f"{', '.join(PARALLEL_ARGS)} in `engine_args` must be {len(self.gpus)}"
+                f"`gpus` names {len(self.gpus)} GPUs and the model uses {self.processes}: the "
+                f"product of {', '.join(PARALLEL_ARGS)} in `engine_args` must be {len(self.gpus)}"
             )
+
+    @property
+    def processes(self) -> int:
+        """How many processes vLLM computes with: one for each GPU that it uses."""
+        return math.prod(self.engine_args.get(key, 1) for key in PARALLEL_ARGS)
 
     def _check_limit(self) -> None:
         """Without a number that bounds an answer, no budget could be kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from importlib import import_module
@@ -16,6 +17,8 @@ from rlaif.engines.base import Engine, Model, Reloadable, Sharing
 from rlaif.engines.builtin import locate, resolve
 from rlaif.errors import ConfigError, EngineError
 from rlaif.store import Store, read_json
+
+log = logging.getLogger(__name__)
 
 ENGINES = {
     "hf": "rlaif.engines.hf:load",
@@ -157,6 +160,9 @@ class EnginePool:
         if is_reward_model(folder):
             return None
         engine = self._taken(model)
+        log.info(
+            "model %s: the running engine %s takes its weights", model.label, model.spec.engine
+        )
         _load_weights(engine, folder, model_hash(folder, model.spec))
         return engine
 

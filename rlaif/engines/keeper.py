@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from typing import NoReturn
 
@@ -21,16 +22,23 @@ GRACE_SECONDS = 10.0
 
 
 def main(command: list[str]) -> int:
-    """Run `command` until it ends or its owner has gone; its exit status."""
+    """Run `command` until it ends or its owner has gone; its exit status. Its temporary files,
+    such as sockets, go with it."""
     owner = os.getppid()
     signal.signal(signal.SIGTERM, _leave)
-    # A group of its own: its processes are ended together, those too that it has lost sight of.
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        while server.poll() is None and not _gone(owner):
-            pass
-    finally:
-        _end(server)
+    with tempfile.TemporaryDirectory(prefix="rlaif-", ignore_cleanup_errors=True) as folder:
+        # A group of its own: its processes are ended together, those too that it has lost sight of.
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": folder},
+        )
+        try:
+            while server.poll() is None and not _gone(owner):
+                pass
+        finally:
+            _end(server)
     return server.returncode
 
 
@@ -46,17 +54,17 @@ def _gone(owner: int) -> bool:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    if server.poll() is None:
-        _signal(server.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(GRACE_SECONDS)
-    _signal(server.pid, signal.SIGKILL)
+    try:
+        if server.poll() is None:
+            # It alone, which then ends its processes in order.
+            server.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(GRACE_SECONDS)
+    finally:
+        # Whatever is left of it, and at once where we are told to end meanwhile.
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
     server.wait()
-
-
-def _signal(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)
 
 
 if __name__ == "__main__":

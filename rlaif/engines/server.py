@@ -80,11 +80,17 @@ class Server:
         return self._keeper.poll() is None
 
     def healthy(self) -> bool:
-        """Whether the server is healthy and is ours: another one's does not know the key."""
-        return self._answers(f"{self.root}/health") and self._answers(f"{self.url}/models")
+        """Whether the server is healthy and is ours. Another one, which took the port before ours
+        did, does not know the key, or wants none."""
+        models = f"{self.url}/models"
+        return (
+            self._answers(f"{self.root}/health", self.key)
+            and self._answers(models, self.key)
+            and not self._answers(models, "no key")
+        )
 
-    def _answers(self, url: str) -> bool:
-        asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.key}"})
+    def _answers(self, url: str, key: str) -> bool:
+        asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
         # A proxy of the environment is not for this machine's own addresses.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:

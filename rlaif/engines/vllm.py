@@ -286,7 +286,10 @@ class VllmEngine:
         except Exception as error:
             # There is nothing left to cancel.
             running.clear()
-            raise EngineError(f"{self.name}: vLLM stopped: {error}") from error
+            raise EngineError(
+                f"{self.name}: vLLM stopped: {error} What was stored is kept; run the same command "
+                "again to go on. Where it was killed, another process may have taken the memory."
+            ) from error
         return outputs
 
     def load_weights(self, folder: Path, digest: str) -> None:
@@ -294,7 +297,8 @@ class VllmEngine:
         self._wake()
         self.llm.collective_rpc("take_weights", args=(str(folder),))
         # What was computed with the old weights must not be continued.
-        self.llm.reset_prefix_cache()
+        if not self.llm.reset_prefix_cache():
+            raise EngineError(f"{self.name}: vLLM keeps prefixes that the old weights computed")
         self.weights_hash = digest
 
     def rest(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,32 @@ CPU_CACHE_GIB = "2"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def environment(spec: ModelSpec, on_gpu: bool) -> dict[str, str]:
-    """What vLLM reads from the environment, but for what the user has set there. Raises ConfigError
-    for GPUs that are not here."""
+def environment(spec: ModelSpec, on_gpu: bool, logged: str = "ERROR") -> dict[str, str]:
+    """What vLLM reads from the environment, but for what the user has set there. It logs from level
+    `logged` up. Raises ConfigError for GPUs that are not here."""
     values = {
         # A fork would copy torch's threads in an unknown state.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_LOGGING_LEVEL": logged,
         "VLLM_NO_USAGE_STATS": "1",
     }
     if not on_gpu:
-        cores = sorted(os.sched_getaffinity(0))
         # By itself it would leave cores idle on a small machine.
-        values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        values["VLLM_CPU_OMP_THREADS_BIND"] = binding(os.sched_getaffinity(0), spec.processes)
         values["VLLM_CPU_KVCACHE_SPACE"] = CPU_CACHE_GIB
     unset = {key: value for key, value in values.items() if key not in os.environ}
     return unset if spec.gpus is None else unset | {VISIBLE: visible_gpus(spec)}
+
+
+def binding(cores: Iterable[int], processes: int) -> str:
+    """Which of the cores each of vLLM's processes computes on, in its notation: as many for each,
+    in order. The system decides where there are fewer cores than processes."""
+    known = sorted(cores)
+    share = len(known) // processes
+    if not share:
+        return "nobind"
+    parts = [known[i * share : (i + 1) * share] for i in range(processes)]
+    return "|".join(",".join(map(str, part)) for part in parts)
 
 
 @contextmanager
@@ -99,8 +109,4 @@ def options(spec: ModelSpec, context: int, on_gpu: bool, adapter: Path | None) -
     if adapter is not None:
         ready = next((known for known in RANKS if known >= rank(adapter)), rank(adapter))
         values |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": ready}
-    values |= spec.engine_args
-    if not on_gpu and "tensor_parallel_size" not in spec.engine_args:
-        # No worker process beside the engine's: it starts sooner, and ends with it.
-        values.setdefault("distributed_executor_backend", "uni")
-    return values
+    return values | spec.engine_args

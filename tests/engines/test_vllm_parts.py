@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ def engine(
 
     monkeypatch.setattr(vllm_server, "command", command)
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
+    # What a keeper that is killed leaves there goes with the test.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     spec = ModelSpec(path=str(tiny_model), engine="vllm-server", limits={"retries": 1})
     made = VllmServerEngine(spec, tiny_model, "judge", Account(tmp_path / "run/spend.jsonl"))
     yield made
@@ -124,7 +126,7 @@ def test_the_command_says_what_the_model_and_its_adapter_are(tmp_path: Path) -> 
     values = {"dtype": "float32", "enforce_eager": True, "async_scheduling": False, "seed": 0}
     values |= {"rope_scaling": {"factor": 2}, "quantization": None, "enable_lora": True}
     plain = vllm_server.command("mine", tmp_path, values, None, 81)
-    assert plain[:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    assert plain[:3] == [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
     given = dict(pairwise(plain))
     assert (given["--dtype"], given["--seed"], given["--port"]) == ("float32", "0", "81")
     assert (given["--host"], given["--served-model-name"]) == ("127.0.0.1", "mine")
@@ -148,6 +150,30 @@ def test_the_rank_that_vllm_is_made_ready_for_holds_the_adapter(tmp_path: Path) 
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
         assert vllm_options.options(spec, 99, False, tmp_path)["max_lora_rank"] == wanted
     assert "enable_lora" not in vllm_options.options(spec, 99, False, None)
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "binding"),
+    [
+        ({1, 0}, 1, "0,1"),
+        (range(4), 2, "0,1|2,3"),
+        (range(5), 2, "0,1|2,3"),
+        (range(2), 3, "nobind"),
+    ],
+)
+def test_each_process_computes_on_cores_of_its_own(
+    cores: Iterable[int], processes: int, binding: str
+) -> None:
+    assert vllm_options.binding(cores, processes) == binding
+
+
+def test_settings_of_the_environment_are_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ModelSpec(path="m", engine="vllm", engine_args={"pipeline_parallel_size": 2})
+    values = vllm_options.environment(spec, False, logged="INFO")
+    assert values["VLLM_LOGGING_LEVEL"] == "INFO"
+    assert values["VLLM_CPU_OMP_THREADS_BIND"] == vllm_options.binding(os.sched_getaffinity(0), 2)
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    assert "VLLM_LOGGING_LEVEL" not in vllm_options.environment(spec, False, logged="INFO")
 
 
 @pytest.fixture
@@ -206,7 +232,10 @@ def test_a_model_on_gpus_of_its_own_stays_while_others_train(
         ({"gpus": [1, 1]}, "must be numbers of different GPUs"),
         ({"gpus": [-1]}, "greater than or equal to 0"),
         ({"gpus": [0, 1]}, "names 2 GPUs and the model uses 1"),
-        ({"gpus": [0], "engine_args": {"tensor_parallel_size": "2"}}, "must be a number of GPUs"),
+        (
+            {"gpus": [0], "engine_args": {"tensor_parallel_size": "2"}},
+            "must be a whole number from 1",
+        ),
         ({"engine_args": {"port": 1}}, "`port` is set from the start of the server"),
         ({"engine_args": {"enable_lora": True}}, "`enable_lora` is set from `adapter`"),
         ({"system_prompt": "drop"}, "the server renders"),

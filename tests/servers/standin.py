@@ -1,8 +1,9 @@
 """Stands in for `vllm serve`: the same command line and key, answers at once, and a process of its
 own, as vLLM has.
 
-It answers with the folder that it serves and the prompt. A file beside the folder's own says how it
-fails: `dies` (with its text), `hangs`, `stubborn` (SIGTERM is ignored).
+It leaves a temporary file, and answers with the folder that it serves and the prompt. A file beside
+the folder's own says how it fails: `dies` (with its text), `hangs`, `stubborn` (SIGTERM is
+ignored).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -62,7 +64,8 @@ class Handler(BaseHTTPRequestHandler):
 
 def main(folder: Path, port: int) -> None:
     child = subprocess.Popen([sys.executable, "-c", SLEEP])
-    print(f"pids {os.getpid()} {child.pid}", flush=True)
+    with tempfile.NamedTemporaryFile(delete=False) as left:
+        print(f"pids {os.getpid()} {child.pid}\nleft {left.name}", flush=True)
     if (folder / "dies").exists():
         sys.exit((folder / "dies").read_text())
     if (folder / "stubborn").exists():
