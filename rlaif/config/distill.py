@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
+from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag, model_validator
 
 from rlaif.config.base import Fraction, StepId
 from rlaif.config.training import METHODS, TextStep, TrainStep
@@ -39,6 +39,22 @@ class DistillStep(TrainStep):
     source_weights: SourceWeights = {}
     replay: Replay = 1.0
     train_on_eos: Literal[True] = Field(True, description="The reward is read at the end of turn.")
+    members: PositiveInt = Field(
+        1,
+        description="More than 1: an ensemble of so many adapters (`lora`) with a head each on one "
+        "body, which differ in their first weights and the order of pairs.",
+    )
+
+    @model_validator(mode="after")
+    def _members_are_adapters(self) -> DistillStep:
+        if self.members > 1 and self.lora is None:
+            raise ValueError("`members` are adapters on one body: give `lora` ({} for its defaults)")
+        return self
+
+    @property
+    def makes_masters(self) -> bool:
+        """Not as an ensemble: nothing can be trained from it."""
+        return self.members == 1
 
 
 class BradleyTerryDistill(DistillStep):
@@ -96,6 +112,11 @@ class FitStep(TextStep):
     id: StepId = "distill"
     source_weights: SourceWeights = {}
     replay: Replay = 1.0
+
+    @property
+    def makes_masters(self) -> bool:
+        """No: the body stays as it is."""
+        return False
 
 
 class LinearDistill(FitStep):

@@ -148,6 +148,15 @@ def _refuse_untrainable(
                 f"{model.label} has an `adapter`, and training starts from a whole checkpoint: "
                 "merge it first (peft's `merge_and_unload`), or train with `lora` from `path`",
             )
+    steps = ((p.hash, p.step) for p in walk.done)
+    apart = {digest for digest, s in steps if isinstance(s, DistillStep) and s.members > 1}
+    if models["start"].train_hash in apart:
+        raise walk.inputs.fail(
+            index,
+            f"{models['start'].label} is an ensemble of adapters, and training needs one model to "
+            "start from: take `from: initial`, or distill without `members`",
+            "from",
+        )
     if isinstance(step, OnPolicyTrain) and models["start"].spec.engine == "vllm-server":
         raise walk.inputs.fail(
             index,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rlaif.config import FitStep, OnPolicyTrain
+from rlaif.config import DistillStep, FitStep, OnPolicyTrain
 from rlaif.device import pick_device
 from rlaif.engines.builtin import weights_hash
 from rlaif.errors import RlaifError
@@ -17,6 +17,7 @@ from rlaif.records import Judgement, Preference, from_json
 from rlaif.steps.context import StepContext
 from rlaif.store import write_atomic
 from rlaif.train.loop import TrainOutcome, TrainProgress
+from rlaif.train.members import train_members
 from rlaif.train.probe import fit_reward_model
 from rlaif.train.run import train
 from rlaif.train.trackers import open_trackers
@@ -32,7 +33,7 @@ def run(context: StepContext) -> dict[str, Any]:
     # Sampling and judging are over: their memory is needed for gradients and optimiser state.
     context.engines.make_room()
     out, work = context.store.model_path(planned.hash), context.folder.path / "work"
-    if out.exists() and not isinstance(step, FitStep) and not (out / "masters").is_dir():
+    if out.exists() and step.makes_masters and not (out / "masters").is_dir():
         # It was trained and its fp32 masters were dropped; a later step needs them again.
         for stale in (out, work):
             shutil.rmtree(stale)
@@ -99,6 +100,8 @@ def _train_offline(
             device=torch.device(device),
             **shared,
         )
+    if isinstance(planned.step, DistillStep) and planned.step.members > 1:
+        return train_members(planned.step, preferences, token_ids, device=device, **shared)
     reference = planned.models.get("reference")
     other = None if reference in (None, start) else reference
     return train(

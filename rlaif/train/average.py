@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlaif.engines.adapters import member_folders
 from rlaif.engines.build import is_reward_model
 from rlaif.errors import ConfigError, EngineError
 from rlaif.heads import WEIGHTS, load_head, save_head
@@ -57,6 +58,12 @@ def average(members: Sequence[Path], out: Path) -> dict[str, int]:
 def _refuse(member: Path, first: Path) -> None:
     if not is_reward_model(member) or not (member / WHOLE).exists():
         raise ConfigError(f"no reward model with its weights in one {WHOLE}", member)
+    if member_folders(member):
+        raise ConfigError(
+            "an ensemble of adapters has no one set of weights to average. Use it as a judge of "
+            "kind reward_ensemble",
+            member,
+        )
     configs = [json.loads((folder / "config.json").read_text()) for folder in (first, member)]
     differing = [key for key in COMPARED if configs[0].get(key) != configs[1].get(key)]
     if differing:

@@ -135,6 +135,10 @@ class TrainModel:
         """(S,) fp32 rewards: the head's number at each sequence's last token."""
         return self._gathered(lambda: self._rewards(layout))
 
+    def ends(self, layout: Layout) -> Tensor:
+        """(S, H) fp32 hidden states at each sequence's last token."""
+        return self._gathered(lambda: self.hidden(layout).index_select(0, layout.last).float())
+
     def _rewards(self, layout: Layout) -> Tensor:
         last = self.hidden(layout).index_select(0, layout.last)
         head = causal(self.module).score

@@ -51,6 +51,7 @@ def main(path: Path) -> int:
             f"cuda:{local}" if cuda else "cpu",
             tell,
             request["system_prompt"],
+            request["merge"],
         )
         found: dict[str, Any] = {"outcome": asdict(outcome)}
     except RlaifError as error:
