@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from rlaif.config.base import Fraction, StepId
 from rlaif.config.training import METHODS, TextStep, TrainStep
@@ -48,7 +56,9 @@ class DistillStep(TrainStep):
     @model_validator(mode="after")
     def _members_are_adapters(self) -> DistillStep:
         if self.members > 1 and self.lora is None:
-            raise ValueError("`members` are adapters on one body: give `lora` ({} for its defaults)")
+            raise ValueError(
+                "`members` are adapters on one body: give `lora` ({} for its defaults)"
+            )
         return self
 
     @property

@@ -213,9 +213,7 @@ class RewardEngine:
             prompts = [rows[row.request_id][1] for row in batch]
             yield self._batch(self.body, batch, prompts)
 
-    def _batch(
-        self, body: Body, batch: list[layout.Row], prompts: list[int]
-    ) -> list[RewardResult]:
+    def _batch(self, body: Body, batch: list[layout.Row], prompts: list[int]) -> list[RewardResult]:
         width = layout.bucket(max(len(row.ids) for row in batch))
         ids = torch.zeros((len(batch), width), dtype=torch.long)
         mask = torch.zeros_like(ids)
