@@ -123,7 +123,7 @@ def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
     for planned in reversed(plan):
         if planned.kind not in TRAINED or planned.hash not in missing:
             continue
-        for role in ("start", "reference"):
+        for role in ("start", "reference", "last"):
             model = planned.models.get(role)
             if model is None or model.train_hash is None or model.train_hash in fitted:
                 continue

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rlaif.config import DistillStep, FitStep, OnPolicyTrain
+from rlaif.config.distill import Refresh
 from rlaif.device import pick_device
 from rlaif.engines.builtin import weights_hash
 from rlaif.errors import RlaifError
@@ -19,6 +20,7 @@ from rlaif.store import write_atomic
 from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.members import train_members
 from rlaif.train.probe import fit_reward_model
+from rlaif.train.refresh import accuracy, is_stale, keep, read_trained, split, write_trained
 from rlaif.train.run import train
 from rlaif.train.trackers import open_trackers
 
@@ -31,8 +33,14 @@ def run(context: StepContext) -> dict[str, Any]:
     if not preferences and not fresh:
         raise _nothing_to_train_on(context)
     # Sampling and judging are over: their memory is needed for gradients and optimiser state.
-    context.engines.make_room()
     out, work = context.store.model_path(planned.hash), context.folder.path / "work"
+    refresh = step.refresh if isinstance(step, DistillStep | FitStep) else None
+    if refresh is not None:
+        preferences, measured = split(preferences, refresh.held_out)
+        kept = _kept_fresh(context, refresh, measured)
+        if kept is not None:
+            return kept
+    context.engines.make_room()
     if out.exists() and step.makes_masters and not (out / "masters").is_dir():
         # It was trained and its fp32 masters were dropped; a later step needs them again.
         for stale in (out, work):
@@ -63,10 +71,38 @@ def run(context: StepContext) -> dict[str, Any]:
         else:
             outcome = _train_offline(context, preferences, report)
     write_atomic(out / "README.md", _card(context, preferences))
+    summary = outcome.metrics
+    if refresh is not None:
+        found = accuracy(context.engines.get(planned.models["made"]), measured, step, planned.seed)
+        write_trained(out, planned.round, found)
+        summary = summary | {"held_out_accuracy": found.mean}
     return {
         "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
         "tokens": outcome.tokens,
-        "summary": outcome.metrics,
+        "summary": summary,
+        "weights_hash": weights_hash(out),
+    }
+
+
+def _kept_fresh(
+    context: StepContext, refresh: Refresh, measured: list[Preference]
+) -> dict[str, Any] | None:
+    """The step's summary where the last round's model is kept; None where there is none yet, or it
+    is stale."""
+    planned = context.planned
+    last = planned.models.get("last")
+    if last is None:
+        return None
+    folder = Path(context.engines.folder(last))
+    trained = read_trained(folder)
+    found = accuracy(context.engines.get(last), measured, planned.step, planned.seed)
+    if is_stale(trained, found, refresh.drop):
+        return None
+    out = context.store.model_path(planned.hash)
+    keep(folder, out)
+    return {
+        "counts": {"preferences": 0, "steps": 0, "kept_since_round": trained.round},
+        "summary": {"held_out_accuracy": found.mean, "accuracy_when_trained": trained.mean},
         "weights_hash": weights_hash(out),
     }
 

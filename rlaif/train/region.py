@@ -1,4 +1,4 @@
-"""Where the answers lie that a reward model was trained on, kept beside it, so that it can say of each
+"""Where the answers lie that a reward model was trained on, kept beside it: so it can say of each
 answer that it judges how far that lies from them."""
 
 from __future__ import annotations
