@@ -3,16 +3,17 @@
     python benchmarks/reward_models.py [--data DIR] [--methods linear bradley_terry]
         [--pairs 1500] [--longest 1600] [--seed 0] [--out DIR] [--quick] [--json]
 
-Three sources: GPT-4's verdicts on AlpacaEval (AI labels), HH's labels and Auto-J's (people). For each
-of the first two, and each way to judge, held-out accuracy, and the accuracy on the other sources: the
-cross table. The ways are the length of the answers, a bag of words, who wrote them (AlpacaEval, where
-this is known), and a reward model on the embedded 135M model's body. A model's accuracy less each
-baseline's is given on the same pairs, with its interval.
+Three sources: GPT-4's verdicts on AlpacaEval (AI labels), HH's labels and Auto-J's (people). For
+each of the first two, and each way to judge, held-out accuracy, and the accuracy on the other
+sources: the cross table. The ways are the length of the answers, a bag of words, who wrote them
+(AlpacaEval, where this is known), and a reward model on the embedded 135M model's body. A model's
+accuracy less each baseline's is given on the same pairs, with its interval.
 
 Nothing is tested on what it was trained on: within a source the pairs are cut into five folds, all
 that begins with one user turn in one of them, and each fold is judged by what was trained on the
-others (bradley_terry: the first fold alone). Intervals resample these first turns; they hold for the
-models as they were fitted, and do not cover another draw of training pairs (`--seed` makes one).
+others (bradley_terry: the first fold alone). Intervals resample these first turns; they hold for
+the models as they were fitted, and do not cover another draw of training pairs (`--seed` makes
+one).
 DIR is what RLAIF_DATA names, else `shared/data` beside the repository.
 """
 
@@ -102,7 +103,7 @@ def read(options: argparse.Namespace, source: str) -> Data:
         size = sum(len(m["content"]) for m in pair.prompt.messages)
         size += max(len(pair.first.text), len(pair.second.text))
         constant = pair.authors is not None and CONSTANT in pair.authors
-        same = pair.first.text == pair.second.text
+        same = pair.first.text.strip() == pair.second.text.strip()
         if pair.label in (None, 0.5) or size > options.longest or constant or same:
             continue
         authors = pair.authors if pair.label > 0.5 or not pair.authors else pair.authors[::-1]
@@ -420,7 +421,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="*", choices=TRAINING, default=["linear"])
     parser.add_argument("--pairs", type=int, default=1500, help="of each source, at most")
     parser.add_argument("--longest", type=int, default=1600, help="characters of a kept pair")
-    parser.add_argument("--max-length", type=int, default=1024, help="tokens of prompt and answer")
+    parser.add_argument("--max-length", type=int, default=2048, help="tokens of prompt and answer")
     parser.add_argument("--seed", type=int, default=0, help="draws pairs and folds, and the order")
     parser.add_argument("--out", type=Path, help="where models are kept [default: they are not]")
     parser.add_argument("--quick", action="store_true", help="a few short pairs, one method")

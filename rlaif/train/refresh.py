@@ -17,11 +17,10 @@ from pathlib import Path
 from rlaif.compare.bootstrap import Interval, mean_interval
 from rlaif.compare.metrics import per_prompt
 from rlaif.config import DistillStep, FitStep
-from rlaif.config.distill import ConditionalDistill
-from rlaif.data.instructed import with_system
 from rlaif.engines.base import Engine, RewardRequest
 from rlaif.errors import RlaifError
-from rlaif.records import Message, Preference, content_hash
+from rlaif.records import Preference, content_hash
+from rlaif.train.reward_model import conditioned
 
 RECORD = "refresh.json"
 PARTS = 1000
@@ -71,14 +70,12 @@ def accuracy(
 ) -> Interval:
     """How often the better answer of decided `pairs` has the higher reward, a tie counting one
     half, with its interval over prompts. Raises RlaifError where no answer could be scored."""
-    requests = {
-        f"{p.preference_id}/{side}": RewardRequest(
-            f"{p.preference_id}/{side}", _asked(p, options), answer[0]
-        )
-        for p in pairs
+    requests = [
+        RewardRequest(f"{p.preference_id}/{side}", p.prompt, answer[0])
+        for p in conditioned(pairs, options)
         for side, answer in (("chosen", p.chosen), ("rejected", p.rejected))
-    }
-    found = {r.request_id: r.reward for rows in engine.reward(requests.values()) for r in rows}
+    ]
+    found = {r.request_id: r.reward for rows in engine.reward(requests) for r in rows}
     rows = []
     for p in pairs:
         chosen, rejected = (found[f"{p.preference_id}/{side}"] for side in ("chosen", "rejected"))
@@ -89,12 +86,6 @@ def accuracy(
     if interval is None:
         raise RlaifError("refresh: no held-out pair fits the reward model's context")
     return interval
-
-
-def _asked(preference: Preference, options: DistillStep | FitStep) -> list[Message]:
-    if isinstance(options, ConditionalDistill):
-        return with_system(preference.prompt, options.conditions[preference.source])
-    return preference.prompt
 
 
 def write_trained(folder: Path, number: int, found: Interval) -> None:
