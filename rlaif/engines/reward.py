@@ -56,16 +56,14 @@ class Body:
         self.config, self.device = model.config, model.device
         self._layers = model.base_model
         self._adapters: Any = None
+        self._heads: dict[str, Head] = {}
         members = member_folders(folder)
-        kept = load_head(folder)
-        self._heads: dict[str, Head] = {} if kept is None else {"": kept}
-        if kept is None:
-            score = _plain_score(model, name, folder)
-            self._heads = {"": _linear(score)}
         if members:
             self._adapters = with_members(model, members, name)
             scores = model.score.modules_to_save
             self._heads = {m.name: _linear(scores[m.name]) for m in members}
+        else:
+            self._heads[""] = load_head(folder) or _linear(_plain_score(model, name, folder))
         for part in (model.eval(), *self._heads.values()):
             part.to(self.device)
 

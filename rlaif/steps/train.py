@@ -12,6 +12,7 @@ import torch
 from rlaif.config import DistillStep, FitStep, OnPolicyTrain
 from rlaif.config.distill import Refresh
 from rlaif.device import pick_device
+from rlaif.engines.build import load_engine
 from rlaif.engines.builtin import weights_hash
 from rlaif.errors import RlaifError
 from rlaif.records import Judgement, Preference, from_json
@@ -26,21 +27,24 @@ from rlaif.train.trackers import open_trackers
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Train from the last checkpoint, or from the start; the export is complete or absent."""
-    planned, step = context.planned, context.planned.step
-    preferences = context.preferences()
-    fresh = isinstance(step, OnPolicyTrain)
-    if not preferences and not fresh:
+    """Train from the last checkpoint, or from the start; the export is complete or absent. With
+    `refresh` a reward model of the last round may be kept instead."""
+    step, preferences = context.planned.step, context.preferences()
+    if not preferences and not isinstance(step, OnPolicyTrain):
         raise _nothing_to_train_on(context)
-    # Sampling and judging are over: their memory is needed for gradients and optimiser state.
-    out, work = context.store.model_path(planned.hash), context.folder.path / "work"
     refresh = step.refresh if isinstance(step, DistillStep | FitStep) else None
-    if refresh is not None:
-        preferences, measured = split(preferences, refresh.held_out)
-        kept = _kept_fresh(context, refresh, measured)
-        if kept is not None:
-            return kept
+    if refresh is None:
+        return _trained(context, preferences)
+    training, measured = split(preferences, refresh.held_out)
+    kept = _kept_fresh(context, refresh, measured)
+    return kept or _with_accuracy(context, _trained(context, training), measured)
+
+
+def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, Any]:
+    planned, step = context.planned, context.planned.step
+    # Sampling and judging are over: their memory is needed for gradients and optimiser state.
     context.engines.make_room()
+    out, work = context.store.model_path(planned.hash), context.folder.path / "work"
     if out.exists() and step.makes_masters and not (out / "masters").is_dir():
         # It was trained and its fp32 masters were dropped; a later step needs them again.
         for stale in (out, work):
@@ -64,24 +68,35 @@ def run(context: StepContext) -> dict[str, Any]:
         done = progress.step
 
     with open_trackers(step.trackers, project, name, context.folder.path) as trackers:
-        if fresh:
+        if isinstance(step, OnPolicyTrain):
             from rlaif.steps import on_policy
 
             outcome = on_policy.train(context, report)
         else:
             outcome = _train_offline(context, preferences, report)
     write_atomic(out / "README.md", _card(context, preferences))
-    summary = outcome.metrics
-    if refresh is not None:
-        found = accuracy(context.engines.get(planned.models["made"]), measured, step, planned.seed)
-        write_trained(out, planned.round, found)
-        summary = summary | {"held_out_accuracy": found.mean}
     return {
         "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
         "tokens": outcome.tokens,
-        "summary": summary,
+        "summary": outcome.metrics,
         "weights_hash": weights_hash(out),
     }
+
+
+def _with_accuracy(
+    context: StepContext, summary: dict[str, Any], measured: list[Preference]
+) -> dict[str, Any]:
+    """The summary with the accuracy of what was trained on pairs that it was not trained on, which
+    is also kept beside the model."""
+    planned = context.planned
+    out = context.store.model_path(planned.hash)
+    engine = load_engine(planned.models["start"].spec, out, planned.models["made"].label)
+    try:
+        found = accuracy(engine, measured, planned.step, planned.seed)
+    finally:
+        engine.close()
+    write_trained(out, planned.round, found)
+    return summary | {"summary": summary["summary"] | {"held_out_accuracy": found.mean}}
 
 
 def _kept_fresh(
