@@ -51,6 +51,7 @@ class ImplicitReward:
         """One call per completion and model; `seed` changes nothing."""
 
         def request(name: str, completion: Completion) -> ScoreRequest:
+            """What each model is asked about a completion."""
             return ScoreRequest(name, prompt.messages, continuation=completion.text)
 
         return calls_by_role(self, prompt, completions, request)

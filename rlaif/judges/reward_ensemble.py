@@ -69,6 +69,7 @@ class RewardEnsemble:
         """One call per completion and member; `seed` changes nothing."""
 
         def request(name: str, completion: Completion) -> RewardRequest:
+            """What each model is asked about a completion."""
             return RewardRequest(name, prompt.messages, completion.messages[-1])
 
         return calls_by_role(self, prompt, completions, request)

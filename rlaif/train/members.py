@@ -76,6 +76,7 @@ def _told(
         return None
 
     def tell(own: TrainProgress) -> None:
+        """Steps count on over the members."""
         total = own.total_steps
         progress(replace(own, step=number * total + own.step, total_steps=count * total))
 

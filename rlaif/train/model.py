@@ -317,6 +317,7 @@ def _into(master: Tensor) -> Callable[[Tensor], None]:
     """A hook that moves a working parameter's gradient into its master's, and frees it."""
 
     def hook(param: Tensor) -> None:
+        """Called by autograd when the gradient is whole."""
         if master.grad is not None and param.grad is not None:
             master.grad.add_(param.grad)
         param.grad = None

@@ -169,6 +169,7 @@ def _launch(
     progress: Callable[[TrainProgress], None] | None,
 ) -> TrainOutcome:
     def told(row: dict[str, Any]) -> None:
+        """A line of progress from the first process."""
         if progress is not None:
             progress(TrainProgress(**row))
 
