@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from rlaif.config import ModelSpec
 from rlaif.engines.builtin import files_hash, weights_hash
 from rlaif.errors import EngineError
@@ -15,6 +17,8 @@ from rlaif.store import read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+FAULTS = (ValueError, RuntimeError, KeyError, OSError, SafetensorError)
+"""What peft raises for an adapter that is damaged or of another model."""
 MEMBERS = "members"
 """The folder in a checkpoint that holds the adapters of an ensemble, by number."""
 
@@ -59,7 +63,7 @@ def merged(model: Any, adapter: Path, name: str) -> Any:
 
     try:
         return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
+    except FAULTS as error:
         raise _misfit(name, adapter, error) from None
 
 
@@ -79,7 +83,7 @@ def with_members(model: Any, folders: Iterable[Path], name: str) -> Any:
         wrapped = PeftModel.from_pretrained(model, str(first), adapter_name=first.name)
         for folder in others:
             wrapped.load_adapter(str(folder), adapter_name=folder.name)
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
+    except FAULTS as error:
         raise _misfit(name, first.parent, error) from None
     return wrapped
 
