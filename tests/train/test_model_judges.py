@@ -169,7 +169,7 @@ def test_a_reward_model_says_how_far_an_answer_is_from_its_training(
         text: (j.distribution or {})["distance"]
         for text, j in judged(judge, {"by": tmp_path / "rm"}).items()
     }
-    assert away["yes yes"] < 2 < away["no, lazy zebra"]
+    assert away["yes yes"] < 1.5 and away["no, lazy zebra"] > 1.2 * away["yes yes"]
     bare = tmp_path / "bare"
     shutil.copytree(tmp_path / "rm", bare, ignore=shutil.ignore_patterns("reward_region*"))
     assert all(
