@@ -18,6 +18,7 @@ from rlaif.engines.build import is_reward_model
 from rlaif.errors import ConfigError, EngineError
 from rlaif.heads import WEIGHTS, load_head, save_head
 from rlaif.train.loading import MASTERS
+from rlaif.train.refresh import RECORD
 from rlaif.train.tokenise import refuse_other_tokens
 
 WHOLE = "model.safetensors"
@@ -40,7 +41,7 @@ def average(members: Sequence[Path], out: Path) -> dict[str, int]:
         _refuse(member, members[0])
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    own = shutil.ignore_patterns("masters", "README.md", "*.safetensors")
+    own = shutil.ignore_patterns("masters", "README.md", RECORD, "*.safetensors")
     shutil.copytree(members[0], temporary, ignore=own)
     tensors = dict(_means([m / WHOLE for m in members]))
     save_file(tensors, temporary / WHOLE, metadata={"format": "pt"})

@@ -137,16 +137,18 @@ class TrainModel:
 
     def ends(self, layout: Layout) -> Tensor:
         """(S, H) fp32 hidden states at each sequence's last token."""
-        return self._gathered(lambda: self.hidden(layout).index_select(0, layout.last).float())
+        return self._gathered(lambda: self._ends(layout))
+
+    def _ends(self, layout: Layout) -> Tensor:
+        return self.hidden(layout).index_select(0, layout.last).float()
 
     def _rewards(self, layout: Layout) -> Tensor:
-        last = self.hidden(layout).index_select(0, layout.last)
         head = causal(self.module).score
         # In fp32: bf16 would round rewards to steps of a hundredth.
         weight = getattr(head, "weight", None)
         if weight is None:
             weight = head.modules_to_save["default"].weight
-        return nn.functional.linear(last.float(), weight.float())[:, 0]
+        return nn.functional.linear(self._ends(layout), weight.float())[:, 0]
 
     def hidden(self, layout: Layout) -> Tensor:
         """(R*T, H) last hidden states of the layout's rows."""
