@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rlaif.build import Built, build_dataset
-from rlaif.config import Experiment, FitStep
+from rlaif.config import Experiment
 from rlaif.engines.build import EnginePool
 from rlaif.engines.builtin import resolve
 from rlaif.errors import GateStopped
@@ -118,12 +118,12 @@ def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
     were not kept: starting from the bf16 export would give other weights. A head that was fitted on
     a body leaves it as it is and has none.
     """
-    fitted = {p.hash for p in plan if isinstance(p.step, FitStep)}
+    fitted = {p.hash for p in plan if p.kind in TRAINED and not p.step.makes_masters}
     missing = {p.hash for p in plan if store.step(p.hash).done() is None}
     for planned in reversed(plan):
         if planned.kind not in TRAINED or planned.hash not in missing:
             continue
-        for role in ("start", "reference"):
+        for role in ("start", "reference", "last"):
             model = planned.models.get(role)
             if model is None or model.train_hash is None or model.train_hash in fitted:
                 continue

@@ -18,7 +18,6 @@ from typing import Any
 from rlaif.engines.base import RewardResult
 from rlaif.engines.reward import RewardEngine
 from rlaif.errors import RlaifError
-from rlaif.heads import GatedHead
 from rlaif.records import Message, content_hash
 
 MOST_BYTES = 64 * 1024 * 1024
@@ -89,7 +88,7 @@ class RewardService:
 
     def text_rows(self, texts: Sequence[str], prompts: Sequence[str] | None) -> list[Row]:
         """Rendered texts of prompt and answer, as trainers hold them. Raises BadRequest."""
-        if prompts is None and isinstance(self.engine.head, GatedHead):
+        if prompts is None and self.engine.reads_prompt:
             raise BadRequest("this model's gate looks at the prompt: send `prompts` as well")
         given = prompts if prompts is not None else [""] * len(texts)
         if len(given) != len(texts):

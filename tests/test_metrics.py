@@ -17,6 +17,7 @@ from rlaif.compare.metrics import (
     rank_correlation,
     sample_values,
     text_values,
+    unfamiliar_values,
 )
 from rlaif.config import CheckSpec
 from rlaif.records import Completion, Judgement, make_prompt
@@ -176,3 +177,19 @@ def test_intervals_and_paired_differences() -> None:
     for key in ("mean", "low", "high"):
         assert changes["score/self"][key] == pytest.approx(0.2)
     assert changes["win_rate/self"]["mean"] == 1.0
+
+
+def test_what_a_reward_model_says_of_itself_is_a_metric_and_a_label_of_that_name_is_none() -> None:
+    parts = {"reward": 1.0, "distance": 2.0, "spread": 0.5}
+    said = [
+        judgement(["a"], score=0.7, distribution=parts),
+        judgement(["b"], score=0.7, distribution={**parts, "distance": 4.0}),
+        judgement(["c"], Q, score=0.7, distribution={"reward": 1.0, "distance": 9.0}),
+        judgement(["d"], Q, status="failed"),
+    ]
+    wanted = {"distance/self": {P: 3.0, Q: 9.0}, "disagreement/self": {P: 0.5}}
+    assert unfamiliar_values(said) == wanted
+    found = judge_values("self", said, {}, {"a", "b", "c", "d"})
+    assert {name: found[name] for name in wanted} == wanted
+    labels = {"distance": 0.9, "spread": 0.1}
+    assert unfamiliar_values([judgement(["a"], score=0.7, distribution=labels)]) == {}

@@ -31,6 +31,7 @@ from rlaif.config import ModelSpec
 from rlaif.config.distill import LinearDistill
 from rlaif.data.labelled import LabelledPair
 from rlaif.device import pick_device
+from rlaif.engines.adapters import member_folders
 from rlaif.engines.build import EnginePool
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.experiment import StepProgress
@@ -83,6 +84,11 @@ def run_reward_bench(
     decided = [p for p in pairs if p.label is not None and p.label != 0.5]
     if not decided:
         raise ConfigError(f"{request.name}: no pair in it whose label prefers an answer")
+    if request.train and member_folders(request.model):
+        raise ConfigError(
+            f"{request.model} is an ensemble of adapters, and `--train` reads the hidden states of "
+            "one model: leave it out"
+        )
     store = Store(request.out)
     store.prepare()
     with store.locked():

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
+from rlaif.errors import EngineError
+
+REGION = "reward_region.safetensors"
+MOST = 4096
+"""Answers that a region is made of."""
 Floats = NDArray[np.float64]
 
 
@@ -28,13 +36,39 @@ class Region:
 
 def fit_region(features: Floats) -> Region:
     """The region of `features` (n, H), its covariance shrunk as Ledoit and Wolf (2004) do, so that
-    it can be inverted with fewer answers than features. Raises ValueError for fewer than two."""
+    it can be inverted with fewer answers than features. Raises ValueError for fewer than two.
+
+    At most `MOST` rows are looked at, taken evenly. Shrinking pulls all variances to their mean, so
+    features are first brought to one size: those of hidden states differ by powers of ten.
+    """
     from sklearn.covariance import LedoitWolf
 
     if len(features) < 2:
         raise ValueError(f"a region needs two answers or more, got {len(features)}")
-    found = LedoitWolf().fit(features)
-    return Region(found.location_, found.precision_)
+    rows = features[:: -(-len(features) // MOST)]
+    spread = rows.std(axis=0)
+    size = np.where(spread > 0, spread, 1.0)
+    found = LedoitWolf().fit(rows / size)
+    return Region(found.location_ * size, found.precision_ / np.outer(size, size))
+
+
+def save_region(region: Region, folder: Path) -> None:
+    """Write the region beside a checkpoint, in fp32."""
+    tensors = {"mean": region.mean, "precision": region.precision}
+    save_file({n: v.astype(np.float32) for n, v in tensors.items()}, folder / REGION)
+
+
+def load_region(folder: Path) -> Region | None:
+    """The region that lies beside a checkpoint, None where there is none. Raises EngineError when
+    its file is damaged."""
+    path = folder / REGION
+    if not path.exists():
+        return None
+    try:
+        found = {name: v.astype(np.float64) for name, v in load_file(path).items()}
+        return Region(**found)
+    except (OSError, TypeError, SafetensorError) as error:
+        raise EngineError(f"{path}: this region cannot be read: {error}") from None
 
 
 def nearest(query: Floats, known: Floats, count: int) -> list[tuple[int, float]]:

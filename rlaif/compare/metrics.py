@@ -16,6 +16,7 @@ from rlaif import textstats
 from rlaif.compare.aggregate import candidate_scores, pair_probability
 from rlaif.compare.bootstrap import Interval, mean_interval, paired_interval, win_rate_interval
 from rlaif.config import CheckSpec
+from rlaif.engines.base import DISTANCE, SPREAD
 from rlaif.records import VALUED, Completion, Judgement, Prompt
 from rlaif.rules import apply_check
 
@@ -113,9 +114,35 @@ def judge_values(
     return found | read_values(judge, mine)
 
 
+UNFAMILIAR = {DISTANCE: "distance", SPREAD: "disagreement"}
+"""Metrics that say how far a reward model is from what it knows, by the part of a reward."""
+
+
+def unfamiliar(judgement: Judgement) -> dict[str, float]:
+    """By metric, how far the answer lies from those that a reward model was trained on, in its
+    features, and how far the members of an ensemble disagree (standard deviation); nothing of other
+    judges."""
+    known = judgement.distribution or {}
+    if "reward" not in known:
+        return {}
+    return {
+        f"{metric}/{judgement.judge}": known[part]
+        for part, metric in UNFAMILIAR.items()
+        if part in known
+    }
+
+
+def unfamiliar_values(judgements: Sequence[Judgement]) -> dict[str, Values]:
+    """`unfamiliar` of the answers to each prompt."""
+    rows = [(j.prompt_id, unfamiliar(j)) for j in judgements]
+    names = sorted({name for _, found in rows for name in found})
+    return {n: per_prompt((p, found.get(n)) for p, found in rows) for n in names}
+
+
 def read_values(judge: str, judgements: Sequence[Judgement]) -> dict[str, Values]:
-    """The label mass and the share of answers that could not be read."""
-    found = {}
+    """The label mass, the share of answers that could not be read, and what `unfamiliar_values`
+    finds."""
+    found = unfamiliar_values(judgements)
     masses = per_prompt((j.prompt_id, j.label_mass) for j in judgements)
     if masses:
         found[f"label_mass/{judge}"] = masses

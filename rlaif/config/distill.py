@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
-from rlaif.config.base import Fraction, StepId
+from rlaif.config.base import Fraction, StepId, Strict
 from rlaif.config.training import METHODS, TextStep, TrainStep
 
 SourceWeights = Annotated[
@@ -31,6 +39,26 @@ Replay = Annotated[
 ]
 
 
+class Refresh(Strict):
+    """Keep the last round's reward model until it is stale: until its accuracy on the newest pairs
+    of prompts that it was never trained on lies below what it had on such pairs when it was
+    trained."""
+
+    drop: Fraction = Field(0.05, description="A fall of accuracy that is more than this is stale.")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="Share of the prompts that accuracy is measured on; never trained on."
+    )
+
+
+WhenStale = Annotated[
+    Refresh | None,
+    Field(
+        description="In later rounds: train only when the last round's model is stale, else keep "
+        "it. Absent: train in every round."
+    ),
+]
+
+
 class DistillStep(TrainStep):
     """Keys of the reward models that train all weights (arXiv 2203.02155, 2307.09288)."""
 
@@ -38,7 +66,24 @@ class DistillStep(TrainStep):
     learning_rate: PositiveFloat = Field(9e-6, description="arXiv 2203.02155.")
     source_weights: SourceWeights = {}
     replay: Replay = 1.0
+    refresh: WhenStale = None
     train_on_eos: Literal[True] = Field(True, description="The reward is read at the end of turn.")
+    members: PositiveInt = Field(
+        1,
+        description="More than 1: an ensemble of so many adapters (`lora`) with a head each on one "
+        "body, which differ in their first weights and the order of pairs.",
+    )
+
+    @model_validator(mode="after")
+    def _members_are_adapters(self) -> DistillStep:
+        if self.members > 1 and self.lora is None:
+            raise ValueError("`members` are adapters on one body: give `lora` ({}: its defaults)")
+        return self
+
+    @property
+    def makes_masters(self) -> bool:
+        """Not as an ensemble: nothing can be trained from it."""
+        return self.members == 1
 
 
 class BradleyTerryDistill(DistillStep):
@@ -96,6 +141,12 @@ class FitStep(TextStep):
     id: StepId = "distill"
     source_weights: SourceWeights = {}
     replay: Replay = 1.0
+    refresh: WhenStale = None
+
+    @property
+    def makes_masters(self) -> bool:
+        """No: the body stays as it is."""
+        return False
 
 
 class LinearDistill(FitStep):

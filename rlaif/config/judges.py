@@ -251,8 +251,9 @@ class RewardEnsembleJudge(JudgeBase):
 
     kind: Literal["reward_ensemble"]
     id: StepId = "reward_ensemble"
-    members: Annotated[list[str], Field(min_length=2)] = Field(
-        description="Reward models: names under `models`, `distill` steps, or folders."
+    members: Annotated[list[str], Field(min_length=1)] = Field(
+        description="Reward models: names under `models`, `distill` steps, or folders. One alone "
+        "must be an ensemble of adapters, all of which are members."
     )
     combine: Literal["mean", "worst", "uncertainty"] = Field(
         "mean", description="uncertainty: the mean less `penalty` times the members' variance."

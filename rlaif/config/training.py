@@ -55,6 +55,11 @@ class TextStep(Strict):
     )
     uses: list[str] | None = None
 
+    @property
+    def makes_masters(self) -> bool:
+        """Whether the model has fp32 masters, which a later training starts from."""
+        return True
+
 
 class TrainStep(TextStep):
     """Keys of every method. Batch sizes count pairs, examples or prompts."""

@@ -1,9 +1,13 @@
-"""LoRA adapters (arXiv 2106.09685) in peft's format, given beside a model (`adapter`)."""
+"""LoRA adapters (arXiv 2106.09685) in peft's format: one given beside a model (`adapter`), or those
+of a reward ensemble, which lie in its checkpoint and share its body."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from rlaif.config import ModelSpec
 from rlaif.engines.builtin import files_hash, weights_hash
@@ -13,6 +17,10 @@ from rlaif.store import read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+FAULTS = (ValueError, RuntimeError, KeyError, OSError, SafetensorError)
+"""What peft raises for an adapter that is damaged or of another model."""
+MEMBERS = "members"
+"""The folder in a checkpoint that holds the adapters of an ensemble, by number."""
 
 
 def adapter_folder(spec: ModelSpec) -> Path | None:
@@ -55,11 +63,34 @@ def merged(model: Any, adapter: Path, name: str) -> Any:
 
     try:
         return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EngineError(
-            f"model {name!r}: the adapter in {adapter} does not fit: {first}"
-        ) from None
+    except FAULTS as error:
+        raise _misfit(name, adapter, error) from None
+
+
+def member_folders(checkpoint: Path) -> list[Path]:
+    """The adapters of an ensemble in their order; none where the checkpoint is one model."""
+    folders = (path.parent for path in checkpoint.glob(f"{MEMBERS}/*/{CONFIG}"))
+    return sorted(folders, key=lambda folder: int(folder.name))
+
+
+def with_members(model: Any, folders: Iterable[Path], name: str) -> Any:
+    """The transformers classifier with all the adapters on it, each by its folder's name and none
+    merged. Raises EngineError where one does not fit."""
+    from peft import PeftModel
+
+    first, *others = folders
+    try:
+        wrapped = PeftModel.from_pretrained(model, str(first), adapter_name=first.name)
+        for folder in others:
+            wrapped.load_adapter(str(folder), adapter_name=folder.name)
+    except FAULTS as error:
+        raise _misfit(name, first.parent, error) from None
+    return wrapped
+
+
+def _misfit(name: str, adapter: Path, error: Exception) -> EngineError:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return EngineError(f"model {name!r}: the adapter in {adapter} does not fit: {first}")
 
 
 def _config(folder: Path) -> dict[str, Any]:

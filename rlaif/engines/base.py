@@ -137,10 +137,16 @@ class RewardRequest:
     answer: Message
 
 
+MEMBER, SPREAD, DISTANCE = "member/", "spread", "distance"
+"""Parts of a reward: of each member of an ensemble, their standard deviation, and how far the
+answer lies from those of the training (`rlaif.compare.distance`; about 1 is near)."""
+
+
 @dataclass(frozen=True, slots=True)
 class RewardResult:
     """`reward` is the head's number as it is, or None where `error` says why there is none; `parts`
-    are what the head made it of, by name. `seconds` and `cost` as in GenerateResult."""
+    are what the head made it of and what is known of it, by name. `seconds` and `cost` as in
+    GenerateResult."""
 
     request_id: str
     reward: float | None

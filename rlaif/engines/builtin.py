@@ -132,9 +132,11 @@ def _convert_gguf(source: Path, file: str, target: Path) -> None:
 
 
 def weights_hash(folder: Path) -> str:
-    """A hash of all that makes a model answer as it does: weights, config, tokenizer, template."""
+    """A hash of all that makes a model answer as it does: weights, config, tokenizer, template, and
+    an ensemble's adapters."""
     files = sorted(folder.glob("*.safetensors"))
     files += [folder / name for name in IDENTITY_FILES if (folder / name).exists()]
+    files += sorted(folder.glob("members/*/adapter_*"))
     return files_hash(files)
 
 

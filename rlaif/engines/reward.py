@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from rlaif.chat import end_of_turn, render_answer, render_prompt
+from rlaif.compare.distance import Region, load_region
 from rlaif.config import ModelSpec
 from rlaif.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.engines import layout
-from rlaif.engines.base import RewardRequest, RewardResult
+from rlaif.engines.adapters import member_folders, with_members
+from rlaif.engines.base import DISTANCE, MEMBER, SPREAD, RewardRequest, RewardResult
 from rlaif.engines.builtin import weights_hash
 from rlaif.engines.memory import pass_tokens
 from rlaif.errors import EngineError
-from rlaif.heads import Head, HeadConfig, LinearHead, load_head
+from rlaif.heads import GatedHead, Head, HeadConfig, LinearHead, Scores, load_head
 from rlaif.records import Message
 
 
@@ -36,18 +39,64 @@ def load(spec: ModelSpec, folder: Path, name: str) -> RewardEngine:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"reward model {name!r} in {folder} cannot be loaded: {error}") from None
-    head = load_head(folder) or _plain_head(model, name, folder)
     if not getattr(tokenizer, "chat_template", None):
         raise EngineError(
             f"model {name!r} in {folder} has no chat template. Put chat_template.jinja into the "
             "folder."
         )
-    head = head.to(device)
-    return RewardEngine(model.to(device).eval(), head, tokenizer, spec, name, weights_hash(folder))
+    body = Body(model.to(device), name, folder)
+    return RewardEngine(body, load_region(folder), tokenizer, spec, name, weights_hash(folder))
 
 
-def _plain_head(model: Any, name: str, folder: Path) -> LinearHead:
-    """The checkpoint's own row of weights in fp32: bf16 would round rewards to hundredths."""
+class Body:
+    """The transformers model, once in memory, with one head, or with a head and an adapter for each
+    member of an ensemble. Raises EngineError where the checkpoint has no head of one number."""
+
+    def __init__(self, model: Any, name: str, folder: Path):
+        self.config, self.device = model.config, model.device
+        self._layers = model.base_model
+        self._adapters: Any = None
+        self._heads: dict[str, Head] = {}
+        members = member_folders(folder)
+        if members:
+            self._adapters = with_members(model, members, name)
+            scores = model.score.modules_to_save
+            self._heads = {m.name: _linear(scores[m.name]) for m in members}
+        else:
+            self._heads[""] = load_head(folder) or _linear(_plain_score(model, name, folder))
+        for part in (model.eval(), *self._heads.values()):
+            part.to(self.device)
+
+    @property
+    def gated(self) -> bool:
+        """Whether a gate sees the prompt."""
+        return any(isinstance(head, GatedHead) for head in self._heads.values())
+
+    def __call__(
+        self, ids: Tensor, mask: Tensor, ends: Tensor, starts: Tensor
+    ) -> tuple[Scores, Tensor | None]:
+        """The rewards of R rows, `ids` and `mask` (R, T) padded on the right, read at `ends` (R,);
+        `starts` (R,) are the last tokens of their prompts. And the hidden states (R, H) that a
+        single head has read them from.
+
+        An ensemble passes once for each member: their mean is the reward.
+        """
+        rows = torch.arange(len(ids), device=ids.device)
+        found: dict[str, Scores] = {}
+        for name, head in self._heads.items():
+            if self._adapters is not None:
+                self._adapters.set_adapter(name, inference_mode=True)
+            states = self._layers(input_ids=ids, attention_mask=mask).last_hidden_state
+            last = states[rows, ends].float()
+            found[name] = head(last, states[rows, starts].float())
+        if self._adapters is None:
+            return found[""], last
+        rewards = torch.stack([scores.reward for scores in found.values()])
+        parts = {f"{MEMBER}{name}": scores.reward for name, scores in found.items()}
+        return Scores(rewards.mean(0), parts | {SPREAD: rewards.std(0, correction=0)}), None
+
+
+def _plain_score(model: Any, name: str, folder: Path) -> torch.nn.Linear:
     if model.config.num_labels != 1:
         raise EngineError(
             f"model {name!r} in {folder} has {model.config.num_labels} outputs; a reward model has "
@@ -58,9 +107,14 @@ def _plain_head(model: Any, name: str, folder: Path) -> LinearHead:
         raise EngineError(
             f"model {name!r} in {folder}: {type(model).__name__} has no plain `score` head"
         )
+    return score
+
+
+@torch.no_grad()
+def _linear(score: torch.nn.Linear) -> LinearHead:
+    """A checkpoint's own row of weights in fp32: bf16 would round rewards to hundredths."""
     head = LinearHead(HeadConfig("linear", score.in_features))
-    with torch.no_grad():
-        head.weight.copy_(score.weight)
+    head.weight.copy_(score.weight)
     return head
 
 
@@ -71,16 +125,27 @@ class RewardEngine:
     concurrent = False
 
     def __init__(
-        self, model: Any, head: Head, tokenizer: Any, spec: ModelSpec, name: str, digest: str
+        self,
+        body: Body,
+        region: Region | None,
+        tokenizer: Any,
+        spec: ModelSpec,
+        name: str,
+        digest: str,
     ):
-        self.model = model
-        self.head = head
+        self.body: Body | None = body
+        self.region = region
         self.tokenizer = tokenizer
         self.spec = spec
         self.name = name
         self.weights_hash = digest
-        limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        limit = getattr(body.config, "max_position_embeddings", None) or 1 << 30
         self.context = min(spec.max_context or limit, limit)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the reward needs to be told where the prompt ends: a gate looks there."""
+        return self.body is not None and self.body.gated
 
     def generate(self, requests: Any, done: Any = frozenset()) -> NoReturn:
         """A reward model writes nothing."""
@@ -139,12 +204,14 @@ class RewardEngine:
         refused = [result for result in refused if result.request_id not in done]
         if refused:
             yield refused
-        for batch in layout.batches(fitting, pass_tokens(self.spec, self.model.device)):
+        assert self.body is not None
+        for batch in layout.batches(fitting, pass_tokens(self.spec, self.body.device)):
             if all(row.request_id in done for row in batch):
                 continue
-            yield self._batch(batch, [rows[row.request_id][1] for row in batch])
+            prompts = [rows[row.request_id][1] for row in batch]
+            yield self._batch(self.body, batch, prompts)
 
-    def _batch(self, batch: list[layout.Row], prompts: list[int]) -> list[RewardResult]:
+    def _batch(self, body: Body, batch: list[layout.Row], prompts: list[int]) -> list[RewardResult]:
         width = layout.bucket(max(len(row.ids) for row in batch))
         ids = torch.zeros((len(batch), width), dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -152,16 +219,13 @@ class RewardEngine:
         for i, row in enumerate(batch):
             ids[i, : len(row.ids)] = torch.tensor(row.ids)
             mask[i, : len(row.ids)] = 1
-        device = self.model.device
-        hidden = self.model.base_model(
-            input_ids=ids.to(device), attention_mask=mask.to(device)
-        ).last_hidden_state
-        rows = torch.arange(len(batch), device=device)
-        ends = torch.tensor([len(row.ids) - 1 for row in batch], device=device)
-        starts = torch.tensor([length - 1 for length in prompts], device=device)
-        scores = self.head(hidden[rows, ends].float(), hidden[rows, starts].float())
+        ends = torch.tensor([len(row.ids) - 1 for row in batch])
+        starts = torch.tensor([length - 1 for length in prompts])
+        scores, last = body(*(t.to(body.device) for t in (ids, mask, ends, starts)))
         rewards = scores.reward.tolist()
         parts = {name: value.tolist() for name, value in scores.parts.items()}
+        if self.region is not None and last is not None:
+            parts[DISTANCE] = self.region.distance(last.cpu().double().numpy()).tolist()
         return [
             RewardResult(
                 row.request_id,
@@ -174,5 +238,5 @@ class RewardEngine:
 
     def close(self) -> None:
         """Free the model's memory."""
-        self.model = None
+        self.body = None
         release_freed_memory()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from rlaif.engines.base import Capability
-from rlaif.records import AnnotatorKind, Completion, Judgement, Status, content_hash
+from rlaif.engines.base import Capability, RewardRequest, ScoreRequest
+from rlaif.records import AnnotatorKind, Completion, Judgement, Prompt, Status, content_hash
 
-from .base import Answered, Call, Judge, call_id, is_staged, judgement
+from .base import Answer, Answered, Call, Judge, Staged, call_id, is_staged, judgement
+from .common import sigmoid, usable
 
 
 def all_needs(roles: Mapping[str, frozenset[Capability]]) -> frozenset[Capability]:
@@ -81,6 +82,47 @@ def concluded(
         rationale=rationale,
         raw=raw,
     )
+
+
+def calls_by_role(
+    judge: Staged,
+    prompt: Prompt,
+    completions: Sequence[Completion],
+    request: Callable[[str, Completion], RewardRequest | ScoreRequest],
+) -> list[Call]:
+    """One call per completion and model of the judge; `request` makes it of the call's id and the
+    completion."""
+    return [
+        Call(name, prompt, (completion,), None, 0, request(name, completion), role=role)
+        for completion in usable(completions)
+        for role in judge.roles
+        for name in [f"{call_id(judge.judge_hash, [completion], None)}-{role}"]
+    ]
+
+
+def rewarded(
+    judge: Staged,
+    calls: Sequence[Call],
+    answers: Mapping[str, Answered],
+    read: Callable[[Mapping[str, Answer]], dict[str, float] | None],
+) -> list[Judgement]:
+    """One judgement per completion of `calls_by_role`. `read` makes of its answers by role a
+    `reward` and what goes with it, all of which is kept; the score is the reward's sigmoid. Where
+    it gives None the judgement has failed."""
+    found = []
+    for completion in completions_of(calls):
+        own = [c for c in calls if c.shown[0].completion_id == completion.completion_id]
+        who = annotators(own, answers, judge.id)
+        kept = read({c.role: answers[c.call_id].answer for c in own})
+        shown = [completion]
+        if kept is None:
+            found.append(concluded(judge, own, shown, who, "failed", kind="model"))
+            continue
+        score = sigmoid(kept["reward"])
+        found.append(
+            concluded(judge, own, shown, who, "ok", score=score, distribution=kept, kind="model")
+        )
+    return found
 
 
 def completions_of(calls: Iterable[Call]) -> list[Completion]:

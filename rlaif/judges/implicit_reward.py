@@ -18,9 +18,9 @@ from rlaif.engines.base import Capability, ScoreRequest
 from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Prompt
 
-from .base import Answered, Call, call_id
-from .common import hash_judge, sigmoid, usable
-from .composed import all_needs, annotators, completions_of, concluded
+from .base import Answer, Answered, Call
+from .common import hash_judge
+from .composed import all_needs, calls_by_role, rewarded
 from .questions import label_result
 
 ROLES = ("by", "reference")
@@ -49,20 +49,12 @@ class ImplicitReward:
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per completion and model; `seed` changes nothing."""
-        return [
-            Call(
-                name,
-                prompt,
-                (completion,),
-                None,
-                0,
-                ScoreRequest(name, prompt.messages, continuation=completion.text),
-                role=role,
-            )
-            for completion in usable(completions)
-            for role in ROLES
-            for name in [f"{call_id(self.judge_hash, [completion], None)}-{role}"]
-        ]
+
+        def request(name: str, completion: Completion) -> ScoreRequest:
+            """What each model is asked about a completion."""
+            return ScoreRequest(name, prompt.messages, continuation=completion.text)
+
+        return calls_by_role(self, prompt, completions, request)
 
     def follow(
         self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
@@ -76,31 +68,17 @@ class ImplicitReward:
 
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion; failed where a model could not score it or it is empty."""
-        return [self._judge(c, calls, answers) for c in completions_of(calls)]
+        return rewarded(self, calls, answers, self._read)
 
-    def _judge(
-        self, completion: Completion, calls: Sequence[Call], answers: Mapping[str, Answered]
-    ) -> Judgement:
-        own = [c for c in calls if c.shown[0].completion_id == completion.completion_id]
-        who = annotators(own, answers, self.id)
-        results = {c.role: label_result(answers[c.call_id].answer) for c in own}
+    def _read(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
+        results = {role: label_result(answer) for role, answer in answers.items()}
         scored = {r: s.token_logprobs for r, s in results.items() if s and s.token_logprobs}
         if len(scored) < len(ROLES):
-            return concluded(self, own, [completion], who, "failed", kind="model")
+            return None
         sums = {role: math.fsum(logprobs) for role, logprobs in scored.items()}
         terms = {r: sums[r] / (len(scored[r]) if self.per_token else 1) for r in ROLES}
         reward = self.beta * (terms["by"] - terms["reference"])
-        kept = {"reward": reward, "logprob": sums["by"], "logprob_reference": sums["reference"]}
-        return concluded(
-            self,
-            own,
-            [completion],
-            who,
-            "ok",
-            score=sigmoid(reward),
-            distribution=kept,
-            kind="model",
-        )
+        return {"reward": reward, "logprob": sums["by"], "logprob_reference": sums["reference"]}
 
 
 def build(

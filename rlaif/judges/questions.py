@@ -99,6 +99,7 @@ def answer_schema(fields: Mapping[str, Sequence[str] | dict[str, Any] | None]) -
     of a schema, or any text (None). It keeps to what servers take in strict mode."""
 
     def schema(kind: Sequence[str] | dict[str, Any] | None) -> dict[str, Any]:
+        """The schema of one field."""
         if isinstance(kind, dict):
             return kind
         words = list(dict.fromkeys(word.strip() for word in kind or ()))

@@ -103,6 +103,7 @@ def _gaps(
     pairs: Sequence[Preference], table: Mapping[str, Mapping[str, float]], names: Sequence[str]
 ) -> Floats:
     def features(answer: str) -> list[float]:
+        """The judged propositions of an answer, 0 where one was not judged."""
         return [table.get(answer, {}).get(name, 0.0) for name in names]
 
     rows = [np.subtract(features(p.chosen_id), features(p.rejected_id)) for p in pairs]

@@ -14,13 +14,13 @@ from statistics import fmean, pstdev, pvariance
 
 from rlaif.config import RewardEnsembleJudge
 from rlaif.constitution import Constitution
-from rlaif.engines.base import Capability, RewardRequest, RewardResult
-from rlaif.errors import ConfigError
+from rlaif.engines.base import DISTANCE, MEMBER, SPREAD, Capability, RewardRequest, RewardResult
+from rlaif.errors import ConfigError, RlaifError
 from rlaif.records import Completion, Judgement, Prompt
 
-from .base import Answered, Call, call_id
-from .common import hash_judge, sigmoid, usable
-from .composed import all_needs, annotators, completions_of, concluded
+from .base import Answer, Answered, Call
+from .common import hash_judge
+from .composed import all_needs, calls_by_role, rewarded
 
 
 def combine(rewards: Sequence[float], how: str, penalty: float) -> float:
@@ -32,10 +32,25 @@ def combine(rewards: Sequence[float], how: str, penalty: float) -> float:
     return mean - penalty * pvariance(rewards) if how == "uncertainty" else mean
 
 
+def member_rewards(role: str, answer: Answer) -> dict[str, float]:
+    """The rewards of the member `role` by name: its own, or those of each adapter where it is an
+    ensemble of several; none where it could not score the answer."""
+    if not isinstance(answer, RewardResult) or answer.reward is None:
+        return {}
+    adapters = {name: v for name, v in _parts(answer).items() if name.startswith(MEMBER)}
+    if not adapters:
+        return {f"{MEMBER}{role}": answer.reward}
+    return {f"{MEMBER}{role}/{n.removeprefix(MEMBER)}": v for n, v in adapters.items()}
+
+
+def _parts(answer: Answer) -> dict[str, float]:
+    return answer.parts if isinstance(answer, RewardResult) else {}
+
+
 @dataclass(frozen=True, slots=True)
 class RewardEnsemble:
-    """`score` is the sigmoid of the combined reward. `distribution` holds it, each member's and
-    their standard deviation."""
+    """`score` is the sigmoid of the combined reward. `distribution` holds it, each member's, their
+    standard deviation, and the members' mean distance from their training where they know it."""
 
     id: str
     judge_hash: str
@@ -52,20 +67,12 @@ class RewardEnsemble:
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per completion and member; `seed` changes nothing."""
-        return [
-            Call(
-                name,
-                prompt,
-                (completion,),
-                None,
-                0,
-                RewardRequest(name, prompt.messages, completion.messages[-1]),
-                role=role,
-            )
-            for completion in usable(completions)
-            for role in self.roles
-            for name in [f"{call_id(self.judge_hash, [completion], None)}-{role}"]
-        ]
+
+        def request(name: str, completion: Completion) -> RewardRequest:
+            """What each model is asked about a completion."""
+            return RewardRequest(name, prompt.messages, completion.messages[-1])
+
+        return calls_by_role(self, prompt, completions, request)
 
     def follow(
         self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
@@ -79,37 +86,27 @@ class RewardEnsemble:
 
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion; failed where a member could not score it."""
-        return [self._judge(c, calls, answers) for c in completions_of(calls)]
+        return rewarded(self, calls, answers, self._read)
 
-    def _judge(
-        self, completion: Completion, calls: Sequence[Call], answers: Mapping[str, Answered]
-    ) -> Judgement:
-        own = [c for c in calls if c.shown[0].completion_id == completion.completion_id]
-        who = annotators(own, answers, self.id)
-        rewards = {c.role: self._reward(c.role, answers[c.call_id]) for c in own}
-        known = [value for value in rewards.values() if value is not None]
-        if len(known) < len(self.roles):
-            return concluded(self, own, [completion], who, "failed", kind="model")
-        reward = combine(known, self.how, self.penalty)
-        members = {f"member/{role}": value for role, value in rewards.items() if value is not None}
-        kept = {"reward": reward, "spread": pstdev(known), **members}
-        return concluded(
-            self,
-            own,
-            [completion],
-            who,
-            "ok",
-            score=sigmoid(reward),
-            distribution=kept,
-            kind="model",
-        )
-
-    def _reward(self, role: str, answered: Answered) -> float | None:
-        answer = answered.answer
-        if not isinstance(answer, RewardResult) or answer.reward is None:
-            return None
-        mean, spread = self.standardise.get(role, (0.0, 1.0))
-        return (answer.reward - mean) / spread
+    def _read(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
+        members: dict[str, float] = {}
+        away: list[float] = []
+        for role, answer in answers.items():
+            own = member_rewards(role, answer)
+            if not own:
+                return None
+            away += [v for name, v in _parts(answer).items() if name == DISTANCE]
+            mean, spread = self.standardise.get(role, (0.0, 1.0))
+            members |= {name: (reward - mean) / spread for name, reward in own.items()}
+        if len(members) < 2:
+            raise RlaifError(
+                f"judge {self.id}: `members` names one model, and it is no ensemble of adapters "
+                "(`distill` with `members`): name two models or more"
+            )
+        rewards = list(members.values())
+        reward = combine(rewards, self.how, self.penalty)
+        far = {DISTANCE: fmean(away)} if away else {}
+        return {"reward": reward, SPREAD: pstdev(rewards), **far, **members}
 
 
 def build(

@@ -124,6 +124,7 @@ def dpo(
     _check_noise(label_smoothing)
 
     def loss(better: Tensor, worse: Tensor) -> Tensor:
+        """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         margin = beta * better - beta * worse
         if positive_weight:
             margin = margin - beta * positive_weight * F.relu(-better)
@@ -152,6 +153,7 @@ def robust_dpo(
     _check_noise(label_smoothing)
 
     def loss(better: Tensor, worse: Tensor) -> Tensor:
+        """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         margin = beta * (better - worse)
         kept = -(1.0 - label_smoothing) * F.logsigmoid(margin)
         return (kept + label_smoothing * F.logsigmoid(-margin)) / (1.0 - 2.0 * label_smoothing)
@@ -179,6 +181,7 @@ def ipo(
     """
 
     def loss(better: Tensor, worse: Tensor) -> Tensor:
+        """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         return (better - worse - 0.5 / beta) ** 2
 
     return _expected(loss, *_ratios(pairs, length_normalise), prob)
@@ -188,6 +191,7 @@ def hinge(pairs: PairLogprobs, *, beta: float = 0.05, prob: Tensor | None = None
     """Hinge with a reference (RSO, arXiv 2309.06657): max(0, 1 - beta delta), (B,)."""
 
     def loss(better: Tensor, worse: Tensor) -> Tensor:
+        """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         return F.relu(1.0 - beta * (better - worse))
 
     return _expected(loss, pairs.rho_chosen, pairs.rho_rejected, prob)
@@ -208,6 +212,7 @@ def slic(
     """
 
     def loss(better: Tensor, worse: Tensor) -> Tensor:
+        """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         return F.relu(margin - better + worse) - nll_weight * better
 
     return _expected(loss, pairs.policy_chosen, pairs.policy_rejected, prob)
@@ -224,6 +229,7 @@ def simpo(
     """
 
     def loss(better: Tensor, worse: Tensor) -> Tensor:
+        """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         return -F.logsigmoid(beta * (better - worse) - gamma)
 
     return _expected(loss, *_means(pairs), prob)
@@ -237,6 +243,7 @@ def orpo(pairs: PairLogprobs, *, weight: float = 0.1, prob: Tensor | None = None
     """
 
     def loss(better: Tensor, worse: Tensor) -> Tensor:
+        """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         return -better - weight * F.logsigmoid(_log_odds(better) - _log_odds(worse))
 
     return _expected(loss, *_means(pairs), prob)
@@ -262,6 +269,7 @@ def apo_zero(pairs: PairLogprobs, *, beta: float = 0.1, prob: Tensor | None = No
     """
 
     def loss(better: Tensor, worse: Tensor) -> Tensor:
+        """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         return torch.sigmoid(-beta * better) + torch.sigmoid(beta * worse)
 
     return _expected(loss, pairs.rho_chosen, pairs.rho_rejected, prob)
@@ -273,6 +281,7 @@ def nca(pairs: PairLogprobs, *, beta: float = 0.01, prob: Tensor | None = None) 
     """
 
     def loss(better: Tensor, worse: Tensor) -> Tensor:
+        """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         pulled_back = F.logsigmoid(-beta * better) + F.logsigmoid(-beta * worse)
         return -F.logsigmoid(beta * better) - 0.5 * pulled_back
 

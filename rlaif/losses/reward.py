@@ -72,6 +72,7 @@ def focal_ranking(
     gap = chosen - rejected
 
     def side(d: Tensor) -> Tensor:
+        """(B,) if the answer that is ahead by d is the better one."""
         sure = (2.0 * torch.sigmoid(d) - 1.0).clamp(min=0.0)
         return -((1.0 - sure) ** gamma) * F.logsigmoid(d)
 

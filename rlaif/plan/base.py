@@ -23,7 +23,7 @@ VERSIONS = {
     "judge": 2,
     "pair": 1,
     "label": 2,
-    "distill": 1,
+    "distill": 2,
     "train": 4,
     "logprobs": 2,
     "evaluate": 2,

@@ -31,11 +31,14 @@ def plan_train(walk: Walk, index: int, step: TrainStep) -> None:
 
 def plan_distill(walk: Walk, index: int, step: DistillStep | FitStep) -> None:
     """A reward model from preferences, known to judges by the step's id. From its own id it goes on
-    from the last round's, and in the first round from M0."""
+    from the last round's, and in the first round from M0. With `refresh` the last round's may be
+    kept."""
     used = _preferences(walk, index, step)
     if step.from_ == step.id and step.id not in walk.reward_models:
         step = step.model_copy(update={"from_": "initial"})
-    made = _trained(walk, index, "distill", step, used, f"{step.id}{walk.round}")
+    last = walk.reward_models.get(step.id)
+    kept = {"last": last} if step.refresh is not None and last is not None else {}
+    made = _trained(walk, index, "distill", step, used, f"{step.id}{walk.round}", more=kept)
     walk.reward_models[step.id] = made
 
 
@@ -73,7 +76,8 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
         walk.facts(ids),
         walk.round,
     ]
-    walk.policy = _trained(walk, index, "train", step, used, f"M{walk.round}", parts, asked, ids)
+    label = f"M{walk.round}"
+    walk.policy = _trained(walk, index, "train", step, used, label, parts, asked, prompts=ids)
 
 
 def _preferences(walk: Walk, index: int, step: TextStep) -> list[Planned]:
@@ -94,10 +98,12 @@ def _trained(
     label: str,
     parts: Sequence[Any] = (),
     judges: Mapping[str, Model] | None = None,
+    more: Mapping[str, Model] | None = None,
     prompts: tuple[str, ...] = (),
 ) -> Model:
-    """Plan one training and return the model that it will make."""
-    models = {"start": walk.model(index, step.from_, "from")}
+    """Plan one training and return the model that it will make. `more` are models that it looks at
+    besides, by role."""
+    models = {"start": walk.model(index, step.from_, "from"), **(more or {})}
     if isinstance(step, ReferenceTrain):
         models["reference"] = walk.model(index, step.reference, "reference")
     _refuse_untrainable(walk, index, step, models)
@@ -148,6 +154,15 @@ def _refuse_untrainable(
                 f"{model.label} has an `adapter`, and training starts from a whole checkpoint: "
                 "merge it first (peft's `merge_and_unload`), or train with `lora` from `path`",
             )
+    steps = ((p.hash, p.step) for p in walk.done)
+    apart = {digest for digest, s in steps if isinstance(s, DistillStep) and s.members > 1}
+    if models["start"].train_hash in apart:
+        raise walk.inputs.fail(
+            index,
+            f"{models['start'].label} is an ensemble of adapters, and training needs one model to "
+            "start from: take `from: initial`, or distill without `members`",
+            "from",
+        )
     if isinstance(step, OnPolicyTrain) and models["start"].spec.engine == "vllm-server":
         raise walk.inputs.fail(
             index,

@@ -48,6 +48,8 @@ KINDS: tuple[Kind, ...] = (
     Kind("entropy", "Distance from M0", 0, "entropy of the policy's next token"),
     Kind("drift/", "Judge health", 0, "moved judge minus frozen judge, same texts"),
     Kind("label_mass/", "Judge health", 1, "probability that the judge puts on the labels"),
+    Kind("distance/", "Judge health", -1, "distance of answers from a reward model's training"),
+    Kind("disagreement/", "Judge health", -1, "how far the members of a reward ensemble disagree"),
     Kind("unparsed_rate/", "Judge health", -1, "share of verdicts that could not be read"),
     Kind(
         "position_bias/",

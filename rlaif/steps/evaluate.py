@@ -132,6 +132,9 @@ def _round_values(context: StepContext) -> dict[str, Values]:
         found[f"samples/score/{judge}"] = {
             p: fmean(s.values()) for p, s in sorted(by_prompts.items()) if s
         }
+        judged = context.judgements(f"train/judgements/{judge}")
+        away = metrics.unfamiliar_values(judged)
+        found |= {f"samples/{name}": values for name, values in away.items()}
     paired = {p.prompt_id for p in preferences}
     found["pairs/tied_prompts"] = {
         p: float(p not in paired) for p in sorted(by_prompt(completions))

@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from rlaif.chat import is_unicode
 from rlaif.compare.aggregate import candidate_scores, combine
+from rlaif.compare.metrics import unfamiliar
 from rlaif.config.training import OnPolicyTrain
 from rlaif.device import pick_device
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, Sampling
@@ -35,6 +36,9 @@ from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.model import TrainModel
 from rlaif.train.rollout import Answer, Group
 from rlaif.train.run import train_on_policy
+
+Judged = dict[str, dict[str, list[Judgement]]]
+"""Judge to prompt id to what it said of the prompt's answers."""
 
 
 def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> TrainOutcome:
@@ -85,10 +89,15 @@ class Rollouts:
         ids = round_prompts(self.prompts, count, self.context.planned.seed, earlier + number + 1)
         prompts = [self.context.prompts[i] for i in ids]
         made = self._answers(number, prompts, model)
-        rewards = self._rewards(prompts, made)
+        judged = {
+            name: self._judge(self.context.inputs.judges[name], prompts, made)
+            for name in self.step.rewards
+        }
+        rewards = self._rewards(prompts, judged)
+        watched = _watched(judged)
         groups = []
         for prompt in prompts:
-            answers = [self._answer(c, rewards) for c in made[prompt.prompt_id]]
+            answers = [self._answer(c, rewards, watched) for c in made[prompt.prompt_id]]
             kept = tuple(a for a in answers if a is not None)
             if kept:
                 _, ids_of_prompt = self.encoding.render(prompt.messages)
@@ -238,14 +247,10 @@ class Rollouts:
             error=result.error,
         )
 
-    def _rewards(
-        self, prompts: Sequence[Prompt], made: dict[str, list[Completion]]
-    ) -> dict[str, float | None]:
+    def _rewards(self, prompts: Sequence[Prompt], judged: Judged) -> dict[str, float | None]:
         """Completion id to its reward: the judges' weighted mean, None where one is missing."""
         scores: dict[str, dict[str, Any]] = {p.prompt_id: {} for p in prompts}
-        for name in self.step.rewards:
-            judge = self.context.inputs.judges[name]
-            read = self._judge(judge, prompts, made)
+        for name, read in judged.items():
             for prompt in prompts:
                 scores[prompt.prompt_id][name] = candidate_scores(
                     read[prompt.prompt_id], self.context.planned.options["principle_weights"]
@@ -278,7 +283,12 @@ class Rollouts:
         own = {role: named[role] for role in roles_of(judge) if role in named}
         return own | ({"by": planned[place]} if place in planned else {})
 
-    def _answer(self, completion: Completion, rewards: dict[str, float | None]) -> Answer | None:
+    def _answer(
+        self,
+        completion: Completion,
+        rewards: dict[str, float | None],
+        watched: dict[str, dict[str, float]],
+    ) -> Answer | None:
         if completion.finish_reason == "failed" or not completion.token_ids:
             return None
         return Answer(
@@ -286,4 +296,14 @@ class Rollouts:
             completion.logprobs or [],
             rewards.get(completion.completion_id),
             completion.finish_reason == "stop",
+            watched.get(completion.completion_id, {}),
         )
+
+
+def _watched(judged: Judged) -> dict[str, dict[str, float]]:
+    """By completion how far each reward model is from what it knows."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for rows in (rows for by_prompt in judged.values() for rows in by_prompt.values()):
+        for judgement in rows:
+            found[judgement.subject] |= unfamiliar(judgement)
+    return found

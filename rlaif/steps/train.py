@@ -9,30 +9,43 @@ from typing import Any
 
 import torch
 
-from rlaif.config import FitStep, OnPolicyTrain
+from rlaif.config import DistillStep, FitStep, OnPolicyTrain
+from rlaif.config.distill import Refresh
 from rlaif.device import pick_device
+from rlaif.engines.build import load_engine
 from rlaif.engines.builtin import weights_hash
 from rlaif.errors import RlaifError
 from rlaif.records import Judgement, Preference, from_json
 from rlaif.steps.context import StepContext
 from rlaif.store import write_atomic
 from rlaif.train.loop import TrainOutcome, TrainProgress
+from rlaif.train.members import train_members
 from rlaif.train.probe import fit_reward_model
+from rlaif.train.refresh import accuracy, is_stale, keep, read_trained, split, write_trained
 from rlaif.train.run import train
 from rlaif.train.trackers import open_trackers
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Train from the last checkpoint, or from the start; the export is complete or absent."""
-    planned, step = context.planned, context.planned.step
-    preferences = context.preferences()
-    fresh = isinstance(step, OnPolicyTrain)
-    if not preferences and not fresh:
+    """Train from the last checkpoint, or from the start; the export is complete or absent. With
+    `refresh` a reward model of the last round may be kept instead."""
+    step, preferences = context.planned.step, context.preferences()
+    if not preferences and not isinstance(step, OnPolicyTrain):
         raise _nothing_to_train_on(context)
+    refresh = step.refresh if isinstance(step, DistillStep | FitStep) else None
+    if refresh is None:
+        return _trained(context, preferences)
+    training, measured = split(preferences, refresh.held_out)
+    kept = _kept_fresh(context, refresh, measured)
+    return kept or _with_accuracy(context, _trained(context, training), measured)
+
+
+def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, Any]:
+    planned, step = context.planned, context.planned.step
     # Sampling and judging are over: their memory is needed for gradients and optimiser state.
     context.engines.make_room()
     out, work = context.store.model_path(planned.hash), context.folder.path / "work"
-    if out.exists() and not isinstance(step, FitStep) and not (out / "masters").is_dir():
+    if out.exists() and step.makes_masters and not (out / "masters").is_dir():
         # It was trained and its fp32 masters were dropped; a later step needs them again.
         for stale in (out, work):
             shutil.rmtree(stale)
@@ -55,7 +68,7 @@ def run(context: StepContext) -> dict[str, Any]:
         done = progress.step
 
     with open_trackers(step.trackers, project, name, context.folder.path) as trackers:
-        if fresh:
+        if isinstance(step, OnPolicyTrain):
             from rlaif.steps import on_policy
 
             outcome = on_policy.train(context, report)
@@ -66,6 +79,45 @@ def run(context: StepContext) -> dict[str, Any]:
         "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
         "tokens": outcome.tokens,
         "summary": outcome.metrics,
+        "weights_hash": weights_hash(out),
+    }
+
+
+def _with_accuracy(
+    context: StepContext, summary: dict[str, Any], measured: list[Preference]
+) -> dict[str, Any]:
+    """The summary with the accuracy of what was trained on pairs that it was not trained on, which
+    is also kept beside the model."""
+    planned = context.planned
+    out = context.store.model_path(planned.hash)
+    engine = load_engine(planned.models["start"].spec, out, planned.models["made"].label)
+    try:
+        found = accuracy(engine, measured, planned.step, planned.seed)
+    finally:
+        engine.close()
+    write_trained(out, planned.round, found)
+    return summary | {"summary": summary["summary"] | {"held_out_accuracy": found.mean}}
+
+
+def _kept_fresh(
+    context: StepContext, refresh: Refresh, measured: list[Preference]
+) -> dict[str, Any] | None:
+    """The step's summary where the last round's model is kept; None where there is none yet, or it
+    is stale."""
+    planned = context.planned
+    last = planned.models.get("last")
+    if last is None:
+        return None
+    folder = Path(context.engines.folder(last))
+    trained = read_trained(folder)
+    found = accuracy(context.engines.get(last), measured, planned.step, planned.seed)
+    if is_stale(trained, found, refresh.drop):
+        return None
+    out = context.store.model_path(planned.hash)
+    keep(folder, out)
+    return {
+        "counts": {"preferences": 0, "steps": 0, "kept_since_round": trained.round},
+        "summary": {"held_out_accuracy": found.mean, "accuracy_when_trained": trained.mean},
         "weights_hash": weights_hash(out),
     }
 
@@ -99,6 +151,8 @@ def _train_offline(
             device=torch.device(device),
             **shared,
         )
+    if isinstance(planned.step, DistillStep) and planned.step.members > 1:
+        return train_members(planned.step, preferences, token_ids, device=device, **shared)
     reference = planned.models.get("reference")
     other = None if reference in (None, start) else reference
     return train(

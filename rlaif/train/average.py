@@ -13,10 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlaif.engines.adapters import member_folders
 from rlaif.engines.build import is_reward_model
 from rlaif.errors import ConfigError, EngineError
 from rlaif.heads import WEIGHTS, load_head, save_head
 from rlaif.train.loading import MASTERS
+from rlaif.train.refresh import RECORD
 from rlaif.train.tokenise import refuse_other_tokens
 
 WHOLE = "model.safetensors"
@@ -39,7 +41,7 @@ def average(members: Sequence[Path], out: Path) -> dict[str, int]:
         _refuse(member, members[0])
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    own = shutil.ignore_patterns("masters", "README.md", "*.safetensors")
+    own = shutil.ignore_patterns("masters", "README.md", RECORD, "*.safetensors")
     shutil.copytree(members[0], temporary, ignore=own)
     tensors = dict(_means([m / WHOLE for m in members]))
     save_file(tensors, temporary / WHOLE, metadata={"format": "pt"})
@@ -57,6 +59,12 @@ def average(members: Sequence[Path], out: Path) -> dict[str, int]:
 def _refuse(member: Path, first: Path) -> None:
     if not is_reward_model(member) or not (member / WHOLE).exists():
         raise ConfigError(f"no reward model with its weights in one {WHOLE}", member)
+    if member_folders(member):
+        raise ConfigError(
+            "an ensemble of adapters has no one set of weights to average. Use it as a judge of "
+            "kind reward_ensemble",
+            member,
+        )
     configs = [json.loads((folder / "config.json").read_text()) for folder in (first, member)]
     differing = [key for key in COMPARED if configs[0].get(key) != configs[1].get(key)]
     if differing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlaif.compare.distance import Region, save_region
 from rlaif.config import LoraOptions
+from rlaif.engines.adapters import MEMBERS
 from rlaif.errors import EngineError
 from rlaif.heads import Head, save_head
 from rlaif.train.loading import MASTERS, load_classifier, load_module
@@ -19,8 +21,15 @@ from rlaif.train.model import TrainModel, add_lora, causal, free, is_reward
 
 
 @torch.no_grad()
-def export(model: TrainModel, start: Path, out: Path, lora: LoraOptions | None) -> None:
-    """Write `out`: a bf16 checkpoint with its tokenizer, and fp32 masters, complete or not at all.
+def export(
+    model: TrainModel,
+    start: Path,
+    out: Path,
+    lora: LoraOptions | None,
+    region: Region | None = None,
+) -> None:
+    """Write `out`: a bf16 checkpoint with its tokenizer, and fp32 masters, complete or not at all;
+    beside a reward model the `region` of its training answers.
 
     Adapters are merged in fp32 into the weights of `start`. The model cannot be used afterwards. A
     sharded one must have been gathered.
@@ -32,14 +41,8 @@ def export(model: TrainModel, start: Path, out: Path, lora: LoraOptions | None) 
     module = model.module
     reward = is_reward(causal(module))
     if lora is not None or model.sharded:
-        model.module = model.root = module = None
-        free()
-        module = load_module(start, torch.device("cpu"), reward)
-        if lora is not None:
-            module = add_lora(module, lora)
-        for name, param in module.named_parameters():
-            if name in masters:
-                param.copy_(masters[name])
+        del module
+        module = _renewed(model, start, lora, reward)
         if lora is not None:
             module = module.merge_and_unload()
         masters = dict(module.named_parameters())
@@ -54,16 +57,65 @@ def export(model: TrainModel, start: Path, out: Path, lora: LoraOptions | None) 
     _copy_text_files(start, temporary)
     if reward:
         _pad_apart_from_end(module, temporary)
+    if region is not None:
+        save_region(region, temporary)
     module.save_pretrained(temporary)
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
 
 
+def _renewed(model: TrainModel, start: Path, lora: LoraOptions | None, reward: bool) -> Any:
+    """`start` loaded anew in fp32, with the masters of `model`, whose own module is let go."""
+    model.module = model.root = None
+    free()
+    module = load_module(start, torch.device("cpu"), reward)
+    if lora is not None:
+        module = add_lora(module, lora)
+    for name, param in module.named_parameters():
+        if name in model.masters:
+            param.copy_(model.masters[name])
+    return module
+
+
 @torch.no_grad()
-def export_head(start: Path, head: Head, out: Path) -> None:
+def export_adapter(model: TrainModel, start: Path, out: Path, lora: LoraOptions) -> None:
+    """Write `out`, complete or not at all: the trained adapter and reward head alone, in fp32 and
+    peft's format. The model cannot be used afterwards."""
+    temporary = out.with_name(out.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    module = _renewed(model, start, lora, reward=True)
+    # The adapter is a part of a checkpoint, which may be moved and is known by its files.
+    module.peft_config["default"].base_model_name_or_path = None
+    module.save_pretrained(temporary)
+    (temporary / "README.md").unlink(missing_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+
+
+@torch.no_grad()
+def export_members(start: Path, adapters: Sequence[Path], out: Path) -> None:
+    """Write `out`, complete or not at all: the body of `start` in bf16, once, and beside it the
+    adapters of an ensemble. Its own head is zero: without an adapter it is no reward model."""
+    temporary = out.with_name(out.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    module, _ = load_classifier(start, 1, {"dtype": torch.bfloat16})
+    module.score.weight.zero_()
+    _copy_text_files(start, temporary)
+    _pad_apart_from_end(module, temporary)
+    module.save_pretrained(temporary)
+    for number, adapter in enumerate(adapters):
+        shutil.copytree(adapter, temporary / MEMBERS / str(number))
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+
+
+@torch.no_grad()
+def export_head(start: Path, head: Head, out: Path, region: Region | None = None) -> None:
     """Write `out`, complete or not at all: the body of `start` in bf16 with the head's weights as
-    its `score`, and the head beside it unless it is one plain row of them."""
+    its `score`, and beside it the head in fp32 and the `region` of its training answers."""
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -81,6 +133,8 @@ def export_head(start: Path, head: Head, out: Path) -> None:
     _pad_apart_from_end(module, temporary)
     module.save_pretrained(temporary)
     save_head(head, temporary)
+    if region is not None:
+        save_region(region, temporary)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
 

@@ -148,6 +148,7 @@ def fit_quantiles(head: GatedHead, features: Features, labels: Tensor, seed: int
     watched = held if held.any() else torch.ones_like(held)
 
     def loss(rows: Tensor) -> Tensor:
+        """The mean pinball loss of the labels of some answers, () from a mask (A,)."""
         given = known & rows[:, None]
         return pinball(head.quantiles(x), labels.nan_to_num(), levels)[given].mean()
 
@@ -236,6 +237,7 @@ def _ordinal_once(head: OrdinalHead, x: Tensor, level: Tensor, alpha: float) -> 
     )
 
     def closure() -> Tensor:
+        """The penalised mean loss, with its gradients."""
         optimizer.zero_grad()
         penalty = alpha / 2 * head.weight.pow(2).sum()
         loss = (_ordinal_loss(head, x, level).sum() + penalty) / len(x)

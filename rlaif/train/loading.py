@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rlaif.engines.adapters import member_folders
 from rlaif.engines.packing import plain_attention
 from rlaif.errors import EngineError
 
@@ -19,12 +20,17 @@ def load_module(folder: Path, device: torch.device, reward: bool = False) -> Any
     """The model in `folder` in fp32, from its masters where it has them: a causal language model,
     or with `reward` the body of one with a head of one number.
 
-    A new reward head starts at zero, so that every answer's first reward is 0.
+    A new reward head starts at zero, so that every answer's first reward is 0. Raises EngineError
+    for an ensemble of adapters, which is no one model.
     """
     from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if member_folders(folder):
+        raise EngineError(
+            f"{folder} is an ensemble of adapters, and training needs one model to start from"
+        )
     try:
         attention = plain_attention(AutoConfig.from_pretrained(folder))
         options = {"dtype": torch.float32, "attn_implementation": attention}

@@ -135,14 +135,20 @@ class TrainModel:
         """(S,) fp32 rewards: the head's number at each sequence's last token."""
         return self._gathered(lambda: self._rewards(layout))
 
+    def ends(self, layout: Layout) -> Tensor:
+        """(S, H) fp32 hidden states at each sequence's last token."""
+        return self._gathered(lambda: self._ends(layout))
+
+    def _ends(self, layout: Layout) -> Tensor:
+        return self.hidden(layout).index_select(0, layout.last).float()
+
     def _rewards(self, layout: Layout) -> Tensor:
-        last = self.hidden(layout).index_select(0, layout.last)
         head = causal(self.module).score
         # In fp32: bf16 would round rewards to steps of a hundredth.
         weight = getattr(head, "weight", None)
         if weight is None:
             weight = head.modules_to_save["default"].weight
-        return nn.functional.linear(last.float(), weight.float())[:, 0]
+        return nn.functional.linear(self._ends(layout), weight.float())[:, 0]
 
     def hidden(self, layout: Layout) -> Tensor:
         """(R*T, H) last hidden states of the layout's rows."""
@@ -313,6 +319,7 @@ def _into(master: Tensor) -> Callable[[Tensor], None]:
     """A hook that moves a working parameter's gradient into its master's, and frees it."""
 
     def hook(param: Tensor) -> None:
+        """Called by autograd when the gradient is whole."""
         if master.grad is not None and param.grad is not None:
             master.grad.add_(param.grad)
         param.grad = None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlaif.batching import fill
 from rlaif.compare.aggregate import pointwise_values
+from rlaif.compare.distance import fit_region
 from rlaif.config import FitStep
 from rlaif.config.distill import GatedDistill, OrdinalDistill, QuantileDistill
 from rlaif.errors import RlaifError
@@ -111,7 +112,7 @@ def fit_reward_model(
     with memory_advice(options):
         features = read_features(examples, start, options, work, device, dtype)
     head, metrics = _fitted(options, examples, features, ratings(judgements), seed, progress)
-    export_head(start, head, out)
+    export_head(start, head, out, fit_region(features.last.double().numpy()))
     tokens = sum(e.length for e in examples)
     counts = {**encoded.counts, "repeated": repeated}
     name = str(dtype).removeprefix("torch.")

@@ -157,22 +157,33 @@ def prepared(
                 f"source_weights: no pair has the source {name!r}{suggest(name, sources)}; there "
                 f"are {', '.join(sources)}"
             )
-    if isinstance(options, ConditionalDistill):
-        lacking = [name for name in sources if name not in options.conditions]
-        if lacking:
-            raise RlaifError(
-                f"conditions: pairs have the source {lacking[0]!r}, and no system prompt is given "
-                f"for it; every source needs one ({', '.join(sources)})"
-            )
-        once = [
-            replace(p, prompt=with_system(p.prompt, options.conditions[p.source])) for p in once
-        ]
     weights = options.source_weights
-    weighted = [replace(p, weight=p.weight * weights.get(p.source, 1.0)) for p in once]
+    weighted = [
+        replace(p, weight=p.weight * weights.get(p.source, 1.0)) for p in conditioned(once, options)
+    ]
     kept = [p for p in weighted if p.weight > 0]
     if not kept:
         raise RlaifError("every pair has weight 0: look at `source_weights`")
     return kept, len(preferences) - len(unique)
+
+
+def conditioned(
+    preferences: Sequence[Preference], options: DistillStep | FitStep
+) -> list[Preference]:
+    """The pairs as the model is asked about them: a conditional one under the system prompt of
+    their source. Raises RlaifError where a source has none."""
+    if not isinstance(options, ConditionalDistill):
+        return list(preferences)
+    sources = sorted({p.source for p in preferences})
+    lacking = [name for name in sources if name not in options.conditions]
+    if lacking:
+        raise RlaifError(
+            f"conditions: pairs have the source {lacking[0]!r}, and no system prompt is given for "
+            f"it; every source needs one ({', '.join(sources)})"
+        )
+    return [
+        replace(p, prompt=with_system(p.prompt, options.conditions[p.source])) for p in preferences
+    ]
 
 
 def _replayed(preferences: Sequence[Preference], share: float) -> list[Preference]:

@@ -4,8 +4,10 @@ them before the first step that learns from them."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -26,12 +28,14 @@ from rlaif.train.tokenise import Example
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One sampled answer. `logprobs` are the sampler's, at temperature 1; `reward` is None where a
-    judge gave no value; `ended` says whether the end token was sampled."""
+    judge gave no value; `ended` says whether the end token was sampled. `watched` are numbers that
+    are not learned from, by name."""
 
     ids: list[int]
     logprobs: list[float]
     reward: float | None
     ended: bool
+    watched: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ def measure(
 
     `reference` is the model itself when its adapters are to be switched off.
     """
-    rollout = Rollout(groups)
+    rollout = Rollout(groups, metrics=_watched(groups))
     rollout.rewards = [_rewards(group, options) for group in groups]
     rollout.active = [_active(group, options) for group in groups]
     # One step on fresh answers needs no old log-probs: they are the current ones.
@@ -97,6 +101,15 @@ def measure(
     elif options.beta > 0 and reference is not None:
         rollout.reference, _ = token_values(reference, groups, options)
     return rollout
+
+
+def _watched(groups: Sequence[Group]) -> dict[str, float]:
+    """The means of what is watched of the answers."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for answer in (answer for group in groups for answer in group.answers):
+        for name, value in answer.watched.items():
+            values[name].append(value)
+    return {name: fmean(found) for name, found in values.items()}
 
 
 def token_values(

@@ -16,7 +16,7 @@ from rlaif.config.training import KtoTrain, PpoTrain
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.records import Preference, to_json
 from rlaif.train import checkpoint, parallel
-from rlaif.train.export import export
+from rlaif.train.export import export, export_adapter
 from rlaif.train.kto import KtoTask, add_mismatched
 from rlaif.train.loading import load_module
 from rlaif.train.loop import Task, TrainOutcome, TrainProgress, memory_advice, run_training
@@ -24,6 +24,7 @@ from rlaif.train.model import TrainModel, compute_dtype, free, prepare
 from rlaif.train.on_policy import Collect, add_critic, drop_critic, run_on_policy
 from rlaif.train.preference import PreferenceTask
 from rlaif.train.reference import Reference, compute_reference, read_reference
+from rlaif.train.region import region_of
 from rlaif.train.reward_model import RewardTask, examples_of, prepared
 from rlaif.train.sft import SftTask
 from rlaif.train.tokenise import (
@@ -51,8 +52,10 @@ def train(
     device: str = "auto",
     progress: Callable[[TrainProgress], None] | None = None,
     system_prompt: str = "keep",
+    merge: bool = True,
 ) -> TrainOutcome:
-    """Train `start` on `preferences` and write the result to `out`.
+    """Train `start` on `preferences` and write the result to `out`; without `merge` the adapter of
+    a reward model alone.
 
     `start` and `reference` (None: the start itself) are checkpoint folders; fp32 weights in their
     `masters/` are preferred to the bf16 ones. `token_ids` maps completion ids to the tokens the
@@ -81,10 +84,11 @@ def train(
             "seed": seed,
             "device": str(where),
             "system_prompt": system_prompt,
+            "merge": merge,
         }
         return _launch(request, processes, out, work, progress)
     encoded = _encode(options, preferences, token_ids, start, system_prompt)
-    return _train_here(options, encoded, start, reference, out, work, seed, where, progress)
+    return _train_here(options, encoded, start, reference, out, work, seed, where, progress, merge)
 
 
 def _train_here(
@@ -97,6 +101,7 @@ def _train_here(
     seed: int,
     where: torch.device,
     progress: Callable[[TrainProgress], None] | None,
+    merge: bool,
 ) -> TrainOutcome:
     """Train in this process, which may be one of several."""
     work.mkdir(parents=True, exist_ok=True)
@@ -114,9 +119,15 @@ def _train_here(
             path = work / "reference.jsonl"
             stored = compute_reference(model, encoded.examples, options, seed, path)
     outcome = _run(options, encoded, stored, same, model, work, seed, progress)
+    known = merge and isinstance(options, DistillStep)
+    region = region_of(model, encoded.examples, options) if known else None
     model.gather()
     if parallel.rank() == 0:
-        export(model, start, out, options.lora)
+        if merge:
+            export(model, start, out, options.lora, region)
+        else:
+            assert options.lora is not None
+            export_adapter(model, start, out, options.lora)
         checkpoint.clear(work)
     parallel.wait()
     del model
@@ -158,6 +169,7 @@ def _launch(
     progress: Callable[[TrainProgress], None] | None,
 ) -> TrainOutcome:
     def told(row: dict[str, Any]) -> None:
+        """A line of progress from the first process."""
         if progress is not None:
             progress(TrainProgress(**row))
 

@@ -62,6 +62,7 @@ def _tensorboard(project: str, run: str, folder: Path) -> Open:
     writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def log(step: int, numbers: dict[str, float]) -> None:
+        """One step's numbers."""
         for name, value in numbers.items():
             writer.add_scalar(name, value, step)
         writer.flush()

@@ -35,6 +35,7 @@ def main(path: Path) -> int:
     answer = path.with_name("launched.json")
 
     def tell(progress: TrainProgress) -> None:
+        """The first rank says how far all are."""
         if dist.get_rank() == 0:
             print(json.dumps(asdict(progress)), flush=True)
 
@@ -51,6 +52,7 @@ def main(path: Path) -> int:
             f"cuda:{local}" if cuda else "cpu",
             tell,
             request["system_prompt"],
+            request["merge"],
         )
         found: dict[str, Any] = {"outcome": asdict(outcome)}
     except RlaifError as error:

@@ -192,6 +192,8 @@ def test_the_gate_finds_the_planted_objective_of_each_domain_and_bias_falls_to_i
     assert rank_correlation(before[:, 0], before[:, 2]) > 0.5
     left = debias(head, features, 0.03)
     assert set(left) == {"helpful", "harmless"} and max(left.values()) <= 0.03
+    # The least penalty that does it, and no more.
+    assert left["helpful"] > -0.02
     assert head.penalty[0] > 0.5 and head.penalty[1].abs() < 0.1
     after = head.objectives(features.last).detach().double()
     assert rank_correlation(after[:, 0].numpy(), before[:, 2]) <= 0.03

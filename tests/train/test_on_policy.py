@@ -74,8 +74,14 @@ def collector(folder, options, reward):
                 _, ids = engine.render([{"role": "user", "content": str(p)}])
                 rows = [made[f"{p}/{i}"] for i in range(options.n)]
                 answers = [
-                    Answer(r.token_ids, r.logprobs, reward(r.token_ids), r.finish_reason == "stop")
-                    for r in rows
+                    Answer(
+                        r.token_ids,
+                        r.logprobs,
+                        reward(r.token_ids),
+                        r.finish_reason == "stop",
+                        {"distance/r": float(i)},
+                    )
+                    for i, r in enumerate(rows)
                 ]
                 groups.append(Group(str(p), ids, tuple(answers)))
         return groups
@@ -128,6 +134,8 @@ def test_the_first_step_is_on_policy(tmp_path, make_model):
     options = options_of("ppo", rollouts=1, sync_every=1, epochs=1)
     metrics = learn(make_model(0), tmp_path, options).metrics
     assert metrics["first_ratio_mean"] == pytest.approx(1.0, abs=1e-6)
+    # What is watched of the answers is a mean over them.
+    assert metrics["last_distance/r"] == (options.n - 1) / 2
     assert metrics["first_clip_fraction"] == 0.0
     assert metrics["first_approx_kl"] == pytest.approx(0.0, abs=1e-9)
     assert metrics["first_kl_reference"] == pytest.approx(0.0, abs=1e-5)
