@@ -53,8 +53,8 @@ class UltraFeedback:
     """`score` is the rating from 1 to 5, mapped to [0, 1]; `principle` is the aspect.
 
     Order: both (a shuffled order and its reverse), random (a shuffled order), fixed (that of
-    sampling). `distribution` says in which place of how many a text was shown; where the ratings are
-    read, by `labels` and one call per text, also each level's share of the probability.
+    sampling). `distribution` says in which place of how many a text was shown; where ratings are
+    read (`labels`; one call per text), also each level's share of the probability.
     """
 
     id: str
