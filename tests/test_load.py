@@ -160,7 +160,7 @@ def test_an_id_that_comes_twice_is_named_with_both_places(tmp_path: Path, kind: 
     other = {**row, "prompt_id": "p_2"}
     path = written(tmp_path, [row, other], "jsonl")
     with pytest.raises(
-        ConfigError, match=rf"rows.jsonl:2: \w+_id '[kj]_1' stands at .*rows.jsonl:1"
+        ConfigError, match=r"rows.jsonl:2: \w+_id '[kj]_1' stands at .*rows.jsonl:1"
     ):
         loaded(tmp_path, type=kind, path=str(path))
     with pytest.raises(ConfigError, match=f"rows.jsonl:1: not a row of {kind}"):
