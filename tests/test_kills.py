@@ -1,4 +1,4 @@
-"""kill -9 at random writes of `rlaif build`: in the end there is what a run without kills leaves."""
+"""kill -9 at random writes of `rlaif build`: what it leaves in the end is that of a run without."""
 
 from __future__ import annotations
 

@@ -178,6 +178,28 @@ def test_trl_trainers_functions_take_the_files(
             assert [turn["role"] for turn in extracted["chosen"]] == ["assistant"]
 
 
+@pytest.mark.slow
+def test_trl_trains_on_the_dataset(
+    tmp_path: Path, write_experiment: Callable[..., Path], tiny_model: Path
+) -> None:
+    from trl import DPOConfig, DPOTrainer
+
+    run_experiment(write(tmp_path, write_experiment), tmp_path / "run")
+    pairs = datasets.load_dataset(
+        str(tmp_path / "run" / "dataset"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    options = DPOConfig(
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+    )
+    trainer = DPOTrainer(model=str(tiny_model), args=options, train_dataset=pairs)
+    assert trainer.train().global_step == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
