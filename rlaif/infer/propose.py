@@ -11,7 +11,8 @@ from itertools import chain, count
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.data.embed import MINILM, embed, is_here, model_folder
+from rlaif.config.filters import MINILM
+from rlaif.data.embed import embed, is_here, model_folder
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.judges.common import template_values
