@@ -37,7 +37,7 @@ STEPS: list[dict[str, Any]] = [
         }
     },
     {"judge": {"id": "checks", "kind": "rules", "principles": ["brief"]}},
-    {"judge": {"id": "aspects", "kind": "ultrafeedback", "expected": True}},
+    {"judge": {"id": "aspects", "kind": "ultrafeedback", "by": "policy", "expected": True}},
     {"pair": {"strategy": "all"}},
     {"filter": {"filters": [{"kind": "near_duplicates", "of": "answers"}]}},
     {"evaluate": {"judges": ["checks"], "resamples": 50}},
