@@ -16,7 +16,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import rlaif.experiment  # noqa: F401  (loaded once, for all the runs)
+import pandas  # noqa: F401  (what all runs load is loaded once)
+import pyarrow.parquet  # noqa: F401
+
+import rlaif.experiment  # noqa: F401
 from rlaif.cli import cli
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
