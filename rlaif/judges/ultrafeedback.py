@@ -77,7 +77,7 @@ class UltraFeedback:
         texts = usable(completions)
         if not texts:
             return []
-        places = [None] if self.asking.written else range(1, len(texts) + 1)
+        places: Sequence[int | None] = [None] if self.asking.written else range(1, len(texts) + 1)
         return [
             self._call(prompt, shown, aspect, index, place, seed)
             for aspect in self.aspects
