@@ -25,6 +25,7 @@ from rlaif.errors import ConfigError, StoreError
 from rlaif.plan.training import PREFERENCES
 from rlaif.records import Completion, Judgement, Preference, Prompt, from_json
 from rlaif.runs import Run
+from rlaif.steps.missing import why_no_pairs
 from rlaif.store import explain_os_errors, write_atomic
 
 MARKER = "rlaif.json"
@@ -59,9 +60,10 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
     preferences = list({p.preference_id: p for p in preferences if p.paired}.values())
     if not preferences:
         steps = ", ".join(sorted({step["id"] for step in used}))
+        why = why_no_pairs(run.store, [step["hash"] for step in used])
         raise ConfigError(
-            f"{run.root}: {steps} made no pair, so there is no dataset to write. Were all answers "
-            "tied, or is a judge unread? `rlaif status` says more"
+            f"{run.root}: {steps} made no pair, so there is no dataset to write{why}. Lower "
+            "`min_margin` in `pair`, sample more answers per prompt, or look at the judges' scores"
         )
     pairs = _pairs(preferences, completions, prompts)
     held = held_prompts((pair.prompt.prompt_id for pair in pairs), spec.test)

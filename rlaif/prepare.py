@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment
 from rlaif.constitution import Constitution, load_constitution
+from rlaif.data.embed import model_folder
 from rlaif.data.readers import read_labelled
 from rlaif.data.sources import PromptSet, load_prompts, split_prompts
 from rlaif.engines.adapters import model_hash
@@ -120,7 +121,9 @@ def _file_hashes(experiment: Experiment, path: Path) -> dict[str, str]:
     names = {experiment.loaded_path(load) or "" for load in loads}
     filters = [e.filter for e in experiment.steps if e.filter is not None]
     names |= {name for wanted in filters for name in wanted.files()}
-    return {name: _file_hash(find(name, path)) for name in sorted(names)}
+    places = {name: find(name, path) for name in names}
+    places |= {name: model_folder(name, path) for wanted in filters for name in wanted.models()}
+    return {name: _file_hash(places[name]) for name in sorted(places)}
 
 
 def _file_hash(path: Path) -> str:

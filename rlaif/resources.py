@@ -1,4 +1,4 @@
-"""Where the shipped constitutions, prompts and experiments are found."""
+"""Where the shipped constitutions, prompts, lexicons and experiments are found."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rlaif.errors import ConfigError
 
-SHIPPED_FOLDERS = ("constitutions", "prompts", "experiments")
+SHIPPED_FOLDERS = ("constitutions", "prompts", "lexicons", "experiments")
 
 
 def shipped_root() -> Path:
-    """The folder that holds `constitutions/`, `prompts/` and `experiments/`.
+    """The folder that holds the shipped folders.
 
     In a wheel they lie inside the package; in a checkout beside it.
     """

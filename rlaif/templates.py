@@ -55,7 +55,7 @@ POINTWISE = SHARED_VARIABLES | {"response"}
 """What a template that judges one answer may use."""
 PAIRWISE = SHARED_VARIABLES | {"response_1", "response_2", "tie"}
 """What a template that compares two answers may use."""
-JOINT = SHARED_VARIABLES | {"responses", "count", "aspect"}
+JOINT = SHARED_VARIABLES | {"responses", "count", "aspect", "place"}
 """What a template that rates all answers of a prompt may use."""
 CLASSES = POINTWISE | {"classes"}
 """What a template that classifies one answer may use."""

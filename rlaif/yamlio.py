@@ -24,9 +24,10 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read_text(path: Path) -> str:
-    """The text of a user's file, or a ConfigError that says what is wrong with it."""
+    """The text of a user's file, without a byte order mark, or a ConfigError that says what is
+    wrong with it."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError("no such file", path) from None
     except IsADirectoryError:

@@ -14,7 +14,8 @@ from rlaif.resources import find
 SMALL = [
     "steps.sample.prompts=6",
     "steps.sample.max_new_tokens=8",
-    "steps.aspects.max_new_tokens=8",
+    # It names no level either.
+    "steps.aspects.min_label_mass=0.0",
     "prompts.holdout=4",
     # A random model's answers are all alike in length, and none refuses.
     "steps.pair.min_margin=0.0",

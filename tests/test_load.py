@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from rlaif.config import LoadStep
 from rlaif.errors import ConfigError
-from rlaif.records import Preference, from_json
+from rlaif.records import Completion, Judgement, Preference, from_json, to_json
 from rlaif.steps.load import load_trl, run
 from rlaif.store import StepFolder
 
@@ -141,6 +141,29 @@ def test_peoples_labels_become_preferences_that_say_so(tmp_path: Path) -> None:
     assert (made.score_chosen, made.score_rejected, made.margin) == (1.0, 0.0, 1.0)
     (trl,) = load_trl(written(tmp_path, [{"prompt": "q", "chosen": "b", "rejected": "a"}], "jsonl"))
     assert (made.preference_id, made.prompt_id) == (trl.preference_id, trl.prompt_id)
+
+
+def test_ties_alone_are_no_preferences_and_are_counted(tmp_path: Path) -> None:
+    path = written(tmp_path, PAIRS[1:3], "jsonl")
+    with pytest.raises(ConfigError, match=r"none of its 2 rows.*a winner \(tied: 1, unlab"):
+        loaded(tmp_path, path=str(path), columns=COLUMNS)
+
+
+@pytest.mark.parametrize("kind", ["completions", "judgements"])
+def test_an_id_that_comes_twice_is_named_with_both_places(tmp_path: Path, kind: str) -> None:
+    answer = Completion("k_1", "p_1", 0, GOOD, "me", "", {}, "stop")
+    said = Judgement(
+        "j_1", "c_1", "p_1", "completion", ["k_1"], "k_1", "me", "me", "human", None, "ok", 1.0
+    )
+    row = to_json(answer if kind == "completions" else said)
+    other = {**row, "prompt_id": "p_2"}
+    path = written(tmp_path, [row, other], "jsonl")
+    with pytest.raises(
+        ConfigError, match=r"rows.jsonl:2: \w+_id '[kj]_1' stands at .*rows.jsonl:1"
+    ):
+        loaded(tmp_path, type=kind, path=str(path))
+    with pytest.raises(ConfigError, match=f"rows.jsonl:1: not a row of {kind}"):
+        loaded(tmp_path, type=kind, path=str(written(tmp_path, [{"prompt": "q"}], "jsonl")))
 
 
 def test_a_format_is_named_for_transcripts(tmp_path: Path) -> None:

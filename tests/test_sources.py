@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,18 @@ def test_long_prompts_are_left_out_before_the_split(tmp_path: Path) -> None:
     found = load_prompts(PromptsSpec(path=str(path), holdout=1, max_words=3))
     every = {p.question for p in [*found.train, *found.heldout]}
     assert every == set(texts[:3])
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".json", ".csv"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path, ending: str) -> None:
+    rows = [{"prompt": f"Was ist {n} in Köln?"} for n in range(5)]
+    lines = "prompt\n" + "".join(f"{row['prompt']}\n" for row in rows)
+    if ending != ".csv":
+        lines = json.dumps(rows) if ending == ".json" else "\n".join(map(json.dumps, rows))
+    data = codecs.BOM_UTF8 + lines.encode()
+    path = tmp_path / f"prompts{ending}"
+    path.write_bytes(gzip.compress(data) if ending.endswith(".gz") else data)
+    assert questions(loaded(path)) == {row["prompt"] for row in rows}
 
 
 def test_jsonl_parquet_and_a_dataset_give_the_same_prompts(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from rlaif.config.filters import (
     NearFilter,
     PrivateFilter,
     RuleFilter,
+    SemanticFilter,
     TruncatedFilter,
 )
 from rlaif.config.judges import (
@@ -169,6 +170,7 @@ __all__ = [
     "RulesJudge",
     "SamplePrinciples",
     "SampleStep",
+    "SemanticFilter",
     "SftTrain",
     "Strict",
     "TemplateJudge",

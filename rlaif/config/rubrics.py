@@ -14,7 +14,8 @@ Category = Literal["essential", "important", "optional", "pitfall"]
 
 
 class UltraFeedbackJudge(WritingJudge):
-    """Four aspects, each rated for all answers of a prompt in one call."""
+    """Four aspects, each rated for all answers of a prompt in one call, which the judge writes, or
+    by label probabilities with all answers in view."""
 
     kind: Literal["ultrafeedback"]
     id: StepId = "ultrafeedback"
@@ -26,6 +27,14 @@ class UltraFeedbackJudge(WritingJudge):
     ]
     order: Order = "both"
     max_new_tokens: PositiveInt = 512
+    expected: bool = Field(
+        False, description="Read each text's mean level from label probabilities; write nothing."
+    )
+
+    @property
+    def written(self) -> bool:
+        """Unless the expected ratings are read."""
+        return not self.expected
 
 
 class RubricClass(Strict):

@@ -17,13 +17,14 @@ def check_login() -> None:
 
 def upload(folder: Path, repo: str) -> None:
     """Make the dataset repository `repo` (OWNER/NAME), private where it is new, and upload the
-    folder to it. Raises ConfigError where the hub refuses."""
+    folder to it. The login is the one that huggingface_hub finds (`hf auth login`, or HF_TOKEN).
+    Raises ConfigError where the hub refuses, cannot be reached, or knows no such name."""
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi()
     try:
         api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo, repo_type="dataset")
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, ValueError, OSError) as error:
         raise ConfigError(f"--push {repo}: {error}") from None

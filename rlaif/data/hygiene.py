@@ -17,9 +17,11 @@ from rlaif.config import (
     NearFilter,
     PrivateFilter,
     RuleFilter,
+    SemanticFilter,
     TruncatedFilter,
 )
 from rlaif.data.contamination import eval_items
+from rlaif.data.embed import Vectors, same_meaning
 from rlaif.data.near import near_duplicates
 from rlaif.data.private import private_kinds
 from rlaif.records import Completion, Preference, Prompt
@@ -69,11 +71,12 @@ class Sifted:
 
 @dataclass(frozen=True)
 class Beside:
-    """What filters read from files: the lines of a lexicon and the prompts of an evaluation, by the
-    name in the config."""
+    """What filters read from files: the lines of a lexicon, the prompts of an evaluation and what
+    an embedding model makes of texts (unit vectors), by the name in the config."""
 
     lexicons: Mapping[str, Sequence[str]] = field(default_factory=dict)
     evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    embeddings: Mapping[str, Callable[[Sequence[str]], Vectors]] = field(default_factory=dict)
 
 
 Refusals = dict[str, Refusal]
@@ -181,6 +184,15 @@ def _near(items: Sequence[Item], wanted: NearFilter, beside: Beside) -> Refusals
     return _spread(items, wanted.of, found)
 
 
+def _semantic(items: Sequence[Item], wanted: SemanticFilter, beside: Beside) -> Refusals:
+    parts = _parts(items, wanted.of)
+    names = list(parts)
+    texts = ["\n".join(texts) for _, texts in parts.values()]
+    alike = same_meaning(beside.embeddings[wanted.model](texts), wanted.threshold)
+    found = {names[i]: Refusal("same meaning", names[j]) for i, j in alike.items()}
+    return _spread(items, wanted.of, found)
+
+
 def _contaminated(items: Sequence[Item], wanted: ContaminationFilter, beside: Beside) -> Refusals:
     asked = [(name, text) for name in wanted.against for text in beside.evaluations[name]]
     held = eval_items([text for _, text in asked], wanted.n)
@@ -221,7 +233,8 @@ def _in_lexicon(items: Sequence[Item], wanted: LexiconFilter, beside: Beside) ->
 
 
 def _folded(text: str) -> list[str]:
-    return [word.casefold() for word in ts.words(text)]
+    """The words as a lexicon knows them: without case, and in Unicode's compatible forms."""
+    return ts.words(unicodedata.normalize("NFKC", text).casefold())
 
 
 _FILTERS: dict[str, Callable[[Sequence[Item], Any, Beside], Refusals]] = {
@@ -229,6 +242,7 @@ _FILTERS: dict[str, Callable[[Sequence[Item], Any, Beside], Refusals]] = {
     "truncated": _truncated,
     "duplicates": _duplicates,
     "near_duplicates": _near,
+    "semantic_duplicates": _semantic,
     "contamination": _contaminated,
     "private": _private,
     "lexicon": _in_lexicon,

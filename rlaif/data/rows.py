@@ -66,7 +66,9 @@ def jsonl_rows(path: Path, on_fault: OnFault = stop) -> Placed:
                 if not line.strip():
                     continue
                 try:
-                    row = _object(json.loads(line.decode("utf-8")), path, number)
+                    # Some editors open a file with a byte order mark.
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    row = _object(json.loads(text), path, number)
                 except UnicodeDecodeError as error:
                     on_fault(ConfigError(f"not UTF-8 text: {error}", path, number))
                 except (ValueError, RecursionError) as error:
@@ -89,7 +91,7 @@ def read_json_file(path: Path) -> Any:
     """The value in a (packed) JSON file. Raises ConfigError."""
     with open_bytes(path) as file:
         try:
-            return json.loads(file.read().decode("utf-8"))
+            return json.loads(file.read().decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"not valid JSON: {error}", path) from None
         except _UNREADABLE as error:

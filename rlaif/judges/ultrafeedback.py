@@ -3,13 +3,14 @@ and appendix E).
 
 The answers stand in a shuffled order, and each rating goes back to the answer it is about. What has
 no rating ("N/A") does not apply, and so does not enter the mean; where the judge cannot tell, it
-abstains.
+abstains. The ratings are written, or each is the mean level under the probabilities of the levels
+where that text's rating would stand (2309.00267, section "Direct RLAIF").
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from rlaif.config import UltraFeedbackJudge
 from rlaif.config.judging import Order
 from rlaif.constitution import Constitution
-from rlaif.engines.base import Capability, GenerateResult
+from rlaif.engines.base import Capability, GenerateResult, ScoreResult
 from rlaif.errors import ConfigError
 from rlaif.parsing import json_object, text_ratings
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
@@ -25,9 +26,25 @@ from rlaif.templates import JOINT
 
 from .base import Answer, Call, call_id, judgement
 from .common import hash_judge, judge_template, mapped, template_values, usable
-from .questions import Asking, answer_schema, asking, own_words
+from .questions import (
+    Asking,
+    Labels,
+    answer_schema,
+    asking,
+    distinct_labels,
+    label_mass,
+    label_result,
+    likeliest,
+    own_words,
+)
+from .scored import level_forms, level_labels, mean_level
 
 LOW, HIGH = 1, 5
+HONESTY, NOT_APPLICABLE = "honesty", "N/A"
+LABELS: Labels = {
+    **level_forms(level_labels(LOW, HIGH)),
+    NOT_APPLICABLE: ("N/A", " N/A", "N", " N"),
+}
 _STATUS: dict[str, Status] = {"not applicable": "not_applicable", "abstain": "abstain"}
 
 
@@ -36,7 +53,8 @@ class UltraFeedback:
     """`score` is the rating from 1 to 5, mapped to [0, 1]; `principle` is the aspect.
 
     Order: both (a shuffled order and its reverse), random (a shuffled order), fixed (that of
-    sampling). `distribution` says in which place of how many a text was shown.
+    sampling). `distribution` says in which place of how many a text was shown; where ratings are
+    read (`labels`; one call per text), also each level's share of the probability.
     """
 
     id: str
@@ -45,23 +63,27 @@ class UltraFeedback:
     aspects: tuple[str, ...]
     order: Order
     samples: int
+    labels: Labels
     comparative: bool = False
 
     @property
     def needs(self) -> frozenset[Capability]:
-        """Text."""
+        """Text, or label probabilities where these are read."""
         return self.asking.needs
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
-        """One call per aspect, order and sample, about all completions."""
+        """One call per aspect, order and sample, about all completions; where levels are read, one
+        for each of these."""
         texts = usable(completions)
         if not texts:
             return []
+        places: Sequence[int | None] = [None] if self.asking.written else range(1, len(texts) + 1)
         return [
-            self._call(prompt, shown, aspect, index, seed)
+            self._call(prompt, shown, aspect, index, place, seed)
             for aspect in self.aspects
             for shown in self._orders(texts, aspect, seed)
             for index in range(self.samples)
+            for place in places
         ]
 
     def _orders(
@@ -76,25 +98,36 @@ class UltraFeedback:
         return [one, one[::-1]] if self.order == "both" else [one]
 
     def _call(
-        self, prompt: Prompt, shown: tuple[Completion, ...], aspect: str, index: int, seed: int
+        self,
+        prompt: Prompt,
+        shown: tuple[Completion, ...],
+        aspect: str,
+        index: int,
+        place: int | None,
+        seed: int,
     ) -> Call:
-        name = call_id(self.judge_hash, shown, aspect, index)
+        rated = () if place is None else (shown[place - 1],)
+        name = call_id(self.judge_hash, [*rated, *shown], aspect, index)
         values = template_values(
-            prompt, shown, seed, low=LOW, high=HIGH, count=len(shown), aspect=aspect
+            prompt, shown, seed, low=LOW, high=HIGH, count=len(shown), aspect=aspect, place=place
         )
         schema = self._schema(len(shown), aspect) if self.asking.structured else None
-        request, _ = self.asking.request(name, values, {}, seed, schema)
-        return Call(name, prompt, shown, aspect, index, request, fence=values["fence"])
+        labels = {k: v for k, v in self.labels.items() if k != NOT_APPLICABLE or aspect == HONESTY}
+        request, _ = self.asking.request(name, values, labels, seed, schema)
+        return Call(name, prompt, shown, aspect, index, request, fence=values["fence"], place=place)
 
     def _schema(self, count: int, aspect: str) -> dict[str, Any]:
         ratings = [*map(str, range(LOW, HIGH + 1)), *self.asking.abstain[:1]]
-        if aspect == "honesty":
-            ratings.append("N/A")
+        if aspect == HONESTY:
+            ratings.append(NOT_APPLICABLE)
         one = answer_schema({"rating": ratings, "rationale": None})
         return answer_schema({f"text_{place}": one for place in range(1, count + 1)})
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
-        """One judgement per text, whose `shown` is that text alone: it is a rating of its own."""
+        """One judgement per text that the call asks about, whose `shown` is that text alone: it is
+        a rating of its own."""
+        if call.place is not None:
+            return [self._read_levels(call, call.place, label_result(result), annotator_id)]
         count = len(call.shown)
         if isinstance(result, GenerateResult) and result.finish_reason != "failed":
             text: str | None = result.text
@@ -104,27 +137,59 @@ class UltraFeedback:
         else:
             text, ratings, missing = None, {}, "failed"
         found = []
-        for place, subject in enumerate(call.shown, 1):
+        for place in range(1, count + 1):
             rating = ratings.get(place)
-            status: Status = "ok"
-            if not isinstance(rating, float):
-                status = _STATUS.get(rating or "", missing)
-            found.append(
-                judgement(
-                    self,
-                    call,
-                    subject,
-                    annotator_id,
-                    "ai",
-                    status,
-                    score=mapped(rating, LOW, HIGH) if isinstance(rating, float) else None,
-                    distribution={"place": float(place), "texts": float(count)},
-                    raw=text,
-                    shown=[subject],
-                    template_hash=self.asking.template.hash,
-                )
-            )
+            if isinstance(rating, float):
+                score: float | None = mapped(rating, LOW, HIGH)
+                status: Status = "ok"
+            else:
+                score, status = None, _STATUS.get(rating or "", missing)
+            found.append(self._about(call, place, annotator_id, status, score, raw=text))
         return found
+
+    def _read_levels(
+        self, call: Call, place: int, answer: ScoreResult | None, annotator_id: str
+    ) -> Judgement:
+        if answer is None:
+            return self._about(call, place, annotator_id, "failed")
+        mass = label_mass(answer)
+        if self.asking.abstains(answer):
+            return self._about(call, place, annotator_id, "abstain", mass=mass)
+        if likeliest(answer.label_probs) == NOT_APPLICABLE:
+            return self._about(call, place, annotator_id, "not_applicable", mass=mass)
+        read = mean_level(answer, LOW, HIGH)
+        if read is None:
+            return self._about(call, place, annotator_id, "unparsed", mass=mass)
+        return self._about(call, place, annotator_id, "ok", read[0], mass=mass, shares=read[1])
+
+    def _about(
+        self,
+        call: Call,
+        place: int,
+        annotator_id: str,
+        status: Status,
+        score: float | None = None,
+        *,
+        raw: str | None = None,
+        mass: float | None = None,
+        shares: Mapping[str, float] | None = None,
+    ) -> Judgement:
+        subject = call.shown[place - 1]
+        where = {"place": float(place), "texts": float(len(call.shown))}
+        return judgement(
+            self,
+            call,
+            subject,
+            annotator_id,
+            "ai",
+            status,
+            score=score,
+            distribution={**where, **(shares or {})},
+            label_mass=mass,
+            raw=raw,
+            shown=[subject],
+            template_hash=self.asking.template.hash,
+        )
 
 
 def in_parts(text: str) -> str:
@@ -149,7 +214,7 @@ def build(
         "ultrafeedback.j2",
         beside,
         allowed=JOINT,
-        required=frozenset({"responses", "aspect"}),
+        required=frozenset({"responses", "aspect"} | ({"place"} if spec.expected else set())),
     )
     return UltraFeedback(
         id=spec.id,
@@ -158,4 +223,5 @@ def build(
         aspects=tuple(spec.aspects),
         order=spec.order,
         samples=spec.samples,
+        labels=distinct_labels(spec, LABELS) if spec.expected else {},
     )

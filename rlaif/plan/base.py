@@ -28,7 +28,7 @@ VERSIONS = {
     "logprobs": 2,
     "evaluate": 2,
     "load": 1,
-    "filter": 1,
+    "filter": 2,
     "compare": 1,
 }
 

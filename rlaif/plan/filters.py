@@ -29,7 +29,7 @@ def plan_filter(walk: Walk, index: int, step: FilterStep) -> None:
                 "filter",
                 step.model_dump(mode="json", exclude={"id"}),
                 [s.hash for s in sources],
-                {name: walk.inputs.files[name] for name in step.files()},
+                {name: walk.inputs.files[name] for name in [*step.files(), *step.models()]},
                 _heldout(walk, step),
                 walk.facts(prompts or None),
             ),

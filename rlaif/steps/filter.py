@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlaif.config import HELDOUT, FilterSet
+from rlaif.data.embed import embed, model_folder
 from rlaif.data.hygiene import Beside, Item, Sifted, of_completion, of_preference, sift
 from rlaif.data.sources import every_prompt
 from rlaif.errors import ConfigError
 from rlaif.records import Completion, Preference, Prompt, from_json
 from rlaif.resources import find
 from rlaif.steps.context import StepContext
+from rlaif.yamlio import read_text
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -59,12 +62,15 @@ def read_beside(filters: FilterSet, path: Path | None, heldout: list[str]) -> Be
     lexicons = {}
     for wanted in filters.filters:
         if wanted.kind == "lexicon":
-            lines = find(wanted.path, path).read_text(encoding="utf-8").splitlines()
+            lines = read_text(find(wanted.path, path)).splitlines()
             lexicons[wanted.path] = [line for line in lines if not line.startswith("#")]
         elif wanted.kind == "contamination":
             for name in set(wanted.against) - {HELDOUT}:
                 evaluations[name] = [p.question for p in every_prompt(find(name, path))]
-    return Beside(lexicons, evaluations)
+    embeddings = {
+        name: partial(embed, folder=model_folder(name, path)) for name in filters.models()
+    }
+    return Beside(lexicons, evaluations, embeddings)
 
 
 def refused_rows(sifted: Sifted) -> list[dict[str, Any]]:

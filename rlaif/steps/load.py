@@ -28,7 +28,11 @@ from rlaif.resources import find
 from rlaif.steps.context import StepContext
 
 BATCH = 1000
-KINDS: dict[str, Any] = {"completions": Completion, "judgements": Judgement}
+KINDS: dict[str, tuple[Any, str]] = {
+    "completions": (Completion, "completion_id"),
+    "judgements": (Judgement, "judgement_id"),
+}
+"""Each kind's record, and the key of its id."""
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -43,7 +47,7 @@ def run(context: StepContext) -> dict[str, Any]:
     elif step.type == "preferences":
         records = load_trl(path, context.planned.round)
     else:
-        records = [_record(step.type, row, place) for place, row in file_rows(path)]
+        records = _records(step.type, path)
     if not records:
         raise ConfigError("no rows in this file that could be used", path)
     done = len(context.folder.read(step.type))
@@ -52,11 +56,25 @@ def run(context: StepContext) -> dict[str, Any]:
     return {"counts": {step.type: len(records), **left_out}}
 
 
-def _record(kind: str, row: dict[str, Any], place: str) -> Any:
-    try:
-        return from_json(KINDS[kind], row)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{place}: not a row of {kind}: {error}") from None
+def _records(kind: str, path: Path) -> list[Any]:
+    """Every row as a record. Raises ConfigError for a row that is none and for an id that comes
+    twice."""
+    record, key = KINDS[kind]
+    places: dict[str, str] = {}
+    found = []
+    for place, row in file_rows(path):
+        try:
+            made = from_json(record, row)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{place}: not a row of {kind}: {error}") from None
+        name = getattr(made, key)
+        if places.setdefault(name, place) != place:
+            raise ConfigError(
+                f"{place}: {key} {name!r} stands at {places[name]} already; every row of {kind} "
+                "needs an id of its own. Remove one of the two, or give it another id."
+            )
+        found.append(made)
+    return found
 
 
 def _reading(step: LoadStep, path: Path) -> Reading:
@@ -83,7 +101,13 @@ def _labelled(
             continue
         found.append(labelled_preference(pair, round_number))
     counts["skipped"] = len(reading.skipped)
-    return found, {name: count for name, count in counts.items() if count}
+    without = {name: count for name, count in counts.items() if count}
+    if not found:
+        why = ", ".join(f"{name}: {count}" for name, count in without.items())
+        raise ConfigError(
+            f"none of its {reading.rows} rows gives a pair with a winner ({why})", path
+        )
+    return found, without
 
 
 def labelled_preference(pair: LabelledPair, round_number: int = 0) -> Preference:

@@ -17,6 +17,7 @@ from rlaif.engines.builtin import weights_hash
 from rlaif.errors import RlaifError
 from rlaif.records import Judgement, Preference, from_json
 from rlaif.steps.context import StepContext
+from rlaif.steps.missing import why_no_pairs
 from rlaif.store import write_atomic
 from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.members import train_members
@@ -175,21 +176,7 @@ def _judgements(context: StepContext) -> list[Judgement]:
 
 
 def _nothing_to_train_on(context: StepContext) -> RlaifError:
-    """Why there are no preferences, as far as the finished steps before this one tell."""
-    reasons: list[str] = []
-    for pairs in context.planned.inputs.values():
-        marker = context.store.step(pairs).done() or {}
-        counts = marker.get("counts", {})
-        if counts.get("tied_prompts"):
-            tied = f"{counts['tied_prompts']} of {counts['prompts']}"
-            reasons.append(f"all candidates tie on {tied} prompts")
-        for name, digest in marker.get("inputs", {}).items():
-            judged = (context.store.step(digest).done() or {}).get("counts", {})
-            if judged.get("judgements") and not judged["with_value"]:
-                judge = name.split("/", 1)[1]
-                count = judged["judgements"]
-                reasons.append(f"none of the {count} verdicts of judge {judge} has a value")
-    why = f" ({'; '.join(reasons)})" if reasons else ""
+    why = why_no_pairs(context.store, context.planned.inputs.values())
     return RlaifError(
         f"there are no preferences to train on{why}. Lower `min_margin` in `pair`, sample more "
         "answers per prompt, or look at the judges' answers and scores."

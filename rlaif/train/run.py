@@ -292,6 +292,7 @@ def _encode(
                 "kto learns from each answer for itself and has no use for a pair's soft label "
                 "(`prob`): take another method, or leave `consistency` out of `pair`"
             )
+        refuse_one_class(encoded.examples)
         encoded.examples = add_mismatched(encoded.examples)
     if isinstance(options, DistillStep):
         encoded.examples = examples_of(encoded.examples, options)
@@ -315,6 +316,17 @@ def refuse_single(options: TextStep, preferences: Sequence[Preference]) -> None:
             f"{len(unfit)} of {len(preferences)} rows {what}, and {options.method} learns from "
             f"{wanted}. The first is to the prompt {text[:60]!r} ({unfit[0].prompt_id}). Answers "
             "that stand alone are for kto, and good ones for sft as well."
+        )
+
+
+def refuse_one_class(examples: Sequence[Example]) -> None:
+    """Raise RlaifError when all answers are good or all are bad: kto tells the two apart."""
+    classes = {good for example in examples for good in example.desirable}
+    if len(classes) == 1:
+        said = "good" if True in classes else "bad"
+        raise RlaifError(
+            f"all {len(examples)} answers are {said}, and kto learns to tell good from bad: add "
+            "rows with the other `label`. Good answers alone are for sft."
         )
 
 

