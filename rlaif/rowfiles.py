@@ -24,6 +24,8 @@ from rlaif.records import R, from_json
 BATCH_END = b"\n\n"
 CHUNK = 1 << 16
 """Bytes that are read at once when a file's last batch is looked for."""
+BLOCK = 1 << 18
+"""Bytes of lines that are decoded at once."""
 RUN_BYTES = 1 << 20
 """Rows of one key that stand together are one place in an index up to this size."""
 
@@ -77,29 +79,59 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
 
 def count_rows(path: Path) -> int:
     """How many rows the whole batches have."""
-    return sum(1 for _ in _placed_lines(path, 0))
+    return sum(_row_count(block) for _, block in _blocks(path, 0))
+
+
+def _row_count(block: bytes) -> int:
+    """How many lines are not blank. Between two blank ones there are others."""
+    return block.count(b"\n") - block.count(b"\n\n") - block.startswith(b"\n")
 
 
 def _read(path: Path, lines: _Lines[T]) -> Iterator[T]:
-    for start, line in _placed_lines(path, 0):
-        try:
-            yield lines.one(line)
-        except _UNREADABLE:
-            raise _damaged(path, start) from None
+    for start, block in _blocks(path, 0):
+        yield from _decoded(path, start, block, lines)
 
 
-def _placed_lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
-    """(first byte, line) of each row of the whole batches from byte `start` on."""
+def _blocks(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
+    """(first byte, lines) of the whole batches from byte `start` on: about `BLOCK` bytes of whole
+    lines at once."""
     if not path.exists():
         return
     with path.open("rb") as file:
         whole = whole_bytes(file)
         file.seek(start)
         while start < whole:
-            line = file.readline()
-            if line != b"\n":
-                yield start, line
-            start += len(line)
+            block = file.read(min(BLOCK, whole - start))
+            if not block.endswith(b"\n"):
+                block += file.readline()
+            yield start, block
+            start += len(block)
+
+
+def _decoded(path: Path, start: int, block: bytes, lines: _Lines[T]) -> list[T]:
+    """The values of the lines that begin at byte `start`. Raises StoreError, which says which line
+    of the file, from 1, is damaged."""
+    try:
+        found = lines.many(block)
+    except _UNREADABLE:
+        found = []
+    # A value that goes on in the next line, or that does not end its line, is damage too.
+    if len(found) == _row_count(block):
+        return found
+    with path.open("rb") as file:
+        number = 1 + file.read(start).count(b"\n") + _whole_lines(block, lines)
+    raise StoreError(f"{path}:{number}: damaged row; delete the step folder")
+
+
+def _whole_lines(block: bytes, lines: _Lines[Any]) -> int:
+    """How many lines there are before the first that is damaged."""
+    for number, line in enumerate(block.split(b"\n")):
+        try:
+            if line:
+                lines.one(line)
+        except _UNREADABLE:
+            return number
+    raise AssertionError("these lines were found to be damaged")
 
 
 def whole_bytes(file: BinaryIO) -> int:
@@ -114,13 +146,6 @@ def whole_bytes(file: BinaryIO) -> int:
         # The two bytes of a batch's end may lie on both sides of the cut.
         end = start + 1 if start else 0
     return 0
-
-
-def _damaged(path: Path, place: int) -> StoreError:
-    """Says which line, from 1, is damaged: that of byte `place`."""
-    with path.open("rb") as file:
-        number = 1 + file.read(place).count(b"\n")
-    return StoreError(f"{path}:{number}: damaged row; delete the step folder")
 
 
 class Index(Protocol):
@@ -169,26 +194,28 @@ class RowIndex:
     def grow(self) -> list[str]:
         """See `Index`. Raises StoreError where a row is damaged."""
         keys: list[str] = []
-        for start, line in _placed_lines(self.path, self._end):
-            try:
-                key = self._keyed.one(line).key
-            except _UNREADABLE:
-                raise _damaged(self.path, start) from None
-            self._end = start + len(line)
-            if keys and keys[-1] == key and self._end - self._starts[-1] <= RUN_BYTES:
-                self._sizes[-1] = self._end - self._starts[-1]
-                self._counts[-1] += 1
-            else:
-                keys.append(key)
-                self._begin(key, start)
+        for start, block in _blocks(self.path, self._end):
+            keyed = iter(_decoded(self.path, start, block, self._keyed))
+            for line in block.split(b"\n")[:-1]:
+                end = start + len(line) + 1
+                if line:
+                    key = next(keyed).key
+                    if keys and keys[-1] == key and end - self._starts[-1] <= RUN_BYTES:
+                        self._sizes[-1] = end - self._starts[-1]
+                        self._counts[-1] += 1
+                    else:
+                        keys.append(key)
+                        self._begin(key, start, end)
+                start = end
+            self._end = start
         return keys
 
-    def _begin(self, key: str, start: int) -> None:
-        """A new run, of one row, which ends where the index does."""
+    def _begin(self, key: str, start: int, end: int) -> None:
+        """A new run, of one row."""
         self._before.append(self._last.get(key, -1))
         self._last[key] = len(self._starts)
         self._starts.append(start)
-        self._sizes.append(self._end - start)
+        self._sizes.append(end - start)
         self._counts.append(1)
 
     def count(self, key: str) -> int:
@@ -197,11 +224,11 @@ class RowIndex:
 
     def rows(self, key: str) -> list[Row]:
         """See `Index`. Raises StoreError where a row is damaged."""
-        return self._decoded(key, _ROWS)
+        return self._values(key, _ROWS)
 
     def records(self, key: str, kind: type[R]) -> list[R]:
         """See `Index`. Raises StoreError where a row is damaged."""
-        return self._decoded(key, _records(kind))
+        return self._values(key, _records(kind))
 
     def keys(self) -> Collection[str]:
         """See `Index`."""
@@ -216,14 +243,12 @@ class RowIndex:
             run = self._before[run]
         return found[::-1]
 
-    def _decoded(self, key: str, lines: _Lines[T]) -> list[T]:
+    def _values(self, key: str, lines: _Lines[T]) -> list[T]:
         found: list[T] = []
         for run in self._runs(key):
             start = self._starts[run]
-            try:
-                found += lines.many(os.pread(self._file, self._sizes[run], start))
-            except _UNREADABLE:
-                raise _damaged(self.path, start) from None
+            block = os.pread(self._file, self._sizes[run], start)
+            found += _decoded(self.path, start, block, lines)
         return found
 
     @functools.cached_property

@@ -69,7 +69,10 @@ def test_no_file_is_no_row_and_damage_is_said(tmp_path: Path) -> None:
     none = RowIndex(tmp_path / "none.jsonl", "prompt_id")
     assert none.grow() == [] and none.rows("p") == [] and none.count("p") == 0
     path = tmp_path / "rows.jsonl"
-    for text in ('{"prompt_id":"p"', '{"other":"p"}', "[1]", '{"prompt_id":1}'):
+    spliced = '{"prompt_id":"p"}{"prompt_id":"p"}'
+    divided = '{"prompt_id":"p"\n,"a":1}'
+    damaged = ['{"prompt_id":"p"', '{"other":"p"}', "[1]", '{"prompt_id":1}', spliced, divided]
+    for text in damaged:
         path.write_text(f'{{"prompt_id":"p"}}\n\n{text}\n\n')
         with pytest.raises(StoreError, match=r"rows\.jsonl:3: damaged row"):
             RowIndex(path, "prompt_id").grow()

@@ -88,7 +88,7 @@ def pointwise_values(judgements: Sequence[Judgement]) -> dict[str, _Cell]:
         groups[judgement.subject].append(judgement)
     cells = {}
     for subject, group in groups.items():
-        value = _mean([j.score for j in group if j.status in VALUED])
+        value = _mean([j.score for j in group])
         cells[subject] = value, value is not None or _applied(group)
     return cells
 
@@ -126,7 +126,7 @@ def pair_probability(
         orders[judgement.shown[0]].append(judgement)
     probs: list[float | None] = []
     for first, group in orders.items():
-        prob = _mean([j.prob_first for j in group if j.status in VALUED])
+        prob = _mean([j.prob_first for j in group])
         probs.append(prob if prob is None or first == candidate else 1 - prob)
     if None in probs and not renormalise:
         return None
