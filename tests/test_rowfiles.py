@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rlaif import rowfiles
 from rlaif.errors import StoreError
 from rlaif.records import Judgement
-from rlaif.rowfiles import HeldIndex, Index, RowIndex
+from rlaif.rowfiles import HeldIndex, RowIndex
 from rlaif.steps.context import ByPrompt
 from rlaif.store import StepFolder
 
@@ -38,7 +38,6 @@ def test_records_come_back_by_key(
     given_: list[Judgement], cut: int, run_bytes: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = StepFolder(tmp_path_factory.mktemp("rows"))
-    path = folder.path / "judgements.jsonl"
     found = folder.index("judgements", "prompt_id")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rowfiles, "RUN_BYTES", run_bytes)
@@ -59,8 +58,7 @@ def test_records_come_back_by_key(
             assert index.count(name) == len(mine)
     assert list(folder.records(Judgement)) == given_
     assert folder.count("judgements") == len(given_)
-    fresh: list[Index] = [RowIndex(path, "prompt_id"), RowIndex(path, "prompt_id")]
-    both = ByPrompt(fresh, Judgement)
+    both = ByPrompt([folder, folder], Judgement)
     assert both.prompts() == sorted({j.prompt_id for j in given_})
     assert all(both.of(name) == found.records(name, Judgement) * 2 for name in NAMES)
 

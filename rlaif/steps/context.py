@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import groupby
@@ -15,7 +15,6 @@ from rlaif.engines.base import Engine, Model
 from rlaif.judges.base import Judge
 from rlaif.plan import PlanInputs, Planned
 from rlaif.records import Completion, Judgement, Preference, Prompt, R
-from rlaif.rowfiles import Index
 from rlaif.store import FILES, StepFolder, Store
 
 LOOK_SECONDS = 0.05
@@ -141,8 +140,7 @@ class StepContext:
 
     def by_prompt(self, prefix: str, kind: type[R]) -> ByPrompt[R]:
         """The records of one kind in the inputs under `prefix`, read as they are asked for."""
-        folders = [self.store.step(digest) for digest in self.inputs_under(prefix)]
-        return ByPrompt([folder.index(FILES[kind], "prompt_id") for folder in folders], kind)
+        return ByPrompt([self.store.step(digest) for digest in self.inputs_under(prefix)], kind)
 
     def completions(self, prefix: str = "completions") -> list[Completion]:
         """The completions in the inputs under `prefix`."""
@@ -162,12 +160,13 @@ class StepContext:
 
 
 class ByPrompt(Generic[R]):
-    """Records by prompt, read as they are asked for; ids and places in files are held."""
+    """The records of one kind in steps' folders by prompt, read as they are asked for; ids and
+    places in files are held."""
 
-    def __init__(self, indexes: Sequence[Index], kind: type[R]):
-        self._indexes = indexes
+    def __init__(self, folders: Iterable[StepFolder], kind: type[R]):
         self._kind = kind
-        for index in indexes:
+        self._indexes = [folder.index(FILES[kind], "prompt_id") for folder in folders]
+        for index in self._indexes:
             index.grow()
 
     def prompts(self) -> list[str]:
