@@ -12,14 +12,14 @@ import json
 import os
 import weakref
 from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar, cast
 
 import msgspec
 
 from rlaif.errors import StoreError
-from rlaif.records import R, from_json
+from rlaif.records import Completion, Judgement, Preference, R, from_json
 
 BATCH_END = b"\n\n"
 CHUNK = 1 << 16
@@ -61,9 +61,15 @@ class _Lines(Generic[T]):
 _ROWS: _Lines[Row] = _Lines(Row, lambda row: row)
 
 
-@functools.cache
-def _records(kind: type[R]) -> _Lines[R]:
+def _lines_of(kind: type[R]) -> _Lines[R]:
     return _Lines(kind, lambda row: from_json(kind, row))
+
+
+_RECORDS: Mapping[type, _Lines[Any]] = {
+    Completion: _lines_of(Completion),
+    Judgement: _lines_of(Judgement),
+    Preference: _lines_of(Preference),
+}
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -74,7 +80,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     """`read_rows` as records."""
-    return _read(path, _records(kind))
+    return _read(path, _RECORDS[kind])
 
 
 def count_rows(path: Path) -> int:
@@ -228,7 +234,7 @@ class RowIndex:
 
     def records(self, key: str, kind: type[R]) -> list[R]:
         """See `Index`. Raises StoreError where a row is damaged."""
-        return self._values(key, _records(kind))
+        return self._values(key, _RECORDS[kind])
 
     def keys(self) -> Collection[str]:
         """See `Index`."""

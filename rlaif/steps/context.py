@@ -164,7 +164,7 @@ class ByPrompt(Generic[R]):
     places in files are held."""
 
     def __init__(self, folders: Iterable[StepFolder], kind: type[R]):
-        self._kind = kind
+        self._kind: type[R] = kind
         self._indexes = [folder.index(FILES[kind], "prompt_id") for folder in folders]
         for index in self._indexes:
             index.grow()
