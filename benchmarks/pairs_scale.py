@@ -61,8 +61,9 @@ def shown(now: dict[str, float], before: dict[str, float] | None) -> str:
     """A line about one size and its growth from the one before."""
     text = (
         f"{now['judgements']:>9,.0f} judgements: {now['pairs']:>9,.0f} pairs in "
-        f"{now['seconds']:7.2f} s ({now['cpu_seconds']:.2f} s of CPU), {now['pair_mb']:6.0f} MB "
-        f"on top of {now['before_mb']:.0f} MB"
+        f"{now['seconds']:7.2f} s ({now['cpu_seconds']:.2f} s of CPU, "
+        f"{now['judgements'] / now['cpu_seconds']:,.0f} judgements/s of it), "
+        f"{now['pair_mb']:6.0f} MB on top of {now['before_mb']:.0f} MB"
     )
     if before is not None:
         size = now["judgements"] / before["judgements"]

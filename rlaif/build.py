@@ -23,8 +23,9 @@ from rlaif.data.labelled import LabelledPair
 from rlaif.data.raw import raw_row
 from rlaif.errors import ConfigError, StoreError
 from rlaif.plan.training import PREFERENCES
-from rlaif.records import Completion, Judgement, Preference, Prompt, from_json
+from rlaif.records import VALUED, Completion, Judgement, Preference, Prompt, R, from_json
 from rlaif.runs import Run
+from rlaif.steps.context import ByPrompt
 from rlaif.steps.missing import why_no_pairs
 from rlaif.store import explain_os_errors, write_atomic
 
@@ -53,11 +54,10 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
     used = _preference_steps(run, spec)
     above = _upstream(run, used)
     prompts = run.prompt_records()
-    completions = {
-        row["completion_id"]: from_json(Completion, row) for row in _rows(run, above, "completions")
-    }
-    preferences = [from_json(Preference, row) for row in _rows(run, used, "preferences")]
-    preferences = list({p.preference_id: p for p in preferences if p.paired}.values())
+    written = {c.completion_id: (c.model, c.weights_hash) for c in _records(run, above, Completion)}
+    preferences = list(
+        {p.preference_id: p for p in _records(run, used, Preference) if p.paired}.values()
+    )
     if not preferences:
         steps = ", ".join(sorted({step["id"] for step in used}))
         why = why_no_pairs(run.store, [step["hash"] for step in used])
@@ -65,12 +65,13 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
             f"{run.root}: {steps} made no pair, so there is no dataset to write{why}. Lower "
             "`min_margin` in `pair`, sample more answers per prompt, or look at the judges' scores"
         )
-    pairs = _pairs(preferences, completions, prompts)
+    pairs = _pairs(preferences, {name: model for name, (model, _) in written.items()}, prompts)
     held = held_prompts((pair.prompt.prompt_id for pair in pairs), spec.test)
-    judgements = _judgements(run, above)
+    judging = _judging(run, above)
     tables, lost = pair_tables(pairs, [f for f in spec.formats if f != "ultrafeedback"], held)
     if "ultrafeedback" in spec.formats:
-        tables["ultrafeedback"] = _raw(prompts, completions, judgements, held, spec.overall)
+        answers, said = _by_prompt(run, above, Completion), _by_prompt(run, judging, Judgement)
+        tables["ultrafeedback"] = _raw(prompts, answers, said, held, spec.overall)
     tables = {name: tables[name] for name in spec.formats}
     title = spec.title or str(run.manifest["name"])
     found = describe(pairs)
@@ -79,12 +80,12 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
         configs=(),
         pairs=_by_split(pair.prompt.prompt_id in held for pair in pairs),
         prompts=_by_split(name in held for name in {p.prompt.prompt_id for p in pairs}),
-        models=_models(completions.values()),
+        models=_models(written.values()),
         judges=_judges(run, above),
         constitution=_constitution(run),
         funnel=[*_funnel(run, above), _last_row(pairs, held)],
         spread=_figures(found),
-        limits=_limits(found, judgements),
+        limits=_limits(found, _records(run, judging, Judgement)),
         lost=lost,
         agreement=_agreement(run, preferences),
         version=str(run.manifest["versions"]["rlaif"]),
@@ -143,17 +144,18 @@ def _upstream(run: Run, used: Sequence[Step]) -> list[Step]:
     return [step for step in by_hash.values() if step["hash"] in wanted]
 
 
-def _rows(run: Run, steps: Sequence[Step], kind: str) -> Iterator[dict[str, Any]]:
+def _records(run: Run, steps: Sequence[Step], kind: type[R]) -> Iterator[R]:
     for step in steps:
-        yield from run.store.step(step["hash"]).read(kind)
+        yield from run.store.step(step["hash"]).records(kind)
+
+
+def _by_prompt(run: Run, steps: Sequence[Step], kind: type[R]) -> ByPrompt[R]:
+    return ByPrompt([run.store.step(step["hash"]) for step in steps], kind)
 
 
 def _pairs(
-    preferences: Sequence[Preference],
-    completions: Mapping[str, Completion],
-    prompts: Mapping[str, Prompt],
+    preferences: Sequence[Preference], authors: Mapping[str, str], prompts: Mapping[str, Prompt]
 ) -> list[LabelledPair]:
-    authors = {name: c.model for name, c in completions.items()}
     pairs = []
     for preference in sorted(preferences, key=lambda p: p.preference_id):
         prompt = prompts.get(preference.prompt_id)
@@ -161,34 +163,30 @@ def _pairs(
     return pairs
 
 
-def _judgements(run: Run, above: Sequence[Step]) -> list[Judgement]:
-    """What every judge of the run said of these steps' completions."""
+def _judging(run: Run, above: Sequence[Step]) -> list[Step]:
+    """The steps in which judges of the run saw these steps' completions."""
     known = {step["hash"] for step in above}
-    judging = [
+    return [
         step
         for step in run.manifest["steps"]
         if step["kind"] == "judge" and known & set(step["inputs"].values())
     ]
-    return [from_json(Judgement, row) for row in _rows(run, judging, "judgements")]
 
 
 def _raw(
     prompts: Mapping[str, Prompt],
-    completions: Mapping[str, Completion],
-    judgements: Sequence[Judgement],
+    answers: ByPrompt[Completion],
+    said: ByPrompt[Judgement],
     held: frozenset[str],
     overall: str | None,
 ) -> dict[str, list[dict[str, Any]]]:
-    answers: dict[str, list[Completion]] = {}
-    for completion in completions.values():
-        answers.setdefault(completion.prompt_id, []).append(completion)
-    said: dict[str, list[Judgement]] = {}
-    for judgement in judgements:
-        said.setdefault(judgement.prompt_id, []).append(judgement)
     splits: dict[str, list[dict[str, Any]]] = {TRAIN: [], TEST: []}
-    for name in sorted(answers.keys() & prompts.keys()):
-        given = sorted(answers[name], key=lambda c: c.completion_id)
-        row = raw_row(prompts[name], given, said.get(name, ()), overall)
+    for name in answers.prompts():
+        if name not in prompts:
+            continue
+        # What a filter keeps stands in two steps.
+        given = {c.completion_id: c for c in answers.of(name)}
+        row = raw_row(prompts[name], [given[c] for c in sorted(given)], said.of(name), overall)
         if row is not None:
             splits[TEST if name in held else TRAIN].append(row)
     return splits
@@ -199,11 +197,10 @@ def _by_split(held: Iterable[bool]) -> dict[str, int]:
     return {split: counts[split] for split in (TRAIN, TEST) if counts[split]}
 
 
-def _models(completions: Iterable[Completion]) -> list[dict[str, str]]:
-    counts = Counter((c.model, c.weights_hash) for c in completions)
+def _models(authors: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     return [
         {"model": model, "weights": digest, "answers": str(count)}
-        for (model, digest), count in sorted(counts.items())
+        for (model, digest), count in sorted(Counter(authors).items())
     ]
 
 
@@ -281,7 +278,7 @@ def _figures(found: Description) -> dict[str, str]:
     }
 
 
-def _limits(found: Description, judgements: Sequence[Judgement]) -> list[str]:
+def _limits(found: Description, judgements: Iterable[Judgement]) -> list[str]:
     limits = [
         "The labels are the opinion of the judges above and no more: their errors and their taste "
         "are in it.",
@@ -289,9 +286,11 @@ def _limits(found: Description, judgements: Sequence[Judgement]) -> list[str]:
     ]
     # Every format puts the chosen answer where it belongs; that is no finding.
     limits += [w for w in found.warnings if "always the" not in w]
-    missing = sum(j.score is None and j.prob_first is None for j in judgements)
-    if missing:
-        limits.append(f"{missing} of {len(judgements)} judgements have no value and count nowhere.")
+    valued = Counter(j.status in VALUED for j in judgements)
+    if valued[False]:
+        limits.append(
+            f"{valued[False]} of {valued.total()} judgements have no value and count nowhere."
+        )
     return limits
 
 

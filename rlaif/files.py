@@ -26,19 +26,11 @@ from rlaif.experiment import STEPS
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs, Planned
 from rlaif.prepare import model_key
-from rlaif.records import Prompt, content_hash, from_json, to_json
+from rlaif.records import Prompt, R, content_hash, from_json, to_json
 from rlaif.resources import find
+from rlaif.rowfiles import HeldIndex, Index
 from rlaif.steps.context import Progress, StepContext
-from rlaif.store import (
-    HeldIndex,
-    Index,
-    StepFolder,
-    Store,
-    explain_os_errors,
-    read_json,
-    read_rows,
-    write_jsonl,
-)
+from rlaif.store import FILES, StepFolder, Store, explain_os_errors, read_json, write_jsonl
 from rlaif.yamlio import load_yaml, validate
 
 POLICY = {"path": "builtin/smollm2-135m-instruct"}
@@ -49,10 +41,16 @@ class Records(StepFolder):
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Every row, wherever it lies."""
-        path = self.path / f"{name}.jsonl" if self.path.is_dir() else self.path
         if self.marker.exists():
-            return read_rows(path)
+            return super().rows(name)
+        path = self.path / f"{name}.jsonl" if self.path.is_dir() else self.path
         return (row for _, row in jsonl_rows(path))
+
+    def records(self, kind: type[R]) -> Iterator[R]:
+        """Every record of a kind, wherever it lies."""
+        if self.marker.exists():
+            return super().records(kind)
+        return (from_json(kind, row) for row in self.rows(FILES[kind]))
 
     def index(self, name: str, key: str) -> Index:
         """Every row by key; those of a plain file, which may be packed, are held."""
@@ -60,15 +58,6 @@ class Records(StepFolder):
             return super().index(name, key)
         rows = self.read(name)
         return HeldIndex(lambda: rows, key)
-
-    def by_prompt(self, name: str) -> Mapping[str, list[dict[str, Any]]]:
-        """Every row by prompt id; those of a finished step are read as they are asked for."""
-        if (self.path / "done.json").exists():
-            return super().by_prompt(name)
-        found: dict[str, list[dict[str, Any]]] = {}
-        for row in self.read(name):
-            found.setdefault(row["prompt_id"], []).append(row)
-        return found
 
 
 class FileStore(Store):

@@ -12,22 +12,40 @@ import errno
 import json
 import os
 import shutil
-from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from rlaif.errors import StoreError
-from rlaif.grouped import RowsByPrompt
-from rlaif.records import Record, canonical_json, to_json
+from rlaif.records import (
+    Completion,
+    Judgement,
+    Preference,
+    R,
+    Record,
+    canonical_json,
+    to_json,
+)
+from rlaif.rowfiles import (
+    BATCH_END,
+    Index,
+    RowIndex,
+    count_rows,
+    read_records,
+    read_rows,
+    whole_bytes,
+)
 
 FORMAT = 1
-BATCH_END = b"\n\n"
-CHUNK = 1 << 16
-"""Bytes that are read at once when a file's last batch is looked for."""
+FILES: Mapping[type, str] = {
+    Completion: "completions",
+    Judgement: "judgements",
+    Preference: "preferences",
+}
+"""What the file of each kind of record in a step's folder is called."""
 
 
 @contextmanager
@@ -108,7 +126,7 @@ class StepFolder:
             return
         rows = [canonical_json(r if isinstance(r, dict) else to_json(r)) for r in records]
         data = ("\n".join(rows)).encode("utf-8", "surrogatepass") + BATCH_END
-        path = self.path / f"{name}.jsonl"
+        path = self._file(name)
         with explain_os_errors(path):
             self.path.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
@@ -120,29 +138,32 @@ class StepFolder:
         """Drop what a kill left after the last whole batch. Call before appending."""
         for path in sorted(self.path.glob("*.jsonl")):
             with explain_os_errors(path), path.open("r+b") as file:
-                whole = _whole_bytes(file)
+                whole = whole_bytes(file)
                 if whole < path.stat().st_size:
                     file.truncate(whole)
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Every committed row of `<name>.jsonl`, in the order of writing, one held at a time."""
-        return read_rows(self.path / f"{name}.jsonl")
+        return read_rows(self._file(name))
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Every committed row of `<name>.jsonl`, in the order of writing."""
         return list(self.rows(name))
 
+    def records(self, kind: type[R]) -> Iterator[R]:
+        """Every committed record of a kind, in the order of writing, one held at a time."""
+        return read_records(self._file(FILES[kind]), kind)
+
     def index(self, name: str, key: str) -> Index:
         """Where the committed rows of `<name>.jsonl` lie, by what each has under `key`."""
-        return RowIndex(self.path / f"{name}.jsonl", key)
+        return RowIndex(self._file(name), key)
 
     def count(self, name: str) -> int:
         """How many rows of `<name>.jsonl` are committed."""
-        return sum(1 for _ in read_rows(self.path / f"{name}.jsonl"))
+        return count_rows(self._file(name))
 
-    def by_prompt(self, name: str) -> Mapping[str, list[dict[str, Any]]]:
-        """The rows of `<name>.jsonl` of a finished step by prompt id, read when asked for."""
-        return RowsByPrompt(self.path / f"{name}.jsonl")
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.jsonl"
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write the marker, last of all."""
@@ -151,147 +172,6 @@ class StepFolder:
         marker = {**summary, "files": files}
         write_atomic(self.marker, json.dumps(marker, indent=1, sort_keys=True, ensure_ascii=False))
         return marker
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of the whole batches in one of the store's files; nothing when it is absent."""
-    return (row for _, _, row in _placed_rows(path, 0))
-
-
-class Index(Protocol):
-    """The rows of a file by a text that each of them has."""
-
-    def grow(self) -> list[str]:
-        """Take in what was committed since the last time; its keys, one for each row."""
-        ...
-
-    def count(self, key: str) -> int:
-        """How many rows there are under a key."""
-        ...
-
-    def read(self, key: str) -> list[dict[str, Any]]:
-        """The rows under a key, in the order of writing; none under one that is not there."""
-        ...
-
-    def keys(self) -> Collection[str]:
-        """Every key that was taken in."""
-        ...
-
-
-class RowIndex:
-    """The rows of one of the store's files by what each has under `key`. Keys and places are held,
-    no rows. The file may grow meanwhile. See `Index`."""
-
-    def __init__(self, path: Path, key: str):
-        self.path = path
-        self.key = key
-        self._end = 0
-        self._places: dict[str, array[int]] = {}
-
-    def grow(self) -> list[str]:
-        """See `Index`."""
-        keys = []
-        for start, end, row in _placed_rows(self.path, self._end):
-            keys.append(row[self.key])
-            self._places.setdefault(row[self.key], array("q")).append(start)
-            self._end = end
-        return keys
-
-    def count(self, key: str) -> int:
-        """See `Index`."""
-        return len(self._places.get(key, ()))
-
-    def read(self, key: str) -> list[dict[str, Any]]:
-        """See `Index`."""
-        if key not in self._places:
-            return []
-        with self.path.open("rb") as file:
-            found = []
-            for place in self._places[key]:
-                file.seek(place)
-                found.append(_row(file.readline()))
-        return found
-
-    def keys(self) -> Collection[str]:
-        """See `Index`."""
-        return self._places.keys()
-
-
-class HeldIndex:
-    """Rows that are held anyway, by what each has under `key`; `rows` gives all there are. See
-    `Index`."""
-
-    def __init__(self, rows: Callable[[], Sequence[dict[str, Any]]], key: str):
-        self._all = rows
-        self._key = key
-        self._taken = 0
-        self._rows: dict[str, list[dict[str, Any]]] = {}
-
-    def grow(self) -> list[str]:
-        """See `Index`."""
-        new = self._all()[self._taken :]
-        self._taken += len(new)
-        for row in new:
-            self._rows.setdefault(row[self._key], []).append(row)
-        return [row[self._key] for row in new]
-
-    def count(self, key: str) -> int:
-        """See `Index`."""
-        return len(self.read(key))
-
-    def read(self, key: str) -> list[dict[str, Any]]:
-        """See `Index`."""
-        return self._rows.get(key, [])
-
-    def keys(self) -> Collection[str]:
-        """See `Index`."""
-        return self._rows.keys()
-
-
-def _placed_rows(path: Path, start: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(first byte, byte after the last, row) of each row of the whole batches from `start` on."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        whole = _whole_bytes(file)
-        file.seek(start)
-        while start < whole:
-            line = file.readline()
-            end = start + len(line)
-            if line != b"\n":
-                try:
-                    row = _row(line)
-                except ValueError:
-                    number = _line_number(path, start)
-                    message = f"{path}:{number}: damaged row; delete the step folder"
-                    raise StoreError(message) from None
-                yield start, end, row
-            start = end
-
-
-def _row(line: bytes) -> dict[str, Any]:
-    row: dict[str, Any] = json.loads(line.decode("utf-8", "surrogatepass"))
-    return row
-
-
-def _line_number(path: Path, place: int) -> int:
-    """The number, from 1, of the line that begins at byte `place`."""
-    with path.open("rb") as file:
-        return 1 + file.read(place).count(b"\n")
-
-
-def _whole_bytes(file: BinaryIO) -> int:
-    """How many bytes of a file are whole batches: those up to the last blank line."""
-    end = file.seek(0, os.SEEK_END)
-    while end > 0:
-        start = max(0, end - CHUNK)
-        file.seek(start)
-        found = file.read(end - start).rfind(BATCH_END)
-        if found >= 0:
-            return start + found + len(BATCH_END)
-        # The two bytes of a batch's end may lie on both sides of the cut.
-        end = start + 1 if start else 0
-    return 0
 
 
 class Store:

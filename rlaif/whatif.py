@@ -18,7 +18,7 @@ from rlaif.constitution import Constitution
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.pairs import Candidate, prompt_pairs
 from rlaif.errors import ConfigError
-from rlaif.records import Completion, Judgement, Preference, Prompt, from_json
+from rlaif.records import Completion, Judgement, Preference, Prompt
 from rlaif.runs import Run
 from rlaif.steps.context import by_prompt
 from rlaif.steps.pair import group_by_prompt, judge_weights, score_prompt, standardised
@@ -110,14 +110,13 @@ def _pairing(
         inputs[role][judge] = digest
 
     def judgements(digest: str) -> list[Judgement]:
-        return [from_json(Judgement, row) for row in run.store.step(digest).read("judgements")]
+        return list(run.store.step(digest).records(Judgement))
 
     completions = [
-        from_json(Completion, row)
+        completion
         for digest in inputs["completions"].values()
-        for row in run.store.step(digest).read("completions")
+        for completion in run.store.step(digest).records(Completion)
     ]
-    made = run.store.step(planned["hash"]).read("preferences")
     return Pairing(
         step,
         planned["seed"],
@@ -125,7 +124,7 @@ def _pairing(
         by_prompt(completions),
         {judge: group_by_prompt(judgements(key)) for judge, key in inputs["judgements"].items()},
         {judge: judgements(digest) for judge, digest in inputs["initial"].items()},
-        [from_json(Preference, row) for row in made],
+        list(run.store.step(planned["hash"]).records(Preference)),
     )
 
 

@@ -30,6 +30,12 @@ def test_words(text: str, expected: list[str]) -> None:
     assert ts.words(text) == expected
 
 
+@given(st.text(st.characters(max_codepoint=0x205F), max_size=30) | st.text("aB1é½.,'’_- \xad"))
+def test_words_are_the_same_beside_another_script(text: str) -> None:
+    # One Chinese character has the pattern for all scripts used in place of the quick one.
+    assert ts.words(f"{text} 水") == [*ts.words(text), "水"]
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [

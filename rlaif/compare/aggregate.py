@@ -43,7 +43,8 @@ def candidate_scores(
     cells: dict[str, dict[str | None, _Cell]] = defaultdict(dict)
     for principle, group in by_principle.items():
         found = pointwise_values([j for j in group if len(j.shown) == 1])
-        found |= win_rates([j for j in group if len(j.shown) == 2], renormalise)
+        if compared := [j for j in group if len(j.shown) == 2]:
+            found |= win_rates(compared, renormalise)
         for candidate, cell in found.items():
             cells[candidate][principle] = cell
     weight = {p: _weight(p, weights) for p in by_principle}
@@ -72,11 +73,11 @@ def _over_principles(
 def weighted_mean(pairs: Iterable[tuple[float, float]]) -> float | None:
     """The mean of (value, weight) pairs, the same in any order; None at total weight 0."""
     kept = [(value, weight) for value, weight in pairs if weight > 0]
-    total = math.fsum(weight for _, weight in kept)
-    if total <= 0:
-        return None
-    mean = math.fsum(value * weight for value, weight in kept) / total
     values = [value for value, _ in kept]
+    if len(values) < 2:
+        return values[0] if values else None
+    total = math.fsum([weight for _, weight in kept])
+    mean = math.fsum([value * weight for value, weight in kept]) / total
     return min(max(values), max(min(values), mean))
 
 
@@ -85,10 +86,11 @@ def pointwise_values(judgements: Sequence[Judgement]) -> dict[str, _Cell]:
     groups: dict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         groups[judgement.subject].append(judgement)
-    return {
-        subject: (_mean(j.score for j in group if j.status in VALUED), _applied(group))
-        for subject, group in groups.items()
-    }
+    cells = {}
+    for subject, group in groups.items():
+        value = _mean([j.score for j in group])
+        cells[subject] = value, value is not None or _applied(group)
+    return cells
 
 
 def win_rates(judgements: Sequence[Judgement], renormalise: bool = False) -> dict[str, _Cell]:
@@ -124,7 +126,7 @@ def pair_probability(
         orders[judgement.shown[0]].append(judgement)
     probs: list[float | None] = []
     for first, group in orders.items():
-        prob = _mean(j.prob_first for j in group if j.status in VALUED)
+        prob = _mean([j.prob_first for j in group])
         probs.append(prob if prob is None or first == candidate else 1 - prob)
     if None in probs and not renormalise:
         return None
@@ -170,7 +172,9 @@ def _rewards(judgements: Iterable[Judgement], answer: str) -> list[float]:
 
 def _mean(values: Iterable[float | None]) -> float | None:
     kept = [value for value in values if value is not None]
-    return math.fsum(kept) / len(kept) if kept else None
+    if len(kept) < 2:
+        return kept[0] if kept else None
+    return math.fsum(kept) / len(kept)
 
 
 def _applied(judgements: Iterable[Judgement]) -> bool:

@@ -5,7 +5,9 @@ Datasets, section 3.4), in numpy. A text costs 2 bytes a permutation, and its wo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,8 @@ PERMUTATIONS = 128
 FOUND = 0.99
 """The least probability that two texts as similar as the threshold are compared at all."""
 
-_BATCH = 1 << 16
+_BATCH = 1 << 14
+"""About as many n-grams are hashed at once: few enough for a processor's cache."""
 _SEED = 20_061
 
 Signatures = NDArray[np.uint16]
@@ -32,11 +35,9 @@ def near_duplicates(
     sqrt(s(1 - s) / 128). The first text of its kind is kept, so the order of `texts` decides which.
     """
     signatures = minhash(texts, shingle)
-    buckets = _buckets(signatures, rows_per_band(threshold))
     kept: dict[int, list[int]] = defaultdict(list)
     found: dict[int, int] = {}
-    for place in np.flatnonzero((buckets >= 0).any(axis=1)).tolist():
-        mine = [bucket for bucket in buckets[place].tolist() if bucket >= 0]
+    for place, mine in _shared_buckets(signatures, rows_per_band(threshold)):
         others = sorted({other for bucket in mine for other in kept[bucket]})
         if others:
             alike = (signatures[others] == signatures[place]).mean(axis=1)
@@ -56,28 +57,33 @@ def minhash(texts: Iterable[str], shingle: int) -> Signatures:
     rng = np.random.default_rng(_SEED)
     odd = rng.integers(0, 1 << 63, PERMUTATIONS, np.uint64) * np.uint64(2) + np.uint64(1)
     added = rng.integers(0, 1 << 63, PERMUTATIONS, np.uint64)
-    parts, batch, size = [], list[Hashes](), 0
+    # Grows in place, where parts that are joined in the end would be held twice.
+    found = bytearray()
+    batch, size = list[Hashes](), 0
     for text in texts:
         grams = ngram_hashes(word_hashes(text), shingle)
         batch.append(grams)
         size += len(grams)
         if size >= _BATCH:
-            parts.append(_least(batch, odd, added))
+            found += _least(batch, odd, added).tobytes()
             batch, size = [], 0
     if batch:
-        parts.append(_least(batch, odd, added))
-    return np.concatenate(parts) if parts else np.zeros((0, PERMUTATIONS), np.uint16)
+        found += _least(batch, odd, added).tobytes()
+    return np.frombuffer(found, np.uint16).reshape(-1, PERMUTATIONS)
 
 
 def _least(batch: list[Hashes], odd: Hashes, added: Hashes) -> Signatures:
     joined = np.concatenate(batch)
     starts = np.cumsum([0, *(len(grams) for grams in batch[:-1])])
-    found = np.empty((len(batch), len(odd)), np.uint16)
-    for column, (factor, term) in enumerate(zip(odd, added, strict=True)):
-        # Multiply-shift: the high half of an odd multiple is a hash of its own.
-        hashed = ((joined * factor + term) >> np.uint64(32)).astype(np.uint32)
-        found[:, column] = np.minimum.reduceat(hashed, starts).astype(np.uint16)
-    return found
+    least = np.empty((len(odd), len(batch)), np.uint64)
+    hashed = np.empty_like(joined)
+    for row, (factor, term) in enumerate(zip(odd, added, strict=True)):
+        np.multiply(joined, factor, out=hashed)
+        np.add(hashed, term, out=hashed)
+        np.minimum.reduceat(hashed, starts, out=least[row])
+    # Multiply-shift: the high half of an odd multiple is a hash of its own. The least product has
+    # the least high half.
+    return (least >> np.uint64(32)).astype(np.uint16).T
 
 
 def rows_per_band(threshold: float) -> int:
@@ -93,16 +99,22 @@ def rows_per_band(threshold: float) -> int:
     )
 
 
-def _buckets(signatures: Signatures, rows: int) -> NDArray[np.int32]:
-    """Shape (texts, bands): the number of the bucket that a text shares with others, or -1."""
-    bands = PERMUTATIONS // rows
-    found = np.full((len(signatures), bands), -1, np.int32)
+def _shared_buckets(signatures: Signatures, rows: int) -> Iterator[tuple[int, list[int]]]:
+    """The place of every text that shares a bucket with another one, in order, and the numbers of
+    those buckets."""
+    places, buckets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     first = 0
-    for band in range(bands):
+    for band in range(PERMUTATIONS // rows):
         within = signatures[:, band * rows : (band + 1) * rows].astype(np.uint64)
-        keys = combined(list(within.T))
-        _, bucket, count = np.unique(keys, return_inverse=True, return_counts=True)
-        shared = count[bucket] > 1
-        found[shared, band] = first + bucket[shared]
+        _, bucket, count = np.unique(
+            combined(list(within.T)), return_inverse=True, return_counts=True
+        )
+        shared = np.flatnonzero(count[bucket] > 1)
+        places.append(shared)
+        buckets.append(first + bucket[shared])
         first += len(count)
-    return found
+    place, number = np.concatenate(places), np.concatenate(buckets)
+    order = np.argsort(place, kind="stable")
+    pairs = zip(place[order].tolist(), number[order].tolist(), strict=True)
+    for own, group in groupby(pairs, key=itemgetter(0)):
+        yield own, [bucket for _, bucket in group]

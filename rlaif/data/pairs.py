@@ -29,18 +29,22 @@ class Candidate:
 Pair = tuple[Candidate, Candidate]
 
 
-def best_vs_worst(ranked: Sequence[Candidate], rng: random.Random) -> list[Pair]:
+Draw = Callable[[], random.Random]
+"""Makes the random numbers of one prompt; to seed them takes longer than most pairs do."""
+
+
+def best_vs_worst(ranked: Sequence[Candidate], draw: Draw) -> list[Pair]:
     """The highest against the lowest score."""
     return [(ranked[0], ranked[-1])]
 
 
-def best_vs_random(ranked: Sequence[Candidate], rng: random.Random) -> list[Pair]:
+def best_vs_random(ranked: Sequence[Candidate], draw: Draw) -> list[Pair]:
     """The highest score against one drawn evenly from the others that score less."""
     others = [c for c in ranked[1:] if c.score < ranked[0].score]
-    return [(ranked[0], rng.choice(others))] if others else []
+    return [(ranked[0], draw().choice(others))] if others else []
 
 
-def every_pair(ranked: Sequence[Candidate], rng: random.Random) -> list[Pair]:
+def every_pair(ranked: Sequence[Candidate], draw: Draw) -> list[Pair]:
     """Each two candidates, the better first; `min_margin` may keep the clear ones (Llama 3)."""
     return list(combinations(ranked, 2))
 
@@ -69,7 +73,7 @@ def overlap(first: str, second: str) -> float:
     return len(one & two) / len(one | two)
 
 
-STRATEGIES: dict[str, Callable[[Sequence[Candidate], random.Random], list[Pair]]] = {
+STRATEGIES: dict[str, Callable[[Sequence[Candidate], Draw], list[Pair]]] = {
     "best_vs_worst": best_vs_worst,
     "best_vs_random": best_vs_random,
     "margin": every_pair,
@@ -87,8 +91,9 @@ def prompt_pairs(
     if options.tier is not None:
         pairs = length_tiered(ranked, options.tier)
     else:
-        rng = random.Random(content_hash("pair", seed, prompt.prompt_id))
-        pairs = STRATEGIES[options.strategy](ranked, rng)
+        pairs = STRATEGIES[options.strategy](
+            ranked, lambda: random.Random(content_hash("pair", seed, prompt.prompt_id))
+        )
     # `all` keeps every difference; the others ask for the declared margin.
     margin = 0.0 if options.strategy == "all" else options.min_margin
     return [

@@ -36,9 +36,9 @@ from rlaif.judges.base import (
     read_answer,
     roles_of,
 )
-from rlaif.records import Completion, Judgement, Prompt, from_json, to_json
+from rlaif.records import Completion, Judgement, Prompt, to_json
+from rlaif.rowfiles import HeldIndex, Index
 from rlaif.steps.context import Engines, Progress
-from rlaif.store import HeldIndex, Index
 
 SILENT_BATCH = 256
 Group = tuple[Prompt, Sequence[Completion]]
@@ -83,9 +83,10 @@ V = TypeVar("V")
 
 
 class _Stored(Mapping[str, V]):
-    """One record kind of a log by call: read when it is asked for, so that only ids are held."""
+    """One record kind of a log by call: read when it is asked for, so that only ids are held.
+    `read` makes of an index and a call that it has what is stored of it."""
 
-    def __init__(self, log: Log, name: str, read: Callable[[list[dict[str, Any]]], V]):
+    def __init__(self, log: Log, name: str, read: Callable[[Index, str], V]):
         self._log = log
         self._name = name
         self._read = read
@@ -98,10 +99,9 @@ class _Stored(Mapping[str, V]):
         self._index.grow()
 
     def __getitem__(self, call: str) -> V:
-        rows = self._index.read(call)
-        if not rows:
+        if call not in self:
             raise KeyError(call)
-        return self._read(rows)
+        return self._read(self._index, call)
 
     def __contains__(self, call: object) -> bool:
         return isinstance(call, str) and self._index.count(call) > 0
@@ -118,7 +118,7 @@ class Kept:
 
     def __init__(self, log: Log):
         self.judgements: _Stored[list[Judgement]] = _Stored(
-            log, "judgements", lambda rows: [from_json(Judgement, row) for row in rows]
+            log, "judgements", lambda index, call: index.records(call, Judgement)
         )
         self.answers: _Stored[Answered] = _Stored(log, "answers", _last_answered)
         self.reasons: _Stored[Answered] = _Stored(log, "reasons", _last_answered)
@@ -133,8 +133,8 @@ class Kept:
         (self.answers if name == "answers" else self.reasons).append(rows)
 
 
-def _last_answered(rows: Sequence[Mapping[str, Any]]) -> Answered:
-    return _answered(rows[-1])
+def _last_answered(index: Index, call: str) -> Answered:
+    return _answered(index.rows(call)[-1])
 
 
 def _row(answered: Answered) -> dict[str, Any]:

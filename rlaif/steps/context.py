@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 from rlaif.engines.account import Account
 from rlaif.engines.base import Engine, Model
-from rlaif.grouped import Together
 from rlaif.judges.base import Judge
 from rlaif.plan import PlanInputs, Planned
-from rlaif.records import Completion, Judgement, Preference, Prompt, from_json
-from rlaif.store import StepFolder, Store
+from rlaif.records import Completion, Judgement, Preference, Prompt, R
+from rlaif.store import FILES, StepFolder, Store
 
 LOOK_SECONDS = 0.05
 """How often a step looks for samples that another one is writing."""
@@ -137,27 +138,45 @@ class StepContext:
         for digest in self.inputs_under(prefix):
             yield from self.store.step(digest).rows(kind)
 
-    def rows_by_prompt(self, prefix: str, kind: str) -> Mapping[str, list[dict[str, Any]]]:
-        """What `read_all` gives, by prompt id, read as it is asked for."""
-        return Together(
-            [
-                self.store.step(digest).by_prompt(kind)
-                for name, digest in self.planned.inputs.items()
-                if name == prefix or name.startswith(prefix + "/")
-            ]
-        )
+    def by_prompt(self, prefix: str, kind: type[R]) -> ByPrompt[R]:
+        """The records of one kind in the inputs under `prefix`, read as they are asked for."""
+        return ByPrompt([self.store.step(digest) for digest in self.inputs_under(prefix)], kind)
 
     def completions(self, prefix: str = "completions") -> list[Completion]:
         """The completions in the inputs under `prefix`."""
-        return [from_json(Completion, row) for row in self.read_all(prefix, "completions")]
+        return list(self._records(prefix, Completion))
 
     def judgements(self, name: str) -> list[Judgement]:
         """The judgements in the input called `name`, or in none when it is absent."""
-        return [from_json(Judgement, row) for row in self.read_all(name, "judgements")]
+        return list(self._records(name, Judgement))
 
     def preferences(self, prefix: str = "preferences") -> list[Preference]:
         """The preferences in the inputs under `prefix`."""
-        return [from_json(Preference, row) for row in self.read_all(prefix, "preferences")]
+        return list(self._records(prefix, Preference))
+
+    def _records(self, prefix: str, kind: type[R]) -> Iterator[R]:
+        for digest in self.inputs_under(prefix):
+            yield from self.store.step(digest).records(kind)
+
+
+class ByPrompt(Generic[R]):
+    """The records of one kind in steps' folders by prompt, read as they are asked for; ids and
+    places in files are held."""
+
+    def __init__(self, folders: Iterable[StepFolder], kind: type[R]):
+        self._kind: type[R] = kind
+        self._indexes = [folder.index(FILES[kind], "prompt_id") for folder in folders]
+        for index in self._indexes:
+            index.grow()
+
+    def prompts(self) -> list[str]:
+        """The sorted ids of the prompts that have any."""
+        ordered = merge(*(sorted(index.keys()) for index in self._indexes))
+        return [prompt_id for prompt_id, _ in groupby(ordered)]
+
+    def of(self, prompt_id: str) -> list[R]:
+        """Those of one prompt, in the order of the inputs and of writing."""
+        return [r for index in self._indexes for r in index.records(prompt_id, self._kind)]
 
 
 def by_prompt(completions: Sequence[Completion]) -> dict[str, list[Completion]]:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rlaif.errors import ConfigError
-from rlaif.records import Completion, Prompt, from_json
+from rlaif.records import Completion, Prompt
+from rlaif.rowfiles import Index
 from rlaif.steps.context import StepContext
-from rlaif.store import Index, StepFolder
+from rlaif.store import StepFolder
 
 
 @dataclass
@@ -80,5 +81,5 @@ class Groups:
 
     def read(self, prompt_id: str) -> tuple[Prompt, Sequence[Completion]]:
         """A prompt and its completions, in the order of the inputs."""
-        rows = (row for source in self._sources for row in source.index.read(prompt_id))
-        return self.context.prompts[prompt_id], [from_json(Completion, row) for row in rows]
+        found = [c for s in self._sources for c in s.index.records(prompt_id, Completion)]
+        return self.context.prompts[prompt_id], found

@@ -20,7 +20,7 @@ from rlaif.data.pairs import (
     prompt_pairs,
 )
 from rlaif.errors import ConfigError
-from rlaif.records import Completion, Judgement, Preference, from_json
+from rlaif.records import Completion, Judgement, Preference
 from rlaif.steps.context import StepContext, by_prompt
 
 BATCH = 1000
@@ -36,7 +36,7 @@ def run(context: StepContext) -> dict[str, Any]:
         return _against_references(context)
     principle_weights = planned.options["principle_weights"]
     judgements = {
-        name.split("/", 1)[1]: context.rows_by_prompt(name, "judgements")
+        name.split("/", 1)[1]: context.by_prompt(name, Judgement)
         for name in planned.inputs
         if name.startswith("judgements/")
     }
@@ -51,18 +51,16 @@ def run(context: StepContext) -> dict[str, Any]:
     if step.standardise == "initial":
         initial = {judge: context.judgements(f"initial/{judge}") for judge in weights}
         weights = standardised(initial, weights, principle_weights)
-    completions = context.rows_by_prompt("completions", "completions")
+    completions = context.by_prompt("completions", Completion)
+    prompts = completions.prompts()
     without = {"tied_prompts": 0}
     if step.consistency is not None:
         without["unranked_prompts"] = 0
 
     def pairs() -> Iterator[Preference]:
-        for prompt_id in sorted(completions):
-            answers = [from_json(Completion, row) for row in completions[prompt_id]]
-            said = {
-                judge: [from_json(Judgement, row) for row in rows.get(prompt_id, ())]
-                for judge, rows in judgements.items()
-            }
+        for prompt_id in prompts:
+            answers = completions.of(prompt_id)
+            said = {judge: given.of(prompt_id) for judge, given in judgements.items()}
             made, why_none = _of_prompt(
                 context, prompt_id, answers, said, weights, principle_weights
             )
@@ -72,7 +70,7 @@ def run(context: StepContext) -> dict[str, Any]:
 
     count = _stored(context, _finished(pairs(), step))
     return {
-        "counts": {"preferences": count, "prompts": len(completions), **without},
+        "counts": {"preferences": count, "prompts": len(prompts), **without},
         "weights": weights,
     }
 
