@@ -307,6 +307,9 @@ def test_what_is_no_run_folder(tmp_path: Path, rlaif: Callable[..., tuple[int, s
         code, _, err = rlaif(*words)
         assert code == 2
         assert "is not a run folder" in err
+    (tmp_path / "file").write_text("")
+    code, _, err = rlaif("status", tmp_path / "file")
+    assert (code, err.strip()) == (2, f"rlaif: {tmp_path / 'file/manifest.json'}: Not a directory")
 
 
 def test_long_and_broken_prompts_are_counted_and_the_rest_goes_on(
@@ -392,7 +395,18 @@ def test_one_step_at_a_time(
     assert ran(*checks, "--quiet", "--json")["counts"]["with_value"] == 24
     useful = ["--kind", "yes_no", "--set", "template=prompts/judges/yes_no_short.j2"]
     judged = ["judge", files / "answers", "--constitution", rules, "--out", files / "useful"]
+    # What fails before anything is stored leaves its folder to the next request.
+    code, _, err = rlaif(*judged, *useful, "--model", files / "nowhere", "--quiet")
+    assert code == 2
+    assert "not a folder here" in err
     assert ran(*judged, *useful, *model)["counts"]["judgements"] == 24
+    for words, fault in (
+        ([files / "checks", "--set", "weights={chekcs: 1}"], "did you mean 'checks'?"),
+        ([], "no JUDGEMENTS were given"),
+    ):
+        code, _, err = rlaif("pair", files / "answers", *words, "--out", files / "pairs")
+        assert code == 2
+        assert fault in err
     paired = ran(
         "pair",
         files / "answers",
