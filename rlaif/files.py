@@ -34,7 +34,15 @@ from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs, Planned
 from rlaif.plan.steps import pair_fault
 from rlaif.prepare import model_key
-from rlaif.records import Prompt, content_hash, from_json, to_json
+from rlaif.records import (
+    Completion,
+    Judgement,
+    Preference,
+    Prompt,
+    content_hash,
+    from_json,
+    to_json,
+)
 from rlaif.resources import find
 from rlaif.steps.context import Progress, StepContext
 from rlaif.store import (
@@ -60,7 +68,7 @@ class Records(StepFolder):
         path = self.path / f"{name}.jsonl" if self.path.is_dir() else self.path
         if self.marker.exists():
             return read_rows(path)
-        return (row for _, row in jsonl_rows(path))
+        return (_checked(name, row, place) for place, row in jsonl_rows(path))
 
     def index(self, name: str, key: str) -> Index:
         """Every row by key; those of a plain file, which may be packed, are held."""
@@ -77,6 +85,24 @@ class Records(StepFolder):
         for row in self.read(name):
             found.setdefault(row["prompt_id"], []).append(row)
         return found
+
+
+RECORDS: dict[str, Any] = {
+    "completions": Completion,
+    "judgements": Judgement,
+    "preferences": Preference,
+}
+
+
+def _checked(name: str, row: dict[str, Any], place: str) -> dict[str, Any]:
+    """A row of a plain file. Raises ConfigError where it is no record of its kind."""
+    if name in RECORDS:
+        try:
+            from_json(RECORDS[name], row)
+        except (TypeError, ValueError):
+            keys = ", ".join(sorted(row))
+            raise ConfigError(f"{place}: not a row of {name}; its keys are {keys}") from None
+    return row
 
 
 class FileStore(Store):

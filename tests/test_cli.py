@@ -407,6 +407,14 @@ def test_one_step_at_a_time(
         code, _, err = rlaif("pair", files / "answers", *words, "--out", files / "pairs")
         assert code == 2
         assert fault in err
+    for words in (
+        ["judge", prompts, "--constitution", rules, "--out", files / "no"],
+        ["pair", files / "answers", prompts, "--out", files / "no"],
+        ["evaluate", prompts, "--out", files / "no"],
+    ):
+        code, _, err = rlaif(*words)
+        assert code == 2
+        assert "prompts.jsonl:1: not a row of " in err
     paired = ran(
         "pair",
         files / "answers",
