@@ -340,6 +340,17 @@ def test_long_and_broken_prompts_are_counted_and_the_rest_goes_on(
     assert "half a \ud83d smile" in {row["messages"][0]["content"] for row in rows}
 
 
+def test_a_model_that_answers_nothing_is_said(
+    tmp_path: Path, write_experiment: Writer, rlaif: Callable[..., tuple[int, str, str]]
+) -> None:
+    policy = {"path": "none", "engine": "fake", "max_context": 4}
+    path = write_experiment(tmp_path, None, models={"policy": policy})
+    for _ in range(2):
+        code, out, err = rlaif("run", path, "--out", tmp_path / "out", "--quiet")
+        assert (code, out) == (2, "")
+        assert "evaluate.sample: all 3 answers failed, the first with: " in err
+
+
 def test_a_judge_that_is_never_understood_is_named(
     place: Path,
     tiny_model: Path,
