@@ -180,13 +180,11 @@ def test_sharded_bf16_equals_copies(tmp_path, make_model, make_preferences, work
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lora": {"r": 4, "dropout": 0.5}, "sharding": "full"},
         pytest.param({"lora": {"r": 4, "dropout": 0.5}}, marks=pytest.mark.slow),
-        pytest.param(
-            {"sharding": "full", "optimizer": "adamw_8bit"}, marks=[NEEDS_8BIT, pytest.mark.slow]
-        ),
+        pytest.param({"sharding": "full"}, marks=pytest.mark.slow),
+        pytest.param({"sharding": "full", "optimizer": "adamw_8bit"}, marks=NEEDS_8BIT),
     ],
-    ids=["sharded-dropout", "dropout", "sharded-8bit"],
+    ids=["dropout", "sharded", "sharded-8bit"],
 )
 def test_killed_processes_go_on_to_the_same_bytes(
     tmp_path, make_model, make_preferences, workers_run, changes
