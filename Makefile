@@ -3,6 +3,7 @@ VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
+WORKERS ?= 2
 ENV := TOKENIZERS_PARALLELISM=false
 
 .PHONY: quickstart install test test-vllm lint types clean
@@ -27,7 +28,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 test: $(VENV)/.installed-test
-	$(ENV) $(BIN)/python -m pytest
+	$(ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # vLLM wants other versions of what the rest uses, so it has an environment of its own. torchvision and
 # its like come with it, cannot be imported beside a CPU build of torch, and are not needed.

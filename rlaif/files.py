@@ -15,7 +15,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import RESERVED_MODELS, Experiment, JudgeBase, ModelSpec, apply_override
+from rlaif.config import (
+    RESERVED_MODELS,
+    Experiment,
+    JudgeBase,
+    ModelSpec,
+    PairStep,
+    apply_override,
+)
 from rlaif.constitution import load_constitution
 from rlaif.data.rows import jsonl_rows
 from rlaif.data.sources import PromptSet, every_prompt
@@ -25,6 +32,7 @@ from rlaif.errors import ConfigError
 from rlaif.experiment import STEPS
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs, Planned
+from rlaif.plan.steps import pair_fault
 from rlaif.prepare import model_key
 from rlaif.records import Prompt, R, content_hash, from_json, to_json
 from rlaif.resources import find
@@ -44,7 +52,7 @@ class Records(StepFolder):
         if self.marker.exists():
             return super().rows(name)
         path = self.path / f"{name}.jsonl" if self.path.is_dir() else self.path
-        return (row for _, row in jsonl_rows(path))
+        return (_checked(name, row, place) for place, row in jsonl_rows(path))
 
     def records(self, kind: type[R]) -> Iterator[R]:
         """Every record of a kind, wherever it lies."""
@@ -58,6 +66,21 @@ class Records(StepFolder):
             return super().index(name, key)
         rows = self.read(name)
         return HeldIndex(lambda: rows, key)
+
+
+KINDS = {name: kind for kind, name in FILES.items()}
+"""The record that each file holds."""
+
+
+def _checked(name: str, row: dict[str, Any], place: str) -> dict[str, Any]:
+    """A row of a plain file. Raises ConfigError where it is no record of its kind."""
+    if name in KINDS:
+        try:
+            from_json(KINDS[name], row)
+        except (TypeError, ValueError):
+            keys = ", ".join(sorted(row))
+            raise ConfigError(f"{place}: not a row of {name}; its keys are {keys}") from None
+    return row
 
 
 class FileStore(Store):
@@ -99,6 +122,8 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     models = {role: named_model(path) for role, path in request.models.items()}
     if isinstance(step, JudgeBase):
         models |= _other_models(step, models["by"])
+    if isinstance(step, PairStep):
+        _check_pair(step, request.inputs)
     store = FileStore(request.out)
     planned = _planned(request, inputs, step, models, prompts)
     folder = StepFolder(request.out)
@@ -120,6 +145,17 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
         if request.kind == "sample":
             write_jsonl(request.out / "prompts.json", [to_json(p) for p in prompts.values()])
         return folder.finish({**summary, "kind": request.kind, "hash": planned.hash})
+
+
+def _check_pair(step: PairStep, inputs: Mapping[str, str]) -> None:
+    judges = {role.split("/", 1)[1] for role in inputs if role.startswith("judgements/")}
+    if step.strategy == "reference":
+        return
+    if not judges:
+        raise ConfigError("pair: no JUDGEMENTS were given; only `strategy=reference` needs none")
+    fault = pair_fault(step, judges)
+    if fault is not None:
+        raise ConfigError(f"pair: {fault[0]}: {fault[1]}")
 
 
 def _plan_inputs(request: Request) -> PlanInputs:
@@ -250,7 +286,8 @@ def _digest(path: Path) -> str:
 def _same_request(out: Path, planned: Planned) -> None:
     path = out / "request.json"
     known = read_json(path)
-    if known is not None and known["hash"] != planned.hash:
+    begun = any(entry.name != path.name for entry in out.iterdir())
+    if begun and known is not None and known["hash"] != planned.hash:
         raise ConfigError(
             "this folder holds the output of another request (other inputs or settings). Choose "
             "another --out, or delete it.",

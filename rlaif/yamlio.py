@@ -6,6 +6,7 @@ Reading is by PyYAML's safe loader; a duplicate key is refused, since the first 
 from __future__ import annotations
 
 import difflib
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,15 +88,10 @@ def _walk(node: yaml.Node, loc: Loc, lines: Lines, path: Path) -> None:
 
 
 def line_of(loc: Loc, lines: Lines) -> int | None:
-    """The line of `loc`, or of the nearest thing around it that has one.
-
-    Validation locations hold names of union members that are not in the file; they are passed over.
-    """
-    current: Loc = ()
-    for part in loc:
-        if (*current, part) in lines:
-            current = (*current, part)
-    return lines.get(current)
+    """The line of `loc`, or of the nearest thing around it that has one."""
+    while loc and loc not in lines:
+        loc = loc[:-1]
+    return lines.get(loc)
 
 
 def validate(model: type[M], data: Any, lines: Lines, path: Path | str) -> M:
@@ -103,28 +99,54 @@ def validate(model: type[M], data: Any, lines: Lines, path: Path | str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error, model, lines, path)) from None
+        raise ConfigError(_explain(error, model, data, lines, path)) from None
 
 
-def _explain(error: ValidationError, model: type[BaseModel], lines: Lines, path: Path | str) -> str:
-    messages = []
+def _explain(
+    error: ValidationError, model: type[BaseModel], data: Any, lines: Lines, path: Path | str
+) -> str:
+    """One line for each place: the members of a union say there what each of them expected."""
+    said: dict[tuple[str, str], list[str]] = {}
     for fault in error.errors():
         loc = tuple(fault["loc"])
-        where = ".".join(
-            str(part) for part in loc if (part,) == loc[-1:] or _in_file(loc, part, lines)
-        )
-        line = line_of(loc, lines)
+        given = _given(loc, data)
+        line = line_of(given, lines)
         place = f"{path}:{line}" if line else f"{path}"
+        where = ".".join(map(str, given))
         if fault["type"] == "extra_forbidden":
             hint = suggest(str(loc[-1]), known_keys(model, loc[:-1]))
-            messages.append(f"{place}: unknown key {where!r}{hint}")
+            said[f"{place}: unknown key {where!r}{hint}", ""] = []
         elif fault["type"] == "missing":
-            messages.append(f"{place}: {where!r} is missing; it must be given")
+            name = ".".join(map(str, (*given, loc[-1])))
+            said[f"{place}: {name!r} is missing; it must be given", ""] = []
         else:
-            shown = _shown(fault.get("input"))
             reason = fault["msg"].removeprefix("Value error, ")
-            messages.append(f"{place}: {where or 'the file'}: {reason} (got {shown})")
-    return "\n".join(dict.fromkeys(messages))
+            if fault["type"] in ("model_type", "dict_type"):
+                reason = "expected a mapping (key: value)"
+            got, value = "", fault.get("input")
+            if fault["type"].startswith("unknown_") and isinstance(value, dict):
+                # The message names what is known.
+                value = value.get(fault["type"].removeprefix("unknown_"))
+                got = _near(str(value), re.findall(r"\w+", reason))
+            head = f"{place}: {where or 'the file'}"
+            said.setdefault((head, f" (got {_shown(value)}){got}"), []).append(reason)
+    return "\n".join(
+        head + (f": {', or: '.join(dict.fromkeys(reasons))}" if reasons else "") + end
+        for (head, end), reasons in said.items()
+    )
+
+
+def _given(loc: Loc, data: Any) -> Loc:
+    """`loc` without what is not in the data: names of union members, and a missing key.
+
+    A member may have the name of a key; then it is whichever lets more of `loc` be found.
+    """
+    if not loc:
+        return ()
+    part, rest = loc[0], loc[1:]
+    known = data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()
+    without = _given(rest, data)
+    return max((part, *_given(rest, data[part])), without, key=len) if part in known else without
 
 
 def _shown(value: Any) -> str:
@@ -136,16 +158,15 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _in_file(loc: Loc, part: str | int, lines: Lines) -> bool:
-    return any(part in known for known in lines if known)
-
-
 def suggest(name: str, known: list[str]) -> str:
     """'; did you mean ...?', or the list of what is known, as the end of a sentence."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; known here: {', '.join(sorted(known))}" if known else ""
+    listed = f"; known here: {', '.join(sorted(known))}" if known else ""
+    return _near(name, known) or listed
+
+
+def _near(name: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def known_keys(model: type[BaseModel], loc: Loc) -> list[str]:

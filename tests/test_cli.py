@@ -307,6 +307,9 @@ def test_what_is_no_run_folder(tmp_path: Path, rlaif: Callable[..., tuple[int, s
         code, _, err = rlaif(*words)
         assert code == 2
         assert "is not a run folder" in err
+    (tmp_path / "file").write_text("")
+    code, _, err = rlaif("status", tmp_path / "file")
+    assert (code, err.strip()) == (2, f"rlaif: {tmp_path / 'file/manifest.json'}: Not a directory")
 
 
 def test_long_and_broken_prompts_are_counted_and_the_rest_goes_on(
@@ -335,6 +338,17 @@ def test_long_and_broken_prompts_are_counted_and_the_rest_goes_on(
         assert rlaif("export", place / "long-run", place / name, "--records", "prompts")[0] == 0
     rows = [json.loads(line) for line in (place / "p.jsonl").read_text("utf-8").split("\n") if line]
     assert "half a \ud83d smile" in {row["messages"][0]["content"] for row in rows}
+
+
+def test_a_model_that_answers_nothing_is_said(
+    tmp_path: Path, write_experiment: Writer, rlaif: Callable[..., tuple[int, str, str]]
+) -> None:
+    policy = {"path": "none", "engine": "fake", "max_context": 4}
+    path = write_experiment(tmp_path, None, models={"policy": policy})
+    for _ in range(2):
+        code, out, err = rlaif("run", path, "--out", tmp_path / "out", "--quiet")
+        assert (code, out) == (2, "")
+        assert "evaluate.sample: all 3 answers failed, the first with: " in err
 
 
 def test_a_judge_that_is_never_understood_is_named(
@@ -392,7 +406,26 @@ def test_one_step_at_a_time(
     assert ran(*checks, "--quiet", "--json")["counts"]["with_value"] == 24
     useful = ["--kind", "yes_no", "--set", "template=prompts/judges/yes_no_short.j2"]
     judged = ["judge", files / "answers", "--constitution", rules, "--out", files / "useful"]
+    # What fails before anything is stored leaves its folder to the next request.
+    code, _, err = rlaif(*judged, *useful, "--model", files / "nowhere", "--quiet")
+    assert code == 2
+    assert "not a folder here" in err
     assert ran(*judged, *useful, *model)["counts"]["judgements"] == 24
+    for words, fault in (
+        ([files / "checks", "--set", "weights={chekcs: 1}"], "did you mean 'checks'?"),
+        ([], "no JUDGEMENTS were given"),
+    ):
+        code, _, err = rlaif("pair", files / "answers", *words, "--out", files / "pairs")
+        assert code == 2
+        assert fault in err
+    for words in (
+        ["judge", prompts, "--constitution", rules, "--out", files / "no"],
+        ["pair", files / "answers", prompts, "--out", files / "no"],
+        ["evaluate", prompts, "--out", files / "no"],
+    ):
+        code, _, err = rlaif(*words)
+        assert code == 2
+        assert "prompts.jsonl:1: not a row of " in err
     paired = ran(
         "pair",
         files / "answers",

@@ -79,6 +79,17 @@ def test_unknown_judge_kind(tmp_path: Path) -> None:
     message = refusal(tmp_path, HEAD + "  - judge: {kind: yesno}\n")
     assert "experiment.yaml:6" in message
     assert "`kind` must be rules, yes_no, rating" in message
+    assert message.endswith("(got 'yesno'); did you mean 'yes_no'?")
+
+
+def test_a_value_of_several_types_is_one_fault(tmp_path: Path) -> None:
+    head = HEAD.replace("somewhere", "somewhere, engine: fak")
+    message = refusal(tmp_path, head + "  - sample\n")
+    first, second = message.splitlines()
+    assert "models.policy.engine: Input should be 'hf', " in first
+    assert ", or: String should match" in first
+    assert first.endswith("(got 'fak')")
+    assert second.endswith("steps.0: expected a mapping (key: value) (got 'sample')")
 
 
 def test_a_key_given_twice(tmp_path: Path) -> None:

@@ -187,15 +187,14 @@ def test_an_edit_redoes_only_what_it_changes(
 def test_masters_that_a_new_round_needs_are_made_again(
     base: Path, finished: tuple[Path, Path]
 ) -> None:
-    path, _ = finished
-    out, straight = base / "one-more", base / "three"
+    path, straight = finished
+    out = base / "one-more"
     run_experiment(path, out, ["rounds=1"])
     trained = next(s["hash"] for s in load_run(out).manifest["steps"] if s["kind"] == "train")
     shutil.rmtree(out / "models" / trained / "masters")
-    result = run_experiment(path, out)
+    result = run_experiment(path, out, ["retention.masters=all"])
     assert result.ran > 0
-    run_experiment(path, straight, ["retention.masters=all"])
-    assert len(list(straight.glob("models/*/masters"))) == 2
+    assert len(list(out.glob("models/*/masters"))) == 2
     mine, theirs = outputs(out), outputs(straight)
     for key in ("preferences", "evaluation"):
         assert mine[key] == theirs[key]

@@ -135,7 +135,7 @@ def test_declared_held_out_prompts_are_never_trained_on(tmp_path: Path) -> None:
     assert {p.question for p in found.heldout} < declared
     assert not {p.question for p in found.train} & declared
     message = refusal(jsonl(tmp_path, rows), holdout=5)
-    assert "`holdout: 5` and only 4 prompts are marked held out" in message
+    assert "`holdout: 5`, and there are only 4 prompts marked held out" in message
 
 
 def test_limit_keeps_the_held_out_prompts(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from rlaif.store import FORMAT, StepFolder, Store, explain_os_errors, write_atom
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=12)
 BATCHES = st.lists(
-    st.lists(st.fixed_dictionaries({"id": st.integers(0, 99), "text": TEXTS}), min_size=1),
-    max_size=4,
+    st.lists(
+        st.fixed_dictionaries({"id": st.integers(0, 99), "text": TEXTS}), min_size=1, max_size=3
+    ),
+    max_size=3,
 )
 
 

@@ -58,6 +58,12 @@ COMMANDS = (
     data.winrate,
 )
 
+USERS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
+"""Errors of the system that a user's path or disk makes; any other is a defect of ours."""
+
 
 def main() -> None:
     """The entry point: user errors become one message and an exit code, never a traceback."""
@@ -81,7 +87,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(EXIT_USER)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno in USERS:
             _exit(f"{error.filename or 'writing'}: {error.strerror}", EXIT_USER)
         raise
 

@@ -33,10 +33,14 @@ OUT = click.option(
 )
 CONSTITUTION = click.option("--constitution", help="A constitution file.")
 PROMPTS = click.option(
-    "--prompts", type=click.Path(path_type=Path), help="[default: kept by `rlaif sample`]"
+    "--prompts",
+    type=click.Path(path_type=Path),
+    help="The file of prompts [default: kept by `rlaif sample`].",
 )
 
-FROM = click.option("--from", "from_", metavar="FORMAT", help="[default: found from the columns]")
+FROM = click.option(
+    "--from", "from_", metavar="FORMAT", help="The file's format [default: found from the columns]."
+)
 COLUMNS = click.option(
     "--columns", type=click.Path(path_type=Path), help="A YAML file that says which column is what."
 )

@@ -156,8 +156,18 @@ def pair(
 @click.command()
 @click.argument("completions", type=click.Path(path_type=Path))
 @click.option("--against", type=click.Path(path_type=Path), help="Completions to compare with.")
-@click.option("--judgements", multiple=True, type=click.Path(path_type=Path))
-@click.option("--against-judgements", multiple=True, type=click.Path(path_type=Path))
+@click.option(
+    "--judgements",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A folder from `rlaif judge`; repeatable.",
+)
+@click.option(
+    "--against-judgements",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="The same judges on the answers in --against; repeatable.",
+)
 @PROMPTS
 @CONSTITUTION
 @OUT

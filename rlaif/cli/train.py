@@ -91,8 +91,8 @@ def _command(method: str) -> click.Command:
     run.__doc__ = f"{spec.__doc__}\n\n{data_help}"
     command: Any = click.command(method)(run)
     own = _ON_POLICY if fresh else _OFFLINE
-    shared = [JSON, QUIET, SEED, SET, OUT, MODEL, _LORA]
-    for option in [*_key_options(spec), *_reference_option(spec), *own, *shared]:
+    first = [MODEL, OUT, *_reference_option(spec), *own, _LORA, SET]
+    for option in [*first, *_key_options(spec), SEED, QUIET, JSON]:
         command = option(command)
     return click.argument("data", type=click.Path(path_type=Path))(command)  # type: ignore[no-any-return]
 
@@ -110,7 +110,9 @@ step. The trained model is in OUT/model, and every sampled answer with its judge
 _LORA = click.option("--lora", is_flag=True, help="Low-rank adapters (--set lora.r=8 ...).")
 _OFFLINE = [
     click.option(
-        "--completions", type=click.Path(path_type=Path), help="Their sampled tokens are used."
+        "--completions",
+        type=click.Path(path_type=Path),
+        help="What the pairs were made of: its sampled tokens are used.",
     )
 ]
 _ON_POLICY = [
@@ -146,14 +148,30 @@ def _reference_option(spec: Any) -> list[Any]:
 
 
 def _key_options(spec: Any) -> list[Any]:
-    """One option for each key; what is not given keeps its default, which the help shows."""
+    """One option for each key, the method's own first; what is not given keeps its default, which
+    the help shows."""
+    from rlaif.config import TrainStep
+
+    schema = spec.model_json_schema(by_alias=False)["properties"]
+    fields = sorted(spec.model_fields.items(), key=lambda item: item[0] in TrainStep.model_fields)
     found = []
-    for name, field in reversed(spec.model_fields.items()):
+    for name, field in fields:
         if name in HIDDEN:
             continue
-        text = f"{field.description or ''} [default: {field.default}]".strip()
-        found.append(click.option("--" + name.replace("_", "-"), name, help=text, metavar="VALUE"))
+        default = field.default if isinstance(field.default, str) else json.dumps(field.default)
+        text = f"{field.description or ''} [default: {default}]".strip()
+        option = "--" + name.replace("_", "-")
+        found.append(click.option(option, name, help=text, metavar=_metavar(schema[name])))
     return found
+
+
+def _metavar(schema: dict[str, Any]) -> str:
+    """What a key may be, by its JSON schema: its words, or the kind of number."""
+    if "anyOf" in schema:
+        return "|".join(_metavar(s) for s in schema["anyOf"] if s.get("type") != "null")
+    words = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    kinds = {"boolean": "true|false", "integer": "INTEGER", "number": "NUMBER"}
+    return "|".join(words) or kinds.get(schema.get("type", ""), "VALUE")
 
 
 def _preferences(data: Path, out: Path) -> Path:

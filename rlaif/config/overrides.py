@@ -58,7 +58,8 @@ def _descend(node: Any, part: str, override: str) -> Any:
                 found[0][kind] = {}
             return found[0][kind]
         count = "no step is" if not found else f"{len(found)} steps are"
-        raise ConfigError(f"--set {override}: {count} called {part!r}; use its position or id")
+        known = f"use its position (from 0 to {len(node) - 1}) or its id"
+        raise ConfigError(f"--set {override}: {count} called {part!r}; {known}")
     raise ConfigError(f"--set {override}: {part!r} is not inside a mapping or a list")
 
 

@@ -295,8 +295,8 @@ class OnPolicyTrain(ReferenceTrain):
 
 
 class GrpoTrain(OnPolicyTrain):
-    """Group-relative policy optimisation (arXiv 2402.03300), with the switches of Dr. GRPO
-    (arXiv 2503.20783) and DAPO (arXiv 2503.14476)."""
+    """Group-relative policy optimisation (arXiv 2402.03300), with the switches of DAPO
+    (arXiv 2503.14476) and Dr. GRPO (arXiv 2503.20783)."""
 
     method: Literal["grpo"]
     n: Annotated[int, Field(ge=2)] = 8

@@ -1,0 +1,1 @@
+"""Records from files and back: formats of pairs, prompts, filters, dataset folders."""

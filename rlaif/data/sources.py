@@ -82,8 +82,9 @@ def _split(
     declared = [p for p in ordered if splits[p] in HELDOUT_SPLITS]
     heldout = (declared or ordered)[: spec.holdout]
     if len(heldout) < spec.holdout:
+        marked = " marked held out" if declared else ""
         raise ConfigError(
-            f"{name}: `holdout: {spec.holdout}` and only {len(heldout)} prompts are marked held out"
+            f"{name}: `holdout: {spec.holdout}`, and there are only {len(heldout)} prompts{marked}"
         )
     excluded = set(declared) | set(heldout)
     train = [p for p in prompts if p not in excluded]

@@ -35,6 +35,10 @@ class Reader:
     def __call__(
         self, text: str, low: float, high: float, words: Sequence[str] = ()
     ) -> float | Literal["abstain"] | None:
+        """The number in `text`; None where none can be read or it is off [low, high].
+
+        `words` are what the judge may write in place of a number.
+        """
         worth = self.spec.values
         if self.spec.json_schema is not None:
             value = self._json(text, self.spec.json_schema, words)

@@ -152,7 +152,10 @@ def plan_pair(walk: Walk, index: int, step: PairStep) -> None:
     used = walk.used(index, step.uses, walk.judgements, ("judge", "load"))
     if not used:
         raise walk.inputs.fail(index, "pair has no judgements: add a judge step before it")
-    _check_pair(walk, index, step, {p.id for p in used})
+    fault = pair_fault(step, {p.id for p in used})
+    if fault is not None:
+        key, message = fault
+        raise walk.inputs.fail(index, f"{key}: {message}", key)
     inputs = {f"judgements/{p.id}": p.hash for p in used}
     inputs |= {f"completions/{k}": p.hash for k, p in walk.completions.items()}
     if step.standardise == "initial":
@@ -164,26 +167,23 @@ def plan_pair(walk: Walk, index: int, step: PairStep) -> None:
     _pairs(walk, step, digest, inputs, used, {"principle_weights": weights})
 
 
-def _check_pair(walk: Walk, index: int, step: PairStep, ids: set[str]) -> None:
-    """Refuse weights and a consistency judge that are not among the judges `ids`."""
-    unknown = sorted(set(step.weights or {}) - ids)
-    if unknown:
-        hint = suggest(unknown[0], sorted(ids))
-        raise walk.inputs.fail(
-            index, f"weights: {unknown[0]!r} is no judge before this step{hint}", "weights"
-        )
+def pair_fault(step: PairStep, judges: set[str]) -> tuple[str, str] | None:
+    """The key at fault and what is wrong with it, where the weights or the consistency judge do not
+    fit the ids of the judges that are there; None where they do."""
+    for key, name in [
+        *(("weights", n) for n in step.weights or {}),
+        ("consistency", step.consistency),
+    ]:
+        if name is not None and name not in judges:
+            return key, f"{name!r} is no judge before this step{suggest(name, sorted(judges))}"
     if step.weights is not None and not any(step.weights.values()):
-        raise walk.inputs.fail(index, "weights: every weight is 0; nothing counts", "weights")
-    if step.consistency is not None and step.consistency not in ids:
-        hint = suggest(step.consistency, sorted(ids))
-        message = f"consistency: {step.consistency!r} is no judge before this step{hint}"
-        raise walk.inputs.fail(index, message, "consistency")
-    if step.consistency in (step.weights or {}) or ids == {step.consistency}:
-        message = (
-            f"consistency: {step.consistency!r} is compared with the judges that choose the "
+        return "weights", "every weight is 0; nothing counts"
+    if step.consistency in (step.weights or {}) or judges == {step.consistency}:
+        return "consistency", (
+            f"{step.consistency!r} is compared with the judges that choose the "
             "pairs; give it no weight, and have at least one other judge"
         )
-        raise walk.inputs.fail(index, message, "consistency")
+    return None
 
 
 def _paired_with_references(walk: Walk, index: int, step: PairStep) -> None:

@@ -291,29 +291,8 @@ class _Asker:
         for role, wanted in roles.items():
             if all(request.request_id in done for request in wanted):
                 continue
-            engine, annotator = self._engine(role)
-            began = time.monotonic()
-            for batch in results_of(engine, wanted, done):
-                share = (time.monotonic() - began) / len(batch)
-                yield {
-                    r.request_id: Answered(
-                        r, annotator, None, r.seconds if engine.concurrent else share, r.cost
-                    )
-                    for r in batch
-                }
-                began = time.monotonic()
-
-    def _engine(self, role: str) -> tuple[Engine, str]:
-        model = self.models.get(role)
-        if model is None:
-            raise ConfigError(f"judge {self.judge.id} asks a model, and none was named")
-        engine = self.engines.get(model)
-        lacking = sorted(roles_of(self.judge).get(role, frozenset()) - engine.capabilities)
-        if lacking:
-            raise ConfigError(
-                f"judge {self.judge.id} needs {lacking}, which model {model.label!r} lacks"
-            )
-        return engine, f"{model.label}:{engine.weights_hash}"
+            engine, annotator = asked_engine(self.judge, role, self.models, self.engines)
+            yield from answers_of(engine, annotator, wanted, done)
 
     def _start(self, name: str, ids: Sequence[str], done: AbstractSet[str]) -> None:
         if self.progress is not None:
@@ -324,7 +303,41 @@ class _Asker:
             self.progress.advance(count, note=self.engines.account.note())
 
 
-def results_of(
+def asked_engine(
+    judge: Judge, role: str, models: Mapping[str, Model], engines: Engines
+) -> tuple[Engine, str]:
+    """The engine that answers a judge in one role, and the annotator id of its answers.
+
+    Raises ConfigError where no model has the role, or it cannot do what the judge needs.
+    """
+    model = models.get(role)
+    if model is None:
+        raise ConfigError(f"judge {judge.id} asks a model, and none was named")
+    engine = engines.get(model)
+    lacking = sorted(roles_of(judge).get(role, frozenset()) - engine.capabilities)
+    if lacking:
+        raise ConfigError(f"judge {judge.id} needs {lacking}, which model {model.label!r} lacks")
+    return engine, f"{model.label}:{engine.weights_hash}"
+
+
+def answers_of(
+    engine: Engine, annotator: str, requests: Iterable[Request], done: AbstractSet[str]
+) -> Iterator[dict[str, Answered]]:
+    """The engine's batches as answers by request. An engine in this process has computed a batch
+    together, and each answer counts for its share of the seconds."""
+    began = time.monotonic()
+    for batch in _results_of(engine, requests, done):
+        share = (time.monotonic() - began) / len(batch)
+        yield {
+            r.request_id: Answered(
+                r, annotator, None, r.seconds if engine.concurrent else share, r.cost
+            )
+            for r in batch
+        }
+        began = time.monotonic()
+
+
+def _results_of(
     engine: Engine, requests: Iterable[Request], done: AbstractSet[str]
 ) -> Iterator[list[GenerateResult] | list[ScoreResult] | list[RewardResult]]:
     """The engine's batches of answers to requests of any kinds that are not wholly in `done`."""

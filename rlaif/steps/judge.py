@@ -3,7 +3,6 @@ asked here, calls made as they are asked; the others in `asking`."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -12,15 +11,13 @@ from typing import Any
 
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
-from rlaif.errors import ConfigError
-from rlaif.judges.base import Answered, Call, Judge, Plain, is_staged, read_answer
+from rlaif.judges.base import Call, Judge, Plain, is_staged, read_answer
 from rlaif.records import VALUED, Judgement
-from rlaif.steps.asking import Kept, Request, results_of, verdicts
+from rlaif.steps.asking import SILENT_BATCH, Kept, Request, answers_of, asked_engine, verdicts
 from rlaif.steps.context import Engines, Progress, StepContext
 from rlaif.steps.groups import Groups
 from rlaif.store import StepFolder
 
-RULE_BATCH = 256
 TURN_PROMPTS = 256
 """Prompts that a server is asked about at once by a judge that asks in turns."""
 
@@ -148,7 +145,7 @@ def _read_silent(
 ) -> Iterator[list[Judgement]]:
     """Judgements of calls that ask no model."""
     left = (c for c in calls if c.request is None and c.call_id not in done)
-    while batch := list(islice(left, RULE_BATCH)):
+    while batch := list(islice(left, SILENT_BATCH)):
         yield [j for call in batch for j in judge.read(call, None, f"program:{judge.id}")]
 
 
@@ -157,13 +154,8 @@ def ask_model(
 ) -> Iterator[list[Judgement]]:
     """Judgements of the calls that have a request. A concurrent engine draws them as it goes, and
     none is held longer than its answer takes."""
-    if model is None:
-        raise ConfigError(f"judge {judge.id} asks a model, and none was named")
-    engine = engines.get(model)
-    lacking = sorted(judge.needs - engine.capabilities)
-    if lacking:
-        raise ConfigError(f"judge {judge.id} needs {lacking}, which model {model.label!r} lacks")
-    annotator = f"{model.label}:{engine.weights_hash}"
+    models = {} if model is None else {"by": model}
+    engine, annotator = asked_engine(judge, "by", models, engines)
     open_calls: dict[str, Call] = {}
 
     def requests() -> Iterator[Request]:
@@ -172,13 +164,9 @@ def ask_model(
                 open_calls[call.call_id] = call
                 yield call.request
 
-    began = time.monotonic()
-    for results in results_of(engine, requests(), done):
-        share = (time.monotonic() - began) / len(results)
-        judged: list[Judgement] = []
-        for result in results:
-            seconds = result.seconds if engine.concurrent else share
-            answered = Answered(result, annotator, None, seconds, result.cost)
-            judged += read_answer(judge, open_calls.pop(result.request_id), answered)
-        yield judged
-        began = time.monotonic()
+    for batch in answers_of(engine, annotator, requests(), done):
+        yield [
+            judgement
+            for name, answered in batch.items()
+            for judgement in read_answer(judge, open_calls.pop(name), answered)
+        ]

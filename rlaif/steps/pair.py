@@ -19,7 +19,6 @@ from rlaif.data.pairs import (
     preference,
     prompt_pairs,
 )
-from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Preference
 from rlaif.steps.context import StepContext, by_prompt
 
@@ -40,13 +39,6 @@ def run(context: StepContext) -> dict[str, Any]:
         for name in planned.inputs
         if name.startswith("judgements/")
     }
-    if not judgements:
-        raise ConfigError("pair: no judgements were given, and only strategy reference needs none")
-    if step.consistency is not None and step.consistency not in judgements:
-        raise ConfigError(
-            f"consistency: there are no judgements by {step.consistency!r}, only by "
-            f"{sorted(judgements)}"
-        )
     weights = judge_weights(step, list(judgements))
     if step.standardise == "initial":
         initial = {judge: context.judgements(f"initial/{judge}") for judge in weights}

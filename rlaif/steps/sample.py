@@ -10,6 +10,7 @@ from rlaif.config import SampleStep
 from rlaif.config.steps import SamplingKeys
 from rlaif.data.instructed import Instruction, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
+from rlaif.errors import EngineError
 from rlaif.records import Completion, Message, Prompt, content_hash
 from rlaif.steps.context import StepContext
 
@@ -17,7 +18,10 @@ Asked = tuple[Prompt, int, Instruction | None]
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Sample what is still missing; whole batches are committed as they come."""
+    """Sample what is still missing; whole batches are committed as they come.
+
+    Raises EngineError where no answer at all could be made.
+    """
     planned, step = context.planned, context.planned.step
     total = len(planned.prompts) * step.n
     done: set[str] = set()
@@ -38,6 +42,12 @@ def run(context: StepContext) -> dict[str, Any]:
             tokens += new
             failed += sum(r.finish_reason == "failed" for r in batch)
             context.progress.advance(len(batch), new, context.engines.account.note())
+    if failed == total > 0:
+        why = next(context.folder.rows("completions"))["error"]
+        raise EngineError(
+            f"{planned.id}: all {total} answers failed, the first with: {why}. Mend that; to ask "
+            f"the same again, delete {context.folder.path}"
+        )
     return {"counts": {"completions": total, "failed": failed}, "tokens": tokens}
 
 

@@ -1,0 +1,1 @@
+"""Training: batches, masters, checkpoints, and the methods as tasks of one loop."""

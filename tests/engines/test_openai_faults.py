@@ -97,9 +97,9 @@ def test_three_faults_in_ten_calls_of_every_kind_lose_and_mix_nothing() -> None:
         ScriptedServer(echo) as server,
         FaultProxy(server.url, lambda n: plan[n]) as proxy,
     ):
-        results = answers(engine(proxy.url, limits=limits), requests(400))
+        results = answers(engine(proxy.url, limits=limits), requests(160))
         assert len(proxy.done) == len(KINDS)
-    assert own(results) == {f"r{i}" for i in range(400)}
+    assert own(results) == {f"r{i}" for i in range(160)}
 
 
 def test_calls_are_fewer_while_the_server_says_429_and_more_again_later() -> None:

@@ -109,7 +109,12 @@ def learn(folder, out, options, reward=low_tokens, collect=None, progress=None, 
     )
 
 
-@pytest.mark.parametrize("name", LEARN)
+VARIANTS = ("grpo_dr", "grpo_dapo", "ppo_separate")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in VARIANTS)) for n in LEARN]
+)
 def test_every_algorithm_learns_what_is_rewarded(tmp_path, make_model, name):
     metrics = learn(make_model(0), tmp_path, options_of(name)).metrics
     rows = [json.loads(x) for x in (tmp_path / "work/metrics.jsonl").read_text().splitlines()]

@@ -43,9 +43,9 @@ UNEVEN = {"batch_size": 3, "micro_batch_tokens": 1}
     ("spec", "changes", "other_reference"),
     [
         (DpoTrain, {}, False),
-        (BradleyTerryDistill, {}, False),
-        (DpoTrain, {"sharding": "full"}, False),
-        pytest.param(BradleyTerryDistill, {"sharding": "full"}, False, marks=pytest.mark.slow),
+        pytest.param(BradleyTerryDistill, {}, False, marks=pytest.mark.slow),
+        pytest.param(DpoTrain, {"sharding": "full"}, False, marks=pytest.mark.slow),
+        (BradleyTerryDistill, {"sharding": "full"}, False),
         (METHODS["sft"], {"method": "sft", "sharding": "full", **UNEVEN}, False),
         (DpoTrain, {"sharding": "full", "gradient_checkpointing": True, **ADAPTERS}, True),
     ],
@@ -180,7 +180,7 @@ def test_sharded_bf16_equals_copies(tmp_path, make_model, make_preferences, work
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lora": {"r": 4, "dropout": 0.5}},
+        pytest.param({"lora": {"r": 4, "dropout": 0.5}}, marks=pytest.mark.slow),
         pytest.param({"sharding": "full"}, marks=pytest.mark.slow),
         pytest.param({"sharding": "full", "optimizer": "adamw_8bit"}, marks=NEEDS_8BIT),
     ],
