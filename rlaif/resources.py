@@ -1,4 +1,4 @@
-"""Where the shipped constitutions, prompts, lexicons and experiments are found."""
+"""Where the shipped constitutions, prompts and experiments are found."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlaif.errors import ConfigError
 
-SHIPPED_FOLDERS = ("constitutions", "prompts", "lexicons", "experiments")
+SHIPPED_FOLDERS = ("constitutions", "prompts", "experiments")
 
 
 def shipped_root() -> Path:

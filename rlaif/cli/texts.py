@@ -13,7 +13,7 @@ from rlaif.cli.options import JSON, SET
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 def init(directory: Path) -> None:
-    """Copy the shipped constitutions, prompts, lexicons and experiments into DIR to edit."""
+    """Copy the shipped constitutions, prompts and experiments into DIR to edit."""
     import shutil
 
     from rlaif.errors import ConfigError

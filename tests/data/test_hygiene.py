@@ -176,7 +176,7 @@ def test_a_folder_that_is_no_embedding_model_is_refused(tmp_path: Path) -> None:
 
 def test_the_shipped_lexicon_finds_abuse_and_lets_plain_words_pass() -> None:
     wanted = FilterSet.model_validate(
-        {"filters": [{"kind": "lexicon", "path": "lexicons/abuse_en.txt"}]}
+        {"filters": [{"kind": "lexicon", "path": "prompts/lexicons/abuse_en.txt"}]}
     )
     said = ["Have you been to Scunthorpe?", "Only an idiot asks.", "Idiomatic, and a shitake soup."]
     items = [item(str(n), "Hi?", text) for n, text in enumerate(said)]
