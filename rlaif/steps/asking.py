@@ -36,8 +36,8 @@ from rlaif.judges.base import (
     read_answer,
     roles_of,
 )
-from rlaif.records import Completion, Judgement, Prompt, to_json
-from rlaif.rowfiles import HeldIndex, Index
+from rlaif.records import Completion, Judgement, Prompt
+from rlaif.rowfiles import Index
 from rlaif.steps.context import Engines, Progress
 
 SILENT_BATCH = 256
@@ -52,7 +52,7 @@ _RESULTS: dict[str, Callable[..., Result]] = {
 
 
 class Log(Protocol):
-    """Where records are kept: a step's folder, or memory."""
+    """Where records are kept, such as a step's folder."""
 
     def index(self, name: str, key: str) -> Index:
         """The committed rows of one record kind by what each has under `key`."""
@@ -61,22 +61,6 @@ class Log(Protocol):
     def append(self, name: str, records: Sequence[Any]) -> None:
         """Commit a batch, wholly or not at all."""
         ...
-
-
-class Memory:
-    """A log that is gone with the process. `rows` are by record kind."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[dict[str, Any]]] = {}
-
-    def index(self, name: str, key: str) -> Index:
-        """See `Log`."""
-        return HeldIndex(lambda: self.rows.get(name, []), key)
-
-    def append(self, name: str, records: Sequence[Any]) -> None:
-        """See `Log`."""
-        rows = [r if isinstance(r, dict) else to_json(r) for r in records]
-        self.rows.setdefault(name, []).extend(rows)
 
 
 V = TypeVar("V")

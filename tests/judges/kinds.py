@@ -25,7 +25,8 @@ from rlaif.engines.fake import FakeEngine, FakeScript
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import build_judge
 from rlaif.records import Completion, Judgement, content_hash, make_prompt
-from rlaif.steps.asking import Kept, Memory, verdicts
+from rlaif.steps.asking import Kept, verdicts
+from tests.judges.memory import Memory
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}], tags=["fruit"])
 RULES: Any = {

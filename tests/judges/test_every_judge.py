@@ -14,7 +14,7 @@ from rlaif.engines.base import Model
 from rlaif.engines.fake import FakeEngine
 from rlaif.errors import ConfigError
 from rlaif.records import VALUED, Judgement
-from rlaif.steps.asking import Kept, Memory, verdicts
+from rlaif.steps.asking import Kept, verdicts
 from tests.judges.kinds import (
     BAD,
     EVERY,
@@ -31,6 +31,7 @@ from tests.judges.kinds import (
     preferring,
     scores,
 )
+from tests.judges.memory import Memory
 
 
 @pytest.mark.parametrize("name", MODEL_JUDGES)

@@ -17,8 +17,9 @@ from rlaif.engines.openai import load
 from rlaif.judges.base import Judge, is_staged
 from rlaif.parsing import in_words, json_object
 from rlaif.records import Judgement
-from rlaif.steps.asking import Kept, Memory, verdicts
+from rlaif.steps.asking import Kept, verdicts
 from tests.judges.kinds import BAD, EVERY, GOOD, PROMPT, judge_of, models
+from tests.judges.memory import Memory
 from tests.servers.scripted import ScriptedServer, prompt_text
 
 KINDS = [name for name in EVERY if name.endswith("structured")]

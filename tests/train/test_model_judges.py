@@ -21,10 +21,11 @@ from rlaif.heads import HeadConfig, LinearHead
 from rlaif.judges.base import roles_of
 from rlaif.judges.build import build_judge
 from rlaif.records import Completion, Judgement, content_hash, make_prompt
-from rlaif.steps.asking import Kept, Memory, verdicts
+from rlaif.steps.asking import Kept, verdicts
 from rlaif.train.export import export_head
 from rlaif.train.members import train_members
 from rlaif.train.tokenise import encode, load_tokenizer
+from tests.judges.memory import Memory
 
 PROMPT = make_prompt([{"role": "user", "content": "Say yes lazily"}])
 TEXTS = ["yes yes", "no, lazy zebra", "maybe"]
