@@ -286,6 +286,7 @@ def ours_grpo(job: Job) -> dict[str, float]:
     from rlaif.engines.base import GenerateRequest, Sampling
     from rlaif.engines.encoding import Encoding
     from rlaif.engines.hf import HfEngine
+    from rlaif.engines.weights import Weights
     from rlaif.train.loading import load_module
     from rlaif.train.model import prepare
     from rlaif.train.on_policy import run_on_policy
@@ -316,9 +317,8 @@ def ours_grpo(job: Job) -> dict[str, float]:
     def collect(number: int, policy: Any) -> list[Group]:
         chosen = [prompts[(4 * number + i) % len(prompts)] for i in range(4)]
         with policy.generating() as module:
-            engine = HfEngine(
-                module, Encoding(tokenizer, spec.system_prompt, 2048, "policy"), spec, "x"
-            )
+            encoding = Encoding(tokenizer, spec.system_prompt, 2048, "policy")
+            engine = HfEngine(Weights(module, "x"), encoding, spec)
             requests = [
                 GenerateRequest(f"{p}/{i}", messages, Sampling(64, seed=100 * number + 4 * p + i))
                 for p, messages in enumerate(chosen)

@@ -16,6 +16,7 @@ from rlaif.config import METHODS, ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.encoding import Encoding
 from rlaif.engines.hf import HfEngine
+from rlaif.engines.weights import Weights
 from rlaif.errors import EngineError, RlaifError
 from rlaif.experiment import run_experiment
 from rlaif.train import parallel
@@ -57,9 +58,8 @@ def collector(folder, options, reward):
         groups = []
         with model.generating() as module:
             spec = ModelSpec(path=str(folder), dtype="float32")
-            engine = HfEngine(
-                module, Encoding(tokenizer, spec.system_prompt, 2048, "policy"), spec, "x"
-            )
+            encoding = Encoding(tokenizer, spec.system_prompt, 2048, "policy")
+            engine = HfEngine(Weights(module, "x"), encoding, spec)
             requests = [
                 GenerateRequest(
                     f"{p}/{i}",

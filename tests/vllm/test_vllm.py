@@ -98,9 +98,10 @@ def test_weights_in_place_are_those_that_answer(engines, model_folder, tmp_path,
         for r in asked
     ]
     from rlaif.engines.hf import HfEngine
+    from rlaif.engines.weights import Weights
 
     with torch.no_grad(), model.generating() as module:
-        own = HfEngine(module, engines["hf"].encoding, spec_of(model_folder, "hf"), "x")
+        own = HfEngine(Weights(module, "x"), engines["hf"].encoding, spec_of(model_folder, "hf"))
         expected = results(own.score(rows))
     for name, result in other.items():
         assert result.logprobs == pytest.approx(expected[name].token_logprobs, abs=5e-3)
