@@ -10,7 +10,7 @@ from pathlib import Path
 from rlaif.config import JudgeBase, JudgesFile, ModelSpec
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.engines.base import Model
-from rlaif.engines.build import CAPABILITIES
+from rlaif.engines.build import known_capabilities
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import JUDGES, build_judge
@@ -69,7 +69,7 @@ def find_entrants(
 
 
 def _gives_logprobs(model: Model) -> bool:
-    return "token_logprobs" in CAPABILITIES.get(model.spec.engine, ())
+    return "token_logprobs" in (known_capabilities(model.spec) or ())
 
 
 def _named(text: str, model: ModelSpec, constitution: str | None) -> list[Entrant]:

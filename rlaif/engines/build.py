@@ -41,6 +41,10 @@ CAPABILITIES = {
     "reward": frozenset({"reward"}),
 }
 
+# A prompt's log-probs beside an adapter end vLLM 0.32 on a CPU.
+BESIDE_AN_ADAPTER = {"vllm": frozenset({"token_logprobs"})}
+"""What an engine cannot do when it serves an adapter."""
+
 
 def known_capabilities(spec: ModelSpec) -> frozenset[str] | None:
     """What the engine of `spec` can do, or None where only loading it tells."""
@@ -49,7 +53,8 @@ def known_capabilities(spec: ModelSpec) -> frozenset[str] | None:
     folder = locate(spec.path)
     if spec.engine not in CAPABILITIES or (spec.engine in TRAINABLE and folder is None):
         return None
-    return CAPABILITIES["reward" if is_reward_model(folder) else spec.engine]
+    known = CAPABILITIES["reward" if is_reward_model(folder) else spec.engine]
+    return known - BESIDE_AN_ADAPTER.get(spec.engine, frozenset()) if spec.adapter else known
 
 
 def server_key(spec: ModelSpec) -> str | None:

@@ -18,7 +18,13 @@ import torch
 
 from rlaif.config import ModelSpec
 from rlaif.engines.adapters import adapter_folder, model_hash
-from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.engines.base import (
+    Capability,
+    GenerateRequest,
+    GenerateResult,
+    ScoreRequest,
+    ScoreResult,
+)
 from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
 from rlaif.engines.layout import Row
 from rlaif.engines.orphans import owned
@@ -80,7 +86,7 @@ def read_tokenizer(spec: ModelSpec, folder: Path, name: str) -> tuple[Encoding, 
 class VllmEngine:
     """A model in vLLM. See `rlaif.engines.base.Engine`."""
 
-    capabilities = frozenset(
+    capabilities: frozenset[Capability] = frozenset(
         {"generate", "token_logprobs", "label_logprobs", "prefill", "json_schema", "user_turn"}
     )
     concurrent = False
@@ -118,6 +124,7 @@ class VllmEngine:
         except Exception as error:
             self.close()
             raise EngineError(f"model {self.name!r}: no such adapter for vLLM: {error}") from None
+        self.capabilities = self.capabilities - {"token_logprobs"}
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
@@ -199,6 +206,11 @@ class VllmEngine:
         tail = self.encoding.continuation(request)
         if tail and request.labels:
             raise EngineError("ask for labels or for a continuation, not for both in one request")
+        if tail and "token_logprobs" not in self.capabilities:
+            raise EngineError(
+                f"model {self.name!r}: vLLM gives no log-probs of a text beside an adapter. Use "
+                "`engine: hf`, or merge the adapter into the weights."
+            )
         tokens = sorted({t for ids in self._labels(request).values() for t in ids})
         return row, SamplingParams(
             max_tokens=1,

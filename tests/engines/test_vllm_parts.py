@@ -19,6 +19,7 @@ from rlaif.config import Experiment, ModelSpec
 from rlaif.engines import vllm_options, vllm_server
 from rlaif.engines.account import Account
 from rlaif.engines.base import GenerateRequest, Model, Reloadable, Sampling, ScoreRequest
+from rlaif.engines.build import known_capabilities
 from rlaif.engines.cache import RequestCache, cache_path
 from rlaif.engines.vllm_server import VllmServerEngine
 from rlaif.errors import ConfigError, EngineError
@@ -285,3 +286,12 @@ def test_without_vllm_the_package_is_named(
     spec = ModelSpec(path=str(tiny_model), engine="vllm-server")
     with pytest.raises(EngineError, match="pip install vllm"):
         vllm_server.load(spec, tiny_model, "m", Account())
+
+
+def test_beside_an_adapter_vllm_gives_no_log_probs_of_a_text(tiny_model: Path) -> None:
+    plain, adapted = (
+        known_capabilities(ModelSpec(path=str(tiny_model), engine="vllm", adapter=adapter))
+        for adapter in (None, "adapters/judge")
+    )
+    assert plain is not None and adapted is not None
+    assert plain - adapted == {"token_logprobs"}

@@ -13,6 +13,7 @@ pytest.importorskip("vllm", reason="VLLM IS NOT INSTALLED HERE: make test-vllm")
 from rlaif.config import LoraOptions, ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.build import load_engine
+from rlaif.errors import EngineError
 from rlaif.experiment import run_experiment
 from rlaif.train.export import write_weights
 from rlaif.train.loading import load_module
@@ -121,23 +122,23 @@ def test_an_adapter_is_served_as_the_merged_model_answers(model_folder, tmp_path
     spec = {"path": str(model_folder), "adapter": str(adapter(model_folder, tmp_path))}
     spec |= {"dtype": "float32", "max_context": CONTEXT}
     asked = questions(4, temperature=0.0)
-    made, scored = {}, {}
+    labels = {"yes": ("Yes", " Yes"), "no": ("No", " No")}
+    scored = {}
     for name in ("vllm", "hf"):
         engine = load_engine(ModelSpec(**spec, engine=name), model_folder, name)
-        made[name] = results(engine.generate(asked))
-        again = [
-            ScoreRequest(
-                r.request_id, r.messages, continuation_ids=made["vllm"][r.request_id].token_ids
-            )
-            for r in asked
-        ]
-        scored[name] = results(engine.score(again))
+        made = results(engine.generate(asked))
+        scored[name] = results(
+            engine.score([ScoreRequest(r.request_id, r.messages, labels=labels) for r in asked])
+        )
+        if name == "vllm":
+            text = ScoreRequest("t", asked[0].messages, continuation_ids=made["r0"].token_ids)
+            with pytest.raises(EngineError, match="no log-probs of a text beside an adapter"):
+                list(engine.score([text]))
         digest = engine.weights_hash
         engine.close()
     assert digest != load_engine(spec_of(model_folder, "hf"), model_folder, "plain").weights_hash
     for name, result in scored["vllm"].items():
-        expected = scored["hf"][name].token_logprobs
-        assert result.token_logprobs == pytest.approx(expected, abs=5e-3)
+        assert result.label_probs == pytest.approx(scored["hf"][name].label_probs, abs=5e-3)
 
 
 def test_on_policy_training_samples_from_the_weights_of_the_moment(

@@ -65,7 +65,7 @@ def server(keys, model_folder, tmp_path_factory):
     assert len(children) >= 3
     key = engine.running().key
     engine.close()
-    assert gone((child.pid for child in children), 2)
+    assert gone(child.pid for child in children)
     assert key not in engine.log.read_text()
 
 
@@ -143,7 +143,9 @@ def test_judges_on_such_a_server_read_labels_and_are_held_to_a_schema(
     by_judge = {name: [r for r in rows if r["judge"] == name] for name in ("liked", "scored")}
     assert len(by_judge["liked"]) == len(by_judge["scored"]) == 10
     assert {row["status"] for row in rows} == {"ok"}
-    assert all(0 < row["score"] < 1 for row in by_judge["liked"])
+    # Of two labels one may not be among the likeliest tokens that a server names.
+    liked = [row["score"] for row in by_judge["liked"]]
+    assert all(0 <= score <= 1 for score in liked) and len(set(liked)) > 1
     assert {row["score"] for row in by_judge["scored"]} <= {0.25, 0.75}
     key = os.environ["THEIR_KEY"].encode()
     written_to = [file for file in tmp_path.rglob("*") if file.is_file()]
