@@ -178,7 +178,6 @@ def test_trl_trainers_functions_take_the_files(
             assert [turn["role"] for turn in extracted["chosen"]] == ["assistant"]
 
 
-@pytest.mark.slow
 def test_trl_trains_on_the_dataset(
     tmp_path: Path, write_experiment: Callable[..., Path], tiny_model: Path
 ) -> None:
