@@ -159,7 +159,8 @@ def _generate_body(spec: ModelSpec, request: GenerateRequest, count: int) -> dic
 
 def _score_body(spec: ModelSpec, request: ScoreRequest) -> dict[str, Any]:
     # At temperature 1 the distribution is the model's own, before or after the server's sampler.
-    body = _prompt_body(spec, request) | {spec.max_tokens_key: 1, "temperature": 1.0, "seed": 0}
+    # The token that it draws is not looked at, so it needs no seed.
+    body = _prompt_body(spec, request) | {spec.max_tokens_key: 1, "temperature": 1.0}
     if spec.api == "chat":
         return body | {"logprobs": True, "top_logprobs": spec.top_logprobs}
     return body | {"logprobs": spec.top_logprobs}

@@ -106,6 +106,10 @@ def options(spec: ModelSpec, context: int, on_gpu: bool, adapter: Path | None) -
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "use_tqdm_on_load": False,
     }
+    if not on_gpu:
+        # Where a prompt that has a seed does not fit into a batch whole, vLLM sets its generator
+        # back, which torch cannot do on a CPU, and the engine dies.
+        values["enable_chunked_prefill"] = False
     if adapter is not None:
         ready = next((known for known in RANKS if known >= rank(adapter)), rank(adapter))
         values |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": ready}

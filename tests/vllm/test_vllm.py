@@ -71,6 +71,18 @@ def test_log_probs_are_those_of_the_in_process_engine(engines):
         assert ours[name].label_probs == pytest.approx(theirs[name].label_probs, rel=1e-2)
 
 
+def test_more_seeded_prompts_than_a_batch_holds_are_answered(engines):
+    long = " ".join(["a fox runs over the hill and comes back"] * 45)
+    asked = [
+        replace(r, messages=[{"role": "user", "content": f"{r.request_id}: {long}"}])
+        for r in questions(12, max_new_tokens=2)
+    ]
+    made = results(engines["vllm"].generate(asked))
+    # vLLM takes up to 4096 tokens at once, and the last prompt that fits in part would be split.
+    assert sum(r.prompt_tokens for r in made.values()) > 4096
+    assert {r.error for r in made.values()} == {None}
+
+
 @pytest.mark.parametrize("lora", [None, LoraOptions(r=4)], ids=["full", "lora"])
 def test_weights_in_place_are_those_that_answer(engines, model_folder, tmp_path, lora):
     asked = questions(4, temperature=0.0)
