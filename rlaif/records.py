@@ -1,6 +1,6 @@
 """The typed records that flow between steps.
 
-Plain frozen dataclasses, JSON in and out, no tensor library. An id is the hash of the *request*
+Plain frozen structs, JSON in and out, no tensor library. An id is the hash of the *request*
 that makes the record (the step's inputs, the prompt, the sample index), so it is known before a
 model answers and does not depend on the order of arrival; `digest` is the hash of the content.
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, TypeVar
+
+from msgspec import Struct, field, structs
 
 SubjectKind = Literal["completion", "judgement", "episode"]
 AnnotatorKind = Literal["ai", "human", "rule", "model"]
@@ -45,8 +46,7 @@ def content_hash(*parts: Any, length: int = 24) -> str:
     return hashlib.sha256(data).hexdigest()[:length]
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(Struct, frozen=True):
     """What the policy is asked: a conversation that ends with a user turn."""
 
     prompt_id: str
@@ -61,8 +61,7 @@ class Prompt:
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(Struct, frozen=True):
     """One sampled answer. `finish_reason` is stop, length or failed (then `messages` is empty)."""
 
     completion_id: str
@@ -88,8 +87,7 @@ class Completion:
         return self.messages[-1]["content"] if self.messages else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(Struct, frozen=True):
     """One value that one annotator gave to one subject under one principle.
 
     `score` is on [0, 1] after the judge's declared scale was mapped; `prob_first` is the
@@ -132,8 +130,7 @@ class Judgement:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Preference:
+class Preference(Struct, frozen=True):
     """A chosen and a rejected answer to one prompt; TRL's explicit-prompt conversational form.
 
     An answer that stands alone, labelled good or bad, is `chosen` or `rejected` of a record whose
@@ -163,8 +160,7 @@ class Preference:
         return bool(self.chosen and self.rejected)
 
 
-@dataclass(frozen=True, slots=True)
-class RoundRecord:
+class RoundRecord(Struct, frozen=True):
     """What one round did: the models in and out, record counts, every metric with its interval."""
 
     arm: str
@@ -182,7 +178,7 @@ Record = Prompt | Completion | Judgement | Preference | RoundRecord
 
 def to_json(record: Record) -> dict[str, Any]:
     """A record as a JSON-ready dict, every field present. It shares the record's lists."""
-    return {name: getattr(record, name) for name in record.__slots__}
+    return structs.asdict(record)
 
 
 R = TypeVar("R", Prompt, Completion, Judgement, Preference, RoundRecord)
@@ -193,7 +189,7 @@ def from_json(kind: type[R], row: Mapping[str, Any]) -> R:
     try:
         return kind(**row)
     except TypeError:
-        unknown = row.keys() - {f.name for f in fields(kind)}
+        unknown = row.keys() - set(kind.__struct_fields__)
         if not unknown:
             raise
         raise ValueError(f"{kind.__name__} has no field {sorted(unknown)}") from None

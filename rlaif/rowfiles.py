@@ -13,6 +13,8 @@ import os
 import weakref
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import accumulate, groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar, cast
 
@@ -26,12 +28,11 @@ CHUNK = 1 << 16
 """Bytes that are read at once when a file's last batch is looked for."""
 BLOCK = 1 << 18
 """Bytes of lines that are decoded at once."""
-RUN_BYTES = 1 << 20
-"""Rows of one key that stand together are one place in an index up to this size."""
 
 Row = dict[str, Any]
 _REFUSED = (msgspec.MsgspecError, UnicodeDecodeError)
 _UNREADABLE = (msgspec.MsgspecError, TypeError, ValueError)
+_KEY = attrgetter("key")
 T = TypeVar("T")
 
 
@@ -93,9 +94,15 @@ def _row_count(block: bytes) -> int:
     return block.count(b"\n") - block.count(b"\n\n") - block.startswith(b"\n")
 
 
+def _line_ends(block: bytes) -> list[int]:
+    """How far each line that is not blank reaches, its newline included, in bytes of the block."""
+    sizes = [len(line) + 1 for line in block.split(b"\n")]
+    return [end for end, size in zip(accumulate(sizes), sizes, strict=True) if size > 1]
+
+
 def _read(path: Path, lines: _Lines[T]) -> Iterator[T]:
     for start, block in _blocks(path, 0):
-        yield from _decoded(path, start, block, lines)
+        yield from _decoded(path, start, block, lines, _row_count(block))
 
 
 def _blocks(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
@@ -114,15 +121,15 @@ def _blocks(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
             start += len(block)
 
 
-def _decoded(path: Path, start: int, block: bytes, lines: _Lines[T]) -> list[T]:
-    """The values of the lines that begin at byte `start`. Raises StoreError, which says which line
-    of the file, from 1, is damaged."""
+def _decoded(path: Path, start: int, block: bytes, lines: _Lines[T], rows: int) -> list[T]:
+    """The values of the lines that begin at byte `start`, of which `rows` are not blank. Raises
+    StoreError, which says which line of the file, from 1, is damaged."""
     try:
         found = lines.many(block)
     except _UNREADABLE:
         found = []
     # A value that goes on in the next line, or that does not end its line, is damage too.
-    if len(found) == _row_count(block):
+    if len(found) == rows:
         return found
     with path.open("rb") as file:
         number = 1 + file.read(start).count(b"\n") + _whole_lines(block, lines)
@@ -182,8 +189,8 @@ class Index(Protocol):
 class RowIndex:
     """The rows of one of the store's files by what each has under `key`. See `Index`.
 
-    Keys and places are held, no rows: 20 bytes for each run of rows with one key. The file may grow
-    meanwhile; it is open from the first reading on while this lives.
+    Keys and places are held, no rows: 20 bytes for each run of rows with one key in a block. The
+    file may grow meanwhile; it is open from the first reading on while this lives.
     """
 
     def __init__(self, path: Path, key: str):
@@ -201,28 +208,26 @@ class RowIndex:
         """See `Index`. Raises StoreError where a row is damaged."""
         keys: list[str] = []
         for start, block in _blocks(self.path, self._end):
-            keyed = iter(_decoded(self.path, start, block, self._keyed))
-            for line in block.split(b"\n")[:-1]:
-                end = start + len(line) + 1
-                if line:
-                    key = next(keyed).key
-                    if keys and keys[-1] == key and end - self._starts[-1] <= RUN_BYTES:
-                        self._sizes[-1] = end - self._starts[-1]
-                        self._counts[-1] += 1
-                    else:
-                        keys.append(key)
-                        self._begin(key, start, end)
-                start = end
-            self._end = start
+            ends = _line_ends(block)
+            rows = _decoded(self.path, start, block, self._keyed, len(ends))
+            taken, begin = 0, start
+            for key, run in groupby(map(_KEY, rows)):
+                count = len(list(run))
+                taken += count
+                end = start + ends[taken - 1]
+                self._add(key, begin, end - begin, count)
+                keys.append(key)
+                begin = end
+            self._end = start + len(block)
         return keys
 
-    def _begin(self, key: str, start: int, end: int) -> None:
-        """A new run, of one row."""
+    def _add(self, key: str, start: int, size: int, count: int) -> None:
+        """A new run: `count` rows in `size` bytes from byte `start` on."""
         self._before.append(self._last.get(key, -1))
         self._last[key] = len(self._starts)
         self._starts.append(start)
-        self._sizes.append(end - start)
-        self._counts.append(1)
+        self._sizes.append(size)
+        self._counts.append(count)
 
     def count(self, key: str) -> int:
         """See `Index`."""
@@ -254,7 +259,7 @@ class RowIndex:
         for run in self._runs(key):
             start = self._starts[run]
             block = os.pread(self._file, self._sizes[run], start)
-            found += _decoded(self.path, start, block, lines)
+            found += _decoded(self.path, start, block, lines, self._counts[run])
         return found
 
     @functools.cached_property

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from rlaif.config import PairStep
 from rlaif.data.pairs import Candidate, Pair, balanced, keep_widest, preference, prompt_pairs
+from rlaif.data.sources import PromptSet
+from rlaif.errors import ConfigError
+from rlaif.plan import PlanInputs, Planned
+from rlaif.progress import QuietProgress
 from rlaif.records import Completion, Preference, content_hash, make_prompt
-from rlaif.steps.pair import consistency_prob
+from rlaif.steps.context import StepContext
+from rlaif.steps.pair import consistency_prob, run
+from rlaif.store import Store
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}])
 STRATEGIES = ["best_vs_worst", "best_vs_random", "margin", "all"]
@@ -213,3 +220,24 @@ def test_lengths_are_balanced_by_leaving_out_the_widest_gaps() -> None:
 def test_a_tier_and_its_strategy_go_together(keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="go together"):
         PairStep(**keys)
+
+
+@pytest.mark.parametrize("strategy", ["best_vs_worst", "reference"])
+def test_answers_to_a_prompt_that_is_not_there_are_refused(strategy: Any, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    answer = candidate(1, 0.5).completion
+    store.step("sample").append("completions", [answer, replace(answer, prompt_id="p_strange")])
+    inputs = {"completions/sample": "sample"}
+    step, options = PairStep(strategy=strategy), {"principle_weights": {}}
+    planned = Planned("pairs", "pair", "pair", 0, 1, step, inputs, options=options)
+    context = StepContext(
+        planned,
+        store.step("pairs"),
+        store,
+        PlanInputs(None, tmp_path, {}, None, PromptSet([], [], 0), {}, {}),  # type: ignore[arg-type]
+        {PROMPT.prompt_id: PROMPT},
+        None,  # type: ignore[arg-type]
+        QuietProgress(),
+    )
+    with pytest.raises(ConfigError, match="prompt p_strange were loaded"):
+        run(context)

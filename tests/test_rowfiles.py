@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from rlaif import rowfiles
 from rlaif.errors import StoreError
@@ -32,15 +32,15 @@ ROWS = st.lists(
 )
 
 
-@given(given_=ROWS, cut=st.integers(1, 5), run_bytes=st.sampled_from([1, 1000, 1 << 20]))
+@given(given_=ROWS, cut=st.integers(1, 5), block=st.sampled_from([1, 1000, 1 << 18]))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_records_come_back_by_key(
-    given_: list[Judgement], cut: int, run_bytes: int, tmp_path_factory: pytest.TempPathFactory
+    given_: list[Judgement], cut: int, block: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = StepFolder(tmp_path_factory.mktemp("rows"))
     found = folder.index("judgements", "prompt_id")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rowfiles, "RUN_BYTES", run_bytes)
+        patch.setattr(rowfiles, "BLOCK", block)
         for start in range(0, len(given_), cut):
             batch = given_[start : start + cut]
             folder.append("judgements", batch)

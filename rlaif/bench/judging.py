@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from msgspec import structs
+
 from rlaif.bench.entrants import Entrant
 from rlaif.compare.verdicts import Cost, Verdict, total_cost, verdict
 from rlaif.data.labelled import LabelledPair
@@ -176,7 +178,7 @@ def attack_pairs(
 
 def _with_text(answer: Completion, attack: Callable[[str, int], str], seed: int) -> Completion:
     text = attack(answer.text, seed)
-    return replace(
+    return structs.replace(
         answer,
         completion_id="x_" + content_hash(answer.completion_id, text),
         messages=[{"role": "assistant", "content": text}],

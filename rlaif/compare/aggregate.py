@@ -20,6 +20,7 @@ from rlaif.records import VALUED, Judgement
 Scores = dict[str, float | None]
 _Cell = tuple[float | None, bool]
 """A candidate's value under one principle, and whether the principle applied to it."""
+_UNASKED: _Cell = (None, False)
 
 
 def candidate_scores(
@@ -37,20 +38,21 @@ def candidate_scores(
     given = list(judgements)
     if len({j.prompt_id for j in given}) > 1 or len({j.judge for j in given}) > 1:
         raise ValueError("the judgements are of several prompts or judges; group them first")
-    by_principle: dict[str | None, list[Judgement]] = defaultdict(list)
+    rated: dict[str | None, list[Judgement]] = defaultdict(list)
+    compared: dict[str | None, list[Judgement]] = defaultdict(list)
     for judgement in given:
-        by_principle[judgement.principle].append(judgement)
-    cells: dict[str, dict[str | None, _Cell]] = defaultdict(dict)
-    for principle, group in by_principle.items():
-        found = pointwise_values([j for j in group if len(j.shown) == 1])
-        if compared := [j for j in group if len(j.shown) == 2]:
-            found |= win_rates(compared, renormalise)
-        for candidate, cell in found.items():
-            cells[candidate][principle] = cell
-    weight = {p: _weight(p, weights) for p in by_principle}
+        texts = len(judgement.shown)
+        if texts == 1:
+            rated[judgement.principle].append(judgement)
+        elif texts == 2:
+            compared[judgement.principle].append(judgement)
+    columns = {principle: pointwise_values(group) for principle, group in rated.items()}
+    for principle, group in compared.items():
+        columns.setdefault(principle, {}).update(win_rates(group, renormalise))
+    weighted = [(column, _weight(principle, weights)) for principle, column in columns.items()]
     return {
-        candidate: _over_principles(row, weight, renormalise)
-        for candidate, row in sorted(cells.items())
+        candidate: _over_principles(candidate, weighted, renormalise)
+        for candidate in sorted(set[str]().union(*columns.values()))
     }
 
 
@@ -59,38 +61,41 @@ def _weight(principle: str | None, weights: Mapping[str, float] | None) -> float
 
 
 def _over_principles(
-    row: Mapping[str | None, _Cell], weight: Mapping[str | None, float], renormalise: bool
+    candidate: str, weighted: Sequence[tuple[Mapping[str, _Cell], float]], renormalise: bool
 ) -> float | None:
     pairs = []
-    for principle, (value, applied) in row.items():
+    for column, weight in weighted:
+        value, applied = column.get(candidate, _UNASKED)
         if value is not None:
-            pairs.append((value, weight[principle]))
-        elif applied and weight[principle] > 0 and not renormalise:
+            pairs.append((value, weight))
+        elif applied and weight > 0 and not renormalise:
             return None
     return weighted_mean(pairs)
 
 
 def weighted_mean(pairs: Iterable[tuple[float, float]]) -> float | None:
     """The mean of (value, weight) pairs, the same in any order; None at total weight 0."""
-    kept = [(value, weight) for value, weight in pairs if weight > 0]
-    values = [value for value, _ in kept]
+    values, weights, products = [], [], []
+    for value, weight in pairs:
+        if weight > 0:
+            values.append(value)
+            weights.append(weight)
+            products.append(value * weight)
     if len(values) < 2:
         return values[0] if values else None
-    total = math.fsum([weight for _, weight in kept])
-    mean = math.fsum([value * weight for value, weight in kept]) / total
+    mean = math.fsum(products) / math.fsum(weights)
     return min(max(values), max(min(values), mean))
 
 
 def pointwise_values(judgements: Sequence[Judgement]) -> dict[str, _Cell]:
     """Per candidate, the mean over the samples that have a value, under one principle."""
-    groups: dict[str, list[Judgement]] = defaultdict(list)
+    scores: dict[str, list[float | None]] = defaultdict(list)
+    applied = set()
     for judgement in judgements:
-        groups[judgement.subject].append(judgement)
-    cells = {}
-    for subject, group in groups.items():
-        value = _mean([j.score for j in group])
-        cells[subject] = value, value is not None or _applied(group)
-    return cells
+        scores[judgement.subject].append(judgement.score)
+        if judgement.status != "not_applicable":
+            applied.add(judgement.subject)
+    return {subject: (_mean(given), subject in applied) for subject, given in scores.items()}
 
 
 def win_rates(judgements: Sequence[Judgement], renormalise: bool = False) -> dict[str, _Cell]:
@@ -170,7 +175,9 @@ def _rewards(judgements: Iterable[Judgement], answer: str) -> list[float]:
     return [values["reward"] for values in kept if "reward" in values]
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
+    if len(values) == 1:
+        return values[0]
     kept = [value for value in values if value is not None]
     if len(kept) < 2:
         return kept[0] if kept else None
@@ -194,10 +201,10 @@ def combine(
     """
     used = dict.fromkeys(scores_by_judge, 1.0) if weights is None else weights
     used = {judge: weight for judge, weight in used.items() if weight > 0}
-    candidates = sorted({c for scores in scores_by_judge.values() for c in scores})
+    columns = [(scores_by_judge.get(judge, {}), weight) for judge, weight in used.items()]
     combined: Scores = {}
-    for candidate in candidates:
-        row = [(scores_by_judge.get(j, {}).get(candidate), w) for j, w in used.items()]
+    for candidate in sorted(set[str]().union(*scores_by_judge.values())):
+        row = [(scores.get(candidate), weight) for scores, weight in columns]
         valued = [(score, weight) for score, weight in row if score is not None]
         whole = len(valued) == len(row)
         combined[candidate] = weighted_mean(valued) if whole or missing == "renormalise" else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from rlaif.records import AnnotatorKind, Completion, Prompt, content_hash
 
 
@@ -51,6 +53,6 @@ class LabelledPair:
         pair = self.swap() if swapped else self
         return replace(
             pair,
-            first=replace(pair.first, sample_index=0),
-            second=replace(pair.second, sample_index=1),
+            first=structs.replace(pair.first, sample_index=0),
+            second=structs.replace(pair.second, sample_index=1),
         )

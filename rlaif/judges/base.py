@@ -7,8 +7,10 @@ step does the rest (batches, resume, storage), the same for every judge.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec.structs import replace
 
 from rlaif.engines.base import (
     Capability,

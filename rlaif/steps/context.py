@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol
 
 from rlaif.engines.account import Account
 from rlaif.engines.base import Engine, Model
+from rlaif.errors import ConfigError
 from rlaif.judges.base import Judge
 from rlaif.plan import PlanInputs, Planned
 from rlaif.records import Completion, Judgement, Preference, Prompt, R
@@ -127,6 +128,15 @@ class StepContext:
     def chosen_prompts(self) -> list[Prompt]:
         """The prompts of this step, in the plan's order."""
         return [self.prompts[p] for p in self.planned.prompts]
+
+    def refuse_strangers(self, prompt_ids: Iterable[str]) -> None:
+        """Raise ConfigError where completions are of a prompt that the experiment does not have."""
+        strange = sorted(p for p in prompt_ids if p not in self.prompts)
+        if strange:
+            raise ConfigError(
+                f"completions of prompt {strange[0]} were loaded, and that prompt is not among the "
+                "experiment's prompts; add it to the prompts file"
+            )
 
     def inputs_under(self, prefix: str) -> list[str]:
         """The hashes of the inputs called `prefix` or `prefix`/..., in the plan's order."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rlaif.errors import ConfigError
 from rlaif.records import Completion, Prompt
 from rlaif.rowfiles import Index
 from rlaif.steps.context import StepContext
@@ -66,18 +65,10 @@ class Groups:
             if self._wanted:
                 ready &= self._wanted
             if ready:
-                self._refuse_strangers(ready)
+                self.context.refuse_strangers(ready)
                 yield sorted(ready)
             elif not final and self.context.rising is not None:
                 self.context.rising.wait()
-
-    def _refuse_strangers(self, ready: Iterable[str]) -> None:
-        strange = sorted(p for p in ready if p not in self.context.prompts)
-        if strange:
-            raise ConfigError(
-                f"completions of prompt {strange[0]} were loaded, and that prompt is not among the "
-                "experiment's prompts; add it to the prompts file"
-            )
 
     def read(self, prompt_id: str) -> tuple[Prompt, Sequence[Completion]]:
         """A prompt and its completions, in the order of the inputs."""

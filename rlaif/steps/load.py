@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from rlaif.config import LoadStep
 from rlaif.data.labelled import LabelledPair
@@ -144,7 +146,7 @@ def _run_pairs(context: StepContext, reading: Reading, path: Path) -> dict[str, 
         pairs[given.pair_id] = given
         for answer in (pair.first, pair.second):
             # The place in the file is no order of sampling: a judge must not learn from it.
-            completions[answer.completion_id] = replace(answer, sample_index=0)
+            completions[answer.completion_id] = structs.replace(answer, sample_index=0)
         if pair.label is not None:
             said = given_label(pair, given, context.planned.step.id, alike)
             judgements[said.judgement_id] = said

@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from rlaif.compare.aggregate import Scores, candidate_scores, combine
 from rlaif.compare.metrics import rank_correlation
@@ -29,7 +30,7 @@ SPREAD_FLOOR = 0.05
 
 def run(context: StepContext) -> dict[str, Any]:
     """The pairs of one prompt after the other, in the order of ids; what is stored is not stored
-    again."""
+    again. Raises ConfigError where completions are of a prompt that the experiment lacks."""
     planned, step = context.planned, context.planned.step
     if step.strategy == "reference":
         return _against_references(context)
@@ -45,6 +46,7 @@ def run(context: StepContext) -> dict[str, Any]:
         weights = standardised(initial, weights, principle_weights)
     completions = context.by_prompt("completions", Completion)
     prompts = completions.prompts()
+    context.refuse_strangers(prompts)
     without = {"tied_prompts": 0}
     if step.consistency is not None:
         without["unranked_prompts"] = 0
@@ -96,6 +98,7 @@ def _stored(context: StepContext, pairs: Iterable[Preference]) -> int:
 
 def _against_references(context: StepContext) -> dict[str, Any]:
     groups = by_prompt(context.completions())
+    context.refuse_strangers(groups)
     number, limit = context.planned.round, context.planned.step.max_pairs
     made = [
         pair

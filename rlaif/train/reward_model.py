@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from rlaif.config import DistillStep, FitStep
@@ -159,7 +160,8 @@ def prepared(
             )
     weights = options.source_weights
     weighted = [
-        replace(p, weight=p.weight * weights.get(p.source, 1.0)) for p in conditioned(once, options)
+        structs.replace(p, weight=p.weight * weights.get(p.source, 1.0))
+        for p in conditioned(once, options)
     ]
     kept = [p for p in weighted if p.weight > 0]
     if not kept:
@@ -182,7 +184,8 @@ def conditioned(
             f"it; every source needs one ({', '.join(sources)})"
         )
     return [
-        replace(p, prompt=with_system(p.prompt, options.conditions[p.source])) for p in preferences
+        structs.replace(p, prompt=with_system(p.prompt, options.conditions[p.source]))
+        for p in preferences
     ]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
 from itertools import combinations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from rlaif.compare.aggregate import (
     answer_probability,
@@ -118,8 +118,6 @@ def test_a_missing_principle_drops_the_candidate_unless_renormalised() -> None:
 
 
 def test_judgements_of_two_prompts_are_refused() -> None:
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match="group"):
         candidate_scores([point("a", 0.4), replace(point("b", 0.4), prompt_id="q")])
 

@@ -4,16 +4,16 @@ the answer and not its place, does not depend on the order of arrival, and is kn
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from rlaif.engines.base import Model
 from rlaif.engines.fake import FakeEngine
 from rlaif.errors import ConfigError
-from rlaif.records import VALUED, Judgement
+from rlaif.records import VALUED, to_json
 from rlaif.steps.asking import Kept, verdicts
 from tests.judges.kinds import (
     BAD,
@@ -53,8 +53,8 @@ def test_the_order_of_arrival_changes_nothing(name: str) -> None:
     third = completion("A tomato", 2)
     one = judged(judge, engines, [GOOD, BAD, third])
     other = judged(judge, engines, [third, BAD, GOOD])
-    plain = [{**vars_of(j), "latency": None} for j in one]
-    assert plain == [{**vars_of(j), "latency": None} for j in other]
+    plain = [{**to_json(j), "latency": None} for j in one]
+    assert plain == [{**to_json(j), "latency": None} for j in other]
     assert len({j.judgement_id for j in one}) == len(one)
 
 
@@ -98,10 +98,6 @@ def test_a_score_that_depends_on_no_other_keeps_its_id() -> None:
     judge, engines = judge_of({"kind": "jury", "of": [{"kind": "yes_no"}]}), Engines(Mumbling())
     (alone,) = judged(judge, engines, [GOOD])
     assert alone.judgement_id in {j.judgement_id for j in judged(judge, engines, [GOOD, BAD])}
-
-
-def vars_of(judgement: Judgement) -> dict[str, Any]:
-    return {name: getattr(judgement, name) for name in judgement.__slots__}
 
 
 @pytest.mark.parametrize("name", MODEL_JUDGES)

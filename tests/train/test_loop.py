@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from rlaif.config import METHODS, DpoTrain

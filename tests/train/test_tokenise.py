@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
 from rlaif.batching import fill, padded_layout, plan_epoch
 from rlaif.errors import EngineError, RlaifError
