@@ -24,6 +24,7 @@ from rlaif.config import (
     apply_override,
 )
 from rlaif.constitution import load_constitution
+from rlaif.data.loaded import record_of
 from rlaif.data.rows import jsonl_rows
 from rlaif.data.sources import PromptSet, every_prompt
 from rlaif.engines.base import Model
@@ -75,11 +76,7 @@ KINDS = {name: kind for kind, name in FILES.items()}
 def _checked(name: str, row: dict[str, Any], place: str) -> dict[str, Any]:
     """A row of a plain file. Raises ConfigError where it is no record of its kind."""
     if name in KINDS:
-        try:
-            from_json(KINDS[name], row)
-        except (TypeError, ValueError):
-            keys = ", ".join(sorted(row))
-            raise ConfigError(f"{place}: not a row of {name}; its keys are {keys}") from None
+        record_of(KINDS[name], row, place)
     return row
 
 
