@@ -125,7 +125,9 @@ def loaded(folder: Path, **keys: Any) -> tuple[dict[str, int], list[Preference]]
     experiment = SimpleNamespace(loaded_path=lambda step: step.path)
     inputs = SimpleNamespace(path=folder / "experiment.yaml", experiment=experiment)
     store = StepFolder(folder / "step")
-    context: Any = SimpleNamespace(planned=planned, inputs=inputs, folder=store)
+    context: Any = SimpleNamespace(
+        planned=planned, inputs=inputs, folder=store, prompts={"p_0": None, "p_1": None}
+    )
     counts = run(context)["counts"]
     return counts, [from_json(Preference, row) for row in store.read("preferences")]
 
@@ -156,13 +158,17 @@ def test_an_id_that_comes_twice_is_named_with_both_places(tmp_path: Path, kind: 
         "j_1", "c_1", "p_1", "completion", ["k_1"], "k_1", "me", "me", "human", None, "ok", 1.0
     )
     row = to_json(answer if kind == "completions" else said)
-    other = {**row, "prompt_id": "p_2"}
+    other = {**row, "prompt_id": "p_0"}
     path = written(tmp_path, [row, other], "jsonl")
     with pytest.raises(
         ConfigError, match=r"rows.jsonl:2: \w+_id '[kj]_1' stands at .*rows.jsonl:1"
     ):
         loaded(tmp_path, type=kind, path=str(path))
-    with pytest.raises(ConfigError, match=f"rows.jsonl:1: not a row of {kind}"):
+    strange = written(tmp_path, [{**row, "prompt_id": "p_9"}], "jsonl")
+    if kind == "completions":
+        with pytest.raises(ConfigError, match=r"rows\.jsonl:1: prompt_id 'p_9' is none of the exp"):
+            loaded(tmp_path, type=kind, path=str(strange))
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl:1: not a row of {kind}"):
         loaded(tmp_path, type=kind, path=str(written(tmp_path, [{"prompt": "q"}], "jsonl")))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rlaif.records import (
     Judgement,
     Message,
     Preference,
+    Prompt,
     content_hash,
     make_prompt,
 )
@@ -47,7 +49,7 @@ def run(context: StepContext) -> dict[str, Any]:
     elif step.type == "preferences":
         records = load_trl(path, context.planned.round)
     else:
-        records = _records(step.type, path)
+        records = _records(step.type, path, context.prompts)
     if not records:
         raise ConfigError("no rows in this file that could be used", path)
     done = len(context.folder.read(step.type))
@@ -56,9 +58,9 @@ def run(context: StepContext) -> dict[str, Any]:
     return {"counts": {step.type: len(records), **left_out}}
 
 
-def _records(kind: str, path: Path) -> list[Any]:
-    """Every row as a record. Raises ConfigError for a row that is none and for an id that comes
-    twice."""
+def _records(kind: str, path: Path, prompts: Mapping[str, Prompt]) -> list[Any]:
+    """Every row as a record. Raises ConfigError for a row that is none, for an id that comes twice,
+    and for a completion of a prompt that the experiment does not have."""
     record, key = KINDS[kind]
     places: dict[str, str] = {}
     found = []
@@ -69,6 +71,11 @@ def _records(kind: str, path: Path) -> list[Any]:
             raise ConfigError(
                 f"{place}: {key} {name!r} stands at {places[name]} already; every row of {kind} "
                 "needs an id of its own. Remove one of the two, or give it another id."
+            )
+        if kind == "completions" and made.prompt_id not in prompts:
+            raise ConfigError(
+                f"{place}: prompt_id {made.prompt_id!r} is none of the experiment's prompts; add "
+                "the prompt to the prompts file, or remove the row"
             )
         found.append(made)
     return found
