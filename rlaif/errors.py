@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-EXIT_DONE = 0
 EXIT_USER = 2
 EXIT_GATE = 3
 EXIT_INTERRUPTED = 130

@@ -24,6 +24,7 @@ from rlaif.config import (
     apply_override,
 )
 from rlaif.constitution import load_constitution
+from rlaif.data.loaded import record_of
 from rlaif.data.rows import jsonl_rows
 from rlaif.data.sources import PromptSet, every_prompt
 from rlaif.engines.base import Model
@@ -48,11 +49,16 @@ class Records(StepFolder):
     """Records to read: a step's folder, or one plain JSONL file of them."""
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
-        """Every row, wherever it lies."""
+        """Every row, wherever it lies. Raises ConfigError for a plain file without any."""
         if self.marker.exists():
-            return super().rows(name)
+            yield from super().rows(name)
+            return
         path = self.path / f"{name}.jsonl" if self.path.is_dir() else self.path
-        return (_checked(name, row, place) for place, row in jsonl_rows(path))
+        place = None
+        for place, row in jsonl_rows(path):
+            yield _checked(name, row, place)
+        if place is None:
+            raise ConfigError(f"there are no {name} in this file", path)
 
     def records(self, kind: type[R]) -> Iterator[R]:
         """Every record of a kind, wherever it lies."""
@@ -75,11 +81,7 @@ KINDS = {name: kind for kind, name in FILES.items()}
 def _checked(name: str, row: dict[str, Any], place: str) -> dict[str, Any]:
     """A row of a plain file. Raises ConfigError where it is no record of its kind."""
     if name in KINDS:
-        try:
-            from_json(KINDS[name], row)
-        except (TypeError, ValueError):
-            keys = ", ".join(sorted(row))
-            raise ConfigError(f"{place}: not a row of {name}; its keys are {keys}") from None
+        record_of(KINDS[name], row, place)
     return row
 
 
@@ -127,6 +129,8 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     store = FileStore(request.out)
     planned = _planned(request, inputs, step, models, prompts)
     folder = StepFolder(request.out)
+    if request.prompts is not None:
+        _check_prompts(request, store, prompts)
     with explain_os_errors(request.out):
         request.out.mkdir(parents=True, exist_ok=True)
         _same_request(request.out, planned)
@@ -145,6 +149,21 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
         if request.kind == "sample":
             write_jsonl(request.out / "prompts.json", [to_json(p) for p in prompts.values()])
         return folder.finish({**summary, "kind": request.kind, "hash": planned.hash})
+
+
+def _check_prompts(request: Request, store: Store, prompts: Mapping[str, Prompt]) -> None:
+    """Raises ConfigError for completions of prompts that were not given."""
+    for role, path in request.inputs.items():
+        if "completions" in role.split("/"):
+            rows = store.step(path).rows("completions")
+            strange = next((r["prompt_id"] for r in rows if r["prompt_id"] not in prompts), None)
+            if strange is not None:
+                raise ConfigError(
+                    f"its completions of prompt {strange} cannot be used, since this is none of "
+                    f"the prompts in {request.prompts}. Give the prompts that were answered with "
+                    "--prompts.",
+                    path,
+                )
 
 
 def _check_pair(step: PairStep, inputs: Mapping[str, str]) -> None:

@@ -510,3 +510,25 @@ def test_a_judges_prompt_is_shown(
     code, _, err = rlaif("prompt", "render", path, "--judge", "slef")
     assert code == 2
     assert "did you mean 'self'" in err
+
+
+@pytest.mark.parametrize(
+    "words", [["judge"], ["pair", "--set", "strategy=reference"], ["evaluate"]]
+)
+def test_records_that_a_step_cannot_use_are_named(rlaif, tmp_path: Path, words: list[str]) -> None:
+    prompts, empty = tmp_path / "prömpts.jsonl", tmp_path / "empty.jsonl"
+    prompts.write_text('{"prompt": "Où?"}\n', encoding="utf-8")
+    empty.write_text("")
+    other = tmp_path / "other.jsonl"
+    row = {"completion_id": "k", "prompt_id": "p_9", "sample_index": 0, "model": "m"}
+    row |= {"messages": [{"role": "assistant", "content": "ja 好"}], "weights_hash": ""}
+    other.write_text(json.dumps(row | {"sampling": {}, "finish_reason": "stop"}) + "\n")
+    for file, fault in (
+        (empty, "empty.jsonl: there are no completions in this file"),
+        (other, "other.jsonl: its completions of prompt p_9 cannot be used"),
+    ):
+        given = [file, "--prompts", prompts, "--constitution", "constitutions/concise_helper.yaml"]
+        code, _, err = rlaif(words[0], *given, *words[1:], "--out", tmp_path / "no")
+        assert code == 2
+        assert fault in err
+        assert not (tmp_path / "no").exists()

@@ -26,6 +26,19 @@ def test_train_lists_the_keys_of_each_method(method):
     assert ("--reward " in text) == (method in ("ppo", "grpo", "online_dpo"))
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["train", "dop"], "No method 'dop'; did you mean 'dpo'?"),
+        (["train", "qqqq"], "No method 'qqqq'; known here: apo_zero, dpo, grpo"),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_the_nearest(words, hint):
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 2
+    assert hint in result.stderr
+
+
 def test_train_and_distill_on_a_file_and_score_with_what_came_out(tmp_path, tiny_model):
     rows = [
         {

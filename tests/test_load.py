@@ -125,7 +125,9 @@ def loaded(folder: Path, **keys: Any) -> tuple[dict[str, int], list[Preference]]
     experiment = SimpleNamespace(loaded_path=lambda step: step.path)
     inputs = SimpleNamespace(path=folder / "experiment.yaml", experiment=experiment)
     store = StepFolder(folder / "step")
-    context: Any = SimpleNamespace(planned=planned, inputs=inputs, folder=store)
+    context: Any = SimpleNamespace(
+        planned=planned, inputs=inputs, folder=store, prompts={"p_0": None, "p_1": None}
+    )
     counts = run(context)["counts"]
     return counts, [from_json(Preference, row) for row in store.read("preferences")]
 
@@ -156,13 +158,17 @@ def test_an_id_that_comes_twice_is_named_with_both_places(tmp_path: Path, kind: 
         "j_1", "c_1", "p_1", "completion", ["k_1"], "k_1", "me", "me", "human", None, "ok", 1.0
     )
     row = to_json(answer if kind == "completions" else said)
-    other = {**row, "prompt_id": "p_2"}
+    other = {**row, "prompt_id": "p_0"}
     path = written(tmp_path, [row, other], "jsonl")
     with pytest.raises(
         ConfigError, match=r"rows.jsonl:2: \w+_id '[kj]_1' stands at .*rows.jsonl:1"
     ):
         loaded(tmp_path, type=kind, path=str(path))
-    with pytest.raises(ConfigError, match=f"rows.jsonl:1: not a row of {kind}"):
+    strange = written(tmp_path, [{**row, "prompt_id": "p_9"}], "jsonl")
+    if kind == "completions":
+        with pytest.raises(ConfigError, match=r"rows\.jsonl:1: prompt_id 'p_9' is none of the exp"):
+            loaded(tmp_path, type=kind, path=str(strange))
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl:1: not a row of {kind}"):
         loaded(tmp_path, type=kind, path=str(written(tmp_path, [{"prompt": "q"}], "jsonl")))
 
 
@@ -185,3 +191,92 @@ def test_a_format_is_named_for_transcripts(tmp_path: Path) -> None:
 def test_keys_that_would_reach_nothing_are_refused(keys: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         LoadStep.model_validate({"type": "preferences", "path": "x"} | keys)
+
+
+ANSWER = to_json(Completion("k_1", "p_1", 0, GOOD, "me", "", {}, "stop"))
+SAID = to_json(
+    Judgement(
+        "j_1", "c_1", "p_1", "completion", ["k_1"], "k_1", "me", "me", "human", None, "ok", 1.0
+    )
+)
+PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
+OWN = {
+    "preference_id": "f",
+    "prompt_id": "p",
+    "round": 0,
+    "reason": "",
+    "source": "file",
+    "prompt": USER,
+    "chosen": GOOD,
+    "rejected": BAD,
+    "chosen_id": "a",
+    "rejected_id": "b",
+    "score_chosen": 1,
+    "score_rejected": 0,
+    "margin": 1,
+    "prob": 1,
+    "weight": 1,
+    "judgement_ids": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "words"),
+    [
+        ("completions", {**ANSWER, "prompt_id": 3}, "prompt_id is 3; expected a text"),
+        ("completions", {**ANSWER, "messages": None}, "messages is None; expected a list"),
+        ("completions", {**ANSWER, "messages": "a"}, "messages is 'a'; expected a list"),
+        ("completions", {**ANSWER, "messages": ["a"]}, r"messages\[0\] is 'a'; expected a mapping"),
+        (
+            "completions",
+            {**ANSWER, "messages": [{"role": "assistant", "content": 1}]},
+            r"messages\[0\].content is 1; expected a text",
+        ),
+        (
+            "completions",
+            {**ANSWER, "messages": [{"role": "assistant"}]},
+            r"messages\[0\].content is missing; it must be given",
+        ),
+        ("completions", {**ANSWER, "messages": [{**GOOD[0], "role": "bot"}]}, "turn of role 'bot'"),
+        ("completions", {**ANSWER, "messages": [{**GOOD[0], "content": "\ud800"}]}, "half a surr"),
+        (
+            "completions",
+            {**ANSWER, "token_ids": [1, "a"]},
+            r"token_ids\[1\] is 'a'; expected a who",
+        ),
+        ("completions", {**ANSWER, "sampling": {"t": float("nan")}}, "JSON does not have"),
+        ("completions", {**ANSWER, "modle": "me"}, "'modle'; did you mean 'model'"),
+        ("completions", {"completion_id": "k_1"}, "prompt_id is missing; it must be given"),
+        ("judgements", {**SAID, "score": "good"}, "score is 'good'; expected a number or null"),
+        ("judgements", {**SAID, "score": 7}, "score is 7.0; 0 to 1 was expected"),
+        ("judgements", {**SAID, "score": float("nan")}, "score is nan; 0 to 1 was expected"),
+        ("judgements", {**SAID, "score": None}, "a number stands with status ok or tie"),
+        ("judgements", {**SAID, "status": "great"}, "status is 'great'; expected ok or tie or"),
+        ("judgements", {**SAID, "distribution": {"a": "b"}}, "distribution.* expected a number"),
+        ("judgements", {**SAID, "shown": "k_1"}, "shown is 'k_1'; expected a list"),
+        ("preferences", {**OWN, "chosen": "a"}, "chosen is 'a'; expected a list"),
+        ("preferences", {**OWN, "margin": None}, "margin is None; expected a number"),
+        ("preferences", {**OWN, "prob": 1.5}, "prob is 1.5; 0 to 1 was expected"),
+        ("preferences", {**OWN, "weight": -1}, "weight is -1.0; 0 or more was expected"),
+        ("preferences", {**PAIR, "chosen": 3}, "chosen is 3; text or a list"),
+        ("preferences", {**PAIR, "prompt": ["q"]}, r"prompt is \['q'\]; text or a list"),
+        ("preferences", {**PAIR, "chosen": USER}, "chosen must end with an assistant turn"),
+        ("preferences", {**PAIR, "margin": "wide"}, "margin is 'wide'; a number was expected"),
+        ("preferences", {**PAIR, "source": ["x"]}, r"source is \['x'\]; a name was expected"),
+        ("preferences", {**PAIR, "rejected": None}, "rejected missing or empty"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named_with_file_and_line(
+    tmp_path: Path, kind: str, row: dict[str, Any], words: str
+) -> None:
+    good = {"completions": ANSWER, "judgements": SAID, "preferences": OWN}[kind]
+    path = written(tmp_path, [{**good, "prompt_id": "p_0"}, row], "jsonl")
+    with pytest.raises(ConfigError, match=rf"^{path}:2: .*{words}") as refused:
+        loaded(tmp_path, type=kind, path=str(path))
+    assert "\n" not in str(refused.value)
+
+
+def test_whole_numbers_are_scores_too(tmp_path: Path) -> None:
+    (made,) = load_trl(written(tmp_path, [OWN], "jsonl"))
+    assert (made.score_chosen, made.margin) == (1.0, 1.0)
+    assert to_json(made) == OWN

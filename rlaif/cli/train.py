@@ -50,6 +50,17 @@ class MethodGroup(click.Group):
 
         return _command(cmd_name) if cmd_name in METHODS else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The method that the first word names. Raises UsageError, which says the nearest one."""
+        from rlaif.yamlio import suggest
+
+        methods = self.list_commands(ctx)
+        if args[0] not in methods:
+            raise click.UsageError(f"No method {args[0]!r}{suggest(args[0], methods)}", ctx)
+        return super().resolve_command(ctx, args)
+
 
 @click.group(cls=MethodGroup)
 def train() -> None:

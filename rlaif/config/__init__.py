@@ -57,6 +57,7 @@ from rlaif.config.judges import (
     YesNoJudge,
 )
 from rlaif.config.judging import JudgeBase, LabelJudge, ModelJudge, VerdictJudge, WritingJudge
+from rlaif.config.methods import METHODS
 from rlaif.config.models import (
     LIMIT_KEYS,
     RESERVED_MODELS,
@@ -68,6 +69,7 @@ from rlaif.config.models import (
     Price,
     PromptsSpec,
 )
+from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.overrides import apply_override
 from rlaif.config.rubrics import (
     RbrJudge,
@@ -87,10 +89,8 @@ from rlaif.config.steps import (
     SampleStep,
 )
 from rlaif.config.training import (
-    METHODS,
     DpoTrain,
     LoraOptions,
-    OnPolicyTrain,
     ReferenceTrain,
     SftTrain,
     TextStep,

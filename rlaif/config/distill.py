@@ -19,7 +19,8 @@ from pydantic import (
 )
 
 from rlaif.config.base import Fraction, StepId, Strict
-from rlaif.config.training import METHODS, TextStep, TrainStep
+from rlaif.config.methods import METHODS
+from rlaif.config.training import TextStep, TrainStep
 
 SourceWeights = Annotated[
     dict[str, NonNegativeFloat],

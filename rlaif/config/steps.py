@@ -19,8 +19,8 @@ from rlaif.config.distill import AnyDistill
 from rlaif.config.filters import FilterStep
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
+from rlaif.config.methods import AnyTrain
 from rlaif.config.models import LabelColumns
-from rlaif.config.training import AnyTrain
 from rlaif.rules import validate_check
 
 

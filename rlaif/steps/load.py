@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from msgspec import structs
 from rlaif.config import LoadStep
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.labels import GivenPair, given_label, given_pair
+from rlaif.data.loaded import record_of
 from rlaif.data.readers import Reading, read_labelled
-from rlaif.data.readers.base import answer_id, better, number_of, turns, whole_text
+from rlaif.data.readers.base import answer_id, better, name_of, number_of, turns
 from rlaif.data.readers.trl import shared_turns
 from rlaif.data.rows import file_rows
 from rlaif.errors import ConfigError
@@ -22,8 +24,8 @@ from rlaif.records import (
     Judgement,
     Message,
     Preference,
+    Prompt,
     content_hash,
-    from_json,
     make_prompt,
 )
 from rlaif.resources import find
@@ -49,7 +51,7 @@ def run(context: StepContext) -> dict[str, Any]:
     elif step.type == "preferences":
         records = load_trl(path, context.planned.round)
     else:
-        records = _records(step.type, path)
+        records = _records(step.type, path, context.prompts)
     if not records:
         raise ConfigError("no rows in this file that could be used", path)
     done = len(context.folder.read(step.type))
@@ -58,22 +60,24 @@ def run(context: StepContext) -> dict[str, Any]:
     return {"counts": {step.type: len(records), **left_out}}
 
 
-def _records(kind: str, path: Path) -> list[Any]:
-    """Every row as a record. Raises ConfigError for a row that is none and for an id that comes
-    twice."""
+def _records(kind: str, path: Path, prompts: Mapping[str, Prompt]) -> list[Any]:
+    """Every row as a record. Raises ConfigError for a row that is none, for an id that comes twice,
+    and for a completion of a prompt that the experiment does not have."""
     record, key = KINDS[kind]
     places: dict[str, str] = {}
     found = []
     for place, row in file_rows(path):
-        try:
-            made = from_json(record, row)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{place}: not a row of {kind}: {error}") from None
+        made = record_of(record, row, place)
         name = getattr(made, key)
         if places.setdefault(name, place) != place:
             raise ConfigError(
                 f"{place}: {key} {name!r} stands at {places[name]} already; every row of {kind} "
                 "needs an id of its own. Remove one of the two, or give it another id."
+            )
+        if kind == "completions" and made.prompt_id not in prompts:
+            raise ConfigError(
+                f"{place}: prompt_id {made.prompt_id!r} is none of the experiment's prompts; add "
+                "the prompt to the prompts file, or remove the row"
             )
         found.append(made)
     return found
@@ -122,7 +126,7 @@ def labelled_preference(pair: LabelledPair, round_number: int = 0) -> Preference
     assert pair.label is not None
     above = max(pair.label, 1.0 - pair.label)
     return _loaded(
-        {"source": pair.annotator_kind},
+        pair.annotator_kind,
         pair.prompt.messages,
         chosen.messages,
         rejected.messages,
@@ -198,12 +202,7 @@ def _explicit_prompt(row: dict[str, Any]) -> dict[str, Any]:
 def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Preference:
     """One TRL row as a Preference. Raises ConfigError that names the row."""
     if set(row) >= {"preference_id", "chosen_id", "rejected_id"}:
-        try:
-            own: Preference = from_json(Preference, row)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{place}: not a preference row: {error}") from None
-        whole_text([t["content"] for t in [*own.prompt, *own.chosen, *own.rejected]], place)
-        return own
+        return record_of(Preference, row, place)
     single = "completion" in row and not row.get("chosen") and not row.get("rejected")
     row = _explicit_prompt(row)
     wanted = ("prompt", "completion") if single else ("prompt", "chosen", "rejected")
@@ -216,18 +215,22 @@ def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Prefer
         )
     if single:
         return _single(row, place, round_number)
-    prompt = turns(row["prompt"], "user", place)
-    chosen = turns(row["chosen"], "assistant", place)
-    rejected = turns(row["rejected"], "assistant", place)
+    prompt = turns(row, "prompt", "user", place)
+    chosen = turns(row, "chosen", "assistant", place)
+    rejected = turns(row, "rejected", "assistant", place)
     if chosen == rejected:
         raise ConfigError(f"{place}: chosen and rejected are the same text")
+    for key, answer in (("chosen", chosen), ("rejected", rejected)):
+        if answer[-1]["role"] != "assistant":
+            raise ConfigError(f"{place}: {key} must end with an assistant turn, the answer")
     above = number_of(row, "score_chosen", place)
     below = number_of(row, "score_rejected", place)
     margin = number_of(row, "margin", place)
     if margin is None:
         margin = above - below if above is not None and below is not None else 0.0
     scores = (margin if above is None else above, 0.0 if below is None else below, margin)
-    return _loaded(row, prompt, chosen, rejected, scores, round_number)
+    source = name_of(row, "source", place) or "file"
+    return _loaded(source, prompt, chosen, rejected, scores, round_number)
 
 
 def _single(row: dict[str, Any], place: str, round_number: int) -> Preference:
@@ -235,19 +238,20 @@ def _single(row: dict[str, Any], place: str, round_number: int) -> Preference:
     label = row.get("label", True)
     if not isinstance(label, bool):
         raise ConfigError(f"{place}: label is {label!r}; true or false was expected")
-    prompt = turns(row["prompt"], "user", place)
-    answer = turns(row["completion"], "assistant", place)
+    prompt = turns(row, "prompt", "user", place)
+    answer = turns(row, "completion", "assistant", place)
     if len(answer) != 1 or answer[0]["role"] != "assistant":
         raise ConfigError(
             f"{place}: completion has {len(answer)} turns; text or one assistant turn was "
             "expected. Earlier turns belong into prompt."
         )
     good, bad = (answer, []) if label else ([], answer)
-    return _loaded(row, prompt, good, bad, (0.0, 0.0, 0.0), round_number)
+    source = name_of(row, "source", place) or "file"
+    return _loaded(source, prompt, good, bad, (0.0, 0.0, 0.0), round_number)
 
 
 def _loaded(
-    row: dict[str, Any],
+    source: str,
     prompt: list[Message],
     chosen: list[Message],
     rejected: list[Message],
@@ -269,7 +273,7 @@ def _loaded(
         prob=1.0,
         weight=1.0,
         reason=reason,
-        source=str(row.get("source") or "file"),
+        source=source,
         judgement_ids=[],
         chosen_id=ids[0],
         rejected_id=ids[1],

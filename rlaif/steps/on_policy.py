@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from rlaif.chat import is_unicode
 from rlaif.compare.aggregate import candidate_scores, combine
 from rlaif.compare.metrics import unfamiliar
-from rlaif.config.training import OnPolicyTrain
+from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.device import pick_device
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, Sampling
 from rlaif.engines.build import REMOTE

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from rlaif.compare.distance import Region, save_region
 from rlaif.config import LoraOptions
+from rlaif.device import release_freed_memory
 from rlaif.engines.adapters import MEMBERS
 from rlaif.errors import EngineError
 from rlaif.heads import Head, save_head
 from rlaif.train.loading import MASTERS, load_classifier, load_module
-from rlaif.train.model import TrainModel, add_lora, causal, free, is_reward
+from rlaif.train.model import TrainModel, add_lora, causal, is_reward
 
 
 @torch.no_grad()
@@ -68,7 +69,7 @@ def export(
 def _renewed(model: TrainModel, start: Path, lora: LoraOptions | None, reward: bool) -> Any:
     """`start` loaded anew in fp32, with the masters of `model`, whose own module is let go."""
     model.module = model.root = None
-    free()
+    release_freed_memory()
     module = load_module(start, torch.device("cpu"), reward)
     if lora is not None:
         module = add_lora(module, lora)

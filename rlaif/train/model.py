@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rlaif.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
 from rlaif.config import LoraOptions, TextStep
-from rlaif.device import has_fast_bf16, release_freed_memory
+from rlaif.device import has_fast_bf16
 from rlaif.engines.output_head import PLAIN, Head, head_of
 from rlaif.engines.packing import GROUPS, use_packing
 from rlaif.errors import EngineError
@@ -394,8 +394,3 @@ def _no_dropout(module: nn.Module) -> None:
             # Attention modules keep their rate as a number and apply it themselves.
             if key.endswith("dropout") and isinstance(value, float):
                 setattr(part, key, 0.0)
-
-
-def free() -> None:
-    """Give back the memory of models that are no longer referenced."""
-    release_freed_memory()

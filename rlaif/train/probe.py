@@ -19,6 +19,7 @@ from rlaif.compare.aggregate import pointwise_values
 from rlaif.compare.distance import fit_region
 from rlaif.config import FitStep
 from rlaif.config.distill import GatedDistill, OrdinalDistill, QuantileDistill
+from rlaif.device import release_freed_memory
 from rlaif.errors import RlaifError
 from rlaif.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
 from rlaif.records import Judgement, Preference, content_hash
@@ -35,7 +36,7 @@ from rlaif.train.fits import (
 )
 from rlaif.train.loading import load_module
 from rlaif.train.loop import TrainOutcome, TrainProgress, memory_advice
-from rlaif.train.model import TrainModel, compute_dtype, free, prepare
+from rlaif.train.model import TrainModel, compute_dtype, prepare
 from rlaif.train.reward_model import by_prompt, prepared
 from rlaif.train.run import refuse_single
 from rlaif.train.tokenise import Example, encode, load_tokenizer
@@ -150,7 +151,7 @@ def read_features(
         for place, i in enumerate(micro):
             last[i], prompt[i] = split[place], found["prompt"][place]
     del model
-    free()
+    release_freed_memory()
     of = [i for i, e in enumerate(examples) for _ in e.completions]
     return Features(
         torch.cat([last[i] for i in range(len(examples))]),

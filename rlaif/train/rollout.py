@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlaif.batching import Layout, fill
-from rlaif.config.training import (
+from rlaif.config.on_policy import (
     GrpoTrain,
     OnlineDpoTrain,
     OnPolicyTrain,

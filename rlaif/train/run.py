@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TextStep, TrainStep
-from rlaif.config.training import KtoTrain, PpoTrain
+from rlaif.config.on_policy import PpoTrain
+from rlaif.config.training import KtoTrain
+from rlaif.device import release_freed_memory
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.records import Preference, to_json
 from rlaif.train import checkpoint, parallel
@@ -20,7 +22,7 @@ from rlaif.train.export import export, export_adapter
 from rlaif.train.kto import KtoTask, add_mismatched
 from rlaif.train.loading import load_module
 from rlaif.train.loop import Task, TrainOutcome, TrainProgress, memory_advice, run_training
-from rlaif.train.model import TrainModel, compute_dtype, free, prepare
+from rlaif.train.model import TrainModel, compute_dtype, prepare
 from rlaif.train.on_policy import Collect, add_critic, drop_critic, run_on_policy
 from rlaif.train.preference import PreferenceTask
 from rlaif.train.reference import Reference, compute_reference, read_reference
@@ -131,7 +133,7 @@ def _train_here(
         checkpoint.clear(work)
     parallel.wait()
     del model
-    free()
+    release_freed_memory()
     return outcome
 
 
@@ -231,7 +233,7 @@ def train_on_policy(
     export(model, start, out, options.lora)
     checkpoint.clear(work)
     del model, frozen
-    free()
+    release_freed_memory()
     return outcome
 
 
@@ -351,7 +353,7 @@ def _other_reference(
         del module
         known = compute_reference(model, examples, options, seed, path)
     del model
-    free()
+    release_freed_memory()
     return known
 
 

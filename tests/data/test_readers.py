@@ -404,7 +404,7 @@ def test_unknown_columns_are_listed_with_how_to_map_them() -> None:
 def test_one_bad_row_stops_or_is_skipped(tmp_path: Path) -> None:
     good = SAMPLES["trl"][0]
     path = jsonl(tmp_path / "t.jsonl", [good, good | {"chosen": 3}, good])
-    with pytest.raises(ConfigError, match=r"t\.jsonl:2: expected text or a list"):
+    with pytest.raises(ConfigError, match=r"t\.jsonl:2: chosen is 3; text or a list"):
         list(read_labelled(path))
     reading = read_labelled(path, on_error="skip")
     assert len(list(reading)) == 2

@@ -24,7 +24,8 @@ from rlaif.train import run as run_module
 from rlaif.train.loading import load_module
 from rlaif.train.loop import make_optimizer, optimiser_step
 from rlaif.train.model import prepare
-from rlaif.train.on_policy import PolicyTask, add_critic
+from rlaif.train.on_policy import add_critic
+from rlaif.train.policy_tasks import PolicyTask
 from rlaif.train.rollout import Answer, Group, add_advantages, measure
 from rlaif.train.run import train_on_policy
 from rlaif.train.sft import SftTask

@@ -182,13 +182,17 @@ def label_of(row: Row, key: str, meaning: Mapping[str, float | None], place: str
     return meaning[str(value).strip()]
 
 
-def turns(value: Any, role: str, place: str) -> list[Message]:
-    """Text as one turn of `role`, or a list of turns as it is. Raises ConfigError."""
+def turns(row: Row, key: str, role: str, place: str) -> list[Message]:
+    """Text under `key` as one turn of `role`, or a list of turns as it is. Raises ConfigError."""
+    value = row.get(key)
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
     found = value if isinstance(value, list) else []
     if not found or not all(_is_turn(turn) for turn in found):
-        raise ConfigError(f"{place}: expected text or a list of {{role, content}} turns")
+        raise ConfigError(
+            f"{place}: {key} is {brief(value)}; text or a list of {{role, content}} turns was "
+            "expected, with role system, user or assistant"
+        )
     whole_text([turn["content"] for turn in found], place)
     return [{"role": t["role"], "content": t["content"]} for t in found]
 
@@ -197,6 +201,7 @@ def _is_turn(turn: Any) -> bool:
     return (
         isinstance(turn, dict)
         and isinstance(turn.get("role"), str)
+        and turn["role"] in ROLES
         and isinstance(turn.get("content"), str)
     )
 

@@ -36,7 +36,7 @@ def mapped(columns: LabelColumns) -> Format:
         return [
             make_pair(
                 place,
-                turns(row[columns.prompt], "user", place),
+                turns(row, columns.prompt, "user", place),
                 answers if columns.label else differing(*answers, place),
                 _label(row, columns, place),
                 subset=_name(row, columns.subset, place),
@@ -56,7 +56,7 @@ def mapped(columns: LabelColumns) -> Format:
 
 
 def _answer(row: Row, key: str, place: str) -> str:
-    return one_answer(turns(row[key], "assistant", place), key, place)
+    return one_answer(turns(row, key, "assistant", place), key, place)
 
 
 def _name(row: Row, key: str | None, place: str) -> str | None:

@@ -11,7 +11,7 @@ from rlaif.data.rows import Row
 
 def read(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row; `first` is the chosen answer."""
-    chosen, rejected = (turns(row.get(k), "assistant", place) for k in ("chosen", "rejected"))
+    chosen, rejected = (turns(row, k, "assistant", place) for k in ("chosen", "rejected"))
     return [make_pair(place, *split_conversations(chosen, rejected, place), 1.0)]
 
 

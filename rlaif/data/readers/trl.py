@@ -45,10 +45,10 @@ def read(row: Row, place: str) -> list[LabelledPair]:
     for key in ("chosen", "rejected"):
         if row.get(key) is None:
             raise ConfigError(f"{place}: {key} is missing; the row has {sorted(map(str, row))}")
-    chosen = turns(row["chosen"], "assistant", place)
-    rejected = turns(row["rejected"], "assistant", place)
+    chosen = turns(row, "chosen", "assistant", place)
+    rejected = turns(row, "rejected", "assistant", place)
     if row.get("prompt"):
-        prompt = turns(row["prompt"], "user", place)
+        prompt = turns(row, "prompt", "user", place)
         answers = differing(
             one_answer(chosen, "chosen", place), one_answer(rejected, "rejected", place), place
         )

@@ -90,10 +90,10 @@ def _rating(annotation: Any, aspect: str, place: str) -> float | None:
 
 def _read_binarised(row: Row, place: str, scores: str, models: bool) -> list[LabelledPair]:
     """`first` is the chosen answer; equal scores are a tie."""
-    chosen, rejected = (turns(row.get(k), "assistant", place) for k in ("chosen", "rejected"))
+    chosen, rejected = (turns(row, k, "assistant", place) for k in ("chosen", "rejected"))
     if len(chosen) == len(rejected) == 1:
         chosen, rejected = (
-            [*turns(row.get("prompt"), "user", place), *answer] for answer in (chosen, rejected)
+            [*turns(row, "prompt", "user", place), *answer] for answer in (chosen, rejected)
         )
     prompt, answers = split_conversations(chosen, rejected, place)
     above, below = (number_of(row, scores.format(k), place) for k in ("chosen", "rejected"))

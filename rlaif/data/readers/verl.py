@@ -34,7 +34,7 @@ def read(row: Row, place: str) -> list[LabelledPair]:
     return [
         make_pair(
             place,
-            turns(row.get("prompt"), "user", place),
+            turns(row, "prompt", "user", place),
             differing(*answers, place),
             1.0,
             subset=None if source == UNNAMED else source,

@@ -1,0 +1,264 @@
+"""What is learned from a rollout: a task of the training loop for each kind of loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlaif.batching import Layout, sequence_sums
+from rlaif.config.on_policy import GrpoTrain, OnlineDpoTrain, OnPolicyTrain, PpoTrain
+from rlaif.losses import policy as losses
+from rlaif.losses import preference
+from rlaif.train.loop import Sums
+from rlaif.train.model import TrainModel
+from rlaif.train.preference import PAIR_LOSSES, pair_logprobs
+from rlaif.train.rollout import Critic, Rollout
+from rlaif.train.tokenise import Example
+
+
+class PolicyTask:
+    """The clipped policy loss on a rollout, with what GRPO, RLOO and PPO add to it."""
+
+    def __init__(
+        self,
+        rollout: Rollout,
+        options: OnPolicyTrain,
+        beta: float,
+        critic: Critic | None = None,
+        ptx: Sequence[Example] = (),
+        number: int = 0,
+    ):
+        self.number = number
+        self.ptx_tokens = 1
+        self.rollout = rollout
+        self.options = options
+        self.beta = beta
+        self.critic = critic
+        self.ptx = ptx
+        self.examples: Sequence[Example] = [group.example for group in rollout.groups]
+
+    def total(self, batch: Sequence[int]) -> losses.GlobalBatch:
+        """Answers and tokens that are learned from."""
+        lengths = [
+            length
+            for i in batch
+            for length, keep in zip(
+                self.rollout.lengths(i), self.rollout.active[i].tolist(), strict=True
+            )
+            if keep
+        ]
+        if self.ptx:
+            self.ptx_tokens = sum(len(self._mixed(i).completions[0]) for i in batch)
+        # A batch without any has a gradient of 0.
+        return losses.GlobalBatch(max(1, len(lengths)), max(1, sum(lengths)))
+
+    def loss(
+        self, model: TrainModel, micro: Sequence[int], total: losses.GlobalBatch, step: int
+    ) -> tuple[Tensor, Sums, int]:
+        """See `Task.loss`."""
+        layout = model.layout([self.examples[i].branches for i in micro])
+        hidden = model.predicting(layout)
+        logprobs, entropy = model.read_logprobs_and_entropy(
+            hidden, layout, self.options.temperature
+        )
+        old = self._tokens(self.rollout.old, micro, logprobs)
+        old = logprobs.detach() if old is None else old
+        keep = self._keep(micro, layout, logprobs.device)
+        weight, metrics = self._importance(micro, old, layout)
+        advantages = self._tokens(self.rollout.advantages, micro, logprobs)
+        assert advantages is not None
+        low, high = self._clips()
+        values, clipped = losses.clipped_policy_loss(
+            logprobs,
+            old,
+            advantages,
+            low,
+            high,
+            getattr(self.options, "two_sided", None),
+            weight,
+        )
+        metrics |= clipped | {"entropy": entropy.detach().mean()}
+        kind, constant = self._reduction()
+        if isinstance(self.options, GrpoTrain) and self.rollout.reference is not None:
+            reference = self._tokens(self.rollout.reference, micro, logprobs)
+            assert reference is not None
+            kl = losses.kl_estimate(logprobs, reference, self.options.kl)
+            if self.rollout.old is not None:
+                # Old answers: without the ratio the estimate would be of another policy
+                # (DeepSeek-V3.2).
+                kl = kl * (logprobs - old).exp()
+            metrics["kl"] = kl.detach()[keep].mean() if bool(keep.any()) else kl.new_zeros(())
+            values = values + self.beta * kl
+        loss = losses.token_reduction(
+            values.masked_fill(~keep, 0.0), layout.lengths, kind, total, constant
+        )
+        loss = self._add_value(loss, metrics, hidden, layout, micro, keep, total)
+        loss = self._add_ptx(loss, metrics, model, micro, total)
+        return loss, self._sums(metrics, layout, micro, keep), layout.tokens
+
+    def _sums(
+        self, metrics: dict[str, Tensor], layout: Layout, micro: Sequence[int], keep: Tensor
+    ) -> Sums:
+        """The metrics with what each of them is a mean over: tokens, unless it says otherwise."""
+        learned = float(keep.sum())
+        counts = {"kl": learned, "value_loss": learned}
+        if self.options.importance.endswith("_sequence"):
+            answers = float(len(layout.lengths))
+            counts |= {"weight_mean": answers, "weight_cut_fraction": answers}
+        if self.ptx:
+            mixed = sum(len(self._mixed(i).completions[0]) for i in micro)
+            counts["ptx_nll"] = float(mixed)
+        sums: Sums = {}
+        for name, value in metrics.items():
+            extreme = name.endswith(("_min", "_max"))
+            count = 1.0 if extreme else counts.get(name, float(len(layout.targets)))
+            sums[name] = (float(value) * count, count)
+        return sums
+
+    def _clips(self) -> tuple[float, float]:
+        options = self.options
+        if isinstance(options, GrpoTrain):
+            return options.clip_low, options.clip_high
+        if isinstance(options, PpoTrain):
+            return options.clip, options.clip
+        # REINFORCE does not clip; with one step per rollout the ratio is 1 anyhow.
+        return 1.0, float("inf")
+
+    def _reduction(self) -> tuple[Any, int | None]:
+        options = self.options
+        if isinstance(options, GrpoTrain):
+            return options.reduction, options.max_new_tokens
+        # RLOO sums over an answer's tokens; PPO takes the mean over all tokens.
+        return ("token", None) if isinstance(options, PpoTrain) else ("constant", 1)
+
+    def _tokens(
+        self, values: Sequence[Tensor] | None, micro: Sequence[int], like: Tensor
+    ) -> Tensor | None:
+        if values is None:
+            return None
+        return torch.cat([values[i] for i in micro]).to(like.device)
+
+    def _keep(self, micro: Sequence[int], layout: Layout, device: torch.device) -> Tensor:
+        """(N,) bool: the tokens of answers that are learned from."""
+        active = torch.cat([self.rollout.active[i] for i in micro])
+        return losses.to_tokens(active, layout.lengths).to(device)
+
+    def _importance(
+        self, micro: Sequence[int], old: Tensor, layout: Layout
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        if self.options.importance == "none":
+            return None, {}
+        sampler = [
+            value for i in micro for a in self.rollout.groups[i].answers for value in a.logprobs
+        ]
+        mode, level = self.options.importance.split("_")
+        return losses.importance_weights(
+            old,
+            torch.tensor(sampler, dtype=old.dtype, device=old.device),
+            layout.lengths,
+            level,  # type: ignore[arg-type]
+            mode,  # type: ignore[arg-type]
+            self.options.importance_cap,
+            self.options.importance_floor,
+        )
+
+    def _add_value(
+        self,
+        loss: Tensor,
+        metrics: dict[str, Tensor],
+        hidden: Tensor,
+        layout: Layout,
+        micro: Sequence[int],
+        keep: Tensor,
+        total: losses.GlobalBatch,
+    ) -> Tensor:
+        options = self.options
+        if not isinstance(options, PpoTrain) or self.critic is None:
+            return loss
+        values = self.critic.values(layout, hidden)
+        old = self._tokens(self.rollout.values, micro, values)
+        returns = self._tokens(self.rollout.returns, micro, values)
+        assert old is not None
+        assert returns is not None
+        value_loss, clipped = losses.value_loss(values, old, returns, options.value_clip)
+        metrics |= clipped
+        value_loss = value_loss.masked_fill(~keep, 0.0)
+        metrics["value_loss"] = value_loss.detach().sum() / keep.sum().clamp(min=1)
+        share = losses.token_reduction(value_loss, layout.lengths, "token", total)
+        return loss + options.value_weight * share
+
+    def _add_ptx(
+        self,
+        loss: Tensor,
+        metrics: dict[str, Tensor],
+        model: TrainModel,
+        micro: Sequence[int],
+        total: losses.GlobalBatch,
+    ) -> Tensor:
+        """InstructGPT's pretraining mix: the NLL per token of as many chosen answers."""
+        weight = float(getattr(self.options, "ptx_weight", 0.0))
+        if not weight or not self.ptx:
+            return loss
+        chosen = [self._mixed(i) for i in micro]
+        layout = model.layout([(e.prompt_ids, e.completions[:1]) for e in chosen])
+        nll = -model.token_logprobs(layout).sum()
+        metrics["ptx_nll"] = nll.detach() / len(layout.targets)
+        return loss + weight * nll / self.ptx_tokens
+
+    def _mixed(self, index: int) -> Example:
+        """The preference that goes with group `index`: over the rollouts, all of them in turn."""
+        return self.ptx[(self.number * len(self.examples) + index) % len(self.ptx)]
+
+
+class OnlinePairs:
+    """The best answer of each group against the worst, as a pair; equal rewards make none."""
+
+    def __init__(self, rollout: Rollout, options: OnlineDpoTrain):
+        self.options = options
+        self.reference: dict[str, tuple[Tensor, Tensor]] = {}
+        examples: list[Example] = []
+        for number, group in enumerate(rollout.groups):
+            rewards = rollout.rewards[number].nan_to_num(-torch.inf)
+            low = rollout.rewards[number].nan_to_num(torch.inf)
+            best, worst = int(rewards.argmax()), int(low.argmin())
+            if not bool(rewards[best] > low[worst]):
+                continue
+            answers = group.answers
+            example = Example(
+                f"{group.prompt_id}:{number}",
+                group.prompt_id,
+                group.prompt_ids,
+                (answers[best].ids, answers[worst].ids),
+            )
+            examples.append(example)
+            if rollout.reference is not None:
+                sums = [
+                    p.sum() for p in torch.split(rollout.reference[number], rollout.lengths(number))
+                ]
+                self.reference[example.example_id] = (sums[best], sums[worst])
+        self.examples: Sequence[Example] = examples
+
+    def total(self, batch: Sequence[int]) -> float:
+        """Pairs in the batch."""
+        return float(len(batch))
+
+    def loss(
+        self, model: TrainModel, micro: Sequence[int], total: float, step: int
+    ) -> tuple[Tensor, Sums, int]:
+        """See `Task.loss`."""
+        rows = [self.examples[i] for i in micro]
+        layout = model.layout([e.branches for e in rows])
+        logprobs = model.token_logprobs(layout, self.options.temperature)
+        sums = sequence_sums(logprobs, layout.lengths)
+        policy = sums.view(-1, 2)
+        stored = torch.stack([torch.stack(self.reference[e.example_id]) for e in rows]).to(
+            policy.device
+        )
+        pairs = pair_logprobs(policy, stored, layout)
+        loss = PAIR_LOSSES[self.options.loss](pairs, beta=self.options.beta)
+        metrics = preference.pair_metrics(pairs, self.options.beta)
+        found = {k: (float(v.sum()), float(len(rows))) for k, v in metrics.items()}
+        return loss.sum() / total, found, layout.tokens
