@@ -95,7 +95,12 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
         limits=_limits(
             found,
             _records(run, judging, Judgement),
-            [written[c][2] for p in preferences for c in (p.chosen_id, p.rejected_id) if c in written],
+            [
+                written[c][2]
+                for p in preferences
+                for c in (p.chosen_id, p.rejected_id)
+                if c in written
+            ],
         ),
         lost=lost,
         agreement=_agreement(run, preferences),
@@ -347,7 +352,9 @@ def _limits(
     # Every format puts the chosen answer where it belongs; that is no finding.
     limits += [f"{w[0].upper()}{w[1:]}." for w in found.warnings if "always the" not in w]
     if cut := sum(ending == "length" for ending in endings):
-        limits.append(f"{cut} of the pairs' {len(endings)} answers were cut at the limit of tokens.")
+        limits.append(
+            f"{cut} of the pairs' {len(endings)} answers were cut at the limit of tokens."
+        )
     valued = Counter(j.status in VALUED for j in judgements)
     if valued[False]:
         limits.append(

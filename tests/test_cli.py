@@ -510,3 +510,14 @@ def test_a_judges_prompt_is_shown(
     code, _, err = rlaif("prompt", "render", path, "--judge", "slef")
     assert code == 2
     assert "did you mean 'self'" in err
+
+
+@pytest.mark.parametrize("group", ["", "constitution", "data", "cache", "serve", "prompt"])
+def test_help_lists_every_command_in_one_whole_line(group: str) -> None:
+    args = [group, "--help"] if group else ["--help"]
+    text = CliRunner().invoke(cli, args, terminal_width=80).stdout
+    lines = text.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert lines
+    # The training commands have a list of their own.
+    cut = [line.split()[0] for line in lines if line.endswith("...")]
+    assert set(cut) <= {"distill", "average", "train"}
