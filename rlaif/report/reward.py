@@ -97,11 +97,10 @@ def reward_words(result: Result) -> list[str]:
         words.append(f"Accuracy is {old} and {new}: {verdict}.")
     noise = result.get("label_noise") or {}
     if noise.get("share") is not None:
-        some = (
-            f"At least {noise['share']:.1%} of the training labels look" if noise["share"] else ""
-        )
+        some = f"At least {noise['share']:.1%} of the training labels look"
         words.append(
-            f"{some or 'No training label looks'} wrong to a model that was trained on the others."
+            f"{some if noise['share'] else 'No training label looks'} wrong to a model that was "
+            "trained on the others."
         )
     rows = result["best_of_n"]
     if len(rows) > 1:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from rlaif.build import _stages
 from rlaif.cli import cli
 from rlaif.config import DatasetSpec
 from rlaif.data.card import Facts, card
@@ -126,6 +127,7 @@ def test_every_format_of_a_run_is_read_again(
     assert "- pair: strategy best\\_vs\\_worst, by the mean" in body and "weights checks 1" in body
     assert "- sample: policy, temperature 0.8, at most 8 tokens" in body
     assert "not installed" not in body
+    assert "answers were cut at the limit of tokens" in body
     from huggingface_hub import DatasetCard
 
     assert DatasetCard.load(folder / "README.md").data.to_dict()["license"] == "cc-by-4.0"
@@ -403,6 +405,13 @@ def test_a_prompt_is_in_one_split_whoever_else_is_there(numbers: set[int], share
     if share > 0 and len(names) > 1:
         assert 1 <= len(held) < len(names)
     assert held_prompts(names, 0.0) == frozenset()
+
+
+def test_the_funnel_counts_the_prompts_that_made_no_pair() -> None:
+    counts = {"prompts": 16, "preferences": 12, "tied_prompts": 2}
+    (row,) = _stages("pair", {"counts": counts, "paired_prompts": 11})
+    why = {"tied_prompts": 2, "no two answers fit its keys": 3}
+    assert row == (16, 12, "prompts to pairs", why)
 
 
 def test_names_cannot_break_the_card() -> None:
