@@ -15,13 +15,14 @@ import yaml
 
 from rlaif.compare.aggregate import candidate_scores
 from rlaif.config import DatasetSpec
-from rlaif.data.card import Facts, card
+from rlaif.data.card import Facts, card, sampled_by
 from rlaif.data.dataset import TEST, TRAIN, Tables, held_prompts, labelled_pair, pair_tables
 from rlaif.data.dataset import write_tables as write_parquet
 from rlaif.data.describe import Description, Spread, describe
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.raw import raw_row
 from rlaif.errors import ConfigError, StoreError
+from rlaif.manifest import NOT_INSTALLED
 from rlaif.plan.training import PREFERENCES
 from rlaif.records import VALUED, Completion, Judgement, Preference, Prompt, R, from_json
 from rlaif.runs import Run
@@ -54,7 +55,10 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
     used = _preference_steps(run, spec)
     above = _upstream(run, used)
     prompts = run.prompt_records()
-    written = {c.completion_id: (c.model, c.weights_hash) for c in _records(run, above, Completion)}
+    written = {
+        c.completion_id: (c.model, c.weights_hash, c.finish_reason)
+        for c in _records(run, above, Completion)
+    }
     preferences = list(
         {p.preference_id: p for p in _records(run, used, Preference) if p.paired}.values()
     )
@@ -65,7 +69,7 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
             f"{run.root}: {steps} made no pair, so there is no dataset to write{why}. Lower "
             "`min_margin` in `pair`, sample more answers per prompt, or look at the judges' scores"
         )
-    pairs = _pairs(preferences, {name: model for name, (model, _) in written.items()}, prompts)
+    pairs = _pairs(preferences, {name: model for name, (model, *_) in written.items()}, prompts)
     held = held_prompts((pair.prompt.prompt_id for pair in pairs), spec.test)
     judging = _judging(run, above)
     tables, lost = pair_tables(pairs, [f for f in spec.formats if f != "ultrafeedback"], held)
@@ -80,15 +84,27 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
         configs=(),
         pairs=_by_split(pair.prompt.prompt_id in held for pair in pairs),
         prompts=_by_split(name in held for name in {p.prompt.prompt_id for p in pairs}),
-        models=_models(written.values()),
+        models=_models((model, weights) for model, weights, _ in written.values()),
         judges=_judges(run, above),
+        generators=[line for spec in _configured(run, "sample") for line in sampled_by(spec)],
+        pairing=_pairing(run, above),
+        example=_example(pairs, held),
         constitution=_constitution(run),
         funnel=[*_funnel(run, above), _last_row(pairs, held)],
         spread=_figures(found),
-        limits=_limits(found, _records(run, judging, Judgement)),
+        limits=_limits(
+            found,
+            _records(run, judging, Judgement),
+            [
+                written[c][2]
+                for p in preferences
+                for c in (p.chosen_id, p.rejected_id)
+                if c in written
+            ],
+        ),
         lost=lost,
         agreement=_agreement(run, preferences),
-        version=str(run.manifest["versions"]["rlaif"]),
+        version=str(run.manifest["versions"]["rlaif"]).replace(NOT_INSTALLED, ""),
     )
     _write(folder, spec, facts, tables)
     rows = {name: {s: len(r) for s, r in splits.items()} for name, splits in tables.items()}
@@ -205,9 +221,7 @@ def _models(authors: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def _judges(run: Run, above: Sequence[Step]) -> list[dict[str, str]]:
-    config = yaml.safe_load((run.root / "config.yaml").read_text(encoding="utf-8"))
-    specs = [entry["judge"] for entry in config["steps"] if "judge" in entry]
-    kinds = {spec["id"]: str(spec["kind"]) for spec in specs}
+    kinds = {spec["id"]: str(spec["kind"]) for spec in _configured(run, "judge")}
     used = dict.fromkeys(step["id"] for step in above if step["kind"] == "judge")
     found = [
         {"judge": name, "kind": kinds.get(name, ""), "hash": run.manifest["judges"].get(name, "")}
@@ -217,6 +231,47 @@ def _judges(run: Run, above: Sequence[Step]) -> list[dict[str, str]]:
         {"judge": s["id"], "kind": "loaded", "hash": ""} for s in above if s["kind"] == "load"
     ]
     return [*found, *loaded]
+
+
+def _configured(run: Run, kind: str) -> list[dict[str, Any]]:
+    """The steps of a kind in the resolved experiment."""
+    config = yaml.safe_load((run.root / "config.yaml").read_text(encoding="utf-8"))
+    return [entry[kind] for entry in config["steps"] if kind in entry]
+
+
+def _pairing(run: Run, above: Sequence[Step]) -> list[str]:
+    """By which scores each `pair` step chose. A spread in round 1 may have changed the weights."""
+    specs = {spec["id"]: spec for spec in _configured(run, "pair")}
+    lines: dict[str, None] = {}
+    for step in above:
+        weights = (run.store.step(step["hash"]).done() or {}).get("weights")
+        if step["id"] not in specs or not weights:
+            continue
+        spec = specs[step["id"]]
+        shares = ", ".join(f"{judge} {_short(w)}" for judge, w in sorted(weights.items()))
+        line = (
+            f"{step['id']}: strategy {spec['strategy']}, by the mean of the judges' scores on "
+            f"[0, 1] with the weights {shares}"
+        )
+        if spec["min_margin"] > 0:
+            line += f"; at least {_short(spec['min_margin'])} apart"
+        lines[line] = None
+    return list(lines)
+
+
+def _example(pairs: Sequence[LabelledPair], held: frozenset[str]) -> dict[str, str]:
+    """The first pair of the training split, or of all where it has none."""
+    pair = next((p for p in pairs if p.prompt.prompt_id not in held), pairs[0])
+    scores = [f" ({_short(score)})" for score in pair.scores or ()] or ["", ""]
+    return {
+        "Prompt": pair.prompt.question,
+        f"Chosen{scores[0]}": pair.first.text,
+        f"Rejected{scores[1]}": pair.second.text,
+    }
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _constitution(run: Run) -> str | None:
@@ -234,6 +289,9 @@ def _funnel(run: Run, above: Sequence[Step]) -> list[dict[str, Any]]:
     for step in above:
         marker = run.store.step(step["hash"]).done() or {}
         name = f"{step['id']}, round {step['round']}"
+        if step["kind"] == "pair":
+            paired = len({p.prompt_id for p in run.store.step(step["hash"]).records(Preference)})
+            marker = {**marker, "paired_prompts": paired}
         for came, left, what, why in _stages(step["kind"], marker):
             shown = "; ".join(f"{reason}: {count}" for reason, count in why.items() if count)
             rows.append({"step": name, "what": what, "came": came, "left": left, "why": shown})
@@ -255,6 +313,8 @@ def _stages(kind: str, marker: Mapping[str, Any]) -> list[tuple[int, int, str, d
         ]
     if kind == "pair":
         without = {n: c for n, c in counts.items() if n not in ("preferences", "prompts")}
+        rest = counts["prompts"] - marker["paired_prompts"] - sum(without.values())
+        without["no two answers fit its keys"] = rest
         return [(counts["prompts"], counts["preferences"], "prompts to pairs", without)]
     return []
 
@@ -267,25 +327,34 @@ def _last_row(pairs: Sequence[LabelledPair], held: frozenset[str]) -> dict[str, 
 
 def _figures(found: Description) -> dict[str, str]:
     def shown(spread: Spread | None) -> str:
-        return "-" if spread is None else f"{spread.mean:.2f} ({spread.low:g} to {spread.high:g})"
+        if spread is None:
+            return "-"
+        return f"{_short(spread.mean)} ({_short(spread.low)} to {_short(spread.high)})"
 
     longer = found.longer_chosen
     return {
-        "words, chosen: mean (5% to 95%)": shown(found.chosen_words),
-        "words, rejected": shown(found.rejected_words),
+        "words of the chosen: mean (5% to 95%)": shown(found.chosen_words),
+        "words of the rejected": shown(found.rejected_words),
         "chosen is the longer one": "-" if longer is None else f"{100 * longer:.0f}%",
         "gap of the scores": shown(found.gap),
     }
 
 
-def _limits(found: Description, judgements: Iterable[Judgement]) -> list[str]:
+def _limits(
+    found: Description, judgements: Iterable[Judgement], endings: Sequence[str]
+) -> list[str]:
+    """`endings` are the finish reasons of the pairs' answers."""
     limits = [
         "The labels are the opinion of the judges above and no more: their errors and their taste "
         "are in it.",
         "The answers are written by models; nobody checked their facts.",
     ]
     # Every format puts the chosen answer where it belongs; that is no finding.
-    limits += [w for w in found.warnings if "always the" not in w]
+    limits += [f"{w[0].upper()}{w[1:]}." for w in found.warnings if "always the" not in w]
+    if cut := sum(ending == "length" for ending in endings):
+        limits.append(
+            f"{cut} of the pairs' {len(endings)} answers were cut at the limit of tokens."
+        )
     valued = Counter(j.status in VALUED for j in judgements)
     if valued[False]:
         limits.append(

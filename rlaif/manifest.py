@@ -19,6 +19,9 @@ from rlaif.plan import PlanInputs, Planned
 from rlaif.records import content_hash, to_json
 from rlaif.store import FORMAT, Store, read_json, write_atomic, write_jsonl
 
+NOT_INSTALLED = "not installed"
+"""Stands for the version of a package that is not here."""
+
 
 def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) -> None:
     """Write config.yaml, manifest.json and prompts.jsonl into the run folder."""
@@ -73,7 +76,7 @@ def _versions() -> dict[str, str]:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            found[name] = NOT_INSTALLED
     return found
 
 

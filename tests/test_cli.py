@@ -532,3 +532,14 @@ def test_records_that_a_step_cannot_use_are_named(rlaif, tmp_path: Path, words: 
         assert code == 2
         assert fault in err
         assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("group", ["", "constitution", "data", "cache", "serve", "prompt"])
+def test_help_lists_every_command_in_one_whole_line(group: str) -> None:
+    args = [group, "--help"] if group else ["--help"]
+    text = CliRunner().invoke(cli, args, terminal_width=80).stdout
+    lines = text.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert lines
+    # The training commands have a list of their own.
+    cut = [line.split()[0] for line in lines if line.endswith("...")]
+    assert set(cut) <= {"distill", "average", "train"}

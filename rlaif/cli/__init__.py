@@ -34,11 +34,17 @@ COMMANDS = (
     runs.status,
     runs.report,
     runs.export,
-    cache.cache,
     texts.init,
     texts.schema,
     texts.prompt,
     constitution.constitution,
+    dataset.build,
+    dataset.prompts,
+    dataset.data,
+    data.convert,
+    bench.judge_bench,
+    bench.reward_bench,
+    data.winrate,
     steps.sample,
     steps.judge,
     steps.score,
@@ -48,14 +54,8 @@ COMMANDS = (
     train.average,
     train.train,
     steps.evaluate,
-    bench.judge_bench,
-    bench.reward_bench,
     serve.serve,
-    data.convert,
-    dataset.build,
-    dataset.prompts,
-    dataset.data,
-    data.winrate,
+    cache.cache,
 )
 
 USERS = (
@@ -97,7 +97,19 @@ def _exit(message: str, code: int) -> None:
     sys.exit(code)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _InOrder(click.Group):
+    """Lists the commands as they were added, the first steps first."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=_InOrder,
+    epilog="Results go to stdout, progress to stderr. Exit codes: 0 done, 2 a mistake you can "
+    "mend, 3 stopped by an alarm or the budget, 130 interrupted.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="rlaif")
 def cli() -> None:
     """Experiments in which AI feedback trains a language model."""

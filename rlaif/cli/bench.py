@@ -104,10 +104,11 @@ def judge_bench(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Measure judges on PAIRS that somebody labelled: agreement, biases, calibration, attacks.
+    """Measure judges on PAIRS that somebody labelled.
 
-    Every figure has a 95% interval over prompts. Judgements are kept in --out: what was judged once
-    is not judged again.
+    Agreement, biases, calibration, attacks, cost, beside baselines that understand nothing. Every
+    figure has a 95% interval over prompts. Judgements are kept in --out: what was judged once is
+    not judged again.
     """
     from rlaif.bench.run import BenchRequest, run_bench
     from rlaif.files import named_model
@@ -192,9 +193,11 @@ def reward_bench(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Measure the reward model in the folder MODEL on PAIRS that somebody labelled: accuracy by
-    subset, annotator and margin, calibration, length, its worst mistakes and what made them. PAIRS
-    may be a folder of preferences: then also whether the model is stale on the newest round's.
+    """Measure the reward model MODEL on labelled PAIRS.
+
+    Accuracy by subset, annotator and margin, calibration, length, its worst mistakes and what made
+    them. MODEL is a folder. PAIRS may be a folder of preferences: then also whether the model is
+    stale on the newest round's.
 
     Every figure has a 95% interval over prompts. What was computed once is kept in --out.
     """

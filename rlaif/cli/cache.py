@@ -21,8 +21,11 @@ MODEL_NAME = click.option("--model", help="Only answers of this model, by the se
 
 @click.group()
 def cache() -> None:
-    """Answers of servers, kept so that none is asked for twice. RLAIF_CACHE names the folder, and
-    RLAIF_CACHE_GB the largest size."""
+    """The stored answers of servers.
+
+    They are kept so that none is asked for twice. RLAIF_CACHE names the folder, and RLAIF_CACHE_GB
+    the largest size.
+    """
 
 
 @contextmanager

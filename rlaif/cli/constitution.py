@@ -15,7 +15,7 @@ from rlaif.errors import EXIT_USER
 
 @click.group()
 def constitution() -> None:
-    """Check, show, compare, import, ablate, infer and fit constitutions."""
+    """Check, compare, measure, fit and infer constitutions."""
 
 
 @constitution.command("lint")
@@ -24,7 +24,10 @@ def constitution() -> None:
 @click.option("--revise", is_flag=True, help="Every principle must have a critique and a revision.")
 @JSON
 def lint(paths: tuple[Path, ...], prompts: Path | None, revise: bool, as_json: bool) -> None:
-    """Problems in constitution files: exit code 2 when one is an error."""
+    """Problems in constitution files.
+
+    The exit code is 2 when one is an error.
+    """
     from dataclasses import asdict
 
     from rlaif.constitution import load_with_places
@@ -81,7 +84,7 @@ def show(path: Path, table: bool, as_json: bool) -> None:
 @click.option("--run", "folder", type=FILE, help="A run by FIRST: the effect on its records.")
 @JSON
 def diff(first: Path, second: Path, folder: Path | None, as_json: bool) -> None:
-    """What changed from FIRST to SECOND, principle by principle."""
+    """What changed from FIRST to SECOND, by principle."""
     from dataclasses import asdict
 
     from rlaif.changes import changes
@@ -110,7 +113,7 @@ def diff(first: Path, second: Path, folder: Path | None, as_json: bool) -> None:
 @click.option("--out", type=FILE, required=True, help="The YAML file to write.")
 @click.option("--name", help="The constitution's name [default: the file's].")
 def import_(path: Path, out: Path, name: str | None) -> None:
-    """A constitution in another project's JSON as a YAML file of ours.
+    """Another project's constitution (JSON) as a file of ours.
 
     Read are {"NAME": {"prompt": [...], "edit_request": ...}} and {"constitutions": [{"critic",
     "revision"}]}.

@@ -69,9 +69,10 @@ def convert(
     on_error: OnError,
     as_json: bool,
 ) -> None:
-    """Write the labelled pairs of IN to OUT (.jsonl, .jsonl.gz, .json or .parquet) in a format.
+    """Write labelled pairs in another format.
 
-    What the format cannot hold is said: pairs that are skipped, and what is lost of the others.
+    OUT ends in .jsonl, .jsonl.gz, .json or .parquet. What the format cannot hold is said: pairs
+    that are skipped, and what is lost of the others.
     """
     from dataclasses import asdict
 
@@ -110,10 +111,10 @@ def winrate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Win rates of the generators in ANNOTATIONS, as AlpacaEval counts them, and their ranking.
+    """Win rates and a ranking, as AlpacaEval counts them.
 
-    LC-minimal is the length-controlled win rate by AlpacaEval's minimal formula: not the figure of
-    its leaderboard.
+    Of the generators in ANNOTATIONS. LC-minimal is the length-controlled win rate by AlpacaEval's
+    minimal formula: not the figure of its leaderboard.
     """
     from dataclasses import asdict
 

@@ -42,10 +42,10 @@ def build(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Build the dataset that CONFIG describes: an experiment with `dataset`.
+    """Build a dataset of preferences.
 
-    Runs what is missing, as `rlaif run` does, and writes the dataset to OUT/dataset. Run it again
-    after a kill and it goes on.
+    CONFIG is an experiment with `dataset`. Runs what is missing, as `rlaif run` does, and writes
+    the dataset to OUT/dataset. Run it again after a kill and it goes on.
     """
     from rlaif.config import load_experiment
     from rlaif.data.hub import check_login, upload
@@ -86,9 +86,10 @@ def build(
 @QUIET
 @JSON
 def prompts(config: Path, out: Path, quiet: bool, as_json: bool) -> None:
-    """Make a file of prompts of the sources in CONFIG: files, and what a model writes.
+    """Make a file of prompts.
 
-    Run it again after a kill and it goes on.
+    Its sources are in CONFIG: files, and what a model writes. Run it again after a kill and it goes
+    on.
     """
     from rlaif.config.prompting import FileSource, PromptsFile
     from rlaif.engines.base import Model
@@ -125,7 +126,7 @@ def prompts(config: Path, out: Path, quiet: bool, as_json: bool) -> None:
 
 @click.group()
 def data() -> None:
-    """Look at files of prompts and of labelled pairs in any known format."""
+    """Look at labelled pairs of any format; filter prompts."""
 
 
 @data.command()
@@ -137,7 +138,7 @@ def data() -> None:
 def stats(
     file: Path, from_: str | None, columns: Path | None, on_error: OnError, as_json: bool
 ) -> None:
-    """Sizes, labels and lengths of the pairs in FILE, and what is odd about them."""
+    """Sizes, labels, lengths, and what is odd about FILE."""
     from rlaif.data.describe import describe
 
     found = describe(labelled_pairs(file, from_, columns, on_error)).to_json()
@@ -168,7 +169,9 @@ def _shown(value: Any) -> str:
 
 @data.command()
 @click.argument("file", type=FILE)
-@click.option("-n", "count", default=3, show_default=True, help="How many pairs.")
+@click.option(
+    "-n", "count", type=click.IntRange(min=1), default=3, show_default=True, help="How many pairs."
+)
 @FROM
 @COLUMNS
 @ON_ERROR
@@ -183,7 +186,7 @@ def sample(
     seed: int,
     as_json: bool,
 ) -> None:
-    """A few pairs of FILE, drawn by the seed, as a person reads them."""
+    """A few pairs of FILE, drawn by the seed."""
     from rlaif.records import content_hash
 
     pairs = labelled_pairs(file, from_, columns, on_error)
@@ -212,7 +215,10 @@ def sample(
 @ON_ERROR
 @JSON
 def diff(first: Path, second: Path, on_error: OnError, as_json: bool) -> None:
-    """What two files of pairs have in common, whatever their formats and orders."""
+    """What two files of pairs have in common.
+
+    Their formats and orders may differ.
+    """
     from dataclasses import asdict
 
     from rlaif.data.describe import compare_pairs
@@ -233,7 +239,10 @@ def diff(first: Path, second: Path, on_error: OnError, as_json: bool) -> None:
 @click.option("--refused", type=FILE, help="Write what was left out, and why, to this file.")
 @JSON
 def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_json: bool) -> None:
-    """Write the prompts of PROMPTS that every filter lets pass to OUT, and print the funnel."""
+    """Write the prompts that every filter lets pass.
+
+    From PROMPTS to OUT; the funnel is printed.
+    """
     from rlaif.config import FilterSet
     from rlaif.data.hygiene import of_prompt, sift
     from rlaif.data.rows import write_rows

@@ -29,7 +29,10 @@ MODEL = click.option(
 
 
 OUT = click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder for the records."
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to write or go on with.",
 )
 CONSTITUTION = click.option("--constitution", help="A constitution file.")
 PROMPTS = click.option(

@@ -54,10 +54,10 @@ def ablate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Leave out one principle at a time: how many preferences of RUN would flip?
+    """Leave out one principle of RUN at a time.
 
-    From its stored judgements alone. With --labels: agreement with people, with and without each
-    principle.
+    How many preferences would flip? From its stored judgements alone. With --labels: agreement
+    with people, with and without each principle.
     """
     from rlaif.ablate import ablate as left_out
     from rlaif.runs import load_run
@@ -137,9 +137,10 @@ def infer(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Principles that explain labelled PAIRS (inverse constitutional AI), as a constitution.
+    """Principles that explain labelled PAIRS.
 
-    The same command goes on where it was stopped, and asks nothing twice.
+    Inverse constitutional AI; the principles are written as a constitution. The same command goes
+    on where it was stopped, and asks nothing twice.
     """
     from dataclasses import asdict
 
@@ -235,9 +236,10 @@ def fit(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Principle weights by which people's labels are met best, cross-validated over prompts.
+    """Principle weights that agree best with people's labels.
 
-    RUN with --labels needs no model. PAIRS with --constitution judges the pairs first.
+    Cross-validated over prompts. RUN with --labels needs no model. PAIRS with --constitution judges
+    the pairs first.
     """
     from dataclasses import asdict
 

@@ -34,7 +34,10 @@ def run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Run EXPERIMENT, or go on with it: finished steps are never run twice."""
+    """Run EXPERIMENT, or go on with it.
+
+    Finished steps are never run twice. The report is written at the end.
+    """
     from rlaif.resources import find
 
     path = find(str(experiment))
@@ -103,7 +106,10 @@ def _print_remote(run: Run) -> None:
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @JSON
 def status(directory: Path, as_json: bool) -> None:
-    """Where the run in DIR stands: steps, every metric per round with its interval, alarms."""
+    """Where the run in DIR stands.
+
+    Steps, every metric per round with its interval, alarms, cost.
+    """
     from rlaif.runs import load_run
 
     run = load_run(directory)
@@ -126,7 +132,10 @@ def status(directory: Path, as_json: bool) -> None:
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="File [default: DIR/report.html].")
 def report(directory: Path, out: Path | None) -> None:
-    """Write the report of the run in DIR: one HTML page that loads nothing."""
+    """Write the report of the run in DIR.
+
+    It is one HTML page that loads nothing.
+    """
     from rlaif.report.build import build_report
     from rlaif.runs import load_run
 
@@ -145,7 +154,10 @@ def report(directory: Path, out: Path | None) -> None:
     " otherwise the records as they are.",
 )
 def export(directory: Path, out: Path, records: str) -> None:
-    """Export records of the run in DIR to OUT (.jsonl, .json, .csv or .parquet)."""
+    """Export records of the run in DIR to a file.
+
+    OUT ends in .jsonl, .jsonl.gz, .json, .csv or .parquet.
+    """
     from rlaif.data.rows import write_rows
     from rlaif.runs import load_run, trl_rows
 

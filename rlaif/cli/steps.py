@@ -38,7 +38,10 @@ def sample(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Sample completions of PROMPTS (JSONL or Parquet). --set takes the keys of a sample step."""
+    """Sample completions of PROMPTS (JSONL or Parquet).
+
+    --set takes the keys of a sample step.
+    """
     file_step(
         as_json,
         quiet,
@@ -74,7 +77,10 @@ def judge(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Judge COMPLETIONS (a folder from `rlaif sample`, or JSONL). --set takes a judge's keys."""
+    """Judge COMPLETIONS.
+
+    They are a folder from `rlaif sample`, or JSONL. --set takes a judge's keys.
+    """
     file_step(
         as_json,
         quiet,
@@ -133,10 +139,10 @@ def pair(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Make preferences of COMPLETIONS from JUDGEMENTS folders. --set takes a pair step's keys.
+    """Make preferences of COMPLETIONS from JUDGEMENTS.
 
-    A judge is called by the name of its folder in `--set weights={...}`. With `--set
-    strategy=reference` no judgements are needed.
+    --set takes a pair step's keys. A judge is called by the name of its folder in `--set
+    weights={...}`. With `--set strategy=reference` no judgements are needed.
     """
     inputs = {f"judgements/{path.stem}": str(path) for path in judgements}
     inputs |= {f"initial/{path.stem}": str(path) for path in judgements}
@@ -188,7 +194,10 @@ def evaluate(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Every metric of COMPLETIONS with intervals, and paired differences from --against."""
+    """Every metric of COMPLETIONS, with intervals.
+
+    With --against also the paired differences.
+    """
     inputs = {"completions": str(completions)}
     inputs |= {f"judgements/{path.stem}": str(path) for path in judgements}
     if against is not None:
@@ -238,8 +247,11 @@ def rbr_weights(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Fit the weights of an `rbr` judge: JUDGEMENTS of a yes_no judge on the propositions, and
-    PREFERENCES between the same answers."""
+    """Fit the weights of an `rbr` judge.
+
+    JUDGEMENTS are those of a yes_no judge on the propositions, PREFERENCES are between the same
+    answers.
+    """
     from dataclasses import asdict
 
     import yaml

@@ -13,7 +13,10 @@ from rlaif.cli.options import JSON, SET
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 def init(directory: Path) -> None:
-    """Copy the shipped constitutions, prompts and experiments into DIR to edit."""
+    """Copy the shipped files into DIR, to edit.
+
+    These are the constitutions, prompts and experiments.
+    """
     import shutil
 
     from rlaif.errors import ConfigError
@@ -31,7 +34,7 @@ def init(directory: Path) -> None:
 @click.command()
 @click.argument("what", type=click.Choice(["experiment", "constitution"]), default="experiment")
 def schema(what: str) -> None:
-    """Print the JSON schema of an experiment or constitution file, for editors."""
+    """Print the JSON schema of a file, for editors."""
     if what == "experiment":
         from rlaif.config import experiment_schema
 
@@ -44,7 +47,7 @@ def schema(what: str) -> None:
 
 @click.group()
 def prompt() -> None:
-    """Look at prompts."""
+    """Look at what a model is sent."""
 
 
 @prompt.command("render")
@@ -66,7 +69,10 @@ def render(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """The exact text and tokens that the policy or a judge will see for one record."""
+    """The exact text that the policy or a judge will see.
+
+    With --tokens every token too.
+    """
     from rlaif.render import rendered
     from rlaif.resources import find
 

@@ -17,14 +17,18 @@ SIZES = (
     (1_000_000, "100K<n<1M"),
 )
 
+EXAMPLE = 600
+"""Characters of an example's text that are shown."""
+
 
 @dataclass(frozen=True)
 class Facts:
     """What a card says besides its spec.
 
     `funnel` are rows {step, what, came, left, why}; `models` and `judges` {name, identity, ...};
-    `agreement` sentences on how far the labels agree with people's. `spread` are the measured
-    lengths and gaps of the pairs.
+    `generators` and `pairing` sentences on how answers were sampled and pairs chosen, `agreement`
+    on how far the labels agree with people's. `spread` are the measured lengths and gaps of the
+    pairs, `example` the texts of one by what they are.
     """
 
     title: str
@@ -37,9 +41,33 @@ class Facts:
     funnel: Sequence[Mapping[str, Any]]
     spread: Mapping[str, str]
     limits: Sequence[str]
+    generators: Sequence[str] = ()
+    pairing: Sequence[str] = ()
+    example: Mapping[str, str] = field(default_factory=dict)
     lost: Mapping[str, int] = field(default_factory=dict)
     agreement: Sequence[str] = ()
     version: str = ""
+
+
+def sampled_by(sample: Mapping[str, Any]) -> list[str]:
+    """How a sample step of a resolved experiment asks for answers: a line for each generator of its
+    pool, and one for the drawn principles."""
+    pool = sample["pool"] or [{"by": sample["by"], "system_prompt": sample["system_prompt"]}]
+    lines = []
+    for place, member in enumerate(pool):
+        name = f"{sample['id']}/{place}" if sample["pool"] else sample["id"]
+        heat = member.get("temperature")
+        told = member.get("system_prompt") or sample["system_prompt"]
+        lines.append(
+            f"{name}: {member['by']}, temperature {sample['temperature'] if heat is None else heat}"
+            f", at most {member.get('max_new_tokens') or sample['max_new_tokens']} tokens"
+            + (f", told: {told}" if told else "")
+        )
+    if sample["principles"]:
+        texts = sample["principles"]["texts"]
+        drawn = "; ".join(f"{name}: {' / '.join(said)}" for name, said in texts.items())
+        lines.append(f"Each answer was also told one principle, drawn from: {drawn}")
+    return lines
 
 
 def card(spec: DatasetSpec, facts: Facts) -> str:
@@ -47,10 +75,11 @@ def card(spec: DatasetSpec, facts: Facts) -> str:
     parts = [
         f"# {_plain(facts.title)}",
         _summary(spec, facts),
-        _section("How it was made", _table(facts.funnel, _FUNNEL)),
-        _section("Who wrote the answers", _table(facts.models, _MODELS)),
-        _section("Who labelled", _labellers(facts)),
+        _section("An example", _example(facts.example)),
         _section("What is in it", _table([facts.spread], {k: k for k in facts.spread})),
+        _section("How it was made", _table(facts.funnel, _FUNNEL)),
+        _section("Who wrote the answers", _writers(facts)),
+        _section("Who labelled", _labellers(facts)),
         _section("Known limits", _list([*facts.limits, *spec.limits])),
         _section("Sources and licences", _list(spec.sources) or "None were named."),
     ]
@@ -84,8 +113,8 @@ def _summary(spec: DatasetSpec, facts: Facts) -> str:
     )
     names = ", ".join(f"`{config['config_name']}`" for config in facts.configs)
     text = (
-        f"Preferences of language models' answers, labelled by judges that are programs or models: "
-        f"{sizes}. Made with rlaif {facts.version}. No prompt is in both splits.\n\n"
+        f"Pairs of answers by language models, one preferred to the other: {sizes}. No prompt is "
+        f"in both splits. Made with {f'rlaif {facts.version}'.strip()}.\n\n"
         f"Configurations: {names}. Load one with `datasets.load_dataset(FOLDER, NAME)`."
     )
     if facts.lost:
@@ -94,8 +123,23 @@ def _summary(spec: DatasetSpec, facts: Facts) -> str:
     return text
 
 
+def _example(texts: Mapping[str, str]) -> str:
+    return "\n\n".join(f"**{name}:** {_plain(_clipped(text))}" for name, text in texts.items())
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= EXAMPLE else f"{text[:EXAMPLE]} ..."
+
+
+def _writers(facts: Facts) -> str:
+    words = _table(facts.models, _MODELS)
+    return f"{words}\n\n{_list(facts.generators)}" if facts.generators else words
+
+
 def _labellers(facts: Facts) -> str:
     words = _table(facts.judges, _JUDGES)
+    if facts.pairing:
+        words += f"\n\n{_list(facts.pairing)}"
     if facts.constitution is not None:
         words += f"\n\nConstitution: {_plain(facts.constitution)}."
     if facts.agreement:

@@ -173,7 +173,8 @@ def dataset_rows(name: str, split: str) -> Placed:
         splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
         raise ConfigError(f"this dataset has splits; name one of the folders in it: {splits}", name)
     try:
-        if (folder / "dataset_info.json").exists():
+        # A built dataset may have LLaMA-Factory's dataset_info.json, and is no saved one.
+        if (folder / "state.json").exists():
             rows = datasets.load_from_disk(name)
         else:
             rows = datasets.load_dataset(name, split=split)
@@ -252,6 +253,7 @@ def arrow_table(rows: Iterable[Mapping[str, Any]]) -> Any:
     """Rows as a pyarrow Table."""
     import pyarrow
 
-    # Arrow takes no lone surrogates, which scraped text can hold.
-    kept = [json.loads(canonical_json(dict(r)).encode("utf-8", "replace")) for r in rows]
+    # Arrow takes no lone surrogates, which scraped text can hold. Columns keep their order.
+    texts = (json.dumps(dict(r), ensure_ascii=False, allow_nan=False) for r in rows)
+    kept = [json.loads(text.encode("utf-8", "replace")) for text in texts]
     return pyarrow.Table.from_pylist(kept)

@@ -86,7 +86,8 @@ def _judgements(run: RunView, subject: str) -> list[dict[str, Any]]:
 
 def _judgement(row: Mapping[str, Any], subject: str) -> dict[str, Any]:
     shown = list(row.get("shown") or [])
-    order = f"{shown.index(subject) + 1} of {len(shown)}" if subject in shown else "-"
+    among = len(shown) > 1 and subject in shown
+    order = f"{shown.index(subject) + 1} of {len(shown)}" if among else ""
     value = row.get("score")
     what = "score"
     if value is None and row.get("prob_first") is not None:

@@ -59,9 +59,12 @@ def curve(
             shift = 0.06 * (place - (len(lines) - 1) / 2)
             _draw_curve(axes, points, _LINES[place % len(_LINES)], shift)
         if par is not None:
-            axes.axhline(par, color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
-        rounds = sorted({number for points in lines.values() for number, _ in points})
-        _frame(axes, rounds)
+            axes.axhline(par, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
+        drawn = [point for points in lines.values() for point in points]
+        if all(value["low"] == value["high"] == 0.0 for _, value in drawn):
+            # Around a line of zeros matplotlib would show values that no share can have.
+            axes.set_ylim(-0.05, 1.0)
+        _frame(axes, sorted({number for number, _ in drawn}))
         return _svg(figure, slug, label)
 
 
@@ -83,7 +86,7 @@ def arms(
             axes.hlines(place, *ends, color=colour, linewidth=1.6, alpha=0.55)
             axes.plot([interval["mean"]], [place], color=colour, marker="o", markersize=5.0)
         if par is not None:
-            axes.axvline(par, color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
+            axes.axvline(par, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
         axes.set_yticks(range(len(points)), list(points))
         axes.set_ylim(len(points) - 0.5, -0.5)
         axes.spines["left"].set_visible(False)
@@ -121,7 +124,7 @@ def forest(
     with context(["default", _style(slug)]):
         figure = Figure(figsize=(6.8, 0.6 + 0.26 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
-        axes.axvline(par, color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
+        axes.axvline(par, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
         for place, (_, value, faint) in enumerate(rows):
             colour = _LINES[5] if faint else _LINES[0]
             axes.hlines(-place, value["low"], value["high"], color=colour, linewidth=1.6, alpha=0.6)
@@ -156,7 +159,7 @@ def reliability(slug: str, label: str, bins: Sequence[Mapping[str, float]]) -> M
     with context(["default", _style(slug)]):
         figure = Figure(figsize=(2.6, 2.4), layout="constrained")
         axes = figure.add_subplot()
-        axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
+        axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle="--", zorder=1)
         axes.plot(probs, shares, color=_LINES[0], linewidth=1.2, alpha=0.6)
         axes.vlines(probs, low, high, color=_LINES[0], linewidth=1.4, alpha=0.4)
         sizes = 12.0 + 60.0 * counts / counts.max()

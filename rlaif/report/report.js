@@ -27,9 +27,12 @@
         row.value === null ? row.status.replace("_", " ") : number(row.value));
       head.append(value);
       item.append(head);
-      const facts = [row.what, "status " + row.status, "shown " + row.order];
+      const facts = [];
+      if (row.what !== "score") facts.push(row.what);
+      if (row.status !== "ok") facts.push("status " + row.status.replace("_", " "));
+      if (row.order) facts.push("shown " + row.order);
       if (row.mass !== null) facts.push("label mass " + number(row.mass));
-      item.append(make("div", "quiet", facts.join(" · ")));
+      if (facts.length) item.append(make("div", "quiet", facts.join(" · ")));
       if (row.raw) {
         const details = make("details");
         details.append(make("summary", "", "what the judge wrote"), make("pre", "", row.raw));

@@ -24,7 +24,7 @@ FIGURES = {
     "length_spearman": "rank correlation of the gaps in reward and in length",
     "log_loss": "nats per pair; always 0.5 gives 0.693",
     "brier": "mean squared error of the probability; always 0.5 gives 0.25",
-    "reward_mean": "of all answers; for `standardise`",
+    "reward_mean": "of all answers, as reward_ensemble's standardise takes it",
     "reward_spread": "standard deviation of all answers' rewards",
     "ece": "expected calibration error, ten bins",
 }
@@ -97,9 +97,10 @@ def reward_words(result: Result) -> list[str]:
         words.append(f"Accuracy is {old} and {new}: {verdict}.")
     noise = result.get("label_noise") or {}
     if noise.get("share") is not None:
+        some = f"At least {noise['share']:.1%} of the training labels look"
         words.append(
-            f"At least {noise['share']:.1%} of the training labels look wrong to a model that had "
-            "not seen them."
+            f"{some if noise['share'] else 'No training label looks'} wrong to a model that was "
+            "trained on the others."
         )
     rows = result["best_of_n"]
     if len(rows) > 1:

@@ -38,7 +38,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("distinct_2", "Text", 0, "share of word pairs that are distinct"),
     Kind("repetition_4", "Text", -1, "share of four-word runs that repeat"),
     Kind("refusal_rate", "Text", 0, "share of answers that refuse"),
-    Kind("stock_phrase_rate", "Text", 0, "stock phrases"),
+    Kind("stock_phrase_rate", "Text", 0, "share of answers with a stock phrase"),
     Kind("list_rate", "Text", 0, "share of answers with a list"),
     Kind("empty_rate", "Text", -1, "share of empty answers"),
     Kind("truncated_rate", "Text", -1, "share of answers cut at the token limit"),

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from rlaif.build import _stages
 from rlaif.cli import cli
 from rlaif.config import DatasetSpec
 from rlaif.data.card import Facts, card
@@ -112,7 +113,8 @@ def test_every_format_of_a_run_is_read_again(
             assert not prompts & seen.get("prompts", set()) or split == "train"
     assert not seen["train"] & seen["test"]
     default = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
-    assert set(default["train"].column_names) == {"prompt", "chosen", "rejected"}
+    assert default["train"].column_names == ["prompt", "chosen", "rejected"]
+    assert len(list(read_labelled(folder))) == pairs["train"], "the folder is a dataset to us too"
     again = run_experiment(path, tmp_path / "run")
     assert again.ran == 0 and again.dataset is not None and again.dataset.rows == built["rows"]
     front, _, body = (folder / "README.md").read_text().removeprefix("---\n").partition("---\n")
@@ -122,6 +124,10 @@ def test_every_format_of_a_run_is_read_again(
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["judges"]["checks"] in body and manifest["constitution_hash"] in body
     assert "| duplicates of answers |" in body and "No human labels were at hand" in body
+    assert "- pair: strategy best\\_vs\\_worst, by the mean" in body and "weights checks 1" in body
+    assert "- sample: policy, temperature 0.8, at most 8 tokens" in body
+    assert "not installed" not in body
+    assert "answers were cut at the limit of tokens" in body
     from huggingface_hub import DatasetCard
 
     assert DatasetCard.load(folder / "README.md").data.to_dict()["license"] == "cc-by-4.0"
@@ -401,6 +407,13 @@ def test_a_prompt_is_in_one_split_whoever_else_is_there(numbers: set[int], share
     assert held_prompts(names, 0.0) == frozenset()
 
 
+def test_the_funnel_counts_the_prompts_that_made_no_pair() -> None:
+    counts = {"prompts": 16, "preferences": 12, "tied_prompts": 2}
+    (row,) = _stages("pair", {"counts": counts, "paired_prompts": 11})
+    why = {"tied_prompts": 2, "no two answers fit its keys": 3}
+    assert row == (16, 12, "prompts to pairs", why)
+
+
 def test_names_cannot_break_the_card() -> None:
     facts = Facts(
         "a | b\n# c",
@@ -434,6 +447,9 @@ def test_the_card_renders_with_its_headings_and_tables() -> None:
         [{"step": odd, "what": "pairs", "came": 4, "left": 3, "why": "below 1: 1"}] * 3,
         {"gap": "0.1"},
         ["A limit."],
+        generators=[odd],
+        pairing=[odd],
+        example={"Chosen": odd * 40},
     )
     body = card(DatasetSpec(sources=["Mine."]), facts).split("---\n", 2)[2]
     page = MarkdownIt("commonmark").enable("table").parse(body)
@@ -442,11 +458,12 @@ def test_the_card_renders_with_its_headings_and_tables() -> None:
     assert kinds["table_open"] == 4
     assert kinds["th_open"] + kinds["td_open"] == 4 * 5 + 3 * 3 + 2 * 3 + 2 * 1
     inline = [part for token in page for part in token.children or ()]
-    assert {part.type for part in inline} <= {"text", "code_inline", "softbreak"}
+    shown = {"text", "code_inline", "softbreak", "strong_open", "strong_close"}
+    assert {part.type for part in inline} <= shown
     assert not kinds["html_block"]
     headings = [page[i + 1] for i, token in enumerate(page) if token.type == "heading_open"]
     said = ["".join(part.content for part in heading.children or ()) for heading in headings]
-    assert said[0] == odd and "Known limits" in said and len(said) == 7
+    assert said[0] == odd and "Known limits" in said and len(said) == 8
 
 
 def pair(first: str, second: str, label: float | None, asked: str = "q") -> Any:

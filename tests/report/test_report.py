@@ -369,6 +369,8 @@ def test_a_browser_shows_the_pair_named_in_the_address(report: Path) -> None:
     first, second = _dump(report, "#pair=1"), _dump(report, "#pair=2")
     assert "Chosen answer 0." in first
     assert "1 of 12" in first
+    # What holds of every judgement of one answer is not said.
+    assert "status ok" not in first and "shown 1 of 1" not in first
     assert "Chosen answer 1." in second
     assert "2 of 12" in second
     assert "日本語" in second

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlaif.compare.bootstrap import IntervalJson
+from rlaif.report import plots
 from rlaif.report.browser import clip, embed_json
 from rlaif.report.build import duration
 from rlaif.report.rows import kind_of, metric_rows
@@ -51,3 +52,9 @@ def test_embedding_and_clipping() -> None:
     )
     assert clip("short") == "short"
     assert clip("x" * 30, 10) == "x" * 10 + "\n\n[… 20 more characters in the run folder]"
+
+
+def test_a_curve_of_zeros_shows_no_negative_shares() -> None:
+    zero: IntervalJson = {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 9}
+    svg = plots.curve("zero", "a share", {"": [(0, zero), (1, zero)]})
+    assert ">0.0<" in svg.replace(" ", "") and "\u2212" not in svg
