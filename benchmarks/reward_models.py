@@ -1,6 +1,7 @@
 """Reward models distilled from real labels, beside baselines that understand nothing.
 
     python benchmarks/reward_models.py [--data DIR] [--methods linear bradley_terry]
+        [--trained-on ai human] [--tested-on ai human autoj]
         [--pairs 1500] [--longest 1600] [--seed 0] [--out DIR] [--quick] [--json]
 
 Three sources: GPT-4's verdicts on AlpacaEval (AI labels), HH's labels and Auto-J's (people). For
@@ -44,8 +45,8 @@ TRAINED = ("ai", "human")
 CONSTANT = "example"
 """The generator that gives every instruction the same adversarial text: nothing to learn from."""
 FOLDS = 5
-TO_A_PROMPT = 2
-"""More pairs of a prompt would be the same instructions over again."""
+TO_A_PROMPT = 6
+"""More pairs of a prompt would be the same instructions over again; intervals resample prompts."""
 QUICK = {"pairs": 30, "longest": 500}
 TRAINING: dict[str, dict[str, Any]] = {
     "linear": {},
@@ -338,7 +339,8 @@ def interval(values: dict[int, float], data: Data) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
     """One row for each source trained on, way to judge, and source tested on."""
-    data = [read(options, source) for source in FILES]
+    needed = {*options.trained_on, *options.tested_on}
+    data = [read(options, source) for source in FILES if source in needed]
     for d in data:
         print(described(d), flush=True)
     baselines = [Way("length", by_length), Way("bag of words", by_words)]
@@ -350,7 +352,7 @@ def measure(options: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
         ),
     }
     rows: list[dict[str, Any]] = []
-    for train in (d for d in data if d.name in TRAINED):
+    for train in (d for d in data if d.name in options.trained_on):
         ways = [*baselines, *([known] if train.name == "ai" else [])]
         results = {way.name: judged(way, train, data) for way in ways}
         for name, found in results.items():
@@ -419,6 +421,14 @@ def main() -> int:
     beside = ROOT.parent / "shared" / "data"
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("RLAIF_DATA") or beside))
     parser.add_argument("--methods", nargs="*", choices=TRAINING, default=["linear"])
+    parser.add_argument("--trained-on", nargs="+", choices=TRAINED, default=TRAINED)
+    parser.add_argument(
+        "--tested-on",
+        nargs="+",
+        choices=tuple(FILES),
+        default=tuple(FILES),
+        help="beside the source trained on [default: all]",
+    )
     parser.add_argument("--pairs", type=int, default=1500, help="of each source, at most")
     parser.add_argument("--longest", type=int, default=1600, help="characters of a kept pair")
     parser.add_argument("--max-length", type=int, default=2048, help="tokens of prompt and answer")

@@ -540,6 +540,4 @@ def test_help_lists_every_command_in_one_whole_line(group: str) -> None:
     text = CliRunner().invoke(cli, args, terminal_width=80).stdout
     lines = text.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
     assert lines
-    # The training commands have a list of their own.
-    cut = [line.split()[0] for line in lines if line.endswith("...")]
-    assert set(cut) <= {"distill", "average", "train"}
+    assert not [line for line in lines if line.endswith("...")]

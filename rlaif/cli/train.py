@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class MethodGroup(click.Group):
 
 @click.group(cls=MethodGroup)
 def train() -> None:
-    """Train a model on preferences, or on-policy on prompts: `rlaif train METHOD --help`."""
+    """Train a model on preferences, or on its own answers."""
 
 
 def _command(method: str) -> click.Command:
@@ -99,7 +100,7 @@ def _command(method: str) -> click.Command:
         )
 
     data_help = _PROMPTS_HELP if fresh else _DATA_HELP.get(method, _PAIRS_HELP)
-    run.__doc__ = f"{spec.__doc__}\n\n{data_help}"
+    run.__doc__ = f"{inspect.getdoc(spec)}\n\n{data_help}"
     command: Any = click.command(method)(run)
     own = _ON_POLICY if fresh else _OFFLINE
     first = [MODEL, OUT, *_reference_option(spec), *own, _LORA, SET]
@@ -169,11 +170,17 @@ def _key_options(spec: Any) -> list[Any]:
     for name, field in fields:
         if name in HIDDEN:
             continue
-        default = field.default if isinstance(field.default, str) else json.dumps(field.default)
-        text = f"{field.description or ''} [default: {default}]".strip()
+        text = f"{field.description or ''}{_default(field.default)}".strip()
         option = "--" + name.replace("_", "-")
         found.append(click.option(option, name, help=text, metavar=_metavar(schema[name])))
     return found
+
+
+def _default(value: Any) -> str:
+    """The end of a key's help; nothing where it is unset."""
+    if value is None:
+        return ""
+    return f" [default: {value if isinstance(value, str) else json.dumps(value)}]"
 
 
 def _metavar(schema: dict[str, Any]) -> str:
@@ -221,9 +228,9 @@ def distill(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Distil PREFERENCES (TRL's formats, or a folder from `rlaif pair`) into a reward model.
+    """Distil PREFERENCES into a reward model.
 
-    --set takes the keys of a distill step, such as method, learning_rate or margin. The model is
+    They are in one of TRL's formats, or in a folder from `rlaif pair`. --set takes the keys of a distill step, such as method, learning_rate or margin. The model is
     in OUT/model: an AutoModelForSequenceClassification, a judge of kind reward_model, and a reward.
     """
     rated = {f"judgements/{i}": str(path) for i, path in enumerate(judgements)}
@@ -244,7 +251,7 @@ def distill(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @JSON
 def average(models: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Average the weights of reward MODELS that were trained from one start (WARM).
+    """Average the weights of reward MODELS of one start (WARM).
 
     The result costs one model to serve. Train the members apart in data order (--seed) or learning
     rate; from the same head: `distill --set method=linear` first, and each member from its model.
