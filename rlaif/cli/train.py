@@ -230,8 +230,9 @@ def distill(
 ) -> None:
     """Distil PREFERENCES into a reward model.
 
-    They are in one of TRL's formats, or in a folder from `rlaif pair`. --set takes the keys of a distill step, such as method, learning_rate or margin. The model is
-    in OUT/model: an AutoModelForSequenceClassification, a judge of kind reward_model, and a reward.
+    They are in one of TRL's formats, or in a folder from `rlaif pair`. --set takes the keys of a
+    distill step, such as method, learning_rate or margin. The model is in OUT/model: an
+    AutoModelForSequenceClassification, a judge of kind reward_model, and a reward.
     """
     rated = {f"judgements/{i}": str(path) for i, path in enumerate(judgements)}
     file_step(
