@@ -82,7 +82,9 @@ class TrainStep(TextStep):
         description="full: weights, gradients and optimiser state are split over the processes "
         "(FSDP2).",
     )
-    checkpoint_every: PositiveInt = Field(50, description="Optimiser steps between checkpoints.")
+    checkpoint_every: PositiveInt = Field(
+        50, description="Optimiser steps between checkpoints; there is also one every five minutes."
+    )
 
     @model_validator(mode="after")
     def _splits(self) -> TrainStep:

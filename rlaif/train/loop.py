@@ -31,6 +31,8 @@ from rlaif.train.tokenise import Example
 Sums = dict[str, tuple[float, float]]
 """A metric's weighted sum and its weight: means over any cut of the batch add up. Of a name that
 ends in _min or _max it is the extreme itself, with weight 1."""
+CHECKPOINT_SECONDS = 300.0
+"""After this much training since the last checkpoint there is another, whatever the steps."""
 IGNORED_OPTIONS = {"id", "uses", "checkpoint_every", "from_", "reference", "trackers"}
 
 
@@ -124,12 +126,17 @@ def run_training(
         model.sync()
     rows = keep_rows(work / "metrics.jsonl", first)
     tokens = sum(row["tokens"] for row in rows)
+    unsaved = 0.0
     for step in range(first, len(plan)):
         row = optimiser_step(task, model, optimizer, plan[step], options, step, len(plan), work)
         rows.append(row)
         tokens += row["tokens"]
         write_row(work, row)
-        if (step + 1) % options.checkpoint_every == 0 and step + 1 < len(plan):
+        # All ranks save or none, so the first one's clock counts.
+        unsaved += parallel.gather(row["timing"]["seconds"])[0]
+        reached = (step + 1) % options.checkpoint_every == 0 and step + 1 < len(plan)
+        if reached or unsaved >= CHECKPOINT_SECONDS:
+            unsaved = 0.0
             kept = {"fingerprint": fingerprint}
             checkpoint.save(work, step + 1, model.masters, optimizer, kept, model.sharded)
         if progress is not None:

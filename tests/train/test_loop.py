@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from rlaif.config import METHODS, DpoTrain
 from rlaif.errors import EngineError, RlaifError, StoreError
+from rlaif.train import loop
 from rlaif.train import run as run_module
 from rlaif.train.loading import MASTERS, load_module
 from rlaif.train.loop import learning_rate, make_optimizer, memory_advice, run_training
@@ -113,6 +114,26 @@ def test_interrupted_training_ends_in_the_same_bytes(
     assert resumed.tokens == whole.tokens
     assert not list((tmp_path / "b/work").glob("checkpoint-*"))
     assert _train(tmp_path / "b", start, preferences, options).seconds == resumed.seconds
+
+
+def test_what_follows_a_long_training_does_not_cost_it_when_it_is_killed(
+    tmp_path, make_model, make_preferences, monkeypatch
+):
+    start, preferences, options = make_model(0), make_preferences(10), _options(checkpoint_every=50)
+    _train(tmp_path / "a", start, preferences, options)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+
+    def killed(*_):
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "export", killed)
+        with pytest.raises(Stop):
+            _train(tmp_path / "b", start, preferences, options)
+    seen = []
+    _train(tmp_path / "b", start, preferences, options, progress=lambda p: seen.append(p.step))
+    assert seen == []
+    assert _files(tmp_path / "a/out") == _files(tmp_path / "b/out")
 
 
 def test_accumulation_equals_the_whole_batch(tmp_path, make_model, make_preferences):
