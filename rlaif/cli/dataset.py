@@ -76,6 +76,7 @@ def build(
         left_out = f", {lost[name]} pairs that it cannot hold" if lost.get(name) else ""
         click.echo(f"{name}: {sizes}{left_out}")
     click.echo(f"Ran {result.ran} steps, reused {result.reused}. Dataset: {result.dataset.folder}")
+    click.echo(f"What its rounds did: rlaif report {out}")
     if push is not None:
         click.echo(f"Pushed to {push}")
 
