@@ -74,10 +74,11 @@ def spread(features: Tensor) -> Tensor:
 def fit_linear(head: LinearHead, features: Features, pairs: Comparisons, seed: int) -> float:
     """Bradley-Terry on fixed features: ridge logistic regression of which answer is better, its
     penalty by cross-validation over prompts. Returns the held-out log loss, in nats per pair."""
-    size = spread(features.last)
-    gap = (features.last[pairs.chosen] - features.last[pairs.rejected]).double() / size
+    gap = (features.last[pairs.chosen] - features.last[pairs.rejected]).double()
+    # Of what is compared: a feature may be large and differ little from answer to answer.
+    size = spread(gap)
     groups = features.groups(pairs.chosen)
-    x, y, weight = gap.numpy(), pairs.prob.double().numpy(), pairs.weight.double().numpy()
+    x, y, weight = (gap / size).numpy(), pairs.prob.double().numpy(), pairs.weight.double().numpy()
     folds = min(FOLDS, len(set(groups)))
     if folds < 2:
         raise RlaifError("a linear head is fitted with held-out prompts: give pairs of two or more")
