@@ -115,8 +115,8 @@ def test_best_of_n_against_gold_shows_a_hacked_reward(
     assert curve[0]["gold"]["mean"] == 0.5 and curve[-1]["gold"]["mean"] == 0.0
     proxy = [row["proxy"]["mean"] for row in curve]
     assert proxy == sorted(proxy)
-    other = write(tmp_path / "other.jsonl", [])
-    (tmp_path / "o").mkdir()
+    first = json.loads(gold.read_text("utf-8").splitlines()[0])
+    other = write(tmp_path / "other.jsonl", [{**first, "subject": "x", "shown": ["x"]}])
     with pytest.raises(RlaifError, match="no answer in common"):
         invoke(*words, "--scored", tmp_path / "scores", "--gold", other)
 
