@@ -92,16 +92,7 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
         constitution=_constitution(run),
         funnel=[*_funnel(run, above), _last_row(pairs, held)],
         spread=_figures(found),
-        limits=_limits(
-            found,
-            _records(run, judging, Judgement),
-            [
-                written[c][2]
-                for p in preferences
-                for c in (p.chosen_id, p.rejected_id)
-                if c in written
-            ],
-        ),
+        limits=_limits(found, _records(run, judging, Judgement), _endings(preferences, written)),
         lost=lost,
         agreement=_agreement(run, preferences),
         version=str(run.manifest["versions"]["rlaif"]).replace(NOT_INSTALLED, ""),
@@ -338,6 +329,14 @@ def _figures(found: Description) -> dict[str, str]:
         "chosen is the longer one": "-" if longer is None else f"{100 * longer:.0f}%",
         "gap of the scores": shown(found.gap),
     }
+
+
+def _endings(
+    preferences: Iterable[Preference], written: Mapping[str, tuple[str, str, str]]
+) -> list[str]:
+    """The finish reasons of the pairs' answers, as far as they were sampled here."""
+    names = [name for p in preferences for name in (p.chosen_id, p.rejected_id)]
+    return [written[name][2] for name in names if name in written]
 
 
 def _limits(
