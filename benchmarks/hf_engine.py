@@ -7,8 +7,9 @@ Sampling: 64 prompts x 4 samples x 128 tokens. The opponent is `generate` on bat
 length, at the best of several batch sizes (`--rows`), once with every answer at full length and
 once with answers that end by themselves; tokens after an end do not count. Judging: both orders of
 64 pairs by the probabilities of two labels, with one judgement overall and with three principles.
-The opponents are forward passes over sorted padded batches, with the logits of all positions and
-with those of the last alone. The sides alternate; ratios are of medians.
+The opponents are forward passes over sorted padded batches: one for each order with the logits of
+the last position alone, one with those of all positions, and one for each label, as evaluation
+harnesses score choices. The sides alternate; ratios are of medians.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def timed(work: Callable[[], int]) -> tuple[float, int]:
 
 
 def in_turn(sides: dict[str, Callable[[], int]], repeats: int) -> dict[str, float]:
-    """The median rate of each side, A B A B; each once before, to warm up."""
+    """The median rate of each side, A B A B."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, work in sides.items():
@@ -121,6 +122,18 @@ class Plain:
                 **batch, use_cache=False, logits_to_keep=0 if all_logits else 1
             ).logits
             logits[:, -1].float().softmax(-1)[:, labels].tolist()
+        return len(ordered)
+
+    @torch.inference_mode()
+    def judge_each_label(self, asked: list[list[int]], labels: list[int], rows: int) -> int:
+        """The log probability of each label as a text of its own; returns how many were asked."""
+        ordered = sorted(asked, key=len)
+        for start in range(0, len(ordered), rows):
+            part = ordered[start : start + rows]
+            for label in labels:
+                batch = self.padded([[*row, label] for row in part])
+                logits = self.model(**batch, use_cache=False).logits
+                logits[:, -2].float().log_softmax(-1)[:, label].tolist()
         return len(ordered)
 
 
@@ -214,6 +227,7 @@ def judging_figures(
         figures[f"judge.{name}.pairs_per_s"] = rates["rlaif"] * len(prompts) / len(requests)
         figures[f"judge.{name}.speedup"] = rates["rlaif"] / last
         figures[f"judge.{name}.speedup_all_logits"] = rates["rlaif"] / rates["all logits x8"]
+        figures[f"judge.{name}.speedup_each_label"] = rates["rlaif"] / rates["each label x8"]
     return figures
 
 
@@ -231,6 +245,7 @@ def _judging_sides(
         "rlaif": lambda: sum(len(batch) for batch in engine.score(requests)),
         **{f"last logits x{rows}": last(rows) for rows in SCORE_ROWS},
         "all logits x8": lambda: plain.judge(asked, labels, 8, True),
+        "each label x8": lambda: plain.judge_each_label(asked, labels, 8),
     }
 
 

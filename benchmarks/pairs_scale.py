@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from rlaif.config import PairStep
 from rlaif.data.sources import PromptSet
 from rlaif.plan import PlanInputs, Planned
 from rlaif.progress import QuietProgress
-from rlaif.records import Completion, Judgement, Prompt, canonical_json, make_prompt, to_json
+from rlaif.records import Completion, Judgement, Prompt, make_prompt
 from rlaif.steps import pair
 from rlaif.steps.context import StepContext
 from rlaif.store import Store
@@ -119,11 +120,9 @@ def written(store: Store, rows: int) -> dict[str, Prompt]:
     prompts: dict[str, Prompt] = {}
     for kind, count in (("completions", -(-rows // len(ASPECTS))), ("judgements", rows)):
         step = store.step("sample" if kind == "completions" else "rated")
-        step.path.mkdir(parents=True)
-        with (step.path / f"{kind}.jsonl").open("wb") as file:
-            for number, record in enumerate(records(kind, rows, prompts), 1):
-                end = b"\n\n" if number % BATCH == 0 or number == count else b"\n"
-                file.write(canonical_json(to_json(record)).encode() + end)
+        made = records(kind, rows, prompts)
+        for _ in range(0, count, BATCH):
+            step.append(kind, list(islice(made, BATCH)))
         step.finish({"counts": {kind: count}})
     return prompts
 

@@ -12,16 +12,27 @@ import json
 import os
 import weakref
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import accumulate, groupby
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar, cast
 
 import msgspec
+import numpy as np
 
 from rlaif.errors import StoreError
-from rlaif.records import Completion, Judgement, Preference, R, from_json
+from rlaif.records import (
+    Completion,
+    Judgement,
+    Preference,
+    R,
+    Record,
+    canonical_json,
+    from_json,
+    to_json,
+)
 
 BATCH_END = b"\n\n"
 CHUNK = 1 << 16
@@ -73,6 +84,28 @@ _RECORDS: Mapping[type, _Lines[Any]] = {
 }
 
 
+_ENCODER = msgspec.json.Encoder()
+
+
+def line_of(record: Record | Row) -> bytes:
+    """A record or row as one line of JSON, without its newline. Raises ValueError on NaN."""
+    lines = _RECORDS.get(type(record))
+    if lines is not None:
+        with suppress(*_UNREADABLE):
+            line = _ENCODER.encode(record)
+            if lines.one(line) == record:
+                return line
+    # What the quick encoder refuses or would change: lone surrogates are written, NaN is refused.
+    row = record if isinstance(record, dict) else to_json(record)
+    return canonical_json(row).encode("utf-8", "surrogatepass")
+
+
+def record_of(kind: type[R], line: bytes) -> R:
+    """The record in a line that `line_of` made."""
+    lines: _Lines[R] = _RECORDS[kind]
+    return lines.one(line)
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of the whole batches in one of the store's files; nothing when it is absent. Raises
     StoreError where one is damaged."""
@@ -96,8 +129,9 @@ def _row_count(block: bytes) -> int:
 
 def _line_ends(block: bytes) -> list[int]:
     """How far each line that is not blank reaches, its newline included, in bytes of the block."""
-    sizes = [len(line) + 1 for line in block.split(b"\n")]
-    return [end for end, size in zip(accumulate(sizes), sizes, strict=True) if size > 1]
+    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
+    found: list[int] = ends[np.diff(ends, prepend=0) > 1].tolist()
+    return found
 
 
 def _read(path: Path, lines: _Lines[T]) -> Iterator[T]:
@@ -185,6 +219,62 @@ class Index(Protocol):
         """Every key that was taken in."""
         ...
 
+    def part(self, keys: Iterable[str]) -> Part:
+        """The rows under some keys, which another process can be sent."""
+        ...
+
+
+class Part(Protocol):
+    """The rows of a file under some of its keys, as they were when the part was made."""
+
+    def records(self, key: str, kind: type[R]) -> list[R]:
+        """The rows under a key as records, in the order of writing; none under another key."""
+        ...
+
+
+_Run = tuple[int, int, int]
+"""Where rows of one key that follow each other are: the first byte, the size in bytes, the rows."""
+
+
+class FilePart:
+    """See `Part`. The file is open from the first reading on while this lives."""
+
+    def __init__(self, path: Path, runs: Mapping[str, Sequence[_Run]]):
+        self.path = path
+        self.runs = runs
+
+    def records(self, key: str, kind: type[R]) -> list[R]:
+        """See `Part`. Raises StoreError where a row is damaged."""
+        return self.values(self.runs.get(key, ()), _RECORDS[kind])
+
+    def values(self, runs: Iterable[_Run], lines: _Lines[T]) -> list[T]:
+        """What the lines of some runs say. Raises StoreError where a row is damaged."""
+        found: list[T] = []
+        for start, size, count in runs:
+            block = os.pread(self._file, size, start)
+            found += _decoded(self.path, start, block, lines, count)
+        return found
+
+    @functools.cached_property
+    def _file(self) -> int:
+        descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FilePart, (self.path, self.runs)
+
+
+class HeldPart:
+    """See `Part`."""
+
+    def __init__(self, rows: Mapping[str, Sequence[Row]]):
+        self._rows = rows
+
+    def records(self, key: str, kind: type[R]) -> list[R]:
+        """See `Part`."""
+        return [from_json(kind, row) for row in self._rows.get(key, ())]
+
 
 class RowIndex:
     """The rows of one of the store's files by what each has under `key`. See `Index`.
@@ -203,6 +293,7 @@ class RowIndex:
         self._last: dict[str, int] = {}
         self._starts, self._sizes = array("q"), array("I")
         self._counts, self._before = array("I"), array("i")
+        self._whole = FilePart(path, {})
 
     def grow(self) -> list[str]:
         """See `Index`. Raises StoreError where a row is damaged."""
@@ -231,42 +322,32 @@ class RowIndex:
 
     def count(self, key: str) -> int:
         """See `Index`."""
-        return sum(self._counts[run] for run in self._runs(key))
+        return sum(count for _, _, count in self._runs(key))
 
     def rows(self, key: str) -> list[Row]:
         """See `Index`. Raises StoreError where a row is damaged."""
-        return self._values(key, _ROWS)
+        return self._whole.values(self._runs(key), _ROWS)
 
     def records(self, key: str, kind: type[R]) -> list[R]:
         """See `Index`. Raises StoreError where a row is damaged."""
-        return self._values(key, _RECORDS[kind])
+        return self._whole.values(self._runs(key), _RECORDS[kind])
 
     def keys(self) -> Collection[str]:
         """See `Index`."""
         return self._last.keys()
 
-    def _runs(self, key: str) -> list[int]:
-        """The numbers of a key's runs, in the order of writing."""
+    def part(self, keys: Iterable[str]) -> FilePart:
+        """See `Index`."""
+        return FilePart(self.path, {key: self._runs(key) for key in keys})
+
+    def _runs(self, key: str) -> list[_Run]:
+        """A key's runs in the order of writing."""
         found = []
         run = self._last.get(key, -1)
         while run >= 0:
-            found.append(run)
+            found.append((self._starts[run], self._sizes[run], self._counts[run]))
             run = self._before[run]
         return found[::-1]
-
-    def _values(self, key: str, lines: _Lines[T]) -> list[T]:
-        found: list[T] = []
-        for run in self._runs(key):
-            start = self._starts[run]
-            block = os.pread(self._file, self._sizes[run], start)
-            found += _decoded(self.path, start, block, lines, self._counts[run])
-        return found
-
-    @functools.cached_property
-    def _file(self) -> int:
-        descriptor = os.open(self.path, os.O_RDONLY)
-        weakref.finalize(self, os.close, descriptor)
-        return descriptor
 
 
 class HeldIndex:
@@ -302,3 +383,7 @@ class HeldIndex:
     def keys(self) -> Collection[str]:
         """See `Index`."""
         return self._rows.keys()
+
+    def part(self, keys: Iterable[str]) -> HeldPart:
+        """See `Index`."""
+        return HeldPart({key: self.rows(key) for key in keys})

@@ -27,13 +27,13 @@ from rlaif.records import (
     R,
     Record,
     canonical_json,
-    to_json,
 )
 from rlaif.rowfiles import (
     BATCH_END,
     Index,
     RowIndex,
     count_rows,
+    line_of,
     read_records,
     read_rows,
     whole_bytes,
@@ -122,10 +122,13 @@ class StepFolder:
 
     def append(self, name: str, records: Sequence[Record | dict[str, Any]]) -> None:
         """Commit one batch of records to `<name>.jsonl`: all of them or, after a kill, none."""
-        if not records:
+        self.append_lines(name, [line_of(record) for record in records])
+
+    def append_lines(self, name: str, lines: Sequence[bytes]) -> None:
+        """`append` of records as `rowfiles.line_of` makes them."""
+        if not lines:
             return
-        rows = [canonical_json(r if isinstance(r, dict) else to_json(r)) for r in records]
-        data = ("\n".join(rows)).encode("utf-8", "surrogatepass") + BATCH_END
+        data = b"\n".join(lines) + BATCH_END
         path = self._file(name)
         with explain_os_errors(path):
             self.path.mkdir(parents=True, exist_ok=True)

@@ -16,12 +16,13 @@ from rlaif.compare.votes import sided
 from rlaif.config import PairStep, load_experiment
 from rlaif.constitution import Constitution
 from rlaif.data.labelled import LabelledPair
+from rlaif.data.pairing import score_prompt
 from rlaif.data.pairs import Candidate, prompt_pairs
 from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Preference, Prompt
 from rlaif.runs import Run
 from rlaif.steps.context import by_prompt
-from rlaif.steps.pair import group_by_prompt, judge_weights, score_prompt, standardised
+from rlaif.steps.pair import group_by_prompt, judge_weights, standardised
 
 Weights = Mapping[str, float]
 

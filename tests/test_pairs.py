@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace as replaced
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,26 @@ from msgspec.structs import replace
 from pydantic import ValidationError
 
 from rlaif.config import PairStep
+from rlaif.data.pairing import consistency_prob
 from rlaif.data.pairs import Candidate, Pair, balanced, keep_widest, preference, prompt_pairs
 from rlaif.data.sources import PromptSet
 from rlaif.errors import ConfigError
+from rlaif.files import FileStore
 from rlaif.plan import PlanInputs, Planned
 from rlaif.progress import QuietProgress
-from rlaif.records import Completion, Preference, content_hash, make_prompt
+from rlaif.records import (
+    Completion,
+    Judgement,
+    Preference,
+    Prompt,
+    content_hash,
+    make_prompt,
+    to_json,
+)
+from rlaif.steps import pair
 from rlaif.steps.context import StepContext
-from rlaif.steps.pair import consistency_prob, run
-from rlaif.store import Store
+from rlaif.steps.pair import run
+from rlaif.store import Store, write_jsonl
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}])
 STRATEGIES = ["best_vs_worst", "best_vs_random", "margin", "all"]
@@ -127,8 +140,10 @@ def test_pairs_in_general(
 
 def made(chosen: Candidate, rejected: Candidate) -> Preference:
     parts = {"checks": {chosen.completion.completion_id: chosen.score}}
-    calls = {"k_1": ["j_2", "j_1"], "k_2": ["j_1"]}
-    return preference(PROMPT, (chosen, rejected), PairStep(), 2, calls, parts)
+    said = rated("checks", candidate(1, 0.0).completion)
+    said_of = {"j_2": ["k_1"], "j_1": ["k_1", "k_2"], "j_3": ["k_5"], "j_4": ["k_2", "k_6"]}
+    judgements = [replace(said, judgement_id=j, shown=shown) for j, shown in said_of.items()]
+    return preference(PROMPT, (chosen, rejected), PairStep(), 2, {"checks": judgements}, parts)
 
 
 def test_a_preference_says_what_it_rests_on() -> None:
@@ -137,7 +152,7 @@ def test_a_preference_says_what_it_rests_on() -> None:
     assert record.prompt == PROMPT.messages
     assert record.chosen[0]["content"] == "answer 1"
     assert record.rejected[0]["content"] == "answer 2"
-    assert record.judgement_ids == ["j_1", "j_2"]
+    assert record.judgement_ids == ["j_1", "j_2", "j_4"]
     assert (record.chosen_id, record.rejected_id, record.round) == ("k_1", "k_2", 2)
     assert record.reason == (
         "best_vs_worst: combined 0.750 against 0.250; checks 0.750 against missing"
@@ -230,14 +245,76 @@ def test_answers_to_a_prompt_that_is_not_there_are_refused(strategy: Any, tmp_pa
     inputs = {"completions/sample": "sample"}
     step, options = PairStep(strategy=strategy), {"principle_weights": {}}
     planned = Planned("pairs", "pair", "pair", 0, 1, step, inputs, options=options)
-    context = StepContext(
+    with pytest.raises(ConfigError, match="prompt p_strange were loaded"):
+        run(context_of(planned, store, [PROMPT]))
+
+
+def context_of(planned: Planned, store: Store, prompts: Sequence[Prompt]) -> StepContext:
+    return StepContext(
         planned,
         store.step("pairs"),
         store,
-        PlanInputs(None, tmp_path, {}, None, PromptSet([], [], 0), {}, {}),  # type: ignore[arg-type]
-        {PROMPT.prompt_id: PROMPT},
+        PlanInputs(None, store.root, {}, None, PromptSet([], [], 0), {}, {}),  # type: ignore[arg-type]
+        {prompt.prompt_id: prompt for prompt in prompts},
         None,  # type: ignore[arg-type]
         QuietProgress(),
     )
-    with pytest.raises(ConfigError, match="prompt p_strange were loaded"):
-        run(context)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_pairs_are_the_same_from_other_processes(
+    held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [make_prompt([{"role": "user", "content": f"Item {n}?"}]) for n in range(40)]
+    store = (FileStore if held else Store)(tmp_path)
+    inputs = {"completions/sample": "sample"}
+    for judge in ("a", "b"):
+        inputs[f"judgements/{judge}"] = judge
+    if held:
+        inputs = {name: str(tmp_path / f"{key}.jsonl") for name, key in inputs.items()}
+    answers = [
+        replace(candidate(10 * n + i, 0.0).completion, prompt_id=prompt.prompt_id)
+        for n, prompt in enumerate(prompts)
+        for i in range(3)
+    ]
+    rows = {"sample": answers} | {j: [rated(j, c) for c in answers] for j in ("a", "b")}
+    for name, records in rows.items():
+        kind = "completions" if name == "sample" else "judgements"
+        if held:
+            write_jsonl(tmp_path / f"{name}.jsonl", map(to_json, records))
+        else:
+            store.step(name).append(kind, records)
+    options = {"principle_weights": {}}
+    planned = Planned("pairs", "pair", "pair", 0, 1, PairStep(), inputs, options=options)
+    found = []
+    for alone in (1000, 0):
+        out = Store(tmp_path / str(alone))
+        monkeypatch.setattr(pair, "ALONE", alone)
+        monkeypatch.setattr(pair, "AT_ONCE", 7)
+        context = replaced(context_of(planned, store, prompts), folder=out.step("pairs"))
+        found.append((run(context), list(out.step("pairs").records(Preference))))
+    assert found[0] == found[1]
+    assert found[0][0]["counts"]["prompts"] == 40
+    assert found[0][0]["counts"]["tied_prompts"] > 0
+    assert len(found[0][1]) > 20
+
+
+def rated(judge: str, completion: Completion) -> Judgement:
+    """A score that differs among most of a prompt's answers, or none."""
+    name = completion.completion_id
+    score = int(content_hash(judge, name, length=2), 16) % 3 / 2
+    status: Any = "unparsed" if content_hash("lost", judge, name).startswith("0") else "ok"
+    return Judgement(
+        f"j_{judge}_{name}",
+        f"c_{judge}_{name}",
+        completion.prompt_id,
+        "completion",
+        [name],
+        name,
+        judge,
+        "rules",
+        "rule",
+        None,
+        status,
+        score if status == "ok" else None,
+    )

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from rlaif import rowfiles
 from rlaif.errors import StoreError
 from rlaif.records import Judgement
-from rlaif.rowfiles import HeldIndex, RowIndex
+from rlaif.rowfiles import HeldIndex, RowIndex, line_of, record_of
 from rlaif.steps.context import ByPrompt
 from rlaif.store import StepFolder
 
@@ -99,3 +99,18 @@ def test_a_record_written_with_other_types_is_read_as_it_stands(tmp_path: Path) 
     odd = replace(kept, sample_index="first")  # type: ignore[arg-type]
     folder.append("judgements", [kept, odd])
     assert list(folder.records(Judgement)) == [kept, odd]
+
+
+def test_a_line_says_what_the_record_says_or_nothing() -> None:
+    said = Judgement(
+        "j", "c", "p", "completion", ["k"], "k", "a", "m", "ai", None, "ok", 1e-7, raw="é\u2028\n"
+    )
+    assert record_of(Judgement, line_of(said)) == said
+    torn = replace(said, raw="\ud800")
+    assert record_of(Judgement, line_of(torn)) == torn
+    # A number that JSON does not have must not become a missing one.
+    for key in ("score", "label_mass", "cost"):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            line_of(replace(said, **{key: float("nan")}))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        line_of({"value": float("inf")})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from operator import mul
 from typing import Literal
 
 import numpy as np
@@ -35,18 +36,19 @@ def candidate_scores(
     principles' weights make up for it. Pairwise verdicts become the mean win probability over the
     opponents seen.
     """
-    given = list(judgements)
-    if len({j.prompt_id for j in given}) > 1 or len({j.judge for j in given}) > 1:
-        raise ValueError("the judgements are of several prompts or judges; group them first")
-    rated: dict[str | None, list[Judgement]] = defaultdict(list)
+    rated: dict[str | None, dict[str, list[Judgement]]] = defaultdict(dict)
     compared: dict[str | None, list[Judgement]] = defaultdict(list)
-    for judgement in given:
+    whose = None
+    for judgement in judgements:
+        whose = whose or judgement
+        if judgement.prompt_id != whose.prompt_id or judgement.judge != whose.judge:
+            raise ValueError("the judgements are of several prompts or judges; group them first")
         texts = len(judgement.shown)
         if texts == 1:
-            rated[judgement.principle].append(judgement)
+            rated[judgement.principle].setdefault(judgement.subject, []).append(judgement)
         elif texts == 2:
             compared[judgement.principle].append(judgement)
-    columns = {principle: pointwise_values(group) for principle, group in rated.items()}
+    columns = {principle: _cells(groups) for principle, groups in rated.items()}
     for principle, group in compared.items():
         columns.setdefault(principle, {}).update(win_rates(group, renormalise))
     weighted = [(column, _weight(principle, weights)) for principle, column in columns.items()]
@@ -75,27 +77,31 @@ def _over_principles(
 
 def weighted_mean(pairs: Iterable[tuple[float, float]]) -> float | None:
     """The mean of (value, weight) pairs, the same in any order; None at total weight 0."""
-    values, weights, products = [], [], []
-    for value, weight in pairs:
-        if weight > 0:
-            values.append(value)
-            weights.append(weight)
-            products.append(value * weight)
-    if len(values) < 2:
-        return values[0] if values else None
-    mean = math.fsum(products) / math.fsum(weights)
+    kept = [pair for pair in pairs if pair[1] > 0]
+    if len(kept) < 2:
+        return kept[0][0] if kept else None
+    values = [value for value, _ in kept]
+    weights = [weight for _, weight in kept]
+    mean = math.fsum(map(mul, values, weights)) / math.fsum(weights)
     return min(max(values), max(min(values), mean))
 
 
 def pointwise_values(judgements: Sequence[Judgement]) -> dict[str, _Cell]:
     """Per candidate, the mean over the samples that have a value, under one principle."""
-    scores: dict[str, list[float | None]] = defaultdict(list)
-    applied = set()
+    groups: dict[str, list[Judgement]] = {}
     for judgement in judgements:
-        scores[judgement.subject].append(judgement.score)
-        if judgement.status != "not_applicable":
-            applied.add(judgement.subject)
-    return {subject: (_mean(given), subject in applied) for subject, given in scores.items()}
+        groups.setdefault(judgement.subject, []).append(judgement)
+    return _cells(groups)
+
+
+def _cells(groups: Mapping[str, Sequence[Judgement]]) -> dict[str, _Cell]:
+    return {subject: _cell(group) for subject, group in groups.items()}
+
+
+def _cell(group: Sequence[Judgement]) -> _Cell:
+    if len(group) == 1:
+        return group[0].score, group[0].status != "not_applicable"
+    return _mean([j.score for j in group]), _applied(group)
 
 
 def win_rates(judgements: Sequence[Judgement], renormalise: bool = False) -> dict[str, _Cell]:
@@ -202,8 +208,11 @@ def combine(
     used = dict.fromkeys(scores_by_judge, 1.0) if weights is None else weights
     used = {judge: weight for judge, weight in used.items() if weight > 0}
     columns = [(scores_by_judge.get(judge, {}), weight) for judge, weight in used.items()]
+    candidates = sorted(set[str]().union(*scores_by_judge.values()))
+    if len(columns) == 1:
+        return {candidate: columns[0][0].get(candidate) for candidate in candidates}
     combined: Scores = {}
-    for candidate in sorted(set[str]().union(*scores_by_judge.values())):
+    for candidate in candidates:
         row = [(scores.get(candidate), weight) for scores, weight in columns]
         valued = [(score, weight) for score, weight in row if score is not None]
         whole = len(valued) == len(row)

@@ -10,16 +10,16 @@ import heapq
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
+
+from msgspec import Struct
 
 from rlaif.config import PairStep
 from rlaif.data.shingles import ngram_hashes, word_hashes
-from rlaif.records import Completion, Message, Preference, Prompt, content_hash
+from rlaif.records import Completion, Judgement, Message, Preference, Prompt, content_hash
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """A completion with its combined score on [0, 1]."""
 
     completion: Completion
@@ -114,10 +114,11 @@ def preference(
     pair: Pair,
     options: PairStep,
     round_number: int,
-    judgement_ids: Mapping[str, Sequence[str]],
+    judgements: Mapping[str, Sequence[Judgement]],
     parts: Mapping[str, Mapping[str, float | None]],
 ) -> Preference:
-    """The Preference record of a pair; `parts` are the judges' own scores, for the reason."""
+    """The Preference record of a pair, from what each judge said of the prompt's answers; `parts`
+    are their scores, for the reason."""
     chosen, rejected = pair
     ids = (chosen.completion.completion_id, rejected.completion.completion_id)
     reasons = [
@@ -139,7 +140,14 @@ def preference(
         reason=f"{options.strategy}: combined {chosen.score:.3f} against {rejected.score:.3f}; "
         + "; ".join(reasons),
         source="rlaif",
-        judgement_ids=sorted({j for i in ids for j in judgement_ids.get(i, ())}),
+        judgement_ids=sorted(
+            {
+                judgement.judgement_id
+                for rows in judgements.values()
+                for judgement in rows
+                if ids[0] in judgement.shown or ids[1] in judgement.shown
+            }
+        ),
         chosen_id=ids[0],
         rejected_id=ids[1],
     )

@@ -147,7 +147,7 @@ class VllmEngine:
 
     def _sampling(self, request: GenerateRequest) -> Any:
         from vllm import SamplingParams
-        from vllm.sampling_params import StructuredOutputsParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         sampling, schema = request.sampling, request.json_schema
         greedy = sampling.temperature == 0
@@ -161,6 +161,8 @@ class VllmEngine:
             stop_token_ids=sorted(self.ends),
             logprobs=0,
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
+            # Otherwise vLLM makes an output of every request at every token.
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
     def _generated(self, output: Any, rendered: str) -> GenerateResult:

@@ -16,6 +16,7 @@ from rlaif.errors import ConfigError
 from rlaif.judges.base import Judge
 from rlaif.plan import PlanInputs, Planned
 from rlaif.records import Completion, Judgement, Preference, Prompt, R
+from rlaif.rowfiles import Part
 from rlaif.store import FILES, StepFolder, Store
 
 LOOK_SECONDS = 0.05
@@ -170,8 +171,7 @@ class StepContext:
 
 
 class ByPrompt(Generic[R]):
-    """The records of one kind in steps' folders by prompt, read as they are asked for; ids and
-    places in files are held."""
+    """The records of one kind in steps' folders by prompt; ids and places in files are held."""
 
     def __init__(self, folders: Iterable[StepFolder], kind: type[R]):
         self._kind: type[R] = kind
@@ -187,6 +187,10 @@ class ByPrompt(Generic[R]):
     def of(self, prompt_id: str) -> list[R]:
         """Those of one prompt, in the order of the inputs and of writing."""
         return [r for index in self._indexes for r in index.records(prompt_id, self._kind)]
+
+    def parts(self, prompt_ids: Sequence[str]) -> list[Part]:
+        """Those of some prompts, in the order of the inputs; they are read when asked for."""
+        return [index.part(prompt_ids) for index in self._indexes]
 
 
 def by_prompt(completions: Sequence[Completion]) -> dict[str, list[Completion]]:

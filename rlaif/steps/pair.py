@@ -9,21 +9,20 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from rlaif.compare.aggregate import Scores, candidate_scores, combine
-from rlaif.compare.metrics import rank_correlation
+from rlaif.compare.aggregate import candidate_scores
 from rlaif.config import PairStep
-from rlaif.data.pairs import (
-    Candidate,
-    against_reference,
-    balanced,
-    keep_widest,
-    preference,
-    prompt_pairs,
-)
+from rlaif.data.pairing import PairSettings, Work, pairs_of
+from rlaif.data.pairs import against_reference, balanced, keep_widest
 from rlaif.records import Completion, Judgement, Preference
+from rlaif.rowfiles import line_of, record_of
 from rlaif.steps.context import StepContext, by_prompt
+from rlaif.workers import available, in_order
 
 BATCH = 1000
+AT_ONCE = 1000
+"""Prompts whose pairs are made at once."""
+ALONE = 16_000
+"""Pairs of so few prompts are made before other processes have started."""
 SPREAD_FLOOR = 0.05
 """The least spread that `standardise` divides by: a constant judge's noise must not be blown up."""
 
@@ -35,64 +34,69 @@ def run(context: StepContext) -> dict[str, Any]:
     if step.strategy == "reference":
         return _against_references(context)
     principle_weights = planned.options["principle_weights"]
-    judgements = {
-        name.split("/", 1)[1]: context.by_prompt(name, Judgement)
-        for name in planned.inputs
-        if name.startswith("judgements/")
-    }
-    weights = judge_weights(step, list(judgements))
+    inputs = {n.split("/", 1)[1]: n for n in planned.inputs if n.startswith("judgements/")}
+    weights = judge_weights(step, inputs)
     if step.standardise == "initial":
         initial = {judge: context.judgements(f"initial/{judge}") for judge in weights}
         weights = standardised(initial, weights, principle_weights)
-    completions = context.by_prompt("completions", Completion)
-    prompts = completions.prompts()
-    context.refuse_strangers(prompts)
-    without = {"tied_prompts": 0}
+    settings = PairSettings(step, planned.seed, planned.round, weights, principle_weights)
+    counts = {"preferences": 0, "prompts": 0, "tied_prompts": 0}
     if step.consistency is not None:
-        without["unranked_prompts"] = 0
+        counts["unranked_prompts"] = 0
 
-    def pairs() -> Iterator[Preference]:
-        for prompt_id in prompts:
-            answers = completions.of(prompt_id)
-            said = {judge: given.of(prompt_id) for judge, given in judgements.items()}
-            made, why_none = _of_prompt(
-                context, prompt_id, answers, said, weights, principle_weights
+    def works() -> Iterator[Work]:
+        judgements = {judge: context.by_prompt(name, Judgement) for judge, name in inputs.items()}
+        completions = context.by_prompt("completions", Completion)
+        prompts = completions.prompts()
+        context.refuse_strangers(prompts)
+        counts["prompts"] = len(prompts)
+        for start in range(0, len(prompts), AT_ONCE):
+            ids = prompts[start : start + AT_ONCE]
+            yield Work(
+                settings,
+                [context.prompts[p] for p in ids],
+                completions.parts(ids),
+                {judge: given.parts(ids) for judge, given in judgements.items()},
             )
-            if why_none is not None:
-                without[why_none] += 1
-            yield from sorted(made, key=lambda p: p.preference_id)
 
-    count = _stored(context, _finished(pairs(), step))
-    return {
-        "counts": {"preferences": count, "prompts": len(prompts), **without},
-        "weights": weights,
-    }
+    def lines() -> Iterator[bytes]:
+        workers = available() if len(context.prompts) > ALONE else 1
+        for made, none in in_order(pairs_of, works(), workers):
+            for reason, count in none.items():
+                counts[reason] += count
+            yield from made
+
+    counts["preferences"] = _stored(context, _finished(lines(), step))
+    return {"counts": counts, "weights": weights}
 
 
-def _finished(pairs: Iterable[Preference], step: PairStep) -> Iterable[Preference]:
-    """The pairs that the step keeps. Only what all of them decide needs them at once."""
+def _finished(lines: Iterable[bytes], step: PairStep) -> Iterable[bytes]:
+    """The pairs that the step keeps. Only what all of them decide needs them as records."""
+    if not (step.balance_lengths or step.max_pairs or step.consistency_mean):
+        return lines
+    pairs: Iterable[Preference] = (record_of(Preference, line) for line in lines)
     if step.balance_lengths:
         pairs = balanced(pairs)
     if step.max_pairs is not None:
         pairs = keep_widest(pairs, step.max_pairs)
-    if not step.consistency_mean:
-        return pairs
-    kept = list(pairs)
-    mean = statistics.fmean(p.prob for p in kept) if kept else 0.0
-    return [replace(p, prob=mean) for p in kept]
+    if step.consistency_mean:
+        pairs = list(pairs)
+        mean = statistics.fmean(p.prob for p in pairs) if pairs else 0.0
+        pairs = [replace(p, prob=mean) for p in pairs]
+    return map(line_of, pairs)
 
 
-def _stored(context: StepContext, pairs: Iterable[Preference]) -> int:
+def _stored(context: StepContext, lines: Iterable[bytes]) -> int:
     """Store the pairs that are not there yet, batch by batch, and count them all."""
     count, done = 0, context.folder.count("preferences")
-    batch: list[Preference] = []
-    for count, pair in enumerate(pairs, 1):
+    batch: list[bytes] = []
+    for count, line in enumerate(lines, 1):
         if count > done:
-            batch.append(pair)
+            batch.append(line)
         if len(batch) == BATCH:
-            context.folder.append("preferences", batch)
+            context.folder.append_lines("preferences", batch)
             batch = []
-    context.folder.append("preferences", batch)
+    context.folder.append_lines("preferences", batch)
     return count
 
 
@@ -108,7 +112,8 @@ def _against_references(context: StepContext) -> dict[str, Any]:
             key=lambda pair: pair.preference_id,
         )
     ]
-    count = _stored(context, keep_widest(made, limit) if limit is not None else made)
+    kept = keep_widest(made, limit) if limit is not None else made
+    count = _stored(context, map(line_of, kept))
     without = sum(not context.prompts[p].reference for p in groups)
     counts = {"preferences": count, "prompts": len(groups), "without_reference": without}
     return {"counts": counts}
@@ -121,76 +126,12 @@ def judge_weights(step: PairStep, judges: Iterable[str]) -> dict[str, float]:
     return {judge: 1.0 for judge in judges if judge != step.consistency}
 
 
-def consistency_prob(scores: Scores, others: Scores) -> float | None:
-    """CREAM's C = (tau + 1) / 2 on [0, 1] (arXiv 2410.12735), tau being Kendall's rank correlation
-    of two sets of scores of one prompt's candidates; None where they rank no two candidates.
-
-    As a pair's `prob`, 1 leaves the loss as it is, at 1/2 it pulls to no side, 0 reverses the pair.
-    """
-    both = [
-        (score, other)
-        for name, score in scores.items()
-        if score is not None and (other := others.get(name)) is not None
-    ]
-    tau = rank_correlation([score for score, _ in both], [other for _, other in both])
-    return None if tau is None else (tau + 1.0) / 2.0
-
-
 def group_by_prompt(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:
     """Judgements by prompt id."""
     groups: dict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         groups[judgement.prompt_id].append(judgement)
     return groups
-
-
-def score_prompt(
-    judgements: Mapping[str, list[Judgement]],
-    principle_weights: Mapping[str, float],
-    step: PairStep,
-) -> dict[str, Scores]:
-    """Each judge's scores of one prompt's candidates."""
-    renormalise = step.missing == "renormalise"
-    return {
-        judge: candidate_scores(rows, principle_weights, renormalise)
-        for judge, rows in judgements.items()
-    }
-
-
-def _of_prompt(
-    context: StepContext,
-    prompt_id: str,
-    completions: list[Any],
-    judgements: Mapping[str, list[Judgement]],
-    weights: Mapping[str, float],
-    principle_weights: Mapping[str, float],
-) -> tuple[list[Preference], str | None]:
-    """The prompt's preferences, and the count that it belongs to when equal ranks left none."""
-    step = context.planned.step
-    parts = score_prompt(judgements, principle_weights, step)
-    combined = combine(parts, weights, step.missing)
-    scored = [
-        Candidate(c, score)
-        for c in completions
-        if (score := combined.get(c.completion_id)) is not None
-    ]
-    prompt = context.prompts[prompt_id]
-    pairs = prompt_pairs(prompt, scored, step, context.planned.seed)
-    ids: dict[str, list[str]] = defaultdict(list)
-    for rows in judgements.values():
-        for judgement in rows:
-            for shown in judgement.shown:
-                ids[shown].append(judgement.judgement_id)
-    number = context.planned.round
-    made = [preference(prompt, pair, step, number, ids, parts) for pair in pairs]
-    if len(scored) > 1 and len({c.score for c in scored}) == 1:
-        return made, "tied_prompts"
-    if step.consistency is None or not made:
-        return made, None
-    prob = consistency_prob(combined, parts[step.consistency])
-    if prob is None:
-        return [], "unranked_prompts"
-    return [replace(p, prob=prob) for p in made], None
 
 
 def standardised(
