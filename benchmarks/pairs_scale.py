@@ -4,7 +4,8 @@
 
 Each size runs in a process of its own: four answers a prompt, each rated under four aspects,
 written as finished steps, then the real pair step on them. The time is the pair step's, and so is
-the memory: what the process peaks at above what it held before. Give multiples of 16.
+the memory: what the process peaks at above what it held before, and the peak of any one worker (0
+where there are none). Seconds of CPU are the process's own, without workers. Give multiples of 16.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def shown(now: dict[str, float], before: dict[str, float] | None) -> str:
     """A line about one size and its growth from the one before."""
     text = (
         f"{now['judgements']:>9,.0f} judgements: {now['pairs']:>9,.0f} pairs in "
-        f"{now['seconds']:7.2f} s ({now['cpu_seconds']:.2f} s of CPU, "
-        f"{now['judgements'] / now['cpu_seconds']:,.0f} judgements/s of it), "
-        f"{now['pair_mb']:6.0f} MB on top of {now['before_mb']:.0f} MB"
+        f"{now['seconds']:7.2f} s ({now['cpu_seconds']:.2f} s of CPU), "
+        f"{now['pair_mb']:6.0f} MB on top of {now['before_mb']:.0f} MB, a worker "
+        f"{now['worker_mb']:.0f} MB"
     )
     if before is not None:
         size = now["judgements"] / before["judgements"]
@@ -107,12 +108,13 @@ def measured(rows: int) -> dict[str, float]:
         "cpu_seconds": round(cpu, 3),
         "before_mb": round(idle, 1),
         "pair_mb": round(peak_mb() - idle, 1),
+        "worker_mb": round(peak_mb(resource.RUSAGE_CHILDREN), 1),
     }
 
 
-def peak_mb() -> float:
-    """The most memory that this process has held, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_mb(who: int = resource.RUSAGE_SELF) -> float:
+    """The most memory that this process, or any one that it started, has held, in MB."""
+    return resource.getrusage(who).ru_maxrss / 1024
 
 
 def written(store: Store, rows: int) -> dict[str, Prompt]:

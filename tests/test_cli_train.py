@@ -39,6 +39,17 @@ def test_a_mistyped_name_is_answered_with_the_nearest(words, hint):
     assert hint in result.stderr
 
 
+def test_what_fails_before_it_makes_anything_leaves_its_folder_to_the_next(tmp_path, tiny_model):
+    out, data = tmp_path / "out", tmp_path / "pairs.jsonl"
+    common = ["--out", str(out), "--model", str(tiny_model), "--quiet"]
+    for torn in ('{"a": 1', '{"b": 2'):
+        data.write_text(torn)
+        result = CliRunner().invoke(cli, ["train", "dpo", str(data), *common])
+        assert isinstance(result.exception, RlaifError)
+        assert "pairs.jsonl:1: not valid JSON" in str(result.exception)
+    assert (out / "preferences").is_dir()
+
+
 def test_train_and_distill_on_a_file_and_score_with_what_came_out(tmp_path, tiny_model):
     rows = [
         {
