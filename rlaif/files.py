@@ -305,8 +305,8 @@ def _digest(path: Path) -> str:
 def _same_request(out: Path, planned: Planned) -> None:
     path = out / "request.json"
     known = read_json(path)
-    # A request that failed before it made anything leaves empty folders at most.
-    begun = any(entry.is_file() and entry != path for entry in out.rglob("*"))
+    # Requests that failed before they made anything leave folders with requests in them at most.
+    begun = any(entry.is_file() and entry.name != path.name for entry in out.rglob("*"))
     if begun and known is not None and known["hash"] != planned.hash:
         raise ConfigError(
             "this folder holds the output of another request (other inputs or settings). Choose "

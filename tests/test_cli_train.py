@@ -40,14 +40,18 @@ def test_a_mistyped_name_is_answered_with_the_nearest(words, hint):
 
 
 def test_what_fails_before_it_makes_anything_leaves_its_folder_to_the_next(tmp_path, tiny_model):
-    out, data = tmp_path / "out", tmp_path / "pairs.jsonl"
-    common = ["--out", str(out), "--model", str(tiny_model), "--quiet"]
-    for torn in ('{"a": 1', '{"b": 2'):
-        data.write_text(torn)
-        result = CliRunner().invoke(cli, ["train", "dpo", str(data), *common])
+    out, torn, folder = tmp_path / "out", tmp_path / "torn.jsonl", tmp_path / "folder"
+    torn.write_text('{"a": 1')
+    folder.mkdir()
+    for method, data, why in (
+        ("dpo", torn, f"{torn}:1: not valid JSON"),
+        ("dpo", folder, f"{folder}/preferences.jsonl: no such file"),
+        ("kto", folder, f"{folder}/preferences.jsonl: no such file"),
+    ):
+        words = ["train", method, data, "--out", out, "--model", tiny_model, "--quiet"]
+        result = CliRunner().invoke(cli, [str(word) for word in words])
         assert isinstance(result.exception, RlaifError)
-        assert "pairs.jsonl:1: not valid JSON" in str(result.exception)
-    assert (out / "preferences").is_dir()
+        assert str(result.exception).startswith(why)
 
 
 def test_train_and_distill_on_a_file_and_score_with_what_came_out(tmp_path, tiny_model):
