@@ -44,10 +44,14 @@ def in_order(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterat
     with ExitStack() as running:
         idle = [running.enter_context(_started(work.__module__)) for _ in range(workers)]
         for task in tasks:
-            process = idle.pop() if idle else busy[0]
-            # The result is taken before the next task is given: pipes that are full on both sides
-            # would wait for each other for ever.
-            results = [] if process not in busy else [_taken(busy.popleft())]
+            results = []
+            if idle:
+                process = idle.pop()
+            else:
+                process = busy.popleft()
+                # Taken before the next task is given: pipes that are full on both sides would
+                # wait for each other for ever.
+                results = [_taken(process)]
             _give(process, (work, task))
             busy.append(process)
             yield from results
