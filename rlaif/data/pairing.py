@@ -40,9 +40,9 @@ class Work:
 
 def pairs_of(work: Work) -> tuple[list[bytes], Counter[str]]:
     """The preferences of each prompt in turn, in the order of ids, as the lines of a record file;
-    and how many prompts have none for which reason."""
+    how many prompts there were, and how many of them have no pair for which reason."""
     lines: list[bytes] = []
-    without: Counter[str] = Counter()
+    counts = Counter({"prompts": len(work.prompts)})
     for prompt in work.prompts:
         name = prompt.prompt_id
         answers = [c for part in work.completions for c in part.records(name, Completion)]
@@ -52,9 +52,9 @@ def pairs_of(work: Work) -> tuple[list[bytes], Counter[str]]:
         }
         made, why_none = prompt_preferences(work.settings, prompt, answers, said)
         if why_none is not None:
-            without[why_none] += 1
+            counts[why_none] += 1
         lines += map(line_of, sorted(made, key=lambda p: p.preference_id))
-    return lines, without
+    return lines, counts
 
 
 def prompt_preferences(

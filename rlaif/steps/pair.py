@@ -13,6 +13,7 @@ from rlaif.compare.aggregate import candidate_scores
 from rlaif.config import PairStep
 from rlaif.data.pairing import PairSettings, Work, pairs_of
 from rlaif.data.pairs import against_reference, balanced, keep_widest
+from rlaif.plan import Planned
 from rlaif.records import Completion, Judgement, Preference
 from rlaif.rowfiles import line_of, record_of
 from rlaif.steps.context import StepContext, by_prompt
@@ -30,44 +31,55 @@ SPREAD_FLOOR = 0.05
 def run(context: StepContext) -> dict[str, Any]:
     """The pairs of one prompt after the other, in the order of ids; what is stored is not stored
     again. Raises ConfigError where completions are of a prompt that the experiment lacks."""
-    planned, step = context.planned, context.planned.step
+    step = context.planned.step
     if step.strategy == "reference":
         return _against_references(context)
-    principle_weights = planned.options["principle_weights"]
-    inputs = {n.split("/", 1)[1]: n for n in planned.inputs if n.startswith("judgements/")}
-    weights = judge_weights(step, inputs)
-    if step.standardise == "initial":
-        initial = {judge: context.judgements(f"initial/{judge}") for judge in weights}
-        weights = standardised(initial, weights, principle_weights)
-    settings = PairSettings(step, planned.seed, planned.round, weights, principle_weights)
+    settings = _settings(context)
     counts = {"preferences": 0, "prompts": 0, "tied_prompts": 0}
     if step.consistency is not None:
         counts["unranked_prompts"] = 0
 
-    def works() -> Iterator[Work]:
-        judgements = {judge: context.by_prompt(name, Judgement) for judge, name in inputs.items()}
-        completions = context.by_prompt("completions", Completion)
-        prompts = completions.prompts()
-        context.refuse_strangers(prompts)
-        counts["prompts"] = len(prompts)
-        for start in range(0, len(prompts), AT_ONCE):
-            ids = prompts[start : start + AT_ONCE]
-            yield Work(
-                settings,
-                [context.prompts[p] for p in ids],
-                completions.parts(ids),
-                {judge: given.parts(ids) for judge, given in judgements.items()},
-            )
-
     def lines() -> Iterator[bytes]:
         workers = available() if len(context.prompts) > ALONE else 1
-        for made, none in in_order(pairs_of, works(), workers):
-            for reason, count in none.items():
-                counts[reason] += count
+        for made, found in in_order(pairs_of, _works(context, settings), workers):
+            for name, count in found.items():
+                counts[name] += count
             yield from made
 
     counts["preferences"] = _stored(context, _finished(lines(), step))
-    return {"counts": counts, "weights": weights}
+    return {"counts": counts, "weights": settings.weights}
+
+
+def _judged(planned: Planned) -> dict[str, str]:
+    """Judge to the name of its judgements among the inputs."""
+    return {n.split("/", 1)[1]: n for n in planned.inputs if n.startswith("judgements/")}
+
+
+def _settings(context: StepContext) -> PairSettings:
+    planned, step = context.planned, context.planned.step
+    principle_weights = planned.options["principle_weights"]
+    weights = judge_weights(step, _judged(planned))
+    if step.standardise == "initial":
+        initial = {judge: context.judgements(f"initial/{judge}") for judge in weights}
+        weights = standardised(initial, weights, principle_weights)
+    return PairSettings(step, planned.seed, planned.round, weights, principle_weights)
+
+
+def _works(context: StepContext, settings: PairSettings) -> Iterator[Work]:
+    """The prompts that have completions, in the order of ids, some at a time."""
+    inputs = _judged(context.planned)
+    judgements = {judge: context.by_prompt(name, Judgement) for judge, name in inputs.items()}
+    completions = context.by_prompt("completions", Completion)
+    prompts = completions.prompts()
+    context.refuse_strangers(prompts)
+    for start in range(0, len(prompts), AT_ONCE):
+        ids = prompts[start : start + AT_ONCE]
+        yield Work(
+            settings,
+            [context.prompts[p] for p in ids],
+            completions.parts(ids),
+            {judge: given.parts(ids) for judge, given in judgements.items()},
+        )
 
 
 def _finished(lines: Iterable[bytes], step: PairStep) -> Iterable[bytes]:
