@@ -51,7 +51,8 @@ def timed(work: Callable[[], int]) -> tuple[float, int]:
 
 
 def in_turn(sides: dict[str, Callable[[], int]], repeats: int) -> dict[str, float]:
-    """The median rate of each side, A B A B."""
+    """The median rate of each side, A B A B. What comes first pays for what a process does once, so
+    the sides are to be warm."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, work in sides.items():
@@ -222,6 +223,8 @@ def judging_figures(
         calls = [call for p in prompts for call in judge.calls(p, answers[p.prompt_id], 0)]
         requests = [call.request for call in calls if isinstance(call.request, ScoreRequest)]
         print(f"judging, {name}: {len(requests)} requests", flush=True)
+        for side in _judging_sides(engine, plain, requests[:4]).values():
+            side()
         rates = in_turn(_judging_sides(engine, plain, requests), repeats)
         last = max(rate for side, rate in rates.items() if side.startswith("last"))
         figures[f"judge.{name}.pairs_per_s"] = rates["rlaif"] * len(prompts) / len(requests)
@@ -236,7 +239,6 @@ def _judging_sides(
 ) -> dict[str, Callable[[], int]]:
     asked = [engine.render(r.messages, r.prefill)[1] for r in requests]
     labels = [engine.encoding.label_tokens(*item)[0] for item in requests[0].labels.items()]
-    print(f"  {sum(map(len, asked))} tokens", flush=True)
 
     def last(rows: int) -> Callable[[], int]:
         return lambda: plain.judge(asked, labels, rows, False)

@@ -217,6 +217,7 @@ def states(data: Data, out: Path, options: argparse.Namespace) -> tuple[Any, Any
 
     from rlaif.config.distill import LinearDistill
     from rlaif.engines.builtin import resolve
+    from rlaif.train.model import compute_dtype
     from rlaif.train.probe import comparisons, read_features
     from rlaif.train.reward_model import by_prompt
     from rlaif.train.tokenise import encode, load_tokenizer
@@ -238,11 +239,13 @@ def states(data: Data, out: Path, options: argparse.Namespace) -> tuple[Any, Any
         # Pairs of a prompt stand together, so the comparisons keep the order of the pairs.
         examples = by_prompt(encoded.examples)
         device = torch.device("cpu")
-        data.features = read_features(examples, start, step, out / data.name, device, torch.float32)
+        dtype = compute_dtype(step.precision, device)
+        data.features = read_features(examples, start, step, out / data.name, device, dtype)
         data.compared = comparisons(examples)
         assert len(data.compared.chosen) == len(data.pairs)
         seconds = time.monotonic() - began
-        print(f"{data.name}: hidden states of {len(data.features.last)} answers, {seconds:.0f} s")
+        count = len(data.features.last)
+        print(f"{data.name}: hidden states of {count} answers in {dtype}, {seconds:.0f} s")
     return data.features, data.compared
 
 

@@ -75,7 +75,7 @@ def describe(pairs: Sequence[LabelledPair]) -> Description:
         gap=_spread([p.scores[0] - p.scores[1] for p in won if p.scores is not None]),
         subsets=_counts(p.subset for p in pairs),
         authors=_counts(name for p in pairs for name in p.authors or ()),
-        annotators=_counts(p.annotator or p.annotator_kind for p in pairs),
+        annotators=_counts(p.annotator or f"not named ({p.annotator_kind})" for p in pairs),
         warnings=[],
     )
     found.warnings.extend(_warnings(found))

@@ -136,7 +136,7 @@ def _round_values(context: StepContext) -> dict[str, Values]:
         away = metrics.unfamiliar_values(judged)
         found |= {f"samples/{name}": values for name, values in away.items()}
     paired = {p.prompt_id for p in preferences}
-    found["pairs/tied_prompts"] = {
+    found["pairs/unpaired_prompts"] = {
         p: float(p not in paired) for p in sorted(by_prompt(completions))
     }
     found["samples/zero_variance"] = _zero_variance(scores)

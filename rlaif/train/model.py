@@ -31,11 +31,12 @@ log = logging.getLogger(__name__)
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of forward and backward: bf16 where the hardware has it, else fp32.
+    """The dtype of forward and backward: fp32 where that is asked for, else (`auto`, `bf16`) bf16
+    where the hardware has it.
 
     A CPU without bf16 instructions emulates them ten to fifty times slower than it computes fp32.
     """
-    wanted = precision == "bf16" and has_fast_bf16(device.type)
+    wanted = precision != "fp32" and has_fast_bf16(device.type)
     return torch.bfloat16 if wanted else torch.float32
 
 

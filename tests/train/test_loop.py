@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from rlaif.config import METHODS, DpoTrain
 from rlaif.errors import EngineError, RlaifError, StoreError
 from rlaif.train import loop
+from rlaif.train import model as model_module
 from rlaif.train import run as run_module
 from rlaif.train.loading import MASTERS, load_module
 from rlaif.train.loop import learning_rate, make_optimizer, memory_advice, run_training
-from rlaif.train.model import prepare
+from rlaif.train.model import compute_dtype, prepare
 from rlaif.train.run import train
 from rlaif.train.sft import SftTask
 from rlaif.train.tokenise import Example
@@ -216,6 +217,21 @@ def test_tiny_steps_move_the_masters_and_the_next_round_starts_from_them(
     assert all(torch.equal(again[n], after[n]) for n in after)
     narrow = load_file(tmp_path / "out/model.safetensors")
     assert all(torch.equal(narrow[n], after[n].to(torch.bfloat16)) for n in after)
+
+
+@pytest.mark.parametrize(
+    ("precision", "fast", "dtype"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("bf16", True, torch.bfloat16),
+        ("fp32", True, torch.float32),
+        ("auto", False, torch.float32),
+        ("bf16", False, torch.float32),
+    ],
+)
+def test_auto_precision_is_bf16_where_that_is_fast(precision, fast, dtype, monkeypatch):
+    monkeypatch.setattr(model_module, "has_fast_bf16", lambda _: fast)
+    assert compute_dtype(precision, CPU) == dtype
 
 
 def test_lora_is_merged(tmp_path, make_model, make_preferences):
