@@ -93,7 +93,8 @@ class Judgement(Struct, frozen=True):
     `score` is on [0, 1] after the judge's declared scale was mapped; `prob_first` is the
     probability that the first text *shown* is better. Either exists only with status ok or tie.
     `cost` (in the currency of the model's price), `latency` (seconds) and the tokens that the model
-    read and wrote are the answer's, None where no model was asked or nobody counts.
+    read and wrote are the answer's, None where no model was asked or nobody counts. `error` says
+    why there was no answer, with status failed.
     """
 
     judgement_id: str
@@ -120,6 +121,7 @@ class Judgement(Struct, frozen=True):
     latency: float | None = None
     prompt_tokens: int | None = None
     new_tokens: int | None = None
+    error: str | None = None
 
     def __post_init__(self) -> None:
         valued = self.score is not None or self.prob_first is not None

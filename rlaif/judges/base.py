@@ -6,7 +6,7 @@ step does the rest (batches, resume, storage), the same for every judge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -80,6 +80,11 @@ class Answered:
     rationale: str | None = None
     latency: float | None = None
     cost: float | None = None
+
+    @property
+    def error(self) -> str | None:
+        """Why the model did not answer."""
+        return None if self.answer is None else self.answer.error
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -194,8 +199,20 @@ def verdicts_of(
 ) -> list[Judgement]:
     """What a judge reads in the answers to one prompt's calls. An unasked call has no answer."""
     if is_staged(judge):
-        return judge.conclude(calls, answers)
+        return [_explained(j, calls, answers) for j in judge.conclude(calls, answers)]
     return [j for call in calls for j in read_answer(judge, call, answers.get(call.call_id))]
+
+
+def _explained(
+    made: Judgement, calls: Iterable[Call], answers: Mapping[str, Answered]
+) -> Judgement:
+    """A failed judgement with what went wrong in the first of the calls that failed about its
+    texts."""
+    if made.status != "failed":
+        return made
+    about = [c for c in calls if not {s.completion_id for s in c.shown}.isdisjoint(made.shown)]
+    errors = (answers[c.call_id].error for c in about if c.call_id in answers)
+    return replace(made, error=next(filter(None, errors), None))
 
 
 def most_calls(judge: Judge, calls: Sequence[Call]) -> int:
@@ -218,6 +235,7 @@ def read_answer(judge: Plain, call: Call, answered: Answered | None) -> list[Jud
             cost=answered.cost,
             prompt_tokens=answered.prompt_tokens,
             new_tokens=answered.new_tokens,
+            error=answered.error if j.status == "failed" else None,
         )
         for j in read
     ]

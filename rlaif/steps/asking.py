@@ -35,6 +35,7 @@ from rlaif.judges.base import (
     is_staged,
     read_answer,
     roles_of,
+    verdicts_of,
 )
 from rlaif.records import Completion, Judgement, Prompt
 from rlaif.rowfiles import Index
@@ -182,7 +183,7 @@ def _staged(
         for group, more in zip(made, further, strict=True):
             group += more
         new = [call for more in further for call in more]
-    concluded = [judge.conclude(group, kept.answers) for group in made]
+    concluded = [verdicts_of(judge, group, kept.answers) for group in made]
     fresh = {
         j.judgement_id: j
         for own in concluded
@@ -227,7 +228,7 @@ class _Asker:
         stuck = [c for i, c in asked.items() if self._request(c) is None and i not in done]
         if stuck:
             # Without reasons there is nothing to ask further: the calls failed.
-            yield [(c, replace(self.kept.reasons[c.call_id], answer=None)) for c in stuck]
+            yield [(c, self.kept.reasons[c.call_id]) for c in stuck]
             self._advance(len(stuck))
         pending = {i: r for i, c in asked.items() if (r := self._request(c)) is not None}
         for batch_of_answers in self._engines(asked, pending, done):

@@ -20,6 +20,8 @@ from rlaif.store import StepFolder
 
 TURN_PROMPTS = 256
 """Prompts that a server is asked about at once by a judge that asks in turns."""
+MOST_ERRORS = 10
+"""How many reasons for failures a finished step names, the commonest first."""
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -34,12 +36,16 @@ def run(context: StepContext) -> dict[str, Any]:
 def _summary(folder: StepFolder) -> dict[str, Any]:
     calls: set[str] = set()
     statuses: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
     for row in folder.rows("judgements"):
         calls.add(row["call_id"])
         statuses[row["status"]] += 1
+        if row.get("error"):
+            errors[row["error"]] += 1
     valued = sum(count for status, count in statuses.items() if status in VALUED)
     counts = {"calls": len(calls), "judgements": statuses.total(), "with_value": valued}
-    return {"counts": counts, "statuses": dict(statuses)}
+    most = sorted(errors.items(), key=lambda item: (-item[1], item[0]))[:MOST_ERRORS]
+    return {"counts": counts, "statuses": dict(statuses), "errors": dict(most)}
 
 
 class _Judging:

@@ -33,10 +33,13 @@ def _reasons(store: Store, marker: Mapping[str, Any]) -> Iterator[str]:
         yield f"all candidates tie on {counts['tied_prompts']} of {counts['prompts']} prompts"
     for name, digest in marker.get("inputs", {}).items():
         if name.startswith("judgements/"):
-            judged = (store.step(digest).done() or {}).get("counts", {})
+            done = store.step(digest).done() or {}
+            judged = done.get("counts", {})
             if judged.get("judgements") and not judged["with_value"]:
                 judge, count = name.split("/", 1)[1], judged["judgements"]
                 yield f"none of the {count} verdicts of judge {judge} has a value"
+                for error, times in done.get("errors", {}).items():
+                    yield f"{times} calls of judge {judge} failed: {error}"
     for stage in marker.get("funnel", ()):
         if stage["came"] and not stage["left"]:
             why = ", ".join(f"{reason}: {count}" for reason, count in stage["why"].items())

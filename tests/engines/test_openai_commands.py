@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import random
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,8 @@ from click.testing import CliRunner
 from rlaif.cli import cli
 from rlaif.engines import pace
 from rlaif.errors import RlaifError
-from tests.servers.scripted import ScriptedServer
+from tests.servers.faults import FaultProxy
+from tests.servers.scripted import ScriptedServer, prompt_text
 
 TOPS = {"Yes": -0.3, "No": -1.5, "A": -0.2, "B": -2.0}
 CANARY = "sk-canary/0123\\456789"
@@ -69,11 +72,20 @@ def test_every_command_that_asks_a_model_takes_a_file_with_a_server_in_it(tmp_pa
             assert server.calls > before
 
 
+class Opinionated(ScriptedServer):
+    """A server that thinks differently of every text, so that no two answers tie."""
+
+    def respond(self, path: str, key: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        share = random.Random(prompt_text(body)).uniform(0.1, 0.9)
+        self.tops = {"Yes": math.log(share), "No": math.log(1 - share)}
+        return super().respond(path, key, body)
+
+
 def test_the_quickstart_with_its_judge_on_a_server(tiny_model: Path, tmp_path: Path) -> None:
     small = ["rounds=1", "prompts.holdout=4", "steps.sample.prompts=6", "steps.sample.n=2"]
     small += ["steps.sample.max_new_tokens=24", "steps.pair.min_margin=0.001"]
     small += ["steps.evaluate.resamples=20"]
-    with ScriptedServer(tops=TOPS, context=10_000) as server:
+    with Opinionated(context=10_000) as server:
         far = f"{{path: m, engine: openai, base_url: '{server.url}'}}"
         settings = [f"models.policy.path={tiny_model}", f"models.far={far}", "steps.self.by=far"]
         words = [word for setting in [*settings, *small] for word in ("--set", setting)]
@@ -87,6 +99,25 @@ def test_the_quickstart_with_its_judge_on_a_server(tiny_model: Path, tmp_path: P
     assert status["remote"]["far"]["calls"] == asked > 0
     assert f"far: {asked} calls, " in rlaif("status", "run")[1]
     assert "Models on servers" in Path("run/report.html").read_text()
+
+
+def test_a_judge_whose_server_is_broken_is_named_with_its_error(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    keys = ["rounds=1", "prompts.holdout=4", "steps.sample.prompts=3", "steps.sample.n=2"]
+    keys += [f"models.policy.path={tiny_model}", "steps.sample.max_new_tokens=8"]
+    with (
+        ScriptedServer(tops=TOPS, context=10_000) as server,
+        FaultProxy(server.url, lambda n: "broken") as proxy,
+    ):
+        far = f"{{path: m, engine: openai, base_url: '{proxy.url}', limits: {{retries: 0}}}}"
+        settings = [*keys, f"models.far={far}", "steps.self.by=far"]
+        words = [word for setting in settings for word in ("--set", setting)]
+        code, said = rlaif("run", "experiments/quickstart.yaml", *words, "--quiet", "--out", "run")
+    assert code == 2
+    plain = " ".join(said.split())
+    assert "none of the 6 verdicts of judge self has a value" in plain
+    assert "6 calls of judge self failed: gave up after 1 attempts: status 500: oops" in plain
 
 
 class Telltale(ScriptedServer):

@@ -16,6 +16,8 @@ from rlaif.engines.account import Account
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling
 from rlaif.engines.openai import OpenAIEngine, load
 from rlaif.errors import EngineError
+from rlaif.store import Store
+from tests.engines.judging import judged, server_model
 from tests.servers.faults import KINDS, FaultProxy
 from tests.servers.scripted import ScriptedServer, prompt_text
 
@@ -87,6 +89,18 @@ def test_after_the_last_attempt_a_request_fails_with_its_reason() -> None:
     numbers = account.meters.of("m").summary()
     assert numbers["failed"] == 5
     assert numbers["retries"] == {"500": 10}
+
+
+def test_a_judgement_whose_call_failed_says_why(tmp_path: Path) -> None:
+    with (
+        ScriptedServer(echo) as server,
+        FaultProxy(server.url, lambda n: "broken") as proxy,
+    ):
+        judged(tmp_path, server_model(proxy.url, limits={"retries": 1}), 3)
+    rows = list(Store(tmp_path).step("judging").rows("judgements"))
+    assert [(row["status"], row["error"]) for row in rows] == [
+        ("failed", "gave up after 2 attempts: status 500: oops")
+    ] * 3
 
 
 def test_three_faults_in_ten_calls_of_every_kind_lose_and_mix_nothing() -> None:

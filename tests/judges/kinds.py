@@ -279,6 +279,27 @@ class Mumbling(Rewarding):
         return ScoreResult(request.request_id, {}, None, [], 1, "the prompt does not fit")
 
 
+class Failing(Rewarding):
+    """Answers nothing, and says why."""
+
+    WHY = "gave up after 3 attempts: status 500: oops"
+
+    def __init__(self) -> None:
+        super().__init__(FakeScript(), "fake")
+
+    def _answer(self, request: Any) -> Any:
+        made = super()._answer(request)
+        return type(made)(made.request_id, "", [], "failed", 1, self.WHY)
+
+    def _score(self, request: Any) -> ScoreResult:
+        return ScoreResult(request.request_id, {}, None, [], 1, self.WHY)
+
+    def reward(
+        self, requests: Iterable[RewardRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[RewardResult]]:
+        yield [RewardResult(r.request_id, None, 1, self.WHY) for r in requests]
+
+
 class Abstaining(FakeEngine):
     """Cannot tell, whatever it is asked; a checklist it writes."""
 

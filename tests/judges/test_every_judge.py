@@ -23,6 +23,7 @@ from tests.judges.kinds import (
     PROMPT,
     TABLES,
     Engines,
+    Failing,
     Mumbling,
     completion,
     judge_of,
@@ -108,6 +109,14 @@ def test_answers_that_cannot_be_read_are_missing(name: str) -> None:
     assert checked
     assert all(j.status in ("unparsed", "failed") for j in checked), [j.status for j in checked]
     assert all(value is None for value in scores(checked).values())
+
+
+@pytest.mark.parametrize("name", MODEL_JUDGES)
+def test_a_call_that_failed_leaves_its_reason(name: str) -> None:
+    read = judged(judge_of(EVERY[name]), Engines(Failing()), [GOOD, BAD])
+    checked = [j for j in read if j.annotator_kind != "rule"]
+    assert checked
+    assert {(j.status, j.error) for j in checked} == {("failed", Failing.WHY)}
 
 
 @pytest.mark.parametrize("name", EVERY)
