@@ -79,10 +79,13 @@ def pair_tables(
 
 
 def write_tables(folder: Path, tables: Tables, name: str) -> list[dict[str, Any]]:
-    """Write FORMAT/SPLIT.parquet for each that has rows; the `configs` of the card's front matter.
+    """Write FORMAT/SPLIT-HASH.parquet for each that has rows; the `configs` of the card's front
+    matter.
 
     `name` is what LLaMA-Factory will know the dataset by. All splits of a format have one schema,
-    whichever of them leaves a column empty.
+    whichever of them leaves a column empty. The hash is of the rows: `datasets` knows what it has
+    in its cache by the folder's own name and by `configs`, and would else give the rows of another
+    dataset whose folder is called the same.
     """
     import pyarrow.parquet
 
@@ -93,25 +96,26 @@ def write_tables(folder: Path, tables: Tables, name: str) -> list[dict[str, Any]
         for split, rows in splits.items():
             if rows:
                 called = SPLITS.get(format_, {}).get(split, split)
-                path = folder / format_ / f"{called}.parquet"
+                file = f"{format_}/{called}-{content_hash(rows, length=12)}.parquet"
+                path = folder / file
                 with explain_os_errors(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     pyarrow.parquet.write_table(whole.slice(start, len(rows)), path)
-                files.append({"split": called, "path": f"{format_}/{called}.parquet"})
+                files.append({"split": called, "path": file})
                 start += len(rows)
         if files:
             configs.append({"config_name": format_, "data_files": files})
+        if format_ == "llama_factory" and splits.get(TRAIN):
+            write_atomic(folder / "dataset_info.json", _llama_factory_info(name, files[0]["path"]))
     if configs:
         configs[0]["default"] = True
-    if "llama_factory" in tables:
-        write_atomic(folder / "dataset_info.json", _llama_factory_info(name))
     return configs
 
 
-def _llama_factory_info(name: str) -> str:
-    """The entry that LLaMA-Factory looks the file up by."""
+def _llama_factory_info(name: str, file: str) -> str:
+    """The entry that LLaMA-Factory looks the training file up by."""
     entry = {
-        "file_name": f"llama_factory/{TRAIN}.parquet",
+        "file_name": file,
         "formatting": "sharegpt",
         "ranking": True,
         "columns": COLUMNS,

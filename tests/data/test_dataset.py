@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -81,6 +82,23 @@ def write(folder: Path, write_experiment: Callable[..., Path], **changes: Any) -
     return path
 
 
+def test_datasets_whose_folders_are_called_the_same_are_kept_apart(
+    tmp_path: Path, write_experiment: Callable[..., Path]
+) -> None:
+    found = []
+    for share in (0.3, 0.6):
+        place = tmp_path / str(share)
+        place.mkdir()
+        dataset = {"formats": ["trl"], "license": "cc-by-4.0", "test": share}
+        run_experiment(write(place, write_experiment, dataset=dataset), place / "run")
+        folder = place / "run" / "dataset"
+        loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+        (file,) = (folder / "trl").glob("train-*.parquet")
+        assert loaded["train"].to_list() == pyarrow.parquet.read_table(file).to_pylist()
+        found.append(len(loaded["train"]))
+    assert found[0] != found[1]
+
+
 def test_every_format_of_a_run_is_read_again(
     tmp_path: Path, write_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +120,7 @@ def test_every_format_of_a_run_is_read_again(
         assert sizes == built["rows"][name], name
         for file in sorted((folder / name).iterdir()):
             found = list(read_labelled(file, name))
-            split = file.stem.removesuffix("_prefs")
+            split = file.stem.partition("-")[0].removesuffix("_prefs")
             if name == "ultrafeedback":
                 assert found
                 continue
