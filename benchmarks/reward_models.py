@@ -2,7 +2,7 @@
 
     python benchmarks/reward_models.py [--data DIR] [--methods linear bradley_terry]
         [--trained-on ai human] [--tested-on ai human autoj]
-        [--pairs 1500] [--longest 1600] [--seed 0] [--out DIR] [--quick] [--json]
+        [--pairs 1500] [--longest 1600] [--layers auto] [--seed 0] [--out DIR] [--quick] [--json]
 
 Three sources: GPT-4's verdicts on AlpacaEval (AI labels), HH's labels and Auto-J's (people). For
 each of the first two, and each way to judge, held-out accuracy, and the accuracy on the other
@@ -190,41 +190,43 @@ def by_author(train: Data, rows: Rows) -> Score:
 
 
 def by_linear(out: Path, options: argparse.Namespace, train: Data, rows: Rows) -> Score:
-    """A `linear` reward model: its head is fitted on these pairs, its body is as it was."""
+    """A `linear` reward model: its depth and its head are found on these pairs, its body is as it
+    was."""
     import torch
 
-    from rlaif.heads import HeadConfig, LinearHead
-    from rlaif.train.fits import Comparisons, fit_linear
+    from rlaif.train.fits import Comparisons, fit_depth
 
     features, compared = states(train, out, options)
     index = torch.tensor(list(rows))
     part = Comparisons(*(getattr(compared, n)[index] for n in Comparisons.__annotations__))
-    head = LinearHead(HeadConfig("linear", features.last.shape[1]))
-    fit_linear(head, features, part, options.seed)
+    depth, head, _ = fit_depth(features, part, options.seed)
+    print(f"{train.name}: linear on {len(rows)} pairs reads {depth} layers", flush=True)
 
     def gaps(data: Data, rows: Rows) -> Any:
         features, compared = states(data, out, options)
+        last = features[depth].last
         with torch.no_grad():
-            rewards = head(features.last, features.last).reward
+            rewards = head(last, last).reward
         return (rewards[compared.chosen] - rewards[compared.rejected])[list(rows)].numpy()
 
     return gaps
 
 
 def states(data: Data, out: Path, options: argparse.Namespace) -> tuple[Any, Any]:
-    """The embedded model's hidden states of a source's answers, and the pairs among them."""
+    """By depth the embedded model's hidden states of a source's answers, and the pairs among
+    them."""
     import torch
 
     from rlaif.config.distill import LinearDistill
     from rlaif.engines.builtin import resolve
     from rlaif.train.model import compute_dtype
-    from rlaif.train.probe import comparisons, read_features
+    from rlaif.train.probe import comparisons, read_depths
     from rlaif.train.reward_model import by_prompt
     from rlaif.train.tokenise import encode, load_tokenizer
 
     if data.features is None:
         began = time.monotonic()
-        step = LinearDistill(method="linear")
+        step = LinearDistill(method="linear", layers=options.layers)
         start = resolve(MODEL)
         encoded = encode(
             data.pairs,
@@ -240,11 +242,12 @@ def states(data: Data, out: Path, options: argparse.Namespace) -> tuple[Any, Any
         examples = by_prompt(encoded.examples)
         device = torch.device("cpu")
         dtype = compute_dtype(step.precision, device)
-        data.features = read_features(examples, start, step, out / data.name, device, dtype)
+        work = out / data.name
+        data.features = read_depths(examples, start, step, work, device, dtype, step.layers)
         data.compared = comparisons(examples)
         assert len(data.compared.chosen) == len(data.pairs)
         seconds = time.monotonic() - began
-        count = len(data.features.last)
+        count = sum(len(e.completions) for e in examples)
         print(f"{data.name}: hidden states of {count} answers in {dtype}, {seconds:.0f} s")
     return data.features, data.compared
 
@@ -435,6 +438,12 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=1500, help="of each source, at most")
     parser.add_argument("--longest", type=int, default=1600, help="characters of a kept pair")
     parser.add_argument("--max-length", type=int, default=2048, help="tokens of prompt and answer")
+    parser.add_argument(
+        "--layers",
+        default="auto",
+        type=lambda s: int(s) if s.isdecimal() else s,
+        help="of the linear model's body: a number, all, or auto",
+    )
     parser.add_argument("--seed", type=int, default=0, help="draws pairs and folds, and the order")
     parser.add_argument("--out", type=Path, help="where models are kept [default: they are not]")
     parser.add_argument("--quick", action="store_true", help="a few short pairs, one method")
@@ -450,7 +459,7 @@ def main() -> int:
     seconds = time.monotonic() - began
     print(f"{seconds:.0f} s in all")
     if options.json:
-        settings = {name: getattr(options, name) for name in ("pairs", "longest", "seed")}
+        settings = {name: getattr(options, name) for name in ("pairs", "longest", "layers", "seed")}
         print(json.dumps({"rows": rows, **settings, "seconds": round(seconds, 1)}))
     return 0
 

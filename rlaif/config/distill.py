@@ -155,6 +155,11 @@ class LinearDistill(FitStep):
     pass, and what WARM (arXiv 2401.12187) starts its members' heads from."""
 
     method: Literal["linear"]
+    layers: Literal["auto", "all"] | PositiveInt = Field(
+        "auto",
+        description="How many of the start's first layers the reward model has. auto: of seven "
+        "depths the one of the least held-out loss; all: the whole start.",
+    )
 
 
 class OrdinalDistill(FitStep):

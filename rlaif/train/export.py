@@ -17,6 +17,7 @@ from rlaif.device import release_freed_memory
 from rlaif.engines.adapters import MEMBERS
 from rlaif.errors import EngineError
 from rlaif.heads import Head, save_head
+from rlaif.train.depth import cut
 from rlaif.train.loading import MASTERS, load_classifier, load_module
 from rlaif.train.model import TrainModel, add_lora, causal, is_reward
 
@@ -114,13 +115,22 @@ def export_members(start: Path, adapters: Sequence[Path], out: Path) -> None:
 
 
 @torch.no_grad()
-def export_head(start: Path, head: Head, out: Path, region: Region | None = None) -> None:
-    """Write `out`, complete or not at all: the body of `start` in bf16 with the head's weights as
-    its `score`, and beside it the head in fp32 and the `region` of its training answers."""
+def export_head(
+    start: Path,
+    head: Head,
+    out: Path,
+    region: Region | None = None,
+    layers: int | None = None,
+) -> None:
+    """Write `out`, complete or not at all: the body of `start` in bf16, or the first `layers` of
+    it, with the head's weights as its `score`, and beside it the head in fp32 and the `region` of
+    its training answers."""
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     module, _ = load_classifier(start, head.config.outputs, {"dtype": torch.bfloat16})
+    if layers is not None:
+        cut(module, layers)
     module.score.weight.copy_(head.weight)
     names = [
         f"{name} {q + 1}" if head.config.quantiles > 1 else name

@@ -5,7 +5,7 @@ Every choice that data must make (a ridge, a penalty, when to stop) is made on h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from rlaif.compare.agreement import spearman
 from rlaif.compare.calibration import steepness
 from rlaif.compare.ridge import cross_validate, fit_ridge, group_folds
 from rlaif.errors import RlaifError
-from rlaif.heads import GatedHead, LinearHead, OrdinalHead
+from rlaif.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
 from rlaif.losses.reward import bradley_terry, ordinal_nll, pinball
 
 Array = NDArray[np.float64]
@@ -88,6 +88,20 @@ def fit_linear(head: LinearHead, features: Features, pairs: Comparisons, seed: i
     fitted = torch.from_numpy(fit_ridge(x, y, found.l2, weight))
     head.weight.copy_((fitted / size)[None].float())
     return found.log_loss
+
+
+def fit_depth(
+    features: Mapping[int, Features], pairs: Comparisons, seed: int
+) -> tuple[int, LinearHead, dict[int, float]]:
+    """`fit_linear` on the features of each depth: the depth of the least held-out log loss, of
+    equal ones the first, its head, and all losses. As the least of several, that loss is a little
+    better than what other answers will show."""
+    heads, losses = {}, {}
+    for depth, own in features.items():
+        heads[depth] = LinearHead(HeadConfig("linear", own.last.shape[1]))
+        losses[depth] = fit_linear(heads[depth], own, pairs, seed)
+    best = min(losses, key=losses.__getitem__)
+    return best, heads[best], losses
 
 
 def ridge(x: Array, y: Array, held: NDArray[np.bool_]) -> tuple[Array, float]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,18 +19,19 @@ from rlaif.batching import fill
 from rlaif.compare.aggregate import pointwise_values
 from rlaif.compare.distance import fit_region
 from rlaif.config import FitStep
-from rlaif.config.distill import GatedDistill, OrdinalDistill, QuantileDistill
+from rlaif.config.distill import GatedDistill, LinearDistill, OrdinalDistill, QuantileDistill
 from rlaif.device import release_freed_memory
 from rlaif.errors import RlaifError
 from rlaif.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
 from rlaif.records import Judgement, Preference, content_hash
+from rlaif.train.depth import depths, hidden_at
 from rlaif.train.export import export_head
 from rlaif.train.fits import (
     Comparisons,
     Features,
     debias,
+    fit_depth,
     fit_gate,
-    fit_linear,
     fit_objectives,
     fit_ordinal,
     fit_quantiles,
@@ -111,9 +113,11 @@ def fit_reward_model(
     examples = by_prompt(encoded.examples)
     dtype = compute_dtype(options.precision, device)
     with memory_advice(options):
-        features = read_features(examples, start, options, work, device, dtype)
-    head, metrics = _fitted(options, examples, features, ratings(judgements), seed, progress)
-    export_head(start, head, out, fit_region(features.last.double().numpy()))
+        layers = options.layers if isinstance(options, LinearDistill) else "all"
+        features = read_depths(examples, start, options, work, device, dtype, layers)
+    head, metrics, depth = _fitted(options, examples, features, ratings(judgements), seed, progress)
+    region = fit_region(features[depth].last.double().numpy())
+    export_head(start, head, out, region, depth)
     tokens = sum(e.length for e in examples)
     counts = {**encoded.counts, "repeated": repeated}
     name = str(dtype).removeprefix("torch.")
@@ -123,7 +127,6 @@ def fit_reward_model(
     return outcome
 
 
-@torch.no_grad()
 def read_features(
     examples: Sequence[Example],
     start: Path,
@@ -132,38 +135,63 @@ def read_features(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Features:
-    """The hidden states of every answer and prompt, in the order of `examples`, by one file in
-    `work` for each micro-batch."""
+    """`read_depths` at the end of the whole model."""
+    (found,) = read_depths(examples, start, options, work, device, dtype, "all").values()
+    return found
+
+
+@torch.no_grad()
+def read_depths(
+    examples: Sequence[Example],
+    start: Path,
+    options: FitStep,
+    work: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    layers: int | Literal["auto", "all"],
+) -> dict[int, Features]:
+    """By the number of layers passed, the hidden states of every answer and prompt, in the order of
+    `examples`. They are kept by one file in `work` for each micro-batch."""
+    module = load_module(start, device, reward=True)
+    wanted = depths(module, layers)
+    model = prepare(module, device, dtype, trainable=False)
     data = [[e.prompt_ids, list(e.completions)] for e in examples]
-    folder = work / f"features-{content_hash(data, length=16)}"
+    folder = work / f"features-{content_hash(wanted, data, length=16)}"
     folder.mkdir(parents=True, exist_ok=True)
-    model = prepare(load_module(start, device, reward=True), device, dtype, trainable=False)
     sizes = [model.size(e.branches) for e in examples]
     order = sorted(range(len(examples)), key=lambda i: (-sizes[i], i))
-    last: dict[int, Tensor] = {}
-    prompt: dict[int, Tensor] = {}
+    answers: dict[int, dict[int, Tensor]] = {d: {} for d in wanted}
+    prompts: dict[int, dict[int, Tensor]] = {d: {} for d in wanted}
     for micro in fill(order, [sizes[i] for i in order], model.token_budget(options)):
         path = folder / f"{micro[0]:08d}.safetensors"
         if not path.exists():
-            _compute(model, [examples[i] for i in micro], path)
-        found = load_file(path)
-        split = torch.split(found["last"], [len(examples[i].completions) for i in micro])
-        for place, i in enumerate(micro):
-            last[i], prompt[i] = split[place], found["prompt"][place]
-    del model
+            _compute(model, [examples[i] for i in micro], wanted, path)
+        counts = [len(examples[i].completions) for i in micro]
+        for name, states in load_file(path).items():
+            last, prompt = torch.split(states, [sum(counts), len(micro)])
+            answers[int(name)] |= zip(micro, torch.split(last, counts), strict=True)
+            prompts[int(name)] |= zip(micro, prompt, strict=True)
+    del model, module
     release_freed_memory()
-    of = [i for i, e in enumerate(examples) for _ in e.completions]
-    return Features(
-        torch.cat([last[i] for i in range(len(examples))]),
-        torch.stack([prompt[i] for i in range(len(examples))]),
-        torch.tensor(of),
-        [e.prompt_id for e in examples],
-    )
+    of = torch.tensor([i for i, e in enumerate(examples) for _ in e.completions])
+    names = [e.prompt_id for e in examples]
+    every = range(len(examples))
+    return {
+        d: Features(
+            torch.cat([answers[d][i] for i in every]),
+            torch.stack([prompts[d][i] for i in every]),
+            of,
+            names,
+        )
+        for d in wanted
+    }
 
 
-def _compute(model: TrainModel, rows: Sequence[Example], path: Path) -> None:
+def _compute(
+    model: TrainModel, rows: Sequence[Example], depths: tuple[int, ...], path: Path
+) -> None:
+    """Write, by depth, the hidden states at the end of each answer and then of each prompt."""
     layout = model.layout([e.branches for e in rows])
-    hidden = model.hidden(layout).float()
     # The first target of an example's first answer is predicted at the end of its prompt.
     firsts, place, sequence = [], 0, 0
     for example in rows:
@@ -171,9 +199,10 @@ def _compute(model: TrainModel, rows: Sequence[Example], path: Path) -> None:
         for _ in example.completions:
             place += layout.lengths[sequence]
             sequence += 1
-    found = {"last": hidden[layout.last], "prompt": hidden[layout.predict[firsts]]}
+    places = torch.cat([layout.last, layout.predict[firsts]])
+    found = hidden_at(model, layout, places, depths)
     temporary = path.with_suffix(".partial")
-    save_file({name: v.cpu().contiguous() for name, v in found.items()}, temporary)
+    save_file({str(d): states.cpu().contiguous() for d, states in found.items()}, temporary)
     temporary.replace(path)
 
 
@@ -194,31 +223,44 @@ def comparisons(examples: Sequence[Example]) -> Comparisons:
 def _fitted(
     options: FitStep,
     examples: Sequence[Example],
-    features: Features,
+    features: Mapping[int, Features],
     rated: Ratings,
     seed: int,
     progress: Progress,
-) -> tuple[LinearHead | OrdinalHead | GatedHead, dict[str, float]]:
-    width = features.last.shape[1]
+) -> tuple[LinearHead | OrdinalHead | GatedHead, dict[str, float], int]:
+    """The head, figures of the fit, and after how many layers it reads."""
+    if isinstance(options, LinearDistill):
+        pairs = comparisons(examples)
+        depth, linear, losses = fit_depth(features, pairs, seed)
+        metrics = {f"held_out_loss/{d}": loss for d, loss in losses.items()}
+        metrics |= {"held_out_loss": losses[depth], "layers": float(depth)}
+        return linear, {**metrics, "pairs": float(len(pairs.chosen))}, depth
+    ((whole, states),) = features.items()
     if isinstance(options, GatedDistill):
-        return _fit_gated(options, examples, features, rated, seed, progress)
-    if isinstance(options, OrdinalDistill):
-        wanted = None if options.objective is None else [options.objective]
-        names, labels = labels_of(examples, rated, wanted)
-        if len(names) > 1:
-            raise RlaifError(
-                f"ordinal: the answers were rated by {', '.join(names)}; set `objective` to one"
-            )
-        known = ~torch.isnan(labels[:, 0])
-        values, level = binned(labels[known, 0], options.levels, names[0])
-        ordinal = OrdinalHead(HeadConfig("ordinal", width, levels=values))
-        chosen = Features(features.last[known], features.prompt, features.of[known], features.names)
-        loss = fit_ordinal(ordinal, chosen, level, seed)
-        return ordinal, {"held_out_nll": loss, "rated": float(known.sum())}
-    linear = LinearHead(HeadConfig("linear", width))
-    pairs = comparisons(examples)
-    loss = fit_linear(linear, features, pairs, seed)
-    return linear, {"held_out_loss": loss, "pairs": float(len(pairs.chosen))}
+        return *_fit_gated(options, examples, states, rated, seed, progress), whole
+    assert isinstance(options, OrdinalDistill)
+    return *_fit_ordinal(options, examples, states, rated, seed), whole
+
+
+def _fit_ordinal(
+    options: OrdinalDistill,
+    examples: Sequence[Example],
+    features: Features,
+    rated: Ratings,
+    seed: int,
+) -> tuple[OrdinalHead, dict[str, float]]:
+    wanted = None if options.objective is None else [options.objective]
+    names, labels = labels_of(examples, rated, wanted)
+    if len(names) > 1:
+        raise RlaifError(
+            f"ordinal: the answers were rated by {', '.join(names)}; set `objective` to one"
+        )
+    known = ~torch.isnan(labels[:, 0])
+    values, level = binned(labels[known, 0], options.levels, names[0])
+    head = OrdinalHead(HeadConfig("ordinal", features.last.shape[1], levels=values))
+    chosen = Features(features.last[known], features.prompt, features.of[known], features.names)
+    loss = fit_ordinal(head, chosen, level, seed)
+    return head, {"held_out_nll": loss, "rated": float(known.sum())}
 
 
 def labels_of(

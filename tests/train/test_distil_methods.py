@@ -166,11 +166,11 @@ def test_fitting_again_goes_on_from_what_was_computed(
     calls = []
     compute = probe._compute
 
-    def dies_at_third(model, rows, path):
+    def dies_at_third(model, rows, depths, path):
         calls.append(path.name)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        compute(model, rows, path)
+        compute(model, rows, depths, path)
 
     monkeypatch.setattr(probe, "_compute", dies_at_third)
     with pytest.raises(KeyboardInterrupt):
