@@ -32,7 +32,7 @@ from rlaif.config.distill import LinearDistill
 from rlaif.data.labelled import LabelledPair
 from rlaif.device import pick_device
 from rlaif.engines.adapters import member_folders
-from rlaif.engines.build import EnginePool
+from rlaif.engines.build import EnginePool, refuse_no_reward_model
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.experiment import StepProgress
 from rlaif.heads import HeadConfig, LinearHead
@@ -81,6 +81,7 @@ def run_reward_bench(
 ) -> dict[str, Any]:
     """Everything that was measured, JSON-ready; also kept in `out` as reward.json. Rewards and
     hidden states are kept there too, and a run that was stopped goes on. Raises RlaifError."""
+    refuse_no_reward_model(request.model)
     decided = [p for p in pairs if p.label is not None and p.label != 0.5]
     if not decided:
         raise ConfigError(f"{request.name}: no pair in it whose label prefers an answer")

@@ -24,14 +24,13 @@ def reward(model: Path, host: str, port: int, dtype: str) -> None:
     /v1/chat/completions answers a conversation with its reward; GET /health, /metrics.
     """
     from rlaif.config import ModelSpec
-    from rlaif.engines.build import is_reward_model
+    from rlaif.engines.build import refuse_no_reward_model
     from rlaif.engines.reward import load
     from rlaif.errors import ConfigError
     from rlaif.serve import RewardService, make_server
     from rlaif.yamlio import validate
 
-    if not is_reward_model(model):
-        raise ConfigError("no reward model in this folder: `rlaif distill` makes one", model)
+    refuse_no_reward_model(model)
     spec = validate(ModelSpec, {"path": str(model), "dtype": dtype}, {}, "rlaif serve reward")
     service = RewardService(load(spec, model, model.name))
     try:

@@ -77,6 +77,12 @@ def is_reward_model(folder: Path | None) -> bool:
     return any("ForSequenceClassification" in name for name in config.get("architectures") or [])
 
 
+def refuse_no_reward_model(folder: Path) -> None:
+    """Raises ConfigError where `folder` has no reward model."""
+    if not is_reward_model(folder):
+        raise ConfigError("no reward model in this folder: `rlaif distill` makes one", folder)
+
+
 def load_engine(
     spec: ModelSpec, folder: Path | None, name: str, account: Account | None = None
 ) -> Engine:

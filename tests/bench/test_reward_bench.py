@@ -148,6 +148,8 @@ def test_mistakes_are_said(trained: tuple[Path, Path], tmp_path: Path) -> None:
     tied = write(tmp_path / "tied.jsonl", [{**rows(1)[0], "chosen": "", "rejected": ""}])
     with pytest.raises(ConfigError):
         invoke("reward-bench", model, tied, "--out", tmp_path / "a", "-q")
+    with pytest.raises(ConfigError, match="nothere: no reward model in this folder"):
+        invoke("reward-bench", tmp_path / "nothere", pairs, "--out", tmp_path / "a", "-q")
     done = CliRunner().invoke(
         cli,
         ["reward-bench", str(model), str(pairs), "--out", str(tmp_path / "b"), "--gold", "x"],
