@@ -108,7 +108,8 @@ def _front_matter(spec: DatasetSpec, facts: Facts) -> str:
 
 def _summary(spec: DatasetSpec, facts: Facts) -> str:
     sizes = ", ".join(
-        f"{facts.pairs[split]} pairs of {facts.prompts[split]} prompts ({split})"
+        f"{_number(facts.pairs[split], 'pair')} of {_number(facts.prompts[split], 'prompt')} "
+        f"({split})"
         for split in facts.pairs
     )
     names = ", ".join(f"`{config['config_name']}`" for config in facts.configs)
@@ -121,6 +122,10 @@ def _summary(spec: DatasetSpec, facts: Facts) -> str:
         held = ", ".join(f"{count} not in `{name}`" for name, count in sorted(facts.lost.items()))
         text += f"\n\nWhat a format cannot hold is left out of it: {held}."
     return text
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _example(texts: Mapping[str, str]) -> str:

@@ -479,6 +479,7 @@ def test_the_card_renders_with_its_headings_and_tables() -> None:
     shown = {"text", "code_inline", "softbreak", "strong_open", "strong_close"}
     assert {part.type for part in inline} <= shown
     assert not kinds["html_block"]
+    assert "3 pairs of 2 prompts (train), 1 pair of 1 prompt (test)" in body
     headings = [page[i + 1] for i, token in enumerate(page) if token.type == "heading_open"]
     said = ["".join(part.content for part in heading.children or ()) for heading in headings]
     assert said[0] == odd and "Known limits" in said and len(said) == 8
