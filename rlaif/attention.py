@@ -68,6 +68,9 @@ def branch_attention(
     return torch.cat(parts, 2)
 
 
+SHORT = 256
+"""Keys up to which the kernel's backward is two to five times slower in bf16 than in fp32, the
+casts included: it packs each block of a few rows anew."""
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -150,29 +153,31 @@ class _BranchAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         query, key, value, out, total = ctx.saved_tensors
-        found = tuple(_zeros_by_token(t) for t in (query, key, value))
+        sums = tuple(_zeros_by_token(t) for t in (query, key, value))
         for piece in _pieces(ctx.groups):
-            parts = _flash_backward(
+            inputs = (
                 grads[0][:, :, piece.queries],
                 query[:, :, piece.queries],
                 key[:, :, piece.keys],
                 value[:, :, piece.keys],
                 out[:, :, piece.queries],
-                total[:, :, piece.queries],
-                0.0,
-                piece.causal,
-                scale=ctx.scale,
+            )
+            if piece.keys.stop - piece.keys.start <= SHORT:
+                inputs = tuple(t.to(sums[0].dtype) for t in inputs)
+            parts = _flash_backward(
+                *inputs, total[:, :, piece.queries], 0.0, piece.causal, scale=ctx.scale
             )
             spans = (piece.queries, piece.keys, piece.keys)
-            for whole, part, span in zip(found, parts, spans, strict=True):
+            for whole, part, span in zip(sums, parts, spans, strict=True):
                 whole[:, :, span] += part
-        return *found, None, None
+        return *(t.to(query.dtype) for t in sums), None, None
 
 
 def _zeros_by_token(like: Tensor) -> Tensor:
-    """Zeros of (B, H, T, D) whose memory is in the order of a projection's output."""
+    """Zeros of (B, H, T, D) to sum in, whose memory is in the order of a projection's output."""
     batch, heads, tokens, width = like.shape
-    return like.new_zeros((batch, tokens, heads, width)).transpose(1, 2)
+    shape = (batch, tokens, heads, width)
+    return like.new_zeros(shape, dtype=_sum_dtype(like.dtype)).transpose(1, 2)
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
