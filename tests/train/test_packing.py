@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from rlaif.attention import STEM, block_mask, branch_attention, segments
+from rlaif.attention import SHORT, STEM, block_mask, branch_attention, segments
 from rlaif.batching import Group, packed_layout, padded_layout
 from rlaif.engines.packing import use_packing
 from rlaif.train.model import TrainModel, output_head, prepare
@@ -116,6 +116,29 @@ def test_branch_attention_equals_one_dense_mask(scale, window, softcap, groups):
     wanted = torch.autograd.grad((plain * weight).sum(), (query, key, value))
     found = torch.autograd.grad((ours * weight).sum(), (query, key, value))
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [STEMMED, (Group(0, SHORT + 9, (4, SHORT + 2)), Group(2 * SHORT + 15, 6, (3, 5)))],
+    ids=["short pieces", "long and short pieces"],
+)
+def test_in_bf16_gradients_are_those_of_the_rounded_inputs(groups):
+    torch.manual_seed(0)
+    last = groups[-1]
+    tokens = last.start + last.prompt + sum(last.branches)
+    rounded = [torch.randn(1, heads, tokens, 8).bfloat16() for heads in (4, 2, 2)]
+    ours, wide = ([t.to(d).requires_grad_() for t in rounded] for d in (torch.bfloat16, float))
+    weight = torch.randn(1, 4, tokens, 8)
+    found = torch.autograd.grad((branch_attention(*ours, groups) * weight).sum(), ours)
+    wanted = torch.autograd.grad((dense(*wide, groups) * weight.double()).sum(), wide)
+    for own, exact in zip(found, wanted, strict=True):
+        assert own.dtype == torch.bfloat16
+        # Group by group, so that a wrong small one cannot hide behind a large one.
+        for group in groups:
+            span = slice(group.start, group.start + group.prompt + sum(group.branches))
+            error = (own.double() - exact)[:, :, span].norm() / exact[:, :, span].norm()
+            assert error < 0.02
 
 
 @pytest.mark.parametrize("groups", [GROUPS, STEMMED], ids=["no stem", "stem"])
