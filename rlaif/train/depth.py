@@ -76,7 +76,7 @@ def cut(module: Any, layers: int) -> None:
     body.layers = body.layers[:layers]
     # Some configs describe every layer in a list.
     for name, value in config.to_dict().items():
-        if isinstance(value, list) and len(value) == whole:
+        if "layer" in name and isinstance(value, list) and len(value) == whole:
             setattr(config, name, value[:layers])
     config.num_hidden_layers = layers
 
