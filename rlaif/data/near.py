@@ -1,13 +1,16 @@
 """Near-duplicate texts by MinHash and banding (Broder, 1997; Leskovec et al., Mining of Massive
-Datasets, section 3.4), in numpy. A text costs 2 bytes a permutation, and its words are forgotten.
+Datasets, section 3.4), in numpy. Memory holds neither texts nor signatures: these are 256 bytes a
+text in a temporary file, and one band of them at a time is sorted.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import groupby
-from operator import itemgetter
+from dataclasses import dataclass
+from itertools import pairwise
+from tempfile import TemporaryFile
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +24,10 @@ FOUND = 0.99
 _BATCH = 1 << 14
 """About as many n-grams are hashed at once: few enough for a processor's cache."""
 _SEED = 20_061
+_ROW_BYTES = 2 * PERMUTATIONS
+_READ = 1 << 13
+"""Signatures that are read at once."""
+_NOBODY = np.uint32(0xFFFFFFFF)
 
 Signatures = NDArray[np.uint16]
 
@@ -34,42 +41,77 @@ def near_duplicates(
     is estimated at `threshold` (in (0, 1]) or more; the standard error at similarity s is
     sqrt(s(1 - s) / 128). The first text of its kind is kept, so the order of `texts` decides which.
     """
-    signatures = minhash(texts, shingle)
-    kept: dict[int, list[int]] = defaultdict(list)
+    with TemporaryFile() as file:
+        stored = _Stored(file)
+        for part in minhash(texts, shingle):
+            stored.add(part)
+        return _alike(stored, threshold)
+
+
+def _alike(stored: _Stored, threshold: float) -> dict[int, int]:
+    shared = _shared_buckets(stored, rows_per_band(threshold))
+    # The first text that is kept in each bucket, and the later ones of the few that have several.
+    first = np.full(shared.buckets, _NOBODY, np.uint32)
+    later: dict[int, list[int]] = defaultdict(list)
     found: dict[int, int] = {}
-    for place, mine in _shared_buckets(signatures, rows_per_band(threshold)):
-        others = sorted({other for bucket in mine for other in kept[bucket]})
+    for place, mine in shared.by_place():
+        holders = first[mine]
+        taken = holders != _NOBODY
+        others = set(holders[taken].tolist())
+        for bucket in mine[taken].tolist():
+            others.update(later.get(bucket, ()))
         if others:
-            alike = (signatures[others] == signatures[place]).mean(axis=1)
-            best = int(alike.argmax())
+            ordered = sorted(others)
+            own = stored.at(place)
+            alike = [float((stored.at(other) == own).mean()) for other in ordered]
+            best = max(range(len(ordered)), key=alike.__getitem__)
             if alike[best] >= threshold:
-                found[place] = others[best]
+                found[place] = ordered[best]
                 continue
-        for bucket in mine:
-            kept[bucket].append(place)
+        first[mine[~taken]] = place
+        for bucket in mine[taken].tolist():
+            later[bucket].append(place)
     return found
 
 
-def minhash(texts: Iterable[str], shingle: int) -> Signatures:
-    """Shape (texts, 128): the low 16 bits of the least hash of each text's n-grams under each of
-    128 permutations. The share of equal entries estimates the Jaccard similarity (the two bytes
-    add 2^-16 to it; Li and König, 2010)."""
+class _Stored:
+    """Signatures in a file, so that memory is free of them."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+
+    def add(self, part: Signatures) -> None:
+        self._file.write(part.tobytes())
+
+    def parts(self) -> Iterator[Signatures]:
+        """All, some thousand at a time."""
+        self._file.seek(0)
+        while data := self._file.read(_READ * _ROW_BYTES):
+            yield np.frombuffer(data, np.uint16).reshape(-1, PERMUTATIONS)
+
+    def at(self, place: int) -> Signatures:
+        """Shape (128,): one."""
+        self._file.seek(place * _ROW_BYTES)
+        return np.frombuffer(self._file.read(_ROW_BYTES), np.uint16)
+
+
+def minhash(texts: Iterable[str], shingle: int) -> Iterator[Signatures]:
+    """In parts of shape (some texts, 128): the low 16 bits of the least hash of each text's n-grams
+    under each of 128 permutations. The share of equal entries estimates the Jaccard similarity (the
+    two bytes add 2^-16 to it; Li and König, 2010)."""
     rng = np.random.default_rng(_SEED)
     odd = rng.integers(0, 1 << 63, PERMUTATIONS, np.uint64) * np.uint64(2) + np.uint64(1)
     added = rng.integers(0, 1 << 63, PERMUTATIONS, np.uint64)
-    # Grows in place, where parts that are joined in the end would be held twice.
-    found = bytearray()
     batch, size = list[Hashes](), 0
     for text in texts:
         grams = ngram_hashes(word_hashes(text), shingle)
         batch.append(grams)
         size += len(grams)
         if size >= _BATCH:
-            found += _least(batch, odd, added).tobytes()
+            yield _least(batch, odd, added)
             batch, size = [], 0
     if batch:
-        found += _least(batch, odd, added).tobytes()
-    return np.frombuffer(found, np.uint16).reshape(-1, PERMUTATIONS)
+        yield _least(batch, odd, added)
 
 
 def _least(batch: list[Hashes], odd: Hashes, added: Hashes) -> Signatures:
@@ -99,22 +141,39 @@ def rows_per_band(threshold: float) -> int:
     )
 
 
-def _shared_buckets(signatures: Signatures, rows: int) -> Iterator[tuple[int, list[int]]]:
-    """The place of every text that shares a bucket with another one, in order, and the numbers of
-    those buckets."""
-    places, buckets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    first = 0
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Texts that share a bucket with another: `place` and `bucket` (N,) uint32, by place."""
+
+    place: NDArray[np.uint32]
+    bucket: NDArray[np.uint32]
+    buckets: int
+
+    def by_place(self) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+        """Each such text, in order, and its buckets."""
+        starts = np.flatnonzero(np.diff(self.place, prepend=_NOBODY))
+        for start, stop in pairwise([*starts.tolist(), len(self.place)]):
+            yield int(self.place[start]), self.bucket[start:stop]
+
+
+def _shared_buckets(stored: _Stored, rows: int) -> _Shared:
+    places, numbers = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
+    count = 0
     for band in range(PERMUTATIONS // rows):
-        within = signatures[:, band * rows : (band + 1) * rows].astype(np.uint64)
-        _, bucket, count = np.unique(
-            combined(list(within.T)), return_inverse=True, return_counts=True
-        )
-        shared = np.flatnonzero(count[bucket] > 1)
-        places.append(shared)
-        buckets.append(first + bucket[shared])
-        first += len(count)
-    place, number = np.concatenate(places), np.concatenate(buckets)
+        own = slice(band * rows, (band + 1) * rows)
+        keys = [combined(list(part[:, own].T.astype(np.uint64))) for part in stored.parts()]
+        if not keys:
+            break
+        joined = np.concatenate(keys)
+        order = np.argsort(joined, kind="stable")
+        joined = joined[order]
+        again = np.concatenate([[False], joined[1:] == joined[:-1], [False]])
+        # Equal to the one before it or to the one after it; the first of each run begins a bucket.
+        shared = again[:-1] | again[1:]
+        begins = (shared & ~again[:-1])[shared]
+        places.append(order[shared].astype(np.uint32))
+        numbers.append((count + np.cumsum(begins) - 1).astype(np.uint32))
+        count += int(begins.sum())
+    place, number = np.concatenate(places), np.concatenate(numbers)
     order = np.argsort(place, kind="stable")
-    pairs = zip(place[order].tolist(), number[order].tolist(), strict=True)
-    for own, group in groupby(pairs, key=itemgetter(0)):
-        yield own, [bucket for _, bucket in group]
+    return _Shared(place[order], number[order], count)

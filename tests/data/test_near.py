@@ -41,7 +41,7 @@ def test_signatures_estimate_the_jaccard_similarity() -> None:
     for changes in range(0, 40, 2):
         one = text_of(rng)
         two = edited(one, changes, rng)
-        first, second = minhash([one, two], 3)
+        ((first, second),) = minhash([one, two], 3)
         errors.append(float((first == second).mean()) - jaccard(one, two, 3))
     # The standard error of one estimate is at most 0.5 / sqrt(128) = 0.044.
     assert max(map(abs, errors)) < 4 * 0.5 / np.sqrt(PERMUTATIONS)
@@ -54,6 +54,29 @@ def test_planted_near_duplicates_are_found_and_nothing_else() -> None:
     copies = [edited(texts[i], 1, rng) for i in range(0, 300, 10)]
     found = near_duplicates([*texts, *copies], threshold=0.8)
     assert found == {300 + k: 10 * k for k in range(30)}
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("words", [6, 300])
+def test_each_text_is_compared_to_every_kept_one_that_shares_a_band(
+    words: int, threshold: float
+) -> None:
+    rng = random.Random(words)
+    texts = [" ".join(rng.choices(WORDS[:words], k=rng.randrange(30))) for _ in range(150)]
+    texts += [edited(t, rng.randrange(len(t.split()) // 2 + 1), rng) for t in texts[:100] if t]
+    signatures = np.concatenate(list(minhash(texts, 2)))
+    rows = rows_per_band(threshold)
+    bands = signatures[:, : PERMUTATIONS // rows * rows].reshape(len(texts), -1, rows)
+    kept: list[int] = []
+    wanted = {}
+    for place, own in enumerate(bands):
+        near = [k for k in kept if (bands[k] == own).all(axis=1).any()]
+        alike = [float((signatures[k] == signatures[place]).mean()) for k in near]
+        if alike and max(alike) >= threshold:
+            wanted[place] = near[alike.index(max(alike))]
+        else:
+            kept.append(place)
+    assert len(wanted) > 3 and near_duplicates(texts, threshold, 2) == wanted
 
 
 def test_a_dropped_text_resembles_one_that_is_kept() -> None:
