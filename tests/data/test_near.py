@@ -56,13 +56,13 @@ def test_planted_near_duplicates_are_found_and_nothing_else() -> None:
     assert found == {300 + k: 10 * k for k in range(30)}
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("threshold", [0.3, 0.4, 1.0])
 @pytest.mark.parametrize("words", [6, 300])
 def test_each_text_is_compared_to_every_kept_one_that_shares_a_band(
     words: int, threshold: float
 ) -> None:
-    rng = random.Random(words)
-    texts = [" ".join(rng.choices(WORDS[:words], k=rng.randrange(30))) for _ in range(150)]
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS[:words], k=rng.randrange(30))) for _ in range(250)]
     texts += [edited(t, rng.randrange(len(t.split()) // 2 + 1), rng) for t in texts[:100] if t]
     signatures = np.concatenate(list(minhash(texts, 2)))
     rows = rows_per_band(threshold)
