@@ -6,7 +6,7 @@ text in a temporary file, and one band of them at a time is sorted.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from tempfile import TemporaryFile
@@ -62,9 +62,9 @@ def _alike(stored: _Stored, threshold: float) -> dict[int, int]:
             others.update(later.get(bucket, ()))
         if others:
             ordered = sorted(others)
-            own = stored.at(place)
-            alike = [float((stored.at(other) == own).mean()) for other in ordered]
-            best = max(range(len(ordered)), key=alike.__getitem__)
+            looked_at = stored.at([place, *ordered])
+            alike = (looked_at[1:] == looked_at[0]).mean(axis=1)
+            best = int(alike.argmax())
             if alike[best] >= threshold:
                 found[place] = ordered[best]
                 continue
@@ -79,9 +79,11 @@ class _Stored:
 
     def __init__(self, file: IO[bytes]):
         self._file = file
+        self._count = 0
 
     def add(self, part: Signatures) -> None:
         self._file.write(part.tobytes())
+        self._count += len(part)
 
     def parts(self) -> Iterator[Signatures]:
         """All, some thousand at a time."""
@@ -89,10 +91,11 @@ class _Stored:
         while data := self._file.read(_READ * _ROW_BYTES):
             yield np.frombuffer(data, np.uint16).reshape(-1, PERMUTATIONS)
 
-    def at(self, place: int) -> Signatures:
-        """Shape (128,): one."""
-        self._file.seek(place * _ROW_BYTES)
-        return np.frombuffer(self._file.read(_ROW_BYTES), np.uint16)
+    def at(self, places: Sequence[int]) -> Signatures:
+        """Shape (places, 128): those of some texts. The file is mapped for this call alone, as a
+        map that stays keeps in memory what was ever looked at."""
+        every = np.memmap(self._file, np.uint16, "r", shape=(self._count, PERMUTATIONS))
+        return np.asarray(every[places])
 
 
 def minhash(texts: Iterable[str], shingle: int) -> Iterator[Signatures]:
