@@ -2,12 +2,14 @@
 A prompt sees itself and the stem, what all prompts of the row begin with.
 
 On a CPU every group is computed at its own exact size, so masked blocks cost nothing. On a GPU one
-FlexAttention call skips them by a block mask.
+FlexAttention call skips them by a block mask; where that cannot be compiled, groups are computed one
+by one there too, and a warning says why.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +20,19 @@ from torch import Tensor
 
 from rlaif.batching import Group
 
+log = logging.getLogger(__name__)
+
 STEM = -1
 """The number that stands for a group in the stem, which belongs to all of them."""
+PADDING = -2
+"""The number that stands for a group in what fills a row up to whole blocks."""
+BLOCK = 128
+"""Tokens in a block of FlexAttention's mask."""
+LEAST_BLOCKS = 2
+"""A row of one block would have a graph of its own: a dimension of size 1 is never dynamic."""
+GRAPHS = 64
+"""Graphs that torch may compile of one function before it gives up: one for each dtype, grad mode,
+ratio of heads, window and soft cap that a process meets."""
 
 
 def branch_attention(
@@ -37,9 +50,15 @@ def branch_attention(
     `window` limits how many positions back a token sees, itself included; positions are those in
     its own sequence. `softcap` c replaces each score s by c tanh(s / c).
     """
-    if query.device.type == "cuda":
-        return _flex(query, key, value, tuple(groups), scale, window, softcap)
-    if window is None and softcap is None:
+    if uses_flex(query.device):
+        try:
+            return _flex(query, key, value, tuple(groups), scale, window, softcap)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Whatever keeps a kernel from being compiled, the groups can be computed without it.
+            give_up_flex(error)
+    if query.device.type == "cpu" and window is None and softcap is None:
         mixed: Tensor = _BranchAttention.apply(query, key, value, groups, scale)  # type: ignore[no-untyped-call]
         return mixed
     repeat = query.shape[1] // key.shape[1]
@@ -231,11 +250,20 @@ def segments(groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=4)
+# Inference tensors would make graphs of their own, and the mask outlives the mode it is made in.
+@torch.inference_mode(False)
 def block_mask(groups: tuple[Group, ...], window: int | None, device: str) -> Any:
-    """FlexAttention's block mask of a packed row."""
+    """FlexAttention's block mask of a packed row, filled up to whole blocks."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    group_of, branch_of, position = (t.to(device) for t in segments(groups))
+    parts = segments(groups)
+    filling = filled(len(parts[0])) - len(parts[0])
+    # What fills the row sees itself alone, so that its softmax is over something.
+    fillers = (torch.full((filling,), PADDING), torch.zeros(filling, dtype=torch.int64))
+    ends = (*fillers, torch.arange(filling))
+    group_of, branch_of, position = (
+        torch.cat(pair).to(device) for pair in zip(parts, ends, strict=True)
+    )
 
     def seen(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         shared = (branch_of[k] == 0) | (branch_of[k] == branch_of[q])
@@ -246,14 +274,62 @@ def block_mask(groups: tuple[Group, ...], window: int | None, device: str) -> An
         return visible
 
     tokens = len(position)
-    return create_block_mask(seen, None, None, tokens, tokens, device=device)
+    return create_block_mask(seen, None, None, tokens, tokens, device=device, BLOCK_SIZE=BLOCK)
 
 
 @functools.cache
-def _compiled_flex() -> Any:
+@torch.inference_mode(False)
+def scalar(value: float, device: str) -> Tensor:
+    """() fp32: a number as a tensor. A float that a graph captures becomes a symbol, with which
+    FlexAttention's backward cannot be compiled."""
+    return torch.tensor(value, dtype=torch.float32, device=device)
+
+
+def filled(tokens: int) -> int:
+    """The length of a row of so many tokens once it is filled up to whole blocks."""
+    return max(LEAST_BLOCKS, -(-tokens // BLOCK)) * BLOCK
+
+
+def uses_flex(device: torch.device) -> bool:
+    """Whether packed rows on `device` go through one FlexAttention call."""
+    return device.type == "cuda" and _Flex.failure is None
+
+
+class _Flex:
+    """Why FlexAttention is not used in this process any more; None while it is."""
+
+    failure: str | None = None
+
+
+def flex_failure() -> str | None:
+    """Why a GPU computes packed rows group by group, or None where one fused kernel does."""
+    return _Flex.failure
+
+
+def give_up_flex(error: BaseException) -> None:
+    """Compute packed rows without FlexAttention from here on, and say so once."""
+    if _Flex.failure is None:
+        _Flex.failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        log.warning(
+            "FlexAttention cannot be used, so packed rows are computed group by group, which is "
+            "slower: %s",
+            _Flex.failure,
+        )
+
+
+@functools.cache
+def compiled_flex(backend: str = "inductor") -> Any:
+    """FlexAttention in graphs of torch's compiler. It raises where it cannot be compiled: left to
+    itself torch would run it unfused, and hold the scores of all heads in memory at once."""
+    from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True)
+    config.recompile_limit = max(config.recompile_limit, GRAPHS)
+
+    def attend(*inputs: Tensor, **options: Any) -> Any:
+        return flex_attention(*inputs, **options)
+
+    return torch.compile(attend, dynamic=True, fullgraph=True, backend=backend)
 
 
 def _flex(
@@ -265,19 +341,22 @@ def _flex(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    limit = softcap or 1.0
+    limit = scalar(softcap or 1.0, str(query.device))
 
     def cap(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return torch.tanh(score / limit) * limit
 
-    mask = block_mask(groups, window, str(query.device))
-    result: Tensor = _compiled_flex()(
+    tokens = query.shape[2]
+    # Whole blocks are what every length has in common, so one graph serves them all.
+    filling = filled(tokens) - tokens
+    query, key, value = (F.pad(t, (0, 0, 0, filling)) if filling else t for t in (query, key, value))
+    result: Tensor = compiled_flex()(
         query,
         key,
         value,
         score_mod=None if softcap is None else cap,
-        block_mask=mask,
+        block_mask=block_mask(groups, window, str(query.device)),
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return result
+    return result[:, :, :tokens]
