@@ -2,8 +2,8 @@
 A prompt sees itself and the stem, what all prompts of the row begin with.
 
 On a CPU every group is computed at its own exact size, so masked blocks cost nothing. On a GPU one
-FlexAttention call skips them by a block mask; where that cannot be compiled, groups are computed one
-by one there too, and a warning says why.
+FlexAttention call skips them by a block mask; where that cannot be compiled, groups are computed
+one by one there too, and a warning says why.
 """
 
 from __future__ import annotations
@@ -349,7 +349,9 @@ def _flex(
     tokens = query.shape[2]
     # Whole blocks are what every length has in common, so one graph serves them all.
     filling = filled(tokens) - tokens
-    query, key, value = (F.pad(t, (0, 0, 0, filling)) if filling else t for t in (query, key, value))
+    query, key, value = (
+        F.pad(t, (0, 0, 0, filling)) if filling else t for t in (query, key, value)
+    )
     result: Tensor = compiled_flex()(
         query,
         key,

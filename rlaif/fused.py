@@ -2,15 +2,13 @@
 
 Plain autograd keeps every intermediate tensor of a norm or a gate, and walks over memory once for
 each operation. Here the inputs alone are kept, and passes work in place, or on a GPU are compiled
-into one. What a model gets replaced is compared with its own code first; whatever differs stays as
-it was.
+into one. `rlaif.engines.proof` says which of a model's parts they may stand for.
 """
 
 from __future__ import annotations
 
-import sys
 import types
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +16,6 @@ from torch import Tensor, nn
 
 from rlaif.device import compiled_on
 from rlaif.logprobs import add_product
-
-TOLERANCE = 1e-5
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
@@ -90,19 +86,28 @@ class _GatedSilu(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
+    # Where a model keeps its tables in fp32, the products are in fp32 too.
+    width = cos.shape[-1]
+    half = width // 2
+    turning = x[..., :width].to(torch.promote_types(x.dtype, cos.dtype))
+    out = turning * cos
+    out[..., :half].addcmul_(turning[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(turning[..., :half], sin[..., half:])
+    return _with_rest(out.to(x.dtype), x, width)
 
 
 def _turned_back(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = grad.shape[-1] // 2
-    out = grad * cos
-    out[..., :half].addcmul_(grad[..., half:], sin[..., half:])
-    out[..., half:].addcmul_(grad[..., :half], sin[..., :half], value=-1)
-    return out
+    width = cos.shape[-1]
+    half = width // 2
+    turning = grad[..., :width].to(torch.promote_types(grad.dtype, cos.dtype))
+    out = turning * cos
+    out[..., :half].addcmul_(turning[..., half:], sin[..., half:])
+    out[..., half:].addcmul_(turning[..., :half], sin[..., :half], value=-1)
+    return _with_rest(out.to(grad.dtype), grad, width)
+
+
+def _with_rest(turned: Tensor, x: Tensor, width: int) -> Tensor:
+    return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], -1)
 
 
 class _Rotary(torch.autograd.Function):
@@ -182,88 +187,11 @@ def rotate(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Rotary position embedding (arXiv 2104.09864) of queries (B, H, T, D) and keys (B, K, T, D)
-    with cos and sin (B, T, D); transformers' signature."""
+    with cos and sin (B, T, R), R <= D: what lies after the first R stays. transformers' signature;
+    the results have the dtypes of q and k, and are computed in that of cos."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     rotated: tuple[Tensor, Tensor] = (_Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin))  # type: ignore[no-untyped-call]
     return rotated
-
-
-def fuse(module: nn.Module) -> int:
-    """Give the norms, gated feed-forward parts and rotary embeddings of a transformers model in
-    fp32 the forms above where they compute the same. Returns how many modules were changed.
-
-    Rotary embeddings are a function of the architecture's Python module, and change for the whole
-    process.
-    """
-    _fuse_rotary(sys.modules[type(module).__module__])
-    replaced = 0
-    for part in module.modules():
-        forward = _norm_forward(part) or _gate_forward(part)
-        if forward is not None:
-            part.forward = types.MethodType(forward, part)
-            replaced += 1
-    return replaced
-
-
-@torch.no_grad()
-def _fuse_rotary(code: Any) -> None:
-    own = getattr(code, "apply_rotary_pos_emb", None)
-    if own is None or own is rotate:
-        return
-    draw = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, heads, 3, 8, generator=draw) for heads in (2, 1))
-    cos, sin = (torch.randn(1, 3, 8, generator=draw) for _ in range(2))
-    try:
-        wanted = own(q, k, cos, sin)
-    except (TypeError, ValueError, RuntimeError):
-        return
-    if all(map(torch.allclose, wanted, rotate(q, k, cos, sin))):
-        code.apply_rotary_pos_emb = rotate
-
-
-def _norm_forward(part: nn.Module) -> Any:
-    if not type(part).__name__.endswith("RMSNorm") or not isinstance(part.weight, Tensor):
-        return None
-    eps = getattr(part, "variance_epsilon", getattr(part, "eps", None))
-    if eps is None or part.weight.dim() != 1:
-        return None
-    for offset in (0.0, 1.0):
-
-        def forward(self: Any, hidden_states: Tensor, offset: float = offset) -> Tensor:
-            return rms_norm(hidden_states, self.weight, eps, offset)
-
-        if _same(part, forward, part.weight.shape[0]):
-            return forward
-    return None
-
-
-def _gate_forward(part: nn.Module) -> Any:
-    names = ("gate_proj", "up_proj", "down_proj")
-    linears = [getattr(part, name, None) for name in names]
-    gate = linears[0]
-    if not all(isinstance(linear, nn.Linear) for linear in linears):
-        return None
-
-    def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        gated = gated_silu(self.gate_proj(hidden_states), self.up_proj(hidden_states))
-        down: Tensor = self.down_proj(gated)
-        return down
-
-    return forward if _same(part, forward, cast(nn.Linear, gate).in_features) else None
-
-
-@torch.no_grad()
-def _same(part: nn.Module, forward: Any, width: int) -> bool:
-    """Whether `forward` computes what the module's own does, on one vector that has no symmetry."""
-    device = next(part.parameters()).device
-    probe = torch.linspace(-2.0, 3.0, width, device=device)[None, None] * 0.7
-    try:
-        own = part(probe)
-    except (TypeError, ValueError, RuntimeError):
-        return False
-    if not isinstance(own, Tensor):
-        return False
-    return torch.allclose(forward(part, probe), own, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def multiply_into(linear: nn.Linear, into: Tensor) -> None:

@@ -21,6 +21,7 @@ from rlaif.device import compiled_on
 
 # Tokens and vocabulary entries of one tile of logits. On a CPU a tile should stay in the cache.
 CPU_TILE = (512, 4096)
+NARROW = (torch.bfloat16, torch.float16)
 GPU_TILE = (4096, 16384)
 
 
@@ -118,10 +119,15 @@ def _cut_cross_entropy() -> Any:
     return linear_cross_entropy
 
 
+def uses_cut_cross_entropy(dtype: torch.dtype) -> bool:
+    """Whether a GPU leaves plain log-probs in `dtype` to cut cross-entropy's kernel."""
+    return _cut_cross_entropy() is not None and dtype in NARROW
+
+
 def _cut_fits(weight: Tensor, bias: Tensor | None, options: _Options) -> bool:
     """Whether that kernel computes what is asked for."""
     plain = bias is None and options.temperature == 1.0 and options.tile is None
-    narrow = weight.dtype in (torch.bfloat16, torch.float16) and not options.fp32_head
+    narrow = weight.dtype in NARROW and not options.fp32_head
     return plain and narrow and not options.with_entropy
 
 

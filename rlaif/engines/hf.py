@@ -34,7 +34,6 @@ from rlaif.engines.packing import plain_attention
 from rlaif.engines.sampling import sample_tokens
 from rlaif.engines.weights import Weights
 from rlaif.errors import EngineError
-from rlaif.fused import fuse
 from rlaif.logprobs import token_logprobs
 from rlaif.records import Message, content_hash
 
@@ -59,8 +58,6 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
     adapter = adapter_folder(spec)
     if adapter is not None:
         model = merged(model, adapter, name)
-    if dtype == torch.float32:
-        fuse(model)
     weights = Weights(model.to(device).eval(), model_hash(folder, spec))
     return HfEngine(weights, _encoding(model, folder, spec, name), spec)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from rlaif.engines.decoding import no_branches
+from rlaif.engines.fast_paths import fast_paths
 from rlaif.engines.output_head import head_of
-from rlaif.engines.packing import packing
 from rlaif.engines.prepacked import prepacked
+from rlaif.engines.proof import choose
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +30,14 @@ class Weights:
         self._fp32_head: torch.Tensor | None = None
         self._asking = 0
         self._changes = ExitStack()
-        problem = no_branches(model)
-        self.branches = problem is None
+        self._choice = choose(model, model.dtype, model.device)
+        if model.dtype != torch.float32:
+            # Without gradients the fused parts gain nothing over bf16's own.
+            self._choice = replace(self._choice, parts={})
+        self.branches = self._choice.packed
+        problem = no_branches(model) if self.branches else None
         if problem is not None:
+            self.branches = False
             log.warning(
                 "%s: the samples of a prompt do not share its keys, which is slower: %s",
                 type(model).__name__,
@@ -42,8 +49,8 @@ class Weights:
         """The model as it computes batches; as it was when nobody asks for any."""
         if self._asking == 0:
             self._changes.enter_context(prepacked(self.model))
-            if self.branches:
-                self._changes.enter_context(packing(self.model))
+            choice = replace(self._choice, packed=self.branches)
+            self._changes.enter_context(fast_paths(self.model, choice))
         self._asking += 1
         try:
             yield

@@ -80,6 +80,7 @@ def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, A
         "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
         "tokens": outcome.tokens,
         "summary": outcome.metrics,
+        "kernels": outcome.kernels,
         "weights_hash": weights_hash(out),
     }
 

@@ -25,6 +25,7 @@ from rlaif.device import peak_flops, peak_memory
 from rlaif.errors import EngineError, RlaifError
 from rlaif.records import content_hash
 from rlaif.train import checkpoint, parallel
+from rlaif.train.kernels import kernels_in_use
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
 
@@ -64,7 +65,8 @@ class TrainProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
-    """What a training did. `metrics` has first_, last_ and mean_ of every per-step metric."""
+    """What a training did. `metrics` has first_, last_ and mean_ of every per-step metric;
+    `kernels` are `rlaif.train.kernels.kernels_in_use`."""
 
     steps: int
     tokens: int
@@ -72,6 +74,7 @@ class TrainOutcome:
     skipped: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     compute_dtype: str = ""
+    kernels: dict[str, Any] = field(default_factory=dict)
 
 
 def learning_rate(step: int, total: int, options: TrainStep) -> float:
@@ -143,7 +146,8 @@ def run_training(
             progress(progress_of(row, len(plan)))
     seconds = sum(row["timing"]["seconds"] for row in rows)
     dtype = str(model.dtype).removeprefix("torch.")
-    return TrainOutcome(len(plan), tokens, summary_of(rows), {}, seconds, dtype)
+    kernels = kernels_in_use(model)
+    return TrainOutcome(len(plan), tokens, summary_of(rows), {}, seconds, dtype, kernels)
 
 
 def write_row(work: Path, row: dict[str, Any]) -> None:

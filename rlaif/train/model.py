@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from rlaif.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
 from rlaif.config import LoraOptions, TextStep
 from rlaif.device import has_fast_bf16
+from rlaif.engines.fast_paths import PLAIN as PLAIN_FORMS
+from rlaif.engines.fast_paths import Choice, fast_paths
 from rlaif.engines.output_head import PLAIN, Head, head_of
-from rlaif.engines.packing import GROUPS, use_packing
+from rlaif.engines.packing import GROUPS
+from rlaif.engines.proof import choose
 from rlaif.errors import EngineError
-from rlaif.fused import embed_into, fuse, multiply_into
+from rlaif.fused import embed_into, multiply_into
 from rlaif.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlaif.train import parallel, sharding
 
@@ -44,10 +47,10 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 class TrainModel:
     """A module in its compute dtype and the fp32 masters of its trainable parameters by name.
 
-    `packed` says whether examples are computed as packed rows (each prompt once) or padded ones;
-    `attention` is the implementation that generates and computes padded rows. The output head's
-    gradient is added to `head_grad`, its master's, where it has one. `root`, where the module is
-    split over the ranks, runs it.
+    `choice` says which faster forms the module computes in until `changes` are closed; `packed`
+    whether examples are packed rows (each prompt once) or padded ones, which `attention` is the
+    implementation for, as for generating. The output head's gradient is added to `head_grad`, its
+    master's, where it has one. `root`, where the module is split over the ranks, runs it.
     """
 
     module: Any
@@ -56,10 +59,16 @@ class TrainModel:
     device: torch.device
     dtype: torch.dtype
     head: Head = PLAIN
-    packed: bool = False
+    choice: Choice = PLAIN_FORMS
     attention: str = "sdpa"
     head_grad: Tensor | None = None
     root: Any = None
+    changes: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def packed(self) -> bool:
+        """Whether examples are computed as packed rows, each prompt once, or as padded ones."""
+        return self.choice.packed
 
     @property
     def sharded(self) -> bool:
@@ -240,21 +249,16 @@ def prepare(
     """
     head = PLAIN if is_reward(module) else output_head(module)
     attention = module.config._attn_implementation
-    fuse(module)
-    unpacked = use_packing(module)
-    if unpacked is not None:
-        log.warning(
-            "%s: branches are padded and not packed, which is slower: %s",
-            type(module).__name__,
-            unpacked,
-        )
+    choice = choose(module, dtype, device)
+    changes = ExitStack()
+    changes.enter_context(fast_paths(module, choice))
     if lora is not None:
         module = add_lora(module, lora)
     _no_dropout(module)
     module.train()
     if gradient_checkpointing:
         causal(module).gradient_checkpointing_enable({"use_reentrant": False})
-    model = TrainModel(module, {}, {}, device, dtype, head, unpacked is None, attention)
+    model = TrainModel(module, {}, {}, device, dtype, head, choice, attention, changes=changes)
     if sharded:
         _shard(model, trainable)
         return model

@@ -13,6 +13,7 @@ from rlaif.config.on_policy import OnlineDpoTrain, OnPolicyTrain, PpoTrain
 from rlaif.errors import RlaifError
 from rlaif.losses import policy as losses
 from rlaif.train import checkpoint
+from rlaif.train.kernels import kernels_in_use
 from rlaif.train.loop import (
     Task,
     TrainOutcome,
@@ -84,7 +85,8 @@ def run_on_policy(
     tokens = sum(row["tokens"] for row in rows)
     dtype = str(model.dtype).removeprefix("torch.")
     steps = sum("loss" in row for row in rows)
-    return TrainOutcome(steps, tokens, summary_of(rows), {}, seconds, dtype)
+    kernels = kernels_in_use(model)
+    return TrainOutcome(steps, tokens, summary_of(rows), {}, seconds, dtype, kernels)
 
 
 def _learn(

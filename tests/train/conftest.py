@@ -114,3 +114,12 @@ def make_preferences() -> Callable[[int], list[Preference]]:
         ]
 
     return build
+
+
+@pytest.fixture
+def nothing_proved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which faster forms a model takes is proved anew, and kept nowhere."""
+    import rlaif.engines.proof as proof
+
+    monkeypatch.setattr(proof, "_known", {})
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))

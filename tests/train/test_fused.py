@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import sys
 
 import pytest
 import torch
 import transformers
 from torch import nn
 
+from rlaif.engines.fast_paths import fused_parts
+from rlaif.engines.proof import choose
 from rlaif.fused import (
     embed_into,
-    fuse,
     gated_silu,
     multiply_into,
     rms_norm,
@@ -21,17 +21,18 @@ from rlaif.fused import (
 from rlaif.train.model import prepare
 from tests.train.architectures import ARCHITECTURES, CPU, EXAMPLES, build
 
-# Norms of a layer, the last norm and a gate; Gemma's gate is not silu, and it has more norms.
+# Norms of a layer, the last norm, attention and a gate; Gemma's gate is not silu, and it has more
+# norms.
 CHANGED = {
-    "llama": 3 * 3 + 1,
-    "llama_tied": 3 * 3 + 1,
-    "qwen2": 3 * 3 + 1,
-    "qwen2_sliding": 3 * 3 + 1,
-    "qwen3": 3 * 5 + 1,
-    "gemma2": 3 * 4 + 1,
-    "gemma3": 3 * 6 + 1,
-    "mistral": 3 * 3 + 1,
-    "mistral_window": 3 * 3 + 1,
+    "llama": 3 * 4 + 1,
+    "llama_tied": 3 * 4 + 1,
+    "qwen2": 3 * 4 + 1,
+    "qwen2_sliding": 3 * 4 + 1,
+    "qwen3": 3 * 6 + 1,
+    "gemma2": 3 * 5 + 1,
+    "gemma3": 3 * 7 + 1,
+    "mistral": 3 * 4 + 1,
+    "mistral_window": 3 * 4 + 1,
 }
 
 
@@ -61,11 +62,18 @@ def test_rotary_by_finite_differences():
     assert torch.autograd.gradcheck(lambda q, k: rotate(q, k, cos, sin), (q, k))
 
 
-def plain_rotary(q, k, cos, sin, unsqueeze_dim=1):
-    """As transformers has it before any model of this process was fused."""
+@pytest.mark.parametrize("width", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotary_of_a_part_of_the_head_with_tables_in_fp32(width, dtype):
+    """As Phi-4-mini (partial) and OLMo-2 (tables in fp32) have it."""
+    q, k, cos, sin = (t.detach().float() for t in draws(*[(1, 2, 3, 8)] * 2, *[(1, 3, width)] * 2))
+    q, k = q.to(dtype), k.to(dtype)
     half = transformers.models.llama.modeling_llama.rotate_half
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return q * cos + half(q) * sin, k * cos + half(k) * sin
+    for found, x in zip(rotate(q, k, cos, sin), (q, k), strict=True):
+        turning, rest = x[..., :width].float(), x[..., width:]
+        turned = turning * cos[:, None] + half(turning) * sin[:, None]
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, torch.cat([turned.to(dtype), rest], -1))
 
 
 def gradients(module):
@@ -77,34 +85,18 @@ def gradients(module):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_fused_model_equals_its_own_code(name, monkeypatch):
-    module = build(name)
-    code = sys.modules[type(module).__module__]
-    monkeypatch.setattr(code, "apply_rotary_pos_emb", plain_rotary)
+def test_a_fused_model_equals_its_own_code_and_is_itself_again(name):
+    module, other = build(name), build(name)
     wanted, wanted_gradients = gradients(module)
-    assert fuse(module) == CHANGED[name]
-    assert code.apply_rotary_pos_emb is rotate
-    found, found_gradients = gradients(module)
+    with fused_parts(module, choose(module, torch.float32, CPU).parts) as changed:
+        assert changed == CHANGED[name]
+        found, found_gradients = gradients(module)
+        # Another model of the same class computes with its own code meanwhile.
+        torch.testing.assert_close(gradients(other)[0], wanted, rtol=0, atol=0)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found_gradients, wanted_gradients, rtol=1e-4, atol=1e-4)
-
-
-class ShiftedRMSNorm(nn.Module):
-    """Called a norm like the others, and is another."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(4))
-        self.eps = 1e-6
-
-    def forward(self, x):
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight + 0.01
-
-
-def test_what_computes_something_else_is_left_alone():
-    norm = ShiftedRMSNorm()
-    assert fuse(norm) == 0
-    assert "forward" not in vars(norm)
+    torch.testing.assert_close(gradients(module)[0], wanted, rtol=0, atol=0)
+    assert all("forward" not in vars(part) for part in module.modules())
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -9,7 +9,8 @@ import torch
 
 from rlaif.attention import SHORT, STEM, block_mask, branch_attention, segments
 from rlaif.batching import Group, packed_layout, padded_layout
-from rlaif.engines.packing import use_packing
+from rlaif.engines.packing import packing
+from rlaif.engines.proof import choose
 from rlaif.train.model import TrainModel, output_head, prepare
 from tests.train.architectures import ALIKE, ARCHITECTURES, CPU, EXAMPLES, build
 
@@ -30,8 +31,8 @@ def test_packed_equals_padded_in_values_and_gradients(name, examples):
     head = output_head(module)
     plain = TrainModel(module, {}, {}, CPU, torch.float32, head)
     wanted, wanted_gradients = loss_and_gradients(plain, False, examples)
-    assert use_packing(module) is None
-    found, gradients = loss_and_gradients(plain, True, examples)
+    with packing(module):
+        found, gradients = loss_and_gradients(plain, True, examples)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     for key, gradient in wanted_gradients.items():
         torch.testing.assert_close(gradients[key], gradient, rtol=1e-4, atol=1e-4)
@@ -46,35 +47,53 @@ def test_gradient_checkpointing_changes_nothing():
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_a_window_that_no_layer_asks_for_falls_back_loudly(caplog):
+def test_a_window_that_no_layer_looks_at_changes_nothing():
+    """Llama's code knows no window, so packed and padded rows agree whatever its config says."""
     module = build("llama")
     module.config.sliding_window = 4
+    assert choose(module, torch.float32, CPU).packed
+
+
+@pytest.mark.usefixtures("nothing_proved")
+def test_a_window_that_packed_rows_lose_is_found(monkeypatch, caplog):
+    import rlaif.engines.packing as engine_packing
+
+    def wide(query, key, value, groups, scale, window, softcap):
+        return branch_attention(query, key, value, groups, scale, None, softcap)
+
+    monkeypatch.setattr(engine_packing, "branch_attention", wide)
     with caplog.at_level(logging.WARNING):
-        model = prepare(module, CPU, torch.float32)
+        model = prepare(build("mistral_window"), CPU, torch.float32)
     assert not model.packed
-    assert "0 of 3 attention layers asked for a window; 3 of 3" in caplog.text
+    assert "padded and not packed, which is slower: the log-probs differ" in caplog.text
     assert model.layout(EXAMPLES).groups is None
 
 
+@pytest.mark.usefixtures("nothing_proved")
 def test_recurrent_layers_fall_back_loudly(caplog):
     import transformers
 
     config = transformers.MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2)
     torch.manual_seed(0)
     module = transformers.MambaForCausalLM(config).eval()
-    assert use_packing(module) is not None
+    with caplog.at_level(logging.WARNING):
+        assert not choose(module, torch.float32, CPU).packed
+    assert "padded and not packed" in caplog.text
 
 
+@pytest.mark.usefixtures("nothing_proved")
 def test_attention_that_mixes_branches_is_found(monkeypatch):
-    import rlaif.engines.packing as packing
+    import rlaif.engines.packing as engine_packing
 
     def leaky(query, key, value, groups, *rest):
         whole = Group(0, query.shape[2], ())
         return branch_attention(query, key, value, [whole], *rest)
 
-    monkeypatch.setattr(packing, "branch_attention", leaky)
+    monkeypatch.setattr(engine_packing, "branch_attention", leaky)
     module = build("llama")
-    assert "differ" in use_packing(module)
+    choice = choose(module, torch.float32, CPU)
+    assert not choice.packed
+    assert "differ" in choice.reasons[0]
     assert module.config._attn_implementation == "sdpa"
 
 
