@@ -1,0 +1,564 @@
+"""Parts 5 to 9 of `correct`: whole models, steps, generation, resuming, the quickstart."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from gpu_parts.setting import (
+    ROOT,
+    TOKENIZER_FILES,
+    Checks,
+    Setting,
+    examples_of_random_tokens,
+    free,
+    llama,
+    load_tokenizer,
+    make_module,
+    tokenizer_folder,
+    worst,
+)
+from rlaif.batching import Branches, padded_layout
+from rlaif.config import DpoTrain, LoraOptions, ModelSpec
+from rlaif.config.on_policy import GrpoTrain
+from rlaif.engines.base import GenerateRequest, Sampling
+from rlaif.engines.encoding import Encoding
+from rlaif.engines.hf import HfEngine
+from rlaif.engines.weights import Weights
+from rlaif.fused import fuse
+from rlaif.records import Preference
+from rlaif.train.loop import run_training
+from rlaif.train.model import TrainModel, add_lora, prepare
+from rlaif.train.on_policy import run_on_policy
+from rlaif.train.preference import PreferenceTask
+from rlaif.train.reference import compute_reference
+from rlaif.train.rollout import Answer, Group
+from rlaif.train.run import train
+from rlaif.train.tokenise import Example
+
+WIDE, NARROW = torch.float32, torch.bfloat16
+CPU = torch.device("cpu")
+
+
+# 5. Whole models ------------------------------------------------------------------------------
+
+
+def whole_model(setting: Setting, checks: Checks) -> None:
+    """Packed and fused against the architecture's own code on padded rows."""
+    for name, config in architectures(setting).items():
+        for dtype in (WIDE, NARROW):
+            case = f"{'fp32' if dtype is WIDE else 'bf16'} {name}"
+            with checks.attempt(case):
+                _compare_whole(setting, checks, case, config, dtype)
+            free(setting)
+    config = architectures(setting)["llama"]
+    for dtype in (WIDE, NARROW):
+        short = "fp32" if dtype is WIDE else "bf16"
+        with checks.attempt(f"{short} LoRA"):
+            _compare_whole(setting, checks, f"{short} LoRA", config, dtype, LoraOptions(r=8))
+        with checks.attempt(f"{short} gradient checkpointing"):
+            name = f"{short} gradient checkpointing"
+            _compare_whole(setting, checks, name, config, dtype, checkpointing=True)
+        free(setting)
+
+
+def architectures(setting: Setting) -> dict[str, Any]:
+    """Two layers each, with the parts in which families differ."""
+    from transformers import Gemma2Config, LlamaConfig, Olmo2Config, Qwen3Config
+
+    width, inner, heads, groups, head, words = setting.pick(
+        (512, 1024, 8, 2, 64, 8192), (32, 48, 4, 2, 8, 97)
+    )
+    shared = {
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "head_dim": head,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.05 if not setting.tiny else 0.3,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    sliding = {
+        "sliding_window": setting.pick(96, 6),
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": head,
+    }
+    no_head = {key: value for key, value in shared.items() if key != "head_dim"}
+    return {
+        "llama": LlamaConfig(**shared),
+        "qwen3": Qwen3Config(**shared),
+        "gemma2": Gemma2Config(**shared, **sliding),
+        "olmo2": Olmo2Config(**no_head),
+    }
+
+
+def branches_of(setting: Setting) -> list[Branches]:
+    """Four examples that begin alike, of two and three answers."""
+    words, (prompt, answer) = setting.pick((8192, ((60, 300), (30, 200))), (97, ((5, 14), (2, 9))))
+    stem = [5, 6, 7, 8, 9]
+    pairs = examples_of_random_tokens(2, prompt, answer, words, seed=1)
+    more = examples_of_random_tokens(2, prompt, answer, words, seed=2, branches=3)
+    return [([*stem, *e.prompt_ids], e.completions) for e in [*pairs, *more]]
+
+
+def _compare_whole(
+    setting: Setting,
+    checks: Checks,
+    name: str,
+    config: Any,
+    dtype: torch.dtype,
+    lora: LoraOptions | None = None,
+    checkpointing: bool = False,
+) -> None:
+    rows = branches_of(setting)
+
+    def fresh() -> Any:
+        return make_module(copy.deepcopy(config), setting.device, WIDE, seed=3)
+
+    def adapted() -> Any:
+        module = fresh()
+        return module if lora is None else with_adapters(module, lora)
+
+    exact = plain_gradients(adapted(), rows)
+    near = plain_gradients(adapted().to(dtype), rows) if dtype is NARROW else None
+    module = fresh()
+    with own_rotary(module):
+        model = prepare(module, setting.device, dtype, lora, checkpointing)
+        if lora is not None:
+            randomise_adapters(model.module)
+            with torch.no_grad():
+                for key, param in model.params.items():
+                    model.masters[key].copy_(param)
+        if not model.packed:
+            raise AssertionError("the model was not packed; see the log for why")
+        found = our_gradients(model, rows)
+    if set(found) != set(exact):
+        raise AssertionError(f"gradients of other weights: {sorted(set(found) ^ set(exact))[:4]}")
+    order = sorted(exact)
+    ok, figures = worst(
+        [found[key] for key in order],
+        near and [near[key] for key in order],
+        [exact[key] for key in order],
+    )
+    checks.add(name, ok, **figures, tensors=len(order))
+
+
+def with_adapters(module: Any, lora: LoraOptions) -> Any:
+    """The module with adapters whose products are not 0, as the packed side's."""
+    wrapped = add_lora(module, lora)
+    randomise_adapters(wrapped)
+    return wrapped
+
+
+@torch.no_grad()
+def randomise_adapters(module: Any) -> None:
+    """Draw all adapters' weights; new ones would have a gradient of 0 on one side."""
+    draw = torch.Generator().manual_seed(11)
+    for key, param in sorted(module.named_parameters()):
+        if "lora_" in key:
+            values = torch.randn(param.shape, generator=draw) * 0.05
+            param.copy_(values.to(param.device, param.dtype))
+
+
+@contextmanager
+def own_rotary(module: Any) -> Iterator[None]:
+    """`fuse` swaps a function of the architecture's Python module for the whole process; the plain
+    side needs the architecture's own again."""
+    code = sys.modules[type(module).__module__]
+    before = getattr(code, "apply_rotary_pos_emb", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            code.apply_rotary_pos_emb = before
+
+
+def _loss(logprobs: Tensor) -> Tensor:
+    """A sum in which every token counts differently."""
+    count = len(logprobs)
+    weights = torch.linspace(-1.0, 2.0, count, device=logprobs.device)
+    return (logprobs * weights).sum() / count
+
+
+def plain_gradients(module: Any, rows: Sequence[Branches]) -> dict[str, Tensor]:
+    """Log-probs and every gradient by the architecture's own code on padded rows."""
+    module.eval()
+    device = next(module.parameters()).device
+    layout = padded_layout(rows).to(device)
+    logits = module(input_ids=layout.input_ids, use_cache=False).logits.flatten(0, 1)
+    logs = logits.index_select(0, layout.predict).float().log_softmax(-1)
+    picked = logs.gather(1, layout.targets[:, None])[:, 0]
+    _loss(picked).backward()
+    grads = {key: p.grad for key, p in module.named_parameters() if p.grad is not None}
+    return {"log-probs": picked.detach(), **grads}
+
+
+def our_gradients(model: TrainModel, rows: Sequence[Branches]) -> dict[str, Tensor]:
+    """The same in the way that training computes them."""
+    picked = model.token_logprobs(model.layout(rows))
+    _loss(picked).backward()
+    grads = {key: m.grad for key, m in model.masters.items() if m.grad is not None}
+    return {"log-probs": picked.detach(), **grads}
+
+
+# 6. The CPU and the device agree --------------------------------------------------------------
+
+
+def devices_agree(setting: Setting, checks: Checks) -> None:
+    """One DPO and one GRPO step, and log-probs, from the same weights and tokens on both."""
+    words = setting.pick(2048, 128)
+    size = {"hidden_size": setting.pick(256, 32), "intermediate_size": setting.pick(512, 48)}
+    config = llama("tiny", words, **size, initializer_range=0.1)
+    rows = examples_of_random_tokens(4, (10, 60), (5, 40), words, seed=5)
+    for step in (_dpo_step, _grpo_step):
+        name = step.__name__.strip("_").replace("_", " ")
+        with checks.attempt(name):
+            ours, grads = step(setting, config, CPU, rows)
+            theirs, _ = step(setting, config, setting.device, rows)
+            start = dict(make_module(copy.deepcopy(config), CPU, WIDE, seed=6).named_parameters())
+            # AdamW's first step is the gradient's sign: where that is rounding, so is the step.
+            decided, all_, worst_gap, moved = 0, 0, 0.0, 0.0
+            for key, weight in ours.items():
+                clear = grads[key].abs() > 1e-3 * grads[key].square().mean().sqrt()
+                gap = (weight - theirs[key]).abs()[clear]
+                decided += int(clear.sum())
+                all_ += weight.numel()
+                worst_gap = max(worst_gap, float(gap.max()) if len(gap) else 0.0)
+                moved = max(moved, float((weight - start[key]).abs().max()))
+            ok = worst_gap <= 1e-5 and moved > 1e-4
+            checks.gpu(name, ok, gap=worst_gap, moved=moved, compared=decided / all_)
+    for dtype, limit in ((WIDE, 1e-3), (NARROW, 0.1)):
+        name = f"log-probs {'fp32' if dtype is WIDE else 'bf16'}"
+        with checks.attempt(name):
+            values = []
+            for device in (CPU, setting.device):
+                model = _model(config, device, dtype)
+                with torch.no_grad():
+                    layout = model.layout([e.branches for e in rows])
+                    values.append(model.token_logprobs(layout).cpu())
+            gap = float((values[0] - values[1]).abs().max())
+            checks.gpu(name, gap <= limit, gap=gap)
+
+
+def _model(config: Any, device: torch.device, dtype: torch.dtype = WIDE) -> TrainModel:
+    """The same weights on every device: made on the CPU."""
+    module = make_module(copy.deepcopy(config), CPU, WIDE, seed=6).to(device)
+    model = prepare(module, device, dtype)
+    if not model.packed:
+        raise AssertionError("the model was not packed; see the log for why")
+    return model
+
+
+def _weights(model: TrainModel) -> dict[str, Tensor]:
+    return {key: master.detach().cpu().clone() for key, master in model.masters.items()}
+
+
+def _dpo_step(
+    setting: Setting, config: Any, device: torch.device, rows: Sequence[Example]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights after one DPO step, and the gradients that led to it."""
+    model = _model(config, device)
+    options = DpoTrain(
+        batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, schedule="constant", max_grad_norm=1e9
+    )
+    work = _work(setting, f"agree-dpo-{device.type}")
+    stored = compute_reference(model, rows, options, 0, work / "reference.jsonl")
+    task = PreferenceTask(rows, stored, options, same_start=True)
+    loss, _, _ = task.loss(model, range(len(rows)), task.total(range(len(rows))), 0)
+    loss.backward()
+    grads = {key: m.grad.cpu().clone() for key, m in model.masters.items() if m.grad is not None}
+    for master in model.masters.values():
+        if master.grad is not None:
+            master.grad.zero_()
+    run_training(task, model, options, work, 0)
+    return _weights(model), grads
+
+
+def _grpo_step(
+    setting: Setting, config: Any, device: torch.device, rows: Sequence[Example]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights after one GRPO step on given answers and rewards, and its direction."""
+    model = _model(config, device)
+    groups = []
+    for number, row in enumerate(rows):
+        answers = tuple(
+            Answer(list(ids), [], float((number + i) % 3), True)
+            for i, ids in enumerate(row.completions)
+        )
+        groups.append(Group(f"p{number}", row.prompt_ids, answers))
+    options = GrpoTrain(
+        method="grpo",
+        rewards={"r": 1.0},
+        rollouts=1,
+        n=2,
+        batch_size=4,
+        beta=0.04,
+        importance="none",
+        learning_rate=1e-3,
+        warmup_ratio=0.0,
+        schedule="constant",
+        max_grad_norm=1e9,
+        max_new_tokens=64,
+    )
+    start = _weights(model)
+    reference = prepare(
+        make_module(copy.deepcopy(config), CPU, WIDE, seed=7).to(device),
+        device,
+        WIDE,
+        trainable=False,
+    )
+    work = _work(setting, f"agree-grpo-{device.type}")
+    run_on_policy(model, options, lambda number, policy: groups, reference, None, [], work, 0, "f")
+    after = _weights(model)
+    # Of AdamW's first step g / (|g| + 1e-8): what is not nearly 1 had a gradient of rounding.
+    step = {key: (after[key] - start[key]).abs() for key in after}
+    return after, {key: value * (value > 0.99e-3) for key, value in step.items()}
+
+
+def _work(setting: Setting, name: str) -> Path:
+    """An empty folder beside the results, for files that nobody wants back."""
+    folder = scratch(setting) / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def scratch(setting: Setting) -> Path:
+    """Where parts put files that are of no use afterwards."""
+    return setting.out / "scratch"
+
+
+# 7. Generation --------------------------------------------------------------------------------
+
+
+def generation(setting: Setting, checks: Checks) -> None:
+    """What `hf` samples, greedy and not, rescored by a plain forward pass."""
+    tokenizer = load_tokenizer()
+    size = {"hidden_size": setting.pick(512, 64), "initializer_range": 0.1}
+    config = llama("tiny", len(tokenizer), **size, num_hidden_layers=setting.pick(4, 2))
+    plain = make_module(copy.deepcopy(config), setting.device, WIDE, seed=8).eval()
+    module = make_module(copy.deepcopy(config), setting.device, WIDE, seed=8).eval()
+    with own_rotary(module):
+        fuse(module)
+        spec = ModelSpec(path="random", device=setting.device.type, dtype="float32")
+        engine = HfEngine(Weights(module, "w"), Encoding(tokenizer, "keep", 2048, "policy"), spec)
+        checks.add("samples share their prompt", engine.weights.branches)
+        questions = ["Why is the sky blue?", "Name three rivers.", "How do I keep bread fresh?"]
+        new = setting.pick(48, 8)
+        made: dict[float, list[tuple[list[int], Any]]] = {}
+        for temperature in (0.0, 1.0):
+            requests = [
+                GenerateRequest(
+                    f"{q}/{i}",
+                    [{"role": "user", "content": text}],
+                    Sampling(new, temperature, seed=10 * q + i),
+                )
+                for q, text in enumerate(questions)
+                for i in range(3)
+            ]
+            prompts = {r.request_id: engine.render(r.messages)[1] for r in requests}
+            results = [r for batch in engine.generate(requests) for r in batch]
+            made[temperature] = [(prompts[r.request_id], r) for r in results]
+    for temperature, answers in made.items():
+        name = "greedy" if temperature == 0.0 else "sampled"
+        with checks.attempt(name):
+            gap, regret = _rescored(plain, answers)
+            ok = gap <= 1e-3 and (temperature > 0.0 or regret <= 1e-3)
+            tokens = sum(len(r.token_ids) for _, r in answers)
+            checks.add(
+                name,
+                ok and tokens > 0,
+                gap=gap,
+                tokens=tokens,
+                **({"regret": regret} if temperature == 0.0 else {}),
+            )
+
+
+@torch.no_grad()
+def _rescored(plain: Any, answers: Sequence[tuple[list[int], Any]]) -> tuple[float, float]:
+    """The largest difference of a token's log-prob, and how much likelier another token was."""
+    gap = regret = 0.0
+    for prompt, result in answers:
+        ids = torch.tensor([[*prompt, *result.token_ids]], device=plain.device)
+        logs = plain(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+        logs = logs[len(prompt) - 1 : -1]
+        picked = logs.gather(1, ids[0, len(prompt) :, None])[:, 0]
+        said = torch.tensor(result.logprobs, device=plain.device)
+        gap = max(gap, float((picked - said).abs().max()))
+        regret = max(regret, float((logs.max(-1).values - picked).max()))
+    return gap, regret
+
+
+# 8. Killed and resumed ------------------------------------------------------------------------
+
+
+def resumed(setting: Setting, checks: Checks) -> None:
+    """A DPO run that was killed with SIGKILL and resumed ends where an uninterrupted one does."""
+    from safetensors.torch import load_file
+
+    folder = _work(setting, "resumed")
+    start = save_model(setting, folder / "start")
+    request = {"start": str(start), "root": str(folder / "killed"), "device": setting.device.type}
+    environment = os.environ | {"PYTHONPATH": _path()}
+    done = subprocess.run(
+        [sys.executable, "-m", "gpu_parts.models", json.dumps(request)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    rows = (folder / "killed" / "work" / "metrics.jsonl").read_text().count("\n")
+    killed = done.returncode == -signal.SIGKILL and rows == 3
+    error = {} if killed else {"error": done.stderr.strip()[-300:]}
+    checks.add("killed after three of six steps", killed, **error)
+    train_pairs(start, folder / "killed", setting.device)
+    train_pairs(start, folder / "whole", setting.device)
+    steps = (folder / "killed" / "work" / "metrics.jsonl").read_text().count("\n")
+    weights = [
+        load_file(folder / name / "model" / "masters" / "model.safetensors")
+        for name in ("killed", "whole")
+    ]
+    before = load_file(start / "model.safetensors")
+    gap = max(float((weights[0][key] - weights[1][key]).abs().max()) for key in weights[0])
+    moved = max(
+        float((weights[1][key] - value.float()).abs().max()) for key, value in before.items()
+    )
+    ok = gap <= 1e-4 and moved > 1e-3 and steps == 6
+    checks.add("resumed as uninterrupted", ok, gap=gap, moved=moved, steps=steps)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _path() -> str:
+    own = f"{ROOT}:{ROOT / 'benchmarks'}"
+    return f"{own}:{os.environ['PYTHONPATH']}" if os.environ.get("PYTHONPATH") else own
+
+
+def save_model(setting: Setting, folder: Path, **options: Any) -> Path:
+    """A checkpoint of random weights with the embedded model's tokenizer."""
+    tokenizer = load_tokenizer()
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = llama("tiny", len(tokenizer), **{"initializer_range": 0.1, **ids, **options})
+    make_module(config, setting.device, NARROW, seed=9).cpu().save_pretrained(folder)
+    source = tokenizer_folder()
+    for name in TOKENIZER_FILES:
+        shutil.copy(source / name, folder / name)
+    return folder
+
+
+def train_pairs(start: Path, root: Path, device: torch.device, kill_after: int = 0) -> None:
+    """Six DPO steps in fp32 with a checkpoint after each; killed after so many, where that is not
+    0."""
+
+    def told(progress: Any) -> None:
+        if kill_after and progress.step == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    options = DpoTrain(
+        batch_size=4, learning_rate=1e-3, precision="fp32", checkpoint_every=1, max_length=256
+    )
+    root.mkdir(parents=True, exist_ok=True)
+    train(options, pairs(24), {}, start, None, root / "model", root / "work", 0, device.type, told)
+
+
+def pairs(count: int) -> list[Preference]:
+    """Pairs of short texts."""
+    words = [
+        "river",
+        "stone",
+        "cloud",
+        "bread",
+        "music",
+        "paper",
+        "window",
+        "garden",
+        "winter",
+        "engine",
+    ]
+
+    def text(i: int, length: int) -> str:
+        return " ".join(words[(i * 7 + k * k) % len(words)] for k in range(length))
+
+    return [
+        Preference(
+            preference_id=f"r{i}",
+            prompt_id=f"p{i}",
+            round=1,
+            prompt=[{"role": "user", "content": text(i, 4 + i % 5)}],
+            chosen=[{"role": "assistant", "content": text(i + 3, 3 + i % 7)}],
+            rejected=[{"role": "assistant", "content": text(i + 5, 2 + i % 6)}],
+            score_chosen=1.0,
+            score_rejected=0.0,
+            margin=1.0,
+            prob=1.0,
+            weight=1.0,
+            reason="",
+            source="check",
+            judgement_ids=[],
+            chosen_id=f"c{i}",
+            rejected_id=f"d{i}",
+        )
+        for i in range(count)
+    ]
+
+
+# 9. The quickstart ----------------------------------------------------------------------------
+
+
+def quickstart(setting: Setting, checks: Checks) -> None:
+    """Two rounds of the quickstart from end to end, on random weights, without its own judge."""
+    from rlaif import load_run, run_experiment
+
+    folder = _work(setting, "quickstart")
+    start = save_model(setting, folder / "start", num_hidden_layers=setting.pick(4, 2))
+    config = yaml.safe_load((ROOT / "experiments" / "quickstart.yaml").read_text())
+    model = config["models"]["policy"]
+    model |= {"path": str(start), "device": setting.device.type}
+    config["prompts"] = {"path": str(ROOT / "prompts/seeds/everyday.jsonl")}
+    config["prompts"]["holdout"] = setting.pick(16, 4)
+    config["constitution"] = str(ROOT / config["constitution"])
+    steps = {next(iter(step)): step for step in config["steps"]}
+    del steps["judge"]
+    rules = next(step for step in config["steps"] if step.get("judge", {}).get("kind") == "rules")
+    steps["sample"]["sample"] |= setting.pick(
+        {"prompts": 16, "max_new_tokens": 32}, {"prompts": 4, "max_new_tokens": 8}
+    )
+    steps["pair"]["pair"] |= {"weights": {"checks": 1.0}, "min_margin": 0.0}
+    order = ("sample", "pair", "train", "evaluate")
+    config["steps"] = [steps["sample"], rules, *(steps[name] for name in order[1:])]
+    path = folder / "quickstart.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    result = run_experiment(path, folder / "run")
+    run = load_run(result.out)
+    rounds = sorted(set(run.rounds["round"]))
+    trained = [row for row in run.status()["steps"] if row.get("kind") == "train"]
+    checks.add("two rounds", rounds == [0, 1, 2], steps=result.ran, rounds=str(rounds))
+    preferences = len(run.preferences)
+    checks.add("pairs to learn from", preferences > 0, pairs=preferences, trained=len(trained))
+    again = run_experiment(path, folder / "run")
+    checks.add("nothing left to run", again.ran == 0, reused=again.reused)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    train_pairs(
+        Path(asked["start"]), Path(asked["root"]), torch.device(asked["device"]), kill_after=3
+    )
