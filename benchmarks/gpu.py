@@ -28,41 +28,13 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 from gpu_parts.cache import NAME, pack, unpack  # noqa: E402
 from gpu_parts.plan import PARTS, Part, code_hash, read_results, write_result  # noqa: E402
 
-PACKAGES = [
-    "torch",
-    "triton",
-    "transformers",
-    "tokenizers",
-    "huggingface-hub",
-    "accelerate",
-    "peft",
-    "safetensors",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "scikit-learn",
-    "matplotlib",
-    "rich",
-    "click",
-    "pydantic",
-    "pydantic-core",
-    "msgspec",
-    "platformdirs",
-    "py3langid",
-    "rapidfuzz",
-    "jsonschema",
-    "gguf",
-    "datasets",
-    "dill",
-    "multiprocess",
-    "trl",
-    "liger-kernel",
-    "cut-cross-entropy",
-    "openai",
-    "httpx2",
-    "phonenumberslite",
-    "python-stdnum",
-]
+PACKAGES = (
+    *("torch", "triton", "transformers", "tokenizers", "huggingface-hub", "accelerate", "peft"),
+    *("safetensors", "numpy", "pandas", "pyarrow", "scikit-learn", "matplotlib", "rich", "click"),
+    *("pydantic", "pydantic-core", "msgspec", "platformdirs", "py3langid", "rapidfuzz"),
+    *("jsonschema", "gguf", "datasets", "dill", "multiprocess", "trl", "liger-kernel"),
+    *("cut-cross-entropy", "openai", "httpx2", "phonenumberslite", "python-stdnum"),
+)
 LAST_SECONDS = 8.0
 """Of the budget on a GPU, kept for packing the compile cache and for the table."""
 

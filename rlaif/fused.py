@@ -111,13 +111,15 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        out: Tensor = compiled_on(x.device, _turned)(x, cos, sin)
+        # Some architectures (OLMo 2) turn bf16 states by cosines in fp32, and round afterwards.
+        out: Tensor = compiled_on(x.device, _turned)(x, cos, sin).to(x.dtype)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         cos, sin = ctx.saved_tensors
-        return compiled_on(cos.device, _turned_back)(grads[0], cos, sin), None, None
+        grad_x = compiled_on(cos.device, _turned_back)(grads[0], cos, sin).to(grads[0].dtype)
+        return grad_x, None, None
 
 
 class _Embedding(torch.autograd.Function):
@@ -182,7 +184,7 @@ def rotate(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Rotary position embedding (arXiv 2104.09864) of queries (B, H, T, D) and keys (B, K, T, D)
-    with cos and sin (B, T, D); transformers' signature."""
+    with cos and sin (B, T, D), which may be of a wider dtype; transformers' signature."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     rotated: tuple[Tensor, Tensor] = (_Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin))  # type: ignore[no-untyped-call]
     return rotated

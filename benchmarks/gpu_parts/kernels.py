@@ -70,7 +70,8 @@ def _count(
                 setting, draw, groups, heads, 64 if setting.cuda else 16, dtype
             )
             if learns:
-                query.requires_grad_()
+                for tensor in (query, key, value):
+                    tensor.requires_grad_()
             out = packed_attention(setting, query, key, value, groups, window, None)
             if learns:
                 out.float().square().mean().backward()
@@ -81,7 +82,7 @@ def _count(
 
 
 def random_groups(tokens: int, draw: random.Random) -> tuple[Group, ...]:
-    """A packed row of so many tokens: half of them with a stem, groups of one to four branches."""
+    """A packed row of so many tokens, half of all with a stem; a group has one to four branches."""
     stem = draw.choice((0, draw.randint(1, max(1, tokens // 8))))
     groups: list[Group] = []
     start = stem
