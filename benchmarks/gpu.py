@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 
 from gpu_parts.cache import NAME, pack, unpack  # noqa: E402
-from gpu_parts.plan import PARTS, Part, code_hash, read_results, write_result  # noqa: E402
+from gpu_parts.plan import PARTS, Part, code_hash, read_results, scratch, write_result  # noqa: E402
 
 PACKAGES = (
     *("torch", "triton", "transformers", "tokenizers", "huggingface-hub", "accelerate", "peft"),
@@ -251,12 +252,15 @@ def main() -> int:
     cuda = options.device == "cuda"
     code = code_hash(options.device, options.tiny)
     print_versions(options.device)
-    cache = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(out / "scratch" / "compile-cache"))
+    cache = Path(
+        os.environ.get("TORCHINDUCTOR_CACHE_DIR") or scratch(out) / "compile-cache"
+    ).resolve()
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     if cuda:
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(os.cpu_count() or 16))
         archive = options.compile_cache or out / NAME
         if archive.exists():
-            print(f"{unpack(archive, Path(cache))} compiled files from {archive}", flush=True)
+            print(f"{unpack(archive, cache)} compiled files from {archive}", flush=True)
     forget(out, code, options.again)
     parts = [p for p in PARTS[options.command] if options.only is None or p.name in options.only]
     deadline = began + budget - (LAST_SECONDS if cuda else 0.0)
@@ -284,9 +288,10 @@ def main() -> int:
     text = table(options.command, parts, known, where)
     print(f"\n{text}\n{time.time() - began:.0f} s in all", flush=True)
     (out / f"gpu-{options.command}.txt").write_text(text + "\n")
-    if cuda and Path(cache).is_dir():
-        kept, left = pack(Path(cache), out / NAME)
+    if cuda and cache.is_dir():
+        kept, left = pack(cache, out / NAME)
         print(f"{kept} compiled files in {out / NAME}, {left} left out", flush=True)
+    shutil.rmtree(scratch(out) / "parts", ignore_errors=True)
     failed = any(known.get(part.name, {"ok": False})["ok"] is False for part in parts)
     return int(status or failed)
 

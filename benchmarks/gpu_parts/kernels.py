@@ -72,7 +72,7 @@ def _count(
             if learns:
                 for tensor in (query, key, value):
                     tensor.requires_grad_()
-            out = packed_attention(setting, query, key, value, groups, window, None)
+            out = flex_attention(query, key, value, groups, window)
             if learns:
                 out.float().square().mean().backward()
         setting.wait()
@@ -121,29 +121,24 @@ def flex_attention_on(setting: Setting) -> Iterator[None]:
     if setting.cuda:
         yield
         return
-    from torch.nn.attention.flex_attention import flex_attention
-
-    own = attention._compiled_flex
-    eager = torch.compile(flex_attention, dynamic=True, backend="eager")
-    attention._compiled_flex = lambda: eager  # type: ignore[assignment]
+    own = attention.compiled_flex
+    eager = own("eager")
+    attention.compiled_flex = lambda: eager  # type: ignore[assignment, misc]
     try:
         yield
     finally:
-        attention._compiled_flex = own
+        attention.compiled_flex = own
 
 
-def packed_attention(
-    setting: Setting,
+def flex_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     groups: tuple[Group, ...],
-    window: int | None,
-    softcap: float | None,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """What a model calls on a GPU; within `flex_attention_on` the same code on a CPU."""
-    if setting.cuda:
-        return attention.branch_attention(query, key, value, groups, None, window, softcap)
+    """What `branch_attention` calls on a GPU, without its fallback: each failure is seen."""
     return attention._flex(query, key, value, groups, None, window, softcap)
 
 
@@ -192,12 +187,14 @@ def _attend(
     dense = partial(dense_attention, groups=groups, window=window, softcap=softcap)
     exact = _with_gradients(dense, inputs, upstream, WIDE)
     plain = _with_gradients(dense, inputs, upstream, dtype) if dtype is NARROW else None
-    ours = partial(attention.branch_attention, groups=groups, window=window, softcap=softcap)
+    # A CPU's FlexAttention has no backward: there the gradients are those of its own kernel.
+    own = flex_attention if setting.cuda else attention.branch_attention
+    ours = partial(own, groups=groups, window=window, softcap=softcap)
     found = _with_gradients(ours, inputs, upstream, dtype)
     ok, figures = worst(found, plain, exact)
     if not setting.cuda:
         with flex_attention_on(setting), torch.no_grad():
-            out = packed_attention(setting, *inputs, groups, window, softcap)
+            out = flex_attention(*inputs, groups, window, softcap)
         good, _ = worst([out], plain and plain[:1], exact[:1])
         ok = ok and good
     checks.gpu(name, ok, **figures)

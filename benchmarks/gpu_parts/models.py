@@ -18,6 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from gpu_parts.plan import scratch
 from gpu_parts.setting import (
     ROOT,
     TOKENIZER_FILES,
@@ -28,6 +29,7 @@ from gpu_parts.setting import (
     llama,
     load_tokenizer,
     make_module,
+    refuse_slow_paths,
     tokenizer_folder,
     worst,
 )
@@ -147,9 +149,9 @@ def _compare_whole(
             with torch.no_grad():
                 for key, param in model.params.items():
                     model.masters[key].copy_(param)
-        if not model.packed:
-            raise AssertionError("the model was not packed; see the log for why")
+        refuse_slow_paths(model)
         found = our_gradients(model, rows)
+        refuse_slow_paths(model)
     if set(found) != set(exact):
         raise AssertionError(f"gradients of other weights: {sorted(set(found) ^ set(exact))[:4]}")
     order = sorted(exact)
@@ -262,8 +264,7 @@ def _model(config: Any, device: torch.device, dtype: torch.dtype = WIDE) -> Trai
     """The same weights on every device: made on the CPU."""
     module = make_module(copy.deepcopy(config), CPU, WIDE, seed=6).to(device)
     model = prepare(module, device, dtype)
-    if not model.packed:
-        raise AssertionError("the model was not packed; see the log for why")
+    refuse_slow_paths(model)
     return model
 
 
@@ -334,16 +335,11 @@ def _grpo_step(
 
 
 def _work(setting: Setting, name: str) -> Path:
-    """An empty folder beside the results, for files that nobody wants back."""
-    folder = scratch(setting) / name
+    """An empty folder."""
+    folder = scratch(setting.out) / "parts" / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
-
-
-def scratch(setting: Setting) -> Path:
-    """Where parts put files that are of no use afterwards."""
-    return setting.out / "scratch"
 
 
 # 7. Generation --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,12 @@ def code_hash(device: str, tiny: bool) -> str:
     for path in sorted([*files, Path(__file__).parents[1] / "gpu.py"]):
         digest.update(f"\0{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def scratch(out: Path) -> Path:
+    """Where files go that nobody wants back: not among the results, of which few may come back."""
+    name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:10]
+    return Path(tempfile.gettempdir()) / f"rlaif-gpu-{name}"
 
 
 def read_results(out: Path, code: str) -> dict[str, dict[str, Any]]:

@@ -168,6 +168,17 @@ def make_module(
     return module.to(device)
 
 
+def refuse_slow_paths(model: Any) -> None:
+    """Raise AssertionError where the model pads its rows or FlexAttention was given up: neither may
+    pass for the packed path."""
+    from rlaif.attention import flex_failure
+
+    if not model.packed:
+        raise AssertionError("the model was not packed; see gpu.log for why")
+    if flex_failure() is not None:
+        raise AssertionError(f"FlexAttention was given up: {flex_failure()}")
+
+
 def load_tokenizer() -> Any:
     """The embedded model's tokenizer: the exported one, else where the model is installed."""
     from transformers import AutoTokenizer

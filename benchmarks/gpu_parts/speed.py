@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gpu_parts.models import scratch
+from gpu_parts.plan import scratch
 from gpu_parts.setting import (
     ROOT,
     Checks,
@@ -23,6 +23,7 @@ from gpu_parts.setting import (
     llama,
     load_tokenizer,
     make_module,
+    refuse_slow_paths,
     seconds,
 )
 from rlaif.batching import plan_epoch
@@ -166,7 +167,7 @@ def train_pairs(
     }
     options = (BradleyTerryDistill if reward else DpoTrain).model_validate(keys)
     examples = job.examples
-    folder = scratch(setting) / f"speed-{method}"
+    folder = scratch(setting.out) / "parts" / f"speed-{method}"
     shutil.rmtree(folder, ignore_errors=True)
     timed = _measured(model, examples, options, job)
     reference_warm = reference = 0.0
@@ -192,6 +193,7 @@ def train_pairs(
     setting.wait()
     times[0] = time.perf_counter()
     run_training(task, model, options, folder, 0, told)
+    refuse_slow_paths(model)
     taken = times[-1] - times[WARM_STEPS] + reference
     tokens = sum(model.size(examples[i].branches) for i in timed)
     busy, wall = kernel_seconds(setting, lambda: _one_pass(task, model, examples, job))
@@ -228,8 +230,7 @@ def _prepared(
     module = make_module(config, setting.device, NARROW, reward=reward)
     module = load_module(module, setting.device, reward)
     model = prepare(module, setting.device, NARROW, lora, checkpointing)
-    if not model.packed:
-        raise AssertionError("the model was not packed; see the log for why")
+    refuse_slow_paths(model)
     return model
 
 
@@ -298,7 +299,7 @@ def grpo_1b(setting: Setting, checks: Checks) -> None:
     tokenizer = load_tokenizer()
     config = llama(job.size, len(tokenizer))
     model = _prepared(setting, config)
-    folder = scratch(setting) / "speed-grpo"
+    folder = scratch(setting.out) / "parts" / "speed-grpo"
     shutil.rmtree(folder, ignore_errors=True)
     sampled: list[float] = []
 
@@ -327,6 +328,7 @@ def grpo_1b(setting: Setting, checks: Checks) -> None:
     warm = run("warm", WARM_STEPS, setting.pick(16, 4))
     sampled.clear()
     taken = run("timed", job.steps, job.new)
+    refuse_slow_paths(model)
     made = job.steps * job.prompts * job.answers * job.new
     checks.gpu(
         f"grpo {job.size}",

@@ -77,7 +77,9 @@ def prepare_torch(command: str, device: str) -> None:
 
 
 def run_part(part: Part, setting: Any, code: str, limit: float, own: bool) -> bool:
-    """Run one part and write its line; False where time ran out for all and not for it."""
+    """Run one part and write its line. False where time ran out: a process that was interrupted
+    anywhere is not trusted with the next part. Where the limit is not its `own` but what is left
+    for all, the part counts as not run."""
     from gpu_parts.setting import Checks, describe, free
 
     checks = Checks(setting)
@@ -93,7 +95,7 @@ def run_part(part: Part, setting: Any, code: str, limit: float, own: bool) -> bo
         os._exit(UNFINISHED)
 
     print(f"-- {part.name}, at most {limit:.0f} s", flush=True)
-    error = None
+    error, late = None, False
     try:
         with time_limit(limit, give_up):
             module, name = part.function.split(":")
@@ -102,7 +104,7 @@ def run_part(part: Part, setting: Any, code: str, limit: float, own: bool) -> bo
     except OutOfTime:
         if not own:
             return False
-        error = f"took more than its limit of {limit:.0f} s"
+        error, late = f"took more than its limit of {limit:.0f} s", True
     except Exception as raised:
         import traceback
 
@@ -115,7 +117,7 @@ def run_part(part: Part, setting: Any, code: str, limit: float, own: bool) -> bo
     write_result(setting.out, code, part.name, ok, taken(), checks.rows, error)
     print(f"   {part.name}: {ok} in {taken():.1f} s {error or ''}", flush=True)
     free(setting)
-    return True
+    return not late
 
 
 def main(arguments: list[str]) -> int:
