@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,9 @@ PARTS = {
         Part("elementwise", "passes", 60, "kernels:elementwise", "norm, gate, rotary"),
         Part("model", "models", 120, "models:whole_model", "whole models, packed and fused"),
         Part("agree", "models", 60, "models:devices_agree", "CPU and GPU agree"),
-        Part("generation", "runs", 60, "models:generation", "generation, rescored"),
-        Part("resume", "runs", 80, "models:resumed", "killed and resumed"),
-        Part("quickstart", "runs", 90, "models:quickstart", "two rounds of the quickstart"),
+        Part("generation", "runs", 60, "runs:generation", "generation, rescored"),
+        Part("resume", "runs", 80, "runs:resumed", "killed and resumed"),
+        Part("quickstart", "runs", 90, "runs:quickstart", "two rounds of the quickstart"),
     ],
     "speed": [
         Part("rates", "ours", 30, "speed:rates", "matmul and copy rate"),
@@ -68,6 +69,14 @@ def scratch(out: Path) -> Path:
     """Where files go that nobody wants back: not among the results, of which few may come back."""
     name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:10]
     return Path(tempfile.gettempdir()) / f"rlaif-gpu-{name}"
+
+
+def empty_folder(out: Path, name: str) -> Path:
+    """An empty folder of that name among the scratch files."""
+    folder = scratch(out) / "parts" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def read_results(out: Path, code: str) -> dict[str, dict[str, Any]]:

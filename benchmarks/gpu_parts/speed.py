@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gpu_parts.plan import scratch
+from gpu_parts.plan import empty_folder
 from gpu_parts.setting import (
     ROOT,
     Checks,
@@ -167,8 +167,7 @@ def train_pairs(
     }
     options = (BradleyTerryDistill if reward else DpoTrain).model_validate(keys)
     examples = job.examples
-    folder = scratch(setting.out) / "parts" / f"speed-{method}"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = empty_folder(setting.out, f"speed-{method}")
     timed = _measured(model, examples, options, job)
     reference_warm = reference = 0.0
     if reward:
@@ -299,8 +298,7 @@ def grpo_1b(setting: Setting, checks: Checks) -> None:
     tokenizer = load_tokenizer()
     config = llama(job.size, len(tokenizer))
     model = _prepared(setting, config)
-    folder = scratch(setting.out) / "parts" / "speed-grpo"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = empty_folder(setting.out, "speed-grpo")
     sampled: list[float] = []
 
     def run(name: str, count: int, new: int) -> float:

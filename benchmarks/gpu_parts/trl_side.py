@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gpu_parts.plan import scratch
+from gpu_parts.plan import empty_folder
 from gpu_parts.setting import Checks, Setting, free, llama, load_tokenizer, make_module
 from gpu_parts.speed import WARM_STEPS, Work, questions, rollouts, token_reward, work
 
@@ -70,8 +70,7 @@ def reward_1b(setting: Setting, checks: Checks) -> None:
 
 
 def _arguments(setting: Setting, job: Work, name: str) -> dict[str, Any]:
-    folder = scratch(setting.out) / "parts" / name
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = empty_folder(setting.out, name)
     # As many pairs at once as our passes hold, by their padded size.
     micro = setting.pick(8, 2)
     return {
@@ -182,7 +181,7 @@ def grpo_1b(setting: Setting, checks: Checks) -> None:
     # No answer ends early, as on our side: the end is a token that is never drawn.
     model = make_module(llama(job.size, len(tokenizer)), setting.device, torch.float32)
     clock = _clock(setting)
-    folder = scratch(setting.out) / "parts" / "trl-grpo"
+    folder = empty_folder(setting.out, "trl-grpo")
     config = trl.GRPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=job.prompts * job.answers,

@@ -78,6 +78,15 @@ def test_forty_layouts_share_one_graph_for_each_kind_of_call(graphs):
     assert len(seen) == 18
 
 
+def test_as_many_blocks_as_heads_are_no_graph_of_their_own(graphs):
+    with torch.no_grad():
+        for size in (3 * BLOCK, BLOCK, 8 * BLOCK):
+            groups, tokens = random_row(random.Random(size), size - 90)
+            branch_attention(*inputs(tokens, (3, 1), torch.float32, grad=False), groups)
+            assert filled(tokens) == max(2 * BLOCK, size)
+    assert graphs.frame_count == 1
+
+
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_filled_rows_give_what_groups_give_one_by_one(graphs, window, softcap, monkeypatch):
