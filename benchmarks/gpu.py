@@ -220,7 +220,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="PART", help="these parts alone")
     parser.add_argument("--again", nargs="+", metavar="PART", default=[], help="run these anew")
     parser.add_argument(
-        "--jobs", type=int, help="groups at once [correct on a GPU 4, which is not timed; else 1]"
+        "--jobs", type=int, help="groups at once [correct on a GPU 5, which is not timed; else 1]"
     )
     parser.add_argument("--compile-cache", type=Path, help=f"an archive to begin with [DIR/{NAME}]")
     options = parser.parse_args(arguments)
@@ -264,7 +264,7 @@ def main() -> int:
     forget(out, code, options.again)
     parts = [p for p in PARTS[options.command] if options.only is None or p.name in options.only]
     deadline = began + budget - (LAST_SECONDS if cuda else 0.0)
-    jobs = options.jobs or (4 if cuda and options.command == "correct" else 1)
+    jobs = options.jobs or (5 if cuda and options.command == "correct" else 1)
     with (out / "gpu.log").open("ab") as log:
         check = Check(options.command, options.device, options.tiny, out, deadline, code, log)
         check.printed = set(read_results(out, code))

@@ -28,19 +28,19 @@ class Part:
 
 PARTS = {
     "correct": [
-        Part("graphs", "kernels", 80, "kernels:graphs", "one graph of FlexAttention"),
-        Part("flex", "kernels", 90, "kernels:flex", "FlexAttention, values and gradients"),
+        Part("graphs", "graphs", 120, "kernels:graphs", "one graph of FlexAttention"),
+        Part("flex", "flex", 140, "kernels:flex", "FlexAttention, values and gradients"),
         Part("logprobs", "passes", 80, "kernels:token_logprobs", "log-probs and entropy"),
         Part("elementwise", "passes", 60, "kernels:elementwise", "norm, gate, rotary"),
-        Part("model", "models", 120, "models:whole_model", "whole models, packed and fused"),
+        Part("model", "models", 130, "models:whole_model", "whole models, packed and fused"),
         Part("agree", "models", 60, "models:devices_agree", "CPU and GPU agree"),
         Part("generation", "runs", 60, "runs:generation", "generation, rescored"),
-        Part("resume", "runs", 80, "runs:resumed", "killed and resumed"),
-        Part("quickstart", "runs", 90, "runs:quickstart", "two rounds of the quickstart"),
+        Part("resume", "runs", 90, "runs:resumed", "killed and resumed"),
+        Part("quickstart", "runs", 100, "runs:quickstart", "two rounds of the quickstart"),
     ],
     "speed": [
         Part("rates", "ours", 30, "speed:rates", "matmul and copy rate"),
-        Part("dpo_1b", "ours", 90, "speed:dpo_1b", "DPO 1B, full"),
+        Part("dpo_1b", "ours", 120, "speed:dpo_1b", "DPO 1B, full"),
         Part("reward_1b", "ours", 60, "speed:reward_1b", "reward model 1B"),
         Part("grpo_1b", "ours", 80, "speed:grpo_1b", "GRPO 1B, 8 x 8 x 256"),
         Part("trl_dpo_1b", "trl", 70, "trl_side:dpo_1b", "DPO 1B by TRL"),
