@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,19 @@ import torch
 from gpu_parts.plan import empty_folder
 from gpu_parts.setting import Checks, Setting, free, llama, load_tokenizer, make_module
 from gpu_parts.speed import WARM_STEPS, Work, questions, rollouts, token_reward, work
+
+
+def with_liger(setting: Setting, checks: Checks, run: Callable[[bool], None]) -> None:
+    """TRL's side with Liger's kernels; where these fail on a GPU, that is said, and it runs
+    without them."""
+    if setting.cuda:
+        with checks.attempt("with Liger's kernels"):
+            if importlib.util.find_spec("liger_kernel") is None:
+                raise ImportError("liger_kernel is not installed")
+            run(True)
+            return
+        free(setting)
+    run(False)
 
 
 def dpo_1b(setting: Setting, checks: Checks) -> None:
@@ -39,9 +53,6 @@ def dpo_1b(setting: Setting, checks: Checks) -> None:
             return found
 
     job = work(setting, "1b")
-    config = trl.DPOConfig(
-        **_arguments(setting, job, "trl-dpo"), precompute_ref_log_probs=True, beta=0.1
-    )
     rows = [
         {
             "prompt_ids": e.prompt_ids,
@@ -50,7 +61,13 @@ def dpo_1b(setting: Setting, checks: Checks) -> None:
         }
         for e in job.examples
     ]
-    _train(setting, checks, "dpo", job, Tokenised, config, rows, reward=False)
+
+    def run(liger: bool) -> None:
+        arguments = _arguments(setting, job, "trl-dpo", liger)
+        config = trl.DPOConfig(**arguments, precompute_ref_log_probs=True, beta=0.1)
+        _train(setting, checks, "dpo", job, Tokenised, config, rows, reward=False)
+
+    with_liger(setting, checks, run)
 
 
 def reward_1b(setting: Setting, checks: Checks) -> None:
@@ -58,7 +75,6 @@ def reward_1b(setting: Setting, checks: Checks) -> None:
     import trl
 
     job = work(setting, "1b")
-    config = trl.RewardConfig(**_arguments(setting, job, "trl-reward"))
     rows = [
         {
             "chosen_ids": [*e.prompt_ids, *e.completions[0]],
@@ -66,10 +82,15 @@ def reward_1b(setting: Setting, checks: Checks) -> None:
         }
         for e in job.examples
     ]
-    _train(setting, checks, "reward", job, trl.RewardTrainer, config, rows, reward=True)
+
+    def run(liger: bool) -> None:
+        config = trl.RewardConfig(**_arguments(setting, job, "trl-reward", liger))
+        _train(setting, checks, "reward", job, trl.RewardTrainer, config, rows, reward=True)
+
+    with_liger(setting, checks, run)
 
 
-def _arguments(setting: Setting, job: Work, name: str) -> dict[str, Any]:
+def _arguments(setting: Setting, job: Work, name: str, liger: bool) -> dict[str, Any]:
     folder = empty_folder(setting.out, name)
     # As many pairs at once as our passes hold, by their padded size.
     micro = setting.pick(8, 2)
@@ -78,12 +99,11 @@ def _arguments(setting: Setting, job: Work, name: str) -> dict[str, Any]:
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": job.batch // micro,
         "max_length": job.max_length,
-        **_common(setting),
+        **_common(setting, liger),
     }
 
 
-def _common(setting: Setting) -> dict[str, Any]:
-    liger = setting.cuda and importlib.util.find_spec("liger_kernel") is not None
+def _common(setting: Setting, liger: bool) -> dict[str, Any]:
     return {
         "num_train_epochs": 1,
         "learning_rate": 1e-6,
@@ -172,6 +192,10 @@ def _how(config: Any) -> dict[str, Any]:
 
 def grpo_1b(setting: Setting, checks: Checks) -> None:
     """TRL's GRPO of the size of `speed.grpo_1b`. Nothing of it compiles: one warm-up step."""
+    with_liger(setting, checks, lambda liger: _grpo(setting, checks, liger))
+
+
+def _grpo(setting: Setting, checks: Checks, liger: bool) -> None:
     import datasets
     import trl
 
@@ -191,7 +215,7 @@ def grpo_1b(setting: Setting, checks: Checks) -> None:
         beta=0.0,
         temperature=1.0,
         generation_kwargs={"min_new_tokens": job.new},
-        **_common(setting),
+        **_common(setting, liger),
     )
     made: list[int] = []
 
