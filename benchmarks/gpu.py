@@ -42,6 +42,10 @@ LAST_SECONDS = 8.0
 """Of the budget on a GPU, kept for packing the compile cache and for the table."""
 
 
+class NoGpu(Exception):
+    """torch sees none."""
+
+
 @dataclass
 class Check:
     """One call of this script."""
@@ -79,6 +83,8 @@ class Check:
     def ended(self, group: str, parts: list[Part]) -> bool:
         """Take note of a group's process that has ended. Whether the group is finished."""
         status = self.running.pop(group).returncode
+        if status == 76:
+            raise NoGpu
         left = self.missing(parts)
         if not left or time.time() > self.deadline - 1:
             return True
@@ -282,6 +288,11 @@ def main() -> int:
         status = 0
         try:
             run(check, parts, jobs)
+        except NoGpu:
+            print(
+                "torch sees no GPU here: use --device cpu --tiny, or see gpu.log", file=sys.stderr
+            )
+            return 2
         except (KeyboardInterrupt, SystemExit) as stopped:
             status = stopped.code if isinstance(stopped, SystemExit) else 130
         finally:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
@@ -43,10 +44,19 @@ sys.meta_path.insert(0, Refuse())
 """
 
 
-def start(out, *words, command="correct", path=()):
+def start(out, *words, command="correct", path=(), device="cpu"):
     paths = [*map(str, path), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, str(SCRIPT), command, "--device", "cpu", "--tiny", "--out", str(out)]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        command,
+        "--device",
+        device,
+        "--tiny",
+        "--out",
+        str(out),
+    ]
     return subprocess.Popen(
         [*command, "--budget", "100", *words],
         env=environment,
@@ -182,3 +192,11 @@ def test_what_cannot_be_asked_for(words, capsys):
         gpu.options_of(words)
     assert stopped.value.code == 2
     assert "--tiny" in (said := capsys.readouterr().err) or "it has graphs, flex" in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_run_for_one(tmp_path):
+    said, status = finish(start(tmp_path, "--only", "flex", device="cuda"))
+    assert status == 2
+    assert "torch sees no GPU here" in said
+    assert rows_of(tmp_path) == []

@@ -25,6 +25,7 @@ LEAST_SECONDS = 8.0
 HUNG = 15.0
 """Seconds after its limit at which a part that no signal reaches is given up with the process."""
 UNFINISHED = 75
+NO_GPU = 76
 
 
 class OutOfTime(BaseException):
@@ -124,9 +125,11 @@ def main(arguments: list[str]) -> int:
     """Run the named parts until they are done or the deadline (seconds of the epoch) is there."""
     end_with_parent()
     command, out, device, tiny, deadline, code, *names = arguments
-    prepare_torch(command, device)
     import torch
 
+    if device == "cuda" and not torch.cuda.is_available():
+        return NO_GPU
+    prepare_torch(command, device)
     from gpu_parts.setting import Setting
 
     setting = Setting(torch.device(device), tiny == "True", Path(out))
