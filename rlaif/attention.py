@@ -334,7 +334,7 @@ def compiled_flex(backend: str = "inductor") -> Any:
 
     def call(*inputs: Tensor, **options: Any) -> Any:
         # Else a row of as many blocks as there are heads would make a graph for that number alone.
-        with shapes.patch(use_duck_shape=False):
+        with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             return compiled(*inputs, **options)
 
     return call
