@@ -6,7 +6,7 @@ OUT ?= runs/quickstart
 WORKERS ?= 2
 ENV := TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart install test test-vllm lint types clean
+.PHONY: quickstart install test test-vllm lint types gpu-wheels clean
 
 quickstart: $(VENV)/.installed
 	$(ENV) $(BIN)/rlaif run experiments/quickstart.yaml --out $(OUT)
@@ -51,5 +51,9 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
+# What a GPU machine without a network lacks: see docs/gpu.md.
+gpu-wheels: $(VENV)/.installed
+	tools/gpu_wheels.sh $(BIN)/python
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM_VENV) .whl .gpu build dist .mypy_cache .ruff_cache .pytest_cache

@@ -322,6 +322,7 @@ def compiled_flex(backend: str = "inductor") -> Any:
     """FlexAttention in graphs of torch's compiler. It raises where it cannot be compiled: left to
     itself torch would run it unfused, and hold the scores of all heads in memory at once."""
     from torch._dynamo import config
+    from torch.fx.experimental import _config as shapes
     from torch.nn.attention.flex_attention import flex_attention
 
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
@@ -329,7 +330,14 @@ def compiled_flex(backend: str = "inductor") -> Any:
     def attend(*inputs: Tensor, **options: Any) -> Any:
         return flex_attention(*inputs, **options)
 
-    return torch.compile(attend, dynamic=True, fullgraph=True, backend=backend)
+    compiled = torch.compile(attend, dynamic=True, fullgraph=True, backend=backend)
+
+    def call(*inputs: Tensor, **options: Any) -> Any:
+        # Else a row of as many blocks as there are heads would make a graph for that number alone.
+        with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+            return compiled(*inputs, **options)
+
+    return call
 
 
 def _flex(

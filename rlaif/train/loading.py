@@ -16,9 +16,10 @@ from rlaif.errors import EngineError
 MASTERS = "masters/model.safetensors"
 
 
-def load_module(folder: Path, device: torch.device, reward: bool = False) -> Any:
+def load_module(folder: Path | nn.Module, device: torch.device, reward: bool = False) -> Any:
     """The model in `folder` in fp32, from its masters where it has them: a causal language model,
-    or with `reward` the body of one with a head of one number.
+    or with `reward` the body of one with a head of one number. A module that was made already is
+    taken in place of a folder, and its reward head for a new one.
 
     A new reward head starts at zero, so that every answer's first reward is 0. Raises EngineError
     for an ensemble of adapters, which is no one model.
@@ -26,6 +27,8 @@ def load_module(folder: Path, device: torch.device, reward: bool = False) -> Any
     from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
+    if isinstance(folder, nn.Module):
+        return _made(folder, device, reward)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if member_folders(folder):
         raise EngineError(
@@ -43,6 +46,13 @@ def load_module(folder: Path, device: torch.device, reward: bool = False) -> Any
     if fresh:
         nn.init.zeros_(module.score.weight)
     return module.to(device)
+
+
+def _made(module: Any, device: torch.device, reward: bool) -> Any:
+    module.set_attn_implementation(plain_attention(module.config))
+    if reward:
+        nn.init.zeros_(module.score.weight)
+    return module.to(device, torch.float32)
 
 
 def _loaded(folder: Path, reward: bool, options: dict[str, Any]) -> tuple[Any, bool]:

@@ -17,7 +17,7 @@ from torch.nn.attention import flex_attention as flex_module
 
 from rlaif import attention
 from rlaif.attention import BLOCK, branch_attention, compiled_flex, filled, flex_failure
-from rlaif.batching import packed_layout
+from rlaif.batching import Group, packed_layout
 
 MODES = {"train": torch.enable_grad, "no_grad": torch.no_grad, "infer": torch.inference_mode}
 
@@ -76,6 +76,15 @@ def test_forty_layouts_share_one_graph_for_each_kind_of_call(graphs):
             assert graphs.frame_count <= len(seen)
     assert flex_failure() is None
     assert len(seen) == 18
+
+
+def test_as_many_blocks_as_heads_are_no_graph_of_their_own(graphs):
+    with torch.no_grad():
+        for blocks in (3, 2, 5):
+            groups = (Group(0, BLOCK, ((blocks - 1) * BLOCK,)),)
+            states = inputs(blocks * BLOCK, (3, 1), torch.float32, grad=False)
+            branch_attention(*states, groups)
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.parametrize("window", [None, 7])

@@ -56,6 +56,21 @@ def test_gated_silu_by_finite_differences():
     assert torch.autograd.gradcheck(gated_silu, draws((2, 5), (2, 5)))
 
 
+def test_rotary_keeps_the_dtype_under_wider_cosines():
+    from transformers.models.olmo2.modeling_olmo2 import apply_rotary_pos_emb
+
+    wide = [t.detach().float() for t in draws((1, 2, 3, 8), (1, 1, 3, 8), (1, 3, 8), (1, 3, 8))]
+    q, k = (t.bfloat16().requires_grad_() for t in wide[:2])
+    results = []
+    for turn in (rotate, apply_rotary_pos_emb):
+        outputs = turn(q, k, *wide[2:])
+        assert {t.dtype for t in outputs} == {torch.bfloat16}
+        total = sum((t * torch.linspace(-1, 2, t.numel()).view_as(t)).sum() for t in outputs)
+        results.append([*outputs, *torch.autograd.grad(total, (q, k))])
+    for ours, own in zip(*results, strict=True):
+        torch.testing.assert_close(ours, own, rtol=1e-2, atol=1e-2)
+
+
 def test_rotary_by_finite_differences():
     q, k, cos, sin = draws((1, 2, 3, 8), (1, 1, 3, 8), (1, 3, 8), (1, 3, 8))
     cos, sin = cos.detach(), sin.detach()

@@ -168,9 +168,8 @@ def test_what_computed_a_training_stands_in_its_outcome(tmp_path, make_model, ma
     from rlaif.train.run import train
 
     options = METHODS["dpo"](method="dpo", batch_size=2, precision="fp32")
-    outcome = train(
-        options, preferences, {}, make_model(0), None, tmp_path / "o", tmp_path / "w", 0
-    )
+    places = make_model(0), None, tmp_path / "out", tmp_path / "work"
+    outcome = train(options, make_preferences(4), {}, *places, seed=0)
     assert outcome.kernels["packed"] is True
     assert outcome.kernels["attention"] == "group by group"
     assert outcome.kernels["fused"]["LlamaRMSNorm"] == "norm"

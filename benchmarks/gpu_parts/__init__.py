@@ -1,0 +1,1 @@
+"""The parts of the GPU check; see `benchmarks/gpu.py`."""
