@@ -62,7 +62,11 @@ class Prompt(Struct, frozen=True):
 
 
 class Completion(Struct, frozen=True):
-    """One sampled answer. `finish_reason` is stop, length or failed (then `messages` is empty)."""
+    """One sampled answer. `finish_reason` is stop, length or failed (then `messages` is empty).
+
+    `reasoning` is what the model thought before it; `token_ids` are all that it wrote, thinking
+    included.
+    """
 
     completion_id: str
     prompt_id: str
@@ -80,6 +84,7 @@ class Completion(Struct, frozen=True):
     parent_id: str | None = None
     digest: str = ""
     error: str | None = None
+    reasoning: str | None = None
 
     @property
     def text(self) -> str:

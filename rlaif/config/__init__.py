@@ -61,6 +61,7 @@ from rlaif.config.methods import METHODS
 from rlaif.config.models import (
     LIMIT_KEYS,
     RESERVED_MODELS,
+    THINKING,
     TRAINABLE,
     ApiLimits,
     Columns,
@@ -68,6 +69,7 @@ from rlaif.config.models import (
     ModelSpec,
     Price,
     PromptsSpec,
+    ThinkingSpec,
 )
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.overrides import apply_override
@@ -107,6 +109,7 @@ __all__ = [
     "METHODS",
     "RANDOM",
     "RESERVED_MODELS",
+    "THINKING",
     "TRAINABLE",
     "AdditiveJudge",
     "ApiLimits",
@@ -175,6 +178,7 @@ __all__ = [
     "Strict",
     "TemplateJudge",
     "TextStep",
+    "ThinkingSpec",
     "TrainStep",
     "TruncatedFilter",
     "UltraFeedbackJudge",

@@ -91,6 +91,31 @@ class ApiLimits(Strict):
     total_seconds: PositiveFloat = Field(600.0, description="Longest time for one attempt.")
 
 
+class ThinkingSpec(Strict):
+    """How a reasoning model's thinking is told from its answer, where both come as one text."""
+
+    markers: list[tuple[str, str]] = Field(
+        [("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]")],
+        description="Pairs of markers that open and close thinking; the channels of gpt-oss are "
+        "known besides.",
+    )
+    opened: bool = Field(
+        False,
+        description="The prompt's template opens the thinking, so that the text has a closing "
+        "marker alone. Engines in this process see it in the prompt.",
+    )
+
+    @model_validator(mode="after")
+    def _markers_mark(self) -> ThinkingSpec:
+        if any(not marker.strip() for pair in self.markers for marker in pair):
+            raise ValueError("`markers` must be pairs of texts that are not blank")
+        return self
+
+
+THINKING = ThinkingSpec()
+"""What is known of a model that says nothing of its thinking."""
+
+
 class ModelSpec(Strict):
     """One model, named once. `path` is builtin/NAME, a local folder, a hub id, or with engine
     openai the name that the server knows it by."""
@@ -114,6 +139,7 @@ class ModelSpec(Strict):
         "keep",
         description="keep: what the chat template inserts; drop: none; anything else: that text.",
     )
+    thinking: ThinkingSpec = THINKING
     adapter: str | None = Field(
         None, description="A folder with a LoRA adapter in peft's format, for the model in `path`."
     )

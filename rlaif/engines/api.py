@@ -20,6 +20,8 @@ from rlaif.engines.base import (
     ScoreResult,
     refusal,
 )
+from rlaif.engines.labels import label_probabilities
+from rlaif.engines.thinking import ADVICE, Said, split
 from rlaif.errors import EngineError
 from rlaif.records import content_hash
 
@@ -240,14 +242,15 @@ def read(
         )
     made = usage.output // len(call.requests)
     return [
-        _generated(request, choice, usage.input, made, seconds, cost)
+        _generated(spec, request, choice, usage.input, made, seconds, cost)
         if isinstance(request, GenerateRequest)
-        else _scored(request, choice, usage.input, seconds, cost)
+        else _scored(spec, request, choice, usage.input, seconds, cost)
         for request, choice in zip(call.requests, choices, strict=False)
     ]
 
 
 def _generated(
+    spec: ModelSpec,
     request: GenerateRequest,
     choice: dict[str, Any],
     prompt_tokens: int,
@@ -255,8 +258,7 @@ def _generated(
     seconds: float | None,
     cost: float | None,
 ) -> GenerateResult:
-    message = choice.get("message", choice)
-    reasoning = _clean(message.get("reasoning_content") or message.get("reasoning"))
+    reasoning = _reasoning(choice)
     why = _withheld(choice)
     if why is not None:
         return GenerateResult(
@@ -277,17 +279,33 @@ def _generated(
     reason: Literal["stop", "length"] = "length"
     if cuts or choice.get("finish_reason") != "length":
         text, reason = text[: min(cuts, default=len(text))], "stop"
+    said = _parted(spec, request, text, reasoning, reason == "length")
     return GenerateResult(
         request.request_id,
-        text,
+        said.answer,
         [],
         reason,
         prompt_tokens,
         new_tokens=made,
-        reasoning=reasoning,
+        reasoning=said.reasoning,
         seconds=seconds,
         cost=cost,
+        cut=said.cut,
     )
+
+
+def _parted(spec: ModelSpec, request: GenerateRequest, text: str, apart: str, cut: bool) -> Said:
+    """Thinking and answer: `apart` is the thinking that the server gave apart, which is all there
+    is where the limit `cut` it."""
+    if apart:
+        return Said(apart, text, cut and not text.strip())
+    return split(text, spec.thinking, request.prefill)
+
+
+def _reasoning(choice: dict[str, Any]) -> str:
+    """The thinking that the server gives apart; empty where it gives none."""
+    message = choice.get("message", choice)
+    return _clean(message.get("reasoning_content") or message.get("reasoning"))
 
 
 def _text(choice: dict[str, Any]) -> str | None:
@@ -315,10 +333,14 @@ def _withheld(choice: dict[str, Any]) -> str | None:
     refused = next((r for r in [message.get("refusal"), *apart] if isinstance(r, str) and r), None)
     if refused:
         return f"the server refused to answer: {_clean(refused)}"
-    return f"the answer has no text (finish reason {reason})" if _text(choice) is None else None
+    if _text(choice) is not None or (reason == "length" and _reasoning(choice)):
+        # The limit cut its thinking: there is a reason, and it is another one.
+        return None
+    return f"the answer has no text (finish reason {reason})"
 
 
 def _scored(
+    spec: ModelSpec,
     request: ScoreRequest,
     choice: dict[str, Any],
     prompt_tokens: int,
@@ -326,16 +348,17 @@ def _scored(
     cost: float | None,
 ) -> ScoreResult:
     tops = _top_tokens(choice)
-    if not tops:
+    if _reasoning(choice) and not (_text(choice) or "").strip():
+        probs: dict[str, float] | str = f"the model thinks before it answers: {ADVICE}"
+    elif not tops:
         reason = choice.get("finish_reason")
-        why = f"the server answered without log-probs (finish reason {reason})"
+        probs = f"the server answered without log-probs (finish reason {reason})"
+    else:
+        probs = label_probabilities(tops, request.labels, spec.thinking)
+    if isinstance(probs, str):
         return ScoreResult(
-            request.request_id, {}, None, [], prompt_tokens, why, seconds=seconds, cost=cost
+            request.request_id, {}, None, [], prompt_tokens, probs, seconds=seconds, cost=cost
         )
-    probs = {
-        label: math.fsum(math.exp(value) for token, value in tops if token in forms)
-        for label, forms in request.labels.items()
-    }
     return ScoreResult(
         request.request_id,
         probs,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from rlaif.chat import is_unicode
-from rlaif.config import ModelSpec
+from rlaif.config import THINKING, ModelSpec
 from rlaif.records import Message
 
 Capability = Literal[
@@ -66,13 +66,13 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class GenerateResult:
-    """A generated text. `finish_reason` failed means `error` says why and `text` is empty.
+    """A generated answer. `finish_reason` failed means `error` says why and `text` is empty.
 
     `token_ids` are exactly what was sampled, the end token included when the model gave it;
     `logprobs` are theirs at temperature 1. Both are empty where the engine does not know them, and
-    `new_tokens` is then what the server counted. `reasoning` is what a reasoning model wrote before
-    its answer, where the server gives it apart. `seconds` and `cost` (in the price's currency) are
-    a remote call's, None elsewhere.
+    `new_tokens` is then what the server counted. `reasoning` is what a reasoning model thought
+    before its answer, and is not in `text`; `cut`: the thinking has no end, so that there is no
+    answer. `seconds` and `cost` (in the price's currency) are a remote call's, None elsewhere.
     """
 
     request_id: str
@@ -87,6 +87,7 @@ class GenerateResult:
     reasoning: str = ""
     seconds: float | None = None
     cost: float | None = None
+    cut: bool = False
 
     @property
     def tokens_made(self) -> int:
@@ -190,12 +191,15 @@ class Model:
         spec = self.spec
         local = [self.key, spec.engine, spec.dtype, spec.batch_tokens, spec.max_context]
         sent: list[Any] = [spec.api, spec.samples_per_call, spec.top_logprobs, spec.extra_body]
-        # Keys that the engine does not read stay out of its hashes, as they were before.
+        # Keys that the engine does not read, and new ones at their default, stay out of its hashes,
+        # as they were before.
         more: list[Any] = [spec.engine_args] if spec.engine_args else []
         if spec.base_url is not None:
             more = sent
         elif spec.engine == "vllm-server":
             more = [spec.engine_args, *sent]
+        if spec.thinking != THINKING:
+            more = [*more, {"thinking": spec.thinking.model_dump(mode="json")}]
         return [*local, spec.system_prompt, *more]
 
 

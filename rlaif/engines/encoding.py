@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rlaif.chat import render_opening, render_prompt
-from rlaif.config import ModelSpec
+from rlaif.config import THINKING, ModelSpec, ThinkingSpec
 from rlaif.engines.base import GenerateRequest, ScoreRequest, overflow, refusal
 from rlaif.engines.layout import Row
+from rlaif.engines.thinking import THINKS, marker_texts, opens, thinks_from
 from rlaif.errors import EngineError
 from rlaif.records import Message
 
@@ -25,7 +27,7 @@ class Encoded:
     failed: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Encoding:
     """A model's tokenizer and chat template. `context` is the longest prompt plus answer."""
 
@@ -33,6 +35,7 @@ class Encoding:
     system_prompt: str
     context: int
     name: str
+    thinking: ThinkingSpec = THINKING
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
@@ -63,12 +66,45 @@ class Encoding:
             else:
                 ids = ids + self.continuation(request)
             why = overflow(len(ids), new, self.context)
+            if why is None and isinstance(request, ScoreRequest) and request.labels:
+                why = THINKS if thinks_from(text, self.thinking) else None
             if why is not None:
                 made.failed[name] = (why, len(ids))
                 continue
             made.texts[name] = text
             made.rows.append(Row(name, ids, new))
         return made
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of sampled tokens: without special tokens, but for those that tell thinking from
+        answer."""
+        if not self.markers:
+            return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        dropped = self._tokens(special=True).keys() - self.markers
+        left = [i for i in ids if i not in dropped]
+        return str(self.tokenizer.decode(left, skip_special_tokens=False))
+
+    @cached_property
+    def markers(self) -> frozenset[int]:
+        """The special tokens that tell thinking from answer."""
+        known = marker_texts(self.thinking)
+        return frozenset(i for i, t in self._tokens(special=True).items() if t in known)
+
+    @cached_property
+    def opens_thinking(self) -> bool:
+        """Whether the chat template opens the model's thinking where its turn begins."""
+        prompt, _ = self.render([{"role": "user", "content": "Hello."}])
+        return thinks_from(prompt, self.thinking)
+
+    @cached_property
+    def openings(self) -> list[int]:
+        """The single tokens that open thinking."""
+        return sorted(i for i, t in self._tokens().items() if opens(t, self.thinking))
+
+    def _tokens(self, special: bool = False) -> dict[int, str]:
+        """The tokens that were added to the vocabulary; with `special` those alone."""
+        added = self.tokenizer.added_tokens_decoder
+        return {i: t.content for i, t in added.items() if t.special or not special}
 
     def continuation(self, request: ScoreRequest) -> list[int]:
         """The token ids whose log-probs are asked."""
@@ -95,7 +131,13 @@ class Encoding:
         return sorted(single)
 
 
-def load_encoding(folder: Path, system_prompt: str, context: int, name: str) -> Encoding:
+def load_encoding(
+    folder: Path,
+    system_prompt: str,
+    context: int,
+    name: str,
+    thinking: ThinkingSpec = THINKING,
+) -> Encoding:
     """The encoding of the model in `folder`. Raises EngineError when it has no chat template."""
     from transformers import AutoTokenizer
 
@@ -110,7 +152,7 @@ def load_encoding(folder: Path, system_prompt: str, context: int, name: str) -> 
             f"model {name!r} in {folder} has no chat template. Put chat_template.jinja into the "
             "folder, or use an instruct model."
         )
-    return Encoding(tokenizer, system_prompt, context, name)
+    return Encoding(tokenizer, system_prompt, context, name, thinking)
 
 
 def context_of(config: Any, spec: ModelSpec) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from rlaif.config import ModelSpec, Strict
+from rlaif.config import THINKING, ModelSpec, Strict, ThinkingSpec
 from rlaif.engines.base import (
     GenerateRequest,
     GenerateResult,
@@ -28,6 +28,7 @@ from rlaif.engines.base import (
     overflow,
     refusal,
 )
+from rlaif.engines.thinking import split
 from rlaif.records import Message, content_hash
 from rlaif.yamlio import load_yaml, validate
 
@@ -61,10 +62,11 @@ class FakeScript(Strict):
 def load(spec: ModelSpec, folder: Path | None, name: str) -> FakeEngine:
     """The engine of the script that the model's `script` names (none: the default answer)."""
     if spec.script is None:
-        return FakeEngine(FakeScript(), name, spec.max_context)
+        return FakeEngine(FakeScript(), name, spec.max_context, spec.thinking)
     path = Path(spec.script)
     data, lines = load_yaml(path)
-    return FakeEngine(validate(FakeScript, data, lines, path), name, spec.max_context)
+    script = validate(FakeScript, data, lines, path)
+    return FakeEngine(script, name, spec.max_context, spec.thinking)
 
 
 class FakeEngine:
@@ -75,8 +77,15 @@ class FakeEngine:
     )
     concurrent = False
 
-    def __init__(self, script: FakeScript, name: str = "fake", context: int | None = None):
+    def __init__(
+        self,
+        script: FakeScript,
+        name: str = "fake",
+        context: int | None = None,
+        thinking: ThinkingSpec = THINKING,
+    ):
         self.script = script
+        self.thinking = thinking
         self.name = name
         self.context = context or 1 << 30
         self.weights_hash = content_hash("fake", script.model_dump(mode="json"))
@@ -116,14 +125,17 @@ class FakeEngine:
                 text, reason = text[: text.index(stop)], "stop"
         prompt, ids = self.render(request.messages, request.prefill)
         tokens = _tokens(text)
+        said = split(text, self.thinking, request.prefill)
         return GenerateResult(
             request.request_id,
-            text,
+            said.answer,
             tokens,
             reason,  # type: ignore[arg-type]
             len(ids),
             logprobs=[-1.0] * len(tokens),
             rendered_hash=content_hash(prompt),
+            reasoning=said.reasoning,
+            cut=said.cut,
         )
 
     def score(

@@ -32,6 +32,7 @@ from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
 from rlaif.engines.memory import batch_tokens, pass_tokens
 from rlaif.engines.packing import plain_attention
 from rlaif.engines.sampling import sample_tokens
+from rlaif.engines.thinking import split, thinks_first
 from rlaif.engines.weights import Weights
 from rlaif.errors import EngineError
 from rlaif.logprobs import token_logprobs
@@ -63,7 +64,9 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
 
 
 def _encoding(model: Any, folder: Path, spec: ModelSpec, name: str) -> Encoding:
-    return load_encoding(folder, spec.system_prompt, context_of(model.config, spec), name)
+    return load_encoding(
+        folder, spec.system_prompt, context_of(model.config, spec), name, spec.thinking
+    )
 
 
 class HfEngine:
@@ -198,15 +201,23 @@ class HfEngine:
         logprobs: list[float],
         rendered: str,
     ) -> GenerateResult:
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = self.encoding.decode(ids)
         ended = bool(ids) and ids[-1] in self.end_ids
         cuts = [text.find(stop) for stop in request.sampling.stop if stop in text]
         if cuts:
             text, ended = text[: min(cuts)], True
         reason: Literal["stop", "length"] = "stop" if ended else "length"
-        digest = content_hash(rendered)
+        said = split(text, self.spec.thinking, rendered)
         return GenerateResult(
-            row.request_id, text, ids, reason, len(row.ids), logprobs=logprobs, rendered_hash=digest
+            row.request_id,
+            said.answer,
+            ids,
+            reason,
+            len(row.ids),
+            logprobs=logprobs,
+            rendered_hash=content_hash(rendered),
+            reasoning=said.reasoning,
+            cut=said.cut,
         )
 
     @torch.inference_mode()
@@ -246,16 +257,22 @@ class HfEngine:
         results, stop = [], 0
         for i, (row, length) in enumerate(zip(states.rows, lengths, strict=True)):
             stop += length
-            probs = label_probs.get(i, {})
+            count = len(row.ids) - length
+            probs, thinking = label_probs.get(i, ({}, 0.0))
             mass = sum(probs.values()) if i in label_probs else None
+            why = thinks_first(thinking, mass) if mass is not None else None
+            if why is not None:
+                results.append(ScoreResult(row.request_id, {}, None, [], count, why))
+                continue
             own = logprobs[stop - length : stop]
-            results.append(ScoreResult(row.request_id, probs, mass, own, len(row.ids) - length))
+            results.append(ScoreResult(row.request_id, probs, mass, own, count))
         return results
 
     def _label_probs(
         self, hidden: torch.Tensor, requests: list[ScoreRequest]
-    ) -> dict[int, dict[str, float]]:
-        """Row number to the probability of each of its labels at the token after the prompt."""
+    ) -> dict[int, tuple[dict[str, float], float]]:
+        """Row number to the probability of each of its labels at the token after the prompt, and
+        to that of beginning to think."""
         asked = [i for i, request in enumerate(requests) if request.labels]
         if not asked:
             return {}
@@ -264,10 +281,13 @@ class HfEngine:
         logits = torch.nn.functional.linear(hidden[asked].float(), weight, bias)
         probs = self.weights.head.finish(logits).softmax(-1)
         return {
-            i: {
-                label: float(row[self.encoding.label_tokens(label, forms)].sum())
-                for label, forms in requests[i].labels.items()
-            }
+            i: (
+                {
+                    label: float(row[self.encoding.label_tokens(label, forms)].sum())
+                    for label, forms in requests[i].labels.items()
+                },
+                float(row[self.encoding.openings].sum()),
+            )
             for i, row in zip(asked, probs, strict=True)
         }
 

@@ -8,6 +8,7 @@ resumed run keeps what it has and samples the rest, which need not equal an unin
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -28,6 +29,7 @@ from rlaif.engines.base import (
 from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
 from rlaif.engines.layout import Row
 from rlaif.engines.orphans import owned
+from rlaif.engines.thinking import split, thinks_first
 from rlaif.engines.vllm_options import environment, options, trains_beside, within
 from rlaif.errors import EngineError
 from rlaif.records import Message, content_hash
@@ -77,7 +79,9 @@ def read_tokenizer(spec: ModelSpec, folder: Path, name: str) -> tuple[Encoding, 
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise EngineError(f"model {name!r} in {folder} cannot be loaded: {error}") from None
-    encoding = load_encoding(folder, spec.system_prompt, context_of(config, spec), name)
+    encoding = load_encoding(
+        folder, spec.system_prompt, context_of(config, spec), name, spec.thinking
+    )
     if (folder / "generation_config.json").exists():
         config = GenerationConfig.from_pretrained(folder)
     return encoding, end_ids(config, encoding.tokenizer)
@@ -159,6 +163,8 @@ class VllmEngine:
             seed=None if greedy else sampling.seed,
             stop=list(sampling.stop) or None,
             stop_token_ids=sorted(self.ends),
+            # Those that tell thinking from answer may be special tokens.
+            skip_special_tokens=not self.encoding.markers,
             logprobs=0,
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
             # Otherwise vLLM makes an output of every request at every token.
@@ -173,14 +179,17 @@ class VllmEngine:
             count = len(output.prompt_token_ids)
             return GenerateResult(output.request_id, "", [], "failed", count, why)
         logprobs = [at[token].logprob for token, at in zip(ids, made.logprobs, strict=True)]
+        said = split(made.text, self.spec.thinking, rendered)
         return GenerateResult(
             output.request_id,
-            made.text,
+            said.answer,
             ids,
             made.finish_reason,
             len(output.prompt_token_ids),
             logprobs=logprobs,
             rendered_hash=content_hash(rendered),
+            reasoning=said.reasoning,
+            cut=said.cut,
         )
 
     def score(
@@ -214,6 +223,7 @@ class VllmEngine:
                 "`engine: hf`, or merge the adapter into the weights."
             )
         tokens = sorted({t for ids in self._labels(request).values() for t in ids})
+        tokens += self.encoding.openings if tokens else []
         return row, SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -237,6 +247,10 @@ class VllmEngine:
             for label, tokens in self._labels(request).items():
                 values = torch.tensor([at[token].logprob for token in tokens])
                 probs[label] = float(values.exp().sum())
+            thinking = sum(math.exp(at[token].logprob) for token in self.encoding.openings)
+            why = thinks_first(thinking, sum(probs.values()))
+            if why is not None:
+                return ScoreResult(request.request_id, {}, None, [], start, why)
         found = output.prompt_logprobs or []
         logprobs = [found[i][ids[i]].logprob for i in range(start, len(ids))]
         mass = sum(probs.values()) if request.labels else None

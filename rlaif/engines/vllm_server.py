@@ -120,7 +120,11 @@ class VllmServerEngine:
 
     def _client(self) -> OpenAIEngine:
         server = self.running()
-        spec = self.spec.model_copy(update={"base_url": server.url, "prefill": True})
+        thinking = self.spec.thinking
+        if self.encoding.opens_thinking and "reasoning_parser" not in self.spec.engine_args:
+            thinking = thinking.model_copy(update={"opened": True})
+        changed = {"base_url": server.url, "prefill": True, "thinking": thinking}
+        spec = self.spec.model_copy(update=changed)
         own = Own(server.key, self.weights_hash, partial(_label_tokens, self.encoding))
         return OpenAIEngine(spec, self.name, self.account, own)
 

@@ -14,6 +14,7 @@ from rlaif.config.prompting import FileSource, MagpieSource, PromptsFile, Writte
 from rlaif.data.hygiene import of_prompt, sift
 from rlaif.data.sources import all_prompts
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
+from rlaif.engines.thinking import CUT_ERROR
 from rlaif.errors import ConfigError
 from rlaif.prompting.accept import Accepted
 from rlaif.prompting.ask import Ask, Writing, writing
@@ -235,6 +236,7 @@ def _answers(
 
 
 def _row(result: GenerateResult) -> dict[str, Any]:
-    failed = result.finish_reason == "failed"
+    failed = result.finish_reason == "failed" or result.cut
     text = None if failed else result.text
-    return {"request_id": result.request_id, "text": text, "error": result.error}
+    error = CUT_ERROR if result.cut else result.error
+    return {"request_id": result.request_id, "text": text, "error": error}

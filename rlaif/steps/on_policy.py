@@ -24,6 +24,7 @@ from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, 
 from rlaif.engines.build import REMOTE
 from rlaif.engines.encoding import context_of, load_encoding
 from rlaif.engines.hf import HfEngine
+from rlaif.engines.thinking import CUT_ERROR
 from rlaif.engines.weights import Weights
 from rlaif.errors import RlaifError
 from rlaif.judges.base import Judge, roles_of
@@ -73,7 +74,7 @@ class Rollouts:
         self.step: OnPolicyTrain = context.planned.step
         spec = context.planned.models["start"].spec
         limit = context_of(AutoConfig.from_pretrained(folder), spec)
-        self.encoding = load_encoding(folder, spec.system_prompt, limit, "policy")
+        self.encoding = load_encoding(folder, spec.system_prompt, limit, "policy", spec.thinking)
         self.weights = context.folder.path / "work" / "rollout"
         self.prompts = self._fitting()
         self.overlong = len(context.planned.prompts) - len(self.prompts)
@@ -229,7 +230,7 @@ class Rollouts:
     def _completion(
         self, result: GenerateResult, prompt: Prompt, index: int, number: int, engine: Sampler
     ) -> Completion:
-        failed = result.finish_reason == "failed"
+        failed = result.finish_reason == "failed" or result.cut
         return Completion(
             completion_id=result.request_id,
             prompt_id=prompt.prompt_id,
@@ -238,13 +239,14 @@ class Rollouts:
             model=f"{self.context.planned.models['made'].label}, rollout {number + 1}",
             weights_hash=engine.weights_hash,
             sampling=asdict(self._sampling(result.request_id)),
-            finish_reason=result.finish_reason,
+            finish_reason="failed" if failed else result.finish_reason,
             token_ids=result.token_ids,
             logprobs=result.logprobs or None,
             system_prompt=self.encoding.system_prompt,
             rendered_hash=result.rendered_hash,
             digest=content_hash(result.text),
-            error=result.error,
+            error=CUT_ERROR if result.cut else result.error,
+            reasoning=result.reasoning or None,
         )
 
     def _rewards(self, prompts: Sequence[Prompt], judged: Judged) -> dict[str, float | None]:

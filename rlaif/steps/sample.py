@@ -10,6 +10,7 @@ from rlaif.config import SampleStep
 from rlaif.config.steps import SamplingKeys
 from rlaif.data.instructed import Instruction, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
+from rlaif.engines.thinking import CUT_ERROR
 from rlaif.errors import EngineError
 from rlaif.records import Completion, Message, Prompt, content_hash
 from rlaif.steps.context import StepContext
@@ -97,7 +98,7 @@ def _completion(
     engine: Engine,
     planned: Any,
 ) -> Completion:
-    failed = result.finish_reason == "failed"
+    failed = result.finish_reason == "failed" or result.cut
     messages: list[Message] = [] if failed else [{"role": "assistant", "content": result.text}]
     given = [step.system_prompt, told.text if told else None]
     own = "\n\n".join(text for text in given if text is not None)
@@ -109,7 +110,7 @@ def _completion(
         model=planned.models["by"].label,
         weights_hash=engine.weights_hash,
         sampling=step.model_dump(mode="json", include={"n", *SamplingKeys.model_fields}),
-        finish_reason=result.finish_reason,
+        finish_reason="failed" if failed else result.finish_reason,
         # A server counts tokens and does not say which: unknown is not none.
         token_ids=None if result.new_tokens is not None else result.token_ids,
         logprobs=result.logprobs or None,
@@ -117,5 +118,6 @@ def _completion(
         system_prompt=own or planned.models["by"].spec.system_prompt,
         rendered_hash=result.rendered_hash,
         digest=content_hash(messages),
-        error=result.error,
+        error=CUT_ERROR if result.cut else result.error,
+        reasoning=result.reasoning or None,
     )
