@@ -99,7 +99,7 @@ class Judgement(Struct, frozen=True):
     probability that the first text *shown* is better. Either exists only with status ok or tie.
     `cost` (in the currency of the model's price), `latency` (seconds) and the tokens that the model
     read and wrote are the answer's, None where no model was asked or nobody counts. `error` says
-    why there was no answer, with status failed.
+    why there was no answer, with status failed, or why it could not be read, with status unparsed.
     """
 
     judgement_id: str

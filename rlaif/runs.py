@@ -146,6 +146,7 @@ class Run:
         found["state"] = "done" if marker else "missing"
         found["seconds"] = marker["seconds"] if marker else None
         found["counts"] = marker["counts"] if marker else {}
+        found["notes"] = marker.get("notes", []) if marker else []
         asked = read_meters(self.store.step(step["hash"]).path).values()
         found["cost"] = sum(meter.cost for meter in asked) or None
         return found

@@ -1,9 +1,10 @@
 """Judge prompts: Jinja2 files that become the turns a judge model reads.
 
 A template file renders the text of one user turn. Lines that hold only `---system---`,
-`---user---`, `---then---` or `---prefill---` divide it into sections: a system turn, the user turn,
-the turn that asks for a verdict once the judge has written its reasons, and the start of the
-judge's own answer. The prefill is used only where the next token's label probabilities are read;
+`---user---`, `---then---`, `---prefill---` or `---form---` divide it into sections: a system turn,
+the user turn, the turn that asks for a verdict once the judge has written its reasons, the start of
+the judge's own answer, and the form in which the user turn asks for a written verdict, such as
+"Score: VALUE". The prefill is used only where the next token's label probabilities are read;
 write a trailing space in it as `{{ " " }}`, since white space at line ends is dropped. Comments are
 `{# ... #}`; one alone on its line leaves nothing behind, and no comment enters the hash.
 
@@ -26,6 +27,7 @@ from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rlaif.errors import ConfigError
+from rlaif.forms import Form, declared
 from rlaif.records import Message, content_hash
 from rlaif.resources import find
 from rlaif.yamlio import read_text, suggest
@@ -66,19 +68,21 @@ ITEMS = POINTWISE | {"items"}
 WRITING = SHARED_VARIABLES | {"most"}
 """What a template that writes a checklist may use: no judged answer."""
 
-_SECTIONS = ("system", "user", "then", "prefill")
-_SECTION = re.compile(r"^---(system|user|then|prefill)---$\n?", re.MULTILINE)
+_SECTIONS = ("system", "user", "then", "prefill", "form")
+_SECTION = re.compile(r"^---(system|user|then|prefill|form)---$\n?", re.MULTILINE)
 _CONTROL = re.compile(r"<\|[^<>|\n]{1,64}\|>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A checked template. `hash` covers the source without comments; `variables` are those used."""
+    """A checked template. `hash` covers the source without comments; `variables` are those used;
+    `form` is the one that it declares for a written verdict."""
 
     name: str
     sections: tuple[tuple[str, str], ...]
     hash: str
     variables: frozenset[str]
+    form: Form | None = None
 
     @property
     def has_prefill(self) -> bool:
@@ -153,7 +157,18 @@ def load_template(
     if unused:
         raise ConfigError(f"this template must use {{{{ {unused[0]} }}}}, and does not", path)
     source = _uncommented("\n".join(lines))
-    return Template(str(path), _sections(source, lines, path), content_hash(source), used)
+    sections = _sections(source, lines, path)
+    form = _form(dict(sections).get("form"), lines, path)
+    return Template(str(path), sections, content_hash(source), used, form)
+
+
+def _form(text: str | None, lines: list[str], path: Path) -> Form | None:
+    if text is None:
+        return None
+    try:
+        return declared(text)
+    except ValueError as error:
+        raise ConfigError(f"section form: {error}", path, _section_line("form", lines)) from None
 
 
 def _check(source: str, path: Path, allowed: frozenset[str]) -> frozenset[str]:
@@ -189,8 +204,8 @@ def _sections(source: str, lines: list[str], path: Path) -> tuple[tuple[str, str
         raise ConfigError("text before the first section belongs to no turn", path, first)
     if names != [name for name in _SECTIONS if name in names] or "user" not in names:
         raise ConfigError(
-            "sections are system, user, then, prefill, in that order, each once; only user must "
-            "be there",
+            "sections are system, user, then, prefill, form, in that order, each once; only user "
+            "must be there",
             path,
             first,
         )
@@ -243,8 +258,15 @@ def outside_fence(text: str, mark: str) -> str:
     A quotation runs from a line with the mark to the next "[end MARK]", or to the end of the text:
     a verdict in it is the judged party's. Without a mark nothing is left out.
     """
-    if not mark or mark not in text:
-        return text
+    return "\n".join(_kept(text, mark)[0]) if mark and mark in text else text
+
+
+def in_fence(text: str, mark: str) -> bool:
+    """Whether a quotation of the judged texts is open where `text` ends. See `outside_fence`."""
+    return bool(mark) and mark in text and _kept(text, mark)[1]
+
+
+def _kept(text: str, mark: str) -> tuple[list[str], bool]:
     kept, quoted = [], False
     for line in text.splitlines():
         if mark in line:
@@ -254,7 +276,7 @@ def outside_fence(text: str, mark: str) -> str:
             kept.append(line[line.rindex(mark) + len(mark) :].lstrip("]").strip() if closes else "")
         elif not quoted:
             kept.append(line)
-    return "\n".join(kept)
+    return kept, quoted
 
 
 def conversation_text(messages: list[Message]) -> str:

@@ -101,3 +101,5 @@ def file_step(as_json: bool, quiet: bool, **request: Any) -> None:
     state = "already finished" if summary.get("reused") else "done"
     counts = ", ".join(f"{count} {name}" for name, count in summary["counts"].items())
     click.echo(f"{state}: {counts} in {request['out']}")
+    for note in summary.get("notes", ()):
+        click.echo(f"note: {note}", err=True)

@@ -64,6 +64,7 @@ def run(
         return
     _print_rounds(loaded)
     _print_remote(loaded)
+    _print_notes(loaded)
     if result.ran:
         click.echo(f"Ran {result.ran} steps, reused {result.reused}. Run folder: {out}")
     else:
@@ -92,6 +93,13 @@ def _print_rounds(run: Run) -> None:
             words += [arm + word for word in record.metrics["words"]]
     for word in words:
         console.print(word, markup=False, highlight=False)
+
+
+def _print_notes(run: Run) -> None:
+    """What steps say of the answers that they could not use, each once."""
+    notes = (note for step in run.status()["steps"] for note in step["notes"])
+    for note in dict.fromkeys(notes):
+        click.echo(f"note: {note}")
 
 
 def _print_remote(run: Run) -> None:
@@ -126,6 +134,7 @@ def status(directory: Path, as_json: bool) -> None:
             click.echo(f"  missing: {step['id']} ({where})")
     _print_rounds(run)
     _print_remote(run)
+    _print_notes(run)
 
 
 @click.command()

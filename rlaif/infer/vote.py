@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlaif.choices import read_choice
 from rlaif.constitution import Principle
 from rlaif.engines.base import (
     Capability,
@@ -14,6 +15,7 @@ from rlaif.engines.base import (
     Sampling,
     ScoreRequest,
 )
+from rlaif.forms import Form
 from rlaif.infer.propose import Candidate
 from rlaif.judges.base import Answer, Call, call_id, judgement
 from rlaif.judges.common import template_values, usable, without_value
@@ -26,9 +28,12 @@ LABELS: dict[str, tuple[str, ...]] = {
     "second": ("2", " 2"),
     "neither": ("0", " 0"),
 }
-_DIGIT = re.compile(r"(?<![\d.,])[012](?!\d|[.,]\d)")
+# An answer that opens with a digit, which nothing behind it takes back ("Answer 1 does not").
 _LEADING = re.compile(
-    r"\W*(?:answer\W+)?([012])(?!\d|[.,]\d|\W*(?:or\b|and\b|vs\b|/))", re.IGNORECASE
+    r"\W*(?:the\s+)?(?:answer\W+)?(?P<digit>[012])(?!\d|[.,]\d)"
+    r"(?=[*_`\"')\]]*\s*(?:\Z|[.,;:!\n)(]|(?:follows|is\s+(?:the\s+)?(?:better|best)|better|because|"
+    r"since|as)\b))(?!\W*(?:or|and|vs|/)\W*\d)",
+    re.IGNORECASE,
 )
 
 
@@ -84,7 +89,7 @@ class PrincipleVotes:
         if isinstance(result, GenerateResult):
             if result.finish_reason == "failed":
                 return without_value(self, call, annotator_id, "failed", self.template)
-            raw, shares = result.text, _written(result.text)
+            raw, shares = result.text, _written(result)
         else:
             scored = label_result(result)
             if scored is None:
@@ -111,11 +116,13 @@ class PrincipleVotes:
         ]
 
 
-def _written(text: str) -> dict[str, float] | None:
-    """All on the 1, 2 or 0 that opens a written answer, or is the only one in it; None where there
+def _written(result: GenerateResult) -> dict[str, float] | None:
+    """All on the 1, 2 or 0 that opens a written answer, or that it says is better; None where there
     is none, or several."""
+    text, cut = result.text, result.finish_reason == "length"
     leading = _LEADING.match(text)
-    found = {leading.group(1)} if leading else set(_DIGIT.findall(text))
-    if len(found) != 1:
-        return None
-    return {label: float(forms[0] in found) for label, forms in LABELS.items()}
+    if leading is not None and not (cut and leading.end("digit") == len(text)):
+        said = next(label for label, forms in LABELS.items() if leading["digit"] in forms)
+    else:
+        said = read_choice(text, LABELS, Form(("Answer:",)), cut)
+    return None if said is None else {label: float(label == said) for label in LABELS}

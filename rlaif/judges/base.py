@@ -21,7 +21,9 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
+from rlaif.engines.thinking import CUT
 from rlaif.records import (
+    VALUED,
     AnnotatorKind,
     Completion,
     Judgement,
@@ -87,6 +89,23 @@ class Answered:
         return None if self.answer is None else self.answer.error
 
     @property
+    def fault(self) -> str | None:
+        """Why nothing could be read in the answer, where that is known: it failed, its thinking has
+        no end, or a limit ended it."""
+        if isinstance(self.answer, GenerateResult) and not self.error:
+            if self.answer.cut:
+                return CUT
+            return LIMIT if self.answer.finish_reason == "length" else None
+        return self.error
+
+    @property
+    def thought(self) -> str | None:
+        """What the model wrote before its verdict: the reasons that were asked for, and what it
+        thought."""
+        own = self.answer.reasoning if isinstance(self.answer, GenerateResult) else ""
+        return "\n\n".join(part for part in (self.rationale, own) if part) or None
+
+    @property
     def prompt_tokens(self) -> int | None:
         """How many tokens the model read."""
         return None if self.answer is None else self.answer.prompt_tokens
@@ -99,16 +118,23 @@ class Answered:
         return self.answer.tokens_made if isinstance(self.answer, GenerateResult) else 0
 
 
+LIMIT = "cut at the token limit"
+"""Why an answer cannot be read that a limit ended."""
+
+
 def ending_request(call: Call, reasons: GenerateResult) -> ScoreRequest | None:
-    """The second request of a call, after the judge's own reasons; None where these failed.
+    """The second request of a call, after the judge's own reasons; None where these failed, or are
+    thinking without an end. A model that only thought has thought its reasons.
 
     The reasons may quote the judged text, so chat control tokens in them are broken too.
     """
-    if call.then is None or call.request is None or reasons.finish_reason == "failed":
+    if call.then is None or call.request is None:
+        return None
+    if reasons.finish_reason == "failed" or reasons.cut:
         return None
     assert isinstance(call.request, GenerateRequest)
     said: list[Message] = [
-        {"role": "assistant", "content": inert(reasons.text)},
+        {"role": "assistant", "content": inert(reasons.text.strip() or reasons.reasoning)},
         {"role": "user", "content": call.then.turn},
     ]
     messages = [*call.request.messages, *said]
@@ -206,13 +232,17 @@ def verdicts_of(
 def _explained(
     made: Judgement, calls: Iterable[Call], answers: Mapping[str, Answered]
 ) -> Judgement:
-    """A failed judgement with what went wrong in the first of the calls that failed about its
-    texts."""
-    if made.status != "failed":
+    """A judgement without a verdict with what went wrong in the first of the calls about its texts
+    that something went wrong with."""
+    if made.status not in ("failed", "unparsed") or made.error:
         return made
     about = [c for c in calls if not {s.completion_id for s in c.shown}.isdisjoint(made.shown)]
-    errors = (answers[c.call_id].error for c in about if c.call_id in answers)
-    return replace(made, error=next(filter(None, errors), None))
+    own = [answers[c.call_id] for c in about if c.call_id in answers]
+    faults = (a.error if made.status == "failed" else a.fault for a in own)
+    fault = next(filter(None, faults), None)
+    if made.status == "failed" and fault is None and any(_cut(a.answer) for a in own):
+        return replace(made, status="unparsed", error=CUT)
+    return replace(made, error=fault)
 
 
 def most_calls(judge: Judge, calls: Sequence[Call]) -> int:
@@ -229,16 +259,26 @@ def read_answer(judge: Plain, call: Call, answered: Answered | None) -> list[Jud
     read = judge.read(call, answered.answer, answered.annotator_id)
     return [
         replace(
-            j,
-            rationale=j.rationale if answered.rationale is None else answered.rationale,
+            unread(j) if _cut(answered.answer) else j,
+            rationale=answered.thought or j.rationale,
             latency=answered.latency,
             cost=answered.cost,
             prompt_tokens=answered.prompt_tokens,
             new_tokens=answered.new_tokens,
-            error=answered.error if j.status == "failed" else None,
+            error=None if j.status in VALUED else answered.fault,
         )
         for j in read
     ]
+
+
+def _cut(answer: Answer) -> bool:
+    """Whether an answer is thinking without an end."""
+    return isinstance(answer, GenerateResult) and answer.cut
+
+
+def unread(made: Judgement) -> Judgement:
+    """A judgement that gives no value, since no answer could be read."""
+    return replace(made, status="unparsed", score=None, prob_first=None)
 
 
 def call_id(

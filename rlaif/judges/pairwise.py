@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rlaif.choices import USUAL, choice_alone, choice_grammar, read_choice
 from rlaif.config import ConstitutionalJudge, PairwiseJudge, PrometheusPairJudge
 from rlaif.config.judging import Order
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Capability, GenerateResult
 from rlaif.errors import ConfigError
-from rlaif.parsing import in_words, label_share, last_choice
+from rlaif.forms import Form, candidates
+from rlaif.parsing import label_share
 from rlaif.records import Completion, Judgement, Prompt, content_hash
 from rlaif.templates import Template
 
@@ -36,12 +38,15 @@ from .common import (
 )
 from .questions import (
     Asking,
+    Labels,
+    Written,
     asking,
     distinct_labels,
     label_mass,
     label_result,
     likeliest,
-    own_words,
+    scalar,
+    written,
 )
 
 TEMPLATES = {
@@ -171,7 +176,7 @@ class Pairwise:
         if not isinstance(result, GenerateResult) or result.finish_reason == "failed":
             return without_value(self, call, annotator_id, "failed", template)
         forms = self.labels | {"abstain": self.asking.abstain}
-        choice = last_choice(in_words(own_words(call, result), FIELD), forms)
+        choice = choice_of(written(call, result), forms, template.form)
         if choice is None or choice == "abstain":
             status: Literal["unparsed", "abstain"] = "unparsed" if choice is None else "abstain"
             return without_value(self, call, annotator_id, status, template, raw=result.text)
@@ -207,6 +212,18 @@ class Pairwise:
                 template_hash=template.hash,
             )
         ]
+
+
+def choice_of(said: Written, labels: Labels, form: Form | None = None) -> str | None:
+    """The label chosen in a JSON answer, which what is written beside the object must not
+    contradict; or the one in a text, in the form that was asked for."""
+    form, found = form or USUAL, said.object(FIELD)
+    if found is None:
+        return read_choice(said.own, labels, form, said.cut)
+    value = scalar(found, FIELD)
+    alone = None if value is None else choice_alone(value, labels)
+    beside = candidates(said.beside(found), form, choice_grammar(labels))
+    return alone if all(c.value == alone for c in beside) else None
 
 
 def presentations(

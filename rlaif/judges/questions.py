@@ -22,9 +22,9 @@ from rlaif.engines.base import (
     ScoreResult,
 )
 from rlaif.errors import ConfigError
-from rlaif.parsing import json_object
+from rlaif.jsontext import Found, json_objects, member, the_object
 from rlaif.records import content_hash
-from rlaif.templates import Template, outside_fence
+from rlaif.templates import Template, in_fence, outside_fence
 
 from .base import Answer, Call, Ending
 
@@ -174,12 +174,46 @@ def sampling_seed(seed: int, call_id: str) -> int:
     return int(content_hash("judge", seed, call_id, length=8), 16) & 0x7FFFFFFF
 
 
-def own_words(call: Call, result: GenerateResult) -> str:
-    """A judge's answer without what it quotes of the judged texts. In an answer that is one JSON
-    object only a field is read, so that a quotation in another does no harm."""
-    if json_object(result.text) is not None:
-        return result.text
-    return outside_fence(result.text, call.fence)
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a judge wrote. `fence` is the mark around the judged texts; `cut`: a limit ended it;
+    `structured`: it was asked for a JSON object."""
+
+    text: str
+    fence: str = ""
+    cut: bool = False
+    structured: bool = False
+
+    @property
+    def own(self) -> str:
+        """Its own words, without what it quotes of the judged texts."""
+        return outside_fence(self.text, self.fence)
+
+    def object(self, field: str) -> Found | None:
+        """The JSON object with `field` in it, see `jsontext.the_object`; none that it quotes."""
+        own = (o for o in json_objects(self.text) if not self._quotes(o))
+        return the_object(own, field, self.structured)
+
+    def _quotes(self, found: Found) -> bool:
+        return in_fence(self.text[: found.start], self.fence)
+
+    def beside(self, found: Found) -> str:
+        """What it wrote beside an object."""
+        return Written(f"{self.text[: found.start]}\n{self.text[found.end :]}", self.fence).own
+
+
+def written(call: Call, result: GenerateResult) -> Written:
+    """A judge's answer to a call."""
+    asked = isinstance(call.request, GenerateRequest) and call.request.json_schema is not None
+    return Written(result.text, call.fence, result.finish_reason == "length", asked)
+
+
+def scalar(found: Found, field: str) -> str | None:
+    """A word or number under `field` as text; None for anything else, such as true or a list."""
+    value = member(found, field)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return value if isinstance(value, str) else f"{value}"
 
 
 def label_result(result: Answer) -> ScoreResult | None:

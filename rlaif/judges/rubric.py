@@ -26,7 +26,8 @@ from rlaif.engines.base import (
     ScoreRequest,
 )
 from rlaif.errors import ConfigError
-from rlaif.parsing import json_object, label_share, list_items
+from rlaif.jsontext import json_objects, member, the_object
+from rlaif.parsing import label_share, list_items
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.resources import find
 from rlaif.rules import apply_check
@@ -271,9 +272,12 @@ class Rubric:
 
 def in_lines(text: str) -> str:
     """Written items as the lines of a list; a JSON answer has them under `items`."""
-    rows = (json_object(text) or {}).get("items")
-    if not isinstance(rows, list):
+    found = the_object(json_objects(text), "items")
+    if found is None:
         return text
+    rows = member(found, "items")
+    if not isinstance(rows, list):
+        return ""
     return "\n".join(f"- [{r.get('kind')}] {r.get('text')}" for r in rows if isinstance(r, dict))
 
 

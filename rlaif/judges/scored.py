@@ -15,25 +15,45 @@ from rlaif.config import VerdictJudge
 from rlaif.constitution import Principle
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
 from rlaif.errors import ConfigError
-from rlaif.parsing import expected_level, in_words, score_or_abstention
+from rlaif.forms import Form, candidates
+from rlaif.parsing import expected_level
 from rlaif.records import Completion, Judgement, Prompt
+from rlaif.scores import USUAL, Score, read_score, score_alone, score_grammar
 
 from .base import Answer, Call, call_id, judgement
 from .common import applicable, by_principle, mapped, template_values, usable, without_value
-from .questions import Asking, Labels, distinct_labels, label_mass, label_result, own_words
+from .questions import (
+    Asking,
+    Labels,
+    Written,
+    distinct_labels,
+    label_mass,
+    label_result,
+    scalar,
+    written,
+)
 
-Parser = Callable[[str, float, float, Sequence[str]], float | Literal["abstain"] | None]
+Parser = Callable[[Written, float, float, Sequence[str]], Score | None]
 """From an answer, the ends of the scale and the words for an abstention to what was said."""
 Range = tuple[float, float]
 FIELD = "score"
 MOST_LEVELS = 26
 
 
-def read_score(
-    text: str, low: float, high: float, words: Sequence[str]
-) -> float | Literal["abstain"] | None:
-    """The score in a JSON answer, or the last one in a text."""
-    return score_or_abstention(in_words(text, FIELD), low, high, words)
+def score_of(
+    said: Written, low: float, high: float, words: Sequence[str], form: Form | None = None
+) -> Score | None:
+    """The score in a JSON answer, which what is written beside the object must not contradict; or
+    the one in a text, in the form that was asked for."""
+    form, found = form or USUAL, said.object(FIELD)
+    if found is None:
+        return read_score(said.own, low, high, words, form, said.cut)
+    value = scalar(found, FIELD)
+    alone = None if value is None else score_alone(value, low, high, words)
+    if alone is None:
+        return None
+    beside = candidates(said.beside(found), form, score_grammar(low, high, words))
+    return alone.value if all(c.value == alone.value for c in beside) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +74,7 @@ class Scored:
     scale: Range
     own_scales: bool
     samples: int
-    parse: Parser = read_score
+    parse: Parser | None = None
     json_schema: dict[str, Any] | None = None
     comparative: bool = False
 
@@ -126,10 +146,11 @@ class Scored:
             return self._read_labels(call, label_result(result), annotator_id, low, high)
         if not isinstance(result, GenerateResult) or result.finish_reason == "failed":
             return without_value(self, call, annotator_id, "failed", template)
-        # A number of two digits that the token limit cut would be read as one digit.
-        cut = result.finish_reason == "length" and high >= 10 and result.text[-1:].isdigit()
-        text = own_words(call, result)
-        value = None if cut else self.parse(text, low, high, self.asking.abstain)
+        said, words = written(call, result), self.asking.abstain
+        if self.parse is not None:
+            value = self.parse(said, low, high, words)
+        else:
+            value = score_of(said, low, high, words, template.form)
         if value is None or value == "abstain":
             status: Literal["unparsed", "abstain"] = "unparsed" if value is None else "abstain"
             return without_value(self, call, annotator_id, status, template, raw=result.text)
@@ -142,7 +163,6 @@ class Scored:
                 "ai",
                 "ok",
                 score=mapped(value, low, high),
-                rationale=result.reasoning or None,
                 raw=result.text,
                 template_hash=template.hash,
             )

@@ -7,16 +7,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rlaif.config import ParseSpec, TemplateJudge
 from rlaif.constitution import Constitution, Principle
 from rlaif.errors import ConfigError
-from rlaif.parsing import in_range, json_value, last_match, last_score, schema_fault, worth_of
+from rlaif.parsing import (
+    patterned_score,
+    patterned_word,
+    schema_fault,
+    valid_member,
+    worth_of,
+)
+from rlaif.scores import Score, in_range
 from rlaif.templates import POINTWISE, Template, load_template
 
 from .common import hash_judge, text_principles
-from .questions import asking
+from .questions import Written, asking
 from .scored import Scored
 
 ABOUT_ONE = frozenset({"principle", "principle_id", "examples", "scale"})
@@ -33,27 +39,26 @@ class Reader:
     spec: ParseSpec
 
     def __call__(
-        self, text: str, low: float, high: float, words: Sequence[str] = ()
-    ) -> float | Literal["abstain"] | None:
-        """The number in `text`; None where none can be read or it is off [low, high].
+        self, said: Written, low: float, high: float, words: Sequence[str] = ()
+    ) -> Score | None:
+        """The number in an answer; None where none can be read or it is off [low, high].
 
         `words` are what the judge may write in place of a number.
         """
         worth = self.spec.values
         if self.spec.json_schema is not None:
-            value = self._json(text, self.spec.json_schema, words)
+            value = self._json(said, self.spec.json_schema, words)
             return value if value == "abstain" else in_range(value, low, high)
-        pattern = self.spec.pattern or ""
+        pattern, text, cut = self.spec.pattern or "", said.own, said.cut
         if worth is not None:
-            return last_match(text, pattern, worth)
-        if last_match(text, pattern, dict.fromkeys(words)) == "abstain":
+            return patterned_word(text, pattern, worth, cut)
+        if patterned_word(text, pattern, dict.fromkeys(words), cut) == "abstain":
             return "abstain"
-        return last_score(text, low, high, pattern)
+        return patterned_score(text, low, high, pattern, cut)
 
-    def _json(
-        self, text: str, schema: dict[str, object], words: Sequence[str]
-    ) -> float | Literal["abstain"] | None:
-        value = json_value(text, schema, self.spec.field)
+    def _json(self, said: Written, schema: dict[str, object], words: Sequence[str]) -> Score | None:
+        found = said.object(self.spec.field)
+        value = None if found is None else valid_member(found, schema, self.spec.field)
         worth = self.spec.values
         if worth is None and isinstance(value, str):
             worth = dict.fromkeys(words)

@@ -20,8 +20,9 @@ from rlaif.config.judging import Order
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
 from rlaif.errors import ConfigError
-from rlaif.parsing import json_object, text_ratings
+from rlaif.parsing import TextRating, text_ratings
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
+from rlaif.scores import USUAL, score_alone
 from rlaif.templates import JOINT
 
 from .base import Answer, Call, call_id, judgement
@@ -29,13 +30,14 @@ from .common import hash_judge, judge_template, mapped, template_values, usable
 from .questions import (
     Asking,
     Labels,
+    Written,
     answer_schema,
     asking,
     distinct_labels,
     label_mass,
     label_result,
     likeliest,
-    own_words,
+    written,
 )
 from .scored import level_forms, level_labels, mean_level
 
@@ -131,8 +133,7 @@ class UltraFeedback:
         count = len(call.shown)
         if isinstance(result, GenerateResult) and result.finish_reason != "failed":
             text: str | None = result.text
-            said = in_parts(own_words(call, result))
-            ratings = text_ratings(said, count, LOW, HIGH, self.asking.abstain)
+            ratings = ratings_of(written(call, result), count, self.asking)
             missing: Status = "unparsed"
         else:
             text, ratings, missing = None, {}, "failed"
@@ -192,15 +193,26 @@ class UltraFeedback:
         )
 
 
-def in_parts(text: str) -> str:
-    """A JSON answer, {"text_1": {"rating": ...}, ...}, as parts that each name their text; any
-    other answer as it is."""
-    rated = {
-        name.removeprefix("text_"): row.get("rating")
-        for name, row in (json_object(text) or {}).items()
-        if isinstance(row, dict)
-    }
-    return "\n".join(f"Text {n}\nRating: {rating}" for n, rating in rated.items()) or text
+def ratings_of(said: Written, count: int, asking: Asking) -> dict[int, TextRating]:
+    """The ratings in a JSON answer, {"text_1": {"rating": ...}, ...}, or in a text; see
+    `parsing.text_ratings`."""
+    words, found = asking.abstain, said.object("text_1")
+    if found is None:
+        form = asking.template.form or USUAL
+        return text_ratings(said.own, count, LOW, HIGH, words, form, said.cut)
+    rows = {n: found.members.get(f"text_{n}") for n in range(1, count + 1)}
+    read = {n: _rating(row, words) for n, row in rows.items() if found.whole}
+    return {n: rating for n, rating in read.items() if rating is not None}
+
+
+def _rating(row: Any, words: Sequence[str]) -> TextRating | None:
+    value = row.get("rating") if isinstance(row, dict) else None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    if str(value).strip().casefold() in ("n/a", "not applicable"):
+        return "not applicable"
+    read = score_alone(str(value), LOW, HIGH, words)
+    return None if read is None else read.value
 
 
 def build(

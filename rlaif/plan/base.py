@@ -19,8 +19,8 @@ from rlaif.yamlio import Lines, Loc
 
 # Raised when the code of a step kind changes its output for the same inputs.
 VERSIONS = {
-    "sample": 2,
-    "judge": 2,
+    "sample": 3,
+    "judge": 3,
     "pair": 1,
     "label": 2,
     "distill": 2,

@@ -249,9 +249,9 @@ class _Asker:
     def _rationale(self, call: Call) -> str | None:
         if call.then is None:
             return None
-        reasons = self.kept.reasons[call.call_id].answer
-        assert isinstance(reasons, GenerateResult)
-        return reasons.text
+        reasons = self.kept.reasons[call.call_id]
+        assert isinstance(reasons.answer, GenerateResult)
+        return "\n\n".join(t for t in (reasons.thought, reasons.answer.text) if t)
 
     def _reasons(self, calls: Sequence[Call], done: AbstractSet[str]) -> None:
         """Have the reasons written that are not kept; none where every verdict is there."""

@@ -11,7 +11,9 @@ from typing import Any
 
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
-from rlaif.judges.base import Call, Judge, Plain, is_staged, read_answer
+from rlaif.engines.thinking import CUT
+from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer
+from rlaif.judges.notes import answer_notes
 from rlaif.records import VALUED, Judgement
 from rlaif.steps.asking import SILENT_BATCH, Kept, Request, answers_of, asked_engine, verdicts
 from rlaif.steps.context import Engines, Progress, StepContext
@@ -22,6 +24,7 @@ TURN_PROMPTS = 256
 """Prompts that a server is asked about at once by a judge that asks in turns."""
 MOST_ERRORS = 10
 """How many reasons for failures a finished step names, the commonest first."""
+_CUTS = {"cut_while_thinking": CUT, "cut_at_limit": LIMIT}
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -30,22 +33,31 @@ def run(context: StepContext) -> dict[str, Any]:
     judging = _Judging(context, Groups(context))
     for wave in judging.groups.waves():
         judging.work(wave)
-    return _summary(context.folder)
+    return _summary(context.folder, judging.judge.id)
 
 
-def _summary(folder: StepFolder) -> dict[str, Any]:
+def _summary(folder: StepFolder, judge: str) -> dict[str, Any]:
     calls: set[str] = set()
     statuses: Counter[str] = Counter()
     errors: Counter[str] = Counter()
+    masses: list[float] = []
     for row in folder.rows("judgements"):
         calls.add(row["call_id"])
         statuses[row["status"]] += 1
         if row.get("error"):
             errors[row["error"]] += 1
+        if row["label_mass"] is not None:
+            masses.append(row["label_mass"])
     valued = sum(count for status, count in statuses.items() if status in VALUED)
     counts = {"calls": len(calls), "judgements": statuses.total(), "with_value": valued}
+    cut = {name: errors[why] for name, why in _CUTS.items() if errors[why]}
     most = sorted(errors.items(), key=lambda item: (-item[1], item[0]))[:MOST_ERRORS]
-    return {"counts": counts, "statuses": dict(statuses), "errors": dict(most)}
+    return {
+        "counts": counts | cut,
+        "statuses": dict(statuses),
+        "errors": dict(most),
+        "notes": answer_notes(judge, statuses.total(), errors, masses),
+    }
 
 
 class _Judging:

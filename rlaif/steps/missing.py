@@ -39,7 +39,7 @@ def _reasons(store: Store, marker: Mapping[str, Any]) -> Iterator[str]:
                 judge, count = name.split("/", 1)[1], judged["judgements"]
                 yield f"none of the {count} verdicts of judge {judge} has a value"
                 for error, times in done.get("errors", {}).items():
-                    yield f"{times} calls of judge {judge} failed: {error}"
+                    yield f"{times} verdicts of judge {judge} are missing: {error}"
     for stage in marker.get("funnel", ()):
         if stage["came"] and not stage["left"]:
             why = ", ".join(f"{reason}: {count}" for reason, count in stage["why"].items())

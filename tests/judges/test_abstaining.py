@@ -16,7 +16,9 @@ from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.base import GenerateRequest, ScoreRequest, ScoreResult
 from rlaif.errors import ConfigError
 from rlaif.judges.base import is_staged
-from rlaif.parsing import last_choice, score_or_abstention, text_ratings
+from rlaif.choices import read_choice
+from rlaif.parsing import text_ratings
+from rlaif.scores import read_score
 from rlaif.progress import QuietProgress
 from tests.judges.kinds import (
     BAD,
@@ -120,9 +122,9 @@ WORDS = ("abstain", "N/A", "cannot tell")
     ],
 )
 def test_words_in_place_of_a_score(text: str, expected: float | str | None) -> None:
-    assert score_or_abstention(text, 1, 5, WORDS) == expected
+    assert read_score(text, 1, 5, WORDS) == expected
     if expected == "abstain":
-        assert score_or_abstention(text, 1, 5, ()) in (None, 4.0)
+        assert read_score(text, 1, 5, ()) in (None, 4.0)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_words_in_place_of_a_score(text: str, expected: float | str | None) -> N
     ],
 )
 def test_words_in_place_of_a_choice(text: str, expected: str | None) -> None:
-    assert last_choice(text, {"first": ("1",), "second": ("2",), "abstain": WORDS}) == expected
+    assert read_choice(text, {"first": ("1",), "second": ("2",), "abstain": WORDS}) == expected
 
 
 def test_words_in_place_of_a_rating_of_several() -> None:

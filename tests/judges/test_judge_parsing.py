@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.parsing import last_choice, list_items, text_ratings
+from rlaif.choices import read_choice
+from rlaif.parsing import list_items, text_ratings
 from rlaif.templates import outside_fence
 
 NUMBERS = {"first": ("1", " 1"), "second": ("2", " 2"), "tie": ("tie",), "abstain": ("abstain",)}
@@ -40,7 +41,7 @@ LETTERS = {"first": ("A", " A"), "second": ("B", " B"), "tie": ("tie",), "abstai
     ],
 )
 def test_numbered_choices(text: str, expected: str | None) -> None:
-    assert last_choice(text, NUMBERS) == expected
+    assert read_choice(text, NUMBERS) == expected
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_numbered_choices(text: str, expected: str | None) -> None:
     ],
 )
 def test_lettered_choices(text: str, expected: str | None) -> None:
-    assert last_choice(text, LETTERS) == expected
+    assert read_choice(text, LETTERS) == expected
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlaif.jsontext import json_objects, the_object
 from rlaif.parsing import (
     expected_level,
-    json_value,
     label_share,
-    last_match,
-    last_score,
+    patterned_score,
+    patterned_word,
     schema_fault,
+    valid_member,
 )
+from rlaif.scores import read_score
 
 SCORES = [
     ("Score: 3", 3.0),
@@ -41,7 +43,6 @@ SCORES = [
     ("Score: 3,5", 3.5),
     ("Score: 0", 0.0),
     ("Score: 4.0/5.0", 4.0),
-    ('{"score": 3}', 3.0),
     ("Feedback: fine. [RESULT] 4", 4.0),
     ("4", 4.0),
     (" **4**.\n", 4.0),
@@ -95,13 +96,13 @@ NOT_SCORES = [
 
 
 @pytest.mark.parametrize(("text", "expected"), SCORES)
-def test_last_score_reads(text: str, expected: float) -> None:
-    assert last_score(text, 0, 5) == expected
+def test_a_score_reads(text: str, expected: float) -> None:
+    assert read_score(text, 0, 5) == expected
 
 
 @pytest.mark.parametrize("text", NOT_SCORES)
-def test_last_score_gives_none(text: str) -> None:
-    assert last_score(text, 0, 5) is None
+def test_a_score_gives_none(text: str) -> None:
+    assert read_score(text, 0, 5) is None
 
 
 @pytest.mark.parametrize(
@@ -115,29 +116,29 @@ def test_last_score_gives_none(text: str) -> None:
     ],
 )
 def test_a_given_pattern_reads_whole_numbers(text: str, expected: float | None) -> None:
-    assert last_score(text, 1, 9, r"verdict=(\d)") == expected
+    assert patterned_score(text, 1, 9, r"verdict=(\d)") == expected
 
 
 def test_a_given_pattern_may_reach_a_two_digit_number_or_a_word() -> None:
-    assert last_score("verdict=10", 1, 10, r"verdict=(\d+)") == 10.0
-    assert last_score("verdict=ten", 1, 10, r"verdict=(\w+)") is None
+    assert patterned_score("verdict=10", 1, 10, r"verdict=(\d+)") == 10.0
+    assert patterned_score("verdict=ten", 1, 10, r"verdict=(\w+)") is None
 
 
 @given(st.text(max_size=60), st.integers(0, 3), st.integers(4, 12))
-def test_last_score_is_in_range_or_none(text: str, low: int, high: int) -> None:
-    value = last_score("Score: " + text, low, high)
+def test_a_score_is_in_range_or_none(text: str, low: int, high: int) -> None:
+    value = read_score("Score: " + text, low, high)
     assert value is None or low <= value <= high
 
 
 @given(st.integers(-200, 200))
 def test_a_written_number_is_read_as_itself_or_not_at_all(number: int) -> None:
     expected = float(number) if 1 <= number <= 9 else None
-    assert last_score(f"Score: {number}", 1, 9) == expected
+    assert read_score(f"Score: {number}", 1, 9) == expected
 
 
 def test_a_long_answer_is_read_quickly() -> None:
-    assert last_score("score " * 20_000 + "Score: 3", 1, 5) == 3.0
-    assert last_score("score for " * 5_000, 1, 5) is None
+    assert read_score("score " * 20_000 + "\nScore: 3", 1, 5) == 3.0
+    assert read_score("score for " * 5_000, 1, 5) is None
 
 
 YES_NO = {"yes": 1.0, "no": 0.0}
@@ -160,16 +161,16 @@ YES_NO = {"yes": 1.0, "no": 0.0}
         ("", None),
     ],
 )
-def test_last_match_takes_whole_words(text: str, expected: float | None) -> None:
-    assert last_match(text, "(yes|no)", YES_NO) == expected
+def test_a_pattern_takes_whole_words(text: str, expected: float | None) -> None:
+    assert patterned_word(text, "(yes|no)", YES_NO) == expected
 
 
-def test_last_match_of_an_unlisted_word_is_none() -> None:
-    assert last_match("verdict: yes. verdict: maybe", r"verdict: (\w+)", YES_NO) is None
+def test_a_pattern_of_an_unlisted_word_is_none() -> None:
+    assert patterned_word("verdict: yes. verdict: maybe", r"verdict: (\w+)", YES_NO) is None
 
 
-def test_last_match_of_symbols() -> None:
-    assert last_match("it is [[B]]", r"(\[\[[AB]\]\])", {"[[a]]": 1.0, "[[b]]": 0.0}) == 0.0
+def test_a_pattern_of_symbols() -> None:
+    assert patterned_word("it is [[B]]", r"(\[\[[AB]\]\])", {"[[a]]": 1.0, "[[b]]": 0.0}) == 0.0
 
 
 SCHEMA = {
@@ -185,7 +186,7 @@ SCHEMA = {
         ('{"score": 3}', 3),
         ('```json\n{"score": 4, "why": "short {and} sweet"}\n```', 4),
         ('Here it is: {"score": 2} Hope that helps {:-)', 2),
-        ('Such as {"score": 5}. Mine: {"score": 1}', 1),
+        ('Such as {"score": 5}. Mine: {"score": 1}', None),
         ('{"score": 5} and then {"score": 9}', None),
         ('{"score": "3"}', None),
         ('{"score": 3', None),
@@ -199,7 +200,8 @@ SCHEMA = {
     ],
 )
 def test_json_value(text: str, expected: int | None) -> None:
-    assert json_value(text, SCHEMA, "score") == expected
+    found = the_object(json_objects(text), "score")
+    assert (found and valid_member(found, SCHEMA, "score")) == expected
 
 
 def test_schema_fault() -> None:
