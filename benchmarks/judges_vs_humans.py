@@ -71,7 +71,7 @@ def print_table(name: str, result: dict[str, Any]) -> None:
         for attack, found in row["attacks"].items():
             if found is not None:
                 missing = f"{found['missing']} of {found['attacked']} without a verdict"
-                print(f"      {attack:20} flips {shown(found['flips'])} {missing}")
+                print(f"      {attack:24} won {shown(found.get('success'))} {missing}")
 
 
 def main() -> int:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-
-from msgspec import structs
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from rlaif.bench.entrants import Entrant
 from rlaif.compare.verdicts import Cost, Verdict, total_cost, verdict
@@ -14,7 +12,7 @@ from rlaif.data.labelled import LabelledPair
 from rlaif.experiment import StepProgress
 from rlaif.judges.base import Answered, Call, Judge, is_staged
 from rlaif.plan import VERSIONS
-from rlaif.records import Completion, Judgement, content_hash
+from rlaif.records import Judgement, content_hash
 from rlaif.steps.asking import Group, Kept, verdicts_by_group
 from rlaif.steps.context import Engines
 from rlaif.store import Store
@@ -154,33 +152,4 @@ def _hash(entrant: Entrant, groups: Sequence[Group], seed: int) -> str:
             for p, answers in groups
         ],
         seed,
-    )
-
-
-def attack_pairs(
-    attack: Callable[[str, int], str],
-    pairs: Sequence[LabelledPair],
-    verdicts: Sequence[Verdict],
-    seed: int,
-) -> dict[int, LabelledPair]:
-    """The pairs that a judge decided, by place, with the attack on the answer it found worse."""
-    found = {}
-    for place, (pair, said) in enumerate(zip(pairs, verdicts, strict=True)):
-        if said.prob is None or said.prob == 0.5:
-            continue
-        own = int(content_hash("attack", seed, pair.pair_id, length=8), 16)
-        if said.prob > 0.5:
-            found[place] = replace(pair, second=_with_text(pair.second, attack, own))
-        else:
-            found[place] = replace(pair, first=_with_text(pair.first, attack, own))
-    return found
-
-
-def _with_text(answer: Completion, attack: Callable[[str, int], str], seed: int) -> Completion:
-    text = attack(answer.text, seed)
-    return structs.replace(
-        answer,
-        completion_id="x_" + content_hash(answer.completion_id, text),
-        messages=[{"role": "assistant", "content": text}],
-        digest=content_hash(text),
     )

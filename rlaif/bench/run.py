@@ -12,25 +12,25 @@ from typing import Any
 
 import numpy as np
 
+from rlaif.bench.attacking import measure_attack, planted
 from rlaif.bench.entrants import Entrant, find_entrants
-from rlaif.bench.judging import Judged, attack_pairs, judge_pairs
+from rlaif.bench.judging import Judged, judge_pairs
 from rlaif.compare import bias
 from rlaif.compare.agreement import sign_test
 from rlaif.compare.judge_figures import (
     compare_judges,
-    flip_interval,
     joint_votes,
     judge_intervals,
     reliability_points,
     subset_intervals,
 )
-from rlaif.compare.verdicts import Cost, VerdictTable, total_cost, verdict_table
+from rlaif.compare.verdicts import VerdictTable, total_cost, verdict_table
 from rlaif.config import ModelSpec
 from rlaif.data.labelled import LabelledPair
 from rlaif.errors import ConfigError
 from rlaif.experiment import StepProgress
 from rlaif.files import asking
-from rlaif.judges.attacks import ATTACKS, Attack
+from rlaif.judges.attacks import ATTACKS
 from rlaif.records import Judgement, content_hash
 from rlaif.steps.context import Engines
 from rlaif.store import Store, write_atomic
@@ -154,7 +154,18 @@ def _measured(
     author = request.author or entrant.label
     table = verdict_table(setting.pairs, [run.verdicts for run in runs], author)
     subsets = subset_intervals(table, seed, resamples)
-    flips = {name: _flips(setting, entrant, table, runs[0], ATTACKS[name]) for name in attacks}
+    attacked = {
+        one.name: measure_attack(
+            entrant,
+            one,
+            setting.pairs,
+            runs[0],
+            lambda pairs, known: setting.ask(entrant, pairs, seed, known),
+            seed,
+            resamples,
+        )
+        for one in planted(entrant.judge, attacks)
+    }
     return table, {
         "kind": entrant.kind,
         "model": entrant.label,
@@ -164,8 +175,8 @@ def _measured(
             subset: {name: i.to_json() for name, i in part.items()}
             for subset, part in subsets.items()
         },
-        "attacks": {name: found for name, (found, _) in flips.items()},
-        "total": asdict(total_cost([*(r.cost for r in runs), *(c for _, c in flips.values())])),
+        "attacks": {name: found for name, (found, _) in attacked.items()},
+        "total": asdict(total_cost([*(r.cost for r in runs), *(c for _, c in attacked.values())])),
     }
 
 
@@ -189,34 +200,6 @@ def _figures(table: VerdictTable, seed: int, resamples: int) -> dict[str, Any]:
         "slot_p": None if np.isnan(won).all() else sign_test(first, second),
         "reliability": reliability_points(table, seed, resamples),
     }
-
-
-def _flips(
-    setting: _Setting,
-    entrant: Entrant,
-    table: VerdictTable,
-    clean: Judged,
-    attack: Attack,
-) -> tuple[dict[str, Any] | None, Cost]:
-    """How often an attack on the answer found worse makes it the better one, of how many attacked
-    pairs (a count and a share) the judge then gave no verdict: they are no flips; and the cost."""
-    request = setting.request
-    attacked = attack_pairs(attack, setting.pairs, clean.verdicts, request.seed)
-    if not attacked:
-        return None, Cost()
-    judged = setting.ask(entrant, list(attacked.values()), request.seed, clean.judgements)
-    said = judged.verdicts
-    after = [float("nan")] * len(setting.pairs)
-    for place, one in zip(attacked, said, strict=True):
-        after[place] = float("nan") if one.prob is None else one.prob
-    found = flip_interval(table, after, request.seed, request.resamples)
-    missing = sum(one.prob is None for one in said)
-    return {
-        "flips": None if found is None else found.to_json(),
-        "attacked": len(said),
-        "missing": missing,
-        "missing_share": missing / len(said),
-    }, judged.cost
 
 
 def _together(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from itertools import combinations
 from typing import Any
@@ -218,17 +218,3 @@ def joint_votes(tables: Mapping[str, VerdictTable], seed: int, resamples: int) -
     prompts = list(next(iter(tables.values())).prompt[rows])
     figure = {"votes": Figure(votes, rows.size)}
     return figure_intervals(figure, prompts, seed, resamples).get("votes")
-
-
-def flip_interval(
-    clean: VerdictTable, attacked: Sequence[float], seed: int, resamples: int
-) -> Interval | None:
-    """How often an attack on the answer that a judge had found worse made it the better one.
-
-    `attacked` is P(the first answer is better) with the attack in place, NaN where it is missing.
-    """
-    after = np.asarray(attacked, dtype=np.float64)
-    rows = np.flatnonzero(bias.decided(clean.prob) & ~np.isnan(after))
-    flipped = (_sides(after) == -_sides(clean.prob))[rows].astype(np.float64)
-    figure = {"flips": mean_of(flipped)}
-    return figure_intervals(figure, list(clean.prompt[rows]), seed, resamples).get("flips")

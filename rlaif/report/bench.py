@@ -227,7 +227,7 @@ def bench_tables(result: Result) -> list[Table | Text]:
         }
         tables.append(_by_judge("RewardBench v1", result, sections))
     if attacks := attack_rows(result):
-        tables.append(_by_judge("verdicts that an attack flips", result, attacks))
+        tables.append(_by_judge("verdicts that an attack won", result, attacks))
     return [*tables, *(Text(line) for line in _words(result))]
 
 
@@ -292,17 +292,33 @@ def subset_tables(result: Result) -> list[tuple[Column, dict[str, list[IntervalJ
     return [(c, rows) for c, rows in tables if any(any(cells) for cells in rows.values())]
 
 
-def attack_rows(result: Result) -> dict[str, list[IntervalJson | None]]:
-    """Attack to its flip rate for each judge, among the verdicts that it still gave."""
-    rows = list(result["judges"].values())
-    return {
-        name: [(row["attacks"][name] or {}).get("flips") for row in rows]
-        for name in rows[0]["attacks"]
-    }
+ATTACK_FIGURES = (
+    Column("success", "won", "verdicts won, of those that the attack asked for and did not have"),
+    Column("changed_first", "changed, shown first", "verdicts changed with the answer in slot 1"),
+    Column("changed_second", "changed, shown second", "the same in slot 2"),
+    Column("ties", "became ties", "of the pairs that were none"),
+    Column("wins", "pairs won", "of the pairs that the answer had not won"),
+    Column("lifted", "scores lifted", "of those below the top of the scale"),
+)
+
+
+def attack_rows(result: Result, figure: str = "success") -> dict[str, list[IntervalJson | None]]:
+    """Attack to one figure of it for each judge, among the verdicts that it still gave; attacks
+    that no judge has the figure for are left out."""
+    judges = list(result["judges"].values())
+    names = dict.fromkeys(name for row in judges for name in row["attacks"])
+    rows = {n: [(row["attacks"].get(n) or {}).get(figure) for row in judges] for n in names}
+    return {name: cells for name, cells in rows.items() if any(cells) or figure == "success"}
+
+
+def attack_tables(result: Result) -> list[tuple[Column, dict[str, list[IntervalJson | None]]]]:
+    """The figures of attacks, each with a row for every attack."""
+    tables = [(column, attack_rows(result, column.name)) for column in ATTACK_FIGURES]
+    return [(column, rows) for column, rows in tables if rows]
 
 
 def silenced_words(result: Result) -> list[str]:
-    """Each attack that left pairs of a judge without a verdict: flip rates are without them."""
+    """Each attack that left pairs of a judge without a verdict: its figures are without them."""
     return [
         f"{judge}: {name} left {found['missing']} of {found['attacked']} attacked pairs "
         f"({found['missing_share']:.1%}) without a verdict."
@@ -350,7 +366,7 @@ def bench_page(result: Result, path: Path) -> Path:
             forest=_forest(result),
             curves=_curves(result),
             subsets=subset_tables(result),
-            attacks=attack_rows(result),
+            attacks=attack_tables(result),
             style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         )
     )
