@@ -131,7 +131,7 @@ def _vocabulary(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> _Vocabulary:
         form,
         re.compile(rf"{_BEFORE}{named}({every}){_AFTERWARDS}", flags),
         re.compile(rf"{_LEAD}({form})(?!\w|[.,]\d)", flags),
-        re.compile(rf"\W*(?:or|and|/|vs|=|&|>|<)\W*(?:{form})(?!\w)", flags),
+        re.compile(rf"[^\w\n]*(?:or|and|/|vs|=|&|>|<)[^\w\n]*(?:{form})(?!\w)", flags),
         re.compile(prose, flags),
     )
 

@@ -74,6 +74,20 @@ def member(found: Found, key: str) -> Any:
     return found.members[key]
 
 
+def outside(text: str, objects: Iterable[Found]) -> str:
+    """A text without the objects in it."""
+    kept, place = [], 0
+    for found in objects:
+        kept.append(text[place : found.start])
+        place = found.end
+    return "\n".join([*kept, text[place:]])
+
+
+def names_member(text: str, key: str) -> bool:
+    """Whether a text has what looks like a member of an object: a key and a colon."""
+    return re.search(rf'"{re.escape(key)}"\s*:', text) is not None
+
+
 def _strict(text: str) -> Found | None:
     """An answer that is one object and no more, in a code fence or not."""
     inside = _FENCED.sub(r"\1", text).strip()

@@ -29,13 +29,13 @@ USUAL = Form(("Score:", "Rating:", "Grade:", "[RESULT]"))
 
 _VALUE = re.compile(rf"(?P<value>{NUMBER})(?P<word>\w)?")
 _AFTER = re.compile(
-    rf"{CLOSING}(?:(?P<percent>\s*%)|\s*(?:/|out\s+of)\s*[*_`]*(?P<of>{NUMBER})(?![\w/])"
-    r"|(?P<range>\s*(?:-|\u2013|\bto\b)\s*\d)|(?P<other>\s*\b(?:or|and)\b\s*[*_`]*\d)"
-    r"|(?P<recital>\s*:(?!\s*\Z)))",
+    rf"{CLOSING}(?:(?P<percent>[^\S\n]*%)|[^\S\n]*(?:/|out\s+of)[^\S\n]*[*_`]*(?P<of>{NUMBER})(?![\w/])"
+    r"|(?P<range>[^\S\n]*(?:-|\u2013|\bto\b)[^\S\n]*\d)|(?P<other>[^\S\n]*\b(?:or|and)\b[^\S\n]*[*_`]*\d)"
+    r"|(?P<recital>[^\S\n]*:(?![^\S\n]*\Z)))",
     re.IGNORECASE,
 )
-_SUM = re.compile(rf"{CLOSING}\s*(?:\([^)\n]*\)\s*)?\+\s*[*_`]*\d[^\n]*")
-_TOTAL = re.compile(rf"=\s*[*_`]*(?P<value>{NUMBER})(?!\w)(?P<rest>[^=\n]*)\Z")
+_SUM = re.compile(rf"{CLOSING}[^\S\n]*(?:\([^)\n]*\)[^\S\n]*)?\+[^\S\n]*[*_`]*\d[^\n]*")
+_TOTAL = re.compile(rf"=[^\S\n]*[*_`]*(?P<value>{NUMBER})(?!\w)(?P<rest>[^=\n]*)\Z")
 # What may stand around an answer that is a verdict alone.
 BEFORE, AFTERWARDS = r"[\s*_`\"'(\[<]*", r"[\s*_`\"')\]>.]*"
 _ALONE = re.compile(

@@ -22,7 +22,7 @@ from rlaif.engines.base import (
     ScoreResult,
 )
 from rlaif.errors import ConfigError
-from rlaif.jsontext import Found, json_objects, member, the_object
+from rlaif.jsontext import Found, json_objects, member, names_member, outside, the_object
 from rlaif.records import content_hash
 from rlaif.templates import Template, in_fence, outside_fence
 
@@ -190,9 +190,13 @@ class Written:
         return outside_fence(self.text, self.fence)
 
     def object(self, field: str) -> Found | None:
-        """The JSON object with `field` in it, see `jsontext.the_object`; none that it quotes."""
-        own = (o for o in json_objects(self.text) if not self._quotes(o))
-        return the_object(own, field, self.structured)
+        """The JSON object with `field` in it, see `jsontext.the_object`; none that it quotes. A
+        field of that name outside every object shows that one of them is not what it seems."""
+        found = json_objects(self.text)
+        one = the_object((o for o in found if not self._quotes(o)), field, self.structured)
+        if one is not None and names_member(outside(self.text, found), field):
+            return Found(one.start, one.end)
+        return one
 
     def _quotes(self, found: Found) -> bool:
         return in_fence(self.text[: found.start], self.fence)
