@@ -11,15 +11,15 @@ import yaml
 from pydantic import ValidationError
 
 from rlaif.bench.run import BenchRequest, run_bench
+from rlaif.choices import read_choice
 from rlaif.config import ModelSpec
 from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.base import GenerateRequest, ScoreRequest, ScoreResult
 from rlaif.errors import ConfigError
 from rlaif.judges.base import is_staged
-from rlaif.choices import read_choice
 from rlaif.parsing import text_ratings
-from rlaif.scores import read_score
 from rlaif.progress import QuietProgress
+from rlaif.scores import read_score
 from tests.judges.kinds import (
     BAD,
     EVERY,

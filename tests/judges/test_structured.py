@@ -14,8 +14,8 @@ from rlaif.config import ModelSpec
 from rlaif.engines.account import Account
 from rlaif.engines.base import GenerateRequest, GenerateResult
 from rlaif.engines.openai import load
-from rlaif.judges.base import Judge, is_staged
 from rlaif.jsontext import json_objects, member, the_object
+from rlaif.judges.base import Judge, is_staged
 from rlaif.records import Judgement
 from rlaif.steps.asking import Kept, verdicts
 from tests.judges.kinds import BAD, EVERY, GOOD, PROMPT, judge_of, models

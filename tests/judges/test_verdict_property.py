@@ -1,5 +1,5 @@
-"""A verdict in the form that was asked for, amid prose that mentions other numbers, is read right or
-not at all; and nearly always where no other line of that form stands in the text."""
+"""A verdict in the form that was asked for, amid prose that mentions other numbers, is read right
+or not at all; and nearly always where no other line of that form stands in the text."""
 
 from __future__ import annotations
 
