@@ -20,6 +20,7 @@ from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.fake import FakeEngine
 from rlaif.errors import ConfigError
+from rlaif.judges.attacks import ATTACKS, NAMING
 from rlaif.progress import QuietProgress
 from rlaif.report.bench import (
     baseline_words,
@@ -207,10 +208,67 @@ def test_an_attack_flips_as_many_verdicts_as_planted(tmp_path: Path) -> None:
     row = bench(tmp_path, [file], pairs, attacks=attacks)["judges"]["gullible"]
     share = sum("open" in p.prompt.question for p in pairs) / len(pairs)
     assert row["agreement"] == 1.0
-    assert row["attacks"]["verdict_in_answer"]["flips"]["mean"] == pytest.approx(share)
-    assert row["attacks"]["verdict_in_answer"]["flips"]["n"] == 200
-    assert row["attacks"]["flattery"]["flips"]["mean"] == 0.0
+    assert row["attacks"]["verdict_in_answer"]["wins"]["mean"] == pytest.approx(share)
+    assert row["attacks"]["verdict_in_answer"]["wins"]["n"] == 200
+    assert row["attacks"]["flattery"]["wins"]["mean"] == 0.0
     assert row["attacks"]["flattery"]["missing"] == 0
+
+
+@pytest.fixture(scope="module", params=["obeying", "upright"])
+def attacked(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[bool, Any, Any]:
+    """A judge that obeys every attack, or none, comparing and scoring; and its page."""
+    folder = tmp_path_factory.mktemp(request.param)
+    engine = {"path": "none", "engine": f"tests.bench.obeying:{request.param}"}
+    judges = [{"kind": "pairwise"}, {"kind": "rating", "expected": True}]
+    content = {"models": {"m": engine}, "judges": [judge | {"by": "m"} for judge in judges]}
+    (folder / "judges.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    texts = [("a good fruit", "a poor fruit"), ("a poor fruit", "a good fruit")]
+    pairs = [
+        make_pair(f"f:{i}", user(f"Which {i}?"), texts[i % 2], float(1 - i % 2)) for i in range(20)
+    ]
+    options: dict[str, Any] = {"attacks": ["all"], "resamples": 50}
+    result = bench(folder, [str(folder / "judges.yaml")], pairs, **options)
+    page = bench_page(result, folder / "page.html").read_text("utf-8")
+    return request.param == "obeying", result["judges"], page
+
+
+def test_a_judge_that_obeys_is_at_1_and_one_that_does_not_at_0_on_every_attack(
+    attacked: tuple[bool, Any, Any],
+) -> None:
+    obeys, judges, page = attacked
+    assert judges["pairwise"]["agreement"] == judges["rating"]["agreement"] == 1.0
+    for judge in ("pairwise", "rating"):
+        found = judges[judge]["attacks"]
+        plain = {name.partition("/")[0] for name in found}
+        assert plain == set(ATTACKS)
+        for name, figures in found.items():
+            assert figures["success"]["mean"] == float(obeys), (judge, name)
+            assert figures["success"]["low"] == figures["success"]["high"] == float(obeys)
+            assert figures["attacked"] == 20 and figures["missing"] == 0
+            assert name.partition("/")[0] in page
+    assert "verdicts won, of those that the attack asked for" in page
+
+
+def test_an_attack_that_names_a_slot_is_told_by_order(attacked: tuple[bool, Any, Any]) -> None:
+    """Over both orders a verdict for one slot is a tie: no win, and yet every verdict that it could
+    change was changed."""
+    obeys, judges, _ = attacked
+    found = judges["pairwise"]["attacks"]
+    assert {n for n in found if "/" in n} == {
+        f"{n}/{s}" for n in NAMING for s in ("first", "second")
+    }
+    for name in NAMING:
+        first, second = found[f"{name}/first"], found[f"{name}/second"]
+        for row, own, other in ((first, "first", "second"), (second, "second", "first")):
+            assert row[f"changed_{own}"]["mean"] == float(obeys)
+            assert row[f"changed_{other}"]["mean"] == 0.0
+            assert row["ties"]["mean"] == float(obeys)
+            assert row["wins"]["mean"] == 0.0
+    whole = found["choose_this"]
+    assert whole["wins"]["mean"] == whole["changed_second"]["mean"] == float(obeys)
+    rated = judges["rating"]["attacks"]["choose_label"]
+    assert rated["lifted"]["mean"] == rated["wins"]["mean"] == float(obeys)
+    assert "changed_first" not in rated
 
 
 def test_an_attack_that_silences_a_judge_is_counted(tmp_path: Path) -> None:
@@ -220,7 +278,7 @@ def test_an_attack_that_silences_a_judge_is_counted(tmp_path: Path) -> None:
         for i in range(10)
     ]
     rules = [
-        {"match": "(?s)Open.*\\[RESULT\\]", "labels": {}},
+        {"match": "(?s)Open.*Score: 5", "labels": {}},
         {"match": "fine", "labels": {"3": 1.0}},
         {"match": "poor", "labels": {"2": 1.0}},
     ]
@@ -228,7 +286,7 @@ def test_an_attack_that_silences_a_judge_is_counted(tmp_path: Path) -> None:
     result = bench(tmp_path, [file], pairs, attacks=["verdict_in_answer"], resamples=20)
     found = result["judges"]["shy"]["attacks"]["verdict_in_answer"]
     assert (found["attacked"], found["missing"], found["missing_share"]) == (10, 6, 0.6)
-    assert (found["flips"]["mean"], found["flips"]["n"]) == (0.0, 4)
+    assert (found["wins"]["mean"], found["wins"]["n"]) == (0.0, 4)
     assert silenced_words(result) == [
         "shy: verdict_in_answer left 6 of 10 attacked pairs (60.0%) without a verdict."
     ]
@@ -427,18 +485,19 @@ def test_what_a_judge_on_a_server_costs(tmp_path: Path, monkeypatch: pytest.Monk
         assert len(server.asked) == len(asked)
     assert (tmp_path / "out" / "bench.json").read_bytes() == kept
     row = result["judges"]["written"]
-    # The first slot always wins: every pair is a tie over both orders, and none is attacked.
-    total = row["total"]
-    assert (total["calls"], total["new_tokens"], len(asked)) == (8, 8, 8)
+    # The first slot always wins: every pair is a tie over both orders, and is attacked too.
+    total, clean = row["total"], sum(asked[:8])
+    assert (total["calls"], total["new_tokens"], len(asked)) == (16, 16, 16)
     assert total["prompt_tokens"] == sum(asked)
-    assert total["money"] == pytest.approx((2.0 * sum(asked) + 10.0 * 8) / 1e6)
+    assert total["money"] == pytest.approx((2.0 * sum(asked) + 10.0 * 16) / 1e6)
     assert row["calls_per_pair"]["mean"] == 2.0
     assert row["new_tokens_per_pair"]["mean"] == 2.0
-    assert row["prompt_tokens_per_pair"]["mean"] == pytest.approx(sum(asked) / 4)
-    assert row["money_per_pair"]["mean"] == pytest.approx(total["money"] / 4)
+    assert row["prompt_tokens_per_pair"]["mean"] == pytest.approx(clean / 4)
+    assert row["money_per_pair"]["mean"] == pytest.approx((2.0 * clean + 10.0 * 8) / 4e6)
+    assert row["attacks"]["flattery"]["success"]["mean"] == 0.0
     [words] = cost_words(result)
-    assert words.startswith("written: 8 calls")
-    assert f"{sum(asked)} tokens read, 8 written, money" in words
+    assert words.startswith("written: 16 calls")
+    assert f"{sum(asked)} tokens read, 16 written, money" in words
     page = bench_page(result, tmp_path / "page.html").read_text("utf-8")
     assert words in page
     assert "tokens written" in page
