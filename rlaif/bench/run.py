@@ -31,6 +31,7 @@ from rlaif.errors import ConfigError
 from rlaif.experiment import StepProgress
 from rlaif.files import asking
 from rlaif.judges.attacks import ATTACKS
+from rlaif.judges.notes import judgement_notes
 from rlaif.records import Judgement, content_hash
 from rlaif.steps.context import Engines
 from rlaif.store import Store, write_atomic
@@ -175,6 +176,7 @@ def _measured(
             subset: {name: i.to_json() for name, i in part.items()}
             for subset, part in subsets.items()
         },
+        "notes": judgement_notes(entrant.judge.id, runs[0].judgements),
         "attacks": {name: found for name, (found, _) in attacked.items()},
         "total": asdict(total_cost([*(r.cost for r in runs), *(c for _, c in attacked.values())])),
     }

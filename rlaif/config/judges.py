@@ -191,7 +191,7 @@ class PrometheusPairJudge(_Comparing):
 
 
 class ParseSpec(Strict):
-    """How a template judge's answer is read: a pattern's last match, a JSON schema, or labels."""
+    """How a template judge's answer is read: the matches of a pattern, a JSON schema, or labels."""
 
     pattern: str | None = Field(None, description="A regular expression with one group.")
     json_schema: dict[str, Any] | None = None

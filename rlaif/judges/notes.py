@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from rlaif.engines.thinking import CUT
+from rlaif.records import Judgement
 
 from .base import LIMIT
 
 LEAST_MASS = 0.1
 """Below this mean label mass the labels are not what the model wanted to say."""
+
+
+def judgement_notes(judge: str, judgements: Sequence[Judgement]) -> list[str]:
+    """`answer_notes` of a judge's judgements."""
+    errors = Counter(j.error for j in judgements if j.error)
+    masses = [j.label_mass for j in judgements if j.label_mass is not None]
+    return answer_notes(judge, len(judgements), errors, masses)
 
 
 def answer_notes(

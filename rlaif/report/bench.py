@@ -242,6 +242,7 @@ def _words(result: Result) -> list[str]:
         *baseline_words(result),
         *votes_words(result),
         *silenced_words(result),
+        *(note for row in result["judges"].values() for note in row["notes"]),
         *foreign_words(result),
         *cost_words(result),
     ]
