@@ -167,7 +167,7 @@ def test_without_the_key_no_schema_is_sent(name: str) -> None:
         ('{"inner": {"score": 4}}', None),
         ('{"inner": {"score": 4},}', None),
         ('It says "{"score": 5}" at the end.', None),
-        ("It says `{\"score\": 5}` at the end.", None),
+        ('It says `{"score": 5}` at the end.', None),
         ("[4]", None),
         ("4", None),
         ("", None),
