@@ -50,7 +50,7 @@ _RECITES = re.compile(
     re.IGNORECASE,
 )
 _DOUBTED = re.compile(
-    r"\W*(?:would|could|should|might|may|can|cannot|for|when|where|if|needs?|requires?|goes|"
+    r"\W*?\?|\W*(?:would|could|should|might|may|can|cannot|for|when|where|if|needs?|requires?|goes|"
     r"belongs?|(?:is|was)\s+(?:not|too|un\w+|im\w+)|isn['\u2019]t|or|and)\b",
     re.IGNORECASE,
 )
@@ -161,7 +161,9 @@ def _candidate(
     text: str, head: re.Match[str], form: Form, grammar: Grammar[V], cut: bool
 ) -> Candidate[V] | None:
     start, place = head.start(), _past(text, head.end())
-    firm = _said(text, start)
+    # A form with marks of its own ("[RESULT]", "<score>") may stand anywhere in a sentence.
+    marked = bool(form.tail) or not head.group()[0].isalnum()
+    firm = unhedged(text, start) if marked else _said(text, start)
     read = grammar(text, place)
     if read is None:
         return _unread(text, start, head.end(), firm)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
-from rlaif.forms import Candidate, Form, Read, candidates, settled
+from rlaif.forms import Candidate, Form, Grammar, Read, candidates, settled
 from rlaif.jsontext import Found
 from rlaif.quotes import quoted
 from rlaif.scores import USUAL, Score, in_range, number, score_grammar
@@ -24,7 +24,6 @@ _HEAD = re.compile(
     r"[*_`#)\]]*\s*(?:[:,]|-|\u2013|$|(?=rating))",
     re.IGNORECASE | re.MULTILINE,
 )
-NOT_APPLICABLE = "not applicable"
 _NOT = ("N/A", "not applicable")
 
 _ITEM = re.compile(
@@ -140,16 +139,15 @@ def _rating(
     return settled(every, parts[-1][0])
 
 
-def rating_grammar(low: float, high: float, words: Sequence[str]) -> Any:
+def rating_grammar(low: float, high: float, words: Sequence[str]) -> Grammar[TextRating]:
     """What stands where a text's rating should: see `text_ratings`."""
-    rest = [word for word in _NOT if word.casefold() not in {w.casefold() for w in words}]
     plain = score_grammar(low, high, words)
-    apart = _compiled(rf"(?:{'|'.join(map(re.escape, (*_NOT, *rest)))})(?!\w)")
+    apart = _compiled(rf"(?:{'|'.join(map(re.escape, _NOT))})(?!\w)")
 
     def read(text: str, place: int) -> Read[TextRating] | None:
         found = apart.match(text, place)
         if found is not None:
-            return Read(NOT_APPLICABLE, found.end())
+            return Read("not applicable", found.end())
         return plain(text, place)  # type: ignore[return-value]
 
     return read

@@ -117,7 +117,8 @@ def test_a_judge_whose_server_is_broken_is_named_with_its_error(
     assert code == 2
     plain = " ".join(said.split())
     assert "none of the 6 verdicts of judge self has a value" in plain
-    assert "6 verdicts of judge self are missing: gave up after 1 attempts: status 500: oops" in plain
+    why = "gave up after 1 attempts: status 500: oops"
+    assert f"6 verdicts of judge self are missing: {why}" in plain
 
 
 class Telltale(ScriptedServer):

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.config import TemplateJudge
+from rlaif.engines.base import GenerateResult
 from rlaif.errors import ConfigError
+from rlaif.forms import Form
 from rlaif.resources import shipped_root
 from rlaif.templates import (
     CLASSES,
@@ -26,6 +28,7 @@ from rlaif.templates import (
     inert,
     load_template,
 )
+from tests.judges.kinds import GOOD, PROMPT, judge_of
 
 SHIPPED = sorted((shipped_root() / "prompts" / "judges").glob("*.j2"))
 
@@ -111,6 +114,45 @@ def test_bad_sections_are_refused(tmp_path: Path, text: str) -> None:
         load(tmp_path, text)
 
 
+def test_a_template_declares_the_form_of_its_verdict(tmp_path: Path) -> None:
+    template = load(
+        tmp_path, "---user---\nJudge: {{ response }}\n---form---\n<score>VALUE</score>\n"
+    )
+    assert template.form == Form(("<score>",), "</score>")
+    assert template.messages({"response": "x"}) == [{"role": "user", "content": "Judge: x"}]
+    assert load(tmp_path, "{{ response }}").form is None
+
+
+@pytest.mark.parametrize("form", ["", "Score:", "VALUE", "Score: VALUE of VALUE", "Score:\nVALUE"])
+def test_a_form_without_a_place_for_the_verdict_is_refused(tmp_path: Path, form: str) -> None:
+    with pytest.raises(ConfigError, match=r"section form: .*VALUE") as caught:
+        load(tmp_path, f"---user---\n{{{{ response }}}}\n---form---\n{form}")
+    assert caught.value.line == 3
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "score"),
+    [
+        ("<score>VALUE</score>", "It is fine.\n<score>4</score>", 0.75),
+        ("<score>VALUE</score>", "Score: 2\nIt is <score>4</score>, as I said.", 0.75),
+        ("<score>VALUE</score>", "<score>4", None),
+        ("\\boxed{VALUE}", "So \\boxed{4}.", 0.75),
+        ("Mark: VALUE", "Mark: 4\nScore: 1", 0.75),
+        ("Mark: VALUE", "Score: 1", 0.0),
+        ("Mark: VALUE", "<score>4</score>", None),
+    ],
+)
+def test_a_judge_reads_the_form_that_its_template_declares(
+    tmp_path: Path, form: str, text: str, score: float | None
+) -> None:
+    path = tmp_path / "own.j2"
+    path.write_text(f"---user---\n{{{{ principle }}}} {{{{ response }}}}\n---form---\n{form}\n")
+    judge: Any = judge_of({"kind": "rating", "template": str(path)})
+    call = judge.calls(PROMPT, [GOOD], 3)[0]
+    (read,) = judge.read(call, GenerateResult(call.call_id, text, [], "stop", 1), "m")
+    assert read.score == score
+
+
 def test_model_text_is_never_rendered(tmp_path: Path) -> None:
     template = load(tmp_path, "{{ response }}")
     text = "{{ 7 * 7 }} {% if x %} {# c #} ---system--- & <b>"
@@ -192,7 +234,7 @@ def test_shipped_templates_fence_every_judged_text(path: Path) -> None:
 
 def test_the_yaml_in_the_example_is_a_valid_judge() -> None:
     source = (shipped_root() / "prompts" / "judges" / "template_example.j2").read_text()
-    start, end = source.index("   - judge:"), source.index("   The last match")
+    start, end = source.index("   - judge:"), source.index("   What the one group")
     (entry,) = yaml.safe_load(source[start:end])
     spec = TemplateJudge.model_validate(entry["judge"])
     assert spec.parse.values == {"rude": 0, "plain": 1, "kind": 2}
