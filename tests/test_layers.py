@@ -14,6 +14,7 @@ import rlaif
 PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
+    | {"forms", "quotes", "scores", "choices", "jsontext"}
     | {"textstats", "templates", "parsing", "store", "rowfiles", "workers", "changes", "amend"},
     {"attention", "logprobs", "batching", "chat", "device", "fused", "heads", "losses"},
     {"engines", "data", "compare"},
