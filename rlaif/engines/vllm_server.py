@@ -120,13 +120,23 @@ class VllmServerEngine:
 
     def _client(self) -> OpenAIEngine:
         server = self.running()
-        thinking = self.spec.thinking
-        if self.encoding.opens_thinking and "reasoning_parser" not in self.spec.engine_args:
-            thinking = thinking.model_copy(update={"opened": True})
-        changed = {"base_url": server.url, "prefill": True, "thinking": thinking}
+        changed = {"base_url": server.url, "prefill": True} | self._thinking()
         spec = self.spec.model_copy(update=changed)
         own = Own(server.key, self.weights_hash, partial(_label_tokens, self.encoding))
         return OpenAIEngine(spec, self.name, self.account, own)
+
+    def _thinking(self) -> dict[str, Any]:
+        """What of the model's settings follows from how it thinks, where the server is not told to
+        tell thinking from answer itself: it must not hide the markers, and its template may open
+        the thinking."""
+        if "reasoning_parser" in self.spec.engine_args:
+            return {}
+        changed: dict[str, Any] = {}
+        if self.encoding.opens_thinking:
+            changed["thinking"] = self.spec.thinking.model_copy(update={"opened": True})
+        if self.encoding.markers:
+            changed["extra_body"] = {"skip_special_tokens": False, **self.spec.extra_body}
+        return changed
 
     def generate(
         self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()

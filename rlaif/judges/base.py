@@ -23,7 +23,6 @@ from rlaif.engines.base import (
 )
 from rlaif.engines.thinking import CUT
 from rlaif.records import (
-    VALUED,
     AnnotatorKind,
     Completion,
     Judgement,
@@ -265,7 +264,7 @@ def read_answer(judge: Plain, call: Call, answered: Answered | None) -> list[Jud
             cost=answered.cost,
             prompt_tokens=answered.prompt_tokens,
             new_tokens=answered.new_tokens,
-            error=None if j.status in VALUED else answered.fault,
+            error=answered.fault if j.status in ("failed", "unparsed") else None,
         )
         for j in read
     ]

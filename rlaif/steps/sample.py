@@ -10,7 +10,7 @@ from rlaif.config import SampleStep
 from rlaif.config.steps import SamplingKeys
 from rlaif.data.instructed import Instruction, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
-from rlaif.engines.thinking import CUT_ERROR
+from rlaif.engines.thinking import CUT, CUT_ERROR
 from rlaif.errors import EngineError
 from rlaif.records import Completion, Message, Prompt, content_hash
 from rlaif.steps.context import StepContext
@@ -41,7 +41,7 @@ def run(context: StepContext) -> dict[str, Any]:
             context.folder.append("completions", made)
             new = sum(r.tokens_made for r in batch)
             tokens += new
-            failed += sum(r.finish_reason == "failed" for r in batch)
+            failed += sum(c.finish_reason == "failed" for c in made)
             context.progress.advance(len(batch), new, context.engines.account.note())
     if failed == total > 0:
         why = next(context.folder.rows("completions"))["error"]
@@ -49,7 +49,13 @@ def run(context: StepContext) -> dict[str, Any]:
             f"{planned.id}: all {total} answers failed, the first with: {why}. Mend that; to ask "
             f"the same again, delete {context.folder.path}"
         )
-    return {"counts": {"completions": total, "failed": failed}, "tokens": tokens}
+    counts = {"completions": total, "failed": failed}
+    rows = context.folder.rows("completions") if failed else ()
+    cut = sum(row["error"] == CUT_ERROR for row in rows)
+    if not cut:
+        return {"counts": counts, "tokens": tokens}
+    note = f"{planned.id}: {cut} of {total} answers were {CUT}: raise `max_new_tokens`"
+    return {"counts": counts | {"cut_while_thinking": cut}, "notes": [note], "tokens": tokens}
 
 
 def _requests(

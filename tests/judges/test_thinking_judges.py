@@ -116,6 +116,15 @@ def test_a_thought_without_an_end_is_no_answer(tmp_path: Path) -> None:
         assert row["messages"] == [] and row["token_ids"]
         assert row["error"].startswith(CUT) and "max_new_tokens" in row["error"]
         assert row["reasoning"] == "A red one, so"
+    marker = json.loads((tmp_path / "out" / "done.json").read_text())
+    assert marker["counts"]["cut_while_thinking"] == len(failed)
+    assert f"{len(failed)} of 12 answers were {CUT}" in done.output
+
+
+def test_when_no_thought_ends_the_step_stops_and_says_why(tmp_path: Path) -> None:
+    done, _ = sampled(tmp_path, ["<think>A red one, so"])
+    assert done.exit_code != 0 and "all 8 answers failed" in str(done.exception)
+    assert f"{CUT}: give it more tokens (`max_new_tokens`)" in str(done.exception)
 
 
 def test_a_run_whose_labels_get_little_probability_says_so(tmp_path: Path) -> None:
