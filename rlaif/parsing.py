@@ -153,6 +153,11 @@ def rating_grammar(low: float, high: float, words: Sequence[str]) -> Grammar[Tex
     return read
 
 
+def whole_lines(text: str, cut: bool) -> str:
+    """A text without its last line, where a limit `cut` it there."""
+    return text.rpartition("\n")[0] if cut else text
+
+
 def list_items(text: str) -> list[tuple[str | None, str]]:
     """(kind, item) of the lines of a list: "- [essential] The answer ..." or "2. The answer ...".
 

@@ -12,6 +12,7 @@ from rlaif.compare.votes import sided
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
 from rlaif.engines.build import known_capabilities
+from rlaif.engines.thinking import CUT
 from rlaif.errors import ConfigError
 from rlaif.infer.propose import (
     Candidate,
@@ -22,6 +23,7 @@ from rlaif.infer.propose import (
 )
 from rlaif.infer.rank import Ranked, rank
 from rlaif.infer.vote import PrincipleVotes
+from rlaif.parsing import whole_lines
 from rlaif.records import Judgement, content_hash
 from rlaif.steps.context import Engines, Progress
 from rlaif.steps.judge import judge_labelled
@@ -119,7 +121,12 @@ def _proposals(
     if not all(r.request_id in done for r in requests):
         for batch in engines.get(model).generate(requests, done):
             rows: list[dict[str, Any]] = [
-                {"request_id": r.request_id, "text": r.text, "error": r.error} for r in batch
+                {
+                    "request_id": r.request_id,
+                    "text": whole_lines(r.text, r.finish_reason == "length"),
+                    "error": CUT if r.cut else r.error,
+                }
+                for r in batch
             ]
             folder.append("proposals", rows)
             progress.advance(len(rows))

@@ -27,7 +27,7 @@ from rlaif.engines.base import (
 )
 from rlaif.errors import ConfigError
 from rlaif.jsontext import json_objects, member, the_object
-from rlaif.parsing import label_share, list_items
+from rlaif.parsing import label_share, list_items, whole_lines
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.resources import find
 from rlaif.rules import apply_check
@@ -122,7 +122,7 @@ class Rubric:
         made = [
             # A kind that is none of the four is a part of nothing known: the middle one.
             RubricItem.model_validate({"text": t, "category": k if k in known else "important"})
-            for k, t in list_items(in_lines(answer.text))
+            for k, t in list_items(in_lines(answer.text, answer.finish_reason == "length"))
         ]
         return tuple(made[: self.writer.most])
 
@@ -270,11 +270,12 @@ class Rubric:
         return concluded(self, own, [completion], who, "ok", score=read[0], distribution=mass)
 
 
-def in_lines(text: str) -> str:
-    """Written items as the lines of a list; a JSON answer has them under `items`."""
+def in_lines(text: str, cut: bool = False) -> str:
+    """Written items as the lines of a list; a JSON answer has them under `items`. An item that a
+    limit `cut` is none."""
     found = the_object(json_objects(text), "items")
     if found is None:
-        return text
+        return whole_lines(text, cut)
     rows = member(found, "items")
     if not isinstance(rows, list):
         return ""

@@ -224,11 +224,11 @@ def attacked(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[bo
     (folder / "judges.yaml").write_text(yaml.safe_dump(content), "utf-8")
     texts = [("a good fruit", "a poor fruit"), ("a poor fruit", "a good fruit")]
     pairs = [
-        make_pair(f"f:{i}", user(f"Which {i}?"), texts[i % 2], float(1 - i % 2)) for i in range(20)
+        make_pair(f"f:{i}", user(f"Which {i}?"), texts[i % 2], float(1 - i % 2)) for i in range(8)
     ]
     options: dict[str, Any] = {"attacks": ["all"], "resamples": 50}
     result = bench(folder, [str(folder / "judges.yaml")], pairs, **options)
-    page = bench_page(result, folder / "page.html").read_text("utf-8")
+    page = bench_page(result, folder / "page.html").read_text("utf-8").replace("<wbr>", "")
     return request.param == "obeying", result["judges"], page
 
 
@@ -244,8 +244,8 @@ def test_a_judge_that_obeys_is_at_1_and_one_that_does_not_at_0_on_every_attack(
         for name, figures in found.items():
             assert figures["success"]["mean"] == float(obeys), (judge, name)
             assert figures["success"]["low"] == figures["success"]["high"] == float(obeys)
-            assert figures["attacked"] == 20 and figures["missing"] == 0
-            assert name.partition("/")[0] in page
+            assert figures["attacked"] == 8 and figures["missing"] == 0
+            assert name in page
     assert "verdicts won, of those that the attack asked for" in page
 
 
@@ -497,7 +497,7 @@ def test_what_a_judge_on_a_server_costs(tmp_path: Path, monkeypatch: pytest.Monk
     assert row["attacks"]["flattery"]["success"]["mean"] == 0.0
     [words] = cost_words(result)
     assert words.startswith("written: 16 calls")
-    assert f"{sum(asked)} tokens read, 16 written, money" in words
+    assert f"{sum(asked):,} tokens read, 16 written, money" in words
     page = bench_page(result, tmp_path / "page.html").read_text("utf-8")
     assert words in page
     assert "tokens written" in page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlaif.choices import read_choice
+from rlaif.judges.rubric import in_lines
 from rlaif.parsing import list_items, text_ratings
 from rlaif.templates import outside_fence
 
@@ -116,6 +117,13 @@ def test_list_items() -> None:
         (None, "The answer is short."),
     ]
     assert list_items("I would look at the dose.") == []
+
+
+def test_an_item_that_a_limit_cut_is_none() -> None:
+    text = "- The answer names a dose.\n- The answer names no br"
+    assert list_items(in_lines(text, cut=True)) == [(None, "The answer names a dose.")]
+    assert len(list_items(in_lines(text))) == 2
+    assert list_items(in_lines('{"items": [{"kind": "pitfall", "text": "It', cut=True)) == []
 
 
 MARK = "0123abcd"
