@@ -50,8 +50,8 @@ _RECITES = re.compile(
     re.IGNORECASE,
 )
 _DOUBTED = re.compile(
-    r"\W*?\?|\W*(?:would|could|should|might|may|can|cannot|for|when|where|if|needs?|requires?|goes|"
-    r"belongs?|(?:is|was)\s+(?:not|too|un\w+|im\w+)|isn['\u2019]t|or|and)\b",
+    r"\W*?\?|[^\w\n,;.:!(]*(?:would|could|should|might|may|can|cannot|for|when|where|if|needs?|"
+    r"requires?|goes|belongs?|(?:is|was)\s+(?:not|too|un\w+|im\w+)|isn['\u2019]t|or|and)\b",
     re.IGNORECASE,
 )
 MOST_WORDS = 3

@@ -30,7 +30,7 @@ LABELS: dict[str, tuple[str, ...]] = {
 }
 # An answer that opens with a digit, which nothing behind it takes back ("Answer 1 does not").
 _LEADING = re.compile(
-    r"\W*(?:the\s+)?(?:answer\W+)?(?P<digit>[012])(?!\d|[.,]\d)"
+    r"\W*(?:it\s+is\s+)?(?:the\s+)?(?:answer\W+)?(?P<digit>[012])(?!\d|[.,]\d)"
     r"(?=[*_`\"')\]]*\s*(?:\Z|[.,;:!\n)(]|(?:follows|is\s+(?:the\s+)?(?:better|best)|better|because|"
     r"since|as)\b))(?!\W*(?:or|and|vs|/)\W*\d)",
     re.IGNORECASE,
