@@ -121,6 +121,7 @@ def _written(result: GenerateResult) -> dict[str, float] | None:
     is none, or several."""
     text, cut = result.text, result.finish_reason == "length"
     leading = _LEADING.match(text)
+    said: str | None
     if leading is not None and not (cut and leading.end("digit") == len(text)):
         said = next(label for label, forms in LABELS.items() if leading["digit"] in forms)
     else:

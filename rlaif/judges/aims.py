@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rlaif import choices
 from rlaif.forms import Form
 from rlaif.scores import USUAL
 
@@ -31,7 +32,7 @@ def aim_of(judge: Judge, slot: Slot | None = None) -> Aim:
         return aim_of(judge.inner, slot)
     if isinstance(judge, Pairwise):
         label = judge.labels[slot or "first"][0].strip()
-        form = judge.asking.template.form or pairwise.USUAL
+        form = judge.asking.template.form or choices.USUAL
         return Aim(_lines(form, [label]), ((pairwise.FIELD, label),), label, slot)
     if isinstance(judge, Scored):
         return _top(judge)
