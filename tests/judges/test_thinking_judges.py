@@ -147,3 +147,29 @@ def test_a_run_whose_labels_get_little_probability_says_so(tmp_path: Path) -> No
     )
     (note,) = run_bench(request, pairs, QuietProgress())["judges"]["vague"]["notes"]
     assert note.startswith("judge vague: its labels have a mean probability of 0.0003 together")
+
+
+def test_a_run_and_its_status_say_how_many_thoughts_were_cut(tmp_path: Path) -> None:
+    rules = [
+        {"match": "Judge the answer", "replies": ["<think>Score: 2, or"]},
+        {"match": ".", "replies": ["Yes.", "No."]},
+    ]
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"rules": rules}))
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "Say {n}."}}\n' for n in range(4)))
+    model = {"path": "none", "engine": "fake", "script": "s.yaml"}
+    steps = [{"sample": {"n": 2}}, {"judge": {"id": "r", "kind": "rating", "by": "policy"}}]
+    experiment = {
+        "name": "cut",
+        "models": {"policy": model},
+        "prompts": {"path": "p.jsonl", "holdout": 1},
+        "rounds": 1,
+        "steps": steps,
+    }
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(experiment))
+    run = str(tmp_path / "run")
+    words = ["run", str(tmp_path / "e.yaml"), "--quiet", "--no-report", "--out", run]
+    for command in (words, ["status", run]):
+        done = CliRunner().invoke(cli, command, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert "note: judge r: 6 of 6 verdicts could not be read" in done.output
+        assert f"{CUT}: raise `max_new_tokens` of the judge" in done.output
