@@ -29,6 +29,7 @@ READ_BY = {
     "dtype": ("hf", "vllm", "vllm-server"),
     "device": ("hf", "vllm", "vllm-server"),
     "batch_tokens": ("hf",),
+    "system_role": ("hf", "vllm", "vllm-server", "openai"),
     "max_context": ("hf", "vllm", "vllm-server", "fake"),
     "adapter": ("hf", "vllm", "vllm-server"),
     "engine_args": ("vllm", "vllm-server"),
@@ -113,6 +114,12 @@ class ModelSpec(Strict):
     system_prompt: str = Field(
         "keep",
         description="keep: what the chat template inserts; drop: none; anything else: that text.",
+    )
+    system_role: Literal["keep", "merge", "drop"] = Field(
+        "keep",
+        description="For models without a system role, or whose roles must alternate. merge: a "
+        "system turn begins the next user turn, and neighbours of one role are one turn; drop: "
+        "system turns are left out.",
     )
     adapter: str | None = Field(
         None, description="A folder with a LoRA adapter in peft's format, for the model in `path`."

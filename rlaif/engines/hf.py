@@ -63,7 +63,9 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
 
 
 def _encoding(model: Any, folder: Path, spec: ModelSpec, name: str) -> Encoding:
-    return load_encoding(folder, spec.system_prompt, context_of(model.config, spec), name)
+    return load_encoding(
+        folder, spec.system_prompt, context_of(model.config, spec), name, spec.system_role
+    )
 
 
 class HfEngine:

@@ -21,8 +21,9 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
+from rlaif.engines.breaker import IN_A_ROW
 from rlaif.engines.build import server_key
-from rlaif.engines.session import Session
+from rlaif.engines.session import Learned, Session
 from rlaif.engines.streaming import Outlet, streamed
 from rlaif.errors import EngineError
 from rlaif.records import Message, content_hash
@@ -53,7 +54,14 @@ class OpenAIEngine:
 
     concurrent = True
 
-    def __init__(self, spec: ModelSpec, name: str, account: Account, own: Own | None = None):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        name: str,
+        account: Account,
+        own: Own | None = None,
+        learned: Learned | None = None,
+    ):
         self.spec = spec
         self.name = name
         said = () if spec.weights is None else (spec.weights,)
@@ -62,7 +70,7 @@ class OpenAIEngine:
         self.own = own
         self.account = account
         self.capabilities = api.capabilities(spec)
-        self._latest: Session | None = None
+        self.learned = learned or Learned()
         self._outlets: WeakSet[Outlet[api.Result]] = WeakSet()
         self._closed = False
         self._lock = threading.Lock()
@@ -98,12 +106,11 @@ class OpenAIEngine:
         key = own.key if own else server_key(spec)
         # The address of a server of our own is another at every start.
         place = f"weights:{own.weights_hash}" if own else spec.base_url
-        session = Session(spec, self.name, key, self.account, calls, place or "")
-        outlet: Outlet[api.Result] = Outlet(ROOM * spec.limits.concurrency * spec.samples_per_call)
+        session = Session(spec, self.name, key, self.account, calls, place or "", self.learned)
+        # Withheld results take room too.
+        room = max(ROOM * spec.limits.concurrency, 2 * IN_A_ROW)
+        outlet: Outlet[api.Result] = Outlet(room * spec.samples_per_call)
         with self._lock:
-            if self._latest is not None:
-                session.begin_after(self._latest)
-            self._latest = session
             self._outlets.add(outlet)
             if self._closed:
                 outlet.stop()

@@ -60,6 +60,7 @@ def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> Tr
         device=pick_device(start.spec.device),
         progress=progress,
         system_prompt=start.spec.system_prompt,
+        system_role=start.spec.system_role,
     )
     shutil.rmtree(rollouts.weights, ignore_errors=True)
     return replace(outcome, skipped={"overlong_prompts": rollouts.overlong})
@@ -73,7 +74,7 @@ class Rollouts:
         self.step: OnPolicyTrain = context.planned.step
         spec = context.planned.models["start"].spec
         limit = context_of(AutoConfig.from_pretrained(folder), spec)
-        self.encoding = load_encoding(folder, spec.system_prompt, limit, "policy")
+        self.encoding = load_encoding(folder, spec.system_prompt, limit, "policy", spec.system_role)
         self.weights = context.folder.path / "work" / "rollout"
         self.prompts = self._fitting()
         self.overlong = len(context.planned.prompts) - len(self.prompts)

@@ -38,7 +38,7 @@ def run(context: StepContext) -> dict[str, Any]:
         for batch in engine.generate(requests, done):
             made = [_completion(r, *asked.pop(r.request_id), step, engine, planned) for r in batch]
             context.folder.append("completions", made)
-            new = sum(r.tokens_made for r in batch)
+            new = sum(r.tokens_made or 0 for r in batch)
             tokens += new
             failed += sum(r.finish_reason == "failed" for r in batch)
             context.progress.advance(len(batch), new, context.engines.account.note())
@@ -111,7 +111,7 @@ def _completion(
         sampling=step.model_dump(mode="json", include={"n", *SamplingKeys.model_fields}),
         finish_reason=result.finish_reason,
         # A server counts tokens and does not say which: unknown is not none.
-        token_ids=None if result.new_tokens is not None else result.token_ids,
+        token_ids=None if engine.concurrent else result.token_ids,
         logprobs=result.logprobs or None,
         principle=told.principle if told else None,
         system_prompt=own or planned.models["by"].spec.system_prompt,
