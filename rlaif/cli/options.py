@@ -92,6 +92,7 @@ def progress_of(quiet: bool) -> StepProgress:
 
 def file_step(as_json: bool, quiet: bool, **request: Any) -> None:
     """Run one step on files and say what it did."""
+    from rlaif.compare.words import failure_words
     from rlaif.files import Request, run_step
 
     summary = run_step(Request(**request), progress_of(quiet))
@@ -101,3 +102,5 @@ def file_step(as_json: bool, quiet: bool, **request: Any) -> None:
     state = "already finished" if summary.get("reused") else "done"
     counts = ", ".join(f"{count} {name}" for name, count in summary["counts"].items())
     click.echo(f"{state}: {counts} in {request['out']}")
+    for line in failure_words(summary.get("errors", {})):
+        click.echo(line)

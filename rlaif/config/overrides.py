@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from rlaif.errors import ConfigError
+from rlaif.yamlio import shown_value
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -16,7 +17,11 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     """
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
-        raise ConfigError(f"--set {override}: expected KEY=VALUE, such as steps.train.beta=0.2")
+        raise ConfigError(
+            f"--set {shown_value(override)}: expected KEY=VALUE, such as steps.train.beta=0.2"
+        )
+    # The value may be a secret in the wrong place.
+    override = f"{key}=..."
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

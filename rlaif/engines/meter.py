@@ -199,10 +199,14 @@ class Meters:
             write_atomic(self._folder / FILE, json.dumps(rows, indent=1))
             self._kept = now
 
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """`Meter.summary` of each model that was asked."""
+        with self._lock:
+            return {model: meter.summary() for model, meter in sorted(self._meters.items())}
+
     def note(self) -> list[str]:
         """What each model that was asked was asked, in words."""
-        with self._lock:
-            rows = [meter.summary() for meter in self._meters.values()]
+        rows = self.summaries().values()
         return [in_words(row) for row in rows if row["calls"] or row["cache_hits"]]
 
 

@@ -9,19 +9,19 @@ from collections.abc import Set as AbstractSet
 from itertools import chain, islice
 from typing import Any
 
+from rlaif.compare.words import commonest
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
 from rlaif.judges.base import Call, Judge, Plain, is_staged, read_answer
 from rlaif.records import VALUED, Judgement
 from rlaif.steps.asking import SILENT_BATCH, Kept, Request, answers_of, asked_engine, verdicts
 from rlaif.steps.context import Engines, Progress, StepContext
+from rlaif.steps.failed import refuse_all_failed
 from rlaif.steps.groups import Groups
 from rlaif.store import StepFolder
 
 TURN_PROMPTS = 256
 """Prompts that a server is asked about at once by a judge that asks in turns."""
-MOST_ERRORS = 10
-"""How many reasons for failures a finished step names, the commonest first."""
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -30,22 +30,23 @@ def run(context: StepContext) -> dict[str, Any]:
     judging = _Judging(context, Groups(context))
     for wave in judging.groups.waves():
         judging.work(wave)
-    return _summary(context.folder)
+    return _summary(context.planned.id, context.folder)
 
 
-def _summary(folder: StepFolder) -> dict[str, Any]:
+def _summary(name: str, folder: StepFolder) -> dict[str, Any]:
+    """What is in the folder. Raises EngineError where every judgement failed."""
     calls: set[str] = set()
     statuses: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     for row in folder.rows("judgements"):
         calls.add(row["call_id"])
         statuses[row["status"]] += 1
-        if row.get("error"):
-            errors[row["error"]] += 1
+        if row["status"] == "failed":
+            errors[row.get("error") or "no reason was given"] += 1
+    refuse_all_failed(name, "judgements", statuses.total(), errors, folder.path)
     valued = sum(count for status, count in statuses.items() if status in VALUED)
     counts = {"calls": len(calls), "judgements": statuses.total(), "with_value": valued}
-    most = sorted(errors.items(), key=lambda item: (-item[1], item[0]))[:MOST_ERRORS]
-    return {"counts": counts, "statuses": dict(statuses), "errors": dict(most)}
+    return {"counts": counts, "statuses": dict(statuses), "errors": commonest(errors)}
 
 
 class _Judging:

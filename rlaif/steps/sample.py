@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from rlaif.compare.words import commonest
 from rlaif.config import SampleStep
 from rlaif.config.steps import SamplingKeys
 from rlaif.data.instructed import Instruction, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
-from rlaif.errors import EngineError
 from rlaif.records import Completion, Message, Prompt, content_hash
 from rlaif.steps.context import StepContext
+from rlaif.steps.failed import refuse_all_failed
 
 Asked = tuple[Prompt, int, Instruction | None]
 
@@ -25,11 +27,12 @@ def run(context: StepContext) -> dict[str, Any]:
     planned, step = context.planned, context.planned.step
     total = len(planned.prompts) * step.n
     done: set[str] = set()
-    tokens = failed = 0
+    tokens = 0
+    failed: Counter[str] = Counter()
     for row in context.folder.rows("completions"):
         done.add(row["completion_id"])
         tokens += len(row["token_ids"] or [])
-        failed += row["finish_reason"] == "failed"
+        failed.update(_failures([row["finish_reason"]], [row.get("error")]))
     context.progress.start("completions", total, len(done))
     if len(done) < total:
         engine = context.engines.get(planned.models["by"])
@@ -40,15 +43,17 @@ def run(context: StepContext) -> dict[str, Any]:
             context.folder.append("completions", made)
             new = sum(r.tokens_made or 0 for r in batch)
             tokens += new
-            failed += sum(r.finish_reason == "failed" for r in batch)
+            failed.update(_failures([c.finish_reason for c in made], [c.error for c in made]))
             context.progress.advance(len(batch), new, context.engines.account.note())
-    if failed == total > 0:
-        why = next(context.folder.rows("completions"))["error"]
-        raise EngineError(
-            f"{planned.id}: all {total} answers failed, the first with: {why}. Mend that; to ask "
-            f"the same again, delete {context.folder.path}"
-        )
-    return {"counts": {"completions": total, "failed": failed}, "tokens": tokens}
+    refuse_all_failed(planned.id, "answers", total, failed, context.folder.path)
+    counts = {"completions": total, "failed": failed.total()}
+    return {"counts": counts, "errors": commonest(failed), "tokens": tokens}
+
+
+def _failures(endings: Sequence[str], errors: Sequence[str | None]) -> list[str]:
+    """The reasons of those that failed."""
+    both = zip(endings, errors, strict=True)
+    return [error or "no reason was given" for ending, error in both if ending == "failed"]
 
 
 def _requests(
