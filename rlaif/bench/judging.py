@@ -98,8 +98,8 @@ def _refuse_all_failed(
     judge: Judge, by_group: Sequence[Sequence[Judgement]], folder: StepFolder
 ) -> None:
     made = [j for own in by_group for j in own]
-    reasons = failures(made)
-    refuse_all_failed(f"judge {judge.id}", "judgements", len(made), reasons, folder.path)
+    who = f"of judge {judge.id}"
+    refuse_all_failed(f"verdicts {who}", f"calls {who}", len(made), failures(made), folder.path)
 
 
 def failures(judgements: Iterable[Judgement]) -> Counter[str]:

@@ -271,16 +271,26 @@ def withheld(choice: Choice) -> str | None:
 
 
 def _scored(request: ScoreRequest, choice: Choice, told: _Told) -> ScoreResult:
-    name, known = request.request_id, {"seconds": told.seconds, "cost": told.cost}
-    if not choice.tops:
-        why = f"the server answered without log-probs (finish reason {choice.finish})"
-        return ScoreResult(name, {}, None, [], told.read, why, **known)
+    why, mass = None, None
     probs = {
-        label: math.fsum(math.exp(value) for token, value in choice.tops if token in forms)
+        label: math.fsum(math.exp(value) for token, value in choice.tops or () if token in forms)
         for label, forms in request.labels.items()
     }
-    mass = min(1.0, math.fsum(probs.values()))
-    return ScoreResult(name, probs, mass, [], told.read, **known)
+    if choice.tops:
+        mass = min(1.0, math.fsum(probs.values()))
+    else:
+        probs = {}
+        why = f"the server answered without log-probs (finish reason {choice.finish})"
+    return ScoreResult(
+        request.request_id,
+        probs,
+        mass,
+        [],
+        told.read,
+        why,
+        seconds=told.seconds,
+        cost=told.cost,
+    )
 
 
 def serves_log_probs(call: ApiCall, answer: Answer) -> bool | None:

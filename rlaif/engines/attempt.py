@@ -90,8 +90,7 @@ class Attempts:
             raise Again("repeated", str(error), billed=True) from None
         except Malformed as error:
             self.heard = asyncio.get_running_loop().time()
-            said = without_key(str(error), self.key)
-            raise Again("malformed", said, billed=True) from None
+            raise Again("malformed", without_key(str(error), self.key), billed=True) from None
         except openai.APIConnectionError as error:
             raise self._connection_error(error) from None
         except openai.APIStatusError as error:

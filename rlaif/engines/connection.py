@@ -134,7 +134,7 @@ class Connection:
             raise
         except UNREADABLE as error:
             await self.close()
-            said = " ".join(str(error).split())[:200]
+            said = " ".join(str(getattr(error, "message", error)).split())[:200]
             raise Malformed(f"the reply is not HTTP: {said or type(error).__name__}") from None
         except BaseException:
             await self.close()

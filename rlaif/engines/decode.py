@@ -114,9 +114,9 @@ def encode_answer(answer: Answer) -> dict[str, Any]:
 
 
 def is_silent(choice: Choice) -> bool:
-    """Whether a choice has no text, and nothing that says why."""
+    """Whether a choice has nothing that was asked for, and nothing that says why."""
     stated = choice.refusal or choice.finish not in (None, "", "stop")
-    return choice.text is None and not stated
+    return choice.text is None and not choice.tops and not stated
 
 
 def decode_error(status: int, text: str) -> ServerError:
@@ -172,9 +172,10 @@ def _choice(data: Any, place: int) -> Choice:
     if content is not None and not isinstance(content, str | list):
         raise Malformed("the content of an answer is neither a text nor parts of one")
     index, finish = data.get("index"), data.get("finish_reason")
-    known = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < MOST_TOKENS
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < MOST_TOKENS:
+        index = place
     return Choice(
-        index if known else place,
+        index,
         _text(content),
         finish if isinstance(finish, str) else None,
         _first_text(message.get("reasoning_content"), message.get("reasoning")),
@@ -253,10 +254,10 @@ def _usage(data: Any) -> Usage | None:
     if not isinstance(data, dict):
         return None
     read, made = _count(data.get("prompt_tokens")), _count(data.get("completion_tokens"))
-    details = data.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
-    if read is None or made is None:
+    details = data.get("prompt_tokens_details") or {}
+    if read is None or made is None or not isinstance(details, dict):
         return None
+    cached = _count(details.get("cached_tokens"))
     return Usage(read, made, min(cached or 0, read))
 
 

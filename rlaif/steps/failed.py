@@ -9,11 +9,12 @@ from rlaif.compare.words import commonest
 from rlaif.errors import EngineError
 
 
-def refuse_all_failed(name: str, what: str, total: int, reasons: Counter[str], where: Path) -> None:
-    """Raises EngineError where all of a step's records failed: that is no outcome to go on from."""
+def refuse_all_failed(what: str, calls: str, total: int, reasons: Counter[str], at: Path) -> None:
+    """Raises EngineError where all of a step's records failed: that is no outcome to go on from.
+    `what` are the records, and `calls` those whose failures left them without a value."""
     if 0 < total == reasons.total():
-        why = next(iter(commonest(reasons)))
+        why, count = next(iter(commonest(reasons).items()))
         raise EngineError(
-            f"{name}: all {total} {what} failed, most with: {why}. Mend that; to ask the same "
-            f"again, delete {where}"
+            f"none of the {total} {what} has a value: {count} {calls} failed: {why}. Mend that; to "
+            f"ask the same again, delete {at}"
         )

@@ -43,7 +43,8 @@ def _summary(name: str, folder: StepFolder) -> dict[str, Any]:
         statuses[row["status"]] += 1
         if row["status"] == "failed":
             errors[row.get("error") or "no reason was given"] += 1
-    refuse_all_failed(name, "judgements", statuses.total(), errors, folder.path)
+    who = f"of judge {name}"
+    refuse_all_failed(f"verdicts {who}", f"calls {who}", statuses.total(), errors, folder.path)
     valued = sum(count for status, count in statuses.items() if status in VALUED)
     counts = {"calls": len(calls), "judgements": statuses.total(), "with_value": valued}
     return {"counts": counts, "statuses": dict(statuses), "errors": commonest(errors)}

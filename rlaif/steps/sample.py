@@ -12,9 +12,9 @@ from rlaif.config import SampleStep
 from rlaif.config.steps import SamplingKeys
 from rlaif.data.instructed import Instruction, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
+from rlaif.errors import EngineError
 from rlaif.records import Completion, Message, Prompt, content_hash
 from rlaif.steps.context import StepContext
-from rlaif.steps.failed import refuse_all_failed
 
 Asked = tuple[Prompt, int, Instruction | None]
 
@@ -45,7 +45,12 @@ def run(context: StepContext) -> dict[str, Any]:
             tokens += new
             failed.update(_failures([c.finish_reason for c in made], [c.error for c in made]))
             context.progress.advance(len(batch), new, context.engines.account.note())
-    refuse_all_failed(planned.id, "answers", total, failed, context.folder.path)
+    if failed.total() == total > 0:
+        why = next(iter(commonest(failed)))
+        raise EngineError(
+            f"{planned.id}: all {total} answers failed, most with: {why}. Mend that; to ask the "
+            f"same again, delete {context.folder.path}"
+        )
     counts = {"completions": total, "failed": failed.total()}
     return {"counts": counts, "errors": commonest(failed), "tokens": tokens}
 
