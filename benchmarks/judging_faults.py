@@ -45,7 +45,10 @@ LATENCY = 0.02
 KINDS = [*FAULTS, *SHAPES]
 STOP_EVERY = 1500
 """Calls between two answers that stop the step."""
-REASONS = ("gave up after", "status 403", "the server answered without log-probs")
+REASONS = (
+    *("gave up after", "status 403", "the server answered without log-probs"),
+    "the server gives 0.9 as a log-prob",
+)
 SETTLE = 0.5
 """Seconds in which a call that was on its way when the process died reaches the server."""
 
@@ -187,8 +190,8 @@ def show(found: dict[str, Any], concurrency: int) -> None:
     kinds = ", ".join(f"{kind} {count}" for kind, count in found["faults"].items())
     print(
         f"{found['calls']} records, {found['attempts']} attempts of which {spoilt} were spoilt "
-        f"({spoilt / found['attempts']:.1%}: {kinds}), {found['kills']} kills, {found['stops']} stops, "
-        f"{found['seconds']} s"
+        f"({spoilt / found['attempts']:.1%}: {kinds}), {found['kills']} kills, "
+        f"{found['stops']} stops, {found['seconds']} s"
     )
     print(f"records: {found['statuses']}, {found['missing']} missing, {found['duplicates']} twice")
     for reason, count in found["reasons"].items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -40,6 +40,8 @@ THINKING_LIMIT = (
 )
 LEAST_LIMIT = 16_000_000
 """Bytes of an answer that are always read."""
+ROUNDING = 1e-3
+"""A log-prob may be this far above 0: servers round."""
 TOKEN_BYTES = 160
 """Bytes that a token of an answer takes at most, and one of its likeliest tokens."""
 
@@ -271,26 +273,39 @@ def withheld(choice: Choice) -> str | None:
 
 
 def _scored(request: ScoreRequest, choice: Choice, told: _Told) -> ScoreResult:
-    why, mass = None, None
-    probs = {
-        label: math.fsum(math.exp(value) for token, value in choice.tops or () if token in forms)
-        for label, forms in request.labels.items()
-    }
-    if choice.tops:
-        mass = min(1.0, math.fsum(probs.values()))
-    else:
-        probs = {}
-        why = f"the server answered without log-probs (finish reason {choice.finish})"
+    found: dict[str, float] | str = (
+        _label_probabilities(choice.tops, request.labels)
+        if choice.tops
+        else f"the server answered without log-probs (finish reason {choice.finish})"
+    )
+    probs, why = ({}, found) if isinstance(found, str) else (found, None)
     return ScoreResult(
         request.request_id,
         probs,
-        mass,
+        None if why else min(1.0, math.fsum(probs.values())),
         [],
         told.read,
         why,
         seconds=told.seconds,
         cost=told.cost,
     )
+
+
+def _label_probabilities(
+    tops: Sequence[tuple[str, float]], labels: Mapping[str, Sequence[str]]
+) -> dict[str, float] | str:
+    """The probability of each label, summed over its surface forms; or why none can be read."""
+    wrong = next((p for _, p in tops if not p <= ROUNDING), None)
+    if wrong is not None:
+        return (
+            f"the server gives {wrong:.6g} as a log-prob, which is at most 0: these are no "
+            "log-probs (probabilities under that name?), so no label can be read"
+        )
+    read = [(token, math.exp(min(0.0, p))) for token, p in tops]
+    return {
+        label: math.fsum(p for token, p in read if token in forms)
+        for label, forms in labels.items()
+    }
 
 
 def serves_log_probs(call: ApiCall, answer: Answer) -> bool | None:

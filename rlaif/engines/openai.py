@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -23,10 +24,13 @@ from rlaif.engines.base import (
 )
 from rlaif.engines.breaker import IN_A_ROW
 from rlaif.engines.build import server_key
+from rlaif.engines.secret import SHORTEST
 from rlaif.engines.session import Learned, Session
 from rlaif.engines.streaming import Outlet, streamed
 from rlaif.errors import EngineError
 from rlaif.records import Message, content_hash
+
+log = logging.getLogger(__name__)
 
 ROOM = 16
 """Results that may wait for their reader, for each call that may be open: answers of 13 ms and more
@@ -72,7 +76,7 @@ class OpenAIEngine:
         self.capabilities = api.capabilities(spec)
         self.learned = learned or Learned()
         self._outlets: WeakSet[Outlet[api.Result]] = WeakSet()
-        self._closed = False
+        self._closed = self._warned = False
         self._lock = threading.Lock()
 
     def generate(
@@ -104,6 +108,15 @@ class OpenAIEngine:
         own, spec = self.own, self.spec
         calls = api.calls(spec, self.weights_hash, requests, own.label_tokens if own else None)
         key = own.key if own else server_key(spec)
+        if key is not None and len(key) < SHORTEST and not self._warned:
+            self._warned = True
+            log.warning(
+                "model %s: the key in $%s has fewer than %d characters, so it is not taken out of "
+                "errors and logs",
+                self.name,
+                spec.key_env,
+                SHORTEST,
+            )
         # The address of a server of our own is another at every start.
         place = f"weights:{own.weights_hash}" if own else spec.base_url
         session = Session(spec, self.name, key, self.account, calls, place or "", self.learned)

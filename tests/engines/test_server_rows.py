@@ -234,6 +234,15 @@ def test_log_probs_that_cannot_be_read_are_absent(bench: Bench, name: str) -> No
         assert all("without log-probs" in row["error"] for row in found.odd)
 
 
+def test_probabilities_under_the_name_of_log_probs_are_refused(bench: Bench) -> None:
+    for command in JUDGING:
+        bench.server.set(SHAPES["probabilities"])
+        found = bench.run(command, label=True)
+        assert found.code == 0, found.said
+        assert all(map(is_fine, found.good))
+        assert all("0.9 as a log-prob" in row["error"] for row in found.odd)
+
+
 STOPPING: dict[str, tuple[Shape, bool, tuple[str, ...]]] = {
     "no /v1": (
         body(error="Unexpected endpoint or method. (POST /chat/completions)"),

@@ -123,6 +123,7 @@ CHANGING: Mapping[str, Shape] = {
     "null top": tops([None]),
     "log-probs a list": choice(logprobs=[]),
     "top without token": tops([{"logprob": -0.1}]),
+    "probabilities": tops([{"token": "Yes", "logprob": 0.9}, {"token": "No", "logprob": 0.1}]),
 }
 """Shapes of a right answer with something odd in it."""
 SHAPES: Mapping[str, Shape] = {**REPLACING, **CHANGING}
