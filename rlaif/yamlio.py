@@ -20,13 +20,13 @@ MOST_VALUES = 100_000
 """Keys and items of one file, aliases written out."""
 
 _SECRET_NAME = re.compile(
-    r"(?!max_tokens_key$)(^|[_-])(api_?key|key|secret|pass(word|wd|phrase)?|auth\w*|credentials?"
+    r"(^|[_-])(api_?key|key|secret|pass(word|wd|phrase)?|auth\w*|credentials?"
     r"|cookie|bearer|token|headers?|base_url)([_-]|$)",
     re.IGNORECASE,
 )
 """Names under which a secret may stand."""
 _SECRET = re.compile(
-    r"(?i:bearer|basic)\s+\S{6,}|(?<=[?&])[^\s=&'\"]+=[^\s&'\"]+"
+    r"(?i:bearer|basic)\s+[^\s'\"]{6,}|(?<=[?&])[^\s=&'\"]+=[^\s&'\"]+"
     r"|(?=[A-Za-z_-]*\d)(?=[\d_-]*[A-Za-z])[A-Za-z0-9_-]{20,}"
 )
 """What looks like a secret in a text: credentials, a query, a long run of letters and digits."""
@@ -168,15 +168,25 @@ def shown_value(value: Any, loc: Loc = ()) -> str:
     name of a secret or looks like one. Empty where nothing can be shown."""
     if isinstance(value, dict) or _holds_mapping(value):
         return ""
-    if any(isinstance(part, str) and _SECRET_NAME.search(part) for part in loc[-2:]):
+    if any(isinstance(part, str) and names_secret(part) for part in loc[-2:]):
         return HIDDEN
     try:
         text = repr(value)
     except ValueError:
         # Python writes no integer of thousands of digits, which YAML can give in hexadecimal.
         return "a number of too many digits"
-    text = _SECRET.sub(HIDDEN, without_passwords(text))
+    text = without_secrets(text)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def names_secret(name: str) -> bool:
+    """Whether a secret may stand under a name."""
+    return name != "max_tokens_key" and _SECRET_NAME.search(name) is not None
+
+
+def without_secrets(text: str) -> str:
+    """`text` without passwords and what looks like a key."""
+    return _SECRET.sub(HIDDEN, without_passwords(text))
 
 
 def _holds_mapping(value: Any) -> bool:
