@@ -53,6 +53,7 @@ class EngineError(RlaifError):
 
 
 class GateStopped(RlaifError):
-    """A declared gate, alarm or budget stopped the run; what was computed is kept."""
+    """A declared gate, alarm or budget, or the wait that a server asks for, stopped the run; what
+    was computed is kept."""
 
     exit_code = EXIT_GATE

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import Phase, given, seed, settings
 
 from rlaif.config import ModelSpec
 from rlaif.engines import pace
 from rlaif.engines.account import Account
 from rlaif.engines.api import calls, most_bytes
-from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling
+from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest
 from rlaif.engines.breaker import Breaker
 from rlaif.engines.cache import Entry, RequestCache, cache_limit, cache_path
 from rlaif.engines.meter import Meter
 from rlaif.engines.openai import OpenAIEngine, load
 from rlaif.errors import ConfigError, EngineError, GateStopped
 from tests.engines.judging import judged, server_model
-from tests.servers.scripted import ScriptedServer, prompt_text
+from tests.engines.test_decode import bodies
+from tests.servers.scripted import ScriptedServer, http, prompt_text
 from tests.servers.shapes import ODD, SHAPES, ShapedServer, error, text, usage
 
 TOPS = {"Yes": -0.3, "No": -1.9}
@@ -277,3 +279,43 @@ def test_an_estimate_is_marked_while_a_step_runs(tmp_path: Path) -> None:
         note = account.note()
     assert "by estimate" in note
     assert "1 answers without a count of tokens" in note
+
+
+def test_no_mutated_body_ends_a_run_on_a_real_socket() -> None:
+    """Fewer than in `test_decode`, by the server: each ends in an answer or a reason."""
+    found: list[str] = []
+
+    @seed(5)
+    @settings(max_examples=150, deadline=None, database=None, phases=[Phase.generate])
+    @given(text=bodies())
+    def collect(text: str) -> None:
+        found.append(text)
+
+    collect()
+
+    class Mutating(ScriptedServer):
+        def respond(self, path: str, key: str, body: dict[str, Any]) -> Any:
+            status, reply = super().respond(path, key, body)
+            place = int(prompt_text(body).split()[-1])
+            if "fine" in prompt_text(body):
+                return status, reply
+            return status, http(200, found[place].encode("utf-8", "replace"))
+
+    texts = [word for i in range(len(found)) for word in (f"fine {i}", f"odd {i}")]
+    account = Account()
+    with Mutating(tops=TOPS) as server:
+        limits = {"concurrency": 4, "retries": 0}
+        made = engine(server.url, account, limits=limits, price={"input": 1, "output": 1})
+        results, why = answered(made, texts)
+        # A body may say that the key is wrong or the money spent: those stop a step, in words.
+        assert why == "" or "What was answered is kept" in why
+        assert results
+        assert all(r.error or r.finish_reason in ("stop", "length") for r in results)
+        scores = [
+            ScoreRequest(f"{i}", [{"role": "user", "content": text}], labels={"yes": ("Yes",)})
+            for i, text in enumerate(texts)
+        ]
+        # One that has log-probs first: a server that has given none yet is said to serve none.
+        seen = [r for part in (scores[:1], scores[1:]) for batch in made.score(part) for r in batch]
+    assert all(r.error or r.label_mass is not None for r in seen)
+    assert account.spent >= 0

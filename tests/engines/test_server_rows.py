@@ -317,6 +317,15 @@ def test_a_first_wave_that_is_all_refused_stops_with_the_remedy(bench: Bench, na
         assert found.odd == found.good == []
 
 
+def test_the_folder_of_a_stopped_command_takes_the_mended_one(bench: Bench) -> None:
+    shape, keys, _ = REMEDIES["system role"]
+    for command in COMMANDS[:3]:
+        bench.server.set(shape, every=True, when=lambda asked: len(asked["messages"]) > 1)
+        assert bench.again(command, Path(f"{command}-out"), **keys).code == 2
+        mended = bench.again(command, Path(f"{command}-out"), **keys, system_role="merge")
+        assert mended.code == 0, mended.said
+
+
 def test_a_model_without_a_system_role_is_told_by_the_user_turn(bench: Bench) -> None:
     def has_system(asked: dict[str, Any]) -> bool:
         return any(m["role"] == "system" for m in asked["messages"])
