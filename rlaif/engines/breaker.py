@@ -14,7 +14,7 @@ LEAST_WAVE = 4
 
 @dataclass
 class Breaker:
-    """Hears how every call to one server ended. `answered`: one was answered.
+    """Hears how every call of one step to one server ended. `answered`: one was answered.
 
     `row` counts the last refusals, which are all of `status`; `recent` are the last calls, true for
     refusals. What it tells ends the step; the caller keeps the refusals of the row back until then,

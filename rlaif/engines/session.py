@@ -21,6 +21,7 @@ from rlaif.engines.cache import Entry, RequestCache, cache_limit, cache_path
 from rlaif.engines.connection import Connection, opener
 from rlaif.engines.decode import Answer, Usage, decode_stored, encode_answer
 from rlaif.engines.failures import KEPT, Again, Refused, SchemaRefused
+from rlaif.engines.meter import Meter
 from rlaif.engines.pace import Pace, back_off
 from rlaif.engines.streaming import Outlet
 from rlaif.errors import EngineError, GateStopped
@@ -45,12 +46,20 @@ class _Done:
 
 @dataclass
 class Learned:
-    """What a server's answers have told of it, over all sessions of an engine."""
+    """What a server's answers have told of it, over all sessions of an engine. The breaker is that
+    of the step whose meter is `meter`."""
 
+    answered: bool = False
     schema: bool = True
     log_probs: bool = False
     limit: float | None = None
     breaker: Breaker = field(default_factory=Breaker)
+    meter: Meter | None = None
+
+    def begin(self, meter: Meter) -> None:
+        """Calls of the step with this meter begin, or go on."""
+        if meter is not self.meter:
+            self.meter, self.breaker = meter, Breaker(answered=meter.calls > 0)
 
 
 class Session:
@@ -74,6 +83,7 @@ class Session:
         self.calls = calls
         self.place = place
         self.learned = learned
+        learned.begin(self.meter)
         self.open_client = opener(spec, key)
         self.pace = Pace(spec.limits.concurrency)
         self.pace.limit = learned.limit or self.pace.limit
@@ -244,6 +254,7 @@ class Session:
         await self._refused(call, why, again.status)
 
     def _succeeded(self) -> None:
+        self.learned.answered = True
         self.learned.breaker.succeeded()
         self._first_wave_over.set()
         self._give_out_withheld()
@@ -310,7 +321,7 @@ class Session:
         try:
             began = await self.pace.enter()
             try:
-                answered = self.learned.breaker.answered
+                answered = self.learned.answered
                 answer = await self.attempts.post(call, connection, began, answered)
             except Again as error:
                 if error.billed:

@@ -112,6 +112,24 @@ def test_a_first_wave_is_no_larger_than_the_calls_that_may_be_open(concurrency: 
     assert "none was answered" in why
 
 
+def test_every_step_has_a_first_wave_of_its_own(tmp_path: Path) -> None:
+    account = Account()
+    with ShapedServer() as server:
+        made = engine(server.url, account)
+        with account.meters.kept_in(tmp_path):
+            assert answered(made, ["a", "b"])[1] == ""
+        server.set(error(400, message="no"), every=True)
+        again = tmp_path / "second"
+        again.mkdir()
+        with account.meters.kept_in(again):
+            results, why = answered(made, [f"{i}" for i in range(40)])
+        assert (results, server.calls) == ([], 4)
+        assert "none was answered" in why
+        with account.meters.kept_in(tmp_path):
+            # A step that goes on has had answers.
+            assert "20 calls in a row" in answered(made, [f"{i}" for i in range(40)])[1]
+
+
 def test_a_first_wave_with_one_answer_is_gone_on_from() -> None:
     with ShapedServer(latency=0.02) as server:
         server.set(error(400, message="no"))
