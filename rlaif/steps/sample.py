@@ -46,10 +46,10 @@ def run(context: StepContext) -> dict[str, Any]:
             failed.update(_failures([c.finish_reason for c in made], [c.error for c in made]))
             context.progress.advance(len(batch), new, context.engines.account.note())
     if failed.total() == total > 0:
-        why = next(iter(commonest(failed)))
+        why = next(iter(failed))
         raise EngineError(
-            f"{planned.id}: all {total} answers failed, most with: {why}. Mend that; to ask the "
-            f"same again, delete {context.folder.path}"
+            f"{planned.id}: all {total} answers failed, the first with: {why}. Mend that; to ask "
+            f"the same again, delete {context.folder.path}"
         )
     counts = {"completions": total, "failed": failed.total()}
     return {"counts": counts, "errors": commonest(failed), "tokens": tokens}
