@@ -3,11 +3,14 @@
     python benchmarks/judging_faults.py [--calls 10000] [--kills 20] [--concurrency 64]
                                         [--share 0.3] [--quick] [--json]
 
-A scripted server counts what it is asked; a proxy before it draws a fault of any kind (refused and
-broken connections, late, dripping, cut and repeated answers, pages, 429, 500, 503) for a share of
-the calls. A judging process asks through it, is killed, and started again. Exit code 1 unless
-every record is there once, labelled or failed with its reason; no committed answer was asked for
-again; and each kill lost at most the calls that were open.
+A scripted server counts what it is asked; a proxy before it draws a fault of any kind for a share
+of the calls: refused and broken connections, late, dripping, cut and repeated answers, 429, 500,
+503, and every shape of `tests/servers/shapes.py` (errors in a 200, pages, event streams, null
+contents, usage and log-probs that cannot be, bodies too deep and too long, moderation, 404). A few
+calls are answered with what stops a step: no key, no money, a wait of a day. A judging process asks
+through it, is killed or stops, and is started again. Exit code 1 unless every record is there once,
+labelled or failed with its reason; no committed answer was asked for again; and each kill or stop
+lost at most the calls that were open.
 """
 
 from __future__ import annotations
@@ -32,20 +35,30 @@ sys.path.insert(0, str(ROOT))
 from rlaif.engines.cache import RequestCache, cache_limit, cache_path  # noqa: E402
 from rlaif.engines.meter import in_words, read_meters  # noqa: E402
 from rlaif.store import Store  # noqa: E402
-from tests.servers.faults import KINDS, FaultProxy  # noqa: E402
+from tests.servers.faults import KINDS as FAULTS  # noqa: E402
+from tests.servers.faults import FaultProxy  # noqa: E402
 from tests.servers.scripted import ScriptedServer  # noqa: E402
+from tests.servers.shapes import SHAPES, STOPPING  # noqa: E402
 
 TOPS = {"Yes": -0.2, "No": -2.0}
 LATENCY = 0.02
+KINDS = [*FAULTS, *SHAPES]
+STOP_EVERY = 1500
+"""Calls between two answers that stop the step."""
+REASONS = (
+    *("gave up after", "status 403", "the server answered without log-probs"),
+    "the server gives 0.9 as a log-prob",
+)
 SETTLE = 0.5
 """Seconds in which a call that was on its way when the process died reaches the server."""
 
 
 @dataclass
 class Kills:
-    """What each kill did: how many calls it lost, and what was committed then, by how much had been
-    asked."""
+    """What each kill or stop did: how many calls it lost, and what was committed then, by how much
+    had been asked. `stopped`: how often the process stopped by itself."""
 
+    stopped: int = 0
     lost: list[int] = field(default_factory=list)
     committed: list[tuple[int, set[str]]] = field(default_factory=list)
 
@@ -72,25 +85,33 @@ def judging(url: str, out: Path, count: int, concurrency: int) -> subprocess.Pop
 def killed(
     server: ScriptedServer, url: str, out: Path, options: argparse.Namespace, draw: random.Random
 ) -> Kills:
-    """Kill the process `options.kills` times, at moments drawn evenly over the answers."""
+    """Kill the process `options.kills` times, at moments drawn evenly over the answers, and have it
+    go on to the end. Each time that it stopped by itself it goes on too."""
     kills = Kills()
-    for number in range(options.kills):
-        wanted = options.calls * (number + draw.random()) / options.kills
+    moments = [options.calls * (n + draw.random()) / options.kills for n in range(options.kills)]
+    while True:
         before = len(server.asked)
         process = judging(url, out, options.calls, options.concurrency)
+        wanted = moments[0] if moments else float("inf")
         # Some calls of each process at least: a kill while it is starting shows nothing.
         while len(server.answered) < wanted or len(server.asked) < before + options.concurrency:
             if process.poll() is not None:
-                sys.exit(f"the process ended with {process.returncode} before kill {number + 1}")
+                break
             time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        else:
+            os.kill(process.pid, signal.SIGKILL)
+            moments.pop(0)
+        ended = process.wait()
+        if ended == 0 and not moments:
+            return kills
+        if ended not in (-signal.SIGKILL, 2, 3):
+            sys.exit(f"the process ended with {ended}, and {len(moments)} kills are left")
+        kills.stopped += ended != -signal.SIGKILL
         time.sleep(SETTLE)
         known = cached()
         asked = {name_of(body) for body in server.asked[before:]}
         kills.lost.append(len(asked - known))
         kills.committed.append((len(server.asked), known))
-    return kills
 
 
 def report(
@@ -105,7 +126,8 @@ def report(
         "calls": count,
         "attempts": proxy.calls,
         "faults": dict(sorted(proxy.done.items())),
-        "kills": len(kills.lost),
+        "kills": len(kills.lost) - kills.stopped,
+        "stops": kills.stopped,
         "lost_by_a_kill": kills.lost,
         "statuses": dict(Counter(row["status"] for row in rows)),
         "reasons": dict(Counter(row["error"] for row in rows if row["status"] == "failed")),
@@ -131,9 +153,10 @@ def main() -> int:
     faults: dict[int, str | None] = {}
 
     def fault(number: int) -> str | None:
-        return faults.setdefault(
-            number, draw.choice(KINDS) if draw.random() < options.share else None
-        )
+        drawn = draw.choice(KINDS) if draw.random() < options.share else None
+        if number % STOP_EVERY == STOP_EVERY - 1:
+            drawn = list(STOPPING)[number // STOP_EVERY % len(STOPPING)]
+        return faults.setdefault(number, drawn)
 
     began = time.monotonic()
     with (
@@ -144,7 +167,6 @@ def main() -> int:
         os.environ["RLAIF_CACHE"] = folder
         out = Path(folder) / "run"
         kills = killed(server, proxy.url, out, options, random.Random(12))
-        judging(proxy.url, out, options.calls, options.concurrency).wait()
         found = report(server, proxy, kills, out, options.calls)
     found["seconds"] = round(time.monotonic() - began, 1)
     show(found, options.concurrency)
@@ -156,7 +178,7 @@ def main() -> int:
 def is_good(found: dict[str, Any], concurrency: int) -> bool:
     """Whether nothing was lost, doubled or paid twice."""
     wrong = ("missing", "duplicates", "kills_after_which_a_committed_answer_was_asked_for")
-    explained = all(str(why).startswith("gave up after") for why in found["reasons"])
+    explained = all(str(why).startswith(REASONS) for why in found["reasons"])
     known = set(found["statuses"]) <= {"ok", "failed"}
     few = max(found["lost_by_a_kill"], default=0) <= concurrency
     return few and known and explained and not any(found[name] for name in wrong)
@@ -169,7 +191,7 @@ def show(found: dict[str, Any], concurrency: int) -> None:
     print(
         f"{found['calls']} records, {found['attempts']} attempts of which {spoilt} were spoilt "
         f"({spoilt / found['attempts']:.1%}: {kinds}), {found['kills']} kills, "
-        f"{found['seconds']} s"
+        f"{found['stops']} stops, {found['seconds']} s"
     )
     print(f"records: {found['statuses']}, {found['missing']} missing, {found['duplicates']} twice")
     for reason, count in found["reasons"].items():

@@ -12,7 +12,7 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -328,7 +328,7 @@ def compiled_flex(backend: str = "inductor") -> Any:
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
 
     def attend(*inputs: Tensor, **options: Any) -> Any:
-        return flex_attention(*inputs, **options)
+        return cast(Any, flex_attention)(*inputs, **options)
 
     compiled = torch.compile(attend, dynamic=True, fullgraph=True, backend=backend)
 

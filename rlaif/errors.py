@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 EXIT_USER = 2
@@ -9,10 +10,25 @@ EXIT_GATE = 3
 EXIT_INTERRUPTED = 130
 
 
+HIDDEN = "[hidden]"
+_IN_ADDRESS = re.compile(r"(?<=://)[^\s'\"]*@")
+
+
+def without_passwords(text: str) -> str:
+    """`text` without what stands before the host in its addresses."""
+    return _IN_ADDRESS.sub(f"{HIDDEN}@", text)
+
+
 class RlaifError(Exception):
-    """Something the user can mend: the message says where, what was expected and what to do."""
+    """Something the user can mend: the message says where, what was expected and what to do.
+
+    A name and password within an address are taken out of it.
+    """
 
     exit_code = EXIT_USER
+
+    def __init__(self, message: str = ""):
+        super().__init__(without_passwords(message))
 
 
 class ConfigError(RlaifError):
@@ -37,6 +53,7 @@ class EngineError(RlaifError):
 
 
 class GateStopped(RlaifError):
-    """A declared gate, alarm or budget stopped the run; what was computed is kept."""
+    """A declared gate, alarm or budget, or the wait that a server asks for, stopped the run; what
+    was computed is kept."""
 
     exit_code = EXIT_GATE

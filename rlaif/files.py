@@ -29,6 +29,7 @@ from rlaif.data.rows import jsonl_rows
 from rlaif.data.sources import PromptSet, every_prompt
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
+from rlaif.engines.meter import FILE as METERS
 from rlaif.errors import ConfigError
 from rlaif.experiment import STEPS
 from rlaif.judges.build import build_judge
@@ -305,8 +306,8 @@ def _digest(path: Path) -> str:
 def _same_request(out: Path, planned: Planned) -> None:
     path = out / "request.json"
     known = read_json(path)
-    # Requests that failed before they made anything leave folders with requests in them at most.
-    begun = any(entry.is_file() and entry.name != path.name for entry in out.rglob("*"))
+    # Requests that failed before they made anything leave folders with these files at most.
+    begun = any(e.is_file() and e.name not in (path.name, METERS) for e in out.rglob("*"))
     if begun and known is not None and known["hash"] != planned.hash:
         raise ConfigError(
             "this folder holds the output of another request (other inputs or settings). Choose "

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.config import Experiment, OnPolicyTrain, SampleStep
-from rlaif.engines.api import Usage
 from rlaif.engines.base import GenerateRequest, Model, ScoreRequest
+from rlaif.engines.decode import Usage
 from rlaif.experiment import unfinished
 from rlaif.judges.base import Judge, most_calls, roles_of
 from rlaif.plan import PlanInputs, Planned, make_plan

@@ -147,8 +147,10 @@ class Run:
         found["seconds"] = marker["seconds"] if marker else None
         found["counts"] = marker["counts"] if marker else {}
         found["notes"] = marker.get("notes", []) if marker else []
-        asked = read_meters(self.store.step(step["hash"]).path).values()
+        asked = list(read_meters(self.store.step(step["hash"]).path).values())
         found["cost"] = sum(meter.cost for meter in asked) or None
+        found["estimated_cost"] = sum(meter.estimated for meter in asked) or None
+        found["errors"] = marker.get("errors", {}) if marker else {}
         return found
 
     def view(self) -> RunView:
@@ -306,6 +308,8 @@ def _report_step(step: dict[str, Any]) -> StepRow:
         "reused": False,
         "counts": step["counts"],
         "cost": step["cost"],
+        "estimated_cost": step["estimated_cost"],
+        "errors": step["errors"],
     }
 
 

@@ -14,10 +14,22 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rlaif.errors import ConfigError
+from rlaif.errors import HIDDEN, ConfigError, without_passwords
 
 MOST_VALUES = 100_000
 """Keys and items of one file, aliases written out."""
+
+_SECRET_NAME = re.compile(
+    r"(^|[_-])(api_?key|key|secret|pass(word|wd|phrase)?|auth\w*|credentials?"
+    r"|cookie|bearer|token|headers?|base_url)([_-]|$)",
+    re.IGNORECASE,
+)
+"""Names under which a secret may stand."""
+_SECRET = re.compile(
+    r"(?i:bearer|basic)\s+[^\s'\"]{6,}|(?<=[?&])[^\s=&'\"]+=[^\s&'\"]+"
+    r"|(?=[A-Za-z_-]*\d)(?=[\d_-]*[A-Za-z])[A-Za-z0-9_-]{20,}"
+)
+"""What looks like a secret in a text: credentials, a query, a long run of letters and digits."""
 
 Loc = tuple[str | int, ...]
 Lines = dict[Loc, int]
@@ -129,7 +141,9 @@ def _explain(
                 value = value.get(fault["type"].removeprefix("unknown_"))
                 got = _near(str(value), re.findall(r"\w+", reason))
             head = f"{place}: {where or 'the file'}"
-            said.setdefault((head, f" (got {_shown(value)}){got}"), []).append(reason)
+            shown = shown_value(value, loc)
+            end = f" (got {shown}){got}" if shown else got
+            said.setdefault((head, end), []).append(reason)
     return "\n".join(
         head + (f": {', or: '.join(dict.fromkeys(reasons))}" if reasons else "") + end
         for (head, end), reasons in said.items()
@@ -149,13 +163,34 @@ def _given(loc: Loc, data: Any) -> Loc:
     return max((part, *_given(rest, data[part])), without, key=len) if part in known else without
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any, loc: Loc = ()) -> str:
+    """A refused value at `loc` as a message may show it: no mapping, nothing that stands under the
+    name of a secret or looks like one. Empty where nothing can be shown."""
+    if isinstance(value, dict) or _holds_mapping(value):
+        return ""
+    if any(isinstance(part, str) and names_secret(part) for part in loc[-2:]):
+        return HIDDEN
     try:
         text = repr(value)
     except ValueError:
         # Python writes no integer of thousands of digits, which YAML can give in hexadecimal.
         return "a number of too many digits"
+    text = without_secrets(text)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def names_secret(name: str) -> bool:
+    """Whether a secret may stand under a name."""
+    return name != "max_tokens_key" and _SECRET_NAME.search(name) is not None
+
+
+def without_secrets(text: str) -> str:
+    """`text` without passwords and what looks like a key."""
+    return _SECRET.sub(HIDDEN, without_passwords(text))
+
+
+def _holds_mapping(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(v, dict) or _holds_mapping(v) for v in value)
 
 
 def suggest(name: str, known: list[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -15,16 +16,23 @@ from rlaif.plan import VERSIONS
 from rlaif.records import Judgement, content_hash
 from rlaif.steps.asking import Group, Kept, verdicts_by_group
 from rlaif.steps.context import Engines
-from rlaif.store import Store
+from rlaif.steps.failed import refuse_all_failed
+from rlaif.store import StepFolder, Store
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One verdict per pair, every judgement, and what all answers cost, each counted once."""
+    """One verdict per pair, every judgement, and what all answers cost, each counted once.
+
+    `wall` are the seconds by the clock in which `asked` pairs were judged, by the process that
+    finished them; None where no model was asked.
+    """
 
     verdicts: list[Verdict]
     judgements: list[Judgement]
     cost: Cost
+    wall: float | None = None
+    asked: int = 0
 
 
 def judge_pairs(
@@ -42,14 +50,25 @@ def judge_pairs(
     calls = [judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs]
     groups = _groups(judge, pairs, calls, {j.subject for j in known})
     folder = store.step(_hash(entrant, groups, seed))
-    finished = folder.done() is not None
+    marker = folder.done()
     progress.begin_step(judge.id)
-    if not finished:
+    if marker is None:
         folder.repair()
     kept = Kept(folder)
+    asked, began = _unanswered(calls, kept), time.monotonic()
     by_group = verdicts_by_group(judge, entrant.models, engines, groups, seed, kept, progress)
-    if not finished:
-        folder.finish({"kind": "judge-bench", "judge": judge.id, "judge_hash": judge.judge_hash})
+    if marker is None:
+        _refuse_all_failed(judge, by_group, folder)
+        wall = round(time.monotonic() - began, 4) if asked else None
+        marker = folder.finish(
+            {
+                "kind": "judge-bench",
+                "judge": judge.id,
+                "judge_hash": judge.judge_hash,
+                "wall_seconds": wall,
+                "asked_pairs": asked,
+            }
+        )
     judged = list({j.judgement_id: j for own in (known, *by_group) for j in own}.values())
     if is_staged(judge):
         by_pair = _by_answers(pairs, groups, by_group)
@@ -64,7 +83,27 @@ def judge_pairs(
         verdict(pair, own, entrant.weights, cost)
         for pair, own, cost in zip(pairs, by_pair, costs, strict=True)
     ]
-    return Judged(said, judged, total)
+    return Judged(said, judged, total, marker.get("wall_seconds"), marker.get("asked_pairs", 0))
+
+
+def _unanswered(calls: Sequence[Sequence[Call]], kept: Kept) -> int:
+    """How many pairs have a question to a model that was not answered before."""
+    known = kept.answers.keys() | kept.judgements.keys()
+    return sum(any(c.request is not None and c.call_id not in known for c in own) for own in calls)
+
+
+def _refuse_all_failed(
+    judge: Judge, by_group: Sequence[Sequence[Judgement]], folder: StepFolder
+) -> None:
+    made = [j for own in by_group for j in own]
+    who = f"of judge {judge.id}"
+    refuse_all_failed(f"verdicts {who}", f"calls {who}", len(made), failures(made), folder.path)
+
+
+def failures(judgements: Iterable[Judgement]) -> Counter[str]:
+    """Why judgements failed, and how many."""
+    failed = (j for j in judgements if j.status == "failed")
+    return Counter(j.error or "no reason was given" for j in failed)
 
 
 def _groups(

@@ -14,7 +14,7 @@ import numpy as np
 
 from rlaif.bench.attacking import measure_attack, planted
 from rlaif.bench.entrants import Entrant, find_entrants
-from rlaif.bench.judging import Judged, judge_pairs
+from rlaif.bench.judging import Judged, failures, judge_pairs
 from rlaif.compare import bias
 from rlaif.compare.agreement import sign_test
 from rlaif.compare.judge_figures import (
@@ -25,6 +25,7 @@ from rlaif.compare.judge_figures import (
     subset_intervals,
 )
 from rlaif.compare.verdicts import VerdictTable, total_cost, verdict_table
+from rlaif.compare.words import commonest
 from rlaif.config import ModelSpec
 from rlaif.data.labelled import LabelledPair
 from rlaif.errors import ConfigError
@@ -79,6 +80,7 @@ def run_bench(
         try:
             setting = _Setting(request, shown, store, engines, progress)
             measured = {e.judge.id: _measured(setting, e, attacks) for e in entrants}
+            asked = engines.account.meters.summaries()
         finally:
             progress.finish()
         result = {
@@ -90,6 +92,11 @@ def run_bench(
                 "repeats": request.repeats,
             },
             "judges": {name: row for name, (_, row) in measured.items()},
+            "uncounted": {
+                name: {"answers": row["uncounted"], "estimated_cost": row["estimated_cost"]}
+                for name, row in asked.items()
+                if row["uncounted"] or row["estimated_cost"]
+            },
             **_together(entrants, {name: t for name, (t, _) in measured.items()}, request),
         }
         write_atomic(request.out / "bench.json", json.dumps(result, indent=1, ensure_ascii=False))
@@ -179,6 +186,8 @@ def _measured(
         "notes": judgement_notes(entrant.judge.id, runs[0].judgements),
         "attacks": {name: found for name, (found, _) in attacked.items()},
         "total": asdict(total_cost([*(r.cost for r in runs), *(c for _, c in attacked.values())])),
+        "wall_seconds_per_pair": runs[0].wall / runs[0].asked if runs[0].wall else None,
+        "failures": commonest(failures(j for run in runs for j in run.judgements)),
     }
 
 

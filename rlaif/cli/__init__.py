@@ -1,7 +1,7 @@
 """The command line. Nothing heavy is imported before a command that needs it runs.
 
-Results go to stdout, progress to stderr. Exit codes: 0 done, 2 user error, 3 stopped by a gate or a
-budget, 130 interrupted (run the same command again to go on).
+Results go to stdout, progress to stderr. Exit codes: 0 done, 2 user error, 3 stopped by a gate, a
+budget or a server that asks to wait, 130 interrupted (run the same command again to go on).
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class _InOrder(click.Group):
 @click.group(
     cls=_InOrder,
     epilog="Results go to stdout, progress to stderr. Exit codes: 0 done, 2 a mistake you can "
-    "mend, 3 stopped by an alarm or the budget, 130 interrupted.",
+    "mend, 3 stopped by an alarm, the budget or a server that asks to wait, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="rlaif")

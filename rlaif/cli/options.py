@@ -92,6 +92,7 @@ def progress_of(quiet: bool) -> StepProgress:
 
 def file_step(as_json: bool, quiet: bool, **request: Any) -> None:
     """Run one step on files and say what it did."""
+    from rlaif.compare.words import failure_words
     from rlaif.files import Request, run_step
 
     summary = run_step(Request(**request), progress_of(quiet))
@@ -103,3 +104,5 @@ def file_step(as_json: bool, quiet: bool, **request: Any) -> None:
     click.echo(f"{state}: {counts} in {request['out']}")
     for note in summary.get("notes", ()):
         click.echo(f"note: {note}", err=True)
+    for line in failure_words(summary.get("errors", {})):
+        click.echo(line)

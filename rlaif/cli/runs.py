@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,7 @@ def run(
     _print_rounds(loaded)
     _print_remote(loaded)
     _print_notes(loaded)
+    _print_failures(loaded.status()["steps"])
     if result.ran:
         click.echo(f"Ran {result.ran} steps, reused {result.reused}. Run folder: {out}")
     else:
@@ -110,6 +112,14 @@ def _print_remote(run: Run) -> None:
         click.echo(f"{name}: {row['calls']} calls, {tokens}, {in_words(row)}")
 
 
+def _print_failures(steps: Sequence[Mapping[str, Any]]) -> None:
+    from rlaif.compare.words import failure_words
+
+    for step in steps:
+        for line in failure_words(step["errors"]):
+            click.echo(f"{step['id']} (seed {step['seed']} round {step['round']}): {line}")
+
+
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @JSON
@@ -135,6 +145,7 @@ def status(directory: Path, as_json: bool) -> None:
     _print_rounds(run)
     _print_remote(run)
     _print_notes(run)
+    _print_failures(state["steps"])
 
 
 @click.command()

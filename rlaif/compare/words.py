@@ -1,8 +1,9 @@
-"""Plain sentences about a judge that is the policy itself, and whether its feedback is noise."""
+"""Plain sentences: on a judge that is the policy itself, whether its feedback is noise, and why
+calls failed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rlaif.compare.bootstrap import (
     MIN_PROMPTS,
@@ -15,6 +16,8 @@ from rlaif.compare.diagnostics import RoundMetrics, delta, initial_mean
 
 LOW_LABEL_MASS = 0.5
 LOW_SPREAD = 0.02
+MOST_REASONS = 10
+"""How many reasons for failures are named, the commonest first."""
 
 
 def self_judge_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
@@ -133,3 +136,16 @@ def _verdict(
         f"Treat the feedback of judge {judge} as noise until shown otherwise: "
         f"{' and '.join(doubts)}."
     ]
+
+
+def commonest(reasons: Mapping[str, int]) -> dict[str, int]:
+    """The commonest reasons with their counts; the others are counted together."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    if rest := ordered[MOST_REASONS:]:
+        ordered = [*ordered[:MOST_REASONS], ("other reasons", sum(count for _, count in rest))]
+    return dict(ordered)
+
+
+def failure_words(reasons: Mapping[str, int]) -> list[str]:
+    """A line for each reason."""
+    return [f"{count} failed: {reason}" for reason, count in reasons.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -29,6 +30,7 @@ READ_BY = {
     "dtype": ("hf", "vllm", "vllm-server"),
     "device": ("hf", "vllm", "vllm-server"),
     "batch_tokens": ("hf",),
+    "system_role": ("hf", "vllm", "vllm-server", "openai"),
     "max_context": ("hf", "vllm", "vllm-server", "fake"),
     "adapter": ("hf", "vllm", "vllm-server"),
     "engine_args": ("vllm", "vllm-server"),
@@ -69,6 +71,15 @@ TAKEN_ARGS = {
 
 PARALLEL_ARGS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 """Arguments of vLLM whose product is the number of GPUs that it uses."""
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_SECRET_KEY = re.compile(
+    r"(x[-_])?api[-_]?key|authorization|(default_|extra_)?headers|password|passwd|secret"
+    r"|(access|auth|api)[-_]?token|credentials?",
+    re.IGNORECASE,
+)
+"""Keys of a request under which a secret stands."""
 
 
 class Price(Strict):
@@ -140,6 +151,12 @@ class ModelSpec(Strict):
         description="keep: what the chat template inserts; drop: none; anything else: that text.",
     )
     thinking: ThinkingSpec = THINKING
+    system_role: Literal["keep", "merge", "drop"] = Field(
+        "keep",
+        description="For models without a system role, or whose roles must alternate. merge: a "
+        "system turn begins the next user turn, and neighbours of one role are one turn; drop: "
+        "system turns are left out.",
+    )
     adapter: str | None = Field(
         None, description="A folder with a LoRA adapter in peft's format, for the model in `path`."
     )
@@ -203,7 +220,13 @@ class ModelSpec(Strict):
             self._check_address()
             if self.api == "completions" and self.prefill:
                 raise ValueError("`prefill` is for `api: chat`; plain completions always continue")
+        if self.key_env is not None and not _VARIABLE.fullmatch(self.key_env):
+            raise ValueError(
+                "`key_env` is the name of an environment variable that holds the key, such as "
+                "OPENAI_API_KEY, and never the key"
+            )
         if self.engine in ("openai", "vllm-server"):
+            self._check_extra_body(self.extra_body)
             if self.system_prompt == "drop":
                 raise ValueError("`system_prompt: drop`: the server renders the prompt; use keep")
             self._check_limit()
@@ -250,13 +273,32 @@ class ModelSpec(Strict):
         if count is not None and (type(count) is not int or count < 1):
             raise ValueError("`extra_body`: n must be a number of choices")
 
+    def _check_extra_body(self, value: Any) -> None:
+        """What is sent is written into the run folder and the cache: no key may be in it."""
+        if isinstance(value, dict):
+            if "stream" in value and value["stream"] not in (None, False):
+                raise ValueError("`extra_body`: `stream` is not read; leave it out")
+            named = next((key for key in value if _SECRET_KEY.fullmatch(str(key))), None)
+            if named is not None:
+                raise ValueError(
+                    f"`extra_body`: `{named}` would be written into the run folder and the request "
+                    "cache; put the server's key into an environment variable and name that with "
+                    "`key_env`"
+                )
+        if isinstance(value, dict | list):
+            for inner in value.values() if isinstance(value, dict) else value:
+                self._check_extra_body(inner)
+
     def _check_address(self) -> None:
         if self.base_url is None:
             raise ValueError("engine openai needs `base_url`")
+        if "@" in self.base_url:
+            # Wherever it stands: a password may hold any character.
+            raise ValueError("`base_url` may hold no key or password; name one with `key_env`")
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("`base_url` must begin with http:// or https:// and name a host")
-        if parts.username or parts.password or parts.query:
+        if parts.query or parts.fragment:
             raise ValueError("`base_url` may hold no key or password; name one with `key_env`")
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from rlaif.errors import ConfigError
+from rlaif.errors import HIDDEN, ConfigError
+from rlaif.yamlio import names_secret, without_secrets
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -16,7 +17,12 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     """
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
-        raise ConfigError(f"--set {override}: expected KEY=VALUE, such as steps.train.beta=0.2")
+        raise ConfigError(
+            f"--set {without_secrets(override)}: expected KEY=VALUE, such as steps.train.beta=0.2"
+        )
+    # What is shown of it, should it be refused.
+    secret = any(names_secret(part) for part in key.split("."))
+    override = f"{key}={HIDDEN}" if secret else without_secrets(override)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -15,7 +15,8 @@ class Account:
 
     `path` keeps what was spent, one line per answer, written before it is used: what a killed run
     spent on answers that came counts for the next one, its calls in flight do not. None keeps
-    nothing. One run never passes the budget.
+    nothing. One run never passes the budget. `estimated` is the part of `spent` that nobody
+    counted: those calls stand there with the most that they can have cost.
     """
 
     def __init__(self, path: Path | None = None, budget: float | None = None):
@@ -25,7 +26,9 @@ class Account:
         self.meters = Meters()
         self._held = 0.0
         lines = _lines(path)
-        self.spent = math.fsum(_cost(line) for line in lines)
+        rows = [_row(line) for line in lines]
+        self.spent = math.fsum(cost for cost, _ in rows)
+        self.estimated = math.fsum(cost for cost, estimated in rows if estimated)
         # A last line that was cut short must not run into the next one.
         self._end = "\n" if lines[-1] else ""
 
@@ -44,15 +47,17 @@ class Account:
             # Sums of floats leave dust, which would look like an open call.
             self._held = self._held - held if self._held - held > 1e-12 else 0.0
 
-    def spend(self, model: str, cost: float) -> None:
-        """Note what a call cost, on disk first."""
+    def spend(self, model: str, cost: float, estimated: bool = False) -> None:
+        """Note what a call cost (0 or more), on disk first."""
+        assert 0.0 <= cost < math.inf
         with self._lock:
             if self.path is not None and cost > 0:
-                row = {"model": model, "cost": cost}
+                row = {"model": model, "cost": cost} | ({"estimated": True} if estimated else {})
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(self._end + json.dumps(row) + "\n")
                 self._end = ""
             self.spent += cost
+            self.estimated += cost if estimated else 0.0
 
     def beside(self) -> Account:
         """The same money with meters of its own, for a step that runs at the same time."""
@@ -62,7 +67,8 @@ class Account:
         """One line for a progress bar; empty when no remote model was asked."""
         parts = self.meters.note()
         if parts and self.budget is not None:
-            parts.append(f"{self.spent:.4f} of {self.budget:g} spent")
+            part = f" ({self.estimated:.4f} by estimate)" if self.estimated else ""
+            parts.append(f"{self.spent:.4f} of {self.budget:g} spent{part}")
         return ", ".join(parts)
 
 
@@ -72,20 +78,20 @@ class _Beside(Account):
     def __init__(self, account: Account):
         super().__init__(None, account.budget)
         self._account = account
-        self.spent = account.spent
+        self.spent, self.estimated = account.spent, account.estimated
 
     def hold(self, cost: float) -> bool | None:
         """See `Account.hold`."""
-        self.spent = self._account.spent
+        self.spent, self.estimated = self._account.spent, self._account.estimated
         return self._account.hold(cost)
 
     def free(self, held: float) -> None:
         """See `Account.free`."""
         self._account.free(held)
 
-    def spend(self, model: str, cost: float) -> None:
+    def spend(self, model: str, cost: float, estimated: bool = False) -> None:
         """See `Account.spend`."""
-        self._account.spend(model, cost)
+        self._account.spend(model, cost, estimated)
 
 
 def _lines(path: Path | None) -> list[str]:
@@ -95,9 +101,12 @@ def _lines(path: Path | None) -> list[str]:
     return path.read_text(encoding="utf-8").split("\n")
 
 
-def _cost(line: str) -> float:
-    """What a line of a ledger says; 0 for one that was cut short."""
+def _row(line: str) -> tuple[float, bool]:
+    """What a line of a ledger says, and whether by estimate; nothing for a line that was cut short
+    or names no sum."""
     try:
-        return float(json.loads(line)["cost"]) if line else 0.0
-    except ValueError:
-        return 0.0
+        row = json.loads(line) if line else {}
+        cost, estimated = float(row.get("cost", 0.0)), bool(row.get("estimated"))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return 0.0, False
+    return (cost, estimated) if 0.0 <= cost < math.inf else (0.0, False)

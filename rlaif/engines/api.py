@@ -1,7 +1,8 @@
 """The OpenAI wire format, as pure functions: from requests to bodies, and from answers to results.
 
 Chat (`/chat/completions`) and plain completions (`/completions`) differ in where the prompt, the
-text and the log-probs stand; nothing else in the package knows of either.
+text and the log-probs stand; nothing else in the package knows of either but `decode`, which reads
+what servers send.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlaif.config import LIMIT_KEYS, ModelSpec, Price
+from rlaif.chat import with_system_role
+from rlaif.config import LIMIT_KEYS, ModelSpec
 from rlaif.engines.base import (
     GenerateRequest,
     GenerateResult,
@@ -20,10 +22,10 @@ from rlaif.engines.base import (
     ScoreResult,
     refusal,
 )
+from rlaif.engines.decode import Answer, Choice, Usage
 from rlaif.engines.labels import label_probabilities
 from rlaif.engines.thinking import ADVICE, Said, split
-from rlaif.errors import EngineError
-from rlaif.records import content_hash
+from rlaif.records import Message, content_hash
 
 Request = GenerateRequest | ScoreRequest
 Result = GenerateResult | ScoreResult
@@ -34,10 +36,10 @@ LabelTokens = Callable[[ScoreRequest], list[int]]
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 TEMPLATE_TOKENS = 16
 """More than a chat template adds to one message."""
-
-
-class Malformed(Exception):
-    """An answer that is no answer: not JSON, cut short, or of another shape."""
+LEAST_LIMIT = 16_000_000
+"""Bytes of an answer that are always read."""
+TOKEN_BYTES = 160
+"""Bytes that a token of an answer takes at most, and one of its likeliest tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +57,6 @@ class ApiCall:
         return [_failed(request, why) for request in self.requests]
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens that a server counts and bills. `cached` input tokens are among `input`."""
-
-    input: int
-    output: int
-    cached: int = 0
-
-    def cost(self, price: Price | None) -> float:
-        """Money in the price's currency; 0 without a price."""
-        if price is None:
-            return 0.0
-        cached = price.input if price.cached_input is None else price.cached_input
-        whole = (self.input - self.cached) * price.input + self.cached * cached
-        return (whole + self.output * price.output) / 1e6
-
-
 def capabilities(spec: ModelSpec) -> frozenset[str]:
     """What a server may be asked for; whether it serves log-probs shows when it is."""
     prefill = {"prefill"} if spec.prefill or spec.api == "completions" else set()
@@ -80,8 +65,8 @@ def capabilities(spec: ModelSpec) -> frozenset[str]:
 
 def _failed(request: Request, why: str) -> Result:
     if isinstance(request, GenerateRequest):
-        return GenerateResult(request.request_id, "", [], "failed", 0, why)
-    return ScoreResult(request.request_id, {}, None, [], 0, why)
+        return GenerateResult(request.request_id, "", [], "failed", None, why)
+    return ScoreResult(request.request_id, {}, None, [], None, why)
 
 
 def calls(
@@ -169,10 +154,13 @@ def _score_body(spec: ModelSpec, request: ScoreRequest) -> dict[str, Any]:
 
 
 def _prompt_body(spec: ModelSpec, request: Request) -> dict[str, Any]:
-    messages = [{"role": m["role"], "content": m["content"]} for m in request.messages]
+    messages: list[Message] = [
+        {"role": m["role"], "content": m["content"]} for m in request.messages
+    ]
     given = any(m["role"] == "system" for m in messages)
     if spec.system_prompt != "keep" and not given:
         messages.insert(0, {"role": "system", "content": spec.system_prompt})
+    messages = with_system_role(messages, spec.system_role)
     if spec.api == "completions":
         text = "\n\n".join(m["content"] for m in messages) + "\n\n" + request.prefill
         return {"model": spec.path, "prompt": text}
@@ -201,96 +189,66 @@ def most_usage(body: dict[str, Any]) -> Usage:
     return Usage(size, limit * body.get("n", 1))
 
 
-def parse_answer(text: str) -> dict[str, Any]:
-    """Choices and usage of an answer's text. Raises Malformed."""
-    try:
-        data = json.loads(text)
-    except ValueError:
-        raise Malformed("the answer is not JSON") from None
-    choices = data.get("choices") if isinstance(data, dict) else None
-    if not isinstance(choices, list) or not choices:
-        raise Malformed("the answer has no choices")
-    for choice in choices:
-        if not isinstance(choice, dict) or not isinstance(choice.get("message", choice), dict):
-            raise Malformed("a choice of the answer has no message")
-        if "message" not in choice and not isinstance(choice.get("text"), str):
-            raise Malformed("a choice of the answer has no text")
-    usage = data.get("usage")
-    return {"choices": choices, "usage": usage if isinstance(usage, dict) else None}
+def most_bytes(body: dict[str, Any]) -> int:
+    """The longest answer to `body` that is read, in bytes of its decompressed text."""
+    limits = [body[key] for key in LIMIT_KEYS if isinstance(body.get(key), int)]
+    asked = body.get("top_logprobs", body.get("logprobs"))
+    tops = asked if isinstance(asked, int) else 0
+    count = body.get("n", 1)
+    tokens = max(limits, default=0) * (count if isinstance(count, int) else 1)
+    return max(LEAST_LIMIT, 1_000_000 + tokens * (1 + tops) * TOKEN_BYTES)
 
 
-def usage_of(answer: dict[str, Any], most: Usage) -> Usage:
-    """What the server counted, or `most` where it does not say."""
-    counted = answer["usage"]
-    if counted is None:
-        return most
-    details = counted.get("prompt_tokens_details") or {}
-    cached = details.get("cached_tokens") or 0
-    return Usage(counted.get("prompt_tokens") or 0, counted.get("completion_tokens") or 0, cached)
-
-
-def read(
-    spec: ModelSpec, call: ApiCall, answer: dict[str, Any], usage: Usage, seconds: float | None
-) -> list[Result]:
-    """The results of a call. Raises EngineError where the server knows no `n`."""
-    cost = usage.cost(spec.price) / len(call.requests) if spec.price is not None else None
-    choices = sorted(answer["choices"], key=lambda choice: choice.get("index") or 0)
-    if len(choices) < len(call.requests):
-        raise EngineError(
-            f"{spec.base_url} gave {len(choices)} of {len(call.requests)} choices: it does not "
-            "serve `n`. Leave out `samples_per_call`."
-        )
-    made = usage.output // len(call.requests)
+def read(spec: ModelSpec, call: ApiCall, answer: Answer, seconds: float | None) -> list[Result]:
+    """The results of a call, which has as many choices as it has requests, or more."""
+    count, usage = len(call.requests), answer.usage
+    priced = usage is not None and spec.price is not None
+    told = _Told(
+        usage.input if usage else None,
+        usage.output // count if usage else None,
+        seconds,
+        usage.cost(spec.price) / count if usage and priced else None,
+    )
     return [
-        _generated(spec, request, choice, usage.input, made, seconds, cost)
+        _generated(spec, request, choice, told)
         if isinstance(request, GenerateRequest)
-        else _scored(spec, request, choice, usage.input, seconds, cost)
-        for request, choice in zip(call.requests, choices, strict=False)
+        else _scored(spec, request, choice, told)
+        for request, choice in zip(call.requests, answer.choices, strict=False)
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What is known of one result besides its choice; None where nobody counted."""
+
+    read: int | None
+    made: int | None
+    seconds: float | None
+    cost: float | None
+
+
 def _generated(
-    spec: ModelSpec,
-    request: GenerateRequest,
-    choice: dict[str, Any],
-    prompt_tokens: int,
-    made: int,
-    seconds: float | None,
-    cost: float | None,
+    spec: ModelSpec, request: GenerateRequest, choice: Choice, told: _Told
 ) -> GenerateResult:
-    reasoning = _reasoning(choice)
-    why = _withheld(choice)
-    if why is not None:
-        return GenerateResult(
-            request.request_id,
-            "",
-            [],
-            "failed",
-            prompt_tokens,
-            why,
-            new_tokens=made,
-            reasoning=reasoning,
-            seconds=seconds,
-            cost=cost,
-        )
-    text = _text(choice) or ""
+    why = withheld(choice)
+    text, reason = choice.text or "", _ended(choice)
     # Servers that do not know `stop` leave the string in.
     cuts = [text.find(stop) for stop in request.sampling.stop if stop in text]
-    reason: Literal["stop", "length"] = "length"
-    if cuts or choice.get("finish_reason") != "length":
-        text, reason = text[: min(cuts, default=len(text))], "stop"
-    said = _parted(spec, request, text, reasoning, reason == "length")
+    if cuts:
+        text, reason = text[: min(cuts)], "stop"
+    said = _parted(spec, request, "" if why else text, choice.reasoning, reason == "length")
     return GenerateResult(
         request.request_id,
         said.answer,
         [],
-        reason,
-        prompt_tokens,
-        new_tokens=made,
+        "failed" if why else reason,
+        told.read,
+        why,
+        new_tokens=told.made,
         reasoning=said.reasoning,
-        seconds=seconds,
-        cost=cost,
-        cut=said.cut,
+        seconds=told.seconds,
+        cost=told.cost,
+        cut=said.cut and not why,
     )
 
 
@@ -302,98 +260,53 @@ def _parted(spec: ModelSpec, request: GenerateRequest, text: str, apart: str, cu
     return split(text, spec.thinking, request.prefill)
 
 
-def _reasoning(choice: dict[str, Any]) -> str:
-    """The thinking that the server gives apart; empty where it gives none."""
-    message = choice.get("message", choice)
-    return _clean(message.get("reasoning_content") or message.get("reasoning"))
+def _ended(choice: Choice) -> Literal["stop", "length"]:
+    return "length" if choice.finish == "length" else "stop"
 
 
-def _text(choice: dict[str, Any]) -> str | None:
-    """The text of a choice, the text parts joined where it came in parts; None where it has none,
-    which is not the empty text of a model that ends at once."""
-    content = choice["message"].get("content") if "message" in choice else choice["text"]
-    if isinstance(content, list):
-        parts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
-        texts = [part for part in parts if isinstance(part, str)]
-        return _clean("".join(texts)) if texts else None
-    return _clean(content) if isinstance(content, str) else None
-
-
-def _withheld(choice: dict[str, Any]) -> str | None:
+def withheld(choice: Choice) -> str | None:
     """Why a choice is no answer, or None where it is one. A refusal that the server sets apart is
     no answer of the model's: as a text it would be judged, or be read as a verdict."""
-    reason = choice.get("finish_reason")
-    if reason == "content_filter":
+    if choice.finish == "content_filter":
         return "the server's content filter withheld the answer"
-    if _text(choice):
+    if choice.text:
         return None
-    message = choice.get("message", choice)
-    parts = message.get("content") if isinstance(message.get("content"), list) else []
-    apart = [p.get("refusal") for p in parts if isinstance(p, dict)]
-    refused = next((r for r in [message.get("refusal"), *apart] if isinstance(r, str) and r), None)
-    if refused:
-        return f"the server refused to answer: {_clean(refused)}"
-    if _text(choice) is not None or (reason == "length" and _reasoning(choice)):
+    if choice.refusal:
+        return f"the server refused to answer: {choice.refusal}"
+    if choice.text is not None or (choice.reasoning and choice.finish == "length"):
         # The limit cut its thinking: there is a reason, and it is another one.
         return None
-    return f"the answer has no text (finish reason {reason})"
+    return f"the answer has no text (finish reason {choice.finish})"
 
 
-def _scored(
-    spec: ModelSpec,
-    request: ScoreRequest,
-    choice: dict[str, Any],
-    prompt_tokens: int,
-    seconds: float | None,
-    cost: float | None,
-) -> ScoreResult:
-    tops = _top_tokens(choice)
-    if _reasoning(choice) and not (_text(choice) or "").strip():
-        probs: dict[str, float] | str = f"the model thinks before it answers: {ADVICE}"
-    elif not tops:
-        reason = choice.get("finish_reason")
-        probs = f"the server answered without log-probs (finish reason {reason})"
+def _scored(spec: ModelSpec, request: ScoreRequest, choice: Choice, told: _Told) -> ScoreResult:
+    found: dict[str, float] | str
+    if choice.reasoning and not (choice.text or "").strip():
+        found = f"the model thinks before it answers: {ADVICE}"
+    elif not choice.tops:
+        found = f"the server answered without log-probs (finish reason {choice.finish})"
     else:
-        probs = label_probabilities(tops, request.labels, spec.thinking)
-    if isinstance(probs, str):
-        return ScoreResult(
-            request.request_id, {}, None, [], prompt_tokens, probs, seconds=seconds, cost=cost
-        )
+        found = label_probabilities(choice.tops, request.labels, spec.thinking)
+    probs, why = ({}, found) if isinstance(found, str) else (found, None)
     return ScoreResult(
         request.request_id,
         probs,
-        min(1.0, math.fsum(probs.values())),
+        None if why else min(1.0, math.fsum(probs.values())),
         [],
-        prompt_tokens,
-        seconds=seconds,
-        cost=cost,
+        told.read,
+        why,
+        seconds=told.seconds,
+        cost=told.cost,
     )
 
 
-def serves_log_probs(call: ApiCall, answer: dict[str, Any]) -> bool | None:
+def serves_log_probs(call: ApiCall, answer: Answer) -> bool | None:
     """Whether a server that was asked for log-probs serves them. None where this answer does not
     tell: nothing was asked, or its text was withheld, which leaves none to any server."""
     if "logprobs" not in call.body:
         return None
-    choice = answer["choices"][0]
-    if _top_tokens(choice):
+    choice = answer.choices[0]
+    if choice.tops:
         return True
-    withheld = not _text(choice) or _withheld(choice) is not None
-    return None if withheld or choice.get("logprobs") is not None else False
-
-
-def _top_tokens(choice: dict[str, Any]) -> list[tuple[str, float]]:
-    """The likeliest first tokens with their natural log-probs; empty where there are none."""
-    logprobs = choice.get("logprobs") or {}
-    if logprobs.get("content"):
-        first = logprobs["content"][0]
-        return [(top["token"], top["logprob"]) for top in first.get("top_logprobs") or []]
-    rows = logprobs.get("top_logprobs") or []
-    return list(rows[0].items()) if rows else []
-
-
-def _clean(text: Any) -> str:
-    """`text` without half surrogate pairs, which JSON can escape and no file can hold."""
-    if not isinstance(text, str):
-        return ""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    unknown = not choice.text or withheld(choice) is not None or choice.tops is not None
+    return None if unknown else False

@@ -3,48 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import logging
 
 import httpx2
 import openai
 
 from rlaif.config import ModelSpec
 from rlaif.engines import api
-from rlaif.engines.api import ApiCall, Malformed
+from rlaif.engines.api import ApiCall
 from rlaif.engines.connection import Connection, Repeated
-from rlaif.engines.pace import Pace, asked_wait, exhausted_for
+from rlaif.engines.decode import (
+    Answer,
+    Malformed,
+    ServerError,
+    decode_answer,
+    decode_error,
+    is_silent,
+)
+from rlaif.engines.failures import AGAIN, KEPT, Again, failure_of, is_out_of_money
+from rlaif.engines.pace import LONGEST_ASKED_WAIT, Pace, asked_wait, exhausted_for, in_words
 from rlaif.engines.secret import without_key
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, GateStopped
 
-FATAL = {401, 402, 403, 404}
-"""Statuses after which no other call would fare better."""
-AGAIN = {408, 409, 425, 429}
+log = logging.getLogger(__name__)
+
+WORTH_SAYING = 30.0
+"""Seconds of a wait that is said."""
 MESSAGE_LENGTH = 500
-
-
-class Again(Exception):
-    """An attempt that may fare better later. `billed`: the server may have done the work."""
-
-    def __init__(self, cause: str, message: str, billed: bool = False):
-        super().__init__(message)
-        self.cause = cause
-        self.billed = billed
-
-
-class Refused(Exception):
-    """The server does not take this call, now or later."""
-
-
-class SchemaRefused(Exception):
-    """The server does not take this call's JSON schema."""
 
 
 class Attempts:
     """Makes attempts at calls to one model's server.
 
-    `key` is the server's; it is taken out of every text that comes back. Waits that the server asks
-    for and refusals for speed go to `pace`. `heard` is when it last answered anything, by the
-    loop's clock.
+    `key` is the server's; it is taken out of every error. Waits that the server asks for and
+    refusals for speed go to `pace`. `heard` is when it last answered anything, by the loop's clock.
     """
 
     def __init__(self, spec: ModelSpec, name: str, key: str | None, pace: Pace):
@@ -54,33 +46,78 @@ class Attempts:
         self.pace = pace
         self.heard = float("-inf")
 
-    async def post(self, call: ApiCall, connection: Connection, began: float) -> dict[str, Any]:
-        """The answer to `call`, which entered the pace at `began`. Raises Again, Refused,
-        SchemaRefused, and EngineError where no other call would fare better."""
+    async def post(
+        self, call: ApiCall, connection: Connection, began: float, answered: bool
+    ) -> Answer:
+        """The answer to `call`, which entered the pace at `began`; `answered`: the server has
+        answered calls before. Raises Again, Refused, SchemaRefused, EngineError where no other call
+        would fare better, and GateStopped for a wait that is too long."""
+        response = await self._response(call, connection, began, answered)
         loop = asyncio.get_running_loop()
+        self.heard = loop.time()
+        wait = exhausted_for(response.headers)
+        if wait is not None:
+            self._pause(wait)
+        try:
+            answer = self._decoded(response.content.decode("utf-8", "replace"))
+            if isinstance(answer, Answer) and len(answer.choices) < len(call.requests):
+                self._too_few(call, answer, answered)
+        except Malformed as error:
+            raise Again("malformed", str(error), billed=True) from None
+        if isinstance(answer, ServerError):
+            self._heed(answer, response.headers, began)
+            raise failure_of(answer, self.spec, self.name, call.body, answered)
+        for choice in answer.choices[: len(call.requests)]:
+            if choice.error is not None:
+                words = choice.error.words
+                raise Again("error", f"the answer broke off: {words}", True, answer.usage)
+            if is_silent(choice):
+                why = f"the answer has no text (finish reason {choice.finish})"
+                raise Again("no text", why, True, answer.usage)
+        return answer
+
+    async def _response(
+        self, call: ApiCall, connection: Connection, began: float, answered: bool
+    ) -> httpx2.Response:
+        path, most = api.PATHS[self.spec.api], api.most_bytes(call.body)
         try:
             async with asyncio.timeout(self.spec.limits.total_seconds):
-                response = await connection.post(api.PATHS[self.spec.api], call.body)
+                return await connection.post(path, call.body, most)
         except TimeoutError:
             seconds = self.spec.limits.total_seconds
             raise Again("timeout", f"no whole answer after {seconds:g} s", billed=True) from None
         except Repeated as error:
             raise Again("repeated", str(error), billed=True) from None
+        except Malformed as error:
+            self.heard = asyncio.get_running_loop().time()
+            raise Again("malformed", without_key(str(error), self.key), billed=True) from None
         except openai.APIConnectionError as error:
             raise self._connection_error(error) from None
         except openai.APIStatusError as error:
-            self.heard = loop.time()
-            self._slow_down(error, began)
-            raise self._status_error(error, call) from None
-        self.heard = loop.time()
-        wait = exhausted_for(response.headers)
-        if wait is not None:
-            self.pace.pause(self.heard + wait)
-        text = response.content.decode("utf-8", "replace")
+            self.heard = asyncio.get_running_loop().time()
+            text = error.response.text or error.response.reason_phrase
+            said = decode_error(error.status_code, without_key(text, self.key))
+            self._heed(said, error.response.headers, began)
+            raise failure_of(said, self.spec, self.name, call.body, answered) from None
+
+    def _decoded(self, text: str) -> Answer | ServerError:
+        """An answer as it is, and an error without the key."""
         try:
-            return api.parse_answer(without_key(text, self.key))
-        except Malformed as error:
-            raise Again("malformed", str(error), billed=True) from None
+            answer = decode_answer(text)
+        except Malformed:
+            answer = None
+        if isinstance(answer, Answer) and all(c.error is None for c in answer.choices):
+            return answer
+        return decode_answer(without_key(text, self.key))
+
+    def _too_few(self, call: ApiCall, answer: Answer, answered: bool) -> None:
+        given = f"{len(answer.choices)} of {len(call.requests)} choices"
+        if answered:
+            raise Malformed(f"the answer has {given}")
+        raise EngineError(
+            f"{self.spec.base_url} gave {given}: it does not serve `n`. Leave out "
+            "`samples_per_call`."
+        )
 
     def _connection_error(self, error: openai.APIConnectionError) -> Again:
         cause = error.__cause__
@@ -92,44 +129,29 @@ class Attempts:
             return Again("timeout", f"nothing came for {seconds:g} s", billed=True)
         return Again("connection", f"the connection broke: {text}", billed=True)
 
-    def _slow_down(self, error: openai.APIStatusError, began: float) -> None:
-        """Heed what the server says of its limits."""
-        status = error.status_code
-        if status == 429 and not _out_of_money(error):
+    def _heed(self, error: ServerError, headers: httpx2.Headers, began: float) -> None:
+        """Heed what the server says of its limits. Raises GateStopped for too long a wait."""
+        status = error.status or 0
+        if is_out_of_money(error):
+            return
+        if status == 429:
             self.pace.too_fast(began, self.heard)
-        wait = asked_wait(error.response.headers)
-        if wait is not None and (status in AGAIN or status >= 500):
-            self.pace.pause(self.heard + wait)
-
-    def _status_error(self, error: openai.APIStatusError, call: ApiCall) -> Exception:
-        status = error.status_code
-        said = without_key(_message(error), self.key)[:MESSAGE_LENGTH]
-        message = f"status {status}: {said}"
-        if status in FATAL or _out_of_money(error):
-            key = f" Its key is taken from ${self.spec.key_env}." if self.spec.key_env else ""
-            return EngineError(
-                f"model {self.name}: {self.spec.base_url} answers with {message}.{key} What was "
-                "answered is kept."
+        wait = asked_wait(headers)
+        if wait is None or (status not in AGAIN and status < 500):
+            return
+        if wait > LONGEST_ASKED_WAIT:
+            raise GateStopped(
+                f"model {self.name}: {self.spec.base_url} asks to wait {in_words(wait)} before the "
+                f"next call (status {status}: {error.words}). {KEPT} Run the same "
+                "command again then."
             )
-        if status in AGAIN or status >= 500:
-            return Again(str(status), message)
-        if "response_format" in call.body and any(w in said for w in ("response_format", "schema")):
-            return SchemaRefused(message)
-        if "logprobs" in call.body and "logprob" in said:
-            return EngineError(
-                f"model {self.name}: {self.spec.base_url} gives no log-probs ({message}). Use a "
-                "judge that writes its verdict, or a smaller `top_logprobs`."
+        self._pause(wait)
+
+    def _pause(self, seconds: float) -> None:
+        if seconds >= WORTH_SAYING:
+            log.warning(
+                "model %s: the server asks to wait %s before the next call",
+                self.name,
+                in_words(seconds),
             )
-        return Refused(message)
-
-
-def _message(error: openai.APIStatusError) -> str:
-    body = error.body
-    if isinstance(body, dict):
-        return str(body.get("message") or body)
-    return " ".join(str(body or error.message).split())
-
-
-def _out_of_money(error: openai.APIStatusError) -> bool:
-    """Whether the account has nothing left, which some servers say with a 429."""
-    return isinstance(error.body, dict) and error.body.get("code") == "insufficient_quota"
+        self.pace.pause(self.heard + seconds)

@@ -70,16 +70,17 @@ class GenerateResult:
 
     `token_ids` are exactly what was sampled, the end token included when the model gave it;
     `logprobs` are theirs at temperature 1. Both are empty where the engine does not know them, and
-    `new_tokens` is then what the server counted. `reasoning` is what a reasoning model thought
-    before its answer, and is not in `text`; `cut`: the thinking has no end, so that there is no
-    answer. `seconds` and `cost` (in the price's currency) are a remote call's, None elsewhere.
+    `new_tokens` is then what the server counted; counts are None where nobody counted. `reasoning`
+    is what a reasoning model thought before its answer, and is not in `text`; `cut`: the thinking
+    has no end, so that there is no answer. `seconds` and `cost` (in the price's currency) are a
+    remote call's, None elsewhere.
     """
 
     request_id: str
     text: str
     token_ids: list[int]
     finish_reason: Literal["stop", "length", "failed"]
-    prompt_tokens: int
+    prompt_tokens: int | None
     error: str | None = None
     logprobs: list[float] = field(default_factory=list)
     rendered_hash: str | None = None
@@ -90,9 +91,9 @@ class GenerateResult:
     cut: bool = False
 
     @property
-    def tokens_made(self) -> int:
-        """How many tokens were sampled, as far as is known."""
-        return len(self.token_ids) or self.new_tokens or 0
+    def tokens_made(self) -> int | None:
+        """How many tokens were sampled; None where nobody counted."""
+        return len(self.token_ids) or self.new_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class ScoreResult:
     label_probs: dict[str, float]
     label_mass: float | None
     token_logprobs: list[float]
-    prompt_tokens: int
+    prompt_tokens: int | None
     error: str | None = None
     seconds: float | None = None
     cost: float | None = None
@@ -200,6 +201,8 @@ class Model:
             more = [spec.engine_args, *sent]
         if spec.thinking != THINKING:
             more = [*more, {"thinking": spec.thinking.model_dump(mode="json")}]
+        if spec.system_role != "keep":
+            more = [*more, {"system_role": spec.system_role}]
         return [*local, spec.system_prompt, *more]
 
 

@@ -64,9 +64,16 @@ def server_key(spec: ModelSpec) -> str | None:
         return None
     key = os.environ.get(spec.key_env, "").strip()
     if not key:
+        # Where the key itself was written, its text is not for a message.
+        plain = spec.key_env if spec.key_env.isupper() else "(not shown: it may be the key itself)"
         raise ConfigError(
-            f"model {spec.path}: `key_env` names the environment variable {spec.key_env}, and it "
-            "is not set"
+            f"model {spec.path}: `key_env` names the environment variable {plain}, and it is not "
+            "set"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"model {spec.path}: the key in ${spec.key_env} holds a character that no key has, "
+            "such as a typographic quote or a line break; copy it again"
         )
     return key
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rlaif.chat import render_opening, render_prompt
+from rlaif.chat import SystemRole, render_opening, render_prompt
 from rlaif.config import THINKING, ModelSpec, ThinkingSpec
 from rlaif.engines.base import GenerateRequest, ScoreRequest, overflow, refusal
 from rlaif.engines.layout import Row
@@ -36,15 +36,19 @@ class Encoding:
     context: int
     name: str
     thinking: ThinkingSpec = THINKING
+    system_role: SystemRole = "keep"
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
-        text = render_prompt(self.tokenizer, messages, self.system_prompt) + prefill
+        text = self._prompt(messages) + prefill
         return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _prompt(self, messages: list[Message]) -> str:
+        return render_prompt(self.tokenizer, messages, self.system_prompt, self.system_role)
 
     def opening(self, messages: list[Message]) -> tuple[str, list[int]]:
         """The exact text and token ids up to where the next user turn begins."""
-        text = render_opening(self.tokenizer, messages, self.system_prompt)
+        text = render_opening(self.tokenizer, messages, self.system_prompt, self.system_role)
         return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode(self, requests: Iterable[GenerateRequest | ScoreRequest]) -> Encoded:
@@ -137,6 +141,7 @@ def load_encoding(
     context: int,
     name: str,
     thinking: ThinkingSpec = THINKING,
+    system_role: SystemRole = "keep",
 ) -> Encoding:
     """The encoding of the model in `folder`. Raises EngineError when it has no chat template."""
     from transformers import AutoTokenizer
@@ -152,7 +157,7 @@ def load_encoding(
             f"model {name!r} in {folder} has no chat template. Put chat_template.jinja into the "
             "folder, or use an instruct model."
         )
-    return Encoding(tokenizer, system_prompt, context, name, thinking)
+    return Encoding(tokenizer, system_prompt, context, name, thinking, system_role)
 
 
 def context_of(config: Any, spec: ModelSpec) -> int:

@@ -61,11 +61,11 @@ def fused_parts(module: nn.Module, parts: dict[str, PartKind]) -> Iterator[int]:
     try:
         yield len(forms)
     finally:
-        for (part, _), forward in zip(forms, before, strict=True):
-            if forward is None:
+        for (part, _), own in zip(forms, before, strict=True):
+            if own is None:
                 vars(part).pop("forward", None)
             else:
-                vars(part)["forward"] = forward
+                vars(part)["forward"] = own
 
 
 def class_name(part: nn.Module) -> str:

@@ -65,7 +65,12 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
 
 def _encoding(model: Any, folder: Path, spec: ModelSpec, name: str) -> Encoding:
     return load_encoding(
-        folder, spec.system_prompt, context_of(model.config, spec), name, spec.thinking
+        folder,
+        spec.system_prompt,
+        context_of(model.config, spec),
+        name,
+        spec.thinking,
+        spec.system_role,
     )
 
 

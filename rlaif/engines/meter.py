@@ -17,7 +17,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Self
 
-from rlaif.engines.api import Usage
+from rlaif.engines.decode import Usage
 from rlaif.store import read_json, write_atomic
 
 BUCKETS_PER_DOUBLING = 8
@@ -32,6 +32,8 @@ KEEP_EVERY = 0.5
 class Meter:
     """What one model was asked. Latencies are kept as counts in buckets 9% apart. `seconds` are
     those that were asked in, from a process's first call to its last answer, summed over processes.
+    `uncounted` answers came without a count of their tokens; `estimated` is the part of `cost` that
+    is the most that such calls can have cost.
     """
 
     calls: int = 0
@@ -43,22 +45,33 @@ class Meter:
     cost: float = 0.0
     latencies: Counter[int] = field(default_factory=Counter)
     earlier_seconds: float = 0.0
+    uncounted: int = 0
+    estimated: float = 0.0
     _first: float | None = None
     _last: float = 0.0
     # One thread counts while another one shows the numbers.
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answered(self, began: float, ended: float, usage: Usage, cost: float) -> None:
+    def answered(
+        self, began: float, ended: float, usage: Usage | None, cost: float, estimated: bool = False
+    ) -> None:
         """A call that was open from `began` to `ended` (seconds of one clock) and was answered."""
+        self.paid(cost, estimated)
         bucket = math.floor(math.log2(max(ended - began, 1e-6)) * BUCKETS_PER_DOUBLING)
         with self._lock:
             self.calls += 1
-            self.input_tokens += usage.input
-            self.output_tokens += usage.output
-            self.cost += cost
+            self.uncounted += usage is None
+            self.input_tokens += usage.input if usage else 0
+            self.output_tokens += usage.output if usage else 0
             self._first = began if self._first is None else min(self._first, began)
             self._last = max(self._last, ended)
             self.latencies[bucket] += 1
+
+    def paid(self, cost: float, estimated: bool = False) -> None:
+        """A call cost so much, or at most so much."""
+        with self._lock:
+            self.cost += cost
+            self.estimated += cost if estimated else 0.0
 
     def found(self) -> None:
         """The cache had the answer."""
@@ -92,6 +105,8 @@ class Meter:
             self.cost += other.cost
             self.latencies.update(other.latencies)
             self.earlier_seconds += other.seconds
+            self.uncounted += other.uncounted
+            self.estimated += other.estimated
 
     def summary(self) -> dict[str, Any]:
         """The numbers as they are kept and shown. Rates are over `seconds`; latencies are in
@@ -105,7 +120,9 @@ class Meter:
                 "retries": dict(sorted(self.retries.items())),
                 "input_tokens": self.input_tokens,
                 "output_tokens": self.output_tokens,
+                "uncounted": self.uncounted,
                 "cost": round(self.cost, 9),
+                "estimated_cost": round(self.estimated, 9),
                 "seconds": round(self.seconds, 3),
                 "calls_per_second": round(self.calls * rate, 2),
                 "tokens_per_second": round(self.output_tokens * rate, 1),
@@ -131,12 +148,19 @@ class Meter:
             row["cache_hits"],
             row["failed"],
             Counter(row["retries"]),
-            row["input_tokens"],
-            row["output_tokens"],
-            row["cost"],
+            int(_finite(row["input_tokens"])),
+            int(_finite(row["output_tokens"])),
+            _finite(row["cost"]),
             Counter({int(bucket): count for bucket, count in row["latency_buckets"].items()}),
             row["seconds"],
+            row.get("uncounted", 0),
+            _finite(row.get("estimated_cost", 0.0)),
         )
+
+
+def _finite(value: float) -> float:
+    """A number that was kept; 0 for one that an earlier version took from a server unread."""
+    return value if math.isfinite(value) and value >= 0 else 0.0
 
 
 class Meters:
@@ -175,10 +199,14 @@ class Meters:
             write_atomic(self._folder / FILE, json.dumps(rows, indent=1))
             self._kept = now
 
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """`Meter.summary` of each model that was asked."""
+        with self._lock:
+            return {model: meter.summary() for model, meter in sorted(self._meters.items())}
+
     def note(self) -> list[str]:
         """What each model that was asked was asked, in words."""
-        with self._lock:
-            rows = [meter.summary() for meter in self._meters.values()]
+        rows = self.summaries().values()
         return [in_words(row) for row in rows if row["calls"] or row["cache_hits"]]
 
 
@@ -201,6 +229,14 @@ def in_words(row: Mapping[str, Any]) -> str:
         parts.append(f"{sum(row['retries'].values())} retries ({causes})")
     if row["failed"]:
         parts.append(f"{row['failed']} failed")
+    if row["uncounted"]:
+        parts.append(f"{row['uncounted']} answers without a count of tokens")
     if row["cost"]:
-        parts.append(f"cost {row['cost']:.4f}")
+        parts.append(f"cost {cost_in_words(row['cost'], row['estimated_cost'])}")
     return ", ".join(parts)
+
+
+def cost_in_words(cost: float, estimated: float) -> str:
+    """Money in a few words; `estimated` is the part that nobody counted."""
+    part = f" (of which {estimated:.4f} by estimate)" if estimated else ""
+    return f"{cost:.4f}{part}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -21,11 +22,15 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
+from rlaif.engines.breaker import IN_A_ROW
 from rlaif.engines.build import server_key
-from rlaif.engines.session import Session
+from rlaif.engines.secret import SHORTEST
+from rlaif.engines.session import Learned, Session
 from rlaif.engines.streaming import Outlet, streamed
 from rlaif.errors import EngineError
 from rlaif.records import Message, content_hash
+
+log = logging.getLogger(__name__)
 
 ROOM = 16
 """Results that may wait for their reader, for each call that may be open: answers of 13 ms and more
@@ -53,7 +58,14 @@ class OpenAIEngine:
 
     concurrent = True
 
-    def __init__(self, spec: ModelSpec, name: str, account: Account, own: Own | None = None):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        name: str,
+        account: Account,
+        own: Own | None = None,
+        learned: Learned | None = None,
+    ):
         self.spec = spec
         self.name = name
         said = () if spec.weights is None else (spec.weights,)
@@ -62,9 +74,9 @@ class OpenAIEngine:
         self.own = own
         self.account = account
         self.capabilities = api.capabilities(spec)
-        self._latest: Session | None = None
+        self.learned = learned or Learned()
         self._outlets: WeakSet[Outlet[api.Result]] = WeakSet()
-        self._closed = False
+        self._closed = self._warned = False
         self._lock = threading.Lock()
 
     def generate(
@@ -96,14 +108,22 @@ class OpenAIEngine:
         own, spec = self.own, self.spec
         calls = api.calls(spec, self.weights_hash, requests, own.label_tokens if own else None)
         key = own.key if own else server_key(spec)
+        if key is not None and len(key) < SHORTEST and not self._warned:
+            self._warned = True
+            log.warning(
+                "model %s: the key in $%s has fewer than %d characters, so it is not taken out of "
+                "errors and logs",
+                self.name,
+                spec.key_env,
+                SHORTEST,
+            )
         # The address of a server of our own is another at every start.
         place = f"weights:{own.weights_hash}" if own else spec.base_url
-        session = Session(spec, self.name, key, self.account, calls, place or "")
-        outlet: Outlet[api.Result] = Outlet(ROOM * spec.limits.concurrency * spec.samples_per_call)
+        session = Session(spec, self.name, key, self.account, calls, place or "", self.learned)
+        # Withheld results take room too.
+        room = max(ROOM * spec.limits.concurrency, 2 * IN_A_ROW)
+        outlet: Outlet[api.Result] = Outlet(room * spec.samples_per_call)
         with self._lock:
-            if self._latest is not None:
-                session.begin_after(self._latest)
-            self._latest = session
             self._outlets.add(outlet)
             if self._closed:
                 outlet.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 from collections import deque
@@ -24,8 +25,8 @@ def back_off(attempt: int) -> float:
 
 
 def asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an answer asks to wait: Retry-After (seconds or a date) or retry-after-ms, ten
-    minutes at most; None when it asks for none."""
+    """Seconds that an answer asks to wait: Retry-After (seconds or a date) or retry-after-ms; None
+    when it asks for none. More than LONGEST_ASKED_WAIT is not for a run to wait."""
     try:
         if "retry-after-ms" in headers:
             wait = float(headers["retry-after-ms"]) / 1000
@@ -33,9 +34,16 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
             wait = _retry_after(headers["retry-after"])
         else:
             return None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
-    return min(max(wait, 0.0), LONGEST_ASKED_WAIT)
+    return max(wait, 0.0) if math.isfinite(wait) else None
+
+
+def in_words(seconds: float) -> str:
+    """A wait as a person says it: 45 s, 10 min, 24 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 def _retry_after(text: str) -> float:

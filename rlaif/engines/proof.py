@@ -196,9 +196,9 @@ def _problem(model: Any, choice: Choice, truth: list[Tensor], theirs: list[Tenso
     names = ["the log-probs", *(f"the gradient of {n}" for n, _ in model.named_parameters())]
     for name, exact, plain, own in zip(names, truth, theirs, ours, strict=True):
         size = max(float(exact.norm()), SMALLEST * (scale if name != names[0] else 0.0), 1e-30)
-        error, allowed = (float((t.double() - exact).norm()) / size for t in (own, plain))
-        if not error <= 2 * allowed + ROUNDING:
-            return f"{name} differ by {error:.2g} of their size, and {allowed:.2g} is rounding"
+        off, rounded = (float((t.double() - exact).norm()) / size for t in (own, plain))
+        if not off <= 2 * rounded + ROUNDING:
+            return f"{name} differ by {off:.2g} of their size, and {rounded:.2g} is rounding"
     return None
 
 
@@ -223,7 +223,7 @@ def _values(model: Any, choice: Choice) -> list[Tensor]:
     with torch.enable_grad(), fast_paths(model, choice):
         values = _read(model, layout)
         slope = torch.linspace(-1, 1.5, values.numel(), device=values.device, dtype=values.dtype)
-        (values * slope).sum().backward()
+        torch.autograd.backward((values * slope).sum())
     found = [values.detach(), *(p.grad for p in model.parameters())]
     return [
         torch.zeros((), dtype=torch.float64) if value is None else value.double() for value in found
@@ -240,9 +240,10 @@ def _read(model: Any, layout: Layout) -> Tensor:
     output, head = model.get_output_embeddings(), head_of(model.config.get_text_config())
     if not isinstance(output, nn.Linear):
         turns = torch.arange(states.shape[-1], device=states.device, dtype=wide)
-        return states.to(wide) @ torch.cos(turns)
+        sums: Tensor = states.to(wide) @ torch.cos(turns)
+        return sums
     bias = None if output.bias is None else output.bias.to(wide)
-    logits = head.finish(F.linear(states.to(wide), output.weight.to(wide), bias))
+    logits: Tensor = head.finish(F.linear(states.to(wide), output.weight.to(wide), bias))
     return logits.log_softmax(-1).gather(1, layout.targets[:, None])[:, 0]
 
 

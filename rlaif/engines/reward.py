@@ -161,11 +161,12 @@ class RewardEngine:
         prompt, answer = list(messages), None
         if prompt and prompt[-1]["role"] == "assistant":
             answer = prompt.pop()
-        text = render_prompt(self.tokenizer, prompt, self.spec.system_prompt) + prefill
+        role = self.spec.system_role
+        text = render_prompt(self.tokenizer, prompt, self.spec.system_prompt, role) + prefill
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if answer is None:
             return text, ids
-        own, suffix = render_answer(self.tokenizer, prompt, answer)
+        own, suffix = render_answer(self.tokenizer, prompt, answer, system_role=role)
         ids = ids + self.tokenizer(own, add_special_tokens=False)["input_ids"]
         end = end_of_turn(self.tokenizer, suffix)
         return text + own, ids if end is None else [*ids, end]

@@ -1,4 +1,4 @@
-"""A server's key, kept out of every text and log."""
+"""A server's key, kept out of every error and log. What a model wrote is never changed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import logging
 
 HIDDEN = "[key]"
+SHORTEST = 8
+"""Shorter keys may be a part of any text: nothing is taken out for them."""
 CLIENT_LOG = "openai._base_client"
 """Where the client logs what a server says in its headers, when its log is on (OPENAI_LOG)."""
 
 
 def without_key(text: str, key: str | None) -> str:
     """`text` without the key, as it is or as JSON escapes it."""
-    if key is None:
+    if key is None or len(key) < SHORTEST:
         return text
     return text.replace(key, HIDDEN).replace(json.dumps(key)[1:-1], HIDDEN)
 

@@ -9,22 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from rlaif.config import ModelSpec
 from rlaif.engines import api
 from rlaif.engines.account import Account
 from rlaif.engines.api import ApiCall, Result
-from rlaif.engines.attempt import Again, Attempts, Refused, SchemaRefused
+from rlaif.engines.attempt import Attempts
+from rlaif.engines.breaker import Breaker, first_wave
 from rlaif.engines.cache import Entry, RequestCache, cache_limit, cache_path
 from rlaif.engines.connection import Connection, opener
+from rlaif.engines.decode import Answer, Usage, decode_stored, encode_answer
+from rlaif.engines.failures import KEPT, Again, Refused, SchemaRefused
+from rlaif.engines.meter import Meter
 from rlaif.engines.pace import Pace, back_off
 from rlaif.engines.streaming import Outlet
 from rlaif.errors import EngineError, GateStopped
 
 log = logging.getLogger(__name__)
 
+SILENT_ATTEMPTS = 3
+"""How often a call is made that is answered without a text, which is paid each time."""
 BUDGET_WAIT = 0.05
 """Seconds between looks at whether open calls have left some of the budget."""
 
@@ -36,7 +41,25 @@ class _Done:
 
     call: ApiCall
     results: list[Result]
-    answer: dict[str, Any] | None = None
+    answer: Answer | None = None
+
+
+@dataclass
+class Learned:
+    """What a server's answers have told of it, over all sessions of an engine. The breaker is that
+    of the step whose meter is `meter`."""
+
+    answered: bool = False
+    schema: bool = True
+    log_probs: bool = False
+    limit: float | None = None
+    breaker: Breaker = field(default_factory=Breaker)
+    meter: Meter | None = None
+
+    def begin(self, meter: Meter) -> None:
+        """Calls of the step with this meter begin, or go on."""
+        if meter is not self.meter:
+            self.meter, self.breaker = meter, Breaker(answered=meter.calls > 0)
 
 
 class Session:
@@ -51,6 +74,7 @@ class Session:
         account: Account,
         calls: Iterator[ApiCall],
         place: str,
+        learned: Learned,
     ):
         self.spec = spec
         self.name = name
@@ -58,23 +82,21 @@ class Session:
         self.meter = account.meters.of(name)
         self.calls = calls
         self.place = place
+        self.learned = learned
+        learned.begin(self.meter)
         self.open_client = opener(spec, key)
         self.pace = Pace(spec.limits.concurrency)
+        self.pace.limit = learned.limit or self.pace.limit
         self.attempts = Attempts(spec, name, key, self.pace)
         self.cache: RequestCache | None = None
-        self.serves_schema = True
-        self.serves_log_probs = False
         self._pending: list[_Done] = []
+        self._withheld: list[_Done] = []
         self._used: list[str] = []
         self._open: dict[str, asyncio.Future[None]] = {}
         self._news = asyncio.Event()
         self._kept = asyncio.Event()
-
-    def begin_after(self, earlier: Session) -> None:
-        """Start from what an earlier session of this engine learned of the server."""
-        self.serves_schema = earlier.serves_schema
-        self.serves_log_probs = earlier.serves_log_probs
-        self.pace.limit = earlier.pace.limit
+        self._begun = self._ended = self._silent = 0
+        self._first_wave_over = asyncio.Event()
 
     async def run(self, outlet: Outlet[Result]) -> None:
         """Answer every call. What came before an error or a cancellation is given out too."""
@@ -86,6 +108,8 @@ class Session:
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             raise error from None
+        finally:
+            self.learned.limit = self.pace.limit
 
     async def _answer_all(self) -> None:
         if self.spec.cache:
@@ -96,6 +120,7 @@ class Session:
                 async with asyncio.TaskGroup() as workers:
                     for _ in range(self.spec.limits.concurrency):
                         workers.create_task(self._work())
+                self._give_out_withheld()
                 committer.cancel()
         finally:
             try:
@@ -129,7 +154,7 @@ class Session:
 
     def _keep(self, pending: list[_Done], used: list[str]) -> None:
         entries = [
-            Entry(d.call.key, self.spec.path, self.place, d.call.body, d.answer)
+            Entry(d.call.key, self.spec.path, self.place, d.call.body, encode_answer(d.answer))
             for d in pending
             if d.answer is not None
         ]
@@ -148,6 +173,13 @@ class Session:
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
 
+    def _give_out_withheld(self) -> None:
+        """Refusals are records' own once it is known that the server does not refuse everything."""
+        withheld, self._withheld = self._withheld, []
+        for done in withheld:
+            self.meter.gave_up(len(done.call.requests))
+            self.outlet.put(done.results)
+
     async def _work(self) -> None:
         connection = Connection(self.open_client)
         try:
@@ -157,9 +189,21 @@ class Session:
                 if call.refusal is not None:
                     await self._finish(_Done(call, call.failed(call.refusal)))
                 elif not await self._found(call):
+                    await self._place_in_first_wave()
                     await self._answer(call, connection)
+                    self._ended += 1
+                    if self._ended >= first_wave(self.spec.limits.concurrency):
+                        self._first_wave_over.set()
         finally:
             await connection.close()
+
+    async def _place_in_first_wave(self) -> None:
+        """No more calls than those of the first wave are made before one of them is answered, or
+        all have ended."""
+        wave = first_wave(self.spec.limits.concurrency)
+        if not self.learned.breaker.answered and self._begun >= wave:
+            await self._first_wave_over.wait()
+        self._begun += 1
 
     async def _found(self, call: ApiCall) -> bool:
         """Whether the cache answered; if not, the call is open now, and its equals wait for it."""
@@ -167,46 +211,91 @@ class Session:
             return False
         while (other := self._open.get(call.key)) is not None:
             await other
-        answer = self.cache.get(call.key)
-        if answer is None:
+        answer = decode_stored(self.cache.get(call.key))
+        if answer is None or len(answer.choices) < len(call.requests):
             self._open[call.key] = asyncio.get_running_loop().create_future()
             return False
-        usage = api.usage_of(answer, api.most_usage(call.body))
-        self.serves_log_probs |= api.serves_log_probs(call, answer) is True
-        results = api.read(self.spec, call, answer, usage, None)
+        self.learned.log_probs |= api.serves_log_probs(call, answer) is True
         self.meter.found()
         self._used.append(call.key)
-        await self._finish(_Done(call, results))
+        await self._finish(_Done(call, api.read(self.spec, call, answer, None)))
         return True
 
     async def _answer(self, call: ApiCall, connection: Connection) -> None:
+        """Have one call answered, or fail for good."""
         began = asyncio.get_running_loop().time()
-        for attempt in range(1, self.spec.limits.retries + 2):
+        most = self.spec.limits.retries + 1
+        attempt = 0
+        while True:
+            attempt += 1
             try:
-                await self._finish(await self._attempt(call, connection))
-                return
+                done = await self._attempt(call, connection)
             except Refused as error:
-                failure, cause = str(error), "refused"
-                break
+                await self._refused(call, str(error), error.status)
+                return
             except Again as error:
-                failure, cause = str(error), error.cause
-            if attempt <= self.spec.limits.retries:
-                self.meter.retried(cause)
-                # A wait that was asked for runs beside this one: in the pace, for every call.
-                await asyncio.sleep(back_off(attempt))
-        if cause == "unreachable" and self.attempts.heard < began:
+                again = error
+            else:
+                self._succeeded()
+                await self._finish(done)
+                return
+            self._hear_nothing(again)
+            if attempt >= (min(most, SILENT_ATTEMPTS) if again.cause == "no text" else most):
+                break
+            self.meter.retried(again.cause)
+            # A wait that was asked for runs beside this one: in the pace, for every call.
+            await asyncio.sleep(back_off(attempt))
+        if again.cause == "unreachable" and self.attempts.heard < began:
             raise EngineError(
-                f"model {self.name}: nothing answers at {self.spec.base_url} ({failure}). What was "
-                "answered is kept. Start the server and run the same command again."
+                f"model {self.name}: nothing answers at {self.spec.base_url} ({again}). {KEPT} "
+                "Start the server and run the same command again."
             )
-        if cause != "refused":
-            failure = f"gave up after {self.spec.limits.retries + 1} attempts: {failure}"
-        self.meter.gave_up(len(call.requests))
-        await self._finish(_Done(call, call.failed(failure)))
+        why = f"gave up after {attempt} attempts: {again}"
+        await self._refused(call, why, again.status)
+
+    def _succeeded(self) -> None:
+        self.learned.answered = True
+        self.learned.breaker.succeeded()
+        self._first_wave_over.set()
+        self._give_out_withheld()
+
+    async def _refused(self, call: ApiCall, why: str, status: int | None) -> None:
+        """A call failed for good. What tells of the server, by its status, is withheld while the
+        server may be refusing every call. Raises EngineError where it does."""
+        done = _Done(call, call.failed(why))
+        if status is None:
+            self.meter.gave_up(len(call.requests))
+            await self._finish(done)
+            return
+        breaker = self.learned.breaker
+        if status != breaker.status:
+            self._give_out_withheld()
+        self._withheld.append(done)
+        # Its equals need not wait for what nobody will be given.
+        self._release(call.key)
+        said = breaker.refused(status, self.spec.limits.concurrency)
+        if said is not None:
+            raise EngineError(
+                f"model {self.name}: {self.spec.base_url}: {said}, the last with {why}. {KEPT} "
+                "Mend that and run the same command again: these calls are made again."
+            )
+
+    def _hear_nothing(self, error: Again) -> None:
+        """Count the attempts that a server which has said nothing yet leaves without an answer.
+        Raises EngineError when there is one for each open call, and a first wave's least."""
+        if error.cause != "timeout" or self.attempts.heard > float("-inf"):
+            return
+        self._silent += 1
+        if self._silent >= max(first_wave(1), self._begun - self._ended):
+            raise EngineError(
+                f"model {self.name}: {self.spec.base_url} takes calls and answers none: {error}, "
+                f"{self._silent} times. Is the model loaded? If it is slow, raise `read_seconds` "
+                f"and `total_seconds` in `limits`, or lower `concurrency`. {KEPT}"
+            )
 
     async def _attempt(self, call: ApiCall, connection: Connection) -> _Done:
         """One attempt, which is made again without the JSON schema where that is refused."""
-        if not self.serves_schema:
+        if not self.learned.schema:
             call = api.without_schema(call)
         try:
             return await self._paid(call, connection)
@@ -216,8 +305,8 @@ class Session:
 
     def _give_up_schema(self, said: str) -> None:
         self.meter.retried("no schema")
-        if self.serves_schema:
-            self.serves_schema = False
+        if self.learned.schema:
+            self.learned.schema = False
             log.warning(
                 "model %s: the JSON schema is left out from here on, and answers are read as text: "
                 "%s",
@@ -226,37 +315,42 @@ class Session:
             )
 
     async def _paid(self, call: ApiCall, connection: Connection) -> _Done:
-        """One call within the budget."""
-        most = api.most_usage(call.body)
-        held = most.cost(self.spec.price)
+        """One call within the budget. What nobody counted is paid as the most that it can cost."""
+        held = api.most_usage(call.body).cost(self.spec.price)
         await self._hold(held)
         try:
             began = await self.pace.enter()
             try:
-                answer = await self.attempts.post(call, connection, began)
+                answered = self.learned.answered
+                answer = await self.attempts.post(call, connection, began, answered)
             except Again as error:
                 if error.billed:
-                    self.account.spend(self.name, held)
+                    self.meter.paid(*self._pay(error.usage, held))
                 raise
             finally:
                 self.pace.leave()
             ended = asyncio.get_running_loop().time()
-            usage = api.usage_of(answer, most)
-            cost = usage.cost(self.spec.price)
-            self.account.spend(self.name, cost)
-            self.meter.answered(began, ended, usage, cost)
+            paid = self._pay(answer.usage, held)
+            self.meter.answered(began, ended, answer.usage, *paid)
             self.pace.answered()
         finally:
             self.account.free(held)
         self._check_log_probs(call, answer)
-        return _Done(call, api.read(self.spec, call, answer, usage, ended - began), answer)
+        return _Done(call, api.read(self.spec, call, answer, ended - began), answer)
 
-    def _check_log_probs(self, call: ApiCall, answer: dict[str, Any]) -> None:
+    def _pay(self, usage: Usage | None, most: float) -> tuple[float, bool]:
+        """Put a call on the account: by what was counted, or `most` where nobody did. The cost, and
+        whether it is such an estimate."""
+        cost = most if usage is None else usage.cost(self.spec.price)
+        self.account.spend(self.name, cost, estimated=usage is None)
+        return cost, usage is None
+
+    def _check_log_probs(self, call: ApiCall, answer: Answer) -> None:
         """Stop at a server that has given no log-probs yet and gives a whole text without them.
         Later on a text without them is that record's own failure."""
         serves = api.serves_log_probs(call, answer)
-        self.serves_log_probs |= serves is True
-        if serves is False and not self.serves_log_probs:
+        self.learned.log_probs |= serves is True
+        if serves is False and not self.learned.log_probs:
             raise EngineError(
                 f"{self.spec.base_url} answers for {self.spec.path} without log-probs. Use a judge "
                 "that writes its verdict, or a server that serves `top_logprobs`."

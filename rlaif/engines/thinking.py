@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 from rlaif.config import ThinkingSpec
 
-CUT = "cut while thinking"
-"""Why an answer cannot be read whose thinking had no end."""
-
-CUT_ERROR = f"{CUT}: give it more tokens (`max_new_tokens`)"
-"""The same of an answer that is sampled."""
+WAS_CUT = "cut while thinking"
+CUT = f"{WAS_CUT}: thinking used up the tokens, raise `max_new_tokens`"
+"""Why there is no answer where the thinking had no end."""
 
 ADVICE = (
     "turn its thinking off (the model's chat template or server has a switch, such as `extra_body: "

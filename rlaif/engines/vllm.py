@@ -80,7 +80,12 @@ def read_tokenizer(spec: ModelSpec, folder: Path, name: str) -> tuple[Encoding, 
     except (OSError, ValueError) as error:
         raise EngineError(f"model {name!r} in {folder} cannot be loaded: {error}") from None
     encoding = load_encoding(
-        folder, spec.system_prompt, context_of(config, spec), name, spec.thinking
+        folder,
+        spec.system_prompt,
+        context_of(config, spec),
+        name,
+        spec.thinking,
+        spec.system_role,
     )
     if (folder / "generation_config.json").exists():
         config = GenerationConfig.from_pretrained(folder)

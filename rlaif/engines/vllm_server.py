@@ -29,6 +29,7 @@ from rlaif.engines.encoding import Encoding
 from rlaif.engines.openai import OpenAIEngine, Own
 from rlaif.engines.orphans import owner
 from rlaif.engines.server import Server
+from rlaif.engines.session import Learned
 from rlaif.engines.vllm import read_tokenizer
 from rlaif.engines.vllm_options import environment, options, trains_beside
 from rlaif.errors import EngineError
@@ -76,6 +77,7 @@ class VllmServerEngine:
         self.log = root / "servers" / f"{name.replace('/', '--')}.log"
         self._lock = threading.Lock()
         self._server: Server | None = None
+        self._learned = Learned()
         self._take(folder, model_hash(folder, spec))
 
     def _take(self, folder: Path, digest: str) -> None:
@@ -123,7 +125,7 @@ class VllmServerEngine:
         changed = {"base_url": server.url, "prefill": True} | self._thinking()
         spec = self.spec.model_copy(update=changed)
         own = Own(server.key, self.weights_hash, partial(_label_tokens, self.encoding))
-        return OpenAIEngine(spec, self.name, self.account, own)
+        return OpenAIEngine(spec, self.name, self.account, own, self._learned)
 
     def _thinking(self) -> dict[str, Any]:
         """What of the model's settings follows from how it thinks, where the server is not told to

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from rlaif.engines.thinking import CUT
+from rlaif.engines.thinking import CUT, WAS_CUT
 from rlaif.records import Judgement
 
 from .base import LIMIT
@@ -28,7 +28,7 @@ def answer_notes(
     """What kept verdicts from being read, and what to change: `errors` are the reasons why
     judgements have no value with their counts, `masses` the label masses of those that have one."""
     notes = []
-    for why, count in ((CUT, errors.get(CUT, 0)), (LIMIT, errors.get(LIMIT, 0))):
+    for why, count in ((WAS_CUT, errors.get(CUT, 0)), (LIMIT, errors.get(LIMIT, 0))):
         if count:
             notes.append(
                 f"judge {judge}: {count} of {judgements} verdicts could not be read, since the "

@@ -14,7 +14,7 @@ from rlaif.config.prompting import FileSource, MagpieSource, PromptsFile, Writte
 from rlaif.data.hygiene import of_prompt, sift
 from rlaif.data.sources import all_prompts
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
-from rlaif.engines.thinking import CUT_ERROR
+from rlaif.engines.thinking import CUT
 from rlaif.errors import ConfigError
 from rlaif.prompting.accept import Accepted
 from rlaif.prompting.ask import Ask, Writing, writing
@@ -238,5 +238,5 @@ def _answers(
 def _row(result: GenerateResult) -> dict[str, Any]:
     failed = result.finish_reason == "failed" or result.cut
     text = None if failed else result.text
-    error = CUT_ERROR if result.cut else result.error
+    error = CUT if result.cut else result.error
     return {"request_id": result.request_id, "text": text, "error": error}

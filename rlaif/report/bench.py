@@ -14,6 +14,7 @@ from rich.text import Text
 from rlaif.compare.bootstrap import IntervalJson, direction, show_interval, show_number
 from rlaif.compare.judge_figures import BY_SUBSET
 from rlaif.compare.rewardbench import foreign_subsets
+from rlaif.compare.words import failure_words
 from rlaif.report import plots
 from rlaif.report.build import environment
 
@@ -109,7 +110,7 @@ GROUPS = (
             Column("unread_rate", "unread", "unparsed or failed, of its judgements"),
             Column("label_mass", "label mass", "probability on the labels"),
             Column("calls_per_pair", "calls", "questions to a model, per pair"),
-            Column("seconds_per_pair", "seconds", "per pair"),
+            Column("seconds_per_pair", "latency", "seconds of all calls together, per pair"),
             Column("prompt_tokens_per_pair", "tokens read", "per pair"),
             Column("new_tokens_per_pair", "tokens written", "per pair"),
             Column("money_per_pair", "money", "per pair"),
@@ -245,6 +246,8 @@ def _words(result: Result) -> list[str]:
         *(note for row in result["judges"].values() for note in row["notes"]),
         *foreign_words(result),
         *cost_words(result),
+        *uncounted_words(result),
+        *failed_words(result),
     ]
 
 
@@ -257,7 +260,7 @@ def _cell(value: IntervalJson | None) -> str:
 
 _COSTS = {
     "calls": "{:,.4g} calls",
-    "seconds": "{:,.3g} seconds",
+    "seconds": "{:,.3g} seconds of calls",
     "prompt_tokens": "{:,.0f} tokens read",
     "new_tokens": "{:,.0f} written",
     "money": "money {:,.4g}",
@@ -270,8 +273,29 @@ def cost_words(result: Result) -> list[str]:
     for name, row in result["judges"].items():
         pair = {key: row.get(f"{key}_per_pair", {}).get("mean") for key in _COSTS}
         if row["total"]["calls"]:
-            words.append(f"{name}: {_costs(row['total'])} in all; {_costs(pair)} per pair.")
+            wall = row.get("wall_seconds_per_pair")
+            clock = "" if wall is None else f", {wall:,.3g} seconds by the clock"
+            words.append(f"{name}: {_costs(row['total'])} in all; {_costs(pair)}{clock} per pair.")
     return words
+
+
+def uncounted_words(result: Result) -> list[str]:
+    """The models whose servers did not count all tokens: figures above are without those."""
+    return [
+        f"{name}: {row['answers']} answers without a count of tokens, which the figures of tokens "
+        f"and money are without; at most {row['estimated_cost']:,.4g} was paid for what nobody "
+        "counted."
+        for name, row in result.get("uncounted", {}).items()
+    ]
+
+
+def failed_words(result: Result) -> list[str]:
+    """The judgements of each judge that failed, by the reason."""
+    return [
+        f"{name}: {line}."
+        for name, row in result["judges"].items()
+        for line in failure_words(row.get("failures", {}))
+    ]
 
 
 def _costs(cost: Mapping[str, float | None]) -> str:

@@ -128,6 +128,11 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
         "curves": _curves(run.rounds),
         "distributions": _distributions(run),
         "totals": _totals(run.steps),
+        "failures": [
+            (step, reason, count)
+            for step in run.steps
+            for reason, count in step.get("errors", {}).items()
+        ],
         "pairs_total": len(run.preferences),
         "pairs_shown": len(data["pairs"]),
         "answers_total": len({(row["prompt_id"], row["seed"]) for row in run.heldout}),
@@ -289,8 +294,10 @@ def _pair_scores(run: RunView) -> list[Figure]:
 
 def _totals(steps: Sequence[StepRow]) -> dict[str, Any]:
     costs = [step["cost"] for step in steps if step["cost"] is not None]
+    estimated = [step.get("estimated_cost") or 0.0 for step in steps]
     return {
         "seconds": sum(step["seconds"] or 0.0 for step in steps if not step["reused"]),
         "cost": sum(costs) if costs else None,
+        "estimated": sum(estimated),
         "reused": sum(step["reused"] for step in steps),
     }

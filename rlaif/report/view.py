@@ -28,7 +28,8 @@ class RoundRow(TypedDict):
 
 
 class StepRow(TypedDict):
-    """One step that ran or was reused; `seconds` and `cost` are None when unknown."""
+    """One step that ran or was reused; `seconds` and `cost` are None when unknown. Of `cost`,
+    `estimated_cost` was not counted; `errors` are the reasons of records that failed."""
 
     seed: int
     arms: list[str]
@@ -40,6 +41,8 @@ class StepRow(TypedDict):
     reused: bool
     counts: dict[str, int]
     cost: float | None
+    estimated_cost: NotRequired[float | None]
+    errors: NotRequired[dict[str, int]]
 
 
 class LineageRow(TypedDict):

@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from itertools import chain, islice
 from typing import Any
 
+from rlaif.compare.words import commonest
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
 from rlaif.engines.thinking import CUT
@@ -17,13 +18,12 @@ from rlaif.judges.notes import answer_notes
 from rlaif.records import VALUED, Judgement
 from rlaif.steps.asking import SILENT_BATCH, Kept, Request, answers_of, asked_engine, verdicts
 from rlaif.steps.context import Engines, Progress, StepContext
+from rlaif.steps.failed import refuse_all_failed
 from rlaif.steps.groups import Groups
 from rlaif.store import StepFolder
 
 TURN_PROMPTS = 256
 """Prompts that a server is asked about at once by a judge that asks in turns."""
-MOST_ERRORS = 10
-"""How many reasons for failures a finished step names, the commonest first."""
 _CUTS = {"cut_while_thinking": CUT, "cut_at_limit": LIMIT}
 
 
@@ -33,29 +33,34 @@ def run(context: StepContext) -> dict[str, Any]:
     judging = _Judging(context, Groups(context))
     for wave in judging.groups.waves():
         judging.work(wave)
-    return _summary(context.folder, judging.judge.id)
+    return _summary(context.planned.id, judging.judge.id, context.folder)
 
 
-def _summary(folder: StepFolder, judge: str) -> dict[str, Any]:
+def _summary(name: str, judge: str, folder: StepFolder) -> dict[str, Any]:
+    """What is in the folder. Raises EngineError where every judgement failed."""
     calls: set[str] = set()
     statuses: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     masses: list[float] = []
     for row in folder.rows("judgements"):
         calls.add(row["call_id"])
         statuses[row["status"]] += 1
+        if row["status"] == "failed":
+            failed[row.get("error") or "no reason was given"] += 1
         if row.get("error"):
             errors[row["error"]] += 1
         if row["label_mass"] is not None:
             masses.append(row["label_mass"])
+    who = f"of judge {name}"
+    refuse_all_failed(f"verdicts {who}", f"calls {who}", statuses.total(), failed, folder.path)
     valued = sum(count for status, count in statuses.items() if status in VALUED)
     counts = {"calls": len(calls), "judgements": statuses.total(), "with_value": valued}
     cut = {name: errors[why] for name, why in _CUTS.items() if errors[why]}
-    most = sorted(errors.items(), key=lambda item: (-item[1], item[0]))[:MOST_ERRORS]
     return {
         "counts": counts | cut,
         "statuses": dict(statuses),
-        "errors": dict(most),
+        "errors": commonest(errors),
         "notes": answer_notes(judge, statuses.total(), errors, masses),
     }
 

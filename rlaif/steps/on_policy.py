@@ -24,7 +24,7 @@ from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, 
 from rlaif.engines.build import REMOTE
 from rlaif.engines.encoding import context_of, load_encoding
 from rlaif.engines.hf import HfEngine
-from rlaif.engines.thinking import CUT_ERROR
+from rlaif.engines.thinking import CUT
 from rlaif.engines.weights import Weights
 from rlaif.errors import RlaifError
 from rlaif.judges.base import Judge, roles_of
@@ -61,6 +61,7 @@ def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> Tr
         device=pick_device(start.spec.device),
         progress=progress,
         system_prompt=start.spec.system_prompt,
+        system_role=start.spec.system_role,
     )
     shutil.rmtree(rollouts.weights, ignore_errors=True)
     return replace(outcome, skipped={"overlong_prompts": rollouts.overlong})
@@ -74,7 +75,8 @@ class Rollouts:
         self.step: OnPolicyTrain = context.planned.step
         spec = context.planned.models["start"].spec
         limit = context_of(AutoConfig.from_pretrained(folder), spec)
-        self.encoding = load_encoding(folder, spec.system_prompt, limit, "policy", spec.thinking)
+        told = (spec.thinking, spec.system_role)
+        self.encoding = load_encoding(folder, spec.system_prompt, limit, "policy", *told)
         self.weights = context.folder.path / "work" / "rollout"
         self.prompts = self._fitting()
         self.overlong = len(context.planned.prompts) - len(self.prompts)
@@ -245,7 +247,7 @@ class Rollouts:
             system_prompt=self.encoding.system_prompt,
             rendered_hash=result.rendered_hash,
             digest=content_hash(result.text),
-            error=CUT_ERROR if result.cut else result.error,
+            error=CUT if result.cut else result.error,
             reasoning=result.reasoning or None,
         )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from rlaif.compare.words import commonest
 from rlaif.config import SampleStep
 from rlaif.config.steps import SamplingKeys
 from rlaif.data.instructed import Instruction, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
-from rlaif.engines.thinking import CUT, CUT_ERROR
+from rlaif.engines.thinking import CUT, WAS_CUT
 from rlaif.errors import EngineError
 from rlaif.records import Completion, Message, Prompt, content_hash
 from rlaif.steps.context import StepContext
@@ -26,11 +28,12 @@ def run(context: StepContext) -> dict[str, Any]:
     planned, step = context.planned, context.planned.step
     total = len(planned.prompts) * step.n
     done: set[str] = set()
-    tokens = failed = 0
+    tokens = 0
+    failed: Counter[str] = Counter()
     for row in context.folder.rows("completions"):
         done.add(row["completion_id"])
         tokens += len(row["token_ids"] or [])
-        failed += row["finish_reason"] == "failed"
+        failed.update(_failures([row["finish_reason"]], [row.get("error")]))
     context.progress.start("completions", total, len(done))
     if len(done) < total:
         engine = context.engines.get(planned.models["by"])
@@ -39,23 +42,30 @@ def run(context: StepContext) -> dict[str, Any]:
         for batch in engine.generate(requests, done):
             made = [_completion(r, *asked.pop(r.request_id), step, engine, planned) for r in batch]
             context.folder.append("completions", made)
-            new = sum(r.tokens_made for r in batch)
+            new = sum(r.tokens_made or 0 for r in batch)
             tokens += new
-            failed += sum(c.finish_reason == "failed" for c in made)
+            failed.update(_failures([c.finish_reason for c in made], [c.error for c in made]))
             context.progress.advance(len(batch), new, context.engines.account.note())
-    if failed == total > 0:
-        why = next(context.folder.rows("completions"))["error"]
+    if failed.total() == total > 0:
+        why = next(iter(failed))
         raise EngineError(
             f"{planned.id}: all {total} answers failed, the first with: {why}. Mend that; to ask "
             f"the same again, delete {context.folder.path}"
         )
-    counts = {"completions": total, "failed": failed}
-    rows = context.folder.rows("completions") if failed else ()
-    cut = sum(row["error"] == CUT_ERROR for row in rows)
-    if not cut:
-        return {"counts": counts, "tokens": tokens}
-    note = f"{planned.id}: {cut} of {total} answers were {CUT}: raise `max_new_tokens`"
-    return {"counts": counts | {"cut_while_thinking": cut}, "notes": [note], "tokens": tokens}
+    counts = {"completions": total, "failed": failed.total()}
+    summary = {"counts": counts, "errors": commonest(failed), "tokens": tokens}
+    cut = failed[CUT]
+    if cut:
+        counts["cut_while_thinking"] = cut
+        note = f"{planned.id}: {cut} of {total} answers were {WAS_CUT}: raise `max_new_tokens`"
+        summary["notes"] = [note]
+    return summary
+
+
+def _failures(endings: Sequence[str], errors: Sequence[str | None]) -> list[str]:
+    """The reasons of those that failed."""
+    both = zip(endings, errors, strict=True)
+    return [error or "no reason was given" for ending, error in both if ending == "failed"]
 
 
 def _requests(
@@ -118,12 +128,12 @@ def _completion(
         sampling=step.model_dump(mode="json", include={"n", *SamplingKeys.model_fields}),
         finish_reason="failed" if failed else result.finish_reason,
         # A server counts tokens and does not say which: unknown is not none.
-        token_ids=None if result.new_tokens is not None else result.token_ids,
+        token_ids=None if engine.concurrent else result.token_ids,
         logprobs=result.logprobs or None,
         principle=told.principle if told else None,
         system_prompt=own or planned.models["by"].spec.system_prompt,
         rendered_hash=result.rendered_hash,
         digest=content_hash(messages),
-        error=CUT_ERROR if result.cut else result.error,
+        error=CUT if result.cut else result.error,
         reasoning=result.reasoning or None,
     )

@@ -136,6 +136,7 @@ def _train_offline(
         "seed": planned.seed,
         "progress": report,
         "system_prompt": start.spec.system_prompt,
+        "system_role": start.spec.system_role,
     }
     device = pick_device(start.spec.device)
     token_ids = {

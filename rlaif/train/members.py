@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 
+from rlaif.chat import SystemRole
 from rlaif.config import DistillStep
 from rlaif.records import Preference, content_hash
 from rlaif.train.export import export_members
@@ -32,6 +33,7 @@ def train_members(
     device: str = "auto",
     progress: Callable[[TrainProgress], None] | None = None,
     system_prompt: str = "keep",
+    system_role: SystemRole = "keep",
 ) -> TrainOutcome:
     """Train `options.members` adapters of `start` and write them to `out` with its body.
 
@@ -56,6 +58,7 @@ def train_members(
             device,
             _told(progress, number, options.members),
             system_prompt,
+            system_role,
             merge=False,
         )
         adapters.append(own / "adapter")

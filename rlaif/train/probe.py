@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlaif.batching import fill
+from rlaif.chat import SystemRole
 from rlaif.compare.aggregate import pointwise_values
 from rlaif.compare.distance import fit_region
 from rlaif.config import FitStep
@@ -81,6 +82,7 @@ def fit_reward_model(
     device: torch.device,
     progress: Progress = None,
     system_prompt: str = "keep",
+    system_role: SystemRole = "keep",
 ) -> TrainOutcome:
     """Fit a head on the model in `start` and write the reward model to `out`.
 
@@ -103,6 +105,7 @@ def fit_reward_model(
         overlong=options.overlong,
         train_on_eos=True,
         system_prompt=system_prompt,
+        system_role=system_role,
         always_end=True,
     )
     if not encoded.examples:

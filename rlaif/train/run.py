@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rlaif.chat import SystemRole
 from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TextStep, TrainStep
 from rlaif.config.on_policy import PpoTrain
 from rlaif.config.training import KtoTrain
@@ -54,6 +55,7 @@ def train(
     device: str = "auto",
     progress: Callable[[TrainProgress], None] | None = None,
     system_prompt: str = "keep",
+    system_role: SystemRole = "keep",
     merge: bool = True,
 ) -> TrainOutcome:
     """Train `start` on `preferences` and write the result to `out`; without `merge` the adapter of
@@ -86,10 +88,11 @@ def train(
             "seed": seed,
             "device": str(where),
             "system_prompt": system_prompt,
+            "system_role": system_role,
             "merge": merge,
         }
         return _launch(request, processes, out, work, progress)
-    encoded = _encode(options, preferences, token_ids, start, system_prompt)
+    encoded = _encode(options, preferences, token_ids, start, system_prompt, system_role)
     return _train_here(options, encoded, start, reference, out, work, seed, where, progress, merge)
 
 
@@ -192,6 +195,7 @@ def train_on_policy(
     device: str = "auto",
     progress: Callable[[TrainProgress], None] | None = None,
     system_prompt: str = "keep",
+    system_role: SystemRole = "keep",
 ) -> TrainOutcome:
     """Train `start` on answers that `collect` samples from it, and write the result to `out`.
 
@@ -215,7 +219,7 @@ def train_on_policy(
                 "ptx_weight mixes in chosen answers, and there are no preferences: run ppo in an "
                 "experiment after a pair or load step, or set `ptx_weight: 0`"
             )
-        ptx = _encode(options, preferences, {}, start, system_prompt).examples
+        ptx = _encode(options, preferences, {}, start, system_prompt, system_role).examples
     critic = None
     with memory_advice(options):
         model = _trainable(options, start, where, dtype)
@@ -267,6 +271,7 @@ def _encode(
     token_ids: Mapping[str, list[int]],
     start: Path,
     system_prompt: str,
+    system_role: SystemRole,
 ) -> Encoded:
     refuse_single(options, preferences)
     repeated = 0
@@ -281,6 +286,7 @@ def _encode(
         overlong=options.overlong,
         train_on_eos=options.train_on_eos,
         system_prompt=system_prompt,
+        system_role=system_role,
         always_end=isinstance(options, DistillStep),
     )
     if not encoded.examples:

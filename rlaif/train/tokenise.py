@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlaif.batching import Branches
-from rlaif.chat import end_of_turn, render_answer, render_prompt
+from rlaif.chat import SystemRole, end_of_turn, render_answer, render_prompt
 from rlaif.errors import EngineError, RlaifError
 from rlaif.records import Message, Preference
 
@@ -133,6 +133,7 @@ def encode(
     overlong: Overlong,
     train_on_eos: bool,
     system_prompt: str = "keep",
+    system_role: SystemRole = "keep",
     always_end: bool = False,
 ) -> Encoded:
     """Examples of the chosen answers, or of `both` answers, in the order given; where one side is
@@ -142,7 +143,7 @@ def encode(
     model reads it there.
 
     `token_ids` maps completion ids to sampled tokens, the end token included if it was sampled.
-    `system_prompt` is the policy's setting, as it was when it sampled.
+    `system_prompt` and `system_role` are the policy's settings, as they were when it sampled.
     """
     result = Encoded()
     for preference in preferences:
@@ -158,14 +159,16 @@ def encode(
             where = f"prompt {preference.prompt_id}"
             if len(messages) != 1 or messages[0]["role"] != "assistant":
                 raise RlaifError(f"{where}: an answer must be exactly one assistant message")
-            text, end_ids = render_answer(tokenizer, preference.prompt, messages[0], where)
+            text, end_ids = render_answer(
+                tokenizer, preference.prompt, messages[0], where, system_role
+            )
             ids, retokenised = _branch(tokenizer, messages, text, end_ids, known, train_on_eos)
             end = end_of_turn(tokenizer, end_ids)
             if always_end and end is not None and ids[-1:] != [end]:
                 ids = [*ids, end]
             result.counts["retokenised"] += retokenised
             branches.append(ids)
-        given = render_prompt(tokenizer, preference.prompt, system_prompt)
+        given = render_prompt(tokenizer, preference.prompt, system_prompt, system_role)
         prompt_ids = tokenizer(given, add_special_tokens=False)["input_ids"]
         example = Example(
             preference.preference_id,

@@ -52,6 +52,7 @@ def main(path: Path) -> int:
             f"cuda:{local}" if cuda else "cpu",
             tell,
             request["system_prompt"],
+            request["system_role"],
             request["merge"],
         )
         found: dict[str, Any] = {"outcome": asdict(outcome)}

@@ -14,6 +14,7 @@ from rlaif.config import ModelSpec, YesNoJudge
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
+from rlaif.errors import RlaifError
 from rlaif.judges.base import Call, Judge
 from rlaif.judges.build import build_judge
 from rlaif.records import Completion, Judgement, content_hash, make_prompt
@@ -75,4 +76,8 @@ if __name__ == "__main__":
     url, out, count, concurrency = sys.argv[1:]
     # A loopback server answers in less than a second, or never.
     model = server_model(url, limits={"concurrency": int(concurrency), "total_seconds": 1.0})
-    judged(Path(out), model, int(count))
+    try:
+        judged(Path(out), model, int(count))
+    except RlaifError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

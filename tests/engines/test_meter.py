@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlaif.engines import meter as module
-from rlaif.engines.api import Usage
+from rlaif.engines.decode import Usage
 from rlaif.engines.meter import Meter, Meters, read_meters
 
 

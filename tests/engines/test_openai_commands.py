@@ -143,11 +143,10 @@ def test_no_command_shows_or_keeps_the_key(
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("CANARY_KEY", CANARY)
     key = "another" if rejected else CANARY
-    said = f"your key is {CANARY}"
     changes = {"system_fingerprint": CANARY, "note": f"Bearer {CANARY}"}
     header = f"x-request-id: {CANARY}\r\n"
     with Telltale(
-        lambda b, i: said, 0.0, key, TOPS, changes, context=10_000, headers=header
+        lambda b, i: "Rating: 7", 0.0, key, TOPS, changes, context=10_000, headers=header
     ) as server:
         far = {"path": "m", "engine": "openai", "base_url": server.url, "key_env": "CANARY_KEY"}
         far["price"] = {"input": 1.0, "output": 2.0}
@@ -187,5 +186,4 @@ def test_no_command_shows_or_keeps_the_key(
     if not rejected:
         assert {Path("run/report.html"), Path("run/spend.jsonl"), Path("answers.jsonl")} <= written
         assert any(p.name == "remote.json" for p in written)
-        assert "[key]" in Path("answers.jsonl").read_text()
     assert [p for p in written if b"sk-canary" in (tmp_path / p).read_bytes()] == []

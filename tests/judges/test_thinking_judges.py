@@ -16,7 +16,7 @@ from rlaif.config import ModelSpec
 from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.base import ScoreRequest, ScoreResult
 from rlaif.engines.fake import FakeEngine, FakeScript
-from rlaif.engines.thinking import CUT
+from rlaif.engines.thinking import CUT, WAS_CUT
 from rlaif.judges.notes import answer_notes
 from rlaif.progress import QuietProgress
 from rlaif.steps.asking import Kept
@@ -118,13 +118,13 @@ def test_a_thought_without_an_end_is_no_answer(tmp_path: Path) -> None:
         assert row["reasoning"] == "A red one, so"
     marker = json.loads((tmp_path / "out" / "done.json").read_text())
     assert marker["counts"]["cut_while_thinking"] == len(failed)
-    assert f"{len(failed)} of 12 answers were {CUT}" in done.output
+    assert f"{len(failed)} of 12 answers were {WAS_CUT}" in done.output
 
 
 def test_when_no_thought_ends_the_step_stops_and_says_why(tmp_path: Path) -> None:
     done, _ = sampled(tmp_path, ["<think>A red one, so"])
     assert done.exit_code != 0 and "all 8 answers failed" in str(done.exception)
-    assert f"{CUT}: give it more tokens (`max_new_tokens`)" in str(done.exception)
+    assert CUT in str(done.exception)
 
 
 def test_a_run_whose_labels_get_little_probability_says_so(tmp_path: Path) -> None:
@@ -172,4 +172,4 @@ def test_a_run_and_its_status_say_how_many_thoughts_were_cut(tmp_path: Path) -> 
         done = CliRunner().invoke(cli, command, catch_exceptions=False)
         assert done.exit_code == 0, done.output
         assert "note: judge r: 6 of 6 verdicts could not be read" in done.output
-        assert f"{CUT}: raise `max_new_tokens` of the judge" in done.output
+        assert f"{WAS_CUT}: raise `max_new_tokens` of the judge" in done.output

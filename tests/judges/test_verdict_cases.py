@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 
 from rlaif.cli import cli
-from rlaif.engines.thinking import CUT
+from rlaif.engines.thinking import CUT, WAS_CUT
 from rlaif.judges.base import LIMIT
 from rlaif.records import Completion, content_hash, make_prompt, to_json
 from tests.servers.scripted import ScriptedServer, prompt_text
@@ -212,7 +212,7 @@ def test_what_cut_answers_cost_is_said_with_the_key_to_raise(tmp_path: Path) -> 
     assert found == [{NONE}, {NONE}, {4.0}]
     assert done["counts"]["cut_while_thinking"] == done["counts"]["cut_at_limit"] == 2
     assert done["errors"] == {CUT: 2, LIMIT: 2}
-    for why in (CUT, LIMIT):
+    for why in (WAS_CUT, LIMIT):
         assert f"2 of 6 verdicts could not be read, since the answer was {why}" in said
     assert "raise `max_new_tokens`" in said
     lines = (tmp_path / "cut" / "judged" / "judgements.jsonl").read_text().split("\n")

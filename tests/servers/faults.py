@@ -1,18 +1,21 @@
 """A proxy on a real socket that passes calls on to a server and spoils some of them.
 
 Each connection's calls are read whole and passed on by one of their own. `faults` says what
-happens to a call: a name of `KINDS`, or None to pass it on.
+happens to a call: a name of `KINDS`, of a shape in `tests.servers.shapes`, or None to pass it on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 from typing import Self
 from urllib.parse import urlsplit
+
+from tests.servers.shapes import CHANGING, SHAPES, STOPPING
 
 Faults = Callable[[int], str | None]
 """From the number of the call (from 0) to what happens to it."""
@@ -77,7 +80,14 @@ class FaultProxy:
             await writer.drain()
             return True
         self.done[kind] += 1
-        return await getattr(self, f"_{kind}")(request, writer)
+        if kind in KINDS:
+            return bool(await getattr(self, f"_{kind}")(request, writer))
+        reply = {}
+        if kind in CHANGING:
+            reply = json.loads((await self._passed_on(request)).partition(b"\r\n\r\n")[2])
+        writer.write({**SHAPES, **STOPPING}[kind](reply))
+        await writer.drain()
+        return kind != "no HTTP"
 
     async def _passed_on(self, request: bytes) -> bytes:
         reader, writer = await asyncio.open_connection(*self.target)

@@ -98,8 +98,8 @@ class ScriptedServer:
         server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
 
-    def respond(self, path: str, key: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Status and JSON of one request."""
+    def respond(self, path: str, key: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """Status and JSON of one request; bytes are sent as they are, head and all."""
         if self.key is not None and key != f"Bearer {self.key}":
             # Real servers put part of the key into this message, careless ones all of it.
             return 401, _error(f"Incorrect API key provided: {key}")
@@ -187,21 +187,23 @@ class _Connection(asyncio.Protocol):
         status, reply = self.server.respond(
             first.split(" ")[1], headers.get("authorization", ""), body
         )
-        payload = json.dumps(reply).encode()
-        head_out = (
-            f"HTTP/1.1 {status} {REASONS[status]}\r\ncontent-type: application/json\r\n"
-            f"{self.server.headers}content-length: {len(payload)}\r\n\r\n"
-        ).encode()
+        sent = reply
+        if not isinstance(reply, bytes):
+            sent = http(status, json.dumps(reply).encode(), self.server.headers)
         name = json.dumps(body, sort_keys=True)
-        asyncio.get_running_loop().call_later(
-            self.server.latency, self._send, head_out + payload, name
-        )
+        asyncio.get_running_loop().call_later(self.server.latency, self._send, sent, name)
 
     def _send(self, payload: bytes, name: str) -> None:
         if not self.transport.is_closing():
             self.transport.write(payload)
             if self.server.keep:
                 self.server.answered[name] += 1
+
+
+def http(status: int, payload: bytes, headers: str = "", kind: str = "application/json") -> bytes:
+    """A whole HTTP answer."""
+    head = f"HTTP/1.1 {status} {REASONS.get(status, 'Odd')}\r\ncontent-type: {kind}\r\n"
+    return f"{head}{headers}content-length: {len(payload)}\r\n\r\n".encode() + payload
 
 
 def _error(message: str) -> dict[str, Any]:

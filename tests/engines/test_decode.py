@@ -1,0 +1,251 @@
+"""What is read of a server's answer, and that nothing that it sends ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlaif.config import ModelSpec
+from rlaif.engines.api import Result, calls, most_usage, read, serves_log_probs
+from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
+from rlaif.engines.decode import (
+    Answer,
+    Malformed,
+    ServerError,
+    Usage,
+    decode_answer,
+    decode_error,
+    decode_stored,
+    encode_answer,
+    is_silent,
+)
+from rlaif.engines.failures import Again, Refused, SchemaRefused, failure_of
+from rlaif.errors import EngineError
+
+SPEC = ModelSpec.model_validate(
+    {
+        "path": "m",
+        "engine": "openai",
+        "base_url": "http://host/v1",
+        "price": {"input": 1, "output": 2},
+    }
+)
+MESSAGES: list[Any] = [{"role": "user", "content": "Is it?"}]
+GENERATE = GenerateRequest("g", MESSAGES, Sampling(8, stop=("!",)), json_schema={"type": "object"})
+SCORE = ScoreRequest("s", MESSAGES, labels={"yes": ("Yes",), "no": ("No",)})
+RIGHT: dict[str, Any] = {
+    "id": "a1",
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "Yes"}],
+                "reasoning_content": "Hm.",
+                "refusal": None,
+            },
+            "logprobs": {
+                "content": [
+                    {
+                        "token": "Yes",
+                        "logprob": -0.1,
+                        "top_logprobs": [
+                            {"token": "Yes", "logprob": -0.1},
+                            {"token": "No", "logprob": -2.5},
+                        ],
+                    }
+                ]
+            },
+        }
+    ],
+    "usage": {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    },
+}
+ERROR = {"error": {"message": "Slow down", "type": "x", "code": 429, "metadata": {"raw": "busy"}}}
+
+ODD = st.sampled_from(
+    [
+        *(None, True, 0, -1, 7, 0.5, 1e-3, 10**9, 10**400, -(10**400)),
+        *(math.nan, math.inf, -math.inf, 1e308),
+        *("", "error", "stop", "length", "content_filter", "429", "None", "\ud800", "é" * 5),
+        *({}, [], [None], [[]], [1, "a"], {"a": 1}, {"text": 1}, {"message": None}),
+        *({"code": 429}, {"type": "text", "text": 5}, {"token": 1, "logprob": "x"}),
+    ]
+)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something stands in a JSON value."""
+    if not isinstance(value, dict | list):
+        return [at]
+    inner: Iterable[Any] = value.items() if isinstance(value, dict) else enumerate(value)
+    return [at, *(place for key, part in inner for place in places(part, (*at, key)))]
+
+
+def changed(value: Any, at: tuple[Any, ...], to: Any) -> Any:
+    """`value` with `to` at a place; without it where `to` is `...`."""
+    if not at:
+        return None if to is ... else to
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    if len(at) == 1 and to is ...:
+        del copy[at[0]]
+    else:
+        copy[at[0]] = changed(value[at[0]], at[1:], to)
+    return copy
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> str:
+    """A right answer or an error, changed in some places, or cut, or nested, or no JSON at all."""
+    value: Any = draw(st.sampled_from([RIGHT, RIGHT, RIGHT, ERROR, {"detail": ["no"]}]))
+    for _ in range(draw(st.integers(1, 3))):
+        found = places(value)
+        value = changed(value, draw(st.sampled_from(found)), draw(ODD | st.just(...)))
+        if not isinstance(value, dict | list):
+            break
+    text = json.dumps(value)
+    kind = draw(st.sampled_from(["whole"] * 8 + ["cut", "deep", "stream", "joined"]))
+    if kind == "cut":
+        return text[: draw(st.integers(0, len(text)))]
+    if kind == "deep":
+        return text.replace("null", "[" * 5000 + "]" * 5000)
+    return {"stream": f"data: {text}\n\n", "joined": text + text}.get(kind, text)
+
+
+def outcome(text: str, request: Any) -> Result | str:
+    """What becomes of a body that came for a request: its result, or the name of what failed."""
+    (call,) = calls(SPEC, "m", [request])
+    try:
+        answer = decode_answer(text)
+    except Malformed:
+        return "malformed"
+    if isinstance(answer, ServerError):
+        failure = failure_of(answer, SPEC, "m", call.body, answered=True)
+        assert isinstance(failure, Again | Refused | SchemaRefused | EngineError)
+        str(failure).encode()
+        return "error"
+    if any(c.error is not None or is_silent(c) for c in answer.choices):
+        return "again"
+    (result,) = read(SPEC, call, answer, 0.1)
+    serves_log_probs(call, answer)
+    stored = decode_stored(json.loads(json.dumps(encode_answer(answer))))
+    assert stored is not None
+    assert read(SPEC, call, stored, 0.1) == [result]
+    return result
+
+
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=bodies(), label=st.booleans())
+def test_no_body_ends_in_a_traceback_or_an_impossible_record(text: str, label: bool) -> None:
+    found = outcome(text, SCORE if label else GENERATE)
+    if isinstance(found, str):
+        return
+    json.dumps([found.cost, found.prompt_tokens], allow_nan=False)
+    assert found.cost is None or 0 <= found.cost < math.inf
+    assert found.prompt_tokens is None or 0 <= found.prompt_tokens <= 10**8
+    if found.error is None and found.request_id == "g":
+        found.text.encode()  # type: ignore[union-attr]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(max_size=40) | bodies(), status=st.integers(300, 599))
+def test_every_error_is_a_failure_with_words(text: str, status: int) -> None:
+    error = decode_error(status, text)
+    assert error.status == status
+    for answered in (False, True):
+        failure = failure_of(error, SPEC, "m", {"max_tokens": 1, "logprobs": True}, answered)
+        assert isinstance(failure, Again | Refused | EngineError)
+        str(failure).encode()
+
+
+def usage_of(value: Any) -> Usage | None:
+    answer = decode_answer(json.dumps(RIGHT | {"usage": value}))
+    assert isinstance(answer, Answer)
+    return answer.usage
+
+
+@pytest.mark.parametrize(
+    ("value", "usage"),
+    [
+        ({"prompt_tokens": 7, "completion_tokens": 3}, Usage(7, 3)),
+        (
+            {"prompt_tokens": 7.0, "completion_tokens": 3, "prompt_tokens_details": None},
+            Usage(7, 3),
+        ),
+        (RIGHT["usage"], Usage(7, 3, 2)),
+        ({"prompt_tokens": 7}, None),
+        ({"prompt_tokens": "7", "completion_tokens": "3"}, None),
+        ({"prompt_tokens": True, "completion_tokens": 3}, None),
+        ({"prompt_tokens": -7, "completion_tokens": 3}, None),
+        ({"prompt_tokens": 7.5, "completion_tokens": 3}, None),
+        ({"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": [1]}, None),
+        ([7, 3], None),
+    ],
+)
+def test_usage_is_what_was_counted_or_unknown(value: Any, usage: Usage | None) -> None:
+    assert usage_of(value) == usage
+
+
+@pytest.mark.parametrize("count", [math.nan, math.inf, -math.inf, 10**9, 10**400])
+def test_counts_that_cannot_be_are_no_answer_and_unknown_where_they_were_kept(count: Any) -> None:
+    value = {"prompt_tokens": count, "completion_tokens": 3}
+    with pytest.raises(Malformed, match="the usage counts"):
+        usage_of(value)
+    stored = decode_stored(RIGHT | {"usage": value})
+    assert stored is not None
+    assert stored.usage is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ({"message": "x", "code": "429"}, 429),
+        ({"message": "x", "code": None, "type": "rate_limit_error"}, 429),
+        ({"message": "x", "type": "invalid_request_error", "code": "model_not_found"}, 404),
+        ({"message": "x", "type": "invalid_request_error", "code": None}, 400),
+        ({"message": "x", "status": "RESOURCE_EXHAUSTED"}, 429),
+        ({"error": {"message": "x", "code": 502}}, 502),
+        ("Too Many Requests", 429),
+        ("Unexpected endpoint or method. (POST /chat/completions)", 404),
+        ("It went wrong", None),
+        ({"message": "x", "code": 20}, None),
+    ],
+)
+def test_the_error_in_a_200_has_its_own_status(error: Any, status: int | None) -> None:
+    found = decode_answer(json.dumps({"choices": None, "error": error}))
+    assert isinstance(found, ServerError)
+    assert found.status == status
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "the words"}},
+        {"detail": "the words"},
+        {"detail": [{"msg": "the words", "loc": ["body"]}]},
+        {"message": {"error": "the words"}},
+        {"errors": ["the words"]},
+        {"error": {"code": 1, "metadata": {"raw": "the words"}}},
+    ],
+)
+def test_the_words_of_an_error_are_found_wherever_they_stand(body: Any) -> None:
+    assert "the words" in decode_error(400, json.dumps(body)).words
+
+
+def test_an_unpriced_call_without_usage_costs_nothing_and_a_priced_one_is_unknown() -> None:
+    (call,) = calls(SPEC, "m", [GENERATE])
+    answer = decode_answer(json.dumps(RIGHT | {"usage": None}))
+    assert isinstance(answer, Answer)
+    (result,) = read(SPEC, call, answer, 0.1)
+    assert (result.prompt_tokens, result.cost) == (None, None)
+    assert most_usage(call.body).cost(SPEC.price) > 0
