@@ -28,7 +28,7 @@ from rlaif.records import VALUED, Completion, Judgement, Preference, Prompt, R, 
 from rlaif.runs import Run
 from rlaif.steps.context import ByPrompt
 from rlaif.steps.missing import why_no_pairs
-from rlaif.store import explain_os_errors, write_atomic
+from rlaif.store import explain_os_errors, partial_of, sweep, write_atomic
 
 MARKER = "rlaif.json"
 """A file that says that the folder was written here and may be written anew."""
@@ -109,7 +109,8 @@ def _check_folder(folder: Path) -> None:
 
 def _write(folder: Path, spec: DatasetSpec, facts: Facts, tables: Tables) -> None:
     """The whole folder at once: a kill leaves the old one or a hidden half."""
-    partial = folder.with_name(f".{os.getpid()}.{folder.name}")
+    partial = partial_of(folder)
+    sweep(folder.parent)
     with explain_os_errors(folder):
         try:
             partial.mkdir(parents=True)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.errors import StoreError
-from rlaif.records import canonical_json
 
 CHECK = "check"
 """The key of a JSON object's own checksum."""
@@ -46,7 +45,7 @@ def file_digest(path: Path) -> str:
 
 
 def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with its own checksum. Raises ValueError on NaN, which is no JSON."""
+    """A JSON object with its own checksum."""
     return {**row, CHECK: _seal(row)}
 
 
@@ -65,13 +64,10 @@ def unsealed(row: Any, path: Path | str, advice: str, required: bool = True) -> 
 
 
 def _seal(row: Mapping[str, Any]) -> str:
-    content = {str(key): value for key, value in row.items() if key != CHECK}
-    # As it will be read back: keys are texts then, and tuples lists.
-    try:
-        return digest(canonical_json(content).encode("utf-8", "surrogatepass"))
-    except ValueError:
-        # NaN and infinity, which Python's reader takes and nothing here writes.
-        return ""
+    content = {key: value for key, value in row.items() if key != CHECK}
+    # As it is read back: keys are texts then, and tuples lists.
+    read = json.loads(json.dumps(content))
+    return digest(json.dumps(read, sort_keys=True).encode())
 
 
 def write_checksums(folder: Path) -> None:
@@ -102,6 +98,40 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def add(folder: Path, name: str) -> None:
+    """Take a file that was written later into the checksums of a published folder."""
+    if not (folder / NAME).exists():
+        # An earlier version made it.
+        return
+    rows = read_checksums(folder, f"Delete the folder {folder}.")
+    path = folder / name
+    rows[name] = {"size": path.stat().st_size, "digest": _synced_digest(path)}
+    # Not in place: folders that are one model share their files.
+    temporary = folder / (NAME + ".tmp")
+    temporary.write_text(json.dumps(sealed({"files": rows}), indent=1), encoding="utf-8")
+    temporary.replace(folder / NAME)
+
+
+def read_sealed(path: Path, advice: str, required: bool = True) -> dict[str, Any] | None:
+    """The object in a file that holds a `sealed` one, without its checksum; None where there is no
+    such file. Raises StoreError with the `advice` where it is damaged."""
+    try:
+        row = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        row = None
+    return unsealed(row, path, advice, required)
+
+
+def write_sealed(path: Path, row: Mapping[str, Any]) -> None:
+    """Write an object with its checksum; a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(sealed(row), indent=1), encoding="utf-8")
+    fsync(temporary)
+    temporary.replace(path)
 
 
 def publish(temporary: Path, out: Path) -> None:
@@ -145,18 +175,14 @@ def verify(
         for name, own in zip(wanted, found, strict=True):
             if own != rows[name]["digest"]:
                 raise StoreError(f"{folder / name}: damaged (its checksum differs). {advice}")
-    return sum(rows[name]["size"] for name in wanted)
+    return sum(int(rows[name]["size"]) for name in wanted)
 
 
 def read_checksums(folder: Path, advice: str) -> dict[str, dict[str, Any]]:
     """Size and digest of every file of a published folder. Raises StoreError where they are
     damaged themselves or not there."""
-    path = folder / NAME
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(f"{path}: missing. {advice}") from None
-    except (ValueError, RecursionError):
-        row = None
-    files: dict[str, dict[str, Any]] = unsealed(row, path, advice)["files"]
+    row = read_sealed(folder / NAME, advice)
+    if row is None:
+        raise StoreError(f"{folder / NAME}: missing. {advice}")
+    files: dict[str, dict[str, Any]] = row["files"]
     return files

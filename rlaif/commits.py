@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import BinaryIO
@@ -156,7 +157,7 @@ def read_log(path: Path, advice: str) -> list[Commit]:
         found.pop()
     commits = [commit for commit in found if commit is not None]
     ends = [0, *(commit.end for commit in commits)]
-    ordered = all(first < second for first, second in zip(ends, ends[1:], strict=False))
+    ordered = all(first < second for first, second in pairwise(ends))
     if len(commits) < len(found) or not ordered:
         raise StoreError(f"{log}: damaged. {advice}")
     return commits

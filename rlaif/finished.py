@@ -20,7 +20,10 @@ from rlaif.errors import StoreError
 MASTERS = "masters"
 """The subfolder of a model that may be dropped when no later training starts from it."""
 
-Stat = dict[str, int]
+BESIDE = "prompts.json"
+"""What a step command leaves beside its records: the prompts that it asked."""
+
+Stat = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,9 @@ def seen(folder: Path, model: Path | None) -> dict[str, Any]:
     for path in names:
         checksums.fsync(path)
     found: dict[str, Any] = {"files": {p.name: _stat(p) for p in names}}
+    beside = folder / BESIDE
+    if beside.exists():
+        found["files"][BESIDE] = _stat(beside) | {"digest": checksums.file_digest(beside)}
     if model is not None:
         inside = sorted(p for p in model.rglob("*") if p.is_file())
         found["model"] = {
@@ -64,7 +70,7 @@ def read(path: Path, advice: str) -> dict[str, Any] | None:
     """A step's marker, or None where there is none. Raises StoreError where it is damaged."""
     try:
         row = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: damaged JSON ({error}). {advice}") from None
@@ -115,8 +121,12 @@ def _changed(
         if not path.is_file() or path.stat().st_size != size:
             raise StoreError(f"{path}: changed or removed after the step was finished. {advice}")
         own = path.stat().st_mtime_ns
-        if not isinstance(known, int) and own != known["mtime_ns"]:
+        if isinstance(known, int) or own == known["mtime_ns"]:
+            continue
+        if "digest" not in known:
             changed[name] = (size, own)
+        elif checksums.file_digest(path) != known["digest"]:
+            raise StoreError(f"{path}: damaged (its checksum differs). {advice}")
     return changed
 
 
@@ -159,6 +169,11 @@ def verify(folder: Path, marker: Mapping[str, Any] | None, advice: str) -> Verif
             found = [c for c in commits.read_log(path, advice) if c.end <= size]
             commits.damaged(path, found, advice)
             total += Verified(1, size)
+    known = (marker or {}).get("files", {}).get(BESIDE)
+    if known is not None:
+        if checksums.file_digest(folder / BESIDE) != known["digest"]:
+            raise StoreError(f"{folder / BESIDE}: damaged (its checksum differs). {advice}")
+        total += Verified(1, known["size"])
     made = (marker or {}).get("model")
     models = [(folder / made["folder"], advice)] if made is not None else []
     for model, what in [*models, *_checkpoints(folder)]:

@@ -1,8 +1,8 @@
 """The store's record files: lines of JSON in whole batches, read in order or by key.
 
-Which bytes are whole batches says the file's commit log (`commits`); in folders of earlier versions,
-which have none, a batch is closed by a blank line. Whatever follows was torn by a kill and is not
-there. Lines are decoded straight into records, which is several times as fast as going through
+A file's commit log (`commits`) says which bytes are whole batches; in folders of earlier versions,
+which have none, a blank line closes a batch. Whatever follows was torn by a kill and is not there.
+Lines are decoded straight into records, which is several times as fast as going through
 a dict and a constructor.
 """
 

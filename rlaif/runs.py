@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rlaif.engines.meter import Meter, read_meters
-from rlaif.manifest import read_manifest
+from rlaif.errors import StoreError
+from rlaif.manifest import ADVICE, read_manifest
 from rlaif.records import Prompt, from_json, to_json
 from rlaif.report.view import HeldOutRow, LineageRow, RoundRow, RunView, StepRow
 from rlaif.rounds import read_rounds
@@ -275,7 +276,10 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8", errors="surrogatepass")
-    return [json.loads(line) for line in text.split("\n") if line]
+    try:
+        return [json.loads(line) for line in text.split("\n") if line]
+    except (ValueError, RecursionError):
+        raise StoreError(f"{path}: damaged. {ADVICE}") from None
 
 
 def _unique(rows: Iterator[dict[str, Any]], *keys: str) -> Iterator[dict[str, Any]]:

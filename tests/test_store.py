@@ -255,7 +255,9 @@ def test_a_file_changed_after_the_marker_is_detected(tmp_path: Path, change: str
         path.write_bytes(path.read_bytes()[:-3])
     else:
         (commits.log_of(path) if change == "log removed" else path).unlink()
-    with pytest.raises(StoreError, match=r"rows\.(jsonl|commits): changed or removed.*Delete the folder"):
+    with pytest.raises(
+        StoreError, match=r"rows\.(jsonl|commits): changed or removed.*Delete the folder"
+    ):
         folder.done()
 
 

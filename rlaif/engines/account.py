@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from pathlib import Path
 
+from rlaif.checksums import CHECK, sealed, unsealed
 from rlaif.engines.meter import Meters
+from rlaif.errors import StoreError
 
 
 class Account:
@@ -25,9 +28,10 @@ class Account:
         self.meters = Meters()
         self._held = 0.0
         lines = _lines(path)
-        self.spent = math.fsum(_cost(line) for line in lines)
+        costs = (_cost(line, path, number) for number, line in enumerate(lines[:-1], 1))
+        self.spent = math.fsum(costs)
         # A last line that was cut short must not run into the next one.
-        self._end = "\n" if lines[-1] else ""
+        self._torn = len(lines[-1].encode("utf-8", "surrogateescape"))
 
     def hold(self, cost: float) -> bool | None:
         """Set the most that a call can cost aside. False: not now, since open calls may use what is
@@ -48,10 +52,12 @@ class Account:
         """Note what a call cost, on disk first."""
         with self._lock:
             if self.path is not None and cost > 0:
-                row = {"model": model, "cost": cost}
+                if self._torn:
+                    os.truncate(self.path, self.path.stat().st_size - self._torn)
+                    self._torn = 0
+                row = sealed({"model": model, "cost": cost})
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(self._end + json.dumps(row) + "\n")
-                self._end = ""
+                    file.write(json.dumps(row) + "\n")
             self.spent += cost
 
     def beside(self) -> Account:
@@ -92,12 +98,20 @@ def _lines(path: Path | None) -> list[str]:
     """The lines of a ledger; the last is empty unless it was cut short."""
     if path is None or not path.exists():
         return [""]
-    return path.read_text(encoding="utf-8").split("\n")
+    return path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
 
 
-def _cost(line: str) -> float:
-    """What a line of a ledger says; 0 for one that was cut short."""
+def _cost(line: str, path: Path | None, number: int) -> float:
+    """What a line of a ledger says. Raises StoreError where it is damaged."""
+    advice = "Mend this line, or delete it: what it cost then counts no more."
     try:
-        return float(json.loads(line)["cost"]) if line else 0.0
-    except ValueError:
-        return 0.0
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        # Earlier versions left lines that a kill had cut short, without a checksum.
+        if CHECK not in line and not line.endswith("}"):
+            return 0.0
+        row = None
+    cost = unsealed(row, f"{path}:{number}", advice, required=False).get("cost")
+    if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not 0 <= cost < math.inf:
+        raise StoreError(f"{path}:{number}: damaged (no cost). {advice}")
+    return float(cost)

@@ -15,6 +15,7 @@ from rlaif.data.hygiene import of_prompt, sift
 from rlaif.data.sources import all_prompts
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
 from rlaif.errors import ConfigError
+from rlaif.plan.base import step_hash
 from rlaif.prompting.accept import Accepted
 from rlaif.prompting.ask import Ask, Writing, writing
 from rlaif.prompting.mix import mixed
@@ -132,7 +133,9 @@ def _written(
         )
     template = asked.template.hash if asked.template else None
     keys = source.model_dump(mode="json", exclude={"weight", "tags", "id"})
-    folder = store.step(content_hash("written", keys, given, template, model.identity(), seed))
+    folder = store.step(
+        step_hash("sample", "written", keys, given, template, model.identity(), seed)
+    )
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.repair()
     longest = getattr(source, "longest_answers", None)
