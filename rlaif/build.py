@@ -104,7 +104,10 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
 
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not (folder / MARKER).exists() and any(folder.iterdir()):
-        raise StoreError(f"{folder} is not empty and was not written by rlaif; choose another one")
+        raise StoreError(
+            f"{folder} is not empty and was not written by rlaif. Choose another folder, or delete "
+            f"the folder {folder} to have it written anew."
+        )
 
 
 def _write(folder: Path, spec: DatasetSpec, facts: Facts, tables: Tables) -> None:

@@ -60,7 +60,7 @@ class Records(StepFolder):
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Every row, wherever it lies. Raises ConfigError for a plain file without any, StoreError
         where a step's folder is not what the step left."""
-        if self.done() is not None:
+        if self.marker.exists():
             yield from super().rows(name)
             return
         path = self.path / f"{name}.jsonl" if self.path.is_dir() else self.path
@@ -72,13 +72,13 @@ class Records(StepFolder):
 
     def records(self, kind: type[R]) -> Iterator[R]:
         """Every record of a kind, wherever it lies."""
-        if self.done() is not None:
+        if self.marker.exists():
             return super().records(kind)
         return (from_json(kind, row) for row in self.rows(FILES[kind]))
 
     def index(self, name: str, key: str) -> Index:
         """Every row by key; those of a plain file, which may be packed, are held."""
-        if self.done() is not None:
+        if self.marker.exists():
             return super().index(name, key)
         rows = self.read(name)
         return HeldIndex(lambda: rows, key)

@@ -159,16 +159,13 @@ def verify(folder: Path, marker: Mapping[str, Any] | None, advice: str) -> Verif
     """Compare all records of a step, its model and its checkpoints with their checksums. `marker`
     is None while the step is unfinished. Raises StoreError for the first that is damaged."""
     total = Verified()
-    for path in sorted(folder.glob("*.jsonl")):
+    if marker is None:
+        total += compare_begun(folder, advice)
+    for path in sorted(folder.glob("*.jsonl")) if marker is not None else ():
         if not commits.log_of(path).exists():
             total += Verified(unchecked=1)
-        elif marker is not None:
-            total += Verified(1, _compare(path, advice))
         else:
-            size = commits.committed(path) or 0
-            found = [c for c in commits.read_log(path, advice) if c.end <= size]
-            commits.damaged(path, found, advice)
-            total += Verified(1, size)
+            total += Verified(1, _compare(path, advice))
     known = (marker or {}).get("files", {}).get(BESIDE)
     if known is not None:
         if checksums.file_digest(folder / BESIDE) != known["digest"]:
@@ -181,6 +178,20 @@ def verify(folder: Path, marker: Mapping[str, Any] | None, advice: str) -> Verif
             compared = checksums.verify(model, what, (MASTERS,))
             files = sum(p.is_file() for p in model.rglob("*"))
             total += Verified(unchecked=files) if compared is None else Verified(files, compared)
+    return total
+
+
+def compare_begun(folder: Path, advice: str) -> Verified:
+    """Compare the whole batches of an unfinished step with their logs. Raises StoreError."""
+    total = Verified()
+    for path in sorted(folder.glob("*.jsonl")):
+        size = commits.committed(path)
+        if size is None:
+            total += Verified(unchecked=1)
+            continue
+        found = [commit for commit in commits.read_log(path, advice) if commit.end <= size]
+        commits.damaged(path, found, advice)
+        total += Verified(1, size)
     return total
 
 

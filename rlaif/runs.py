@@ -37,7 +37,9 @@ class Run:
         for step in self.manifest["steps"]:
             extra = {"step": step["id"], "run_seed": step["seed"], "run_round": step["round"]}
             extra["run_arms"] = " ".join(step["arms"])
-            for row in self.store.step(step["hash"]).read(kind):
+            folder = self.store.step(step["hash"])
+            folder.check()
+            for row in folder.rows(kind):
                 yield row | extra
 
     def _frame(self, kind: str) -> pandas.DataFrame:

@@ -192,6 +192,11 @@ class StepFolder:
             finished.check(self.path, marker, self.advice)
         return marker
 
+    def check(self) -> None:
+        """Raises StoreError where records are damaged, be the step finished or not."""
+        if self.done() is None:
+            finished.compare_begun(self.path, self.advice)
+
     def verify(self) -> finished.Verified:
         """Compare all that is stored with its checksums. Raises StoreError for what is damaged."""
         return finished.verify(self.path, self.done(), self.advice)
@@ -229,7 +234,9 @@ class StepFolder:
                 commits.settle(path, self.advice)
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
-        """Every committed row of `<name>.jsonl`, in the order of writing, one held at a time."""
+        """Every committed row of `<name>.jsonl`, in the order of writing, one held at a time.
+        Reading raises StoreError where a finished step's files are damaged, here as below."""
+        self.done()
         return read_rows(self._file(name))
 
     def read(self, name: str) -> list[dict[str, Any]]:
@@ -238,10 +245,12 @@ class StepFolder:
 
     def records(self, kind: type[R]) -> Iterator[R]:
         """Every committed record of a kind, in the order of writing, one held at a time."""
+        self.done()
         return read_records(self._file(FILES[kind]), kind)
 
     def index(self, name: str, key: str) -> Index:
         """Where the committed rows of `<name>.jsonl` lie, by what each has under `key`."""
+        self.done()
         return RowIndex(self._file(name), key)
 
     def count(self, name: str) -> int:

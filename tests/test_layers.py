@@ -14,7 +14,8 @@ import rlaif
 PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
-    | {"textstats", "templates", "parsing", "store", "rowfiles", "workers", "changes", "amend"},
+    | {"textstats", "templates", "parsing", "store", "rowfiles", "workers", "changes", "amend"}
+    | {"checksums", "commits", "finished"},
     {"attention", "logprobs", "batching", "chat", "device", "fused", "heads", "losses"},
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
@@ -27,6 +28,7 @@ LAYERS = [
         "rounds",
         "sameness",
         "schedule",
+        "verify",
         "runs",
         "files",
         "bench",
