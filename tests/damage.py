@@ -168,8 +168,54 @@ def trained(model: Path) -> dict[str, Any]:
     data = scripted(name="trained", rounds=1)
     data["models"] = {"policy": {"path": str(model), "dtype": "float32"}}
     keys = {"learning_rate": 1e-4, "batch_size": 1, "checkpoint_every": 1, "precision": "fp32"}
-    data["steps"].insert(4, {"train": {"method": "dpo", "epochs": 3, **keys}})
+    del data["steps"][2]
+    data["steps"][2] = {"pair": {"weights": {"checks": 1.0}}}
+    data["steps"].insert(3, {"train": {"method": "dpo", "epochs": 3, **keys}})
     return data
+
+
+def served(url: str) -> dict[str, Any]:
+    """An experiment whose judge is on a server, with a price and a cache."""
+    data = scripted(name="served", rounds=1, budget=1000.0)
+    price = {"input": 1.0, "output": 2.0}
+    data["models"]["far"] = {
+        "path": "far",
+        "engine": "openai",
+        "base_url": url,
+        "price": price,
+        "limits": {"retries": 0},
+    }
+    data["steps"][2] = {"judge": {"id": "far", "kind": "yes_no", "by": "far"}}
+    data["steps"][3] = {"pair": {"weights": {"checks": 1.0, "far": 0.2}}}
+    return data
+
+
+def tiny_model(folder: Path) -> Path:
+    """A random two-layer Llama with a tokenizer of bytes."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.train.conftest import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(5)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 class Killed(Exception):
@@ -192,13 +238,15 @@ class KillAt(QuietProgress):
 
 
 def project(name: str, folder: Path, data: dict[str, Any], kill: tuple[str, int] | None) -> Project:
-    """Run an experiment to its end; and, with `kill`, once more until a step that is ended there,
-    which is the folder that is then damaged."""
+    """Run an experiment to its end; and, with `kill`, once more until a step that is ended at this
+    report of its progress, which is the folder that is then damaged."""
     path = write(folder / "files", data)
     whole = folder / "whole"
     run_experiment(path, whole)
     run = whole
-    if kill is not None:
+    if kill is not None and kill[1] == 0:
+        run = begun(whole, folder / "killed", kill[0])
+    elif kill is not None:
         run = folder / "killed"
         try:
             run_experiment(path, run, progress=KillAt(*kill))
@@ -209,6 +257,19 @@ def project(name: str, folder: Path, data: dict[str, Any], kill: tuple[str, int]
     results = said(run, folder / "said")
     assert not any(r.code for r in results.values()), results
     return Project(name, path, run, outputs(whole), {k: r.out for k, r in results.items()})
+
+
+def begun(whole: Path, out: Path, step: str) -> Path:
+    """A copy of a finished run in which a step has half of its records, and none after it is done;
+    for steps that run beside others, which no report of progress ends at one place."""
+    shutil.copytree(whole, out)
+    steps = json.loads((out / "manifest.json").read_text())["steps"]
+    place = next(n for n, row in enumerate(steps) if row["id"] == step)
+    for row in steps[place:]:
+        (out / "steps" / row["hash"] / "done.json").unlink(missing_ok=True)
+    path = out / "steps" / steps[place]["hash"] / "judgements.jsonl"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return out
 
 
 # How a file is damaged: each gives its new bytes, or None for a file that goes.
@@ -273,7 +334,9 @@ class Case:
 
     @property
     def finished(self) -> bool:
-        """Whether the file is not of a step that is under way."""
+        """Whether the file is not of a step that is under way. One without a marker is."""
+        if self.file.name == "done.json" and self.damage == "removed":
+            return False
         if self.file.parts[0] != "steps":
             return True
         return (self.project.run / "steps" / self.file.parts[1] / "done.json").exists()
@@ -305,9 +368,12 @@ def cases(projects: list[Project], scratch: Path, seed: int, count: int) -> Iter
             yield Case(one, root, file, name)
 
 
-def judge(case: Case, scratch: Path) -> tuple[str, str]:
+def judge(case: Case, scratch: Path, rotten: bool = False) -> tuple[str, str]:
     """(what became of it, why): "same", "named" or, when it is not fine, "traceback", "silent" or
-    "no way out"."""
+    "no way out". With `rotten` the file looks as old as it was, and `status --verify` is asked:
+    "found", or "silent"."""
+    if rotten:
+        return _verified(case)
     for name, result in said(case.root, scratch / "said").items():
         if result.fault:
             return "traceback", f"{name}: {result.fault}"
@@ -347,9 +413,35 @@ def _mended(root: Path, words: str) -> bool:
     return True
 
 
-def rotten(case: Case, time: tuple[int, int]) -> bool:
-    """Whether `status --verify` finds damage that left the file's time as it was."""
-    if (case.root / case.file).exists():
-        os.utime(case.root / case.file, ns=time)
+def _verified(case: Case) -> tuple[str, str]:
+    """Whether `status --verify` finds damage that left the file's time as it was, but in what is
+    written anew or not read again, and in what a kill may have left so."""
+    path, before = case.root / case.file, case.project.run / case.file
+    if path.exists():
+        time = before.stat()
+        os.utime(path, ns=(time.st_atime_ns, time.st_mtime_ns))
     result = command("status", str(case.root), "--verify")
-    return not result.fault and result.code == 2
+    if result.fault:
+        return "traceback", result.fault
+    if result.code == 2:
+        return "found", result.err
+    if not _vouched(case) or (path.exists() and _same_json(path, before)):
+        return "nothing changed", ""
+    return "silent", f"--verify says nothing: {result.out}"
+
+
+def _vouched(case: Case) -> bool:
+    """Whether `--verify` vouches for a file."""
+    if not case.finished and case.file.suffix in (".jsonl", ".commits", ".json"):
+        # Of what is under way, an end that is not whole is what a kill leaves.
+        return False
+    derived = case.file.parts[0] == "dataset" or "work" in case.file.parts
+    return not derived and case.file.name not in ("request.json", "spend.jsonl", "remote.json")
+
+
+def _same_json(first: Path, second: Path) -> bool:
+    """Whether two files say the same but for spaces between their keys."""
+    try:
+        return json.loads(first.read_text()) == json.loads(second.read_text())
+    except ValueError:
+        return False

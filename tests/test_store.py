@@ -25,7 +25,6 @@ from rlaif.store import (
     StepFolder,
     Store,
     explain_os_errors,
-    name_step,
     sweep,
     write_atomic,
     write_jsonl,
