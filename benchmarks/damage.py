@@ -2,17 +2,17 @@
 
     python benchmarks/damage.py [--experiments 2000] [--runs 500] [--seed 0] [--quick] [--json]
 
-*Experiment files.* Keys, items and characters of an experiment file are changed. `rlaif run` must end
-with exit code 0, or with an error that names the file; a number that no key can mean (NaN, infinity,
-10^30) must be refused.
+*Experiment files.* Keys, items and characters of an experiment file are changed. `rlaif run` must
+end with exit code 0 or with an error in words; a number that no key can mean (NaN, infinity, 10^30)
+must be refused.
 
-*Run folders.* In a copy of a run folder one byte is flipped, one character changed, or one file cut,
-emptied, zeroed in part, removed or replaced. `rlaif status`, `export` and `run` must then say and make
-the very same as in an undamaged folder, or end with an error that names what to delete; doing that and
-running again must make the same. There are six folders: three experiments (a scripted model; one whose
-judge is on a server, with a budget and the request cache; DPO on a tiny random model), each once
-finished and once stopped in the middle. In every fifth case the file keeps its time, and `status
---verify` must find it.
+*Run folders.* In a copy of a run folder one byte is flipped, one character changed, or one file
+cut, emptied, zeroed in part, removed or replaced. `rlaif status`, `export` and `run` must then say
+and make the very same as in an undamaged folder, or end with an error that names what to delete;
+doing that and running again must make the same. There are six folders: three experiments (a
+scripted model; one whose judge is on a server, with a budget and the request cache; DPO on a tiny
+random model), each once finished and once stopped in the middle. In every fifth case the file keeps
+its time, and `status --verify` must find it.
 
 All in one process, so that it takes minutes. Exit code 1 when a case is not fine.
 """

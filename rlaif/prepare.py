@@ -13,7 +13,7 @@ from rlaif.data.readers import read_labelled
 from rlaif.data.sources import PromptSet, load_prompts, split_prompts
 from rlaif.engines.adapters import model_hash
 from rlaif.engines.build import REMOTE, known_capabilities, server_key
-from rlaif.engines.builtin import locate, resolve
+from rlaif.engines.builtin import check_weights, locate, resolve
 from rlaif.judges.base import roles_of
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs
@@ -100,7 +100,11 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
         from rlaif.engines.vllm_options import visible_gpus
 
         visible_gpus(spec)
-    return f"weights:{model_hash(folder, spec)}" if folder else f"not here yet:{spec.path}"
+    if folder is None:
+        return f"not here yet:{spec.path}"
+    if ":" not in spec.engine:
+        check_weights(folder)
+    return f"weights:{model_hash(folder, spec)}"
 
 
 def _prompts(experiment: Experiment, path: Path) -> PromptSet:
