@@ -107,7 +107,8 @@ def run_experiment(
             pool.close()
         rounds = write_rounds(inputs, plan, store)
         wanted = inputs.experiment.dataset
-        built = build_dataset(load_run(out), wanted, out / "dataset") if wanted else None
+        with name_step("dataset", out / "dataset"):
+            built = build_dataset(load_run(out), wanted, out / "dataset") if wanted else None
     return RunResult(out, len(missing), len(plan) - len(missing), rounds, built)
 
 

@@ -45,6 +45,8 @@ from rlaif.store import (
     StepFolder,
     Store,
     explain_os_errors,
+    make_folder,
+    name_step,
     read_json,
     write_atomic,
     write_jsonl,
@@ -141,8 +143,8 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     folder = StepFolder(request.out)
     if request.prompts is not None:
         _check_prompts(request, store, prompts)
-    with explain_os_errors(request.out):
-        request.out.mkdir(parents=True, exist_ok=True)
+    make_folder(request.out)
+    with name_step(request.kind, request.out), explain_os_errors(request.out):
         _same_request(request.out, planned)
         finished = folder.done()
         if finished is not None:

@@ -58,6 +58,10 @@ FULL = {
     errno.EDQUOT: "your share of the disk is used up",
     errno.EFBIG: "the file is larger than this system allows",
 }
+GO_ON = (
+    "Free some space and run the same command again: it goes on after the last whole batch; "
+    "nothing committed is lost."
+)
 
 
 @contextmanager
@@ -67,10 +71,7 @@ def explain_os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise DiskFull(
-                f"{error.filename or path}: {FULL[error.errno]}. Free some space and run the same "
-                "command again: it goes on after the last whole batch; nothing committed is lost."
-            ) from error
+            raise DiskFull(f"{error.filename or path}: {FULL[error.errno]}. {GO_ON}") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise StoreError(
                 f"{path}: not writable ({error.strerror}). Choose another folder with --out."
@@ -84,17 +85,14 @@ def name_step(title: str, path: Path) -> Iterator[None]:
     own for it, which are known by their words."""
     try:
         yield
-    except DiskFull as error:
-        raise DiskFull(f"{title}: {error}") from error
     except Exception as error:
-        words = os.strerror(errno.ENOSPC)
-        if isinstance(error, StoreError) or words.lower() not in str(error).lower():
+        said = str(error).lower()
+        if isinstance(error, DiskFull) or (isinstance(error, StoreError) and "is full" in said):
+            raise DiskFull(f"{title}: {error}") from error
+        if isinstance(error, StoreError) or os.strerror(errno.ENOSPC).lower() not in said:
             raise
-        try:
-            with explain_os_errors(path):
-                raise OSError(errno.ENOSPC, words)
-        except DiskFull as full:
-            raise DiskFull(f"{title}: {full}") from error
+        full = FULL[errno.ENOSPC]
+        raise DiskFull(f"{title}: {path}: {full}. {GO_ON}") from error
 
 
 def write_atomic(path: Path, text: str) -> None:
