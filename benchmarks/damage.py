@@ -112,7 +112,7 @@ def runs(
             said, why = "traceback", f"longer than {LONGEST} s"
         found[said] += 1
         if said not in FINE:
-            faults.append(f"run {number}: {case}: {said}\n{why}")
+            _report(faults, f"run {number}: {case}: {said}\n{why}")
     return found, kinds
 
 
@@ -154,8 +154,6 @@ def main() -> int:
             projects = made(scratch / "projects", server.url, given.quick)
             folders, kinds = runs(projects, given.runs // share, given.seed, scratch / "s", faults)
         ended = time.perf_counter()
-    for fault in faults:
-        print(fault, file=sys.stderr)
     print(f"{files.total()} experiment files: {_listed(files)} ({between - began:.0f} s)")
     print(f"{folders.total()} run folders: {_listed(folders)} ({ended - between:.0f} s)")
     print(f"damage: {_listed(kinds)}")
@@ -165,6 +163,11 @@ def main() -> int:
         seconds = {"experiments": between - began, "runs": ended - between}
         print(json.dumps({**figures, "seconds": seconds}))
     return 1 if faults else 0
+
+
+def _report(faults: list[str], fault: str) -> None:
+    faults.append(fault)
+    print(fault, file=sys.stderr, flush=True)
 
 
 def _listed(counts: Counter[str]) -> str:
