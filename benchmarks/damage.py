@@ -151,7 +151,7 @@ def main() -> int:
         files = experiments(given.experiments // share, given.seed, scratch, faults)
         between = time.perf_counter()
         with ScriptedServer(tops={"Yes": -0.2, "No": -2.0}, context=5000) as server:
-            projects = made(scratch / "projects", server.url, given.quick)
+            projects = made(scratch / "projects", server.url, given.quick) if given.runs else []
             folders, kinds = runs(projects, given.runs // share, given.seed, scratch / "s", faults)
         ended = time.perf_counter()
     print(f"{files.total()} experiment files: {_listed(files)} ({between - began:.0f} s)")
