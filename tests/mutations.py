@@ -29,6 +29,17 @@ PIECES += [
     "2026-11-1",
 ]
 
+SIZES: list[Any] = [0, 1, 2, 3, 7, 0.0, 0.1, 0.5, 1.0, 40, 999, 10**6, 10**9, -1, 1e-9, 1e9]
+NAMES = ["policy", "initial", "previous", "earlier", "current", "nobody", "checks", "self", "main"]
+NAMES += ["rules", "yes_no", "rating", "pairwise", "additive", "critique", "random", "longest"]
+NAMES += ["best_vs_worst", "all", "reference", "useful", "brief", "useful@1", "self@*", "keep", "/"]
+NAMES += ["prompts.jsonl", "answers.yaml", "constitution.yaml", "prompts/judges/pairwise.j2", "."]
+KEYS = ["n", "by", "id", "uses", "temperature", "top_p", "top_k", "max_new_tokens", "stop", "kind"]
+KEYS += ["principles", "template", "samples", "weights", "strategy", "min_margin", "max_pairs"]
+KEYS += ["prompts", "system_prompt", "judges", "against", "resamples", "checks", "mode", "reason"]
+KEYS += ["standardise", "balance_lengths", "scale", "abstain", "limit", "holdout", "max_words"]
+KEYS += ["max_context", "role", "seeds", "budget", "alarms", "retention", "description", "formats"]
+
 Loc = tuple[Any, ...]
 
 
@@ -51,6 +62,25 @@ def numbers(data: dict[str, Any]) -> list[Loc]:
     """The places of all numbers."""
     found = [loc for loc in places(data) if isinstance(at(data, loc), (int, float))]
     return [loc for loc in found if not isinstance(at(data, loc), bool)]
+
+
+def values(rng: random.Random, data: dict[str, Any]) -> str:
+    """A document with one to three values replaced by others of their kind, or optional keys that
+    were put in or left out: many of these are experiments."""
+    data = copy.deepcopy(data)
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        loc = rng.choice(list(places(data)))
+        parent, key = at(data, loc[:-1]), loc[-1]
+        value = parent[key]
+        if isinstance(value, str):
+            parent[key] = rng.choice(NAMES)
+        elif isinstance(value, (int, float)):
+            parent[key] = rng.choice(SIZES)
+        elif isinstance(value, dict):
+            value[rng.choice(KEYS)] = rng.choice([*NAMES, *SIZES, *WRONG])
+        elif value:
+            del value[rng.randrange(len(value))]
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
 def structure(rng: random.Random, data: dict[str, Any]) -> str:
@@ -99,4 +129,4 @@ def beyond(rng: random.Random, data: dict[str, Any]) -> str:
     return yaml.safe_dump(data, sort_keys=False)
 
 
-MUTATIONS = {"structure": structure, "text": text, "beyond": beyond}
+MUTATIONS = {"values": values, "structure": structure, "text": text, "beyond": beyond}
