@@ -220,8 +220,8 @@ def _prompts(request: Request) -> PromptSet:
         if not kept.exists():
             raise ConfigError("no prompts.json in this folder; name the prompts file", folder)
         Records(folder).done()
-        lines = kept.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
         try:
+            lines = kept.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
             prompts = [from_json(Prompt, json.loads(line)) for line in lines if line]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise ConfigError("damaged; make the completions again", kept) from None

@@ -92,19 +92,19 @@ def read_rounds(root: Path) -> list[RoundRecord]:
     """The round records of a run folder, as they stand. Raises StoreError where the file is not
     what was written."""
     path = root / FILE
-    text = path.read_text(encoding="utf-8", errors="surrogatepass") if path.exists() else ""
-    # Not splitlines: a text may hold a separator that it would cut at.
-    lines = [line for line in text.split("\n") if line]
+    lines = [line for line in path.read_bytes().split(b"\n") if line] if path.exists() else []
     records = [_read(line, place, len(lines), path) for place, line in enumerate(lines, 1)]
     if not records and _has_evaluation(root):
         raise StoreError(f"{path}: missing or empty. {ADVICE}")
     return records
 
 
-def _read(line: str, place: int, count: int, path: Path) -> RoundRecord:
+def _read(line: bytes, place: int, count: int, path: Path) -> RoundRecord:
     """The record in line `place` of `count`. Earlier versions wrote neither that nor a checksum."""
     try:
-        row = unsealed(json.loads(line), path, ADVICE, required=False)
+        row = unsealed(
+            json.loads(line.decode("utf-8", "surrogatepass")), path, ADVICE, required=False
+        )
         if row.pop(PLACE, [place, count]) == [place, count]:
             return from_json(RoundRecord, row)
     except (ValueError, TypeError, KeyError, RecursionError):

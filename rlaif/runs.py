@@ -277,8 +277,8 @@ def _trl_single(row: dict[str, Any]) -> dict[str, Any]:
 def _jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8", errors="surrogatepass")
     try:
+        text = path.read_text(encoding="utf-8", errors="surrogatepass")
         return [json.loads(line) for line in text.split("\n") if line]
     except (ValueError, RecursionError):
         raise StoreError(f"{path}: damaged. {ADVICE}") from None
