@@ -22,7 +22,7 @@ from rlaif.plan.walk import no_model, replace_path
 from rlaif.records import content_hash
 from rlaif.resources import find
 from rlaif.sameness import check_same_weights
-from rlaif.yamlio import line_of
+from rlaif.yamlio import line_of, read_text
 
 
 def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> PlanInputs:
@@ -87,7 +87,7 @@ def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
 def model_key(spec: ModelSpec, fetch: bool) -> str:
     """The identity of a model's weights, script or plug-in; `fetch` may bring weights here."""
     if spec.engine == "fake":
-        script = Path(spec.script).read_text(encoding="utf-8") if spec.script else ""
+        script = read_text(Path(spec.script)) if spec.script else ""
         return "fake:" + content_hash(script)
     if spec.engine in REMOTE:
         if fetch:

@@ -338,3 +338,14 @@ def test_a_damaged_prompts_file_beside_completions_is_named(tmp_path: Path) -> N
     assert (result.code, result.fault) == (2, "")
     with pytest.raises((StoreError, ConfigError), match="Delete the folder"):
         Records(out).done()
+
+
+@pytest.mark.parametrize("damage_", [b"\xd8\xff{", b"{}", b"[]", b'{"arm": "main"}\n', b""])
+def test_damaged_rounds_are_named(
+    projects: list[damage.Project], tmp_path: Path, damage_: bytes
+) -> None:
+    shutil.copytree(projects[0].run, tmp_path / "run")
+    (tmp_path / "run" / "rounds.jsonl").write_bytes(damage_)
+    result = damage.command("status", str(tmp_path / "run"))
+    assert (result.code, result.fault) == (2, "")
+    assert "Run the experiment again" in result.err
