@@ -24,6 +24,9 @@ NAMES = [
     "metrics.jsonl",
 ]
 
+MORE = ["digit", "cut", "emptied", "{}"]
+"""Damage whose faster siblings are tried always."""
+
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, make_model, make_preferences):
@@ -51,7 +54,10 @@ def _go_on(folder, given):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("damage", ["bit", "digit", "cut", "emptied", "removed", "{}"])
+@pytest.mark.parametrize(
+    "damage",
+    ["bit", "removed", *(pytest.param(d, marks=pytest.mark.slow) for d in MORE)],
+)
 def test_damage_is_named_and_deleting_what_it_names_trains_the_same(
     stopped, tmp_path, name, damage
 ):
