@@ -25,6 +25,7 @@ import yaml
 
 from rlaif.checksums import file_digest
 from rlaif.cli import main
+from rlaif.errors import EXIT_INTERRUPTED
 from rlaif.experiment import run_experiment
 from rlaif.progress import QuietProgress
 
@@ -77,6 +78,9 @@ def command(*words: str) -> Result:
         return Result(1, out.getvalue(), err.getvalue(), traceback.format_exc())
     finally:
         sys.argv = before
+    if code == EXIT_INTERRUPTED:
+        # Somebody wants the whole trial to end.
+        raise KeyboardInterrupt
     return Result(code, out.getvalue(), err.getvalue())
 
 
