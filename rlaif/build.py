@@ -28,7 +28,7 @@ from rlaif.records import VALUED, Completion, Judgement, Preference, Prompt, R, 
 from rlaif.runs import Run
 from rlaif.steps.context import ByPrompt
 from rlaif.steps.missing import why_no_pairs
-from rlaif.store import explain_os_errors, write_atomic
+from rlaif.store import explain_os_errors, partial_of, sweep, write_atomic
 
 MARKER = "rlaif.json"
 """A file that says that the folder was written here and may be written anew."""
@@ -104,12 +104,16 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
 
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not (folder / MARKER).exists() and any(folder.iterdir()):
-        raise StoreError(f"{folder} is not empty and was not written by rlaif; choose another one")
+        raise StoreError(
+            f"{folder} is not empty and was not written by rlaif. Choose another folder, or delete "
+            f"the folder {folder} to have it written anew."
+        )
 
 
 def _write(folder: Path, spec: DatasetSpec, facts: Facts, tables: Tables) -> None:
     """The whole folder at once: a kill leaves the old one or a hidden half."""
-    partial = folder.with_name(f".{os.getpid()}.{folder.name}")
+    partial = partial_of(folder)
+    sweep(folder.parent)
     with explain_os_errors(folder):
         try:
             partial.mkdir(parents=True)

@@ -23,7 +23,7 @@ from rlaif.rounds import write_rounds
 from rlaif.runs import load_run
 from rlaif.schedule import at_once, lanes, stretches
 from rlaif.steps.context import Progress, Rising, StepContext, Watching
-from rlaif.store import Store, explain_os_errors
+from rlaif.store import Store, explain_os_errors, name_step
 
 STEPS = {
     "sample": "rlaif.steps.sample",
@@ -107,7 +107,8 @@ def run_experiment(
             pool.close()
         rounds = write_rounds(inputs, plan, store)
         wanted = inputs.experiment.dataset
-        built = build_dataset(load_run(out), wanted, out / "dataset") if wanted else None
+        with name_step("dataset", out / "dataset"):
+            built = build_dataset(load_run(out), wanted, out / "dataset") if wanted else None
     return RunResult(out, len(missing), len(plan) - len(missing), rounds, built)
 
 
@@ -116,12 +117,17 @@ def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
 
     A finished train step runs again when an unfinished one starts from its fp32 masters and these
     were not kept: starting from the bf16 export would give other weights. A head that was fitted on
-    a body leaves it as it is and has none.
+    a body leaves it as it is and has none. So it does when any unfinished step needs its model and
+    that was removed.
     """
     fitted = {p.hash for p in plan if p.kind in TRAINED and not p.step.makes_masters}
     missing = {p.hash for p in plan if store.step(p.hash).done() is None}
     for planned in reversed(plan):
-        if planned.kind not in TRAINED or planned.hash not in missing:
+        if planned.hash not in missing:
+            continue
+        used = {m.train_hash for m in planned.models.values() if m.train_hash is not None}
+        missing |= {name for name in used if not store.model_path(name).is_dir()}
+        if planned.kind not in TRAINED:
             continue
         for role in ("start", "reference", "last"):
             model = planned.models.get(role)
@@ -187,7 +193,7 @@ class _Runner:
     ) -> None:
         folder = self.store.step(planned.hash)
         began = time.monotonic()
-        with explain_os_errors(folder.path):
+        with name_step(self._title(planned), folder.path), explain_os_errors(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.repair()
             context = StepContext(
@@ -202,7 +208,8 @@ class _Runner:
                 "inputs": planned.inputs,
                 "seconds": round(time.monotonic() - began, 3),
             }
-            folder.finish(summary)
+            model = self.store.model_path(planned.hash) if planned.kind in TRAINED else None
+            folder.finish(summary, model)
 
 
 def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> None:

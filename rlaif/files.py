@@ -31,16 +31,27 @@ from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
 from rlaif.engines.meter import FILE as METERS
 from rlaif.errors import ConfigError
-from rlaif.experiment import STEPS
+from rlaif.experiment import STEPS, TRAINED
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs, Planned
+from rlaif.plan.base import step_hash
 from rlaif.plan.steps import pair_fault
 from rlaif.prepare import model_key
 from rlaif.records import Prompt, R, content_hash, from_json, to_json
 from rlaif.resources import find
 from rlaif.rowfiles import HeldIndex, Index
 from rlaif.steps.context import Progress, StepContext
-from rlaif.store import FILES, StepFolder, Store, explain_os_errors, read_json, write_jsonl
+from rlaif.store import (
+    FILES,
+    StepFolder,
+    Store,
+    explain_os_errors,
+    make_folder,
+    name_step,
+    read_json,
+    write_atomic,
+    write_jsonl,
+)
 from rlaif.yamlio import load_yaml, validate
 
 POLICY = {"path": "builtin/smollm2-135m-instruct"}
@@ -50,7 +61,8 @@ class Records(StepFolder):
     """Records to read: a step's folder, or one plain JSONL file of them."""
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
-        """Every row, wherever it lies. Raises ConfigError for a plain file without any."""
+        """Every row, wherever it lies. Raises ConfigError for a plain file without any, StoreError
+        where a step's folder is not what the step left."""
         if self.marker.exists():
             yield from super().rows(name)
             return
@@ -132,8 +144,8 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     folder = StepFolder(request.out)
     if request.prompts is not None:
         _check_prompts(request, store, prompts)
-    with explain_os_errors(request.out):
-        request.out.mkdir(parents=True, exist_ok=True)
+    make_folder(request.out)
+    with name_step(request.kind, request.out), explain_os_errors(request.out):
         _same_request(request.out, planned)
         finished = folder.done()
         if finished is not None:
@@ -149,7 +161,8 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
             pool.close()
         if request.kind == "sample":
             write_jsonl(request.out / "prompts.json", [to_json(p) for p in prompts.values()])
-        return folder.finish({**summary, "kind": request.kind, "hash": planned.hash})
+        made = store.model_path(planned.hash) if request.kind in TRAINED else None
+        return folder.finish({**summary, "kind": request.kind, "hash": planned.hash}, made)
 
 
 def _check_prompts(request: Request, store: Store, prompts: Mapping[str, Prompt]) -> None:
@@ -207,9 +220,13 @@ def _prompts(request: Request) -> PromptSet:
         kept = folder / "prompts.json"
         if not kept.exists():
             raise ConfigError("no prompts.json in this folder; name the prompts file", folder)
-        lines = kept.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
-        rows = [json.loads(line) for line in lines if line]
-        return PromptSet([from_json(Prompt, row) for row in rows], [], 0)
+        Records(folder).done()
+        try:
+            lines = kept.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
+            prompts = [from_json(Prompt, json.loads(line)) for line in lines if line]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise ConfigError("damaged; make the completions again", kept) from None
+        return PromptSet(prompts, [], 0)
     return PromptSet(every_prompt(folder), [], 0)
 
 
@@ -261,10 +278,10 @@ def _planned(
     weights = (
         {p.id: p.weight for p in inputs.constitution.principles} if inputs.constitution else {}
     )
-    if request.kind in ("distill", "train"):
+    if request.kind in TRAINED:
         models = {**models, "made": Model("made", "trained", models["start"].spec)}
     texts = {role: _digest(Path(path)) for role, path in request.inputs.items()}
-    digest = content_hash(
+    digest = step_hash(
         request.kind,
         step.model_dump(mode="json", by_alias=True),
         {role: m.identity() for role, m in models.items()},
@@ -308,12 +325,12 @@ def _same_request(out: Path, planned: Planned) -> None:
     known = read_json(path)
     # Requests that failed before they made anything leave folders with these files at most.
     begun = any(e.is_file() and e.name not in (path.name, METERS) for e in out.rglob("*"))
-    if begun and known is not None and known["hash"] != planned.hash:
+    if begun and known is not None and known.get("hash") != planned.hash:
         raise ConfigError(
-            "this folder holds the output of another request (other inputs or settings). Choose "
-            "another --out, or delete it.",
+            "this folder holds the output of another request (other inputs or settings, or a "
+            "version of rlaif that gives another output). Choose another --out, or delete it.",
             out,
         )
     content = {"hash": planned.hash, "kind": planned.kind, "inputs": planned.inputs}
     step = planned.step.model_dump(mode="json", by_alias=True)
-    path.write_text(json.dumps(content | {"step": step}, indent=1), encoding="utf-8")
+    write_atomic(path, json.dumps(content | {"step": step}, indent=1))

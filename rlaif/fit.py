@@ -12,7 +12,8 @@ from rlaif.engines.base import Model
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Judge
 from rlaif.judges.build import build_judge
-from rlaif.records import Judgement, content_hash
+from rlaif.plan.base import step_hash
+from rlaif.records import Judgement
 from rlaif.steps.context import Engines, Progress
 from rlaif.steps.judge import judge_labelled
 from rlaif.store import Store
@@ -100,7 +101,7 @@ def pair_votes(
     groups: dict[str, dict[str, list[Judgement]]] = {}
     for judge in judges:
         identity = model.identity() if model is not None and judge.needs else None
-        folder = store.step(content_hash("judged", judge.judge_hash, identity, ids, seed))
+        folder = store.step(step_hash("judge", "judged", judge.judge_hash, identity, ids, seed))
         groups[judge.id] = {}
         for row in judge_labelled(judge, model, engines, pairs, folder, progress, seed):
             groups[judge.id].setdefault(row.prompt_id, []).append(row)

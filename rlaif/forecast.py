@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rlaif.config import Experiment, OnPolicyTrain, SampleStep
 from rlaif.engines.base import GenerateRequest, Model, ScoreRequest
@@ -13,7 +12,7 @@ from rlaif.experiment import unfinished
 from rlaif.judges.base import Judge, most_calls, roles_of
 from rlaif.plan import PlanInputs, Planned, make_plan
 from rlaif.records import Completion, Message
-from rlaif.store import Store, read_json
+from rlaif.store import StepFolder, Store
 
 RECORDS = {
     "sample": "completions",
@@ -116,11 +115,11 @@ def _measured_rates(store: Store) -> dict[str, float]:
     """Seconds per unit of each kind, from the finished steps of this run folder."""
     totals: dict[str, list[float]] = {}
     for marker_path in sorted((store.root / "steps").glob("*/done.json")):
-        marker: dict[str, Any] = read_json(marker_path)
+        marker = StepFolder(marker_path.parent).done() or {}
         counts = marker.get("counts", {})
         units = counts.get("completions") or counts.get("calls") or counts.get("scored")
         units = units or counts.get("preferences")
-        if units and (marker["kind"] != "judge" or marker["seconds"] > 1):
+        if units and "kind" in marker and (marker["kind"] != "judge" or marker["seconds"] > 1):
             entry = totals.setdefault(marker["kind"], [0.0, 0.0])
             entry[0] += marker["seconds"]
             entry[1] += units

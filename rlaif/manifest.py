@@ -12,20 +12,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rlaif.checksums import CHECK, file_digest, sealed, unsealed
 from rlaif.config import resolved_yaml
 from rlaif.constitution import principle_hash
-from rlaif.errors import ConfigError
+from rlaif.errors import ConfigError, StoreError
 from rlaif.plan import PlanInputs, Planned
 from rlaif.records import content_hash, to_json
 from rlaif.store import FORMAT, Store, read_json, write_atomic, write_jsonl
 
+MANIFEST, CONFIG, PROMPTS = "manifest.json", "config.yaml", "prompts.jsonl"
+KEYS = {"format", "name", "seeds", "arms", "models", "constitution", "judges", "prompts", "steps"}
+ADVICE = "Run the experiment again: it writes this file anew, and no step."
 NOT_INSTALLED = "not installed"
 """Stands for the version of a package that is not here."""
 
 
 def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) -> None:
     """Write config.yaml, manifest.json and prompts.jsonl into the run folder."""
-    write_atomic(store.root / "config.yaml", resolved_yaml(inputs.experiment))
+    write_atomic(store.root / CONFIG, resolved_yaml(inputs.experiment))
+    prompts = [*inputs.prompts.train, *inputs.prompts.heldout]
+    write_jsonl(store.root / PROMPTS, (to_json(p) for p in prompts))
     constitution = inputs.constitution
     manifest = {
         "format": FORMAT,
@@ -64,10 +70,10 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
             for p in plan
         ],
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    write_atomic(store.root / "manifest.json", text)
-    prompts = [*inputs.prompts.train, *inputs.prompts.heldout]
-    write_jsonl(store.root / "prompts.jsonl", (to_json(p) for p in prompts))
+    # Last, since it has the checksums of the others.
+    manifest["files"] = {name: file_digest(store.root / name) for name in (CONFIG, PROMPTS)}
+    text = json.dumps(sealed(manifest), indent=1, ensure_ascii=False)
+    write_atomic(store.root / MANIFEST, text)
 
 
 def _versions() -> dict[str, str]:
@@ -100,10 +106,19 @@ def _git_state(path: Path) -> dict[str, Any] | None:
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of a run folder. Raises ConfigError when it is none."""
-    manifest: dict[str, Any] | None = read_json(root / "manifest.json")
-    if manifest is None:
+    """The manifest of a run folder. Raises ConfigError when it is none, StoreError when it or a
+    file that it has the checksum of is damaged."""
+    path = root / MANIFEST
+    row = read_json(path, ADVICE) if root.is_dir() else None
+    if row is None:
         raise ConfigError(f"{root} is not a run folder (no manifest.json in it)")
-    if manifest.get("format") != FORMAT:
-        raise ConfigError(f"{root} has run format {manifest.get('format')}; expected {FORMAT}")
+    if "format" in row and row["format"] != FORMAT and CHECK not in row:
+        raise ConfigError(f"{root} has run format {row['format']}; expected {FORMAT}")
+    manifest = unsealed(row, path, ADVICE, required=False)
+    if not manifest.keys() >= KEYS or not isinstance(manifest["steps"], list):
+        raise StoreError(f"{path}: damaged (it lacks keys). {ADVICE}")
+    for name, digest in manifest.get("files", {}).items():
+        file = root / name
+        if not file.is_file() or file_digest(file) != digest:
+            raise StoreError(f"{file}: missing or changed after the run wrote it. {ADVICE}")
     return manifest

@@ -13,14 +13,16 @@ from rlaif.data.readers import read_labelled
 from rlaif.data.sources import PromptSet, load_prompts, split_prompts
 from rlaif.engines.adapters import model_hash
 from rlaif.engines.build import REMOTE, known_capabilities, server_key
-from rlaif.engines.builtin import locate, resolve
+from rlaif.engines.builtin import check_weights, locate, resolve
+from rlaif.errors import ConfigError
 from rlaif.judges.base import roles_of
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs
-from rlaif.plan.walk import replace_path
+from rlaif.plan.walk import no_model, replace_path
 from rlaif.records import content_hash
 from rlaif.resources import find
 from rlaif.sameness import check_same_weights
+from rlaif.yamlio import line_of, read_text
 
 
 def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> PlanInputs:
@@ -45,6 +47,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> Pl
         keys,
         _file_hashes(experiment, path),
     )
+    _check_judges(inputs)
     _check_capabilities(inputs)
     return inputs
 
@@ -84,7 +87,7 @@ def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
 def model_key(spec: ModelSpec, fetch: bool) -> str:
     """The identity of a model's weights, script or plug-in; `fetch` may bring weights here."""
     if spec.engine == "fake":
-        script = Path(spec.script).read_text(encoding="utf-8") if spec.script else ""
+        script = read_text(Path(spec.script)) if spec.script else ""
         return "fake:" + content_hash(script)
     if spec.engine in REMOTE:
         if fetch:
@@ -100,7 +103,11 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
         from rlaif.engines.vllm_options import visible_gpus
 
         visible_gpus(spec)
-    return f"weights:{model_hash(folder, spec)}" if folder else f"not here yet:{spec.path}"
+    if folder is None:
+        return f"not here yet:{spec.path}"
+    if ":" not in spec.engine:
+        check_weights(folder)
+    return f"weights:{model_hash(folder, spec)}"
 
 
 def _prompts(experiment: Experiment, path: Path) -> PromptSet:
@@ -132,6 +139,20 @@ def _file_hash(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     inside = sorted(p for p in path.rglob("*") if p.is_file())
     return content_hash([[str(p.relative_to(path)), _file_hash(p)] for p in inside])
+
+
+def _check_judges(inputs: PlanInputs) -> None:
+    """Raises ConfigError for a judge of `judges` by a model that is not given and no step makes;
+    those of steps are looked at where they stand in the plan."""
+    experiment = inputs.experiment
+    made = {entry.distill.id for entry in experiment.steps if entry.distill is not None}
+    known = RESERVED_MODELS | made | experiment.models.keys() | inputs.keys.keys()
+    for index, judge in enumerate(experiment.judges):
+        for name in judge.asks().values():
+            if name not in known:
+                line = line_of(("judges", index, "by"), inputs.lines)
+                fault = f"judge {judge.id}: by: {no_model(name, experiment)}"
+                raise ConfigError(fault, inputs.path, line)
 
 
 def _check_capabilities(inputs: PlanInputs) -> None:

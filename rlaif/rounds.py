@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+from rlaif.checksums import sealed, unsealed
 from rlaif.compare.diagnostics import AlarmLimits, RoundMetrics, find_alarms
 from rlaif.compare.words import self_judge_words
 from rlaif.config import RESERVED_MODELS, resolved_yaml
+from rlaif.errors import StoreError
 from rlaif.judges.base import roles_of
 from rlaif.plan import PlanInputs, Planned
 from rlaif.records import RoundRecord, content_hash, from_json, to_json
-from rlaif.store import Store, write_jsonl
+from rlaif.store import Store, read_json, write_jsonl
+
+FILE = "rounds.jsonl"
+PLACE = "place"
+"""The key of a row that says which of how many it is, so that none can be lost unseen."""
+ADVICE = "Run the experiment again: it writes this file anew, and no step."
 
 
 def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> list[RoundRecord]:
@@ -30,7 +37,8 @@ def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> l
             row = folder.read("evaluation")[0]
             history.append({"metrics": row["metrics"], "deltas": row["deltas"]})
             records.append(_round_record(inputs, plan, planned, arm, store, history, limits))
-    write_jsonl(store.root / "rounds.jsonl", [to_json(r) for r in records])
+    rows = [to_json(r) | {PLACE: [n, len(records)]} for n, r in enumerate(records, 1)]
+    write_jsonl(store.root / FILE, [sealed(row) for row in rows])
     return records
 
 
@@ -81,10 +89,30 @@ def _round_record(
 
 
 def read_rounds(root: Path) -> list[RoundRecord]:
-    """The round records of a run folder, as they stand."""
-    path = root / "rounds.jsonl"
-    if not path.exists():
-        return []
-    # Not splitlines: a text may hold a separator that it would cut at.
-    lines = path.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
-    return [from_json(RoundRecord, json.loads(line)) for line in lines if line]
+    """The round records of a run folder, as they stand. Raises StoreError where the file is not
+    what was written."""
+    path = root / FILE
+    lines = [line for line in path.read_bytes().split(b"\n") if line] if path.exists() else []
+    records = [_read(line, place, len(lines), path) for place, line in enumerate(lines, 1)]
+    if not records and _has_evaluation(root):
+        raise StoreError(f"{path}: missing or empty. {ADVICE}")
+    return records
+
+
+def _read(line: bytes, place: int, count: int, path: Path) -> RoundRecord:
+    """The record in line `place` of `count`. Earlier versions wrote neither that nor a checksum."""
+    try:
+        row = unsealed(
+            json.loads(line.decode("utf-8", "surrogatepass")), path, ADVICE, required=False
+        )
+        if row.pop(PLACE, [place, count]) == [place, count]:
+            return from_json(RoundRecord, row)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise StoreError(f"{path}:{place}: damaged. {ADVICE}")
+
+
+def _has_evaluation(root: Path) -> bool:
+    steps = (read_json(root / "manifest.json", ADVICE) or {}).get("steps", [])
+    found = (step["hash"] for step in steps if step["kind"] == "evaluate")
+    return any((root / "steps" / digest / "done.json").exists() for digest in found)

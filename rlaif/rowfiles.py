@@ -1,7 +1,8 @@
 """The store's record files: lines of JSON in whole batches, read in order or by key.
 
-A batch is closed by a blank line; whatever follows the last blank line was torn by a kill and is
-not there. Lines are decoded straight into records, which is several times as fast as going through
+A file's commit log (`commits`) says which bytes are whole batches; in folders of earlier versions,
+which have none, a blank line closes a batch. Whatever follows was torn by a kill and is not there.
+Lines are decoded straight into records, which is several times as fast as going through
 a dict and a constructor.
 """
 
@@ -17,11 +18,12 @@ from contextlib import suppress
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
 import numpy as np
 
+from rlaif import commits
 from rlaif.errors import StoreError
 from rlaif.records import (
     Completion,
@@ -34,9 +36,6 @@ from rlaif.records import (
     to_json,
 )
 
-BATCH_END = b"\n\n"
-CHUNK = 1 << 16
-"""Bytes that are read at once when a file's last batch is looked for."""
 BLOCK = 1 << 18
 """Bytes of lines that are decoded at once."""
 
@@ -144,8 +143,8 @@ def _blocks(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
     lines at once."""
     if not path.exists():
         return
+    whole = whole_bytes(path)
     with path.open("rb") as file:
-        whole = whole_bytes(file)
         file.seek(start)
         while start < whole:
             block = file.read(min(BLOCK, whole - start))
@@ -167,7 +166,7 @@ def _decoded(path: Path, start: int, block: bytes, lines: _Lines[T], rows: int) 
         return found
     with path.open("rb") as file:
         number = 1 + file.read(start).count(b"\n") + _whole_lines(block, lines)
-    raise StoreError(f"{path}:{number}: damaged row; delete the step folder")
+    raise StoreError(f"{path}:{number}: damaged row. Delete the folder {path.parent}")
 
 
 def _whole_lines(block: bytes, lines: _Lines[Any]) -> int:
@@ -181,18 +180,10 @@ def _whole_lines(block: bytes, lines: _Lines[Any]) -> int:
     raise AssertionError("these lines were found to be damaged")
 
 
-def whole_bytes(file: BinaryIO) -> int:
-    """How many bytes of a file are whole batches: those up to the last blank line."""
-    end = file.seek(0, os.SEEK_END)
-    while end > 0:
-        start = max(0, end - CHUNK)
-        file.seek(start)
-        found = file.read(end - start).rfind(BATCH_END)
-        if found >= 0:
-            return start + found + len(BATCH_END)
-        # The two bytes of a batch's end may lie on both sides of the cut.
-        end = start + 1 if start else 0
-    return 0
+def whole_bytes(path: Path) -> int:
+    """How many bytes of a file are whole batches."""
+    found = commits.committed(path)
+    return commits.to_last_blank(path) if found is None else found
 
 
 class Index(Protocol):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rlaif.engines.meter import Meter, read_meters
-from rlaif.manifest import read_manifest
+from rlaif.errors import StoreError
+from rlaif.manifest import ADVICE, read_manifest
 from rlaif.records import Prompt, from_json, to_json
 from rlaif.report.view import HeldOutRow, LineageRow, RoundRow, RunView, StepRow
 from rlaif.rounds import read_rounds
@@ -36,7 +37,9 @@ class Run:
         for step in self.manifest["steps"]:
             extra = {"step": step["id"], "run_seed": step["seed"], "run_round": step["round"]}
             extra["run_arms"] = " ".join(step["arms"])
-            for row in self.store.step(step["hash"]).read(kind):
+            folder = self.store.step(step["hash"])
+            folder.check()
+            for row in folder.rows(kind):
                 yield row | extra
 
     def _frame(self, kind: str) -> pandas.DataFrame:
@@ -277,8 +280,11 @@ def _trl_single(row: dict[str, Any]) -> dict[str, Any]:
 def _jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8", errors="surrogatepass")
-    return [json.loads(line) for line in text.split("\n") if line]
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogatepass")
+        return [json.loads(line) for line in text.split("\n") if line]
+    except (ValueError, RecursionError):
+        raise StoreError(f"{path}: damaged. {ADVICE}") from None
 
 
 def _unique(rows: Iterator[dict[str, Any]], *keys: str) -> Iterator[dict[str, Any]]:

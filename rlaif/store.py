@@ -1,9 +1,9 @@
 """The run folder: content-addressed step outputs that survive being killed at any moment.
 
-`steps/<input-hash>/` holds one append-only JSONL file per record kind and, once the step is
-finished, `done.json`. A batch of records is written in one append and closed by a blank line, which
-JSONL readers skip; whatever follows the last blank line was torn by a kill and is dropped. So a
-batch is either wholly there or not there at all.
+`steps/<input-hash>/` holds one append-only JSONL file per record kind with its commit log beside it
+and, once the step is finished, `done.json`. A batch of records is written in one append, and is
+there once the log says so; whatever follows was torn by a kill and is dropped. So a batch is either
+wholly there or not there at all, and its checksum tells when it was changed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from rlaif import commits, finished
+from rlaif.checksums import digest, sealed
 from rlaif.errors import StoreError
 from rlaif.records import (
     Completion,
@@ -29,14 +32,12 @@ from rlaif.records import (
     canonical_json,
 )
 from rlaif.rowfiles import (
-    BATCH_END,
     Index,
     RowIndex,
     count_rows,
     line_of,
     read_records,
     read_rows,
-    whole_bytes,
 )
 
 FORMAT = 1
@@ -48,22 +49,50 @@ FILES: Mapping[type, str] = {
 """What the file of each kind of record in a step's folder is called."""
 
 
+class DiskFull(StoreError):
+    """There is no space left."""
+
+
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your share of the disk is used up",
+    errno.EFBIG: "the file is larger than this system allows",
+}
+GO_ON = (
+    "Free some space and run the same command again: it goes on after the last whole batch; "
+    "nothing committed is lost."
+)
+
+
 @contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a read-only folder into one clear message."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(
-                f"{path}: the disk is full. Free some space and run the same command again: it "
-                "goes on after the last whole batch; nothing committed is lost."
-            ) from error
+        if error.errno in FULL:
+            raise DiskFull(f"{error.filename or path}: {FULL[error.errno]}. {GO_ON}") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise StoreError(
                 f"{path}: not writable ({error.strerror}). Choose another folder with --out."
             ) from error
         raise
+
+
+@contextmanager
+def name_step(title: str, path: Path) -> Iterator[None]:
+    """Say in which step the disk became full. Libraries in other languages raise errors of their
+    own for it, which are known by their words."""
+    try:
+        yield
+    except Exception as error:
+        said = str(error).lower()
+        if isinstance(error, DiskFull) or (isinstance(error, StoreError) and "is full" in said):
+            raise DiskFull(f"{title}: {error}") from error
+        if isinstance(error, StoreError) or os.strerror(errno.ENOSPC).lower() not in said:
+            raise
+        full = FULL[errno.ENOSPC]
+        raise DiskFull(f"{title}: {path}: {full}. {GO_ON}") from error
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -74,22 +103,64 @@ def write_atomic(path: Path, text: str) -> None:
 def _write_parts(path: Path, parts: Iterable[str]) -> None:
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", encoding="utf-8", errors="surrogatepass") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary = partial_of(path)
+        try:
+            with temporary.open("w", encoding="utf-8", errors="surrogatepass") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in a file, or None when it is absent. A damaged file is a StoreError."""
+def partial_of(path: Path) -> Path:
+    """What a file or folder is called while it is written: this process's own name for it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+_PARTIAL = re.compile(r"^\.(?:.+\.(\d+)\.tmp|(\d+)\..+)$")
+"""What `partial_of` gives, and what datasets of earlier versions were called while written."""
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that are no more left half written in a folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = _PARTIAL.match(path.name)
+        if found is None or _is_alive(int(found[1] or found[2])):
+            continue
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    """Whether another process has this number. Our own was an earlier one's, in a container say."""
+    if process == os.getpid():
+        return False
     try:
-        return json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def read_json(path: Path, advice: str = "Delete this file to redo it.") -> dict[str, Any] | None:
+    """The JSON object in a file, or None when it is absent. A damaged file is a StoreError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise StoreError(f"{path}: damaged JSON ({error}); delete this file to redo it") from None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: damaged JSON ({error}). {advice}") from None
+    if not isinstance(found, dict):
+        raise StoreError(f"{path}: damaged JSON (no object). {advice}")
+    return found
 
 
 class StepFolder:
@@ -103,22 +174,30 @@ class StepFolder:
         """The file that says the step is finished."""
         return self.path / "done.json"
 
+    @property
+    def advice(self) -> str:
+        """What to do about damage in this folder."""
+        return f"Delete the folder {self.path} to compute it again."
+
     def done(self) -> dict[str, Any] | None:
         """The marker's content, or None while the step is unfinished.
 
-        A marker whose files are missing or of another size is not believed.
+        A marker whose files are missing or of another size is not believed. Files whose time is
+        another one are compared with their checksums. Raises StoreError.
         """
-        marker: dict[str, Any] | None = read_json(self.marker)
-        if marker is None:
-            return None
-        for name, size in marker["files"].items():
-            file = self.path / name
-            if not file.is_file() or file.stat().st_size != size:
-                raise StoreError(
-                    f"{file}: changed or removed after the step was finished. Delete the folder "
-                    f"{self.path} to compute it again."
-                )
+        marker = finished.read(self.marker, self.advice)
+        if marker is not None:
+            finished.check(self.path, marker, self.advice)
         return marker
+
+    def check(self) -> None:
+        """Raises StoreError where records are damaged, be the step finished or not."""
+        if self.done() is None:
+            finished.compare_begun(self.path, self.advice)
+
+    def verify(self) -> finished.Verified:
+        """Compare all that is stored with its checksums. Raises StoreError for what is damaged."""
+        return finished.verify(self.path, self.done(), self.advice)
 
     def append(self, name: str, records: Sequence[Record | dict[str, Any]]) -> None:
         """Commit one batch of records to `<name>.jsonl`: all of them or, after a kill, none."""
@@ -128,25 +207,34 @@ class StepFolder:
         """`append` of records as `rowfiles.line_of` makes them."""
         if not lines:
             return
-        data = b"\n".join(lines) + BATCH_END
+        data = b"\n".join(lines) + b"\n"
         path = self._file(name)
         with explain_os_errors(path):
             self.path.mkdir(parents=True, exist_ok=True)
+            size = path.stat().st_size if path.exists() else 0
+            if size != commits.committed(path):
+                size = commits.settle(path, self.advice)
             with path.open("ab") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            commits.append(path, commits.Commit(size + len(data), len(lines), digest(data)))
 
     def repair(self) -> None:
-        """Drop what a kill left after the last whole batch. Call before appending."""
+        """Drop what a kill left after the last whole batch. Call before appending. Raises
+        StoreError where a whole batch is not what was written."""
+        sweep(self.path)
+        for log in self.path.glob("*" + commits.SUFFIX):
+            if not log.with_suffix(".jsonl").exists():
+                log.unlink()
         for path in sorted(self.path.glob("*.jsonl")):
-            with explain_os_errors(path), path.open("r+b") as file:
-                whole = whole_bytes(file)
-                if whole < path.stat().st_size:
-                    file.truncate(whole)
+            with explain_os_errors(path):
+                commits.settle(path, self.advice)
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
-        """Every committed row of `<name>.jsonl`, in the order of writing, one held at a time."""
+        """Every committed row of `<name>.jsonl`, in the order of writing, one held at a time.
+        Reading raises StoreError where a finished step's files are damaged, here as below."""
+        self.done()
         return read_rows(self._file(name))
 
     def read(self, name: str) -> list[dict[str, Any]]:
@@ -155,10 +243,12 @@ class StepFolder:
 
     def records(self, kind: type[R]) -> Iterator[R]:
         """Every committed record of a kind, in the order of writing, one held at a time."""
+        self.done()
         return read_records(self._file(FILES[kind]), kind)
 
     def index(self, name: str, key: str) -> Index:
         """Where the committed rows of `<name>.jsonl` lie, by what each has under `key`."""
+        self.done()
         return RowIndex(self._file(name), key)
 
     def count(self, name: str) -> int:
@@ -168,12 +258,12 @@ class StepFolder:
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.jsonl"
 
-    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Write the marker, last of all."""
+    def finish(self, summary: dict[str, Any], model: Path | None = None) -> dict[str, Any]:
+        """Write the marker, last of all. `model` is the folder of a model that the step made."""
         self.path.mkdir(parents=True, exist_ok=True)
-        files = {p.name: p.stat().st_size for p in sorted(self.path.glob("*.jsonl"))}
-        marker = {**summary, "files": files}
-        write_atomic(self.marker, json.dumps(marker, indent=1, sort_keys=True, ensure_ascii=False))
+        marker = summary | finished.seen(self.path, model)
+        text = json.dumps(sealed(marker), indent=1, sort_keys=True, ensure_ascii=False)
+        write_atomic(self.marker, text)
         return marker
 
 
@@ -193,7 +283,8 @@ class Store:
 
     def prepare(self) -> None:
         """Create the folder, or check that it is a run folder this version can go on with."""
-        manifest = read_json(self.root / "manifest.json") if self.root.is_dir() else None
+        with explain_os_errors(self.root):
+            manifest = self._manifest() if self.root.is_dir() else None
         if manifest is None and self.root.is_dir():
             strange = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
             if strange and not (self.root / "steps").is_dir():
@@ -207,10 +298,15 @@ class Store:
                 f"reads format {FORMAT}. Choose another folder with --out, or use the version of "
                 f"rlaif that wrote it ({manifest.get('versions', {}).get('rlaif', 'unknown')})."
             )
-        with explain_os_errors(self.root):
-            if self.root.exists() and not self.root.is_dir():
-                raise StoreError(f"{self.root} is a file; a folder was expected (--out)")
-            (self.root / "steps").mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
+        make_folder(self.root / "steps")
+
+    def _manifest(self) -> dict[str, Any] | None:
+        """The manifest; a damaged one counts as absent, since every run writes it anew."""
+        try:
+            return read_json(self.root / "manifest.json")
+        except StoreError:
+            return None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -226,9 +322,17 @@ class Store:
                     "it, or choose another folder with --out."
                 ) from None
         try:
+            self._sweep()
             yield
         finally:
             lock.release()
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left half written. Only who holds the lock trains."""
+        for folder in (self.root, self.root / "models"):
+            sweep(folder)
+        for partial in (self.root / "models").glob("*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def need_space(self, needed: int) -> None:
         """Raise StoreError when the disk has less than `needed` bytes free."""
@@ -239,6 +343,21 @@ class Store:
                 f"{free / 1e9:.1f} GB are free. Free some space, choose another folder with "
                 "--out, or keep less with `retention:`."
             )
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises StoreError where there can be none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise StoreError(f"{path} is a file; a folder was expected (--out)") from None
+    except OSError as error:
+        if error.errno in FULL:
+            with explain_os_errors(path):
+                raise
+        raise StoreError(
+            f"{path}: this folder cannot be made ({error.strerror}). Choose another one with --out."
+        ) from None
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,10 @@ _SECRET = re.compile(
     r"|(?=[A-Za-z_-]*\d)(?=[\d_-]*[A-Za-z])[A-Za-z0-9_-]{20,}"
 )
 """What looks like a secret in a text: credentials, a query, a long run of letters and digits."""
+LARGEST = 10**9
+"""No key of a config means a larger number, but for those in `ANY_SIZE`."""
+ANY_SIZE = frozenset({"seed", "seeds", "labels", "extra_body", "engine_args"})
+"""Seeds, and values that are not ours to judge."""
 
 Loc = tuple[str | int, ...]
 Lines = dict[Loc, int]
@@ -108,10 +113,39 @@ def line_of(loc: Loc, lines: Lines) -> int | None:
 
 def validate(model: type[M], data: Any, lines: Lines, path: Path | str) -> M:
     """`data` as `model`, or one ConfigError listing every fault with its line."""
+    refuse_absurd(data, lines, path)
     try:
         return model.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_explain(error, model, data, lines, path)) from None
+
+
+def refuse_absurd(data: Any, lines: Lines, path: Path | str) -> None:
+    """Raises ConfigError for numbers that no key can mean: infinite, none, or beyond `LARGEST`."""
+    said = []
+    for loc, value in _numbers(data, ()):
+        largest = 2**63 - 1 if ANY_SIZE & set(loc) else LARGEST
+        if not -largest <= value <= largest:
+            line = line_of(loc, lines)
+            place = f"{path}:{line}" if line else f"{path}"
+            said.append(
+                f"{place}: {'.'.join(map(str, loc))}: expected a finite number, of at most "
+                f"{largest:,} (got {shown_value(value, loc)})"
+            )
+    if said:
+        raise ConfigError("\n".join(said))
+
+
+def _numbers(data: Any, loc: Loc) -> Iterator[tuple[Loc, int | float]]:
+    """Every number in a document, with its place."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield from _numbers(value, (*loc, key if isinstance(key, int) else str(key)))
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from _numbers(value, (*loc, index))
+    elif isinstance(data, (int, float)):
+        yield loc, data
 
 
 def _explain(

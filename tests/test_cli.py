@@ -309,7 +309,8 @@ def test_what_is_no_run_folder(tmp_path: Path, rlaif: Callable[..., tuple[int, s
         assert "is not a run folder" in err
     (tmp_path / "file").write_text("")
     code, _, err = rlaif("status", tmp_path / "file")
-    assert (code, err.strip()) == (2, f"rlaif: {tmp_path / 'file/manifest.json'}: Not a directory")
+    assert code == 2
+    assert "is not a run folder" in err
 
 
 def test_long_and_broken_prompts_are_counted_and_the_rest_goes_on(

@@ -146,12 +146,14 @@ def test_interrupted_in_every_step_and_resumed_gives_the_same_bits(
     finish = StepFolder.finish
     ended: set[str] = set()
 
-    def interrupted(folder: StepFolder, summary: dict[str, Any]) -> dict[str, Any]:
+    def interrupted(
+        folder: StepFolder, summary: dict[str, Any], model: Path | None = None
+    ) -> dict[str, Any]:
         # The records are there, the marker is not.
         if summary["kind"] not in ended:
             ended.add(summary["kind"])
             raise Interrupted(summary["kind"])
-        return finish(folder, summary)
+        return finish(folder, summary, model)
 
     with monkeypatch.context() as patch:
         patch.setattr(StepFolder, "finish", interrupted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import numpy as np
 import pytest
 
 from rlaif.config import ModelSpec, YesNoJudge
-from rlaif.constitution import load_constitution
+from rlaif.config.prompting import PromptsFile
+from rlaif.constitution import Constitution, load_constitution
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.account import Account
 from rlaif.engines.base import Engine, GenerateResult, Model, ScoreResult
 from rlaif.engines.fake import FakeEngine, FakeScript
 from rlaif.errors import ConfigError
 from rlaif.files import asking, named_model
+from rlaif.fit import judges_of, pair_votes
 from rlaif.infer.propose import (
     PER_PAIR,
     Candidate,
@@ -33,8 +36,10 @@ from rlaif.infer.rank import constitution_yaml, rank, vote
 from rlaif.infer.run import InferOptions, Inferred, infer, sampled
 from rlaif.infer.vote import PrincipleVotes
 from rlaif.judges.build import build_judge
+from rlaif.plan import VERSIONS
 from rlaif.progress import QuietProgress
-from rlaif.store import Store
+from rlaif.prompting.run import make_prompts
+from rlaif.store import StepFolder, Store
 from rlaif.templates import PAIRWISE, load_template
 from tests.planted import LIST, SCRIPT, SHORTER, pairs
 
@@ -301,3 +306,48 @@ def test_the_embedded_model_goes_the_whole_way(model_folder: Path, tmp_path: Pat
     assert all(sum(row.votes.values()) == 2 and row.votes["invalid"] == 0 for row in made.ranked)
     with asking(tmp_path / "work") as (store, engines):
         assert infer(args[0], model, Pool(None), store, options, QuietProgress()) == made
+
+
+@pytest.mark.parametrize("kind", ["sample", "judge"])
+def test_code_that_gives_another_output_asks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    labelled = pairs("shorter")
+    inferred(labelled, tmp_path, Counting())
+    known = Counting()
+    inferred(labelled, tmp_path, known)
+    assert known.batches == 0
+    monkeypatch.setitem(VERSIONS, kind, VERSIONS[kind] + 1)
+    again = Counting()
+    inferred(labelled, tmp_path, again)
+    assert again.batches > 0
+
+
+def test_code_that_gives_another_output_fits_and_writes_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Folders(Store):
+        def step(self, input_hash: str) -> StepFolder:
+            asked.append(input_hash)
+            return super().step(input_hash)
+
+    constitution = Constitution.model_validate(
+        {"name": "c", "principles": [{"id": "useful", "text": "The answer is useful."}]}
+    )
+    store = Folders(tmp_path)
+    source = {"id": "own", "kind": "self_instruct", "by": "m", "count": 1, "seeds": "seeds.jsonl"}
+    spec = PromptsFile.model_validate(
+        {"models": {"m": {"path": "none", "engine": "fake"}}, "sources": [source]}
+    )
+    (tmp_path / "seeds.jsonl").write_text('{"prompt": "Why is it so?"}\n')
+    for _ in range(2):
+        judges = judges_of(constitution, "yes_no")
+        pool, progress = Pool(Counting()), QuietProgress()
+        pair_votes(pairs("shorter")[:2], judges, FAKE, pool, store, progress, 0)
+        with suppress(ConfigError):
+            make_prompts(spec, tmp_path / "p.yaml", {"m": FAKE}, pool, store, progress)
+        for kind in ("judge", "sample"):
+            monkeypatch.setitem(VERSIONS, kind, VERSIONS[kind] + 1)
+    assert len(asked) == len(set(asked)) == 4

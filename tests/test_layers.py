@@ -15,7 +15,8 @@ PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
     | {"forms", "quotes", "scores", "choices", "jsontext"}
-    | {"textstats", "templates", "parsing", "store", "rowfiles", "workers", "changes", "amend"},
+    | {"textstats", "templates", "parsing", "store", "rowfiles", "workers", "changes", "amend"}
+    | {"checksums", "commits", "finished"},
     {"attention", "logprobs", "batching", "chat", "device", "fused", "heads", "losses"},
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
@@ -28,6 +29,7 @@ LAYERS = [
         "rounds",
         "sameness",
         "schedule",
+        "verify",
         "runs",
         "files",
         "bench",

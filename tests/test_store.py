@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,11 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from rlaif import commits
 from rlaif.errors import StoreError
-from rlaif.store import FORMAT, StepFolder, Store, explain_os_errors, write_atomic, write_jsonl
+from rlaif.finished import Verified
+from rlaif.store import (
+    FORMAT,
+    StepFolder,
+    Store,
+    explain_os_errors,
+    sweep,
+    write_atomic,
+    write_jsonl,
+)
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=12)
 BATCHES = st.lists(
@@ -44,26 +55,159 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-@given(BATCHES)
-@settings(max_examples=8, deadline=None)
-def test_a_file_cut_at_any_byte_keeps_exactly_its_whole_batches(batches: Any) -> None:
+@given(BATCHES, st.sampled_from(["data", "log"]))
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_a_file_cut_at_any_byte_keeps_exactly_its_whole_batches(batches: Any, cut: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = StepFolder(Path(name) / "step")
         path = folder.path / "rows.jsonl"
+        log = commits.log_of(path)
         folder.path.mkdir()
         path.touch()
-        ends, wholes = [0], [[]]
+        log.touch()
+        ends, wholes = [(0, 0)], [[]]
         for batch in batches:
             folder.append("rows", batch)
-            ends.append(path.stat().st_size)
+            ends.append((path.stat().st_size, log.stat().st_size))
             wholes.append([*wholes[-1], *batch])
-        data = path.read_bytes()
-        for cut in range(len(data) + 1):
-            path.write_bytes(data[:cut])
-            number = sum(end <= cut for end in ends) - 1
+        whole = {"data": path.read_bytes(), "log": log.read_bytes()}
+        for size in range(len(whole[cut]) + 1):
+            path.write_bytes(whole["data"][: size if cut == "data" else None])
+            log.write_bytes(whole["log"][: size if cut == "log" else None])
+            number = sum(end[cut == "log"] <= size for end in ends) - 1
             assert folder.read("rows") == wholes[number]
+            assert folder.count("rows") == len(wholes[number])
             folder.repair()
-            assert path.read_bytes() == data[: ends[number]]
+            assert path.read_bytes() == whole["data"][: ends[number][0]]
+            assert log.read_bytes() == whole["log"][: ends[number][1]]
+
+
+@given(BATCHES.filter(bool), st.integers(0), st.integers(1, 255), st.booleans())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_one_changed_byte_is_found_with_its_folder(
+    batches: Any, place: int, change: int, finished: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = StepFolder(Path(name) / "step")
+        for batch in batches:
+            folder.append("rows", batch)
+        if finished:
+            folder.finish({"counts": {"rows": 1}})
+        # Of a log's last row that is damaged an unfinished step knows no more than of a torn one.
+        files = [p for p in folder.path.iterdir() if finished or p.suffix == ".jsonl"]
+        sizes = [p.stat().st_size for p in files]
+        place %= sum(sizes)
+        number = next(n for n in range(len(files)) if place < sum(sizes[: n + 1]))
+        data = bytearray(files[number].read_bytes())
+        at = place - sum(sizes[:number])
+        # Spaces between a marker's keys say nothing.
+        assume(files[number] != folder.marker or data[at : at + 1].strip())
+        data[at] ^= change
+        files[number].write_bytes(data)
+        # What is finished is looked at before it is used, what is not before it is gone on with.
+        with pytest.raises(StoreError, match=f"Delete the folder {folder.path}"):
+            folder.done() if finished else folder.repair()
+
+
+def test_each_line_of_a_record_file_is_json(tmp_path: Path) -> None:
+    folder = StepFolder(tmp_path / "step")
+    for number in range(3):
+        folder.append("rows", [{"a": number}, {"a": "\n\n\u2028"}])
+    text = (folder.path / "rows.jsonl").read_text("utf-8")
+    assert text.endswith("\n")
+    rows = [json.loads(line) for line in text[:-1].split("\n")]
+    assert rows == folder.read("rows")
+
+
+def test_a_file_that_was_only_touched_or_copied_is_believed(tmp_path: Path) -> None:
+    folder = StepFolder(tmp_path / "step")
+    folder.append("rows", [{"a": 1}])
+    folder.finish({"counts": {"rows": 1}})
+    for path in folder.path.iterdir():
+        os.utime(path, ns=(1, 1))
+    assert folder.done() is not None
+    shutil.copytree(folder.path, tmp_path / "copy")
+    assert StepFolder(tmp_path / "copy").done() is not None
+
+
+def test_damage_behind_an_unchanged_time_is_found_by_verify(tmp_path: Path) -> None:
+    folder = StepFolder(tmp_path / "step")
+    folder.append("rows", [{"text": "yes"}])
+    folder.append("rows", [{"text": "no"}])
+    folder.finish({})
+    path = folder.path / "rows.jsonl"
+    before = path.stat().st_mtime_ns
+    assert folder.verify() == Verified(1, path.stat().st_size)
+    path.write_text(path.read_text().replace("yes", "yet"))
+    os.utime(path, ns=(before, before))
+    assert folder.done() is not None
+    with pytest.raises(StoreError, match=r"rows\.jsonl: damaged: its rows 1 to 1 .*Delete"):
+        folder.verify()
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_batches_closed_by_blank_lines_are_read_and_gone_on_with(
+    tmp_path: Path, torn: bool
+) -> None:
+    folder = StepFolder(tmp_path / "step")
+    folder.path.mkdir()
+    path = folder.path / "rows.jsonl"
+    rows = [{"a": 1}, {"a": 2}, {"a": 3}]
+    path.write_text('{"a":1}\n{"a":2}\n\n{"a":3}\n\n' + ('{"a":4}\n{"a' if torn else ""))
+    assert folder.read("rows") == rows
+    index = folder.index("rows", "text")
+    if torn:
+        # Without a repair first: the torn end must not become a part of the next batch.
+        folder.append("rows", [{"a": 5}])
+    else:
+        folder.repair()
+        folder.append("rows", [{"a": 5}])
+    assert folder.read("rows") == [*rows, {"a": 5}]
+    assert index is not None
+    folder.finish({})
+    assert folder.verify().unchecked == 0
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="its rows 1 to 3 are not"):
+        folder.verify()
+
+
+def test_a_marker_of_an_earlier_version_is_believed_by_its_sizes(tmp_path: Path) -> None:
+    folder = StepFolder(tmp_path / "step")
+    folder.path.mkdir()
+    (folder.path / "rows.jsonl").write_text('{"a":1}\n\n')
+    folder.marker.write_text('{"files": {"rows.jsonl": 9}, "counts": {"rows": 1}}')
+    assert folder.done() == {"files": {"rows.jsonl": 9}, "counts": {"rows": 1}}
+    assert folder.verify() == Verified(unchecked=1)
+    folder.marker.write_text('{"files": {"rows.jsonl": 8}, "counts": {"rows": 1}}')
+    with pytest.raises(StoreError, match="changed or removed"):
+        folder.done()
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "", "null", '{"files": [], "counts": {}}', '{"counts": {}}', "[" * 9999]
+)
+def test_a_marker_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    folder = StepFolder(tmp_path / "step")
+    folder.append("rows", [{"a": 1}])
+    folder.marker.write_text(text)
+    with pytest.raises(StoreError, match=r"done\.json: damaged .*Delete the folder"):
+        folder.done()
+
+
+def test_what_dead_processes_left_half_written_goes(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".{dead.pid}.dataset").mkdir()
+    (tmp_path / f".dataset.{dead.pid}.tmp").mkdir()
+    (tmp_path / f".dataset.{dead.pid}.tmp" / "part").write_text("")
+    (tmp_path / f".report.html.{dead.pid}.tmp").write_text("")
+    mine = [".lock", ".5 notes", f".report.html.{os.getppid()}.tmp", "steps", ".x.y.tmp"]
+    for name in mine:
+        (tmp_path / name).mkdir()
+    sweep(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(mine)
 
 
 def test_after_a_repair_appending_goes_on(tmp_path: Path) -> None:
@@ -75,9 +219,7 @@ def test_after_a_repair_appending_goes_on(tmp_path: Path) -> None:
     folder.repair()
     folder.append("rows", [{"a": 4}])
     assert folder.read("rows") == [{"a": 1}, {"a": 2}, {"a": 4}]
-    assert [json.loads(line) for line in path.read_text().splitlines() if line] == folder.read(
-        "rows"
-    )
+    assert [json.loads(line) for line in path.read_text().splitlines()] == folder.read("rows")
 
 
 def test_no_rows_write_nothing(tmp_path: Path) -> None:
@@ -94,11 +236,13 @@ def test_marker_is_there_only_after_finish(tmp_path: Path) -> None:
     made = folder.finish({"counts": {"rows": 1}})
     assert folder.done() == made
     assert made["counts"] == {"rows": 1}
-    assert made["files"] == {"rows.jsonl": (folder.path / "rows.jsonl").stat().st_size}
+    found = (folder.path / "rows.jsonl").stat()
+    assert made["files"]["rows.jsonl"] == {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+    assert sorted(made["files"]) == ["rows.commits", "rows.jsonl"]
     assert [p.name for p in folder.path.iterdir() if p.name.endswith(".tmp")] == []
 
 
-@pytest.mark.parametrize("change", ["longer", "shorter", "removed"])
+@pytest.mark.parametrize("change", ["longer", "shorter", "removed", "log removed"])
 def test_a_file_changed_after_the_marker_is_detected(tmp_path: Path, change: str) -> None:
     folder = StepFolder(tmp_path / "step")
     folder.append("rows", [{"a": 1}])
@@ -109,8 +253,10 @@ def test_a_file_changed_after_the_marker_is_detected(tmp_path: Path, change: str
     elif change == "shorter":
         path.write_bytes(path.read_bytes()[:-3])
     else:
-        path.unlink()
-    with pytest.raises(StoreError, match=r"rows\.jsonl.*changed or removed.*Delete the folder"):
+        (commits.log_of(path) if change == "log removed" else path).unlink()
+    with pytest.raises(
+        StoreError, match=r"rows\.(jsonl|commits): changed or removed.*Delete the folder"
+    ):
         folder.done()
 
 
@@ -179,7 +325,8 @@ def test_a_full_disk_keeps_the_old_text_of_an_atomic_file(small_disk: Path) -> N
     ("number", "words"),
     [
         (errno.ENOSPC, "disk is full"),
-        (errno.EDQUOT, "disk is full"),
+        (errno.EDQUOT, "share of the disk is used up"),
+        (errno.EFBIG, "larger than this system allows"),
         (errno.EROFS, "not writable"),
         (errno.EACCES, "not writable"),
     ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 import warnings
 
@@ -59,7 +60,7 @@ COMMANDS = (
 )
 
 USERS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 )
 """Errors of the system that a user's path or disk makes; any other is a defect of ours."""
@@ -73,6 +74,8 @@ def main() -> None:
     # Such as a server that is started, or given other weights: the package's own lines alone.
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rlaif").setLevel(logging.INFO)
+    # A scheduler's end of the job is an interruption like Ctrl-C: what was stored is gone on with.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         cli.main(standalone_mode=False)
     except RlaifError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,12 +123,21 @@ def _print_failures(steps: Sequence[Mapping[str, Any]]) -> None:
 
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Compare every stored byte with its checksum, and say nothing else.",
+)
 @JSON
-def status(directory: Path, as_json: bool) -> None:
+def status(directory: Path, verify: bool, as_json: bool) -> None:
     """Where the run in DIR stands.
 
-    Steps, every metric per round with its interval, alarms, cost.
+    Steps, every metric per round with its interval, alarms, cost. With --verify: what is damaged,
+    and which folder to delete; exit code 2 where anything is.
     """
+    if verify:
+        _verify(directory, as_json)
+        return
     from rlaif.runs import load_run
 
     run = load_run(directory)
@@ -146,6 +156,22 @@ def status(directory: Path, as_json: bool) -> None:
     _print_remote(run)
     _print_notes(run)
     _print_failures(state["steps"])
+
+
+def _verify(directory: Path, as_json: bool) -> None:
+    from rlaif.errors import StoreError
+    from rlaif.verify import verify_run
+
+    found = verify_run(directory)
+    compared = found.compared
+    if as_json:
+        click.echo(json.dumps(asdict(compared) | {"faults": found.faults}, ensure_ascii=False))
+    else:
+        old = f"; {compared.unchecked} of an earlier version have none" * bool(compared.unchecked)
+        size = f"{compared.files} files, {compared.bytes / 1e6:.1f} MB"
+        click.echo(f"{directory}: {size} compared with their checksums{old}")
+    if found.faults:
+        raise StoreError("\n".join(found.faults))
 
 
 @click.command()

@@ -11,6 +11,12 @@ from pydantic import (
 )
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Temperature = Annotated[float, Field(ge=0.0, le=100.0)]
+"""Of sampling; 0 is greedy."""
+Count = Annotated[int, Field(ge=1, le=10_000)]
+"""Of what is made all at once: answers to a prompt, rounds, open calls."""
+Resamples = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Of a bootstrap."""
 StepId = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 PluginName = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif.config.base import Fraction, StepId, Strict
+from rlaif.config.base import Count, Fraction, StepId, Strict
 from rlaif.config.methods import METHODS
 from rlaif.config.training import TextStep, TrainStep
 
@@ -69,7 +69,7 @@ class DistillStep(TrainStep):
     replay: Replay = 1.0
     refresh: WhenStale = None
     train_on_eos: Literal[True] = Field(True, description="The reward is read at the end of turn.")
-    members: PositiveInt = Field(
+    members: Count = Field(
         1,
         description="More than 1: an ensemble of so many adapters (`lora`) with a head each on one "
         "body, which differ in their first weights and the order of pairs.",

@@ -11,13 +11,12 @@ import yaml
 from pydantic import (
     Field,
     PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
 
 from rlaif.config.arms import LABELLERS, MAIN, Arms
-from rlaif.config.base import Fraction, Strict
+from rlaif.config.base import Count, Fraction, Strict
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
@@ -73,7 +72,7 @@ class Experiment(Strict):
     judges: list[JudgeStep] = Field(
         [], description="Judges that no step runs by itself: rewards, and evaluation."
     )
-    rounds: PositiveInt = 1
+    rounds: Count = 1
     steps: Annotated[list[StepEntry], Field(min_length=1)]
     dataset: DatasetSpec | None = Field(
         None, description="Write the preferences as a dataset when all steps are done."

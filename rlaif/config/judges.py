@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif.config.base import Fraction, PluginName, StepId, Strict
+from rlaif.config.base import Count, Fraction, PluginName, StepId, Strict, Temperature
 from rlaif.config.baselines import (
     FirstJudge,
     LongerJudge,
@@ -108,8 +108,8 @@ class AdditiveJudge(WritingJudge):
 
     kind: Literal["additive"]
     id: StepId = "additive"
-    samples: PositiveInt = 3
-    temperature: NonNegativeFloat = 0.7
+    samples: Count = 3
+    temperature: Temperature = 0.7
     max_new_tokens: PositiveInt = 200
     expected: bool = False
 

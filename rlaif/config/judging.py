@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from rlaif.config.base import Fraction, StepId, Strict
+from rlaif.config.base import Count, Fraction, StepId, Strict, Temperature
 
 Order = Literal["both", "random", "fixed"]
 ABSTENTIONS = ("abstain", "N/A", "not applicable", "cannot tell")
@@ -73,8 +73,8 @@ class VerdictJudge(ModelJudge):
 class WritingJudge(VerdictJudge):
     """Keys of judges that can write text. `samples` judgements are taken and averaged."""
 
-    samples: PositiveInt = 1
-    temperature: NonNegativeFloat = 0.0
+    samples: Count = 1
+    temperature: Temperature = 0.0
     max_new_tokens: PositiveInt = 128
     structured: bool = Field(
         False, description="Ask for a JSON answer; engines that can hold the model to it do."

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif.config.base import PluginName, Strict
+from rlaif.config.base import Count, PluginName, Strict
 
 RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "current"})
 
@@ -93,7 +93,7 @@ class Price(Strict):
 class ApiLimits(Strict):
     """How hard a server is asked, and how long it is waited for."""
 
-    concurrency: PositiveInt = Field(
+    concurrency: Count = Field(
         32, description="Calls open at once, at most; fewer while the server answers 429."
     )
     retries: NonNegativeInt = Field(8, description="Further attempts after the first one.")
@@ -189,7 +189,7 @@ class ModelSpec(Strict):
     api: Literal["chat", "completions"] = "chat"
     price: Price | None = None
     limits: ApiLimits = ApiLimits()
-    samples_per_call: PositiveInt = Field(
+    samples_per_call: Count = Field(
         1, description="Samples of one prompt that one call asks for (`n`)."
     )
     prefill: bool = Field(
@@ -298,6 +298,12 @@ class ModelSpec(Strict):
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("`base_url` must begin with http:// or https:// and name a host")
+        try:
+            port = parts.port
+        except ValueError:
+            port = 0
+        if port is not None and port < 1:
+            raise ValueError("`base_url`: a port must be a number from 1 to 65535")
         if parts.query or parts.fragment:
             raise ValueError("`base_url` may hold no key or password; name one with `key_env`")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from rlaif.config.base import Fraction
+from rlaif.config.base import Count, Fraction
 from rlaif.config.training import ReferenceTrain
 
 
@@ -21,12 +21,12 @@ class OnPolicyTrain(ReferenceTrain):
         description="Weight of each judge by id; the reward is their weighted mean."
     )
     rollouts: PositiveInt = Field(50, description="How often fresh answers are sampled.")
-    n: PositiveInt = Field(8, description="Answers to each prompt.")
+    n: Count = Field(8, description="Answers to each prompt.")
     sync_every: PositiveInt = Field(
         1, description="Optimiser steps that learn from answers of the same weights."
     )
     batch_size: PositiveInt = Field(4, description="Prompts in one optimiser step.")
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     max_new_tokens: PositiveInt = 64
     stop: list[str] = []
     checkpoint_every: PositiveInt = Field(5, description="Rollouts between checkpoints.")
@@ -121,7 +121,7 @@ class PpoTrain(OnPolicyTrain):
     """Proximal policy optimisation for language models (arXiv 1909.08593, 2203.02155)."""
 
     method: Literal["ppo"]
-    n: PositiveInt = 1
+    n: Count = 1
     batch_size: PositiveInt = 16
     epochs: PositiveInt = 4
     beta: NonNegativeFloat = Field(0.05, description="The KL coefficient; TRL's default.")

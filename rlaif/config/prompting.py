@@ -6,14 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     model_validator,
 )
 
-from rlaif.config.base import Fraction, StepId, Strict
+from rlaif.config.base import Fraction, StepId, Strict, Temperature
 from rlaif.config.filters import TextFilter
 from rlaif.config.models import Columns, ModelSpec
 
@@ -48,7 +47,7 @@ class WrittenSource(Source):
     by: str = "writer"
     count: PositiveInt
     calls: PositiveInt | None = Field(None, description="4 for each prompt when absent.")
-    temperature: NonNegativeFloat = 1.0
+    temperature: Temperature = 1.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_new_tokens: PositiveInt = 128
     most_alike: Fraction = Field(
@@ -65,7 +64,7 @@ class SelfInstructSource(WrittenSource):
     seeds: str = Field(description="A file of prompts to begin with.")
     seed_examples: PositiveInt = 6
     own_examples: NonNegativeInt = Field(2, description="Examples that the model wrote before.")
-    temperature: NonNegativeFloat = 0.7
+    temperature: Temperature = 0.7
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     max_new_tokens: PositiveInt = 256
     template: str = "prompts/generate/self_instruct.j2"

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from rlaif.config.arms import HUMAN
-from rlaif.config.base import Fraction, StepId, Strict
+from rlaif.config.base import Count, Fraction, Resamples, StepId, Strict, Temperature
 from rlaif.config.distill import AnyDistill
 from rlaif.config.filters import FilterStep
 from rlaif.config.judges import JudgeStep
@@ -27,7 +27,7 @@ from rlaif.rules import validate_check
 class SamplingKeys(Strict):
     """Keys that every step that samples shares. `temperature` 0 is greedy."""
 
-    temperature: NonNegativeFloat = 0.8
+    temperature: Temperature = 0.8
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     top_k: NonNegativeInt = 0
     max_new_tokens: PositiveInt = 64
@@ -67,7 +67,7 @@ class PoolMember(Strict):
 
     by: str = "policy"
     system_prompt: Annotated[str, Field(min_length=1)] | None = None
-    temperature: NonNegativeFloat | None = None
+    temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     top_k: NonNegativeInt | None = None
     max_new_tokens: PositiveInt | None = None
@@ -78,7 +78,7 @@ class SampleStep(SamplingKeys):
     members of a pool."""
 
     id: StepId = "sample"
-    n: Annotated[int, Field(ge=1)] = 4
+    n: Count = 4
     by: str = "policy"
     prompts: PositiveInt | None = Field(
         None, description="Training prompts used this round, drawn by seed; all when absent."
@@ -232,12 +232,12 @@ class EvaluateStep(Strict):
 
     id: StepId = "evaluate"
     against: list[Literal["initial", "previous"]] = ["initial", "previous"]
-    n: PositiveInt = 1
-    temperature: NonNegativeFloat | None = None
+    n: Count = 1
+    temperature: Temperature | None = None
     max_new_tokens: PositiveInt | None = None
     judges: list[str] | None = Field(None, description="Judge ids; every judge when absent.")
     checks: list[CheckSpec] = []
-    resamples: PositiveInt = 2000
+    resamples: Resamples = 2000
 
 
 class StepEntry(Strict):

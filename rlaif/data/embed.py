@@ -45,7 +45,11 @@ def model_folder(name: str, beside: Path | None = None) -> Path:
 def _check_pooling(folder: Path) -> None:
     """Raises ConfigError for a model whose sentences are not means over tokens."""
     pooling = folder / "1_Pooling" / "config.json"
-    if pooling.exists() and not json.loads(pooling.read_text())["pooling_mode_mean_tokens"]:
+    try:
+        means = not pooling.exists() or json.loads(pooling.read_text())["pooling_mode_mean_tokens"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError("damaged: it does not say how the model pools", pooling) from None
+    if not means:
         raise ConfigError("this model does not pool by the mean over tokens", pooling)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from pathlib import Path
 
+from rlaif.checksums import CHECK, sealed, unsealed
 from rlaif.engines.meter import Meters
+from rlaif.errors import StoreError
 
 
 class Account:
@@ -26,11 +29,11 @@ class Account:
         self.meters = Meters()
         self._held = 0.0
         lines = _lines(path)
-        rows = [_row(line) for line in lines]
+        rows = [_row(line, path, number) for number, line in enumerate(lines[:-1], 1)]
         self.spent = math.fsum(cost for cost, _ in rows)
         self.estimated = math.fsum(cost for cost, estimated in rows if estimated)
         # A last line that was cut short must not run into the next one.
-        self._end = "\n" if lines[-1] else ""
+        self._torn = len(lines[-1].encode("utf-8", "surrogateescape"))
 
     def hold(self, cost: float) -> bool | None:
         """Set the most that a call can cost aside. False: not now, since open calls may use what is
@@ -52,10 +55,13 @@ class Account:
         assert 0.0 <= cost < math.inf
         with self._lock:
             if self.path is not None and cost > 0:
+                if self._torn:
+                    os.truncate(self.path, self.path.stat().st_size - self._torn)
+                    self._torn = 0
                 row = {"model": model, "cost": cost} | ({"estimated": True} if estimated else {})
+                row = sealed(row)
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(self._end + json.dumps(row) + "\n")
-                self._end = ""
+                    file.write(json.dumps(row) + "\n")
             self.spent += cost
             self.estimated += cost if estimated else 0.0
 
@@ -98,15 +104,27 @@ def _lines(path: Path | None) -> list[str]:
     """The lines of a ledger; the last is empty unless it was cut short."""
     if path is None or not path.exists():
         return [""]
-    return path.read_text(encoding="utf-8").split("\n")
+    return path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
 
 
-def _row(line: str) -> tuple[float, bool]:
-    """What a line of a ledger says, and whether by estimate; nothing for a line that was cut short
-    or names no sum."""
+def _row(line: str, path: Path | None, number: int) -> tuple[float, bool]:
+    """What a line of a ledger says, and whether by estimate. Raises StoreError where it is
+    damaged."""
+    advice = "Mend this line, or delete it: what it cost then counts no more."
     try:
-        row = json.loads(line) if line else {}
-        cost, estimated = float(row.get("cost", 0.0)), bool(row.get("estimated"))
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return 0.0, False
-    return (cost, estimated) if 0.0 <= cost < math.inf else (0.0, False)
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        # Earlier versions left lines that a kill had cut short, without a checksum.
+        if CHECK not in line and not line.endswith("}"):
+            return 0.0, False
+        row = None
+    said = unsealed(row, f"{path}:{number}", advice, required=False)
+    cost = said.get("cost")
+    if isinstance(cost, bool) or not isinstance(cost, (int, float)):
+        raise StoreError(f"{path}:{number}: damaged (no cost). {advice}")
+    if not 0 <= cost < math.inf:
+        # Earlier versions noted counts of servers that were none, which cost nothing.
+        if CHECK not in line:
+            return 0.0, False
+        raise StoreError(f"{path}:{number}: damaged (no cost). {advice}")
+    return float(cost), bool(said.get("estimated"))

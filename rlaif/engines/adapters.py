@@ -94,4 +94,4 @@ def _misfit(name: str, adapter: Path, error: Exception) -> EngineError:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return read_json(folder / CONFIG) or {}
+    return read_json(folder / CONFIG, "Mend this file, or name another adapter.") or {}

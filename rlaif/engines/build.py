@@ -80,8 +80,10 @@ def server_key(spec: ModelSpec) -> str | None:
 
 def is_reward_model(folder: Path | None) -> bool:
     """Whether the checkpoint in `folder` has a classification head in place of a language head."""
-    config = (read_json(folder / "config.json") or {}) if folder is not None else {}
-    return any("ForSequenceClassification" in name for name in config.get("architectures") or [])
+    advice = "Mend this file, or name another model."
+    config = (read_json(folder / "config.json", advice) or {}) if folder is not None else {}
+    kinds = config.get("architectures")
+    return isinstance(kinds, list) and any("ForSequenceClassification" in str(k) for k in kinds)
 
 
 def refuse_no_reward_model(folder: Path) -> None:

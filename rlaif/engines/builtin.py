@@ -29,6 +29,8 @@ BUILTIN = {
         "hub": "HuggingFaceTB/SmolLM2-135M-Instruct",
     }
 }
+METADATA = "__metadata__"
+"""The entry of a safetensors header that is no tensor."""
 IDENTITY_FILES = (
     "config.json",
     "generation_config.json",
@@ -129,6 +131,44 @@ def _convert_gguf(source: Path, file: str, target: Path) -> None:
     (temporary / "ready.json").write_text(json.dumps({"source": file}))
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
+
+
+def check_weights(folder: Path) -> None:
+    """Raises EngineError where a model's folder has no weights that can be read: none but pickles,
+    which are programs, or a file of them that is cut or no safetensors. Reads headers alone."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth") for p in folder.glob(kind))
+        what = f"pickled weights alone ({pickles[0]}), which are not loaded" if pickles else "none"
+        raise EngineError(
+            f"{folder}: a model needs its weights in *.safetensors, and this folder has {what}. "
+            "Save it again with `save_pretrained`."
+        )
+    for path in files:
+        if not _is_safetensors(path):
+            raise EngineError(f"{path}: cut or damaged, not whole safetensors. Get it again.")
+    config = folder / "config.json"
+    try:
+        known = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict) or not isinstance(known.get("model_type"), str):
+        raise EngineError(f"{config}: missing or damaged: it names no `model_type`. Get it again.")
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file has all the bytes that its header says it has."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            return False
+        try:
+            header = json.loads(file.read(length))
+            ends = [row["data_offsets"][1] for name, row in header.items() if name != METADATA]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+            return False
+    return size == 8 + length + max(ends, default=0)
 
 
 def weights_hash(folder: Path) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlaif.checksums import CHECK, is_whole, sealed
 from rlaif.engines.builtin import cache_folder
 from rlaif.errors import ConfigError, StoreError
 
@@ -116,17 +117,17 @@ class RequestCache:
         self._db.close()
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The answer to `key`, or None."""
+        """The answer to `key`, or None; a damaged one is as if it were not there."""
         with self._explained():
             row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return json.loads(row[0]) if row else None
+        return _answer(key, row[0]) if row else None
 
     def put(self, entries: Sequence[Entry], used: Sequence[str] = ()) -> None:
         """Commit all of `entries` or none, and note that the answers to `used` were of use."""
         now = time.time()
         # ASCII, since an answer may hold half a surrogate pair and SQLite takes none.
         rows = [
-            (e.key, e.model, e.url, json.dumps(e.request), json.dumps(e.answer), now, now)
+            (e.key, e.model, e.url, json.dumps(e.request), _text(e.key, e.answer), now, now)
             for e in entries
         ]
         with self._transaction():
@@ -198,16 +199,43 @@ class RequestCache:
         )
         with self._explained(), closing(self._db.execute(query, (model, model))) as cursor:
             for key, name, url, request, answer, made in cursor:
-                yield {
-                    "key": key,
-                    "model": name,
-                    "base_url": url,
-                    "request": json.loads(request),
-                    "answer": json.loads(answer),
-                    "made": made,
-                }
+                found = _answer(key, answer)
+                if found is not None:
+                    yield {
+                        "key": key,
+                        "model": name,
+                        "base_url": url,
+                        "request": _request(request),
+                        "answer": found,
+                        "made": made,
+                    }
 
     def _number(self, query: str) -> int:
         with self._explained():
             (value,) = self._db.execute(query).fetchone()
         return int(value)
+
+
+def _text(key: str, answer: dict[str, Any]) -> str:
+    """An answer as it is stored: with a checksum that also covers whose answer it is."""
+    return json.dumps({**answer, CHECK: sealed({**answer, "": key})[CHECK]})
+
+
+def _answer(key: str, text: str) -> dict[str, Any] | None:
+    """The answer in a stored text, or None where it is damaged: it is then asked for again. Earlier
+    versions stored no checksum."""
+    try:
+        row = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if not isinstance(row, dict) or (CHECK in row and not is_whole({**row, "": key})):
+        return None
+    return {name: value for name, value in row.items() if name != CHECK}
+
+
+def _request(text: str) -> Any:
+    """What was asked, which is kept to be looked at; None where it is damaged."""
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return None

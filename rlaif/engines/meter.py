@@ -17,7 +17,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Self
 
+from rlaif.checksums import sealed, unsealed
 from rlaif.engines.decode import Usage
+from rlaif.errors import StoreError
 from rlaif.store import read_json, write_atomic
 
 BUCKETS_PER_DOUBLING = 8
@@ -195,7 +197,7 @@ class Meters:
             now = monotonic()
             if self._folder is None or not self._meters or now - self._kept < every:
                 return
-            rows = {model: meter.summary() for model, meter in sorted(self._meters.items())}
+            rows = {n: sealed(meter.summary()) for n, meter in sorted(self._meters.items())}
             write_atomic(self._folder / FILE, json.dumps(rows, indent=1))
             self._kept = now
 
@@ -211,9 +213,18 @@ class Meters:
 
 
 def read_meters(folder: Path) -> dict[str, Meter]:
-    """The meters that a step's folder has, by model; none where no server was asked."""
-    rows = read_json(folder / FILE) or {}
-    return {model: Meter.from_summary(row) for model, row in rows.items()}
+    """The meters that a step's folder has, by model; none where no server was asked. Raises
+    StoreError where they are damaged."""
+    path = folder / FILE
+    advice = "Delete this file: the step's calls are then counted from 0."
+    rows = read_json(path, advice) or {}
+    try:
+        return {
+            model: Meter.from_summary(unsealed(row, path, advice, required=False))
+            for model, row in rows.items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise StoreError(f"{path}: damaged (it is not what was written). {advice}") from None
 
 
 def in_words(row: Mapping[str, Any]) -> str:

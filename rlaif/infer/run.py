@@ -24,6 +24,7 @@ from rlaif.infer.propose import (
 from rlaif.infer.rank import Ranked, rank
 from rlaif.infer.vote import PrincipleVotes
 from rlaif.parsing import whole_lines
+from rlaif.plan.base import step_hash
 from rlaif.records import Judgement, content_hash
 from rlaif.steps.context import Engines, Progress
 from rlaif.steps.judge import judge_labelled
@@ -113,7 +114,9 @@ def _proposals(
 ) -> list[str]:
     template = load_template(PROPOSE, PAIRWISE, frozenset({"response_1", "response_2"}))
     requests = [proposal_request(pair, template, seed) for pair in pairs]
-    digest = content_hash("propose", model.identity(), sorted(r.request_id for r in requests))
+    digest = step_hash(
+        "sample", "propose", model.identity(), sorted(r.request_id for r in requests)
+    )
     folder = store.step(digest)
     folder.repair()
     done = {row["request_id"] for row in folder.read("proposals")}
@@ -152,7 +155,7 @@ def _votes(
     by_text = known is not None and "label_logprobs" not in known
     judge = PrincipleVotes(template, tuple(candidates), by_text)
     ids = [pair.pair_id for pair in pairs]
-    digest = content_hash("vote", judge.judge_hash, model.identity(), sorted(ids), seed)
+    digest = step_hash("judge", "vote", judge.judge_hash, model.identity(), sorted(ids), seed)
     return judge_labelled(judge, model, engines, pairs, store.step(digest), progress, seed)
 
 

@@ -235,8 +235,8 @@ def _weights(spec: JuryJudge, beside: Path | None) -> dict[str, float]:
 def _measured(name: str, beside: Path | None) -> dict[str, float]:
     """Judge id to agreement, from the file that `judge-bench --json` wrote."""
     path = find(name, beside)
-    data = read_json(path)
-    judges = data.get("judges") if isinstance(data, dict) else None
+    data = read_json(path, "Write it anew with judge-bench --json.") or {}
+    judges = data.get("judges")
     rows = judges if isinstance(judges, dict) else {}
     measured = {n: r.get("agreement") for n, r in rows.items() if isinstance(r, dict)}
     # A judge that decided no pair has none.

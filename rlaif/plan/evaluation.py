@@ -6,9 +6,10 @@ from typing import Any
 
 from rlaif.config import RESERVED_MODELS, EvaluateStep, SampleStep
 from rlaif.engines.base import Model
+from rlaif.errors import ConfigError
 from rlaif.plan.base import DRIFT_PROMPTS, Planned, step_hash
 from rlaif.plan.steps import judged, loaded_pairs, sampled
-from rlaif.plan.walk import Walk
+from rlaif.plan.walk import Walk, no_model
 from rlaif.yamlio import suggest
 
 
@@ -146,10 +147,14 @@ def _eval_judges(walk: Walk, step: EvaluateStep) -> list[Any]:
 
 def _frozen(walk: Walk, judge: Any) -> dict[str, Model]:
     """An evaluation never uses a moving judge: reserved names mean the frozen M0."""
-    return {
-        role: walk.initial if name in RESERVED_MODELS else walk.named(name)
-        for role, name in walk.names(judge).items()
-    }
+    found = {}
+    for role, name in walk.names(judge).items():
+        model = walk.initial if name in RESERVED_MODELS else walk.given(name)
+        if model is None:
+            fault = f"judge {judge.id}: {no_model(name, walk.experiment)}"
+            raise ConfigError(fault, walk.inputs.path)
+        found[role] = model
+    return found
 
 
 def _drift(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:

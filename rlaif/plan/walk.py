@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.config import RESERVED_MODELS, ArmSpec, ModelSpec
+from rlaif.config import RESERVED_MODELS, ArmSpec, Experiment, ModelSpec
 from rlaif.engines.base import Model
 from rlaif.judges.base import roles_of
 from rlaif.plan.base import PlanInputs, Planned
@@ -57,15 +57,19 @@ class Walk:
             return reserved[name]
         if name in self.reward_models:
             return self.reward_models[name]
+        found = self.given(name)
+        if found is None:
+            raise self.inputs.fail(index, f"{key}: {no_model(name, self.experiment)}", key)
+        return found
+
+    def given(self, name: str) -> Model | None:
+        """The model of that name or folder, which no step makes; None where there is none."""
         if name in self.experiment.models:
             return self.named(name)
         if name in self.inputs.keys:
             spec = replace_path(self.experiment.models["policy"], name)
             return Model(self.inputs.keys[name], name, spec)
-        known = sorted(RESERVED_MODELS | set(self.experiment.models))
-        raise self.inputs.fail(
-            index, f"{key}: {name!r} is no model{suggest(name, known)} or a model's folder", key
-        )
+        return None
 
     def asked(self, index: int, step: Any, key: str = "by") -> dict[str, Model]:
         """The models that a judge asks, by role, at this point of the plan."""
@@ -128,6 +132,12 @@ class Walk:
         """The constitution's weights by principle; none without a constitution."""
         constitution = self.inputs.constitution
         return {p.id: p.weight for p in constitution.principles} if constitution else {}
+
+
+def no_model(name: str, experiment: Experiment) -> str:
+    """That a name is no model's, and what is near it."""
+    known = sorted(RESERVED_MODELS | set(experiment.models))
+    return f"{name!r} is no model{suggest(name, known)} or a model's folder"
 
 
 def replace_path(spec: ModelSpec, path: str) -> ModelSpec:

@@ -16,6 +16,7 @@ from rlaif.data.sources import all_prompts
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
 from rlaif.engines.thinking import CUT
 from rlaif.errors import ConfigError
+from rlaif.plan.base import step_hash
 from rlaif.prompting.accept import Accepted
 from rlaif.prompting.ask import Ask, Writing, writing
 from rlaif.prompting.mix import mixed
@@ -133,7 +134,9 @@ def _written(
         )
     template = asked.template.hash if asked.template else None
     keys = source.model_dump(mode="json", exclude={"weight", "tags", "id"})
-    folder = store.step(content_hash("written", keys, given, template, model.identity(), seed))
+    folder = store.step(
+        step_hash("sample", "written", keys, given, template, model.identity(), seed)
+    )
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.repair()
     longest = getattr(source, "longest_answers", None)

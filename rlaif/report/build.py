@@ -38,6 +38,7 @@ from rlaif.report.rows import (
 )
 from rlaif.report.summary import summary
 from rlaif.report.view import RoundRow, RunView, StepRow
+from rlaif.store import write_atomic
 
 _HERE = Path(__file__).resolve().parent
 _PAR = {"win_rate_vs_initial/": 0.5, "reward_accuracy/": 0.5, "position_bias/": 0.0, "drift/": 0.0}
@@ -65,9 +66,8 @@ def build_report(run: RunView, out: Path) -> Path:
     path = out / "report.html" if out.is_dir() else out
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     page = environment().get_template("report.html.j2").render(**_context(run, script))
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Text from models can hold lone surrogates, which UTF-8 cannot carry.
-    path.write_bytes(page.encode("utf-8", "replace"))
+    write_atomic(path, page.encode("utf-8", "replace").decode())
     return path
 
 

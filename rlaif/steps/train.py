@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rlaif.checksums import add
 from rlaif.config import DistillStep, FitStep, OnPolicyTrain
 from rlaif.config.distill import Refresh
 from rlaif.device import pick_device
@@ -25,6 +26,8 @@ from rlaif.train.probe import fit_reward_model
 from rlaif.train.refresh import accuracy, is_stale, keep, read_trained, split, write_trained
 from rlaif.train.run import train
 from rlaif.train.trackers import open_trackers
+
+CARD = "README.md"
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -75,7 +78,8 @@ def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, A
             outcome = on_policy.train(context, report)
         else:
             outcome = _train_offline(context, preferences, report)
-    write_atomic(out / "README.md", _card(context, preferences))
+    write_atomic(out / CARD, _card(context, preferences))
+    add(out, CARD)
     return {
         "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
         "tokens": outcome.tokens,

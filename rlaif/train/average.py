@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlaif.checksums import NAME, publish
 from rlaif.engines.adapters import member_folders
 from rlaif.engines.build import is_reward_model
 from rlaif.errors import ConfigError, EngineError
@@ -41,7 +42,7 @@ def average(members: Sequence[Path], out: Path) -> dict[str, int]:
         _refuse(member, members[0])
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    own = shutil.ignore_patterns("masters", "README.md", RECORD, "*.safetensors")
+    own = shutil.ignore_patterns("masters", "README.md", RECORD, NAME, "*.safetensors")
     shutil.copytree(members[0], temporary, ignore=own)
     tensors = dict(_means([m / WHOLE for m in members]))
     save_file(tensors, temporary / WHOLE, metadata={"format": "pt"})
@@ -52,7 +53,7 @@ def average(members: Sequence[Path], out: Path) -> dict[str, int]:
     if head is not None:
         head.load_state_dict(dict(_means([m / WEIGHTS for m in members])))
         save_head(head, temporary)
-    temporary.rename(out)
+    publish(temporary, out)
     return {"models": len(members), "tensors": len(tensors)}
 
 

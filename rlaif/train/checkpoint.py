@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlaif.checksums import publish, verify
 from rlaif.errors import StoreError
-from rlaif.train import parallel
+from rlaif.train import metrics, parallel
 
 PREFIX = "checkpoint-"
 
@@ -46,7 +46,9 @@ def save(
     if first:
         states = {f"{kind}|{n}": v for n, own in enumerate(random) for kind, v in own.items()}
         save_file(states, temporary / "random.safetensors")
-        kept = {**state, "step": step, "parts": _parts(sharded)}
+        # What the checkpoint counts on is on disk before it.
+        log = metrics.seen(work)
+        kept = {**state, "step": step, "parts": _parts(sharded), "metrics": log}
         (temporary / "state.json").write_text(json.dumps(kept))
         _finish(temporary, final)
     parallel.wait()
@@ -96,22 +98,10 @@ def _restored(value: Tensor, device: torch.device) -> Tensor | int:
 
 def _finish(temporary: Path, final: Path) -> None:
     """Make the checkpoint last, then visible, and drop the older ones."""
-    for path in [*temporary.rglob("*"), temporary]:
-        _fsync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    _fsync(final.parent)
+    publish(temporary, final)
     for old in final.parent.glob(PREFIX + "*"):
         if old != final:
             shutil.rmtree(old)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def restore(
@@ -123,7 +113,7 @@ def restore(
 ) -> dict[str, Any] | None:
     """Load the latest checkpoint into `masters` and `optimizer`; its state, or None without one.
 
-    Raises StoreError when it belongs to another training, or was split in another way.
+    Raises StoreError when it is damaged, belongs to another training, or was split in another way.
     """
     if parallel.rank() == 0:
         for torn in work.glob("partial-*"):
@@ -133,7 +123,7 @@ def restore(
     if not found:
         return None
     folder = found[-1]
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    state = _whole_state(folder)
     if state["fingerprint"] != fingerprint:
         raise StoreError(
             f"{folder}: this checkpoint is of a training with other data or options. "
@@ -155,6 +145,24 @@ def restore(
         optimizer.state[masters[name]][key] = _restored(value, masters[name].device)
     _set_random_state(load_file(folder / "random.safetensors"))
     return state
+
+
+def _whole_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's state, after a look at all of its files. Raises StoreError where one is not
+    what was written."""
+    advice = f"Delete the folder {folder} to train again from the start."
+    # Every rank reads its own part; the first one looks at them all.
+    compared = verify(folder, advice) if parallel.rank() == 0 else 0
+    try:
+        state = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        state = None
+    known = isinstance(state, dict) and {"fingerprint", "step", "parts"} <= state.keys()
+    # Earlier versions wrote neither checksums nor where the log of metrics was.
+    if not known or (compared is None and "metrics" in state):
+        raise StoreError(f"{folder}: damaged. {advice}")
+    whole: dict[str, Any] = state
+    return whole
 
 
 def _set_random_state(states: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlaif.checksums import NAME, publish
 from rlaif.compare.distance import Region, save_region
 from rlaif.config import LoraOptions
 from rlaif.device import release_freed_memory
@@ -62,9 +63,7 @@ def export(
     if region is not None:
         save_region(region, temporary)
     module.save_pretrained(temporary)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    publish(temporary, out)
 
 
 def _renewed(model: TrainModel, start: Path, lora: LoraOptions | None, reward: bool) -> Any:
@@ -91,9 +90,7 @@ def export_adapter(model: TrainModel, start: Path, out: Path, lora: LoraOptions)
     module.peft_config["default"].base_model_name_or_path = None
     module.save_pretrained(temporary)
     (temporary / "README.md").unlink(missing_ok=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    publish(temporary, out)
 
 
 @torch.no_grad()
@@ -109,9 +106,9 @@ def export_members(start: Path, adapters: Sequence[Path], out: Path) -> None:
     _pad_apart_from_end(module, temporary)
     module.save_pretrained(temporary)
     for number, adapter in enumerate(adapters):
-        shutil.copytree(adapter, temporary / MEMBERS / str(number))
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+        own = temporary / MEMBERS / str(number)
+        shutil.copytree(adapter, own, ignore=shutil.ignore_patterns(NAME))
+    publish(temporary, out)
 
 
 @torch.no_grad()
@@ -146,8 +143,7 @@ def export_head(
     save_head(head, temporary)
     if region is not None:
         save_region(region, temporary)
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    publish(temporary, out)
 
 
 def _pad_apart_from_end(module: Any, folder: Path) -> None:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from rlaif.batching import plan_epoch
+from rlaif.checksums import read_sealed, verify, write_sealed
 from rlaif.config import OnPolicyTrain, TextStep, TrainStep
 from rlaif.device import peak_flops, peak_memory
-from rlaif.errors import EngineError, RlaifError
+from rlaif.errors import EngineError, RlaifError, StoreError
+from rlaif.finished import MASTERS
 from rlaif.records import content_hash
-from rlaif.train import checkpoint, parallel
+from rlaif.train import checkpoint, metrics, parallel
 from rlaif.train.kernels import kernels_in_use
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
@@ -63,6 +65,10 @@ class TrainProgress:
     metrics: dict[str, float]
 
 
+OUTCOME = "outcome.json"
+"""The file in a training's work folder that says it ended, and how."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
     """What a training did. `metrics` has first_, last_ and mean_ of every per-step metric;
@@ -75,6 +81,27 @@ class TrainOutcome:
     seconds: float = 0.0
     compute_dtype: str = ""
     kernels: dict[str, Any] = field(default_factory=dict)
+
+
+def write_outcome(work: Path, outcome: TrainOutcome) -> None:
+    """Keep what a training did."""
+    write_sealed(work / OUTCOME, asdict(outcome))
+
+
+def read_outcome(work: Path, out: Path) -> TrainOutcome | None:
+    """What the training did whose model is in `out`; None where it has not ended. Raises StoreError
+    where either is damaged."""
+    if not out.exists():
+        return None
+    advice = f"Delete the folder {work} to train again."
+    row = read_sealed(work / OUTCOME, advice, required=False)
+    if row is None:
+        return None
+    verify(out, advice, (MASTERS,))
+    try:
+        return TrainOutcome(**row)
+    except TypeError:
+        raise StoreError(f"{work / OUTCOME}: damaged. {advice}") from None
 
 
 def learning_rate(step: int, total: int, options: TrainStep) -> float:
@@ -127,14 +154,14 @@ def run_training(
     if state is not None:
         first = state["step"]
         model.sync()
-    rows = keep_rows(work / "metrics.jsonl", first)
+    rows = metrics.keep(work, first, state)
     tokens = sum(row["tokens"] for row in rows)
     unsaved = 0.0
     for step in range(first, len(plan)):
         row = optimiser_step(task, model, optimizer, plan[step], options, step, len(plan), work)
         rows.append(row)
         tokens += row["tokens"]
-        write_row(work, row)
+        metrics.write(work, row)
         # All ranks save or none, so the first one's clock counts.
         unsaved += parallel.gather(row["timing"]["seconds"])[0]
         reached = (step + 1) % options.checkpoint_every == 0 and step + 1 < len(plan)
@@ -148,13 +175,6 @@ def run_training(
     dtype = str(model.dtype).removeprefix("torch.")
     kernels = kernels_in_use(model)
     return TrainOutcome(len(plan), tokens, summary_of(rows), {}, seconds, dtype, kernels)
-
-
-def write_row(work: Path, row: dict[str, Any]) -> None:
-    """One line of metrics.jsonl, by rank 0."""
-    if parallel.rank() == 0:
-        with (work / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 def _plan(task: Task, model: TrainModel, options: TrainStep, seed: int) -> list[list[list[int]]]:
@@ -201,7 +221,7 @@ def optimiser_step(
     """One optimiser step. Returns the row for metrics.jsonl."""
     started = time.perf_counter()
     with memory_advice(options):
-        metrics, tokens = _accumulate(task, model, batch, step, work)
+        means, tokens = _accumulate(task, model, batch, step, work)
         norm = model.clip_gradients(options.max_grad_norm)
         if not math.isfinite(norm):
             everything = [i for micro in batch for i in micro]
@@ -216,7 +236,7 @@ def optimiser_step(
     seconds = time.perf_counter() - started
     return {
         "step": step + 1,
-        **dict(sorted(metrics.items())),
+        **dict(sorted(means.items())),
         "grad_norm": norm,
         "learning_rate": rate,
         "tokens": tokens,
@@ -262,8 +282,8 @@ def _accumulate(
     joined: Sums = {}
     for found, _, _ in every:
         join_sums(joined, found)
-    metrics = {name: amount / weight for name, (amount, weight) in joined.items() if weight}
-    return {"loss": sum(part for _, _, part in every), **metrics}, sum(n for _, n, _ in every)
+    means = {name: amount / weight for name, (amount, weight) in joined.items() if weight}
+    return {"loss": sum(part for _, _, part in every), **means}, sum(n for _, n, _ in every)
 
 
 def join_sums(into: Sums, parts: Sums) -> None:
@@ -322,25 +342,6 @@ def memory_advice(options: TextStep) -> Iterator[None]:
         if isinstance(options, TrainStep) and options.lora is None:
             advice += ", or train adapters alone with `lora`"
         raise EngineError(f"training ran out of memory: {advice}") from None
-
-
-def keep_rows(path: Path, steps: int) -> list[dict[str, Any]]:
-    """The rows up to `steps`; later ones, and a torn last line, are dropped from the file."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if row["step"] <= steps:
-            rows.append(row)
-    parallel.wait()
-    if parallel.rank() == 0:
-        temporary = path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.rename(path)
-    parallel.wait()
-    return rows
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:

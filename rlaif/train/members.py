@@ -7,10 +7,9 @@ their adapters and the order of the pairs (Lakshminarayanan et al. 2017, 1612.01
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -18,7 +17,7 @@ from rlaif.chat import SystemRole
 from rlaif.config import DistillStep
 from rlaif.records import Preference, content_hash
 from rlaif.train.export import export_members
-from rlaif.train.loop import TrainOutcome, TrainProgress
+from rlaif.train.loop import TrainOutcome, TrainProgress, read_outcome, write_outcome
 from rlaif.train.run import train
 
 
@@ -40,9 +39,9 @@ def train_members(
     The outcome has all their steps and the means of their figures. A rerun goes on with the member
     that was under way. `out` is complete or absent. Raises as `train`.
     """
-    finished = work / "outcome.json"
-    if out.exists() and finished.exists():
-        return TrainOutcome(**json.loads(finished.read_text()))
+    known = read_outcome(work, out)
+    if known is not None:
+        return known
     adapters, outcomes = [], []
     for number in range(options.members):
         own = work / f"member{number}"
@@ -65,7 +64,7 @@ def train_members(
         outcomes.append(outcome)
     together = _together(outcomes)
     export_members(start, adapters, out)
-    finished.write_text(json.dumps(asdict(together)))
+    write_outcome(work, together)
     for adapter in adapters:
         shutil.rmtree(adapter.parent)
     return together

@@ -12,19 +12,17 @@ from rlaif.batching import plan_epoch
 from rlaif.config.on_policy import OnlineDpoTrain, OnPolicyTrain, PpoTrain
 from rlaif.errors import RlaifError
 from rlaif.losses import policy as losses
-from rlaif.train import checkpoint
+from rlaif.train import checkpoint, metrics
 from rlaif.train.kernels import kernels_in_use
 from rlaif.train.loop import (
     Task,
     TrainOutcome,
     TrainProgress,
-    keep_rows,
     make_optimizer,
     memory_advice,
     optimiser_step,
     progress_of,
     summary_of,
-    write_row,
 )
 from rlaif.train.model import TrainModel
 from rlaif.train.policy_tasks import OnlinePairs, PolicyTask
@@ -60,7 +58,7 @@ def run_on_policy(
     if state:
         model.sync()
     per_rollout = options.epochs * options.sync_every
-    rows = keep_rows(work / "metrics.jsonl", first * per_rollout)
+    rows = metrics.keep(work, first * per_rollout, state or None)
     for number in range(first, options.rollouts):
         with memory_advice(options):
             rollout = measure(model, collect(number, model), options, reference, critic)
@@ -74,7 +72,7 @@ def run_on_policy(
         for row in _learn(task, model, optimizer, options, number, seed, work):
             row |= {"rollout": number + 1, "beta": beta, **rollout.metrics}
             rows.append(row)
-            write_row(work, row)
+            metrics.write(work, row)
             if progress is not None:
                 progress(progress_of(row, options.rollouts * per_rollout))
         beta = _next_beta(beta, options, rollout)

@@ -3,10 +3,8 @@ fitted on the hidden states at the end of each."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from rlaif.batching import fill
 from rlaif.chat import SystemRole
+from rlaif.checksums import file_digest
 from rlaif.compare.aggregate import pointwise_values
 from rlaif.compare.distance import fit_region
 from rlaif.config import FitStep
@@ -38,7 +37,13 @@ from rlaif.train.fits import (
     fit_quantiles,
 )
 from rlaif.train.loading import load_module
-from rlaif.train.loop import TrainOutcome, TrainProgress, memory_advice
+from rlaif.train.loop import (
+    TrainOutcome,
+    TrainProgress,
+    memory_advice,
+    read_outcome,
+    write_outcome,
+)
 from rlaif.train.model import TrainModel, compute_dtype, prepare
 from rlaif.train.reward_model import by_prompt, prepared
 from rlaif.train.run import refuse_single
@@ -47,6 +52,8 @@ from rlaif.yamlio import suggest
 
 VERBOSITY = "length"
 """The objective that every gated head adds to those that were rated: how long an answer is."""
+DIGEST = ".digest"
+"""What the file is called that has the checksum of hidden states."""
 OWN = "score"
 """The objective where nothing but the pairs' own scores is known."""
 
@@ -90,9 +97,9 @@ def fit_reward_model(
     `work` as they are computed, so that a rerun goes on; the fit is done again, and is the same.
     `out` is complete or absent. Raises RlaifError.
     """
-    finished = work / "outcome.json"
-    if out.exists() and finished.exists():
-        return TrainOutcome(**json.loads(finished.read_text()))
+    known = read_outcome(work, out)
+    if known is not None:
+        return known
     began = perf_counter()
     refuse_single(options, preferences)
     kept, repeated = prepared(preferences, options)
@@ -126,7 +133,7 @@ def fit_reward_model(
     name = str(dtype).removeprefix("torch.")
     steps = int(metrics.pop("steps", 1))
     outcome = TrainOutcome(steps, tokens, metrics, counts, perf_counter() - began, name)
-    finished.write_text(json.dumps(asdict(outcome)))
+    write_outcome(work, outcome)
     return outcome
 
 
@@ -167,7 +174,7 @@ def read_depths(
     prompts: dict[int, dict[int, Tensor]] = {d: {} for d in wanted}
     for micro in fill(order, [sizes[i] for i in order], model.token_budget(options)):
         path = folder / f"{micro[0]:08d}.safetensors"
-        if not path.exists():
+        if not _is_whole(path):
             _compute(model, [examples[i] for i in micro], wanted, path)
         counts = [len(examples[i].completions) for i in micro]
         for name, states in load_file(path).items():
@@ -206,7 +213,15 @@ def _compute(
     found = hidden_at(model, layout, places, depths)
     temporary = path.with_suffix(".partial")
     save_file({str(d): states.cpu().contiguous() for d, states in found.items()}, temporary)
+    digest = file_digest(temporary)
     temporary.replace(path)
+    path.with_suffix(DIGEST).write_text(digest)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether hidden states are here as they were computed; else they are computed again."""
+    digest = path.with_suffix(DIGEST)
+    return path.exists() and digest.exists() and digest.read_bytes() == file_digest(path).encode()
 
 
 def comparisons(examples: Sequence[Example]) -> Comparisons:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from rlaif import commits
 from rlaif.batching import plan_epoch
 from rlaif.config import TrainStep
+from rlaif.rowfiles import read_rows
+from rlaif.store import StepFolder
 from rlaif.train import parallel
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
@@ -19,14 +21,12 @@ Reference = dict[str, tuple[float, ...]]
 
 
 def read_reference(path: Path) -> Reference:
-    """The reference log-probs stored so far; a torn last line is dropped from the file."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    if lines and not lines[-1].endswith("\n"):
-        lines = lines[:-1]
-        if parallel.rank() == 0:
-            path.write_text("".join(lines))
-    rows = [json.loads(line) for line in lines]
-    return {row["example_id"]: tuple(row["logprobs"]) for row in rows}
+    """The reference log-probs in whole batches of `path`; what a kill left after them is dropped
+    from the file. Raises StoreError where they are damaged."""
+    if parallel.rank() == 0 and path.exists():
+        commits.settle(path, f"Delete the folder {path.parent} to train again from the start.")
+    parallel.wait()
+    return {row["example_id"]: tuple(row["logprobs"]) for row in read_rows(path)}
 
 
 @torch.no_grad()
@@ -40,7 +40,6 @@ def compute_reference(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     known = read_reference(path)
-    parallel.wait()
     sizes = [model.size(e.branches) for e in examples]
     plan = plan_epoch(sizes, options.batch_size, model.token_budget(options), seed, 0)
     for batch in plan:
@@ -60,7 +59,6 @@ def compute_reference(
         new = {name: values for part in parallel.gather(own) for name, values in part.items()}
         known |= new
         if parallel.rank() == 0 and new:
-            lines = [{"example_id": name, "logprobs": values} for name, values in new.items()]
-            with path.open("a") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in lines))
+            lines = [{"example_id": name, "logprobs": list(values)} for name, values in new.items()]
+            StepFolder(path.parent).append(path.stem, lines)
     return known

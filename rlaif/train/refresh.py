@@ -7,18 +7,18 @@ the round in which it was trained, and on the newest.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlaif.checksums import NAME, add, publish, read_sealed, write_sealed
 from rlaif.compare.bootstrap import Interval, mean_interval
 from rlaif.compare.metrics import per_prompt
 from rlaif.config import DistillStep, FitStep
 from rlaif.engines.base import Engine, RewardRequest
-from rlaif.errors import RlaifError
+from rlaif.errors import RlaifError, StoreError
 from rlaif.records import Preference, content_hash
 from rlaif.train.reward_model import conditioned
 
@@ -91,12 +91,18 @@ def accuracy(
 def write_trained(folder: Path, number: int, found: Interval) -> None:
     """Keep beside a checkpoint what it could do in round `number`, in which it was trained."""
     record = Trained(number, found.mean, found.low, found.high, found.n)
-    (folder / RECORD).write_text(json.dumps(asdict(record)))
+    write_sealed(folder / RECORD, asdict(record))
+    add(folder, RECORD)
 
 
 def read_trained(folder: Path) -> Trained:
-    """What `write_trained` kept."""
-    return Trained(**json.loads((folder / RECORD).read_text()))
+    """What `write_trained` kept. Raises StoreError where it is damaged."""
+    advice = f"Delete the folder {folder} to train this model again."
+    row = read_sealed(folder / RECORD, advice, required=False)
+    try:
+        return Trained(**(row or {}))
+    except TypeError:
+        raise StoreError(f"{folder / RECORD}: missing or damaged. {advice}") from None
 
 
 def is_stale(trained: Trained, newest: Interval, drop: float) -> bool:
@@ -110,8 +116,11 @@ def keep(last: Path, out: Path) -> None:
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(last, temporary, copy_function=_share)
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    if (temporary / NAME).exists():
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.rename(out)
+    else:
+        publish(temporary, out)
 
 
 def _share(source: str, target: str) -> None:

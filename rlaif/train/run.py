@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,15 @@ from rlaif.train import checkpoint, parallel
 from rlaif.train.export import export, export_adapter
 from rlaif.train.kto import KtoTask, add_mismatched
 from rlaif.train.loading import load_module
-from rlaif.train.loop import Task, TrainOutcome, TrainProgress, memory_advice, run_training
+from rlaif.train.loop import (
+    Task,
+    TrainOutcome,
+    TrainProgress,
+    memory_advice,
+    read_outcome,
+    run_training,
+    write_outcome,
+)
 from rlaif.train.model import TrainModel, compute_dtype, prepare
 from rlaif.train.on_policy import Collect, add_critic, drop_critic, run_on_policy
 from rlaif.train.preference import PreferenceTask
@@ -66,10 +73,10 @@ def train(
     policy sampled. `work` holds what a rerun continues from. `out` is complete or absent; when it
     is there already, the outcome stored beside it is returned.
     """
-    finished = work / "outcome.json"
-    if out.exists() and finished.exists():
+    known = read_outcome(work, out)
+    if known is not None:
         checkpoint.clear(work)
-        return TrainOutcome(**json.loads(finished.read_text()))
+        return known
     if not preferences:
         raise RlaifError(
             "there are no preferences to train on. Every pair was dropped: lower `min_margin` in "
@@ -202,10 +209,10 @@ def train_on_policy(
     `preferences` are those that PPO's `ptx_weight` mixes in. `fingerprint` covers all that decides
     the result. Otherwise as `train`.
     """
-    finished = work / "outcome.json"
-    if out.exists() and finished.exists():
+    known = read_outcome(work, out)
+    if known is not None:
         checkpoint.clear(work)
-        return TrainOutcome(**json.loads(finished.read_text()))
+        return known
     work.mkdir(parents=True, exist_ok=True)
     if reference is not None and options.beta > 0:
         refuse_other_tokens(start, reference)
@@ -231,7 +238,7 @@ def train_on_policy(
     outcome = run_on_policy(
         model, options, collect, frozen, critic, ptx, work, seed, fingerprint, progress
     )
-    (work / "outcome.json").write_text(json.dumps(asdict(outcome)))
+    write_outcome(work, outcome)
     if critic is not None:
         drop_critic(model)
     export(model, start, out, options.lora)
@@ -385,5 +392,5 @@ def _run(
     outcome = run_training(task, model, options, work, seed, progress)
     outcome = replace(outcome, skipped=encoded.counts)
     if parallel.rank() == 0:
-        (work / "outcome.json").write_text(json.dumps(asdict(outcome)))
+        write_outcome(work, outcome)
     return outcome

@@ -116,9 +116,8 @@ def test_a_judge_whose_server_is_broken_is_named_with_its_error(
         code, said = rlaif("run", "experiments/quickstart.yaml", *words, "--quiet", "--out", "run")
     assert code == 2
     plain = " ".join(said.split())
-    assert "none of the 6 verdicts of judge self has a value" in plain
-    why = "gave up after 1 attempts: status 500: oops"
-    assert f"6 verdicts of judge self are missing: {why}" in plain
+    assert "none of the 4 verdicts of judge evaluate.self has a value" in plain
+    assert "4 calls of judge evaluate.self failed: gave up after 1 attempts: status 500" in plain
 
 
 class Telltale(ScriptedServer):
@@ -180,7 +179,8 @@ def test_no_command_shows_or_keeps_the_key(
     assert codes == ({0, 2} if rejected else {0}), "\n".join(text for _, text in done.values())
     printed = [*(text for _, text in done.values()), caplog.text]
     assert all("sk-canary" not in text for text in printed)
-    assert rejected == any("[key]" in text for text in printed[:-1])
+    # Reasons of failures are printed without it.
+    assert any("[key]" in text for text in printed[:-1])
     written = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
     assert Path("cache/requests.sqlite") in written
     if not rejected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from rlaif.config import THINKING, ModelSpec, Price, ThinkingSpec
 from rlaif.engines import api
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampling, ScoreRequest
+from rlaif.engines.decode import Answer, decode_answer
 from rlaif.engines.labels import label_probabilities
 from rlaif.engines.thinking import Said, opens, split
 from rlaif.records import Message
@@ -112,8 +114,9 @@ def generated(choice: dict[str, Any], **keys: Any) -> GenerateResult:
     request = GenerateRequest("r", messages, Sampling(8), prefill=keys.pop("before", ""))
     spec = spec_of(**keys)
     (call,) = api.calls(spec, "m", [request])
-    answer = {"choices": [choice], "usage": None}
-    (read,) = api.read(spec, call, answer, api.Usage(1, 1), None)
+    answer = decode_answer(json.dumps({"choices": [choice]}))
+    assert isinstance(answer, Answer)
+    (read,) = api.read(spec, call, answer, None)
     assert isinstance(read, GenerateResult)
     return read
 
@@ -192,7 +195,9 @@ def test_reasoning_beside_empty_content_is_no_verdict() -> None:
         "finish_reason": "length",
         "logprobs": {"content": tops},
     }
-    (read,) = api.read(spec, call, {"choices": [choice], "usage": None}, api.Usage(1, 1), None)
+    answer = decode_answer(json.dumps({"choices": [choice]}))
+    assert isinstance(answer, Answer)
+    (read,) = api.read(spec, call, answer, None)
     assert read.error is not None and "thinks before it answers" in read.error
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from rlaif.config import METHODS, DpoTrain
 from rlaif.errors import EngineError, RlaifError, StoreError
+from rlaif.store import StepFolder
 from rlaif.train import loop
 from rlaif.train import model as model_module
 from rlaif.train import run as run_module
@@ -196,7 +197,7 @@ def test_a_changed_reference_is_noticed(tmp_path, make_model, make_preferences):
     work = tmp_path / "work"
     work.mkdir()
     rows = [{"example_id": f"r{i}", "logprobs": [-1.0, -1.0]} for i in range(4)]
-    (work / "reference.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    StepFolder(work).append("reference", rows)
     with pytest.raises(RlaifError, match="reference log-probs differ"):
         _train(tmp_path, make_model(0), make_preferences(4), _options())
 

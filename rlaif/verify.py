@@ -1,0 +1,68 @@
+"""Whether a run folder holds what was written into it: every stored byte against its checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rlaif import checksums
+from rlaif.engines.account import Account
+from rlaif.engines.meter import read_meters
+from rlaif.errors import ConfigError, RlaifError
+from rlaif.finished import MASTERS, Verified
+from rlaif.manifest import read_manifest
+from rlaif.rounds import read_rounds
+from rlaif.store import StepFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How much was compared, and what is damaged, in words that name the folder to delete."""
+
+    compared: Verified
+    faults: tuple[str, ...]
+
+
+def verify_run(root: Path) -> Verification:
+    """Compare everything in a run folder (or in one step's folder) with its checksums. Nothing is
+    changed. Raises ConfigError when it is no such folder."""
+    if not (root / "steps").is_dir() and not (root / "done.json").exists():
+        raise ConfigError(f"{root} is not a run folder (no folder steps in it)")
+    faults: dict[str, None] = {}
+
+    def tried(look: Callable[[], Verified]) -> Verified:
+        try:
+            return look()
+        except RlaifError as error:
+            faults[str(error)] = None
+            return Verified()
+
+    total = Verified()
+    folders = sorted(p for p in (root / "steps").glob("*") if p.is_dir())
+    for path in folders or [root]:
+        total += tried(StepFolder(path).verify)
+        total += tried(partial(_small, partial(read_meters, path)))
+    for path in sorted((root / "models").glob("*")):
+        total += tried(partial(_model, path, root / "steps" / path.name))
+    if folders:
+        total += tried(partial(_small, partial(read_manifest, root)))
+        total += tried(partial(_small, partial(read_rounds, root)))
+    total += tried(partial(_small, partial(Account, root / "spend.jsonl")))
+    return Verification(total, tuple(faults))
+
+
+def _small(look: Callable[[], object]) -> Verified:
+    """A small file, which is compared as it is read."""
+    look()
+    return Verified()
+
+
+def _model(path: Path, step: Path) -> Verified:
+    """A model of a step that has no marker yet; the marker vouches for others."""
+    if (step / "done.json").exists() or path.name.endswith(".partial"):
+        return Verified()
+    compared = checksums.verify(path, f"Delete the folder {path} to train it again.", (MASTERS,))
+    files = sum(p.is_file() for p in path.rglob("*"))
+    return Verified(unchecked=files) if compared is None else Verified(files, compared)
