@@ -14,7 +14,17 @@ import rlaif
 PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
-    | {"textstats", "templates", "parsing", "store", "rowfiles", "workers", "changes", "amend"},
+    | {
+        "textstats",
+        "rendering",
+        "templates",
+        "parsing",
+        "store",
+        "rowfiles",
+        "workers",
+        "changes",
+        "amend",
+    },
     {"attention", "logprobs", "batching", "chat", "device", "fused", "heads", "losses"},
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
