@@ -94,7 +94,8 @@ class Judgement(Struct, frozen=True):
     probability that the first text *shown* is better. Either exists only with status ok or tie.
     `cost` (in the currency of the model's price), `latency` (seconds) and the tokens that the model
     read and wrote are the answer's, None where no model was asked or nobody counts. `error` says
-    why there was no answer, with status failed.
+    why there was no answer, with status failed. `rests_on` are the call ids of the answers that a
+    verdict on several of them was made from, none where it was read in the answer to its own call.
     """
 
     judgement_id: str
@@ -122,6 +123,7 @@ class Judgement(Struct, frozen=True):
     prompt_tokens: int | None = None
     new_tokens: int | None = None
     error: str | None = None
+    rests_on: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         valued = self.score is not None or self.prob_first is not None

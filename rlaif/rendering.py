@@ -37,20 +37,20 @@ OUTPUT = 16_000_000
 
 LISTS = frozenset({"principles", "examples", "scale", "levels", "responses", "items", "classes"})
 """Variables that are short lists: a loop over anything else may be as long as a text."""
-_FILTERS = frozenset(
-    "abs capitalize count d default e escape first float indent int join last length list lower "
-    "replace reverse round sort string title tojson trim truncate unique upper wordcount".split()
-)
-_METHODS = frozenset(
-    "capitalize endswith items keys lower lstrip replace rstrip split startswith strip title upper "
-    "values".split()
-)
+_FILTERS = frozenset({
+    "abs", "capitalize", "count", "d", "default", "e", "escape", "first", "float", "indent", "int",
+    "join", "last", "length", "list", "lower", "replace", "reverse", "round", "sort", "string",
+    "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount",
+})  # fmt: skip
+_METHODS = frozenset({
+    "capitalize", "endswith", "items", "keys", "lower", "lstrip", "replace", "rstrip", "split",
+    "startswith", "strip", "title", "upper", "values",
+})  # fmt: skip
 _PLAIN = (
     nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Getattr, nodes.Getitem,
     nodes.Slice, nodes.If, nodes.CondExpr, nodes.Compare, nodes.Operand, nodes.And, nodes.Or,
     nodes.Not, nodes.Neg, nodes.Pos, nodes.Test, nodes.Sub, nodes.Div, nodes.FloorDiv,
 )  # fmt: skip
-_JOINING = (nodes.Add, nodes.Concat, nodes.Mul)
 _LONGEST_CONSTANT = 1000
 """A number above it, or a text that is longer, is no width or separator that can be trusted."""
 _FILE = "<template>"

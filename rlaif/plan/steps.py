@@ -126,9 +126,10 @@ def judged(
     # A judge of one model is known by that model alone.
     identity = identities.get("by") if len(identities) < 2 else identities
     facts = walk.facts(prompts if known else None)
+    about = (identity, parts, prompts, facts, walk.seed)
     return walk.add(
         Planned(
-            step_hash("judge", judge.judge_hash, identity, parts, prompts, facts, walk.seed),
+            step_hash("judge", judge.judge_hash, *about),
             "judge",
             name,
             walk.seed,
@@ -137,6 +138,8 @@ def judged(
             inputs={f"completions/{i}": s.hash for i, s in enumerate(sources)},
             models=models,
             prompts=prompts,
+            # The steps of other wordings of the judge: what they asked in the same words stands.
+            options={"kin": step_hash("judge", step.id, *about)},
         )
     )
 

@@ -1,5 +1,5 @@
-"""Templates within limits: those that would run for ever, or fill memory or a disk, are stopped with
-their line, and ordinary ones never leave this process."""
+"""Templates within limits: those that would run for ever, or fill memory or a disk, are stopped
+with their line, and ordinary ones never leave this process."""
 
 from __future__ import annotations
 
