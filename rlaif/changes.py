@@ -36,9 +36,7 @@ class Change:
         return f"~ {self.principle}.{self.field}: {self.old!r} -> {self.new!r}{mark}"
 
 
-def changes(
-    a: Constitution, b: Constitution, asked: Collection[str] = frozenset()
-) -> list[Change]:
+def changes(a: Constitution, b: Constitution, asked: Collection[str] = frozenset()) -> list[Change]:
     """From `a` to `b`: first what was removed, then what was added, then field by field.
 
     A principle with a `check` is judged by that program, and its words can change nothing, unless

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,15 @@ from rlaif.records import (
 )
 from rlaif.rowfiles import (
     BATCH_END,
+    B,
     Index,
+    Row,
     RowIndex,
     count_rows,
     line_of,
     read_records,
     read_rows,
+    read_where,
     whole_bytes,
 )
 
@@ -152,6 +155,10 @@ class StepFolder:
     def read(self, name: str) -> list[dict[str, Any]]:
         """Every committed row of `<name>.jsonl`, in the order of writing."""
         return list(self.rows(name))
+
+    def rows_where(self, name: str, kind: type[B], keep: Callable[[B], bool]) -> Iterator[Row]:
+        """The rows of `<name>.jsonl` of which `keep` holds, by the few fields that `kind` has."""
+        return read_where(self._file(name), kind, keep)
 
     def records(self, kind: type[R]) -> Iterator[R]:
         """Every committed record of a kind, in the order of writing, one held at a time."""

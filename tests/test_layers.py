@@ -38,6 +38,8 @@ LAYERS = [
         "sameness",
         "schedule",
         "runs",
+        "exports",
+        "told",
         "files",
         "bench",
         "dryrun",

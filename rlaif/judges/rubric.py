@@ -148,9 +148,7 @@ class Rubric:
             values = template_values(prompt, [completion], seed, item=item.text)
             request, _ = self.asking.request(name, values, self.labels, seed)
         used = self.asking.template.hash if request is not None else None
-        return Call(
-            name, prompt, (completion,), item.text, number, request, template_hash=used
-        )
+        return Call(name, prompt, (completion,), item.text, number, request, template_hash=used)
 
     def _overall(self, prompt: Prompt, completion: Completion, items: Items, seed: int) -> Call:
         name = call_id(self.judge_hash, [completion], None)
