@@ -40,7 +40,7 @@ def test_good_answers_alone_are_demonstrations() -> None:
     both = [single(True), single(False), single(False)]
     assert (
         trained_on(both, JUDGES)
-        == "1 answers labelled good: 1 human; 2 answers labelled bad: 2 human"
+        == "1 answer labelled good: 1 human; 2 answers labelled bad: 2 human"
     )
 
 

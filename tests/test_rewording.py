@@ -21,7 +21,7 @@ from tests.servers.scripted import ScriptedServer, prompt_text
 PRINCIPLES: list[dict[str, Any]] = [
     {"id": "brief", "text": "It has few words."},
     {"id": "kind", "text": "It is friendly."},
-    {"id": "neat", "text": "It is short.", "check": {"rule": "word_limits", "params": {"max": 9}}},
+    {"id": "neat", "text": "It is short.", "check": {"rule": "word_limits", "params": {"min": 1, "max": 9}}},
 ]
 YES_NO = {"kind": "yes_no", "by": "asked"}
 JUDGES: dict[str, dict[str, Any]] = {
@@ -87,7 +87,7 @@ def judge(request: pytest.FixtureRequest) -> dict[str, Any]:
 def test_a_reworded_principle_alone_is_asked_about(
     tmp_path: Path, write_experiment: Write, judge: dict[str, Any]
 ) -> None:
-    with ScriptedServer(answered, tops=TOPS) as server:
+    with ScriptedServer(answered, tops=TOPS, context=9999) as server:
         path, out = write(write_experiment, tmp_path, server.url, judge), tmp_path / "out"
         run_experiment(path, out)
         questions = len(server.asked)
@@ -98,6 +98,7 @@ def test_a_reworded_principle_alone_is_asked_about(
         result = run_experiment(path, out)
         asked = server.asked[questions:]
     assert questions and len(asked) == questions / 2
+    assert {row["status"] for row in load_run(out).rows("judgements")} <= {"ok", "tie"}
     assert all("It is warm." in prompt_text(body) for body in asked)
     assert (told["self"].asked, told["self"].kept) == (len(asked), False)
     assert told["checks"].kept
@@ -108,7 +109,7 @@ def test_a_reworded_principle_alone_is_asked_about(
 
 def fresh(folder: Path, make: Write, judge: dict[str, Any]) -> Path:
     """The same from the beginning."""
-    with ScriptedServer(answered, tops=TOPS) as server:
+    with ScriptedServer(answered, tops=TOPS, context=9999) as server:
         path = write(make, folder / "fresh", server.url, judge)
         say(folder / "fresh", kind="It is warm.")
         run_experiment(path, folder / "fresh" / "out")
@@ -126,7 +127,7 @@ def judgements(out: Path) -> list[str]:
 def test_words_that_only_a_program_stands_for_change_nothing(
     tmp_path: Path, write_experiment: Write
 ) -> None:
-    with ScriptedServer(answered, tops=TOPS) as server:
+    with ScriptedServer(answered, tops=TOPS, context=9999) as server:
         path, out = write(write_experiment, tmp_path, server.url, YES_NO), tmp_path / "out"
         run_experiment(path, out)
         questions = len(server.asked)
@@ -145,7 +146,7 @@ def test_a_model_that_is_asked_about_a_checked_principle_is_asked_again(
     tmp_path: Path, write_experiment: Write
 ) -> None:
     named = {**YES_NO, "principles": ["brief", "neat"]}
-    with ScriptedServer(answered, tops=TOPS) as server:
+    with ScriptedServer(answered, tops=TOPS, context=9999) as server:
         path, out = write(write_experiment, tmp_path, server.url, named), tmp_path / "out"
         run_experiment(path, out)
         questions = len(server.asked)
@@ -163,7 +164,7 @@ def test_words_that_come_back_are_not_asked_about_again(
     tmp_path: Path, write_experiment: Write
 ) -> None:
     """Of three wordings the last takes each principle from the step that has it."""
-    with ScriptedServer(answered, tops=TOPS) as server:
+    with ScriptedServer(answered, tops=TOPS, context=9999) as server:
         path, out = write(write_experiment, tmp_path, server.url, YES_NO), tmp_path / "out"
         run_experiment(path, out)
         say(tmp_path, kind="It is warm.", brief="It is not long.")
@@ -180,7 +181,7 @@ def test_a_kill_while_answers_are_taken_over_asks_nothing_twice(
 ) -> None:
     from rlaif.steps import carry
 
-    with ScriptedServer(answered, tops=TOPS) as server:
+    with ScriptedServer(answered, tops=TOPS, context=9999) as server:
         path, out = write(write_experiment, tmp_path, server.url, YES_NO), tmp_path / "out"
         run_experiment(path, out)
         questions = len(server.asked)

@@ -120,7 +120,7 @@ def test_reach_of_weights_removals_and_texts(run: Run) -> None:
     assert heavier.same_start
 
     removed = reach(run, own, other(own, brief={}))
-    assert not removed.judges[0].kept
+    assert removed.judges[0].kept
     assert removed.judges[0].unchanged == removed.judges[0].judgements / 2
     assert removed.effect.flipped == ablate(run).rows[0].effect.flipped
 
