@@ -18,10 +18,11 @@ from rlaif.runs import load_run
 from rlaif.store import Store
 from tests.servers.scripted import ScriptedServer, prompt_text
 
+WORDS = {"rule": "word_limits", "params": {"min": 1, "max": 9}}
 PRINCIPLES: list[dict[str, Any]] = [
     {"id": "brief", "text": "It has few words."},
     {"id": "kind", "text": "It is friendly."},
-    {"id": "neat", "text": "It is short.", "check": {"rule": "word_limits", "params": {"min": 1, "max": 9}}},
+    {"id": "neat", "text": "It is short.", "check": WORDS},
 ]
 YES_NO = {"kind": "yes_no", "by": "asked"}
 JUDGES: dict[str, dict[str, Any]] = {

@@ -82,7 +82,8 @@ class PairTables:
     def add(self, pair: LabelledPair, held: bool) -> None:
         """One pair; a `held` one is in the test split."""
         for name, splits in self.tables.items():
-            if name not in FORMATS:
+            # Raw rows are of a prompt and no pair's.
+            if FORMATS[name].write is None:
                 continue
             try:
                 row, _ = written(pair, FORMATS[name], name)

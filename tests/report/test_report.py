@@ -7,8 +7,6 @@ import io
 import json
 import random
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -34,10 +32,10 @@ from rlaif.report.gather import Sources, gather
 from rlaif.report.rows import metric_rows
 from rlaif.report.table import summary_table
 from rlaif.report.view import HeldOutRow, RoundResult, RoundRow, RunView, StepRow
+from tests.report.browsing import dumped, needs_chromium
 
 EVIL = "</script><script>document.title='owned';alert(1)</script><img src=x onerror=alert(2)>"
 UNICODE = "Grüße — 日本語 🙂 \u2028 العربية"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def _values(rng: random.Random, n: int, mean: float, sd: float) -> dict[str, float]:
@@ -356,24 +354,9 @@ def test_the_terminal_table_holds_the_numbers_and_the_alarms() -> None:
     assert "No round was evaluated." in console.export_text()
 
 
-def _dump(page: Path, hash_: str = "") -> str:
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000",
-         f"--user-data-dir={page.parent / 'profile'}", "--dump-dom", f"file://{page}{hash_}"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return done.stdout
-
-
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="chromium is not installed: the page's script was NOT exercised"
-)
-
-
 @needs_chromium
 def test_a_browser_shows_the_pair_named_in_the_address(report: Path) -> None:
-    first, second = _dump(report, "#pair=1"), _dump(report, "#pair=2")
+    first, second = dumped(report, "#pair=1"), dumped(report, "#pair=2")
     assert "Chosen answer 0." in first
     assert "1 of 12" in first
     # What holds of every judgement of one answer is not said.
@@ -397,7 +380,7 @@ def test_next_and_search_work_in_a_browser(report: Path, tmp_path: Path) -> None
     </script></body>"""
     page = tmp_path / "driven.html"
     page.write_text(text.replace("</body>", drive), encoding="utf-8")
-    shown = _dump(page)
+    shown = dumped(page)
     assert "3 of 12" in shown
     assert "(empty answer)" in shown
     assert re.search(r'id="answer-count"[^>]*>1 of 1<', shown)
@@ -408,4 +391,4 @@ def test_the_policy_stops_a_foreign_script(report: Path, tmp_path: Path) -> None
     page = tmp_path / "foreign.html"
     foreign = "<script>document.title = 'owned'</script></body>"
     page.write_text(report.read_text("utf-8").replace("</body>", foreign), encoding="utf-8")
-    assert "<title>owned</title>" not in _dump(page)
+    assert "<title>owned</title>" not in dumped(page)
