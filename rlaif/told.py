@@ -98,13 +98,14 @@ def funnel(run: Run, above: Sequence[Step]) -> list[dict[str, Any]]:
         if step["kind"] == "pair":
             paired = len({p.prompt_id for p in run.store.step(step["hash"]).records(Preference)})
             marker = {**marker, "paired_prompts": paired}
-        for came, left, what, why in _stages(step["kind"], marker):
+        for came, left, what, why in stages(step["kind"], marker):
             shown = "; ".join(f"{reason}: {count}" for reason, count in why.items() if count)
             rows.append({"step": name, "what": what, "came": came, "left": left, "why": shown})
     return rows
 
 
-def _stages(kind: str, marker: Mapping[str, Any]) -> list[tuple[int, int, str, dict[str, int]]]:
+def stages(kind: str, marker: Mapping[str, Any]) -> list[tuple[int, int, str, dict[str, int]]]:
+    """(in, out, what, why the others went) of each stage of a step of a kind, by its marker."""
     counts = marker.get("counts", {})
     if kind == "sample":
         made, failed = counts["completions"], counts["failed"]
