@@ -94,10 +94,12 @@ def at_size(count: int, folder: Path) -> dict[str, tuple[float, float]]:
     folder.mkdir(parents=True, exist_ok=True)
     experiment(count, folder)
     places = {"folder": str(folder), "run": str(folder / "run")}
-    return {
-        name: measured([word.format(**places) for word in words])
-        for name, words in COMMANDS.items()
-    }
+    found = {}
+    for name, words in COMMANDS.items():
+        found[name] = measured([word.format(**places) for word in words])
+        peak, seconds = found[name]
+        print(f"{count:,} prompts, {name}: {peak:.0f} MB, {seconds:.1f} s", file=sys.stderr)
+    return found
 
 
 def __getattr__(name: str) -> Any:

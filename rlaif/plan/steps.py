@@ -176,7 +176,7 @@ def plan_pair(walk: Walk, index: int, step: PairStep) -> None:
 
 
 def _refuse_unseen(walk: Walk, index: int, judges: list[Planned]) -> None:
-    """Refuse judges of answers that are not among those that pairs are made of."""
+    """Refuse judges of this round's answers that are not among those that pairs are made of."""
     planned = {step.hash: step for step in walk.done}
     seen = {step.hash for step in walk.completions.values()}
     left = [step for step in walk.completions.values() if step.kind == "filter"]
@@ -187,15 +187,15 @@ def _refuse_unseen(walk: Walk, index: int, judges: list[Planned]) -> None:
         seen |= {step.hash for step in below}
     for judge in judges:
         judged = [h for name, h in judge.inputs.items() if name.startswith("completions/")]
-        unseen = next((planned[h] for h in judged if h not in seen), None)
+        steps = [planned[h] for h in judged if h not in seen]
+        unseen = next((step for step in steps if step.round == walk.round), None)
         if unseen is not None:
             only = ", ".join(sorted(walk.completions))
-            where = f" of round {unseen.round}" if unseen.round != walk.round else ""
             raise walk.inputs.fail(
                 index,
                 f"this step sees the answers of {only} alone, and judge {judge.id!r} judged those "
-                f"of {unseen.id}{where} too, which would make no pair. Sample all answers in one "
-                "step (`pool` names several models), or leave the others out of the judge's `uses`",
+                f"of {unseen.id} too, which would make no pair. Sample all answers in one step "
+                "(`pool` names several models), or leave the others out of the judge's `uses`",
             )
 
 
