@@ -28,7 +28,7 @@ import jinja2
 from jinja2 import meta, nodes, pass_context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS = 5.0
+SECONDS = 10.0
 """How long one rendering may take, by the clock."""
 MEMORY = 256 << 20
 """Bytes that a rendering may take beside its inputs."""

@@ -78,6 +78,7 @@ def test_what_never_ends_is_stopped_with_its_line(tmp_path: Path, text: str) -> 
 
 
 @pytest.mark.parametrize("text", LARGE.values(), ids=LARGE)
+@pytest.mark.usefixtures("quick")
 def test_what_is_too_large_is_stopped_with_its_line(tmp_path: Path, text: str) -> None:
     response = "long " * 20_000
     # Whichever limit is met first.
