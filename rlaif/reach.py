@@ -97,9 +97,17 @@ def reach(run: Run, before: Constitution, after: Constitution, seed: int = 0) ->
 
 
 def _named(experiment: Experiment) -> frozenset[str]:
-    """The principles that a judge that asks models names."""
-    specs = experiment.all_judges().values()
+    """The principles that a judge that asks models names, or a judge within one."""
+    specs = [s for spec in experiment.all_judges().values() for s in _with_inner(spec)]
     return frozenset(n for s in specs if s.kind != "rules" for n in s.principles or ())
+
+
+def _with_inner(spec: Any) -> Iterator[Any]:
+    """A judge's spec, and those of a jury's members or of what a meta-judge judges."""
+    yield spec
+    inner = [*getattr(spec, "of", ()), *filter(None, [getattr(spec, "judge", None)])]
+    for own in inner:
+        yield from _with_inner(own)
 
 
 def _judges(run: Run, experiment: Experiment, after: Constitution) -> Iterator[JudgeReach]:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, cast
@@ -192,7 +192,8 @@ def _render(source: str, values: Mapping[str, Any]) -> str:
 
 def _text(template: jinja2.Template, values: Mapping[str, Any]) -> str:
     parts, size = [], 0
-    stream = template.root_render_func(template.new_context(dict(values)))
+    context = template.new_context(dict(values))
+    stream = cast(Generator[str, None, None], template.root_render_func(context))
     for part in stream:
         parts.append(part)
         size += len(part)
