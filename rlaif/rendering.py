@@ -19,9 +19,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
-from types import TracebackType
+from types import GeneratorType, TracebackType
 from typing import Any, cast
 
 import jinja2
@@ -193,7 +193,7 @@ def _render(source: str, values: Mapping[str, Any]) -> str:
 def _text(template: jinja2.Template, values: Mapping[str, Any]) -> str:
     parts, size = [], 0
     context = template.new_context(dict(values))
-    stream = cast(Generator[str, None, None], template.root_render_func(context))
+    stream = cast("GeneratorType[str, None, None]", template.root_render_func(context))
     for part in stream:
         parts.append(part)
         size += len(part)
