@@ -97,8 +97,10 @@ def question_hashes(
     if template is not None and "principles" in template.variables:
         names = [None, *(p.id for p in principles)]
         return dict.fromkeys(names, hash_judge(spec, principles, template, fields))
-    alone = {p.id: hash_judge(spec, [p], template, fields) for p in principles}
-    return {None: hash_judge(spec, (), template, fields), **alone}
+    found: dict[str | None, str] = {None: hash_judge(spec, (), template, fields)}
+    for principle in principles:
+        found[principle.id] = hash_judge(spec, [principle], template, fields)
+    return found
 
 
 def judge_template(
