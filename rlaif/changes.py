@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlaif.constitution import JUDGED_FIELDS, Constitution, Principle, principle_hash
+from rlaif.constitution import (
+    CHECKED_FIELDS,
+    JUDGED_FIELDS,
+    Constitution,
+    Principle,
+    principle_hash,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +36,27 @@ class Change:
         return f"~ {self.principle}.{self.field}: {self.old!r} -> {self.new!r}{mark}"
 
 
-def changes(a: Constitution, b: Constitution) -> list[Change]:
-    """From `a` to `b`: first what was removed, then what was added, then field by field."""
+def changes(a: Constitution, b: Constitution, asked: Collection[str] = frozenset()) -> list[Change]:
+    """From `a` to `b`: first what was removed, then what was added, then field by field.
+
+    A principle with a `check` is judged by that program, and its words can change nothing, unless
+    it is in `asked`: the principles with a check that a model is asked about all the same.
+    """
     before, after = ({p.id: p for p in c.principles} for c in (a, b))
     found = [Change(name, "removed") for name in before if name not in after]
     found += [Change(name, "added", judged_again=True) for name in after if name not in before]
     for name in (n for n in before if n in after):
-        found += _fields(before[name], after[name])
+        found += _fields(before[name], after[name], name in asked)
     return found
 
 
-def _fields(a: Principle, b: Principle) -> list[Change]:
+def _fields(a: Principle, b: Principle, asked: bool) -> list[Change]:
     old, new = a.model_dump(mode="json"), b.model_dump(mode="json")
-    again = principle_hash(a) != principle_hash(b)
+    by_program = a.check is not None and b.check is not None and not asked
+    fields = CHECKED_FIELDS if by_program else JUDGED_FIELDS
+    again = principle_hash(a, fields) != principle_hash(b, fields)
     return [
-        Change(a.id, "changed", key, old[key], new[key], again and key in JUDGED_FIELDS)
+        Change(a.id, "changed", key, old[key], new[key], again and key in fields)
         for key in old
         if old[key] != new[key]
     ]

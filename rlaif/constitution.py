@@ -16,7 +16,7 @@ principles:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,8 +37,12 @@ from rlaif.resources import find
 from rlaif.rules import RULES, resolved_params, validate_check
 from rlaif.yamlio import Lines, load_yaml, suggest, validate
 
+ASKED_FIELDS = ("text", "scale", "applies_when", "examples")
+"""The fields that can change what a model says."""
+CHECKED_FIELDS = ("applies_when", "check")
+"""The fields that can change what a program says."""
 JUDGED_FIELDS = ("text", "scale", "applies_when", "check", "examples")
-"""The fields that can change a judgement: those that `principle_hash` covers."""
+"""The fields that can change a judgement."""
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 _STRICT = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
@@ -121,13 +125,13 @@ class Principle(BaseModel):
         return when.pattern is None or textstats.matches(when.pattern, prompt.question, True)
 
 
-def principle_hash(principle: Principle) -> str:
-    """The hash of what can change a judgement: `JUDGED_FIELDS`, a check's defaults filled in.
+def principle_hash(principle: Principle, fields: Collection[str] = JUDGED_FIELDS) -> str:
+    """The hash of what can change a judgement: of `fields`, a check's defaults filled in.
 
     The weight, critique, revision and id are left out, as are comments and descriptions.
     """
-    value = principle.model_dump(mode="json", include=set(JUDGED_FIELDS))
-    if principle.check is not None:
+    value = principle.model_dump(mode="json", include=set(fields))
+    if principle.check is not None and "check" in fields:
         value["check"]["params"] = resolved_params(principle.check.rule, principle.check.params)
     if principle.applies_when is not None:
         value["applies_when"]["tags"] = sorted(set(principle.applies_when.tags))

@@ -100,6 +100,8 @@ class Judgement(Struct, frozen=True):
     `cost` (in the currency of the model's price), `latency` (seconds) and the tokens that the model
     read and wrote are the answer's, None where no model was asked or nobody counts. `error` says
     why there was no answer, with status failed, or why it could not be read, with status unparsed.
+    `rests_on` are the call ids of the answers that a verdict on several of them was made from, none
+    where it was read in the answer to its own call.
     """
 
     judgement_id: str
@@ -127,6 +129,7 @@ class Judgement(Struct, frozen=True):
     prompt_tokens: int | None = None
     new_tokens: int | None = None
     error: str | None = None
+    rests_on: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         valued = self.score is not None or self.prob_first is not None

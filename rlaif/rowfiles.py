@@ -44,6 +44,7 @@ _REFUSED = (msgspec.MsgspecError, UnicodeDecodeError)
 _UNREADABLE = (msgspec.MsgspecError, TypeError, ValueError)
 _KEY = attrgetter("key")
 T = TypeVar("T")
+B = TypeVar("B", bound=msgspec.Struct)
 
 
 class _Lines(Generic[T]):
@@ -114,6 +115,19 @@ def read_rows(path: Path) -> Iterator[Row]:
 def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     """`read_rows` as records."""
     return _read(path, _RECORDS[kind])
+
+
+def read_where(path: Path, kind: type[B], keep: Callable[[B], bool]) -> Iterator[Row]:
+    """The rows of which `keep` holds, by the few fields that `kind` (a msgspec Struct) has of them:
+    of the others no more is decoded. Raises StoreError where one is damaged."""
+    brief: _Lines[B] = _Lines(kind, lambda row: msgspec.convert(row, kind))
+    for start, block in _blocks(path, 0):
+        ends = _line_ends(block)
+        begin = 0
+        for row, end in zip(_decoded(path, start, block, brief, len(ends)), ends, strict=True):
+            if keep(row):
+                yield _ROWS.one(block[begin:end].strip())
+            begin = end
 
 
 def count_rows(path: Path) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import yaml
 
 from rlaif.engines.meter import Meter, read_meters
 from rlaif.errors import StoreError
 from rlaif.manifest import ADVICE, read_manifest
-from rlaif.records import Prompt, from_json, to_json
+from rlaif.records import Prompt, content_hash, from_json, to_json
+from rlaif.report.gather import Sources, gather
+from rlaif.report.rows import arms_of
 from rlaif.report.view import HeldOutRow, LineageRow, RoundRow, RunView, StepRow
 from rlaif.rounds import read_rounds
 from rlaif.store import Store
@@ -42,6 +45,21 @@ class Run:
             for row in folder.rows(kind):
                 yield row | extra
 
+    def judgements_of(self, completions: Collection[str]) -> Iterator[dict[str, Any]]:
+        """The judgements that are about some completions, or show them beside another."""
+
+        def about(row: _About) -> bool:
+            return row.subject in completions or any(name in completions for name in row.shown)
+
+        for step in self.manifest["steps"]:
+            yield from self.store.step(step["hash"]).rows_where("judgements", _About, about)
+
+    def answers_to(self, calls: Collection[str]) -> Iterator[dict[str, Any]]:
+        """The stored answers to some calls: what a verdict rests on. See `Judgement.rests_on`."""
+        for step in self.manifest["steps"]:
+            folder = self.store.step(step["hash"])
+            yield from folder.rows_where("answers", _Called, lambda row: row.call_id in calls)
+
     def _frame(self, kind: str) -> pandas.DataFrame:
         import pandas
 
@@ -52,12 +70,15 @@ class Run:
         """The prompts, training and held out."""
         import pandas
 
-        return pandas.DataFrame(_jsonl(self.root / "prompts.jsonl"))
+        return pandas.DataFrame(list(self.prompt_rows()))
 
-    def prompt_records(self) -> dict[str, Prompt]:
-        """The prompts by id, as records."""
-        rows = _jsonl(self.root / "prompts.jsonl")
-        return {row["prompt_id"]: from_json(Prompt, row) for row in rows}
+    def prompt_rows(self) -> Iterator[dict[str, Any]]:
+        """The prompts as JSON, one held at a time."""
+        return _jsonl(self.root / "prompts.jsonl")
+
+    def prompt_records(self) -> PromptFile:
+        """The prompts by id, as records that are read when they are asked for."""
+        return PromptFile(self.root / "prompts.jsonl")
 
     @property
     def completions(self) -> pandas.DataFrame:
@@ -79,12 +100,14 @@ class Run:
         """One row per arm, seed, round and metric: mean, low, high, n."""
         import pandas
 
-        rows = [
-            {"arm": r.arm, "seed": r.seed, "round": r.round, "metric": name, **interval}
-            for r in read_rounds(self.root)
-            for name, interval in r.metrics["metrics"].items()
-        ]
-        return pandas.DataFrame(rows)
+        return pandas.DataFrame(list(self.metric_rows()))
+
+    def metric_rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of `rounds`."""
+        for r in read_rounds(self.root):
+            for name, interval in r.metrics["metrics"].items():
+                row = {"arm": r.arm, "seed": r.seed, "round": r.round, "metric": name}
+                yield {**row, **interval}
 
     def comparisons(self) -> list[dict[str, Any]]:
         """Per seed and round, the arms beside one another: {seed, round, arms, labels, deltas}.
@@ -156,14 +179,26 @@ class Run:
         found["errors"] = marker.get("errors", {}) if marker else {}
         return found
 
+    def key(self) -> str:
+        """The hash of all that the run's page and dataset are made from: what was asked with which
+        versions, and which steps are finished with which files."""
+        texts = [
+            path.read_text(encoding="utf-8", errors="surrogatepass") if path.exists() else ""
+            for name in ("config.yaml", "manifest.json", "rounds.jsonl")
+            for path in [self.root / name]
+        ]
+        markers = [self.store.step(step["hash"]).done() for step in self.manifest["steps"]]
+        return content_hash(texts, markers)
+
     def view(self) -> RunView:
-        """What the report shows."""
+        """What the report shows. Records are read one by one; no more texts are held than it
+        shows."""
         status = self.status()
         config = (self.root / "config.yaml").read_text(encoding="utf-8")
-        judgements: dict[str, list[dict[str, Any]]] = {}
-        for row in _unique(self.rows("judgements"), "judgement_id"):
-            for shown in row["shown"] if len(row["shown"]) > 1 else [row["subject"]]:
-                judgements.setdefault(shown, []).append(row)
+        rounds = [_round_row(r) for r in read_rounds(self.root)]
+        sources = Sources(
+            self._pairs, self._held_out, self.judgements_of, self.answers_to, self.prompt_rows
+        )
         return RunView(
             name=self.manifest["name"],
             description=str(yaml.safe_load(config).get("description") or ""),
@@ -173,37 +208,35 @@ class Run:
             lineage=self._lineage(),
             remote=status["remote"],
             comparisons=self.comparisons(),
-            rounds=[_round_row(r) for r in read_rounds(self.root)],
+            rounds=rounds,
             steps=[_report_step(step) for step in status["steps"]],
-            prompts={p["prompt_id"]: p for p in _jsonl(self.root / "prompts.jsonl")},
-            completions={c["completion_id"]: c for c in self.rows("completions")},
-            judgements_by_subject=judgements,
-            preferences=[
-                row | {"seed": row["run_seed"], "arm": row["run_arms"]}
-                for row in _unique(
-                    self.rows("preferences"), "preference_id", "run_seed", "run_arms"
-                )
-                if row["chosen"] and row["rejected"]
-            ],
-            heldout=list(self._held_out()),
+            shown=gather(sources, by_arm=len(arms_of(rounds)) > 1),
             constitution_yaml=_constitution_text(self.manifest),
+            key=self.key(),
         )
 
-    def _held_out(self) -> Iterator[HeldOutRow]:
+    def _pairs(self) -> Iterator[dict[str, Any]]:
+        for row in self.rows("preferences"):
+            if row["chosen"] and row["rejected"]:
+                yield row | {"seed": row["run_seed"], "arm": row["run_arms"]}
+
+    def _held_out(self) -> Iterator[tuple[HeldOutRow, dict[str, Any]]]:
         for step in self.manifest["steps"]:
             if step["kind"] == "evaluate":
                 digest = step["inputs"]["completions"]
                 policy = step["models"]["policy"][0]
                 # M0 and a policy that all arms share belong to none of them.
                 shared = len(step["arms"]) == max(len(self.manifest["arms"]), 1)
-                for row in self.store.step(digest).read("completions"):
-                    yield {
+                model = policy if shared else f"{policy} {' '.join(step['arms'])}"
+                for completion in self.store.step(digest).rows("completions"):
+                    row: HeldOutRow = {
                         "seed": step["seed"],
                         "round": step["round"],
-                        "model": policy if shared else f"{policy} {' '.join(step['arms'])}",
-                        "prompt_id": row["prompt_id"],
-                        "completion_id": row["completion_id"],
+                        "model": model,
+                        "prompt_id": completion["prompt_id"],
+                        "completion_id": completion["completion_id"],
                     }
+                    yield row, completion
 
     def _lineage(self) -> list[LineageRow]:
         constitution = self.manifest["constitution"]
@@ -256,44 +289,64 @@ def load_run(root: Path | str) -> Run:
     return Run(Path(root))
 
 
-def trl_rows(run: Run) -> list[dict[str, Any]]:
-    """The run's preferences in TRL's explicit-prompt conversational format; answers that stand
-    alone in its unpaired one."""
-    return [
-        (_trl_pair(row) if row["chosen"] and row["rejected"] else _trl_single(row))
-        | {"prompt_id": row["prompt_id"], "round": row["run_round"], "seed": row["run_seed"]}
-        | ({"arms": row["run_arms"]} if run.manifest["arms"] else {})
-        for row in run.rows("preferences")
-    ]
+class PromptFile(Mapping[str, Prompt]):
+    """The prompts of a file by id. Ids and places are held, and no texts; the file is opened for
+    each reading."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._places: dict[str, int] = {}
+        place = 0
+        if path.exists():
+            with path.open("rb") as file:
+                for line in file:
+                    if line.strip():
+                        self._places[_prompt(path, line).prompt_id] = place
+                    place += len(line)
+
+    def __getitem__(self, prompt_id: str) -> Prompt:
+        place = self._places[prompt_id]
+        with self._path.open("rb") as file:
+            file.seek(place)
+            return _prompt(self._path, file.readline())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
-def _trl_pair(row: dict[str, Any]) -> dict[str, Any]:
-    keys = ("prompt", "chosen", "rejected", "margin", "score_chosen", "score_rejected")
-    return {key: row[key] for key in keys}
+def _prompt(path: Path, line: bytes) -> Prompt:
+    return from_json(Prompt, _row_of(path, line))
 
 
-def _trl_single(row: dict[str, Any]) -> dict[str, Any]:
-    answer = row["chosen"] or row["rejected"]
-    return {"prompt": row["prompt"], "completion": answer, "label": bool(row["chosen"])}
-
-
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
+def _row_of(path: Path, line: bytes) -> Any:
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogatepass")
-        return [json.loads(line) for line in text.split("\n") if line]
+        return json.loads(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         raise StoreError(f"{path}: damaged. {ADVICE}") from None
 
 
-def _unique(rows: Iterator[dict[str, Any]], *keys: str) -> Iterator[dict[str, Any]]:
-    seen: set[tuple[Any, ...]] = set()
-    for row in rows:
-        name = tuple(row[key] for key in keys)
-        if name not in seen:
-            seen.add(name)
-            yield row
+def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                if line.strip():
+                    yield _row_of(path, line)
+
+
+class _About(msgspec.Struct):
+    """What tells whether a judgement is about a completion."""
+
+    subject: str
+    shown: list[str]
+
+
+class _Called(msgspec.Struct):
+    """What tells which call an answer is to."""
+
+    call_id: str
 
 
 def _round_row(record: Any) -> RoundRow:

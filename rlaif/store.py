@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,15 @@ from rlaif.records import (
     canonical_json,
 )
 from rlaif.rowfiles import (
+    B,
     Index,
+    Row,
     RowIndex,
     count_rows,
     line_of,
     read_records,
     read_rows,
+    read_where,
 )
 
 FORMAT = 1
@@ -240,6 +243,11 @@ class StepFolder:
     def read(self, name: str) -> list[dict[str, Any]]:
         """Every committed row of `<name>.jsonl`, in the order of writing."""
         return list(self.rows(name))
+
+    def rows_where(self, name: str, kind: type[B], keep: Callable[[B], bool]) -> Iterator[Row]:
+        """The rows of `<name>.jsonl` of which `keep` holds, by the few fields that `kind` has."""
+        self.done()
+        return read_where(self._file(name), kind, keep)
 
     def records(self, kind: type[R]) -> Iterator[R]:
         """Every committed record of a kind, in the order of writing, one held at a time."""

@@ -18,17 +18,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import nodes
 
 from rlaif.errors import ConfigError
 from rlaif.forms import Form, declared
 from rlaif.records import Message, content_hash
+from rlaif.rendering import RenderingError, compiled, environment, render, undeclared
 from rlaif.resources import find
 from rlaif.yamlio import read_text, suggest
 
@@ -76,13 +75,15 @@ _CONTROL = re.compile(r"<\|[^<>|\n]{1,64}\|>|</?s>|<(?:start|end)_of_turn>|\[/?I
 @dataclass(frozen=True, slots=True)
 class Template:
     """A checked template. `hash` covers the source without comments; `variables` are those used;
-    `form` is the one that it declares for a written verdict."""
+    `form` is the one that it declares for a written verdict; `lines` has, for each section, the
+    file's line of every line of it."""
 
     name: str
     sections: tuple[tuple[str, str], ...]
     hash: str
     variables: frozenset[str]
     form: Form | None = None
+    lines: tuple[tuple[int, ...], ...] = ()
 
     @property
     def has_prefill(self) -> bool:
@@ -97,46 +98,39 @@ class Template:
     def messages(self, values: Mapping[str, Any]) -> list[Message]:
         """The system turn, if there is one, and the user turn."""
         return [
-            {"role": section, "content": self._render(source, values).strip()}
-            for section, source in self.sections
+            {"role": section, "content": self._render(section, values).strip()}
+            for section, _ in self.sections
             if section in ("system", "user")
         ]
 
     def then(self, values: Mapping[str, Any]) -> str:
         """The user turn after the judge's reasons, or an empty string."""
-        return self._render(dict(self.sections).get("then", ""), values).strip()
+        return self._render("then", values).strip()
 
     def prefill(self, values: Mapping[str, Any]) -> str:
         """The start of the judge's answer, or an empty string."""
-        source = dict(self.sections).get("prefill", "")
-        return self._render(source, values).strip("\n")
+        return self._render("prefill", values).strip("\n")
 
-    def _render(self, source: str, values: Mapping[str, Any]) -> str:
+    def _render(self, section: str, values: Mapping[str, Any]) -> str:
+        """A section filled in; an empty text where the template has none of it. Raises ConfigError
+        with the line for what an expression raises, and past the limits of `rendering`."""
+        source = dict(self.sections).get(section)
+        if source is None:
+            return ""
         try:
-            return _compile(source).render({name: values.get(name) for name in self.variables})
-        except Exception as error:
-            # An expression may raise anything: 1 / 0, "a".missing(), an assertion of a filter.
-            raise ConfigError(f"this template cannot be rendered: {error}", self.name) from None
+            return render(source, {name: values.get(name) for name in self.variables})
+        except RenderingError as error:
+            raise ConfigError(
+                f"this template cannot be rendered: {error}",
+                self.name,
+                self._line(section, error.line),
+            ) from None
 
-
-@lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=False,
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # Both draw random numbers without a seed: the same call would not be the same text twice.
-    environment.globals.pop("lipsum")
-    environment.filters.pop("random")
-    return environment
-
-
-@lru_cache(maxsize=256)
-def _compile(source: str) -> jinja2.Template:
-    return _environment().from_string(source)
+    def _line(self, section: str, line: int | None) -> int | None:
+        """The file's line of a section's line."""
+        place = [name for name, _ in self.sections].index(section)
+        known = self.lines[place] if place < len(self.lines) else ()
+        return known[line - 1] if line is not None and 0 < line <= len(known) else None
 
 
 def load_template(
@@ -156,10 +150,14 @@ def load_template(
     unused = sorted(required - used)
     if unused:
         raise ConfigError(f"this template must use {{{{ {unused[0]} }}}}, and does not", path)
-    source = _uncommented("\n".join(lines))
-    sections = _sections(source, lines, path)
+    source, origins = _uncommented("\n".join(lines))
+    sections, starts = _sections(source, lines, path)
+    places = tuple(
+        tuple(origins[start : start + body.count("\n") + 1])
+        for (_, body), start in zip(sections, starts, strict=True)
+    )
     form = _form(dict(sections).get("form"), lines, path)
-    return Template(str(path), sections, content_hash(source), used, form)
+    return Template(str(path), sections, content_hash(source), used, form, places)
 
 
 def _form(text: str | None, lines: list[str], path: Path) -> Form | None:
@@ -172,10 +170,10 @@ def _form(text: str | None, lines: list[str], path: Path) -> Form | None:
 
 
 def _check(source: str, path: Path, allowed: frozenset[str]) -> frozenset[str]:
-    environment = _environment()
+    known = environment()
     try:
-        tree = environment.parse(source)
-        environment.from_string(source)
+        tree = known.parse(source)
+        known.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"template syntax: {error.message}", path, error.lineno) from None
     except (RecursionError, MemoryError, SyntaxError, ValueError) as error:
@@ -184,20 +182,23 @@ def _check(source: str, path: Path, allowed: frozenset[str]) -> frozenset[str]:
     # The hash covers one file only, so nothing may be drawn in from another.
     for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
         raise ConfigError("a judge template may not include other files", path, node.lineno)
-    used = meta.find_undeclared_variables(tree) - set(environment.globals)
+    used = undeclared(tree) - set(known.globals)
     for unknown in sorted(used - allowed):
         found = [n.lineno for n in tree.find_all(nodes.Name) if n.name == unknown]
         hint = suggest(unknown, sorted(allowed))
-        known = f" (known here: {', '.join(sorted(allowed))})" if "known here" not in hint else ""
-        message = f"unknown variable {unknown!r}{hint}{known}"
+        others = f" (known here: {', '.join(sorted(allowed))})" if "known here" not in hint else ""
+        message = f"unknown variable {unknown!r}{hint}{others}"
         raise ConfigError(message, path, min(found, default=None))
     return frozenset(used)
 
 
-def _sections(source: str, lines: list[str], path: Path) -> tuple[tuple[str, str], ...]:
+def _sections(
+    source: str, lines: list[str], path: Path
+) -> tuple[tuple[tuple[str, str], ...], list[int]]:
+    """The sections with their names, and the line of `source`, from 0, at which each begins."""
     before, *pieces = _SECTION.split(source)
     if not pieces:
-        return (("user", source),)
+        return (("user", source),), [0]
     names, bodies = pieces[::2], pieces[1::2]
     first = _section_line(names[0], lines)
     if before.strip():
@@ -211,11 +212,12 @@ def _sections(source: str, lines: list[str], path: Path) -> tuple[tuple[str, str
         )
     for name, body in zip(names, bodies, strict=True):
         try:
-            _compile(body)
+            compiled(body)
         except jinja2.TemplateSyntaxError as error:
             line = _section_line(name, lines)
             raise ConfigError(f"section {name}: {error.message}", path, line) from None
-    return tuple(zip(names, bodies, strict=True))
+    starts = [source.count("\n", 0, found.end()) for found in _SECTION.finditer(source)]
+    return tuple(zip(names, bodies, strict=True)), starts
 
 
 def _section_line(name: str, lines: list[str]) -> int:
@@ -223,11 +225,20 @@ def _section_line(name: str, lines: list[str]) -> int:
     return next(n for n, line in enumerate(lines, 1) if f"---{name}---" in line)
 
 
-def _uncommented(source: str) -> str:
-    kept = (
-        value for _, kind, value in _environment().lex(source) if not kind.startswith("comment")
-    )
-    return "".join(kept).strip()
+def _uncommented(source: str) -> tuple[str, list[int]]:
+    """The source without its comments, and the line of `source`, from 1, of each line that is
+    left."""
+    text = ""
+    origins = [1]
+    for number, kind, value in environment().lex(source):
+        if kind.startswith("comment"):
+            continue
+        if not text or text.endswith("\n"):
+            origins[-1] = number
+        origins += [number + place for place in range(1, value.count("\n") + 1)]
+        text += value
+    blank = len(text) - len(text.lstrip())
+    return text.strip(), origins[text.count("\n", 0, blank) :]
 
 
 def inert(text: str) -> str:

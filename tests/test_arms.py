@@ -18,13 +18,13 @@ from rlaif.data.labels import GivenPair, coin, decided, flipped
 from rlaif.engines.builtin import weights_hash
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.experiment import run_experiment
+from rlaif.exports import trl_rows
 from rlaif.plan import make_plan
 from rlaif.prepare import prepare
 from rlaif.report.arms import label_sentences
-from rlaif.report.browser import browser_data
 from rlaif.report.build import build_report
 from rlaif.report.table import summary_table
-from rlaif.runs import load_run, trl_rows
+from rlaif.runs import load_run
 
 Writer = Callable[..., Path]
 BRIEF = {
@@ -211,7 +211,7 @@ def test_the_page_and_the_terminal_lay_the_arms_side_by_side(
     assert "<code>human</code> and <code>flipped</code></th>" in page
     assert '<th scope="col">flipped less human</th>' in page
     assert '<select id="pair-arm">' in page
-    models = [model["model"] for model in browser_data(view)["answers"][0]["models"]]
+    models = [model["model"] for model in view.shown.answers[0]["models"]]
     assert models == ["M0", *(f"M1 {arm}" for arm in ARMS)]
     console = Console(width=240, record=True, file=io.StringIO())
     console.print(summary_table(view.rounds))

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from rlaif import checksums
+from rlaif.checksums import CHECK
 from rlaif.engines.account import Account
 from rlaif.engines.builtin import check_weights
 from rlaif.engines.cache import Entry, RequestCache
@@ -28,6 +29,7 @@ from rlaif.errors import ConfigError, EngineError, StoreError
 from rlaif.experiment import run_experiment
 from rlaif.files import Records
 from rlaif.plan import base as plan_base
+from rlaif.runs import load_run
 from rlaif.store import Store, make_folder, name_step
 from tests import damage
 from tests.mutations import MUTATIONS, numbers
@@ -84,27 +86,48 @@ def test_no_number_may_be_infinite_in_any_key(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "config.yaml").exists()
 
 
-def test_a_folder_of_the_version_before_has_nothing_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The numbers of that version: what code gives another output since is not this test's matter.
-    before = {"sample": 2, "judge": 2, "pair": 1}
-    monkeypatch.setattr(plan_base, "VERSIONS", plan_base.VERSIONS | before)
-    shutil.copytree(OLD, tmp_path / "old")
-    out = tmp_path / "old" / "run"
-    result = run_experiment(tmp_path / "old" / "experiment.yaml", out)
-    assert (result.ran, result.reused) == (0, 4)
+def as_the_version_before_left_it(out: Path) -> None:
+    """No commit logs and no checksums: a blank line closes a batch, and markers name sizes."""
+    for marker in out.glob("steps/*/done.json"):
+        for log in marker.parent.glob("*.commits"):
+            log.unlink()
+        for path in marker.parent.glob("*.jsonl"):
+            path.write_bytes(path.read_bytes() + b"\n")
+        done = {k: v for k, v in json.loads(marker.read_text()).items() if k != CHECK}
+        sizes = {path.name: path.stat().st_size for path in marker.parent.glob("*.jsonl")}
+        marker.write_text(json.dumps(done | {"files": sizes}))
+
+
+def test_a_folder_of_the_version_before_has_nothing_to_do(tmp_path: Path) -> None:
+    path = damage.write(tmp_path / "files", damage.scripted(rounds=1))
+    out = tmp_path / "run"
+    first = run_experiment(path, out)
+    before = list(load_run(out).rows("judgements"))
+    as_the_version_before_left_it(out)
+    result = run_experiment(path, out)
+    assert (result.ran, result.reused) == (0, first.ran)
+    assert list(load_run(out).rows("judgements")) == before
     found = damage.command("status", str(out), "--verify")
-    assert (found.code, "4 of an earlier version have none" in found.out) == (0, True), found
+    assert (found.code, "of an earlier version have none" in found.out) == (0, True), found
     # One that was killed as it wrote its second batch goes on after the first.
-    [folder] = {p.parent for p in out.glob("steps/*/completions.jsonl")}
+    folder = next(p.parent for p in sorted(out.glob("steps/*/completions.jsonl")))
     whole = (folder / "completions.jsonl").read_bytes()
     (folder / "done.json").unlink()
     (folder / "completions.jsonl").write_bytes(whole + whole[:300])
-    assert run_experiment(tmp_path / "old" / "experiment.yaml", out).ran == 1
+    assert run_experiment(path, out).ran == 1
     rows = Store(out).step(folder.name).read("completions")
     assert rows == [json.loads(line) for line in whole.splitlines() if line]
     assert damage.command("status", str(out), "--verify").code == 0
+
+
+def test_a_folder_that_the_version_before_wrote_is_read(tmp_path: Path) -> None:
+    """Its steps have other numbers since, so a run would make them again; what is there stays."""
+    shutil.copytree(OLD, tmp_path / "old")
+    run = load_run(tmp_path / "old" / "run")
+    assert len(list(run.rows("completions"))) == 4
+    assert len(list(run.rows("preferences"))) == 1
+    assert {row["status"] for row in run.rows("judgements")} == {"ok"}
+    assert damage.command("report", str(run.root)).code == 0
 
 
 def test_a_new_number_in_versions_is_another_step_for_every_command(
@@ -159,13 +182,16 @@ def test_a_ledger_counts_whole_lines_and_names_damaged_ones(tmp_path: Path) -> N
     assert account.spent == 3.0
     account.spend("m", 4.0)
     assert [json.loads(line)["cost"] for line in path.read_text().splitlines()] == [1.0, 2.0, 4.0]
-    for bad in (whole.replace("2.0", "0.2"), "[]\n" + whole, '{"cost": "x"}\n', '{"cost": NaN}\n'):
+    for bad in (whole.replace("2.0", "0.2"), "[]\n" + whole, '{"cost": "x"}\n'):
         path.write_text(bad)
         with pytest.raises(StoreError, match=r"spend\.jsonl:\d: damaged"):
             Account(path)
     # As earlier versions left it: no checksums, and a torn line among the others.
     path.write_text('{"model": "m", "cost": 1.5}\n{"model": "m", "co\n{"model": "m", "cost": 2}\n')
     assert Account(path).spent == 3.5
+    # And what they noted where a server's count was none.
+    path.write_text('{"cost": NaN}\n{"model": "m", "cost": 2}\n')
+    assert Account(path).spent == 2.0
 
 
 @pytest.mark.parametrize("change", ["cut", "digit", "no object", "another's", "old"])

@@ -15,9 +15,10 @@ import yaml
 
 from rlaif.errors import ConfigError, GateStopped, RlaifError
 from rlaif.experiment import RunResult, run_experiment
+from rlaif.exports import trl_rows
 from rlaif.progress import QuietProgress
 from rlaif.rounds import read_rounds
-from rlaif.runs import Run, load_run, trl_rows
+from rlaif.runs import Run, load_run
 from rlaif.store import StepFolder
 
 Writer = Callable[..., Path]
@@ -400,8 +401,8 @@ def test_answers_that_stand_alone_are_no_pairs_in_what_is_measured(
     run_experiment(path, tmp_path / "run")
     run = load_run(tmp_path / "run")
     assert not [name for name in run.status()["rounds"][-1]["metrics"] if "pairs/" in name]
-    assert run.view().preferences == []
-    found = trl_rows(run)
+    assert run.view().shown.pairs == []
+    found = list(trl_rows(run))
     assert [set(row) >= {"prompt", "completion", "label"} for row in found] == [True] * 4
     assert sum(row["label"] for row in found) == 2
 

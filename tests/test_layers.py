@@ -14,7 +14,7 @@ import rlaif
 PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
-    | {"forms", "quotes", "scores", "choices", "jsontext"}
+    | {"forms", "quotes", "scores", "choices", "jsontext", "rendering"}
     | {"textstats", "templates", "parsing", "store", "rowfiles", "workers", "changes", "amend"}
     | {"checksums", "commits", "finished"},
     {"attention", "logprobs", "batching", "chat", "device", "fused", "heads", "losses"},
@@ -31,6 +31,8 @@ LAYERS = [
         "schedule",
         "verify",
         "runs",
+        "exports",
+        "told",
         "files",
         "bench",
         "dryrun",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,10 +56,13 @@ def run(
         path, out, settings, progress_of(quiet), lambda text: click.echo(text, err=True)
     )
     loaded = load_run(out)
+    page = out / "report.html"
     if not no_report:
-        from rlaif.report.build import build_report
+        from rlaif.report.build import build_report, is_report_of
 
-        build_report(loaded.view(), out / "report.html")
+        # A page of just this run is not made again: to read a large run takes minutes.
+        if not is_report_of(page, loaded.key()):
+            build_report(loaded.view(), page)
     if as_json:
         status = loaded.status() | {"ran": result.ran, "reused": result.reused, "out": str(out)}
         click.echo(json.dumps(status, ensure_ascii=False))
@@ -73,7 +76,7 @@ def run(
     else:
         click.echo(f"Nothing to do: all {result.reused} steps were finished. Run folder: {out}")
     if not no_report:
-        click.echo(f"Report: {out / 'report.html'}")
+        click.echo(f"Report: {page}")
 
 
 def _print_rounds(run: Run) -> None:
@@ -197,7 +200,7 @@ def report(directory: Path, out: Path | None) -> None:
     default="trl",
     show_default=True,
     help="trl: preferences in TRL's format; metrics: a row per arm, seed, round and metric;"
-    " otherwise the records as they are.",
+    " otherwise the records as they are, judgements with the answers that they rest on.",
 )
 def export(directory: Path, out: Path, records: str) -> None:
     """Export records of the run in DIR to a file.
@@ -205,16 +208,15 @@ def export(directory: Path, out: Path, records: str) -> None:
     OUT ends in .jsonl, .jsonl.gz, .json, .csv or .parquet.
     """
     from rlaif.data.rows import write_rows
-    from rlaif.runs import load_run, trl_rows
+    from rlaif.exports import judgement_rows, trl_rows
+    from rlaif.runs import load_run
 
     loaded = load_run(directory)
-    rows: list[dict[str, Any]]
-    if records == "trl":
-        rows = trl_rows(loaded)
-    elif records in ("prompts", "metrics"):
-        frame = loaded.prompts if records == "prompts" else loaded.rounds
-        rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
-    else:
-        rows = list(loaded.rows(records))
-    count = write_rows(rows, out)
+    rows: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "trl": lambda: trl_rows(loaded),
+        "prompts": loaded.prompt_rows,
+        "judgements": lambda: judgement_rows(loaded),
+        "metrics": loaded.metric_rows,
+    }
+    count = write_rows(rows.get(records, lambda: loaded.rows(records))(), out)
     click.echo(f"{count} rows written to {out}")

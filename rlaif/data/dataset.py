@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers import FORMATS
 from rlaif.data.readers.base import make_pair
 from rlaif.data.readers.llama_factory import COLUMNS
-from rlaif.data.rows import Row, arrow_table
+from rlaif.data.spool import Spool, united
 from rlaif.errors import ConfigError
 from rlaif.records import Preference, content_hash
 from rlaif.store import explain_os_errors, write_atomic
@@ -21,7 +22,7 @@ TRAIN, TEST = "train", "test"
 SPLITS = {"ultrafeedback_binarized": {TRAIN: "train_prefs", TEST: "test_prefs"}}
 """What a format calls the splits, where it has names of its own."""
 
-Tables = dict[str, dict[str, list[Row]]]
+Tables = Mapping[str, Mapping[str, Spool]]
 """Rows by format and split."""
 
 
@@ -59,23 +60,37 @@ def held_prompts(prompt_ids: Iterable[str], share: float) -> frozenset[str]:
     return frozenset(ordered[:count])
 
 
-def pair_tables(
-    pairs: Sequence[LabelledPair], formats: Sequence[str], held: frozenset[str]
-) -> tuple[Tables, dict[str, int]]:
-    """The pairs' rows by format and split, and how many pairs each format could not hold."""
-    tables: Tables = {}
-    lost: dict[str, int] = {}
-    for name in formats:
-        splits = tables.setdefault(name, {TRAIN: [], TEST: []})
-        for pair in pairs:
-            split = TEST if pair.prompt.prompt_id in held else TRAIN
+class PairTables:
+    """The rows of pairs by format and split, as pairs are added: they lie in files of `folder`.
+    `lost` is how many pairs each format could not hold."""
+
+    def __init__(self, folder: Path, formats: Sequence[str]):
+        self._folder = folder
+        self._open = ExitStack()
+        self.tables = {name: {TRAIN: self._spool(), TEST: self._spool()} for name in formats}
+        self.lost: dict[str, int] = {}
+
+    def _spool(self) -> Spool:
+        return self._open.enter_context(Spool(self._folder))
+
+    def __enter__(self) -> PairTables:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._open.close()
+
+    def add(self, pair: LabelledPair, held: bool) -> None:
+        """One pair; a `held` one is in the test split."""
+        for name, splits in self.tables.items():
+            # Raw rows are of a prompt and no pair's.
+            if FORMATS[name].write is None:
+                continue
             try:
                 row, _ = written(pair, FORMATS[name], name)
             except ConfigError:
-                lost[name] = lost.get(name, 0) + 1
+                self.lost[name] = self.lost.get(name, 0) + 1
                 continue
-            splits[split].append(row)
-    return tables, lost
+            splits[TEST if held else TRAIN].add(row)
 
 
 def write_tables(folder: Path, tables: Tables, name: str) -> list[dict[str, Any]]:
@@ -87,25 +102,22 @@ def write_tables(folder: Path, tables: Tables, name: str) -> list[dict[str, Any]
     in its cache by the folder's own name and by `configs`, and would else give the rows of another
     dataset whose folder is called the same.
     """
-    import pyarrow.parquet
-
     configs: list[dict[str, Any]] = []
     for format_, splits in tables.items():
-        whole = arrow_table(row for rows in splits.values() for row in rows)
-        files, start = [], 0
-        for split, rows in splits.items():
-            if rows:
-                called = SPLITS.get(format_, {}).get(split, split)
-                file = f"{format_}/{called}-{content_hash(rows, length=12)}.parquet"
-                path = folder / file
-                with explain_os_errors(path):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    pyarrow.parquet.write_table(whole.slice(start, len(rows)), path)
-                files.append({"split": called, "path": file})
-                start += len(rows)
+        filled = {split: spool for split, spool in splits.items() if spool.count}
+        schema = united(spool.schema() for spool in filled.values()) if filled else None
+        files = []
+        for split, spool in filled.items():
+            called = SPLITS.get(format_, {}).get(split, split)
+            file = f"{format_}/{called}-{spool.digest(12)}.parquet"
+            path = folder / file
+            with explain_os_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                spool.write_parquet(path, schema)
+            files.append({"split": called, "path": file})
         if files:
             configs.append({"config_name": format_, "data_files": files})
-        if format_ == "llama_factory" and splits.get(TRAIN):
+        if format_ == "llama_factory" and TRAIN in filled:
             write_atomic(folder / "dataset_info.json", _llama_factory_info(name, files[0]["path"]))
     if configs:
         configs[0]["default"] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -54,32 +55,72 @@ class Description:
         return asdict(self)
 
 
-def describe(pairs: Sequence[LabelledPair]) -> Description:
+class Describer:
+    """The figures of pairs that are added one by one; numbers and ids are held, and no texts."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._ids: set[str] = set()
+        self._prompts: set[str] = set()
+        self._words = (array("l"), array("l"))
+        self._gaps = array("d")
+        self._subsets: Counter[str] = Counter()
+        self._authors: Counter[str] = Counter()
+        self._annotators: Counter[str] = Counter()
+
+    def add(self, pair: LabelledPair) -> None:
+        """One more pair."""
+        counts, label = self._counts, pair.label
+        counts["pairs"] += 1
+        counts["ties"] += label == 0.5
+        counts["unlabelled"] += label is None
+        counts["same"] += pair.first.text == pair.second.text
+        self._ids.add(given_pair(pair).pair_id)
+        self._prompts.add(pair.prompt.prompt_id)
+        if pair.subset is not None:
+            self._subsets[pair.subset] += 1
+        self._authors.update(name for name in pair.authors or () if name is not None)
+        self._annotators[pair.annotator or f"not named ({pair.annotator_kind})"] += 1
+        if label is None or label == 0.5:
+            return
+        counts["first"] += label > 0.5
+        won = pair if label > 0.5 else pair.swap()
+        for kept, side in zip(self._words, (won.first, won.second), strict=True):
+            kept.append(len(ts.words(side.text)))
+        if won.scores is not None:
+            self._gaps.append(won.scores[0] - won.scores[1])
+
+    def found(self) -> Description:
+        """The figures so far."""
+        counts, (chosen, rejected) = self._counts, self._words
+        differing = [one > two for one, two in zip(chosen, rejected, strict=True) if one != two]
+        found = Description(
+            pairs=counts["pairs"],
+            prompts=len(self._prompts),
+            ties=counts["ties"],
+            unlabelled=counts["unlabelled"],
+            repeated=counts["pairs"] - len(self._ids),
+            same=counts["same"],
+            first_better=counts["first"] / len(chosen) if chosen else None,
+            chosen_words=_spread(chosen),
+            rejected_words=_spread(rejected),
+            longer_chosen=_share(differing),
+            gap=_spread(self._gaps),
+            subsets=_most_first(self._subsets),
+            authors=_most_first(self._authors),
+            annotators=_most_first(self._annotators),
+            warnings=[],
+        )
+        found.warnings.extend(_warnings(found))
+        return found
+
+
+def describe(pairs: Iterable[LabelledPair]) -> Description:
     """The figures of some pairs."""
-    won = [p if p.label > 0.5 else p.swap() for p in pairs if p.label not in (None, 0.5)]
-    words = [(len(ts.words(p.first.text)), len(ts.words(p.second.text))) for p in won]
-    seen = Counter(given_pair(p).pair_id for p in pairs)
-    differing = [one > two for one, two in words if one != two]
-    firsts = [p.label > 0.5 for p in pairs if p.label not in (None, 0.5)]
-    found = Description(
-        pairs=len(pairs),
-        prompts=len({p.prompt.prompt_id for p in pairs}),
-        ties=sum(p.label == 0.5 for p in pairs),
-        unlabelled=sum(p.label is None for p in pairs),
-        repeated=sum(seen.values()) - len(seen),
-        same=sum(p.first.text == p.second.text for p in pairs),
-        first_better=_share(firsts),
-        chosen_words=_spread([one for one, _ in words]),
-        rejected_words=_spread([two for _, two in words]),
-        longer_chosen=_share(differing),
-        gap=_spread([p.scores[0] - p.scores[1] for p in won if p.scores is not None]),
-        subsets=_counts(p.subset for p in pairs),
-        authors=_counts(name for p in pairs for name in p.authors or ()),
-        annotators=_counts(p.annotator or f"not named ({p.annotator_kind})" for p in pairs),
-        warnings=[],
-    )
-    found.warnings.extend(_warnings(found))
-    return found
+    describer = Describer()
+    for pair in pairs:
+        describer.add(pair)
+    return describer.found()
 
 
 def _warnings(found: Description) -> list[str]:
@@ -167,6 +208,5 @@ def _share(flags: Sequence[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
 
 
-def _counts(names: Iterable[str | None]) -> dict[str, int]:
-    found = Counter(name for name in names if name is not None)
+def _most_first(found: Counter[str]) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

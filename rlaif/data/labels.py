@@ -17,6 +17,10 @@ Verdicts = dict[str, float]
 """Pair id to P(first is better)."""
 
 
+TURNED = ", turned round"
+"""What stands after the source of a label that was turned round on purpose."""
+
+
 @dataclass(frozen=True, slots=True)
 class GivenPair:
     """Two answers to one prompt. `first` has the smaller completion id, so that the place of an

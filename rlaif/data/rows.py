@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
+from rlaif.data.spool import Spool
 from rlaif.errors import ConfigError
 from rlaif.records import canonical_json
 from rlaif.store import explain_os_errors
@@ -188,8 +189,8 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
     """Write rows as JSONL (.jsonl, .jsonl.gz), a JSON list (.json), CSV (a list or mapping as JSON)
     or Parquet; how many there were.
 
-    The file appears when all is written. Only JSONL is written without holding all rows. Raises
-    ConfigError for another ending.
+    The file appears when all is written; no two rows are held at once, or in Parquet no more than a
+    group of them. Raises ConfigError for another ending.
     """
     writers = {
         ".jsonl": _write_jsonl,
@@ -222,19 +223,24 @@ def _write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
 
 
 def _write_json(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
-    kept = [dict(row) for row in rows]
-    path.write_text(canonical_json(kept), encoding="utf-8", errors="backslashreplace")
-    return len(kept)
+    count = 0
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for row in rows:
+            file.write(("," if count else "[") + canonical_json(dict(row)))
+            count += 1
+        file.write("]" if count else "[]")
+    return count
 
 
 def _write_csv(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
-    kept = [dict(row) for row in rows]
-    columns = list(dict.fromkeys(key for row in kept for key in row))
-    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in kept)
-    return len(kept)
+    with Spool(path.parent) as spool:
+        for row in rows:
+            spool.add(row)
+        with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+            writer = csv.DictWriter(file, spool.columns)
+            writer.writeheader()
+            writer.writerows({key: _cell(v) for key, v in row.items()} for row in spool.rows())
+        return spool.count
 
 
 def _cell(value: Any) -> Any:
@@ -242,18 +248,8 @@ def _cell(value: Any) -> Any:
 
 
 def _write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
-    import pyarrow.parquet
-
-    table = arrow_table(rows)
-    pyarrow.parquet.write_table(table, path)
-    return int(table.num_rows)
-
-
-def arrow_table(rows: Iterable[Mapping[str, Any]]) -> Any:
-    """Rows as a pyarrow Table."""
-    import pyarrow
-
-    # Arrow takes no lone surrogates, which scraped text can hold. Columns keep their order.
-    texts = (json.dumps(dict(r), ensure_ascii=False, allow_nan=False) for r in rows)
-    kept = [json.loads(text.encode("utf-8", "replace")) for text in texts]
-    return pyarrow.Table.from_pylist(kept)
+    with Spool(path.parent) as spool:
+        for row in rows:
+            spool.add(row)
+        spool.write_parquet(path, spool.schema())
+        return spool.count

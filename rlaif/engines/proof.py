@@ -251,9 +251,10 @@ def shrink(config: Any) -> None:
     """Make a config small in place: few layers of every kind, a short vocabulary and window, narrow
     feed-forward parts. Heads and their sizes stay."""
     text = config.get_text_config()
-    for nested in [value for value in vars(config).values() if hasattr(value, "to_dict")]:
-        if nested is not text and getattr(nested, "num_hidden_layers", 0):
-            nested.num_hidden_layers = 1
+    nested: list[Any] = [value for value in vars(config).values() if hasattr(value, "to_dict")]
+    for other in nested:
+        if other is not text and getattr(other, "num_hidden_layers", None):
+            other.num_hidden_layers = 1
     layers = int(text.num_hidden_layers)
     by_layer = {
         name: value

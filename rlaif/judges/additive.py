@@ -11,7 +11,7 @@ from rlaif.config import AdditiveJudge
 from rlaif.constitution import Constitution, Principle
 from rlaif.errors import ConfigError
 
-from .common import hash_judge, judge_template, text_principles
+from .common import hash_judge, judge_template, question_hashes, text_principles
 from .questions import asking
 from .scored import Scored, check_levels
 
@@ -35,6 +35,7 @@ def build(spec: AdditiveJudge, constitution: Constitution | None, beside: Path |
     return Scored(
         id=spec.id,
         judge_hash=hash_judge(spec, named, template),
+        questions=question_hashes(spec, named, template),
         asking=asking(spec, template),
         principles=(),
         listed=tuple(named),

@@ -57,6 +57,7 @@ class Call:
     With `then`, `request` is for the reasons, and the answer that is read is the one to `then`.
     `role` says which of the judge's models answers. `fence` is the mark around the judged texts.
     `place`, from 1, says which of several texts shown the call asks about, where that is one.
+    `template_hash` is of the template that the question was made with.
     """
 
     call_id: str
@@ -69,6 +70,7 @@ class Call:
     role: str = "by"
     fence: str = ""
     place: int | None = None
+    template_hash: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +283,12 @@ def unread(made: Judgement) -> Judgement:
 
 
 def call_id(
-    judge_hash: str, shown: Sequence[Completion], principle: str | None, sample_index: int = 0
+    question_hash: str, shown: Sequence[Completion], principle: str | None, sample_index: int = 0
 ) -> str:
-    """The id of a call, from what is asked: known before the answer."""
+    """The id of a call, from what is asked: known before the answer. `question_hash` covers all of
+    the judge that can change this answer."""
     return "c_" + content_hash(
-        judge_hash,
+        question_hash,
         [c.completion_id for c in shown],
         [c.digest for c in shown],
         principle,
@@ -309,6 +312,7 @@ def judgement(
     raw: str | None = None,
     template_hash: str | None = None,
     shown: Sequence[Completion] | None = None,
+    rests_on: Sequence[str] = (),
 ) -> Judgement:
     """A Judgement about `subject`, one of the completions that `call` showed.
 
@@ -335,4 +339,5 @@ def judgement(
         template_hash=template_hash,
         judge_hash=judge.judge_hash,
         sample_index=call.sample_index,
+        rests_on=list(rests_on),
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from rlaif.config import JudgeBase, ModelJudge
-from rlaif.constitution import Constitution, Principle, principle_hash
+from rlaif.constitution import ASKED_FIELDS, Constitution, Principle, principle_hash
 from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.templates import (
@@ -67,18 +67,40 @@ def by_principle(principles: Sequence[Principle]) -> dict[str, Principle]:
 
 
 def hash_judge(
-    spec: JudgeBase, principles: Iterable[Principle], template: Template | None = None
+    spec: JudgeBase,
+    principles: Iterable[Principle],
+    template: Template | None = None,
+    fields: Collection[str] = ASKED_FIELDS,
 ) -> str:
-    """The judge hash: kind, id, every option that can change a verdict, template and principles.
+    """The judge hash: kind, id, every option that can change a verdict, template and the `fields`
+    of principles.
 
     The order of the principles counts only where the template lists them all.
     """
-    hashes = [(p.id, principle_hash(p)) for p in principles]
+    hashes = [(p.id, principle_hash(p, fields)) for p in principles]
     if template is None or "principles" not in template.variables:
         hashes.sort()
     options = spec.model_dump(mode="json", exclude=_NOT_HASHED)
     template_hash = template.hash if template is not None else None
     return content_hash(spec.kind, spec.id, options, template_hash, hashes)
+
+
+def question_hashes(
+    spec: JudgeBase,
+    principles: Sequence[Principle],
+    template: Template | None = None,
+    fields: Collection[str] = ASKED_FIELDS,
+) -> dict[str | None, str]:
+    """What the ids of a judge's calls cover, by the principle that a call is about, or None: the
+    hash of the judge with that principle alone, so that another one's wording changes nothing;
+    with all of them where the template lists them."""
+    if template is not None and "principles" in template.variables:
+        names = [None, *(p.id for p in principles)]
+        return dict.fromkeys(names, hash_judge(spec, principles, template, fields))
+    found: dict[str | None, str] = {None: hash_judge(spec, (), template, fields)}
+    for principle in principles:
+        found[principle.id] = hash_judge(spec, [principle], template, fields)
+    return found
 
 
 def judge_template(

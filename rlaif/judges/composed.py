@@ -61,10 +61,12 @@ def concluded(
     raw: str | None = None,
     kind: AnnotatorKind = "ai",
     among: Sequence[Completion] = (),
+    rests_on: Sequence[str] | None = None,
 ) -> Judgement:
     """One verdict of a judge that rests on several calls, about the first of `shown`. It is a
     program's where no model was asked. `among` are the answers that the verdict depends on beside
-    those shown: another group of them makes another judgement."""
+    those shown: another group of them makes another judgement. `rests_on` are the ids of the calls
+    that were asked for it, by default all of `calls` that ask a model."""
     name = call_id(judge.judge_hash, shown, principle)
     if among:
         name = "c_" + content_hash(name, sorted([c.completion_id, c.digest] for c in among))
@@ -81,7 +83,21 @@ def concluded(
         distribution=distribution,
         rationale=rationale,
         raw=raw,
+        rests_on=asked_ids(calls) if rests_on is None else rests_on,
     )
+
+
+def asked_ids(calls: Iterable[Call]) -> list[str]:
+    """The ids of the calls that ask a model, each once."""
+    return list(dict.fromkeys(c.call_id for c in calls if c.request is not None))
+
+
+def behind(judgements: Iterable[Judgement], calls: Iterable[Call]) -> list[str]:
+    """The ids of those of `calls` that judgements within a judge were read from, each once. What no
+    model was asked has no answer to follow."""
+    asked = set(asked_ids(calls))
+    names = (name for j in judgements for name in (j.rests_on or [j.call_id]))
+    return list(dict.fromkeys(name for name in names if name in asked))
 
 
 def calls_by_role(

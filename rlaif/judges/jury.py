@@ -29,6 +29,7 @@ from .common import usable_pairs
 from .composed import (
     all_needs,
     annotators,
+    behind,
     completions_of,
     concluded,
     follow_within,
@@ -112,10 +113,12 @@ class Jury:
         }
         status = missing_status(j.status for rows in read.values() for j in rows if not _valued(j))
         who = annotators(calls, answers, self.id)
+        every = [j for rows in read.values() for j in rows]
         if self.pool == "mean":
-            return self._means(calls, completions, scores, who, status)
+            return self._means(calls, completions, scores, every, who, status)
         return [
-            self._vote(calls, pair, scores, who, status) for pair in combinations(completions, 2)
+            self._vote(calls, pair, scores, every, who, status)
+            for pair in combinations(completions, 2)
         ]
 
     def _means(
@@ -123,6 +126,7 @@ class Jury:
         calls: Sequence[Call],
         completions: Sequence[Completion],
         scores: Mapping[str, Scores],
+        read: Sequence[Judgement],
         who: str,
         status: Status,
     ) -> list[Judgement]:
@@ -142,6 +146,7 @@ class Jury:
                     score=mean,
                     distribution=own or None,
                     among=seen_together(calls),
+                    rests_on=_behind(read, [completion], calls),
                 )
             )
         return found
@@ -151,6 +156,7 @@ class Jury:
         calls: Sequence[Call],
         pair: tuple[Completion, Completion],
         scores: Mapping[str, Scores],
+        read: Sequence[Judgement],
         who: str,
         status: Status,
     ) -> Judgement:
@@ -173,7 +179,16 @@ class Jury:
             prob_first=prob,
             distribution=votes or None,
             among=seen_together(calls),
+            rests_on=_behind(read, pair, calls),
         )
+
+
+def _behind(
+    read: Sequence[Judgement], about: Sequence[Completion], calls: Sequence[Call]
+) -> list[str]:
+    """The calls that the jurors' judgements of these completions rest on."""
+    names = {c.completion_id for c in about}
+    return behind((j for j in read if not names.isdisjoint(j.shown)), calls)
 
 
 def _valued(judgement: Judgement) -> bool:

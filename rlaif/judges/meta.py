@@ -27,6 +27,8 @@ from .base import Answered, Call, Judge, most_calls, roles_of, verdicts_of
 from .composed import (
     all_needs,
     annotators,
+    asked_ids,
+    behind,
     concluded,
     follow_within,
     missing_status,
@@ -124,7 +126,16 @@ class Meta:
         valued = [j for j in group if j.score is not None]
         if not valued:
             status = missing_status(j.status for j in group)
-            return concluded(self, calls, [subject], who, status, principle=principle, among=among)
+            return concluded(
+                self,
+                calls,
+                [subject],
+                who,
+                status,
+                principle=principle,
+                among=among,
+                rests_on=behind(group, calls),
+            )
         place = {j.judgement_id: index for index, j in enumerate(valued)}
         own = [c for c in compared if c.shown[0].completion_id in place]
         wins, pairs = fair_wins(self._verdicts(own, place, answers))
@@ -144,6 +155,7 @@ class Meta:
             principle=principle,
             rationale=_text(valued[int(np.argmax(ratings))]) or None,
             among=among,
+            rests_on=[*behind(group, calls), *asked_ids(own)],
         )
 
     def _verdicts(

@@ -31,6 +31,7 @@ from .common import (
     by_principle,
     hash_judge,
     judge_template,
+    question_hashes,
     template_values,
     text_principles,
     usable_pairs,
@@ -83,6 +84,7 @@ class Pairwise:
 
     id: str
     judge_hash: str
+    questions: Mapping[str | None, str]
     asking: Asking
     principles: tuple[Principle, ...]
     labels: dict[str, tuple[str, ...]]
@@ -107,9 +109,8 @@ class Pairwise:
                 name = principle.id if principle is not None else None
                 if not applicable(principle, prompt) or first.text == second.text:
                     shown = (first, second)
-                    calls.append(
-                        Call(call_id(self.judge_hash, shown, name), prompt, shown, name, 0, None)
-                    )
+                    asked = call_id(self.questions[name], shown, name)
+                    calls.append(Call(asked, prompt, shown, name, 0, None))
                     continue
                 for shown in presentations(self.order, first, second, name, seed):
                     for index in range(self.samples):
@@ -136,7 +137,7 @@ class Pairwise:
         seed: int,
     ) -> Call:
         principle_id = principle.id if principle is not None else None
-        name = call_id(self.judge_hash, shown, principle_id, index)
+        name = call_id(self.questions[principle_id], shown, principle_id, index)
         examples = principle.examples[: self.shots] if principle is not None else ()
         values = template_values(
             prompt,
@@ -150,8 +151,17 @@ class Pairwise:
         )
         schema = self.asking.schema(FIELD, [forms[0] for forms in self.labels.values()])
         request, then = self.asking.request(name, values, self.labels, seed, schema)
-        fence = values["fence"]
-        return Call(name, prompt, shown, principle_id, index, request, then, fence=fence)
+        return Call(
+            name,
+            prompt,
+            shown,
+            principle_id,
+            index,
+            request,
+            then,
+            fence=values["fence"],
+            template_hash=self.asking.template.hash,
+        )
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement, about the text shown first."""
@@ -252,6 +262,7 @@ def build(spec: PairSpec, constitution: Constitution | None, beside: Path | None
     return Pairwise(
         id=spec.id,
         judge_hash=hash_judge(spec, principles, template),
+        questions=question_hashes(spec, principles, template),
         asking=asking(spec, template, spec.cot),
         principles=tuple(principles),
         labels=labels,

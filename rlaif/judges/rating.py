@@ -12,7 +12,7 @@ from rlaif.config import CritiqueJudge, DirectJudge, PrometheusJudge, RatingJudg
 from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError
 
-from .common import hash_judge, judge_template, text_principles
+from .common import hash_judge, judge_template, question_hashes, text_principles
 from .questions import asking
 from .scored import Scored, check_levels, scale_of
 
@@ -42,6 +42,7 @@ def build(
     return Scored(
         id=spec.id,
         judge_hash=hash_judge(spec, principles, template),
+        questions=question_hashes(spec, principles, template),
         asking=asking(spec, template, spec.cot),
         principles=tuple(principles),
         listed=tuple(principles),

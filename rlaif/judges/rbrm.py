@@ -62,7 +62,8 @@ class Rbrm:
         shown = [(letter, text) for letter, _, text in self.classes]
         values = template_values(prompt, [completion], seed, classes=shown)
         request, then = self.asking.request(name, values, letter_forms(self.classes), seed)
-        return Call(name, prompt, (completion,), None, index, request, then)
+        used = self.asking.template.hash
+        return Call(name, prompt, (completion,), None, index, request, then, template_hash=used)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement; `distribution` holds the share of each class."""

@@ -15,6 +15,8 @@ from itertools import chain
 from pathlib import Path
 from typing import get_args
 
+from msgspec.structs import replace
+
 from rlaif.config import RubricItem, RubricJudge, Strict
 from rlaif.config.rubrics import Category
 from rlaif.constitution import Constitution
@@ -108,7 +110,8 @@ class Rubric:
         writer, schema = self.writer, ITEM_SCHEMA if self.writer.structured else None
         values = template_values(prompt, [], seed, most=writer.most, structured=writer.structured)
         request = text_request(name, writer.template, values, writer.sampling, seed, schema)
-        return [Call(name, prompt, tuple(shown), WRITING_STAGE, 0, request)]
+        used = writer.template.hash
+        return [Call(name, prompt, tuple(shown), WRITING_STAGE, 0, request, template_hash=used)]
 
     def _known(self, prompt: Prompt) -> Items:
         return self.by_question.get(prompt.question, ()) if self.common is None else self.common
@@ -145,7 +148,8 @@ class Rubric:
         if item.check is None:
             values = template_values(prompt, [completion], seed, item=item.text)
             request, _ = self.asking.request(name, values, self.labels, seed)
-        return Call(name, prompt, (completion,), item.text, number, request)
+        used = self.asking.template.hash if request is not None else None
+        return Call(name, prompt, (completion,), item.text, number, request, template_hash=used)
 
     def _overall(self, prompt: Prompt, completion: Completion, items: Items, seed: int) -> Call:
         name = call_id(self.judge_hash, [completion], None)
@@ -162,7 +166,8 @@ class Rubric:
                 items=[(item.text, self._weight(item)) for item in items],
             )
             request, _ = self.asking.request(name, values, self.labels, seed)
-        return Call(name, prompt, (completion,), None, 0, request)
+        used = self.asking.template.hash if request is not None else None
+        return Call(name, prompt, (completion,), None, 0, request, template_hash=used)
 
     def _weight(self, item: RubricItem) -> float:
         return self.weights[item.category] if item.weight is None else item.weight
@@ -195,7 +200,10 @@ class Rubric:
         for completion in completions_of(calls):
             own = [c for c in about if c.shown[0].completion_id == completion.completion_id]
             if items:
-                found.append(read(completion, items, own, answers))
+                made = read(completion, items, own, answers)
+                # The answer that wrote the items is behind every verdict on them.
+                behind = [*(c.call_id for c in calls[:1] if wrote), *made.rests_on]
+                found.append(replace(made, rests_on=behind))
                 continue
             raw = answers[calls[0].call_id].answer if wrote else None
             text = raw.text if isinstance(raw, GenerateResult) else None

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.config import RulesJudge
-from rlaif.constitution import Constitution, Principle
+from rlaif.constitution import CHECKED_FIELDS, Constitution, Principle
 from rlaif.engines.base import Capability
 from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Prompt, Status
 from rlaif.rules import apply_check
 
 from .base import Answer, Call, call_id, judgement
-from .common import by_principle, hash_judge, named_principles, usable
+from .common import by_principle, hash_judge, named_principles, question_hashes, usable
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Rules:
 
     id: str
     judge_hash: str
+    questions: Mapping[str | None, str]
     principles: tuple[Principle, ...]
     needs: frozenset[Capability] = frozenset()
     comparative: bool = False
@@ -31,7 +32,7 @@ class Rules:
         """One call without a request per completion and principle; `seed` changes nothing."""
         return [
             Call(
-                call_id(self.judge_hash, [completion], principle.id),
+                call_id(self.questions[principle.id], [completion], principle.id),
                 prompt,
                 (completion,),
                 principle.id,
@@ -68,4 +69,10 @@ def build(spec: RulesJudge, constitution: Constitution | None, beside: Path | No
         raise ConfigError(
             f"judge {spec.id}: kind rules runs the `check`s of a constitution, and there is none"
         )
-    return Rules(spec.id, hash_judge(spec, principles), tuple(principles))
+    # What a principle says is for people here: rewording it changes no verdict.
+    return Rules(
+        spec.id,
+        hash_judge(spec, principles, fields=CHECKED_FIELDS),
+        question_hashes(spec, principles, fields=CHECKED_FIELDS),
+        tuple(principles),
+    )

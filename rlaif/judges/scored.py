@@ -68,6 +68,7 @@ class Scored:
 
     id: str
     judge_hash: str
+    questions: Mapping[str | None, str]
     asking: Asking
     principles: tuple[Principle, ...]
     listed: tuple[Principle, ...]
@@ -102,7 +103,7 @@ class Scored:
         seed: int,
     ) -> Call:
         principle_id = principle.id if principle is not None else None
-        name = call_id(self.judge_hash, [completion], principle_id, index)
+        name = call_id(self.questions[principle_id], [completion], principle_id, index)
         if not applicable(principle, prompt):
             return Call(name, prompt, (completion,), principle_id, index, None)
         low, high = scale_of(principle, self.scale, self.own_scales)
@@ -129,6 +130,7 @@ class Scored:
             request,
             then,
             fence=values["fence"],
+            template_hash=self.asking.template.hash,
         )
 
     def _schema(self, low: float, high: float) -> dict[str, Any] | None:

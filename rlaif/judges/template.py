@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.config import ParseSpec, TemplateJudge
-from rlaif.constitution import Constitution, Principle
+from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError
 from rlaif.parsing import (
     patterned_score,
@@ -21,7 +21,7 @@ from rlaif.parsing import (
 from rlaif.scores import Score, in_range
 from rlaif.templates import POINTWISE, Template, load_template
 
-from .common import hash_judge, text_principles
+from .common import hash_judge, question_hashes, text_principles
 from .questions import Written, asking
 from .scored import Scored
 
@@ -115,9 +115,11 @@ def build(spec: TemplateJudge, constitution: Constitution | None, beside: Path |
             "{{ principles }} in the template",
             template.name,
         )
+    asked = principles if spec.per_principle else listed
     return Scored(
         id=spec.id,
-        judge_hash=hash_judge(spec, _asked(spec, principles, listed), template),
+        judge_hash=hash_judge(spec, asked, template),
+        questions=question_hashes(spec, asked, template),
         asking=asking(spec, template),
         principles=tuple(principles) if spec.per_principle else (),
         listed=tuple(listed),
@@ -136,9 +138,3 @@ def _template(spec: TemplateJudge, beside: Path | None) -> Template:
     else:
         allowed -= ABOUT_ONE
     return load_template(spec.template, allowed, required, beside)
-
-
-def _asked(
-    spec: TemplateJudge, principles: list[Principle], listed: list[Principle]
-) -> list[Principle]:
-    return principles if spec.per_principle else listed

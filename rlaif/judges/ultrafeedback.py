@@ -116,7 +116,17 @@ class UltraFeedback:
         schema = self._schema(len(shown), aspect) if self.asking.structured else None
         labels = {k: v for k, v in self.labels.items() if k != NOT_APPLICABLE or aspect == HONESTY}
         request, _ = self.asking.request(name, values, labels, seed, schema)
-        return Call(name, prompt, shown, aspect, index, request, fence=values["fence"], place=place)
+        return Call(
+            name,
+            prompt,
+            shown,
+            aspect,
+            index,
+            request,
+            fence=values["fence"],
+            place=place,
+            template_hash=self.asking.template.hash,
+        )
 
     def _schema(self, count: int, aspect: str) -> dict[str, Any]:
         ratings = [*map(str, range(LOW, HIGH + 1)), *self.asking.abstain[:1]]

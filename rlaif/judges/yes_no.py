@@ -7,7 +7,7 @@ is the share of Yes in the mass on both answers, and that mass is recorded. With
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from .base import Answer, Call, call_id, judgement
 from .common import (
     hash_judge,
     judge_template,
+    question_hashes,
     template_values,
     text_principles,
     usable,
@@ -36,6 +37,7 @@ class YesNo:
 
     id: str
     judge_hash: str
+    questions: Mapping[str | None, str]
     asking: Asking
     principles: tuple[Principle, ...]
     labels: dict[str, tuple[str, ...]]
@@ -60,14 +62,17 @@ class YesNo:
     def _call(
         self, prompt: Prompt, completion: Completion, principle: Principle, index: int, seed: int
     ) -> Call:
-        name = call_id(self.judge_hash, [completion], principle.id, index)
+        name = call_id(self.questions[principle.id], [completion], principle.id, index)
         if not principle.applies(prompt):
             return Call(name, prompt, (completion,), principle.id, index, None)
         values = template_values(
             prompt, [completion], seed, principle=principle, principles=self.principles
         )
         request, then = self.asking.request(name, values, self.labels, seed)
-        return Call(name, prompt, (completion,), principle.id, index, request, then)
+        used = self.asking.template.hash
+        return Call(
+            name, prompt, (completion,), principle.id, index, request, then, template_hash=used
+        )
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
@@ -113,6 +118,7 @@ def build(spec: YesNoJudge, constitution: Constitution | None, beside: Path | No
     return YesNo(
         id=spec.id,
         judge_hash=hash_judge(spec, principles, template),
+        questions=question_hashes(spec, principles, template),
         asking=asking(spec, template, spec.cot),
         principles=tuple(principles),
         labels=labels,

@@ -37,6 +37,7 @@ def plan_label(walk: Walk, index: int, step: LabelStep) -> None:
     planned = walk.add(
         Planned(digest, "label", step.id, *place, step, inputs, {}, prompts, options)
     )
+    walk.replace(walk.preferences, step.id)
     walk.preferences = [planned]
     walk.by_id[step.id, walk.round] = planned
 

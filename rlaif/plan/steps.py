@@ -17,6 +17,8 @@ def plan_sample(walk: Walk, index: int, step: SampleStep) -> None:
     """Samples of this round's window of training prompts; earlier ones are no longer current."""
     ids = round_prompts(walk.inputs.prompts.train, step.prompts, walk.seed, walk.round)
     seed = f"{walk.seed}/{walk.round}"
+    walk.replace([*walk.completions.values(), *walk.judgements.values()], step.id)
+    walk.replace(walk.preferences, step.id)
     if step.pool is None:
         model = walk.model(index, step.by, "by")
         walk.completions = {step.id: sampled(walk, step, model, ids, seed, step.id)}
@@ -69,6 +71,8 @@ def sampled(
 
 def plan_load(walk: Walk, index: int, step: LoadStep) -> None:
     """Records of a file, which stand where a step's own would."""
+    if step.type in ("pairs", "completions"):
+        walk.replace([*walk.completions.values(), *walk.judgements.values()], step.id)
     if step.type == "pairs":
         ids = round_prompts(walk.inputs.prompts.train, None, walk.seed, walk.round)
         walk.pairs[step.id] = walk.by_id[step.id, walk.round] = loaded_pairs(walk, step, ids)
@@ -126,9 +130,10 @@ def judged(
     # A judge of one model is known by that model alone.
     identity = identities.get("by") if len(identities) < 2 else identities
     facts = walk.facts(prompts if known else None)
+    about = (identity, parts, prompts, facts, walk.seed)
     return walk.add(
         Planned(
-            step_hash("judge", judge.judge_hash, identity, parts, prompts, facts, walk.seed),
+            step_hash("judge", judge.judge_hash, *about),
             "judge",
             name,
             walk.seed,
@@ -137,6 +142,8 @@ def judged(
             inputs={f"completions/{i}": s.hash for i, s in enumerate(sources)},
             models=models,
             prompts=prompts,
+            # The steps of other wordings of the judge: what they asked in the same words stands.
+            options={"kin": step_hash("judge", step.id, *about)},
         )
     )
 
@@ -156,6 +163,7 @@ def plan_pair(walk: Walk, index: int, step: PairStep) -> None:
     if fault is not None:
         key, message = fault
         raise walk.inputs.fail(index, f"{key}: {message}", key)
+    _refuse_unseen(walk, index, used)
     inputs = {f"judgements/{p.id}": p.hash for p in used}
     inputs |= {f"completions/{k}": p.hash for k, p in walk.completions.items()}
     if step.standardise == "initial":
@@ -165,6 +173,30 @@ def plan_pair(walk: Walk, index: int, step: PairStep) -> None:
     keys = step.keys()
     digest = step_hash("pair", keys, inputs, weights, walk.seed, walk.round)
     _pairs(walk, step, digest, inputs, used, {"principle_weights": weights})
+
+
+def _refuse_unseen(walk: Walk, index: int, judges: list[Planned]) -> None:
+    """Refuse judges of this round's answers that are not among those that pairs are made of."""
+    planned = {step.hash: step for step in walk.done}
+    seen = {step.hash for step in walk.completions.values()}
+    left = [step for step in walk.completions.values() if step.kind == "filter"]
+    while left:
+        # What a filter refused was judged, and rightly makes no pair.
+        below = [planned[h] for h in left.pop().inputs.values() if h in planned]
+        left += [step for step in below if step.kind == "filter" and step.hash not in seen]
+        seen |= {step.hash for step in below}
+    for judge in judges:
+        judged = [h for name, h in judge.inputs.items() if name.startswith("completions/")]
+        steps = [planned[h] for h in judged if h not in seen]
+        unseen = next((step for step in steps if step.round == walk.round), None)
+        if unseen is not None:
+            only = ", ".join(sorted(walk.completions))
+            raise walk.inputs.fail(
+                index,
+                f"this step sees the answers of {only} alone, and judge {judge.id!r} judged those "
+                f"of {unseen.id} too, which would make no pair. Sample all answers in one step "
+                "(`pool` names several models), or leave the others out of the judge's `uses`",
+            )
 
 
 def pair_fault(step: PairStep, judges: set[str]) -> tuple[str, str] | None:
@@ -215,5 +247,6 @@ def _pairs(
     prompts = tuple(dict.fromkeys(p for u in used for p in u.prompts))
     place = (walk.seed, walk.round)
     planned = walk.add(Planned(digest, "pair", step.id, *place, step, inputs, {}, prompts, options))
+    walk.replace(walk.preferences, step.id)
     walk.preferences = [planned]
     walk.by_id[step.id, walk.round] = planned

@@ -15,7 +15,7 @@ from rlaif.config import (
     TrainStep,
 )
 from rlaif.engines.base import Model
-from rlaif.plan.base import Planned, round_prompts, step_hash
+from rlaif.plan.base import VERSIONS, Planned, round_prompts, step_hash
 from rlaif.plan.walk import Walk
 from rlaif.yamlio import suggest
 
@@ -70,6 +70,8 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
         raise walk.inputs.fail(index, "a judge that compares answers needs n of 2 or more", "n")
     parts = [
         {name: walk.inputs.judges[name].judge_hash for name in step.rewards},
+        # The judges are asked as in a judge step, whose number counts here too.
+        VERSIONS["judge"],
         {name: model.identity() for name, model in asked.items()},
         walk.principle_weights(),
         ids,

@@ -13,6 +13,7 @@ from rlaif.plan.filters import plan_filter
 from rlaif.plan.labels import plan_comparisons, plan_label
 from rlaif.plan.steps import plan_judge, plan_load, plan_pair, plan_sample
 from rlaif.plan.training import plan_distill, plan_on_policy, plan_train
+from rlaif.plan.unread import refuse_unread
 from rlaif.plan.walk import Walk
 
 _STEPS: dict[str, Callable[[Walk, int, Any], None]] = {
@@ -39,6 +40,7 @@ def make_plan(inputs: PlanInputs) -> list[Planned]:
             for step in _walked(walk):
                 planned.setdefault(step.hash, step)
                 arms.setdefault(step.hash, []).append(arm)
+            refuse_unread(walk)
         for step in plan_comparisons(inputs, walks):
             planned[step.hash] = step
             arms[step.hash] = list(walks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlaif.config import RESERVED_MODELS, ArmSpec, Experiment, ModelSpec
@@ -31,6 +31,7 @@ class Walk:
         self.preferences: list[Planned] = []
         self.evaluations: dict[tuple[str, str], dict[str, str]] = {}
         self.reward_models: dict[str, Model] = {}
+        self.replaced: dict[str, tuple[Planned, str]] = {}
 
     def next_round(self) -> None:
         """A new round: nothing is sampled, judged or paired in it yet."""
@@ -38,6 +39,10 @@ class Walk:
         self.earlier, self.previous = self.previous, self.policy
         self.completions, self.judgements, self.preferences = {}, {}, []
         self.pairs = {}
+
+    def replace(self, old: Iterable[Planned], by: str) -> None:
+        """The step `by` takes the place of these in this round: later ones see it alone."""
+        self.replaced |= {planned.hash: (planned, by) for planned in old}
 
     def add(self, planned: Planned) -> Planned:
         """The next step of this plan."""

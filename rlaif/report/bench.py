@@ -145,13 +145,15 @@ def _headline(row: Mapping[str, Any]) -> IntervalJson | None:
 
 
 def shown_groups(result: Result) -> list[Group]:
-    """The groups with a figure, and in them the columns with one."""
+    """The groups with a figure, and in them the columns with one. Agreement is always there: the
+    numbers of pairs stand beside it."""
     found = []
     for group in (*GROUPS, _REWARDBENCH):
         kept = tuple(
             column
             for column in group.columns
-            if any(figure(row, column.name) for row in result["judges"].values())
+            if column.name == "agreement"
+            or any(figure(row, column.name) for row in result["judges"].values())
         )
         if kept:
             found.append(Group(group.title, group.about, kept))
@@ -201,8 +203,9 @@ _TERMINAL = ("agreement", "kappa", "same_slot", "prefers_longer", "ece", "covera
 def bench_tables(result: Result) -> list[Table | Text]:
     """What the terminal shows: the headline, subsets (when they are few), attacks, and words."""
     columns = {c.name: c for group in GROUPS for c in group.columns}
-    wanted = [columns[n] for n in _TERMINAL]
-    wanted = [c for c in wanted if any(figure(r, c.name) for r in result["judges"].values())]
+    rated, *others = (columns[n] for n in _TERMINAL)
+    # Agreement has its column even where no judge has one: what is counted stands beside it.
+    others = [c for c in others if any(figure(r, c.name) for r in result["judges"].values())]
     about = result["pairs"]
     headline = Table(
         title=f"{about['name']}: {about['n']} pairs, {about['prompts']} prompts; "
@@ -210,13 +213,13 @@ def bench_tables(result: Result) -> list[Table | Text]:
         title_justify="left",
     )
     headline.add_column("judge")
-    for heading in ("agreement", "n", "ties", *(c.heading for c in wanted[1:])):
+    for heading in (rated.name, "n", "ties", *(c.heading for c in others)):
         headline.add_column(heading, justify="right")
     for name, row in result["judges"].items():
-        cells = [_cell(figure(row, c.name)) for c in wanted]
+        cells = [_cell(figure(row, c.name)) for c in others]
         style = "dim" if row["baseline"] else ""
         counts = (str(row["n"]), str(row["ties"]))
-        headline.add_row(name, cells[0], *counts, *cells[1:], style=style)
+        headline.add_row(name, _cell(figure(row, rated.name)), *counts, *cells, style=style)
     tables: list[Table | Text] = [headline]
     if 1 < len(about["subsets"]) <= MOST_SUBSETS:
         parts = _subset_rows(result, "agreement")
@@ -271,7 +274,7 @@ def cost_words(result: Result) -> list[str]:
     """What each judge that asks a model took, in all and for a pair."""
     words = []
     for name, row in result["judges"].items():
-        pair = {key: row.get(f"{key}_per_pair", {}).get("mean") for key in _COSTS}
+        pair = {key: (row.get(f"{key}_per_pair") or {}).get("mean") for key in _COSTS}
         if row["total"]["calls"]:
             wall = row.get("wall_seconds_per_pair")
             clock = "" if wall is None else f", {wall:,.3g} seconds by the clock"

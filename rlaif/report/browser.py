@@ -10,8 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlaif.report.rows import arms_of
-from rlaif.report.view import HeldOutRow, RunView
+from rlaif.report.view import HeldOutRow
 
 MAX_PAIRS = 400
 MAX_ANSWERS = 200
@@ -27,17 +26,6 @@ def embed_json(value: Any) -> str:
     for character, escape in _ESCAPES.items():
         text = text.replace(character, escape)
     return text
-
-
-def browser_data(run: RunView) -> dict[str, Any]:
-    """`{"arms": bool, "pairs": [...], "answers": [...]}` for report.js, at most the first of each
-    by id."""
-    chosen = sorted(run.preferences, key=lambda row: (str(row["preference_id"]), row["seed"]))
-    return {
-        "arms": len(arms_of(run.rounds)) > 1,
-        "pairs": [_pair(run, row) for row in chosen[:MAX_PAIRS]],
-        "answers": _answers(run),
-    }
 
 
 def conversation(messages: Sequence[Mapping[str, str]]) -> str:
@@ -60,7 +48,13 @@ def answer_text(completion: Mapping[str, Any]) -> str:
     return str(messages[-1]["content"]) if messages else ""
 
 
-def _pair(run: RunView, row: Mapping[str, Any]) -> dict[str, Any]:
+def pair_entry(
+    row: Mapping[str, Any],
+    judged: Mapping[str, Sequence[Mapping[str, Any]]],
+    behind: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """A Preference's JSON for the pair browser, with the judgements of both answers by completion
+    id, and what is known of the answers behind them by call id."""
     return {
         "id": row["preference_id"],
         "arm": row["arm"],
@@ -74,58 +68,118 @@ def _pair(run: RunView, row: Mapping[str, Any]) -> dict[str, Any]:
         "margin": row["margin"],
         "reason": row["reason"],
         "source": row["source"],
-        "judged_chosen": _judgements(run, row["chosen_id"]),
-        "judged_rejected": _judgements(run, row["rejected_id"]),
+        "judged_chosen": _judgements(judged, behind, row["chosen_id"]),
+        "judged_rejected": _judgements(judged, behind, row["rejected_id"]),
     }
 
 
-def _judgements(run: RunView, subject: str) -> list[dict[str, Any]]:
-    found = run.judgements_by_subject.get(subject, [])
-    return [_judgement(row, subject) for row in found]
+def _judgements(
+    judged: Mapping[str, Sequence[Mapping[str, Any]]],
+    behind: Mapping[str, Mapping[str, Any]],
+    subject: str,
+) -> list[dict[str, Any]]:
+    return [_judgement(row, behind, subject) for row in judged.get(subject, [])]
 
 
-def _judgement(row: Mapping[str, Any], subject: str) -> dict[str, Any]:
-    shown = list(row.get("shown") or [])
-    among = len(shown) > 1 and subject in shown
-    order = f"{shown.index(subject) + 1} of {len(shown)}" if among else ""
-    value = row.get("score")
-    what = "score"
+def _judgement(
+    row: Mapping[str, Any], behind: Mapping[str, Mapping[str, Any]], subject: str
+) -> dict[str, Any]:
+    value, what = row.get("score"), "score"
     if value is None and row.get("prob_first") is not None:
         value, what = row["prob_first"], "P(first shown)"
     raw = [text for text in (row.get("rationale"), row.get("raw")) if text]
+    rests_on = row.get("rests_on") or []
     return {
         "judge": row["judge"],
         "principle": row.get("principle") or "",
-        "order": order,
+        "order": _order(row, subject),
         "status": row["status"],
         "value": value,
         "what": what,
         "mass": row.get("label_mass"),
-        "raw": clip("\n\n".join(dict.fromkeys(str(text) for text in raw)), MAX_RAW),
+        "template": row.get("template_hash"),
+        "raw": _written(raw),
+        # What a verdict on one answer alone is made of stands in its own line.
+        "parts": _numbers(row.get("distribution")) if rests_on else {},
+        "behind": [_answer(behind[call], subject) for call in rests_on if call in behind],
     }
 
 
-def _answers(run: RunView) -> list[dict[str, Any]]:
-    """One entry per seed and held-out prompt: its answers by model, in the order of rounds and
-    arms."""
-    models = list(dict.fromkeys(row["model"] for row in run.heldout))
-    grouped: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in sorted(run.heldout, key=lambda r: _order(r, models)):
-        completion = run.completions.get(row["completion_id"])
-        text = "" if completion is None else answer_text(completion)
-        reason = "not stored" if completion is None else str(completion.get("finish_reason", ""))
-        answer = {"model": row["model"], "text": clip(text), "finish": reason}
-        grouped.setdefault((row["prompt_id"], row["seed"]), []).append(answer)
+def _order(row: Mapping[str, Any], subject: str) -> str:
+    """Which of several texts that were shown the subject was."""
+    shown = list(row.get("shown") or [])
+    among = len(shown) > 1 and subject in shown
+    return f"{shown.index(subject) + 1} of {len(shown)}" if among else ""
+
+
+def _written(texts: Sequence[Any]) -> str:
+    return clip("\n\n".join(dict.fromkeys(str(text) for text in texts)), MAX_RAW)
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    return dict(values) if isinstance(values, Mapping) else {}
+
+
+def answer_facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of a step's answers says of one question: who was asked (`role`, `annotator_id`),
+    by which principle and template, and the text or the label probabilities that came."""
+    answer = row.get("answer") or {}
+    return {
+        "call_id": row["call_id"],
+        "role": row.get("role"),
+        "annotator_id": row.get("annotator_id"),
+        "principle": row.get("principle"),
+        "template_hash": row.get("template_hash"),
+        "shown": row.get("shown") or [],
+        "sample_index": row.get("sample_index") or 0,
+        "rationale": row.get("rationale") or answer.get("reasoning") or None,
+        "raw": answer.get("text"),
+        "values": _numbers(answer.get("label_probs")) or _rewards(answer),
+        "error": answer.get("error"),
+    }
+
+
+def _rewards(answer: Mapping[str, Any]) -> dict[str, float]:
+    reward = answer.get("reward")
+    return {} if reward is None else {"reward": reward}
+
+
+def _answer(row: Mapping[str, Any], subject: str) -> dict[str, Any]:
+    """One answer behind a verdict."""
+    facts = answer_facts(row)
+    raw = [text for text in (facts["rationale"], facts["raw"], facts["error"]) if text]
+    return {
+        "role": str(facts["role"] or ""),
+        "annotator": str(facts["annotator_id"] or ""),
+        "principle": facts["principle"] or "",
+        "template": facts["template_hash"],
+        "order": _order(row, subject),
+        "parts": facts["values"],
+        "raw": _written(raw),
+    }
+
+
+def answer_entries(
+    chosen: Sequence[tuple[tuple[str, int], Sequence[tuple[HeldOutRow, Mapping[str, Any]]]]],
+    prompts: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """One entry for each (prompt id, seed) with its held-out answers."""
     return [
-        {"seed": seed, "prompt": _prompt_text(run, prompt_id), "models": grouped[prompt_id, seed]}
-        for prompt_id, seed in sorted(grouped)[:MAX_ANSWERS]
+        {
+            "seed": seed,
+            "prompt": _prompt_text(prompts.get(name), name),
+            "models": [
+                {
+                    "model": row["model"],
+                    "text": clip(answer_text(completion)),
+                    "finish": str(completion.get("finish_reason", "")),
+                }
+                for row, completion in rows
+            ],
+        }
+        for (name, seed), rows in chosen
     ]
 
 
-def _order(row: HeldOutRow, models: Sequence[str]) -> tuple[int, int, str]:
-    return row["round"], models.index(row["model"]), row["completion_id"]
-
-
-def _prompt_text(run: RunView, prompt_id: str) -> str:
-    prompt = run.prompts.get(prompt_id)
-    return prompt_id if prompt is None else clip(conversation(prompt["messages"]))
+def _prompt_text(prompt: Mapping[str, Any] | None, name: str) -> str:
+    return name if prompt is None else clip(conversation(prompt["messages"]))

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,16 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlaif.compare.bootstrap import show_interval, show_number
-from rlaif.records import VALUED
 from rlaif.report import plots
 from rlaif.report.arms import difference_tables, label_rows
-from rlaif.report.browser import (
-    MAX_ANSWERS,
-    MAX_PAIRS,
-    answer_text,
-    browser_data,
-    embed_json,
-)
+from rlaif.report.browser import embed_json
 from rlaif.report.rows import (
     Row,
     Table,
@@ -41,6 +34,8 @@ from rlaif.report.view import RoundRow, RunView, StepRow
 from rlaif.store import write_atomic
 
 _HERE = Path(__file__).resolve().parent
+_HEAD = 4096
+"""Bytes at a page's beginning in which it says what it is the page of."""
 _PAR = {"win_rate_vs_initial/": 0.5, "reward_accuracy/": 0.5, "position_bias/": 0.0, "drift/": 0.0}
 
 
@@ -71,6 +66,19 @@ def build_report(run: RunView, out: Path) -> Path:
     return path
 
 
+def is_report_of(path: Path, key: str) -> bool:
+    """Whether a file is the page of a run whose view has this key."""
+    try:
+        with path.open("rb") as file:
+            return _marked(key).encode() in file.read(_HEAD)
+    except OSError:
+        return False
+
+
+def _marked(key: str) -> str:
+    return f'<meta name="rlaif-run" content="{key}">'
+
+
 def environment() -> Environment:
     """Jinja2 as every page uses it: escaping on, numbers and intervals as filters."""
     environment = Environment(
@@ -84,6 +92,7 @@ def environment() -> Environment:
         show_interval(value, signed)
     )
     environment.filters["number"] = lambda value, signed=False: _minus(show_number(value, signed))
+    environment.filters["count_of"] = "{:,}".format
     environment.filters["minus"] = _minus
     environment.filters["breakable"] = _breakable
     environment.filters["duration"] = duration
@@ -108,11 +117,13 @@ def duration(seconds: float | None) -> str:
 
 
 def _context(run: RunView, script: str) -> dict[str, Any]:
-    data = browser_data(run)
+    shown = run.shown
+    data = {"arms": len(arms_of(run.rounds)) > 1, "pairs": shown.pairs, "answers": shown.answers}
     seeds, names = seeds_of(run.rounds), arms_of(run.rounds)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     return {
         "run": run,
+        "marked": Markup(_marked(run.key)),
         "seeds": seeds,
         "alarms": _alarms(run.rounds, latest=True),
         "earlier": _alarms(run.rounds, latest=False),
@@ -133,12 +144,10 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
             for step in run.steps
             for reason, count in step.get("errors", {}).items()
         ],
-        "pairs_total": len(run.preferences),
-        "pairs_shown": len(data["pairs"]),
-        "answers_total": len({(row["prompt_id"], row["seed"]) for row in run.heldout}),
-        "answers_shown": len(data["answers"]),
-        "max_pairs": MAX_PAIRS,
-        "max_answers": MAX_ANSWERS,
+        "pairs_total": shown.pairs_total,
+        "pairs_shown": len(shown.pairs),
+        "answers_total": shown.answers_total,
+        "answers_shown": len(shown.answers),
         "data": Markup(embed_json(data)),
         "style": Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         "script": Markup(script),
@@ -249,44 +258,20 @@ def _spoken(row: Row) -> str:
 
 
 def _distributions(run: RunView) -> list[Figure]:
-    """Histograms of held-out answer lengths and, per judge, of their scores, by model round."""
-    lengths: dict[str, list[float]] = {}
-    scores: dict[str, dict[str, list[float]]] = {}
-    for row in sorted(run.heldout, key=lambda row: row["round"]):
-        completion = run.completions.get(row["completion_id"])
-        if completion is not None:
-            lengths.setdefault(row["model"], []).append(len(answer_text(completion).split()))
-        for judge, value in _scores(run.judgements_by_subject.get(row["completion_id"], [])):
-            scores.setdefault(judge, {}).setdefault(row["model"], []).append(value)
-    figures = []
+    """Histograms of held-out answer lengths and, per judge, of their scores, by model; then of the
+    pairs' scores."""
+    lengths, figures = run.shown.lengths, []
     if lengths:
         label = f"Length of held-out answers in words, {', '.join(lengths)}"
         svg = plots.distributions("lengths", label, lengths, "words", whole=True)
         figures.append(Figure("Length of held-out answers", "words; the bar is the median", svg))
-    for place, (judge, by_round) in enumerate(sorted(scores.items())):
+    for place, (judge, by_model) in enumerate(run.shown.scores.items()):
         label = f"Held-out scores by judge {judge}, by round"
-        svg = plots.distributions(f"scores{place}", label, by_round, "score")
+        svg = plots.distributions(f"scores{place}", label, by_model, "score")
         figures.append(Figure(f"Scores by {judge}", "one value per judgement", svg))
-    return figures + _pair_scores(run)
-
-
-def _scores(judgements: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
-    return [
-        (str(row["judge"]), float(row["score"]))
-        for row in judgements
-        if row["status"] in VALUED and row.get("score") is not None
-    ]
-
-
-def _pair_scores(run: RunView) -> list[Figure]:
-    figures = []
-    for side in ("chosen", "rejected"):
-        by_round: dict[str, list[float]] = {}
-        for row in sorted(run.preferences, key=lambda row: row["round"]):
-            name = f"M{row['round']}" if len(arms_of(run.rounds)) < 2 else row["arm"]
-            by_round.setdefault(name, []).append(float(row[f"score_{side}"]))
-        if by_round:
-            svg = plots.distributions(f"pair-{side}", f"Scores of {side}", by_round, "score")
+    for side, groups in run.shown.pair_scores.items():
+        if groups:
+            svg = plots.distributions(f"pair-{side}", f"Scores of {side}", groups, "score")
             caption = f"Combined score of the {side} answers"
             figures.append(Figure(caption, "as the pairs were made", svg))
     return figures

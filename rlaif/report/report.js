@@ -15,6 +15,45 @@
     return value.toFixed(3).replace("-", "−");
   }
 
+  function parts(values) {
+    return Object.entries(values).map(([name, value]) => name + " " + number(value));
+  }
+
+  function template(hash) {
+    const node = make("div", "quiet", "template ");
+    node.append(make("code", "", hash));
+    return node;
+  }
+
+  function folded(title, text) {
+    const details = make("details");
+    details.append(make("summary", "", title), make("pre", "", text));
+    return details;
+  }
+
+  // The answers that a verdict of several rests on: who said what, by which principle.
+  function behind(rows) {
+    const details = make("details", "behind");
+    details.open = rows.length <= 6;
+    details.append(make("summary", "",
+      "the " + rows.length + (rows.length === 1 ? " answer" : " answers") + " it rests on"));
+    const list = make("ul", "judgements");
+    for (const row of rows) {
+      const item = make("li");
+      const head = make("div", "verdict");
+      head.append(make("strong", "", row.role));
+      if (row.principle) head.append(make("span", "principle", row.principle));
+      item.append(head);
+      const facts = [row.annotator].concat(row.order ? ["shown " + row.order] : [], parts(row.parts));
+      item.append(make("div", "quiet", facts.filter(Boolean).join(" · ")));
+      if (row.template) item.append(template(row.template));
+      if (row.raw) item.append(make("pre", "", row.raw));
+      list.append(item);
+    }
+    details.append(list);
+    return details;
+  }
+
   function judgements(rows) {
     if (!rows.length) return make("p", "quiet", "No stored judgement of this answer.");
     const list = make("ul", "judgements");
@@ -32,12 +71,11 @@
       if (row.status !== "ok") facts.push("status " + row.status.replace("_", " "));
       if (row.order) facts.push("shown " + row.order);
       if (row.mass !== null) facts.push("label mass " + number(row.mass));
+      facts.push(...parts(row.parts));
       if (facts.length) item.append(make("div", "quiet", facts.join(" · ")));
-      if (row.raw) {
-        const details = make("details");
-        details.append(make("summary", "", "what the judge wrote"), make("pre", "", row.raw));
-        item.append(details);
-      }
+      if (row.template) item.append(template(row.template));
+      if (row.raw) item.append(folded("what the judge wrote", row.raw));
+      if (row.behind.length) item.append(behind(row.behind));
       list.append(item);
     }
     return list;

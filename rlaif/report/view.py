@@ -1,7 +1,8 @@
-"""What a report is made from: one run, read into memory as plain JSON-like values."""
+"""What a report is made from: a run's figures, and a sample of its texts, as JSON-like values."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
@@ -65,13 +66,29 @@ class HeldOutRow(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """What is shown of a run's records: `pairs` and `answers` are entries of the page's browsers,
+    the first by id of `pairs_total` and `answers_total`; the numbers are those of all records.
+
+    `lengths` are words of held-out answers by model, `scores` their scores by judge and model, and
+    `pair_scores` the combined scores of `chosen` and `rejected` by round or arm.
+    """
+
+    pairs_total: int = 0
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    answers_total: int = 0
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    lengths: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    pair_scores: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class RunView:
     """Everything that the report shows.
 
-    `comparisons` are `Run.comparisons()`, empty without arms, and `remote` is `Run.remote()`.
-    `prompts` and `completions` map ids to record JSON; `judgements_by_subject` maps a completion id
-    to its judgements; `preferences` are Preference JSON with `seed` and `arm`. `heldout` lists the
-    held-out completions by model.
+    `comparisons` are `Run.comparisons()`, empty without arms, and `remote` is `Run.remote()`. `key`
+    is the hash of what the view was made from.
     """
 
     name: str
@@ -84,9 +101,6 @@ class RunView:
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
     remote: dict[str, dict[str, Any]] = field(default_factory=dict)
-    prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    completions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    judgements_by_subject: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    preferences: list[dict[str, Any]] = field(default_factory=list)
-    heldout: list[HeldOutRow] = field(default_factory=list)
+    shown: Shown = Shown()
     constitution_yaml: str = ""
+    key: str = ""

@@ -39,7 +39,9 @@ from rlaif.judges.base import (
 )
 from rlaif.records import Completion, Judgement, Prompt
 from rlaif.rowfiles import Index
+from rlaif.steps.carry import Carried
 from rlaif.steps.context import Engines, Progress
+from rlaif.store import StepFolder
 
 SILENT_BATCH = 256
 Group = tuple[Prompt, Sequence[Completion]]
@@ -107,19 +109,45 @@ class Kept:
         )
         self.answers: _Stored[Answered] = _Stored(log, "answers", _last_answered)
         self.reasons: _Stored[Answered] = _Stored(log, "reasons", _last_answered)
+        self.carried: Carried | None = None
 
     def judged(self, judgements: Sequence[Judgement]) -> None:
         """Commit judgements."""
         self.judgements.append(judgements)
 
-    def answered(self, name: str, batch: Mapping[str, Answered]) -> None:
-        """Commit answers (`name` answers) or reasons by the id of their call."""
-        rows = [{"call_id": call} | _row(answered) for call, answered in batch.items()]
+    def carry(self, folder: StepFolder, judge: Judge, earlier: Sequence[StepFolder]) -> None:
+        """From now on take over what earlier steps have of the calls that are to be asked."""
+        name = "answers" if is_staged(judge) else "judgements"
+        rows: _Stored[Any] = self.answers if is_staged(judge) else self.judgements
+        self.carried = Carried(folder, name, earlier, judge.judge_hash, rows.append, rows)
+
+    def unasked(self, calls: Sequence[Call]) -> list[Call]:
+        """The calls that are left to ask, or were asked here."""
+        if self.carried is None:
+            return list(calls)
+        self.carried.take(calls)
+        return list(self.carried.left(calls))
+
+    def answered(self, name: str, batch: Iterable[tuple[Call, Answered]]) -> None:
+        """Commit answers (`name` answers) or reasons, each with what its call was."""
+        rows = [_asked(call) | _row(answered) for call, answered in batch]
         (self.answers if name == "answers" else self.reasons).append(rows)
 
 
 def _last_answered(index: Index, call: str) -> Answered:
     return _answered(index.rows(call)[-1])
+
+
+def _asked(call: Call) -> dict[str, Any]:
+    """What a call asked: the answer can be followed to it."""
+    return {
+        "call_id": call.call_id,
+        "role": call.role,
+        "principle": call.principle,
+        "sample_index": call.sample_index,
+        "shown": [completion.completion_id for completion in call.shown],
+        "template_hash": call.template_hash,
+    }
 
 
 def _row(answered: Answered) -> dict[str, Any]:
@@ -165,7 +193,7 @@ def verdicts_by_group(
     if is_staged(judge):
         return _staged(judge, asker, calls, seed)
     every = [call for group in calls for call in group]
-    for batch in asker.ask(every, kept.judgements.keys()):
+    for batch in asker.ask(kept.unasked(every), kept.judgements.keys()):
         kept.judged([j for call, answered in batch for j in read_answer(judge, call, answered)])
     return [[j for c in own for j in kept.judgements.get(c.call_id, [])] for own in calls]
 
@@ -177,8 +205,8 @@ def _staged(
     made = [list(group) for group in calls]
     new = [call for group in made for call in group]
     while new:
-        for batch in asker.ask(new, kept.answers.keys()):
-            kept.answered("answers", {c.call_id: a for c, a in batch if a is not None})
+        for batch in asker.ask(kept.unasked(new), kept.answers.keys()):
+            kept.answered("answers", [(c, a) for c, a in batch if a is not None])
         further = [judge.follow(group, kept.answers, seed) for group in made]
         for group, more in zip(made, further, strict=True):
             group += more
@@ -262,7 +290,7 @@ class _Asker:
         self._start("reasons", list(asked), written | done)
         requests = {i: c.request for i, c in asked.items() if c.request is not None}
         for batch in self._engines(asked, requests, written):
-            self.kept.answered("reasons", batch)
+            self.kept.answered("reasons", [(asked[name], a) for name, a in batch.items()])
             self._advance(len(batch))
 
     def _engines(

@@ -17,6 +17,7 @@ from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer
 from rlaif.judges.notes import answer_notes
 from rlaif.records import VALUED, Judgement
 from rlaif.steps.asking import SILENT_BATCH, Kept, Request, answers_of, asked_engine, verdicts
+from rlaif.steps.carry import Carried, earlier_steps
 from rlaif.steps.context import Engines, Progress, StepContext
 from rlaif.steps.failed import refuse_all_failed
 from rlaif.steps.groups import Groups
@@ -33,7 +34,10 @@ def run(context: StepContext) -> dict[str, Any]:
     judging = _Judging(context, Groups(context))
     for wave in judging.groups.waves():
         judging.work(wave)
-    return _summary(context.planned.id, judging.judge.id, context.folder)
+    # So that another wording of the judge finds what it need not ask again.
+    summary = _summary(context.planned.id, judging.judge.id, context.folder)
+    kin = context.planned.options.get("kin")
+    return summary if kin is None else summary | {"kin": kin}
 
 
 def _summary(name: str, judge: str, folder: StepFolder) -> dict[str, Any]:
@@ -73,7 +77,9 @@ class _Judging:
         self.groups = groups
         self.judge = context.judge()
         self.done = {row["call_id"] for row in context.folder.rows("judgements")}
+        self.earlier = earlier_steps(context)
         self._kept: Kept | None = None
+        self._carried: Carried | None = None
         self._began = False
 
     def work(self, wave: Sequence[str]) -> None:
@@ -88,10 +94,23 @@ class _Judging:
     def _plainly(self, judge: Plain, wave: Sequence[str]) -> None:
         """One question, one verdict. Calls are made again for each use, since they may be too many
         to hold."""
+        folder = self.context.folder
+        if self._carried is None:
+            self._carried = Carried(
+                folder,
+                "judgements",
+                self.earlier,
+                judge.judge_hash,
+                lambda rows: folder.append("judgements", rows),
+                self.done,
+            )
+        carried = self._carried
         total = known = 0
         silent = asking = False
         for prompt_id in wave:
             calls = {call.call_id: call for call in self._calls([prompt_id])}
+            carried.take(calls.values())
+            self.done |= carried.calls & calls.keys()
             total += len(calls)
             known += len(calls.keys() & self.done)
             new = [call for name, call in calls.items() if name not in self.done]
@@ -103,7 +122,8 @@ class _Judging:
             parts.append(_read_silent(judge, self._calls(wave), self.done))
         if asking:
             model, engines = self.context.planned.models.get("by"), self.context.engines
-            parts.append(ask_model(judge, model, engines, self._calls(wave), self.done))
+            calls_left = carried.left(self._calls(wave))
+            parts.append(ask_model(judge, model, engines, calls_left, self.done))
         for judgements in chain.from_iterable(parts):
             self.context.folder.append("judgements", judgements)
             self._advance(len({j.call_id for j in judgements}))
@@ -116,6 +136,7 @@ class _Judging:
         size = TURN_PROMPTS if remote else len(wave)
         if self._kept is None:
             self._kept = Kept(context.folder)
+            self._kept.carry(context.folder, self.judge, self.earlier)
         if remote:
             self._expect("prompts", len(wave), 0)
         for start in range(0, len(wave), size):

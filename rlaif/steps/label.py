@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlaif.config import AI, HUMAN, RANDOM
-from rlaif.data.labels import GivenPair, Verdicts, coin, decided, flipped, labelled, verdicts
+from rlaif.data.labels import (
+    TURNED,
+    GivenPair,
+    Verdicts,
+    coin,
+    decided,
+    flipped,
+    labelled,
+    verdicts,
+)
 from rlaif.errors import RlaifError
 from rlaif.records import Judgement
 from rlaif.steps.context import StepContext
@@ -36,7 +45,7 @@ def run(context: StepContext) -> dict[str, Any]:
             context.prompts[pair.prompt_id],
             answers,
             said[pair.pair_id],
-            f"{labels}, turned round" if pair.pair_id in turned else labels,
+            f"{labels}{TURNED}" if pair.pair_id in turned else labels,
             context.planned.round,
         )
         for pair in kept

@@ -19,6 +19,7 @@ from rlaif.errors import RlaifError
 from rlaif.records import Judgement, Preference, from_json
 from rlaif.steps.context import StepContext
 from rlaif.steps.missing import why_no_pairs
+from rlaif.steps.model_card import model_card
 from rlaif.store import write_atomic
 from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.members import train_members
@@ -78,7 +79,7 @@ def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, A
             outcome = on_policy.train(context, report)
         else:
             outcome = _train_offline(context, preferences, report)
-    write_atomic(out / CARD, _card(context, preferences))
+    write_atomic(out / CARD, model_card(context, preferences))
     add(out, CARD)
     return {
         "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
@@ -187,47 +188,3 @@ def _nothing_to_train_on(context: StepContext) -> RlaifError:
         f"there are no preferences to train on{why}. Lower `min_margin` in `pair`, sample more "
         "answers per prompt, or look at the judges' answers and scores."
     )
-
-
-def _card(context: StepContext, preferences: list[Preference]) -> str:
-    """The model card: where the weights come from and how far they can be trusted."""
-    planned, step = context.planned, context.planned.step
-    experiment = context.inputs.experiment
-    constitution = context.inputs.constitution
-    start, reference = planned.models["start"], planned.models.get("reference")
-    task = "text-classification" if planned.kind == "distill" else "text-generation"
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"pipeline_tag: {task}",
-        "tags: [rlaif, " + step.method + "]",
-        "---",
-        f"# {experiment.name}: {planned.models['made'].label} (seed {planned.seed})",
-        "",
-        f"Trained by `rlaif` in round {planned.round} with {step.method.upper()} on "
-        + (
-            f"{len(preferences)} preferences from AI feedback."
-            if preferences
-            else "answers of its own, rewarded by AI feedback."
-        ),
-        "",
-        "| | |",
-        "|---|---|",
-        f"| base model | {start.spec.path} |",
-        f"| started from | {start.label} (`{start.key}`) |",
-        f"| reference | {reference.label if reference else 'none'} |",
-        f"| constitution | {constitution.name if constitution else 'none'} |",
-        f"| train step | `{planned.hash}` |",
-        "",
-        "Options:",
-        "",
-        "```json",
-        step.model_dump_json(indent=1, by_alias=True),
-        "```",
-        "",
-        "The weights are bf16; the fp32 masters of the next round lie in `masters/` while they are"
-        " kept. A research artefact: it was optimised for the judges of one experiment, and was"
-        " measured on that experiment's held-out prompts alone (see the run's report).",
-        "",
-    ]
-    return "\n".join(lines)

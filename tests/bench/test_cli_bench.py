@@ -56,6 +56,23 @@ def test_the_table_names_judges_and_report(pairs: Path, tmp_path: Path) -> None:
     assert f"Report: {tmp_path / 'out' / 'report.html'}" in printed
 
 
+def test_a_judge_without_agreement_has_an_empty_cell(tmp_path: Path) -> None:
+    path = tmp_path / "alike.jsonl"
+    rows = [{"prompt": f"Question {i}?", "chosen": "Yes", "rejected": "Not"} for i in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    words = [path, "--judge", "longer", "--no-baselines", "--quiet", "--resamples", "20"]
+    printed = run(*words, "--out", tmp_path / "out")
+    heading = next(line for line in printed.splitlines() if "judge" in line and "ties" in line)
+    row = next(line for line in printed.splitlines() if "longer" in line)
+    names = [cell.strip() for cell in heading.split("┃")]
+    cells = dict(zip(names, (cell.strip() for cell in row.split("│")), strict=True))
+    assert cells["agreement"] == "–"
+    assert (cells["n"], cells["ties"], cells["coverage"]) == ("0", "9", "1.000")
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    table = page[page.index("Agreement with the labels") :].split("</table>")[0]
+    assert ">–<" in table.replace('<span class="quiet">', "") and ">pairs<" in table
+
+
 def test_columns_that_nobody_knows_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "odd.jsonl"
     path.write_text('{"frage": "x", "antwort": "y"}\n', "utf-8")

@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from rlaif.build import _stages
 from rlaif.cli import cli
 from rlaif.config import DatasetSpec
 from rlaif.data.card import Facts, card
@@ -34,6 +33,7 @@ from rlaif.errors import ConfigError, StoreError
 from rlaif.experiment import run_experiment
 from rlaif.records import Completion, Judgement, make_prompt, to_json
 from rlaif.store import Store
+from rlaif.told import stages
 from tests.servers.hub import Hub
 from tests.test_build import files
 
@@ -427,7 +427,7 @@ def test_a_prompt_is_in_one_split_whoever_else_is_there(numbers: set[int], share
 
 def test_the_funnel_counts_the_prompts_that_made_no_pair() -> None:
     counts = {"prompts": 16, "preferences": 12, "tied_prompts": 2}
-    (row,) = _stages("pair", {"counts": counts, "paired_prompts": 11})
+    (row,) = stages("pair", {"counts": counts, "paired_prompts": 11})
     why = {"tied_prompts": 2, "no two answers fit its keys": 3}
     assert row == (16, 12, "prompts to pairs", why)
 

@@ -14,7 +14,8 @@ from rlaif.dryrun import dry_run_report
 from rlaif.experiment import run_experiment
 
 SCRIPT = {
-    "default": "- [essential] Fine.\nVerdict: 1\nText 1\nRating: 4\nText 2\nRating: 2\n[RESULT] 3\nScore: 3",
+    "default": "- [essential] Fine.\nVerdict: 1\nText 1\nRating: 4\nText 2\nRating: 2\n"
+    "[RESULT] 3\nScore: 3",
     "rules": [
         {"match": "^Name a|^How do|^What|^Why|^Give|^Which", "replies": ["A cherry", "No idea"]},
         {

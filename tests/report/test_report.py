@@ -7,8 +7,6 @@ import io
 import json
 import random
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -30,13 +28,14 @@ from rlaif.records import (
 )
 from rlaif.report.browser import MAX_PAIRS, MAX_TEXT
 from rlaif.report.build import build_report
+from rlaif.report.gather import Sources, gather
 from rlaif.report.rows import metric_rows
 from rlaif.report.table import summary_table
 from rlaif.report.view import HeldOutRow, RoundResult, RoundRow, RunView, StepRow
+from tests.report.browsing import dumped, needs_chromium
 
 EVIL = "</script><script>document.title='owned';alert(1)</script><img src=x onerror=alert(2)>"
 UNICODE = "Grüße — 日本語 🙂 \u2028 العربية"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def _values(rng: random.Random, n: int, mean: float, sd: float) -> dict[str, float]:
@@ -158,12 +157,14 @@ def _preference(i: int, seed: int, prompt: Prompt, sides: list[str]) -> Preferen
     )
 
 
-def synthetic_run(seeds: tuple[int, ...] = (7,), rounds: int = 2, pairs: int = 12) -> RunView:
+def synthetic_run(
+    seeds: tuple[int, ...] = (7,), rounds: int = 2, pairs: int = 12, reason: str = ""
+) -> RunView:
     """A run with hostile, empty, very long and non-Latin text in every place text can stand."""
     rng = random.Random(0)
     prompts: dict[str, dict[str, Any]] = {}
     completions: dict[str, dict[str, Any]] = {}
-    judgements: dict[str, list[dict[str, Any]]] = {}
+    judgements: list[dict[str, Any]] = []
     preferences: list[dict[str, Any]] = []
     heldout: list[HeldOutRow] = []
     for i in range(pairs):
@@ -177,16 +178,17 @@ def synthetic_run(seeds: tuple[int, ...] = (7,), rounds: int = 2, pairs: int = 1
         for name, side in zip(ids, sides, strict=True):
             completions[name] = _completion(name, prompt.prompt_id, side)
             score = None if i == 4 else rng.random()
-            judgements[name] = [_judgement(name, prompt.prompt_id, score)]
+            judgements.append(_judgement(name, prompt.prompt_id, score))
         for seed in seeds:
             pair = _preference(i, seed, prompt, sides)
-            preferences.append({**to_json(pair), "seed": seed, "arm": "main"})
+            row = {**to_json(pair), "seed": seed, "arm": "main"}
+            preferences.append(row | {"reason": reason or row["reason"]})
             for number in range(rounds + 1):
                 name = f"h_{i}_{seed}_{number}"
                 words = "tide moon water " * (5 + i + 8 * number)
                 completions[name] = _completion(name, prompt.prompt_id, f"M{number}: {words}")
                 score = min(1.0, max(0.0, rng.gauss(0.5 + 0.1 * number, 0.15)))
-                judgements[name] = [_judgement(name, prompt.prompt_id, score)]
+                judgements.append(_judgement(name, prompt.prompt_id, score))
                 heldout.append(
                     HeldOutRow(
                         seed=seed,
@@ -196,6 +198,13 @@ def synthetic_run(seeds: tuple[int, ...] = (7,), rounds: int = 2, pairs: int = 1
                         completion_id=name,
                     )
                 )
+    sources = Sources(
+        preferences=lambda: iter(preferences),
+        heldout=lambda: ((row, completions[row["completion_id"]]) for row in heldout),
+        judgements=lambda ids: (row for row in judgements if row["subject"] in ids),
+        answers=lambda calls: iter(()),
+        prompts=lambda: iter(prompts.values()),
+    )
     return RunView(
         name="self-rewarding-quickstart",
         description="Two rounds of self-rewarding DPO: the policy judges its own answers.",
@@ -214,11 +223,7 @@ def synthetic_run(seeds: tuple[int, ...] = (7,), rounds: int = 2, pairs: int = 1
                     cost=0.25 if number == 2 else None)
             for seed in seeds for number in (1, 2) for kind in ("sample", "judge", "train")
         ],
-        prompts=prompts,
-        completions=completions,
-        judgements_by_subject=judgements,
-        preferences=preferences,
-        heldout=heldout,
+        shown=gather(sources, by_arm=False),
     )  # fmt: skip
 
 
@@ -308,14 +313,14 @@ def test_an_empty_run_still_makes_a_page(tmp_path: Path) -> None:
 
 
 def test_lone_surrogates_do_not_stop_the_report(tmp_path: Path) -> None:
-    run = dataclasses.replace(synthetic_run(pairs=2), description="broken \ud800 text")
-    run.preferences[0]["reason"] = "broken \ud800 too"
+    run = synthetic_run(pairs=2, reason="broken \ud800 too")
+    run = dataclasses.replace(run, description="broken \ud800 text")
     assert "broken ? text" in build_report(run, tmp_path).read_text(encoding="utf-8")
 
 
 def test_pairs_beyond_the_cap_are_announced(tmp_path: Path) -> None:
     text = build_report(synthetic_run(pairs=MAX_PAIRS + 5, rounds=0), tmp_path).read_text("utf-8")
-    assert f"Showing the first {MAX_PAIRS} of {MAX_PAIRS + 5} pairs" in text
+    assert f"{MAX_PAIRS} of {MAX_PAIRS + 5} pairs shown" in text
 
 
 def test_several_seeds_have_a_common_table_and_their_own(tmp_path: Path) -> None:
@@ -349,24 +354,9 @@ def test_the_terminal_table_holds_the_numbers_and_the_alarms() -> None:
     assert "No round was evaluated." in console.export_text()
 
 
-def _dump(page: Path, hash_: str = "") -> str:
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000",
-         f"--user-data-dir={page.parent / 'profile'}", "--dump-dom", f"file://{page}{hash_}"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return done.stdout
-
-
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="chromium is not installed: the page's script was NOT exercised"
-)
-
-
 @needs_chromium
 def test_a_browser_shows_the_pair_named_in_the_address(report: Path) -> None:
-    first, second = _dump(report, "#pair=1"), _dump(report, "#pair=2")
+    first, second = dumped(report, "#pair=1"), dumped(report, "#pair=2")
     assert "Chosen answer 0." in first
     assert "1 of 12" in first
     # What holds of every judgement of one answer is not said.
@@ -390,7 +380,7 @@ def test_next_and_search_work_in_a_browser(report: Path, tmp_path: Path) -> None
     </script></body>"""
     page = tmp_path / "driven.html"
     page.write_text(text.replace("</body>", drive), encoding="utf-8")
-    shown = _dump(page)
+    shown = dumped(page)
     assert "3 of 12" in shown
     assert "(empty answer)" in shown
     assert re.search(r'id="answer-count"[^>]*>1 of 1<', shown)
@@ -401,4 +391,4 @@ def test_the_policy_stops_a_foreign_script(report: Path, tmp_path: Path) -> None
     page = tmp_path / "foreign.html"
     foreign = "<script>document.title = 'owned'</script></body>"
     page.write_text(report.read_text("utf-8").replace("</body>", foreign), encoding="utf-8")
-    assert "<title>owned</title>" not in _dump(page)
+    assert "<title>owned</title>" not in dumped(page)

@@ -1,0 +1,242 @@
+"""The memory of what reads a whole run: its report, its dataset, its exports.
+
+    python benchmarks/report_memory.py [--quick] [--json] [--keep FOLDER]
+
+A run of many prompts of 1 kB, four answers of about 1 kB to each, six checks of each answer and a
+pair of each prompt. With --quick its steps run; otherwise what they would leave is written into the
+run folder, since to judge 400,000 answers takes longer than all that is measured. Each command is a
+process of its own, and the peak of its resident memory is what the system says when it ends.
+`rlaif run` is measured twice: the second finds the report there, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+from step_memory import long_text
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {True: (1_000, 10_000), False: (10_000, 100_000)}
+BYTES = 1_000
+LIMITS = {"min": 1, "max": 40}
+CHECKS = {
+    "words": {"rule": "word_limits", "params": LIMITS},
+    "sentences": {"rule": "sentence_limits", "params": LIMITS},
+    "characters": {"rule": "word_limits", "params": {"min": 20, "max": 200}},
+    "repetition": {"rule": "no_repeated_ngrams", "params": {}},
+    "fewer": {"rule": "word_limits", "params": {"min": 1, "max": 20}},
+    "more": {"rule": "word_limits", "params": {"min": 60, "max": 90}},
+}
+KINDS = {"sample": "completions", "judge": "judgements", "pair": "preferences"}
+COMMANDS = {
+    "report": ["report", "{run}"],
+    "run again": ["run", "{folder}/experiment.yaml", "--out", "{run}", "--quiet"],
+    "run, all finished": ["run", "{folder}/experiment.yaml", "--out", "{run}", "--quiet"],
+    "dataset": ["build", "{folder}/dataset.yaml", "--out", "{run}", "--quiet"],
+    "dataset again": ["build", "{folder}/dataset.yaml", "--out", "{run}", "--quiet"],
+    "export to JSONL": ["export", "{run}", "{folder}/pairs.jsonl"],
+    "export to Parquet": ["export", "{run}", "{folder}/pairs.parquet"],
+    "export of judgements": ["export", "{run}", "{folder}/j.jsonl", "--records", "judgements"],
+    "status": ["status", "{run}"],
+}
+
+
+def experiment(count: int, folder: Path) -> None:
+    """The experiment's files, and the same with a dataset."""
+    with (folder / "prompts.jsonl").open("w") as file:
+        for i in range(count + 1):
+            file.write(json.dumps({"prompt": long_text(f"prompt {i}", BYTES)}) + "\n")
+    principles = [{"id": name, "check": check} for name, check in CHECKS.items()]
+    text = yaml.safe_dump({"name": "six", "principles": principles})
+    (folder / "constitution.yaml").write_text(text)
+    data: dict[str, Any] = {
+        "name": "memory",
+        "models": {"policy": {"path": "none", "engine": "report_memory:Varied"}},
+        "constitution": "constitution.yaml",
+        "prompts": {"path": "prompts.jsonl", "holdout": 1},
+        "steps": [
+            {"sample": {"n": 4, "max_new_tokens": 500}},
+            {"judge": {"id": "rules", "kind": "rules"}},
+            {"pair": {"strategy": "best_vs_worst"}},
+        ],
+    }
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    data["dataset"] = {"formats": ["trl", "ultrafeedback"]}
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+
+
+def write_run(folder: Path) -> None:
+    """The finished steps of the experiment in `folder`, as they are after `rlaif run`."""
+    from rlaif.manifest import write_manifest
+    from rlaif.plan import make_plan
+    from rlaif.prepare import prepare
+    from rlaif.rounds import write_rounds
+    from rlaif.store import Store
+
+    store = Store(folder / "run")
+    store.prepare()
+    inputs = prepare(folder / "experiment.yaml")
+    plan = make_plan(inputs)
+    write_manifest(store, inputs, plan)
+    counts = {"completions": 0, "failed": 0, "judgements": 0, "with_value": 0, "calls": 0}
+    counts |= {"prompts": 0, "preferences": 0}
+    steps = {planned.kind: planned for planned in plan}
+    folders = {kind: store.step(planned.hash) for kind, planned in steps.items()}
+    prompts = inputs.prompts.train
+    for start in range(0, len(prompts), 256):
+        made = [records(prompt) for prompt in prompts[start : start + 256]]
+        for kind, name in KINDS.items():
+            rows = [row for found in made for row in found[name]]
+            folders[kind].append(name, rows)
+            counts[name] += len(rows)
+    counts |= {
+        "prompts": len(prompts),
+        "with_value": counts["judgements"],
+        "calls": counts["judgements"],
+    }
+    for kind, planned in steps.items():
+        summary = {"hash": planned.hash, "kind": kind, "id": planned.id, "inputs": planned.inputs}
+        summary |= {
+            "seconds": 1.0,
+            "statuses": {"ok": counts["judgements"]},
+            "weights": {"rules": 1.0},
+        }
+        names = {
+            "sample": ("completions", "failed"),
+            "judge": ("calls", "judgements", "with_value"),
+            "pair": ("prompts", "preferences"),
+        }[kind]
+        folders[kind].finish(summary | {"counts": {name: counts[name] for name in names}})
+    write_rounds(inputs, plan, store)
+
+
+def records(prompt: Any) -> dict[str, list[Any]]:
+    """What the steps leave of a prompt."""
+    from rlaif.config import PairStep
+    from rlaif.data.pairs import Candidate, preference
+    from rlaif.records import Completion, Judgement, content_hash
+
+    completions = []
+    for index in range(4):
+        name = "x_" + content_hash(prompt.prompt_id, index)
+        text = long_text(name, BYTES // 2 + int(name[-4:], 16) % BYTES)
+        said = [{"role": "assistant", "content": text}]
+        completions.append(
+            Completion(name, prompt.prompt_id, index, said, "policy", "none", {}, "stop", [1],
+                       [-1.0], digest=content_hash(said))
+        )  # fmt: skip
+    judgements = [
+        Judgement(
+            "j_" + content_hash(c.completion_id, check), "c_" + content_hash(c.text, check),
+            prompt.prompt_id, "completion", [c.completion_id], c.completion_id, "rules",
+            "program:rules", "rule", check, "ok", score=int(c.completion_id[-2:], 16) / 255,
+            judge_hash="none",
+        )
+        for c in completions for check in CHECKS
+    ]  # fmt: skip
+    best, *_, worst = sorted(completions, key=lambda c: c.completion_id[-2:], reverse=True)
+    scored = tuple(Candidate(c, int(c.completion_id[-2:], 16) / 255) for c in (best, worst))
+    pair = preference(prompt, scored, PairStep(), 1, {"rules": judgements}, {})
+    return {"completions": completions, "judgements": judgements, "preferences": [pair]}
+
+
+def _environment() -> dict[str, str]:
+    places = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    return {**os.environ, "PYTHONPATH": places}
+
+
+def measured(command: list[str]) -> tuple[float, float]:
+    """(megabytes at most, seconds) of a command of rlaif."""
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlaif", *command],
+        stdout=subprocess.DEVNULL,
+        env=_environment(),
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)}: ended with status {status}")
+    # Linux counts in kB, as does no other system.
+    return usage.ru_maxrss * 1024 / 1e6, time.monotonic() - began
+
+
+def at_size(count: int, folder: Path, scripted: bool) -> dict[str, tuple[float, float]]:
+    """What each command takes for a run of `count` prompts, whose steps run where `scripted`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    experiment(count, folder)
+    places = {"folder": str(folder), "run": str(folder / "run")}
+    if scripted:
+        measured(
+            ["run", places["folder"] + "/experiment.yaml", "--out", places["run"], "--no-report"]
+        )
+    else:
+        command = [sys.executable, __file__, "--write", places["folder"]]
+        subprocess.run(command, check=True, env=_environment())
+    found = {}
+    for name, words in COMMANDS.items():
+        found[name] = measured([word.format(**places) for word in words])
+        peak, seconds = found[name]
+        print(f"{count:,} prompts, {name}: {peak:.0f} MB, {seconds:.1f} s", file=sys.stderr)
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    """`Varied`, an engine whose answers differ in length: as in step_memory, where rlaif is."""
+    if name != "Varied":
+        raise AttributeError(name)
+    from step_memory import Instant
+
+    class Varied(Instant):
+        """Answers of a half to one and a half kB."""
+
+        def _text(self, request: Any) -> str:
+            size = BYTES // 2 + int(request.request_id[-4:], 16) % BYTES
+            return long_text(request.request_id, size)
+
+    return Varied
+
+
+def main() -> None:
+    """Print the table, and with --json every figure in one object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="1,000 and 10,000 prompts")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--keep", type=Path, help="Keep the runs in this folder.")
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.write is not None:
+        write_run(options.write)
+        return
+    sizes = SIZES[options.quick]
+    with ExitStack() as stack:
+        folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        found = {count: at_size(count, folder / str(count), options.quick) for count in sizes}
+    rows = {
+        name: {
+            count: {
+                "peak_mb": round(found[count][name][0]),
+                "seconds": round(found[count][name][1], 1),
+            }
+            for count in sizes
+        }
+        for name in COMMANDS
+    }
+    for name, row in rows.items():
+        cells = [f"{n:,} prompts: {c['peak_mb']} MB, {c['seconds']} s" for n, c in row.items()]
+        print(f"{name}: {'; '.join(cells)}")
+    if options.json:
+        print(json.dumps({"prompts": list(sizes), "commands": rows}))
+
+
+if __name__ == "__main__":
+    main()

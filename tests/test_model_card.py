@@ -1,0 +1,58 @@
+"""What a model card says that a model was trained on."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from rlaif.data.labels import TURNED
+from rlaif.records import Message, Preference
+from rlaif.steps.load import trl_preference
+from rlaif.steps.model_card import BY_JUDGES, trained_on
+
+JUDGES = {"self": "ai", "checks": "rule", BY_JUDGES: "ai and rule"}
+
+
+def preference(source: str) -> Preference:
+    row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No.", "source": source}
+    return trl_preference(row, "here:1", 0)
+
+
+def single(good: bool, source: str = "human") -> Preference:
+    row = {"prompt": "Why?", "completion": "Because.", "label": good, "source": source}
+    return trl_preference(row, "here:1", 0)
+
+
+def test_pairs_are_named_by_who_labelled_them() -> None:
+    given = [preference("human")] * 5 + [preference("ai")] * 8
+    assert trained_on(given, JUDGES) == "13 preferences: 8 ai, 5 human"
+    judged = [preference("self"), preference("checks"), preference(BY_JUDGES)]
+    assert trained_on(judged, JUDGES) == "3 preferences: 1 ai, 1 ai and rule, 1 rule"
+
+
+def test_labels_that_were_turned_round_are_counted() -> None:
+    given = [preference("human"), preference(f"human{TURNED}")]
+    said = trained_on(given, JUDGES)
+    assert said == "2 preferences: 2 human (1 label turned round)"
+
+
+def test_good_answers_alone_are_demonstrations() -> None:
+    assert trained_on([single(True)] * 3, JUDGES) == "3 demonstrations: 3 human"
+    both = [single(True), single(False), single(False)]
+    assert (
+        trained_on(both, JUDGES)
+        == "1 answer labelled good: 1 human; 2 answers labelled bad: 2 human"
+    )
+
+
+def test_training_on_chosen_answers_says_so() -> None:
+    said = trained_on([preference("human")], JUDGES, chosen_only=True)
+    assert said == "the chosen answers of 1 preference: 1 human"
+
+
+def test_what_no_one_is_named_for_is_not_called_ai() -> None:
+    row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
+    said = trained_on([trl_preference(row, "here:1", 0)], JUDGES)
+    assert said == "1 preference: 1 of a file that does not say by whom"
+    turn: list[Message] = [{"role": "assistant", "content": "A reference."}]
+    spin = replace(preference("reference"), chosen=turn)
+    assert trained_on([spin], JUDGES) == "1 preference: 1 the prompts' own answers against samples"
