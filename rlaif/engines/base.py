@@ -203,6 +203,8 @@ class Model:
             more = [*more, {"thinking": spec.thinking.model_dump(mode="json")}]
         if spec.system_role != "keep":
             more = [*more, {"system_role": spec.system_role}]
+        if spec.chat_template_kwargs:
+            more = [*more, {"chat_template_kwargs": spec.chat_template_kwargs}]
         return [*local, spec.system_prompt, *more]
 
 

@@ -22,7 +22,7 @@ from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.device import pick_device
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, Sampling
 from rlaif.engines.build import REMOTE
-from rlaif.engines.encoding import context_of, load_encoding
+from rlaif.engines.encoding import load_encoding
 from rlaif.engines.hf import HfEngine
 from rlaif.engines.thinking import CUT
 from rlaif.engines.weights import Weights
@@ -60,8 +60,7 @@ def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> Tr
         fingerprint=planned.hash,
         device=pick_device(start.spec.device),
         progress=progress,
-        system_prompt=start.spec.system_prompt,
-        system_role=start.spec.system_role,
+        chat=start.spec.chat,
     )
     shutil.rmtree(rollouts.weights, ignore_errors=True)
     return replace(outcome, skipped={"overlong_prompts": rollouts.overlong})
@@ -74,9 +73,8 @@ class Rollouts:
         self.context = context
         self.step: OnPolicyTrain = context.planned.step
         spec = context.planned.models["start"].spec
-        limit = context_of(AutoConfig.from_pretrained(folder), spec)
-        told = (spec.thinking, spec.system_role)
-        self.encoding = load_encoding(folder, spec.system_prompt, limit, "policy", *told)
+        config = AutoConfig.from_pretrained(folder)
+        self.encoding = load_encoding(folder, spec, config, "policy")
         self.weights = context.folder.path / "work" / "rollout"
         self.prompts = self._fitting()
         self.overlong = len(context.planned.prompts) - len(self.prompts)
@@ -244,7 +242,7 @@ class Rollouts:
             finish_reason="failed" if failed else result.finish_reason,
             token_ids=result.token_ids,
             logprobs=result.logprobs or None,
-            system_prompt=self.encoding.system_prompt,
+            system_prompt=self.encoding.chat.system_prompt,
             rendered_hash=result.rendered_hash,
             digest=content_hash(result.text),
             error=CUT if result.cut else result.error,

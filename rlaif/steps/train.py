@@ -18,6 +18,7 @@ from rlaif.errors import RlaifError
 from rlaif.records import Judgement, Preference, from_json
 from rlaif.steps.context import StepContext
 from rlaif.steps.missing import why_no_pairs
+from rlaif.steps.scoring_card import scoring
 from rlaif.store import write_atomic
 from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.members import train_members
@@ -135,8 +136,7 @@ def _train_offline(
         "work": context.folder.path / "work",
         "seed": planned.seed,
         "progress": report,
-        "system_prompt": start.spec.system_prompt,
-        "system_role": start.spec.system_role,
+        "chat": start.spec.chat,
     }
     device = pick_device(start.spec.device)
     token_ids = {
@@ -221,6 +221,7 @@ def _card(context: StepContext, preferences: list[Preference]) -> str:
         step.model_dump_json(indent=1, by_alias=True),
         "```",
         "",
+        *(scoring(step, start.spec) if isinstance(step, DistillStep | FitStep) else []),
         "The weights are bf16; the fp32 masters of the next round lie in `masters/` while they are"
         " kept. A research artefact: it was optimised for the judges of one experiment, and was"
         " measured on that experiment's held-out prompts alone (see the run's report).",
