@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from rlaif.chat import KEEP, ChatSettings, render, render_prompt
 from rlaif.errors import EngineError
 from rlaif.records import Message
-from rlaif.thinking import Opened, opened_by, split_thinking, written
+from rlaif.thinking import THINK, Opened, opened_by, split_thinking, written
 
 Reasoning = Literal["keep", "strip"]
 End = Literal["none", "turn", "all"]
@@ -108,7 +108,7 @@ class AnswerTurn:
     def text(self, answer: Message, reasoning: Reasoning = "keep") -> tuple[str, str]:
         """What the model writes of its turn to give `answer`, and what the template puts after it.
         Raises EngineError where that cannot be told."""
-        thinking, content = self._parts(answer)
+        thinking, content = self._parts(answer, reasoning)
         if answer.get("tool_calls") or self.whole:
             return self._as_rendered(answer if reasoning == "keep" else _without(answer, content))
         if reasoning == "strip" or not thinking:
@@ -134,13 +134,15 @@ class AnswerTurn:
         ids, crossed = joined(self.tokenizer, self.given, self.prompt_ids, text + tail)
         return Tokens([*ids, *more], crossed)
 
-    def _parts(self, answer: Message) -> tuple[str, str]:
-        """Thinking and answer, from keys of their own or out of the text."""
+    def _parts(self, answer: Message, reasoning: Reasoning) -> tuple[str, str]:
+        """Thinking and answer, from keys of their own or out of the text. Who wants thinking out
+        says that there may be some whose beginning a prompt had."""
         apart = _thinking_key(answer)
         content = str(answer["content"] or "")
         if apart:
             return apart, content
-        return split_thinking(content, opened_by(self._asked))
+        opened = opened_by(self._asked) or (THINK if reasoning == "strip" else None)
+        return split_thinking(content, opened)
 
     @cached_property
     def _asked(self) -> str:
@@ -240,7 +242,7 @@ class AnswerTurn:
     def _spells(self, ids: Sequence[int], answer: Message, text: str, reasoning: Reasoning) -> bool:
         """Whether sampled ids are this answer, with or without thinking before it."""
         content = str(answer["content"] or "")
-        thinking, plain = self._parts(answer)
+        thinking, plain = self._parts(answer, reasoning)
         if self.whole:
             # Sampled ids have nothing of what the template writes before an answer.
             return text.strip() == content.strip() == self._decoded(ids, True).strip()

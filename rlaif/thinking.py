@@ -27,6 +27,10 @@ class Opened(NamedTuple):
         return self.marker + self.blanks
 
 
+THINK = Opened("<think>", "")
+"""A block of thinking whose opening marker stands nowhere in the text: a prompt had it."""
+
+
 def opened_by(prompt: str) -> Opened | None:
     """The block of thinking that a rendered prompt ends with; None where it opens none."""
     found = _OPENED.search(prompt)

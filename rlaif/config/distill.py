@@ -69,7 +69,7 @@ class DistillStep(TrainStep):
     replay: Replay = 1.0
     refresh: WhenStale = None
     train_on_eos: Literal[True] = Field(
-        True, description="The reward is read at the conversation's end."
+        True, description="The reward is read at the end of the conversation."
     )
     members: PositiveInt = Field(
         1,

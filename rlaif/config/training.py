@@ -48,8 +48,8 @@ class TextStep(Strict):
     on_error: Literal["fail", "skip"] = Field(
         "fail",
         exclude_if=lambda value: value == "fail",
-        description="What is done with a row that the chat template refuses, or that has a token "
-        "which the model does not know.",
+        description="What is done with a row that the chat template refuses, that has a token "
+        "which the model does not know or, in a file, that cannot be read.",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 autocast where the device multiplies it fast, else fp32."

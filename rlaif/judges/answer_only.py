@@ -1,0 +1,39 @@
+"""Judges that are shown answers without the thinking before them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import structs
+
+from rlaif.records import Completion, Prompt
+from rlaif.thinking import THINK, split_thinking
+
+from .base import Call, Judge
+
+
+class AnswerOnly:
+    """A judge with `reasoning: strip`. All but what it is shown is the inner judge's."""
+
+    def __init__(self, judge: Judge):
+        self.judge = judge
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "judge":
+            # A copy that is being made has none yet.
+            raise AttributeError(name)
+        return getattr(self.judge, name)
+
+    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
+        """The inner judge's calls about the answers alone."""
+        return self.judge.calls(prompt, [answer_only(c) for c in completions], seed)
+
+
+def answer_only(completion: Completion) -> Completion:
+    """The completion without the thinking that its text begins with."""
+    if not completion.messages:
+        return completion
+    *earlier, last = completion.messages
+    _, answer = split_thinking(last["content"], THINK)
+    return structs.replace(completion, messages=[*earlier, {**last, "content": answer}])
