@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import structs
 
-from rlaif.records import Completion, Prompt
+from rlaif.records import Completion, Prompt, content_hash
 from rlaif.thinking import THINK, split_thinking
 
 from .base import Call, Judge
@@ -18,6 +18,8 @@ class AnswerOnly:
 
     def __init__(self, judge: Judge):
         self.judge = judge
+        # Also of those that hash no options, such as a plug-in.
+        self.judge_hash = content_hash(judge.judge_hash, "reasoning", "strip")
 
     def __getattr__(self, name: str) -> Any:
         if name == "judge":
