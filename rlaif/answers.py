@@ -124,7 +124,11 @@ class AnswerTurn:
         sampled: Sequence[int] | None = None,
     ) -> Tokens:
         """The answer's token ids, with what `end` says; those that were `sampled` where they spell
-        it. Raises EngineError."""
+        it. None where nothing is left of it without its thinking. Raises EngineError."""
+        if reasoning == "strip":
+            thinking, content = self._parts(answer, reasoning)
+            if thinking and not content.strip():
+                return Tokens([])
         text, suffix = self.text(answer, reasoning)
         if sampled and self._spells(sampled, answer, text, reasoning):
             return Tokens(self._ended(list(sampled), suffix, end), sampled=True)

@@ -107,6 +107,14 @@ def test_thinking_is_kept_as_the_model_writes_it_or_left_out(template, end, kept
         assert tok.decode(turn.tokens(answer, "turn", "strip").ids) == stripped + end
 
 
+def test_nothing_is_left_of_an_answer_that_was_cut_while_thinking():
+    tok = tokenizer("byte", QWEN3, "<|im_end|>")
+    turn = AnswerTurn(tok, PROMPT)
+    cut = said(f"<think>\n{THOUGHT}")
+    assert turn.tokens(cut, "turn", "strip").ids == []
+    assert tok.decode(turn.tokens(cut, "turn").ids).endswith(f"{THOUGHT}<|im_end|>")
+
+
 def test_variables_of_the_template_move_the_boundary():
     tok = tokenizer("byte", QWEN3, "<|im_end|>")
     turn = AnswerTurn(tok, PROMPT, ChatSettings(template_kwargs={"enable_thinking": False}))

@@ -24,10 +24,11 @@ class Limits:
     vocabulary: int | None = None
 
     def unknown(self, ids: Iterable[int]) -> int | None:
-        """The first token id without an embedding, None where each has one."""
+        """The highest token id, where it has no embedding; None where each has one."""
         if self.vocabulary is None:
             return None
-        return next((i for i in ids if i >= self.vocabulary), None)
+        highest = max(ids, default=-1)
+        return highest if highest >= self.vocabulary else None
 
 
 NO_LIMITS = Limits()

@@ -33,9 +33,12 @@ class AnswerOnly:
 
 
 def answer_only(completion: Completion) -> Completion:
-    """The completion without the thinking that its text begins with."""
+    """The completion without the thinking that its text begins with; a failed one where it was cut
+    while thinking, so that nothing is said of an answer that is not there."""
     if not completion.messages:
         return completion
     *earlier, last = completion.messages
-    _, answer = split_thinking(last["content"], THINK)
+    thinking, answer = split_thinking(last["content"], THINK)
+    if thinking and not answer.strip():
+        return structs.replace(completion, messages=[], finish_reason="failed")
     return structs.replace(completion, messages=[*earlier, {**last, "content": answer}])

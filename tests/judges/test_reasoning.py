@@ -78,6 +78,12 @@ def test_verdicts_are_those_on_the_answers_alone():
     assert found == {"keep": True, "strip": False}
 
 
+def test_an_answer_that_was_cut_while_thinking_is_not_judged():
+    judge = judge_of(kind="reward_model", by="m", reasoning="strip")
+    (call,) = judge.calls(PROMPT, [answer(f"<think>{THOUGHT}"), answer("plum", 1)], 0)
+    assert call.shown[0].text == "plum"
+
+
 @pytest.mark.parametrize(
     ("text", "thinking", "plain"),
     [

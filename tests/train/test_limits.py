@@ -210,4 +210,5 @@ def test_train_on_error_skip_leaves_out_rows_that_cannot_be_read_or_rendered(
 
 def test_no_limits_are_no_limits():
     assert Limits().unknown([1 << 40]) is None
-    assert Limits(vocabulary=5).unknown([4, 5, 6]) == 5
+    assert Limits(vocabulary=5).unknown([4, 6, 5]) == 6
+    assert Limits(vocabulary=5).unknown([]) is None
