@@ -50,7 +50,7 @@ from rlaif.store import Store, write_atomic
 from rlaif.train.fits import Comparisons, Features, fit_linear, spread
 from rlaif.train.model import compute_dtype
 from rlaif.train.probe import comparisons, read_features
-from rlaif.train.tokenise import encode, load_tokenizer
+from rlaif.train.tokenise import encode, load_tokenizer, model_limits
 
 Floats = NDArray[np.float64]
 SHARES = (0.125, 0.25, 0.5, 1.0)
@@ -291,6 +291,7 @@ def _seen(request: RewardBench, preferences: Sequence[Preference]) -> _Seen:
         overlong=options.overlong,
         train_on_eos=True,
         always_end=reward_position(request.model) == "last",
+        limits=model_limits(request.model),
     )
     # One pair to an example, so that pairs and their features keep one order.
     examples = encoded.examples
