@@ -132,9 +132,7 @@ class AnswerTurn:
         text, suffix = self.text(answer, reasoning)
         if sampled and self._spells(sampled, answer, text, reasoning):
             return Tokens(self._ended(list(sampled), suffix, end), sampled=True)
-        tail, more = suffix if end == "all" else "", []
-        if end == "turn":
-            tail, more = self._end_of_turn(suffix)
+        tail, more = self._tail(suffix, end)
         ids, crossed = joined(self.tokenizer, self.given, self.prompt_ids, text + tail)
         return Tokens([*ids, *more], crossed)
 
@@ -233,15 +231,17 @@ class AnswerTurn:
         conversation: list[Any] = [*self.messages, answer]
         return render(self.tokenizer, conversation, self.chat, False)
 
-    def _end_of_turn(self, suffix: str) -> tuple[str, list[int]]:
-        """The beginning of `suffix` up to the token that ends the turn, and where the template has
-        none, the model's own end token."""
+    def _tail(self, suffix: str, end: End) -> tuple[str, list[int]]:
+        """What of `suffix` goes with an answer: of a turn its beginning up to the token that ends
+        it, and where the template has none, the model's own end token."""
+        if end != "turn":
+            return suffix if end == "all" else "", []
         found = [(at, -len(t), t) for t in specials(self.tokenizer) if (at := suffix.find(t)) >= 0]
         if found:
             at, _, token = min(found)
             return suffix[: at + len(token)], []
-        end = self.tokenizer.eos_token_id
-        return "", [] if end is None else [end]
+        own = self.tokenizer.eos_token_id
+        return "", [] if own is None else [own]
 
     def _spells(self, ids: Sequence[int], answer: Message, text: str, reasoning: Reasoning) -> bool:
         """Whether sampled ids are this answer, with or without thinking before it."""

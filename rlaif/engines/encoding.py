@@ -68,7 +68,8 @@ class Encoding:
                 text, ids = self.opening(request.messages)
             else:
                 text, ids = self.render(request.messages, request.prefill)
-            new, tail = 0, []
+            new = 0
+            tail: list[int] = []
             if isinstance(request, GenerateRequest):
                 new = request.sampling.max_new_tokens
             else:

@@ -68,10 +68,11 @@ def build_judge(
     return _shown(custom, spec)
 
 
-def _shown(judge: Any, spec: JudgeBase) -> Judge:
+def _shown(judge: Judge, spec: JudgeBase) -> Judge:
     """The judge, shown what the spec says of the answers."""
-    shown: Judge = AnswerOnly(judge) if spec.reasoning == "strip" else judge  # type: ignore[assignment]
-    return shown
+    if spec.reasoning == "keep":
+        return judge
+    return AnswerOnly(judge)  # type: ignore[return-value]
 
 
 def load_object(reference: str, judge: str) -> Any:
