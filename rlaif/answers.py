@@ -111,8 +111,11 @@ class AnswerTurn:
         thinking, content = self._parts(answer, reasoning)
         if answer.get("tool_calls") or self.whole:
             return self._as_rendered(answer if reasoning == "keep" else _without(answer, content))
-        if reasoning == "strip" or not thinking:
-            plain = content if thinking else str(answer["content"] or "")
+        # Thinking that never ends has no answer after it: the text is taken as it is.
+        cut = not content.strip() and not _thinking_key(answer)
+        if reasoning == "strip" or not thinking or cut:
+            stripped = reasoning == "strip" and thinking
+            plain = content if stripped else str(answer["content"] or "")
             return self._lead(self._frame.header) + self._found(plain), self._frame.suffix
         return self._with_thinking(answer, thinking, content)
 
