@@ -20,7 +20,7 @@ from rlaif.yamlio import Lines, Loc
 # Raised when the code of a step kind changes its output for the same inputs.
 VERSIONS = {
     "sample": 3,
-    "judge": 3,
+    "judge": 4,
     "pair": 1,
     "label": 2,
     "distill": 3,
