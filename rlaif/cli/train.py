@@ -199,7 +199,7 @@ def _preferences(data: Path, out: Path, on_error: str | None) -> Path:
         return data
     from rlaif.files import Request, run_step
 
-    settings = ("type=preferences", f"path={data.resolve()}")
+    settings: tuple[str, ...] = ("type=preferences", f"path={data.resolve()}")
     if on_error is not None:
         settings += (f"on_error={on_error}",)
     loading = Request("load", out / "preferences", settings, inputs={"file": str(data)})

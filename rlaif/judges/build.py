@@ -72,7 +72,7 @@ def _shown(judge: Judge, spec: JudgeBase) -> Judge:
     """The judge, shown what the spec says of the answers."""
     if spec.reasoning == "keep":
         return judge
-    return AnswerOnly(judge)  # type: ignore[return-value]
+    return AnswerOnly(judge)
 
 
 def load_object(reference: str, judge: str) -> Any:
