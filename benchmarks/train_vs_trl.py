@@ -317,7 +317,7 @@ def ours_grpo(job: Job) -> dict[str, float]:
     def collect(number: int, policy: Any) -> list[Group]:
         chosen = [prompts[(4 * number + i) % len(prompts)] for i in range(4)]
         with policy.generating() as module:
-            encoding = Encoding(tokenizer, spec.system_prompt, 2048, "policy")
+            encoding = Encoding(tokenizer, spec.chat, 2048, "policy")
             engine = HfEngine(Weights(module, "x"), encoding, spec)
             requests = [
                 GenerateRequest(f"{p}/{i}", messages, Sampling(64, seed=100 * number + 4 * p + i))

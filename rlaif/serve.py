@@ -17,7 +17,7 @@ from typing import Any
 
 from rlaif.engines.base import RewardResult
 from rlaif.engines.reward import RewardEngine
-from rlaif.errors import RlaifError
+from rlaif.errors import EngineError, RlaifError
 from rlaif.records import Message, content_hash
 
 MOST_BYTES = 64 * 1024 * 1024
@@ -93,23 +93,24 @@ class RewardService:
         given = prompts if prompts is not None else [""] * len(texts)
         if len(given) != len(texts):
             raise BadRequest(f"{len(texts)} texts in `query` and {len(given)} in `prompts`")
-        tokenizer = self.engine.tokenizer
         rows = []
         for text, prompt in zip(texts, given, strict=True):
             if not text.startswith(prompt):
                 raise BadRequest("a text of `query` does not begin with its text in `prompts`")
-            start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            ids = [*start, *tokenizer(text[len(prompt) :], add_special_tokens=False)["input_ids"]]
-            if not ids:
+            row = self.engine.text_row(text, prompt)
+            if not row[0]:
                 raise BadRequest("a text of `query` is empty")
-            rows.append((ids, max(1, len(start))))
+            rows.append(row)
         return rows
 
     def chat_row(self, messages: list[Message]) -> Row:
         """A conversation that ends with the answer. Raises BadRequest."""
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise BadRequest("`messages` must end with the assistant's turn that is to be scored")
-        return self.engine.render(messages)[1], len(self.engine.render(messages[:-1])[1])
+        try:
+            return self.engine.rendered(messages)[1:]
+        except EngineError as error:
+            raise BadRequest(str(error)) from None
 
     def rewards(self, rows: Sequence[Row]) -> list[RewardResult]:
         """The rows' rewards, in their order. Raises BadRequest where one is too long."""

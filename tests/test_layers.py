@@ -15,9 +15,10 @@ PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
     | {"forms", "quotes", "scores", "choices", "jsontext", "rendering"}
+    | {"chat", "thinking", "answers"}
     | {"textstats", "templates", "parsing", "store", "rowfiles", "workers", "changes", "amend"}
     | {"checksums", "commits", "finished"},
-    {"attention", "logprobs", "batching", "chat", "device", "fused", "heads", "losses"},
+    {"attention", "logprobs", "batching", "device", "fused", "heads", "losses"},
     {"engines", "data", "compare"},
     {"judges", "train", "plan"},
     {"steps", "report", "infer", "prompting"},

@@ -7,6 +7,7 @@ import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,8 @@ def test_every_door_gives_the_engine_s_rewards(served, engine):
     turns = [[{"role": "assistant", "content": a}] for a in ANSWERS]
     assert client([PROMPT] * 3, turns) == pytest.approx(direct, abs=1e-5)
     start = engine.render(PROMPT)[0]
-    ends = engine.tokenizer.decode(engine.render([*PROMPT, turns[0][0]])[1][-1:])
-    body = {"query": [start + a + ends for a in ANSWERS], "prompts": [start] * 3}
+    render = partial(engine.tokenizer.apply_chat_template, tokenize=False)
+    body = {"query": [render([*PROMPT, t[0]]) for t in turns], "prompts": [start] * 3}
     status, answer = post(url + "/get_reward", body)
     assert status == 200 and answer["rewards"] == pytest.approx(direct, abs=1e-5)
     logs = answer["extra_logs"]

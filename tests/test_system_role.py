@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rlaif.chat import render_answer, render_prompt, with_system_role
+from rlaif.answers import AnswerTurn
+from rlaif.chat import ChatSettings, render_prompt, with_system_role
 from rlaif.config import ModelSpec
 from rlaif.engines.base import GenerateRequest, Model, Sampling
 from rlaif.errors import EngineError
@@ -84,10 +85,11 @@ def test_training_sees_the_turns_that_sampling_saw(strict: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(strict)
     answer: Message = {"role": "assistant", "content": "Hello."}
-    text, _ = render_answer(tokenizer, TOLD, answer, system_role="merge")
-    assert text == "Hello."
-    prompt = render_prompt(tokenizer, TOLD, "keep", "merge")
-    assert prompt == "<user>Be brief.\n\nHi.\n<assistant>"
+    chat = ChatSettings(system_role="merge")
+    turn = AnswerTurn(tokenizer, TOLD, chat)
+    assert turn.text(answer) == ("Hello.", "\n")
+    assert turn.given == "<user>Be brief.\n\nHi.\n<assistant>"
+    assert turn.given == render_prompt(tokenizer, TOLD, chat)
 
 
 def test_the_key_at_its_default_changes_no_hash() -> None:

@@ -26,6 +26,7 @@ from gpu_parts.setting import (
     make_module,
     tokenizer_folder,
 )
+from rlaif.chat import KEEP
 from rlaif.config import DpoTrain, ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.encoding import Encoding
@@ -48,7 +49,7 @@ def generation(setting: Setting, checks: Checks) -> None:
     plain = make_module(copy.deepcopy(config), setting.device, WIDE, seed=8).eval()
     module = make_module(copy.deepcopy(config), setting.device, WIDE, seed=8).eval()
     spec = ModelSpec(path="random", device=setting.device.type, dtype="float32")
-    engine = HfEngine(Weights(module, "w"), Encoding(tokenizer, "keep", 2048, "policy"), spec)
+    engine = HfEngine(Weights(module, "w"), Encoding(tokenizer, KEEP, 2048, "policy"), spec)
     checks.add("samples share their prompt", engine.weights.branches)
     questions = ["Why is the sky blue?", "Name three rivers.", "How do I keep bread fresh?"]
     new = setting.pick(48, 8)

@@ -27,6 +27,7 @@ from gpu_parts.setting import (
     seconds,
 )
 from rlaif.batching import plan_epoch
+from rlaif.chat import KEEP
 from rlaif.config import BradleyTerryDistill, DpoTrain, LoraOptions, ModelSpec
 from rlaif.config.on_policy import GrpoTrain
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
@@ -345,7 +346,7 @@ def sample(tokenizer: Any, policy: TrainModel, job: Rollouts, new: int, number: 
     """Fresh answers by the engine, with the weights in training; none ends early."""
     with policy.generating() as module:
         spec = ModelSpec(path="random", device=policy.device.type)
-        engine = HfEngine(Weights(module, "w"), Encoding(tokenizer, "keep", 2048, "policy"), spec)
+        engine = HfEngine(Weights(module, "w"), Encoding(tokenizer, KEEP, 2048, "policy"), spec)
         engine.end_ids = frozenset()
         asked = [[{"role": "user", "content": text}] for text in questions(job.prompts)]
         requests = [
@@ -371,7 +372,7 @@ def _engine(setting: Setting, size: str) -> HfEngine:
     tokenizer = load_tokenizer()
     module = make_module(llama(setting.pick(size, "tiny"), len(tokenizer)), setting.device, NARROW)
     spec = ModelSpec(path="random", device=setting.device.type, dtype="bfloat16")
-    encoding = Encoding(tokenizer, "keep", 4096, "policy")
+    encoding = Encoding(tokenizer, KEEP, 4096, "policy")
     engine = HfEngine(Weights(module.eval(), "w"), encoding, spec)
     if not engine.weights.branches:
         raise AssertionError("the engine does not share prompts; see the log for why")

@@ -33,6 +33,7 @@ from rlaif.data.labelled import LabelledPair
 from rlaif.device import pick_device
 from rlaif.engines.adapters import member_folders
 from rlaif.engines.build import EnginePool, refuse_no_reward_model
+from rlaif.engines.reward import reward_position
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.experiment import StepProgress
 from rlaif.heads import HeadConfig, LinearHead
@@ -49,7 +50,7 @@ from rlaif.store import Store, write_atomic
 from rlaif.train.fits import Comparisons, Features, fit_linear, spread
 from rlaif.train.model import compute_dtype
 from rlaif.train.probe import comparisons, read_features
-from rlaif.train.tokenise import encode, load_tokenizer
+from rlaif.train.tokenise import encode, load_tokenizer, model_limits
 
 Floats = NDArray[np.float64]
 SHARES = (0.125, 0.25, 0.5, 1.0)
@@ -289,7 +290,8 @@ def _seen(request: RewardBench, preferences: Sequence[Preference]) -> _Seen:
         max_length=options.max_length,
         overlong=options.overlong,
         train_on_eos=True,
-        always_end=True,
+        always_end=reward_position(request.model) == "last",
+        limits=model_limits(request.model),
     )
     # One pair to an example, so that pairs and their features keep one order.
     examples = encoded.examples

@@ -86,7 +86,7 @@ def _command(method: str) -> click.Command:
             request["judges"] = [_reward_judge(text, request) for text in given.pop("rewards")]
             settings.append(f"rewards={{{', '.join(j['id'] + ': 1' for j in request['judges'])}}}")
         else:
-            inputs = {"preferences/0": str(_preferences(data, out))}
+            inputs = {"preferences/0": str(_preferences(data, out, given["on_error"]))}
             completions = given.pop("completions")
             request["inputs"] = inputs | (
                 {} if completions is None else {"completions/0": str(completions)}
@@ -192,13 +192,16 @@ def _metavar(schema: dict[str, Any]) -> str:
     return "|".join(words) or kinds.get(schema.get("type", ""), "VALUE")
 
 
-def _preferences(data: Path, out: Path) -> Path:
-    """A folder of preference records; a file of another format is brought in first."""
+def _preferences(data: Path, out: Path, on_error: str | None) -> Path:
+    """A folder of preference records; a file of another format is brought in first, without the
+    rows that cannot be read where `on_error` is skip."""
     if not data.is_file():
         return data
     from rlaif.files import Request, run_step
 
-    settings = ("type=preferences", f"path={data.resolve()}")
+    settings: tuple[str, ...] = ("type=preferences", f"path={data.resolve()}")
+    if on_error is not None:
+        settings += (f"on_error={on_error}",)
     loading = Request("load", out / "preferences", settings, inputs={"file": str(data)})
     run_step(loading, progress_of(True))
     return out / "preferences"
@@ -212,6 +215,12 @@ def _preferences(data: Path, out: Path) -> Path:
     type=click.Path(path_type=Path),
     help="What judges said of the single answers, a folder from `rlaif judge`; repeatable.",
 )
+@click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    help="What to do with a row that cannot be read, or that the chat template refuses "
+    "[default: fail].",
+)
 @MODEL
 @OUT
 @SET
@@ -221,6 +230,7 @@ def _preferences(data: Path, out: Path) -> Path:
 def distill(
     preferences: Path,
     judgements: tuple[Path, ...],
+    on_error: str | None,
     model: str,
     out: Path,
     settings: tuple[str, ...],
@@ -235,14 +245,15 @@ def distill(
     AutoModelForSequenceClassification, a judge of kind reward_model, and a reward.
     """
     rated = {f"judgements/{i}": str(path) for i, path in enumerate(judgements)}
+    chosen = () if on_error is None else (f"on_error={on_error}",)
     file_step(
         as_json,
         quiet,
         kind="distill",
         out=out,
-        settings=settings,
+        settings=(*chosen, *settings),
         models={"start": model},
-        inputs={"preferences/0": str(_preferences(preferences, out)), **rated},
+        inputs={"preferences/0": str(_preferences(preferences, out, on_error)), **rated},
         seed=seed,
     )
 

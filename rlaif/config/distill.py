@@ -68,7 +68,9 @@ class DistillStep(TrainStep):
     source_weights: SourceWeights = {}
     replay: Replay = 1.0
     refresh: WhenStale = None
-    train_on_eos: Literal[True] = Field(True, description="The reward is read at the end of turn.")
+    train_on_eos: Literal[True] = Field(
+        True, description="The reward is read at the end of the conversation."
+    )
     members: Count = Field(
         1,
         description="More than 1: an ensemble of so many adapters (`lora`) with a head each on one "

@@ -22,6 +22,12 @@ class JudgeBase(Strict):
     id: StepId
     principles: list[str] | None = None
     uses: list[str] | None = None
+    reasoning: Literal["keep", "strip"] = Field(
+        "keep",
+        exclude_if=lambda value: value == "keep",
+        description="The thinking in an answer's text (`<think>`, `[THINK]`, channels): judged "
+        "with it, or left out.",
+    )
 
     def asks(self) -> dict[str, str]:
         """The models that the judge asks: role to name in the experiment. Most have one, `by`."""

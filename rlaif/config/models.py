@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from rlaif.chat import ChatSettings
 from rlaif.config.base import Count, PluginName, Strict
 
 RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "current"})
@@ -33,6 +34,7 @@ READ_BY = {
     "system_role": ("hf", "vllm", "vllm-server", "openai"),
     "max_context": ("hf", "vllm", "vllm-server", "fake"),
     "adapter": ("hf", "vllm", "vllm-server"),
+    "chat_template_kwargs": ("hf", "vllm", "vllm-server", "openai"),
     "engine_args": ("vllm", "vllm-server"),
     "gpus": ("vllm", "vllm-server"),
     "start_seconds": ("vllm-server",),
@@ -68,6 +70,13 @@ TAKEN_ARGS = {
     "api_key": "the start of the server",
 }
 """Arguments of vLLM and of its server that are not the user's."""
+
+RENDERING_ARGS = frozenset(
+    {"add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages"}
+    | {"documents", "tools", "tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length"}
+    | {"return_tensors", "return_dict", "return_assistant_tokens_mask", "processor_kwargs"}
+)
+"""Arguments of `apply_chat_template` that are no variables of a template."""
 
 PARALLEL_ARGS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 """Arguments of vLLM whose product is the number of GPUs that it uses."""
@@ -157,6 +166,11 @@ class ModelSpec(Strict):
         "system turn begins the next user turn, and neighbours of one role are one turn; drop: "
         "system turns are left out.",
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {},
+        description="Variables of the chat template, such as {enable_thinking: false}; nothing is "
+        "set when absent.",
+    )
     adapter: str | None = Field(
         None, description="A folder with a LoRA adapter in peft's format, for the model in `path`."
     )
@@ -216,6 +230,7 @@ class ModelSpec(Strict):
                 raise ValueError(f"`{key}` is read by engine {named}, not by {self.engine}")
         self._check_engine_args()
         self._check_gpus()
+        self._check_template_kwargs()
         if self.engine == "openai":
             self._check_address()
             if self.api == "completions" and self.prefill:
@@ -240,6 +255,25 @@ class ModelSpec(Strict):
         wrong = [key for key, size in sizes.items() if type(size) is not int or size < 1]
         if wrong:
             raise ValueError(f"engine_args: `{wrong[0]}` must be a whole number from 1")
+
+    def _check_template_kwargs(self) -> None:
+        for key in self.chat_template_kwargs:
+            if key in RENDERING_ARGS:
+                raise ValueError(
+                    f"chat_template_kwargs: `{key}` is no variable of a chat template; it is set "
+                    "where conversations are rendered"
+                )
+        if not self.chat_template_kwargs:
+            return
+        if self.engine == "openai" and self.api == "completions":
+            raise ValueError("`chat_template_kwargs` is for `api: chat`; plain texts have none")
+        if "chat_template_kwargs" in self.extra_body:
+            raise ValueError("give `chat_template_kwargs` here or in `extra_body`, not in both")
+
+    @property
+    def chat(self) -> ChatSettings:
+        """What the model's conversations are rendered with."""
+        return ChatSettings(self.system_prompt, self.chat_template_kwargs, self.system_role)
 
     def _check_gpus(self) -> None:
         if self.gpus is None:

@@ -66,6 +66,11 @@ class OnPolicyTrain(ReferenceTrain):
                 "train_on_eos: answers are learned from as they were sampled, with the end token "
                 "if there is one; leave it out (it counts for ppo with ptx_weight)"
             )
+        if not mixes and self.reasoning != "keep":
+            raise ValueError(
+                "reasoning: answers are learned from as they were sampled; leave it out (it counts "
+                "for ppo with ptx_weight)"
+            )
         if not mixes and self.uses is not None:
             raise ValueError(
                 "uses names preferences, and only ppo with ptx_weight mixes some in; leave it out"

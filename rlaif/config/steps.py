@@ -130,7 +130,7 @@ class LoadStep(Strict):
     )
     columns: LabelColumns | None = Field(None, description="Or which column is what.")
     on_error: Literal["fail", "skip"] = Field(
-        "fail", description="What is done with a labelled pair that cannot be read."
+        "fail", description="What is done with a row that cannot be read."
     )
 
     @model_validator(mode="after")
@@ -140,8 +140,6 @@ class LoadStep(Strict):
             raise ValueError(f"{', '.join(given)}: only for `type: preferences` or `type: pairs`")
         if self.format is not None and self.columns is not None:
             raise ValueError("give `format` or `columns`, not both")
-        if given == ["on_error"] and self.type == "preferences":
-            raise ValueError("on_error: only with `format` or `columns`")
         return self
 
 

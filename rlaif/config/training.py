@@ -39,6 +39,18 @@ class TextStep(Strict):
     )
     max_length: PositiveInt = Field(1024, description="Tokens of prompt and answer together.")
     overlong: Literal["skip", "refuse", "truncate_left"] = "skip"
+    reasoning: Literal["keep", "strip"] = Field(
+        "keep",
+        exclude_if=lambda value: value == "keep",
+        description="An answer's thinking: learned with it, or left out. A template that opens a "
+        "block of thinking then gets an empty one.",
+    )
+    on_error: Literal["fail", "skip"] = Field(
+        "fail",
+        exclude_if=lambda value: value == "fail",
+        description="What is done with a row that the chat template refuses, that has a token "
+        "which the model does not know or, in a file, that cannot be read.",
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 autocast where the device multiplies it fast, else fp32."
     )

@@ -165,6 +165,8 @@ def _prompt_body(spec: ModelSpec, request: Request) -> dict[str, Any]:
         text = "\n\n".join(m["content"] for m in messages) + "\n\n" + request.prefill
         return {"model": spec.path, "prompt": text}
     body: dict[str, Any] = {"model": spec.path, "messages": messages}
+    if spec.chat_template_kwargs:
+        body["chat_template_kwargs"] = spec.chat_template_kwargs
     if request.prefill:
         messages.append({"role": "assistant", "content": request.prefill})
         body |= {"continue_final_message": True, "add_generation_prompt": False}

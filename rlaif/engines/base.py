@@ -102,7 +102,8 @@ class ScoreRequest:
 
     With `labels` (a label to its surface forms: {"yes": ("Yes", " yes")}): the distribution over
     the labels at the next token. With `continuation` or `continuation_ids`: the log-prob of each
-    of its tokens.
+    of its tokens. A `continuation` is the text of an answer, whose tokens are those that training
+    has (`rlaif.answers`), without the end of the turn.
     """
 
     request_id: str
@@ -203,6 +204,8 @@ class Model:
             more = [*more, {"thinking": spec.thinking.model_dump(mode="json")}]
         if spec.system_role != "keep":
             more = [*more, {"system_role": spec.system_role}]
+        if spec.chat_template_kwargs:
+            more = [*more, {"chat_template_kwargs": spec.chat_template_kwargs}]
         return [*local, spec.system_prompt, *more]
 
 

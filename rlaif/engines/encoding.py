@@ -8,10 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rlaif.chat import SystemRole, render_opening, render_prompt
+from rlaif.answers import AnswerTurn, joined
+from rlaif.chat import ChatSettings, render_opening, render_prompt
 from rlaif.config import THINKING, ModelSpec, ThinkingSpec
 from rlaif.engines.base import GenerateRequest, ScoreRequest, overflow, refusal
 from rlaif.engines.layout import Row
+from rlaif.engines.limits import NO_LIMITS, Limits, limits_of, no_embedding
 from rlaif.engines.thinking import THINKS, marker_texts, opens, thinks_from
 from rlaif.errors import EngineError
 from rlaif.records import Message
@@ -19,40 +21,42 @@ from rlaif.records import Message
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """`rows` are ready to run; `texts` are their rendered prompts by request id; `failed` maps the
-    other request ids to why they cannot run, and to their prompt's tokens."""
+    """`rows` are ready to run; `texts` are their rendered prompts by request id, and `tails` how
+    many ids at their end are a score request's continuation; `failed` maps the other request ids to
+    why they cannot run, and to their prompt's tokens."""
 
     rows: list[Row] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
+    tails: dict[str, int] = field(default_factory=dict)
     failed: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """A model's tokenizer and chat template. `context` is the longest prompt plus answer."""
+    """A model's tokenizer and chat template. `context` is the longest prompt plus answer, `limits`
+    are the model's own."""
 
     tokenizer: Any
-    system_prompt: str
+    chat: ChatSettings
     context: int
     name: str
     thinking: ThinkingSpec = THINKING
-    system_role: SystemRole = "keep"
+    limits: Limits = NO_LIMITS
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
-        text = self._prompt(messages) + prefill
+        text = render_prompt(self.tokenizer, messages, self.chat) + prefill
         return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _prompt(self, messages: list[Message]) -> str:
-        return render_prompt(self.tokenizer, messages, self.system_prompt, self.system_role)
 
     def opening(self, messages: list[Message]) -> tuple[str, list[int]]:
         """The exact text and token ids up to where the next user turn begins."""
-        text = render_opening(self.tokenizer, messages, self.system_prompt, self.system_role)
+        text = render_opening(self.tokenizer, messages, self.chat)
         return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode(self, requests: Iterable[GenerateRequest | ScoreRequest]) -> Encoded:
-        """The requests as token ids: the prompt's, and with a score request's continuation."""
+        """The requests as token ids: the prompt's, and with a score request's continuation. Raises
+        EngineError where the chat template refuses a conversation, and for a token id that the
+        model has no embedding for."""
         made = Encoded()
         for request in requests:
             name = request.request_id
@@ -65,10 +69,13 @@ class Encoding:
             else:
                 text, ids = self.render(request.messages, request.prefill)
             new = 0
+            tail: list[int] = []
             if isinstance(request, GenerateRequest):
                 new = request.sampling.max_new_tokens
             else:
-                ids = ids + self.continuation(request)
+                tail = self._continuation(request, text, ids)
+                ids = ids + tail
+            self._refuse_unknown(ids)
             why = overflow(len(ids), new, self.context)
             if why is None and isinstance(request, ScoreRequest) and request.labels:
                 why = THINKS if thinks_from(text, self.thinking) else None
@@ -76,6 +83,7 @@ class Encoding:
                 made.failed[name] = (why, len(ids))
                 continue
             made.texts[name] = text
+            made.tails[name] = len(tail)
             made.rows.append(Row(name, ids, new))
         return made
 
@@ -110,14 +118,23 @@ class Encoding:
         added = self.tokenizer.added_tokens_decoder
         return {i: t.content for i, t in added.items() if t.special or not special}
 
-    def continuation(self, request: ScoreRequest) -> list[int]:
-        """The token ids whose log-probs are asked."""
+    def _continuation(self, request: ScoreRequest, text: str, ids: list[int]) -> list[int]:
+        """The token ids whose log-probs are asked, after a prompt's `text` and its `ids`."""
         if request.continuation_ids is not None:
             return request.continuation_ids
         if request.continuation is None:
             return []
-        ids: list[int] = self.tokenizer(request.continuation, add_special_tokens=False)["input_ids"]
-        return ids
+        if request.prefill:
+            return joined(self.tokenizer, text, ids, request.continuation)[0]
+        turn = AnswerTurn(self.tokenizer, request.messages, self.chat)
+        answer: Message = {"role": "assistant", "content": request.continuation}
+        return turn.tokens(answer, "none").ids
+
+    def _refuse_unknown(self, ids: list[int]) -> None:
+        token = self.limits.unknown(ids)
+        if token is not None:
+            text = str(self.tokenizer.convert_ids_to_tokens(token))
+            raise EngineError(f"model {self.name!r}: {no_embedding(token, text, self.limits)}")
 
     def label_tokens(self, label: str, forms: Sequence[str]) -> list[int]:
         """The ids of the label's surface forms that are single tokens. Raises EngineError when
@@ -135,15 +152,9 @@ class Encoding:
         return sorted(single)
 
 
-def load_encoding(
-    folder: Path,
-    system_prompt: str,
-    context: int,
-    name: str,
-    thinking: ThinkingSpec = THINKING,
-    system_role: SystemRole = "keep",
-) -> Encoding:
-    """The encoding of the model in `folder`. Raises EngineError when it has no chat template."""
+def load_encoding(folder: Path, spec: ModelSpec, config: Any, name: str) -> Encoding:
+    """The encoding of the model in `folder`, of which `config` is transformers'. Raises EngineError
+    when it has no chat template."""
     from transformers import AutoTokenizer
 
     try:
@@ -157,12 +168,13 @@ def load_encoding(
             f"model {name!r} in {folder} has no chat template. Put chat_template.jinja into the "
             "folder, or use an instruct model."
         )
-    return Encoding(tokenizer, system_prompt, context, name, thinking, system_role)
+    limits = limits_of(config)
+    return Encoding(tokenizer, spec.chat, context_of(config, spec), name, spec.thinking, limits)
 
 
 def context_of(config: Any, spec: ModelSpec) -> int:
     """Tokens of prompt and answer that the model can take, `max_context` included."""
-    limit: int = getattr(config, "max_position_embeddings", None) or 1 << 30
+    limit = limits_of(config).positions or 1 << 30
     return min(spec.max_context or limit, limit)
 
 

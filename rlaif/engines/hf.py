@@ -28,7 +28,7 @@ from rlaif.engines.base import (
     ScoreResult,
 )
 from rlaif.engines.decoding import BranchRows, PaddedRows, Rows
-from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
+from rlaif.engines.encoding import Encoding, end_ids, load_encoding
 from rlaif.engines.memory import batch_tokens, pass_tokens
 from rlaif.engines.packing import plain_attention
 from rlaif.engines.sampling import sample_tokens
@@ -64,14 +64,7 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
 
 
 def _encoding(model: Any, folder: Path, spec: ModelSpec, name: str) -> Encoding:
-    return load_encoding(
-        folder,
-        spec.system_prompt,
-        context_of(model.config, spec),
-        name,
-        spec.thinking,
-        spec.system_role,
-    )
+    return load_encoding(folder, spec, model.config, name)
 
 
 class HfEngine:
@@ -240,7 +233,7 @@ class HfEngine:
         if refused:
             yield refused
         budget = pass_tokens(self.spec, self.device)
-        tails = {i: len(self.encoding.continuation(request)) for i, request in by_id.items()}
+        tails = encoded.tails
         if self.weights.branches:
             batches = scoring.batches(encoded.rows, tails, budget)
         else:

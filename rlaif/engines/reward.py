@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
-from rlaif.chat import end_of_turn, render_answer, render_prompt
-from rlaif.compare.distance import Region, load_region
+from rlaif.answers import AnswerTurn, joined, specials
+from rlaif.compare.distance import REGION, Region, load_region
 from rlaif.config import ModelSpec
 from rlaif.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.engines import layout
-from rlaif.engines.adapters import member_folders, with_members
+from rlaif.engines.adapters import MEMBERS, member_folders, with_members
 from rlaif.engines.base import DISTANCE, MEMBER, SPREAD, RewardRequest, RewardResult
 from rlaif.engines.builtin import weights_hash
+from rlaif.engines.limits import limits_of, no_embedding
 from rlaif.engines.memory import pass_tokens
 from rlaif.errors import EngineError
-from rlaif.heads import GatedHead, Head, HeadConfig, LinearHead, Scores, load_head
+from rlaif.heads import CONFIG, GatedHead, Head, HeadConfig, LinearHead, Scores, load_head
 from rlaif.records import Message
+from rlaif.store import read_json
+
+Position = Literal["last", "end_of_turn"]
+POSITION = "reward_position"
+"""The key of a checkpoint's config that says where its reward is read."""
+OWN_FILES = (REGION, CONFIG, MEMBERS, "masters")
+"""What only this package puts beside a reward model."""
 
 
 def load(spec: ModelSpec, folder: Path, name: str) -> RewardEngine:
@@ -45,7 +54,21 @@ def load(spec: ModelSpec, folder: Path, name: str) -> RewardEngine:
             "folder."
         )
     body = Body(model.to(device), name, folder)
-    return RewardEngine(body, load_region(folder), tokenizer, spec, name, weights_hash(folder))
+    position = reward_position(folder)
+    digest = weights_hash(folder)
+    return RewardEngine(body, load_region(folder), tokenizer, spec, name, digest, position)
+
+
+def reward_position(folder: Path) -> Position:
+    """Where the model in `folder` was trained to be read: `last`, the last token of the rendered
+    conversation, as everybody's are; or `end_of_turn`, as those that this package made before it
+    wrote so in their config. Raises EngineError for any other word."""
+    said = (read_json(folder / "config.json") or {}).get(POSITION)
+    if said is None:
+        return "end_of_turn" if any((folder / name).exists() for name in OWN_FILES) else "last"
+    if said not in ("last", "end_of_turn"):
+        raise EngineError(f"{folder}: {POSITION} in its config is {said!r}; expected last")
+    return said  # type: ignore[no-any-return]
 
 
 class Body:
@@ -132,6 +155,7 @@ class RewardEngine:
         spec: ModelSpec,
         name: str,
         digest: str,
+        position: Position = "last",
     ):
         self.body: Body | None = body
         self.region = region
@@ -139,7 +163,9 @@ class RewardEngine:
         self.spec = spec
         self.name = name
         self.weights_hash = digest
-        limit = getattr(body.config, "max_position_embeddings", None) or 1 << 30
+        self.position = position
+        self.limits = limits_of(body.config)
+        limit = self.limits.positions or 1 << 30
         self.context = min(spec.max_context or limit, limit)
 
     @property
@@ -156,32 +182,41 @@ class RewardEngine:
         raise EngineError(f"{self.name} is a reward model: it has no token probabilities")
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
-        """The exact text and token ids of a prompt, or of a prompt and its answer: then with the
-        end of turn, as reward training sees it."""
+        """The exact text and token ids of a prompt, or of a prompt and its answer, to where the
+        reward is read."""
+        text, ids, _ = self.rendered(messages)
+        more, _ = joined(self.tokenizer, text, ids, prefill) if prefill else ([], False)
+        return text + prefill, [*ids, *more]
+
+    def rendered(self, messages: Sequence[Message]) -> tuple[str, list[int], int]:
+        """`render` of a conversation, and how many of the ids are the prompt's. Raises EngineError
+        where the chat template refuses it."""
         prompt, answer = list(messages), None
         if prompt and prompt[-1]["role"] == "assistant":
             answer = prompt.pop()
-        role = self.spec.system_role
-        text = render_prompt(self.tokenizer, prompt, self.spec.system_prompt, role) + prefill
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        whole = self.position == "last" and answer is not None
+        turn = AnswerTurn(self.tokenizer, prompt, self.spec.chat, whole)
+        text, ids = turn.given, turn.prompt_ids
         if answer is None:
-            return text, ids
-        own, suffix = render_answer(self.tokenizer, prompt, answer, system_role=role)
-        ids = ids + self.tokenizer(own, add_special_tokens=False)["input_ids"]
-        end = end_of_turn(self.tokenizer, suffix)
-        return text + own, ids if end is None else [*ids, end]
+            return text, ids, len(ids)
+        found = turn.tokens(answer, "all" if whole else "turn").ids
+        own, suffix = turn.text(answer)
+        return text + own + (suffix if whole else ""), [*ids, *found], len(ids)
+
+    def text_row(self, text: str, prompt: str) -> tuple[list[int], int]:
+        """The ids of a rendered conversation to where the reward is read, and how many of them are
+        those of the `prompt` that it begins with."""
+        if self.position == "end_of_turn" and text.rstrip().endswith(specials(self.tokenizer)):
+            text = text.rstrip()
+        start: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        more, _ = joined(self.tokenizer, prompt, start, text[len(prompt) :])
+        return [*start, *more], max(1, len(start))
 
     def reward(
         self, requests: Iterable[RewardRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[RewardResult]]:
         """See `Engine.reward`. What does not fit the context fails alone."""
-        rows = {
-            r.request_id: (
-                self.render([*r.messages, r.answer])[1],
-                len(self.render(r.messages)[1]),
-            )
-            for r in requests
-        }
+        rows = {r.request_id: self.rendered([*r.messages, r.answer])[1:] for r in requests}
         return self.reward_ids(rows, done)
 
     @torch.inference_mode()
@@ -189,6 +224,7 @@ class RewardEngine:
         self, rows: Mapping[str, tuple[list[int], int]], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[RewardResult]]:
         """As `reward`, of token ids by request id, each with how many of them are the prompt's."""
+        self._refuse_unknown(ids for ids, _ in rows.values())
         refused = [
             RewardResult(
                 name,
@@ -211,6 +247,12 @@ class RewardEngine:
                 continue
             prompts = [rows[row.request_id][1] for row in batch]
             yield self._batch(self.body, batch, prompts)
+
+    def _refuse_unknown(self, rows: Iterable[list[int]]) -> None:
+        token = self.limits.unknown(chain.from_iterable(rows))
+        if token is not None:
+            text = str(self.tokenizer.convert_ids_to_tokens(token))
+            raise EngineError(f"model {self.name!r}: {no_embedding(token, text, self.limits)}")
 
     def _batch(self, body: Body, batch: list[layout.Row], prompts: list[int]) -> list[RewardResult]:
         width = layout.bucket(max(len(row.ids) for row in batch))

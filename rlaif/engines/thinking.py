@@ -16,9 +16,9 @@ CUT = f"{WAS_CUT}: thinking used up the tokens, raise `max_new_tokens`"
 """Why there is no answer where the thinking had no end."""
 
 ADVICE = (
-    "turn its thinking off (the model's chat template or server has a switch, such as `extra_body: "
-    "{chat_template_kwargs: {enable_thinking: false}}`), or let it think and write its verdict "
-    "(`verdict: written`, or `expected: false`)"
+    "turn its thinking off (by the chat template's own switch, such as `chat_template_kwargs: "
+    "{enable_thinking: false}`, which a server takes in `extra_body`), or let it think and write its "
+    "verdict (`verdict: written`, or `expected: false`)"
 )
 """What helps where label probabilities are read and the model thinks first."""
 

@@ -26,7 +26,7 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
-from rlaif.engines.encoding import Encoding, context_of, end_ids, load_encoding
+from rlaif.engines.encoding import Encoding, end_ids, load_encoding
 from rlaif.engines.layout import Row
 from rlaif.engines.orphans import owned
 from rlaif.engines.thinking import split, thinks_first
@@ -79,14 +79,7 @@ def read_tokenizer(spec: ModelSpec, folder: Path, name: str) -> tuple[Encoding, 
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise EngineError(f"model {name!r} in {folder} cannot be loaded: {error}") from None
-    encoding = load_encoding(
-        folder,
-        spec.system_prompt,
-        context_of(config, spec),
-        name,
-        spec.thinking,
-        spec.system_role,
-    )
+    encoding = load_encoding(folder, spec, config, name)
     if (folder / "generation_config.json").exists():
         config = GenerationConfig.from_pretrained(folder)
     return encoding, end_ids(config, encoding.tokenizer)
@@ -212,14 +205,15 @@ class VllmEngine:
         refused += [ScoreResult(r.request_id, {}, None, [], len(r.ids), why) for r in full]
         if refused:
             yield refused
-        asked = (self._scoring(row, by_id[name]) for name, row in rows.items())
+        tails = encoded.tails
+        asked = (self._scoring(row, by_id[name], tails[name]) for name, row in rows.items())
         for outputs in self._run(asked):
-            yield [self._scored(o, by_id[o.request_id]) for o in outputs]
+            yield [self._scored(o, by_id[o.request_id], tails[o.request_id]) for o in outputs]
 
-    def _scoring(self, row: Row, request: ScoreRequest) -> tuple[Row, Any]:
+    def _scoring(self, row: Row, request: ScoreRequest, tail: int) -> tuple[Row, Any]:
+        """`tail` counts the tokens at the row's end whose log-probs are asked."""
         from vllm import SamplingParams
 
-        tail = self.encoding.continuation(request)
         if tail and request.labels:
             raise EngineError("ask for labels or for a continuation, not for both in one request")
         if tail and "token_logprobs" not in self.capabilities:
@@ -243,9 +237,9 @@ class VllmEngine:
             for label, forms in request.labels.items()
         }
 
-    def _scored(self, output: Any, request: ScoreRequest) -> ScoreResult:
+    def _scored(self, output: Any, request: ScoreRequest, tail: int) -> ScoreResult:
         ids = list(output.prompt_token_ids)
-        start = len(ids) - len(self.encoding.continuation(request))
+        start = len(ids) - tail
         probs: dict[str, float] = {}
         if request.labels:
             at = output.outputs[0].logprobs[0]

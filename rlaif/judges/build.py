@@ -11,6 +11,7 @@ from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError
 from rlaif.yamlio import suggest
 
+from .answer_only import AnswerOnly
 from .base import Judge
 
 JUDGES = {
@@ -53,7 +54,7 @@ def build_judge(
     """
     if spec.kind in JUDGES:
         judge: Judge = load_object(JUDGES[spec.kind], spec.id)(spec, constitution, beside)
-        return judge
+        return _shown(judge, spec)
     custom = load_object(spec.kind, spec.id)(spec, constitution)
     staged = hasattr(custom, "conclude")
     needed = ["id", "judge_hash", "comparative", "needs", "calls"]
@@ -64,7 +65,14 @@ def build_judge(
             f"judge {spec.id}: {spec.kind} is no judge: it lacks {', '.join(lacking)} "
             "(see rlaif/judges/base.py)"
         )
-    return custom  # type: ignore[no-any-return]
+    return _shown(custom, spec)
+
+
+def _shown(judge: Judge, spec: JudgeBase) -> Judge:
+    """The judge, shown what the spec says of the answers."""
+    if spec.reasoning == "keep":
+        return judge
+    return AnswerOnly(judge)
 
 
 def load_object(reference: str, judge: str) -> Any:

@@ -20,12 +20,12 @@ from rlaif.yamlio import Lines, Loc
 # Raised when the code of a step kind changes its output for the same inputs.
 VERSIONS = {
     "sample": 3,
-    "judge": 3,
+    "judge": 4,
     "pair": 1,
     "label": 2,
-    "distill": 2,
-    "train": 4,
-    "logprobs": 2,
+    "distill": 3,
+    "train": 5,
+    "logprobs": 3,
     "evaluate": 2,
     "load": 1,
     "filter": 2,

@@ -80,7 +80,8 @@ def plan_load(walk: Walk, index: int, step: LoadStep) -> None:
         walk.judgements = {}
         return
     labels = step.model_dump(mode="json", include={"format", "columns", "on_error"})
-    read = [labels] if step.format is not None or step.columns is not None else []
+    said = step.format is not None or step.columns is not None or step.on_error == "skip"
+    read = [labels] if said else []
     digest = step_hash("load", step.type, walk.inputs.loaded_hash(step), walk.round, *read)
     planned = walk.add(Planned(digest, "load", step.id, walk.seed, walk.round, step))
     walk.by_id[step.id, walk.round] = planned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -32,6 +33,7 @@ from rlaif.resources import find
 from rlaif.steps.context import StepContext
 
 BATCH = 1000
+log = logging.getLogger(__name__)
 KINDS: dict[str, tuple[Any, str]] = {
     "completions": (Completion, "completion_id"),
     "judgements": (Judgement, "judgement_id"),
@@ -49,7 +51,7 @@ def run(context: StepContext) -> dict[str, Any]:
     if step.format is not None or step.columns is not None:
         records, left_out = _labelled(step, path, context.planned.round)
     elif step.type == "preferences":
-        records = load_trl(path, context.planned.round)
+        records, left_out = _preferences(step, path, context.planned.round)
     else:
         records = _records(step.type, path, context.prompts)
     if not records:
@@ -81,6 +83,23 @@ def _records(kind: str, path: Path, prompts: Mapping[str, Prompt]) -> list[Any]:
             )
         found.append(made)
     return found
+
+
+def _preferences(
+    step: LoadStep, path: Path, round_number: int
+) -> tuple[list[Preference], dict[str, int]]:
+    """The preferences of TRL's rows, and how many rows could not be read where these are skipped.
+    Raises ConfigError for the first one where they are not."""
+    if step.on_error == "fail":
+        return load_trl(path, round_number), {}
+    found, skipped = [], 0
+    for place, row in file_rows(path):
+        try:
+            found.append(trl_preference(row, place, round_number))
+        except ConfigError as error:
+            log.warning("skipped: %s", error)
+            skipped += 1
+    return found, {"skipped": skipped} if skipped else {}
 
 
 def _reading(step: LoadStep, path: Path) -> Reading:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from rlaif.config import RANDOM, OnPolicyTrain
+from rlaif.config import RANDOM, DistillStep, FitStep, OnPolicyTrain
 from rlaif.data.labels import TURNED
 from rlaif.judges.base import Judge, roles_of
 from rlaif.records import Preference
 from rlaif.steps.context import StepContext
+from rlaif.steps.scoring_card import scoring
 
 BY_JUDGES = "rlaif"
 """The source of pairs that a run's judges chose."""
@@ -52,6 +53,7 @@ def model_card(context: StepContext, preferences: Sequence[Preference]) -> str:
         step.model_dump_json(indent=1, by_alias=True),
         "```",
         "",
+        *(scoring(step, start.spec) if isinstance(step, DistillStep | FitStep) else []),
         "The weights are bf16; the fp32 masters of the next round lie in `masters/` while they are"
         " kept. A research artefact: it was optimised for the labels of one experiment, and was"
         " measured on that experiment's held-out prompts alone (see the run's report).",

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from rlaif.chat import is_unicode
+from rlaif.chat import TemplateRefusal, is_unicode
 from rlaif.compare.aggregate import candidate_scores, combine
 from rlaif.compare.metrics import unfamiliar
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.device import pick_device
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, Sampling
 from rlaif.engines.build import REMOTE
-from rlaif.engines.encoding import context_of, load_encoding
+from rlaif.engines.encoding import load_encoding
 from rlaif.engines.hf import HfEngine
 from rlaif.engines.thinking import CUT
 from rlaif.engines.weights import Weights
@@ -60,11 +60,13 @@ def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> Tr
         fingerprint=planned.hash,
         device=pick_device(start.spec.device),
         progress=progress,
-        system_prompt=start.spec.system_prompt,
-        system_role=start.spec.system_role,
+        chat=start.spec.chat,
     )
     shutil.rmtree(rollouts.weights, ignore_errors=True)
-    return replace(outcome, skipped={"overlong_prompts": rollouts.overlong})
+    left_out = {"overlong_prompts": rollouts.overlong}
+    if rollouts.refused:
+        left_out["refused_prompts"] = rollouts.refused
+    return replace(outcome, skipped=left_out)
 
 
 class Rollouts:
@@ -74,12 +76,12 @@ class Rollouts:
         self.context = context
         self.step: OnPolicyTrain = context.planned.step
         spec = context.planned.models["start"].spec
-        limit = context_of(AutoConfig.from_pretrained(folder), spec)
-        told = (spec.thinking, spec.system_role)
-        self.encoding = load_encoding(folder, spec.system_prompt, limit, "policy", *told)
+        config = AutoConfig.from_pretrained(folder)
+        self.encoding = load_encoding(folder, spec, config, "policy")
         self.weights = context.folder.path / "work" / "rollout"
+        self.refused = 0
         self.prompts = self._fitting()
-        self.overlong = len(context.planned.prompts) - len(self.prompts)
+        self.overlong = len(context.planned.prompts) - len(self.prompts) - self.refused
         rows = context.folder.read("completions")
         self.completions = {row["completion_id"]: from_json(Completion, row) for row in rows}
         self.kept = Kept(context.folder)
@@ -120,7 +122,9 @@ class Rollouts:
         kept = []
         for prompt in every:
             length = self._length(prompt)
-            if length <= room:
+            if length is None:
+                self.refused += 1
+            elif length <= room:
                 kept.append(prompt)
             elif step.overlong == "refuse":
                 raise RlaifError(
@@ -131,7 +135,7 @@ class Rollouts:
                 )
         count = step.batch_size * step.sync_every
         if count > len(kept):
-            long = len(every) - len(kept)
+            long = len(every) - len(kept) - self.refused
             why = (
                 f"; {long} more are over {room} tokens, which is what `max_length` "
                 f"({step.max_length}) or the model's context ({context}) leaves beside "
@@ -143,11 +147,17 @@ class Rollouts:
             )
         return kept
 
-    def _length(self, prompt: Prompt) -> int:
+    def _length(self, prompt: Prompt) -> int | None:
+        """Tokens of the prompt, None where the chat template refuses it and such are skipped."""
         if not is_unicode(m["content"] for m in prompt.messages):
             # The engine will refuse it, and say why in its record.
             return 0
-        return len(self.encoding.render(prompt.messages)[1])
+        try:
+            return len(self.encoding.render(prompt.messages)[1])
+        except TemplateRefusal as error:
+            if self.step.on_error == "fail":
+                raise TemplateRefusal(f"prompt {prompt.prompt_id}: {error}") from None
+            return None
 
     @contextmanager
     def _policy(self, number: int, model: TrainModel) -> Iterator[Sampler]:
@@ -244,7 +254,7 @@ class Rollouts:
             finish_reason="failed" if failed else result.finish_reason,
             token_ids=result.token_ids,
             logprobs=result.logprobs or None,
-            system_prompt=self.encoding.system_prompt,
+            system_prompt=self.encoding.chat.system_prompt,
             rendered_hash=result.rendered_hash,
             digest=content_hash(result.text),
             error=CUT if result.cut else result.error,

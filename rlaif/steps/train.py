@@ -140,8 +140,7 @@ def _train_offline(
         "work": context.folder.path / "work",
         "seed": planned.seed,
         "progress": report,
-        "system_prompt": start.spec.system_prompt,
-        "system_role": start.spec.system_role,
+        "chat": start.spec.chat,
     }
     device = pick_device(start.spec.device)
     token_ids = {

@@ -16,6 +16,7 @@ from torch import Tensor
 from rlaif.checksums import NAME, publish
 from rlaif.engines.adapters import member_folders
 from rlaif.engines.build import is_reward_model
+from rlaif.engines.reward import POSITION, reward_position
 from rlaif.errors import ConfigError, EngineError
 from rlaif.heads import WEIGHTS, load_head, save_head
 from rlaif.train.loading import MASTERS
@@ -44,6 +45,9 @@ def average(members: Sequence[Path], out: Path) -> dict[str, int]:
     shutil.rmtree(temporary, ignore_errors=True)
     own = shutil.ignore_patterns("masters", "README.md", RECORD, NAME, "*.safetensors")
     shutil.copytree(members[0], temporary, ignore=own)
+    config = temporary / "config.json"
+    read_at = {POSITION: reward_position(members[0])}
+    config.write_text(json.dumps(json.loads(config.read_text()) | read_at, indent=2))
     tensors = dict(_means([m / WHOLE for m in members]))
     save_file(tensors, temporary / WHOLE, metadata={"format": "pt"})
     if all((m / MASTERS).exists() for m in members):
@@ -72,6 +76,12 @@ def _refuse(member: Path, first: Path) -> None:
         raise EngineError(
             f"{member} and {first} differ in {', '.join(differing)}: only models that began as one "
             "can be averaged"
+        )
+    places = [reward_position(folder) for folder in (first, member)]
+    if places[0] != places[1]:
+        raise EngineError(
+            f"{member} is read at {places[1]} and {first} at {places[0]} (`{POSITION}`); they "
+            "cannot be averaged"
         )
     refuse_other_tokens(first, member)
     heads = [load_head(folder) for folder in (first, member)]

@@ -16,6 +16,7 @@ from rlaif.compare.distance import Region, save_region
 from rlaif.config import LoraOptions
 from rlaif.device import release_freed_memory
 from rlaif.engines.adapters import MEMBERS
+from rlaif.engines.reward import POSITION
 from rlaif.errors import EngineError
 from rlaif.heads import Head, save_head
 from rlaif.train.depth import cut
@@ -60,6 +61,7 @@ def export(
     _copy_text_files(start, temporary)
     if reward:
         _pad_apart_from_end(module, temporary)
+        _read_at_last(module)
     if region is not None:
         save_region(region, temporary)
     module.save_pretrained(temporary)
@@ -104,6 +106,7 @@ def export_members(start: Path, adapters: Sequence[Path], out: Path) -> None:
     module.score.weight.zero_()
     _copy_text_files(start, temporary)
     _pad_apart_from_end(module, temporary)
+    _read_at_last(module)
     module.save_pretrained(temporary)
     for number, adapter in enumerate(adapters):
         own = temporary / MEMBERS / str(number)
@@ -128,6 +131,8 @@ def export_head(
     module, _ = load_classifier(start, head.config.outputs, {"dtype": torch.bfloat16})
     if layers is not None:
         cut(module, layers)
+    # Kept in fp32, so that transformers gives the same numbers as the head beside it.
+    module.score.float()
     module.score.weight.copy_(head.weight)
     names = [
         f"{name} {q + 1}" if head.config.quantiles > 1 else name
@@ -139,11 +144,18 @@ def export_head(
         module.config.label2id = {name: i for i, name in enumerate(names)}
     _copy_text_files(start, temporary)
     _pad_apart_from_end(module, temporary)
+    _read_at_last(module)
     module.save_pretrained(temporary)
     save_head(head, temporary)
     if region is not None:
         save_region(region, temporary)
     publish(temporary, out)
+
+
+def _read_at_last(module: Any) -> None:
+    """Say in the config that the reward is read at the last token of the rendered conversation,
+    where a sequence classifier reads."""
+    setattr(module.config, POSITION, "last")
 
 
 def _pad_apart_from_end(module: Any, folder: Path) -> None:

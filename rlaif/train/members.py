@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from rlaif.chat import SystemRole
+from rlaif.chat import KEEP, ChatSettings
 from rlaif.config import DistillStep
 from rlaif.records import Preference, content_hash
 from rlaif.train.export import export_members
@@ -31,8 +31,7 @@ def train_members(
     seed: int,
     device: str = "auto",
     progress: Callable[[TrainProgress], None] | None = None,
-    system_prompt: str = "keep",
-    system_role: SystemRole = "keep",
+    chat: ChatSettings = KEEP,
 ) -> TrainOutcome:
     """Train `options.members` adapters of `start` and write them to `out` with its body.
 
@@ -56,8 +55,7 @@ def train_members(
             int(content_hash("member", seed, number, length=8), 16),
             device,
             _told(progress, number, options.members),
-            system_prompt,
-            system_role,
+            chat,
             merge=False,
         )
         adapters.append(own / "adapter")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlaif.batching import fill
-from rlaif.chat import SystemRole
+from rlaif.chat import KEEP, ChatSettings
 from rlaif.checksums import file_digest
 from rlaif.compare.aggregate import pointwise_values
 from rlaif.compare.distance import fit_region
@@ -47,7 +47,13 @@ from rlaif.train.loop import (
 from rlaif.train.model import TrainModel, compute_dtype, prepare
 from rlaif.train.reward_model import by_prompt, prepared
 from rlaif.train.run import refuse_single
-from rlaif.train.tokenise import Example, encode, load_tokenizer
+from rlaif.train.tokenise import (
+    Example,
+    encode,
+    load_tokenizer,
+    model_limits,
+    refuse_empty,
+)
 from rlaif.yamlio import suggest
 
 VERBOSITY = "length"
@@ -88,8 +94,7 @@ def fit_reward_model(
     seed: int,
     device: torch.device,
     progress: Progress = None,
-    system_prompt: str = "keep",
-    system_role: SystemRole = "keep",
+    chat: ChatSettings = KEEP,
 ) -> TrainOutcome:
     """Fit a head on the model in `start` and write the reward model to `out`.
 
@@ -103,6 +108,7 @@ def fit_reward_model(
     began = perf_counter()
     refuse_single(options, preferences)
     kept, repeated = prepared(preferences, options)
+    limits = model_limits(start)
     encoded = encode(
         kept,
         load_tokenizer(start),
@@ -111,15 +117,13 @@ def fit_reward_model(
         max_length=options.max_length,
         overlong=options.overlong,
         train_on_eos=True,
-        system_prompt=system_prompt,
-        system_role=system_role,
+        chat=chat,
         always_end=True,
+        reasoning=options.reasoning,
+        limits=limits,
+        on_error=options.on_error,
     )
-    if not encoded.examples:
-        raise RlaifError(
-            f"none of the {len(preferences)} preferences can be used ({encoded.counts}). Raise "
-            f"`max_length` ({options.max_length}) or set `overlong: truncate_left`."
-        )
+    refuse_empty(encoded, len(kept), options.max_length, options.overlong, limits)
     examples = by_prompt(encoded.examples)
     dtype = compute_dtype(options.precision, device)
     with memory_advice(options):

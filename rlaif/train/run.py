@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rlaif.chat import SystemRole
+from rlaif.chat import KEEP, ChatSettings
 from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TextStep, TrainStep
 from rlaif.config.on_policy import PpoTrain
 from rlaif.config.training import KtoTrain
@@ -42,6 +42,8 @@ from rlaif.train.tokenise import (
     Example,
     encode,
     load_tokenizer,
+    model_limits,
+    refuse_empty,
     refuse_other_tokens,
 )
 
@@ -61,8 +63,7 @@ def train(
     seed: int,
     device: str = "auto",
     progress: Callable[[TrainProgress], None] | None = None,
-    system_prompt: str = "keep",
-    system_role: SystemRole = "keep",
+    chat: ChatSettings = KEEP,
     merge: bool = True,
 ) -> TrainOutcome:
     """Train `start` on `preferences` and write the result to `out`; without `merge` the adapter of
@@ -94,12 +95,11 @@ def train(
             "reference": str(reference) if reference else None,
             "seed": seed,
             "device": str(where),
-            "system_prompt": system_prompt,
-            "system_role": system_role,
+            "chat": asdict(chat),
             "merge": merge,
         }
         return _launch(request, processes, out, work, progress)
-    encoded = _encode(options, preferences, token_ids, start, system_prompt, system_role)
+    encoded = _encode(options, preferences, token_ids, start, chat)
     return _train_here(options, encoded, start, reference, out, work, seed, where, progress, merge)
 
 
@@ -201,8 +201,7 @@ def train_on_policy(
     fingerprint: str,
     device: str = "auto",
     progress: Callable[[TrainProgress], None] | None = None,
-    system_prompt: str = "keep",
-    system_role: SystemRole = "keep",
+    chat: ChatSettings = KEEP,
 ) -> TrainOutcome:
     """Train `start` on answers that `collect` samples from it, and write the result to `out`.
 
@@ -226,7 +225,7 @@ def train_on_policy(
                 "ptx_weight mixes in chosen answers, and there are no preferences: run ppo in an "
                 "experiment after a pair or load step, or set `ptx_weight: 0`"
             )
-        ptx = _encode(options, preferences, {}, start, system_prompt, system_role).examples
+        ptx = _encode(options, preferences, {}, start, chat).examples
     critic = None
     with memory_advice(options):
         model = _trainable(options, start, where, dtype)
@@ -277,13 +276,13 @@ def _encode(
     preferences: Sequence[Preference],
     token_ids: Mapping[str, list[int]],
     start: Path,
-    system_prompt: str,
-    system_role: SystemRole,
+    chat: ChatSettings,
 ) -> Encoded:
     refuse_single(options, preferences)
     repeated = 0
     if isinstance(options, DistillStep):
         preferences, repeated = prepared(preferences, options)
+    limits = model_limits(start)
     encoded = encode(
         preferences,
         load_tokenizer(start),
@@ -292,15 +291,13 @@ def _encode(
         max_length=options.max_length,
         overlong=options.overlong,
         train_on_eos=options.train_on_eos,
-        system_prompt=system_prompt,
-        system_role=system_role,
+        chat=chat,
         always_end=isinstance(options, DistillStep),
+        reasoning=options.reasoning,
+        limits=limits,
+        on_error=options.on_error,
     )
-    if not encoded.examples:
-        raise RlaifError(
-            f"none of the {len(preferences)} preferences can be trained on ({encoded.counts}). "
-            f"Raise `max_length` ({options.max_length}) or set `overlong: truncate_left`."
-        )
+    refuse_empty(encoded, len(preferences), options.max_length, options.overlong, limits)
     if options.method == "kto":
         if any(e.prob != 1.0 for e in encoded.examples):
             raise RlaifError(

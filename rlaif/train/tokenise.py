@@ -1,22 +1,27 @@
 """Preferences as token ids, by the model's own chat template.
 
-The prompt and the completion are tokenised apart and joined, so that the boundary between what is
-given and what is learned is exact. Answers that the policy sampled keep the very tokens it sampled.
+The prompt's ids are those that the model is given when it writes. An answer's are those after them
+in the text of both, or the very ids that the policy sampled (`rlaif.answers`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from rlaif.answers import AnswerTurn, End, Reasoning, Tokens
 from rlaif.batching import Branches
-from rlaif.chat import SystemRole, end_of_turn, render_answer, render_prompt
+from rlaif.chat import KEEP, ChatSettings
+from rlaif.engines.limits import NO_LIMITS, Limits, limits_of, no_embedding
 from rlaif.errors import EngineError, RlaifError
 from rlaif.records import Message, Preference
 
 Overlong = Literal["skip", "refuse", "truncate_left"]
+OnError = Literal["fail", "skip"]
+log = logging.getLogger(__name__)
 
 
 class Ranked(NamedTuple):
@@ -66,18 +71,36 @@ class Example:
         return len(self.prompt_ids) + max(map(len, self.completions))
 
 
+COUNTED = (
+    "overlong",
+    "empty",
+    "equal",
+    "refused",
+    "truncated",
+    "retokenised",
+    "boundary_crossed",
+    "beyond_positions",
+)
+
+
 @dataclass(slots=True)
 class Encoded:
     """The examples that can be trained on, and counts of what happened to the others.
 
-    Counts: overlong and empty (both left out), truncated (kept, prompt cut on the left),
-    retokenised (the sampled ids did not spell the answer's text, so the text was used).
+    Left out: overlong, empty, equal (both answers of a pair are the same tokens), refused (a row
+    that the chat template does not take, with `on_error: skip`). Kept: truncated (the prompt was
+    cut on the left), retokenised answers (the sampled ids did not spell the answer's text, so the
+    text was used), boundary_crossed ones (the tokenizer would have joined the end of the prompt and
+    the beginning of the answer), and beyond_positions (longer than a RoPE model's positions).
     """
 
     examples: list[Example] = field(default_factory=list)
-    counts: dict[str, int] = field(
-        default_factory=lambda: {"overlong": 0, "empty": 0, "truncated": 0, "retokenised": 0}
-    )
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Add to the counts."""
+        for name, count in counts.items():
+            self.counts[name] += count
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -123,6 +146,16 @@ def refuse_other_tokens(
         )
 
 
+def model_limits(folder: Path) -> Limits:
+    """The limits of the model in `folder`. Raises EngineError where it has no config."""
+    from transformers import AutoConfig
+
+    try:
+        return limits_of(AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"{folder}: this model cannot be loaded: {error}") from None
+
+
 def encode(
     preferences: Sequence[Preference],
     tokenizer: Any,
@@ -132,99 +165,166 @@ def encode(
     max_length: int,
     overlong: Overlong,
     train_on_eos: bool,
-    system_prompt: str = "keep",
-    system_role: SystemRole = "keep",
+    chat: ChatSettings = KEEP,
     always_end: bool = False,
+    reasoning: Reasoning = "keep",
+    limits: Limits = NO_LIMITS,
+    on_error: OnError = "fail",
 ) -> Encoded:
     """Examples of the chosen answers, or of `both` answers, in the order given; where one side is
     empty, of the other alone.
 
-    With `always_end` every answer is given its end of turn, also one that was cut off: a reward
-    model reads it there.
+    With `always_end` each is the whole conversation as the template renders it, to its last token:
+    a reward model reads it there.
 
     `token_ids` maps completion ids to sampled tokens, the end token included if it was sampled.
-    `system_prompt` and `system_role` are the policy's settings, as they were when it sampled.
+    `chat` is the policy's, as it was when it sampled; `limits` are the model's. Raises RlaifError,
+    which names the row, where the template refuses one and `on_error` is not skip.
     """
     result = Encoded()
-    for preference in preferences:
-        sides = [(preference.chosen, preference.chosen_id, preference.score_chosen, True)]
-        if both:
-            sides.append(
-                (preference.rejected, preference.rejected_id, preference.score_rejected, False)
-            )
-        answers = [side for side in sides if side[0]]
-        branches = []
-        for messages, completion_id, _, _ in answers:
-            known = token_ids.get(completion_id)
-            where = f"prompt {preference.prompt_id}"
-            if len(messages) != 1 or messages[0]["role"] != "assistant":
-                raise RlaifError(f"{where}: an answer must be exactly one assistant message")
-            text, end_ids = render_answer(
-                tokenizer, preference.prompt, messages[0], where, system_role
-            )
-            ids, retokenised = _branch(tokenizer, messages, text, end_ids, known, train_on_eos)
-            end = end_of_turn(tokenizer, end_ids)
-            if always_end and end is not None and ids[-1:] != [end]:
-                ids = [*ids, end]
-            result.counts["retokenised"] += retokenised
-            branches.append(ids)
-        given = render_prompt(tokenizer, preference.prompt, system_prompt, system_role)
-        prompt_ids = tokenizer(given, add_special_tokens=False)["input_ids"]
-        example = Example(
-            preference.preference_id,
-            preference.prompt_id,
-            prompt_ids,
-            tuple(branches),
-            preference.weight,
-            preference.prob,
-            preference.margin,
-            tuple(good for *_, good in answers),
-            tuple(score for _, _, score, _ in answers),
-            tuple(completion_id for _, completion_id, _, _ in answers),
-        )
-        _admit(example, result, max_length, overlong)
+    end: End = "all" if always_end else "turn" if train_on_eos else "none"
+    for row, preference in enumerate(preferences, start=1):
+        turn = AnswerTurn(tokenizer, preference.prompt, chat, whole=always_end)
+        try:
+            example, counts = _example(preference, turn, token_ids, both, end, reasoning)
+            _refuse_unknown(example, tokenizer, limits)
+        except (EngineError, UnfitAnswer) as error:
+            if on_error == "skip":
+                result.add({"refused": 1})
+                continue
+            asked = str(preference.prompt[-1]["content"])[:60] if preference.prompt else ""
+            place = f"row {row} of {len(preferences)} (prompt {preference.prompt_id}, {asked!r})"
+            raise type(error)(f"{place}: {error}") from None
+        result.add(counts)
+        _admit(example, result, max_length, overlong, limits)
+    _warn_beyond(result, limits)
     return result
 
 
-def _admit(example: Example, result: Encoded, max_length: int, overlong: Overlong) -> None:
+class UnfitAnswer(RlaifError):
+    """An answer that is no single turn of the assistant."""
+
+
+def _example(
+    preference: Preference,
+    turn: AnswerTurn,
+    token_ids: Mapping[str, list[int]],
+    both: bool,
+    end: End,
+    reasoning: Reasoning,
+) -> tuple[Example, dict[str, int]]:
+    """One preference as an example, and counts of how its answers were tokenised."""
+    sides = [(preference.chosen, preference.chosen_id, preference.score_chosen, True)]
+    if both:
+        sides.append(
+            (preference.rejected, preference.rejected_id, preference.score_rejected, False)
+        )
+    answers = [side for side in sides if side[0]]
+    branches: list[Tokens] = []
+    retokenised = 0
+    for messages, completion_id, _, _ in answers:
+        known = token_ids.get(completion_id)
+        branches.append(turn.tokens(_single(messages), end, reasoning, known))
+        retokenised += bool(known) and not branches[-1].sampled
+    example = Example(
+        preference.preference_id,
+        preference.prompt_id,
+        turn.prompt_ids,
+        tuple(branch.ids for branch in branches),
+        preference.weight,
+        preference.prob,
+        preference.margin,
+        tuple(good for *_, good in answers),
+        tuple(score for _, _, score, _ in answers),
+        tuple(completion_id for _, completion_id, _, _ in answers),
+    )
+    crossed = sum(branch.crossed for branch in branches)
+    return example, {"retokenised": retokenised, "boundary_crossed": crossed}
+
+
+def _single(messages: Sequence[Message]) -> Message:
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise UnfitAnswer("an answer must be exactly one assistant message")
+    return messages[0]
+
+
+def _refuse_unknown(example: Example, tokenizer: Any, limits: Limits) -> None:
+    for ids in (example.prompt_ids, *example.completions):
+        token = limits.unknown(ids)
+        if token is not None:
+            text = str(tokenizer.convert_ids_to_tokens(token))
+            raise EngineError(no_embedding(token, text, limits))
+
+
+def _admit(
+    example: Example, result: Encoded, max_length: int, overlong: Overlong, limits: Limits
+) -> None:
     if not all(example.completions) or not example.prompt_ids:
-        result.counts["empty"] += 1
+        result.add({"empty": 1})
         return
-    over = example.length - max_length
+    if len(example.completions) == 2 and example.completions[0] == example.completions[1]:
+        result.add({"equal": 1})
+        return
+    most = min(max_length, limits.positions or max_length) if limits.table else max_length
+    over = example.length - most
     if over <= 0:
         result.examples.append(example)
         return
     if overlong == "refuse":
+        held = f"max_length is {max_length}"
+        raised = "Raise `max_length`, or set"
+        if most < max_length:
+            held, raised = f"the model has {most} positions", "Set"
         raise RlaifError(
             f"prompt {example.prompt_id}: prompt and answer are {example.length} tokens, and "
-            f"max_length is {max_length}. Raise `max_length`, or set `overlong: skip` or "
-            "`truncate_left`."
+            f"{held}. {raised} `overlong: skip` or `truncate_left`."
         )
     if overlong == "skip" or over >= len(example.prompt_ids):
-        result.counts["overlong"] += 1
+        result.add({"overlong": 1})
         return
-    result.counts["truncated"] += 1
+    result.add({"truncated": 1})
     result.examples.append(replace(example, prompt_ids=example.prompt_ids[over:]))
 
 
-def _branch(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    text: str,
-    suffix: Sequence[int],
-    known: list[int] | None,
-    train_on_eos: bool,
-) -> tuple[list[int], bool]:
-    special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
-    ends = {i for i in suffix if i in special} | {tokenizer.eos_token_id}
-    content = messages[0]["content"]
-    if known:
-        spelled = tokenizer.decode(known, skip_special_tokens=True)
-        if spelled.strip() == content.strip():
-            keep_all = train_on_eos or known[-1] not in ends
-            return (list(known) if keep_all else list(known[:-1])), False
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if train_on_eos:
-        end = end_of_turn(tokenizer, suffix)
-        ids = ids if end is None else [*ids, end]
-    return ids, bool(known)
+def _warn_beyond(result: Encoded, limits: Limits) -> None:
+    if limits.positions is None:
+        return
+    beyond = sum(example.length > limits.positions for example in result.examples)
+    if beyond:
+        result.add({"beyond_positions": beyond})
+        log.warning(
+            "%d of %d examples are longer than the %d positions that the model was made for; it "
+            "computes on with RoPE, where it was hardly trained. Lower `max_length` to leave them "
+            "out.",
+            beyond,
+            len(result.examples),
+            limits.positions,
+        )
+
+
+def refuse_empty(
+    encoded: Encoded, count: int, max_length: int, overlong: Overlong, limits: Limits
+) -> None:
+    """Raise RlaifError, with what is to be done, where none of `count` preferences is left."""
+    if encoded.examples:
+        return
+    counts = {name: n for name, n in encoded.counts.items() if n}
+    advice = []
+    if counts.get("overlong"):
+        held = limits.positions or max_length
+        if limits.table and held < max_length:
+            advice.append(f"the model has {held} positions: take shorter texts or another model")
+        else:
+            advice.append(f"raise `max_length` ({max_length})")
+        if overlong == "skip":
+            advice.append("or set `overlong: truncate_left`, which cuts prompts")
+    if counts.get("equal"):
+        advice.append("both answers of a pair must differ once they are rendered")
+    if counts.get("empty"):
+        advice.append("prompts and answers need a text")
+    if counts.get("refused"):
+        advice.append("without `on_error: skip` the first row that is refused says why")
+    said = ", ".join(f"{name} {n}" for name, n in counts.items())
+    raise RlaifError(
+        f"none of the {count} preferences can be trained on ({said}): {'; '.join(advice)}."
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rlaif.chat import ChatSettings
 from rlaif.config.distill import TRAININGS
 from rlaif.errors import RlaifError
 from rlaif.records import Preference, from_json
@@ -51,8 +52,7 @@ def main(path: Path) -> int:
             request["seed"],
             f"cuda:{local}" if cuda else "cpu",
             tell,
-            request["system_prompt"],
-            request["system_role"],
+            ChatSettings(**request["chat"]),
             request["merge"],
         )
         found: dict[str, Any] = {"outcome": asdict(outcome)}

@@ -84,7 +84,9 @@ def scored(tmp_path: Path) -> tuple[Path, Path]:
     """Four answers to each of three prompts, and gold judgements that like what the model does
     not."""
     prompts = [make_prompt([{"role": "user", "content": f"Describe thing {i}."}]) for i in range(3)]
-    answers = ["Please see: it is red.", "Please, it is old.", "It is blue.", "It is new, really."]
+    # As in the training pairs: the body is random and knows nothing else.
+    plain = [f"It is {word}, and no more than that." for word in ("blue, old", "new, red")]
+    answers = ["Please see: it is red.", "Please see: it is old.", *plain]
     made, gold = [], []
     for p in prompts:
         for k, text in enumerate(answers):

@@ -249,3 +249,27 @@ def test_a_refused_schema_needs_no_retry_and_is_said_once(caplog: pytest.LogCapt
         assert server.calls == 4
     assert {r.finish_reason for r in results} == {"length"}
     assert len([r for r in caplog.records if "JSON schema is left out" in r.message]) == 1
+
+
+def test_template_variables_go_with_every_chat_request() -> None:
+    keys = {"path": "m", "engine": "openai", "base_url": "http://host/v1"}
+    chosen = {"enable_thinking": False}
+    spec = ModelSpec.model_validate(keys | {"chat_template_kwargs": chosen})
+    user = [{"role": "user", "content": "hi"}]
+    asked = [
+        GenerateRequest("r", user, Sampling(8)),
+        ScoreRequest("s", user, labels={"yes": ("yes",)}),
+    ]
+    for request in asked:
+        (call,) = calls(spec, "m", [request])
+        assert call.body["chat_template_kwargs"] == chosen
+        (plain,) = calls(ModelSpec.model_validate(keys), "m", [request])
+        assert "chat_template_kwargs" not in plain.body
+    for changed, message in (
+        ({"api": "completions"}, "for `api: chat`"),
+        ({"extra_body": {"chat_template_kwargs": {}}}, "not in both"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "`tokenize` is no variable"),
+        ({"engine": "fake", "base_url": None}, "is read by engine"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            ModelSpec.model_validate(keys | {"chat_template_kwargs": chosen} | changed)

@@ -59,7 +59,7 @@ def collector(folder, options, reward):
         groups = []
         with model.generating() as module:
             spec = ModelSpec(path=str(folder), dtype="float32")
-            encoding = Encoding(tokenizer, spec.system_prompt, 2048, "policy")
+            encoding = Encoding(tokenizer, spec.chat, 2048, "policy")
             engine = HfEngine(Weights(module, "x"), encoding, spec)
             requests = [
                 GenerateRequest(

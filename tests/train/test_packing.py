@@ -232,7 +232,7 @@ def test_the_real_model_packed_equals_its_own_code_padded(model_folder):
         "What do bees make?": ["Honey, and wax for their combs.", "They make nothing at all."],
     }
     examples = [
-        (ids(render_prompt(tokenizer, [{"role": "user", "content": q}], "keep")), [*map(ids, a)])
+        (ids(render_prompt(tokenizer, [{"role": "user", "content": q}])), [*map(ids, a)])
         for q, a in questions.items()
     ]
     model = prepare(load_module(model_folder, CPU), CPU, torch.float32)

@@ -111,7 +111,7 @@ def test_a_classifier_of_many_classes_is_no_reward_model(tmp_path, make_model):
         load_engine(ModelSpec(path=str(tmp_path)), tmp_path, "rm")
 
 
-def test_an_answer_that_was_cut_off_is_read_at_the_end_of_turn_all_the_same(
+def test_an_answer_that_was_cut_off_is_read_at_the_conversation_s_end_all_the_same(
     make_preferences, tokenizer
 ):
     preferences = make_preferences(1)
@@ -120,6 +120,7 @@ def test_an_answer_that_was_cut_off_is_read_at_the_end_of_turn_all_the_same(
     options = {"both": True, "max_length": 99, "overlong": "refuse", "train_on_eos": True}
     plain = encode(preferences, tokenizer, {"c0": cut}, **options).examples[0]
     ended = encode(preferences, tokenizer, {"c0": cut}, **options, always_end=True).examples[0]
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
     assert plain.completions[0] == cut
-    assert ended.completions[0] == [*cut, tokenizer.eos_token_id]
-    assert plain.completions[1] == ended.completions[1]
+    assert ended.completions[0] == [*cut, tokenizer.eos_token_id, *line]
+    assert [*plain.completions[1], *line] == ended.completions[1]

@@ -1,0 +1,118 @@
+"""Judges that are shown answers without their thinking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from rlaif.config import JudgeStep
+from rlaif.engines.base import GenerateRequest, RewardRequest, ScoreRequest
+from rlaif.judges.base import is_staged, roles_of, verdicts_of
+from rlaif.judges.build import build_judge
+from rlaif.records import Completion, content_hash, make_prompt
+from rlaif.thinking import THINK, opened_by, split_thinking, written
+
+PROMPT = make_prompt([{"role": "user", "content": "Name a fruit."}])
+ANALYSIS = "<|channel|>analysis<|message|>"
+THOUGHT = "A long thought that says a great many things about fruit."
+
+
+def judge_of(**keys: Any) -> Any:
+    return build_judge(TypeAdapter(JudgeStep).validate_python(keys))
+
+
+def answer(text: str, index: int = 0) -> Completion:
+    messages: Any = [{"role": "assistant", "content": text}]
+    name = "x_" + content_hash(text)
+    return Completion(name, PROMPT.prompt_id, index, messages, "m", "w", {}, "stop")
+
+
+def shown(judge: Any, texts: list[str]) -> str:
+    """All that a judge's calls would show a model."""
+    found = []
+    for call in judge.calls(PROMPT, [answer(t, i) for i, t in enumerate(texts)], 0):
+        request = call.request
+        if isinstance(request, RewardRequest):
+            found.append(request.answer["content"])
+        elif isinstance(request, GenerateRequest | ScoreRequest):
+            found.append("".join(m["content"] for m in request.messages))
+            found.append(getattr(request, "continuation", None) or "")
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"kind": "reward_model", "by": "m"},
+        {"kind": "implicit_reward", "by": "m", "reference": "n"},
+        {"kind": "pairwise", "by": "m"},
+        {"kind": "rating", "by": "m"},
+        {"kind": "perplexity", "by": "m"},
+    ],
+    ids=lambda keys: keys["kind"],
+)
+@pytest.mark.parametrize("opening", ["<think>", ""])
+def test_thinking_is_left_out_of_what_a_judge_sees(keys, opening):
+    texts = [f"{opening}{THOUGHT}</think>\n\nplum", "fig"]
+    plain, strict = judge_of(**keys), judge_of(**keys, reasoning="strip")
+    assert THOUGHT in shown(plain, texts) and THOUGHT not in shown(strict, texts)
+    assert "plum" in shown(strict, texts) and "fig" in shown(strict, texts)
+    # The key is part of the judge's hash only where it is set.
+    assert judge_of(**keys, reasoning="keep").judge_hash == plain.judge_hash
+    assert strict.judge_hash != plain.judge_hash
+    assert is_staged(strict) == is_staged(plain) and roles_of(strict) == roles_of(plain)
+
+
+def test_verdicts_are_those_on_the_answers_alone():
+    keys = {"kind": "longer"}
+    texts = [f"<think>{THOUGHT}</think>a", "a longer answer"]
+    found = {}
+    for reasoning in ("keep", "strip"):
+        judge = judge_of(**keys, reasoning=reasoning)
+        calls = judge.calls(PROMPT, [answer(t, i) for i, t in enumerate(texts)], 0)
+        (verdict,) = verdicts_of(judge, calls, {})
+        first = verdict.shown[0] == answer(texts[0]).completion_id
+        found[reasoning] = verdict.prob_first == (1.0 if first else 0.0)
+    assert found == {"keep": True, "strip": False}
+
+
+def test_an_answer_that_was_cut_while_thinking_is_not_judged():
+    judge = judge_of(kind="reward_model", by="m", reasoning="strip")
+    (call,) = judge.calls(PROMPT, [answer(f"<think>{THOUGHT}"), answer("plum", 1)], 0)
+    assert call.shown[0].text == "plum"
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "plain"),
+    [
+        ("plain", "", "plain"),
+        ("<think>a</think>b", "a", "b"),
+        (" <think>\na\n</think>\n\nb</think>", "a", "b</think>"),
+        ("<thinking>a</thinking>b", "a", "b"),
+        ("[THINK]a[/THINK]b", "a", "b"),
+        ("<think>never closed", "never closed", ""),
+        ("b <think>a</think>", "", "b <think>a</think>"),
+        ("a</think>b", "", "a</think>b"),
+        (f"{ANALYSIS}a<|end|><|start|>assistant<|channel|>final<|message|>b", "a", "b"),
+        ("<|channel|>final<|message|>b", "", "b"),
+    ],
+)
+def test_thinking_begins_at_the_start_and_ends_at_the_first_close(text, thinking, plain):
+    assert split_thinking(text) == (thinking, plain)
+
+
+def test_a_close_without_an_opening_counts_where_a_prompt_opened_it():
+    assert split_thinking("a\n</think>\n\nb", THINK) == ("a", "b")
+    assert split_thinking("b", THINK) == ("", "b")
+    assert opened_by("x<think> y") is None
+    for end in ("<think>", "<think>\n", "<think>\n\n", "<think> \n"):
+        opened = opened_by("x" + end)
+        assert opened is not None and opened.text == end
+        for thought in ("", "a"):
+            whole = end + written(thought, opened) + "b"
+            assert split_thinking(whole) == (thought, "b")
+        if end != "<think> \n":
+            assert end + written("", opened) == "<think>\n\n</think>\n\n"
+    assert written("a", None) == "<think>\na\n</think>\n\n"
