@@ -140,6 +140,9 @@ class Judgement(Struct, frozen=True):
 class Preference(Struct, frozen=True):
     """A chosen and a rejected answer to one prompt; TRL's explicit-prompt conversational form.
 
+    The scores are on the scale of whoever gave them, and `margin` says by how much the chosen
+    answer is better; they are None where nobody said.
+
     An answer that stands alone, labelled good or bad, is `chosen` or `rejected` of a record whose
     other side is empty. Only methods that ask for single answers may see one.
     """
@@ -150,9 +153,9 @@ class Preference(Struct, frozen=True):
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
-    score_chosen: float
-    score_rejected: float
-    margin: float
+    score_chosen: float | None
+    score_rejected: float | None
+    margin: float | None
     prob: float
     weight: float
     reason: str

@@ -140,7 +140,7 @@ def test_peoples_labels_become_preferences_that_say_so(tmp_path: Path) -> None:
     assert counts == {"preferences": 1, "skipped": 1, "tied": 1, "unlabelled": 1}
     assert (made.chosen[0]["content"], made.rejected[0]["content"]) == ("b", "a")
     assert (made.source, made.reason, made.round) == ("human", "labelled by ann", 2)
-    assert (made.score_chosen, made.score_rejected, made.margin) == (1.0, 0.0, 1.0)
+    assert (made.score_chosen, made.score_rejected, made.margin) == (None, None, None)
     (trl,) = load_trl(written(tmp_path, [{"prompt": "q", "chosen": "b", "rejected": "a"}], "jsonl"))
     assert (made.preference_id, made.prompt_id) == (trl.preference_id, trl.prompt_id)
 
@@ -255,7 +255,7 @@ OWN = {
         ("judgements", {**SAID, "distribution": {"a": "b"}}, "distribution.* expected a number"),
         ("judgements", {**SAID, "shown": "k_1"}, "shown is 'k_1'; expected a list"),
         ("preferences", {**OWN, "chosen": "a"}, "chosen is 'a'; expected a list"),
-        ("preferences", {**OWN, "margin": None}, "margin is None; expected a number"),
+        ("preferences", {**OWN, "margin": "wide"}, "margin is 'wide'; expected a number or null"),
         ("preferences", {**OWN, "prob": 1.5}, "prob is 1.5; 0 to 1 was expected"),
         ("preferences", {**OWN, "weight": -1}, "weight is -1.0; 0 or more was expected"),
         ("preferences", {**PAIR, "chosen": 3}, "chosen is 3; text or a list"),
@@ -280,3 +280,29 @@ def test_whole_numbers_are_scores_too(tmp_path: Path) -> None:
     (made,) = load_trl(written(tmp_path, [OWN], "jsonl"))
     assert (made.score_chosen, made.margin) == (1.0, 1.0)
     assert to_json(made) == OWN
+
+
+@pytest.mark.parametrize(
+    ("row", "keys", "expected"),
+    [
+        ({}, {}, (None, None, None)),
+        ({"score_chosen": None, "score_rejected": float("nan")}, {}, (None, None, None)),
+        ({"score_chosen": 4.5, "score_rejected": 2.0}, {}, (4.5, 2.0, 2.5)),
+        ({"score_chosen": 4.5, "score_rejected": None}, {}, (4.5, None, None)),
+        ({"margin": 0.5}, {}, (None, None, 0.5)),
+        ({}, {"format": "trl"}, (None, None, None)),
+    ],
+)
+def test_scores_that_nobody_gave_stay_missing(
+    tmp_path: Path, row: dict[str, Any], keys: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    path = written(tmp_path, [PAIR | row], "jsonl")
+    _, (made,) = loaded(tmp_path, path=str(path), **keys)
+    assert (made.score_chosen, made.score_rejected, made.margin) == expected
+
+
+def test_a_share_of_votes_is_a_margin(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"q": "x", "a": "b", "b": "c", "p": 0.25}], "jsonl")
+    columns = {"prompt": "q", "first": "a", "second": "b", "label": "p"}
+    _, (made,) = loaded(tmp_path, path=str(path), columns=columns)
+    assert (made.chosen[0]["content"], made.score_chosen, made.margin) == ("c", None, 0.5)

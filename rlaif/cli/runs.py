@@ -179,6 +179,7 @@ def export(directory: Path, out: Path, records: str) -> None:
     OUT ends in .jsonl, .jsonl.gz, .json, .csv or .parquet.
     """
     from rlaif.data.rows import write_rows
+    from rlaif.errors import ConfigError
     from rlaif.runs import load_run, trl_rows
 
     loaded = load_run(directory)
@@ -190,5 +191,8 @@ def export(directory: Path, out: Path, records: str) -> None:
         rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
     else:
         rows = list(loaded.rows(records))
+    if not rows:
+        what = "preferences" if records == "trl" else records
+        raise ConfigError(f"this run has no {what} yet", directory)
     count = write_rows(rows, out)
     click.echo(f"{count} rows written to {out}")

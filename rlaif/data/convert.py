@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlaif.config import LabelColumns
 from rlaif.data.labelled import LabelledPair
-from rlaif.data.readers import FORMATS, OnError, format_named, read_labelled
+from rlaif.data.readers import FORMATS, OnError, format_named, nothing_read, read_labelled
 from rlaif.data.readers.base import Format
 from rlaif.data.rows import Row, stop, write_rows
 from rlaif.errors import ConfigError
@@ -44,7 +44,7 @@ def convert(
 
     Every row is read again as it was written, and what differs is counted as lost. A row that
     cannot be read, or that `to` cannot hold, raises ConfigError with file and row, or is skipped
-    and reported. Nothing is written when it raises.
+    and reported. Where none is left, it raises. Nothing is written when it raises.
     """
     target = format_named(to)
     if target.write is None:
@@ -70,6 +70,8 @@ def convert(
                 found.lost[name] = found.lost.get(name, 0) + 1
             found.written += 1
             yield row
+        if not found.written:
+            raise ConfigError(nothing_read(reading.rows, found.skipped), source)
 
     if target.wrap is not None:
         write_atomic(out, canonical_json(target.wrap(list(rows()))))
@@ -92,6 +94,8 @@ def written(pair: LabelledPair, target: Format, name: str) -> tuple[Row, Labelle
         (back,) = target.read(row, pair.place)
     except ValueError as reason:
         raise ConfigError(f"{pair.place}: {name} cannot hold this pair: {reason}") from None
+    if isinstance(back, ConfigError):
+        raise back
     return row, back
 
 

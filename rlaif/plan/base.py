@@ -21,13 +21,13 @@ from rlaif.yamlio import Lines, Loc
 VERSIONS = {
     "sample": 3,
     "judge": 3,
-    "pair": 1,
+    "pair": 2,
     "label": 2,
     "distill": 2,
     "train": 4,
     "logprobs": 2,
     "evaluate": 2,
-    "load": 1,
+    "load": 2,
     "filter": 2,
     "compare": 1,
 }

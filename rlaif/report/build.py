@@ -284,7 +284,8 @@ def _pair_scores(run: RunView) -> list[Figure]:
         by_round: dict[str, list[float]] = {}
         for row in sorted(run.preferences, key=lambda row: row["round"]):
             name = f"M{row['round']}" if len(arms_of(run.rounds)) < 2 else row["arm"]
-            by_round.setdefault(name, []).append(float(row[f"score_{side}"]))
+            if row[f"score_{side}"] is not None:
+                by_round.setdefault(name, []).append(float(row[f"score_{side}"]))
         if by_round:
             svg = plots.distributions(f"pair-{side}", f"Scores of {side}", by_round, "score")
             caption = f"Combined score of the {side} answers"

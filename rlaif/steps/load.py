@@ -15,7 +15,7 @@ from rlaif.data.labelled import LabelledPair
 from rlaif.data.labels import GivenPair, given_label, given_pair
 from rlaif.data.loaded import record_of
 from rlaif.data.readers import Reading, read_labelled
-from rlaif.data.readers.base import answer_id, better, name_of, number_of, turns
+from rlaif.data.readers.base import answer_id, better, better_scores, name_of, number_of, turns
 from rlaif.data.readers.trl import shared_turns
 from rlaif.data.rows import file_rows
 from rlaif.errors import ConfigError
@@ -119,18 +119,22 @@ def _labelled(
 def labelled_preference(pair: LabelledPair, round_number: int = 0) -> Preference:
     """What the annotator of a pair said, as a Preference whose `source` is the annotator's kind.
 
-    The scores are the probabilities that each answer is better. Raises ValueError for a tie or a
-    pair without a label.
+    The scores are the file's own. The margin is their gap; without scores it is what a share of
+    votes says, P(chosen is better) - P(rejected is better), and a plain verdict has none. Raises
+    ValueError for a tie or a pair without a label.
     """
     chosen, rejected = better(pair)
     assert pair.label is not None
     above = max(pair.label, 1.0 - pair.label)
+    scores, margin = better_scores(pair), None if above == 1.0 else 2.0 * above - 1.0
+    if scores is not None:
+        margin = scores[0] - scores[1]
     return _loaded(
         pair.annotator_kind,
         pair.prompt.messages,
         chosen.messages,
         rejected.messages,
-        (above, 1.0 - above, 2.0 * above - 1.0),
+        (*(scores or (None, None)), margin),
         round_number,
         f"labelled by {pair.annotator}" if pair.annotator else "labelled in a file",
     )
@@ -226,11 +230,10 @@ def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Prefer
     above = number_of(row, "score_chosen", place)
     below = number_of(row, "score_rejected", place)
     margin = number_of(row, "margin", place)
-    if margin is None:
-        margin = above - below if above is not None and below is not None else 0.0
-    scores = (margin if above is None else above, 0.0 if below is None else below, margin)
+    if margin is None and above is not None and below is not None:
+        margin = above - below
     source = name_of(row, "source", place) or "file"
-    return _loaded(source, prompt, chosen, rejected, scores, round_number)
+    return _loaded(source, prompt, chosen, rejected, (above, below, margin), round_number)
 
 
 def _single(row: dict[str, Any], place: str, round_number: int) -> Preference:
@@ -247,7 +250,7 @@ def _single(row: dict[str, Any], place: str, round_number: int) -> Preference:
         )
     good, bad = (answer, []) if label else ([], answer)
     source = name_of(row, "source", place) or "file"
-    return _loaded(source, prompt, good, bad, (0.0, 0.0, 0.0), round_number)
+    return _loaded(source, prompt, good, bad, (None, None, None), round_number)
 
 
 def _loaded(
@@ -255,7 +258,7 @@ def _loaded(
     prompt: list[Message],
     chosen: list[Message],
     rejected: list[Message],
-    scores: tuple[float, float, float],
+    scores: tuple[float | None, float | None, float | None],
     round_number: int,
     reason: str = "loaded from a file",
 ) -> Preference:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -26,7 +26,7 @@ from rlaif.data.readers import (
     ultrafeedback,
     verl,
 )
-from rlaif.data.readers.base import Format
+from rlaif.data.readers.base import Format, ReadRow
 from rlaif.data.readers.columns import mapped
 from rlaif.data.rows import Row, file_rows, stop
 from rlaif.errors import ConfigError
@@ -86,7 +86,8 @@ def read_labelled(
 
     The format is the one named by `from_`, or the column map's, or is found from the first row. A
     row that cannot be read raises ConfigError with file and row, or is skipped and reported. Raises
-    ConfigError where the file cannot be read, has no rows, or its format cannot be told.
+    ConfigError where the file cannot be read, its format cannot be told, or, at the end, no row of
+    it gave a pair.
     """
     if from_ is not None and columns is not None:
         raise ConfigError(f"format {from_!r} and a column map: give one of them")
@@ -100,26 +101,41 @@ def read_labelled(
     rows = file_rows(path, on_fault)
     head = next(rows, None)
     if head is None:
-        reasons = "".join(f"\n  {message}" for message in skipped[:5])
-        raise ConfigError(f"no row that could be read{reasons}", path)
+        raise ConfigError(nothing_read(0, skipped), path)
     name = "columns" if columns else from_ or detect(head[1], path)
     used = given or FORMATS[name]
     read = used.open(path) if used.open is not None else used.read
     reading = Reading(name, used, iter(()), skipped)
 
     def pairs() -> Iterator[LabelledPair]:
+        some = False
         for place, row in chain([head], rows):
             reading.rows += 1
             reading.columns |= row.keys()
-            try:
-                found = list(read(row, place))
-            except ConfigError as fault:
-                on_fault(fault)
-                continue
-            yield from found
+            for found in _pairs_and_faults(read, row, place):
+                if isinstance(found, ConfigError):
+                    on_fault(found)
+                else:
+                    some = True
+                    yield found
+        if not some:
+            raise ConfigError(nothing_read(reading.rows, skipped), path)
 
     reading.pairs = pairs()
     return reading
+
+
+def nothing_read(rows: int, skipped: Sequence[str]) -> str:
+    """That none of a file's rows could be used, and why."""
+    reasons = "".join(f"\n  {message}" for message in skipped[:5])
+    return f"no row that could be used (of {max(rows, len(skipped))}){reasons}"
+
+
+def _pairs_and_faults(read: ReadRow, row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
+    try:
+        yield from read(row, place)
+    except ConfigError as fault:
+        yield fault
 
 
 def format_named(name: str) -> Format:

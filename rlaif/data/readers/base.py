@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlaif.chat import is_unicode
 from rlaif.data.labelled import LabelledPair
@@ -15,7 +15,10 @@ from rlaif.data.sources import ROLES
 from rlaif.errors import ConfigError
 from rlaif.records import AnnotatorKind, Completion, Message, content_hash, make_prompt
 
-ReadRow = Callable[[Row, str], Iterable[LabelledPair]]
+T = TypeVar("T")
+ReadRow = Callable[[Row, str], Iterable[LabelledPair | ConfigError]]
+"""The pairs of a row at a place. A fault in the list is that of one answer or label: the row's
+other pairs stand."""
 
 
 def _always(_row: Row) -> bool:
@@ -26,7 +29,8 @@ def _always(_row: Row) -> bool:
 class Format:
     """One file format.
 
-    `read` makes pairs of one row, or raises a ConfigError that begins with the row's place.
+    `read` makes pairs of one row, or raises a ConfigError that begins with the row's place; a fault
+    of a part of it stands among the pairs.
     A file is of this format when its first row has all of `columns` and `fits` says so; `optional`
     columns (`*` for any text) are read too. `write` makes a row of a pair, or raises ValueError
     with the reason. `open` replaces `read` where rows need another file that lies beside theirs.
@@ -47,6 +51,14 @@ class Format:
     def knows(self, column: str) -> bool:
         """Whether a column is read."""
         return any(fnmatchcase(column, pattern) for pattern in (*self.columns, *self.optional))
+
+
+def attempt(make: Callable[..., T], *given: Any, **named: Any) -> T | ConfigError:
+    """What `make` gives, or its fault as a value: for one of several answers or labels of a row."""
+    try:
+        return make(*given, **named)
+    except ConfigError as fault:
+        return fault
 
 
 def make_pair(
@@ -247,13 +259,20 @@ def better(pair: LabelledPair) -> tuple[Completion, Completion]:
     return (pair.first, pair.second) if pair.label > 0.5 else (pair.second, pair.first)
 
 
-def better_scores(pair: LabelledPair) -> tuple[float, float]:
-    """The scores of (chosen, rejected) of a pair that has a winner; without scores, the
-    probabilities that each is better."""
+def better_scores(pair: LabelledPair) -> tuple[float, float] | None:
+    """The scores of (chosen, rejected) of a pair that has a winner, None where it has none."""
     assert pair.label is not None
     if pair.scores is None:
-        return max(pair.label, 1 - pair.label), min(pair.label, 1 - pair.label)
+        return None
     return pair.scores if pair.label > 0.5 else (pair.scores[1], pair.scores[0])
+
+
+def scores_or_votes(pair: LabelledPair) -> tuple[float, float]:
+    """As `better_scores`; without scores, the probabilities that each answer is better: for formats
+    that must have numbers."""
+    assert pair.label is not None
+    votes = max(pair.label, 1 - pair.label), min(pair.label, 1 - pair.label)
+    return better_scores(pair) or votes
 
 
 def better_authors(pair: LabelledPair) -> tuple[str | None, str | None]:

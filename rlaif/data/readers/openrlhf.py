@@ -4,7 +4,7 @@ model and DPO trainers read them with `--apply_chat_template` and their default 
 from __future__ import annotations
 
 from rlaif.data.labelled import LabelledPair
-from rlaif.data.readers.base import Format, better, better_scores, make_pair, turns
+from rlaif.data.readers.base import Format, better, make_pair, scores_or_votes, turns
 from rlaif.data.readers.trl import split_conversations
 from rlaif.data.rows import Row
 
@@ -18,7 +18,7 @@ def read(row: Row, place: str) -> list[LabelledPair]:
 def write(pair: LabelledPair) -> Row:
     """The margin is the gap of the scores; without scores, of the probabilities."""
     chosen, rejected = better(pair)
-    above, below = better_scores(pair)
+    above, below = scores_or_votes(pair)
     prompt = [dict(turn) for turn in pair.prompt.messages]
     return {
         "chosen": [*prompt, *(dict(turn) for turn in chosen.messages)],

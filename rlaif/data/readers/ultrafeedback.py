@@ -11,31 +11,35 @@ from typing import Any
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
+    attempt,
     better,
     better_authors,
-    better_scores,
     brief,
     make_pair,
     name_of,
     number_of,
+    scores_or_votes,
     text_of,
     turns,
     user,
+    whole_text,
 )
 from rlaif.data.readers.trl import split_conversations
 from rlaif.data.rows import Row
 from rlaif.errors import ConfigError
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
-ANNOTATOR = "gpt-4"
+ANNOTATORS = ("annotator", "labelling_model")
+"""The columns that say who rated, where a file has one: distilabel's own, and a plain one."""
 
 
-def read_raw(row: Row, place: str) -> Iterator[LabelledPair]:
+def read_raw(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     """Every two completions of a row, in its order.
 
     The better one has the higher mean aspect rating; the file's `overall_score` is not used, since
     thousands of its values are known to be wrong. Aspects rated N/A are
-    left out of the mean; a completion without any rating leaves its pairs without a label.
+    left out of the mean; a completion without any rating leaves its pairs without a label. One that
+    cannot be read leaves the pairs of the others.
     """
     completions = row.get("completions")
     if not isinstance(completions, list) or not all(isinstance(c, dict) for c in completions):
@@ -43,10 +47,9 @@ def read_raw(row: Row, place: str) -> Iterator[LabelledPair]:
     if len(completions) < 2:
         raise ConfigError(f"{place}: {len(completions)} completions; two at least make a pair")
     prompt = user(text_of(row, "instruction", place))
-    answers = [
-        (text_of(c, "response", place), name_of(c, "model", place), mean_rating(c, place))
-        for c in completions
-    ]
+    read = [attempt(_completion, completion, place) for completion in completions]
+    yield from (fault for fault in read if isinstance(fault, ConfigError))
+    answers = [answer for answer in read if not isinstance(answer, ConfigError)]
     for (first, author, above), (second, other, below) in combinations(answers, 2):
         label = None
         if above is not None and below is not None:
@@ -58,10 +61,21 @@ def read_raw(row: Row, place: str) -> Iterator[LabelledPair]:
             label,
             subset=name_of(row, "source", place),
             authors=(author, other),
-            annotator=ANNOTATOR,
+            annotator=_annotator(row, place),
             annotator_kind="ai",
             scores=(above, below),
         )
+
+
+def _completion(completion: Row, place: str) -> tuple[str, str | None, float | None]:
+    """The text of a completion, who wrote it, and its rating."""
+    text = text_of(completion, "response", place)
+    whole_text([text], place)
+    return text, name_of(completion, "model", place), mean_rating(completion, place)
+
+
+def _annotator(row: Row, place: str) -> str | None:
+    return next((name for key in ANNOTATORS if (name := name_of(row, key, place))), None)
 
 
 def mean_rating(completion: Row, place: str) -> float | None:
@@ -107,7 +121,7 @@ def _read_binarised(row: Row, place: str, scores: str, models: bool) -> list[Lab
             answers,
             0.5 if above is not None and above == below else 1.0,
             authors=(authors[0], authors[1]),
-            annotator=ANNOTATOR,
+            annotator=_annotator(row, place),
             annotator_kind="ai",
             scores=(above, below),
         )
@@ -117,7 +131,7 @@ def _read_binarised(row: Row, place: str, scores: str, models: bool) -> list[Lab
 def _write_binarised(pair: LabelledPair) -> Row:
     """Whole conversations; without scores, the probabilities that each answer is better."""
     chosen, rejected = better(pair)
-    scores = better_scores(pair)
+    scores = scores_or_votes(pair)
     if scores[0] == scores[1]:
         raise ValueError("equal scores of answers of which one is better: they would say a tie")
     prompt = [dict(turn) for turn in pair.prompt.messages]
