@@ -25,6 +25,8 @@ LOSSES = {
     "subset": "the subset",
     "authors": "who wrote the answers",
     "scores": "the scores of the answers",
+    "margin": "by how much the better answer is better",
+    "calls": "tool calls and reasoning of answers",
     "annotator": "who labelled",
     "annotator_kind": "whether a person or a model labelled",
 }

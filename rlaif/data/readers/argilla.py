@@ -9,7 +9,6 @@ from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
     attempt,
-    brief,
     label_of,
     make_pair,
     missing,
@@ -19,6 +18,7 @@ from rlaif.data.readers.base import (
     user,
 )
 from rlaif.data.rows import Row
+from rlaif.data.turns import brief
 from rlaif.errors import ConfigError
 
 PROMPTS = ("prompt", "instruction", "question")

@@ -6,17 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlaif.data.labelled import LabelledPair
-from rlaif.data.readers.base import (
-    Format,
-    attempt,
-    brief,
-    make_pair,
-    name_of,
-    single_turn,
-    text_of,
-    user,
-)
+from rlaif.data.readers.base import Format, attempt, make_pair, name_of, single_turn, text_of, user
 from rlaif.data.rows import Row
+from rlaif.data.turns import brief
 from rlaif.errors import ConfigError
 from rlaif.records import AnnotatorKind, content_hash
 

@@ -11,16 +11,15 @@ from rlaif.data.readers.base import (
     attempt,
     better,
     better_authors,
-    brief,
     differing,
     make_pair,
     name_of,
     single_turn,
     text_of,
     user,
-    whole_text,
 )
 from rlaif.data.rows import Row
+from rlaif.data.turns import brief, whole_text
 from rlaif.errors import ConfigError
 from rlaif.records import Message
 

@@ -14,23 +14,19 @@ from rlaif.data.readers.base import (
     attempt,
     better,
     better_authors,
-    brief,
     make_pair,
     name_of,
     number_of,
     scores_or_votes,
     text_of,
-    turns,
     user,
-    whole_text,
 )
-from rlaif.data.readers.trl import split_conversations
+from rlaif.data.readers.trl import ANNOTATORS, SIDES, annotator_of, authors_of, texts_of_row
 from rlaif.data.rows import Row
+from rlaif.data.turns import brief, whole_text
 from rlaif.errors import ConfigError
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
-ANNOTATORS = ("annotator", "labelling_model")
-"""The columns that say who rated, where a file has one: distilabel's own, and a plain one."""
 
 
 def read_raw(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
@@ -61,7 +57,7 @@ def read_raw(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
             label,
             subset=name_of(row, "source", place),
             authors=(author, other),
-            annotator=_annotator(row, place),
+            annotator=annotator_of(row, place),
             annotator_kind="ai",
             scores=(above, below),
         )
@@ -72,10 +68,6 @@ def _completion(completion: Row, place: str) -> tuple[str, str | None, float | N
     text = text_of(completion, "response", place)
     whole_text([text], place)
     return text, name_of(completion, "model", place), mean_rating(completion, place)
-
-
-def _annotator(row: Row, place: str) -> str | None:
-    return next((name for key in ANNOTATORS if (name := name_of(row, key, place))), None)
 
 
 def mean_rating(completion: Row, place: str) -> float | None:
@@ -102,26 +94,18 @@ def _rating(annotation: Any, aspect: str, place: str) -> float | None:
     return rating
 
 
-def _read_binarised(row: Row, place: str, scores: str, models: bool) -> list[LabelledPair]:
+def _read_binarised(row: Row, place: str, scores: str) -> list[LabelledPair]:
     """`first` is the chosen answer; equal scores are a tie."""
-    chosen, rejected = (turns(row, k, "assistant", place) for k in ("chosen", "rejected"))
-    if len(chosen) == len(rejected) == 1:
-        chosen, rejected = (
-            [*turns(row, "prompt", "user", place), *answer] for answer in (chosen, rejected)
-        )
-    prompt, answers = split_conversations(chosen, rejected, place)
-    above, below = (number_of(row, scores.format(k), place) for k in ("chosen", "rejected"))
-    authors = [
-        name_of(row, f"{k}_model", place) if models else None for k in ("chosen", "rejected")
-    ]
+    prompt, answers = texts_of_row(row, place)
+    above, below = (number_of(row, scores.format(k), place) for k in SIDES)
     return [
         make_pair(
             place,
             prompt,
             answers,
             0.5 if above is not None and above == below else 1.0,
-            authors=(authors[0], authors[1]),
-            annotator=_annotator(row, place),
+            authors=authors_of(row, place),
+            annotator=annotator_of(row, place),
             annotator_kind="ai",
             scores=(above, below),
         )
@@ -174,23 +158,23 @@ def _whole_conversation(row: Row) -> bool:
 RAW = Format(
     about="UltraFeedback raw: instruction, completions with aspect annotations",
     columns=("instruction", "completions"),
-    optional=("source",),
+    optional=("source", *ANNOTATORS),
     read=read_raw,
     left="ratings but for which mean is higher, rationales, critiques, principles",
 )
 BINARISED = Format(
     about="UltraFeedback binarised: prompt, whole conversations chosen and rejected, their scores",
     columns=("prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
-    optional=("prompt_id", "messages"),
-    read=partial(_read_binarised, scores="score_{}", models=False),
+    optional=("prompt_id", "messages", "system", *ANNOTATORS),
+    read=partial(_read_binarised, scores="score_{}"),
     fits=_whole_conversation,
     write=_write_binarised,
 )
 DISTILABEL = Format(
     about="distilabel: prompt, chosen, rejected, chosen_rating, rejected_rating, models",
     columns=("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating"),
-    optional=("chosen_model", "rejected_model", "prompt_id"),
-    read=partial(_read_binarised, scores="{}_rating", models=True),
+    optional=("chosen_model", "rejected_model", "prompt_id", "system", *ANNOTATORS),
+    read=partial(_read_binarised, scores="{}_rating"),
     fits=_whole_conversation,
     write=_write_distilabel,
 )
