@@ -140,7 +140,9 @@ def test_peoples_labels_become_preferences_that_say_so(tmp_path: Path) -> None:
     assert (made.chosen[0]["content"], made.rejected[0]["content"]) == ("b", "a")
     assert (made.source, made.reason, made.round) == ("human", "labelled by ann", 2)
     assert (made.score_chosen, made.score_rejected, made.margin) == (None, None, None)
-    (trl,) = load_preferences(written(tmp_path, [{"prompt": "q", "chosen": "b", "rejected": "a"}], "jsonl"))
+    (trl,) = load_preferences(
+        written(tmp_path, [{"prompt": "q", "chosen": "b", "rejected": "a"}], "jsonl")
+    )
     assert (made.preference_id, made.prompt_id) == (trl.preference_id, trl.prompt_id)
 
 
@@ -259,17 +261,18 @@ OWN = {
         ("preferences", {**OWN, "prob": 1.5}, "prob is 1.5; 0 to 1 was expected"),
         ("preferences", {**OWN, "weight": -1}, "weight is -1.0; 0 or more was expected"),
         ("preferences", {**PAIR, "chosen": 3}, "chosen is 3; text or a list"),
-        ("preferences", {**PAIR, "prompt": ["q"]}, r"prompt is \['q'\]; text or a list"),
-        ("preferences", {**PAIR, "chosen": USER}, "chosen must end with an assistant turn"),
+        ("preferences", {**PAIR, "prompt": ["q"]}, r"prompt\[0\] is 'q'; a turn"),
+        ("preferences", {**PAIR, "chosen": USER}, "one assistant turn was expected"),
         ("preferences", {**PAIR, "margin": "wide"}, "margin is 'wide'; a number was expected"),
         ("preferences", {**PAIR, "source": ["x"]}, r"source is \['x'\]; a name was expected"),
-        ("preferences", {**PAIR, "rejected": None}, "rejected missing or empty"),
+        ("preferences", {**PAIR, "rejected": None}, "rejected is missing"),
     ],
 )
 def test_a_field_of_the_wrong_type_is_named_with_file_and_line(
     tmp_path: Path, kind: str, row: dict[str, Any], words: str
 ) -> None:
     good = {"completions": ANSWER, "judgements": SAID, "preferences": OWN}[kind]
+    good = PAIR if kind == "preferences" and "preference_id" not in row else good
     path = written(tmp_path, [{**good, "prompt_id": "p_0"}, row], "jsonl")
     with pytest.raises(ConfigError, match=rf"^{path}:2: .*{words}") as refused:
         loaded(tmp_path, type=kind, path=str(path))

@@ -261,10 +261,6 @@ def test_a_row_is_found_and_read(name: str, tmp_path: Path) -> None:
     assert all(p.first.prompt_id == p.prompt.prompt_id for p in pairs)
 
 
-def test_every_format_has_a_sample_here() -> None:
-    assert SAMPLES.keys() | {"alpaca_eval_outputs", "pku_safer"} == FORMATS.keys()
-
-
 def test_conversations_keep_their_turns(tmp_path: Path) -> None:
     rows = [
         {"prompt": CHAT, "chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]},
@@ -368,8 +364,8 @@ def test_a_label_column_without_values_is_a_probability(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"chosen": "a"}, "give `chosen` and `rejected`, or"),
-        ({"chosen": "a", "rejected": "b", "label": "c"}, "give `chosen` and `rejected`, or"),
+        ({"chosen": "a"}, "give `chosen` and `rejected`; or"),
+        ({"chosen": "a", "rejected": "b", "label": "c"}, "give `chosen` and `rejected`; or"),
         ({"chosen": "a", "rejected": "b", "labels": {"first": 1, "second": 0}}, "give `label` too"),
         (
             {"first": "a", "second": "b", "label": "c", "labels": {"first": 1, "second": "1"}},
