@@ -40,6 +40,7 @@ LAYERS = [
         "reach",
         "fit",
         "serve",
+        "serve_app",
         "serve_client",
         "cli",
         "__main__",
