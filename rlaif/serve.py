@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import jinja2
 
 from rlaif.chat import is_unicode
+from rlaif.data.turns import conversation
 from rlaif.engines.base import RewardResult
 from rlaif.engines.reward import RewardEngine
-from rlaif.errors import RlaifError
+from rlaif.errors import ConfigError, RlaifError
 from rlaif.records import Message, content_hash
 
 SHORTEST = 8
@@ -326,14 +327,12 @@ def _whole(texts: Sequence[str]) -> None:
 
 
 def _turns(value: Any) -> list[Message]:
-    fits = isinstance(value, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in value
-    )
-    if not fits:
-        raise BadRequest("`messages` must be a list of turns with role and content as text")
-    _whole([text for m in value for text in (m["role"], m["content"])])
-    return [{"role": m["role"], "content": m["content"]} for m in value]
+    if not isinstance(value, list):
+        raise BadRequest("`messages` must be a list of turns with role and content")
+    try:
+        return conversation(value, "user", "messages", "request")
+    except ConfigError as error:
+        raise BadRequest(str(error)) from None
 
 
 def _chat(service: RewardService, body: Mapping[str, Any]) -> Asked:

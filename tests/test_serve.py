@@ -132,7 +132,7 @@ def test_what_cannot_be_scored_is_refused_in_words_and_the_server_goes_on(served
         ({"query": ["text"], "prompts": ["other"]}, "does not begin"),
         ({"query": ["a", "b"], "prompts": ["a"]}, "2 texts"),
         ({"messages": [PROMPT]}, "must end with"),
-        ({"messages": [[{"role": "user"}]]}, "role and content"),
+        ({"messages": [[{"role": "user"}]]}, "messages[0].content is None"),
         ({"query": ["half \ud800"], "prompts": ["half"]}, "half a surrogate"),
         ({"messages": [[*PROMPT, {"role": "assistant", "content": "\udfff"}]]}, "half a surrogate"),
         (b'{"query": ' + 5000 * b"[" + 5000 * b"]" + b"}", "nested too deep"),

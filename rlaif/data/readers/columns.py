@@ -50,7 +50,7 @@ def mapped(
         about,
         tuple(dict.fromkeys(_column(name) for name in (*needed, *own))),
         read,
-        optional=tuple(_column(name) for name in _others(columns)),
+        optional=tuple(c for name in (*own, *_others(columns)) for c in (name, _column(name))),
         fits=fits,
         group=None if ranked is None else ranked.group,
     )
@@ -74,8 +74,7 @@ def _others(columns: LabelColumns) -> list[str]:
 
 
 def _column(path: str) -> str:
-    """The column that a dotted path begins in. A column may have dots in its own name, so both are
-    looked for."""
+    """The column that a dotted path begins in."""
     return path.partition(".")[0]
 
 
