@@ -19,7 +19,7 @@ from rlaif.config import ModelSpec
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.reward import load
 from rlaif.errors import RlaifError
-from rlaif.heads import GatedHead, HeadConfig
+from rlaif.heads import GatedHead, HeadConfig, LinearHead
 from rlaif.serve import RewardService, left_of
 from rlaif.serve_app import RewardServer
 from rlaif.serve_client import RewardClient
@@ -155,7 +155,7 @@ def test_what_cannot_be_scored_is_refused_in_words_and_the_server_goes_on(served
 def plain_engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory):
     """A reward model without a gate, as OpenRLHF and verl know them."""
     torch.manual_seed(1)
-    head = GatedHead(HeadConfig("gated", 64, ("kind",), gate_layers=0))
+    head = LinearHead(HeadConfig("linear", 64))
     with torch.no_grad():
         head.weight.copy_(torch.randn(1, 64))
     out = tmp_path_factory.mktemp("plain") / "model"
