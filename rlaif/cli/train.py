@@ -220,12 +220,22 @@ def reading_of(given: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if value is not None}
 
 
+def _holds_dataset(folder: Path) -> bool:
+    """Whether `datasets` can load a folder, and it is none of preference records."""
+    from rlaif.data.rows import ENDINGS
+
+    if (folder / "preferences.jsonl").exists():
+        return False
+    saved = any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
+    return saved or any(path.name.endswith(ENDINGS) for path in folder.rglob("*"))
+
+
 def _preferences(data: Path, out: Path, reading: dict[str, Any]) -> Path:
     """A folder of preference records; a file or dataset of another format is brought in first."""
     from rlaif.data.rows import HubData, source_of
     from rlaif.files import Request, run_step
 
-    if data.is_dir() and (data / "preferences.jsonl").exists():
+    if data.is_dir() and not _holds_dataset(data):
         return data
     source = source_of(str(data), reading.pop("dataset_split"), reading.pop("dataset_config", None))
     inputs = {}
