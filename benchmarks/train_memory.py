@@ -60,7 +60,7 @@ def work(job: dict[str, Any]) -> None:
 
     from rlaif.config import DpoTrain
     from rlaif.device import release_freed_memory
-    from rlaif.steps.load import load_trl
+    from rlaif.steps.load import load_preferences
     from rlaif.train.loading import load_module
     from rlaif.train.loop import _plan, make_optimizer, optimiser_step
     from rlaif.train.model import prepare
@@ -72,7 +72,7 @@ def work(job: dict[str, Any]) -> None:
     options = DpoTrain.model_validate(
         {"batch_size": job["batch"], "micro_batch_tokens": job["budget"], "max_length": 512}
     )
-    rows = load_trl(Path(job["data"]))[: 2 * job["batch"]]
+    rows = load_preferences(Path(job["data"]))[: 2 * job["batch"]]
     encoded = encode(
         rows,
         load_tokenizer(start),

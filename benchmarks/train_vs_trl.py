@@ -124,9 +124,9 @@ def make_model(folder: Path, size: str, vocabulary: int) -> None:
 
 def load_rows(job: Job) -> list[dict[str, Any]]:
     """Explicit-prompt conversations, as both sides take them."""
-    from rlaif.steps.load import load_trl
+    from rlaif.steps.load import load_preferences
 
-    found = load_trl(Path(job.data))[: job.pairs]
+    found = load_preferences(Path(job.data))[: job.pairs]
     return [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in found]
 
 
@@ -136,7 +136,7 @@ def ours_offline(job: Job) -> dict[str, float]:
 
     from rlaif.config import BradleyTerryDistill, DpoTrain
     from rlaif.device import keep_freed_memory
-    from rlaif.steps.load import load_trl
+    from rlaif.steps.load import load_preferences
     from rlaif.train.loading import load_module
     from rlaif.train.loop import Task, run_training
     from rlaif.train.model import prepare
@@ -156,7 +156,7 @@ def ours_offline(job: Job) -> dict[str, float]:
     options = (BradleyTerryDistill if reward else DpoTrain).model_validate(keys)
     start = Path(job.model)
     encoded = encode(
-        load_trl(Path(job.data))[: job.pairs],
+        load_preferences(Path(job.data))[: job.pairs],
         load_tokenizer(start),
         {},
         both=True,

@@ -35,7 +35,7 @@ def judgement_rows(run: Run) -> Iterator[dict[str, Any]]:
 
 def _trl_pair(row: dict[str, Any]) -> dict[str, Any]:
     keys = ("prompt", "chosen", "rejected", "margin", "score_chosen", "score_rejected")
-    return {key: row[key] for key in keys}
+    return {key: row[key] for key in keys if row[key] is not None}
 
 
 def _trl_single(row: dict[str, Any]) -> dict[str, Any]:

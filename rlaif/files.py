@@ -19,14 +19,15 @@ from rlaif.config import (
     RESERVED_MODELS,
     Experiment,
     JudgeBase,
+    LoadStep,
     ModelSpec,
     PairStep,
     apply_override,
 )
 from rlaif.constitution import load_constitution
 from rlaif.data.loaded import record_of
-from rlaif.data.rows import jsonl_rows
-from rlaif.data.sources import PromptSet, every_prompt
+from rlaif.data.rows import jsonl_rows, rows_hash, source_rows
+from rlaif.data.sources import PromptSet, every_prompt, loaded_source
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
 from rlaif.engines.meter import FILE as METERS
@@ -281,6 +282,9 @@ def _planned(
     if request.kind in TRAINED:
         models = {**models, "made": Model("made", "trained", models["start"].spec)}
     texts = {role: _digest(Path(path)) for role, path in request.inputs.items()}
+    if isinstance(step, LoadStep) and step.dataset is not None:
+        source = loaded_source(inputs.experiment, step, None)
+        texts["dataset"] = rows_hash(source_rows(source))
     digest = step_hash(
         request.kind,
         step.model_dump(mode="json", by_alias=True),

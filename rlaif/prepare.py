@@ -10,7 +10,8 @@ from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.data.embed import model_folder
 from rlaif.data.readers import read_labelled
-from rlaif.data.sources import PromptSet, load_prompts, split_prompts
+from rlaif.data.rows import Source, rows_hash, source_rows
+from rlaif.data.sources import PromptSet, load_prompts, loaded_source, split_prompts
 from rlaif.engines.adapters import model_hash
 from rlaif.engines.build import REMOTE, known_capabilities, server_key
 from rlaif.engines.builtin import check_weights, locate, resolve
@@ -114,7 +115,7 @@ def _prompts(experiment: Experiment, path: Path) -> PromptSet:
     """The prompts that the experiment names, or those of the pairs that it loads."""
     if not experiment.prompts.from_pairs:
         return load_prompts(experiment.prompts, path)
-    names = [find(experiment.loaded_path(step) or "", path) for step in experiment.pair_loads]
+    names = [loaded_source(experiment, step, path) for step in experiment.pair_loads]
     readings = [
         read_labelled(name, step.format, step.columns, step.on_error)
         for name, step in zip(names, experiment.pair_loads, strict=True)
@@ -125,12 +126,16 @@ def _prompts(experiment: Experiment, path: Path) -> PromptSet:
 
 def _file_hashes(experiment: Experiment, path: Path) -> dict[str, str]:
     loads = [e.load for e in experiment.steps if e.load is not None]
-    names = {experiment.loaded_path(load) or "" for load in loads}
+    sources = {experiment.loaded_name(s) or "": loaded_source(experiment, s, path) for s in loads}
     filters = [e.filter for e in experiment.steps if e.filter is not None]
-    names |= {name for wanted in filters for name in wanted.files()}
-    places = {name: find(name, path) for name in names}
-    places |= {name: model_folder(name, path) for wanted in filters for name in wanted.models()}
-    return {name: _file_hash(places[name]) for name in sorted(places)}
+    sources |= {name: find(name, path) for wanted in filters for name in wanted.files()}
+    sources |= {name: model_folder(name, path) for wanted in filters for name in wanted.models()}
+    return {name: _source_hash(sources[name]) for name in sorted(sources)}
+
+
+def _source_hash(source: Source) -> str:
+    """The hash of what is read: of a dataset's rows, whichever copy of them the hub gave."""
+    return _file_hash(source) if isinstance(source, Path) else rows_hash(source_rows(source))
 
 
 def _file_hash(path: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 from msgspec import Struct, field, structs
 
@@ -23,10 +23,26 @@ VALUED: frozenset[str] = frozenset({"ok", "tie"})
 
 
 class Message(TypedDict):
-    """One chat turn: `role` is system, user or assistant."""
+    """One chat turn: `role` is system, user, assistant or tool. What a turn has besides its text is
+    handed to the chat template as it is: an assistant's tool calls and the reasoning before its
+    answer, and of a tool's turn the call that it answers and the tool's name."""
 
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    reasoning_content: NotRequired[str]
+
+
+def message_text(message: Message) -> str:
+    """What a reader of a turn sees: its text, and after it each tool call as JSON in a
+    `<tool_call>` element, as most chat templates write it. Reasoning is not shown."""
+    calls = [
+        f"<tool_call>\n{canonical_json(call.get('function', call))}\n</tool_call>"
+        for call in message.get("tool_calls", ())
+    ]
+    return "\n".join([*filter(None, [message["content"]]), *calls]) if calls else message["content"]
 
 
 _ENCODER = json.JSONEncoder(
@@ -89,7 +105,7 @@ class Completion(Struct, frozen=True):
     @property
     def text(self) -> str:
         """The assistant turn, or an empty string when generation failed."""
-        return self.messages[-1]["content"] if self.messages else ""
+        return message_text(self.messages[-1]) if self.messages else ""
 
 
 class Judgement(Struct, frozen=True):
@@ -143,6 +159,9 @@ class Judgement(Struct, frozen=True):
 class Preference(Struct, frozen=True):
     """A chosen and a rejected answer to one prompt; TRL's explicit-prompt conversational form.
 
+    The scores are on the scale of whoever gave them, and `margin` says by how much the chosen
+    answer is better; they are None where nobody said.
+
     An answer that stands alone, labelled good or bad, is `chosen` or `rejected` of a record whose
     other side is empty. Only methods that ask for single answers may see one.
     """
@@ -153,9 +172,9 @@ class Preference(Struct, frozen=True):
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
-    score_chosen: float
-    score_rejected: float
-    margin: float
+    score_chosen: float | None
+    score_rejected: float | None
+    margin: float | None
     prob: float
     weight: float
     reason: str

@@ -1,26 +1,33 @@
-"""A reward model behind HTTP: OpenRLHF's `/get_reward`, an OpenAI-style chat endpoint that answers
-with the reward, `/health` and `/metrics`.
+"""What a served reward model is asked, and answers: OpenRLHF's `/get_reward`, verl's `/classify`,
+an OpenAI-style chat endpoint that answers with the reward.
 
-Requests that come while a batch is computed wait and are computed together.
+Requests that come while a batch is computed wait and are computed together. `serve_app` has the
+sockets.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from time import perf_counter, time
-from typing import Any
+from typing import Any, NamedTuple
 
+import jinja2
+
+from rlaif.chat import is_unicode
+from rlaif.data.turns import conversation
 from rlaif.engines.base import RewardResult
 from rlaif.engines.reward import RewardEngine
-from rlaif.errors import EngineError, RlaifError
+from rlaif.errors import ConfigError, RlaifError
 from rlaif.records import Message, content_hash
 
-MOST_BYTES = 64 * 1024 * 1024
+SHORTEST = 8
+"""Characters of a prompt that was cut on its left by which what is left of it is looked for."""
 Row = tuple[list[int], int]
 """Token ids of prompt and answer, and how many are the prompt's."""
 
@@ -32,9 +39,7 @@ class BadRequest(RlaifError):
 @dataclass
 class _Job:
     rows: Sequence[Row]
-    done: threading.Event = field(default_factory=threading.Event)
-    results: list[RewardResult] = field(default_factory=list)
-    error: str | None = None
+    results: Future[list[RewardResult]] = field(default_factory=Future)
 
 
 @dataclass
@@ -87,21 +92,67 @@ class RewardService:
         self.engine.close()
 
     def text_rows(self, texts: Sequence[str], prompts: Sequence[str] | None) -> list[Row]:
-        """Rendered texts of prompt and answer, as trainers hold them. Raises BadRequest."""
+        """Rendered texts of prompt and answer, as trainers hold them. Raises BadRequest.
+
+        A trainer decodes padded ids and may cut a long prompt on its left: blanks of padding are
+        taken off, and what is left of a prompt is looked for at the beginning of its text. Only a
+        model whose gate looks at the prompt needs it at all.
+        """
         if prompts is None and self.engine.reads_prompt:
             raise BadRequest("this model's gate looks at the prompt: send `prompts` as well")
         given = prompts if prompts is not None else [""] * len(texts)
         if len(given) != len(texts):
             raise BadRequest(f"{len(texts)} texts in `query` and {len(given)} in `prompts`")
-        rows = []
-        for text, prompt in zip(texts, given, strict=True):
-            if not text.startswith(prompt):
-                raise BadRequest("a text of `query` does not begin with its text in `prompts`")
-            row = self.engine.text_row(text, prompt)
-            if not row[0]:
-                raise BadRequest("a text of `query` is empty")
-            rows.append(row)
-        return rows
+        return [self._text_row(text, prompt) for text, prompt in zip(texts, given, strict=True)]
+
+    def _text_row(self, text: str, prompt: str) -> Row:
+        text = self._without_end_padding(text)
+        if not text.startswith(prompt) or not prompt:
+            text, prompt = self._without_start_padding(text), self._without_start_padding(prompt)
+        start = left_of(prompt, text)
+        if not start and self.engine.reads_prompt:
+            raise BadRequest(
+                "a text of `query` does not begin with its text in `prompts`, nor with the end of "
+                "it, and this model's gate looks at the prompt"
+            )
+        row = self.engine.text_row(text, start)
+        if not row[0]:
+            raise BadRequest("a text of `query` is empty")
+        return row
+
+    def _without_start_padding(self, text: str) -> str:
+        while mark := next((m for m in self._marks if text.startswith(m)), ""):
+            text = text.removeprefix(mark)
+        return text
+
+    def _without_end_padding(self, text: str) -> str:
+        """The text without padding after it; an answer that has ended keeps one end token."""
+        ended, end = False, self.engine.tokenizer.eos_token
+        while mark := next((m for m in self._marks if text.endswith(m)), ""):
+            ended, text = ended or mark == end, text.removesuffix(mark)
+        return text + end if ended else text
+
+    @property
+    def _marks(self) -> tuple[str, ...]:
+        tokenizer = self.engine.tokenizer
+        return tuple(mark for mark in (tokenizer.pad_token, tokenizer.eos_token) if mark)
+
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        ids: list[int] = self.engine.tokenizer(text, add_special_tokens=special)["input_ids"]
+        return ids
+
+    def classify_row(self, given: str | list[int], special: bool) -> Row:
+        """A whole conversation as text, or as token ids. Raises BadRequest."""
+        if self.engine.reads_prompt:
+            raise BadRequest(
+                "this model's gate looks at the prompt, which /classify does not tell apart: use "
+                "/get_reward with `messages`, or with `query` and `prompts`"
+            )
+        ids = self._ids(given, special) if isinstance(given, str) else given
+        known = len(self.engine.tokenizer)
+        if not ids or not all(0 <= i < known for i in ids):
+            raise BadRequest(f"`input` must hold text, or token ids from 0 to {known - 1}")
+        return ids, 1
 
     def chat_row(self, messages: list[Message]) -> Row:
         """A conversation that ends with the answer. Raises BadRequest."""
@@ -109,19 +160,14 @@ class RewardService:
             raise BadRequest("`messages` must end with the assistant's turn that is to be scored")
         try:
             return self.engine.rendered(messages)[1:]
-        except EngineError as error:
-            raise BadRequest(str(error)) from None
+        except (RlaifError, jinja2.TemplateError) as error:
+            raise BadRequest(f"the chat template cannot write these messages: {error}") from None
 
-    def rewards(self, rows: Sequence[Row]) -> list[RewardResult]:
-        """The rows' rewards, in their order. Raises BadRequest where one is too long."""
+    def submit(self, rows: Sequence[Row]) -> Future[list[RewardResult]]:
+        """The rows' rewards, in their order, when they are computed. The future raises RlaifError
+        where their batch could not be."""
         job = _Job(rows)
         self._jobs.put(job)
-        job.done.wait()
-        if job.error is not None:
-            raise RlaifError(job.error)
-        for result in job.results:
-            if result.reward is None:
-                raise BadRequest(result.error or "an answer could not be scored")
         return job.results
 
     def count(self, **more: int) -> None:
@@ -146,32 +192,65 @@ class RewardService:
     def _compute(self, jobs: Sequence[_Job]) -> None:
         rows = {f"{i}/{k}": row for i, job in enumerate(jobs) for k, row in enumerate(job.rows)}
         began = perf_counter()
+        failed: str | None = None
         try:
             found = {r.request_id: r for batch in self.engine.reward_ids(rows) for r in batch}
-            for i, job in enumerate(jobs):
-                job.results = [found[f"{i}/{k}"] for k in range(len(job.rows))]
         except Exception as error:
             # One batch too large for the memory must not end the server, nor leave anyone waiting.
-            for job in jobs:
-                job.error = f"the batch could not be computed: {error}"
+            failed = f"the batch could not be computed: {error}"
         with self._lock:
             self.counts.batches += 1
             self.counts.answers += len(rows)
             self.counts.seconds += perf_counter() - began
-        for job in jobs:
-            job.done.set()
+        for i, job in enumerate(jobs):
+            # A client that has gone has cancelled its future.
+            if not job.results.set_running_or_notify_cancel():
+                continue
+            if failed is not None:
+                job.results.set_exception(RlaifError(failed))
+            else:
+                job.results.set_result([found[f"{i}/{k}"] for k in range(len(job.rows))])
 
 
-def reply(service: RewardService, path: str, body: Any) -> dict[str, Any] | None:
-    """What a POST to `path` is answered, None where there is no such path. Raises BadRequest."""
+def left_of(prompt: str, text: str) -> str:
+    """The longest end of a prompt that a text begins with: all of it, or what was left when a
+    trainer cut it on its left; an empty text where there is none."""
+    if text.startswith(prompt):
+        return prompt
+    start = prompt.find(text[:SHORTEST]) if len(text) >= SHORTEST else -1
+    while start >= 0:
+        if text.startswith(prompt[start:]):
+            return prompt[start:]
+        start = prompt.find(text[:SHORTEST], start + 1)
+    return ""
+
+
+class Asked(NamedTuple):
+    """The rows of a request, and what their results are answered with."""
+
+    rows: list[Row]
+    answer: Callable[[Sequence[RewardResult]], dict[str, Any]]
+
+
+def asked(service: RewardService, path: str, body: Any) -> Asked | None:
+    """What a POST to `path` asks, None where there is no such path. Raises BadRequest."""
+    read = READERS.get(path)
+    if read is None:
+        return None
     if not isinstance(body, dict):
         raise BadRequest("a JSON object was expected")
-    if path == "/v1/chat/completions":
-        return _chat(service, body)
-    return _rewards(service, body) if path == "/get_reward" else None
+    return read(service, body)
 
 
-def _rewards(service: RewardService, body: Mapping[str, Any]) -> dict[str, Any]:
+def all_scored(results: Sequence[RewardResult]) -> Sequence[RewardResult]:
+    """The results, where each has a reward. Raises BadRequest."""
+    failed = next((r for r in results if r.reward is None), None)
+    if failed is not None:
+        raise BadRequest(failed.error or "an answer could not be scored")
+    return results
+
+
+def _rewards(service: RewardService, body: Mapping[str, Any]) -> Asked:
     """OpenRLHF's form, and conversations in `messages` in place of rendered texts."""
     if "messages" in body:
         given = body["messages"]
@@ -182,8 +261,12 @@ def _rewards(service: RewardService, body: Mapping[str, Any]) -> dict[str, Any]:
         texts, prompts = body.get("query"), body.get("prompts")
         if not _texts(texts) or not (prompts is None or _texts(prompts)):
             raise BadRequest('{"query": [texts]} was expected, and "prompts" as a list of texts')
+        _whole([*texts, *(prompts or [])])  # type: ignore[misc]
         rows = service.text_rows(texts, prompts)  # type: ignore[arg-type]
-    found = service.rewards(rows) if rows else []
+    return Asked(rows, _rewarded)
+
+
+def _rewarded(found: Sequence[RewardResult]) -> dict[str, Any]:
     rewards = [r.reward for r in found]
     # OpenRLHF reads all three names; `scores` filter prompts, `extra_logs` are plotted.
     names = list(found[0].parts) if found else []
@@ -191,99 +274,91 @@ def _rewards(service: RewardService, body: Mapping[str, Any]) -> dict[str, Any]:
     return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
 
 
+def _classify(service: RewardService, body: Mapping[str, Any]) -> Asked:
+    """vLLM's form, as verl asks: text or token ids in `input`, one or several. The reward stands in
+    `probs` as it is; `use_activation: true` asks for its sigmoid."""
+    given = body.get("input")
+    single = isinstance(given, str) or _numbers(given)
+    several: list[Any] = [given] if single else given if isinstance(given, list) else []
+    if not several or not all(isinstance(one, str) or _numbers(one) for one in several):
+        raise BadRequest("`input` must be a text or a list of token ids, or a list of them")
+    special = body.get("add_special_tokens", True)
+    squeezed = body.get("use_activation", False)
+    if not isinstance(special, bool) or not isinstance(squeezed, bool | None):
+        raise BadRequest("`add_special_tokens` and `use_activation` must be true or false")
+    _whole([one for one in several if isinstance(one, str)])
+    rows = [service.classify_row(one, special) for one in several]
+
+    def answer(found: Sequence[RewardResult]) -> dict[str, Any]:
+        rewards = [_sigmoid(r.reward or 0.0) if squeezed else r.reward for r in found]
+        return {
+            "id": "classify-" + content_hash(several),
+            "object": "list",
+            "created": int(time()),
+            "model": service.engine.name,
+            "data": [
+                {"index": i, "label": "reward", "probs": [reward], "num_classes": 1}
+                for i, reward in enumerate(rewards)
+            ],
+            "usage": _usage(sum(len(ids) for ids, _ in rows)),
+        }
+
+    return Asked(rows, answer)
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value > 0 else math.exp(value) / (1 + math.exp(value))
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(i) is int for i in value)
+
+
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
+def _whole(texts: Sequence[str]) -> None:
+    """Raises BadRequest where a text has half a character in it."""
+    if not is_unicode(texts):
+        raise BadRequest("a text has half a surrogate pair in it, which no tokenizer takes")
+
+
 def _turns(value: Any) -> list[Message]:
-    fits = isinstance(value, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in value
-    )
-    if not fits:
-        raise BadRequest("`messages` must be a list of turns with role and content as text")
-    return [{"role": m["role"], "content": m["content"]} for m in value]
+    if not isinstance(value, list):
+        raise BadRequest("`messages` must be a list of turns with role and content")
+    try:
+        return conversation(value, "user", "messages", "request")
+    except ConfigError as error:
+        raise BadRequest(str(error)) from None
 
 
-def _chat(service: RewardService, body: Mapping[str, Any]) -> dict[str, Any]:
+def _chat(service: RewardService, body: Mapping[str, Any]) -> Asked:
     messages = _turns(body.get("messages"))
     row = service.chat_row(messages)
-    (found,) = service.rewards([row])
-    content = json.dumps({"reward": found.reward, **found.parts})
-    count = len(row[0])
-    return {
-        "id": "reward-" + content_hash(messages),
-        "object": "chat.completion",
-        "created": int(time()),
-        "model": service.engine.name,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": content},
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count},
-    }
+
+    def answer(found: Sequence[RewardResult]) -> dict[str, Any]:
+        content = json.dumps({"reward": found[0].reward, **found[0].parts})
+        message = {"role": "assistant", "content": content}
+        return {
+            "id": "reward-" + content_hash(messages),
+            "object": "chat.completion",
+            "created": int(time()),
+            "model": service.engine.name,
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": _usage(len(row[0])),
+        }
+
+    return Asked([row], answer)
 
 
-def make_server(service: RewardService, host: str, port: int) -> ThreadingHTTPServer:
-    """A server for the service; port 0 takes a free one. Nothing runs until `serve_forever`."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            if self.path == "/health":
-                self._send(200 if service.healthy else 503, {"healthy": service.healthy})
-            elif self.path == "/metrics":
-                self._write(200, service.counts.text(), "text/plain; version=0.0.4")
-            elif self.path == "/v1/models":
-                model = {"id": service.engine.name, "object": "model", "owned_by": "rlaif"}
-                self._send(200, {"object": "list", "data": [model]})
-            else:
-                self._send(404, _error(f"no such path: {self.path}"))
-
-        def do_POST(self) -> None:
-            service.count(requests=1)
-            status, answer = self._answer()
-            if status != 200:
-                service.count(refused=1)
-            self._send(status, answer)
-
-        def _answer(self) -> tuple[int, dict[str, Any]]:
-            try:
-                length = int(self.headers.get("Content-Length") or 0)
-                if not 0 < length <= MOST_BYTES:
-                    # What follows on this connection cannot be told from the body.
-                    self.close_connection = True
-                    return 413, _error(f"a body of 1 to {MOST_BYTES} bytes was expected")
-                answer = reply(service, self.path, json.loads(self.rfile.read(length)))
-                missing = _error(f"no such path: {self.path}")
-                return (404, missing) if answer is None else (200, answer)
-            except (BadRequest, ValueError) as error:
-                return 400, _error(str(error))
-            except RlaifError as error:
-                return 500, _error(str(error))
-
-        def _send(self, status: int, answer: Mapping[str, Any]) -> None:
-            self._write(status, json.dumps(answer), "application/json")
-
-        def _write(self, status: int, text: str, kind: str) -> None:
-            data = text.encode()
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Nothing: the metrics count requests."""
-
-    server = ThreadingHTTPServer((host, port), Handler)
-    server.daemon_threads = True
-    return server
+def _usage(count: int) -> dict[str, int]:
+    return {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
 
 
-def _error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error"}}
+READERS: dict[str, Callable[[RewardService, Mapping[str, Any]], Asked]] = {
+    "/get_reward": _rewards,
+    "/classify": _classify,
+    "/v1/chat/completions": _chat,
+}
+"""How the body of a POST to each path is read."""

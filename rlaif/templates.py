@@ -26,7 +26,7 @@ from jinja2 import nodes
 
 from rlaif.errors import ConfigError
 from rlaif.forms import Form, declared
-from rlaif.records import Message, content_hash
+from rlaif.records import Message, content_hash, message_text
 from rlaif.rendering import RenderingError, compiled, environment, render, undeclared
 from rlaif.resources import find
 from rlaif.yamlio import read_text, suggest
@@ -293,5 +293,5 @@ def _kept(text: str, mark: str) -> tuple[list[str], bool]:
 def conversation_text(messages: list[Message]) -> str:
     """The turns as plain text: a lone user turn as it is, several with the name of each speaker."""
     if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)
+        return message_text(messages[0])
+    return "\n\n".join(f"{m['role'].capitalize()}: {message_text(m)}" for m in messages)

@@ -45,6 +45,7 @@ LAYERS = [
         "reach",
         "fit",
         "serve",
+        "serve_app",
         "serve_client",
         "cli",
         "__main__",

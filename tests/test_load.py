@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rlaif.config import LoadStep
 from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Preference, from_json, to_json
-from rlaif.steps.load import load_trl, run
+from rlaif.steps.load import load_preferences, run
 from rlaif.store import StepFolder
 
 USER = [{"role": "user", "content": "Name a fruit."}]
@@ -43,13 +43,13 @@ def test_single_answers_with_and_without_a_label(
         {"prompt": prompt, "completion": good, "label": True},
         {"prompt": prompt, "completion": bad, "label": False},
     ]
-    first, second = load_trl(written(tmp_path, rows, ending))
+    first, second = load_preferences(written(tmp_path, rows, ending))
     assert (first.prompt, first.chosen, first.rejected) == (USER, GOOD, [])
     assert (second.prompt, second.chosen, second.rejected) == (USER, [], BAD)
     assert not first.paired and not second.paired
     assert first.prompt_id == second.prompt_id
     rows = [{"prompt": prompt, "completion": good}]
-    (plain,) = load_trl(written(tmp_path, rows, ending))
+    (plain,) = load_preferences(written(tmp_path, rows, ending))
     assert plain == first
 
 
@@ -59,7 +59,7 @@ def test_the_two_labels_of_one_answer_and_its_pair_have_ids_of_their_own(tmp_pat
         {"prompt": "q", "completion": "a", "label": False},
         {"prompt": "q", "chosen": "a", "rejected": "b"},
     ]
-    found = load_trl(written(tmp_path, rows, "jsonl"))
+    found = load_preferences(written(tmp_path, rows, "jsonl"))
     assert len({p.preference_id for p in found}) == 3
     assert found[0].chosen_id == found[1].rejected_id == found[2].chosen_id
     assert [p.paired for p in found] == [False, False, True]
@@ -72,9 +72,8 @@ def test_the_two_labels_of_one_answer_and_its_pair_have_ids_of_their_own(tmp_pat
         ({"prompt": "q", "completion": "a", "label": "good"}, "label is 'good'; true or false"),
         ({"prompt": "q", "completion": "a", "label": None}, "label is None; true or false"),
         ({"prompt": "q", "completion": "a", "label": 1}, "label is 1; true or false"),
-        ({"prompt": "q", "completion": "", "label": True}, "completion missing or empty"),
-        ({"completion": "a", "label": True}, "prompt missing or empty"),
-        ({"prompt": "q", "answer": "a"}, "chosen, rejected missing.*or prompt and completion"),
+        ({"prompt": "q", "completion": "", "label": True}, "chosen is missing"),
+        ({"prompt": "", "completion": "a", "label": True}, "prompt missing or empty"),
         ({"prompt": "q", "completion": [*USER, *GOOD]}, "has 2 turns; text or one assistant turn"),
         ({"prompt": "q", "completion": USER}, "one assistant turn was expected"),
     ],
@@ -84,7 +83,7 @@ def test_what_is_wrong_is_named_with_file_and_row(
 ) -> None:
     path = written(tmp_path, [row], ending)
     with pytest.raises(ConfigError, match=words) as refused:
-        load_trl(path)
+        load_preferences(path)
     place = f"{path}:1: " if ending == "jsonl" else f"{path}: row 1: "
     assert str(refused.value).startswith(place)
 
@@ -100,7 +99,7 @@ def test_what_is_wrong_is_named_with_file_and_row(
 def test_half_a_character_is_refused_by_its_row(tmp_path: Path, row: dict[str, Any]) -> None:
     path = written(tmp_path, [{"prompt": "q", "chosen": "a", "rejected": "b"}, row], "jsonl")
     with pytest.raises(ConfigError, match=r"rows\.jsonl:2: the text has half a surrogate pair"):
-        load_trl(path)
+        load_preferences(path)
 
 
 PAIRS = [
@@ -122,7 +121,7 @@ COLUMNS = {
 def loaded(folder: Path, **keys: Any) -> tuple[dict[str, int], list[Preference]]:
     step = LoadStep.model_validate({"type": "preferences"} | keys)
     planned = SimpleNamespace(step=step, round=2)
-    experiment = SimpleNamespace(loaded_path=lambda step: step.path)
+    experiment = SimpleNamespace(loaded_name=lambda step: step.path)
     inputs = SimpleNamespace(path=folder / "experiment.yaml", experiment=experiment)
     store = StepFolder(folder / "step")
     context: Any = SimpleNamespace(
@@ -140,8 +139,10 @@ def test_peoples_labels_become_preferences_that_say_so(tmp_path: Path) -> None:
     assert counts == {"preferences": 1, "skipped": 1, "tied": 1, "unlabelled": 1}
     assert (made.chosen[0]["content"], made.rejected[0]["content"]) == ("b", "a")
     assert (made.source, made.reason, made.round) == ("human", "labelled by ann", 2)
-    assert (made.score_chosen, made.score_rejected, made.margin) == (1.0, 0.0, 1.0)
-    (trl,) = load_trl(written(tmp_path, [{"prompt": "q", "chosen": "b", "rejected": "a"}], "jsonl"))
+    assert (made.score_chosen, made.score_rejected, made.margin) == (None, None, None)
+    (trl,) = load_preferences(
+        written(tmp_path, [{"prompt": "q", "chosen": "b", "rejected": "a"}], "jsonl")
+    )
     assert (made.preference_id, made.prompt_id) == (trl.preference_id, trl.prompt_id)
 
 
@@ -185,7 +186,8 @@ def test_a_format_is_named_for_transcripts(tmp_path: Path) -> None:
     [
         ({"type": "judgements", "format": "hh"}, "format: only for `type: preferences`"),
         ({"format": "hh", "columns": COLUMNS}, "give `format` or `columns`, not both"),
-        ({"on_error": "skip"}, "on_error: only with `format` or `columns`"),
+        ({"dataset_split": "test"}, "dataset_split: only with `dataset`"),
+        ({"dataset": "a/b"}, "give one of `path` and `dataset`"),
     ],
 )
 def test_keys_that_would_reach_nothing_are_refused(keys: dict[str, Any], words: str) -> None:
@@ -255,21 +257,22 @@ OWN = {
         ("judgements", {**SAID, "distribution": {"a": "b"}}, "distribution.* expected a number"),
         ("judgements", {**SAID, "shown": "k_1"}, "shown is 'k_1'; expected a list"),
         ("preferences", {**OWN, "chosen": "a"}, "chosen is 'a'; expected a list"),
-        ("preferences", {**OWN, "margin": None}, "margin is None; expected a number"),
+        ("preferences", {**OWN, "margin": "wide"}, "margin is 'wide'; expected a number or null"),
         ("preferences", {**OWN, "prob": 1.5}, "prob is 1.5; 0 to 1 was expected"),
         ("preferences", {**OWN, "weight": -1}, "weight is -1.0; 0 or more was expected"),
         ("preferences", {**PAIR, "chosen": 3}, "chosen is 3; text or a list"),
-        ("preferences", {**PAIR, "prompt": ["q"]}, r"prompt is \['q'\]; text or a list"),
-        ("preferences", {**PAIR, "chosen": USER}, "chosen must end with an assistant turn"),
+        ("preferences", {**PAIR, "prompt": ["q"]}, r"prompt\[0\] is 'q'; a turn"),
+        ("preferences", {**PAIR, "chosen": USER}, "one assistant turn was expected"),
         ("preferences", {**PAIR, "margin": "wide"}, "margin is 'wide'; a number was expected"),
         ("preferences", {**PAIR, "source": ["x"]}, r"source is \['x'\]; a name was expected"),
-        ("preferences", {**PAIR, "rejected": None}, "rejected missing or empty"),
+        ("preferences", {**PAIR, "rejected": None}, "rejected is missing"),
     ],
 )
 def test_a_field_of_the_wrong_type_is_named_with_file_and_line(
     tmp_path: Path, kind: str, row: dict[str, Any], words: str
 ) -> None:
     good = {"completions": ANSWER, "judgements": SAID, "preferences": OWN}[kind]
+    good = PAIR if kind == "preferences" and "preference_id" not in row else good
     path = written(tmp_path, [{**good, "prompt_id": "p_0"}, row], "jsonl")
     with pytest.raises(ConfigError, match=rf"^{path}:2: .*{words}") as refused:
         loaded(tmp_path, type=kind, path=str(path))
@@ -277,6 +280,32 @@ def test_a_field_of_the_wrong_type_is_named_with_file_and_line(
 
 
 def test_whole_numbers_are_scores_too(tmp_path: Path) -> None:
-    (made,) = load_trl(written(tmp_path, [OWN], "jsonl"))
+    (made,) = load_preferences(written(tmp_path, [OWN], "jsonl"))
     assert (made.score_chosen, made.margin) == (1.0, 1.0)
     assert to_json(made) == OWN
+
+
+@pytest.mark.parametrize(
+    ("row", "keys", "expected"),
+    [
+        ({}, {}, (None, None, None)),
+        ({"score_chosen": None, "score_rejected": float("nan")}, {}, (None, None, None)),
+        ({"score_chosen": 4.5, "score_rejected": 2.0}, {}, (4.5, 2.0, 2.5)),
+        ({"score_chosen": 4.5, "score_rejected": None}, {}, (None, None, None)),
+        ({"margin": 0.5}, {}, (None, None, 0.5)),
+        ({}, {"format": "trl"}, (None, None, None)),
+    ],
+)
+def test_scores_that_nobody_gave_stay_missing(
+    tmp_path: Path, row: dict[str, Any], keys: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    path = written(tmp_path, [PAIR | row], "jsonl")
+    _, (made,) = loaded(tmp_path, path=str(path), **keys)
+    assert (made.score_chosen, made.score_rejected, made.margin) == expected
+
+
+def test_a_share_of_votes_is_a_margin(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"q": "x", "a": "b", "b": "c", "p": 0.25}], "jsonl")
+    columns = {"prompt": "q", "first": "a", "second": "b", "label": "p"}
+    _, (made,) = loaded(tmp_path, path=str(path), columns=columns)
+    assert (made.chosen[0]["content"], made.score_chosen, made.margin) == ("c", None, 0.5)

@@ -13,6 +13,7 @@ import click
 from rlaif.cli.data import labelled_pairs
 from rlaif.cli.options import (
     COLUMNS,
+    CONFIG,
     CONSTITUTION,
     FROM,
     JSON,
@@ -21,6 +22,7 @@ from rlaif.cli.options import (
     OUT,
     QUIET,
     SEED,
+    SPLIT,
     progress_of,
 )
 
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 )
 @FROM
 @COLUMNS
+@SPLIT
+@CONFIG
 @ON_ERROR
 @click.option(
     "--attack",
@@ -90,6 +94,8 @@ def judge_bench(
     judges: tuple[str, ...],
     from_: str | None,
     columns: Path | None,
+    split: str,
+    config: str | None,
     on_error: OnError,
     attacks: tuple[str, ...],
     limit: int | None,
@@ -106,15 +112,15 @@ def judge_bench(
 ) -> None:
     """Measure judges on PAIRS that somebody labelled.
 
-    Agreement, biases, calibration, attacks, cost, beside baselines that understand nothing. Every
-    figure has a 95% interval over prompts. Judgements are kept in --out: what was judged once is
-    not judged again.
+    PAIRS is a file, or the id of a dataset on the hub (OWNER/NAME). Agreement, biases, calibration,
+    attacks, cost, beside baselines that understand nothing. Every figure has a 95% interval over
+    prompts. Judgements are kept in --out: what was judged once is not judged again.
     """
     from rlaif.bench.run import BenchRequest, run_bench
     from rlaif.files import named_model
     from rlaif.report.bench import bench_page, bench_tables
 
-    labelled = labelled_pairs(pairs, from_, columns, on_error)
+    labelled = labelled_pairs(pairs, from_, columns, on_error, split, config)
     name = pairs.name.removesuffix(".gz").rsplit(".", 1)[0]
     folder = out or Path("runs") / "judge-bench" / name
     request = BenchRequest(

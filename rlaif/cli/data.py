@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.options import COLUMNS, FROM, JSON, ON_ERROR, SEED
+from rlaif.cli.options import COLUMNS, CONFIG, FROM, JSON, ON_ERROR, SEED, SPLIT, column_map
 
 if TYPE_CHECKING:
     from rlaif.compare.ranking import Rating
@@ -25,6 +25,8 @@ LOSSES = {
     "subset": "the subset",
     "authors": "who wrote the answers",
     "scores": "the scores of the answers",
+    "margin": "by how much the better answer is better",
+    "calls": "tool calls and reasoning of answers",
     "annotator": "who labelled",
     "annotator_kind": "whether a person or a model labelled",
 }
@@ -39,14 +41,19 @@ def say_skipped(skipped: list[str]) -> None:
 
 
 def labelled_pairs(
-    path: Path, from_: str | None, columns: Path | None, on_error: OnError
+    path: Path,
+    from_: str | None,
+    columns: Path | None,
+    on_error: OnError,
+    split: str = "train",
+    config: str | None = None,
 ) -> list[LabelledPair]:
-    """The labelled pairs of a file; rows that were left out are said."""
-    from rlaif.data.readers import load_columns, read_labelled
-    from rlaif.resources import find
+    """The labelled pairs of a file or a dataset on the hub; rows that were left out are said."""
+    from rlaif.data.readers import read_labelled
+    from rlaif.data.rows import source_of
 
-    mapped = load_columns(columns) if columns is not None else None
-    reading = read_labelled(find(str(path)), from_, mapped, on_error)
+    source = source_of(str(path), split, config)
+    reading = read_labelled(source, from_, column_map(columns), on_error)
     pairs = list(reading)
     say_skipped(reading.skipped)
     return pairs
@@ -58,6 +65,8 @@ def labelled_pairs(
 @FROM
 @click.option("--to", required=True, metavar="FORMAT", help="The format of OUT.")
 @COLUMNS
+@SPLIT
+@CONFIG
 @ON_ERROR
 @JSON
 def convert(
@@ -66,22 +75,24 @@ def convert(
     from_: str | None,
     to: str,
     columns: Path | None,
+    split: str,
+    config: str | None,
     on_error: OnError,
     as_json: bool,
 ) -> None:
     """Write labelled pairs in another format.
 
-    OUT ends in .jsonl, .jsonl.gz, .json or .parquet. What the format cannot hold is said: pairs
-    that are skipped, and what is lost of the others.
+    IN is a file, a folder of `datasets`, or the id of a dataset on the hub (OWNER/NAME). OUT ends
+    in .jsonl, .jsonl.gz, .json or .parquet. What the format cannot hold is said: pairs that are
+    skipped, and what is lost of the others.
     """
     from dataclasses import asdict
 
     from rlaif.data.convert import convert as converted
-    from rlaif.data.readers import load_columns
-    from rlaif.resources import find
+    from rlaif.data.rows import source_of
 
-    mapped = load_columns(columns) if columns is not None else None
-    done = converted(find(str(source)), out, to, from_, mapped, on_error)
+    read = source_of(str(source), split, config)
+    done = converted(read, out, to, from_, column_map(columns), on_error)
     say_skipped(done.skipped)
     if as_json:
         click.echo(json.dumps(asdict(done), ensure_ascii=False))
@@ -121,10 +132,9 @@ def winrate(
     from rlaif.compare.ranking import bradley_terry
     from rlaif.compare.winrate import single_baseline, win_rates
     from rlaif.data.battles import read_battles
-    from rlaif.data.readers import load_columns
     from rlaif.resources import find
 
-    mapped = load_columns(columns) if columns is not None else None
+    mapped = column_map(columns)
     battles, skipped = read_battles(find(str(annotations)), from_, mapped, on_error)
     say_skipped(skipped)
     baseline = single_baseline(battles)

@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from rlaif.compare.bootstrap import Interval
+    from rlaif.config import LabelColumns
     from rlaif.constitution import Constitution
     from rlaif.experiment import StepProgress
 
@@ -47,6 +48,10 @@ FROM = click.option(
 COLUMNS = click.option(
     "--columns", type=click.Path(path_type=Path), help="A YAML file that says which column is what."
 )
+SPLIT = click.option(
+    "--split", default="train", show_default=True, help="The split of a dataset on the hub."
+)
+CONFIG = click.option("--config", help="Which part (configuration) of a dataset on the hub.")
 ON_ERROR = click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),
@@ -72,6 +77,13 @@ def shown(interval: Interval | None, signed: bool = False) -> str:
     from rlaif.compare.bootstrap import show_interval
 
     return "-" if interval is None else show_interval(interval.to_json(), signed)
+
+
+def column_map(path: Path | None) -> LabelColumns | None:
+    """The column map in the file of --columns."""
+    from rlaif.data.readers import load_columns
+
+    return None if path is None else load_columns(path)
 
 
 def echo_table(rows: Sequence[Mapping[str, str]]) -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,15 +209,21 @@ def export(directory: Path, out: Path, records: str) -> None:
     OUT ends in .jsonl, .jsonl.gz, .json, .csv or .parquet.
     """
     from rlaif.data.rows import write_rows
+    from rlaif.errors import ConfigError
     from rlaif.exports import judgement_rows, trl_rows
     from rlaif.runs import load_run
 
     loaded = load_run(directory)
-    rows: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    kinds: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "trl": lambda: trl_rows(loaded),
         "prompts": loaded.prompt_rows,
         "judgements": lambda: judgement_rows(loaded),
         "metrics": loaded.metric_rows,
     }
-    count = write_rows(rows.get(records, lambda: loaded.rows(records))(), out)
+    rows = iter(kinds.get(records, lambda: loaded.rows(records))())
+    first = next(rows, None)
+    if first is None:
+        what = "preferences" if records == "trl" else records
+        raise ConfigError(f"this run has no {what} yet", directory)
+    count = write_rows(chain([first], rows), out)
     click.echo(f"{count} rows written to {out}")

@@ -21,26 +21,27 @@ def reward(model: Path, host: str, port: int, dtype: str) -> None:
     """Serve the reward model in the folder MODEL until Ctrl-C.
 
     POST /get_reward takes OpenRLHF's {"query": [texts]} or {"messages": [conversations]}; POST
-    /v1/chat/completions answers a conversation with its reward; GET /health, /metrics.
+    /classify is vLLM's, as verl asks; POST /v1/chat/completions answers a conversation with its
+    reward; GET /health, /metrics, /v1/models.
     """
     from rlaif.config import ModelSpec
     from rlaif.engines.build import refuse_no_reward_model
     from rlaif.engines.reward import load
     from rlaif.errors import ConfigError
-    from rlaif.serve import RewardService, make_server
+    from rlaif.serve import RewardService
+    from rlaif.serve_app import RewardServer
     from rlaif.yamlio import validate
 
     refuse_no_reward_model(model)
     spec = validate(ModelSpec, {"path": str(model), "dtype": dtype}, {}, "rlaif serve reward")
     service = RewardService(load(spec, model, model.name))
     try:
-        server = make_server(service, host, port)
+        server = RewardServer(service, host, port)
     except OSError as error:
         service.close()
         raise ConfigError(f"{host}:{port} cannot be listened on: {error.strerror}") from None
-    click.echo(f"serving {model} at http://{host}:{server.server_address[1]}")
+    click.echo(f"serving {model} at http://{host}:{server.port}")
     try:
         server.serve_forever()
     finally:
-        server.server_close()
         service.close()

@@ -10,13 +10,18 @@ from typing import Any
 import click
 
 from rlaif.cli.options import (
+    COLUMNS,
+    CONFIG,
     CONSTITUTION,
+    FROM,
     JSON,
     MODEL,
     OUT,
     QUIET,
     SEED,
     SET,
+    SPLIT,
+    column_map,
     file_step,
     progress_of,
 )
@@ -86,7 +91,7 @@ def _command(method: str) -> click.Command:
             request["judges"] = [_reward_judge(text, request) for text in given.pop("rewards")]
             settings.append(f"rewards={{{', '.join(j['id'] + ': 1' for j in request['judges'])}}}")
         else:
-            inputs = {"preferences/0": str(_preferences(data, out, given["on_error"]))}
+            inputs = {"preferences/0": str(_preferences(data, out, reading_of(given)))}
             completions = given.pop("completions")
             request["inputs"] = inputs | (
                 {} if completions is None else {"completions/0": str(completions)}
@@ -110,8 +115,8 @@ def _command(method: str) -> click.Command:
 
 
 _OUT_HELP = "--set takes every key of a train step. The trained model is in OUT/model.\n"
-_PAIRS_HELP = f"""DATA is JSONL or Parquet with prompt, chosen and rejected, or a folder from
-`rlaif pair`. {_OUT_HELP}"""
+_PAIRS_HELP = f"""DATA is a file with prompt, chosen and rejected, or of any format of docs/data.md,
+the id of a dataset on the hub, or a folder from `rlaif pair`. {_OUT_HELP}"""
 _DATA_HELP = {
     "sft": _PAIRS_HELP.replace("with prompt", "with prompt and completion, or with prompt"),
     "kto": _PAIRS_HELP.replace("with prompt", "with prompt, completion and label, or with prompt"),
@@ -120,12 +125,14 @@ _PROMPTS_HELP = """DATA is a file of prompts (JSONL or Parquet). --set takes eve
 step. The trained model is in OUT/model, and every sampled answer with its judgements in OUT.
 """
 _LORA = click.option("--lora", is_flag=True, help="Low-rank adapters (--set lora.r=8 ...).")
+_READING = [FROM, COLUMNS, SPLIT, CONFIG]
 _OFFLINE = [
+    *_READING,
     click.option(
         "--completions",
         type=click.Path(path_type=Path),
         help="What the pairs were made of: its sampled tokens are used.",
-    )
+    ),
 ]
 _ON_POLICY = [
     CONSTITUTION,
@@ -192,18 +199,54 @@ def _metavar(schema: dict[str, Any]) -> str:
     return "|".join(words) or kinds.get(schema.get("type", ""), "VALUE")
 
 
-def _preferences(data: Path, out: Path, on_error: str | None) -> Path:
-    """A folder of preference records; a file of another format is brought in first, without the
-    rows that cannot be read where `on_error` is skip."""
-    if not data.is_file():
-        return data
+def reading_of(given: dict[str, Any]) -> dict[str, Any]:
+    """What the options say of how DATA is read, by the keys of a load step. What only reading uses
+    is taken out of all that was given."""
+    columns = column_map(given.pop("columns"))
+    keys = {
+        "format": given.pop("from_"),
+        "columns": None if columns is None else columns.model_dump(exclude_none=True),
+        "on_error": given["on_error"],
+        "dataset_split": given.pop("split"),
+        "dataset_config": given.pop("config"),
+    }
+    return {key: value for key, value in keys.items() if value is not None}
+
+
+def _holds_dataset(folder: Path) -> bool:
+    """Whether `datasets` can load a folder, and it is none of preference records."""
+    from rlaif.data.rows import ENDINGS
+
+    if (folder / "preferences.jsonl").exists():
+        return False
+    saved = any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
+    return saved or any(path.name.endswith(ENDINGS) for path in folder.rglob("*"))
+
+
+def _preferences(data: Path, out: Path, reading: dict[str, Any]) -> Path:
+    """A folder of preference records; a file or dataset of another format is brought in first."""
+    from rlaif.data.rows import HubData, source_of
     from rlaif.files import Request, run_step
 
-    settings: tuple[str, ...] = ("type=preferences", f"path={data.resolve()}")
-    if on_error is not None:
-        settings += (f"on_error={on_error}",)
-    loading = Request("load", out / "preferences", settings, inputs={"file": str(data)})
-    run_step(loading, progress_of(True))
+    if data.is_dir() and not _holds_dataset(data):
+        return data
+    source = source_of(str(data), reading.pop("dataset_split"), reading.pop("dataset_config", None))
+    inputs = {}
+    if isinstance(source, HubData):
+        reading["dataset"], reading["dataset_split"] = source.name, source.split
+        if source.config is not None:
+            reading["dataset_config"] = source.config
+    else:
+        reading["path"] = str(source.resolve())
+        inputs["file"] = str(source)
+    settings = ["type=preferences", *(f"{key}={json.dumps(v)}" for key, v in reading.items())]
+    made = run_step(
+        Request("load", out / "preferences", settings, inputs=inputs), progress_of(True)
+    )
+    left_out = {k: n for k, n in made["counts"].items() if k != "preferences" and n}
+    if left_out:
+        said = ", ".join(f"{name}: {count}" for name, count in left_out.items())
+        click.echo(f"{data}: left out or lost: {said}", err=True)
     return out / "preferences"
 
 
@@ -215,6 +258,10 @@ def _preferences(data: Path, out: Path, on_error: str | None) -> Path:
     type=click.Path(path_type=Path),
     help="What judges said of the single answers, a folder from `rlaif judge`; repeatable.",
 )
+@FROM
+@COLUMNS
+@SPLIT
+@CONFIG
 @click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),
@@ -237,15 +284,18 @@ def distill(
     seed: int,
     quiet: bool,
     as_json: bool,
+    **reading: Any,
 ) -> None:
     """Distil PREFERENCES into a reward model.
 
-    They are in one of TRL's formats, or in a folder from `rlaif pair`. --set takes the keys of a
-    distill step, such as method, learning_rate or margin. The model is in OUT/model: an
-    AutoModelForSequenceClassification, a judge of kind reward_model, and a reward.
+    They are in a file of any format of docs/data.md, a dataset on the hub (its id), or a folder
+    from `rlaif pair`. --set takes the keys of a distill step, such as method, learning_rate or
+    margin. The model is in OUT/model: an AutoModelForSequenceClassification, a judge of kind
+    reward_model, and a reward.
     """
     rated = {f"judgements/{i}": str(path) for i, path in enumerate(judgements)}
     chosen = () if on_error is None else (f"on_error={on_error}",)
+    reading["on_error"] = on_error
     file_step(
         as_json,
         quiet,
@@ -253,7 +303,7 @@ def distill(
         out=out,
         settings=(*chosen, *settings),
         models={"start": model},
-        inputs={"preferences/0": str(_preferences(preferences, out, on_error)), **rated},
+        inputs={"preferences/0": str(_preferences(preferences, out, reading_of(reading))), **rated},
         seed=seed,
     )
 

@@ -14,6 +14,7 @@ from rlaif.config.baselines import (
     RandomJudge,
 )
 from rlaif.config.bench import JudgesFile
+from rlaif.config.columns import LabelColumns, RankedAnswers
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.distill import (
     DISTILLATIONS,
@@ -65,7 +66,6 @@ from rlaif.config.models import (
     TRAINABLE,
     ApiLimits,
     Columns,
-    LabelColumns,
     ModelSpec,
     Price,
     PromptsSpec,
@@ -160,6 +160,7 @@ __all__ = [
     "PrometheusPairJudge",
     "PromptsSpec",
     "RandomJudge",
+    "RankedAnswers",
     "RatingJudge",
     "RbrJudge",
     "RbrmJudge",

@@ -142,7 +142,7 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _files_named(self) -> Experiment:
         for entry in self.steps:
-            if entry.load is not None and self.loaded_path(entry.load) is None:
+            if entry.load is not None and self.loaded_name(entry.load) is None:
                 raise ValueError(
                     f"load {entry.load.id!r} names no file: give it `path`, or the experiment "
                     "`data` (from the command line: --set data=PATH)"
@@ -203,8 +203,10 @@ class Experiment(Strict):
         """The steps that load labelled pairs."""
         return [e.load for e in self.steps if e.load is not None and e.load.type == "pairs"]
 
-    def loaded_path(self, step: LoadStep) -> str | None:
-        """The file that a load step reads."""
+    def loaded_name(self, step: LoadStep) -> str | None:
+        """The file or dataset that a load step reads, by a name that no other has."""
+        if step.dataset is not None:
+            return f"{step.dataset} ({step.dataset_config or 'default'}, {step.dataset_split})"
         return step.path if step.path is not None else self.data
 
     @property

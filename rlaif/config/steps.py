@@ -15,12 +15,12 @@ from pydantic import (
 
 from rlaif.config.arms import HUMAN
 from rlaif.config.base import Count, Fraction, Resamples, StepId, Strict, Temperature
+from rlaif.config.columns import LabelColumns
 from rlaif.config.distill import AnyDistill
 from rlaif.config.filters import FilterStep
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
 from rlaif.config.methods import AnyTrain
-from rlaif.config.models import LabelColumns
 from rlaif.rules import validate_check
 
 
@@ -118,15 +118,20 @@ class LoadStep(Strict):
     """Bring in records from a file: preferences, completions or judgements of a run, or labelled
     pairs: two given answers each, and what people said of them.
 
-    Preferences are TRL rows; with `format` or `columns` they are made of labelled pairs.
+    Preferences are records of a run, or are made of rows in any format that is read.
     """
 
     id: StepId = "load"
     type: Literal["preferences", "completions", "judgements", "pairs"]
     path: str | None = Field(None, description="The experiment's `data` when absent.")
+    dataset: str | None = Field(
+        None, description="In place of a file: a dataset on the hub, or what `datasets` can load."
+    )
+    dataset_split: str = "train"
+    dataset_config: str | None = Field(None, description="Which of the dataset's parts is read.")
     format: str | None = Field(
         None,
-        description="A format of labelled pairs; see docs/data.md. Of pairs, found when absent.",
+        description="A format of labelled pairs; see docs/data.md. Found from a row when absent.",
     )
     columns: LabelColumns | None = Field(None, description="Or which column is what.")
     on_error: Literal["fail", "skip"] = Field(
@@ -135,11 +140,16 @@ class LoadStep(Strict):
 
     @model_validator(mode="after")
     def _labelled(self) -> LoadStep:
-        given = sorted({"format", "columns", "on_error"} & self.model_fields_set)
+        given = sorted({"dataset", "format", "columns", "on_error"} & self.model_fields_set)
         if given and self.type not in ("preferences", "pairs"):
             raise ValueError(f"{', '.join(given)}: only for `type: preferences` or `type: pairs`")
         if self.format is not None and self.columns is not None:
             raise ValueError("give `format` or `columns`, not both")
+        of_dataset = sorted({"dataset_split", "dataset_config"} & self.model_fields_set)
+        if of_dataset and self.dataset is None:
+            raise ValueError(f"{', '.join(of_dataset)}: only with `dataset`")
+        if self.path is not None and self.dataset is not None:
+            raise ValueError("give one of `path` and `dataset`, not both")
         return self
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rlaif.compare.winrate import Battle
 from rlaif.config import LabelColumns
 from rlaif.data.labelled import LabelledPair
-from rlaif.data.readers import OnError, detect, read_labelled
+from rlaif.data.readers import OnError, detect, nothing_read, read_labelled
 from rlaif.data.readers.alpaca_eval import baseline_beside, preference_of
 from rlaif.data.readers.base import name_of, text_of
 from rlaif.data.rows import Row, file_rows, stop
@@ -70,7 +70,10 @@ def _without_baseline(path: Path, on_error: OnError) -> tuple[list[Battle], list
             except ConfigError as fault:
                 on_fault(fault)
 
-    return list(battles()), skipped
+    found = list(battles())
+    if not found:
+        raise ConfigError(nothing_read(0, skipped), path)
+    return found, skipped
 
 
 def _against_unknown(row: Row, place: str) -> Battle:

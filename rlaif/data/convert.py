@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rlaif.config import LabelColumns
 from rlaif.data.labelled import LabelledPair
-from rlaif.data.readers import FORMATS, OnError, format_named, read_labelled
+from rlaif.data.readers import FORMATS, OnError, format_named, nothing_read, read_labelled
 from rlaif.data.readers.base import Format
-from rlaif.data.rows import Row, stop, write_rows
+from rlaif.data.rows import Row, Source, stop, write_rows
 from rlaif.errors import ConfigError
-from rlaif.records import canonical_json
+from rlaif.records import Completion, canonical_json
 from rlaif.store import write_atomic
 
 
@@ -33,7 +34,7 @@ class Conversion:
 
 
 def convert(
-    source: Path,
+    source: Source,
     out: Path,
     to: str,
     from_: str | None = None,
@@ -44,7 +45,7 @@ def convert(
 
     Every row is read again as it was written, and what differs is counted as lost. A row that
     cannot be read, or that `to` cannot hold, raises ConfigError with file and row, or is skipped
-    and reported. Nothing is written when it raises.
+    and reported. Where none is left, it raises. Nothing is written when it raises.
     """
     target = format_named(to)
     if target.write is None:
@@ -52,7 +53,7 @@ def convert(
         raise ConfigError(f"format {to!r} is only read; these are written: {known}")
     if target.wrap is not None and out.suffix != ".json":
         raise ConfigError(f"{to} is one JSON object; the file must end in .json", out)
-    if out.exists() and out.samefile(source):
+    if isinstance(source, Path) and out.exists() and out.samefile(source):
         raise ConfigError("the new file is the old one; choose another name", out)
     reading = read_labelled(source, from_, columns, on_error)
     found = Conversion(reading.name, skipped=reading.skipped)
@@ -70,6 +71,8 @@ def convert(
                 found.lost[name] = found.lost.get(name, 0) + 1
             found.written += 1
             yield row
+        if not found.written:
+            raise ConfigError(nothing_read(reading.rows, found.skipped), str(source))
 
     if target.wrap is not None:
         write_atomic(out, canonical_json(target.wrap(list(rows()))))
@@ -92,6 +95,9 @@ def written(pair: LabelledPair, target: Format, name: str) -> tuple[Row, Labelle
         (back,) = target.read(row, pair.place)
     except ValueError as reason:
         raise ConfigError(f"{pair.place}: {name} cannot hold this pair: {reason}") from None
+    if isinstance(back, ConfigError):
+        raise back
+    assert isinstance(back, LabelledPair), "what is written of a pair is a pair"
     return row, back
 
 
@@ -115,7 +121,16 @@ def differences(pair: LabelledPair, back: LabelledPair) -> list[str]:
         "authors": authors == pair.authors,
         # A format may need scores where none were given.
         "scores": pair.scores is None or scores == pair.scores,
+        "margin": pair.margin is None or back.margin == pair.margin,
+        "calls": [_besides(first), _besides(second)]
+        == [_besides(pair.first), _besides(pair.second)],
         "annotator": back.annotator == pair.annotator,
         "annotator_kind": back.annotator_kind == pair.annotator_kind,
     }
     return [name for name, kept in same.items() if not kept]
+
+
+def _besides(answer: Completion) -> list[dict[str, Any]]:
+    """What the turns of an answer have besides role and text: tool calls, reasoning."""
+    kept = [dict(turn) for turn in answer.messages]
+    return [{k: v for k, v in turn.items() if k not in ("role", "content")} for turn in kept]

@@ -35,7 +35,6 @@ def labelled_pair(
     for side in (preference.chosen, preference.rejected):
         if len(side) != 1 or side[0]["role"] != "assistant":
             raise ConfigError(f"{place}: each side of a pair must be one assistant turn")
-    scored = (preference.score_chosen, preference.score_rejected)
     return make_pair(
         place,
         preference.prompt,
@@ -45,8 +44,7 @@ def labelled_pair(
         authors=(authors.get(preference.chosen_id), authors.get(preference.rejected_id)),
         annotator=preference.source,
         annotator_kind="human" if preference.source == "human" else "ai",
-        # Preferences that nobody scored have 0 twice, which is no rating.
-        scores=scored if scored[0] != scored[1] else (None, None),
+        scores=(preference.score_chosen, preference.score_rejected),
     )
 
 

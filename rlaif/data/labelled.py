@@ -16,9 +16,11 @@ class LabelledPair:
     `label` is the probability that `first` is better: 1 or 0, 0.5 a tie, a share where several
     people voted, None where nobody said. `subset` is the file's own division (a section, a source).
     `authors` are the names of the models or people that wrote the answers, where the file has them.
-    `scores` are what the annotator gave each answer, on a scale of its own. `pair_id` is the hash
-    of the prompt and the two answers in their order: the labels that two annotators gave to one
-    comparison share it. `place` names file and row, for messages.
+    `scores` are what the annotator gave each answer, on a scale of its own, and `margin` (0 or
+    more) is by how much the better one was said to be better. `source` is the file's own word for
+    where the pair came from. `pair_id` is the hash of the prompt and the two answers in their
+    order: the labels that two annotators gave to one comparison share it. `place` names file and
+    row, for messages.
     """
 
     pair_id: str
@@ -32,6 +34,8 @@ class LabelledPair:
     annotator_kind: AnnotatorKind = "human"
     place: str = ""
     scores: tuple[float, float] | None = None
+    margin: float | None = None
+    source: str | None = None
 
     def swap(self) -> LabelledPair:
         """The same pair, the second answer first."""
@@ -56,3 +60,14 @@ class LabelledPair:
             first=structs.replace(pair.first, sample_index=0),
             second=structs.replace(pair.second, sample_index=1),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SingleAnswer:
+    """An answer that stands alone, and whether it is a good one: what SFT and KTO train on."""
+
+    prompt: Prompt
+    answer: Completion
+    good: bool
+    place: str = ""
+    source: str | None = None

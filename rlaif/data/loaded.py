@@ -9,9 +9,8 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from rlaif.data.readers.base import brief, whole_text
 from rlaif.data.rows import Row
-from rlaif.data.sources import ROLES
+from rlaif.data.turns import ROLES, brief, whole_text
 from rlaif.errors import ConfigError
 from rlaif.records import R, canonical_json
 from rlaif.yamlio import suggest

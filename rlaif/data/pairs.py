@@ -170,9 +170,9 @@ def against_reference(
             prompt=prompt.messages,
             chosen=chosen,
             rejected=c.messages,
-            score_chosen=0.0,
-            score_rejected=0.0,
-            margin=0.0,
+            score_chosen=None,
+            score_rejected=None,
+            margin=None,
             prob=1.0,
             weight=1.0,
             reason="reference: the prompt's own answer against a sample; nothing was judged",
@@ -215,6 +215,12 @@ def _length_gap(preference: Preference) -> float:
 
 
 def keep_widest(preferences: Iterable[Preference], limit: int) -> list[Preference]:
-    """At most `limit` preferences, the widest margins first; then back in the order of ids."""
-    widest = heapq.nsmallest(limit, preferences, key=lambda p: (-p.margin, p.preference_id))
+    """At most `limit` preferences, the widest margins first and those without one last; then back
+    in the order of ids."""
+    widest = heapq.nsmallest(limit, preferences, key=_width)
     return sorted(widest, key=lambda p: (p.prompt_id, p.preference_id))
+
+
+def _width(preference: Preference) -> tuple[float, str]:
+    margin = -math.inf if preference.margin is None else preference.margin
+    return -margin, preference.preference_id

@@ -4,28 +4,81 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 from rlaif.data.spool import Spool
 from rlaif.errors import ConfigError
 from rlaif.records import canonical_json
+from rlaif.resources import find
 from rlaif.store import explain_os_errors
 
 Row = dict[str, Any]
 Placed = Iterator[tuple[str, Row]]
 OnFault = Callable[[ConfigError], None]
 
-_UNREADABLE = (OSError, EOFError, zlib.error)
-
 
 def stop(fault: ConfigError) -> None:
     """What is done with a row that cannot be read, unless the caller says otherwise: raise it."""
     raise fault
+
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".gz")
+
+
+@dataclass(frozen=True)
+class HubData:
+    """A split of a dataset on the Hugging Face hub (or of anything that `datasets` can load)."""
+
+    name: str
+    split: str = "train"
+    config: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.config is None else f"{self.name} ({self.config})"
+
+
+Source = Path | HubData
+
+
+def source_of(
+    name: str, split: str = "train", config: str | None = None, beside: Path | None = None
+) -> Source:
+    """The file or folder that a name means, else the dataset of that id on the hub. Raises
+    ConfigError where it can be neither."""
+    try:
+        return find(name, beside)
+    except ConfigError:
+        if HUB_ID.fullmatch(name) is None or name.endswith(ENDINGS):
+            raise
+        return HubData(name, split, config)
+
+
+def source_rows(source: Source, on_fault: OnFault = stop) -> Placed:
+    """(place, row) of a file, a folder or a dataset on the hub. Raises ConfigError."""
+    if isinstance(source, HubData):
+        return dataset_rows(source.name, source.split, source.config)
+    return file_rows(source, on_fault)
+
+
+def rows_hash(rows: Placed) -> str:
+    """The hash of rows and their order: what they hold, wherever they came from."""
+    digest = hashlib.sha256()
+    for _, row in rows:
+        text = json.dumps(row, sort_keys=True, default=str)
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+_UNREADABLE = (OSError, EOFError, zlib.error)
 
 
 def file_rows(path: Path, on_fault: OnFault = stop) -> Placed:
@@ -165,9 +218,10 @@ def _parquet_rows(path: Path) -> Placed:
         raise ConfigError(f"not a readable Parquet file: {error}", path) from None
 
 
-def dataset_rows(name: str, split: str) -> Placed:
+def dataset_rows(name: str, split: str, config: str | None = None) -> Placed:
     """(place, row) of a folder that `datasets` saved, or of anything that it can load."""
     import datasets
+    from httpx2 import HTTPError
 
     folder = Path(name)
     if (folder / "dataset_dict.json").exists():
@@ -178,8 +232,8 @@ def dataset_rows(name: str, split: str) -> Placed:
         if (folder / "state.json").exists():
             rows = datasets.load_from_disk(name)
         else:
-            rows = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            rows = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
         raise ConfigError(f"dataset {name!r} (split {split!r}) cannot be read: {error}") from None
     for number, row in enumerate(rows, 1):
         yield f"{name}: row {number}", dict(row)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Columns, PromptsSpec
-from rlaif.data.rows import Placed, dataset_rows, file_rows
+from rlaif.config import Columns, Experiment, LoadStep, PromptsSpec
+from rlaif.data.rows import HubData, Placed, Source, dataset_rows, file_rows
+from rlaif.data.turns import conversation
 from rlaif.errors import ConfigError
 from rlaif.records import Message, Prompt, make_prompt
 from rlaif.resources import find
 
 HELDOUT_SPLITS = frozenset({"heldout", "held_out", "holdout", "test", "eval", "validation"})
-ROLES = frozenset({"system", "user", "assistant"})
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,13 @@ def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
     if not prompts:
         raise ConfigError(f"{name}: no prompts in it; at least {spec.holdout + 1} are needed")
     return _split(spec, prompts, splits, duplicates, name)
+
+
+def loaded_source(experiment: Experiment, step: LoadStep, beside: Path | None) -> Source:
+    """What a load step reads. Raises ConfigError where it is a file that is not there."""
+    if step.dataset is not None:
+        return HubData(step.dataset, step.dataset_split, step.dataset_config)
+    return find(experiment.loaded_name(step) or "", beside)
 
 
 def split_prompts(spec: PromptsSpec, given: Iterable[Prompt], name: str) -> PromptSet:
@@ -138,16 +145,7 @@ def _prompt(row: dict[str, Any], columns: Columns, place: str, name: str) -> Pro
 def _messages(value: Any, place: str) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise ConfigError(f"{place}: `messages` must be a list of {{role, content}} turns")
-    messages: list[Message] = []
-    for turn in value:
-        role, content = (
-            (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else 2 * (None,)
-        )
-        if role not in ROLES or not isinstance(content, str):
-            raise ConfigError(
-                f"{place}: each turn needs a role (system, user or assistant) and a text content"
-            )
-        messages.append({"role": role, "content": content})
-    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+    messages = conversation(value, "user", "messages", place)
+    if messages[-1]["role"] not in ("user", "tool") or not messages[-1]["content"].strip():
         raise ConfigError(f"{place}: the last turn must be a user turn with text in it")
     return messages

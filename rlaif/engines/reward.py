@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -203,11 +204,27 @@ class RewardEngine:
         own, suffix = turn.text(answer)
         return text + own + (suffix if whole else ""), [*ids, *found], len(ids)
 
+    @cached_property
+    def _end(self) -> str:
+        """What the chat template writes after an answer."""
+        turn = AnswerTurn(self.tokenizer, [{"role": "user", "content": "?"}], self.spec.chat, True)
+        return turn.text({"role": "assistant", "content": "!"})[1]
+
     def text_row(self, text: str, prompt: str) -> tuple[list[int], int]:
         """The ids of a rendered conversation to where the reward is read, and how many of them are
         those of the `prompt` that it begins with."""
         if self.position == "end_of_turn" and text.rstrip().endswith(specials(self.tokenizer)):
             text = text.rstrip()
+        elif self.position == "last":
+            # Callers end a text with the end token, and the template may write more after it.
+            text += next(
+                (
+                    self._end[k:]
+                    for k in range(len(self._end), 0, -1)
+                    if text.endswith(self._end[:k])
+                ),
+                "",
+            )
         start: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         more, _ = joined(self.tokenizer, prompt, start, text[len(prompt) :])
         return [*start, *more], max(1, len(start))

@@ -17,8 +17,8 @@ CUT = f"{WAS_CUT}: thinking used up the tokens, raise `max_new_tokens`"
 
 ADVICE = (
     "turn its thinking off (by the chat template's own switch, such as `chat_template_kwargs: "
-    "{enable_thinking: false}`, which a server takes in `extra_body`), or let it think and write its "
-    "verdict (`verdict: written`, or `expected: false`)"
+    "{enable_thinking: false}`, which a server takes in `extra_body`), or let it think and write "
+    "its verdict (`verdict: written`, or `expected: false`)"
 )
 """What helps where label probabilities are read and the model thinks first."""
 

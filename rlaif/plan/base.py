@@ -21,13 +21,13 @@ from rlaif.yamlio import Lines, Loc
 VERSIONS = {
     "sample": 3,
     "judge": 4,
-    "pair": 1,
+    "pair": 2,
     "label": 2,
     "distill": 3,
     "train": 5,
     "logprobs": 3,
     "evaluate": 2,
-    "load": 1,
+    "load": 2,
     "filter": 2,
     "compare": 1,
 }
@@ -68,8 +68,8 @@ class PlanInputs:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def loaded_hash(self, step: LoadStep) -> str:
-        """The hash of the file that a load step reads."""
-        return self.files[self.experiment.loaded_path(step) or ""]
+        """The hash of the file or dataset that a load step reads."""
+        return self.files[self.experiment.loaded_name(step) or ""]
 
     def fail(self, index: int, message: str, key: str | None = None) -> ConfigError:
         """A ConfigError at step `index` (and its key), with the line."""

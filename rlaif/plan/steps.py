@@ -79,9 +79,8 @@ def plan_load(walk: Walk, index: int, step: LoadStep) -> None:
         walk.completions = dict(walk.pairs)
         walk.judgements = {}
         return
-    labels = step.model_dump(mode="json", include={"format", "columns", "on_error"})
-    said = step.format is not None or step.columns is not None or step.on_error == "skip"
-    read = [labels] if said else []
+    labels = _how_read(step)
+    read = [labels] if labels else []
     digest = step_hash("load", step.type, walk.inputs.loaded_hash(step), walk.round, *read)
     planned = walk.add(Planned(digest, "load", step.id, walk.seed, walk.round, step))
     walk.by_id[step.id, walk.round] = planned
@@ -94,9 +93,16 @@ def plan_load(walk: Walk, index: int, step: LoadStep) -> None:
         walk.preferences.append(planned)
 
 
+def _how_read(step: LoadStep) -> dict[str, Any]:
+    """The keys that decide how the rows of a file are read, where they are set."""
+    return step.model_dump(
+        mode="json", include={"format", "columns", "on_error"}, exclude_defaults=True
+    )
+
+
 def loaded_pairs(walk: Walk, step: LoadStep, ids: list[str], name: str | None = None) -> Planned:
     """The labelled pairs of the file whose prompts are among `ids`."""
-    read = step.model_dump(mode="json", include={"format", "columns"})
+    read = _how_read(step)
     digest = step_hash("load", "pairs", walk.inputs.loaded_hash(step), read, ids)
     return walk.add(
         Planned(digest, "load", name or step.id, walk.seed, walk.round, step, prompts=tuple(ids))

@@ -12,13 +12,13 @@ from typing import Any
 from msgspec import structs
 
 from rlaif.config import LoadStep
-from rlaif.data.labelled import LabelledPair
+from rlaif.data.labelled import LabelledPair, SingleAnswer
 from rlaif.data.labels import GivenPair, given_label, given_pair
 from rlaif.data.loaded import record_of
-from rlaif.data.readers import Reading, read_labelled
-from rlaif.data.readers.base import answer_id, better, name_of, number_of, turns
-from rlaif.data.readers.trl import shared_turns
-from rlaif.data.rows import file_rows
+from rlaif.data.readers import LabelledReading, Reading, read_answers, read_labelled
+from rlaif.data.readers.base import answer_id, better, better_scores
+from rlaif.data.rows import Source, source_rows
+from rlaif.data.sources import loaded_source
 from rlaif.errors import ConfigError
 from rlaif.records import (
     Completion,
@@ -29,7 +29,6 @@ from rlaif.records import (
     content_hash,
     make_prompt,
 )
-from rlaif.resources import find
 from rlaif.steps.context import StepContext
 
 BATCH = 1000
@@ -44,31 +43,29 @@ KINDS: dict[str, tuple[Any, str]] = {
 def run(context: StepContext) -> dict[str, Any]:
     """Read the whole file, refuse what is wrong, commit."""
     step = context.planned.step
-    path = find(context.inputs.experiment.loaded_path(step) or "", context.inputs.path)
+    source = loaded_source(context.inputs.experiment, step, context.inputs.path)
     if step.type == "pairs":
-        return _run_pairs(context, _reading(step, path), path)
+        return _run_pairs(context, _watched(step, source), source)
     left_out: dict[str, int] = {}
-    if step.format is not None or step.columns is not None:
-        records, left_out = _labelled(step, path, context.planned.round)
-    elif step.type == "preferences":
-        records, left_out = _preferences(step, path, context.planned.round)
+    if step.type == "preferences":
+        records, left_out = _preferences(step, source, context.planned.round)
     else:
-        records = _records(step.type, path, context.prompts)
+        records = _records(step.type, source, context.prompts)
     if not records:
-        raise ConfigError("no rows in this file that could be used", path)
+        raise ConfigError("no rows in this file that could be used", str(source))
     done = len(context.folder.read(step.type))
     for start in range(done, len(records), BATCH):
         context.folder.append(step.type, records[start : start + BATCH])
     return {"counts": {step.type: len(records), **left_out}}
 
 
-def _records(kind: str, path: Path, prompts: Mapping[str, Prompt]) -> list[Any]:
+def _records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> list[Any]:
     """Every row as a record. Raises ConfigError for a row that is none, for an id that comes twice,
     and for a completion of a prompt that the experiment does not have."""
     record, key = KINDS[kind]
     places: dict[str, str] = {}
     found = []
-    for place, row in file_rows(path):
+    for place, row in source_rows(source):
         made = record_of(record, row, place)
         name = getattr(made, key)
         if places.setdefault(name, place) != place:
@@ -85,77 +82,90 @@ def _records(kind: str, path: Path, prompts: Mapping[str, Prompt]) -> list[Any]:
     return found
 
 
-def _preferences(
-    step: LoadStep, path: Path, round_number: int
-) -> tuple[list[Preference], dict[str, int]]:
-    """The preferences of TRL's rows, and how many rows could not be read where these are skipped.
-    Raises ConfigError for the first one where they are not."""
-    if step.on_error == "fail":
-        return load_trl(path, round_number), {}
-    found, skipped = [], 0
-    for place, row in file_rows(path):
-        try:
-            found.append(trl_preference(row, place, round_number))
-        except ConfigError as error:
-            log.warning("skipped: %s", error)
-            skipped += 1
-    return found, {"skipped": skipped} if skipped else {}
+def _watched(step: LoadStep, source: Source) -> LabelledReading:
+    reading = read_labelled(source, step.format, step.columns, step.on_error)
+    _refuse_second_file(reading, source)
+    return reading
 
 
-def _reading(step: LoadStep, path: Path) -> Reading:
-    reading = read_labelled(path, step.format, step.columns, step.on_error)
+def _refuse_second_file(reading: Reading, source: Source) -> None:
     if reading.format.open is not None:
         raise ConfigError(
             f"format {reading.name} needs a second file, which this step would not watch for "
             "changes: make one file of the two with `rlaif convert` first",
-            path,
+            str(source),
         )
-    return reading
 
 
-def _labelled(
-    step: LoadStep, path: Path, round_number: int
+def _preferences(
+    step: LoadStep, source: Source, round_number: int
 ) -> tuple[list[Preference], dict[str, int]]:
-    """The preferences that a file's labels give, and how many rows or pairs gave none, by why."""
-    reading = _reading(step, path)
+    """The preferences that a file's rows give, and how many rows or pairs gave none, by why."""
+    if _holds_records(source):
+        return [record_of(Preference, row, place) for place, row in source_rows(source)], {}
+    reading = read_answers(source, step.format, step.columns, step.on_error)
+    _refuse_second_file(reading, source)
     counts = {"skipped": 0, "tied": 0, "unlabelled": 0}
     found: list[Preference] = []
-    for pair in reading:
-        if pair.label is None or pair.label == 0.5:
-            counts["tied" if pair.label == 0.5 else "unlabelled"] += 1
-            continue
-        found.append(labelled_preference(pair, round_number))
+    for one in reading:
+        if isinstance(one, SingleAnswer):
+            found.append(single_preference(one, round_number))
+        elif one.label is None or one.label == 0.5:
+            counts["tied" if one.label == 0.5 else "unlabelled"] += 1
+        else:
+            found.append(labelled_preference(one, round_number))
     counts["skipped"] = len(reading.skipped)
+    counts |= {f"without_{name}": count for name, count in reading.lost.items()}
     without = {name: count for name, count in counts.items() if count}
     if not found:
         why = ", ".join(f"{name}: {count}" for name, count in without.items())
         raise ConfigError(
-            f"none of its {reading.rows} rows gives a pair with a winner ({why})", path
+            f"none of its {reading.rows} rows gives a pair with a winner ({why})", str(source)
         )
     return found, without
+
+
+def _holds_records(source: Source) -> bool:
+    """Whether a file's first row is a preference of a run, ids and all."""
+    head = next(source_rows(source, lambda fault: None), None)
+    return head is not None and head[1].keys() >= {"preference_id", "chosen_id", "rejected_id"}
 
 
 def labelled_preference(pair: LabelledPair, round_number: int = 0) -> Preference:
     """What the annotator of a pair said, as a Preference whose `source` is the annotator's kind.
 
-    The scores are the probabilities that each answer is better. Raises ValueError for a tie or a
-    pair without a label.
+    The scores are the file's own. The margin is the file's, or their gap; without either it is what
+    a share of votes says, P(chosen is better) - P(rejected is better), and a plain verdict has
+    none. Raises ValueError for a tie or a pair without a label.
     """
     chosen, rejected = better(pair)
     assert pair.label is not None
     above = max(pair.label, 1.0 - pair.label)
+    scores, margin = better_scores(pair), None if above == 1.0 else 2.0 * above - 1.0
+    if scores is not None:
+        margin = scores[0] - scores[1]
+    if pair.margin is not None:
+        margin = pair.margin
     return _loaded(
-        pair.annotator_kind,
+        pair.source or pair.annotator_kind,
         pair.prompt.messages,
         chosen.messages,
         rejected.messages,
-        (above, 1.0 - above, 2.0 * above - 1.0),
+        (*(scores or (None, None)), margin),
         round_number,
         f"labelled by {pair.annotator}" if pair.annotator else "labelled in a file",
     )
 
 
-def _run_pairs(context: StepContext, reading: Reading, path: Path) -> dict[str, Any]:
+def single_preference(single: SingleAnswer, round_number: int = 0) -> Preference:
+    """An answer that stands alone, good or bad, as a Preference whose other side is empty."""
+    answer = single.answer.messages
+    good, bad = (answer, []) if single.good else ([], answer)
+    source, prompt = single.source or "file", single.prompt.messages
+    return _loaded(source, prompt, good, bad, (None, None, None), round_number)
+
+
+def _run_pairs(context: StepContext, reading: LabelledReading, source: Source) -> dict[str, Any]:
     """The pairs of this step's prompts: their answers, who said what of them, and the pairs."""
     wanted = set(context.planned.prompts)
     completions: dict[str, Completion] = {}
@@ -178,7 +188,7 @@ def _run_pairs(context: StepContext, reading: Reading, path: Path) -> dict[str, 
             f"none of its {reading.rows} rows is a pair of answers to one of the {len(wanted)} "
             "prompts. The labels must be of these prompts: leave `prompts.path` out, and the "
             "prompts are those of the pairs.",
-            path,
+            str(source),
         )
     for name, records in (
         ("completions", [completions[key] for key in sorted(completions)]),
@@ -192,81 +202,12 @@ def _run_pairs(context: StepContext, reading: Reading, path: Path) -> dict[str, 
     return {"counts": {**counts, "skipped": len(reading.skipped)}, "skipped": reading.skipped[:20]}
 
 
-def load_preferences(path: Path) -> list[Preference]:
-    """The preferences in a step's folder, in a file of TRL's formats, or in one of labelled pairs
-    of any known format (ties and pairs without a label are left out). Raises ConfigError."""
-    if path.is_dir():
-        return load_trl(path / "preferences.jsonl")
-    row = next(file_rows(path), None)
-    if row is None or {"prompt", "chosen", "rejected"} <= row[1].keys():
-        return load_trl(path)
-    return [labelled_preference(p) for p in read_labelled(path) if p.label not in (None, 0.5)]
-
-
-def load_trl(path: Path, round_number: int = 0) -> list[Preference]:
-    """The preferences in a JSONL or Parquet file of TRL's formats (text or message lists)."""
-    return [trl_preference(row, place, round_number) for place, row in file_rows(path)]
-
-
-def _explicit_prompt(row: dict[str, Any]) -> dict[str, Any]:
-    """TRL's implicit form, two conversations that begin alike, with the shared turns as prompt."""
-    chosen, rejected = row.get("chosen"), row.get("rejected")
-    if row.get("prompt") or not isinstance(chosen, list) or not isinstance(rejected, list):
-        return row
-    shared = shared_turns(chosen, rejected)
-    parts = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
-    return {**row, **parts}
-
-
-def trl_preference(row: dict[str, Any], place: str, round_number: int) -> Preference:
-    """One TRL row as a Preference. Raises ConfigError that names the row."""
-    if set(row) >= {"preference_id", "chosen_id", "rejected_id"}:
-        return record_of(Preference, row, place)
-    single = "completion" in row and not row.get("chosen") and not row.get("rejected")
-    row = _explicit_prompt(row)
-    wanted = ("prompt", "completion") if single else ("prompt", "chosen", "rejected")
-    lacking = [key for key in wanted if not row.get(key)]
-    if lacking:
-        raise ConfigError(
-            f"{place}: {', '.join(lacking)} missing or empty; expected prompt, chosen and "
-            "rejected, or prompt and completion, with a label (true or false) where answers can be "
-            f"bad; the row has {sorted(row)}"
-        )
-    if single:
-        return _single(row, place, round_number)
-    prompt = turns(row, "prompt", "user", place)
-    chosen = turns(row, "chosen", "assistant", place)
-    rejected = turns(row, "rejected", "assistant", place)
-    if chosen == rejected:
-        raise ConfigError(f"{place}: chosen and rejected are the same text")
-    for key, answer in (("chosen", chosen), ("rejected", rejected)):
-        if answer[-1]["role"] != "assistant":
-            raise ConfigError(f"{place}: {key} must end with an assistant turn, the answer")
-    above = number_of(row, "score_chosen", place)
-    below = number_of(row, "score_rejected", place)
-    margin = number_of(row, "margin", place)
-    if margin is None:
-        margin = above - below if above is not None and below is not None else 0.0
-    scores = (margin if above is None else above, 0.0 if below is None else below, margin)
-    source = name_of(row, "source", place) or "file"
-    return _loaded(source, prompt, chosen, rejected, scores, round_number)
-
-
-def _single(row: dict[str, Any], place: str, round_number: int) -> Preference:
-    """One row of TRL's unpaired or prompt-completion form; without a label the answer is good."""
-    label = row.get("label", True)
-    if not isinstance(label, bool):
-        raise ConfigError(f"{place}: label is {label!r}; true or false was expected")
-    prompt = turns(row, "prompt", "user", place)
-    answer = turns(row, "completion", "assistant", place)
-    if len(answer) != 1 or answer[0]["role"] != "assistant":
-        raise ConfigError(
-            f"{place}: completion has {len(answer)} turns; text or one assistant turn was "
-            "expected. Earlier turns belong into prompt."
-        )
-    good, bad = (answer, []) if label else ([], answer)
-    source = name_of(row, "source", place) or "file"
-    return _loaded(source, prompt, good, bad, (0.0, 0.0, 0.0), round_number)
+def load_preferences(path: Path, round_number: int = 0) -> list[Preference]:
+    """The preferences in a step's folder, or in a file of any format that is read (ties and pairs
+    without a label are left out). Raises ConfigError."""
+    inside = path / "preferences.jsonl"
+    step = LoadStep.model_validate({"type": "preferences", "path": str(path)})
+    return _preferences(step, inside if inside.is_file() else path, round_number)[0]
 
 
 def _loaded(
@@ -274,7 +215,7 @@ def _loaded(
     prompt: list[Message],
     chosen: list[Message],
     rejected: list[Message],
-    scores: tuple[float, float, float],
+    scores: tuple[float | None, float | None, float | None],
     round_number: int,
     reason: str = "loaded from a file",
 ) -> Preference:

@@ -296,7 +296,8 @@ def labels_of(
     ids = [name for e in examples for name in e.ids]
     if not rated:
         scores = [score for e in examples for score in e.scores]
-        rated = {OWN: dict(zip(ids, scores, strict=True))} if any(scores) else {}
+        own = {name: s for name, s in zip(ids, scores, strict=True) if s is not None}
+        rated = {OWN: own} if own else {}
     if not rated:
         raise RlaifError(
             "nobody rated these answers by themselves: the pairs have no scores and no judgements "

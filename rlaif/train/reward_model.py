@@ -71,7 +71,8 @@ class RewardTask:
         prob = _column((p.prob for p in pairs), chosen) if soft else None
         if isinstance(options, CostDistill):
             safe = torch.tensor(
-                [[s >= options.safe_at for s in e.scores] for e in rows], device=chosen.device
+                [[s is not None and s >= options.safe_at for s in e.scores] for e in rows],
+                device=chosen.device,
             )
             return losses.cost(chosen, rejected, safe[:, 0], safe[:, 1], prob=prob)
         if isinstance(options, ConditionalDistill):
@@ -79,7 +80,7 @@ class RewardTask:
             kept_in = (losses.barrier(chosen) + losses.barrier(rejected)) / 2
             return ranked + options.penalty * kept_in
         asked = isinstance(options, BradleyTerryDistill) and options.margin == "score"
-        margin = _column((p.margin for p in pairs), chosen) if asked else None
+        margin = _column((p.margin or 0.0 for p in pairs), chosen) if asked else None
         return losses.bradley_terry(
             chosen, rejected, margin=margin, prob=prob, **options.loss_options
         )
@@ -220,8 +221,22 @@ def _once(preferences: Sequence[Preference]) -> list[Preference]:
 def examples_of(examples: list[Example], options: DistillStep) -> list[Example]:
     """The examples as the method batches them. Raises RlaifError where answers lack what it
     needs."""
+    if isinstance(options, BradleyTerryDistill) and options.margin == "score":
+        lacking = sum(p.margin is None for e in examples for p in e.pairs)
+        if lacking:
+            raise RlaifError(
+                f"bradley_terry: {lacking} of {len(examples)} pairs have no margin, and `margin: "
+                "score` asks for one. Give the pairs a `margin`, or `score_chosen` and "
+                "`score_rejected`; or set `margin: none`."
+            )
     if isinstance(options, CostDistill):
-        safe = {score >= options.safe_at for e in examples for score in e.scores}
+        scores = [score for e in examples for score in e.scores]
+        if None in scores:
+            raise RlaifError(
+                f"cost: {scores.count(None)} of {len(scores)} answers have no score, so nobody "
+                "knows whether they are safe. The pairs need `score_chosen` and `score_rejected`."
+            )
+        safe = {score >= options.safe_at for score in scores if score is not None}
         if len(safe) < 2:
             every = "safe" if True in safe else "harmful"
             raise RlaifError(

@@ -30,7 +30,7 @@ class Ranked(NamedTuple):
     chosen: int
     rejected: int
     prob: float
-    margin: float
+    margin: float | None
     weight: float
 
 
@@ -39,9 +39,10 @@ class Example:
     """One prompt and its branches: (chosen, rejected) token ids, or (chosen,) for SFT.
 
     `prob` is the probability that chosen is really better (a soft label), `margin` the difference
-    of their scores. `desirable` says of each answer whether it is a good one: (True, False) for a
-    pair, one value for an answer that stands alone. `scores` are the answers' own, and `ids` their
-    completions'. `ranked` are the pairs among more than two branches; none means the one pair."""
+    of their scores, None where nobody gave any. `desirable` says of each answer whether it is a
+    good one: (True, False) for a pair, one value for an answer that stands alone. `scores` are the
+    answers' own, and `ids` their completions'. `ranked` are the pairs among more than two branches;
+    none means the one pair."""
 
     example_id: str
     prompt_id: str
@@ -49,9 +50,9 @@ class Example:
     completions: tuple[list[int], ...]
     weight: float = 1.0
     prob: float = 1.0
-    margin: float = 0.0
+    margin: float | None = None
     desirable: tuple[bool, ...] = (True, False)
-    scores: tuple[float, ...] = ()
+    scores: tuple[float | None, ...] = ()
     ids: tuple[str, ...] = ()
     ranked: tuple[Ranked, ...] = ()
 

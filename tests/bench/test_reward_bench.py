@@ -162,14 +162,14 @@ def test_mistakes_are_said(trained: tuple[Path, Path], tmp_path: Path) -> None:
 def test_a_model_that_the_newest_answers_fool_is_called_stale(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    from rlaif.steps.load import load_trl
+    from rlaif.steps.load import load_preferences
 
     model, _ = trained
-    early = load_trl(write(tmp_path / "early.jsonl", rows(20, 300)), 1)
+    early = load_preferences(write(tmp_path / "early.jsonl", rows(20, 300)), 1)
     late = rows(20, 400)
     for row in late:
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
-    late_pairs = load_trl(write(tmp_path / "late.jsonl", late), 2)
+    late_pairs = load_preferences(write(tmp_path / "late.jsonl", late), 2)
     folder = tmp_path / "pairs"
     folder.mkdir()
     write(folder / "preferences.jsonl", [to_json(p) for p in [*early, *late_pairs]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def test_every_pair_of_formats_gives_back_what_it_does_not_call_lost(
         lost = {*there[1], *back[1]}
         assert set(differences(held, back[0])) <= lost
         if not lost:
-            assert back[0] == held
+            # A format may need numbers where none were given.
+            filled = {k: getattr(back[0], k) for k in ("scores", "margin") if not getattr(held, k)}
+            assert back[0] == replace(held, **filled)
 
 
 PLAIN = make_pair("here:1", turns("Name a fruit."), ("A plum.", "No."), 1.0)
@@ -206,3 +209,45 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
     assert "t.jsonl:2: chosen is missing" in done.stderr
     found = json.loads(CliRunner().invoke(cli, [*args, "--json"]).stdout)
     assert (found["written"], found["lost"], len(found["skipped"])) == (1, {"subset": 1}, 1)
+
+
+TIE = {"prompt": "q", "response 1": "a", "response 2": "b", "label": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "ending", "said"),
+    [
+        ("", "jsonl", "no row that could be used"),
+        ("{\n[]\n", "jsonl", "a.jsonl:1: not valid JSON"),
+        ("[]", "json", "no row that could be used"),
+        ("prompt,chosen,rejected\n", "csv", "no row that could be used"),
+        ('{"prompt": 3, "chosen": "a", "rejected": "b"}\n', "jsonl", "a.jsonl:1: prompt is 3"),
+        (json.dumps(TIE), "jsonl", "a.jsonl:1: trl cannot hold this pair: a tie"),
+    ],
+)
+def test_commands_that_read_no_row_write_no_file(
+    text: str, ending: str, said: str, tmp_path: Path
+) -> None:
+    source, out = tmp_path / f"a.{ending}", tmp_path / "out"
+    source.write_text(text)
+    commands = [["convert", str(source), str(tmp_path / "x.jsonl"), "--to", "trl"]]
+    if "tie" not in said:
+        commands += [[*name, str(source)] for name in (["winrate"], ["data", "stats"])]
+        commands += [["judge-bench", str(source), "--out", str(out)]]
+    for command in commands:
+        refused = CliRunner().invoke(cli, command).exception
+        assert isinstance(refused, ConfigError), command
+        assert refused.exit_code == 2
+        assert said in str(refused), command
+    assert [p.name for p in tmp_path.iterdir()] == [source.name]
+
+
+def test_a_run_without_records_exports_no_file(tmp_path: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "out.jsonl"
+    folder.mkdir()
+    manifest = {"format": 1, "arms": {}, "steps": []}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    refused = CliRunner().invoke(cli, ["export", str(folder), str(out)]).exception
+    assert isinstance(refused, ConfigError)
+    assert "this run has no preferences" in str(refused)
+    assert not out.exists()

@@ -131,7 +131,8 @@ def test_every_format_of_a_run_is_read_again(
             assert not prompts & seen.get("prompts", set()) or split == "train"
     assert not seen["train"] & seen["test"]
     default = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
-    assert default["train"].column_names == ["prompt", "chosen", "rejected"]
+    columns = ["prompt", "chosen", "rejected", "score_chosen", "score_rejected"]
+    assert default["train"].column_names == columns
     assert len(list(read_labelled(folder))) == pairs["train"], "the folder is a dataset to us too"
     again = run_experiment(path, tmp_path / "run")
     assert again.ran == 0 and again.dataset is not None and again.dataset.rows == built["rows"]

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -179,9 +180,9 @@ SAMPLES: dict[str, tuple[Row, list[tuple[Any, ...]]]] = {
             ],
         },
         [
-            ("No.", "A plum.", 0.0, "food", ("x", "y"), "gpt-4", "ai"),
-            ("No.", "?", None, "food", ("x", "z"), "gpt-4", "ai"),
-            ("A plum.", "?", None, "food", ("y", "z"), "gpt-4", "ai"),
+            ("No.", "A plum.", 0.0, "food", ("x", "y"), None, "ai"),
+            ("No.", "?", None, "food", ("x", "z"), None, "ai"),
+            ("A plum.", "?", None, "food", ("y", "z"), None, "ai"),
         ],
     ),
     "ultrafeedback_binarized": (
@@ -193,7 +194,7 @@ SAMPLES: dict[str, tuple[Row, list[tuple[Any, ...]]]] = {
             "score_chosen": 8.0,
             "score_rejected": 2.0,
         },
-        [("A plum.", "No.", 1.0, None, None, "gpt-4", "ai")],
+        [("A plum.", "No.", 1.0, None, None, None, "ai")],
     ),
     "distilabel": (
         {
@@ -205,7 +206,7 @@ SAMPLES: dict[str, tuple[Row, list[tuple[Any, ...]]]] = {
             "chosen_model": "x",
             "rejected_model": "y",
         },
-        [("A plum.", "No.", 0.5, None, ("x", "y"), "gpt-4", "ai")],
+        [("A plum.", "No.", 0.5, None, ("x", "y"), None, "ai")],
     ),
     "rewardbench": (
         {
@@ -258,10 +259,6 @@ def test_a_row_is_found_and_read(name: str, tmp_path: Path) -> None:
     assert {pair.prompt.question for pair in pairs} == {"Name a fruit."}
     assert {pair.place for pair in pairs} == {f"{path}:1"}
     assert all(p.first.prompt_id == p.prompt.prompt_id for p in pairs)
-
-
-def test_every_format_has_a_sample_here() -> None:
-    assert SAMPLES.keys() | {"alpaca_eval_outputs", "pku_safer"} == FORMATS.keys()
 
 
 def test_conversations_keep_their_turns(tmp_path: Path) -> None:
@@ -367,8 +364,8 @@ def test_a_label_column_without_values_is_a_probability(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"chosen": "a"}, "give `chosen` and `rejected`, or"),
-        ({"chosen": "a", "rejected": "b", "label": "c"}, "give `chosen` and `rejected`, or"),
+        ({"chosen": "a"}, "give `chosen` and `rejected`; or"),
+        ({"chosen": "a", "rejected": "b", "label": "c"}, "give `chosen` and `rejected`; or"),
         ({"chosen": "a", "rejected": "b", "labels": {"first": 1, "second": 0}}, "give `label` too"),
         (
             {"first": "a", "second": "b", "label": "c", "labels": {"first": 1, "second": "1"}},
@@ -414,8 +411,8 @@ def test_one_bad_row_stops_or_is_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", b"", "no row that could be read"),
-        ("a.jsonl", b"{\n", "no row that could be read\n.*a.jsonl:1: not valid JSON"),
+        ("a.jsonl", b"", "no row that could be used"),
+        ("a.jsonl", b"{\n", "no row that could be used .of 1.\n.*a.jsonl:1: not valid JSON"),
         ("a.jsonl.gz", b"no gzip", "cannot be read: Not a gzipped file"),
         ("a.json", b"{}", "expected a list of objects"),
         ("a.csv", b"a,b\n1\n", "row 1: not as many cells as columns"),
@@ -485,3 +482,70 @@ def test_ten_thousand_malformed_rows_are_named_each(tmp_path: Path) -> None:
         assert places == set(range(1, len(lines) + 1)), name
         named += len(reading.skipped)
     assert named >= 10_000
+
+
+BAD_PARTS: dict[str, tuple[Row, str, set[tuple[str, str]]]] = {
+    "ultrafeedback": (
+        {
+            "instruction": "Name a fruit.",
+            "completions": [
+                rated("x", "No.", "1", "1", "1", "1"),
+                rated("y", "A plum.", "5", "9", "5", "5"),
+                {"model": "w", "response": None, "annotations": {}},
+                rated("v", "half \ud800", "5", "5", "5", "5"),
+                rated("z", "A fig.", "4", "4", "4", "4"),
+            ],
+        },
+        "Rating 9|response is missing|half a surrogate",
+        {("No.", "A fig.")},
+    ),
+    "rewardbench_v2": (
+        {
+            "prompt": "Name a fruit.",
+            "chosen": ["A plum.", None],
+            "rejected": ["No.", "A plum.", 3],
+            "subset": "food",
+        },
+        r"chosen\[1\] is None|rejected\[2\] is 3|the same text",
+        {("A plum.", "No.")},
+    ),
+    "argilla": (
+        {
+            "prompt": "Name a fruit.",
+            "response1": "A plum.",
+            "response2": "No.",
+            "preference.responses": ["neither", "response1"],
+        },
+        "preference is 'neither'",
+        {("A plum.", "No.")},
+    ),
+    "icai": (
+        ICAI_ROW | {"annotations": {"h": {"pref": "c"}, "m": {"pref": "a"}}},
+        "pref is 'c'",
+        {("A plum.", "No.")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PARTS)
+def test_one_bad_part_of_a_row_leaves_the_others(name: str, tmp_path: Path) -> None:
+    row, words, expected = BAD_PARTS[name]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    reading = read_labelled(path, name, on_error="skip")
+    assert {(p.first.text, p.second.text) for p in reading} == expected
+    assert len(reading.skipped) == len(words.split("|"))
+    for said, wanted in zip(reading.skipped, words.split("|"), strict=True):
+        assert said.startswith(f"{path}:1: ")
+        assert re.search(wanted, said)
+    with pytest.raises(ConfigError, match=words.split("|")[0]):
+        list(read_labelled(path, name))
+
+
+@pytest.mark.parametrize("name", ["ultrafeedback", "ultrafeedback_binarized", "distilabel"])
+def test_who_rated_is_the_rows_own_word_or_nobodys(name: str, tmp_path: Path) -> None:
+    row, _ = SAMPLES[name]
+    for more, expected in (({}, None), ({"labelling_model": "judge-9b"}, "judge-9b")):
+        found = read_labelled(jsonl(tmp_path / "rows.jsonl", [row | more]))
+        assert found.name == name
+        assert {pair.annotator for pair in found} == {expected}

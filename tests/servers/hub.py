@@ -1,13 +1,18 @@
-"""A hub on a real socket, as far as one upload of a dataset asks: it makes a repository, takes one
-commit of plain files, and refuses whoever has another token."""
+"""A hub on a real socket, as far as one upload of a dataset and its loading ask: it makes a
+repository, takes one commit of plain files, refuses whoever has another token, and gives the files
+of a dataset to everybody."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "a" * 40
 
 
 class Hub:
@@ -26,15 +31,38 @@ class Hub:
                 allowed = self.headers["Authorization"] == f"Bearer {hub.token}"
                 self._send(200 if allowed else 403, hub.answer(self.path, body) if allowed else {})
 
-            def do_GET(self) -> None:
-                self._send(404, {"error": "no such repository"})
+            def do_HEAD(self) -> None:
+                self.do_GET()
 
-            def _send(self, status: int, value: dict[str, Any]) -> None:
+            def do_GET(self) -> None:
+                parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+                if parts[0] == "datasets" and parts[3:4] == ["resolve"]:
+                    files = hub.files.get("/".join(parts[1:3]), {})
+                    self._file(files.get("/".join(parts[5:])))
+                    return
+                found = hub.about("/".join(parts[2:4]), parts[4:])
+                missing = {"error": "not found"}
+                self._send(*((404, missing) if found is None else (200, found)))
+
+            def _file(self, data: bytes | None) -> None:
+                self.send_response(404 if data is None else 200)
+                if data is None:
+                    self.send_header("X-Error-Code", "EntryNotFound")
+                else:
+                    self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+                    self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("Content-Length", str(len(data or b"")))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(data or b"")
+
+            def _send(self, status: int, value: Any) -> None:
                 data = json.dumps(value).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                if self.command != "HEAD":
+                    self.wfile.write(data)
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -49,6 +77,22 @@ class Hub:
     def __exit__(self, *exc: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def about(self, repo: str, rest: list[str]) -> Any:
+        """What is said of a dataset: its names, or its tree; None of one that is not here."""
+        files = self.files.get(repo)
+        if files is None:
+            return None
+        if rest[:1] == ["tree"]:
+            return [
+                {"type": "file", "path": name, "size": len(data), "oid": "b" * 40}
+                for name, data in files.items()
+                if name.startswith("/".join(rest[2:]))
+            ]
+        if rest[:1] not in ([], ["revision"]):
+            return None
+        names = [{"rfilename": name} for name in files]
+        return {"id": repo, "sha": COMMIT, "private": False, "tags": [], "siblings": names}
 
     def answer(self, path: str, body: bytes) -> dict[str, Any]:
         """What a call that is allowed gets."""
@@ -68,7 +112,7 @@ class Hub:
                 if row["key"] == "file":
                     content = base64.b64decode(row["value"]["content"])
                     self.files.setdefault(repo, {})[row["value"]["path"]] = content
-            oid = "a" * 40
+            oid = COMMIT
             return {"commitOid": oid, "commitUrl": f"{self.url}/datasets/{repo}/commit/{oid}"}
         # The card's metadata are in order.
         return {"errors": [], "warnings": []}

@@ -16,7 +16,7 @@ from rlaif.engines.build import load_engine
 from rlaif.errors import RlaifError
 from rlaif.records import Judgement
 from rlaif.train.probe import binned, fit_reward_model, ratings
-from rlaif.train.reward_model import by_prompt, prepared
+from rlaif.train.reward_model import by_prompt, examples_of, prepared
 from rlaif.train.run import train
 from rlaif.train.tokenise import Example
 
@@ -262,7 +262,7 @@ def test_what_cannot_teach_is_refused_in_words(tmp_path, make_model, make_prefer
         prepared(preferences, options(source_weights={"test": 0.0}))
     weighted, _ = prepared(preferences, options(source_weights={"test": 0.25}))
     assert {p.weight for p in weighted} == {0.25}
-    bare = [replace(p, score_chosen=0.0) for p in preferences]
+    bare = [replace(p, score_chosen=None, score_rejected=None) for p in preferences]
     with pytest.raises(RlaifError, match="nobody rated these answers"):
         fitted(make_model(0), tmp_path / "a", bare, method="ordinal")
     same = judged(preferences, of=lambda s: 0.5)
@@ -275,3 +275,12 @@ def test_what_cannot_teach_is_refused_in_words(tmp_path, make_model, make_prefer
         fitted(make_model(0), tmp_path / "d", preferences, two, method="ordinal", objective="kin")
     with pytest.raises(RlaifError, match="held-out prompts"):
         fitted(make_model(0), tmp_path / "e", preferences[:1], method="linear")
+
+
+def test_methods_that_ask_for_scores_say_which_pairs_have_none() -> None:
+    pair = Example("f_1", "p_1", [1], ([2], [3]), scores=(None, None))
+    with pytest.raises(RlaifError, match="cost: 2 of 2 answers have no score"):
+        examples_of([pair], options(method="cost"))
+    with pytest.raises(RlaifError, match="1 of 1 pairs have no margin"):
+        examples_of([pair], options(method="bradley_terry", margin="score"))
+    assert examples_of([pair], options(method="bradley_terry")) == [pair]

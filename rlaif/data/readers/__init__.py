@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 from rlaif.config import LabelColumns
-from rlaif.data.labelled import LabelledPair
+from rlaif.data.labelled import LabelledPair, SingleAnswer
 from rlaif.data.readers import (
     alpaca_eval,
+    arena,
     argilla,
     autoj,
     hh,
     hhh,
     icai,
     llama_factory,
+    oasst,
     openrlhf,
     pku,
+    ppe,
+    presets,
     rewardbench,
+    singles,
     trl,
     ultrafeedback,
     verl,
 )
-from rlaif.data.readers.base import Format
+from rlaif.data.readers.base import Format, Found, ReadRow, at, attempt
 from rlaif.data.readers.columns import mapped
-from rlaif.data.rows import Row, file_rows, stop
+from rlaif.data.rows import Placed, Row, Source, source_rows, stop
 from rlaif.errors import ConfigError
 from rlaif.yamlio import load_yaml, suggest, validate
 
 FORMATS: dict[str, Format] = {
     "hhh": hhh.FORMAT,
+    "mt_bench": arena.MT_BENCH,
+    "arena": arena.FORMAT,
+    "arena_55k": arena.KAGGLE,
+    "oasst": oasst.MESSAGES,
+    "oasst_trees": oasst.TREES,
+    "ppe_correctness": ppe.FORMAT,
+    **presets.formats(),
     "autoj": autoj.FORMAT,
     "alpaca_eval": alpaca_eval.FORMAT,
     "alpaca_eval_outputs": alpaca_eval.OUTPUTS,
@@ -51,75 +65,185 @@ FORMATS: dict[str, Format] = {
     "rewardbench": rewardbench.FORMAT,
     "hh": hh.FORMAT,
     "trl": trl.FORMAT,
+    "kto": trl.KTO,
+    "sft": trl.SFT,
+    "messages": singles.MESSAGES,
 }
 """By name. The first that fits a file's first row reads it, so the narrower ones come first."""
 
 OnError = Literal["fail", "skip"]
+TOOLS = ("tools", "functions")
+"""Columns that say which tools a model may call. They are no turns, and are counted as lost."""
 
 
 @dataclass
 class Reading:
-    """The pairs of one file, read while they are iterated over (once).
+    """What the rows of one file hold, read while it is iterated over (once).
 
-    `skipped` holds a message that begins with file and row for every row that could not be read;
-    like `rows` and `columns` (every column name seen) it is complete when the pairs are.
+    `skipped` holds a message that begins with file and row for every row, or part of one, that
+    could not be read; like `rows`, `columns` (every column name seen) and `lost` (what rows hold
+    and no record does, counted) it is complete when the iteration is.
     """
 
     name: str
     format: Format
-    pairs: Iterator[LabelledPair]
+    found: Iterator[Found]
     skipped: list[str] = field(default_factory=list)
     columns: set[str] = field(default_factory=set)
+    lost: Counter[str] = field(default_factory=Counter)
     rows: int = 0
 
+    def __iter__(self) -> Iterator[Found]:
+        return self.found
+
+
+@dataclass
+class LabelledReading(Reading):
+    """A reading of pairs alone."""
+
     def __iter__(self) -> Iterator[LabelledPair]:
-        return self.pairs
+        return cast(Iterator[LabelledPair], self.found)
 
 
 def read_labelled(
-    path: Path,
+    source: Source,
+    from_: str | None = None,
+    columns: LabelColumns | None = None,
+    on_error: OnError = "fail",
+) -> LabelledReading:
+    """The labelled pairs of a file, a `datasets` folder or a dataset on the hub.
+
+    The format is the one named by `from_`, or the column map's, or is found from the first row. A
+    row that cannot be read, or holds an answer that stands alone, raises ConfigError with file and
+    row, or is skipped and reported. Raises ConfigError where the file cannot be read, its format
+    cannot be told, or, at the end, no row of it gave a pair.
+    """
+    reading = LabelledReading("", FORMATS["trl"], iter(()))
+    return _read(reading, source, from_, columns, on_error, _pair_alone)
+
+
+def read_answers(
+    source: Source,
     from_: str | None = None,
     columns: LabelColumns | None = None,
     on_error: OnError = "fail",
 ) -> Reading:
-    """The labelled pairs of a file or `datasets` folder.
+    """As `read_labelled`, with the answers that stand alone: all that a model is trained on."""
+    reading = Reading("", FORMATS["trl"], iter(()))
+    return _read(reading, source, from_, columns, on_error, lambda found: found)
 
-    The format is the one named by `from_`, or the column map's, or is found from the first row. A
-    row that cannot be read raises ConfigError with file and row, or is skipped and reported. Raises
-    ConfigError where the file cannot be read, has no rows, or its format cannot be told.
-    """
+
+R = TypeVar("R", bound=Reading)
+
+
+def _read(
+    reading: R,
+    source: Source,
+    from_: str | None,
+    columns: LabelColumns | None,
+    on_error: OnError,
+    wanted: Callable[[Found | ConfigError], Found | ConfigError],
+) -> R:
     if from_ is not None and columns is not None:
         raise ConfigError(f"format {from_!r} and a column map: give one of them")
     given = format_named(from_) if from_ is not None else mapped(columns) if columns else None
-    skipped: list[str] = []
 
     def skip(fault: ConfigError) -> None:
-        skipped.append(str(fault))
+        reading.skipped.append(str(fault))
 
     on_fault = stop if on_error == "fail" else skip
-    rows = file_rows(path, on_fault)
+    rows = source_rows(source, on_fault)
     head = next(rows, None)
     if head is None:
-        reasons = "".join(f"\n  {message}" for message in skipped[:5])
-        raise ConfigError(f"no row that could be read{reasons}", path)
-    name = "columns" if columns else from_ or detect(head[1], path)
-    used = given or FORMATS[name]
-    read = used.open(path) if used.open is not None else used.read
-    reading = Reading(name, used, iter(()), skipped)
+        raise ConfigError(nothing_read(0, reading.skipped), str(source))
+    reading.name = "columns" if columns else from_ or detect(head[1], source)
+    reading.format = given or FORMATS[reading.name]
+    read = _reader(reading.format, source)
 
-    def pairs() -> Iterator[LabelledPair]:
-        for place, row in chain([head], rows):
-            reading.rows += 1
-            reading.columns |= row.keys()
-            try:
-                found = list(read(row, place))
-            except ConfigError as fault:
-                on_fault(fault)
-                continue
-            yield from found
+    def found() -> Iterator[Found]:
+        some = False
+        for place, row in _grouped(_counted(chain([head], rows), reading), reading.format.group):
+            for one in map(wanted, _found_and_faults(read, row, place, reading.name)):
+                if isinstance(one, ConfigError):
+                    on_fault(one)
+                else:
+                    some = True
+                    yield one
+        if not some:
+            raise ConfigError(nothing_read(reading.rows, reading.skipped), str(source))
 
-    reading.pairs = pairs()
+    reading.found = found()
     return reading
+
+
+def _reader(format_: Format, source: Source) -> ReadRow:
+    if format_.open is None:
+        return format_.read
+    if not isinstance(source, Path):
+        raise ConfigError("this format needs a second file beside its own: get both", str(source))
+    return format_.open(source)
+
+
+def _counted(rows: Placed, reading: Reading) -> Placed:
+    for place, row in rows:
+        reading.rows += 1
+        reading.columns |= row.keys()
+        reading.lost.update(key for key in TOOLS if row.get(key))
+        yield place, row
+
+
+def _grouped(rows: Placed, key: str | None) -> Placed:
+    """The rows, or those with the same value under `key` that follow one another as one."""
+    if key is None:
+        yield from rows
+        return
+    for _, group in groupby(rows, lambda placed: canonical(at(placed[1], key))):
+        given = list(group)
+        yield given[0][0], {"rows": [row for _, row in given]}
+
+
+def canonical(value: Any) -> str:
+    """A text that equal values share."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _pair_alone(found: Found | ConfigError) -> Found | ConfigError:
+    if not isinstance(found, SingleAnswer):
+        return found
+    method = "sft" if found.good else "kto"
+    return ConfigError(
+        f"{found.place}: an answer that stands alone, and two to one prompt were expected. "
+        f"`rlaif train {method} FILE` reads such rows."
+    )
+
+
+def nothing_read(rows: int, skipped: Sequence[str]) -> str:
+    """That none of a file's rows could be used, and why."""
+    reasons = "".join(f"\n  {message}" for message in skipped[:5])
+    return f"no row that could be used (of {max(rows, len(skipped))}){reasons}"
+
+
+def _found_and_faults(
+    read: ReadRow, row: Row, place: str, name: str
+) -> Iterator[Found | ConfigError]:
+    """What a row holds. The fault of a row that another format reads says which one."""
+    try:
+        yield from read(row, place)
+    except ConfigError as fault:
+        other = _other_format(row, place, name)
+        advice = f". This row is read with `--from {other}`." if other is not None else ""
+        yield ConfigError(f"{fault}{advice}")
+
+
+def _other_format(row: Row, place: str, name: str) -> str | None:
+    """The format that a row is found to be, where it is another one that reads it."""
+    known = _detected(row)
+    if known is None or known == name or FORMATS[known].open or FORMATS[known].group:
+        return None
+    found = attempt(lambda: list(FORMATS[known].read(row, place)))
+    if isinstance(found, ConfigError) or not found:
+        return None
+    return None if any(isinstance(one, ConfigError) for one in found) else known
 
 
 def format_named(name: str) -> Format:
@@ -129,21 +253,35 @@ def format_named(name: str) -> Format:
     return FORMATS[name]
 
 
-def detect(row: Row, path: Path | str = "") -> str:
+def detect(row: Row, source: Source | str = "") -> str:
     """The name of the format that fits a row. Raises ConfigError with what was seen and how to map
     it."""
-    for name, known in FORMATS.items():
-        if all(_has(row, pattern) for pattern in known.columns) and known.fits(row):
-            return name
+    found = _detected(row)
+    if found is not None:
+        return found
     listed = "\n".join(f"  {name}: {known.about}" for name, known in FORMATS.items())
+    prompts = PROMPTS_ALONE if {"prompt", "instruction"} & row.keys() else ""
     raise ConfigError(
-        f"no known format has the columns {sorted(map(str, row))}. Known formats:\n{listed}\n"
-        "Or say which column is what with a column map:\n"
+        f"no known format has the columns {sorted(map(str, row))}.{prompts} Known formats:\n"
+        f"{listed}\n"
+        "Or say which column is what with a column map (--columns MAP.yaml):\n"
         "  prompt: COLUMN\n  first: COLUMN\n  second: COLUMN\n  label: COLUMN\n"
         "  labels: {first: VALUE, second: VALUE, tie: VALUE}\n"
         "(or prompt, chosen and rejected)",
-        path or None,
+        str(source) or None,
     )
+
+
+PROMPTS_ALONE = (
+    " Prompts without answers are read by `rlaif sample`, or as `prompts` of an experiment."
+)
+
+
+def _detected(row: Row) -> str | None:
+    for name, known in FORMATS.items():
+        if all(_has(row, pattern) for pattern in known.columns) and known.fits(row):
+            return name
+    return None
 
 
 def _has(row: Mapping[str, object], pattern: str) -> bool:

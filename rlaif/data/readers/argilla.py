@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
-    brief,
+    attempt,
     label_of,
     make_pair,
     missing,
@@ -17,6 +18,7 @@ from rlaif.data.readers.base import (
     user,
 )
 from rlaif.data.rows import Row
+from rlaif.data.turns import brief
 from rlaif.errors import ConfigError
 
 PROMPTS = ("prompt", "instruction", "question")
@@ -29,26 +31,27 @@ ANSWERS = (
 QUESTION = "preference"
 
 
-def read(row: Row, place: str) -> list[LabelledPair]:
+def read(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     """One pair for every submitted response; where there is none, one for the suggestion, which is
     a model's; otherwise one without a label."""
     question = _question(row, place)
     fields = _answers(row, place)
     prompt = user(text_of(row, next((k for k in PROMPTS if k in row), PROMPTS[0]), place))
     meaning = _meaning(fields)
-    found: list[tuple[float | None, str | None, Any]] = [
-        (label_of({question: value}, question, meaning, place), who, "human")
+    found: list[tuple[float | ConfigError | None, str | None, Any]] = [
+        (attempt(label_of, {question: value}, question, meaning, place), who, "human")
         for value, who in _submitted(row, question, place)
     ]
     suggested = row.get(f"{question}.suggestion")
     if not found and not missing(suggested):
-        label = label_of({question: suggested}, question, meaning, place)
-        found = [(label, name_of(row, f"{question}.suggestion.agent", place), "ai")]
+        meant = label_of({question: suggested}, question, meaning, place)
+        found = [(meant, name_of(row, f"{question}.suggestion.agent", place), "ai")]
     answers = (text_of(row, fields[0], place), text_of(row, fields[1], place))
-    return [
-        make_pair(place, prompt, answers, label, annotator=who, annotator_kind=kind)
-        for label, who, kind in found or [(None, None, "human")]
-    ]
+    for label, who, kind in found or [(None, None, "human")]:
+        if isinstance(label, ConfigError):
+            yield label
+        else:
+            yield make_pair(place, prompt, answers, label, annotator=who, annotator_kind=kind)
 
 
 def _question(row: Row, place: str) -> str:

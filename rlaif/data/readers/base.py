@@ -6,16 +6,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rlaif.chat import is_unicode
-from rlaif.data.labelled import LabelledPair
+from rlaif.data.labelled import LabelledPair, SingleAnswer
 from rlaif.data.rows import Row
-from rlaif.data.sources import ROLES
+from rlaif.data.turns import ROLES, brief, conversation, whole_text
 from rlaif.errors import ConfigError
-from rlaif.records import AnnotatorKind, Completion, Message, content_hash, make_prompt
+from rlaif.records import (
+    AnnotatorKind,
+    Completion,
+    Message,
+    Prompt,
+    content_hash,
+    make_prompt,
+    message_text,
+)
 
-ReadRow = Callable[[Row, str], Iterable[LabelledPair]]
+T = TypeVar("T")
+ASKING = ("user", "tool")
+"""The roles after which an answer is due."""
+Found = LabelledPair | SingleAnswer
+ReadRow = Callable[[Row, str], Iterable[Found | ConfigError]]
+"""The pairs of a row at a place. A fault in the list is that of one answer or label: the row's
+other pairs stand."""
 
 
 def _always(_row: Row) -> bool:
@@ -26,7 +39,9 @@ def _always(_row: Row) -> bool:
 class Format:
     """One file format.
 
-    `read` makes pairs of one row, or raises a ConfigError that begins with the row's place.
+    `read` makes pairs of one row, or raises a ConfigError that begins with the row's place; a fault
+    of a part of it stands among the pairs.
+    Rows that follow one another with the same value under `group` are one, `{"rows": [...]}`.
     A file is of this format when its first row has all of `columns` and `fits` says so; `optional`
     columns (`*` for any text) are read too. `write` makes a row of a pair, or raises ValueError
     with the reason. `open` replaces `read` where rows need another file that lies beside theirs.
@@ -43,16 +58,25 @@ class Format:
     open: Callable[[Path], ReadRow] | None = None
     wrap: Callable[[list[Row]], Row] | None = None
     left: str | None = None
+    group: str | None = None
 
     def knows(self, column: str) -> bool:
         """Whether a column is read."""
         return any(fnmatchcase(column, pattern) for pattern in (*self.columns, *self.optional))
 
 
+def attempt(make: Callable[..., T], *given: Any, **named: Any) -> T | ConfigError:
+    """What `make` gives, or its fault as a value: for one of several answers or labels of a row."""
+    try:
+        return make(*given, **named)
+    except ConfigError as fault:
+        return fault
+
+
 def make_pair(
     place: str,
     prompt: Sequence[Message],
-    answers: tuple[str, str],
+    answers: tuple[str | Message, str | Message],
     label: float | None,
     *,
     subset: str | None = None,
@@ -60,23 +84,17 @@ def make_pair(
     annotator: str | None = None,
     annotator_kind: AnnotatorKind = "human",
     scores: tuple[float | None, float | None] = (None, None),
+    margin: float | None = None,
+    source: str | None = None,
 ) -> LabelledPair:
     """A pair whose ids are hashes of its content. Raises ConfigError for text that nothing takes.
 
     `authors`, like `scores`, count only where both are known.
     """
-    asked = list(prompt)
-    if not asked or asked[-1]["role"] != "user" or not asked[-1]["content"].strip():
-        raise ConfigError(f"{place}: the prompt must end with a user turn that has text in it")
-    strange = next((turn["role"] for turn in asked if turn["role"] not in ROLES), None)
-    if strange is not None:
-        raise ConfigError(f"{place}: role {brief(strange)}; system, user or assistant was expected")
-    whole_text([turn["content"] for turn in asked], place)
-    whole_text(answers, place)
-    made = make_prompt(asked, source=place.partition(":")[0].rsplit("/", 1)[-1])
+    made = asked_prompt(prompt, place)
     first, second = (
-        _completion(made.prompt_id, asked, text, index, author or "")
-        for index, (text, author) in enumerate(zip(answers, authors, strict=True))
+        made_answer(made, answer, index, author or "", place)
+        for index, (answer, author) in enumerate(zip(answers, authors, strict=True))
     )
     return LabelledPair(
         "l_" + content_hash(first.completion_id, second.completion_id),
@@ -90,23 +108,43 @@ def make_pair(
         annotator_kind,
         place,
         None if scores[0] is None or scores[1] is None else (scores[0], scores[1]),
+        margin,
+        source,
     )
 
 
-def _completion(
-    prompt_id: str, prompt: list[Message], text: str, index: int, author: str
+def asked_prompt(turns: Sequence[Message], place: str) -> Prompt:
+    """A prompt of the turns before an answer. Raises ConfigError where nothing is asked in them."""
+    asked = list(turns)
+    last = asked[-1] if asked else None
+    if last is None or last["role"] not in ASKING or not last["content"].strip():
+        said = "it has no turns" if last is None else f"it ends with {brief(last)}"
+        raise ConfigError(
+            f"{place}: the prompt must end with a user turn that has text in it; {said}"
+        )
+    strange = next((turn["role"] for turn in asked if turn["role"] not in ROLES), None)
+    if strange is not None:
+        raise ConfigError(f"{place}: role {brief(strange)}; system, user or assistant was expected")
+    whole_text([turn["content"] for turn in asked], place)
+    return make_prompt(asked, source=place.partition(":")[0].rsplit("/", 1)[-1])
+
+
+def made_answer(
+    prompt: Prompt, answer: str | Message, index: int, author: str, place: str
 ) -> Completion:
-    messages = assistant(text)
+    """An answer in a file as a Completion. Raises ConfigError for text that nothing takes."""
+    messages = assistant(answer) if isinstance(answer, str) else [answer]
+    whole_text([messages[0]["content"]], place)
     return Completion(
-        answer_id(prompt, messages),
-        prompt_id,
+        answer_id(prompt.messages, messages),
+        prompt.prompt_id,
         index,
         messages,
         author,
         "",
         {},
         "stop",
-        digest=content_hash(text),
+        digest=content_hash(message_text(messages[0])),
     )
 
 
@@ -127,16 +165,32 @@ def assistant(text: str) -> list[Message]:
 
 def text_of(row: Row, key: str, place: str) -> str:
     """The text under `key`, which must be there; it may be empty. Raises ConfigError."""
-    value = row.get(key)
+    value = at(row, key)
     if not isinstance(value, str):
         shown = "missing" if value is None else f"{brief(value)}, not a text"
         raise ConfigError(f"{place}: {key} is {shown}; the row has {sorted(map(str, row))}")
     return value
 
 
+def at(row: Any, path: str) -> Any:
+    """What stands in a row under a column, or at a dotted path such as `info.post` or
+    `answers.0.text`; None where there is nothing."""
+    if isinstance(row, Mapping) and path in row:
+        return row[path]
+    first, dot, rest = path.partition(".")
+    if not dot:
+        return row[int(first)] if isinstance(row, list) and _within(first, row) else None
+    inside = at(row, first)
+    return None if inside is None else at(inside, rest)
+
+
+def _within(place: str, row: list[Any]) -> bool:
+    return place.isdecimal() and int(place) < len(row)
+
+
 def name_of(row: Row, key: str, place: str) -> str | None:
     """A name or number under `key` as text; None where there is none. Raises ConfigError."""
-    value = row.get(key)
+    value = at(row, key)
     if missing(value) or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
@@ -146,13 +200,13 @@ def name_of(row: Row, key: str, place: str) -> str | None:
 
 def number_of(row: Row, key: str, place: str) -> float | None:
     """A finite number, or None where the cell is empty (null or NaN). Raises ConfigError."""
-    value = row.get(key)
+    value = at(row, key)
     if missing(value):
         return None
     if isinstance(value, str):
         value = _parsed(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
-        raise ConfigError(f"{place}: {key} is {brief(row[key])}; a number was expected")
+        raise ConfigError(f"{place}: {key} is {brief(at(row, key))}; a number was expected")
     return float(value)
 
 
@@ -171,7 +225,7 @@ def missing(value: Any) -> bool:
 
 def label_of(row: Row, key: str, meaning: Mapping[str, float | None], place: str) -> float | None:
     """The label that the value under `key` means; None for an empty cell. Raises ConfigError."""
-    value = row.get(key)
+    value = at(row, key)
     if missing(value):
         return None
     if isinstance(value, float) and value.is_integer():
@@ -183,59 +237,31 @@ def label_of(row: Row, key: str, meaning: Mapping[str, float | None], place: str
 
 
 def turns(row: Row, key: str, role: str, place: str) -> list[Message]:
-    """Text under `key` as one turn of `role`, or a list of turns as it is. Raises ConfigError."""
-    value = row.get(key)
-    if isinstance(value, str):
-        value = [{"role": role, "content": value}]
-    found = value if isinstance(value, list) else []
-    if not found or not all(_is_turn(turn) for turn in found):
-        raise ConfigError(
-            f"{place}: {key} is {brief(value)}; text or a list of {{role, content}} turns was "
-            "expected, with role system, user or assistant"
-        )
-    whole_text([turn["content"] for turn in found], place)
-    return [{"role": t["role"], "content": t["content"]} for t in found]
+    """Text under `key` as one turn of `role`, or a list of turns. Raises ConfigError."""
+    value = at(row, key)
+    if value is None:
+        raise ConfigError(f"{place}: {key} is missing; the row has {sorted(map(str, row))}")
+    return conversation(value, role, key, place)
 
 
-def _is_turn(turn: Any) -> bool:
-    return (
-        isinstance(turn, dict)
-        and isinstance(turn.get("role"), str)
-        and turn["role"] in ROLES
-        and isinstance(turn.get("content"), str)
-    )
-
-
-def one_answer(conversation: Sequence[Message], key: str, place: str) -> str:
-    """The text of an answer that is one assistant turn. Raises ConfigError."""
+def one_answer(conversation: Sequence[Message], key: str, place: str) -> Message:
+    """An answer that is one assistant turn. Raises ConfigError."""
     if len(conversation) != 1 or conversation[0]["role"] != "assistant":
         raise ConfigError(
             f"{place}: {key} has {len(conversation)} turns after what the two answers share; one "
             "assistant turn was expected"
         )
-    return conversation[0]["content"]
+    return conversation[0]
 
 
-def differing(chosen: str, rejected: str, place: str) -> tuple[str, str]:
+Answer = TypeVar("Answer", str, Message)
+
+
+def differing(chosen: Answer, rejected: Answer, place: str) -> tuple[Answer, Answer]:
     """The two answers, which must not be the same. Raises ConfigError."""
     if chosen == rejected:
         raise ConfigError(f"{place}: chosen and rejected are the same text")
     return chosen, rejected
-
-
-def whole_text(texts: Iterable[str], place: str) -> None:
-    """Raises ConfigError where a text has half a character in it."""
-    if not is_unicode(texts):
-        raise ConfigError(
-            f"{place}: the text has half a surrogate pair (\\ud800 to \\udfff), which no tokenizer "
-            "takes: it was cut in the middle of a character. Mend or remove the row."
-        )
-
-
-def brief(value: Any) -> str:
-    """A value in a message, cut to 60 characters."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def better(pair: LabelledPair) -> tuple[Completion, Completion]:
@@ -247,13 +273,27 @@ def better(pair: LabelledPair) -> tuple[Completion, Completion]:
     return (pair.first, pair.second) if pair.label > 0.5 else (pair.second, pair.first)
 
 
-def better_scores(pair: LabelledPair) -> tuple[float, float]:
-    """The scores of (chosen, rejected) of a pair that has a winner; without scores, the
-    probabilities that each is better."""
+def better_scores(pair: LabelledPair) -> tuple[float, float] | None:
+    """The scores of (chosen, rejected) of a pair that has a winner, None where it has none."""
     assert pair.label is not None
     if pair.scores is None:
-        return max(pair.label, 1 - pair.label), min(pair.label, 1 - pair.label)
+        return None
     return pair.scores if pair.label > 0.5 else (pair.scores[1], pair.scores[0])
+
+
+def scores_or_votes(pair: LabelledPair) -> tuple[float, float]:
+    """As `better_scores`; without scores, the probabilities that each answer is better: for formats
+    that must have numbers."""
+    assert pair.label is not None
+    votes = max(pair.label, 1 - pair.label), min(pair.label, 1 - pair.label)
+    return better_scores(pair) or votes
+
+
+def better_margin(pair: LabelledPair) -> float:
+    """By how much the better answer of a pair is better: as its file says, or the gap of what
+    `scores_or_votes` gives."""
+    above, below = scores_or_votes(pair)
+    return above - below if pair.margin is None else pair.margin
 
 
 def better_authors(pair: LabelledPair) -> tuple[str | None, str | None]:
@@ -265,6 +305,6 @@ def better_authors(pair: LabelledPair) -> tuple[str | None, str | None]:
 
 def single_turn(pair: LabelledPair) -> str:
     """The prompt as one text. Raises ValueError where it is a conversation."""
-    if len(pair.prompt.messages) != 1:
+    if len(pair.prompt.messages) != 1 or pair.prompt.messages[0]["role"] != "user":
         raise ValueError("a conversation, and this format has single questions")
     return pair.prompt.messages[0]["content"]

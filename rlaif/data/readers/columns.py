@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from rlaif.config import LabelColumns
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from rlaif.config import LabelColumns, RankedAnswers
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
-    brief,
-    differing,
+    at,
+    attempt,
     label_of,
     make_pair,
     missing,
@@ -16,65 +22,240 @@ from rlaif.data.readers.base import (
     one_answer,
     turns,
 )
+from rlaif.data.readers.trl import asked_and_answered, part_conversations, split_conversations
 from rlaif.data.rows import Row
+from rlaif.data.turns import asked, brief, with_system
 from rlaif.errors import ConfigError
+from rlaif.records import Message
+
+_PLACE = re.compile(r"\{([^{}]+)\}")
+TRUE = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
-def mapped(columns: LabelColumns) -> Format:
-    """The format that a column map describes."""
+def mapped(
+    columns: LabelColumns,
+    about: str = "a column map",
+    needed: Sequence[str] = (),
+    fits: Callable[[Row], bool] = lambda _row: True,
+) -> Format:
+    """The format that a column map describes. `needed` are the columns that a file is known by,
+    where they are more than those of the map."""
+    ranked = columns.ranked
+    answers = [] if ranked else list(columns.answers)
+    own = [name for name in (*_places(columns.prompt), *answers) if name]
+    if ranked is not None:
+        own.append(ranked.answers or ranked.text)
+    read = partial(_read, columns) if ranked is None else partial(_read_ranked, columns, ranked)
+    return Format(
+        about,
+        tuple(dict.fromkeys(_column(name) for name in (*needed, *own))),
+        read,
+        optional=tuple(c for name in (*own, *_others(columns)) for c in (name, _column(name))),
+        fits=fits,
+        group=None if ranked is None else ranked.group,
+    )
+
+
+def _others(columns: LabelColumns) -> list[str]:
+    """Every column of a map that is no prompt and no answer."""
+    found = [
+        getattr(columns, name)
+        for name in (
+            *("system", "label", "strength", "first_score", "second_score", "margin", "subset"),
+            *("first_author", "second_author", "annotator"),
+        )
+    ]
+    if columns.winners is not None:
+        found += [columns.winners.first, columns.winners.second, columns.winners.tie]
+    if columns.ranked is not None and columns.ranked.group is not None:
+        inside = columns.ranked
+        found += [inside.group, inside.rank, inside.score, inside.author]
+    return [name for name in found if name is not None]
+
+
+def _column(path: str) -> str:
+    """The column that a dotted path begins in."""
+    return path.partition(".")[0]
+
+
+def _places(prompt: str | None) -> list[str]:
+    """The columns that make the prompt."""
+    return [] if prompt is None else _PLACE.findall(prompt) or [prompt]
+
+
+def _read(columns: LabelColumns, row: Row, place: str) -> list[LabelledPair]:
     first, second = columns.answers
-    needed = [columns.prompt, first, second]
-
-    def read(row: Row, place: str) -> list[LabelledPair]:
-        lacking = [name for name in needed if missing(row.get(name))]
-        if lacking:
-            raise ConfigError(
-                f"{place}: {', '.join(lacking)} missing or empty; the row has "
-                f"{sorted(map(str, row))}"
-            )
-        answers = (_answer(row, first, place), _answer(row, second, place))
-        return [
-            make_pair(
-                place,
-                turns(row, columns.prompt, "user", place),
-                answers if columns.label else differing(*answers, place),
-                _label(row, columns, place),
-                subset=_name(row, columns.subset, place),
-                authors=(
-                    _name(row, columns.first_author, place),
-                    _name(row, columns.second_author, place),
-                ),
-                annotator=_name(row, columns.annotator, place),
-                annotator_kind=columns.annotator_kind,
-            )
-        ]
-
-    used = [columns.label, columns.subset, columns.annotator]
-    used += [columns.first_author, columns.second_author]
-    optional = tuple(name for name in used if name is not None)
-    return Format("a column map", tuple(needed), read, optional)
+    lacking = [name for name in (*_places(columns.prompt), first, second) if missing(at(row, name))]
+    if lacking:
+        raise ConfigError(
+            f"{place}: {', '.join(lacking)} missing or empty; the row has {sorted(map(str, row))}"
+        )
+    sides = (turns(row, first, "assistant", place), turns(row, second, "assistant", place))
+    prompt, answers = _texts(columns, row, sides, place)
+    scores = (_number(row, columns.first_score, place), _number(row, columns.second_score, place))
+    label, margin = _label(row, columns, scores, place)
+    return [
+        make_pair(
+            place,
+            with_system(prompt, _name(row, columns.system, place)),
+            answers,
+            label,
+            subset=_name(row, columns.subset, place),
+            authors=(
+                _name(row, columns.first_author, place),
+                _name(row, columns.second_author, place),
+            ),
+            annotator=_name(row, columns.annotator, place),
+            annotator_kind=columns.annotator_kind,
+            scores=scores,
+            margin=margin,
+        )
+    ]
 
 
-def _answer(row: Row, key: str, place: str) -> str:
-    return one_answer(turns(row, key, "assistant", place), key, place)
+def _texts(
+    columns: LabelColumns, row: Row, sides: tuple[list[Message], list[Message]], place: str
+) -> tuple[list[Message], tuple[Message, Message]]:
+    """(prompt, the two answers). A file that names the better answer has no two that are alike."""
+    if columns.prompt is None and columns.chosen is not None:
+        return split_conversations(*sides, place)
+    if columns.prompt is None:
+        return part_conversations(sides, columns.answers, place)
+    prompt = _prompt(columns.prompt, row, place)
+    if columns.chosen is not None:
+        return asked_and_answered(prompt, sides, place)
+    first, second = columns.answers
+    return prompt, (one_answer(sides[0], first, place), one_answer(sides[1], second, place))
+
+
+def _prompt(name: str, row: Row, place: str) -> list[Message]:
+    if not _PLACE.search(name):
+        return asked(at(row, name), name, place)
+    text = _PLACE.sub(lambda found: _text(row, found[1], place), name)
+    return [{"role": "user", "content": text}]
+
+
+def _text(row: Row, name: str, place: str) -> str:
+    value = at(row, name)
+    if missing(value) or isinstance(value, (dict, list)):
+        raise ConfigError(f"{place}: {name} is {brief(value)}; a text was expected")
+    return str(value)
 
 
 def _name(row: Row, key: str | None, place: str) -> str | None:
     return None if key is None else name_of(row, key, place)
 
 
-def _label(row: Row, columns: LabelColumns, place: str) -> float | None:
-    key = columns.label
-    if key is None:
-        return 1.0
-    if key not in row:
+def _number(row: Row, key: str | None, place: str) -> float | None:
+    return None if key is None else number_of(row, key, place)
+
+
+def _label(
+    row: Row,
+    columns: LabelColumns,
+    scores: tuple[float | None, float | None],
+    place: str,
+) -> tuple[float | None, float | None]:
+    """The probability that the first answer is better, and by how much the better one is."""
+    margin = _number(row, columns.margin, place)
+    if columns.chosen is not None:
+        return 1.0, margin
+    if columns.strength is not None:
+        strength = number_of(row, columns.strength, place)
+        if strength is None:
+            return None, margin
+        return _higher(0.0, strength), abs(strength) if margin is None else margin
+    if columns.winners is not None:
+        return _winner(row, columns, place), margin
+    if columns.label is None:
+        return _higher(*scores), margin
+    return _labelled(row, columns, columns.label, place), margin
+
+
+def _labelled(row: Row, columns: LabelColumns, key: str, place: str) -> float | None:
+    if key not in row and at(row, key) is None:
         raise ConfigError(f"{place}: {key} missing; the row has {sorted(map(str, row))}")
     if columns.labels is not None:
         return label_of(row, key, columns.labels.meaning(), place)
     share = number_of(row, key, place)
     if share is not None and not 0 <= share <= 1:
         raise ConfigError(
-            f"{place}: {key} is {brief(row[key])}; without `labels` it must be the probability "
+            f"{place}: {key} is {brief(at(row, key))}; without `labels` it must be the probability "
             "that the first answer is better, from 0 to 1"
         )
     return share
+
+
+def _winner(row: Row, columns: LabelColumns, place: str) -> float | None:
+    """What the columns of winners say; None where none of them is true."""
+    assert columns.winners is not None
+    names = {columns.winners.first: 1.0, columns.winners.second: 0.0}
+    if columns.winners.tie is not None:
+        names[columns.winners.tie] = 0.5
+    said = [label for name, label in names.items() if _true(row, name, place)]
+    if len(said) > 1:
+        raise ConfigError(f"{place}: more than one of {', '.join(names)} is true")
+    return said[0] if said else None
+
+
+def _true(row: Row, name: str, place: str) -> bool:
+    value = at(row, name)
+    if missing(value):
+        return False
+    found = TRUE.get(str(value).strip().lower())
+    if found is None:
+        raise ConfigError(f"{place}: {name} is {brief(value)}; true or false (1 or 0) was expected")
+    return found
+
+
+def _higher(first: float | None, second: float | None) -> float | None:
+    """The label where the higher number is better."""
+    if first is None or second is None:
+        return None
+    return 0.5 if first == second else float(first > second)
+
+
+class _Answer(NamedTuple):
+    message: Message
+    worth: float | None
+    score: float | None
+    author: str | None
+
+
+def _read_ranked(
+    columns: LabelColumns, ranked: RankedAnswers, row: Row, place: str
+) -> Iterator[LabelledPair | ConfigError]:
+    """Every two answers to the prompt, in the order of the file."""
+    given = row.get("rows") if ranked.answers is None else at(row, ranked.answers)
+    if not isinstance(given, list) or not given:
+        raise ConfigError(f"{place}: {ranked.answers} is {brief(given)}; a list was expected")
+    about = given[0] if ranked.answers is None else row
+    assert columns.prompt is not None
+    prompt = with_system(_prompt(columns.prompt, about, place), _name(about, columns.system, place))
+    read = [attempt(_ranked_answer, ranked, item, i, place) for i, item in enumerate(given)]
+    yield from (fault for fault in read if isinstance(fault, ConfigError))
+    answers = [answer for answer in read if not isinstance(answer, ConfigError)]
+    if len(read) < 2:
+        raise ConfigError(f"{place}: {len(read)} answers to the prompt; two at least make a pair")
+    for first, second in combinations(answers, 2):
+        yield attempt(
+            make_pair,
+            place,
+            prompt,
+            (first.message, second.message),
+            _higher(first.worth, second.worth),
+            subset=_name(about, columns.subset, place),
+            authors=(first.author, second.author),
+            annotator=_name(about, columns.annotator, place),
+            annotator_kind=columns.annotator_kind,
+            scores=(first.score, second.score),
+        )
+
+
+def _ranked_answer(ranked: RankedAnswers, item: Any, number: int, place: str) -> _Answer:
+    if not isinstance(item, dict):
+        raise ConfigError(f"{place}: answer {number} is {brief(item)}; an object was expected")
+    message = one_answer(turns(item, ranked.text, "assistant", place), ranked.text, place)
+    rank, score = _number(item, ranked.rank, place), _number(item, ranked.score, place)
+    worth = score if rank is None else -rank
+    return _Answer(message, worth, score, _name(item, ranked.author, place))

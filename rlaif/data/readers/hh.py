@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers.base import Format, better, make_pair, text_of
 from rlaif.data.readers.trl import split_conversations
 from rlaif.data.rows import Row
-from rlaif.errors import ConfigError
+from rlaif.data.turns import MARK, TRANSCRIBED, transcript
 from rlaif.records import Message
 
-_MARK = re.compile(r"\n\n(Human|Assistant):")
-SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-MARKS = {role: mark for mark, role in SPEAKERS.items()}
-
-
-def transcript(text: str, key: str, place: str) -> list[Message]:
-    """The turns of a transcript, without the blanks around each. Raises ConfigError."""
-    before, *parts = _MARK.split(text)
-    if before.strip() or not parts:
-        raise ConfigError(f"{place}: {key} does not begin with a `\\n\\nHuman:` turn")
-    return [
-        {"role": SPEAKERS[mark], "content": content.strip()}
-        for mark, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
+MARKS = {role: mark for mark, role in TRANSCRIBED.items()}
 
 
 def written(messages: Sequence[Message]) -> str:
     """Turns as a transcript. Raises ValueError where a turn cannot stand in one."""
     parts = []
     for turn in messages:
-        if turn["role"] not in MARKS:
-            raise ValueError(f"a {turn['role']} turn, and transcripts have none")
-        if _MARK.search("\n\n" + turn["content"]):
+        if turn["role"] not in MARKS or "tool_calls" in turn:
+            what = "tool's" if "tool_calls" in turn else turn["role"]
+            raise ValueError(f"a {what} turn, and transcripts have none")
+        if MARK.search("\n\n" + turn["content"]):
             raise ValueError("the text of a turn looks like the mark of another turn")
         parts.append(f"\n\n{MARKS[turn['role']]}: {turn['content']}")
     return "".join(parts)
@@ -59,7 +46,7 @@ def write(pair: LabelledPair) -> Row:
 
 
 def _fits(row: Row) -> bool:
-    return isinstance(row["chosen"], str) and bool(_MARK.match(row["chosen"]))
+    return isinstance(row["chosen"], str) and bool(MARK.match(row["chosen"]))
 
 
 FORMAT = Format(

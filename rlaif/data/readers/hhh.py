@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers.base import Format, make_pair, text_of
-from rlaif.data.readers.hh import transcript
 from rlaif.data.readers.trl import split_conversations
 from rlaif.data.rows import Row
+from rlaif.data.turns import transcript
 from rlaif.errors import ConfigError
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rlaif.data.labelled import LabelledPair
-from rlaif.data.readers.base import Format, brief, make_pair, name_of, single_turn, text_of, user
+from rlaif.data.readers.base import Format, attempt, make_pair, name_of, single_turn, text_of, user
 from rlaif.data.rows import Row
+from rlaif.data.turns import brief
 from rlaif.errors import ConfigError
 from rlaif.records import AnnotatorKind, content_hash
 
@@ -14,7 +16,7 @@ VERSION = "2.0"
 UNKNOWN = "unknown"
 
 
-def read(row: Row, place: str) -> list[LabelledPair]:
+def read(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     """One pair for the default annotator, or without one for each annotator that is no principle.
 
     A comparison that none of them annotated gives one pair without a label.
@@ -27,11 +29,14 @@ def read(row: Row, place: str) -> list[LabelledPair]:
     kinds = {name: _kind(annotators.get(name)) for name in annotations}
     wanted = [n for n in annotations if n == default or (default is None and kinds[n])]
     sides = [_object(row, key, place) for key in ("response_a", "response_b")]
-    given: list[tuple[str | None, float | None, AnnotatorKind]] = [
-        (n, _label(annotations[n], place), kinds[n] or "ai") for n in wanted
+    given: list[tuple[str | None, float | ConfigError | None, AnnotatorKind]] = [
+        (n, attempt(_label, annotations[n], place), kinds[n] or "ai") for n in wanted
     ]
-    return [
-        make_pair(
+    for name, label, kind in given or [(None, None, "human")]:
+        if isinstance(label, ConfigError):
+            yield label
+            continue
+        yield make_pair(
             place,
             user(text_of(row, "prompt", place)),
             (text_of(sides[0], "text", place), text_of(sides[1], "text", place)),
@@ -41,8 +46,6 @@ def read(row: Row, place: str) -> list[LabelledPair]:
             annotator=_name(annotators.get(name or ""), name),
             annotator_kind=kind,
         )
-        for name, label, kind in given or [(None, None, "human")]
-    ]
 
 
 def _object(row: Row, key: str, place: str) -> dict[str, Any]:

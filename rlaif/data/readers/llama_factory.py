@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rlaif.data.labelled import LabelledPair
-from rlaif.data.readers.base import Format, better, brief, differing, make_pair, text_of
+from rlaif.data.readers.base import Format, better, differing, make_pair, text_of
 from rlaif.data.rows import Row
+from rlaif.data.turns import brief
 from rlaif.errors import ConfigError
 from rlaif.records import Message
 
@@ -69,6 +70,8 @@ def write(pair: LabelledPair) -> Row:
 
 
 def _spoken(turn: Message) -> dict[str, str]:
+    if turn["role"] not in ROLES or "tool_calls" in turn:
+        raise ValueError("a turn of a tool, and this format has none here")
     return {"from": ROLES[turn["role"]], "value": turn["content"]}
 
 

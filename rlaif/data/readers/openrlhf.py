@@ -4,26 +4,25 @@ model and DPO trainers read them with `--apply_chat_template` and their default 
 from __future__ import annotations
 
 from rlaif.data.labelled import LabelledPair
-from rlaif.data.readers.base import Format, better, better_scores, make_pair, turns
-from rlaif.data.readers.trl import split_conversations
+from rlaif.data.readers.base import Format, better, better_margin, make_pair, number_of
+from rlaif.data.readers.trl import texts_of_row
 from rlaif.data.rows import Row
 
 
 def read(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row; `first` is the chosen answer."""
-    chosen, rejected = (turns(row, k, "assistant", place) for k in ("chosen", "rejected"))
-    return [make_pair(place, *split_conversations(chosen, rejected, place), 1.0)]
+    margin = number_of(row, "margin", place)
+    return [make_pair(place, *texts_of_row(row, place), 1.0, margin=margin)]
 
 
 def write(pair: LabelledPair) -> Row:
-    """The margin is the gap of the scores; without scores, of the probabilities."""
+    """The margin is the file's, or the gap of the scores; without scores, of the probabilities."""
     chosen, rejected = better(pair)
-    above, below = better_scores(pair)
     prompt = [dict(turn) for turn in pair.prompt.messages]
     return {
         "chosen": [*prompt, *(dict(turn) for turn in chosen.messages)],
         "rejected": [*prompt, *(dict(turn) for turn in rejected.messages)],
-        "margin": above - below,
+        "margin": better_margin(pair),
     }
 
 
@@ -33,5 +32,4 @@ FORMAT = Format(
     read=read,
     fits=lambda row: "prompt" not in row and isinstance(row["chosen"], list),
     write=write,
-    left="how wide the margin is",
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
+    attempt,
     better,
     better_authors,
-    brief,
     differing,
     make_pair,
     name_of,
@@ -16,7 +19,9 @@ from rlaif.data.readers.base import (
     user,
 )
 from rlaif.data.rows import Row
+from rlaif.data.turns import brief, whole_text
 from rlaif.errors import ConfigError
+from rlaif.records import Message
 
 
 def read(row: Row, place: str) -> list[LabelledPair]:
@@ -35,10 +40,10 @@ def read(row: Row, place: str) -> list[LabelledPair]:
     ]
 
 
-def read_v2(row: Row, place: str) -> list[LabelledPair]:
+def read_v2(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     """Every correct answer of a row of v2 against every wrong one; `first` is the correct one."""
     prompt = user(text_of(row, "prompt", place))
-    chosen, rejected = _texts(row, "chosen", place), _texts(row, "rejected", place)
+    chosen, rejected = _list(row, "chosen", place), _list(row, "rejected", place)
     for key, expected in (
         ("num_correct", len(chosen)),
         ("total_completions", len(chosen) + len(rejected)),
@@ -46,17 +51,33 @@ def read_v2(row: Row, place: str) -> list[LabelledPair]:
         if row.get(key) not in (None, expected):
             raise ConfigError(f"{place}: {key} is {brief(row[key])}, and the row has {expected}")
     subset = name_of(row, "subset", place)
-    return [
-        make_pair(place, prompt, differing(good, bad, place), 1.0, subset=subset)
-        for good in chosen
-        for bad in rejected
-    ]
+    answers: dict[str, list[str]] = {}
+    for key, given in (("chosen", chosen), ("rejected", rejected)):
+        texts = [attempt(_text, text, f"{key}[{i}]", place) for i, text in enumerate(given)]
+        yield from (fault for fault in texts if isinstance(fault, ConfigError))
+        answers[key] = [text for text in texts if isinstance(text, str)]
+    for good in answers["chosen"]:
+        for bad in answers["rejected"]:
+            yield attempt(_pair, place, prompt, good, bad, subset)
 
 
-def _texts(row: Row, key: str, place: str) -> list[str]:
+def _pair(
+    place: str, prompt: list[Message], good: str, bad: str, subset: str | None
+) -> LabelledPair:
+    return make_pair(place, prompt, differing(good, bad, place), 1.0, subset=subset)
+
+
+def _list(row: Row, key: str, place: str) -> list[Any]:
     value = row.get(key)
-    if not isinstance(value, list) or not value or not all(isinstance(t, str) for t in value):
+    if not isinstance(value, list) or not value:
         raise ConfigError(f"{place}: {key} must be a list of texts, not {brief(value)}")
+    return value
+
+
+def _text(value: Any, name: str, place: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{place}: {name} is {brief(value)}; a text was expected")
+    whole_text([value], place)
     return value
 
 

@@ -11,31 +11,31 @@ from typing import Any
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
+    attempt,
     better,
     better_authors,
-    better_scores,
-    brief,
     make_pair,
     name_of,
     number_of,
+    scores_or_votes,
     text_of,
-    turns,
     user,
 )
-from rlaif.data.readers.trl import split_conversations
+from rlaif.data.readers.trl import ANNOTATORS, SIDES, annotator_of, authors_of, texts_of_row
 from rlaif.data.rows import Row
+from rlaif.data.turns import brief, whole_text
 from rlaif.errors import ConfigError
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
-ANNOTATOR = "gpt-4"
 
 
-def read_raw(row: Row, place: str) -> Iterator[LabelledPair]:
+def read_raw(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     """Every two completions of a row, in its order.
 
     The better one has the higher mean aspect rating; the file's `overall_score` is not used, since
     thousands of its values are known to be wrong. Aspects rated N/A are
-    left out of the mean; a completion without any rating leaves its pairs without a label.
+    left out of the mean; a completion without any rating leaves its pairs without a label. One that
+    cannot be read leaves the pairs of the others.
     """
     completions = row.get("completions")
     if not isinstance(completions, list) or not all(isinstance(c, dict) for c in completions):
@@ -43,10 +43,9 @@ def read_raw(row: Row, place: str) -> Iterator[LabelledPair]:
     if len(completions) < 2:
         raise ConfigError(f"{place}: {len(completions)} completions; two at least make a pair")
     prompt = user(text_of(row, "instruction", place))
-    answers = [
-        (text_of(c, "response", place), name_of(c, "model", place), mean_rating(c, place))
-        for c in completions
-    ]
+    read = [attempt(_completion, completion, place) for completion in completions]
+    yield from (fault for fault in read if isinstance(fault, ConfigError))
+    answers = [answer for answer in read if not isinstance(answer, ConfigError)]
     for (first, author, above), (second, other, below) in combinations(answers, 2):
         label = None
         if above is not None and below is not None:
@@ -58,10 +57,17 @@ def read_raw(row: Row, place: str) -> Iterator[LabelledPair]:
             label,
             subset=name_of(row, "source", place),
             authors=(author, other),
-            annotator=ANNOTATOR,
+            annotator=annotator_of(row, place),
             annotator_kind="ai",
             scores=(above, below),
         )
+
+
+def _completion(completion: Row, place: str) -> tuple[str, str | None, float | None]:
+    """The text of a completion, who wrote it, and its rating."""
+    text = text_of(completion, "response", place)
+    whole_text([text], place)
+    return text, name_of(completion, "model", place), mean_rating(completion, place)
 
 
 def mean_rating(completion: Row, place: str) -> float | None:
@@ -88,26 +94,18 @@ def _rating(annotation: Any, aspect: str, place: str) -> float | None:
     return rating
 
 
-def _read_binarised(row: Row, place: str, scores: str, models: bool) -> list[LabelledPair]:
+def _read_binarised(row: Row, place: str, scores: str) -> list[LabelledPair]:
     """`first` is the chosen answer; equal scores are a tie."""
-    chosen, rejected = (turns(row, k, "assistant", place) for k in ("chosen", "rejected"))
-    if len(chosen) == len(rejected) == 1:
-        chosen, rejected = (
-            [*turns(row, "prompt", "user", place), *answer] for answer in (chosen, rejected)
-        )
-    prompt, answers = split_conversations(chosen, rejected, place)
-    above, below = (number_of(row, scores.format(k), place) for k in ("chosen", "rejected"))
-    authors = [
-        name_of(row, f"{k}_model", place) if models else None for k in ("chosen", "rejected")
-    ]
+    prompt, answers = texts_of_row(row, place)
+    above, below = (number_of(row, scores.format(k), place) for k in SIDES)
     return [
         make_pair(
             place,
             prompt,
             answers,
             0.5 if above is not None and above == below else 1.0,
-            authors=(authors[0], authors[1]),
-            annotator=ANNOTATOR,
+            authors=authors_of(row, place),
+            annotator=annotator_of(row, place),
             annotator_kind="ai",
             scores=(above, below),
         )
@@ -117,7 +115,7 @@ def _read_binarised(row: Row, place: str, scores: str, models: bool) -> list[Lab
 def _write_binarised(pair: LabelledPair) -> Row:
     """Whole conversations; without scores, the probabilities that each answer is better."""
     chosen, rejected = better(pair)
-    scores = better_scores(pair)
+    scores = scores_or_votes(pair)
     if scores[0] == scores[1]:
         raise ValueError("equal scores of answers of which one is better: they would say a tie")
     prompt = [dict(turn) for turn in pair.prompt.messages]
@@ -160,23 +158,23 @@ def _whole_conversation(row: Row) -> bool:
 RAW = Format(
     about="UltraFeedback raw: instruction, completions with aspect annotations",
     columns=("instruction", "completions"),
-    optional=("source",),
+    optional=("source", *ANNOTATORS),
     read=read_raw,
     left="ratings but for which mean is higher, rationales, critiques, principles",
 )
 BINARISED = Format(
     about="UltraFeedback binarised: prompt, whole conversations chosen and rejected, their scores",
     columns=("prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
-    optional=("prompt_id", "messages"),
-    read=partial(_read_binarised, scores="score_{}", models=False),
+    optional=("prompt_id", "messages", "system", *ANNOTATORS),
+    read=partial(_read_binarised, scores="score_{}"),
     fits=_whole_conversation,
     write=_write_binarised,
 )
 DISTILABEL = Format(
     about="distilabel: prompt, chosen, rejected, chosen_rating, rejected_rating, models",
     columns=("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating"),
-    optional=("chosen_model", "rejected_model", "prompt_id"),
-    read=partial(_read_binarised, scores="{}_rating", models=True),
+    optional=("chosen_model", "rejected_model", "prompt_id", "system", *ANNOTATORS),
+    read=partial(_read_binarised, scores="{}_rating"),
     fits=_whole_conversation,
     write=_write_distilabel,
 )

@@ -1,0 +1,100 @@
+"""OpenAssistant: trees of messages, whose answers to one message are ranked by people."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from rlaif.data.labelled import LabelledPair
+from rlaif.data.readers.base import Format, at, attempt, make_pair, name_of, number_of, text_of
+from rlaif.data.rows import Row
+from rlaif.data.turns import SPEAKERS
+from rlaif.errors import ConfigError
+from rlaif.records import Message
+
+
+def read_messages(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
+    """Every two answers to one message, of the messages of a tree; rank 0 is the best."""
+    nodes: list[Row] = row["rows"]
+    known = {node.get("message_id"): node for node in nodes}
+    children: dict[Any, list[Row]] = defaultdict(list)
+    for node in nodes:
+        if node.get("role") == "assistant" and node.get("parent_id") in known:
+            children[node["parent_id"]].append(node)
+    for parent, answers in children.items():
+        if len(answers) > 1:
+            asked = attempt(_path, known, parent, place)
+            if isinstance(asked, ConfigError):
+                yield asked
+            else:
+                yield from _pairs(asked, answers, place)
+
+
+def read_tree(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
+    """As `read_messages`, of a tree whose messages have their `replies` in them."""
+    return read_messages({"rows": list(_flat(row["prompt"], None, place))}, place)
+
+
+def _flat(node: Any, parent: Any, place: str) -> Iterator[Row]:
+    """The messages of a tree, each with its parent's id."""
+    if not isinstance(node, dict):
+        raise ConfigError(f"{place}: a message of the tree is {node!r:.60}; an object was expected")
+    yield {**node, "parent_id": parent}
+    for reply in node.get("replies") or []:
+        yield from _flat(reply, node.get("message_id"), place)
+
+
+def _path(known: Mapping[Any, Row], last: Any, place: str) -> list[Message]:
+    """The conversation that ends with the message `last`."""
+    turns: list[Message] = []
+    seen = set()
+    while last in known and last not in seen:
+        seen.add(last)
+        node = known[last]
+        role = SPEAKERS.get(str(node.get("role")))
+        if role is None:
+            raise ConfigError(f"{place}: message {last} has the role {node.get('role')!r}")
+        turns.append({"role": role, "content": text_of(node, "text", place)})
+        last = node.get("parent_id")
+    return turns[::-1]
+
+
+def _pairs(
+    asked: Sequence[Message], answers: Sequence[Row], place: str
+) -> Iterator[LabelledPair | ConfigError]:
+    read = [attempt(_answer, node, place) for node in answers]
+    yield from (fault for fault in read if isinstance(fault, ConfigError))
+    good = [answer for answer in read if not isinstance(answer, ConfigError)]
+    for (text, rank, author, lang), (other, below, writer, _) in combinations(good, 2):
+        label = None
+        if rank is not None and below is not None:
+            label = 0.5 if rank == below else float(rank < below)
+        yield attempt(
+            make_pair, place, asked, (text, other), label, subset=lang, authors=(author, writer)
+        )
+
+
+def _answer(node: Row, place: str) -> tuple[str, float | None, str | None, str | None]:
+    return (
+        text_of(node, "text", place),
+        number_of(node, "rank", place),
+        name_of(node, "model_name", place),
+        name_of(node, "lang", place),
+    )
+
+
+MESSAGES = Format(
+    about="OpenAssistant messages: message_id, parent_id, message_tree_id, text, role, rank",
+    columns=("message_id", "parent_id", "message_tree_id", "text", "role"),
+    optional=("rank", "lang", "model_name"),
+    read=read_messages,
+    group="message_tree_id",
+)
+TREES = Format(
+    about="OpenAssistant trees: message_tree_id, prompt with text, role and replies",
+    columns=("message_tree_id", "prompt"),
+    read=read_tree,
+    fits=lambda row: at(row, "prompt.replies") is not None,
+)

@@ -1,0 +1,65 @@
+"""Answers that stand alone: KTO's rows with a label, and demonstrations."""
+
+from __future__ import annotations
+
+from rlaif.data.labelled import SingleAnswer
+from rlaif.data.readers.base import Format, asked_prompt, made_answer, name_of, turns
+from rlaif.data.rows import Row
+from rlaif.data.turns import asked, brief, opens_conversation, with_system
+from rlaif.errors import ConfigError
+from rlaif.records import Message
+
+CONVERSATIONS = ("messages", "conversations", "conversation")
+
+
+def read_completion(row: Row, place: str) -> list[SingleAnswer]:
+    """The answer in a row of `prompt` and `completion`; without a label it is a good one."""
+    label = row.get("label", True)
+    if not isinstance(label, bool):
+        raise ConfigError(f"{place}: label is {label!r}; true or false was expected")
+    lacking = [key for key in ("prompt", "completion") if not row.get(key)]
+    if lacking:
+        raise ConfigError(
+            f"{place}: {', '.join(lacking)} missing or empty; the row has {sorted(map(str, row))}"
+        )
+    prompt = asked(row["prompt"], "prompt", place)
+    answer = turns(row, "completion", "assistant", place)
+    if len(answer) != 1 or answer[0]["role"] != "assistant":
+        raise ConfigError(
+            f"{place}: completion has {len(answer)} turns; text or one assistant turn was "
+            "expected. Earlier turns belong into prompt."
+        )
+    return [
+        _single(row, with_system(prompt, name_of(row, "system", place)), answer[0], label, place)
+    ]
+
+
+def read_conversation(row: Row, place: str) -> list[SingleAnswer]:
+    """A demonstration: the last turn of a conversation, which must be an assistant's."""
+    key = next(name for name in CONVERSATIONS if name in row)
+    found = turns(row, key, "user", place)
+    if not opens_conversation(found) or found[-1]["role"] != "assistant":
+        raise ConfigError(
+            f"{place}: {key} begins with {brief(found[0]['role'])} and ends with "
+            f"{brief(found[-1]['role'])}; a conversation that ends with an assistant turn, the "
+            "answer, was expected"
+        )
+    prompt = with_system(found[:-1], name_of(row, "system", place))
+    return [_single(row, prompt, found[-1], True, place)]
+
+
+def _single(
+    row: Row, prompt: list[Message], answer: Message, good: bool, place: str
+) -> SingleAnswer:
+    made = asked_prompt(prompt, place)
+    completion = made_answer(made, answer, 0, "", place)
+    return SingleAnswer(made, completion, good, place, name_of(row, "source", place) or "file")
+
+
+MESSAGES = Format(
+    about="Demonstrations: messages (or conversations), a list of turns",
+    columns=(),
+    optional=(*CONVERSATIONS, "system", "source"),
+    read=read_conversation,
+    fits=lambda row: any(isinstance(row.get(name), list) for name in CONVERSATIONS),
+)
