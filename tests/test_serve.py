@@ -180,8 +180,7 @@ def rendered(engine) -> tuple[str, list[str]]:
     """The prompt as the template writes it, and the whole conversations."""
     start = engine.render(PROMPT)[0]
     turns = [{"role": "assistant", "content": a} for a in ANSWERS]
-    end = engine.tokenizer.decode(engine.render([*PROMPT, turns[0]])[1][-1:])
-    return start, [start + a + end for a in ANSWERS]
+    return start, [engine.rendered([*PROMPT, turn])[0] for turn in turns]
 
 
 def openrlhf(queries: list[str], prompts: list[str]) -> dict:
@@ -195,7 +194,8 @@ def test_openrlhf_s_padded_and_left_truncated_queries_are_scored(plain, plain_en
     start, whole = rendered(plain_engine)
     direct = wanted(plain_engine)
     pad, end = plain_engine.tokenizer.pad_token, plain_engine.tokenizer.eos_token
-    for texts in (whole, [pad + pad + t + end + pad for t in whole], [pad * 3 + t for t in whole]):
+    ended = [start + a + end for a in ANSWERS]
+    for texts in (whole, ended, [pad + pad + t + pad for t in ended], [pad * 3 + t for t in whole]):
         status, answer = post(url, openrlhf(texts, [start] * 3))
         assert status == 200 and answer["rewards"] == pytest.approx(direct, abs=1e-5)
         assert answer["scores"] == answer["rewards"]

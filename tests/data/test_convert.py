@@ -19,6 +19,7 @@ from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers import FORMATS, read_labelled
 from rlaif.data.readers.base import make_pair
 from rlaif.errors import ConfigError
+from rlaif.manifest import KEYS
 from rlaif.records import Message
 
 WRITTEN = {name: known for name, known in FORMATS.items() if known.write is not None}
@@ -245,7 +246,7 @@ def test_commands_that_read_no_row_write_no_file(
 def test_a_run_without_records_exports_no_file(tmp_path: Path) -> None:
     folder, out = tmp_path / "run", tmp_path / "out.jsonl"
     folder.mkdir()
-    manifest = {"format": 1, "arms": {}, "steps": []}
+    manifest = {key: {} for key in KEYS} | {"format": 1, "steps": []}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     refused = CliRunner().invoke(cli, ["export", str(folder), str(out)]).exception
     assert isinstance(refused, ConfigError)

@@ -195,7 +195,7 @@ def test_several_objectives_from_judgements(tmp_path, make_model, make_preferenc
     )
     chosen, rejected = results(folder, preferences)[0]
     assert chosen.reward == pytest.approx(
-        chosen.parts["objective/kind"] + chosen.parts["objective/digits"], abs=1e-5
+        chosen.parts["objective/kind"] + chosen.parts["objective/digits"], rel=1e-6, abs=1e-5
     )
     assert chosen.parts["gate/kind"] == pytest.approx(rejected.parts["gate/kind"])
     assert ranked_right(folder, preferences) > 25

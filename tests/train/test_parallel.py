@@ -111,9 +111,9 @@ import os
 import sys
 from pathlib import Path
 
-from rlaif.train import loop, worker
+from rlaif.train import metrics, worker
 
-write_row = loop.write_row
+write_row = metrics.write
 
 
 def last_row(work, row):
@@ -122,7 +122,7 @@ def last_row(work, row):
         os._exit(1)
 
 
-loop.write_row = last_row
+metrics.write = last_row
 sys.exit(worker.main(Path(sys.argv[1])))
 """
 BF16 = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_packed_and_padded_rewards_are_equal_and_a_head_is_kept(
     assert model.packed
     examples = [([1, 2, 3], [[4, 5], [6]]), ([7, 8], [[9, 10, 11]])]
     packed = model.rewards(model.layout(examples))
-    model.packed = False
+    model.choice = replace(model.choice, packed=False)
     model.module.set_attn_implementation("sdpa")
     torch.testing.assert_close(model.rewards(model.layout(examples)), packed)
     assert float(packed.abs().min()) > 0
