@@ -177,6 +177,7 @@ class Run:
         found["cost"] = sum(meter.cost for meter in asked) or None
         found["estimated_cost"] = sum(meter.estimated for meter in asked) or None
         found["errors"] = marker.get("errors", {}) if marker else {}
+        found["kernels"] = marker.get("kernels", {}) if marker else {}
         return found
 
     def key(self) -> str:
@@ -369,6 +370,8 @@ def _report_step(step: dict[str, Any]) -> StepRow:
         "cost": step["cost"],
         "estimated_cost": step["estimated_cost"],
         "errors": step["errors"],
+        "notes": step["notes"],
+        "kernels": step["kernels"],
     }
 
 

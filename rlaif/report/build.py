@@ -144,6 +144,8 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
             for step in run.steps
             for reason, count in step.get("errors", {}).items()
         ],
+        "notes": [(step, note) for step in run.steps for note in step.get("notes", ())],
+        "trainings": [(step, kernels) for step in run.steps if (kernels := step.get("kernels"))],
         "pairs_total": shown.pairs_total,
         "pairs_shown": len(shown.pairs),
         "answers_total": shown.answers_total,

@@ -30,7 +30,9 @@ class RoundRow(TypedDict):
 
 class StepRow(TypedDict):
     """One step that ran or was reused; `seconds` and `cost` are None when unknown. Of `cost`,
-    `estimated_cost` was not counted; `errors` are the reasons of records that failed."""
+    `estimated_cost` was not counted; `errors` are the reasons of records that failed;
+    `notes` what else its reader should know; `kernels` what computed a training (see
+    `rlaif.train.kernels`)."""
 
     seed: int
     arms: list[str]
@@ -44,6 +46,8 @@ class StepRow(TypedDict):
     cost: float | None
     estimated_cost: NotRequired[float | None]
     errors: NotRequired[dict[str, int]]
+    notes: NotRequired[list[str]]
+    kernels: NotRequired[dict[str, Any]]
 
 
 class LineageRow(TypedDict):
