@@ -65,7 +65,7 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
             f"{run.root}: {steps} made no pair, so there is no dataset to write{why}. Lower "
             "`min_margin` in `pair`, sample more answers per prompt, or look at the judges' scores"
         )
-    key = run.key()
+    key = run.records_key()
     known = _already_there(folder, key)
     if known is not None:
         return known

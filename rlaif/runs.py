@@ -180,9 +180,16 @@ class Run:
         found["kernels"] = marker.get("kernels", {}) if marker else {}
         return found
 
+    def records_key(self) -> str:
+        """The hash of what a dataset is made from: the config, and which steps have made how many
+        records. A step that was made again with the same outcome changes nothing."""
+        config = (self.root / "config.yaml").read_text(encoding="utf-8", errors="surrogatepass")
+        markers = [self.store.step(step["hash"]).done() or {} for step in self.manifest["steps"]]
+        return content_hash(config, [[m.get("hash"), m.get("counts")] for m in markers])
+
     def key(self) -> str:
-        """The hash of all that the run's page and dataset are made from: what was asked with which
-        versions, and which steps are finished with which files."""
+        """The hash of all that the run's page is made from: what was asked with which versions, and
+        which steps are finished with which files, and when."""
         texts = [
             path.read_text(encoding="utf-8", errors="surrogatepass") if path.exists() else ""
             for name in ("config.yaml", "manifest.json", "rounds.jsonl")

@@ -250,7 +250,7 @@ def test_a_kept_usage_that_cannot_be_does_not_break_a_resume(tmp_path: Path) -> 
 
 def test_a_ledger_and_a_meter_with_a_sum_that_cannot_be_are_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "spend.jsonl"
-    rows = ['{"cost": NaN}', '{"cost": -5}', '{"cost": 1.5}', "[]", '{"model": "m"}', '{"cost": 1']
+    rows = ['{"cost": NaN}', '{"cost": -5}', '{"cost": 1.5}', '{"cost": 1']
     path.write_text("\n".join(rows))
     account = Account(path)
     assert account.spent == 1.5
