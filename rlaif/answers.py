@@ -10,7 +10,7 @@ blank into the first token of a text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from rlaif.chat import KEEP, ChatSettings, render, render_prompt
 from rlaif.errors import EngineError
 from rlaif.records import Message
-from rlaif.thinking import THINK, Opened, opened_by, split_thinking, written
+from rlaif.thinking import Opened, Said, opened_by, split, written
 
 Reasoning = Literal["keep", "strip"]
 End = Literal["none", "turn", "all"]
@@ -80,7 +80,7 @@ class AnswerTurn:
         header = self._frame.header
         if header.startswith(asked):
             return asked
-        opened = opened_by(asked)
+        opened = opened_by(asked, self.chat.markers)
         shorter = asked if opened is None else asked.removesuffix(opened.text)
         if header.startswith(shorter):
             return shorter
@@ -103,7 +103,7 @@ class AnswerTurn:
 
     @cached_property
     def _opened(self) -> Opened | None:
-        return opened_by(self.given)
+        return opened_by(self.given, self.chat.markers)
 
     def text(self, answer: Message, reasoning: Reasoning = "keep") -> tuple[str, str]:
         """What the model writes of its turn to give `answer`, and what the template puts after it.
@@ -146,8 +146,12 @@ class AnswerTurn:
         content = str(answer["content"] or "")
         if apart:
             return apart, content
-        opened = opened_by(self._asked) or (THINK if reasoning == "strip" else None)
-        return split_thinking(content, opened)
+        said = self._split(content, opened_by(self._asked, self.chat.markers), reasoning)
+        return said.reasoning, said.answer
+
+    def _split(self, text: str, opened: Opened | None, reasoning: Reasoning = "keep") -> Said:
+        chat = replace(self.chat, opened=True) if reasoning == "strip" else self.chat
+        return split(text, chat, "" if opened is None else opened.text, unclosed="answer")
 
     @cached_property
     def _asked(self) -> str:
@@ -177,8 +181,14 @@ class AnswerTurn:
         """Thinking, then the answer: as the template writes it, or where it forgets thinking, as
         models write it."""
         found = self._thought(_apart, thinking, content) or self._as_given(answer)
-        found = found or self._thought(_inline, thinking, content)
-        return found or (written(thinking, self._opened) + content, self._frame.suffix)
+        found = found or self._thought(self._inline, thinking, content)
+        if found is not None:
+            return found
+        block = written(thinking, self._opened, self.chat.markers)
+        return block + content, self._frame.suffix
+
+    def _inline(self, thinking: str, answer: str) -> dict[str, Any]:
+        return _plain("", written(thinking, None, self.chat.markers) + answer)
 
     def _as_given(self, answer: Message) -> tuple[str, str] | None:
         """The text with thinking in it, where the template leaves it alone."""
@@ -211,7 +221,7 @@ class AnswerTurn:
         if header.startswith(self.given):
             return header[len(self.given) :]
         if self._opened is not None:
-            return written("", self._opened)
+            return written("", self._opened, self.chat.markers)
         lead = _after_last_turn(self.messages, self.given, header)
         if lead is None:
             raise EngineError(_OTHER_PROMPT)
@@ -255,8 +265,8 @@ class AnswerTurn:
             return text.strip() == content.strip() == self._decoded(ids, True).strip()
         if self._decoded(ids, True).strip() == content.strip():
             return reasoning == "keep" or not thinking
-        before, after = split_thinking(self._decoded(ids, False), self._opened)
-        return after.strip() == plain.strip() and (reasoning == "keep" or not before)
+        said = self._split(self._decoded(ids, False), self._opened)
+        return said.answer.strip() == plain.strip() and (reasoning == "keep" or not said.reasoning)
 
     def _decoded(self, ids: Sequence[int], skip: bool) -> str:
         ends = self._ends
@@ -302,10 +312,6 @@ def _plain(thinking: str, answer: str) -> dict[str, Any]:
 
 def _apart(thinking: str, answer: str) -> dict[str, Any]:
     return {"role": "assistant", "content": answer} | dict.fromkeys(_THINKING_KEYS, thinking)
-
-
-def _inline(thinking: str, answer: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": written(thinking, None) + answer}
 
 
 def _without(answer: Message, content: str) -> Message:

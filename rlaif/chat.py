@@ -10,6 +10,7 @@ import jinja2
 
 from rlaif.errors import EngineError
 from rlaif.records import Message
+from rlaif.thinking import MARKERS, Markers
 
 SystemRole = Literal["keep", "merge", "drop"]
 
@@ -37,17 +38,20 @@ def with_system_role(messages: Sequence[Message], system_role: SystemRole) -> li
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """What a model's conversations are rendered with, besides its chat template.
+    """What a model's conversations are rendered with, besides its chat template, and what tells
+    thinking from answers in them.
 
     `system_prompt`: keep leaves what the template inserts by itself; drop takes it out; any other
     text is used as the system turn. A prompt with a system turn of its own keeps that one.
     `system_role`: see `with_system_role`. `template_kwargs` are variables of the template, such as
-    {"enable_thinking": False}.
+    {"enable_thinking": False}. `markers` and `opened`: see `rlaif.thinking.split`.
     """
 
     system_prompt: str = "keep"
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     system_role: SystemRole = "keep"
+    markers: Markers = MARKERS
+    opened: bool = False
 
 
 KEEP = ChatSettings()

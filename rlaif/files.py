@@ -23,6 +23,7 @@ from rlaif.config import (
     ModelSpec,
     PairStep,
     apply_override,
+    thinking_of,
 )
 from rlaif.constitution import load_constitution
 from rlaif.data.loaded import record_of
@@ -208,7 +209,10 @@ def _plan_inputs(request: Request) -> PlanInputs:
     if request.constitution is not None:
         constitution = load_constitution(find(request.constitution))
     here = Path(f"rlaif {request.kind}")
-    judges = {n: build_judge(s, constitution) for n, s in experiment.all_judges().items()}
+    thinking = thinking_of(_named_spec(name)[1] for name in request.models.values())
+    judges = {
+        n: build_judge(s, constitution, None, thinking) for n, s in experiment.all_judges().items()
+    }
     return PlanInputs(experiment, here, {}, constitution, _prompts(request), judges, {})
 
 
@@ -248,15 +252,19 @@ def asking(folder: Path) -> Iterator[tuple[Store, EnginePool]]:
 def named_model(name: str) -> Model:
     """The model that `--model` names: builtin/NAME, a folder, a hub id, or a YAML file with a
     model's keys as in an experiment (`path`, `engine`, ...). Raises ConfigError."""
+    called, spec = _named_spec(name)
+    return Model(model_key(spec, True), called, spec)
+
+
+def _named_spec(name: str) -> tuple[str, ModelSpec]:
     if not name.endswith((".yaml", ".yml")):
-        spec = ModelSpec(path=name)
-        return Model(model_key(spec, True), Path(name).name, spec)
+        return Path(name).name, ModelSpec(path=name)
     path = find(name)
     data, lines = load_yaml(path)
     spec = validate(ModelSpec, data, lines, path)
     if spec.script is not None:
         spec = spec.model_copy(update={"script": str(find(spec.script, path))})
-    return Model(model_key(spec, True), path.stem, spec)
+    return path.stem, spec
 
 
 def _other_models(judge: JudgeBase, by: Model) -> dict[str, Model]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment
+from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment, thinking_of
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.data.embed import model_folder
 from rlaif.data.readers import read_labelled
@@ -32,8 +32,9 @@ def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> Pl
     experiment, lines = load_experiment(path, overrides)
     experiment = _with_scripts(experiment, path)
     constitution = _constitution(experiment, path)
+    thinking = thinking_of(experiment.models.values())
     judges = {
-        name: build_judge(spec, constitution, path)
+        name: build_judge(spec, constitution, path, thinking)
         for name, spec in experiment.all_judges().items()
     }
     keys = model_keys(experiment, fetch)

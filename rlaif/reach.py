@@ -9,7 +9,7 @@ from typing import Any
 
 from rlaif.changes import changes, stale
 from rlaif.compare.bootstrap import show_interval
-from rlaif.config import Experiment, load_experiment
+from rlaif.config import Experiment, load_experiment, thinking_of
 from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Judge, is_staged
@@ -115,11 +115,12 @@ def _judges(run: Run, experiment: Experiment, after: Constitution) -> Iterator[J
     beside = run.root / run.manifest.get("experiment_path", run.manifest["experiment"])
     prompts = run.prompt_records()
     steps = _judge_steps(run)
+    thinking = thinking_of(experiment.models.values())
     for name, spec in experiment.all_judges().items():
         folders = steps.get(name, [])
         stored = sum(run.store.step(step["hash"]).count("judgements") for step in folders)
         try:
-            judge = build_judge(spec, after, beside)
+            judge = build_judge(spec, after, beside, thinking)
         except ConfigError as error:
             yield JudgeReach(name, False, stored, 0, fault=str(error))
             continue

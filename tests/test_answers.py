@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.answers import AnswerTurn, behind, joined
 from rlaif.chat import ChatSettings, TemplateRefusal, render_prompt
+from rlaif.config import ModelSpec, ThinkingSpec
 from rlaif.errors import EngineError
 from tests.templates import (
     CHATML,
@@ -105,6 +109,47 @@ def test_thinking_is_kept_as_the_model_writes_it_or_left_out(template, end, kept
     for answer in forms:
         assert tok.decode(turn.tokens(answer, "turn").ids) == kept + end
         assert tok.decode(turn.tokens(answer, "turn", "strip").ids) == stripped + end
+
+
+OWN = ModelSpec(path="m", thinking=ThinkingSpec(markers=[("<mull>", "</mull>")]))
+MULLED = f"<mull>\n{THOUGHT}\n</mull>\n\nn"
+OPENS = CHATML.replace("assistant\n{% endif", "assistant\n<mull>\n{% endif")
+
+
+def test_markers_of_a_model_are_those_of_the_tokens_that_are_trained():
+    tok = tokenizer("byte", CHATML, "<|im_end|>")
+    turn = AnswerTurn(tok, PROMPT, OWN.chat)
+    for answer in (said(MULLED), said("n", reasoning_content=THOUGHT)):
+        assert tok.decode(turn.tokens(answer, "turn").ids) == f"{MULLED}<|im_end|>"
+        assert tok.decode(turn.tokens(answer, "turn", "strip").ids) == "n<|im_end|>"
+    # So they are in each process of a training in several.
+    sent = ChatSettings(**json.loads(json.dumps(asdict(OWN.chat))))
+    there = AnswerTurn(tok, PROMPT, sent).tokens(said(MULLED), "turn", "strip")
+    assert tok.decode(there.ids) == "n<|im_end|>"
+    # The usual markers are then a part of the answer.
+    for chat, text in ((OWN.chat, WITH_THOUGHT), (ChatSettings(), MULLED)):
+        kept = AnswerTurn(tok, PROMPT, chat).tokens(said(text), "turn", "strip").ids
+        assert tok.decode(kept) == f"{text}<|im_end|>"
+    # After a prompt that opens the block, which an answer without thinking closes.
+    opened = AnswerTurn(tokenizer("byte", OPENS, "<|im_end|>"), PROMPT, OWN.chat)
+    for text in (MULLED, MULLED.removeprefix("<mull>\n")):
+        found = opened.tokens(said(text), "turn").ids
+        assert tok.decode(found) == f"{MULLED.removeprefix('<mull>')[1:]}<|im_end|>"
+    assert tok.decode(opened.tokens(said("n"), "turn").ids) == "\n</mull>\n\nn<|im_end|>"
+    # Sampled tokens stay, unless their thinking is left out.
+    ids = tok(MULLED, add_special_tokens=False)["input_ids"]
+    assert turn.tokens(said("n"), "none", sampled=ids).sampled
+    assert not turn.tokens(said("n"), "none", "strip", ids).sampled
+
+
+def test_a_close_without_an_opening_counts_where_the_model_is_declared_so():
+    tok = tokenizer("byte", QWEN3, "<|im_end|>")
+    text = WITH_THOUGHT.removeprefix("<think>\n")
+    declared = ModelSpec(path="m", thinking=ThinkingSpec(opened=True))
+    turn = AnswerTurn(tok, PROMPT, declared.chat)
+    assert tok.decode(turn.tokens(said(text), "turn").ids) == f"{WITH_THOUGHT}<|im_end|>"
+    # Nothing shows that it thought.
+    assert tok.decode(turn.tokens(said("n"), "turn").ids).endswith("</think>\n\nn<|im_end|>")
 
 
 def test_nothing_is_left_of_an_answer_that_was_cut_while_thinking():

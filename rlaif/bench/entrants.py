@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config import JudgeBase, JudgesFile, ModelSpec
+from rlaif.config import JudgeBase, JudgesFile, ModelSpec, thinking_of
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.engines.base import Model
 from rlaif.engines.build import known_capabilities
@@ -114,7 +114,8 @@ def _entrant(
     path: Path | None,
     lines: Lines,
 ) -> Entrant:
-    judge = build_judge(spec, rules, path)
+    thinking = thinking_of([model, *file.models.values()])
+    judge = build_judge(spec, rules, path, thinking)
     weights = {p.id: p.weight for p in rules.principles} if rules is not None else {}
     names = spec.asks()
     models: dict[str, Model] = {}

@@ -70,6 +70,7 @@ from rlaif.config.models import (
     Price,
     PromptsSpec,
     ThinkingSpec,
+    thinking_of,
 )
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.overrides import apply_override
@@ -190,4 +191,5 @@ __all__ = [
     "experiment_schema",
     "load_experiment",
     "resolved_yaml",
+    "thinking_of",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from pydantic import (
 
 from rlaif.chat import ChatSettings
 from rlaif.config.base import Count, PluginName, Strict
+from rlaif.thinking import MARKERS
 
 RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "current"})
 
@@ -115,7 +117,7 @@ class ThinkingSpec(Strict):
     """How a reasoning model's thinking is told from its answer, where both come as one text."""
 
     markers: list[tuple[str, str]] = Field(
-        [("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]")],
+        list(MARKERS),
         description="Pairs of markers that open and close thinking; the channels of gpt-oss are "
         "known besides.",
     )
@@ -273,7 +275,14 @@ class ModelSpec(Strict):
     @property
     def chat(self) -> ChatSettings:
         """What the model's conversations are rendered with."""
-        return ChatSettings(self.system_prompt, self.chat_template_kwargs, self.system_role)
+        thinking = self.thinking
+        return ChatSettings(
+            self.system_prompt,
+            self.chat_template_kwargs,
+            self.system_role,
+            thinking.markers,
+            thinking.opened,
+        )
 
     def _check_gpus(self) -> None:
         if self.gpus is None:
@@ -340,6 +349,14 @@ class ModelSpec(Strict):
             raise ValueError("`base_url`: a port must be a number from 1 to 65535")
         if parts.query or parts.fragment:
             raise ValueError("`base_url` may hold no key or password; name one with `key_env`")
+
+
+def thinking_of(models: Iterable[ModelSpec]) -> ThinkingSpec:
+    """How thinking is told in a text that any of `models` may have written: by the markers of all.
+    Without a model, by the usual ones."""
+    specs = [model.thinking for model in models] or [THINKING]
+    found = {pair for spec in specs for pair in spec.markers}
+    return THINKING if found == set(MARKERS) else ThinkingSpec(markers=sorted(found))
 
 
 class Columns(Strict):

@@ -23,9 +23,9 @@ from rlaif.engines.base import (
     refusal,
 )
 from rlaif.engines.decode import Answer, Choice, Usage
-from rlaif.engines.labels import label_probabilities
-from rlaif.engines.thinking import ADVICE, Said, split
+from rlaif.engines.labels import ADVICE, label_probabilities
 from rlaif.records import Message, content_hash
+from rlaif.thinking import Said, split
 
 Request = GenerateRequest | ScoreRequest
 Result = GenerateResult | ScoreResult

@@ -10,13 +10,14 @@ from typing import Any
 
 from rlaif.answers import AnswerTurn, joined
 from rlaif.chat import ChatSettings, render_opening, render_prompt
-from rlaif.config import THINKING, ModelSpec, ThinkingSpec
+from rlaif.config import ModelSpec
 from rlaif.engines.base import GenerateRequest, ScoreRequest, overflow, refusal
+from rlaif.engines.labels import THINKS
 from rlaif.engines.layout import Row
 from rlaif.engines.limits import NO_LIMITS, Limits, limits_of, no_embedding
-from rlaif.engines.thinking import THINKS, marker_texts, opens, thinks_from
 from rlaif.errors import EngineError
 from rlaif.records import Message
+from rlaif.thinking import marker_texts, opens, thinks_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,6 @@ class Encoding:
     chat: ChatSettings
     context: int
     name: str
-    thinking: ThinkingSpec = THINKING
     limits: Limits = NO_LIMITS
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
@@ -78,7 +78,7 @@ class Encoding:
             self._refuse_unknown(ids)
             why = overflow(len(ids), new, self.context)
             if why is None and isinstance(request, ScoreRequest) and request.labels:
-                why = THINKS if thinks_from(text, self.thinking) else None
+                why = THINKS if thinks_from(text, self.chat) else None
             if why is not None:
                 made.failed[name] = (why, len(ids))
                 continue
@@ -99,19 +99,19 @@ class Encoding:
     @cached_property
     def markers(self) -> frozenset[int]:
         """The special tokens that tell thinking from answer."""
-        known = marker_texts(self.thinking)
+        known = marker_texts(self.chat)
         return frozenset(i for i, t in self._tokens(special=True).items() if t in known)
 
     @cached_property
     def opens_thinking(self) -> bool:
         """Whether the chat template opens the model's thinking where its turn begins."""
         prompt, _ = self.render([{"role": "user", "content": "Hello."}])
-        return thinks_from(prompt, self.thinking)
+        return thinks_from(prompt, self.chat)
 
     @cached_property
     def openings(self) -> list[int]:
         """The single tokens that open thinking."""
-        return sorted(i for i, t in self._tokens().items() if opens(t, self.thinking))
+        return sorted(i for i, t in self._tokens().items() if opens(t, self.chat))
 
     def _tokens(self, special: bool = False) -> dict[int, str]:
         """The tokens that were added to the vocabulary; with `special` those alone."""
@@ -169,7 +169,7 @@ def load_encoding(folder: Path, spec: ModelSpec, config: Any, name: str) -> Enco
             "folder, or use an instruct model."
         )
     limits = limits_of(config)
-    return Encoding(tokenizer, spec.chat, context_of(config, spec), name, spec.thinking, limits)
+    return Encoding(tokenizer, spec.chat, context_of(config, spec), name, limits)
 
 
 def context_of(config: Any, spec: ModelSpec) -> int:

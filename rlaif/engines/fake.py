@@ -28,8 +28,8 @@ from rlaif.engines.base import (
     overflow,
     refusal,
 )
-from rlaif.engines.thinking import split
 from rlaif.records import Message, content_hash
+from rlaif.thinking import split
 from rlaif.yamlio import load_yaml, validate
 
 BATCH = 32

@@ -29,14 +29,15 @@ from rlaif.engines.base import (
 )
 from rlaif.engines.decoding import BranchRows, PaddedRows, Rows
 from rlaif.engines.encoding import Encoding, end_ids, load_encoding
+from rlaif.engines.labels import thinks_first
 from rlaif.engines.memory import batch_tokens, pass_tokens
 from rlaif.engines.packing import plain_attention
 from rlaif.engines.sampling import sample_tokens
-from rlaif.engines.thinking import split, thinks_first
 from rlaif.engines.weights import Weights
 from rlaif.errors import EngineError
 from rlaif.logprobs import token_logprobs
 from rlaif.records import Message, content_hash
+from rlaif.thinking import split
 
 ENDED_SHARE = 1 / 16
 """Rows that have ended leave a batch when they are so many of it: leaving copies the others."""

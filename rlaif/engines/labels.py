@@ -6,8 +6,19 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from rlaif.config import ThinkingSpec
-from rlaif.engines.thinking import opens, thinks_first
+from rlaif.thinking import Declared, opens
+
+ADVICE = (
+    "turn its thinking off (by the chat template's own switch, such as `chat_template_kwargs: "
+    "{enable_thinking: false}`, which a server takes in `extra_body`), or let it think and write "
+    "its verdict (`verdict: written`, or `expected: false`)"
+)
+"""What helps where label probabilities are read and the model thinks first."""
+
+THINKS = f"the chat template opens the model's thinking, where no label stands: {ADVICE}"
+
+MOST_OPENING = 0.5
+"""More probability than this on a marker that opens thinking is no answer with a label."""
 
 ROUNDING = 1e-3
 """A log-prob may be this far above 0: servers round."""
@@ -19,7 +30,7 @@ _NUMBERED = re.compile(r"token_id:\d+\Z")
 def label_probabilities(
     tops: Sequence[tuple[str, float]],
     labels: Mapping[str, Sequence[str]],
-    thinking: ThinkingSpec,
+    thinking: Declared,
 ) -> dict[str, float] | str:
     """The probability of each label, summed over its surface forms, from the tokens with their
     natural log-probs; or why they are no verdict."""
@@ -46,6 +57,17 @@ def label_probabilities(
             "found: start it without --return-tokens-as-token-ids"
         )
     return probs
+
+
+def thinks_first(found: float, labels: float) -> str | None:
+    """Why label probabilities are no verdict where `found` is the probability of beginning to think
+    and `labels` that of all labels; None where they are one."""
+    if found < MOST_OPENING or labels > found:
+        return None
+    return (
+        f"the model thinks before it answers (a marker that opens thinking has probability "
+        f"{found:.3g}, all labels together {labels:.2g}): {ADVICE}"
+    )
 
 
 def _plain(token: str, known: set[str]) -> str:

@@ -27,12 +27,13 @@ from rlaif.engines.base import (
     ScoreResult,
 )
 from rlaif.engines.encoding import Encoding, end_ids, load_encoding
+from rlaif.engines.labels import thinks_first
 from rlaif.engines.layout import Row
 from rlaif.engines.orphans import owned
-from rlaif.engines.thinking import split, thinks_first
 from rlaif.engines.vllm_options import environment, options, trains_beside, within
 from rlaif.errors import EngineError
 from rlaif.records import Message, content_hash
+from rlaif.thinking import split
 
 log = logging.getLogger(__name__)
 

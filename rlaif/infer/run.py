@@ -12,7 +12,6 @@ from rlaif.compare.votes import sided
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
 from rlaif.engines.build import known_capabilities
-from rlaif.engines.thinking import CUT
 from rlaif.errors import ConfigError
 from rlaif.infer.propose import (
     Candidate,
@@ -30,6 +29,7 @@ from rlaif.steps.context import Engines, Progress
 from rlaif.steps.judge import judge_labelled
 from rlaif.store import Store
 from rlaif.templates import PAIRWISE, load_template
+from rlaif.thinking import CUT
 
 PROPOSE = "prompts/infer/propose.j2"
 VOTE = "prompts/infer/vote.j2"

@@ -7,19 +7,23 @@ from typing import Any
 
 from msgspec import structs
 
+from rlaif.config import THINKING, ThinkingSpec
 from rlaif.records import Completion, Prompt, content_hash
-from rlaif.thinking import THINK, split_thinking
+from rlaif.thinking import split
 
 from .base import Call, Judge
 
 
 class AnswerOnly:
-    """A judge with `reasoning: strip`. All but what it is shown is the inner judge's."""
+    """A judge with `reasoning: strip`. All but what it is shown is the inner judge's. `thinking`
+    says how thinking is told in the answers."""
 
-    def __init__(self, judge: Judge):
+    def __init__(self, judge: Judge, thinking: ThinkingSpec = THINKING):
         self.judge = judge
+        self.thinking = thinking
+        own = [] if thinking == THINKING else [thinking.markers]
         # Also of those that hash no options, such as a plug-in.
-        self.judge_hash = content_hash(judge.judge_hash, "reasoning", "strip")
+        self.judge_hash = content_hash(judge.judge_hash, "reasoning", "strip", *own)
 
     def __getattr__(self, name: str) -> Any:
         if name == "judge":
@@ -29,16 +33,19 @@ class AnswerOnly:
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The inner judge's calls about the answers alone."""
-        return self.judge.calls(prompt, [answer_only(c) for c in completions], seed)
+        shown = [answer_only(c, self.thinking) for c in completions]
+        return self.judge.calls(prompt, shown, seed)
 
 
-def answer_only(completion: Completion) -> Completion:
-    """The completion without the thinking that its text begins with; a failed one where it was cut
-    while thinking, so that nothing is said of an answer that is not there."""
+def answer_only(completion: Completion, thinking: ThinkingSpec = THINKING) -> Completion:
+    """The completion without the thinking that its text begins with, of which its prompt may have
+    had the opening marker; a failed one where it was cut while thinking, so that nothing is said of
+    an answer that is not there."""
     if not completion.messages:
         return completion
     *earlier, last = completion.messages
-    thinking, answer = split_thinking(last["content"], THINK)
-    if thinking and not answer.strip():
+    opened = thinking.model_copy(update={"opened": True})
+    said = split(last["content"], opened, unclosed="answer")
+    if said.reasoning and not said.answer.strip():
         return structs.replace(completion, messages=[], finish_reason="failed")
-    return structs.replace(completion, messages=[*earlier, {**last, "content": answer}])
+    return structs.replace(completion, messages=[*earlier, {**last, "content": said.answer}])

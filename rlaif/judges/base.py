@@ -21,7 +21,6 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
-from rlaif.engines.thinking import CUT
 from rlaif.records import (
     AnnotatorKind,
     Completion,
@@ -32,6 +31,7 @@ from rlaif.records import (
     content_hash,
 )
 from rlaif.templates import inert
+from rlaif.thinking import CUT
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import JudgeBase
+from rlaif.config import THINKING, JudgeBase, ThinkingSpec
 from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError
 from rlaif.yamlio import suggest
@@ -42,19 +42,27 @@ JUDGES = {
     "perplexity": "rlaif.judges.baselines:build_perplexity",
 }
 
+OF_JUDGES = ("meta", "jury")
+"""Kinds that build judges of their own."""
+
 
 def build_judge(
-    spec: JudgeBase, constitution: Constitution | None = None, beside: Path | None = None
+    spec: JudgeBase,
+    constitution: Constitution | None = None,
+    beside: Path | None = None,
+    thinking: ThinkingSpec = THINKING,
 ) -> Judge:
     """The judge that `spec` describes. `beside` is the experiment file: templates are looked for
-    beside it too.
+    beside it too. `thinking` says how thinking is told in the answers, which a judge with
+    `reasoning: strip` is shown without.
 
     A `kind` of the form package.module:Name is imported and called as Name(spec, constitution).
     Raises ConfigError when the spec cannot work.
     """
     if spec.kind in JUDGES:
-        judge: Judge = load_object(JUDGES[spec.kind], spec.id)(spec, constitution, beside)
-        return _shown(judge, spec)
+        more = {"thinking": thinking} if spec.kind in OF_JUDGES else {}
+        build = load_object(JUDGES[spec.kind], spec.id)
+        return _shown(build(spec, constitution, beside, **more), spec, thinking)
     custom = load_object(spec.kind, spec.id)(spec, constitution)
     staged = hasattr(custom, "conclude")
     needed = ["id", "judge_hash", "comparative", "needs", "calls"]
@@ -65,14 +73,14 @@ def build_judge(
             f"judge {spec.id}: {spec.kind} is no judge: it lacks {', '.join(lacking)} "
             "(see rlaif/judges/base.py)"
         )
-    return _shown(custom, spec)
+    return _shown(custom, spec, thinking)
 
 
-def _shown(judge: Judge, spec: JudgeBase) -> Judge:
+def _shown(judge: Judge, spec: JudgeBase, thinking: ThinkingSpec) -> Judge:
     """The judge, shown what the spec says of the answers."""
     if spec.reasoning == "keep":
         return judge
-    return AnswerOnly(judge)
+    return AnswerOnly(judge, thinking)
 
 
 def load_object(reference: str, judge: str) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlaif.compare.aggregate import Scores, candidate_scores, combine, weighted_mean
-from rlaif.config import JuryJudge
+from rlaif.config import THINKING, JuryJudge, ThinkingSpec
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Capability
 from rlaif.errors import ConfigError
@@ -201,11 +201,16 @@ def accuracy_weight(accuracy: float) -> float:
     return max(0.0, math.log(sure) - math.log(1 - sure)) if sure > 0 else 0.0
 
 
-def build(spec: JuryJudge, constitution: Constitution | None, beside: Path | None) -> Jury:
+def build(
+    spec: JuryJudge,
+    constitution: Constitution | None,
+    beside: Path | None,
+    thinking: ThinkingSpec = THINKING,
+) -> Jury:
     """The jury of a spec. Raises ConfigError for weights that name no juror."""
     from .build import build_judge
 
-    members = tuple(build_judge(juror, constitution, beside) for juror in spec.of)
+    members = tuple(build_judge(juror, constitution, beside, thinking) for juror in spec.of)
     weights = _weights(spec, beside)
     principle_weights = {p.id: p.weight for p in constitution.principles} if constitution else {}
     hashes = sorted((m.id, m.judge_hash) for m in members)

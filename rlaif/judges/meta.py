@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.compare.ranking import strengths
-from rlaif.config import MetaJudge, PairwiseJudge, WritingJudge
+from rlaif.config import THINKING, MetaJudge, PairwiseJudge, ThinkingSpec, WritingJudge
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Capability
 from rlaif.errors import ConfigError
@@ -212,11 +212,16 @@ def _with_answer(prompt: Prompt, answer: Completion) -> Prompt:
     return Prompt(prompt.prompt_id, messages, prompt.source, prompt.tags, prompt.reference)
 
 
-def build(spec: MetaJudge, constitution: Constitution | None, beside: Path | None) -> Meta:
+def build(
+    spec: MetaJudge,
+    constitution: Constitution | None,
+    beside: Path | None,
+    thinking: ThinkingSpec = THINKING,
+) -> Meta:
     """The judge of a spec. Raises ConfigError when there would be nothing to compare."""
     from .build import build_judge
 
-    inner = build_judge(spec.judge, constitution, beside)
+    inner = build_judge(spec.judge, constitution, beside, thinking)
     if spec.principles is not None:
         raise ConfigError(f"judge {spec.id}: `principles` belongs to its `judge`; set it there")
     own = spec.judge

@@ -14,7 +14,6 @@ from rlaif.config.prompting import FileSource, MagpieSource, PromptsFile, Writte
 from rlaif.data.hygiene import of_prompt, sift
 from rlaif.data.sources import all_prompts
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
-from rlaif.engines.thinking import CUT
 from rlaif.errors import ConfigError
 from rlaif.plan.base import step_hash
 from rlaif.prompting.accept import Accepted
@@ -24,6 +23,7 @@ from rlaif.records import Prompt, content_hash, make_prompt, to_json
 from rlaif.steps.context import Engines, Progress
 from rlaif.steps.filter import nothing_left, read_beside
 from rlaif.store import StepFolder, Store, write_atomic, write_jsonl
+from rlaif.thinking import CUT
 
 ROUND = 16
 """Calls that are made at once; what they bring is known to those of the next round."""

@@ -12,7 +12,6 @@ from typing import Any
 from rlaif.compare.words import commonest
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
-from rlaif.engines.thinking import CUT
 from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer
 from rlaif.judges.notes import answer_notes
 from rlaif.records import VALUED, Judgement
@@ -22,6 +21,7 @@ from rlaif.steps.context import Engines, Progress, StepContext
 from rlaif.steps.failed import refuse_all_failed
 from rlaif.steps.groups import Groups
 from rlaif.store import StepFolder
+from rlaif.thinking import CUT
 
 TURN_PROMPTS = 256
 """Prompts that a server is asked about at once by a judge that asks in turns."""

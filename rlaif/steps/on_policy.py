@@ -24,7 +24,6 @@ from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, 
 from rlaif.engines.build import REMOTE
 from rlaif.engines.encoding import load_encoding
 from rlaif.engines.hf import HfEngine
-from rlaif.engines.thinking import CUT
 from rlaif.engines.weights import Weights
 from rlaif.errors import RlaifError
 from rlaif.judges.base import Judge, roles_of
@@ -32,6 +31,7 @@ from rlaif.plan import round_prompts
 from rlaif.records import Completion, Judgement, Prompt, content_hash, from_json
 from rlaif.steps.asking import Kept, verdicts
 from rlaif.steps.context import StepContext
+from rlaif.thinking import CUT
 from rlaif.train.export import write_weights
 from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.model import TrainModel

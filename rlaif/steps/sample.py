@@ -12,10 +12,10 @@ from rlaif.config import SampleStep
 from rlaif.config.steps import SamplingKeys
 from rlaif.data.instructed import Instruction, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
-from rlaif.engines.thinking import CUT, WAS_CUT
 from rlaif.errors import EngineError
 from rlaif.records import Completion, Message, Prompt, content_hash
 from rlaif.steps.context import StepContext
+from rlaif.thinking import CUT, WAS_CUT
 
 Asked = tuple[Prompt, int, Instruction | None]
 

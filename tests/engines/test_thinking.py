@@ -17,8 +17,8 @@ from rlaif.engines import api
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampling, ScoreRequest
 from rlaif.engines.decode import Answer, decode_answer
 from rlaif.engines.labels import label_probabilities
-from rlaif.engines.thinking import Said, opens, split
 from rlaif.records import Message
+from rlaif.thinking import Said, opens, split
 
 ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
 OPENED = ThinkingSpec(opened=True)

@@ -7,20 +7,22 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from rlaif.config import JudgeStep
+from rlaif.config import THINKING, JudgeStep, ModelSpec, ThinkingSpec, thinking_of
 from rlaif.engines.base import GenerateRequest, RewardRequest, ScoreRequest
 from rlaif.judges.base import is_staged, roles_of, verdicts_of
 from rlaif.judges.build import build_judge
+from rlaif.prepare import prepare
 from rlaif.records import Completion, content_hash, make_prompt
-from rlaif.thinking import THINK, opened_by, split_thinking, written
+from rlaif.thinking import opened_by, split, written
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a fruit."}])
 ANALYSIS = "<|channel|>analysis<|message|>"
 THOUGHT = "A long thought that says a great many things about fruit."
 
 
-def judge_of(**keys: Any) -> Any:
-    return build_judge(TypeAdapter(JudgeStep).validate_python(keys))
+def judge_of(thinking: ThinkingSpec = THINKING, **keys: Any) -> Any:
+    spec = TypeAdapter(JudgeStep).validate_python(keys)
+    return build_judge(spec, None, None, thinking)
 
 
 def answer(text: str, index: int = 0) -> Completion:
@@ -84,6 +86,12 @@ def test_an_answer_that_was_cut_while_thinking_is_not_judged():
     assert call.shown[0].text == "plum"
 
 
+def parts(text: str, before: str = "") -> tuple[str, str]:
+    """Thinking and answer of a text that is given."""
+    said = split(text, THINKING, before, unclosed="answer")
+    return said.reasoning, said.answer
+
+
 @pytest.mark.parametrize(
     ("text", "thinking", "plain"),
     [
@@ -100,19 +108,64 @@ def test_an_answer_that_was_cut_while_thinking_is_not_judged():
     ],
 )
 def test_thinking_begins_at_the_start_and_ends_at_the_first_close(text, thinking, plain):
-    assert split_thinking(text) == (thinking, plain)
+    assert parts(text) == (thinking, plain)
 
 
 def test_a_close_without_an_opening_counts_where_a_prompt_opened_it():
-    assert split_thinking("a\n</think>\n\nb", THINK) == ("a", "b")
-    assert split_thinking("b", THINK) == ("", "b")
+    assert parts("a\n</think>\n\nb", "<think>") == ("a", "b")
+    assert parts("b", "<think>") == ("", "b")
     assert opened_by("x<think> y") is None
     for end in ("<think>", "<think>\n", "<think>\n\n", "<think> \n"):
         opened = opened_by("x" + end)
         assert opened is not None and opened.text == end
         for thought in ("", "a"):
             whole = end + written(thought, opened) + "b"
-            assert split_thinking(whole) == (thought, "b")
+            assert parts(whole) == (thought, "b")
         if end != "<think> \n":
             assert end + written("", opened) == "<think>\n\n</think>\n\n"
     assert written("a", None) == "<think>\na\n</think>\n\n"
+
+
+MULL = ModelSpec(path="m", thinking=ThinkingSpec(markers=[("<mull>", "</mull>")]))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"kind": "pairwise", "by": "m", "reasoning": "strip"},
+        {"kind": "jury", "of": [{"kind": "rating", "by": "m", "id": "r", "reasoning": "strip"}]},
+    ],
+    ids=lambda keys: keys["kind"],
+)
+@pytest.mark.parametrize("opening", ["<mull>", ""])
+def test_markers_of_the_models_are_those_of_the_answers_that_are_judged(keys, opening):
+    texts = [f"{opening}{THOUGHT}</mull>\n\nplum", "fig"]
+    usual, own = judge_of(**keys), judge_of(thinking_of([MULL, ModelSpec(path="n")]), **keys)
+    assert THOUGHT in all_shown(usual, texts)
+    assert THOUGHT not in all_shown(own, texts) and "plum" in all_shown(own, texts)
+    # They are a part of the hash only where they are not the usual ones.
+    assert own.judge_hash != usual.judge_hash
+    assert judge_of(thinking_of([ModelSpec(path="n")]), **keys).judge_hash == usual.judge_hash
+
+
+def all_shown(judge: Any, texts: list[str]) -> str:
+    return "".join(shown(member, texts) for member in getattr(judge, "members", [judge]))
+
+
+def test_thinking_of_several_models_is_told_by_the_markers_of_all():
+    assert thinking_of([]) == thinking_of([ModelSpec(path="n")]) == THINKING
+    assert thinking_of([MULL]).markers == [("<mull>", "</mull>")]
+    both = thinking_of([ModelSpec(path="n"), MULL])
+    assert both == thinking_of([MULL, ModelSpec(path="n")])
+    assert set(both.markers) == {*THINKING.markers, ("<mull>", "</mull>")}
+
+
+def test_markers_in_an_experiment_reach_its_judges(tmp_path, write_experiment):
+    policy = {"path": "none", "engine": "fake"}
+    judges = [{"id": "len", "kind": "longer", "reasoning": "strip"}]
+    text = f"{THOUGHT}</mull>plum"
+    for thinking, left in (({}, text), ({"markers": [["<mull>", "</mull>"]]}, "plum")):
+        models = {"policy": policy | {"thinking": thinking}}
+        inputs = prepare(write_experiment(tmp_path, None, models=models, judges=judges))
+        (call,) = inputs.judges["len"].calls(PROMPT, [answer(text), answer("fig", 1)], 0)
+        assert left in [completion.text for completion in call.shown]

@@ -16,10 +16,10 @@ from rlaif.config import ModelSpec
 from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.base import ScoreRequest, ScoreResult
 from rlaif.engines.fake import FakeEngine, FakeScript
-from rlaif.engines.thinking import CUT, WAS_CUT
 from rlaif.judges.notes import answer_notes
 from rlaif.progress import QuietProgress
 from rlaif.steps.asking import Kept
+from rlaif.thinking import CUT, WAS_CUT
 from tests.judges.kinds import BAD, EVERY, GOOD, Engines, judge_of, judged
 from tests.judges.memory import Memory
 
