@@ -184,7 +184,7 @@ def test_no_reading_of_a_run_holds_all_of_a_file(
     monkeypatch.setattr(StepFolder, "read", forbidden)
     run("report", out)
     run("export", out, tmp_path / "pairs.parquet")
-    for kind in ("completions", "judgements", "preferences", "prompts", "metrics"):
+    for kind in ("completions", "judgements", "preferences", "prompts"):
         run("export", out, tmp_path / f"{kind}.jsonl", "--records", kind)
     prompts = load_run(out).prompt_records()
     assert [prompts[name].prompt_id for name in prompts] == list(prompts)
