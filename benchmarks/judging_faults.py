@@ -8,9 +8,11 @@ of the calls: refused and broken connections, late, dripping, cut and repeated a
 503, and every shape of `tests/servers/shapes.py` (errors in a 200, pages, event streams, null
 contents, usage and log-probs that cannot be, bodies too deep and too long, moderation, 404). A few
 calls are answered with what stops a step: no key, no money, a wait of a day. A judging process asks
-through it, is killed or stops, and is started again. Exit code 1 unless every record is there once,
-labelled or failed with its reason; no committed answer was asked for again; and each kill or stop
-lost at most the calls that were open.
+through it, is killed or stops, and is started again. Then come the phases of `fault_phases.py`:
+what refuses every call of a step, or leaves it unanswered. Exit code 1 unless every record is there
+once, labelled or failed with its reason; nothing committed (an answer in the cache, a record in the
+folder) was asked for again; each kill or stop lost at most the calls that were open; and each phase
+ended as it should.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +35,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from fault_phases import number_of, run_phases, show_phases, user_turn  # noqa: E402
+
 from rlaif.engines.cache import RequestCache, cache_limit, cache_path  # noqa: E402
 from rlaif.engines.meter import in_words, read_meters  # noqa: E402
+from rlaif.records import make_prompt  # noqa: E402
 from rlaif.store import Store  # noqa: E402
 from tests.servers.faults import KINDS as FAULTS  # noqa: E402
 from tests.servers.faults import FaultProxy  # noqa: E402
@@ -43,37 +49,45 @@ from tests.servers.shapes import SHAPES, STOPPING  # noqa: E402
 TOPS = {"Yes": -0.2, "No": -2.0}
 LATENCY = 0.02
 KINDS = [*FAULTS, *SHAPES]
-STOP_EVERY = 1500
-"""Calls between two answers that stop the step."""
+STOPS = 6
+"""Of so many equal parts of the calls each has an answer that stops the step."""
 REASONS = (
-    *("gave up after", "status 403", "the server answered without log-probs"),
+    "gave up after",
+    "status 403: mm requires moderation",
+    "status 400: This model's maximum context length is",
+    "the server answered without log-probs",
     "the server gives 0.9 as a log-prob",
+    "the server names tokens by their ids",
+    "the server's content filter withheld",
+    "the model thinks before it answers",
 )
+"""How the reasons of failed records may begin."""
 SETTLE = 0.5
 """Seconds in which a call that was on its way when the process died reaches the server."""
 
 
 @dataclass
 class Kills:
-    """What each kill or stop did: how many calls it lost, and what was committed then, by how much
-    had been asked. `stopped`: how often the process stopped by itself."""
+    """What each kill or stop did: how many calls it lost that the server had answered, and the
+    numbers of the records that were committed then, by how many attempts had been made. `stopped`:
+    how often the process stopped by itself."""
 
     stopped: int = 0
     lost: list[int] = field(default_factory=list)
-    committed: list[tuple[int, set[str]]] = field(default_factory=list)
+    committed: list[tuple[int, set[int]]] = field(default_factory=list)
 
 
-def name_of(body: dict[str, Any]) -> str:
-    """A call's body as a text."""
-    return json.dumps(body, sort_keys=True)
-
-
-def cached() -> set[str]:
-    """The calls whose answers are in the request cache."""
+def cached() -> set[int]:
+    """The numbers of the records whose answers are in the request cache."""
     cache = RequestCache(cache_path(), cache_limit())
-    found = {name_of(row["request"]) for row in cache.rows()}
+    found = {number_of(row["request"]) for row in cache.rows()}
     cache.close()
     return found
+
+
+def recorded(out: Path, numbers: Mapping[str, int]) -> set[int]:
+    """The numbers of the records that are there, by the `numbers` of prompts."""
+    return {numbers[row["prompt_id"]] for row in Store(out).step("judging").rows("judgements")}
 
 
 def judging(url: str, out: Path, count: int, concurrency: int) -> subprocess.Popen[bytes]:
@@ -83,15 +97,20 @@ def judging(url: str, out: Path, count: int, concurrency: int) -> subprocess.Pop
 
 
 def killed(
-    server: ScriptedServer, url: str, out: Path, options: argparse.Namespace, draw: random.Random
+    server: ScriptedServer,
+    proxy: FaultProxy,
+    out: Path,
+    options: argparse.Namespace,
+    draw: random.Random,
 ) -> Kills:
     """Kill the process `options.kills` times, at moments drawn evenly over the answers, and have it
     go on to the end. Each time that it stopped by itself it goes on too."""
     kills = Kills()
+    numbers = {make_prompt(user_turn(i)).prompt_id: i for i in range(options.calls)}
     moments = [options.calls * (n + draw.random()) / options.kills for n in range(options.kills)]
     while True:
         before = len(server.asked)
-        process = judging(url, out, options.calls, options.concurrency)
+        process = judging(proxy.url, out, options.calls, options.concurrency)
         wanted = moments[0] if moments else float("inf")
         # Some calls of each process at least: a kill while it is starting shows nothing.
         while len(server.answered) < wanted or len(server.asked) < before + options.concurrency:
@@ -108,18 +127,16 @@ def killed(
             sys.exit(f"the process ended with {ended}, and {len(moments)} kills are left")
         kills.stopped += ended != -signal.SIGKILL
         time.sleep(SETTLE)
-        known = cached()
-        asked = {name_of(body) for body in server.asked[before:]}
+        known = cached() | recorded(out, numbers)
+        asked = {number_of(body) for body in server.asked[before:]}
         kills.lost.append(len(asked - known))
-        kills.committed.append((len(server.asked), known))
+        kills.committed.append((len(proxy.asked), known))
 
 
-def report(
-    server: ScriptedServer, proxy: FaultProxy, kills: Kills, out: Path, count: int
-) -> dict[str, Any]:
+def report(proxy: FaultProxy, kills: Kills, out: Path, count: int) -> dict[str, Any]:
     """Every figure, JSON-ready."""
     rows = Store(out).step("judging").read("judgements")
-    asked = [name_of(body) for body in server.asked]
+    asked = [number_of(body) for body in proxy.asked]
     again = sum(not known.isdisjoint(asked[start:]) for start, known in kills.committed)
     meter = read_meters(Store(out).step("judging").path)["server"]
     return {
@@ -149,13 +166,13 @@ def main() -> int:
     options = parser.parse_args()
     if options.quick:
         options.calls, options.kills = options.calls // 10, 5
-    draw = random.Random(11)
+    draw, stop_every = random.Random(11), max(1, options.calls // STOPS)
     faults: dict[int, str | None] = {}
 
     def fault(number: int) -> str | None:
         drawn = draw.choice(KINDS) if draw.random() < options.share else None
-        if number % STOP_EVERY == STOP_EVERY - 1:
-            drawn = list(STOPPING)[number // STOP_EVERY % len(STOPPING)]
+        if number % stop_every == stop_every - 1:
+            drawn = list(STOPPING)[number // stop_every % len(STOPPING)]
         return faults.setdefault(number, drawn)
 
     began = time.monotonic()
@@ -166,22 +183,25 @@ def main() -> int:
     ):
         os.environ["RLAIF_CACHE"] = folder
         out = Path(folder) / "run"
-        kills = killed(server, proxy.url, out, options, random.Random(12))
-        found = report(server, proxy, kills, out, options.calls)
-    found["seconds"] = round(time.monotonic() - began, 1)
-    show(found, options.concurrency)
+        kills = killed(server, proxy, out, options, random.Random(12))
+        found = report(proxy, kills, out, options.calls)
+        found["seconds"] = round(time.monotonic() - began, 1)
+        show(found, options.concurrency)
+        found["phases"] = run_phases(Path(folder))
+    show_phases(found["phases"])
     if options.json:
         print(json.dumps(found))
     return 0 if is_good(found, options.concurrency) else 1
 
 
 def is_good(found: dict[str, Any], concurrency: int) -> bool:
-    """Whether nothing was lost, doubled or paid twice."""
+    """Whether nothing was lost, doubled or paid twice, and each phase ended as it should."""
     wrong = ("missing", "duplicates", "kills_after_which_a_committed_answer_was_asked_for")
     explained = all(str(why).startswith(REASONS) for why in found["reasons"])
     known = set(found["statuses"]) <= {"ok", "failed"}
     few = max(found["lost_by_a_kill"], default=0) <= concurrency
-    return few and known and explained and not any(found[name] for name in wrong)
+    phases = all(not row["wrong"] for row in found["phases"].values())
+    return few and known and explained and phases and not any(found[name] for name in wrong)
 
 
 def show(found: dict[str, Any], concurrency: int) -> None:
@@ -197,7 +217,7 @@ def show(found: dict[str, Any], concurrency: int) -> None:
     for reason, count in found["reasons"].items():
         print(f"  {count} failed: {reason}")
     again = found["kills_after_which_a_committed_answer_was_asked_for"]
-    print(f"kills after which a committed answer was asked for again: {again}")
+    print(f"kills and stops after which something committed was asked for again: {again}")
     lost = found["lost_by_a_kill"]
     most = max(lost, default=0)
     print(f"calls lost by a kill: {sum(lost)} in all, {most} at most ({concurrency} may be open)")

@@ -156,6 +156,11 @@ RECORD = {
     "flagged": "requires moderation. Your input was flagged",
     "not here now": "No endpoints found right now",
     "429 in a 200": "Too Many Requests",
+    "no choices": "the answer has no choices",
+    "unexpected endpoint": "Unexpected endpoint or method",
+    "typographic quotes": "the answer is not JSON",
+    "too long": "maximum context length is 8192 tokens",
+    "withheld": "content filter withheld the answer",
 }
 """Shapes that fail a record where they do not pass, and what is said then."""
 
@@ -176,7 +181,7 @@ def test_a_record_fails_with_its_reason_and_the_run_goes_on(bench: Bench, name: 
             assert RECORD[name] in found.words
 
 
-PASSING = [n for n in RECORD if n not in ("flagged", "deep", "bomb")]
+PASSING = [n for n in RECORD if n not in ("flagged", "deep", "bomb", "too long", "withheld")]
 
 
 @pytest.mark.parametrize("name", PASSING)
@@ -241,6 +246,23 @@ def test_probabilities_under_the_name_of_log_probs_are_refused(bench: Bench) -> 
         assert found.code == 0, found.said
         assert all(map(is_fine, found.good))
         assert all("0.9 as a log-prob" in row["error"] for row in found.odd)
+
+
+UNREADABLE = {
+    "thinking first": "the model thinks before it answers",
+    "cut while thinking": "the model thinks before it answers",
+    "token ids": "names tokens by their ids (token_id:16)",
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_first_token_that_is_no_label_is_no_verdict(bench: Bench, name: str) -> None:
+    for command in JUDGING:
+        bench.server.set(SHAPES[name])
+        found = bench.run(command, label=True)
+        assert found.code == 0, found.said
+        assert all(map(is_fine, found.good))
+        assert all(UNREADABLE[name] in row["error"] for row in found.odd)
 
 
 STOPPING: dict[str, tuple[Shape, bool, tuple[str, ...]]] = {

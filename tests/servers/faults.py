@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from time import monotonic
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from tests.servers.shapes import CHANGING, SHAPES, STOPPING
@@ -23,7 +23,8 @@ Faults = Callable[[int], str | None]
 
 class FaultProxy:
     """The proxy in a thread of its own, from `with` to the end of it. `done` counts the faults,
-    `arrived` are the times of the calls in seconds of a steady clock."""
+    `asked` are the bodies of the calls in the order of arrival, and `arrived` their times in
+    seconds of a steady clock."""
 
     def __init__(self, url: str, faults: Faults, delay: float = 0.05, drip: float = 30.0):
         parts = urlsplit(url)
@@ -34,7 +35,10 @@ class FaultProxy:
         self.calls = 0
         self.arrived: list[float] = []
         self.done: Counter[str] = Counter()
+        self.asked: list[dict[str, Any]] = []
         self.url = ""
+        # A loop alone does not hold its tasks.
+        self._serving: set[asyncio.Task[None] | None] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -61,12 +65,15 @@ class FaultProxy:
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._serving.add(task)
         try:
             while await self._call(reader, writer):
                 pass
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
+            self._serving.discard(task)
             writer.close()
 
     async def _call(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -75,6 +82,7 @@ class FaultProxy:
         kind = self.faults(self.calls)
         self.calls += 1
         self.arrived.append(monotonic())
+        self.asked.append(json.loads(request.partition(b"\r\n\r\n")[2] or b"{}"))
         if kind is None:
             writer.write(await self._passed_on(request))
             await writer.drain()

@@ -101,6 +101,10 @@ REPLACING: Mapping[str, Shape] = {
     "empty": text("", "application/json"),
     "flagged": error(403, **FLAGGED),
     "not here now": error(404, **NOT_HERE),
+    "no choices": body(choices=None),
+    "unexpected endpoint": body(error="Unexpected endpoint or method. (POST /chat/completions)"),
+    "typographic quotes": text("{\u201cchoices\u201d: []}", "application/json"),
+    "too long": error(400, message="This model's maximum context length is 8192 tokens."),
 }
 """Shapes that come in place of an answer."""
 CHANGING: Mapping[str, Shape] = {
@@ -124,6 +128,14 @@ CHANGING: Mapping[str, Shape] = {
     "log-probs a list": choice(logprobs=[]),
     "top without token": tops([{"logprob": -0.1}]),
     "probabilities": tops([{"token": "Yes", "logprob": 0.9}, {"token": "No", "logprob": 0.1}]),
+    "thinking first": tops([{"token": "<think>", "logprob": -0.001}]),
+    "cut while thinking": choice(
+        message={"content": "", "reasoning_content": "First, I compare"},
+        finish_reason="length",
+        logprobs=None,
+    ),
+    "token ids": tops([{"token": "token_id:16", "logprob": -0.1}]),
+    "withheld": choice(message={"content": ""}, finish_reason="content_filter", logprobs=None),
 }
 """Shapes of a right answer with something odd in it."""
 SHAPES: Mapping[str, Shape] = {**REPLACING, **CHANGING}
