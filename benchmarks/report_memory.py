@@ -1,12 +1,13 @@
 """The memory of what reads a whole run: its report, its dataset, its exports.
 
-    python benchmarks/report_memory.py [--quick] [--json] [--keep FOLDER]
+    python benchmarks/report_memory.py [--quick] [--json] [--keep FOLDER] [--only COMMAND ...]
 
 A run of many prompts of 1 kB, four answers of about 1 kB to each, six checks of each answer and a
 pair of each prompt. With --quick its steps run; otherwise what they would leave is written into the
 run folder, since to judge 400,000 answers takes longer than all that is measured. Each command is a
 process of its own, and the peak of its resident memory is what the system says when it ends.
-`rlaif run` is measured twice: the second finds the report there, too.
+`rlaif run` is measured twice: the second finds the report there, too. With --keep the runs stay for
+the next time, so that commands can be measured one by one with --only.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -170,21 +172,28 @@ def measured(command: list[str]) -> tuple[float, float]:
     return usage.ru_maxrss * 1024 / 1e6, time.monotonic() - began
 
 
-def at_size(count: int, folder: Path, scripted: bool) -> dict[str, tuple[float, float]]:
-    """What each command takes for a run of `count` prompts, whose steps run where `scripted`."""
+def make_run(count: int, folder: Path, scripted: bool) -> None:
+    """A finished run of `count` prompts in `folder`, whose steps run where `scripted`."""
     folder.mkdir(parents=True, exist_ok=True)
     experiment(count, folder)
-    places = {"folder": str(folder), "run": str(folder / "run")}
     if scripted:
-        measured(
-            ["run", places["folder"] + "/experiment.yaml", "--out", places["run"], "--no-report"]
-        )
+        run = ["run", f"{folder}/experiment.yaml", "--out", f"{folder}/run", "--no-report"]
+        measured(run)
     else:
-        command = [sys.executable, __file__, "--write", places["folder"]]
+        command = [sys.executable, __file__, "--write", str(folder)]
         subprocess.run(command, check=True, env=_environment())
+
+
+def at_size(
+    count: int, folder: Path, scripted: bool, commands: Iterable[str]
+) -> dict[str, tuple[float, float]]:
+    """What each of the `commands` takes for a run of `count` prompts, made where it is absent."""
+    if not (folder / "run").exists():
+        make_run(count, folder, scripted)
+    places = {"folder": str(folder), "run": str(folder / "run")}
     found = {}
-    for name, words in COMMANDS.items():
-        found[name] = measured([word.format(**places) for word in words])
+    for name in commands:
+        found[name] = measured([word.format(**places) for word in COMMANDS[name]])
         peak, seconds = found[name]
         print(f"{count:,} prompts, {name}: {peak:.0f} MB, {seconds:.1f} s", file=sys.stderr)
     return found
@@ -212,6 +221,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1,000 and 10,000 prompts")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--keep", type=Path, help="Keep the runs in this folder.")
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=COMMANDS, metavar="COMMAND")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write is not None:
@@ -220,7 +230,10 @@ def main() -> None:
     sizes = SIZES[options.quick]
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        found = {count: at_size(count, folder / str(count), options.quick) for count in sizes}
+        found = {
+            count: at_size(count, folder / str(count), options.quick, options.only)
+            for count in sizes
+        }
     rows = {
         name: {
             count: {
@@ -229,7 +242,7 @@ def main() -> None:
             }
             for count in sizes
         }
-        for name in COMMANDS
+        for name in options.only
     }
     for name, row in rows.items():
         cells = [f"{n:,} prompts: {c['peak_mb']} MB, {c['seconds']} s" for n, c in row.items()]
