@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -349,10 +349,12 @@ class Case:
         return f"{self.project.name}: {self.file} {self.damage}"
 
 
-def cases(projects: list[Project], scratch: Path, seed: int, count: int) -> Iterator[Case]:
-    """Damaged folders, one at a time: the kind of file is drawn first, then the file."""
-    rng = random.Random(seed)
-    for number in range(count):
+def cases(
+    projects: list[Project], scratch: Path, seed: int, numbers: Iterable[int]
+) -> Iterator[tuple[int, Case]]:
+    """Damaged folders by number, one at a time: the kind of file is drawn first, then the file."""
+    for number in numbers:
+        rng = random.Random(f"{seed} {number}")
         one = projects[number % len(projects)]
         kinds: dict[str, list[Path]] = {}
         for path in sorted(p for p in one.run.rglob("*") if p.is_file() and p.stat().st_size):
@@ -369,7 +371,7 @@ def cases(projects: list[Project], scratch: Path, seed: int, count: int) -> Iter
         else:
             (root / file).write_bytes(made)
         if made != data:
-            yield Case(one, root, file, name)
+            yield number, Case(one, root, file, name)
 
 
 def judge(case: Case, scratch: Path, rotten: bool = False) -> tuple[str, str]:

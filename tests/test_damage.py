@@ -49,7 +49,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> list[damage.Project]:
 
 @pytest.mark.parametrize("rotten", [False, True])
 def test_damaged_run_folders(projects: list[damage.Project], tmp_path: Path, rotten: bool) -> None:
-    for case in damage.cases(projects, tmp_path, 7, 16):
+    for _, case in damage.cases(projects, tmp_path, 7, range(16)):
         said, why = damage.judge(case, tmp_path, rotten)
         assert said in ("same", "named", "found", "nothing changed"), f"{case}: {said}\n{why}"
 
