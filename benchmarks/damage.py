@@ -148,7 +148,8 @@ def main() -> int:
     given = parser.parse_args()
     share = 10 if given.quick else 1
     numbers = [
-        range(given.first, given.first + count // share) for count in (given.experiments, given.runs)
+        range(given.first, given.first + count // share)
+        for count in (given.experiments, given.runs)
     ]
     faults: list[str] = []
     with tempfile.TemporaryDirectory() as name:
