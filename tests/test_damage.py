@@ -68,6 +68,16 @@ def test_changed_experiment_files(tmp_path: Path) -> None:
         assert kind != "beyond" or result.code == 2, text
 
 
+@pytest.mark.parametrize("seeds", ["seed=-1", "seeds=[3, -1]", "seed=9223372036854775808"])
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path: Path, seeds: str) -> None:
+    data = damage.scripted(rounds=1)
+    del data["seed"], data["dataset"]
+    words = ["run", str(damage.write(tmp_path / "e", data)), "--out", str(tmp_path / "out")]
+    result = damage.command(*words, "-q", "--set", seeds)
+    assert (result.code, result.fault) == (2, "") and "seed" in result.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_number_may_be_infinite_in_any_key(tmp_path: Path) -> None:
     data = damage.scripted(alarms={"kl_budget": 10.0})
     path = tmp_path / "experiment.yaml"
