@@ -1,7 +1,7 @@
 """Damage experiment files and run folders at random, and see what the command line makes of each.
 
-    python benchmarks/damage.py [--experiments 2000] [--runs 500] [--seed 0] [--first 0] [--quick]
-        [--json]
+    python benchmarks/damage.py [--experiments 2000] [--runs 500] [--seed 0] [--first 0]
+        [--seconds N] [--quick] [--json]
 
 *Experiment files.* Keys, items and characters of an experiment file are changed. `rlaif run` must
 end with exit code 0 or with an error in words; a number that no key can mean (NaN, infinity, 10^30)
@@ -17,13 +17,15 @@ its time, and `status --verify` must find it.
 
 All in one process, so that it takes minutes. A case is drawn by the seed and its own number, so
 that `--first 500 --experiments 500` is the second of several pieces. A case that is not fine is
-printed at once with its number. Exit code 1 when there was one.
+printed at once with its number; `--seconds` ends the trial early, and says with which number the
+next piece begins. Exit code 1 when there was one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -31,7 +33,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,9 @@ def limited(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-def experiments(numbers: range, seed: int, scratch: Path, faults: list[str]) -> Counter[str]:
+def experiments(
+    numbers: Iterable[int], seed: int, scratch: Path, faults: list[str]
+) -> Counter[str]:
     """What became of the changed experiment files of these numbers."""
     found: Counter[str] = Counter()
     data = damage.scripted(alarms={"kl_budget": 10.0}, rounds=1)
@@ -101,7 +105,11 @@ def experiments(numbers: range, seed: int, scratch: Path, faults: list[str]) -> 
 
 
 def runs(
-    projects: list[damage.Project], numbers: range, seed: int, scratch: Path, faults: list[str]
+    projects: list[damage.Project],
+    numbers: Iterable[int],
+    seed: int,
+    scratch: Path,
+    faults: list[str],
 ) -> tuple[Counter[str], Counter[str]]:
     """What became of the damaged run folders of these numbers, and how often each damage was
     done."""
@@ -143,14 +151,14 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="the number of the first case")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="then no further case")
     parser.add_argument("--quick", action="store_true", help="a tenth of it, without training")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     share = 10 if given.quick else 1
-    numbers = [
-        range(given.first, given.first + count // share)
-        for count in (given.experiments, given.runs)
-    ]
+    ends = [given.first + count // share for count in (given.experiments, given.runs)]
+    deadline = time.perf_counter() + given.seconds
+    numbers = [_until(deadline, given.first, end) for end in ends]
     faults: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -172,6 +180,15 @@ def main() -> int:
         seconds = {"experiments": between - began, "runs": ended - between}
         print(json.dumps({**figures, "seconds": seconds}))
     return 1 if faults else 0
+
+
+def _until(deadline: float, first: int, end: int) -> Iterator[int]:
+    """The numbers of the cases, as long as there is time."""
+    for number in range(first, end):
+        if time.perf_counter() > deadline:
+            print(f"out of time: go on with --first {number}")
+            return
+        yield number
 
 
 def _report(faults: list[str], fault: str) -> None:

@@ -75,7 +75,7 @@ def test_a_seed_that_no_generator_takes_is_refused(tmp_path: Path, seeds: str) -
     words = ["run", str(damage.write(tmp_path / "e", data)), "--out", str(tmp_path / "out")]
     result = damage.command(*words, "-q", "--set", seeds)
     assert (result.code, result.fault) == (2, "") and "seed" in result.err
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "config.yaml").exists()
 
 
 def test_no_number_may_be_infinite_in_any_key(tmp_path: Path) -> None:
