@@ -24,7 +24,7 @@ from rlaif.checksums import CHECK
 from rlaif.engines.account import Account
 from rlaif.engines.builtin import check_weights
 from rlaif.engines.cache import Entry, RequestCache
-from rlaif.engines.meter import read_meters
+from rlaif.engines.meter import meters_of, read_meters
 from rlaif.errors import ConfigError, EngineError, StoreError
 from rlaif.experiment import run_experiment
 from rlaif.files import Records
@@ -33,6 +33,7 @@ from rlaif.runs import load_run
 from rlaif.store import Store, make_folder, name_step
 from tests import damage
 from tests.mutations import MUTATIONS, numbers
+from tests.servers.scripted import ScriptedServer
 
 OLD = Path(__file__).resolve().parent / "old_run"
 
@@ -179,6 +180,22 @@ def test_damaged_meters_are_named(tmp_path: Path, text: str) -> None:
         return
     with pytest.raises(StoreError, match=r"remote\.json: damaged .*Delete this file"):
         read_meters(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[]"])
+def test_a_finished_step_is_counted_without_its_meters(tmp_path: Path, text: str | None) -> None:
+    with ScriptedServer(tops={"Yes": -0.2, "No": -2.0}, context=5000) as server:
+        path = damage.write(tmp_path / "e", damage.served(server.url))
+        out = tmp_path / "run"
+        run_experiment(path, out)
+        before = damage.command("status", str(out), "--json")
+        assert json.loads(before.out)["remote"]["far"]["calls"] > 0
+        for meters in out.glob("steps/*/remote.json"):
+            meters.unlink() if text is None else meters.write_text(text)
+        assert damage.command("status", str(out), "--json") == before
+        assert run_experiment(path, out).ran == 0
+        # Without a marker the step is made anew, and counts what it asks itself.
+        assert text != "{}" or meters_of(meters.parent, None) == {}
 
 
 def test_a_ledger_counts_whole_lines_and_names_damaged_ones(tmp_path: Path) -> None:
