@@ -393,6 +393,25 @@ def test_a_damaged_prompts_file_beside_completions_is_named(tmp_path: Path) -> N
         Records(out).done()
 
 
+@pytest.mark.parametrize("change", [None, {}, {"a": 1}, [], {"format": 7}, {"format": None}])
+def test_a_damaged_manifest_is_written_anew(
+    projects: list[damage.Project], tmp_path: Path, change: Any
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(projects[0].run, root)
+    path = root / "manifest.json"
+    row = json.loads(path.read_text())
+    # A format that was changed, and what is no manifest at all.
+    changed = row | change if change and "format" in change else change
+    path.write_text(json.dumps(changed))
+    for words in (["status", str(root)], ["export", str(root), str(tmp_path / "x.jsonl")]):
+        result = damage.command(*words)
+        assert (result.code, result.fault) == (2, "") and "Run the experiment again" in result.err
+    words = ["run", str(projects[0].experiment), "--out", str(root), "--no-report", "-q"]
+    assert damage.command(*words).code == 0
+    assert json.loads(path.read_text())["steps"] == row["steps"]
+
+
 @pytest.mark.parametrize("damage_", [b"\xd8\xff{", b"{}", b"[]", b'{"arm": "main"}\n', b""])
 def test_damaged_rounds_are_named(
     projects: list[damage.Project], tmp_path: Path, damage_: bytes
