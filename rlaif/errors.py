@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_USER = 2
@@ -57,3 +59,22 @@ class GateStopped(RlaifError):
     was computed is kept."""
 
     exit_code = EXIT_GATE
+
+
+@contextmanager
+def explain_library(what: str, kind: type[RlaifError], advice: str = "") -> Iterator[None]:
+    """Raise `kind` for whatever a library raises as it reads a user's file or folder: `what` is
+    wrong, in the library's words, and the advice.
+
+    On input that its authors did not foresee, a library raises an error of any class: `tokenizers`
+    a bare Exception, `datasets` an IndexError for the folder `/`.
+    """
+    try:
+        yield
+    except RlaifError:
+        raise
+    except Exception as error:
+        plain = type(error) is Exception or isinstance(error, OSError | ValueError | RuntimeError)
+        words = str(error).strip() or type(error).__name__
+        said = words if plain else f"{type(error).__name__}: {words}"
+        raise kind(f"{what}: {said}{advice and '. '}{advice}") from error

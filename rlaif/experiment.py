@@ -14,6 +14,7 @@ from rlaif.build import Built, build_dataset
 from rlaif.config import Experiment
 from rlaif.engines.build import EnginePool
 from rlaif.engines.builtin import resolve
+from rlaif.engines.meter import kept_meters
 from rlaif.errors import GateStopped
 from rlaif.manifest import write_manifest
 from rlaif.plan import PlanInputs, Planned, make_plan
@@ -201,7 +202,7 @@ class _Runner:
             )
             with pool.account.meters.kept_in(folder.path):
                 summary = import_module(STEPS[planned.kind]).run(context)
-            summary |= {
+            summary |= kept_meters(folder.path) | {
                 "hash": planned.hash,
                 "kind": planned.kind,
                 "id": planned.id,

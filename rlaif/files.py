@@ -32,6 +32,7 @@ from rlaif.data.sources import PromptSet, every_prompt, loaded_source
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
 from rlaif.engines.meter import FILE as METERS
+from rlaif.engines.meter import kept_meters
 from rlaif.errors import ConfigError
 from rlaif.experiment import STEPS, TRAINED
 from rlaif.judges.build import build_judge
@@ -164,6 +165,7 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
         if request.kind == "sample":
             write_jsonl(request.out / "prompts.json", [to_json(p) for p in prompts.values()])
         made = store.model_path(planned.hash) if request.kind in TRAINED else None
+        summary |= kept_meters(folder.path)
         return folder.finish({**summary, "kind": request.kind, "hash": planned.hash}, made)
 
 

@@ -15,11 +15,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, explain_library
 
 CONFIG, WEIGHTS = "reward_head.json", "reward_head.safetensors"
 Kind = Literal["linear", "ordinal", "gated"]
@@ -213,11 +212,9 @@ def load_head(folder: Path) -> Head | None:
     path = folder / CONFIG
     if not path.exists():
         return None
-    try:
+    with explain_library(f"{path}: this reward head cannot be read", EngineError):
         row = json.loads(path.read_text())
         lists = {key: tuple(row[key]) for key in ("objectives", "levels")}
         head = make_head(HeadConfig(**{**row, **lists}))
         head.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise EngineError(f"{path}: this reward head cannot be read: {error}") from None
     return head.eval()

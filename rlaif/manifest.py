@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rlaif.checksums import CHECK, file_digest, sealed, unsealed
+from rlaif.checksums import CHECK, file_digest, is_whole, sealed, unsealed
 from rlaif.config import resolved_yaml
 from rlaif.constitution import principle_hash
 from rlaif.errors import ConfigError, StoreError
@@ -112,7 +112,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     row = read_json(path, ADVICE) if root.is_dir() else None
     if row is None:
         raise ConfigError(f"{root} is not a run folder (no manifest.json in it)")
-    if "format" in row and row["format"] != FORMAT and CHECK not in row:
+    if "format" in row and row["format"] != FORMAT and (CHECK not in row or is_whole(row)):
         raise ConfigError(f"{root} has run format {row['format']}; expected {FORMAT}")
     manifest = unsealed(row, path, ADVICE, required=False)
     if not manifest.keys() >= KEYS or not isinstance(manifest["steps"], list):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import yaml
 
-from rlaif.engines.meter import Meter, read_meters
+from rlaif.engines.meter import Meter, meters_of
 from rlaif.errors import StoreError
 from rlaif.manifest import ADVICE, read_manifest
 from rlaif.records import Prompt, content_hash, from_json, to_json
@@ -162,18 +162,20 @@ class Run:
         has it; empty where no server was asked."""
         total: dict[str, Meter] = {}
         for step in self.manifest["steps"]:
-            for model, meter in read_meters(self.store.step(step["hash"]).path).items():
+            folder = self.store.step(step["hash"])
+            for model, meter in meters_of(folder.path, folder.done()).items():
                 total.setdefault(model, Meter()).add(meter)
         return {model: meter.summary() for model, meter in sorted(total.items())}
 
     def _step_row(self, step: dict[str, Any]) -> dict[str, Any]:
-        marker = self.store.step(step["hash"]).done()
+        folder = self.store.step(step["hash"])
+        marker = folder.done()
         found = {key: step[key] for key in ("seed", "arms", "round", "id", "kind", "hash")}
         found["state"] = "done" if marker else "missing"
         found["seconds"] = marker["seconds"] if marker else None
         found["counts"] = marker["counts"] if marker else {}
         found["notes"] = marker.get("notes", []) if marker else []
-        asked = list(read_meters(self.store.step(step["hash"]).path).values())
+        asked = list(meters_of(folder.path, marker).values())
         found["cost"] = sum(meter.cost for meter in asked) or None
         found["estimated_cost"] = sum(meter.estimated for meter in asked) or None
         found["errors"] = marker.get("errors", {}) if marker else {}

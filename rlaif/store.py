@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rlaif import commits, finished
-from rlaif.checksums import digest, sealed
+from rlaif.checksums import CHECK, digest, is_whole, sealed
 from rlaif.errors import StoreError
 from rlaif.records import (
     Completion,
@@ -300,11 +300,13 @@ class Store:
                     f"{self.root} is not empty and not a run folder (it holds "
                     f"{', '.join(sorted(strange)[:5])}). Choose another folder with --out."
                 )
-        if manifest is not None and manifest.get("format") != FORMAT:
+        if manifest is not None and manifest["format"] != FORMAT:
+            versions = manifest.get("versions")
+            wrote = versions.get("rlaif") if isinstance(versions, dict) else None
             raise StoreError(
-                f"{self.root} was written in run format {manifest.get('format')}; this version "
+                f"{self.root} was written in run format {manifest['format']}; this version "
                 f"reads format {FORMAT}. Choose another folder with --out, or use the version of "
-                f"rlaif that wrote it ({manifest.get('versions', {}).get('rlaif', 'unknown')})."
+                f"rlaif that wrote it ({wrote or 'unknown'})."
             )
         make_folder(self.root)
         make_folder(self.root / "steps")
@@ -312,9 +314,11 @@ class Store:
     def _manifest(self) -> dict[str, Any] | None:
         """The manifest; a damaged one counts as absent, since every run writes it anew."""
         try:
-            return read_json(self.root / "manifest.json")
+            row = read_json(self.root / "manifest.json") or {}
         except StoreError:
             return None
+        whole = CHECK not in row or is_whole(row)
+        return row if whole and isinstance(row.get("format"), int) else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

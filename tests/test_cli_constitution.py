@@ -108,6 +108,9 @@ def test_fit_writes_weights_that_the_next_run_uses(finished: Path, rlaif: Call) 
         ("infer", "--propose", 0),
         ("infer", "--candidates", -1),
         ("infer", "--keep", -1),
+        ("fit", "--resamples", 10**12),
+        ("fit", "--seed", -1),
+        ("infer", "--seed", 2**64),
     ],
 )
 def test_counts_out_of_range_are_refused(

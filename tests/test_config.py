@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,28 @@ def test_the_schema_refuses_what_the_model_refuses() -> None:
     data = yaml.safe_load(HEAD + "  - train: {bata: 1}\n")
     assert not validator.is_valid(data)
     assert validator.is_valid(yaml.safe_load(HEAD + "  - train: {beta: 1, from: initial}\n"))
+
+
+ANY_NUMBER = ("LabelValues", "ParseSpec", "CostDistill.properties.safe_at", "scale", "standardise")
+"""Where a number has no least value: what a label is called or worth, and both ends of a range."""
+
+
+def unbounded(schema: Any, place: str) -> Iterator[str]:
+    """The places of the numbers in a schema that may be as low as one likes."""
+    if isinstance(schema, list):
+        schema = dict(enumerate(schema))
+    elif not isinstance(schema, dict):
+        return
+    bounded = {"minimum", "exclusiveMinimum"} & schema.keys()
+    if schema.get("type") in ("integer", "number") and not bounded:
+        yield place
+    for key, value in schema.items():
+        yield from unbounded(value, f"{place}.{key}")
+
+
+def test_every_number_of_an_experiment_has_a_least_value() -> None:
+    found = unbounded(json.loads(experiment_schema()), "")
+    assert [place for place in found if not any(name in place for name in ANY_NUMBER)] == []
 
 
 @pytest.mark.parametrize("extra", ["seed: 4\n", "seeds: [4, 5]\n", ""])

@@ -24,7 +24,7 @@ from rlaif.checksums import CHECK
 from rlaif.engines.account import Account
 from rlaif.engines.builtin import check_weights
 from rlaif.engines.cache import Entry, RequestCache
-from rlaif.engines.meter import read_meters
+from rlaif.engines.meter import meters_of, read_meters
 from rlaif.errors import ConfigError, EngineError, StoreError
 from rlaif.experiment import run_experiment
 from rlaif.files import Records
@@ -33,6 +33,7 @@ from rlaif.runs import load_run
 from rlaif.store import Store, make_folder, name_step
 from tests import damage
 from tests.mutations import MUTATIONS, numbers
+from tests.servers.scripted import ScriptedServer
 
 OLD = Path(__file__).resolve().parent / "old_run"
 
@@ -49,7 +50,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> list[damage.Project]:
 
 @pytest.mark.parametrize("rotten", [False, True])
 def test_damaged_run_folders(projects: list[damage.Project], tmp_path: Path, rotten: bool) -> None:
-    for case in damage.cases(projects, tmp_path, 7, 16):
+    for _, case in damage.cases(projects, tmp_path, 7, range(16)):
         said, why = damage.judge(case, tmp_path, rotten)
         assert said in ("same", "named", "found", "nothing changed"), f"{case}: {said}\n{why}"
 
@@ -66,6 +67,16 @@ def test_changed_experiment_files(tmp_path: Path) -> None:
         assert not result.fault, f"{number}: {result.fault}\n{text}"
         assert result.code in (0, 2) and (result.code == 0 or result.err), text
         assert kind != "beyond" or result.code == 2, text
+
+
+@pytest.mark.parametrize("seeds", ["seed=-1", "seeds=[3, -1]", "seed=9223372036854775808"])
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path: Path, seeds: str) -> None:
+    data = damage.scripted(rounds=1)
+    del data["seed"], data["dataset"]
+    words = ["run", str(damage.write(tmp_path / "e", data)), "--out", str(tmp_path / "out")]
+    result = damage.command(*words, "-q", "--set", seeds)
+    assert (result.code, result.fault) == (2, "") and "seed" in result.err
+    assert not (tmp_path / "out" / "config.yaml").exists()
 
 
 def test_no_number_may_be_infinite_in_any_key(tmp_path: Path) -> None:
@@ -169,6 +180,22 @@ def test_damaged_meters_are_named(tmp_path: Path, text: str) -> None:
         return
     with pytest.raises(StoreError, match=r"remote\.json: damaged .*Delete this file"):
         read_meters(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[]"])
+def test_a_finished_step_is_counted_without_its_meters(tmp_path: Path, text: str | None) -> None:
+    with ScriptedServer(tops={"Yes": -0.2, "No": -2.0}, context=5000) as server:
+        path = damage.write(tmp_path / "e", damage.served(server.url))
+        out = tmp_path / "run"
+        run_experiment(path, out)
+        before = damage.command("status", str(out), "--json")
+        assert json.loads(before.out)["remote"]["far"]["calls"] > 0
+        for meters in out.glob("steps/*/remote.json"):
+            meters.unlink() if text is None else meters.write_text(text)
+        assert damage.command("status", str(out), "--json") == before
+        assert run_experiment(path, out).ran == 0
+        # Without a marker the step is made anew, and counts what it asks itself.
+        assert text != "{}" or meters_of(meters.parent, None) == {}
 
 
 def test_a_ledger_counts_whole_lines_and_names_damaged_ones(tmp_path: Path) -> None:
@@ -364,6 +391,25 @@ def test_a_damaged_prompts_file_beside_completions_is_named(tmp_path: Path) -> N
     assert (result.code, result.fault) == (2, "")
     with pytest.raises((StoreError, ConfigError), match="Delete the folder"):
         Records(out).done()
+
+
+@pytest.mark.parametrize("change", [None, {}, {"a": 1}, [], {"format": 7}, {"format": None}])
+def test_a_damaged_manifest_is_written_anew(
+    projects: list[damage.Project], tmp_path: Path, change: Any
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(projects[0].run, root)
+    path = root / "manifest.json"
+    row = json.loads(path.read_text())
+    # A format that was changed, and what is no manifest at all.
+    changed = row | change if change and "format" in change else change
+    path.write_text(json.dumps(changed))
+    for words in (["status", str(root)], ["export", str(root), str(tmp_path / "x.jsonl")]):
+        result = damage.command(*words)
+        assert (result.code, result.fault) == (2, "") and "Run the experiment again" in result.err
+    words = ["run", str(projects[0].experiment), "--out", str(root), "--no-report", "-q"]
+    assert damage.command(*words).code == 0
+    assert json.loads(path.read_text())["steps"] == row["steps"]
 
 
 @pytest.mark.parametrize("damage_", [b"\xd8\xff{", b"{}", b"[]", b'{"arm": "main"}\n', b""])

@@ -283,6 +283,25 @@ def test_rendered_hashes_tell_prompts_apart(engine: HfEngine) -> None:
     assert len({r.rendered_hash for r in found.values()}) == len(TEXTS)
 
 
+# Each of them once ended in an error that is no ValueError, OSError or KeyError.
+DAMAGED = {
+    "tokenizer.json": ["{}", "[]", "{", '{"version": "1.0", "model": {"type": "BPE"}}'],
+    "tokenizer_config.json": ["[]", "3", '{"added_tokens_decoder": []}'],
+    "config.json": ["[]", '{"model_type": "llama", "num_hidden_layers": "x"}'],
+    "generation_config.json": ["[]", "3"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(n, text) for n in DAMAGED for text in DAMAGED[n]])
+def test_a_damaged_file_of_a_model_is_said_with_its_folder(
+    tmp_path: Path, tiny_model: Path, name: str, text: str
+) -> None:
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(EngineError, match=rf"'tiny' in {tmp_path}.* cannot be loaded: \S"):
+        engine_of(tmp_path)
+
+
 def test_what_is_no_language_model_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(EngineError, match="cannot be loaded"):
         engine_of(tmp_path)

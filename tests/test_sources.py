@@ -192,6 +192,20 @@ def test_bad_rows_of_other_formats_are_named_too(tmp_path: Path) -> None:
     assert "not a readable Parquet file" in refusal(path)
 
 
+@pytest.mark.parametrize("state", ["[]", "{}", "null", "3", '{"_data_files": 3}', "{"])
+def test_a_damaged_dataset_folder_is_refused_in_words(tmp_path: Path, state: str) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "state.json").write_text(state)
+    said = refusal(tmp_path / "saved")
+    assert str(tmp_path / "saved") in said and "cannot be read: " in said
+    assert said.endswith("was expected.")
+
+
+def test_a_folder_that_is_no_dataset_is_refused_in_words(tmp_path: Path) -> None:
+    for folder in (Path("/"), tmp_path):
+        assert "can load, was expected" in refusal(folder)
+
+
 def test_missing_files_and_datasets(tmp_path: Path) -> None:
     assert "not found; looked in" in refusal(tmp_path / "absent.jsonl")
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -18,8 +18,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rlaif import commits
-from rlaif.errors import StoreError
+from rlaif.checksums import sealed
+from rlaif.errors import ConfigError, StoreError
 from rlaif.finished import Verified
+from rlaif.manifest import read_manifest
 from rlaif.store import (
     FORMAT,
     StepFolder,
@@ -381,6 +383,16 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(StoreError, match=rf"run format {FORMAT + 1}.*\(9\.9\)"):
         Store(tmp_path).prepare()
+
+
+def test_a_whole_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
+    for versions in ({"rlaif": "9.9"}, [], None):
+        manifest = sealed({"format": FORMAT + 1, "versions": versions})
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(StoreError, match=f"run format {FORMAT + 1}"):
+            Store(tmp_path).prepare()
+        with pytest.raises(ConfigError, match=f"run format {FORMAT + 1}"):
+            read_manifest(tmp_path)
 
 
 def test_lack_of_space_is_said_before_the_run(tmp_path: Path) -> None:

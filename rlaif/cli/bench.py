@@ -21,6 +21,7 @@ from rlaif.cli.options import (
     ON_ERROR,
     OUT,
     QUIET,
+    RESAMPLES,
     SEED,
     SPLIT,
     progress_of,
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--resamples",
-    type=click.IntRange(min=1),
+    type=RESAMPLES,
     default=1000,
     show_default=True,
     help="Bootstrap samples of the prompts.",
@@ -175,7 +176,7 @@ def _say(result: dict[str, Any], tables: Sequence[Table | Text], page: Path, as_
 )
 @click.option(
     "--resamples",
-    type=click.IntRange(min=1),
+    type=RESAMPLES,
     default=1000,
     show_default=True,
     help="Bootstrap samples of the prompts.",

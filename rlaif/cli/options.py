@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,33 @@ if TYPE_CHECKING:
     from rlaif.constitution import Constitution
     from rlaif.experiment import StepProgress
 
+
+class Finite(click.FloatRange):
+    """A range of numbers, of which NaN is none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """See click."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return number
+
+
+RESAMPLES = click.IntRange(1, 1_000_000)
 SET = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
-SEED = click.option("--seed", default=0, show_default=True, help="Seed of every random choice.")
+SEED = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of every random choice.",
+)
 MODEL = click.option(
     "--model",
     default="builtin/smollm2-135m-instruct",

@@ -19,6 +19,7 @@ from rlaif.cli.options import (
     MODEL,
     ON_ERROR,
     QUIET,
+    RESAMPLES,
     SEED,
     constitution_of,
     echo_table,
@@ -210,7 +211,9 @@ def _ranked_row(row: Ranked) -> dict[str, str]:
 @click.option(
     "--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Folds of prompts."
 )
-@click.option("--resamples", type=SOME, default=500, show_default=True, help="Bootstrap draws.")
+@click.option(
+    "--resamples", type=RESAMPLES, default=500, show_default=True, help="Bootstrap draws."
+)
 @MODEL
 @FROM
 @COLUMNS

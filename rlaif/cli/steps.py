@@ -16,6 +16,7 @@ from rlaif.cli.options import (
     QUIET,
     SEED,
     SET,
+    Finite,
     file_step,
     progress_of,
 )
@@ -235,8 +236,20 @@ def evaluate(
 @click.command("rbr-weights")
 @click.argument("judgements", type=click.Path(path_type=Path))
 @click.argument("preferences", type=click.Path(path_type=Path))
-@click.option("--margin", default=1.0, show_default=True, help="By how much rewards should differ.")
-@click.option("--ridge", default=0.0, show_default=True, help="Penalty on the squared weights.")
+@click.option(
+    "--margin",
+    type=Finite(0, 1e9),
+    default=1.0,
+    show_default=True,
+    help="By how much rewards should differ.",
+)
+@click.option(
+    "--ridge",
+    type=Finite(0, 1e9),
+    default=0.0,
+    show_default=True,
+    help="Penalty on the squared weights.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The weights, YAML.")
 @JSON
 def rbr_weights(

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, explain_library
 
 REGION = "reward_region.safetensors"
 MOST = 4096
@@ -64,11 +63,9 @@ def load_region(folder: Path) -> Region | None:
     path = folder / REGION
     if not path.exists():
         return None
-    try:
+    with explain_library(f"{path}: this region cannot be read", EngineError):
         found = {name: v.astype(np.float64) for name, v in load_file(path).items()}
         return Region(**found)
-    except (OSError, TypeError, SafetensorError) as error:
-        raise EngineError(f"{path}: this region cannot be read: {error}") from None
 
 
 def nearest(query: Floats, known: Floats, count: int) -> list[tuple[int, float]]:

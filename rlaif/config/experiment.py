@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from rlaif.config.arms import LABELLERS, MAIN, Arms
-from rlaif.config.base import Count, Fraction, Strict
+from rlaif.config.base import Count, Fraction, Seed, Strict
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
@@ -58,8 +58,8 @@ class Experiment(Strict):
 
     name: Annotated[str, Field(min_length=1)]
     description: str = ""
-    seed: int = 0
-    seeds: list[int] | None = None
+    seed: Seed = 0
+    seeds: list[Seed] | None = None
     models: dict[str, ModelSpec]
     constitution: str | None = None
     data: str | None = Field(

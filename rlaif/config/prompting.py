@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif.config.base import Fraction, StepId, Strict, Temperature
+from rlaif.config.base import Fraction, Seed, StepId, Strict, Temperature
 from rlaif.config.filters import TextFilter
 from rlaif.config.models import Columns, ModelSpec
 
@@ -122,7 +122,7 @@ AnySource = Annotated[
 class PromptsFile(Strict):
     """Prompts of several sources, filtered and mixed by weights."""
 
-    seed: int = 0
+    seed: Seed = 0
     models: dict[str, ModelSpec] = {}
     sources: Annotated[list[AnySource], Field(min_length=1)]
     filters: list[TextFilter] = []

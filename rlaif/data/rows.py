@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from rlaif.data.spool import Spool
-from rlaif.errors import ConfigError
+from rlaif.errors import ConfigError, explain_library
 from rlaif.records import canonical_json
 from rlaif.resources import find
 from rlaif.store import explain_os_errors
@@ -207,36 +207,34 @@ def _parquet_rows(path: Path) -> Placed:
     import pyarrow.parquet
 
     number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: row {number}", row
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        # ValueError: text that is no UTF-8.
-        raise ConfigError(f"not a readable Parquet file: {error}", path) from None
+    with (
+        explain_library(f"{path}: not a readable Parquet file", ConfigError),
+        pyarrow.parquet.ParquetFile(path) as file,
+    ):
+        for batch in file.iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}: row {number}", row
 
 
 def dataset_rows(name: str, split: str, config: str | None = None) -> Placed:
     """(place, row) of a folder that `datasets` saved, or of anything that it can load."""
     import datasets
-    from httpx2 import HTTPError
 
     folder = Path(name)
     if (folder / "dataset_dict.json").exists():
         splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
         raise ConfigError(f"this dataset has splits; name one of the folders in it: {splits}", name)
-    try:
+    what = f"dataset {name!r} (split {split!r}) cannot be read"
+    advice = "A data file, or a folder or an id that `datasets` can load, was expected."
+    with explain_library(what, ConfigError, advice):
         # A built dataset may have LLaMA-Factory's dataset_info.json, and is no saved one.
         if (folder / "state.json").exists():
             rows = datasets.load_from_disk(name)
         else:
             rows = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
-        raise ConfigError(f"dataset {name!r} (split {split!r}) cannot be read: {error}") from None
-    for number, row in enumerate(rows, 1):
-        yield f"{name}: row {number}", dict(row)
+        for number, row in enumerate(rows, 1):
+            yield f"{name}: row {number}", dict(row)
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> int:

@@ -7,18 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from rlaif.config import ModelSpec
 from rlaif.engines.builtin import files_hash, weights_hash
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, explain_library
 from rlaif.records import content_hash
 from rlaif.store import read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-FAULTS = (ValueError, RuntimeError, KeyError, OSError, SafetensorError)
-"""What peft raises for an adapter that is damaged or of another model."""
 MEMBERS = "members"
 """The folder in a checkpoint that holds the adapters of an ensemble, by number."""
 
@@ -61,10 +57,8 @@ def merged(model: Any, adapter: Path, name: str) -> Any:
     two do not fit."""
     from peft import PeftModel
 
-    try:
+    with explain_library(_misfit(name, adapter), EngineError):
         return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except FAULTS as error:
-        raise _misfit(name, adapter, error) from None
 
 
 def member_folders(checkpoint: Path) -> list[Path]:
@@ -79,18 +73,15 @@ def with_members(model: Any, folders: Iterable[Path], name: str) -> Any:
     from peft import PeftModel
 
     first, *others = folders
-    try:
+    with explain_library(_misfit(name, first.parent), EngineError):
         wrapped = PeftModel.from_pretrained(model, str(first), adapter_name=first.name)
         for folder in others:
             wrapped.load_adapter(str(folder), adapter_name=folder.name)
-    except FAULTS as error:
-        raise _misfit(name, first.parent, error) from None
     return wrapped
 
 
-def _misfit(name: str, adapter: Path, error: Exception) -> EngineError:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return EngineError(f"model {name!r}: the adapter in {adapter} does not fit: {first}")
+def _misfit(name: str, adapter: Path) -> str:
+    return f"model {name!r}: the adapter in {adapter} does not fit"
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -166,9 +166,9 @@ def _is_safetensors(path: Path) -> bool:
         try:
             header = json.loads(file.read(length))
             ends = [row["data_offsets"][1] for name, row in header.items() if name != METADATA]
+            return size == 8 + length + max(ends, default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return False
-    return size == 8 + length + max(ends, default=0)
 
 
 def weights_hash(folder: Path) -> str:

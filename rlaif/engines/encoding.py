@@ -15,7 +15,7 @@ from rlaif.engines.base import GenerateRequest, ScoreRequest, overflow, refusal
 from rlaif.engines.labels import THINKS
 from rlaif.engines.layout import Row
 from rlaif.engines.limits import NO_LIMITS, Limits, limits_of, no_embedding
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, explain_library
 from rlaif.records import Message
 from rlaif.thinking import marker_texts, opens, thinks_from
 
@@ -157,12 +157,9 @@ def load_encoding(folder: Path, spec: ModelSpec, config: Any, name: str) -> Enco
     when it has no chat template."""
     from transformers import AutoTokenizer
 
-    try:
+    what = f"model {name!r} in {folder}: its tokenizer cannot be loaded"
+    with explain_library(what, EngineError):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(
-            f"model {name!r} in {folder}: its tokenizer cannot be loaded: {error}"
-        ) from None
     if not getattr(tokenizer, "chat_template", None):
         raise EngineError(
             f"model {name!r} in {folder} has no chat template. Put chat_template.jinja into the "

@@ -34,7 +34,7 @@ from rlaif.engines.memory import batch_tokens, pass_tokens
 from rlaif.engines.packing import plain_attention
 from rlaif.engines.sampling import sample_tokens
 from rlaif.engines.weights import Weights
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, explain_library
 from rlaif.logprobs import token_logprobs
 from rlaif.records import Message, content_hash
 from rlaif.thinking import split
@@ -50,13 +50,11 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
     keep_freed_memory()
     device = pick_device(spec.device)
     dtype = pick_dtype(spec.dtype, device)
-    try:
+    with explain_library(f"model {name!r} in {folder} cannot be loaded", EngineError):
         attention = plain_attention(AutoConfig.from_pretrained(folder))
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"model {name!r} in {folder} cannot be loaded: {error}") from None
     adapter = adapter_folder(spec)
     if adapter is not None:
         model = merged(model, adapter, name)

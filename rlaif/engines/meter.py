@@ -227,6 +227,21 @@ def read_meters(folder: Path) -> dict[str, Meter]:
         raise StoreError(f"{path}: damaged (it is not what was written). {advice}") from None
 
 
+def kept_meters(folder: Path) -> dict[str, Any]:
+    """What a finished step's marker keeps of its meters: `asked`, the summaries by model; nothing
+    where no server was asked."""
+    found = {model: meter.summary() for model, meter in read_meters(folder).items()}
+    return {"asked": found} if found else {}
+
+
+def meters_of(folder: Path, marker: Mapping[str, Any] | None) -> dict[str, Meter]:
+    """The meters of a step by its marker; where it is unfinished, or an earlier version finished
+    it, those in its folder. Raises StoreError where these are damaged."""
+    if marker is None or "asked" not in marker:
+        return read_meters(folder)
+    return {model: Meter.from_summary(row) for model, row in marker["asked"].items()}
+
+
 def in_words(row: Mapping[str, Any]) -> str:
     """A meter's `summary` in one line."""
     latency = " ".join(f"{name} {value:.2f}" for name, value in row["latency"].items())

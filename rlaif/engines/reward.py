@@ -22,7 +22,7 @@ from rlaif.engines.base import DISTANCE, MEMBER, SPREAD, RewardRequest, RewardRe
 from rlaif.engines.builtin import weights_hash
 from rlaif.engines.limits import limits_of, no_embedding
 from rlaif.engines.memory import pass_tokens
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, explain_library
 from rlaif.heads import CONFIG, GatedHead, Head, HeadConfig, LinearHead, Scores, load_head
 from rlaif.records import Message
 from rlaif.store import read_json
@@ -44,11 +44,9 @@ def load(spec: ModelSpec, folder: Path, name: str) -> RewardEngine:
     keep_freed_memory()
     device = pick_device(spec.device)
     dtype = pick_dtype(spec.dtype, device)
-    try:
+    with explain_library(f"reward model {name!r} in {folder} cannot be loaded", EngineError):
         model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"reward model {name!r} in {folder} cannot be loaded: {error}") from None
     if not getattr(tokenizer, "chat_template", None):
         raise EngineError(
             f"model {name!r} in {folder} has no chat template. Put chat_template.jinja into the "

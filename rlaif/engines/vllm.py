@@ -31,7 +31,7 @@ from rlaif.engines.labels import thinks_first
 from rlaif.engines.layout import Row
 from rlaif.engines.orphans import owned
 from rlaif.engines.vllm_options import environment, options, trains_beside, within
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, explain_library
 from rlaif.records import Message, content_hash
 from rlaif.thinking import split
 
@@ -76,13 +76,11 @@ def read_tokenizer(spec: ModelSpec, folder: Path, name: str) -> tuple[Encoding, 
     """The model's encoding and the tokens that end its turns. Raises EngineError."""
     from transformers import AutoConfig, GenerationConfig
 
-    try:
+    with explain_library(f"model {name!r} in {folder} cannot be loaded", EngineError):
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise EngineError(f"model {name!r} in {folder} cannot be loaded: {error}") from None
-    encoding = load_encoding(folder, spec, config, name)
-    if (folder / "generation_config.json").exists():
-        config = GenerationConfig.from_pretrained(folder)
+        encoding = load_encoding(folder, spec, config, name)
+        if (folder / "generation_config.json").exists():
+            config = GenerationConfig.from_pretrained(folder)
     return encoding, end_ids(config, encoding.tokenizer)
 
 

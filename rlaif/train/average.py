@@ -16,6 +16,7 @@ from torch import Tensor
 from rlaif.checksums import NAME, publish
 from rlaif.engines.adapters import member_folders
 from rlaif.engines.build import is_reward_model
+from rlaif.engines.builtin import check_weights
 from rlaif.engines.reward import POSITION, reward_position
 from rlaif.errors import ConfigError, EngineError
 from rlaif.heads import WEIGHTS, load_head, save_head
@@ -64,6 +65,7 @@ def average(members: Sequence[Path], out: Path) -> dict[str, int]:
 def _refuse(member: Path, first: Path) -> None:
     if not is_reward_model(member) or not (member / WHOLE).exists():
         raise ConfigError(f"no reward model with its weights in one {WHOLE}", member)
+    check_weights(member)
     if member_folders(member):
         raise ConfigError(
             "an ensemble of adapters has no one set of weights to average. Use it as a judge of "

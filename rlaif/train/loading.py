@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlaif.engines.adapters import member_folders
 from rlaif.engines.packing import plain_attention
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, explain_library
 
 MASTERS = "masters/model.safetensors"
 
@@ -34,12 +34,10 @@ def load_module(folder: Path | nn.Module, device: torch.device, reward: bool = F
         raise EngineError(
             f"{folder} is an ensemble of adapters, and training needs one model to start from"
         )
-    try:
+    with explain_library(f"{folder}: this model cannot be loaded for training", EngineError):
         attention = plain_attention(AutoConfig.from_pretrained(folder))
         options = {"dtype": torch.float32, "attn_implementation": attention}
         module, fresh = _loaded(folder, reward, options)
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"{folder}: this model cannot be loaded for training: {error}") from None
     masters = folder / MASTERS
     if masters.exists():
         _copy_weights(module, load_file(masters), masters, reward)

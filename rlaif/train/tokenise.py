@@ -16,7 +16,7 @@ from rlaif.answers import AnswerTurn, End, Reasoning, Tokens
 from rlaif.batching import Branches
 from rlaif.chat import KEEP, ChatSettings
 from rlaif.engines.limits import NO_LIMITS, Limits, limits_of, no_embedding
-from rlaif.errors import EngineError, RlaifError
+from rlaif.errors import EngineError, RlaifError, explain_library
 from rlaif.records import Message, Preference
 
 Overlong = Literal["skip", "refuse", "truncate_left"]
@@ -118,10 +118,8 @@ def load_tokenizer(folder: Path) -> Any:
 def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    try:
+    with explain_library(f"{folder}: its tokenizer cannot be loaded", EngineError):
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"{folder}: its tokenizer cannot be loaded: {error}") from None
 
 
 def refuse_other_tokens(
@@ -151,10 +149,8 @@ def model_limits(folder: Path) -> Limits:
     """The limits of the model in `folder`. Raises EngineError where it has no config."""
     from transformers import AutoConfig
 
-    try:
+    with explain_library(f"{folder}: this model cannot be loaded", EngineError):
         return limits_of(AutoConfig.from_pretrained(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"{folder}: this model cannot be loaded: {error}") from None
 
 
 def encode(

@@ -165,3 +165,13 @@ def test_the_command_writes_weights_that_the_judge_reads(tmp_path: Path) -> None
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["fitted"][1] == 1.0
     assert judge_of(weights=str(out)).weights["offers"] > 1
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+@pytest.mark.parametrize("option", ["--margin", "--ridge"])
+def test_the_command_takes_no_number_that_no_fit_can_use(
+    tmp_path: Path, option: str, value: str
+) -> None:
+    words = ["rbr-weights", "j.jsonl", "p.jsonl", "--out", str(tmp_path / "w"), option, value]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 2 and option in done.output

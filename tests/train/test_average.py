@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
 from rlaif.config.distill import AnyDistill
-from rlaif.errors import ConfigError, EngineError
+from rlaif.errors import ConfigError, EngineError, RlaifError
 from rlaif.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
 from rlaif.train.average import average
 from rlaif.train.export import export_head
@@ -88,3 +88,14 @@ def test_what_did_not_begin_as_one_is_refused(tmp_path, make_model, other_vocabu
     average([first, first], tmp_path / "x")
     with pytest.raises(ConfigError, match="this folder exists"):
         average([first, first], tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "reward_head.safetensors"])
+def test_a_damaged_member_is_named(tmp_path, make_model, name):
+    first = linear(make_model(0), tmp_path / "a", 0)
+    cut = linear(make_model(0), tmp_path / "b", 1)
+    data = (cut / name).read_bytes()
+    (cut / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(RlaifError, match=str(cut)):
+        average([first, cut], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
