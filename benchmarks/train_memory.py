@@ -83,6 +83,7 @@ def work(job: dict[str, Any]) -> None:
         train_on_eos=True,
     )
     model = prepare(load_module(start, device), device, torch.float32)
+    assert model.packed, model.choice.reasons
     folder = Path(tempfile.mkdtemp())
     stored = compute_reference(model, encoded.examples, options, 0, folder / "reference.jsonl")
     task = PreferenceTask(encoded.examples, stored, options)

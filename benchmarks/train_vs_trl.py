@@ -167,6 +167,7 @@ def ours_offline(job: Job) -> dict[str, float]:
     device = torch.device(job.device)
     dtype = torch.bfloat16 if job.dtype == "bf16" else torch.float32
     model = prepare(load_module(start, device, reward), device, dtype)
+    assert model.packed, model.choice.reasons
     parameters = sum(p.numel() for p in model.module.parameters())
     work = Path(tempfile.mkdtemp())
     began = time.perf_counter()
@@ -310,6 +311,7 @@ def ours_grpo(job: Job) -> dict[str, float]:
     device = torch.device(job.device)
     dtype = torch.bfloat16 if job.dtype == "bf16" else torch.float32
     model = prepare(load_module(Path(job.model), device), device, dtype)
+    assert model.packed, model.choice.reasons
     tokenizer = load_tokenizer(Path(job.model))
     spec = ModelSpec(path=job.model)
     made: list[int] = []

@@ -71,7 +71,8 @@ PART_TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 2e-2, torch.float32: 1e-5
 def choose(module: Any, dtype: torch.dtype, device: torch.device) -> Choice:
     """The forms that `module`, a causal language model or one with a reward head, may take when it
     computes in `dtype` on `device`. The answer is kept by class, config, versions, device and
-    dtype, in memory and on disk. What fails is logged, once in a process."""
+    dtype: in memory, and on disk where nothing was left out. What fails is logged, once in a
+    process, and tried again by the next: a compiler that was missing may be there."""
     config = copy.deepcopy(module.config)
     shrink(config)
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -79,7 +80,9 @@ def choose(module: Any, dtype: torch.dtype, device: torch.device) -> Choice:
         type(module).__qualname__, _shape(config), *versions(), named, str(dtype), _own_code()
     )
     if key not in _known:
-        _known[key] = _stored(key) or _keep(key, prove(type(module), config, dtype, device))
+        _known[key] = _stored(key) or prove(type(module), config, dtype, device)
+        if not _known[key].reasons and attention.flex_failure() is None:
+            _keep(key, _known[key])
         for reason in _known[key].reasons:
             log.warning("%s: %s", type(module).__name__, reason)
     return _known[key]
@@ -121,13 +124,12 @@ def _stored(key: str) -> Choice | None:
         return None
 
 
-def _keep(key: str, choice: Choice) -> Choice:
+def _keep(key: str, choice: Choice) -> None:
     try:
         _file(key).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(_file(key), json.dumps(asdict(choice)))
     except OSError as error:
         log.info("the choice of fast paths is not kept: %s", error)
-    return choice
 
 
 def prove(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Choice:

@@ -153,6 +153,16 @@ def test_a_choice_is_kept_on_disk_and_belongs_to_its_dtype(monkeypatch, tmp_path
     assert len(list((tmp_path / "cache/fast-paths").iterdir())) == 2
 
 
+def test_what_was_left_out_is_tried_again_by_the_next_process(monkeypatch, tmp_path, caplog):
+    left_out = fast_paths.Choice(False, {}, ("no compiler",))
+    monkeypatch.setattr(proof, "prove", lambda *arguments: left_out)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert choose(build("llama"), torch.float32, CPU) == left_out
+    assert caplog.text.count("no compiler") == 1
+    assert not (tmp_path / "cache/fast-paths").exists()
+
+
 def test_a_copy_keeps_every_kind_of_layer_and_the_heads():
     config = build("gemma3").config
     config.num_hidden_layers, config.vocab_size, config.sliding_window = 12, 5000, 4096
