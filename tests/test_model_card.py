@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
+
 from msgspec.structs import replace
 
 from rlaif.data.labels import TURNED
 from rlaif.records import Message, Preference
-from rlaif.steps.load import trl_preference
+from rlaif.steps.load import load_preferences
 from rlaif.steps.model_card import BY_JUDGES, trained_on
 
 JUDGES = {"self": "ai", "checks": "rule", BY_JUDGES: "ai and rule"}
 
 
+def read(row: dict[str, object]) -> Preference:
+    """The row as a file of it is read."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        (found,) = load_preferences(path)
+    return found
+
+
 def preference(source: str) -> Preference:
     row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No.", "source": source}
-    return trl_preference(row, "here:1", 0)
+    return read(row)
 
 
 def single(good: bool, source: str = "human") -> Preference:
     row = {"prompt": "Why?", "completion": "Because.", "label": good, "source": source}
-    return trl_preference(row, "here:1", 0)
+    return read(row)
 
 
 def test_pairs_are_named_by_who_labelled_them() -> None:
@@ -51,7 +64,7 @@ def test_training_on_chosen_answers_says_so() -> None:
 
 def test_what_no_one_is_named_for_is_not_called_ai() -> None:
     row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
-    said = trained_on([trl_preference(row, "here:1", 0)], JUDGES)
+    said = trained_on([read(row)], JUDGES)
     assert said == "1 preference: 1 of a file that does not say by whom"
     turn: list[Message] = [{"role": "assistant", "content": "A reference."}]
     spin = replace(preference("reference"), chosen=turn)
