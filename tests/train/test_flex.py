@@ -131,3 +131,13 @@ def test_running_out_of_memory_is_no_reason_to_give_up(graphs, monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         branch_attention(*inputs(tokens, (1, 1), torch.float32, grad=False), groups)
     assert flex_failure() is None
+
+
+def test_a_mask_made_while_inferring_can_be_trained_with():
+    """It is kept for later calls, and inference tensors would make graphs of their own."""
+    groups, _ = random_row(random.Random(4), 100)
+    attention.block_mask.cache_clear()
+    with torch.inference_mode():
+        mask = attention.block_mask(groups, None, "cpu")
+    attention.block_mask.cache_clear()
+    assert not mask.kv_num_blocks.is_inference()
