@@ -63,6 +63,7 @@ class Bench:
     folder: Path
     server: ShapedServer
     odd: str
+    structured: bool = False
 
     def run(self, command: str, label: bool = False, **keys: Any) -> Outcome:
         """Run one command; with `label` its judge reads label probabilities."""
@@ -86,26 +87,33 @@ class Bench:
                     (found.odd if row["prompt_id"] in ids else found.good).append(row)
         return found
 
+    def _far(self, label: bool) -> dict[str, Any]:
+        """The judge's keys."""
+        if label:
+            return {"kind": "yes_no", "principles": ["useful"]}
+        return {"kind": "rating"} | ({"structured": True} if self.structured else {})
+
     def _sample(self, out: Path, label: bool) -> list[str]:
         return ["sample", "prompts.jsonl", "--set", "n=1", "--model", "far.yaml", "--out", str(out)]
 
     def _judge(self, out: Path, label: bool) -> list[str]:
-        kind = (
-            ["--kind", "yes_no", "--constitution", "rules.yaml"] if label else ["--kind", "rating"]
-        )
-        return ["judge", "sampled", *kind, "--model", "far.yaml", "--out", str(out)]
+        words = ["--constitution", "rules.yaml"] if label else []
+        for key, value in self._far(label).items():
+            words += ["--set", f"{key}={json.dumps(value)}"] if key != "kind" else ["--kind", value]
+        return ["judge", "sampled", *words, "--model", "far.yaml", "--out", str(out)]
 
     def _judge_bench(self, out: Path, label: bool) -> list[str]:
-        kind = ["yes_no", "--constitution", "rules.yaml"] if label else ["rating"]
-        judge = ["--judge", *kind, "--no-baselines", "--resamples", "5"]
+        file = {"judges": [{"id": "far"} | self._far(label)]}
+        Path("judges.yaml").write_text(yaml.safe_dump(file))
+        judge = ["--judge", "judges.yaml", "--no-baselines", "--resamples", "5"]
+        judge += ["--constitution", "rules.yaml"] if label else []
         return ["judge-bench", "pairs.jsonl", *judge, "--model", "far.yaml", "--out", str(out)]
 
     def _run(self, out: Path, label: bool) -> list[str]:
         far = yaml.safe_load(Path("far.yaml").read_text())
-        kind = "yes_no" if label else "rating"
         steps = [
             {"sample": {"n": 1}},
-            {"judge": {"id": "far", "kind": kind, "by": "far", "principles": ["useful"]}},
+            {"judge": {"id": "far", "by": "far", "principles": ["useful"]} | self._far(label)},
         ]
         data = {
             "name": "small",
@@ -408,18 +416,21 @@ NO_SCHEMA = [
 
 @pytest.mark.parametrize("shape", NO_SCHEMA)
 def test_a_refused_schema_is_left_out_once_and_loudly(
-    bench: Bench, shape: Shape, caplog: pytest.LogCaptureFixture
+    bench: Bench, shape: Shape, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench.server.set(shape, True, when=lambda asked: "response_format" in asked)
-    words = ["judge", "sampled", "--kind", "rating", "--set", "structured=true", "--quiet"]
-    limits = {"concurrency": 1, "retries": 2}
-    model = {"path": "m", "engine": "openai", "base_url": bench.server.url, "limits": limits}
-    Path("far.yaml").write_text(yaml.safe_dump(model))
-    code, said = rlaif(*words, "--model", "far.yaml", "--out", "judged")
-    assert code in (0, 2), said
-    assert len([r for r in caplog.records if "JSON schema is left out" in r.message]) == 1
-    assert sum("response_format" in asked for asked in bench.server.asked) == 1
-    assert len(bench.server.asked) == len(GOOD) + 2
+    # The prompt asks for JSON with or without the schema, and the model writes it.
+    monkeypatch.setattr(bench.server, "text", '{"reasons": "Fine.", "score": "4"}')
+    monkeypatch.setattr(bench, "structured", True)
+    for command in JUDGING:
+        caplog.clear()
+        bench.server.set(shape, True, when=lambda asked: "response_format" in asked)
+        found = bench.run(command)
+        assert found.code == 0, found.said
+        assert len([r for r in caplog.records if "JSON schema is left out" in r.message]) == 1
+        assert sum("response_format" in asked for asked in bench.server.asked) == 1
+        rows = [*found.good, *found.odd]
+        assert {(row["status"], row["score"]) for row in rows} == {("ok", 0.75)}
+        assert len(bench.server.asked) == len(rows) + 1
 
 
 def test_moderation_before_any_answer_fails_records_alone(bench: Bench) -> None:

@@ -151,7 +151,8 @@ class ShapedServer(ScriptedServer):
     """Answers as `shape` says those calls that have ODD in them, or all of them."""
 
     def __init__(self, **keys: Any):
-        super().__init__(lambda b, i: "Rating: 4", context=100_000, **keys)
+        super().__init__(lambda b, i: self.text, context=100_000, **keys)
+        self.text = "Rating: 4"
         self.set(None)
 
     def set(
