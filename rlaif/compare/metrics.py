@@ -111,6 +111,9 @@ def judge_values(
         found[f"score/{judge}/{principle}"] = per_prompt(
             (j.prompt_id, j.score) for j in mine if j.principle == principle
         )
+    found[f"not_applicable_rate/{judge}"] = per_prompt(
+        (j.prompt_id, float(j.status == "not_applicable")) for j in mine
+    )
     return found | read_values(judge, mine)
 
 

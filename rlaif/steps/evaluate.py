@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from rlaif.compare import metrics
-from rlaif.compare.aggregate import candidate_scores
+from rlaif.compare.aggregate import compared_scores
 from rlaif.compare.metrics import Values
 from rlaif.compare.pairs import reward_accuracy
 from rlaif.config import HUMAN
@@ -158,7 +158,7 @@ def _candidate_scores(context: StepContext) -> dict[str, dict[str, dict[str, flo
             groups = group_by_prompt(context.judgements(name))
             found[judge] = {
                 prompt: {
-                    c: s for c, s in candidate_scores(rows, weights, True).items() if s is not None
+                    c: s for c, s in compared_scores(rows, weights, True).items() if s is not None
                 }
                 for prompt, rows in groups.items()
             }
