@@ -67,6 +67,17 @@ def compared_scores(
     return dict.fromkeys(given) | _scores(shared, weights, renormalise)
 
 
+def principle_values(judgements: Iterable[Judgement]) -> dict[str, dict[str | None, float]]:
+    """By candidate and principle, the values that a score is the weighted mean of; what has no
+    value is absent."""
+    values: dict[str, dict[str | None, float]] = defaultdict(dict)
+    for principle, column in _columns(judgements, renormalise=True).items():
+        for candidate, (value, _) in column.items():
+            if value is not None:
+                values[candidate][principle] = value
+    return dict(values)
+
+
 def _columns(
     judgements: Iterable[Judgement], renormalise: bool
 ) -> dict[str | None, dict[str, _Cell]]:
@@ -95,14 +106,17 @@ def _scores(
     weights: Mapping[str, float] | None,
     renormalise: bool,
 ) -> Scores:
-    weighted = [(column, _weight(principle, weights)) for principle, column in columns.items()]
+    weighted = [
+        (column, principle_weight(principle, weights)) for principle, column in columns.items()
+    ]
     return {
         candidate: _over_principles(candidate, weighted, renormalise)
         for candidate in sorted(set[str]().union(*columns.values()))
     }
 
 
-def _weight(principle: str | None, weights: Mapping[str, float] | None) -> float:
+def principle_weight(principle: str | None, weights: Mapping[str, float] | None) -> float:
+    """The weight of a principle: 1 where none is given."""
     return 1.0 if weights is None or principle is None else weights.get(principle, 1.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rlaif.compare.bootstrap import IntervalJson, direction, show_interval, show_number
 from rlaif.compare.words import movement_words
@@ -14,6 +15,10 @@ _SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Given pairs that were held out", ("reward_accuracy/",)),
     ("Checks that nothing was trained on", ("check/",)),
     ("Length", ("length/words", "length/tokens")),
+)
+_SAID: tuple[tuple[str, Literal["made_of", "words"]], ...] = (
+    ("What the changes of the scores are made of", "made_of"),
+    ("The policy as its own judge", "words"),
 )
 
 
@@ -34,9 +39,10 @@ def summary(rounds: Sequence[RoundRow]) -> list[tuple[str, list[str]]]:
         sentences = [_sentence(row, last, seeds) for row in chosen]
         if sentences:
             found.append((heading, sentences))
-    words = _words(last)
-    if words:
-        found.append(("The policy as its own judge", words))
+    for heading, key in _SAID:
+        words = _words(last, key)
+        if words:
+            found.append((heading, words))
     return found
 
 
@@ -76,10 +82,10 @@ def _everywhere(seeds: int) -> str:
     return "" if seeds < 2 else f" in all {seeds} seeds"
 
 
-def _words(last: Sequence[RoundRow]) -> list[str]:
+def _words(last: Sequence[RoundRow], key: Literal["made_of", "words"]) -> list[str]:
     many = len(last) > 1
     return [
         f"Seed {row['seed']}: {text}" if many else text
         for row in last
-        for text in row["metrics"].get("words", [])
+        for text in row["metrics"].get(key, [])
     ]

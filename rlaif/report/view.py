@@ -10,10 +10,12 @@ from rlaif.compare.diagnostics import RoundMetrics
 
 
 class RoundResult(RoundMetrics):
-    """A round's measurements with the alarms (`Alarm.to_json`) and sentences drawn from them."""
+    """A round's measurements with the alarms (`Alarm.to_json`) and sentences drawn from them;
+    `made_of` are those on what the changes of the scores since M0 are made of."""
 
     alarms: NotRequired[list[dict[str, Any]]]
     words: NotRequired[list[str]]
+    made_of: NotRequired[list[str]]
 
 
 class RoundRow(TypedDict):

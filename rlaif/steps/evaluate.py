@@ -3,6 +3,7 @@ and the last round's policy, and the diagnostics of the round that made it."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from statistics import fmean
@@ -10,6 +11,7 @@ from typing import Any
 
 from rlaif.compare import metrics
 from rlaif.compare.aggregate import compared_scores
+from rlaif.compare.decompose import Decomposition, decompose, score_parts
 from rlaif.compare.metrics import Values
 from rlaif.compare.pairs import reward_accuracy
 from rlaif.config import HUMAN
@@ -21,7 +23,8 @@ from rlaif.steps.pair import group_by_prompt
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """One row: {metrics, deltas}; deltas are paired differences over the same prompts."""
+    """One row: {metrics, deltas, made_of}; deltas are paired differences over the same prompts, and
+    `made_of` says by judge what the change of its score since M0 is made of (`Decomposition`)."""
     step, seed = context.planned.step, context.planned.seed
     assert_held_out(context)
     new = answer_values(context, "")
@@ -30,11 +33,14 @@ def run(context: StepContext) -> dict[str, Any]:
     row: dict[str, Any] = {
         "metrics": metrics.intervals(new, seed, step.resamples),
         "deltas": {},
+        "made_of": {},
     }
     for name in ("initial", "previous"):
         if name in step.against and f"{name}/completions" in context.planned.inputs:
             old = answer_values(context, f"{name}/")
             row["deltas"][name] = metrics.differences(new, old, seed, step.resamples)
+            if name == "initial":
+                row["made_of"] = _made_of(context, row["deltas"][name], new, old)
     row["counts"] = {name: len(values) for name, values in sorted(new.items())}
     if not context.folder.read("evaluation"):
         context.folder.append("evaluation", [row])
@@ -69,6 +75,33 @@ def answer_values(context: StepContext, prefix: str) -> dict[str, Values]:
             else:
                 found |= metrics.judge_values(judge, judgements, weights, ids)
     return found | _reward_values(context, prefix)
+
+
+def _made_of(
+    context: StepContext,
+    deltas: Mapping[str, Any],
+    new: Mapping[str, Values],
+    old: Mapping[str, Values],
+) -> dict[str, Decomposition]:
+    """What the change of each judge's score since M0 is made of."""
+    cut = new["truncated_rate"], old["truncated_rate"]
+    found = {}
+    for name in sorted(context.planned.inputs):
+        judge = name.removeprefix("judgements/")
+        if judge == name or f"score/{judge}" not in deltas:
+            continue
+        made = decompose(_parts(context, "", judge), _parts(context, "initial/", judge), *cut)
+        if made is not None:
+            # What is shown beside it is the mean of the same differences.
+            assert math.isclose(made["change"], deltas[f"score/{judge}"]["mean"], abs_tol=1e-9)
+            found[judge] = made
+    return found
+
+
+def _parts(context: StepContext, prefix: str, judge: str) -> dict[str, Values]:
+    weights = context.planned.options["principle_weights"]
+    ids = {c.completion_id for c in context.completions(f"{prefix}completions")}
+    return score_parts(context.judgements(f"{prefix}judgements/{judge}"), weights, ids)
 
 
 def _reward_values(context: StepContext, prefix: str) -> dict[str, Values]:
