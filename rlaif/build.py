@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from rlaif import told
-from rlaif.compare.aggregate import candidate_scores
+from rlaif.compare.aggregate import compared_scores
 from rlaif.config import DatasetSpec
 from rlaif.data.card import Facts, card, sampled_by
 from rlaif.data.dataset import TEST, TRAIN, PairTables, held_prompts, labelled_pair
@@ -161,7 +161,7 @@ class _Seen:
                 self.endings[answers[side].finish_reason] += 1
         people = self.human.get(preference.prompt_id)
         if people is not None:
-            scores = candidate_scores(people, None, True)
+            scores = compared_scores(people, None, True)
             chosen = scores.get(preference.chosen_id)
             rejected = scores.get(preference.rejected_id)
             if chosen is not None and rejected is not None and chosen != rejected:

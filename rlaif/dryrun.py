@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rlaif.config import Experiment
-from rlaif.engines.account import Account
+from rlaif.engines.account import run_account
 from rlaif.forecast import Forecast, forecast
 from rlaif.prepare import prepare
 from rlaif.store import Store
@@ -70,7 +70,7 @@ def _money(experiment: Experiment, todo: Sequence[Forecast], out: Path) -> str:
         line += f", and an unknown cost in {unknown} steps whose judge asks several models"
     if experiment.budget is None:
         return line
-    left = experiment.budget - Account(out / "spend.jsonl").spent
+    left = experiment.budget - run_account(out).spent
     if cost > left:
         verdict = "NOT ENOUGH: the run would stop with exit code 3"
     else:

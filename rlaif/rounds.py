@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from rlaif.checksums import sealed, unsealed
+from rlaif.compare.decompose import change_sentences
 from rlaif.compare.diagnostics import AlarmLimits, RoundMetrics, find_alarms
 from rlaif.compare.words import self_judge_words
 from rlaif.config import RESERVED_MODELS, resolved_yaml
@@ -36,7 +37,8 @@ def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> l
                 break
             row = folder.read("evaluation")[0]
             history.append({"metrics": row["metrics"], "deltas": row["deltas"]})
-            records.append(_round_record(inputs, plan, planned, arm, store, history, limits))
+            said = change_sentences(row.get("made_of", {}))
+            records.append(_round_record(inputs, plan, planned, arm, store, history, limits, said))
     rows = [to_json(r) | {PLACE: [n, len(records)]} for n, r in enumerate(records, 1)]
     write_jsonl(store.root / FILE, [sealed(row) for row in rows])
     return records
@@ -57,6 +59,7 @@ def _round_record(
     store: Store,
     history: list[RoundMetrics],
     limits: AlarmLimits,
+    made_of: list[str],
 ) -> RoundRecord:
     counts: dict[str, int] = {}
     for step in plan:
@@ -84,6 +87,7 @@ def _round_record(
             **history[-1],
             "alarms": [a.to_json() for a in find_alarms(history, limits)],
             "words": words,
+            "made_of": made_of,
         },
     )
 

@@ -2,8 +2,8 @@
 
 Each rule is a pure function of the prompt, the completion's text and its typed parameters. It gives
 a score in [0, 1], higher is better, or None where it does not apply. A blank completion scores 0.0
-under every rule, so that saying nothing is never a way to win. A check is identified by its name
-and parameters.
+under every rule, and one that is too short for a rule to measure scores 0.0 under that rule, so
+that saying less is never a way to win. A check is identified by its name and parameters.
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ def no_repeated_ngrams(prompt: Prompt, text: str, p: NgramParams) -> float | Non
 
 
 def distinct_words(prompt: Prompt, text: str, p: DistinctParams) -> float | None:
-    """Different n-grams over all n-grams; None with fewer than `n` words."""
-    return ts.distinct_n(text, p.n)
+    """Different n-grams over all n-grams; 0 with fewer than `n` words."""
+    return ts.distinct_n(text, p.n) or 0.0
 
 
 class _Identifier:
@@ -217,15 +217,18 @@ def _identify(text: str) -> str | None:
 
 
 def language(prompt: Prompt, text: str, p: LanguageParams) -> float | None:
-    """1 in the wanted language, 0 in another; None when the text is too short or mixed to tell.
+    """1 in the wanted language, 0 in another and for a text of fewer than five words.
 
-    Under five words, or below a probability of 0.5, nothing is claimed.
+    None when the text is too mixed to tell (a probability below 0.5) or next to all code, and when
+    the question's language is wanted and cannot be told.
     """
     wanted = _identify(prompt.question) if p.code == "prompt" else p.code
-    found = _identify(text)
-    if wanted is None or found is None:
+    if wanted is None:
         return None
-    return float(found == wanted)
+    if len(ts.words(text)) < MIN_LANGUAGE_WORDS:
+        return 0.0
+    found = _identify(text)
+    return None if found is None else float(found == wanted)
 
 
 def is_list(prompt: Prompt, text: str, p: ListParams) -> float | None:
@@ -281,11 +284,13 @@ def forbidden_pattern(prompt: Prompt, text: str, p: PatternParams) -> float | No
 def reading_ease(prompt: Prompt, text: str, p: ReadingParams) -> float | None:
     """1 with a Flesch reading ease from `min` to `max`, falling to 0 at 30 points outside.
 
-    English only; None for fewer than ten words and for other scripts.
+    English only; 0 for fewer than ten words, None for other scripts and for what is next to all
+    code.
     """
     ease = ts.flesch_ease(text)
     if ease is None:
-        return None
+        short = len(ts.words(text)) < ts.MIN_READING_WORDS
+        return 0.0 if short and not ts.is_foreign(text) else None
     # The formula goes past 121 for absurdly short words; no `max` can be set there.
     outside = max(p.min - ease, min(ease, 121.0) - p.max, 0.0)
     return max(0.0, 1.0 - outside / READING_SLOPE)
@@ -317,21 +322,23 @@ class Rule:
     # Any: each function takes exactly its own row's parameter model.
     score: Callable[[Prompt, str, Any], float | None]
     params: type[BaseModel]
+    least_words: Callable[[Any], int] = lambda p: 1
+    """How many words a text must have to be measured."""
 
 
 RULES: dict[str, Rule] = {
     "answers_terms": Rule(answers_terms, TermParams),
-    "distinct_words": Rule(distinct_words, DistinctParams),
+    "distinct_words": Rule(distinct_words, DistinctParams, lambda p: p.n),
     "finished_sentence": Rule(finished_sentence, NoParams),
     "forbidden_pattern": Rule(forbidden_pattern, PatternParams),
     "has_headings": Rule(has_headings, HeadingParams),
     "is_json": Rule(is_json, JsonParams),
     "is_list": Rule(is_list, ListParams),
-    "language": Rule(language, LanguageParams),
+    "language": Rule(language, LanguageParams, lambda p: MIN_LANGUAGE_WORDS),
     "no_boilerplate": Rule(no_boilerplate, BoilerplateParams),
     "no_refusal": Rule(no_refusal, NoParams),
     "no_repeated_ngrams": Rule(no_repeated_ngrams, NgramParams),
-    "reading_ease": Rule(reading_ease, ReadingParams),
+    "reading_ease": Rule(reading_ease, ReadingParams, lambda p: ts.MIN_READING_WORDS),
     "required_pattern": Rule(required_pattern, PatternParams),
     "sentence_limits": Rule(sentence_limits, Limits),
     "word_limits": Rule(word_limits, Limits),
@@ -384,3 +391,9 @@ def apply_check(name: str, params: Mapping[str, Any], prompt: Prompt, text: str)
     if ts.is_blank(text):
         return 0.0
     return RULES[name].score(prompt, text, resolved)
+
+
+def is_too_short(name: str, params: Mapping[str, Any], text: str) -> bool:
+    """Whether `text` says something, in fewer words than the rule can measure."""
+    least = RULES[name].least_words(_resolve_cached(name, canonical_json(dict(params))))
+    return least > 1 and not ts.is_blank(text) and len(ts.words(text)) < least

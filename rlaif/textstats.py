@@ -356,15 +356,19 @@ def flesch_ease(text: str) -> float | None:
     """Flesch reading ease of English prose; None under ten words or outside the Latin script."""
     prose = without_code(text)
     found = [w for w in words(prose) if any(c.isalpha() for c in w)]
-    if len(found) < MIN_READING_WORDS or (not prose.isascii() and _mostly_foreign(prose)):
+    if len(found) < MIN_READING_WORDS or is_foreign(text):
         return None
     per_sentence = len(found) / max(1, len(sentences(prose)))
     per_word = sum(_syllables(word) for word in found) / len(found)
     return 206.835 - 1.015 * per_sentence - 84.6 * per_word
 
 
-def _mostly_foreign(text: str) -> bool:
-    letters = [c for c in text if c.isalpha()]
+def is_foreign(text: str) -> bool:
+    """Whether the prose of `text` is for the most part in letters that English has not."""
+    prose = without_code(text)
+    if prose.isascii():
+        return False
+    letters = [c for c in prose if c.isalpha()]
     return sum(c.isascii() for c in letters) < 0.8 * len(letters)
 
 

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from rlaif import checksums
-from rlaif.engines.account import Account
-from rlaif.engines.meter import read_meters
-from rlaif.errors import ConfigError, RlaifError
+from rlaif.engines.account import LEDGER, Account, lost_in_words
+from rlaif.engines.meter import counted_cost, read_meters
+from rlaif.errors import ConfigError, RlaifError, StoreError
 from rlaif.finished import MASTERS, Verified
 from rlaif.manifest import read_manifest
 from rlaif.rounds import read_rounds
@@ -49,13 +49,21 @@ def verify_run(root: Path) -> Verification:
     if folders:
         total += tried(partial(_small, partial(read_manifest, root)))
         total += tried(partial(_small, partial(read_rounds, root)))
-    total += tried(partial(_small, partial(Account, root / "spend.jsonl")))
+    total += tried(partial(_ledger, root))
     return Verification(total, tuple(faults))
 
 
 def _small(look: Callable[[], object]) -> Verified:
     """A small file, which is compared as it is read."""
     look()
+    return Verified()
+
+
+def _ledger(root: Path) -> Verified:
+    """What was spent, against what the steps say of it. Raises StoreError where lines are gone."""
+    account = Account(root / LEDGER, counted=counted_cost(root))
+    if account.lost:
+        raise StoreError(lost_in_words(account))
     return Verified()
 
 

@@ -24,6 +24,7 @@ from rlaif.records import Completion, Judgement, Preference, Prompt
 from rlaif.runs import Run
 from rlaif.steps.context import by_prompt
 from rlaif.steps.pair import group_by_prompt, judge_weights, standardised
+from rlaif.textstats import is_blank
 
 Weights = Mapping[str, float]
 
@@ -144,7 +145,9 @@ def rescored(pairing: Pairing, weights: Weights) -> dict[str, Scores]:
     scores = {}
     for prompt_id in pairing.completions:
         rows = {judge: pairing.judgements[judge].get(prompt_id, []) for judge in judges}
-        parts = score_prompt(rows, weights, pairing.step)
+        answers = pairing.completions[prompt_id]
+        blank = {c.completion_id for c in answers if is_blank(c.text)}
+        parts = score_prompt(rows, weights, pairing.step, blank)
         scores[prompt_id] = combine(parts, judges, pairing.step.missing)
     return scores
 

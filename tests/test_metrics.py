@@ -122,7 +122,17 @@ def test_programs_have_no_unparsed_rate() -> None:
     found = judge_values(
         "checks", [judgement(["k1"], score=1.0, annotator_kind="rule")], {}, {"k1"}
     )
-    assert set(found) == {"score/checks"}
+    assert set(found) == {"score/checks", "not_applicable_rate/checks"}
+
+
+def test_the_share_of_judgements_that_do_not_apply() -> None:
+    rows = [
+        judgement(["k1"], score=1.0),
+        judgement(["k1"], status="not_applicable"),
+        judgement(["k2"], Q, status="unparsed"),
+    ]
+    found = judge_values("self", rows, {}, {"k1", "k2"})
+    assert found["not_applicable_rate/self"] == {P: 0.5, Q: 0.0}
 
 
 def test_pairwise_values_in_both_orders() -> None:

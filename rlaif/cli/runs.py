@@ -98,7 +98,8 @@ def _print_rounds(run: Run) -> None:
     for record in records:
         arm = f"{record.arm}: " if run.manifest["arms"] else ""
         if record.round == records[-1].round:
-            words += [arm + word for word in record.metrics["words"]]
+            said = [*record.metrics.get("made_of", []), *record.metrics["words"]]
+            words += [arm + word for word in said]
     for word in words:
         console.print(word, markup=False, highlight=False)
 

@@ -1,15 +1,16 @@
 """From judgements to one number per candidate, on [0, 1]. Pure functions.
 
 Samples are averaged first, then presentation orders, then opponents, then principles by their
-weights, then judges by theirs. What has no value is missing and never becomes a number; a principle
-that does not apply drops out.
+weights, then judges by theirs. What has no value is missing and never becomes a number. A principle
+that does not apply drops out; where candidates are compared, it drops out for all of them, so that
+no answer wins by escaping a principle.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from operator import mul
 from typing import Literal
 
@@ -29,13 +30,59 @@ def candidate_scores(
     weights: Mapping[str, float] | None = None,
     renormalise: bool = False,
 ) -> Scores:
-    """One judge's scores of the candidates of one prompt, each on [0, 1] or None (missing).
+    """One judge's scores of the candidates of one prompt, each on [0, 1] or None (missing), each on
+    the principles that apply to it.
 
     `weights` is the weight of each principle, 1 where it is not given. A candidate that has no
     value under a principle that applied is missing, unless `renormalise`: then the other
     principles' weights make up for it. Pairwise verdicts become the mean win probability over the
     opponents seen.
     """
+    return _scores(_columns(judgements, renormalise), weights, renormalise)
+
+
+def compared_scores(
+    judgements: Iterable[Judgement],
+    weights: Mapping[str, float] | None = None,
+    renormalise: bool = False,
+    blank: Container[str] = (),
+) -> Scores:
+    """`candidate_scores` for candidates that are compared: each on the principles that apply to all
+    of them, or None where there is no such principle.
+
+    `blank` are the candidates that say nothing: a principle that applies to others applies to them
+    too, with a score of 0. Candidates that are missing have no say in which principles are shared.
+    """
+    columns = _columns(judgements, renormalise)
+    given = _scores(columns, weights, renormalise)
+    if all(applied for column in columns.values() for _, applied in column.values()):
+        return given
+    present = {c for c, score in given.items() if score is not None and c not in blank}
+    shared: dict[str | None, Mapping[str, _Cell]] = {}
+    for principle, column in columns.items():
+        cells = {c: column[c] for c in sorted(present & column.keys())}
+        if all(applied for _, applied in cells.values()):
+            failed = {c: (0.0, True) for c, cell in column.items() if c in blank and not cell[1]}
+            shared[principle] = {**column, **failed} if cells else column
+    return dict.fromkeys(given) | _scores(shared, weights, renormalise)
+
+
+def principle_values(judgements: Iterable[Judgement]) -> dict[str, dict[str | None, float]]:
+    """By candidate and principle, the values that a score is the weighted mean of; what has no
+    value is absent."""
+    values: dict[str, dict[str | None, float]] = defaultdict(dict)
+    for principle, column in _columns(judgements, renormalise=True).items():
+        for candidate, (value, _) in column.items():
+            if value is not None:
+                values[candidate][principle] = value
+    return dict(values)
+
+
+def _columns(
+    judgements: Iterable[Judgement], renormalise: bool
+) -> dict[str | None, dict[str, _Cell]]:
+    """Per principle, the candidates' values. Raises ValueError for judgements of several prompts or
+    judges."""
     rated: dict[str | None, dict[str, list[Judgement]]] = defaultdict(dict)
     compared: dict[str | None, list[Judgement]] = defaultdict(list)
     whose = None
@@ -51,14 +98,25 @@ def candidate_scores(
     columns = {principle: _cells(groups) for principle, groups in rated.items()}
     for principle, group in compared.items():
         columns.setdefault(principle, {}).update(win_rates(group, renormalise))
-    weighted = [(column, _weight(principle, weights)) for principle, column in columns.items()]
+    return columns
+
+
+def _scores(
+    columns: Mapping[str | None, Mapping[str, _Cell]],
+    weights: Mapping[str, float] | None,
+    renormalise: bool,
+) -> Scores:
+    weighted = [
+        (column, principle_weight(principle, weights)) for principle, column in columns.items()
+    ]
     return {
         candidate: _over_principles(candidate, weighted, renormalise)
         for candidate in sorted(set[str]().union(*columns.values()))
     }
 
 
-def _weight(principle: str | None, weights: Mapping[str, float] | None) -> float:
+def principle_weight(principle: str | None, weights: Mapping[str, float] | None) -> float:
+    """The weight of a principle: 1 where none is given."""
     return 1.0 if weights is None or principle is None else weights.get(principle, 1.0)
 
 
@@ -158,7 +216,7 @@ def answer_probability(
     log-odds: they give 1/2 + (s - t) / 2, so that a larger gap never gets a smaller probability.
     """
     given = list(judgements)
-    scores = candidate_scores(given, weights)
+    scores = compared_scores(given, weights)
     one, two = scores.get(first), scores.get(second)
     if one is None or two is None:
         return None

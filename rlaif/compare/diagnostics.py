@@ -61,12 +61,12 @@ class AlarmLimits:
     """Where each alarm fires.
 
     kl_budget: nats per sequence from the initial model. length_low, length_high: mean length over
-    the initial model's. distinct_drop: relative loss of distinct_2. repetition_rise, refusal_rise:
-    absolute rise of the rate. empty_rate, unparsed_rate, zero_variance: the rate itself.
-    saturation_mean with saturation_spread: a judge at its ceiling that no longer tells answers
-    apart. gap_decline: first over latest mean margin. position_bias: the same-slot rate itself.
-    label_mass: least mass on the allowed labels. drift_half_widths: how many half-widths
-    of its interval a change must measure to be noticed.
+    the initial model's. distinct_drop: relative loss of distinct_2. repetition_rise, refusal_rise,
+    not_applicable_rise: absolute rise of the rate. empty_rate, unparsed_rate, zero_variance: the
+    rate itself. saturation_mean with saturation_spread: a judge at its ceiling that no longer tells
+    answers apart. gap_decline: first over latest mean margin. position_bias: the same-slot rate
+    itself. label_mass: least mass on the allowed labels. drift_half_widths: how many half-widths of
+    its interval a change must measure to be noticed.
     """
 
     kl_budget: float = 30.0
@@ -76,6 +76,7 @@ class AlarmLimits:
     repetition_rise: float = 0.1
     empty_rate: float = 0.05
     refusal_rise: float = 0.1
+    not_applicable_rise: float = 0.1
     unparsed_rate: float = 0.3
     zero_variance: float = 0.9
     saturation_mean: float = 0.97
@@ -176,6 +177,22 @@ def _rises(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Ala
                 "initial model."
             )
             yield Alarm(name, "alarm", message, metric, change["mean"], limit)
+
+
+def _escapes(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
+    changes = history[-1]["deltas"].get("initial", {})
+    for name, change in sorted(changes.items()):
+        head, _, judge = name.rpartition("/")
+        if head != "not_applicable_rate" or direction(change) <= 0:
+            continue
+        if change["mean"] > limits.not_applicable_rise:
+            message = (
+                f"Principles of judge {judge} apply to fewer answers than to the initial model's: "
+                f"the share not applicable rose by {show_interval(change, signed=True)}. Its score "
+                "may have risen because answers escape a principle."
+            )
+            limit = limits.not_applicable_rise
+            yield Alarm("not_applicable", "alarm", message, name, change["mean"], limit)
 
 
 def _rates(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
@@ -301,6 +318,7 @@ _CHECKS: tuple[Callable[[Sequence[RoundMetrics], AlarmLimits], Iterator[Alarm]],
     _length,
     _diversity,
     _rises,
+    _escapes,
     _rates,
     _saturation,
     _gap,

@@ -145,6 +145,9 @@ def judge_values(
         found[f"score/{judge}/{principle}"] = per_prompt(
             (j.prompt_id, j.score) for j in mine if j.principle == principle
         )
+    found[f"not_applicable_rate/{judge}"] = counts_per_prompt(
+        (j.prompt_id, j.status == "not_applicable") for j in mine
+    )
     return found | read_values(judge, mine)
 
 

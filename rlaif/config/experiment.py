@@ -50,6 +50,7 @@ class AlarmsConfig(Strict):
     repetition_rise: Fraction = 0.1
     empty_rate: Fraction = 0.05
     refusal_rise: Fraction = 0.1
+    not_applicable_rise: Fraction = 0.1
     unparsed_rate: Fraction = 0.3
     zero_variance: Fraction = 0.9
     saturation_mean: Fraction = 0.97

@@ -25,7 +25,7 @@ from rlaif.data.embed import Vectors, same_meaning
 from rlaif.data.near import near_duplicates
 from rlaif.data.private import private_kinds
 from rlaif.records import Completion, Preference, Prompt
-from rlaif.rules import apply_check
+from rlaif.rules import apply_check, is_too_short
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +150,9 @@ def _by_rule(items: Sequence[Item], wanted: RuleFilter, beside: Beside) -> Refus
     def refuse(prompt: Prompt, text: str) -> Refusal | None:
         score = apply_check(wanted.rule, wanted.params, prompt, text)
         if score is None or score >= wanted.least:
+            return None
+        # A short answer is no fault of a dataset, as it is one of a policy that was told to write.
+        if is_too_short(wanted.rule, wanted.params, text):
             return None
         return Refusal(f"below {wanted.least:g}", f"{score:.3f}")
 

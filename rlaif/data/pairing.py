@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from rlaif.compare.aggregate import Scores, candidate_scores, combine
+from rlaif.compare.aggregate import Scores, combine, compared_scores
 from rlaif.compare.metrics import rank_correlation
 from rlaif.config import PairStep
 from rlaif.data.pairs import Candidate, preference, prompt_pairs
 from rlaif.records import Completion, Judgement, Preference, Prompt
 from rlaif.rowfiles import Part, line_of
+from rlaif.textstats import is_blank
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ def prompt_preferences(
 ) -> tuple[list[Preference], str | None]:
     """The prompt's preferences, and the count that it belongs to when equal ranks left none."""
     step = settings.step
-    parts = score_prompt(judgements, settings.principle_weights, step)
+    blank = {c.completion_id for c in completions if is_blank(c.text)}
+    parts = score_prompt(judgements, settings.principle_weights, step, blank)
     combined = combine(parts, settings.weights, step.missing)
     scored = [
         Candidate(c, score)
@@ -88,11 +90,12 @@ def score_prompt(
     judgements: Mapping[str, Sequence[Judgement]],
     principle_weights: Mapping[str, float],
     step: PairStep,
+    blank: Container[str] = (),
 ) -> dict[str, Scores]:
-    """Each judge's scores of one prompt's candidates."""
+    """Each judge's scores of one prompt's candidates, of which `blank` say nothing."""
     renormalise = step.missing == "renormalise"
     return {
-        judge: candidate_scores(rows, principle_weights, renormalise)
+        judge: compared_scores(rows, principle_weights, renormalise, blank)
         for judge, rows in judgements.items()
     }
 

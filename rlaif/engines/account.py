@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import threading
 from pathlib import Path
 
 from rlaif.checksums import CHECK, sealed, unsealed
-from rlaif.engines.meter import Meters
+from rlaif.engines.meter import Meters, counted_cost
 from rlaif.errors import StoreError
+
+log = logging.getLogger(__name__)
+LEDGER = "spend.jsonl"
+ROUNDING = 1e-6
+"""Steps keep their costs to nine digits."""
 
 
 class Account:
@@ -19,10 +25,11 @@ class Account:
     `path` keeps what was spent, one line per answer, written before it is used: what a killed run
     spent on answers that came counts for the next one, its calls in flight do not. None keeps
     nothing. One run never passes the budget. `estimated` is the part of `spent` that nobody
-    counted: those calls stand there with the most that they can have cost.
+    counted: those calls stand there with the most that they can have cost. `counted` is what others
+    know to have been spent: the ledger counts for no less, and `lost` is what it lacks of that.
     """
 
-    def __init__(self, path: Path | None = None, budget: float | None = None):
+    def __init__(self, path: Path | None = None, budget: float | None = None, counted: float = 0.0):
         self.path = path
         self.budget = budget
         self._lock = threading.Lock()
@@ -30,7 +37,9 @@ class Account:
         self._held = 0.0
         lines = _lines(path)
         rows = [_row(line, path, number) for number, line in enumerate(lines[:-1], 1)]
-        self.spent = math.fsum(cost for cost, _ in rows)
+        noted = math.fsum(cost for cost, _ in rows)
+        self.lost = counted - noted if counted - noted > ROUNDING else 0.0
+        self.spent = noted + self.lost
         self.estimated = math.fsum(cost for cost, estimated in rows if estimated)
         # A last line that was cut short must not run into the next one.
         self._torn = len(lines[-1].encode("utf-8", "surrogateescape"))
@@ -76,6 +85,24 @@ class Account:
             part = f" ({self.estimated:.4f} by estimate)" if self.estimated else ""
             parts.append(f"{self.spent:.4f} of {self.budget:g} spent{part}")
         return ", ".join(parts)
+
+
+def run_account(root: Path, budget: float | None = None) -> Account:
+    """The account of a run folder. Every call is in the ledger before it is in its step's numbers,
+    so a ledger with less than these has lost lines; those calls stay paid."""
+    account = Account(root / LEDGER, budget, counted_cost(root))
+    if account.lost:
+        log.warning("%s", lost_in_words(account))
+    return account
+
+
+def lost_in_words(account: Account) -> str:
+    """That a ledger has lost lines, and what becomes of it."""
+    return (
+        f"{account.path}: lines are missing: the steps' own numbers say that "
+        f"{account.lost:.6g} more was spent. That much is counted as spent; where the folder of a "
+        "step is deleted, it is no longer known"
+    )
 
 
 class _Beside(Account):

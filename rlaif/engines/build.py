@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from rlaif.config import TRAINABLE, ModelSpec
 from rlaif.engines import api
-from rlaif.engines.account import Account
+from rlaif.engines.account import Account, run_account
 from rlaif.engines.adapters import model_hash
 from rlaif.engines.base import Engine, Model, Reloadable, Sharing
 from rlaif.engines.builtin import locate, resolve
@@ -122,10 +122,16 @@ class EnginePool:
     spent. May be asked from several threads.
     """
 
-    def __init__(self, store: Store, keep: int = 2, budget: float | None = None):
+    def __init__(
+        self,
+        store: Store,
+        keep: int = 2,
+        budget: float | None = None,
+        account: Account | None = None,
+    ):
         self.store = store
         self.keep = keep
-        self.account = Account(store.root / "spend.jsonl", budget)
+        self.account = account or run_account(store.root, budget)
         self._local: dict[str, Engine] = {}
         self._remote: dict[str, Engine] = {}
         self._lock = threading.RLock()
@@ -134,9 +140,7 @@ class EnginePool:
     def beside(self) -> EnginePool:
         """A pool for the servers that a step asks which runs at the same time: the money is the
         same, and closing it ends that step's calls and no others."""
-        pool = EnginePool(self.store)
-        pool.account = self.account.beside()
-        return pool
+        return EnginePool(self.store, account=self.account.beside())
 
     def folder(self, model: Model) -> str:
         """The folder of the model's weights."""

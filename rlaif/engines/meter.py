@@ -242,6 +242,19 @@ def meters_of(folder: Path, marker: Mapping[str, Any] | None) -> dict[str, Meter
     return {model: Meter.from_summary(row) for model, row in marker["asked"].items()}
 
 
+def counted_cost(root: Path) -> float:
+    """What the steps of a run folder say that their calls cost. A step whose numbers are damaged
+    says nothing: that is named where they are read."""
+    total = 0.0
+    for folder in sorted((root / "steps").glob("*")):
+        try:
+            meters = meters_of(folder, read_json(folder / "done.json"))
+        except (StoreError, KeyError, TypeError, ValueError, AttributeError):
+            continue
+        total += math.fsum(meter.cost for meter in meters.values())
+    return total
+
+
 def in_words(row: Mapping[str, Any]) -> str:
     """A meter's `summary` in one line."""
     latency = " ".join(f"{name} {value:.2f}" for name, value in row["latency"].items())

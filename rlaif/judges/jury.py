@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from rlaif.compare.aggregate import Scores, candidate_scores, combine, weighted_mean
+from rlaif.compare.aggregate import Scores, combine, compared_scores, weighted_mean
 from rlaif.config import THINKING, JuryJudge, ThinkingSpec
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Capability
@@ -22,6 +22,7 @@ from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.resources import find
 from rlaif.store import read_json
+from rlaif.textstats import is_blank
 from rlaif.yamlio import suggest
 
 from .base import Answered, Call, Judge, call_id, most_calls, roles_of, verdicts_of
@@ -107,8 +108,11 @@ class Jury:
         # A meta-judge shows judgements as if they were answers; no verdict is about them.
         about = {name for rows in read.values() for j in rows for name in j.shown}
         completions = [c for c in completions_of(calls) if c.completion_id in about]
+        blank = {c.completion_id for c in completions if is_blank(c.text)}
         scores = {
-            juror: candidate_scores(rows, self.principle_weights, self.missing == "renormalise")
+            juror: compared_scores(
+                rows, self.principle_weights, self.missing == "renormalise", blank
+            )
             for juror, rows in read.items()
         }
         status = missing_status(j.status for rows in read.values() for j in rows if not _valued(j))

@@ -20,8 +20,8 @@ from rlaif.yamlio import Lines, Loc
 # Raised when the code of a step kind changes its output for the same inputs.
 VERSIONS = {
     "sample": 3,
-    "judge": 4,
-    "pair": 2,
+    "judge": 5,
+    "pair": 3,
     "label": 2,
     "distill": 3,
     "train": 5,

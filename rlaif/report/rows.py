@@ -50,6 +50,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("label_mass/", "Judge health", 1, "probability that the judge puts on the labels"),
     Kind("distance/", "Judge health", -1, "distance of answers from a reward model's training"),
     Kind("disagreement/", "Judge health", -1, "how far the members of a reward ensemble disagree"),
+    Kind("not_applicable_rate/", "Judge health", -1, "share of judgements that did not apply"),
     Kind("unparsed_rate/", "Judge health", -1, "share of verdicts that could not be read"),
     Kind(
         "position_bias/",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rlaif.compare.intervals import (
     MIN_PROMPTS,
@@ -22,6 +23,10 @@ _SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Checks that nothing was trained on", ("check/",)),
     ("Length", ("length/words", "length/tokens")),
 )
+_SAID: tuple[tuple[str, Literal["made_of", "words"]], ...] = (
+    ("What the changes of the scores are made of", "made_of"),
+    ("The policy as its own judge", "words"),
+)
 
 
 def summary(latest: RoundRow, last: Sequence[RoundRow], page: Page) -> list[tuple[str, list[str]]]:
@@ -36,9 +41,10 @@ def summary(latest: RoundRow, last: Sequence[RoundRow], page: Page) -> list[tupl
         sentences = [_sentence(row, latest, page) for row in chosen]
         if sentences:
             found.append((heading, sentences))
-    words = _words(last)
-    if words:
-        found.append(("The policy as its own judge", words))
+    for heading, key in _SAID:
+        words = _words(last, key)
+        if words:
+            found.append((heading, words))
     return found
 
 
@@ -77,10 +83,10 @@ def _reading(name: str, side: int, latest: RoundRow, page: Page, par: bool) -> s
     return f"; no change is claimed (p = {adjusted:.2g} by Holm)"
 
 
-def _words(last: Sequence[RoundRow]) -> list[str]:
+def _words(last: Sequence[RoundRow], key: Literal["made_of", "words"]) -> list[str]:
     many = len(last) > 1
     return [
         f"Seed {row['seed']}: {text}" if many else text
         for row in last
-        for text in row["metrics"].get("words", [])
+        for text in row["metrics"].get(key, [])
     ]

@@ -20,11 +20,13 @@ def no_values(arm: str, seed: int, number: int) -> Values:
 
 
 class RoundResult(RoundMetrics):
-    """A round's measurements with the alarms (`Alarm.to_json`) and sentences drawn from them; of an
-    arm's last round also how each figure stands: claimed, exploratory or none (`claims`)."""
+    """A round's measurements with the alarms (`Alarm.to_json`) and sentences drawn from them;
+    `made_of` are those on what the changes of the scores since M0 are made of. Of an arm's last
+    round also how each figure stands: claimed, exploratory or none (`claims`)."""
 
     alarms: NotRequired[list[dict[str, Any]]]
     words: NotRequired[list[str]]
+    made_of: NotRequired[list[str]]
     standing: NotRequired[Mapping[str, str]]
 
 

@@ -3,13 +3,15 @@ and the last round's policy, and the diagnostics of the round that made it."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
 from rlaif.compare import metrics
-from rlaif.compare.aggregate import candidate_scores
+from rlaif.compare.aggregate import compared_scores
+from rlaif.compare.decompose import Decomposition, decompose, score_parts
 from rlaif.compare.metrics import Measured, Values
 from rlaif.compare.pairs import reward_accuracy
 from rlaif.config import HUMAN
@@ -24,18 +26,21 @@ VALUES = "values"
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """One row: {metrics, deltas}; deltas are paired differences over the same prompts. Beside it
-    the values by prompt, a row for each metric."""
+    """One row: {metrics, deltas, made_of}; deltas are paired differences over the same prompts, and
+    `made_of` says by judge what the change of its score since M0 is made of (`Decomposition`).
+    Beside it the values by prompt, a row for each metric."""
     step = context.planned.step
     assert_held_out(context)
     new = answer_values(context, "")
     new |= _drift(context)
     new |= _round_values(context)
-    row: dict[str, Any] = {"metrics": metrics.intervals(new), "deltas": {}}
+    row: dict[str, Any] = {"metrics": metrics.intervals(new), "deltas": {}, "made_of": {}}
     for name in ("initial", "previous"):
         if name in step.against and f"{name}/completions" in context.planned.inputs:
             old = answer_values(context, f"{name}/")
             row["deltas"][name] = metrics.differences(new, old)
+            if name == "initial":
+                row["made_of"] = _made_of(context, row["deltas"][name], new, old)
     row["counts"] = {name: len(values) for name, values in sorted(new.items())}
     if not context.folder.read(VALUES):
         rows = [{"metric": n, "values": metrics.shares(new[n])} for n in sorted(new)]
@@ -73,6 +78,33 @@ def answer_values(context: StepContext, prefix: str) -> dict[str, Measured]:
             else:
                 found |= metrics.judge_values(judge, judgements, weights, ids)
     return found | _reward_values(context, prefix)
+
+
+def _made_of(
+    context: StepContext,
+    deltas: Mapping[str, Any],
+    new: Mapping[str, Measured],
+    old: Mapping[str, Measured],
+) -> dict[str, Decomposition]:
+    """What the change of each judge's score since M0 is made of."""
+    cut = metrics.shares(new["truncated_rate"]), metrics.shares(old["truncated_rate"])
+    found = {}
+    for name in sorted(context.planned.inputs):
+        judge = name.removeprefix("judgements/")
+        if judge == name or f"score/{judge}" not in deltas:
+            continue
+        made = decompose(_parts(context, "", judge), _parts(context, "initial/", judge), *cut)
+        if made is not None:
+            # What is shown beside it is the mean of the same differences.
+            assert math.isclose(made["change"], deltas[f"score/{judge}"]["mean"], abs_tol=1e-9)
+            found[judge] = made
+    return found
+
+
+def _parts(context: StepContext, prefix: str, judge: str) -> dict[str, Values]:
+    weights = context.planned.options["principle_weights"]
+    ids = {c.completion_id for c in context.completions(f"{prefix}completions")}
+    return score_parts(context.judgements(f"{prefix}judgements/{judge}"), weights, ids)
 
 
 def _reward_values(context: StepContext, prefix: str) -> dict[str, Values]:
@@ -163,7 +195,7 @@ def _candidate_scores(context: StepContext) -> dict[str, dict[str, dict[str, flo
             groups = group_by_prompt(context.judgements(name))
             found[judge] = {
                 prompt: {
-                    c: s for c, s in candidate_scores(rows, weights, True).items() if s is not None
+                    c: s for c, s in compared_scores(rows, weights, True).items() if s is not None
                 }
                 for prompt, rows in groups.items()
             }

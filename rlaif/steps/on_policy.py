@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig
 
 from rlaif.chat import TemplateRefusal, is_unicode
-from rlaif.compare.aggregate import candidate_scores, combine
+from rlaif.compare.aggregate import combine, compared_scores
 from rlaif.compare.metrics import unfamiliar
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.device import pick_device
@@ -31,6 +31,7 @@ from rlaif.plan import round_prompts
 from rlaif.records import Completion, Judgement, Prompt, content_hash, from_json
 from rlaif.steps.asking import Kept, verdicts
 from rlaif.steps.context import StepContext
+from rlaif.textstats import is_blank
 from rlaif.thinking import CUT
 from rlaif.train.export import write_weights
 from rlaif.train.loop import TrainOutcome, TrainProgress
@@ -98,7 +99,7 @@ class Rollouts:
             name: self._judge(self.context.inputs.judges[name], prompts, made)
             for name in self.step.rewards
         }
-        rewards = self._rewards(prompts, judged)
+        rewards = self._rewards(prompts, judged, made)
         watched = _watched(judged)
         groups = []
         for prompt in prompts:
@@ -261,13 +262,21 @@ class Rollouts:
             reasoning=result.reasoning or None,
         )
 
-    def _rewards(self, prompts: Sequence[Prompt], judged: Judged) -> dict[str, float | None]:
+    def _rewards(
+        self,
+        prompts: Sequence[Prompt],
+        judged: Judged,
+        made: Mapping[str, Sequence[Completion]],
+    ) -> dict[str, float | None]:
         """Completion id to its reward: the judges' weighted mean, None where one is missing."""
         scores: dict[str, dict[str, Any]] = {p.prompt_id: {} for p in prompts}
+        blank = {c.completion_id for group in made.values() for c in group if is_blank(c.text)}
         for name, read in judged.items():
             for prompt in prompts:
-                scores[prompt.prompt_id][name] = candidate_scores(
-                    read[prompt.prompt_id], self.context.planned.options["principle_weights"]
+                scores[prompt.prompt_id][name] = compared_scores(
+                    read[prompt.prompt_id],
+                    self.context.planned.options["principle_weights"],
+                    blank=blank,
                 )
         rewards: dict[str, float | None] = {}
         for by_judge in scores.values():

@@ -15,6 +15,7 @@ from rlaif.compare.aggregate import (
     answer_probability,
     candidate_scores,
     combine,
+    compared_scores,
     pair_probability,
 )
 from rlaif.compare.verdicts import verdict
@@ -98,6 +99,59 @@ def test_a_candidate_without_a_value_is_missing_never_zero(status: Status) -> No
 def test_principles_are_weighted() -> None:
     got = candidate_scores([point("a", 1.0, "x"), point("a", 0.0, "y")], {"x": 3.0, "y": 1.0})
     assert got == {"a": pytest.approx(0.75)}
+
+
+def test_candidates_are_compared_on_the_principles_that_apply_to_all_of_them() -> None:
+    rows = [
+        point("long", 0.6, "plain"),
+        point("short", None, "plain", "not_applicable"),
+        point("long", 0.8, "brief"),
+        point("short", 0.75, "brief"),
+    ]
+    # On its own the short answer scores higher, since it escapes a principle.
+    assert candidate_scores(rows) == {"long": pytest.approx(0.7), "short": 0.75}
+    assert compared_scores(rows) == {"long": 0.8, "short": 0.75}
+    assert compared_scores(rows, {"plain": 0.0}) == {"long": 0.8, "short": 0.75}
+    assert answer_probability(rows, "long", "short") == pytest.approx(0.525)
+    # One that is missing anyhow has no say.
+    lost = [*rows, point("lost", None, "brief", "unparsed"), point("lost", 0.1, "other")]
+    assert compared_scores(lost) == {"long": 0.8, "short": 0.75, "lost": None}
+    nothing_shared = [point("a", 1.0, "x"), point("a", None, "y", "not_applicable")]
+    nothing_shared += [point("b", None, "x", "not_applicable"), point("b", 0.5, "y")]
+    assert compared_scores(nothing_shared) == {"a": None, "b": None}
+
+
+def test_a_blank_answer_fails_what_it_would_escape() -> None:
+    rows = [
+        point("blank", None, "plain", "not_applicable"),
+        point("said", 0.4, "plain"),
+        point("blank", 1.0, "brief"),
+        point("said", 0.6, "brief"),
+    ]
+    assert compared_scores(rows) == {"blank": 1.0, "said": 0.6}
+    assert compared_scores(rows, blank={"blank"}) == {"blank": 0.5, "said": 0.5}
+    # What applies to nobody applies to a blank answer no more.
+    none = [point("blank", None, "plain", "not_applicable"), rows[2], rows[3]]
+    none.append(point("said", None, "plain", "not_applicable"))
+    assert compared_scores(none, blank={"blank"}) == {"blank": 1.0, "said": 0.6}
+
+
+@given(st.lists(st.tuples(unit, st.booleans(), st.booleans()), min_size=2, max_size=5))
+def test_compared_scores_are_the_others_where_everything_applies(
+    given: list[tuple[float, bool, bool]],
+) -> None:
+    rows = [point(f"c{i}", score, "a") for i, (score, _, _) in enumerate(given)]
+    for i, (score, applies, known) in enumerate(given):
+        if applies:
+            rows.append(point(f"c{i}", score if known else None, "b", "ok" if known else "failed"))
+        else:
+            rows.append(point(f"c{i}", None, "b", "not_applicable"))
+    found = compared_scores(rows)
+    if all(applies for _, applies, _ in given):
+        assert found == candidate_scores(rows)
+    elif any(not applies for _, applies, _ in given):
+        only = candidate_scores([row for row in rows if row.principle == "a"])
+        assert all(score in (None, pytest.approx(only[c])) for c, score in found.items())
 
 
 def test_a_principle_of_no_weight_does_not_count_even_when_missing() -> None:

@@ -7,7 +7,6 @@ import json
 
 import pytest
 
-from rlaif.compare.intervals import IntervalJson
 from rlaif.compare.diagnostics import (
     AlarmLimits,
     RoundMetrics,
@@ -15,6 +14,7 @@ from rlaif.compare.diagnostics import (
     find_alarms,
     initial_mean,
 )
+from rlaif.compare.intervals import IntervalJson
 
 
 def iv(mean: float, half: float = 0.0, n: int = 64) -> IntervalJson:
@@ -83,7 +83,12 @@ def test_diversity_loss(change: float, half: float, fires: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "metric"), [("repetition_rise", "repetition_4"), ("refusal_rise", "refusal_rate")]
+    ("name", "metric"),
+    [
+        ("repetition_rise", "repetition_4"),
+        ("refusal_rise", "refusal_rate"),
+        ("not_applicable", "not_applicable_rate/checks"),
+    ],
 )
 def test_rises_need_size_and_certainty(name: str, metric: str) -> None:
     assert fired(rm(initial={metric: iv(0.11, 0.05)})) == [name]

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rlaif.cli import cli
 from rlaif.config import Experiment, ModelSpec
 from rlaif.dryrun import dry_run_report
-from rlaif.engines.account import Account
+from rlaif.engines.account import Account, run_account
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.cache import cache_path
 from rlaif.engines.openai import load
@@ -25,6 +25,7 @@ from rlaif.prepare import prepare
 from rlaif.rounds import read_rounds
 from rlaif.runs import load_run
 from rlaif.store import Store
+from rlaif.verify import verify_run
 from tests.servers.scripted import ScriptedServer
 
 TOPS = {"Yes": -0.3, "yes": -3.0, "No": -1.9}
@@ -87,6 +88,32 @@ def experiment(
 
 def spent_in(out: Path) -> float:
     return sum(json.loads(line)["cost"] for line in (out / "spend.jsonl").open())
+
+
+@pytest.mark.parametrize("left", [0, 3, None])
+def test_a_ledger_that_lost_lines_counts_for_what_the_steps_say(
+    tmp_path: Path,
+    write_experiment: Callable[..., Path],
+    left: int | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "run"
+    with ScriptedServer(scored, tops=TOPS) as server:
+        path = experiment(write_experiment, tmp_path / "e", server.url)
+        run_experiment(path, out)
+    spent = spent_in(out)
+    assert verify_run(out).faults == ()
+    assert run_account(out).spent == pytest.approx(spent)
+    lines = (out / "spend.jsonl").read_text().splitlines(keepends=True)
+    if left is None:
+        (out / "spend.jsonl").unlink()
+    else:
+        (out / "spend.jsonl").write_text("".join(lines[:left]))
+    caplog.clear()
+    assert run_account(out).spent == pytest.approx(spent)
+    assert "lines are missing" in caplog.text
+    (fault,) = verify_run(out).faults
+    assert "spend.jsonl: lines are missing" in fault
 
 
 @pytest.mark.parametrize("policy", [False, True])
