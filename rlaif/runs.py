@@ -15,10 +15,11 @@ from rlaif.engines.meter import Meter, meters_of
 from rlaif.errors import StoreError
 from rlaif.manifest import ADVICE, read_manifest
 from rlaif.records import Prompt, content_hash, from_json, to_json
+from rlaif.report.answers import answers
 from rlaif.report.gather import Sources, gather
 from rlaif.report.merged import Page, make_page
 from rlaif.report.rows import arms_of
-from rlaif.report.view import HeldOutRow, LineageRow, RoundRow, RunView, StepRow, Values
+from rlaif.report.view import ArmRow, HeldOutRow, LineageRow, RoundRow, RunView, StepRow, Values
 from rlaif.rounds import read_rounds
 from rlaif.steps.evaluate import VALUES
 from rlaif.store import Store
@@ -138,6 +139,23 @@ class Run:
         rows = self.store.step(found[-1]["hash"]).rows(VALUES) if found else ()
         return {row["metric"]: row["values"] for row in rows}
 
+    def arms(self) -> dict[str, ArmRow]:
+        """Who labelled each arm; empty without arms."""
+        experiment, _ = load_experiment(self.root / "config.yaml")
+        return {
+            name: {
+                "labels": arm.labels,
+                "flip": arm.flip or 0.0,
+                "judges": experiment.labellers(arm),
+            }
+            for name, arm in experiment.arms.items()
+        }
+
+    def answers(self, page: Page) -> list[str]:
+        """The answer of an experiment with arms, in sentences; see `rlaif.report.answers`."""
+        experiment, _ = load_experiment(self.root / "config.yaml")
+        return answers(page.comparisons, self.arms(), experiment.margin)
+
     def page(self) -> Page:
         """The run's rounds over all seeds, and what of them may be claimed."""
         experiment, _ = load_experiment(self.root / "config.yaml")
@@ -252,6 +270,8 @@ class Run:
             values=self.values,
             primary=experiment.primary,
             trained=experiment.trained_judges,
+            arms=self.arms(),
+            margin=experiment.margin,
         )
 
     def _pairs(self) -> Iterator[dict[str, Any]]:

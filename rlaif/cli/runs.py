@@ -84,6 +84,7 @@ def _print_rounds(run: Run) -> None:
     from rich.console import Console
 
     from rlaif.records import to_json
+    from rlaif.report.answers import marks
     from rlaif.report.arms import label_sentences
     from rlaif.report.table import summary_table
     from rlaif.rounds import read_rounds
@@ -93,8 +94,8 @@ def _print_rounds(run: Run) -> None:
         return
     console = Console(width=None if sys.stdout.isatty() else 140)
     page = run.page()
-    console.print(summary_table([to_json(r) for r in records], page))  # type: ignore[misc]
-    words = label_sentences(page.comparisons)
+    console.print(summary_table([to_json(r) for r in records], page, marks(run.arms())))  # type: ignore[misc]
+    words = [*run.answers(page), *label_sentences(page.comparisons)]
     for record in records:
         arm = f"{record.arm}: " if run.manifest["arms"] else ""
         if record.round == records[-1].round:

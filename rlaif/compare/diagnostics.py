@@ -187,9 +187,9 @@ def _escapes(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[A
             continue
         if change["mean"] > limits.not_applicable_rise:
             message = (
-                f"Principles of judge {judge} apply to fewer answers than to the initial model's: "
-                f"the share not applicable rose by {show_interval(change, signed=True)}. Its score "
-                "may have risen because answers escape a principle."
+                f"Principles of judge {judge!r} apply to fewer answers than before: the share not "
+                f"applicable rose by {show_interval(change, signed=True)} since the initial model. "
+                "Its score may have risen because answers escape a principle."
             )
             limit = limits.not_applicable_rise
             yield Alarm("not_applicable", "alarm", message, name, change["mean"], limit)
@@ -215,12 +215,12 @@ def _rates(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Ala
         )
     for name, judge, rate in _named(history, "unparsed_rate"):
         if rate["mean"] > limits.unparsed_rate:
-            message = f"{rate['mean']:.0%} of the verdicts of judge {judge} could not be read."
+            message = f"{rate['mean']:.0%} of the verdicts of judge {judge!r} could not be read."
             yield Alarm("unparsed", "alarm", message, name, rate["mean"], limits.unparsed_rate)
     for name, judge, rate in _named(history, "position_bias"):
         if rate["mean"] > limits.position_bias:
             message = (
-                f"Judge {judge} picks by place: in {rate['mean']:.0%} of the pairs the same slot "
+                f"Judge {judge!r} picks by place: in {rate['mean']:.0%} of the pairs the same slot "
                 "wins in both orders."
             )
             yield Alarm("position_bias", "alarm", message, name, rate["mean"], limits.position_bias)
@@ -258,8 +258,9 @@ def _saturation(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterato
             continue
         if score["mean"] >= limits.saturation_mean:
             message = (
-                f"Judge {judge} is at its ceiling: mean score {show_number(score['mean'])}, spread "
-                f"within a prompt {show_number(spread['mean'])}. It no longer tells answers apart."
+                f"Judge {judge!r} is at its ceiling: mean score {show_number(score['mean'])}, "
+                f"spread within a prompt {show_number(spread['mean'])}. It no longer tells answers "
+                "apart."
             )
             yield Alarm("saturation", "alarm", message, name, score["mean"], limits.saturation_mean)
 
@@ -287,7 +288,7 @@ def _drifts(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Al
         for metric in ("length/words", "list_rate", "stock_phrase_rate")
     ]
     watched += [
-        (name, interval, f"On the same texts judge {judge} by the moved policy differs by")
+        (name, interval, f"On the same texts judge {judge!r} by the moved policy differs by")
         for name, judge, interval in _named(history, "drift")
     ]
     for metric, change, what in watched:
@@ -306,8 +307,8 @@ def _label_mass(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterato
     for name, judge, mass in _named(history, "label_mass"):
         if mass["mean"] < limits.label_mass:
             message = (
-                f"Judge {judge} puts only {mass['mean']:.0%} of its probability on the allowed "
-                "labels: its scores rest on what is left."
+                f"Judge {judge!r} puts only {mass['mean']:.0%} of its probability on the allowed "
+                "labels, so its scores are based on a small part of its distribution."
             )
             yield Alarm("label_mass", "notice", message, name, mass["mean"], limits.label_mass)
 

@@ -42,7 +42,7 @@ def self_judge_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
         *_corr_words(judge, corr),
     ]
     if not words:
-        return [f"Nothing was measured about judge {judge} in this round."]
+        return [f"Nothing was measured about judge {judge!r} in this round."]
     return words + _verdict(judge, mass, spread, corr)
 
 
@@ -63,10 +63,10 @@ def movement_words(change: IntervalJson) -> str:
 def _mass_words(judge: str, mass: IntervalJson | None) -> list[str]:
     if mass is None:
         return []
-    start = f"Judge {judge} put {mass['mean']:.0%} of its probability on the allowed labels"
+    start = f"Judge {judge!r} put {mass['mean']:.0%} of its probability on the allowed labels"
     if mass["mean"] >= LOW_LABEL_MASS:
         return [f"{start}, so its scores are answers to the question it was asked."]
-    return [f"{start}: it mostly did not answer the question, and its scores rest on the rest."]
+    return [f"{start}, so its scores are based on a small part of its distribution."]
 
 
 def _score_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
@@ -76,10 +76,10 @@ def _score_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
         return []
     first = initial_mean(rounds, name)
     if change is None or first is None:
-        return [f"The frozen initial model as judge {judge} gives {show_interval(score)}."]
+        return [f"The frozen initial model as judge {judge!r} gives {show_interval(score)}."]
     return [
-        f"The frozen initial model as judge {judge} scored the answers {show_number(first)} at the "
-        f"start and {show_number(score['mean'])} now, a change of "
+        f"The frozen initial model as judge {judge!r} scored the answers {show_number(first)} at "
+        f"the start and {show_number(score['mean'])} now, a change of "
         f"{show_interval(change, signed=True)}: {movement_words(change)}."
     ]
 
@@ -93,7 +93,7 @@ def _drift_words(judge: str, drift: IntervalJson | None) -> list[str]:
     )
     tail = ", which is no improvement of the answers" if side else ""
     return [
-        f"On the same fixed texts the moved policy as judge {judge} gives "
+        f"On the same fixed texts the moved policy as judge {judge!r} gives "
         f"{show_interval(drift, signed=True)} relative to the frozen one: {how}{tail}."
     ]
 
@@ -102,7 +102,7 @@ def _spread_words(judge: str, spread: IntervalJson | None) -> list[str]:
     if spread is None:
         return []
     start = (
-        f"Between answers to one prompt the scores of judge {judge} spread by "
+        f"Between answers to one prompt the scores of judge {judge!r} spread by "
         f"{show_number(spread['mean'])} (standard deviation)"
     )
     if spread["mean"] <= LOW_SPREAD:
@@ -137,7 +137,7 @@ def _verdict(
     if not doubts:
         return []
     return [
-        f"Treat the feedback of judge {judge} as noise until shown otherwise: "
+        f"Treat the feedback of judge {judge!r} as noise until shown otherwise: "
         f"{' and '.join(doubts)}."
     ]
 

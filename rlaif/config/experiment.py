@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif.config.arms import LABELLERS, MAIN, Arms
+from rlaif.config.arms import AI, LABELLERS, MAIN, Arms, ArmSpec
 from rlaif.config.base import Count, Fraction, Seed, Strict
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.judges import JudgeStep
@@ -92,6 +92,11 @@ class Experiment(Strict):
         description="The metrics that the experiment is about: a change of one is claimed by "
         "Holm's procedure over all of them, and all others are exploratory. Default: the score and "
         "the win rate of the judges whose verdicts a policy is trained on.",
+    )
+    margin: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.05,
+        description="With `arms`: a difference of scores, or of accuracies on held-out pairs, that "
+        "is too small to matter. Policies whose 90% interval lies within it are called the same.",
     )
     rounds: Count = 1
     steps: Annotated[list[StepEntry], Field(min_length=1)]
@@ -233,6 +238,14 @@ class Experiment(Strict):
                     "win_rate/JUDGE, reward_accuracy/human or check/ID"
                 )
         return self
+
+    def labellers(self, arm: ArmSpec) -> list[str]:
+        """The ids of the judges that label an arm's pairs; none where people or a coin do."""
+        if arm.labels != AI:
+            return [arm.labels] if arm.labels in self.all_judges() else []
+        steps = [e.judge.id for e in self.steps if e.judge is not None]
+        weights = next((e.label.weights for e in self.steps if e.label is not None), None)
+        return [j for j in steps if weights is None or weights.get(j, 0.0) > 0]
 
     @property
     def trained_judges(self) -> list[str]:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from markupsafe import Markup
 
 from rlaif.compare.intervals import show_ends, show_interval, show_number, show_value
 from rlaif.report import plots
+from rlaif.report.answers import answers, mark_of, marks
 from rlaif.report.arms import difference_tables, label_rows
 from rlaif.report.browser import embed_json
 from rlaif.report.merged import Page, claim_words, make_page
 from rlaif.report.rows import (
     Row,
     Table,
+    alarm_items,
     arms_of,
     latest_rounds,
     metric_rows,
@@ -131,8 +134,10 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
         "run": run,
         "marked": Markup(_marked(run.key)),
         "seeds": seeds,
-        "alarms": _alarms(run.rounds, latest=True),
-        "earlier": _alarms(run.rounds, latest=False),
+        "answers": answers(page.comparisons, run.arms, run.margin),
+        "mark": partial(mark_of, marked=marks(run.arms)),
+        "alarms": alarm_items(run.rounds, latest=True),
+        "earlier": alarm_items(run.rounds, latest=False),
         "arms": names if len(names) > 1 else [],
         "labels": label_rows(page.comparisons),
         "between": difference_tables(page.comparisons),
@@ -173,28 +178,6 @@ def _minus(text: str) -> str:
 def _breakable(name: str) -> Markup:
     """A metric's name that may wrap after a slash or an underscore."""
     return Markup("<wbr>").join(re.findall(r"[^/_]*[/_]|[^/_]+", name))
-
-
-def _alarms(rounds: Sequence[RoundRow], latest: bool) -> list[dict[str, Any]]:
-    """Alarms of each arm's and seed's last round, or of all earlier ones.
-
-    The same alarm in several seeds of an arm is one item, with its `seeds` and, in their order, its
-    `values`.
-    """
-    last = latest_rounds(rounds)
-    chosen = last if latest else [row for row in rounds if row not in last]
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in sorted(chosen, key=lambda row: (row["round"], row["seed"])):
-        # Every arm begins with the same M0.
-        if row["round"] == 0 and row["arm"] != rounds[0]["arm"]:
-            continue
-        for alarm in row["metrics"].get("alarms", []):
-            place = {"arm": row["arm"], "round": row["round"]}
-            key = (*place.values(), alarm["name"], alarm["metric"])
-            item = found.setdefault(key, {**alarm, **place, "seeds": [], "values": []})
-            item["seeds"].append(row["seed"])
-            item["values"].append(alarm["value"])
-    return sorted(found.values(), key=lambda item: str(item["severity"]))
 
 
 def _curves(rounds: Sequence[RoundRow]) -> list[tuple[str, list[Figure]]]:
@@ -278,7 +261,7 @@ def _distributions(run: RunView) -> list[Figure]:
         svg = plots.distributions("lengths", label, lengths, "words", whole=True)
         figures.append(Figure("Length of held-out answers", "words; the bar is the median", svg))
     for place, (judge, by_model) in enumerate(run.shown.scores.items()):
-        label = f"Held-out scores by judge {judge}, by round"
+        label = f"Held-out scores by judge {judge!r}, by round"
         svg = plots.distributions(f"scores{place}", label, by_model, "score")
         figures.append(Figure(f"Scores by {judge}", "one value per judgement", svg))
     for side, groups in run.shown.pair_scores.items():

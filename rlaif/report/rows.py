@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from rlaif.compare.intervals import IntervalJson, direction
+from rlaif.compare.intervals import IntervalJson, direction, show_number
 from rlaif.report.view import RoundResult, RoundRow
 
 Tone = Literal["", "good", "bad", "moved"]
@@ -193,3 +193,38 @@ def tone_of(name: str, side: int) -> Tone:
     if better == 0:
         return "moved"
     return "good" if side == better else "bad"
+
+
+def alarm_items(rounds: Sequence[RoundRow], latest: bool) -> list[dict[str, Any]]:
+    """Alarms of the last round of each arm and seed, or of all earlier ones, alarms before notices.
+
+    One alarm is one item: the same in several arms and seeds has its message with the least and the
+    largest value, `where` says in words which arms and seeds it concerns (empty where there is one
+    of each), and `values` are the values by arm and seed.
+    """
+    last = latest_rounds(rounds)
+    chosen = last if latest else [row for row in rounds if row not in last]
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in sorted(chosen, key=lambda row: (row["round"], row["seed"])):
+        # Every arm begins with the same M0.
+        if row["round"] == 0 and row["arm"] != rounds[0]["arm"]:
+            continue
+        for alarm in row["metrics"].get("alarms", []):
+            key = (row["round"], alarm["name"], alarm["metric"])
+            item = found.setdefault(
+                key, {**alarm, "round": row["round"], "arms": [], "seeds": [], "values": []}
+            )
+            for name in ("arm", "seed"):
+                if row[name] not in item[f"{name}s"]:
+                    item[f"{name}s"].append(row[name])
+            item["values"].append(alarm["value"])
+    arms, seeds = arms_of(rounds), seeds_of(rounds)
+    for item in found.values():
+        where = [f"arm{'s' * (len(item['arms']) > 1)} {', '.join(item['arms'])}"] * (len(arms) > 1)
+        numbers = ", ".join(str(seed) for seed in item["seeds"])
+        where += [f"seed{'s' * (len(item['seeds']) > 1)} {numbers}"] * (len(seeds) > 1)
+        item["where"] = ", ".join(where)
+        if len(item["values"]) > 1:
+            shown = [show_number(value) for value in (min(item["values"]), max(item["values"]))]
+            item["where"] += f" ({item['metric']} {' to '.join(dict.fromkeys(shown))})"
+    return sorted(found.values(), key=lambda item: str(item["severity"]))

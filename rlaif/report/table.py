@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from rich.table import Table
 from rich.text import Text
 
 from rlaif.compare.intervals import show_interval
+from rlaif.report.answers import mark_of
 from rlaif.report.merged import Page, claim_words
 from rlaif.report.rows import (
     Cell,
+    alarm_items,
     arms_of,
-    latest_rounds,
     metric_rows,
     round_numbers,
     seeds_of,
@@ -23,12 +25,15 @@ from rlaif.report.view import RoundRow
 _STYLES = {"": "", "good": "green", "bad": "red", "moved": "cyan"}
 
 
-def summary_table(rounds: Sequence[RoundRow], page: Page) -> Table:
+def summary_table(
+    rounds: Sequence[RoundRow], page: Page, marked: Mapping[str, str] = MappingProxyType({})
+) -> Table:
     """Metric rows by rounds, or by arms after their last round; a cell is `mean [low, high]` over
     its change from M0.
 
     Colour marks a claimed change of a primary metric and an asterisk an exploratory one; what is
-    claimed how, and the alarms of the last round, stand beneath. `rounds` are those of each seed.
+    claimed how, and the alarms of the last round, stand beneath. `rounds` are those of each seed;
+    `marked` judges (`answers.marks`) labelled an arm, and are no neutral ones.
     """
     seeds = seeds_of(rounds)
     ends = "95% interval over prompts"
@@ -37,7 +42,7 @@ def summary_table(rounds: Sequence[RoundRow], page: Page) -> Table:
     table = Table(
         title=f"mean [{ends}]; below it, the change from M0",
         title_justify="left",
-        caption=_caption(rounds, page),
+        caption=_caption(rounds, page, marked),
         caption_justify="left",
         min_width=60,
     )
@@ -52,7 +57,8 @@ def summary_table(rounds: Sequence[RoundRow], page: Page) -> Table:
         if group is not None and row.kind.group != group:
             table.add_section()
         group = row.kind.group
-        table.add_row(Text(row.name), *(_cell_text(cell) for cell in row.cells))
+        name = f"{row.name} †" if mark_of(row.name, marked) else row.name
+        table.add_row(Text(name), *(_cell_text(cell) for cell in row.cells))
     return table
 
 
@@ -68,25 +74,22 @@ def _cell_text(cell: Cell) -> Text:
     return text
 
 
-def _caption(rounds: Sequence[RoundRow], page: Page) -> Text:
+def _caption(rounds: Sequence[RoundRow], page: Page, marked: Mapping[str, str]) -> Text:
     text = Text("".join(f"{line}\n" for line in claim_words(page)))
+    for judge, words in marked.items():
+        text.append(f"† the judge {judge!r} {words}: it is not neutral there\n")
     if any(standing == "exploratory" for standing in page.claims.standing.values()):
         text.append("* stands out among the other figures (exploratory)\n")
     return text.append_text(_alarm_text(rounds))
 
 
 def _alarm_text(rounds: Sequence[RoundRow]) -> Text:
-    seeds = seeds_of(rounds)
     lines = Text()
-    arms = arms_of(rounds)
-    for row in latest_rounds(rounds):
-        where = [row["arm"]] if len(arms) > 1 else []
-        where += [f"seed {row['seed']}"] if len(seeds) > 1 else []
-        prefix = f"{', '.join(where)}: " if where else ""
-        for alarm in row["metrics"].get("alarms", []):
-            style = "bold red" if alarm["severity"] == "alarm" else "yellow"
-            lines.append(f"{alarm['severity']}  ", style=style)
-            lines.append(f"{prefix}{alarm['message']}\n")
+    for item in alarm_items(rounds, latest=True):
+        style = "bold red" if item["severity"] == "alarm" else "yellow"
+        lines.append(f"{item['severity']}  ", style=style)
+        where = f"{item['where']}: " if item["where"] else ""
+        lines.append(f"{where}{item['message']}\n")
     if not lines.plain:
         lines.append("No alarm fired." if rounds else "No round was evaluated.")
     return lines

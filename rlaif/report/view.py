@@ -64,6 +64,15 @@ class StepRow(TypedDict):
     kernels: NotRequired[dict[str, Any]]
 
 
+class ArmRow(TypedDict):
+    """Who labelled an arm's pairs: human, ai, random or a judge, `judges` being the judges that
+    this is; `flip` is the share of labels that was turned round."""
+
+    labels: str
+    flip: float
+    judges: list[str]
+
+
 class LineageRow(TypedDict):
     """One thing the run rests on: a model, a prompt set, a constitution, a template."""
 
@@ -108,7 +117,8 @@ class RunView:
     `comparisons` are `Run.comparisons()`, empty without arms, and `remote` is `Run.remote()`. `key`
     is the hash of what the view was made from. `values` gives an evaluation's values by prompt;
     `primary` are the experiment's primary metrics, and `trained` the judges that labelled what was
-    trained on, whose score and win rate are primary where it names none.
+    trained on, whose score and win rate are primary where it names none. `arms` says who labelled
+    each arm, and `margin` which difference between them is too small to matter.
     """
 
     name: str
@@ -127,3 +137,5 @@ class RunView:
     values: ValuesOf = no_values
     primary: Sequence[str] | None = None
     trained: Sequence[str] = ()
+    arms: Mapping[str, ArmRow] = field(default_factory=dict)
+    margin: float = 0.05
