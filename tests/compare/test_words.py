@@ -22,7 +22,7 @@ def words(metrics: dict[str, IntervalJson], **initial: IntervalJson) -> str:
 
 def test_no_round_and_no_measurement() -> None:
     assert self_judge_words("self", []) == []
-    assert words({}) == "Nothing was measured about judge self in this round."
+    assert words({}) == "Nothing was measured about judge 'self' in this round."
     assert "Nothing was measured" in words({"score/other": iv(0.5)})
 
 
@@ -31,7 +31,7 @@ def test_label_mass() -> None:
         {"label_mass/self": iv(0.93)}
     )
     low = words({"label_mass/self": iv(0.2)})
-    assert "it mostly did not answer the question" in low
+    assert "so its scores are based on a small part of its distribution" in low
     assert "noise until shown otherwise: it does not answer with the labels." in low
 
 
@@ -55,7 +55,7 @@ def test_too_few_prompts_are_no_evidence() -> None:
 
 def test_a_score_without_a_comparison() -> None:
     assert words({"score/self": iv(0.6)}) == (
-        "The frozen initial model as judge self gives 0.600 [0.590, 0.610]."
+        "The frozen initial model as judge 'self' gives 0.600 [0.590, 0.610]."
     )
 
 
@@ -70,7 +70,7 @@ def test_a_judge_that_drifted() -> None:
 def test_a_judge_that_cannot_tell_answers_apart() -> None:
     text = words({"samples/spread/self": iv(0.004)})
     assert "it hardly tells the answers apart" in text
-    assert "Treat the feedback of judge self as noise" in text
+    assert "Treat the feedback of judge 'self' as noise" in text
     assert "noise" not in words({"samples/spread/self": iv(0.1)})
 
 
