@@ -1,6 +1,6 @@
 """How often the answer of an experiment with arms is wrong, on planted data.
 
-    python benchmarks/answers.py [--sets 500] [--prompts 24 200 800] [--seed 0] [--quick] [--json]
+    python benchmarks/answers.py [--sets 2000] [--prompts 24 200 800] [--seed 0] [--quick] [--json]
 
 Five true differences between two arms, in units of the margin (0.05): none, half of it, all of it,
 twice and four times. Scores are on [0, 1], those of the two arms on one prompt correlate, and the
@@ -66,7 +66,7 @@ def most(share: float, sets: int) -> float:
 def main() -> None:
     """Print the counts, and with --json every figure in one object."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sets", type=int, default=500)
+    parser.add_argument("--sets", type=int, default=2000)
     parser.add_argument("--prompts", type=int, nargs="+", default=[24, 200, 800])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
