@@ -17,15 +17,14 @@ from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.decode import (
     Answer,
     Malformed,
-    ServerError,
     Usage,
     decode_answer,
-    decode_error,
     decode_stored,
     encode_answer,
     is_silent,
 )
 from rlaif.engines.failures import Again, Refused, SchemaRefused, failure_of
+from rlaif.engines.server_errors import ServerError, decode_error
 from rlaif.errors import EngineError
 
 SPEC = ModelSpec.model_validate(
@@ -240,6 +239,94 @@ def test_the_error_in_a_200_has_its_own_status(error: Any, status: int | None) -
 )
 def test_the_words_of_an_error_are_found_wherever_they_stand(body: Any) -> None:
     assert "the words" in decode_error(400, json.dumps(body)).words
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        *((r, "length") for r in ("length", "MAX_TOKENS", "max_tokens", "model_length")),
+        *((r, "content_filter") for r in ("content_filter", "SAFETY", "RECITATION")),
+        *((r, "error") for r in ("error", "ERROR", "abort", "insufficient_system_resource")),
+        *((r, r) for r in ("stop", "STOP", "tool_calls", "")),
+    ],
+)
+def test_finish_reasons_of_other_servers_have_the_usual_words(reason: str, said: str) -> None:
+    choice = RIGHT["choices"][0] | {"finish_reason": reason}
+    answer = decode_answer(json.dumps(RIGHT | {"choices": [choice]}))
+    assert isinstance(answer, Answer)
+    (found,) = answer.choices
+    assert found.finish == said
+    assert (found.error is not None) == (said == "error")
+    assert found.error is None or reason in found.error.words
+
+
+@pytest.mark.parametrize(
+    ("message", "reasoning", "text"),
+    [
+        ({"content": "b", "reasoning_content": "a"}, "a", "b"),
+        ({"content": "b", "thinking": "a"}, "a", "b"),
+        ({"content": [{"type": "thinking", "thinking": "a"}, {"type": "text", "text": "b"}]},
+         "a", "b"),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "a"}]}]},
+         "a", None),
+        ({"content": [{"type": "thinking", "thinking": 5}, {"type": "text", "text": "b"}]},
+         "", "b"),
+    ],
+)  # fmt: skip
+def test_thinking_that_a_server_gives_apart_is_no_answer(
+    message: Any, reasoning: str, text: str | None
+) -> None:
+    choice = RIGHT["choices"][0] | {"message": message}
+    answer = decode_answer(json.dumps(RIGHT | {"choices": [choice]}))
+    assert isinstance(answer, Answer)
+    assert (answer.choices[0].reasoning, answer.choices[0].text) == (reasoning, text)
+
+
+def test_an_error_in_a_list_is_that_error_and_another_list_none() -> None:
+    said = decode_answer('[{"error": {"code": 429, "message": "exhausted"}}]')
+    assert isinstance(said, ServerError)
+    assert (said.status, said.words) == (429, "exhausted")
+    for text in ("[]", "[{}]", "[1]", json.dumps([RIGHT]), '[{"error": null}]'):
+        with pytest.raises(Malformed, match="no JSON object"):
+            decode_answer(text)
+    assert isinstance(decode_answer("\ufeff" + json.dumps(RIGHT)), Answer)
+    for text in ("data: {}", "event: error\ndata: {}", ": busy\n\ndata: {}"):
+        with pytest.raises(Malformed, match="event stream"):
+            decode_answer(text)
+
+
+REFUSALS = {
+    "Response format is not supported": SchemaRefused,
+    "This model does not support JSON output": SchemaRefused,
+    "outlines backend error: unsupported regex": SchemaRefused,
+    "failed to compile json_schema grammar": SchemaRefused,
+    "The prompt is too long": Refused,
+}
+
+
+@pytest.mark.parametrize("words", REFUSALS)
+def test_a_schema_is_refused_in_many_words(words: str) -> None:
+    (call,) = calls(SPEC, "m", [GENERATE])
+    error = decode_error(400, json.dumps({"error": {"message": words}}))
+    assert type(failure_of(error, SPEC, "m", call.body, True)) is REFUSALS[words]
+    plain = {key: value for key, value in call.body.items() if key != "response_format"}
+    assert type(failure_of(error, SPEC, "m", plain, True)) is Refused
+
+
+@pytest.mark.parametrize(
+    ("body", "remedy"),
+    [
+        ({"error": {"message": "Only user and assistant roles are supported!"}}, "system_role"),
+        (
+            {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]},
+            "extra_body: {seed: null}",
+        ),
+    ],
+)
+def test_what_mends_a_refusal_is_named(body: Any, remedy: str) -> None:
+    (call,) = calls(SPEC, "m", [GENERATE])
+    failure = failure_of(decode_error(422, json.dumps(body)), SPEC, "m", call.body, True)
+    assert remedy in str(failure)
 
 
 def test_an_unpriced_call_without_usage_costs_nothing_and_a_priced_one_is_unknown() -> None:
