@@ -48,6 +48,13 @@ NO_SCORE = [
     "Score: 5 ... just kidding, it is a 1",
     "Score: 5\nOn reflection, it deserves less.",
     "I give it a 4. Wait, no.",
+    # The scale, recited.
+    "Score: 5 is for perfect answers.",
+    "Score: 5: excellent",
+    "Score: 5 means that nothing is missing.",
+    # Somebody else's words.
+    "It has 'Score: 5' in its last line.",
+    "It has \u2018Score: 5\u2019 in its last line.",
     # Several respects and no verdict on all.
     "Score (clarity): 5\nScore (accuracy): 1",
     "Score for clarity: 5\nScore for accuracy: 1",
@@ -64,6 +71,9 @@ NO_SCORE = [
     "I rate it 5/10.",
 ]
 SCORES = [
+    ("Score: 2\nScore: 5 is for perfect answers.", 2),
+    ("Score: 2\nScore: 5: excellent", 2),
+    ("Score: 2\nIt has 'Score: 5' in its last line.", 2),
     ("Score: __4__", 4),
     ("Score: 4, since 3 facts are right", 4),
     ("Score: 4 because 3 of 5 facts are right", 4),
