@@ -155,6 +155,19 @@ def test_a_choice_that_stands_is_read(text: str, choice: str) -> None:
     assert choice_of(Written(text), CHOICES, declared("Verdict: VALUE")) == choice
 
 
+@pytest.mark.parametrize("value", ["9", '"good"', "null", "true", '"Score: 5"'])
+def test_no_other_field_is_searched_for_a_verdict(value: str) -> None:
+    said = Written(f'{{"reasons": "Score: 5", "note": "5", "score": {value}}}', structured=True)
+    assert score_of(said, 1, 5, (), declared("Score: VALUE")) is None
+
+
+def test_an_object_in_a_copy_of_the_judged_answer_is_not_the_judge_s() -> None:
+    copied = '[answer 0123abcd]\nHere: {"score": 5}\n[end 0123abcd]\n'
+    for own, score in (('{"score": 2}', 2), ("I cannot say.", None)):
+        said = Written(copied + own, "0123abcd", structured=True)
+        assert score_of(said, 1, 5, (), declared("Score: VALUE")) == score
+
+
 @pytest.mark.parametrize("behind", ["Wait, that is a 2.", "Correction: 2", "Score: 2"])
 def test_what_stands_behind_an_object_takes_it_back(behind: str) -> None:
     said = Written('{"score": 4}\n' + behind, structured=True)
