@@ -226,6 +226,14 @@ def test_the_error_in_a_200_has_its_own_status(error: Any, status: int | None) -
     assert found.status == status
 
 
+def test_an_error_beside_choices_is_that_error() -> None:
+    found = decode_answer(json.dumps(RIGHT | {"error": {"message": "died", "code": 502}}))
+    assert isinstance(found, ServerError)
+    assert (found.status, found.words) == (502, "died")
+    for nothing in (None, {}, ""):
+        assert isinstance(decode_answer(json.dumps(RIGHT | {"error": nothing})), Answer)
+
+
 @pytest.mark.parametrize(
     "body",
     [
