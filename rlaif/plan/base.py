@@ -19,8 +19,8 @@ from rlaif.yamlio import Lines, Loc
 
 # Raised when the code of a step kind changes its output for the same inputs.
 VERSIONS = {
-    "sample": 3,
-    "judge": 4,
+    "sample": 4,
+    "judge": 5,
     "pair": 2,
     "label": 2,
     "distill": 3,
