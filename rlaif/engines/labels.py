@@ -23,7 +23,7 @@ MOST_OPENING = 0.5
 ROUNDING = 1e-3
 """A log-prob may be this far above 0: servers round."""
 MOST_MASS = 1.05
-"""More probability than this on one token's alternatives is more than rounding."""
+"""More probability than this on all labels together is more than rounding."""
 _SPACES = str.maketrans({"\u0120": " ", "\u2581": " ", "\u010a": "\n"})
 """How tokenizers' vocabularies write a space (byte-level BPE, SentencePiece) and a line break."""
 _NUMBERED = re.compile(r"token_id:\d+\Z")
@@ -42,12 +42,6 @@ def label_probabilities(
             f"the server gives {wrong:.6g} as a log-prob, which is at most 0: these are no "
             "log-probs (probabilities under that name?), so no label can be read"
         )
-    total = math.fsum(math.exp(min(0.0, p)) for _, p in tops)
-    if total > MOST_MASS:
-        return (
-            f"the server gives log-probs of the first token's alternatives that add up to a "
-            f"probability of {total:.3g}: these are no log-probs, so no label can be read"
-        )
     known = {form for forms in labels.values() for form in forms}
     read = [(_plain(token, known), math.exp(min(0.0, p))) for token, p in tops]
     probs = {
@@ -55,6 +49,11 @@ def label_probabilities(
         for label, forms in labels.items()
     }
     mass = math.fsum(probs.values())
+    if mass > MOST_MASS:
+        return (
+            f"the labels' log-probs add up to a probability of {mass:.3g}: these are no log-probs, "
+            "so no label can be read"
+        )
     why = thinks_first(math.fsum(p for token, p in read if opens(token, thinking)), mass)
     if why is not None:
         return why
