@@ -155,6 +155,12 @@ def test_a_choice_that_stands_is_read(text: str, choice: str) -> None:
     assert choice_of(Written(text), CHOICES, declared("Verdict: VALUE")) == choice
 
 
+@pytest.mark.parametrize("text", ["[RESULT]\uff1a4", "[RESULT] four", "<score>4</score>"])
+def test_what_a_template_does_not_ask_for_stays_unread(text: str) -> None:
+    assert score_of(Written(text), 1, 5, (), declared("[RESULT] VALUE")) is None
+    assert score_of(Written("[RESULT] 4"), 1, 5, (), declared("[RESULT] VALUE")) == 4
+
+
 @pytest.mark.parametrize("value", ["9", '"good"', "null", "true", '"Score: 5"'])
 def test_no_other_field_is_searched_for_a_verdict(value: str) -> None:
     said = Written(f'{{"reasons": "Score: 5", "note": "5", "score": {value}}}', structured=True)
