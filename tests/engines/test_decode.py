@@ -226,6 +226,24 @@ def test_the_error_in_a_200_has_its_own_status(error: Any, status: int | None) -
     assert found.status == status
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"message": "Unauthorized"}, 401, "Unauthorized"),
+        ({"detail": "Rate limit exceeded"}, 429, "Rate limit exceeded"),
+        ({"detail": [{"loc": ["body", "n"], "msg": "too many"}]}, None, "n: too many"),
+        ({"object": "error", "message": "No such model", "code": 404}, 404, "No such model"),
+        ({"success": False, "errors": [{"message": "Authentication error"}]}, 401, "Authen"),
+    ],
+)
+def test_a_200_without_choices_that_says_something_is_an_error(
+    body: Any, status: int | None, words: str
+) -> None:
+    found = decode_answer(json.dumps(body))
+    assert isinstance(found, ServerError)
+    assert found.status == status and words in found.words
+
+
 def test_an_error_beside_choices_is_that_error() -> None:
     found = decode_answer(json.dumps(RIGHT | {"error": {"message": "died", "code": 502}}))
     assert isinstance(found, ServerError)

@@ -87,6 +87,8 @@ SCORES = [
     ("Score: 4\nThere is no wait time.", 4),
     ("Score (clarity): 5\nScore (accuracy): 1\nScore: 3", 3),
     ("Score: 4\n\nUser: thanks\nAssistant: Score: 1", 4),
+    ("Score: 4\nThe end is, on reflection, a good one: wait, and it comes.", 4),
+    ("Score: 4\nIt is well-made; actually, the score of the film is named.", 4),
     ("My rating is 4 out of 5.", 4),
     ("I give it 4 of 5.", 4),
 ]
