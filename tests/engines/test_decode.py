@@ -355,6 +355,19 @@ def test_what_mends_a_refusal_is_named(body: Any, remedy: str) -> None:
     assert remedy in str(failure)
 
 
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [("http://host:1234", True), ("http://host/api/", True), ("http://h/v1", False)],
+)
+def test_an_address_without_v1_is_pointed_out(url: str, hint: bool) -> None:
+    spec = SPEC.model_copy(update={"base_url": url})
+    said = decode_answer('{"error": "Unexpected endpoint or method. (POST /chat/completions)"}')
+    assert isinstance(said, ServerError)
+    words = str(failure_of(said, spec, "m", {}, False))
+    assert "Unexpected endpoint" in words
+    assert (f"lack /v1 at its end? Try {url.rstrip('/')}/v1" in words) == hint
+
+
 def test_an_unpriced_call_without_usage_costs_nothing_and_a_priced_one_is_unknown() -> None:
     (call,) = calls(SPEC, "m", [GENERATE])
     answer = decode_answer(json.dumps(RIGHT | {"usage": None}))
