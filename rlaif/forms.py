@@ -67,7 +67,7 @@ _DOUBTED = re.compile(
 )
 _PAUSE = r"\s*[,.!:\u2026\u2013\u2014-]"
 _WITHDRAWN = re.compile(
-    r"(?:^|[.!?\u2026\u2013\u2014]|\s-\s)[\s*_`\"'(]*"
+    r"(?:^|[.!?\u2026\u2013\u2014]|\s-\s)[ \t*_`\"'(]{0,20}"
     rf"(?:(?:(?:no|oh),?\s+)?wait{_PAUSE}|hold\s+on{_PAUSE}|correction\s*:|scratch\s+that\b|"
     r"actually,?\s+(?:no|make\s+(?:it|that)|it\s+(?:is|should)|(?:the|my)\s+(?:score|verdict))\b|"
     r"on\s+(?:second\s+thoughts?|reflection)\b|oops\b|(?:just|only)\s+kidding\b|my\s+mistake\b|"

@@ -157,6 +157,13 @@ def test_a_choice_that_stands_is_read(text: str, choice: str) -> None:
     assert choice_of(Written(text), CHOICES, declared("Verdict: VALUE")) == choice
 
 
+@pytest.mark.parametrize("behind", ["\n", " ", ". ", "wait ", "- ", "Assistant:\n", ", 1"])
+def test_what_is_long_behind_a_verdict_is_read_quickly(behind: str) -> None:
+    # A search that is quadratic in this would take minutes.
+    said = Written("Score: 4\n" + behind * 200_000)
+    assert score_of(said, 1, 5, (), declared("Score: VALUE")) == 4
+
+
 @pytest.mark.parametrize("text", ["[RESULT]\uff1a4", "[RESULT] four", "<score>4</score>"])
 def test_what_a_template_does_not_ask_for_stays_unread(text: str) -> None:
     assert score_of(Written(text), 1, 5, (), declared("[RESULT] VALUE")) is None
