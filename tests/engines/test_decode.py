@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 import math
-from collections.abc import Iterable
+import tracemalloc
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 from rlaif.config import ModelSpec
 from rlaif.engines.api import Result, calls, most_usage, read, serves_log_probs
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
+from rlaif.engines.connection import Limit
 from rlaif.engines.decode import (
     Answer,
     Malformed,
@@ -24,6 +29,7 @@ from rlaif.engines.decode import (
     is_silent,
 )
 from rlaif.engines.failures import Again, Refused, SchemaRefused, failure_of
+from rlaif.engines.secret import without_key
 from rlaif.engines.server_errors import ServerError, decode_error
 from rlaif.errors import EngineError
 
@@ -366,6 +372,79 @@ def test_an_address_without_v1_is_pointed_out(url: str, hint: bool) -> None:
     words = str(failure_of(said, spec, "m", {}, False))
     assert "Unexpected endpoint" in words
     assert (f"lack /v1 at its end? Try {url.rstrip('/')}/v1" in words) == hint
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"error": {"code": 502, "message": "died"}},
+        {"finish_reason": "error"},
+        {"message": {"content": None}, "logprobs": None},
+    ],
+)
+def test_what_is_no_answer_is_none_where_it_was_kept(changed: dict[str, Any]) -> None:
+    assert decode_stored(RIGHT) is not None
+    assert decode_stored(RIGHT | {"choices": [RIGHT["choices"][0] | changed]}) is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        {"token": "No", "logprob": None},
+        {"token": "No", "logprob": "-2"},
+        {"token": "No", "logprob": math.nan},
+        {"token": "No"},
+        {"logprob": -2.0},
+        {"token": 5, "logprob": -2.0},
+    ],
+)
+def test_with_one_alternative_that_cannot_be_read_none_is(odd: Any) -> None:
+    tops = [{"token": "Yes", "logprob": -0.1}, odd]
+    choice = RIGHT["choices"][0] | {"logprobs": {"content": [{"top_logprobs": tops}]}}
+    answer = decode_answer(json.dumps(RIGHT | {"choices": [choice]}))
+    assert isinstance(answer, Answer)
+    assert answer.choices[0].tops == ()
+
+
+@pytest.mark.parametrize("status", [401, 402])
+@pytest.mark.parametrize("answered", [False, True])
+def test_no_key_and_no_money_stop_whenever_they_come(status: int, answered: bool) -> None:
+    error = decode_error(status, '{"error": {"message": "no"}}')
+    assert isinstance(failure_of(error, SPEC, "m", {}, answered), EngineError)
+
+
+@pytest.mark.parametrize("key", ["sk-0123456789", 'sk-0123"456\\789'])
+def test_a_key_goes_out_of_a_text_also_as_json_has_it(key: str) -> None:
+    said = without_key(json.dumps({"message": f"wrong key {key}!"}), key)
+    assert json.loads(said) == {"message": "wrong key [key]!"}
+    assert without_key(f"{key}{key}", key) == "[key][key]"
+    assert without_key("there is none", "none") == "there is none"
+
+
+def test_what_is_packed_is_not_unpacked_beyond_the_limit() -> None:
+    packed = gzip.compress(b" " * 50_000_000)
+
+    class Packed(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield packed
+
+    limit = Limit()
+    limit.most = 1_000_000
+    response = httpx2.Response(200, headers={"content-encoding": "gzip"}, stream=Packed())
+
+    async def read() -> None:
+        await limit.watch(response)
+        async for _ in response.stream:  # type: ignore[union-attr]
+            pass
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(Malformed, match="longer than 1 MB"):
+            asyncio.run(read())
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_unpriced_call_without_usage_costs_nothing_and_a_priced_one_is_unknown() -> None:
