@@ -271,6 +271,30 @@ def test_negative_usage_never_lowers_a_ledger(tmp_path: Path) -> None:
     assert all(line["estimated"] for line in lines)
 
 
+def test_an_error_in_a_200_costs_nothing(tmp_path: Path) -> None:
+    price = {"input": 1, "output": 1}
+    spent = []
+    for shape in (None, SHAPES["429 in a 200"], SHAPES["unexpected endpoint"]):
+        account = Account()
+        with ShapedServer() as server:
+            server.set(shape, times=1)
+            made = engine(server.url, account, price=price, cache=False, limits={"retries": 2})
+            results, _ = answered(made, ["a", f"{ODD} b"])
+            assert [r.finish_reason for r in results] == ["stop", "stop"]
+        spent.append(account.spent)
+    assert spent[0] > 0
+    assert spent == [spent[0]] * 3
+
+
+def test_an_answer_without_a_text_is_asked_for_three_times_and_paid_each_time() -> None:
+    with ShapedServer() as server:
+        server.set(SHAPES["null content"])
+        results, _ = answered(engine(server.url, limits={"retries": 8}), ["a", ODD])
+        assert server.calls == 1 + 3
+    assert [r.finish_reason for r in results] == ["stop", "failed"]
+    assert "3 attempts" in (results[1].error or "")
+
+
 def test_the_limit_of_a_body_grows_with_what_was_asked_for() -> None:
     spec = ModelSpec.model_validate({"path": "m", "engine": "openai", "base_url": "http://h/v1"})
     asked = GenerateRequest("r", [{"role": "user", "content": "a"}], Sampling(8))
