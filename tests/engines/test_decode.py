@@ -407,6 +407,26 @@ def test_with_one_alternative_that_cannot_be_read_none_is(odd: Any) -> None:
     assert answer.choices[0].tops == ()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "no", "metadata": {"flagged_input": "..."}},
+        {"message": "no", "metadata": {"reasons": ["violence"]}},
+        {"message": "Your input was flagged"},
+        {"message": "the prompt triggers the content management policy"},
+        {"message": "no", "code": "content_filter"},
+    ],
+)
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_moderation_is_known_by_its_metadata_or_its_words(error: Any, status: int) -> None:
+    found = decode_error(status, json.dumps({"error": error}))
+    assert found.flagged
+    failure = failure_of(found, SPEC, "m", {}, False)
+    assert isinstance(failure, Refused) and failure.status is None
+    plain = decode_error(status, '{"error": {"message": "no", "metadata": {"raw": "no"}}}')
+    assert not plain.flagged
+
+
 @pytest.mark.parametrize("status", [401, 402])
 @pytest.mark.parametrize("answered", [False, True])
 def test_no_key_and_no_money_stop_whenever_they_come(status: int, answered: bool) -> None:
