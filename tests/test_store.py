@@ -247,6 +247,24 @@ def test_a_batch_is_on_disk_before_its_row_in_the_log(
     assert "rows.commits" in order[data:]
 
 
+@pytest.mark.parametrize("damage", ["a changed row", "rows in another order"])
+def test_a_damaged_log_is_named_and_not_its_records(tmp_path: Path, damage: str) -> None:
+    folder = StepFolder(tmp_path / "step")
+    for number in range(3):
+        folder.append("rows", [{"a": number}])
+    log = folder.path / "rows.commits"
+    first, second, third = log.read_bytes().splitlines(keepends=True)
+    if damage == "a changed row":
+        second = second.replace(b" 0000000001 ", b" 0000000002 ")
+    else:
+        first, second = second, first
+    log.write_bytes(first + second + third)
+    with pytest.raises(StoreError, match=r"rows\.commits: damaged\. Delete the folder"):
+        folder.verify()
+    with pytest.raises(StoreError, match=r"rows\.commits: damaged\. Delete the folder"):
+        folder.repair()
+
+
 def test_a_log_that_ends_elsewhere_than_its_file_is_damaged(tmp_path: Path) -> None:
     folder = StepFolder(tmp_path / "step")
     folder.append("rows", [{"a": 1}])
