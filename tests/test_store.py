@@ -18,7 +18,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rlaif import commits
-from rlaif.checksums import sealed
+from rlaif.checksums import publish, sealed
 from rlaif.errors import ConfigError, StoreError
 from rlaif.finished import Verified
 from rlaif.manifest import read_manifest
@@ -245,6 +245,28 @@ def test_a_batch_is_on_disk_before_its_row_in_the_log(
     StepFolder(tmp_path / "step").append("rows", [{"a": 1}])
     data = order.index("rows.jsonl")
     assert "rows.commits" in order[data:]
+
+
+def test_damage_in_an_unfinished_step_and_in_a_model_is_found_by_verify(tmp_path: Path) -> None:
+    folder = StepFolder(tmp_path / "step")
+    folder.append("rows", [{"text": "yes"}])
+    path = folder.path / "rows.jsonl"
+    path.write_text(path.read_text().replace("yes", "yet"))
+    with pytest.raises(StoreError, match=r"rows\.jsonl: damaged"):
+        folder.verify()
+    half, model = tmp_path / "half", tmp_path / "model"
+    half.mkdir()
+    (half / "weights").write_text("yes")
+    publish(half, model)
+    made = StepFolder(tmp_path / "made")
+    made.finish({}, model)
+    assert made.verify().files == 2
+    before = (model / "weights").stat()
+    (model / "weights").write_text("yet")
+    os.utime(model / "weights", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert made.done() is not None
+    with pytest.raises(StoreError, match=r"weights: damaged \(its checksum differs\)"):
+        made.verify()
 
 
 @pytest.mark.parametrize("damage", ["a changed row", "rows in another order"])
