@@ -407,6 +407,19 @@ def test_with_one_alternative_that_cannot_be_read_none_is(odd: Any) -> None:
     assert answer.choices[0].tops == ()
 
 
+@pytest.mark.parametrize("odd", [None, "0", True, -1, 0.5, 10**30, [1]])
+def test_choices_without_a_place_stand_where_they_came(odd: Any) -> None:
+    texts = ["a", "b", "c"]
+    choices = [{"index": odd, "message": {"content": text}} for text in texts]
+    answer = decode_answer(json.dumps({"choices": choices}))
+    assert isinstance(answer, Answer)
+    assert [(c.index, c.text) for c in answer.choices] == list(enumerate(texts))
+    placed = [{"index": 1, "message": {"content": "b"}}, {"index": 0, "message": {"content": "a"}}]
+    answer = decode_answer(json.dumps({"choices": placed}))
+    assert isinstance(answer, Answer)
+    assert [c.text for c in answer.choices] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     "error",
     [
