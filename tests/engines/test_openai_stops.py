@@ -269,6 +269,9 @@ def test_negative_usage_never_lowers_a_ledger(tmp_path: Path) -> None:
     assert account.spent == account.estimated > 0
     lines = [json.loads(line) for line in (tmp_path / "spend.jsonl").read_text().splitlines()]
     assert all(line["estimated"] for line in lines)
+    for cost in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(AssertionError):
+            account.spend("m", cost)
 
 
 RAW = {
