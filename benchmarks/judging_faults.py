@@ -107,7 +107,9 @@ def killed(
     go on to the end. Each time that it stopped by itself it goes on too."""
     kills = Kills()
     numbers = {make_prompt(user_turn(i)).prompt_id: i for i in range(options.calls)}
-    moments = [options.calls * (n + draw.random()) / options.kills for n in range(options.kills)]
+    # The last answers come at once, and would leave nothing to kill.
+    span = max(options.calls - 2 * options.concurrency, options.calls // 2)
+    moments = [span * (n + draw.random()) / options.kills for n in range(options.kills)]
     while True:
         before = len(server.asked)
         process = judging(proxy.url, out, options.calls, options.concurrency)

@@ -28,11 +28,20 @@ _AFTER = (
     "|would|could|should|might|may"
 )
 _LETTER = rf"(?-i:{{upper}}(?!\w|\s+(?!(?:{_AFTER})\b)[a-z])|{{lower}}(?=[)\]}}}}>*_`\"'](?!\w)))"
+# What stands between two labels of which neither is the verdict: a word, or signs alone.
+_BOTH = (
+    r"(?:[^\w\n]*\b(?:or|and|nor|then|to|vs|versus|equals|(?:ties|tied)\s+with)\b[^\w\n]*"
+    r"|[^\w\n.!?()]+)"
+)
+_LONGER = re.compile(r"-\w")
 # "Answer 1 is better", but not "better in style": that is one respect of several.
-_WHOLE = r"(?=[\s*_)]*(?:$|[.,;:!\n]|because\b|since\b|as\b|than\b|overall\b|here\b|so\b))"
+_WHOLE = (
+    r"(?=[\s*_)]*(?:$|[.,;:!\n]"
+    r"|(?:because|since|as|than|overall|here|so|over|instead|rather|to)\b))"
+)
 _PROSE = (
     r"(?<!\w)(?:(?:better|best|preferred)\s+(?:answer|response|one|option)\s+is"
-    r"|(?:choose|prefer|pick)){lead}({form})(?!\w)"
+    r"|(?:choose|prefer|pick)){lead}({form})(?!\w){whole}"
     r"|(?<!\w)(?:answer|response|option)[\s*(]*({form})[\s*)]*\s+is\s+(?:the\s+)?"
     r"(?:clearly\s+|much\s+)?(?:better|best|preferred)"
     r"(?:\s+(?:answer|response|one|option))?{whole}"
@@ -92,7 +101,7 @@ def choice_grammar(labels: Labels) -> Grammar[str]:
         found = spoken.value.match(text, place)
         if found is None:
             return None
-        if spoken.also.match(text, found.end()):
+        if spoken.also.match(text, found.end()) or _LONGER.match(text, found.end()):
             return Read(None, found.end())
         return Read(spoken.label(found.group(1)), found.end())
 
@@ -131,7 +140,7 @@ def _vocabulary(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> _Vocabulary:
         form,
         re.compile(rf"{_BEFORE}{named}({every}){_AFTERWARDS}", flags),
         re.compile(rf"{_LEAD}({form})(?!\w|[.,]\d)", flags),
-        re.compile(rf"[^\w\n]*(?:or|and|/|vs|=|&|>|<)[^\w\n]*(?:{form})(?!\w)", flags),
+        re.compile(rf"{_BOTH}(?:{form})(?!\w)", flags),
         re.compile(prose, flags),
     )
 

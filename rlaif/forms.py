@@ -4,7 +4,8 @@ A template asks for a form such as "Score: VALUE". A match of it outside quotati
 unless it recites the scale ("Score: 5 is for perfect answers"). Where all candidates say the same,
 that is the verdict. Where they differ the last one is, if nothing but punctuation follows it ("On
 reflection, Score: 4"); otherwise there is none. A candidate within a sentence about something else
-("it cannot be Score: 5") makes no verdict by itself.
+("it cannot be Score: 5") makes no verdict by itself, and none stands that is taken back behind the
+last one ("Wait, that is a 2").
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ _SENTENCE = re.compile(r"[.!?](?:[*_`\"')\]]*\s+)")
 _HEDGED = re.compile(
     r"\b(?:not|cannot|never|neither|nor|if|unless|would|could|should|might|may|than|reach|earn|"
     r"says|said|claims?|claimed|writes?|wrote|written|reads|asks?|asked|states?|contains?|"
+    r"(?:scores?|rates?|grades?|praises?)\s+(?:it|him|her|them)sel(?:f|ves)|"
     r"ends?\s+with|such\s+as|like|example|instance|format|form|template|line\s+of)\b|n['\u2019]t\b",
     re.IGNORECASE,
 )
 _QUOTES_NEXT = re.compile(
-    r"\b(?:says?|said|claims?|writes?|wrote|reads|states?|contains?|quote[sd]?)\b[^\n]*:\W*\Z",
+    r"\b(?:says?|said|claims?|writes?|wrote|reads|states?|contains?|quote[sd]?|includes?|tells?|"
+    r"demands?|asks?|insists?|(?:ends?|begins?|starts?)\s+with)\b[^\n]*"
+    r"(?::|\b(?:lines?|words?|text|sentence|phrase|note))\W*\Z",
     re.IGNORECASE,
 )
 _RECITES = re.compile(
@@ -51,8 +55,28 @@ _RECITES = re.compile(
 )
 _DOUBTED = re.compile(
     r"\W*?\?|[^\w\n,;.:!(]*(?:would|could|should|might|may|can|cannot|for|when|where|if|needs?|"
-    r"requires?|goes|belongs?|(?:is|was)\s+(?:not|too|un\w+|im\w+)|isn['\u2019]t|or|and)\b",
+    r"requires?|goes|belongs?|or|and|minus|plus|times|unless|before|at\s+first|seem(?:s|ed)|"
+    r"loses?|lost|fails?|failed|points?\s+(?:for|from|off|to)|of\s+the|(?:isn|wasn)['\u2019]t|"
+    r"(?:is|was)\s+(?:not|too|un\w+|im\w+|no|never|only|what|where|how|my|worse|wrong|weaker|"
+    r"poorer|inferior|beaten|less|the\s+(?:first|initial|highest|lowest|top|usual)))\b"
+    r"|[^\w\n.:!(]*(?:(?:no|wait)\s*[,;:.!\u2013\u2014-]|no\s+wait\b|"
+    r"(?:said|says|claimed)\s+(?:the|its|an?)\b|"
+    r"(?:lowered|raised|reduced|increased|decreased|changed|corrected|revised|dropped)"
+    r"(?:\s+\w+){0,2}\s+to\b)",
     re.IGNORECASE,
+)
+_PAUSE = r"\s*[,.!:\u2026\u2013\u2014-]"
+_WITHDRAWN = re.compile(
+    r"(?:^|[.!?\u2026\u2013\u2014]|\s-\s)[ \t*_`\"'(]{0,20}"
+    rf"(?:(?:(?:no|oh),?\s+)?wait{_PAUSE}|hold\s+on{_PAUSE}|correction\s*:|scratch\s+that\b|"
+    r"actually,?\s+(?:no|make\s+(?:it|that)|it\s+(?:is|should)|(?:the|my)\s+(?:score|verdict))\b|"
+    r"on\s+(?:second\s+thoughts?|reflection)\b|oops\b|(?:just|only)\s+kidding\b|my\s+mistake\b|"
+    r"let\s+me\s+(?:reconsider|revise|correct)\b|"
+    r"I\s+(?:take\s+(?:it|that)\s+back|change\s+my\s+mind|misread|was\s+wrong)\b)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ABOUT = re.compile(
+    r"\(([^)\d\n]+)\)|\b(?:for|of|given|awarded)\s+([^\n:=]+?)\s*[:=]", re.IGNORECASE
 )
 MOST_WORDS = 3
 """More words behind a form than these are a sentence, and no verdict."""
@@ -86,12 +110,14 @@ class Read(Generic[V]):
 
 @dataclass(frozen=True, slots=True)
 class Candidate(Generic[V]):
-    """A match of a form. `firm`: it says the verdict, and does not only mention one."""
+    """A match of a form. `firm`: it says the verdict, and does not only mention one. `about`: the
+    respect that its head names ("Score for clarity:"), where it names one."""
 
     value: V | None
     start: int
     end: int
     firm: bool
+    about: str = ""
 
 
 Grammar = Callable[[str, int], Read[V] | None]
@@ -123,12 +149,14 @@ def candidates(
 def settled(found: Sequence[Candidate[V]], text: str, last: bool = True) -> V | None:
     """The verdict that candidates give; None where they give none. Where they differ the last one
     may settle it, with `last`."""
-    if not found:
+    if not found or withdrawn(text, found[-1].end):
         return None
     if len({c.value for c in found}) == 1 and any(c.firm for c in found):
         return found[-1].value
     final = found[-1]
-    if last and len(found) > 1 and final.firm and _ENDS.match(text, final.end):
+    # Of scores in several respects the last one is no verdict on all.
+    whole = not final.about or len({c.about for c in found}) == 1
+    if last and len(found) > 1 and whole and final.firm and _ENDS.match(text, final.end):
         return final.value
     return None
 
@@ -177,8 +205,13 @@ def _candidate(
     apart = "\n" in text[head.end() : place]
     if _RECITES.match(rest) or (apart and re.search(r"\w", rest)):
         return None
-    value = None if cut and end == len(text) else read.value
-    return Candidate(value, start, end, firm and not _DOUBTED.match(rest))
+    # "< 3" is less than 3, while "<3>" is a placeholder filled in.
+    less = "<" in text[head.end() : place] and ">" not in text[read.end : end]
+    # "4." may be the beginning of 4.5.
+    ends = cut and not text[end:].strip(".,")
+    value = None if less or ends else read.value
+    about = " ".join(filter(None, (m for found in _ABOUT.findall(head.group()) for m in found)))
+    return Candidate(value, start, end, firm and not _DOUBTED.match(rest), about.casefold())
 
 
 def _past(text: str, place: int, pattern: re.Pattern[str] = _OPENED) -> int:
@@ -217,6 +250,11 @@ def unhedged(text: str, start: int) -> bool:
     """Whether the sentence up to `start` neither doubts nor quotes what follows."""
     line = text[max(0, start - MOST_BEFORE) : start].rpartition("\n")[2]
     return not _HEDGED.search(_SENTENCE.split(line)[-1])
+
+
+def withdrawn(text: str, end: int) -> bool:
+    """Whether what stands behind `end` takes back what was said ("Wait, that is a 2")."""
+    return _WITHDRAWN.search(text, end) is not None
 
 
 def taken_back(text: str, end: int) -> bool:

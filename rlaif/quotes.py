@@ -23,10 +23,13 @@ _SINGLE = re.compile(
 _BESIDE = frozenset(" \t\n([{<*_:=-\u2013\u2014/,;>")
 """What stands before a straight mark that opens a quotation; after it stands no space."""
 # A tag of a thinking model, where it begins or ends a line: one within a line is only mentioned.
+_TAG = r"(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad)>"
 _THOUGHT = re.compile(
-    r"^[ \t]*(?P<open><think(?:ing)?>|\[THINK\])|(?P<close></think(?:ing)?>|\[/THINK\])",
-    re.MULTILINE,
+    rf"^[ \t]*(?P<open><{_TAG}|\[THINK\])|(?P<close></{_TAG}|\[/THINK\])",
+    re.MULTILINE | re.IGNORECASE,
 )
+# A turn of a conversation that the model makes up behind its own words.
+_TURN = re.compile(r"(?<=\n)[*_]*(?:user|human|assistant|system)[*_]*:[^\n]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,13 @@ class Quoted:
 
 
 def quoted(text: str) -> Quoted:
-    """What is quoted in `text`: code fences, lines behind ">", code, quotation marks, and what
-    stands between markers of thinking in the midst of an answer.
+    """What is quoted in `text`: code fences, lines behind ">", turns of a conversation, code,
+    quotation marks, and what stands between markers of thinking in the midst of an answer.
 
     A quotation whose end is missing runs to the end of its line, a fence to the end of the text.
     """
-    blocks = merged([*_fences(text), *(m.span() for m in _QUOTED_LINE.finditer(text))])
+    lines = (m.span() for kind in (_QUOTED_LINE, _TURN) for m in kind.finditer(text))
+    blocks = merged([*_fences(text), *lines])
     code = [m.span() for m in _CODE.finditer(text) if m.start() not in blocks]
     single = [m.span() for m in _SINGLE.finditer(text) if m.start() not in blocks]
     known = merged([*blocks.spans, *code])

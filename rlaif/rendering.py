@@ -46,6 +46,8 @@ _METHODS = frozenset({
     "capitalize", "endswith", "items", "keys", "lower", "lstrip", "replace", "rstrip", "split",
     "startswith", "strip", "title", "upper", "values",
 })  # fmt: skip
+_GROWING = frozenset({"e", "escape", "indent", "join", "replace", "tojson"})
+"""Filters and methods that write a text several times as long: one upon another multiplies."""
 _PLAIN = (
     nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Getattr, nodes.Getitem,
     nodes.Slice, nodes.If, nodes.CondExpr, nodes.Compare, nodes.Operand, nodes.And, nodes.Or,
@@ -53,6 +55,8 @@ _PLAIN = (
 )  # fmt: skip
 _LONGEST_CONSTANT = 1000
 """A number above it, or a text that is longer, is no width or separator that can be trusted."""
+_LONGEST_PART = 40
+"""The same of what stands for each character or line of a text."""
 _FILE = "<template>"
 _SIZE = 8
 
@@ -122,7 +126,8 @@ def is_bounded(source: str) -> bool:
 def bounded(node: nodes.Node, looped: bool = False) -> bool:
     """Whether rendering takes no more than a small multiple of its inputs: loops over short lists
     and none within another, no text multiplied, nothing defined in terms of itself, and only
-    filters and methods of cost that is linear, with constants as arguments."""
+    filters and methods of cost that is linear, with constants as arguments, of which no two make
+    one text longer."""
     if isinstance(node, nodes.For):
         short = isinstance(node.iter, nodes.Name) and node.iter.name in LISTS
         if looped or node.recursive or not short:
@@ -139,12 +144,14 @@ def bounded(node: nodes.Node, looped: bool = False) -> bool:
     if isinstance(node, nodes.Mul):
         return _small(node.left) and _small(node.right)
     if isinstance(node, nodes.Filter):
-        return node.name in _FILTERS and _constants(node) and _given(node.node, looped)
+        known = node.name in _FILTERS and _constants(node) and _given(node.node, looped)
+        return known and not _multiplies(node, node.name, node.node)
     if isinstance(node, nodes.Call):
         called = node.node
         if not isinstance(called, nodes.Getattr) or called.attr not in _METHODS:
             return False
-        return _constants(node) and bounded(called.node, looped)
+        known = _constants(node) and bounded(called.node, looped)
+        return known and not _multiplies(node, called.attr, called.node)
     if isinstance(node, (*_PLAIN, nodes.Add, nodes.Concat)):
         return all(bounded(child, looped) for child in node.iter_child_nodes())
     return False
@@ -163,16 +170,30 @@ def _given(node: nodes.Node | None, looped: bool) -> bool:
 
 
 def _constants(node: nodes.Filter | nodes.Call) -> bool:
-    named = [pair.value for pair in node.kwargs]
-    return not node.dyn_args and not node.dyn_kwargs and all(map(_small, [*node.args, *named]))
+    return not node.dyn_args and not node.dyn_kwargs and all(map(_small, _given_to(node)))
 
 
-def _small(node: nodes.Node) -> bool:
+def _given_to(node: nodes.Filter | nodes.Call) -> list[nodes.Expr]:
+    return [*node.args, *(pair.value for pair in node.kwargs)]
+
+
+def _multiplies(node: nodes.Filter | nodes.Call, name: str, of: nodes.Node | None) -> bool:
+    """Whether a filter or method may make a text many times as long: what it writes for a part is
+    long, or it works on what another one has made longer."""
+    if name not in _GROWING or of is None:
+        return False
+    inner = [of, *of.find_all((nodes.Filter, nodes.Getattr))]
+    names = {n.name if isinstance(n, nodes.Filter) else getattr(n, "attr", "") for n in inner}
+    long = not all(_small(value, _LONGEST_PART) for value in _given_to(node))
+    return long or bool(names & _GROWING)
+
+
+def _small(node: nodes.Node, most: int = _LONGEST_CONSTANT) -> bool:
     if not isinstance(node, nodes.Const):
         return False
     value = node.value
     size = len(value) if isinstance(value, str) else value
-    return value is None or (isinstance(size, int | float) and abs(size) <= _LONGEST_CONSTANT)
+    return value is None or (isinstance(size, int | float) and abs(size) <= most)
 
 
 def _render(source: str, values: Mapping[str, Any]) -> str:

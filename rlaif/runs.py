@@ -229,11 +229,15 @@ class Run:
         return found
 
     def records_key(self) -> str:
-        """The hash of what a dataset is made from: the config, and which steps have made how many
+        """The hash of what a dataset is made from: the config, and which steps have made which
         records. A step that was made again with the same outcome changes nothing."""
         config = (self.root / "config.yaml").read_text(encoding="utf-8", errors="surrogatepass")
-        markers = [self.store.step(step["hash"]).done() or {} for step in self.manifest["steps"]]
-        return content_hash(config, [[m.get("hash"), m.get("counts")] for m in markers])
+        folders = [self.store.step(step["hash"]) for step in self.manifest["steps"]]
+        made = [
+            [(marker := folder.done() or {}).get("hash"), marker.get("counts"), folder.digests()]
+            for folder in folders
+        ]
+        return content_hash(config, made)
 
     def key(self) -> str:
         """The hash of all that the run's page is made from: what was asked with which versions, and

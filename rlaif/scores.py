@@ -18,6 +18,7 @@ from rlaif.forms import (
     settled,
     taken_back,
     unhedged,
+    withdrawn,
 )
 from rlaif.quotes import Quoted, quoted, unwrapped
 
@@ -27,32 +28,38 @@ NUMBER = r"[-+\u2212]?\d++(?:[.,]\d++)?+"
 USUAL = Form(("Score:", "Rating:", "Grade:", "[RESULT]"))
 """How scores are asked for, where a template declares no form."""
 
-_VALUE = re.compile(rf"(?P<value>{NUMBER})(?P<word>\w)?")
+_VALUE = re.compile(rf"(?P<value>{NUMBER})(?P<word>[^\W_]|[.,]\d)?")
+_B = r"[^\S\n]*"
+# What makes of a number behind a form another thing than a score: a percentage, a fraction, a range
+# ("1-5", "1 (low) to 5"), a choice or change ("4 or 5", "4 -> 2"), a list that ends with the line.
 _AFTER = re.compile(
-    rf"{CLOSING}(?:(?P<percent>[^\S\n]*%)|[^\S\n]*(?:/|out\s+of)[^\S\n]*[*_`]*(?P<of>{NUMBER})(?![\w/])"
-    r"|(?P<range>[^\S\n]*(?:-|\u2013|\bto\b)[^\S\n]*\d)|(?P<other>[^\S\n]*\b(?:or|and)\b[^\S\n]*[*_`]*\d)"
-    r"|(?P<recital>[^\S\n]*:(?![^\S\n]*\Z)))",
-    re.IGNORECASE,
+    rf"{CLOSING}(?:(?P<percent>{_B}%)"
+    rf"|{_B}(?:/|(?:out\s+)?of\b){_B}[*_`]*(?P<of>{NUMBER})(?![\w/])"
+    rf"|(?P<range>{_B}(?:(?:-|\u2013|\bto\b)|\([^)\n]{{0,30}}\){_B}(?:-|\u2013|to\b)){_B}\d)"
+    rf"|(?P<other>{_B}(?:\b(?:or|and|then|x)\b|[-=]>|[\u2192\u21d2*\u00d7~|]){_B}[*_`]*\d"
+    rf"|{_B}[,;]{_B}[*_`]*\d+[*_`]*(?=[.,;!]?{_B}$)))",
+    re.IGNORECASE | re.MULTILINE,
 )
 _SUM = re.compile(rf"{CLOSING}[^\S\n]*(?:\([^)\n]*\)[^\S\n]*)?\+[^\S\n]*[*_`]*\d[^\n]*")
 _TOTAL = re.compile(rf"=[^\S\n]*[*_`]*(?P<value>{NUMBER})(?!\w)(?P<rest>[^=\n]*)\Z")
 # What may stand around an answer that is a verdict alone.
 BEFORE, AFTERWARDS = r"[\s*_`\"'(\[<]*", r"[\s*_`\"')\]>.]*"
 _ALONE = re.compile(
-    rf"{BEFORE}(?P<value>{NUMBER})(?:{CLOSING}\s*(?:/|out\s+of)\s*[*_`]*(?P<of>{NUMBER}))?"
+    rf"{BEFORE}(?P<value>{NUMBER})(?:{CLOSING}\s*(?:/|(?:out\s+)?of\b)\s*[*_`]*(?P<of>{NUMBER}))?"
     rf"{AFTERWARDS}",
     re.IGNORECASE,
 )
 
 _NAMED = r"(?<!\w)(?:score|rating|grade)(?!\w)"
 # What stands behind a score that a sentence says, unlike behind a number in it.
-_ENDS = r"(?!\w)(?=[\s*_`\"')]*(?:\Z|[.,;!\n]|/|out\s+of\b|points?\b|because\b|since\b|overall\b))"
+_ENDS = r"(?!\w)(?=[\s*_`\"')]*(?:\Z|[.,;!\n]|points?\b|because\b|since\b|overall\b))"
+_OF = rf"(?:{CLOSING}\s*(?:/|(?:out\s+)?of\b)\s*[*_`]*(?P<{{name}}>{NUMBER}))?"
 _SAYS = re.compile(
     rf"{_NAMED}(?:\s+(?:for|of|given|assigned|to)\b[^\n\d:=.]{{0,60}}?)?\s+(?:is\b|[-\u2013](?=\s)){MARKUP}"
-    rf"(?P<value>{NUMBER}){_ENDS}"
+    rf"(?P<value>{NUMBER}){_OF.replace('{name}', 'of')}{_ENDS}"
     rf"|(?<!\w)(?:I|we)(?:['\u2019]d|['\u2019]ll|\s+would|\s+will)?\s+"
     rf"(?:give|rate|grade|score|assign|award)(?!\w)[^\n\d:.]{{0,60}}?(?<=[\s*_`(])"
-    rf"(?P<given>{NUMBER}){_ENDS}",
+    rf"(?P<given>{NUMBER}){_OF.replace('{name}', 'given_of')}{_ENDS}",
     re.IGNORECASE,
 )
 # Every number that a text gives as a score, said or only mentioned.
@@ -164,7 +171,7 @@ def _number(text: str, found: re.Match[str], low: float, high: float) -> Read[Sc
     value = in_range(number(found["value"]), low, high)
     if after is None:
         return Read(value, found.end())
-    if after["recital"] or after["range"]:
+    if after["range"]:
         return None
     if after["percent"] or after["other"] or _of_another(after["of"], high):
         value = None
@@ -188,7 +195,8 @@ def _said(text: str, high: float, known: Quoted) -> Iterator[float | None]:
         place = found.start()
         if place in known or not unhedged(text, place):
             continue
-        if taken_back(text, found.end()):
+        doubted = taken_back(text, found.end()) or withdrawn(text, found.end())
+        if doubted or _of_another(found["of"] or found["given_of"], high):
             yield None
         else:
             yield number(found["value"] or found["given"])

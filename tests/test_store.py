@@ -18,7 +18,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rlaif import commits
-from rlaif.checksums import sealed
+from rlaif.checksums import publish, sealed
 from rlaif.errors import ConfigError, StoreError
 from rlaif.finished import Verified
 from rlaif.manifest import read_manifest
@@ -210,6 +210,96 @@ def test_what_dead_processes_left_half_written_goes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     sweep(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(mine)
+
+
+def test_what_an_earlier_process_of_our_own_number_left_goes(tmp_path: Path) -> None:
+    # In a container the next process may have the same number.
+    (tmp_path / f".report.html.{os.getpid()}.tmp").write_text("")
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_processes_left_goes_when_the_folder_is_locked(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    store = Store(tmp_path / "run")
+    store.prepare()
+    half = [store.root / f".manifest.json.{dead.pid}.tmp", store.root / "models" / "h.partial"]
+    half[1].mkdir(parents=True)
+    half[0].write_text("{")
+    with store.locked():
+        assert not any(path.exists() for path in half)
+
+
+def test_a_batch_is_on_disk_before_its_row_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    whole = os.fsync
+
+    def synced(descriptor: int) -> None:
+        order.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    StepFolder(tmp_path / "step").append("rows", [{"a": 1}])
+    data = order.index("rows.jsonl")
+    assert "rows.commits" in order[data:]
+
+
+def test_damage_in_an_unfinished_step_and_in_a_model_is_found_by_verify(tmp_path: Path) -> None:
+    folder = StepFolder(tmp_path / "step")
+    folder.append("rows", [{"text": "yes"}])
+    path = folder.path / "rows.jsonl"
+    path.write_text(path.read_text().replace("yes", "yet"))
+    with pytest.raises(StoreError, match=r"rows\.jsonl: damaged"):
+        folder.verify()
+    half, model = tmp_path / "half", tmp_path / "model"
+    half.mkdir()
+    (half / "weights").write_text("yes")
+    publish(half, model)
+    made = StepFolder(tmp_path / "made")
+    made.finish({}, model)
+    assert made.verify().files == 2
+    before = (model / "weights").stat()
+    (model / "weights").write_text("yet")
+    os.utime(model / "weights", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert made.done() is not None
+    with pytest.raises(StoreError, match=r"weights: damaged \(its checksum differs\)"):
+        made.verify()
+
+
+@pytest.mark.parametrize("damage", ["a changed row", "rows in another order"])
+def test_a_damaged_log_is_named_and_not_its_records(tmp_path: Path, damage: str) -> None:
+    folder = StepFolder(tmp_path / "step")
+    for number in range(3):
+        folder.append("rows", [{"a": number}])
+    log = folder.path / "rows.commits"
+    first, second, third = log.read_bytes().splitlines(keepends=True)
+    if damage == "a changed row":
+        second = second.replace(b" 0000000001 ", b" 0000000002 ")
+    else:
+        first, second = second, first
+    log.write_bytes(first + second + third)
+    with pytest.raises(StoreError, match=r"rows\.commits: damaged\. Delete the folder"):
+        folder.verify()
+    with pytest.raises(StoreError, match=r"rows\.commits: damaged\. Delete the folder"):
+        folder.repair()
+
+
+def test_a_log_that_ends_elsewhere_than_its_file_is_damaged(tmp_path: Path) -> None:
+    folder = StepFolder(tmp_path / "step")
+    folder.append("rows", [{"a": 1}])
+    folder.append("rows", [{"a": 2}])
+    folder.finish({})
+    log = folder.path / "rows.commits"
+    before = log.stat()
+    # The last row of the log gone, and its size made up for by what is no row.
+    data = log.read_bytes()
+    log.write_bytes(data[: len(data) // 2] + b" " * (len(data) // 2))
+    os.utime(log, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(StoreError, match=r"rows\.commits: damaged"):
+        folder.verify()
 
 
 def test_after_a_repair_appending_goes_on(tmp_path: Path) -> None:

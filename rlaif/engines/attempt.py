@@ -15,14 +15,13 @@ from rlaif.engines.connection import Connection, Repeated
 from rlaif.engines.decode import (
     Answer,
     Malformed,
-    ServerError,
     decode_answer,
-    decode_error,
     is_silent,
 )
 from rlaif.engines.failures import AGAIN, KEPT, Again, failure_of, is_out_of_money
 from rlaif.engines.pace import LONGEST_ASKED_WAIT, Pace, asked_wait, exhausted_for, in_words
 from rlaif.engines.secret import without_key
+from rlaif.engines.server_errors import ServerError, decode_error
 from rlaif.errors import EngineError, GateStopped
 
 log = logging.getLogger(__name__)

@@ -12,13 +12,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.config import Price
+from rlaif.engines.server_errors import ServerError, clean, error_in_answer, error_of
 
 MOST_TOKENS = 100_000_000
 """More tokens than any call can read or write."""
 LEAST_LOG_PROB = -9999.0
 """Stands for minus infinity, which JSON cannot write."""
-WORDS_LENGTH = 500
 EXCERPT_LENGTH = 200
+_STREAM = ("data:", "event:", ":")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Where servers give the thinking apart."""
+_ENDINGS = {
+    "length": ("length", "max_tokens", "max_length", "model_length", "max_output_tokens"),
+    "content_filter": (
+        *("content_filter", "content_filtered", "safety", "recitation", "prohibited_content"),
+        *("blocklist", "spii", "sensitive"),
+    ),
+    "error": (
+        *("error", "abort", "aborted", "cancelled", "canceled", "timeout", "malformed_response"),
+        *("insufficient_system_resource", "internal_error", "server_error"),
+    ),
+}
+"""Finish reasons that say that an answer is none, or not all of one, by the word for them."""
 
 
 class Malformed(Exception):
@@ -40,18 +55,6 @@ class Usage:
         cached = price.input if price.cached_input is None else price.cached_input
         whole = (self.input - self.cached) * price.input + self.cached * cached
         return (whole + self.output * price.output) / 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class ServerError:
-    """An error in the server's words. `status` is that of HTTP or, in a body that came with 200,
-    the one that the body names; None where it names none. `kinds` are the error's type and code in
-    lower case; `flagged`: a moderation's metadata came with it."""
-
-    status: int | None
-    words: str
-    kinds: frozenset[str] = frozenset()
-    flagged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +85,8 @@ class Answer:
 
 def decode_answer(text: str) -> Answer | ServerError:
     """What a body that came with status 200 says. Raises Malformed."""
-    data = _object(text)
-    error = _error_in_answer(data)
+    data = _object(text.removeprefix("\ufeff"))
+    error = error_in_answer(data)
     return Answer(_choices(data), _usage(data.get("usage"))) if error is None else error
 
 
@@ -119,23 +122,9 @@ def is_silent(choice: Choice) -> bool:
     return choice.text is None and not choice.tops and not stated
 
 
-def decode_error(status: int, text: str) -> ServerError:
-    """The error of an answer with another status than 200, whose body is `text`."""
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError):
-        body = text
-    return _error(body, status)
-
-
 def excerpt(text: str) -> str:
     """The beginning of a text in one line."""
     return " ".join(clean(text[: 2 * EXCERPT_LENGTH]).split())[:EXCERPT_LENGTH]
-
-
-def clean(text: str) -> str:
-    """`text` without half surrogate pairs, which JSON can escape and no file can hold."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -144,9 +133,12 @@ def _object(text: str) -> dict[str, Any]:
     except RecursionError:
         raise Malformed("the answer is nested too deeply") from None
     except ValueError:
-        what = "is an event stream and not" if text.lstrip().startswith("data:") else "is not"
+        what = "is an event stream and not" if text.lstrip().startswith(_STREAM) else "is not"
         raise Malformed(f"the answer {what} JSON: {excerpt(text) or 'it is empty'}") from None
-    if not isinstance(data, dict):
+    if isinstance(data, list) and len(data) == 1 and isinstance(data[0], dict):
+        # Some servers send an error, and no answer, in a list.
+        data = {"error": data[0].get("error")}
+    if not isinstance(data, dict) or data == {"error": None}:
         raise Malformed(f"the answer is no JSON object: {excerpt(text)}")
     return data
 
@@ -169,19 +161,19 @@ def _choice(data: Any, place: int) -> Choice:
         message, content = data, data["text"]
     else:
         raise Malformed("a choice of the answer has no message and no text")
-    if content is not None and not isinstance(content, str | list):
+    if content is not None and not _is_content(content):
         raise Malformed("the content of an answer is neither a text nor parts of one")
-    index, finish = data.get("index"), data.get("finish_reason")
+    index, finish = data.get("index"), _finish(data.get("finish_reason"))
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < MOST_TOKENS:
         index = place
     return Choice(
         index,
         _text(content),
-        finish if isinstance(finish, str) else None,
-        _first_text(message.get("reasoning_content"), message.get("reasoning")),
+        finish,
+        _first_text(*(message.get(key) for key in _THOUGHTS), _thought(content)),
         _refusal(message, content),
         _tops(data.get("logprobs")),
-        _choice_error(data.get("error"), finish),
+        _choice_error(data.get("error"), data.get("finish_reason")),
     )
 
 
@@ -192,6 +184,26 @@ def _text(content: str | list[Any] | None) -> str | None:
         texts = [part for part in parts if isinstance(part, str)]
         return clean("".join(texts)) if texts else None
     return None if content is None else clean(content)
+
+
+def _thought(content: Any) -> str:
+    """The thinking among the parts of a content."""
+    found = content if isinstance(content, list) else []
+    parts = (p for p in found if isinstance(p, dict) and p.get("type") == "thinking")
+    texts = (part.get("thinking") for part in parts)
+    return "".join(_text(text) or "" for text in texts if _is_content(text))
+
+
+def _is_content(value: Any) -> bool:
+    return isinstance(value, str | list)
+
+
+def _finish(value: Any) -> str | None:
+    """Why an answer ended, in the word that most servers use for it."""
+    if not isinstance(value, str):
+        return None
+    word = value.lower()
+    return next((said for said, words in _ENDINGS.items() if word in words), value)
 
 
 def _refusal(message: dict[str, Any], content: Any) -> str | None:
@@ -207,8 +219,9 @@ def _first_text(*values: Any) -> str:
 
 def _choice_error(error: Any, finish: Any) -> ServerError | None:
     if error:
-        return _error(error, None)
-    return ServerError(None, "finish reason error") if finish == "error" else None
+        return error_of(error, None)
+    broke = _finish(finish) == "error"
+    return ServerError(None, f"finish reason {finish}") if broke else None
 
 
 def _tops(logprobs: Any) -> tuple[tuple[str, float], ...] | None:
@@ -282,110 +295,3 @@ def _encoded(choice: Choice) -> dict[str, Any]:
         rows = [{"token": token, "logprob": value} for token, value in choice.tops]
         found["logprobs"] = {"content": [{"top_logprobs": rows}] if rows else []}
     return found
-
-
-_STATUS_OF = {
-    429: (
-        "rate_limit",
-        "ratelimit",
-        "too_many_requests",
-        "resource_exhausted",
-        "insufficient_quota",
-    ),
-    503: ("overloaded", "unavailable"),
-    500: ("server_error", "internal", "api_error"),
-    408: ("timeout", "deadline_exceeded"),
-    404: ("not_found", "notfound"),
-    401: ("authentication", "invalid_api_key", "unauthenticated", "unauthorized"),
-    402: ("payment", "billing"),
-    403: ("permission", "forbidden", "moderation"),
-    400: ("invalid_request", "badrequest", "bad_request", "invalid_argument", "context_length"),
-}
-"""The status that a part of an error's type or code stands for, the first that is found."""
-_STATUS_SAID = {
-    429: ("too many requests", "rate limit"),
-    404: ("unexpected endpoint", "unknown endpoint", "no route"),
-    401: ("invalid api key", "incorrect api key", "no auth credentials", "unauthorized"),
-}
-"""The status that words stand for, where a body has no type or code."""
-_SAYING = ("message", "detail", "error", "msg", "description", "title", "errors")
-_NUMBERED = ("code", "status", "status_code", "http_status", "error_code")
-_FLAGGING = (
-    *("moderation", "flagged", "content policy", "content_policy", "content management policy"),
-    *("content_filter", "safety system"),
-)
-
-
-def _error_in_answer(data: dict[str, Any]) -> ServerError | None:
-    """The error in a body that came with status 200."""
-    error = data.get("error")
-    if error:
-        return _error(error, None, data)
-    if data.get("choices"):
-        return None
-    if any(isinstance(data.get(key), str | dict | list) and data[key] for key in _SAYING):
-        return _error(data, None)
-    return None
-
-
-def _error(error: Any, status: int | None, around: dict[str, Any] | None = None) -> ServerError:
-    inner = error.get("error") if isinstance(error, dict) else None
-    if isinstance(inner, dict) and inner:
-        return _error(inner, status, error)
-    places = [place for place in (error, around) if isinstance(place, dict)]
-    named = [place.get(key) for place in places for key in (*_NUMBERED, "type", "reason")]
-    kinds = frozenset(name.lower() for name in named if isinstance(name, str))
-    words = _words(error)
-    metadata = error.get("metadata") if isinstance(error, dict) else None
-    flagged = isinstance(metadata, dict) and any(
-        k in metadata for k in ("flagged_input", "reasons")
-    )
-    said = " ".join([words.lower(), *kinds])
-    flagged = flagged or any(word in said for word in _FLAGGING)
-    return ServerError(status or _status(named, kinds, words), words, kinds, flagged)
-
-
-def _status(named: list[Any], kinds: frozenset[str], words: str) -> int | None:
-    numbers = [_code(value) for value in named]
-    found = next((number for number in numbers if number is not None), None)
-    plain = [kind.replace("-", "_").replace(" ", "_") for kind in sorted(kinds)]
-    for status, parts in _STATUS_OF.items():
-        if found is None and any(part in kind for kind in plain for part in parts):
-            found = status
-    for status, parts in _STATUS_SAID.items():
-        if found is None and any(part in words.lower() for part in parts):
-            found = status
-    return found
-
-
-def _code(value: Any) -> int | None:
-    """A status that a body names, as a number or as its digits."""
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) == 3:
-        value = int(value)
-    known = isinstance(value, int) and not isinstance(value, bool) and 400 <= value < 600
-    return value if known else None
-
-
-def _words(error: Any, depth: int = 0) -> str:
-    """What an error says, in one line of bounded length."""
-    found = ""
-    if isinstance(error, str):
-        found = error
-    elif isinstance(error, list) and depth < 3:
-        found = "; ".join(filter(None, (_words(part, depth + 1) for part in error[:3])))
-    elif isinstance(error, dict) and depth < 3:
-        said = (_words(error.get(key), depth + 1) for key in _SAYING)
-        found = next((text for text in said if text), "")
-        metadata = error.get("metadata")
-        raw = metadata.get("raw") if isinstance(metadata, dict) else None
-        found += f" ({raw})" if isinstance(raw, str) and raw else ""
-    if not found and depth == 0:
-        found = _shown(error)
-    return " ".join(clean(found[: 4 * WORDS_LENGTH]).split())[:WORDS_LENGTH]
-
-
-def _shown(error: Any) -> str:
-    try:
-        return json.dumps(error)
-    except (RecursionError, ValueError):
-        return "(no words)"

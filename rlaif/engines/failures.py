@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlaif.config import ModelSpec
-from rlaif.engines.decode import ServerError, Usage
+from rlaif.engines.decode import Usage
+from rlaif.engines.server_errors import ServerError
 from rlaif.errors import EngineError
 
 KEPT = "What was answered is kept."
@@ -25,14 +26,15 @@ FLAGGED = frozenset({400, 403, 422, 451})
 """Statuses under which a moderation refuses a text."""
 SCHEMA_STATUSES = frozenset({400, 404, 415, 422, 500, 501})
 _SCHEMA = re.compile(
-    r"response_?format|json[_ -]?(schema|mode|object)|schema|structured[_ ]?output|grammar"
-    r"|guided|constrained",
+    r"response[_ ]?format|json[_ -]?(schema|mode|object|output)|schema|structured[_ ]?output"
+    r"|grammar|guided|guidance|constrained|outlines",
     re.IGNORECASE,
 )
 _SYSTEM = re.compile(
     r"system (role|message|prompt|instruction)s?\b.*(not|n't|unsupported)"
     r"|(not|n't|unsupported|invalid|unknown).*\bsystem['\"`]? (role|message|prompt|instruction)"
-    r"|roles? must alternate|alternate user|alternating|developer instruction is not enabled",
+    r"|roles? must alternate|alternate user|alternating|developer instruction is not enabled"
+    r"|only ['\"`]?user['\"`]?,? (and |or )?['\"`]?(assistant|model)",
     re.IGNORECASE | re.DOTALL,
 )
 _REFUSING = re.compile(

@@ -22,6 +22,8 @@ MOST_OPENING = 0.5
 
 ROUNDING = 1e-3
 """A log-prob may be this far above 0: servers round."""
+MOST_MASS = 1.05
+"""More probability than this on all labels together is more than rounding."""
 _SPACES = str.maketrans({"\u0120": " ", "\u2581": " ", "\u010a": "\n"})
 """How tokenizers' vocabularies write a space (byte-level BPE, SentencePiece) and a line break."""
 _NUMBERED = re.compile(r"token_id:\d+\Z")
@@ -47,6 +49,11 @@ def label_probabilities(
         for label, forms in labels.items()
     }
     mass = math.fsum(probs.values())
+    if mass > MOST_MASS:
+        return (
+            f"the labels' log-probs add up to a probability of {mass:.3g}: these are no log-probs, "
+            "so no label can be read"
+        )
     why = thinks_first(math.fsum(p for token, p in read if opens(token, thinking)), mass)
     if why is not None:
         return why

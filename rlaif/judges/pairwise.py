@@ -20,7 +20,7 @@ from rlaif.config.judging import Order
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Capability, GenerateResult
 from rlaif.errors import ConfigError
-from rlaif.forms import Form, candidates
+from rlaif.forms import Form, candidates, withdrawn
 from rlaif.parsing import label_share
 from rlaif.records import Completion, Judgement, Prompt, content_hash
 from rlaif.templates import Template
@@ -232,6 +232,8 @@ def choice_of(said: Written, labels: Labels, form: Form | None = None) -> str | 
         return read_choice(said.own, labels, form, said.cut)
     value = scalar(found, FIELD)
     alone = None if value is None else choice_alone(value, labels)
+    if withdrawn(said.text, found.end):
+        return None
     beside = candidates(said.beside(found), form, choice_grammar(labels))
     return alone if all(c.value == alone for c in beside) else None
 

@@ -15,7 +15,7 @@ from rlaif.config import VerdictJudge
 from rlaif.constitution import Principle
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
 from rlaif.errors import ConfigError
-from rlaif.forms import Form, candidates
+from rlaif.forms import Form, candidates, withdrawn
 from rlaif.parsing import expected_level
 from rlaif.records import Completion, Judgement, Prompt
 from rlaif.scores import USUAL, Score, read_score, score_alone, score_grammar
@@ -50,7 +50,7 @@ def score_of(
         return read_score(said.own, low, high, words, form, said.cut)
     value = scalar(found, FIELD)
     alone = None if value is None else score_alone(value, low, high, words)
-    if alone is None:
+    if alone is None or withdrawn(said.text, found.end):
         return None
     beside = candidates(said.beside(found), form, score_grammar(low, high, words))
     return alone.value if all(c.value == alone.value for c in beside) else None

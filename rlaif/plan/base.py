@@ -19,7 +19,7 @@ from rlaif.yamlio import Lines, Loc
 
 # Raised when the code of a step kind changes its output for the same inputs.
 VERSIONS = {
-    "sample": 3,
+    "sample": 4,
     "judge": 5,
     "pair": 3,
     "label": 2,

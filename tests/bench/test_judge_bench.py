@@ -21,6 +21,7 @@ from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.fake import FakeEngine
 from rlaif.errors import ConfigError
 from rlaif.judges.attacks import ATTACKS, NAMING
+from rlaif.plan import VERSIONS
 from rlaif.progress import QuietProgress
 from rlaif.report.bench import (
     baseline_words,
@@ -311,6 +312,10 @@ def test_a_second_run_asks_nothing_and_says_the_same(
     assert (tmp_path / "out" / "bench.json").read_bytes() == kept
     with pytest.raises(AssertionError, match="was asked"):
         bench(tmp_path, [file], planted(61), **options)
+    # Nor is what other code made of the same pairs.
+    monkeypatch.setitem(VERSIONS, "judge", VERSIONS["judge"] + 1)
+    with pytest.raises(AssertionError, match="was asked"):
+        bench(tmp_path, [file], pairs, **options)
 
 
 def test_judges_are_compared_with_one_another_and_with_baselines(tmp_path: Path) -> None:

@@ -269,6 +269,57 @@ def test_negative_usage_never_lowers_a_ledger(tmp_path: Path) -> None:
     assert account.spent == account.estimated > 0
     lines = [json.loads(line) for line in (tmp_path / "spend.jsonl").read_text().splitlines()]
     assert all(line["estimated"] for line in lines)
+    for cost in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(AssertionError):
+            account.spend("m", cost)
+
+
+RAW = {
+    "a length in words": b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n{}",
+    "a negative length": b"HTTP/1.1 200 OK\r\ncontent-length: -5\r\n\r\n{}",
+    "a chunk that is none": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n{}",
+    "a status that is none": b"HTTP/1.1 2000 OK\r\ncontent-length: 2\r\n\r\n{}",
+    "a coding that is none": http(400, b"{}", kind="application/json; charset=nonsense"),
+    "a coding that does not fit": http(400, b"\xff\xfe\xfa", kind="text/plain; charset=utf-16"),
+    "odd headers": b"HTTP/1.1 200 OK\r\n\xff\xfe: \x00\r\ncontent-length: 2\r\n\r\n{}",
+    "a redirection to nowhere": http(302, b"", "location: http://[::\r\n"),
+    "packed and not": http(200, b"{}", "content-encoding: gzip\r\n"),
+}
+"""Replies that are odd as HTTP."""
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_a_reply_that_is_no_http_fails_its_record_alone(name: str) -> None:
+    with ShapedServer() as server:
+        server.set(lambda reply: RAW[name])
+        results, why = answered(engine(server.url, limits={"retries": 0}), ["a", ODD, "b"])
+    assert why == ""
+    assert [r.finish_reason == "failed" for r in results] == [False, True, False]
+    assert results[1].error
+
+
+def test_an_error_in_a_200_costs_nothing(tmp_path: Path) -> None:
+    price = {"input": 1, "output": 1}
+    spent = []
+    for shape in (None, SHAPES["429 in a 200"], SHAPES["unexpected endpoint"]):
+        account = Account()
+        with ShapedServer() as server:
+            server.set(shape, times=1)
+            made = engine(server.url, account, price=price, cache=False, limits={"retries": 2})
+            results, _ = answered(made, ["a", f"{ODD} b"])
+            assert [r.finish_reason for r in results] == ["stop", "stop"]
+        spent.append(account.spent)
+    assert spent[0] > 0
+    assert spent == [spent[0]] * 3
+
+
+def test_an_answer_without_a_text_is_asked_for_three_times_and_paid_each_time() -> None:
+    with ShapedServer() as server:
+        server.set(SHAPES["null content"])
+        results, _ = answered(engine(server.url, limits={"retries": 8}), ["a", ODD])
+        assert server.calls == 1 + 3
+    assert [r.finish_reason for r in results] == ["stop", "failed"]
+    assert "3 attempts" in (results[1].error or "")
 
 
 def test_the_limit_of_a_body_grows_with_what_was_asked_for() -> None:

@@ -189,6 +189,18 @@ def test_a_record_fails_with_its_reason_and_the_run_goes_on(bench: Bench, name: 
             assert RECORD[name] in found.words
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_step_whose_calls_all_failed_is_not_done(bench: Bench, command: str) -> None:
+    bench.server.set(SHAPES["page"], every=True)
+    found = bench.run(command, limits={"retries": 0})
+    assert found.code == 2, found.said
+    assert "Sign in" in found.words and "delete" in found.words
+    done = [json.loads(p.read_text()) for p in bench.folder.glob(f"{command}-*/**/done.json")]
+    # What a run sampled from a script before is done.
+    assert all(marker["kind"] == "sample" for marker in done)
+    assert not done or command == "run"
+
+
 PASSING = [n for n in RECORD if n not in ("flagged", "deep", "bomb", "too long", "withheld")]
 
 

@@ -170,6 +170,17 @@ def test_probabilities_under_the_name_of_log_probs_are_refused(value: float) -> 
     assert isinstance(why, str) and "log-prob" in why
 
 
+@pytest.mark.parametrize("tops", [[("1", 0.0), ("2", 0.0)], [("1", -0.1), ("2", -0.1)]])
+def test_alternatives_with_more_than_all_probability_are_refused(
+    tops: list[tuple[str, float]],
+) -> None:
+    why = label_probabilities(tops, LABELS, THINKING)
+    assert isinstance(why, str) and "add up to" in why
+    # Rounding to two digits is no more than rounding.
+    found = label_probabilities([("1", -0.01), ("2", -4.0)], LABELS, THINKING)
+    assert isinstance(found, dict)
+
+
 def test_rounding_above_0_is_0() -> None:
     assert label_probabilities([("1", 0.0009)], LABELS, THINKING) == {"first": 1.0, "second": 0.0}
 

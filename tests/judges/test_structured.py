@@ -201,6 +201,15 @@ def test_what_an_answer_plants_in_a_judge_s_json_is_never_read(text: str) -> Non
         assert read.status == "unparsed"
 
 
+def test_an_answer_that_is_one_object_is_parsed_as_json_has_it() -> None:
+    deep = "[" * 50 + "]" * 50
+    found = the_object(json_objects(f'{{"reasons": {deep}, "score": 4}}'), "score")
+    assert found is not None and member(found, "score") == 4
+    # So deep nothing is looked for amid prose.
+    found = the_object(json_objects(f'So: {{"reasons": {deep}, "score": 4}}'), "score")
+    assert found is None or member(found, "score") is None
+
+
 def test_deep_nesting_is_no_object() -> None:
     for text in ('{"a":' * 100_000, '{"a":[' * 50_000, '{"a"' * 100_000, "{" * 100_000):
         found = the_object(json_objects(text), "a")

@@ -57,6 +57,9 @@ LARGE = {
     "a format": "{{ '%1000000000d' % 1 }}",
     "the new format": "{{ '{:1000000000}'.format(1) }}",
     "a join": "{{ response | join(response) }}",
+    "joins of joins": "{{ response" + f" | join('{'x' * 40}')" * 4 + " }}",
+    "replaced in what was replaced": "{{ response" + ".replace('l', 'llllllllll')" * 9 + " }}",
+    "JSON of JSON": "{{ response | replace('l', '\"')" + " | tojson" * 40 + " }}",
     "a macro": "{% macro f() %}{% for i in range(99999) %}{{ response }}{% endfor %}{% endmacro %}"
     "{{ f() }}",
     "output": "{% for i in range(99999) %}{{ response }}{% endfor %}",
@@ -135,6 +138,9 @@ def test_nothing_that_may_grow_is_rendered_in_this_process(text: str) -> None:
         "{{ response.replace('', response) }}",
         "{{ response | indent(10 ** 9) }}",
         "{{ response | indent(1000000000) }}",
+        "{{ response | join('" + "x" * 41 + "') }}",
+        "{{ response | join(d='" + "x" * 41 + "') }}",
+        "{{ (response | join('xx') ~ 'a') | join('xx') }}",
     ],
 )
 def test_what_is_not_plainly_bounded_is_not_called_so(text: str) -> None:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rlaif.report.browser import MAX_ANSWERS, MAX_PAIRS
 from rlaif.report.gather import Sources, gather
 from rlaif.runs import load_run
 from rlaif.store import StepFolder
+from tests.servers.scripted import ScriptedServer
 
 Row = dict[str, Any]
 
@@ -162,6 +164,51 @@ def test_a_finished_run_writes_neither_report_nor_dataset_again(
     next(dataset.glob("trl/*.parquet")).unlink()
     run(*words, "--set", "description=Another.")
     assert page.exists() and len(stamps(dataset)) == len(after)
+
+
+def test_records_that_were_made_anew_make_a_new_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Question {n}?"}) + "\n" for n in range(4))
+    )
+    asked = [0]
+
+    def another_each_time(body: dict[str, Any], number: int) -> str:
+        asked[0] += 1
+        return "word " * (asked[0] % 7) + str(asked[0])
+
+    with ScriptedServer(another_each_time) as server:
+        policy = {"path": "m", "engine": "openai", "base_url": server.url, "cache": False}
+        data = {
+            "name": "small",
+            "models": {"policy": policy},
+            "prompts": {"path": "prompts.jsonl", "holdout": 1},
+            "rounds": 1,
+            "steps": [
+                {"sample": {"n": 2}},
+                {"judge": {"id": "longest", "kind": "longer"}},
+                {"pair": {"strategy": "all"}},
+            ],
+            "dataset": {"formats": ["trl"]},
+        }
+        path, out = tmp_path / "experiment.yaml", tmp_path / "out"
+        path.write_text(yaml.safe_dump(data))
+        words = ["run", path, "--out", out, "--quiet", "--no-report"]
+
+        def rows() -> list[Row]:
+            files = sorted((out / "dataset" / "trl").glob("*.parquet"))
+            return [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
+
+        run(*words)
+        before = rows()
+        shutil.rmtree(out / "steps")
+        run(*words)
+    assert len(rows()) == len(before)
+    assert rows() != before
+    texts = {row["chosen"][-1]["content"] for row in load_run(out).rows("preferences")}
+    assert {row["chosen"][-1]["content"] for row in rows()} == texts
 
 
 def test_the_report_command_writes_whenever_it_is_called(scripted: Path, tmp_path: Path) -> None:
