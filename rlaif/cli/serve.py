@@ -31,6 +31,7 @@ def reward(model: Path, host: str, port: int, dtype: str) -> None:
     reward; GET /health, /metrics, /v1/models.
     """
     from rlaif.config import ModelSpec
+    from rlaif.engines.adapters import whole
     from rlaif.engines.build import refuse_no_reward_model
     from rlaif.engines.reward import load
     from rlaif.errors import ConfigError
@@ -38,9 +39,10 @@ def reward(model: Path, host: str, port: int, dtype: str) -> None:
     from rlaif.serve_app import RewardServer
     from rlaif.yamlio import validate
 
-    refuse_no_reward_model(model)
+    folder = whole(model)
+    refuse_no_reward_model(folder)
     spec = validate(ModelSpec, {"path": str(model), "dtype": dtype}, {}, "rlaif serve reward")
-    service = RewardService(load(spec, model, model.name))
+    service = RewardService(load(spec, folder, model.name))
     try:
         server = RewardServer(service, host, port)
     except OSError as error:

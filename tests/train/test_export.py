@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from rlaif.config import LoraOptions
+from rlaif.engines.checkpoints import MASTERS
 from rlaif.train.export import export, write_weights
-from rlaif.train.loading import MASTERS, load_module
+from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
 
 CPU = torch.device("cpu")
