@@ -13,7 +13,7 @@ from typing import Protocol
 from rlaif.build import Built, build_dataset
 from rlaif.config import Experiment
 from rlaif.engines.adapters import COPIES
-from rlaif.engines.build import EnginePool
+from rlaif.engines.build import EnginePool, whole
 from rlaif.engines.builtin import resolve
 from rlaif.engines.meter import kept_meters
 from rlaif.errors import GateStopped
@@ -226,7 +226,7 @@ def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> No
     trains = [p for p in plan if p.kind in TRAINED and p.hash in missing]
     if not trains:
         return
-    folder = resolve(trains[0].models["start"].spec.path)
+    folder = whole(resolve(trains[0].models["start"].spec.path))
     parameters = sum(f.stat().st_size for f in folder.glob("*.safetensors")) // 2
     store.need_space(parameters * (2 * len(trains) + 4 * len(_last_trains(plan)) + 16))
 

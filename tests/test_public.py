@@ -22,6 +22,7 @@ DOCUMENTED = {"average": average, "find": find, "resolve": resolve}
 FUNCTIONS = {n: f for n, f in (EXPORTED | DOCUMENTED).items() if inspect.isfunction(f)}
 PATHS = {
     "average": {"members", "out"},
+    "build_judge": {"beside"},
     "build_report": {"out"},
     "find": {"beside", "name"},
     "load_constitution": {"path"},
@@ -37,8 +38,10 @@ PATHS = {
 
 def kinds(hint: Any) -> set[Any]:
     """Every class that a type hint names."""
-    parts = get_args(hint)
-    return {hint}.union(*map(kinds, parts)) if parts else {hint}
+    # The arguments of a Callable are a list.
+    parts = hint if isinstance(hint, list) else get_args(hint)
+    alone = not parts and not isinstance(hint, list)
+    return {hint} if alone else set().union(*map(kinds, parts))
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))

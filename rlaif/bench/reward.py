@@ -31,8 +31,8 @@ from rlaif.config import ModelSpec
 from rlaif.config.distill import LinearDistill
 from rlaif.data.labelled import LabelledPair
 from rlaif.device import pick_device
-from rlaif.engines.adapters import member_folders, whole
-from rlaif.engines.build import EnginePool, refuse_no_reward_model
+from rlaif.engines.adapters import member_folders
+from rlaif.engines.build import EnginePool, refuse_no_reward_model, whole
 from rlaif.engines.reward import reward_position
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.experiment import StepProgress

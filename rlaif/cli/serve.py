@@ -31,8 +31,7 @@ def reward(model: Path, host: str, port: int, dtype: str) -> None:
     reward; GET /health, /metrics, /v1/models.
     """
     from rlaif.config import ModelSpec
-    from rlaif.engines.adapters import whole
-    from rlaif.engines.build import refuse_no_reward_model
+    from rlaif.engines.build import refuse_no_reward_model, whole
     from rlaif.engines.reward import load
     from rlaif.errors import ConfigError
     from rlaif.serve import RewardService

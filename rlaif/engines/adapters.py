@@ -44,15 +44,9 @@ def adapter_folder(spec: ModelSpec) -> Path | None:
     return folder
 
 
-def whole(folder: Path, copies: Path | None = None) -> Path:
-    """The folder of a whole model: `folder` itself or, where training exported an adapter alone
-    to it, a merged copy in `copies` (None: in the user's cache). Raises EngineError where the
-    adapter's base is not to be found or is another than it was."""
-    if not (folder / ADAPTER_BASE).exists() or (folder / "config.json").exists():
-        return folder
-    from rlaif.engines.merging import merged_copy
-
-    return merged_copy(folder, copies)
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder has an adapter alone, which training exported."""
+    return (folder / ADAPTER_BASE).exists() and not (folder / "config.json").exists()
 
 
 def model_hash(folder: Path, spec: ModelSpec) -> str:

@@ -60,8 +60,8 @@ def locate(name: str) -> Path | None:
 
 
 def resolve(name: str | Path) -> Path:
-    """The folder of a model: converted, local, merged from an adapter that training exported, or
-    fetched from the hub. Raises EngineError."""
+    """The folder of a model, or of an adapter that training exported: converted, local, or fetched
+    from the hub. Raises EngineError."""
     name = str(name)
     found = locate(name)
     if found is not None:
@@ -72,9 +72,7 @@ def resolve(name: str | Path) -> Path:
         raise EngineError(f"{name}: no such built-in model; there is {', '.join(BUILTIN)}")
     folder = Path(name).expanduser()
     if (folder / ADAPTER_BASE).exists():
-        from rlaif.engines.merging import merged_copy
-
-        return merged_copy(folder)
+        return folder
     if (folder / "adapter_config.json").exists():
         raise EngineError(
             f"{name}: this folder holds an adapter, not a model. Name the model that it is for as "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,46 @@ def write_checkpoint(module: Any, masters: Mapping[str, Tensor], start: Path, fo
     if is_reward(module):
         pad_apart_from_end(module, folder)
         read_at_last(module)
+    save(module, folder)
+
+
+def save(module: Any, folder: Path) -> None:
+    """Write config and weights in `folder`, which has the tokenizer."""
     module.save_pretrained(folder)
+    write_older_names(folder)
+
+
+def write_older_names(folder: Path) -> None:
+    """Say what the config and the tokenizer's say by the names that transformers 4 knows as well,
+    which others still use: it would compute with its default `rope_theta`, and refuse the
+    tokenizer."""
+    config = _read(folder / "config.json")
+    rope = config.get("rope_parameters")
+    older: dict[str, Any] = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
+    # Where layers differ, each has parameters of its own, and so had they in transformers 4.
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        plain = ("rope_theta", "partial_rotary_factor")
+        older |= {key: rope[key] for key in plain if key in rope}
+        if rope.get("rope_type", "default") != "default":
+            older["rope_scaling"] = {k: v for k, v in rope.items() if k not in plain}
+    if config:
+        _write(folder / "config.json", config | older)
+    tokenizer = _read(folder / "tokenizer_config.json")
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    if tokenizer:
+        _write(folder / "tokenizer_config.json", tokenizer)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def _write(path: Path, row: dict[str, Any]) -> None:
+    path.write_text(json.dumps(row, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_at_last(module: Any) -> None:

@@ -100,7 +100,7 @@ def stack(first: Path, second: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
             part = file.get(name, torch.zeros(shape))
             parts.append(part * (config["lora_alpha"] / rank if dim else 1.0))
         merged[name] = torch.cat(parts, dim).contiguous()
-    targets = {n.partition(".lora_")[0].rpartition(".")[2] for n in names}
+    targets = {n.partition(".lora_")[0].removeprefix("base_model.model.") for n in names}
     rank = sum(ranks)
     changed = {"r": rank, "lora_alpha": rank, "target_modules": sorted(targets)}
     return merged, configs[1] | changed

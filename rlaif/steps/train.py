@@ -13,8 +13,8 @@ from rlaif.checksums import add
 from rlaif.config import DistillStep, FitStep, OnPolicyTrain
 from rlaif.config.distill import Refresh
 from rlaif.device import pick_device
-from rlaif.engines.adapters import COPIES, whole
-from rlaif.engines.build import load_engine
+from rlaif.engines.adapters import COPIES
+from rlaif.engines.build import load_engine, whole
 from rlaif.engines.builtin import weights_hash
 from rlaif.errors import RlaifError
 from rlaif.plan.training import UNHASHED

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlaif.checksums import NAME, publish
-from rlaif.engines.adapters import member_folders, whole
-from rlaif.engines.build import is_reward_model
+from rlaif.engines.adapters import member_folders
+from rlaif.engines.build import is_reward_model, whole
 from rlaif.engines.builtin import check_weights
 from rlaif.engines.checkpoints import MASTERS
 from rlaif.engines.merging import ADAPTER

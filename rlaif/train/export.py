@@ -22,7 +22,9 @@ from rlaif.engines.checkpoints import (
     load_classifier,
     pad_apart_from_end,
     read_at_last,
+    save,
     write_checkpoint,
+    write_older_names,
 )
 from rlaif.engines.merging import ADAPTER, earlier_adapter, save_adapter, write_on_base
 from rlaif.heads import Head, save_head
@@ -75,6 +77,7 @@ def _write_adapter(module: Any, start: Path, out: Path, lora: LoraOptions) -> No
     copy_text_files(start, folder)
     if is_reward(causal(module)):
         pad_apart_from_end(causal(module), folder)
+    write_older_names(folder)
 
 
 def _renewed(model: TrainModel, start: Path, lora: LoraOptions | None, reward: bool) -> Any:
@@ -122,7 +125,7 @@ def export_members(start: Path, adapters: Sequence[Path], out: Path) -> None:
     copy_text_files(start, temporary)
     pad_apart_from_end(module, temporary)
     read_at_last(module)
-    module.save_pretrained(temporary)
+    save(module, temporary)
     for number, adapter in enumerate(adapters):
         own = temporary / MEMBERS / str(number)
         shutil.copytree(adapter, own, ignore=shutil.ignore_patterns(NAME))
@@ -160,7 +163,7 @@ def export_head(
     copy_text_files(start, temporary)
     pad_apart_from_end(module, temporary)
     read_at_last(module)
-    module.save_pretrained(temporary)
+    save(module, temporary)
     save_head(head, temporary)
     if region is not None:
         save_region(region, temporary)

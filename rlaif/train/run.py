@@ -15,7 +15,7 @@ from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TextStep, T
 from rlaif.config.on_policy import PpoTrain
 from rlaif.config.training import KtoTrain
 from rlaif.device import release_freed_memory
-from rlaif.engines.adapters import whole
+from rlaif.engines.build import whole
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.records import Preference, to_json
 from rlaif.train import checkpoint, parallel

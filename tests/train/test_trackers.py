@@ -59,10 +59,9 @@ def test_the_figures_of_each_rounds_evaluation_are_one_line(tmp_path, tiny_model
     path = write_experiment(
         tmp_path / "given",
         tiny_model,
-        judges=[{"id": "checks", "kind": "rules"}],
         steps=[
             {"sample": {"n": 2, "max_new_tokens": 4}},
-            {"judge": "checks"},
+            {"judge": {"id": "checks", "kind": "rules"}},
             {"pair": {"min_margin": 0.0}},
             {"train": train | {"trackers": ["tensorboard"], "lora": {"export": "adapter", "r": 2}}},
             {"evaluate": {"resamples": 20}},
