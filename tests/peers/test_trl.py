@@ -38,7 +38,7 @@ def exported(tmp_path: Path, name: str) -> Any:
     return load_dataset("json", data_files=str(tmp_path / f"{name}.jsonl"), split="train")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def loaded(tiny_model: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
