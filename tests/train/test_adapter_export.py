@@ -21,6 +21,7 @@ from rlaif.train.export import export, from_masters
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
 from rlaif.train.run import train
+from tests.train.test_on_policy import learn, options_of
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 40, 7, 81, 30, 12]])
@@ -178,6 +179,19 @@ def test_training_writes_what_export_says(tmp_path, make_model, make_preferences
     assert len({(a / "adapter_model.safetensors").read_bytes() for a in adapters}) == 1
     tensors = load_file(made["adapter"] / "adapter_model.safetensors")
     assert ("base_model.model.score.weight" in tensors) == (method == "bradley_terry")
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo", "ppo_separate"])
+def test_what_fresh_answers_taught_can_be_kept_as_an_adapter(tmp_path, make_model, name):
+    """A value head or a critic is no part of it."""
+    for kind in ("merged", "adapter", "both"):
+        options = options_of(name, rollouts=1, lora={"r": 4, "export": kind})
+        learn(make_model(0), tmp_path / kind, options)
+    out = {kind: tmp_path / kind / "out" for kind in ("merged", "adapter", "both")}
+    assert weights_hash(out["merged"]) == weights_hash(out["both"])
+    assert weights_hash(out["merged"]) == weights_hash(whole(out["adapter"]))
+    tensors = load_file(out["adapter"] / "adapter_model.safetensors")
+    assert tensors and all(".lora_" in name for name in tensors)
 
 
 def test_the_key_leaves_hashes_alone_and_is_refused_for_an_ensemble():
