@@ -118,7 +118,7 @@ class AnswerTurn:
             stripped = reasoning == "strip" and thinking
             plain = content if stripped else str(answer["content"] or "")
             # A template may write the empty block that an answer begins with by itself.
-            text = self._found(plain, content if not thinking else plain)
+            text = self._found(plain, plain if thinking else content)
             return self._lead(self._frame.header) + text, self._frame.suffix
         return self._with_thinking(answer, thinking, content)
 
@@ -178,12 +178,14 @@ class AnswerTurn:
         return text[len(self.given) : len(text) - len(suffix)], suffix
 
     def _found(self, content: str, without: str) -> str:
-        """The text of a plain answer as the template writes it, or `without` what it began with."""
+        """The text of a plain answer as the template writes it, or `without` what it begins with
+        where the template changes that."""
         header, _, suffix = self._frame
-        text = self._whole({"role": "assistant", "content": content})
-        for plain, form in product((content, without), FORMS):
-            if text == header + form(plain) + suffix:
-                return form(plain)
+        for plain in dict.fromkeys((content, without)):
+            text = self._whole({"role": "assistant", "content": plain})
+            for form in FORMS:
+                if text == header + form(plain) + suffix:
+                    return form(plain)
         if not content.strip():
             # Many templates write a turn without text in a way of its own.
             return ""

@@ -60,7 +60,9 @@ def _trackers(context: StepContext) -> list[tuple[list[str], Tracked]]:
     its rounds, the same in every round of a run folder."""
     experiment, planned = context.inputs.experiment, context.planned
     trained = [e.train or e.distill for e in experiment.steps]
-    names = list(dict.fromkeys(name for step in trained if step for name in step.trackers))
+    names: list[str] = []
+    for step in trained:
+        names += [name for name in (step.trackers if step else ()) if name not in names]
     if not names:
         return []
     root = content_hash(str(context.store.root.resolve()), length=8)
