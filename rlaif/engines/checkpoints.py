@@ -67,6 +67,8 @@ def write_older_names(folder: Path) -> None:
     tokenizer = _read(folder / "tokenizer_config.json")
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # There that class gives `token_type_ids` as well, which few models take.
+        tokenizer.setdefault("model_input_names", ["input_ids", "attention_mask"])
     if isinstance(tokenizer.get("extra_special_tokens"), list):
         tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
     if tokenizer:

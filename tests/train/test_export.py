@@ -70,6 +70,7 @@ def test_transformers_4_finds_what_it_looks_for(tmp_path, make_model):
     assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
     tokenizer = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
     assert tokenizer["additional_special_tokens"] == ["<|im_start|>"]
     # What is read here is the same as ever.
     assert AutoConfig.from_pretrained(tmp_path / "out").rope_parameters == scaled
