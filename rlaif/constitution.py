@@ -221,14 +221,14 @@ class _Merged:
     places: dict[str, Place] = field(default_factory=dict)
 
 
-def load_constitution(path: Path) -> Constitution:
+def load_constitution(path: str | Path) -> Constitution:
     """The constitution in a YAML file, with what it extends merged in.
 
     Files are merged in the order of mention, parents before children, each once. An entry with the
     id of an earlier principle replaces the fields it gives (whole fields; null clears one). Raises
     ConfigError with file and line.
     """
-    return load_with_places(path)[0]
+    return load_with_places(Path(path))[0]
 
 
 def load_with_places(path: Path) -> tuple[Constitution, dict[str, Place]]:

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from rlaif.build import Built, build_dataset
 from rlaif.config import Experiment
-from rlaif.engines.build import EnginePool
+from rlaif.engines.adapters import COPIES
+from rlaif.engines.build import EnginePool, whole
 from rlaif.engines.builtin import resolve
 from rlaif.engines.meter import kept_meters
 from rlaif.errors import GateStopped
@@ -68,8 +69,8 @@ class RunResult:
 
 
 def run_experiment(
-    path: Path,
-    out: Path,
+    path: str | Path,
+    out: str | Path,
     overrides: Sequence[str] = (),
     progress: StepProgress | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -80,6 +81,7 @@ def run_experiment(
     """
     from rlaif.progress import QuietProgress
 
+    path, out = Path(path), Path(out)
     progress = progress or QuietProgress()
     store = Store(out)
     store.prepare()
@@ -106,6 +108,7 @@ def run_experiment(
         finally:
             progress.finish()
             pool.close()
+        shutil.rmtree(store.root / COPIES, ignore_errors=True)
         rounds = write_rounds(inputs, plan, store)
         wanted = inputs.experiment.dataset
         with name_step("dataset", out / "dataset"):
@@ -223,7 +226,7 @@ def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> No
     trains = [p for p in plan if p.kind in TRAINED and p.hash in missing]
     if not trains:
         return
-    folder = resolve(trains[0].models["start"].spec.path)
+    folder = whole(resolve(trains[0].models["start"].spec.path))
     parameters = sum(f.stat().st_size for f in folder.glob("*.safetensors")) // 2
     store.need_space(parameters * (2 * len(trains) + 4 * len(_last_trains(plan)) + 16))
 

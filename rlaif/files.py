@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from rlaif.constitution import load_constitution
 from rlaif.data.loaded import record_of
 from rlaif.data.rows import jsonl_rows, rows_hash, source_rows
 from rlaif.data.sources import PromptSet, every_prompt, loaded_source
+from rlaif.engines.adapters import COPIES
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
 from rlaif.engines.meter import FILE as METERS
@@ -162,6 +164,7 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
         finally:
             progress.finish()
             pool.close()
+        shutil.rmtree(store.root / COPIES, ignore_errors=True)
         if request.kind == "sample":
             write_jsonl(request.out / "prompts.json", [to_json(p) for p in prompts.values()])
         made = store.model_path(planned.hash) if request.kind in TRAINED else None

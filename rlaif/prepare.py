@@ -13,7 +13,7 @@ from rlaif.data.readers import read_labelled
 from rlaif.data.rows import Source, rows_hash, source_rows
 from rlaif.data.sources import PromptSet, load_prompts, loaded_source, split_prompts
 from rlaif.engines.adapters import model_hash
-from rlaif.engines.build import REMOTE, known_capabilities, server_key
+from rlaif.engines.build import REMOTE, known_capabilities, server_key, whole
 from rlaif.engines.builtin import check_weights, locate, resolve
 from rlaif.errors import ConfigError
 from rlaif.judges.base import roles_of
@@ -100,7 +100,7 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
     if ":" in spec.engine and locate(spec.path) is None:
         # A plug-in's path need not be a folder of weights.
         return f"plugin:{spec.engine}:{spec.path}"
-    folder = resolve(spec.path) if fetch else locate(spec.path)
+    folder = whole(resolve(spec.path)) if fetch else locate(spec.path)
     if fetch and spec.gpus is not None:
         from rlaif.engines.vllm_options import visible_gpus
 

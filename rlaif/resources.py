@@ -19,7 +19,7 @@ def shipped_root() -> Path:
     return inside if inside.is_dir() else package.parent
 
 
-def find(name: str, beside: Path | None = None) -> Path:
+def find(name: str | Path, beside: str | Path | None = None) -> Path:
     """The file or folder that a config calls `name`.
 
     Looked for as given (from the working folder), beside the file that names it and in that file's
@@ -30,7 +30,7 @@ def find(name: str, beside: Path | None = None) -> Path:
     if not given.is_absolute():
         bases = [Path.cwd()]
         if beside is not None:
-            bases += [beside.resolve().parent, beside.resolve().parent.parent]
+            bases += Path(beside).resolve().parents[:2]
         tried = list(dict.fromkeys(base / given for base in [*bases, shipped_root()]))
     for place in tried:
         if _exists(place):

@@ -349,8 +349,9 @@ class Store:
         """Remove what killed processes left half written. Only who holds the lock trains."""
         for folder in (self.root, self.root / "models"):
             sweep(folder)
-        for partial in (self.root / "models").glob("*.partial"):
-            shutil.rmtree(partial, ignore_errors=True)
+        for kind in ("models", "merged"):
+            for partial in (self.root / kind).glob("*.partial"):
+                shutil.rmtree(partial, ignore_errors=True)
 
     def need_space(self, needed: int) -> None:
         """Raise StoreError when the disk has less than `needed` bytes free."""

@@ -42,5 +42,5 @@ for question in ("Why is the sky blue?", "How do I keep bread fresh?", "What is 
 train = DpoTrain(learning_rate=2e-5, batch_size=2)
 out = Path("runs/one_round")
 paths = {"start": folder, "reference": None, "out": out / "model", "work": out / "work"}
-outcome = rlaif.train_model(train, pairs, tokens, seed=7, system_prompt="drop", **paths)
+outcome = rlaif.train_model(train, pairs, tokens, seed=7, chat=spec.chat, **paths)
 print(f"{len(pairs)} pairs, {outcome.steps} optimiser steps, model in {paths['out']}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from rlaif.config.distill import LinearDistill
 from rlaif.data.labelled import LabelledPair
 from rlaif.device import pick_device
 from rlaif.engines.adapters import member_folders
-from rlaif.engines.build import EnginePool, refuse_no_reward_model
+from rlaif.engines.build import EnginePool, refuse_no_reward_model, whole
 from rlaif.engines.reward import reward_position
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.experiment import StepProgress
@@ -81,6 +81,8 @@ def run_reward_bench(
 ) -> dict[str, Any]:
     """Everything that was measured, JSON-ready; also kept in `out` as reward.json. Rewards and
     hidden states are kept there too, and a run that was stopped goes on. Raises RlaifError."""
+    named = str(request.model)
+    request = replace(request, model=whole(request.model))
     refuse_no_reward_model(request.model)
     decided = [p for p in pairs if p.label is not None and p.label != 0.5]
     if not decided:
@@ -97,7 +99,7 @@ def run_reward_bench(
         table, kept = reward_table(decided, judged)
         result = {
             "name": request.name,
-            "model": str(request.model),
+            "model": named,
             "pairs": {"n": len(kept), "left_out": len(pairs) - len(kept)},
             "settings": {"seed": request.seed},
             **_figures(table),

@@ -31,16 +31,17 @@ def reward(model: Path, host: str, port: int, dtype: str) -> None:
     reward; GET /health, /metrics, /v1/models.
     """
     from rlaif.config import ModelSpec
-    from rlaif.engines.build import refuse_no_reward_model
+    from rlaif.engines.build import refuse_no_reward_model, whole
     from rlaif.engines.reward import load
     from rlaif.errors import ConfigError
     from rlaif.serve import RewardService
     from rlaif.serve_app import RewardServer
     from rlaif.yamlio import validate
 
-    refuse_no_reward_model(model)
+    folder = whole(model)
+    refuse_no_reward_model(folder)
     spec = validate(ModelSpec, {"path": str(model), "dtype": dtype}, {}, "rlaif serve reward")
-    service = RewardService(load(spec, model, model.name))
+    service = RewardService(load(spec, folder, model.name))
     try:
         server = RewardServer(service, host, port)
     except OSError as error:

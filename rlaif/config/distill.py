@@ -81,12 +81,16 @@ class DistillStep(TrainStep):
     def _members_are_adapters(self) -> DistillStep:
         if self.members > 1 and self.lora is None:
             raise ValueError("`members` are adapters on one body: give `lora` ({}: its defaults)")
+        if self.members > 1 and self.lora is not None and self.lora.export != "merged":
+            raise ValueError(
+                "`members` are exported as adapters on one body in any case: leave lora.export out"
+            )
         return self
 
     @property
     def makes_masters(self) -> bool:
-        """Not as an ensemble: nothing can be trained from it."""
-        return self.members == 1
+        """Not as an ensemble either: nothing can be trained from it."""
+        return self.members == 1 and super().makes_masters
 
 
 class BradleyTerryDistill(DistillStep):

@@ -288,8 +288,9 @@ class Experiment(Strict):
         return {judge.id: judge for judge in [*self.judges, *steps]}
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> tuple[Experiment, Lines]:
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Experiment, Lines]:
     """The experiment in `path` with `a.b=c` overrides applied. Raises ConfigError."""
+    path = Path(path)
     data, lines = load_yaml(path)
     for override in overrides:
         apply_override(data, override)

@@ -17,13 +17,19 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class LoraOptions(Strict):
-    """Low-rank adapters through peft; merged into the exported weights."""
+    """Low-rank adapters through peft."""
 
     r: PositiveInt = 16
     alpha: PositiveFloat = 32.0
     dropout: Fraction = 0.0
     target_modules: str | list[str] = "all-linear"
     dora: bool = Field(False, description="Weight-decomposed adapters (arXiv 2402.09353).")
+    export: Literal["merged", "adapter", "both"] = Field(
+        "merged",
+        exclude_if=lambda value: value == "merged",
+        description="What is written: whole weights with the adapter in them, the adapter alone in "
+        "peft's format, or whole weights and the adapter beside them in `adapter/`.",
+    )
 
 
 class TextStep(Strict):
@@ -103,6 +109,11 @@ class TrainStep(TextStep):
         if self.sharding == "full" and self.processes == 1:
             raise ValueError("`sharding: full` needs several processes: set `processes` above 1")
         return self
+
+    @property
+    def makes_masters(self) -> bool:
+        """Not as an adapter alone, which is exact as it is."""
+        return self.lora is None or self.lora.export != "adapter"
 
     @property
     def loss_options(self) -> dict[str, Any]:

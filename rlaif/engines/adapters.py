@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import ModelSpec
-from rlaif.engines.builtin import files_hash, weights_hash
+from rlaif.engines.builtin import ADAPTER_BASE, files_hash, weights_hash
 from rlaif.errors import EngineError, explain_library
 from rlaif.records import content_hash
 from rlaif.store import read_json
@@ -17,6 +17,13 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 MEMBERS = "members"
 """The folder in a checkpoint that holds the adapters of an ensemble, by number."""
+DORA = (
+    "lora.export: an adapter on what is itself an adapter alone is written as one with it, and "
+    "DoRA's cannot be: set `export: both` where the start is made, or leave `dora` out of both"
+)
+"""Why an adapter cannot be kept."""
+COPIES = "merged"
+"""The folder of merged copies: in a run folder while the run lasts, else in the user's cache."""
 
 
 def adapter_folder(spec: ModelSpec) -> Path | None:
@@ -31,10 +38,15 @@ def adapter_folder(spec: ModelSpec) -> Path | None:
             f"adapter {spec.adapter}: there is no {' and no '.join(missing)} in this folder. Name "
             "the folder that peft's `save_pretrained` wrote."
         )
-    kind = _config(folder).get("peft_type")
+    kind = adapter_config(folder).get("peft_type")
     if kind != "LORA":
         raise EngineError(f"adapter {spec.adapter}: its type is {kind}, and only LORA is served")
     return folder
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder has an adapter alone, which training exported."""
+    return (folder / ADAPTER_BASE).exists() and not (folder / "config.json").exists()
 
 
 def model_hash(folder: Path, spec: ModelSpec) -> str:
@@ -47,7 +59,7 @@ def model_hash(folder: Path, spec: ModelSpec) -> str:
 
 def rank(adapter: Path) -> int:
     """The highest rank of the adapter's matrices."""
-    config = _config(adapter)
+    config = adapter_config(adapter)
     ranks: list[int] = [config["r"], *(config.get("rank_pattern") or {}).values()]
     return max(ranks)
 
@@ -84,5 +96,6 @@ def _misfit(name: str, adapter: Path) -> str:
     return f"model {name!r}: the adapter in {adapter} does not fit"
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """peft's config of the adapter in `folder`. Raises StoreError where it is damaged."""
     return read_json(folder / CONFIG, "Mend this file, or name another adapter.") or {}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from rlaif.engines.base import (
 )
 from rlaif.engines.decode import Answer, Choice, Usage
 from rlaif.engines.labels import ADVICE, label_probabilities
-from rlaif.records import Message, content_hash
+from rlaif.records import Message, content_hash, message_text
 from rlaif.thinking import Said, split
 
 Request = GenerateRequest | ScoreRequest
@@ -154,23 +155,58 @@ def _score_body(spec: ModelSpec, request: ScoreRequest) -> dict[str, Any]:
 
 
 def _prompt_body(spec: ModelSpec, request: Request) -> dict[str, Any]:
-    messages: list[Message] = [
-        {"role": m["role"], "content": m["content"]} for m in request.messages
-    ]
+    messages = list(request.messages)
     given = any(m["role"] == "system" for m in messages)
     if spec.system_prompt != "keep" and not given:
         messages.insert(0, {"role": "system", "content": spec.system_prompt})
     messages = with_system_role(messages, spec.system_role)
     if spec.api == "completions":
-        text = "\n\n".join(m["content"] for m in messages) + "\n\n" + request.prefill
+        text = "\n\n".join(message_text(m) for m in messages) + "\n\n" + request.prefill
         return {"model": spec.path, "prompt": text}
-    body: dict[str, Any] = {"model": spec.path, "messages": messages}
+    turns = wire_turns(messages)
+    body: dict[str, Any] = {"model": spec.path, "messages": turns}
     if spec.chat_template_kwargs:
         body["chat_template_kwargs"] = spec.chat_template_kwargs
     if request.prefill:
-        messages.append({"role": "assistant", "content": request.prefill})
+        turns.append({"role": "assistant", "content": request.prefill})
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     return body
+
+
+def wire_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The turns as the chat API has them: arguments of tool calls as JSON texts, and every tool's
+    turn with the id of the call that it answers, which is made up where a file gave none. The API
+    has no place for reasoning."""
+    turns: list[dict[str, Any]] = []
+    waiting: list[str] = []
+    for number, message in enumerate(messages):
+        turn: dict[str, Any] = {"role": message["role"], "content": message["content"]}
+        calls = message.get("tool_calls")
+        if calls:
+            turn["tool_calls"] = [_wire_call(c, f"call_{number}_{i}") for i, c in enumerate(calls)]
+            turn["content"] = message["content"] or None
+            waiting = [call["id"] for call in turn["tool_calls"]]
+        if message["role"] == "tool":
+            first = waiting[0] if waiting else f"call_{number}"
+            turn["tool_call_id"] = own = message.get("tool_call_id", first)
+            waiting = [name for name in waiting if name != own]
+        if "name" in message:
+            turn["name"] = message["name"]
+        turns.append(turn)
+    return turns
+
+
+def _wire_call(call: Mapping[str, Any], name: str) -> dict[str, Any]:
+    inside = call.get("function", call)
+    arguments = inside.get("arguments", {})
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    function = {"name": inside.get("name", ""), "arguments": text}
+    return {"id": call.get("id", name), "type": "function", "function": function}
+
+
+def lost(messages: Sequence[Message]) -> Counter[str]:
+    """The turns of a conversation whose reasoning is not sent."""
+    return +Counter(reasoning_lost=sum("reasoning_content" in message for message in messages))
 
 
 def without_schema(call: ApiCall) -> ApiCall:
@@ -185,10 +221,16 @@ def most_usage(body: dict[str, Any]) -> Usage:
     if "prompt" in body:
         size = len(body["prompt"].encode())
     else:
-        size = sum(len(m["content"].encode()) + TEMPLATE_TOKENS for m in body["messages"])
+        size = sum(_size(m) + TEMPLATE_TOKENS for m in body["messages"])
     size += sum(len(json.dumps(body[key])) for key in ("response_format", "tools") if key in body)
     limit = max((body[key] for key in LIMIT_KEYS if key in body), default=0)
     return Usage(size, limit * body.get("n", 1))
+
+
+def _size(turn: Mapping[str, Any]) -> int:
+    """The bytes of a turn's text and tool calls."""
+    calls = json.dumps(turn["tool_calls"], ensure_ascii=False) if "tool_calls" in turn else ""
+    return len(((turn["content"] or "") + calls).encode())
 
 
 def most_bytes(body: dict[str, Any]) -> int:

@@ -9,7 +9,8 @@ as it goes, and yields what has come.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -252,6 +253,16 @@ class Engine(Sampler, Protocol):
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+@runtime_checkable
+class Losing(Protocol):
+    """What an engine has besides that knows which parts of a conversation its model is not
+    shown."""
+
+    def lost(self, messages: Sequence[Message]) -> Counter[str]:
+        """How many turns have such a part, by `rlaif.chat.LOST`."""
         ...
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from rlaif.config import TRAINABLE, ModelSpec
 from rlaif.engines import api
 from rlaif.engines.account import Account, run_account
-from rlaif.engines.adapters import model_hash
+from rlaif.engines.adapters import COPIES, is_adapter, model_hash
 from rlaif.engines.base import Engine, Model, Reloadable, Sharing
 from rlaif.engines.builtin import locate, resolve
 from rlaif.errors import ConfigError, EngineError
@@ -92,11 +92,23 @@ def refuse_no_reward_model(folder: Path) -> None:
         raise ConfigError("no reward model in this folder: `rlaif distill` makes one", folder)
 
 
+def whole(folder: Path, copies: Path | None = None) -> Path:
+    """The folder of a whole model: `folder` itself or, where training exported an adapter alone
+    to it, a merged copy in `copies` (None: in the user's cache). Raises EngineError where the
+    adapter's base is not to be found or is another than it was."""
+    if not is_adapter(folder):
+        return folder
+    from rlaif.engines.merging import merged_copy
+
+    return merged_copy(folder, copies)
+
+
 def load_engine(
-    spec: ModelSpec, folder: Path | None, name: str, account: Account | None = None
+    spec: ModelSpec, folder: str | Path | None, name: str, account: Account | None = None
 ) -> Engine:
     """The engine of `spec`; `engine: package.module:Name` is called as Name(spec, folder, name).
     Remote calls are put on `account`."""
+    folder = None if folder is None else whole(Path(folder))
     kind = "reward" if spec.engine in TRAINABLE and is_reward_model(folder) else spec.engine
     if kind == "reward" and spec.adapter is not None:
         raise ConfigError(f"model {name}: `adapter` is for language models, not for reward models")
@@ -143,10 +155,10 @@ class EnginePool:
         return EnginePool(self.store, account=self.account.beside())
 
     def folder(self, model: Model) -> str:
-        """The folder of the model's weights."""
+        """The folder of the model's weights, merged from an adapter where that is all there is."""
         if model.train_hash is not None:
-            return str(self.store.model_path(model.train_hash))
-        return str(resolve(model.spec.path))
+            return str(whole(self.store.model_path(model.train_hash), self.store.root / COPIES))
+        return str(whole(resolve(model.spec.path)))
 
     def get(self, model: Model) -> Engine:
         """The loaded engine of `model`."""

@@ -29,6 +29,8 @@ BUILTIN = {
         "hub": "HuggingFaceTB/SmolLM2-135M-Instruct",
     }
 }
+ADAPTER_BASE = "base_model.json"
+"""The file beside a trained adapter that has the hash of the weights which it was trained on."""
 METADATA = "__metadata__"
 """The entry of a safetensors header that is no tensor."""
 IDENTITY_FILES = (
@@ -38,6 +40,8 @@ IDENTITY_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
     "reward_head.json",
+    "adapter_config.json",
+    ADAPTER_BASE,
 )
 
 
@@ -55,8 +59,10 @@ def locate(name: str) -> Path | None:
     return folder if (folder / "config.json").exists() else None
 
 
-def resolve(name: str) -> Path:
-    """The folder of a model: converted, local, or fetched from the hub. Raises EngineError."""
+def resolve(name: str | Path) -> Path:
+    """The folder of a model, or of an adapter that training exported: converted, local, or fetched
+    from the hub. Raises EngineError."""
+    name = str(name)
     found = locate(name)
     if found is not None:
         return found
@@ -65,6 +71,8 @@ def resolve(name: str) -> Path:
     if name.startswith("builtin/"):
         raise EngineError(f"{name}: no such built-in model; there is {', '.join(BUILTIN)}")
     folder = Path(name).expanduser()
+    if (folder / ADAPTER_BASE).exists():
+        return folder
     if (folder / "adapter_config.json").exists():
         raise EngineError(
             f"{name}: this folder holds an adapter, not a model. Name the model that it is for as "

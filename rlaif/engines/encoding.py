@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.answers import AnswerTurn, joined
-from rlaif.chat import ChatSettings, render_opening, render_prompt
+from rlaif.chat import ChatSettings, lost, render_opening, render_prompt
 from rlaif.config import ModelSpec
 from rlaif.engines.base import GenerateRequest, ScoreRequest, overflow, refusal
 from rlaif.engines.labels import THINKS
@@ -47,6 +48,10 @@ class Encoding:
         """The exact text and token ids the model sees."""
         text = render_prompt(self.tokenizer, messages, self.chat) + prefill
         return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def lost(self, messages: Sequence[Message]) -> Counter[str]:
+        """See `rlaif.chat.lost`."""
+        return lost(self.tokenizer, messages, self.chat)
 
     def opening(self, messages: list[Message]) -> tuple[str, list[int]]:
         """The exact text and token ids up to where the next user turn begins."""

@@ -7,7 +7,8 @@ head over the bf16 hidden state, since bf16 logits make false ties.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
@@ -102,6 +103,10 @@ class HfEngine:
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
         return self.encoding.render(messages, prefill)
+
+    def lost(self, messages: Sequence[Message]) -> Counter[str]:
+        """See `rlaif.engines.base.Losing`."""
+        return self.encoding.lost(messages)
 
     @torch.inference_mode()
     def generate(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,10 @@ class OpenAIEngine:
     def reward(self, requests: Any, done: Any = frozenset()) -> NoReturn:
         """A language model has no reward head."""
         raise EngineError(f"{self.name} is a language model on a server: it has no reward head")
+
+    def lost(self, messages: Sequence[Message]) -> Counter[str]:
+        """See `rlaif.engines.base.Losing`."""
+        return api.lost(messages)
 
     def _labelled(self, request: ScoreRequest) -> ScoreRequest:
         if request.continuation is not None or request.continuation_ids is not None:

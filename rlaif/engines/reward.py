@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlaif.answers import AnswerTurn, joined, specials
+from rlaif.chat import lost
 from rlaif.compare.distance import REGION, Region, load_region
 from rlaif.config import ModelSpec
 from rlaif.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
@@ -201,6 +203,10 @@ class RewardEngine:
         found = turn.tokens(answer, "all" if whole else "turn").ids
         own, suffix = turn.text(answer)
         return text + own + (suffix if whole else ""), [*ids, *found], len(ids)
+
+    def lost(self, messages: Sequence[Message]) -> Counter[str]:
+        """See `rlaif.engines.base.Losing`."""
+        return lost(self.tokenizer, messages, self.spec.chat, generation=False)
 
     @cached_property
     def _end(self) -> str:

@@ -12,7 +12,8 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 import torch
 
 from rlaif.config import ModelSpec
+from rlaif.engines import api
 from rlaif.engines.account import Account
 from rlaif.engines.adapters import adapter_folder, model_hash
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
@@ -172,6 +174,10 @@ class VllmServerEngine:
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
         return self.encoding.render(messages, prefill)
+
+    def lost(self, messages: Sequence[Message]) -> Counter[str]:
+        """See `rlaif.engines.base.Losing`."""
+        return self.encoding.lost(messages) | api.lost(messages)
 
     def load_weights(self, folder: Path, digest: str) -> None:
         """Serve the model in `folder` instead, by another start of the server."""

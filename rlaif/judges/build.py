@@ -49,7 +49,7 @@ OF_JUDGES = ("meta", "jury")
 def build_judge(
     spec: JudgeBase,
     constitution: Constitution | None = None,
-    beside: Path | None = None,
+    beside: str | Path | None = None,
     thinking: ThinkingSpec = THINKING,
 ) -> Judge:
     """The judge that `spec` describes. `beside` is the experiment file: templates are looked for
@@ -59,6 +59,7 @@ def build_judge(
     A `kind` of the form package.module:Name is imported and called as Name(spec, constitution).
     Raises ConfigError when the spec cannot work.
     """
+    beside = None if beside is None else Path(beside)
     if spec.kind in JUDGES:
         more = {"thinking": thinking} if spec.kind in OF_JUDGES else {}
         build = load_object(JUDGES[spec.kind], spec.id)

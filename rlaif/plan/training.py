@@ -14,6 +14,7 @@ from rlaif.config import (
     TextStep,
     TrainStep,
 )
+from rlaif.engines.adapters import DORA
 from rlaif.engines.base import Model
 from rlaif.plan.base import VERSIONS, Planned, round_prompts, step_hash
 from rlaif.plan.walk import Walk
@@ -21,6 +22,8 @@ from rlaif.yamlio import suggest
 
 PREFERENCES = ("pair", "label", "filter", "load")
 """Kinds of steps that give preferences."""
+UNHASHED = {"id", "uses", "checkpoint_every", "trackers"}
+"""Keys of a training that leave what it makes as it is."""
 
 
 def plan_train(walk: Walk, index: int, step: TrainStep) -> None:
@@ -109,7 +112,7 @@ def _trained(
     if isinstance(step, ReferenceTrain):
         models["reference"] = walk.model(index, step.reference, "reference")
     _refuse_untrainable(walk, index, step, models)
-    keys = step.model_dump(mode="json", exclude={"id", "uses", "checkpoint_every", "trackers"})
+    keys = step.model_dump(mode="json", exclude=UNHASHED)
     digest = step_hash(
         kind,
         keys,
@@ -156,7 +159,8 @@ def _refuse_untrainable(
                 f"{model.label} has an `adapter`, and training starts from a whole checkpoint: "
                 "merge it first (peft's `merge_and_unload`), or train with `lora` from `path`",
             )
-    steps = ((p.hash, p.step) for p in walk.done)
+    steps = [(p.hash, p.step) for p in walk.done]
+    _refuse_unstackable(walk, index, step, dict(steps).get(models["start"].train_hash or ""))
     apart = {digest for digest, s in steps if isinstance(s, DistillStep) and s.members > 1}
     if models["start"].train_hash in apart:
         raise walk.inputs.fail(
@@ -171,6 +175,17 @@ def _refuse_untrainable(
             f"{step.method} samples from the weights of the moment, and a server would have to be "
             "started again for each of them: use engine vllm or hf for the policy",
         )
+
+
+def _refuse_unstackable(walk: Walk, index: int, step: TextStep, before: Any) -> None:
+    """Raise ConfigError where an adapter is to be kept whose base would be an adapter alone, and
+    the two cannot be written as one. `before` is the step that made the start."""
+    first = before.lora if isinstance(before, TrainStep) else None
+    second = step.lora if isinstance(step, TrainStep) else None
+    if first is None or first.export != "adapter" or second is None or second.export == "merged":
+        return
+    if first.dora or second.dora:
+        raise walk.inputs.fail(index, DORA, "lora")
 
 
 def _inputs(planned: Planned, kind: str) -> list[str]:

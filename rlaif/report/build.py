@@ -57,12 +57,13 @@ class Figure:
     svg: Markup
 
 
-def build_report(run: RunView, out: Path) -> Path:
+def build_report(run: RunView, out: str | Path) -> Path:
     """Write the report of `run` to `out` (a file, or a folder that gets `report.html`).
 
     The page's content security policy lets its own script run and nothing else, so text from a
     model could not act even if it were taken for markup. Returns the file written.
     """
+    out = Path(out)
     path = out / "report.html" if out.is_dir() else out
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     page = environment().get_template("report.html.j2").render(**_context(run, script))

@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -17,9 +19,11 @@ from rlaif.compare.pairs import reward_accuracy
 from rlaif.config import HUMAN
 from rlaif.data.labels import verdicts
 from rlaif.errors import RlaifError
+from rlaif.records import content_hash
 from rlaif.steps.context import StepContext, by_prompt
 from rlaif.steps.label import given_pairs
 from rlaif.steps.pair import group_by_prompt
+from rlaif.train.trackers import Tracked, open_trackers
 
 VALUES = "values"
 """The file of values by prompt, from which several seeds are read together."""
@@ -29,8 +33,20 @@ def run(context: StepContext) -> dict[str, Any]:
     """One row: {metrics, deltas, made_of}; deltas are paired differences over the same prompts, and
     `made_of` says by judge what the change of its score since M0 is made of (`Decomposition`).
     Beside it the values by prompt, a row for each metric."""
-    step = context.planned.step
     assert_held_out(context)
+    with ExitStack() as stack:
+        # Before anything is computed: a tracker may be missing.
+        logs = [stack.enter_context(open_trackers(*tracked)) for tracked in _trackers(context)]
+        row = _evaluated(context)
+        for log in chain(*logs):
+            log(context.planned.round, figures(row))
+    if not context.folder.read("evaluation"):
+        context.folder.append("evaluation", [row])
+    return {"counts": {"prompts": len(context.planned.prompts), "metrics": len(row["metrics"])}}
+
+
+def _evaluated(context: StepContext) -> dict[str, Any]:
+    step = context.planned.step
     new = answer_values(context, "")
     new |= _drift(context)
     new |= _round_values(context)
@@ -45,9 +61,44 @@ def run(context: StepContext) -> dict[str, Any]:
     if not context.folder.read(VALUES):
         rows = [{"metric": n, "values": metrics.shares(new[n])} for n in sorted(new)]
         context.folder.append(VALUES, rows)
-    if not context.folder.read("evaluation"):
-        context.folder.append("evaluation", [row])
-    return {"counts": {"prompts": len(context.planned.prompts), "metrics": len(row["metrics"])}}
+    return row
+
+
+def _trackers(context: StepContext) -> list[tuple[list[str], Tracked]]:
+    """The trackers of the experiment's trainings, and what they are told: a line of each arm over
+    its rounds, the same in every round of a run folder."""
+    experiment, planned = context.inputs.experiment, context.planned
+    trained = [e.train or e.distill for e in experiment.steps]
+    names: list[str] = []
+    for step in trained:
+        names += [name for name in (step.trackers if step else ()) if name not in names]
+    if not names:
+        return []
+    root = content_hash(str(context.store.root.resolve()), length=8)
+    keys = planned.step.model_dump(mode="json", exclude={"id"})
+    tracked = []
+    for arm in planned.arms:
+        arms = f"-{arm}" if len(experiment.arm_names) > 1 else ""
+        name = f"{planned.id}-seed{planned.seed}{arms}-{root}"
+        about = {"step": planned.id, "seed": planned.seed, "arm": arm, **keys}
+        folder = context.store.root / "evaluations" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        tracked.append((names, Tracked(experiment.name, name, folder, about)))
+    return tracked
+
+
+def figures(row: Mapping[str, Any]) -> dict[str, float]:
+    """An evaluation's means and the ends of their intervals by name, and its differences."""
+    groups = {"": row["metrics"]}
+    groups |= {f"minus_{name}/": deltas for name, deltas in row["deltas"].items()}
+    ends = {"mean": "", "low": "/low", "high": "/high"}
+    return {
+        f"{group}{name}{end}": value
+        for group, intervals in groups.items()
+        for name, interval in intervals.items()
+        for key, end in ends.items()
+        if (value := interval.get(key)) is not None
+    }
 
 
 def assert_held_out(context: StepContext) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Set as AbstractSet
 from itertools import chain, islice
 from typing import Any
 
+from rlaif.chat import has_more
 from rlaif.compare.words import commonest
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
-from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer
+from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer, roles_of
 from rlaif.judges.notes import answer_notes
 from rlaif.records import VALUED, Judgement
 from rlaif.steps.asking import SILENT_BATCH, Kept, Request, answers_of, asked_engine, verdicts
@@ -20,6 +21,7 @@ from rlaif.steps.carry import Carried, earlier_steps
 from rlaif.steps.context import Engines, Progress, StepContext
 from rlaif.steps.failed import refuse_all_failed
 from rlaif.steps.groups import Groups
+from rlaif.steps.lost import lost_by, lost_notes
 from rlaif.store import StepFolder
 from rlaif.thinking import CUT
 
@@ -34,14 +36,16 @@ def run(context: StepContext) -> dict[str, Any]:
     judging = _Judging(context, Groups(context))
     for wave in judging.groups.waves():
         judging.work(wave)
+    lost = dict(judging.lost)
+    summary = _summary(context.planned.id, judging.judge.id, context.folder, lost)
     # So that another wording of the judge finds what it need not ask again.
-    summary = _summary(context.planned.id, judging.judge.id, context.folder)
     kin = context.planned.options.get("kin")
     return summary if kin is None else summary | {"kin": kin}
 
 
-def _summary(name: str, judge: str, folder: StepFolder) -> dict[str, Any]:
-    """What is in the folder. Raises EngineError where every judgement failed."""
+def _summary(name: str, judge: str, folder: StepFolder, lost: dict[str, int]) -> dict[str, Any]:
+    """What is in the folder, and what was `lost` of the conversations. Raises EngineError where
+    every judgement failed."""
     calls: set[str] = set()
     statuses: Counter[str] = Counter()
     failed: Counter[str] = Counter()
@@ -62,10 +66,10 @@ def _summary(name: str, judge: str, folder: StepFolder) -> dict[str, Any]:
     counts = {"calls": len(calls), "judgements": statuses.total(), "with_value": valued}
     cut = {name: errors[why] for name, why in _CUTS.items() if errors[why]}
     return {
-        "counts": counts | cut,
+        "counts": counts | cut | lost,
         "statuses": dict(statuses),
         "errors": commonest(errors),
-        "notes": answer_notes(judge, statuses.total(), errors, masses),
+        "notes": [*answer_notes(judge, statuses.total(), errors, masses), *lost_notes(name, lost)],
     }
 
 
@@ -81,15 +85,28 @@ class _Judging:
         self._kept: Kept | None = None
         self._carried: Carried | None = None
         self._began = False
+        self.lost: Counter[str] = Counter()
 
     def work(self, wave: Sequence[str]) -> None:
         """Judge all completions of the prompts in `wave`."""
         judge = self.judge
+        self._count_lost(wave)
         first = next(self._calls(wave), None)
         if is_staged(judge) or (first is not None and first.then is not None):
             self._in_turns(wave)
             return
         self._plainly(judge, wave)
+
+    def _count_lost(self, wave: Sequence[str]) -> None:
+        """Judges' templates show tool calls; reward models have templates of their own."""
+        if "reward" not in roles_of(self.judge).get("by", ()):
+            return
+        groups = map(self.groups.read, wave)
+        whole = ([*p.messages, *c.messages] for p, answers in groups for c in answers)
+        found = [messages for messages in whole if any(map(has_more, messages))]
+        if found:
+            engine = self.context.engines.get(self.context.planned.models["by"])
+            self.lost += Counter(lost_by(engine, found))
 
     def _plainly(self, judge: Plain, wave: Sequence[str]) -> None:
         """One question, one verdict. Calls are made again for each use, since they may be too many

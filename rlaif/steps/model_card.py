@@ -9,6 +9,7 @@ from rlaif.config import RANDOM, DistillStep, FitStep, OnPolicyTrain
 from rlaif.data.labels import TURNED
 from rlaif.judges.base import Judge, roles_of
 from rlaif.records import Preference
+from rlaif.steps.adapter_card import base_of, weights
 from rlaif.steps.context import StepContext
 from rlaif.steps.scoring_card import scoring
 
@@ -28,6 +29,7 @@ def model_card(context: StepContext, preferences: Sequence[Preference]) -> str:
     constitution = context.inputs.constitution
     start, reference = planned.models["start"], planned.models.get("reference")
     task = "text-classification" if planned.kind == "distill" else "text-generation"
+    base = base_of(step, context.store.model_path(planned.hash))
     lines = [
         "---",
         "library_name: transformers",
@@ -53,9 +55,9 @@ def model_card(context: StepContext, preferences: Sequence[Preference]) -> str:
         step.model_dump_json(indent=1, by_alias=True),
         "```",
         "",
-        *(scoring(step, start.spec) if isinstance(step, DistillStep | FitStep) else []),
-        "The weights are bf16; the fp32 masters of the next round lie in `masters/` while they are"
-        " kept. A research artefact: it was optimised for the labels of one experiment, and was"
+        *(scoring(step, start.spec, base) if isinstance(step, DistillStep | FitStep) else []),
+        *weights(step, base),
+        "A research artefact: it was optimised for the labels of one experiment, and was"
         " measured on that experiment's held-out prompts alone (see the run's report).",
         "",
     ]

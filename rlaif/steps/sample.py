@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from rlaif.chat import has_more
 from rlaif.compare.words import commonest
 from rlaif.config import SampleStep
 from rlaif.config.steps import SamplingKeys
@@ -15,6 +16,7 @@ from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
 from rlaif.errors import EngineError
 from rlaif.records import Completion, Message, Prompt, content_hash
 from rlaif.steps.context import StepContext
+from rlaif.steps.lost import lost_by, lost_notes
 from rlaif.thinking import CUT, WAS_CUT
 
 Asked = tuple[Prompt, int, Instruction | None]
@@ -52,14 +54,25 @@ def run(context: StepContext) -> dict[str, Any]:
             f"{planned.id}: all {total} answers failed, the first with: {why}. Mend that; to ask "
             f"the same again, delete {context.folder.path}"
         )
-    counts = {"completions": total, "failed": failed.total()}
+    lost = _lost(context)
+    counts = {"completions": total, "failed": failed.total(), **lost}
     summary = {"counts": counts, "errors": commonest(failed), "tokens": tokens}
+    notes = lost_notes(planned.id, lost)
     cut = failed[CUT]
     if cut:
         counts["cut_while_thinking"] = cut
-        note = f"{planned.id}: {cut} of {total} answers were {WAS_CUT}: raise `max_new_tokens`"
-        summary["notes"] = [note]
-    return summary
+        notes.append(
+            f"{planned.id}: {cut} of {total} answers were {WAS_CUT}: raise `max_new_tokens`"
+        )
+    return summary | ({"notes": notes} if notes else {})
+
+
+def _lost(context: StepContext) -> dict[str, int]:
+    """What the model is not shown of the prompts."""
+    prompts = [p.messages for p in context.chosen_prompts() if any(map(has_more, p.messages))]
+    if not prompts:
+        return {}
+    return lost_by(context.engines.get(context.planned.models["by"]), prompts)
 
 
 def _failures(endings: Sequence[str], errors: Sequence[str | None]) -> list[str]:

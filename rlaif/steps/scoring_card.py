@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from rlaif.config import DistillStep, FitStep, ModelSpec
 from rlaif.config.distill import LinearDistill
+from rlaif.engines.merging import ADAPTER
+from rlaif.steps.adapter_card import Base
 
-_CODE = """```python
+_LOAD = """```python
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 folder = "."  # where this model lies
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-conversation = [
+"""
+_LOAD_ADAPTER = """```python
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # where this adapter lies
+tokenizer = AutoTokenizer.from_pretrained(folder)
+base = AutoModelForSequenceClassification.from_pretrained("%s", num_labels=1, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, folder).eval()
+"""
+_CODE = """conversation = [
     {"role": "user", "content": "Name a fruit."},
     {"role": "assistant", "content": "A plum."},
 ]
@@ -20,8 +33,8 @@ text = tokenizer.apply_chat_template(conversation, tokenize=False%s)
 with torch.no_grad():
     inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
     reward = model(**inputs).logits[0, 0].item()
-```
-
+```"""
+_PIPELINE = """
 Or with a pipeline:
 
 ```python
@@ -40,14 +53,17 @@ _RLAIF = (
 )
 
 
-def scoring(step: DistillStep | FitStep, start: ModelSpec) -> list[str]:
-    """Lines of Markdown: where the reward is read, and the code that reads it there."""
+def scoring(step: DistillStep | FitStep, start: ModelSpec, base: Base | None) -> list[str]:
+    """Lines of Markdown: where the reward is read, and the code that reads it there. `base` is that
+    of an adapter that was kept."""
+    alone = base is not None and base.folder != ADAPTER
+    said = "" if alone else " (`reward_position: last` in `config.json`)"
     lines = [
         "## Scoring a conversation",
         "",
-        "The reward is read at the last token of the conversation as the chat template renders it "
-        "(`reward_position: last` in `config.json`), without a generation prompt. The chat "
-        "template writes its own special tokens, so none are added to its text.",
+        "The reward is read at the last token of the conversation as the chat template renders "
+        f"it{said}, without a generation prompt. The chat template writes its own special tokens, "
+        "so none are added to its text.",
         "",
     ]
     if isinstance(step, FitStep) and not isinstance(step, LinearDistill):
@@ -56,7 +72,9 @@ def scoring(step: DistillStep | FitStep, start: ModelSpec) -> list[str]:
         lines.append(_RLAIF.format(what=_ENSEMBLE))
     else:
         given = "".join(f", {k}={v!r}" for k, v in sorted(start.chat_template_kwargs.items()))
-        lines.append(_CODE % given)
+        load = _LOAD_ADAPTER % base.name if alone and base is not None else _LOAD
+        lines.append(load + _CODE % given)
+        lines += [] if alone else [_PIPELINE]
     return [*lines, "", *_told(step, start)]
 
 

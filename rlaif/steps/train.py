@@ -13,11 +13,14 @@ from rlaif.checksums import add
 from rlaif.config import DistillStep, FitStep, OnPolicyTrain
 from rlaif.config.distill import Refresh
 from rlaif.device import pick_device
-from rlaif.engines.build import load_engine
+from rlaif.engines.adapters import COPIES
+from rlaif.engines.build import load_engine, whole
 from rlaif.engines.builtin import weights_hash
 from rlaif.errors import RlaifError
+from rlaif.plan.training import UNHASHED
 from rlaif.records import Judgement, Preference, from_json
 from rlaif.steps.context import StepContext
+from rlaif.steps.lost import lost_notes
 from rlaif.steps.missing import why_no_pairs
 from rlaif.steps.model_card import model_card
 from rlaif.store import write_atomic
@@ -26,7 +29,7 @@ from rlaif.train.members import train_members
 from rlaif.train.probe import fit_reward_model
 from rlaif.train.refresh import accuracy, is_stale, keep, read_trained, split, write_trained
 from rlaif.train.run import train
-from rlaif.train.trackers import open_trackers
+from rlaif.train.trackers import Tracked, open_trackers
 
 CARD = "README.md"
 
@@ -55,8 +58,6 @@ def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, A
         for stale in (out, work):
             shutil.rmtree(stale)
     done: int | None = None
-    name = f"{planned.id}-seed{planned.seed}-round{planned.round}-{planned.hash[:8]}"
-    project = context.inputs.experiment.name
 
     def report(progress: TrainProgress) -> None:
         nonlocal done
@@ -72,7 +73,7 @@ def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, A
         context.progress.advance(progress.step - done, note=note)
         done = progress.step
 
-    with open_trackers(step.trackers, project, name, context.folder.path) as trackers:
+    with open_trackers(step.trackers, _tracked(context, len(preferences))) as trackers:
         if isinstance(step, OnPolicyTrain):
             from rlaif.steps import on_policy
 
@@ -86,9 +87,32 @@ def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, A
         "tokens": outcome.tokens,
         "summary": outcome.metrics,
         "kernels": outcome.kernels,
-        "notes": [f"{planned.id}: {why}" for why in outcome.kernels.get("left_out", ())],
+        "notes": [
+            *(f"{planned.id}: {why}" for why in outcome.kernels.get("left_out", ())),
+            *lost_notes(planned.id, outcome.skipped),
+        ],
         "weights_hash": weights_hash(out),
     }
+
+
+def _tracked(context: StepContext, preferences: int) -> Tracked:
+    """What trackers are told of this training besides its numbers."""
+    planned, step = context.planned, context.planned.step
+    start, reference = planned.models["start"], planned.models.get("reference")
+    about = {
+        "step": planned.id,
+        "seed": planned.seed,
+        "round": planned.round,
+        "model": start.spec.path,
+        "start": start.label,
+        "reference": None if reference is None else reference.label,
+        "preferences": preferences,
+        "hash": planned.hash,
+    }
+    # The rest of the keys is in no hash: it may change under a training that goes on.
+    keys = step.model_dump(mode="json", by_alias=True, exclude=UNHASHED)
+    name = f"{planned.id}-seed{planned.seed}-round{planned.round}-{planned.hash[:8]}"
+    return Tracked(context.inputs.experiment.name, name, context.folder.path, about | keys)
 
 
 def _with_accuracy(
@@ -98,7 +122,8 @@ def _with_accuracy(
     is also kept beside the model."""
     planned = context.planned
     out = context.store.model_path(planned.hash)
-    engine = load_engine(planned.models["start"].spec, out, planned.models["made"].label)
+    folder = whole(out, context.store.root / COPIES)
+    engine = load_engine(planned.models["start"].spec, folder, planned.models["made"].label)
     try:
         found = accuracy(engine, measured, planned.step)
     finally:
@@ -114,9 +139,9 @@ def _kept_fresh(
     is stale."""
     planned = context.planned
     last = planned.models.get("last")
-    if last is None:
+    if last is None or last.train_hash is None:
         return None
-    folder = Path(context.engines.folder(last))
+    folder = context.store.model_path(last.train_hash)
     trained = read_trained(folder)
     found = accuracy(context.engines.get(last), measured, planned.step)
     if is_stale(trained, found, refresh.drop):

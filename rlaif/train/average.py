@@ -15,12 +15,13 @@ from torch import Tensor
 
 from rlaif.checksums import NAME, publish
 from rlaif.engines.adapters import member_folders
-from rlaif.engines.build import is_reward_model
+from rlaif.engines.build import is_reward_model, whole
 from rlaif.engines.builtin import check_weights
+from rlaif.engines.checkpoints import MASTERS
+from rlaif.engines.merging import ADAPTER
 from rlaif.engines.reward import POSITION, reward_position
 from rlaif.errors import ConfigError, EngineError
 from rlaif.heads import WEIGHTS, load_head, save_head
-from rlaif.train.loading import MASTERS
 from rlaif.train.refresh import RECORD
 from rlaif.train.tokenise import refuse_other_tokens
 
@@ -28,7 +29,7 @@ WHOLE = "model.safetensors"
 COMPARED = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_labels")
 
 
-def average(members: Sequence[Path], out: Path) -> dict[str, int]:
+def average(members: Sequence[str | Path], out: str | Path) -> dict[str, int]:
     """Write to `out` the model whose every weight is the mean of the members'; how many members and
     tensors that were. `out` is complete or absent.
 
@@ -38,13 +39,18 @@ def average(members: Sequence[Path], out: Path) -> dict[str, int]:
     """
     if len(members) < 2:
         raise ConfigError("an average needs two models or more")
+    out = Path(out)
     if out.exists():
         raise ConfigError("this folder exists; choose another --out, or delete it", out)
+    return _averaged([whole(Path(member)) for member in members], out)
+
+
+def _averaged(members: Sequence[Path], out: Path) -> dict[str, int]:
     for member in members:
         _refuse(member, members[0])
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    own = shutil.ignore_patterns("masters", "README.md", RECORD, NAME, "*.safetensors")
+    own = shutil.ignore_patterns("masters", ADAPTER, "README.md", RECORD, NAME, "*.safetensors")
     shutil.copytree(members[0], temporary, ignore=own)
     config = temporary / "config.json"
     read_at = {POSITION: reward_position(members[0])}

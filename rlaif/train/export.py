@@ -16,12 +16,21 @@ from rlaif.compare.distance import Region, save_region
 from rlaif.config import LoraOptions
 from rlaif.device import release_freed_memory
 from rlaif.engines.adapters import MEMBERS
-from rlaif.engines.reward import POSITION
-from rlaif.errors import EngineError
+from rlaif.engines.checkpoints import (
+    copy_text_files,
+    is_reward,
+    load_classifier,
+    pad_apart_from_end,
+    read_at_last,
+    save,
+    write_checkpoint,
+    write_older_names,
+)
+from rlaif.engines.merging import ADAPTER, earlier_adapter, save_adapter, write_on_base
 from rlaif.heads import Head, save_head
 from rlaif.train.depth import cut
-from rlaif.train.loading import MASTERS, load_classifier, load_module
-from rlaif.train.model import TrainModel, add_lora, causal, is_reward
+from rlaif.train.loading import load_module
+from rlaif.train.model import TrainModel, add_lora, causal
 
 
 @torch.no_grad()
@@ -32,47 +41,51 @@ def export(
     lora: LoraOptions | None,
     region: Region | None = None,
 ) -> None:
-    """Write `out`: a bf16 checkpoint with its tokenizer, and fp32 masters, complete or not at all;
-    beside a reward model the `region` of its training answers.
+    """Write `out`, complete or not at all: a bf16 checkpoint with its tokenizer and fp32 masters,
+    or with `lora` what its `export` says; beside a reward model the `region` of its training
+    answers.
 
     Adapters are merged in fp32 into the weights of `start`. The model cannot be used afterwards. A
     sharded one must have been gathered.
     """
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "masters").mkdir(parents=True)
-    masters = model.masters
-    module = model.module
-    reward = is_reward(causal(module))
+    temporary.mkdir(parents=True)
+    masters, module = model.masters, model.module
     if lora is not None or model.sharded:
         del module
-        module = _renewed(model, start, lora, reward)
+        module = _renewed(model, start, lora, is_reward(causal(model.module)))
+        masters = dict(module.named_parameters())
+    if lora is not None and lora.export != "merged":
+        _write_adapter(module, start, temporary, lora)
+    if lora is None or lora.export != "adapter":
         if lora is not None:
             module = module.merge_and_unload()
-        masters = dict(module.named_parameters())
-    own = dict(module.named_parameters())
-    # A value head or a critic is trained beside the model, and is no part of it.
-    cpu = {name: m.detach().cpu().contiguous() for name, m in masters.items() if name in own}
-    save_file(cpu, temporary / MASTERS)
-    for name, param in module.named_parameters():
-        param.grad = None
-        param.data = cpu[name].to(torch.bfloat16)
-    module.config.dtype = torch.bfloat16
-    _copy_text_files(start, temporary)
-    if reward:
-        _pad_apart_from_end(module, temporary)
-        _read_at_last(module)
+            masters = dict(module.named_parameters())
+        write_checkpoint(module, masters, start, temporary)
     if region is not None:
         save_region(region, temporary)
-    module.save_pretrained(temporary)
     publish(temporary, out)
+
+
+def _write_adapter(module: Any, start: Path, out: Path, lora: LoraOptions) -> None:
+    """The module's adapter: beside the merged weights to come, or as all that there is in `out`,
+    with the tokenizer."""
+    folder = out / ADAPTER if lora.export == "both" else out
+    save_adapter(module, folder)
+    write_on_base(folder, start, lora)
+    copy_text_files(start, folder)
+    if is_reward(causal(module)):
+        pad_apart_from_end(causal(module), folder)
+    write_older_names(folder)
 
 
 def _renewed(model: TrainModel, start: Path, lora: LoraOptions | None, reward: bool) -> Any:
     """`start` loaded anew in fp32, with the masters of `model`, whose own module is let go."""
     model.module = model.root = None
     release_freed_memory()
-    module = load_module(start, torch.device("cpu"), reward)
+    exact = from_masters(start, lora)
+    module = load_module(start, torch.device("cpu"), reward, exact)
     if lora is not None:
         module = add_lora(module, lora)
     for name, param in module.named_parameters():
@@ -81,17 +94,22 @@ def _renewed(model: TrainModel, start: Path, lora: LoraOptions | None, reward: b
     return module
 
 
+def from_masters(start: Path, lora: LoraOptions | None) -> bool:
+    """Whether training starts from the fp32 masters of `start` where it has some. An adapter that
+    is kept is trained on the weights that it will be used with, which are those of the checkpoint,
+    unless `start` is itself exactly an adapter on such weights."""
+    if lora is None or lora.export == "merged":
+        return True
+    return earlier_adapter(start, lora) is not None
+
+
 @torch.no_grad()
-def export_adapter(model: TrainModel, start: Path, out: Path, lora: LoraOptions) -> None:
+def export_member(model: TrainModel, start: Path, out: Path, lora: LoraOptions) -> None:
     """Write `out`, complete or not at all: the trained adapter and reward head alone, in fp32 and
     peft's format. The model cannot be used afterwards."""
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    module = _renewed(model, start, lora, reward=True)
-    # The adapter is a part of a checkpoint, which may be moved and is known by its files.
-    module.peft_config["default"].base_model_name_or_path = None
-    module.save_pretrained(temporary)
-    (temporary / "README.md").unlink(missing_ok=True)
+    save_adapter(_renewed(model, start, lora, reward=True), temporary)
     publish(temporary, out)
 
 
@@ -104,10 +122,10 @@ def export_members(start: Path, adapters: Sequence[Path], out: Path) -> None:
     temporary.mkdir(parents=True)
     module, _ = load_classifier(start, 1, {"dtype": torch.bfloat16})
     module.score.weight.zero_()
-    _copy_text_files(start, temporary)
-    _pad_apart_from_end(module, temporary)
-    _read_at_last(module)
-    module.save_pretrained(temporary)
+    copy_text_files(start, temporary)
+    pad_apart_from_end(module, temporary)
+    read_at_last(module)
+    save(module, temporary)
     for number, adapter in enumerate(adapters):
         own = temporary / MEMBERS / str(number)
         shutil.copytree(adapter, own, ignore=shutil.ignore_patterns(NAME))
@@ -142,50 +160,14 @@ def export_head(
     if names:
         module.config.id2label = dict(enumerate(names))
         module.config.label2id = {name: i for i, name in enumerate(names)}
-    _copy_text_files(start, temporary)
-    _pad_apart_from_end(module, temporary)
-    _read_at_last(module)
-    module.save_pretrained(temporary)
+    copy_text_files(start, temporary)
+    pad_apart_from_end(module, temporary)
+    read_at_last(module)
+    save(module, temporary)
     save_head(head, temporary)
     if region is not None:
         save_region(region, temporary)
     publish(temporary, out)
-
-
-def _read_at_last(module: Any) -> None:
-    """Say in the config that the reward is read at the last token of the rendered conversation,
-    where a sequence classifier reads."""
-    setattr(module.config, POSITION, "last")
-
-
-def _pad_apart_from_end(module: Any, folder: Path) -> None:
-    """Sequence classifiers read the last token that is not padding: with the end of turn as
-    padding token, they would read the one before it."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ends = {tokenizer.eos_token_id, getattr(module.config, "eos_token_id", None)}
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
-        special = sorted(set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder))
-        # The last one is the least likely to stand in any text.
-        free = [i for i in special if i not in ends and i != tokenizer.bos_token_id]
-        if not free:
-            raise EngineError(
-                f"{folder}: its tokenizer has no special token to pad with besides its end token"
-            )
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[-1])
-        tokenizer.save_pretrained(folder)
-    module.config.pad_token_id = tokenizer.pad_token_id
-
-
-def _copy_text_files(start: Path, target: Path) -> None:
-    from transformers import AutoTokenizer
-
-    AutoTokenizer.from_pretrained(start).save_pretrained(target)
-    # The starting model's file as it is: saving it anew would add defaults it never had.
-    generation = start / "generation_config.json"
-    if generation.exists():
-        shutil.copyfile(generation, target / generation.name)
 
 
 @torch.no_grad()

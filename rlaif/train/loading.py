@@ -10,16 +10,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlaif.engines.adapters import member_folders
+from rlaif.engines.checkpoints import MASTERS, load_classifier
 from rlaif.engines.packing import plain_attention
 from rlaif.errors import EngineError, explain_library
 
-MASTERS = "masters/model.safetensors"
 
-
-def load_module(folder: Path | nn.Module, device: torch.device, reward: bool = False) -> Any:
-    """The model in `folder` in fp32, from its masters where it has them: a causal language model,
-    or with `reward` the body of one with a head of one number. A module that was made already is
-    taken in place of a folder, and its reward head for a new one.
+def load_module(
+    folder: Path | nn.Module, device: torch.device, reward: bool = False, masters: bool = True
+) -> Any:
+    """The model in `folder` in fp32, from its masters where it has them and `masters` says so: a
+    causal language model, or with `reward` the body of one with a head of one number. A module that
+    was made already is taken in place of a folder, and its reward head for a new one.
 
     A new reward head starts at zero, so that every answer's first reward is 0. Raises EngineError
     for an ensemble of adapters, which is no one model.
@@ -38,9 +39,9 @@ def load_module(folder: Path | nn.Module, device: torch.device, reward: bool = F
         attention = plain_attention(AutoConfig.from_pretrained(folder))
         options = {"dtype": torch.float32, "attn_implementation": attention}
         module, fresh = _loaded(folder, reward, options)
-    masters = folder / MASTERS
-    if masters.exists():
-        _copy_weights(module, load_file(masters), masters, reward)
+    exact = folder / MASTERS
+    if masters and exact.exists():
+        _copy_weights(module, load_file(exact), exact, reward)
     if fresh:
         nn.init.zeros_(module.score.weight)
     return module.to(device)
@@ -64,28 +65,6 @@ def _loaded(folder: Path, reward: bool, options: dict[str, Any]) -> tuple[Any, b
         raise EngineError(f"{folder}: {type(module).__name__} has no `score` head to train")
     new = [*report["missing_keys"], *(row[0] for row in report["mismatched_keys"])]
     return module, any(name.startswith("score") for name in new)
-
-
-def load_classifier(folder: Path, outputs: int, options: dict[str, Any]) -> tuple[Any, Any]:
-    """The body of the model in `folder` with a head of so many outputs, and transformers' report of
-    what it loaded. A head of another size is not kept."""
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    # It would warn that the head is new, which is what is wanted.
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        module, report = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            num_labels=outputs,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
-    finally:
-        transformers_logging.set_verbosity(level)
-    return module, report
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rlaif.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
 from rlaif.config import LoraOptions, TextStep
 from rlaif.device import has_fast_bf16
+from rlaif.engines.checkpoints import is_reward
 from rlaif.engines.fast_paths import PLAIN as PLAIN_FORMS
 from rlaif.engines.fast_paths import Choice, fast_paths
 from rlaif.engines.output_head import PLAIN, Head, head_of
@@ -315,11 +316,6 @@ def _shard(model: TrainModel, trainable: bool) -> None:
             model.masters[name].grad = sharding.part(param.grad)
 
 
-def is_reward(module: Any) -> bool:
-    """Whether the module has a reward head in place of a language head."""
-    return module.get_output_embeddings() is None and hasattr(module, "score")
-
-
 def _into(master: Tensor) -> Callable[[Tensor], None]:
     """A hook that moves a working parameter's gradient into its master's, and frees it."""
 
@@ -372,8 +368,8 @@ def add_lora(module: Any, options: LoraOptions) -> Any:
     reward = is_reward(module)
     config = LoraConfig(
         r=options.r,
-        # peft declares int, and only divides it by r.
-        lora_alpha=options.alpha,  # type: ignore[arg-type]
+        # peft declares int, as do those that read what it saves, and only divides it by r.
+        lora_alpha=int(options.alpha) if options.alpha.is_integer() else options.alpha,  # type: ignore[arg-type]
         lora_dropout=options.dropout,
         target_modules=options.target_modules,
         use_dora=options.dora,

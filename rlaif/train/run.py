@@ -15,10 +15,11 @@ from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TextStep, T
 from rlaif.config.on_policy import PpoTrain
 from rlaif.config.training import KtoTrain
 from rlaif.device import release_freed_memory
+from rlaif.engines.build import whole
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.records import Preference, to_json
 from rlaif.train import checkpoint, parallel
-from rlaif.train.export import export, export_adapter
+from rlaif.train.export import export, export_member, from_masters
 from rlaif.train.kto import KtoTask, add_mismatched
 from rlaif.train.loading import load_module
 from rlaif.train.loop import (
@@ -56,10 +57,10 @@ def train(
     options: TrainStep,
     preferences: Sequence[Preference],
     token_ids: Mapping[str, list[int]],
-    start: Path,
-    reference: Path | None,
-    out: Path,
-    work: Path,
+    start: str | Path,
+    reference: str | Path | None,
+    out: str | Path,
+    work: str | Path,
     seed: int,
     device: str = "auto",
     progress: Callable[[TrainProgress], None] | None = None,
@@ -74,6 +75,8 @@ def train(
     policy sampled. `work` holds what a rerun continues from. `out` is complete or absent; when it
     is there already, the outcome stored beside it is returned.
     """
+    start, out, work = whole(Path(start)), Path(out), Path(work)
+    reference = None if reference is None else whole(Path(reference))
     known = read_outcome(work, out)
     if known is not None:
         checkpoint.clear(work)
@@ -139,7 +142,7 @@ def _train_here(
             export(model, start, out, options.lora, region)
         else:
             assert options.lora is not None
-            export_adapter(model, start, out, options.lora)
+            export_member(model, start, out, options.lora)
         checkpoint.clear(work)
     parallel.wait()
     del model
@@ -150,7 +153,8 @@ def _train_here(
 def _trainable(
     options: TrainStep, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> TrainModel:
-    module = load_module(folder, _load_on(options, device), isinstance(options, DistillStep))
+    reward, exact = isinstance(options, DistillStep), from_masters(folder, options.lora)
+    module = load_module(folder, _load_on(options, device), reward, exact)
     checkpointing, sharded = options.gradient_checkpointing, options.sharding == "full"
     return prepare(module, device, dtype, options.lora, checkpointing, sharded=sharded)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from rlaif.answers import AnswerTurn, End, Reasoning, Tokens
 from rlaif.batching import Branches
-from rlaif.chat import KEEP, ChatSettings
+from rlaif.chat import KEEP, LOST, ChatSettings, lost
 from rlaif.engines.limits import NO_LIMITS, Limits, limits_of, no_embedding
 from rlaif.errors import EngineError, RlaifError, explain_library
 from rlaif.records import Message, Preference
@@ -81,6 +81,7 @@ COUNTED = (
     "retokenised",
     "boundary_crossed",
     "beyond_positions",
+    *LOST,
 )
 
 
@@ -92,7 +93,8 @@ class Encoded:
     that the chat template does not take, with `on_error: skip`). Kept: truncated (the prompt was
     cut on the left), retokenised answers (the sampled ids did not spell the answer's text, so the
     text was used), boundary_crossed ones (the tokenizer would have joined the end of the prompt and
-    the beginning of the answer), and beyond_positions (longer than a RoPE model's positions).
+    the beginning of the answer), beyond_positions (longer than a RoPE model's positions), and the
+    turns whose tool calls, tool's text or reasoning the chat template does not write (`chat.LOST`).
     """
 
     examples: list[Example] = field(default_factory=list)
@@ -236,7 +238,10 @@ def _example(
         tuple(completion_id for _, completion_id, _, _ in answers),
     )
     crossed = sum(branch.crossed for branch in branches)
-    return example, {"retokenised": retokenised, "boundary_crossed": crossed}
+    missing = lost(turn.tokenizer, preference.prompt, turn.chat)
+    for messages, *_ in answers:
+        missing += turn.lost(_single(messages), reasoning)
+    return example, {"retokenised": retokenised, "boundary_crossed": crossed, **missing}
 
 
 def _single(messages: Sequence[Message]) -> Message:

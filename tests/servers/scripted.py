@@ -42,7 +42,7 @@ def prompt_text(body: dict[str, Any]) -> str:
     """The prompt of either kind of request."""
     if "prompt" in body:
         return str(body["prompt"])
-    return "\n".join(m["content"] for m in body["messages"])
+    return "\n".join(m["content"] or "" for m in body["messages"])
 
 
 def tokens_of(text: str) -> list[str]:

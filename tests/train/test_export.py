@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from rlaif.config import LoraOptions
+from rlaif.engines.checkpoints import MASTERS
 from rlaif.train.export import export, write_weights
-from rlaif.train.loading import MASTERS, load_module
+from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
 
 CPU = torch.device("cpu")
@@ -48,3 +52,29 @@ def test_bf16_weights_of_the_moment_are_in_bf16(tmp_path, make_model):
     for name, weight in load_file(tmp_path / "model.safetensors").items():
         assert weight.dtype == torch.bfloat16
         assert torch.equal(weight, params[name])
+
+
+def test_transformers_4_finds_what_it_looks_for(tmp_path, make_model):
+    """It knows no `rope_parameters`: without `rope_theta` it would compute with another one."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    start = tmp_path / "start"
+    shutil.copytree(make_model(0), start)
+    scaled = {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}
+    config = json.loads((start / "config.json").read_text()) | {"rope_parameters": scaled}
+    (start / "config.json").write_text(json.dumps(config))
+    model = prepare(load_module(start, CPU), CPU, torch.float32)
+    export(model, start, tmp_path / "out", None)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["rope_theta"], config["torch_dtype"]) == (5e5, "bfloat16")
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    tokenizer = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
+    assert tokenizer["additional_special_tokens"] == ["<|im_start|>"]
+    # What is read here is the same as ever.
+    assert AutoConfig.from_pretrained(tmp_path / "out").rope_parameters == scaled
+    old, new = (AutoTokenizer.from_pretrained(folder) for folder in (start, tmp_path / "out"))
+    text = "<|im_start|>user\nWhy?<|im_end|>"
+    assert old(text) == new(text) and old.all_special_tokens == new.all_special_tokens
+    assert type(LlamaForCausalLM.from_pretrained(tmp_path / "out")) is LlamaForCausalLM

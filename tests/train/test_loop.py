@@ -13,12 +13,13 @@ from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from rlaif.config import METHODS, DpoTrain
+from rlaif.engines.checkpoints import MASTERS
 from rlaif.errors import EngineError, RlaifError, StoreError
 from rlaif.store import StepFolder
 from rlaif.train import loop
 from rlaif.train import model as model_module
 from rlaif.train import run as run_module
-from rlaif.train.loading import MASTERS, load_module
+from rlaif.train.loading import load_module
 from rlaif.train.loop import learning_rate, make_optimizer, memory_advice, run_training
 from rlaif.train.model import compute_dtype, prepare
 from rlaif.train.run import train

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from rlaif.cli import cli
 from rlaif.errors import ConfigError
-from rlaif.train.trackers import open_trackers
+from rlaif.train.trackers import Tracked, open_trackers
 
 
 def test_tensorboard_has_every_steps_numbers(tmp_path, make_model):
@@ -23,6 +23,7 @@ def test_tensorboard_has_every_steps_numbers(tmp_path, make_model):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["train", "dpo", data, "--out", tmp_path / "out", "--model", make_model(0), "--json"]
     words += ["--batch-size", 2, "--precision", "fp32", "--set", "trackers=[tensorboard]"]
+    words += ["--set", "lora.r=4"]
     result = CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     json.loads(result.stdout)
@@ -33,6 +34,61 @@ def test_tensorboard_has_every_steps_numbers(tmp_path, make_model):
         events = [(event.step, event.value) for event in logged.Scalars(name)]
         wanted = [(row["step"], pytest.approx(row[name])) for row in map(json.loads, lines)]
         assert events == wanted and len(events) == 2
+    told = hyperparameters(logged)
+    assert told["method"] == "dpo" and told["batch_size"] == 2 and told["lora.r"] == 4
+    assert told["preferences"] == 4 and told["seed"] == 0 and told["model"] == str(make_model(0))
+    assert "trackers" not in told and "uses" not in told
+
+
+def hyperparameters(logged):
+    """What TensorBoard's own plug-in shows of a run's hyperparameters."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    content = logged.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    values = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
+
+
+def test_the_figures_of_each_rounds_evaluation_are_one_line(tmp_path, tiny_model, write_experiment):
+    pytest.importorskip("tensorboard", reason="TENSORBOARD IS NOT INSTALLED")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    import rlaif
+
+    train = {"learning_rate": 1e-4, "batch_size": 2, "precision": "fp32", "method": "sft"}
+    path = write_experiment(
+        tmp_path / "given",
+        tiny_model,
+        steps=[
+            {"sample": {"n": 2, "max_new_tokens": 4}},
+            {"judge": {"id": "checks", "kind": "rules"}},
+            {"pair": {"min_margin": 0.0}},
+            {"train": train | {"trackers": ["tensorboard"], "lora": {"export": "adapter", "r": 2}}},
+            {"evaluate": {"resamples": 20}},
+        ],
+    )
+    result = rlaif.run_experiment(path, tmp_path / "run")
+    (folder,) = (tmp_path / "run/evaluations").iterdir()
+    logged = EventAccumulator(str(folder / "tensorboard"))
+    logged.Reload()
+    for name in ("length/words", "score/checks"):
+        wanted = [
+            (r.round, pytest.approx(r.metrics["metrics"][name]["mean"])) for r in result.rounds
+        ]
+        assert [(e.step, e.value) for e in logged.Scalars(name)] == wanted
+        assert [e.step for e in logged.Scalars(f"{name}/low")] == [0, 1, 2]
+        assert [e.step for e in logged.Scalars(f"minus_previous/{name}")] == [1, 2]
+    assert hyperparameters(logged)["resamples"] == 20
+    again = rlaif.run_experiment(path, tmp_path / "run")
+    assert again.ran == 0 and [e.step for e in logged.Scalars("length/words")] == [0, 1, 2]
+    # Every round's model is an adapter for M0, and no merged copy is left behind.
+    models = [f for f in (tmp_path / "run/models").iterdir() if f.is_dir()]
+    assert sorted(json.loads((f / "adapter_config.json").read_text())["r"] for f in models) == [
+        2,
+        4,
+    ]
+    assert not any((f / "config.json").exists() for f in models)
+    assert not (tmp_path / "run/merged").exists()
 
 
 def test_a_tracker_that_is_missing_or_does_not_start_says_why(tmp_path, monkeypatch):
@@ -40,7 +96,7 @@ def test_a_tracker_that_is_missing_or_does_not_start_says_why(tmp_path, monkeypa
     words = r"wandb is not installed .*pip install wandb"
     with (
         pytest.raises(ConfigError, match=words),
-        open_trackers(["wandb"], "project", "run", tmp_path),
+        open_trackers(["wandb"], Tracked("project", "run", tmp_path)),
     ):
         pass
 
@@ -50,7 +106,7 @@ def test_a_tracker_that_is_missing_or_does_not_start_says_why(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "wandb", fake("wandb", init=refuse))
     with (
         pytest.raises(ConfigError, match=r"wandb does not start: no login\. Mend"),
-        open_trackers(["wandb"], "project", "run", tmp_path),
+        open_trackers(["wandb"], Tracked("project", "run", tmp_path)),
     ):
         pass
 
@@ -72,7 +128,7 @@ def test_trackers_are_closed_and_leave_stdout_alone(tmp_path, monkeypatch, capsy
     monkeypatch.setitem(sys.modules, "trackio", module)
 
     def interrupted():
-        with open_trackers(["trackio"], "project", "run", tmp_path) as (log,):
+        with open_trackers(["trackio"], Tracked("project", "run", tmp_path)) as (log,):
             log(1, {"loss": 0.5})
             raise KeyboardInterrupt
 
