@@ -334,7 +334,7 @@ def interval(values: dict[int, float], data: Data) -> dict[str, Any]:
     """The mean with its interval over first turns."""
     import numpy as np
 
-    from rlaif.compare.bootstrap import figure_intervals
+    from rlaif.compare.intervals import figure_intervals
     from rlaif.compare.weighted import mean_of
 
     rows = sorted(values)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlaif.compare.bootstrap import Interval, mean_interval
+from rlaif.compare.intervals import Interval, paired_interval
+from rlaif.compare.metrics import value_interval
 from rlaif.data.labelled import LabelledPair
 from rlaif.runs import Run
 from rlaif.whatif import (
@@ -53,7 +54,7 @@ class Ablation:
         return asdict(self)
 
 
-def ablate(run: Run, labels: Sequence[LabelledPair] | None = None, seed: int = 0) -> Ablation:
+def ablate(run: Run, labels: Sequence[LabelledPair] | None = None) -> Ablation:
     """The ablation of every principle in turn, from stored judgements alone.
 
     Raises ConfigError when the run has no constitution, no finished pairs made from judgements, or
@@ -68,21 +69,24 @@ def ablate(run: Run, labels: Sequence[LabelledPair] | None = None, seed: int = 0
     for name in (n for n, weight in weights.items() if weight > 0 and judged.get(n)):
         without = {**weights, name: 0.0}
         values = agreements(pairings, labelled, without)
-        changes = [
-            None if a is None or b is None else a - b for a, b in zip(values, whole, strict=True)
-        ]
+        both = [a is not None and b is not None for a, b in zip(values, whole, strict=True)]
+        now, then = (
+            by_prompt(labelled, [v if known else None for v, known in zip(side, both, strict=True)])
+            for side in (values, whole)
+        )
         rows.append(
             LeftOut(
                 name,
                 weights[name],
                 judged[name],
-                effect(pairings, weights, without, seed),
-                over_prompts(labelled, values, seed),
-                over_prompts(labelled, changes, seed),
+                effect(pairings, weights, without),
+                value_interval("vote_accuracy", by_prompt(labelled, values)),
+                paired_interval(now, then),
             )
         )
     known = sum(value is not None for value in whole)
-    return Ablation(tuple(rows), known, strange, over_prompts(labelled, whole, seed))
+    found = value_interval("vote_accuracy", by_prompt(labelled, whole))
+    return Ablation(tuple(rows), known, strange, found)
 
 
 def _judged(pairings: Sequence[Pairing]) -> dict[str, int]:
@@ -97,12 +101,12 @@ def _judged(pairings: Sequence[Pairing]) -> dict[str, int]:
     return {principle: len(found) for principle, found in ids.items()}
 
 
-def over_prompts(
-    labelled: Sequence[LabelledCandidates], values: Sequence[float | None], seed: int
-) -> Interval | None:
-    """The interval of one value per labelled pair, missing ones left out, over prompts."""
+def by_prompt(
+    labelled: Sequence[LabelledCandidates], values: Sequence[float | None]
+) -> dict[str, float]:
+    """The mean by prompt of one value per labelled pair, missing ones left out."""
     rows: dict[str, list[float]] = defaultdict(list)
     for pair, value in zip(labelled, values, strict=True):
         if value is not None:
             rows[pair.prompt_id].append(value)
-    return mean_interval(prompt_means(rows), seed)
+    return prompt_means(rows)

@@ -123,7 +123,6 @@ def fitted(
     constitution: Constitution,
     folds: int = 5,
     seed: int = 0,
-    resamples: int = 500,
 ) -> WeightFit:
     """`compare.votes.fit_weights` for a constitution; what it cannot fit is a ConfigError."""
     current = {p.id: p.weight for p in constitution.principles}
@@ -139,4 +138,4 @@ def fitted(
             f"no principle tells any of the {len(whole)} labelled pairs apart that have every vote "
             f"({len(pairs) - len(whole)} lack one); nothing to fit"
         )
-    return fit_weights(pairs, current, folds, seed, resamples)
+    return fit_weights(pairs, current, folds, seed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.changes import changes, stale
-from rlaif.compare.bootstrap import show_interval
+from rlaif.compare.intervals import show_interval
 from rlaif.config import Experiment, load_experiment, thinking_of
 from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError
@@ -79,7 +79,7 @@ class Reach:
             yield f"not in these figures, since a judge has to say: {', '.join(self.unknown)}"
 
 
-def reach(run: Run, before: Constitution, after: Constitution, seed: int = 0) -> Reach:
+def reach(run: Run, before: Constitution, after: Constitution) -> Reach:
     """What going from `before` to `after` does to a run. Raises ConfigError when the run has no
     constitution or no finished pairs made from judgements."""
     own = run_constitution(run)
@@ -90,7 +90,7 @@ def reach(run: Run, before: Constitution, after: Constitution, seed: int = 0) ->
     weights = {name: new.get(name, 0.0) for name in old}
     return Reach(
         tuple(_judges(run, experiment, after)),
-        effect(load_pairings(run), old, weights, seed),
+        effect(load_pairings(run), old, weights),
         tuple(p.id for p in after.principles if p.id in unknown),
         not changes(own, before),
     )

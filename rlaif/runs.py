@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import yaml
 
+from rlaif.config import load_experiment
 from rlaif.engines.meter import Meter, meters_of
 from rlaif.errors import StoreError
 from rlaif.manifest import ADVICE, read_manifest
 from rlaif.records import Prompt, content_hash, from_json, to_json
 from rlaif.report.gather import Sources, gather
+from rlaif.report.merged import Page, make_page
 from rlaif.report.rows import arms_of
-from rlaif.report.view import HeldOutRow, LineageRow, RoundRow, RunView, StepRow
+from rlaif.report.view import HeldOutRow, LineageRow, RoundRow, RunView, StepRow, Values
 from rlaif.rounds import read_rounds
+from rlaif.steps.evaluate import VALUES
 from rlaif.store import Store
 
 if TYPE_CHECKING:
@@ -122,6 +125,27 @@ class Run:
             for row in self.store.step(step["hash"]).read("comparison")
         ]
 
+    def values(self, arm: str, seed: int, number: int) -> Values:
+        """By metric and prompt id, the values of one arm's evaluation after a round; of several in
+        a round the last one's. Empty where none are stored, as in runs of earlier versions."""
+        found = [
+            step
+            for step in self.manifest["steps"]
+            if step["kind"] == "evaluate"
+            and (step["seed"], step["round"]) == (seed, number)
+            and (arm in step["arms"] or not step["arms"])
+        ]
+        rows = self.store.step(found[-1]["hash"]).rows(VALUES) if found else ()
+        return {row["metric"]: row["values"] for row in rows}
+
+    def page(self) -> Page:
+        """The run's rounds over all seeds, and what of them may be claimed."""
+        experiment, _ = load_experiment(self.root / "config.yaml")
+        rounds = [_round_row(r) for r in read_rounds(self.root)]
+        return make_page(
+            rounds, self.comparisons(), self.values, experiment.primary, experiment.trained_judges
+        )
+
     def status(self) -> dict[str, Any]:
         """Where the run stands, and per round every metric with its interval, and the alarms."""
         steps = [self._step_row(step) for step in self.manifest["steps"]]
@@ -147,6 +171,7 @@ class Run:
             "steps_total": len(steps),
             "seconds": round(sum(step["seconds"] or 0.0 for step in steps), 1),
             "rounds": rounds,
+            **_claims(self.page()),
             "alarms": [
                 {"arm": r["arm"], "seed": r["seed"], "round": r["round"], **alarm}
                 for r in rounds
@@ -208,6 +233,7 @@ class Run:
         """What the report shows. Records are read one by one; no more texts are held than it
         shows."""
         status = self.status()
+        experiment, _ = load_experiment(self.root / "config.yaml")
         config = (self.root / "config.yaml").read_text(encoding="utf-8")
         rounds = [_round_row(r) for r in read_rounds(self.root)]
         sources = Sources(
@@ -227,6 +253,9 @@ class Run:
             shown=gather(sources, by_arm=len(arms_of(rounds)) > 1),
             constitution_yaml=_constitution_text(self.manifest),
             key=self.key(),
+            values=self.values,
+            primary=experiment.primary,
+            trained=experiment.trained_judges,
         )
 
     def _pairs(self) -> Iterator[dict[str, Any]]:
@@ -367,6 +396,25 @@ def _round_row(record: Any) -> RoundRow:
     row = to_json(record)
     wanted = ("arm", "seed", "round", "policy_in", "policy_out", "counts", "metrics")
     return {key: row[key] for key in wanted}  # type: ignore[return-value]
+
+
+def _claims(page: Page) -> dict[str, Any]:
+    """What may be claimed, for programs: the primary metrics, and how each figure of each arm's
+    last round stands."""
+    return {
+        "primary": page.primary,
+        "claims": [
+            {
+                "arm": row["arm"],
+                "metric": name,
+                "standing": standing,
+                "holm_p": page.claims.adjusted.get(f"{row['arm']}|{name}"),
+            }
+            for row in page.latest
+            for name, standing in sorted(row["metrics"].get("standing", {}).items())
+            if standing != "none" or name in page.primary
+        ],
+    }
 
 
 def _report_step(step: dict[str, Any]) -> StepRow:

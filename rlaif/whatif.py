@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.compare.aggregate import Scores, combine
-from rlaif.compare.bootstrap import Interval, mean_interval
+from rlaif.compare.intervals import Interval, rare_share_interval
+from rlaif.compare.metrics import counts_per_prompt
 from rlaif.compare.votes import sided
 from rlaif.config import PairStep, load_experiment
 from rlaif.constitution import Constitution
@@ -153,11 +154,11 @@ def _has_voice(groups: Mapping[str, list[Judgement]], weights: Weights) -> bool:
     return any(p is None or weights.get(p, 1.0) > 0 for p in seen)
 
 
-def effect(pairings: Sequence[Pairing], before: Weights, after: Weights, seed: int = 0) -> Effect:
+def effect(pairings: Sequence[Pairing], before: Weights, after: Weights) -> Effect:
     """What replacing the weights `before` by `after` does to the stored preferences."""
     counts = {"flipped": 0, "tied": 0, "missing": 0}
-    flips: dict[str, list[float]] = defaultdict(list)
-    others: dict[str, list[float]] = defaultdict(list)
+    flips: list[tuple[str, bool]] = []
+    others: list[tuple[str, bool]] = []
     for pairing in pairings:
         old, new = rescored(pairing, before), rescored(pairing, after)
         for preference in pairing.preferences:
@@ -165,15 +166,15 @@ def effect(pairings: Sequence[Pairing], before: Weights, after: Weights, seed: i
             change = _change(scores, preference.chosen_id, preference.rejected_id)
             if change != "kept":
                 counts[change] += 1
-            flips[preference.prompt_id].append(float(change == "flipped"))
+            flips.append((preference.prompt_id, change == "flipped"))
         for prompt_id in pairing.completions:
             same = _pairs(pairing, prompt_id, old) == _pairs(pairing, prompt_id, new)
-            others[prompt_id].append(float(not same))
+            others.append((prompt_id, not same))
     return Effect(
         sum(len(p.preferences) for p in pairings),
         **counts,
-        flip_rate=mean_interval(prompt_means(flips), seed),
-        other_pairs=mean_interval(prompt_means(others), seed),
+        flip_rate=rare_share_interval(counts_per_prompt(flips)),
+        other_pairs=rare_share_interval(counts_per_prompt(others)),
     )
 
 

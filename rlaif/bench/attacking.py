@@ -51,7 +51,6 @@ def measure_attack(
     clean: Judged,
     ask: Ask,
     seed: int,
-    resamples: int,
 ) -> tuple[dict[str, Any] | None, Cost]:
     """What an attack on the answer found worse changed, each figure with its interval, of how many
     attacked pairs (a count and a share) the judge then gave no verdict; and the cost. None where
@@ -78,7 +77,7 @@ def measure_attack(
         )
         for n, first, pair, said in zip(places, sides, changed, judged.verdicts, strict=True)
     ]
-    found = attack_intervals(rows, one.slot, seed, resamples)
+    found = attack_intervals(rows, one.slot)
     counts = {"attacked": len(rows), "missing": missing, "missing_share": missing / len(rows)}
     return {**{name: i.to_json() for name, i in found.items()}, **counts}, judged.cost
 

@@ -74,7 +74,6 @@ class RewardBench:
     scored: Sequence[Judgement] = ()
     gold: Sequence[Judgement] = ()
     seed: int = 0
-    resamples: int = 1000
 
 
 def run_reward_bench(
@@ -100,8 +99,8 @@ def run_reward_bench(
             "name": request.name,
             "model": str(request.model),
             "pairs": {"n": len(kept), "left_out": len(pairs) - len(kept)},
-            "settings": {"seed": request.seed, "resamples": request.resamples},
-            **_figures(table, request),
+            "settings": {"seed": request.seed},
+            **_figures(table),
             **_trained(request, kept, table, judged),
             "best_of_n": _best_of_n(request),
         }
@@ -177,15 +176,14 @@ def reward_table(
     return RewardTable(*(np.asarray(n) for n in names), *columns), kept
 
 
-def _figures(table: RewardTable, request: RewardBench) -> dict[str, Any]:
-    seed, resamples = request.seed, request.resamples
+def _figures(table: RewardTable) -> dict[str, Any]:
     groups = {
         "subset": table.subset.tolist(),
         "labelled by": table.source.tolist(),
         "sureness of the label": margin_bins(table.sure),
         "gap of the rewards": margin_bins(np.abs(table.gap)),
     }
-    by = {name: accuracy_by(table, labels, seed, resamples) for name, labels in groups.items()}
+    by = {name: accuracy_by(table, labels) for name, labels in groups.items()}
     rounds = {
         int(name.removeprefix(ROUND)): interval
         for name, interval in by["subset"].items()
@@ -193,13 +191,13 @@ def _figures(table: RewardTable, request: RewardBench) -> dict[str, Any]:
     }
     return {
         "staleness": staleness(rounds),
-        "figures": {n: i.to_json() for n, i in reward_intervals(table, seed, resamples).items()},
+        "figures": {n: i.to_json() for n, i in reward_intervals(table).items()},
         "accuracy_by": {
             name: {label: i.to_json() for label, i in found.items()}
             for name, found in by.items()
             if len(found) > 1
         },
-        "reliability": reliability_of(table, seed, resamples),
+        "reliability": reliability_of(table),
     }
 
 
@@ -217,8 +215,6 @@ def _best_of_n(request: RewardBench) -> list[dict[str, Any]]:
     return best_of_n_curve(
         {name: c[0] for name, c in columns.items()},
         {name: c[1] for name, c in columns.items()},
-        request.seed,
-        request.resamples,
     )
 
 
@@ -339,7 +335,7 @@ def _learning_curve(known: _Seen, tested: _Seen, request: RewardBench) -> list[d
             rewards = head(tested.features.last, tested.features.last).reward.numpy()
         gap = rewards[tested.compared.chosen] - rewards[tested.compared.rejected]
         table = _plain_table(tested, gap)
-        found = reward_intervals(table, request.seed, request.resamples)["accuracy"]
+        found = reward_intervals(table)["accuracy"]
         rows.append({"pairs": len(used), "accuracy": found.to_json()})
     return rows
 
@@ -386,5 +382,5 @@ def _by_distance(
     away = region.distance(tested.features.last.double().numpy())
     farther = np.maximum(away[tested.compared.chosen], away[tested.compared.rejected])
     table = _plain_table(tested, np.asarray([gaps[p.preference_id] for p in tested.pairs]))
-    found = accuracy_by(table, margin_bins(farther), request.seed, request.resamples)
+    found = accuracy_by(table, margin_bins(farther))
     return {name: i.to_json() for name, i in found.items()}

@@ -18,6 +18,7 @@ from rlaif.bench.judging import Judged, failures, judge_pairs
 from rlaif.compare import bias
 from rlaif.compare.agreement import sign_test
 from rlaif.compare.judge_figures import (
+    calibration_figures,
     compare_judges,
     joint_votes,
     judge_intervals,
@@ -56,7 +57,6 @@ class BenchRequest:
     repeats: int = 1
     author: str | None = None
     seed: int = 0
-    resamples: int = 1000
 
 
 def run_bench(
@@ -87,7 +87,6 @@ def run_bench(
             "pairs": _about(request.name, shown),
             "settings": {
                 "seed": request.seed,
-                "resamples": request.resamples,
                 "level": 0.95,
                 "repeats": request.repeats,
             },
@@ -97,7 +96,7 @@ def run_bench(
                 for name, row in asked.items()
                 if row["uncounted"] or row["estimated_cost"]
             },
-            **_together(entrants, {name: t for name, (t, _) in measured.items()}, request),
+            **_together(entrants, {name: t for name, (t, _) in measured.items()}),
         }
         write_atomic(request.out / "bench.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
@@ -157,11 +156,11 @@ def _measured(
 ) -> tuple[VerdictTable, dict[str, Any]]:
     """One judge's verdicts, and all that is said of them."""
     request = setting.request
-    seed, resamples = request.seed, request.resamples
+    seed = request.seed
     runs = [setting.ask(entrant, setting.pairs, seed + k) for k in range(request.repeats)]
     author = request.author or entrant.label
     table = verdict_table(setting.pairs, [run.verdicts for run in runs], author)
-    subsets = subset_intervals(table, seed, resamples)
+    subsets = subset_intervals(table)
     attacked = {
         one.name: measure_attack(
             entrant,
@@ -170,7 +169,6 @@ def _measured(
             runs[0],
             lambda pairs, known: setting.ask(entrant, pairs, seed, known),
             seed,
-            resamples,
         )
         for one in planted(entrant.judge, attacks)
     }
@@ -178,7 +176,7 @@ def _measured(
         "kind": entrant.kind,
         "model": entrant.label,
         "baseline": entrant.baseline,
-        **_figures(table, seed, resamples),
+        **_figures(table, seed),
         "subsets": {
             subset: {name: i.to_json() for name, i in part.items()}
             for subset, part in subsets.items()
@@ -191,9 +189,9 @@ def _measured(
     }
 
 
-def _figures(table: VerdictTable, seed: int, resamples: int) -> dict[str, Any]:
+def _figures(table: VerdictTable, seed: int) -> dict[str, Any]:
     """The headline agreement flat, every other figure by name, and what has no interval."""
-    found = {n: i.to_json() for n, i in judge_intervals(table, seed, resamples).items()}
+    found = {n: i.to_json() for n, i in judge_intervals(table).items()}
     headline = found.pop("agreement", None)
     used = int((bias.decided(table.prob) & bias.decided(table.label)).sum())
     both = ~np.isnan(table.prob) & ~np.isnan(table.label)
@@ -208,22 +206,21 @@ def _figures(table: VerdictTable, seed: int, resamples: int) -> dict[str, Any]:
         "tie_rule": "excluded",
         "missing": int(np.isnan(table.prob).sum()),
         **found,
+        **calibration_figures(table, seed),
         "slot_p": None if np.isnan(won).all() else sign_test(first, second),
-        "reliability": reliability_points(table, seed, resamples),
+        "reliability": reliability_points(table),
     }
 
 
-def _together(
-    entrants: Sequence[Entrant], tables: Mapping[str, VerdictTable], request: BenchRequest
-) -> dict[str, Any]:
+def _together(entrants: Sequence[Entrant], tables: Mapping[str, VerdictTable]) -> dict[str, Any]:
     """Each two judges compared, and how many independent votes the asked ones are worth."""
     compared = []
     for first, second in combinations(tables, 2):
-        found = compare_judges(tables[first], tables[second], request.seed, request.resamples)
+        found = compare_judges(tables[first], tables[second])
         if found is not None:
             compared.append({"first": first, "second": second, **found})
     asked = {e.judge.id: tables[e.judge.id] for e in entrants if not e.baseline}
-    votes = joint_votes(asked, request.seed, request.resamples) if len(asked) > 1 else None
+    votes = joint_votes(asked) if len(asked) > 1 else None
     return {
         "comparisons": compared,
         "effective_votes": None if votes is None else {"judges": list(asked), **votes.to_json()},

@@ -73,13 +73,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Measure judges that understand nothing beside the others.",
 )
-@click.option(
-    "--resamples",
-    type=RESAMPLES,
-    default=1000,
-    show_default=True,
-    help="Bootstrap samples of the prompts.",
-)
+@RESAMPLES
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -103,7 +97,6 @@ def judge_bench(
     repeats: int,
     author: str | None,
     baselines: bool,
-    resamples: int,
     out: Path | None,
     constitution: str | None,
     model: str,
@@ -136,7 +129,6 @@ def judge_bench(
         repeats,
         author,
         seed,
-        resamples,
     )
     result = run_bench(request, labelled, progress_of(quiet))
     page = bench_page(result, folder / "report.html")
@@ -174,13 +166,7 @@ def _say(result: dict[str, Any], tables: Sequence[Table | Text], page: Path, as_
 @click.option(
     "--gold", type=click.Path(path_type=Path), help="A trusted judge's judgements of the same."
 )
-@click.option(
-    "--resamples",
-    type=RESAMPLES,
-    default=1000,
-    show_default=True,
-    help="Bootstrap samples of the prompts.",
-)
+@RESAMPLES
 @OUT
 @SEED
 @QUIET
@@ -194,7 +180,6 @@ def reward_bench(
     train: Path | None,
     scored: Path | None,
     gold: Path | None,
-    resamples: int,
     out: Path,
     seed: int,
     quiet: bool,
@@ -228,7 +213,6 @@ def reward_bench(
         judged[0],
         judged[1],
         seed,
-        resamples,
     )
     if pairs.is_dir():
         given = [labelled(p) for p in load_preferences(pairs) if p.paired]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from rlaif.compare.bootstrap import Interval
+    from rlaif.compare.intervals import Interval
     from rlaif.config import LabelColumns
     from rlaif.constitution import Constitution
     from rlaif.experiment import StepProgress
@@ -30,7 +30,29 @@ class Finite(click.FloatRange):
         return number
 
 
-RESAMPLES = click.IntRange(1, 1_000_000)
+def _no_effect(context: click.Context, option: click.Parameter, value: Any) -> None:
+    if value is not None:
+        click.echo(
+            f"note: {option.opts[0]} has no effect: intervals are computed, not drawn", err=True
+        )
+
+
+RESAMPLES = click.option(
+    "--resamples",
+    type=int,
+    hidden=True,
+    expose_value=False,
+    callback=_no_effect,
+    help="Of earlier versions.",
+)
+NO_SEED = click.option(
+    "--seed",
+    type=int,
+    hidden=True,
+    expose_value=False,
+    callback=_no_effect,
+    help="Of earlier versions.",
+)
 SET = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable."
 )
@@ -96,7 +118,7 @@ def constitution_of(path: Path) -> Constitution:
 
 def shown(interval: Interval | None, signed: bool = False) -> str:
     """An interval as text, a dash where there is none."""
-    from rlaif.compare.bootstrap import show_interval
+    from rlaif.compare.intervals import show_interval
 
     return "-" if interval is None else show_interval(interval.to_json(), signed)
 

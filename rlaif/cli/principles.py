@@ -17,6 +17,7 @@ from rlaif.cli.options import (
     FROM,
     JSON,
     MODEL,
+    NO_SEED,
     ON_ERROR,
     QUIET,
     RESAMPLES,
@@ -29,7 +30,7 @@ from rlaif.cli.options import (
 from rlaif.errors import EXIT_USER
 
 if TYPE_CHECKING:
-    from rlaif.compare.votes import VotedPair, WeightFit
+    from rlaif.compare.votes import FittedWeight, VotedPair, WeightFit
     from rlaif.constitution import Constitution
     from rlaif.data.labelled import LabelledPair
     from rlaif.data.readers import OnError
@@ -44,7 +45,7 @@ SOME = click.IntRange(min=1)
 @FROM
 @COLUMNS
 @ON_ERROR
-@SEED
+@NO_SEED
 @JSON
 def ablate(
     folder: Path,
@@ -52,7 +53,6 @@ def ablate(
     from_: str | None,
     columns: Path | None,
     on_error: OnError,
-    seed: int,
     as_json: bool,
 ) -> None:
     """Leave out one principle of RUN at a time.
@@ -64,7 +64,7 @@ def ablate(
     from rlaif.runs import load_run
 
     pairs = None if labels is None else labelled_pairs(labels, from_, columns, on_error)
-    made = left_out(load_run(folder), pairs, seed)
+    made = left_out(load_run(folder), pairs)
     if as_json:
         click.echo(json.dumps(made.to_json(), ensure_ascii=False))
         return
@@ -211,9 +211,7 @@ def _ranked_row(row: Ranked) -> dict[str, str]:
 @click.option(
     "--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Folds of prompts."
 )
-@click.option(
-    "--resamples", type=RESAMPLES, default=500, show_default=True, help="Bootstrap draws."
-)
+@RESAMPLES
 @MODEL
 @FROM
 @COLUMNS
@@ -230,7 +228,6 @@ def fit(
     kind: str,
     work: Path | None,
     folds: int,
-    resamples: int,
     model: str,
     from_: str | None,
     columns: Path | None,
@@ -254,7 +251,7 @@ def fit(
         folder = work or (out or data).with_suffix(".work")
         pairs = labelled_pairs(data, from_, columns, on_error)
         used, voted = _votes_on_pairs(pairs, path, kind, model, folder, seed, quiet)
-    made = fitted(voted, used, folds, seed, resamples)
+    made = fitted(voted, used, folds, seed)
     if as_json:
         click.echo(json.dumps(asdict(made), ensure_ascii=False))
     else:
@@ -313,13 +310,17 @@ def _votes_on_pairs(
         return used, pair_votes(pairs, judges, asked, engines, store, progress_of(quiet), seed)
 
 
+def _ends(row: FittedWeight) -> str:
+    return "" if row.low is None or row.high is None else f"[{row.low:+.3f}, {row.high:+.3f}]"
+
+
 def _show_fit(made: WeightFit) -> None:
     echo_table(
         [
             {
                 "principle": row.principle,
                 "votes": str(row.votes),
-                "coefficient": f"{row.coefficient:+.3f} [{row.low:+.3f}, {row.high:+.3f}]",
+                "coefficient": f"{row.coefficient:+.3f} {_ends(row)}",
                 "weight": f"{row.weight:.4g}",
                 "was": f"{row.current:g}",
             }

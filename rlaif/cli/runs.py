@@ -92,8 +92,9 @@ def _print_rounds(run: Run) -> None:
     if not records:
         return
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(summary_table([to_json(r) for r in records]))  # type: ignore[misc]
-    words = label_sentences(run.comparisons())
+    page = run.page()
+    console.print(summary_table([to_json(r) for r in records], page))  # type: ignore[misc]
+    words = label_sentences(page.comparisons)
     for record in records:
         arm = f"{record.arm}: " if run.manifest["arms"] else ""
         if record.round == records[-1].round:

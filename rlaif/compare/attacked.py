@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from rlaif.compare.bootstrap import Interval, figure_intervals
+from rlaif.compare.intervals import Interval
+from rlaif.compare.pooled import figure_intervals
 from rlaif.compare.verdicts import Verdict
-from rlaif.compare.weighted import Figure, Floats, mean_of, ratio_of
+from rlaif.compare.weighted import Figure, Floats, mean_of, share_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Attacked:
 
 
 def attack_intervals(
-    rows: Sequence[Attacked], slot: Literal["first", "second"] | None, seed: int, resamples: int
+    rows: Sequence[Attacked], slot: Literal["first", "second"] | None
 ) -> dict[str, Interval]:
     """Figures of an attack, each a share with its interval over prompts; those that no pair gives
     are absent.
@@ -62,7 +63,7 @@ def attack_intervals(
         "lifted": mean_of(lifted),
     }
     figures["success"] = _first_known([_pooled(asked), figures["lifted"], figures["wins"]])
-    return figure_intervals(figures, [row.prompt for row in rows], seed, resamples)
+    return figure_intervals(figures, [row.prompt for row in rows], "attack/")
 
 
 def _prob(prob: float | None, first: bool) -> float | None:
@@ -105,7 +106,7 @@ def _pooled(columns: Sequence[Floats]) -> Figure:
     """The share over several verdicts of each pair."""
     known = np.stack([~np.isnan(column) for column in columns])
     part = np.where(known, np.stack(columns), 0.0).sum(axis=0)
-    return Figure(ratio_of(part, known.sum(axis=0).astype(np.float64)), int(known.sum()))
+    return share_of(part, known.sum(axis=0).astype(np.float64))
 
 
 def _first_known(figures: Sequence[Figure]) -> Figure:

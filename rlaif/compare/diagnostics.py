@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypedDict
 
-from rlaif.compare.bootstrap import (
+from rlaif.compare.intervals import (
     MIN_PROMPTS,
     IntervalJson,
     direction,
+    prompts_of,
     show_interval,
     show_number,
 )
@@ -139,9 +140,12 @@ def _length(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Al
         if limits.length_low <= ratio <= limits.length_high:
             continue
         limit = limits.length_low if ratio < limits.length_low else limits.length_high
+        factor = delta(history, f"length_factor/{name.split('/')[1]}", "initial")
+        typical = "" if factor is None else f"; within a prompt {show_interval(factor)} times"
+        unit = name.split("/")[1]
         message = (
             f"Answers are {show_number(ratio)} times as long as the initial model's "
-            f"({show_number(now['mean'])} against {show_number(first)} {name.split('/')[1]})."
+            f"({show_number(now['mean'])} against {show_number(first)} {unit}{typical})."
         )
         yield Alarm("length_ratio", "alarm", message, name, ratio, limit)
         return
@@ -270,9 +274,12 @@ def _drifts(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Al
         for name, judge, interval in _named(history, "drift")
     ]
     for metric, change, what in watched:
-        if change is None or change["n"] < MIN_PROMPTS:
+        if change is None or prompts_of(change) < MIN_PROMPTS:
             continue
-        limit = limits.drift_half_widths * (change["high"] - change["low"]) / 2.0
+        low, high = change["low"], change["high"]
+        if low is None or high is None:
+            continue
+        limit = limits.drift_half_widths * (high - low) / 2.0
         if abs(change["mean"]) > limit:
             message = f"{what} {show_interval(change, signed=True)} since the initial model."
             yield Alarm("drift", "notice", message, metric, change["mean"], limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import combinations
 from typing import Any
@@ -11,10 +11,23 @@ import numpy as np
 
 from rlaif.compare import agreement as agree
 from rlaif.compare import bias, calibration
-from rlaif.compare.bootstrap import Interval, figure_intervals
+from rlaif.compare.calibration_error import calibration_error, ece_if_calibrated, graded
+from rlaif.compare.intervals import Interval
+from rlaif.compare.logistic import fit_logistic
+from rlaif.compare.pooled import figure_intervals
 from rlaif.compare.rewardbench import section_scores
 from rlaif.compare.verdicts import Cost, VerdictTable
-from rlaif.compare.weighted import Figure, Floats, Mask, Measure, among, mean_of, ratio, ratio_of
+from rlaif.compare.weighted import (
+    Figure,
+    Floats,
+    Ints,
+    Mask,
+    Measure,
+    among,
+    mean_of,
+    ratio,
+    share_of,
+)
 
 BY_SUBSET = (
     *("agreement", "agreement_half", "agreement_three_way", "kappa", "tie_rate"),
@@ -86,7 +99,7 @@ def _slots(t: VerdictTable) -> dict[str, Figure]:
         "same_slot_first": share(won == 1),
         "same_slot_second": share(won == -1),
         "order_consistency": share(won == 0),
-        "slot_one_rate": Figure(ratio_of(t.slot_one, t.slot_decided), int(t.slot_decided.sum())),
+        "slot_one_rate": share_of(t.slot_one, t.slot_decided),
     }
 
 
@@ -100,74 +113,105 @@ def _lengths(t: VerdictTable) -> dict[str, Figure]:
 
 
 def _calibrated(t: VerdictTable) -> dict[str, Figure]:
-    """Of the pairs whose label is no tie."""
-    kept = ~np.isnan(t.prob) & bias.decided(t.label)
+    """Of the pairs whose label is no tie. What is on log scale is there of graded probabilities
+    alone."""
+    kept = _calibration_rows(t)
     prob, outcome = t.prob[kept], (t.label[kept] > 0.5).astype(np.float64)
-    steepness = calibration.steepness(calibration.log_odds(prob), outcome)
-    scaled = calibration.scale_held_out(prob, outcome, t.fold[kept])
     measures: dict[str, Measure] = {
         "ece": lambda w: calibration.reliability(prob, outcome, w).ece(),
         "ece_equal_mass": lambda w: calibration.reliability(prob, outcome, w, True).ece(),
-        "brier": lambda w: calibration.brier(prob, outcome, w),
-        "temperature": lambda w: ratio(np.ones(len(w)), steepness(w)),
-        "ece_scaled": lambda w: calibration.reliability(scaled(w), outcome, w).ece(),
-        "brier_scaled": lambda w: calibration.brier(scaled(w), outcome, w),
     }
-    return {name: among(kept, measure) for name, measure in measures.items()}
+    if prob.size and graded(prob):
+        logits = calibration.log_odds(prob)
+        steepness = calibration.steepness(logits, outcome)
+        scaled = calibration.scale_held_out(prob, outcome, t.fold[kept])
+        line = np.stack([np.ones_like(logits), logits], axis=1)
+        measures |= {
+            "calibration_intercept": lambda w: fit_logistic(line, outcome, w)[:, 0],
+            "calibration_slope": lambda w: fit_logistic(line, outcome, w)[:, 1],
+            "temperature": lambda w: ratio(np.ones(len(w)), steepness(w)),
+            "ece_scaled": lambda w: calibration.reliability(scaled(w), outcome, w).ece(),
+            "brier_scaled": lambda w: calibration.brier(scaled(w), outcome, w),
+        }
+    squares = np.where(kept, (t.prob - (t.label > 0.5)) ** 2, np.nan)
+    return {name: among(kept, m) for name, m in measures.items()} | {"brier": mean_of(squares)}
+
+
+def _calibration_rows(t: VerdictTable) -> Mask:
+    rows: Mask = ~np.isnan(t.prob) & bias.decided(t.label)
+    return rows
+
+
+def calibration_figures(t: VerdictTable, seed: int) -> dict[str, Any]:
+    """The calibration error with its interval, the smallest error that so many pairs tell from
+    none, and what ECE would be of a calibrated judge, as JSON; nothing without a pair."""
+    kept = _calibration_rows(t)
+    if not kept.any():
+        return {}
+    prob, outcome = t.prob[kept], (t.label[kept] > 0.5).astype(np.float64)
+    found = calibration_error(prob, outcome, list(t.prompt[kept]))
+    return {
+        "calibration_error": found.error.to_json(),
+        "calibration_detectable": found.detectable,
+        "ece_if_calibrated": ece_if_calibrated(prob, seed).to_json(),
+        "graded": graded(prob),
+    }
 
 
 def _answers(t: VerdictTable) -> dict[str, Figure]:
     """How the judge answered: what could be read, what it cost."""
-    judged = int(t.judgements.sum())
     return {
         "coverage": mean_of((~np.isnan(t.prob)).astype(np.float64)),
-        "abstain_rate": Figure(ratio_of(t.abstained, t.judgements), judged),
-        "unread_rate": Figure(ratio_of(t.unread, t.judgements), judged),
+        "abstain_rate": share_of(t.abstained, t.judgements),
+        "unread_rate": share_of(t.unread, t.judgements),
         "label_mass": mean_of(t.label_mass),
         "self_consistency": mean_of(t.same),
         **{f"{f.name}_per_pair": mean_of(getattr(t, f.name)) for f in fields(Cost)},
     }
 
 
-def judge_intervals(t: VerdictTable, seed: int, resamples: int) -> dict[str, Interval]:
+def judge_intervals(t: VerdictTable) -> dict[str, Interval]:
     """Every figure with its interval over prompts."""
-    return figure_intervals(figures(t), list(t.prompt), seed, resamples)
+    return figure_intervals(figures(t), list(t.prompt))
 
 
-def subset_intervals(t: VerdictTable, seed: int, resamples: int) -> dict[str, dict[str, Interval]]:
+def subset_intervals(t: VerdictTable) -> dict[str, dict[str, Interval]]:
     """The figures of `BY_SUBSET` within each subset, in order of name; nothing where the pairs have
     none."""
     found = {}
     for name in sorted(set(t.subset.tolist()) - {""}):
         part = t.take(np.flatnonzero(t.subset == name))
         chosen = {n: figure for n, figure in figures(part).items() if n in BY_SUBSET}
-        found[name] = figure_intervals(chosen, list(part.prompt), seed, resamples)
+        found[name] = figure_intervals(chosen, list(part.prompt))
     return found
 
 
-def reliability_points(t: VerdictTable, seed: int, resamples: int) -> list[dict[str, float]]:
+def reliability_points(t: VerdictTable) -> list[dict[str, Any]]:
     """The reliability curve: of each bin of equal width that has a pair, the mean probability, the
     share of labels for the first answer, the ends of its interval, and the number of pairs."""
-    kept = ~np.isnan(t.prob) & bias.decided(t.label)
+    kept = _calibration_rows(t)
     place = np.where(kept, calibration.bin_of(t.prob), -1)
     outcome = (t.label > 0.5).astype(np.float64)
-    bins = np.unique(place[kept])
+    return curve_points(place, t.prob, outcome, list(t.prompt))
+
+
+def curve_points(
+    place: Ints, prob: Floats, outcome: Floats, prompts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The points of a reliability curve from each item's bin, (n,), -1 for none."""
+    bins = np.unique(place[place >= 0])
     shares = {str(b): mean_of(np.where(place == b, outcome, np.nan)) for b in bins}
-    found = figure_intervals(shares, list(t.prompt), seed, resamples)
-    points = []
-    for b in bins:
-        # A bin of one prompt is in 63% of all resamples, and may be in too few of a handful.
-        ends = found.get(str(b), Interval(np.nan, 0.0, 1.0, 0))
-        points.append(
-            {
-                "prob": float(t.prob[place == b].mean()),
-                "share": float(outcome[place == b].mean()),
-                "low": ends.low,
-                "high": ends.high,
-                "n": int((place == b).sum()),
-            }
-        )
-    return points
+    found = figure_intervals(shares, prompts, "reliability/")
+    return [
+        {
+            "prob": float(prob[place == b].mean()),
+            "share": found[str(b)].mean,
+            "low": found[str(b)].low,
+            "high": found[str(b)].high,
+            "n": found[str(b)].n,
+        }
+        for b in bins
+    ]
 
 
 def correctness(t: VerdictTable) -> Floats:
@@ -176,9 +220,7 @@ def correctness(t: VerdictTable) -> Floats:
     return np.where(known, (_sides(t.prob) == _sides(t.label)).astype(np.float64), np.nan)
 
 
-def compare_judges(
-    first: VerdictTable, second: VerdictTable, seed: int, resamples: int
-) -> dict[str, Any] | None:
+def compare_judges(first: VerdictTable, second: VerdictTable) -> dict[str, Any] | None:
     """Two judges on the pairs that both decided: the difference in agreement (first less second)
     and the correlation of their errors with intervals, and McNemar's exact test. None without such
     a pair."""
@@ -191,7 +233,7 @@ def compare_judges(
         "difference": mean_of(one - two),
         "error_correlation": Figure(agree.pearson(one, two), rows.size),
     }
-    found = figure_intervals(measured, list(first.prompt[rows]), seed, resamples)
+    found = figure_intervals(measured, list(first.prompt[rows]))
     alone, other, p = agree.mcnemar(one, two)
     return {
         "n": int(rows.size),
@@ -202,19 +244,26 @@ def compare_judges(
     }
 
 
-def joint_votes(tables: Mapping[str, VerdictTable], seed: int, resamples: int) -> Interval | None:
+def joint_votes(tables: Mapping[str, VerdictTable]) -> Interval | None:
     """How many independent judges these (two or more) are worth together, from the correlation of
     their errors over the pairs that all decided; None where it is undefined."""
     right = np.stack([correctness(t) for t in tables.values()])
     rows = np.flatnonzero(~np.isnan(right).any(axis=0))
     pairs = [agree.pearson(a, b) for a, b in combinations(right[:, rows], 2)]
 
-    def votes(weights: Floats) -> Floats:
+    def correlation(weights: Floats) -> Floats:
         found = np.stack([pair(weights) for pair in pairs])
         defined = ~np.isnan(found)
-        mean = ratio(np.where(defined, found, 0.0).sum(axis=0), defined.sum(axis=0))
-        return agree.effective_votes(len(right), mean)
+        return ratio(np.where(defined, found, 0.0).sum(axis=0), defined.sum(axis=0))
 
     prompts = list(next(iter(tables.values())).prompt[rows])
-    figure = {"votes": Figure(votes, rows.size)}
-    return figure_intervals(figure, prompts, seed, resamples).get("votes")
+    figure = {"error_correlation": Figure(correlation, rows.size)}
+    found = figure_intervals(figure, prompts).get("error_correlation")
+    if found is None:
+        return None
+    # Votes fall as the correlation rises, so the ends change places.
+    mean, high, low = (
+        None if r is None else float(agree.effective_votes(len(right), np.asarray(r)))
+        for r in (found.mean, found.low, found.high)
+    )
+    return Interval(mean or 0.0, low, high, found.n, found.prompts, note=found.note)

@@ -1,7 +1,7 @@
 """Per-prompt values of every metric of a set of answers. Pure functions.
 
-A value is one number per prompt (the mean over that prompt's samples); a prompt without a value is
-absent, never 0.
+A value is one number per prompt (the mean over that prompt's samples), or for what is counted how
+many of how many; a prompt without a value is absent, never 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,18 @@ from typing import Any
 
 from rlaif import textstats
 from rlaif.compare.aggregate import candidate_scores, pair_probability
-from rlaif.compare.bootstrap import Interval, mean_interval, paired_interval, win_rate_interval
+from rlaif.compare.figure_rules import rule_of
+from rlaif.compare.intervals import (
+    Interval,
+    factor_interval,
+    mean_interval,
+    paired_interval,
+    paired_share_interval,
+    rare_share_interval,
+    share_interval,
+    skewed_interval,
+    win_rate_interval,
+)
 from rlaif.config import CheckSpec
 from rlaif.engines.base import DISTANCE, SPREAD
 from rlaif.records import VALUED, Completion, Judgement, Prompt
@@ -22,15 +33,20 @@ from rlaif.rules import apply_check
 
 Values = dict[str, float]
 """Prompt id to value."""
+Counts = dict[str, tuple[int, int]]
+"""Prompt id to how many of its items are counted, of how many."""
+Measured = Values | Counts
 
 TEXT_METRICS: dict[str, Callable[[str], float | None]] = {
     "length/words": lambda text: float(len(textstats.words(text))),
     "distinct_2": lambda text: textstats.distinct_n(text, 2),
     "repetition_4": lambda text: textstats.repetition(text, 4),
-    "refusal_rate": lambda text: float(textstats.is_refusal(text)),
-    "stock_phrase_rate": lambda text: float(bool(textstats.stock_phrases(text))),
-    "list_rate": lambda text: float(textstats.has_list(text)),
-    "empty_rate": lambda text: float(not text.strip()),
+}
+TEXT_COUNTS: dict[str, Callable[[str], bool]] = {
+    "refusal_rate": textstats.is_refusal,
+    "stock_phrase_rate": lambda text: bool(textstats.stock_phrases(text)),
+    "list_rate": textstats.has_list,
+    "empty_rate": lambda text: not text.strip(),
 }
 
 
@@ -43,20 +59,38 @@ def per_prompt(items: Iterable[tuple[str, float | None]]) -> Values:
     return {prompt_id: fmean(values) for prompt_id, values in sorted(groups.items())}
 
 
+def counts_per_prompt(items: Iterable[tuple[str, bool]]) -> Counts:
+    """How many of each prompt's items are true, of how many."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for prompt_id, value in items:
+        groups[prompt_id].append(value)
+    return {prompt_id: (sum(row), len(row)) for prompt_id, row in sorted(groups.items())}
+
+
+def shares(measured: Measured) -> Values:
+    """The values, with a share in place of what is counted."""
+    return {
+        prompt_id: value[0] / value[1] if isinstance(value, tuple) else value
+        for prompt_id, value in measured.items()
+    }
+
+
 def text_values(
     completions: Sequence[Completion], prompts: Mapping[str, Prompt], checks: Sequence[CheckSpec]
-) -> dict[str, Values]:
+) -> dict[str, Measured]:
     """Length, diversity, refusals, format, and the declared `checks` that no judge trains on."""
     made = [c for c in completions if c.finish_reason != "failed"]
-    found = {
+    found: dict[str, Measured] = {
         name: per_prompt((c.prompt_id, measure(c.text)) for c in made)
         for name, measure in TEXT_METRICS.items()
     }
+    for name, counted in TEXT_COUNTS.items():
+        found[name] = counts_per_prompt((c.prompt_id, counted(c.text)) for c in made)
     found["length/tokens"] = per_prompt(
         (c.prompt_id, None if c.token_ids is None else float(len(c.token_ids))) for c in made
     )
-    found["truncated_rate"] = per_prompt(
-        (c.prompt_id, float(c.finish_reason == "length")) for c in made
+    found["truncated_rate"] = counts_per_prompt(
+        (c.prompt_id, c.finish_reason == "length") for c in made
     )
     for check in checks:
         found[f"check/{check.id}"] = per_prompt(
@@ -95,7 +129,7 @@ def judge_values(
     judgements: Sequence[Judgement],
     weights: Mapping[str, float],
     subjects: set[str],
-) -> dict[str, Values]:
+) -> dict[str, Measured]:
     """A pointwise judge's scores, in all and by principle, and how its answers were read."""
     mine = [j for j in judgements if j.subject in subjects]
     groups: dict[str, list[Judgement]] = defaultdict(list)
@@ -106,7 +140,7 @@ def judge_values(
         for prompt_id, rows in groups.items()
         for score in candidate_scores(rows, weights, renormalise=True).values()
     ]
-    found = {f"score/{judge}": per_prompt(scores)}
+    found: dict[str, Measured] = {f"score/{judge}": per_prompt(scores)}
     for principle in sorted({j.principle for j in mine if j.principle is not None}):
         found[f"score/{judge}/{principle}"] = per_prompt(
             (j.prompt_id, j.score) for j in mine if j.principle == principle
@@ -139,24 +173,24 @@ def unfamiliar_values(judgements: Sequence[Judgement]) -> dict[str, Values]:
     return {n: per_prompt((p, found.get(n)) for p, found in rows) for n in names}
 
 
-def read_values(judge: str, judgements: Sequence[Judgement]) -> dict[str, Values]:
+def read_values(judge: str, judgements: Sequence[Judgement]) -> dict[str, Measured]:
     """The label mass, the share of answers that could not be read, and what `unfamiliar_values`
     finds."""
-    found = unfamiliar_values(judgements)
+    found: dict[str, Measured] = {**unfamiliar_values(judgements)}
     masses = per_prompt((j.prompt_id, j.label_mass) for j in judgements)
     if masses:
         found[f"label_mass/{judge}"] = masses
     asked = [j for j in judgements if j.status != "not_applicable" and j.annotator_kind != "rule"]
     if asked:
-        found[f"unparsed_rate/{judge}"] = per_prompt(
-            (j.prompt_id, float(j.status in ("unparsed", "failed"))) for j in asked
+        found[f"unparsed_rate/{judge}"] = counts_per_prompt(
+            (j.prompt_id, j.status in ("unparsed", "failed")) for j in asked
         )
     return found
 
 
 def pairwise_values(
     judge: str, judgements: Sequence[Judgement], completions: set[str]
-) -> dict[str, Values]:
+) -> dict[str, Measured]:
     """A comparative judge's win rate of `completions` over the others, both orders averaged, and
     how often the same slot wins in both orders."""
     pairs: dict[tuple[str, str, str], list[Judgement]] = defaultdict(list)
@@ -175,10 +209,10 @@ def pairwise_values(
         }
         if len(firsts) == 2:
             slots = [prob > 0.5 for prob in firsts.values()]
-            same_slot.append((prompt_id, float(slots[0] == slots[1])))
-    found = {f"win_rate_vs_initial/{judge}": per_prompt(wins)}
+            same_slot.append((prompt_id, slots[0] == slots[1]))
+    found: dict[str, Measured] = {f"win_rate_vs_initial/{judge}": per_prompt(wins)}
     if same_slot:
-        found[f"position_bias/{judge}"] = per_prompt(same_slot)
+        found[f"position_bias/{judge}"] = counts_per_prompt(same_slot)
     return found | read_values(judge, judgements)
 
 
@@ -200,20 +234,58 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     return agree / total if total else None
 
 
-def intervals(values: Mapping[str, Values], seed: int, resamples: int) -> dict[str, Any]:
-    """{metric: {mean, low, high, n}}; a metric without any value is left out."""
-    found = {name: mean_interval(v, seed, resamples) for name, v in values.items()}
+def intervals(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """{metric: its interval as JSON}; a metric without any value is left out."""
+    found = {name: value_interval(name, values) for name, values in measured.items()}
     return {name: i.to_json() for name, i in sorted(found.items()) if i is not None}
 
 
-def differences(
-    new: Mapping[str, Values], old: Mapping[str, Values], seed: int, resamples: int
-) -> dict[str, Any]:
-    """{metric: paired difference with its interval}, over the prompts that both have."""
+def value_interval(name: str, measured: Measured) -> Interval | None:
+    """A metric's mean over prompts, with its interval by the rule of its name; None without a
+    prompt."""
+    rule = rule_of(name)
+    if rule.of == "rare":
+        return rare_share_interval({p: _counted(value) for p, value in measured.items()})
+    values = shares(measured)
+    if rule.of == "share":
+        return share_interval(values, rule.null)
+    return skewed_interval(values) if rule.of == "skewed" else mean_interval(values, rule.null)
+
+
+def _counted(value: float | tuple[int, int]) -> tuple[int, int]:
+    if isinstance(value, tuple):
+        return value
+    if value not in (0.0, 1.0):
+        raise ValueError(f"0, 1 or a count expected, got {value}")
+    return int(value), 1
+
+
+FACTORS = ("length/words", "length/tokens")
+"""Metrics whose change is also a factor: `length_factor/words` ..."""
+
+
+def differences(new: Mapping[str, Measured], old: Mapping[str, Measured]) -> dict[str, Any]:
+    """{metric: paired difference with its interval}, over the prompts that both have; with the win
+    rate of every judge that scores, and the factor by which lengths have grown."""
     found: dict[str, Interval | None] = {}
     for name in sorted(set(new) & set(old)):
-        found[name] = paired_interval(new[name], old[name], seed, resamples)
-        if name.startswith("score/") and name.count("/") == 1:
-            judge = name.split("/")[1]
-            found[f"win_rate/{judge}"] = win_rate_interval(new[name], old[name], seed, resamples)
+        one, other = shares(new[name]), shares(old[name])
+        found[name] = change_interval(name, one, other)
+        if scores_answers(name):
+            found[f"win_rate/{name.split('/')[1]}"] = win_rate_interval(one, other)
+        if name in FACTORS:
+            found[f"length_factor/{name.split('/')[1]}"] = factor_interval(one, other)
     return {name: i.to_json() for name, i in sorted(found.items()) if i is not None}
+
+
+def scores_answers(name: str) -> bool:
+    """Whether a metric is a judge's score over all principles."""
+    return name.startswith("score/") and name.count("/") == 1
+
+
+def change_interval(name: str, new: Values, old: Values) -> Interval | None:
+    """The mean of new - old over the prompts that both have, by the rule of the metric's name."""
+    binary = {new[p] for p in new.keys() & old.keys()} | {old[p] for p in new.keys() & old.keys()}
+    if rule_of(name).change == "rate" and binary <= {0.0, 1.0}:
+        return paired_share_interval(new, old)
+    return paired_interval(new, old)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rlaif.compare.agreement import cohen_kappa
-from rlaif.compare.bootstrap import IntervalJson, figure_intervals
+from rlaif.compare.intervals import IntervalJson
 from rlaif.compare.metrics import Values, per_prompt
+from rlaif.compare.pooled import figure_intervals
 from rlaif.compare.weighted import Figure, mean_of
 from rlaif.data.labels import GivenPair, Verdicts
 
@@ -16,9 +17,7 @@ Choices = Mapping[str, tuple[str, bool]]
 """Pair id to its prompt's id and whether the first answer was chosen."""
 
 
-def label_agreement(
-    first: Choices, second: Choices, seed: int, resamples: int
-) -> dict[str, IntervalJson]:
+def label_agreement(first: Choices, second: Choices) -> dict[str, IntervalJson]:
     """`agreement` (share of pairs with the same choice, [0, 1]) and `kappa` (Cohen's, [-1, 1]).
 
     Over the pairs that both have, with intervals over prompts. Kappa is missing where chance alone
@@ -37,7 +36,7 @@ def label_agreement(
         "agreement": mean_of((one == other).astype(np.float64)),
         "kappa": Figure(cohen_kappa(one, other), one.size),
     }
-    intervals = figure_intervals(figures, prompts, seed, resamples)
+    intervals = figure_intervals(figures, prompts)
     return {name: interval.to_json() for name, interval in intervals.items()}
 
 

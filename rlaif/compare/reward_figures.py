@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.compare.agreement import spearman
-from rlaif.compare.bootstrap import Interval, figure_intervals, mean_interval
-from rlaif.compare.calibration import bin_of, brier, reliability
+from rlaif.compare.calibration import bin_of, reliability
+from rlaif.compare.intervals import Interval
+from rlaif.compare.judge_figures import curve_points
 from rlaif.compare.logistic import sigmoid
-from rlaif.compare.weighted import Figure, Floats, Measure, mean_of, ratio, ratio_of
+from rlaif.compare.metrics import value_interval
+from rlaif.compare.pooled import figure_intervals
+from rlaif.compare.weighted import Figure, Floats, Measure, mean_of, ratio
 
 Names = NDArray[np.str_]
 BINS = 4
@@ -61,16 +64,16 @@ def reward_figures(t: RewardTable) -> dict[str, Figure]:
     rewards = _both_orders(t.chosen, t.rejected)
     correlated = spearman(_both_orders(t.gap, -t.gap), _both_orders(wordier, -wordier))
     measures: dict[str, Measure] = {
-        "brier": lambda w: brier(prob, outcome, w),
         "ece": lambda w: reliability(prob, outcome, w).ece(),
         "length_spearman": correlated,
-        "reward_mean": ratio_of(rewards, np.ones(rewards.size)),
         "reward_spread": lambda w: _spread(rewards, w),
     }
     n = t.gap.size
     return {
         "accuracy": mean_of(right),
         "log_loss": mean_of(np.logaddexp(0.0, -t.gap)),
+        "brier": mean_of(sigmoid(-t.gap) ** 2),
+        "reward_mean": mean_of((t.chosen + t.rejected) / 2),
         "accuracy_where_longer_wins": mean_of(np.where(longer > 0, right, np.nan)),
         "accuracy_where_shorter_wins": mean_of(np.where(longer < 0, right, np.nan)),
         "prefers_longer": mean_of(np.where(longer != 0, _right(t.gap * longer), np.nan)),
@@ -99,42 +102,29 @@ def _spread(values: Floats, weights: Floats) -> Floats:
     return found
 
 
-def reward_intervals(t: RewardTable, seed: int, resamples: int) -> dict[str, Interval]:
+def reward_intervals(t: RewardTable) -> dict[str, Interval]:
     """Every figure with its interval over prompts."""
-    return figure_intervals(reward_figures(t), list(t.prompt), seed, resamples)
+    return figure_intervals(reward_figures(t), list(t.prompt))
 
 
-def accuracy_by(
-    t: RewardTable, names: Sequence[str], seed: int, resamples: int
-) -> dict[str, Interval]:
+def accuracy_by(t: RewardTable, names: Sequence[str]) -> dict[str, Interval]:
     """The accuracy on the pairs of each name, (n,) names, in order of name; "" is left out."""
     labels = np.asarray(names)
     found = {}
     for name in sorted(set(labels.tolist()) - {""}):
         rows = np.flatnonzero(labels == name)
         figures = {"accuracy": mean_of(_right(t.gap[rows]))}
-        own = figure_intervals(figures, list(t.prompt[rows]), seed, resamples)
+        own = figure_intervals(figures, list(t.prompt[rows]))
         found[name] = own["accuracy"]
     return found
 
 
-def reliability_of(t: RewardTable, seed: int, resamples: int) -> list[dict[str, float]]:
+def reliability_of(t: RewardTable) -> list[dict[str, Any]]:
     """The reliability curve: of each bin of equal width the mean probability, the share of answers
     that are better, the ends of its interval, and the answers, every pair in both orders."""
     prob, outcome = _both_orders(sigmoid(t.gap), sigmoid(-t.gap)), np.repeat([1.0, 0.0], t.gap.size)
     place = bin_of(prob)
-    shares = {str(b): mean_of(np.where(place == b, outcome, np.nan)) for b in np.unique(place)}
-    found = figure_intervals(shares, [*t.prompt, *t.prompt], seed, resamples)
-    return [
-        {
-            "prob": float(prob[place == b].mean()),
-            "share": float(outcome[place == b].mean()),
-            "low": found[str(b)].low if str(b) in found else 0.0,
-            "high": found[str(b)].high if str(b) in found else 1.0,
-            "n": int((place == b).sum()),
-        }
-        for b in np.unique(place)
-    ]
+    return curve_points(place, prob, outcome, [*t.prompt, *t.prompt])
 
 
 def margin_bins(values: Floats, bins: int = BINS) -> list[str]:
@@ -175,7 +165,7 @@ def best_of_n(
 
 
 def best_of_n_curve(
-    proxy: Mapping[str, Floats], gold: Mapping[str, Floats], seed: int, resamples: int
+    proxy: Mapping[str, Floats], gold: Mapping[str, Floats]
 ) -> list[dict[str, Any]]:
     """What best-of-n by the proxy earns of either reward, for n = 1, 2, 4 ... as far as every
     prompt has answers: rows of n, its KL and two intervals over prompts. Where the proxy goes on
@@ -185,7 +175,7 @@ def best_of_n_curve(
     n = 1
     while n <= most:
         found = best_of_n(proxy, gold, n)
-        parts = {side: mean_interval(found[side], seed, resamples) for side in found}
+        parts = {side: value_interval(f"best_of_n/{side}", found[side]) for side in found}
         rows.append(
             {"n": n, "kl": best_of_n_kl(n)}
             | {side: value.to_json() for side, value in parts.items() if value is not None}
@@ -217,9 +207,16 @@ def staleness(by_round: Mapping[int, Interval]) -> dict[str, Any] | None:
         return None
     first, last = min(by_round), max(by_round)
     old, new = by_round[first], by_round[last]
-    half = math.hypot((old.high - old.low) / 2, (new.high - new.low) / 2)
+    half = math.hypot(_half_width(old), _half_width(new))
     return {
         "oldest": {"round": first, **old.to_json()},
         "newest": {"round": last, **new.to_json()},
         "stale": old.mean - new.mean > half,
     }
+
+
+def _half_width(interval: Interval) -> float:
+    """Of a share, which has ends even where there is one prompt."""
+    return (
+        0.5 if interval.low is None or interval.high is None else (interval.high - interval.low) / 2
+    )

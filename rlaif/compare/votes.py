@@ -15,8 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlaif.compare.aggregate import pointwise_values, win_rates
-from rlaif.compare.bootstrap import Interval, mean_interval, paired_interval
-from rlaif.compare.ridge import Array, bootstrap_weights, cross_validate, fit_ridge
+from rlaif.compare.figure_rules import rule_of
+from rlaif.compare.intervals import Interval, paired_interval
+from rlaif.compare.metrics import value_interval
+from rlaif.compare.pooled import jackknife_interval, left_out
+from rlaif.compare.ridge import Array, cross_validate, fit_ridge
 from rlaif.records import Judgement
 
 Votes = Mapping[str, float | None]
@@ -35,13 +38,14 @@ class VotedPair:
 @dataclass(frozen=True, slots=True)
 class FittedWeight:
     """One principle. `coefficient` may be negative: people go against it. Its ends are those of a
-    95% bootstrap interval over prompts. `weight` is what the constitution gets: fitted under
-    w >= 0, on the scale of the weights it replaces. `votes` is the number of votes other than 0."""
+    95% interval over prompts (None of one prompt). `weight` is what the constitution gets: fitted
+    under w >= 0, on the scale of the weights it replaces. `votes` is the number of votes other than
+    0."""
 
     principle: str
     coefficient: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     weight: float
     current: float
     votes: int
@@ -95,7 +99,6 @@ def fit_weights(
     current: Mapping[str, float],
     folds: int = 5,
     seed: int = 0,
-    resamples: int = 500,
 ) -> WeightFit:
     """Fit the weight of every principle of `current` that has a vote other than 0.
 
@@ -114,16 +117,15 @@ def fit_weights(
     validated = cross_validate(x, y, prompts, folds, seed, nonnegative=True)
     fitted = fit_ridge(x, y, validated.l2, nonnegative=True)
     coefficients = fit_ridge(x, y, validated.l2)
-    drawn = bootstrap_weights(x, y, prompts, validated.l2, resamples, seed)
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    ends = _coefficient_intervals(x, y, prompts, validated.l2, coefficients)
     old = np.asarray([current[name] for name in names], dtype=np.float64)
     scaled = _on_scale(fitted, old)
     rows = [
         FittedWeight(
             name,
             float(coefficients[k]),
-            float(low[k]),
-            float(high[k]),
+            ends[k].low,
+            ends[k].high,
             float(scaled[k]),
             current[name],
             counts[name],
@@ -139,10 +141,26 @@ def fit_weights(
         len(pairs) - len(whole),
         validated.l2,
         validated.log_loss,
-        mean_interval(ours, seed),
-        mean_interval(theirs, seed),
-        paired_interval(ours, theirs, seed),
+        value_interval("vote_accuracy", ours),
+        value_interval("vote_accuracy", theirs),
+        paired_interval(ours, theirs),
     )
+
+
+def _coefficient_intervals(
+    x: Array, y: Array, prompts: Sequence[str], l2: float, coefficients: Array
+) -> list[Interval]:
+    """Each coefficient's interval, from the fits without each prompt (or block of prompts)."""
+    names, code = np.unique(np.asarray(prompts), return_inverse=True)
+    block = left_out(names.size)[code]
+    fits = np.stack(
+        [fit_ridge(x[block != b], y[block != b], l2) for b in range(int(block.max()) + 1)]
+    )
+    rule = rule_of("weight/")
+    return [
+        jackknife_interval(float(value), fits[:, k], rule, len(y), names.size)
+        for k, value in enumerate(coefficients)
+    ]
 
 
 def _on_scale(fitted: Array, old: Array) -> Array:

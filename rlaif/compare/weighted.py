@@ -1,4 +1,4 @@
-"""Figures of weighted items, so that a bootstrap measures many resamples at once.
+"""Figures of weighted items, so that a figure is measured on many parts of them at once.
 
 `weights`, shape (B, n), says how often each of n items counts in each of B samples: a row of ones
 is the items themselves. A figure of them has shape (B,) and is NaN where it is undefined.
@@ -22,10 +22,13 @@ Measure = Callable[[Floats], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """`of` all items is taken over the `n` of them that have what it needs."""
+    """`of` all items is taken over the `n` of them that have what it needs, at the places `rows`
+    (None: all). A ratio of sums has its `parts`, what is summed above and below, each (n,)."""
 
     of: Measure
     n: int
+    rows: Ints | None = None
+    parts: tuple[Floats, Floats] | None = None
 
 
 def ratio(part: Floats, whole: Floats) -> Floats:
@@ -49,15 +52,19 @@ def ratio_of(part: Floats, whole: Floats) -> Measure:
 def mean_of(values: Floats) -> Figure:
     """The mean of `values` (n,), without those that are NaN."""
     known = ~np.isnan(values)
-    return Figure(
-        ratio_of(np.where(known, values, 0.0), known.astype(np.float64)), int(known.sum())
-    )
+    return share_of(np.where(known, values, 0.0), known.astype(np.float64))
+
+
+def share_of(part: Floats, whole: Floats) -> Figure:
+    """The sum of `part` over the sum of `whole`, each (n,); `whole` counts what it is a share
+    of."""
+    return Figure(ratio_of(part, whole), int(whole.sum()), np.flatnonzero(whole), (part, whole))
 
 
 def among(kept: Mask, measure: Measure) -> Figure:
     """The figure that `measure` makes of the kept items alone."""
     rows = np.flatnonzero(kept)
-    return Figure(lambda weights: measure(weights[:, rows]), rows.size)
+    return Figure(lambda weights: measure(weights[:, rows]), rows.size, rows)
 
 
 def defined(figures: Mapping[str, Figure], size: int) -> dict[str, float]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rlaif.compare.bootstrap import (
+from rlaif.compare.diagnostics import RoundMetrics, delta, initial_mean
+from rlaif.compare.intervals import (
     MIN_PROMPTS,
     IntervalJson,
     direction,
+    prompts_of,
     show_interval,
     show_number,
 )
-from rlaif.compare.diagnostics import RoundMetrics, delta, initial_mean
 
 LOW_LABEL_MASS = 0.5
 LOW_SPREAD = 0.02
@@ -47,9 +48,12 @@ def self_judge_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
 
 def movement_words(change: IntervalJson) -> str:
     """What may be concluded from a difference and its interval."""
-    if change["n"] < MIN_PROMPTS:
-        prompts = "prompt" if change["n"] == 1 else "prompts"
-        return f"{change['n']} {prompts} are too few to tell a change from noise"
+    prompts = prompts_of(change)
+    if prompts < MIN_PROMPTS:
+        word = "prompt" if prompts == 1 else "prompts"
+        return f"{prompts} {word} are too few to tell a change from noise"
+    if "note" in change:
+        return change["note"]
     side = direction(change)
     if side == 0:
         return "the interval includes zero, so this is not evidence of any change"

@@ -15,8 +15,6 @@ Temperature = Annotated[float, Field(ge=0.0, le=100.0)]
 """Of sampling; 0 is greedy."""
 Count = Annotated[int, Field(ge=1, le=10_000)]
 """Of what is made all at once: answers to a prompt, rounds, open calls."""
-Resamples = Annotated[int, Field(ge=1, le=1_000_000)]
-"""Of a bootstrap."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Of random choices. NumPy takes none below 0, and torch none of 64 bits or more."""
 StepId = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]

@@ -25,6 +25,20 @@ from rlaif.config.overrides import apply_override
 from rlaif.config.steps import LoadStep, StepEntry
 from rlaif.yamlio import Lines, load_yaml, validate
 
+_METRICS = (
+    *("score/", "win_rate/", "win_rate_vs_initial/", "reward_accuracy/", "check/", "length/"),
+    *("length_factor/", "kl/", "kl_per_token/", "loglik/", "judge_corr/", "drift/"),
+    *("distinct_2", "repetition_4", "refusal_rate", "stock_phrase_rate", "list_rate"),
+    *("empty_rate", "truncated_rate", "entropy"),
+)
+"""What a metric that can be primary is called, or begins with."""
+
+
+def is_metric(name: str) -> bool:
+    """Whether a metric of held-out answers may be called so."""
+    heads = [known for known in _METRICS if known.endswith("/")]
+    return name in _METRICS or any(name.startswith(h) and len(name) > len(h) for h in heads)
+
 
 class AlarmsConfig(Strict):
     """Limits of the per-round alarms; see docs/diagnostics.md."""
@@ -71,6 +85,12 @@ class Experiment(Strict):
     )
     judges: list[JudgeStep] = Field(
         [], description="Judges that no step runs by itself: rewards, and evaluation."
+    )
+    primary: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="The metrics that the experiment is about: a change of one is claimed by "
+        "Holm's procedure over all of them, and all others are exploratory. Default: the score and "
+        "the win rate of the judges whose verdicts a policy is trained on.",
     )
     rounds: Count = 1
     steps: Annotated[list[StepEntry], Field(min_length=1)]
@@ -198,6 +218,33 @@ class Experiment(Strict):
             raise ValueError(f"dataset.overall: {self.dataset.overall!r} is no judge of {judges}")
         return self
 
+    @model_validator(mode="after")
+    def _primary_known(self) -> Experiment:
+        for name in self.primary or []:
+            head, _, rest = name.partition("/")
+            known = {"score": 1, "win_rate": 1, "win_rate_vs_initial": 1}
+            if head in known and rest.split("/")[0] not in self.all_judges():
+                judges = ", ".join(self.all_judges()) or "none"
+                raise ValueError(f"primary: {name!r} is of no judge (judges: {judges})")
+            if not is_metric(name):
+                raise ValueError(
+                    f"primary: {name!r} is no metric of held-out answers, such as score/JUDGE, "
+                    "win_rate/JUDGE, reward_accuracy/human or check/ID"
+                )
+        return self
+
+    @property
+    def trained_judges(self) -> list[str]:
+        """The judges whose verdicts a policy is trained on: those of judge steps, and rewards."""
+        steps = [e.judge.id for e in self.steps if e.judge is not None]
+        rewards = [
+            judge
+            for e in self.steps
+            if e.train is not None
+            for judge in getattr(e.train, "rewards", {})
+        ]
+        return list(dict.fromkeys([*steps, *rewards]))
+
     @property
     def pair_loads(self) -> list[LoadStep]:
         """The steps that load labelled pairs."""
@@ -239,7 +286,8 @@ def resolved_yaml(experiment: Experiment) -> str:
     data["steps"] = [
         {e.kind: e.step.model_dump(mode="json", by_alias=True)} for e in experiment.steps
     ]
-    data = {key: value for key, value in data.items() if key != "seeds" or value is not None}
+    unset = {key for key in ("seeds", "primary") if data[key] is None}
+    data = {key: value for key, value in data.items() if key not in unset}
     if "seeds" in data:
         data.pop("seed", None)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from rlaif.config.arms import HUMAN
-from rlaif.config.base import Count, Fraction, Resamples, StepId, Strict, Temperature
+from rlaif.config.base import Count, Fraction, StepId, Strict, Temperature
 from rlaif.config.columns import LabelColumns
 from rlaif.config.distill import AnyDistill
 from rlaif.config.filters import FilterStep
@@ -245,7 +245,14 @@ class EvaluateStep(Strict):
     max_new_tokens: PositiveInt | None = None
     judges: list[str] | None = Field(None, description="Judge ids; every judge when absent.")
     checks: list[CheckSpec] = []
-    resamples: Resamples = 2000
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_drawn(cls, value: Any) -> Any:
+        """Files of earlier versions say how often a bootstrap drew; intervals draw nothing now."""
+        if isinstance(value, dict):
+            return {key: item for key, item in value.items() if key != "resamples"}
+        return value
 
 
 class StepEntry(Strict):

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
-from rlaif.compare.bootstrap import Interval, mean_interval
+from rlaif.compare.intervals import Interval
+from rlaif.compare.metrics import value_interval
 from rlaif.data.labelled import LabelledPair
 from rlaif.infer.propose import Candidate
 from rlaif.records import Judgement
@@ -75,13 +76,12 @@ def rank(
     candidates: Sequence[Candidate],
     judgements: Iterable[Judgement],
     pairs: Sequence[LabelledPair],
-    seed: int = 0,
 ) -> list[Ranked]:
     """Every candidate, by votes for less votes against, then by performance, then by text."""
     groups: dict[tuple[str, frozenset[str]], list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         groups[judgement.principle or "", frozenset(judgement.shown)].append(judgement)
-    ranked = [_ranked(c, groups, pairs, seed) for c in candidates]
+    ranked = [_ranked(c, groups, pairs) for c in candidates]
     return sorted(ranked, key=lambda r: (-r.lead, -r.performance, r.text))
 
 
@@ -89,7 +89,6 @@ def _ranked(
     candidate: Candidate,
     groups: Mapping[tuple[str, frozenset[str]], list[Judgement]],
     pairs: Sequence[LabelledPair],
-    seed: int,
 ) -> Ranked:
     votes = {"for": 0, "against": 0, "not_applicable": 0, "invalid": 0}
     right: dict[str, list[float]] = defaultdict(list)
@@ -103,7 +102,7 @@ def _ranked(
     readable = decided + votes["not_applicable"]
     relevance = decided / readable if readable else 0.0
     accuracy = votes["for"] / decided if decided else None
-    interval = mean_interval({p: sum(row) / len(row) for p, row in right.items()}, seed)
+    interval = value_interval("vote_accuracy", {p: sum(r) / len(r) for p, r in right.items()})
     performance = 0.0 if accuracy is None else 2 * (accuracy - 0.5) * relevance
     return Ranked(
         candidate.id,

@@ -83,7 +83,7 @@ def infer(
     vectors, how, threshold = similar(sorted(set(texts)))
     candidates = clusters(texts, vectors, threshold, options.candidates)
     votes = _votes(pairs, candidates, model, engines, store, options.seed, progress)
-    ranked = rank(candidates, votes, pairs, options.seed)
+    ranked = rank(candidates, votes, pairs)
     return Inferred(tuple(ranked), len(pairs), len(texts), how, _longer(pairs))
 
 

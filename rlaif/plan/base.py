@@ -26,10 +26,10 @@ VERSIONS = {
     "distill": 3,
     "train": 5,
     "logprobs": 3,
-    "evaluate": 2,
+    "evaluate": 3,
     "load": 2,
     "filter": 2,
-    "compare": 1,
+    "compare": 2,
 }
 
 DRIFT_PROMPTS = 16

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from rlaif.compare.bootstrap import IntervalJson, direction, show_interval
-from rlaif.report.rows import Cell, Row, Table, kind_of, merge, row_place, tone_of
+from rlaif.compare.intervals import IntervalJson, direction, show_interval
+from rlaif.report.rows import Cell, Row, Table, kind_of, row_place, tone_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +23,13 @@ class LabelRow:
 
 
 def label_rows(comparisons: Sequence[dict[str, Any]]) -> list[LabelRow]:
-    """A row for every two arms, of the last round. Over several seeds a figure is the mean with the
-    lowest and highest seed."""
-    last = _last(comparisons)
+    """A row for every two arms, of comparisons that are merged over seeds."""
     rows = []
-    for first, second in _twos(last):
-        name = f"{first}/{second}"
-        figures = [row["labels"][name] for row in last]
-        agreement, kappa = (
-            merge([f[key] for f in figures if key in f]) for key in ("agreement", "kappa")
-        )
-        rows.append(LabelRow(first, second, agreement, kappa, _words(figures)))
+    for row in comparisons:
+        for first, second in combinations(row["arms"], 2):
+            figures = row["labels"][f"{first}/{second}"]
+            agreement, kappa = (figures.get(key) for key in ("agreement", "kappa"))
+            rows.append(LabelRow(first, second, agreement, kappa, _words(kappa)))
     return rows
 
 
@@ -49,52 +45,41 @@ def label_sentences(comparisons: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _words(figures: Sequence[dict[str, IntervalJson]]) -> str:
-    sides = {direction(figure.get("kappa")) for figure in figures}
-    if len(sides) != 1 or sides == {0}:
+def _words(kappa: IntervalJson | None) -> str:
+    side = direction(kappa)
+    if side == 0:
         return "not distinguishable from chance"
-    return "agree beyond chance" if sides == {1} else "disagree beyond chance"
+    return "agree beyond chance" if side > 0 else "disagree beyond chance"
 
 
 def difference_tables(comparisons: Sequence[dict[str, Any]]) -> list[Table]:
     """What one arm's policy has over another's after the last round: all others against the first
     arm, then the rest of the twos. A win rate is read against 0.5, everything else against 0."""
-    last = _last(comparisons)
-    twos = _twos(last)
+    if not comparisons:
+        return []
+    row = comparisons[-1]
+    twos = list(combinations(row["arms"], 2))
     with_first = [two for two in twos if two[0] == twos[0][0]]
     others = [two for two in twos if two not in with_first]
     tables = [("Against the first arm", with_first), ("The other arms against one another", others)]
-    return [Table(title, *_differences(last, chosen)) for title, chosen in tables if chosen]
+    return [Table(title, *_differences(row, chosen)) for title, chosen in tables if chosen]
 
 
 def _differences(
-    last: Sequence[dict[str, Any]], twos: Sequence[tuple[str, str]]
+    row: dict[str, Any], twos: Sequence[tuple[str, str]]
 ) -> tuple[list[str], list[Row]]:
     names = ["/".join(two) for two in twos]
-    metrics = {metric for row in last for deltas in row["deltas"].values() for metric in deltas}
+    metrics = {metric for deltas in row["deltas"].values() for metric in deltas}
     rows = [
-        Row(
-            metric,
-            kind_of(metric),
-            [_cell(metric, [row["deltas"].get(name, {}).get(metric) for row in last])
-             for name in names],
-        )
+        Row(metric, kind_of(metric), [_cell(metric, row, name) for name in names])
         for metric in metrics
-    ]  # fmt: skip
+    ]
     return [f"{second} less {first}" for first, second in twos], sorted(rows, key=row_place)
 
 
-def _twos(last: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Every two arms, in the order of the experiment."""
-    return list(combinations(last[0]["arms"], 2)) if last else []
-
-
-def _cell(metric: str, given: Sequence[IntervalJson | None]) -> Cell:
-    values = [value for value in given if value is not None]
+def _cell(metric: str, row: dict[str, Any], two: str) -> Cell:
+    value = row["deltas"].get(two, {}).get(metric)
+    standing = row.get("standing", {}).get(two, {}).get(metric, "none")
     par = 0.5 if metric.startswith("win_rate/") else 0.0
-    return Cell(merge(values), None, tone_of(metric, {direction(v, par) for v in values}))
-
-
-def _last(comparisons: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    number = max((row["round"] for row in comparisons), default=0)
-    return [row for row in comparisons if row["round"] == number]
+    tone = tone_of(metric, direction(value, par)) if standing == "claimed" else ""
+    return Cell(value, None, tone, standing == "exploratory")

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
-from rlaif.compare.bootstrap import IntervalJson, direction, show_interval, show_number
+from rlaif.compare.intervals import (
+    IntervalJson,
+    direction,
+    show_ends,
+    show_interval,
+    show_number,
+    show_value,
+)
 from rlaif.compare.judge_figures import BY_SUBSET
 from rlaif.compare.rewardbench import foreign_subsets
 from rlaif.compare.words import failure_words
@@ -85,13 +92,19 @@ GROUPS = (
     ),
     Group(
         "Calibration",
-        "Whether the probabilities mean what they say, before and after temperature scaling, which "
-        "is fitted on one half of the prompts and measured on the other. A judge that always says "
-        "0.5 has a Brier score of 0.25.",
+        "Whether the probabilities mean what they say. ECE is above 0 by chance alone: it stands "
+        "beside what it would be of a calibrated judge; the calibration error has that subtracted. "
+        "Intercept, slope and temperature are of graded probabilities only: ten different ones or "
+        "more, none of them 0 or 1. Temperature scaling is fitted on one half of the prompts and "
+        "measured on the other. A judge that always says 0.5 has a Brier score of 0.25.",
         (
-            Column("ece", "ECE", "ten bins of equal width"),
-            Column("ece_equal_mass", "equal mass", "ECE, ten bins of equal mass"),
+            Column("calibration_error", "calibration error", "root mean square over bins"),
+            Column("ece", "ECE", "ten bins of equal width; no interval would hold"),
+            Column("ece_if_calibrated", "ECE if calibrated", "mean and 95% range, by chance"),
+            Column("calibration_intercept", "intercept", "log-odds; 0 is calibrated"),
+            Column("calibration_slope", "slope", "1 is calibrated, below 1 too sure"),
             Column("brier", "Brier", "mean squared error of the probability"),
+            Column("ece_equal_mass", "equal mass", "ECE, ten bins of equal mass"),
             Column("temperature", "temperature", "1 is calibrated, above 1 too sure"),
             Column("ece_scaled", "ECE, scaled", "held out"),
             Column("brier_scaled", "Brier, scaled", "held out"),
@@ -141,7 +154,13 @@ def figure(row: Mapping[str, Any], name: str) -> IntervalJson | None:
 def _headline(row: Mapping[str, Any]) -> IntervalJson | None:
     if row["agreement"] is None:
         return None
-    return {"mean": row["agreement"], "low": row["low"], "high": row["high"], "n": row["n"]}
+    found: IntervalJson = {
+        "mean": row["agreement"],
+        "low": row["low"],
+        "high": row["high"],
+        "n": row["n"],
+    }
+    return found
 
 
 def shown_groups(result: Result) -> list[Group]:
@@ -191,13 +210,20 @@ def difference(result: Result, first: str, second: str) -> IntervalJson | None:
         if gap is None:
             continue
         if (row["first"], row["second"]) == (first, second):
-            return {"mean": gap["mean"], "low": gap["low"], "high": gap["high"], "n": gap["n"]}
+            return cast(IntervalJson, gap)
         if (row["first"], row["second"]) == (second, first):
-            return {"mean": -gap["mean"], "low": -gap["high"], "high": -gap["low"], "n": gap["n"]}
+            return _negative(gap)
     return None
 
 
-_TERMINAL = ("agreement", "kappa", "same_slot", "prefers_longer", "ece", "coverage")
+def _negative(gap: IntervalJson) -> IntervalJson:
+    low, high = gap["low"], gap["high"]
+    if low is None or high is None:
+        return {**gap, "mean": -gap["mean"]}
+    return {**gap, "mean": -gap["mean"], "low": -high, "high": -low}
+
+
+_TERMINAL = ("agreement", "kappa", "same_slot", "prefers_longer", "calibration_error", "coverage")
 
 
 def bench_tables(result: Result) -> list[Table | Text]:
@@ -244,6 +270,7 @@ def foreign_words(result: Result) -> list[str]:
 def _words(result: Result) -> list[str]:
     return [
         *baseline_words(result),
+        *calibration_words(result),
         *votes_words(result),
         *silenced_words(result),
         *(note for row in result["judges"].values() for note in row["notes"]),
@@ -257,8 +284,7 @@ def _words(result: Result) -> list[str]:
 def _cell(value: IntervalJson | None) -> str:
     if value is None:
         return "–"
-    mean, low, high = (show_number(x) for x in (value["mean"], value["low"], value["high"]))
-    return f"{mean}\n[{low}, {high}]"
+    return f"{show_value(value)}\n{show_ends(value)}".rstrip()
 
 
 _COSTS = {
@@ -377,6 +403,26 @@ def votes_words(result: Result) -> list[str]:
         f"{len(votes['judges'])} judges ({', '.join(votes['judges'])}) are worth "
         f"{show_interval(votes)} independent votes by the correlation of their errors."
     ]
+
+
+def calibration_words(result: Result) -> list[str]:
+    """What so many pairs can tell of each asked judge's calibration, and which judges have no
+    degrees."""
+    words = []
+    for name, row in result["judges"].items():
+        error, least = row.get("calibration_error"), row.get("calibration_detectable")
+        if row["baseline"] or error is None:
+            continue
+        if not row["graded"]:
+            words.append(
+                f"{name}: no graded probabilities, so its calibration is that of verdicts."
+            )
+        if least is not None:
+            words.append(
+                f"{name}: its calibration error is {show_interval(error)}; {error['n']} pairs tell "
+                f"one of {show_number(least)} from none in 80% of runs, a smaller one less often."
+            )
+    return words
 
 
 def bench_page(result: Result, path: Path) -> Path:

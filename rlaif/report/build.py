@@ -15,16 +15,18 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rlaif.compare.bootstrap import show_interval, show_number
+from rlaif.compare.intervals import show_ends, show_interval, show_number, show_value
 from rlaif.report import plots
 from rlaif.report.arms import difference_tables, label_rows
 from rlaif.report.browser import embed_json
+from rlaif.report.merged import Page, claim_words, make_page
 from rlaif.report.rows import (
     Row,
     Table,
     arms_of,
     latest_rounds,
     metric_rows,
+    named_rows,
     round_numbers,
     seeds_of,
     side_by_side,
@@ -91,6 +93,8 @@ def environment() -> Environment:
     environment.filters["interval"] = lambda value, signed=False: _minus(
         show_interval(value, signed)
     )
+    environment.filters["value"] = lambda value: _minus(show_value(value))
+    environment.filters["ends"] = lambda value: _minus(show_ends(value))
     environment.filters["number"] = lambda value, signed=False: _minus(show_number(value, signed))
     environment.filters["count_of"] = "{:,}".format
     environment.filters["minus"] = _minus
@@ -118,6 +122,8 @@ def duration(seconds: float | None) -> str:
 
 def _context(run: RunView, script: str) -> dict[str, Any]:
     shown = run.shown
+    page = make_page(run.rounds, run.comparisons, run.values, run.primary, run.trained)
+    last = latest_rounds(run.rounds)
     data = {"arms": len(arms_of(run.rounds)) > 1, "pairs": shown.pairs, "answers": shown.answers}
     seeds, names = seeds_of(run.rounds), arms_of(run.rounds)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
@@ -128,13 +134,15 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
         "alarms": _alarms(run.rounds, latest=True),
         "earlier": _alarms(run.rounds, latest=False),
         "arms": names if len(names) > 1 else [],
-        "labels": label_rows(run.comparisons),
-        "between": difference_tables(run.comparisons),
-        "arm_figures": _arm_figures(run.rounds),
+        "labels": label_rows(page.comparisons),
+        "between": difference_tables(page.comparisons),
+        "arm_figures": _arm_figures(page),
+        "claims": claim_words(page),
         "summaries": [
-            (arm, summary([row for row in run.rounds if row["arm"] == arm])) for arm in names
+            (row["arm"], summary(row, [r for r in last if r["arm"] == row["arm"]], page))
+            for row in page.latest
         ],
-        "tables": _tables(run.rounds),
+        "tables": _tables(run.rounds, page),
         "lines": list(_lines(run.rounds)),
         "curves": _curves(run.rounds),
         "distributions": _distributions(run),
@@ -192,7 +200,8 @@ def _alarms(rounds: Sequence[RoundRow], latest: bool) -> list[dict[str, Any]]:
 def _curves(rounds: Sequence[RoundRow]) -> list[tuple[str, list[Figure]]]:
     """(group, figures): a curve per metric that at least two rounds measured."""
     grouped: dict[str, list[Figure]] = {}
-    for place, row in enumerate(metric_rows(rounds)):
+    names = {name for row in rounds for name in row["metrics"]["metrics"]}
+    for place, row in enumerate(named_rows(names)):
         lines: dict[Hashable, plots.Curve] = {
             name: [
                 (r["round"], r["metrics"]["metrics"][row.name])
@@ -203,7 +212,8 @@ def _curves(rounds: Sequence[RoundRow]) -> list[tuple[str, list[Figure]]]:
         }
         if max(len(points) for points in lines.values()) < 2:
             continue
-        label = f"{row.name} over rounds: {_spoken(row)}"
+        means = [show_number(value["mean"]) for points in lines.values() for _, value in points]
+        label = f"{row.name} over rounds: {', '.join(means)}"
         svg = plots.curve(f"curve{place}", label, lines, _par(row.name))
         figure = Figure(row.name, row.kind.about, svg)
         grouped.setdefault(row.kind.group, []).append(figure)
@@ -225,11 +235,11 @@ def _par(name: str) -> float | None:
     return next((value for prefix, value in _PAR.items() if name.startswith(prefix)), None)
 
 
-def _tables(rounds: Sequence[RoundRow]) -> list[Table]:
+def _tables(rounds: Sequence[RoundRow], page: Page) -> list[Table]:
     """The table over all seeds (arms side by side), then one per arm and seed where they differ."""
     lines = _lines(rounds)
     seeds = seeds_of(rounds)
-    headings, columns = side_by_side(rounds)
+    headings, columns = side_by_side(page.rounds)
     tables = [Table("All seeds" if len(seeds) > 1 else "", headings, metric_rows(columns))]
     for name, mine in lines.items() if len(lines) > 1 else ():
         title = name if len(arms_of(rounds)) > 1 else f"Seed {name}"
@@ -237,10 +247,10 @@ def _tables(rounds: Sequence[RoundRow]) -> list[Table]:
     return tables
 
 
-def _arm_figures(rounds: Sequence[RoundRow]) -> list[Figure]:
+def _arm_figures(page: Page) -> list[Figure]:
     """Per metric that compares or is judged, the arms' last rounds with their intervals."""
-    headings, columns = side_by_side(rounds)
-    if len(arms_of(rounds)) < 2:
+    headings, columns = side_by_side(page.rounds)
+    if len(arms_of(page.rounds)) < 2:
         return []
     figures = []
     for place, row in enumerate(metric_rows(columns)):

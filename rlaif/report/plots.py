@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator
 
-from rlaif.compare.bootstrap import IntervalJson
+from rlaif.compare.intervals import IntervalJson
 
 Curve = Sequence[tuple[int, IntervalJson]]
 
@@ -61,7 +61,7 @@ def curve(
         if par is not None:
             axes.axhline(par, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
         drawn = [point for points in lines.values() for point in points]
-        if all(value["low"] == value["high"] == 0.0 for _, value in drawn):
+        if all(value["mean"] == 0.0 and not any(_ends(value)) for _, value in drawn):
             # Around a line of zeros matplotlib would show values that no share can have.
             axes.set_ylim(-0.05, 1.0)
         _frame(axes, sorted({number for number, _ in drawn}))
@@ -82,8 +82,7 @@ def arms(
         axes = figure.add_subplot()
         for place, (name, interval) in enumerate(points.items()):
             colour = colours.get(name, _INK)
-            ends = (interval["low"], interval["high"])
-            axes.hlines(place, *ends, color=colour, linewidth=1.6, alpha=0.55)
+            axes.hlines(place, *_ends(interval), color=colour, linewidth=1.6, alpha=0.55)
             axes.plot([interval["mean"]], [place], color=colour, marker="o", markersize=5.0)
         if par is not None:
             axes.axvline(par, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
@@ -127,7 +126,7 @@ def forest(
         axes.axvline(par, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
         for place, (_, value, faint) in enumerate(rows):
             colour = _LINES[5] if faint else _LINES[0]
-            axes.hlines(-place, value["low"], value["high"], color=colour, linewidth=1.6, alpha=0.6)
+            axes.hlines(-place, *_ends(value), color=colour, linewidth=1.6, alpha=0.6)
             axes.plot(value["mean"], -place, color=colour, marker="o", markersize=4.5)
         axes.set_yticks([-place for place in range(len(rows))], [name for name, _, _ in rows])
         axes.set_ylim(-len(rows) + 0.4, 0.6)
@@ -173,16 +172,20 @@ def reliability(slug: str, label: str, bins: Sequence[Mapping[str, float]]) -> M
         return _svg(figure, slug, label)
 
 
+def _ends(value: IntervalJson) -> tuple[float, float]:
+    """Where its bar ends; a figure without an interval has none to see."""
+    low, high = value["low"], value["high"]
+    return (value["mean"], value["mean"]) if low is None or high is None else (low, high)
+
+
 def _style(slug: str) -> dict[str, object]:
     return {**_STYLE, "svg.hashsalt": slug}
 
 
 def _draw_curve(axes: Axes, points: Curve, colour: str, shift: float) -> None:
     x = np.asarray([number + shift for number, _ in points], dtype=np.float64)
-    mean, low, high = (
-        np.asarray([point[end] for _, point in points], dtype=np.float64)
-        for end in ("mean", "low", "high")
-    )
+    mean = np.asarray([value["mean"] for _, value in points], dtype=np.float64)
+    low, high = np.asarray([_ends(value) for _, value in points], dtype=np.float64).reshape(-1, 2).T
     axes.vlines(x, low, high, color=colour, linewidth=1.4, alpha=0.55)
     axes.plot(x, mean, color=colour, linewidth=1.6, marker="o", markersize=4.0)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rlaif.compare.bootstrap import IntervalJson, direction
-from rlaif.report.view import RoundRow
+from rlaif.compare.intervals import IntervalJson, direction
+from rlaif.report.view import RoundResult, RoundRow
 
 Tone = Literal["", "good", "bad", "moved"]
 
@@ -80,15 +80,13 @@ AGAINST_PAR = ("win_rate_vs_initial/", "reward_accuracy/")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One metric in one round; `delta` is against the initial model.
-
-    For one seed the ends are the bootstrap interval over prompts. Over several seeds they are the
-    lowest and highest seed, and `tone` is set only when every seed's own interval agrees.
-    """
+    """One metric in one round; `delta` is against the initial model. The tone is that of a claim
+    (see `claims`); an exploratory change has none."""
 
     value: IntervalJson | None
     delta: IntervalJson | None
-    tone: Tone
+    tone: Tone = ""
+    exploratory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,18 +150,20 @@ def side_by_side(rounds: Sequence[RoundRow]) -> tuple[list[str], list[RoundRow]]
 
 
 def metric_rows(rounds: Sequence[RoundRow]) -> list[Row]:
-    """A row per metric that any round measured, ordered by group; cells follow the rounds."""
+    """A row per metric that any round measured, ordered by group; a cell for each of the rounds,
+    which are merged over seeds."""
     names = {name for row in rounds for name in row["metrics"]["metrics"]}
     numbers = round_numbers(rounds)
+    by_number = {row["round"]: row["metrics"] for row in rounds}
     rows = [
-        Row(
-            name,
-            kind_of(name),
-            [_cell(name, [r for r in rounds if r["round"] == number]) for number in numbers],
-        )
-        for name in names
+        Row(name, kind_of(name), [_cell(name, by_number[n]) for n in numbers]) for name in names
     ]
     return sorted(rows, key=row_place)
+
+
+def named_rows(names: Iterable[str]) -> list[Row]:
+    """Rows without cells, ordered by group."""
+    return sorted((Row(name, kind_of(name), []) for name in names), key=row_place)
 
 
 def row_place(row: Row) -> tuple[int, int, str]:
@@ -175,38 +175,20 @@ def _under(name: str, prefix: str) -> bool:
     return prefix.endswith("/") and name.startswith(prefix)
 
 
-def _cell(name: str, rounds: Sequence[RoundRow]) -> Cell:
-    values = [v for r in rounds if (v := r["metrics"]["metrics"].get(name)) is not None]
-    changes = [
-        d for r in rounds if (d := r["metrics"]["deltas"].get("initial", {}).get(name)) is not None
-    ]
-    return Cell(merge(values), merge(changes), _tone(name, values, changes))
+def _cell(name: str, metrics: RoundResult) -> Cell:
+    value = metrics["metrics"].get(name)
+    change = metrics["deltas"].get("initial", {}).get(name)
+    standing = metrics.get("standing", {}).get(name, "none")
+    side = direction(value, 0.5) if name.startswith(AGAINST_PAR) else direction(change)
+    tone = tone_of(name, side) if standing == "claimed" else ""
+    return Cell(value, change, tone, standing == "exploratory")
 
 
-def merge(values: Sequence[IntervalJson]) -> IntervalJson | None:
-    """One seed's interval as it is, or the mean over seeds with the range of their means."""
-    if not values:
-        return None
-    if len(values) == 1:
-        return values[0]
-    means = [value["mean"] for value in values]
-    mean = sum(means) / len(means)
-    return {"mean": mean, "low": min(means), "high": max(means), "n": values[0]["n"]}
-
-
-def _tone(name: str, values: Sequence[IntervalJson], changes: Sequence[IntervalJson]) -> Tone:
-    if name.startswith(AGAINST_PAR):
-        sides = {direction(value, 0.5) for value in values}
-    else:
-        sides = {direction(change) for change in changes}
-    return tone_of(name, sides)
-
-
-def tone_of(name: str, sides: set[int]) -> Tone:
-    """The colour of a change of metric `name`; `sides` are its directions, one of each seed."""
+def tone_of(name: str, side: int) -> Tone:
+    """The colour of a claimed change of metric `name` to one `side`."""
     better = kind_of(name).better
-    if len(sides) != 1 or sides == {0}:
+    if side == 0:
         return ""
     if better == 0:
         return "moved"
-    return "good" if sides == {better} else "bad"
+    return "good" if side == better else "bad"

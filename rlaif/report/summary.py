@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlaif.compare.bootstrap import IntervalJson, direction, show_interval, show_number
+from rlaif.compare.intervals import (
+    MIN_PROMPTS,
+    direction,
+    prompts_of,
+    show_interval,
+    show_number,
+)
 from rlaif.compare.words import movement_words
-from rlaif.report.rows import AGAINST_PAR, Cell, Row, latest_rounds, metric_rows, seeds_of
+from rlaif.report.merged import Page
+from rlaif.report.rows import AGAINST_PAR, Row, metric_rows
 from rlaif.report.view import RoundRow
 
 _SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -17,21 +24,16 @@ _SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def summary(rounds: Sequence[RoundRow]) -> list[tuple[str, list[str]]]:
-    """(heading, sentences) for the top of the report, of one arm; empty when nothing was
-    evaluated."""
-    last = latest_rounds(rounds)
-    if not last:
-        return []
-    # Seeds may have stopped at different rounds; each contributes its own last one.
-    rows = metric_rows([{**row, "round": 0} for row in last])
-    seeds = len(seeds_of(rounds))
+def summary(latest: RoundRow, last: Sequence[RoundRow], page: Page) -> list[tuple[str, list[str]]]:
+    """(heading, sentences) for the top of the report, of one arm: its last round over all seeds,
+    and each seed's own, whose sentences about the judge follow."""
+    rows = metric_rows([{**latest, "round": 0}])
     found = []
     for heading, prefixes in _SECTIONS:
         chosen = [row for row in rows if row.name.startswith(prefixes) and row.name.count("/") < 2]
         if heading == "Length":
             chosen = chosen[-1:]
-        sentences = [_sentence(row, last, seeds) for row in chosen]
+        sentences = [_sentence(row, latest, page) for row in chosen]
         if sentences:
             found.append((heading, sentences))
     words = _words(last)
@@ -40,40 +42,39 @@ def summary(rounds: Sequence[RoundRow]) -> list[tuple[str, list[str]]]:
     return found
 
 
-def _sentence(row: Row, last: Sequence[RoundRow], seeds: int) -> str:
+def _sentence(row: Row, latest: RoundRow, page: Page) -> str:
     cell = row.cells[0]
     value = cell.value
     if value is None:
         return f"{row.name}: not measured."
     if row.name.startswith(AGAINST_PAR):
-        return f"{row.name}: {show_interval(value)}, {_par_words(cell, seeds)}."
+        side = direction(value, 0.5)
+        return f"{row.name}: {show_interval(value)}{_reading(row.name, side, latest, page, True)}."
     if cell.delta is None:
         return f"{row.name}: {show_interval(value)}; no comparison with M0."
     start = value["mean"] - cell.delta["mean"]
-    moved = _change_words(row.name, cell.delta, last, seeds)
+    moved = _reading(row.name, direction(cell.delta), latest, page, False)
+    few = prompts_of(cell.delta) < MIN_PROMPTS or "note" in cell.delta
     return (
         f"{row.name}: {show_number(start)} to {show_number(value['mean'])}, "
-        f"{show_interval(cell.delta, signed=True)}; {moved}."
+        f"{show_interval(cell.delta, signed=True)}"
+        f"{'; ' + movement_words(cell.delta) if few else moved}."
     )
 
 
-def _par_words(cell: Cell, seeds: int) -> str:
-    if not cell.tone:
-        return "not distinguishable from par (0.5)"
-    return f"{'better' if cell.tone == 'good' else 'worse'} than par{_everywhere(seeds)}"
-
-
-def _change_words(name: str, change: IntervalJson, last: Sequence[RoundRow], seeds: int) -> str:
-    if seeds < 2:
-        return movement_words(change)
-    clear = sum(
-        direction(row["metrics"]["deltas"].get("initial", {}).get(name)) != 0 for row in last
-    )
-    return f"the interval excludes zero in {clear} of {seeds} seeds"
-
-
-def _everywhere(seeds: int) -> str:
-    return "" if seeds < 2 else f" in all {seeds} seeds"
+def _reading(name: str, side: int, latest: RoundRow, page: Page, par: bool) -> str:
+    """What the page may say of a figure beside its interval: a claim, that it is none, or where it
+    is exploratory that it stands out. Else nothing: the interval is shown plain."""
+    standing = latest["metrics"].get("standing", {}).get(name, "none")
+    if standing == "claimed":
+        words = ("above par", "below par") if par else ("it rose", "it fell")
+        return f"; claimed: {words[0] if side > 0 else words[1]}"
+    if standing == "exploratory":
+        return "; it stands out among the other figures (exploratory)"
+    adjusted = page.claims.adjusted.get(f"{latest['arm']}|{name}")
+    if adjusted is None:
+        return ""
+    return f"; no change is claimed (p = {adjusted:.2g} by Holm)"
 
 
 def _words(last: Sequence[RoundRow]) -> list[str]:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
 from rlaif.compare.diagnostics import RoundMetrics
 
+Values = Mapping[str, Mapping[str, float]]
+"""Metric to prompt id to value."""
+ValuesOf = Callable[[str, int, int], Values]
+"""From arm, seed and round to the values of its evaluation; empty where none are stored."""
+
+
+def no_values(arm: str, seed: int, number: int) -> Values:
+    """Of a run whose values by prompt are not at hand."""
+    return {}
+
 
 class RoundResult(RoundMetrics):
-    """A round's measurements with the alarms (`Alarm.to_json`) and sentences drawn from them."""
+    """A round's measurements with the alarms (`Alarm.to_json`) and sentences drawn from them; of an
+    arm's last round also how each figure stands: claimed, exploratory or none (`claims`)."""
 
     alarms: NotRequired[list[dict[str, Any]]]
     words: NotRequired[list[str]]
+    standing: NotRequired[Mapping[str, str]]
 
 
 class RoundRow(TypedDict):
@@ -92,7 +104,9 @@ class RunView:
     """Everything that the report shows.
 
     `comparisons` are `Run.comparisons()`, empty without arms, and `remote` is `Run.remote()`. `key`
-    is the hash of what the view was made from.
+    is the hash of what the view was made from. `values` gives an evaluation's values by prompt;
+    `primary` are the experiment's primary metrics, and `trained` the judges that labelled what was
+    trained on, whose score and win rate are primary where it names none.
     """
 
     name: str
@@ -108,3 +122,6 @@ class RunView:
     shown: Shown = Shown()
     constitution_yaml: str = ""
     key: str = ""
+    values: ValuesOf = no_values
+    primary: Sequence[str] | None = None
+    trained: Sequence[str] = ()

@@ -18,8 +18,7 @@ def run(context: StepContext) -> dict[str, Any]:
     `deltas`, for every two arms, the paired differences (second less first) of every metric over
     the same held-out prompts. Names of two arms are joined by a slash.
     """
-    options, step, seed = context.planned.options, context.planned.step, context.planned.seed
-    arms: list[str] = options["arms"]
+    arms: list[str] = context.planned.options["arms"]
     values = {arm: answer_values(context, f"arms/{arm}/") for arm in arms}
     chosen = {
         arm: {
@@ -31,10 +30,8 @@ def run(context: StepContext) -> dict[str, Any]:
     row: dict[str, Any] = {"arms": arms, "labels": {}, "deltas": {}}
     for first, second in combinations(arms, 2):
         name = f"{first}/{second}"
-        row["labels"][name] = label_agreement(chosen[first], chosen[second], seed, step.resamples)
-        row["deltas"][name] = metrics.differences(
-            values[second], values[first], seed, step.resamples
-        )
+        row["labels"][name] = label_agreement(chosen[first], chosen[second])
+        row["deltas"][name] = metrics.differences(values[second], values[first])
     if not context.folder.read("comparison"):
         context.folder.append("comparison", [row])
     return {"counts": {"arms": len(arms), "pairs": len(chosen[arms[0]])}}

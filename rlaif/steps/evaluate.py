@@ -10,7 +10,7 @@ from typing import Any
 
 from rlaif.compare import metrics
 from rlaif.compare.aggregate import candidate_scores
-from rlaif.compare.metrics import Values
+from rlaif.compare.metrics import Measured, Values
 from rlaif.compare.pairs import reward_accuracy
 from rlaif.config import HUMAN
 from rlaif.data.labels import verdicts
@@ -19,23 +19,27 @@ from rlaif.steps.context import StepContext, by_prompt
 from rlaif.steps.label import given_pairs
 from rlaif.steps.pair import group_by_prompt
 
+VALUES = "values"
+"""The file of values by prompt, from which several seeds are read together."""
+
 
 def run(context: StepContext) -> dict[str, Any]:
-    """One row: {metrics, deltas}; deltas are paired differences over the same prompts."""
-    step, seed = context.planned.step, context.planned.seed
+    """One row: {metrics, deltas}; deltas are paired differences over the same prompts. Beside it
+    the values by prompt, a row for each metric."""
+    step = context.planned.step
     assert_held_out(context)
     new = answer_values(context, "")
     new |= _drift(context)
     new |= _round_values(context)
-    row: dict[str, Any] = {
-        "metrics": metrics.intervals(new, seed, step.resamples),
-        "deltas": {},
-    }
+    row: dict[str, Any] = {"metrics": metrics.intervals(new), "deltas": {}}
     for name in ("initial", "previous"):
         if name in step.against and f"{name}/completions" in context.planned.inputs:
             old = answer_values(context, f"{name}/")
-            row["deltas"][name] = metrics.differences(new, old, seed, step.resamples)
+            row["deltas"][name] = metrics.differences(new, old)
     row["counts"] = {name: len(values) for name, values in sorted(new.items())}
+    if not context.folder.read(VALUES):
+        rows = [{"metric": n, "values": metrics.shares(new[n])} for n in sorted(new)]
+        context.folder.append(VALUES, rows)
     if not context.folder.read("evaluation"):
         context.folder.append("evaluation", [row])
     return {"counts": {"prompts": len(context.planned.prompts), "metrics": len(row["metrics"])}}
@@ -52,7 +56,7 @@ def assert_held_out(context: StepContext) -> None:
         )
 
 
-def answer_values(context: StepContext, prefix: str) -> dict[str, Values]:
+def answer_values(context: StepContext, prefix: str) -> dict[str, Measured]:
     """Every metric of the answers whose inputs are named under `prefix`."""
     weights = context.planned.options["principle_weights"]
     completions = context.completions(f"{prefix}completions")
@@ -104,22 +108,23 @@ def _drift(context: StepContext) -> dict[str, Values]:
         if not name.startswith("drift/"):
             continue
         judge = name.split("/", 1)[1]
-        moved = metrics.judge_values(judge, context.judgements(name), weights, fixed)
-        frozen = metrics.judge_values(
-            judge, context.judgements(f"initial/judgements/{judge}"), weights, fixed
+        moved, frozen = (
+            metrics.shares(
+                metrics.judge_values(judge, context.judgements(source), weights, fixed)[
+                    f"score/{judge}"
+                ]
+            )
+            for source in (name, f"initial/judgements/{judge}")
         )
-        key = f"score/{judge}"
-        found[f"drift/{judge}"] = {
-            p: moved[key][p] - frozen[key][p] for p in moved[key] if p in frozen[key]
-        }
+        found[f"drift/{judge}"] = {p: moved[p] - frozen[p] for p in moved if p in frozen}
     return found
 
 
-def _round_values(context: StepContext) -> dict[str, Values]:
+def _round_values(context: StepContext) -> dict[str, Measured]:
     """Diagnostics of the round's own samples and pairs, on its training prompts."""
     if not any(name.startswith("train/") for name in context.planned.inputs):
         return {}
-    found: dict[str, Values] = {}
+    found: dict[str, Measured] = {}
     completions = context.completions("train/completions")
     preferences = [p for p in context.preferences("train/preferences") if p.paired]
     found["pairs/margin"] = metrics.per_prompt((p.prompt_id, p.margin) for p in preferences)

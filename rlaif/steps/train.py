@@ -100,7 +100,7 @@ def _with_accuracy(
     out = context.store.model_path(planned.hash)
     engine = load_engine(planned.models["start"].spec, out, planned.models["made"].label)
     try:
-        found = accuracy(engine, measured, planned.step, planned.seed)
+        found = accuracy(engine, measured, planned.step)
     finally:
         engine.close()
     write_trained(out, planned.round, found)
@@ -118,7 +118,7 @@ def _kept_fresh(
         return None
     folder = Path(context.engines.folder(last))
     trained = read_trained(folder)
-    found = accuracy(context.engines.get(last), measured, planned.step, planned.seed)
+    found = accuracy(context.engines.get(last), measured, planned.step)
     if is_stale(trained, found, refresh.drop):
         return None
     out = context.store.model_path(planned.hash)

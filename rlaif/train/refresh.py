@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rlaif.checksums import NAME, add, publish, read_sealed, write_sealed
-from rlaif.compare.bootstrap import Interval, mean_interval
-from rlaif.compare.metrics import per_prompt
+from rlaif.compare.intervals import Interval
+from rlaif.compare.metrics import per_prompt, value_interval
 from rlaif.config import DistillStep, FitStep
 from rlaif.engines.base import Engine, RewardRequest
 from rlaif.errors import RlaifError, StoreError
@@ -24,7 +24,6 @@ from rlaif.train.reward_model import conditioned
 
 RECORD = "refresh.json"
 PARTS = 1000
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,8 @@ class Trained:
 
     round: int
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
 
 
@@ -66,7 +65,7 @@ def split(
 
 
 def accuracy(
-    engine: Engine, pairs: Sequence[Preference], options: DistillStep | FitStep, seed: int
+    engine: Engine, pairs: Sequence[Preference], options: DistillStep | FitStep
 ) -> Interval:
     """How often the better answer of decided `pairs` has the higher reward, a tie counting one
     half, with its interval over prompts. Raises RlaifError where no answer could be scored."""
@@ -82,7 +81,7 @@ def accuracy(
         if chosen is not None and rejected is not None:
             gap = (chosen - rejected) * (1.0 if p.prob > 0.5 else -1.0)
             rows.append((p.prompt_id, 0.5 if gap == 0 else float(gap > 0)))
-    interval = mean_interval(per_prompt(rows), seed, RESAMPLES)
+    interval = value_interval("accuracy", per_prompt(rows))
     if interval is None:
         raise RlaifError("refresh: no held-out pair fits the reward model's context")
     return interval

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from rlaif.compare.bootstrap import IntervalJson
+from rlaif.compare.intervals import IntervalJson
 from rlaif.compare.diagnostics import (
     AlarmLimits,
     RoundMetrics,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlaif.compare.bootstrap import figure_intervals
+from rlaif.compare.intervals import figure_intervals
 from rlaif.compare.judge_figures import figures
 from rlaif.compare.logistic import sigmoid
 from rlaif.compare.rewardbench import SECTIONS

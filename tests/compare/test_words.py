@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlaif.compare.bootstrap import IntervalJson
+from rlaif.compare.intervals import IntervalJson
 from rlaif.compare.diagnostics import RoundMetrics
 from rlaif.compare.words import movement_words, self_judge_words
 

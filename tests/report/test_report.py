@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rlaif.compare.bootstrap import IntervalJson, mean_interval, paired_interval
+from rlaif.compare.intervals import IntervalJson, mean_interval, paired_interval
 from rlaif.compare.diagnostics import find_alarms
 from rlaif.compare.words import self_judge_words
 from rlaif.records import (

@@ -10,7 +10,7 @@ import torch
 from msgspec.structs import replace
 from pydantic import TypeAdapter
 
-from rlaif.compare.bootstrap import Interval
+from rlaif.compare.intervals import Interval
 from rlaif.config import ModelSpec
 from rlaif.config.distill import AnyDistill
 from rlaif.engines.build import load_engine

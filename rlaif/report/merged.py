@@ -1,0 +1,278 @@
+"""What a page is about: each arm's rounds over all seeds, and what of them may be claimed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from rlaif.compare.claims import Claims, find_claims
+from rlaif.compare.crossed import seeds_interval
+from rlaif.compare.figure_rules import rule_of
+from rlaif.compare.intervals import IntervalJson
+from rlaif.compare.metrics import FACTORS, scores_answers
+from rlaif.report.view import RoundResult, RoundRow, Values, ValuesOf
+
+TESTED_ALONE = ("win_rate_vs_initial/", "reward_accuracy/", "drift/", "judge_corr/")
+"""Metrics that are themselves comparisons: they are read against a value, not against M0's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`rounds` and `comparisons` have one row for each arm and round, over all seeds; those of the
+    last round say under `standing` what may be claimed. `latest` are the arms' last rounds, where
+    each seed adds its own last one."""
+
+    rounds: list[RoundRow]
+    latest: list[RoundRow]
+    comparisons: list[dict[str, Any]]
+    primary: list[str]
+    claims: Claims
+
+
+def make_page(
+    rounds: Sequence[RoundRow],
+    comparisons: Sequence[dict[str, Any]],
+    values: ValuesOf,
+    named: Sequence[str] | None,
+    trained: Sequence[str],
+) -> Page:
+    """The page of all rounds, over the primary metrics that are `named`; where None, the score and
+    the win rate of the `trained` judges, whose verdicts a policy was trained on."""
+    grouped: dict[tuple[str, int], list[RoundRow]] = {}
+    last: dict[tuple[str, int], RoundRow] = {}
+    for row in sorted(rounds, key=lambda r: r["round"]):
+        grouped.setdefault((row["arm"], row["round"]), []).append(row)
+        last[row["arm"], row["seed"]] = row
+    merged = {key: merge_seeds(rows, values) for key, rows in grouped.items()}
+    arms = list(dict.fromkeys(row["arm"] for row in rounds))
+    latest = [merge_seeds([r for (a, _), r in last.items() if a == arm], values) for arm in arms]
+    number = max((row["round"] for row in comparisons), default=0)
+    newest = [row for row in comparisons if row["round"] == number]
+    between = [_merged_comparison(newest, values)] if newest else []
+    figures = _figures(latest, between)
+    names = primary_figures(named, trained, {name for _, name in figures})
+    claims = find_claims(
+        {_key(*at): i for at, i in figures.items() if at[1] in names},
+        {_key(*at): i for at, i in figures.items() if _distinct(at, names, figures)},
+    )
+    for row in latest:
+        row["metrics"]["standing"] = _standing(row["arm"], row["metrics"], claims)
+    ordered = sorted(merged, key=lambda key: (key[1], arms.index(key[0])))
+    shown = []
+    for arm, place in ordered:
+        end = latest[arms.index(arm)]
+        is_last = place == max(n for a, n in ordered if a == arm)
+        shown.append({**end, "round": place} if is_last else merged[arm, place])
+    for comparison in between:
+        comparison["standing"] = {
+            two: {name: claims.standing.get(_key(two, name), "none") for name in deltas}
+            for two, deltas in comparison["deltas"].items()
+        }
+    return Page(shown, latest, between, names, claims)
+
+
+def primary_figures(
+    named: Sequence[str] | None, trained: Sequence[str], measured: Collection[str]
+) -> list[str]:
+    """The primary metrics, in order; where no trained judge was measured, those of every judge."""
+    if named is not None:
+        return list(named)
+    kinds = ("score", "win_rate", "win_rate_vs_initial")
+    found = [f"{kind}/{judge}" for judge in trained for kind in kinds]
+    chosen = [name for name in found if name in measured]
+    return chosen or sorted(
+        name for name in measured if name.count("/") == 1 and name.split("/")[0] in kinds
+    )
+
+
+def claim_words(page: Page) -> list[str]:
+    """What the page tests, and how many of its figures chance alone would bring below 0.05."""
+    words = []
+    if page.primary:
+        count = len(page.claims.adjusted)
+        over = f"{count} {'test' if count == 1 else 'tests'}"
+        words.append(
+            f"Primary: {', '.join(page.primary)}. A change of one is claimed, and coloured, where "
+            f"p < 0.05 by Holm over {over}."
+        )
+    tested = {key.partition("|")[2] for key in page.claims.standing}
+    for name in page.primary:
+        if page.latest and name not in tested:
+            words.append(f"Primary metric {name} was not measured.")
+    if page.claims.explored:
+        marked = sum(s == "exploratory" for s in page.claims.standing.values())
+        words.append(
+            f"All else is exploratory: of {page.claims.explored} other figures {marked} stand out "
+            f"by Benjamini-Hochberg at 5%. By chance alone about {page.claims.by_chance:.1f} would "
+            "have p < 0.05."
+        )
+    return words
+
+
+def _key(where: str, name: str) -> str:
+    return f"{where}|{name}"
+
+
+def _standing(arm: str, metrics: RoundResult, claims: Claims) -> dict[str, str]:
+    names = {*metrics["metrics"], *metrics["deltas"].get("initial", {})}
+    return {name: claims.standing.get(_key(arm, name), "none") for name in names}
+
+
+def _figures(
+    latest: Sequence[RoundRow], comparisons: Sequence[dict[str, Any]]
+) -> dict[tuple[str, str], IntervalJson]:
+    """All that the page tests, by arm (or two arms) and name."""
+    found = {}
+    for row in latest:
+        if row["round"] == 0:
+            continue
+        for name, interval in row["metrics"]["metrics"].items():
+            if name.startswith(TESTED_ALONE):
+                found[row["arm"], name] = interval
+        for name, change in row["metrics"]["deltas"].get("initial", {}).items():
+            if not name.startswith(TESTED_ALONE):
+                found[row["arm"], name] = change
+    for row in comparisons:
+        for two, deltas in row["deltas"].items():
+            found |= {(two, name): change for name, change in deltas.items()}
+    return found
+
+
+def _distinct(
+    at: tuple[str, str], primary: Sequence[str], figures: Mapping[tuple[str, str], IntervalJson]
+) -> bool:
+    """Whether a figure that is not primary is no function of others on the page."""
+    where, name = at
+    if name in primary or name.startswith(("length_factor/", "kl_per_token/", "win_rate/")):
+        return False
+    if name == "length/tokens":
+        return (where, "length/words") not in figures
+    if scores_answers(name):
+        return not any(w == where and n.startswith(f"{name}/") for w, n in figures)
+    return True
+
+
+def merge_seeds(rows: Sequence[RoundRow], values: ValuesOf) -> RoundRow:
+    """One arm's round in all its seeds as one row; of one seed that row. The alarms and sentences
+    of several seeds are theirs alone."""
+    first = rows[0]
+    if len(rows) == 1:
+        return {**first, "metrics": {**first["metrics"]}}
+    now = [values(row["arm"], row["seed"], row["round"]) for row in rows]
+    then = [values(row["arm"], row["seed"], 0) for row in rows]
+    results = [row["metrics"] for row in rows]
+    names = sorted({name for result in results for name in result["metrics"]})
+    changed = sorted({n for result in results for n in result["deltas"].get("initial", {})})
+    metrics: RoundResult = {
+        "metrics": _known(
+            {
+                name: _merged(name, [r["metrics"].get(name) for r in results], _column(now, name))
+                for name in names
+            }
+        ),
+        "deltas": {
+            "initial": _known(
+                {
+                    name: _merged(
+                        name,
+                        [r["deltas"].get("initial", {}).get(name) for r in results],
+                        [change_values(name, a, b) for a, b in zip(now, then, strict=True)],
+                        change=True,
+                    )
+                    for name in changed
+                }
+            )
+        },
+    }
+    number = max(row["round"] for row in rows)
+    return {**first, "round": number, "metrics": metrics}
+
+
+def _known(found: Mapping[str, IntervalJson | None]) -> dict[str, IntervalJson]:
+    return {name: interval for name, interval in found.items() if interval is not None}
+
+
+def _column(values: Sequence[Values], name: str) -> list[Mapping[str, float]]:
+    return [by_metric.get(name, {}) for by_metric in values]
+
+
+def change_values(name: str, new: Values, old: Values) -> dict[str, float]:
+    """By prompt, how much a figure of changes is: a difference, who wins, or a log ratio."""
+    head, _, tail = name.partition("/")
+    source = {"win_rate": f"score/{tail}", "length_factor": f"length/{tail}"}.get(head, name)
+    one, other = new.get(source, {}), old.get(source, {})
+    both = [p for p in one if p in other]
+    if head == "win_rate":
+        return {p: 0.5 + 0.5 * ((one[p] > other[p]) - (one[p] < other[p])) for p in both}
+    if source in FACTORS and head == "length_factor":
+        return {p: math.log(one[p] / other[p]) for p in both if one[p] > 0 and other[p] > 0}
+    return {p: one[p] - other[p] for p in both}
+
+
+def _merged(
+    name: str,
+    given: Sequence[IntervalJson | None],
+    values: Sequence[Mapping[str, float]],
+    change: bool = False,
+) -> IntervalJson | None:
+    """One figure over seeds: crossed where the values are stored, else the seeds' mean alone."""
+    seeds = [interval for interval in given if interval is not None]
+    if not seeds:
+        return None
+    factor = name.startswith("length_factor/")
+    if change:
+        null: float | None = 0.5 if name.startswith("win_rate/") else 0.0
+    else:
+        null = rule_of(name).null
+    found = seeds_interval(values, null) if all(values) else None
+    if found is None:
+        mean = sum(i["mean"] for i in seeds) / len(seeds)
+        note = "run the experiment again for its interval over seeds"
+        return {"mean": mean, "low": None, "high": None, "n": seeds[0]["n"], "note": note}
+    row = found.to_json()
+    if factor:
+        row["mean"] = math.exp(row["mean"])
+        row["low"], row["high"] = (
+            None if end is None else math.exp(end) for end in (row["low"], row["high"])
+        )
+    return row
+
+
+def _merged_comparison(rows: Sequence[dict[str, Any]], values: ValuesOf) -> dict[str, Any]:
+    """The comparisons of one round in all seeds as one row."""
+    first = rows[0]
+    if len(rows) == 1:
+        return dict(first)
+    deltas, labels = {}, {}
+    for one, other in combinations(first["arms"], 2):
+        two = f"{one}/{other}"
+        names = sorted({name for row in rows for name in row["deltas"].get(two, {})})
+        sides = [[values(arm, row["seed"], row["round"]) for row in rows] for arm in (one, other)]
+        deltas[two] = _known(
+            {
+                name: _merged(
+                    name,
+                    [row["deltas"].get(two, {}).get(name) for row in rows],
+                    [change_values(name, b, a) for a, b in zip(*sides, strict=True)],
+                    change=True,
+                )
+                for name in names
+            }
+        )
+        found = [row["labels"].get(two, {}) for row in rows]
+        keys = sorted({key for figures in found for key in figures})
+        labels[two] = {key: _same_labels([f[key] for f in found if key in f]) for key in keys}
+    return {**first, "labels": labels, "deltas": deltas}
+
+
+def _same_labels(given: Sequence[IntervalJson]) -> IntervalJson:
+    """A figure of labels: seeds mostly train on the same ones. Else the mean, without ends."""
+    if all(interval == given[0] for interval in given):
+        return given[0]
+    mean = sum(interval["mean"] for interval in given) / len(given)
+    shown = ", ".join(f"{interval['mean']:.3g}" for interval in given)
+    note = f"by seed: {shown}"
+    return {"mean": mean, "low": None, "high": None, "n": given[0]["n"], "note": note}
