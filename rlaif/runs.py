@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import yaml
 
-from rlaif.config import load_experiment
+from rlaif.config import Experiment, load_experiment
 from rlaif.engines.meter import Meter, meters_of
 from rlaif.errors import StoreError
 from rlaif.manifest import ADVICE, read_manifest
@@ -138,9 +138,13 @@ class Run:
         rows = self.store.step(found[-1]["hash"]).rows(VALUES) if found else ()
         return {row["metric"]: row["values"] for row in rows}
 
+    def experiment(self) -> Experiment:
+        """The experiment as it was run."""
+        return load_experiment(self.root / "config.yaml")[0]
+
     def page(self) -> Page:
         """The run's rounds over all seeds, and what of them may be claimed."""
-        experiment, _ = load_experiment(self.root / "config.yaml")
+        experiment = self.experiment()
         rounds = [_round_row(r) for r in read_rounds(self.root)]
         return make_page(
             rounds, self.comparisons(), self.values, experiment.primary, experiment.trained_judges
@@ -233,7 +237,7 @@ class Run:
         """What the report shows. Records are read one by one; no more texts are held than it
         shows."""
         status = self.status()
-        experiment, _ = load_experiment(self.root / "config.yaml")
+        experiment = self.experiment()
         config = (self.root / "config.yaml").read_text(encoding="utf-8")
         rounds = [_round_row(r) for r in read_rounds(self.root)]
         sources = Sources(

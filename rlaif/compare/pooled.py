@@ -50,7 +50,7 @@ def _ratio_interval(figure: Figure, codes: Ints, rule: FigureRule) -> Interval:
     """Of a ratio of sums, from the sums of each prompt that has any of what is below."""
     if figure.parts is None:
         raise ValueError("a share or a mean needs the parts of its ratio")
-    above, below = (np.bincount(codes, part) for part in figure.parts)
+    above, below = (np.bincount(codes, part).astype(np.float64) for part in figure.parts)
     above, below = above[below > 0], below[below > 0]
     return sums_interval(above, below, rule)
 
@@ -125,7 +125,7 @@ def jackknife_ends(
     # Values that are equal but for rounding have no spread.
     size = np.abs(there).max(axis=1)
     square = np.where(square > 1e-20 * size**2, square, 0.0)
-    sound = np.isfinite(here) & np.isfinite(square)
+    sound = np.isfinite(here) & np.isfinite(there).all(axis=1)
     null = None if rule.null is None else float(_scaled(np.asarray(rule.null), rule))
     t = ends.t_ends(
         np.where(sound, here, np.nan),

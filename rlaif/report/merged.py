@@ -135,8 +135,8 @@ def _figures(
         for name, change in row["metrics"]["deltas"].get("initial", {}).items():
             if not name.startswith(TESTED_ALONE):
                 found[row["arm"], name] = change
-    for row in comparisons:
-        for two, deltas in row["deltas"].items():
+    for comparison in comparisons:
+        for two, deltas in comparison["deltas"].items():
             found |= {(two, name): change for name, change in deltas.items()}
     return found
 

@@ -7,7 +7,6 @@ import json
 
 import pytest
 
-from rlaif.compare.intervals import IntervalJson
 from rlaif.compare.diagnostics import (
     AlarmLimits,
     RoundMetrics,
@@ -15,6 +14,7 @@ from rlaif.compare.diagnostics import (
     find_alarms,
     initial_mean,
 )
+from rlaif.compare.intervals import IntervalJson
 
 
 def iv(mean: float, half: float = 0.0, n: int = 64) -> IntervalJson:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlaif.compare.intervals import IntervalJson
 from rlaif.compare.diagnostics import RoundMetrics
+from rlaif.compare.intervals import IntervalJson
 from rlaif.compare.words import movement_words, self_judge_words
 
 

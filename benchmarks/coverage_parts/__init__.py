@@ -1,0 +1,1 @@
+"""How the coverage benchmark makes data; see `benchmarks/coverage.py`."""
