@@ -185,6 +185,9 @@ def test_the_implicit_reward_learnt_whose_labels_it_saw(finished: tuple[Path, Pa
     assert "reward_accuracy/human" not in start["metrics"]
 
 
+RATIOS = ("win_rate/", "length_factor/")
+
+
 def test_the_comparison_holds_agreement_and_paired_differences(finished: tuple[Path, Path]) -> None:
     (found,) = load_run(finished[1]).status()["arms"]
     assert (found["seed"], found["round"], found["arms"]) == (3, 1, list(ARMS))
@@ -195,7 +198,8 @@ def test_the_comparison_holds_agreement_and_paired_differences(finished: tuple[P
     assert labels["human/flipped"]["agreement"]["mean"] == 0.75
     assert labels["human/flipped"]["agreement"]["low"] < 0.75
     same = found["deltas"]["human/control"]
-    assert all(d["mean"] == 0 for name, d in same.items() if not name.startswith("win_rate/"))
+    assert all(d["mean"] == 0 for name, d in same.items() if not name.startswith(RATIOS))
+    assert all(d["mean"] == 1 for name, d in same.items() if name.startswith("length_factor/"))
     other = found["deltas"]["human/flipped"]
     assert any(d["mean"] != 0 for d in other.values())
     assert {"score/brief", "win_rate/brief", "kl/initial", "length/words"} <= set(other)
@@ -214,7 +218,7 @@ def test_the_page_and_the_terminal_lay_the_arms_side_by_side(
     models = [model["model"] for model in view.shown.answers[0]["models"]]
     assert models == ["M0", *(f"M1 {arm}" for arm in ARMS)]
     console = Console(width=240, record=True, file=io.StringIO())
-    console.print(summary_table(view.rounds))
+    console.print(summary_table(view.rounds, load_run(finished[1]).page()))
     text = console.export_text()
     assert all(arm in text for arm in ARMS)
     assert "reward_accuracy/human" in text
@@ -223,8 +227,8 @@ def test_the_page_and_the_terminal_lay_the_arms_side_by_side(
 def test_the_labels_agreement_is_said_in_words(finished: tuple[Path, Path]) -> None:
     said = label_sentences(load_run(finished[1]).comparisons())
     assert said[0] == (
-        "Labels of human and ai: same choice on 1.000 [1.000, 1.000] of 12 pairs, "
-        "kappa 1.000 [1.000, 1.000]; agree beyond chance."
+        "Labels of human and ai: same choice on 1.000 [0.704, 1.000] of 12 pairs, "
+        "kappa 1.000 [no interval]; agree on every pair."
     )
     assert said[2].startswith("Labels of human and flipped: same choice on 0.750 [")
 

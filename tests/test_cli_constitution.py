@@ -103,12 +103,10 @@ def test_fit_writes_weights_that_the_next_run_uses(finished: Path, rlaif: Call) 
     ("command", "option", "value"),
     [
         ("fit", "--folds", 1),
-        ("fit", "--resamples", 0),
         ("infer", "--pairs", 0),
         ("infer", "--propose", 0),
         ("infer", "--candidates", -1),
         ("infer", "--keep", -1),
-        ("fit", "--resamples", 10**12),
         ("fit", "--seed", -1),
         ("infer", "--seed", 2**64),
     ],

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from rlaif.infer.rank import Ranked
 
 SOME = click.IntRange(min=1)
+FEW_PROMPTS = 64
+"""Fewer than these do not tell how far a coefficient is shrunk (benchmarks/coverage.py)."""
 
 
 @click.command()
@@ -331,6 +333,11 @@ def _show_fit(made: WeightFit) -> None:
         f"{made.pairs} pairs of {made.prompts} prompts ({made.left_out} left out: a vote is "
         f"missing), l2 {made.l2:.3g}, held-out log loss {made.log_loss:.3f}"
     )
+    if made.prompts < FEW_PROMPTS:
+        click.echo(
+            f"coefficients are shrunk towards 0, and of {made.prompts} prompts their intervals are "
+            "too narrow for what people follow"
+        )
     click.echo(f"held-out agreement:  {shown(made.agreement)}")
     click.echo(f"with the old weights: {shown(made.current_agreement)}")
     click.echo(f"difference:          {shown(made.change, signed=True)}")

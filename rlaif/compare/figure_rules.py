@@ -119,7 +119,7 @@ RULES: dict[str, FigureRule] = {
     "reward_mean": FigureRule("mean"),
     "reward_spread": FigureRule("log"),
     "best_of_n/proxy": FigureRule("mean"),
-    "best_of_n/gold": _SHARE,
+    "best_of_n/gold": FigureRule("mean"),
     # Principles and their weights (`votes`, `ablate`, `whatif`, `infer`).
     "vote_accuracy": _PAR,
     "flip_rate": _RARE,

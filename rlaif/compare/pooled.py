@@ -9,7 +9,7 @@ import numpy as np
 from rlaif.compare import ends
 from rlaif.compare.ends import Ends
 from rlaif.compare.figure_rules import FigureRule, rule_of
-from rlaif.compare.intervals import Interval, one_interval
+from rlaif.compare.intervals import SAME, Interval, one_interval, skewed_note
 from rlaif.compare.weighted import Figure, Floats, Ints, defined
 
 MOST_BLOCKS = 200
@@ -69,10 +69,10 @@ def sums_interval(above: Floats, below: Floats, rule: FigureRule) -> Interval:
         center, square = ends.spread_of(values[None])
         bounded = np.clip(center, 0.0, 1.0)
         return one_interval(ends.share_ends(bounded, square, prompts, rule.null), n, prompts)
-    note = "the same for every prompt" if prompts > 1 and values.min() == values.max() else None
     if rule.of == "skewed":
-        middle = float(np.median(above / below))
-        return one_interval(ends.skewed_ends(values[None]), n, prompts, median=middle, note=note)
+        found, middle = ends.skewed_ends(values[None]), float(np.median(above / below))
+        return one_interval(found, n, prompts, median=middle, note=skewed_note(values))
+    note = SAME if prompts > 1 and values.min() == values.max() else None
     return one_interval(ends.mean_ends(values[None], rule.null), n, prompts, note=note)
 
 

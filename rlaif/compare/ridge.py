@@ -146,19 +146,3 @@ def log_loss(predictions: Array, y: Array, sample_weight: Array | None = None) -
     losses = y * np.log(np.maximum(predictions, tiny))
     losses += (1 - y) * np.log(np.maximum(1 - predictions, tiny))
     return float(-np.average(losses, weights=sample_weight))
-
-
-def bootstrap_weights(
-    x: Array, y: Array, groups: Sequence[str], l2: float, resamples: int = 500, seed: int = 0
-) -> Array:
-    """The weights fitted to each of `resamples` draws of the groups, shape (resamples, k)."""
-    names = sorted(set(groups))
-    place = {name: index for index, name in enumerate(names)}
-    of_row = np.asarray([place[group] for group in groups], dtype=np.int64)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(names), size=(resamples, len(names)))
-    rows = []
-    for draw in drawn:
-        counts = np.bincount(draw, minlength=len(names)).astype(np.float64)[of_row]
-        rows.append(fit_ridge(x, y, l2, counts))
-    return np.asarray(rows)

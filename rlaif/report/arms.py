@@ -29,7 +29,7 @@ def label_rows(comparisons: Sequence[dict[str, Any]]) -> list[LabelRow]:
         for first, second in combinations(row["arms"], 2):
             figures = row["labels"][f"{first}/{second}"]
             agreement, kappa = (figures.get(key) for key in ("agreement", "kappa"))
-            rows.append(LabelRow(first, second, agreement, kappa, _words(kappa)))
+            rows.append(LabelRow(first, second, agreement, kappa, _words(agreement, kappa)))
     return rows
 
 
@@ -45,7 +45,10 @@ def label_sentences(comparisons: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _words(kappa: IntervalJson | None) -> str:
+def _words(agreement: IntervalJson | None, kappa: IntervalJson | None) -> str:
+    # Of labels that are all the same no kappa varies, so it has no interval.
+    if kappa is not None and kappa["mean"] == 1 and direction(agreement, 0.5) > 0:
+        return "agree on every pair"
     side = direction(kappa)
     if side == 0:
         return "not distinguishable from chance"

@@ -32,7 +32,7 @@ def run(*words: str | Path) -> str:
 
 def test_one_json_object_and_a_page(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(pairs.parent)
-    words = [pairs, "--judge", "longer", "--json", "--quiet", "--resamples", "50"]
+    words = [pairs, "--judge", "longer", "--json", "--quiet"]
     printed = run(*words)
     result = json.loads(printed)
     row = result["judges"]["longer"]
@@ -48,7 +48,7 @@ def test_one_json_object_and_a_page(pairs: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_table_names_judges_and_report(pairs: Path, tmp_path: Path) -> None:
     words = [pairs, "--judge", "longer", "--no-baselines", "--attack", "length_padding"]
-    printed = run(*words, "--quiet", "--resamples", "50", "--out", tmp_path / "out")
+    printed = run(*words, "--quiet", "--out", tmp_path / "out")
     assert "13 pairs, 13 prompts" in printed
     assert "0.923" in printed
     assert "length_padding" in printed
@@ -60,7 +60,7 @@ def test_a_judge_without_agreement_has_an_empty_cell(tmp_path: Path) -> None:
     path = tmp_path / "alike.jsonl"
     rows = [{"prompt": f"Question {i}?", "chosen": "Yes", "rejected": "Not"} for i in range(9)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    words = [path, "--judge", "longer", "--no-baselines", "--quiet", "--resamples", "20"]
+    words = [path, "--judge", "longer", "--no-baselines", "--quiet"]
     printed = run(*words, "--out", tmp_path / "out")
     heading = next(line for line in printed.splitlines() if "judge" in line and "ties" in line)
     row = next(line for line in printed.splitlines() if "longer" in line)

@@ -80,7 +80,7 @@ def judges_file(folder: Path, rules: list[dict[str, Any]], *judges: dict[str, An
 def bench(
     folder: Path, judges: Sequence[str], pairs: Sequence[LabelledPair], **changes: Any
 ) -> dict[str, Any]:
-    options: dict[str, Any] = {"resamples": 300, "baselines": False} | changes
+    options: dict[str, Any] = {"baselines": False} | changes
     request = BenchRequest("planted", judges, folder / "out", MODEL, **options)
     return run_bench(request, pairs, QuietProgress())
 
@@ -227,7 +227,7 @@ def attacked(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[bo
     pairs = [
         make_pair(f"f:{i}", user(f"Which {i}?"), texts[i % 2], float(1 - i % 2)) for i in range(8)
     ]
-    options: dict[str, Any] = {"attacks": ["all"], "resamples": 50}
+    options: dict[str, Any] = {"attacks": ["all"]}
     result = bench(folder, [str(folder / "judges.yaml")], pairs, **options)
     page = bench_page(result, folder / "page.html").read_text("utf-8").replace("<wbr>", "")
     return request.param == "obeying", result["judges"], page
@@ -284,7 +284,7 @@ def test_an_attack_that_silences_a_judge_is_counted(tmp_path: Path) -> None:
         {"match": "poor", "labels": {"2": 1.0}},
     ]
     file = judges_file(tmp_path, rules, {"id": "shy", "kind": "rating", "expected": True})
-    result = bench(tmp_path, [file], pairs, attacks=["verdict_in_answer"], resamples=20)
+    result = bench(tmp_path, [file], pairs, attacks=["verdict_in_answer"])
     found = result["judges"]["shy"]["attacks"]["verdict_in_answer"]
     assert (found["attacked"], found["missing"], found["missing_share"]) == (10, 6, 0.6)
     assert (found["wins"]["mean"], found["wins"]["n"]) == (0.0, 4)
@@ -299,7 +299,7 @@ def test_a_second_run_asks_nothing_and_says_the_same(
     judge = {"id": "planted", "kind": "pairwise"}
     file = judges_file(tmp_path, script(), judge, {"id": "again", "kind": "pairwise"})
     pairs = planted(60)
-    options: dict[str, Any] = {"baselines": True, "attacks": ["all"], "resamples": 20}
+    options: dict[str, Any] = {"baselines": True, "attacks": ["all"]}
     first = bench(tmp_path, [file], pairs, **options)
     kept = (tmp_path / "out" / "bench.json").read_bytes()
 
@@ -321,7 +321,7 @@ def test_a_second_run_asks_nothing_and_says_the_same(
 def test_judges_are_compared_with_one_another_and_with_baselines(tmp_path: Path) -> None:
     judge = {"id": "planted", "kind": "pairwise"}
     file = judges_file(tmp_path, script(), judge, {"id": "twin", "kind": "pairwise"})
-    result = bench(tmp_path, [file], planted(300), baselines=True, resamples=200)
+    result = bench(tmp_path, [file], planted(300), baselines=True)
     assert list(result["judges"]) == [
         "planted",
         "twin",
@@ -371,7 +371,7 @@ def test_the_perplexity_baseline_asks_the_judges_model(tmp_path: Path) -> None:
 def test_what_is_missing_stays_missing(tmp_path: Path) -> None:
     """A judge that puts no mass on the labels has no verdict, and no agreement."""
     file = judges_file(tmp_path, [], {"id": "mute", "kind": "pairwise"})
-    row = bench(tmp_path, [file], planted(20), resamples=20)["judges"]["mute"]
+    row = bench(tmp_path, [file], planted(20))["judges"]["mute"]
     assert row["agreement"] is None
     assert (row["n"], row["ties"], row["missing"]) == (0, 0, 20)
     assert row["coverage"]["mean"] == 0.0
@@ -426,10 +426,10 @@ def test_every_weight_of_rewardbench_is_the_published_one() -> None:
 def test_a_foreign_subset_is_named_and_removes_no_section(tmp_path: Path) -> None:
     subsets = ["math-prm", "hep-go", "mine"]
     pairs = [make_pair("f", user(f"{s}?"), ("longer", "no"), 1.0, subset=s) for s in subsets]
-    result = bench(tmp_path, ["longer"], pairs, resamples=20)
+    result = bench(tmp_path, ["longer"], pairs)
     assert result["judges"]["longer"]["rewardbench/Reasoning"]["n"] == 2
     assert foreign_words(result) == ["In no section of RewardBench: mine."]
-    plain = bench(tmp_path / "plain", ["longer"], pairs[2:], resamples=20)
+    plain = bench(tmp_path / "plain", ["longer"], pairs[2:])
     assert foreign_words(plain) == []
 
 
@@ -483,10 +483,10 @@ def test_what_a_judge_on_a_server_costs(tmp_path: Path, monkeypatch: pytest.Monk
         remote = {"path": "m", "engine": "openai", "base_url": server.url, "price": price}
         content = {"models": {"remote": remote}, "judges": [judge | {"by": "remote"}]}
         path.write_text(yaml.safe_dump(content), "utf-8")
-        result = bench(tmp_path, [str(path)], pairs, attacks=["flattery"], resamples=20)
+        result = bench(tmp_path, [str(path)], pairs, attacks=["flattery"])
         kept = (tmp_path / "out" / "bench.json").read_bytes()
         asked = [len(prompt_text(body).split()) for body in server.asked]
-        bench(tmp_path, [str(path)], pairs, attacks=["flattery"], resamples=20)
+        bench(tmp_path, [str(path)], pairs, attacks=["flattery"])
         assert len(server.asked) == len(asked)
     assert (tmp_path / "out" / "bench.json").read_bytes() == kept
     row = result["judges"]["written"]
@@ -517,10 +517,10 @@ def test_totals_count_what_attacks_and_repeats_asked(tmp_path: Path) -> None:
         {"match": "poor", "labels": {"2": 1.0}},
     ]
     file = judges_file(tmp_path, rules, {"id": "marks", "kind": "rating", "expected": True})
-    row = bench(tmp_path, [file], pairs, attacks=["flattery"], resamples=20)["judges"]["marks"]
+    row = bench(tmp_path, [file], pairs, attacks=["flattery"])["judges"]["marks"]
     assert row["total"]["calls"] == 3 + 2
     assert row["calls_per_pair"]["mean"] == 2.0
     assert row["total"]["money"] is None
     assert "money_per_pair" not in row
-    again = bench(tmp_path, [file], pairs, repeats=2, resamples=20)["judges"]["marks"]
+    again = bench(tmp_path, [file], pairs, repeats=2)["judges"]["marks"]
     assert again["total"]["calls"] == 3 + 3

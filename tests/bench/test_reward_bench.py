@@ -60,7 +60,6 @@ def test_figures_and_causes_of_a_model_that_learned_a_word(
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     data = write(tmp_path / "held.jsonl", held)
     words = ("reward-bench", model, data, "--out", tmp_path / "out", "--train", pairs, "-q")
-    words = (*words, "--resamples", "50")
     found = invoke(*words)
     assert found["figures"]["accuracy"]["mean"] == pytest.approx(20 / 24)
     assert found["figures"]["accuracy_where_shorter_wins"]["mean"] == 1.0
@@ -110,7 +109,7 @@ def test_best_of_n_against_gold_shows_a_hacked_reward(
     answers, gold = scored(tmp_path)
     invoke("score", answers, "--model", model, "--out", tmp_path / "scores", "-q")
     held = write(tmp_path / "held.jsonl", rows(6, 200))
-    words = ("reward-bench", model, held, "--out", tmp_path / "out", "--resamples", "50", "-q")
+    words = ("reward-bench", model, held, "--out", tmp_path / "out", "-q")
     found = invoke(*words, "--scored", tmp_path / "scores", "--gold", gold)
     curve = found["best_of_n"]
     assert [row["n"] for row in curve] == [1, 2, 4]
@@ -173,10 +172,10 @@ def test_a_model_that_the_newest_answers_fool_is_called_stale(
     folder = tmp_path / "pairs"
     folder.mkdir()
     write(folder / "preferences.jsonl", [to_json(p) for p in [*early, *late_pairs]])
-    words = ("reward-bench", model, folder, "--out", tmp_path / "out", "--resamples", "50", "-q")
+    words = ("reward-bench", model, folder, "--out", tmp_path / "out", "-q")
     found = invoke(*words)
     assert found["staleness"]["stale"] is True
     assert found["staleness"]["oldest"]["round"] == 1 and found["staleness"]["newest"]["round"] == 2
     write(folder / "preferences.jsonl", [to_json(p) for p in early])
-    words = ("reward-bench", model, folder, "--out", tmp_path / "o2", "--resamples", "50", "-q")
+    words = ("reward-bench", model, folder, "--out", tmp_path / "o2", "-q")
     assert invoke(*words)["staleness"] is None

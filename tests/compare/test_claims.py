@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
@@ -18,12 +18,14 @@ def _named(values: list[float]) -> dict[str, float]:
 
 
 @given(P_VALUES)
+@settings(max_examples=40, deadline=None)
 def test_holm_is_that_of_statsmodels(values: list[float]) -> None:
     ours, theirs = holm(_named(values)), multipletests(values, method="holm")[1]
     assert np.allclose([ours[name] for name in _named(values)], theirs)
 
 
 @given(P_VALUES)
+@settings(max_examples=40, deadline=None)
 def test_benjamini_hochberg_is_that_of_statsmodels(values: list[float]) -> None:
     ours, theirs = benjamini_hochberg(_named(values)), multipletests(values, method="fdr_bh")[1]
     assert np.allclose([ours[name] for name in _named(values)], theirs)

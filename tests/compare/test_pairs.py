@@ -21,24 +21,24 @@ def test_agreement_and_kappa_are_what_scikit_learn_says() -> None:
     rng = random.Random(2)
     one = [rng.random() < 0.4 for _ in range(60)]
     other = [label if rng.random() < 0.7 else not label for label in one]
-    found = label_agreement(choices(one), choices(other), 1, 200)
+    found = label_agreement(choices(one), choices(other))
     same = sum(a == b for a, b in zip(one, other, strict=True)) / 60
     assert found["agreement"]["mean"] == pytest.approx(same, abs=1e-12)
     assert found["kappa"]["mean"] == pytest.approx(cohen_kappa_score(one, other), abs=1e-9)
     for figure in found.values():
         assert figure["low"] < figure["mean"] < figure["high"]
         assert figure["n"] == 60
-    assert label_agreement(choices(other), choices(one), 1, 200)["agreement"] == found["agreement"]
+    assert label_agreement(choices(other), choices(one))["agreement"] == found["agreement"]
 
 
 def test_one_sided_labels_have_no_kappa() -> None:
-    found = label_agreement(choices([True] * 8), choices([True] * 8), 1, 50)
+    found = label_agreement(choices([True] * 8), choices([True] * 8))
     assert set(found) == {"agreement"}
     assert found["agreement"]["mean"] == 1.0
 
 
 def test_labels_without_a_pair_in_common_have_no_figure() -> None:
-    assert label_agreement(choices([True]), {"l_9": ("p_9", True)}, 1, 50) == {}
+    assert label_agreement(choices([True]), {"l_9": ("p_9", True)}) == {}
 
 
 def test_reward_accuracy_counts_gains_and_not_likelihoods() -> None:

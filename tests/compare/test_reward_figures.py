@@ -77,7 +77,7 @@ def test_the_curve_of_calibrated_rewards_lies_on_the_diagonal_and_is_symmetric()
     rng = np.random.default_rng(4)
     gaps = rng.normal(size=5000)
     right = rng.random(5000) < sigmoid(gaps)
-    curve = reliability_of(table(np.where(right, gaps, -gaps)), 0, 50)
+    curve = reliability_of(table(np.where(right, gaps, -gaps)))
     assert sum(b["n"] for b in curve) == 10000
     for low, high in zip(curve, reversed(curve), strict=True):
         assert low["share"] == pytest.approx(1 - high["share"]) and low["n"] == high["n"]
@@ -94,9 +94,9 @@ def test_a_reward_of_length_correlates_fully_with_it():
 
 def test_intervals_hold_the_figure_and_subsets_are_apart():
     t = table([1, 1, 1, -1, -1, 1, 1, 1], subsets=["a"] * 3 + ["b"] * 2 + [""] * 3)
-    whole = reward_intervals(t, 0, 200)["accuracy"]
+    whole = reward_intervals(t)["accuracy"]
     assert whole.low <= whole.mean == 0.75 <= whole.high
-    by = accuracy_by(t, t.subset.tolist(), 0, 200)
+    by = accuracy_by(t, t.subset.tolist())
     assert {name: (i.mean, i.n) for name, i in by.items()} == {"a": (1.0, 3), "b": (0.0, 2)}
 
 
@@ -141,9 +141,9 @@ def test_best_of_n_exploits_one_reward_and_the_worst_of_an_ensemble_much_less():
             name: np.array([combine(column, how, 1.0) for column in rewards.T.tolist()])
             for name, rewards in members.items()
         }
-        return best_of_n_curve(joined, gold, 0, 200)
+        return best_of_n_curve(joined, gold)
 
-    single = best_of_n_curve({n: r[0] for n, r in members.items()}, gold, 0, 200)
+    single = best_of_n_curve({n: r[0] for n, r in members.items()}, gold)
     worst, mean, wary = curve("worst"), curve("mean"), curve("uncertainty")
     assert [row["n"] for row in single] == [1, 2, 4, 8, 16, 32, 64]
     proxy = [row["proxy"]["mean"] for row in single]

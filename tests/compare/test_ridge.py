@@ -9,7 +9,6 @@ from sklearn.linear_model import LogisticRegression
 
 from rlaif.compare.ridge import (
     Array,
-    bootstrap_weights,
     cross_validate,
     fit_ridge,
     group_folds,
@@ -95,13 +94,3 @@ def test_cross_validation_predicts_what_it_did_not_see() -> None:
     assert found.log_loss == log_loss(found.predictions, y) < 0.6
     noise = np.random.default_rng(0).integers(0, 2, 200).astype(np.float64)
     assert cross_validate(x, noise, groups).l2 == 100.0, "noise asks for the largest penalty"
-
-
-def test_bootstrap_covers_planted_weights() -> None:
-    x, y = data(600, seed=5)
-    groups = [f"g{i}" for i in range(600)]
-    drawn = bootstrap_weights(x, y, groups, 0.01, resamples=200)
-    low, high = np.quantile(drawn, [0.005, 0.995], axis=0)
-    truth = np.array([2.0, 0.5, 0.0, -1.0])
-    assert ((low < truth) & (truth < high)).all()
-    assert (bootstrap_weights(x, y, groups, 0.01, resamples=3) == drawn[:3]).all()

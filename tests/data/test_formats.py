@@ -440,7 +440,7 @@ def test_conversations_beside_a_prompt_and_a_system_column_are_one_pair_everywhe
     assert convert(path, tmp_path / "out.jsonl", "trl").written == 1
     (again,) = read_labelled(tmp_path / "out.jsonl")
     assert again.pair_id == pair.pair_id
-    done = ran("judge-bench", path, "--out", tmp_path / "bench", "--resamples", "1", "-q", "--json")
+    done = ran("judge-bench", path, "--out", tmp_path / "bench", "-q", "--json")
     assert json.loads(done.stdout)["pairs"]["n"] == 1, done.output
 
 
@@ -625,7 +625,7 @@ said = []
 for words in (
     ["convert", "me/plums", str(out / "c.jsonl"), "--to", "hh", "--json"],
     ["convert", "me/plums", str(out / "d.jsonl"), "--to", "hh", "--split", "test", "--json"],
-    ["judge-bench", "me/plums", "--out", str(out / "b"), "--resamples", "1", "-q", "--json"],
+    ["judge-bench", "me/plums", "--out", str(out / "b"), "-q", "--json"],
     ["convert", "me/figs", str(out / "e.jsonl"), "--to", "hh"],
 ):
     done = CliRunner().invoke(cli, words)

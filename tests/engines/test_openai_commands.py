@@ -59,7 +59,7 @@ def test_every_command_that_asks_a_model_takes_a_file_with_a_server_in_it(tmp_pa
     commands: list[list[str | Path]] = [
         ["sample", prompts, "--set", "n=2", "--out", "sampled"],
         ["judge", "sampled", "--kind", "rating", "--out", "judged"],
-        ["judge-bench", pairs, "--judge", "rating", "--resamples", "20", "--out", "bench"],
+        ["judge-bench", pairs, "--judge", "rating", "--out", "bench"],
     ]
     with ScriptedServer(lambda b, i: "Rating: 7", context=10_000) as server:
         model = model_file(tmp_path, server.url)
@@ -172,7 +172,7 @@ def test_no_command_shows_or_keeps_the_key(
             ["cache", "stats"],
             ["cache", "export", "answers.jsonl"],
             ["sample", tmp_path / "e" / "prompts.jsonl", "--out", "sampled", "--model", model],
-            ["judge-bench", pairs, "--judge", "rating", "--model", model, "--resamples", "20"],
+            ["judge-bench", pairs, "--judge", "rating", "--model", model],
         ]
         done = {" ".join(map(str, words)): rlaif(*words) for words in commands}
     codes = {code for code, _ in done.values()}

@@ -105,7 +105,7 @@ class Bench:
     def _judge_bench(self, out: Path, label: bool) -> list[str]:
         file = {"judges": [{"id": "far"} | self._far(label)]}
         Path("judges.yaml").write_text(yaml.safe_dump(file))
-        judge = ["--judge", "judges.yaml", "--no-baselines", "--resamples", "5"]
+        judge = ["--judge", "judges.yaml", "--no-baselines"]
         judge += ["--constitution", "rules.yaml"] if label else []
         return ["judge-bench", "pairs.jsonl", *judge, "--model", "far.yaml", "--out", str(out)]
 

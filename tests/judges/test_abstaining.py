@@ -183,7 +183,6 @@ def test_judge_bench_counts_abstentions(tmp_path: Path) -> None:
         [str(path)],
         tmp_path / "out",
         ModelSpec(path="none", engine="fake"),
-        resamples=20,
         baselines=False,
     )
     row = run_bench(request, pairs, QuietProgress())["judges"]["r"]

@@ -142,7 +142,6 @@ def test_a_run_whose_labels_get_little_probability_says_so(tmp_path: Path) -> No
         [str(tmp_path / "j.yaml")],
         tmp_path / "out",
         ModelSpec(path="none", engine="fake"),
-        resamples=20,
         baselines=False,
     )
     (note,) = run_bench(request, pairs, QuietProgress())["judges"]["vague"]["notes"]

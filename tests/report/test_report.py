@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rlaif.compare.intervals import IntervalJson, mean_interval, paired_interval
 from rlaif.compare.diagnostics import find_alarms
+from rlaif.compare.intervals import IntervalJson, mean_interval, paired_interval
 from rlaif.compare.words import self_judge_words
 from rlaif.records import (
     Completion,
@@ -29,9 +29,9 @@ from rlaif.records import (
 from rlaif.report.browser import MAX_PAIRS, MAX_TEXT
 from rlaif.report.build import build_report
 from rlaif.report.gather import Sources, gather
-from rlaif.report.rows import metric_rows
+from rlaif.report.merged import make_page
 from rlaif.report.table import summary_table
-from rlaif.report.view import HeldOutRow, RoundResult, RoundRow, RunView, StepRow
+from rlaif.report.view import HeldOutRow, RoundResult, RoundRow, RunView, StepRow, no_values
 from tests.report.browsing import dumped, needs_chromium
 
 EVIL = "</script><script>document.title='owned';alert(1)</script><img src=x onerror=alert(2)>"
@@ -43,7 +43,7 @@ def _values(rng: random.Random, n: int, mean: float, sd: float) -> dict[str, flo
 
 
 def _json(values: dict[str, float]) -> IntervalJson:
-    interval = mean_interval(values, resamples=300)
+    interval = mean_interval(values)
     assert interval is not None
     return interval.to_json()
 
@@ -82,7 +82,7 @@ def synthetic_rounds(
         }
         changes: dict[str, IntervalJson] = {}
         for name in shape if number else ():
-            change = paired_interval(now[name], first[name], resamples=300)
+            change = paired_interval(now[name], first[name])
             assert change is not None
             changes[name] = change.to_json()
         metrics: RoundResult = {
@@ -327,30 +327,18 @@ def test_several_seeds_have_a_common_table_and_their_own(tmp_path: Path) -> None
     text = build_report(synthetic_run(seeds=(1, 2, 3)), tmp_path).read_text(encoding="utf-8")
     assert "Mean over 3 seeds" in text
     assert all(f"<summary>Seed {seed}</summary>" in text for seed in (1, 2, 3))
-    assert "the interval excludes zero in 3 of 3 seeds" in text
-
-
-def test_cells_over_seeds_are_the_mean_and_the_range() -> None:
-    rounds = [row for seed in (1, 2) for row in synthetic_rounds(seed, 1)]
-    means = [r["metrics"]["metrics"]["check/accuracy"]["mean"] for r in rounds if r["round"] == 1]
-    row = next(row for row in metric_rows(rounds) if row.name == "check/accuracy")
-    value = row.cells[1].value
-    assert value is not None
-    assert value["mean"] == pytest.approx(sum(means) / 2)
-    assert (value["low"], value["high"]) == (min(means), max(means))
-    assert row.cells[1].tone == "bad"
-    assert row.cells[0].tone == ""
+    assert "run the experiment again for its interval over seeds" in text
 
 
 def test_the_terminal_table_holds_the_numbers_and_the_alarms() -> None:
     rounds = synthetic_rounds(7, 2)
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(summary_table(rounds))
+    console.print(summary_table(rounds, make_page(rounds, [], no_values, None, ["self"])))
     text = console.export_text()
     assert "check/accuracy" in text
     assert "round 2" in text
     assert "alarm  The trained score rose" in text
-    console.print(summary_table([]))
+    console.print(summary_table([], make_page([], [], no_values, None, [])))
     assert "No round was evaluated." in console.export_text()
 
 

@@ -23,13 +23,18 @@ from rlaif.report.view import RoundResult, RoundRow
         ("unheard_of", -0.2, "moved"),
     ],
 )
-def test_colour_needs_an_interval_that_excludes_zero(name: str, change: float, tone: str) -> None:
+def test_colour_needs_a_claim(name: str, change: float, tone: str) -> None:
     interval: IntervalJson = {"mean": change, "low": change - 0.1, "high": change + 0.1, "n": 40}
     metrics: RoundResult = {"metrics": {name: interval}, "deltas": {"initial": {name: interval}}}
     row = RoundRow(
         arm="main", seed=1, round=1, policy_in="", policy_out="", counts={}, metrics=metrics
     )
+    assert metric_rows([row])[0].cells[0].tone == ""
+    metrics["standing"] = {name: "claimed"}
     assert metric_rows([row])[0].cells[0].tone == tone
+    metrics["standing"] = {name: "exploratory"}
+    cell = metric_rows([row])[0].cells[0]
+    assert (cell.tone, cell.exploratory) == ("", True)
 
 
 def test_a_prefix_does_not_swallow_its_neighbours() -> None:
