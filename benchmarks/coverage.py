@@ -220,13 +220,15 @@ def share_cell(drawn: tuple[np.ndarray, float]) -> Cell:
     values, truth = drawn
     mean, square = ends.spread_of(values)
     found = ends.share_ends(mean, square, values.shape[1], 0.5)
-    return counted(found, truth, 0.5, beside=ends.mean_ends(values))
+    never = np.zeros(len(values), dtype=bool)
+    return counted(found, truth, 0.5, said=never, beside=ends.mean_ends(values))
 
 
 def rare_cell(drawn: tuple[np.ndarray, np.ndarray, float]) -> Cell:
     """K2, of counts and sizes by prompt."""
     counts, sizes, truth = drawn
-    return counted(ends.rare_ends(counts, sizes), truth, beside=ends.mean_ends(counts / sizes))
+    found, never = ends.rare_ends(counts, sizes), np.zeros(len(counts), dtype=bool)
+    return counted(found, truth, said=never, beside=ends.mean_ends(counts / sizes))
 
 
 def mean_cell(drawn: tuple[np.ndarray, float, float]) -> Cell:
