@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 import time
@@ -23,6 +22,11 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from rlaif.compare.crossed import seeds_interval  # noqa: E402
+from rlaif.compare.intervals import IntervalJson, show_interval  # noqa: E402
+
 SCORE = "score/checks"
 METHODS: dict[str, dict[str, Any]] = {
     "grpo": {"n": 4, "batch_size": 6, "beta": 0.02},
@@ -72,6 +76,8 @@ def measure(method: str, seed: int, rollouts: int, base: Path) -> dict[str, Any]
     """Run one algorithm with one seed."""
     from rlaif.experiment import run_experiment
     from rlaif.progress import QuietProgress
+    from rlaif.report.merged import change_values
+    from rlaif.runs import load_run
 
     base.mkdir(parents=True, exist_ok=True)
     path = base / f"{method}-{seed}.yaml"
@@ -83,30 +89,32 @@ def measure(method: str, seed: int, rollouts: int, base: Path) -> dict[str, Any]
     for file in run.glob("steps/*/work/metrics.jsonl"):
         curve = [json.loads(line) for line in file.read_text().splitlines()]
     rewards = {row["rollout"]: row["reward"] for row in curve}
+    stored = load_run(run)
     return {
         "method": method,
         "seed": seed,
         "seconds": round(time.monotonic() - began, 1),
         "rewards": [round(value, 3) for value in rewards.values()],
         "difference": last.metrics["deltas"]["initial"][SCORE],
+        "by_prompt": change_values(
+            SCORE, *(stored.values(last.arm, seed, number) for number in (last.round, 0))
+        ),
         "kl": last.metrics["metrics"]["kl/initial"]["mean"],
         "value_loss": [round(row["value_loss"], 4) for row in curve if "value_loss" in row],
         "alarms": [a["name"] for a in last.metrics["alarms"] if a["severity"] == "alarm"],
     }
 
 
-def over_seeds(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The mean difference over the seeds, with an interval that takes their held-out prompts as
-    independent: the half widths of n intervals add up as squares, over n."""
-    found = [row["difference"] for row in rows]
-    mean = sum(d["mean"] for d in found) / len(found)
-    half = math.hypot(*((d["high"] - d["low"]) / 2 for d in found)) / len(found)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+def over_seeds(rows: list[dict[str, Any]]) -> IntervalJson:
+    """The mean difference over the seeds, which share their held-out prompts."""
+    found = seeds_interval([row["by_prompt"] for row in rows], 0.0)
+    assert found is not None
+    return found.to_json()
 
 
 def show(row: dict[str, Any]) -> str:
     """One line per run."""
-    interval = in_words(row["difference"])
+    interval = show_interval(row["difference"], signed=True)
     curve = row["rewards"]
     third = max(1, len(curve) // 3)
     early, late = sum(curve[:third]) / third, sum(curve[-third:]) / third
@@ -115,11 +123,6 @@ def show(row: dict[str, Any]) -> str:
         f"held out {interval}  KL {row['kl']:.2f}  {row['seconds']:.0f} s  "
         f"{', '.join(row['alarms'])}"
     )
-
-
-def in_words(change: dict[str, float]) -> str:
-    """A difference and its interval."""
-    return f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
 
 
 def main() -> int:
@@ -142,7 +145,7 @@ def main() -> int:
             print(show(rows[-1]), flush=True)
     pooled = {m: over_seeds([r for r in rows if r["method"] == m]) for m in options.methods}
     for method, change in pooled.items():
-        print(f"{method:11}  all  held out {in_words(change)}")
+        print(f"{method:11}  all  held out {show_interval(change, signed=True)}")
     if options.json:
         print(json.dumps({"runs": rows, "rollouts": rollouts, "over_seeds": pooled}))
     return 0

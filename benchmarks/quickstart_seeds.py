@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from rlaif.compare.intervals import IntervalJson, direction, show_interval  # noqa: E402
+
 EXPERIMENT = ROOT / "experiments" / "quickstart.yaml"
 SCORE = "score/checks"
 LENGTH = "length/words"
@@ -92,16 +96,16 @@ def figures(seed: int, out: Path, cost: dict[str, float]) -> dict[str, Any]:
         "alarms": [a for a in state["alarms"] if a["severity"] == "alarm"],
         "notices": [a for a in state["alarms"] if a["severity"] != "alarm"],
         **cost,
-        "rose": changes[SCORE]["low"] > 0,
+        "rose": direction(changes[SCORE]) > 0,
         "length_kept": LENGTH_RANGE[0] <= ratio <= LENGTH_RANGE[1],
-        "nothing_fell": all(change["high"] >= 0 for change in others.values()),
+        "nothing_fell": all(direction(change) >= 0 for change in others.values()),
         "no_alarm": not any(a["severity"] == "alarm" for a in state["alarms"]),
     }
 
 
-def shown(change: dict[str, float]) -> str:
+def shown(change: IntervalJson) -> str:
     """A difference with its interval."""
-    return f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+    return show_interval(change, signed=True)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -118,7 +122,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             f"{row['seconds']:>8.0f} {row['peak_gb']:>8.2f}"
         )
         for name, change in row["untrained"].items():
-            fell = "  FELL" if change["high"] < 0 else ""
+            fell = "  FELL" if direction(change) < 0 else ""
             print(f"      {name:20} {shown(change)}{fell}")
         for alarm in row["alarms"]:
             print(f"      round {alarm['round']}: {alarm['message']}")

@@ -334,12 +334,12 @@ def interval(values: dict[int, float], data: Data) -> dict[str, Any]:
     """The mean with its interval over first turns."""
     import numpy as np
 
-    from rlaif.compare.intervals import figure_intervals
+    from rlaif.compare.pooled import figure_intervals
     from rlaif.compare.weighted import mean_of
 
     rows = sorted(values)
-    figure = {"mean": mean_of(np.array([values[i] for i in rows]))}
-    found = figure_intervals(figure, [data.turns[i] for i in rows])["mean"].to_json()
+    figure = {"accuracy": mean_of(np.array([values[i] for i in rows]))}
+    found = figure_intervals(figure, [data.turns[i] for i in rows])["accuracy"].to_json()
     return {**found, "pairs": len(rows)}
 
 

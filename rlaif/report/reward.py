@@ -10,7 +10,7 @@ from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
-from rlaif.compare.intervals import IntervalJson, show_interval, show_number
+from rlaif.compare.intervals import IntervalJson, direction, show_interval, show_number
 from rlaif.report import plots
 from rlaif.report.build import environment
 
@@ -82,7 +82,7 @@ def reward_words(result: Result) -> list[str]:
     """What the figures say, in sentences."""
     words = []
     found = result["figures"]["accuracy"]
-    if found["low"] <= 0.5:
+    if direction(found, 0.5) == 0:
         words.append("The interval of the accuracy includes 0.5: it may be guessing.")
     stale = result["staleness"]
     if stale is not None:
