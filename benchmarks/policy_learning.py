@@ -134,7 +134,6 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one seed, three rollouts")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     base = options.out or Path(tempfile.mkdtemp(prefix="policy-learning-"))
     seeds = options.seeds[:1] if options.quick else options.seeds
     rollouts = 3 if options.quick else options.rollouts

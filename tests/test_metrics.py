@@ -16,6 +16,7 @@ from rlaif.compare.metrics import (
     per_prompt,
     rank_correlation,
     sample_values,
+    shares,
     text_values,
     unfamiliar_values,
 )
@@ -66,9 +67,10 @@ def test_text_values() -> None:
     found = text_values(made, PROMPTS, [check])
     assert found["length/words"] == {P: 7.5, Q: 0.0}
     assert found["length/tokens"] == {P: 3.0, Q: 0.0}
-    assert found["truncated_rate"] == {P: 0.0, Q: 1.0}
-    assert found["empty_rate"] == {P: 0.0, Q: 1.0}
-    assert found["refusal_rate"] == {P: 0.5, Q: 0.0}
+    assert found["truncated_rate"] == {P: (0, 2), Q: (1, 1)}
+    assert found["empty_rate"] == {P: (0, 2), Q: (1, 1)}
+    assert found["refusal_rate"] == {P: (1, 2), Q: (0, 1)}
+    assert shares(found["refusal_rate"]) == {P: 0.5, Q: 0.0}
     # Six pairs of words, of which "a red" and "red cherry" come twice; then seven different ones.
     assert found["distinct_2"][P] == pytest.approx((4 / 6 + 1) / 2)
     assert found["check/long"] == {P: 1.0, Q: 0.0}
@@ -115,7 +117,7 @@ def test_judge_values() -> None:
     assert found["score/self/kind"] == {P: 0.75}
     assert found["score/self/brief"] == {P: 0.25}
     assert found["label_mass/self"] == {P: pytest.approx(0.7)}
-    assert found["unparsed_rate/self"] == {P: 0.25}
+    assert found["unparsed_rate/self"] == {P: (1, 4)}
 
 
 def test_programs_have_no_unparsed_rate() -> None:
@@ -141,7 +143,7 @@ def test_pairwise_values_in_both_orders() -> None:
         P: pytest.approx((0.8 + 0.4) / 2),
         Q: pytest.approx((0.9 + 0.7) / 2),
     }
-    assert found["position_bias/self"] == {P: 1.0, Q: 0.0}
+    assert found["position_bias/self"] == {P: (1, 1), Q: (0, 1)}
 
 
 def test_a_comparison_answered_in_one_order_is_missing() -> None:
@@ -149,7 +151,7 @@ def test_a_comparison_answered_in_one_order_is_missing() -> None:
     found = pairwise_values("self", rows, {"k1"})
     assert found["win_rate_vs_initial/self"] == {}
     assert "position_bias/self" not in found
-    assert found["unparsed_rate/self"] == {P: 0.5}
+    assert found["unparsed_rate/self"] == {P: (1, 2)}
 
 
 def test_spread_and_rank_correlation() -> None:
@@ -166,17 +168,37 @@ def test_spread_and_rank_correlation() -> None:
 def test_intervals_and_paired_differences() -> None:
     old = {"score/self": {str(i): 0.1 * i for i in range(8)}, "gone": {"0": 1.0}}
     new = {"score/self": {str(i): 0.1 * i + 0.2 for i in range(8)}, "empty": {}}
-    made = intervals(new, 1, 200)
+    made = intervals(new)
     assert set(made) == {"score/self"}
     assert made["score/self"]["mean"] == pytest.approx(0.55)
     assert made["score/self"]["n"] == 8
     assert made["score/self"]["low"] < 0.55 < made["score/self"]["high"]
-    changes = differences(new, old, 1, 200)
+    changes = differences(new, old)
     assert set(changes) == {"score/self", "win_rate/self"}
-    # The same difference on every prompt has an interval without width.
-    for key in ("mean", "low", "high"):
-        assert changes["score/self"][key] == pytest.approx(0.2)
+    # The same difference on every prompt, but for rounding, has no interval and is no claim.
+    assert changes["score/self"]["mean"] == pytest.approx(0.2)
+    assert changes["score/self"]["low"] is None and "p" not in changes["score/self"]
+    assert "no prompt differed from the others" in changes["score/self"]["note"]
     assert changes["win_rate/self"]["mean"] == 1.0
+    assert 0.5 < changes["win_rate/self"]["low"] < 1.0
+
+
+def test_each_metric_has_the_interval_of_its_kind() -> None:
+    counted = {str(i): (0, 2) for i in range(32)}
+    lengths = {str(i): float(i % 7 + 1) for i in range(32)}
+    made = intervals({"empty_rate": counted, "length/words": lengths})
+    assert (made["empty_rate"]["count"], made["empty_rate"]["n"]) == (0, 64)
+    assert made["empty_rate"]["high"] > 0
+    assert made["length/words"]["median"] == 4.0
+    longer = {p: 2 * x for p, x in lengths.items()}
+    changes = differences({"length/words": longer}, {"length/words": lengths})
+    assert changes["length_factor/words"]["mean"] == pytest.approx(2.0)
+    # One answer to a prompt: Bonett and Price; several: t.
+    once = {str(i): (int(i < 3), 1) for i in range(20)}
+    never = {str(i): (0, 1) for i in range(20)}
+    assert differences({"list_rate": once}, {"list_rate": never})["list_rate"].get("df") is None
+    more = {p: (2 * a, 4) for p, (a, _) in once.items()}
+    assert differences({"list_rate": more}, {"list_rate": never})["list_rate"]["df"] == 19
 
 
 def test_what_a_reward_model_says_of_itself_is_a_metric_and_a_label_of_that_name_is_none() -> None:

@@ -40,7 +40,9 @@ def seeds_interval(
     if not common:
         return one_interval(ends.mean_ends(table.T, null), prompts)
     found = crossed_ends(table[None], null)
-    same = bool(np.ptp(table) == 0)
+    same = not ends.vary(table.reshape(1, -1))[0]
+    if same:
+        found = found._replace(**dict.fromkeys(("low", "high", "p", "se"), np.full(1, np.nan)))
     return one_interval(found, prompts, note="the same everywhere" if same else None)
 
 

@@ -111,8 +111,7 @@ def mean_interval(
     if not data.size:
         return None
     found = ends.mean_ends(data[None], null, level)
-    same = data.size > 1 and data.min() == data.max()
-    return one_interval(found, data.size, note=SAME if same else None)
+    return one_interval(found, data.size, note=None if varies(data) else SAME)
 
 
 def paired_interval(
@@ -133,7 +132,7 @@ def paired_interval(
 def _all_equal(found: Interval, level: float) -> Interval:
     """The interval of differences that are all the same, with what that says."""
     most = 1 - (1 - level) ** (1 / found.n)
-    what = "differed" if found.mean == 0 else "differed from the others"
+    what = "differed" if abs(found.mean) < 1e-12 else "differed from the others"
     note = f"no prompt {what}; with 95% confidence fewer than {most:.0%} of prompts do"
     return Interval(found.mean, None, None, found.n, note=note)
 
@@ -165,9 +164,14 @@ def skewed_interval(values: Mapping[str, float], level: float = LEVEL) -> Interv
     )
 
 
+def varies(data: Floats) -> bool:
+    """Whether values by prompt, (C,), differ; of one prompt that is not known."""
+    return data.size < 2 or bool(ends.vary(data[None])[0])
+
+
 def skewed_note(data: Floats) -> str | None:
     """What is said beside the interval of skewed values by prompt, (C,)."""
-    if data.size > 1 and data.min() == data.max():
+    if not varies(data):
         return SAME
     return SKEWED_NOTE if 1 < data.size < FEW_SKEWED else None
 

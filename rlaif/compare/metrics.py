@@ -236,7 +236,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
 
 def intervals(measured: Mapping[str, Measured]) -> dict[str, Any]:
     """{metric: its interval as JSON}; a metric without any value is left out."""
-    found = {name: value_interval(name, values) for name, values in measured.items()}
+    found = {name: value_interval(name, values) for name, values in measured.items() if values}
     return {name: i.to_json() for name, i in sorted(found.items()) if i is not None}
 
 

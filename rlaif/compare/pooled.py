@@ -9,7 +9,7 @@ import numpy as np
 from rlaif.compare import ends
 from rlaif.compare.ends import Ends
 from rlaif.compare.figure_rules import FigureRule, rule_of
-from rlaif.compare.intervals import SAME, Interval, one_interval, skewed_note
+from rlaif.compare.intervals import SAME, Interval, one_interval, skewed_note, varies
 from rlaif.compare.weighted import Figure, Floats, Ints, defined
 
 MOST_BLOCKS = 200
@@ -72,7 +72,7 @@ def sums_interval(above: Floats, below: Floats, rule: FigureRule) -> Interval:
     if rule.of == "skewed":
         found, middle = ends.skewed_ends(values[None]), float(np.median(above / below))
         return one_interval(found, n, prompts, median=middle, note=skewed_note(values))
-    note = SAME if prompts > 1 and values.min() == values.max() else None
+    note = None if varies(values) else SAME
     return one_interval(ends.mean_ends(values[None], rule.null), n, prompts, note=note)
 
 
