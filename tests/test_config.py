@@ -289,3 +289,43 @@ def test_the_resolved_experiment_reads_back_the_same(tmp_path: Path, extra: str)
     assert again.all_seeds == experiment.all_seeds
     assert [e.step for e in again.steps] == [e.step for e in experiment.steps]
     assert resolved_yaml(again) == resolved_yaml(experiment)
+
+
+STEPS = "  - judge: {kind: rules, id: checks}\n  - evaluate:\n"
+
+
+def test_a_file_that_says_how_often_a_bootstrap_drew_still_loads(tmp_path: Path) -> None:
+    plain = load_experiment(written(tmp_path, HEAD + STEPS))[0]
+    old = HEAD + STEPS + "      resamples: 500\n"
+    assert load_experiment(written(tmp_path, old))[0] == plain
+    assert (
+        load_experiment(tmp_path / "experiment.yaml", ["steps.evaluate.resamples=20"])[0] == plain
+    )
+
+
+def test_primary_metrics_are_named_or_those_of_the_judges_that_label(tmp_path: Path) -> None:
+    plain = load_experiment(written(tmp_path, HEAD + STEPS))[0]
+    assert (plain.primary, plain.trained_judges) == (None, ["checks"])
+    # Left out it changes no hash, and the run folder's file says nothing of it.
+    assert "primary" not in resolved_yaml(plain)
+    named = "primary: [score/checks, check/terms, reward_accuracy/human]\n"
+    found = load_experiment(written(tmp_path, named + HEAD + STEPS))[0]
+    assert found.primary == ["score/checks", "check/terms", "reward_accuracy/human"]
+    again = written(tmp_path, resolved_yaml(found))
+    assert load_experiment(again)[0] == found
+
+
+@pytest.mark.parametrize(
+    ("primary", "words"),
+    [
+        ("[score/chekcs]", "'score/chekcs' is of no judge (judges: checks)"),
+        ("[win_rate/nobody]", "'win_rate/nobody' is of no judge"),
+        ("[quality]", "'quality' is no metric of held-out answers, such as score/JUDGE"),
+        ("[check/]", "'check/' is no metric"),
+        ("[]", "at least 1"),
+    ],
+)
+def test_primary_metrics_that_cannot_be_are_refused(
+    tmp_path: Path, primary: str, words: str
+) -> None:
+    assert words in refusal(tmp_path, f"primary: {primary}\n" + HEAD + STEPS)

@@ -36,8 +36,10 @@ _METRICS = (
 
 def is_metric(name: str) -> bool:
     """Whether a metric of held-out answers may be called so."""
-    heads = [known for known in _METRICS if known.endswith("/")]
-    return name in _METRICS or any(name.startswith(h) and len(name) > len(h) for h in heads)
+    return any(
+        name.startswith(known) and name != known if known.endswith("/") else name == known
+        for known in _METRICS
+    )
 
 
 class AlarmsConfig(Strict):
