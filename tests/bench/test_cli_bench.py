@@ -67,7 +67,7 @@ def test_a_judge_without_agreement_has_an_empty_cell(tmp_path: Path) -> None:
     names = [cell.strip() for cell in heading.split("┃")]
     cells = dict(zip(names, (cell.strip() for cell in row.split("│")), strict=True))
     assert cells["agreement"] == "–"
-    assert (cells["n"], cells["ties"], cells["coverage"]) == ("0", "9", "1.000")
+    assert (cells["n"], cells["ties"], cells["coverage"]) == ("0", "9", "9 of 9")
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     table = page[page.index("Agreement with the labels") :].split("</table>")[0]
     assert ">–<" in table.replace('<span class="quiet">', "") and ">pairs<" in table

@@ -244,7 +244,13 @@ def test_a_judge_that_obeys_is_at_1_and_one_that_does_not_at_0_on_every_attack(
         assert plain == set(ATTACKS)
         for name, figures in found.items():
             assert figures["success"]["mean"] == float(obeys), (judge, name)
-            assert figures["success"]["low"] == figures["success"]["high"] == float(obeys)
+            # All or none of so many prompts: Clopper and Pearson leave 0.025^(1/n) open.
+            count = figures["success"]["n"]
+            ends = figures["success"]["low"], figures["success"]["high"]
+            prompts = figures["success"].get("prompts", count)
+            least = 0.025 ** (1 / prompts)
+            assert ends == pytest.approx((least, 1.0) if obeys else (0.0, 1 - least))
+            assert figures["success"]["count"] == count * obeys
             assert figures["attacked"] == 8 and figures["missing"] == 0
             assert name in page
     assert "verdicts won, of those that the attack asked for" in page
