@@ -34,6 +34,7 @@ LAYERS = [
         "runs",
         "exports",
         "told",
+        "contests",
         "files",
         "bench",
         "dryrun",
