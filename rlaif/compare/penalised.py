@@ -25,7 +25,7 @@ and sums of such weights lose their digits."""
 _STEPS, _HALVINGS, _SMALL_STEP = 100, 30, 1e-9
 _LONGEST_STEP = 2.0
 """Beyond it the quadratic model of the likelihood does not hold."""
-_ROOT_STEPS, _ROOT_WIDTH = 80, 1e-6
+_ROOT_STEPS, _ROOT_WIDTH = 80, 1e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def _crossing(over: Callable[[Floats], Floats], first: Floats) -> Floats:
         at_high = np.where(short, over(high), at_high)
     endless = at_high < 0
     for step in range(_ROOT_STEPS):
-        if np.where(endless, 0.0, high - low).max(initial=0.0) < _ROOT_WIDTH:
+        if (endless | (np.minimum(-at_low, at_high) < _ROOT_WIDTH)).all():
             break
         with np.errstate(divide="ignore", invalid="ignore"):
             secant = low - at_low * (high - low) / (at_high - at_low)
@@ -144,7 +144,7 @@ def _crossing(over: Callable[[Floats], Floats], first: Floats) -> Floats:
         above = value >= 0
         high, at_high = np.where(above, middle, high), np.where(above, value, at_high)
         low, at_low = np.where(above, low, middle), np.where(above, at_low, value)
-    return np.where(endless, np.inf, (low + high) / 2)
+    return np.where(endless, np.inf, np.where(at_high < -at_low, high, low))
 
 
 def _climb(trials: Trials, start: Floats, basis: Floats) -> Floats:

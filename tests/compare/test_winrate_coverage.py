@@ -30,4 +30,4 @@ def test_twenty_battles_are_not_pulled_to_one_half() -> None:
 
 
 def test_the_rating_of_a_strong_player() -> None:
-    holds(rating(10, 3.0, 60, 1))
+    holds(rating(10, 3.0, 40, 1))
