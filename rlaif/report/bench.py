@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from rlaif.compare.judge_figures import BY_SUBSET
 from rlaif.compare.rewardbench import foreign_subsets
 from rlaif.compare.words import failure_words
 from rlaif.report import plots
-from rlaif.report.build import environment
+from rlaif.report.browser import embed_json
+from rlaif.report.build import environment, script_digest
 
 Result = Mapping[str, Any]
 _HERE = Path(__file__).resolve().parent
@@ -425,8 +427,10 @@ def calibration_words(result: Result) -> list[str]:
     return words
 
 
-def bench_page(result: Result, path: Path) -> Path:
-    """Write the page; it loads nothing and runs no script. Returns the file."""
+def bench_page(result: Result, path: Path, mistakes: Sequence[Mapping[str, Any]] = ()) -> Path:
+    """Write the page, which loads nothing; its own script is that of the browser of `mistakes`, and
+    is left out where there is none. Returns the file."""
+    script = (_HERE / "report.js").read_text(encoding="utf-8")
     page = (
         environment()
         .get_template("bench.html.j2")
@@ -441,11 +445,22 @@ def bench_page(result: Result, path: Path) -> Path:
             curves=_curves(result),
             subsets=subset_tables(result),
             attacks=attack_tables(result),
+            mistakes=mistakes,
+            mistaken=_mistaken(mistakes),
+            data=Markup(embed_json({"pairs": [], "answers": [], "mistakes": list(mistakes)})),
             style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash=script_digest(script),
         )
     )
     path.write_bytes(page.encode("utf-8", "replace"))
     return path
+
+
+def _mistaken(mistakes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """By judge, how many of its mistakes are shown, and of how many."""
+    shown = Counter(entry["judge"] for entry in mistakes)
+    return {entry["judge"]: (shown[entry["judge"]], entry["of"]) for entry in mistakes}
 
 
 def _forest(result: Result) -> Markup | None:
