@@ -85,10 +85,13 @@ def _wins(judge: str, new: _Side, old: _Side, weights: Mapping[str, float]) -> V
     mine, others = (_ids(side) for side in (new, old))
     judged = new.judgements[judge]
     if any(len(j.shown) > 1 for j in judged):
-        return metrics.pairwise_values(judge, judged, mine)[f"win_rate_vs_initial/{judge}"]
+        compared = metrics.pairwise_values(judge, judged, mine)
+        return metrics.shares(compared[f"win_rate_vs_initial/{judge}"])
     name = f"score/{judge}"
-    score = metrics.judge_values(judge, judged, weights, mine)[name]
-    against = metrics.judge_values(judge, old.judgements.get(judge, []), weights, others)[name]
+    score, against = (
+        metrics.shares(metrics.judge_values(judge, rows, weights, ids)[name])
+        for rows, ids in ((judged, mine), (old.judgements.get(judge, []), others))
+    )
     return {
         p: (1 + (s > against[p]) - (s < against[p])) / 2 for p, s in score.items() if p in against
     }

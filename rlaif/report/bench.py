@@ -194,27 +194,36 @@ def baseline_words(result: Result) -> list[str]:
     for name in rated:
         if rows[name]["baseline"]:
             continue
-        gap = difference(result, name, best)
-        side = direction(gap) if gap is not None else 0
-        verdict = {1: "beats", 0: "is not told apart from", -1: "is worse than"}[side]
+        compared = beside(result, name, best)
+        if compared is None:
+            words.append(
+                f"{name} agrees with {show_number(rated[name])} of the labels; no pair was decided "
+                f"both by it and by the best baseline, {best}."
+            )
+            continue
+        n, own, other, gap = compared
+        verdict = {1: "beats", 0: "is not told apart from", -1: "is worse than"}[direction(gap)]
         shown = f" ({show_interval(gap, signed=True)})" if gap is not None else ""
         words.append(
-            f"{name} agrees with {show_number(rated[name])} of the labels and {verdict} the best "
-            f"baseline, {best}, with {show_number(baselines[best])}{shown}."
+            f"On the {n} pairs that both decided, {name} agrees with {show_number(own)} of the "
+            f"labels and {verdict} the best baseline, {best}, with {show_number(other)}{shown}."
         )
     return words
 
 
-def difference(result: Result, first: str, second: str) -> IntervalJson | None:
-    """The agreement of `first` less that of `second`, over the pairs that both decided."""
+def beside(
+    result: Result, first: str, second: str
+) -> tuple[int, float, float, IntervalJson | None] | None:
+    """Two judges on the pairs that both decided: how many, each one's agreement there, and the
+    first's less the second's. None without such a pair."""
     for row in result["comparisons"]:
-        gap = row.get("difference")
-        if gap is None:
+        if {row["first"], row["second"]} != {first, second}:
             continue
-        if (row["first"], row["second"]) == (first, second):
-            return cast(IntervalJson, gap)
-        if (row["first"], row["second"]) == (second, first):
-            return _negative(gap)
+        gap = cast("IntervalJson | None", row.get("difference"))
+        if row["first"] == first:
+            return row["n"], row["first_right"], row["second_right"], gap
+        turned = None if gap is None else _negative(gap)
+        return row["n"], row["second_right"], row["first_right"], turned
     return None
 
 
