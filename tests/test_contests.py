@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from rlaif.checksums import sealed
 from rlaif.cli import cli
 from rlaif.contests import run_battles
 from rlaif.errors import ConfigError
 from rlaif.experiment import run_experiment
+from rlaif.records import Completion, Judgement
 from rlaif.runs import load_run
+from rlaif.store import FORMAT, Store
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +75,92 @@ def test_a_run_without_a_later_model_says_so(
     run_experiment(path, tmp_path / "run")
     with pytest.raises(ConfigError, match="no finished evaluation in which a judge saw a later"):
         run_battles(load_run(tmp_path / "run"))
+
+
+def completion(name: str, prompt: str, text: str) -> Completion:
+    messages = [{"role": "assistant", "content": text}]
+    return Completion(name, prompt, 0, messages, "policy", "", {}, "stop")
+
+
+def judgement(judge: str, shown: list[str], value: float | None) -> Judgement:
+    kind = {"prob_first": value} if len(shown) > 1 else {"score": value}
+    status = "ok" if value is not None else "unparsed"
+    name = f"{judge}/{shown}"
+    subject, prompt = shown[0], shown[0].partition("-")[2]
+    return Judgement(
+        name, name, prompt, "completion", shown, subject, judge, "a", "ai", None, status, **kind
+    )
+
+
+@pytest.fixture
+def two_arms(tmp_path: Path) -> Path:
+    """M0 and the policies of two arms on three prompts, scored by `scorer` and compared by `duel`.
+
+    "people" wins prompts p0 and p1 and ties p2; "ai" has no score on p2. M0's second answer to p0
+    is bad, so that its mean is what "people" beats.
+    """
+    store = Store(tmp_path)
+    prompts = ("p0", "p1", "p2")
+    scores: dict[str, list[float | None]] = {
+        "old": [0.5, 0.2, 0.3], "people": [0.4, 0.9, 0.3], "ai": [0.1, 0.1, None]
+    }  # fmt: skip
+    for model, given in scores.items():
+        own = [completion(f"{model}-{p}", p, f"{model} says {p}") for p in prompts]
+        rows = [judgement("scorer", [c.completion_id], v) for c, v in zip(own, given, strict=True)]
+        if model == "old":
+            own.append(completion("old2-p0", "p0", "bad"))
+            rows.append(judgement("scorer", ["old2-p0"], 0.1))
+        else:
+            # 0.8 and 0.6 for the new answer: 0.7 over both orders.
+            pair = ["old-p1", f"{model}-p1"]
+            duel = [judgement("duel", pair, 0.2), judgement("duel", pair[::-1], 0.6)]
+            store.step(f"duel-{model}").append("judgements", duel)
+        store.step(f"answers-{model}").append("completions", own)
+        store.step(f"scores-{model}").append("judgements", rows)
+    steps = []
+    for arm in ("people", "ai"):
+        store.step(f"evaluate-{arm}").append("evaluation", [{}])
+        inputs = {
+            "completions": f"answers-{arm}",
+            "judgements/scorer": f"scores-{arm}",
+            "judgements/duel": f"duel-{arm}",
+            "initial/completions": "answers-old",
+            "initial/judgements/scorer": "scores-old",
+        }
+        models = {"policy": ["M1", "key"]}
+        steps.append({"hash": f"evaluate-{arm}", "kind": "evaluate", "id": "evaluate", "seed": 1,
+                      "round": 1, "arms": [arm], "inputs": inputs, "models": models})  # fmt: skip
+    for folder in sorted((tmp_path / "steps").iterdir()):
+        store.step(folder.name).finish({"hash": folder.name})
+    manifest: dict[str, Any] = {key: {} for key in ("models", "judges", "prompts")}
+    manifest |= {"format": FORMAT, "name": "two", "seeds": [1], "arms": {"people": {}, "ai": {}}}
+    manifest |= {"constitution": None, "steps": steps}
+    (tmp_path / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    return tmp_path
+
+
+def test_every_arms_model_fights_m0(two_arms: Path) -> None:
+    found = run_battles(load_run(two_arms))
+    wins = {
+        judge: {(b.second, b.prompt_id): b.prob_second for b in battles}
+        for judge, battles in found.items()
+    }
+    assert wins["scorer"] == {
+        ("M1 people", "p0"): 1.0,
+        ("M1 people", "p1"): 1.0,
+        ("M1 people", "p2"): 0.5,
+        ("M1 ai", "p0"): 0.0,
+        ("M1 ai", "p1"): 0.0,
+        ("M1 ai", "p2"): None,
+    }
+    assert wins["duel"][("M1 people", "p1")] == pytest.approx(0.7)
+    assert wins["duel"][("M1 people", "p0")] is None
+    first = found["scorer"][0]
+    assert (first.first, first.place) == ("M0", "prompt p0")
+    assert first.lengths == (round((len("old says p0") + 3) / 2), len("people says p0"))
+
+
+def test_the_command_counts_what_is_missing(two_arms: Path) -> None:
+    ai = measured(two_arms)["judges"]["scorer"]["generators"]["M1 ai"]
+    assert (ai["n_total"], ai["n_missing"], ai["win_rate"]) == (2, 1, 0.0)
+    assert ai["high"] > 50, "two prompts say little"
