@@ -20,6 +20,7 @@ from rlaif.report.bench import bench_page
 from tests.report.browsing import CHROMIUM, dumped, needs_chromium
 
 EVIL = "</script><script>document.title='owned'</script>"
+SUBSET = " of a file whose subsets have long names"
 PAIRS = [
     # name, marks of the two answers, the label
     ("right", ("zork", "plain"), 1.0),
@@ -40,7 +41,7 @@ RULES = [
 
 def pairs() -> list[LabelledPair]:
     return [
-        make_pair(f"{name}:1", user(f"Question {name}?"), texts, label, subset=name[:5])
+        make_pair(f"{name}:1", user(f"Question {name}?"), texts, label, subset=name[:5] + SUBSET)
         for name, texts, label in PAIRS
     ]
 
@@ -81,7 +82,7 @@ def test_the_wrong_pairs_are_those_that_both_decided_otherwise(
     assert both.keys() == {"wrong:1", "wrong_too:1"}, "a slot that wins twice is a tie"
     first = both["wrong:1"]
     assert first["better"] == "plain " + EVIL
-    assert (first["label"], first["subset"]) == (1.0, "wrong")
+    assert (first["label"], first["subset"]) == (1.0, "wrong" + SUBSET)
     assert first["prob"] == pytest.approx(0.15), "both orders: (0.1 + 0.2) / 2"
     assert first["order"] == "wrong in both orders"
     assert first["gap"] == "picked the longer"
