@@ -25,8 +25,9 @@
     return node;
   }
 
-  function folded(title, text) {
+  function folded(title, text, open) {
     const details = make("details");
+    details.open = open;
     details.append(make("summary", "", title), make("pre", "", text));
     return details;
   }
@@ -54,7 +55,7 @@
     return details;
   }
 
-  function judgements(rows) {
+  function judgements(rows, open) {
     if (!rows.length) return make("p", "quiet", "No stored judgement of this answer.");
     const list = make("ul", "judgements");
     for (const row of rows) {
@@ -74,20 +75,20 @@
       facts.push(...parts(row.parts));
       if (facts.length) item.append(make("div", "quiet", facts.join(" · ")));
       if (row.template) item.append(template(row.template));
-      if (row.raw) item.append(folded("what the judge wrote", row.raw));
+      if (row.raw) item.append(folded("what the judge wrote", row.raw, Boolean(open)));
       if (row.behind.length) item.append(behind(row.behind));
       list.append(item);
     }
     return list;
   }
 
-  function side(title, className, text, score, judged) {
+  function side(title, className, text, score, judged, open) {
     const box = make("article", "side " + className);
     const head = make("header");
     head.append(make("h4", "", title));
     if (score !== undefined) head.append(make("span", "score", number(score)));
     box.append(head, make("div", "text", text === "" ? "(empty answer)" : text));
-    if (judged) box.append(judgements(judged));
+    if (judged) box.append(judgements(judged, open));
     return box;
   }
 
@@ -133,13 +134,13 @@
     const alone = entry.judged_both.length === 0;
     sides.append(
       side("Better by the label" + better, "chosen", entry.better, undefined,
-        alone ? entry.judged_better : undefined),
+        alone ? entry.judged_better : undefined, true),
       side("Picked by the judge" + picked, "rejected", entry.picked, undefined,
-        alone ? entry.judged_picked : undefined));
+        alone ? entry.judged_picked : undefined, true));
     view.append(facts, prompt(entry.prompt), sides);
     if (!alone) {
       view.append(make("h4", "said", "What the judge said · shown: the place of the better answer"),
-        judgements(entry.judged_both));
+        judgements(entry.judged_both, true));
     }
     view.append(make("p", "quiet id", entry.place + " · " + entry.id));
   }

@@ -33,9 +33,15 @@ PAIRS = [
 ]
 RULES = [
     {"match": "(?s)slotty.*slotty", "labels": {"first": 0.95, "second": 0.05}},
-    {"match": "(?s)zork.*plain", "labels": {"first": 0.9, "second": 0.1}},
+    {
+        "match": "(?s)zork.*plain",
+        "labels": {"first": 0.9, "second": 0.1},
+        "replies": ["I like zork."],
+    },
     {"match": "(?s)plain.*zork", "labels": {"first": 0.2, "second": 0.8}},
     {"match": "(?s)even", "labels": {"first": 0.5, "second": 0.5}},
+    # The turn that asks for a verdict after reasons shows no answer.
+    {"match": "(?s).", "labels": {"first": 0.7, "second": 0.3}},
 ]
 
 
@@ -53,6 +59,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     judges = [
         {"id": "both", "kind": "pairwise", "by": "scripted"},
         {"id": "once", "kind": "pairwise", "by": "scripted", "order": "fixed"},
+        {"id": "reasons", "kind": "pairwise", "by": "scripted", "order": "fixed", "cot": True},
     ]
     models = {"scripted": {"path": "none", "engine": "fake", "script": "script.yaml"}}
     spec = folder / "judges.yaml"
@@ -151,6 +158,16 @@ def test_the_browser_shows_and_filters(
     filtered = dumped(acting)
     count = sum(r["gap"] == "picked one of like length" for r in kept(measured[1]))
     assert f"1 of {count}<" in filtered
+
+
+@needs_chromium
+def test_the_reasons_are_open(measured: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    rows = kept(measured[1])
+    written = [[j["raw"] for j in r["judged_both"]] for r in rows]
+    place = 1 + next(i for i, raw in enumerate(written) if any(raw))
+    shown = dumped(page_of(measured, tmp_path / "page.html"), f"#mistake={place}")
+    text = written[place - 1][0]
+    assert f'<details open=""><summary>what the judge wrote</summary><pre>{text}' in shown
 
 
 @needs_chromium
