@@ -98,8 +98,7 @@ def penalised_rate(
     generator = np.broadcast_to([0.0, 1.0], beta.shape)
     residuals = trials.won - counts * sigmoid(np.einsum("bnk,bk->bn", features, beta))
     number = int(units.max()) + 1
-    sums = np.zeros((len(probs), number, 2))
-    np.add.at(sums, (slice(None), units), features * residuals[:, :, None])
+    sums = np.eye(number)[units].T @ (features * residuals[:, :, None])
     effect = np.fmax(1.0, design_effect(trials, beta, generator, sums))
     low, high = profile_ends(trials, beta, generator, t_quantile(number - 2.0) ** 2 * effect)
     return 100 * sigmoid(beta[:, 1]), 100 * sigmoid(low), 100 * sigmoid(high)

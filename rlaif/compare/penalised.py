@@ -43,8 +43,12 @@ class Trials:
 
     def repeated(self, times: int) -> Trials:
         """Each sample `times` times over, one after the other."""
-        rows = (np.repeat(x, times, axis=0) for x in (self.features, self.won, self.counts))
-        return Trials(*rows, self.precision)
+        return Trials(
+            np.repeat(self.features, times, axis=0),
+            np.repeat(self.won, times, axis=0),
+            np.repeat(self.counts, times, axis=0),
+            self.precision,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,8 @@ def profile_ends(
             fallen = 2 * (top - _point(trials, at).value)
             return np.asarray(np.sqrt(np.maximum(fallen, 0.0)) - np.sqrt(fall))
 
-        return estimate + side * _crossing(over, reach)
+        found: Floats = estimate + side * _crossing(over, reach)
+        return found
 
     return end(-1.0), end(1.0)
 
