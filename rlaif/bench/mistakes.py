@@ -75,7 +75,7 @@ def _entry(
         "order": order_words(verdict, said, first_better),
         "label": pair.label if first_better else 1 - (pair.label or 0.0),
         "prob": prob if first_better else 1 - prob,
-        "prompt": clip(conversation(pair.prompt.messages)),
+        "prompt": clip(conversation(to_json(pair.prompt)["messages"])),
         "better": clip(better.text),
         "picked": clip(worse.text),
         "lengths": [len(better.text), len(worse.text)],
