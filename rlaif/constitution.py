@@ -52,7 +52,9 @@ class Check(BaseModel):
     """A program that scores the answer: a rule's name and its parameters."""
 
     model_config = _STRICT
-    rule: str = Field(description="A name in `rlaif.rules.RULES`.")
+    rule: str = Field(
+        description="A name in `rlaif.rules.RULES`, or `package.module:name` of your own."
+    )
     params: dict[str, Any] = Field(default={}, description="The rule's parameters.")
 
     @model_validator(mode="after")
@@ -388,6 +390,10 @@ def constitution_schema() -> dict[str, Any]:
                 "additionalProperties": False,
             }
         )
+    own = {"rule": {"type": "string", "pattern": ":"}, "params": {"type": "object"}}
+    options.append(
+        {"type": "object", "properties": own, "required": ["rule"], "additionalProperties": False}
+    )
     definitions["Check"] = {"title": "Check", "description": Check.__doc__, "oneOf": options}
     definitions["Principle"] = {**definitions.pop("_Entry"), "title": "Principle"}
     schema["properties"]["principles"]["items"] = {"$ref": "#/$defs/Principle"}

@@ -4,6 +4,7 @@ Each rule is a pure function of the prompt, the completion's text and its typed 
 a score in [0, 1], higher is better, or None where it does not apply. A blank completion scores 0.0
 under every rule, and one that is too short for a rule to measure scores 0.0 under that rule, so
 that saying less is never a way to win. A check is identified by its name and parameters.
+`package.module:name` is a rule of the user's own (`own_rules`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from rlaif import textstats as ts
 from rlaif.errors import RlaifError
+from rlaif.own_rules import code_of, own_rule
 from rlaif.records import Prompt, canonical_json
 from rlaif.yamlio import suggest
 
@@ -345,10 +347,16 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _resolve(name: str, params: Mapping[str, Any]) -> BaseModel:
+def _rule(name: str) -> Rule:
+    if ":" in name:
+        return Rule(*own_rule(name))
     if name not in RULES:
         raise ValueError(f"unknown rule {name!r}{suggest(name, list(RULES))}")
-    model = RULES[name].params
+    return RULES[name]
+
+
+def _resolve(name: str, params: Mapping[str, Any]) -> BaseModel:
+    model = _rule(name).params
     try:
         return model.model_validate(dict(params))
     except ValidationError as error:
@@ -378,8 +386,10 @@ def validate_check(name: str, params: Mapping[str, Any]) -> None:
 
 
 def resolved_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with every default filled in: with the name, the identity of a check."""
-    return _resolve(name, params).model_dump(mode="json")
+    """The parameters with every default filled in: with the name, the identity of a check. That of
+    a rule of one's own has the hash of its code too, under ":code"."""
+    code = {":code": found[0]} if (found := code_of([name])) else {}
+    return _resolve(name, params).model_dump(mode="json") | code
 
 
 def apply_check(name: str, params: Mapping[str, Any], prompt: Prompt, text: str) -> float | None:
@@ -390,10 +400,10 @@ def apply_check(name: str, params: Mapping[str, Any], prompt: Prompt, text: str)
     resolved = _resolve_cached(name, canonical_json(dict(params)))
     if ts.is_blank(text):
         return 0.0
-    return RULES[name].score(prompt, text, resolved)
+    return _rule(name).score(prompt, text, resolved)
 
 
 def is_too_short(name: str, params: Mapping[str, Any], text: str) -> bool:
     """Whether `text` says something, in fewer words than the rule can measure."""
-    least = RULES[name].least_words(_resolve_cached(name, canonical_json(dict(params))))
+    least = _rule(name).least_words(_resolve_cached(name, canonical_json(dict(params))))
     return least > 1 and not ts.is_blank(text) and len(ts.words(text)) < least

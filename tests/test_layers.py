@@ -16,7 +16,18 @@ LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
     | {"forms", "quotes", "scores", "choices", "jsontext", "rendering"}
     | {"chat", "thinking", "answers"}
-    | {"textstats", "templates", "parsing", "store", "rowfiles", "workers", "changes", "amend"}
+    | {
+        "own_rules",
+        "plugins",
+        "textstats",
+        "templates",
+        "parsing",
+        "store",
+        "rowfiles",
+        "workers",
+        "changes",
+        "amend",
+    }
     | {"checksums", "commits", "finished"},
     {"attention", "logprobs", "batching", "device", "fused", "heads", "losses"},
     {"engines", "data", "compare"},
@@ -34,6 +45,7 @@ LAYERS = [
         "runs",
         "exports",
         "told",
+        "contests",
         "files",
         "bench",
         "dryrun",

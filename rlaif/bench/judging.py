@@ -25,7 +25,7 @@ class Judged:
     """One verdict per pair, every judgement, and what all answers cost, each counted once.
 
     `wall` are the seconds by the clock in which `asked` pairs were judged, by the process that
-    finished them; None where no model was asked.
+    finished them; None where no model was asked. `step` is the hash of the folder that has it all.
     """
 
     verdicts: list[Verdict]
@@ -33,6 +33,7 @@ class Judged:
     cost: Cost
     wall: float | None = None
     asked: int = 0
+    step: str = ""
 
 
 def judge_pairs(
@@ -49,7 +50,8 @@ def judge_pairs(
     judge = entrant.judge
     calls = [judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs]
     groups = _groups(judge, pairs, calls, {j.subject for j in known})
-    folder = store.step(_hash(entrant, groups, seed))
+    step = _hash(entrant, groups, seed)
+    folder = store.step(step)
     marker = folder.done()
     progress.begin_step(judge.id)
     if marker is None:
@@ -83,7 +85,8 @@ def judge_pairs(
         verdict(pair, own, entrant.weights, cost)
         for pair, own, cost in zip(pairs, by_pair, costs, strict=True)
     ]
-    return Judged(said, judged, total, marker.get("wall_seconds"), marker.get("asked_pairs", 0))
+    wall, asked = marker.get("wall_seconds"), marker.get("asked_pairs", 0)
+    return Judged(said, judged, total, wall, asked, step)
 
 
 def _unanswered(calls: Sequence[Sequence[Call]], kept: Kept) -> int:

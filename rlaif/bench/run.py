@@ -15,6 +15,8 @@ import numpy as np
 from rlaif.bench.attacking import measure_attack, planted
 from rlaif.bench.entrants import Entrant, find_entrants
 from rlaif.bench.judging import Judged, failures, judge_pairs
+from rlaif.bench.mistakes import FILE as MISTAKES
+from rlaif.bench.mistakes import mistakes
 from rlaif.compare import bias
 from rlaif.compare.agreement import sign_test
 from rlaif.compare.judge_figures import (
@@ -36,7 +38,7 @@ from rlaif.judges.attacks import ATTACKS
 from rlaif.judges.notes import judgement_notes
 from rlaif.records import Judgement, content_hash
 from rlaif.steps.context import Engines
-from rlaif.store import Store, write_atomic
+from rlaif.store import Store, write_atomic, write_jsonl
 from rlaif.yamlio import suggest
 
 
@@ -62,7 +64,8 @@ class BenchRequest:
 def run_bench(
     request: BenchRequest, pairs: Sequence[LabelledPair], progress: StepProgress
 ) -> dict[str, Any]:
-    """Everything that was measured, JSON-ready; also kept in `out` as bench.json.
+    """Everything that was measured, JSON-ready; also kept in `out` as bench.json. The pairs that
+    each judge got wrong are kept in mistakes.jsonl.
 
     The judgements are kept there too: a second run asks nothing and gives the same to the last
     digit. Raises RlaifError.
@@ -79,7 +82,8 @@ def run_bench(
     with asking(request.out) as (store, engines):
         try:
             setting = _Setting(request, shown, store, engines, progress)
-            measured = {e.judge.id: _measured(setting, e, attacks) for e in entrants}
+            wrong: list[dict[str, Any]] = []
+            measured = {e.judge.id: _measured(setting, e, attacks, wrong) for e in entrants}
             asked = engines.account.meters.summaries()
         finally:
             progress.finish()
@@ -98,6 +102,7 @@ def run_bench(
             },
             **_together(entrants, {name: t for name, (t, _) in measured.items()}),
         }
+        write_jsonl(request.out / MISTAKES, wrong)
         write_atomic(request.out / "bench.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
@@ -152,13 +157,14 @@ class _Setting:
 
 
 def _measured(
-    setting: _Setting, entrant: Entrant, attacks: Sequence[str]
+    setting: _Setting, entrant: Entrant, attacks: Sequence[str], wrong: list[dict[str, Any]]
 ) -> tuple[VerdictTable, dict[str, Any]]:
-    """One judge's verdicts, and all that is said of them."""
+    """One judge's verdicts, and all that is said of them; its mistakes are added to `wrong`."""
     request = setting.request
     seed = request.seed
     runs = [setting.ask(entrant, setting.pairs, seed + k) for k in range(request.repeats)]
     author = request.author or entrant.label
+    wrong += mistakes(entrant.judge.id, setting.pairs, runs[0], setting.store)
     table = verdict_table(setting.pairs, [run.verdicts for run in runs], author)
     subsets = subset_intervals(table)
     attacked = {

@@ -27,6 +27,7 @@ from rlaif.cli import (
     steps,
     texts,
     train,
+    winrate,
 )
 from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
@@ -45,7 +46,7 @@ COMMANDS = (
     data.convert,
     bench.judge_bench,
     bench.reward_bench,
-    data.winrate,
+    winrate.winrate,
     steps.sample,
     steps.judge,
     steps.score,

@@ -110,6 +110,7 @@ def judge_bench(
     attacks, cost, beside baselines that understand nothing. Every figure has a 95% interval over
     prompts. Judgements are kept in --out: what was judged once is not judged again.
     """
+    from rlaif.bench.mistakes import FILE
     from rlaif.bench.run import BenchRequest, run_bench
     from rlaif.files import named_model
     from rlaif.report.bench import bench_page, bench_tables
@@ -131,7 +132,8 @@ def judge_bench(
         seed,
     )
     result = run_bench(request, labelled, progress_of(quiet))
-    page = bench_page(result, folder / "report.html")
+    wrong = [json.loads(line) for line in (folder / FILE).read_text("utf-8").split("\n") if line]
+    page = bench_page(result, folder / "report.html", wrong)
     _say(result, bench_tables(result), page, as_json)
 
 

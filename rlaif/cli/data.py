@@ -1,4 +1,4 @@
-"""Commands on data files: convert, winrate."""
+"""Commands on data files: convert."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.options import COLUMNS, CONFIG, FROM, JSON, ON_ERROR, SEED, SPLIT, column_map
+from rlaif.cli.options import COLUMNS, CONFIG, FROM, JSON, ON_ERROR, SPLIT, column_map
 
 if TYPE_CHECKING:
-    from rlaif.compare.ranking import Rating
-    from rlaif.compare.winrate import WinRate
     from rlaif.data.labelled import LabelledPair
     from rlaif.data.readers import OnError
 
@@ -105,87 +103,3 @@ def convert(
         click.echo(f"lost: {LOSSES[name]} ({count} pairs)")
     if done.dropped:
         click.echo(f"not carried over: {', '.join(done.dropped)}")
-
-
-@click.command()
-@click.argument("annotations", type=click.Path(path_type=Path))
-@FROM
-@COLUMNS
-@ON_ERROR
-@SEED
-@JSON
-def winrate(
-    annotations: Path,
-    from_: str | None,
-    columns: Path | None,
-    on_error: OnError,
-    seed: int,
-    as_json: bool,
-) -> None:
-    """Win rates and a ranking, as AlpacaEval counts them.
-
-    Of the generators in ANNOTATIONS. LC-minimal is the length-controlled win rate by AlpacaEval's
-    minimal formula: not the figure of its leaderboard.
-    """
-    from dataclasses import asdict
-
-    from rlaif.compare.ranking import bradley_terry
-    from rlaif.compare.winrate import single_baseline, win_rates
-    from rlaif.data.battles import read_battles
-    from rlaif.resources import find
-
-    mapped = column_map(columns)
-    battles, skipped = read_battles(find(str(annotations)), from_, mapped, on_error)
-    say_skipped(skipped)
-    baseline = single_baseline(battles)
-    rates = win_rates(battles)
-    ratings = bradley_terry(
-        [
-            (b.prompt_id, b.first, b.second, 1 - b.prob_second)
-            for b in battles
-            if b.prob_second is not None
-        ],
-        anchor=baseline,
-        seed=seed,
-    )
-    if as_json:
-        result = {
-            "baseline": baseline,
-            "generators": {w.generator: asdict(w) for w in rates},
-            "ranking": [asdict(r) for r in ratings],
-            "skipped": len(skipped),
-        }
-        click.echo(json.dumps(result, ensure_ascii=False))
-        return
-    _print_rates(rates, ratings, baseline)
-
-
-def _print_rates(rates: list[WinRate], ratings: list[Rating], baseline: str | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    strength = {r.player: r for r in ratings}
-    against = f"against {baseline}" if baseline is not None else "against all others"
-    table = Table(title=f"Win rate (%) {against}")
-    for name in ("generator", "win rate", "LC-minimal", "n", "rating", "avg length", "longer", ""):
-        table.add_column(name, justify="left" if name in ("generator", "") else "right")
-    for w in rates:
-        r = strength.get(w.generator)
-        table.add_row(
-            w.generator,
-            _with_error(w.win_rate, w.standard_error),
-            _with_error(w.lc_minimal, w.lc_minimal_standard_error),
-            str(w.n_total),
-            # A generator that met itself alone has no rating.
-            "-" if r is None else f"{r.rating:.0f} [{r.low:.0f}, {r.high:.0f}]",
-            f"{w.avg_length:.0f}",
-            "" if w.longer is None else f"{100 * w.longer:.0f}%",
-            f"{100 * w.constant:.0f}% of its outputs are one text" if w.is_constant else "",
-        )
-    Console(width=140).print(table)
-
-
-def _with_error(value: float | None, error: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f}"

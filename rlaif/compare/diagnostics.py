@@ -103,13 +103,23 @@ def delta(history: Sequence[RoundMetrics], name: str, base: Base) -> IntervalJso
     return history[-1]["deltas"].get(base, {}).get(name)
 
 
-def initial_mean(history: Sequence[RoundMetrics], name: str) -> float | None:
-    """The initial model's mean of `name`, on the prompts the latest delta was taken over."""
+def both_means(history: Sequence[RoundMetrics], name: str) -> tuple[float, float] | None:
+    """The initial model's mean of `name` and the latest one, over the same prompts where a
+    difference was taken; None where either was not measured."""
     latest, change = history[-1]["metrics"].get(name), delta(history, name, "initial")
-    if latest is not None and change is not None:
-        return latest["mean"] - change["mean"]
+    if latest is None:
+        return None
+    if change is not None:
+        return change_sides(change, latest["mean"])
     first = history[0]["metrics"].get(name) if len(history) > 1 else None
-    return None if first is None else first["mean"]
+    return None if first is None else (first["mean"], latest["mean"])
+
+
+def change_sides(change: IntervalJson, latest: float) -> tuple[float, float]:
+    """What a difference is from and to, over the same prompts. Rows of earlier versions do not say
+    the first, and get it from `latest`, the mean over all prompts of the newer side."""
+    old = change.get("old", latest - change["mean"])
+    return old, old + change["mean"]
 
 
 def _named(history: Sequence[RoundMetrics], prefix: str) -> list[tuple[str, str, IntervalJson]]:
@@ -134,10 +144,11 @@ def _kl(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]
 
 def _length(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
     for name in ("length/words", "length/tokens"):
-        now, first = history[-1]["metrics"].get(name), initial_mean(history, name)
-        if now is None or not first:
+        sides = both_means(history, name)
+        if sides is None or not sides[0]:
             continue
-        ratio = now["mean"] / first
+        first, now = sides
+        ratio = now / first
         if limits.length_low <= ratio <= limits.length_high:
             continue
         limit = limits.length_low if ratio < limits.length_low else limits.length_high
@@ -146,17 +157,17 @@ def _length(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Al
         unit = name.split("/")[1]
         message = (
             f"Answers are {show_number(ratio)} times as long as the initial model's "
-            f"({show_number(now['mean'])} against {show_number(first)} {unit}{typical})."
+            f"({show_number(now)} against {show_number(first)} {unit}{typical})."
         )
         yield Alarm("length_ratio", "alarm", message, name, ratio, limit)
         return
 
 
 def _diversity(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
-    change, first = delta(history, "distinct_2", "initial"), initial_mean(history, "distinct_2")
-    if change is None or not first or direction(change) >= 0:
+    change, sides = delta(history, "distinct_2", "initial"), both_means(history, "distinct_2")
+    if change is None or sides is None or not sides[0] or direction(change) >= 0:
         return
-    drop = -change["mean"] / first
+    drop = -change["mean"] / sides[0]
     if drop > limits.distinct_drop:
         message = (
             f"Diversity fell: distinct_2 is {drop:.0%} below the initial model's "

@@ -41,6 +41,7 @@ class IntervalJson(TypedDict):
     count: NotRequired[int]
     median: NotRequired[float]
     note: NotRequired[str]
+    old: NotRequired[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Interval:
     p < 0.05. `se` is the standard error on the figure's own scale, with `df` degrees of freedom
     (None: normal). `count`, of a share of what is counted, is how many of the `n` items there are.
     `median` is of a skewed figure's values. `prompts` is None where they are as many as the items.
+    `old`, of a difference, is the mean that it is from, over the same prompts.
     """
 
     mean: float
@@ -66,6 +68,7 @@ class Interval:
     count: int | None = None
     median: float | None = None
     note: str | None = None
+    old: float | None = None
 
     def to_json(self) -> IntervalJson:
         """The fields that are there, as a plain dict."""

@@ -221,9 +221,9 @@ def correctness(t: VerdictTable) -> Floats:
 
 
 def compare_judges(first: VerdictTable, second: VerdictTable) -> dict[str, Any] | None:
-    """Two judges on the pairs that both decided: the difference in agreement (first less second)
-    and the correlation of their errors with intervals, and McNemar's exact test. None without such
-    a pair."""
+    """Two judges on the pairs that both decided: each one's agreement, the difference (first less
+    second) and the correlation of their errors with intervals, and McNemar's exact test. None
+    without such a pair."""
     one, two = correctness(first), correctness(second)
     rows = np.flatnonzero(~np.isnan(one) & ~np.isnan(two))
     if not rows.size:
@@ -237,6 +237,8 @@ def compare_judges(first: VerdictTable, second: VerdictTable) -> dict[str, Any] 
     alone, other, p = agree.mcnemar(one, two)
     return {
         "n": int(rows.size),
+        "first_right": float(one.mean()),
+        "second_right": float(two.mean()),
         "first_alone_right": alone,
         "second_alone_right": other,
         "mcnemar_p": p,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -288,7 +289,10 @@ def scores_answers(name: str) -> bool:
 
 def change_interval(name: str, new: Values, old: Values) -> Interval | None:
     """The mean of new - old over the prompts that both have, by the rule of the metric's name."""
-    binary = {new[p] for p in new.keys() & old.keys()} | {old[p] for p in new.keys() & old.keys()}
-    if rule_of(name).change == "rate" and binary <= {0.0, 1.0}:
-        return paired_share_interval(new, old)
-    return paired_interval(new, old)
+    both = sorted(new.keys() & old.keys())
+    if not both:
+        return None
+    binary = {side[p] for p in both for side in (new, old)} <= {0.0, 1.0}
+    rate = rule_of(name).change == "rate" and binary
+    found = paired_share_interval(new, old) if rate else paired_interval(new, old)
+    return None if found is None else replace(found, old=fmean(old[p] for p in both))

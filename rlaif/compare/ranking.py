@@ -1,76 +1,143 @@
-"""Ranking by paired comparisons: Bradley–Terry strengths with bootstrap intervals."""
+"""Ranking by paired comparisons: Bradley–Terry strengths with profile likelihood intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rlaif.compare.ends import t_quantile
+from rlaif.compare.logistic import sigmoid
+from rlaif.compare.penalised import Trials, design_effect, fit, profile_ends
 from rlaif.errors import RlaifError
 
 Floats = NDArray[np.float64]
 
 SCALE = 400 / math.log(10)
 """Rating points per unit of log-strength: a lead of 400 means odds of 10 to 1."""
-PRIOR = 0.01
-"""Precision of the normal prior on a log-strength. It keeps an undefeated player finite and is
-worth less than a tenth of one even comparison."""
+
+
+class Comparison(NamedTuple):
+    """`first` against `second` on one unit (prompt), with the probability that `first` is better.
+
+    `weight` is how many comparisons it stands for: a half for each of two rows that are the same.
+    """
+
+    unit: str
+    first: str
+    second: str
+    prob: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Rating:
     """A player's strength on the Elo scale, 1000 being the anchor's (or the mean), and the ends of
-    its bootstrap interval."""
+    its 95% interval.
+
+    An end is None where the comparisons set no limit (one prompt sets none), and both are of the
+    anchor, whose 1000 is by definition. `prompts` are those that the player took part in.
+    """
 
     player: str
     rating: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    prompts: int
+    is_anchor: bool
 
 
-Comparison = tuple[str, str, str, float]
-"""(unit of resampling, first player, second player, probability that the first is better)."""
+@dataclass(frozen=True, slots=True)
+class _Games:
+    """Who met whom, (E, 2), the first's wins, (U, E), and the comparisons, (U, E), by unit."""
+
+    pairs: NDArray[np.intp]
+    won: Floats
+    counts: Floats
 
 
-def bradley_terry(
-    comparisons: Iterable[Comparison],
-    anchor: str | None = None,
-    seed: int = 0,
-    resamples: int = 1000,
-    level: float = 0.95,
-) -> list[Rating]:
+def bradley_terry(comparisons: Iterable[Comparison], anchor: str | None = None) -> list[Rating]:
     """Ratings of all players, best first (Bradley & Terry 1952; ties and shares count in parts).
 
-    Intervals resample the units (prompts) with replacement. Differences to the anchor are what is
-    estimated, so its own interval has no width. Raises RlaifError where there is no comparison, or
-    where two groups of players never met, since nothing then says how the groups compare.
+    The likelihood has Jeffreys' penalty, which keeps an undefeated player finite. An interval is of
+    the difference to the anchor (or to the mean of all): where twice the penalised log-likelihood,
+    greatest over all other strengths, has fallen by t^2 of C - 1 degrees of freedom, C being the
+    player's prompts, times the design effect of comparisons that share a prompt where that is above
+    1. Raises RlaifError where there is no comparison, or where two groups of players never met,
+    since nothing then says how the groups compare.
     """
-    fought = sorted(c for c in comparisons if c[1] != c[2])
+    fought = sorted(c for c in comparisons if c.first != c.second)
     if not fought:
         raise RlaifError("ranking: no comparison of two different generators")
-    players = sorted({name for _, first, second, _ in fought for name in (first, second)})
-    groups = connected(players, [(first, second) for _, first, second, _ in fought])
+    players = sorted({name for c in fought for name in (c.first, c.second)})
+    groups = connected(players, [(c.first, c.second) for c in fought])
     if len(groups) > 1:
         shown = "; ".join(", ".join(sorted(group)[:4]) for group in groups)
         raise RlaifError(f"ranking: these groups were never compared with each other: {shown}")
-    wins, pairs = _wins_by_unit(fought, players)
-    drawn = np.random.default_rng(seed).multinomial(
-        wins.shape[0], np.full(wins.shape[0], 1 / wins.shape[0]), size=resamples
-    )
-    tables = np.concatenate([wins.sum(0, keepdims=True), drawn @ wins])
-    ratings = SCALE * strengths(tables, pairs, len(players), PRIOR)
     zero = players.index(anchor) if anchor in players else None
-    ratings -= ratings.mean(1, keepdims=True) if zero is None else ratings[:, [zero]]
-    tail = (1 - level) / 2
-    low, high = np.quantile(ratings[1:], [tail, 1 - tail], axis=0)
+    games = _games(fought, players)
+    strengths, low, high = _intervals(games, len(players), zero)
     found = [
-        Rating(name, *(1000 + float(x) for x in (ratings[0, i], low[i], high[i])))
+        Rating(
+            name,
+            1000 + SCALE * float(strengths[i]),
+            None if i == zero else _end(low[i]),
+            None if i == zero else _end(high[i]),
+            _prompts(games, i),
+            i == zero,
+        )
         for i, name in enumerate(players)
     ]
     return sorted(found, key=lambda r: (-r.rating, r.player))
+
+
+def _end(strength: float) -> float | None:
+    return 1000 + SCALE * float(strength) if math.isfinite(strength) else None
+
+
+def _intervals(games: _Games, players: int, zero: int | None) -> tuple[Floats, Floats, Floats]:
+    """Each player's strength against `zero` (None: the mean), and its ends, each (players,)."""
+    names = np.eye(players)
+    # One strength has no column: only differences are known.
+    kept = [i for i in range(players) if i != (players - 1 if zero is None else zero)]
+    contrasts = (names - (1 / players if zero is None else names[zero]))[:, kept]
+    asked = [i for i in range(players) if i != zero]
+    features = (names[games.pairs[:, 0]] - names[games.pairs[:, 1]])[:, kept]
+    no_prior = np.zeros(len(kept))
+    won, counts = games.won.sum(axis=0), games.counts.sum(axis=0)
+    one = Trials(features[None], won[None], counts[None], no_prior)
+    beta = fit(one)[0]
+    residuals = games.won - games.counts * sigmoid(features @ beta)
+    each, start = one.repeated(len(asked)), np.tile(beta, (len(asked), 1))
+    scores = np.broadcast_to(residuals @ features, (len(asked), len(residuals), len(kept)))
+    effect = design_effect(each, start, contrasts[asked], scores)
+    effect = np.fmax(1.0, np.fmax(effect, [_one_sided(games, i) for i in asked]))
+    prompts = np.asarray([_prompts(games, i) for i in asked], dtype=np.float64)
+    fall = t_quantile(prompts - 1.0) ** 2 * effect
+    ends = np.full((2, players), np.nan)
+    ends[:, asked] = profile_ends(each, start, contrasts[asked], fall)
+    return contrasts @ beta, ends[0], ends[1]
+
+
+def _prompts(games: _Games, player: int) -> int:
+    mine = (games.pairs == player).any(axis=1)
+    return int((games.counts[:, mine] > 0).any(axis=1).sum())
+
+
+def _one_sided(games: _Games, player: int) -> float:
+    """A player's comparisons per prompt where it won or lost all, else 0.
+
+    Nothing then shows how those of one prompt go together, so they count as one.
+    """
+    first, second = games.pairs[:, 0] == player, games.pairs[:, 1] == player
+    lost = games.counts - games.won
+    own = games.won[:, first].sum() + lost[:, second].sum()
+    others = lost[:, first].sum() + games.won[:, second].sum()
+    return 0.0 if own and others else float(own + others) / _prompts(games, player)
 
 
 def connected(players: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[set[str]]:
@@ -83,21 +150,18 @@ def connected(players: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[
     return list({id(members): members for members in group.values()}.values())
 
 
-def _wins_by_unit(
-    fought: Sequence[Comparison], players: Sequence[str]
-) -> tuple[Floats, NDArray[np.intp]]:
-    """Wins (units, E) and who won against whom (E, 2), for every ordered pair that met."""
+def _games(fought: Sequence[Comparison], players: Sequence[str]) -> _Games:
     number = {name: i for i, name in enumerate(players)}
-    units = {unit: i for i, unit in enumerate(dict.fromkeys(c[0] for c in fought))}
-    met = {(number[a], number[b]) for _, a, b, _ in fought}
-    pairs = sorted(met | {(b, a) for a, b in met})
+    units = {unit: i for i, unit in enumerate(dict.fromkeys(c.unit for c in fought))}
+    pairs = sorted({tuple(sorted((number[c.first], number[c.second]))) for c in fought})
     column = {pair: i for i, pair in enumerate(pairs)}
-    wins = np.zeros((len(units), len(pairs)))
-    for unit, first, second, prob in fought:
-        a, b = number[first], number[second]
-        wins[units[unit], column[a, b]] += prob
-        wins[units[unit], column[b, a]] += 1 - prob
-    return wins, np.asarray(pairs, dtype=np.intp)
+    won, counts = np.zeros((2, len(units), len(pairs)))
+    for c in fought:
+        first, second = number[c.first], number[c.second]
+        place = units[c.unit], column[min(first, second), max(first, second)]
+        won[place] += c.weight * (c.prob if first < second else 1 - c.prob)
+        counts[place] += c.weight
+    return _Games(np.asarray(pairs, dtype=np.intp), won, counts)
 
 
 def strengths(tables: Floats, pairs: NDArray[np.intp], players: int, prior: float) -> Floats:

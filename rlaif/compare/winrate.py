@@ -1,13 +1,10 @@
-"""Win rates of generators as AlpacaEval counts them, raw and length-controlled.
+"""Win rates of generators as AlpacaEval counts them, raw and length-controlled, and a ranking.
 
-Percentages are on 0 to 100. The length-controlled figure is the *minimal* formula of AlpacaEval 2
-(arXiv 2404.04475; alpaca_eval `glm_winrate.py`, `length_controlled_minimal`): without instruction
-difficulty and without the rows of gamed baselines, which are no part of the annotations.
+Percentages are on 0 to 100. The unit is the prompt, for every interval: its battles go together.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.compare.logistic import sigmoid
+from rlaif.compare.ends import share_ends
+from rlaif.compare.intervals import Interval, one_interval
+from rlaif.compare.length_control import length_controlled
+from rlaif.compare.ranking import Comparison, Rating, bradley_terry, connected
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-FOLDS = 5
 CONSTANT_SHARE = 0.5
 """An output that makes up at least this share of a generator's answers is called constant."""
 MIN_CONSTANT = 5
@@ -31,8 +30,8 @@ MIN_CONSTANT = 5
 class Battle:
     """Two generators' outputs for one instruction, and the probability that the second is better.
 
-    `lengths` are in characters, None where a text is not known; `output` is the hash of the second
-    text.
+    `lengths` are in characters and `outputs` hashes of the texts, None where a text is not known;
+    `place` says where the battle was read.
     """
 
     prompt_id: str
@@ -41,6 +40,7 @@ class Battle:
     prob_second: float | None
     lengths: tuple[int | None, int]
     outputs: tuple[str | None, str]
+    place: str = ""
 
     def swapped(self) -> Battle | None:
         """The battle seen from the other side; None where the first text is not known."""
@@ -49,7 +49,13 @@ class Battle:
             return None
         prob = None if self.prob_second is None else 1 - self.prob_second
         sides = (self.lengths[1], length), (self.outputs[1], output)
-        return Battle(self.prompt_id, self.second, self.first, prob, *sides)
+        return Battle(self.prompt_id, self.second, self.first, prob, *sides, self.place)
+
+    @property
+    def identity(self) -> tuple[str, frozenset[tuple[str, str | None]]]:
+        """What two rows have in common that are the same battle: prompt, generators and outputs."""
+        sides = zip((self.first, self.second), self.outputs, strict=True)
+        return self.prompt_id, frozenset(sides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +63,75 @@ class WinRate:
     """One generator against the baseline, or against all others where there is no one baseline.
 
     `win_rate` counts the probability that the generator's output is better, `discrete_win_rate` its
-    side of 0.5; ties are a half. `standard_error` is that of the mean over battles. In it and in
-    that of `lc_minimal`, the battles of one prompt go together where there is no one baseline.
-    `lc_minimal` and its standard error are None where lengths are unknown or there are too few
-    battles. `constant` is the share of the most frequent output; `is_constant` flags it.
+    side of 0.5; ties are a half. `standard_error` is that of the mean over battles, those of one
+    prompt together; `low` and `high` are the ends of the win rate's 95% interval. Either is None
+    for one prompt. `n_repeated` rows are the same battle as an earlier one. Of the rates at equal
+    length at most one is there (see `LengthControlled`), with its interval; `lc_note` says why none
+    is. `constant` is the share of the most frequent output; `is_constant` flags it.
     """
 
     generator: str
     win_rate: float
+    low: float | None
+    high: float | None
     standard_error: float | None
     n_wins: int
     n_wins_base: int
     n_draws: int
     n_total: int
+    n_prompts: int
+    n_repeated: int
     n_missing: int
     discrete_win_rate: float
     avg_length: float
     longer: float | None
     lc_minimal: float | None
-    lc_minimal_standard_error: float | None
+    lc_small_n: float | None
+    lc_low: float | None
+    lc_high: float | None
+    lc_note: str | None
     constant: float
     is_constant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A group of generators that are linked by battles: win rates against its baseline (None:
+    against all others), best first, and ratings, which one that met itself alone lacks."""
+
+    baseline: str | None
+    win_rates: list[WinRate]
+    ratings: list[Rating]
+
+
+def standings(battles: Sequence[Battle]) -> list[Standing]:
+    """The largest group of generators that met, then the others. Battles without a verdict link
+    nobody; a generator without any verdict is in no group."""
+    judged = [b for b in battles if b.prob_second is not None]
+    names = sorted({name for b in judged for name in (b.first, b.second)})
+    groups = connected(names, [(b.first, b.second) for b in judged])
+    groups.sort(key=lambda group: (-len(group), min(group)))
+    return [_standing([b for b in battles if {b.first, b.second} <= group]) for group in groups]
+
+
+def _standing(battles: Sequence[Battle]) -> Standing:
+    baseline = single_baseline(battles)
+    shares = _shares(battles)
+    fought = [
+        Comparison(b.prompt_id, b.first, b.second, 1 - b.prob_second, shares[b.identity])
+        for b in battles
+        if b.prob_second is not None and b.first != b.second
+    ]
+    ratings = bradley_terry(fought, baseline) if fought else []
+    return Standing(baseline, win_rates(battles), ratings)
+
+
+def repeats(battles: Sequence[Battle]) -> list[list[Battle]]:
+    """The battles that have the same prompt, generators and outputs as another, together."""
+    found: dict[object, list[Battle]] = {}
+    for battle in battles:
+        found.setdefault(battle.identity, []).append(battle)
+    return [same for same in found.values() if len(same) > 1]
 
 
 def single_baseline(battles: Sequence[Battle]) -> str | None:
@@ -95,122 +149,70 @@ def win_rates(battles: Sequence[Battle]) -> list[WinRate]:
         turned = battle.swapped() if baseline is None else None
         if turned is not None:
             sides.setdefault(turned.second, []).append(turned)
-    found = [_win_rate(name, fought, baseline is None) for name, fought in sides.items()]
+    found = [_win_rate(name, fought) for name, fought in sides.items()]
     return sorted((w for w in found if w is not None), key=lambda w: (-w.win_rate, w.generator))
 
 
-def _win_rate(generator: str, battles: Sequence[Battle], clustered: bool) -> WinRate | None:
+def _win_rate(generator: str, battles: Sequence[Battle]) -> WinRate | None:
     judged = [b for b in battles if b.prob_second is not None]
     probs = np.asarray([b.prob_second for b in judged], dtype=np.float64)
     if not probs.size:
         return None
-    wins, draws = int((probs > 0.5).sum()), int((probs == 0.5).sum())
+    total, wins, draws = probs.size, int((probs > 0.5).sum()), int((probs == 0.5).sum())
     gaps = [None if b.lengths[0] is None else b.lengths[0] - b.lengths[1] for b in judged]
-    known = [gap for gap in gaps if gap is not None]
-    prompts = [b.prompt_id for b in judged]
-    units = np.unique(prompts, return_inverse=True)[1] if clustered else np.arange(probs.size)
-    controlled = None
-    if len(known) == len(gaps):
-        controlled = lc_minimal(probs, np.asarray(known, dtype=np.float64), units)
-    share = Counter(b.outputs[1] for b in battles).most_common(1)[0][1] / len(battles)
-    total = probs.size
+    known = np.asarray([gap for gap in gaps if gap is not None], dtype=np.float64)
+    units = np.unique([b.prompt_id for b in judged], return_inverse=True)[1]
+    rate = win_rate_interval(probs, units)
+    shares = _shares(judged)
+    weights = np.asarray([shares[b.identity] for b in judged])
+    controlled = length_controlled(probs, known if known.size == total else None, units, weights)
+    constant = Counter(b.outputs[1] for b in battles).most_common(1)[0][1] / len(battles)
     return WinRate(
         generator=generator,
-        win_rate=100 * float(probs.mean()),
-        standard_error=_standard_error(probs, units),
+        win_rate=100 * rate.mean,
+        low=_percent(rate.low),
+        high=_percent(rate.high),
+        standard_error=_percent(rate.se),
         n_wins=wins,
         n_wins_base=total - wins - draws,
         n_draws=draws,
         n_total=total,
+        n_prompts=int(units.max()) + 1,
+        n_repeated=total - len(shares),
         n_missing=len(battles) - total,
         discrete_win_rate=100 * (wins + draws / 2) / total,
         avg_length=float(np.mean([b.lengths[1] for b in battles])),
-        longer=float(np.mean([gap < 0 for gap in known])) if known else None,
-        lc_minimal=None if controlled is None else controlled[0],
-        lc_minimal_standard_error=None if controlled is None else controlled[1],
-        constant=share,
-        is_constant=len(battles) >= MIN_CONSTANT and share >= CONSTANT_SHARE,
+        longer=float((known < 0).mean()) if known.size else None,
+        lc_minimal=controlled.minimal,
+        lc_small_n=controlled.small_n,
+        lc_low=controlled.low,
+        lc_high=controlled.high,
+        lc_note=controlled.note,
+        constant=constant,
+        is_constant=len(battles) >= MIN_CONSTANT and constant >= CONSTANT_SHARE,
     )
 
 
-def _standard_error(probs: Floats, units: Ints) -> float | None:
-    """The standard error of the mean when battles of one unit go together (Liang & Zeger 1986);
-    with one battle per unit it is the plain one. None for fewer than two units."""
-    sums = np.bincount(units, weights=probs - probs.mean())
-    if sums.size < 2:
-        return None
-    return 100 * math.sqrt(sums.size / (sums.size - 1) * float(sums @ sums)) / probs.size
+def _shares(
+    battles: Sequence[Battle],
+) -> dict[tuple[str, frozenset[tuple[str, str | None]]], float]:
+    """What a row is worth by its identity: 1 over how many judged rows are the same battle."""
+    counts = Counter(b.identity for b in battles if b.prob_second is not None)
+    return {identity: 1 / count for identity, count in counts.items()}
 
 
-def lc_minimal(probs: Floats, gaps: Floats, units: Ints) -> tuple[float, float | None] | None:
-    """The length-controlled win rate and its standard error by the minimal formula.
-
-    `probs` are the probabilities that the generator beats the baseline, `gaps` are the baseline's
-    length less the generator's, `units` number the battles that go together, from 0. A logistic
-    regression on tanh(gap / sd) and the generator, without an intercept, is asked for a gap of 0.
-    Where all gaps are equal nothing can be controlled and the raw rate comes back. None with fewer
-    than five battles, or where all have one winner.
-
-    alpaca_eval gives the minimal formula no standard error (its predictions are all equal); here it
-    is the sandwich estimate, which allows for soft verdicts; battles of one unit go together in it.
+def win_rate_interval(probs: Floats, units: Ints) -> Interval:
+    """K1 of the mean over battles: Wilson's interval with the effective n that the variance over
+    prompts gives. `units` number the prompts from 0; those of one go together (Liang & Zeger 1986).
     """
-    if probs.size < FOLDS or probs.sum() in (0.0, probs.size):
-        return None
-    spread = float(gaps.std(ddof=1))
-    if spread == 0.0:
-        return 100 * float(probs.mean()), _standard_error(probs, units)
-    features = np.column_stack([np.tanh(gaps / spread), np.ones_like(gaps)])
-    weights = _soft_logistic(features, probs)
-    rate = float(sigmoid(weights[1:])[0])
-    fitted = sigmoid(features @ weights)
-    scores = features * (probs - fitted)[:, None]
-    totals = np.stack([np.bincount(units, weights=column) for column in scores.T], axis=1)
-    inverse = np.linalg.pinv(features.T @ (features * (fitted * (1 - fitted))[:, None]))
-    variance = float((inverse @ (totals.T @ totals) @ inverse)[1, 1])
-    return 100 * rate, 100 * rate * (1 - rate) * math.sqrt(max(variance, 0.0))
+    mean = probs.mean(keepdims=True)
+    sums = np.bincount(units, weights=probs - mean)
+    prompts = sums.size
+    square = np.full(1, np.nan)
+    if prompts > 1:
+        square[0] = prompts / (prompts - 1) * float(sums @ sums) / probs.size**2
+    return one_interval(share_ends(mean, square, prompts, 0.5), probs.size, prompts)
 
 
-def _soft_logistic(features: Floats, probs: Floats) -> Floats:
-    """The weights (k,) of an L1 logistic regression on probabilities, its penalty chosen by 5-fold
-    cross-validation.
-
-    Every row stands for a win of weight p and a loss of weight 1 - p. Solver, seed, tolerance and
-    folds are those of alpaca_eval: the solver stops early enough for others to move the win rate by
-    0.06.
-    """
-    import sklearn
-    from sklearn.linear_model import LogisticRegressionCV
-    from sklearn.metrics import make_scorer
-    from sklearn.model_selection import GroupKFold
-
-    number = np.arange(probs.size)
-    both = np.concatenate([probs, 1 - probs])
-    won = np.repeat([1, 0], probs.size)
-    with sklearn.config_context(enable_metadata_routing=True):
-        scorer = make_scorer(
-            _held_out_loss, response_method="predict_proba", greater_is_better=False
-        ).set_score_request(share=True)
-        model = LogisticRegressionCV(
-            cv=GroupKFold(n_splits=FOLDS),
-            scoring=scorer,
-            l1_ratios=(1.0,),
-            solver="liblinear",
-            fit_intercept=False,
-            random_state=123,
-            use_legacy_attributes=False,
-        ).set_fit_request(sample_weight=True)
-        model.fit(
-            np.concatenate([features, features]),
-            won,
-            sample_weight=both,
-            groups=np.concatenate([number, number]),
-            share=both,
-        )
-    return np.asarray(model.coef_[0], dtype=np.float64)
-
-
-def _held_out_loss(won: Floats, predicted: Floats, share: Floats) -> float:
-    """The mean cross-entropy of doubled rows; `share` is the weight of a row's own side."""
-    probs = np.where(won == 1, share, 1 - share)
-    predicted = np.clip(predicted, 1e-15, 1 - 1e-15)
-    return float(-np.mean(probs * np.log(predicted) + (1 - probs) * np.log(1 - predicted)))
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value

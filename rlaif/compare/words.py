@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rlaif.compare.diagnostics import RoundMetrics, delta, initial_mean
+from rlaif.compare.diagnostics import RoundMetrics, both_means, delta
 from rlaif.compare.intervals import (
     MIN_PROMPTS,
     IntervalJson,
@@ -17,6 +17,8 @@ from rlaif.compare.intervals import (
 
 LOW_LABEL_MASS = 0.5
 LOW_SPREAD = 0.02
+CEILING = 0.02
+"""Closer than this to the end of its scale a figure has no room in which a change could be seen."""
 MOST_REASONS = 10
 """How many reasons for failures are named, the commonest first."""
 
@@ -44,6 +46,24 @@ def self_judge_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
     if not words:
         return [f"Nothing was measured about judge {judge!r} in this round."]
     return words + _verdict(judge, mass, spread, corr)
+
+
+def ceiling_words(change: IntervalJson, better: int) -> str | None:
+    """That a figure on [0, 1] cannot move, where it was at the end of its scale from the start and
+    no change is seen; `better` is the end that is good, +1 or -1. None where it can move."""
+    old = change.get("old")
+    if old is None or better == 0 or direction(change) != 0:
+        return None
+    room = 1.0 - old if better > 0 else old
+    if not 0.0 <= room <= CEILING:
+        return None
+    end = 1 if better > 0 else 0
+    if room < 5e-4:
+        return f"it cannot move: it was {end} at the start, the end of its scale"
+    return (
+        f"it cannot move: it was {show_number(old)} at the start, {show_number(room)} from the end "
+        f"of its scale, {end}"
+    )
 
 
 def movement_words(change: IntervalJson) -> str:
@@ -74,13 +94,14 @@ def _score_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
     score, change = rounds[-1]["metrics"].get(name), delta(rounds, name, "initial")
     if score is None:
         return []
-    first = initial_mean(rounds, name)
-    if change is None or first is None:
+    sides = both_means(rounds, name)
+    if change is None or sides is None:
         return [f"The frozen initial model as judge {judge!r} gives {show_interval(score)}."]
     return [
-        f"The frozen initial model as judge {judge!r} scored the answers {show_number(first)} at "
-        f"the start and {show_number(score['mean'])} now, a change of "
-        f"{show_interval(change, signed=True)}: {movement_words(change)}."
+        f"The frozen initial model as judge {judge!r} scored the answers {show_number(sides[0])} "
+        f"at the start and {show_number(sides[1])} now, a change of "
+        f"{show_interval(change, signed=True)}: "
+        f"{ceiling_words(change, 1) or movement_words(change)}."
     ]
 
 

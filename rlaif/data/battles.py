@@ -52,6 +52,7 @@ def _battle(pair: LabelledPair) -> Battle:
         None if pair.label is None else 1 - pair.label,
         (len(texts[0]), len(texts[1])),
         (pair.first.digest, pair.second.digest),
+        pair.place,
     )
 
 
@@ -84,5 +85,5 @@ def _against_unknown(row: Row, place: str) -> Battle:
         raise ConfigError(f"{place}: generator is missing")
     prob = preference_of(row, place)
     return Battle(
-        prompt, BASELINE, generator, prob, (None, len(output)), (None, content_hash(output))
+        prompt, BASELINE, generator, prob, (None, len(output)), (None, content_hash(output)), place
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rlaif.config import THINKING, JudgeBase, ThinkingSpec
 from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError
-from rlaif.yamlio import suggest
+from rlaif.plugins import find_object
 
 from .answer_only import AnswerOnly
 from .base import Judge
@@ -86,21 +85,7 @@ def _shown(judge: Judge, spec: JudgeBase, thinking: ThinkingSpec) -> Judge:
 
 def load_object(reference: str, judge: str) -> Any:
     """The object that package.module:Name refers to, or a ConfigError that says what is missing."""
-    module_name, _, name = reference.partition(":")
     try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        # A missing import inside a module that was found is that module's own fault.
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise ConfigError(
-                f"judge {judge}: {module_name} cannot be imported: it needs {error.name}, which is "
-                "not installed"
-            ) from error
-        raise ConfigError(
-            f"judge {judge}: kind {reference}: there is no module {error.name!r}; is it installed, "
-            "or on PYTHONPATH?"
-        ) from None
-    if not hasattr(module, name):
-        hint = suggest(name, [n for n in dir(module) if not n.startswith("_")])
-        raise ConfigError(f"judge {judge}: module {module_name} has no {name!r}{hint}")
-    return getattr(module, name)
+        return find_object(reference)
+    except ValueError as error:
+        raise ConfigError(f"judge {judge}: kind {reference}: {error}") from error

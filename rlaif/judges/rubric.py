@@ -29,6 +29,7 @@ from rlaif.engines.base import (
 )
 from rlaif.errors import ConfigError
 from rlaif.jsontext import json_objects, member, the_object
+from rlaif.own_rules import code_of
 from rlaif.parsing import label_share, list_items, whole_lines
 from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.resources import find
@@ -342,10 +343,11 @@ def build(spec: RubricJudge, constitution: Constitution | None, beside: Path | N
         sampling = Sampling(writing.max_new_tokens, 0.0)
         writer = Writer(source, sampling, writing.most, writing.structured)
     items = {q: [i.model_dump(mode="json") for i in its] for q, its in by_question.items()}
+    code = code_of(item.check for item in given if item.check)
     return Rubric(
         id=spec.id,
         judge_hash=content_hash(
-            hash_judge(spec, (), template), items, writer.template.hash if writer else None
+            hash_judge(spec, (), template), items, writer.template.hash if writer else None, *code
         ),
         asking=asking(spec, template),
         weights=spec.category_weights,

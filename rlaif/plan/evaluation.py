@@ -7,6 +7,7 @@ from typing import Any
 from rlaif.config import RESERVED_MODELS, EvaluateStep, SampleStep
 from rlaif.engines.base import Model
 from rlaif.errors import ConfigError
+from rlaif.own_rules import code_of
 from rlaif.plan.base import DRIFT_PROMPTS, Planned, step_hash
 from rlaif.plan.steps import judged, loaded_pairs, sampled
 from rlaif.plan.walk import Walk, no_model
@@ -44,6 +45,7 @@ def evaluated(walk: Walk, step: EvaluateStep, model: Model) -> None:
     keys = step.model_dump(mode="json", exclude={"id"})
     ids = tuple(p.prompt_id for p in walk.inputs.prompts.heldout)
     facts = walk.facts(ids) if step.checks else []
+    facts += code_of(check.rule for check in step.checks)
     planned = walk.add(
         Planned(
             step_hash("evaluate", keys, inputs, weights, facts, walk.seed, walk.round),

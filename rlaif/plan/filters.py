@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlaif.config import HELDOUT, FilterStep
+from rlaif.own_rules import code_of
 from rlaif.plan.base import Planned, step_hash
 from rlaif.plan.walk import Walk
 
@@ -31,7 +32,8 @@ def plan_filter(walk: Walk, index: int, step: FilterStep) -> None:
                 [s.hash for s in sources],
                 {name: walk.inputs.files[name] for name in [*step.files(), *step.models()]},
                 _heldout(walk, step),
-                walk.facts(prompts or None),
+                walk.facts(prompts or None)
+                + code_of(f.rule for f in step.filters if f.kind == "rule"),
             ),
             "filter",
             step.id,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlaif.config import AI, HUMAN, RANDOM, ArmSpec, EvaluateStep, LabelStep
+from rlaif.own_rules import code_of
 from rlaif.plan.base import PlanInputs, Planned, step_hash
 from rlaif.plan.walk import Walk
 from rlaif.yamlio import suggest
@@ -102,6 +103,7 @@ def _comparison(
     walk = next(iter(walks.values()))
     ids = tuple(p.prompt_id for p in walk.inputs.prompts.heldout)
     facts = walk.facts(ids) if step.checks else []
+    facts += code_of(check.rule for check in step.checks)
     weights = walk.principle_weights()
     keys = step.model_dump(mode="json", exclude={"id"})
     return Planned(

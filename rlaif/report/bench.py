@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from rlaif.compare.judge_figures import BY_SUBSET
 from rlaif.compare.rewardbench import foreign_subsets
 from rlaif.compare.words import failure_words
 from rlaif.report import plots
-from rlaif.report.build import environment
+from rlaif.report.browser import embed_json
+from rlaif.report.build import environment, script_digest
 
 Result = Mapping[str, Any]
 _HERE = Path(__file__).resolve().parent
@@ -192,27 +194,36 @@ def baseline_words(result: Result) -> list[str]:
     for name in rated:
         if rows[name]["baseline"]:
             continue
-        gap = difference(result, name, best)
-        side = direction(gap) if gap is not None else 0
-        verdict = {1: "beats", 0: "is not told apart from", -1: "is worse than"}[side]
+        compared = beside(result, name, best)
+        if compared is None:
+            words.append(
+                f"{name} agrees with {show_number(rated[name])} of the labels; no pair was decided "
+                f"both by it and by the best baseline, {best}."
+            )
+            continue
+        n, own, other, gap = compared
+        verdict = {1: "beats", 0: "is not told apart from", -1: "is worse than"}[direction(gap)]
         shown = f" ({show_interval(gap, signed=True)})" if gap is not None else ""
         words.append(
-            f"{name} agrees with {show_number(rated[name])} of the labels and {verdict} the best "
-            f"baseline, {best}, with {show_number(baselines[best])}{shown}."
+            f"On the {n} pairs that both decided, {name} agrees with {show_number(own)} of the "
+            f"labels and {verdict} the best baseline, {best}, with {show_number(other)}{shown}."
         )
     return words
 
 
-def difference(result: Result, first: str, second: str) -> IntervalJson | None:
-    """The agreement of `first` less that of `second`, over the pairs that both decided."""
+def beside(
+    result: Result, first: str, second: str
+) -> tuple[int, float, float, IntervalJson | None] | None:
+    """Two judges on the pairs that both decided: how many, each one's agreement there, and the
+    first's less the second's. None without such a pair."""
     for row in result["comparisons"]:
-        gap = row.get("difference")
-        if gap is None:
+        if {row["first"], row["second"]} != {first, second}:
             continue
-        if (row["first"], row["second"]) == (first, second):
-            return cast(IntervalJson, gap)
-        if (row["first"], row["second"]) == (second, first):
-            return _negative(gap)
+        gap = cast("IntervalJson | None", row.get("difference"))
+        if row["first"] == first:
+            return row["n"], row["first_right"], row["second_right"], gap
+        turned = None if gap is None else _negative(gap)
+        return row["n"], row["second_right"], row["first_right"], turned
     return None
 
 
@@ -425,8 +436,10 @@ def calibration_words(result: Result) -> list[str]:
     return words
 
 
-def bench_page(result: Result, path: Path) -> Path:
-    """Write the page; it loads nothing and runs no script. Returns the file."""
+def bench_page(result: Result, path: Path, mistakes: Sequence[Mapping[str, Any]] = ()) -> Path:
+    """Write the page, which loads nothing; its own script is that of the browser of `mistakes`, and
+    is left out where there is none. Returns the file."""
+    script = (_HERE / "report.js").read_text(encoding="utf-8")
     page = (
         environment()
         .get_template("bench.html.j2")
@@ -441,11 +454,22 @@ def bench_page(result: Result, path: Path) -> Path:
             curves=_curves(result),
             subsets=subset_tables(result),
             attacks=attack_tables(result),
+            mistakes=mistakes,
+            mistaken=_mistaken(mistakes),
+            data=Markup(embed_json({"pairs": [], "answers": [], "mistakes": list(mistakes)})),
             style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash=script_digest(script),
         )
     )
     path.write_bytes(page.encode("utf-8", "replace"))
     return path
+
+
+def _mistaken(mistakes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """By judge, how many of its mistakes are shown, and of how many."""
+    shown = Counter(entry["judge"] for entry in mistakes)
+    return {entry["judge"]: (shown[entry["judge"]], entry["of"]) for entry in mistakes}
 
 
 def _forest(result: Result) -> Markup | None:

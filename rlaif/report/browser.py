@@ -78,12 +78,14 @@ def _judgements(
     behind: Mapping[str, Mapping[str, Any]],
     subject: str,
 ) -> list[dict[str, Any]]:
-    return [_judgement(row, behind, subject) for row in judged.get(subject, [])]
+    return [judgement_entry(row, behind, subject) for row in judged.get(subject, [])]
 
 
-def _judgement(
+def judgement_entry(
     row: Mapping[str, Any], behind: Mapping[str, Mapping[str, Any]], subject: str
 ) -> dict[str, Any]:
+    """A Judgement's JSON as a browser shows it beside the answer `subject`; `behind` are the stored
+    answers that verdicts may rest on, by call id."""
     value, what = row.get("score"), "score"
     if value is None and row.get("prob_first") is not None:
         value, what = row["prob_first"], "P(first shown)"

@@ -21,6 +21,7 @@ from rlaif.report import plots
 from rlaif.report.answers import answers, mark_of, marks
 from rlaif.report.arms import difference_tables, label_rows
 from rlaif.report.browser import embed_json
+from rlaif.report.glossary import GLOSSARY
 from rlaif.report.merged import Page, claim_words, make_page
 from rlaif.report.rows import (
     Row,
@@ -72,6 +73,11 @@ def build_report(run: RunView, out: str | Path) -> Path:
     return path
 
 
+def script_digest(script: str) -> str:
+    """The hash by which a page's content security policy knows its own script."""
+    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+
+
 def is_report_of(path: Path, key: str) -> bool:
     """Whether a file is the page of a run whose view has this key."""
     try:
@@ -104,6 +110,7 @@ def environment() -> Environment:
     environment.filters["minus"] = _minus
     environment.filters["breakable"] = _breakable
     environment.filters["duration"] = duration
+    environment.globals["glossary"] = GLOSSARY
     environment.filters["pretty"] = lambda value: json.dumps(
         value, indent=2, ensure_ascii=False, default=str
     )
@@ -130,7 +137,7 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
     last = latest_rounds(run.rounds)
     data = {"arms": len(arms_of(run.rounds)) > 1, "pairs": shown.pairs, "answers": shown.answers}
     seeds, names = seeds_of(run.rounds), arms_of(run.rounds)
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    digest = script_digest(script)
     return {
         "run": run,
         "marked": Markup(_marked(run.key)),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 from rlaif.compare.claims import Claims, find_claims
@@ -187,6 +188,10 @@ def merge_seeds(rows: Sequence[RoundRow], values: ValuesOf) -> RoundRow:
             )
         },
     }
+    for name, change in metrics["deltas"]["initial"].items():
+        start = _start(name, now, then)
+        if start is not None:
+            change["old"] = start
     number = max(row["round"] for row in rows)
     return {**first, "round": number, "metrics": metrics}
 
@@ -197,6 +202,14 @@ def _known(found: Mapping[str, IntervalJson | None]) -> dict[str, IntervalJson]:
 
 def _column(values: Sequence[Values], name: str) -> list[Mapping[str, float]]:
     return [by_metric.get(name, {}) for by_metric in values]
+
+
+def _start(name: str, now: Sequence[Values], then: Sequence[Values]) -> float | None:
+    """Over all seeds, the older side's mean on the prompts that both sides have in each of them;
+    None for what is no difference of one figure, or has no such prompt."""
+    sides = [by_seed.get(name, {}) for by_seed in (*now, *then)]
+    both = sorted(set[str](sides[0]).intersection(*sides[1:]))
+    return fmean(v[name][p] for v in then for p in both) if both else None
 
 
 def change_values(name: str, new: Values, old: Values) -> dict[str, float]:

@@ -25,8 +25,9 @@
     return node;
   }
 
-  function folded(title, text) {
+  function folded(title, text, open) {
     const details = make("details");
+    details.open = open;
     details.append(make("summary", "", title), make("pre", "", text));
     return details;
   }
@@ -54,7 +55,7 @@
     return details;
   }
 
-  function judgements(rows) {
+  function judgements(rows, open) {
     if (!rows.length) return make("p", "quiet", "No stored judgement of this answer.");
     const list = make("ul", "judgements");
     for (const row of rows) {
@@ -74,20 +75,20 @@
       facts.push(...parts(row.parts));
       if (facts.length) item.append(make("div", "quiet", facts.join(" · ")));
       if (row.template) item.append(template(row.template));
-      if (row.raw) item.append(folded("what the judge wrote", row.raw));
+      if (row.raw) item.append(folded("what the judge wrote", row.raw, Boolean(open)));
       if (row.behind.length) item.append(behind(row.behind));
       list.append(item);
     }
     return list;
   }
 
-  function side(title, className, text, score, judged) {
+  function side(title, className, text, score, judged, open) {
     const box = make("article", "side " + className);
     const head = make("header");
     head.append(make("h4", "", title));
     if (score !== undefined) head.append(make("span", "score", number(score)));
     box.append(head, make("div", "text", text === "" ? "(empty answer)" : text));
-    if (judged) box.append(judgements(judged));
+    if (judged) box.append(judgements(judged, open));
     return box;
   }
 
@@ -121,6 +122,29 @@
     view.append(make("p", "facts", "seed " + entry.seed), prompt(entry.prompt), sides);
   }
 
+  function showMistake(entry, view) {
+    const facts = make("p", "facts");
+    facts.append(make("span", "", "judge " + entry.judge));
+    if (entry.subset) facts.append(make("span", "", entry.subset));
+    facts.append(make("span", "", entry.gap), make("span", "", entry.order),
+      make("span", "", "P(better) by the judge " + number(entry.prob)),
+      make("span", "", "by the label " + number(entry.label)));
+    const sides = make("div", "sides two");
+    const [better, picked] = entry.lengths.map((n) => " · " + n + " characters");
+    const alone = entry.judged_both.length === 0;
+    sides.append(
+      side("Better by the label" + better, "chosen", entry.better, undefined,
+        alone ? entry.judged_better : undefined, true),
+      side("Picked by the judge" + picked, "rejected", entry.picked, undefined,
+        alone ? entry.judged_picked : undefined, true));
+    view.append(facts, prompt(entry.prompt), sides);
+    if (!alone) {
+      view.append(make("h4", "said", "What the judge said · shown: the place of the better answer"),
+        judgements(entry.judged_both, true));
+    }
+    view.append(make("p", "quiet id", entry.place + " · " + entry.id));
+  }
+
   function fill(select, values, label) {
     for (const value of values) {
       const option = make("option", "", typeof value === "number" ? label + " " + value : value);
@@ -134,12 +158,12 @@
   }
 
   // One browser: `name` is both the prefix of its elements' ids and its key in the URL's hash.
-  function browser(name, rows, show, haystack) {
+  function browser(name, rows, show, haystack, keys) {
     const root = document.getElementById(name + "-browser");
     if (!root) return null;
     const find = (part) => document.getElementById(name + "-" + part);
     const view = find("view"), count = find("count"), search = find("search");
-    const selects = ["arm", "seed", "round"].map((key) => [key, find(key)]).filter((pair) => pair[1]);
+    const selects = keys.map((key) => [key, find(key)]).filter((pair) => pair[1]);
     let matching = rows, place = 0;
 
     for (const [key, select] of selects) {
@@ -196,7 +220,11 @@
   }
 
   browser("pair", data.pairs, showPair,
-    (row) => [row.prompt, row.chosen, row.rejected, row.reason, row.id].join("\n"));
+    (row) => [row.prompt, row.chosen, row.rejected, row.reason, row.id].join("\n"),
+    ["arm", "seed", "round"]);
   browser("answer", data.answers, showAnswers,
-    (row) => [row.prompt].concat(row.models.map((model) => model.text)).join("\n"));
+    (row) => [row.prompt].concat(row.models.map((model) => model.text)).join("\n"), []);
+  browser("mistake", data.mistakes || [], showMistake,
+    (row) => [row.prompt, row.better, row.picked, row.place, row.id].join("\n"),
+    ["judge", "subset", "gap", "order"]);
 })();

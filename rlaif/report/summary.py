@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from rlaif.compare.diagnostics import change_sides
+from rlaif.compare.figure_rules import rule_of
 from rlaif.compare.intervals import (
     MIN_PROMPTS,
     direction,
@@ -12,7 +14,7 @@ from rlaif.compare.intervals import (
     show_interval,
     show_number,
 )
-from rlaif.compare.words import movement_words
+from rlaif.compare.words import ceiling_words, movement_words
 from rlaif.report.merged import Page
 from rlaif.report.rows import AGAINST_PAR, Row, metric_rows
 from rlaif.report.view import RoundRow
@@ -58,13 +60,15 @@ def _sentence(row: Row, latest: RoundRow, page: Page) -> str:
         return f"{row.name}: {show_interval(value)}{_reading(row.name, side, latest, page, True)}."
     if cell.delta is None:
         return f"{row.name}: {show_interval(value)}; no comparison with M0."
-    start = value["mean"] - cell.delta["mean"]
+    start, end = change_sides(cell.delta, value["mean"])
     moved = _reading(row.name, direction(cell.delta), latest, page, False)
+    on_unit = rule_of(row.name).of in ("share", "rare")
+    stuck = ceiling_words(cell.delta, row.kind.better) if on_unit else None
     few = prompts_of(cell.delta) < MIN_PROMPTS or "note" in cell.delta
     return (
-        f"{row.name}: {show_number(start)} to {show_number(value['mean'])}, "
+        f"{row.name}: {show_number(start)} to {show_number(end)}, "
         f"{show_interval(cell.delta, signed=True)}"
-        f"{'; ' + movement_words(cell.delta) if few else moved}."
+        f"{'; ' + (stuck or movement_words(cell.delta)) if stuck or few else moved}."
     )
 
 

@@ -10,9 +10,9 @@ import pytest
 from rlaif.compare.diagnostics import (
     AlarmLimits,
     RoundMetrics,
+    both_means,
     delta,
     find_alarms,
-    initial_mean,
 )
 from rlaif.compare.intervals import IntervalJson
 
@@ -197,9 +197,12 @@ def test_an_alarm_is_json() -> None:
     }
 
 
-def test_the_initial_mean_prefers_the_common_prompts() -> None:
-    history = [rm({"m": iv(9.0)}), rm({"m": iv(5.0)}, {"m": iv(1.0)})]
-    assert initial_mean(history, "m") == 4.0
+def test_both_sides_of_a_comparison_are_over_the_same_prompts() -> None:
+    """M0 has 9 on all its prompts and 3 on those of both; the latest has 5 on all, and 4 there."""
+    change = {**iv(1.0), "old": 3.0}
+    history = [rm({"m": iv(9.0)}), rm({"m": iv(5.0)}, {"m": change})]
+    assert both_means(history, "m") == (3.0, 4.0)
     assert delta(history, "m", "previous") is None
-    assert initial_mean([rm({"m": iv(9.0)}), rm({"m": iv(5.0)})], "m") == 9.0
-    assert initial_mean([rm({"m": iv(9.0)})], "m") is None
+    assert both_means([rm({"m": iv(9.0)}), rm({"m": iv(5.0)}, {"m": iv(1.0)})], "m") == (4.0, 5.0)
+    assert both_means([rm({"m": iv(9.0)}), rm({"m": iv(5.0)})], "m") == (9.0, 5.0)
+    assert both_means([rm({"m": iv(9.0)})], "m") is None

@@ -7,15 +7,19 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from click.testing import CliRunner
+from scipy import optimize, stats
 
 from rlaif.cli import cli
-from rlaif.cli.data import _print_rates
-from rlaif.compare.ranking import bradley_terry, connected
-from rlaif.compare.winrate import Battle, WinRate, lc_minimal, win_rates
+from rlaif.cli.winrate import print_standings
+from rlaif.compare.length_control import LengthControlled, lc_minimal, length_controlled
+from rlaif.compare.ranking import SCALE, Comparison, Rating, bradley_terry, connected
+from rlaif.compare.winrate import Battle, WinRate, repeats, standings, win_rate_interval, win_rates
 from rlaif.data.battles import read_battles
 from rlaif.errors import ConfigError, RlaifError
 
@@ -88,9 +92,10 @@ def test_without_the_baselines_outputs_only_lengths_are_unknown(
     alone.write_bytes((real_data / "alpaca_eval_gpt4_annotations.jsonl.gz").read_bytes())
     found = win_rates(read_battles(alone)[0])
     full = win_rates(published[0])
-    assert [(w.generator, w.win_rate, w.standard_error) for w in found] == [
-        (w.generator, w.win_rate, w.standard_error) for w in full
+    assert [(w.generator, w.win_rate, w.n_wins) for w in found] == [
+        (w.generator, w.win_rate, w.n_wins) for w in full
     ]
+    assert {w.lc_note for w in found} == {"length cannot be controlled: lengths are unknown"}
     assert {w.lc_minimal for w in found} == {None}
     assert [w.is_constant for w in found] == [w.is_constant for w in full]
 
@@ -113,51 +118,114 @@ def test_without_one_baseline_both_sides_count() -> None:
     assert rates == pytest.approx({"c": 90.0, "b": 50.0, "a": 10.0})
 
 
+def controlled(probs: np.ndarray, gaps: np.ndarray) -> LengthControlled:
+    return length_controlled(probs, gaps, np.arange(probs.size), np.ones(probs.size))
+
+
 def test_verdicts_that_follow_length_alone_are_levelled() -> None:
     draw = random.Random(3)
     gaps = np.asarray([draw.gauss(-60, 80) for _ in range(800)])
     probs = 1 / (1 + np.exp(2.0 * np.tanh(gaps / gaps.std(ddof=1))))
     raw = 100 * probs.mean()
-    found = lc_minimal(probs, gaps, np.arange(800))
-    assert found is not None
     assert raw > 60
-    assert found[0] == pytest.approx(50.0, abs=0.5)
+    assert lc_minimal(probs, gaps) == pytest.approx(50.0, abs=0.5)
+    few = controlled(probs[:150], gaps[:150])
+    assert few.minimal is None and few.small_n is not None
+    assert abs(few.small_n - 50) < 6
 
 
-def test_length_controlled_error_covers_the_truth() -> None:
-    rng = np.random.default_rng(0)
-    inside = 0
-    for _ in range(20):
-        gaps = rng.normal(0, 100, 300)
-        truth = 1 / (1 + np.exp(-(0.6 - 1.0 * np.tanh(gaps / gaps.std(ddof=1)))))
-        found = lc_minimal((rng.random(300) < truth).astype(float), gaps, np.arange(300))
-        assert found is not None
-        assert found[1] is not None
-        inside += abs(found[0] - 100 / (1 + math.exp(-0.6))) < 1.96 * found[1]
-    assert inside >= 16
+@pytest.mark.parametrize("size", [20, 100])
+def test_few_battles_are_controlled_by_the_penalised_form(size: int) -> None:
+    """The maximum and the profile of the likelihood that the module states, by scipy."""
+    rng = np.random.default_rng(size)
+    gaps = rng.normal(0, 100, size)
+    probs = (rng.random(size) < 0.3).astype(float)
+    tanh = np.tanh(gaps / gaps.std(ddof=1))
+
+    def loss(weights: np.ndarray) -> float:
+        p = 1 / (1 + np.exp(-(weights[0] * tanh + weights[1])))
+        fitted = float(probs @ np.log(p) + (1 - probs) @ np.log(1 - p))
+        return -(fitted + math.log((p * (1 - p)).sum()) / 2 - weights[0] ** 2 / 2)
+
+    best = optimize.minimize(loss, np.zeros(2), method="BFGS", options={"gtol": 1e-10})
+
+    def fallen(end: float) -> float:
+        rest = optimize.minimize_scalar(lambda w: loss(np.asarray([w, end])), tol=1e-12)
+        return 2 * (rest.fun - best.fun) - stats.t.ppf(0.975, size - 2) ** 2
+
+    found = controlled(probs, gaps)
+    ends = [optimize.brentq(fallen, best.x[1], best.x[1] + side * 10) for side in (-1, 1)]
+    expected = [100 / (1 + math.exp(-x)) for x in (best.x[1], *ends)]
+    # A unit of one battle each has a design effect near 1; above 1 it widens the interval.
+    assert found.small_n == pytest.approx(expected[0], abs=1e-4)
+    assert found.low is not None and found.high is not None
+    assert expected[1] - 4 < found.low < expected[1] + 1e-3
+    assert expected[2] - 1e-3 < found.high < expected[2] + 4
+
+
+def test_from_200_battles_on_the_formula_is_alpaca_evals() -> None:
+    rng = np.random.default_rng(8)
+    gaps, probs = rng.normal(0, 100, 200), rng.random(200)
+    whole, less = controlled(probs, gaps), controlled(probs[:199], gaps[:199])
+    assert whole.small_n is None and whole.minimal == lc_minimal(probs, gaps)
+    assert less.minimal is None and less.small_n is not None
+    halves = length_controlled(probs, gaps, np.repeat(np.arange(100), 2), np.full(200, 0.5))
+    assert halves.minimal is None, "200 rows that are 100 battles are no 200 battles"
 
 
 def test_battles_of_one_prompt_are_no_more_evidence_than_one() -> None:
     rng = np.random.default_rng(4)
-    gaps = rng.normal(0, 100, 200)
-    probs = rng.random(200)
-    alone = lc_minimal(probs, gaps, np.arange(200))
-    thrice = lc_minimal(np.tile(probs, 3), np.tile(gaps, 3), np.tile(np.arange(200), 3))
-    assert alone is not None and thrice is not None
-    assert thrice[0] == pytest.approx(alone[0], abs=0.5)
-    assert thrice[1] == pytest.approx(alone[1], rel=0.02)
+    gaps, probs = rng.normal(0, 100, 60), rng.random(60).round()
+    alone = controlled(probs, gaps)
+    units = np.tile(np.arange(60), 3)
+    thrice = length_controlled(np.tile(probs, 3), np.tile(gaps, 3), units, np.full(180, 1 / 3))
+    # The spread of 180 gaps has another divisor than that of 60.
+    for name in ("small_n", "low", "high"):
+        assert getattr(thrice, name) == pytest.approx(getattr(alone, name), abs=0.5), name
 
 
-def test_where_length_cannot_be_controlled() -> None:
-    probs = np.asarray([1.0, 0.0, 1.0, 0.5, 0.25, 0.75])
-    units = np.arange(10)
-    same = lc_minimal(probs, np.full(6, 4.0), units[:6])
-    assert same is not None
-    assert same[0] == pytest.approx(100 * probs.mean())
-    assert lc_minimal(probs[:4], np.arange(4.0), units[:4]) is None
-    assert lc_minimal(np.ones(6), np.arange(6.0), units[:6]) is None
-    one_win = lc_minimal(np.asarray([0.0] * 9 + [1.0]), np.arange(10.0) % 3, units)
-    assert one_win is None or 0 <= one_win[0] <= 100
+@pytest.mark.parametrize(
+    ("gaps", "why"),
+    [
+        ([-3.0, -1.0, -2.0, -5.0], "every answer is longer"),
+        ([3.0, 1.0, 2.0, 5.0], "every answer is shorter"),
+        ([-3.0, 0.0, 0.0, -5.0], "no answer is shorter"),
+        ([3.0, 0.0, 0.0, 5.0], "no answer is longer"),
+        ([0.0, 0.0, 0.0, 0.0], "all answers are of equal length"),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 60])
+def test_gaps_of_one_sign_cannot_be_controlled(gaps: list[float], why: str, times: int) -> None:
+    probs = np.tile([1.0, 0.0, 1.0, 0.5], times)
+    found = controlled(probs, np.tile(gaps, times))
+    assert found == LengthControlled(note=f"length cannot be controlled: {why}")
+
+
+def test_one_battle_or_one_winner_has_a_raw_rate_alone() -> None:
+    one = only([battle("p", 1.0, (10, 20))])
+    assert (one.win_rate, one.low, one.high) == (100.0, 0.0, 100.0)
+    assert one.lc_note == "length cannot be controlled: there is one battle"
+    undefeated = only([battle(str(i), 1.0, (10, 5 + i)) for i in range(12)])
+    assert undefeated.lc_minimal is undefeated.lc_small_n is None
+    assert undefeated.lc_note == "length cannot be controlled: one side won every battle"
+    # Wilson's interval with n = 12 and t of 11 degrees of freedom: n / (n + t^2).
+    t = stats.t.ppf(0.975, 11)
+    assert undefeated.low == pytest.approx(100 * 12 / (12 + t**2))
+    assert undefeated.high == pytest.approx(100)
+
+
+def test_the_interval_of_a_win_rate_is_wilsons_with_an_effective_n() -> None:
+    """K1 by hand: 3 wins of 4 prompts, one battle each."""
+    probs = np.asarray([1.0, 1.0, 1.0, 0.0])
+    m, c, t = 0.75, 4, stats.t.ppf(0.975, 3)
+    n = min(max(m * (1 - m) / ((3 * probs.var(ddof=1) + m * (1 - m)) / c**2), c), 8 * c)
+    middle = (m + t**2 / (2 * n)) / (1 + t**2 / n)
+    half = t / (1 + t**2 / n) * math.sqrt(m * (1 - m) / n + t**2 / (4 * n**2))
+    found = win_rate_interval(probs, np.arange(4))
+    assert (found.low, found.high) == (pytest.approx(middle - half), pytest.approx(middle + half))
+    # Rows of one prompt are one unit, however many there are.
+    again = win_rate_interval(np.repeat(probs, 5), np.repeat(np.arange(4), 5))
+    assert (again.mean, again.low, again.high) == (m, pytest.approx(found.low), found.high)
 
 
 @pytest.mark.parametrize(("same", "flagged"), [(4, False), (5, True), (10, True)])
@@ -170,6 +238,19 @@ def test_a_constant_answer_is_flagged(same: int, flagged: bool) -> None:
     assert w.is_constant is flagged
 
 
+def games(results: list[float], first: str = "x", second: str = "y") -> list[Comparison]:
+    return [Comparison(str(i), first, second, prob) for i, prob in enumerate(results)]
+
+
+def rated(comparisons: list[Comparison], anchor: str | None = None) -> dict[str, Rating]:
+    return {r.player: r for r in bradley_terry(comparisons, anchor)}
+
+
+def ends(rating: Rating) -> tuple[float, float]:
+    assert rating.low is not None and rating.high is not None
+    return rating.low, rating.high
+
+
 def test_the_ranking_recovers_planted_strengths_within_its_intervals() -> None:
     draw = random.Random(5)
     truth = {"a": 0.0, "b": 1.0, "c": -0.5, "d": 2.0}
@@ -177,36 +258,110 @@ def test_the_ranking_recovers_planted_strengths_within_its_intervals() -> None:
     for unit in range(400):
         first, second = draw.sample(sorted(truth), 2)
         prob = 1 / (1 + math.exp(truth[second] - truth[first]))
-        fought.append((str(unit), first, second, float(draw.random() < prob)))
+        fought.append(Comparison(str(unit), first, second, float(draw.random() < prob)))
     found = bradley_terry(fought, anchor="a")
     assert [r.player for r in found] == ["d", "b", "a", "c"]
     for r in found:
-        assert r.low <= 1000 + 400 / math.log(10) * truth[r.player] <= r.high, r
+        if r.is_anchor:
+            assert (r.rating, r.low, r.high) == (1000, None, None)
+            continue
+        low, high = ends(r)
+        assert low <= 1000 + SCALE * truth[r.player] <= high, r
     assert bradley_terry(fought[::-1], anchor="a") == found
-    assert bradley_terry(fought, anchor="a", seed=1) != found
+
+
+def test_an_undefeated_player_has_a_finite_rating_and_interval() -> None:
+    """Two players are one coefficient: Jeffreys' estimate is the logit of 10.5 in 11, and the ends
+    are where 10 log p + (log p (1 - p)) / 2 has fallen by t^2 / 2 of 9 degrees of freedom."""
+
+    def value(theta: float) -> float:
+        p = 1 / (1 + math.exp(-theta))
+        return 10 * math.log(p) + math.log(p * (1 - p)) / 2
+
+    top = math.log(10.5 / 0.5)
+    fall = stats.t.ppf(0.975, 9) ** 2
+    low, high = (
+        optimize.brentq(lambda x: 2 * (value(top) - value(x)) - fall, top, top + side * 15)
+        for side in (-1, 1)
+    )
+    strong = rated(games([1.0] * 10), "y")["x"]
+    assert strong.rating == pytest.approx(1000 + SCALE * top)
+    assert ends(strong) == pytest.approx((1000 + SCALE * low, 1000 + SCALE * high), abs=0.01)
+    assert ends(strong) == pytest.approx((1132, 2595), abs=0.6)
+    weak = rated(games([0.0] * 10), "y")["x"]
+    assert ends(weak) == pytest.approx((2000 - ends(strong)[1], 2000 - ends(strong)[0]), abs=0.01)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 50])
+def test_no_interval_of_a_player_has_zero_width(count: int) -> None:
+    for results in ([1.0] * count, [0.0] * count, [0.5] * count, [0.5] * (count - 1) + [1.0]):
+        for player in rated(games(results)).values():
+            low = -math.inf if player.low is None else player.low
+            high = math.inf if player.high is None else player.high
+            assert low + 1 < player.rating < high - 1
+    one = rated(games([1.0]), "y")["x"]
+    assert (one.low, one.high, one.prompts) == (None, None, 1), "one prompt sets no limit"
+
+
+def test_ratings_equal_firths_logistic_regression() -> None:
+    """Four players, some undefeated: the score that Firth (1993) adds half the leverages to is 0,
+    with the leverages of statsmodels' weighted fit."""
+    rng = np.random.default_rng(2)
+    names = ["a", "b", "c", "d"]
+    fought = []
+    for i in range(40):
+        first, second = rng.choice(4, 2, replace=False)
+        wins = 1.0 if 3 in (first, second) else float(rng.random() < 0.5)
+        fought.append(Comparison(str(i), *(names[k] for k in sorted((first, second))[::-1]), wins))
+    found = rated(fought, "a")
+    theta = np.asarray([(found[name].rating - 1000) / SCALE for name in names])
+    x = np.asarray([np.eye(4)[names.index(c.first)] - np.eye(4)[names.index(c.second)]
+                    for c in fought])[:, 1:]  # fmt: skip
+    won = np.asarray([c.prob for c in fought])
+    p = 1 / (1 + np.exp(-(x @ theta[1:])))
+    model = sm.GLM(won, x, family=sm.families.Binomial())
+    leverage = model.fit(start_params=theta[1:], maxiter=0).get_hat_matrix_diag()
+    assert x.T @ (won - p + leverage * (0.5 - p)) == pytest.approx(np.zeros(3), abs=1e-6)
+    assert theta[3] == theta.max()
+
+
+def test_rows_that_repeat_narrow_no_interval() -> None:
+    once = games([1.0, 1.0, 0.0, 1.0, 0.5, 1.0, 1.0, 0.0])
+    for fought in (once, games([1.0] * 8)):
+        thrice = [c._replace(weight=1 / 3) for c in fought for _ in range(3)]
+        alone, again = rated(fought, "y")["x"], rated(thrice, "y")["x"]
+        assert again.rating == pytest.approx(alone.rating, abs=1e-3)
+        assert ends(again) == pytest.approx(ends(alone), abs=0.01)
+        # Other answers to the same prompts are more battles, and hardly more evidence.
+        samples = [c for c in fought for _ in range(3)]
+        low, high = ends(rated(samples, "y")["x"])
+        assert high - low > 0.7 * (ends(alone)[1] - ends(alone)[0])
 
 
 def test_two_players_have_the_logit_of_their_win_rate_between_them() -> None:
-    fought = [(str(i), "x", "y", 10 / 11) for i in range(1100)]
-    ratings = {r.player: r.rating for r in bradley_terry(fought, anchor="y")}
-    assert ratings["y"] == 1000
-    assert ratings["x"] == pytest.approx(1400, abs=0.1)
+    fought = games([10 / 11] * 1100)
+    ratings = rated(fought, "y")
+    assert ratings["y"].rating == 1000
+    assert ratings["x"].rating == pytest.approx(1400, abs=1)
 
 
-def test_an_undefeated_player_stays_finite() -> None:
-    first, second = bradley_terry([(str(i), "x", "y", 1.0) for i in range(50)])
-    assert first.player == "x"
-    assert 1000 < first.rating < 3000
-    assert first.rating + second.rating == pytest.approx(2000)
-
-
-def test_groups_that_never_met_are_not_ranked() -> None:
-    fought = [("1", "a", "b", 1.0), ("1", "c", "d", 1.0)]
+def test_groups_that_never_met_each_have_a_ranking() -> None:
+    fought = [Comparison("1", "a", "b", 1.0), Comparison("1", "c", "d", 1.0)]
     with pytest.raises(RlaifError, match=r"never compared with each other: a, b; c, d"):
         bradley_terry(fought)
     assert connected("abc", [("a", "b"), ("b", "c")]) == [{"a", "b", "c"}]
     with pytest.raises(RlaifError, match="no comparison"):
         bradley_terry([])
+    battles = [
+        *(Battle(f"p{i}", "a", b, 0.9, (1, 2), ("x", b)) for i in range(3) for b in "bc"),
+        *(Battle(f"p{i}", "d", "e", 0.2, (1, 2), ("x", "y")) for i in range(3)),
+        Battle("p", "a", "nobody", None, (1, 2), ("x", "y")),
+    ]
+    large, small = standings(battles)
+    assert (large.baseline, small.baseline) == ("a", "d")
+    assert [w.generator for w in large.win_rates] == ["b", "c"]
+    assert [r.player for r in small.ratings] == ["d", "e"]
+    assert small.win_rates[0].win_rate == pytest.approx(20)
 
 
 def annotations(path: Path, preferences: list[float | None]) -> Path:
@@ -235,8 +390,10 @@ def test_the_command_prints_json_and_a_table(tmp_path: Path) -> None:
     assert mine["win_rate"] == pytest.approx(100 * 4 / 7)
     assert [r["player"] for r in found["ranking"]] == ["mine", "base"]
     table = CliRunner().invoke(cli, ["winrate", str(path)], catch_exceptions=False).stdout
-    assert "LC-minimal" in table
-    assert "57.14 ± 17.00" in table
+    assert "LC (small n)" in table and "LC-minimal" not in table
+    assert f"57.14 [{mine['low']:.2f}, {mine['high']:.2f}]" in table
+    assert "3-2-2" in table
+    assert "1000 (anchor)" not in table, "the baseline has no row"
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -276,6 +433,46 @@ def test_a_generator_that_met_itself_alone_is_shown_without_a_rating(
         Battle("p", first, second, 0.7, (1, 2), ("x", "y"))
         for first, second in (("a", "b"), ("b", "a"), ("alone", "alone"))
     ]
-    rated = [("p", "a", "b", 0.5)]
-    _print_rates(win_rates(battles), bradley_terry(rated, resamples=5), None)
-    assert "alone" in capsys.readouterr().out
+    print_standings(standings(battles))
+    shown = capsys.readouterr().out
+    assert "alone" in shown and "2 groups of generators never met" in shown
+
+
+def test_repeated_rows_are_named_and_are_one_unit(tmp_path: Path) -> None:
+    preferences: list[float | None] = [2, 1, 2, 2, 1.5, 2, 1, 2]
+    path = annotations(tmp_path / "once.json", preferences)
+    rows = json.loads(path.read_text())
+    twice = tmp_path / "twice.json"
+    twice.write_text(json.dumps(rows + rows))
+
+    def run(source: Path) -> tuple[dict[str, Any], str]:
+        done = CliRunner().invoke(cli, ["winrate", str(source), "--json"], catch_exceptions=False)
+        return json.loads(done.stdout), done.stderr
+
+    (alone, quiet), (again, said) = run(path), run(twice)
+    assert quiet == ""
+    assert "one battle of base and mine" in said and "row 1," in said and "row 9" in said
+    assert "16 rows are 8 battles" in said
+    assert len(again["repeated"]) == 8 and alone["repeated"] == []
+    mine, both = (result["generators"]["mine"] for result in (alone, again))
+    assert both["n_repeated"] == 8
+    for name in ("win_rate", "low", "high", "standard_error"):
+        assert both[name] == pytest.approx(mine[name]), name
+    for name in ("lc_small_n", "lc_low", "lc_high"):
+        assert both[name] == pytest.approx(mine[name], abs=1.5), name
+    for one, two in zip(alone["ranking"], again["ranking"], strict=True):
+        assert one == pytest.approx(two, abs=0.1)
+
+
+def test_a_pair_in_both_orders_is_one_battle() -> None:
+    there = Battle("p", "a", "b", 0.9, (1, 2), ("x", "y"))
+    back = there.swapped()
+    assert back is not None
+    assert repeats([there, back]) == [[there, back]]
+    assert repeats([there, Battle("p", "a", "b", 0.9, (1, 2), ("x", "z"))]) == []
+
+
+def test_a_file_without_a_verdict_says_so(tmp_path: Path) -> None:
+    path = annotations(tmp_path / "annotations.json", [None, None])
+    failed = CliRunner().invoke(cli, ["winrate", str(path)]).exception
+    assert isinstance(failed, RlaifError) and "no comparison has a verdict" in str(failed)

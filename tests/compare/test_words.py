@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from rlaif.compare.diagnostics import RoundMetrics
 from rlaif.compare.intervals import IntervalJson
-from rlaif.compare.words import movement_words, self_judge_words
+from rlaif.compare.words import ceiling_words, movement_words, self_judge_words
 
 
 def iv(mean: float, half: float = 0.01, n: int = 64) -> IntervalJson:
@@ -45,6 +47,39 @@ def test_a_score_that_moved() -> None:
 def test_a_score_that_did_not_move() -> None:
     text = words({"score/self": iv(0.6)}, self=iv(0.1, 0.2))
     assert "the interval includes zero, so this is not evidence of any change" in text
+
+
+def test_a_score_at_the_end_of_its_scale_cannot_move() -> None:
+    at_top = words({"score/self": iv(0.995)}, self={**iv(0.005, 0.006), "old": 0.99})
+    assert "0.990 at the start and 0.995 now" in at_top
+    assert (
+        "it cannot move: it was 0.990 at the start, 0.010 from the end of its scale, 1." in at_top
+    )
+    assert "not evidence" not in at_top
+    fell = words({"score/self": iv(0.8)}, self={**iv(-0.19, 0.05), "old": 0.99})
+    assert "the whole interval lies below zero" in fell and "cannot move" not in fell
+    middle = words({"score/self": iv(0.6)}, self={**iv(0.1, 0.2), "old": 0.5})
+    assert "cannot move" not in middle
+
+
+@pytest.mark.parametrize(
+    ("old", "better", "words"),
+    [
+        (1.0, 1, "it cannot move: it was 1 at the start, the end of its scale"),
+        (0.0, -1, "it cannot move: it was 0 at the start, the end of its scale"),
+        (0.0, 1, None),
+        (1.0, -1, None),
+        (0.99, 0, None),
+        (0.97, 1, None),
+        (1.4, 1, None),
+    ],
+)
+def test_which_end_a_figure_cannot_move_beyond(old: float, better: int, words: str | None) -> None:
+    change: IntervalJson = {**iv(0.0, 0.01), "old": old}
+    assert ceiling_words(change, better) == words
+    # No prompt differed: there are no ends.
+    assert ceiling_words({**change, "low": None, "high": None}, better) == words
+    assert ceiling_words(iv(0.0, 0.01), better) is None, "rows of earlier versions do not say"
 
 
 def test_too_few_prompts_are_no_evidence() -> None:
