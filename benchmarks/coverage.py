@@ -129,6 +129,8 @@ def main() -> None:
         print(json.dumps({"cells": rows, "seconds": time.monotonic() - began}))
     else:
         print(f"{len(cells)} cells, {len(failed)} fail, {time.monotonic() - began:.0f} s")
+        if not data.REAL.exists():
+            print(f"Not tried on a stored run: claims.py RUN --store {data.REAL} writes its values")
     sys.exit(bool(failed))
 
 

@@ -17,7 +17,8 @@ from scipy import special
 Array = np.ndarray
 Rng = np.random.Generator
 REAL = Path(__file__).with_name("values.json")
-"""Values by prompt of a stored run: {metric: [[M0's], [the last model's]]}, made by claims.py."""
+"""Values by prompt of a stored run, {metric: [[M0's], [the last model's]]}, which
+`claims.py RUN --store` writes here; without the file nothing is tried on them."""
 
 LEVELS = np.asarray([0.0, 0.25, 0.5, 0.75, 1.0])
 LEVEL_ODDS = np.asarray([0.05, 0.1, 0.2, 0.3, 0.35])
@@ -79,7 +80,7 @@ SHARES: dict[str, Callable[[Rng, int, int], tuple[Array, float]]] = {
     "all equal": lambda rng, b, c: (np.full((b, c), 0.7), 0.7),
     "one prompt dominates": _dominated_scores,
     "clusters": _clustered_means,
-    "real scores": _real("score/checks", 1),
+    **({"real scores": _real("score/checks", 1)} if REAL.exists() else {}),
 }
 RARE: dict[str, Callable[[Rng, int, int], tuple[Array, Array, float]]] = {
     **{
@@ -146,7 +147,7 @@ DIFFERENCES: dict[str, Callable[[Rng, int, int], tuple[Array, float, float]]] = 
     "one prompt dominates": _dominated,
     "clusters": _cluster_differences,
     "lengths, on log scale": lambda rng, b, c: (rng.normal(0.05, 0.5, (b, c)), 0.05, 1.0),
-    "real differences": _real_differences,
+    **({"real differences": _real_differences} if REAL.exists() else {}),
 }
 
 
@@ -184,8 +185,8 @@ SKEWED: dict[str, Callable[[Rng, int, int], tuple[Array, float]]] = {
     "lognormal(1)": lambda rng, b, c: (rng.lognormal(0, 1, (b, c)), float(np.exp(0.5))),
     "normal": lambda rng, b, c: (rng.normal(3, 1, (b, c)), 3.0),
     "clusters": _skewed_clusters,
-    "real KL": _real("kl/initial", 1),
-    "real lengths": _real("length/words", 1),
+    **({"real KL": _real("kl/initial", 1)} if REAL.exists() else {}),
+    **({"real lengths": _real("length/words", 1)} if REAL.exists() else {}),
 }
 
 
