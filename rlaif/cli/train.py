@@ -36,6 +36,7 @@ HIDDEN = {
     "lora",
     "adam_betas",
     "rewards",
+    "gates",
     "stop",
     "trackers",
 }

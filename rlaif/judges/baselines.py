@@ -112,7 +112,8 @@ class Overlap:
 @dataclass(frozen=True, slots=True)
 class Perplexity:
     """`score` is exp(mean token log-prob) of the answer, one over its perplexity, on [0, 1].
-    The raw value is the mean log-prob (nats), which `distribution` keeps too. An empty answer has none: the judge abstains."""
+    The raw value is the mean log-prob (nats), which `distribution` keeps too. An empty answer has
+    none: the judge abstains."""
 
     id: str
     judge_hash: str

@@ -32,9 +32,8 @@ class RbrWeights(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Rbr:
-    """`score` is the sigmoid of the reward, which is the raw value; `distribution` holds each phi and
-    the reward. A
-    proposition that does not apply to the prompt adds nothing."""
+    """`score` is the sigmoid of the reward, which is the raw value; `distribution` holds each phi
+    and the reward. A proposition that does not apply to the prompt adds nothing."""
 
     id: str
     judge_hash: str

@@ -86,7 +86,9 @@ def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, A
         "tokens": outcome.tokens,
         "summary": outcome.metrics,
         "kernels": outcome.kernels,
-        "notes": [f"{planned.id}: {why}" for why in outcome.kernels.get("left_out", ())],
+        "notes": [
+            f"{planned.id}: {why}" for why in [*outcome.kernels.get("left_out", ()), *outcome.notes]
+        ],
         "weights_hash": weights_hash(out),
     }
 
