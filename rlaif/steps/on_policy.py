@@ -245,7 +245,8 @@ class Rollouts:
                 )
                 asked[name] = (prompt, index)
                 waiting[prompt.prompt_id].append(name)
-                requests.append(GenerateRequest(name, prompt.messages, self._sampling(name)))
+                sampling = self._sampling(number, prompt, index)
+                requests.append(GenerateRequest(name, prompt.messages, sampling))
         if not asked.keys() <= self.completions.keys():
             with self._policy(number, model) as engine:
                 for batch in engine.generate(requests, self.completions.keys()):
@@ -260,8 +261,12 @@ class Rollouts:
         ready = [p for p, names in waiting.items() if self.completions.keys() >= set(names)]
         return {p: [self.completions[name] for name in waiting.pop(p)] for p in ready}
 
-    def _sampling(self, name: str) -> Sampling:
-        seed = int(content_hash("rollout", name, self.context.planned.seed, length=8), 16)
+    def _sampling(self, number: int, prompt: Prompt, index: int) -> Sampling:
+        """How an answer is sampled. The seed does not know the rewards, so that trainings which
+        differ in these alone begin with the same answers."""
+        planned = self.context.planned
+        place = (planned.seed, planned.round, number, prompt.prompt_id, index)
+        seed = int(content_hash("rollout", *place, length=8), 16)
         return Sampling(
             self.step.max_new_tokens,
             self.step.temperature,
@@ -280,7 +285,7 @@ class Rollouts:
             messages=[] if failed else [{"role": "assistant", "content": result.text}],
             model=f"{self.context.planned.models['made'].label}, {_named(number)}",
             weights_hash=engine.weights_hash,
-            sampling=asdict(self._sampling(result.request_id)),
+            sampling=asdict(self._sampling(number, prompt, index)),
             finish_reason="failed" if failed else result.finish_reason,
             token_ids=result.token_ids,
             logprobs=result.logprobs or None,
