@@ -15,9 +15,10 @@ from rlaif.config import (
     TrainStep,
 )
 from rlaif.engines.base import Model
-from rlaif.judges.base import has_raw_value
+from rlaif.judges.base import Judge, has_raw_value
 from rlaif.plan.base import VERSIONS, Planned, round_prompts, step_hash
 from rlaif.plan.walk import Walk
+from rlaif.records import Prompt
 from rlaif.yamlio import suggest
 
 UNHASHED = {"id", "uses", "checkpoint_every", "trackers", "gates"}
@@ -64,7 +65,9 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
         )
     if step.n < 2 and any(walk.inputs.judges[name].comparative for name in step.reward_judges):
         raise walk.inputs.fail(index, "a judge that compares answers needs n of 2 or more", "n")
-    _refuse_idle_terms(walk, index, step)
+    fault = terms_fault(step, walk.inputs.judges, walk.inputs.prompts.train)
+    if fault is not None:
+        raise walk.inputs.fail(index, fault, "rewards")
     conditions = any(term.when is not None for term in step.terms)
     parts = [
         {name: walk.inputs.judges[name].judge_hash for name in step.reward_judges},
@@ -83,7 +86,7 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
 
 def _reward_models(walk: Walk, index: int, step: OnPolicyTrain) -> dict[str, Model]:
     """The models that the rewards' judges ask, by judge and role. Raises ConfigError for a judge
-    that is not there, or has no raw value where one is asked for."""
+    that is not there."""
     judges = walk.experiment.all_judges()
     asked: dict[str, Model] = {}
     for name in step.reward_judges:
@@ -92,33 +95,30 @@ def _reward_models(walk: Walk, index: int, step: OnPolicyTrain) -> dict[str, Mod
             raise walk.inputs.fail(index, f"rewards: {name!r} is no judge{hint}", "rewards")
         for role, model in walk.asked(index, judges[name], "rewards").items():
             asked[f"judge/{name}" if role == "by" else f"judge/{name}/{role}"] = model
-    for term in step.terms:
-        if term.value == "raw" and not has_raw_value(walk.inputs.judges[term.judge]):
-            raise walk.inputs.fail(
-                index,
-                f"rewards: judge {term.judge!r} gives scores on [0, 1] and no raw value: leave "
-                "`value: raw` out",
-                "rewards",
-            )
     return asked
 
 
-def _refuse_idle_terms(walk: Walk, index: int, step: OnPolicyTrain) -> None:
-    """Raise ConfigError for a term that is for none of the training prompts."""
-    prompts = walk.inputs.prompts.train
+def terms_fault(
+    step: OnPolicyTrain, judges: Mapping[str, Judge], prompts: Sequence[Prompt]
+) -> str | None:
+    """What is wrong with the reward's terms: a raw value that the judge does not have, or a term
+    that is for none of the training prompts."""
     for term in step.terms:
-        if not any(term.is_for(prompt) for prompt in prompts):
-            assert term.when is not None
+        if term.value == "raw" and not has_raw_value(judges[term.judge]):
+            return (
+                f"rewards: judge {term.judge!r} gives scores on [0, 1] and no raw value: leave "
+                "`value: raw` out"
+            )
+        if term.when is not None and not any(term.is_for(prompt) for prompt in prompts):
             said = {key: known for key, known in term.when.model_dump().items() if known}
             tags = sorted({tag for prompt in prompts for tag in prompt.tags})
             sources = sorted({prompt.source for prompt in prompts} - {""})
-            raise walk.inputs.fail(
-                index,
+            return (
                 f"rewards: the term of judge {term.judge!r} is for none of the {len(prompts)} "
                 f"training prompts (when: {said}). They have the tags {tags[:20]} and the sources "
-                f"{sources[:20]}",
-                "rewards",
+                f"{sources[:20]}"
             )
+    return None
 
 
 def _preferences(walk: Walk, index: int, step: TextStep) -> list[Planned]:
