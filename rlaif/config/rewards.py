@@ -66,14 +66,18 @@ class RewardTerm(Strict):
         return self.when is None or self.when.holds(prompt)
 
 
-def _form(value: Any) -> str:
-    return "terms" if isinstance(value, list) else "weights"
+def _form(value: Any) -> str | None:
+    return {list: "terms", dict: "weights"}.get(type(value))
 
 
 Rewards = Annotated[
-    Annotated[dict[str, PositiveFloat], Field(min_length=1), Tag("weights")]
-    | Annotated[list[RewardTerm], Field(min_length=1), Tag("terms")],
-    Discriminator(_form),
+    Annotated[dict[str, PositiveFloat], Field(min_length=1, title="weights"), Tag("weights")]
+    | Annotated[list[RewardTerm], Field(min_length=1, title="terms"), Tag("terms")],
+    Discriminator(
+        _form,
+        custom_error_type="neither_form",
+        custom_error_message="expected a list of terms, or a mapping of judges to their weights",
+    ),
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from rlaif.train.loop import (
 from rlaif.train.model import TrainModel
 from rlaif.train.policy_tasks import OnlinePairs, PolicyTask
 from rlaif.train.rewards import (
+    Moments,
     fit_reference,
     moments_from_json,
     moments_to_json,
@@ -85,9 +86,7 @@ def run_on_policy(
         with memory_advice(options):
             groups = collect(number, model)
             after = updated(running, groups, terms)
-            rewards = summed(groups, terms, fitted | after)
-            rollout = measure(model, groups, rewards, options, reference, critic)
-        rollout.metrics |= reward_metrics(groups, terms, fitted | after)
+            rollout = _rewarded(model, groups, options, fitted | after, reference, critic)
         if not any(bool((~r.isnan()).any()) for r in rollout.rewards):
             raise RlaifError(
                 f"rollout {number + 1}: no answer has a reward. Look at the judgements in "
@@ -109,13 +108,36 @@ def run_on_policy(
         beta, running = _next_beta(beta, options, rollout), after
         if (number + 1) % options.checkpoint_every == 0 and number + 1 < options.rollouts:
             save(number + 1)
-    seconds = sum(row["timing"]["seconds"] for row in rows)
-    tokens = sum(row["tokens"] for row in rows)
-    dtype = str(model.dtype).removeprefix("torch.")
-    steps = sum("loss" in row for row in rows)
-    kernels = kernels_in_use(model)
-    notes = warnings_of(options.gates, rows)
-    return TrainOutcome(steps, tokens, summary_of(rows), {}, seconds, dtype, kernels, notes)
+    return _outcome(model, options, rows)
+
+
+def _rewarded(
+    model: TrainModel,
+    groups: Sequence[Group],
+    options: OnPolicyTrain,
+    moments: Mapping[str, Moments],
+    reference: TrainModel | None,
+    critic: Critic | None,
+) -> Rollout:
+    """The rollout of these answers, with their rewards."""
+    rewards = summed(groups, options.terms, moments)
+    rollout = measure(model, groups, rewards, options, reference, critic)
+    rollout.metrics |= reward_metrics(groups, options.terms, moments)
+    return rollout
+
+
+def _outcome(
+    model: TrainModel, options: OnPolicyTrain, rows: Sequence[dict[str, Any]]
+) -> TrainOutcome:
+    return TrainOutcome(
+        steps=sum("loss" in row for row in rows),
+        tokens=sum(row["tokens"] for row in rows),
+        metrics=summary_of(rows),
+        seconds=sum(row["timing"]["seconds"] for row in rows),
+        compute_dtype=str(model.dtype).removeprefix("torch."),
+        kernels=kernels_in_use(model),
+        notes=warnings_of(options.gates, rows),
+    )
 
 
 def _learn(
