@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,7 +63,7 @@ def look(gates: Gates, metrics: Mapping[str, float], rollout: int) -> dict[str, 
             "limit": limit,
             "value": known[gate],
             "rollout": rollout,
-            "metrics": dict(metrics),
+            "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
         }
     return None
 
@@ -72,7 +73,7 @@ def _said(gate: str, side: str, limit: float, value: float, level: str) -> str:
     return f"{WORDS[gate]} is {value:.4g}, {past} the limit of {limit:g} (gates.{gate}.{level})"
 
 
-def raise_stopped(work: Path, stopped: Mapping[str, Any], gates: Gates, done: int) -> NoReturn:
+def raise_stopped(work: Path, stopped: Mapping[str, Any], done: int) -> NoReturn:
     """Raise GateStopped, and keep why beside the checkpoint of the first `done` rollouts."""
     gate, side = stopped["gate"], stopped["side"]
     said = _said(gate, side, stopped["limit"], stopped["value"], "stop")

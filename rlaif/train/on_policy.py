@@ -97,7 +97,7 @@ def run_on_policy(
         if stopped is not None:
             if number > first:
                 save(number)
-            raise_stopped(work, stopped, options.gates, number)
+            raise_stopped(work, stopped, number)
         task = _task(rollout, options, beta, critic, ptx, number)
         for row in _learn(task, model, optimizer, options, number, seed, work):
             row |= {"rollout": number + 1, "beta": beta, **rollout.metrics}
