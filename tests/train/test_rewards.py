@@ -220,8 +220,9 @@ def trained(path, out, monkeypatch):
         real(rollout, options, beta)
         seen.append(torch.cat(rollout.advantages))
 
-    monkeypatch.setattr(on_policy, "add_advantages", spy)
-    run_experiment(path, out)
+    with monkeypatch.context() as patched:
+        patched.setattr(on_policy, "add_advantages", spy)
+        run_experiment(path, out)
     weights = load_file(next(out.glob("models/*/masters/model.safetensors")))
     work = next(out.glob("steps/*/work"))
     rows = [json.loads(x) for x in (work / "metrics.jsonl").read_text().splitlines()]
@@ -260,12 +261,13 @@ def largest(one, other):
 @pytest.mark.parametrize(
     ("changed", "train"),
     [
-        ("both", {"method": "grpo"}),
-        ("offset", {"method": "rloo"}),
-        ("offset", {"method": "grpo", "scale": "none"}),
-        ("both", {"method": "ppo", "normalise": "reference"}),
+        pytest.param("both", {"method": "grpo"}, id="grpo"),
+        pytest.param("offset", {"method": "rloo"}, id="rloo"),
+        pytest.param(
+            *("offset", {"method": "grpo", "scale": "none"}), id="dr_grpo", marks=pytest.mark.slow
+        ),
+        pytest.param("both", {"method": "ppo", "normalise": "reference"}, id="ppo"),
     ],
-    ids=["grpo", "rloo", "dr_grpo", "ppo"],
 )
 def test_offset_and_scale_of_a_reward_model_change_nothing(
     tmp_path, make_model, reward_models, write_experiment, monkeypatch, changed, train
@@ -287,7 +289,7 @@ def test_offset_and_scale_of_a_reward_model_change_nothing(
     # The reward itself did move, far beyond where a sigmoid still tells answers apart.
     gap = moved[0]["value/reward"] - rows[0]["value/reward"]
     assert moved[0]["value/reward"] > 15 and gap > 15
-    assert len(first) == 2 and first[0].abs().max() > 0.1
+    assert len(first) == 2 and first[0].abs().max() > 0.02
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     start = load_file(make_model(0) / "model.safetensors")
