@@ -19,6 +19,7 @@ from rlaif.report.build import build_report
 from rlaif.runs import load_run
 from tests.train.on_policy import collector, learn, low_tokens, options_of
 
+PPO = pytest.param("ppo", marks=pytest.mark.slow)
 CALM = {"flat_groups": 0.5, "kl": 3.0, "entropy": 2.0, "length": 20.0, "reward_spread": 0.5}
 
 
@@ -65,7 +66,7 @@ def rows_of(out):
     return [json.loads(x) for x in (out / "work/metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["grpo", "ppo", "online_dpo"])
+@pytest.mark.parametrize("name", ["grpo", PPO, "online_dpo"])
 def test_gates_measure_and_warn_and_change_no_weight(tmp_path, make_model, caplog, name):
     """With beta 0 too, where the method itself asks for no reference."""
     beta = {} if name == "online_dpo" else {"beta": 0.0}
@@ -90,7 +91,7 @@ def test_gates_measure_and_warn_and_change_no_weight(tmp_path, make_model, caplo
     assert caplog.text.count("gates.entropy.warn") == 3
 
 
-@pytest.mark.parametrize("name", ["grpo", "ppo"])
+@pytest.mark.parametrize("name", ["grpo", PPO])
 def test_a_stop_keeps_what_is_trained_and_the_same_command_goes_on(tmp_path, make_model, name):
     keys = {"rollouts": 4, "checkpoint_every": 3}
     keys["rewards"] = [{"judge": "r", "normalise": "running"}]

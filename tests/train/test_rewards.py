@@ -129,7 +129,7 @@ def stop_after(share):
     return stop
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("share", [0.0, pytest.param(0.3, marks=pytest.mark.slow), 0.6])
 def test_a_killed_training_goes_on_with_the_same_moments_and_ends_in_the_same_bits(
     tmp_path, make_model, share
 ):
