@@ -27,6 +27,7 @@ LAYERS = [
         "experiment",
         "manifest",
         "prepare",
+        "rollouts",
         "rounds",
         "sameness",
         "schedule",

@@ -96,6 +96,7 @@ def _judgement(
         "status": row["status"],
         "value": value,
         "what": what,
+        "raw_value": row.get("raw_value"),
         "mass": row.get("label_mass"),
         "template": row.get("template_hash"),
         "raw": _written(raw),
