@@ -334,7 +334,7 @@ def ours_grpo(job: Job) -> dict[str, float]:
                     Answer(
                         r.token_ids,
                         r.logprobs,
-                        token_reward(r.token_ids),
+                        (token_reward(r.token_ids),),
                         r.finish_reason == "stop",
                     )
                     for r in rows

@@ -30,7 +30,9 @@ def judgement_rows(run: Run) -> Iterator[dict[str, Any]]:
         for row in folder.rows("judgements"):
             calls = [call for call in row.get("rests_on") or () if index.count(call)]
             answers = [answer_facts(index.rows(call)[-1]) for call in calls]
-            yield row | place | {"run_arms": " ".join(step["arms"]), "answers": answers}
+            more = {"run_arms": " ".join(step["arms"]), "answers": answers}
+            # Judgements of earlier versions lack the key, and all rows of a table have the same.
+            yield {"raw_value": None} | row | place | more
 
 
 def _trl_pair(row: dict[str, Any]) -> dict[str, Any]:

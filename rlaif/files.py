@@ -22,6 +22,7 @@ from rlaif.config import (
     JudgeBase,
     LoadStep,
     ModelSpec,
+    OnPolicyTrain,
     PairStep,
     apply_override,
     thinking_of,
@@ -39,8 +40,9 @@ from rlaif.errors import ConfigError
 from rlaif.experiment import STEPS, TRAINED
 from rlaif.judges.build import build_judge
 from rlaif.plan import PlanInputs, Planned
-from rlaif.plan.base import step_hash
+from rlaif.plan.base import VERSIONS, step_hash
 from rlaif.plan.steps import pair_fault
+from rlaif.plan.training import terms_fault
 from rlaif.prepare import model_key
 from rlaif.records import Prompt, R, content_hash, from_json, to_json
 from rlaif.resources import find
@@ -57,7 +59,7 @@ from rlaif.store import (
     write_atomic,
     write_jsonl,
 )
-from rlaif.yamlio import load_yaml, validate
+from rlaif.yamlio import load_yaml, suggest, validate
 
 POLICY = {"path": "builtin/smollm2-135m-instruct"}
 
@@ -144,6 +146,8 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
         models |= _other_models(step, models["by"])
     if isinstance(step, PairStep):
         _check_pair(step, request.inputs)
+    if isinstance(step, OnPolicyTrain):
+        _check_terms(step, inputs)
     store = FileStore(request.out)
     planned = _planned(request, inputs, step, models, prompts)
     folder = StepFolder(request.out)
@@ -196,6 +200,17 @@ def _check_pair(step: PairStep, inputs: Mapping[str, str]) -> None:
     fault = pair_fault(step, judges)
     if fault is not None:
         raise ConfigError(f"pair: {fault[0]}: {fault[1]}")
+
+
+def _check_terms(step: OnPolicyTrain, inputs: PlanInputs) -> None:
+    """Raises ConfigError where the rewards name another judge than those of --reward, or have a
+    term that cannot be."""
+    unknown = next((name for name in step.reward_judges if name not in inputs.judges), None)
+    fault = terms_fault(step, inputs.judges, inputs.prompts.train) if unknown is None else None
+    if unknown is not None:
+        fault = f"rewards: {unknown!r} is no judge{suggest(unknown, sorted(inputs.judges))}"
+    if fault is not None:
+        raise ConfigError(f"train: {fault}")
 
 
 def _plan_inputs(request: Request) -> PlanInputs:
@@ -300,13 +315,14 @@ def _planned(
         texts["dataset"] = rows_hash(source_rows(source))
     digest = step_hash(
         request.kind,
-        step.model_dump(mode="json", by_alias=True),
+        step.model_dump(mode="json", by_alias=True, exclude={"gates"}),
         {role: m.identity() for role, m in models.items()},
         texts,
         sorted([p.prompt_id, p.tags, p.reference] for p in prompts.values()),
         judges,
         weights,
         request.seed,
+        *_on_policy_parts(step, prompts),
     )
     options = {
         "sampling_seed": str(request.seed),
@@ -328,6 +344,15 @@ def _planned(
         tuple(sorted(prompts)),
         options,
     )
+
+
+def _on_policy_parts(step: Any, prompts: Mapping[str, Prompt]) -> list[Any]:
+    """What decides an on-policy training besides."""
+    if not isinstance(step, OnPolicyTrain):
+        return []
+    conditions = any(term.when is not None for term in step.terms)
+    sources = sorted([p.prompt_id, p.source] for p in prompts.values()) if conditions else []
+    return [VERSIONS["on_policy"], sources]
 
 
 def _digest(path: Path) -> str:

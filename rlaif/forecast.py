@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlaif.config import Experiment, OnPolicyTrain, SampleStep
+from rlaif.config.rewards import REFERENCE_ANSWERS
 from rlaif.engines.base import GenerateRequest, Model, ScoreRequest
 from rlaif.engines.decode import Usage
 from rlaif.experiment import unfinished
@@ -145,8 +146,8 @@ def _asked(
         judge = inputs.judges[step.id]
         yield _judging(inputs, planned, judge, planned.models, count, -(-answers // max(count, 1)))
     elif isinstance(step, OnPolicyTrain):
-        count = step.rollouts * step.batch_size * step.sync_every
-        for name in step.rewards:
+        for name in step.reward_judges:
+            count = _answered(inputs, step, name)
             judge = inputs.judges[name]
             places = {
                 f"judge/{name}" if role == "by" else f"judge/{name}/{role}": role
@@ -154,6 +155,19 @@ def _asked(
             }
             models = {role: planned.models[p] for p, role in places.items() if p in planned.models}
             yield _judging(inputs, planned, judge, models, count, step.n)
+
+
+def _answered(inputs: PlanInputs, step: OnPolicyTrain, judge: str | None = None) -> int:
+    """How often a prompt is answered, and judged by a judge: in the rollouts, and before them where
+    `normalise: reference` is fitted on answers of the start policy."""
+    count = step.rollouts * step.batch_size * step.sync_every
+    fitted = [t for t in step.terms if t.normalise == "reference" and judge in (None, t.judge)]
+    if not fitted:
+        return count
+    prompts = inputs.prompts.train
+    at_once = min(len(prompts), -(-REFERENCE_ANSWERS // step.n))
+    draws = -(-REFERENCE_ANSWERS // (at_once * step.n))
+    return count + draws * at_once
 
 
 def _before(planned: Planned, sizes: Mapping[str, int]) -> int:
@@ -171,8 +185,9 @@ def _size(
         return count, count, count * step.max_new_tokens
     calls, tokens = sum(a.calls for a in asked), sum(a.tokens for a in asked)
     if isinstance(step, OnPolicyTrain):
-        answers = step.rollouts * step.batch_size * step.sync_every * step.n
-        return answers * step.epochs, answers + calls, answers * step.max_new_tokens + tokens
+        learned = step.rollouts * step.batch_size * step.sync_every * step.n
+        answers = _answered(inputs, step) * step.n
+        return learned * step.epochs, answers + calls, answers * step.max_new_tokens + tokens
     if planned.kind == "judge":
         return sum(a.units for a in asked), calls, tokens
     before = _before(planned, sizes)

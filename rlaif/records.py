@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
@@ -113,6 +114,8 @@ class Judgement(Struct, frozen=True):
 
     `score` is on [0, 1] after the judge's declared scale was mapped; `prob_first` is the
     probability that the first text *shown* is better. Either exists only with status ok or tie.
+    `raw_value` is the judge's own number, of any size, that the score was made of: a reward before
+    its sigmoid; None where the judge has none. `raw` is what the annotator wrote.
     `cost` (in the currency of the model's price), `latency` (seconds) and the tokens that the model
     read and wrote are the answer's, None where no model was asked or nobody counts. `error` says
     why there was no answer, with status failed, or why it could not be read, with status unparsed.
@@ -146,6 +149,7 @@ class Judgement(Struct, frozen=True):
     new_tokens: int | None = None
     error: str | None = None
     rests_on: list[str] = field(default_factory=list)
+    raw_value: float | None = None
 
     def __post_init__(self) -> None:
         valued = self.score is not None or self.prob_first is not None
@@ -153,6 +157,11 @@ class Judgement(Struct, frozen=True):
             raise ValueError(
                 f"judgement {self.judgement_id}: status {self.status!r} with "
                 f"score={self.score} prob_first={self.prob_first}"
+            )
+        if self.raw_value is not None and not (valued and math.isfinite(self.raw_value)):
+            raise ValueError(
+                f"judgement {self.judgement_id}: status {self.status!r} with "
+                f"raw_value={self.raw_value}"
             )
 
 

@@ -20,6 +20,7 @@ from rlaif.report.gather import Sources, gather
 from rlaif.report.merged import Page, make_page
 from rlaif.report.rows import arms_of
 from rlaif.report.view import ArmRow, HeldOutRow, LineageRow, RoundRow, RunView, StepRow, Values
+from rlaif.rollouts import marks, rollout_rows, stopped_notes
 from rlaif.rounds import read_rounds
 from rlaif.steps.evaluate import VALUES
 from rlaif.store import Store
@@ -220,7 +221,7 @@ class Run:
         found["state"] = "done" if marker else "missing"
         found["seconds"] = marker["seconds"] if marker else None
         found["counts"] = marker["counts"] if marker else {}
-        found["notes"] = marker.get("notes", []) if marker else []
+        found["notes"] = marker.get("notes", []) if marker else stopped_notes(folder.path)
         asked = list(meters_of(folder.path, marker).values())
         found["cost"] = sum(meter.cost for meter in asked) or None
         found["estimated_cost"] = sum(meter.estimated for meter in asked) or None
@@ -247,8 +248,8 @@ class Run:
             for name in ("config.yaml", "manifest.json", "rounds.jsonl")
             for path in [self.root / name]
         ]
-        markers = [self.store.step(step["hash"]).done() for step in self.manifest["steps"]]
-        return content_hash(texts, markers)
+        folders = [self.store.step(step["hash"]) for step in self.manifest["steps"]]
+        return content_hash(texts, [folder.done() or marks(folder.path) for folder in folders])
 
     def view(self) -> RunView:
         """What the report shows. Records are read one by one; no more texts are held than it
@@ -256,13 +257,14 @@ class Run:
         status = self.status()
         experiment = self.experiment()
         config = (self.root / "config.yaml").read_text(encoding="utf-8")
+        loaded = yaml.safe_load(config)
         rounds = [_round_row(r) for r in read_rounds(self.root)]
         sources = Sources(
             self._pairs, self._held_out, self.judgements_of, self.answers_to, self.prompt_rows
         )
         return RunView(
             name=self.manifest["name"],
-            description=str(yaml.safe_load(config).get("description") or ""),
+            description=str(loaded.get("description") or ""),
             state=status["state"],
             config_yaml=config,
             manifest={k: v for k, v in self.manifest.items() if k not in ("steps", "constitution")},
@@ -271,6 +273,7 @@ class Run:
             comparisons=self.comparisons(),
             rounds=rounds,
             steps=[_report_step(step) for step in status["steps"]],
+            rollouts=rollout_rows(self.store, self.manifest["steps"], loaded),
             shown=gather(sources, by_arm=len(arms_of(rounds)) > 1),
             constitution_yaml=_constitution_text(self.manifest),
             key=self.key(),

@@ -95,7 +95,22 @@ def test_train_and_distill_on_a_file_and_score_with_what_came_out(tmp_path, tiny
     reward = ["--reward", tmp_path / "rm/model"]
     grpo = ran("train", "grpo", prompts, "--out", tmp_path / "grpo", *reward, *sizes)
     assert grpo["counts"]["steps"] == 1
-    assert (tmp_path / "grpo/judgements.jsonl").is_file()
+    rows = (tmp_path / "grpo/judgements.jsonl").read_text().splitlines()
+    raw = [row["raw_value"] for row in map(json.loads, rows)]
+    assert None not in raw
+    # The reward as the model gives it, and not its sigmoid.
+    (value,) = (v for k, v in grpo["summary"].items() if k.startswith("first_value/reward"))
+    assert value == pytest.approx(sum(raw) / len(raw)) == grpo["summary"]["first_reward"]
+    refused = ["train", "grpo", prompts, "--out", tmp_path / "no", "--set"]
+    for terms, said in (
+        ("[{judge: rules, value: raw}]", "judge 'rules' gives scores on [0, 1] and no raw value"),
+        ("[{judge: rulse}]", "'rulse' is no judge; did you mean 'rules'?"),
+        ("[{judge: rules, when: {tags: [x]}}]", "is for none of the"),
+    ):
+        words = [*refused, f"rewards={terms}", "--model", tiny_model, "--quiet"]
+        words += ["--constitution", "constitutions/concise_helper.yaml"]
+        result = CliRunner().invoke(cli, [str(w) for w in words])
+        assert isinstance(result.exception, RlaifError) and said in str(result.exception)
 
 
 def test_what_is_set_by_hand_wins_over_the_flags(tmp_path, tiny_model):

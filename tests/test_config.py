@@ -259,7 +259,15 @@ def test_the_schema_refuses_what_the_model_refuses() -> None:
     assert validator.is_valid(yaml.safe_load(HEAD + "  - train: {beta: 1, from: initial}\n"))
 
 
-ANY_NUMBER = ("LabelValues", "ParseSpec", "CostDistill.properties.safe_at", "scale", "standardise")
+ANY_NUMBER = (
+    "LabelValues",
+    "ParseSpec",
+    "CostDistill.properties.safe_at",
+    "scale",
+    "standardise",
+    "$defs.Gate.",
+    "$defs.RewardTerm.properties.weight",
+)
 """Where a number has no least value: what a label is called or worth, and both ends of a range."""
 
 

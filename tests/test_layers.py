@@ -38,6 +38,7 @@ LAYERS = [
         "experiment",
         "manifest",
         "prepare",
+        "rollouts",
         "rounds",
         "sameness",
         "schedule",

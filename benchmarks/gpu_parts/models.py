@@ -267,7 +267,7 @@ def _grpo_step(
     groups = []
     for number, row in enumerate(rows):
         answers = tuple(
-            Answer(list(ids), [], float((number + i) % 3), True)
+            Answer(list(ids), [], (float((number + i) % 3),), True)
             for i, ids in enumerate(row.completions)
         )
         groups.append(Group(f"p{number}", row.prompt_ids, answers))

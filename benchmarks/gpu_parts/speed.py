@@ -359,7 +359,7 @@ def sample(tokenizer: Any, policy: TrainModel, job: Rollouts, new: int, number: 
         for p, turns in enumerate(asked):
             made = [found[f"{p}/{i}"] for i in range(job.answers)]
             answers = tuple(
-                Answer(r.token_ids, r.logprobs, token_reward(r.token_ids), False) for r in made
+                Answer(r.token_ids, r.logprobs, (token_reward(r.token_ids),), False) for r in made
             )
             groups.append(Group(str(p), engine.render(turns)[1], answers))
     return groups

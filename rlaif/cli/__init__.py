@@ -111,7 +111,8 @@ class _InOrder(click.Group):
 @click.group(
     cls=_InOrder,
     epilog="Results go to stdout, progress to stderr. Exit codes: 0 done, 2 a mistake you can "
-    "mend, 3 stopped by an alarm, the budget or a server that asks to wait, 130 interrupted.",
+    "mend, 3 stopped by an alarm, a gate, the budget or a server that asks to wait, 130 "
+    "interrupted.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="rlaif")

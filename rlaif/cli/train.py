@@ -36,6 +36,7 @@ HIDDEN = {
     "lora",
     "adam_betas",
     "rewards",
+    "gates",
     "stop",
     "trackers",
 }
@@ -89,7 +90,8 @@ def _command(method: str) -> click.Command:
         if fresh:
             request |= {"prompts": data, "constitution": given.pop("constitution")}
             request["judges"] = [_reward_judge(text, request) for text in given.pop("rewards")]
-            settings.append(f"rewards={{{', '.join(j['id'] + ': 1' for j in request['judges'])}}}")
+            terms = [{"judge": judge["id"]} for judge in request["judges"]]
+            settings.append(f"rewards={json.dumps(terms)}")
         else:
             inputs = {"preferences/0": str(_preferences(data, out, reading_of(given)))}
             completions = given.pop("completions")
@@ -142,7 +144,8 @@ _ON_POLICY = [
         multiple=True,
         default=["rules"],
         show_default=True,
-        help="A judge's kind, or the folder of a reward model; repeatable, of equal weight.",
+        help="A judge's kind, or the folder of a reward model; repeatable, and summed. "
+        "Other weights: --set 'rewards=[{judge: ID, weight: 0.5}]'.",
     ),
 ]
 

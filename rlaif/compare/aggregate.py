@@ -1,4 +1,5 @@
-"""From judgements to one number per candidate, on [0, 1]. Pure functions.
+"""From judgements to one number per candidate: a score on [0, 1], or the judge's own number. Pure
+functions.
 
 Samples are averaged first, then presentation orders, then opponents, then principles by their
 weights, then judges by theirs. What has no value is missing and never becomes a number. A principle
@@ -15,6 +16,7 @@ from operator import mul
 from typing import Literal
 
 import numpy as np
+from msgspec.structs import replace
 
 from rlaif.compare.logistic import sigmoid
 from rlaif.records import VALUED, Judgement
@@ -113,6 +115,31 @@ def _scores(
         candidate: _over_principles(candidate, weighted, renormalise)
         for candidate in sorted(set[str]().union(*columns.values()))
     }
+
+
+def candidate_raw_values(
+    judgements: Iterable[Judgement], weights: Mapping[str, float] | None = None
+) -> Scores:
+    """As `candidate_scores`, of the judge's raw values: each of any size, or None (missing)."""
+    return candidate_scores([_as_raw(judgement) for judgement in judgements], weights)
+
+
+def _as_raw(judgement: Judgement) -> Judgement:
+    """The judgement with its raw value in place of its score; unparsed where it has none."""
+    raw = raw_value(judgement)
+    if raw is not None:
+        return replace(judgement, score=raw, prob_first=None, raw_value=None)
+    if judgement.status not in VALUED:
+        return judgement
+    return replace(judgement, status="unparsed", score=None, prob_first=None)
+
+
+def raw_value(judgement: Judgement) -> float | None:
+    """The number that the score was made of, None where there is none. Judgements of versions that
+    kept no `raw_value` have a reward among their parts."""
+    if judgement.raw_value is not None or judgement.status not in VALUED:
+        return judgement.raw_value
+    return (judgement.distribution or {}).get("reward")
 
 
 def principle_weight(principle: str | None, weights: Mapping[str, float] | None) -> float:

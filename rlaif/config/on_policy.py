@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from rlaif.config.base import Count, Fraction
+from rlaif.config.gates import Gates
+from rlaif.config.rewards import Rewards, RewardTerm, terms_of
 from rlaif.config.training import ReferenceTrain
 
 
@@ -17,8 +19,14 @@ class OnPolicyTrain(ReferenceTrain):
     `batch_size` counts the prompts of one optimiser step, `epochs` the passes over a rollout.
     """
 
-    rewards: Annotated[dict[str, PositiveFloat], Field(min_length=1)] = Field(
-        description="Weight of each judge by id; the reward is their weighted mean."
+    rewards: Rewards = Field(
+        description="A list of terms whose sum is the reward, or the weight of each judge by id: "
+        "then it is the weighted mean of their scores."
+    )
+    gates: Gates = Field(
+        Gates(),
+        exclude_if=lambda value: value == Gates(),
+        description="Where to warn, and where to stop before a rollout is learned from.",
     )
     rollouts: PositiveInt = Field(50, description="How often fresh answers are sampled.")
     n: Count = Field(8, description="Answers to each prompt.")
@@ -42,6 +50,36 @@ class OnPolicyTrain(ReferenceTrain):
     importance_floor: NonNegativeFloat = Field(
         0.0, description="The least one; IcePop masks tokens outside of 0.5 and 5."
     )
+
+    @property
+    def terms(self) -> list[RewardTerm]:
+        """The terms of the reward."""
+        return terms_of(self.rewards)
+
+    @property
+    def reward_judges(self) -> list[str]:
+        """The judges of the terms, each once."""
+        return list(dict.fromkeys(term.judge for term in self.terms))
+
+    @property
+    def compares(self) -> bool:
+        """Whether the reference's log-probs are needed: for the loss, or to watch the KL."""
+        return self.beta > 0 or self.gates.kl is not None
+
+    @model_validator(mode="after")
+    def _one_answer_has_no_group(self) -> OnPolicyTrain:
+        if self.n > 1:
+            return self
+        if any(term.normalise == "group" for term in self.terms):
+            raise ValueError(
+                "`normalise: group` compares the answers to one prompt, and n is 1: raise n, or "
+                "take running or reference"
+            )
+        if self.gates.flat_groups is not None:
+            raise ValueError(
+                "gates.flat_groups has no effect: with n of 1 every prompt has one answer"
+            )
+        return self
 
     @model_validator(mode="after")
     def _combine(self) -> OnPolicyTrain:

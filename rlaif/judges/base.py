@@ -214,6 +214,12 @@ def is_staged(judge: Judge) -> TypeIs[Staged]:
     return hasattr(judge, "conclude")
 
 
+def has_raw_value(judge: Judge) -> bool:
+    """Whether the judge's judgements carry a `raw_value`. A judge class says so by an attribute
+    `unbounded`."""
+    return bool(getattr(judge, "unbounded", False))
+
+
 def roles_of(judge: Judge) -> Mapping[str, frozenset[Capability]]:
     """What each of a judge's models must be able to do, by role; nothing where none is asked."""
     if is_staged(judge):
@@ -279,7 +285,7 @@ def _cut(answer: Answer) -> bool:
 
 def unread(made: Judgement) -> Judgement:
     """A judgement that gives no value, since no answer could be read."""
-    return replace(made, status="unparsed", score=None, prob_first=None)
+    return replace(made, status="unparsed", score=None, prob_first=None, raw_value=None)
 
 
 def call_id(
@@ -313,6 +319,7 @@ def judgement(
     template_hash: str | None = None,
     shown: Sequence[Completion] | None = None,
     rests_on: Sequence[str] = (),
+    raw_value: float | None = None,
 ) -> Judgement:
     """A Judgement about `subject`, one of the completions that `call` showed.
 
@@ -340,4 +347,5 @@ def judgement(
         judge_hash=judge.judge_hash,
         sample_index=call.sample_index,
         rests_on=list(rests_on),
+        raw_value=raw_value,
     )

@@ -112,12 +112,14 @@ class Overlap:
 @dataclass(frozen=True, slots=True)
 class Perplexity:
     """`score` is exp(mean token log-prob) of the answer, one over its perplexity, on [0, 1].
-    `distribution` keeps the mean log-prob. An empty answer has none: the judge abstains."""
+    The raw value is the mean log-prob (nats), which `distribution` keeps too. An empty answer has
+    none: the judge abstains."""
 
     id: str
     judge_hash: str
     needs: frozenset[Capability] = frozenset({"token_logprobs"})
     comparative: bool = False
+    unbounded: bool = True
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per completion; `seed` changes nothing."""
@@ -146,6 +148,7 @@ class Perplexity:
                 "ok",
                 score=min(1.0, math.exp(mean)),
                 distribution={"mean_logprob": mean},
+                raw_value=mean,
             )
         ]
 

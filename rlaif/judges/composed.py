@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -62,6 +63,7 @@ def concluded(
     kind: AnnotatorKind = "ai",
     among: Sequence[Completion] = (),
     rests_on: Sequence[str] | None = None,
+    raw_value: float | None = None,
 ) -> Judgement:
     """One verdict of a judge that rests on several calls, about the first of `shown`. It is a
     program's where no model was asked. `among` are the answers that the verdict depends on beside
@@ -84,6 +86,7 @@ def concluded(
         rationale=rationale,
         raw=raw,
         rests_on=asked_ids(calls) if rests_on is None else rests_on,
+        raw_value=raw_value,
     )
 
 
@@ -123,20 +126,30 @@ def rewarded(
     read: Callable[[Mapping[str, Answer]], dict[str, float] | None],
 ) -> list[Judgement]:
     """One judgement per completion of `calls_by_role`. `read` makes of its answers by role a
-    `reward` and what goes with it, all of which is kept; the score is the reward's sigmoid. Where
-    it gives None the judgement has failed."""
+    `reward` and what goes with it, all of which is kept; the score is the reward's sigmoid, and the
+    reward itself the raw value. Where it gives None, or a reward that is not finite, the judgement
+    has failed."""
     found = []
     for completion in completions_of(calls):
         own = [c for c in calls if c.shown[0].completion_id == completion.completion_id]
         who = annotators(own, answers, judge.id)
         kept = read({c.role: answers[c.call_id].answer for c in own})
         shown = [completion]
-        if kept is None:
+        if kept is None or not math.isfinite(kept["reward"]):
             found.append(concluded(judge, own, shown, who, "failed", kind="model"))
             continue
-        score = sigmoid(kept["reward"])
         found.append(
-            concluded(judge, own, shown, who, "ok", score=score, distribution=kept, kind="model")
+            concluded(
+                judge,
+                own,
+                shown,
+                who,
+                "ok",
+                score=sigmoid(kept["reward"]),
+                distribution=kept,
+                kind="model",
+                raw_value=kept["reward"],
+            )
         )
     return found
 

@@ -41,6 +41,7 @@ class ImplicitReward:
     per_token: bool
     roles: Mapping[str, frozenset[Capability]] = field(default_factory=_roles)
     comparative: bool = False
+    unbounded: bool = True
 
     @property
     def needs(self) -> frozenset[Capability]:

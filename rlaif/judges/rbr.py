@@ -32,14 +32,15 @@ class RbrWeights(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Rbr:
-    """`score` is the sigmoid of the reward; `distribution` holds each phi and the reward. A
-    proposition that does not apply to the prompt adds nothing."""
+    """`score` is the sigmoid of the reward, which is the raw value; `distribution` holds each phi
+    and the reward. A proposition that does not apply to the prompt adds nothing."""
 
     id: str
     judge_hash: str
     asker: yes_no.YesNo
     weights: Mapping[str, float]
     comparative: bool = False
+    unbounded: bool = True
 
     @property
     def roles(self) -> Mapping[str, frozenset[Capability]]:
@@ -83,7 +84,14 @@ class Rbr:
         reward = sum(self.weights[name] * value for name, value in sorted(phi.items()))
         kept = {**phi, "reward": reward}
         return concluded(
-            self, own, [completion], who, "ok", score=sigmoid(reward), distribution=kept
+            self,
+            own,
+            [completion],
+            who,
+            "ok",
+            score=sigmoid(reward),
+            distribution=kept,
+            raw_value=reward,
         )
 
 

@@ -59,6 +59,7 @@ class RewardEnsemble:
     penalty: float
     standardise: Mapping[str, tuple[float, float]]
     comparative: bool = False
+    unbounded: bool = True
 
     @property
     def needs(self) -> frozenset[Capability]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,15 @@ from .common import hash_judge, sigmoid, usable
 @dataclass(frozen=True, slots=True)
 class RewardModel:
     """`score` is 1 / (1 + exp(-reward)): the chance against an answer of reward 0, which a centred
-    model gives on average (Bradley-Terry). `distribution` keeps the reward itself, and what the
-    head made it of. `condition` is the system prompt of a conditional model."""
+    model gives on average (Bradley-Terry). The raw value is the reward itself; `distribution` keeps
+    it with what the head made it of. `condition` is the system prompt of a conditional model."""
 
     id: str
     judge_hash: str
     condition: str | None = None
     needs: frozenset[Capability] = frozenset({"reward"})
     comparative: bool = False
+    unbounded: bool = True
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per completion; `seed` changes nothing."""
@@ -43,9 +45,9 @@ class RewardModel:
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
         subject = call.shown[0]
-        if not isinstance(result, RewardResult) or result.reward is None:
+        reward = result.reward if isinstance(result, RewardResult) else None
+        if not isinstance(result, RewardResult) or reward is None or not math.isfinite(reward):
             return [judgement(self, call, subject, annotator_id, "model", "failed")]
-        reward = result.reward
         return [
             judgement(
                 self,
@@ -57,6 +59,7 @@ class RewardModel:
                 score=sigmoid(reward),
                 distribution={"reward": reward, **result.parts},
                 raw=repr(reward),
+                raw_value=reward,
             )
         ]
 

@@ -16,7 +16,8 @@ Logs are natural.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -34,6 +35,8 @@ Mode = Literal["truncate", "mask"]
 # A probability ratio beyond e^20 is a fault, not a measurement. The bound keeps 0 * inf, which is
 # not a number, out of values and gradients.
 LOG_LIMIT = 20.0
+FLAT = 1e-6
+"""Rewards of a group that differ by less than this share of the largest are taken for equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +100,18 @@ def group_advantages(
     """GRPO's advantages: the reward against those of the other answers to the same prompt.
 
     rewards (S,) float, NaN where an answer could not be scored; groups (S,) int, in any order
-    -> (S,). (r - mean) / (std + eps) within the group, with the unbiased (n - 1) standard deviation
-    (arXiv 2402.03300, section 4.1.2; n - 1 as TRL and verl have it, eps 1e-4 as TRL, verl 1e-6).
+    -> (S,) in fp64. (r - mean) / (std + eps * spread) within the group, with the unbiased (n - 1)
+    standard deviation (arXiv 2402.03300, section 4.1.2; n - 1 as TRL and verl have it). `spread` is
+    the deviation within all groups taken together, so a r + b with a > 0 has the advantages of r;
+    TRL's eps of 1e-4 and verl's of 1e-6 are numbers on the rewards' scale, whatever that is.
     scale "none" leaves r - mean (Dr. GRPO, arXiv 2503.20783, section 3).
 
     An unscorable answer is in no mean and no deviation and gets 0, and so does everything in a
-    group whose scorable rewards are all equal, or fewer than two.
+    group whose scorable rewards are equal (`is_flat`), or fewer than two.
     """
     if scale == "std":
-        return _within_groups(rewards, groups, lambda r: (r - r.mean()) / (r.std() + eps))
+        small = eps * _within_spread(rewards, groups)
+        return _within_groups(rewards, groups, lambda r: (r - r.mean()) / (r.std() + small))
     if scale == "none":
         return _within_groups(rewards, groups, lambda r: r - r.mean())
     assert_never(scale)
@@ -114,7 +120,7 @@ def group_advantages(
 def rloo_advantages(rewards: Tensor, groups: Tensor) -> Tensor:
     """REINFORCE leave-one-out: the reward less the mean of the *other* answers' rewards.
 
-    rewards (S,) float, NaN where unscorable; groups (S,) int -> (S,):
+    rewards (S,) float, NaN where unscorable; groups (S,) int -> (S,) in fp64:
     r_i - (1 / (n - 1)) sum of r_j over j != i = n / (n - 1) (r_i - mean), with n scorable answers
     in the group (arXiv 2402.14740). Zeros as in `group_advantages`. A KL penalty belongs in the
     reward: score - beta * the sequence's sum of k1.
@@ -122,18 +128,40 @@ def rloo_advantages(rewards: Tensor, groups: Tensor) -> Tensor:
     return _within_groups(rewards, groups, lambda r: (r - r.mean()) * (len(r) / (len(r) - 1)))
 
 
+def is_flat(values: Tensor) -> bool:
+    """Whether numbers, NaN left out, are equal or no further apart than `FLAT` of the largest of
+    them, which is about what fp32 rounds away; so are fewer than two."""
+    known = values[~values.isnan()].double()
+    if len(known) < 2:
+        return True
+    return bool(known.max() - known.min() <= FLAT * known.abs().max())
+
+
+def _members(rewards: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(mask (S,), rewards in fp64) of the scorable answers of each group that is not flat."""
+    for group in sorted(set(groups.tolist())):
+        mask = (groups == group) & ~rewards.isnan()
+        values = rewards[mask].double()
+        if not is_flat(values):
+            yield mask, values
+
+
 def _within_groups(
     rewards: Tensor, groups: Tensor, advantage: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """`advantage` of the scorable rewards of each group; 0 where there is nothing to compare."""
-    result = torch.zeros_like(rewards)
-    for group in sorted(set(groups.tolist())):
-        members = (groups == group) & ~rewards.isnan()
-        values = rewards[members]
-        # The mean of equal numbers can be off by a rounding, which eps would let through.
-        if len(values) > 1 and values.min() < values.max():
-            result[members] = advantage(values)
+    """`advantage` of the scorable rewards of each group, in fp64: a large offset would round the
+    differences away in fp32. 0 where there is nothing to compare."""
+    result = torch.zeros_like(rewards, dtype=torch.float64)
+    for mask, values in _members(rewards, groups):
+        result[mask] = advantage(values)
     return result
+
+
+def _within_spread(rewards: Tensor, groups: Tensor) -> float:
+    """The unbiased standard deviation within groups, of all that are not flat taken together."""
+    every = [values for _, values in _members(rewards, groups)]
+    free = sum(len(values) - 1 for values in every)
+    return math.sqrt(sum(float(v.var() * (len(v) - 1)) for v in every) / free) if free else 0.0
 
 
 def shaped_rewards(scores: Tensor, kl: Tensor, beta: float, lengths: Sequence[int]) -> Tensor:

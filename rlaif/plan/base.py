@@ -30,6 +30,8 @@ VERSIONS = {
     "load": 2,
     "filter": 2,
     "compare": 2,
+    # What a train step makes of fresh answers, beside the number of `train`.
+    "on_policy": 1,
 }
 
 DRIFT_PROMPTS = 16

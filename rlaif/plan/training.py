@@ -16,10 +16,14 @@ from rlaif.config import (
 )
 from rlaif.engines.adapters import DORA
 from rlaif.engines.base import Model
+from rlaif.judges.base import Judge, has_raw_value
 from rlaif.plan.base import VERSIONS, Planned, round_prompts, step_hash
 from rlaif.plan.walk import Walk
+from rlaif.records import Prompt
 from rlaif.yamlio import suggest
 
+UNHASHED = {"id", "uses", "checkpoint_every", "trackers", "gates"}
+"""Keys of a training that change nothing in what it makes: a gate ends it or leaves it alone."""
 PREFERENCES = ("pair", "label", "filter", "load")
 """Kinds of steps that give preferences."""
 UNHASHED = {"id", "uses", "checkpoint_every", "trackers"}
@@ -47,14 +51,7 @@ def plan_distill(walk: Walk, index: int, step: DistillStep | FitStep) -> None:
 
 def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
     """The rewards' judges and the prompts stand where other methods have preferences."""
-    judges = walk.experiment.all_judges()
-    asked: dict[str, Model] = {}
-    for name in step.rewards:
-        if name not in judges:
-            hint = suggest(name, sorted(judges))
-            raise walk.inputs.fail(index, f"rewards: {name!r} is no judge{hint}", "rewards")
-        for role, model in walk.asked(index, judges[name], "rewards").items():
-            asked[f"judge/{name}" if role == "by" else f"judge/{name}/{role}"] = model
+    asked = _reward_models(walk, index, step)
     latest = {p.id: p for p in walk.preferences}
     mixes = getattr(step, "ptx_weight", 0.0) > 0
     used = walk.used(index, step.uses, latest, PREFERENCES) if mixes else []
@@ -69,20 +66,62 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
             "for training",
             "batch_size",
         )
-    if step.n < 2 and any(walk.inputs.judges[name].comparative for name in step.rewards):
+    if step.n < 2 and any(walk.inputs.judges[name].comparative for name in step.reward_judges):
         raise walk.inputs.fail(index, "a judge that compares answers needs n of 2 or more", "n")
+    fault = terms_fault(step, walk.inputs.judges, walk.inputs.prompts.train)
+    if fault is not None:
+        raise walk.inputs.fail(index, fault, "rewards")
+    conditions = any(term.when is not None for term in step.terms)
     parts = [
-        {name: walk.inputs.judges[name].judge_hash for name in step.rewards},
+        {name: walk.inputs.judges[name].judge_hash for name in step.reward_judges},
         # The judges are asked as in a judge step, whose number counts here too.
-        VERSIONS["judge"],
+        [VERSIONS["judge"], VERSIONS["on_policy"]],
         {name: model.identity() for name, model in asked.items()},
         walk.principle_weights(),
         ids,
         walk.facts(ids),
         walk.round,
+        *([walk.origins(list(ids))] if conditions else []),
     ]
     label = f"M{walk.round}"
     walk.policy = _trained(walk, index, "train", step, used, label, parts, asked, prompts=ids)
+
+
+def _reward_models(walk: Walk, index: int, step: OnPolicyTrain) -> dict[str, Model]:
+    """The models that the rewards' judges ask, by judge and role. Raises ConfigError for a judge
+    that is not there."""
+    judges = walk.experiment.all_judges()
+    asked: dict[str, Model] = {}
+    for name in step.reward_judges:
+        if name not in judges:
+            hint = suggest(name, sorted(judges))
+            raise walk.inputs.fail(index, f"rewards: {name!r} is no judge{hint}", "rewards")
+        for role, model in walk.asked(index, judges[name], "rewards").items():
+            asked[f"judge/{name}" if role == "by" else f"judge/{name}/{role}"] = model
+    return asked
+
+
+def terms_fault(
+    step: OnPolicyTrain, judges: Mapping[str, Judge], prompts: Sequence[Prompt]
+) -> str | None:
+    """What is wrong with the reward's terms: a raw value that the judge does not have, or a term
+    that is for none of the training prompts."""
+    for term in step.terms:
+        if term.value == "raw" and not has_raw_value(judges[term.judge]):
+            return (
+                f"rewards: judge {term.judge!r} gives scores on [0, 1] and no raw value: leave "
+                "`value: raw` out"
+            )
+        if term.when is not None and not any(term.is_for(prompt) for prompt in prompts):
+            said = {key: known for key, known in term.when.model_dump().items() if known}
+            tags = sorted({tag for prompt in prompts for tag in prompt.tags})
+            sources = sorted({prompt.source for prompt in prompts} - {""})
+            return (
+                f"rewards: the term of judge {term.judge!r} is for none of the {len(prompts)} "
+                f"training prompts (when: {said}). They have the tags {tags[:20]} and the sources "
+                f"{sources[:20]}"
+            )
+    return None
 
 
 def _preferences(walk: Walk, index: int, step: TextStep) -> list[Planned]:

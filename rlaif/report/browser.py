@@ -98,6 +98,7 @@ def judgement_entry(
         "status": row["status"],
         "value": value,
         "what": what,
+        "raw_value": row.get("raw_value"),
         "mass": row.get("label_mass"),
         "template": row.get("template_hash"),
         "raw": _written(raw),

@@ -36,7 +36,7 @@ from rlaif.report.rows import (
     side_by_side,
 )
 from rlaif.report.summary import summary
-from rlaif.report.view import RoundRow, RunView, StepRow
+from rlaif.report.view import RolloutRow, RoundRow, RunView, StepRow
 from rlaif.store import write_atomic
 
 _HERE = Path(__file__).resolve().parent
@@ -158,6 +158,7 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
         "tables": _tables(run.rounds, page),
         "lines": list(_lines(run.rounds)),
         "curves": _curves(run.rounds),
+        "trained": _trained(run.rollouts, len(names) > 1),
         "distributions": _distributions(run),
         "totals": _totals(run.steps),
         "failures": [
@@ -258,6 +259,49 @@ def _arm_figures(page: Page) -> list[Figure]:
 def _spoken(row: Row) -> str:
     values = [show_number(cell.value["mean"]) for cell in row.cells if cell.value is not None]
     return ", ".join(values)
+
+
+ROLLOUT_FIGURES = {
+    "reward": ("Reward", "mean over the answers of a rollout"),
+    "reward_spread": ("Reward spread", "standard deviation of all answers' rewards"),
+    "flat_groups": ("Flat groups", "share of prompts whose answers all have the same reward"),
+    "kl": ("KL to the reference", "nats per answer"),
+    "entropy": ("Entropy", "of the policy's next token, nats"),
+    "length": ("Length", "mean tokens of an answer"),
+}
+
+
+def _trained(
+    trainings: Sequence[RolloutRow], by_arm: bool
+) -> list[tuple[str, list[str], list[Figure]]]:
+    """(title, sentences, figures) of each on-policy training."""
+    found = []
+    for place, row in enumerate(trainings):
+        arms = f", arm {' '.join(row['arms'])}" if by_arm else ""
+        title = f"{row['id']}, seed {row['seed']}, round {row['round']}{arms}"
+        figures = []
+        for name, (caption, about) in ROLLOUT_FIGURES.items():
+            points = [(number, known[name]) for number, known in row["points"] if name in known]
+            if points:
+                limits = [x for own in row["limits"].get(name, {}).values() for x in own]
+                ends = f"{show_number(points[0][1])} to {show_number(points[-1][1])}"
+                label = f"{caption} over {len(points)} rollouts of {title}: {ends}"
+                svg = plots.rollouts(f"rollout{place}{name}", label, points, limits)
+                figures.append(Figure(caption, about, svg))
+        found.append((title, _said_of(row), figures))
+    return found
+
+
+def _said_of(row: RolloutRow) -> list[str]:
+    """How the reward went, and what the gates found."""
+    rewards = [known["reward"] for _, known in row["points"] if "reward" in known]
+    sentences = []
+    if rewards:
+        ends = f"{show_number(rewards[0])} to {show_number(rewards[-1])}"
+        sentences.append(f"The mean reward went from {ends} in {len(row['points'])} rollouts.")
+    if not row["limits"]:
+        return [*sentences, "No gates were set."]
+    return sentences + ([f"{said}." for said in row["reached"]] or ["No gate was reached."])
 
 
 def _distributions(run: RunView) -> list[Figure]:

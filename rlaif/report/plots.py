@@ -68,6 +68,26 @@ def curve(
         return _svg(figure, slug, label)
 
 
+def rollouts(
+    slug: str, label: str, points: Sequence[tuple[int, float]], limits: Sequence[float] = ()
+) -> Markup:
+    """One figure of a training over its rollouts, with its limits. Returns an `<svg>`."""
+    with context(["default", _style(slug)]):
+        figure = Figure(figsize=(3.4, 2.0), layout="constrained")
+        axes = figure.add_subplot()
+        x, y = zip(*points, strict=True)
+        mark = "o" if len(points) < 20 else ""
+        axes.plot(x, y, color=_LINES[0], linewidth=1.6, marker=mark, markersize=4.0)
+        for limit in limits:
+            axes.axhline(limit, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        return _svg(figure, slug, label)
+
+
 def arms(
     slug: str, label: str, points: Mapping[str, IntervalJson], par: float | None = None
 ) -> Markup:

@@ -72,6 +72,7 @@
       if (row.status !== "ok") facts.push("status " + row.status.replace("_", " "));
       if (row.order) facts.push("shown " + row.order);
       if (row.mass !== null) facts.push("label mass " + number(row.mass));
+      if (row.raw_value !== null) facts.push("raw value " + number(row.raw_value));
       facts.push(...parts(row.parts));
       if (facts.length) item.append(make("div", "quiet", facts.join(" · ")));
       if (row.template) item.append(template(row.template));

@@ -73,6 +73,19 @@ class ArmRow(TypedDict):
     judges: list[str]
 
 
+class RolloutRow(TypedDict):
+    """One on-policy training: by rollout (from 1) its reward and what gates look at, the limits by
+    figure and level, and a sentence for each limit that was reached."""
+
+    seed: int
+    arms: list[str]
+    round: int
+    id: str
+    points: list[tuple[int, dict[str, float]]]
+    limits: dict[str, dict[str, list[float]]]
+    reached: list[str]
+
+
 class LineageRow(TypedDict):
     """One thing the run rests on: a model, a prompt set, a constitution, a template."""
 
@@ -130,6 +143,7 @@ class RunView:
     rounds: list[RoundRow] = field(default_factory=list)
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
+    rollouts: list[RolloutRow] = field(default_factory=list)
     remote: dict[str, dict[str, Any]] = field(default_factory=dict)
     shown: Shown = Shown()
     constitution_yaml: str = ""

@@ -70,7 +70,7 @@ def _data(context: StepContext, preferences: Sequence[Preference]) -> str:
     given = trained_on(preferences, judges, step.method == "sft") if preferences else ""
     if not isinstance(step, OnPolicyTrain):
         return given
-    by = ", ".join(f"{name} ({judges.get(name, 'ai')})" for name in step.rewards)
+    by = ", ".join(f"{name} ({judges.get(name, 'ai')})" for name in step.reward_judges)
     return f"answers of its own, rewarded by {by}" + (f", and on {given}" if given else "")
 
 

@@ -10,15 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig
 
 from rlaif.chat import TemplateRefusal, is_unicode
-from rlaif.compare.aggregate import combine, compared_scores
+from rlaif.compare.aggregate import Scores, candidate_raw_values, compared_scores
 from rlaif.compare.metrics import unfamiliar
 from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.rewards import REFERENCE_ANSWERS, RewardTerm
 from rlaif.device import pick_device
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, Sampling
 from rlaif.engines.build import REMOTE
@@ -26,7 +26,7 @@ from rlaif.engines.encoding import load_encoding
 from rlaif.engines.hf import HfEngine
 from rlaif.engines.weights import Weights
 from rlaif.errors import RlaifError
-from rlaif.judges.base import Judge, roles_of
+from rlaif.judges.base import Judge, has_raw_value, roles_of
 from rlaif.plan import round_prompts
 from rlaif.records import Completion, Judgement, Prompt, content_hash, from_json
 from rlaif.steps.asking import Kept, verdicts
@@ -83,37 +83,61 @@ class Rollouts:
         self.refused = 0
         self.prompts = self._fitting()
         self.overlong = len(context.planned.prompts) - len(self.prompts) - self.refused
+        self.terms = self.step.terms
+        self.fitted = [i for i, t in enumerate(self.terms) if t.normalise == "reference"]
         rows = context.folder.read("completions")
         self.completions = {row["completion_id"]: from_json(Completion, row) for row in rows}
         self.kept = Kept(context.folder)
 
     def collect(self, number: int, model: TrainModel) -> list[Group]:
-        """Rollout `number` (from 0) with its rewards."""
-        count = self.step.batch_size * self.step.sync_every
-        # The window moves on with every rollout, so all prompts are used before one comes again.
-        earlier = max(0, self.context.planned.round - 1) * self.step.rollouts
-        ids = round_prompts(self.prompts, count, self.context.planned.seed, earlier + number + 1)
-        prompts = [self.context.prompts[i] for i in ids]
-        made = self._answers(number, prompts, model)
+        """Rollout `number` (from 0) with the values of the reward's terms. Below 0: answers that
+        `normalise: reference` is fitted on, with the values of such terms alone."""
+        places = range(len(self.terms)) if number >= 0 else self.fitted
+        prompts = self._prompts(number, places)
+        wanted = self._wanted(prompts, places)
+        made = self._answers(number, prompts, model, wanted)
         judged = {
-            name: self._judge(self.context.inputs.judges[name], prompts, made)
-            for name in self.step.rewards
+            name: self._judge(self.context.inputs.judges[name], asked, made)
+            for name, asked in wanted.items()
         }
-        rewards = self._rewards(prompts, judged, made)
+        values = self._values(prompts, judged, places, made)
         watched = _watched(judged)
         groups = []
         for prompt in prompts:
-            answers = [self._answer(c, rewards, watched) for c in made[prompt.prompt_id]]
+            answers = [self._answer(c, values, watched) for c in made[prompt.prompt_id]]
             kept = tuple(a for a in answers if a is not None)
             if kept:
                 _, ids_of_prompt = self.encoding.render(prompt.messages)
-                groups.append(Group(prompt.prompt_id, ids_of_prompt, kept))
+                idle = (i for i, term in enumerate(self.terms) if not term.is_for(prompt))
+                groups.append(Group(prompt.prompt_id, ids_of_prompt, kept, frozenset(idle)))
         if not groups:
             raise RlaifError(
-                f"rollout {number + 1}: no prompt could be answered; see the errors in "
+                f"{_named(number)}: no prompt could be answered; see the errors in "
                 f"{self.context.folder.path / 'completions.jsonl'}"
             )
         return groups
+
+    def _prompts(self, number: int, places: Sequence[int]) -> list[Prompt]:
+        """The prompts of a rollout. The window moves on with every one, so all prompts are used
+        before one comes again."""
+        every = self.prompts
+        if number < 0:
+            every = [p for p in every if any(self.terms[i].is_for(p) for i in places)]
+            count = min(len(every), -(-REFERENCE_ANSWERS // self.step.n))
+            place = -number
+        else:
+            count = self.step.batch_size * self.step.sync_every
+            place = max(0, self.context.planned.round - 1) * self.step.rollouts + number + 1
+        ids = round_prompts(every, count, self.context.planned.seed, place)
+        return [self.context.prompts[i] for i in ids]
+
+    def _wanted(self, prompts: Sequence[Prompt], places: Sequence[int]) -> dict[str, list[Prompt]]:
+        """By judge the prompts that some of these terms of its are for."""
+        found: dict[str, list[Prompt]] = {}
+        for name in dict.fromkeys(self.terms[i].judge for i in places):
+            own = [self.terms[i] for i in places if self.terms[i].judge == name]
+            found[name] = [p for p in prompts if any(term.is_for(p) for term in own)]
+        return found
 
     def _fitting(self) -> list[Prompt]:
         """The prompts that leave room for an answer. Raises RlaifError when they are too few."""
@@ -174,11 +198,16 @@ class Rollouts:
         yield self.context.engines.with_weights(start, self.weights, digest)
 
     def _answers(
-        self, number: int, prompts: Sequence[Prompt], model: TrainModel
+        self,
+        number: int,
+        prompts: Sequence[Prompt],
+        model: TrainModel,
+        wanted: Mapping[str, Sequence[Prompt]],
     ) -> dict[str, list[Completion]]:
-        """The answers by prompt. Judges on a server are asked about those that are there while the
-        next are sampled; what they said is then found by `_rewards`."""
-        remote = [self.context.inputs.judges[name] for name in self.step.rewards]
+        """The answers by prompt. Judges on a server are asked about those that are there, of the
+        prompts that are `wanted` of them, while the next are sampled; what they said is then found
+        by `_judge`."""
+        remote = [self.context.inputs.judges[name] for name in wanted]
         remote = [judge for judge in remote if self._is_remote(judge)]
         made: dict[str, list[Completion]] = {}
         # One at a time: what they say goes into one log.
@@ -186,8 +215,9 @@ class Rollouts:
         try:
             for ready in self._sample(number, prompts, model):
                 made |= ready
-                known = [self.context.prompts[i] for i in ready]
-                asked += [beside.submit(self._judge, judge, known, ready) for judge in remote]
+                for judge in remote:
+                    known = [p for p in wanted[judge.id] if p.prompt_id in ready]
+                    asked.append(beside.submit(self._judge, judge, known, ready))
                 # A spent budget or a refused key ends the sampling too.
                 for answered in asked:
                     if answered.done():
@@ -216,7 +246,8 @@ class Rollouts:
                 )
                 asked[name] = (prompt, index)
                 waiting[prompt.prompt_id].append(name)
-                requests.append(GenerateRequest(name, prompt.messages, self._sampling(name)))
+                sampling = self._sampling(number, prompt, index)
+                requests.append(GenerateRequest(name, prompt.messages, sampling))
         if not asked.keys() <= self.completions.keys():
             with self._policy(number, model) as engine:
                 for batch in engine.generate(requests, self.completions.keys()):
@@ -231,8 +262,12 @@ class Rollouts:
         ready = [p for p, names in waiting.items() if self.completions.keys() >= set(names)]
         return {p: [self.completions[name] for name in waiting.pop(p)] for p in ready}
 
-    def _sampling(self, name: str) -> Sampling:
-        seed = int(content_hash("rollout", name, self.context.planned.seed, length=8), 16)
+    def _sampling(self, number: int, prompt: Prompt, index: int) -> Sampling:
+        """How an answer is sampled. The seed does not know the rewards, so that trainings which
+        differ in these alone begin with the same answers."""
+        planned = self.context.planned
+        place = (planned.seed, planned.round, number, prompt.prompt_id, index)
+        seed = int(content_hash("rollout", *place, length=8), 16)
         return Sampling(
             self.step.max_new_tokens,
             self.step.temperature,
@@ -249,9 +284,9 @@ class Rollouts:
             prompt_id=prompt.prompt_id,
             sample_index=index,
             messages=[] if failed else [{"role": "assistant", "content": result.text}],
-            model=f"{self.context.planned.models['made'].label}, rollout {number + 1}",
+            model=f"{self.context.planned.models['made'].label}, {_named(number)}",
             weights_hash=engine.weights_hash,
-            sampling=asdict(self._sampling(result.request_id)),
+            sampling=asdict(self._sampling(number, prompt, index)),
             finish_reason="failed" if failed else result.finish_reason,
             token_ids=result.token_ids,
             logprobs=result.logprobs or None,
@@ -262,26 +297,32 @@ class Rollouts:
             reasoning=result.reasoning or None,
         )
 
-    def _rewards(
+    def _values(
         self,
         prompts: Sequence[Prompt],
         judged: Judged,
+        places: Sequence[int],
         made: Mapping[str, Sequence[Completion]],
-    ) -> dict[str, float | None]:
-        """Completion id to its reward: the judges' weighted mean, None where one is missing."""
-        scores: dict[str, dict[str, Any]] = {p.prompt_id: {} for p in prompts}
+    ) -> dict[str, tuple[float | None, ...]]:
+        """Completion id to the values of the terms, None where one is missing or not asked for."""
+        weights = self.context.planned.options["principle_weights"]
         blank = {c.completion_id for group in made.values() for c in group if is_blank(c.text)}
-        for name, read in judged.items():
+        columns: list[Scores] = [{} for _ in self.terms]
+        for place in places:
+            term = self.terms[place]
             for prompt in prompts:
-                scores[prompt.prompt_id][name] = compared_scores(
-                    read[prompt.prompt_id],
-                    self.context.planned.options["principle_weights"],
-                    blank=blank,
-                )
-        rewards: dict[str, float | None] = {}
-        for by_judge in scores.values():
-            rewards |= combine(by_judge, self.step.rewards)
-        return rewards
+                if term.is_for(prompt):
+                    given = judged[term.judge][prompt.prompt_id]
+                    if self._is_raw(term):
+                        columns[place] |= candidate_raw_values(given, weights)
+                    else:
+                        columns[place] |= compared_scores(given, weights, blank=blank)
+        known = set[str]().union(*columns)
+        return {name: tuple(column.get(name) for column in columns) for name in known}
+
+    def _is_raw(self, term: RewardTerm) -> bool:
+        judge = self.context.inputs.judges[term.judge]
+        return term.value == "raw" or (term.value is None and has_raw_value(judge))
 
     def _judge(
         self, judge: Judge, prompts: Sequence[Prompt], made: dict[str, list[Completion]]
@@ -309,7 +350,7 @@ class Rollouts:
     def _answer(
         self,
         completion: Completion,
-        rewards: dict[str, float | None],
+        values: Mapping[str, tuple[float | None, ...]],
         watched: dict[str, dict[str, float]],
     ) -> Answer | None:
         if completion.finish_reason == "failed" or not completion.token_ids:
@@ -317,10 +358,15 @@ class Rollouts:
         return Answer(
             completion.token_ids,
             completion.logprobs or [],
-            rewards.get(completion.completion_id),
+            values.get(completion.completion_id, (None,) * len(self.terms)),
             completion.finish_reason == "stop",
             watched.get(completion.completion_id, {}),
         )
+
+
+def _named(number: int) -> str:
+    """A rollout as people count them."""
+    return f"rollout {number + 1}" if number >= 0 else f"start, draw {-number}"
 
 
 def _watched(judged: Judged) -> dict[str, dict[str, float]]:

@@ -89,6 +89,7 @@ def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, A
         "kernels": outcome.kernels,
         "notes": [
             *(f"{planned.id}: {why}" for why in outcome.kernels.get("left_out", ())),
+            *(f"{planned.id}: {why}" for why in outcome.notes),
             *lost_notes(planned.id, outcome.skipped),
         ],
         "weights_hash": weights_hash(out),

@@ -72,7 +72,7 @@ OUTCOME = "outcome.json"
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
     """What a training did. `metrics` has first_, last_ and mean_ of every per-step metric;
-    `kernels` are `rlaif.train.kernels.kernels_in_use`."""
+    `kernels` are `rlaif.train.kernels.kernels_in_use`, and `notes` what its reader should know."""
 
     steps: int
     tokens: int
@@ -81,6 +81,7 @@ class TrainOutcome:
     seconds: float = 0.0
     compute_dtype: str = ""
     kernels: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def write_outcome(work: Path, outcome: TrainOutcome) -> None:

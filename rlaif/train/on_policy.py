@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rlaif.config.on_policy import OnlineDpoTrain, OnPolicyTrain, PpoTrain
 from rlaif.errors import RlaifError
 from rlaif.losses import policy as losses
 from rlaif.train import checkpoint, metrics
+from rlaif.train.gates import STOPPED_FILE, look, raise_stopped, warnings_of
 from rlaif.train.kernels import kernels_in_use
 from rlaif.train.loop import (
     Task,
@@ -26,11 +27,22 @@ from rlaif.train.loop import (
 )
 from rlaif.train.model import TrainModel
 from rlaif.train.policy_tasks import OnlinePairs, PolicyTask
+from rlaif.train.rewards import (
+    Moments,
+    fit_reference,
+    moments_from_json,
+    moments_to_json,
+    reward_metrics,
+    summed,
+    updated,
+)
 from rlaif.train.rollout import Critic, Group, Rollout, add_advantages, measure
 from rlaif.train.tokenise import Example
 
 Collect = Callable[[int, TrainModel], Sequence[Group]]
-"""The rollout's number and the policy -> fresh answers with their rewards."""
+"""The rollout's number and the policy -> fresh answers with the values of the reward's terms. Below
+0 it is a draw from the start policy that `normalise: reference` is fitted on: only the values of
+such terms are needed."""
 
 
 def run_on_policy(
@@ -48,26 +60,44 @@ def run_on_policy(
     """Train `model` in place, continuing from the latest checkpoint in `work`.
 
     `reference` is `model` itself when its adapters are to be switched off for it. Raises RlaifError
-    on a non-finite loss or a rollout without any reward.
+    on a non-finite loss or a rollout without any reward, GateStopped where a gate stops.
     """
     work.mkdir(parents=True, exist_ok=True)
+    (work / STOPPED_FILE).unlink(missing_ok=True)
     optimizer = make_optimizer(model, options)
     torch.manual_seed(seed)
     state = checkpoint.restore(work, model.masters, optimizer, fingerprint) or {}
     first, beta = int(state.get("rollout", 0)), float(state.get("beta", options.beta))
+    running = moments_from_json(state.get("running", {}))
     if state:
         model.sync()
     per_rollout = options.epochs * options.sync_every
     rows = metrics.keep(work, first * per_rollout, state or None)
+    terms = options.terms
+    fitted = fit_reference(lambda draw: collect(draw, model), terms, work, first > 0)
+
+    def save(done: int) -> None:
+        """A checkpoint of the first `done` rollouts."""
+        kept = {"fingerprint": fingerprint, "rollout": done, "beta": beta}
+        kept["running"] = moments_to_json(running)
+        checkpoint.save(work, done * per_rollout, model.masters, optimizer, kept)
+
     for number in range(first, options.rollouts):
         with memory_advice(options):
-            rollout = measure(model, collect(number, model), options, reference, critic)
+            groups = collect(number, model)
+            after = updated(running, groups, terms)
+            rollout = _rewarded(model, groups, options, fitted | after, reference, critic)
         if not any(bool((~r.isnan()).any()) for r in rollout.rewards):
             raise RlaifError(
                 f"rollout {number + 1}: no answer has a reward. Look at the judgements in "
                 f"{work.parent}"
             )
         add_advantages(rollout, options, beta)
+        stopped = look(options.gates, rollout.metrics, number + 1)
+        if stopped is not None:
+            if number > first:
+                save(number)
+            raise_stopped(work, stopped, number)
         task = _task(rollout, options, beta, critic, ptx, number)
         for row in _learn(task, model, optimizer, options, number, seed, work):
             row |= {"rollout": number + 1, "beta": beta, **rollout.metrics}
@@ -75,16 +105,39 @@ def run_on_policy(
             metrics.write(work, row)
             if progress is not None:
                 progress(progress_of(row, options.rollouts * per_rollout))
-        beta = _next_beta(beta, options, rollout)
+        beta, running = _next_beta(beta, options, rollout), after
         if (number + 1) % options.checkpoint_every == 0 and number + 1 < options.rollouts:
-            kept = {"fingerprint": fingerprint, "rollout": number + 1, "beta": beta}
-            checkpoint.save(work, (number + 1) * per_rollout, model.masters, optimizer, kept)
-    seconds = sum(row["timing"]["seconds"] for row in rows)
-    tokens = sum(row["tokens"] for row in rows)
-    dtype = str(model.dtype).removeprefix("torch.")
-    steps = sum("loss" in row for row in rows)
-    kernels = kernels_in_use(model)
-    return TrainOutcome(steps, tokens, summary_of(rows), {}, seconds, dtype, kernels)
+            save(number + 1)
+    return _outcome(model, options, rows)
+
+
+def _rewarded(
+    model: TrainModel,
+    groups: Sequence[Group],
+    options: OnPolicyTrain,
+    moments: Mapping[str, Moments],
+    reference: TrainModel | None,
+    critic: Critic | None,
+) -> Rollout:
+    """The rollout of these answers, with their rewards."""
+    rewards = summed(groups, options.terms, moments)
+    rollout = measure(model, groups, rewards, options, reference, critic)
+    rollout.metrics |= reward_metrics(groups, options.terms, moments)
+    return rollout
+
+
+def _outcome(
+    model: TrainModel, options: OnPolicyTrain, rows: Sequence[dict[str, Any]]
+) -> TrainOutcome:
+    return TrainOutcome(
+        steps=sum("loss" in row for row in rows),
+        tokens=sum(row["tokens"] for row in rows),
+        metrics=summary_of(rows),
+        seconds=sum(row["timing"]["seconds"] for row in rows),
+        compute_dtype=str(model.dtype).removeprefix("torch."),
+        kernels=kernels_in_use(model),
+        notes=warnings_of(options.gates, rows),
+    )
 
 
 def _learn(

@@ -82,7 +82,8 @@ class PolicyTask:
         )
         metrics |= clipped | {"entropy": entropy.detach().mean()}
         kind, constant = self._reduction()
-        if isinstance(self.options, GrpoTrain) and self.rollout.reference is not None:
+        pulled = self.beta > 0 and self.rollout.reference is not None
+        if isinstance(self.options, GrpoTrain) and pulled:
             reference = self._tokens(self.rollout.reference, micro, logprobs)
             assert reference is not None
             kl = losses.kl_estimate(logprobs, reference, self.options.kl)
@@ -214,7 +215,8 @@ class PolicyTask:
 
 
 class OnlinePairs:
-    """The best answer of each group against the worst, as a pair; equal rewards make none."""
+    """The best answer of each group against the worst, as a pair; equal rewards make none
+    (`is_flat`)."""
 
     def __init__(self, rollout: Rollout, options: OnlineDpoTrain):
         self.options = options
@@ -224,7 +226,7 @@ class OnlinePairs:
             rewards = rollout.rewards[number].nan_to_num(-torch.inf)
             low = rollout.rewards[number].nan_to_num(torch.inf)
             best, worst = int(rewards.argmax()), int(low.argmin())
-            if not bool(rewards[best] > low[worst]):
+            if losses.is_flat(rollout.rewards[number]):
                 continue
             answers = group.answers
             example = Example(

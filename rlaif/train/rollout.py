@@ -27,24 +27,30 @@ from rlaif.train.tokenise import Example
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sampled answer. `logprobs` are the sampler's, at temperature 1; `reward` is None where a
-    judge gave no value; `ended` says whether the end token was sampled. `watched` are numbers that
-    are not learned from, by name."""
+    """One sampled answer. `logprobs` are the sampler's, at temperature 1; `values` are those of the
+    reward's terms, None where a judge gave none; `ended` says whether the end token was sampled.
+    `watched` are numbers that are not learned from, by name."""
 
     ids: list[int]
     logprobs: list[float]
-    reward: float | None
+    values: tuple[float | None, ...]
     ended: bool
     watched: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A prompt's sampled answers."""
+    """A prompt's sampled answers. `not_for` are the places of the reward's terms that are not for
+    this prompt: they add 0."""
 
     prompt_id: str
     prompt_ids: list[int]
     answers: tuple[Answer, ...]
+    not_for: frozenset[int] = frozenset()
+
+    def counts(self, place: int) -> bool:
+        """Whether the term at a place is for this prompt."""
+        return place not in self.not_for
 
     @property
     def example(self) -> Example:
@@ -58,7 +64,7 @@ class Rollout:
     """All groups of one rollout and what is fixed while it is learned from.
 
     Lists are by group; a tensor holds its group's answers one after the other: per token (N,) or
-    per answer (S,). None: not needed by the method.
+    per answer (S,). None: not needed by the method. Rewards are in fp64, NaN where there is none.
     """
 
     groups: Sequence[Group]
@@ -80,27 +86,63 @@ class Rollout:
 def measure(
     model: TrainModel,
     groups: Sequence[Group],
+    rewards: Sequence[Sequence[float | None]],
     options: OnPolicyTrain,
     reference: TrainModel | None,
     critic: Critic | None,
 ) -> Rollout:
     """The rollout with the old policy's, the reference's and the critic's numbers for each token.
+    `rewards` are those of each group's answers.
 
     `reference` is the model itself when its adapters are to be switched off.
     """
     rollout = Rollout(groups, metrics=_watched(groups))
-    rollout.rewards = [_rewards(group, options) for group in groups]
-    rollout.active = [_active(group, options) for group in groups]
+    rollout.rewards = [_rewards(g, own, options) for g, own in zip(groups, rewards, strict=True)]
+    pairs = zip(groups, rollout.rewards, strict=True)
+    rollout.active = [_active(group, own, options) for group, own in pairs]
     # One step on fresh answers needs no old log-probs: they are the current ones.
     reused = options.epochs > 1 or options.sync_every > 1
     if reused or isinstance(options, (PpoTrain, RlooTrain)):
         rollout.old, rollout.values = token_values(model, groups, options, critic)
-    if options.beta > 0 and reference is model:
+    if reference is model:
         with model.without_adapter():
             rollout.reference, _ = token_values(model, groups, options)
-    elif options.beta > 0 and reference is not None:
+    elif reference is not None:
         rollout.reference, _ = token_values(reference, groups, options)
+    rollout.metrics |= _gated(model, rollout, options)
     return rollout
+
+
+def _gated(model: TrainModel, rollout: Rollout, options: OnPolicyTrain) -> dict[str, float]:
+    """What a gate looks at and the method itself does not compute: the policy's entropy (nats, mean
+    over tokens) and its KL to the reference (nats per answer)."""
+    gates = options.gates
+    found: dict[str, float] = {}
+    policy = rollout.old
+    if gates.entropy is not None:
+        policy, entropy = _policy_entropy(model, rollout.groups, options)
+        found["rollout_entropy"] = entropy
+    if gates.kl is not None and rollout.old is None:
+        policy = policy or token_values(model, rollout.groups, options)[0]
+        found["kl_reference"] = mean_kl(policy, rollout)
+    return found
+
+
+def _policy_entropy(
+    model: TrainModel, groups: Sequence[Group], options: OnPolicyTrain
+) -> tuple[list[Tensor], float]:
+    """Per group (N,) log-probs of its answers' tokens, and the mean entropy over all of them."""
+    logprobs: list[Tensor] = []
+    amount, count = 0.0, 0
+    for part in _parts(model, groups, options):
+        layout = model.layout([group.example.branches for group in part])
+        sizes = [sum(len(a.ids) for a in g.answers) for g in part]
+        own, entropy = model.read_logprobs_and_entropy(
+            model.predicting(layout), layout, options.temperature
+        )
+        logprobs += torch.split(own, sizes)
+        amount, count = amount + float(entropy.double().sum()), count + len(entropy)
+    return logprobs, amount / count
 
 
 def _watched(groups: Sequence[Group]) -> dict[str, float]:
@@ -155,27 +197,25 @@ class Critic:
         return values
 
 
-def _rewards(group: Group, options: OnPolicyTrain) -> Tensor:
-    """(S,) rewards, NaN where there is none."""
+def _rewards(group: Group, rewards: Sequence[float | None], options: OnPolicyTrain) -> Tensor:
+    """(S,) rewards less the penalties, NaN where there is none."""
     values = [
-        math.nan
-        if a.reward is None
-        else a.reward - (0.0 if a.ended else options.missing_eos_penalty)
-        for a in group.answers
+        math.nan if reward is None else reward - (0.0 if a.ended else options.missing_eos_penalty)
+        for a, reward in zip(group.answers, rewards, strict=True)
     ]
-    rewards = torch.tensor(values, dtype=torch.float32)
+    found = torch.tensor(values, dtype=torch.float64)
     buffer = getattr(options, "overlong_buffer", 0)
     if buffer:
         lengths = [len(a.ids) for a in group.answers]
-        rewards = rewards + losses.overlong_penalty(lengths, options.max_new_tokens, buffer)
-    return rewards
+        found = found + losses.overlong_penalty(lengths, options.max_new_tokens, buffer)
+    return found
 
 
-def _active(group: Group, options: OnPolicyTrain) -> Tensor:
+def _active(group: Group, rewards: Tensor, options: OnPolicyTrain) -> Tensor:
     """(S,) bool: which answers are learned from."""
     masked = bool(getattr(options, "mask_truncated", False))
-    keep = [a.reward is not None and (a.ended or not masked) for a in group.answers]
-    return torch.tensor(keep)
+    ended = torch.tensor([a.ended or not masked for a in group.answers])
+    return ended & ~rewards.isnan()
 
 
 def add_advantages(rollout: Rollout, options: OnPolicyTrain, beta: float) -> None:
@@ -194,6 +234,15 @@ def add_advantages(rollout: Rollout, options: OnPolicyTrain, beta: float) -> Non
     rollout.metrics = rollout_metrics(rollout, isinstance(options, OnlineDpoTrain))
 
 
+def mean_kl(policy: Sequence[Tensor], rollout: Rollout) -> float:
+    """The mean over answers of the k1 estimate summed over each, nats; `policy` (N,) log-probs of
+    each group's tokens."""
+    assert rollout.reference is not None
+    pairs = zip(policy, rollout.reference, strict=True)
+    total = sum(float(losses.kl_estimate(p, r, "k1").double().sum()) for p, r in pairs)
+    return total / sum(len(group.answers) for group in rollout.groups)
+
+
 def _sequence_kl(rollout: Rollout, group: int) -> Tensor:
     """(S,) the k1 estimate summed over each answer, nats; 0 without a reference."""
     lengths = rollout.lengths(group)
@@ -208,13 +257,11 @@ def _grouped(
     scores: Sequence[Tensor],
     advantages: Callable[[Tensor, Tensor], Tensor],
 ) -> list[Tensor]:
-    """Per group, its answers' advantages on every token."""
-    found = []
-    for number, score in enumerate(scores):
-        own = torch.zeros(len(score), dtype=torch.int64)
-        values = advantages(score, own)
-        found.append(losses.to_tokens(values, rollout.lengths(number)))
-    return found
+    """Per group, its answers' advantages on every token, in fp32."""
+    sizes = [len(score) for score in scores]
+    own = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    found = torch.split(advantages(torch.cat(list(scores)), own).float(), sizes)
+    return [losses.to_tokens(a, rollout.lengths(i)) for i, a in enumerate(found)]
 
 
 def _ppo_advantages(rollout: Rollout, options: PpoTrain, beta: float) -> None:
@@ -246,21 +293,23 @@ def _ppo_advantages(rollout: Rollout, options: PpoTrain, beta: float) -> None:
 
 
 def rollout_metrics(rollout: Rollout, pairs: bool) -> dict[str, float]:
-    """Means over the answers: reward, length, how many ended, KL to the reference."""
+    """Means over the answers: reward, length, how many ended, KL to the reference; the rewards'
+    spread, and the share of prompts whose answers have equal ones."""
     every = torch.cat(rollout.rewards)
     scored = every[~every.isnan()]
     answers = [a for group in rollout.groups for a in group.answers]
-    flat = [bool((r[~r.isnan()].diff() == 0).all()) for r in rollout.rewards]
+    flat = [losses.is_flat(r) for r in rollout.rewards]
     found = {
         "reward": float(scored.mean()) if len(scored) else math.nan,
         "unscored": float(every.isnan().float().mean()),
         "answer_tokens": sum(len(a.ids) for a in answers) / len(answers),
         "ended": sum(a.ended for a in answers) / len(answers),
     }
+    if len(scored) > 1:
+        found["reward_spread"] = float(scored.std())
     if pairs or len(rollout.groups[0].answers) > 1:
         found["flat_groups"] = sum(flat) / len(flat)
     if rollout.reference is not None and rollout.old is not None:
-        kl = torch.cat([_sequence_kl(rollout, i) for i in range(len(rollout.groups))])
-        found["kl_reference"] = float(kl.mean())
+        found["kl_reference"] = mean_kl(rollout.old, rollout)
     kept = {name: value for name, value in found.items() if math.isfinite(value)}
     return {**rollout.metrics, **kept}

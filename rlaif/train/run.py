@@ -217,7 +217,7 @@ def train_on_policy(
         checkpoint.clear(work)
         return known
     work.mkdir(parents=True, exist_ok=True)
-    if reference is not None and options.beta > 0:
+    if reference is not None and options.compares:
         refuse_other_tokens(start, reference)
     where = torch.device(_pick(device))
     dtype = compute_dtype(options.precision, where)
@@ -260,7 +260,7 @@ def _reference_model(
     dtype: torch.dtype,
 ) -> TrainModel | None:
     """The policy itself, whose adapters are to be switched off, or a second model in memory."""
-    if options.beta == 0:
+    if not options.compares:
         return None
     if reference is None and options.lora is not None:
         return model

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlaif.config import JudgeStep
 from rlaif.engines.base import ScoreRequest, ScoreResult
-from rlaif.judges.base import Judge
+from rlaif.judges.base import Judge, has_raw_value
 from rlaif.judges.build import build_judge
 from rlaif.records import Completion, content_hash, make_prompt
 
@@ -85,6 +85,7 @@ def test_perplexity_is_one_over_it() -> None:
     (judgement,) = judge.read(call, ScoreResult(call.call_id, {}, None, [-1.0, -3.0], 4), "m")
     assert judgement.score == pytest.approx(math.exp(-2.0))
     assert judgement.distribution == {"mean_logprob": -2.0}
+    assert judgement.raw_value == -2.0 and has_raw_value(judge)
 
 
 def test_perplexity_without_tokens_or_answer_is_missing() -> None:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from rlaif.compare.aggregate import candidate_raw_values
 from rlaif.engines.base import Model
 from rlaif.engines.fake import FakeEngine
 from rlaif.errors import ConfigError
+from rlaif.judges.base import has_raw_value
 from rlaif.records import VALUED, to_json
 from rlaif.steps.asking import Kept, verdicts
 from tests.judges.kinds import (
@@ -46,6 +48,22 @@ def test_the_better_answer_wins_and_swapping_the_verdict_swaps_it(name: str) -> 
     swapped = scores(judged(judge, preferring(BAD.text, GOOD.text), [GOOD, BAD]))
     if not name.startswith("rubric") or "implicit" in name or "generate" in name:
         assert swapped[BAD.completion_id] > swapped[GOOD.completion_id]  # type: ignore[operator]
+
+
+UNBOUNDED = {"reward_model", "reward_ensemble", "implicit_reward", "rbr"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_judges_whose_own_number_has_no_bounds_give_it_beside_the_score(name: str) -> None:
+    judge = judge_of(EVERY[name])
+    read = judged(judge, preferring(GOOD.text, BAD.text), [GOOD, BAD])
+    assert has_raw_value(judge) == (EVERY[name]["kind"] in UNBOUNDED)
+    assert all((j.raw_value is not None) == has_raw_value(judge) for j in read)
+    if has_raw_value(judge):
+        found, own = scores(read), candidate_raw_values(read)
+        assert sorted(found, key=found.__getitem__) == sorted(own, key=own.__getitem__)
+    failed = judged(judge, Engines(Failing()), [GOOD, BAD]) if judge.needs else []
+    assert all(j.raw_value is None for j in failed)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -12,11 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from rlaif.config import METHODS, ModelSpec
-from rlaif.engines.base import GenerateRequest, Sampling
-from rlaif.engines.encoding import Encoding
-from rlaif.engines.hf import HfEngine
-from rlaif.engines.weights import Weights
+from rlaif.config import METHODS
 from rlaif.errors import EngineError, RlaifError
 from rlaif.experiment import run_experiment
 from rlaif.train import parallel
@@ -26,90 +22,13 @@ from rlaif.train.loop import make_optimizer, optimiser_step
 from rlaif.train.model import prepare
 from rlaif.train.on_policy import add_critic
 from rlaif.train.policy_tasks import PolicyTask
-from rlaif.train.rollout import Answer, Group, add_advantages, measure
-from rlaif.train.run import train_on_policy
+from rlaif.train.rewards import summed
+from rlaif.train.rollout import add_advantages, measure
 from rlaif.train.sft import SftTask
-from rlaif.train.tokenise import Example, load_tokenizer
+from rlaif.train.tokenise import Example
+from tests.train.on_policy import LEARN, collector, learn, low_tokens, options_of
 
 CPU = torch.device("cpu")
-SIZES = {"rollouts": 24, "batch_size": 4, "max_new_tokens": 6, "precision": "fp32", "seed": 0}
-LEARN = {
-    "grpo": {"n": 6, "learning_rate": 1e-2},
-    "grpo_dr": {"n": 6, "learning_rate": 1e-2, "scale": "none", "reduction": "constant"},
-    "grpo_dapo": {"n": 6, "learning_rate": 1e-2, "beta": 0.0, "clip_high": 0.28},
-    "rloo": {"n": 6, "learning_rate": 1e-2},
-    "ppo": {"n": 6, "batch_size": 2, "sync_every": 2, "epochs": 2, "learning_rate": 1e-2},
-    "ppo_separate": {"n": 6, "epochs": 2, "learning_rate": 1e-2, "critic": "separate"},
-    "online_dpo": {"n": 6, "learning_rate": 1e-2, "beta": 0.3},
-}
-
-
-def options_of(name, **changes):
-    method = name.split("_")[0] if name != "online_dpo" else name
-    keys = {k: v for k, v in SIZES.items() if k != "seed"} | {"rewards": {"r": 1.0}}
-    keys |= {"method": method, "warmup_ratio": 0.0, **LEARN[name], **changes}
-    return METHODS[method].model_validate(keys)
-
-
-def collector(folder, options, reward):
-    """Answers from the policy itself; the prompts are four numbers."""
-    tokenizer = load_tokenizer(folder)
-
-    def collect(number, model):
-        groups = []
-        with model.generating() as module:
-            spec = ModelSpec(path=str(folder), dtype="float32")
-            encoding = Encoding(tokenizer, spec.chat, 2048, "policy")
-            engine = HfEngine(Weights(module, "x"), encoding, spec)
-            requests = [
-                GenerateRequest(
-                    f"{p}/{i}",
-                    [{"role": "user", "content": str(p)}],
-                    Sampling(options.max_new_tokens, seed=1000 * number + 10 * p + i),
-                )
-                for p in range(options.batch_size * options.sync_every)
-                for i in range(options.n)
-            ]
-            made = {r.request_id: r for batch in engine.generate(requests) for r in batch}
-            for p in range(options.batch_size * options.sync_every):
-                _, ids = engine.render([{"role": "user", "content": str(p)}])
-                rows = [made[f"{p}/{i}"] for i in range(options.n)]
-                answers = [
-                    Answer(
-                        r.token_ids,
-                        r.logprobs,
-                        reward(r.token_ids),
-                        r.finish_reason == "stop",
-                        {"distance/r": float(i)},
-                    )
-                    for i, r in enumerate(rows)
-                ]
-                groups.append(Group(str(p), ids, tuple(answers)))
-        return groups
-
-    return collect
-
-
-def low_tokens(ids):
-    """The share of tokens in the lower half of the vocabulary: empty or short cannot win more."""
-    return sum(i < 130 for i in ids) / len(ids)
-
-
-def learn(folder, out, options, reward=low_tokens, collect=None, progress=None, reference=None):
-    return train_on_policy(
-        options,
-        collect or collector(folder, options, reward),
-        [],
-        start=folder,
-        reference=reference,
-        out=out / "out",
-        work=out / "work",
-        seed=0,
-        fingerprint="f",
-        progress=progress,
-    )
-
-
 VARIANTS = ("grpo_dr", "grpo_dapo", "ppo_separate")
 
 
@@ -184,7 +103,7 @@ def test_a_rollout_without_pairs_is_in_the_curves_and_changes_nothing(tmp_path, 
         groups = collector(folder, options, lambda ids: 0.5)(number, model)
         kept = {0: 2, 1: 0, 2: 1, 3: 2}[number]
         return [
-            replace(g, answers=tuple(replace(a, reward=i) for i, a in enumerate(g.answers)))
+            replace(g, answers=tuple(replace(a, values=(i,)) for i, a in enumerate(g.answers)))
             if place < kept
             else g
             for place, g in enumerate(groups)
@@ -237,14 +156,14 @@ def test_missing_rewards_teach_nothing_and_none_at_all_stops(tmp_path, make_mode
     folder = make_model(0)
     model = prepare(load_module(folder, CPU), CPU, torch.float32)
     groups = collector(folder, options, lambda ids: None if ids[0] % 2 else float(ids[0]))(0, model)
-    rollout = measure(model, groups, options, None, None)
+    rollout = measure(model, groups, summed(groups, options.terms, {}), options, None, None)
     add_advantages(rollout, options, 0.0)
     for number, group in enumerate(groups):
         parts = torch.split(rollout.advantages[number], rollout.lengths(number))
         for answer, part in zip(group.answers, parts, strict=True):
-            assert answer.reward is not None or not part.any()
+            assert answer.values[0] is not None or not part.any()
     task = PolicyTask(rollout, options, 0.0)
-    kept = sum(a.reward is not None for g in groups for a in g.answers)
+    kept = sum(a.values[0] is not None for g in groups for a in g.answers)
     assert task.total(range(len(groups))).sequences == kept
     with pytest.raises(RlaifError, match="no answer has a reward"):
         learn(folder, tmp_path, options, reward=lambda ids: None)
@@ -256,15 +175,15 @@ def test_the_result_does_not_depend_on_the_micro_batches(make_model):
     model = prepare(load_module(folder, CPU), CPU, torch.float32)
     groups = collector(folder, options, low_tokens)(0, model)
     reference = prepare(load_module(make_model(1), CPU), CPU, torch.float32, trainable=False)
-    rollout = measure(model, groups, options, reference, None)
+    rollout = measure(model, groups, summed(groups, options.terms, {}), options, reference, None)
     add_advantages(rollout, options, 0.04)
     task = PolicyTask(rollout, options, 0.04)
     whole = range(len(groups))
     total = task.total(whole)
     one, _, _ = task.loss(model, whole, total, 0)
     parts = [task.loss(model, [i], total, 0)[0] for i in whole]
-    summed = sum(float(p.detach()) for p in parts)
-    assert float(one.detach()) == pytest.approx(summed, abs=1e-6)
+    joined = sum(float(p.detach()) for p in parts)
+    assert float(one.detach()) == pytest.approx(joined, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["grpo", "ppo"])
@@ -279,7 +198,9 @@ def test_the_metrics_do_not_depend_on_the_micro_batches(tmp_path, make_model, na
             0, model
         )
         critic = add_critic(model, None) if name == "ppo" else None
-        rollout = measure(model, groups, options, reference, critic)
+        rollout = measure(
+            model, groups, summed(groups, options.terms, {}), options, reference, critic
+        )
         for number, old in enumerate(rollout.old):
             sizes.setdefault(number, torch.linspace(-0.2, 0.3, len(old)))
             rollout.old[number] = old + sizes[number]
@@ -307,7 +228,7 @@ def test_the_entropy_is_that_of_the_models_own_distribution(tmp_path, make_model
     model = prepare(load_module(make_model(0), CPU), CPU, torch.float32, options.lora)
     groups = collector(make_model(0), options, low_tokens)(0, model)
     critic = add_critic(model, None) if name == "ppo" else None
-    rollout = measure(model, groups, options, None, critic)
+    rollout = measure(model, groups, summed(groups, options.terms, {}), options, None, critic)
     add_advantages(rollout, options, 0.0)
     task = PolicyTask(rollout, options, 0.0, critic)
     _, sums, _ = task.loss(model, [0, 1], task.total([0, 1]), 0)
@@ -342,7 +263,7 @@ def test_the_importance_floor_leaves_out_what_the_trainer_finds_unlikely(make_mo
         )
         for g in groups
     ]
-    rollout = measure(model, groups, options, None, None)
+    rollout = measure(model, groups, summed(groups, options.terms, {}), options, None, None)
     add_advantages(rollout, options, 0.0)
     task = PolicyTask(rollout, options, 0.0)
     _, sums, _ = task.loss(model, [0, 1, 2, 3], task.total([0, 1, 2, 3]), 0)
@@ -376,11 +297,11 @@ def test_unfinished_answers_can_be_masked_or_punished(make_model):
     ended = [a.ended for g in groups for a in g.answers]
     assert not all(ended)
     changed = options_of("grpo", beta=0.0, mask_truncated=True, missing_eos_penalty=0.5)
-    rollout = measure(model, groups, changed, None, None)
-    base = measure(model, groups, plain, None, None)
+    rollout = measure(model, groups, summed(groups, changed.terms, {}), changed, None, None)
+    base = measure(model, groups, summed(groups, plain.terms, {}), plain, None, None)
     assert torch.cat(rollout.active).tolist() == ended
     gap = torch.cat(base.rewards) - torch.cat(rollout.rewards)
-    torch.testing.assert_close(gap, torch.tensor([0.0 if e else 0.5 for e in ended]))
+    torch.testing.assert_close(gap, torch.tensor([0.0 if e else 0.5 for e in ended]).double())
 
 
 def test_adaptive_kl_moves_beta(tmp_path, make_model):
@@ -545,7 +466,7 @@ def test_the_pretraining_mix_goes_through_all_preferences_and_is_normalised_by_t
     model = prepare(load_module(folder, CPU), CPU, torch.float32)
     groups = collector(folder, options, low_tokens)(0, model)
     critic = add_critic(model, None)
-    rollout = measure(model, groups, options, None, critic)
+    rollout = measure(model, groups, summed(groups, options.terms, {}), options, None, critic)
     add_advantages(rollout, options, 0.0)
     ptx = [Example(f"x{i}", f"x{i}", [1, 2], ([i + 3] * (i + 1), [9])) for i in range(5)]
     seen = []

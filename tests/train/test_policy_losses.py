@@ -25,6 +25,7 @@ from rlaif.losses.policy import (
     gae,
     group_advantages,
     importance_weights,
+    is_flat,
     kl_estimate,
     overlong_penalty,
     rloo_advantages,
@@ -185,7 +186,14 @@ def test_golden_group_advantages():
     rewards = t(1.0, 0.0, 0.0, 0.0)
     # mean 1/4, n - 1 variance (9/16 + 3/16) / 3 = 1/4
     close(group_advantages(rewards, zeros, eps=0.0), [1.5, -0.5, -0.5, -0.5])
-    close(group_advantages(rewards, zeros), [0.75 / 0.5001, *[-0.25 / 0.5001] * 3])
+    # One group: the deviation within all groups is its own, 1/2, and eps a share of that.
+    close(group_advantages(rewards, zeros), [0.75 / 0.50005, *[-0.25 / 0.50005] * 3])
+    # Two: sqrt((3 * 1/4 + 1 * 2) / 4) within both, which weighs more beside the narrow one.
+    both = torch.tensor([0, 0, 0, 0, 1, 1])
+    spread = math.sqrt(2.75 / 4)
+    wide = 1 / (math.sqrt(2) + 1e-4 * spread)
+    narrow = [r / (0.5 + 1e-4 * spread) for r in (0.75, -0.25, -0.25, -0.25)]
+    close(group_advantages(t(1, 0, 0, 0, 7, 5), both), [*narrow, wide, -wide])
     close(group_advantages(rewards, zeros, "none"), [0.75, -0.25, -0.25, -0.25])
     half = 1 / math.sqrt(2)
     close(group_advantages(t(3.0, -7.0), zeros[:2], eps=0.0), [half, -half])
@@ -242,12 +250,30 @@ def test_advantages_of_a_group_sum_to_zero_and_are_never_missing(rows):
 @given(groups_and_rewards, st.floats(0.1, 10), finite)
 def test_affine_invariance_with_the_deviation_and_shift_invariance_without(rows, factor, shift):
     rewards, groups = _columns(rows)
+    shift = 1000 * shift
     moved = factor * rewards + shift
-    close(group_advantages(moved, groups, eps=0.0), group_advantages(rewards, groups, eps=0.0))
+    close(group_advantages(moved, groups), group_advantages(rewards, groups))
     close(rloo_advantages(rewards + shift, groups), rloo_advantages(rewards, groups))
     close(
         group_advantages(moved, groups, "none"), factor * group_advantages(rewards, groups, "none")
     )
+
+
+def test_what_is_flat_is_decided_by_the_size_of_the_rewards():
+    """Rounding of fp32 around 20 is 2e-6, and no signal; around 0 it is one."""
+    zeros = torch.zeros(3, dtype=torch.int64)
+    noise_of_20 = t(20.0, 20.0 + 4e-6, 20.0)
+    assert is_flat(noise_of_20)
+    assert group_advantages(noise_of_20, zeros).tolist() == [0.0] * 3
+    assert not is_flat(noise_of_20 - 20.0)
+    assert group_advantages(noise_of_20 - 20.0, zeros).any()
+    assert is_flat(t(NAN, 3.0, NAN)) and is_flat(t(0.0, 0.0))
+
+
+def test_differences_are_taken_before_the_cast():
+    """In fp32 these rewards are 1e5 and 1e5: the steps there are of 1/128."""
+    rewards, zeros = 1e5 + t(0.0, 0.5, 0.251), torch.zeros(3, dtype=torch.int64)
+    close(rloo_advantages(rewards, zeros), [-0.3755, 0.3745, 0.001], rtol=0, atol=1e-9)
 
 
 @quick
@@ -789,10 +815,12 @@ def test_group_advantages_equal_trl():
     rewards[1, 2] = rewards[3, 0] = rewards[3, 1] = NAN
     rewards[4] = 0.7
     mean = rewards.nanmean(1, keepdim=True)
-    wanted = ((rewards - mean) / (nanstd(rewards, dim=1, keepdim=True) + 1e-4)).nan_to_num(0.0)
+    # TRL's eps is on the rewards' scale, ours a share of their spread: neither is in this.
+    wanted = ((rewards - mean) / nanstd(rewards, dim=1, keepdim=True)).nan_to_num(0.0)
+    wanted[4] = 0.0
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     groups = torch.arange(6).repeat_interleave(4)
-    ours = group_advantages(rewards.flatten()[order], groups[order])
+    ours = group_advantages(rewards.flatten()[order], groups[order], eps=0.0)
     close(ours, wanted.flatten()[order])
 
 

@@ -1,0 +1,94 @@
+"""On-policy training of a tiny model outside of an experiment."""
+
+from __future__ import annotations
+
+from rlaif.config import METHODS, ModelSpec
+from rlaif.engines.base import GenerateRequest, Sampling
+from rlaif.engines.encoding import Encoding
+from rlaif.engines.hf import HfEngine
+from rlaif.engines.weights import Weights
+from rlaif.train.rollout import Answer, Group
+from rlaif.train.run import train_on_policy
+from rlaif.train.tokenise import load_tokenizer
+
+SIZES = {"rollouts": 24, "batch_size": 4, "max_new_tokens": 6, "precision": "fp32", "seed": 0}
+LEARN = {
+    "grpo": {"n": 6, "learning_rate": 1e-2},
+    "grpo_dr": {"n": 6, "learning_rate": 1e-2, "scale": "none", "reduction": "constant"},
+    "grpo_dapo": {"n": 6, "learning_rate": 1e-2, "beta": 0.0, "clip_high": 0.28},
+    "rloo": {"n": 6, "learning_rate": 1e-2},
+    "ppo": {"n": 6, "batch_size": 2, "sync_every": 2, "epochs": 2, "learning_rate": 1e-2},
+    "ppo_separate": {"n": 6, "epochs": 2, "learning_rate": 1e-2, "critic": "separate"},
+    "online_dpo": {"n": 6, "learning_rate": 1e-2, "beta": 0.3},
+}
+
+
+def options_of(name, **changes):
+    method = name.split("_")[0] if name != "online_dpo" else name
+    keys = {k: v for k, v in SIZES.items() if k != "seed"} | {"rewards": {"r": 1.0}}
+    keys |= {"method": method, "warmup_ratio": 0.0, **LEARN[name], **changes}
+    return METHODS[method].model_validate(keys)
+
+
+def collector(folder, options, reward):
+    """Answers from the policy itself; the prompts are numbers."""
+    tokenizer = load_tokenizer(folder)
+
+    def collect(number, model):
+        groups = []
+        with model.generating() as module:
+            spec = ModelSpec(path=str(folder), dtype="float32")
+            encoding = Encoding(tokenizer, spec.chat, 2048, "policy")
+            engine = HfEngine(Weights(module, "x"), encoding, spec)
+            requests = [
+                GenerateRequest(
+                    f"{p}/{i}",
+                    [{"role": "user", "content": str(p)}],
+                    Sampling(options.max_new_tokens, seed=1000 * (number % 500) + 10 * p + i),
+                )
+                for p in range(options.batch_size * options.sync_every)
+                for i in range(options.n)
+            ]
+            made = {r.request_id: r for batch in engine.generate(requests) for r in batch}
+            for p in range(options.batch_size * options.sync_every):
+                _, ids = engine.render([{"role": "user", "content": str(p)}])
+                rows = [made[f"{p}/{i}"] for i in range(options.n)]
+                answers = [
+                    Answer(
+                        r.token_ids,
+                        r.logprobs,
+                        values_of(reward(r.token_ids)),
+                        r.finish_reason == "stop",
+                        {"distance/r": float(i)},
+                    )
+                    for i, r in enumerate(rows)
+                ]
+                groups.append(Group(str(p), ids, tuple(answers)))
+        return groups
+
+    return collect
+
+
+def values_of(reward):
+    """The values of the terms: several where `reward` gives a tuple."""
+    return reward if isinstance(reward, tuple) else (reward,)
+
+
+def low_tokens(ids):
+    """The share of tokens in the lower half of the vocabulary: empty or short cannot win more."""
+    return sum(i < 130 for i in ids) / len(ids)
+
+
+def learn(folder, out, options, reward=low_tokens, collect=None, progress=None, reference=None):
+    return train_on_policy(
+        options,
+        collect or collector(folder, options, reward),
+        [],
+        start=folder,
+        reference=reference,
+        out=out / "out",
+        work=out / "work",
+        seed=0,
+        fingerprint="f",
+        progress=progress,
+    )
