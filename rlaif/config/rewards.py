@@ -67,7 +67,7 @@ class RewardTerm(Strict):
 
 
 def _form(value: Any) -> str | None:
-    return {list: "terms", dict: "weights"}.get(type(value))
+    return "terms" if isinstance(value, list) else "weights" if isinstance(value, dict) else None
 
 
 Rewards = Annotated[
