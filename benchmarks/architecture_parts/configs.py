@@ -1,0 +1,137 @@
+"""Configs of transformers' causal language models, made small by their own fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+HEADS, KEY_HEADS, HEAD_DIM, HIDDEN, EXPERTS = 4, 2, 16, 64, 4
+MOST_LAYERS = 8
+SIZES: dict[str, int] = {
+    **dict.fromkeys(
+        (
+            *("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_dim"),
+            *("embedding_size", "input_embedding_size", "output_embedding_size"),
+            *("word_embed_proj_dim", "attention_hidden_size", "lru_width", "dim_model_base"),
+            *("backbone_hidden_size", "hidden_size_global", "router_hidden_size", "input_size"),
+            *("out_hidden_size", "adapter_out_dim", "ple_embed_dim"),
+        ),
+        HIDDEN,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads"),
+            *("encoder_attention_heads", "decoder_attention_heads", "swa_num_attention_heads"),
+            *("num_encoder_attention_heads", "num_decoder_attention_heads", "linear_num_heads"),
+            *("linear_num_key_heads", "linear_num_value_heads", "num_query_groups"),
+        ),
+        HEADS,
+    ),
+    **dict.fromkeys(
+        ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "index_n_heads"),
+        KEY_HEADS,
+    ),
+    **dict.fromkeys(
+        (
+            *("head_dim", "d_head", "v_head_dim", "qk_nope_head_dim", "linear_key_head_dim"),
+            *("linear_value_head_dim", "linear_head_dim", "dim_head", "kv_channels"),
+            *("q_lora_rank", "kv_lora_rank", "index_head_dim", "swa_head_dim", "d_kv"),
+            *("attention_head_size", "o_lora_rank", "mamba_d_head", "mamba_head_dim"),
+            *("mamba_headdim", "global_head_dim", "swa_v_head_dim", "hidden_size_per_layer_input"),
+        ),
+        HEAD_DIM,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"),
+            *("zero_expert_num", "mod_num_experts"),
+        ),
+        EXPERTS,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k"),
+            *("moe_top_k", "num_experts_per_topk", "num_layers_per_stack"),
+        ),
+        2,
+    ),
+    **dict.fromkeys(("n_group", "num_expert_group", "topk_group", "first_k_dense_replace"), 1),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 8),
+    **dict.fromkeys(
+        (
+            *("sliding_window", "sliding_window_size", "attention_window_size", "window_size"),
+            *("attention_chunk_size", "local_attention", "local_attention_window_len"),
+            *("sliding_window_pattern_size",),
+        ),
+        16,
+    ),
+    **dict.fromkeys(
+        (
+            *("qk_rope_head_dim", "rotary_dim", "index_topk", "mamba_d_state", "ssm_state_size"),
+            *("mamba_chunk_size", "chunk_size", "mamba_dt_rank", "state_size", "time_step_rank"),
+            *("laurel_rank", "hc_lowrank", "d_rel", "adapter_rank", "gated_norm_rank"),
+        ),
+        8,
+    ),
+    **dict.fromkeys(
+        (
+            *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"),
+            *("max_target_positions", "model_max_length", "rel_extent"),
+        ),
+        512,
+    ),
+}
+FEED_FORWARD = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "dim_ff", "dff", "d_ff")
+FEED_FORWARD += ("n_inner", "d_inner", "feed_forward_size", "intermediate_size_mlp", "mlp_dim")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers")
+LAYERS += ("encoder_layers", "num_encoder_layers", "num_decoder_layers", "depth")
+SPECIAL: dict[str, dict[str, Any]] = {}
+"""What some architectures need besides, because their sizes depend on one another."""
+
+
+class NotText(Exception):
+    """Plain transformers has no model of this architecture that reads text alone."""
+
+
+def small_config(kind: Any, vocabulary: int, special: dict[str, int | None]) -> Any:
+    """A config of the class `kind` with `vocabulary` tokens and `special` token ids, that builds a
+    model of some 100 thousand weights. Raises whatever transformers does where there is none."""
+    try:
+        given = kind()
+    except ValueError:
+        # Some classes have no defaults that their own checks would take.
+        given = kind(**SPECIAL.get(kind.model_type, {}))
+    return _made(given, vocabulary, special)
+
+
+def _made(given: Any, vocabulary: int, special: dict[str, int | None]) -> Any:
+    values = {name: value for name, value in vars(given).items() if name[:1] != "_"}
+    chosen = {name: small for name, value in values.items() if (small := _small(name, value, vocabulary))}
+    layers = _layers(values)
+    chosen |= {name: layers for name in LAYERS if isinstance(values.get(name), int)}
+    heads = next((values[n] for n in ("num_attention_heads", "n_head") if n in values), None)
+    if values.get("num_key_value_heads") == heads and "num_key_value_heads" in chosen:
+        chosen["num_key_value_heads"] = HEADS
+    chosen |= {name: value for name, value in special.items() if name in values}
+    for name, value in values.items():
+        if hasattr(value, "to_dict"):
+            chosen[name] = _made(value, vocabulary, special)
+    return type(given)(**{**chosen, **SPECIAL.get(given.model_type, {})})
+
+
+def _small(name: str, value: Any, vocabulary: int) -> int | None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    if name.endswith("vocab_size") or name == "vocab_size_per_layer_input":
+        return vocabulary
+    if name in SIZES:
+        return min(value, SIZES[name]) if value > 0 else None
+    if name.endswith(FEED_FORWARD):
+        return min(value, 32 if name.startswith(("moe_", "shared_expert")) else 96)
+    return None
+
+
+def _layers(values: dict[str, Any]) -> int:
+    """Enough layers for one of each kind."""
+    kinds = values.get("layer_types") or values.get("layers_block_type") or []
+    firsts = [list(kinds).index(kind) + 1 for kind in set(map(str, kinds)) if kind in kinds]
+    return min(MOST_LAYERS, max([2, *firsts]))

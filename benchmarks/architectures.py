@@ -1,0 +1,226 @@
+"""Every causal language model of the installed transformers: what trains, and that it trains as
+plain transformers would.
+
+    python benchmarks/architectures.py [--quick] [--only NAME ...] [--jobs N] [--json]
+
+Of each architecture a model with tiny sizes and random weights is built, and tried in a process of
+its own, with a time-out and a limit of memory: the log-probs and gradients of the first training
+step beside the model's own forward, row by row; two steps of DPO, and the export loaded twice by
+plain transformers; a reward model, and its margins by `rlaif score`'s engine and by transformers'
+sequence classifier. All in fp32 on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+QUICK = (
+    *("llama", "qwen3", "gemma2", "mistral", "phi3", "olmo2", "gpt_neox", "gpt2"),
+    *("bloom", "gpt_oss", "mamba", "qwen3_moe", "bert"),
+)
+SECONDS = 180
+MEMORY = 6 << 30
+"""Bytes of data that a trial may hold."""
+PACKED, PADDED, REFUSED = "trains packed", "trains padded", "refused"
+ABSENT, CRASHED, DIFFERS = "not buildable", "CRASHED", "DIFFERS"
+FAULTS = (CRASHED, DIFFERS)
+
+
+@dataclass
+class Row:
+    """What was found of one architecture. `reward` is how its reward model went, in the same words
+    as `outcome`, and the reasons say why where that is not plain."""
+
+    name: str
+    outcome: str = CRASHED
+    reason: str = ""
+    reward: str = ""
+    reward_reason: str = ""
+    seconds: float = 0.0
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+def attempt(name: str, results: Connection) -> None:
+    """Try one architecture in this process, and send what is found as it is found."""
+    from architecture_parts import trial
+
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["RLAIF_CACHE"] = str(Path(folder) / "cache")
+        try:
+            for found in trial.trial(name, Path(folder)):
+                results.send(found)
+            results.send({"end": "done"})
+        except trial.Refused as error:
+            results.send({"end": REFUSED, "reason": str(error)})
+        except trial.Differs as error:
+            results.send({"end": DIFFERS, "reason": str(error)})
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            kind = ABSENT if isinstance(error, trial.NotText) else CRASHED
+            said = str(error) if kind == ABSENT else f"{trial.first_line(error)} ({where})"
+            results.send({"end": kind, "reason": said, "trace": traceback.format_exc()})
+
+
+def conclude(row: Row, end: str, reason: str) -> None:
+    """The outcome of training and that of the reward model, from where the trial ended."""
+    found = row.found
+    trained = PACKED if found.get("packed") else PADDED
+    if "class" not in found:
+        row.outcome, row.reason = ABSENT, reason
+    elif "moved" not in found:
+        stage = f"{found['stage']}: " if "stage" in found else ""
+        row.outcome, row.reason = end, stage + reason
+    else:
+        row.outcome = trained
+        row.reason = "; ".join(found["left_out"])
+        row.reward = "as transformers" if end == "done" else end
+        row.reward_reason = "" if end == "done" else reason
+
+
+def run(names: list[str], jobs: int) -> list[Row]:
+    """Try all, `jobs` at a time."""
+    context = multiprocessing.get_context("fork")
+    waiting, running, rows = list(names), {}, []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            receiver, sender = context.Pipe(duplex=False)
+            row = Row(waiting.pop(0))
+            process = context.Process(target=attempt, args=(row.name, sender))
+            process.start()
+            sender.close()
+            running[receiver] = row, process, time.monotonic()
+        wait(list(running), timeout=1)
+        for receiver, (row, process, began) in list(running.items()):
+            end = _received(receiver, row)
+            late = time.monotonic() - began > SECONDS
+            if end is None and late:
+                process.kill()
+                end = {"end": CRASHED, "reason": f"not done after {SECONDS} s"}
+            elif end is None:
+                continue
+            process.join()
+            if end["end"] == "died":
+                code = process.exitcode
+                end = {"end": CRASHED, "reason": f"the process ended with exit code {code}"}
+            row.seconds = time.monotonic() - began
+            conclude(row, end["end"], end.get("reason", ""))
+            row.found["trace"] = end.get("trace", "")
+            del running[receiver]
+            receiver.close()
+            rows.append(row)
+            print(_line(row), file=sys.stderr, flush=True)
+    return sorted(rows, key=lambda row: names.index(row.name))
+
+
+def _received(receiver: Connection, row: Row) -> dict[str, str] | None:
+    """How the trial ended, once it has; what it found meanwhile goes into the row."""
+    try:
+        while receiver.poll():
+            message = receiver.recv()
+            if "end" in message:
+                return message
+            row.found.update(message)
+    except EOFError:
+        return {"end": "died"}
+    return None
+
+
+def _line(row: Row) -> str:
+    figures = " ".join(_figure(row.found, key) for key in ("logprobs", "gradients", "margins"))
+    words = f"{row.reason} | {row.reward} {row.reward_reason}".strip(" |")
+    return f"{row.name:28} {row.outcome:14} {figures} {row.seconds:5.1f} s  {words}"
+
+
+def _figure(found: dict[str, Any], key: str) -> str:
+    return f"{found[key]:.0e}" if key in found else "-"
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: the figures of what trains, then everything else by name and reason."""
+    lines = []
+    for outcome in (PACKED, PADDED):
+        chosen = [r for r in rows if r.outcome == outcome]
+        lines += [f"**{outcome}** ({len(chosen)})", ""]
+        lines += ["| architecture | log-probs | gradients | margins | remarks |", "|---|---|---|---|---|"]
+        for r in chosen:
+            figures = " | ".join(_figure(r.found, k) for k in ("logprobs", "gradients", "margins"))
+            lines.append(f"| {r.name} | {figures} | {_remark(r)} |")
+        lines.append("")
+    for outcome in (REFUSED, ABSENT, *FAULTS):
+        chosen = [r for r in rows if r.outcome == outcome]
+        lines += [f"**{outcome}** ({len(chosen)})", ""]
+        by_reason: dict[str, list[str]] = {}
+        for r in chosen:
+            by_reason.setdefault(r.reason, []).append(r.name)
+        lines += [f"- {', '.join(names)}: {reason}" for reason, names in by_reason.items()] + [""]
+    return "\n".join(lines)
+
+
+def _remark(row: Row) -> str:
+    reasons = [row.reason] if row.reason else []
+    if row.reward != "as transformers":
+        reasons.append(f"reward model {row.reward}: {row.reward_reason}")
+    return "; ".join(reasons).replace("|", "\\|")
+
+
+def main() -> int:
+    """Try them, print the table; exit code 1 where one crashed or differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a dozen well-known ones")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these, by their model_type")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at a time")
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    args = parser.parse_args()
+    import torch
+    import transformers
+    from architecture_parts import trial
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+    unknown = [name for name in args.only or () if name not in known]
+    if unknown:
+        parser.error(f"transformers {transformers.__version__} has no {', '.join(unknown)}")
+    # What all trials import is there before they are forked.
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["RLAIF_CACHE"] = str(Path(folder) / "cache")
+        for _ in trial.trial("llama", Path(folder)):
+            pass
+    began = time.monotonic()
+    names = args.only or (QUICK if args.quick else sorted(known))
+    rows = run(list(names), args.jobs)
+    faults = [r for r in rows if r.outcome in FAULTS or r.reward in FAULTS]
+    print(table(rows))
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{len(rows)} architectures in {time.monotonic() - began:.0f} s, {versions}")
+    for r in faults:
+        print(f"{r.name}: {r.outcome} {r.reason} {r.reward} {r.reward_reason}\n{r.found['trace']}")
+    if args.json:
+        print(json.dumps({"versions": versions, "rows": [vars(r) for r in rows]}))
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
