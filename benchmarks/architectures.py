@@ -163,7 +163,10 @@ def table(rows: list[Row]) -> str:
     for outcome in (PACKED, PADDED):
         chosen = [r for r in rows if r.outcome == outcome]
         lines += [f"**{outcome}** ({len(chosen)})", ""]
-        lines += ["| architecture | log-probs | gradients | margins | remarks |", "|---|---|---|---|---|"]
+        lines += [
+            "| architecture | log-probs | gradients | margins | remarks |",
+            "|---|---|---|---|---|",
+        ]
         for r in chosen:
             figures = " | ".join(_figure(r.found, k) for k in ("logprobs", "gradients", "margins"))
             lines.append(f"| {r.name} | {figures} | {_remark(r)} |")
@@ -187,7 +190,9 @@ def _remark(row: Row) -> str:
 
 def main() -> int:
     """Try them, print the table; exit code 1 where one crashed or differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a dozen well-known ones")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these, by their model_type")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at a time")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 HEADS, KEY_HEADS, HEAD_DIM, HIDDEN, EXPERTS = 4, 2, 16, 64, 4
 MOST_LAYERS = 8
+NOISE = 0.1
+"""Every rate of dropout, of skipped layers and of noise in a router."""
 SIZES: dict[str, int] = {
     **dict.fromkeys(
         (
@@ -84,8 +87,26 @@ FEED_FORWARD = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "dim_ff", "df
 FEED_FORWARD += ("n_inner", "d_inner", "feed_forward_size", "intermediate_size_mlp", "mlp_dim")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers")
 LAYERS += ("encoder_layers", "num_encoder_layers", "num_decoder_layers", "depth")
-SPECIAL: dict[str, dict[str, Any]] = {}
-"""What some architectures need besides, because their sizes depend on one another."""
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            "sliding_attention": {**ROPE, "mrope_section": [4, 2, 2]},
+            "full_attention": None,
+        }
+    },
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}, "rope_parameters": ROPE},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "longcat_flash": {"head_dim": 8},
+    "reformer": {"attn_layers": ["local", "lsh"], "axial_pos_embds": False, "num_buckets": 4},
+}
+"""By model_type what sizes that depend on one another need besides."""
 
 
 class NotText(Exception):
@@ -104,34 +125,52 @@ def small_config(kind: Any, vocabulary: int, special: dict[str, int | None]) -> 
 
 
 def _made(given: Any, vocabulary: int, special: dict[str, int | None]) -> Any:
-    values = {name: value for name, value in vars(given).items() if name[:1] != "_"}
-    chosen = {name: small for name, value in values.items() if (small := _small(name, value, vocabulary))}
-    layers = _layers(values)
-    chosen |= {name: layers for name in LAYERS if isinstance(values.get(name), int)}
-    heads = next((values[n] for n in ("num_attention_heads", "n_head") if n in values), None)
-    if values.get("num_key_value_heads") == heads and "num_key_value_heads" in chosen:
+    # What is None unless it is told follows from the rest.
+    told = {f.name: f.default for f in fields(given) if f.default is not None}
+    chosen: dict[str, Any] = {}
+    for name, value in told.items():
+        small = _small(name, value, vocabulary)
+        if small is not None:
+            chosen[name] = small
+        elif (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and ("drop" in name or "jitter" in name)
+        ):
+            # Training must not draw: its log-probs are those of sampling.
+            chosen[name] = NOISE
+    heads = next((told[n] for n in ("num_attention_heads", "n_head") if n in told), None)
+    if told.get("num_key_value_heads") == heads and "num_key_value_heads" in chosen:
         chosen["num_key_value_heads"] = HEADS
-    chosen |= {name: value for name, value in special.items() if name in values}
-    for name, value in values.items():
+    layers = _layers(given)
+    if "num_kv_shared_layers" in told:
+        layers, chosen["num_kv_shared_layers"] = layers + 1, 1
+    chosen |= {name: layers for name in LAYERS if isinstance(told.get(name), int)}
+    names = {f.name for f in fields(given)}
+    chosen |= {name: value for name, value in special.items() if name in names}
+    if "is_decoder" in names:
+        # Else it would see the tokens that it is to predict.
+        chosen["is_decoder"] = True
+    for name, value in vars(given).items():
         if hasattr(value, "to_dict"):
             chosen[name] = _made(value, vocabulary, special)
     return type(given)(**{**chosen, **SPECIAL.get(given.model_type, {})})
 
 
 def _small(name: str, value: Any, vocabulary: int) -> int | None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         return None
-    if name.endswith("vocab_size") or name == "vocab_size_per_layer_input":
+    if name.endswith(("vocab_size", "group_vocab", "vocab_size_per_layer_input")):
         return vocabulary
     if name in SIZES:
-        return min(value, SIZES[name]) if value > 0 else None
+        return min(value, SIZES[name])
     if name.endswith(FEED_FORWARD):
-        return min(value, 32 if name.startswith(("moe_", "shared_expert")) else 96)
+        return min(value, 32 if name.startswith(("moe_", "shared_expert", "expert_")) else 96)
     return None
 
 
-def _layers(values: dict[str, Any]) -> int:
+def _layers(given: Any) -> int:
     """Enough layers for one of each kind."""
-    kinds = values.get("layer_types") or values.get("layers_block_type") or []
-    firsts = [list(kinds).index(kind) + 1 for kind in set(map(str, kinds)) if kind in kinds]
-    return min(MOST_LAYERS, max([2, *firsts]))
+    kinds = getattr(given, "layer_types", None) or getattr(given, "layers_block_type", None) or []
+    firsts = {str(kind): place for place, kind in reversed(list(enumerate(kinds, start=1)))}
+    return min(MOST_LAYERS, max([2, *firsts.values()]))

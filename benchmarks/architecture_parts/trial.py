@@ -1,5 +1,5 @@
-"""One architecture, tried: a tiny random model trained, distilled, exported and scored by rlaif, and
-every number beside that of plain transformers."""
+"""One architecture, tried: a tiny random model trained, distilled, exported and scored by rlaif,
+and every number beside that of plain transformers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from architecture_parts.configs import NotText, small_config
 from torch import Tensor
 
+from architecture_parts.configs import NotText, small_config
 from rlaif.config import METHODS, ModelSpec
 from rlaif.config.distill import DISTILLATIONS
 from rlaif.engines.base import RewardRequest
@@ -25,14 +25,14 @@ from rlaif.train.tokenise import encode, load_tokenizer
 
 CPU = torch.device("cpu")
 LOGPROBS, GRADIENTS, MARGINS = 1e-4, 1e-3, 1e-4
-"""The most that a log-prob in nats, a gradient relative to its norm, and a margin may differ in fp32."""
+"""The most that may differ in fp32: log-probs in nats, gradients relative to their norm, margins."""
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 QUESTIONS = ("Why?", "Name a plum.", "Say it.", "What now? Tell me.")
 PAIRS = [(q, f"yes, {q.lower()} {i}", "no" * (1 + i)) for i, q in enumerate(QUESTIONS)]
-TRAINING = {"batch_size": 2, "precision": "fp32", "learning_rate": 1e-2, "warmup_steps": 0}
+TRAINING = {"batch_size": 2, "precision": "fp32", "learning_rate": 1e-2, "schedule": "constant"}
 
 
 class Refused(Exception):

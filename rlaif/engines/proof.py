@@ -44,7 +44,7 @@ from rlaif.engines.fast_paths import (
     with_rotary,
 )
 from rlaif.engines.output_head import head_of
-from rlaif.engines.packing import GROUPS, plain_attention
+from rlaif.engines.packing import hidden_states, plain_attention
 from rlaif.fused import rotate
 from rlaif.records import content_hash
 from rlaif.store import write_atomic
@@ -233,11 +233,7 @@ def _values(model: Any, choice: Choice) -> list[Tensor]:
 
 
 def _read(model: Any, layout: Layout) -> Tensor:
-    packed = {} if layout.groups is None else {GROUPS: layout.groups}
-    hidden = model.base_model(
-        input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, **packed
-    ).last_hidden_state
-    states = hidden.flatten(0, 1).index_select(0, layout.predict)
+    states = hidden_states(model.base_model, layout).index_select(0, layout.predict)
     wide = torch.promote_types(states.dtype, torch.float32)
     output, head = model.get_output_embeddings(), head_of(model.config.get_text_config())
     if not isinstance(output, nn.Linear):
@@ -405,7 +401,7 @@ def _turning(model: Any) -> dict[str, PartKind]:
         changed.append(part)
     try:
         layout = padded_layout(EXAMPLES).to(_device(model))
-        model.base_model(input_ids=layout.input_ids, use_cache=False)
+        hidden_states(model.base_model, layout)
     finally:
         for part in changed:
             del vars(part)["forward"]

@@ -20,8 +20,9 @@ from rlaif.engines.reward import POSITION
 from rlaif.errors import EngineError
 from rlaif.heads import Head, save_head
 from rlaif.train.depth import cut
+from rlaif.train.likeness import is_reward
 from rlaif.train.loading import MASTERS, load_classifier, load_module
-from rlaif.train.model import TrainModel, add_lora, causal, is_reward
+from rlaif.train.model import TrainModel, add_lora, causal
 
 
 @torch.no_grad()

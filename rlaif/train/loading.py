@@ -60,18 +60,27 @@ def _loaded(folder: Path, reward: bool, options: dict[str, Any]) -> tuple[Any, b
     if not reward:
         return AutoModelForCausalLM.from_pretrained(folder, **options), False
     module, report = load_classifier(folder, 1, options)
-    if not isinstance(getattr(module, "score", None), nn.Linear):
-        raise EngineError(f"{folder}: {type(module).__name__} has no `score` head to train")
+    score = getattr(module, "score", None)
+    if not isinstance(score, nn.Linear) or score.bias is not None:
+        raise EngineError(f"{folder}: {type(module).__name__} has no plain `score` head to train")
     new = [*report["missing_keys"], *(row[0] for row in report["mismatched_keys"])]
     return module, any(name.startswith("score") for name in new)
 
 
 def load_classifier(folder: Path, outputs: int, options: dict[str, Any]) -> tuple[Any, Any]:
     """The body of the model in `folder` with a head of so many outputs, and transformers' report of
-    what it loaded. A head of another size is not kept."""
-    from transformers import AutoModelForSequenceClassification
+    what it loaded. A head of another size is not kept. Raises EngineError where transformers has no
+    such class."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     from transformers.utils import logging as transformers_logging
 
+    config = AutoConfig.from_pretrained(folder)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise EngineError(
+            f"{folder}: transformers has no sequence classifier of {config.model_type}, and that is "
+            "what a reward model is to others. Start from a model of another architecture."
+        )
     level = transformers_logging.get_verbosity()
     # It would warn that the head is new, which is what is wanted.
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
