@@ -25,7 +25,7 @@ from rlaif.train.tokenise import encode, load_tokenizer
 
 CPU = torch.device("cpu")
 LOGPROBS, GRADIENTS, MARGINS = 1e-4, 1e-3, 1e-4
-"""The most that may differ in fp32: log-probs in nats, gradients relative to their norm, margins."""
+"""The most that may differ in fp32: log-probs (nats), gradients relative to their norm, margins."""
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

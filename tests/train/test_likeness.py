@@ -1,4 +1,4 @@
-"""What is trained is what the model writes with: no chance, and rows that know nothing of others."""
+"""What is trained is what the model writes with: no chance, and no row that sees another."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_model_that_sees_what_it_predicts_is_refused(decoder):
     if decoder:
         prepare(module, CPU, torch.float32)
         return
-    with pytest.raises(EngineError, match="depends on the tokens after it.*`is_decoder`"):
+    with pytest.raises(EngineError, match=r"depends on the tokens after it[^$]*`is_decoder`"):
         prepare(module, CPU, torch.float32)
 
 
@@ -103,9 +103,7 @@ def test_a_model_that_needs_more_than_tokens_is_refused_in_a_sentence(monkeypatc
         raise AttributeError("'NoneType' object has no attribute 'shape'\nand more")
 
     monkeypatch.setattr(module.model, "forward", forward)
-    with pytest.raises(
-        EngineError, match=r"token ids alone, and this one ends with AttributeError"
-    ):
+    with pytest.raises(EngineError, match="this one ends with AttributeError"):
         prepare(module, CPU, torch.float32)
 
 
