@@ -79,7 +79,7 @@ def load_classifier(folder: Path, outputs: int, options: dict[str, Any]) -> tupl
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise EngineError(
             f"{folder}: transformers has no sequence classifier of {config.model_type}, "
-            "and that is what a reward model is to others. Start from a model of another architecture."
+            "and that is what a reward model is to others. Start from another architecture."
         )
     level = transformers_logging.get_verbosity()
     # It would warn that the head is new, which is what is wanted.
