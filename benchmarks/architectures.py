@@ -13,10 +13,12 @@ sequence classifier. All in fp32 on a CPU.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import multiprocessing
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -38,6 +40,11 @@ QUICK = (
 SECONDS = 180
 MEMORY = 6 << 30
 """Bytes of data that a trial may hold."""
+SHARED = (
+    *("architecture_parts.trial", "transformers.modeling_utils", "transformers.generation"),
+    *("transformers.models.auto", "transformers.models.llama.modeling_llama", "peft"),
+    *("transformers.models.auto.tokenization_auto", "tokenizers", "safetensors.torch"),
+)
 PACKED, PADDED, REFUSED = "trains packed", "trains padded", "refused"
 ABSENT, CRASHED, DIFFERS = "not buildable", "CRASHED", "DIFFERS"
 FAULTS = (CRASHED, DIFFERS)
@@ -72,7 +79,7 @@ def attempt(name: str, results: Connection) -> None:
                 results.send(found)
             results.send({"end": "done"})
         except trial.Refused as error:
-            results.send({"end": REFUSED, "reason": str(error)})
+            results.send({"end": REFUSED, "reason": _plain(str(error), folder)})
         except trial.Differs as error:
             results.send({"end": DIFFERS, "reason": str(error)})
         except Exception as error:
@@ -80,7 +87,13 @@ def attempt(name: str, results: Connection) -> None:
             where = f"{Path(place.filename).name}:{place.lineno}"
             kind = ABSENT if isinstance(error, trial.NotText) else CRASHED
             said = str(error) if kind == ABSENT else f"{trial.first_line(error)} ({where})"
-            results.send({"end": kind, "reason": said, "trace": traceback.format_exc()})
+            trace = traceback.format_exc()
+            results.send({"end": kind, "reason": _plain(said, folder), "trace": trace})
+
+
+def _plain(text: str, folder: str) -> str:
+    """The words without the places of the trial's own folders."""
+    return re.sub(rf"{re.escape(folder)}/\S*?:? ", "", text)
 
 
 def conclude(row: Row, end: str, reason: str) -> None:
@@ -200,7 +213,6 @@ def main() -> int:
     args = parser.parse_args()
     import torch
     import transformers
-    from architecture_parts import trial
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
 
     torch.set_num_threads(1)
@@ -208,11 +220,9 @@ def main() -> int:
     unknown = [name for name in args.only or () if name not in known]
     if unknown:
         parser.error(f"transformers {transformers.__version__} has no {', '.join(unknown)}")
-    # What all trials import is there before they are forked.
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["RLAIF_CACHE"] = str(Path(folder) / "cache")
-        for _ in trial.trial("llama", Path(folder)):
-            pass
+    # What all trials import is there before they are forked; a thread would not live on in them.
+    for name in SHARED:
+        importlib.import_module(name)
     began = time.monotonic()
     names = args.only or (QUICK if args.quick else sorted(known))
     rows = run(list(names), args.jobs)

@@ -30,7 +30,7 @@ SIZES: dict[str, int] = {
         HEADS,
     ),
     **dict.fromkeys(
-        ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "index_n_heads"),
+        ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"),
         KEY_HEADS,
     ),
     **dict.fromkeys(
@@ -57,6 +57,8 @@ SIZES: dict[str, int] = {
         ),
         2,
     ),
+    # Few would all be zero behind their rectifier, and the choice of the highest would be anyone's.
+    "index_n_heads": 16,
     **dict.fromkeys(("n_group", "num_expert_group", "topk_group", "first_k_dense_replace"), 1),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 8),
     **dict.fromkeys(

@@ -110,7 +110,9 @@ def build(name: str, folder: Path) -> str:
     plain transformers has none that reads text alone and that loads what it saved."""
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     made = tokenizer()
     special = {"pad_token_id": made.pad_token_id, "eos_token_id": made.eos_token_id}
     config = small_config(CONFIG_MAPPING[name], len(made), special)
@@ -195,7 +197,7 @@ def training(start: Path, place: Path) -> Iterator[dict[str, Any]]:
     slope = torch.linspace(-1, 1.5, len(wanted))
     (wanted * slope).sum().backward()
     (found * slope).sum().backward()
-    off = float((found - wanted).abs().max())
+    off = float((found - wanted).detach().abs().max())
     gradients = gradient_difference(model.masters, dict(reference.named_parameters()))
     yield {"logprobs": off, "gradients": gradients[0]}
     if not off <= LOGPROBS:

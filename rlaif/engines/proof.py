@@ -74,13 +74,22 @@ def choose(module: Any, dtype: torch.dtype, device: torch.device) -> Choice:
     dtype: in memory, and on disk where nothing was left out. What fails is logged, once in a
     process, and tried again by the next: a compiler that was missing may be there."""
     config = copy.deepcopy(module.config)
-    shrink(config)
+    failure: Exception | None = None
+    try:
+        shrink(config)
+    except Exception as error:
+        # Configs can be anything; one that has no small copy costs speed, and nothing else.
+        failure = error
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     key = content_hash(
         type(module).__qualname__, _shape(config), *versions(), named, str(dtype), _own_code()
     )
     if key not in _known:
-        _known[key] = _stored(key) or prove(type(module), config, dtype, device)
+        _known[key] = (
+            _untried(failure)
+            if failure is not None
+            else _stored(key) or prove(type(module), config, dtype, device)
+        )
         if not _known[key].reasons and attention.flex_failure() is None:
             _keep(key, _known[key])
         for reason in _known[key].reasons:
@@ -148,8 +157,7 @@ def prove(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> C
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        # Configs can be anything; one that has no small copy costs speed, and nothing else.
-        return replace(PLAIN, reasons=(f"{PADDED}: no small copy could be tried: {_first(error)}",))
+        return _untried(error)
     problems: dict[tuple[bool, bool], str] = {}
     for packed, with_parts in ((True, True), (True, False), (False, True)):
         tried = Choice(packed, parts if with_parts else {})
@@ -176,6 +184,10 @@ def _left_out(choice: Choice, problems: dict[tuple[bool, bool], str]) -> tuple[s
             f"{UNFUSED}: {problems[p, True]}" for p in (choice.packed,) if (p, True) in problems
         ]
     return tuple(reasons)
+
+
+def _untried(error: Exception) -> Choice:
+    return replace(PLAIN, reasons=(f"{PADDED}: no small copy could be tried: {_first(error)}",))
 
 
 def _first(error: BaseException) -> str:
