@@ -98,8 +98,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
             "full_attention": None,
         }
     },
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}, "rope_parameters": ROPE},
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
+        "rope_parameters": ROPE,
+    },
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "diffllama": {"attention_dropout": 0.0},
+    "dots3_note_vision_encoder": {"mlp_layer_types": ["dense", "dense"], "adapter_in_dim": HIDDEN},
     "dots1": {"n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "falcon_h1": {"mamba_d_ssm": 128},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
