@@ -1,7 +1,7 @@
 """Every causal language model of the installed transformers: what trains, and that it trains as
 plain transformers would.
 
-    python benchmarks/architectures.py [--quick] [--only NAME ...] [--jobs N] [--json]
+    python benchmarks/architectures.py [--quick] [--only NAME ...] [--jobs N] [--rows FILE] [--json]
 
 Of each architecture a model with tiny sizes and random weights is built, and tried in a process of
 its own, with a time-out and a limit of memory: the log-probs and gradients of the first training
@@ -112,8 +112,16 @@ def conclude(row: Row, end: str, reason: str) -> None:
         row.reward_reason = "" if end == "done" else reason
 
 
-def run(names: list[str], jobs: int) -> list[Row]:
-    """Try all, `jobs` at a time."""
+def read_rows(path: Path | None) -> dict[str, Row]:
+    """What an earlier call found, by name."""
+    if path is None or not path.exists():
+        return {}
+    rows = [Row(**json.loads(line)) for line in path.read_text().splitlines()]
+    return {row.name: row for row in rows}
+
+
+def run(names: list[str], jobs: int, kept: Path | None) -> list[Row]:
+    """Try all, `jobs` at a time, and append each row to the file `kept`."""
     context = multiprocessing.get_context("fork")
     waiting, running, rows = list(names), {}, []
     while waiting or running:
@@ -144,7 +152,10 @@ def run(names: list[str], jobs: int) -> list[Row]:
             receiver.close()
             rows.append(row)
             print(_line(row), file=sys.stderr, flush=True)
-    return sorted(rows, key=lambda row: names.index(row.name))
+            if kept is not None:
+                with kept.open("a") as file:
+                    file.write(json.dumps(vars(row)) + "\n")
+    return rows
 
 
 def _received(receiver: Connection, row: Row) -> dict[str, str] | None:
@@ -210,12 +221,14 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these, by their model_type")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at a time")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    parser.add_argument("--rows", type=Path, help="a line for each that was tried, to go on from")
     args = parser.parse_args()
+    # In a process that has threads of torch's, none may be forked.
+    os.environ["OMP_NUM_THREADS"] = "1"
     import torch
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
 
-    torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     unknown = [name for name in args.only or () if name not in known]
     if unknown:
@@ -223,13 +236,18 @@ def main() -> int:
     # What all trials import is there before they are forked; a thread would not live on in them.
     for name in SHARED:
         importlib.import_module(name)
-    began = time.monotonic()
-    names = args.only or (QUICK if args.quick else sorted(known))
-    rows = run(list(names), args.jobs)
+    names = list(args.only or (QUICK if args.quick else sorted(known)))
+    known_rows = read_rows(args.rows)
+    rows = [known_rows[n] for n in names if n in known_rows]
+    rows += run([n for n in names if n not in known_rows], args.jobs, args.rows)
+    rows.sort(key=lambda row: names.index(row.name))
     faults = [r for r in rows if r.outcome in FAULTS or r.reward in FAULTS]
     print(table(rows))
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{len(rows)} architectures in {time.monotonic() - began:.0f} s, {versions}")
+    seconds = sum(row.seconds for row in rows)
+    print(
+        f"{len(rows)} architectures, {seconds:.0f} s of trials, {args.jobs} at a time, {versions}"
+    )
     for r in faults:
         print(f"{r.name}: {r.outcome} {r.reason} {r.reward} {r.reward_reason}\n{r.found['trace']}")
     if args.json:

@@ -356,17 +356,18 @@ def _part_kind(part: Any, known: PartKind | None) -> PartKind | None:
     ):
         kinds, width = ("gate",), cast(nn.Linear, part.gate_proj).in_features
     for kind in kinds if known is None else [k for k in kinds if k == known]:
-        if _same(part, form_of(part, kind), width):
+        matrix = part.gate_proj.weight if kind == "gate" else weight
+        if _same(part, form_of(part, kind), matrix.new_empty(1, 3, width)):
             return kind
     return None
 
 
 @torch.no_grad()
-def _same(part: Any, forward: Callable[..., Any], width: int) -> bool:
-    """Whether `forward` computes what the part's own does, on rows that have no symmetry."""
-    weight = next(part.parameters())
-    probe = torch.linspace(-2.0, 3.0, 3 * width, device=weight.device).sin_() * 1.7
-    probe = probe.view(1, 3, width).to(weight.dtype)
+def _same(part: Any, forward: Callable[..., Any], like: Tensor) -> bool:
+    """Whether `forward` computes what the part's own does, on rows that have no symmetry and are
+    in shape and dtype `like` that tensor."""
+    probe = torch.linspace(-2.0, 3.0, like.numel(), device=like.device).sin_() * 1.7
+    probe = probe.view(like.shape).to(like.dtype)
     try:
         return _close(forward(part, probe), part(probe))
     except (TypeError, ValueError, RuntimeError):
