@@ -245,9 +245,7 @@ def main() -> int:
     print(table(rows))
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     seconds = sum(row.seconds for row in rows)
-    print(
-        f"{len(rows)} architectures, {seconds:.0f} s of trials, {args.jobs} at a time, {versions}"
-    )
+    print(f"{len(rows)} architectures, {seconds:.0f} s of trials, {versions}")
     for r in faults:
         print(f"{r.name}: {r.outcome} {r.reason} {r.reward} {r.reward_reason}\n{r.found['trace']}")
     if args.json:

@@ -271,8 +271,11 @@ def shrink(config: Any) -> None:
         for name, value in vars(text).items()
         if isinstance(value, list | tuple) and len(value) == layers > 1
     }
-    kept = _kept_layers(layers, list(by_layer.values()))
+    reuses = _reusing(text, layers)
+    kept = _kept_layers(layers, [*by_layer.values(), *([reuses] if any(reuses) else [])])
     text.num_hidden_layers = len(kept)
+    if any(reuses):
+        text.num_kv_shared_layers = sum(reuses[i] for i in kept)
     for name, value in by_layer.items():
         setattr(text, name, [value[i] for i in kept])
     for name, value in list(vars(text).items()):
@@ -291,6 +294,12 @@ def shrink(config: Any) -> None:
             setattr(
                 text, name, 0 if name == "pad_token_id" and text.pad_token_id is not None else None
             )
+
+
+def _reusing(text: Any, layers: int) -> list[bool]:
+    """Of each layer whether it uses the keys of an earlier one: in some models the last ones do."""
+    first = layers - int(getattr(text, "num_kv_shared_layers", None) or 0)
+    return [index >= first for index in range(layers)]
 
 
 def _kept_layers(layers: int, lists: Sequence[Sequence[Any]]) -> list[int]:

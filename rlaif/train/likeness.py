@@ -16,7 +16,10 @@ from rlaif.engines.packing import hidden_states, without_cache
 from rlaif.errors import EngineError, explain_library
 from rlaif.logprobs import token_logprobs
 
-ROWS: list[Branches] = [([0, 1, 2, 3, 4], [[5, 6, 7], [8]]), ([9], [[10, 11, 12, 13, 14, 15, 16]])]
+ROWS: list[Branches] = [
+    ([0, 1, 2, 3, 4], [[5, 6, 7], [8]]),
+    ([9], [[10, 11, 12, 13, 14, 15, 16, 17, 18]]),
+]
 """Token ids of three rows, so unlike in length that padding shows."""
 TOLERANCE = 2e-2
 

@@ -173,6 +173,36 @@ def test_a_copy_keeps_every_kind_of_layer_and_the_heads():
     assert (config.head_dim, config.num_attention_heads, config.num_key_value_heads) == (8, 4, 2)
 
 
+def test_a_copy_keeps_layers_that_use_the_keys_of_others():
+    kinds = [*["sliding_attention"] * 4, "full_attention"] * 3
+    config = transformers.Gemma3nTextConfig(
+        num_hidden_layers=15, layer_types=kinds, num_kv_shared_layers=5
+    )
+    proof.shrink(config)
+    assert config.layer_types == ["sliding_attention", "full_attention"] * 2
+    assert config.num_kv_shared_layers == 2
+    assert len(config.kv_sharing_modes) == 4
+
+
+def test_a_config_that_cannot_be_made_small_trains_padded(monkeypatch, caplog):
+    def refuse(config):
+        raise AttributeError("no number of layers")
+
+    monkeypatch.setattr(proof, "shrink", refuse)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert choose(build("llama"), torch.float32, CPU).packed is False
+    assert caplog.text.count("could be tried: no number of layers") == 1
+
+
+def test_a_norm_whose_weight_is_no_parameter_is_compared_too():
+    norm = transformers.models.llama.modeling_llama.LlamaRMSNorm(8)
+    weight = norm.weight.detach() + torch.arange(8) / 8
+    del norm.weight
+    norm.register_buffer("weight", weight)
+    assert proof._part_kind(norm, None) == "norm"
+
+
 def test_what_computed_a_training_stands_in_its_outcome(tmp_path, make_model, make_preferences):
     from rlaif.config import METHODS
     from rlaif.train.run import train
