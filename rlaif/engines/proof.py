@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from rlaif import attention, batching, fused, logprobs
 from rlaif.batching import Branches, Layout, packed_layout, padded_layout
-from rlaif.engines import builtin, output_head, packing
+from rlaif.engines import builtin, packing
 from rlaif.engines import fast_paths as paths
 from rlaif.engines.fast_paths import (
     PLAIN,
@@ -43,7 +43,6 @@ from rlaif.engines.fast_paths import (
     form_of,
     with_rotary,
 )
-from rlaif.engines.output_head import head_of
 from rlaif.engines.packing import hidden_states, plain_attention
 from rlaif.fused import rotate
 from rlaif.records import content_hash
@@ -110,7 +109,7 @@ def versions() -> tuple[str, str]:
 @functools.cache
 def _own_code() -> str:
     """A hash of the code whose choice is kept."""
-    files = [attention, batching, fused, logprobs, output_head, packing, paths]
+    files = [attention, batching, fused, logprobs, packing, paths]
     names = [__file__, *(module.__file__ or "" for module in files)]
     return content_hash(*(Path(name).read_text(encoding="utf-8") for name in names))
 
@@ -247,13 +246,14 @@ def _values(model: Any, choice: Choice) -> list[Tensor]:
 def _read(model: Any, layout: Layout) -> Tensor:
     states = hidden_states(model.base_model, layout).index_select(0, layout.predict)
     wide = torch.promote_types(states.dtype, torch.float32)
-    output, head = model.get_output_embeddings(), head_of(model.config.get_text_config())
+    output = model.get_output_embeddings()
     if not isinstance(output, nn.Linear):
         turns = torch.arange(states.shape[-1], device=states.device, dtype=wide)
         sums: Tensor = states.to(wide) @ torch.cos(turns)
         return sums
     bias = None if output.bias is None else output.bias.to(wide)
-    logits: Tensor = head.finish(F.linear(states.to(wide), output.weight.to(wide), bias))
+    # Scales and caps of logits are the same code either way.
+    logits = F.linear(states.to(wide), output.weight.to(wide), bias)
     return logits.log_softmax(-1).gather(1, layout.targets[:, None])[:, 0]
 
 

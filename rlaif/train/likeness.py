@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rlaif.batching import Branches, padded_layout
-from rlaif.engines.output_head import PLAIN, Head, head_of
-from rlaif.engines.packing import hidden_states, without_cache
+from rlaif.engines.output_head import PLAIN, Head, head_of, reading_tokens
+from rlaif.engines.packing import hidden_states
 from rlaif.errors import EngineError, explain_library
-from rlaif.logprobs import token_logprobs
 
 ROWS: list[Branches] = [
     ([0, 1, 2, 3, 4], [[5, 6, 7], [8]]),
@@ -31,44 +30,16 @@ def is_reward(module: Any) -> bool:
 
 @torch.no_grad()
 def proved_head(module: Any) -> Head:
-    """How logits follow from hidden states, once what is computed of padded rows is found equal to
-    the model's own of each row by itself; PLAIN for a reward head. Raises EngineError where it is
-    not, or where the model has no such head."""
-    name = type(module).__name__
-    output = module.get_output_embeddings()
-    reward = is_reward(module)
-    if not reward and not isinstance(output, nn.Linear):
-        raise EngineError(
-            f"{name}: training needs a plain linear output head, and this has another"
-        )
+    """How logits follow from hidden states, once those of padded rows are found equal to those of
+    each row by itself; PLAIN for a reward head. Raises EngineError where they are not, or where
+    the model has no such head."""
     module.eval()
     words = int(module.get_input_embeddings().weight.shape[0])
     examples = [([i % words for i in p], [[i % words for i in b] for b in bs]) for p, bs in ROWS]
     layout = padded_layout(examples).to(next(module.parameters()).device)
-    try:
-        states = hidden_states(module.base_model, layout)
-        _refuse_other_rows(module, examples, states)
-        wanted = None if reward else _own_logprobs(module, examples)
-    except (EngineError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise EngineError(
-            f"{name}: training needs a model that computes from token ids alone, and this one ends "
-            f"with {type(error).__name__}: {said}"
-        ) from error
-    if wanted is None:
-        return PLAIN
-    head = head_of(module.config.get_text_config())
-    hidden = states.index_select(0, layout.predict) * head.scale
-    found = token_logprobs(
-        hidden, output.weight, layout.targets, output.bias, fp32_head=True, softcap=head.softcap
-    )
-    if not torch.allclose(found, wanted, atol=TOLERANCE):
-        raise EngineError(
-            f"{name}: log-probs from hidden states differ from the model's own logits"
-        )
-    return head
+    with reading_tokens(module):
+        _refuse_other_rows(module, examples, hidden_states(module.base_model, layout))
+    return PLAIN if is_reward(module) else head_of(module)
 
 
 def _refuse_other_rows(module: Any, examples: Sequence[Branches], states: Tensor) -> None:
@@ -84,19 +55,6 @@ def _refuse_other_rows(module: Any, examples: Sequence[Branches], states: Tensor
                 "it or on other rows, so an answer has no probability to train on. Where its "
                 "config.json has `is_decoder`, set that to true."
             )
-
-
-def _own_logprobs(module: Any, examples: Sequence[Branches]) -> Tensor:
-    """(N,) log-probs of all answers' tokens by the model's own logits, row by row."""
-    device = next(module.parameters()).device
-    found = []
-    for prompt, branches in examples:
-        for branch in branches:
-            ids = torch.tensor([[*prompt, *branch]], device=device)
-            logits = module(input_ids=ids, **without_cache(type(module))).logits[0].float()
-            logprobs = logits[len(prompt) - 1 : -1].log_softmax(-1)
-            found.append(logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0])
-    return torch.cat(found)
 
 
 def compute_as_sampling(module: nn.Module) -> None:

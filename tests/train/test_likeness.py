@@ -104,7 +104,7 @@ def test_a_model_that_needs_more_than_tokens_is_refused_in_a_sentence(monkeypatc
         raise AttributeError("'NoneType' object has no attribute 'shape'\nand more")
 
     monkeypatch.setattr(module.model, "forward", forward)
-    with pytest.raises(EngineError, match="this one ends with AttributeError"):
+    with pytest.raises(EngineError, match="does not compute from token ids alone: AttributeError"):
         prepare(module, CPU, torch.float32)
 
 
