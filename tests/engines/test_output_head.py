@@ -1,4 +1,4 @@
-"""How logits follow from hidden states is read off the model, by whatever name its config has it."""
+"""How logits follow from hidden states is read off the model, whatever its config calls it."""
 
 from __future__ import annotations
 
