@@ -86,7 +86,7 @@ def attempt(name: str, results: Connection) -> None:
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
             kind = ABSENT if isinstance(error, trial.NotText) else CRASHED
-            said = str(error) if kind == ABSENT else f"{trial.first_line(error)} ({where})"
+            said = str(error) if kind == ABSENT else f"{trial.in_a_line(error)} ({where})"
             trace = traceback.format_exc()
             results.send({"end": kind, "reason": _plain(said, folder), "trace": trace})
 
@@ -182,34 +182,36 @@ def _figure(found: dict[str, Any], key: str) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: the figures of what trains, then everything else by name and reason."""
+    """Markdown: the figures of what trains, and all reasons with the names that they are for."""
     lines = []
     for outcome in (PACKED, PADDED):
         chosen = [r for r in rows if r.outcome == outcome]
         lines += [f"**{outcome}** ({len(chosen)})", ""]
-        lines += [
-            "| architecture | log-probs | gradients | margins | remarks |",
-            "|---|---|---|---|---|",
-        ]
+        lines += ["| architecture | log-probs | gradients | margins |", "|---|---|---|---|"]
         for r in chosen:
             figures = " | ".join(_figure(r.found, k) for k in ("logprobs", "gradients", "margins"))
-            lines.append(f"| {r.name} | {figures} | {_remark(r)} |")
-        lines.append("")
+            lines.append(f"| {r.name} | {figures} |")
+        lines += ["", *_by_reason([(r, r.reason) for r in chosen if r.reason])]
+    without = [r for r in rows if r.reward not in ("", "as transformers")]
+    lines += [f"**trains, without a reward model** ({len(without)})", ""]
+    lines += _by_reason([(r, f"{r.reward}: {r.reward_reason}") for r in without])
     for outcome in (REFUSED, ABSENT, *FAULTS):
         chosen = [r for r in rows if r.outcome == outcome]
         lines += [f"**{outcome}** ({len(chosen)})", ""]
-        by_reason: dict[str, list[str]] = {}
-        for r in chosen:
-            by_reason.setdefault(r.reason, []).append(r.name)
-        lines += [f"- {', '.join(names)}: {reason}" for reason, names in by_reason.items()] + [""]
+        lines += _by_reason([(r, r.reason) for r in chosen])
     return "\n".join(lines)
 
 
-def _remark(row: Row) -> str:
-    reasons = [row.reason] if row.reason else []
-    if row.reward != "as transformers":
-        reasons.append(f"reward model {row.reward}: {row.reward_reason}")
-    return "; ".join(reasons).replace("|", "\\|")
+def _by_reason(pairs: list[tuple[Row, str]]) -> list[str]:
+    """A line for each reason with the names it is for; what is one architecture's own in a reason,
+    its name or a number, does not make it another."""
+    names: dict[str, list[str]] = {}
+    for row, reason in pairs:
+        said = re.sub(rf"\b({re.escape(row.name)}|[A-Z]\w+For\w+|\w+Head\w*)\b", "X", reason)
+        said = re.sub(r"the gradient of \S+ differ", "gradients differ", said)
+        said = re.sub(r" by \S+ of their size, and \S+ is rounding", "", said)
+        names.setdefault(said, []).append(row.name)
+    return [*(f"- {said}: {', '.join(of)}" for said, of in names.items()), ""]
 
 
 def main() -> int:

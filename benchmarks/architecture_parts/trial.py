@@ -129,7 +129,7 @@ def build(name: str, folder: Path) -> str:
     try:
         before = torch.cat(plain_logprobs(model, rows))
     except Exception as error:
-        raise NotText(f"text alone is not enough for it: {first_line(error)}") from error
+        raise NotText(f"text alone is not enough for it: {in_a_line(error)}") from error
     again = torch.cat(plain_logprobs(plain(folder), rows))
     if not torch.isfinite(before).all():
         raise NotText("its log-probs are not finite with random weights")
@@ -139,10 +139,9 @@ def build(name: str, folder: Path) -> str:
     return type(model).__name__
 
 
-def first_line(error: BaseException) -> str:
-    """The class of an error and the first line of its words."""
-    words = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {words[0] if words else ''}"[:200]
+def in_a_line(error: BaseException) -> str:
+    """The class of an error and its words, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 def plain(folder: Path) -> Any:
@@ -220,6 +219,8 @@ def gradient_difference(ours: dict[str, Tensor], theirs: dict[str, Any]) -> tupl
     least = 1e-3 * max(norms.values())
     worst = (0.0, "none")
     for name, param in theirs.items():
+        if not param.requires_grad:
+            continue
         own, wanted = ours[name].grad, param.grad
         if own is None:
             own = torch.zeros_like(param)

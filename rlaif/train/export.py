@@ -51,9 +51,12 @@ def export(
         if lora is not None:
             module = module.merge_and_unload()
         masters = dict(module.named_parameters())
-    own = dict(module.named_parameters())
-    # A value head or a critic is trained beside the model, and is no part of it.
-    cpu = {name: m.detach().cpu().contiguous() for name, m in masters.items() if name in own}
+    # A value head or a critic is trained beside the model, and is no part of it; what of the model
+    # is never trained has no master.
+    cpu = {
+        name: masters.get(name, param).detach().float().cpu().contiguous()
+        for name, param in module.named_parameters()
+    }
     save_file(cpu, temporary / MASTERS)
     for name, param in module.named_parameters():
         param.grad = None
