@@ -48,3 +48,15 @@ def test_bf16_weights_of_the_moment_are_in_bf16(tmp_path, make_model):
     for name, weight in load_file(tmp_path / "model.safetensors").items():
         assert weight.dtype == torch.bfloat16
         assert torch.equal(weight, params[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_never_trained_is_exported_as_it_was(tmp_path, make_model, dtype):
+    module = load_module(make_model(0), CPU)
+    name = "model.norm.weight"
+    module.get_parameter(name).requires_grad_(False)
+    model = prepare(module, CPU, dtype)
+    assert name not in model.masters
+    export(model, make_model(0), tmp_path / "out", None)
+    again = load_module(tmp_path / "out", CPU).get_parameter(name)
+    assert torch.equal(again, load_module(make_model(0), CPU).get_parameter(name))

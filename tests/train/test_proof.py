@@ -195,6 +195,20 @@ def test_a_config_that_cannot_be_made_small_trains_padded(monkeypatch, caplog):
     assert caplog.text.count("could be tried: no number of layers") == 1
 
 
+def test_code_that_knows_no_fp64_is_proved_in_fp32(monkeypatch):
+    own = proof._values
+
+    def values(model, choice):
+        if model.dtype == torch.float64:
+            raise RuntimeError("expected m1 and m2 to have the same dtype")
+        return own(model, choice)
+
+    monkeypatch.setattr(proof, "_values", values)
+    choice = choose(build("llama"), torch.float32, CPU)
+    assert choice.packed
+    assert set(choice.parts.values()) == {"rotary", "norm", "gate"}
+
+
 def test_a_norm_whose_weight_is_no_parameter_is_compared_too():
     norm = transformers.models.llama.modeling_llama.LlamaRMSNorm(8)
     weight = norm.weight.detach() + torch.arange(8) / 8
