@@ -17,7 +17,11 @@ HEADS = {
     "granite divides": ("GraniteConfig", {"logits_scaling": 8.0}, Head(1 / 8)),
     "hyperclovax multiplies": ("HyperCLOVAXConfig", {"logits_scaling": 8.0}, Head(8.0)),
     "cohere": ("CohereConfig", {"logit_scale": 0.3}, Head(0.3)),
-    "minicpm3 divides before": ("MiniCPM3Config", {"dim_model_base": 24}, Head(0.75)),
+    "minicpm3 divides before": (
+        "MiniCPM3Config",
+        {"dim_model_base": 24, "num_key_value_heads": 4},
+        Head(0.75),
+    ),
     "gemma2": ("Gemma2Config", {"final_logit_softcapping": 3.0}, Head(1.0, 3.0)),
     "recurrent_gemma": ("RecurrentGemmaConfig", {"logits_soft_cap": 3.0}, Head(1.0, 3.0)),
     "phi has a bias": ("PhiConfig", {}, Head()),
