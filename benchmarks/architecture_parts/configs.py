@@ -104,6 +104,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {"num_experts_per_tok": 2},
     "diffllama": {"attention_dropout": 0.0},
+    "dots3_note_audio_encoder": {"adapter_input_size": HIDDEN},
     "dots3_note_vision_encoder": {"mlp_layer_types": ["dense", "dense"], "adapter_in_dim": HIDDEN},
     "dots3_note_text": {
         "swa_num_attention_heads": HEADS,

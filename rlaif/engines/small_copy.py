@@ -43,10 +43,8 @@ def shrink(config: Any) -> None:
         elif name == "first_k_dense_replace":
             setattr(text, name, min(value, 1))
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if hasattr(text, name):
-            setattr(
-                text, name, 0 if name == "pad_token_id" and text.pad_token_id is not None else None
-            )
+        if getattr(text, name, None) is not None:
+            setattr(text, name, 0)
 
 
 def _reusing(text: Any, layers: int) -> list[bool]:

@@ -184,6 +184,13 @@ def test_a_copy_keeps_layers_that_use_the_keys_of_others():
     assert len(config.kv_sharing_modes) == 4
 
 
+def test_a_copy_has_the_special_tokens_that_its_config_asks_for():
+    config = transformers.CwmConfig()
+    proof.shrink(config)
+    assert (config.bos_token_id, config.vocab_size) == (0, 512)
+    assert config.eos_token_id == 0
+
+
 def test_a_config_that_cannot_be_made_small_trains_padded(monkeypatch, caplog):
     def refuse(config):
         raise AttributeError("no number of layers")
