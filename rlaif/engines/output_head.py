@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlaif.batching import padded_layout
-from rlaif.engines.packing import hidden_states, without_cache
+from rlaif.engines.packing import body_of, hidden_states, without_cache
 from rlaif.errors import EngineError
 
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -56,7 +56,7 @@ def head_of(module: Any) -> Head:
     ids = [i % words for i in range(9, 26)]
     layout = padded_layout([(ids[:1], [ids[1:]])]).to(output.weight.device)
     with reading_tokens(module):
-        states = hidden_states(module.base_model, layout).float()
+        states = hidden_states(body_of(module), layout).float()
         given = module(input_ids=layout.input_ids, **without_cache(type(module)))
         own = given.logits[0].float()
     raw = F.linear(states, output.weight.float())

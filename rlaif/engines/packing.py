@@ -62,6 +62,13 @@ def plain_attention(config: Any) -> str | None:
     return "eager" if capped else None
 
 
+def body_of(module: Any) -> Any:
+    """What of a transformers model gives its last hidden states. In some classes (Llama 4) the
+    name that says where it is names nothing."""
+    body = module.base_model
+    return getattr(module, "model", module) if body is module else body
+
+
 def hidden_states(body: Any, layout: Layout) -> Tensor:
     """(R*T, H) last hidden states of the layout's rows by a transformers body, which must be in
     `packing` for packed rows."""

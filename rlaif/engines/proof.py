@@ -43,7 +43,7 @@ from rlaif.engines.fast_paths import (
     form_of,
     with_rotary,
 )
-from rlaif.engines.packing import hidden_states, plain_attention
+from rlaif.engines.packing import body_of, hidden_states, plain_attention
 from rlaif.engines.small_copy import shrink
 from rlaif.fused import rotate
 from rlaif.records import content_hash
@@ -254,7 +254,7 @@ def _values(model: Any, choice: Choice) -> list[Tensor]:
 
 
 def _read(model: Any, layout: Layout) -> Tensor:
-    states = hidden_states(model.base_model, layout).index_select(0, layout.predict)
+    states = hidden_states(body_of(model), layout).index_select(0, layout.predict)
     wide = torch.promote_types(states.dtype, torch.float32)
     output = model.get_output_embeddings()
     if not isinstance(output, nn.Linear):
@@ -377,7 +377,7 @@ def _turning(model: Any) -> dict[str, PartKind]:
         changed.append(part)
     try:
         layout = padded_layout(EXAMPLES).to(_device(model))
-        hidden_states(model.base_model, layout)
+        hidden_states(body_of(model), layout)
     finally:
         for part in changed:
             del vars(part)["forward"]

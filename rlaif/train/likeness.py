@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rlaif.batching import Branches, padded_layout
 from rlaif.engines.output_head import PLAIN, Head, head_of, reading_tokens
-from rlaif.engines.packing import hidden_states
+from rlaif.engines.packing import body_of, hidden_states
 from rlaif.errors import EngineError, explain_library
 
 ROWS: list[Branches] = [
@@ -38,7 +38,7 @@ def proved_head(module: Any) -> Head:
     examples = [([i % words for i in p], [[i % words for i in b] for b in bs]) for p, bs in ROWS]
     layout = padded_layout(examples).to(next(module.parameters()).device)
     with reading_tokens(module):
-        _refuse_other_rows(module, examples, hidden_states(module.base_model, layout))
+        _refuse_other_rows(module, examples, hidden_states(body_of(module), layout))
     return PLAIN if is_reward(module) else head_of(module)
 
 
@@ -47,7 +47,7 @@ def _refuse_other_rows(module: Any, examples: Sequence[Branches], states: Tensor
     rows = [(p, [branch]) for p, branches in examples for branch in branches]
     for (prompt, (branch,)), own in zip(rows, states.chunk(len(rows)), strict=True):
         layout = padded_layout([(prompt, [branch])]).to(states.device)
-        wanted = hidden_states(module.base_model, layout)
+        wanted = hidden_states(body_of(module), layout)
         off = own[: len(prompt) + len(branch)] - wanted
         if not float(off.norm()) <= TOLERANCE * float(wanted.norm()):
             raise EngineError(

@@ -23,7 +23,7 @@ from rlaif.device import has_fast_bf16
 from rlaif.engines.fast_paths import PLAIN as PLAIN_FORMS
 from rlaif.engines.fast_paths import Choice, fast_paths
 from rlaif.engines.output_head import PLAIN, Head
-from rlaif.engines.packing import hidden_states
+from rlaif.engines.packing import body_of, hidden_states
 from rlaif.engines.proof import choose
 from rlaif.errors import EngineError
 from rlaif.fused import embed_into, multiply_into
@@ -168,7 +168,7 @@ class TrainModel:
 
     def hidden(self, layout: Layout) -> Tensor:
         """(R*T, H) last hidden states of the layout's rows."""
-        return hidden_states(causal(self.module).base_model, layout)
+        return hidden_states(body_of(causal(self.module)), layout)
 
     @contextmanager
     def generating(self) -> Iterator[Any]:

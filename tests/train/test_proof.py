@@ -24,6 +24,12 @@ OTHERS = {
     "gpt2": ("GPT2Config", {"n_layer": 2, "n_head": 4, "n_embd": 32}, True, set()),
     "bloom": ("BloomConfig", {"n_layer": 2, "n_head": 4}, False, set()),
     "gpt_oss": ("GptOssConfig", {"num_local_experts": 4, **EXPERTS}, False, {"norm"}),
+    "llama4": (
+        "Llama4TextConfig",
+        {"num_local_experts": 4, "intermediate_size_mlp": 48, "attention_chunk_size": 64},
+        False,
+        {"norm"},
+    ),
     "mamba": ("MambaConfig", {}, False, {"norm"}),
     "qwen3_moe": ("Qwen3MoeConfig", {"num_experts": 4, **EXPERTS}, True, {"rotary", "norm"}),
 }
