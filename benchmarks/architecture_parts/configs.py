@@ -125,6 +125,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "longcat_flash": {"head_dim": 8},
     "mamba2": {"num_heads": 8},
+    "ministral": {"head_dim": HEAD_DIM},
     "reformer": {"attn_layers": ["local", "lsh"], "axial_pos_embds": False, "num_buckets": 4},
 }
 """By model_type what sizes that depend on one another need besides."""
