@@ -119,13 +119,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 128},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "hunyuan_v1_dense": {"head_dim": HEAD_DIM},
-    "hunyuan_v1_moe": {"head_dim": HEAD_DIM},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "longcat_flash": {"head_dim": 8},
     "mamba2": {"num_heads": 8},
-    "ministral": {"head_dim": HEAD_DIM},
     "reformer": {"attn_layers": ["local", "lsh"], "axial_pos_embds": False, "num_buckets": 4},
 }
 """By model_type what sizes that depend on one another need besides."""
@@ -169,6 +166,8 @@ def _made(given: Any, vocabulary: int, special: dict[str, int | None]) -> Any:
         layers, chosen["num_kv_shared_layers"] = layers + 1, 1
     chosen |= {name: layers for name in LAYERS if isinstance(told.get(name), int)}
     names = {f.name for f in fields(given)}
+    if "head_dim" in names and getattr(given, "head_dim", None) is None:
+        chosen["head_dim"] = HEAD_DIM
     chosen |= {name: value for name, value in special.items() if name in names}
     if "is_decoder" in names:
         # Else it would see the tokens that it is to predict.
