@@ -151,11 +151,7 @@ def _made(given: Any, vocabulary: int, special: dict[str, int | None]) -> Any:
         small = _small(name, value, vocabulary)
         if small is not None:
             chosen[name] = small
-        elif (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and ("drop" in name or "jitter" in name)
-        ):
+        elif isinstance(value, float) and ("drop" in name or "jitter" in name):
             # Training must not draw: its log-probs are those of sampling.
             chosen[name] = NOISE
     heads = next((told[n] for n in ("num_attention_heads", "n_head") if n in told), None)
