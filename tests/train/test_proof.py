@@ -28,7 +28,7 @@ OTHERS = {
         "Llama4TextConfig",
         {"num_local_experts": 4, "intermediate_size_mlp": 48, "attention_chunk_size": 64},
         False,
-        {"norm"},
+        {"norm", "gate"},
     ),
     "mamba": ("MambaConfig", {}, False, {"norm"}),
     "qwen3_moe": ("Qwen3MoeConfig", {"num_experts": 4, **EXPERTS}, True, {"rotary", "norm"}),
