@@ -162,7 +162,7 @@ def _made(given: Any, vocabulary: int, special: dict[str, int | None]) -> Any:
         layers, chosen["num_kv_shared_layers"] = layers + 1, 1
     chosen |= {name: layers for name in LAYERS if isinstance(told.get(name), int)}
     names = {f.name for f in fields(given)}
-    if "head_dim" in names and getattr(given, "head_dim", None) is None:
+    if "head_dim" in names - told.keys() and vars(given).get("head_dim") is None:
         chosen["head_dim"] = HEAD_DIM
     chosen |= {name: value for name, value in special.items() if name in names}
     if "is_decoder" in names:
