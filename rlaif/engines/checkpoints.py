@@ -29,8 +29,12 @@ def write_checkpoint(module: Any, masters: Mapping[str, Tensor], start: Path, fo
     those of its fp32 `masters` that are weights of its own. The module's weights are then bf16."""
     (folder / MASTERS).parent.mkdir(parents=True)
     own = dict(module.named_parameters())
-    # A value head or a critic is trained beside the model, and is no part of it.
-    cpu = {name: m.detach().cpu().contiguous() for name, m in masters.items() if name in own}
+    # A value head or a critic is trained beside the model, and is no part of it; what of the model
+    # is never trained has no master.
+    cpu = {
+        name: masters.get(name, param).detach().float().cpu().contiguous()
+        for name, param in own.items()
+    }
     save_file(cpu, folder / MASTERS)
     for name, param in own.items():
         param.grad = None
@@ -123,10 +127,18 @@ def copy_text_files(start: Path, target: Path) -> None:
 
 def load_classifier(folder: Path, outputs: int, options: dict[str, Any]) -> tuple[Any, Any]:
     """The body of the model in `folder` with a head of so many outputs, and transformers' report of
-    what it loaded. A head of another size is not kept."""
-    from transformers import AutoModelForSequenceClassification
+    what it loaded. A head of another size is not kept. Raises EngineError where transformers has no
+    such class."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     from transformers.utils import logging as transformers_logging
 
+    config = AutoConfig.from_pretrained(folder)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise EngineError(
+            f"{folder}: transformers has no sequence classifier of {config.model_type}, "
+            "and that is what a reward model is to others. Start from another architecture."
+        )
     level = transformers_logging.get_verbosity()
     # It would warn that the head is new, which is what is wanted.
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

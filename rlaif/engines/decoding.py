@@ -16,7 +16,7 @@ from rlaif.batching import fill, packed_layout
 from rlaif.engines.branch_cache import BranchCache, empty_rows
 from rlaif.engines.layout import bucket
 from rlaif.engines.memory import PASS_TOKENS
-from rlaif.engines.packing import CACHE, GROUPS, KEEP, packing
+from rlaif.engines.packing import CACHE, GROUPS, KEEP, body_of, packing
 
 Prompts = Sequence[Sequence[int]]
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -64,7 +64,7 @@ class BranchRows:
 
     def after(self, tokens: Tensor) -> Tensor:
         """See `Rows.after`."""
-        hidden: Tensor = self.model.base_model(
+        hidden: Tensor = body_of(self.model)(
             input_ids=tokens[:, None],
             position_ids=self.cache.positions(),
             use_cache=False,
@@ -90,7 +90,7 @@ def _prefill(model: Any, prompts: Prompts) -> tuple[Tensor, list[Tensor], list[T
         layout = packed_layout([(prompts[i], [[]]) for i in part]).to(model.device)
         assert layout.groups is not None
         kept: list[tuple[Tensor, Tensor]] = []
-        states = model.base_model(
+        states = body_of(model)(
             input_ids=layout.input_ids,
             position_ids=layout.position_ids,
             use_cache=False,
@@ -125,7 +125,7 @@ class PaddedRows:
             mask[i, width - len(prompt) :] = 1
         ids, mask = ids.to(model.device), mask.to(model.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        result = model.base_model(
+        result = body_of(model)(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True
         )
         rows = torch.tensor(owner, device=model.device)
@@ -142,7 +142,7 @@ class PaddedRows:
         """See `Rows.after`."""
         self.mask = torch.cat([self.mask, self.mask.new_ones((len(tokens), 1))], dim=1)
         self.positions = self.positions + 1
-        hidden: Tensor = self.model.base_model(
+        hidden: Tensor = body_of(self.model)(
             input_ids=tokens[:, None],
             attention_mask=self.mask,
             position_ids=self.positions,

@@ -3,6 +3,8 @@ own."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from rlaif.attention import branch_attention
+from rlaif.batching import Layout
 from rlaif.engines.branch_cache import BranchCache
 
 NAME = "rlaif_branches"
@@ -57,6 +60,31 @@ def plain_attention(config: Any) -> str | None:
     `eager` where scores are capped, which its fast one leaves out."""
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return "eager" if capped else None
+
+
+def body_of(module: Any) -> Any:
+    """What of a transformers model gives its last hidden states. In some classes (Llama 4) the
+    name that says where it is names nothing."""
+    body = module.base_model
+    return getattr(module, "model", module) if body is module else body
+
+
+def hidden_states(body: Any, layout: Layout) -> Tensor:
+    """(R*T, H) last hidden states of the layout's rows by a transformers body, which must be in
+    `packing` for packed rows."""
+    given: dict[str, Any] = {"input_ids": layout.input_ids}
+    if layout.groups is not None:
+        given |= {GROUPS: layout.groups, "position_ids": layout.position_ids}
+    states: Tensor = body(**given, **without_cache(type(body))).last_hidden_state
+    return states.flatten(0, 1)
+
+
+@functools.cache
+def without_cache(kind: Any) -> dict[str, bool]:
+    """The argument that keeps a transformers class from keeping keys; none where it has no such."""
+    parameters = inspect.signature(kind.forward).parameters
+    takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {"use_cache": False} if takes else {}
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from rlaif import attention, batching, fused, logprobs
 from rlaif.batching import Branches, Layout, packed_layout, padded_layout
-from rlaif.engines import builtin, output_head, packing
+from rlaif.engines import builtin, packing, small_copy
 from rlaif.engines import fast_paths as paths
 from rlaif.engines.fast_paths import (
     PLAIN,
@@ -43,17 +43,14 @@ from rlaif.engines.fast_paths import (
     form_of,
     with_rotary,
 )
-from rlaif.engines.output_head import head_of
-from rlaif.engines.packing import GROUPS, plain_attention
+from rlaif.engines.packing import body_of, hidden_states, plain_attention
+from rlaif.engines.small_copy import shrink
 from rlaif.fused import rotate
 from rlaif.records import content_hash
 from rlaif.store import write_atomic
 
 log = logging.getLogger(__name__)
 
-WINDOW = 8
-"""The window and chunk of the copy: shorter than the probe, so that a lost window shows."""
-MOST_LAYERS = 4
 WIDER = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
@@ -74,13 +71,22 @@ def choose(module: Any, dtype: torch.dtype, device: torch.device) -> Choice:
     dtype: in memory, and on disk where nothing was left out. What fails is logged, once in a
     process, and tried again by the next: a compiler that was missing may be there."""
     config = copy.deepcopy(module.config)
-    shrink(config)
+    failure: Exception | None = None
+    try:
+        shrink(config)
+    except Exception as error:
+        # Configs can be anything; one that has no small copy costs speed, and nothing else.
+        failure = error
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     key = content_hash(
         type(module).__qualname__, _shape(config), *versions(), named, str(dtype), _own_code()
     )
     if key not in _known:
-        _known[key] = _stored(key) or prove(type(module), config, dtype, device)
+        _known[key] = (
+            _untried(failure)
+            if failure is not None
+            else _stored(key) or prove(type(module), config, dtype, device)
+        )
         if not _known[key].reasons and attention.flex_failure() is None:
             _keep(key, _known[key])
         for reason in _known[key].reasons:
@@ -101,7 +107,7 @@ def versions() -> tuple[str, str]:
 @functools.cache
 def _own_code() -> str:
     """A hash of the code whose choice is kept."""
-    files = [attention, batching, fused, logprobs, output_head, packing, paths]
+    files = [attention, batching, fused, logprobs, packing, paths, small_copy]
     names = [__file__, *(module.__file__ or "" for module in files)]
     return content_hash(*(Path(name).read_text(encoding="utf-8") for name in names))
 
@@ -140,16 +146,12 @@ def prove(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> C
         # In a mixture of experts rounding picks other experts, which is no error of ours.
         compared = torch.float32 if _is_mixture(config) else dtype
         plain = copy.deepcopy(exact).to(compared)
-        exact = exact.to(WIDER[compared])
-        if hasattr(exact, "set_experts_implementation"):
-            # The product of all experts at once is not there in fp64.
-            exact.set_experts_implementation("eager")
-        truth, theirs = _values(exact, PLAIN), _values(plain, PLAIN)
+        theirs = _values(plain, PLAIN)
+        truth = _wider_values(exact.to(WIDER[compared]), theirs)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        # Configs can be anything; one that has no small copy costs speed, and nothing else.
-        return replace(PLAIN, reasons=(f"{PADDED}: no small copy could be tried: {_first(error)}",))
+        return _untried(error)
     problems: dict[tuple[bool, bool], str] = {}
     for packed, with_parts in ((True, True), (True, False), (False, True)):
         tried = Choice(packed, parts if with_parts else {})
@@ -160,6 +162,21 @@ def prove(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> C
             return replace(tried, reasons=_left_out(tried, problems))
         problems[packed, with_parts] = problem
     return replace(PLAIN, reasons=_left_out(PLAIN, problems))
+
+
+def _wider_values(exact: Any, theirs: list[Tensor]) -> list[Tensor]:
+    """What the wider copy gives, or `theirs` where its code knows no fp64."""
+    if hasattr(exact, "set_experts_implementation"):
+        # The product of all experts at once is not there in fp64.
+        exact.set_experts_implementation("eager")
+    try:
+        return _values(exact, PLAIN)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        if exact.dtype != torch.float64:
+            raise
+        return theirs
 
 
 PADDED = "branches are padded and not packed, which is slower"
@@ -176,6 +193,10 @@ def _left_out(choice: Choice, problems: dict[tuple[bool, bool], str]) -> tuple[s
             f"{UNFUSED}: {problems[p, True]}" for p in (choice.packed,) if (p, True) in problems
         ]
     return tuple(reasons)
+
+
+def _untried(error: Exception) -> Choice:
+    return replace(PLAIN, reasons=(f"{PADDED}: no small copy could be tried: {_first(error)}",))
 
 
 def _first(error: BaseException) -> str:
@@ -233,67 +254,17 @@ def _values(model: Any, choice: Choice) -> list[Tensor]:
 
 
 def _read(model: Any, layout: Layout) -> Tensor:
-    packed = {} if layout.groups is None else {GROUPS: layout.groups}
-    hidden = model.base_model(
-        input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, **packed
-    ).last_hidden_state
-    states = hidden.flatten(0, 1).index_select(0, layout.predict)
+    states = hidden_states(body_of(model), layout).index_select(0, layout.predict)
     wide = torch.promote_types(states.dtype, torch.float32)
-    output, head = model.get_output_embeddings(), head_of(model.config.get_text_config())
+    output = model.get_output_embeddings()
     if not isinstance(output, nn.Linear):
         turns = torch.arange(states.shape[-1], device=states.device, dtype=wide)
         sums: Tensor = states.to(wide) @ torch.cos(turns)
         return sums
     bias = None if output.bias is None else output.bias.to(wide)
-    logits: Tensor = head.finish(F.linear(states.to(wide), output.weight.to(wide), bias))
+    # Scales and caps of logits are the same code either way.
+    logits = F.linear(states.to(wide), output.weight.to(wide), bias)
     return logits.log_softmax(-1).gather(1, layout.targets[:, None])[:, 0]
-
-
-def shrink(config: Any) -> None:
-    """Make a config small in place: few layers of every kind, a short vocabulary and window, narrow
-    feed-forward parts. Heads and their sizes stay."""
-    text = config.get_text_config()
-    nested: list[Any] = [value for value in vars(config).values() if hasattr(value, "to_dict")]
-    for other in nested:
-        if other is not text and getattr(other, "num_hidden_layers", None):
-            other.num_hidden_layers = 1
-    layers = int(text.num_hidden_layers)
-    by_layer = {
-        name: value
-        for name, value in vars(text).items()
-        if isinstance(value, list | tuple) and len(value) == layers > 1
-    }
-    kept = _kept_layers(layers, list(by_layer.values()))
-    text.num_hidden_layers = len(kept)
-    for name, value in by_layer.items():
-        setattr(text, name, [value[i] for i in kept])
-    for name, value in list(vars(text).items()):
-        if not isinstance(value, int) or isinstance(value, bool):
-            continue
-        if name.startswith("vocab_size"):
-            setattr(text, name, min(value, 512))
-        elif name in ("sliding_window", "attention_chunk_size"):
-            setattr(text, name, min(value, WINDOW))
-        elif name.endswith("intermediate_size"):
-            setattr(text, name, min(value, 128))
-        elif name == "first_k_dense_replace":
-            setattr(text, name, min(value, 1))
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if hasattr(text, name):
-            setattr(
-                text, name, 0 if name == "pad_token_id" and text.pad_token_id is not None else None
-            )
-
-
-def _kept_layers(layers: int, lists: Sequence[Sequence[Any]]) -> list[int]:
-    """Which layers a copy has: the first of each kind, two at least."""
-    seen: dict[str, int] = {}
-    for index in range(layers):
-        seen.setdefault(str([values[index] for values in lists]), index)
-    kept = sorted(seen.values())[:MOST_LAYERS]
-    more = [i for i in range(layers) if i not in kept]
-    least = 2 if lists or layers <= 2 else MOST_LAYERS
-    return sorted([*kept, *more[: max(0, min(least, layers) - len(kept))]])
 
 
 def _copy(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
@@ -348,17 +319,18 @@ def _part_kind(part: Any, known: PartKind | None) -> PartKind | None:
     ):
         kinds, width = ("gate",), cast(nn.Linear, part.gate_proj).in_features
     for kind in kinds if known is None else [k for k in kinds if k == known]:
-        if _same(part, form_of(part, kind), width):
+        matrix = part.gate_proj.weight if kind == "gate" else weight
+        if _same(part, form_of(part, kind), matrix.new_empty(1, 3, width)):
             return kind
     return None
 
 
 @torch.no_grad()
-def _same(part: Any, forward: Callable[..., Any], width: int) -> bool:
-    """Whether `forward` computes what the part's own does, on rows that have no symmetry."""
-    weight = next(part.parameters())
-    probe = torch.linspace(-2.0, 3.0, 3 * width, device=weight.device).sin_() * 1.7
-    probe = probe.view(1, 3, width).to(weight.dtype)
+def _same(part: Any, forward: Callable[..., Any], like: Tensor) -> bool:
+    """Whether `forward` computes what the part's own does, on rows that have no symmetry and are
+    in shape and dtype `like` that tensor."""
+    probe = torch.linspace(-2.0, 3.0, like.numel(), device=like.device).sin_() * 1.7
+    probe = probe.view(like.shape).to(like.dtype)
     try:
         return _close(forward(part, probe), part(probe))
     except (TypeError, ValueError, RuntimeError):
@@ -405,7 +377,7 @@ def _turning(model: Any) -> dict[str, PartKind]:
         changed.append(part)
     try:
         layout = padded_layout(EXAMPLES).to(_device(model))
-        model.base_model(input_ids=layout.input_ids, use_cache=False)
+        hidden_states(body_of(model), layout)
     finally:
         for part in changed:
             del vars(part)["forward"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlaif.batching import Branches, fill, packed_layout, padded_layout
 from rlaif.engines.layout import Row
-from rlaif.engines.packing import GROUPS
+from rlaif.engines.packing import GROUPS, body_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def states(model: Any, batch: Sequence[Row], tails: Mapping[str, int], packed: b
     examples = [example(group, tails) for group in groups]
     layout = (packed_layout(examples) if packed else padded_layout(examples)).to(model.device)
     extra = {} if layout.groups is None else {GROUPS: layout.groups}
-    hidden = model.base_model(
+    hidden = body_of(model)(
         input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, **extra
     ).last_hidden_state.flatten(0, 1)
     ends, spans, stop = [], [], 0

@@ -26,7 +26,7 @@ class Weights:
     def __init__(self, model: Any, digest: str):
         self.model = model
         self.digest = digest
-        self.head = head_of(model.config.get_text_config())
+        self.head = head_of(model)
         self._fp32_head: torch.Tensor | None = None
         self._asking = 0
         self._changes = ExitStack()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlaif.batching import Layout
+from rlaif.engines.packing import body_of
 from rlaif.errors import RlaifError
 from rlaif.train.model import TrainModel, causal
 
@@ -55,7 +56,7 @@ def hidden_at(
 
         return hook
 
-    body = causal(model.module).base_model
+    body = body_of(causal(model.module))
     hooks = [body.layers[d - 1].register_forward_hook(keep(d)) for d in depths if d < whole]
     try:
         last = model.hidden(layout).index_select(0, places)
@@ -72,7 +73,7 @@ def cut(module: Any, layers: int) -> None:
     whole = config.num_hidden_layers
     if layers == whole:
         return
-    body = module.base_model
+    body = body_of(module)
     body.layers = body.layers[:layers]
     # Some configs describe every layer in a list.
     for name, value in config.to_dict().items():
@@ -88,7 +89,7 @@ def _config(module: Any) -> Any:
 @torch.no_grad()
 def _has_plain_stack(module: Any) -> bool:
     """Whether the last hidden states are the norm of what the last of `layers` puts out."""
-    body = module.base_model
+    body = body_of(module)
     if not isinstance(getattr(body, "layers", None), nn.ModuleList) or not hasattr(body, "norm"):
         return False
     seen: list[Tensor] = []

@@ -49,7 +49,7 @@ class KtoTask:
         values = [value for e in rows for value in self.reference[e.example_id]]
         stored = torch.tensor(values, dtype=torch.float32, device=policy.device)
         if step == 0 and self.same_start:
-            assert_equal(policy, stored)
+            assert_equal(policy, stored, model)
         rho = policy - stored
         own, other = _places(rows)
         good = torch.tensor([d for e in rows for d in e.desirable], device=policy.device)

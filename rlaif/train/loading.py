@@ -61,8 +61,9 @@ def _loaded(folder: Path, reward: bool, options: dict[str, Any]) -> tuple[Any, b
     if not reward:
         return AutoModelForCausalLM.from_pretrained(folder, **options), False
     module, report = load_classifier(folder, 1, options)
-    if not isinstance(getattr(module, "score", None), nn.Linear):
-        raise EngineError(f"{folder}: {type(module).__name__} has no `score` head to train")
+    score = getattr(module, "score", None)
+    if not isinstance(score, nn.Linear) or score.bias is not None:
+        raise EngineError(f"{folder}: {type(module).__name__} has no plain `score` head to train")
     new = [*report["missing_keys"], *(row[0] for row in report["mismatched_keys"])]
     return module, any(name.startswith("score") for name in new)
 

@@ -23,13 +23,18 @@ from rlaif.device import has_fast_bf16
 from rlaif.engines.checkpoints import is_reward
 from rlaif.engines.fast_paths import PLAIN as PLAIN_FORMS
 from rlaif.engines.fast_paths import Choice, fast_paths
-from rlaif.engines.output_head import PLAIN, Head, head_of
-from rlaif.engines.packing import GROUPS
+from rlaif.engines.output_head import PLAIN, Head
+from rlaif.engines.packing import body_of, hidden_states
 from rlaif.engines.proof import choose
 from rlaif.errors import EngineError
 from rlaif.fused import embed_into, multiply_into
 from rlaif.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlaif.train import parallel, sharding
+from rlaif.train.likeness import (
+    compute_as_sampling,
+    proved_head,
+    recompute_layers,
+)
 
 log = logging.getLogger(__name__)
 
@@ -163,18 +168,7 @@ class TrainModel:
 
     def hidden(self, layout: Layout) -> Tensor:
         """(R*T, H) last hidden states of the layout's rows."""
-        packed = {} if layout.groups is None else {GROUPS: layout.groups}
-        states: Tensor = (
-            causal(self.module)
-            .base_model(
-                input_ids=layout.input_ids,
-                position_ids=layout.position_ids,
-                use_cache=False,
-                **packed,
-            )
-            .last_hidden_state
-        )
-        return states.flatten(0, 1)
+        return hidden_states(body_of(causal(self.module)), layout)
 
     @contextmanager
     def generating(self) -> Iterator[Any]:
@@ -186,7 +180,7 @@ class TrainModel:
         try:
             yield plain
         finally:
-            self.module.train()
+            compute_as_sampling(self.module)
             plain.set_attn_implementation(trained)
 
     @contextmanager
@@ -244,21 +238,20 @@ def prepare(
     trainable: bool = True,
     sharded: bool = False,
 ) -> TrainModel:
-    """A module with fp32 parameters made ready: adapters, masters, dropout off, compute dtype.
+    """A module with fp32 parameters made ready: adapters, masters, no dropout, compute dtype.
 
     With `sharded` each rank keeps its part on `device`; the module itself may lie in main memory.
     """
-    head = PLAIN if is_reward(module) else output_head(module)
+    head = proved_head(module)
     attention = module.config._attn_implementation
     choice = choose(module, dtype, device)
     changes = ExitStack()
     changes.enter_context(fast_paths(module, choice))
     if lora is not None:
         module = add_lora(module, lora)
-    _no_dropout(module)
-    module.train()
     if gradient_checkpointing:
-        causal(module).gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(causal(module))
+    compute_as_sampling(module)
     model = TrainModel(module, {}, {}, device, dtype, head, choice, attention, changes=changes)
     if sharded:
         _shard(model, trainable)
@@ -333,32 +326,6 @@ def causal(module: Any) -> Any:
     return module.get_base_model() if hasattr(module, "peft_config") else module
 
 
-@torch.no_grad()
-def output_head(module: Any) -> Head:
-    """How logits follow from hidden states, once log-probs from hidden states are found equal to
-    those of the model's own logits. Raises EngineError where they are not."""
-    head = head_of(module.config.get_text_config())
-    name = type(module).__name__
-    output = module.get_output_embeddings()
-    if not isinstance(output, nn.Linear):
-        raise EngineError(
-            f"{name}: training needs a plain linear output head, and this has another"
-        )
-    module.eval()
-    device = output.weight.device
-    ids = torch.arange(8, device=device)[None] % output.weight.shape[0]
-    own = module(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
-    hidden = module.base_model(input_ids=ids, use_cache=False).last_hidden_state[0] * head.scale
-    ours = token_logprobs(
-        hidden, output.weight, ids[0], output.bias, fp32_head=True, softcap=head.softcap
-    )
-    if not torch.allclose(ours, own[torch.arange(8), ids[0]], atol=2e-2):
-        raise EngineError(
-            f"{name}: log-probs from hidden states differ from the model's own logits"
-        )
-    return head
-
-
 def add_lora(module: Any, options: LoraOptions) -> Any:
     """The module with fresh low-rank adapters (arXiv 2106.09685); only they are trainable."""
     try:
@@ -383,15 +350,3 @@ def add_lora(module: Any, options: LoraOptions) -> Any:
     if not reward and type(causal(wrapped).get_output_embeddings()) is not nn.Linear:
         raise EngineError("lora.target_modules must leave out the output head")
     return wrapped
-
-
-def _no_dropout(module: nn.Module) -> None:
-    for name, part in module.named_modules():
-        if "lora_" in name:
-            continue
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        for key, value in vars(part).items():
-            # Attention modules keep their rate as a number and apply it themselves.
-            if key.endswith("dropout") and isinstance(value, float):
-                setattr(part, key, 0.0)

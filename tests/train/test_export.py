@@ -78,3 +78,15 @@ def test_transformers_4_finds_what_it_looks_for(tmp_path, make_model):
     text = "<|im_start|>user\nWhy?<|im_end|>"
     assert old(text) == new(text) and old.all_special_tokens == new.all_special_tokens
     assert type(LlamaForCausalLM.from_pretrained(tmp_path / "out")) is LlamaForCausalLM
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_never_trained_is_exported_as_it_was(tmp_path, make_model, dtype):
+    module = load_module(make_model(0), CPU)
+    name = "model.norm.weight"
+    module.get_parameter(name).requires_grad_(False)
+    model = prepare(module, CPU, dtype)
+    assert name not in model.masters
+    export(model, make_model(0), tmp_path / "out", None)
+    again = load_module(tmp_path / "out", CPU).get_parameter(name)
+    assert torch.equal(again, load_module(make_model(0), CPU).get_parameter(name))

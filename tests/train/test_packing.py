@@ -11,7 +11,8 @@ from rlaif.attention import SHORT, STEM, block_mask, branch_attention, segments
 from rlaif.batching import Group, packed_layout, padded_layout
 from rlaif.engines.packing import packing
 from rlaif.engines.proof import choose
-from rlaif.train.model import TrainModel, output_head, prepare
+from rlaif.train.likeness import proved_head
+from rlaif.train.model import TrainModel, prepare
 from tests.train.architectures import ALIKE, ARCHITECTURES, CPU, EXAMPLES, build
 
 
@@ -28,7 +29,7 @@ def loss_and_gradients(model, packed, examples=EXAMPLES):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_equals_padded_in_values_and_gradients(name, examples):
     module = build(name)
-    head = output_head(module)
+    head = proved_head(module)
     plain = TrainModel(module, {}, {}, CPU, torch.float32, head)
     wanted, wanted_gradients = loss_and_gradients(plain, False, examples)
     with packing(module):

@@ -24,6 +24,12 @@ OTHERS = {
     "gpt2": ("GPT2Config", {"n_layer": 2, "n_head": 4, "n_embd": 32}, True, set()),
     "bloom": ("BloomConfig", {"n_layer": 2, "n_head": 4}, False, set()),
     "gpt_oss": ("GptOssConfig", {"num_local_experts": 4, **EXPERTS}, False, {"norm"}),
+    "llama4": (
+        "Llama4TextConfig",
+        {"num_local_experts": 4, "intermediate_size_mlp": 48, "attention_chunk_size": 64},
+        False,
+        {"norm", "gate"},
+    ),
     "mamba": ("MambaConfig", {}, False, {"norm"}),
     "qwen3_moe": ("Qwen3MoeConfig", {"num_experts": 4, **EXPERTS}, True, {"rotary", "norm"}),
 }
@@ -171,6 +177,57 @@ def test_a_copy_keeps_every_kind_of_layer_and_the_heads():
     assert config.layer_types == ["sliding_attention", "full_attention"]
     assert (config.num_hidden_layers, config.sliding_window, config.vocab_size) == (2, 8, 512)
     assert (config.head_dim, config.num_attention_heads, config.num_key_value_heads) == (8, 4, 2)
+
+
+def test_a_copy_keeps_layers_that_use_the_keys_of_others():
+    kinds = [*["sliding_attention"] * 4, "full_attention"] * 3
+    config = transformers.Gemma3nTextConfig(
+        num_hidden_layers=15, layer_types=kinds, num_kv_shared_layers=5
+    )
+    proof.shrink(config)
+    assert config.layer_types == ["sliding_attention", "full_attention"] * 2
+    assert config.num_kv_shared_layers == 2
+    assert len(config.kv_sharing_modes) == 4
+
+
+def test_a_copy_has_the_special_tokens_that_its_config_asks_for():
+    config = transformers.CwmConfig()
+    proof.shrink(config)
+    assert (config.bos_token_id, config.vocab_size) == (0, 512)
+    assert config.eos_token_id == 0
+
+
+def test_a_config_that_cannot_be_made_small_trains_padded(monkeypatch, caplog):
+    def refuse(config):
+        raise AttributeError("no number of layers")
+
+    monkeypatch.setattr(proof, "shrink", refuse)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert choose(build("llama"), torch.float32, CPU).packed is False
+    assert caplog.text.count("could be tried: no number of layers") == 1
+
+
+def test_code_that_knows_no_fp64_is_proved_in_fp32(monkeypatch):
+    own = proof._values
+
+    def values(model, choice):
+        if model.dtype == torch.float64:
+            raise RuntimeError("expected m1 and m2 to have the same dtype")
+        return own(model, choice)
+
+    monkeypatch.setattr(proof, "_values", values)
+    choice = choose(build("llama"), torch.float32, CPU)
+    assert choice.packed
+    assert set(choice.parts.values()) == {"rotary", "norm", "gate"}
+
+
+def test_a_norm_whose_weight_is_no_parameter_is_compared_too():
+    norm = transformers.models.llama.modeling_llama.LlamaRMSNorm(8)
+    weight = norm.weight.detach() + torch.arange(8) / 8
+    del norm.weight
+    norm.register_buffer("weight", weight)
+    assert proof._part_kind(norm, None) == "norm"
 
 
 def test_what_computed_a_training_stands_in_its_outcome(tmp_path, make_model, make_preferences):
