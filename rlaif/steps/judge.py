@@ -9,9 +9,11 @@ from collections.abc import Set as AbstractSet
 from itertools import chain, islice
 from typing import Any
 
+from rlaif.checksums import Unordered
 from rlaif.compare.words import commonest
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
+from rlaif.errors import StoreError
 from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer
 from rlaif.judges.notes import answer_notes
 from rlaif.records import VALUED, Judgement
@@ -25,6 +27,8 @@ from rlaif.thinking import CUT
 
 TURN_PROMPTS = 256
 """Prompts that a server is asked about at once by a judge that asks in turns."""
+CONTENT = ("judgement_id", "status", "score", "prob_first")
+"""What tells a verdict from another one on the same question."""
 _CUTS = {"cut_while_thinking": CUT, "cut_at_limit": LIMIT}
 
 
@@ -36,6 +40,11 @@ def run(context: StepContext) -> dict[str, Any]:
         judging.work(wave)
     # So that another wording of the judge finds what it need not ask again.
     summary = _summary(context.planned.id, judging.judge.id, context.folder)
+    if summary["counts"]["calls"] > judging.asked:
+        raise StoreError(
+            f"{context.folder.path}: it has verdicts on answers that are no longer there, since a "
+            f"step before it was removed and made again. {context.folder.advice}"
+        )
     kin = context.planned.options.get("kin")
     return summary if kin is None else summary | {"kin": kin}
 
@@ -47,6 +56,7 @@ def _summary(name: str, judge: str, folder: StepFolder) -> dict[str, Any]:
     failed: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     masses: list[float] = []
+    content = Unordered()
     for row in folder.rows("judgements"):
         calls.add(row["call_id"])
         statuses[row["status"]] += 1
@@ -56,6 +66,7 @@ def _summary(name: str, judge: str, folder: StepFolder) -> dict[str, Any]:
             errors[row["error"]] += 1
         if row["label_mass"] is not None:
             masses.append(row["label_mass"])
+        content.add(*(row[key] for key in CONTENT))
     who = f"of judge {name}"
     refuse_all_failed(f"verdicts {who}", f"calls {who}", statuses.total(), failed, folder.path)
     valued = sum(count for status, count in statuses.items() if status in VALUED)
@@ -66,6 +77,7 @@ def _summary(name: str, judge: str, folder: StepFolder) -> dict[str, Any]:
         "statuses": dict(statuses),
         "errors": commonest(errors),
         "notes": answer_notes(judge, statuses.total(), errors, masses),
+        "digest": content.digest(),
     }
 
 
@@ -81,6 +93,8 @@ class _Judging:
         self._kept: Kept | None = None
         self._carried: Carried | None = None
         self._began = False
+        self.asked = 0
+        """Calls that lead to verdicts on the answers that are there."""
 
     def work(self, wave: Sequence[str]) -> None:
         """Judge all completions of the prompts in `wave`."""
@@ -112,6 +126,7 @@ class _Judging:
             carried.take(calls.values())
             self.done |= carried.calls & calls.keys()
             total += len(calls)
+            self.asked += len(calls)
             known += len(calls.keys() & self.done)
             new = [call for name, call in calls.items() if name not in self.done]
             silent = silent or any(call.request is None for call in new)
@@ -143,7 +158,8 @@ class _Judging:
             part = [self.groups.read(name) for name in wave[start : start + size]]
             progress = None if remote else context.progress
             asked = (self.judge, models, context.engines, part, context.planned.seed)
-            verdicts(*asked, self._kept, progress)
+            made = verdicts(*asked, self._kept, progress)
+            self.asked += len({judgement.call_id for judgement in made})
             if remote:
                 self._advance(len(part))
 
