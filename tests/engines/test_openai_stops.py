@@ -220,6 +220,14 @@ def test_a_long_key_in_an_answer_stays_and_in_an_error_goes(
             assert "sk-" not in (results[1].error or "")
 
 
+def test_a_short_key_in_an_error_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHORT_KEY", "none")
+    with ShapedServer() as server:
+        server.set(error(400, message="there is none left"))
+        results, _ = answered(engine(server.url, key_env="SHORT_KEY"), ["a", ODD])
+    assert "there is none left" in (results[1].error or "")
+
+
 def test_a_key_with_a_typographic_quote_is_refused_in_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
