@@ -123,6 +123,10 @@ def test_a_step_that_comes_out_the_same_keeps_what_was_made_from_it(
         shutil.rmtree(folder_of(out, "judge"))
         assert run_experiment(path, out).ran == 2
         asked = len(server.asked)
+        # What is found in an unfinished step counts as what is made.
+        for kind in ("sample", "judge"):
+            (folder_of(out, kind) / "done.json").unlink()
+        assert run_experiment(path, out).ran == 2
         assert run_experiment(path, out).ran == 0
         assert len(server.asked) == asked
 
