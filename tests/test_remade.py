@@ -7,13 +7,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rlaif.checksums import Unordered
 from rlaif.errors import StoreError
 from rlaif.experiment import run_experiment
+from rlaif.finished import stale
 from rlaif.runs import load_run
 from rlaif.verify import verify_run
 from tests.servers.scripted import ScriptedServer, prompt_text
@@ -164,3 +169,28 @@ def test_markers_of_earlier_versions_are_read(tmp_path: Path, write_experiment: 
         shutil.rmtree(folder_of(out, "pair"))
         assert run_experiment(path, out).ran == 1
         assert run_experiment(path, out).ran == 0
+
+
+@given(st.lists(st.tuples(st.text(), st.floats(allow_nan=False) | st.none())), st.randoms())
+def test_the_order_of_records_is_nothing_to_their_checksum(
+    rows: list[tuple[str, float | None]], random: Random
+) -> None:
+    found = [Unordered() for _ in range(3)]
+    for content in found:
+        for row in rows:
+            content.add(*row)
+        random.shuffle(rows)
+    found[2].add("one more", None)
+    assert found[0].digest() == found[1].digest() != found[2].digest()
+
+
+def test_what_rests_on_stale_steps_is_stale_in_turn() -> None:
+    markers: dict[str, dict[str, Any]] = {
+        "answers": {"digest": "new"},
+        "verdicts": {"digest": "v", "read": {"answers": "old"}},
+        "pairs": {"digest": "p", "read": {"verdicts": "v"}},
+        "model": {"digest": "m", "read": {"pairs": "p"}},
+        "others": {"digest": "o", "read": {"gone": "g", "plain": "x"}},
+        "plain": {},
+    }
+    assert stale(markers) == {"verdicts", "pairs", "model"}
