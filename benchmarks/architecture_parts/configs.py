@@ -123,6 +123,22 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "longcat_flash": {"head_dim": 8},
     "mamba2": {"num_heads": 8},
+    "nemotron": {"num_key_value_heads": KEY_HEADS},
+    **dict.fromkeys(
+        ("qwen4_exp_text",),
+        {
+            "indexer_n_heads": 16,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": HEAD_DIM,
+            "indexer_budget": 64,
+            "indexer_compress_ratio": 4,
+        },
+    ),
+    "xmod": {"default_language": "en_XX"},
+    **dict.fromkeys(
+        ("zamba", "zamba2"),
+        {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2},
+    ),
     "reformer": {"attn_layers": ["local", "lsh"], "axial_pos_embds": False, "num_buckets": 4},
 }
 """By model_type what sizes that depend on one another need besides."""
