@@ -32,7 +32,7 @@ from rlaif.rowfiles import Index
 from rlaif.runs import Run
 from rlaif.steps.context import ByPrompt
 from rlaif.steps.missing import why_no_pairs
-from rlaif.store import explain_os_errors, partial_of, read_json, sweep, write_atomic
+from rlaif.store import explain_os_errors, partial_of, read_json, write_atomic
 
 MARKER = "rlaif.json"
 """A file that says that the folder was written here and may be written anew."""
@@ -249,7 +249,6 @@ def _folder_for(folder: Path) -> Iterator[Path]:
     """A folder to write in, which then takes the place of `folder`: a kill leaves the old one, or a
     hidden half."""
     partial = partial_of(folder)
-    sweep(folder.parent)
     with explain_os_errors(folder):
         try:
             partial.mkdir(parents=True)

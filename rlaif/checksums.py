@@ -44,6 +44,21 @@ def file_digest(path: Path) -> str:
         return short(hashlib.file_digest(file, new_digest))
 
 
+class Unordered:
+    """The checksum of records, in whatever order they come."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def add(self, *values: str | float | None) -> None:
+        """Take in a record, by the values that tell it from others."""
+        self._sum += int.from_bytes(new_digest(repr(values).encode()).digest())
+
+    def digest(self) -> str:
+        """What has come of it, in 32 hexadecimal digits."""
+        return f"{self._sum % 16**DIGITS:0{DIGITS}x}"
+
+
 def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with its own checksum."""
     return {**row, CHECK: _seal(row)}

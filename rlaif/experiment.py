@@ -16,11 +16,12 @@ from rlaif.engines.adapters import COPIES
 from rlaif.engines.build import EnginePool, whole
 from rlaif.engines.builtin import resolve
 from rlaif.engines.meter import kept_meters
-from rlaif.errors import GateStopped
+from rlaif.errors import GateStopped, StoreError
+from rlaif.finished import stale, stale_in_words
 from rlaif.manifest import write_manifest
 from rlaif.plan import PlanInputs, Planned, make_plan
 from rlaif.prepare import prepare
-from rlaif.records import Prompt, RoundRecord
+from rlaif.records import Prompt, RoundRecord, content_hash
 from rlaif.rounds import write_rounds
 from rlaif.runs import load_run
 from rlaif.schedule import at_once, lanes, stretches
@@ -97,8 +98,12 @@ def run_experiment(
         try:
             every = [*inputs.prompts.train, *inputs.prompts.heldout]
             runner = _Runner(inputs, store, {p.prompt_id: p for p in every})
+            reused = set[str]().union(*(p.sources for p in plan if p.hash not in missing))
+            refuse_stale(plan, store)
             for steps in stretches(plan):
                 runner.run([p for p in steps if p.hash in missing], pool, progress)
+                if any(p.hash in missing & reused for p in steps):
+                    refuse_stale(plan, store)
                 last = steps[-1]
                 if last.kind == "evaluate":
                     rounds = write_rounds(inputs, plan, store)
@@ -140,6 +145,15 @@ def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
             if not (store.model_path(model.train_hash) / "masters").is_dir():
                 missing.add(model.train_hash)
     return missing
+
+
+def refuse_stale(plan: Sequence[Planned], store: Store) -> None:
+    """Raise StoreError where finished steps were made from other records than the steps that they
+    read have now. What was paid for is the user's to delete."""
+    markers = {p.hash: m for p in plan if (m := store.step(p.hash).done()) is not None}
+    found = stale(markers)
+    if found:
+        raise StoreError(stale_in_words([store.step(p.hash).path for p in plan if p.hash in found]))
 
 
 @dataclass(frozen=True)
@@ -205,15 +219,24 @@ class _Runner:
             )
             with pool.account.meters.kept_in(folder.path):
                 summary = import_module(STEPS[planned.kind]).run(context)
+            read = self._read(planned)
+            # What a program makes is told by what it read.
+            summary = {"digest": content_hash(read)} | summary
             summary |= kept_meters(folder.path) | {
                 "hash": planned.hash,
                 "kind": planned.kind,
                 "id": planned.id,
                 "inputs": planned.inputs,
+                "read": read,
                 "seconds": round(time.monotonic() - began, 3),
             }
             model = self.store.model_path(planned.hash) if planned.kind in TRAINED else None
             folder.finish(summary, model)
+
+    def _read(self, planned: Planned) -> dict[str, str]:
+        """What tells the records of each source from others. Steps of earlier versions lack it."""
+        markers = {h: self.store.step(h).done() or {} for h in sorted(planned.sources)}
+        return {h: m["digest"] for h, m in markers.items() if "digest" in m}
 
 
 def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> None:

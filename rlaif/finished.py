@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -179,6 +179,32 @@ def verify(folder: Path, marker: Mapping[str, Any] | None, advice: str) -> Verif
             files = sum(p.is_file() for p in model.rglob("*"))
             total += Verified(unchecked=files) if compared is None else Verified(files, compared)
     return total
+
+
+def stale(markers: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The hashes of the finished steps that were made from other records than are there now, since
+    a step that they read was removed and made again, and of those that read such steps in turn.
+
+    `markers` are those of finished steps by hash. Earlier versions' do not say what was read.
+    """
+    read = {name: set(marker.get("read", {}).items()) for name, marker in markers.items()}
+    now = {(name, marker.get("digest")) for name, marker in markers.items()}
+    there = {name for name, digest in now if digest is not None}
+    new = {n for n, was in read.items() if any(s in there for s, _ in was - now)}
+    found: set[str] = set()
+    while new:
+        found |= new
+        new = {n for n, was in read.items() if n not in found and new & dict(was).keys()}
+    return found
+
+
+def stale_in_words(folders: Iterable[Path]) -> str:
+    """What to do about steps that are `stale`."""
+    return (
+        "these finished steps were made from other records than the steps that they read have now, "
+        "which were removed and made again. Delete these folders to compute them again:\n"
+        + "\n".join(f"  {folder}" for folder in folders)
+    )
 
 
 def compare_begun(folder: Path, advice: str) -> Verified:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from rlaif import checksums
 from rlaif.engines.account import LEDGER, Account, lost_in_words
 from rlaif.engines.meter import counted_cost, read_meters
 from rlaif.errors import ConfigError, RlaifError, StoreError
-from rlaif.finished import MASTERS, Verified
+from rlaif.finished import MASTERS, Verified, read, stale, stale_in_words
 from rlaif.manifest import read_manifest
 from rlaif.rounds import read_rounds
 from rlaif.store import StepFolder
@@ -49,6 +50,7 @@ def verify_run(root: Path) -> Verification:
     if folders:
         total += tried(partial(_small, partial(read_manifest, root)))
         total += tried(partial(_small, partial(read_rounds, root)))
+        total += tried(partial(_small, partial(_made_from_what_is_there, folders)))
     total += tried(partial(_ledger, root))
     return Verification(total, tuple(faults))
 
@@ -57,6 +59,18 @@ def _small(look: Callable[[], object]) -> Verified:
     """A small file, which is compared as it is read."""
     look()
     return Verified()
+
+
+def _made_from_what_is_there(folders: Sequence[Path]) -> None:
+    """Raises StoreError where finished steps were made from records that were made anew since."""
+    markers = {}
+    for path in folders:
+        with suppress(StoreError):
+            marker = read(path / "done.json", "")
+            markers |= {path.name: marker} if marker is not None else {}
+    found = stale(markers)
+    if found:
+        raise StoreError(stale_in_words(path for path in folders if path.name in found))
 
 
 def _ledger(root: Path) -> Verified:

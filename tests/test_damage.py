@@ -24,13 +24,13 @@ from rlaif.checksums import CHECK
 from rlaif.engines.account import Account
 from rlaif.engines.builtin import check_weights
 from rlaif.engines.cache import Entry, RequestCache
-from rlaif.engines.meter import meters_of, read_meters
+from rlaif.engines.meter import Meter, meters_of, read_meters
 from rlaif.errors import ConfigError, EngineError, StoreError
 from rlaif.experiment import run_experiment
 from rlaif.files import Records
 from rlaif.plan import base as plan_base
 from rlaif.runs import load_run
-from rlaif.store import Store, make_folder, name_step
+from rlaif.store import Store, explain_os_errors, make_folder, name_step
 from tests import damage
 from tests.mutations import MUTATIONS, numbers
 from tests.servers.scripted import ScriptedServer
@@ -182,6 +182,44 @@ def test_damaged_meters_are_named(tmp_path: Path, text: str) -> None:
         read_meters(tmp_path)
 
 
+def test_a_changed_digit_in_meters_and_rounds_is_named(
+    projects: list[damage.Project], tmp_path: Path
+) -> None:
+    row = {"m": checksums.sealed(Meter().summary())}
+    (tmp_path / "remote.json").write_text(json.dumps(row))
+    assert list(read_meters(tmp_path)) == ["m"]
+    row["m"]["calls"] += 1
+    (tmp_path / "remote.json").write_text(json.dumps(row))
+    with pytest.raises(StoreError, match=r"remote\.json: damaged .*Delete this file"):
+        read_meters(tmp_path)
+    shutil.copytree(projects[0].run, tmp_path / "run")
+    rounds = tmp_path / "run" / "rounds.jsonl"
+    lines = rounds.read_text("utf-8").splitlines()
+    first = json.loads(lines[0])
+    first["metrics"]["held_out_prompts"] = 3
+    rounds.write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n", "utf-8")
+    result = damage.command("status", str(tmp_path / "run"))
+    assert (result.code, result.fault) == (2, "")
+    assert "rounds.jsonl: damaged" in result.err and "Run the experiment again" in result.err
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "prompts.jsonl"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_file_that_the_manifest_vouches_for_is_named(
+    projects: list[damage.Project], tmp_path: Path, name: str, gone: bool
+) -> None:
+    shutil.copytree(projects[0].run, tmp_path / "run")
+    path = tmp_path / "run" / name
+    text = path.read_text("utf-8")
+    path.unlink() if gone else path.write_text(text.replace("e", "a", 1), "utf-8")
+    result = damage.command("status", str(tmp_path / "run"))
+    assert (result.code, result.fault) == (2, "")
+    assert f"{name}: missing or changed" in result.err
+    words = ["run", str(projects[0].experiment), "--out", str(tmp_path / "run"), "--no-report"]
+    assert damage.command(*words, "-q").code == 0
+    assert path.read_text("utf-8") == text
+
+
 @pytest.mark.parametrize("text", [None, "", "{}", "[]"])
 def test_a_finished_step_is_counted_without_its_meters(tmp_path: Path, text: str | None) -> None:
     with ScriptedServer(tops={"Yes": -0.2, "No": -2.0}, context=5000) as server:
@@ -308,6 +346,13 @@ def test_no_space_left_names_step_and_path(projects: list[damage.Project], tmp_p
     )
     assert made.returncode == 2 and "Traceback" not in made.stderr
     assert "larger than this system allows" in made.stderr and str(out) in made.stderr
+    with (
+        pytest.raises(StoreError, match=r"^\[0, round 1\] sample: /dev/full: the disk is full"),
+        name_step("[0, round 1] sample", out),
+        explain_os_errors(Path("/dev/full")),
+        open("/dev/full", "w") as file,
+    ):
+        file.write("more than there is room for")
     with (
         pytest.raises(StoreError, match=r"^\[0, round 1\] train: .*work.* the disk is full"),
         name_step("[0, round 1] train", tmp_path / "work"),

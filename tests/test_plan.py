@@ -111,6 +111,9 @@ def test_order_and_inputs(tmp_path: Path) -> None:
     trains = [p for p in plan if p.kind == "train"]
     assert [t.models["made"].label for t in trains] == ["M1", "M2", "M3"]
     assert [t.models["start"].label for t in trains] == ["M0", "M1", "M2"]
+    samples = [p for p in plan if p.kind == "sample" and p.models["by"].label == "M1"]
+    assert samples and all(s.sources == {trains[0].hash} for s in samples)
+    assert trains[0].sources == set(trains[0].inputs.values())
     assert [t.models["reference"].key for t in trains] == [t.models["start"].key for t in trains]
 
 

@@ -90,6 +90,10 @@ FEED_FORWARD += ("n_inner", "d_inner", "feed_forward_size", "intermediate_size_m
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers")
 LAYERS += ("encoder_layers", "num_encoder_layers", "num_decoder_layers", "depth")
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+HYBRID: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+}
 SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "cohere_compass_text": {
@@ -123,6 +127,17 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "longcat_flash": {"head_dim": 8},
     "mamba2": {"num_heads": 8},
+    "nemotron": {"num_key_value_heads": KEY_HEADS},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 16,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": HEAD_DIM,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 4,
+    },
+    "xmod": {"default_language": "en_XX"},
+    "zamba": HYBRID,
+    "zamba2": HYBRID,
     "reformer": {"attn_layers": ["local", "lsh"], "axial_pos_embds": False, "num_buckets": 4},
 }
 """By model_type what sizes that depend on one another need besides."""

@@ -23,7 +23,8 @@ from rlaif.engines.secret import keep_out_of_logs
 GZIP = 16 + zlib.MAX_WBITS
 UNREADABLE = (
     *(aiohttp.ClientError, HttpProcessingError, httpx2.HTTPError, httpx2.InvalidURL),
-    *(ValueError, LookupError),
+    # Of bytes that are no text, in a reason or an address say.
+    ValueError,
 )
 """What the libraries raise for a reply that is not HTTP, besides what the client makes its own."""
 
@@ -75,7 +76,18 @@ class Limit:
             raise Malformed(f"the answer is encoded as {coding[:40]!r}, which was not asked for")
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         packed = coding in ("gzip", "x-gzip")
+        if not _is_of_texts(response.charset_encoding):
+            response.encoding = "utf-8"
         response.stream = _Limited(response.stream, packed, self.most)
+
+
+def _is_of_texts(charset: str | None) -> bool:
+    """Whether the client can read a body by this name: Python has codecs from bytes to bytes too,
+    and some that know no replacement."""
+    try:
+        return charset is None or bool(b"{}".decode(charset, "replace"))
+    except (LookupError, ValueError):
+        return False
 
 
 class _Limited(httpx2.AsyncByteStream):

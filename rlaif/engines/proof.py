@@ -145,8 +145,9 @@ def prove(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> C
         parts = _equal_parts(copy.deepcopy(exact).to(dtype))
         # In a mixture of experts rounding picks other experts, which is no error of ours.
         compared = torch.float32 if _is_mixture(config) else dtype
-        plain = copy.deepcopy(exact).to(compared)
-        theirs = _values(plain, PLAIN)
+        # Some models keep what they computed last, and could not be copied afterwards.
+        fresh = copy.deepcopy(exact).to(compared)
+        theirs = _values(copy.deepcopy(fresh), PLAIN)
         truth = _wider_values(exact.to(WIDER[compared]), theirs)
     except torch.OutOfMemoryError:
         raise
@@ -157,7 +158,7 @@ def prove(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> C
         tried = Choice(packed, parts if with_parts else {})
         if with_parts and not parts:
             continue
-        problem = _problem(copy.deepcopy(plain), tried, truth, theirs)
+        problem = _problem(copy.deepcopy(fresh), tried, truth, theirs)
         if problem is None:
             return replace(tried, reasons=_left_out(tried, problems))
         problems[packed, with_parts] = problem

@@ -55,6 +55,12 @@ class Planned:
     options: dict[str, Any] = field(default_factory=dict)
     arms: tuple[str, ...] = ()
 
+    @property
+    def sources(self) -> set[str]:
+        """The hashes of the steps whose records or models it uses."""
+        models = [model.train_hash for role, model in self.models.items() if role != "made"]
+        return {*self.inputs.values(), *filter(None, models)}
+
 
 @dataclass(frozen=True)
 class PlanInputs:

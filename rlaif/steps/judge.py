@@ -10,9 +10,11 @@ from itertools import chain, islice
 from typing import Any
 
 from rlaif.chat import has_more
+from rlaif.checksums import Unordered
 from rlaif.compare.words import commonest
 from rlaif.data.labelled import LabelledPair
 from rlaif.engines.base import Model
+from rlaif.errors import StoreError
 from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer, roles_of
 from rlaif.judges.notes import answer_notes
 from rlaif.records import VALUED, Judgement
@@ -27,6 +29,8 @@ from rlaif.thinking import CUT
 
 TURN_PROMPTS = 256
 """Prompts that a server is asked about at once by a judge that asks in turns."""
+CONTENT = ("judgement_id", "status", "score", "prob_first")
+"""What tells a verdict from another one on the same question."""
 _CUTS = {"cut_while_thinking": CUT, "cut_at_limit": LIMIT}
 
 
@@ -39,6 +43,11 @@ def run(context: StepContext) -> dict[str, Any]:
     lost = dict(judging.lost)
     summary = _summary(context.planned.id, judging.judge.id, context.folder, lost)
     # So that another wording of the judge finds what it need not ask again.
+    if summary["counts"]["calls"] > judging.asked:
+        raise StoreError(
+            f"{context.folder.path}: it has verdicts on answers that are no longer there, since a "
+            f"step before it was removed and made again. {context.folder.advice}"
+        )
     kin = context.planned.options.get("kin")
     return summary if kin is None else summary | {"kin": kin}
 
@@ -51,6 +60,7 @@ def _summary(name: str, judge: str, folder: StepFolder, lost: dict[str, int]) ->
     failed: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     masses: list[float] = []
+    content = Unordered()
     for row in folder.rows("judgements"):
         calls.add(row["call_id"])
         statuses[row["status"]] += 1
@@ -60,6 +70,7 @@ def _summary(name: str, judge: str, folder: StepFolder, lost: dict[str, int]) ->
             errors[row["error"]] += 1
         if row["label_mass"] is not None:
             masses.append(row["label_mass"])
+        content.add(*(row[key] for key in CONTENT))
     who = f"of judge {name}"
     refuse_all_failed(f"verdicts {who}", f"calls {who}", statuses.total(), failed, folder.path)
     valued = sum(count for status, count in statuses.items() if status in VALUED)
@@ -70,6 +81,7 @@ def _summary(name: str, judge: str, folder: StepFolder, lost: dict[str, int]) ->
         "statuses": dict(statuses),
         "errors": commonest(errors),
         "notes": [*answer_notes(judge, statuses.total(), errors, masses), *lost_notes(name, lost)],
+        "digest": content.digest(),
     }
 
 
@@ -86,6 +98,8 @@ class _Judging:
         self._carried: Carried | None = None
         self._began = False
         self.lost: Counter[str] = Counter()
+        self.asked = 0
+        """Calls that lead to verdicts on the answers that are there."""
 
     def work(self, wave: Sequence[str]) -> None:
         """Judge all completions of the prompts in `wave`."""
@@ -129,6 +143,7 @@ class _Judging:
             carried.take(calls.values())
             self.done |= carried.calls & calls.keys()
             total += len(calls)
+            self.asked += len(calls)
             known += len(calls.keys() & self.done)
             new = [call for name, call in calls.items() if name not in self.done]
             silent = silent or any(call.request is None for call in new)
@@ -160,7 +175,8 @@ class _Judging:
             part = [self.groups.read(name) for name in wave[start : start + size]]
             progress = None if remote else context.progress
             asked = (self.judge, models, context.engines, part, context.planned.seed)
-            verdicts(*asked, self._kept, progress)
+            made = verdicts(*asked, self._kept, progress)
+            self.asked += len({judgement.call_id for judgement in made})
             if remote:
                 self._advance(len(part))
 

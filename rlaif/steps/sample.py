@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from rlaif.chat import has_more
+from rlaif.checksums import Unordered
 from rlaif.compare.words import commonest
 from rlaif.config import SampleStep
 from rlaif.config.steps import SamplingKeys
@@ -20,6 +21,8 @@ from rlaif.steps.lost import lost_by, lost_notes
 from rlaif.thinking import CUT, WAS_CUT
 
 Asked = tuple[Prompt, int, Instruction | None]
+CONTENT = ("completion_id", "digest", "finish_reason", "reasoning")
+"""What tells an answer from another one to the same request."""
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -32,10 +35,12 @@ def run(context: StepContext) -> dict[str, Any]:
     done: set[str] = set()
     tokens = 0
     failed: Counter[str] = Counter()
+    content = Unordered()
     for row in context.folder.rows("completions"):
         done.add(row["completion_id"])
         tokens += len(row["token_ids"] or [])
         failed.update(_failures([row["finish_reason"]], [row.get("error")]))
+        content.add(*(row.get(key) for key in CONTENT))
     context.progress.start("completions", total, len(done))
     if len(done) < total:
         engine = context.engines.get(planned.models["by"])
@@ -44,6 +49,8 @@ def run(context: StepContext) -> dict[str, Any]:
         for batch in engine.generate(requests, done):
             made = [_completion(r, *asked.pop(r.request_id), step, engine, planned) for r in batch]
             context.folder.append("completions", made)
+            for completion in made:
+                content.add(*(getattr(completion, key) for key in CONTENT))
             new = sum(r.tokens_made or 0 for r in batch)
             tokens += new
             failed.update(_failures([c.finish_reason for c in made], [c.error for c in made]))
@@ -56,7 +63,12 @@ def run(context: StepContext) -> dict[str, Any]:
         )
     lost = _lost(context)
     counts = {"completions": total, "failed": failed.total(), **lost}
-    summary = {"counts": counts, "errors": commonest(failed), "tokens": tokens}
+    summary = {
+        "counts": counts,
+        "errors": commonest(failed),
+        "tokens": tokens,
+        "digest": content.digest(),
+    }
     notes = lost_notes(planned.id, lost)
     cut = failed[CUT]
     if cut:

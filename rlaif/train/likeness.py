@@ -4,7 +4,8 @@ know nothing of what comes after them or stands beside them."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,6 +65,16 @@ def compute_as_sampling(module: nn.Module) -> None:
         recomputed = isinstance(part, GradientCheckpointingLayer) and part.gradient_checkpointing
         if recomputed or hasattr(part, "lora_dropout") or "lora_dropout" in name:
             part.training = True
+
+
+@contextmanager
+def trainable_code(module: nn.Module) -> Iterator[None]:
+    """Raise EngineError for a model whose own code asserts that it draws by chance in training, as
+    Reformer's hashes do."""
+    try:
+        yield
+    except AssertionError as error:
+        raise EngineError(f"{type(module).__name__} cannot be trained here: {error}") from error
 
 
 def recompute_layers(module: Any) -> None:

@@ -28,6 +28,7 @@ from rlaif.finished import MASTERS
 from rlaif.records import content_hash
 from rlaif.train import checkpoint, metrics, parallel
 from rlaif.train.kernels import kernels_in_use
+from rlaif.train.likeness import trainable_code
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
 
@@ -270,7 +271,8 @@ def _accumulate(
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _non_finite("loss", value, task, micro, step, work)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with trainable_code(model.module):
+            loss.backward()  # type: ignore[no-untyped-call]
         mean_loss += value
         tokens += count
         join_sums(sums, parts)

@@ -331,7 +331,13 @@ REFUSALS = {
     "Response format is not supported": SchemaRefused,
     "This model does not support JSON output": SchemaRefused,
     "outlines backend error: unsupported regex": SchemaRefused,
-    "failed to compile json_schema grammar": SchemaRefused,
+    "json_schema is not known": SchemaRefused,
+    "this schema is too deep": SchemaRefused,
+    "structured outputs are not enabled": SchemaRefused,
+    "failed to compile the grammar": SchemaRefused,
+    "guided decoding failed": SchemaRefused,
+    "guidance is not installed": SchemaRefused,
+    "constrained decoding is off": SchemaRefused,
     "The prompt is too long": Refused,
 }
 

@@ -137,7 +137,8 @@ def test_the_key_is_in_no_file_log_or_message(
     monkeypatch.setenv("CANARY_KEY", CANARY)
     said = {"system_fingerprint": CANARY, "note": f"you sent Bearer {CANARY}"}
     key = "another" if rejected else CANARY
-    with ScriptedServer(lambda b, i: "Yes", 0.0, key, TOPS, said) as server:
+    header = f"x-request-id: {CANARY}\r\n"
+    with ScriptedServer(lambda b, i: "Yes", 0.0, key, TOPS, said, headers=header) as server:
         model = server_model(server.url, key_env="CANARY_KEY")
         if rejected:
             with pytest.raises(EngineError, match=r"Bearer \[key\]") as error:

@@ -220,6 +220,14 @@ def test_a_long_key_in_an_answer_stays_and_in_an_error_goes(
             assert "sk-" not in (results[1].error or "")
 
 
+def test_a_short_key_in_an_error_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHORT_KEY", "none")
+    with ShapedServer() as server:
+        server.set(error(400, message="there is none left"))
+        results, _ = answered(engine(server.url, key_env="SHORT_KEY"), ["a", ODD])
+    assert "there is none left" in (results[1].error or "")
+
+
 def test_a_key_with_a_typographic_quote_is_refused_in_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -283,6 +291,9 @@ RAW = {
     "a coding that does not fit": http(400, b"\xff\xfe\xfa", kind="text/plain; charset=utf-16"),
     "odd headers": b"HTTP/1.1 200 OK\r\n\xff\xfe: \x00\r\ncontent-length: 2\r\n\r\n{}",
     "a redirection to nowhere": http(302, b"", "location: http://[::\r\n"),
+    "a redirection to no name": http(302, b"", f"location: http://{'a' * 70}.b/\r\n"),
+    "a reason that is no text": b"HTTP/1.1 200 \xff\xfe\r\ncontent-length: 2\r\n\r\n{}",
+    "a coding without its mark": http(400, b"{}", kind="text/plain; charset=utf-16"),
     "packed and not": http(200, b"{}", "content-encoding: gzip\r\n"),
 }
 """Replies that are odd as HTTP."""
@@ -296,6 +307,17 @@ def test_a_reply_that_is_no_http_fails_its_record_alone(name: str) -> None:
     assert why == ""
     assert [r.finish_reason == "failed" for r in results] == [False, True, False]
     assert results[1].error
+
+
+@pytest.mark.parametrize("charset", ["hex", "rot13", "zlib", "idna", "undefined", "nonsense"])
+def test_words_in_a_coding_that_is_not_of_texts_are_shown(charset: str) -> None:
+    said = json.dumps({"error": {"message": "né trop long"}}, ensure_ascii=False).encode()
+    with ShapedServer() as server:
+        server.set(lambda reply: http(400, said, kind=f"application/json; charset={charset}"))
+        results, why = answered(engine(server.url, limits={"retries": 0}), ["a", ODD])
+    assert why == ""
+    assert [r.error is None for r in results] == [True, False]
+    assert "né trop long" in (results[1].error or "")
 
 
 def test_an_error_in_a_200_costs_nothing(tmp_path: Path) -> None:

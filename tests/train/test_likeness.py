@@ -6,11 +6,12 @@ import pytest
 import torch
 import transformers
 
-from rlaif.config import LoraOptions
+from rlaif.config import METHODS, LoraOptions
 from rlaif.errors import EngineError
 from rlaif.train.likeness import ROWS
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
+from rlaif.train.run import train
 from tests.train.architectures import CPU, EXAMPLES, SMALL, build
 
 CHANCE = {
@@ -112,3 +113,24 @@ def test_an_architecture_without_a_sequence_classifier_has_no_reward_model(tmp_p
     random_model("GraniteConfig").save_pretrained(tmp_path)
     with pytest.raises(EngineError, match="transformers has no sequence classifier of granite"):
         load_module(tmp_path, CPU, reward=True)
+
+
+def test_code_that_asserts_chance_in_training_is_refused_in_a_sentence(
+    monkeypatch, tmp_path, make_model, make_preferences
+):
+    class Chance(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise AssertionError("make sure to use `model.train()`")
+
+    norm = transformers.models.llama.modeling_llama.LlamaRMSNorm
+    plain = norm.forward
+    monkeypatch.setattr(norm, "forward", lambda self, x: Chance.apply(plain(self, x)))
+    options = METHODS["sft"](method="sft", batch_size=2, precision="fp32")
+    places = make_model(0), None, tmp_path / "out", tmp_path / "work"
+    with pytest.raises(EngineError, match="LlamaForCausalLM cannot be trained here: make sure"):
+        train(options, make_preferences(2), {}, *places, seed=0)

@@ -208,6 +208,18 @@ def test_a_config_that_cannot_be_made_small_trains_padded(monkeypatch, caplog):
     assert caplog.text.count("could be tried: no number of layers") == 1
 
 
+def test_a_model_that_keeps_what_it_computed_is_proved_all_the_same(monkeypatch):
+    layer = transformers.models.llama.modeling_llama.LlamaDecoderLayer
+    plain = layer.forward
+
+    def forward(self, *given, **named):
+        self.kept = plain(self, *given, **named)
+        return self.kept
+
+    monkeypatch.setattr(layer, "forward", forward)
+    assert choose(build("llama"), torch.float32, CPU).packed
+
+
 def test_code_that_knows_no_fp64_is_proved_in_fp32(monkeypatch):
     own = proof._values
 
