@@ -42,12 +42,12 @@ def run(context: StepContext) -> dict[str, Any]:
         judging.work(wave)
     lost = dict(judging.lost)
     summary = _summary(context.planned.id, judging.judge.id, context.folder, lost)
-    # So that another wording of the judge finds what it need not ask again.
     if summary["counts"]["calls"] > judging.asked:
         raise StoreError(
             f"{context.folder.path}: it has verdicts on answers that are no longer there, since a "
             f"step before it was removed and made again. {context.folder.advice}"
         )
+    # So that another wording of the judge finds what it need not ask again.
     kin = context.planned.options.get("kin")
     return summary if kin is None else summary | {"kin": kin}
 
