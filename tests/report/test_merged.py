@@ -76,7 +76,11 @@ def test_a_cell_over_seeds_is_crossed_with_prompts() -> None:
     ]
     expected = seeds_interval(changes, 0.0)
     assert expected is not None
-    assert row.cells[1].delta == expected.to_json()
+    before = [np.mean(list(stored["main", s, 0]["score/j"].values())) for s in range(4)]
+    assert row.cells[1].delta == {
+        **expected.to_json(),
+        "old": pytest.approx(float(np.mean(before))),
+    }
     # The seeds' own extremes are no interval.
     means = [np.mean(list(by.values())) for by in changes]
     assert row.cells[1].delta["low"] != pytest.approx(min(means))

@@ -294,7 +294,7 @@ def test_alarms_and_words_stand_in_the_page(report: Path) -> None:
     text = report.read_text(encoding="utf-8")
     assert "while check/accuracy, which nothing was trained on, fell:" in text
     assert "No alarm fired" not in text
-    assert "Treat the feedback of judge self as noise until shown otherwise" in text
+    assert "Treat the feedback of judge &#39;self&#39; as noise until shown otherwise" in text
 
 
 def test_no_alarm_is_said_plainly(tmp_path: Path) -> None:
