@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rlaif import checksums
 from rlaif.engines.account import LEDGER, Account, lost_in_words
@@ -63,7 +64,7 @@ def _small(look: Callable[[], object]) -> Verified:
 
 def _made_from_what_is_there(folders: Sequence[Path]) -> None:
     """Raises StoreError where finished steps were made from records that were made anew since."""
-    markers = {}
+    markers: dict[str, dict[str, Any]] = {}
     for path in folders:
         with suppress(StoreError):
             marker = read(path / "done.json", "")

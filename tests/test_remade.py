@@ -70,6 +70,10 @@ def folder_of(out: Path, kind: str) -> Path:
     return out / "steps" / found
 
 
+def digest_of(step: Path) -> str:
+    return str(json.loads((step / "done.json").read_text("utf-8"))["digest"])
+
+
 def named(error: pytest.ExceptionInfo[StoreError]) -> set[str]:
     return {Path(line.strip()).name for line in str(error.value).splitlines()[1:]}
 
@@ -83,6 +87,7 @@ def test_what_was_made_from_removed_answers_is_named_and_not_kept(
         path = written(write_experiment, tmp_path, server.url, judge)
         run_experiment(path, out)
         sampled, judged, paired = (folder_of(out, kind) for kind in ("sample", "judge", "pair"))
+        before = digest_of(paired)
         world.words = "new words"
         shutil.rmtree(sampled)
         for _ in range(2):
@@ -99,6 +104,8 @@ def test_what_was_made_from_removed_answers_is_named_and_not_kept(
         assert run_experiment(path, out).ran == 2
         assert run_experiment(path, out).ran == 0
     assert verify_run(out).faults == ()
+    # What was made from the old pairs would be seen to be.
+    assert digest_of(paired) != before
     assert all("new words" in str(row["chosen"]) for row in load_run(out).rows("preferences"))
 
 

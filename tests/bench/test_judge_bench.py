@@ -509,6 +509,9 @@ def test_what_a_judge_on_a_server_costs(tmp_path: Path, monkeypatch: pytest.Monk
     [words] = cost_words(result)
     assert words.startswith("written: 16 calls")
     assert f"{sum(asked):,} tokens read, 16 written, money" in words
+    # Of the run that asked, and kept where a run asks nothing.
+    assert row["wall_seconds_per_pair"] > 0
+    assert words.endswith("seconds by the clock per pair.")
     page = bench_page(result, tmp_path / "page.html").read_text("utf-8")
     assert words in page
     assert "tokens written" in page

@@ -90,6 +90,11 @@ def test_what_is_too_large_is_stopped_with_its_line(tmp_path: Path, text: str) -
     assert f"{tmp_path / 'judge.j2'}:3:" in str(e.value)
 
 
+def test_what_takes_much_memory_and_little_time_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"judge.j2:2: .*takes more than 256 MB of memory"):
+        rendered(tmp_path, "Rate:\n{% set many = [0] * 10 ** 8 %}{{ response }}")
+
+
 def test_a_template_that_was_stopped_does_no_harm_to_the_next(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         rendered(tmp_path, "{{ 'x' * 10 ** 9 }}")

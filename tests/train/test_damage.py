@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from rlaif import checksums
 from rlaif.errors import StoreError
 from rlaif.store import Store
-from rlaif.train import refresh
+from rlaif.train import metrics, refresh
 from rlaif.train.loop import read_outcome
 from tests.train.test_loop import Stop, _files, _options, _train
 
@@ -26,6 +27,17 @@ NAMES = [
 
 MORE = ["digit", "cut", "emptied", "{}"]
 """Damage whose faster siblings are tried always."""
+CASES = [
+    *((name, damage) for damage in ("bit", "removed") for name in NAMES),
+    # Rows that are read as well as the right ones.
+    ("reference.jsonl", "digit"),
+    *(
+        pytest.param(name, damage, marks=pytest.mark.slow)
+        for damage in MORE
+        for name in NAMES
+        if (name, damage) != ("reference.jsonl", "digit")
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +65,7 @@ def _go_on(folder, given):
     return None
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "damage",
-    ["bit", "removed", *(pytest.param(d, marks=pytest.mark.slow) for d in MORE)],
-)
+@pytest.mark.parametrize(("name", "damage"), CASES)
 def test_damage_is_named_and_deleting_what_it_names_trains_the_same(
     stopped, tmp_path, name, damage
 ):
@@ -99,6 +107,20 @@ def test_metrics_that_a_checkpoint_counts_on_are_on_disk_before_it(stopped):
     data = (folder / "half/work/metrics.jsonl").read_bytes()
     assert checksums.digest(data[: state["metrics"]["size"]]) == state["metrics"]["digest"]
     assert data[: state["metrics"]["size"]].count(b"\n") == 4
+
+
+def test_metrics_are_flushed_before_their_checksum_is_taken(tmp_path, monkeypatch):
+    flushed = []
+    whole = os.fsync
+
+    def synced(descriptor):
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    metrics.write(tmp_path, {"step": 1})
+    assert metrics.seen(tmp_path)["size"] > 0
+    assert flushed == [str(tmp_path / metrics.FILE)]
 
 
 def test_a_checkpoint_of_the_version_before_is_gone_on_from(stopped, tmp_path):
