@@ -227,7 +227,7 @@ def test_the_page_and_the_terminal_lay_the_arms_side_by_side(
 def test_the_labels_agreement_is_said_in_words(finished: tuple[Path, Path]) -> None:
     said = label_sentences(load_run(finished[1]).comparisons())
     assert said[0] == (
-        "Labels of human and ai: same choice on 1.000 [0.704, 1.000] of 12 pairs, "
+        "Labels of human and ai: same choice on 1.000 [0.712, 1.000] of 12 pairs, "
         "kappa 1.000 [no interval]; agree on every pair."
     )
     assert said[2].startswith("Labels of human and flipped: same choice on 0.750 [")

@@ -134,7 +134,7 @@ def test_the_share_of_judgements_that_do_not_apply() -> None:
         judgement(["k2"], Q, status="unparsed"),
     ]
     found = judge_values("self", rows, {}, {"k1", "k2"})
-    assert found["not_applicable_rate/self"] == {P: 0.5, Q: 0.0}
+    assert found["not_applicable_rate/self"] == {P: (1, 2), Q: (0, 1)}
 
 
 def test_pairwise_values_in_both_orders() -> None:

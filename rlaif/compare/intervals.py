@@ -22,6 +22,7 @@ FEW_SKEWED = 24
 lognormal(1) in 89% of cases at 6 prompts and 92% at 16 (benchmarks/coverage.py)."""
 SAME = "the same for every prompt"
 SKEWED_NOTE = "skewed, and few prompts: the interval may be too narrow"
+ROUNDING = 1e-12
 MIN_PROMPTS = 6
 """Fewest prompts from which a direction is read: n equal signs happen by chance 2^(1-n) of the
 time, which first falls below 5% at six."""
@@ -220,10 +221,14 @@ def one_interval(
 ) -> Interval:
     """The interval of the one sample that `found` is of."""
     low, high, p, se, df = (_known(x[0]) for x in found[1:])
+    mean = float(found.mean[0])
+    # Rounding may put an end that is the mean itself beyond it.
+    low = mean if low is not None and 0 < low - mean < ROUNDING else low
+    high = mean if high is not None and 0 < mean - high < ROUNDING else high
     if low is None and note is None:
         note = "one prompt" if (prompts or n) == 1 else None
     return Interval(
-        float(found.mean[0]),
+        mean,
         low,
         high,
         n,

@@ -138,14 +138,19 @@ class LoadStep(Strict):
         "fail", description="What is done with a row that cannot be read."
     )
 
+    def _given(self, *names: str) -> list[str]:
+        """Those of the keys that say something: a resolved file has all of them."""
+        fields = type(self).model_fields
+        return sorted(n for n in names if getattr(self, n) != fields[n].default)
+
     @model_validator(mode="after")
     def _labelled(self) -> LoadStep:
-        given = sorted({"dataset", "format", "columns", "on_error"} & self.model_fields_set)
+        given = self._given("dataset", "format", "columns", "on_error")
         if given and self.type not in ("preferences", "pairs"):
             raise ValueError(f"{', '.join(given)}: only for `type: preferences` or `type: pairs`")
         if self.format is not None and self.columns is not None:
             raise ValueError("give `format` or `columns`, not both")
-        of_dataset = sorted({"dataset_split", "dataset_config"} & self.model_fields_set)
+        of_dataset = self._given("dataset_config", "dataset_split")
         if of_dataset and self.dataset is None:
             raise ValueError(f"{', '.join(of_dataset)}: only with `dataset`")
         if self.path is not None and self.dataset is not None:

@@ -85,7 +85,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, row: dict[str, Any]) -> None:
-    path.write_text(json.dumps(row, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(row, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def read_at_last(module: Any) -> None:

@@ -26,8 +26,6 @@ UNHASHED = {"id", "uses", "checkpoint_every", "trackers", "gates"}
 """Keys of a training that change nothing in what it makes: a gate ends it or leaves it alone."""
 PREFERENCES = ("pair", "label", "filter", "load")
 """Kinds of steps that give preferences."""
-UNHASHED = {"id", "uses", "checkpoint_every", "trackers"}
-"""Keys of a training that leave what it makes as it is."""
 
 
 def plan_train(walk: Walk, index: int, step: TrainStep) -> None:

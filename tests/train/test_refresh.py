@@ -61,17 +61,17 @@ def test_a_model_that_the_newest_pairs_fool_is_stale_and_one_that_they_do_not_is
     where = (make_model(0), tmp_path / "rm", tmp_path / "work", 0, torch.device("cpu"))
     fit_reward_model(step, pairs[:20], {}, [], *where)
     engine = load_engine(ModelSpec(path=str(where[1]), dtype="float32"), where[1], "rm")
-    found = accuracy(engine, pairs[20:], step, 0)
+    found = accuracy(engine, pairs[20:], step)
     assert found.mean >= 0.9 and found.n == 10
     write_trained(where[1], 3, found)
     trained = read_trained(where[1])
     assert (trained.round, trained.mean) == (3, found.mean)
-    assert not is_stale(trained, accuracy(engine, pairs[20:], step, 0), 0.0)
-    fooled = accuracy(engine, flipped(pairs[20:]), step, 0)
+    assert not is_stale(trained, accuracy(engine, pairs[20:], step), 0.0)
+    fooled = accuracy(engine, flipped(pairs[20:]), step)
     assert fooled.mean == pytest.approx(1 - found.mean)
     assert is_stale(trained, fooled, 0.5) and not is_stale(trained, fooled, 1.0)
     # A label that says the rejected answer is the better one counts the other way round.
-    assert accuracy(engine, flipped(pairs[20:], prob=0.1), step, 0).mean == found.mean
+    assert accuracy(engine, flipped(pairs[20:], prob=0.1), step).mean == found.mean
 
 
 def test_what_is_kept_is_the_same_model_and_outlives_changes_to_the_first(tmp_path, make_model):

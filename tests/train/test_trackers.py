@@ -64,7 +64,7 @@ def test_the_figures_of_each_rounds_evaluation_are_one_line(tmp_path, tiny_model
             {"judge": {"id": "checks", "kind": "rules"}},
             {"pair": {"min_margin": 0.0}},
             {"train": train | {"trackers": ["tensorboard"], "lora": {"export": "adapter", "r": 2}}},
-            {"evaluate": {"resamples": 20}},
+            {"evaluate": {"max_new_tokens": 5}},
         ],
     )
     result = rlaif.run_experiment(path, tmp_path / "run")
@@ -78,7 +78,7 @@ def test_the_figures_of_each_rounds_evaluation_are_one_line(tmp_path, tiny_model
         assert [(e.step, e.value) for e in logged.Scalars(name)] == wanted
         assert [e.step for e in logged.Scalars(f"{name}/low")] == [0, 1, 2]
         assert [e.step for e in logged.Scalars(f"minus_previous/{name}")] == [1, 2]
-    assert hyperparameters(logged)["resamples"] == 20
+    assert hyperparameters(logged)["max_new_tokens"] == 5
     again = rlaif.run_experiment(path, tmp_path / "run")
     assert again.ran == 0 and [e.step for e in logged.Scalars("length/words")] == [0, 1, 2]
     # Every round's model is an adapter for M0, and no merged copy is left behind.
