@@ -234,10 +234,8 @@ class Run:
         records. A step that was made again with the same outcome changes nothing."""
         config = (self.root / "config.yaml").read_text(encoding="utf-8", errors="surrogatepass")
         folders = [self.store.step(step["hash"]) for step in self.manifest["steps"]]
-        made = [
-            [(marker := folder.done() or {}).get("hash"), marker.get("counts"), folder.digests()]
-            for folder in folders
-        ]
+        markers = [folder.done() or {} for folder in folders]
+        made = [[marker.get(name) for name in ("hash", "counts", "digest")] for marker in markers]
         return content_hash(config, made)
 
     def key(self) -> str:

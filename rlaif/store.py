@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rlaif import commits, finished
-from rlaif.checksums import CHECK, digest, file_digest, is_whole, sealed
+from rlaif.checksums import CHECK, digest, is_whole, sealed
 from rlaif.errors import StoreError
 from rlaif.records import (
     Completion,
@@ -262,12 +262,6 @@ class StepFolder:
     def count(self, name: str) -> int:
         """How many rows of `<name>.jsonl` are committed."""
         return count_rows(self._file(name))
-
-    def digests(self) -> dict[str, str]:
-        """What tells the committed records of each kind from others, by the name of their file: the
-        checksum of their log. Files of earlier versions, without a log, have none."""
-        logs = sorted(self.path.glob("*" + commits.SUFFIX))
-        return {log.stem: file_digest(log) for log in logs}
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.jsonl"
