@@ -27,3 +27,10 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, hide_input_in_errors=True
     )
+
+
+def told(model: Strict, *names: str) -> list[str]:
+    """Those of the keys that say something, sorted: with another value than their default, since a
+    resolved file has all keys."""
+    fields = type(model).model_fields
+    return sorted(n for n in names if getattr(model, n) != fields[n].get_default())

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from rlaif.config.arms import AI, LABELLERS, MAIN, Arms, ArmSpec
-from rlaif.config.base import Count, Fraction, Seed, Strict
+from rlaif.config.base import Count, Fraction, Seed, Strict, told
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
@@ -205,7 +205,7 @@ class Experiment(Strict):
             )
         if len(labels) != 1:
             raise ValueError(f"`arms` need one `label` step, and there are {len(labels)}")
-        if {"labels", "flip"} & labels[0].model_fields_set:
+        if told(labels[0], "labels", "flip"):
             raise ValueError("the arms say who labels: leave `labels` and `flip` out of `label`")
         return self
 

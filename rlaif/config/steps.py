@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from rlaif.config.arms import HUMAN
-from rlaif.config.base import Count, Fraction, StepId, Strict, Temperature
+from rlaif.config.base import Count, Fraction, StepId, Strict, Temperature, told
 from rlaif.config.columns import LabelColumns
 from rlaif.config.distill import AnyDistill
 from rlaif.config.filters import FilterStep
@@ -97,7 +97,7 @@ class SampleStep(SamplingKeys):
             return self
         if self.n > len(self.pool):
             raise ValueError(f"n: {self.n} answers of a pool of {len(self.pool)}")
-        if {"by", "system_prompt"} & self.model_fields_set:
+        if told(self, "by", "system_prompt"):
             raise ValueError("each member of `pool` has its own `by` and `system_prompt`")
         return self
 
@@ -138,19 +138,14 @@ class LoadStep(Strict):
         "fail", description="What is done with a row that cannot be read."
     )
 
-    def _given(self, *names: str) -> list[str]:
-        """Those of the keys that say something: a resolved file has all of them."""
-        fields = type(self).model_fields
-        return sorted(n for n in names if getattr(self, n) != fields[n].default)
-
     @model_validator(mode="after")
     def _labelled(self) -> LoadStep:
-        given = self._given("dataset", "format", "columns", "on_error")
+        given = told(self, "dataset", "format", "columns", "on_error")
         if given and self.type not in ("preferences", "pairs"):
             raise ValueError(f"{', '.join(given)}: only for `type: preferences` or `type: pairs`")
         if self.format is not None and self.columns is not None:
             raise ValueError("give `format` or `columns`, not both")
-        of_dataset = self._given("dataset_config", "dataset_split")
+        of_dataset = told(self, "dataset_config", "dataset_split")
         if of_dataset and self.dataset is None:
             raise ValueError(f"{', '.join(of_dataset)}: only with `dataset`")
         if self.path is not None and self.dataset is not None:

@@ -57,7 +57,7 @@ def head_of(module: Any) -> Head:
     layout = padded_layout([(ids[:1], [ids[1:]])]).to(output.weight.device)
     with reading_tokens(module):
         states = hidden_states(body_of(module), layout).float()
-        given = module(input_ids=layout.input_ids, **without_cache(type(module)))
+        given = module(input_ids=layout.input_ids, **without_cache(module.__class__))
         own = given.logits[0].float()
     raw = F.linear(states, output.weight.float())
     bias = 0.0 if output.bias is None else output.bias.float()

@@ -75,7 +75,7 @@ def hidden_states(body: Any, layout: Layout) -> Tensor:
     given: dict[str, Any] = {"input_ids": layout.input_ids}
     if layout.groups is not None:
         given |= {GROUPS: layout.groups, "position_ids": layout.position_ids}
-    states: Tensor = body(**given, **without_cache(type(body))).last_hidden_state
+    states: Tensor = body(**given, **without_cache(body.__class__)).last_hidden_state
     return states.flatten(0, 1)
 
 

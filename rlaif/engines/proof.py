@@ -320,7 +320,7 @@ def _part_kind(part: Any, known: PartKind | None) -> PartKind | None:
     ):
         kinds, width = ("gate",), cast(nn.Linear, part.gate_proj).in_features
     for kind in kinds if known is None else [k for k in kinds if k == known]:
-        matrix = part.gate_proj.weight if kind == "gate" else weight
+        matrix = cast(Tensor, part.gate_proj.weight if kind == "gate" else weight)
         if _same(part, form_of(part, kind), matrix.new_empty(1, 3, width)):
             return kind
     return None

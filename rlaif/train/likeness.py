@@ -84,7 +84,7 @@ def recompute_layers(module: Any) -> None:
 
     with explain_library("gradient_checkpointing", EngineError):
         module.gradient_checkpointing_enable({"use_reentrant": False})
-    layers = [p for p in module.modules() if isinstance(p, GradientCheckpointingLayer)]
+    layers: list[Any] = [p for p in module.modules() if isinstance(p, GradientCheckpointingLayer)]
     for layer in layers:
         layer._gradient_checkpointing_func = functools.partial(
             _recomputed, layers, layer._gradient_checkpointing_func
