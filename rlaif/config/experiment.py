@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from rlaif.config.arms import AI, LABELLERS, MAIN, Arms, ArmSpec
-from rlaif.config.base import Count, Fraction, Seed, Strict, told
+from rlaif.config.base import Count, Fraction, Seed, Strict
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
@@ -205,7 +205,7 @@ class Experiment(Strict):
             )
         if len(labels) != 1:
             raise ValueError(f"`arms` need one `label` step, and there are {len(labels)}")
-        if told(labels[0], "labels", "flip"):
+        if {"labels", "flip"} & labels[0].model_fields_set:
             raise ValueError("the arms say who labels: leave `labels` and `flip` out of `label`")
         return self
 
@@ -300,8 +300,15 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Ex
 def resolved_yaml(experiment: Experiment) -> str:
     """The experiment with every default written out, as it is kept in the run folder."""
     data = experiment.model_dump(mode="json", by_alias=True)
+    # With arms it is they that say who labels.
+    apart = {"labels", "flip"} if experiment.arms else set()
     data["steps"] = [
-        {e.kind: e.step.model_dump(mode="json", by_alias=True)} for e in experiment.steps
+        {
+            e.kind: e.step.model_dump(
+                mode="json", by_alias=True, exclude=apart if e.kind == "label" else None
+            )
+        }
+        for e in experiment.steps
     ]
     unset = {key for key in ("seeds", "primary") if data[key] is None}
     data = {key: value for key, value in data.items() if key not in unset}
