@@ -337,3 +337,16 @@ def test_primary_metrics_that_cannot_be_are_refused(
     tmp_path: Path, primary: str, words: str
 ) -> None:
     assert words in refusal(tmp_path, f"primary: {primary}\n" + HEAD + STEPS)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_what_a_run_folder_keeps_of_an_experiment_reads_back(path: Path, tmp_path: Path) -> None:
+    """Every default is written out in it, also beside keys that forbid others."""
+    found = load_experiment(path, ["data=pairs.jsonl"])[0]
+    assert load_experiment(written(tmp_path, resolved_yaml(found)))[0] == found
+
+
+def test_a_pool_reads_back(tmp_path: Path) -> None:
+    pool = "  - sample: {n: 2, pool: [{by: policy}, {by: policy}]}\n"
+    found = load_experiment(written(tmp_path, HEAD + pool))[0]
+    assert load_experiment(written(tmp_path, resolved_yaml(found)))[0] == found
