@@ -128,7 +128,7 @@ def test_what_a_model_is_told_comes_after_a_prompts_own_system_turn() -> None:
     ("keys", "words"),
     [
         ({"n": 3, "pool": POOL[:2]}, "3 answers of a pool of 2"),
-        ({"n": 2, "by": "policy", "pool": POOL}, "its own `by`"),
+        ({"n": 2, "by": "initial", "pool": POOL}, "its own `by`"),
         ({"principles": {"texts": {}}}, "at least one principle"),
         ({"principles": {"texts": {"a": ["b"]}, "default": {"c": 1}}}, "'c', which has no texts"),
     ],

@@ -45,8 +45,13 @@ UNEVEN = {"batch_size": 3, "micro_batch_tokens": 1}
         (DpoTrain, {}, False),
         pytest.param(BradleyTerryDistill, {}, False, marks=pytest.mark.slow),
         pytest.param(DpoTrain, {"sharding": "full"}, False, marks=pytest.mark.slow),
-        (BradleyTerryDistill, {"sharding": "full"}, False),
-        (METHODS["sft"], {"method": "sft", "sharding": "full", **UNEVEN}, False),
+        pytest.param(BradleyTerryDistill, {"sharding": "full"}, False, marks=pytest.mark.slow),
+        pytest.param(
+            METHODS["sft"],
+            {"method": "sft", "sharding": "full", **UNEVEN},
+            False,
+            marks=pytest.mark.slow,
+        ),
         (DpoTrain, {"sharding": "full", "gradient_checkpointing": True, **ADAPTERS}, True),
     ],
     ids=["dpo", "distill", "sharded-dpo", "sharded-distill", "sharded-sft", "sharded-adapters"],
@@ -158,6 +163,7 @@ def workers_run(tmp_path, monkeypatch):
     return use
 
 
+@pytest.mark.slow
 def test_sharded_bf16_equals_copies(tmp_path, make_model, make_preferences, workers_run):
     start, preferences = make_model(0), make_preferences(10)
     outcomes = []
