@@ -5,8 +5,7 @@
 Every rule of `rlaif.compare.figure_rules` that makes intervals is tried on every way of making
 data below, at 6, 16, 30, 64 and 200 prompts, with one item to a prompt and with clusters; every
 figure that has a rule of its own (those left out one prompt at a time) is tried by itself. 4,000
-replicates a cell (1,000 of what is left out one prompt at a time, 200 of fitted weights); --quick
-makes 400 at 6 and 30 prompts.
+replicates a cell, and fewer of what takes long (MOST); --quick makes 400 at 6 and 30 prompts.
 
 A cell fails where coverage is below 0.93, or false claims are above 0.065, by more than three
 Monte-Carlo standard errors, or where the mean width is above 1.35 times that of Student's t at 16
@@ -30,7 +29,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from coverage_parts import data  # noqa: E402
+from coverage_parts import data, winrates  # noqa: E402
 from coverage_parts.figures import (  # noqa: E402
     CLUSTERED,
     DRAWS,
@@ -49,7 +48,17 @@ from rlaif.compare.intervals import MIN_PROMPTS  # noqa: E402
 
 SIZES = (6, 16, 30, 64, 200)
 REPLICATES, QUICK = 4000, 400
-MOST = dict.fromkeys(FIGURES, 1000) | {"weight/": 200}
+MOST = {"weight/": 200, "LC-minimal": 100, "rating": 1000}
+"""What is fitted anew in each replicate; each takes a tenth of a second and more."""
+WINRATES: dict[str, tuple[Callable[[int, float, int, int], winrates.Cell], tuple[float, ...]]] = {
+    "win rate": (winrates.raw, winrates.RATES),
+    "LC (penalised)": (winrates.controlled, winrates.RATES),
+    "LC-minimal": (winrates.minimal, winrates.RATES),
+    "rating": (winrates.rating, winrates.LEADS),
+}
+"""Figures of battles, and the truths that each is tried at: rates, and leads in log-odds."""
+FROM_200 = "LC-minimal"
+"""AlpacaEval's own formula is for 200 battles or more."""
 COVERAGE, FALSE_CLAIMS, WIDTH = 0.93, 0.065, 1.35
 
 EXCEPTIONS: dict[tuple[str, str], tuple[float, str]] = {
@@ -153,6 +162,8 @@ def measured(
     """All cells, in order; the draws of each depend on its name alone."""
     for rule, name, of in tried(only):
         for prompts in sizes:
+            if rule == FROM_200 and prompts < 200:
+                continue
             rng = np.random.default_rng(crc32(f"{rule}/{name}/{prompts}".encode()))
             count = min(replicates, MOST.get(rule, replicates))
             cell = replace(of(rng, count, prompts), rule=rule, data=name, prompts=prompts)
@@ -183,6 +194,10 @@ def tried(only: list[str] | None) -> Iterator[tuple[str, str, Tried]]:
             if name == CLUSTERED or figure in NULL_FIGURES:
                 of = lambda r, b, n, m=make, d=draw: figure_cell(m, d, r, b, n)  # noqa: E731
                 table.append((figure, name, of))
+    for figure, (fought, truths) in WINRATES.items():
+        for truth in truths:
+            of = lambda r, b, n, f=fought, t=truth: battle_cell(f, t, r, b, n)  # noqa: E731
+            table.append((figure, f"truth {truth:g}", of))
     for row in table:
         if not only or row[0] in only:
             yield row
@@ -268,6 +283,20 @@ def figure_cell(
     """K6: a figure of pairs, drawn, computed and left out as the product does it."""
     found, truth, null = pooled_figure(make, draw, rng, replicates, prompts)
     return counted(found, truth, null)
+
+
+def battle_cell(
+    fought: Callable[[int, float, int, int], winrates.Cell],
+    truth: float,
+    rng: np.random.Generator,
+    replicates: int,
+    prompts: int,
+) -> Cell:
+    """A figure of so many battles."""
+    found = fought(prompts, truth, replicates, int(rng.integers(2**31)))
+    width = None if found.t_width is None else found.width / found.t_width
+    ended = 0.0 if np.isinf(found.width) else 1.0
+    return Cell("", "", 0, found.coverage, None, width, ended, found.replicates)
 
 
 def figures_by_rule() -> dict[str, list[str]]:

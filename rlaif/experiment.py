@@ -96,7 +96,7 @@ def run_experiment(
             say(f"{inputs.prompts.duplicates} duplicate prompts left out")
         pool = EnginePool(store, budget=inputs.experiment.budget)
         try:
-            every = [*inputs.prompts.train, *inputs.prompts.heldout]
+            every = inputs.prompts.every()
             runner = _Runner(inputs, store, {p.prompt_id: p for p in every})
             reused = set[str]().union(*(p.sources for p in plan if p.hash not in missing))
             refuse_stale(plan, store)

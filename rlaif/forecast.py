@@ -141,7 +141,7 @@ def _asked(
             # A drift judgement rescores the answers to some of its source's prompts only.
             widest = max(len(p) for h, p in prompts.items() if h in planned.inputs.values())
             answers = answers * min(len(planned.prompts), widest) // widest
-        every = [*inputs.prompts.train, *inputs.prompts.heldout]
+        every = inputs.prompts.every()
         count = len(planned.prompts) or len(every)
         judge = inputs.judges[step.id]
         yield _judging(inputs, planned, judge, planned.models, count, -(-answers // max(count, 1)))
@@ -218,7 +218,7 @@ def _cost(
 ) -> tuple[float | None, bool]:
     """What the priced calls come to, as far as it is known, and whether it is: calls times the
     length of some real prompts, and answers as long as they may be."""
-    prompts = [*inputs.prompts.train, *inputs.prompts.heldout][:PRICED_PROMPTS]
+    prompts = inputs.prompts.every()[:PRICED_PROMPTS]
     model = planned.models.get("by")
     if planned.kind == "sample":
         if model is None or model.spec.price is None:
@@ -298,7 +298,7 @@ def _judging(
 ) -> Asked:
     """What judging `answers` different answers to each of `count` prompts takes, by the prompts
     that cost most of a few."""
-    every = [*inputs.prompts.train, *inputs.prompts.heldout]
+    every = inputs.prompts.every()
     ids: Collection[str] = set(planned.prompts)
     some = [p for p in every if p.prompt_id in ids or not ids][:COUNTED_PROMPTS]
     made = [_made_up(number) for number in range(answers)]

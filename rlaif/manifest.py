@@ -30,7 +30,7 @@ NOT_INSTALLED = "not installed"
 def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) -> None:
     """Write config.yaml, manifest.json and prompts.jsonl into the run folder."""
     write_atomic(store.root / CONFIG, resolved_yaml(inputs.experiment))
-    prompts = [*inputs.prompts.train, *inputs.prompts.heldout]
+    prompts = inputs.prompts.every()
     write_jsonl(store.root / PROMPTS, (to_json(p) for p in prompts))
     constitution = inputs.constitution
     manifest = {

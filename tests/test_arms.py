@@ -185,6 +185,65 @@ def test_the_implicit_reward_learnt_whose_labels_it_saw(finished: tuple[Path, Pa
     assert "reward_accuracy/human" not in start["metrics"]
 
 
+def test_a_judge_is_taught_by_labels_of_prompts_that_no_arm_uses(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    steps = [
+        {"load": {"id": "others", "type": "preferences", "prompts": "other"}},
+        {"distill": {"id": "taught", "method": "linear", "layers": 1}},
+        {"load": {"id": "people", "type": "pairs"}},
+        {"judge": {"id": "opinion", "kind": "reward_model", "by": "taught"}},
+        *STEPS[2:],
+    ]
+    keys: dict[str, Any] = {
+        "arms": {"human": {"labels": "human"}, "ai": {"labels": "opinion"}},
+        "judges": [{"id": "brief", "kind": "rules"}],
+        "steps": steps,
+    }
+    # A later turn of a conversation that an arm trains on or is evaluated on, or of another one.
+    path = write(tmp_path, tiny_model, prompts={"holdout": 4, "limit": 6}, **keys)
+    inputs = prepare(path)
+    own = [p.messages[0]["content"] for p in inputs.prompts.every()]
+    asked = {f"What is item {number} called?" for number in range(16)}
+    (free, *_) = sorted(asked - set(own))
+    rows = transcripts(16)
+    for start in (own[0], own[-1], free):
+        more = f"\n\nHuman: {start}\n\nAssistant: Say more.\n\nHuman: More.\n\nAssistant:"
+        rows.append({"chosen": f"{more} Yes.", "rejected": f"{more} No, never, no, not at all."})
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    others = tmp_path / "others.jsonl.gz"
+    others.write_bytes(gzip.compress(text.encode()))
+    steps[0]["load"]["path"] = others.name
+    path = write(tmp_path, tiny_model, prompts={"holdout": 4, "limit": 6}, **keys)
+
+    run_experiment(path, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    loads = [s for s in run.manifest["steps"] if s["id"] == "others"]
+    assert len(loads) == 1
+    assert loads[0]["arms"] == ["human", "ai"]
+    folder = tmp_path / "run" / "steps" / loads[0]["hash"]
+    counts = json.loads((folder / "done.json").read_text())["counts"]
+    assert counts == {"preferences": 7, "of_own_prompts": 12}
+    (kept,) = folder.glob("preferences.jsonl")
+    read = [json.loads(line)["prompt"] for line in kept.read_text().splitlines()]
+    assert {turns[0]["content"] for turns in read} == asked - set(own)
+    assert sum(len(turns) > 1 for turns in read) == 1
+    # What an arm is compared on is named, and the judge that labelled is no part of it.
+    last = run.status()["rounds"][-1]
+    assert "score/brief" in last["metrics"]
+    assert "score/opinion" not in last["metrics"]
+
+    def digest(**prompts: int) -> str:
+        planned = make_plan(prepare(write(tmp_path, tiny_model, prompts=prompts, **keys)))
+        return next(p.hash for p in planned if p.id == "others")
+
+    assert digest(holdout=4, limit=6) == loads[0]["hash"] != digest(holdout=4, limit=7)
+    steps[0]["load"].pop("path")
+    path = write(tmp_path, tiny_model, **keys)
+    with pytest.raises(RlaifError, match="`prompts: other`: all of its 16 pairs are of the exper"):
+        run_experiment(path, tmp_path / "none")
+
+
 RATIOS = ("win_rate/", "length_factor/")
 
 

@@ -185,6 +185,7 @@ def test_a_format_is_named_for_transcripts(tmp_path: Path) -> None:
     ("keys", "words"),
     [
         ({"type": "judgements", "format": "hh"}, "format: only for `type: preferences`"),
+        ({"type": "pairs", "prompts": "other"}, "prompts: only for `type: preferences`"),
         ({"format": "hh", "columns": COLUMNS}, "give `format` or `columns`, not both"),
         ({"dataset_split": "test"}, "dataset_split: only with `dataset`"),
         ({"dataset": "a/b"}, "give one of `path` and `dataset`"),

@@ -137,9 +137,16 @@ class LoadStep(Strict):
     on_error: Literal["fail", "skip"] = Field(
         "fail", description="What is done with a row that cannot be read."
     )
+    prompts: Literal["all", "other"] = Field(
+        "all",
+        description="Of preferences; other: only conversations that begin with another user turn "
+        "than every prompt of the experiment does.",
+    )
 
     @model_validator(mode="after")
     def _labelled(self) -> LoadStep:
+        if self.prompts != "all" and self.type != "preferences":
+            raise ValueError("prompts: only for `type: preferences`")
         given = told(self, "dataset", "format", "columns", "on_error")
         if given and self.type not in ("preferences", "pairs"):
             raise ValueError(f"{', '.join(given)}: only for `type: preferences` or `type: pairs`")

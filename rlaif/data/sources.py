@@ -25,6 +25,10 @@ class PromptSet:
     heldout: list[Prompt]
     duplicates: int
 
+    def every(self) -> list[Prompt]:
+        """Those to train on, and those held out."""
+        return [*self.train, *self.heldout]
+
 
 def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
     """The prompts of an experiment, split once and for all.

@@ -80,9 +80,12 @@ def plan_load(walk: Walk, index: int, step: LoadStep) -> None:
         walk.judgements = {}
         return
     labels = _how_read(step)
-    read = [labels] if labels else []
+    own = tuple(sorted(p.prompt_id for p in walk.inputs.prompts.every())) * (
+        step.prompts == "other"
+    )
+    read = [part for part in (labels, own) if part]
     digest = step_hash("load", step.type, walk.inputs.loaded_hash(step), walk.round, *read)
-    planned = walk.add(Planned(digest, "load", step.id, walk.seed, walk.round, step))
+    planned = walk.add(Planned(digest, "load", step.id, walk.seed, walk.round, step, prompts=own))
     walk.by_id[step.id, walk.round] = planned
     if step.type == "completions":
         walk.completions = {step.id: planned}
@@ -96,7 +99,7 @@ def plan_load(walk: Walk, index: int, step: LoadStep) -> None:
 def _how_read(step: LoadStep) -> dict[str, Any]:
     """The keys that decide how the rows of a file are read, where they are set."""
     return step.model_dump(
-        mode="json", include={"format", "columns", "on_error"}, exclude_defaults=True
+        mode="json", include={"format", "columns", "on_error", "prompts"}, exclude_defaults=True
     )
 
 

@@ -122,7 +122,7 @@ class Walk:
 
     def facts(self, ids: tuple[str, ...] | None) -> list[Any]:
         """What of the prompts a judge or a check may read and their ids do not cover."""
-        every = [*self.inputs.prompts.train, *self.inputs.prompts.heldout]
+        every = self.inputs.prompts.every()
         wanted = {p.prompt_id for p in every} if ids is None else set(ids)
         rows = [[p.prompt_id, p.tags, p.reference] for p in every if p.prompt_id in wanted]
         return sorted((row for row in rows if row[1] or row[2] is not None), key=lambda row: row[0])

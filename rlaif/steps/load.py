@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ def run(context: StepContext) -> dict[str, Any]:
     left_out: dict[str, int] = {}
     if step.type == "preferences":
         records, left_out = _preferences(step, source, context.planned.round)
+        if step.prompts == "other":
+            records, left_out = _of_others(records, left_out, context, source)
     else:
         records = _records(step.type, source, context.prompts)
     if not records:
@@ -123,6 +125,30 @@ def _preferences(
             f"none of its {reading.rows} rows gives a pair with a winner ({why})", str(source)
         )
     return found, without
+
+
+def _of_others(
+    preferences: list[Preference],
+    left_out: dict[str, int],
+    context: StepContext,
+    source: Source,
+) -> tuple[list[Preference], dict[str, int]]:
+    """The preferences of conversations that none of the experiment's prompts begins like: turns of
+    one conversation may stand in several rows. Raises ConfigError where there are none."""
+    own = {_first_turn(context.prompts[p].messages) for p in context.planned.prompts}
+    others = [p for p in preferences if _first_turn(p.prompt) not in own]
+    if not others:
+        raise ConfigError(
+            f"`prompts: other`: all of its {len(preferences)} pairs are of the experiment's own "
+            "prompts. Lower `prompts.limit`, or load another file.",
+            str(source),
+        )
+    count = len(preferences) - len(others)
+    return others, left_out | ({"of_own_prompts": count} if count else {})
+
+
+def _first_turn(messages: Sequence[Message]) -> str:
+    return next((turn["content"] for turn in messages if turn["role"] == "user"), "")
 
 
 def _holds_records(source: Source) -> bool:

@@ -87,11 +87,7 @@ def run_on_policy(
             groups = collect(number, model)
             after = updated(running, groups, terms)
             rollout = _rewarded(model, groups, options, fitted | after, reference, critic)
-        if not any(bool((~r.isnan()).any()) for r in rollout.rewards):
-            raise RlaifError(
-                f"rollout {number + 1}: no answer has a reward. Look at the judgements in "
-                f"{work.parent}"
-            )
+        _require_reward(rollout, number, work)
         add_advantages(rollout, options, beta)
         stopped = look(options.gates, rollout.metrics, number + 1)
         if stopped is not None:
@@ -124,6 +120,14 @@ def _rewarded(
     rollout = measure(model, groups, rewards, options, reference, critic)
     rollout.metrics |= reward_metrics(groups, options.terms, moments)
     return rollout
+
+
+def _require_reward(rollout: Rollout, number: int, work: Path) -> None:
+    """Raise RlaifError where no answer has a reward: there is nothing to learn from."""
+    if all(bool(r.isnan().all()) for r in rollout.rewards):
+        raise RlaifError(
+            f"rollout {number + 1}: no answer has a reward. Look at the judgements in {work.parent}"
+        )
 
 
 def _outcome(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.coverage_winrates import Cell, controlled, rating, raw
+from benchmarks.coverage_parts.winrates import Cell, controlled, rating, raw
 
 
 def holds(cell: Cell) -> None:

@@ -1,20 +1,9 @@
-"""Coverage of the intervals of win rates, length-controlled win rates and ratings.
-
-    python benchmarks/coverage_winrates.py [--quick] [--json]
-
-`cells(replicates, seed)` gives a row for each figure, size and truth: how often the 95% interval
-holds the truth, its mean width beside that of Student's t of the mean of the same verdicts, and the
-mean estimate. A cell fails where coverage is below 0.93 by more than three Monte-Carlo standard
-errors.
-"""
+"""Win rates, length-controlled win rates and ratings: how often their intervals hold the truth."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +16,10 @@ from rlaif.compare.ranking import Comparison, bradley_terry
 Floats = NDArray[np.float64]
 
 RATES = (0.047, 0.1, 0.5, 0.82)
-SIZES = (6, 16, 20, 30, 64, 100)
+LEADS = (0.0, 1.5, 3.0)
 LENGTH_EFFECT = -1.0
 """What a gap of one standard deviation and more adds to the log-odds, through tanh."""
 LEAST = 0.93
-SLOW = 40
-"""AlpacaEval's formula cross-validates each sample: a replicate takes a tenth of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +37,6 @@ class Cell:
     def holds(self) -> bool:
         error = math.sqrt(LEAST * (1 - LEAST) / self.replicates)
         return self.coverage >= LEAST - 3 * error
-
-
-def cells(replicates: int, seed: int = 0, slow: int = SLOW) -> Iterator[Cell]:
-    """All cells; `slow` is the number of replicates of those that cannot be vectorised."""
-    for size in SIZES:
-        for truth in RATES:
-            yield raw(size, truth, replicates, seed)
-            yield controlled(size, truth, replicates, seed)
-    for truth in RATES:
-        yield minimal(200, truth, slow, seed)
-    for size in (10, 20, 64):
-        for lead in (0.0, 1.5, 3.0):
-            yield rating(size, lead, max(slow, replicates // 10), seed)
 
 
 def _battles(size: int, truth: float, replicates: int, seed: int) -> tuple[Floats, Floats]:
@@ -140,26 +114,3 @@ def rating(size: int, lead: float, replicates: int, seed: int) -> Cell:
     inside = float(np.mean([low <= elo <= high for low, high in zip(lows, highs, strict=True)]))
     width = float(np.mean(np.subtract(highs, lows)))
     return Cell("rating", size, elo, replicates, inside, width, None, float(np.mean(estimates)))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the replicates")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    found = []
-    for cell in cells(400 if asked.quick else 4000, slow=SLOW // 4 if asked.quick else SLOW):
-        found.append(cell)
-        ratio = "" if cell.t_width is None else f"  t {cell.t_width:8.3f}"
-        print(
-            f"{cell.figure:13} n {cell.size:3}  truth {cell.truth:8.3f}  mean {cell.estimate:8.3f}"
-            f"  coverage {cell.coverage:.3f}  width {cell.width:8.3f}{ratio}"
-            f"{'' if cell.holds else '  FAILS'}",
-            flush=True,
-        )
-    if asked.json:
-        print(json.dumps([asdict(cell) | {"holds": cell.holds} for cell in found]))
-
-
-if __name__ == "__main__":
-    main()
