@@ -1,6 +1,10 @@
 """Run the quickstart with several seeds and say how often its score really rose, and at what cost.
 
-    python benchmarks/quickstart_seeds.py [--seeds 21 22 23 24 25] [--out DIR] [--quick] [--json]
+    python benchmarks/quickstart_seeds.py [--seeds 201 202 203 204 205] [--out DIR] [--quick]
+        [--json]
+
+"others" is the same weighted mean over the principles other than `finished`, which the token limit
+decides: what changed of the answers apart from where they were cut.
 
 Each seed is a run of its own by the command line, measured from outside: wall time and peak memory.
 Run folders that are finished and were measured are used again.
@@ -21,10 +25,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from rlaif.compare import metrics  # noqa: E402
 from rlaif.compare.intervals import IntervalJson, direction, show_interval  # noqa: E402
+from rlaif.runs import load_run  # noqa: E402
 
 EXPERIMENT = ROOT / "experiments" / "quickstart.yaml"
 SCORE = "score/checks"
+CUT = "finished"
+"""The principle that an answer fails where the token limit cut it."""
 LENGTH = "length/words"
 LENGTH_RANGE = (0.5, 2.0)
 COMMAND = [sys.executable, "-m", "rlaif"]
@@ -78,12 +86,34 @@ def untrained(name: str) -> bool:
     return name.startswith("check/") or name in ("distinct_2", "loglik/initial")
 
 
+def change_of_others(out: Path, seed: int, last: int) -> IntervalJson:
+    """The change from M0 of the score over the principles other than `CUT`, with its interval."""
+    run = load_run(out)
+    principles = run.manifest["constitution"]["principles"]
+
+    def scores(number: int) -> dict[str, float]:
+        values = run.values("main", seed, number)
+        rows = [
+            (p["weight"], values[f"{SCORE}/{p['id']}"])
+            for p in principles
+            if p["id"] != CUT and f"{SCORE}/{p['id']}" in values
+        ]
+        total = sum(weight for weight, _ in rows)
+        return {
+            prompt: sum(weight * row[prompt] for weight, row in rows) / total
+            for prompt in values[SCORE]
+        }
+
+    return metrics.differences({SCORE: scores(last)}, {SCORE: scores(0)})[SCORE]
+
+
 def figures(seed: int, out: Path, cost: dict[str, float]) -> dict[str, Any]:
     """Everything that the table and the verdict need about one seed."""
     state = status(out)
     first, last = state["rounds"][0], state["rounds"][-1]
     changes = last["deltas"]["initial"]
     ratio = last["metrics"][LENGTH]["mean"] / first["metrics"][LENGTH]["mean"]
+    of_others = change_of_others(out, seed, last["round"])
     others = {name: change for name, change in changes.items() if untrained(name)}
     return {
         "seed": seed,
@@ -91,12 +121,16 @@ def figures(seed: int, out: Path, cost: dict[str, float]) -> dict[str, Any]:
         "score_initial": first["metrics"][SCORE],
         "score_final": last["metrics"][SCORE],
         "difference": changes[SCORE],
+        "others": of_others,
+        "truncated_initial": first["metrics"]["truncated_rate"]["mean"],
+        "truncated_final": last["metrics"]["truncated_rate"]["mean"],
         "length_ratio": ratio,
         "untrained": others,
         "alarms": [a for a in state["alarms"] if a["severity"] == "alarm"],
         "notices": [a for a in state["alarms"] if a["severity"] != "alarm"],
         **cost,
         "rose": direction(changes[SCORE]) > 0,
+        "others_rose": direction(of_others) > 0,
         "length_kept": LENGTH_RANGE[0] <= ratio <= LENGTH_RANGE[1],
         "nothing_fell": all(direction(change) >= 0 for change in others.values()),
         "no_alarm": not any(a["severity"] == "alarm" for a in state["alarms"]),
@@ -111,13 +145,16 @@ def shown(change: IntervalJson) -> str:
 def print_table(rows: list[dict[str, Any]]) -> None:
     """One line per seed, and one per untrained metric under it."""
     print(
-        f"{'seed':>5} {'M0':>6} {'last':>6}  {'difference in ' + SCORE:28} {'length':>7} "
+        f"{'seed':>5} {'M0':>6} {'last':>6}  {'difference in ' + SCORE:28} "
+        f"{'others':28} {'cut M0':>6} {'last':>6} {'length':>7} "
         f"{'alarms':>6} {'seconds':>8} {'peak GB':>8}"
     )
     for row in rows:
         print(
             f"{row['seed']:>5} {row['score_initial']['mean']:6.3f} "
             f"{row['score_final']['mean']:6.3f}  {shown(row['difference']):28} "
+            f"{shown(row['others']):28} {row['truncated_initial']:6.3f} "
+            f"{row['truncated_final']:6.3f} "
             f"{row['length_ratio']:6.2f}x {len(row['alarms']):>6} "
             f"{row['seconds']:>8.0f} {row['peak_gb']:>8.2f}"
         )
@@ -130,7 +167,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24, 25])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[201, 202, 203, 204, 205])
     parser.add_argument("--experiment", type=Path, default=EXPERIMENT)
     parser.add_argument("--out", type=Path, help="where the runs are kept [default: a new folder]")
     parser.add_argument("--quick", action="store_true", help="the first seed alone")
@@ -148,7 +185,7 @@ def main() -> int:
     print_table(rows)
     verdict = {
         name: sum(row[name] for row in rows)
-        for name in ("rose", "length_kept", "nothing_fell", "no_alarm")
+        for name in ("rose", "others_rose", "length_kept", "nothing_fell", "no_alarm")
     }
     verdict["all_four"] = sum(
         row["rose"] and row["length_kept"] and row["nothing_fell"] and row["no_alarm"]
@@ -156,6 +193,7 @@ def main() -> int:
     )
     print(f"\nof {len(rows)} seeds:")
     print(f"  {verdict['rose']} have the whole interval of the difference above zero")
+    print(f"  {verdict['others_rose']} have that of the principles other than `{CUT}` above zero")
     print(f"  {verdict['length_kept']} keep the answers' length within {LENGTH_RANGE} times M0's")
     print(f"  {verdict['nothing_fell']} have no untrained metric whose whole interval fell")
     print(f"  {verdict['no_alarm']} have no alarm")

@@ -126,13 +126,15 @@ def _steepest(sizes: Floats, count: Floats, hits: Floats) -> Floats:
         slope = (count * prob) @ sizes - target
         low, high = np.where(slope > 0, low, a), np.where(slope > 0, a, high)
         curvature = (count * prob * (1.0 - prob)) @ sizes**2
-        following = a - ratio(slope, curvature)
-        inside = (low < following) & (following < high)
-        following = np.where(inside, following, (low + high) / 2.0)
-        moved = np.abs(following - a) > 1e-13 * np.maximum(1.0, a)
-        if not moved.any():
+        step = ratio(slope, curvature)
+        # Where the slope is 0 but for rounding, the step may leave the bracket all the same.
+        ended = np.abs(step) <= 1e-12 * np.maximum(1.0, a)
+        inside = (low < a - step) & (a - step < high)
+        following = np.where(inside, a - step, (low + high) / 2.0)
+        ended |= np.abs(following - a) <= 1e-13 * np.maximum(1.0, a)
+        if ended.all():
             break
-        a = np.where(moved, following, a)
+        a = np.where(ended, a, following)
     return np.where(0.5 * (count @ sizes) >= target, 0.0, a)
 
 

@@ -44,7 +44,7 @@ def _of_two(
     neutral = [name for name in scores if name.partition("/")[2] not in labellers]
     people = f"reward_accuracy/{HUMAN}"
     said = [
-        answer_sentence(f"arm {human}", f"arm {ai}", name, deltas[name], margin)
+        answer_sentence(f"arm {human}", f"Arm {ai}", name, deltas[name], margin)
         for name in [*neutral, *([people] if people in deltas else [])]
     ]
     if not neutral:

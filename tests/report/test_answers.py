@@ -37,15 +37,15 @@ def test_neutral_judges_and_people_answer_and_the_arms_own_labeller_does_not() -
     }
     found = answers([row(list(ARMS), {"human/ai": deltas})], ARMS, 0.05)
     assert len(found) == 2
-    assert found[0].startswith("arm ai is better than arm human in score/other (+0.200")
-    assert found[1].startswith("arm ai is worse than arm human in reward_accuracy/human (-0.200")
+    assert found[0].startswith("Arm ai is better than arm human in score/other (+0.200")
+    assert found[1].startswith("Arm ai is worse than arm human in reward_accuracy/human (-0.200")
 
 
 def test_the_difference_is_ai_less_people_whichever_arm_comes_first() -> None:
     arms = dict(reversed(ARMS.items()))
     deltas = {"score/other": iv(0.2), "win_rate/other": iv(0.9)}
     (found,) = answers([row(list(arms), {"ai/human": deltas})], arms, 0.05)
-    assert found.startswith("arm ai is worse than arm human in score/other (-0.200")
+    assert found.startswith("Arm ai is worse than arm human in score/other (-0.200")
     assert negated(iv(0.2)) == iv(-0.2)
 
 
