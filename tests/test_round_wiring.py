@@ -216,6 +216,9 @@ def test_an_evaluation_asks_the_frozen_judge_and_a_round_the_moving_one(done: Ru
         "given": ["other", "other"],
         "evaluate.drift.self": ["M1", "M2"],
     }
+    # What the answers of every model are measured under.
+    scored = [p.models["by"].label for p in done.plan if p.kind == "logprobs"]
+    assert scored == ["M0", "M0", "M0"]
 
 
 def test_a_round_samples_trains_and_pairs_with_the_model_before_it(done: Run) -> None:
@@ -267,3 +270,8 @@ def test_an_evaluation_compares_with_those_that_it_names(tmp_path: Path) -> None
     assert "score/self" not in row["metrics"]
     asked = {p.id for p in made.plan if p.kind == "judge" and p.id.startswith("evaluate")}
     assert asked == {"evaluate.given"}
+    (tmp_path / "first").mkdir()
+    made = run(tmp_path / "first", against=["initial"], judges=["given"])
+    assert made.row(2)["deltas"].keys() == {"initial"}
+    (planned,) = made.of("evaluate", 2)
+    assert not any(name.startswith("previous/") for name in planned.inputs)
