@@ -9,7 +9,15 @@ import numpy as np
 from rlaif.compare import ends
 from rlaif.compare.ends import Ends
 from rlaif.compare.figure_rules import FigureRule, rule_of
-from rlaif.compare.intervals import SAME, Interval, one_interval, skewed_note, varies
+from rlaif.compare.intervals import (
+    FEW_LEFT_OUT,
+    LEFT_OUT_NOTE,
+    SAME,
+    Interval,
+    one_interval,
+    skewed_note,
+    varies,
+)
 from rlaif.compare.weighted import Figure, Floats, Ints, defined
 
 MOST_BLOCKS = 200
@@ -105,8 +113,9 @@ def jackknife_interval(
     value: float, without: Floats, rule: FigureRule, n: int, prompts: int
 ) -> Interval:
     """K6: the interval of `value` from the values `without` each of G prompts or blocks, (G,)."""
-    found, note = jackknife_ends(np.asarray([value]), without[None], rule)
-    return one_interval(found, n, prompts, note=note[0])
+    found, notes = jackknife_ends(np.asarray([value]), without[None], rule)
+    few = LEFT_OUT_NOTE if 1 < without.size < FEW_LEFT_OUT else None
+    return one_interval(found, n, prompts, note=notes[0] or few)
 
 
 def jackknife_ends(
