@@ -21,10 +21,6 @@ FEW_SKEWED = 24
 """Below so many prompts an interval of skewed values may be too narrow: it holds the mean of a
 lognormal(1) in 89% of cases at 6 prompts and 92% at 16 (benchmarks/coverage.py)."""
 SAME = "the same for every prompt"
-FEW_LEFT_OUT = 10
-"""Below so many prompts an interval by leaving each out may be too narrow: of Krippendorff's alpha
-where it is 0 it holds that in 92% of cases at 6 prompts (benchmarks/coverage.py)."""
-LEFT_OUT_NOTE = f"fewer than {FEW_LEFT_OUT} prompts: the interval may be too narrow"
 SKEWED_NOTE = "skewed, and few prompts: the interval may be too narrow"
 ROUNDING = 1e-12
 MIN_PROMPTS = 6

@@ -9,15 +9,7 @@ import numpy as np
 from rlaif.compare import ends
 from rlaif.compare.ends import Ends
 from rlaif.compare.figure_rules import FigureRule, rule_of
-from rlaif.compare.intervals import (
-    FEW_LEFT_OUT,
-    LEFT_OUT_NOTE,
-    SAME,
-    Interval,
-    one_interval,
-    skewed_note,
-    varies,
-)
+from rlaif.compare.intervals import SAME, Interval, one_interval, skewed_note, varies
 from rlaif.compare.weighted import Figure, Floats, Ints, defined
 
 MOST_BLOCKS = 200
@@ -114,8 +106,9 @@ def jackknife_interval(
 ) -> Interval:
     """K6: the interval of `value` from the values `without` each of G prompts or blocks, (G,)."""
     found, notes = jackknife_ends(np.asarray([value]), without[None], rule)
-    few = LEFT_OUT_NOTE if 1 < without.size < FEW_LEFT_OUT else None
-    return one_interval(found, n, prompts, note=notes[0] or few)
+    few = f"fewer than {rule.few} prompts: the interval may be too narrow"
+    said = notes[0] or (few if 1 < prompts < rule.few else None)
+    return one_interval(found, n, prompts, note=said)
 
 
 def jackknife_ends(
