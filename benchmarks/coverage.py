@@ -90,6 +90,7 @@ EXCEPTIONS: dict[tuple[str, str], tuple[float, str]] = {
 """The coverage that is known to be reached, and why not more."""
 WIDE: dict[tuple[str, str], str] = {
     ("rate", "no change at 0.01"): "where hardly any prompt differs, t is too narrow to hold",
+    ("win rate", "truth 0.047"): "where hardly any battle is won, t is too narrow to hold",
     ("skewed", "exponential"): "t is too narrow: it holds the mean in 0.89 of cases at 16",
     ("skewed", "lognormal(1)"): "t is too narrow: it holds the mean in 0.85 of cases at 16",
 }
