@@ -48,12 +48,8 @@ from rlaif.compare.intervals import MIN_PROMPTS  # noqa: E402
 
 SIZES = (6, 16, 30, 64, 200)
 REPLICATES, QUICK = 4000, 400
-FITTED = (
-    *("length_coefficient", "length_spearman", "calibration_intercept", "calibration_slope"),
-    *("temperature", "brier_scaled", "spearman", "kendall"),
-)
-MOST = dict.fromkeys(FITTED, 1000) | {"weight/": 200, "LC-minimal": 100, "rating": 400}
-"""What takes long: a fit or an order for each prompt that is left out, a tenth of a second each."""
+MOST = {"weight/": 200, "LC-minimal": 100, "rating": 400}
+"""What is fitted by a loop in each replicate takes a tenth of a second and more."""
 WINRATES: dict[str, tuple[Callable[[int, float, int, int], winrates.Cell], tuple[float, ...]]] = {
     "win rate": (winrates.raw, winrates.RATES),
     "LC (penalised)": (winrates.controlled, winrates.RATES),
