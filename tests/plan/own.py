@@ -1,4 +1,4 @@
-"""Judges of one's own, as a package outside would bring them."""
+"""A judge of one's own, as a package outside would bring it."""
 
 from __future__ import annotations
 
@@ -37,12 +37,8 @@ class Asking:
         return [judgement(self, call, subject, annotator_id, "model", "ok", score=0.5)]
 
 
-def Other(spec: Any, constitution: Constitution | None) -> Asking:
-    """The same in other words."""
-    return Length(spec, constitution, "Other words")
-
-
-def Length(spec: Any, constitution: Constitution | None, words: str = "Good?") -> Asking:
+def Length(spec: Any, constitution: Constitution | None) -> Asking:
+    """Of the principles that the spec names."""
     named = [p.id for p in text_principles(spec, constitution)]
-    words = f"{words} {named} {spec.options} {spec.template}"
+    words = f"Good? {named} {spec.options} {spec.template}"
     return Asking(spec.id, words, content_hash(spec.id, words))
