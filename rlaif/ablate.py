@@ -10,7 +10,7 @@ from typing import Any
 from rlaif.compare.intervals import Interval, paired_interval
 from rlaif.compare.metrics import value_interval
 from rlaif.data.labelled import LabelledPair
-from rlaif.runs import Run
+from rlaif.runs import Run, principle_weights, run_constitution
 from rlaif.whatif import (
     Effect,
     LabelledCandidates,
@@ -19,9 +19,7 @@ from rlaif.whatif import (
     effect,
     find_labelled,
     load_pairings,
-    principle_weights,
     prompt_means,
-    run_constitution,
 )
 
 

@@ -12,9 +12,8 @@ from rlaif.compare.metrics import Values
 from rlaif.compare.winrate import Battle
 from rlaif.errors import ConfigError
 from rlaif.records import Completion, Judgement, content_hash
-from rlaif.runs import Run
+from rlaif.runs import Run, principle_weights, run_constitution
 from rlaif.steps.context import by_prompt
-from rlaif.whatif import principle_weights, run_constitution
 
 INITIAL = "M0"
 

@@ -15,10 +15,10 @@ from rlaif.errors import ConfigError
 from rlaif.judges.base import Judge, is_staged
 from rlaif.judges.build import build_judge
 from rlaif.records import Completion, Prompt
-from rlaif.runs import Run
+from rlaif.runs import Run, principle_weights, run_constitution
 from rlaif.steps.asking import Kept
 from rlaif.steps.context import ByPrompt
-from rlaif.whatif import Effect, effect, load_pairings, principle_weights, run_constitution
+from rlaif.whatif import Effect, effect, load_pairings
 
 
 @dataclass(frozen=True, slots=True)

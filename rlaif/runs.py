@@ -11,8 +11,9 @@ import msgspec
 import yaml
 
 from rlaif.config import Experiment, load_experiment
+from rlaif.constitution import Constitution
 from rlaif.engines.meter import Meter, meters_of
-from rlaif.errors import StoreError
+from rlaif.errors import ConfigError, StoreError
 from rlaif.manifest import ADVICE, read_manifest
 from rlaif.records import Prompt, content_hash, from_json, to_json
 from rlaif.report.answers import answers
@@ -468,3 +469,16 @@ def _constitution_text(manifest: dict[str, Any]) -> str:
         {k: v for k, v in p.items() if v not in (None, [], {})} for p in constitution["principles"]
     ]
     return yaml.safe_dump(cleaned, sort_keys=False, allow_unicode=True, width=90)
+
+
+def run_constitution(run: Run) -> Constitution:
+    """The constitution that the run used. Raises ConfigError when it used none."""
+    found = run.manifest["constitution"]
+    if found is None:
+        raise ConfigError("this run has no constitution", run.root)
+    return Constitution.model_validate(found)
+
+
+def principle_weights(constitution: Constitution) -> dict[str, float]:
+    """Each principle's weight by id."""
+    return {p.id: p.weight for p in constitution.principles}

@@ -8,7 +8,6 @@ sockets.
 from __future__ import annotations
 
 import json
-import math
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from rlaif.data.turns import conversation
 from rlaif.engines.base import RewardResult
 from rlaif.engines.reward import RewardEngine
 from rlaif.errors import ConfigError, RlaifError
+from rlaif.numbers import sigmoid
 from rlaif.records import Message, content_hash
 
 SHORTEST = 8
@@ -290,7 +290,7 @@ def _classify(service: RewardService, body: Mapping[str, Any]) -> Asked:
     rows = [service.classify_row(one, special) for one in several]
 
     def answer(found: Sequence[RewardResult]) -> dict[str, Any]:
-        rewards = [_sigmoid(r.reward or 0.0) if squeezed else r.reward for r in found]
+        rewards = [sigmoid(r.reward or 0.0) if squeezed else r.reward for r in found]
         return {
             "id": "classify-" + content_hash(several),
             "object": "list",
@@ -304,10 +304,6 @@ def _classify(service: RewardService, body: Mapping[str, Any]) -> Asked:
         }
 
     return Asked(rows, answer)
-
-
-def _sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-value)) if value > 0 else math.exp(value) / (1 + math.exp(value))
 
 
 def _numbers(value: Any) -> bool:

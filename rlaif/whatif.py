@@ -15,7 +15,6 @@ from rlaif.compare.intervals import Interval, rare_share_interval
 from rlaif.compare.metrics import counts_per_prompt
 from rlaif.compare.votes import sided
 from rlaif.config import PairStep, load_experiment
-from rlaif.constitution import Constitution
 from rlaif.data.labelled import LabelledPair
 from rlaif.data.pairing import score_prompt
 from rlaif.data.pairs import Candidate, prompt_pairs
@@ -70,19 +69,6 @@ class LabelledCandidates:
     first: str
     second: str
     label: float
-
-
-def run_constitution(run: Run) -> Constitution:
-    """The constitution that the run used. Raises ConfigError when it used none."""
-    found = run.manifest["constitution"]
-    if found is None:
-        raise ConfigError("this run has no constitution", run.root)
-    return Constitution.model_validate(found)
-
-
-def principle_weights(constitution: Constitution) -> dict[str, float]:
-    """Each principle's weight by id."""
-    return {p.id: p.weight for p in constitution.principles}
 
 
 def load_pairings(run: Run) -> list[Pairing]:

@@ -14,7 +14,8 @@ import yaml
 from rich.console import Console
 
 from rlaif.config import load_experiment
-from rlaif.data.labels import GivenPair, coin, decided, flipped
+from rlaif.data.labelled import GivenPair
+from rlaif.data.labels import coin, decided, flipped
 from rlaif.engines.builtin import weights_hash
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.experiment import run_experiment

@@ -14,7 +14,7 @@ import rlaif
 PACKAGE = Path(rlaif.__file__).parent
 LAYERS = [
     {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
-    | {"forms", "quotes", "scores", "choices", "jsontext", "rendering"}
+    | {"numbers", "forms", "quotes", "scores", "choices", "jsontext", "rendering"}
     | {"chat", "thinking", "answers"}
     | {
         "own_rules",

@@ -14,13 +14,13 @@ from rlaif.compare.metrics import (
     likelihood_values,
     pairwise_values,
     per_prompt,
-    rank_correlation,
     sample_values,
     shares,
     text_values,
     unfamiliar_values,
 )
 from rlaif.config import CheckSpec
+from rlaif.numbers import rank_correlation
 from rlaif.records import Completion, Judgement, make_prompt
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}])

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from rlaif.config import PairStep
-from rlaif.data.labels import GivenPair
+from rlaif.data.labelled import GivenPair
 from rlaif.data.sources import PromptSet
 from rlaif.errors import RlaifError
 from rlaif.plan import PlanInputs, Planned

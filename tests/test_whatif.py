@@ -21,8 +21,8 @@ from rlaif.experiment import run_experiment
 from rlaif.fit import fitted, one_vote_each, run_votes
 from rlaif.reach import reach
 from rlaif.records import Completion, Judgement, content_hash
-from rlaif.runs import Run, load_run
-from rlaif.whatif import effect, load_pairings, principle_weights, rescored, run_constitution
+from rlaif.runs import Run, load_run, principle_weights, run_constitution
+from rlaif.whatif import effect, load_pairings, rescored
 from tests.planted import REPLIES, two_checks_run
 
 

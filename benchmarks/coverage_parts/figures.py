@@ -17,12 +17,13 @@ from rlaif.compare.ends import Ends
 from rlaif.compare.figure_rules import rule_of
 from rlaif.compare.intervals import Interval
 from rlaif.compare.judge_figures import joint_votes
-from rlaif.compare.logistic import fit_logistic, sigmoid
+from rlaif.compare.logistic import fit_logistic
 from rlaif.compare.pooled import figure_intervals
 from rlaif.compare.reward_figures import RewardTable, reward_figures
 from rlaif.compare.rewardbench import SECTIONS, section_scores
 from rlaif.compare.votes import VotedPair, fit_weights
 from rlaif.compare.weighted import Figure, mean_of, ratio
+from rlaif.numbers import sigmoids
 
 from .data import Array, Rng, cluster_sizes
 
@@ -56,8 +57,8 @@ def draw_pairs(rng: Rng, prompts: int) -> Pairs:
     seen, other = (
         quality + shared + 0.3 * longer + 0.2 * own + rng.normal(0, 0.7, n) for _ in range(2)
     )
-    label = (rng.random(n) < sigmoid(quality)).astype(float)
-    return Pairs(prompt, sigmoid(seen), sigmoid(other), label, longer, own)
+    label = (rng.random(n) < sigmoids(quality)).astype(float)
+    return Pairs(prompt, sigmoids(seen), sigmoids(other), label, longer, own)
 
 
 def draw_nothing(rng: Rng, prompts: int) -> Pairs:
@@ -65,7 +66,7 @@ def draw_nothing(rng: Rng, prompts: int) -> Pairs:
     and the judges' errors have nothing to do with one another."""
     pairs = draw_pairs(rng, prompts)
     n = pairs.prompt.size
-    prob, other = (sigmoid(rng.normal(0, 1.5, n)) for _ in range(2))
+    prob, other = (sigmoids(rng.normal(0, 1.5, n)) for _ in range(2))
     return replace(pairs, prob=prob, other=other, label=(rng.random(n) < 0.5).astype(float))
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from rlaif.compare.ends import share_ends, spread_of, t_quantile
 from rlaif.compare.length_control import lc_minimal, penalised_rate
-from rlaif.compare.logistic import sigmoid
 from rlaif.compare.ranking import Comparison, bradley_terry
+from rlaif.numbers import sigmoids
 
 Floats = NDArray[np.float64]
 
@@ -44,7 +44,7 @@ def _battles(size: int, truth: float, replicates: int, seed: int) -> tuple[Float
     rng = np.random.default_rng([seed, size, round(1000 * truth)])
     gaps = rng.normal(0.0, 100.0, (replicates, size))
     term = np.tanh(gaps / gaps.std(axis=1, ddof=1, keepdims=True))
-    prob = sigmoid(math.log(truth / (1 - truth)) + LENGTH_EFFECT * term)
+    prob = sigmoids(math.log(truth / (1 - truth)) + LENGTH_EFFECT * term)
     return (rng.random((replicates, size)) < prob).astype(np.float64), term
 
 
@@ -99,7 +99,7 @@ def rating(size: int, lead: float, replicates: int, seed: int) -> Cell:
     meets = [(i, j) for i in range(4) for j in range(i)]
     estimates, lows, highs = [], [], []
     for _ in range(replicates):
-        prob = sigmoid(np.asarray([[truth[i] - truth[j] for i, j in meets]] * size))
+        prob = sigmoids(np.asarray([[truth[i] - truth[j] for i, j in meets]] * size))
         won = (rng.random(prob.shape) < prob).astype(float)
         fought = [
             Comparison(str(unit), names[i], names[j], won[unit, k])

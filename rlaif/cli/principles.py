@@ -273,8 +273,8 @@ def _votes_of_run(
 ) -> tuple[Constitution, list[VotedPair]]:
     from rlaif.errors import ConfigError
     from rlaif.fit import run_votes
-    from rlaif.runs import load_run
-    from rlaif.whatif import load_pairings, run_constitution
+    from rlaif.runs import load_run, run_constitution
+    from rlaif.whatif import load_pairings
 
     if labels is None:
         raise ConfigError("a run needs --labels FILE, labelled pairs of its answers", data)

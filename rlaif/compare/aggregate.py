@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from msgspec.structs import replace
 
-from rlaif.compare.logistic import sigmoid
+from rlaif.numbers import sigmoids
 from rlaif.records import VALUED, Judgement
 
 Scores = dict[str, float | None]
@@ -252,7 +252,7 @@ def answer_probability(
     rewards = [_mean(_rewards(given, answer)) for answer in (first, second)]
     if rewards[0] is not None and rewards[1] is not None:
         gap = rewards[0] - rewards[1]
-        prob = float(sigmoid(np.asarray([gap]))[0])
+        prob = float(sigmoids(np.asarray([gap]))[0])
     else:
         gap = one - two
         prob = 0.5 + gap / 2.0

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlaif.compare.logistic import sigmoid
 from rlaif.compare.weighted import Floats, Ints, Measure, ratio, sums_by
+from rlaif.numbers import sigmoids
 
 BINS = 10
 STEEPEST = 1e3
@@ -122,7 +122,7 @@ def _steepest(sizes: Floats, count: Floats, hits: Floats) -> Floats:
     low, high = np.zeros(len(count)), np.full(len(count), STEEPEST)
     a = np.ones(len(count))
     for _ in range(100):
-        prob = sigmoid(a[:, None] * sizes)
+        prob = sigmoids(a[:, None] * sizes)
         slope = (count * prob) @ sizes - target
         low, high = np.where(slope > 0, low, a), np.where(slope > 0, a, high)
         curvature = (count * prob * (1.0 - prob)) @ sizes**2
@@ -150,7 +150,7 @@ def scale_held_out(prob: Floats, outcome: Floats, fold: Ints) -> Callable[[Float
         for inside, fit in zip(insides, fits, strict=True):
             if not inside.all():
                 scale = fit(weights[:, ~inside])
-                scaled[:, inside] = sigmoid(scale[:, None] * logits[inside])
+                scaled[:, inside] = sigmoids(scale[:, None] * logits[inside])
         return scaled
 
     return of

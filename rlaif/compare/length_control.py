@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.compare.ends import t_quantile
-from rlaif.compare.logistic import sigmoid
 from rlaif.compare.penalised import Trials, design_effect, fit, profile_ends
+from rlaif.numbers import sigmoids
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -96,12 +96,12 @@ def penalised_rate(
     trials = Trials(features, counts * probs, counts, np.asarray([1.0, 0.0]))
     beta = fit(trials)
     generator = np.broadcast_to([0.0, 1.0], beta.shape)
-    residuals = trials.won - counts * sigmoid(np.einsum("bnk,bk->bn", features, beta))
+    residuals = trials.won - counts * sigmoids(np.einsum("bnk,bk->bn", features, beta))
     number = int(units.max()) + 1
     sums = np.eye(number)[units].T @ (features * residuals[:, :, None])
     effect = np.fmax(1.0, design_effect(trials, beta, generator, sums))
     low, high = profile_ends(trials, beta, generator, t_quantile(number - 2.0) ** 2 * effect)
-    return 100 * sigmoid(beta[:, 1]), 100 * sigmoid(low), 100 * sigmoid(high)
+    return 100 * sigmoids(beta[:, 1]), 100 * sigmoids(low), 100 * sigmoids(high)
 
 
 def lc_minimal(probs: Floats, gaps: Floats) -> float:
@@ -110,7 +110,7 @@ def lc_minimal(probs: Floats, gaps: Floats) -> float:
     Needs five battles or more, won by both sides, with gaps that differ.
     """
     features = np.column_stack([np.tanh(gaps / gaps.std(ddof=1)), np.ones_like(gaps)])
-    return 100 * float(sigmoid(_soft_logistic(features, probs)[1:])[0])
+    return 100 * float(sigmoids(_soft_logistic(features, probs)[1:])[0])
 
 
 def _soft_logistic(features: Floats, probs: Floats) -> Floats:

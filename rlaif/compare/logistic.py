@@ -5,14 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from rlaif.compare.weighted import Floats
+from rlaif.numbers import sigmoids
 
 MAX_STEPS = 50
-
-
-def sigmoid(values: Floats) -> Floats:
-    """1 / (1 + exp(-x)) without overflow."""
-    small = np.exp(-np.abs(values))
-    return np.where(values >= 0, 1.0, small) / (1.0 + small)
 
 
 def fit_logistic(features: Floats, outcome: Floats, weights: Floats) -> Floats:
@@ -27,7 +22,7 @@ def fit_logistic(features: Floats, outcome: Floats, weights: Floats) -> Floats:
     found, beta = np.full((count, size), np.nan), np.zeros((count, size))
     going = np.arange(count)
     for _ in range(MAX_STEPS):
-        prob = sigmoid(beta[going] @ features.T)
+        prob = sigmoids(beta[going] @ features.T)
         used = weights[going]
         hessian = ((used * prob * (1.0 - prob)) @ products).reshape(-1, size, size)
         slope = (used * (outcome - prob)) @ features

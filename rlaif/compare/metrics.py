@@ -226,18 +226,6 @@ def sample_values(judge: str, scores: Mapping[str, Sequence[float]]) -> dict[str
     return {f"samples/spread/{judge}": spread}
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Kendall's tau-a over the pairs that neither side ties; None when there is none."""
-    agree = total = 0
-    for i in range(len(first)):
-        for j in range(i):
-            product = (first[i] - first[j]) * (second[i] - second[j])
-            if product:
-                total += 1
-                agree += 1 if product > 0 else -1
-    return agree / total if total else None
-
-
 def intervals(measured: Mapping[str, Measured]) -> dict[str, Any]:
     """{metric: its interval as JSON}; a metric without any value is left out."""
     found = {name: value_interval(name, values) for name, values in measured.items() if values}

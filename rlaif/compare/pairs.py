@@ -11,7 +11,8 @@ from rlaif.compare.intervals import IntervalJson
 from rlaif.compare.metrics import Values, per_prompt
 from rlaif.compare.pooled import figure_intervals
 from rlaif.compare.weighted import Figure, mean_of
-from rlaif.data.labels import GivenPair, Verdicts
+from rlaif.data.labelled import GivenPair
+from rlaif.data.labels import Verdicts
 
 Choices = Mapping[str, tuple[str, bool]]
 """Pair id to its prompt's id and whether the first answer was chosen."""

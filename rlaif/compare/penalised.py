@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlaif.compare.logistic import sigmoid
 from rlaif.compare.weighted import Floats
+from rlaif.numbers import sigmoids
 
 FARTHEST = 30.0
 """An end farther than this from its estimate, in log-odds, is infinite: the odds are 1 to 10^13,
@@ -189,7 +189,7 @@ def _inverse(matrices: Floats) -> Floats:
 
 def _point(trials: Trials, beta: Floats) -> _Point:
     scores = _scores(trials, beta)
-    prob = sigmoid(scores)
+    prob = sigmoids(scores)
     value = (trials.won * scores - trials.counts * np.logaddexp(0.0, scores)).sum(axis=1)
     value -= (trials.precision * beta**2).sum(axis=1) / 2
     free = trials.features[:, :, trials.precision == 0]
@@ -208,7 +208,7 @@ def _point(trials: Trials, beta: Floats) -> _Point:
 
 def _variance(scores: Floats) -> Floats:
     """p (1 - p), which 1 - p in floating point would end at a p of 1 - 10^-16."""
-    return sigmoid(scores) * sigmoid(-scores)
+    return sigmoids(scores) * sigmoids(-scores)
 
 
 def _scores(trials: Trials, beta: Floats) -> Floats:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.compare.ends import t_quantile
-from rlaif.compare.logistic import sigmoid
 from rlaif.compare.penalised import Trials, design_effect, fit, profile_ends
 from rlaif.errors import RlaifError
+from rlaif.numbers import sigmoids
 
 Floats = NDArray[np.float64]
 
@@ -111,7 +111,7 @@ def _intervals(games: _Games, players: int, zero: int | None) -> tuple[Floats, F
     won, counts = games.won.sum(axis=0), games.counts.sum(axis=0)
     one = Trials(features[None], won[None], counts[None], no_prior)
     beta = fit(one)[0]
-    residuals = games.won - games.counts * sigmoid(features @ beta)
+    residuals = games.won - games.counts * sigmoids(features @ beta)
     each, start = one.repeated(len(asked)), np.tile(beta, (len(asked), 1))
     scores = np.broadcast_to(residuals @ features, (len(asked), len(residuals), len(kept)))
     effect = design_effect(each, start, contrasts[asked], scores)

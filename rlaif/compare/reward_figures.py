@@ -18,10 +18,10 @@ from rlaif.compare.agreement import spearman
 from rlaif.compare.calibration import bin_of, reliability
 from rlaif.compare.intervals import Interval
 from rlaif.compare.judge_figures import curve_points
-from rlaif.compare.logistic import sigmoid
 from rlaif.compare.metrics import value_interval
 from rlaif.compare.pooled import figure_intervals
 from rlaif.compare.weighted import Figure, Floats, Measure, mean_of, ratio
+from rlaif.numbers import sigmoids
 
 Names = NDArray[np.str_]
 BINS = 4
@@ -58,7 +58,7 @@ def reward_figures(t: RewardTable) -> dict[str, Figure]:
     wordier = t.chosen_length - t.rejected_length
     right, longer = _right(t.gap), np.sign(wordier)
     prob, outcome = (
-        _both_orders(sigmoid(t.gap), sigmoid(-t.gap)),
+        _both_orders(sigmoids(t.gap), sigmoids(-t.gap)),
         _both_orders(np.ones(t.gap.size), 0.0),
     )
     rewards = _both_orders(t.chosen, t.rejected)
@@ -72,7 +72,7 @@ def reward_figures(t: RewardTable) -> dict[str, Figure]:
     return {
         "accuracy": mean_of(right),
         "log_loss": mean_of(np.logaddexp(0.0, -t.gap)),
-        "brier": mean_of(sigmoid(-t.gap) ** 2),
+        "brier": mean_of(sigmoids(-t.gap) ** 2),
         "reward_mean": mean_of((t.chosen + t.rejected) / 2),
         "accuracy_where_longer_wins": mean_of(np.where(longer > 0, right, np.nan)),
         "accuracy_where_shorter_wins": mean_of(np.where(longer < 0, right, np.nan)),
@@ -122,7 +122,10 @@ def accuracy_by(t: RewardTable, names: Sequence[str]) -> dict[str, Interval]:
 def reliability_of(t: RewardTable) -> list[dict[str, Any]]:
     """The reliability curve: of each bin of equal width the mean probability, the share of answers
     that are better, the ends of its interval, and the answers, every pair in both orders."""
-    prob, outcome = _both_orders(sigmoid(t.gap), sigmoid(-t.gap)), np.repeat([1.0, 0.0], t.gap.size)
+    prob, outcome = (
+        _both_orders(sigmoids(t.gap), sigmoids(-t.gap)),
+        np.repeat([1.0, 0.0], t.gap.size),
+    )
     place = bin_of(prob)
     return curve_points(place, prob, outcome, [*t.prompt, *t.prompt])
 

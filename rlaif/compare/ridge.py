@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.compare.logistic import sigmoid
+from rlaif.numbers import sigmoids
 
 Array = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ class CrossValidation:
 
 def predict(x: Array, weights: Array) -> Array:
     """sigmoid(x w), shape (n,), without overflow."""
-    return sigmoid(x @ weights)
+    return sigmoids(x @ weights)
 
 
 def fit_ridge(

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlaif import textstats as ts
-from rlaif.data.labelled import LabelledPair
-from rlaif.data.labels import given_pair
+from rlaif.data.labelled import LabelledPair, given_pair
 
 
 @dataclass(frozen=True, slots=True)

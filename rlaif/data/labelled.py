@@ -71,3 +71,21 @@ class SingleAnswer:
     good: bool
     place: str = ""
     source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GivenPair:
+    """Two answers to one prompt. `first` has the smaller completion id, so that the place of an
+    answer says nothing of what its file says about it."""
+
+    pair_id: str
+    prompt_id: str
+    first: str
+    second: str
+
+
+def given_pair(pair: LabelledPair) -> GivenPair:
+    """The pair by the ids of its answers, in their order and not in the file's."""
+    first, second = sorted([pair.first.completion_id, pair.second.completion_id])
+    name = "l_" + content_hash(first, second)
+    return GivenPair(name, pair.prompt.prompt_id, first, second)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from rlaif.compare.aggregate import answer_probability, combine
-from rlaif.data.labelled import LabelledPair
+from rlaif.data.labelled import GivenPair, LabelledPair
 from rlaif.records import Completion, Judgement, Preference, Prompt, content_hash
 
 Verdicts = dict[str, float]
@@ -19,24 +18,6 @@ Verdicts = dict[str, float]
 
 TURNED = ", turned round"
 """What stands after the source of a label that was turned round on purpose."""
-
-
-@dataclass(frozen=True, slots=True)
-class GivenPair:
-    """Two answers to one prompt. `first` has the smaller completion id, so that the place of an
-    answer says nothing of what its file says about it."""
-
-    pair_id: str
-    prompt_id: str
-    first: str
-    second: str
-
-
-def given_pair(pair: LabelledPair) -> GivenPair:
-    """The pair by the ids of its answers, in their order and not in the file's."""
-    first, second = sorted([pair.first.completion_id, pair.second.completion_id])
-    name = "l_" + content_hash(first, second)
-    return GivenPair(name, pair.prompt.prompt_id, first, second)
 
 
 def given_label(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from rlaif.compare.aggregate import Scores, combine, compared_scores
-from rlaif.compare.metrics import rank_correlation
 from rlaif.config import PairStep
 from rlaif.data.pairs import Candidate, preference, prompt_pairs
+from rlaif.numbers import rank_correlation
 from rlaif.records import Completion, Judgement, Preference, Prompt
 from rlaif.rowfiles import Part, line_of
 from rlaif.textstats import is_blank

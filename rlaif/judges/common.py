@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -181,12 +180,6 @@ def template_values(
 
 def _plain(value: float | None) -> float | int | None:
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def sigmoid(value: float) -> float:
-    """1 / (1 + exp(-value)) without overflow."""
-    small = math.exp(-abs(value))
-    return 1.0 / (1.0 + small) if value >= 0 else small / (1.0 + small)
 
 
 def mapped(value: float, low: float, high: float) -> float:

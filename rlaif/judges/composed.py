@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from rlaif.engines.base import Capability, RewardRequest, ScoreRequest
+from rlaif.numbers import sigmoid
 from rlaif.records import AnnotatorKind, Completion, Judgement, Prompt, Status, content_hash
 
 from .base import Answer, Answered, Call, Judge, Staged, call_id, is_staged, judgement
-from .common import sigmoid, usable
+from .common import usable
 
 
 def all_needs(roles: Mapping[str, frozenset[Capability]]) -> frozenset[Capability]:

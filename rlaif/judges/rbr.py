@@ -14,13 +14,13 @@ from rlaif.config import RbrJudge, Strict, YesNoJudge
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Capability
 from rlaif.errors import ConfigError
+from rlaif.numbers import sigmoid
 from rlaif.records import Completion, Judgement, Prompt, content_hash
 from rlaif.resources import find
 from rlaif.yamlio import load_yaml, suggest, validate
 
 from . import yes_no
 from .base import Answered, Call, most_calls, verdicts_of
-from .common import sigmoid
 from .composed import annotators, completions_of, concluded, missing_status
 
 

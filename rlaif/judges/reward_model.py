@@ -12,10 +12,11 @@ from rlaif.constitution import Constitution
 from rlaif.data.instructed import with_system
 from rlaif.engines.base import Capability, RewardRequest, RewardResult
 from rlaif.errors import ConfigError
+from rlaif.numbers import sigmoid
 from rlaif.records import Completion, Judgement, Prompt
 
 from .base import Answer, Call, call_id, judgement
-from .common import hash_judge, sigmoid, usable
+from .common import hash_judge, usable
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from rlaif.compare.pairs import reward_accuracy
 from rlaif.config import HUMAN
 from rlaif.data.labels import verdicts
 from rlaif.errors import RlaifError
+from rlaif.numbers import rank_correlation
 from rlaif.records import content_hash
 from rlaif.steps.context import StepContext, by_prompt
 from rlaif.steps.label import given_pairs
@@ -280,7 +281,7 @@ def _agreement(
         for prompt, values in scores[judge].items():
             other = scores[programs[0]].get(prompt, {})
             common = sorted(set(values) & set(other))
-            tau = metrics.rank_correlation([values[c] for c in common], [other[c] for c in common])
+            tau = rank_correlation([values[c] for c in common], [other[c] for c in common])
             rows.append((prompt, tau))
         found[f"judge_corr/{judge}"] = metrics.per_prompt(rows)
     return found

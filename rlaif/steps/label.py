@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlaif.config import AI, HUMAN, RANDOM
+from rlaif.data.labelled import GivenPair
 from rlaif.data.labels import (
     TURNED,
-    GivenPair,
     Verdicts,
     coin,
     decided,

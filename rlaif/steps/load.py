@@ -12,8 +12,8 @@ from typing import Any
 from msgspec import structs
 
 from rlaif.config import LoadStep
-from rlaif.data.labelled import LabelledPair, SingleAnswer
-from rlaif.data.labels import GivenPair, given_label, given_pair
+from rlaif.data.labelled import GivenPair, LabelledPair, SingleAnswer, given_pair
+from rlaif.data.labels import given_label
 from rlaif.data.loaded import record_of
 from rlaif.data.readers import LabelledReading, Reading, read_answers, read_labelled
 from rlaif.data.readers.base import answer_id, better, better_scores

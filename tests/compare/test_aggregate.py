@@ -19,7 +19,8 @@ from rlaif.compare.aggregate import (
     pair_probability,
 )
 from rlaif.compare.verdicts import verdict
-from rlaif.data.labels import given_pair, verdicts
+from rlaif.data.labelled import given_pair
+from rlaif.data.labels import verdicts
 from rlaif.data.readers.base import make_pair, user
 from rlaif.records import Judgement, Status
 

@@ -12,7 +12,8 @@ from rlaif.compare.bias import (
     same_slot,
     self_preference,
 )
-from rlaif.compare.logistic import fit_logistic, sigmoid
+from rlaif.compare.logistic import fit_logistic
+from rlaif.numbers import sigmoids
 from tests.compare.weights import plain
 
 MISSING = float("nan")
@@ -22,7 +23,7 @@ MISSING = float("nan")
 def test_logistic_regression_equals_statsmodels(seed: int) -> None:
     rng = np.random.default_rng(seed)
     features = np.column_stack([np.ones(300), rng.normal(size=300), rng.integers(0, 2, 300)])
-    outcome = (rng.random(300) < sigmoid(features @ [0.3, 1.1, -0.8])).astype(np.float64)
+    outcome = (rng.random(300) < sigmoids(features @ [0.3, 1.1, -0.8])).astype(np.float64)
     expected = statsmodels.api.Logit(outcome, features).fit(disp=0, method="newton", tol=1e-14)
     found = fit_logistic(features, outcome, np.ones((1, 300)))
     assert found[0] == pytest.approx(expected.params, abs=1e-9)
@@ -32,7 +33,7 @@ def test_logistic_regression_equals_statsmodels(seed: int) -> None:
 def test_weights_are_statsmodels_frequencies(seed: int) -> None:
     rng = np.random.default_rng(seed)
     features = np.column_stack([np.ones(90), rng.normal(size=90)])
-    outcome = (rng.random(90) < sigmoid(features @ [0.2, -0.9])).astype(np.float64)
+    outcome = (rng.random(90) < sigmoids(features @ [0.2, -0.9])).astype(np.float64)
     weights = rng.integers(0, 4, (3, 90)).astype(np.float64)
     found = fit_logistic(features, outcome, weights)
     family = statsmodels.api.families.Binomial()
@@ -54,7 +55,7 @@ def test_one_far_point_is_no_separation() -> None:
     """One answer is sixty standard deviations longer, which puts its log-odds beyond 30."""
     rng = np.random.default_rng(2)
     line = np.append(rng.normal(size=400), 60.0)
-    outcome = np.append(rng.random(400) < sigmoid(line[:-1]), 1.0).astype(np.float64)
+    outcome = np.append(rng.random(400) < sigmoids(line[:-1]), 1.0).astype(np.float64)
     features = np.column_stack([np.ones(401), line])
     found = fit_logistic(features, outcome, np.ones((1, 401)))[0]
     assert found[1] == pytest.approx(1.0, abs=0.3)
@@ -79,9 +80,9 @@ def test_the_length_coefficient_is_recovered_and_ignores_what_people_wanted() ->
     size = 40_000
     longer_by = rng.normal(0.0, 250.0, size)
     # People like length as well: without the control the judge would seem more biased than it is.
-    label = (rng.random(size) < sigmoid(longer_by / 200.0)).astype(np.float64)
+    label = (rng.random(size) < sigmoids(longer_by / 200.0)).astype(np.float64)
     odds = 0.7 * longer_by / longer_by.std() + 1.2 * (2 * label - 1)
-    prob = (rng.random(size) < sigmoid(odds)).astype(np.float64)
+    prob = (rng.random(size) < sigmoids(odds)).astype(np.float64)
     found = length_coefficient(prob, label, longer_by)
     assert found.n == size
     assert plain(found.of, size) == pytest.approx(0.7, abs=0.05)

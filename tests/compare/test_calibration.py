@@ -9,7 +9,7 @@ import sklearn.metrics
 
 from rlaif.compare import calibration
 from rlaif.compare.calibration import brier, log_odds, reliability, scale_held_out, steepness
-from rlaif.compare.logistic import sigmoid
+from rlaif.numbers import sigmoids
 from tests.compare.weights import plain
 
 
@@ -25,8 +25,8 @@ def simulated(seed: int, size: int, temperature: float = 1.0) -> tuple[np.ndarra
     """Probabilities of a judge whose logits are `temperature` times too large, and outcomes."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0.0, 2.0, size)
-    outcome = (rng.random(size) < sigmoid(logits)).astype(np.float64)
-    return sigmoid(logits * temperature), outcome
+    outcome = (rng.random(size) < sigmoids(logits)).astype(np.float64)
+    return sigmoids(logits * temperature), outcome
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -68,10 +68,10 @@ def test_the_temperature_is_the_best_one(seed: int) -> None:
     best = steepness(logits, outcome)(ones(90))[0]
 
     def loss(scale: float) -> float:
-        return float(sklearn.metrics.log_loss(outcome, sigmoid(scale * logits)))
+        return float(sklearn.metrics.log_loss(outcome, sigmoids(scale * logits)))
 
     assert loss(best) <= min(loss(1.0), loss(best * 1.01), loss(best * 0.99))
-    slope = logits @ (sigmoid(best * logits) - outcome)
+    slope = logits @ (sigmoids(best * logits) - outcome)
     assert slope == pytest.approx(0.0, abs=1e-8)
 
 
@@ -108,11 +108,11 @@ def test_temperatures_end_where_the_slope_is_nothing_but_rounding(
     def counted(values: np.ndarray) -> np.ndarray:
         nonlocal calls
         calls += 1
-        return sigmoid(values)
+        return sigmoids(values)
 
-    monkeypatch.setattr(calibration, "sigmoid", counted)
+    monkeypatch.setattr(calibration, "sigmoids", counted)
     rng = np.random.default_rng(3)
     logits = rng.normal(0, 1.5, 300)
-    outcome = (rng.random(300) < sigmoid(logits)).astype(float)
+    outcome = (rng.random(300) < sigmoids(logits)).astype(float)
     steepness(logits, outcome)(1.0 - np.eye(300))
     assert 3 <= calls <= 10

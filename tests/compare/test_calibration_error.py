@@ -13,7 +13,7 @@ from rlaif.compare.calibration_error import (
     graded,
     noncentrality,
 )
-from rlaif.compare.logistic import sigmoid
+from rlaif.numbers import sigmoids
 
 
 @pytest.mark.parametrize("df", [1.3, 5.0, 9.2])
@@ -55,11 +55,11 @@ def test_of_a_calibrated_judge_the_interval_reaches_zero() -> None:
     rng = np.random.default_rng(3)
     reached = held = 0
     for _ in range(200):
-        prob = sigmoid(rng.normal(0, 1.2, 100))
+        prob = sigmoids(rng.normal(0, 1.2, 100))
         calm = calibration_error(prob, (rng.random(100) < prob).astype(float), np.arange(100))
         reached += calm.error.low == 0
         # Twice as sure as it may be: the error over the bins' true shares.
-        true = sigmoid(0.5 * np.log(prob / (1 - prob)))
+        true = sigmoids(0.5 * np.log(prob / (1 - prob)))
         sure = calibration_error(prob, (rng.random(100) < true).astype(float), np.arange(100)).error
         place = equal_mass_bins(prob)
         error = np.bincount(place, true - prob) / np.bincount(place)
@@ -72,7 +72,7 @@ def test_of_a_calibrated_judge_the_interval_reaches_zero() -> None:
 def test_pairs_of_few_prompts_tell_less() -> None:
     """Every pair five times over is one pair."""
     rng = np.random.default_rng(4)
-    prob = sigmoid(rng.normal(0, 1.2, 40))
+    prob = sigmoids(rng.normal(0, 1.2, 40))
     outcome = (rng.random(40) < prob).astype(float)
     once = np.arange(40)
     apart = calibration_error(np.tile(prob, 5), np.tile(outcome, 5), np.arange(200)).error
@@ -86,7 +86,7 @@ def test_pairs_of_few_prompts_tell_less() -> None:
 def test_ece_of_a_calibrated_judge_is_not_zero() -> None:
     """0.10 at 100 pairs, as simulations of the outcomes themselves give it."""
     rng = np.random.default_rng(5)
-    prob = sigmoid(rng.normal(0, 1.2, 100))
+    prob = sigmoids(rng.normal(0, 1.2, 100))
     found = ece_if_calibrated(prob, seed=1)
     bins = np.minimum((prob * 10).astype(int), 9)
     drawn = [

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from rlaif.compare.judge_figures import BY_SUBSET, calibration_figures, figures, joint_votes
-from rlaif.compare.logistic import sigmoid
 from rlaif.compare.pooled import UNDEFINED, figure_intervals
 from rlaif.compare.rewardbench import SECTIONS
 from rlaif.compare.verdicts import VerdictTable
 from rlaif.compare.weighted import Figure, defined, mean_of
+from rlaif.numbers import sigmoids
 
 MISSING = float("nan")
 SUBSETS = np.asarray([next(iter(sizes)) for sizes in SECTIONS.values()])
@@ -28,9 +28,9 @@ def drawn_table(seed: int, prompts: int, coarse: bool) -> VerdictTable:
     quality = rng.normal(0.0, 1.0, n) + rng.normal(0.0, 1.0, prompts)[prompt]
     longer_by = rng.normal(0.0, 300.0, n)
     own = rng.integers(-1, 2, n).astype(np.float64)
-    label = (rng.random(n) < sigmoid(quality)).astype(np.float64)
+    label = (rng.random(n) < sigmoids(quality)).astype(np.float64)
     label = np.where(rng.random(n) < 0.05, 0.5, label)
-    lean = sigmoid(1.5 * quality + longer_by / 600 + 0.5 * own + rng.normal(0.0, 1.0, n))
+    lean = sigmoids(1.5 * quality + longer_by / 600 + 0.5 * own + rng.normal(0.0, 1.0, n))
     slot = rng.normal(0.0, 0.1, n)
     prob = np.where(rng.random(n) < 0.05, MISSING, np.round(2 * lean) / 2 if coarse else lean)
     as_first, as_second = np.clip(lean + slot, 0, 1), np.clip(lean - slot, 0, 1)

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from rlaif.compare.pairs import Choices, label_agreement, reward_accuracy
-from rlaif.data.labels import GivenPair
+from rlaif.data.labelled import GivenPair
 
 PAIRS = [GivenPair(f"l_{n}", f"p_{n // 2}", f"x_{n}a", f"x_{n}b") for n in range(4)]
 

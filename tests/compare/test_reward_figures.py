@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from rlaif.compare.distance import fit_region, nearest
-from rlaif.compare.logistic import sigmoid
 from rlaif.compare.reward_figures import (
     RewardTable,
     accuracy_by,
@@ -23,6 +22,7 @@ from rlaif.compare.reward_figures import (
 )
 from rlaif.compare.weighted import defined
 from rlaif.judges.reward_ensemble import combine
+from rlaif.numbers import sigmoids
 
 
 def table(gaps, lengths=None, subsets=None):
@@ -67,7 +67,7 @@ def test_log_loss_and_brier_of_one_who_knows_nothing():
 def test_rewards_that_are_log_odds_are_calibrated_and_steeper_ones_are_not():
     rng = np.random.default_rng(0)
     gaps = rng.normal(size=20000)
-    right = rng.random(20000) < sigmoid(gaps)
+    right = rng.random(20000) < sigmoids(gaps)
     gaps = np.where(right, gaps, -gaps)
     assert figures(table(gaps))["ece"][0] < 0.01
     assert figures(table(5 * gaps))["ece"][0] > 0.1
@@ -76,7 +76,7 @@ def test_rewards_that_are_log_odds_are_calibrated_and_steeper_ones_are_not():
 def test_the_curve_of_calibrated_rewards_lies_on_the_diagonal_and_is_symmetric():
     rng = np.random.default_rng(4)
     gaps = rng.normal(size=5000)
-    right = rng.random(5000) < sigmoid(gaps)
+    right = rng.random(5000) < sigmoids(gaps)
     curve = reliability_of(table(np.where(right, gaps, -gaps)))
     assert sum(b["n"] for b in curve) == 10000
     for low, high in zip(curve, reversed(curve), strict=True):
