@@ -25,8 +25,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rlaif.compare.equivalence import answer_of
-from rlaif.compare.intervals import paired_interval
+from rlaif.metrics.equivalence import answer_of
+from rlaif.metrics.intervals import paired_interval
 
 MARGIN = 0.05
 CASES = {"none": 0.0, "half": 0.5, "margin": 1.0, "twice": 2.0, "four times": 4.0}

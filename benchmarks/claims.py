@@ -29,12 +29,12 @@ from scipy import optimize, stats
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
 
-from rlaif.compare import metrics  # noqa: E402
-from rlaif.compare.intervals import direction  # noqa: E402
+from rlaif.metrics import metrics  # noqa: E402
+from rlaif.metrics.intervals import direction  # noqa: E402
+from rlaif.pipeline.runs import load_run  # noqa: E402
 from rlaif.report.merged import TESTED_ALONE, Page, make_page  # noqa: E402
 from rlaif.report.rows import kind_of  # noqa: E402
 from rlaif.report.view import RoundResult, RoundRow, no_values  # noqa: E402
-from rlaif.runs import load_run  # noqa: E402
 
 Values = Mapping[str, Mapping[str, float]]
 POWER, ALPHA = 0.8, 0.05

@@ -2,7 +2,7 @@
 
     python benchmarks/coverage.py [--quick] [--json] [--only NAME ...] [--replicates N]
 
-Every rule of `rlaif.compare.figure_rules` that makes intervals is tried on every way of making
+Every rule of `rlaif.metrics.figure_rules` that makes intervals is tried on every way of making
 data below, at 6, 16, 30, 64 and 200 prompts, with one item to a prompt and with clusters; every
 figure that has a rule of its own (those left out one prompt at a time) is tried by itself. 4,000
 replicates a cell, and fewer of what takes long (MOST); --quick makes 400 at 6 and 30 prompts.
@@ -40,11 +40,11 @@ from coverage_parts.figures import (  # noqa: E402
     pooled_figure,
 )
 
-from rlaif.compare import ends  # noqa: E402
-from rlaif.compare.crossed import crossed_ends  # noqa: E402
-from rlaif.compare.ends import Ends  # noqa: E402
-from rlaif.compare.figure_rules import RULES  # noqa: E402
-from rlaif.compare.intervals import MIN_PROMPTS  # noqa: E402
+from rlaif.metrics import ends  # noqa: E402
+from rlaif.metrics.crossed import crossed_ends  # noqa: E402
+from rlaif.metrics.ends import Ends  # noqa: E402
+from rlaif.metrics.figure_rules import RULES  # noqa: E402
+from rlaif.metrics.intervals import MIN_PROMPTS  # noqa: E402
 
 SIZES = (6, 16, 30, 64, 200)
 REPLICATES, QUICK = 4000, 400

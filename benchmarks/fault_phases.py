@@ -24,7 +24,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rlaif.records import VALUED, make_prompt  # noqa: E402
+from rlaif.core.records import VALUED, make_prompt  # noqa: E402
 from tests.servers.scripted import ScriptedServer, prompt_text  # noqa: E402
 from tests.servers.shapes import (  # noqa: E402
     NOT_HERE,

@@ -25,13 +25,13 @@ from typing import Any
 import torch
 
 from rlaif.config import ModelSpec, PairwiseJudge
-from rlaif.constitution import load_constitution
+from rlaif.constitution.model import load_constitution
+from rlaif.core.records import Completion, Message, Prompt
 from rlaif.data.sources import every_prompt
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.builtin import resolve
-from rlaif.engines.hf import HfEngine, load
+from rlaif.engines.local.hf import HfEngine, load
 from rlaif.judges.build import build_judge
-from rlaif.records import Completion, Message, Prompt
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ROOT / "prompts/seeds/everyday.jsonl"

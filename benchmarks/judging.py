@@ -120,17 +120,17 @@ def ask_bare(url: str, count: int, concurrency: int) -> Asked:
 
 def ask_rlaif(url: str, count: int, concurrency: int) -> Asked:
     """A judge with retries, cache and records, to the last record."""
-    import rlaif.engines.openai
+    import rlaif.engines.remote.openai
     from rlaif.config import ModelSpec, YesNoJudge
-    from rlaif.constitution import Constitution
+    from rlaif.constitution.model import Constitution
+    from rlaif.core.records import Completion, content_hash, make_prompt
+    from rlaif.core.store import Store
     from rlaif.engines.base import Model
     from rlaif.engines.build import EnginePool
     from rlaif.judges.build import build_judge
-    from rlaif.records import Completion, content_hash, make_prompt
-    from rlaif.steps.judge import ask_model
-    from rlaif.store import Store
+    from rlaif.pipeline.steps.judge import ask_model
 
-    assert rlaif.engines.openai
+    assert rlaif.engines.remote.openai
     principle = {"id": "useful", "text": "The answer is useful."}
     judge = build_judge(
         YesNoJudge(kind="yes_no", template="prompts/judges/yes_no_short.j2"),

@@ -37,10 +37,10 @@ sys.path.insert(0, str(ROOT))
 
 from fault_phases import number_of, run_phases, show_phases, user_turn  # noqa: E402
 
-from rlaif.engines.cache import RequestCache, cache_limit, cache_path  # noqa: E402
-from rlaif.engines.meter import in_words, read_meters  # noqa: E402
-from rlaif.records import make_prompt  # noqa: E402
-from rlaif.store import Store  # noqa: E402
+from rlaif.core.records import make_prompt  # noqa: E402
+from rlaif.core.store import Store  # noqa: E402
+from rlaif.engines.remote.cache import RequestCache, cache_limit, cache_path  # noqa: E402
+from rlaif.engines.remote.meter import in_words, read_meters  # noqa: E402
 from tests.servers.faults import KINDS as FAULTS  # noqa: E402
 from tests.servers.faults import FaultProxy  # noqa: E402
 from tests.servers.scripted import ScriptedServer  # noqa: E402

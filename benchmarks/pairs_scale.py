@@ -22,13 +22,13 @@ from itertools import islice
 from pathlib import Path
 
 from rlaif.config import PairStep
+from rlaif.core.progress import QuietProgress
+from rlaif.core.records import Completion, Judgement, Prompt, make_prompt
+from rlaif.core.store import Store
 from rlaif.data.sources import PromptSet
-from rlaif.plan import PlanInputs, Planned
-from rlaif.progress import QuietProgress
-from rlaif.records import Completion, Judgement, Prompt, make_prompt
-from rlaif.steps import pair
-from rlaif.steps.context import StepContext
-from rlaif.store import Store
+from rlaif.pipeline.plan import PlanInputs, Planned
+from rlaif.pipeline.steps import pair
+from rlaif.pipeline.steps.context import StepContext
 
 ANSWERS = 4
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")

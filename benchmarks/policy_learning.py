@@ -24,8 +24,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rlaif.compare.crossed import seeds_interval  # noqa: E402
-from rlaif.compare.intervals import IntervalJson, show_interval  # noqa: E402
+from rlaif.metrics.crossed import seeds_interval  # noqa: E402
+from rlaif.metrics.intervals import IntervalJson, show_interval  # noqa: E402
 
 SCORE = "score/checks"
 METHODS: dict[str, dict[str, Any]] = {
@@ -74,10 +74,10 @@ def experiment(method: str, seed: int, rollouts: int) -> dict[str, Any]:
 
 def measure(method: str, seed: int, rollouts: int, base: Path) -> dict[str, Any]:
     """Run one algorithm with one seed."""
-    from rlaif.experiment import run_experiment
-    from rlaif.progress import QuietProgress
+    from rlaif.core.progress import QuietProgress
+    from rlaif.pipeline.experiment import run_experiment
+    from rlaif.pipeline.runs import load_run
     from rlaif.report.merged import change_values
-    from rlaif.runs import load_run
 
     base.mkdir(parents=True, exist_ok=True)
     path = base / f"{method}-{seed}.yaml"

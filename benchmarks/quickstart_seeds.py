@@ -25,9 +25,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rlaif.compare import metrics  # noqa: E402
-from rlaif.compare.intervals import IntervalJson, direction, show_interval  # noqa: E402
-from rlaif.runs import load_run  # noqa: E402
+from rlaif.metrics import metrics  # noqa: E402
+from rlaif.metrics.intervals import IntervalJson, direction, show_interval  # noqa: E402
+from rlaif.pipeline.runs import load_run  # noqa: E402
 
 EXPERIMENT = ROOT / "experiments" / "quickstart.yaml"
 SCORE = "score/checks"

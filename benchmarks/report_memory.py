@@ -79,11 +79,11 @@ def experiment(count: int, folder: Path) -> None:
 
 def write_run(folder: Path) -> None:
     """The finished steps of the experiment in `folder`, as they are after `rlaif run`."""
-    from rlaif.manifest import write_manifest
-    from rlaif.plan import make_plan
-    from rlaif.prepare import prepare
-    from rlaif.rounds import write_rounds
-    from rlaif.store import Store
+    from rlaif.core.store import Store
+    from rlaif.pipeline.manifest import write_manifest
+    from rlaif.pipeline.plan import make_plan
+    from rlaif.pipeline.prepare import prepare
+    from rlaif.pipeline.rounds import write_rounds
 
     store = Store(folder / "run")
     store.prepare()
@@ -125,8 +125,8 @@ def write_run(folder: Path) -> None:
 def records(prompt: Any) -> dict[str, list[Any]]:
     """What the steps leave of a prompt."""
     from rlaif.config import PairStep
-    from rlaif.data.pairs import Candidate, preference
-    from rlaif.records import Completion, Judgement, content_hash
+    from rlaif.core.records import Completion, Judgement, content_hash
+    from rlaif.preferences.strategies import Candidate, preference
 
     completions = []
     for index in range(4):

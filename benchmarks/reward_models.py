@@ -87,7 +87,7 @@ class Way:
 
 def place(*parts: Any) -> int:
     """A number that the parts decide."""
-    from rlaif.records import content_hash
+    from rlaif.core.records import content_hash
 
     return int(content_hash("reward_models", *parts), 16)
 
@@ -96,7 +96,7 @@ def read(options: argparse.Namespace, source: str) -> Data:
     """The decided pairs whose prompt and longer answer have at most `longest` characters, at most
     `pairs`, drawn by hash."""
     from rlaif.data.readers import read_labelled
-    from rlaif.steps.load import labelled_preference
+    from rlaif.pipeline.steps.load import labelled_preference
 
     file, form = FILES[source]
     found = {}
@@ -129,7 +129,7 @@ def by_length(train: Data, rows: Rows) -> Score:
     """A logistic regression of which answer is better on the difference in characters."""
     import numpy as np
 
-    from rlaif.compare.ridge import fit_ridge
+    from rlaif.metrics.ridge import fit_ridge
 
     def gaps(data: Data, rows: Rows) -> Any:
         pairs = [data.pairs[i] for i in rows]
@@ -334,8 +334,8 @@ def interval(values: dict[int, float], data: Data) -> dict[str, Any]:
     """The mean with its interval over first turns."""
     import numpy as np
 
-    from rlaif.compare.pooled import figure_intervals
-    from rlaif.compare.weighted import mean_of
+    from rlaif.metrics.pooled import figure_intervals
+    from rlaif.metrics.weighted import mean_of
 
     rows = sorted(values)
     figure = {"accuracy": mean_of(np.array([values[i] for i in rows]))}

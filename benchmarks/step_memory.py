@@ -98,8 +98,8 @@ def status(key: str) -> int:
 
 def work(count: int, folder: Path) -> None:
     """Run the steps for `count` prompts; prints each step's peak in bytes."""
-    from rlaif.experiment import run_experiment
-    from rlaif.progress import QuietProgress
+    from rlaif.core.progress import QuietProgress
+    from rlaif.pipeline.experiment import run_experiment
 
     class Measuring(QuietProgress):
         """Notes what is held when a step begins, and its peak when it ends."""

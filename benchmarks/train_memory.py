@@ -59,8 +59,8 @@ def work(job: dict[str, Any]) -> None:
     import torch
 
     from rlaif.config import DpoTrain
-    from rlaif.device import release_freed_memory
-    from rlaif.steps.load import load_preferences
+    from rlaif.core.device import release_freed_memory
+    from rlaif.pipeline.steps.load import load_preferences
     from rlaif.train.loading import load_module
     from rlaif.train.loop import _plan, make_optimizer, optimiser_step
     from rlaif.train.model import prepare

@@ -124,7 +124,7 @@ def make_model(folder: Path, size: str, vocabulary: int) -> None:
 
 def load_rows(job: Job) -> list[dict[str, Any]]:
     """Explicit-prompt conversations, as both sides take them."""
-    from rlaif.steps.load import load_preferences
+    from rlaif.pipeline.steps.load import load_preferences
 
     found = load_preferences(Path(job.data))[: job.pairs]
     return [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in found]
@@ -135,8 +135,8 @@ def ours_offline(job: Job) -> dict[str, float]:
     import torch
 
     from rlaif.config import BradleyTerryDistill, DpoTrain
-    from rlaif.device import keep_freed_memory
-    from rlaif.steps.load import load_preferences
+    from rlaif.core.device import keep_freed_memory
+    from rlaif.pipeline.steps.load import load_preferences
     from rlaif.train.loading import load_module
     from rlaif.train.loop import Task, run_training
     from rlaif.train.model import prepare
@@ -283,11 +283,11 @@ def ours_grpo(job: Job) -> dict[str, float]:
     import torch
 
     from rlaif.config import METHODS, ModelSpec
-    from rlaif.device import keep_freed_memory
+    from rlaif.core.device import keep_freed_memory
     from rlaif.engines.base import GenerateRequest, Sampling
-    from rlaif.engines.encoding import Encoding
-    from rlaif.engines.hf import HfEngine
-    from rlaif.engines.weights import Weights
+    from rlaif.engines.local.encoding import Encoding
+    from rlaif.engines.local.hf import HfEngine
+    from rlaif.engines.local.weights import Weights
     from rlaif.train.loading import load_module
     from rlaif.train.model import prepare
     from rlaif.train.on_policy import run_on_policy

@@ -10,39 +10,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlaif.compare.aggregate import candidate_scores, combine
     from rlaif.config import load_experiment
-    from rlaif.constitution import load_constitution
-    from rlaif.data.pairs import prompt_pairs
+    from rlaif.constitution.model import load_constitution
+    from rlaif.constitution.rules import apply_check
+    from rlaif.core.records import Completion, Judgement, Preference, Prompt, make_prompt
     from rlaif.engines.build import load_engine
-    from rlaif.experiment import run_experiment
     from rlaif.judges.build import build_judge
-    from rlaif.records import Completion, Judgement, Preference, Prompt, make_prompt
+    from rlaif.pipeline.experiment import run_experiment
+    from rlaif.pipeline.runs import load_run
+    from rlaif.preferences.aggregate import candidate_scores, combine
+    from rlaif.preferences.strategies import prompt_pairs
     from rlaif.report.build import build_report
-    from rlaif.rules import apply_check
-    from rlaif.runs import load_run
     from rlaif.train.run import train as train_model
 
     __version__: str
 
 # `train_model` and not `train`: the package `rlaif.train` has that name.
 _PUBLIC = {
-    "Completion": "rlaif.records:Completion",
-    "Judgement": "rlaif.records:Judgement",
-    "Preference": "rlaif.records:Preference",
-    "Prompt": "rlaif.records:Prompt",
-    "apply_check": "rlaif.rules:apply_check",
+    "Completion": "rlaif.core.records:Completion",
+    "Judgement": "rlaif.core.records:Judgement",
+    "Preference": "rlaif.core.records:Preference",
+    "Prompt": "rlaif.core.records:Prompt",
+    "apply_check": "rlaif.constitution.rules:apply_check",
     "build_judge": "rlaif.judges.build:build_judge",
     "build_report": "rlaif.report.build:build_report",
-    "candidate_scores": "rlaif.compare.aggregate:candidate_scores",
-    "combine": "rlaif.compare.aggregate:combine",
-    "load_constitution": "rlaif.constitution:load_constitution",
+    "candidate_scores": "rlaif.preferences.aggregate:candidate_scores",
+    "combine": "rlaif.preferences.aggregate:combine",
+    "load_constitution": "rlaif.constitution.model:load_constitution",
     "load_engine": "rlaif.engines.build:load_engine",
     "load_experiment": "rlaif.config:load_experiment",
-    "load_run": "rlaif.runs:load_run",
-    "make_prompt": "rlaif.records:make_prompt",
-    "prompt_pairs": "rlaif.data.pairs:prompt_pairs",
-    "run_experiment": "rlaif.experiment:run_experiment",
+    "load_run": "rlaif.pipeline.runs:load_run",
+    "make_prompt": "rlaif.core.records:make_prompt",
+    "prompt_pairs": "rlaif.preferences.strategies:prompt_pairs",
+    "run_experiment": "rlaif.pipeline.experiment:run_experiment",
     "train_model": "rlaif.train.run:train",
 }
 

@@ -23,11 +23,11 @@ from typing import Any
 
 import yaml
 
-from rlaif.checksums import file_digest
 from rlaif.cli import main
-from rlaif.errors import EXIT_INTERRUPTED
-from rlaif.experiment import run_experiment
-from rlaif.progress import QuietProgress
+from rlaif.core.checksums import file_digest
+from rlaif.core.errors import EXIT_INTERRUPTED
+from rlaif.core.progress import QuietProgress
+from rlaif.pipeline.experiment import run_experiment
 
 CHANGING = ("latency", "seconds", "cost", "timing", "check", "place", "config_hash")
 """Keys of records that are others in every run, or follow from what is compared anyway."""

@@ -19,7 +19,7 @@ from typing import Any
 import pandas  # noqa: F401  (what all runs load is loaded once)
 import pyarrow.parquet  # noqa: F401
 
-import rlaif.experiment  # noqa: F401
+import rlaif.pipeline.experiment  # noqa: F401
 from rlaif.cli import cli
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}

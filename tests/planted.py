@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from rlaif.data.labelled import LabelledPair
-from rlaif.experiment import run_experiment
-from rlaif.records import Completion, content_hash, make_prompt
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Completion, content_hash, make_prompt
+from rlaif.pipeline.experiment import run_experiment
 
 SHORTER = "Choose the response that is shorter."
 LIST = "Choose the response that gives a list."

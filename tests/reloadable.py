@@ -7,16 +7,16 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from rlaif.config import ModelSpec
-from rlaif.engines import hf
-from rlaif.engines.hf import HfEngine
-from rlaif.engines.weights import Weights
+from rlaif.engines.local import hf
+from rlaif.engines.local.hf import HfEngine
+from rlaif.engines.local.weights import Weights
 
 events: list[str] = []
 """What happened to the engines, in order."""
 
 
 def load(spec: ModelSpec, folder: Path, name: str) -> Reloadable:
-    """Stands in for `rlaif.engines.vllm.load`."""
+    """Stands in for `rlaif.engines.vllm.vllm.load`."""
     events.append("start")
     engine = hf.load(spec, folder, name)
     return Reloadable(engine.weights, engine.encoding, spec)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from rlaif.files import Request, run_step
-from rlaif.progress import QuietProgress
-from rlaif.records import Completion, content_hash, make_prompt, to_json
-from rlaif.store import StepFolder, write_jsonl
+from rlaif.core.progress import QuietProgress
+from rlaif.core.records import Completion, content_hash, make_prompt, to_json
+from rlaif.core.store import StepFolder, write_jsonl
+from rlaif.pipeline.single_step import Request, run_step
 
 WORDS = ("a", "plum", "is", "blue", "and", "the", "sky", "has", "no end", "bees", "make", "honey")
 PAIRS = 104
@@ -26,7 +26,7 @@ def reward_model(start: Path, out: Path) -> Path:
     import torch
     from transformers import AutoConfig
 
-    from rlaif.heads import HeadConfig, LinearHead
+    from rlaif.kernels.heads import HeadConfig, LinearHead
     from rlaif.train.export import export_head
 
     head = LinearHead(HeadConfig("linear", AutoConfig.from_pretrained(start).hidden_size))
@@ -119,9 +119,9 @@ def by_pipeline(folder: Path, chats: Sequence[list[dict[str, str]]]) -> list[flo
 def by_classify(folder: Path, chats: Sequence[list[dict[str, str]]]) -> list[float]:
     """`/classify` of `rlaif serve reward`, as verl asks it."""
     from rlaif.config import ModelSpec
-    from rlaif.engines.reward import load
-    from rlaif.serve import RewardService
-    from rlaif.serve_app import RewardServer
+    from rlaif.engines.local.reward import load
+    from rlaif.web.reward_app import RewardServer
+    from rlaif.web.reward_server import RewardService
 
     service = RewardService(load(ModelSpec(path=str(folder), dtype="float32"), folder, "rm"))
     server = RewardServer(service, "127.0.0.1", 0)

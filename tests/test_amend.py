@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from rlaif.amend import with_weights
-from rlaif.constitution import load_constitution
+from rlaif.constitution.edit import with_weights
+from rlaif.constitution.lint import lint
+from rlaif.constitution.model import load_constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.resources import shipped_root
 from rlaif.data.constitutions import import_constitution
-from rlaif.errors import ConfigError
-from rlaif.lint import lint
-from rlaif.resources import shipped_root
 
 TEXT = """\
 # A house style.

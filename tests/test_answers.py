@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.answers import AnswerTurn, behind, joined
-from rlaif.chat import ChatSettings, TemplateRefusal, render_prompt
 from rlaif.config import ModelSpec, ThinkingSpec
-from rlaif.errors import EngineError
+from rlaif.core.answers import AnswerTurn, behind, joined
+from rlaif.core.chat import ChatSettings, TemplateRefusal, render_prompt
+from rlaif.core.errors import EngineError
 from tests.templates import (
     CHATML,
     GPT_OSS,

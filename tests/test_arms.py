@@ -14,18 +14,18 @@ import yaml
 from rich.console import Console
 
 from rlaif.config import load_experiment
-from rlaif.data.labelled import GivenPair
-from rlaif.data.labels import coin, decided, flipped
+from rlaif.core.errors import ConfigError, RlaifError
+from rlaif.core.labelled import GivenPair
 from rlaif.engines.builtin import weights_hash
-from rlaif.errors import ConfigError, RlaifError
-from rlaif.experiment import run_experiment
-from rlaif.exports import trl_rows
-from rlaif.plan import make_plan
-from rlaif.prepare import prepare
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.exports import trl_rows
+from rlaif.pipeline.plan import make_plan
+from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.runs import load_run
+from rlaif.preferences.labels import coin, decided, flipped
 from rlaif.report.arms import label_sentences
 from rlaif.report.build import build_report
 from rlaif.report.table import summary_table
-from rlaif.runs import load_run
 
 Writer = Callable[..., Path]
 BRIEF = {

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.config import ModelSpec
-from rlaif.engines import scoring
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
-from rlaif.engines.branch_cache import BranchCache, attention, empty_rows
-from rlaif.engines.decoding import BranchRows, no_branches
-from rlaif.engines.hf import HfEngine, load
-from rlaif.engines.layout import Row
-from rlaif.engines.packing import packing
+from rlaif.engines.local import scoring
+from rlaif.engines.local.branch_cache import BranchCache, attention, empty_rows
+from rlaif.engines.local.decoding import BranchRows, no_branches
+from rlaif.engines.local.hf import HfEngine, load
+from rlaif.engines.local.layout import Row
+from rlaif.engines.local.packing import packing
 from tests.train.architectures import ARCHITECTURES, build
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [1, 2, 30], [1, 2, 9, 8, 7, 6, 5, 4, 3, 11, 12]]
@@ -232,7 +232,7 @@ def test_prepacked_weights_are_used_and_given_back(tiny_model: Path) -> None:
 def test_the_batch_follows_the_memory_that_there_is(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlaif.engines import memory
+    from rlaif.engines.local import memory
 
     spec = ModelSpec(path=str(tiny_model), dtype="float32")
     engine = load(spec, tiny_model, "tiny")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import datasets
 
-from rlaif.experiment import run_experiment
-from rlaif.resources import find
+from rlaif.core.resources import find
+from rlaif.pipeline.experiment import run_experiment
 
 SMALL = [
     "steps.sample.prompts=6",

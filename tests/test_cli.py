@@ -18,8 +18,8 @@ from click.testing import CliRunner
 
 from rlaif.cli import cli, main
 from rlaif.config import load_experiment
-from rlaif.runs import load_run
-from rlaif.store import StepFolder
+from rlaif.core.store import StepFolder
+from rlaif.pipeline.runs import load_run
 
 Writer = Callable[..., Path]
 ROOT = Path(__file__).resolve().parent.parent

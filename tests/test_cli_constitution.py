@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from rlaif.cli import main
-from rlaif.constitution import load_constitution
-from rlaif.runs import load_run
+from rlaif.constitution.model import load_constitution
+from rlaif.pipeline.runs import load_run
 from tests.planted import CONSTITUTION, REPLIES, SCRIPT, pairs, two_checks_run
 
 Call = Callable[..., tuple[int, str, str]]
@@ -123,7 +123,7 @@ def test_counts_out_of_range_are_refused(
 def test_ablate_says_when_no_judgement_is_about_a_principle(
     finished: Path, rlaif: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlaif.ablate._judged", lambda _: {})
+    monkeypatch.setattr("rlaif.analysis.ablate._judged", lambda _: {})
     code, out, _ = rlaif("ablate", finished / "run")
     assert code == 0
     assert "nothing to leave out" in out

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from rlaif.cli import cli
-from rlaif.errors import RlaifError
+from rlaif.core.errors import RlaifError
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "simpo", "kto", "ppo", "grpo", "online_dpo"])

@@ -18,8 +18,8 @@ from rlaif.config import (
     load_experiment,
     resolved_yaml,
 )
-from rlaif.errors import ConfigError
-from rlaif.resources import shipped_root
+from rlaif.core.errors import ConfigError
+from rlaif.core.resources import shipped_root
 
 HEAD = """\
 name: test

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlaif.changes import changes
-from rlaif.constitution import (
+from rlaif.constitution.changes import changes
+from rlaif.constitution.lint import Finding, lint
+from rlaif.constitution.model import (
     Constitution,
     Principle,
     constitution_schema,
@@ -20,10 +21,9 @@ from rlaif.constitution import (
     principle_hash,
     show,
 )
-from rlaif.errors import ConfigError
-from rlaif.lint import Finding, lint
-from rlaif.records import make_prompt
-from rlaif.resources import shipped_root
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import make_prompt
+from rlaif.core.resources import shipped_root
 
 SHIPPED = sorted((shipped_root() / "constitutions").glob("*.yaml"))
 BASE = """\

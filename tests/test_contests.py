@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from rlaif.checksums import sealed
 from rlaif.cli import cli
-from rlaif.contests import run_battles
-from rlaif.errors import ConfigError
-from rlaif.experiment import run_experiment
-from rlaif.records import Completion, Judgement
-from rlaif.runs import load_run
-from rlaif.store import FORMAT, Store
+from rlaif.core.checksums import sealed
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement
+from rlaif.core.store import FORMAT, Store
+from rlaif.pipeline.contests import run_battles
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.runs import load_run
 
 
 @pytest.fixture(scope="module")

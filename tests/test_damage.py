@@ -19,18 +19,18 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif import checksums
-from rlaif.checksums import CHECK
-from rlaif.engines.account import Account
+from rlaif.core import checksums
+from rlaif.core.checksums import CHECK
+from rlaif.core.errors import ConfigError, EngineError, StoreError
+from rlaif.core.store import Store, explain_os_errors, make_folder, name_step
 from rlaif.engines.builtin import check_weights
-from rlaif.engines.cache import Entry, RequestCache
-from rlaif.engines.meter import Meter, meters_of, read_meters
-from rlaif.errors import ConfigError, EngineError, StoreError
-from rlaif.experiment import run_experiment
-from rlaif.files import Records
-from rlaif.plan import base as plan_base
-from rlaif.runs import load_run
-from rlaif.store import Store, explain_os_errors, make_folder, name_step
+from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.cache import Entry, RequestCache
+from rlaif.engines.remote.meter import Meter, meters_of, read_meters
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.plan import base as plan_base
+from rlaif.pipeline.runs import load_run
+from rlaif.pipeline.single_step import Records
 from tests import damage
 from tests.mutations import MUTATIONS, numbers
 from tests.servers.scripted import ScriptedServer

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from rlaif.config import ModelSpec
+from rlaif.core.errors import EngineError
+from rlaif.core.store import Store
 from rlaif.engines import build
 from rlaif.engines.base import GenerateRequest, Model, Sampling
 from rlaif.engines.build import EnginePool
-from rlaif.errors import EngineError
-from rlaif.store import Store
 
 URL = "http://127.0.0.1:9/v1"
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.errors import ConfigError, GateStopped, RlaifError
-from rlaif.experiment import RunResult, run_experiment
-from rlaif.exports import trl_rows
-from rlaif.progress import QuietProgress
-from rlaif.rounds import read_rounds
-from rlaif.runs import Run, load_run
-from rlaif.store import StepFolder
+from rlaif.core.errors import ConfigError, GateStopped, RlaifError
+from rlaif.core.progress import QuietProgress
+from rlaif.core.store import StepFolder
+from rlaif.pipeline.experiment import RunResult, run_experiment
+from rlaif.pipeline.exports import trl_rows
+from rlaif.pipeline.rounds import read_rounds
+from rlaif.pipeline.runs import Run, load_run
 
 Writer = Callable[..., Path]
 KINDS = ("sample", "judge", "logprobs", "pair", "train", "evaluate")

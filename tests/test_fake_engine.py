@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from rlaif.config import ModelSpec
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Message
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.fake import FakeEngine, FakeScript, load
-from rlaif.errors import ConfigError
-from rlaif.records import Message
 
 SCRIPT = {
     "default": "I do not know.",

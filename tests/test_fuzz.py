@@ -21,11 +21,11 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from rlaif.amend import with_weights
-from rlaif.constitution import load_constitution
+from rlaif.constitution.edit import with_weights
+from rlaif.constitution.model import load_constitution
+from rlaif.core.errors import ConfigError
 from rlaif.data.readers import read_labelled
-from rlaif.errors import ConfigError
-from rlaif.templates import load_template
+from rlaif.judges.templates import load_template
 
 COUNT = int(os.environ.get("RLAIF_FUZZ", "200"))
 GOOD: dict[str, Any] = {

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from rlaif.config import ModelSpec
+from rlaif.core.errors import EngineError
+from rlaif.core.records import Message
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult
-from rlaif.engines.hf import HfEngine, load
-from rlaif.errors import EngineError
-from rlaif.records import Message
+from rlaif.engines.local.hf import HfEngine, load
 
 TEXTS = ["Name a red fruit.", "Hi", "What is a river, and where does it end? Say it in one line."]
 

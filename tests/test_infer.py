@@ -12,17 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlaif.config import ModelSpec, YesNoJudge
-from rlaif.config.prompting import PromptsFile
-from rlaif.constitution import Constitution, load_constitution
-from rlaif.data.labelled import LabelledPair
-from rlaif.engines.account import Account
-from rlaif.engines.base import Engine, GenerateResult, Model, ScoreResult
-from rlaif.engines.fake import FakeEngine, FakeScript
-from rlaif.errors import ConfigError
-from rlaif.files import asking, named_model
-from rlaif.fit import judges_of, pair_votes
-from rlaif.infer.propose import (
+from rlaif.analysis.fit_weights import judges_of, pair_votes
+from rlaif.analysis.inverse_constitution.propose import (
     PER_PAIR,
     Candidate,
     clusters,
@@ -32,15 +23,24 @@ from rlaif.infer.propose import (
     similar,
     slugs,
 )
-from rlaif.infer.rank import constitution_yaml, rank, vote
-from rlaif.infer.run import InferOptions, Inferred, infer, sampled
-from rlaif.infer.vote import PrincipleVotes
+from rlaif.analysis.inverse_constitution.rank import constitution_yaml, rank, vote
+from rlaif.analysis.inverse_constitution.run import InferOptions, Inferred, infer, sampled
+from rlaif.analysis.inverse_constitution.vote import PrincipleVotes
+from rlaif.config import ModelSpec, YesNoJudge
+from rlaif.config.prompting import PromptsFile
+from rlaif.constitution.model import Constitution, load_constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.progress import QuietProgress
+from rlaif.core.store import StepFolder, Store
+from rlaif.engines.base import Engine, GenerateResult, Model, ScoreResult
+from rlaif.engines.fake import FakeEngine, FakeScript
+from rlaif.engines.remote.account import Account
 from rlaif.judges.build import build_judge
-from rlaif.plan import VERSIONS
-from rlaif.progress import QuietProgress
-from rlaif.prompting.run import make_prompts
-from rlaif.store import StepFolder, Store
-from rlaif.templates import PAIRWISE, load_template
+from rlaif.judges.templates import PAIRWISE, load_template
+from rlaif.pipeline.plan import VERSIONS
+from rlaif.pipeline.prompt_generation.run import make_prompts
+from rlaif.pipeline.single_step import asking, named_model
 from tests.planted import LIST, SCRIPT, SHORTER, pairs
 
 FAKE = Model("fake:infer", "scripted", ModelSpec(path="none", engine="fake"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.resources import find
+from rlaif.core.resources import find
 from tests.test_build import SMALL, files
 
 REPLIES = ["Yes.", "It is a plum.", "I cannot help with that.", "One two three four five six."]

@@ -132,7 +132,7 @@ def test_there_is_no_circle() -> None:
 
 
 def test_importing_the_lowest_layer_and_the_command_line_loads_nothing_heavy() -> None:
-    names = ["rlaif", "rlaif.cli", "rlaif.plan", "rlaif.lint"]
+    names = ["rlaif", "rlaif.cli", "rlaif.pipeline.plan", "rlaif.constitution.lint"]
     names += [f"rlaif.{n}" for n in MODULES if level(n) == 0]
     code = "import sys\n" + "".join(f"import {name}\n" for name in names)
     code += f"print(sorted(set(sys.modules) & {HEAVY!r}))"

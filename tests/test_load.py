@@ -13,10 +13,10 @@ import pytest
 from pydantic import ValidationError
 
 from rlaif.config import LoadStep
-from rlaif.errors import ConfigError
-from rlaif.records import Completion, Judgement, Preference, from_json, to_json
-from rlaif.steps.load import load_preferences, run
-from rlaif.store import StepFolder
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Preference, from_json, to_json
+from rlaif.core.store import StepFolder
+from rlaif.pipeline.steps.load import load_preferences, run
 
 USER = [{"role": "user", "content": "Name a fruit."}]
 GOOD = [{"role": "assistant", "content": "A plum."}]

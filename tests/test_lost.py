@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.answers import AnswerTurn
-from rlaif.chat import ChatSettings, lost, render, with_system_role
 from rlaif.config import ModelSpec
-from rlaif.engines import api
+from rlaif.core.answers import AnswerTurn
+from rlaif.core.chat import ChatSettings, lost, render, with_system_role
+from rlaif.core.progress import QuietProgress
+from rlaif.core.records import Message, Preference
 from rlaif.engines.base import GenerateRequest, Sampling
-from rlaif.files import Request, run_step
-from rlaif.progress import QuietProgress
-from rlaif.records import Message, Preference
+from rlaif.engines.remote import api
+from rlaif.pipeline.single_step import Request, run_step
 from rlaif.train.tokenise import encode
 from tests.servers.scripted import ScriptedServer
 from tests.templates import CHATML, GPT_OSS, QWEN3, R1, STYLES, tokenizer

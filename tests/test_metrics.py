@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from rlaif.compare.metrics import (
+from rlaif.config import CheckSpec
+from rlaif.core.numbers import rank_correlation
+from rlaif.core.records import Completion, Judgement, make_prompt
+from rlaif.metrics.metrics import (
     differences,
     intervals,
     judge_values,
@@ -19,9 +22,6 @@ from rlaif.compare.metrics import (
     text_values,
     unfamiliar_values,
 )
-from rlaif.config import CheckSpec
-from rlaif.numbers import rank_correlation
-from rlaif.records import Completion, Judgement, make_prompt
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}])
 OTHER = make_prompt([{"role": "user", "content": "What is a river?"}])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from rlaif.data.labels import TURNED
-from rlaif.records import Message, Preference
-from rlaif.steps.load import load_preferences
-from rlaif.steps.model_card import BY_JUDGES, trained_on
+from rlaif.core.records import Message, Preference
+from rlaif.pipeline.steps.load import load_preferences
+from rlaif.pipeline.steps.model_card import BY_JUDGES, trained_on
+from rlaif.preferences.labels import TURNED
 
 JUDGES = {"self": "ai", "checks": "rule", BY_JUDGES: "ai and rule"}
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from rlaif.engines.hf import HfEngine
-from rlaif.errors import EngineError, GateStopped
-from rlaif.experiment import run_experiment
-from rlaif.progress import QuietProgress
-from rlaif.runs import load_run
-from rlaif.schedule import at_once
+from rlaif.core.errors import EngineError, GateStopped
+from rlaif.core.progress import QuietProgress
+from rlaif.engines.local.hf import HfEngine
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.runs import load_run
+from rlaif.pipeline.schedule import at_once
 from tests.servers.scripted import ScriptedServer, prompt_text
 
 Writer = Callable[..., Path]
@@ -30,7 +30,9 @@ PRICE = {"input": 0.0, "output": 4.0}
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The embedded model's conversion lies in the ordinary cache: only the requests' is moved.
-    monkeypatch.setattr("rlaif.engines.session.cache_path", lambda: tmp_path / "requests.sqlite")
+    monkeypatch.setattr(
+        "rlaif.engines.remote.session.cache_path", lambda: tmp_path / "requests.sqlite"
+    )
 
 
 def verdict(body: dict[str, Any], choice: int) -> str:
@@ -69,7 +71,7 @@ def experiment(
 
 
 def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlaif.experiment.lanes", lambda steps: (steps, []))
+    monkeypatch.setattr("rlaif.pipeline.experiment.lanes", lambda steps: (steps, []))
 
 
 def found(out: Path) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def when_judging_ends(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
         at_once(here, watched, end_far)
 
-    monkeypatch.setattr("rlaif.experiment.at_once", spied)
+    monkeypatch.setattr("rlaif.pipeline.experiment.at_once", spied)
     return ended
 
 
@@ -243,8 +245,8 @@ def test_an_interrupt_ends_calls_that_are_open(
 STUCK_RUN = """
 import sys, time
 from pathlib import Path
-from rlaif.engines.hf import HfEngine
-from rlaif.experiment import run_experiment
+from rlaif.engines.local.hf import HfEngine
+from rlaif.pipeline.experiment import run_experiment
 
 sampled = HfEngine.generate
 

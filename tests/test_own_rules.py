@@ -10,13 +10,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlaif.constitution import Check, Principle, principle_hash
-from rlaif.errors import ConfigError, RlaifError
-from rlaif.own_rules import own_rule
-from rlaif.plan import make_plan
-from rlaif.prepare import prepare
-from rlaif.records import make_prompt
-from rlaif.rules import apply_check, resolved_params, validate_check
+from rlaif.constitution.model import Check, Principle, principle_hash
+from rlaif.constitution.own_rules import own_rule
+from rlaif.constitution.rules import apply_check, resolved_params, validate_check
+from rlaif.core.errors import ConfigError, RlaifError
+from rlaif.core.records import make_prompt
+from rlaif.pipeline.plan import make_plan
+from rlaif.pipeline.prepare import prepare
 
 CODE = """
 def has(prompt, text, *, word: str, least: int = 1):
@@ -127,7 +127,7 @@ def test_shipped_rules_have_no_code_in_their_hash() -> None:
 
 
 def test_a_constitution_names_the_rule_that_is_missing(tmp_path: Path) -> None:
-    from rlaif.constitution import load_constitution
+    from rlaif.constitution.model import load_constitution
 
     path = tmp_path / "c.yaml"
     entry = {"id": "a", "check": {"rule": "nowhere:rule"}}

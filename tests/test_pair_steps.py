@@ -11,15 +11,15 @@ import pytest
 from msgspec.structs import replace
 
 from rlaif.config import PairStep
-from rlaif.data.labelled import GivenPair
+from rlaif.core.errors import RlaifError
+from rlaif.core.labelled import GivenPair
+from rlaif.core.progress import QuietProgress
+from rlaif.core.records import Completion, Judgement, Preference, Prompt, make_prompt
+from rlaif.core.store import Store
 from rlaif.data.sources import PromptSet
-from rlaif.errors import RlaifError
-from rlaif.plan import PlanInputs, Planned
-from rlaif.progress import QuietProgress
-from rlaif.records import Completion, Judgement, Preference, Prompt, make_prompt
-from rlaif.steps import label, pair
-from rlaif.steps.context import StepContext
-from rlaif.store import Store
+from rlaif.pipeline.plan import PlanInputs, Planned
+from rlaif.pipeline.steps import label, pair
+from rlaif.pipeline.steps.context import StepContext
 
 FRUIT = make_prompt([{"role": "user", "content": "Name a red fruit."}])
 BIRD = make_prompt([{"role": "user", "content": "Name a bird."}])

@@ -16,14 +16,9 @@ from msgspec.structs import replace
 from pydantic import ValidationError
 
 from rlaif.config import PairStep
-from rlaif.data.pairing import consistency_prob
-from rlaif.data.pairs import Candidate, Pair, balanced, keep_widest, preference, prompt_pairs
-from rlaif.data.sources import PromptSet
-from rlaif.errors import ConfigError
-from rlaif.files import FileStore
-from rlaif.plan import PlanInputs, Planned
-from rlaif.progress import QuietProgress
-from rlaif.records import (
+from rlaif.core.errors import ConfigError
+from rlaif.core.progress import QuietProgress
+from rlaif.core.records import (
     Completion,
     Judgement,
     Preference,
@@ -32,10 +27,22 @@ from rlaif.records import (
     make_prompt,
     to_json,
 )
-from rlaif.steps import pair
-from rlaif.steps.context import StepContext
-from rlaif.steps.pair import run
-from rlaif.store import Store, write_jsonl
+from rlaif.core.store import Store, write_jsonl
+from rlaif.data.sources import PromptSet
+from rlaif.pipeline.plan import PlanInputs, Planned
+from rlaif.pipeline.single_step import FileStore
+from rlaif.pipeline.steps import pair
+from rlaif.pipeline.steps.context import StepContext
+from rlaif.pipeline.steps.pair import run
+from rlaif.preferences.pairing import consistency_prob
+from rlaif.preferences.strategies import (
+    Candidate,
+    Pair,
+    balanced,
+    keep_widest,
+    preference,
+    prompt_pairs,
+)
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}])
 STRATEGIES = ["best_vs_worst", "best_vs_random", "margin", "all"]

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from rlaif.config import Experiment
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import make_prompt
+from rlaif.core.yamlio import load_yaml, validate
 from rlaif.data.sources import PromptSet
-from rlaif.errors import ConfigError
 from rlaif.judges.build import build_judge
-from rlaif.plan import PlanInputs, Planned, make_plan, round_prompts
-from rlaif.records import make_prompt
-from rlaif.yamlio import load_yaml, validate
+from rlaif.pipeline.plan import PlanInputs, Planned, make_plan, round_prompts
 
 RULES: dict[str, Any] = {
     "name": "rules",

@@ -13,12 +13,12 @@ import yaml
 from pydantic import ValidationError
 
 from rlaif.config import SamplePrinciples, SampleStep
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import make_prompt
 from rlaif.data.instructed import chosen_members, drawn, with_system
-from rlaif.errors import ConfigError
-from rlaif.experiment import run_experiment
-from rlaif.records import make_prompt
-from rlaif.runs import load_run
-from rlaif.steps.sample import told_messages
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.runs import load_run
+from rlaif.pipeline.steps.sample import told_messages
 
 PRINCIPLES = {
     "texts": {"brief": ["Be brief.", "Say little."], "honest": ["Say what you do not know."]},

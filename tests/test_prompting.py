@@ -13,14 +13,14 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.chat import render_opening, render_prompt
 from rlaif.cli import cli
 from rlaif.config.prompting import PromptsFile, SelfInstructSource
-from rlaif.errors import ConfigError
-from rlaif.prompting.accept import Accepted, listed, rouge_l, tidy
-from rlaif.prompting.ask import writing
-from rlaif.prompting.mix import mixed, shares
-from rlaif.records import make_prompt
+from rlaif.core.chat import render_opening, render_prompt
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import make_prompt
+from rlaif.pipeline.prompt_generation.accept import Accepted, listed, rouge_l, tidy
+from rlaif.pipeline.prompt_generation.ask import writing
+from rlaif.pipeline.prompt_generation.mix import mixed, shares
 
 SEEDS = ["Name a red fruit.", "How do I boil an egg?", "Why is the sky blue today?"]
 

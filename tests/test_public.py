@@ -12,8 +12,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import rlaif
+from rlaif.core.resources import find
 from rlaif.engines.builtin import resolve
-from rlaif.resources import find
 from rlaif.train.average import average
 
 EXPORTED = {name: getattr(rlaif, name) for name in rlaif.__all__}

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rlaif import commits, rowfiles
-from rlaif.commits import to_last_blank
-from rlaif.errors import StoreError
-from rlaif.rowfiles import read_rows
-from rlaif.store import StepFolder
+from rlaif.core import commits, rowfiles
+from rlaif.core.commits import to_last_blank
+from rlaif.core.errors import StoreError
+from rlaif.core.rowfiles import read_rows
+from rlaif.core.store import StepFolder
 
 BATCHES = [[{"a": 1}, {"b": 22}], [{"c": 333}], [{"d": 4}, {"e": 55}, {"f": "gg"}]]
 ROWS = [row for batch in BATCHES for row in batch]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.records import (
+from rlaif.core.records import (
     VALUED,
     Completion,
     Judgement,

@@ -15,12 +15,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.checksums import Unordered
-from rlaif.errors import StoreError
-from rlaif.experiment import run_experiment
-from rlaif.finished import stale
-from rlaif.runs import load_run
-from rlaif.verify import verify_run
+from rlaif.core.checksums import Unordered
+from rlaif.core.errors import StoreError
+from rlaif.core.finished import stale
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.runs import load_run
+from rlaif.pipeline.verify import verify_run
 from tests.servers.scripted import ScriptedServer, prompt_text
 
 Writer = Callable[..., Path]

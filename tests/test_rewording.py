@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.constitution import load_constitution
-from rlaif.experiment import RunResult, run_experiment
-from rlaif.reach import reach
-from rlaif.runs import load_run
-from rlaif.store import Store
+from rlaif.analysis.reach import reach
+from rlaif.constitution.model import load_constitution
+from rlaif.core.store import Store
+from rlaif.pipeline.experiment import RunResult, run_experiment
+from rlaif.pipeline.runs import load_run
 from tests.servers.scripted import ScriptedServer, prompt_text
 
 WORDS = {"rule": "word_limits", "params": {"min": 1, "max": 9}}
@@ -180,7 +180,7 @@ def test_words_that_come_back_are_not_asked_about_again(
 def test_a_kill_while_answers_are_taken_over_asks_nothing_twice(
     tmp_path: Path, write_experiment: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlaif.steps import carry
+    from rlaif.pipeline.steps import carry
 
     with ScriptedServer(answered, tops=TOPS, context=9999) as server:
         path, out = write(write_experiment, tmp_path, server.url, YES_NO), tmp_path / "out"

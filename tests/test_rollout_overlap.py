@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 
-from rlaif.engines.hf import HfEngine
-from rlaif.experiment import run_experiment
+from rlaif.engines.local.hf import HfEngine
+from rlaif.pipeline.experiment import run_experiment
 from tests.servers.scripted import ScriptedServer
 
 GRPO = {

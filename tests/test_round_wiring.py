@@ -12,17 +12,17 @@ import pytest
 import yaml
 
 from rlaif.config import Experiment
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.progress import QuietProgress
+from rlaif.core.records import Completion, Judgement, Preference, content_hash, make_prompt
+from rlaif.core.store import Store
+from rlaif.core.yamlio import load_yaml, validate
 from rlaif.data.sources import PromptSet
 from rlaif.judges.build import build_judge
-from rlaif.plan import PlanInputs, Planned, make_plan, round_prompts
-from rlaif.progress import QuietProgress
-from rlaif.records import Completion, Judgement, Preference, content_hash, make_prompt
-from rlaif.rounds import write_rounds
-from rlaif.steps import evaluate, pair
-from rlaif.steps.context import StepContext
-from rlaif.store import Store
-from rlaif.yamlio import load_yaml, validate
+from rlaif.pipeline.plan import PlanInputs, Planned, make_plan, round_prompts
+from rlaif.pipeline.rounds import write_rounds
+from rlaif.pipeline.steps import evaluate, pair
+from rlaif.pipeline.steps.context import StepContext
 
 PROMPTS = [make_prompt([{"role": "user", "content": f"Question {i}?"}]) for i in range(7)]
 HELD_OUT, TRAINED_ON = PROMPTS[:2], PROMPTS[2:]

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from rlaif import rowfiles
-from rlaif.commits import log_of
-from rlaif.errors import StoreError
-from rlaif.records import Judgement
-from rlaif.rowfiles import HeldIndex, RowIndex, line_of, record_of
-from rlaif.steps.context import ByPrompt
-from rlaif.store import StepFolder
+from rlaif.core import rowfiles
+from rlaif.core.commits import log_of
+from rlaif.core.errors import StoreError
+from rlaif.core.records import Judgement
+from rlaif.core.rowfiles import HeldIndex, RowIndex, line_of, record_of
+from rlaif.core.store import StepFolder
+from rlaif.pipeline.steps.context import ByPrompt
 
 NAMES = ["p_1", "p_2", 'p"3', "p\\4", "ü", "\ud800"]
 TEXTS = st.text(max_size=8) | st.sampled_from(['"prompt_id":"p_2"', '\\"', "\ud800", "a\nb"])

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif import rules
-from rlaif.errors import RlaifError
-from rlaif.records import Prompt, make_prompt
-from rlaif.rules import RULES, apply_check, resolved_params, validate_check
+from rlaif.constitution import rules
+from rlaif.constitution.rules import RULES, apply_check, resolved_params, validate_check
+from rlaif.core.errors import RlaifError
+from rlaif.core.records import Prompt, make_prompt
 
 EGGS = make_prompt([{"role": "user", "content": "How do I boil eggs?"}])
 VAGUE = make_prompt([{"role": "user", "content": "Why is that?"}])

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from rlaif.core.errors import ConfigError
 from rlaif.engines import build
 from rlaif.engines.builtin import weights_hash
-from rlaif.errors import ConfigError
-from rlaif.experiment import run_experiment
-from rlaif.prepare import prepare
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.prepare import prepare
 
 Writer = Callable[..., Path]
 URL = "http://127.0.0.1:9/v1"

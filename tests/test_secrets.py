@@ -10,8 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from rlaif.config import ModelSpec
-from rlaif.errors import RlaifError, without_passwords
-from rlaif.yamlio import shown_value
+from rlaif.core.errors import RlaifError, without_passwords
+from rlaif.core.yamlio import shown_value
 from tests.engines.test_openai_commands import rlaif
 
 SECRET = "hunter2-0123456789-abcdef"

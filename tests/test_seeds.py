@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from rlaif.records import make_prompt
-from rlaif.resources import shipped_root
-from rlaif.textstats import words
+from rlaif.constitution.textstats import words
+from rlaif.core.records import make_prompt
+from rlaif.core.resources import shipped_root
 
 KINDS = {
     "question",

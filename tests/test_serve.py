@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlaif import serve_app
 from rlaif.config import ModelSpec
+from rlaif.core.errors import RlaifError
 from rlaif.engines.base import RewardRequest
-from rlaif.engines.reward import load
-from rlaif.errors import RlaifError
-from rlaif.heads import GatedHead, HeadConfig, LinearHead
-from rlaif.serve import RewardService, left_of
-from rlaif.serve_app import RewardServer
-from rlaif.serve_client import RewardClient
+from rlaif.engines.local.reward import load
+from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead
 from rlaif.train.export import export_head
+from rlaif.web import reward_app as serve_app
+from rlaif.web.reward_app import RewardServer
+from rlaif.web.reward_client import RewardClient
+from rlaif.web.reward_server import RewardService, left_of
 
 PROMPT = [{"role": "user", "content": "Name a fruit."}]
 ANSWERS = ["A plum.", "No.", "A plum is a fruit, and so is a pear."]

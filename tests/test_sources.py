@@ -14,10 +14,10 @@ import pyarrow.parquet
 import pytest
 
 from rlaif.config import Columns, PromptsSpec
+from rlaif.core.errors import ConfigError
+from rlaif.core.resources import shipped_root
 from rlaif.data.rows import jsonl_rows
 from rlaif.data.sources import PromptSet, load_prompts
-from rlaif.errors import ConfigError
-from rlaif.resources import shipped_root
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"Question {i}?", "tags": ["even"] if i % 2 == 0 else []} for i in range(8)

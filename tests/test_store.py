@@ -18,13 +18,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rlaif import commits, experiment
-from rlaif.checksums import publish, sealed
-from rlaif.errors import ConfigError, StoreError
-from rlaif.experiment import run_experiment
-from rlaif.finished import Verified
-from rlaif.manifest import read_manifest
-from rlaif.store import (
+from rlaif.core import commits
+from rlaif.core.checksums import publish, sealed
+from rlaif.core.errors import ConfigError, StoreError
+from rlaif.core.finished import Verified
+from rlaif.core.store import (
     FORMAT,
     StepFolder,
     Store,
@@ -33,6 +31,9 @@ from rlaif.store import (
     write_atomic,
     write_jsonl,
 )
+from rlaif.pipeline import experiment
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.manifest import read_manifest
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=12)
 BATCHES = st.lists(
@@ -369,7 +370,7 @@ def test_second_process_is_refused_and_the_first_ones_death_frees_the_lock(tmp_p
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from rlaif.store import Store\n"
+        "from rlaif.core.store import Store\n"
         "with Store(Path(sys.argv[1])).locked():\n"
         "    print('locked', flush=True)\n"
         "    time.sleep(600)\n"

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rlaif.answers import AnswerTurn
-from rlaif.chat import ChatSettings, render_prompt, with_system_role
 from rlaif.config import ModelSpec
+from rlaif.core.answers import AnswerTurn
+from rlaif.core.chat import ChatSettings, render_prompt, with_system_role
+from rlaif.core.errors import EngineError
+from rlaif.core.records import Message
 from rlaif.engines.base import GenerateRequest, Model, Sampling
-from rlaif.errors import EngineError
-from rlaif.records import Message
 
 STRICT = (
     "{% for m in messages %}"
@@ -60,7 +60,7 @@ def strict(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def engine(folder: Path, **keys: Any) -> Any:
-    from rlaif.engines.hf import load
+    from rlaif.engines.local.hf import load
 
     spec = ModelSpec.model_validate({"path": str(folder), "dtype": "float32", **keys})
     return load(spec, folder, "strict")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif import textstats as ts
-from rlaif.errors import ConfigError
+from rlaif.constitution import textstats as ts
+from rlaif.core.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rlaif.engines import build
-from rlaif.experiment import run_experiment
+from rlaif.pipeline.experiment import run_experiment
 from tests import reloadable
 
 GRPO = {

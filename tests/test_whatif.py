@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import yaml
 
-from rlaif.ablate import ablate
-from rlaif.compare.ridge import predict
-from rlaif.compare.votes import VotedPair, fit_weights, principle_votes
-from rlaif.constitution import Constitution, load_constitution
-from rlaif.data.labelled import LabelledPair
-from rlaif.errors import ConfigError
-from rlaif.experiment import run_experiment
-from rlaif.fit import fitted, one_vote_each, run_votes
-from rlaif.reach import reach
-from rlaif.records import Completion, Judgement, content_hash
-from rlaif.runs import Run, load_run, principle_weights, run_constitution
-from rlaif.whatif import effect, load_pairings, rescored
+from rlaif.analysis.ablate import ablate
+from rlaif.analysis.fit_weights import fitted, one_vote_each, run_votes
+from rlaif.analysis.reach import reach
+from rlaif.analysis.whatif import effect, load_pairings, rescored
+from rlaif.constitution.model import Constitution, load_constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Completion, Judgement, content_hash
+from rlaif.metrics.ridge import predict
+from rlaif.metrics.votes import VotedPair, fit_weights, principle_votes
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.runs import Run, load_run, principle_weights, run_constitution
 from tests.planted import REPLIES, two_checks_run
 
 

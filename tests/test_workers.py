@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.errors import RlaifError
-from rlaif.workers import in_order
+from rlaif.core.errors import RlaifError
+from rlaif.core.workers import in_order
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -64,7 +64,7 @@ def test_processes_end_with_the_last_result_that_is_asked_for() -> None:
 
 def test_no_process_outlives_a_parent_that_is_killed() -> None:
     program = (
-        "import os, time; from itertools import repeat; from rlaif.workers import in_order\n"
+        "import os, time; from itertools import repeat; from rlaif.core.workers import in_order\n"
         "results = in_order(os.getpgid, repeat(0), 2)\n"
         "print(next(results), next(results), flush=True); time.sleep(60)"
     )

@@ -14,10 +14,10 @@ from torch import Tensor
 from architecture_parts.configs import NotText, small_config
 from rlaif.config import METHODS, ModelSpec
 from rlaif.config.distill import DISTILLATIONS
+from rlaif.core.errors import RlaifError
+from rlaif.core.records import Preference
 from rlaif.engines.base import RewardRequest
-from rlaif.engines.reward import load as load_reward
-from rlaif.errors import RlaifError
-from rlaif.records import Preference
+from rlaif.engines.local.reward import load as load_reward
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
 from rlaif.train.run import train

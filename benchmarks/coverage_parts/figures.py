@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from rlaif.compare import agreement as agree
-from rlaif.compare import bias, calibration
-from rlaif.compare.calibration_error import calibration_error
-from rlaif.compare.ends import Ends
-from rlaif.compare.figure_rules import rule_of
-from rlaif.compare.intervals import Interval
-from rlaif.compare.judge_figures import joint_votes
-from rlaif.compare.logistic import fit_logistic
-from rlaif.compare.pooled import figure_intervals
-from rlaif.compare.reward_figures import RewardTable, reward_figures
-from rlaif.compare.rewardbench import SECTIONS, section_scores
-from rlaif.compare.votes import VotedPair, fit_weights
-from rlaif.compare.weighted import Figure, mean_of, ratio
-from rlaif.numbers import sigmoids
+from rlaif.core.numbers import sigmoids
+from rlaif.metrics import agreement as agree
+from rlaif.metrics import bias, calibration
+from rlaif.metrics.calibration_error import calibration_error
+from rlaif.metrics.ends import Ends
+from rlaif.metrics.figure_rules import rule_of
+from rlaif.metrics.intervals import Interval
+from rlaif.metrics.judge_figures import joint_votes
+from rlaif.metrics.logistic import fit_logistic
+from rlaif.metrics.pooled import figure_intervals
+from rlaif.metrics.reward_figures import RewardTable, reward_figures
+from rlaif.metrics.rewardbench import SECTIONS, section_scores
+from rlaif.metrics.votes import VotedPair, fit_weights
+from rlaif.metrics.weighted import Figure, mean_of, ratio
 
 from .data import Array, Rng, cluster_sizes
 

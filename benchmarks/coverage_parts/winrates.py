@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.compare.ends import share_ends, spread_of, t_quantile
-from rlaif.compare.length_control import lc_minimal, penalised_rate
-from rlaif.compare.ranking import Comparison, bradley_terry
-from rlaif.numbers import sigmoids
+from rlaif.core.numbers import sigmoids
+from rlaif.metrics.ends import share_ends, spread_of, t_quantile
+from rlaif.metrics.length_control import lc_minimal, penalised_rate
+from rlaif.metrics.ranking import Comparison, bradley_terry
 
 Floats = NDArray[np.float64]
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpu_parts.setting import Checks, Setting, worst
-from rlaif import attention, fused, logprobs
-from rlaif.batching import Group
+from rlaif.kernels import attention, fused, logprobs
+from rlaif.kernels.batching import Group
 
 WIDE, NARROW = torch.float32, torch.bfloat16
 

@@ -26,13 +26,13 @@ from gpu_parts.setting import (
     make_module,
     tokenizer_folder,
 )
-from rlaif.chat import KEEP
 from rlaif.config import DpoTrain, ModelSpec
+from rlaif.core.chat import KEEP
+from rlaif.core.records import Preference
 from rlaif.engines.base import GenerateRequest, Sampling
-from rlaif.engines.encoding import Encoding
-from rlaif.engines.hf import HfEngine
-from rlaif.engines.weights import Weights
-from rlaif.records import Preference
+from rlaif.engines.local.encoding import Encoding
+from rlaif.engines.local.hf import HfEngine
+from rlaif.engines.local.weights import Weights
 from rlaif.train.run import train
 
 WIDE, NARROW = torch.float32, torch.bfloat16

@@ -156,7 +156,7 @@ def make_module(
     """A module of random weights, made on the device; the same seed gives the same weights."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from rlaif.engines.packing import plain_attention
+    from rlaif.engines.local.packing import plain_attention
 
     kind: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
     if reward:
@@ -171,7 +171,7 @@ def make_module(
 def refuse_slow_paths(model: Any) -> None:
     """Raise AssertionError where the model pads its rows or FlexAttention was given up: neither may
     pass for the packed path."""
-    from rlaif.attention import flex_failure
+    from rlaif.kernels.attention import flex_failure
 
     if not model.packed:
         raise AssertionError("the model was not packed; see gpu.log for why")

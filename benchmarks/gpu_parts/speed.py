@@ -26,14 +26,14 @@ from gpu_parts.setting import (
     refuse_slow_paths,
     seconds,
 )
-from rlaif.batching import plan_epoch
-from rlaif.chat import KEEP
 from rlaif.config import BradleyTerryDistill, DpoTrain, LoraOptions, ModelSpec
 from rlaif.config.on_policy import GrpoTrain
+from rlaif.core.chat import KEEP
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
-from rlaif.engines.encoding import Encoding
-from rlaif.engines.hf import HfEngine
-from rlaif.engines.weights import Weights
+from rlaif.engines.local.encoding import Encoding
+from rlaif.engines.local.hf import HfEngine
+from rlaif.engines.local.weights import Weights
+from rlaif.kernels.batching import plan_epoch
 from rlaif.train.loading import load_module
 from rlaif.train.loop import Task, TrainProgress, run_training
 from rlaif.train.model import TrainModel, prepare

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import rlaif
 from rlaif.config import DpoTrain, ModelSpec, PairStep, YesNoJudge
-from rlaif.data.pairs import Candidate, preference
+from rlaif.core.records import content_hash
+from rlaif.core.resources import find
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.builtin import resolve
-from rlaif.records import content_hash
-from rlaif.resources import find
+from rlaif.preferences.strategies import Candidate, preference
 
 spec = ModelSpec(path="builtin/smollm2-135m-instruct", system_prompt="drop")
 folder, options = resolve(spec.path), PairStep()

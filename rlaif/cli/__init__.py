@@ -30,7 +30,7 @@ from rlaif.cli import (
     train,
     winrate,
 )
-from rlaif.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
+from rlaif.core.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
     runs.run,

@@ -110,9 +110,9 @@ def judge_bench(
     attacks, cost, beside baselines that understand nothing. Every figure has a 95% interval over
     prompts. Judgements are kept in --out: what was judged once is not judged again.
     """
-    from rlaif.bench.mistakes import FILE
-    from rlaif.bench.run import BenchRequest, run_bench
-    from rlaif.files import named_model
+    from rlaif.analysis.bench.mistakes import FILE
+    from rlaif.analysis.bench.run import BenchRequest, run_bench
+    from rlaif.pipeline.single_step import named_model
     from rlaif.report.bench import bench_page, bench_tables
 
     labelled = labelled_pairs(pairs, from_, columns, on_error, split, config)
@@ -195,11 +195,11 @@ def reward_bench(
 
     Every figure has a 95% interval over prompts. What was computed once is kept in --out.
     """
-    from rlaif.bench.reward import RewardBench, labelled, run_reward_bench
-    from rlaif.files import Records
-    from rlaif.records import Judgement, from_json
+    from rlaif.analysis.bench.reward import RewardBench, labelled, run_reward_bench
+    from rlaif.core.records import Judgement, from_json
+    from rlaif.pipeline.single_step import Records
+    from rlaif.pipeline.steps.load import load_preferences
     from rlaif.report.reward import reward_page, reward_tables
-    from rlaif.steps.load import load_preferences
 
     if (scored is None) != (gold is None):
         raise click.UsageError("--scored and --gold go together: two judges of the same answers")

@@ -14,7 +14,7 @@ import click
 from rlaif.cli.options import JSON
 
 if TYPE_CHECKING:
-    from rlaif.engines.cache import RequestCache
+    from rlaif.engines.remote.cache import RequestCache
 
 MODEL_NAME = click.option("--model", help="Only answers of this model, by the server's name.")
 
@@ -30,7 +30,7 @@ def cache() -> None:
 
 @contextmanager
 def _opened() -> Iterator[RequestCache]:
-    from rlaif.engines.cache import RequestCache, cache_limit, cache_path
+    from rlaif.engines.remote.cache import RequestCache, cache_limit, cache_path
 
     opened = RequestCache(cache_path(), cache_limit())
     try:
@@ -43,7 +43,7 @@ def _opened() -> Iterator[RequestCache]:
 @JSON
 def stats(as_json: bool) -> None:
     """Where the cache is, its size, and the answers of each model."""
-    from rlaif.engines.cache import cache_limit, cache_path
+    from rlaif.engines.remote.cache import cache_limit, cache_path
 
     if cache_path().exists():
         with _opened() as opened:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rlaif.cli.options import FILE, JSON, constitution_of, echo_table
-from rlaif.errors import EXIT_USER
+from rlaif.core.errors import EXIT_USER
 
 
 @click.group()
@@ -30,9 +30,9 @@ def lint(paths: tuple[Path, ...], prompts: Path | None, revise: bool, as_json: b
     """
     from dataclasses import asdict
 
-    from rlaif.constitution import load_with_places
-    from rlaif.lint import lint as doubts
-    from rlaif.resources import find
+    from rlaif.constitution.lint import lint as doubts
+    from rlaif.constitution.model import load_with_places
+    from rlaif.core.resources import find
 
     asked = []
     if prompts is not None:
@@ -63,8 +63,8 @@ def lint(paths: tuple[Path, ...], prompts: Path | None, revise: bool, as_json: b
 @JSON
 def show(path: Path, table: bool, as_json: bool) -> None:
     """The constitution as it is after `extends`."""
-    from rlaif.constitution import show as as_yaml
-    from rlaif.constitution import summary
+    from rlaif.constitution.model import show as as_yaml
+    from rlaif.constitution.model import summary
 
     loaded = constitution_of(path)
     if as_json:
@@ -87,14 +87,14 @@ def diff(first: Path, second: Path, folder: Path | None, as_json: bool) -> None:
     """What changed from FIRST to SECOND, by principle."""
     from dataclasses import asdict
 
-    from rlaif.changes import changes
+    from rlaif.constitution.changes import changes
 
     before, after = constitution_of(first), constitution_of(second)
     found = changes(before, after)
     reach = None
     if folder is not None:
-        from rlaif.reach import reach as reach_of
-        from rlaif.runs import load_run
+        from rlaif.analysis.reach import reach as reach_of
+        from rlaif.pipeline.runs import load_run
 
         reach = reach_of(load_run(folder), before, after)
     if as_json:
@@ -118,9 +118,9 @@ def import_(path: Path, out: Path, name: str | None) -> None:
     Read are {"NAME": {"prompt": [...], "edit_request": ...}} and {"constitutions": [{"critic",
     "revision"}]}.
     """
-    from rlaif.constitution import show as as_yaml
+    from rlaif.constitution.model import show as as_yaml
+    from rlaif.core.store import write_atomic
     from rlaif.data.constitutions import import_constitution
-    from rlaif.store import write_atomic
 
     made, left = import_constitution(path, name)
     write_atomic(out, as_yaml(made))

@@ -11,7 +11,7 @@ import click
 from rlaif.cli.options import COLUMNS, CONFIG, FROM, JSON, ON_ERROR, SPLIT, column_map
 
 if TYPE_CHECKING:
-    from rlaif.data.labelled import LabelledPair
+    from rlaif.core.labelled import LabelledPair
     from rlaif.data.readers import OnError
 
 SHOWN = 10

@@ -48,10 +48,10 @@ def build(
     the dataset to OUT/dataset. Run it again after a kill and it goes on.
     """
     from rlaif.config import load_experiment
+    from rlaif.core.errors import ConfigError
+    from rlaif.core.resources import find
     from rlaif.data.hub import check_login, upload
-    from rlaif.errors import ConfigError
-    from rlaif.experiment import run_experiment
-    from rlaif.resources import find
+    from rlaif.pipeline.experiment import run_experiment
 
     path = find(str(config))
     experiment, _ = load_experiment(path, settings)
@@ -93,13 +93,13 @@ def prompts(config: Path, out: Path, quiet: bool, as_json: bool) -> None:
     on.
     """
     from rlaif.config.prompting import FileSource, PromptsFile
+    from rlaif.core.errors import ConfigError
+    from rlaif.core.resources import find
+    from rlaif.core.yamlio import load_yaml, suggest, validate
     from rlaif.engines.base import Model
-    from rlaif.errors import ConfigError
-    from rlaif.files import asking
-    from rlaif.prepare import model_key
-    from rlaif.prompting.run import make_prompts
-    from rlaif.resources import find
-    from rlaif.yamlio import load_yaml, suggest, validate
+    from rlaif.pipeline.prepare import model_key
+    from rlaif.pipeline.prompt_generation.run import make_prompts
+    from rlaif.pipeline.single_step import asking
 
     path = find(str(config))
     text, lines = load_yaml(path)
@@ -188,7 +188,7 @@ def sample(
     as_json: bool,
 ) -> None:
     """A few pairs of FILE, drawn by the seed."""
-    from rlaif.records import content_hash
+    from rlaif.core.records import content_hash
 
     pairs = labelled_pairs(file, from_, columns, on_error)
     drawn = sorted(pairs, key=lambda pair: content_hash("sample", seed, pair.pair_id))[:count]
@@ -245,15 +245,15 @@ def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_js
     From PROMPTS to OUT; the funnel is printed.
     """
     from rlaif.config import FilterSet
+    from rlaif.core.errors import ConfigError
+    from rlaif.core.records import to_json
+    from rlaif.core.resources import find
+    from rlaif.core.yamlio import load_yaml, validate
     from rlaif.data.hygiene import of_prompt, sift
     from rlaif.data.rows import write_rows
     from rlaif.data.sources import every_prompt
-    from rlaif.errors import ConfigError
-    from rlaif.prompting.run import check_for_prompts
-    from rlaif.records import to_json
-    from rlaif.resources import find
-    from rlaif.steps.filter import nothing_left, read_beside, refused_rows
-    from rlaif.yamlio import load_yaml, validate
+    from rlaif.pipeline.prompt_generation.run import check_for_prompts
+    from rlaif.pipeline.steps.filter import nothing_left, read_beside, refused_rows
 
     path = find(str(filters))
     text, lines = load_yaml(path)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from rlaif.compare.intervals import Interval
     from rlaif.config import LabelColumns
-    from rlaif.constitution import Constitution
-    from rlaif.experiment import StepProgress
+    from rlaif.constitution.model import Constitution
+    from rlaif.metrics.intervals import Interval
+    from rlaif.pipeline.experiment import StepProgress
 
 
 class Finite(click.FloatRange):
@@ -110,15 +110,15 @@ FILE = click.Path(path_type=Path)
 
 def constitution_of(path: Path) -> Constitution:
     """The constitution in a file, looked for where configs look."""
-    from rlaif.constitution import load_constitution
-    from rlaif.resources import find
+    from rlaif.constitution.model import load_constitution
+    from rlaif.core.resources import find
 
     return load_constitution(find(str(path)))
 
 
 def shown(interval: Interval | None, signed: bool = False) -> str:
     """An interval as text, a dash where there is none."""
-    from rlaif.compare.intervals import show_interval
+    from rlaif.metrics.intervals import show_interval
 
     return "-" if interval is None else show_interval(interval.to_json(), signed)
 
@@ -141,15 +141,15 @@ def echo_table(rows: Sequence[Mapping[str, str]]) -> None:
 
 def progress_of(quiet: bool) -> StepProgress:
     """Bars on stderr, or nothing."""
-    from rlaif.progress import QuietProgress, TerminalProgress
+    from rlaif.core.progress import QuietProgress, TerminalProgress
 
     return QuietProgress() if quiet else TerminalProgress()
 
 
 def file_step(as_json: bool, quiet: bool, **request: Any) -> None:
     """Run one step on files and say what it did."""
-    from rlaif.compare.words import failure_words
-    from rlaif.files import Request, run_step
+    from rlaif.metrics.words import failure_words
+    from rlaif.pipeline.single_step import Request, run_step
 
     summary = run_step(Request(**request), progress_of(quiet))
     if as_json:

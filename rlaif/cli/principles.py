@@ -27,14 +27,14 @@ from rlaif.cli.options import (
     progress_of,
     shown,
 )
-from rlaif.errors import EXIT_USER
+from rlaif.core.errors import EXIT_USER
 
 if TYPE_CHECKING:
-    from rlaif.compare.votes import FittedWeight, VotedPair, WeightFit
-    from rlaif.constitution import Constitution
-    from rlaif.data.labelled import LabelledPair
+    from rlaif.analysis.inverse_constitution.rank import Ranked
+    from rlaif.constitution.model import Constitution
+    from rlaif.core.labelled import LabelledPair
     from rlaif.data.readers import OnError
-    from rlaif.infer.rank import Ranked
+    from rlaif.metrics.votes import FittedWeight, VotedPair, WeightFit
 
 SOME = click.IntRange(min=1)
 FEW_PROMPTS = 64
@@ -62,8 +62,8 @@ def ablate(
     How many preferences would flip? From its stored judgements alone. With --labels: agreement
     with people, with and without each principle.
     """
-    from rlaif.ablate import ablate as left_out
-    from rlaif.runs import load_run
+    from rlaif.analysis.ablate import ablate as left_out
+    from rlaif.pipeline.runs import load_run
 
     pairs = None if labels is None else labelled_pairs(labels, from_, columns, on_error)
     made = left_out(load_run(folder), pairs)
@@ -147,11 +147,11 @@ def infer(
     """
     from dataclasses import asdict
 
-    from rlaif.files import asking, named_model
-    from rlaif.infer.rank import constitution_yaml
-    from rlaif.infer.run import InferOptions
-    from rlaif.infer.run import infer as inferred
-    from rlaif.store import write_atomic
+    from rlaif.analysis.inverse_constitution.rank import constitution_yaml
+    from rlaif.analysis.inverse_constitution.run import InferOptions
+    from rlaif.analysis.inverse_constitution.run import infer as inferred
+    from rlaif.core.store import write_atomic
+    from rlaif.pipeline.single_step import asking, named_model
 
     labelled, asked = labelled_pairs(pairs, from_, columns, on_error), named_model(model)
     options = InferOptions(most, propose, candidates, seed)
@@ -245,7 +245,7 @@ def fit(
     """
     from dataclasses import asdict
 
-    from rlaif.fit import fitted
+    from rlaif.analysis.fit_weights import fitted
 
     if data.is_dir():
         used, voted = _votes_of_run(data, labels, from_, columns, on_error, judges)
@@ -271,10 +271,10 @@ def _votes_of_run(
     on_error: OnError,
     judges: Sequence[str],
 ) -> tuple[Constitution, list[VotedPair]]:
-    from rlaif.errors import ConfigError
-    from rlaif.fit import run_votes
-    from rlaif.runs import load_run, run_constitution
-    from rlaif.whatif import load_pairings
+    from rlaif.analysis.fit_weights import run_votes
+    from rlaif.analysis.whatif import load_pairings
+    from rlaif.core.errors import ConfigError
+    from rlaif.pipeline.runs import load_run, run_constitution
 
     if labels is None:
         raise ConfigError("a run needs --labels FILE, labelled pairs of its answers", data)
@@ -299,9 +299,9 @@ def _votes_on_pairs(
     seed: int,
     quiet: bool,
 ) -> tuple[Constitution, list[VotedPair]]:
-    from rlaif.errors import ConfigError
-    from rlaif.files import asking, named_model
-    from rlaif.fit import judges_of, pair_votes
+    from rlaif.analysis.fit_weights import judges_of, pair_votes
+    from rlaif.core.errors import ConfigError
+    from rlaif.pipeline.single_step import asking, named_model
 
     if path is None:
         raise ConfigError("labelled pairs need --constitution FILE, whose weights are fitted")
@@ -347,11 +347,11 @@ def _write_weights(
     out: Path, path: Path | None, used: Constitution, weights: Mapping[str, float]
 ) -> None:
     """The file with its text and comments where there is one; the resolved constitution else."""
-    from rlaif.amend import with_weights
-    from rlaif.constitution import reweighted
-    from rlaif.constitution import show as as_yaml
-    from rlaif.resources import find
-    from rlaif.store import write_atomic
+    from rlaif.constitution.edit import with_weights
+    from rlaif.constitution.model import reweighted
+    from rlaif.constitution.model import show as as_yaml
+    from rlaif.core.resources import find
+    from rlaif.core.store import write_atomic
 
     if path is None:
         text = as_yaml(reweighted(used, weights))

@@ -15,7 +15,7 @@ import click
 from rlaif.cli.options import JSON, QUIET, SET, progress_of
 
 if TYPE_CHECKING:
-    from rlaif.runs import Run
+    from rlaif.pipeline.runs import Run
 
 
 @click.command()
@@ -41,17 +41,17 @@ def run(
 
     Finished steps are never run twice. The report is written at the end.
     """
-    from rlaif.resources import find
+    from rlaif.core.resources import find
 
     path = find(str(experiment))
     out = out or Path("runs") / path.stem
     if dry_run:
-        from rlaif.dryrun import dry_run_report
+        from rlaif.pipeline.dryrun import dry_run_report
 
         click.echo(dry_run_report(path, out, settings, as_json))
         return
-    from rlaif.experiment import run_experiment
-    from rlaif.runs import load_run
+    from rlaif.pipeline.experiment import run_experiment
+    from rlaif.pipeline.runs import load_run
 
     result = run_experiment(
         path, out, settings, progress_of(quiet), lambda text: click.echo(text, err=True)
@@ -83,11 +83,11 @@ def run(
 def _print_rounds(run: Run) -> None:
     from rich.console import Console
 
-    from rlaif.records import to_json
+    from rlaif.core.records import to_json
+    from rlaif.pipeline.rounds import read_rounds
     from rlaif.report.answers import marks
     from rlaif.report.arms import label_sentences
     from rlaif.report.table import summary_table
-    from rlaif.rounds import read_rounds
 
     records = read_rounds(run.root)
     if not records:
@@ -113,7 +113,7 @@ def _print_notes(run: Run) -> None:
 
 
 def _print_remote(run: Run) -> None:
-    from rlaif.engines.meter import in_words
+    from rlaif.engines.remote.meter import in_words
 
     for name, row in run.remote().items():
         tokens = f"{row['input_tokens']} tokens in, {row['output_tokens']} out"
@@ -121,7 +121,7 @@ def _print_remote(run: Run) -> None:
 
 
 def _print_failures(steps: Sequence[Mapping[str, Any]]) -> None:
-    from rlaif.compare.words import failure_words
+    from rlaif.metrics.words import failure_words
 
     for step in steps:
         for line in failure_words(step["errors"]):
@@ -145,7 +145,7 @@ def status(directory: Path, verify: bool, as_json: bool) -> None:
     if verify:
         _verify(directory, as_json)
         return
-    from rlaif.runs import load_run
+    from rlaif.pipeline.runs import load_run
 
     run = load_run(directory)
     state = run.status()
@@ -166,8 +166,8 @@ def status(directory: Path, verify: bool, as_json: bool) -> None:
 
 
 def _verify(directory: Path, as_json: bool) -> None:
-    from rlaif.errors import StoreError
-    from rlaif.verify import verify_run
+    from rlaif.core.errors import StoreError
+    from rlaif.pipeline.verify import verify_run
 
     found = verify_run(directory)
     compared = found.compared
@@ -189,8 +189,8 @@ def report(directory: Path, out: Path | None) -> None:
 
     It is one HTML page that loads nothing.
     """
+    from rlaif.pipeline.runs import load_run
     from rlaif.report.build import build_report
-    from rlaif.runs import load_run
 
     click.echo(build_report(load_run(directory).view(), out or directory / "report.html"))
 
@@ -211,10 +211,10 @@ def export(directory: Path, out: Path, records: str) -> None:
 
     OUT ends in .jsonl, .jsonl.gz, .json, .csv or .parquet.
     """
+    from rlaif.core.errors import ConfigError
     from rlaif.data.rows import write_rows
-    from rlaif.errors import ConfigError
-    from rlaif.exports import judgement_rows, trl_rows
-    from rlaif.runs import load_run
+    from rlaif.pipeline.exports import judgement_rows, trl_rows
+    from rlaif.pipeline.runs import load_run
 
     loaded = load_run(directory)
     kinds: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {

@@ -31,12 +31,12 @@ def reward(model: Path, host: str, port: int, dtype: str) -> None:
     reward; GET /health, /metrics, /v1/models.
     """
     from rlaif.config import ModelSpec
+    from rlaif.core.errors import ConfigError
+    from rlaif.core.yamlio import validate
     from rlaif.engines.build import refuse_no_reward_model, whole
-    from rlaif.engines.reward import load
-    from rlaif.errors import ConfigError
-    from rlaif.serve import RewardService
-    from rlaif.serve_app import RewardServer
-    from rlaif.yamlio import validate
+    from rlaif.engines.local.reward import load
+    from rlaif.web.reward_app import RewardServer
+    from rlaif.web.reward_server import RewardService
 
     folder = whole(model)
     refuse_no_reward_model(folder)

@@ -204,8 +204,8 @@ def evaluate(
     if against is not None:
         inputs["initial/completions"] = str(against)
         inputs |= {f"initial/judgements/{path.stem}": str(path) for path in against_judgements}
-    from rlaif.files import Request, run_step
-    from rlaif.store import StepFolder
+    from rlaif.core.store import StepFolder
+    from rlaif.pipeline.single_step import Request, run_step
 
     request = Request(
         "evaluate",
@@ -269,10 +269,10 @@ def rbr_weights(
 
     import yaml
 
-    from rlaif.files import Records
+    from rlaif.core.records import Judgement, Preference, from_json
+    from rlaif.core.store import write_atomic
     from rlaif.judges.rbr_fit import fit
-    from rlaif.records import Judgement, Preference, from_json
-    from rlaif.store import write_atomic
+    from rlaif.pipeline.single_step import Records
 
     judged = [from_json(Judgement, row) for row in Records(judgements).read("judgements")]
     pairs = [from_json(Preference, row) for row in Records(preferences).read("preferences")]

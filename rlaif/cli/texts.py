@@ -19,8 +19,8 @@ def init(directory: Path) -> None:
     """
     import shutil
 
-    from rlaif.errors import ConfigError
-    from rlaif.resources import SHIPPED_FOLDERS, shipped_root
+    from rlaif.core.errors import ConfigError
+    from rlaif.core.resources import SHIPPED_FOLDERS, shipped_root
 
     taken = [name for name in SHIPPED_FOLDERS if (directory / name).exists()]
     if taken:
@@ -40,7 +40,7 @@ def schema(what: str) -> None:
 
         click.echo(experiment_schema())
     else:
-        from rlaif.constitution import constitution_schema
+        from rlaif.constitution.model import constitution_schema
 
         click.echo(json.dumps(constitution_schema(), indent=2))
 
@@ -73,8 +73,8 @@ def render(
 
     With --tokens every token too.
     """
-    from rlaif.render import rendered
-    from rlaif.resources import find
+    from rlaif.core.resources import find
+    from rlaif.pipeline.preview import rendered
 
     path = find(str(experiment))
     shown = rendered(path, settings, judge, prompt_id, [response, response_2])

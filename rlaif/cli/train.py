@@ -61,7 +61,7 @@ class MethodGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The method that the first word names. Raises UsageError, which says the nearest one."""
-        from rlaif.yamlio import suggest
+        from rlaif.core.yamlio import suggest
 
         methods = self.list_commands(ctx)
         if args[0] not in methods:
@@ -229,7 +229,7 @@ def _holds_dataset(folder: Path) -> bool:
 def _preferences(data: Path, out: Path, reading: dict[str, Any]) -> Path:
     """A folder of preference records; a file or dataset of another format is brought in first."""
     from rlaif.data.rows import HubData, source_of
-    from rlaif.files import Request, run_step
+    from rlaif.pipeline.single_step import Request, run_step
 
     if data.is_dir() and not _holds_dataset(data):
         return data

@@ -14,9 +14,9 @@ from rlaif.cli.options import COLUMNS, FROM, JSON, ON_ERROR, column_map
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rlaif.compare.ranking import Rating
-    from rlaif.compare.winrate import Battle, Standing, WinRate
     from rlaif.data.readers import OnError
+    from rlaif.metrics.ranking import Rating
+    from rlaif.metrics.winrate import Battle, Standing, WinRate
 
 MANIFEST = "manifest.json"
 
@@ -37,8 +37,8 @@ def winrate(
     the length-controlled win rate by AlpacaEval's minimal formula (not the figure of its
     leaderboard), from 200 battles on; below that LC (small n) is a form for few battles.
     """
-    from rlaif.data.battles import read_battles
-    from rlaif.resources import find
+    from rlaif.core.resources import find
+    from rlaif.metrics.battles import read_battles
 
     if (source / MANIFEST).is_file():
         if from_ or columns:
@@ -55,8 +55,8 @@ def winrate(
 
 
 def _of_run(folder: Path, as_json: bool) -> None:
-    from rlaif.contests import run_battles
-    from rlaif.runs import load_run
+    from rlaif.pipeline.contests import run_battles
+    from rlaif.pipeline.runs import load_run
 
     run = load_run(folder)
     judged = {judge: _measured(battles) for judge, battles in run_battles(run).items()}
@@ -73,8 +73,8 @@ def _measured(battles: Sequence[Battle]) -> tuple[dict[str, Any], list[Standing]
     verdict. Raises RlaifError where nobody has one."""
     from dataclasses import asdict
 
-    from rlaif.compare.winrate import repeats, single_baseline, standings
-    from rlaif.errors import RlaifError
+    from rlaif.core.errors import RlaifError
+    from rlaif.metrics.winrate import repeats, single_baseline, standings
 
     found = standings(battles)
     if not found:

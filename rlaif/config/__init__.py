@@ -16,12 +16,7 @@ from rlaif.config.baselines import (
 from rlaif.config.bench import JudgesFile
 from rlaif.config.columns import LabelColumns, RankedAnswers
 from rlaif.config.dataset import DatasetSpec
-from rlaif.config.distill import (
-    DISTILLATIONS,
-    BradleyTerryDistill,
-    DistillStep,
-    FitStep,
-)
+from rlaif.config.distill import DISTILLATIONS, BradleyTerryDistill, DistillStep, FitStep
 from rlaif.config.experiment import Experiment, experiment_schema, load_experiment, resolved_yaml
 from rlaif.config.filters import (
     HELDOUT,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from rlaif.config.base import Fraction, StepId, Strict
-from rlaif.yamlio import suggest
+from rlaif.core.yamlio import suggest
 
 HUMAN, AI, RANDOM = "human", "ai", "random"
 LABELLERS = frozenset({HUMAN, AI, RANDOM})

@@ -23,7 +23,7 @@ from rlaif.config.judging import JudgeBase
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
 from rlaif.config.overrides import apply_override
 from rlaif.config.steps import LoadStep, StepEntry
-from rlaif.yamlio import Lines, load_yaml, validate
+from rlaif.core.yamlio import Lines, load_yaml, validate
 
 _METRICS = (
     *("score/", "win_rate/", "win_rate_vs_initial/", "reward_accuracy/", "check/", "length/"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from rlaif.config.base import StepId, Strict
-from rlaif.rules import validate_check
+from rlaif.constitution.rules import validate_check
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 PrivateKind = Literal["email", "phone", "ip", "card", "iban"]

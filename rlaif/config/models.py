@@ -17,9 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif.chat import ChatSettings
 from rlaif.config.base import Count, PluginName, Strict
-from rlaif.thinking import MARKERS
+from rlaif.core.chat import ChatSettings
+from rlaif.core.thinking import MARKERS
 
 RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "current"})
 

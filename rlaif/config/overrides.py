@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from rlaif.errors import HIDDEN, ConfigError
-from rlaif.yamlio import names_secret, without_secrets
+from rlaif.core.errors import HIDDEN, ConfigError
+from rlaif.core.yamlio import names_secret, without_secrets
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, FiniteFloat, PositiveFloat, Tag, model_validator
 
 from rlaif.config.base import Strict
-from rlaif.records import Prompt
+from rlaif.core.records import Prompt
 
 REFERENCE_ANSWERS = 64
 """At least so many answers of the start policy say what `normalise: reference` takes off a term and

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from rlaif.config.base import Fraction, StepId, Strict
 from rlaif.config.judging import LabelJudge, Order, VerdictJudge, WritingJudge
-from rlaif.rules import validate_check
+from rlaif.constitution.rules import validate_check
 
 Category = Literal["essential", "important", "optional", "pitfall"]
 

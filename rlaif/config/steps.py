@@ -21,7 +21,7 @@ from rlaif.config.filters import FilterStep
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
 from rlaif.config.methods import AnyTrain
-from rlaif.rules import validate_check
+from rlaif.constitution.rules import validate_check
 
 
 class SamplingKeys(Strict):

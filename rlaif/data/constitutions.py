@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlaif.constitution import Constitution, Principle
-from rlaif.errors import ConfigError
-from rlaif.yamlio import read_text
+from rlaif.constitution.model import Constitution, Principle
+from rlaif.core.errors import ConfigError
+from rlaif.core.yamlio import read_text
 
 _LABEL = re.compile(
     r"^\s*(?:CritiqueRequest|RevisionRequest)\s*:\s*|\s*(?:Critique|Revision)\s*:\s*$"

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import LabelColumns
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Completion, canonical_json
+from rlaif.core.store import write_atomic
 from rlaif.data.readers import FORMATS, OnError, format_named, nothing_read, read_labelled
 from rlaif.data.readers.base import Format
 from rlaif.data.rows import Row, Source, stop, write_rows
-from rlaif.errors import ConfigError
-from rlaif.records import Completion, canonical_json
-from rlaif.store import write_atomic
 
 
 @dataclass

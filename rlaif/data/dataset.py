@@ -8,15 +8,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Preference, content_hash
+from rlaif.core.store import explain_os_errors, write_atomic
 from rlaif.data.convert import written
-from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers import FORMATS
 from rlaif.data.readers.base import make_pair
 from rlaif.data.readers.llama_factory import COLUMNS
 from rlaif.data.spool import Spool, united
-from rlaif.errors import ConfigError
-from rlaif.records import Preference, content_hash
-from rlaif.store import explain_os_errors, write_atomic
 
 TRAIN, TEST = "train", "test"
 SPLITS = {"ultrafeedback_binarized": {TRAIN: "train_prefs", TEST: "test_prefs"}}

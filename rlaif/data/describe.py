@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlaif import textstats as ts
-from rlaif.data.labelled import LabelledPair, given_pair
+from rlaif.constitution import textstats as ts
+from rlaif.core.labelled import LabelledPair, given_pair
 
 
 @dataclass(frozen=True, slots=True)

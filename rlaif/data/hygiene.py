@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rlaif import textstats as ts
 from rlaif.config import (
     ContaminationFilter,
     DuplicateFilter,
@@ -20,12 +19,13 @@ from rlaif.config import (
     SemanticFilter,
     TruncatedFilter,
 )
+from rlaif.constitution import textstats as ts
+from rlaif.constitution.rules import apply_check, is_too_short
+from rlaif.core.records import Completion, Preference, Prompt
 from rlaif.data.contamination import eval_items
 from rlaif.data.embed import Vectors, same_meaning
 from rlaif.data.near import near_duplicates
 from rlaif.data.private import private_kinds
-from rlaif.records import Completion, Preference, Prompt
-from rlaif.rules import apply_check, is_too_short
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 
 from rlaif.config import SamplePrinciples
-from rlaif.records import Message, Prompt, content_hash
+from rlaif.core.records import Message, Prompt, content_hash
 
 
 @dataclass(frozen=True, slots=True)

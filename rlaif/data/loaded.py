@@ -9,11 +9,11 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import R, canonical_json
+from rlaif.core.yamlio import suggest
 from rlaif.data.rows import Row
 from rlaif.data.turns import ROLES, brief, whole_text
-from rlaif.errors import ConfigError
-from rlaif.records import R, canonical_json
-from rlaif.yamlio import suggest
 
 RANGES: Mapping[str, tuple[float, float]] = {
     "score": (0.0, 1.0),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlaif import textstats as ts
+from rlaif.constitution import textstats as ts
+from rlaif.core.records import VALUED, Completion, Judgement, Prompt
 from rlaif.data.readers.ultrafeedback import ASPECTS
 from rlaif.data.rows import Row
-from rlaif.records import VALUED, Completion, Judgement, Prompt
 
 LOW, HIGH = 1, 5
 OVERALL_LOW, OVERALL_HIGH = 1, 10

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from rlaif.core.errors import ConfigError, explain_library
+from rlaif.core.records import canonical_json
+from rlaif.core.resources import find
+from rlaif.core.store import explain_os_errors
 from rlaif.data.spool import Spool
-from rlaif.errors import ConfigError, explain_library
-from rlaif.records import canonical_json
-from rlaif.resources import find
-from rlaif.store import explain_os_errors
 
 Row = dict[str, Any]
 Placed = Iterator[tuple[str, Row]]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif import textstats as ts
+from rlaif.constitution import textstats as ts
 
 Hashes = NDArray[np.uint64]
 

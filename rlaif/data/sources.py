@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import Columns, Experiment, LoadStep, PromptsSpec
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Message, Prompt, make_prompt
+from rlaif.core.resources import find
 from rlaif.data.rows import HubData, Placed, Source, dataset_rows, file_rows
 from rlaif.data.turns import conversation
-from rlaif.errors import ConfigError
-from rlaif.records import Message, Prompt, make_prompt
-from rlaif.resources import find
 
 HELDOUT_SPLITS = frozenset({"heldout", "held_out", "holdout", "test", "eval", "validation"})
 

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlaif.records import canonical_json
+from rlaif.core.records import canonical_json
 
 Row = dict[str, Any]
 GROUP = 1000

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rlaif.chat import is_unicode
-from rlaif.errors import ConfigError
-from rlaif.records import Message
+from rlaif.core.chat import is_unicode
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Message
 
 SPEAKERS = {
     "system": "system",

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from rlaif.chat import is_unicode
 from rlaif.config import THINKING, ModelSpec
-from rlaif.records import Message
+from rlaif.core.chat import is_unicode
+from rlaif.core.records import Message
 
 Capability = Literal[
     "generate",
@@ -104,7 +104,7 @@ class ScoreRequest:
     With `labels` (a label to its surface forms: {"yes": ("Yes", " yes")}): the distribution over
     the labels at the next token. With `continuation` or `continuation_ids`: the log-prob of each
     of its tokens. A `continuation` is the text of an answer, whose tokens are those that training
-    has (`rlaif.answers`), without the end of the turn.
+    has (`rlaif.core.answers`), without the end of the turn.
     """
 
     request_id: str
@@ -143,7 +143,7 @@ class RewardRequest:
 
 MEMBER, SPREAD, DISTANCE = "member/", "spread", "distance"
 """Parts of a reward: of each member of an ensemble, their standard deviation, and how far the
-answer lies from those of the training (`rlaif.compare.distance`; about 1 is near)."""
+answer lies from those of the training (`rlaif.engines.local.distance`; about 1 is near)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ class Losing(Protocol):
     shown."""
 
     def lost(self, messages: Sequence[Message]) -> Counter[str]:
-        """How many turns have such a part, by `rlaif.chat.LOST`."""
+        """How many turns have such a part, by `rlaif.core.chat.LOST`."""
         ...
 
 

@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any, cast
 
 from rlaif.config import TRAINABLE, ModelSpec
-from rlaif.engines import api
-from rlaif.engines.account import Account, run_account
-from rlaif.engines.adapters import COPIES, is_adapter, model_hash
+from rlaif.core.errors import ConfigError, EngineError
+from rlaif.core.store import Store, read_json
 from rlaif.engines.base import Engine, Model, Reloadable, Sharing
 from rlaif.engines.builtin import locate, resolve
-from rlaif.errors import ConfigError, EngineError
-from rlaif.store import Store, read_json
+from rlaif.engines.local.adapters import COPIES, is_adapter, model_hash
+from rlaif.engines.remote import api
+from rlaif.engines.remote.account import Account, run_account
 
 log = logging.getLogger(__name__)
 
 ENGINES = {
-    "hf": "rlaif.engines.hf:load",
-    "vllm": "rlaif.engines.vllm:load",
+    "hf": "rlaif.engines.local.hf:load",
+    "vllm": "rlaif.engines.vllm.vllm:load",
     "fake": "rlaif.engines.fake:load",
-    "reward": "rlaif.engines.reward:load",
-    "openai": "rlaif.engines.openai:load",
-    "vllm-server": "rlaif.engines.vllm_server:load",
+    "reward": "rlaif.engines.local.reward:load",
+    "openai": "rlaif.engines.remote.openai:load",
+    "vllm-server": "rlaif.engines.vllm.vllm_server:load",
 }
 REMOTE = frozenset({"openai"})
 """Engines that ask a server: they get the run's account, and need no folder."""

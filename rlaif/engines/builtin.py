@@ -19,7 +19,7 @@ from typing import Any
 import platformdirs
 from filelock import FileLock
 
-from rlaif.errors import EngineError
+from rlaif.core.errors import EngineError
 
 BUILTIN = {
     "builtin/smollm2-135m-instruct": {

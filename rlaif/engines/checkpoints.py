@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlaif.engines.reward import POSITION
-from rlaif.errors import EngineError
+from rlaif.core.errors import EngineError
+from rlaif.engines.local.reward import POSITION
 
 MASTERS = "masters/model.safetensors"
 

@@ -20,6 +20,9 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from rlaif.config import THINKING, ModelSpec, Strict, ThinkingSpec
+from rlaif.core.records import Message, content_hash
+from rlaif.core.thinking import split
+from rlaif.core.yamlio import load_yaml, validate
 from rlaif.engines.base import (
     GenerateRequest,
     GenerateResult,
@@ -28,9 +31,6 @@ from rlaif.engines.base import (
     overflow,
     refusal,
 )
-from rlaif.records import Message, content_hash
-from rlaif.thinking import split
-from rlaif.yamlio import load_yaml, validate
 
 BATCH = 32
 

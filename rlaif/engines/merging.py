@@ -16,15 +16,15 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlaif.checksums import publish
-from rlaif.compare.distance import REGION
 from rlaif.config import LoraOptions
-from rlaif.engines.adapters import CONFIG, COPIES, DORA, WEIGHTS, adapter_config
+from rlaif.core.checksums import publish
+from rlaif.core.errors import EngineError, explain_library
+from rlaif.core.records import content_hash
+from rlaif.core.store import read_json
 from rlaif.engines.builtin import ADAPTER_BASE, cache_folder, files_hash, resolve, weights_hash
 from rlaif.engines.checkpoints import load_classifier, write_checkpoint
-from rlaif.errors import EngineError, explain_library
-from rlaif.records import content_hash
-from rlaif.store import read_json
+from rlaif.engines.local.adapters import CONFIG, COPIES, DORA, WEIGHTS, adapter_config
+from rlaif.engines.local.distance import REGION
 
 ADAPTER = "adapter"
 """The folder in a whole checkpoint that has the adapter which was merged into it."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rlaif import choices
-from rlaif.forms import Form
-from rlaif.scores import USUAL
+from rlaif.judges import choices
+from rlaif.judges.forms import Form
+from rlaif.judges.scores import USUAL
 
 from . import pairwise, scored
 from .attacks import ANYTHING, Aim, Slot

@@ -8,8 +8,8 @@ from typing import Any
 from msgspec import structs
 
 from rlaif.config import THINKING, ThinkingSpec
-from rlaif.records import Completion, Prompt, content_hash
-from rlaif.thinking import split
+from rlaif.core.records import Completion, Prompt, content_hash
+from rlaif.core.thinking import split
 
 from .base import Call, Judge
 

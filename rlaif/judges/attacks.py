@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rlaif.records import content_hash
+from rlaif.core.records import content_hash
 
 Slot = Literal["first", "second"]
 

@@ -12,6 +12,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
 
+from rlaif.core.records import (
+    AnnotatorKind,
+    Completion,
+    Judgement,
+    Message,
+    Prompt,
+    Status,
+    content_hash,
+)
+from rlaif.core.thinking import CUT
 from rlaif.engines.base import (
     Capability,
     GenerateRequest,
@@ -21,17 +31,7 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
-from rlaif.records import (
-    AnnotatorKind,
-    Completion,
-    Judgement,
-    Message,
-    Prompt,
-    Status,
-    content_hash,
-)
-from rlaif.templates import inert
-from rlaif.thinking import CUT
+from rlaif.judges.templates import inert
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs

@@ -11,17 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config import (
-    FirstJudge,
-    LongerJudge,
-    OverlapJudge,
-    PerplexityJudge,
-    RandomJudge,
-)
-from rlaif.constitution import Constitution
+from rlaif.config import FirstJudge, LongerJudge, OverlapJudge, PerplexityJudge, RandomJudge
+from rlaif.constitution.model import Constitution
+from rlaif.constitution.textstats import term_overlap
+from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, ScoreRequest
-from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
-from rlaif.textstats import term_overlap
 
 from .base import Answer, Call, call_id, judgement
 from .common import usable, usable_pairs, without_value

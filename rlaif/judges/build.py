@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import THINKING, JudgeBase, ThinkingSpec
-from rlaif.constitution import Constitution
-from rlaif.errors import ConfigError
-from rlaif.plugins import find_object
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.plugins import find_object
 
 from .answer_only import AnswerOnly
 from .base import Judge

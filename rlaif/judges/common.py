@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import JudgeBase, ModelJudge
-from rlaif.constitution import ASKED_FIELDS, Constitution, Principle, principle_hash
-from rlaif.errors import ConfigError
-from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
-from rlaif.templates import (
+from rlaif.constitution.model import ASKED_FIELDS, Constitution, Principle, principle_hash
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
+from rlaif.core.yamlio import suggest
+from rlaif.judges.templates import (
     PAIRWISE,
     POINTWISE,
     Template,
@@ -20,7 +21,6 @@ from rlaif.templates import (
     inert,
     load_template,
 )
-from rlaif.yamlio import suggest
 
 from .base import Call, Judge, judgement
 

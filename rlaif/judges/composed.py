@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from rlaif.core.numbers import sigmoid
+from rlaif.core.records import AnnotatorKind, Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, RewardRequest, ScoreRequest
-from rlaif.numbers import sigmoid
-from rlaif.records import AnnotatorKind, Completion, Judgement, Prompt, Status, content_hash
 
 from .base import Answer, Answered, Call, Judge, Staged, call_id, is_staged, judgement
 from .common import usable

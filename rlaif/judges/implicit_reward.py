@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlaif.config import ImplicitRewardJudge
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability, ScoreRequest
-from rlaif.errors import ConfigError
-from rlaif.records import Completion, Judgement, Prompt
 
 from .base import Answer, Answered, Call
 from .common import hash_judge

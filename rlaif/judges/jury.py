@@ -14,16 +14,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from rlaif.compare.aggregate import Scores, combine, compared_scores, weighted_mean
 from rlaif.config import THINKING, JuryJudge, ThinkingSpec
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.constitution.textstats import is_blank
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
+from rlaif.core.resources import find
+from rlaif.core.store import read_json
+from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Capability
-from rlaif.errors import ConfigError
-from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
-from rlaif.resources import find
-from rlaif.store import read_json
-from rlaif.textstats import is_blank
-from rlaif.yamlio import suggest
+from rlaif.preferences.aggregate import Scores, combine, compared_scores, weighted_mean
 
 from .base import Answered, Call, Judge, call_id, most_calls, roles_of, verdicts_of
 from .common import usable_pairs

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.compare.ranking import strengths
 from rlaif.config import THINKING, MetaJudge, PairwiseJudge, ThinkingSpec, WritingJudge
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import Capability
-from rlaif.errors import ConfigError
-from rlaif.records import Completion, Judgement, Prompt, content_hash
+from rlaif.metrics.ranking import strengths
 
 from . import pairwise
 from .base import Answered, Call, Judge, most_calls, roles_of, verdicts_of

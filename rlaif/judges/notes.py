@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from rlaif.records import Judgement
-from rlaif.thinking import CUT, WAS_CUT
+from rlaif.core.records import Judgement
+from rlaif.core.thinking import CUT, WAS_CUT
 
 from .base import LIMIT
 

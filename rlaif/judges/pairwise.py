@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlaif.choices import USUAL, choice_alone, choice_grammar, read_choice
 from rlaif.config import ConstitutionalJudge, PairwiseJudge, PrometheusPairJudge
 from rlaif.config.judging import Order
-from rlaif.constitution import Constitution, Principle
+from rlaif.constitution.model import Constitution, Principle
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import Capability, GenerateResult
-from rlaif.errors import ConfigError
-from rlaif.forms import Form, candidates, withdrawn
-from rlaif.parsing import label_share
-from rlaif.records import Completion, Judgement, Prompt, content_hash
-from rlaif.templates import Template
+from rlaif.judges.choices import USUAL, choice_alone, choice_grammar, read_choice
+from rlaif.judges.forms import Form, candidates, withdrawn
+from rlaif.judges.parsing import label_share
+from rlaif.judges.templates import Template
 
 from .base import Answer, Call, call_id, judgement
 from .common import (

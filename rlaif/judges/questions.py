@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlaif.config import VerdictJudge, WritingJudge
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import content_hash
 from rlaif.engines.base import (
     Capability,
     GenerateRequest,
@@ -21,10 +23,8 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
-from rlaif.errors import ConfigError
-from rlaif.jsontext import Found, json_objects, member, names_member, outside, the_object
-from rlaif.records import content_hash
-from rlaif.templates import Template, in_fence, outside_fence
+from rlaif.judges.jsontext import Found, json_objects, member, names_member, outside, the_object
+from rlaif.judges.templates import Template, in_fence, outside_fence
 
 from .base import Answer, Call, Ending
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlaif.config import CritiqueJudge, DirectJudge, PrometheusJudge, RatingJudge
-from rlaif.constitution import Constitution
-from rlaif.errors import ConfigError
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
 
 from .common import hash_judge, judge_template, question_hashes, text_principles
 from .questions import asking

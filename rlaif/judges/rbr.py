@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.config import RbrJudge, Strict, YesNoJudge
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.numbers import sigmoid
+from rlaif.core.records import Completion, Judgement, Prompt, content_hash
+from rlaif.core.resources import find
+from rlaif.core.yamlio import load_yaml, suggest, validate
 from rlaif.engines.base import Capability
-from rlaif.errors import ConfigError
-from rlaif.numbers import sigmoid
-from rlaif.records import Completion, Judgement, Prompt, content_hash
-from rlaif.resources import find
-from rlaif.yamlio import load_yaml, suggest, validate
 
 from . import yes_no
 from .base import Answered, Call, most_calls, verdicts_of

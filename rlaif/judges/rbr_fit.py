@@ -14,8 +14,8 @@ from statistics import fmean
 import numpy as np
 import numpy.typing as npt
 
-from rlaif.errors import RlaifError
-from rlaif.records import Judgement, Preference, content_hash
+from rlaif.core.errors import RlaifError
+from rlaif.core.records import Judgement, Preference, content_hash
 
 Floats = npt.NDArray[np.float64]
 RATE, ITERATIONS = 0.01, 1000

@@ -13,11 +13,11 @@ from string import ascii_uppercase
 
 from rlaif.config import RbrmJudge
 from rlaif.config.rubrics import RewardTable
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability
-from rlaif.errors import ConfigError
-from rlaif.records import Completion, Judgement, Prompt
-from rlaif.templates import CLASSES
+from rlaif.judges.templates import CLASSES
 
 from .base import Answer, Call, call_id, judgement
 from .common import hash_judge, judge_template, template_values, usable, without_value

@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import fmean, pstdev, pvariance
 
 from rlaif.config import RewardEnsembleJudge
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError, RlaifError
+from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import DISTANCE, MEMBER, SPREAD, Capability, RewardRequest, RewardResult
-from rlaif.errors import ConfigError, RlaifError
-from rlaif.records import Completion, Judgement, Prompt
 
 from .base import Answer, Answered, Call
 from .common import hash_judge

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.config import RewardModelJudge
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.numbers import sigmoid
+from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.data.instructed import with_system
 from rlaif.engines.base import Capability, RewardRequest, RewardResult
-from rlaif.errors import ConfigError
-from rlaif.numbers import sigmoid
-from rlaif.records import Completion, Judgement, Prompt
 
 from .base import Answer, Call, call_id, judgement
 from .common import hash_judge, usable

@@ -19,23 +19,17 @@ from msgspec.structs import replace
 
 from rlaif.config import RubricItem, RubricJudge, Strict
 from rlaif.config.rubrics import Category
-from rlaif.constitution import Constitution
-from rlaif.engines.base import (
-    Capability,
-    GenerateRequest,
-    GenerateResult,
-    Sampling,
-    ScoreRequest,
-)
-from rlaif.errors import ConfigError
-from rlaif.jsontext import json_objects, member, the_object
-from rlaif.own_rules import code_of
-from rlaif.parsing import label_share, list_items, whole_lines
-from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
-from rlaif.resources import find
-from rlaif.rules import apply_check
-from rlaif.templates import ITEM, ITEMS, WRITING, Template, load_template
-from rlaif.yamlio import read_text, validate
+from rlaif.constitution.model import Constitution
+from rlaif.constitution.own_rules import code_of
+from rlaif.constitution.rules import apply_check
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
+from rlaif.core.resources import find
+from rlaif.core.yamlio import read_text, validate
+from rlaif.engines.base import Capability, GenerateRequest, GenerateResult, Sampling, ScoreRequest
+from rlaif.judges.jsontext import json_objects, member, the_object
+from rlaif.judges.parsing import label_share, list_items, whole_lines
+from rlaif.judges.templates import ITEM, ITEMS, WRITING, Template, load_template
 
 from .base import Answered, Call, call_id
 from .common import hash_judge, judge_template, template_values, usable

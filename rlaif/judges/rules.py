@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.config import RulesJudge
-from rlaif.constitution import CHECKED_FIELDS, Constitution, Principle
+from rlaif.constitution.model import CHECKED_FIELDS, Constitution, Principle
+from rlaif.constitution.rules import apply_check
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Prompt, Status
 from rlaif.engines.base import Capability
-from rlaif.errors import ConfigError
-from rlaif.records import Completion, Judgement, Prompt, Status
-from rlaif.rules import apply_check
 
 from .base import Answer, Call, call_id, judgement
 from .common import by_principle, hash_judge, named_principles, question_hashes, usable

@@ -12,13 +12,13 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from rlaif.config import VerdictJudge
-from rlaif.constitution import Principle
+from rlaif.constitution.model import Principle
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
-from rlaif.errors import ConfigError
-from rlaif.forms import Form, candidates, withdrawn
-from rlaif.parsing import expected_level
-from rlaif.records import Completion, Judgement, Prompt
-from rlaif.scores import USUAL, Score, read_score, score_alone, score_grammar
+from rlaif.judges.forms import Form, candidates, withdrawn
+from rlaif.judges.parsing import expected_level
+from rlaif.judges.scores import USUAL, Score, read_score, score_alone, score_grammar
 
 from .base import Answer, Call, call_id, judgement
 from .common import applicable, by_principle, mapped, template_values, usable, without_value

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.config import ParseSpec, TemplateJudge
-from rlaif.constitution import Constitution
-from rlaif.errors import ConfigError
-from rlaif.parsing import (
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
+from rlaif.judges.parsing import (
     patterned_score,
     patterned_word,
     schema_fault,
     valid_member,
     worth_of,
 )
-from rlaif.scores import Score, in_range
-from rlaif.templates import POINTWISE, Template, load_template
+from rlaif.judges.scores import Score, in_range
+from rlaif.judges.templates import POINTWISE, Template, load_template
 
 from .common import hash_judge, question_hashes, text_principles
 from .questions import Written, asking

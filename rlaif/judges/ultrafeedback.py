@@ -17,13 +17,13 @@ from typing import Any
 
 from rlaif.config import UltraFeedbackJudge
 from rlaif.config.judging import Order
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
-from rlaif.errors import ConfigError
-from rlaif.parsing import TextRating, text_ratings
-from rlaif.records import Completion, Judgement, Prompt, Status, content_hash
-from rlaif.scores import USUAL, score_alone
-from rlaif.templates import JOINT
+from rlaif.judges.parsing import TextRating, text_ratings
+from rlaif.judges.scores import USUAL, score_alone
+from rlaif.judges.templates import JOINT
 
 from .base import Answer, Call, call_id, judgement
 from .common import hash_judge, judge_template, mapped, template_values, usable

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.config import YesNoJudge
-from rlaif.constitution import Constitution, Principle
+from rlaif.constitution.model import Constitution, Principle
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability
-from rlaif.errors import ConfigError
-from rlaif.parsing import label_share
-from rlaif.records import Completion, Judgement, Prompt
+from rlaif.judges.parsing import label_share
 
 from .base import Answer, Call, call_id, judgement
 from .common import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rlaif.compare.equivalence import answer_sentence
-from rlaif.compare.intervals import IntervalJson
 from rlaif.config import HUMAN, RANDOM
+from rlaif.metrics.equivalence import answer_sentence
+from rlaif.metrics.intervals import IntervalJson
 from rlaif.report.view import ArmRow
 
 OF_A_JUDGE = ("score/", "win_rate/", "win_rate_vs_initial/", "reward_accuracy/", "label_mass/")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from rlaif.compare.intervals import IntervalJson, direction, show_interval
+from rlaif.metrics.intervals import IntervalJson, direction, show_interval
 from rlaif.report.rows import Cell, Row, Table, kind_of, row_place, tone_of
 
 

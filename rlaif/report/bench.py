@@ -12,7 +12,7 @@ from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
-from rlaif.compare.intervals import (
+from rlaif.metrics.intervals import (
     IntervalJson,
     direction,
     show_ends,
@@ -20,9 +20,9 @@ from rlaif.compare.intervals import (
     show_number,
     show_value,
 )
-from rlaif.compare.judge_figures import BY_SUBSET
-from rlaif.compare.rewardbench import foreign_subsets
-from rlaif.compare.words import failure_words
+from rlaif.metrics.judge_figures import BY_SUBSET
+from rlaif.metrics.rewardbench import foreign_subsets
+from rlaif.metrics.words import failure_words
 from rlaif.report import plots
 from rlaif.report.browser import embed_json
 from rlaif.report.build import environment, script_digest

@@ -16,7 +16,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rlaif.compare.intervals import show_ends, show_interval, show_number, show_value
+from rlaif.core.store import write_atomic
+from rlaif.metrics.intervals import show_ends, show_interval, show_number, show_value
 from rlaif.report import plots
 from rlaif.report.answers import answers, mark_of, marks
 from rlaif.report.arms import difference_tables, label_rows
@@ -37,7 +38,6 @@ from rlaif.report.rows import (
 )
 from rlaif.report.summary import summary
 from rlaif.report.view import RolloutRow, RoundRow, RunView, StepRow
-from rlaif.store import write_atomic
 
 _HERE = Path(__file__).resolve().parent
 _HEAD = 4096

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlaif.records import VALUED
+from rlaif.core.records import VALUED
 from rlaif.report.browser import MAX_ANSWERS, MAX_PAIRS, answer_entries, answer_text, pair_entry
 from rlaif.report.view import HeldOutRow, Shown
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator
 
-from rlaif.compare.intervals import IntervalJson
+from rlaif.metrics.intervals import IntervalJson
 
 Curve = Sequence[tuple[int, IntervalJson]]
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
-from rlaif.compare.intervals import IntervalJson, direction, show_interval, show_number
+from rlaif.metrics.intervals import IntervalJson, direction, show_interval, show_number
 from rlaif.report import plots
 from rlaif.report.build import environment
 

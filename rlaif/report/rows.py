@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlaif.compare.intervals import IntervalJson, direction, show_number
+from rlaif.metrics.intervals import IntervalJson, direction, show_number
 from rlaif.report.view import RoundResult, RoundRow
 
 Tone = Literal["", "good", "bad", "moved"]

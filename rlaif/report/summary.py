@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from rlaif.compare.diagnostics import change_sides
-from rlaif.compare.figure_rules import rule_of
-from rlaif.compare.intervals import (
-    MIN_PROMPTS,
-    direction,
-    prompts_of,
-    show_interval,
-    show_number,
-)
-from rlaif.compare.words import ceiling_words, movement_words
+from rlaif.metrics.diagnostics import change_sides
+from rlaif.metrics.figure_rules import rule_of
+from rlaif.metrics.intervals import MIN_PROMPTS, direction, prompts_of, show_interval, show_number
+from rlaif.metrics.words import ceiling_words, movement_words
 from rlaif.report.merged import Page
 from rlaif.report.rows import AGAINST_PAR, Row, metric_rows
 from rlaif.report.view import RoundRow

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from rich.table import Table
 from rich.text import Text
 
-from rlaif.compare.intervals import show_interval
+from rlaif.metrics.intervals import show_interval
 from rlaif.report.answers import mark_of
 from rlaif.report.merged import Page, claim_words
 from rlaif.report.rows import (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
-from rlaif.compare.diagnostics import RoundMetrics
+from rlaif.metrics.diagnostics import RoundMetrics
 
 Values = Mapping[str, Mapping[str, float]]
 """Metric to prompt id to value."""

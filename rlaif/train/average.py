@@ -13,15 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlaif.checksums import NAME, publish
-from rlaif.engines.adapters import member_folders
+from rlaif.core.checksums import NAME, publish
+from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.build import is_reward_model, whole
 from rlaif.engines.builtin import check_weights
 from rlaif.engines.checkpoints import MASTERS
+from rlaif.engines.local.adapters import member_folders
+from rlaif.engines.local.reward import POSITION, reward_position
 from rlaif.engines.merging import ADAPTER
-from rlaif.engines.reward import POSITION, reward_position
-from rlaif.errors import ConfigError, EngineError
-from rlaif.heads import WEIGHTS, load_head, save_head
+from rlaif.kernels.heads import WEIGHTS, load_head, save_head
 from rlaif.train.refresh import RECORD
 from rlaif.train.tokenise import refuse_other_tokens
 

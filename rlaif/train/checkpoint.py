@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlaif.checksums import publish, verify
-from rlaif.errors import StoreError
+from rlaif.core.checksums import publish, verify
+from rlaif.core.errors import StoreError
 from rlaif.train import metrics, parallel
 
 PREFIX = "checkpoint-"

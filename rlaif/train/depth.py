@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rlaif.batching import Layout
-from rlaif.engines.packing import body_of
-from rlaif.errors import RlaifError
+from rlaif.core.errors import RlaifError
+from rlaif.engines.local.packing import body_of
+from rlaif.kernels.batching import Layout
 from rlaif.train.model import TrainModel, causal
 
 EIGHTHS = range(2, 9)

@@ -11,11 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlaif.checksums import NAME, publish
-from rlaif.compare.distance import Region, save_region
 from rlaif.config import LoraOptions
-from rlaif.device import release_freed_memory
-from rlaif.engines.adapters import MEMBERS
+from rlaif.core.checksums import NAME, publish
+from rlaif.core.device import release_freed_memory
 from rlaif.engines.checkpoints import (
     copy_text_files,
     is_reward,
@@ -26,8 +24,10 @@ from rlaif.engines.checkpoints import (
     write_checkpoint,
     write_older_names,
 )
+from rlaif.engines.local.adapters import MEMBERS
+from rlaif.engines.local.distance import Region, save_region
 from rlaif.engines.merging import ADAPTER, earlier_adapter, save_adapter, write_on_base
-from rlaif.heads import Head, save_head
+from rlaif.kernels.heads import Head, save_head
 from rlaif.train.depth import cut
 from rlaif.train.loading import load_module
 from rlaif.train.model import TrainModel, add_lora, causal

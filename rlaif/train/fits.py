@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlaif.compare.agreement import spearman
-from rlaif.compare.calibration import steepness
-from rlaif.compare.ridge import cross_validate, fit_ridge, group_folds
-from rlaif.errors import RlaifError
-from rlaif.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
-from rlaif.losses.reward import bradley_terry, ordinal_nll, pinball
+from rlaif.core.errors import RlaifError
+from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
+from rlaif.metrics.agreement import spearman
+from rlaif.metrics.calibration import steepness
+from rlaif.metrics.ridge import cross_validate, fit_ridge, group_folds
+from rlaif.train.losses.reward import bradley_terry, ordinal_nll, pinball
 
 Array = NDArray[np.float64]
 FOLDS = 5

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlaif.checksums import write_sealed
 from rlaif.config.gates import Gates, reached
-from rlaif.errors import GateStopped
+from rlaif.core.checksums import write_sealed
+from rlaif.core.errors import GateStopped
 
 log = logging.getLogger(__name__)
 

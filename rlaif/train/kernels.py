@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from rlaif.attention import flex_failure, uses_flex
-from rlaif.engines.proof import versions
-from rlaif.logprobs import uses_cut_cross_entropy
+from rlaif.engines.local.proof import versions
+from rlaif.kernels.attention import flex_failure, uses_flex
+from rlaif.kernels.logprobs import uses_cut_cross_entropy
 from rlaif.train.model import TrainModel
 
 

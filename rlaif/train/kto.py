@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rlaif.config.training import KtoTrain
-from rlaif.errors import RlaifError
-from rlaif.losses import preference as losses
+from rlaif.core.errors import RlaifError
 from rlaif.train.loop import Sums
+from rlaif.train.losses import preference as losses
 from rlaif.train.model import TrainModel
 from rlaif.train.preference import assert_equal
 from rlaif.train.reference import Reference

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlaif.batching import Branches, padded_layout
+from rlaif.core.errors import EngineError, explain_library
 from rlaif.engines.checkpoints import is_reward
-from rlaif.engines.output_head import PLAIN, Head, head_of, reading_tokens
-from rlaif.engines.packing import body_of, hidden_states
-from rlaif.errors import EngineError, explain_library
+from rlaif.engines.local.output_head import PLAIN, Head, head_of, reading_tokens
+from rlaif.engines.local.packing import body_of, hidden_states
+from rlaif.kernels.batching import Branches, padded_layout
 
 ROWS: list[Branches] = [
     ([0, 1, 2, 3, 4], [[5, 6, 7], [8]]),

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rlaif.engines.adapters import member_folders
+from rlaif.core.errors import EngineError, explain_library
 from rlaif.engines.checkpoints import MASTERS, load_classifier
-from rlaif.engines.packing import plain_attention
-from rlaif.errors import EngineError, explain_library
+from rlaif.engines.local.adapters import member_folders
+from rlaif.engines.local.packing import plain_attention
 
 
 def load_module(

@@ -19,13 +19,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlaif.batching import plan_epoch
-from rlaif.checksums import read_sealed, verify, write_sealed
 from rlaif.config import OnPolicyTrain, TextStep, TrainStep
-from rlaif.device import peak_flops, peak_memory
-from rlaif.errors import EngineError, RlaifError, StoreError
-from rlaif.finished import MASTERS
-from rlaif.records import content_hash
+from rlaif.core.checksums import read_sealed, verify, write_sealed
+from rlaif.core.device import peak_flops, peak_memory
+from rlaif.core.errors import EngineError, RlaifError, StoreError
+from rlaif.core.finished import MASTERS
+from rlaif.core.records import content_hash
+from rlaif.kernels.batching import plan_epoch
 from rlaif.train import checkpoint, metrics, parallel
 from rlaif.train.kernels import kernels_in_use
 from rlaif.train.likeness import trainable_code

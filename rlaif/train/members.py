@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from rlaif.chat import KEEP, ChatSettings
 from rlaif.config import DistillStep
-from rlaif.records import Preference, content_hash
+from rlaif.core.chat import KEEP, ChatSettings
+from rlaif.core.records import Preference, content_hash
 from rlaif.train.export import export_members
 from rlaif.train.loop import TrainOutcome, TrainProgress, read_outcome, write_outcome
 from rlaif.train.run import train

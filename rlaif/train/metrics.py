@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlaif.checksums import digest, file_digest, fsync
-from rlaif.errors import StoreError
+from rlaif.core.checksums import digest, file_digest, fsync
+from rlaif.core.errors import StoreError
 from rlaif.train import parallel
 
 FILE = "metrics.jsonl"

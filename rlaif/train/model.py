@@ -17,24 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlaif.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
 from rlaif.config import LoraOptions, TextStep
-from rlaif.device import has_fast_bf16
+from rlaif.core.device import has_fast_bf16
+from rlaif.core.errors import EngineError
 from rlaif.engines.checkpoints import is_reward
-from rlaif.engines.fast_paths import PLAIN as PLAIN_FORMS
-from rlaif.engines.fast_paths import Choice, fast_paths
-from rlaif.engines.output_head import PLAIN, Head
-from rlaif.engines.packing import body_of, hidden_states
-from rlaif.engines.proof import choose
-from rlaif.errors import EngineError
-from rlaif.fused import embed_into, multiply_into
-from rlaif.logprobs import token_logprobs, token_logprobs_and_entropy
+from rlaif.engines.local.fast_paths import PLAIN as PLAIN_FORMS
+from rlaif.engines.local.fast_paths import Choice, fast_paths
+from rlaif.engines.local.output_head import PLAIN, Head
+from rlaif.engines.local.packing import body_of, hidden_states
+from rlaif.engines.local.proof import choose
+from rlaif.kernels.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
+from rlaif.kernels.fused import embed_into, multiply_into
+from rlaif.kernels.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlaif.train import parallel, sharding
-from rlaif.train.likeness import (
-    compute_as_sampling,
-    proved_head,
-    recompute_layers,
-)
+from rlaif.train.likeness import compute_as_sampling, proved_head, recompute_layers
 
 log = logging.getLogger(__name__)
 

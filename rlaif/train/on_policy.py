@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from rlaif.batching import plan_epoch
 from rlaif.config.on_policy import OnlineDpoTrain, OnPolicyTrain, PpoTrain
-from rlaif.errors import RlaifError
-from rlaif.losses import policy as losses
+from rlaif.core.errors import RlaifError
+from rlaif.kernels.batching import plan_epoch
 from rlaif.train import checkpoint, metrics
 from rlaif.train.gates import STOPPED_FILE, look, raise_stopped, warnings_of
 from rlaif.train.kernels import kernels_in_use
@@ -25,6 +24,7 @@ from rlaif.train.loop import (
     progress_of,
     summary_of,
 )
+from rlaif.train.losses import policy as losses
 from rlaif.train.model import TrainModel
 from rlaif.train.policy_tasks import OnlinePairs, PolicyTask
 from rlaif.train.rewards import (

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlaif.errors import EngineError, RlaifError
+from rlaif.core.errors import EngineError, RlaifError
 
 T = TypeVar("T")
 BUCKET = 64 * 1024 * 1024

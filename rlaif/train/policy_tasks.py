@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlaif.batching import Layout, sequence_sums
 from rlaif.config.on_policy import GrpoTrain, OnlineDpoTrain, OnPolicyTrain, PpoTrain
-from rlaif.losses import policy as losses
-from rlaif.losses import preference
+from rlaif.kernels.batching import Layout, sequence_sums
 from rlaif.train.loop import Sums
+from rlaif.train.losses import policy as losses
+from rlaif.train.losses import preference
 from rlaif.train.model import TrainModel
 from rlaif.train.preference import PAIR_LOSSES, pair_logprobs
 from rlaif.train.rollout import Critic, Rollout

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rlaif.batching import Layout
 from rlaif.config import DpoTrain, ReferenceTrain, TrainStep
-from rlaif.errors import RlaifError
-from rlaif.losses import preference as losses
-from rlaif.losses.preference import PairLogprobs
+from rlaif.core.errors import RlaifError
+from rlaif.kernels.batching import Layout
 from rlaif.train.loop import Sums
+from rlaif.train.losses import preference as losses
+from rlaif.train.losses.preference import PairLogprobs
 from rlaif.train.model import TrainModel
 from rlaif.train.reference import Reference
 from rlaif.train.tokenise import Example

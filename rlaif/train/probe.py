@@ -13,17 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlaif.batching import fill
-from rlaif.chat import KEEP, ChatSettings
-from rlaif.checksums import file_digest
-from rlaif.compare.aggregate import pointwise_values
-from rlaif.compare.distance import fit_region
 from rlaif.config import FitStep
 from rlaif.config.distill import GatedDistill, LinearDistill, OrdinalDistill, QuantileDistill
-from rlaif.device import release_freed_memory
-from rlaif.errors import RlaifError
-from rlaif.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
-from rlaif.records import Judgement, Preference, content_hash
+from rlaif.core.chat import KEEP, ChatSettings
+from rlaif.core.checksums import file_digest
+from rlaif.core.device import release_freed_memory
+from rlaif.core.errors import RlaifError
+from rlaif.core.records import Judgement, Preference, content_hash
+from rlaif.core.yamlio import suggest
+from rlaif.engines.local.distance import fit_region
+from rlaif.kernels.batching import fill
+from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
+from rlaif.preferences.aggregate import pointwise_values
 from rlaif.train.depth import depths, hidden_at
 from rlaif.train.export import export_head
 from rlaif.train.fits import (
@@ -37,24 +38,11 @@ from rlaif.train.fits import (
     fit_quantiles,
 )
 from rlaif.train.loading import load_module
-from rlaif.train.loop import (
-    TrainOutcome,
-    TrainProgress,
-    memory_advice,
-    read_outcome,
-    write_outcome,
-)
+from rlaif.train.loop import TrainOutcome, TrainProgress, memory_advice, read_outcome, write_outcome
 from rlaif.train.model import TrainModel, compute_dtype, prepare
 from rlaif.train.reward_model import by_prompt, prepared
 from rlaif.train.run import refuse_single
-from rlaif.train.tokenise import (
-    Example,
-    encode,
-    load_tokenizer,
-    model_limits,
-    refuse_empty,
-)
-from rlaif.yamlio import suggest
+from rlaif.train.tokenise import Example, encode, load_tokenizer, model_limits, refuse_empty
 
 VERBOSITY = "length"
 """The objective that every gated head adds to those that were rated: how long an answer is."""

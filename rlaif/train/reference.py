@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from rlaif import commits
-from rlaif.batching import plan_epoch
 from rlaif.config import TrainStep
-from rlaif.rowfiles import read_rows
-from rlaif.store import StepFolder
+from rlaif.core import commits
+from rlaif.core.rowfiles import read_rows
+from rlaif.core.store import StepFolder
+from rlaif.kernels.batching import plan_epoch
 from rlaif.train import parallel
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example

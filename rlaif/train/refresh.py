@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlaif.checksums import NAME, add, publish, read_sealed, write_sealed
-from rlaif.compare.intervals import Interval
-from rlaif.compare.metrics import per_prompt, value_interval
 from rlaif.config import DistillStep, FitStep
+from rlaif.core.checksums import NAME, add, publish, read_sealed, write_sealed
+from rlaif.core.errors import RlaifError, StoreError
+from rlaif.core.records import Preference, content_hash
 from rlaif.engines.base import Engine, RewardRequest
-from rlaif.errors import RlaifError, StoreError
-from rlaif.records import Preference, content_hash
+from rlaif.metrics.intervals import Interval
+from rlaif.metrics.metrics import per_prompt, value_interval
 from rlaif.train.reward_model import conditioned
 
 RECORD = "refresh.json"

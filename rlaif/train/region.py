@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from rlaif.batching import fill
-from rlaif.compare.distance import Region, fit_region
 from rlaif.config import TextStep
+from rlaif.engines.local.distance import Region, fit_region
+from rlaif.kernels.batching import fill
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
 

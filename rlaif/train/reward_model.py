@@ -10,20 +10,15 @@ from msgspec import structs
 from torch import Tensor
 
 from rlaif.config import DistillStep, FitStep
-from rlaif.config.distill import (
-    BradleyTerryDistill,
-    ConditionalDistill,
-    CostDistill,
-    KWiseDistill,
-)
+from rlaif.config.distill import BradleyTerryDistill, ConditionalDistill, CostDistill, KWiseDistill
+from rlaif.core.errors import RlaifError
+from rlaif.core.records import Preference, content_hash
+from rlaif.core.yamlio import suggest
 from rlaif.data.instructed import with_system
-from rlaif.errors import RlaifError
-from rlaif.losses import reward as losses
-from rlaif.records import Preference, content_hash
 from rlaif.train.loop import Sums
+from rlaif.train.losses import reward as losses
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example, Ranked
-from rlaif.yamlio import suggest
 
 REPLAY_PARTS = 1000
 

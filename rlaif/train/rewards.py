@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlaif.checksums import read_sealed, write_sealed
 from rlaif.config.rewards import REFERENCE_ANSWERS, RewardTerm
-from rlaif.errors import RlaifError, StoreError
-from rlaif.losses.policy import FLAT
+from rlaif.core.checksums import read_sealed, write_sealed
+from rlaif.core.errors import RlaifError, StoreError
+from rlaif.train.losses.policy import FLAT
 from rlaif.train.rollout import Group
 
 REFERENCE_DRAWS = 16

@@ -12,15 +12,9 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from rlaif.batching import Layout, fill
-from rlaif.config.on_policy import (
-    GrpoTrain,
-    OnlineDpoTrain,
-    OnPolicyTrain,
-    PpoTrain,
-    RlooTrain,
-)
-from rlaif.losses import policy as losses
+from rlaif.config.on_policy import GrpoTrain, OnlineDpoTrain, OnPolicyTrain, PpoTrain, RlooTrain
+from rlaif.kernels.batching import Layout, fill
+from rlaif.train.losses import policy as losses
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
 

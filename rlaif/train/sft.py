@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlaif.losses.sft import sft_loss
 from rlaif.train.loop import Sums
+from rlaif.train.losses.sft import sft_loss
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
 

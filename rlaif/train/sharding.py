@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlaif.errors import EngineError
+from rlaif.core.errors import EngineError
 
 
 class Gathered(nn.Module):

@@ -1,7 +1,7 @@
 """Preferences as token ids, by the model's own chat template.
 
 The prompt's ids are those that the model is given when it writes. An answer's are those after them
-in the text of both, or the very ids that the policy sampled (`rlaif.answers`).
+in the text of both, or the very ids that the policy sampled (`rlaif.core.answers`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rlaif.answers import AnswerTurn, End, Reasoning, Tokens
-from rlaif.batching import Branches
-from rlaif.chat import KEEP, LOST, ChatSettings, lost
+from rlaif.core.answers import AnswerTurn, End, Reasoning, Tokens
+from rlaif.core.chat import KEEP, LOST, ChatSettings, lost
+from rlaif.core.errors import EngineError, RlaifError, explain_library
+from rlaif.core.records import Message, Preference
 from rlaif.engines.limits import NO_LIMITS, Limits, limits_of, no_embedding
-from rlaif.errors import EngineError, RlaifError, explain_library
-from rlaif.records import Message, Preference
+from rlaif.kernels.batching import Branches
 
 Overlong = Literal["skip", "refuse", "truncate_left"]
 OnError = Literal["fail", "skip"]

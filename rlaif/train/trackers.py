@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlaif.errors import ConfigError
+from rlaif.core.errors import ConfigError
 
 Log = Callable[[int, Mapping[str, float]], None]
 Open = tuple[Log, Callable[[], Any]]

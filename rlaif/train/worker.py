@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rlaif.chat import ChatSettings
 from rlaif.config.distill import TRAININGS
-from rlaif.errors import RlaifError
-from rlaif.records import Preference, from_json
+from rlaif.core.chat import ChatSettings
+from rlaif.core.errors import RlaifError
+from rlaif.core.records import Preference, from_json
 from rlaif.train.loop import TrainProgress
 from rlaif.train.run import train
 

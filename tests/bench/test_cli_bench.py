@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from rlaif.cli import cli
-from rlaif.errors import ConfigError
+from rlaif.core.errors import ConfigError
 
 
 @pytest.fixture

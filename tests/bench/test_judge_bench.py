@@ -12,25 +12,19 @@ import numpy as np
 import pytest
 import yaml
 
-from rlaif.bench.entrants import find_entrants
-from rlaif.bench.run import BenchRequest, run_bench
-from rlaif.compare.pooled import STEADY
-from rlaif.compare.rewardbench import SECTIONS
+from rlaif.analysis.bench.entrants import find_entrants
+from rlaif.analysis.bench.run import BenchRequest, run_bench
 from rlaif.config import ModelSpec
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.progress import QuietProgress
 from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.fake import FakeEngine
-from rlaif.errors import ConfigError
 from rlaif.judges.attacks import ATTACKS, NAMING
-from rlaif.plan import VERSIONS
-from rlaif.progress import QuietProgress
-from rlaif.report.bench import (
-    baseline_words,
-    bench_page,
-    cost_words,
-    foreign_words,
-    silenced_words,
-)
+from rlaif.metrics.pooled import STEADY
+from rlaif.metrics.rewardbench import SECTIONS
+from rlaif.pipeline.plan import VERSIONS
+from rlaif.report.bench import baseline_words, bench_page, cost_words, foreign_words, silenced_words
 from tests.servers.scripted import ScriptedServer, prompt_text
 
 LEVELS = (55, 65, 75, 85, 95)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.bench.mistakes import FILE, gap_words
-from rlaif.bench.run import BenchRequest, run_bench
+from rlaif.analysis.bench.mistakes import FILE, gap_words
+from rlaif.analysis.bench.run import BenchRequest, run_bench
 from rlaif.config import ModelSpec
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.progress import QuietProgress
 from rlaif.data.readers.base import make_pair, user
-from rlaif.progress import QuietProgress
 from rlaif.report.bench import bench_page
 from tests.report.browsing import CHROMIUM, dumped, needs_chromium
 

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from rlaif.cli import cli
-from rlaif.errors import ConfigError, RlaifError
-from rlaif.records import Completion, Judgement, make_prompt, to_json
+from rlaif.core.errors import ConfigError, RlaifError
+from rlaif.core.records import Completion, Judgement, make_prompt, to_json
 
 WORDS = ["red", "blue", "green", "round", "small", "sweet", "old", "new"]
 
@@ -163,7 +163,7 @@ def test_mistakes_are_said(trained: tuple[Path, Path], tmp_path: Path) -> None:
 def test_a_model_that_the_newest_answers_fool_is_called_stale(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    from rlaif.steps.load import load_preferences
+    from rlaif.pipeline.steps.load import load_preferences
 
     model, _ = trained
     early = load_preferences(write(tmp_path / "early.jsonl", rows(20, 300)), 1)

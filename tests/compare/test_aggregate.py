@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from rlaif.compare.aggregate import (
+from rlaif.core.labelled import given_pair
+from rlaif.core.records import Judgement, Status
+from rlaif.data.readers.base import make_pair, user
+from rlaif.metrics.verdicts import verdict
+from rlaif.preferences.aggregate import (
     answer_probability,
     candidate_scores,
     combine,
     compared_scores,
     pair_probability,
 )
-from rlaif.compare.verdicts import verdict
-from rlaif.data.labelled import given_pair
-from rlaif.data.labels import verdicts
-from rlaif.data.readers.base import make_pair, user
-from rlaif.records import Judgement, Status
+from rlaif.preferences.labels import verdicts
 
 unit = st.floats(0, 1)
 

@@ -9,7 +9,7 @@ import scipy.stats
 import sklearn.metrics
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
-from rlaif.compare.agreement import (
+from rlaif.metrics.agreement import (
     cohen_kappa,
     effective_votes,
     interval,

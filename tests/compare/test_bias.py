@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 import statsmodels.api
 
-from rlaif.compare.bias import (
-    length_coefficient,
-    picks_longer,
-    same_slot,
-    self_preference,
-)
-from rlaif.compare.logistic import fit_logistic
-from rlaif.numbers import sigmoids
+from rlaif.core.numbers import sigmoids
+from rlaif.metrics.bias import length_coefficient, picks_longer, same_slot, self_preference
+from rlaif.metrics.logistic import fit_logistic
 from tests.compare.weights import plain
 
 MISSING = float("nan")

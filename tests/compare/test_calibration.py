@@ -7,9 +7,9 @@ import pytest
 import sklearn.calibration
 import sklearn.metrics
 
-from rlaif.compare import calibration
-from rlaif.compare.calibration import brier, log_odds, reliability, scale_held_out, steepness
-from rlaif.numbers import sigmoids
+from rlaif.core.numbers import sigmoids
+from rlaif.metrics import calibration
+from rlaif.metrics.calibration import brier, log_odds, reliability, scale_held_out, steepness
 from tests.compare.weights import plain
 
 

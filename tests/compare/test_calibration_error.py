@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlaif.compare.calibration_error import (
+from rlaif.core.numbers import sigmoids
+from rlaif.metrics.calibration_error import (
     calibration_error,
     ece_if_calibrated,
     equal_mass_bins,
     graded,
     noncentrality,
 )
-from rlaif.numbers import sigmoids
 
 
 @pytest.mark.parametrize("df", [1.3, 5.0, 9.2])

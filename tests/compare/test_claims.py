@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
-from rlaif.compare.claims import benjamini_hochberg, find_claims, holm
-from rlaif.compare.intervals import IntervalJson
+from rlaif.metrics.claims import benjamini_hochberg, find_claims, holm
+from rlaif.metrics.intervals import IntervalJson
 
 P_VALUES = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=30)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlaif.compare import ends
-from rlaif.compare.figure_rules import RULES
+from rlaif.metrics import ends
+from rlaif.metrics.figure_rules import RULES
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.compare.decompose import change_sentences, decompose, score_parts
-from rlaif.compare.metrics import judge_values
-from rlaif.records import Judgement
+from rlaif.core.records import Judgement
+from rlaif.metrics.decompose import change_sentences, decompose, score_parts
+from rlaif.metrics.metrics import judge_values
 
 PRINCIPLES = ["brief", "finished", "plain", None]
 Cell = tuple[float, str]

@@ -7,14 +7,8 @@ import json
 
 import pytest
 
-from rlaif.compare.diagnostics import (
-    AlarmLimits,
-    RoundMetrics,
-    both_means,
-    delta,
-    find_alarms,
-)
-from rlaif.compare.intervals import IntervalJson
+from rlaif.metrics.diagnostics import AlarmLimits, RoundMetrics, both_means, delta, find_alarms
+from rlaif.metrics.intervals import IntervalJson
 
 
 def iv(mean: float, half: float = 0.0, n: int = 64) -> IntervalJson:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlaif.compare.equivalence import answer_of, answer_sentence
-from rlaif.compare.intervals import IntervalJson, mean_interval
+from rlaif.metrics.equivalence import answer_of, answer_sentence
+from rlaif.metrics.intervals import IntervalJson, mean_interval
 
 
 def difference(mean: float, se: float, df: float = 23.0, n: int = 24) -> IntervalJson:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from rlaif.compare import ends
-from rlaif.compare.intervals import (
+from rlaif.metrics import ends
+from rlaif.metrics.intervals import (
     MIN_PROMPTS,
     Interval,
     IntervalJson,

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlaif.compare.judge_figures import BY_SUBSET, calibration_figures, figures, joint_votes
-from rlaif.compare.pooled import UNDEFINED, figure_intervals
-from rlaif.compare.rewardbench import SECTIONS
-from rlaif.compare.verdicts import VerdictTable
-from rlaif.compare.weighted import Figure, defined, mean_of
-from rlaif.numbers import sigmoids
+from rlaif.core.numbers import sigmoids
+from rlaif.metrics.judge_figures import BY_SUBSET, calibration_figures, figures, joint_votes
+from rlaif.metrics.pooled import UNDEFINED, figure_intervals
+from rlaif.metrics.rewardbench import SECTIONS
+from rlaif.metrics.verdicts import VerdictTable
+from rlaif.metrics.weighted import Figure, defined, mean_of
 
 MISSING = float("nan")
 SUBSETS = np.asarray([next(iter(sizes)) for sizes in SECTIONS.values()])
@@ -154,7 +154,7 @@ def test_votes_lie_between_one_and_the_number_of_judges() -> None:
 def test_batches_of_weights_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     table = drawn_table(5, 20, False)
     whole = figure_intervals(figures(table), list(table.prompt))
-    monkeypatch.setattr("rlaif.compare.pooled._WEIGHTS_AT_ONCE", 130)
+    monkeypatch.setattr("rlaif.metrics.pooled._WEIGHTS_AT_ONCE", 130)
     parts = figure_intervals(figures(table), list(table.prompt))
     for name, found in whole.items():
         if found.low is not None:

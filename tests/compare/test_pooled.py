@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlaif.compare import agreement as agree
-from rlaif.compare.figure_rules import RULES, rule_of
-from rlaif.compare.intervals import mean_interval, share_interval, skewed_interval
-from rlaif.compare.pooled import STEADY, UNDEFINED, figure_intervals, left_out
-from rlaif.compare.weighted import Figure, mean_of, share_of
+from rlaif.metrics import agreement as agree
+from rlaif.metrics.figure_rules import RULES, rule_of
+from rlaif.metrics.intervals import mean_interval, share_interval, skewed_interval
+from rlaif.metrics.pooled import STEADY, UNDEFINED, figure_intervals, left_out
+from rlaif.metrics.weighted import Figure, mean_of, share_of
 
 
 def test_with_as_many_items_in_each_prompt_it_is_the_prompts_means() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.compare.aggregate import candidate_raw_values, candidate_scores
-from rlaif.records import Judgement, from_json, to_json
+from rlaif.core.records import Judgement, from_json, to_json
+from rlaif.preferences.aggregate import candidate_raw_values, candidate_scores
 
 
 def judgement(subject, status="ok", score=None, sample=0, **more):

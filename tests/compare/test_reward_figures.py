@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from rlaif.compare.distance import fit_region, nearest
-from rlaif.compare.reward_figures import (
+from rlaif.core.numbers import sigmoids
+from rlaif.engines.local.distance import fit_region, nearest
+from rlaif.judges.reward_ensemble import combine
+from rlaif.metrics.reward_figures import (
     RewardTable,
     accuracy_by,
     best_of_n,
@@ -20,9 +22,7 @@ from rlaif.compare.reward_figures import (
     reward_figures,
     reward_intervals,
 )
-from rlaif.compare.weighted import defined
-from rlaif.judges.reward_ensemble import combine
-from rlaif.numbers import sigmoids
+from rlaif.metrics.weighted import defined
 
 
 def table(gaps, lengths=None, subsets=None):

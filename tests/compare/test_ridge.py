@@ -7,14 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
-from rlaif.compare.ridge import (
-    Array,
-    cross_validate,
-    fit_ridge,
-    group_folds,
-    log_loss,
-    predict,
-)
+from rlaif.metrics.ridge import Array, cross_validate, fit_ridge, group_folds, log_loss, predict
 
 
 def data(rows: int = 300, seed: int = 0) -> tuple[Array, Array]:

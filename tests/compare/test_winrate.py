@@ -17,11 +17,11 @@ from scipy import optimize, stats
 
 from rlaif.cli import cli
 from rlaif.cli.winrate import print_standings
-from rlaif.compare.length_control import LengthControlled, lc_minimal, length_controlled
-from rlaif.compare.ranking import SCALE, Comparison, Rating, bradley_terry, connected
-from rlaif.compare.winrate import Battle, WinRate, repeats, standings, win_rate_interval, win_rates
-from rlaif.data.battles import read_battles
-from rlaif.errors import ConfigError, RlaifError
+from rlaif.core.errors import ConfigError, RlaifError
+from rlaif.metrics.battles import read_battles
+from rlaif.metrics.length_control import LengthControlled, lc_minimal, length_controlled
+from rlaif.metrics.ranking import SCALE, Comparison, Rating, bradley_terry, connected
+from rlaif.metrics.winrate import Battle, WinRate, repeats, standings, win_rate_interval, win_rates
 
 # python -c '...' with alpaca-eval 0.6.6 and scikit-learn 1.9.1, for every generator:
 #   glm_winrate.get_length_controlled_winrate(annotations, glm_name="length_controlled_minimal",

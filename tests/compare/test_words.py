@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.compare.diagnostics import RoundMetrics
-from rlaif.compare.intervals import IntervalJson
-from rlaif.compare.words import ceiling_words, movement_words, self_judge_words
+from rlaif.metrics.diagnostics import RoundMetrics
+from rlaif.metrics.intervals import IntervalJson
+from rlaif.metrics.words import ceiling_words, movement_words, self_judge_words
 
 
 def iv(mean: float, half: float = 0.01, n: int = 64) -> IntervalJson:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlaif.compare.weighted import Measure
+from rlaif.metrics.weighted import Measure
 
 
 def plain(measure: Measure, size: int) -> float | None:

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.cli import cli
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Message
 from rlaif.data.convert import convert, differences, written
-from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers import FORMATS, read_labelled
 from rlaif.data.readers.base import make_pair
-from rlaif.errors import ConfigError
-from rlaif.manifest import KEYS
-from rlaif.records import Message
+from rlaif.pipeline.manifest import KEYS
 
 WRITTEN = {name: known for name, known in FORMATS.items() if known.write is not None}
 

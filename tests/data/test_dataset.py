@@ -22,6 +22,9 @@ from markdown_it import MarkdownIt
 
 from rlaif.cli import cli
 from rlaif.config import DatasetSpec
+from rlaif.core.errors import ConfigError, StoreError
+from rlaif.core.records import Completion, Judgement, make_prompt, to_json
+from rlaif.core.store import Store
 from rlaif.data.card import Facts, card
 from rlaif.data.dataset import held_prompts
 from rlaif.data.describe import compare_pairs, describe
@@ -29,11 +32,8 @@ from rlaif.data.raw import raw_row
 from rlaif.data.readers import read_labelled
 from rlaif.data.readers.base import make_pair
 from rlaif.data.readers.ultrafeedback import ASPECTS, read_raw
-from rlaif.errors import ConfigError, StoreError
-from rlaif.experiment import run_experiment
-from rlaif.records import Completion, Judgement, make_prompt, to_json
-from rlaif.store import Store
-from rlaif.told import stages
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.provenance import stages
 from tests.servers.hub import Hub
 from tests.test_build import files
 
@@ -279,7 +279,7 @@ UPLOAD = """
 import sys
 from pathlib import Path
 from rlaif.data.hub import check_login, upload
-from rlaif.errors import ConfigError
+from rlaif.core.errors import ConfigError
 for repo in sys.argv[2:]:
     try:
         check_login()

@@ -13,15 +13,15 @@ import pytest
 from click.testing import CliRunner
 
 from rlaif.cli import cli
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.progress import QuietProgress
+from rlaif.core.records import Preference, message_text
+from rlaif.core.store import StepFolder
 from rlaif.data.convert import convert
-from rlaif.data.labelled import LabelledPair
 from rlaif.data.readers import FORMATS, detect, load_columns, read_answers, read_labelled
-from rlaif.errors import ConfigError
-from rlaif.files import Request, run_step
-from rlaif.progress import QuietProgress
-from rlaif.records import Preference, message_text
-from rlaif.steps.load import load_preferences
-from rlaif.store import StepFolder
+from rlaif.pipeline.single_step import Request, run_step
+from rlaif.pipeline.steps.load import load_preferences
 from tests.servers.hub import Hub
 
 Row = dict[str, Any]
@@ -616,8 +616,8 @@ LOADED = """
 import json, sys
 from pathlib import Path
 from rlaif.cli import cli
-from rlaif.files import Request, run_step
-from rlaif.progress import QuietProgress
+from rlaif.pipeline.single_step import Request, run_step
+from rlaif.core.progress import QuietProgress
 from click.testing import CliRunner
 
 out = Path(sys.argv[1])

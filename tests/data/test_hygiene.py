@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rlaif.config import FilterSet, FilterStep
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import make_prompt
+from rlaif.core.store import Store
 from rlaif.data import embed
 from rlaif.data.embed import Vectors
 from rlaif.data.hygiene import Beside, Item, Sifted, sift
 from rlaif.data.private import private_kinds
-from rlaif.errors import ConfigError
-from rlaif.experiment import run_experiment
-from rlaif.records import make_prompt
-from rlaif.steps.filter import read_beside
-from rlaif.store import Store
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.steps.filter import read_beside
 
 LONG = "the quick brown fox jumps over the lazy dog while the small grey cat sleeps by a warm fire"
 

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from rlaif import textstats as ts
+from rlaif.constitution import textstats as ts
 from rlaif.data.contamination import eval_items
 from rlaif.data.near import PERMUTATIONS, minhash, near_duplicates, rows_per_band
 from rlaif.data.shingles import ngram_hashes, word_hashes

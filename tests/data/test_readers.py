@@ -18,10 +18,10 @@ import pytest
 from pydantic import ValidationError
 
 from rlaif.config import LabelColumns
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers import FORMATS, detect, load_columns, read_labelled
 from rlaif.data.readers.ultrafeedback import mean_rating
-from rlaif.errors import ConfigError
 
 Row = dict[str, Any]
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import ModelSpec, YesNoJudge
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import RlaifError
+from rlaif.core.records import Completion, Judgement, content_hash, make_prompt
+from rlaif.core.store import Store
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
-from rlaif.errors import RlaifError
 from rlaif.judges.base import Call, Judge
 from rlaif.judges.build import build_judge
-from rlaif.records import Completion, Judgement, content_hash, make_prompt
-from rlaif.steps.judge import ask_model
-from rlaif.store import Store
+from rlaif.pipeline.steps.judge import ask_model
 
 
 def yes_no() -> Judge:

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from rlaif.config import ModelSpec
+from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.base import ScoreRequest
 from rlaif.engines.build import load_engine
 from rlaif.engines.builtin import resolve
-from rlaif.errors import ConfigError, EngineError
-from rlaif.plan import make_plan
-from rlaif.prepare import model_key, prepare
+from rlaif.pipeline.plan import make_plan
+from rlaif.pipeline.prepare import model_key, prepare
 from tests.adapters import adapter
 
 

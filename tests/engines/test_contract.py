@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from rlaif.config import ModelSpec
+from rlaif.core.errors import EngineError
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling, ScoreRequest
 from rlaif.engines.build import load_engine
 from rlaif.engines.fake import FakeEngine, FakeScript
-from rlaif.errors import EngineError
 from tests.servers.scripted import CONTEXT, ScriptedServer
 
 REPLIES = [f"{word} red né blue 日本 green 🙂 stone" for word in ("One", "Two", "Three", "Four")]

@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif.config import ModelSpec
-from rlaif.engines.api import Result, calls, most_usage, read, serves_log_probs
+from rlaif.core.errors import EngineError
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
-from rlaif.engines.connection import Limit
-from rlaif.engines.decode import (
+from rlaif.engines.remote.api import Result, calls, most_usage, read, serves_log_probs
+from rlaif.engines.remote.connection import Limit
+from rlaif.engines.remote.decode import (
     Answer,
     Malformed,
     Usage,
@@ -28,10 +29,9 @@ from rlaif.engines.decode import (
     encode_answer,
     is_silent,
 )
-from rlaif.engines.failures import Again, Refused, SchemaRefused, failure_of
-from rlaif.engines.secret import without_key
-from rlaif.engines.server_errors import ServerError, decode_error
-from rlaif.errors import EngineError
+from rlaif.engines.remote.failures import Again, Refused, SchemaRefused, failure_of
+from rlaif.engines.remote.secret import without_key
+from rlaif.engines.remote.server_errors import ServerError, decode_error
 
 SPEC = ModelSpec.model_validate(
     {

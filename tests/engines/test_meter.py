@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlaif.engines import meter as module
-from rlaif.engines.decode import Usage
-from rlaif.engines.meter import Meter, Meters, read_meters
+from rlaif.engines.remote import meter as module
+from rlaif.engines.remote.decode import Usage
+from rlaif.engines.remote.meter import Meter, Meters, read_meters
 
 
 def asked(latencies: list[float], start: float = 100.0) -> Meter:

@@ -10,14 +10,14 @@ import pytest
 from pydantic import ValidationError
 
 from rlaif.config import ModelSpec
-from rlaif.engines import pace
-from rlaif.engines.account import Account
-from rlaif.engines.api import calls, most_usage
+from rlaif.core.errors import EngineError, StoreError
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult
-from rlaif.engines.cache import RequestCache
-from rlaif.engines.openai import OpenAIEngine, load
-from rlaif.errors import EngineError, StoreError
-from rlaif.prepare import model_key
+from rlaif.engines.remote import pace
+from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.api import calls, most_usage
+from rlaif.engines.remote.cache import RequestCache
+from rlaif.engines.remote.openai import OpenAIEngine, load
+from rlaif.pipeline.prepare import model_key
 from tests.servers.scripted import ScriptedServer, prompt_text
 
 LABELS = {"yes": ("Yes",), "no": ("No",)}

@@ -16,8 +16,8 @@ import yaml
 from click.testing import CliRunner
 
 from rlaif.cli import cli
-from rlaif.engines import pace
-from rlaif.errors import RlaifError
+from rlaif.core.errors import RlaifError
+from rlaif.engines.remote import pace
 from tests.servers.faults import FaultProxy
 from tests.servers.scripted import ScriptedServer, prompt_text
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from rlaif.config import ModelSpec
-from rlaif.engines import pace
-from rlaif.engines.account import Account
+from rlaif.core.errors import EngineError
+from rlaif.core.store import Store
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling
-from rlaif.engines.openai import OpenAIEngine, load
-from rlaif.errors import EngineError
-from rlaif.store import Store
+from rlaif.engines.remote import pace
+from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.openai import OpenAIEngine, load
 from tests.engines.judging import judged, server_model
 from tests.servers.faults import KINDS, FaultProxy
 from tests.servers.scripted import ScriptedServer, prompt_text

@@ -13,19 +13,19 @@ from pydantic import ValidationError
 
 from rlaif.cli import cli
 from rlaif.config import Experiment, ModelSpec
-from rlaif.dryrun import dry_run_report
-from rlaif.engines.account import Account, run_account
+from rlaif.core.errors import ConfigError, GateStopped
+from rlaif.core.store import Store
 from rlaif.engines.base import GenerateRequest, Sampling
-from rlaif.engines.cache import cache_path
-from rlaif.engines.openai import load
-from rlaif.errors import ConfigError, GateStopped
-from rlaif.experiment import run_experiment
-from rlaif.forecast import forecast
-from rlaif.prepare import prepare
-from rlaif.rounds import read_rounds
-from rlaif.runs import load_run
-from rlaif.store import Store
-from rlaif.verify import verify_run
+from rlaif.engines.remote.account import Account, run_account
+from rlaif.engines.remote.cache import cache_path
+from rlaif.engines.remote.openai import load
+from rlaif.pipeline.dryrun import dry_run_report
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.forecast import forecast
+from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.rounds import read_rounds
+from rlaif.pipeline.runs import load_run
+from rlaif.pipeline.verify import verify_run
 from tests.servers.scripted import ScriptedServer
 
 TOPS = {"Yes": -0.3, "yes": -3.0, "No": -1.9}

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from rlaif.engines import pace
-from rlaif.engines.account import Account
-from rlaif.engines.cache import RequestCache, cache_limit, cache_path
-from rlaif.errors import ConfigError, EngineError, GateStopped, StoreError
-from rlaif.store import Store
+from rlaif.core.errors import ConfigError, EngineError, GateStopped, StoreError
+from rlaif.core.store import Store
+from rlaif.engines.remote import pace
+from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.cache import RequestCache, cache_limit, cache_path
 from tests.engines.judging import judged, server_model
 from tests.servers.scripted import ScriptedServer
 
@@ -171,14 +171,14 @@ def test_a_server_without_log_probs_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 def fill(cache: RequestCache, names: range, size: int = 100) -> None:
-    from rlaif.engines.cache import Entry
+    from rlaif.engines.remote.cache import Entry
 
     cache.put([Entry(f"key{i}", "m", "u", {"i": i}, {"text": "x" * size}) for i in names])
 
 
 def test_the_cache_forgets_what_was_of_use_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1, 100))
-    monkeypatch.setattr("rlaif.engines.cache.time.time", lambda: float(next(clock)))
+    monkeypatch.setattr("rlaif.engines.remote.cache.time.time", lambda: float(next(clock)))
     cache = RequestCache(cache_path(), 10**9)
     for start in range(0, 500, 50):
         fill(cache, range(start, start + 50), 2000)
@@ -207,7 +207,7 @@ def test_the_cache_prunes_by_model_and_age_and_counts() -> None:
 
 WRITER = """
 import sys
-from rlaif.engines.cache import Entry, RequestCache, cache_path
+from rlaif.engines.remote.cache import Entry, RequestCache, cache_path
 cache = RequestCache(cache_path(), 10**9)
 for i in range(200):
     cache.put([Entry(f"{sys.argv[1]}-{i}", "m", "u", {}, {"i": i})])

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import Phase, given, seed, settings
 
 from rlaif.config import ModelSpec
-from rlaif.engines import pace
-from rlaif.engines.account import Account
-from rlaif.engines.api import calls, most_bytes
+from rlaif.core.errors import ConfigError, EngineError, GateStopped
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest
-from rlaif.engines.breaker import Breaker
-from rlaif.engines.cache import Entry, RequestCache, cache_limit, cache_path
-from rlaif.engines.meter import Meter
-from rlaif.engines.openai import OpenAIEngine, load
-from rlaif.errors import ConfigError, EngineError, GateStopped
+from rlaif.engines.remote import pace
+from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.api import calls, most_bytes
+from rlaif.engines.remote.breaker import Breaker
+from rlaif.engines.remote.cache import Entry, RequestCache, cache_limit, cache_path
+from rlaif.engines.remote.meter import Meter
+from rlaif.engines.remote.openai import OpenAIEngine, load
 from tests.engines.judging import judged, server_model
 from tests.engines.test_decode import bodies
 from tests.servers.scripted import ScriptedServer, http, prompt_text

@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers
 
-from rlaif.engines.output_head import Head, head_of
-from rlaif.engines.weights import Weights
-from rlaif.errors import EngineError
+from rlaif.core.errors import EngineError
+from rlaif.engines.local.output_head import Head, head_of
+from rlaif.engines.local.weights import Weights
 from tests.train.architectures import SMALL
 
 SIZES = {name: value for name, value in SMALL.items() if name != "head_dim"}

@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlaif.engines import keeper
-from rlaif.engines.server import Server
-from rlaif.errors import EngineError
+from rlaif.core.errors import EngineError
+from rlaif.engines.vllm import keeper
+from rlaif.engines.vllm.server import Server
 from tests.processes import alive, gone
 from tests.servers import standin
 
@@ -185,7 +185,7 @@ def test_a_keeper_that_is_told_to_end_twice_kills_at_once(tmp_path: Path, log: P
     server = start(tmp_path, log)
     server.wait(30)
     running = processes(log)
-    [kept] = [p for p in psutil.Process().children() if "rlaif.engines.keeper" in p.cmdline()]
+    [kept] = [p for p in psutil.Process().children() if "rlaif.engines.vllm.keeper" in p.cmdline()]
     kept.terminate()
     # It waits for a server that ignores the signal.
     assert not gone(running, 0.5)
@@ -198,7 +198,7 @@ def test_the_keeper_that_is_told_to_end_takes_the_server_with_it(tmp_path: Path,
     server = start(tmp_path, log)
     server.wait(30)
     running = processes(log)
-    [kept] = [p for p in psutil.Process().children() if "rlaif.engines.keeper" in p.cmdline()]
+    [kept] = [p for p in psutil.Process().children() if "rlaif.engines.vllm.keeper" in p.cmdline()]
     kept.terminate()
     assert gone(running)
     server.stop()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.engines import pace
-from rlaif.records import make_prompt
+from rlaif.core.records import make_prompt
+from rlaif.engines.remote import pace
 from tests.engines.test_openai_commands import rlaif, write_rows
 from tests.servers.shapes import FLAGGED, NOT_HERE, ODD, SHAPES, Shape, ShapedServer, body, choice
 from tests.servers.shapes import error as answers_with

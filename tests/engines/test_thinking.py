@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rlaif.config import THINKING, ModelSpec, Price, ThinkingSpec
-from rlaif.engines import api
+from rlaif.core.records import Message
+from rlaif.core.thinking import Said, opens, split
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampling, ScoreRequest
-from rlaif.engines.decode import Answer, decode_answer
-from rlaif.engines.labels import label_probabilities
-from rlaif.records import Message
-from rlaif.thinking import Said, opens, split
+from rlaif.engines.remote import api
+from rlaif.engines.remote.decode import Answer, decode_answer
+from rlaif.engines.remote.labels import label_probabilities
 
 ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
 OPENED = ThinkingSpec(opened=True)
@@ -231,7 +231,7 @@ def with_tokens(tiny_model: Path, folder: Path, template: str | None = None) -> 
 def test_engines_here_keep_the_tokens_that_tell_thinking_apart(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    from rlaif.engines.hf import load
+    from rlaif.engines.local.hf import load
 
     engine = load(ModelSpec(path="tiny"), with_tokens(tiny_model, tmp_path / "m"), "tiny")
     tokenizer = engine.tokenizer
@@ -257,7 +257,7 @@ def test_labels_here_are_not_read_in_the_midst_of_thinking(
 ) -> None:
     import torch
 
-    from rlaif.engines.hf import load
+    from rlaif.engines.local.hf import load
 
     folder = with_tokens(
         tiny_model, tmp_path / "m", "{% if add_generation_prompt %}<think>{% endif %}"

@@ -16,13 +16,13 @@ import pytest
 from pydantic import ValidationError
 
 from rlaif.config import Experiment, ModelSpec
-from rlaif.engines import vllm_options, vllm_server
-from rlaif.engines.account import Account
+from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.base import GenerateRequest, Model, Reloadable, Sampling, ScoreRequest
 from rlaif.engines.build import known_capabilities
-from rlaif.engines.cache import RequestCache, cache_path
-from rlaif.engines.vllm_server import VllmServerEngine
-from rlaif.errors import ConfigError, EngineError
+from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.cache import RequestCache, cache_path
+from rlaif.engines.vllm import vllm_options, vllm_server
+from rlaif.engines.vllm.vllm_server import VllmServerEngine
 from tests.processes import gone
 from tests.servers import standin
 
@@ -54,7 +54,7 @@ def ask(name: str, text: str = "Hello") -> GenerateRequest:
 
 def keepers() -> list[psutil.Process]:
     """The processes that keep our servers."""
-    return [p for p in psutil.Process().children() if "rlaif.engines.keeper" in p.cmdline()]
+    return [p for p in psutil.Process().children() if "rlaif.engines.vllm.keeper" in p.cmdline()]
 
 
 def answer(engine: VllmServerEngine, text: str = "Hello") -> str:

@@ -11,21 +11,15 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from rlaif.compare.aggregate import candidate_scores
 from rlaif.config import JudgeStep, ModelSpec
-from rlaif.constitution import Constitution
-from rlaif.engines.base import (
-    GenerateRequest,
-    Model,
-    RewardRequest,
-    RewardResult,
-    ScoreResult,
-)
+from rlaif.constitution.model import Constitution
+from rlaif.core.records import Completion, Judgement, content_hash, make_prompt
+from rlaif.engines.base import GenerateRequest, Model, RewardRequest, RewardResult, ScoreResult
 from rlaif.engines.fake import FakeEngine, FakeScript
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import build_judge
-from rlaif.records import Completion, Judgement, content_hash, make_prompt
-from rlaif.steps.asking import Kept, verdicts
+from rlaif.pipeline.steps.asking import Kept, verdicts
+from rlaif.preferences.aggregate import candidate_scores
 from tests.judges.memory import Memory
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}], tags=["fruit"])

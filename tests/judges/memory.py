@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlaif.records import to_json
-from rlaif.rowfiles import HeldIndex, Index
+from rlaif.core.records import to_json
+from rlaif.core.rowfiles import HeldIndex, Index
 
 
 class Memory:

@@ -10,16 +10,16 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlaif.bench.run import BenchRequest, run_bench
-from rlaif.choices import read_choice
+from rlaif.analysis.bench.run import BenchRequest, run_bench
 from rlaif.config import ModelSpec
+from rlaif.core.errors import ConfigError
+from rlaif.core.progress import QuietProgress
 from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.base import GenerateRequest, ScoreRequest, ScoreResult
-from rlaif.errors import ConfigError
 from rlaif.judges.base import is_staged
-from rlaif.parsing import text_ratings
-from rlaif.progress import QuietProgress
-from rlaif.scores import read_score
+from rlaif.judges.choices import read_choice
+from rlaif.judges.parsing import text_ratings
+from rlaif.judges.scores import read_score
 from tests.judges.kinds import (
     BAD,
     EVERY,

@@ -9,10 +9,10 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from rlaif.config import JudgeStep
+from rlaif.core.records import Completion, content_hash, make_prompt
 from rlaif.engines.base import ScoreRequest, ScoreResult
 from rlaif.judges.base import Judge, has_raw_value
 from rlaif.judges.build import build_judge
-from rlaif.records import Completion, content_hash, make_prompt
 
 PROMPT = make_prompt([{"role": "user", "content": "Which red fruit grows in Spain?"}])
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from rlaif.compare.aggregate import candidate_raw_values
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import VALUED, to_json
 from rlaif.engines.base import Model
 from rlaif.engines.fake import FakeEngine
-from rlaif.errors import ConfigError
 from rlaif.judges.base import has_raw_value
-from rlaif.records import VALUED, to_json
-from rlaif.steps.asking import Kept, verdicts
+from rlaif.pipeline.steps.asking import Kept, verdicts
+from rlaif.preferences.aggregate import candidate_raw_values
 from tests.judges.kinds import (
     BAD,
     EVERY,

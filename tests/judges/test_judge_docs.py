@@ -10,9 +10,9 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from rlaif.bench.entrants import BASELINES
+from rlaif.analysis.bench.entrants import BASELINES
 from rlaif.config import JudgeStep, load_experiment
-from rlaif.constitution import Constitution, load_constitution
+from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.engines.base import GenerateRequest, ScoreRequest
 from rlaif.judges.base import most_calls
 from rlaif.judges.build import JUDGES, build_judge

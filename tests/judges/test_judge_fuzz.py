@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif.config import JudgeStep, Strict
-from rlaif.constitution import Constitution
-from rlaif.errors import ConfigError
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, make_prompt
+from rlaif.core.yamlio import validate
 from rlaif.judges.build import JUDGES, build_judge
-from rlaif.records import Completion, make_prompt
-from rlaif.templates import PAIRWISE, POINTWISE, load_template
-from rlaif.yamlio import validate
+from rlaif.judges.templates import PAIRWISE, POINTWISE, load_template
 
 RULES = Constitution.model_validate(
     {"name": "t", "principles": [{"id": "kind", "text": "The answer is kind."}]}

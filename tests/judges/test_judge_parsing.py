@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.choices import read_choice
+from rlaif.judges.choices import read_choice
+from rlaif.judges.parsing import list_items, text_ratings
 from rlaif.judges.rubric import in_lines
-from rlaif.parsing import list_items, text_ratings
-from rlaif.templates import outside_fence
+from rlaif.judges.templates import outside_fence
 
 NUMBERS = {"first": ("1", " 1"), "second": ("2", " 2"), "tie": ("tie",), "abstain": ("abstain",)}
 LETTERS = {"first": ("A", " A"), "second": ("B", " B"), "tie": ("tie",), "abstain": ("abstain",)}

@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from rlaif.compare.aggregate import candidate_scores
-from rlaif.compare.ranking import strengths
 from rlaif.config import JudgeStep
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, content_hash, make_prompt
 from rlaif.engines.base import GenerateResult, ScoreRequest, ScoreResult
-from rlaif.errors import ConfigError
 from rlaif.judges.base import Answered
 from rlaif.judges.build import build_judge
 from rlaif.judges.jury import accuracy_weight
 from rlaif.judges.meta import fair_wins
 from rlaif.judges.pairwise import Reading
-from rlaif.records import Completion, content_hash, make_prompt
+from rlaif.metrics.ranking import strengths
+from rlaif.preferences.aggregate import candidate_scores
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}], tags=["fruit"])
 RULES = Constitution.model_validate(

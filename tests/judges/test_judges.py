@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from rlaif.compare.aggregate import candidate_scores
 from rlaif.config import JudgeBase, JudgeStep
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Prompt, content_hash, make_prompt
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
-from rlaif.errors import ConfigError
 from rlaif.judges.base import Call, Judge
 from rlaif.judges.build import build_judge
-from rlaif.records import Completion, Judgement, Prompt, content_hash, make_prompt
+from rlaif.preferences.aggregate import candidate_scores
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}])
 RULES: Any = {

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.jsontext import json_objects, the_object
-from rlaif.parsing import (
+from rlaif.judges.jsontext import json_objects, the_object
+from rlaif.judges.parsing import (
     expected_level,
     label_share,
     patterned_score,
@@ -17,7 +17,7 @@ from rlaif.parsing import (
     schema_fault,
     valid_member,
 )
-from rlaif.scores import read_score
+from rlaif.judges.scores import read_score
 
 SCORES = [
     ("Score: 3", 3.0),

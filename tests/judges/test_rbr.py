@@ -14,13 +14,13 @@ from pydantic import TypeAdapter
 
 from rlaif.cli import cli
 from rlaif.config import JudgeStep
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError, RlaifError
+from rlaif.core.records import Completion, Judgement, Preference, content_hash, make_prompt, to_json
 from rlaif.engines.base import ScoreResult
-from rlaif.errors import ConfigError, RlaifError
 from rlaif.judges.base import Answered
 from rlaif.judges.build import build_judge
 from rlaif.judges.rbr_fit import fit, fit_hinge
-from rlaif.records import Completion, Judgement, Preference, content_hash, make_prompt, to_json
 
 RULES = Constitution.model_validate(
     {

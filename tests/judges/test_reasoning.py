@@ -8,12 +8,12 @@ import pytest
 from pydantic import TypeAdapter
 
 from rlaif.config import THINKING, JudgeStep, ModelSpec, ThinkingSpec, thinking_of
+from rlaif.core.records import Completion, content_hash, make_prompt
+from rlaif.core.thinking import opened_by, split, written
 from rlaif.engines.base import GenerateRequest, RewardRequest, ScoreRequest
 from rlaif.judges.base import is_staged, roles_of, verdicts_of
 from rlaif.judges.build import build_judge
-from rlaif.prepare import prepare
-from rlaif.records import Completion, content_hash, make_prompt
-from rlaif.thinking import opened_by, split, written
+from rlaif.pipeline.prepare import prepare
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a fruit."}])
 ANALYSIS = "<|channel|>analysis<|message|>"

@@ -11,13 +11,13 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from rlaif.config import ModelSpec
-from rlaif.engines.account import Account
+from rlaif.core.records import Judgement
 from rlaif.engines.base import GenerateRequest, GenerateResult
-from rlaif.engines.openai import load
-from rlaif.jsontext import json_objects, member, the_object
+from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.openai import load
 from rlaif.judges.base import Judge, is_staged
-from rlaif.records import Judgement
-from rlaif.steps.asking import Kept, verdicts
+from rlaif.judges.jsontext import json_objects, member, the_object
+from rlaif.pipeline.steps.asking import Kept, verdicts
 from tests.judges.kinds import BAD, EVERY, GOOD, PROMPT, judge_of, models
 from tests.judges.memory import Memory
 from tests.servers.scripted import ScriptedServer, prompt_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.forms import declared
+from rlaif.judges.forms import declared
 from rlaif.judges.pairwise import choice_of
 from rlaif.judges.questions import Written
 from rlaif.judges.scored import score_of

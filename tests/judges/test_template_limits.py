@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from rlaif import rendering
-from rlaif.constitution import Example
-from rlaif.errors import ConfigError
-from rlaif.rendering import is_bounded
-from rlaif.resources import find
-from rlaif.templates import CLASSES, ITEM, ITEMS, JOINT, PAIRWISE, WRITING, load_template
+from rlaif.constitution.model import Example
+from rlaif.core.errors import ConfigError
+from rlaif.core.resources import find
+from rlaif.judges import rendering
+from rlaif.judges.rendering import is_bounded
+from rlaif.judges.templates import CLASSES, ITEM, ITEMS, JOINT, PAIRWISE, WRITING, load_template
 
 EVERY = CLASSES | PAIRWISE | JOINT | ITEM | ITEMS | WRITING
 SHIPPED = sorted(find("prompts/judges").glob("*.j2"))

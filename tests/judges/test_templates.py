@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.config import TemplateJudge
+from rlaif.core.errors import ConfigError
+from rlaif.core.resources import shipped_root
 from rlaif.engines.base import GenerateResult
-from rlaif.errors import ConfigError
-from rlaif.forms import Form
-from rlaif.resources import shipped_root
-from rlaif.templates import (
+from rlaif.judges.forms import Form
+from rlaif.judges.templates import (
     CLASSES,
     ITEM,
     ITEMS,

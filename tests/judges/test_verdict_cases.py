@@ -12,9 +12,9 @@ import yaml
 from click.testing import CliRunner
 
 from rlaif.cli import cli
+from rlaif.core.records import Completion, content_hash, make_prompt, to_json
+from rlaif.core.thinking import CUT, WAS_CUT
 from rlaif.judges.base import LIMIT
-from rlaif.records import Completion, content_hash, make_prompt, to_json
-from rlaif.thinking import CUT, WAS_CUT
 from tests.servers.scripted import ScriptedServer, prompt_text
 
 NONE = "unparsed"

@@ -9,7 +9,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.forms import declared
+from rlaif.judges.forms import declared
 from rlaif.judges.pairwise import choice_of
 from rlaif.judges.questions import Written
 from rlaif.judges.scored import score_of

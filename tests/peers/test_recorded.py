@@ -30,9 +30,9 @@ EXCHANGES = [
 def served(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The server's address, and the rewards of the two answers as a plain caller reads them."""
     from rlaif.config import ModelSpec
-    from rlaif.engines.reward import load
-    from rlaif.serve import RewardService
-    from rlaif.serve_app import RewardServer
+    from rlaif.engines.local.reward import load
+    from rlaif.web.reward_app import RewardServer
+    from rlaif.web.reward_server import RewardService
 
     folder = reward_model(tiny_model, tmp_path_factory.mktemp("peers") / "rm")
     # The template would put a system turn of its own before these.

@@ -121,9 +121,9 @@ def test_a_reward_model_trains_on_exported_pairs(tmp_path: Path, tiny_model: Pat
 @pytest.fixture
 def served(tmp_path: Path, tiny_model: Path) -> Iterator[str]:
     from rlaif.config import ModelSpec
-    from rlaif.engines.reward import load
-    from rlaif.serve import RewardService
-    from rlaif.serve_app import RewardServer
+    from rlaif.engines.local.reward import load
+    from rlaif.web.reward_app import RewardServer
+    from rlaif.web.reward_server import RewardService
 
     folder = reward_model(tiny_model, tmp_path / "rm")
     service = RewardService(load(ModelSpec(path=str(folder), dtype="float32"), folder, "rm"))
@@ -142,7 +142,7 @@ def test_grpo_learns_from_the_rewards_of_rlaif_serve(
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlaif.serve_client import RewardClient
+    from rlaif.web.reward_client import RewardClient
 
     model, tokenizer = loaded
     prompts = [[{"role": "user", "content": row["prompt"]}] for row in ROWS]

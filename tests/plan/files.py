@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from msgspec.structs import replace
 
-from rlaif.records import Completion, Message, content_hash, make_prompt, to_json
-from rlaif.resources import find
+from rlaif.core.records import Completion, Message, content_hash, make_prompt, to_json
+from rlaif.core.resources import find
 
 QUESTIONS = [
     "Name a red fruit.",

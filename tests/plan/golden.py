@@ -17,8 +17,8 @@ from unittest.mock import patch
 import yaml
 
 from rlaif.config import Experiment
-from rlaif.plan import make_plan
-from rlaif.prepare import prepare
+from rlaif.pipeline.plan import make_plan
+from rlaif.pipeline.prepare import prepare
 from tests.plan.bases import BASES
 from tests.plan.files import write_files
 
@@ -45,7 +45,7 @@ def golden_hashes(folder: Path) -> dict[str, dict[str, str]]:
 
 def hashes(path: Path, overrides: Sequence[str] = ()) -> dict[str, str]:
     """The hashes of one experiment, with names in place of its models' weights."""
-    with patch("rlaif.prepare.model_keys", _names):
+    with patch("rlaif.pipeline.prepare.model_keys", _names):
         plan = make_plan(prepare(path, overrides, fetch=False))
     return {f"{p.seed} {p.round} {p.kind} {p.id} {' '.join(p.arms)}": p.hash for p in plan}
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlaif.constitution import Constitution
+from rlaif.constitution.model import Constitution
+from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.judges.base import Answer, Call, call_id, judgement
 from rlaif.judges.common import text_principles
-from rlaif.records import Completion, Judgement, Prompt, content_hash
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rlaif.compare.intervals import IntervalJson
 from rlaif.config import Experiment
+from rlaif.metrics.intervals import IntervalJson
 from rlaif.report.answers import answers, mark_of, marks, negated
 from rlaif.report.view import ArmRow
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.experiment import run_experiment
-from rlaif.exports import judgement_rows
 from rlaif.judges.build import build_judge
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.exports import judgement_rows
+from rlaif.pipeline.runs import Run, load_run
 from rlaif.report.build import build_report
-from rlaif.runs import Run, load_run
 from tests.report.browsing import dumped, needs_chromium
 from tests.servers.scripted import ScriptedServer, prompt_text
 
@@ -133,7 +133,7 @@ def test_the_pair_browser_shows_what_each_juror_was_asked_and_said(
 
 def build_judge_of(folder: Path) -> Any:
     from rlaif.config import load_experiment
-    from rlaif.constitution import load_constitution
+    from rlaif.constitution.model import load_constitution
 
     experiment, _ = load_experiment(folder / "experiment.yaml")
     spec = experiment.all_judges()["panel"]

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-import rlaif.engines.proof as proof
-from rlaif.engines.fast_paths import PLAIN, Choice
-from rlaif.experiment import run_experiment
+import rlaif.engines.local.proof as proof
+from rlaif.engines.local.fast_paths import PLAIN, Choice
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.runs import load_run
 from rlaif.report.build import build_report
-from rlaif.runs import load_run
 
 WHY = "branches are padded and not packed, which is slower: the gradient of x differs"
 

@@ -19,13 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.cli import cli
+from rlaif.core.records import content_hash
+from rlaif.core.store import StepFolder
 from rlaif.data.rows import write_rows
 from rlaif.data.spool import GROUP, Spool
-from rlaif.records import content_hash
+from rlaif.pipeline.runs import load_run
 from rlaif.report.browser import MAX_ANSWERS, MAX_PAIRS
 from rlaif.report.gather import Sources, gather
-from rlaif.runs import load_run
-from rlaif.store import StepFolder
 from tests.servers.scripted import ScriptedServer
 
 Row = dict[str, Any]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rlaif.compare import metrics
-from rlaif.compare.crossed import seeds_interval
-from rlaif.compare.metrics import Values
+from rlaif.metrics import metrics
+from rlaif.metrics.crossed import seeds_interval
+from rlaif.metrics.metrics import Values
 from rlaif.report.build import build_report
 from rlaif.report.merged import claim_words, make_page, primary_figures
 from rlaif.report.rows import metric_rows

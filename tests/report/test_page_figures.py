@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from rlaif.compare.intervals import IntervalJson
-from rlaif.records import make_prompt
+from rlaif.core.records import make_prompt
+from rlaif.metrics.intervals import IntervalJson
 from rlaif.report.browser import judgement_entry
 from rlaif.report.build import build_report
 from rlaif.report.gather import Sources, gather

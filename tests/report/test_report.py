@@ -14,10 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rlaif.compare.diagnostics import find_alarms
-from rlaif.compare.intervals import IntervalJson, mean_interval, paired_interval
-from rlaif.compare.words import self_judge_words
-from rlaif.records import (
+from rlaif.core.records import (
     Completion,
     Judgement,
     Message,
@@ -26,6 +23,9 @@ from rlaif.records import (
     make_prompt,
     to_json,
 )
+from rlaif.metrics.diagnostics import find_alarms
+from rlaif.metrics.intervals import IntervalJson, mean_interval, paired_interval
+from rlaif.metrics.words import self_judge_words
 from rlaif.report.browser import MAX_PAIRS, MAX_TEXT
 from rlaif.report.build import build_report
 from rlaif.report.gather import Sources, gather

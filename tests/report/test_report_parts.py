@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.compare.intervals import IntervalJson
+from rlaif.metrics.intervals import IntervalJson
 from rlaif.report import plots
 from rlaif.report.browser import clip, embed_json
 from rlaif.report.build import duration

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from rlaif.config.gates import Gates
-from rlaif.errors import GateStopped
+from rlaif.core.errors import GateStopped
+from rlaif.core.store import Store
+from rlaif.pipeline.rollouts import marks, rollout_rows
 from rlaif.report.build import build_report
 from rlaif.report.view import RunView
-from rlaif.rollouts import marks, rollout_rows
-from rlaif.store import Store
 from rlaif.train.gates import look, raise_stopped, warnings_of
 
 NAME = "a" * 24

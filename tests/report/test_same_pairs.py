@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlaif.compare.judge_figures import compare_judges
-from rlaif.compare.metrics import differences, intervals
-from rlaif.compare.verdicts import VerdictTable
+from rlaif.metrics.judge_figures import compare_judges
+from rlaif.metrics.metrics import differences, intervals
+from rlaif.metrics.verdicts import VerdictTable
 from rlaif.report.bench import baseline_words
 from rlaif.report.merged import make_page
 from rlaif.report.summary import summary

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlaif.records import Preference
+from rlaif.core.records import Preference
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -119,7 +119,7 @@ def make_preferences() -> Callable[[int], list[Preference]]:
 @pytest.fixture
 def nothing_proved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Which faster forms a model takes is proved anew, and kept nowhere."""
-    import rlaif.engines.proof as proof
+    import rlaif.engines.local.proof as proof
 
     monkeypatch.setattr(proof, "_known", {})
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rlaif.config import METHODS, ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling
-from rlaif.engines.encoding import Encoding
-from rlaif.engines.hf import HfEngine
-from rlaif.engines.weights import Weights
+from rlaif.engines.local.encoding import Encoding
+from rlaif.engines.local.hf import HfEngine
+from rlaif.engines.local.weights import Weights
 from rlaif.train.rollout import Answer, Group
 from rlaif.train.run import train_on_policy
 from rlaif.train.tokenise import load_tokenizer

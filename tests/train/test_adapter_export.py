@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from rlaif.config import BradleyTerryDistill, LoraOptions, ModelSpec, SftTrain
+from rlaif.core.errors import EngineError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine, whole
 from rlaif.engines.builtin import resolve, weights_hash
-from rlaif.errors import EngineError
 from rlaif.train.average import average
 from rlaif.train.export import export, from_masters
 from rlaif.train.loading import load_module

@@ -9,9 +9,9 @@ import transformers
 
 from rlaif.config import METHODS, ModelSpec
 from rlaif.config.distill import DISTILLATIONS
+from rlaif.core.errors import EngineError
 from rlaif.engines.base import RewardRequest
-from rlaif.engines.reward import load as load_reward
-from rlaif.errors import EngineError
+from rlaif.engines.local.reward import load as load_reward
 from rlaif.train.loading import load_module
 from rlaif.train.run import train
 from tests.train.architectures import CPU

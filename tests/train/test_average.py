@@ -10,8 +10,8 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
 from rlaif.config.distill import AnyDistill
-from rlaif.errors import ConfigError, EngineError, RlaifError
-from rlaif.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
+from rlaif.core.errors import ConfigError, EngineError, RlaifError
+from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
 from rlaif.train.average import average
 from rlaif.train.export import export_head
 from rlaif.train.run import train

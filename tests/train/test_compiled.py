@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 import torch
 
-import rlaif.fused as fused
-import rlaif.logprobs as logprobs
-from rlaif.device import compiled
+import rlaif.kernels.fused as fused
+import rlaif.kernels.logprobs as logprobs
+from rlaif.core.device import compiled
 
 OPTIONS = [
     {},

@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
-from rlaif import checksums
-from rlaif.errors import StoreError
-from rlaif.store import Store
+from rlaif.core import checksums
+from rlaif.core.errors import StoreError
+from rlaif.core.store import Store
 from rlaif.train import metrics, refresh
 from rlaif.train.loop import read_outcome
 from tests.train.test_loop import Stop, _files, _options, _train

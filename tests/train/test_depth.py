@@ -11,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlaif.config import ModelSpec
 from rlaif.config.distill import AnyDistill, LinearDistill
+from rlaif.core.errors import RlaifError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine
-from rlaif.errors import RlaifError
 from rlaif.train.depth import cut, depths
 from rlaif.train.fits import Comparisons, Features, fit_depth
 from rlaif.train.loading import load_module

@@ -11,10 +11,10 @@ from pydantic import TypeAdapter
 
 from rlaif.config import ModelSpec
 from rlaif.config.distill import AnyDistill
+from rlaif.core.errors import RlaifError
+from rlaif.core.records import Judgement
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine
-from rlaif.errors import RlaifError
-from rlaif.records import Judgement
 from rlaif.train.probe import binned, fit_reward_model, ratings
 from rlaif.train.reward_model import by_prompt, examples_of, prepared
 from rlaif.train.run import train

@@ -17,11 +17,11 @@ from msgspec.structs import replace
 from rlaif.config import METHODS
 from rlaif.config.distill import DISTILLATIONS
 from rlaif.config.gates import Gates
-from rlaif.losses import policy as policies
-from rlaif.losses import preference
-from rlaif.losses import reward as rewards
-from rlaif.records import Preference
+from rlaif.core.records import Preference
 from rlaif.train.loading import load_module
+from rlaif.train.losses import policy as policies
+from rlaif.train.losses import preference
+from rlaif.train.losses import reward as rewards
 from rlaif.train.model import prepare
 from rlaif.train.policy_tasks import PolicyTask
 from rlaif.train.preference import PAIR_LOSSES

@@ -15,9 +15,9 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention as flex_module
 
-from rlaif import attention
-from rlaif.attention import BLOCK, branch_attention, compiled_flex, filled, flex_failure
-from rlaif.batching import Group, packed_layout
+from rlaif.kernels import attention
+from rlaif.kernels.attention import BLOCK, branch_attention, compiled_flex, filled, flex_failure
+from rlaif.kernels.batching import Group, packed_layout
 
 MODES = {"train": torch.enable_grad, "no_grad": torch.no_grad, "infer": torch.inference_mode}
 

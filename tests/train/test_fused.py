@@ -9,15 +9,9 @@ import torch
 import transformers
 from torch import nn
 
-from rlaif.engines.fast_paths import fused_parts
-from rlaif.engines.proof import choose
-from rlaif.fused import (
-    embed_into,
-    gated_silu,
-    multiply_into,
-    rms_norm,
-    rotate,
-)
+from rlaif.engines.local.fast_paths import fused_parts
+from rlaif.engines.local.proof import choose
+from rlaif.kernels.fused import embed_into, gated_silu, multiply_into, rms_norm, rotate
 from rlaif.train.model import prepare
 from tests.train.architectures import ARCHITECTURES, CPU, EXAMPLES, build
 

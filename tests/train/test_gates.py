@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from rlaif.cli import cli
 from rlaif.config import METHODS
 from rlaif.config.gates import Gates, reached
-from rlaif.errors import EXIT_GATE, GateStopped
+from rlaif.core.errors import EXIT_GATE, GateStopped
+from rlaif.pipeline.runs import load_run
 from rlaif.report.build import build_report
-from rlaif.runs import load_run
 from tests.train.on_policy import collector, learn, low_tokens, options_of
 
 PPO = pytest.param("ppo", marks=pytest.mark.slow)

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlaif.compare.agreement import spearman
-from rlaif.errors import EngineError
-from rlaif.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead, load_head, save_head
-from rlaif.losses.reward import barrier, bradley_terry, cost, focal_ranking, ordinal_nll, pinball
+from rlaif.core.errors import EngineError
+from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead, load_head, save_head
+from rlaif.metrics.agreement import spearman
 from rlaif.train.fits import (
     Comparisons,
     Features,
@@ -22,6 +21,14 @@ from rlaif.train.fits import (
     fit_objectives,
     fit_ordinal,
     fit_quantiles,
+)
+from rlaif.train.losses.reward import (
+    barrier,
+    bradley_terry,
+    cost,
+    focal_ranking,
+    ordinal_nll,
+    pinball,
 )
 
 WIDTH = 6
@@ -267,7 +274,7 @@ def test_ordinal_ratings_give_back_the_planted_slope_and_thresholds():
     ],
 )
 def test_a_head_is_the_same_after_saving(tmp_path: Path, config: HeadConfig):
-    from rlaif.heads import make_head
+    from rlaif.kernels.heads import make_head
 
     torch.manual_seed(1)
     head = make_head(config)

@@ -10,11 +10,11 @@ from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from rlaif.config import METHODS, BradleyTerryDistill
-from rlaif.errors import RlaifError
-from rlaif.losses import preference as losses
+from rlaif.core.errors import RlaifError
 from rlaif.train import run as run_module
 from rlaif.train.kto import KtoTask, add_mismatched
 from rlaif.train.loading import load_module
+from rlaif.train.losses import preference as losses
 from rlaif.train.model import prepare
 from rlaif.train.run import train
 from rlaif.train.tokenise import Example

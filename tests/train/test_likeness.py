@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from rlaif.config import METHODS, LoraOptions
-from rlaif.errors import EngineError
+from rlaif.core.errors import EngineError
 from rlaif.train.likeness import ROWS
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare

@@ -14,14 +14,14 @@ import torch
 from click.testing import CliRunner
 from msgspec.structs import replace
 
-from rlaif.chat import TemplateRefusal
 from rlaif.cli import cli
 from rlaif.config import BradleyTerryDistill, DpoTrain, ModelSpec
 from rlaif.config.distill import LinearDistill
+from rlaif.core.chat import TemplateRefusal
+from rlaif.core.errors import EngineError, RlaifError
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.build import load_engine
 from rlaif.engines.limits import Limits, limits_of
-from rlaif.errors import EngineError, RlaifError
 from rlaif.train.probe import fit_reward_model
 from rlaif.train.run import train
 from rlaif.train.tokenise import encode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlaif.logprobs import token_logprobs, token_logprobs_and_entropy
+from rlaif.kernels.logprobs import token_logprobs, token_logprobs_and_entropy
 
 
 def _plain(hidden, weight, targets, bias=None):

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from rlaif.config import METHODS, DpoTrain
+from rlaif.core.errors import EngineError, RlaifError, StoreError
+from rlaif.core.store import StepFolder
 from rlaif.engines.checkpoints import MASTERS
-from rlaif.errors import EngineError, RlaifError, StoreError
-from rlaif.store import StepFolder
 from rlaif.train import loop
 from rlaif.train import model as model_module
 from rlaif.train import run as run_module

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from rlaif.losses.preference import nll_loss
-from rlaif.losses.sft import sft_loss
+from rlaif.train.losses.preference import nll_loss
+from rlaif.train.losses.sft import sft_loss
 
 
 def test_sft_uniform_is_log_vocabulary_and_micro_batches_add_up():

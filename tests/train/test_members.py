@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from rlaif.config import ModelSpec
 from rlaif.config.distill import AnyDistill
+from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine
 from rlaif.engines.builtin import weights_hash
-from rlaif.errors import ConfigError, EngineError
 from rlaif.train import members
 from rlaif.train.average import average
 from rlaif.train.loading import load_module

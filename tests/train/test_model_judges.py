@@ -14,14 +14,14 @@ import torch
 from pydantic import TypeAdapter
 
 from rlaif.config import JudgeStep, ModelSpec
+from rlaif.core.errors import RlaifError
+from rlaif.core.records import Completion, Judgement, content_hash, make_prompt
 from rlaif.engines.base import Model
 from rlaif.engines.build import load_engine
-from rlaif.errors import RlaifError
-from rlaif.heads import HeadConfig, LinearHead
 from rlaif.judges.base import roles_of
 from rlaif.judges.build import build_judge
-from rlaif.records import Completion, Judgement, content_hash, make_prompt
-from rlaif.steps.asking import Kept, verdicts
+from rlaif.kernels.heads import HeadConfig, LinearHead
+from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.train.export import export_head
 from rlaif.train.members import train_members
 from rlaif.train.tokenise import encode, load_tokenizer

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rlaif.config import METHODS
-from rlaif.errors import EngineError, RlaifError
-from rlaif.experiment import run_experiment
+from rlaif.core.errors import EngineError, RlaifError
+from rlaif.pipeline.experiment import run_experiment
 from rlaif.train import parallel
 from rlaif.train import run as run_module
 from rlaif.train.loading import load_module

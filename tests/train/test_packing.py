@@ -7,10 +7,10 @@ import logging
 import pytest
 import torch
 
-from rlaif.attention import SHORT, STEM, block_mask, branch_attention, segments
-from rlaif.batching import Group, packed_layout, padded_layout
-from rlaif.engines.packing import packing
-from rlaif.engines.proof import choose
+from rlaif.engines.local.packing import packing
+from rlaif.engines.local.proof import choose
+from rlaif.kernels.attention import SHORT, STEM, block_mask, branch_attention, segments
+from rlaif.kernels.batching import Group, packed_layout, padded_layout
 from rlaif.train.likeness import proved_head
 from rlaif.train.model import TrainModel, prepare
 from tests.train.architectures import ALIKE, ARCHITECTURES, CPU, EXAMPLES, build
@@ -57,7 +57,7 @@ def test_a_window_that_no_layer_looks_at_changes_nothing():
 
 @pytest.mark.usefixtures("nothing_proved")
 def test_a_window_that_packed_rows_lose_is_found(monkeypatch, caplog):
-    import rlaif.engines.packing as engine_packing
+    import rlaif.engines.local.packing as engine_packing
 
     def wide(query, key, value, groups, scale, window, softcap):
         return branch_attention(query, key, value, groups, scale, None, softcap)
@@ -84,7 +84,7 @@ def test_recurrent_layers_fall_back_loudly(caplog):
 
 @pytest.mark.usefixtures("nothing_proved")
 def test_attention_that_mixes_branches_is_found(monkeypatch):
-    import rlaif.engines.packing as engine_packing
+    import rlaif.engines.local.packing as engine_packing
 
     def leaky(query, key, value, groups, *rest):
         whole = Group(0, query.shape[2], ())
@@ -218,7 +218,7 @@ def test_the_real_model_packed_equals_its_own_code_padded(model_folder):
     """Real prompts under the chat template's system prompt, at full precision."""
     from transformers import AutoModelForCausalLM
 
-    from rlaif.chat import render_prompt
+    from rlaif.core.chat import render_prompt
     from rlaif.train.loading import load_module
     from rlaif.train.tokenise import load_tokenizer
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rlaif.config import METHODS, BradleyTerryDistill, DpoTrain
-from rlaif.errors import ConfigError, EngineError, RlaifError, StoreError
+from rlaif.core.errors import ConfigError, EngineError, RlaifError, StoreError
 from rlaif.train import checkpoint, parallel, sharding
 from rlaif.train.run import train
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from rlaif.losses.policy import (
+from rlaif.train.losses.policy import (
     GlobalBatch,
     adapt_kl,
     clipped_policy_loss,

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.losses.preference import (
+from rlaif.train.losses.preference import (
     PairLogprobs,
     apo_zero,
     dpo,

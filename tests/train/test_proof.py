@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import nn
 
-import rlaif.engines.fast_paths as fast_paths
-import rlaif.engines.proof as proof
-from rlaif.engines.proof import choose
+import rlaif.engines.local.fast_paths as fast_paths
+import rlaif.engines.local.proof as proof
+from rlaif.engines.local.proof import choose
 from rlaif.train.model import prepare
 from tests.train.architectures import CPU, EXAMPLES, SMALL, build
 

@@ -14,15 +14,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from rlaif.chat import ChatSettings
 from rlaif.cli import cli
 from rlaif.config import DpoTrain, ModelSpec
 from rlaif.config.distill import BradleyTerryDistill
+from rlaif.core.chat import ChatSettings
+from rlaif.core.errors import EngineError
+from rlaif.core.records import Preference
 from rlaif.engines.base import GenerateRequest, RewardRequest, Sampling, ScoreRequest
 from rlaif.engines.build import load_engine
-from rlaif.engines.reward import reward_position
-from rlaif.errors import EngineError
-from rlaif.records import Preference
+from rlaif.engines.local.reward import reward_position
 from rlaif.train.average import average
 from rlaif.train.run import train
 from tests.templates import GPT_OSS, QWEN3, R1, ZEPHYR

@@ -10,23 +10,16 @@ import torch
 from msgspec.structs import replace
 from pydantic import TypeAdapter
 
-from rlaif.compare.intervals import Interval
 from rlaif.config import ModelSpec
 from rlaif.config.distill import AnyDistill
+from rlaif.core.errors import RlaifError
+from rlaif.core.records import Preference
+from rlaif.core.store import Store
 from rlaif.engines.build import load_engine
-from rlaif.errors import RlaifError
-from rlaif.experiment import run_experiment
-from rlaif.records import Preference
-from rlaif.store import Store
+from rlaif.metrics.intervals import Interval
+from rlaif.pipeline.experiment import run_experiment
 from rlaif.train.probe import fit_reward_model
-from rlaif.train.refresh import (
-    accuracy,
-    is_stale,
-    keep,
-    read_trained,
-    split,
-    write_trained,
-)
+from rlaif.train.refresh import accuracy, is_stale, keep, read_trained, split, write_trained
 
 LINEAR = {"method": "linear", "precision": "fp32"}
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.losses.reward import bradley_terry
+from rlaif.train.losses.reward import bradley_terry
 
 # The first call into torch is slow.
 relaxed = settings(deadline=None)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from rlaif.config import BradleyTerryDistill, LoraOptions, ModelSpec
+from rlaif.core.errors import EngineError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import is_reward_model, load_engine
-from rlaif.errors import EngineError
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
 from rlaif.train.run import train

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from rlaif.config import METHODS
 from rlaif.config.rewards import RewardTerm, terms_of
-from rlaif.errors import ConfigError, RlaifError, StoreError
-from rlaif.experiment import run_experiment
-from rlaif.forecast import forecast
-from rlaif.heads import GatedHead, HeadConfig, save_head
-from rlaif.plan import make_plan
-from rlaif.prepare import prepare
-from rlaif.store import Store
+from rlaif.core.errors import ConfigError, RlaifError, StoreError
+from rlaif.core.store import Store
+from rlaif.kernels.heads import GatedHead, HeadConfig, save_head
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.forecast import forecast
+from rlaif.pipeline.plan import make_plan
+from rlaif.pipeline.prepare import prepare
 from rlaif.train import on_policy
 from rlaif.train.rewards import Moments, summed, term_names, updated
 from rlaif.train.rollout import Answer, Group

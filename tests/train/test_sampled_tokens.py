@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from rlaif.chat import KEEP
 from rlaif.config import METHODS
-from rlaif.errors import StoreError
-from rlaif.experiment import run_experiment
-from rlaif.records import Completion, Preference
-from rlaif.runs import load_run
-from rlaif.store import Store
+from rlaif.core.chat import KEEP
+from rlaif.core.errors import StoreError
+from rlaif.core.records import Completion, Preference
+from rlaif.core.store import Store
+from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.runs import load_run
 from rlaif.train.run import train
 from rlaif.train.tokenise import encode, load_tokenizer
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 from msgspec.structs import replace
 
-from rlaif.batching import fill, padded_layout, plan_epoch
-from rlaif.errors import EngineError, RlaifError
+from rlaif.core.errors import EngineError, RlaifError
+from rlaif.kernels.batching import fill, padded_layout, plan_epoch
 from rlaif.train.tokenise import encode, load_tokenizer
 
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from rlaif.cli import cli
-from rlaif.errors import ConfigError
+from rlaif.core.errors import ConfigError
 from rlaif.train.trackers import Tracked, open_trackers
 
 

@@ -11,10 +11,10 @@ import torch
 pytest.importorskip("vllm", reason="VLLM IS NOT INSTALLED HERE: make test-vllm")
 
 from rlaif.config import LoraOptions, ModelSpec
+from rlaif.core.errors import EngineError
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.build import load_engine
-from rlaif.errors import EngineError
-from rlaif.experiment import run_experiment
+from rlaif.pipeline.experiment import run_experiment
 from rlaif.train.export import write_weights
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
@@ -110,8 +110,8 @@ def test_weights_in_place_are_those_that_answer(engines, model_folder, tmp_path,
         ScoreRequest(r.request_id, r.messages, continuation_ids=other[r.request_id].token_ids)
         for r in asked
     ]
-    from rlaif.engines.hf import HfEngine
-    from rlaif.engines.weights import Weights
+    from rlaif.engines.local.hf import HfEngine
+    from rlaif.engines.local.weights import Weights
 
     with torch.no_grad(), model.generating() as module:
         own = HfEngine(Weights(module, "x"), engines["hf"].encoding, spec_of(model_folder, "hf"))

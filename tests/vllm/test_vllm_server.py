@@ -13,11 +13,11 @@ pytest.importorskip("vllm", reason="VLLM IS NOT INSTALLED HERE: make test-vllm")
 import psutil
 
 from rlaif.config import ModelSpec
-from rlaif.engines.account import Account
+from rlaif.core.store import Store
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.build import load_engine
-from rlaif.experiment import run_experiment
-from rlaif.store import Store
+from rlaif.engines.remote.account import Account
+from rlaif.pipeline.experiment import run_experiment
 from tests.adapters import adapter
 from tests.processes import gone
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from rlaif.config import LabelColumns
-from rlaif.data.labelled import LabelledPair, SingleAnswer
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair, SingleAnswer
+from rlaif.core.yamlio import load_yaml, suggest, validate
 from rlaif.data.readers import (
     alpaca_eval,
     arena,
@@ -36,8 +38,6 @@ from rlaif.data.readers import (
 from rlaif.data.readers.base import Format, Found, ReadRow, at, attempt
 from rlaif.data.readers.columns import mapped
 from rlaif.data.rows import Placed, Row, Source, source_rows, stop
-from rlaif.errors import ConfigError
-from rlaif.yamlio import load_yaml, suggest, validate
 
 FORMATS: dict[str, Format] = {
     "hhh": hhh.FORMAT,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
     ReadRow,
@@ -16,7 +17,6 @@ from rlaif.data.readers.base import (
     user,
 )
 from rlaif.data.rows import Row, file_rows
-from rlaif.errors import ConfigError
 
 
 def preference_of(row: Row, place: str) -> float | None:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import AnnotatorKind, Message
 from rlaif.data.readers.base import Format, at, label_of, make_pair, missing, name_of, number_of
 from rlaif.data.readers.trl import part_conversations
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief, conversation
-from rlaif.errors import ConfigError
-from rlaif.records import AnnotatorKind, Message
 
 WINNER: dict[str, float | None] = {
     "model_a": 1.0,

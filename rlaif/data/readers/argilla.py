@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
     attempt,
@@ -19,7 +20,6 @@ from rlaif.data.readers.base import (
 )
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
-from rlaif.errors import ConfigError
 
 PROMPTS = ("prompt", "instruction", "question")
 ANSWERS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import Format, label_of, make_pair, name_of, single_turn, text_of, user
 from rlaif.data.rows import Row
 

@@ -8,11 +8,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlaif.data.labelled import LabelledPair, SingleAnswer
-from rlaif.data.rows import Row
-from rlaif.data.turns import ROLES, brief, conversation, whole_text
-from rlaif.errors import ConfigError
-from rlaif.records import (
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair, SingleAnswer
+from rlaif.core.records import (
     AnnotatorKind,
     Completion,
     Message,
@@ -21,6 +19,8 @@ from rlaif.records import (
     make_prompt,
     message_text,
 )
+from rlaif.data.rows import Row
+from rlaif.data.turns import ROLES, brief, conversation, whole_text
 
 T = TypeVar("T")
 ASKING = ("user", "tool")

@@ -9,7 +9,9 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from rlaif.config import LabelColumns, RankedAnswers
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Message
 from rlaif.data.readers.base import (
     Format,
     at,
@@ -25,8 +27,6 @@ from rlaif.data.readers.base import (
 from rlaif.data.readers.trl import asked_and_answered, part_conversations, split_conversations
 from rlaif.data.rows import Row
 from rlaif.data.turns import asked, brief, with_system
-from rlaif.errors import ConfigError
-from rlaif.records import Message
 
 _PLACE = re.compile(r"\{([^{}]+)\}")
 TRUE = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}

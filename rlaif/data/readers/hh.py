@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Message
 from rlaif.data.readers.base import Format, better, make_pair, text_of
 from rlaif.data.readers.trl import split_conversations
 from rlaif.data.rows import Row
 from rlaif.data.turns import MARK, TRANSCRIBED, transcript
-from rlaif.records import Message
 
 MARKS = {role: mark for mark, role in TRANSCRIBED.items()}
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import Format, make_pair, text_of
 from rlaif.data.readers.trl import split_conversations
 from rlaif.data.rows import Row
 from rlaif.data.turns import transcript
-from rlaif.errors import ConfigError
 
 
 def read(row: Row, place: str) -> list[LabelledPair]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import AnnotatorKind, content_hash
 from rlaif.data.readers.base import Format, attempt, make_pair, name_of, single_turn, text_of, user
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
-from rlaif.errors import ConfigError
-from rlaif.records import AnnotatorKind, content_hash
 
 VERSION = "2.0"
 UNKNOWN = "unknown"

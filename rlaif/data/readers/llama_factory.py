@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Message
 from rlaif.data.readers.base import Format, better, differing, make_pair, text_of
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
-from rlaif.errors import ConfigError
-from rlaif.records import Message
 
 SPEAKERS = {"human": "user", "gpt": "assistant"}
 ROLES = {role: name for name, role in SPEAKERS.items()}

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Message
 from rlaif.data.readers.base import Format, at, attempt, make_pair, name_of, number_of, text_of
 from rlaif.data.rows import Row
 from rlaif.data.turns import SPEAKERS
-from rlaif.errors import ConfigError
-from rlaif.records import Message
 
 
 def read_messages(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:

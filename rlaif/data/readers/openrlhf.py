@@ -3,7 +3,7 @@ model and DPO trainers read them with `--apply_chat_template` and their default 
 
 from __future__ import annotations
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import Format, better, better_margin, make_pair, number_of
 from rlaif.data.readers.trl import texts_of_row
 from rlaif.data.rows import Row

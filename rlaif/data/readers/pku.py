@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
     better,

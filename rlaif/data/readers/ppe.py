@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import Format, attempt, make_pair, name_of, text_of, user
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
-from rlaif.errors import ConfigError
 
 
 def read(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:

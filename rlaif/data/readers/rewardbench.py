@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Message
 from rlaif.data.readers.base import (
     Format,
     attempt,
@@ -20,8 +22,6 @@ from rlaif.data.readers.base import (
 )
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief, whole_text
-from rlaif.errors import ConfigError
-from rlaif.records import Message
 
 
 def read(row: Row, place: str) -> list[LabelledPair]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rlaif.data.labelled import SingleAnswer
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import SingleAnswer
+from rlaif.core.records import Message
 from rlaif.data.readers.base import Format, asked_prompt, made_answer, name_of, turns
 from rlaif.data.rows import Row
 from rlaif.data.turns import asked, brief, opens_conversation, with_system
-from rlaif.errors import ConfigError
-from rlaif.records import Message
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlaif.data.labelled import LabelledPair, SingleAnswer
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair, SingleAnswer
+from rlaif.core.records import Message
 from rlaif.data.readers.base import (
     Format,
     better,
@@ -20,8 +22,6 @@ from rlaif.data.readers.base import (
 from rlaif.data.readers.singles import read_completion
 from rlaif.data.rows import Row
 from rlaif.data.turns import asked, brief, opens_conversation, with_system
-from rlaif.errors import ConfigError
-from rlaif.records import Message
 
 SIDES = ("chosen", "rejected")
 SCORES = ("score_{}", "{}_score", "{}_rating", "{}-rating", "rating_{}")

@@ -8,7 +8,8 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
     attempt,
@@ -24,7 +25,6 @@ from rlaif.data.readers.base import (
 from rlaif.data.readers.trl import ANNOTATORS, SIDES, annotator_of, authors_of, texts_of_row
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief, whole_text
-from rlaif.errors import ConfigError
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 

@@ -3,11 +3,11 @@ rejected one lies in `extra_info`."""
 
 from __future__ import annotations
 
-from rlaif.data.labelled import LabelledPair
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import Format, better, differing, make_pair, name_of, text_of, turns
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
-from rlaif.errors import ConfigError
 
 UNNAMED = "preferences"
 """The `data_source` of a pair without a subset: verl needs a name to choose the reward by."""

@@ -1,0 +1,146 @@
+"""From what the command line names to judges with the models that they ask."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlaif.config import JudgeBase, JudgesFile, ModelSpec, thinking_of
+from rlaif.constitution.model import Constitution, load_constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.resources import find
+from rlaif.core.yamlio import Lines, load_yaml, suggest, validate
+from rlaif.engines.base import Model
+from rlaif.engines.build import known_capabilities
+from rlaif.judges.base import Judge, roles_of
+from rlaif.judges.build import JUDGES, build_judge
+from rlaif.pipeline.plan.walk import replace_path
+from rlaif.pipeline.prepare import model_key
+
+BASELINES = ("longer", "first", "random", "overlap", "perplexity")
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A judge that is measured. `models` are those that it asks, by role; `weights` are those of
+    the principles."""
+
+    judge: Judge
+    kind: str
+    models: Mapping[str, Model]
+    weights: Mapping[str, float]
+
+    @property
+    def label(self) -> str | None:
+        """The names of its models; None where it asks none."""
+        return ", ".join(dict.fromkeys(m.label for m in self.models.values())) or None
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it understands nothing, so that any other judge must beat it."""
+        return self.kind in BASELINES
+
+
+def find_entrants(
+    texts: Sequence[str], model: ModelSpec, constitution: str | None, with_baselines: bool
+) -> list[Entrant]:
+    """The judges that `texts` name, each a kind, a YAML file of judges, or a reward model's folder;
+    then the baselines that are not among them. `perplexity` joins where a judge asks a model that
+    gives log-probs, and asks the first such model. Raises ConfigError."""
+    found: list[Entrant] = []
+    for text in texts:
+        found += _named(text, model, constitution)
+    if with_baselines:
+        able = any(_gives_logprobs(m) for e in found for m in e.models.values())
+        names = [n for n in BASELINES if n != "perplexity" or able]
+        taken = {e.judge.id for e in found}
+        asked = next(
+            (m.spec for e in found for m in e.models.values() if _gives_logprobs(m)), model
+        )
+        for name in names:
+            found += [] if name in taken else _named(name, asked, None)
+    ids = [e.judge.id for e in found]
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    if twice:
+        raise ConfigError(f"judge-bench: {twice} is named twice; give the judges different ids")
+    return found
+
+
+def _gives_logprobs(model: Model) -> bool:
+    return "token_logprobs" in (known_capabilities(model.spec) or ())
+
+
+def _named(text: str, model: ModelSpec, constitution: str | None) -> list[Entrant]:
+    if text in JUDGES or ":" in text:
+        name = text.rsplit(":", 1)[-1]
+        spec = validate(JudgesFile, {"judges": [{"kind": text, "id": name}]}, {}, f"--judge {text}")
+        return _entrants(spec, model, constitution, None, {})
+    if Path(text).is_dir():
+        name = _slug(Path(text).resolve().name)
+        judge = {"kind": "reward_model", "id": name, "by": text}
+        spec = validate(JudgesFile, {"judges": [judge]}, {}, f"--judge {text}")
+        return _entrants(spec, model, constitution, None, {})
+    if Path(text).suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"--judge {text}: neither a kind of judge, nor a YAML file of judges, nor a folder of "
+            f"a reward model{suggest(text, list(JUDGES))}"
+        )
+    path = find(text)
+    data, lines = load_yaml(path)
+    return _entrants(validate(JudgesFile, data, lines, path), model, constitution, path, lines)
+
+
+def _slug(name: str) -> str:
+    """A folder's name as a judge's id: a letter, then letters, digits, `-` and `_`."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
+    return plain if plain[:1].isascii() and plain[:1].isalpha() else f"rm-{plain}".rstrip("-")
+
+
+def _entrants(
+    file: JudgesFile, model: ModelSpec, constitution: str | None, path: Path | None, lines: Lines
+) -> list[Entrant]:
+    named = file.constitution or constitution
+    rules = load_constitution(find(named, path)) if named is not None else None
+    return [_entrant(spec, file, model, rules, path, lines) for spec in file.judges]
+
+
+def _entrant(
+    spec: JudgeBase,
+    file: JudgesFile,
+    model: ModelSpec,
+    rules: Constitution | None,
+    path: Path | None,
+    lines: Lines,
+) -> Entrant:
+    thinking = thinking_of([model, *file.models.values()])
+    judge = build_judge(spec, rules, path, thinking)
+    weights = {p.id: p.weight for p in rules.principles} if rules is not None else {}
+    names = spec.asks()
+    models: dict[str, Model] = {}
+    for role in roles_of(judge):
+        asked = _model(names[role], file, model, path)
+        if asked is None:
+            hint = suggest(names[role], ["policy", *file.models])
+            place = ("judges", [j.id for j in file.judges].index(spec.id))
+            line = lines.get((*place, role), lines.get(place))
+            fault = f"judge {spec.id}: no model is called {names[role]!r}{hint}"
+            raise ConfigError(fault, path, line)
+        models[role] = asked
+    return Entrant(judge, spec.kind, models, weights)
+
+
+def _model(name: str, file: JudgesFile, model: ModelSpec, path: Path | None) -> Model | None:
+    """The model of a judge's `by`: one of the file's, `policy` for the command's, or a folder."""
+    if name in file.models:
+        spec = file.models[name]
+        if spec.script is not None:
+            spec = spec.model_copy(update={"script": str(find(spec.script, path))})
+        return Model(model_key(spec, True), name, spec)
+    if name == "policy":
+        return Model(model_key(model, True), Path(model.path).name, model)
+    if Path(name).is_dir():
+        spec = replace_path(model, name)
+        return Model(model_key(spec, True), Path(name).name, spec)
+    return None

@@ -1,0 +1,197 @@
+"""Labelled pairs judged and stored: what was judged once is read, and no engine is asked again."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from rlaif.analysis.bench.entrants import Entrant
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Judgement, content_hash
+from rlaif.core.store import StepFolder, Store
+from rlaif.judges.base import Answered, Call, Judge, is_staged
+from rlaif.metrics.verdicts import Cost, Verdict, total_cost, verdict
+from rlaif.pipeline.experiment import StepProgress
+from rlaif.pipeline.plan import VERSIONS
+from rlaif.pipeline.steps.asking import Group, Kept, verdicts_by_group
+from rlaif.pipeline.steps.context import Engines
+from rlaif.pipeline.steps.failed import refuse_all_failed
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One verdict per pair, every judgement, and what all answers cost, each counted once.
+
+    `wall` are the seconds by the clock in which `asked` pairs were judged, by the process that
+    finished them; None where no model was asked. `step` is the hash of the folder that has it all.
+    """
+
+    verdicts: list[Verdict]
+    judgements: list[Judgement]
+    cost: Cost
+    wall: float | None = None
+    asked: int = 0
+    step: str = ""
+
+
+def judge_pairs(
+    entrant: Entrant,
+    pairs: Sequence[LabelledPair],
+    seed: int,
+    store: Store,
+    engines: Engines,
+    progress: StepProgress,
+    known: Sequence[Judgement] = (),
+) -> Judged:
+    """The pairs judged, and stored. Where a judge looks at one answer at a time, an answer that has
+    a judgement in `known` is not judged again, and costs nothing more."""
+    judge = entrant.judge
+    calls = [judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs]
+    groups = _groups(judge, pairs, calls, {j.subject for j in known})
+    step = _hash(entrant, groups, seed)
+    folder = store.step(step)
+    marker = folder.done()
+    progress.begin_step(judge.id)
+    if marker is None:
+        folder.repair()
+    kept = Kept(folder)
+    asked, began = _unanswered(calls, kept), time.monotonic()
+    by_group = verdicts_by_group(judge, entrant.models, engines, groups, seed, kept, progress)
+    if marker is None:
+        _refuse_all_failed(judge, by_group, folder)
+        wall = round(time.monotonic() - began, 4) if asked else None
+        marker = folder.finish(
+            {
+                "kind": "judge-bench",
+                "judge": judge.id,
+                "judge_hash": judge.judge_hash,
+                "wall_seconds": wall,
+                "asked_pairs": asked,
+            }
+        )
+    judged = list({j.judgement_id: j for own in (known, *by_group) for j in own}.values())
+    if is_staged(judge):
+        by_pair = _by_answers(pairs, groups, by_group)
+        total = total_cost(map(_answer_cost, (*kept.answers.values(), *kept.reasons.values())))
+        costs = [_share(total, len(pairs))] * len(pairs)
+    else:
+        by_pair = _by_call(calls, judged)
+        each = _call_costs((call for own in calls for call in own), kept)
+        total = total_cost(each.values())
+        costs = [_pair_cost(own, each) for own in calls]
+    said = [
+        verdict(pair, own, entrant.weights, cost)
+        for pair, own, cost in zip(pairs, by_pair, costs, strict=True)
+    ]
+    wall, asked = marker.get("wall_seconds"), marker.get("asked_pairs", 0)
+    return Judged(said, judged, total, wall, asked, step)
+
+
+def _unanswered(calls: Sequence[Sequence[Call]], kept: Kept) -> int:
+    """How many pairs have a question to a model that was not answered before."""
+    known = kept.answers.keys() | kept.judgements.keys()
+    return sum(any(c.request is not None and c.call_id not in known for c in own) for own in calls)
+
+
+def _refuse_all_failed(
+    judge: Judge, by_group: Sequence[Sequence[Judgement]], folder: StepFolder
+) -> None:
+    made = [j for own in by_group for j in own]
+    who = f"of judge {judge.id}"
+    refuse_all_failed(f"verdicts {who}", f"calls {who}", len(made), failures(made), folder.path)
+
+
+def failures(judgements: Iterable[Judgement]) -> Counter[str]:
+    """Why judgements failed, and how many."""
+    failed = (j for j in judgements if j.status == "failed")
+    return Counter(j.error or "no reason was given" for j in failed)
+
+
+def _groups(
+    judge: Judge,
+    pairs: Sequence[LabelledPair],
+    calls: Sequence[Sequence[Call]],
+    known: set[str],
+) -> list[Group]:
+    """Each pair once; for a judge that looks at one answer at a time, each answer once."""
+    taken = set(known)
+    groups: dict[tuple[str, ...], Group] = {}
+    for pair, own in zip(pairs, calls, strict=True):
+        answers = [pair.first, pair.second]
+        if not is_staged(judge) and all(len(call.shown) == 1 for call in own):
+            answers = [a for a in answers if a.completion_id not in taken]
+            taken |= {a.completion_id for a in answers}
+        if answers:
+            groups.setdefault(tuple(a.completion_id for a in answers), (pair.prompt, answers))
+    return list(groups.values())
+
+
+def _by_call(calls: Sequence[Sequence[Call]], judged: Iterable[Judgement]) -> list[list[Judgement]]:
+    """The judgements of each pair's calls."""
+    found: dict[str, list[Judgement]] = defaultdict(list)
+    for judgement in judged:
+        found[judgement.call_id].append(judgement)
+    names = [dict.fromkeys(call.call_id for call in own) for own in calls]
+    return [[j for name in own for j in found.get(name, [])] for own in names]
+
+
+def _by_answers(
+    pairs: Sequence[LabelledPair], groups: Sequence[Group], by_group: Sequence[list[Judgement]]
+) -> list[list[Judgement]]:
+    """Each pair's judgements, where verdicts rest on several calls and may differ with what an
+    answer stands beside."""
+    found = {
+        tuple(answer.completion_id for answer in answers): own
+        for (_, answers), own in zip(groups, by_group, strict=True)
+    }
+    return [found[pair.first.completion_id, pair.second.completion_id] for pair in pairs]
+
+
+def _call_costs(calls: Iterable[Call], kept: Kept) -> dict[str, Cost]:
+    """What each call cost that was answered here; one that had its reasons written first is two
+    questions."""
+    found: dict[str, Cost] = {}
+    for call in calls:
+        judged = kept.judgements.get(call.call_id)
+        if call.request is None or not judged or call.call_id in found:
+            continue
+        one, reasons = judged[0], kept.reasons.get(call.call_id)
+        own = Cost(1.0, one.latency, one.prompt_tokens, one.new_tokens, one.cost)
+        if reasons is not None:
+            # Where the reasons failed nothing more was asked, and `one` carries their cost.
+            failed = reasons.answer is None or reasons.answer.error is not None
+            own = _answer_cost(reasons) if failed else total_cost([_answer_cost(reasons), own])
+        found[call.call_id] = own
+    return found
+
+
+def _answer_cost(answered: Answered) -> Cost:
+    return Cost(1.0, answered.latency, answered.prompt_tokens, answered.new_tokens, answered.cost)
+
+
+def _pair_cost(calls: Sequence[Call], each: Mapping[str, Cost]) -> Cost:
+    """What a pair would cost alone: an answer that stands in two pairs counts in both."""
+    names = dict.fromkeys(call.call_id for call in calls)
+    return total_cost(each[name] for name in names if name in each)
+
+
+def _share(whole: Cost, count: int) -> Cost:
+    """A part of a cost, where verdicts rest on several answers and no pair's own are told."""
+    parts = {name: value / count for name, value in asdict(whole).items() if value is not None}
+    return Cost(**parts)
+
+
+def _hash(entrant: Entrant, groups: Sequence[Group], seed: int) -> str:
+    return content_hash(
+        "judge-bench",
+        VERSIONS["judge"],
+        entrant.judge.judge_hash,
+        {role: model.identity() for role, model in sorted(entrant.models.items())},
+        [
+            [p.prompt_id, p.tags, p.reference, [[a.completion_id, a.digest] for a in answers]]
+            for p, answers in groups
+        ],
+        seed,
+    )

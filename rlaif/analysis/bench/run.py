@@ -1,0 +1,233 @@
+"""One benchmark: read pairs, judge them, measure, and write what was found."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlaif.analysis.bench.attacking import measure_attack, planted
+from rlaif.analysis.bench.entrants import Entrant, find_entrants
+from rlaif.analysis.bench.judging import Judged, failures, judge_pairs
+from rlaif.analysis.bench.mistakes import FILE as MISTAKES
+from rlaif.analysis.bench.mistakes import mistakes
+from rlaif.config import ModelSpec
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Judgement, content_hash
+from rlaif.core.store import Store, write_atomic, write_jsonl
+from rlaif.core.yamlio import suggest
+from rlaif.judges.attacks import ATTACKS
+from rlaif.judges.notes import judgement_notes
+from rlaif.metrics import bias
+from rlaif.metrics.agreement import sign_test
+from rlaif.metrics.judge_figures import (
+    calibration_figures,
+    compare_judges,
+    joint_votes,
+    judge_intervals,
+    reliability_points,
+    subset_intervals,
+)
+from rlaif.metrics.verdicts import VerdictTable, total_cost, verdict_table
+from rlaif.metrics.words import commonest
+from rlaif.pipeline.experiment import StepProgress
+from rlaif.pipeline.single_step import asking
+from rlaif.pipeline.steps.context import Engines
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What is measured, and how. `repeats` is how often each judge judges every pair, for its
+    consistency with itself; `author` is the name under which its own answers appear in the pairs
+    (its model's name where None)."""
+
+    name: str
+    judges: Sequence[str]
+    out: Path
+    model: ModelSpec
+    constitution: str | None = None
+    baselines: bool = True
+    attacks: Sequence[str] = ()
+    limit: int | None = None
+    repeats: int = 1
+    author: str | None = None
+    seed: int = 0
+
+
+def run_bench(
+    request: BenchRequest, pairs: Sequence[LabelledPair], progress: StepProgress
+) -> dict[str, Any]:
+    """Everything that was measured, JSON-ready; also kept in `out` as bench.json. The pairs that
+    each judge got wrong are kept in mistakes.jsonl.
+
+    The judgements are kept there too: a second run asks nothing and gives the same to the last
+    digit. Raises RlaifError.
+    """
+    entrants = find_entrants(request.judges, request.model, request.constitution, request.baselines)
+    if not entrants:
+        raise ConfigError(
+            "judge-bench: no judge was named; give --judge, or leave the baselines in"
+        )
+    if not pairs:
+        raise ConfigError(f"{request.name}: no labelled pair in it")
+    attacks = _attacks(request.attacks)
+    shown = [p.presented(request.seed) for p in _limited(pairs, request.limit)]
+    with asking(request.out) as (store, engines):
+        try:
+            setting = _Setting(request, shown, store, engines, progress)
+            wrong: list[dict[str, Any]] = []
+            measured = {e.judge.id: _measured(setting, e, attacks, wrong) for e in entrants}
+            asked = engines.account.meters.summaries()
+        finally:
+            progress.finish()
+        result = {
+            "pairs": _about(request.name, shown),
+            "settings": {
+                "seed": request.seed,
+                "level": 0.95,
+                "repeats": request.repeats,
+            },
+            "judges": {name: row for name, (_, row) in measured.items()},
+            "uncounted": {
+                name: {"answers": row["uncounted"], "estimated_cost": row["estimated_cost"]}
+                for name, row in asked.items()
+                if row["uncounted"] or row["estimated_cost"]
+            },
+            **_together(entrants, {name: t for name, (t, _) in measured.items()}),
+        }
+        write_jsonl(request.out / MISTAKES, wrong)
+        write_atomic(request.out / "bench.json", json.dumps(result, indent=1, ensure_ascii=False))
+    return result
+
+
+def _attacks(names: Sequence[str]) -> list[str]:
+    unknown = [n for n in names if n != "all" and n not in ATTACKS]
+    if unknown:
+        known = ["all", *ATTACKS]
+        raise ConfigError(f"--attack {unknown[0]}: no such attack{suggest(unknown[0], known)}")
+    return list(ATTACKS) if "all" in names else list(dict.fromkeys(names))
+
+
+def _limited(pairs: Sequence[LabelledPair], limit: int | None) -> list[LabelledPair]:
+    """The first `limit` by the hash of their ids, in the order of the file: the same each time,
+    and no run of neighbours."""
+    if limit is None or limit >= len(pairs):
+        return list(pairs)
+    places = sorted(range(len(pairs)), key=lambda i: (content_hash("limit", pairs[i].pair_id), i))
+    return [pairs[i] for i in sorted(places[:limit])]
+
+
+def _about(name: str, pairs: Sequence[LabelledPair]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "n": len(pairs),
+        "prompts": len({p.prompt.prompt_id for p in pairs}),
+        "label_ties": sum(p.label == 0.5 for p in pairs),
+        "unlabelled": sum(p.label is None for p in pairs),
+        "subsets": dict(sorted(Counter(p.subset for p in pairs if p.subset).items())),
+    }
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What is the same for every judge of a benchmark."""
+
+    request: BenchRequest
+    pairs: Sequence[LabelledPair]
+    store: Store
+    engines: Engines
+    progress: StepProgress
+
+    def ask(
+        self,
+        entrant: Entrant,
+        pairs: Sequence[LabelledPair],
+        seed: int,
+        known: Sequence[Judgement] = (),
+    ) -> Judged:
+        """See `judge_pairs`."""
+        return judge_pairs(entrant, pairs, seed, self.store, self.engines, self.progress, known)
+
+
+def _measured(
+    setting: _Setting, entrant: Entrant, attacks: Sequence[str], wrong: list[dict[str, Any]]
+) -> tuple[VerdictTable, dict[str, Any]]:
+    """One judge's verdicts, and all that is said of them; its mistakes are added to `wrong`."""
+    request = setting.request
+    seed = request.seed
+    runs = [setting.ask(entrant, setting.pairs, seed + k) for k in range(request.repeats)]
+    author = request.author or entrant.label
+    wrong += mistakes(entrant.judge.id, setting.pairs, runs[0], setting.store)
+    table = verdict_table(setting.pairs, [run.verdicts for run in runs], author)
+    subsets = subset_intervals(table)
+    attacked = {
+        one.name: measure_attack(
+            entrant,
+            one,
+            setting.pairs,
+            runs[0],
+            lambda pairs, known: setting.ask(entrant, pairs, seed, known),
+            seed,
+        )
+        for one in planted(entrant.judge, attacks)
+    }
+    return table, {
+        "kind": entrant.kind,
+        "model": entrant.label,
+        "baseline": entrant.baseline,
+        **_figures(table, seed),
+        "subsets": {
+            subset: {name: i.to_json() for name, i in part.items()}
+            for subset, part in subsets.items()
+        },
+        "notes": judgement_notes(entrant.judge.id, runs[0].judgements),
+        "attacks": {name: found for name, (found, _) in attacked.items()},
+        "total": asdict(total_cost([*(r.cost for r in runs), *(c for _, c in attacked.values())])),
+        "wall_seconds_per_pair": runs[0].wall / runs[0].asked if runs[0].wall else None,
+        "failures": commonest(failures(j for run in runs for j in run.judgements)),
+    }
+
+
+def _figures(table: VerdictTable, seed: int) -> dict[str, Any]:
+    """The headline agreement flat, every other figure by name, and what has no interval."""
+    found = {n: i.to_json() for n, i in judge_intervals(table).items()}
+    headline = found.pop("agreement", None)
+    used = int((bias.decided(table.prob) & bias.decided(table.label)).sum())
+    both = ~np.isnan(table.prob) & ~np.isnan(table.label)
+    won = bias.same_slot(table.as_first, table.as_second)
+    first, second = int((won == 1).sum()), int((won == -1).sum())
+    return {
+        "agreement": headline["mean"] if headline is not None else None,
+        "low": headline["low"] if headline is not None else None,
+        "high": headline["high"] if headline is not None else None,
+        "n": used,
+        "ties": int(both.sum()) - used,
+        "tie_rule": "excluded",
+        "missing": int(np.isnan(table.prob).sum()),
+        **found,
+        **calibration_figures(table, seed),
+        "slot_p": None if np.isnan(won).all() else sign_test(first, second),
+        "reliability": reliability_points(table),
+    }
+
+
+def _together(entrants: Sequence[Entrant], tables: Mapping[str, VerdictTable]) -> dict[str, Any]:
+    """Each two judges compared, and how many independent votes the asked ones are worth."""
+    compared = []
+    for first, second in combinations(tables, 2):
+        found = compare_judges(tables[first], tables[second])
+        if found is not None:
+            compared.append({"first": first, "second": second, **found})
+    asked = {e.judge.id: tables[e.judge.id] for e in entrants if not e.baseline}
+    votes = joint_votes(asked) if len(asked) > 1 else None
+    return {
+        "comparisons": compared,
+        "effective_votes": None if votes is None else {"judges": list(asked), **votes.to_json()},
+    }

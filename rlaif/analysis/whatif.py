@@ -1,0 +1,236 @@
+"""What a run's stored judgements say under other principle weights. Nothing is asked again.
+
+A principle of weight 0 counts as left out; so does a judge that is left with no principle.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlaif.config import PairStep, load_experiment
+from rlaif.constitution.textstats import is_blank
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Completion, Judgement, Preference, Prompt
+from rlaif.metrics.intervals import Interval, rare_share_interval
+from rlaif.metrics.metrics import counts_per_prompt
+from rlaif.metrics.votes import sided
+from rlaif.pipeline.runs import Run
+from rlaif.pipeline.steps.context import by_prompt
+from rlaif.pipeline.steps.pair import group_by_prompt, judge_weights, standardised
+from rlaif.preferences.aggregate import Scores, combine
+from rlaif.preferences.pairing import score_prompt
+from rlaif.preferences.strategies import Candidate, prompt_pairs
+
+Weights = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """One finished pair step of a run and what it was made from, by prompt id."""
+
+    step: PairStep
+    seed: int
+    prompts: Mapping[str, Prompt]
+    completions: Mapping[str, Sequence[Completion]]
+    judgements: Mapping[str, Mapping[str, list[Judgement]]]
+    initial: Mapping[str, Sequence[Judgement]]
+    preferences: Sequence[Preference]
+
+    def counted(self) -> dict[str, float]:
+        """The weights, as declared, of the judges that count."""
+        declared = judge_weights(self.step, list(self.judgements))
+        return {judge: weight for judge, weight in declared.items() if weight > 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What becomes of `preferences` stored preferences. `flipped`: the rejected answer now scores
+    more; `tied`: both the same; `missing`: one has no score left. `flip_rate` is the share flipped
+    and `other_pairs` the share of prompts that would get other pairs, over prompts."""
+
+    preferences: int
+    flipped: int
+    tied: int
+    missing: int
+    flip_rate: Interval | None
+    other_pairs: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledCandidates:
+    """A labelled pair that was found among a run's answers. `label` as in LabelledPair."""
+
+    pairing: int
+    prompt_id: str
+    first: str
+    second: str
+    label: float
+
+
+def load_pairings(run: Run) -> list[Pairing]:
+    """The finished pair steps of a run that look at judgements. Raises ConfigError for none."""
+    experiment, _ = load_experiment(run.root / "config.yaml")
+    steps = {entry.step.id: entry.step for entry in experiment.steps}
+    prompts = run.prompt_records()
+    made = []
+    for planned in run.manifest["steps"]:
+        step = steps.get(planned["id"])
+        judged = any(name.startswith("judgements/") for name in planned["inputs"])
+        finished = run.store.step(planned["hash"]).done() is not None
+        if isinstance(step, PairStep) and judged and finished:
+            made.append(_pairing(run, planned, step, prompts))
+    if not made:
+        raise ConfigError(
+            "this run has no finished pair step that is made from judgements", run.root
+        )
+    return made
+
+
+def _pairing(
+    run: Run, planned: Mapping[str, Any], step: PairStep, prompts: Mapping[str, Prompt]
+) -> Pairing:
+    inputs: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, digest in planned["inputs"].items():
+        role, _, judge = name.partition("/")
+        inputs[role][judge] = digest
+
+    def judgements(digest: str) -> list[Judgement]:
+        return list(run.store.step(digest).records(Judgement))
+
+    completions = [
+        completion
+        for digest in inputs["completions"].values()
+        for completion in run.store.step(digest).records(Completion)
+    ]
+    return Pairing(
+        step,
+        planned["seed"],
+        prompts,
+        by_prompt(completions),
+        {judge: group_by_prompt(judgements(key)) for judge, key in inputs["judgements"].items()},
+        {judge: judgements(digest) for judge, digest in inputs["initial"].items()},
+        list(run.store.step(planned["hash"]).records(Preference)),
+    )
+
+
+def rescored(pairing: Pairing, weights: Weights) -> dict[str, Scores]:
+    """The combined score of every candidate by prompt id, each on [0, 1] or None (missing)."""
+    judges = {
+        judge: weight
+        for judge, weight in pairing.counted().items()
+        if _has_voice(pairing.judgements[judge], weights)
+    }
+    if not judges:
+        return {p: {c.completion_id: None for c in row} for p, row in pairing.completions.items()}
+    if pairing.step.standardise == "initial":
+        judges = standardised(pairing.initial, judges, weights)
+    scores = {}
+    for prompt_id in pairing.completions:
+        rows = {judge: pairing.judgements[judge].get(prompt_id, []) for judge in judges}
+        answers = pairing.completions[prompt_id]
+        blank = {c.completion_id for c in answers if is_blank(c.text)}
+        parts = score_prompt(rows, weights, pairing.step, blank)
+        scores[prompt_id] = combine(parts, judges, pairing.step.missing)
+    return scores
+
+
+def _has_voice(groups: Mapping[str, list[Judgement]], weights: Weights) -> bool:
+    seen = {j.principle for rows in groups.values() for j in rows}
+    return any(p is None or weights.get(p, 1.0) > 0 for p in seen)
+
+
+def effect(pairings: Sequence[Pairing], before: Weights, after: Weights) -> Effect:
+    """What replacing the weights `before` by `after` does to the stored preferences."""
+    counts = {"flipped": 0, "tied": 0, "missing": 0}
+    flips: list[tuple[str, bool]] = []
+    others: list[tuple[str, bool]] = []
+    for pairing in pairings:
+        old, new = rescored(pairing, before), rescored(pairing, after)
+        for preference in pairing.preferences:
+            scores = new.get(preference.prompt_id, {})
+            change = _change(scores, preference.chosen_id, preference.rejected_id)
+            if change != "kept":
+                counts[change] += 1
+            flips.append((preference.prompt_id, change == "flipped"))
+        for prompt_id in pairing.completions:
+            same = _pairs(pairing, prompt_id, old) == _pairs(pairing, prompt_id, new)
+            others.append((prompt_id, not same))
+    return Effect(
+        sum(len(p.preferences) for p in pairings),
+        **counts,
+        flip_rate=rare_share_interval(counts_per_prompt(flips)),
+        other_pairs=rare_share_interval(counts_per_prompt(others)),
+    )
+
+
+def _change(scores: Scores, chosen: str, rejected: str) -> str:
+    above, below = scores.get(chosen), scores.get(rejected)
+    if above is None or below is None:
+        return "missing"
+    return "kept" if above > below else "flipped" if above < below else "tied"
+
+
+def _pairs(pairing: Pairing, prompt_id: str, scores: Mapping[str, Scores]) -> set[tuple[str, str]]:
+    candidates = [
+        Candidate(c, score)
+        for c in pairing.completions[prompt_id]
+        if (score := scores[prompt_id].get(c.completion_id)) is not None
+    ]
+    made = prompt_pairs(pairing.prompts[prompt_id], candidates, pairing.step, pairing.seed)
+    return {(a.completion.completion_id, b.completion.completion_id) for a, b in made}
+
+
+def prompt_means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """One mean per prompt id; prompts without a value drop out."""
+    return {name: sum(row) / len(row) for name, row in values.items() if row}
+
+
+def find_labelled(
+    pairings: Sequence[Pairing], labels: Iterable[LabelledPair]
+) -> tuple[list[LabelledCandidates], int]:
+    """The labelled pairs whose prompt and both texts are in the run, in every pair step that has
+    them, and how many of the given ones are in none. Pairs without a label or with equal texts are
+    in none. Raises ConfigError when nothing is found."""
+    given = list(labels)
+    found = []
+    seen: set[int] = set()
+    for number, pairing in enumerate(pairings):
+        ids = {
+            (prompt_id, c.text.strip()): c.completion_id
+            for prompt_id, row in pairing.completions.items()
+            for c in sorted(row, key=lambda c: c.completion_id, reverse=True)
+        }
+        for place, pair in enumerate(given):
+            prompt_id = pair.prompt.prompt_id
+            first = ids.get((prompt_id, pair.first.text.strip()))
+            second = ids.get((prompt_id, pair.second.text.strip()))
+            if pair.label is not None and first and second and first != second:
+                found.append(LabelledCandidates(number, prompt_id, first, second, pair.label))
+                seen.add(place)
+    if not found:
+        raise ConfigError(
+            f"none of the {len(given)} labelled pairs is about two answers of this run to one of "
+            "its prompts: prompt and texts must be those of the run (rlaif export DIR FILE)"
+        )
+    return found, len(given) - len(seen)
+
+
+def agreements(
+    pairings: Sequence[Pairing], labelled: Sequence[LabelledCandidates], weights: Weights
+) -> list[float | None]:
+    """For each labelled pair: 1 where the scores side with its label, 0 where against it, 0.5 for
+    equal scores; None where the label is a tie or a score is missing."""
+    scores = [rescored(pairing, weights) for pairing in pairings]
+    values: list[float | None] = []
+    for pair in labelled:
+        row = scores[pair.pairing][pair.prompt_id]
+        first, second = row.get(pair.first), row.get(pair.second)
+        if first is None or second is None or pair.label == 0.5:
+            values.append(None)
+        else:
+            values.append(sided(first - second, pair.label))
+    return values

@@ -1,0 +1,371 @@
+"""The run folder: content-addressed step outputs that survive being killed at any moment.
+
+`steps/<input-hash>/` holds one append-only JSONL file per record kind with its commit log beside it
+and, once the step is finished, `done.json`. A batch of records is written in one append, and is
+there once the log says so; whatever follows was torn by a kill and is dropped. So a batch is either
+wholly there or not there at all, and its checksum tells when it was changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from rlaif.core import commits, finished
+from rlaif.core.checksums import CHECK, digest, is_whole, sealed
+from rlaif.core.errors import StoreError
+from rlaif.core.records import Completion, Judgement, Preference, R, Record, canonical_json
+from rlaif.core.rowfiles import (
+    B,
+    Index,
+    Row,
+    RowIndex,
+    count_rows,
+    line_of,
+    read_records,
+    read_rows,
+    read_where,
+)
+
+FORMAT = 1
+FILES: Mapping[type, str] = {
+    Completion: "completions",
+    Judgement: "judgements",
+    Preference: "preferences",
+}
+"""What the file of each kind of record in a step's folder is called."""
+
+
+class DiskFull(StoreError):
+    """There is no space left."""
+
+
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your share of the disk is used up",
+    errno.EFBIG: "the file is larger than this system allows",
+}
+GO_ON = (
+    "Free some space and run the same command again: it goes on after the last whole batch; "
+    "nothing committed is lost."
+)
+
+
+@contextmanager
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a read-only folder into one clear message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise DiskFull(f"{error.filename or path}: {FULL[error.errno]}. {GO_ON}") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise StoreError(
+                f"{path}: not writable ({error.strerror}). Choose another folder with --out."
+            ) from error
+        raise
+
+
+@contextmanager
+def name_step(title: str, path: Path) -> Iterator[None]:
+    """Say in which step the disk became full. Libraries in other languages raise errors of their
+    own for it, which are known by their words."""
+    try:
+        yield
+    except Exception as error:
+        said = str(error).lower()
+        if isinstance(error, DiskFull) or (isinstance(error, StoreError) and "is full" in said):
+            raise DiskFull(f"{title}: {error}") from error
+        if isinstance(error, StoreError) or os.strerror(errno.ENOSPC).lower() not in said:
+            raise
+        full = FULL[errno.ENOSPC]
+        raise DiskFull(f"{title}: {path}: {full}. {GO_ON}") from error
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new one, never a part."""
+    _write_parts(path, [text])
+
+
+def _write_parts(path: Path, parts: Iterable[str]) -> None:
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = partial_of(path)
+        try:
+            with temporary.open("w", encoding="utf-8", errors="surrogatepass") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def partial_of(path: Path) -> Path:
+    """What a file or folder is called while it is written: this process's own name for it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+_PARTIAL = re.compile(r"^\.(?:.+\.(\d+)\.tmp|(\d+)\..+)$")
+"""What `partial_of` gives, and what datasets of earlier versions were called while written."""
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that are no more left half written in a folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = _PARTIAL.match(path.name)
+        if found is None or _is_alive(int(found[1] or found[2])):
+            continue
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    """Whether another process has this number. Our own was an earlier one's, in a container say."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def read_json(path: Path, advice: str = "Delete this file to redo it.") -> dict[str, Any] | None:
+    """The JSON object in a file, or None when it is absent. A damaged file is a StoreError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: damaged JSON ({error}). {advice}") from None
+    if not isinstance(found, dict):
+        raise StoreError(f"{path}: damaged JSON (no object). {advice}")
+    return found
+
+
+class StepFolder:
+    """The output of one planned step, found by the hash of its inputs."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def marker(self) -> Path:
+        """The file that says the step is finished."""
+        return self.path / "done.json"
+
+    @property
+    def advice(self) -> str:
+        """What to do about damage in this folder."""
+        return f"Delete the folder {self.path} to compute it again."
+
+    def done(self) -> dict[str, Any] | None:
+        """The marker's content, or None while the step is unfinished.
+
+        A marker whose files are missing or of another size is not believed. Files whose time is
+        another one are compared with their checksums. Raises StoreError.
+        """
+        marker = finished.read(self.marker, self.advice)
+        if marker is not None:
+            finished.check(self.path, marker, self.advice)
+        return marker
+
+    def check(self) -> None:
+        """Raises StoreError where records are damaged, be the step finished or not."""
+        if self.done() is None:
+            finished.compare_begun(self.path, self.advice)
+
+    def verify(self) -> finished.Verified:
+        """Compare all that is stored with its checksums. Raises StoreError for what is damaged."""
+        return finished.verify(self.path, self.done(), self.advice)
+
+    def append(self, name: str, records: Sequence[Record | dict[str, Any]]) -> None:
+        """Commit one batch of records to `<name>.jsonl`: all of them or, after a kill, none."""
+        self.append_lines(name, [line_of(record) for record in records])
+
+    def append_lines(self, name: str, lines: Sequence[bytes]) -> None:
+        """`append` of records as `rowfiles.line_of` makes them."""
+        if not lines:
+            return
+        data = b"\n".join(lines) + b"\n"
+        path = self._file(name)
+        with explain_os_errors(path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            size = path.stat().st_size if path.exists() else 0
+            if size != commits.committed(path):
+                size = commits.settle(path, self.advice)
+            with path.open("ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            commits.append(path, commits.Commit(size + len(data), len(lines), digest(data)))
+
+    def repair(self) -> None:
+        """Drop what a kill left after the last whole batch. Call before appending. Raises
+        StoreError where a whole batch is not what was written."""
+        sweep(self.path)
+        for log in self.path.glob("*" + commits.SUFFIX):
+            if not log.with_suffix(".jsonl").exists():
+                log.unlink()
+        for path in sorted(self.path.glob("*.jsonl")):
+            with explain_os_errors(path):
+                commits.settle(path, self.advice)
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """Every committed row of `<name>.jsonl`, in the order of writing, one held at a time.
+        Reading raises StoreError where a finished step's files are damaged, here as below."""
+        self.done()
+        return read_rows(self._file(name))
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """Every committed row of `<name>.jsonl`, in the order of writing."""
+        return list(self.rows(name))
+
+    def rows_where(self, name: str, kind: type[B], keep: Callable[[B], bool]) -> Iterator[Row]:
+        """The rows of `<name>.jsonl` of which `keep` holds, by the few fields that `kind` has."""
+        self.done()
+        return read_where(self._file(name), kind, keep)
+
+    def records(self, kind: type[R]) -> Iterator[R]:
+        """Every committed record of a kind, in the order of writing, one held at a time."""
+        self.done()
+        return read_records(self._file(FILES[kind]), kind)
+
+    def index(self, name: str, key: str) -> Index:
+        """Where the committed rows of `<name>.jsonl` lie, by what each has under `key`."""
+        self.done()
+        return RowIndex(self._file(name), key)
+
+    def count(self, name: str) -> int:
+        """How many rows of `<name>.jsonl` are committed."""
+        return count_rows(self._file(name))
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.jsonl"
+
+    def finish(self, summary: dict[str, Any], model: Path | None = None) -> dict[str, Any]:
+        """Write the marker, last of all. `model` is the folder of a model that the step made."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        marker = summary | finished.seen(self.path, model)
+        text = json.dumps(sealed(marker), indent=1, sort_keys=True, ensure_ascii=False)
+        write_atomic(self.marker, text)
+        return marker
+
+
+class Store:
+    """A run folder."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def step(self, input_hash: str) -> StepFolder:
+        """The folder of the step with these inputs."""
+        return StepFolder(self.root / "steps" / input_hash)
+
+    def model_path(self, train_hash: str) -> Path:
+        """Where the model that a train step makes is kept."""
+        return self.root / "models" / train_hash
+
+    def prepare(self) -> None:
+        """Create the folder, or check that it is a run folder this version can go on with."""
+        with explain_os_errors(self.root):
+            manifest = self._manifest() if self.root.is_dir() else None
+        if manifest is None and self.root.is_dir():
+            strange = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
+            if strange and not (self.root / "steps").is_dir():
+                raise StoreError(
+                    f"{self.root} is not empty and not a run folder (it holds "
+                    f"{', '.join(sorted(strange)[:5])}). Choose another folder with --out."
+                )
+        if manifest is not None and manifest["format"] != FORMAT:
+            versions = manifest.get("versions")
+            wrote = versions.get("rlaif") if isinstance(versions, dict) else None
+            raise StoreError(
+                f"{self.root} was written in run format {manifest['format']}; this version "
+                f"reads format {FORMAT}. Choose another folder with --out, or use the version of "
+                f"rlaif that wrote it ({wrote or 'unknown'})."
+            )
+        make_folder(self.root)
+        make_folder(self.root / "steps")
+
+    def _manifest(self) -> dict[str, Any] | None:
+        """The manifest; a damaged one counts as absent, since every run writes it anew."""
+        try:
+            row = read_json(self.root / "manifest.json") or {}
+        except StoreError:
+            return None
+        whole = CHECK not in row or is_whole(row)
+        return row if whole and isinstance(row.get("format"), int) else None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run folder against a second controller. The kernel frees it on any exit."""
+        path = self.root / ".lock"
+        with explain_os_errors(path):
+            lock = FileLock(path, timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise StoreError(
+                    f"{self.root}: another rlaif is working on this run folder. Wait for it, stop "
+                    "it, or choose another folder with --out."
+                ) from None
+        try:
+            self._sweep()
+            yield
+        finally:
+            lock.release()
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left half written. Only who holds the lock trains."""
+        for folder in (self.root, self.root / "models"):
+            sweep(folder)
+        for kind in ("models", "merged"):
+            for partial in (self.root / kind).glob("*.partial"):
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def need_space(self, needed: int) -> None:
+        """Raise StoreError when the disk has less than `needed` bytes free."""
+        free = shutil.disk_usage(self.root).free
+        if free < needed:
+            raise StoreError(
+                f"{self.root}: this run writes about {needed / 1e9:.1f} GB at its largest and "
+                f"{free / 1e9:.1f} GB are free. Free some space, choose another folder with "
+                "--out, or keep less with `retention:`."
+            )
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises StoreError where there can be none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise StoreError(f"{path} is a file; a folder was expected (--out)") from None
+    except OSError as error:
+        if error.errno in FULL:
+            with explain_os_errors(path):
+                raise
+        raise StoreError(
+            f"{path}: this folder cannot be made ({error.strerror}). Choose another one with --out."
+        ) from None
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """An export: plain JSON lines, replaced atomically; no two rows are held at once."""
+    _write_parts(path, (canonical_json(row) + "\n" for row in rows))

@@ -1,0 +1,188 @@
+"""From requests to token ids: what every engine that runs a model on this machine does first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import ModelSpec
+from rlaif.core.answers import AnswerTurn, joined
+from rlaif.core.chat import ChatSettings, lost, render_opening, render_prompt
+from rlaif.core.errors import EngineError, explain_library
+from rlaif.core.records import Message
+from rlaif.core.thinking import marker_texts, opens, thinks_from
+from rlaif.engines.base import GenerateRequest, ScoreRequest, overflow, refusal
+from rlaif.engines.limits import NO_LIMITS, Limits, limits_of, no_embedding
+from rlaif.engines.local.layout import Row
+from rlaif.engines.remote.labels import THINKS
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """`rows` are ready to run; `texts` are their rendered prompts by request id, and `tails` how
+    many ids at their end are a score request's continuation; `failed` maps the other request ids to
+    why they cannot run, and to their prompt's tokens."""
+
+    rows: list[Row] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+    tails: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A model's tokenizer and chat template. `context` is the longest prompt plus answer, `limits`
+    are the model's own."""
+
+    tokenizer: Any
+    chat: ChatSettings
+    context: int
+    name: str
+    limits: Limits = NO_LIMITS
+
+    def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
+        """The exact text and token ids the model sees."""
+        text = render_prompt(self.tokenizer, messages, self.chat) + prefill
+        return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def lost(self, messages: Sequence[Message]) -> Counter[str]:
+        """See `rlaif.core.chat.lost`."""
+        return lost(self.tokenizer, messages, self.chat)
+
+    def opening(self, messages: list[Message]) -> tuple[str, list[int]]:
+        """The exact text and token ids up to where the next user turn begins."""
+        text = render_opening(self.tokenizer, messages, self.chat)
+        return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def encode(self, requests: Iterable[GenerateRequest | ScoreRequest]) -> Encoded:
+        """The requests as token ids: the prompt's, and with a score request's continuation. Raises
+        EngineError where the chat template refuses a conversation, and for a token id that the
+        model has no embedding for."""
+        made = Encoded()
+        for request in requests:
+            name = request.request_id
+            why = refusal(request)
+            if why is not None:
+                made.failed[name] = (why, 0)
+                continue
+            if isinstance(request, GenerateRequest) and request.writes == "user":
+                text, ids = self.opening(request.messages)
+            else:
+                text, ids = self.render(request.messages, request.prefill)
+            new = 0
+            tail: list[int] = []
+            if isinstance(request, GenerateRequest):
+                new = request.sampling.max_new_tokens
+            else:
+                tail = self._continuation(request, text, ids)
+                ids = ids + tail
+            self._refuse_unknown(ids)
+            why = overflow(len(ids), new, self.context)
+            if why is None and isinstance(request, ScoreRequest) and request.labels:
+                why = THINKS if thinks_from(text, self.chat) else None
+            if why is not None:
+                made.failed[name] = (why, len(ids))
+                continue
+            made.texts[name] = text
+            made.tails[name] = len(tail)
+            made.rows.append(Row(name, ids, new))
+        return made
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of sampled tokens: without special tokens, but for those that tell thinking from
+        answer."""
+        if not self.markers:
+            return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        dropped = self._tokens(special=True).keys() - self.markers
+        left = [i for i in ids if i not in dropped]
+        return str(self.tokenizer.decode(left, skip_special_tokens=False))
+
+    @cached_property
+    def markers(self) -> frozenset[int]:
+        """The special tokens that tell thinking from answer."""
+        known = marker_texts(self.chat)
+        return frozenset(i for i, t in self._tokens(special=True).items() if t in known)
+
+    @cached_property
+    def opens_thinking(self) -> bool:
+        """Whether the chat template opens the model's thinking where its turn begins."""
+        prompt, _ = self.render([{"role": "user", "content": "Hello."}])
+        return thinks_from(prompt, self.chat)
+
+    @cached_property
+    def openings(self) -> list[int]:
+        """The single tokens that open thinking."""
+        return sorted(i for i, t in self._tokens().items() if opens(t, self.chat))
+
+    def _tokens(self, special: bool = False) -> dict[int, str]:
+        """The tokens that were added to the vocabulary; with `special` those alone."""
+        added = self.tokenizer.added_tokens_decoder
+        return {i: t.content for i, t in added.items() if t.special or not special}
+
+    def _continuation(self, request: ScoreRequest, text: str, ids: list[int]) -> list[int]:
+        """The token ids whose log-probs are asked, after a prompt's `text` and its `ids`."""
+        if request.continuation_ids is not None:
+            return request.continuation_ids
+        if request.continuation is None:
+            return []
+        if request.prefill:
+            return joined(self.tokenizer, text, ids, request.continuation)[0]
+        turn = AnswerTurn(self.tokenizer, request.messages, self.chat)
+        answer: Message = {"role": "assistant", "content": request.continuation}
+        return turn.tokens(answer, "none").ids
+
+    def _refuse_unknown(self, ids: list[int]) -> None:
+        token = self.limits.unknown(ids)
+        if token is not None:
+            text = str(self.tokenizer.convert_ids_to_tokens(token))
+            raise EngineError(f"model {self.name!r}: {no_embedding(token, text, self.limits)}")
+
+    def label_tokens(self, label: str, forms: Sequence[str]) -> list[int]:
+        """The ids of the label's surface forms that are single tokens. Raises EngineError when
+        none is."""
+        single = set()
+        for form in forms:
+            ids = self.tokenizer(form, add_special_tokens=False)["input_ids"]
+            if len(ids) == 1:
+                single.add(ids[0])
+        if not single:
+            raise EngineError(
+                f"label {label!r}: none of its forms {list(forms)} is a single token of "
+                f"{self.name}; choose labels such as letters or digits"
+            )
+        return sorted(single)
+
+
+def load_encoding(folder: Path, spec: ModelSpec, config: Any, name: str) -> Encoding:
+    """The encoding of the model in `folder`, of which `config` is transformers'. Raises EngineError
+    when it has no chat template."""
+    from transformers import AutoTokenizer
+
+    what = f"model {name!r} in {folder}: its tokenizer cannot be loaded"
+    with explain_library(what, EngineError):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not getattr(tokenizer, "chat_template", None):
+        raise EngineError(
+            f"model {name!r} in {folder} has no chat template. Put chat_template.jinja into the "
+            "folder, or use an instruct model."
+        )
+    limits = limits_of(config)
+    return Encoding(tokenizer, spec.chat, context_of(config, spec), name, limits)
+
+
+def context_of(config: Any, spec: ModelSpec) -> int:
+    """Tokens of prompt and answer that the model can take, `max_context` included."""
+    limit = limits_of(config).positions or 1 << 30
+    return min(spec.max_context or limit, limit)
+
+
+def end_ids(generation: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends a turn, from the generation config and the tokenizer."""
+    ends: set[int] = set()
+    for value in (generation.eos_token_id, tokenizer.eos_token_id):
+        ends |= set(value) if isinstance(value, list) else {value} if value is not None else set()
+    return frozenset(ends)

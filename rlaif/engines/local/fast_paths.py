@@ -1,0 +1,112 @@
+"""The faster forms that one transformers model may take, given to that one object.
+
+Norms, gates and rotary embeddings get backward passes of their own (`rlaif.kernels.fused`), and
+rows are packed, each prompt once (`rlaif.kernels.attention`). Which of these compute what the
+model's own code computes is proved in `rlaif.engines.local.proof`.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from rlaif.engines.local.packing import packing
+from rlaif.kernels.fused import gated_silu, rms_norm, rotate
+
+ROTARY = "apply_rotary_pos_emb"
+PartKind = Literal["norm", "shifted norm", "gate", "rotary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a model may take: packed rows or not, and by the name of a part's class its fused form.
+    `reasons` say what was left as it is, and why."""
+
+    packed: bool
+    parts: dict[str, PartKind]
+    reasons: tuple[str, ...] = ()
+
+
+PLAIN = Choice(False, {})
+
+
+@contextmanager
+def fast_paths(module: Any, choice: Choice) -> Iterator[None]:
+    """Let `module` compute in the forms of `choice`, and in its own again afterwards."""
+    with ExitStack() as stack:
+        if choice.packed:
+            stack.enter_context(packing(module))
+        stack.enter_context(fused_parts(module, choice.parts))
+        yield
+
+
+@contextmanager
+def fused_parts(module: nn.Module, parts: dict[str, PartKind]) -> Iterator[int]:
+    """Give the parts of `module` their fused forms, and their own forms back afterwards. Yields how
+    many parts have them."""
+    forms = [
+        (part, form_of(part, parts[n]))
+        for part in module.modules()
+        if (n := class_name(part)) in parts
+    ]
+    # A part that has a forward of its own, such as one in training, is put back with that.
+    before = [vars(part).get("forward") for part, _ in forms]
+    for part, forward in forms:
+        vars(part)["forward"] = types.MethodType(forward, part)
+    try:
+        yield len(forms)
+    finally:
+        for (part, _), own in zip(forms, before, strict=True):
+            if own is None:
+                vars(part).pop("forward", None)
+            else:
+                vars(part)["forward"] = own
+
+
+def class_name(part: nn.Module) -> str:
+    """The name of the part's class, by which forms are chosen."""
+    return type(part).__name__
+
+
+def form_of(part: Any, kind: PartKind) -> Callable[..., Any]:
+    """The forward of a part's fused form."""
+    if kind == "rotary":
+        return with_rotary(type(part).forward, rotate)
+    if kind == "gate":
+
+        def gate(self: Any, hidden_states: Tensor) -> Tensor:
+            gated = gated_silu(self.gate_proj(hidden_states), self.up_proj(hidden_states))
+            down: Tensor = self.down_proj(gated)
+            return down
+
+        return gate
+    offset, eps = float(kind == "shifted norm"), epsilon_of(part)
+
+    def norm(self: Any, hidden_states: Tensor) -> Tensor:
+        return rms_norm(hidden_states, self.weight, eps, offset)
+
+    return norm
+
+
+def epsilon_of(part: Any) -> Any:
+    """What a norm adds to the mean square, or None where that is not known."""
+    return getattr(part, "variance_epsilon", getattr(part, "eps", None))
+
+
+def with_rotary(forward: Any, turn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function `forward`, but that what it calls ROTARY is `turn`: transformers has rotary
+    embeddings as a function of a Python module, which other models of the process use as well."""
+    changed = types.FunctionType(
+        forward.__code__,
+        {**forward.__globals__, ROTARY: turn},
+        forward.__name__,
+        forward.__defaults__,
+        forward.__closure__,
+    )
+    changed.__kwdefaults__ = forward.__kwdefaults__
+    return changed

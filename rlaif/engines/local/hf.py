@@ -1,0 +1,321 @@
+"""The in-process engine: transformers models on CPU or one GPU.
+
+Its own decoding loop rather than `generate`: every request has its own seed, finished rows leave
+the batch, and the batch layout is reproducible. Label and token log-probs come from an fp32 output
+head over the bf16 hidden state, since bf16 logits make false ties.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from rlaif.config import ModelSpec
+from rlaif.core.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
+from rlaif.core.errors import EngineError, explain_library
+from rlaif.core.records import Message, content_hash
+from rlaif.core.thinking import split
+from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult
+from rlaif.engines.local import layout, scoring
+from rlaif.engines.local.adapters import adapter_folder, merged, model_hash
+from rlaif.engines.local.decoding import BranchRows, PaddedRows, Rows
+from rlaif.engines.local.encoding import Encoding, end_ids, load_encoding
+from rlaif.engines.local.memory import batch_tokens, pass_tokens
+from rlaif.engines.local.packing import plain_attention
+from rlaif.engines.local.sampling import sample_tokens
+from rlaif.engines.local.weights import Weights
+from rlaif.engines.remote.labels import thinks_first
+from rlaif.kernels.logprobs import token_logprobs
+
+ENDED_SHARE = 1 / 16
+"""Rows that have ended leave a batch when they are so many of it: leaving copies the others."""
+
+
+def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
+    """Load the model in `folder`. Raises EngineError when it is not a causal language model."""
+    # Loading bars of every round would tear up our own progress lines.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    keep_freed_memory()
+    device = pick_device(spec.device)
+    dtype = pick_dtype(spec.dtype, device)
+    with explain_library(f"model {name!r} in {folder} cannot be loaded", EngineError):
+        attention = plain_attention(AutoConfig.from_pretrained(folder))
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention
+        )
+    adapter = adapter_folder(spec)
+    if adapter is not None:
+        model = merged(model, adapter, name)
+    weights = Weights(model.to(device).eval(), model_hash(folder, spec))
+    return HfEngine(weights, _encoding(model, folder, spec, name), spec)
+
+
+def _encoding(model: Any, folder: Path, spec: ModelSpec, name: str) -> Encoding:
+    return load_encoding(folder, spec, model.config, name)
+
+
+class HfEngine:
+    """A loaded transformers model. See `rlaif.engines.base.Engine`."""
+
+    capabilities = frozenset(
+        {"generate", "token_logprobs", "label_logprobs", "prefill", "user_turn"}
+    )
+    concurrent = False
+
+    def __init__(self, weights: Weights, encoding: Encoding, spec: ModelSpec):
+        self.weights = weights
+        self.encoding = encoding
+        self.tokenizer = encoding.tokenizer
+        self.spec = spec
+        self.name = encoding.name
+        self.weights_hash = weights.digest
+        self.device = weights.model.device
+        self.end_ids = end_ids(weights.model.generation_config, self.tokenizer)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self.weights.model
+
+    def sharing(self, spec: ModelSpec, folder: Path, name: str) -> HfEngine | None:
+        """An engine of other settings over this one's model, where `spec` asks for the very weights
+        that are here; None where it asks for others."""
+        alike = all(
+            getattr(spec, k) == getattr(self.spec, k) for k in ("engine", "device", "dtype")
+        )
+        if not alike or spec.engine != "hf" or model_hash(folder, spec) != self.weights_hash:
+            return None
+        return HfEngine(self.weights, _encoding(self.model, folder, spec, name), spec)
+
+    def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
+        """The exact text and token ids the model sees."""
+        return self.encoding.render(messages, prefill)
+
+    def lost(self, messages: Sequence[Message]) -> Counter[str]:
+        """See `rlaif.engines.base.Losing`."""
+        return self.encoding.lost(messages)
+
+    @torch.inference_mode()
+    def generate(
+        self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[GenerateResult]]:
+        """See `Engine.generate`. A prompt that does not fit the context fails alone."""
+        by_id = {r.request_id: r for r in requests}
+        encoded = self.encoding.encode(by_id.values())
+        refused = [
+            GenerateResult(i, "", [], "failed", n, why)
+            for i, (why, n) in encoded.failed.items()
+            if i not in done
+        ]
+        if refused:
+            yield refused
+        batches = layout.batches(
+            encoded.rows, batch_tokens(self.spec, self.model), self.weights.branches
+        )
+        with self.weights.computing():
+            for batch in _left(batches, done):
+                tokens = self._decode_batch(batch, [by_id[row.request_id] for row in batch])
+                yield [
+                    self._result(
+                        row, by_id[row.request_id], *sampled, encoded.texts[row.request_id]
+                    )
+                    for row, sampled in zip(batch, tokens, strict=True)
+                ]
+
+    def _decode_batch(
+        self, batch: list[layout.Row], requests: list[GenerateRequest]
+    ) -> list[tuple[list[int], list[float]]]:
+        """Each row's sampled tokens, the end token included when it was sampled, and their
+        log-probs at temperature 1."""
+        new = batch[0].new
+        # (rows, new): drawn ahead, so that a row's randomness is its own whatever its batch does.
+        uniform = torch.stack([_uniform(r.sampling.seed, new) for r in requests]).to(self.device)
+        rows = self._rows(batch)
+        hidden = rows.first()
+        output: list[list[int]] = [[] for _ in batch]
+        logprobs: list[list[float]] = [[] for _ in batch]
+        # The numbers of the rows that are computed; those that have ended leave in bunches.
+        held = list(range(len(batch)))
+        ended: set[int] = set()
+        for step in range(new):
+            sampling = [requests[i].sampling for i in held]
+            picked, chosen = self._sample(hidden, uniform[held, step], sampling)
+            for i, token, logprob in zip(held, picked.tolist(), chosen.tolist(), strict=True):
+                if i not in ended:
+                    output[i].append(token)
+                    logprobs[i].append(logprob)
+                    if self._finished(output[i], requests[i]):
+                        ended.add(i)
+            kept = [p for p, i in enumerate(held) if i not in ended]
+            if not kept or step == new - 1:
+                break
+            if len(held) - len(kept) >= len(held) * ENDED_SHARE:
+                index = torch.tensor(kept, device=self.device)
+                rows.keep(index)
+                picked = picked[index]
+                held = [held[p] for p in kept]
+            hidden = rows.after(picked)
+        return list(zip(output, logprobs, strict=True))
+
+    def _rows(self, batch: list[layout.Row]) -> Rows:
+        """The batch after its prompts. Samples of one prompt share its forward pass."""
+        number: dict[tuple[int, ...], int] = {}
+        owner = [number.setdefault(tuple(row.ids), len(number)) for row in batch]
+        prompts = list(number)
+        if self.weights.branches:
+            return BranchRows(self.model, prompts, owner, batch[0].new)
+        return PaddedRows(self.model, prompts, owner, self.tokenizer.pad_token_id or 0)
+
+    def _sample(
+        self, hidden: torch.Tensor, uniform: torch.Tensor, sampling: list[Sampling]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One token for each row of hidden states (R, H), and its log-prob at temperature 1."""
+        logits = self.weights.head.finish(self.model.get_output_embeddings()(hidden).float())
+        picked = sample_tokens(logits, uniform, sampling)
+        return picked, logits.gather(-1, picked[:, None])[:, 0] - logits.logsumexp(-1)
+
+    def _finished(self, tokens: list[int], request: GenerateRequest) -> bool:
+        if tokens[-1] in self.end_ids:
+            return True
+        if not request.sampling.stop:
+            return False
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return any(stop in text for stop in request.sampling.stop)
+
+    def _result(
+        self,
+        row: layout.Row,
+        request: GenerateRequest,
+        ids: list[int],
+        logprobs: list[float],
+        rendered: str,
+    ) -> GenerateResult:
+        text = self.encoding.decode(ids)
+        ended = bool(ids) and ids[-1] in self.end_ids
+        cuts = [text.find(stop) for stop in request.sampling.stop if stop in text]
+        if cuts:
+            text, ended = text[: min(cuts)], True
+        reason: Literal["stop", "length"] = "stop" if ended else "length"
+        said = split(text, self.spec.thinking, rendered)
+        return GenerateResult(
+            row.request_id,
+            said.answer,
+            ids,
+            reason,
+            len(row.ids),
+            logprobs=logprobs,
+            rendered_hash=content_hash(rendered),
+            reasoning=said.reasoning,
+            cut=said.cut,
+        )
+
+    @torch.inference_mode()
+    def score(
+        self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[ScoreResult]]:
+        """See `Engine.score`. All numbers from an fp32 output head."""
+        by_id = {r.request_id: r for r in requests}
+        encoded = self.encoding.encode(by_id.values())
+        refused = [
+            ScoreResult(i, {}, None, [], n, why)
+            for i, (why, n) in encoded.failed.items()
+            if i not in done
+        ]
+        if refused:
+            yield refused
+        budget = pass_tokens(self.spec, self.device)
+        tails = encoded.tails
+        if self.weights.branches:
+            batches = scoring.batches(encoded.rows, tails, budget)
+        else:
+            batches = layout.batches(encoded.rows, budget)
+        with self.weights.computing():
+            for batch in _left(batches, done):
+                states = scoring.states(self.model, batch, tails, self.weights.branches)
+                yield self._results(states, [by_id[row.request_id] for row in states.rows], tails)
+
+    def _results(
+        self, states: scoring.States, requests: list[ScoreRequest], tails: dict[str, int]
+    ) -> list[ScoreResult]:
+        lengths = [tails[row.request_id] for row in states.rows]
+        targets = [
+            token for row, n in zip(states.rows, lengths, strict=True) for token in _last(row, n)
+        ]
+        logprobs = self._token_logprobs(states.tails, targets)
+        label_probs = self._label_probs(states.ends, requests)
+        results, stop = [], 0
+        for i, (row, length) in enumerate(zip(states.rows, lengths, strict=True)):
+            stop += length
+            count = len(row.ids) - length
+            probs, thinking = label_probs.get(i, ({}, 0.0))
+            mass = sum(probs.values()) if i in label_probs else None
+            why = thinks_first(thinking, mass) if mass is not None else None
+            if why is not None:
+                results.append(ScoreResult(row.request_id, {}, None, [], count, why))
+                continue
+            own = logprobs[stop - length : stop]
+            results.append(ScoreResult(row.request_id, probs, mass, own, count))
+        return results
+
+    def _label_probs(
+        self, hidden: torch.Tensor, requests: list[ScoreRequest]
+    ) -> dict[int, tuple[dict[str, float], float]]:
+        """Row number to the probability of each of its labels at the token after the prompt, and
+        to that of beginning to think."""
+        asked = [i for i, request in enumerate(requests) if request.labels]
+        if not asked:
+            return {}
+        output, weight = self.weights.output()
+        bias = None if output.bias is None else output.bias.float()
+        logits = torch.nn.functional.linear(hidden[asked].float(), weight, bias)
+        probs = self.weights.head.finish(logits).softmax(-1)
+        return {
+            i: (
+                {
+                    label: float(row[self.encoding.label_tokens(label, forms)].sum())
+                    for label, forms in requests[i].labels.items()
+                },
+                float(row[self.encoding.openings].sum()),
+            )
+            for i, row in zip(asked, probs, strict=True)
+        }
+
+    def _token_logprobs(self, hidden: torch.Tensor, targets: list[int]) -> list[float]:
+        output, weight = self.weights.output()
+        values: list[float] = token_logprobs(
+            hidden.float() * self.weights.head.scale,
+            weight,
+            torch.tensor(targets, dtype=torch.int64, device=self.device),
+            output.bias,
+            softcap=self.weights.head.softcap,
+            fp32_head=True,
+        ).tolist()
+        return values
+
+    def close(self) -> None:
+        """Let go of the model. Its memory is free when no engine has it any more."""
+        vars(self).pop("weights", None)
+        release_freed_memory()
+
+
+def _left(
+    batches: Iterable[list[layout.Row]], done: AbstractSet[str]
+) -> Iterator[list[layout.Row]]:
+    """The batches that are not wholly done."""
+    return (b for b in batches if not all(row.request_id in done for row in b))
+
+
+def _uniform(seed: int, count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, generator=generator, dtype=torch.float32)
+
+
+def _last(row: layout.Row, count: int) -> list[int]:
+    return row.ids[len(row.ids) - count :]

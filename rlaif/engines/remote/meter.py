@@ -1,0 +1,281 @@
+"""What a server was asked: counts, tokens, money and latencies, in memory that does not grow.
+
+The numbers of a step are kept in one small file beside its records. A process that goes on with the
+step adds to what it finds there, so they are those of the whole step and not of its last process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any, Self
+
+from rlaif.core.checksums import sealed, unsealed
+from rlaif.core.errors import StoreError
+from rlaif.core.store import read_json, write_atomic
+from rlaif.engines.remote.decode import Usage
+
+BUCKETS_PER_DOUBLING = 8
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+FILE = "remote.json"
+"""The name of the file in a step's folder."""
+KEEP_EVERY = 0.5
+"""Seconds between two writings of it: a kill loses the counts of so long, and nothing else."""
+
+
+@dataclass
+class Meter:
+    """What one model was asked. Latencies are kept as counts in buckets 9% apart. `seconds` are
+    those that were asked in, from a process's first call to its last answer, summed over processes.
+    `uncounted` answers came without a count of their tokens; `estimated` is the part of `cost` that
+    is the most that such calls can have cost.
+    """
+
+    calls: int = 0
+    hits: int = 0
+    failed: int = 0
+    retries: Counter[str] = field(default_factory=Counter)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+    latencies: Counter[int] = field(default_factory=Counter)
+    earlier_seconds: float = 0.0
+    uncounted: int = 0
+    estimated: float = 0.0
+    _first: float | None = None
+    _last: float = 0.0
+    # One thread counts while another one shows the numbers.
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def answered(
+        self, began: float, ended: float, usage: Usage | None, cost: float, estimated: bool = False
+    ) -> None:
+        """A call that was open from `began` to `ended` (seconds of one clock) and was answered."""
+        self.paid(cost, estimated)
+        bucket = math.floor(math.log2(max(ended - began, 1e-6)) * BUCKETS_PER_DOUBLING)
+        with self._lock:
+            self.calls += 1
+            self.uncounted += usage is None
+            self.input_tokens += usage.input if usage else 0
+            self.output_tokens += usage.output if usage else 0
+            self._first = began if self._first is None else min(self._first, began)
+            self._last = max(self._last, ended)
+            self.latencies[bucket] += 1
+
+    def paid(self, cost: float, estimated: bool = False) -> None:
+        """A call cost so much, or at most so much."""
+        with self._lock:
+            self.cost += cost
+            self.estimated += cost if estimated else 0.0
+
+    def found(self) -> None:
+        """The cache had the answer."""
+        with self._lock:
+            self.hits += 1
+
+    def retried(self, cause: str) -> None:
+        """A call has to be made again, because of `cause`."""
+        with self._lock:
+            self.retries[cause] += 1
+
+    def gave_up(self, records: int) -> None:
+        """So many records failed for good."""
+        with self._lock:
+            self.failed += records
+
+    @property
+    def seconds(self) -> float:
+        """See above."""
+        return self.earlier_seconds + (self._last - self._first if self._first is not None else 0.0)
+
+    def add(self, other: Meter) -> None:
+        """Count what `other` counted, which was at another time."""
+        with self._lock:
+            self.calls += other.calls
+            self.hits += other.hits
+            self.failed += other.failed
+            self.retries.update(other.retries)
+            self.input_tokens += other.input_tokens
+            self.output_tokens += other.output_tokens
+            self.cost += other.cost
+            self.latencies.update(other.latencies)
+            self.earlier_seconds += other.seconds
+            self.uncounted += other.uncounted
+            self.estimated += other.estimated
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers as they are kept and shown. Rates are over `seconds`; latencies are in
+        seconds, to within 9%."""
+        with self._lock:
+            rate = 1 / self.seconds if self.seconds > 0 else 0.0
+            return {
+                "calls": self.calls,
+                "cache_hits": self.hits,
+                "failed": self.failed,
+                "retries": dict(sorted(self.retries.items())),
+                "input_tokens": self.input_tokens,
+                "output_tokens": self.output_tokens,
+                "uncounted": self.uncounted,
+                "cost": round(self.cost, 9),
+                "estimated_cost": round(self.estimated, 9),
+                "seconds": round(self.seconds, 3),
+                "calls_per_second": round(self.calls * rate, 2),
+                "tokens_per_second": round(self.output_tokens * rate, 1),
+                "latency": {name: round(self._percentile(p), 4) for name, p in PERCENTILES.items()},
+                "latency_buckets": {str(b): n for b, n in sorted(self.latencies.items())},
+            }
+
+    def _percentile(self, share: float) -> float:
+        """The latency in seconds that `share` of the calls did not exceed, to within 9%."""
+        wanted = math.ceil(share * self.latencies.total())
+        seen = 0
+        for bucket, count in sorted(self.latencies.items()):
+            seen += count
+            if seen >= wanted:
+                return float(2 ** ((bucket + 1) / BUCKETS_PER_DOUBLING))
+        return 0.0
+
+    @classmethod
+    def from_summary(cls, row: Mapping[str, Any]) -> Self:
+        """The meter whose `summary` this is."""
+        return cls(
+            row["calls"],
+            row["cache_hits"],
+            row["failed"],
+            Counter(row["retries"]),
+            int(_finite(row["input_tokens"])),
+            int(_finite(row["output_tokens"])),
+            _finite(row["cost"]),
+            Counter({int(bucket): count for bucket, count in row["latency_buckets"].items()}),
+            row["seconds"],
+            row.get("uncounted", 0),
+            _finite(row.get("estimated_cost", 0.0)),
+        )
+
+
+def _finite(value: float) -> float:
+    """A number that was kept; 0 for one that an earlier version took from a server unread."""
+    return value if math.isfinite(value) and value >= 0 else 0.0
+
+
+class Meters:
+    """The meters of the models that are asked, by their labels. Several threads may use it."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, Meter] = {}
+        self._folder: Path | None = None
+        self._kept = float("-inf")
+        self._lock = threading.Lock()
+
+    def of(self, model: str) -> Meter:
+        """The meter of a model."""
+        with self._lock:
+            return self._meters.setdefault(model, Meter())
+
+    @contextmanager
+    def kept_in(self, folder: Path) -> Iterator[None]:
+        """Keep what is asked within in a step's folder, added to what earlier processes asked."""
+        with self._lock:
+            self._folder, self._meters = folder, read_meters(folder)
+        try:
+            yield
+        finally:
+            self.keep(0.0)
+            with self._lock:
+                self._folder, self._meters = None, {}
+
+    def keep(self, every: float = KEEP_EVERY) -> None:
+        """Write the meters to the folder, unless that was done less than `every` seconds ago."""
+        with self._lock:
+            now = monotonic()
+            if self._folder is None or not self._meters or now - self._kept < every:
+                return
+            rows = {n: sealed(meter.summary()) for n, meter in sorted(self._meters.items())}
+            write_atomic(self._folder / FILE, json.dumps(rows, indent=1))
+            self._kept = now
+
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """`Meter.summary` of each model that was asked."""
+        with self._lock:
+            return {model: meter.summary() for model, meter in sorted(self._meters.items())}
+
+    def note(self) -> list[str]:
+        """What each model that was asked was asked, in words."""
+        rows = self.summaries().values()
+        return [in_words(row) for row in rows if row["calls"] or row["cache_hits"]]
+
+
+def read_meters(folder: Path) -> dict[str, Meter]:
+    """The meters that a step's folder has, by model; none where no server was asked. Raises
+    StoreError where they are damaged."""
+    path = folder / FILE
+    advice = "Delete this file: the step's calls are then counted from 0."
+    rows = read_json(path, advice) or {}
+    try:
+        return {
+            model: Meter.from_summary(unsealed(row, path, advice, required=False))
+            for model, row in rows.items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise StoreError(f"{path}: damaged (it is not what was written). {advice}") from None
+
+
+def kept_meters(folder: Path) -> dict[str, Any]:
+    """What a finished step's marker keeps of its meters: `asked`, the summaries by model; nothing
+    where no server was asked."""
+    found = {model: meter.summary() for model, meter in read_meters(folder).items()}
+    return {"asked": found} if found else {}
+
+
+def meters_of(folder: Path, marker: Mapping[str, Any] | None) -> dict[str, Meter]:
+    """The meters of a step by its marker; where it is unfinished, or an earlier version finished
+    it, those in its folder. Raises StoreError where these are damaged."""
+    if marker is None or "asked" not in marker:
+        return read_meters(folder)
+    return {model: Meter.from_summary(row) for model, row in marker["asked"].items()}
+
+
+def counted_cost(root: Path) -> float:
+    """What the steps of a run folder say that their calls cost. A step whose numbers are damaged
+    says nothing: that is named where they are read."""
+    total = 0.0
+    for folder in sorted((root / "steps").glob("*")):
+        try:
+            meters = meters_of(folder, read_json(folder / "done.json"))
+        except (StoreError, KeyError, TypeError, ValueError, AttributeError):
+            continue
+        total += math.fsum(meter.cost for meter in meters.values())
+    return total
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """A meter's `summary` in one line."""
+    latency = " ".join(f"{name} {value:.2f}" for name, value in row["latency"].items())
+    parts = [
+        f"{row['calls_per_second']:.1f} calls/s {row['tokens_per_second']:.0f} tok/s {latency} s"
+    ]
+    if row["cache_hits"]:
+        parts.append(f"{row['cache_hits']} from the cache")
+    if row["retries"]:
+        causes = ", ".join(f"{cause} {count}" for cause, count in row["retries"].items())
+        parts.append(f"{sum(row['retries'].values())} retries ({causes})")
+    if row["failed"]:
+        parts.append(f"{row['failed']} failed")
+    if row["uncounted"]:
+        parts.append(f"{row['uncounted']} answers without a count of tokens")
+    if row["cost"]:
+        parts.append(f"cost {cost_in_words(row['cost'], row['estimated_cost'])}")
+    return ", ".join(parts)
+
+
+def cost_in_words(cost: float, estimated: float) -> str:
+    """Money in a few words; `estimated` is the part that nobody counted."""
+    part = f" (of which {estimated:.4f} by estimate)" if estimated else ""
+    return f"{cost:.4f}{part}"

@@ -1,0 +1,126 @@
+"""A server of our own on this machine: started, waited for, and ended with all its processes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rlaif.core.errors import EngineError
+from rlaif.engines.vllm.keeper import GRACE_SECONDS
+
+POLL_SECONDS = 0.25
+HEALTH_SECONDS = 5.0
+"""How long one look at the server's health may take."""
+LAST_LINES = 12
+
+
+class Server:
+    """A server on a free loopback port that answers those alone who have its `key`.
+
+    `url` is where it speaks the OpenAI protocol. It ends with `stop`, and with this process however
+    that ends (`rlaif.engines.vllm.keeper`).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Callable[[int], Sequence[str]],
+        environment: Callable[[str], Mapping[str, str]],
+        log: Path,
+    ):
+        """Start `command` of the port, with `environment` of the key beside this process's own.
+        What it writes is appended to `log`."""
+        port = _free_port()
+        self.name = name
+        self.key = secrets.token_urlsafe(32)
+        self.root = f"http://127.0.0.1:{port}"
+        self.url = f"{self.root}/v1"
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._from = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as file:
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-m", "rlaif.engines.vllm.keeper", *command(port)],
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment(self.key)},
+                # Ctrl-C at the terminal is for us: what we do about it ends the server.
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the server is healthy. Raises EngineError, with the last lines that it wrote,
+        when it ends or is not healthy after `seconds`; it is stopped then."""
+        until = time.monotonic() + seconds
+        try:
+            while not self.healthy():
+                if not self.alive():
+                    raise EngineError(f"model {self.name}: its server ended. {self.last_words()}")
+                if time.monotonic() > until:
+                    raise EngineError(
+                        f"model {self.name}: its server does not answer after {seconds:g} s "
+                        f"(`start_seconds`). {self.last_words()}"
+                    )
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            self.stop()
+            raise
+
+    def alive(self) -> bool:
+        """Whether the server's process runs."""
+        return self._keeper.poll() is None
+
+    def healthy(self) -> bool:
+        """Whether the server is healthy and is ours. Another one, which took the port before ours
+        did, does not know the key, or wants none."""
+        models = f"{self.url}/models"
+        return (
+            self._answers(f"{self.root}/health", self.key)
+            and self._answers(models, self.key)
+            and not self._answers(models, "no key")
+        )
+
+    def _answers(self, url: str, key: str) -> bool:
+        asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
+        # A proxy of the environment is not for this machine's own addresses.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(asked, timeout=HEALTH_SECONDS) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError, ValueError):
+            return False
+
+    def last_words(self) -> str:
+        """The last lines that the server wrote since this start, and where all of them are."""
+        with self.log.open("rb") as file:
+            file.seek(self._from)
+            text = file.read().decode("utf-8", "replace").replace(self.key, "[key]")
+        lines = [line for line in text.splitlines() if line.strip()][-LAST_LINES:]
+        said = "\n".join(f"  {line}" for line in lines) or "  (nothing)"
+        return f"Its last lines, of {self.log}:\n{said}"
+
+    def stop(self) -> None:
+        """End the server and all its processes."""
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        try:
+            self._keeper.wait(GRACE_SECONDS + 5)
+        except subprocess.TimeoutExpired:
+            self._keeper.terminate()
+            self._keeper.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+    return port

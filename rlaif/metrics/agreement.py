@@ -1,0 +1,191 @@
+"""How far two annotators agree, and whether two judges err together. Pure functions on arrays.
+
+A statistic of items is a function of their weights (see `weighted`). Sources: Cohen 1960 (kappa),
+Krippendorff 2011 (alpha), Kendall 1945 (tau-b), McNemar 1947 in its exact form; effective votes
+after juries of language models, 2404.18796, and the design effect of Kish 1965.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rlaif.metrics.weighted import Floats, Ints, Measure, ratio, sums_by
+
+Distance = Callable[[Floats, Floats], Floats]
+
+
+def cohen_kappa(first: Floats, second: Floats) -> Measure:
+    """(p_o - p_e) / (1 - p_e) of two codings of the same items in a few categories, each shape
+    (n,), in [-1, 1].
+
+    NaN without items, and where chance alone would agree always (p_e = 1).
+    """
+    levels, codes = np.unique(np.concatenate([first, second]), return_inverse=True)
+    size = levels.size
+    cells = codes[: first.size] * size + codes[first.size :]
+    columns = (cells[:, None] == np.arange(size * size)).astype(np.float64)
+
+    def of(weights: Floats) -> Floats:
+        table = (weights @ columns).reshape(weights.shape[0], size, size)
+        total = table.sum(axis=(1, 2))
+        observed = ratio(np.trace(table, axis1=1, axis2=2), total)
+        expected = ratio((table.sum(axis=1) * table.sum(axis=2)).sum(axis=1), total**2)
+        return ratio(observed - expected, 1.0 - expected)
+
+    return of
+
+
+def nominal(left: Floats, right: Floats) -> Floats:
+    """Krippendorff's distance of categories: 0 or 1."""
+    different: Floats = (left != right).astype(np.float64)
+    return different
+
+
+def interval(left: Floats, right: Floats) -> Floats:
+    """Krippendorff's distance of numbers: the squared difference."""
+    difference: Floats = left - right
+    return difference**2
+
+
+def krippendorff_alpha(ratings: Floats, distance: Distance = nominal) -> Measure:
+    """1 - D_o / D_e of `ratings`, shape (annotators, units), NaN where one is missing; at most 1.
+    The weights are those of the units.
+
+    From the coincidence matrix: each unit gives its ordered pairs of values with weight
+    1 / (m - 1), and units with fewer than two values give none. NaN without such a unit, and where
+    all values are equal, so that no disagreement could be expected.
+    """
+    kept = np.flatnonzero((~np.isnan(ratings)).sum(axis=0) >= 2)
+    levels = np.unique(ratings[:, kept][~np.isnan(ratings[:, kept])])
+    counts = (ratings[:, kept, None] == levels).sum(axis=0).astype(np.float64)
+    pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(levels.size)
+    pairs /= counts.sum(axis=1)[:, None, None] - 1.0
+    columns = pairs.reshape(kept.size, levels.size**2)
+    far = distance(levels[:, None], levels[None, :])
+
+    def of(weights: Floats) -> Floats:
+        coincidence = (weights[:, kept] @ columns).reshape(weights.shape[0], *far.shape)
+        totals = coincidence.sum(axis=2)
+        observed = (coincidence * far).sum(axis=(1, 2))
+        expected = ((totals @ far) * totals).sum(axis=1) / (totals.sum(axis=1) - 1.0)
+        return 1.0 - ratio(observed, expected)
+
+    return of
+
+
+def pearson(x: Floats, y: Floats) -> Measure:
+    """The linear correlation of two arrays of shape (n,); NaN where either does not vary."""
+    return lambda weights: _correlation(x, y, weights)
+
+
+def _correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
+    """As `pearson`; `x` and `y` may differ by sample, shape (B, n)."""
+    a, spread_a = _centred(x, weights)
+    b, spread_b = _centred(y, weights)
+    return ratio((weights * a * b).sum(axis=1), np.sqrt(spread_a) * np.sqrt(spread_b))
+
+
+def _centred(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """The distances from the mean, (B, n), and the sum of their squares, (B,)."""
+    whole = weights.sum(axis=1)
+    centred = values - ratio((weights * values).sum(axis=1), whole)[:, None]
+    squares = (weights * centred**2).sum(axis=1)
+    # The mean of equal values may miss them by a rounding error.
+    size = (weights * values**2).sum(axis=1)
+    return centred, np.where(squares > 1e-24 * size, squares, 0.0)
+
+
+def spearman(x: Floats, y: Floats) -> Measure:
+    """The correlation of the ranks, ties sharing their mean rank; NaN where either is constant."""
+    ranks_x, ranks_y = _mean_ranks(x), _mean_ranks(y)
+    return lambda weights: _correlation(ranks_x(weights), ranks_y(weights), weights)
+
+
+def _mean_ranks(values: Floats) -> Callable[[Floats], Floats]:
+    codes = _codes(values)
+    by_level = sums_by(codes)
+
+    def of(weights: Floats) -> Floats:
+        counts = by_level(weights)
+        middle: Floats = np.cumsum(counts, axis=1) - (counts - 1.0) / 2.0
+        return middle[:, codes]
+
+    return of
+
+
+def _codes(values: Floats) -> Ints:
+    """The rank of each value among the distinct ones, from 0."""
+    codes = np.unique(values, return_inverse=True)[1]
+    return codes.astype(np.int64)
+
+
+def kendall(x: Floats, y: Floats) -> Measure:
+    """Kendall's tau-b in O(n log m) for the m levels of the coarser array; NaN where either does
+    not vary."""
+    a, b = _codes(x), _codes(y)
+    if a.max(initial=0) > b.max(initial=0):
+        a, b = b, a
+    ties_a, ties_b = sums_by(a), sums_by(b)
+    nets = [_net_at(a, b, bit) for bit in range(int(a.max(initial=0)).bit_length())]
+
+    def of(weights: Floats) -> Floats:
+        square = weights.sum(axis=1) ** 2
+        free_a, free_b = (square - (t(weights) ** 2).sum(axis=1) for t in (ties_a, ties_b))
+        net = sum((net(weights) for net in nets), start=np.zeros(weights.shape[0]))
+        return ratio(2.0 * net, np.sqrt(free_a) * np.sqrt(free_b))
+
+    return of
+
+
+def _net_at(a: Ints, b: Ints, bit: int) -> Measure:
+    """Concordant less discordant pairs among those whose codes `a` differ in this bit and in none
+    above it."""
+    block, upper = a >> (bit + 1), (a >> bit) & 1
+    order = np.lexsort((b, block))
+    block, upper, b = block[order], upper[order], b[order]
+    new_block = np.diff(block, prepend=-1) != 0
+    starts = np.flatnonzero(new_block | (np.diff(b, prepend=-1) != 0))
+    # The first and the last of its block, for each group of equal block and b.
+    first = np.maximum.accumulate(np.where(new_block[starts], np.arange(starts.size), 0))
+    heads = np.flatnonzero(new_block[starts])
+    last = np.append(heads[1:], starts.size)[np.searchsorted(heads, first)] - 1
+
+    def of(weights: Floats) -> Floats:
+        ordered = weights[:, order]
+        high = np.add.reduceat(ordered * upper, starts, axis=1)
+        low = np.add.reduceat(ordered, starts, axis=1) - high
+        upto = np.cumsum(low, axis=1)
+        below = upto - low - (upto - low)[:, first]
+        above = upto[:, last] - upto
+        net: Floats = (high * (below - above)).sum(axis=1)
+        return net
+
+    return of
+
+
+def sign_test(first: int, second: int) -> float:
+    """Two-sided exact probability that counts this uneven come of a fair coin, in (0, 1]."""
+    total, low = first + second, min(first, second)
+    tail, term = 0, 1
+    for k in range(low + 1):
+        tail += term
+        term = term * (total - k) // (k + 1)
+    return min(1.0, float(2 * tail / 2**total))
+
+
+def mcnemar(first_right: Floats, second_right: Floats) -> tuple[int, int, float]:
+    """Of two judges' correctness (0 or 1, shape (n,)) on the same pairs: where the first alone is
+    right, where the second alone is, and the exact two-sided probability under no difference."""
+    alone = int(((first_right == 1) & (second_right == 0)).sum())
+    other = int(((first_right == 0) & (second_right == 1)).sum())
+    return alone, other, sign_test(alone, other)
+
+
+def effective_votes(count: int, correlation: Floats) -> Floats:
+    """k / (1 + (k - 1) r) for `count` judges whose errors correlate at r, the mean over their
+    pairs: k where errors are independent, 1 where all err alike. A negative r counts as 0, so that
+    judges are never worth more than their number."""
+    votes: Floats = count / (1.0 + (count - 1) * np.maximum(correlation, 0.0))
+    return votes

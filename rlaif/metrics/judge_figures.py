@@ -1,0 +1,271 @@
+"""Every figure of a judge on labelled pairs, and of judges beside one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from rlaif.metrics import agreement as agree
+from rlaif.metrics import bias, calibration
+from rlaif.metrics.calibration_error import calibration_error, ece_if_calibrated, graded
+from rlaif.metrics.intervals import Interval
+from rlaif.metrics.logistic import fit_logistic
+from rlaif.metrics.pooled import figure_intervals
+from rlaif.metrics.rewardbench import section_scores
+from rlaif.metrics.verdicts import Cost, VerdictTable
+from rlaif.metrics.weighted import (
+    Figure,
+    Floats,
+    Ints,
+    Mask,
+    Measure,
+    among,
+    mean_of,
+    ratio,
+    share_of,
+)
+
+BY_SUBSET = (
+    *("agreement", "agreement_half", "agreement_three_way", "kappa", "tie_rate"),
+    *("same_slot", "slot_one_rate", "prefers_longer", "people_prefer_longer"),
+    *("coverage", "abstain_rate", "unread_rate"),
+)
+"""The figures that are taken within each subset too."""
+
+
+def figures(t: VerdictTable) -> dict[str, Figure]:
+    """Every figure by name, of the pairs' weights.
+
+    `agreement` leaves out pairs with a tie on either side; `agreement_half` counts them one half;
+    in `agreement_three_way` a tie is a verdict of its own (chance is one third).
+    """
+    return (
+        _agreements(t)
+        | _association(t)
+        | _slots(t)
+        | _lengths(t)
+        | _calibrated(t)
+        | _answers(t)
+        | section_scores(t)
+    )
+
+
+def _agreements(t: VerdictTable) -> dict[str, Figure]:
+    judged, said = _sides(t.prob), _sides(t.label)
+    same = np.where(_both(t), judged == said, np.nan)
+    tied = (judged == 0) | (said == 0)
+    return {
+        "agreement": mean_of(np.where(tied, np.nan, same)),
+        "agreement_half": mean_of(np.where(tied & _both(t), 0.5, same)),
+        "agreement_three_way": mean_of(same),
+        "tie_rate": mean_of(np.where(np.isnan(judged), np.nan, judged == 0)),
+    }
+
+
+def _sides(prob: Floats) -> Floats:
+    return np.sign(prob - 0.5)
+
+
+def _both(t: VerdictTable) -> Mask:
+    known: Mask = ~np.isnan(t.prob) & ~np.isnan(t.label)
+    return known
+
+
+def _association(t: VerdictTable) -> dict[str, Figure]:
+    known, clear = _both(t), bias.decided(t.prob) & bias.decided(t.label)
+    prob, label = t.prob[known], t.label[known]
+    judged, said = _sides(t.prob), _sides(t.label)
+    return {
+        "kappa": among(clear, agree.cohen_kappa(judged[clear], said[clear])),
+        "kappa_three_way": among(known, agree.cohen_kappa(judged[known], said[known])),
+        "alpha": among(known, agree.krippendorff_alpha(np.stack([judged[known], said[known]]))),
+        "spearman": among(known, agree.spearman(prob, label)),
+        "kendall": among(known, agree.kendall(prob, label)),
+    }
+
+
+def _slots(t: VerdictTable) -> dict[str, Figure]:
+    won = bias.same_slot(t.as_first, t.as_second)
+
+    def share(outcome: Mask) -> Figure:
+        return mean_of(np.where(np.isnan(won), np.nan, outcome))
+
+    return {
+        "same_slot": share(won != 0),
+        "same_slot_first": share(won == 1),
+        "same_slot_second": share(won == -1),
+        "order_consistency": share(won == 0),
+        "slot_one_rate": share_of(t.slot_one, t.slot_decided),
+    }
+
+
+def _lengths(t: VerdictTable) -> dict[str, Figure]:
+    return {
+        "prefers_longer": mean_of(bias.picks_longer(t.prob, t.longer_by)),
+        "people_prefer_longer": mean_of(bias.picks_longer(t.label, t.longer_by)),
+        "length_coefficient": bias.length_coefficient(t.prob, t.label, t.longer_by),
+        "self_preference": bias.self_preference(t.prob, t.label, t.own),
+    }
+
+
+def _calibrated(t: VerdictTable) -> dict[str, Figure]:
+    """Of the pairs whose label is no tie. What is on log scale is there of graded probabilities
+    alone."""
+    kept = _calibration_rows(t)
+    prob, outcome = t.prob[kept], (t.label[kept] > 0.5).astype(np.float64)
+    measures: dict[str, Measure] = {
+        "ece": lambda w: calibration.reliability(prob, outcome, w).ece(),
+        "ece_equal_mass": lambda w: calibration.reliability(prob, outcome, w, True).ece(),
+    }
+    if prob.size and graded(prob):
+        logits = calibration.log_odds(prob)
+        steepness = calibration.steepness(logits, outcome)
+        scaled = calibration.scale_held_out(prob, outcome, t.fold[kept])
+        line = np.stack([np.ones_like(logits), logits], axis=1)
+        measures |= {
+            "calibration_intercept": lambda w: fit_logistic(line, outcome, w)[:, 0],
+            "calibration_slope": lambda w: fit_logistic(line, outcome, w)[:, 1],
+            "temperature": lambda w: ratio(np.ones(len(w)), steepness(w)),
+            "ece_scaled": lambda w: calibration.reliability(scaled(w), outcome, w).ece(),
+            "brier_scaled": lambda w: calibration.brier(scaled(w), outcome, w),
+        }
+    squares = np.where(kept, (t.prob - (t.label > 0.5)) ** 2, np.nan)
+    return {name: among(kept, m) for name, m in measures.items()} | {"brier": mean_of(squares)}
+
+
+def _calibration_rows(t: VerdictTable) -> Mask:
+    rows: Mask = ~np.isnan(t.prob) & bias.decided(t.label)
+    return rows
+
+
+def calibration_figures(t: VerdictTable, seed: int) -> dict[str, Any]:
+    """The calibration error with its interval, the smallest error that so many pairs tell from
+    none, and what ECE would be of a calibrated judge, as JSON; nothing without a pair."""
+    kept = _calibration_rows(t)
+    if not kept.any():
+        return {}
+    prob, outcome = t.prob[kept], (t.label[kept] > 0.5).astype(np.float64)
+    found = calibration_error(prob, outcome, list(t.prompt[kept]))
+    return {
+        "calibration_error": found.error.to_json(),
+        "calibration_detectable": found.detectable,
+        "ece_if_calibrated": ece_if_calibrated(prob, seed).to_json(),
+        "graded": graded(prob),
+    }
+
+
+def _answers(t: VerdictTable) -> dict[str, Figure]:
+    """How the judge answered: what could be read, what it cost."""
+    return {
+        "coverage": mean_of((~np.isnan(t.prob)).astype(np.float64)),
+        "abstain_rate": share_of(t.abstained, t.judgements),
+        "unread_rate": share_of(t.unread, t.judgements),
+        "label_mass": mean_of(t.label_mass),
+        "self_consistency": mean_of(t.same),
+        **{f"{f.name}_per_pair": mean_of(getattr(t, f.name)) for f in fields(Cost)},
+    }
+
+
+def judge_intervals(t: VerdictTable) -> dict[str, Interval]:
+    """Every figure with its interval over prompts."""
+    return figure_intervals(figures(t), list(t.prompt))
+
+
+def subset_intervals(t: VerdictTable) -> dict[str, dict[str, Interval]]:
+    """The figures of `BY_SUBSET` within each subset, in order of name; nothing where the pairs have
+    none."""
+    found = {}
+    for name in sorted(set(t.subset.tolist()) - {""}):
+        part = t.take(np.flatnonzero(t.subset == name))
+        chosen = {n: figure for n, figure in figures(part).items() if n in BY_SUBSET}
+        found[name] = figure_intervals(chosen, list(part.prompt))
+    return found
+
+
+def reliability_points(t: VerdictTable) -> list[dict[str, Any]]:
+    """The reliability curve: of each bin of equal width that has a pair, the mean probability, the
+    share of labels for the first answer, the ends of its interval, and the number of pairs."""
+    kept = _calibration_rows(t)
+    place = np.where(kept, calibration.bin_of(t.prob), -1)
+    outcome = (t.label > 0.5).astype(np.float64)
+    return curve_points(place, t.prob, outcome, list(t.prompt))
+
+
+def curve_points(
+    place: Ints, prob: Floats, outcome: Floats, prompts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The points of a reliability curve from each item's bin, (n,), -1 for none."""
+    bins = np.unique(place[place >= 0])
+    shares = {str(b): mean_of(np.where(place == b, outcome, np.nan)) for b in bins}
+    found = figure_intervals(shares, prompts, "reliability/")
+    return [
+        {
+            "prob": float(prob[place == b].mean()),
+            "share": found[str(b)].mean,
+            "low": found[str(b)].low,
+            "high": found[str(b)].high,
+            "n": found[str(b)].n,
+        }
+        for b in bins
+    ]
+
+
+def correctness(t: VerdictTable) -> Floats:
+    """1 where judge and label agree, 0 where not, NaN where either is missing or a tie."""
+    known = bias.decided(t.prob) & bias.decided(t.label)
+    return np.where(known, (_sides(t.prob) == _sides(t.label)).astype(np.float64), np.nan)
+
+
+def compare_judges(first: VerdictTable, second: VerdictTable) -> dict[str, Any] | None:
+    """Two judges on the pairs that both decided: each one's agreement, the difference (first less
+    second) and the correlation of their errors with intervals, and McNemar's exact test. None
+    without such a pair."""
+    one, two = correctness(first), correctness(second)
+    rows = np.flatnonzero(~np.isnan(one) & ~np.isnan(two))
+    if not rows.size:
+        return None
+    one, two = one[rows], two[rows]
+    measured = {
+        "difference": mean_of(one - two),
+        "error_correlation": Figure(agree.pearson(one, two), rows.size),
+    }
+    found = figure_intervals(measured, list(first.prompt[rows]))
+    alone, other, p = agree.mcnemar(one, two)
+    return {
+        "n": int(rows.size),
+        "first_right": float(one.mean()),
+        "second_right": float(two.mean()),
+        "first_alone_right": alone,
+        "second_alone_right": other,
+        "mcnemar_p": p,
+        **{name: value.to_json() for name, value in found.items()},
+    }
+
+
+def joint_votes(tables: Mapping[str, VerdictTable]) -> Interval | None:
+    """How many independent judges these (two or more) are worth together, from the correlation of
+    their errors over the pairs that all decided; None where it is undefined."""
+    right = np.stack([correctness(t) for t in tables.values()])
+    rows = np.flatnonzero(~np.isnan(right).any(axis=0))
+    pairs = [agree.pearson(a, b) for a, b in combinations(right[:, rows], 2)]
+
+    def correlation(weights: Floats) -> Floats:
+        found = np.stack([pair(weights) for pair in pairs])
+        defined = ~np.isnan(found)
+        return ratio(np.where(defined, found, 0.0).sum(axis=0), defined.sum(axis=0))
+
+    prompts = list(next(iter(tables.values())).prompt[rows])
+    figure = {"error_correlation": Figure(correlation, rows.size)}
+    found = figure_intervals(figure, prompts).get("error_correlation")
+    if found is None:
+        return None
+    # Votes fall as the correlation rises, so the ends change places.
+    mean, high, low = (
+        None if r is None else float(agree.effective_votes(len(right), np.asarray(r)))
+        for r in (found.mean, found.low, found.high)
+    )
+    return Interval(mean or 0.0, low, high, found.n, found.prompts, note=found.note)

@@ -1,0 +1,123 @@
+"""A run's own held-out answers as battles: each later model against M0, on the same prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, content_hash
+from rlaif.metrics import metrics
+from rlaif.metrics.metrics import Values
+from rlaif.metrics.winrate import Battle
+from rlaif.pipeline.runs import Run, principle_weights, run_constitution
+from rlaif.pipeline.steps.context import by_prompt
+
+INITIAL = "M0"
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A model's held-out answers by prompt, and its judgements by judge."""
+
+    answers: dict[str, list[Completion]]
+    judgements: dict[str, list[Judgement]]
+
+
+def run_battles(run: Run) -> dict[str, list[Battle]]:
+    """By judge, a battle per held-out prompt of every later model with M0, from the finished
+    evaluations of a run, the last of each round.
+
+    A judge of single answers gives the prompt to the higher mean score, as the metric
+    `win_rate/JUDGE` does; one that compares gives its mean probability, both orders together. A
+    prompt that it has no verdict on is a missing one. Where a prompt has several answers of one
+    model, its length is their mean. Raises ConfigError where nothing is finished.
+    """
+    constitution = run.manifest["constitution"]
+    weights = principle_weights(run_constitution(run)) if constitution else {}
+    found: dict[str, list[Battle]] = {}
+    for name, step in _evaluations(run):
+        new, old = _side(run, step, ""), _side(run, step, "initial/")
+        for judge in new.judgements:
+            wins = _wins(judge, new, old, weights)
+            found.setdefault(judge, []).extend(_battles(name, new, old, wins))
+    if not found:
+        raise ConfigError(
+            "no finished evaluation in which a judge saw a later model's answers beside M0's; "
+            "`rlaif status` says where the run stands",
+            run.root,
+        )
+    return found
+
+
+def _evaluations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The last finished evaluation of each later model, by the model's name: its round, its arm
+    where arms differ, its seed where there are several."""
+    found = {}
+    for step in run.manifest["steps"]:
+        done = step["kind"] == "evaluate" and run.store.step(step["hash"]).done()
+        if done and "initial/completions" in step["inputs"]:
+            shared = len(step["arms"]) == max(len(run.manifest["arms"]), 1)
+            parts = [step["models"]["policy"][0], *([] if shared else step["arms"])]
+            if len(run.manifest["seeds"]) > 1:
+                parts.append(f"seed {step['seed']}")
+            found[" ".join(parts)] = step
+    yield from found.items()
+
+
+def _side(run: Run, step: Mapping[str, Any], prefix: str) -> _Side:
+    inputs = step["inputs"]
+    completions = run.store.step(inputs[f"{prefix}completions"]).records(Completion)
+    start = f"{prefix}judgements/"
+    judgements = {
+        name.removeprefix(start): list(run.store.step(digest).records(Judgement))
+        for name, digest in inputs.items()
+        if name.startswith(start)
+    }
+    return _Side(by_prompt([c for c in completions if c.finish_reason != "failed"]), judgements)
+
+
+def _wins(judge: str, new: _Side, old: _Side, weights: Mapping[str, float]) -> Values:
+    """By prompt, how far the new model won it: 1, 0.5, 0 or a probability."""
+    mine, others = (_ids(side) for side in (new, old))
+    judged = new.judgements[judge]
+    if any(len(j.shown) > 1 for j in judged):
+        compared = metrics.pairwise_values(judge, judged, mine)
+        return metrics.shares(compared[f"win_rate_vs_initial/{judge}"])
+    name = f"score/{judge}"
+    score, against = (
+        metrics.shares(metrics.judge_values(judge, rows, weights, ids)[name])
+        for rows, ids in ((judged, mine), (old.judgements.get(judge, []), others))
+    )
+    return {
+        p: (1 + (s > against[p]) - (s < against[p])) / 2 for p, s in score.items() if p in against
+    }
+
+
+def _ids(side: _Side) -> set[str]:
+    return {c.completion_id for answers in side.answers.values() for c in answers}
+
+
+def _battles(name: str, new: _Side, old: _Side, wins: Values) -> Iterator[Battle]:
+    for prompt in sorted(new.answers.keys() & old.answers.keys()):
+        first, second = old.answers[prompt], new.answers[prompt]
+        yield Battle(
+            prompt,
+            INITIAL,
+            name,
+            wins.get(prompt),
+            (_length(first), _length(second)),
+            (_digest(first), _digest(second)),
+            f"prompt {prompt}",
+        )
+
+
+def _length(answers: Sequence[Completion]) -> int:
+    return round(fmean(len(c.text) for c in answers))
+
+
+def _digest(answers: Sequence[Completion]) -> str:
+    digests = sorted(content_hash(c.text) for c in answers)
+    return digests[0] if len(digests) == 1 else content_hash(digests)

@@ -1,0 +1,346 @@
+"""From a finished run to a dataset: its preferences in several formats, with a card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rlaif.config import DatasetSpec
+from rlaif.core.errors import ConfigError, StoreError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import Completion, Judgement, Preference, R, from_json
+from rlaif.core.rowfiles import Index
+from rlaif.core.store import explain_os_errors, partial_of, read_json, write_atomic
+from rlaif.data.card import Facts, card, sampled_by
+from rlaif.data.dataset import TEST, TRAIN, PairTables, held_prompts, labelled_pair
+from rlaif.data.dataset import write_tables as write_parquet
+from rlaif.data.describe import Describer, Description
+from rlaif.data.raw import raw_row
+from rlaif.data.spool import Spool
+from rlaif.pipeline import provenance as told
+from rlaif.pipeline.manifest import NOT_INSTALLED
+from rlaif.pipeline.plan.training import PREFERENCES
+from rlaif.pipeline.runs import Run
+from rlaif.pipeline.steps.context import ByPrompt
+from rlaif.pipeline.steps.missing import why_no_pairs
+from rlaif.preferences.aggregate import compared_scores
+
+MARKER = "rlaif.json"
+"""A file that says that the folder was written here and may be written anew."""
+
+Step = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was written: rows by format and split, and how many pairs a format could not hold."""
+
+    folder: Path
+    rows: dict[str, dict[str, int]]
+    lost: dict[str, int]
+
+
+def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
+    """Write the dataset of a run to `folder`, which is replaced when it was written by this.
+
+    Raises ConfigError where the run has no finished preferences, StoreError where the folder holds
+    something else.
+    """
+    _check_folder(folder)
+    used = _preference_steps(run, spec)
+    given = _Given(run, _upstream(run, used), used)
+    if not given.pairs:
+        steps = ", ".join(sorted({step["id"] for step in used}))
+        why = why_no_pairs(run.store, [step["hash"] for step in used])
+        raise ConfigError(
+            f"{run.root}: {steps} made no pair, so there is no dataset to write{why}. Lower "
+            "`min_margin` in `pair`, sample more answers per prompt, or look at the judges' scores"
+        )
+    key = run.records_key()
+    known = _already_there(folder, key)
+    if known is not None:
+        return known
+    held = held_prompts((prompt_id for _, prompt_id in given.pairs.values()), spec.test)
+    with _folder_for(folder) as partial, PairTables(partial, spec.formats) as tables:
+        seen = _Seen(given, held)
+        for preference, pair in given:
+            tables.add(pair, pair.prompt.prompt_id in held)
+            seen.add(preference, pair)
+        if "ultrafeedback" in spec.formats:
+            _add_raw(tables.tables["ultrafeedback"], given, held, spec.overall)
+        facts = _facts(given, spec, seen, tables.lost)
+        configs = write_parquet(partial, tables.tables, folder.name)
+        rows = {
+            name: {split: spool.count for split, spool in splits.items()}
+            for name, splits in tables.tables.items()
+        }
+        built = Built(folder, rows, tables.lost)
+        write_atomic(partial / "README.md", card(spec, replace(facts, configs=configs)))
+        write_atomic(partial / MARKER, json.dumps(_marker(partial, key, facts.version, built)))
+    return built
+
+
+class _Given:
+    """What a dataset is made from, read as it is asked for: the records of the steps `used` and of
+    those `above`, which went into them. `pairs` names the paired preferences by id, each with the
+    place of the last step that has it and its prompt."""
+
+    def __init__(self, run: Run, above: Sequence[Step], used: Sequence[Step]):
+        self.run = run
+        self.above = above
+        self.prompts = run.prompt_records()
+        self.judging = _judging(run, above)
+        self._answers = _by_prompt(run, above, Completion)
+        self._indexes: list[Index] = []
+        self.pairs: dict[str, tuple[int, str]] = {}
+        for number, step in enumerate(used):
+            folder = run.store.step(step["hash"])
+            self._indexes.append(folder.index("preferences", "preference_id"))
+            self._indexes[-1].grow()
+            for preference in folder.records(Preference):
+                if preference.paired:
+                    self.pairs[preference.preference_id] = (number, preference.prompt_id)
+
+    def __iter__(self) -> Iterator[tuple[Preference, LabelledPair]]:
+        """Each preference once, in the order of ids, and as a labelled pair."""
+        for name in sorted(self.pairs):
+            number, prompt_id = self.pairs[name]
+            preference = self._indexes[number].records(name, Preference)[-1]
+            authors = {n: c.model for n, c in self.answers(preference).items()}
+            prompt = self.prompts.get(prompt_id)
+            source = prompt.source if prompt else None
+            yield preference, labelled_pair(preference, authors, source)
+
+    def answers(self, preference: Preference) -> dict[str, Completion]:
+        """The sampled answers to a preference's prompt by id."""
+        return {c.completion_id: c for c in self._answers.of(preference.prompt_id)}
+
+    def records(self, steps: Sequence[Step], kind: type[R]) -> Iterator[R]:
+        """The records of a kind of some steps, one held at a time."""
+        for step in steps:
+            yield from self.run.store.step(step["hash"]).records(kind)
+
+
+class _Seen:
+    """What the card says of the pairs, gathered as they go by."""
+
+    def __init__(self, given: _Given, held: frozenset[str]):
+        self._given = given
+        self._held = held
+        self._describer = Describer()
+        self._first: LabelledPair | None = None
+        self._training: LabelledPair | None = None
+        self.human = _human(given.run)
+        self.decided = self.agreed = 0
+        self.endings: Counter[str] = Counter()
+        self.pairs: Counter[str] = Counter()
+        self.prompts: dict[str, set[str]] = {TRAIN: set(), TEST: set()}
+
+    def add(self, preference: Preference, pair: LabelledPair) -> None:
+        """One more pair."""
+        name = pair.prompt.prompt_id
+        split = TEST if name in self._held else TRAIN
+        self.pairs[split] += 1
+        self.prompts[split].add(name)
+        self._describer.add(pair)
+        self._first = self._first or pair
+        if split == TRAIN:
+            self._training = self._training or pair
+        answers = self._given.answers(preference)
+        for side in (preference.chosen_id, preference.rejected_id):
+            if side in answers:
+                self.endings[answers[side].finish_reason] += 1
+        people = self.human.get(preference.prompt_id)
+        if people is not None:
+            scores = compared_scores(people, None, True)
+            chosen = scores.get(preference.chosen_id)
+            rejected = scores.get(preference.rejected_id)
+            if chosen is not None and rejected is not None and chosen != rejected:
+                self.decided += 1
+                self.agreed += chosen > rejected
+
+    def found(self) -> Description:
+        """The figures of the pairs."""
+        return self._describer.found()
+
+    @property
+    def example(self) -> LabelledPair:
+        """The first pair of the training split, or of all where it has none."""
+        pair = self._training or self._first
+        assert pair is not None
+        return pair
+
+    def by_split(self) -> dict[str, int]:
+        """How many pairs each split has that has any."""
+        return {split: self.pairs[split] for split in (TRAIN, TEST) if self.pairs[split]}
+
+
+def _facts(given: _Given, spec: DatasetSpec, seen: _Seen, lost: Mapping[str, int]) -> Facts:
+    run, above, found = given.run, given.above, seen.found()
+    authors = Counter((c.model, c.weights_hash) for c in _written(given))
+    return Facts(
+        title=spec.title or str(run.manifest["name"]),
+        configs=(),
+        pairs=seen.by_split(),
+        prompts={split: len(seen.prompts[split]) for split in seen.by_split()},
+        models=told.models(authors),
+        judges=told.judges(run, above),
+        generators=[line for step in told.configured(run, "sample") for line in sampled_by(step)],
+        pairing=told.pairing(run, above),
+        example=told.example(seen.example),
+        constitution=told.constitution(run),
+        funnel=[*told.funnel(run, above), told.last_row(seen.by_split())],
+        spread=told.figures(found),
+        limits=told.limits(found, given.records(given.judging, Judgement), seen.endings),
+        lost=lost,
+        agreement=_agreement(seen),
+        version=str(run.manifest["versions"]["rlaif"]).replace(NOT_INSTALLED, ""),
+    )
+
+
+def _written(given: _Given) -> Iterator[Completion]:
+    """The answers that went in, each once: what a filter keeps stands in two steps."""
+    seen: set[str] = set()
+    for completion in given.records(given.above, Completion):
+        if completion.completion_id not in seen:
+            seen.add(completion.completion_id)
+            yield completion
+
+
+def _marker(partial: Path, key: str, version: str, built: Built) -> dict[str, Any]:
+    """What a folder says of itself: what it was made from, and the files that are in it."""
+    files = sorted(p for p in partial.rglob("*") if p.is_file())
+    sizes = {str(p.relative_to(partial)): p.stat().st_size for p in files}
+    return {"rlaif": version, "run": key, "files": sizes, "rows": built.rows, "lost": built.lost}
+
+
+def _already_there(folder: Path, key: str) -> Built | None:
+    """The dataset in the folder, where it is that of just this run and none of its files has gone
+    or changed its size."""
+    marker = read_json(folder / MARKER) if (folder / MARKER).exists() else None
+    if not isinstance(marker, dict) or marker.get("run") != key:
+        return None
+    sizes = {
+        name: (folder / name).stat().st_size if (folder / name).is_file() else None
+        for name in marker["files"]
+    }
+    return Built(folder, marker["rows"], marker["lost"]) if sizes == marker["files"] else None
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not (folder / MARKER).exists() and any(folder.iterdir()):
+        raise StoreError(
+            f"{folder} is not empty and was not written by rlaif. Choose another folder, or delete "
+            f"the folder {folder} to have it written anew."
+        )
+
+
+@contextmanager
+def _folder_for(folder: Path) -> Iterator[Path]:
+    """A folder to write in, which then takes the place of `folder`: a kill leaves the old one, or a
+    hidden half."""
+    partial = partial_of(folder)
+    with explain_os_errors(folder):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _preference_steps(run: Run, spec: DatasetSpec) -> list[Step]:
+    """Each round's last step that makes preferences, or those called `uses`."""
+    found: dict[int, Step] = {}
+    for step in run.manifest["steps"]:
+        if step["kind"] not in PREFERENCES or spec.uses not in (None, step["id"]):
+            continue
+        marker = run.store.step(step["hash"]).done() or {}
+        if "preferences" in marker.get("counts", {}):
+            found[step["round"]] = step
+    if not found:
+        what = f"step {spec.uses!r}" if spec.uses else "any step"
+        raise ConfigError(f"{run.root}: no finished preferences by {what}; run it first")
+    return list(found.values())
+
+
+def _upstream(run: Run, used: Sequence[Step]) -> list[Step]:
+    """The steps whose output went into these, themselves included, in the plan's order."""
+    by_hash = {step["hash"]: step for step in run.manifest["steps"]}
+    wanted: set[str] = set()
+    left = [step["hash"] for step in used]
+    while left:
+        name = left.pop()
+        if name in by_hash and name not in wanted:
+            wanted.add(name)
+            left += by_hash[name]["inputs"].values()
+    return [step for step in by_hash.values() if step["hash"] in wanted]
+
+
+def _by_prompt(run: Run, steps: Sequence[Step], kind: type[R]) -> ByPrompt[R]:
+    return ByPrompt([run.store.step(step["hash"]) for step in steps], kind)
+
+
+def _judging(run: Run, above: Sequence[Step]) -> list[Step]:
+    """The steps in which judges of the run saw these steps' completions."""
+    known = {step["hash"] for step in above}
+    return [
+        step
+        for step in run.manifest["steps"]
+        if step["kind"] == "judge" and known & set(step["inputs"].values())
+    ]
+
+
+def _add_raw(
+    splits: Mapping[str, Spool], given: _Given, held: frozenset[str], overall: str | None
+) -> None:
+    answers = _by_prompt(given.run, given.above, Completion)
+    said = _by_prompt(given.run, given.judging, Judgement)
+    for name in answers.prompts():
+        prompt = given.prompts.get(name)
+        if prompt is None:
+            continue
+        # What a filter keeps stands in two steps.
+        made = {c.completion_id: c for c in answers.of(name)}
+        row = raw_row(prompt, [made[c] for c in sorted(made)], said.of(name), overall)
+        if row is not None:
+            splits[TEST if name in held else TRAIN].add(row)
+
+
+class _ByWhom(msgspec.Struct):
+    """Who gave a judgement."""
+
+    annotator_kind: str
+
+
+def _human(run: Run) -> dict[str, list[Judgement]]:
+    """What people said, by prompt. Several people's records are one opinion here, whatever step
+    loaded them."""
+    found: dict[str, list[Judgement]] = {}
+    for step in run.manifest["steps"]:
+        folder = run.store.step(step["hash"])
+        for row in folder.rows_where("judgements", _ByWhom, lambda r: r.annotator_kind == "human"):
+            judgement = from_json(Judgement, row | {"judge": "people"})
+            found.setdefault(judgement.prompt_id, []).append(judgement)
+    return found
+
+
+def _agreement(seen: _Seen) -> list[str]:
+    """How often people who judged both answers of a pair prefer the chosen one."""
+    if not seen.decided:
+        return []
+    return [
+        f"People prefer the chosen answer in {seen.agreed} of the {seen.decided} pairs that they "
+        "decided."
+    ]

@@ -1,0 +1,294 @@
+"""Run an experiment: read it, plan it, run what is missing, and say what happened."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from rlaif.config import Experiment
+from rlaif.core.errors import GateStopped, StoreError
+from rlaif.core.finished import stale, stale_in_words
+from rlaif.core.records import Prompt, RoundRecord, content_hash
+from rlaif.core.store import Store, explain_os_errors, name_step
+from rlaif.engines.build import EnginePool, whole
+from rlaif.engines.builtin import resolve
+from rlaif.engines.local.adapters import COPIES
+from rlaif.engines.remote.meter import kept_meters
+from rlaif.pipeline.dataset import Built, build_dataset
+from rlaif.pipeline.manifest import write_manifest
+from rlaif.pipeline.plan import PlanInputs, Planned, make_plan
+from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.rounds import write_rounds
+from rlaif.pipeline.runs import load_run
+from rlaif.pipeline.schedule import at_once, lanes, stretches
+from rlaif.pipeline.steps.context import Progress, Rising, StepContext, Watching
+
+STEPS = {
+    "sample": "rlaif.pipeline.steps.sample",
+    "load": "rlaif.pipeline.steps.load",
+    "filter": "rlaif.pipeline.steps.filter",
+    "judge": "rlaif.pipeline.steps.judge",
+    "pair": "rlaif.pipeline.steps.pair",
+    "label": "rlaif.pipeline.steps.label",
+    "distill": "rlaif.pipeline.steps.train",
+    "train": "rlaif.pipeline.steps.train",
+    "logprobs": "rlaif.pipeline.steps.logprobs",
+    "evaluate": "rlaif.pipeline.steps.evaluate",
+    "compare": "rlaif.pipeline.steps.compare",
+}
+TRAINED = ("distill", "train")
+"""Kinds of steps that make a model."""
+
+
+class StepProgress(Progress, Protocol):
+    """Progress that also hears which step begins."""
+
+    def begin_step(self, title: str) -> None:
+        """A step begins."""
+        ...
+
+    def beside(self) -> StepProgress:
+        """Progress of a step that runs at the same time."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `run_experiment` did: how many steps ran, how many were found finished, and the dataset
+    that the experiment asks for."""
+
+    out: Path
+    ran: int
+    reused: int
+    rounds: list[RoundRecord]
+    dataset: Built | None = None
+
+
+def run_experiment(
+    path: str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    progress: StepProgress | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> RunResult:
+    """Run an experiment into the run folder `out`, or go on with it.
+
+    Finished steps are found by the hash of their inputs and not run again. Raises RlaifError.
+    """
+    from rlaif.core.progress import QuietProgress
+
+    path, out = Path(path), Path(out)
+    progress = progress or QuietProgress()
+    store = Store(out)
+    store.prepare()
+    with store.locked():
+        inputs = prepare(path, overrides)
+        plan = make_plan(inputs)
+        missing = unfinished(plan, store)
+        _check_space(store, plan, missing)
+        write_manifest(store, inputs, plan)
+        if inputs.prompts.duplicates:
+            say(f"{inputs.prompts.duplicates} duplicate prompts left out")
+        pool = EnginePool(store, budget=inputs.experiment.budget)
+        try:
+            every = inputs.prompts.every()
+            runner = _Runner(inputs, store, {p.prompt_id: p for p in every})
+            reused = set[str]().union(*(p.sources for p in plan if p.hash not in missing))
+            refuse_stale(plan, store)
+            for steps in stretches(plan):
+                runner.run([p for p in steps if p.hash in missing], pool, progress)
+                if any(p.hash in missing & reused for p in steps):
+                    refuse_stale(plan, store)
+                last = steps[-1]
+                if last.kind == "evaluate":
+                    rounds = write_rounds(inputs, plan, store)
+                    _gate(inputs.experiment, rounds, last)
+                if last.kind in TRAINED:
+                    _drop_masters(inputs.experiment, plan, last, store)
+        finally:
+            progress.finish()
+            pool.close()
+        shutil.rmtree(store.root / COPIES, ignore_errors=True)
+        rounds = write_rounds(inputs, plan, store)
+        wanted = inputs.experiment.dataset
+        with name_step("dataset", out / "dataset"):
+            built = build_dataset(load_run(out), wanted, out / "dataset") if wanted else None
+    return RunResult(out, len(missing), len(plan) - len(missing), rounds, built)
+
+
+def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
+    """The hashes of the steps that must run.
+
+    A finished train step runs again when an unfinished one starts from its fp32 masters and these
+    were not kept: starting from the bf16 export would give other weights. A head that was fitted on
+    a body leaves it as it is and has none. So it does when any unfinished step needs its model and
+    that was removed.
+    """
+    fitted = {p.hash for p in plan if p.kind in TRAINED and not p.step.makes_masters}
+    missing = {p.hash for p in plan if store.step(p.hash).done() is None}
+    for planned in reversed(plan):
+        if planned.hash not in missing:
+            continue
+        used = {m.train_hash for m in planned.models.values() if m.train_hash is not None}
+        missing |= {name for name in used if not store.model_path(name).is_dir()}
+        if planned.kind not in TRAINED:
+            continue
+        for role in ("start", "reference", "last"):
+            model = planned.models.get(role)
+            if model is None or model.train_hash is None or model.train_hash in fitted:
+                continue
+            if not (store.model_path(model.train_hash) / "masters").is_dir():
+                missing.add(model.train_hash)
+    return missing
+
+
+def refuse_stale(plan: Sequence[Planned], store: Store) -> None:
+    """Raise StoreError where finished steps were made from other records than the steps that they
+    read have now. What was paid for is the user's to delete."""
+    markers = {p.hash: m for p in plan if (m := store.step(p.hash).done()) is not None}
+    found = stale(markers)
+    if found:
+        raise StoreError(stale_in_words([store.step(p.hash).path for p in plan if p.hash in found]))
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Runs planned steps; `prompts` are all of the experiment by id."""
+
+    inputs: PlanInputs
+    store: Store
+    prompts: Mapping[str, Prompt]
+
+    def run(self, steps: Sequence[Planned], pool: EnginePool, progress: StepProgress) -> None:
+        """Steps that may run at once, as far as that is of use. See `schedule.lanes`."""
+        here, far = lanes(steps)
+        if not far:
+            self._in_order(here, pool, progress)
+            return
+        rising = Rising({planned.hash: planned for planned in here if planned.kind == "sample"})
+        beside, shown = pool.beside(), progress.beside()
+
+        def end_far() -> None:
+            rising.stopped.set()
+            beside.close()
+
+        try:
+            at_once(
+                lambda check: self._in_order(here, pool, progress, check=check),
+                lambda: self._in_order(far, beside, shown, rising),
+                end_far,
+            )
+        finally:
+            shown.finish()
+
+    def _in_order(
+        self,
+        steps: Sequence[Planned],
+        pool: EnginePool,
+        progress: StepProgress,
+        rising: Rising | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        for planned in steps:
+            progress.begin_step(self._title(planned))
+            self._step(planned, pool, Watching(progress, check) if check else progress, rising)
+            progress.finish()
+
+    def _title(self, planned: Planned) -> str:
+        experiment = self.inputs.experiment
+        seed = f"seed {planned.seed}, " if len(experiment.all_seeds) > 1 else ""
+        some = len(planned.arms) < len(experiment.arm_names)
+        arms = f"{', '.join(planned.arms)}, " if some else ""
+        return f"[{seed}{arms}round {planned.round}] {planned.id}"
+
+    def _step(
+        self, planned: Planned, pool: EnginePool, progress: Progress, rising: Rising | None
+    ) -> None:
+        folder = self.store.step(planned.hash)
+        began = time.monotonic()
+        with name_step(self._title(planned), folder.path), explain_os_errors(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.repair()
+            context = StepContext(
+                planned, folder, self.store, self.inputs, self.prompts, pool, progress, rising
+            )
+            with pool.account.meters.kept_in(folder.path):
+                summary = import_module(STEPS[planned.kind]).run(context)
+            read = self._read(planned)
+            # What a program makes is told by what it read.
+            summary = {"digest": content_hash(read)} | summary
+            summary |= kept_meters(folder.path) | {
+                "hash": planned.hash,
+                "kind": planned.kind,
+                "id": planned.id,
+                "inputs": planned.inputs,
+                "read": read,
+                "seconds": round(time.monotonic() - began, 3),
+            }
+            model = self.store.model_path(planned.hash) if planned.kind in TRAINED else None
+            folder.finish(summary, model)
+
+    def _read(self, planned: Planned) -> dict[str, str]:
+        """What tells the records of each source from others. Steps of earlier versions lack it."""
+        markers = {h: self.store.step(h).done() or {} for h in sorted(planned.sources)}
+        return {h: m["digest"] for h, m in markers.items() if "digest" in m}
+
+
+def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> None:
+    """Refuse to start what the disk cannot hold.
+
+    A train step leaves a bf16 export (2 bytes a parameter). Kept besides, at the largest, are the
+    fp32 masters (4 bytes) of every seed and arm, those of one more round, and a checkpoint of
+    weights and both Adam moments (3 x 4 bytes).
+    """
+    trains = [p for p in plan if p.kind in TRAINED and p.hash in missing]
+    if not trains:
+        return
+    folder = whole(resolve(trains[0].models["start"].spec.path))
+    parameters = sum(f.stat().st_size for f in folder.glob("*.safetensors")) // 2
+    store.need_space(parameters * (2 * len(trains) + 4 * len(_last_trains(plan)) + 16))
+
+
+def _gate(experiment: Experiment, rounds: Sequence[RoundRecord], planned: Planned) -> None:
+    if experiment.alarms.on_alarm != "stop":
+        return
+    # A round counts when the last of its evaluations is there.
+    place = (planned.seed, planned.round)
+    rows = [r for r in rounds if (r.seed, r.round) == place and r.arm in planned.arms]
+    fired = [a for r in rows for a in r.metrics["alarms"] if a["severity"] == "alarm"]
+    if fired:
+        raise GateStopped(
+            f"stopped after round {planned.round} (alarms.on_alarm: stop):\n"
+            + "\n".join(f"  {a['message']}" for a in fired)
+            + "\nEverything computed is kept. Change the experiment, or set "
+            "`alarms.on_alarm: continue`, and run again."
+        )
+
+
+def _drop_masters(
+    experiment: Experiment, plan: Sequence[Planned], trained: Planned, store: Store
+) -> None:
+    """Delete the fp32 masters that no later train step starts from (retention.masters: last)."""
+    if experiment.retention.masters == "all":
+        return
+    position = next(i for i, p in enumerate(plan) if p.hash == trained.hash)
+    later = [p for p in plan[position + 1 :] if p.kind in TRAINED]
+    wanted = {m.train_hash for p in later for role, m in p.models.items() if role != "made"}
+    last = {p.models["made"].train_hash for p in _last_trains(plan)}
+    for planned in plan[: position + 1]:
+        if planned.kind in TRAINED and planned.hash not in wanted | last | {trained.hash}:
+            shutil.rmtree(store.model_path(planned.hash) / "masters", ignore_errors=True)
+
+
+def _last_trains(plan: Sequence[Planned]) -> list[Planned]:
+    """The last training of every seed and arm."""
+    last: dict[tuple[int, str], Planned] = {}
+    for planned in plan:
+        if planned.kind == "train":
+            last |= {(planned.seed, arm): planned for arm in planned.arms}
+    return list(last.values())

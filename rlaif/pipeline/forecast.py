@@ -1,0 +1,317 @@
+"""The size of every planned step before it runs: records, calls, tokens, time, money, at most."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rlaif.config import Experiment, OnPolicyTrain, SampleStep
+from rlaif.config.rewards import REFERENCE_ANSWERS
+from rlaif.core.records import Completion, Message
+from rlaif.core.store import StepFolder, Store
+from rlaif.engines.base import GenerateRequest, Model, ScoreRequest
+from rlaif.engines.remote.decode import Usage
+from rlaif.judges.base import Judge, most_calls, roles_of
+from rlaif.pipeline.experiment import unfinished
+from rlaif.pipeline.plan import PlanInputs, Planned, make_plan
+
+RECORDS = {
+    "sample": "completions",
+    "load": "records",
+    "filter": "records",
+    "judge": "judgements",
+    "pair": "preferences",
+    "label": "preferences",
+    "distill": "reward model",
+    "train": "model",
+    "logprobs": "log-probs",
+    "evaluate": "metrics",
+    "compare": "metrics",
+}
+SECONDS_PER_UNIT = {"sample": 0.3, "judge": 0.15, "logprobs": 0.1, "distill": 1.0, "train": 1.2}
+"""A 135M model on two CPU cores: a rough guess, used where this run folder holds no measurement."""
+BYTES_PER_TOKEN = 4.0
+PRICED_PROMPTS = 16
+"""English text has about 4 bytes in a token; prompts that the mean length is taken from."""
+
+COUNTED_PROMPTS = 16
+"""On how many prompts a judge's calls are counted."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One planned step. `units` are completions, calls, pairs or optimiser examples, at most.
+    `cost` is what the calls to a priced server come to when every answer is as long as it may be;
+    None where no priced server is asked. `cost_known` is false where a judge asks several models,
+    one of them priced: which is asked how much shows in the answers; `cost` is then the rest's."""
+
+    seed: int
+    arms: str
+    round: int
+    id: str
+    kind: str
+    records: str
+    hash: str
+    reused: bool
+    units: int
+    calls: int
+    tokens: int
+    seconds: float
+    measured: bool
+    cost: float | None
+    cost_known: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A judge with its models by role, the most calls it makes and the most new tokens."""
+
+    judge: Judge
+    models: Mapping[str, Model]
+    units: int
+    calls: int
+    tokens: int
+
+
+def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
+    """Every step with its size, and whether its output is there already."""
+    plan = make_plan(inputs)
+    missing = unfinished(plan, store)
+    sizes: dict[str, int] = {}
+    prompts: dict[str, tuple[str, ...]] = {}
+    rates = _measured_rates(store)
+    rows = []
+    for planned in plan:
+        asked = list(_asked(inputs, planned, sizes, prompts))
+        units, calls, tokens = _size(inputs, planned, sizes, asked)
+        prompts[planned.hash] = planned.prompts
+        sizes[planned.hash] = units
+        rate = rates.get(planned.kind, SECONDS_PER_UNIT.get(planned.kind, 0.0))
+        asks = planned.kind != "judge" or bool(planned.models)
+        to_do = planned.hash in missing
+        cost, known = _cost(inputs, planned, calls, tokens, asked) if to_do else (None, True)
+        rows.append(
+            Forecast(
+                planned.seed,
+                " ".join(planned.arms),
+                planned.round,
+                planned.id,
+                planned.kind,
+                RECORDS[planned.kind],
+                planned.hash,
+                not to_do,
+                units,
+                calls,
+                tokens,
+                round(units * rate, 1) if asks and to_do else 0.0,
+                planned.kind in rates,
+                cost,
+                known,
+            )
+        )
+    return rows
+
+
+def _measured_rates(store: Store) -> dict[str, float]:
+    """Seconds per unit of each kind, from the finished steps of this run folder."""
+    totals: dict[str, list[float]] = {}
+    for marker_path in sorted((store.root / "steps").glob("*/done.json")):
+        marker = StepFolder(marker_path.parent).done() or {}
+        counts = marker.get("counts", {})
+        units = counts.get("completions") or counts.get("calls") or counts.get("scored")
+        units = units or counts.get("preferences")
+        if units and "kind" in marker and (marker["kind"] != "judge" or marker["seconds"] > 1):
+            entry = totals.setdefault(marker["kind"], [0.0, 0.0])
+            entry[0] += marker["seconds"]
+            entry[1] += units
+    return {kind: seconds / units for kind, (seconds, units) in totals.items()}
+
+
+def _asked(
+    inputs: PlanInputs,
+    planned: Planned,
+    sizes: Mapping[str, int],
+    prompts: Mapping[str, tuple[str, ...]],
+) -> Iterator[Asked]:
+    """The judges that a step asks."""
+    step = planned.step
+    if planned.kind == "judge":
+        answers = _before(planned, sizes)
+        if planned.prompts:
+            # A drift judgement rescores the answers to some of its source's prompts only.
+            widest = max(len(p) for h, p in prompts.items() if h in planned.inputs.values())
+            answers = answers * min(len(planned.prompts), widest) // widest
+        every = inputs.prompts.every()
+        count = len(planned.prompts) or len(every)
+        judge = inputs.judges[step.id]
+        yield _judging(inputs, planned, judge, planned.models, count, -(-answers // max(count, 1)))
+    elif isinstance(step, OnPolicyTrain):
+        for name in step.reward_judges:
+            count = _answered(inputs, step, name)
+            judge = inputs.judges[name]
+            places = {
+                f"judge/{name}" if role == "by" else f"judge/{name}/{role}": role
+                for role in roles_of(judge)
+            }
+            models = {role: planned.models[p] for p, role in places.items() if p in planned.models}
+            yield _judging(inputs, planned, judge, models, count, step.n)
+
+
+def _answered(inputs: PlanInputs, step: OnPolicyTrain, judge: str | None = None) -> int:
+    """How often a prompt is answered, and judged by a judge: in the rollouts, and before them where
+    `normalise: reference` is fitted on answers of the start policy."""
+    count = step.rollouts * step.batch_size * step.sync_every
+    fitted = [t for t in step.terms if t.normalise == "reference" and judge in (None, t.judge)]
+    if not fitted:
+        return count
+    prompts = inputs.prompts.train
+    at_once = min(len(prompts), -(-REFERENCE_ANSWERS // step.n))
+    draws = -(-REFERENCE_ANSWERS // (at_once * step.n))
+    return count + draws * at_once
+
+
+def _before(planned: Planned, sizes: Mapping[str, int]) -> int:
+    """How many records a step reads, at most."""
+    return sum(sizes.get(h, 0) for n, h in planned.inputs.items() if _is_source(planned, n))
+
+
+def _size(
+    inputs: PlanInputs, planned: Planned, sizes: Mapping[str, int], asked: Sequence[Asked]
+) -> tuple[int, int, int]:
+    """(units, model calls, new tokens), each an upper bound."""
+    step = planned.step
+    if planned.kind == "sample":
+        count = len(planned.prompts) * step.n
+        return count, count, count * step.max_new_tokens
+    calls, tokens = sum(a.calls for a in asked), sum(a.tokens for a in asked)
+    if isinstance(step, OnPolicyTrain):
+        learned = step.rollouts * step.batch_size * step.sync_every * step.n
+        answers = _answered(inputs, step) * step.n
+        return learned * step.epochs, answers + calls, answers * step.max_new_tokens + tokens
+    if planned.kind == "judge":
+        return sum(a.units for a in asked), calls, tokens
+    before = _before(planned, sizes)
+    if planned.kind == "filter":
+        return before, 0, 0
+    if planned.kind == "logprobs":
+        return before, before, 0
+    if planned.kind == "load" and step.type == "pairs":
+        # One pair to a prompt is a guess: the file is read when the step runs.
+        return 2 * len(planned.prompts), 0, 0
+    if planned.kind == "label":
+        return len(planned.prompts), 0, 0
+    if planned.kind == "pair":
+        candidates = _candidates(inputs.experiment)
+        wide = step.strategy in ("margin", "all")
+        per_prompt = candidates * (candidates - 1) // 2 if wide else 1
+        if step.strategy == "reference":
+            per_prompt = candidates
+        pairs = len(planned.prompts) * per_prompt
+        return min(pairs, step.max_pairs or pairs), 0, 0
+    if planned.kind in ("distill", "train"):
+        return before * getattr(step, "epochs", 1), 0, 0
+    return len(planned.prompts), 0, 0
+
+
+def _cost(
+    inputs: PlanInputs, planned: Planned, calls: int, tokens: int, asked: Sequence[Asked]
+) -> tuple[float | None, bool]:
+    """What the priced calls come to, as far as it is known, and whether it is: calls times the
+    length of some real prompts, and answers as long as they may be."""
+    prompts = inputs.prompts.every()[:PRICED_PROMPTS]
+    model = planned.models.get("by")
+    if planned.kind == "sample":
+        if model is None or model.spec.price is None:
+            return None, True
+        texts = ["".join(m["content"] for m in p.messages) for p in prompts]
+        return _price(model, texts, calls, tokens), True
+    costs: list[float] = []
+    known = True
+    for ask in asked:
+        if all(model.spec.price is None for model in ask.models.values()):
+            continue
+        if set(ask.models) != {"by"}:
+            known = False
+            continue
+        longest = _longest_answers(_answer_tokens(inputs.experiment, planned))
+        texts = [
+            "".join(m["content"] for m in call.request.messages)
+            for prompt in prompts
+            for call in ask.judge.calls(prompt, longest, planned.seed)
+            if isinstance(call.request, GenerateRequest | ScoreRequest)
+        ]
+        costs.append(_price(ask.models["by"], texts, ask.calls, ask.tokens))
+    return (sum(costs) if costs else None), known
+
+
+def _price(model: Model, texts: Sequence[str], calls: int, tokens: int) -> float:
+    size = sum(len(text.encode()) for text in texts) / max(len(texts), 1) / BYTES_PER_TOKEN
+    return Usage(round(calls * size), max(tokens, calls)).cost(model.spec.price)
+
+
+def _answer_tokens(experiment: Experiment, planned: Planned) -> int:
+    """How long the answers that a step has judged may be."""
+    if isinstance(planned.step, OnPolicyTrain):
+        return planned.step.max_new_tokens
+    return next((e.sample for e in experiment.steps if e.sample), SampleStep()).max_new_tokens
+
+
+def _longest_answers(tokens: int) -> list[Completion]:
+    """Two different answers of so many tokens."""
+    size = round(tokens * BYTES_PER_TOKEN)
+    return [
+        Completion(
+            completion_id=name,
+            prompt_id="",
+            sample_index=index,
+            messages=[{"role": "assistant", "content": name * size}],
+            model="",
+            weights_hash="",
+            sampling={},
+            finish_reason="length",
+        )
+        for index, name in enumerate("ab")
+    ]
+
+
+def _is_source(planned: Planned, name: str) -> bool:
+    if planned.kind == "filter":
+        return name.startswith(str(planned.step.records))
+    return name.startswith("preferences" if planned.kind in ("distill", "train") else "completions")
+
+
+def _candidates(experiment: Experiment) -> int:
+    """Answers to a prompt: those that are sampled, or the two of a loaded pair."""
+    if experiment.pair_loads:
+        return 2
+    step = next((e.sample for e in experiment.steps if e.sample), SampleStep())
+    return step.n
+
+
+def _judging(
+    inputs: PlanInputs,
+    planned: Planned,
+    judge: Judge,
+    models: Mapping[str, Model],
+    count: int,
+    answers: int,
+) -> Asked:
+    """What judging `answers` different answers to each of `count` prompts takes, by the prompts
+    that cost most of a few."""
+    every = inputs.prompts.every()
+    ids: Collection[str] = set(planned.prompts)
+    some = [p for p in every if p.prompt_id in ids or not ids][:COUNTED_PROMPTS]
+    made = [_made_up(number) for number in range(answers)]
+    units = calls = tokens = 0
+    for prompt in some:
+        first = judge.calls(prompt, made, planned.seed)
+        units, calls = max(units, len(first)), max(calls, most_calls(judge, first))
+        written = [c.request for c in first if isinstance(c.request, GenerateRequest)]
+        tokens = max(tokens, sum(request.sampling.max_new_tokens for request in written))
+    return Asked(judge, models, count * max(units, calls), count * calls, count * tokens)
+
+
+def _made_up(number: int) -> Completion:
+    text = f"answer {number}"
+    said: list[Message] = [{"role": "assistant", "content": text}]
+    return Completion(text, "", number, said, "", "", {}, "stop", digest=text)

@@ -1,0 +1,176 @@
+"""From an experiment's file to all that its plan depends on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment, thinking_of
+from rlaif.constitution.model import Constitution, load_constitution
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import content_hash
+from rlaif.core.resources import find
+from rlaif.core.yamlio import line_of, read_text
+from rlaif.data.embed import model_folder
+from rlaif.data.readers import read_labelled
+from rlaif.data.rows import Source, rows_hash, source_rows
+from rlaif.data.sources import PromptSet, load_prompts, loaded_source, split_prompts
+from rlaif.engines.build import REMOTE, known_capabilities, server_key, whole
+from rlaif.engines.builtin import check_weights, locate, resolve
+from rlaif.engines.local.adapters import model_hash
+from rlaif.judges.base import roles_of
+from rlaif.judges.build import build_judge
+from rlaif.pipeline.plan import PlanInputs
+from rlaif.pipeline.plan.walk import no_model, replace_path
+from rlaif.pipeline.shared_weights import check_same_weights
+
+
+def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> PlanInputs:
+    """Everything a plan needs. With `fetch` false nothing is downloaded or converted: a model that
+    is not on disk yet gets a placeholder identity. Raises ConfigError, EngineError."""
+    experiment, lines = load_experiment(path, overrides)
+    experiment = _with_scripts(experiment, path)
+    constitution = _constitution(experiment, path)
+    thinking = thinking_of(experiment.models.values())
+    judges = {
+        name: build_judge(spec, constitution, path, thinking)
+        for name, spec in experiment.all_judges().items()
+    }
+    keys = model_keys(experiment, fetch)
+    check_same_weights(experiment, keys, judges)
+    inputs = PlanInputs(
+        experiment,
+        path,
+        lines,
+        constitution,
+        _prompts(experiment, path),
+        judges,
+        keys,
+        _file_hashes(experiment, path),
+    )
+    _check_judges(inputs)
+    _check_capabilities(inputs)
+    return inputs
+
+
+def _with_scripts(experiment: Experiment, path: Path) -> Experiment:
+    """The experiment with the fake engines' scripts found where its own file is."""
+    models = {
+        name: spec.model_copy(update={"script": str(find(spec.script, path))})
+        if spec.script
+        else spec
+        for name, spec in experiment.models.items()
+    }
+    return experiment.model_copy(update={"models": models})
+
+
+def _constitution(experiment: Experiment, path: Path) -> Constitution | None:
+    if experiment.constitution is None:
+        return None
+    return load_constitution(find(experiment.constitution, path))
+
+
+def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
+    """Model name (or folder in a train step) to the identity of its weights."""
+    keys = {name: model_key(spec, fetch) for name, spec in experiment.models.items()}
+    policy = experiment.models["policy"]
+    for entry in experiment.steps:
+        step = entry.train or entry.distill
+        if step is None:
+            continue
+        for name in (step.from_, getattr(step, "reference", "current")):
+            known = name in RESERVED_MODELS or name in keys
+            if not known and ("/" in name or Path(name).exists()):
+                keys[name] = model_key(replace_path(policy, name), fetch)
+    return keys
+
+
+def model_key(spec: ModelSpec, fetch: bool) -> str:
+    """The identity of a model's weights, script or plug-in; `fetch` may bring weights here."""
+    if spec.engine == "fake":
+        script = read_text(Path(spec.script)) if spec.script else ""
+        return "fake:" + content_hash(script)
+    if spec.engine in REMOTE:
+        if fetch:
+            # Here and not when the judge's turn comes, hours later.
+            server_key(spec)
+        said = "" if spec.weights is None else f":{spec.weights}"
+        return f"server:{spec.base_url}:{spec.path}{said}"
+    if ":" in spec.engine and locate(spec.path) is None:
+        # A plug-in's path need not be a folder of weights.
+        return f"plugin:{spec.engine}:{spec.path}"
+    folder = whole(resolve(spec.path)) if fetch else locate(spec.path)
+    if fetch and spec.gpus is not None:
+        from rlaif.engines.vllm.vllm_options import visible_gpus
+
+        visible_gpus(spec)
+    if folder is None:
+        return f"not here yet:{spec.path}"
+    if ":" not in spec.engine:
+        check_weights(folder)
+    return f"weights:{model_hash(folder, spec)}"
+
+
+def _prompts(experiment: Experiment, path: Path) -> PromptSet:
+    """The prompts that the experiment names, or those of the pairs that it loads."""
+    if not experiment.prompts.from_pairs:
+        return load_prompts(experiment.prompts, path)
+    names = [loaded_source(experiment, step, path) for step in experiment.pair_loads]
+    readings = [
+        read_labelled(name, step.format, step.columns, step.on_error)
+        for name, step in zip(names, experiment.pair_loads, strict=True)
+    ]
+    prompts = [pair.prompt for reading in readings for pair in reading]
+    return split_prompts(experiment.prompts, prompts, ", ".join(map(str, names)))
+
+
+def _file_hashes(experiment: Experiment, path: Path) -> dict[str, str]:
+    loads = [e.load for e in experiment.steps if e.load is not None]
+    sources = {experiment.loaded_name(s) or "": loaded_source(experiment, s, path) for s in loads}
+    filters = [e.filter for e in experiment.steps if e.filter is not None]
+    sources |= {name: find(name, path) for wanted in filters for name in wanted.files()}
+    sources |= {name: model_folder(name, path) for wanted in filters for name in wanted.models()}
+    return {name: _source_hash(sources[name]) for name in sorted(sources)}
+
+
+def _source_hash(source: Source) -> str:
+    """The hash of what is read: of a dataset's rows, whichever copy of them the hub gave."""
+    return _file_hash(source) if isinstance(source, Path) else rows_hash(source_rows(source))
+
+
+def _file_hash(path: Path) -> str:
+    """The hash of a file's bytes, or of all names and files in a folder."""
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    inside = sorted(p for p in path.rglob("*") if p.is_file())
+    return content_hash([[str(p.relative_to(path)), _file_hash(p)] for p in inside])
+
+
+def _check_judges(inputs: PlanInputs) -> None:
+    """Raises ConfigError for a judge of `judges` by a model that is not given and no step makes;
+    those of steps are looked at where they stand in the plan."""
+    experiment = inputs.experiment
+    made = {entry.distill.id for entry in experiment.steps if entry.distill is not None}
+    known = RESERVED_MODELS | made | experiment.models.keys() | inputs.keys.keys()
+    for index, judge in enumerate(experiment.judges):
+        for name in judge.asks().values():
+            if name not in known:
+                line = line_of(("judges", index, "by"), inputs.lines)
+                fault = f"judge {judge.id}: by: {no_model(name, experiment)}"
+                raise ConfigError(fault, inputs.path, line)
+
+
+def _check_capabilities(inputs: PlanInputs) -> None:
+    for index, entry in enumerate(inputs.experiment.steps):
+        if entry.judge is None:
+            continue
+        names = entry.judge.asks()
+        for role, needs in roles_of(inputs.judges[entry.judge.id]).items():
+            name = "policy" if names[role] in RESERVED_MODELS else names[role]
+            spec = inputs.experiment.models.get(name)
+            known = known_capabilities(spec) if spec is not None else None
+            # What a hub id holds is known once it is fetched; the judge step looks again.
+            if spec is not None and known is not None and needs - known:
+                what = f"judge needs {sorted(needs - known)}, which engine {spec.engine!r} lacks"
+                raise inputs.fail(index, what)

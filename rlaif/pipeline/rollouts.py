@@ -1,0 +1,120 @@
+"""What on-policy trainings did, rollout by rollout, read from a run folder: for its status and its
+report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif.config.gates import Gates, bounds, reached
+from rlaif.core.checksums import read_sealed
+from rlaif.core.store import Store
+from rlaif.report.view import RolloutRow
+from rlaif.train.gates import STOPPED_FILE, figures
+
+
+def stopped_notes(folder: Path) -> list[str]:
+    """Why a gate stopped the training in a step's folder, if one did."""
+    row = read_sealed(folder / "work" / STOPPED_FILE, f"Delete the folder {folder}.")
+    return [] if row is None else [str(row["message"])]
+
+
+def marks(folder: Path) -> list[Any]:
+    """What tells whether the figures of an unfinished training have changed."""
+    path = folder / "work" / "metrics.jsonl"
+    size = path.stat().st_size if path.exists() else 0
+    return [size, stopped_notes(folder)]
+
+
+def rollout_rows(
+    store: Store, steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
+) -> list[RolloutRow]:
+    """One row for each on-policy training that has begun. `steps` are those of the manifest."""
+    gates = _gates(config)
+    found: list[RolloutRow] = []
+    for step in steps:
+        folder = store.step(step["hash"])
+        by_rollout = _by_rollout(folder.path / "work" / "metrics.jsonl")
+        stopped = read_sealed(folder.path / "work" / STOPPED_FILE, "Delete it.")
+        if stopped is not None and folder.done() is None:
+            # It was looked at and not learned from.
+            by_rollout[int(stopped["rollout"])] = dict(stopped["metrics"])
+        if step["kind"] != "train" or not by_rollout:
+            continue
+        own = gates.get(step["id"], Gates())
+        rows = sorted(by_rollout.items())
+        found.append(
+            {
+                "seed": step["seed"],
+                "arms": step["arms"],
+                "round": step["round"],
+                "id": step["id"],
+                "points": [(number, _shown(row)) for number, row in rows],
+                "limits": _limits(own),
+                "reached": list(_reached(own, rows)),
+            }
+        )
+    return found
+
+
+def _gates(config: Mapping[str, Any]) -> dict[str, Gates]:
+    """The gates of each train step of an experiment as it is kept in a run folder."""
+    steps = [entry["train"] for entry in config.get("steps", ()) if "train" in entry]
+    return {step["id"]: Gates.model_validate(step["gates"]) for step in steps if step.get("gates")}
+
+
+def _by_rollout(path: Path) -> dict[int, dict[str, Any]]:
+    """The last row of each rollout; what a kill tore off is not one."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in _rows(path):
+        if "rollout" in row:
+            found[int(row["rollout"])] = row
+    return found
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, float]:
+    """The reward and what gates look at. The entropy is that of the steps where no gate asked."""
+    known = {"entropy": row["entropy"]} if "entropy" in row else {}
+    reward = {"reward": row["reward"]} if "reward" in row else {}
+    return {**reward, **known, **figures(row)}
+
+
+def _limits(gates: Gates) -> dict[str, dict[str, list[float]]]:
+    """By figure the limits of each level."""
+    return {
+        name: {
+            level: [limit for limit in bounds(name, gate, level) if limit is not None]
+            for level in ("warn", "stop")
+        }
+        for name, gate in gates.given().items()
+    }
+
+
+def _reached(gates: Gates, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[str]:
+    """A sentence for each limit that was reached."""
+    for level in ("warn", "stop"):
+        hits: dict[tuple[str, str, float], list[int]] = {}
+        for number, row in rows:
+            for name, side, limit in reached(gates, figures(row), level):
+                hits.setdefault((name, side, limit), []).append(number)
+        for (name, side, limit), numbers in hits.items():
+            past = "or more" if side == "high" else "or less"
+            yield (
+                f"gates.{name}.{level} ({limit:g} {past}) was reached in {len(numbers)} of "
+                f"{len(rows)} rollouts, first in rollout {numbers[0]}"
+            )

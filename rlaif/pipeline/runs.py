@@ -1,0 +1,484 @@
+"""Reading a run folder: as pandas frames, as a status, as a report's view, as exports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import yaml
+
+from rlaif.config import Experiment, load_experiment
+from rlaif.constitution.model import Constitution
+from rlaif.core.errors import ConfigError, StoreError
+from rlaif.core.records import Prompt, content_hash, from_json, to_json
+from rlaif.core.store import Store
+from rlaif.engines.remote.meter import Meter, meters_of
+from rlaif.pipeline.manifest import ADVICE, read_manifest
+from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
+from rlaif.pipeline.rounds import read_rounds
+from rlaif.pipeline.steps.evaluate import VALUES
+from rlaif.report.answers import answers
+from rlaif.report.gather import Sources, gather
+from rlaif.report.merged import Page, make_page
+from rlaif.report.rows import arms_of
+from rlaif.report.view import ArmRow, HeldOutRow, LineageRow, RoundRow, RunView, StepRow, Values
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Run:
+    """A run folder, read on demand. The records are pandas frames, one row each."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.manifest = read_manifest(root)
+        self.store = Store(root)
+
+    def rows(self, kind: str) -> Iterator[dict[str, Any]]:
+        """Every record of one kind with the step, seed, round and arms that it belongs to.
+
+        `run_arms` are the names of the arms that share the record, separated by spaces.
+        """
+        for step in self.manifest["steps"]:
+            extra = {"step": step["id"], "run_seed": step["seed"], "run_round": step["round"]}
+            extra["run_arms"] = " ".join(step["arms"])
+            folder = self.store.step(step["hash"])
+            folder.check()
+            for row in folder.rows(kind):
+                yield row | extra
+
+    def judgements_of(self, completions: Collection[str]) -> Iterator[dict[str, Any]]:
+        """The judgements that are about some completions, or show them beside another."""
+
+        def about(row: _About) -> bool:
+            return row.subject in completions or any(name in completions for name in row.shown)
+
+        for step in self.manifest["steps"]:
+            yield from self.store.step(step["hash"]).rows_where("judgements", _About, about)
+
+    def answers_to(self, calls: Collection[str]) -> Iterator[dict[str, Any]]:
+        """The stored answers to some calls: what a verdict rests on. See `Judgement.rests_on`."""
+        for step in self.manifest["steps"]:
+            folder = self.store.step(step["hash"])
+            yield from folder.rows_where("answers", _Called, lambda row: row.call_id in calls)
+
+    def _frame(self, kind: str) -> pandas.DataFrame:
+        import pandas
+
+        return pandas.DataFrame(list(self.rows(kind)))
+
+    @property
+    def prompts(self) -> pandas.DataFrame:
+        """The prompts, training and held out."""
+        import pandas
+
+        return pandas.DataFrame(list(self.prompt_rows()))
+
+    def prompt_rows(self) -> Iterator[dict[str, Any]]:
+        """The prompts as JSON, one held at a time."""
+        return _jsonl(self.root / "prompts.jsonl")
+
+    def prompt_records(self) -> PromptFile:
+        """The prompts by id, as records that are read when they are asked for."""
+        return PromptFile(self.root / "prompts.jsonl")
+
+    @property
+    def completions(self) -> pandas.DataFrame:
+        """Every completion."""
+        return self._frame("completions")
+
+    @property
+    def judgements(self) -> pandas.DataFrame:
+        """Every judgement; `score` and `prob_first` are missing where there is no value."""
+        return self._frame("judgements")
+
+    @property
+    def preferences(self) -> pandas.DataFrame:
+        """Every preference."""
+        return self._frame("preferences")
+
+    @property
+    def rounds(self) -> pandas.DataFrame:
+        """One row per arm, seed, round and metric: mean, low, high, n."""
+        import pandas
+
+        return pandas.DataFrame(list(self.metric_rows()))
+
+    def metric_rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of `rounds`."""
+        for r in read_rounds(self.root):
+            for name, interval in r.metrics["metrics"].items():
+                row = {"arm": r.arm, "seed": r.seed, "round": r.round, "metric": name}
+                yield {**row, **interval}
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """Per seed and round, the arms beside one another: {seed, round, arms, labels, deltas}.
+
+        `labels` and `deltas` are by two arms, "FIRST/SECOND": how far their labels agree, and what
+        the second's policy has over the first's, each figure with its interval.
+        """
+        return [
+            {"seed": step["seed"], "round": step["round"], **row}
+            for step in self.manifest["steps"]
+            if step["kind"] == "compare"
+            for row in self.store.step(step["hash"]).read("comparison")
+        ]
+
+    def values(self, arm: str, seed: int, number: int) -> Values:
+        """By metric and prompt id, the values of one arm's evaluation after a round; of several in
+        a round the last one's. Empty where none are stored, as in runs of earlier versions."""
+        found = [
+            step
+            for step in self.manifest["steps"]
+            if step["kind"] == "evaluate"
+            and (step["seed"], step["round"]) == (seed, number)
+            and (arm in step["arms"] or not step["arms"])
+        ]
+        rows = self.store.step(found[-1]["hash"]).rows(VALUES) if found else ()
+        return {row["metric"]: row["values"] for row in rows}
+
+    def experiment(self) -> Experiment:
+        """The experiment as it was run."""
+        return load_experiment(self.root / "config.yaml")[0]
+
+    def arms(self) -> dict[str, ArmRow]:
+        """Who labelled each arm; empty without arms."""
+        experiment = self.experiment()
+        return {
+            name: {
+                "labels": arm.labels,
+                "flip": arm.flip or 0.0,
+                "judges": experiment.labellers(arm),
+            }
+            for name, arm in experiment.arms.items()
+        }
+
+    def answers(self, page: Page) -> list[str]:
+        """The answer of an experiment with arms, in sentences; see `rlaif.report.answers`."""
+        return answers(page.comparisons, self.arms(), self.experiment().margin)
+
+    def page(self) -> Page:
+        """The run's rounds over all seeds, and what of them may be claimed."""
+        experiment = self.experiment()
+        rounds = [_round_row(r) for r in read_rounds(self.root)]
+        return make_page(
+            rounds, self.comparisons(), self.values, experiment.primary, experiment.trained_judges
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Where the run stands, and per round every metric with its interval, and the alarms."""
+        steps = [self._step_row(step) for step in self.manifest["steps"]]
+        done = sum(step["state"] == "done" for step in steps)
+        rounds = [
+            {
+                "arm": r.arm,
+                "seed": r.seed,
+                "round": r.round,
+                "policy": r.policy_out,
+                "metrics": r.metrics["metrics"],
+                "deltas": r.metrics["deltas"],
+                "alarms": r.metrics["alarms"],
+                "words": r.metrics["words"],
+                "counts": r.counts,
+            }
+            for r in read_rounds(self.root)
+        ]
+        return {
+            "name": self.manifest["name"],
+            "state": "done" if done == len(steps) else "unfinished",
+            "steps_done": done,
+            "steps_total": len(steps),
+            "seconds": round(sum(step["seconds"] or 0.0 for step in steps), 1),
+            "rounds": rounds,
+            **_claims(self.page()),
+            "alarms": [
+                {"arm": r["arm"], "seed": r["seed"], "round": r["round"], **alarm}
+                for r in rounds
+                for alarm in r["alarms"]
+            ],
+            "arms": self.comparisons(),
+            "remote": self.remote(),
+            "steps": steps,
+        }
+
+    def remote(self) -> dict[str, dict[str, Any]]:
+        """What each model on a server was asked in all steps and runs of them, as `Meter.summary`
+        has it; empty where no server was asked."""
+        total: dict[str, Meter] = {}
+        for step in self.manifest["steps"]:
+            folder = self.store.step(step["hash"])
+            for model, meter in meters_of(folder.path, folder.done()).items():
+                total.setdefault(model, Meter()).add(meter)
+        return {model: meter.summary() for model, meter in sorted(total.items())}
+
+    def _step_row(self, step: dict[str, Any]) -> dict[str, Any]:
+        folder = self.store.step(step["hash"])
+        marker = folder.done()
+        found = {key: step[key] for key in ("seed", "arms", "round", "id", "kind", "hash")}
+        found["state"] = "done" if marker else "missing"
+        found["seconds"] = marker["seconds"] if marker else None
+        found["counts"] = marker["counts"] if marker else {}
+        found["notes"] = marker.get("notes", []) if marker else stopped_notes(folder.path)
+        asked = list(meters_of(folder.path, marker).values())
+        found["cost"] = sum(meter.cost for meter in asked) or None
+        found["estimated_cost"] = sum(meter.estimated for meter in asked) or None
+        found["errors"] = marker.get("errors", {}) if marker else {}
+        found["kernels"] = marker.get("kernels", {}) if marker else {}
+        return found
+
+    def records_key(self) -> str:
+        """The hash of what a dataset is made from: the config, and which steps have made which
+        records. A step that was made again with the same outcome changes nothing."""
+        config = (self.root / "config.yaml").read_text(encoding="utf-8", errors="surrogatepass")
+        folders = [self.store.step(step["hash"]) for step in self.manifest["steps"]]
+        markers = [folder.done() or {} for folder in folders]
+        made = [[marker.get(name) for name in ("hash", "counts", "digest")] for marker in markers]
+        return content_hash(config, made)
+
+    def key(self) -> str:
+        """The hash of all that the run's page is made from: what was asked with which versions, and
+        which steps are finished with which files, and when."""
+        texts = [
+            path.read_text(encoding="utf-8", errors="surrogatepass") if path.exists() else ""
+            for name in ("config.yaml", "manifest.json", "rounds.jsonl")
+            for path in [self.root / name]
+        ]
+        folders = [self.store.step(step["hash"]) for step in self.manifest["steps"]]
+        return content_hash(texts, [folder.done() or marks(folder.path) for folder in folders])
+
+    def view(self) -> RunView:
+        """What the report shows. Records are read one by one; no more texts are held than it
+        shows."""
+        status = self.status()
+        experiment = self.experiment()
+        config = (self.root / "config.yaml").read_text(encoding="utf-8")
+        loaded = yaml.safe_load(config)
+        rounds = [_round_row(r) for r in read_rounds(self.root)]
+        sources = Sources(
+            self._pairs, self._held_out, self.judgements_of, self.answers_to, self.prompt_rows
+        )
+        return RunView(
+            name=self.manifest["name"],
+            description=str(loaded.get("description") or ""),
+            state=status["state"],
+            config_yaml=config,
+            manifest={k: v for k, v in self.manifest.items() if k not in ("steps", "constitution")},
+            lineage=self._lineage(),
+            remote=status["remote"],
+            comparisons=self.comparisons(),
+            rounds=rounds,
+            steps=[_report_step(step) for step in status["steps"]],
+            rollouts=rollout_rows(self.store, self.manifest["steps"], loaded),
+            shown=gather(sources, by_arm=len(arms_of(rounds)) > 1),
+            constitution_yaml=_constitution_text(self.manifest),
+            key=self.key(),
+            values=self.values,
+            primary=experiment.primary,
+            trained=experiment.trained_judges,
+            arms=self.arms(),
+            margin=experiment.margin,
+        )
+
+    def _pairs(self) -> Iterator[dict[str, Any]]:
+        for row in self.rows("preferences"):
+            if row["chosen"] and row["rejected"]:
+                yield row | {"seed": row["run_seed"], "arm": row["run_arms"]}
+
+    def _held_out(self) -> Iterator[tuple[HeldOutRow, dict[str, Any]]]:
+        for step in self.manifest["steps"]:
+            if step["kind"] == "evaluate":
+                digest = step["inputs"]["completions"]
+                policy = step["models"]["policy"][0]
+                # M0 and a policy that all arms share belong to none of them.
+                shared = len(step["arms"]) == max(len(self.manifest["arms"]), 1)
+                model = policy if shared else f"{policy} {' '.join(step['arms'])}"
+                for completion in self.store.step(digest).rows("completions"):
+                    row: HeldOutRow = {
+                        "seed": step["seed"],
+                        "round": step["round"],
+                        "model": model,
+                        "prompt_id": completion["prompt_id"],
+                        "completion_id": completion["completion_id"],
+                    }
+                    yield row, completion
+
+    def _lineage(self) -> list[LineageRow]:
+        constitution = self.manifest["constitution"]
+        rows: list[LineageRow] = [
+            {"kind": "model", "name": name, "hash": key, "detail": "given"}
+            for name, key in self.manifest["models"].items()
+        ]
+        for step in self.manifest["steps"]:
+            if step["kind"] in ("distill", "train"):
+                marker = self.store.step(step["hash"]).done() or {}
+                start = step["models"]["start"][0]
+                made = step["models"]["made"][0]
+                arms = f", arm {' '.join(step['arms'])}" if self.manifest["arms"] else ""
+                name = f"{made} (seed {step['seed']}{arms})"
+                digest = marker.get("weights_hash", "not trained yet")
+                detail = f"trained from {start} by step {step['hash']}"
+                rows.append({"kind": "model", "name": name, "hash": digest, "detail": detail})
+        rows += [
+            {
+                "kind": "judge",
+                "name": name,
+                "hash": digest,
+                "detail": "options, template, principles",
+            }
+            for name, digest in self.manifest["judges"].items()
+        ]
+        if constitution:
+            detail = (
+                f"version {constitution['version']}, {len(constitution['principles'])} principles"
+            )
+            digest = self.manifest["constitution_hash"]
+            rows.append(
+                {
+                    "kind": "constitution",
+                    "name": constitution["name"],
+                    "hash": digest,
+                    "detail": detail,
+                }
+            )
+        prompts = self.manifest["prompts"]
+        detail = f"{prompts['train']} for training, {prompts['heldout']} held out"
+        rows.append(
+            {"kind": "prompts", "name": "prompts", "hash": prompts["hash"], "detail": detail}
+        )
+        return rows
+
+
+def load_run(root: Path | str) -> Run:
+    """The run in a folder. Raises ConfigError when it is no run folder."""
+    return Run(Path(root))
+
+
+class PromptFile(Mapping[str, Prompt]):
+    """The prompts of a file by id. Ids and places are held, and no texts; the file is opened for
+    each reading."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._places: dict[str, int] = {}
+        place = 0
+        if path.exists():
+            with path.open("rb") as file:
+                for line in file:
+                    if line.strip():
+                        self._places[_prompt(path, line).prompt_id] = place
+                    place += len(line)
+
+    def __getitem__(self, prompt_id: str) -> Prompt:
+        place = self._places[prompt_id]
+        with self._path.open("rb") as file:
+            file.seek(place)
+            return _prompt(self._path, file.readline())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def _prompt(path: Path, line: bytes) -> Prompt:
+    return from_json(Prompt, _row_of(path, line))
+
+
+def _row_of(path: Path, line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError):
+        raise StoreError(f"{path}: damaged. {ADVICE}") from None
+
+
+def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                if line.strip():
+                    yield _row_of(path, line)
+
+
+class _About(msgspec.Struct):
+    """What tells whether a judgement is about a completion."""
+
+    subject: str
+    shown: list[str]
+
+
+class _Called(msgspec.Struct):
+    """What tells which call an answer is to."""
+
+    call_id: str
+
+
+def _round_row(record: Any) -> RoundRow:
+    row = to_json(record)
+    wanted = ("arm", "seed", "round", "policy_in", "policy_out", "counts", "metrics")
+    return {key: row[key] for key in wanted}  # type: ignore[return-value]
+
+
+def _claims(page: Page) -> dict[str, Any]:
+    """What may be claimed, for programs: the primary metrics, and how each figure of each arm's
+    last round stands."""
+    return {
+        "primary": page.primary,
+        "claims": [
+            {
+                "arm": row["arm"],
+                "metric": name,
+                "standing": standing,
+                "holm_p": page.claims.adjusted.get(f"{row['arm']}|{name}"),
+            }
+            for row in page.latest
+            for name, standing in sorted(row["metrics"].get("standing", {}).items())
+            if standing != "none" or name in page.primary
+        ],
+    }
+
+
+def _report_step(step: dict[str, Any]) -> StepRow:
+    return {
+        "seed": step["seed"],
+        "arms": step["arms"],
+        "round": step["round"],
+        "id": step["id"],
+        "kind": step["kind"],
+        "hash": step["hash"],
+        "seconds": step["seconds"],
+        "counts": step["counts"],
+        "cost": step["cost"],
+        "estimated_cost": step["estimated_cost"],
+        "errors": step["errors"],
+        "notes": step["notes"],
+        "kernels": step["kernels"],
+    }
+
+
+def _constitution_text(manifest: dict[str, Any]) -> str:
+    constitution = manifest["constitution"]
+    if not constitution:
+        return ""
+    cleaned = {k: v for k, v in constitution.items() if k != "principles"}
+    cleaned["principles"] = [
+        {k: v for k, v in p.items() if v not in (None, [], {})} for p in constitution["principles"]
+    ]
+    return yaml.safe_dump(cleaned, sort_keys=False, allow_unicode=True, width=90)
+
+
+def run_constitution(run: Run) -> Constitution:
+    """The constitution that the run used. Raises ConfigError when it used none."""
+    found = run.manifest["constitution"]
+    if found is None:
+        raise ConfigError("this run has no constitution", run.root)
+    return Constitution.model_validate(found)
+
+
+def principle_weights(constitution: Constitution) -> dict[str, float]:
+    """Each principle's weight by id."""
+    return {p.id: p.weight for p in constitution.principles}

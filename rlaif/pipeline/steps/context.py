@@ -1,0 +1,201 @@
+"""What a running step may use: its plan, its folder, its inputs, engines and progress."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import merge
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Generic, Protocol
+
+from rlaif.core.errors import ConfigError
+from rlaif.core.records import Completion, Judgement, Preference, Prompt, R
+from rlaif.core.rowfiles import Part
+from rlaif.core.store import FILES, StepFolder, Store
+from rlaif.engines.base import Engine, Model
+from rlaif.engines.remote.account import Account
+from rlaif.judges.base import Judge
+from rlaif.pipeline.plan import PlanInputs, Planned
+
+LOOK_SECONDS = 0.05
+"""How often a step looks for samples that another one is writing."""
+
+
+class Engines(Protocol):
+    """Loads models when they are asked for and frees them on demand. `account` has what remote
+    ones were asked."""
+
+    account: Account
+
+    def get(self, model: Model) -> Engine:
+        """The loaded engine of `model`; the same weights are never loaded twice."""
+        ...
+
+    def folder(self, model: Model) -> str:
+        """The folder of a model's weights."""
+        ...
+
+    def with_weights(self, model: Model, folder: Path, digest: str) -> Engine:
+        """An engine of `model`'s kind with the weights in `folder` in place of the model's own."""
+        ...
+
+    def make_room(self) -> None:
+        """Free the memory of loaded models, which training needs."""
+        ...
+
+
+class Progress(Protocol):
+    """Where a step says how far it is."""
+
+    def start(self, name: str, total: int, already: int = 0, unit: str = "") -> None:
+        """A new bar: `total` items, of which `already` were done earlier."""
+        ...
+
+    def extend(self, count: int) -> None:
+        """`count` more items have turned up that are to be done."""
+        ...
+
+    def advance(self, count: int, tokens: int = 0, note: str = "") -> None:
+        """`count` more items are stored; `tokens` made with them. Raises what stopped a step that
+        runs at the same time, which then ends this one too."""
+        ...
+
+    def finish(self) -> None:
+        """The bar is done."""
+        ...
+
+
+@dataclass(frozen=True)
+class Watching:
+    """Progress of a step that other steps run beside; `check` raises what stopped them."""
+
+    progress: Progress
+    check: Callable[[], None]
+
+    def start(self, name: str, total: int, already: int = 0, unit: str = "") -> None:
+        """See `Progress`."""
+        self.progress.start(name, total, already, unit)
+
+    def extend(self, count: int) -> None:
+        """See `Progress`."""
+        self.progress.extend(count)
+
+    def advance(self, count: int, tokens: int = 0, note: str = "") -> None:
+        """See `Progress`."""
+        self.check()
+        self.progress.advance(count, tokens, note)
+
+    def finish(self) -> None:
+        """See `Progress`."""
+        self.progress.finish()
+
+
+class Stopped(Exception):
+    """Work that runs beside other work has to end, since the other ended early."""
+
+
+@dataclass(frozen=True)
+class Rising:
+    """Samples that are being written while a step reads them: their steps by hash."""
+
+    steps: Mapping[str, Planned]
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self) -> None:
+        """Until it is worth another look. Raises Stopped when nothing more will come."""
+        if self.stopped.wait(LOOK_SECONDS):
+            raise Stopped
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Everything one step run needs. `rising` is of those inputs that may not be done yet."""
+
+    planned: Planned
+    folder: StepFolder
+    store: Store
+    inputs: PlanInputs
+    prompts: Mapping[str, Prompt]
+    engines: Engines
+    progress: Progress
+    rising: Rising | None = None
+
+    def judge(self) -> Judge:
+        """The judge of a judge step."""
+        return self.inputs.judges[self.planned.step.id]
+
+    def chosen_prompts(self) -> list[Prompt]:
+        """The prompts of this step, in the plan's order."""
+        return [self.prompts[p] for p in self.planned.prompts]
+
+    def refuse_strangers(self, prompt_ids: Iterable[str]) -> None:
+        """Raise ConfigError where completions are of a prompt that the experiment does not have."""
+        strange = sorted(p for p in prompt_ids if p not in self.prompts)
+        if strange:
+            raise ConfigError(
+                f"completions of prompt {strange[0]} were loaded, and that prompt is not among the "
+                "experiment's prompts; add it to the prompts file"
+            )
+
+    def inputs_under(self, prefix: str) -> list[str]:
+        """The hashes of the inputs called `prefix` or `prefix`/..., in the plan's order."""
+        names = self.planned.inputs.items()
+        return [digest for n, digest in names if n == prefix or n.startswith(prefix + "/")]
+
+    def read_all(self, prefix: str, kind: str) -> Iterator[dict[str, Any]]:
+        """Rows of one record kind from every input under `prefix`."""
+        for digest in self.inputs_under(prefix):
+            yield from self.store.step(digest).rows(kind)
+
+    def by_prompt(self, prefix: str, kind: type[R]) -> ByPrompt[R]:
+        """The records of one kind in the inputs under `prefix`, read as they are asked for."""
+        return ByPrompt([self.store.step(digest) for digest in self.inputs_under(prefix)], kind)
+
+    def completions(self, prefix: str = "completions") -> list[Completion]:
+        """The completions in the inputs under `prefix`."""
+        return list(self._records(prefix, Completion))
+
+    def judgements(self, name: str) -> list[Judgement]:
+        """The judgements in the input called `name`, or in none when it is absent."""
+        return list(self._records(name, Judgement))
+
+    def preferences(self, prefix: str = "preferences") -> list[Preference]:
+        """The preferences in the inputs under `prefix`."""
+        return list(self._records(prefix, Preference))
+
+    def _records(self, prefix: str, kind: type[R]) -> Iterator[R]:
+        for digest in self.inputs_under(prefix):
+            yield from self.store.step(digest).records(kind)
+
+
+class ByPrompt(Generic[R]):
+    """The records of one kind in steps' folders by prompt; ids and places in files are held."""
+
+    def __init__(self, folders: Iterable[StepFolder], kind: type[R]):
+        self._kind: type[R] = kind
+        self._indexes = [folder.index(FILES[kind], "prompt_id") for folder in folders]
+        for index in self._indexes:
+            index.grow()
+
+    def prompts(self) -> list[str]:
+        """The sorted ids of the prompts that have any."""
+        ordered = merge(*(sorted(index.keys()) for index in self._indexes))
+        return [prompt_id for prompt_id, _ in groupby(ordered)]
+
+    def of(self, prompt_id: str) -> list[R]:
+        """Those of one prompt, in the order of the inputs and of writing."""
+        return [r for index in self._indexes for r in index.records(prompt_id, self._kind)]
+
+    def parts(self, prompt_ids: Sequence[str]) -> list[Part]:
+        """Those of some prompts, in the order of the inputs; they are read when asked for."""
+        return [index.part(prompt_ids) for index in self._indexes]
+
+
+def by_prompt(completions: Sequence[Completion]) -> dict[str, list[Completion]]:
+    """Completions grouped by prompt id."""
+    groups: dict[str, list[Completion]] = {}
+    for completion in completions:
+        groups.setdefault(completion.prompt_id, []).append(completion)
+    return groups

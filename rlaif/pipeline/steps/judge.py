@@ -1,0 +1,256 @@
+"""judge: a judge's judgements of the completions so far. Judges that ask once for a verdict are
+asked here, calls made as they are asked; the others in `asking`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import chain, islice
+from typing import Any
+
+from rlaif.core.chat import has_more
+from rlaif.core.checksums import Unordered
+from rlaif.core.errors import StoreError
+from rlaif.core.labelled import LabelledPair
+from rlaif.core.records import VALUED, Judgement
+from rlaif.core.store import StepFolder
+from rlaif.core.thinking import CUT
+from rlaif.engines.base import Model
+from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer, roles_of
+from rlaif.judges.notes import answer_notes
+from rlaif.metrics.words import commonest
+from rlaif.pipeline.steps.asking import (
+    SILENT_BATCH,
+    Kept,
+    Request,
+    answers_of,
+    asked_engine,
+    verdicts,
+)
+from rlaif.pipeline.steps.carry import Carried, earlier_steps
+from rlaif.pipeline.steps.context import Engines, Progress, StepContext
+from rlaif.pipeline.steps.failed import refuse_all_failed
+from rlaif.pipeline.steps.groups import Groups
+from rlaif.pipeline.steps.lost import lost_by, lost_notes
+
+TURN_PROMPTS = 256
+"""Prompts that a server is asked about at once by a judge that asks in turns."""
+CONTENT = ("judgement_id", "status", "score", "prob_first")
+"""What tells a verdict from another one on the same question."""
+_CUTS = {"cut_while_thinking": CUT, "cut_at_limit": LIMIT}
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Judge what is still missing; whole batches are committed as they come. Completions that are
+    still being sampled are judged as soon as a prompt has all of its own."""
+    judging = _Judging(context, Groups(context))
+    for wave in judging.groups.waves():
+        judging.work(wave)
+    lost = dict(judging.lost)
+    summary = _summary(context.planned.id, judging.judge.id, context.folder, lost)
+    if summary["counts"]["calls"] > judging.asked:
+        raise StoreError(
+            f"{context.folder.path}: it has verdicts on answers that are no longer there, since a "
+            f"step before it was removed and made again. {context.folder.advice}"
+        )
+    # So that another wording of the judge finds what it need not ask again.
+    kin = context.planned.options.get("kin")
+    return summary if kin is None else summary | {"kin": kin}
+
+
+def _summary(name: str, judge: str, folder: StepFolder, lost: dict[str, int]) -> dict[str, Any]:
+    """What is in the folder, and what was `lost` of the conversations. Raises EngineError where
+    every judgement failed."""
+    calls: set[str] = set()
+    statuses: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    masses: list[float] = []
+    content = Unordered()
+    for row in folder.rows("judgements"):
+        calls.add(row["call_id"])
+        statuses[row["status"]] += 1
+        if row["status"] == "failed":
+            failed[row.get("error") or "no reason was given"] += 1
+        if row.get("error"):
+            errors[row["error"]] += 1
+        if row["label_mass"] is not None:
+            masses.append(row["label_mass"])
+        content.add(*(row[key] for key in CONTENT))
+    who = f"of judge {name}"
+    refuse_all_failed(f"verdicts {who}", f"calls {who}", statuses.total(), failed, folder.path)
+    valued = sum(count for status, count in statuses.items() if status in VALUED)
+    counts = {"calls": len(calls), "judgements": statuses.total(), "with_value": valued}
+    cut = {name: errors[why] for name, why in _CUTS.items() if errors[why]}
+    return {
+        "counts": counts | cut | lost,
+        "statuses": dict(statuses),
+        "errors": commonest(errors),
+        "notes": [*answer_notes(judge, statuses.total(), errors, masses), *lost_notes(name, lost)],
+        "digest": content.digest(),
+    }
+
+
+class _Judging:
+    """A judge step at work, wave after wave of prompts."""
+
+    def __init__(self, context: StepContext, groups: Groups):
+        self.context = context
+        self.groups = groups
+        self.judge = context.judge()
+        self.done = {row["call_id"] for row in context.folder.rows("judgements")}
+        self.earlier = earlier_steps(context)
+        self._kept: Kept | None = None
+        self._carried: Carried | None = None
+        self._began = False
+        self.lost: Counter[str] = Counter()
+        self.asked = 0
+        """Calls that lead to verdicts on the answers that are there."""
+
+    def work(self, wave: Sequence[str]) -> None:
+        """Judge all completions of the prompts in `wave`."""
+        judge = self.judge
+        self._count_lost(wave)
+        first = next(self._calls(wave), None)
+        if is_staged(judge) or (first is not None and first.then is not None):
+            self._in_turns(wave)
+            return
+        self._plainly(judge, wave)
+
+    def _count_lost(self, wave: Sequence[str]) -> None:
+        """Judges' templates show tool calls; reward models have templates of their own."""
+        if "reward" not in roles_of(self.judge).get("by", ()):
+            return
+        groups = map(self.groups.read, wave)
+        whole = ([*p.messages, *c.messages] for p, answers in groups for c in answers)
+        found = [messages for messages in whole if any(map(has_more, messages))]
+        if found:
+            engine = self.context.engines.get(self.context.planned.models["by"])
+            self.lost += Counter(lost_by(engine, found))
+
+    def _plainly(self, judge: Plain, wave: Sequence[str]) -> None:
+        """One question, one verdict. Calls are made again for each use, since they may be too many
+        to hold."""
+        folder = self.context.folder
+        if self._carried is None:
+            self._carried = Carried(
+                folder,
+                "judgements",
+                self.earlier,
+                judge.judge_hash,
+                lambda rows: folder.append("judgements", rows),
+                self.done,
+            )
+        carried = self._carried
+        total = known = 0
+        silent = asking = False
+        for prompt_id in wave:
+            calls = {call.call_id: call for call in self._calls([prompt_id])}
+            carried.take(calls.values())
+            self.done |= carried.calls & calls.keys()
+            total += len(calls)
+            self.asked += len(calls)
+            known += len(calls.keys() & self.done)
+            new = [call for name, call in calls.items() if name not in self.done]
+            silent = silent or any(call.request is None for call in new)
+            asking = asking or any(call.request is not None for call in new)
+        self._expect("judgements", total, known)
+        parts = []
+        if silent:
+            parts.append(_read_silent(judge, self._calls(wave), self.done))
+        if asking:
+            model, engines = self.context.planned.models.get("by"), self.context.engines
+            calls_left = carried.left(self._calls(wave))
+            parts.append(ask_model(judge, model, engines, calls_left, self.done))
+        for judgements in chain.from_iterable(parts):
+            self.context.folder.append("judgements", judgements)
+            self._advance(len({j.call_id for j in judgements}))
+
+    def _in_turns(self, wave: Sequence[str]) -> None:
+        """Several questions, one verdict. Servers are asked about some prompts after the others;
+        a model in this process sees all requests of a stage at once, which lays out its batches."""
+        context, models = self.context, self.context.planned.models
+        remote = all(context.engines.get(model).concurrent for model in models.values())
+        size = TURN_PROMPTS if remote else len(wave)
+        if self._kept is None:
+            self._kept = Kept(context.folder)
+            self._kept.carry(context.folder, self.judge, self.earlier)
+        if remote:
+            self._expect("prompts", len(wave), 0)
+        for start in range(0, len(wave), size):
+            part = [self.groups.read(name) for name in wave[start : start + size]]
+            progress = None if remote else context.progress
+            asked = (self.judge, models, context.engines, part, context.planned.seed)
+            made = verdicts(*asked, self._kept, progress)
+            self.asked += len({judgement.call_id for judgement in made})
+            if remote:
+                self._advance(len(part))
+
+    def _calls(self, wave: Iterable[str]) -> Iterator[Call]:
+        for prompt_id in wave:
+            found = self.groups.read(prompt_id)
+            yield from self.judge.calls(*found, self.context.planned.seed)
+
+    def _expect(self, what: str, count: int, known: int) -> None:
+        if self._began:
+            self.context.progress.extend(count)
+            self._advance(known)
+        else:
+            self.context.progress.start(what, count, known)
+        self._began = True
+
+    def _advance(self, count: int) -> None:
+        self.context.progress.advance(count, note=self.context.engines.account.note())
+
+
+def judge_labelled(
+    judge: Judge,
+    model: Model | None,
+    engines: Engines,
+    pairs: Sequence[LabelledPair],
+    folder: StepFolder,
+    progress: Progress,
+    seed: int,
+) -> list[Judgement]:
+    """The judgements of labelled pairs, those in `folder` and those still missing, which are
+    stored there batch by batch."""
+    folder.repair()
+    models = {} if model is None else {"by": model}
+    groups = [(pair.prompt, [pair.first, pair.second]) for pair in pairs]
+    made = verdicts(judge, models, engines, groups, seed, Kept(folder), progress)
+    progress.finish()
+    # A pair may come twice in a file.
+    return list({judgement.judgement_id: judgement for judgement in made}.values())
+
+
+def _read_silent(
+    judge: Plain, calls: Iterable[Call], done: AbstractSet[str]
+) -> Iterator[list[Judgement]]:
+    """Judgements of calls that ask no model."""
+    left = (c for c in calls if c.request is None and c.call_id not in done)
+    while batch := list(islice(left, SILENT_BATCH)):
+        yield [j for call in batch for j in judge.read(call, None, f"program:{judge.id}")]
+
+
+def ask_model(
+    judge: Plain, model: Model | None, engines: Engines, calls: Iterable[Call], done: set[str]
+) -> Iterator[list[Judgement]]:
+    """Judgements of the calls that have a request. A concurrent engine draws them as it goes, and
+    none is held longer than its answer takes."""
+    models = {} if model is None else {"by": model}
+    engine, annotator = asked_engine(judge, "by", models, engines)
+    open_calls: dict[str, Call] = {}
+
+    def requests() -> Iterator[Request]:
+        for call in calls:
+            if call.request is not None and not (engine.concurrent and call.call_id in done):
+                open_calls[call.call_id] = call
+                yield call.request
+
+    for batch in answers_of(engine, annotator, requests(), done):
+        yield [
+            judgement
+            for name, answered in batch.items()
+            for judgement in read_answer(judge, open_calls.pop(name), answered)
+        ]

@@ -1,0 +1,92 @@
+"""label: preferences of loaded pairs, chosen by people, judges or a coin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlaif.config import AI, HUMAN, RANDOM
+from rlaif.core.errors import RlaifError
+from rlaif.core.labelled import GivenPair
+from rlaif.core.records import Judgement
+from rlaif.pipeline.steps.context import StepContext
+from rlaif.preferences.labels import TURNED, Verdicts, coin, decided, flipped, labelled, verdicts
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Every arm labels the same pairs: those that each arm's labeller has decided."""
+    options, seed = context.planned.options, context.planned.seed
+    pairs = given_pairs(context, "pairs")
+    known = {name: verdicts_of(context, pairs, name) for name in options["labellers"]}
+    for name, found in known.items():
+        if not found:
+            raise RlaifError(_no_verdict(context, name, len(pairs)))
+    kept = decided(pairs, list(known.values()))
+    if not kept:
+        raise RlaifError(_nothing_decided(known, len(pairs)))
+    labels = options["labels"]
+    said = coin(kept, seed) if labels == RANDOM else known[labels]
+    said = {pair.pair_id: said[pair.pair_id] for pair in kept}
+    turned: frozenset[str] = frozenset()
+    if options["flip"] is not None:
+        said, turned = flipped(said, options["flip"], seed)
+    answers = {c.completion_id: c for c in context.completions("pairs")}
+    made = [
+        labelled(
+            pair,
+            context.prompts[pair.prompt_id],
+            answers,
+            said[pair.pair_id],
+            f"{labels}{TURNED}" if pair.pair_id in turned else labels,
+            context.planned.round,
+        )
+        for pair in kept
+    ]
+    if not context.folder.read("preferences"):
+        context.folder.append("preferences", made)
+    left_out = len(pairs) - len(kept)
+    return {"counts": {"preferences": len(made), "undecided": left_out, "turned": len(turned)}}
+
+
+def given_pairs(context: StepContext, prefix: str) -> list[GivenPair]:
+    """The pairs in the inputs under `prefix`, by prompt and id; each once."""
+    rows = (GivenPair(**row) for row in context.read_all(prefix, "pairs"))
+    found = {pair.pair_id: pair for pair in rows}
+    return sorted(found.values(), key=lambda pair: (pair.prompt_id, pair.pair_id))
+
+
+def verdicts_of(context: StepContext, pairs: list[GivenPair], labels: str) -> Verdicts:
+    """What `labels` (human, ai, or a step's id) says of the pairs."""
+    options = context.planned.options
+    weights: Mapping[str, float] | None = None
+    judgements: dict[str, list[Judgement]]
+    if labels == HUMAN:
+        judgements = {HUMAN: context.judgements("pairs")}
+    elif labels == AI:
+        weights = options["judge_weights"]
+        judgements = {name: context.judgements(f"judgements/{name}") for name in options["judges"]}
+    else:
+        judgements = {labels: context.judgements(f"judgements/{labels}")}
+    return verdicts(pairs, judgements, options["principle_weights"], weights)
+
+
+def _no_verdict(context: StepContext, labels: str, pairs: int) -> str:
+    judges = [f"judgements/{name}" for name in context.planned.options["judges"]]
+    names = {HUMAN: ["pairs"], AI: judges}.get(labels, [f"judgements/{labels}"])
+    rows = [row for name in names for row in context.judgements(name)]
+    if not rows:
+        return f"labels {labels!r}: none of the {pairs} pairs has a label"
+    return (
+        f"labels {labels!r}: none of its {len(rows)} judgements gives a verdict on one of the "
+        f"{pairs} loaded pairs. Were they made for other answers, or could none be read?"
+    )
+
+
+def _nothing_decided(known: Mapping[str, Verdicts], pairs: int) -> str:
+    shown = ", ".join(
+        f"{name} {sum(p != 0.5 for p in found.values())}" for name, found in sorted(known.items())
+    )
+    return (
+        f"no pair was decided by every labeller. Of {pairs} pairs each decided: {shown}. "
+        "Ties and answers that could not be read decide nothing."
+    )

@@ -1,0 +1,266 @@
+"""load: bring records in from a file, checked row by row."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from msgspec import structs
+
+from rlaif.config import LoadStep
+from rlaif.core.errors import ConfigError
+from rlaif.core.labelled import GivenPair, LabelledPair, SingleAnswer, given_pair
+from rlaif.core.records import (
+    Completion,
+    Judgement,
+    Message,
+    Preference,
+    Prompt,
+    content_hash,
+    make_prompt,
+)
+from rlaif.data.loaded import record_of
+from rlaif.data.readers import LabelledReading, Reading, read_answers, read_labelled
+from rlaif.data.readers.base import answer_id, better, better_scores
+from rlaif.data.rows import Source, source_rows
+from rlaif.data.sources import loaded_source
+from rlaif.pipeline.steps.context import StepContext
+from rlaif.preferences.labels import given_label
+
+BATCH = 1000
+log = logging.getLogger(__name__)
+KINDS: dict[str, tuple[Any, str]] = {
+    "completions": (Completion, "completion_id"),
+    "judgements": (Judgement, "judgement_id"),
+}
+"""Each kind's record, and the key of its id."""
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Read the whole file, refuse what is wrong, commit."""
+    step = context.planned.step
+    source = loaded_source(context.inputs.experiment, step, context.inputs.path)
+    if step.type == "pairs":
+        return _run_pairs(context, _watched(step, source), source)
+    left_out: dict[str, int] = {}
+    if step.type == "preferences":
+        records, left_out = _preferences(step, source, context.planned.round)
+        if step.prompts == "other":
+            records, left_out = _of_others(records, left_out, context, source)
+    else:
+        records = _records(step.type, source, context.prompts)
+    if not records:
+        raise ConfigError("no rows in this file that could be used", str(source))
+    done = len(context.folder.read(step.type))
+    for start in range(done, len(records), BATCH):
+        context.folder.append(step.type, records[start : start + BATCH])
+    return {"counts": {step.type: len(records), **left_out}}
+
+
+def _records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> list[Any]:
+    """Every row as a record. Raises ConfigError for a row that is none, for an id that comes twice,
+    and for a completion of a prompt that the experiment does not have."""
+    record, key = KINDS[kind]
+    places: dict[str, str] = {}
+    found = []
+    for place, row in source_rows(source):
+        made = record_of(record, row, place)
+        name = getattr(made, key)
+        if places.setdefault(name, place) != place:
+            raise ConfigError(
+                f"{place}: {key} {name!r} stands at {places[name]} already; every row of {kind} "
+                "needs an id of its own. Remove one of the two, or give it another id."
+            )
+        if kind == "completions" and made.prompt_id not in prompts:
+            raise ConfigError(
+                f"{place}: prompt_id {made.prompt_id!r} is none of the experiment's prompts; add "
+                "the prompt to the prompts file, or remove the row"
+            )
+        found.append(made)
+    return found
+
+
+def _watched(step: LoadStep, source: Source) -> LabelledReading:
+    reading = read_labelled(source, step.format, step.columns, step.on_error)
+    _refuse_second_file(reading, source)
+    return reading
+
+
+def _refuse_second_file(reading: Reading, source: Source) -> None:
+    if reading.format.open is not None:
+        raise ConfigError(
+            f"format {reading.name} needs a second file, which this step would not watch for "
+            "changes: make one file of the two with `rlaif convert` first",
+            str(source),
+        )
+
+
+def _preferences(
+    step: LoadStep, source: Source, round_number: int
+) -> tuple[list[Preference], dict[str, int]]:
+    """The preferences that a file's rows give, and how many rows or pairs gave none, by why."""
+    if _holds_records(source):
+        return [record_of(Preference, row, place) for place, row in source_rows(source)], {}
+    reading = read_answers(source, step.format, step.columns, step.on_error)
+    _refuse_second_file(reading, source)
+    counts = {"skipped": 0, "tied": 0, "unlabelled": 0}
+    found: list[Preference] = []
+    for one in reading:
+        if isinstance(one, SingleAnswer):
+            found.append(single_preference(one, round_number))
+        elif one.label is None or one.label == 0.5:
+            counts["tied" if one.label == 0.5 else "unlabelled"] += 1
+        else:
+            found.append(labelled_preference(one, round_number))
+    counts["skipped"] = len(reading.skipped)
+    counts |= {f"without_{name}": count for name, count in reading.lost.items()}
+    without = {name: count for name, count in counts.items() if count}
+    if not found:
+        why = ", ".join(f"{name}: {count}" for name, count in without.items())
+        raise ConfigError(
+            f"none of its {reading.rows} rows gives a pair with a winner ({why})", str(source)
+        )
+    return found, without
+
+
+def _of_others(
+    preferences: list[Preference],
+    left_out: dict[str, int],
+    context: StepContext,
+    source: Source,
+) -> tuple[list[Preference], dict[str, int]]:
+    """The preferences of conversations that none of the experiment's prompts begins like: turns of
+    one conversation may stand in several rows. Raises ConfigError where there are none."""
+    own = {_first_turn(context.prompts[p].messages) for p in context.planned.prompts}
+    others = [p for p in preferences if _first_turn(p.prompt) not in own]
+    if not others:
+        raise ConfigError(
+            f"`prompts: other`: all of its {len(preferences)} pairs are of the experiment's own "
+            "prompts. Lower `prompts.limit`, or load another file.",
+            str(source),
+        )
+    count = len(preferences) - len(others)
+    return others, left_out | ({"of_own_prompts": count} if count else {})
+
+
+def _first_turn(messages: Sequence[Message]) -> str:
+    return next((turn["content"] for turn in messages if turn["role"] == "user"), "")
+
+
+def _holds_records(source: Source) -> bool:
+    """Whether a file's first row is a preference of a run, ids and all."""
+    head = next(source_rows(source, lambda fault: None), None)
+    return head is not None and head[1].keys() >= {"preference_id", "chosen_id", "rejected_id"}
+
+
+def labelled_preference(pair: LabelledPair, round_number: int = 0) -> Preference:
+    """What the annotator of a pair said, as a Preference whose `source` is the annotator's kind.
+
+    The scores are the file's own. The margin is the file's, or their gap; without either it is what
+    a share of votes says, P(chosen is better) - P(rejected is better), and a plain verdict has
+    none. Raises ValueError for a tie or a pair without a label.
+    """
+    chosen, rejected = better(pair)
+    assert pair.label is not None
+    above = max(pair.label, 1.0 - pair.label)
+    scores, margin = better_scores(pair), None if above == 1.0 else 2.0 * above - 1.0
+    if scores is not None:
+        margin = scores[0] - scores[1]
+    if pair.margin is not None:
+        margin = pair.margin
+    return _loaded(
+        pair.source or pair.annotator_kind,
+        pair.prompt.messages,
+        chosen.messages,
+        rejected.messages,
+        (*(scores or (None, None)), margin),
+        round_number,
+        f"labelled by {pair.annotator}" if pair.annotator else "labelled in a file",
+    )
+
+
+def single_preference(single: SingleAnswer, round_number: int = 0) -> Preference:
+    """An answer that stands alone, good or bad, as a Preference whose other side is empty."""
+    answer = single.answer.messages
+    good, bad = (answer, []) if single.good else ([], answer)
+    source, prompt = single.source or "file", single.prompt.messages
+    return _loaded(source, prompt, good, bad, (None, None, None), round_number)
+
+
+def _run_pairs(context: StepContext, reading: LabelledReading, source: Source) -> dict[str, Any]:
+    """The pairs of this step's prompts: their answers, who said what of them, and the pairs."""
+    wanted = set(context.planned.prompts)
+    completions: dict[str, Completion] = {}
+    judgements: dict[str, Judgement] = {}
+    pairs: dict[str, GivenPair] = {}
+    alike: Counter[tuple[str, str, float]] = Counter()
+    for pair in reading:
+        if pair.prompt.prompt_id not in wanted:
+            continue
+        given = given_pair(pair)
+        pairs[given.pair_id] = given
+        for answer in (pair.first, pair.second):
+            # The place in the file is no order of sampling: a judge must not learn from it.
+            completions[answer.completion_id] = structs.replace(answer, sample_index=0)
+        if pair.label is not None:
+            said = given_label(pair, given, context.planned.step.id, alike)
+            judgements[said.judgement_id] = said
+    if not pairs:
+        raise ConfigError(
+            f"none of its {reading.rows} rows is a pair of answers to one of the {len(wanted)} "
+            "prompts. The labels must be of these prompts: leave `prompts.path` out, and the "
+            "prompts are those of the pairs.",
+            str(source),
+        )
+    for name, records in (
+        ("completions", [completions[key] for key in sorted(completions)]),
+        ("judgements", [judgements[key] for key in sorted(judgements)]),
+        ("pairs", [asdict(pairs[key]) for key in sorted(pairs)]),
+    ):
+        done = len(context.folder.read(name))
+        for start in range(done, len(records), BATCH):
+            context.folder.append(name, records[start : start + BATCH])
+    counts = {"pairs": len(pairs), "completions": len(completions), "judgements": len(judgements)}
+    return {"counts": {**counts, "skipped": len(reading.skipped)}, "skipped": reading.skipped[:20]}
+
+
+def load_preferences(path: Path, round_number: int = 0) -> list[Preference]:
+    """The preferences in a step's folder, or in a file of any format that is read (ties and pairs
+    without a label are left out). Raises ConfigError."""
+    inside = path / "preferences.jsonl"
+    step = LoadStep.model_validate({"type": "preferences", "path": str(path)})
+    return _preferences(step, inside if inside.is_file() else path, round_number)[0]
+
+
+def _loaded(
+    source: str,
+    prompt: list[Message],
+    chosen: list[Message],
+    rejected: list[Message],
+    scores: tuple[float | None, float | None, float | None],
+    round_number: int,
+    reason: str = "loaded from a file",
+) -> Preference:
+    ids = [answer_id(prompt, side) if side else "" for side in (chosen, rejected)]
+    return Preference(
+        preference_id="f_" + content_hash(*ids),
+        prompt_id=make_prompt(prompt).prompt_id,
+        round=round_number,
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        score_chosen=scores[0],
+        score_rejected=scores[1],
+        margin=scores[2],
+        prob=1.0,
+        weight=1.0,
+        reason=reason,
+        source=source,
+        judgement_ids=[],
+        chosen_id=ids[0],
+        rejected_id=ids[1],
+    )

@@ -1,0 +1,59 @@
+"""logprobs: what another model thinks of given completions, token by token."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rlaif.engines.base import ScoreRequest
+from rlaif.pipeline.steps.context import StepContext
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Rows {completion_id, logprob (sum, nats), tokens}; a row that failed has logprob None."""
+    completions = {
+        c.completion_id: c
+        for c in context.completions()
+        if c.finish_reason != "failed" and (c.token_ids or (c.token_ids is None and c.text))
+    }
+    done = {str(row["completion_id"]) for row in context.folder.read("logprobs")}
+    if context.planned.options["own"]:
+        # The model that wrote the answers gave their log-probs while it sampled.
+        known = [c for c in completions.values() if c.logprobs and c.completion_id not in done]
+        rows = [
+            _row(c.completion_id, math.fsum(c.logprobs or ()), len(c.logprobs or ())) for c in known
+        ]
+        context.folder.append("logprobs", rows)
+        done |= {c.completion_id for c in known}
+        completions = {name: c for name, c in completions.items() if name not in done}
+    requests = [
+        ScoreRequest(
+            name,
+            context.prompts[c.prompt_id].messages,
+            continuation=None if c.token_ids else c.text,
+            continuation_ids=c.token_ids,
+        )
+        for name, c in sorted(completions.items())
+    ]
+    context.progress.start("log-probs", len(requests), len(done & set(completions)))
+    if not set(completions) <= done:
+        engine = context.engines.get(context.planned.models["by"])
+        if "token_logprobs" not in engine.capabilities:
+            # M0 on a server: what it cannot score has no row, and metrics that need one are absent.
+            requests = []
+        for batch in engine.score(requests, done):
+            rows = [
+                _row(
+                    r.request_id,
+                    None if r.error else math.fsum(r.token_logprobs),
+                    len(r.token_logprobs),
+                )
+                for r in batch
+            ]
+            context.folder.append("logprobs", rows)
+            context.progress.advance(len(batch), sum(len(r.token_logprobs) for r in batch))
+    return {"counts": {"scored": len(context.folder.read("logprobs"))}}
+
+
+def _row(completion_id: str, logprob: float | None, tokens: int) -> dict[str, Any]:
+    return {"completion_id": completion_id, "logprob": logprob, "tokens": tokens}

@@ -1,0 +1,378 @@
+"""On-policy training: rollouts and their rewards are completions and judgements of this step, so
+they are kept, can be looked at, and are not made twice after a kill."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.rewards import REFERENCE_ANSWERS, RewardTerm
+from rlaif.constitution.textstats import is_blank
+from rlaif.core.chat import TemplateRefusal, is_unicode
+from rlaif.core.device import pick_device
+from rlaif.core.errors import RlaifError
+from rlaif.core.records import Completion, Judgement, Prompt, content_hash, from_json
+from rlaif.core.thinking import CUT
+from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, Sampling
+from rlaif.engines.build import REMOTE
+from rlaif.engines.local.encoding import load_encoding
+from rlaif.engines.local.hf import HfEngine
+from rlaif.engines.local.weights import Weights
+from rlaif.judges.base import Judge, has_raw_value, roles_of
+from rlaif.metrics.metrics import unfamiliar
+from rlaif.pipeline.plan import round_prompts
+from rlaif.pipeline.steps.asking import Kept, verdicts
+from rlaif.pipeline.steps.context import StepContext
+from rlaif.preferences.aggregate import Scores, candidate_raw_values, compared_scores
+from rlaif.train.export import write_weights
+from rlaif.train.loop import TrainOutcome, TrainProgress
+from rlaif.train.model import TrainModel
+from rlaif.train.rollout import Answer, Group
+from rlaif.train.run import train_on_policy
+
+Judged = dict[str, dict[str, list[Judgement]]]
+"""Judge to prompt id to what it said of the prompt's answers."""
+
+
+def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> TrainOutcome:
+    """Train from the last checkpoint, or from the start; the export is complete or absent."""
+    planned, step = context.planned, context.planned.step
+    start, reference = planned.models["start"], planned.models["reference"]
+    folder = Path(context.engines.folder(start))
+    rollouts = Rollouts(context, folder)
+    outcome = train_on_policy(
+        step,
+        rollouts.collect,
+        context.preferences(),
+        start=folder,
+        reference=None if reference == start else Path(context.engines.folder(reference)),
+        out=context.store.model_path(planned.hash),
+        work=context.folder.path / "work",
+        seed=planned.seed,
+        fingerprint=planned.hash,
+        device=pick_device(start.spec.device),
+        progress=progress,
+        chat=start.spec.chat,
+    )
+    shutil.rmtree(rollouts.weights, ignore_errors=True)
+    left_out = {"overlong_prompts": rollouts.overlong}
+    if rollouts.refused:
+        left_out["refused_prompts"] = rollouts.refused
+    return replace(outcome, skipped=left_out)
+
+
+class Rollouts:
+    """Samples from the policy in training and asks the judges. What is stored is not made again."""
+
+    def __init__(self, context: StepContext, folder: Path):
+        self.context = context
+        self.step: OnPolicyTrain = context.planned.step
+        spec = context.planned.models["start"].spec
+        config = AutoConfig.from_pretrained(folder)
+        self.encoding = load_encoding(folder, spec, config, "policy")
+        self.weights = context.folder.path / "work" / "rollout"
+        self.refused = 0
+        self.prompts = self._fitting()
+        self.overlong = len(context.planned.prompts) - len(self.prompts) - self.refused
+        self.terms = self.step.terms
+        self.fitted = [i for i, t in enumerate(self.terms) if t.normalise == "reference"]
+        rows = context.folder.read("completions")
+        self.completions = {row["completion_id"]: from_json(Completion, row) for row in rows}
+        self.kept = Kept(context.folder)
+
+    def collect(self, number: int, model: TrainModel) -> list[Group]:
+        """Rollout `number` (from 0) with the values of the reward's terms. Below 0: answers that
+        `normalise: reference` is fitted on, with the values of such terms alone."""
+        places = range(len(self.terms)) if number >= 0 else self.fitted
+        prompts = self._prompts(number, places)
+        wanted = self._wanted(prompts, places)
+        made = self._answers(number, prompts, model, wanted)
+        judged = {
+            name: self._judge(self.context.inputs.judges[name], asked, made)
+            for name, asked in wanted.items()
+        }
+        values = self._values(prompts, judged, places, made)
+        watched = _watched(judged)
+        groups = []
+        for prompt in prompts:
+            answers = [self._answer(c, values, watched) for c in made[prompt.prompt_id]]
+            kept = tuple(a for a in answers if a is not None)
+            if kept:
+                _, ids_of_prompt = self.encoding.render(prompt.messages)
+                idle = (i for i, term in enumerate(self.terms) if not term.is_for(prompt))
+                groups.append(Group(prompt.prompt_id, ids_of_prompt, kept, frozenset(idle)))
+        if not groups:
+            raise RlaifError(
+                f"{_named(number)}: no prompt could be answered; see the errors in "
+                f"{self.context.folder.path / 'completions.jsonl'}"
+            )
+        return groups
+
+    def _prompts(self, number: int, places: Sequence[int]) -> list[Prompt]:
+        """The prompts of a rollout. The window moves on with every one, so all prompts are used
+        before one comes again."""
+        every = self.prompts
+        if number < 0:
+            every = [p for p in every if any(self.terms[i].is_for(p) for i in places)]
+            count = min(len(every), -(-REFERENCE_ANSWERS // self.step.n))
+            place = -number
+        else:
+            count = self.step.batch_size * self.step.sync_every
+            place = max(0, self.context.planned.round - 1) * self.step.rollouts + number + 1
+        ids = round_prompts(every, count, self.context.planned.seed, place)
+        return [self.context.prompts[i] for i in ids]
+
+    def _wanted(self, prompts: Sequence[Prompt], places: Sequence[int]) -> dict[str, list[Prompt]]:
+        """By judge the prompts that some of these terms of its are for."""
+        found: dict[str, list[Prompt]] = {}
+        for name in dict.fromkeys(self.terms[i].judge for i in places):
+            own = [self.terms[i] for i in places if self.terms[i].judge == name]
+            found[name] = [p for p in prompts if any(term.is_for(p) for term in own)]
+        return found
+
+    def _fitting(self) -> list[Prompt]:
+        """The prompts that leave room for an answer. Raises RlaifError when they are too few."""
+        step, context = self.step, self.encoding.context
+        room = min(step.max_length, context) - step.max_new_tokens
+        every = self.context.chosen_prompts()
+        kept = []
+        for prompt in every:
+            length = self._length(prompt)
+            if length is None:
+                self.refused += 1
+            elif length <= room:
+                kept.append(prompt)
+            elif step.overlong == "refuse":
+                raise RlaifError(
+                    f"prompt {prompt.prompt_id} has {length} tokens; with max_new_tokens "
+                    f"({step.max_new_tokens}) that is more than max_length ({step.max_length}) or "
+                    f"the model's context ({context}). Shorten it, raise `max_length`, or set "
+                    "`overlong: skip`."
+                )
+        count = step.batch_size * step.sync_every
+        if count > len(kept):
+            long = len(every) - len(kept) - self.refused
+            why = (
+                f"; {long} more are over {room} tokens, which is what `max_length` "
+                f"({step.max_length}) or the model's context ({context}) leaves beside "
+                f"`max_new_tokens` ({step.max_new_tokens})"
+            )
+            raise RlaifError(
+                f"a rollout needs {count} prompts (batch_size x sync_every), and there are "
+                f"{len(kept)}{why if long else ''}"
+            )
+        return kept
+
+    def _length(self, prompt: Prompt) -> int | None:
+        """Tokens of the prompt, None where the chat template refuses it and such are skipped."""
+        if not is_unicode(m["content"] for m in prompt.messages):
+            # The engine will refuse it, and say why in its record.
+            return 0
+        try:
+            return len(self.encoding.render(prompt.messages)[1])
+        except TemplateRefusal as error:
+            if self.step.on_error == "fail":
+                raise TemplateRefusal(f"prompt {prompt.prompt_id}: {error}") from None
+            return None
+
+    @contextmanager
+    def _policy(self, number: int, model: TrainModel) -> Iterator[Sampler]:
+        """The policy of this moment: the trained module itself, or an engine of its kind that has
+        been given its weights."""
+        planned, digest = self.context.planned, f"{self.context.planned.hash}@{number}"
+        start = planned.models["start"]
+        if start.spec.engine == "hf":
+            with torch.no_grad(), model.generating() as module:
+                yield HfEngine(Weights(module, digest), self.encoding, start.spec)
+            return
+        write_weights(model, self.weights)
+        yield self.context.engines.with_weights(start, self.weights, digest)
+
+    def _answers(
+        self,
+        number: int,
+        prompts: Sequence[Prompt],
+        model: TrainModel,
+        wanted: Mapping[str, Sequence[Prompt]],
+    ) -> dict[str, list[Completion]]:
+        """The answers by prompt. Judges on a server are asked about those that are there, of the
+        prompts that are `wanted` of them, while the next are sampled; what they said is then found
+        by `_judge`."""
+        remote = [self.context.inputs.judges[name] for name in wanted]
+        remote = [judge for judge in remote if self._is_remote(judge)]
+        made: dict[str, list[Completion]] = {}
+        # One at a time: what they say goes into one log.
+        beside, asked = ThreadPoolExecutor(max_workers=1), []
+        try:
+            for ready in self._sample(number, prompts, model):
+                made |= ready
+                for judge in remote:
+                    known = [p for p in wanted[judge.id] if p.prompt_id in ready]
+                    asked.append(beside.submit(self._judge, judge, known, ready))
+                # A spent budget or a refused key ends the sampling too.
+                for answered in asked:
+                    if answered.done():
+                        answered.result()
+            for answered in asked:
+                answered.result()
+        finally:
+            beside.shutdown(cancel_futures=True)
+        return made
+
+    def _is_remote(self, judge: Judge) -> bool:
+        models = self._models(judge).values()
+        return bool(models) and all(model.spec.engine in REMOTE for model in models)
+
+    def _sample(
+        self, number: int, prompts: Sequence[Prompt], model: TrainModel
+    ) -> Iterator[dict[str, list[Completion]]]:
+        """The answers by prompt, as soon as a prompt has all of its own."""
+        requests: list[GenerateRequest] = []
+        asked: dict[str, tuple[Prompt, int]] = {}
+        waiting: dict[str, list[str]] = defaultdict(list)
+        for prompt in prompts:
+            for index in range(self.step.n):
+                name = "k_" + content_hash(
+                    self.context.planned.hash, number, prompt.prompt_id, index
+                )
+                asked[name] = (prompt, index)
+                waiting[prompt.prompt_id].append(name)
+                sampling = self._sampling(number, prompt, index)
+                requests.append(GenerateRequest(name, prompt.messages, sampling))
+        if not asked.keys() <= self.completions.keys():
+            with self._policy(number, model) as engine:
+                for batch in engine.generate(requests, self.completions.keys()):
+                    new = [self._completion(r, *asked[r.request_id], number, engine) for r in batch]
+                    self.context.folder.append("completions", new)
+                    self.completions |= {c.completion_id: c for c in new}
+                    yield self._complete(waiting)
+        yield self._complete(waiting)
+
+    def _complete(self, waiting: dict[str, list[str]]) -> dict[str, list[Completion]]:
+        """The prompts whose answers are all there, taken out of `waiting`."""
+        ready = [p for p, names in waiting.items() if self.completions.keys() >= set(names)]
+        return {p: [self.completions[name] for name in waiting.pop(p)] for p in ready}
+
+    def _sampling(self, number: int, prompt: Prompt, index: int) -> Sampling:
+        """How an answer is sampled. The seed does not know the rewards, so that trainings which
+        differ in these alone begin with the same answers."""
+        planned = self.context.planned
+        place = (planned.seed, planned.round, number, prompt.prompt_id, index)
+        seed = int(content_hash("rollout", *place, length=8), 16)
+        return Sampling(
+            self.step.max_new_tokens,
+            self.step.temperature,
+            stop=tuple(self.step.stop),
+            seed=seed & 0x7FFFFFFF,
+        )
+
+    def _completion(
+        self, result: GenerateResult, prompt: Prompt, index: int, number: int, engine: Sampler
+    ) -> Completion:
+        failed = result.finish_reason == "failed" or result.cut
+        return Completion(
+            completion_id=result.request_id,
+            prompt_id=prompt.prompt_id,
+            sample_index=index,
+            messages=[] if failed else [{"role": "assistant", "content": result.text}],
+            model=f"{self.context.planned.models['made'].label}, {_named(number)}",
+            weights_hash=engine.weights_hash,
+            sampling=asdict(self._sampling(number, prompt, index)),
+            finish_reason="failed" if failed else result.finish_reason,
+            token_ids=result.token_ids,
+            logprobs=result.logprobs or None,
+            system_prompt=self.encoding.chat.system_prompt,
+            rendered_hash=result.rendered_hash,
+            digest=content_hash(result.text),
+            error=CUT if result.cut else result.error,
+            reasoning=result.reasoning or None,
+        )
+
+    def _values(
+        self,
+        prompts: Sequence[Prompt],
+        judged: Judged,
+        places: Sequence[int],
+        made: Mapping[str, Sequence[Completion]],
+    ) -> dict[str, tuple[float | None, ...]]:
+        """Completion id to the values of the terms, None where one is missing or not asked for."""
+        weights = self.context.planned.options["principle_weights"]
+        blank = {c.completion_id for group in made.values() for c in group if is_blank(c.text)}
+        columns: list[Scores] = [{} for _ in self.terms]
+        for place in places:
+            term = self.terms[place]
+            for prompt in prompts:
+                if term.is_for(prompt):
+                    given = judged[term.judge][prompt.prompt_id]
+                    if self._is_raw(term):
+                        columns[place] |= candidate_raw_values(given, weights)
+                    else:
+                        columns[place] |= compared_scores(given, weights, blank=blank)
+        known = set[str]().union(*columns)
+        return {name: tuple(column.get(name) for column in columns) for name in known}
+
+    def _is_raw(self, term: RewardTerm) -> bool:
+        judge = self.context.inputs.judges[term.judge]
+        return term.value == "raw" or (term.value is None and has_raw_value(judge))
+
+    def _judge(
+        self, judge: Judge, prompts: Sequence[Prompt], made: dict[str, list[Completion]]
+    ) -> dict[str, list[Judgement]]:
+        groups = [(p, made[p.prompt_id]) for p in prompts]
+        found: dict[str, list[Judgement]] = defaultdict(list)
+        for judgement in verdicts(
+            judge,
+            self._models(judge),
+            self.context.engines,
+            groups,
+            self.context.planned.seed,
+            self.kept,
+        ):
+            found[judgement.prompt_id].append(judgement)
+        return found
+
+    def _models(self, judge: Judge) -> dict[str, Model]:
+        """The judge's models by role."""
+        place, planned = f"judge/{judge.id}", self.context.planned.models
+        named = {n.removeprefix(f"{place}/"): m for n, m in planned.items()}
+        own = {role: named[role] for role in roles_of(judge) if role in named}
+        return own | ({"by": planned[place]} if place in planned else {})
+
+    def _answer(
+        self,
+        completion: Completion,
+        values: Mapping[str, tuple[float | None, ...]],
+        watched: dict[str, dict[str, float]],
+    ) -> Answer | None:
+        if completion.finish_reason == "failed" or not completion.token_ids:
+            return None
+        return Answer(
+            completion.token_ids,
+            completion.logprobs or [],
+            values.get(completion.completion_id, (None,) * len(self.terms)),
+            completion.finish_reason == "stop",
+            watched.get(completion.completion_id, {}),
+        )
+
+
+def _named(number: int) -> str:
+    """A rollout as people count them."""
+    return f"rollout {number + 1}" if number >= 0 else f"start, draw {-number}"
+
+
+def _watched(judged: Judged) -> dict[str, dict[str, float]]:
+    """By completion how far each reward model is from what it knows."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for rows in (rows for by_prompt in judged.values() for rows in by_prompt.values()):
+        for judgement in rows:
+            found[judgement.subject] |= unfamiliar(judgement)
+    return found

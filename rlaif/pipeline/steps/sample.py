@@ -1,0 +1,164 @@
+"""sample: `n` completions of each prompt from one model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from rlaif.config import SampleStep
+from rlaif.config.steps import SamplingKeys
+from rlaif.core.chat import has_more
+from rlaif.core.checksums import Unordered
+from rlaif.core.errors import EngineError
+from rlaif.core.records import Completion, Message, Prompt, content_hash
+from rlaif.core.thinking import CUT, WAS_CUT
+from rlaif.data.instructed import Instruction, drawn, with_system
+from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
+from rlaif.metrics.words import commonest
+from rlaif.pipeline.steps.context import StepContext
+from rlaif.pipeline.steps.lost import lost_by, lost_notes
+
+Asked = tuple[Prompt, int, Instruction | None]
+CONTENT = ("completion_id", "digest", "finish_reason", "reasoning")
+"""What tells an answer from another one to the same request."""
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Sample what is still missing; whole batches are committed as they come.
+
+    Raises EngineError where no answer at all could be made.
+    """
+    planned, step = context.planned, context.planned.step
+    total = len(planned.prompts) * step.n
+    done: set[str] = set()
+    tokens = 0
+    failed: Counter[str] = Counter()
+    content = Unordered()
+    for row in context.folder.rows("completions"):
+        done.add(row["completion_id"])
+        tokens += len(row["token_ids"] or [])
+        failed.update(_failures([row["finish_reason"]], [row.get("error")]))
+        content.add(*(row.get(key) for key in CONTENT))
+    context.progress.start("completions", total, len(done))
+    if len(done) < total:
+        engine = context.engines.get(planned.models["by"])
+        asked: dict[str, Asked] = {}
+        requests = _requests(context, asked, done if engine.concurrent else frozenset())
+        for batch in engine.generate(requests, done):
+            made = [_completion(r, *asked.pop(r.request_id), step, engine, planned) for r in batch]
+            context.folder.append("completions", made)
+            for completion in made:
+                content.add(*(getattr(completion, key) for key in CONTENT))
+            new = sum(r.tokens_made or 0 for r in batch)
+            tokens += new
+            failed.update(_failures([c.finish_reason for c in made], [c.error for c in made]))
+            context.progress.advance(len(batch), new, context.engines.account.note())
+    if failed.total() == total > 0:
+        why = next(iter(failed))
+        raise EngineError(
+            f"{planned.id}: all {total} answers failed, the first with: {why}. Mend that; to ask "
+            f"the same again, delete {context.folder.path}"
+        )
+    lost = _lost(context)
+    counts = {"completions": total, "failed": failed.total(), **lost}
+    summary = {
+        "counts": counts,
+        "errors": commonest(failed),
+        "tokens": tokens,
+        "digest": content.digest(),
+    }
+    notes = lost_notes(planned.id, lost)
+    cut = failed[CUT]
+    if cut:
+        counts["cut_while_thinking"] = cut
+        notes.append(
+            f"{planned.id}: {cut} of {total} answers were {WAS_CUT}: raise `max_new_tokens`"
+        )
+    return summary | ({"notes": notes} if notes else {})
+
+
+def _lost(context: StepContext) -> dict[str, int]:
+    """What the model is not shown of the prompts."""
+    prompts = [p.messages for p in context.chosen_prompts() if any(map(has_more, p.messages))]
+    if not prompts:
+        return {}
+    return lost_by(context.engines.get(context.planned.models["by"]), prompts)
+
+
+def _failures(endings: Sequence[str], errors: Sequence[str | None]) -> list[str]:
+    """The reasons of those that failed."""
+    both = zip(endings, errors, strict=True)
+    return [error or "no reason was given" for ending, error in both if ending == "failed"]
+
+
+def _requests(
+    context: StepContext, asked: dict[str, Asked], skipped: AbstractSet[str]
+) -> Iterator[GenerateRequest]:
+    """The requests but for those in `skipped`, made as they are drawn. What they ask for is in
+    `asked` until it is taken out."""
+    planned, step = context.planned, context.planned.step
+    for prompt in context.chosen_prompts():
+        for index in range(step.n):
+            name = "k_" + content_hash(planned.hash, prompt.prompt_id, index)
+            if name not in skipped:
+                seed = planned.options["sampling_seed"]
+                told = drawn(step.principles, prompt, seed, index) if step.principles else None
+                asked[name] = (prompt, index, told)
+                messages = told_messages(step, prompt, told)
+                yield GenerateRequest(name, messages, _sampling(step, seed, prompt, index))
+
+
+def told_messages(step: SampleStep, prompt: Prompt, told: Instruction | None) -> list[Message]:
+    """The prompt with what the model is told besides."""
+    messages = prompt.messages
+    for text in (step.system_prompt, told.text if told else None):
+        messages = messages if text is None else with_system(messages, text)
+    return messages
+
+
+def _sampling(step: SampleStep, seed: str, prompt: Prompt, index: int) -> Sampling:
+    own = int(content_hash("sampling", seed, prompt.prompt_id, index, length=8), 16)
+    return Sampling(
+        step.max_new_tokens,
+        step.temperature,
+        step.top_p,
+        step.top_k,
+        tuple(step.stop),
+        own & 0x7FFFFFFF,
+    )
+
+
+def _completion(
+    result: GenerateResult,
+    prompt: Prompt,
+    index: int,
+    told: Instruction | None,
+    step: SampleStep,
+    engine: Engine,
+    planned: Any,
+) -> Completion:
+    failed = result.finish_reason == "failed" or result.cut
+    messages: list[Message] = [] if failed else [{"role": "assistant", "content": result.text}]
+    given = [step.system_prompt, told.text if told else None]
+    own = "\n\n".join(text for text in given if text is not None)
+    return Completion(
+        completion_id=result.request_id,
+        prompt_id=prompt.prompt_id,
+        sample_index=index,
+        messages=messages,
+        model=planned.models["by"].label,
+        weights_hash=engine.weights_hash,
+        sampling=step.model_dump(mode="json", include={"n", *SamplingKeys.model_fields}),
+        finish_reason="failed" if failed else result.finish_reason,
+        # A server counts tokens and does not say which: unknown is not none.
+        token_ids=None if engine.concurrent else result.token_ids,
+        logprobs=result.logprobs or None,
+        principle=told.principle if told else None,
+        system_prompt=own or planned.models["by"].spec.system_prompt,
+        rendered_hash=result.rendered_hash,
+        digest=content_hash(messages),
+        error=CUT if result.cut else result.error,
+        reasoning=result.reasoning or None,
+    )

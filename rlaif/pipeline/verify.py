@@ -1,0 +1,91 @@
+"""Whether a run folder holds what was written into it: every stored byte against its checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rlaif.core import checksums
+from rlaif.core.errors import ConfigError, RlaifError, StoreError
+from rlaif.core.finished import MASTERS, Verified, read, stale, stale_in_words
+from rlaif.core.store import StepFolder
+from rlaif.engines.remote.account import LEDGER, Account, lost_in_words
+from rlaif.engines.remote.meter import counted_cost, read_meters
+from rlaif.pipeline.manifest import read_manifest
+from rlaif.pipeline.rounds import read_rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How much was compared, and what is damaged, in words that name the folder to delete."""
+
+    compared: Verified
+    faults: tuple[str, ...]
+
+
+def verify_run(root: Path) -> Verification:
+    """Compare everything in a run folder (or in one step's folder) with its checksums. Nothing is
+    changed. Raises ConfigError when it is no such folder."""
+    if not (root / "steps").is_dir() and not (root / "done.json").exists():
+        raise ConfigError(f"{root} is not a run folder (no folder steps in it)")
+    faults: dict[str, None] = {}
+
+    def tried(look: Callable[[], Verified]) -> Verified:
+        try:
+            return look()
+        except RlaifError as error:
+            faults[str(error)] = None
+            return Verified()
+
+    total = Verified()
+    folders = sorted(p for p in (root / "steps").glob("*") if p.is_dir())
+    for path in folders or [root]:
+        total += tried(StepFolder(path).verify)
+        total += tried(partial(_small, partial(read_meters, path)))
+    for path in sorted((root / "models").glob("*")):
+        total += tried(partial(_model, path, root / "steps" / path.name))
+    if folders:
+        total += tried(partial(_small, partial(read_manifest, root)))
+        total += tried(partial(_small, partial(read_rounds, root)))
+        total += tried(partial(_small, partial(_made_from_what_is_there, folders)))
+    total += tried(partial(_ledger, root))
+    return Verification(total, tuple(faults))
+
+
+def _small(look: Callable[[], object]) -> Verified:
+    """A small file, which is compared as it is read."""
+    look()
+    return Verified()
+
+
+def _made_from_what_is_there(folders: Sequence[Path]) -> None:
+    """Raises StoreError where finished steps were made from records that were made anew since."""
+    markers: dict[str, dict[str, Any]] = {}
+    for path in folders:
+        with suppress(StoreError):
+            marker = read(path / "done.json", "")
+            markers |= {path.name: marker} if marker is not None else {}
+    found = stale(markers)
+    if found:
+        raise StoreError(stale_in_words(path for path in folders if path.name in found))
+
+
+def _ledger(root: Path) -> Verified:
+    """What was spent, against what the steps say of it. Raises StoreError where lines are gone."""
+    account = Account(root / LEDGER, counted=counted_cost(root))
+    if account.lost:
+        raise StoreError(lost_in_words(account))
+    return Verified()
+
+
+def _model(path: Path, step: Path) -> Verified:
+    """A model of a step that has no marker yet; the marker vouches for others."""
+    if (step / "done.json").exists() or path.name.endswith(".partial"):
+        return Verified()
+    compared = checksums.verify(path, f"Delete the folder {path} to train it again.", (MASTERS,))
+    files = sum(p.is_file() for p in path.rglob("*"))
+    return Verified(unchecked=files) if compared is None else Verified(files, compared)
