@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from rlaif.config import ModelSpec, PairwiseJudge
+from rlaif.config.judges import PairwiseJudge
+from rlaif.config.models import ModelSpec
 from rlaif.constitution.model import load_constitution
 from rlaif.core.records import Completion, Message, Prompt
 from rlaif.data.sources import every_prompt

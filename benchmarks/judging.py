@@ -121,7 +121,8 @@ def ask_bare(url: str, count: int, concurrency: int) -> Asked:
 def ask_rlaif(url: str, count: int, concurrency: int) -> Asked:
     """A judge with retries, cache and records, to the last record."""
     import rlaif.engines.remote.openai
-    from rlaif.config import ModelSpec, YesNoJudge
+    from rlaif.config.judges import YesNoJudge
+    from rlaif.config.models import ModelSpec
     from rlaif.constitution.model import Constitution
     from rlaif.core.records import Completion, content_hash, make_prompt
     from rlaif.core.store import Store

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from rlaif.config import PairStep
+from rlaif.config.steps import PairStep
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Completion, Judgement, Prompt, make_prompt
 from rlaif.core.store import Store

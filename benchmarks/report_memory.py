@@ -124,7 +124,7 @@ def write_run(folder: Path) -> None:
 
 def records(prompt: Any) -> dict[str, list[Any]]:
     """What the steps leave of a prompt."""
-    from rlaif.config import PairStep
+    from rlaif.config.steps import PairStep
     from rlaif.core.records import Completion, Judgement, content_hash
     from rlaif.preferences.strategies import Candidate, preference
 

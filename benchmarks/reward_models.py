@@ -285,7 +285,7 @@ def by_training(
 
 def rewards(folder: Path, pairs: Sequence[Any]) -> list[float]:
     """The gaps of a reward model."""
-    from rlaif.config import ModelSpec
+    from rlaif.config.models import ModelSpec
     from rlaif.engines.base import RewardRequest
     from rlaif.engines.build import load_engine
 

@@ -134,8 +134,9 @@ def ours_offline(job: Job) -> dict[str, float]:
     """DPO or the reward model by this package, from the loaded model to the last step."""
     import torch
 
-    from rlaif.config import BradleyTerryDistill, DpoTrain
-    from rlaif.core.device import keep_freed_memory
+    from rlaif.config.distill import BradleyTerryDistill
+    from rlaif.config.training import DpoTrain
+    from rlaif.kernels.device import keep_freed_memory
     from rlaif.pipeline.steps.load import load_preferences
     from rlaif.train.loading import load_module
     from rlaif.train.loop import Task, run_training
@@ -282,12 +283,13 @@ def ours_grpo(job: Job) -> dict[str, float]:
     """GRPO by this package, sampling included."""
     import torch
 
-    from rlaif.config import METHODS, ModelSpec
-    from rlaif.core.device import keep_freed_memory
+    from rlaif.config.methods import METHODS
+    from rlaif.config.models import ModelSpec
     from rlaif.engines.base import GenerateRequest, Sampling
     from rlaif.engines.local.encoding import Encoding
     from rlaif.engines.local.hf import HfEngine
     from rlaif.engines.local.weights import Weights
+    from rlaif.kernels.device import keep_freed_memory
     from rlaif.train.loading import load_module
     from rlaif.train.model import prepare
     from rlaif.train.on_policy import run_on_policy

@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.build import load_engine
 from rlaif.engines.builtin import resolve

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlaif.config import load_experiment
+    from rlaif.config.experiment import load_experiment
     from rlaif.constitution.model import load_constitution
     from rlaif.constitution.rules import apply_check
     from rlaif.core.records import Completion, Judgement, Preference, Prompt, make_prompt
@@ -38,7 +38,7 @@ _PUBLIC = {
     "combine": "rlaif.preferences.aggregate:combine",
     "load_constitution": "rlaif.constitution.model:load_constitution",
     "load_engine": "rlaif.engines.build:load_engine",
-    "load_experiment": "rlaif.config:load_experiment",
+    "load_experiment": "rlaif.config.experiment:load_experiment",
     "load_run": "rlaif.pipeline.runs:load_run",
     "make_prompt": "rlaif.core.records:make_prompt",
     "prompt_pairs": "rlaif.preferences.strategies:prompt_pairs",

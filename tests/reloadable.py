@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.engines.local import hf
 from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights

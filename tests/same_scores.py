@@ -118,7 +118,7 @@ def by_pipeline(folder: Path, chats: Sequence[list[dict[str, str]]]) -> list[flo
 
 def by_classify(folder: Path, chats: Sequence[list[dict[str, str]]]) -> list[float]:
     """`/classify` of `rlaif serve reward`, as verl asks it."""
-    from rlaif.config import ModelSpec
+    from rlaif.config.models import ModelSpec
     from rlaif.engines.local.reward import load
     from rlaif.web.reward_app import RewardServer
     from rlaif.web.reward_server import RewardService

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.config import ModelSpec, ThinkingSpec
+from rlaif.config.models import ModelSpec, ThinkingSpec
 from rlaif.core.answers import AnswerTurn, behind, joined
 from rlaif.core.chat import ChatSettings, TemplateRefusal, render_prompt
 from rlaif.core.errors import EngineError

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from rlaif.config import load_experiment
+from rlaif.config.experiment import load_experiment
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.labelled import GivenPair
 from rlaif.engines.builtin import weights_hash

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.local import scoring
 from rlaif.engines.local.branch_cache import BranchCache, attention, empty_rows

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from rlaif.cli import cli, main
-from rlaif.config import load_experiment
+from rlaif.config.experiment import load_experiment
 from rlaif.core.store import StepFolder
 from rlaif.pipeline.runs import load_run
 

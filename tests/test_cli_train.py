@@ -13,7 +13,7 @@ from rlaif.core.errors import RlaifError
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "simpo", "kto", "ppo", "grpo", "online_dpo"])
 def test_train_lists_the_keys_of_each_method(method):
-    from rlaif.config import METHODS
+    from rlaif.config.methods import METHODS
 
     result = CliRunner().invoke(cli, ["train", method, "--help"])
     assert result.exit_code == 0, result.output

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.core.store import Store
 from rlaif.engines import build

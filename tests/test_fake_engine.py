@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Message
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest

@@ -26,7 +26,8 @@ from rlaif.analysis.inverse_constitution.propose import (
 from rlaif.analysis.inverse_constitution.rank import constitution_yaml, rank, vote
 from rlaif.analysis.inverse_constitution.run import InferOptions, Inferred, infer, sampled
 from rlaif.analysis.inverse_constitution.vote import PrincipleVotes
-from rlaif.config import ModelSpec, YesNoJudge
+from rlaif.config.judges import YesNoJudge
+from rlaif.config.models import ModelSpec
 from rlaif.config.prompting import PromptsFile
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError

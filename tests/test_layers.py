@@ -1,4 +1,8 @@
-"""Imports point downward only, and the lower layer needs no tensor or table library."""
+"""The law of the house: every import runs down, from a room to one below it.
+
+The rooms stand in `ROOMS` from the lowest to the highest. A module may import its own room and
+those before it.
+"""
 
 from __future__ import annotations
 
@@ -12,66 +16,31 @@ import pytest
 import rlaif
 
 PACKAGE = Path(rlaif.__file__).parent
-LAYERS = [
-    {"records", "errors", "yamlio", "resources", "config", "constitution", "lint", "rules"}
-    | {"numbers", "forms", "quotes", "scores", "choices", "jsontext", "rendering"}
-    | {"chat", "thinking", "answers"}
-    | {
-        "own_rules",
-        "plugins",
-        "textstats",
-        "templates",
-        "parsing",
-        "store",
-        "rowfiles",
-        "workers",
-        "changes",
-        "amend",
-    }
-    | {"checksums", "commits", "finished"},
-    {"attention", "logprobs", "batching", "device", "fused", "heads", "losses"},
-    {"engines", "data", "compare"},
-    {"judges", "train", "plan"},
-    {"steps", "report", "infer", "prompting"},
-    {
-        "build",
-        "experiment",
-        "manifest",
-        "prepare",
-        "rollouts",
-        "rounds",
-        "sameness",
-        "schedule",
-        "verify",
-        "runs",
-        "exports",
-        "told",
-        "contests",
-        "files",
-        "bench",
-        "dryrun",
-        "forecast",
-        "render",
-        "progress",
-        "whatif",
-        "ablate",
-        "reach",
-        "fit",
-        "serve",
-        "serve_app",
-        "serve_client",
-        "cli",
-        "__main__",
-    },
-]
+ROOMS = (
+    "core",
+    "constitution",
+    "kernels",
+    "config",
+    "engines",
+    "data",
+    "preferences",
+    "metrics",
+    "judges",
+    "train",
+    "report",
+    "pipeline",
+    "analysis",
+    "web",
+    "cli",
+)
+TOP = {"", "__main__"}
+"""What stands outside the rooms: `rlaif/__init__.py`, which names what users import, and
+`rlaif/__main__.py`. They may import any room, and no room imports them."""
+LIGHT = ("core", "constitution", "config")
+"""Rooms that load none of HEAVY."""
 HEAVY = {"torch", "transformers", "vllm", "openai", "pandas", "datasets"}
-
-
-def level(module: str) -> int:
-    first = module.split(".")[0]
-    found = [number for number, names in enumerate(LAYERS) if first in names]
-    assert len(found) == 1, f"rlaif.{module} has no layer: add it to LAYERS"
-    return found[0]
+EXPORTS = 10
+"""The names that a room may export at most."""
 
 
 def module_name(path: Path) -> str:
@@ -106,14 +75,27 @@ def own(name: str) -> set[str]:
     return {m[1:] for m in imports(name) if m.startswith(".")} - {name}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_point_downward(name: str) -> None:
-    upward = {other for other in own(name) if level(other) > level(name)}
-    assert upward == set()
+def room(name: str) -> str:
+    return name.split(".")[0]
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if level(n) == 0])
-def test_the_lowest_layer_imports_nothing_heavy(name: str) -> None:
+INSIDE = [name for name in MODULES if name not in TOP]
+
+
+def test_every_folder_is_a_room_and_every_module_stands_in_one() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "shipped"}
+    assert folders - {"__pycache__"} == set(ROOMS)
+    assert {room(name) for name in INSIDE} == set(ROOMS)
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_imports_run_down(name: str) -> None:
+    below = ROOMS[: ROOMS.index(room(name)) + 1]
+    assert {other for other in own(name) if room(other) not in below} == set()
+
+
+@pytest.mark.parametrize("name", [n for n in INSIDE if room(n) in LIGHT])
+def test_a_light_room_imports_nothing_heavy(name: str) -> None:
     assert {module.split(".")[0] for module in imports(name)} & HEAVY == set()
 
 
@@ -131,9 +113,20 @@ def test_there_is_no_circle() -> None:
         visit(name, ())
 
 
-def test_importing_the_lowest_layer_and_the_command_line_loads_nothing_heavy() -> None:
-    names = ["rlaif", "rlaif.cli", "rlaif.pipeline.plan", "rlaif.constitution.lint"]
-    names += [f"rlaif.{n}" for n in MODULES if level(n) == 0]
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_says_what_lives_there_and_exports_little(name: str) -> None:
+    tree = ast.parse((PACKAGE / name / "__init__.py").read_text(encoding="utf-8"))
+    said = ast.get_docstring(tree)
+    assert said is not None
+    assert 3 <= len(said.splitlines()) <= 10, "three to ten lines: what lives here, where to add"
+    if name != "cli":  # Its `__init__` is the command itself, which lists every subcommand.
+        imported = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+        assert len([alias for node in imported for alias in node.names]) <= EXPORTS
+
+
+def test_importing_the_light_rooms_and_the_command_line_loads_nothing_heavy() -> None:
+    names = ["rlaif", "rlaif.cli", "rlaif.pipeline.plan", *(f"rlaif.{room}" for room in ROOMS)]
+    names += [f"rlaif.{n}" for n in INSIDE if room(n) in LIGHT]
     code = "import sys\n" + "".join(f"import {name}\n" for name in names)
     code += f"print(sorted(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
-from rlaif.config import LoadStep
+from rlaif.config.steps import LoadStep
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Preference, from_json, to_json
 from rlaif.core.store import StepFolder

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.answers import AnswerTurn
 from rlaif.core.chat import ChatSettings, lost, render, with_system_role
 from rlaif.core.progress import QuietProgress

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.config import CheckSpec
+from rlaif.config.steps import CheckSpec
 from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import Completion, Judgement, make_prompt
 from rlaif.metrics.metrics import (

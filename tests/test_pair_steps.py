@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from rlaif.config import PairStep
+from rlaif.config.steps import PairStep
 from rlaif.core.errors import RlaifError
 from rlaif.core.labelled import GivenPair
 from rlaif.core.progress import QuietProgress

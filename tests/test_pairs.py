@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from pydantic import ValidationError
 
-from rlaif.config import PairStep
+from rlaif.config.steps import PairStep
 from rlaif.core.errors import ConfigError
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.config import Experiment
+from rlaif.config.experiment import Experiment
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import make_prompt

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlaif.config import SamplePrinciples, SampleStep
+from rlaif.config.steps import SamplePrinciples, SampleStep
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import make_prompt
 from rlaif.data.instructed import chosen_members, drawn, with_system

@@ -79,7 +79,8 @@ def test_texts_do_what_paths_do(
 def test_training_and_loading_take_texts(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlaif.config import BradleyTerryDistill, ModelSpec
+    from rlaif.config.distill import BradleyTerryDistill
+    from rlaif.config.models import ModelSpec
     from tests.test_model_card import read
 
     row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.config import Experiment
+from rlaif.config.experiment import Experiment
 from rlaif.constitution.model import Constitution
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Completion, Judgement, Preference, content_hash, make_prompt

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.engines.base import Model
 from rlaif.pipeline.plan import Planned
 from rlaif.pipeline.schedule import at_once, lanes, stretches

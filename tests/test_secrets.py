@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import RlaifError, without_passwords
 from rlaif.core.yamlio import shown_value
 from tests.engines.test_openai_commands import rlaif

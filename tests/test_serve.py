@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import RlaifError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.local.reward import load

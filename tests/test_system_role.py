@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.answers import AnswerTurn
 from rlaif.core.chat import ChatSettings, render_prompt, with_system_role
 from rlaif.core.errors import EngineError

@@ -20,8 +20,8 @@ from gpu_parts.setting import (
     refuse_slow_paths,
     worst,
 )
-from rlaif.config import DpoTrain, LoraOptions
 from rlaif.config.on_policy import GrpoTrain
+from rlaif.config.training import DpoTrain, LoraOptions
 from rlaif.kernels.batching import Branches, padded_layout
 from rlaif.train.loop import run_training
 from rlaif.train.model import TrainModel, add_lora, prepare

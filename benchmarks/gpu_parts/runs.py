@@ -26,7 +26,8 @@ from gpu_parts.setting import (
     make_module,
     tokenizer_folder,
 )
-from rlaif.config import DpoTrain, ModelSpec
+from rlaif.config.models import ModelSpec
+from rlaif.config.training import DpoTrain
 from rlaif.core.chat import KEEP
 from rlaif.core.records import Preference
 from rlaif.engines.base import GenerateRequest, Sampling

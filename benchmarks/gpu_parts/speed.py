@@ -26,8 +26,10 @@ from gpu_parts.setting import (
     refuse_slow_paths,
     seconds,
 )
-from rlaif.config import BradleyTerryDistill, DpoTrain, LoraOptions, ModelSpec
+from rlaif.config.distill import BradleyTerryDistill
+from rlaif.config.models import ModelSpec
 from rlaif.config.on_policy import GrpoTrain
+from rlaif.config.training import DpoTrain, LoraOptions
 from rlaif.core.chat import KEEP
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.local.encoding import Encoding

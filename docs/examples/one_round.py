@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import rlaif
-from rlaif.config import DpoTrain, ModelSpec, PairStep, YesNoJudge
+from rlaif.config.judges import YesNoJudge
+from rlaif.config.models import ModelSpec
+from rlaif.config.steps import PairStep
+from rlaif.config.training import DpoTrain
 from rlaif.core.records import content_hash
 from rlaif.core.resources import find
 from rlaif.engines.base import GenerateRequest, Sampling

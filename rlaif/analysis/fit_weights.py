@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from rlaif.analysis.whatif import Pairing, find_labelled
-from rlaif.config import JudgeBase, PairwiseJudge, RatingJudge, RulesJudge, YesNoJudge
+from rlaif.config.judges import PairwiseJudge, RatingJudge, RulesJudge, YesNoJudge
+from rlaif.config.judging import JudgeBase
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlaif.config import PairStep, load_experiment
+from rlaif.config.experiment import load_experiment
+from rlaif.config.steps import PairStep
 from rlaif.constitution.textstats import is_blank
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair

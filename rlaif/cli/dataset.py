@@ -47,7 +47,7 @@ def build(
     CONFIG is an experiment with `dataset`. Runs what is missing, as `rlaif run` does, and writes
     the dataset to OUT/dataset. Run it again after a kill and it goes on.
     """
-    from rlaif.config import load_experiment
+    from rlaif.config.experiment import load_experiment
     from rlaif.core.errors import ConfigError
     from rlaif.core.resources import find
     from rlaif.data.hub import check_login, upload
@@ -244,7 +244,7 @@ def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_js
 
     From PROMPTS to OUT; the funnel is printed.
     """
-    from rlaif.config import FilterSet
+    from rlaif.config.filters import FilterSet
     from rlaif.core.errors import ConfigError
     from rlaif.core.records import to_json
     from rlaif.core.resources import find

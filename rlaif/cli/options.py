@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from rlaif.config import LabelColumns
+    from rlaif.config.columns import LabelColumns
     from rlaif.constitution.model import Constitution
     from rlaif.metrics.intervals import Interval
     from rlaif.pipeline.experiment import StepProgress

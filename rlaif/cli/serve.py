@@ -30,7 +30,7 @@ def reward(model: Path, host: str, port: int, dtype: str) -> None:
     /classify is vLLM's, as verl asks; POST /v1/chat/completions answers a conversation with its
     reward; GET /health, /metrics, /v1/models.
     """
-    from rlaif.config import ModelSpec
+    from rlaif.config.models import ModelSpec
     from rlaif.core.errors import ConfigError
     from rlaif.core.yamlio import validate
     from rlaif.engines.build import refuse_no_reward_model, whole

@@ -47,13 +47,13 @@ class MethodGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all methods."""
-        from rlaif.config import METHODS
+        from rlaif.config.methods import METHODS
 
         return list(METHODS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of one method."""
-        from rlaif.config import METHODS
+        from rlaif.config.methods import METHODS
 
         return _command(cmd_name) if cmd_name in METHODS else None
 
@@ -75,7 +75,8 @@ def train() -> None:
 
 
 def _command(method: str) -> click.Command:
-    from rlaif.config import METHODS, OnPolicyTrain
+    from rlaif.config.methods import METHODS
+    from rlaif.config.on_policy import OnPolicyTrain
 
     spec = METHODS[method]
     fresh = issubclass(spec, OnPolicyTrain)
@@ -162,7 +163,7 @@ def _reward_judge(text: str, request: dict[str, Any]) -> dict[str, str]:
 
 
 def _reference_option(spec: Any) -> list[Any]:
-    from rlaif.config import ReferenceTrain
+    from rlaif.config.training import ReferenceTrain
 
     if not issubclass(spec, ReferenceTrain):
         return []
@@ -172,7 +173,7 @@ def _reference_option(spec: Any) -> list[Any]:
 def _key_options(spec: Any) -> list[Any]:
     """One option for each key, the method's own first; what is not given keeps its default, which
     the help shows."""
-    from rlaif.config import TrainStep
+    from rlaif.config.training import TrainStep
 
     schema = spec.model_json_schema(by_alias=False)["properties"]
     fields = sorted(spec.model_fields.items(), key=lambda item: item[0] in TrainStep.model_fields)

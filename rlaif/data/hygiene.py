@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rlaif.config import (
+from rlaif.config.filters import (
     ContaminationFilter,
     DuplicateFilter,
     LexiconFilter,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from rlaif.config import SamplePrinciples
+from rlaif.config.steps import SamplePrinciples
 from rlaif.core.records import Message, Prompt, content_hash
 
 

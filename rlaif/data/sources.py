@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Columns, Experiment, LoadStep, PromptsSpec
+from rlaif.config.experiment import Experiment
+from rlaif.config.models import Columns, PromptsSpec
+from rlaif.config.steps import LoadStep
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Message, Prompt, make_prompt
 from rlaif.core.resources import find

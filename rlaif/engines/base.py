@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from rlaif.config import THINKING, ModelSpec
+from rlaif.config.models import THINKING, ModelSpec
 from rlaif.core.chat import is_unicode
 from rlaif.core.records import Message
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from rlaif.config import TRAINABLE, ModelSpec
+from rlaif.config.models import TRAINABLE, ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.core.store import Store, read_json
 from rlaif.engines.base import Engine, Model, Reloadable, Sharing

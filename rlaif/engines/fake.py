@@ -19,7 +19,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from rlaif.config import THINKING, ModelSpec, Strict, ThinkingSpec
+from rlaif.config.base import Strict
+from rlaif.config.models import THINKING, ModelSpec, ThinkingSpec
 from rlaif.core.records import Message, content_hash
 from rlaif.core.thinking import split
 from rlaif.core.yamlio import load_yaml, validate

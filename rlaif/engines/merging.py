@@ -16,7 +16,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlaif.config import LoraOptions
+from rlaif.config.training import LoraOptions
 from rlaif.core.checksums import publish
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import content_hash

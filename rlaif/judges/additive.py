@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlaif.config import AdditiveJudge
+from rlaif.config.judges import AdditiveJudge
 from rlaif.constitution.model import Constitution, Principle
 from rlaif.core.errors import ConfigError
 

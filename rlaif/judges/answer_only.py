@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import structs
 
-from rlaif.config import THINKING, ThinkingSpec
+from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.core.records import Completion, Prompt, content_hash
 from rlaif.core.thinking import split
 

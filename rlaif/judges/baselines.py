@@ -11,7 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config import FirstJudge, LongerJudge, OverlapJudge, PerplexityJudge, RandomJudge
+from rlaif.config.baselines import (
+    FirstJudge,
+    LongerJudge,
+    OverlapJudge,
+    PerplexityJudge,
+    RandomJudge,
+)
 from rlaif.constitution.model import Constitution
 from rlaif.constitution.textstats import term_overlap
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import THINKING, JudgeBase, ThinkingSpec
+from rlaif.config.judging import JudgeBase
+from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.plugins import find_object

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import JudgeBase, ModelJudge
+from rlaif.config.judging import JudgeBase, ModelJudge
 from rlaif.constitution.model import ASKED_FIELDS, Constitution, Principle, principle_hash
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash

@@ -14,7 +14,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from rlaif.config import THINKING, JuryJudge, ThinkingSpec
+from rlaif.config.judges import JuryJudge
+from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.constitution.model import Constitution
 from rlaif.constitution.textstats import is_blank
 from rlaif.core.errors import ConfigError

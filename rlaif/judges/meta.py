@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.config import THINKING, MetaJudge, PairwiseJudge, ThinkingSpec, WritingJudge
+from rlaif.config.judges import MetaJudge, PairwiseJudge
+from rlaif.config.judging import WritingJudge
+from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlaif.config import ConstitutionalJudge, PairwiseJudge, PrometheusPairJudge
+from rlaif.config.judges import ConstitutionalJudge, PairwiseJudge, PrometheusPairJudge
 from rlaif.config.judging import Order
 from rlaif.constitution.model import Constitution, Principle
 from rlaif.core.errors import ConfigError

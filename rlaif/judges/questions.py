@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlaif.config import VerdictJudge, WritingJudge
+from rlaif.config.judging import VerdictJudge, WritingJudge
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import content_hash
 from rlaif.engines.base import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlaif.config import CritiqueJudge, DirectJudge, PrometheusJudge, RatingJudge
+from rlaif.config.judges import CritiqueJudge, DirectJudge, PrometheusJudge, RatingJudge
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 

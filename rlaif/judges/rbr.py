@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config import RbrJudge, Strict, YesNoJudge
+from rlaif.config.base import Strict
+from rlaif.config.judges import YesNoJudge
+from rlaif.config.rubrics import RbrJudge
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.numbers import sigmoid

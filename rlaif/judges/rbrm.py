@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 
-from rlaif.config import RbrmJudge
-from rlaif.config.rubrics import RewardTable
+from rlaif.config.rubrics import RbrmJudge, RewardTable
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev, pvariance
 
-from rlaif.config import RewardEnsembleJudge
+from rlaif.config.judges import RewardEnsembleJudge
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.records import Completion, Judgement, Prompt

@@ -17,8 +17,8 @@ from typing import get_args
 
 from msgspec.structs import replace
 
-from rlaif.config import RubricItem, RubricJudge, Strict
-from rlaif.config.rubrics import Category
+from rlaif.config.base import Strict
+from rlaif.config.rubrics import Category, RubricItem, RubricJudge
 from rlaif.constitution.model import Constitution
 from rlaif.constitution.own_rules import code_of
 from rlaif.constitution.rules import apply_check

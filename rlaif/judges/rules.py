@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config import RulesJudge
+from rlaif.config.judges import RulesJudge
 from rlaif.constitution.model import CHECKED_FIELDS, Constitution, Principle
 from rlaif.constitution.rules import apply_check
 from rlaif.core.errors import ConfigError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from rlaif.config import VerdictJudge
+from rlaif.config.judging import VerdictJudge
 from rlaif.constitution.model import Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config import ParseSpec, TemplateJudge
+from rlaif.config.judges import ParseSpec, TemplateJudge
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.judges.parsing import (

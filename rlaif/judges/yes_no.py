@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config import YesNoJudge
+from rlaif.config.judges import YesNoJudge
 from rlaif.constitution.model import Constitution, Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlaif.core.device import compiled_on
+from rlaif.kernels.device import compiled_on
 from rlaif.kernels.logprobs import add_product
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlaif.core.device import compiled_on
+from rlaif.kernels.device import compiled_on
 
 # Tokens and vocabulary entries of one tile of logits. On a CPU a tile should stay in the cache.
 CPU_TILE = (512, 4096)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from statistics import fmean, pstdev
 from typing import Any
 
-from rlaif.config import CheckSpec
+from rlaif.config.steps import CheckSpec
 from rlaif.constitution import textstats
 from rlaif.constitution.rules import apply_check
 from rlaif.core.records import VALUED, Completion, Judgement, Prompt

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from rlaif.config import DatasetSpec
+from rlaif.config.dataset import DatasetSpec
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Completion, Judgement, Preference, R, from_json

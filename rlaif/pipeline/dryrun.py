@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rlaif.config import Experiment
+from rlaif.config.experiment import Experiment
 from rlaif.core.store import Store
 from rlaif.engines.remote.account import run_account
 from rlaif.pipeline.forecast import Forecast, forecast

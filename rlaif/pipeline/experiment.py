@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from rlaif.config import Experiment
+from rlaif.config.experiment import Experiment
 from rlaif.core.errors import GateStopped, StoreError
 from rlaif.core.finished import stale, stale_in_words
 from rlaif.core.records import Prompt, RoundRecord, content_hash

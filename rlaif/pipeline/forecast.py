@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rlaif.config import Experiment, OnPolicyTrain, SampleStep
+from rlaif.config.experiment import Experiment
+from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.rewards import REFERENCE_ANSWERS
+from rlaif.config.steps import SampleStep
 from rlaif.core.records import Completion, Message
 from rlaif.core.store import StepFolder, Store
 from rlaif.engines.base import GenerateRequest, Model, ScoreRequest

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import resolved_yaml
+from rlaif.config.experiment import resolved_yaml
 from rlaif.constitution.model import principle_hash
 from rlaif.core.checksums import CHECK, file_digest, is_whole, sealed, unsealed
 from rlaif.core.errors import ConfigError, StoreError

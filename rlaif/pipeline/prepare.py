@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlaif.config import RESERVED_MODELS, Experiment, ModelSpec, load_experiment, thinking_of
+from rlaif.config.experiment import Experiment, load_experiment
+from rlaif.config.models import RESERVED_MODELS, ModelSpec, thinking_of
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import content_hash

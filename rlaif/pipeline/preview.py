@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import RESERVED_MODELS
+from rlaif.config.models import RESERVED_MODELS
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Prompt, content_hash
 from rlaif.core.yamlio import suggest

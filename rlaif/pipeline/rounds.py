@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from rlaif.config import RESERVED_MODELS, resolved_yaml
+from rlaif.config.experiment import resolved_yaml
+from rlaif.config.models import RESERVED_MODELS
 from rlaif.core.checksums import sealed, unsealed
 from rlaif.core.errors import StoreError
 from rlaif.core.records import RoundRecord, content_hash, from_json, to_json

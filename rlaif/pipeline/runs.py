@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import yaml
 
-from rlaif.config import Experiment, load_experiment
+from rlaif.config.experiment import Experiment, load_experiment
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.records import Prompt, content_hash, from_json, to_json

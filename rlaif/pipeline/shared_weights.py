@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 
-from rlaif.config import RESERVED_MODELS, Experiment, JudgeBase, JuryJudge, MetaJudge, ModelSpec
+from rlaif.config.experiment import Experiment
+from rlaif.config.judges import JuryJudge, MetaJudge
+from rlaif.config.judging import JudgeBase
+from rlaif.config.models import RESERVED_MODELS, ModelSpec
 from rlaif.core.errors import ConfigError
 from rlaif.engines.build import REMOTE
 from rlaif.judges.base import Judge, roles_of

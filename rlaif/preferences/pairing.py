@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from rlaif.config import PairStep
+from rlaif.config.steps import PairStep
 from rlaif.constitution.textstats import is_blank
 from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import Completion, Judgement, Preference, Prompt

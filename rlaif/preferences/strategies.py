@@ -14,7 +14,7 @@ from itertools import combinations
 
 from msgspec import Struct
 
-from rlaif.config import PairStep
+from rlaif.config.steps import PairStep
 from rlaif.core.records import Completion, Judgement, Message, Preference, Prompt, content_hash
 from rlaif.data.shingles import ngram_hashes, word_hashes
 

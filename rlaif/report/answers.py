@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rlaif.config import HUMAN, RANDOM
+from rlaif.config.arms import HUMAN, RANDOM
 from rlaif.metrics.equivalence import answer_sentence
 from rlaif.metrics.intervals import IntervalJson
 from rlaif.report.view import ArmRow

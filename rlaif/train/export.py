@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlaif.config import LoraOptions
+from rlaif.config.training import LoraOptions
 from rlaif.core.checksums import NAME, publish
-from rlaif.core.device import release_freed_memory
 from rlaif.engines.checkpoints import (
     copy_text_files,
     is_reward,
@@ -27,6 +26,7 @@ from rlaif.engines.checkpoints import (
 from rlaif.engines.local.adapters import MEMBERS
 from rlaif.engines.local.distance import Region, save_region
 from rlaif.engines.merging import ADAPTER, earlier_adapter, save_adapter, write_on_base
+from rlaif.kernels.device import release_freed_memory
 from rlaif.kernels.heads import Head, save_head
 from rlaif.train.depth import cut
 from rlaif.train.loading import load_module

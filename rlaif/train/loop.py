@@ -19,13 +19,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlaif.config import OnPolicyTrain, TextStep, TrainStep
+from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.training import TextStep, TrainStep
 from rlaif.core.checksums import read_sealed, verify, write_sealed
-from rlaif.core.device import peak_flops, peak_memory
 from rlaif.core.errors import EngineError, RlaifError, StoreError
 from rlaif.core.finished import MASTERS
 from rlaif.core.records import content_hash
 from rlaif.kernels.batching import plan_epoch
+from rlaif.kernels.device import peak_flops, peak_memory
 from rlaif.train import checkpoint, metrics, parallel
 from rlaif.train.kernels import kernels_in_use
 from rlaif.train.likeness import trainable_code

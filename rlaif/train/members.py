@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from rlaif.config import DistillStep
+from rlaif.config.distill import DistillStep
 from rlaif.core.chat import KEEP, ChatSettings
 from rlaif.core.records import Preference, content_hash
 from rlaif.train.export import export_members

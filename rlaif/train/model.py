@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlaif.config import LoraOptions, TextStep
-from rlaif.core.device import has_fast_bf16
+from rlaif.config.training import LoraOptions, TextStep
 from rlaif.core.errors import EngineError
 from rlaif.engines.checkpoints import is_reward
 from rlaif.engines.local.fast_paths import PLAIN as PLAIN_FORMS
@@ -27,6 +26,7 @@ from rlaif.engines.local.output_head import PLAIN, Head
 from rlaif.engines.local.packing import body_of, hidden_states
 from rlaif.engines.local.proof import choose
 from rlaif.kernels.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
+from rlaif.kernels.device import has_fast_bf16
 from rlaif.kernels.fused import embed_into, multiply_into
 from rlaif.kernels.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlaif.train import parallel, sharding

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rlaif.config import DpoTrain, ReferenceTrain, TrainStep
+from rlaif.config.training import DpoTrain, ReferenceTrain, TrainStep
 from rlaif.core.errors import RlaifError
 from rlaif.kernels.batching import Layout
 from rlaif.train.loop import Sums

@@ -13,16 +13,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlaif.config import FitStep
-from rlaif.config.distill import GatedDistill, LinearDistill, OrdinalDistill, QuantileDistill
+from rlaif.config.distill import (
+    FitStep,
+    GatedDistill,
+    LinearDistill,
+    OrdinalDistill,
+    QuantileDistill,
+)
 from rlaif.core.chat import KEEP, ChatSettings
 from rlaif.core.checksums import file_digest
-from rlaif.core.device import release_freed_memory
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Judgement, Preference, content_hash
 from rlaif.core.yamlio import suggest
 from rlaif.engines.local.distance import fit_region
 from rlaif.kernels.batching import fill
+from rlaif.kernels.device import release_freed_memory
 from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
 from rlaif.preferences.aggregate import pointwise_values
 from rlaif.train.depth import depths, hidden_at

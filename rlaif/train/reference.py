@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rlaif.config import TrainStep
+from rlaif.config.training import TrainStep
 from rlaif.core import commits
 from rlaif.core.rowfiles import read_rows
 from rlaif.core.store import StepFolder

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlaif.config import DistillStep, FitStep
+from rlaif.config.distill import DistillStep, FitStep
 from rlaif.core.checksums import NAME, add, publish, read_sealed, write_sealed
 from rlaif.core.errors import RlaifError, StoreError
 from rlaif.core.records import Preference, content_hash

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rlaif.config import TextStep
+from rlaif.config.training import TextStep
 from rlaif.engines.local.distance import Region, fit_region
 from rlaif.kernels.batching import fill
 from rlaif.train.model import TrainModel

@@ -9,8 +9,14 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from rlaif.config import DistillStep, FitStep
-from rlaif.config.distill import BradleyTerryDistill, ConditionalDistill, CostDistill, KWiseDistill
+from rlaif.config.distill import (
+    BradleyTerryDistill,
+    ConditionalDistill,
+    CostDistill,
+    DistillStep,
+    FitStep,
+    KWiseDistill,
+)
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Preference, content_hash
 from rlaif.core.yamlio import suggest

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from rlaif.config import DistillStep, OnPolicyTrain, ReferenceTrain, TextStep, TrainStep
-from rlaif.config.on_policy import PpoTrain
-from rlaif.config.training import KtoTrain
+from rlaif.config.distill import DistillStep
+from rlaif.config.on_policy import OnPolicyTrain, PpoTrain
+from rlaif.config.training import KtoTrain, ReferenceTrain, TextStep, TrainStep
 from rlaif.core.chat import KEEP, ChatSettings
-from rlaif.core.device import release_freed_memory
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.records import Preference, to_json
 from rlaif.engines.build import whole
+from rlaif.kernels.device import release_freed_memory
 from rlaif.train import checkpoint, parallel
 from rlaif.train.export import export, export_member, from_masters
 from rlaif.train.kto import KtoTask, add_mismatched

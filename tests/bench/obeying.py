@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.engines.base import ScoreResult
 from rlaif.engines.fake import FakeEngine, FakeScript
 

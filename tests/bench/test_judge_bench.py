@@ -14,7 +14,7 @@ import yaml
 
 from rlaif.analysis.bench.entrants import find_entrants
 from rlaif.analysis.bench.run import BenchRequest, run_bench
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.progress import QuietProgress

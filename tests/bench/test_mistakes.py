@@ -12,7 +12,7 @@ import yaml
 
 from rlaif.analysis.bench.mistakes import FILE, gap_words
 from rlaif.analysis.bench.run import BenchRequest, run_bench
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.progress import QuietProgress
 from rlaif.data.readers.base import make_pair, user

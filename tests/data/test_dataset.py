@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from rlaif.cli import cli
-from rlaif.config import DatasetSpec
+from rlaif.config.dataset import DatasetSpec
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.records import Completion, Judgement, make_prompt, to_json
 from rlaif.core.store import Store

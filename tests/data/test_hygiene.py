@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rlaif.config import FilterSet, FilterStep
+from rlaif.config.filters import FilterSet, FilterStep
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import make_prompt
 from rlaif.core.store import Store

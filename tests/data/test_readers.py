@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
-from rlaif.config import LabelColumns
+from rlaif.config.columns import LabelColumns
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers import FORMATS, detect, load_columns, read_labelled

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import ModelSpec, YesNoJudge
+from rlaif.config.judges import YesNoJudge
+from rlaif.config.models import ModelSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Completion, Judgement, content_hash, make_prompt

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.base import ScoreRequest
 from rlaif.engines.build import load_engine

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling, ScoreRequest
 from rlaif.engines.build import load_engine

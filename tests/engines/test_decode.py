@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.remote.api import Result, calls, most_usage, read, serves_log_probs

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from rlaif.cli import cli
-from rlaif.config import Experiment, ModelSpec
+from rlaif.config.experiment import Experiment
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, GateStopped
 from rlaif.core.store import Store
 from rlaif.engines.base import GenerateRequest, Sampling

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, given, seed, settings
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, EngineError, GateStopped
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest
 from rlaif.engines.remote import pace

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rlaif.config import THINKING, ModelSpec, Price, ThinkingSpec
+from rlaif.config.models import THINKING, ModelSpec, Price, ThinkingSpec
 from rlaif.core.records import Message
 from rlaif.core.thinking import Said, opens, split
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampling, ScoreRequest

@@ -15,7 +15,8 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-from rlaif.config import Experiment, ModelSpec
+from rlaif.config.experiment import Experiment
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.base import GenerateRequest, Model, Reloadable, Sampling, ScoreRequest
 from rlaif.engines.build import known_capabilities

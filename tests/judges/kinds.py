@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from rlaif.config import JudgeStep, ModelSpec
+from rlaif.config.judges import JudgeStep
+from rlaif.config.models import ModelSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.records import Completion, Judgement, content_hash, make_prompt
 from rlaif.engines.base import GenerateRequest, Model, RewardRequest, RewardResult, ScoreResult

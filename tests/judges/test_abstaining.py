@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlaif.analysis.bench.run import BenchRequest, run_bench
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError
 from rlaif.core.progress import QuietProgress
 from rlaif.data.readers.base import make_pair, user

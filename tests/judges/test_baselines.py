@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from rlaif.config import JudgeStep
+from rlaif.config.judges import JudgeStep
 from rlaif.core.records import Completion, content_hash, make_prompt
 from rlaif.engines.base import ScoreRequest, ScoreResult
 from rlaif.judges.base import Judge, has_raw_value

@@ -11,7 +11,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from rlaif.analysis.bench.entrants import BASELINES
-from rlaif.config import JudgeStep, load_experiment
+from rlaif.config.experiment import load_experiment
+from rlaif.config.judges import JudgeStep
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.engines.base import GenerateRequest, ScoreRequest
 from rlaif.judges.base import most_calls

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlaif.config import JudgeStep, Strict
+from rlaif.config.base import Strict
+from rlaif.config.judges import JudgeStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, make_prompt

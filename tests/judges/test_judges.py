@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from rlaif.config import JudgeBase, JudgeStep
+from rlaif.config.judges import JudgeStep
+from rlaif.config.judging import JudgeBase
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash, make_prompt

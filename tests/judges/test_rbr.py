@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pydantic import TypeAdapter
 
 from rlaif.cli import cli
-from rlaif.config import JudgeStep
+from rlaif.config.judges import JudgeStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.records import Completion, Judgement, Preference, content_hash, make_prompt, to_json

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from rlaif.config import THINKING, JudgeStep, ModelSpec, ThinkingSpec, thinking_of
+from rlaif.config.judges import JudgeStep
+from rlaif.config.models import THINKING, ModelSpec, ThinkingSpec, thinking_of
 from rlaif.core.records import Completion, content_hash, make_prompt
 from rlaif.core.thinking import opened_by, split, written
 from rlaif.engines.base import GenerateRequest, RewardRequest, ScoreRequest

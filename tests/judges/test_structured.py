@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.records import Judgement
 from rlaif.engines.base import GenerateRequest, GenerateResult
 from rlaif.engines.remote.account import Account

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.config import TemplateJudge
+from rlaif.config.judges import TemplateJudge
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import shipped_root
 from rlaif.engines.base import GenerateResult

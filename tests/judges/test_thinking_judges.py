@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from rlaif.analysis.bench.run import BenchRequest, run_bench
 from rlaif.cli import cli
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.progress import QuietProgress
 from rlaif.core.thinking import CUT, WAS_CUT
 from rlaif.data.readers.base import make_pair, user

@@ -29,7 +29,7 @@ EXCHANGES = [
 @pytest.fixture(scope="module")
 def served(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The server's address, and the rewards of the two answers as a plain caller reads them."""
-    from rlaif.config import ModelSpec
+    from rlaif.config.models import ModelSpec
     from rlaif.engines.local.reward import load
     from rlaif.web.reward_app import RewardServer
     from rlaif.web.reward_server import RewardService

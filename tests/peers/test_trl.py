@@ -120,7 +120,7 @@ def test_a_reward_model_trains_on_exported_pairs(tmp_path: Path, tiny_model: Pat
 
 @pytest.fixture
 def served(tmp_path: Path, tiny_model: Path) -> Iterator[str]:
-    from rlaif.config import ModelSpec
+    from rlaif.config.models import ModelSpec
     from rlaif.engines.local.reward import load
     from rlaif.web.reward_app import RewardServer
     from rlaif.web.reward_server import RewardService

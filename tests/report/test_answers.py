@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.config import Experiment
+from rlaif.config.experiment import Experiment
 from rlaif.metrics.intervals import IntervalJson
 from rlaif.report.answers import answers, mark_of, marks, negated
 from rlaif.report.view import ArmRow

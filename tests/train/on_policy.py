@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rlaif.config import METHODS, ModelSpec
+from rlaif.config.methods import METHODS
+from rlaif.config.models import ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.local.encoding import Encoding
 from rlaif.engines.local.hf import HfEngine

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlaif.config import BradleyTerryDistill, LoraOptions, ModelSpec, SftTrain
+from rlaif.config.distill import BradleyTerryDistill
+from rlaif.config.models import ModelSpec
+from rlaif.config.training import LoraOptions, SftTrain
 from rlaif.core.errors import EngineError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine, whole

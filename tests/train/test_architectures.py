@@ -7,8 +7,9 @@ import pytest
 import torch
 import transformers
 
-from rlaif.config import METHODS, ModelSpec
 from rlaif.config.distill import DISTILLATIONS
+from rlaif.config.methods import METHODS
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.local.reward import load as load_reward

@@ -9,7 +9,7 @@ import torch
 
 import rlaif.kernels.fused as fused
 import rlaif.kernels.logprobs as logprobs
-from rlaif.core.device import compiled
+from rlaif.kernels.device import compiled
 
 OPTIONS = [
     {},

@@ -9,8 +9,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from rlaif.config import ModelSpec
 from rlaif.config.distill import AnyDistill, LinearDistill
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import RlaifError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from rlaif.config import LoraOptions
+from rlaif.config.training import LoraOptions
 from rlaif.engines.checkpoints import MASTERS
 from rlaif.train.export import export, write_weights
 from rlaif.train.loading import load_module

@@ -14,9 +14,9 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from rlaif.config import METHODS
 from rlaif.config.distill import DISTILLATIONS
 from rlaif.config.gates import Gates
+from rlaif.config.methods import METHODS
 from rlaif.core.records import Preference
 from rlaif.train.loading import load_module
 from rlaif.train.losses import policy as policies

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rlaif.cli import cli
-from rlaif.config import METHODS
 from rlaif.config.gates import Gates, reached
+from rlaif.config.methods import METHODS
 from rlaif.core.errors import EXIT_GATE, GateStopped
 from rlaif.pipeline.runs import load_run
 from rlaif.report.build import build_report

@@ -9,7 +9,8 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-from rlaif.config import METHODS, BradleyTerryDistill
+from rlaif.config.distill import BradleyTerryDistill
+from rlaif.config.methods import METHODS
 from rlaif.core.errors import RlaifError
 from rlaif.train import run as run_module
 from rlaif.train.kto import KtoTask, add_mismatched

@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from rlaif.config import METHODS, LoraOptions
+from rlaif.config.methods import METHODS
+from rlaif.config.training import LoraOptions
 from rlaif.core.errors import EngineError
 from rlaif.train.likeness import ROWS
 from rlaif.train.loading import load_module

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 
 from rlaif.cli import cli
-from rlaif.config import BradleyTerryDistill, DpoTrain, ModelSpec
-from rlaif.config.distill import LinearDistill
+from rlaif.config.distill import BradleyTerryDistill, LinearDistill
+from rlaif.config.models import ModelSpec
+from rlaif.config.training import DpoTrain
 from rlaif.core.chat import TemplateRefusal
 from rlaif.core.errors import EngineError, RlaifError
 from rlaif.engines.base import GenerateRequest, Sampling

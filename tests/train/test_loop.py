@@ -12,7 +12,8 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-from rlaif.config import METHODS, DpoTrain
+from rlaif.config.methods import METHODS
+from rlaif.config.training import DpoTrain
 from rlaif.core.errors import EngineError, RlaifError, StoreError
 from rlaif.core.store import StepFolder
 from rlaif.engines.checkpoints import MASTERS

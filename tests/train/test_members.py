@@ -11,8 +11,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 
-from rlaif.config import ModelSpec
 from rlaif.config.distill import AnyDistill
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine

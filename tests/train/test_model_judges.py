@@ -13,7 +13,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from rlaif.config import JudgeStep, ModelSpec
+from rlaif.config.judges import JudgeStep
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Completion, Judgement, content_hash, make_prompt
 from rlaif.engines.base import Model
@@ -134,7 +135,7 @@ def test_members_with_other_tokenizers_each_read_the_text_in_their_own(
 
 
 def test_an_ensemble_of_adapters_is_all_of_its_members(make_model, make_preferences, tmp_path):
-    from rlaif.config import BradleyTerryDistill
+    from rlaif.config.distill import BradleyTerryDistill
 
     keys = {"learning_rate": 1e-2, "batch_size": 4, "precision": "fp32", "lora": {"r": 2}}
     step = BradleyTerryDistill.model_validate({**keys, "members": 2})
@@ -159,7 +160,7 @@ def test_an_ensemble_of_adapters_is_all_of_its_members(make_model, make_preferen
 def test_a_reward_model_says_how_far_an_answer_is_from_its_training(
     make_model, make_preferences, tmp_path
 ):
-    from rlaif.config import BradleyTerryDistill
+    from rlaif.config.distill import BradleyTerryDistill
     from rlaif.train.run import train
 
     step = BradleyTerryDistill.model_validate({"batch_size": 8, "precision": "fp32"})

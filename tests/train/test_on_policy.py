@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from rlaif.config import METHODS
+from rlaif.config.methods import METHODS
 from rlaif.core.errors import EngineError, RlaifError
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.train import parallel

@@ -11,7 +11,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from rlaif.config import METHODS, BradleyTerryDistill, DpoTrain
+from rlaif.config.distill import BradleyTerryDistill
+from rlaif.config.methods import METHODS
+from rlaif.config.training import DpoTrain
 from rlaif.core.errors import ConfigError, EngineError, RlaifError, StoreError
 from rlaif.train import checkpoint, parallel, sharding
 from rlaif.train.run import train

@@ -243,7 +243,7 @@ def test_a_norm_whose_weight_is_no_parameter_is_compared_too():
 
 
 def test_what_computed_a_training_stands_in_its_outcome(tmp_path, make_model, make_preferences):
-    from rlaif.config import METHODS
+    from rlaif.config.methods import METHODS
     from rlaif.train.run import train
 
     options = METHODS["dpo"](method="dpo", batch_size=2, precision="fp32")

@@ -15,8 +15,9 @@ import torch
 from click.testing import CliRunner
 
 from rlaif.cli import cli
-from rlaif.config import DpoTrain, ModelSpec
 from rlaif.config.distill import BradleyTerryDistill
+from rlaif.config.models import ModelSpec
+from rlaif.config.training import DpoTrain
 from rlaif.core.chat import ChatSettings
 from rlaif.core.errors import EngineError
 from rlaif.core.records import Preference

@@ -10,8 +10,8 @@ import torch
 from msgspec.structs import replace
 from pydantic import TypeAdapter
 
-from rlaif.config import ModelSpec
 from rlaif.config.distill import AnyDistill
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Preference
 from rlaif.core.store import Store

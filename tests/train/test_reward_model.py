@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlaif.config import BradleyTerryDistill, LoraOptions, ModelSpec
+from rlaif.config.distill import BradleyTerryDistill
+from rlaif.config.models import ModelSpec
+from rlaif.config.training import LoraOptions
 from rlaif.core.errors import EngineError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import is_reward_model, load_engine

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from rlaif.config import METHODS
+from rlaif.config.methods import METHODS
 from rlaif.config.rewards import RewardTerm, terms_of
 from rlaif.core.errors import ConfigError, RlaifError, StoreError
 from rlaif.core.store import Store

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from rlaif.config import METHODS
+from rlaif.config.methods import METHODS
 from rlaif.core.chat import KEEP
 from rlaif.core.errors import StoreError
 from rlaif.core.records import Completion, Preference

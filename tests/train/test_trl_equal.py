@@ -7,8 +7,14 @@ import copy
 import pytest
 import torch
 
-from rlaif.config import DpoTrain
-from rlaif.config.training import ApoZeroTrain, HingeTrain, IpoTrain, NcaTrain, RobustTrain
+from rlaif.config.training import (
+    ApoZeroTrain,
+    DpoTrain,
+    HingeTrain,
+    IpoTrain,
+    NcaTrain,
+    RobustTrain,
+)
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
 from rlaif.train.preference import PreferenceTask

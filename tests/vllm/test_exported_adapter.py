@@ -10,7 +10,8 @@ import torch
 
 pytest.importorskip("vllm", reason="VLLM IS NOT INSTALLED HERE: make test-vllm")
 
-from rlaif.config import LoraOptions, ModelSpec
+from rlaif.config.models import ModelSpec
+from rlaif.config.training import LoraOptions
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.build import load_engine
 from rlaif.train.export import export, from_masters

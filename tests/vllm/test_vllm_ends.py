@@ -21,7 +21,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 import psutil
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.engines.remote.account import Account
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.build import load_engine

@@ -12,7 +12,7 @@ pytest.importorskip("vllm", reason="VLLM IS NOT INSTALLED HERE: make test-vllm")
 
 import psutil
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.store import Store
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.build import load_engine

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config import JudgeBase, JudgesFile, ModelSpec, thinking_of
+from rlaif.config.bench import JudgesFile
+from rlaif.config.judging import JudgeBase
+from rlaif.config.models import ModelSpec, thinking_of
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import find

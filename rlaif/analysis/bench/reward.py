@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from rlaif.analysis.bench.entrants import find_entrants
 from rlaif.analysis.bench.judging import judge_pairs
-from rlaif.config import ModelSpec
 from rlaif.config.distill import LinearDistill
-from rlaif.core.device import pick_device
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import (
@@ -33,6 +32,7 @@ from rlaif.engines.build import EnginePool, refuse_no_reward_model, whole
 from rlaif.engines.local.adapters import member_folders
 from rlaif.engines.local.distance import fit_region, nearest
 from rlaif.engines.local.reward import reward_position
+from rlaif.kernels.device import pick_device
 from rlaif.kernels.heads import HeadConfig, LinearHead
 from rlaif.metrics.reward_figures import (
     RewardTable,

@@ -17,7 +17,7 @@ from rlaif.analysis.bench.entrants import Entrant, find_entrants
 from rlaif.analysis.bench.judging import Judged, failures, judge_pairs
 from rlaif.analysis.bench.mistakes import FILE as MISTAKES
 from rlaif.analysis.bench.mistakes import mistakes
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Judgement, content_hash

@@ -11,7 +11,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from rlaif.config import LabelColumns
+from rlaif.config.columns import LabelColumns
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair, SingleAnswer
 from rlaif.core.yamlio import load_yaml, suggest, validate

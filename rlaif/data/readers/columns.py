@@ -8,7 +8,7 @@ from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from rlaif.config import LabelColumns, RankedAnswers
+from rlaif.config.columns import LabelColumns, RankedAnswers
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Message

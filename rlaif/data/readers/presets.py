@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from rlaif.config import LabelColumns
+from rlaif.config.columns import LabelColumns
 from rlaif.data.readers.base import Format, at
 from rlaif.data.readers.columns import mapped
 from rlaif.data.rows import Row

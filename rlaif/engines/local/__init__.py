@@ -1,1 +1,1 @@
-"""x."""
+"""Models computed in this process, by transformers."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.answers import AnswerTurn, joined
 from rlaif.core.chat import ChatSettings, lost, render_opening, render_prompt
 from rlaif.core.errors import EngineError, explain_library

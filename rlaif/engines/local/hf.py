@@ -17,8 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from rlaif.config import ModelSpec
-from rlaif.core.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import Message, content_hash
 from rlaif.core.thinking import split
@@ -32,6 +31,7 @@ from rlaif.engines.local.packing import plain_attention
 from rlaif.engines.local.sampling import sample_tokens
 from rlaif.engines.local.weights import Weights
 from rlaif.engines.remote.labels import thinks_first
+from rlaif.kernels.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.kernels.logprobs import token_logprobs
 
 ENDED_SHARE = 1 / 16

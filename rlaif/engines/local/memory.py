@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from rlaif.config import ModelSpec
-from rlaif.core.device import total_memory
+from rlaif.config.models import ModelSpec
+from rlaif.kernels.device import total_memory
 
 CACHE_SHARE = {"cpu": 1 / 8, "cuda": 1 / 2}
 """What part of the memory, on a GPU of what the weights leave, keys and values may take."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlaif.core.device import total_memory
+from rlaif.kernels.device import total_memory
 
 ROWS = 64
 """The number of rows that the layout is chosen for; others work with it too."""

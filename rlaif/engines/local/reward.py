@@ -13,10 +13,9 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.answers import AnswerTurn, joined, specials
 from rlaif.core.chat import lost
-from rlaif.core.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import Message
 from rlaif.core.store import read_json
@@ -27,6 +26,7 @@ from rlaif.engines.local import layout
 from rlaif.engines.local.adapters import MEMBERS, member_folders, with_members
 from rlaif.engines.local.distance import REGION, Region, load_region
 from rlaif.engines.local.memory import pass_tokens
+from rlaif.kernels.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.kernels.heads import CONFIG, GatedHead, Head, HeadConfig, LinearHead, Scores, load_head
 
 Position = Literal["last", "end_of_turn"]

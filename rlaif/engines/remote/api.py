@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlaif.config import LIMIT_KEYS, ModelSpec
+from rlaif.config.models import LIMIT_KEYS, ModelSpec
 from rlaif.core.chat import with_system_role
 from rlaif.core.records import Message, content_hash, message_text
 from rlaif.core.thinking import Said, split

@@ -8,7 +8,7 @@ import logging
 import httpx2
 import openai
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError, GateStopped
 from rlaif.engines.remote import api
 from rlaif.engines.remote.api import ApiCall

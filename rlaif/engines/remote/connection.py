@@ -16,7 +16,7 @@ import httpx2
 import openai
 from aiohttp.http_exceptions import HttpProcessingError
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.engines.remote.decode import Malformed
 from rlaif.engines.remote.secret import keep_out_of_logs
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from rlaif.config import Price
+from rlaif.config.models import Price
 from rlaif.engines.remote.server_errors import ServerError, clean, error_in_answer, error_of
 
 MOST_TOKENS = 100_000_000

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.engines.remote.decode import Usage
 from rlaif.engines.remote.server_errors import ServerError

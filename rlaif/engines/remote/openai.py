@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 from weakref import WeakSet
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.core.records import Message, content_hash
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult

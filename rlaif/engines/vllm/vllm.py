@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import Message, content_hash
 from rlaif.core.thinking import split

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from rlaif.config import ModelSpec
-from rlaif.core.device import pick_device, pick_dtype
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError
 from rlaif.engines.local.adapters import rank
+from rlaif.kernels.device import pick_device, pick_dtype
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The highest ranks that vLLM can be made ready for."""

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from rlaif.config import ModelSpec
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.core.records import Message
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult

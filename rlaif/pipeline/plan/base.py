@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Experiment, LoadStep
+from rlaif.config.experiment import Experiment
+from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Prompt, content_hash

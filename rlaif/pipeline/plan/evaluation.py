@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlaif.config import RESERVED_MODELS, EvaluateStep, SampleStep
+from rlaif.config.models import RESERVED_MODELS
+from rlaif.config.steps import EvaluateStep, SampleStep
 from rlaif.constitution.own_rules import code_of
 from rlaif.core.errors import ConfigError
 from rlaif.core.yamlio import suggest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlaif.config import HELDOUT, FilterStep
+from rlaif.config.filters import HELDOUT, FilterStep
 from rlaif.constitution.own_rules import code_of
 from rlaif.pipeline.plan.base import Planned, step_hash
 from rlaif.pipeline.plan.walk import Walk

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.config import AI, HUMAN, RANDOM, ArmSpec, EvaluateStep, LabelStep
+from rlaif.config.arms import AI, HUMAN, RANDOM, ArmSpec
+from rlaif.config.steps import EvaluateStep, LabelStep
 from rlaif.constitution.own_rules import code_of
 from rlaif.core.yamlio import suggest
 from rlaif.pipeline.plan.base import PlanInputs, Planned, step_hash

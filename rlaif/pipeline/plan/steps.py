@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlaif.config import LoadStep, PairStep, SampleStep
-from rlaif.config.steps import SamplingKeys
+from rlaif.config.steps import LoadStep, PairStep, SampleStep, SamplingKeys
 from rlaif.core.yamlio import suggest
 from rlaif.data.instructed import chosen_members
 from rlaif.engines.base import Model

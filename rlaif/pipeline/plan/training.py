@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlaif.config import (
-    TRAINABLE,
-    DistillStep,
-    FitStep,
-    OnPolicyTrain,
-    ReferenceTrain,
-    TextStep,
-    TrainStep,
-)
+from rlaif.config.distill import DistillStep, FitStep
+from rlaif.config.models import TRAINABLE
+from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.training import ReferenceTrain, TextStep, TrainStep
 from rlaif.core.records import Prompt
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model

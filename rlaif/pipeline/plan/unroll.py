@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from rlaif.config import OnPolicyTrain
+from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.plan.evaluation import check_judges, evaluated, plan_evaluate
 from rlaif.pipeline.plan.filters import plan_filter

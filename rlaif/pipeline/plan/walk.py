@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rlaif.config import RESERVED_MODELS, ArmSpec, Experiment, ModelSpec
+from rlaif.config.arms import ArmSpec
+from rlaif.config.experiment import Experiment
+from rlaif.config.models import RESERVED_MODELS, ModelSpec
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
 from rlaif.judges.base import roles_of

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import HELDOUT, FilterSet, PromptsSpec
+from rlaif.config.filters import HELDOUT, FilterSet
+from rlaif.config.models import PromptsSpec
 from rlaif.config.prompting import FileSource, MagpieSource, PromptsFile, WrittenSource
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Prompt, content_hash, make_prompt, to_json

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config import DistillStep, TextStep, TrainStep
+from rlaif.config.distill import DistillStep
+from rlaif.config.training import TextStep, TrainStep
 from rlaif.engines.local.adapters import adapter_config, rank
 from rlaif.engines.merging import ADAPTER
 

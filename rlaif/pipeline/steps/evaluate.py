@@ -11,7 +11,7 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
-from rlaif.config import HUMAN
+from rlaif.config.arms import HUMAN
 from rlaif.core.errors import RlaifError
 from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import content_hash

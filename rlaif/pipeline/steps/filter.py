@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import HELDOUT, FilterSet
+from rlaif.config.filters import HELDOUT, FilterSet
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Preference, Prompt, from_json
 from rlaif.core.resources import find

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.config import AI, HUMAN, RANDOM
+from rlaif.config.arms import AI, HUMAN, RANDOM
 from rlaif.core.errors import RlaifError
 from rlaif.core.labelled import GivenPair
 from rlaif.core.records import Judgement

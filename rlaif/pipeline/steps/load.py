@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import structs
 
-from rlaif.config import LoadStep
+from rlaif.config.steps import LoadStep
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import GivenPair, LabelledPair, SingleAnswer, given_pair
 from rlaif.core.records import (

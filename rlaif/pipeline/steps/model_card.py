@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from rlaif.config import RANDOM, DistillStep, FitStep, OnPolicyTrain
+from rlaif.config.arms import RANDOM
+from rlaif.config.distill import DistillStep, FitStep
+from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.core.records import Preference
 from rlaif.judges.base import Judge, roles_of
 from rlaif.pipeline.steps.adapter_card import base_of, weights

@@ -18,7 +18,6 @@ from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.rewards import REFERENCE_ANSWERS, RewardTerm
 from rlaif.constitution.textstats import is_blank
 from rlaif.core.chat import TemplateRefusal, is_unicode
-from rlaif.core.device import pick_device
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash, from_json
 from rlaif.core.thinking import CUT
@@ -28,6 +27,7 @@ from rlaif.engines.local.encoding import load_encoding
 from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
 from rlaif.judges.base import Judge, has_raw_value, roles_of
+from rlaif.kernels.device import pick_device
 from rlaif.metrics.metrics import unfamiliar
 from rlaif.pipeline.plan import round_prompts
 from rlaif.pipeline.steps.asking import Kept, verdicts

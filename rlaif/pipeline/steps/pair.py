@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from rlaif.config import PairStep
+from rlaif.config.steps import PairStep
 from rlaif.core.records import Completion, Judgement, Preference
 from rlaif.core.rowfiles import line_of, record_of
 from rlaif.core.workers import available, in_order

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from rlaif.config import SampleStep
-from rlaif.config.steps import SamplingKeys
+from rlaif.config.steps import SampleStep, SamplingKeys
 from rlaif.core.chat import has_more
 from rlaif.core.checksums import Unordered
 from rlaif.core.errors import EngineError

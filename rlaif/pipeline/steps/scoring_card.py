@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlaif.config import DistillStep, FitStep, ModelSpec
-from rlaif.config.distill import LinearDistill
+from rlaif.config.distill import DistillStep, FitStep, LinearDistill
+from rlaif.config.models import ModelSpec
 from rlaif.engines.merging import ADAPTER
 from rlaif.pipeline.steps.adapter_card import Base
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from rlaif.config import DistillStep, FitStep, OnPolicyTrain
-from rlaif.config.distill import Refresh
+from rlaif.config.distill import DistillStep, FitStep, Refresh
+from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.core.checksums import add
-from rlaif.core.device import pick_device
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Judgement, Preference, from_json
 from rlaif.core.store import write_atomic
 from rlaif.engines.build import load_engine, whole
 from rlaif.engines.builtin import weights_hash
 from rlaif.engines.local.adapters import COPIES
+from rlaif.kernels.device import pick_device
 from rlaif.pipeline.plan.training import UNHASHED
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.pipeline.steps.lost import lost_notes
