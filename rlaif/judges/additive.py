@@ -10,10 +10,9 @@ from pathlib import Path
 from rlaif.config.judges import AdditiveJudge
 from rlaif.constitution.model import Constitution, Principle
 from rlaif.core.errors import ConfigError
-
-from .common import hash_judge, judge_template, question_hashes, text_principles
-from .questions import asking
-from .scored import Scored, check_levels
+from rlaif.judges.common import hash_judge, judge_template, question_hashes, text_principles
+from rlaif.judges.questions import asking
+from rlaif.judges.scored import Scored, check_levels
 
 POINTS = (0, 5)
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rlaif.judges import choices
+from rlaif.judges import choices, pairwise, scored
+from rlaif.judges.attacks import ANYTHING, Aim, Slot
+from rlaif.judges.base import Judge
 from rlaif.judges.forms import Form
+from rlaif.judges.jury import Jury
+from rlaif.judges.meta import Meta
+from rlaif.judges.pairwise import Pairwise
+from rlaif.judges.rbr import Rbr
+from rlaif.judges.rbrm import Rbrm
+from rlaif.judges.rubric import Rubric
+from rlaif.judges.scored import Scored, level_labels, scale_of
 from rlaif.judges.scores import USUAL
-
-from . import pairwise, scored
-from .attacks import ANYTHING, Aim, Slot
-from .base import Judge
-from .jury import Jury
-from .meta import Meta
-from .pairwise import Pairwise
-from .rbr import Rbr
-from .rbrm import Rbrm
-from .rubric import Rubric
-from .scored import Scored, level_labels, scale_of
-from .ultrafeedback import HIGH, UltraFeedback
-from .yes_no import YesNo
+from rlaif.judges.ultrafeedback import HIGH, UltraFeedback
+from rlaif.judges.yes_no import YesNo
 
 
 def aim_of(judge: Judge, slot: Slot | None = None) -> Aim:

@@ -10,8 +10,7 @@ from msgspec import structs
 from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.core.records import Completion, Prompt, content_hash
 from rlaif.core.thinking import split
-
-from .base import Call, Judge
+from rlaif.judges.base import Call, Judge
 
 
 class AnswerOnly:

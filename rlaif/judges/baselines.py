@@ -22,10 +22,9 @@ from rlaif.constitution.model import Constitution
 from rlaif.constitution.textstats import term_overlap
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, ScoreRequest
-
-from .base import Answer, Call, call_id, judgement
-from .common import usable, usable_pairs, without_value
-from .questions import label_result
+from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.judges.common import usable, usable_pairs, without_value
+from rlaif.judges.questions import label_result
 
 Pair = Sequence[Completion]
 

@@ -10,9 +10,8 @@ from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.plugins import find_object
-
-from .answer_only import AnswerOnly
-from .base import Judge
+from rlaif.judges.answer_only import AnswerOnly
+from rlaif.judges.base import Judge
 
 JUDGES = {
     "rules": "rlaif.judges.rules:build",

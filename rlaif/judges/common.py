@@ -12,6 +12,7 @@ from rlaif.constitution.model import ASKED_FIELDS, Constitution, Principle, prin
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.core.yamlio import suggest
+from rlaif.judges.base import Call, Judge, judgement
 from rlaif.judges.templates import (
     PAIRWISE,
     POINTWISE,
@@ -21,8 +22,6 @@ from rlaif.judges.templates import (
     inert,
     load_template,
 )
-
-from .base import Call, Judge, judgement
 
 # Who answers and which records are judged; neither changes what a verdict on a given text is.
 _NOT_HASHED = {"id", "kind", "by", "reference", "uses", "template", "principles", "items_file"}

@@ -9,9 +9,8 @@ from dataclasses import replace
 from rlaif.core.numbers import sigmoid
 from rlaif.core.records import AnnotatorKind, Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, RewardRequest, ScoreRequest
-
-from .base import Answer, Answered, Call, Judge, Staged, call_id, is_staged, judgement
-from .common import usable
+from rlaif.judges.base import Answer, Answered, Call, Judge, Staged, call_id, is_staged, judgement
+from rlaif.judges.common import usable
 
 
 def all_needs(roles: Mapping[str, frozenset[Capability]]) -> frozenset[Capability]:

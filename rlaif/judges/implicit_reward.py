@@ -17,11 +17,10 @@ from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability, ScoreRequest
-
-from .base import Answer, Answered, Call
-from .common import hash_judge
-from .composed import all_needs, calls_by_role, rewarded
-from .questions import label_result
+from rlaif.judges.base import Answer, Answered, Call
+from rlaif.judges.common import hash_judge
+from rlaif.judges.composed import all_needs, calls_by_role, rewarded
+from rlaif.judges.questions import label_result
 
 ROLES = ("by", "reference")
 

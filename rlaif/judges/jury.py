@@ -24,11 +24,9 @@ from rlaif.core.resources import find
 from rlaif.core.store import read_json
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Capability
-from rlaif.preferences.aggregate import Scores, combine, compared_scores, weighted_mean
-
-from .base import Answered, Call, Judge, call_id, most_calls, roles_of, verdicts_of
-from .common import usable_pairs
-from .composed import (
+from rlaif.judges.base import Answered, Call, Judge, call_id, most_calls, roles_of, verdicts_of
+from rlaif.judges.common import usable_pairs
+from rlaif.judges.composed import (
     all_needs,
     annotators,
     behind,
@@ -40,6 +38,7 @@ from .composed import (
     seen_together,
     under,
 )
+from rlaif.preferences.aggregate import Scores, combine, compared_scores, weighted_mean
 
 ALIKE = "alike"
 """The role of the one call of a vote on an answer beside itself: nobody is asked."""
@@ -213,7 +212,7 @@ def build(
     thinking: ThinkingSpec = THINKING,
 ) -> Jury:
     """The jury of a spec. Raises ConfigError for weights that name no juror."""
-    from .build import build_judge
+    from rlaif.judges.build import build_judge
 
     members = tuple(build_judge(juror, constitution, beside, thinking) for juror in spec.of)
     weights = _weights(spec, beside)

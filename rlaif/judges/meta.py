@@ -22,11 +22,9 @@ from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import Capability
-from rlaif.metrics.ranking import strengths
-
-from . import pairwise
-from .base import Answered, Call, Judge, most_calls, roles_of, verdicts_of
-from .composed import (
+from rlaif.judges import pairwise
+from rlaif.judges.base import Answered, Call, Judge, most_calls, roles_of, verdicts_of
+from rlaif.judges.composed import (
     all_needs,
     annotators,
     asked_ids,
@@ -38,6 +36,7 @@ from .composed import (
     seen_together,
     under,
 )
+from rlaif.metrics.ranking import strengths
 
 Key = tuple[str, str | None]
 """An answer and the principle by which it was judged."""
@@ -221,7 +220,7 @@ def build(
     thinking: ThinkingSpec = THINKING,
 ) -> Meta:
     """The judge of a spec. Raises ConfigError when there would be nothing to compare."""
-    from .build import build_judge
+    from rlaif.judges.build import build_judge
 
     inner = build_judge(spec.judge, constitution, beside, thinking)
     if spec.principles is not None:

@@ -8,8 +8,7 @@ from statistics import fmean
 
 from rlaif.core.records import Judgement
 from rlaif.core.thinking import CUT, WAS_CUT
-
-from .base import LIMIT
+from rlaif.judges.base import LIMIT
 
 LEAST_MASS = 0.1
 """Below this mean label mass the labels are not what the model wanted to say."""

@@ -20,13 +20,9 @@ from rlaif.constitution.model import Constitution, Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import Capability, GenerateResult
+from rlaif.judges.base import Answer, Call, call_id, judgement
 from rlaif.judges.choices import USUAL, choice_alone, choice_grammar, read_choice
-from rlaif.judges.forms import Form, candidates, withdrawn
-from rlaif.judges.parsing import label_share
-from rlaif.judges.templates import Template
-
-from .base import Answer, Call, call_id, judgement
-from .common import (
+from rlaif.judges.common import (
     applicable,
     by_principle,
     hash_judge,
@@ -37,7 +33,9 @@ from .common import (
     usable_pairs,
     without_value,
 )
-from .questions import (
+from rlaif.judges.forms import Form, candidates, withdrawn
+from rlaif.judges.parsing import label_share
+from rlaif.judges.questions import (
     Asking,
     Labels,
     Written,
@@ -49,6 +47,7 @@ from .questions import (
     scalar,
     written,
 )
+from rlaif.judges.templates import Template
 
 TEMPLATES = {
     "pairwise": "pairwise.j2",

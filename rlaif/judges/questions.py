@@ -23,10 +23,9 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
+from rlaif.judges.base import Answer, Call, Ending
 from rlaif.judges.jsontext import Found, json_objects, member, names_member, outside, the_object
 from rlaif.judges.templates import Template, in_fence, outside_fence
-
-from .base import Answer, Call, Ending
 
 Labels = Mapping[str, tuple[str, ...]]
 """A label to the surface forms whose probabilities are summed."""

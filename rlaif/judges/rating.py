@@ -11,10 +11,9 @@ from pathlib import Path
 from rlaif.config.judges import CritiqueJudge, DirectJudge, PrometheusJudge, RatingJudge
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
-
-from .common import hash_judge, judge_template, question_hashes, text_principles
-from .questions import asking
-from .scored import Scored, check_levels, scale_of
+from rlaif.judges.common import hash_judge, judge_template, question_hashes, text_principles
+from rlaif.judges.questions import asking
+from rlaif.judges.scored import Scored, check_levels, scale_of
 
 TEMPLATES = {
     "rating": "rating.j2",

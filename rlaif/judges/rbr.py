@@ -20,10 +20,9 @@ from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.core.resources import find
 from rlaif.core.yamlio import load_yaml, suggest, validate
 from rlaif.engines.base import Capability
-
-from . import yes_no
-from .base import Answered, Call, most_calls, verdicts_of
-from .composed import annotators, completions_of, concluded, missing_status
+from rlaif.judges import yes_no
+from rlaif.judges.base import Answered, Call, most_calls, verdicts_of
+from rlaif.judges.composed import annotators, completions_of, concluded, missing_status
 
 
 class RbrWeights(Strict):

@@ -16,11 +16,18 @@ from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability
+from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.judges.common import hash_judge, judge_template, template_values, usable, without_value
+from rlaif.judges.questions import (
+    Asking,
+    Labels,
+    asking,
+    distinct_labels,
+    label_mass,
+    label_result,
+    likeliest,
+)
 from rlaif.judges.templates import CLASSES
-
-from .base import Answer, Call, call_id, judgement
-from .common import hash_judge, judge_template, template_values, usable, without_value
-from .questions import Asking, Labels, asking, distinct_labels, label_mass, label_result, likeliest
 
 
 @dataclass(frozen=True, slots=True)

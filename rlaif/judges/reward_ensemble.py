@@ -17,10 +17,9 @@ from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import DISTANCE, MEMBER, SPREAD, Capability, RewardRequest, RewardResult
-
-from .base import Answer, Answered, Call
-from .common import hash_judge
-from .composed import all_needs, calls_by_role, rewarded
+from rlaif.judges.base import Answer, Answered, Call
+from rlaif.judges.common import hash_judge
+from rlaif.judges.composed import all_needs, calls_by_role, rewarded
 
 
 def combine(rewards: Sequence[float], how: str, penalty: float) -> float:

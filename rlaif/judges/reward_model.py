@@ -14,9 +14,8 @@ from rlaif.core.numbers import sigmoid
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.data.instructed import with_system
 from rlaif.engines.base import Capability, RewardRequest, RewardResult
-
-from .base import Answer, Call, call_id, judgement
-from .common import hash_judge, usable
+from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.judges.common import hash_judge, usable
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,14 +27,12 @@ from rlaif.core.records import Completion, Judgement, Prompt, Status, content_ha
 from rlaif.core.resources import find
 from rlaif.core.yamlio import read_text, validate
 from rlaif.engines.base import Capability, GenerateRequest, GenerateResult, Sampling, ScoreRequest
+from rlaif.judges.base import Answered, Call, call_id
+from rlaif.judges.common import hash_judge, judge_template, template_values, usable
+from rlaif.judges.composed import annotators, completions_of, concluded, missing_status
 from rlaif.judges.jsontext import json_objects, member, the_object
 from rlaif.judges.parsing import label_share, list_items, whole_lines
-from rlaif.judges.templates import ITEM, ITEMS, WRITING, Template, load_template
-
-from .base import Answered, Call, call_id
-from .common import hash_judge, judge_template, template_values, usable
-from .composed import annotators, completions_of, concluded, missing_status
-from .questions import (
+from rlaif.judges.questions import (
     Asking,
     Labels,
     answer_schema,
@@ -44,7 +42,8 @@ from .questions import (
     label_result,
     text_request,
 )
-from .scored import level_forms, level_labels, mean_level
+from rlaif.judges.scored import level_forms, level_labels, mean_level
+from rlaif.judges.templates import ITEM, ITEMS, WRITING, Template, load_template
 
 LOW, HIGH = 1, 10
 WRITING_STAGE = "items"

@@ -12,9 +12,8 @@ from rlaif.constitution.rules import apply_check
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status
 from rlaif.engines.base import Capability
-
-from .base import Answer, Call, call_id, judgement
-from .common import by_principle, hash_judge, named_principles, question_hashes, usable
+from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.judges.common import by_principle, hash_judge, named_principles, question_hashes, usable
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,18 @@ from rlaif.constitution.model import Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
+from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.judges.common import (
+    applicable,
+    by_principle,
+    mapped,
+    template_values,
+    usable,
+    without_value,
+)
 from rlaif.judges.forms import Form, candidates, withdrawn
 from rlaif.judges.parsing import expected_level
-from rlaif.judges.scores import USUAL, Score, read_score, score_alone, score_grammar
-
-from .base import Answer, Call, call_id, judgement
-from .common import applicable, by_principle, mapped, template_values, usable, without_value
-from .questions import (
+from rlaif.judges.questions import (
     Asking,
     Labels,
     Written,
@@ -32,6 +37,7 @@ from .questions import (
     scalar,
     written,
 )
+from rlaif.judges.scores import USUAL, Score, read_score, score_alone, score_grammar
 
 Parser = Callable[[Written, float, float, Sequence[str]], Score | None]
 """From an answer, the ends of the scale and the words for an abstention to what was said."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from rlaif.config.judges import ParseSpec, TemplateJudge
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
+from rlaif.judges.common import hash_judge, question_hashes, text_principles
 from rlaif.judges.parsing import (
     patterned_score,
     patterned_word,
@@ -18,12 +19,10 @@ from rlaif.judges.parsing import (
     valid_member,
     worth_of,
 )
+from rlaif.judges.questions import Written, asking
+from rlaif.judges.scored import Scored
 from rlaif.judges.scores import Score, in_range
 from rlaif.judges.templates import POINTWISE, Template, load_template
-
-from .common import hash_judge, question_hashes, text_principles
-from .questions import Written, asking
-from .scored import Scored
 
 ABOUT_ONE = frozenset({"principle", "principle_id", "examples", "scale"})
 """Variables that have a value only where each call is about one principle."""

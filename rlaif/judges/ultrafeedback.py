@@ -21,13 +21,10 @@ from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
+from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.judges.common import hash_judge, judge_template, mapped, template_values, usable
 from rlaif.judges.parsing import TextRating, text_ratings
-from rlaif.judges.scores import USUAL, score_alone
-from rlaif.judges.templates import JOINT
-
-from .base import Answer, Call, call_id, judgement
-from .common import hash_judge, judge_template, mapped, template_values, usable
-from .questions import (
+from rlaif.judges.questions import (
     Asking,
     Labels,
     Written,
@@ -39,7 +36,9 @@ from .questions import (
     likeliest,
     written,
 )
-from .scored import level_forms, level_labels, mean_level
+from rlaif.judges.scored import level_forms, level_labels, mean_level
+from rlaif.judges.scores import USUAL, score_alone
+from rlaif.judges.templates import JOINT
 
 LOW, HIGH = 1, 5
 HONESTY, NOT_APPLICABLE = "honesty", "N/A"

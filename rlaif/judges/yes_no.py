@@ -16,10 +16,8 @@ from rlaif.constitution.model import Constitution, Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability
-from rlaif.judges.parsing import label_share
-
-from .base import Answer, Call, call_id, judgement
-from .common import (
+from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.judges.common import (
     hash_judge,
     judge_template,
     question_hashes,
@@ -28,7 +26,8 @@ from .common import (
     usable,
     without_value,
 )
-from .questions import Asking, asking, distinct_labels, label_mass, label_result
+from rlaif.judges.parsing import label_share
+from rlaif.judges.questions import Asking, asking, distinct_labels, label_mass, label_result
 
 
 @dataclass(frozen=True, slots=True)
