@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rlaif.metrics.equivalence import answer_of
+from rlaif.metrics.claims import answer_of
 from rlaif.metrics.intervals import paired_interval
 
 MARGIN = 0.05

@@ -41,10 +41,10 @@ from coverage_parts.figures import (  # noqa: E402
 )
 
 from rlaif.metrics import ends  # noqa: E402
-from rlaif.metrics.crossed import crossed_ends  # noqa: E402
 from rlaif.metrics.ends import Ends  # noqa: E402
 from rlaif.metrics.figure_rules import RULES  # noqa: E402
 from rlaif.metrics.intervals import MIN_PROMPTS  # noqa: E402
+from rlaif.metrics.pooled import crossed_ends  # noqa: E402
 
 SIZES = (6, 16, 30, 64, 200)
 REPLICATES, QUICK = 4000, 400

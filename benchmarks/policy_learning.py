@@ -24,8 +24,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rlaif.metrics.crossed import seeds_interval  # noqa: E402
 from rlaif.metrics.intervals import IntervalJson, show_interval  # noqa: E402
+from rlaif.metrics.pooled import seeds_interval  # noqa: E402
 
 SCORE = "score/checks"
 METHODS: dict[str, dict[str, Any]] = {

@@ -80,10 +80,9 @@ def experiment(count: int, folder: Path) -> None:
 def write_run(folder: Path) -> None:
     """The finished steps of the experiment in `folder`, as they are after `rlaif run`."""
     from rlaif.core.store import Store
-    from rlaif.pipeline.manifest import write_manifest
+    from rlaif.pipeline.manifest import write_manifest, write_rounds
     from rlaif.pipeline.plan import make_plan
     from rlaif.pipeline.prepare import prepare
-    from rlaif.pipeline.rounds import write_rounds
 
     store = Store(folder / "run")
     store.prepare()

@@ -64,8 +64,7 @@ def work(job: dict[str, Any]) -> None:
     from rlaif.train.loading import load_module
     from rlaif.train.loop import _plan, make_optimizer, optimiser_step
     from rlaif.train.model import prepare
-    from rlaif.train.preference import PreferenceTask
-    from rlaif.train.reference import compute_reference
+    from rlaif.train.preference import PreferenceTask, compute_reference
     from rlaif.train.tokenise import encode, load_tokenizer
 
     start, device = Path(job["model"]), torch.device(job["device"])

@@ -141,8 +141,7 @@ def ours_offline(job: Job) -> dict[str, float]:
     from rlaif.train.loading import load_module
     from rlaif.train.loop import Task, run_training
     from rlaif.train.model import prepare
-    from rlaif.train.preference import PreferenceTask
-    from rlaif.train.reference import compute_reference
+    from rlaif.train.preference import PreferenceTask, compute_reference
     from rlaif.train.reward_model import RewardTask
     from rlaif.train.tokenise import encode, load_tokenizer
 

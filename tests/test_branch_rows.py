@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 
 from rlaif.config.models import ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
-from rlaif.engines.local import scoring
+from rlaif.engines.local import packing
 from rlaif.engines.local.branch_cache import BranchCache, attention, empty_rows
 from rlaif.engines.local.decoding import BranchRows, no_branches
+from rlaif.engines.local.encoding import Row
 from rlaif.engines.local.hf import HfEngine, load
-from rlaif.engines.local.layout import Row
-from rlaif.engines.local.packing import packing
 from tests.train.architectures import ARCHITECTURES, build
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [1, 2, 30], [1, 2, 9, 8, 7, 6, 5, 4, 3, 11, 12]]
@@ -41,7 +40,7 @@ def test_rows_have_the_states_of_a_plain_pass_beyond_any_window(name: str) -> No
     wanted = [
         full_states(model, PROMPTS[p], tokens[:, row].tolist()) for row, p in enumerate(OWNER)
     ]
-    with packing(model):
+    with packing.packing(model):
         rows = BranchRows(model, PROMPTS, OWNER, len(tokens) + 1)
         torch.testing.assert_close(
             rows.first(), torch.stack([w[0] for w in wanted]), rtol=1e-4, atol=1e-4
@@ -174,14 +173,14 @@ def test_every_request_is_in_one_batch_and_one_group(
 ) -> None:
     rows = [Row(f"{i:02}", prompt + [7] * tail, 0) for i, (prompt, tail) in enumerate(asked)]
     tails = {f"{i:02}": tail for i, (_, tail) in enumerate(asked)}
-    batches = scoring.batches(rows, tails, budget)
-    assert batches == scoring.batches(rows[::-1], tails, budget)
+    batches = packing.batches(rows, tails, budget)
+    assert batches == packing.batches(rows[::-1], tails, budget)
     assert sorted(r.request_id for b in batches for r in b) == sorted(tails)
     for batch in batches:
-        groups = scoring.grouped(batch, tails)
+        groups = packing.grouped(batch, tails)
         assert [row for group in groups for row in group] == batch
         for group in groups:
-            start, ends = scoring.example(group, tails)
+            start, ends = packing.example(group, tails)
             assert start
             for row, end in zip(group, ends, strict=True):
                 assert [*start, *end] == row.ids
@@ -197,10 +196,10 @@ def test_both_orders_stand_together() -> None:
     ]
     rows = [Row(str(i), text, 0) for i, text in enumerate(texts)]
     tails = dict.fromkeys("0123", 0)
-    [batch] = scoring.batches(rows, tails, 1000)
-    groups = scoring.grouped(batch, tails)
+    [batch] = packing.batches(rows, tails, 1000)
+    groups = packing.grouped(batch, tails)
     assert [[r.request_id for r in group] for group in groups] == [["0", "1"], ["2", "3"]]
-    assert [len(scoring.example(group, tails)[0]) for group in groups] == [9, 9]
+    assert [len(packing.example(group, tails)[0]) for group in groups] == [9, 9]
 
 
 def test_prepacked_weights_are_used_and_given_back(tiny_model: Path) -> None:
@@ -232,19 +231,19 @@ def test_prepacked_weights_are_used_and_given_back(tiny_model: Path) -> None:
 def test_the_batch_follows_the_memory_that_there_is(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlaif.engines.local import memory
+    from rlaif.engines.local import encoding
 
     spec = ModelSpec(path=str(tiny_model), dtype="float32")
     engine = load(spec, tiny_model, "tiny")
     config = engine.model.config
     each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    assert memory.token_bytes(config, torch.float32) == each
+    assert encoding.token_bytes(config, torch.float32) == each
     found = []
     for size in (1, 5000 * 8 * each, 1 << 60):
-        monkeypatch.setattr(memory, "total_memory", lambda device, size=size: size)
-        found.append(memory.batch_tokens(spec, engine.model))
+        monkeypatch.setattr(encoding, "total_memory", lambda device, size=size: size)
+        found.append(encoding.batch_tokens(spec, engine.model))
     assert found == [1024, 4096, 16384]
     asked = spec.model_copy(update={"batch_tokens": 77})
-    assert memory.batch_tokens(asked, engine.model) == 77
-    assert memory.pass_tokens(asked, engine.device) == 77
-    assert memory.pass_tokens(spec, engine.device) == 2048
+    assert encoding.batch_tokens(asked, engine.model) == 77
+    assert encoding.pass_tokens(asked, engine.device) == 77
+    assert encoding.pass_tokens(spec, engine.device) == 2048

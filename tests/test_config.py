@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
+from rlaif.config.base import apply_override
 from rlaif.config.experiment import Experiment, experiment_schema, load_experiment, resolved_yaml
-from rlaif.config.overrides import apply_override
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import shipped_root
 

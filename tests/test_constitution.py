@@ -10,8 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlaif.constitution.changes import changes
-from rlaif.constitution.lint import Finding, lint
+from rlaif.constitution.lint import Finding, changes, lint
 from rlaif.constitution.model import (
     Constitution,
     Principle,

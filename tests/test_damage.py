@@ -24,9 +24,8 @@ from rlaif.core.checksums import CHECK
 from rlaif.core.errors import ConfigError, EngineError, StoreError
 from rlaif.core.store import Store, explain_os_errors, make_folder, name_step
 from rlaif.engines.builtin import check_weights
-from rlaif.engines.remote.account import Account
 from rlaif.engines.remote.cache import Entry, RequestCache
-from rlaif.engines.remote.meter import Meter, meters_of, read_meters
+from rlaif.engines.remote.meter import Account, Meter, meters_of, read_meters
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.plan import base as plan_base
 from rlaif.pipeline.runs import load_run

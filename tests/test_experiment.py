@@ -18,7 +18,7 @@ from rlaif.core.progress import QuietProgress
 from rlaif.core.store import StepFolder
 from rlaif.pipeline.experiment import RunResult, run_experiment
 from rlaif.pipeline.exports import trl_rows
-from rlaif.pipeline.rounds import read_rounds
+from rlaif.pipeline.manifest import read_rounds
 from rlaif.pipeline.runs import Run, load_run
 
 Writer = Callable[..., Path]

@@ -36,7 +36,7 @@ from rlaif.core.progress import QuietProgress
 from rlaif.core.store import StepFolder, Store
 from rlaif.engines.base import Engine, GenerateResult, Model, ScoreResult
 from rlaif.engines.fake import FakeEngine, FakeScript
-from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.meter import Account
 from rlaif.judges.build import build_judge
 from rlaif.judges.templates import PAIRWISE, load_template
 from rlaif.pipeline.plan import VERSIONS

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.engines.base import Sampling
-from rlaif.engines.local.layout import Row, batches, bucket
-from rlaif.engines.local.sampling import sample_tokens
+from rlaif.engines.local.decoding import sample_tokens
+from rlaif.engines.local.encoding import Row, batches, bucket
 
 ROWS = st.lists(
     st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.sampled_from([0, 4, 8])),

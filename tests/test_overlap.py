@@ -17,9 +17,8 @@ import pytest
 from rlaif.core.errors import EngineError, GateStopped
 from rlaif.core.progress import QuietProgress
 from rlaif.engines.local.hf import HfEngine
-from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.experiment import at_once, run_experiment
 from rlaif.pipeline.runs import load_run
-from rlaif.pipeline.schedule import at_once
 from tests.servers.scripted import ScriptedServer, prompt_text
 
 Writer = Callable[..., Path]

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rlaif.config.steps import SamplePrinciples, SampleStep
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import make_prompt
-from rlaif.data.instructed import chosen_members, drawn, with_system
+from rlaif.data.sources import chosen_members, drawn, with_system
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.runs import load_run
 from rlaif.pipeline.steps.sample import told_messages

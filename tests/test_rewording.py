@@ -180,18 +180,18 @@ def test_words_that_come_back_are_not_asked_about_again(
 def test_a_kill_while_answers_are_taken_over_asks_nothing_twice(
     tmp_path: Path, write_experiment: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlaif.pipeline.steps import carry
+    from rlaif.pipeline.steps import asking
 
     with ScriptedServer(answered, tops=TOPS, context=9999) as server:
         path, out = write(write_experiment, tmp_path, server.url, YES_NO), tmp_path / "out"
         run_experiment(path, out)
         questions = len(server.asked)
         say(tmp_path, kind="It is warm.")
-        monkeypatch.setattr(carry, "BATCH", 4)
-        taken = carry.Carried._rows
+        monkeypatch.setattr(asking, "BATCH", 4)
+        taken = asking.Carried._rows
         left = 7
 
-        def dies(self: carry.Carried, call: str) -> list[dict[str, Any]]:
+        def dies(self: asking.Carried, call: str) -> list[dict[str, Any]]:
             nonlocal left
             left -= 1
             if left < 0:
@@ -199,7 +199,7 @@ def test_a_kill_while_answers_are_taken_over_asks_nothing_twice(
             return taken(self, call)
 
         with monkeypatch.context() as killed:
-            killed.setattr(carry.Carried, "_rows", dies)
+            killed.setattr(asking.Carried, "_rows", dies)
             with pytest.raises(KeyboardInterrupt):
                 run_experiment(path, out)
         run_experiment(path, out)

@@ -19,8 +19,8 @@ from rlaif.core.store import Store
 from rlaif.core.yamlio import load_yaml, validate
 from rlaif.data.sources import PromptSet
 from rlaif.judges.build import build_judge
+from rlaif.pipeline.manifest import write_rounds
 from rlaif.pipeline.plan import PlanInputs, Planned, make_plan, round_prompts
-from rlaif.pipeline.rounds import write_rounds
 from rlaif.pipeline.steps import evaluate, pair
 from rlaif.pipeline.steps.context import StepContext
 

@@ -10,8 +10,8 @@ import pytest
 
 from rlaif.config.models import ModelSpec
 from rlaif.engines.base import Model
+from rlaif.pipeline.experiment import at_once, lanes, stretches
 from rlaif.pipeline.plan import Planned
-from rlaif.pipeline.schedule import at_once, lanes, stretches
 
 HERE = ModelSpec(path="builtin/smollm2-135m-instruct")
 

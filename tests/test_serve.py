@@ -23,8 +23,7 @@ from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead
 from rlaif.train.export import export_head
 from rlaif.web import reward_app as serve_app
 from rlaif.web.reward_app import RewardServer
-from rlaif.web.reward_client import RewardClient
-from rlaif.web.reward_server import RewardService, left_of
+from rlaif.web.reward_server import RewardClient, RewardService, left_of
 
 PROMPT = [{"role": "user", "content": "Name a fruit."}]
 ANSWERS = ["A plum.", "No.", "A plum is a fruit, and so is a pear."]

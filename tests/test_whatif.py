@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from rlaif.analysis.ablate import ablate
 from rlaif.analysis.fit_weights import fitted, one_vote_each, run_votes
 from rlaif.analysis.reach import reach
-from rlaif.analysis.whatif import effect, load_pairings, rescored
+from rlaif.analysis.whatif import ablate, effect, load_pairings, rescored
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair

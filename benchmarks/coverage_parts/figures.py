@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from rlaif.core.numbers import sigmoids
+from rlaif.metrics import agreement, calibration
 from rlaif.metrics import agreement as agree
-from rlaif.metrics import bias, calibration
-from rlaif.metrics.calibration_error import calibration_error
+from rlaif.metrics.calibration import calibration_error
 from rlaif.metrics.ends import Ends
 from rlaif.metrics.figure_rules import rule_of
 from rlaif.metrics.intervals import Interval
 from rlaif.metrics.judge_figures import joint_votes
-from rlaif.metrics.logistic import fit_logistic
+from rlaif.metrics.penalised import fit_logistic
 from rlaif.metrics.pooled import figure_intervals
 from rlaif.metrics.reward_figures import RewardTable, reward_figures
 from rlaif.metrics.rewardbench import SECTIONS, section_scores
@@ -168,8 +168,8 @@ FIGURES: dict[str, Drawn] = dict(
             "alpha": lambda p: _whole(agree.krippendorff_alpha(np.stack(_sides(p))), p),
             "spearman": lambda p: _whole(agree.spearman(p.prob, p.label), p),
             "kendall": lambda p: _whole(agree.kendall(p.prob, p.label), p),
-            "length_coefficient": lambda p: bias.length_coefficient(p.prob, p.label, p.longer),
-            "self_preference": lambda p: bias.self_preference(p.prob, p.label, p.own),
+            "length_coefficient": lambda p: agreement.length_coefficient(p.prob, p.label, p.longer),
+            "self_preference": lambda p: agreement.self_preference(p.prob, p.label, p.own),
             "calibration_intercept": lambda p: _line(p, 0),
             "calibration_slope": lambda p: _line(p, 1),
             "temperature": _temperature,

@@ -26,8 +26,7 @@ from rlaif.kernels.batching import Branches, padded_layout
 from rlaif.train.loop import run_training
 from rlaif.train.model import TrainModel, add_lora, prepare
 from rlaif.train.on_policy import run_on_policy
-from rlaif.train.preference import PreferenceTask
-from rlaif.train.reference import compute_reference
+from rlaif.train.preference import PreferenceTask, compute_reference
 from rlaif.train.rollout import Answer, Group
 from rlaif.train.tokenise import Example
 

@@ -40,8 +40,7 @@ from rlaif.train.loading import load_module
 from rlaif.train.loop import Task, TrainProgress, run_training
 from rlaif.train.model import TrainModel, prepare
 from rlaif.train.on_policy import run_on_policy
-from rlaif.train.preference import PreferenceTask
-from rlaif.train.reference import compute_reference
+from rlaif.train.preference import PreferenceTask, compute_reference
 from rlaif.train.reward_model import RewardTask
 from rlaif.train.rollout import Answer, Group
 from rlaif.train.tokenise import Example

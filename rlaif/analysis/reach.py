@@ -10,7 +10,7 @@ from typing import Any
 from rlaif.analysis.whatif import Effect, effect, load_pairings
 from rlaif.config.experiment import Experiment, load_experiment
 from rlaif.config.models import thinking_of
-from rlaif.constitution.changes import changes, stale
+from rlaif.constitution.lint import changes, stale
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Prompt

@@ -87,7 +87,7 @@ def diff(first: Path, second: Path, folder: Path | None, as_json: bool) -> None:
     """What changed from FIRST to SECOND, by principle."""
     from dataclasses import asdict
 
-    from rlaif.constitution.changes import changes
+    from rlaif.constitution.lint import changes
 
     before, after = constitution_of(first), constitution_of(second)
     found = changes(before, after)

@@ -50,7 +50,7 @@ def build(
     from rlaif.config.experiment import load_experiment
     from rlaif.core.errors import ConfigError
     from rlaif.core.resources import find
-    from rlaif.data.hub import check_login, upload
+    from rlaif.data.dataset import check_login, upload
     from rlaif.pipeline.experiment import run_experiment
 
     path = find(str(config))

@@ -62,7 +62,7 @@ def ablate(
     How many preferences would flip? From its stored judgements alone. With --labels: agreement
     with people, with and without each principle.
     """
-    from rlaif.analysis.ablate import ablate as left_out
+    from rlaif.analysis.whatif import ablate as left_out
     from rlaif.pipeline.runs import load_run
 
     pairs = None if labels is None else labelled_pairs(labels, from_, columns, on_error)

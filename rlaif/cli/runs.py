@@ -46,7 +46,7 @@ def run(
     path = find(str(experiment))
     out = out or Path("runs") / path.stem
     if dry_run:
-        from rlaif.pipeline.dryrun import dry_run_report
+        from rlaif.pipeline.forecast import dry_run_report
 
         click.echo(dry_run_report(path, out, settings, as_json))
         return
@@ -84,9 +84,8 @@ def _print_rounds(run: Run) -> None:
     from rich.console import Console
 
     from rlaif.core.records import to_json
-    from rlaif.pipeline.rounds import read_rounds
-    from rlaif.report.answers import marks
-    from rlaif.report.arms import label_sentences
+    from rlaif.pipeline.manifest import read_rounds
+    from rlaif.report.arms import label_sentences, marks
     from rlaif.report.table import summary_table
 
     records = read_rounds(run.root)

@@ -271,7 +271,7 @@ def rbr_weights(
 
     from rlaif.core.records import Judgement, Preference, from_json
     from rlaif.core.store import write_atomic
-    from rlaif.judges.rbr_fit import fit
+    from rlaif.judges.rbr import fit
     from rlaif.pipeline.single_step import Records
 
     judged = [from_json(Judgement, row) for row in Records(judgements).read("judgements")]

@@ -16,12 +16,11 @@ from pydantic import (
 )
 
 from rlaif.config.arms import AI, LABELLERS, MAIN, Arms, ArmSpec
-from rlaif.config.base import Count, Fraction, Seed, Strict
+from rlaif.config.base import Count, Fraction, Seed, Strict, apply_override
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
-from rlaif.config.overrides import apply_override
 from rlaif.config.steps import LoadStep, StepEntry
 from rlaif.core.yamlio import Lines, load_yaml, validate
 

@@ -18,8 +18,7 @@ from pydantic import (
 )
 
 from rlaif.config.base import Count, PluginName, Strict
-from rlaif.core.chat import ChatSettings
-from rlaif.core.thinking import MARKERS
+from rlaif.core.chat import MARKERS, ChatSettings
 
 RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "current"})
 

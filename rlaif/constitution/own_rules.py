@@ -17,8 +17,8 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, create_model
 
 from rlaif.core.errors import RlaifError
-from rlaif.core.plugins import find_object
 from rlaif.core.records import Prompt, content_hash
+from rlaif.core.resources import find_object
 
 Score = Callable[[Prompt, str, Any], float | None]
 

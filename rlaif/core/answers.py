@@ -16,10 +16,21 @@ from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
-from rlaif.core.chat import KEEP, THINKING_KEYS, ChatSettings, lost, render, render_prompt
+from rlaif.core.chat import (
+    KEEP,
+    THINKING_KEYS,
+    ChatSettings,
+    Opened,
+    Said,
+    lost,
+    opened_by,
+    render,
+    render_prompt,
+    split,
+    written,
+)
 from rlaif.core.errors import EngineError
 from rlaif.core.records import Message
-from rlaif.core.thinking import Opened, Said, opened_by, split, written
 
 Reasoning = Literal["keep", "strip"]
 End = Literal["none", "turn", "all"]

@@ -1,10 +1,14 @@
 """Near-duplicate texts by MinHash and banding (Broder, 1997; Leskovec et al., Mining of Massive
 Datasets, section 3.4), in numpy. Memory holds neither texts nor signatures: these are 256 bytes a
 text in a temporary file, and one band of them at a time is sorted.
+
+The same n-grams of words find contamination (arXiv 2411.15124, section 3): an evaluation's item is
+contaminated where n-grams of one training text hold at least half of its words.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +19,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.data.shingles import Hashes, combined, ngram_hashes, word_hashes
+from rlaif.constitution import textstats as ts
 
 PERMUTATIONS = 128
 FOUND = 0.99
@@ -180,3 +184,118 @@ def _shared_buckets(stored: _Stored, rows: int) -> _Shared:
     place, number = np.concatenate(places), np.concatenate(numbers)
     order = np.argsort(place, kind="stable")
     return _Shared(place[order], number[order], count)
+
+
+Hashes = NDArray[np.uint64]
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_MIX = np.uint64(0xBF58476D1CE4E5B9)
+
+
+class _WordHashes(dict[str, int]):
+    """The hash of each word, case folded. To look one up is several times as fast as a call that is
+    cached; when it is full it begins anew."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) == _MOST_WORDS:
+            self.clear()
+        data = word.casefold().encode("utf-8", "surrogatepass")
+        found = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        self[word] = found
+        return found
+
+
+_MOST_WORDS = 1 << 16
+_HASHES = _WordHashes()
+
+
+def word_hashes(text: str) -> Hashes:
+    """One 64-bit hash per word of `text`, case folded, in order. A text without any word counts as
+    one word, itself."""
+    found = ts.words(text) or [text.strip()]
+    return np.fromiter(map(_HASHES.__getitem__, found), np.uint64, len(found))
+
+
+def ngram_hashes(words: Hashes, n: int) -> Hashes:
+    """The hash of every `n` words in a row; of a text of fewer words, one hash of them all."""
+    n = min(n, len(words))
+    count = len(words) - n + 1
+    return combined([words[place : place + count] for place in range(n)])
+
+
+def combined(columns: Sequence[Hashes]) -> Hashes:
+    """One hash for each row of these columns, which depends on their order."""
+    mixed = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        mixed = (mixed + column) * _STEP
+        mixed ^= mixed >> np.uint64(32)
+    mixed *= _MIX
+    return mixed ^ (mixed >> np.uint64(29))
+
+
+@dataclass(frozen=True)
+class EvalItems:
+    """The items of evaluations, to look training texts up in.
+
+    `hashes` are those of all n-grams, sorted; `items` and `starts` say of which item and word
+    each one is. Items shorter than `n` words are in `whole`, by the hash of all their words.
+    """
+
+    n: int
+    lengths: NDArray[np.int64]
+    hashes: Hashes
+    items: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    whole: dict[int, int]
+
+    def matched(self, text: str, share: float) -> int | None:
+        """The item of which `text` holds the most, by the share of the item's words that lie in
+        n-grams of the text, where that is `share` (in (0, 1]) or more; None where there is none.
+
+        An item of fewer than `n` words matches a text of the same words alone.
+        """
+        words = word_hashes(text)
+        same = self.whole.get(_of_all(words))
+        if same is not None:
+            return same
+        grams = np.unique(ngram_hashes(words, self.n))
+        low = np.searchsorted(self.hashes, grams, "left")
+        high = np.searchsorted(self.hashes, grams, "right")
+        hits = [np.arange(a, b) for a, b in zip(low, high, strict=True) if a < b]
+        if not hits or len(words) < self.n:
+            return None
+        found = np.concatenate(hits)
+        covered = {
+            int(item): self._covered(int(item), self.starts[found[self.items[found] == item]])
+            for item in np.unique(self.items[found])
+        }
+        best = max(covered, key=lambda item: (covered[item], -item))
+        return best if covered[best] >= share else None
+
+    def _covered(self, item: int, starts: NDArray[np.int64]) -> float:
+        marked = np.zeros(self.lengths[item], bool)
+        for offset in range(self.n):
+            marked[starts + offset] = True
+        return float(marked.mean())
+
+
+def eval_items(texts: Sequence[str], n: int = 8) -> EvalItems:
+    """The items with these texts."""
+    words = [word_hashes(text) for text in texts]
+    grams = [ngram_hashes(found, n) if len(found) >= n else found[:0] for found in words]
+    hashes = np.concatenate([np.zeros(0, np.uint64), *grams])
+    order = np.argsort(hashes, kind="stable")
+    counts = [len(found) for found in grams]
+    starts = [np.arange(count) for count in counts]
+    return EvalItems(
+        n,
+        np.array([len(found) for found in words]),
+        hashes[order],
+        np.repeat(np.arange(len(texts)), counts)[order],
+        np.concatenate([np.zeros(0, np.int64), *starts])[order],
+        {_of_all(found): i for i, found in enumerate(words) if len(found) < n},
+    )
+
+
+def _of_all(words: Hashes) -> int:
+    return int(combined([words[i : i + 1] for i in range(len(words))])[0])

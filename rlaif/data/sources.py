@@ -1,7 +1,12 @@
-"""Where prompts come from: a data file or any `datasets` dataset, by a column map."""
+"""Where prompts come from: a data file or any `datasets` dataset, by a column map.
+
+`drawn` draws the principle that a completion is written under (UltraFeedback, 2310.01377,
+section 2.2), with shares that depend on where its prompt is from.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +14,9 @@ from typing import Any
 
 from rlaif.config.experiment import Experiment
 from rlaif.config.models import Columns, PromptsSpec
-from rlaif.config.steps import LoadStep
+from rlaif.config.steps import LoadStep, SamplePrinciples
 from rlaif.core.errors import ConfigError
-from rlaif.core.records import Message, Prompt, make_prompt
+from rlaif.core.records import Message, Prompt, content_hash, make_prompt
 from rlaif.core.resources import find
 from rlaif.data.rows import HubData, Placed, Source, dataset_rows, file_rows
 from rlaif.data.turns import conversation
@@ -155,3 +160,36 @@ def _messages(value: Any, place: str) -> list[Message]:
     if messages[-1]["role"] not in ("user", "tool") or not messages[-1]["content"].strip():
         raise ConfigError(f"{place}: the last turn must be a user turn with text in it")
     return messages
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """A principle's name and one of its texts."""
+
+    principle: str
+    text: str
+
+
+def drawn(wanted: SamplePrinciples, prompt: Prompt, *seed: object) -> Instruction:
+    """The principle and its text for one completion. The shares are those of the prompt's source,
+    or of its first tag that has some, or the default ones."""
+    names = [prompt.source, *prompt.tags]
+    shares = next((wanted.shares[n] for n in names if n in wanted.shares), wanted.default_shares)
+    rng = random.Random(content_hash("principle", *map(str, seed), prompt.prompt_id))
+    ordered = sorted(shares)
+    (name,) = rng.choices(ordered, [shares[key] for key in ordered])
+    return Instruction(name, rng.choice(wanted.texts[name]))
+
+
+def with_system(messages: list[Message], text: str) -> list[Message]:
+    """The messages with `text` as their system turn, after what that turn says already."""
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    whole = f"{messages[0]['content']}\n\n{text}"
+    return [{"role": "system", "content": whole}, *messages[1:]]
+
+
+def chosen_members(count: int, wanted: int, prompt_id: str, *seed: object) -> list[int]:
+    """Which `wanted` of `count` members of a pool answer a prompt, in their order."""
+    rng = random.Random(content_hash("pool", *map(str, seed), prompt_id))
+    return sorted(rng.sample(range(count), wanted))

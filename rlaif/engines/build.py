@@ -16,7 +16,7 @@ from rlaif.engines.base import Engine, Model, Reloadable, Sharing
 from rlaif.engines.builtin import locate, resolve
 from rlaif.engines.local.adapters import COPIES, is_adapter, model_hash
 from rlaif.engines.remote import api
-from rlaif.engines.remote.account import Account, run_account
+from rlaif.engines.remote.meter import Account, run_account
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from pydantic import Field, field_validator
 
 from rlaif.config.base import Strict
 from rlaif.config.models import THINKING, ModelSpec, ThinkingSpec
+from rlaif.core.chat import split
 from rlaif.core.records import Message, content_hash
-from rlaif.core.thinking import split
 from rlaif.core.yamlio import load_yaml, validate
 from rlaif.engines.base import (
     GenerateRequest,

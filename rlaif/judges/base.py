@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
 
+from rlaif.core.chat import CUT
 from rlaif.core.records import (
     AnnotatorKind,
     Completion,
@@ -21,7 +22,6 @@ from rlaif.core.records import (
     Status,
     content_hash,
 )
-from rlaif.core.thinking import CUT
 from rlaif.engines.base import (
     Capability,
     GenerateRequest,

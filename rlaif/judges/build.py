@@ -9,9 +9,9 @@ from rlaif.config.judging import JudgeBase
 from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
-from rlaif.core.plugins import find_object
-from rlaif.judges.answer_only import AnswerOnly
+from rlaif.core.resources import find_object
 from rlaif.judges.base import Judge
+from rlaif.judges.common import AnswerOnly
 
 JUDGES = {
     "rules": "rlaif.judges.rules:build",
@@ -20,7 +20,7 @@ JUDGES = {
     "direct": "rlaif.judges.rating:build",
     "critique": "rlaif.judges.rating:build",
     "prometheus": "rlaif.judges.rating:build",
-    "additive": "rlaif.judges.additive:build",
+    "additive": "rlaif.judges.scored:build",
     "pairwise": "rlaif.judges.pairwise:build",
     "constitutional": "rlaif.judges.pairwise:build",
     "prometheus_pair": "rlaif.judges.pairwise:build",
@@ -29,8 +29,8 @@ JUDGES = {
     "rbrm": "rlaif.judges.rbrm:build",
     "rbr": "rlaif.judges.rbr:build",
     "rubric": "rlaif.judges.rubric:build",
-    "reward_model": "rlaif.judges.reward_model:build",
-    "reward_ensemble": "rlaif.judges.reward_ensemble:build",
+    "reward_model": "rlaif.judges.implicit_reward:build_reward_model",
+    "reward_ensemble": "rlaif.judges.implicit_reward:build_reward_ensemble",
     "implicit_reward": "rlaif.judges.implicit_reward:build",
     "meta": "rlaif.judges.meta:build",
     "jury": "rlaif.judges.jury:build",

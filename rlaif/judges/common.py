@@ -1,4 +1,7 @@
-"""What the judges share: choosing principles and completions, hashing, filling templates."""
+"""What the judges share: choosing principles and completions, hashing, filling templates.
+
+`AnswerOnly` wraps a judge that is shown answers without the thinking before them.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from rlaif.config.judging import JudgeBase, ModelJudge
+from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.constitution.model import ASKED_FIELDS, Constitution, Principle, principle_hash
+from rlaif.core.chat import split
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.core.yamlio import suggest
@@ -215,3 +222,40 @@ def without_value(
 def applicable(principle: Principle | None, prompt: Prompt) -> bool:
     """Whether a call about `principle` (None: overall) makes sense for `prompt`."""
     return principle is None or principle.applies(prompt)
+
+
+class AnswerOnly:
+    """A judge with `reasoning: strip`. All but what it is shown is the inner judge's. `thinking`
+    says how thinking is told in the answers."""
+
+    def __init__(self, judge: Judge, thinking: ThinkingSpec = THINKING):
+        self.judge = judge
+        self.thinking = thinking
+        own = [] if thinking == THINKING else [thinking.markers]
+        # Also of those that hash no options, such as a plug-in.
+        self.judge_hash = content_hash(judge.judge_hash, "reasoning", "strip", *own)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "judge":
+            # A copy that is being made has none yet.
+            raise AttributeError(name)
+        return getattr(self.judge, name)
+
+    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
+        """The inner judge's calls about the answers alone."""
+        shown = [answer_only(c, self.thinking) for c in completions]
+        return self.judge.calls(prompt, shown, seed)
+
+
+def answer_only(completion: Completion, thinking: ThinkingSpec = THINKING) -> Completion:
+    """The completion without the thinking that its text begins with, of which its prompt may have
+    had the opening marker; a failed one where it was cut while thinking, so that nothing is said of
+    an answer that is not there."""
+    if not completion.messages:
+        return completion
+    *earlier, last = completion.messages
+    opened = thinking.model_copy(update={"opened": True})
+    said = split(last["content"], opened, unclosed="answer")
+    if said.reasoning and not said.answer.strip():
+        return structs.replace(completion, messages=[], finish_reason="failed")
+    return structs.replace(completion, messages=[*earlier, {**last, "content": said.answer}])

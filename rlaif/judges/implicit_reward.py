@@ -1,4 +1,11 @@
-"""DPO's implicit reward as a judge: how much likelier an answer became than under a reference.
+"""Reward models as judges: a trained one, several of them, and the one that DPO leaves in a policy.
+
+A reward model gives one reward a completion, and its sigmoid is the score. An ensemble gives its
+members' mean, their worst, or their mean less their disagreement (Coste et al., arXiv 2310.02743).
+Members that were trained from one start on the same pairs share their errors: an ensemble shows
+disagreement where it is, and cannot show what all of them get wrong.
+
+DPO's implicit reward says how much likelier an answer became than under a reference.
 
 The reward is beta (log p(y|x) - log p_ref(y|x)), summed over the answer's tokens (2305.18290,
 equation 5 without the part that depends on x alone), or their mean with `per_token`. The end of
@@ -11,14 +18,25 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, pstdev, pvariance
 
-from rlaif.config.judges import ImplicitRewardJudge
+from rlaif.config.judges import ImplicitRewardJudge, RewardEnsembleJudge, RewardModelJudge
 from rlaif.constitution.model import Constitution
-from rlaif.core.errors import ConfigError
+from rlaif.core.errors import ConfigError, RlaifError
+from rlaif.core.numbers import sigmoid
 from rlaif.core.records import Completion, Judgement, Prompt
-from rlaif.engines.base import Capability, ScoreRequest
-from rlaif.judges.base import Answer, Answered, Call
-from rlaif.judges.common import hash_judge
+from rlaif.data.sources import with_system
+from rlaif.engines.base import (
+    DISTANCE,
+    MEMBER,
+    SPREAD,
+    Capability,
+    RewardRequest,
+    RewardResult,
+    ScoreRequest,
+)
+from rlaif.judges.base import Answer, Answered, Call, call_id, judgement
+from rlaif.judges.common import hash_judge, usable
 from rlaif.judges.composed import all_needs, calls_by_role, rewarded
 from rlaif.judges.questions import label_result
 
@@ -93,3 +111,158 @@ def build(
             f"judge {spec.id}: `by` and `reference` are both {spec.by!r}: every reward would be 0"
         )
     return ImplicitReward(spec.id, hash_judge(spec, ()), spec.beta, spec.per_token)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModel:
+    """`score` is 1 / (1 + exp(-reward)): the chance against an answer of reward 0, which a centred
+    model gives on average (Bradley-Terry). The raw value is the reward itself; `distribution` keeps
+    it with what the head made it of. `condition` is the system prompt of a conditional model."""
+
+    id: str
+    judge_hash: str
+    condition: str | None = None
+    needs: frozenset[Capability] = frozenset({"reward"})
+    comparative: bool = False
+    unbounded: bool = True
+
+    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
+        """One call per completion; `seed` changes nothing."""
+        messages = prompt.messages
+        if self.condition is not None:
+            messages = with_system(messages, self.condition)
+        return [
+            Call(name, prompt, (c,), None, 0, RewardRequest(name, messages, c.messages[-1]))
+            for c in usable(completions)
+            for name in [call_id(self.judge_hash, [c], None)]
+        ]
+
+    def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
+        """One judgement."""
+        subject = call.shown[0]
+        reward = result.reward if isinstance(result, RewardResult) else None
+        if not isinstance(result, RewardResult) or reward is None or not math.isfinite(reward):
+            return [judgement(self, call, subject, annotator_id, "model", "failed")]
+        return [
+            judgement(
+                self,
+                call,
+                subject,
+                annotator_id,
+                "model",
+                "ok",
+                score=sigmoid(reward),
+                distribution={"reward": reward, **result.parts},
+                raw=repr(reward),
+                raw_value=reward,
+            )
+        ]
+
+
+def build_reward_model(
+    spec: RewardModelJudge, constitution: Constitution | None, beside: Path | None
+) -> RewardModel:
+    """The judge of a spec. Raises ConfigError when it names principles: the model has learned its
+    own."""
+    if spec.principles is not None:
+        raise ConfigError(f"judge {spec.id}: a reward model judges as a whole; drop `principles`")
+    return RewardModel(spec.id, hash_judge(spec, ()), spec.condition)
+
+
+def combine(rewards: Sequence[float], how: str, penalty: float) -> float:
+    """One reward of the members': `mean`, `worst` (the least), or `uncertainty`, the mean less
+    `penalty` times the population variance."""
+    if how == "worst":
+        return min(rewards)
+    mean = fmean(rewards)
+    return mean - penalty * pvariance(rewards) if how == "uncertainty" else mean
+
+
+def member_rewards(role: str, answer: Answer) -> dict[str, float]:
+    """The rewards of the member `role` by name: its own, or those of each adapter where it is an
+    ensemble of several; none where it could not score the answer."""
+    if not isinstance(answer, RewardResult) or answer.reward is None:
+        return {}
+    adapters = {name: v for name, v in _parts(answer).items() if name.startswith(MEMBER)}
+    if not adapters:
+        return {f"{MEMBER}{role}": answer.reward}
+    return {f"{MEMBER}{role}/{n.removeprefix(MEMBER)}": v for n, v in adapters.items()}
+
+
+def _parts(answer: Answer) -> dict[str, float]:
+    return answer.parts if isinstance(answer, RewardResult) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class RewardEnsemble:
+    """`score` is the sigmoid of the combined reward. `distribution` holds it, each member's, their
+    standard deviation, and the members' mean distance from their training where they know it."""
+
+    id: str
+    judge_hash: str
+    roles: Mapping[str, frozenset[Capability]]
+    how: str
+    penalty: float
+    standardise: Mapping[str, tuple[float, float]]
+    comparative: bool = False
+    unbounded: bool = True
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """Rewards."""
+        return all_needs(self.roles)
+
+    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
+        """One call per completion and member; `seed` changes nothing."""
+
+        def request(name: str, completion: Completion) -> RewardRequest:
+            """What each model is asked about a completion."""
+            return RewardRequest(name, prompt.messages, completion.messages[-1])
+
+        return calls_by_role(self, prompt, completions, request)
+
+    def follow(
+        self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
+    ) -> list[Call]:
+        """Nothing."""
+        return []
+
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """The calls as they are."""
+        return len(calls)
+
+    def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
+        """One judgement per completion; failed where a member could not score it."""
+        return rewarded(self, calls, answers, self._read)
+
+    def _read(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
+        members: dict[str, float] = {}
+        away: list[float] = []
+        for role, answer in answers.items():
+            own = member_rewards(role, answer)
+            if not own:
+                return None
+            away += [v for name, v in _parts(answer).items() if name == DISTANCE]
+            mean, spread = self.standardise.get(role, (0.0, 1.0))
+            members |= {name: (reward - mean) / spread for name, reward in own.items()}
+        if len(members) < 2:
+            raise RlaifError(
+                f"judge {self.id}: `members` names one model, and it is no ensemble of adapters "
+                "(`distill` with `members`): name two models or more"
+            )
+        rewards = list(members.values())
+        reward = combine(rewards, self.how, self.penalty)
+        far = {DISTANCE: fmean(away)} if away else {}
+        return {"reward": reward, SPREAD: pstdev(rewards), **far, **members}
+
+
+def build_reward_ensemble(
+    spec: RewardEnsembleJudge, constitution: Constitution | None, beside: Path | None
+) -> RewardEnsemble:
+    """The judge of a spec. Raises ConfigError when it names principles."""
+    if spec.principles is not None:
+        raise ConfigError(f"judge {spec.id}: reward models judge as a whole; drop `principles`")
+    roles = {name: frozenset[Capability]({"reward"}) for name in spec.asks()}
+    return RewardEnsemble(
+        spec.id, hash_judge(spec, ()), roles, spec.combine, spec.penalty, spec.standardise
+    )

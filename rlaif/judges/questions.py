@@ -4,17 +4,22 @@ answer is an abstention.
 An abstention is a verdict that the judge declines to give. Where labels are read it is a label of
 its own, or too little probability on all labels; where the verdict is written it is a word in the
 verdict's place. It has no number and is no tie.
+
+`judgement_notes` says in words what a user should know of how a judge's model answered.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from rlaif.config.judging import VerdictJudge, WritingJudge
+from rlaif.core.chat import CUT, WAS_CUT
 from rlaif.core.errors import ConfigError
-from rlaif.core.records import content_hash
+from rlaif.core.records import Judgement, content_hash
 from rlaif.engines.base import (
     Capability,
     GenerateRequest,
@@ -23,7 +28,7 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
-from rlaif.judges.base import Answer, Call, Ending
+from rlaif.judges.base import LIMIT, Answer, Call, Ending
 from rlaif.judges.jsontext import Found, json_objects, member, names_member, outside, the_object
 from rlaif.judges.templates import Template, in_fence, outside_fence
 
@@ -241,3 +246,36 @@ def label_needs(template: Template) -> frozenset[Capability]:
     """What an engine must do for a judge that reads label probabilities."""
     prefill: frozenset[Capability] = frozenset({"prefill"} if template.has_prefill else ())
     return prefill | {"label_logprobs"}
+
+
+LEAST_MASS = 0.1
+"""Below this mean label mass the labels are not what the model wanted to say."""
+
+
+def judgement_notes(judge: str, judgements: Sequence[Judgement]) -> list[str]:
+    """`answer_notes` of a judge's judgements."""
+    errors = Counter(j.error for j in judgements if j.error)
+    masses = [j.label_mass for j in judgements if j.label_mass is not None]
+    return answer_notes(judge, len(judgements), errors, masses)
+
+
+def answer_notes(
+    judge: str, judgements: int, errors: Mapping[str, int], masses: Sequence[float]
+) -> list[str]:
+    """What kept verdicts from being read, and what to change: `errors` are the reasons why
+    judgements have no value with their counts, `masses` the label masses of those that have one."""
+    notes = []
+    for why, count in ((WAS_CUT, errors.get(CUT, 0)), (LIMIT, errors.get(LIMIT, 0))):
+        if count:
+            notes.append(
+                f"judge {judge}: {count} of {judgements} verdicts could not be read, since the "
+                f"answer was {why}: raise `max_new_tokens` of the judge"
+            )
+    if masses and (mean := fmean(masses)) < LEAST_MASS:
+        notes.append(
+            f"judge {judge}: its labels have a mean probability of {mean:.2g} together: the model "
+            "wanted to say something else, and its verdicts rest on what is left. Look at what it "
+            "would write (`rlaif prompt render`), or choose other labels; `min_label_mass` makes "
+            "such verdicts abstentions"
+        )
+    return notes

@@ -2,17 +2,22 @@
 
 The number is written by the model and parsed, or is the mean level under the probabilities of the
 levels at the next token, sum of i p(i) over sum of p(i) (2309.00267, section "Direct RLAIF").
+
+`additive` counts points from 0 to 5, after self-rewarding language models (2401.10020, figure 2);
+the wording is our own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
+from rlaif.config.judges import AdditiveJudge
 from rlaif.config.judging import VerdictJudge
-from rlaif.constitution.model import Principle
+from rlaif.constitution.model import Constitution, Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
@@ -20,8 +25,12 @@ from rlaif.judges.base import Answer, Call, call_id, judgement
 from rlaif.judges.common import (
     applicable,
     by_principle,
+    hash_judge,
+    judge_template,
     mapped,
+    question_hashes,
     template_values,
+    text_principles,
     usable,
     without_value,
 )
@@ -31,6 +40,7 @@ from rlaif.judges.questions import (
     Asking,
     Labels,
     Written,
+    asking,
     distinct_labels,
     label_mass,
     label_result,
@@ -252,3 +262,33 @@ def check_levels(spec: VerdictJudge, low: float, high: float) -> None:
             f"judge {spec.id}: `expected: true` reads one label per level and knows {MOST_LEVELS}; "
             f"the scale has {high - low + 1:g} levels; use a shorter one or `expected: false`"
         )
+
+
+POINTS = (0, 5)
+
+
+def build(spec: AdditiveJudge, constitution: Constitution | None, beside: Path | None) -> Scored:
+    """The judge of a spec: overall quality, and the principles that `principles` names, if any."""
+    named: list[Principle] = []
+    if spec.principles is not None:
+        named = text_principles(spec, constitution)
+    template = judge_template(spec, "additive.j2", beside)
+    if named and "principles" not in template.variables:
+        raise ConfigError(
+            f"judge {spec.id}: `principles` has no effect, since the template does not use "
+            "{{ principles }}",
+            template.name,
+        )
+    if spec.expected:
+        check_levels(spec, *POINTS)
+    return Scored(
+        id=spec.id,
+        judge_hash=hash_judge(spec, named, template),
+        questions=question_hashes(spec, named, template),
+        asking=asking(spec, template),
+        principles=(),
+        listed=tuple(named),
+        scale=POINTS,
+        own_scales=False,
+        samples=1 if spec.expected else spec.samples,
+    )

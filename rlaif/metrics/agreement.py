@@ -3,15 +3,35 @@
 A statistic of items is a function of their weights (see `weighted`). Sources: Cohen 1960 (kappa),
 Krippendorff 2011 (alpha), Kendall 1945 (tau-b), McNemar 1947 in its exact form; effective votes
 after juries of language models, 2404.18796, and the design effect of Kish 1965.
+
+Biases are what moves a judge besides quality, NaN where a value is missing: position bias as the
+rate at which the same slot wins in both orders (2309.00267), length bias as a logistic regression
+that controls for the human label (after 2404.04475), preference for its own answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from rlaif.metrics.weighted import Floats, Ints, Measure, ratio, sums_by
+from rlaif.core.labelled import GivenPair
+from rlaif.metrics.intervals import IntervalJson
+from rlaif.metrics.metrics import Values, per_prompt
+from rlaif.metrics.penalised import fit_logistic
+from rlaif.metrics.pooled import figure_intervals
+from rlaif.metrics.weighted import (
+    Figure,
+    Floats,
+    Ints,
+    Mask,
+    Measure,
+    among,
+    mean_of,
+    ratio,
+    sums_by,
+)
+from rlaif.preferences.labels import Verdicts
 
 Distance = Callable[[Floats, Floats], Floats]
 
@@ -189,3 +209,115 @@ def effective_votes(count: int, correlation: Floats) -> Floats:
     judges are never worth more than their number."""
     votes: Floats = count / (1.0 + (count - 1) * np.maximum(correlation, 0.0))
     return votes
+
+
+def decided(prob: Floats) -> Mask:
+    """Where there is a value and it is no tie."""
+    known: Mask = ~np.isnan(prob) & (prob != 0.5)
+    return known
+
+
+def same_slot(prob_first: Floats, prob_second: Floats) -> Floats:
+    """1 where the first slot won in both orders, -1 where the second did, 0 where the same answer
+    won twice; NaN where an order is undecided. Shape (n,).
+
+    Of P(the answer wins) when it was shown first and when it was shown second, each (n,).
+    """
+    known = decided(prob_first) & decided(prob_second)
+    won = (prob_first > 0.5).astype(np.float64) - (prob_second > 0.5)
+    return np.where(known, won, np.nan)
+
+
+def picks_longer(prob: Floats, longer_by: Floats) -> Floats:
+    """1 where a verdict is for the longer answer, else 0; NaN for equal lengths and without a
+    verdict. Shape (n,)."""
+    kept = decided(prob) & (longer_by != 0)
+    return np.where(kept, (prob > 0.5) == (longer_by > 0), np.nan)
+
+
+def length_coefficient(prob: Floats, label: Floats, longer_by: Floats) -> Figure:
+    """How much one standard deviation of length difference adds to the log-odds of a verdict for
+    that answer, the human label held fixed.
+
+    Features: 1, longer_by / sd, and the label as -1 or 1. Undefined where the regression has no
+    maximum, as for a judge that always follows length or always follows people.
+    """
+    kept = decided(prob) & decided(label)
+    lengths, outcome = longer_by[kept], (prob[kept] > 0.5).astype(np.float64)
+    scale = (float(lengths.std()) if lengths.size else 0.0) or 1.0
+    human = np.where(label[kept] > 0.5, 1.0, -1.0)
+    features = np.stack([np.ones_like(lengths), lengths / scale, human], axis=1)
+    powers = np.stack([features[:, 1], features[:, 1] ** 2], axis=1)
+
+    def of(weights: Floats) -> Floats:
+        mean, square = ratio(weights @ powers, weights.sum(axis=1, keepdims=True)).T
+        slope = fit_logistic(features, outcome, weights)[:, 1]
+        by_sd: Floats = slope * np.sqrt(np.maximum(square - mean**2, 0.0))
+        return by_sd
+
+    return among(kept, of)
+
+
+def self_preference(prob: Floats, label: Floats, own: Floats) -> Figure:
+    """P(picks own | people pick own) - P(picks other | people pick other), in [-1, 1].
+
+    `own` is 1 where the first answer is the judge's own and the second is not, -1 the other way
+    round, else 0. Undefined where either condition never holds.
+    """
+    kept = decided(prob) & decided(label) & (own != 0)
+    mine = own > 0
+    judged, said = (prob > 0.5) == mine, (label > 0.5) == mine
+    where_own = mean_of(np.where(kept & said, judged, np.nan))
+    where_other = mean_of(np.where(kept & ~said, ~judged, np.nan))
+    return Figure(lambda weights: where_own.of(weights) - where_other.of(weights), int(kept.sum()))
+
+
+Choices = Mapping[str, tuple[str, bool]]
+"""Pair id to its prompt's id and whether the first answer was chosen."""
+
+
+def label_agreement(first: Choices, second: Choices) -> dict[str, IntervalJson]:
+    """`agreement` (share of pairs with the same choice, [0, 1]) and `kappa` (Cohen's, [-1, 1]).
+
+    Over the pairs that both have, with intervals over prompts. Kappa is missing where chance alone
+    would agree always, as it does of one-sided labels.
+    """
+    common = sorted(first.keys() & second.keys())
+    one, other = (
+        np.asarray([labels[name][1] for name in common], dtype=np.float64)
+        for labels in (first, second)
+    )
+
+    if not common:
+        return {}
+    prompts = [first[name][0] for name in common]
+    figures = {
+        "agreement": mean_of((one == other).astype(np.float64)),
+        "kappa": Figure(cohen_kappa(one, other), one.size),
+    }
+    intervals = figure_intervals(figures, prompts)
+    return {name: interval.to_json() for name, interval in intervals.items()}
+
+
+def reward_accuracy(
+    pairs: Sequence[GivenPair],
+    new: Mapping[str, float],
+    old: Mapping[str, float],
+    verdicts: Verdicts,
+) -> Values:
+    """Per prompt, the share of pairs whose better answer has the larger implicit reward.
+
+    That is DPO's reward but for beta (2305.18290, section 4): the answer's summed log-prob under
+    the policy less that under M0; `new` and `old` give them by completion id, in nats. Equal
+    rewards count half; a pair without a verdict, with a tie or without a log-prob does not count.
+    """
+    rewards = {name: new[name] - old[name] for name in new.keys() & old.keys()}
+    found: list[tuple[str, float]] = []
+    for pair in pairs:
+        verdict = verdicts.get(pair.pair_id, 0.5)
+        first, second = rewards.get(pair.first), rewards.get(pair.second)
+        if verdict == 0.5 or first is None or second is None:
+            continue
+        right = 0.5 if first == second else float((first > second) == (verdict > 0.5))
+        found.append((pair.prompt_id, right))
+    return per_prompt(found)

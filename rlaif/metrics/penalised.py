@@ -6,6 +6,8 @@ others. So coefficients are finite where the outcomes are separated, as those of
 every game, and so are their intervals, which no curvature at the maximum would give.
 
 The first axis of every array is that of separate samples, B of them, computed at once.
+
+`fit_logistic` is the plain regression, by Newton's method.
 """
 
 from __future__ import annotations
@@ -223,3 +225,35 @@ def _orthogonal(contrast: Floats) -> Floats:
     """An orthonormal basis, (B, k, k - 1), of what is orthogonal to each contrast, (B, k)."""
     full = np.linalg.qr(contrast[:, :, None], mode="complete")[0]
     return np.asarray(full[:, :, 1:])
+
+
+MAX_STEPS = 50
+
+
+def fit_logistic(features: Floats, outcome: Floats, weights: Floats) -> Floats:
+    """The maximum-likelihood coefficients, shape (B, k), of `features` (n, k; no intercept is
+    added) for `outcome` (n,) on [0, 1], with each of the `weights` (B, n).
+
+    NaN where there are none: features that determine one another, or outcomes that they separate,
+    on which Newton's steps never become small.
+    """
+    count, size = weights.shape[0], features.shape[1]
+    products = (features[:, :, None] * features[:, None, :]).reshape(-1, size * size)
+    found, beta = np.full((count, size), np.nan), np.zeros((count, size))
+    going = np.arange(count)
+    for _ in range(MAX_STEPS):
+        prob = sigmoids(beta[going] @ features.T)
+        used = weights[going]
+        hessian = ((used * prob * (1.0 - prob)) @ products).reshape(-1, size, size)
+        slope = (used * (outcome - prob)) @ features
+        sound = np.linalg.cond(hessian) < 1e12
+        going, hessian, slope = going[sound], hessian[sound], slope[sound]
+        step = np.linalg.solve(hessian, slope[:, :, None])[:, :, 0]
+        beta[going] += step
+        largest = np.maximum(1.0, np.abs(beta[going]).max(axis=1))
+        ended = np.abs(step).max(axis=1) <= 1e-12 * largest
+        found[going[ended]] = beta[going[ended]]
+        going = going[~ended]
+        if not going.size:
+            break
+    return found

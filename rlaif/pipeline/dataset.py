@@ -21,17 +21,16 @@ from rlaif.core.records import Completion, Judgement, Preference, R, from_json
 from rlaif.core.rowfiles import Index
 from rlaif.core.store import explain_os_errors, partial_of, read_json, write_atomic
 from rlaif.data.card import Facts, card, sampled_by
-from rlaif.data.dataset import TEST, TRAIN, PairTables, held_prompts, labelled_pair
+from rlaif.data.dataset import TEST, TRAIN, PairTables, held_prompts, labelled_pair, raw_row
 from rlaif.data.dataset import write_tables as write_parquet
 from rlaif.data.describe import Describer, Description
-from rlaif.data.raw import raw_row
-from rlaif.data.spool import Spool
+from rlaif.data.rows import Spool
 from rlaif.pipeline import provenance as told
 from rlaif.pipeline.manifest import NOT_INSTALLED
 from rlaif.pipeline.plan.training import PREFERENCES
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps.context import ByPrompt
-from rlaif.pipeline.steps.missing import why_no_pairs
+from rlaif.pipeline.steps.pair import why_no_pairs
 from rlaif.preferences.aggregate import compared_scores
 
 MARKER = "rlaif.json"

@@ -1,12 +1,18 @@
-"""Run an experiment: read it, plan it, run what is missing, and say what happened."""
+"""Run an experiment: read it, plan it, run what is missing, and say what happened.
+
+What servers judge runs beside what this process computes: `lanes` splits the steps, and `at_once`
+runs them.
+"""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -15,17 +21,15 @@ from rlaif.core.errors import GateStopped, StoreError
 from rlaif.core.finished import stale, stale_in_words
 from rlaif.core.records import Prompt, RoundRecord, content_hash
 from rlaif.core.store import Store, explain_os_errors, name_step
-from rlaif.engines.build import EnginePool, whole
+from rlaif.engines.build import REMOTE, EnginePool, whole
 from rlaif.engines.builtin import resolve
 from rlaif.engines.local.adapters import COPIES
 from rlaif.engines.remote.meter import kept_meters
 from rlaif.pipeline.dataset import Built, build_dataset
-from rlaif.pipeline.manifest import write_manifest
+from rlaif.pipeline.manifest import write_manifest, write_rounds
 from rlaif.pipeline.plan import PlanInputs, Planned, make_plan
 from rlaif.pipeline.prepare import prepare
-from rlaif.pipeline.rounds import write_rounds
 from rlaif.pipeline.runs import load_run
-from rlaif.pipeline.schedule import at_once, lanes, stretches
 from rlaif.pipeline.steps.context import Progress, Rising, StepContext, Watching
 
 STEPS = {
@@ -292,3 +296,68 @@ def _last_trains(plan: Sequence[Planned]) -> list[Planned]:
         if planned.kind == "train":
             last |= {(planned.seed, arm): planned for arm in planned.arms}
     return list(last.values())
+
+
+TOGETHER = ("sample", "judge")
+
+
+def stretches(plan: Sequence[Planned]) -> Iterator[list[Planned]]:
+    """The plan in pieces that run one after the other: sample and judge steps that follow one
+    another, and every other step alone. A judge step may need samples of its own piece, and no
+    step needs anything else of it."""
+    for together, run in groupby(plan, key=lambda planned: planned.kind in TOGETHER):
+        steps = list(run)
+        yield from [steps] if together else ([planned] for planned in steps)
+
+
+def lanes(steps: Sequence[Planned]) -> tuple[list[Planned], list[Planned]]:
+    """The steps of a piece that run here, and those that run beside them, in the plan's order.
+
+    Beside go judges that only servers answer, unless a step here asks one of these too: its limits
+    are for all calls to it. Where nothing is left to run here, all do.
+    """
+    far = [planned for planned in steps if _is_remote_judge(planned)]
+    while True:
+        here = [planned for planned in steps if planned not in far]
+        shared = _servers(here)
+        alone = [planned for planned in far if not _servers([planned]) & shared]
+        if len(alone) == len(far):
+            return (here, far) if here else (far, [])
+        far = alone
+
+
+def _is_remote_judge(planned: Planned) -> bool:
+    engines = {model.spec.engine for model in planned.models.values()}
+    return planned.kind == "judge" and bool(engines) and engines <= REMOTE
+
+
+def _servers(steps: Iterable[Planned]) -> set[tuple[str | None, str]]:
+    """Address and name of the models on servers that are asked."""
+    models = [model.spec for planned in steps for model in planned.models.values()]
+    return {(spec.base_url, spec.path) for spec in models if spec.engine in REMOTE}
+
+
+def at_once(
+    here: Callable[[Callable[[], None]], None],
+    far: Callable[[], None],
+    end_far: Callable[[], None],
+) -> None:
+    """Run `here` in this thread and `far` in another one. The first error of either ends both and
+    is raised, once both have ended.
+
+    `here` is given a function that raises what `far` failed with, to be called now and then;
+    `end_far` makes `far` end soon.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(far)
+
+        def check() -> None:
+            if working.done():
+                working.result()
+
+        try:
+            here(check)
+            working.result()
+        except BaseException:
+            end_far()
+            raise

@@ -16,11 +16,10 @@ from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.records import Prompt, content_hash, from_json, to_json
 from rlaif.core.store import Store
 from rlaif.engines.remote.meter import Meter, meters_of
-from rlaif.pipeline.manifest import ADVICE, read_manifest
+from rlaif.pipeline.manifest import ADVICE, read_manifest, read_rounds
 from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
-from rlaif.pipeline.rounds import read_rounds
 from rlaif.pipeline.steps.evaluate import VALUES
-from rlaif.report.answers import answers
+from rlaif.report.arms import answers
 from rlaif.report.gather import Sources, gather
 from rlaif.report.merged import Page, make_page
 from rlaif.report.rows import arms_of
@@ -158,7 +157,7 @@ class Run:
         }
 
     def answers(self, page: Page) -> list[str]:
-        """The answer of an experiment with arms, in sentences; see `rlaif.report.answers`."""
+        """The answer of an experiment with arms, in sentences; see `rlaif.report.arms`."""
         return answers(page.comparisons, self.arms(), self.experiment().margin)
 
     def page(self) -> Page:

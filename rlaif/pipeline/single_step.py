@@ -16,11 +16,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rlaif.config.base import apply_override
 from rlaif.config.experiment import Experiment
 from rlaif.config.judging import JudgeBase
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, thinking_of
 from rlaif.config.on_policy import OnPolicyTrain
-from rlaif.config.overrides import apply_override
 from rlaif.config.steps import LoadStep, PairStep
 from rlaif.constitution.model import load_constitution
 from rlaif.core.errors import ConfigError

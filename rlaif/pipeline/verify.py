@@ -13,10 +13,8 @@ from rlaif.core import checksums
 from rlaif.core.errors import ConfigError, RlaifError, StoreError
 from rlaif.core.finished import MASTERS, Verified, read, stale, stale_in_words
 from rlaif.core.store import StepFolder
-from rlaif.engines.remote.account import LEDGER, Account, lost_in_words
-from rlaif.engines.remote.meter import counted_cost, read_meters
-from rlaif.pipeline.manifest import read_manifest
-from rlaif.pipeline.rounds import read_rounds
+from rlaif.engines.remote.meter import LEDGER, Account, counted_cost, lost_in_words, read_meters
+from rlaif.pipeline.manifest import read_manifest, read_rounds
 
 
 @dataclass(frozen=True, slots=True)

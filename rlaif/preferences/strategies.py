@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from rlaif.config.steps import PairStep
 from rlaif.core.records import Completion, Judgement, Message, Preference, Prompt, content_hash
-from rlaif.data.shingles import ngram_hashes, word_hashes
+from rlaif.data.near import ngram_hashes, word_hashes
 
 
 class Candidate(Struct, frozen=True):

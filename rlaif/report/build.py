@@ -19,8 +19,7 @@ from markupsafe import Markup
 from rlaif.core.store import write_atomic
 from rlaif.metrics.intervals import show_ends, show_interval, show_number, show_value
 from rlaif.report import plots
-from rlaif.report.answers import answers, mark_of, marks
-from rlaif.report.arms import difference_tables, label_rows
+from rlaif.report.arms import answers, difference_tables, label_rows, mark_of, marks
 from rlaif.report.browser import embed_json
 from rlaif.report.glossary import GLOSSARY
 from rlaif.report.merged import Page, claim_words, make_page
@@ -36,7 +35,7 @@ from rlaif.report.rows import (
     seeds_of,
     side_by_side,
 )
-from rlaif.report.summary import summary
+from rlaif.report.table import summary
 from rlaif.report.view import RolloutRow, RoundRow, RunView, StepRow
 
 _HERE = Path(__file__).resolve().parent

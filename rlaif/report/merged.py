@@ -10,10 +10,10 @@ from statistics import fmean
 from typing import Any
 
 from rlaif.metrics.claims import Claims, find_claims
-from rlaif.metrics.crossed import seeds_interval
 from rlaif.metrics.figure_rules import rule_of
 from rlaif.metrics.intervals import IntervalJson
 from rlaif.metrics.metrics import FACTORS, scores_answers
+from rlaif.metrics.pooled import seeds_interval
 from rlaif.report.view import RoundResult, RoundRow, Values, ValuesOf
 
 TESTED_ALONE = ("win_rate_vs_initial/", "reward_accuracy/", "drift/", "judge_corr/")

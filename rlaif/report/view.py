@@ -46,7 +46,7 @@ class StepRow(TypedDict):
     """One step that ran; `seconds` and `cost` are None when unknown. Of `cost`,
     `estimated_cost` was not counted; `errors` are the reasons of records that failed;
     `notes` what else its reader should know; `kernels` what computed a training (see
-    `rlaif.train.kernels`)."""
+    `rlaif.train.model`)."""
 
     seed: int
     arms: list[str]

@@ -22,7 +22,7 @@ from rlaif.engines.local.adapters import member_folders
 from rlaif.engines.local.reward import POSITION, reward_position
 from rlaif.engines.merging import ADAPTER
 from rlaif.kernels.heads import WEIGHTS, load_head, save_head
-from rlaif.train.refresh import RECORD
+from rlaif.train.reward_model import RECORD
 from rlaif.train.tokenise import refuse_other_tokens
 
 WHOLE = "model.safetensors"

@@ -28,9 +28,8 @@ from rlaif.core.records import content_hash
 from rlaif.kernels.batching import plan_epoch
 from rlaif.kernels.device import peak_flops, peak_memory
 from rlaif.train import checkpoint, metrics, parallel
-from rlaif.train.kernels import kernels_in_use
-from rlaif.train.likeness import trainable_code
-from rlaif.train.model import TrainModel
+from rlaif.train.loading import trainable_code
+from rlaif.train.model import TrainModel, kernels_in_use
 from rlaif.train.tokenise import Example
 
 Sums = dict[str, tuple[float, float]]
@@ -74,7 +73,7 @@ OUTCOME = "outcome.json"
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
     """What a training did. `metrics` has first_, last_ and mean_ of every per-step metric;
-    `kernels` are `rlaif.train.kernels.kernels_in_use`, and `notes` what its reader should know."""
+    `kernels` are `rlaif.train.model.kernels_in_use`, and `notes` what its reader should know."""
 
     steps: int
     tokens: int

@@ -3,7 +3,10 @@
 With bf16 compute the module holds a bf16 copy that runs forward and backward; the optimiser works
 on fp32 masters, and the copy is refreshed from them after each step. So the copy has the very bits
 that the exported bf16 checkpoint has. With fp32 compute the parameters are their own masters. Of a
-model that is split over the ranks the masters are this rank's parts; see `rlaif.train.sharding`.
+model that is split over the ranks the masters are this rank's parts; see `rlaif.train.parallel`.
+
+`kernels_in_use` lists what a training was computed with: the facts that a speed or a difference can
+be explained by.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -22,15 +26,20 @@ from rlaif.core.errors import EngineError
 from rlaif.engines.checkpoints import is_reward
 from rlaif.engines.local.fast_paths import PLAIN as PLAIN_FORMS
 from rlaif.engines.local.fast_paths import Choice, fast_paths
-from rlaif.engines.local.output_head import PLAIN, Head
 from rlaif.engines.local.packing import body_of, hidden_states
-from rlaif.engines.local.proof import choose
+from rlaif.engines.local.proof import choose, versions
+from rlaif.engines.local.weights import PLAIN, Head
+from rlaif.kernels.attention import flex_failure, uses_flex
 from rlaif.kernels.batching import Branches, Layout, packed_layout, padded_layout, sequence_sums
 from rlaif.kernels.device import has_fast_bf16
 from rlaif.kernels.fused import embed_into, multiply_into
-from rlaif.kernels.logprobs import token_logprobs, token_logprobs_and_entropy
-from rlaif.train import parallel, sharding
-from rlaif.train.likeness import compute_as_sampling, proved_head, recompute_layers
+from rlaif.kernels.logprobs import (
+    token_logprobs,
+    token_logprobs_and_entropy,
+    uses_cut_cross_entropy,
+)
+from rlaif.train import parallel
+from rlaif.train.loading import compute_as_sampling, proved_head, recompute_layers
 
 log = logging.getLogger(__name__)
 
@@ -203,14 +212,14 @@ class TrainModel:
             return
         for name, param in self.params.items():
             if param.grad is not None:
-                self.masters[name].grad = sharding.part(param.grad)
+                self.masters[name].grad = parallel.part(param.grad)
 
     def clip_gradients(self, limit: float) -> float:
         """Scale the gradients down to a norm of `limit`; their norm before."""
         masters = list(self.masters.values())
         norm = nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
         if self.root is not None:
-            norm = sharding.whole_norm(norm)
+            norm = parallel.whole_norm(norm)
         nn.utils.clip_grads_with_norm_(masters, limit, norm)
         return float(norm)
 
@@ -220,7 +229,7 @@ class TrainModel:
         if self.root is None:
             return
         for name, param in self.params.items():
-            full = sharding.whole(param)
+            full = parallel.whole(param)
             if parallel.rank() == 0:
                 self.masters[name] = full.cpu()
 
@@ -296,13 +305,13 @@ def _shard(model: TrainModel, trainable: bool) -> None:
         if not param.requires_grad:
             param.data = param.data.to(model.dtype)
     layers = set(causal(model.module)._no_split_modules or ())
-    model.root = sharding.shard(model.module, layers, model.device, model.dtype)
+    model.root = parallel.shard(model.module, layers, model.device, model.dtype)
     for name, param in model.module.named_parameters():
         if param.requires_grad:
             param.grad = torch.zeros_like(param)
             model.params[name] = param
-            model.masters[name] = sharding.part(param)
-            model.masters[name].grad = sharding.part(param.grad)
+            model.masters[name] = parallel.part(param)
+            model.masters[name].grad = parallel.part(param.grad)
 
 
 def _into(master: Tensor) -> Callable[[Tensor], None]:
@@ -346,3 +355,44 @@ def add_lora(module: Any, options: LoraOptions) -> Any:
     if not reward and type(causal(wrapped).get_output_embeddings()) is not nn.Linear:
         raise EngineError("lora.target_modules must leave out the output head")
     return wrapped
+
+
+def kernels_in_use(model: TrainModel) -> dict[str, Any]:
+    """By part what computes it, with versions; `left_out` says what the model could not take, and
+    why. To be asked when training is over: a kernel may be given up on the way."""
+    torch_version, transformers_version = versions()
+    named = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
+    left_out = list(model.choice.reasons)
+    failure = flex_failure()
+    if failure is not None and model.device.type == "cuda":
+        left_out.append(f"FlexAttention: {failure}")
+    return {
+        "packed": model.packed,
+        "attention": _attention(model),
+        "fused": dict(sorted(model.choice.parts.items())),
+        "logprobs": _logprobs(model),
+        "left_out": left_out,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": named,
+        "torch": torch_version,
+        "transformers": transformers_version,
+    }
+
+
+def _attention(model: TrainModel) -> str:
+    if not model.packed:
+        return f"{model.attention} (transformers)"
+    return "FlexAttention" if uses_flex(model.device) else "group by group"
+
+
+def _logprobs(model: TrainModel) -> str:
+    if model.device.type == "cuda" and uses_cut_cross_entropy(model.dtype):
+        return f"cut-cross-entropy {_version('cut-cross-entropy')}"
+    return "tiles"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "of an unknown version"

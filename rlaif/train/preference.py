@@ -1,20 +1,31 @@
-"""Training on pairs: one task for every method that compares two answers; the losses are pure."""
+"""Training on answers: a task for each family of methods; the losses are pure.
+
+`PreferenceTask` compares two answers. KTO (Kahneman-Tversky optimisation) takes every answer for
+itself, of a pair or standing alone, against a baseline from answers to other prompts. SFT is the
+mean negative log-likelihood over the global batch's answer tokens. A reference model's log-probs of
+the training answers are computed once, before the first step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlaif.config.training import DpoTrain, ReferenceTrain, TrainStep
+from rlaif.config.training import DpoTrain, KtoTrain, ReferenceTrain, TrainStep
+from rlaif.core import commits
 from rlaif.core.errors import RlaifError
-from rlaif.kernels.batching import Layout
+from rlaif.core.rowfiles import read_rows
+from rlaif.core.store import StepFolder
+from rlaif.kernels.batching import Layout, plan_epoch
+from rlaif.train import parallel
 from rlaif.train.loop import Sums
 from rlaif.train.losses import preference as losses
-from rlaif.train.losses.preference import PairLogprobs
+from rlaif.train.losses.preference import PairLogprobs, sft_loss
 from rlaif.train.model import TrainModel
-from rlaif.train.reference import Reference
 from rlaif.train.tokenise import Example
 
 PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -124,3 +135,162 @@ def assert_equal(policy: Tensor, reference: Tensor, model: TrainModel) -> None:
             "model's, which is the reference. They were computed on another machine or version: "
             "delete the train step's work folder and run again."
         )
+
+
+class SftTask:
+    """Trains on the first completion of every example. See `rlaif.train.loop.Task`."""
+
+    def __init__(self, examples: Sequence[Example]):
+        self.examples = examples
+
+    def total(self, batch: Sequence[int]) -> float:
+        """Completion tokens of the batch."""
+        return float(sum(len(self.examples[i].completions[0]) for i in batch))
+
+    def loss(
+        self, model: TrainModel, micro: Sequence[int], total: float, step: int
+    ) -> tuple[Tensor, Sums, int]:
+        """See `Task.loss`."""
+        chosen = [self.examples[i] for i in micro]
+        layout = model.layout([(e.prompt_ids, e.completions[:1]) for e in chosen])
+        logprobs = model.token_logprobs(layout)
+        nll, _ = sft_loss(logprobs, torch.ones_like(logprobs))
+        sums = {"logprob_chosen": (-float(nll.detach()), float(len(micro)))}
+        return nll / total, sums, layout.tokens
+
+
+class KtoTask:
+    """Examples whose last branch is the answer to another prompt (`add_mismatched`). An example
+    counts once, with the mean over its one or two answers. See `rlaif.train.loop.Task`."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        reference: Reference,
+        options: KtoTrain,
+        same_start: bool = False,
+    ):
+        self.examples = examples
+        self.reference = reference
+        self.options = options
+        self.same_start = same_start
+
+    def total(self, batch: Sequence[int]) -> float:
+        """Pairs, or answers that stand alone, in the batch."""
+        return float(len(batch))
+
+    def loss(
+        self, model: TrainModel, micro: Sequence[int], total: float, step: int
+    ) -> tuple[Tensor, Sums, int]:
+        """See `Task.loss`."""
+        rows = [self.examples[i] for i in micro]
+        layout = model.layout([e.branches for e in rows])
+        policy = model.logprobs(layout)
+        values = [value for e in rows for value in self.reference[e.example_id]]
+        stored = torch.tensor(values, dtype=torch.float32, device=policy.device)
+        if step == 0 and self.same_start:
+            assert_equal(policy, stored, model)
+        rho = policy - stored
+        own, other = _places(rows)
+        good = torch.tensor([d for e in rows for d in e.desirable], device=policy.device)
+        share = [e.weight / len(e.desirable) for e in rows for _ in e.desirable]
+        z = losses.kto_baseline(rho[other])
+        loss = losses.kto(rho[own], good, z, **self.options.loss_options)
+        rewards = self.options.beta * rho.detach()
+        sums = _metrics(rows, rewards[own], policy.detach()[own], good)
+        sums["kl_baseline"] = (float(z) * len(rows), float(len(rows)))
+        weight = torch.tensor(share, device=policy.device)
+        return (loss * weight).sum() / total, sums, layout.tokens
+
+
+def _places(rows: Sequence[Example]) -> tuple[list[int], list[int]]:
+    """Where the rows' own answers lie among all branches, and where those to other prompts."""
+    own: list[int] = []
+    other: list[int] = []
+    for row in rows:
+        start = len(own) + len(other)
+        own += range(start, start + len(row.desirable))
+        other.append(start + len(row.desirable))
+    return own, other
+
+
+def _metrics(rows: Sequence[Example], rewards: Tensor, logprobs: Tensor, good: Tensor) -> Sums:
+    """Reward and log-prob of the good and of the bad answers; the margin where there are pairs."""
+    sums: Sums = {}
+    for name, mask in (("chosen", good), ("rejected", ~good)):
+        count = float(mask.sum())
+        sums[f"reward_{name}"] = (float(rewards[mask].sum()), count)
+        sums[f"logprob_{name}"] = (float(logprobs[mask].sum()), count)
+    parts = torch.split(rewards, [len(e.desirable) for e in rows])
+    margins = [float(part[0] - part[1]) for part in parts if len(part) == 2]
+    sums["margin"] = (sum(margins), float(len(margins)))
+    sums["accuracy"] = (float(sum(m > 0 for m in margins)), float(len(margins)))
+    return sums
+
+
+def add_mismatched(examples: Sequence[Example]) -> list[Example]:
+    """Each pair with the chosen answer of the next prompt as a third branch: KTO's baseline looks
+    at answers that do not belong to their prompts (arXiv 2402.01306, section 4.2).
+
+    Raises RlaifError when there is only one prompt.
+    """
+    ordered = sorted(examples, key=lambda e: (e.prompt_id, e.example_id))
+    if len({e.prompt_id for e in ordered}) < 2:
+        raise RlaifError(
+            "kto needs answers to at least two different prompts: its baseline is how the policy "
+            "rates an answer to another prompt"
+        )
+    partner = {}
+    for i, example in enumerate(ordered):
+        later = (ordered[(i + k) % len(ordered)] for k in range(1, len(ordered)))
+        other = next(e for e in later if e.prompt_id != example.prompt_id)
+        partner[example.example_id] = other.completions[0]
+    return [replace(e, completions=(*e.completions, partner[e.example_id])) for e in examples]
+
+
+Reference = dict[str, tuple[float, ...]]
+"""Example id to the reference's summed log-prob of each of its branches, in nats."""
+
+
+def read_reference(path: Path) -> Reference:
+    """The reference log-probs in whole batches of `path`; what a kill left after them is dropped
+    from the file. Raises StoreError where they are damaged."""
+    if parallel.rank() == 0 and path.exists():
+        commits.settle(path, f"Delete the folder {path.parent} to train again from the start.")
+    parallel.wait()
+    return {row["example_id"]: tuple(row["logprobs"]) for row in read_rows(path)}
+
+
+@torch.no_grad()
+def compute_reference(
+    model: TrainModel, examples: Sequence[Example], options: TrainStep, seed: int, path: Path
+) -> Reference:
+    """Append what is missing in `path` and return all of it.
+
+    The micro-batches are those of the first epoch: in bf16 a result depends on the shape of its
+    batch, and a reference equal to the start must give exactly equal numbers.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = read_reference(path)
+    sizes = [model.size(e.branches) for e in examples]
+    plan = plan_epoch(sizes, options.batch_size, model.token_budget(options), seed, 0)
+    for batch in plan:
+        missing = [
+            [examples[i] for i in micro]
+            for micro in batch
+            if not all(examples[i].example_id in known for i in micro)
+        ]
+        own: Reference = {}
+        mine = parallel.share(missing)
+        if model.sharded:
+            mine += parallel.filler(missing)
+        for rows in mine:
+            values = iter(model.logprobs(model.layout([e.branches for e in rows])).tolist())
+            for example in rows:
+                own[example.example_id] = tuple(next(values) for _ in example.completions)
+        new = {name: values for part in parallel.gather(own) for name, values in part.items()}
+        known |= new
+        if parallel.rank() == 0 and new:
+            lines = [{"example_id": name, "logprobs": list(values)} for name, values in new.items()]
+            StepFolder(path.parent).append(path.stem, lines)
+    return known

@@ -20,7 +20,6 @@ from rlaif.engines.build import whole
 from rlaif.kernels.device import release_freed_memory
 from rlaif.train import checkpoint, parallel
 from rlaif.train.export import export, export_member, from_masters
-from rlaif.train.kto import KtoTask, add_mismatched
 from rlaif.train.loading import load_module
 from rlaif.train.loop import (
     Task,
@@ -33,11 +32,16 @@ from rlaif.train.loop import (
 )
 from rlaif.train.model import TrainModel, compute_dtype, prepare
 from rlaif.train.on_policy import Collect, add_critic, drop_critic, run_on_policy
-from rlaif.train.preference import PreferenceTask
-from rlaif.train.reference import Reference, compute_reference, read_reference
-from rlaif.train.region import region_of
-from rlaif.train.reward_model import RewardTask, examples_of, prepared
-from rlaif.train.sft import SftTask
+from rlaif.train.preference import (
+    KtoTask,
+    PreferenceTask,
+    Reference,
+    SftTask,
+    add_mismatched,
+    compute_reference,
+    read_reference,
+)
+from rlaif.train.reward_model import RewardTask, examples_of, prepared, region_of
 from rlaif.train.tokenise import (
     Encoded,
     Example,

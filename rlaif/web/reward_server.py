@@ -1,8 +1,10 @@
 """What a served reward model is asked, and answers: OpenRLHF's `/get_reward`, verl's `/classify`,
 an OpenAI-style chat endpoint that answers with the reward.
 
-Requests that come while a batch is computed wait and are computed together. `serve_app` has the
+Requests that come while a batch is computed wait and are computed together. `reward_app` has the
 sockets.
+
+`RewardClient` asks a server of either kind as TRL's trainers call reward functions.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -358,3 +362,40 @@ READERS: dict[str, Callable[[RewardService, Mapping[str, Any]], Asked]] = {
     "/v1/chat/completions": _chat,
 }
 """How the body of a POST to each path is read."""
+
+
+class RewardClient:
+    """`RewardClient(url)(prompts=..., completions=...)` gives a list of rewards: a reward function
+    for TRL's online trainers. `url` is that of `rlaif serve reward`; `timeout` is in seconds."""
+
+    def __init__(self, url: str, timeout: float = 600.0):
+        self.url = url.rstrip("/")
+        self.timeout = timeout
+        # TRL names its metrics by this.
+        self.__name__ = "rlaif_reward"
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **more: Any
+    ) -> list[float]:
+        """The reward of each completion. Prompts and completions are texts or lists of turns, as
+        in TRL; what else a trainer passes is not looked at. Raises RlaifError."""
+        rows = [
+            [*_message_turns(p, "user"), *_message_turns(c, "assistant")]
+            for p, c in zip(prompts, completions, strict=True)
+        ]
+        body = json.dumps({"messages": rows}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/get_reward", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                rewards: list[float] = json.load(answer)["rewards"]
+        except urllib.error.HTTPError as error:
+            said = error.read().decode(errors="replace")
+            raise RlaifError(f"{self.url} refused the answers ({error.code}): {said}") from None
+        except OSError as error:
+            raise RlaifError(f"{self.url} cannot be reached: {error}") from None
+        return rewards
+
+
+def _message_turns(value: Any, role: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)

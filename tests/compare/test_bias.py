@@ -7,8 +7,8 @@ import pytest
 import statsmodels.api
 
 from rlaif.core.numbers import sigmoids
-from rlaif.metrics.bias import length_coefficient, picks_longer, same_slot, self_preference
-from rlaif.metrics.logistic import fit_logistic
+from rlaif.metrics.agreement import length_coefficient, picks_longer, same_slot, self_preference
+from rlaif.metrics.penalised import fit_logistic
 from tests.compare.weights import plain
 
 MISSING = float("nan")

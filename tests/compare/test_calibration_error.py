@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from rlaif.core.numbers import sigmoids
-from rlaif.metrics.calibration_error import (
+from rlaif.metrics.calibration import (
     calibration_error,
     ece_if_calibrated,
     equal_mass_bins,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlaif.metrics.crossed import crossed_ends, seeds_interval
+from rlaif.metrics.pooled import crossed_ends, seeds_interval
 
 
 def _by_seed(table: np.ndarray) -> list[dict[str, float]]:

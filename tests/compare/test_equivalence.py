@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlaif.metrics.equivalence import answer_of, answer_sentence
+from rlaif.metrics.claims import answer_of, answer_sentence
 from rlaif.metrics.intervals import IntervalJson, mean_interval
 
 

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from rlaif.core.labelled import GivenPair
-from rlaif.metrics.pairs import Choices, label_agreement, reward_accuracy
+from rlaif.metrics.agreement import Choices, label_agreement, reward_accuracy
 
 PAIRS = [GivenPair(f"l_{n}", f"p_{n // 2}", f"x_{n}a", f"x_{n}b") for n in range(4)]
 

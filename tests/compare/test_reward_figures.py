@@ -9,7 +9,7 @@ import pytest
 
 from rlaif.core.numbers import sigmoids
 from rlaif.engines.local.distance import fit_region, nearest
-from rlaif.judges.reward_ensemble import combine
+from rlaif.judges.implicit_reward import combine
 from rlaif.metrics.reward_figures import (
     RewardTable,
     accuracy_by,

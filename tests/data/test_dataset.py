@@ -26,9 +26,8 @@ from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.records import Completion, Judgement, make_prompt, to_json
 from rlaif.core.store import Store
 from rlaif.data.card import Facts, card
-from rlaif.data.dataset import held_prompts
+from rlaif.data.dataset import held_prompts, raw_row
 from rlaif.data.describe import compare_pairs, describe
-from rlaif.data.raw import raw_row
 from rlaif.data.readers import read_labelled
 from rlaif.data.readers.base import make_pair
 from rlaif.data.readers.ultrafeedback import ASPECTS, read_raw
@@ -278,7 +277,7 @@ def test_pushing_without_a_login_stops_before_the_run(
 UPLOAD = """
 import sys
 from pathlib import Path
-from rlaif.data.hub import check_login, upload
+from rlaif.data.dataset import check_login, upload
 from rlaif.core.errors import ConfigError
 for repo in sys.argv[2:]:
     try:

@@ -21,8 +21,7 @@ from rlaif.core.records import make_prompt
 from rlaif.core.store import Store
 from rlaif.data import embed
 from rlaif.data.embed import Vectors
-from rlaif.data.hygiene import Beside, Item, Sifted, sift
-from rlaif.data.private import private_kinds
+from rlaif.data.hygiene import Beside, Item, Sifted, private_kinds, sift
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.steps.filter import read_beside
 

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 
 from rlaif.constitution import textstats as ts
-from rlaif.data.contamination import eval_items
-from rlaif.data.near import PERMUTATIONS, minhash, near_duplicates, rows_per_band
-from rlaif.data.shingles import ngram_hashes, word_hashes
+from rlaif.data.near import (
+    PERMUTATIONS,
+    eval_items,
+    minhash,
+    near_duplicates,
+    ngram_hashes,
+    rows_per_band,
+    word_hashes,
+)
 
 WORDS = [f"word{i}" for i in range(400)]
 

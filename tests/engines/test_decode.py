@@ -19,7 +19,7 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.remote.api import Result, calls, most_usage, read, serves_log_probs
-from rlaif.engines.remote.connection import Limit
+from rlaif.engines.remote.connection import Limit, without_key
 from rlaif.engines.remote.decode import (
     Answer,
     Malformed,
@@ -30,7 +30,6 @@ from rlaif.engines.remote.decode import (
     is_silent,
 )
 from rlaif.engines.remote.failures import Again, Refused, SchemaRefused, failure_of
-from rlaif.engines.remote.secret import without_key
 from rlaif.engines.remote.server_errors import ServerError, decode_error
 
 SPEC = ModelSpec.model_validate(

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError, StoreError
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult
-from rlaif.engines.remote import pace
-from rlaif.engines.remote.account import Account
+from rlaif.engines.remote import attempt
 from rlaif.engines.remote.api import calls, most_usage
 from rlaif.engines.remote.cache import RequestCache
+from rlaif.engines.remote.meter import Account
 from rlaif.engines.remote.openai import OpenAIEngine, load
 from rlaif.pipeline.prepare import model_key
 from tests.servers.scripted import ScriptedServer, prompt_text
@@ -29,7 +29,7 @@ SCHEMA = {"type": "object", "properties": {"score": {"type": "number"}}}
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(attempt, "FIRST_WAIT", 0.01)
 
 
 class Changed(ScriptedServer):
@@ -138,7 +138,7 @@ def test_a_priced_call_without_a_limit_is_refused(extra: dict[str, Any], message
 def test_a_wait_of_nothing_is_no_reason_to_hurry(
     after: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "FIRST_WAIT", 3.0)
+    monkeypatch.setattr(attempt, "FIRST_WAIT", 3.0)
     arrived: list[float] = []
 
     class Busy(ScriptedServer):

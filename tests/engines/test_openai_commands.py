@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from rlaif.cli import cli
 from rlaif.core.errors import RlaifError
-from rlaif.engines.remote import pace
+from rlaif.engines.remote import attempt
 from tests.servers.faults import FaultProxy
 from tests.servers.scripted import ScriptedServer, prompt_text
 
@@ -28,7 +28,7 @@ CANARY = "sk-canary/0123\\456789"
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(attempt, "FIRST_WAIT", 0.01)
     monkeypatch.chdir(tmp_path)
 
 

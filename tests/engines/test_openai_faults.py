@@ -14,8 +14,8 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.core.store import Store
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling
-from rlaif.engines.remote import pace
-from rlaif.engines.remote.account import Account
+from rlaif.engines.remote import attempt
+from rlaif.engines.remote.meter import Account
 from rlaif.engines.remote.openai import OpenAIEngine, load
 from tests.engines.judging import judged, server_model
 from tests.servers.faults import KINDS, FaultProxy
@@ -29,8 +29,8 @@ def echo(body: dict[str, Any], choice: int) -> str:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(pace, "LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(attempt, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(attempt, "LONGEST_WAIT", 0.1)
 
 
 def engine(url: str, account: Account | None = None, **keys: Any) -> OpenAIEngine:
@@ -117,7 +117,7 @@ def test_three_faults_in_ten_calls_of_every_kind_lose_and_mix_nothing() -> None:
 
 
 def test_calls_are_fewer_while_the_server_says_429_and_more_again_later() -> None:
-    calls = pace.Pace(16)
+    calls = attempt.Pace(16)
     calls.too_fast(entered=1.0, now=2.0)
     calls.too_fast(entered=1.5, now=2.1)
     assert calls.limit == 8
@@ -142,7 +142,7 @@ def test_calls_are_fewer_while_the_server_says_429_and_more_again_later() -> Non
     ],
 )
 def test_the_wait_that_a_server_asks_for(headers: dict[str, str], seconds: float | None) -> None:
-    assert pace.asked_wait(headers) == seconds
+    assert attempt.asked_wait(headers) == seconds
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_the_wait_that_a_server_asks_for(headers: dict[str, str], seconds: float
     [("6m0s", 360.0), ("20ms", 0.02), ("1.5s", 1.5), ("7", 7.0), ("1h2m", 3720.0), ("x", None)],
 )
 def test_durations(text: str, seconds: float | None) -> None:
-    assert pace.duration(text) == seconds
+    assert attempt.duration(text) == seconds
     headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": text}
-    assert pace.exhausted_for(headers) == (seconds and min(seconds, 600.0))
-    assert pace.exhausted_for(headers | {"x-ratelimit-remaining-requests": "3"}) is None
+    assert attempt.exhausted_for(headers) == (seconds and min(seconds, 600.0))
+    assert attempt.exhausted_for(headers | {"x-ratelimit-remaining-requests": "3"}) is None
 
 
 def test_retry_after_holds_every_call_back() -> None:

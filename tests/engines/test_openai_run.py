@@ -17,14 +17,13 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, GateStopped
 from rlaif.core.store import Store
 from rlaif.engines.base import GenerateRequest, Sampling
-from rlaif.engines.remote.account import Account, run_account
 from rlaif.engines.remote.cache import cache_path
+from rlaif.engines.remote.meter import Account, run_account
 from rlaif.engines.remote.openai import load
-from rlaif.pipeline.dryrun import dry_run_report
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.pipeline.forecast import forecast
+from rlaif.pipeline.forecast import dry_run_report, forecast
+from rlaif.pipeline.manifest import read_rounds
 from rlaif.pipeline.prepare import prepare
-from rlaif.pipeline.rounds import read_rounds
 from rlaif.pipeline.runs import load_run
 from rlaif.pipeline.verify import verify_run
 from tests.servers.scripted import ScriptedServer

@@ -17,9 +17,9 @@ import pytest
 
 from rlaif.core.errors import ConfigError, EngineError, GateStopped, StoreError
 from rlaif.core.store import Store
-from rlaif.engines.remote import pace
-from rlaif.engines.remote.account import Account
+from rlaif.engines.remote import attempt
 from rlaif.engines.remote.cache import RequestCache, cache_limit, cache_path
+from rlaif.engines.remote.meter import Account
 from tests.engines.judging import judged, server_model
 from tests.servers.scripted import ScriptedServer
 
@@ -31,7 +31,7 @@ CANARY = "sk-canary/0123\\456789"
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(attempt, "FIRST_WAIT", 0.01)
 
 
 def name_of(body: dict[str, Any]) -> str:

@@ -13,12 +13,11 @@ from hypothesis import Phase, given, seed, settings
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, EngineError, GateStopped
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest
-from rlaif.engines.remote import pace
-from rlaif.engines.remote.account import Account
+from rlaif.engines.remote import attempt
 from rlaif.engines.remote.api import calls, most_bytes
-from rlaif.engines.remote.breaker import Breaker
+from rlaif.engines.remote.attempt import Breaker
 from rlaif.engines.remote.cache import Entry, RequestCache, cache_limit, cache_path
-from rlaif.engines.remote.meter import Meter
+from rlaif.engines.remote.meter import Account, Meter
 from rlaif.engines.remote.openai import OpenAIEngine, load
 from tests.engines.judging import judged, server_model
 from tests.engines.test_decode import bodies
@@ -31,7 +30,7 @@ TOPS = {"Yes": -0.3, "No": -1.9}
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(attempt, "FIRST_WAIT", 0.001)
 
 
 def engine(url: str, account: Account | None = None, **keys: Any) -> OpenAIEngine:
@@ -183,9 +182,9 @@ def test_one_slow_call_among_answers_stops_nothing() -> None:
 
 
 def test_a_wait_within_the_cap_is_said_where_it_is_long(caplog: pytest.LogCaptureFixture) -> None:
-    assert pace.in_words(45) == "45 s"
-    assert pace.in_words(600) == "10 min"
-    assert pace.in_words(86400) == "24 h"
+    assert attempt.in_words(45) == "45 s"
+    assert attempt.in_words(600) == "10 min"
+    assert attempt.in_words(86400) == "24 h"
     with ShapedServer() as server:
         server.set(error(429, "retry-after: 601\r\n", message="slow"), every=True)
         _, why = answered(engine(server.url), ["a"])

@@ -7,8 +7,7 @@ import torch
 import transformers
 
 from rlaif.core.errors import EngineError
-from rlaif.engines.local.output_head import Head, head_of
-from rlaif.engines.local.weights import Weights
+from rlaif.engines.local.weights import Head, Weights, head_of
 from tests.train.architectures import SMALL
 
 SIZES = {name: value for name, value in SMALL.items() if name != "head_dim"}

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rlaif.core.records import make_prompt
-from rlaif.engines.remote import pace
+from rlaif.engines.remote import attempt
 from tests.engines.test_openai_commands import rlaif, write_rows
 from tests.servers.shapes import FLAGGED, NOT_HERE, ODD, SHAPES, Shape, ShapedServer, body, choice
 from tests.servers.shapes import error as answers_with
@@ -130,7 +130,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ShapedServer) -> Bench:
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(attempt, "FIRST_WAIT", 0.001)
     monkeypatch.chdir(tmp_path)
     odd = last_prompt()
     texts = [*GOOD, odd]

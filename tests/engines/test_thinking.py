@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rlaif.config.models import THINKING, ModelSpec, Price, ThinkingSpec
+from rlaif.core.chat import Said, opens, split
 from rlaif.core.records import Message
-from rlaif.core.thinking import Said, opens, split
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampling, ScoreRequest
 from rlaif.engines.remote import api
-from rlaif.engines.remote.decode import Answer, decode_answer
-from rlaif.engines.remote.labels import label_probabilities
+from rlaif.engines.remote.decode import Answer, decode_answer, label_probabilities
 
 ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
 OPENED = ThinkingSpec(opened=True)

@@ -20,8 +20,8 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.base import GenerateRequest, Model, Reloadable, Sampling, ScoreRequest
 from rlaif.engines.build import known_capabilities
-from rlaif.engines.remote.account import Account
 from rlaif.engines.remote.cache import RequestCache, cache_path
+from rlaif.engines.remote.meter import Account
 from rlaif.engines.vllm import vllm_options, vllm_server
 from rlaif.engines.vllm.vllm_server import VllmServerEngine
 from tests.processes import gone

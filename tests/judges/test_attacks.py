@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.judges.aims import aim_of
-from rlaif.judges.attacks import ANYTHING, ATTACKS, NAMING, Aim
+from rlaif.judges.attacks import ANYTHING, ATTACKS, NAMING, Aim, aim_of
 from rlaif.judges.templates import fence_mark, inert
 from tests.judges.kinds import EVERY, judge_of
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.pipeline.dryrun import dry_run_report
 from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.forecast import dry_run_report
 
 SCRIPT = {
     "default": "- [essential] Fine.\nVerdict: 1\nText 1\nRating: 4\nText 2\nRating: 2\n"

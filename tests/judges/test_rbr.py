@@ -20,7 +20,7 @@ from rlaif.core.records import Completion, Judgement, Preference, content_hash, 
 from rlaif.engines.base import ScoreResult
 from rlaif.judges.base import Answered
 from rlaif.judges.build import build_judge
-from rlaif.judges.rbr_fit import fit, fit_hinge
+from rlaif.judges.rbr import fit, fit_hinge
 
 RULES = Constitution.model_validate(
     {

@@ -9,8 +9,8 @@ from pydantic import TypeAdapter
 
 from rlaif.config.judges import JudgeStep
 from rlaif.config.models import THINKING, ModelSpec, ThinkingSpec, thinking_of
+from rlaif.core.chat import opened_by, split, written
 from rlaif.core.records import Completion, content_hash, make_prompt
-from rlaif.core.thinking import opened_by, split, written
 from rlaif.engines.base import GenerateRequest, RewardRequest, ScoreRequest
 from rlaif.judges.base import is_staged, roles_of, verdicts_of
 from rlaif.judges.build import build_judge

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from rlaif.config.models import ModelSpec
 from rlaif.core.records import Judgement
 from rlaif.engines.base import GenerateRequest, GenerateResult
-from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.meter import Account
 from rlaif.engines.remote.openai import load
 from rlaif.judges.base import Judge, is_staged
 from rlaif.judges.jsontext import json_objects, member, the_object

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from rlaif.analysis.bench.run import BenchRequest, run_bench
 from rlaif.cli import cli
 from rlaif.config.models import ModelSpec
+from rlaif.core.chat import CUT, WAS_CUT
 from rlaif.core.progress import QuietProgress
-from rlaif.core.thinking import CUT, WAS_CUT
 from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.base import ScoreRequest, ScoreResult
 from rlaif.engines.fake import FakeEngine, FakeScript
-from rlaif.judges.notes import answer_notes
+from rlaif.judges.questions import answer_notes
 from rlaif.pipeline.steps.asking import Kept
 from tests.judges.kinds import BAD, EVERY, GOOD, Engines, judge_of, judged
 from tests.judges.memory import Memory

@@ -12,8 +12,8 @@ import yaml
 from click.testing import CliRunner
 
 from rlaif.cli import cli
+from rlaif.core.chat import CUT, WAS_CUT
 from rlaif.core.records import Completion, content_hash, make_prompt, to_json
-from rlaif.core.thinking import CUT, WAS_CUT
 from rlaif.judges.base import LIMIT
 from tests.servers.scripted import ScriptedServer, prompt_text
 

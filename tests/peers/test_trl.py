@@ -142,7 +142,7 @@ def test_grpo_learns_from_the_rewards_of_rlaif_serve(
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlaif.web.reward_client import RewardClient
+    from rlaif.web.reward_server import RewardClient
 
     model, tokenizer = loaded
     prompts = [[{"role": "user", "content": row["prompt"]}] for row in ROWS]

@@ -8,7 +8,7 @@ import pytest
 
 from rlaif.config.experiment import Experiment
 from rlaif.metrics.intervals import IntervalJson
-from rlaif.report.answers import answers, mark_of, marks, negated
+from rlaif.report.arms import answers, mark_of, marks, negated
 from rlaif.report.view import ArmRow
 
 ARMS: dict[str, ArmRow] = {

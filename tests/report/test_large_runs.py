@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from rlaif.cli import cli
 from rlaif.core.records import content_hash
 from rlaif.core.store import StepFolder
-from rlaif.data.rows import write_rows
-from rlaif.data.spool import GROUP, Spool
+from rlaif.data.rows import GROUP, Spool, write_rows
 from rlaif.pipeline.runs import load_run
 from rlaif.report.browser import MAX_ANSWERS, MAX_PAIRS
 from rlaif.report.gather import Sources, gather

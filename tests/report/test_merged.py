@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from rlaif.metrics import metrics
-from rlaif.metrics.crossed import seeds_interval
 from rlaif.metrics.metrics import Values
+from rlaif.metrics.pooled import seeds_interval
 from rlaif.report.build import build_report
 from rlaif.report.merged import claim_words, make_page, primary_figures
 from rlaif.report.rows import metric_rows

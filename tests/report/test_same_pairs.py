@@ -13,7 +13,7 @@ from rlaif.metrics.metrics import differences, intervals
 from rlaif.metrics.verdicts import VerdictTable
 from rlaif.report.bench import baseline_words
 from rlaif.report.merged import make_page
-from rlaif.report.summary import summary
+from rlaif.report.table import summary
 from rlaif.report.view import RoundRow
 
 OLD = {f"p{i}": value for i, value in enumerate([0.1, 0.3, 0.2, 0.4, 0.3, 0.2, 0.1, 0.9])}

@@ -11,7 +11,7 @@ import pytest
 from rlaif.core import checksums
 from rlaif.core.errors import StoreError
 from rlaif.core.store import Store
-from rlaif.train import metrics, refresh
+from rlaif.train import metrics, reward_model
 from rlaif.train.loop import read_outcome
 from tests.train.test_loop import Stop, _files, _options, _train
 
@@ -180,6 +180,6 @@ def test_a_damaged_outcome_and_a_damaged_model_beside_it_are_named(stopped, tmp_
 @pytest.mark.parametrize("text", [None, "{}", "[]", '{"round": 1}'])
 def test_a_damaged_record_of_accuracy_is_named(tmp_path, text):
     if text is not None:
-        (tmp_path / refresh.RECORD).write_text(text)
+        (tmp_path / reward_model.RECORD).write_text(text)
     with pytest.raises(StoreError, match=r"refresh\.json: .*damaged.* Delete the folder"):
-        refresh.read_trained(tmp_path)
+        reward_model.read_trained(tmp_path)

@@ -13,10 +13,10 @@ from rlaif.config.distill import BradleyTerryDistill
 from rlaif.config.methods import METHODS
 from rlaif.core.errors import RlaifError
 from rlaif.train import run as run_module
-from rlaif.train.kto import KtoTask, add_mismatched
 from rlaif.train.loading import load_module
 from rlaif.train.losses import preference as losses
 from rlaif.train.model import prepare
+from rlaif.train.preference import KtoTask, add_mismatched
 from rlaif.train.run import train
 from rlaif.train.tokenise import Example
 

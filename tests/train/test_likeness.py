@@ -9,8 +9,7 @@ import transformers
 from rlaif.config.methods import METHODS
 from rlaif.config.training import LoraOptions
 from rlaif.core.errors import EngineError
-from rlaif.train.likeness import ROWS
-from rlaif.train.loading import load_module
+from rlaif.train.loading import ROWS, load_module
 from rlaif.train.model import prepare
 from rlaif.train.run import train
 from tests.train.architectures import CPU, EXAMPLES, SMALL, build

@@ -23,8 +23,8 @@ from rlaif.train import run as run_module
 from rlaif.train.loading import load_module
 from rlaif.train.loop import learning_rate, make_optimizer, memory_advice, run_training
 from rlaif.train.model import compute_dtype, prepare
+from rlaif.train.preference import SftTask
 from rlaif.train.run import train
-from rlaif.train.sft import SftTask
 from rlaif.train.tokenise import Example
 
 CPU = torch.device("cpu")

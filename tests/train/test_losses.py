@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from rlaif.train.losses.preference import nll_loss
-from rlaif.train.losses.sft import sft_loss
+from rlaif.train.losses.preference import nll_loss, sft_loss
 
 
 def test_sft_uniform_is_log_vocabulary_and_micro_batches_add_up():

@@ -22,9 +22,9 @@ from rlaif.train.loop import make_optimizer, optimiser_step
 from rlaif.train.model import prepare
 from rlaif.train.on_policy import add_critic
 from rlaif.train.policy_tasks import PolicyTask
+from rlaif.train.preference import SftTask
 from rlaif.train.rewards import summed
 from rlaif.train.rollout import add_advantages, measure
-from rlaif.train.sft import SftTask
 from rlaif.train.tokenise import Example
 from tests.train.on_policy import LEARN, collector, learn, low_tokens, options_of
 

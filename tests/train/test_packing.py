@@ -11,7 +11,7 @@ from rlaif.engines.local.packing import packing
 from rlaif.engines.local.proof import choose
 from rlaif.kernels.attention import SHORT, STEM, block_mask, branch_attention, segments
 from rlaif.kernels.batching import Group, packed_layout, padded_layout
-from rlaif.train.likeness import proved_head
+from rlaif.train.loading import proved_head
 from rlaif.train.model import TrainModel, prepare
 from tests.train.architectures import ALIKE, ARCHITECTURES, CPU, EXAMPLES, build
 

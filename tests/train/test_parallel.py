@@ -15,7 +15,7 @@ from rlaif.config.distill import BradleyTerryDistill
 from rlaif.config.methods import METHODS
 from rlaif.config.training import DpoTrain
 from rlaif.core.errors import ConfigError, EngineError, RlaifError, StoreError
-from rlaif.train import checkpoint, parallel, sharding
+from rlaif.train import checkpoint, parallel
 from rlaif.train.run import train
 
 SHARED = {
@@ -95,7 +95,7 @@ def test_sharding_is_refused_in_one_process(tmp_path, make_model, make_preferenc
 
 def test_a_module_without_layers_is_not_split():
     with pytest.raises(EngineError, match=r"Linear does not say .* set `sharding: none`"):
-        sharding.shard(torch.nn.Linear(2, 2), {"Layer"}, torch.device("cpu"), torch.float32)
+        parallel.shard(torch.nn.Linear(2, 2), {"Layer"}, torch.device("cpu"), torch.float32)
 
 
 def test_parts_of_another_number_of_processes_are_refused(tmp_path):

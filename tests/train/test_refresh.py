@@ -19,7 +19,7 @@ from rlaif.engines.build import load_engine
 from rlaif.metrics.intervals import Interval
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.train.probe import fit_reward_model
-from rlaif.train.refresh import accuracy, is_stale, keep, read_trained, split, write_trained
+from rlaif.train.reward_model import accuracy, is_stale, keep, read_trained, split, write_trained
 
 LINEAR = {"method": "linear", "precision": "fp32"}
 

@@ -17,9 +17,7 @@ from rlaif.config.training import (
 )
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
-from rlaif.train.preference import PreferenceTask
-from rlaif.train.reference import compute_reference
-from rlaif.train.sft import SftTask
+from rlaif.train.preference import PreferenceTask, SftTask, compute_reference
 from rlaif.train.tokenise import Example
 
 trl = pytest.importorskip("trl", reason="trl is not installed: nothing to compare with")

@@ -22,7 +22,7 @@ import sys, time
 from pathlib import Path
 import psutil
 from rlaif.config.models import ModelSpec
-from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.meter import Account
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.build import load_engine
 

@@ -16,7 +16,7 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.store import Store
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.build import load_engine
-from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.meter import Account
 from rlaif.pipeline.experiment import run_experiment
 from tests.adapters import adapter
 from tests.processes import gone

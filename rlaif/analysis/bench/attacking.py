@@ -12,10 +12,9 @@ from rlaif.analysis.bench.entrants import Entrant
 from rlaif.analysis.bench.judging import Judged
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Completion, Judgement, content_hash
-from rlaif.judges.aims import aim_of
-from rlaif.judges.attacks import ATTACKS, NAMING, Aim, Slot
+from rlaif.judges.attacks import ATTACKS, NAMING, Aim, Slot, aim_of
 from rlaif.judges.base import Judge
-from rlaif.metrics.attacked import Attacked, attack_intervals
+from rlaif.metrics.judge_figures import Attacked, attack_intervals
 from rlaif.metrics.verdicts import Cost, Verdict
 from rlaif.preferences.aggregate import candidate_scores
 

@@ -16,8 +16,7 @@ from rlaif.metrics.verdicts import Cost, Verdict, total_cost, verdict
 from rlaif.pipeline.experiment import StepProgress
 from rlaif.pipeline.plan import VERSIONS
 from rlaif.pipeline.steps.asking import Group, Kept, verdicts_by_group
-from rlaif.pipeline.steps.context import Engines
-from rlaif.pipeline.steps.failed import refuse_all_failed
+from rlaif.pipeline.steps.context import Engines, refuse_all_failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ from rlaif.core.records import Judgement, content_hash
 from rlaif.core.store import Store, write_atomic, write_jsonl
 from rlaif.core.yamlio import suggest
 from rlaif.judges.attacks import ATTACKS
-from rlaif.judges.notes import judgement_notes
-from rlaif.metrics import bias
+from rlaif.judges.questions import judgement_notes
+from rlaif.metrics import agreement
 from rlaif.metrics.agreement import sign_test
 from rlaif.metrics.judge_figures import (
     calibration_figures,
@@ -199,9 +199,9 @@ def _figures(table: VerdictTable, seed: int) -> dict[str, Any]:
     """The headline agreement flat, every other figure by name, and what has no interval."""
     found = {n: i.to_json() for n, i in judge_intervals(table).items()}
     headline = found.pop("agreement", None)
-    used = int((bias.decided(table.prob) & bias.decided(table.label)).sum())
+    used = int((agreement.decided(table.prob) & agreement.decided(table.label)).sum())
     both = ~np.isnan(table.prob) & ~np.isnan(table.label)
-    won = bias.same_slot(table.as_first, table.as_second)
+    won = agreement.same_slot(table.as_first, table.as_second)
     first, second = int((won == 1).sum()), int((won == -1).sum())
     return {
         "agreement": headline["mean"] if headline is not None else None,

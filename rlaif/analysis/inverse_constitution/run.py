@@ -17,11 +17,11 @@ from rlaif.analysis.inverse_constitution.propose import (
 )
 from rlaif.analysis.inverse_constitution.rank import Ranked, rank
 from rlaif.analysis.inverse_constitution.vote import PrincipleVotes
+from rlaif.core.chat import CUT
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Judgement, content_hash
 from rlaif.core.store import Store
-from rlaif.core.thinking import CUT
 from rlaif.engines.base import Model
 from rlaif.engines.build import known_capabilities
 from rlaif.judges.parsing import whole_lines

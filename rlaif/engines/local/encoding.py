@@ -1,4 +1,9 @@
-"""From requests to token ids: what every engine that runs a model on this machine does first."""
+"""From requests to token ids: what every engine that runs a model on this machine does first.
+
+Requests are laid out in batches by a pure function of the request set: sorted by length and cut at
+a token budget, which the memory of the device decides. So a resumed run makes exactly the same
+batches, and in bf16 exactly the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +14,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlaif.config.models import ModelSpec
 from rlaif.core.answers import AnswerTurn, joined
-from rlaif.core.chat import ChatSettings, lost, render_opening, render_prompt
+from rlaif.core.chat import (
+    ChatSettings,
+    lost,
+    marker_texts,
+    opens,
+    render_opening,
+    render_prompt,
+    thinks_from,
+)
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import Message
-from rlaif.core.thinking import marker_texts, opens, thinks_from
 from rlaif.engines.base import GenerateRequest, ScoreRequest, overflow, refusal
 from rlaif.engines.limits import NO_LIMITS, Limits, limits_of, no_embedding
-from rlaif.engines.local.layout import Row
-from rlaif.engines.remote.labels import THINKS
+from rlaif.engines.remote.decode import THINKS
+from rlaif.kernels.device import total_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +200,82 @@ def end_ids(generation: Any, tokenizer: Any) -> frozenset[int]:
     for value in (generation.eos_token_id, tokenizer.eos_token_id):
         ends |= set(value) if isinstance(value, list) else {value} if value is not None else set()
     return frozenset(ends)
+
+
+WIDTH_STEP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request, tokenised. `new` is how many tokens it may add."""
+
+    request_id: str
+    ids: list[int]
+    new: int
+
+
+def bucket(length: int, step: int = WIDTH_STEP) -> int:
+    """`length` rounded up to a whole `step`."""
+    return -(-length // step) * step
+
+
+def batches(rows: Sequence[Row], batch_tokens: int, share_prompts: bool = False) -> list[list[Row]]:
+    """Rows in batches of equal `new` and similar length; rows x (width + new) <= `batch_tokens`.
+    With `share_prompts` equal prompts are held once: (prompts x width) + (rows x new).
+
+    A row that alone exceeds the budget gets a batch of its own.
+    """
+    ordered = sorted(rows, key=lambda r: (r.new, len(r.ids), r.ids, r.request_id))
+    result: list[list[Row]] = []
+    current: list[Row] = []
+    prompts = 0
+    for row in ordered:
+        fresh = not (share_prompts and current and row.ids == current[-1].ids)
+        # Rows come by length: this one's width is the batch's.
+        size = (prompts + fresh) * bucket(len(row.ids)) + (len(current) + 1) * row.new
+        if current and (size > batch_tokens or row.new != current[0].new):
+            result.append(current)
+            current, prompts, fresh = [], 0, True
+        current.append(row)
+        prompts += fresh
+    if current:
+        result.append(current)
+    return result
+
+
+CACHE_SHARE = {"cpu": 1 / 8, "cuda": 1 / 2}
+"""What part of the memory, on a GPU of what the weights leave, keys and values may take."""
+MOST_TOKENS = {"cpu": 16384, "cuda": 1 << 18}
+"""Beyond this a batch gets no faster, and a kill loses more of it."""
+LEAST_TOKENS = 1024
+PASS_TOKENS = {"cpu": 2048, "cuda": 32768}
+"""Tokens of one pass that keeps no keys: on a CPU it needs no more to be fast."""
+
+
+def batch_tokens(spec: ModelSpec, model: Any) -> int:
+    """The token budget of a batch that is decoded by a causal language model. `auto` goes by the
+    memory that the device has, and not by what is free, so that batches are the same every time."""
+    if spec.batch_tokens != "auto":
+        return spec.batch_tokens
+    device: torch.device = model.device
+    memory = total_memory(device)
+    if device.type == "cuda":
+        memory -= sum(parameter.nbytes for parameter in model.parameters())
+    share = CACHE_SHARE.get(device.type, CACHE_SHARE["cpu"]) * memory
+    tokens = int(share / token_bytes(model.config.get_text_config(), model.dtype))
+    most = MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"])
+    return min(most, max(LEAST_TOKENS, 1 << max(0, tokens.bit_length() - 1)))
+
+
+def pass_tokens(spec: ModelSpec, device: torch.device) -> int:
+    """The token budget of one forward pass."""
+    most = PASS_TOKENS.get(device.type, PASS_TOKENS["cpu"])
+    return most if spec.batch_tokens == "auto" else min(most, spec.batch_tokens)
+
+
+def token_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * config.num_hidden_layers * groups * width * dtype.itemsize)

@@ -18,19 +18,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from rlaif.config.models import ModelSpec
+from rlaif.core.chat import split
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import Message, content_hash
-from rlaif.core.thinking import split
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult
-from rlaif.engines.local import layout, scoring
+from rlaif.engines.local import encoding, packing
 from rlaif.engines.local.adapters import adapter_folder, merged, model_hash
-from rlaif.engines.local.decoding import BranchRows, PaddedRows, Rows
-from rlaif.engines.local.encoding import Encoding, end_ids, load_encoding
-from rlaif.engines.local.memory import batch_tokens, pass_tokens
+from rlaif.engines.local.decoding import BranchRows, PaddedRows, Rows, sample_tokens
+from rlaif.engines.local.encoding import Encoding, batch_tokens, end_ids, load_encoding, pass_tokens
 from rlaif.engines.local.packing import plain_attention
-from rlaif.engines.local.sampling import sample_tokens
 from rlaif.engines.local.weights import Weights
-from rlaif.engines.remote.labels import thinks_first
+from rlaif.engines.remote.decode import thinks_first
 from rlaif.kernels.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.kernels.logprobs import token_logprobs
 
@@ -116,7 +114,7 @@ class HfEngine:
         ]
         if refused:
             yield refused
-        batches = layout.batches(
+        batches = encoding.batches(
             encoded.rows, batch_tokens(self.spec, self.model), self.weights.branches
         )
         with self.weights.computing():
@@ -130,7 +128,7 @@ class HfEngine:
                 ]
 
     def _decode_batch(
-        self, batch: list[layout.Row], requests: list[GenerateRequest]
+        self, batch: list[encoding.Row], requests: list[GenerateRequest]
     ) -> list[tuple[list[int], list[float]]]:
         """Each row's sampled tokens, the end token included when it was sampled, and their
         log-probs at temperature 1."""
@@ -164,7 +162,7 @@ class HfEngine:
             hidden = rows.after(picked)
         return list(zip(output, logprobs, strict=True))
 
-    def _rows(self, batch: list[layout.Row]) -> Rows:
+    def _rows(self, batch: list[encoding.Row]) -> Rows:
         """The batch after its prompts. Samples of one prompt share its forward pass."""
         number: dict[tuple[int, ...], int] = {}
         owner = [number.setdefault(tuple(row.ids), len(number)) for row in batch]
@@ -191,7 +189,7 @@ class HfEngine:
 
     def _result(
         self,
-        row: layout.Row,
+        row: encoding.Row,
         request: GenerateRequest,
         ids: list[int],
         logprobs: list[float],
@@ -233,16 +231,16 @@ class HfEngine:
         budget = pass_tokens(self.spec, self.device)
         tails = encoded.tails
         if self.weights.branches:
-            batches = scoring.batches(encoded.rows, tails, budget)
+            batches = packing.batches(encoded.rows, tails, budget)
         else:
-            batches = layout.batches(encoded.rows, budget)
+            batches = encoding.batches(encoded.rows, budget)
         with self.weights.computing():
             for batch in _left(batches, done):
-                states = scoring.states(self.model, batch, tails, self.weights.branches)
+                states = packing.states(self.model, batch, tails, self.weights.branches)
                 yield self._results(states, [by_id[row.request_id] for row in states.rows], tails)
 
     def _results(
-        self, states: scoring.States, requests: list[ScoreRequest], tails: dict[str, int]
+        self, states: packing.States, requests: list[ScoreRequest], tails: dict[str, int]
     ) -> list[ScoreResult]:
         lengths = [tails[row.request_id] for row in states.rows]
         targets = [
@@ -306,8 +304,8 @@ class HfEngine:
 
 
 def _left(
-    batches: Iterable[list[layout.Row]], done: AbstractSet[str]
-) -> Iterator[list[layout.Row]]:
+    batches: Iterable[list[encoding.Row]], done: AbstractSet[str]
+) -> Iterator[list[encoding.Row]]:
     """The batches that are not wholly done."""
     return (b for b in batches if not all(row.request_id in done for row in b))
 
@@ -317,5 +315,5 @@ def _uniform(seed: int, count: int) -> torch.Tensor:
     return torch.rand(count, generator=generator, dtype=torch.float32)
 
 
-def _last(row: layout.Row, count: int) -> list[int]:
+def _last(row: encoding.Row, count: int) -> list[int]:
     return row.ids[len(row.ids) - count :]

@@ -32,7 +32,7 @@ from rlaif.core.records import content_hash
 from rlaif.core.store import write_atomic
 from rlaif.engines import builtin
 from rlaif.engines.local import fast_paths as paths
-from rlaif.engines.local import packing, small_copy
+from rlaif.engines.local import packing
 from rlaif.engines.local.fast_paths import (
     PLAIN,
     ROTARY,
@@ -42,10 +42,10 @@ from rlaif.engines.local.fast_paths import (
     epsilon_of,
     fast_paths,
     form_of,
+    shrink,
     with_rotary,
 )
 from rlaif.engines.local.packing import body_of, hidden_states, plain_attention
-from rlaif.engines.local.small_copy import shrink
 from rlaif.kernels import attention, batching, fused, logprobs
 from rlaif.kernels.batching import Branches, Layout, packed_layout, padded_layout
 from rlaif.kernels.fused import rotate
@@ -108,7 +108,7 @@ def versions() -> tuple[str, str]:
 @functools.cache
 def _own_code() -> str:
     """A hash of the code whose choice is kept."""
-    files = [attention, batching, fused, logprobs, packing, paths, small_copy]
+    files = [attention, batching, fused, logprobs, packing, paths]
     names = [__file__, *(module.__file__ or "" for module in files)]
     return content_hash(*(Path(name).read_text(encoding="utf-8") for name in names))
 

@@ -22,10 +22,10 @@ from rlaif.core.store import read_json
 from rlaif.engines.base import DISTANCE, MEMBER, SPREAD, RewardRequest, RewardResult
 from rlaif.engines.builtin import weights_hash
 from rlaif.engines.limits import limits_of, no_embedding
-from rlaif.engines.local import layout
+from rlaif.engines.local import encoding
 from rlaif.engines.local.adapters import MEMBERS, member_folders, with_members
 from rlaif.engines.local.distance import REGION, Region, load_region
-from rlaif.engines.local.memory import pass_tokens
+from rlaif.engines.local.encoding import pass_tokens
 from rlaif.kernels.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.kernels.heads import CONFIG, GatedHead, Head, HeadConfig, LinearHead, Scores, load_head
 
@@ -257,13 +257,13 @@ class RewardEngine:
             if len(ids) > self.context
         ]
         fitting = [
-            layout.Row(n, ids, 0) for n, (ids, _) in rows.items() if len(ids) <= self.context
+            encoding.Row(n, ids, 0) for n, (ids, _) in rows.items() if len(ids) <= self.context
         ]
         refused = [result for result in refused if result.request_id not in done]
         if refused:
             yield refused
         assert self.body is not None
-        for batch in layout.batches(fitting, pass_tokens(self.spec, self.body.device)):
+        for batch in encoding.batches(fitting, pass_tokens(self.spec, self.body.device)):
             if all(row.request_id in done for row in batch):
                 continue
             prompts = [rows[row.request_id][1] for row in batch]
@@ -275,8 +275,10 @@ class RewardEngine:
             text = str(self.tokenizer.convert_ids_to_tokens(token))
             raise EngineError(f"model {self.name!r}: {no_embedding(token, text, self.limits)}")
 
-    def _batch(self, body: Body, batch: list[layout.Row], prompts: list[int]) -> list[RewardResult]:
-        width = layout.bucket(max(len(row.ids) for row in batch))
+    def _batch(
+        self, body: Body, batch: list[encoding.Row], prompts: list[int]
+    ) -> list[RewardResult]:
+        width = encoding.bucket(max(len(row.ids) for row in batch))
         ids = torch.zeros((len(batch), width), dtype=torch.long)
         mask = torch.zeros_like(ids)
         # Right padding: with causal attention the pads come too late to matter.

@@ -15,12 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rlaif.config.models import LIMIT_KEYS, ModelSpec
-from rlaif.core.chat import with_system_role
+from rlaif.core.chat import Said, split, with_system_role
 from rlaif.core.records import Message, content_hash, message_text
-from rlaif.core.thinking import Said, split
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult, refusal
-from rlaif.engines.remote.decode import Answer, Choice, Usage
-from rlaif.engines.remote.labels import ADVICE, label_probabilities
+from rlaif.engines.remote.decode import ADVICE, Answer, Choice, Usage, label_probabilities
 
 Request = GenerateRequest | ScoreRequest
 Result = GenerateResult | ScoreResult

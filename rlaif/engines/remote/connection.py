@@ -3,10 +3,14 @@
 HTTP/1.1 knows answers by their order alone. A server or a proxy that sends one twice shifts every
 later answer on that connection to a call that it is not for. So callers share no connection,
 and one that repeats its last answer is closed.
+
+A server's key is kept out of every error and log; what a model wrote is never changed.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import zlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -18,7 +22,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from rlaif.config.models import ModelSpec
 from rlaif.engines.remote.decode import Malformed
-from rlaif.engines.remote.secret import keep_out_of_logs
 
 GZIP = 16 + zlib.MAX_WBITS
 UNREADABLE = (
@@ -167,3 +170,38 @@ class Connection:
         client, self._client, self._last = self._client, None, None
         if client is not None:
             await client.close()
+
+
+HIDDEN = "[key]"
+SHORTEST = 8
+"""Shorter keys may be a part of any text: nothing is taken out for them."""
+CLIENT_LOG = "openai._base_client"
+"""Where the client logs what a server says in its headers, when its log is on (OPENAI_LOG)."""
+
+
+def without_key(text: str, key: str | None) -> str:
+    """`text` without the key, as it is or as JSON escapes it."""
+    if key is None or len(key) < SHORTEST:
+        return text
+    return text.replace(key, HIDDEN).replace(json.dumps(key)[1:-1], HIDDEN)
+
+
+class _Without(logging.Filter):
+    """Passes every record on, without one key."""
+
+    def __init__(self, key: str):
+        super().__init__()
+        self.key = key
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take the key out of the message."""
+        record.msg, record.args = without_key(record.getMessage(), self.key), None
+        return True
+
+
+def keep_out_of_logs(key: str | None) -> None:
+    """Take the key out of all that the client logs from here on."""
+    log = logging.getLogger(CLIENT_LOG)
+    known = {f.key for f in log.filters if isinstance(f, _Without)}
+    if key is not None and key not in known:
+        log.addFilter(_Without(key))

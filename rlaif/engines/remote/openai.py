@@ -19,9 +19,9 @@ from rlaif.core.records import Message, content_hash
 from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult
 from rlaif.engines.build import server_key
 from rlaif.engines.remote import api
-from rlaif.engines.remote.account import Account
-from rlaif.engines.remote.breaker import IN_A_ROW
-from rlaif.engines.remote.secret import SHORTEST
+from rlaif.engines.remote.attempt import IN_A_ROW
+from rlaif.engines.remote.connection import SHORTEST
+from rlaif.engines.remote.meter import Account
 from rlaif.engines.remote.session import Learned, Session
 from rlaif.engines.remote.streaming import Outlet, streamed
 

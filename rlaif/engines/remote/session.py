@@ -14,16 +14,13 @@ from dataclasses import dataclass, field
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError, GateStopped
 from rlaif.engines.remote import api
-from rlaif.engines.remote.account import Account
 from rlaif.engines.remote.api import ApiCall, Result
-from rlaif.engines.remote.attempt import Attempts
-from rlaif.engines.remote.breaker import Breaker, first_wave
+from rlaif.engines.remote.attempt import Attempts, Breaker, Pace, back_off, first_wave
 from rlaif.engines.remote.cache import Entry, RequestCache, cache_limit, cache_path
 from rlaif.engines.remote.connection import Connection, opener
 from rlaif.engines.remote.decode import Answer, Usage, decode_stored, encode_answer
 from rlaif.engines.remote.failures import KEPT, Again, Refused, SchemaRefused
-from rlaif.engines.remote.meter import Meter
-from rlaif.engines.remote.pace import Pace, back_off
+from rlaif.engines.remote.meter import Account, Meter
 from rlaif.engines.remote.streaming import Outlet
 
 log = logging.getLogger(__name__)

@@ -3,17 +3,25 @@
     python -m rlaif.engines.vllm.keeper COMMAND ...
 
 The one who asks holds the other end of standard input. Any end of it, kill -9 too, closes that.
+
+`end_with_parent` is loaded by vLLM as a plugin (entry point `vllm.general_plugins`) in each of its
+processes, so that none outlives the process that started it. A clean end is the engine's own work;
+this is for kill -9, which no handler sees.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import select
 import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 POLL_SECONDS = 0.2
@@ -69,3 +77,39 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
+
+
+OWNER = "RLAIF_VLLM_OWNER"
+PARENT_POLL_SECONDS = 0.5
+
+
+@contextmanager
+def owned() -> Iterator[None]:
+    """The processes that vLLM starts within belong to this one."""
+    os.environ |= owner()
+    try:
+        yield
+    finally:
+        del os.environ[OWNER]
+
+
+def owner() -> dict[str, str]:
+    """The environment by which vLLM's processes know that they belong to this one."""
+    return {OWNER: str(os.getpid())}
+
+
+def end_with_parent() -> None:
+    """In a process that was started for an owner: end when the parent has gone."""
+    if os.environ.get(OWNER) in (None, str(os.getpid())):
+        return
+    started_by = multiprocessing.parent_process()
+    # It may have gone before this was loaded.
+    parent = os.getppid() if started_by is None else started_by.pid
+    threading.Thread(target=_wait_for_end, args=(parent,), daemon=True).start()
+
+
+def _wait_for_end(parent: int | None) -> None:
+    # A process whose parent has gone gets another one.
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_SECONDS)
+    os._exit(1)

@@ -1,6 +1,6 @@
 """vLLM in this process's charge: continuous batching, cached prefixes, new weights in place.
 
-vLLM runs in processes of its own, which end with this one (`rlaif.engines.vllm.orphans`). Answers
+vLLM runs in processes of its own, which end with this one (`rlaif.engines.vllm.keeper`). Answers
 come in the order in which they are finished, and their bits can depend on what else was running: a
 resumed run keeps what it has and samples the rest, which need not equal an uninterrupted run's.
 """
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from rlaif.config.models import ModelSpec
+from rlaif.core.chat import split
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import Message, content_hash
-from rlaif.core.thinking import split
 from rlaif.engines.base import (
     Capability,
     GenerateRequest,
@@ -30,10 +30,9 @@ from rlaif.engines.base import (
     ScoreResult,
 )
 from rlaif.engines.local.adapters import adapter_folder, model_hash
-from rlaif.engines.local.encoding import Encoding, end_ids, load_encoding
-from rlaif.engines.local.layout import Row
-from rlaif.engines.remote.labels import thinks_first
-from rlaif.engines.vllm.orphans import owned
+from rlaif.engines.local.encoding import Encoding, Row, end_ids, load_encoding
+from rlaif.engines.remote.decode import thinks_first
+from rlaif.engines.vllm.keeper import owned
 from rlaif.engines.vllm.vllm_options import environment, options, trains_beside, within
 
 log = logging.getLogger(__name__)

@@ -29,10 +29,10 @@ from rlaif.engines.builtin import cache_folder
 from rlaif.engines.local.adapters import adapter_folder, model_hash
 from rlaif.engines.local.encoding import Encoding
 from rlaif.engines.remote import api
-from rlaif.engines.remote.account import Account
+from rlaif.engines.remote.meter import Account
 from rlaif.engines.remote.openai import OpenAIEngine, Own
 from rlaif.engines.remote.session import Learned
-from rlaif.engines.vllm.orphans import owner
+from rlaif.engines.vllm.keeper import owner
 from rlaif.engines.vllm.server import Server
 from rlaif.engines.vllm.vllm import read_tokenizer
 from rlaif.engines.vllm.vllm_options import environment, options, trains_beside

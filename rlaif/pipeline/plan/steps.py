@@ -6,7 +6,7 @@ from typing import Any
 
 from rlaif.config.steps import LoadStep, PairStep, SampleStep, SamplingKeys
 from rlaif.core.yamlio import suggest
-from rlaif.data.instructed import chosen_members
+from rlaif.data.sources import chosen_members
 from rlaif.engines.base import Model
 from rlaif.pipeline.plan.base import Planned, round_prompts, step_hash
 from rlaif.pipeline.plan.walk import Walk

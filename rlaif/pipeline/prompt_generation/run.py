@@ -12,10 +12,10 @@ from typing import Any
 from rlaif.config.filters import HELDOUT, FilterSet
 from rlaif.config.models import PromptsSpec
 from rlaif.config.prompting import FileSource, MagpieSource, PromptsFile, WrittenSource
+from rlaif.core.chat import CUT
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Prompt, content_hash, make_prompt, to_json
 from rlaif.core.store import StepFolder, Store, write_atomic, write_jsonl
-from rlaif.core.thinking import CUT
 from rlaif.data.hygiene import of_prompt, sift
 from rlaif.data.sources import all_prompts
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling

@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from rlaif.metrics import metrics
-from rlaif.metrics.pairs import label_agreement
+from rlaif.metrics.agreement import label_agreement
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.pipeline.steps.evaluate import answer_values
 

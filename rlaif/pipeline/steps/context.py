@@ -1,8 +1,13 @@
-"""What a running step may use: its plan, its folder, its inputs, engines and progress."""
+"""What a running step may use: its plan, its folder, its inputs, engines and progress.
+
+Also what every kind of step says alike: what a model was not shown of conversations, and that a
+step whose calls all failed is not done.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
@@ -10,13 +15,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Generic, Protocol
 
-from rlaif.core.errors import ConfigError
-from rlaif.core.records import Completion, Judgement, Preference, Prompt, R
+from rlaif.core.chat import has_more
+from rlaif.core.errors import ConfigError, EngineError
+from rlaif.core.records import Completion, Judgement, Message, Preference, Prompt, R
 from rlaif.core.rowfiles import Part
 from rlaif.core.store import FILES, StepFolder, Store
-from rlaif.engines.base import Engine, Model
-from rlaif.engines.remote.account import Account
+from rlaif.engines.base import Engine, Losing, Model
+from rlaif.engines.remote.meter import Account
 from rlaif.judges.base import Judge
+from rlaif.metrics.words import commonest
 from rlaif.pipeline.plan import PlanInputs, Planned
 
 LOOK_SECONDS = 0.05
@@ -199,3 +206,43 @@ def by_prompt(completions: Sequence[Completion]) -> dict[str, list[Completion]]:
     for completion in completions:
         groups.setdefault(completion.prompt_id, []).append(completion)
     return groups
+
+
+def refuse_all_failed(what: str, calls: str, total: int, reasons: Counter[str], at: Path) -> None:
+    """Raises EngineError where all of a step's records failed: that is no outcome to go on from.
+    `what` are the records, and `calls` those whose failures left them without a value."""
+    if 0 < total == reasons.total():
+        why, count = next(iter(commonest(reasons).items()))
+        raise EngineError(
+            f"none of the {total} {what} has a value: {count} {calls} failed: {why}. Mend that; to "
+            f"ask the same again, delete {at}"
+        )
+
+
+_WORDS = {
+    "tool_calls_lost": "the tool calls of {}",
+    "tool_turns_lost": "what tools said in {}",
+    "reasoning_lost": "the reasoning in {}",
+}
+
+
+def lost_by(engine: Engine, conversations: Iterable[Sequence[Message]]) -> dict[str, int]:
+    """How many turns have something that the model of `engine` is not shown, by what it is; turns
+    of prompts that are asked several times count once."""
+    found: Counter[str] = Counter()
+    if isinstance(engine, Losing):
+        for messages in conversations:
+            if any(has_more(message) for message in messages):
+                found += engine.lost(messages)
+    return dict(found)
+
+
+def lost_notes(step: str, counts: Mapping[str, int]) -> list[str]:
+    """A sentence on what was lost, or none."""
+    found = {name: counts[name] for name in _WORDS if counts.get(name)}
+    parts = [_WORDS[n].format("1 turn" if k == 1 else f"{k} turns") for n, k in found.items()]
+    if not parts:
+        return []
+    said = " and ".join(parts)
+    why = "its chat template, or its server's API, has no place for them"
+    return [f"{step}: the model is not shown {said}: {why}"]

@@ -16,15 +16,15 @@ from rlaif.core.errors import RlaifError
 from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import content_hash
 from rlaif.metrics import metrics
+from rlaif.metrics.agreement import reward_accuracy
 from rlaif.metrics.decompose import Decomposition, decompose, score_parts
 from rlaif.metrics.metrics import Measured, Values
-from rlaif.metrics.pairs import reward_accuracy
 from rlaif.pipeline.steps.context import StepContext, by_prompt
 from rlaif.pipeline.steps.label import given_pairs
 from rlaif.pipeline.steps.pair import group_by_prompt
 from rlaif.preferences.aggregate import compared_scores
 from rlaif.preferences.labels import verdicts
-from rlaif.train.trackers import Tracked, open_trackers
+from rlaif.train.metrics import Tracked, open_trackers
 
 VALUES = "values"
 """The file of values by prompt, from which several seeds are read together."""

@@ -1,38 +1,47 @@
 """judge: a judge's judgements of the completions so far. Judges that ask once for a verdict are
-asked here, calls made as they are asked; the others in `asking`."""
+asked here, calls made as they are asked; the others in `asking`.
+
+Completions come from steps that are done or still sampling.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from rlaif.core.chat import has_more
+from rlaif.core.chat import CUT, has_more
 from rlaif.core.checksums import Unordered
 from rlaif.core.errors import StoreError
 from rlaif.core.labelled import LabelledPair
-from rlaif.core.records import VALUED, Judgement
+from rlaif.core.records import VALUED, Completion, Judgement, Prompt
+from rlaif.core.rowfiles import Index
 from rlaif.core.store import StepFolder
-from rlaif.core.thinking import CUT
 from rlaif.engines.base import Model
 from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer, roles_of
-from rlaif.judges.notes import answer_notes
+from rlaif.judges.questions import answer_notes
 from rlaif.metrics.words import commonest
 from rlaif.pipeline.steps.asking import (
     SILENT_BATCH,
+    Carried,
     Kept,
     Request,
     answers_of,
     asked_engine,
+    earlier_steps,
     verdicts,
 )
-from rlaif.pipeline.steps.carry import Carried, earlier_steps
-from rlaif.pipeline.steps.context import Engines, Progress, StepContext
-from rlaif.pipeline.steps.failed import refuse_all_failed
-from rlaif.pipeline.steps.groups import Groups
-from rlaif.pipeline.steps.lost import lost_by, lost_notes
+from rlaif.pipeline.steps.context import (
+    Engines,
+    Progress,
+    StepContext,
+    lost_by,
+    lost_notes,
+    refuse_all_failed,
+)
 
 TURN_PROMPTS = 256
 """Prompts that a server is asked about at once by a judge that asks in turns."""
@@ -254,3 +263,68 @@ def ask_model(
             for name, answered in batch.items()
             for judgement in read_answer(judge, open_calls.pop(name), answered)
         ]
+
+
+@dataclass
+class _Source:
+    """One input. While it is written, `sampled` are the prompts that will have `n` completions
+    each; None once it is done."""
+
+    folder: StepFolder
+    index: Index
+    sampled: frozenset[str] | None
+    n: int
+
+    def grow(self) -> set[str]:
+        """The prompts of new completions. What is done is seen to be done before it is read, so
+        that nothing can come after it."""
+        if self.sampled is not None and self.folder.done() is not None:
+            self.sampled = None
+        return set(self.index.grow())
+
+    def complete(self, prompt_id: str) -> bool:
+        """Whether all that this input will ever have of a prompt is there."""
+        if self.sampled is None or prompt_id not in self.sampled:
+            return True
+        return self.index.count(prompt_id) >= self.n
+
+
+class Groups:
+    """A step's completions by prompt. Ids and places in files are held, no texts."""
+
+    def __init__(self, context: StepContext):
+        self.context = context
+        self._wanted = frozenset(context.planned.prompts)
+        self._sources = [self._source(digest) for digest in context.inputs_under("completions")]
+
+    def _source(self, digest: str) -> _Source:
+        folder = self.context.store.step(digest)
+        rising = self.context.rising
+        sampling = rising.steps.get(digest) if rising is not None else None
+        index = folder.index("completions", "prompt_id")
+        if sampling is None:
+            return _Source(folder, index, None, 0)
+        return _Source(folder, index, frozenset(sampling.prompts), sampling.step.n)
+
+    def waves(self) -> Iterator[list[str]]:
+        """The prompts whose completions are all there, sorted; again and again while some of them
+        are still being sampled, each prompt once."""
+        early: set[str] = set()
+        final = False
+        while not final:
+            new = set[str]().union(*(source.grow() for source in self._sources)) | early
+            final = all(source.sampled is None for source in self._sources)
+            ready = {p for p in new if all(s.complete(p) for s in self._sources)}
+            early = new - ready
+            if self._wanted:
+                ready &= self._wanted
+            if ready:
+                self.context.refuse_strangers(ready)
+                yield sorted(ready)
+            elif not final and self.context.rising is not None:
+                self.context.rising.wait()
+
+    def read(self, prompt_id: str) -> tuple[Prompt, Sequence[Completion]]:
+        """A prompt and its completions, in the order of the inputs."""
+        found = [c for s in self._sources for c in s.index.records(prompt_id, Completion)]
+        return self.context.prompts[prompt_id], found

@@ -1,18 +1,25 @@
-"""The model card: where the weights come from, what they were trained on, how far to trust them."""
+"""The model card: where the weights come from, what they were trained on, how far to trust them.
+
+A reward model's card says how to score a conversation; an adapter's says how it is used.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from rlaif.config.arms import RANDOM
-from rlaif.config.distill import DistillStep, FitStep
+from rlaif.config.distill import DistillStep, FitStep, LinearDistill
+from rlaif.config.models import ModelSpec
 from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.training import TextStep, TrainStep
 from rlaif.core.records import Preference
+from rlaif.engines.local.adapters import adapter_config, rank
+from rlaif.engines.merging import ADAPTER
 from rlaif.judges.base import Judge, roles_of
-from rlaif.pipeline.steps.adapter_card import base_of, weights
 from rlaif.pipeline.steps.context import StepContext
-from rlaif.pipeline.steps.scoring_card import scoring
 from rlaif.preferences.labels import TURNED
 
 BY_JUDGES = "rlaif"
@@ -133,3 +140,145 @@ def _judge_kinds(context: StepContext) -> dict[str, str]:
         for row in context.store.step(digest).rows("judgements")
     }
     return kinds | {BY_JUDGES: " and ".join(sorted(used)) or "ai"}
+
+
+_LOAD = """```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # where this model lies
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+"""
+_LOAD_ADAPTER = """```python
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # where this adapter lies
+tokenizer = AutoTokenizer.from_pretrained(folder)
+base = AutoModelForSequenceClassification.from_pretrained("%s", num_labels=1, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, folder).eval()
+"""
+_CODE = """conversation = [
+    {"role": "user", "content": "Name a fruit."},
+    {"role": "assistant", "content": "A plum."},
+]
+text = tokenizer.apply_chat_template(conversation, tokenize=False%s)
+with torch.no_grad():
+    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    reward = model(**inputs).logits[0, 0].item()
+```"""
+_PIPELINE = """
+Or with a pipeline:
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model=folder, dtype=torch.float32)
+(found,) = classify(text, add_special_tokens=False, function_to_apply="none")
+reward = found["score"]
+```"""
+_HEAD = "This model's head is no single row of weights, and"
+_ENSEMBLE = "This is an ensemble of adapters, whose own head is zero, and"
+_RLAIF = (
+    "{what} `transformers` alone does not give its reward: use "
+    "`rlaif score COMPLETIONS --model FOLDER --out SCORES`, a judge of kind `reward_model`, or "
+    "`rlaif serve`."
+)
+
+
+def scoring(step: DistillStep | FitStep, start: ModelSpec, base: Base | None) -> list[str]:
+    """Lines of Markdown: where the reward is read, and the code that reads it there. `base` is that
+    of an adapter that was kept."""
+    alone = base is not None and base.folder != ADAPTER
+    said = "" if alone else " (`reward_position: last` in `config.json`)"
+    lines = [
+        "## Scoring a conversation",
+        "",
+        "The reward is read at the last token of the conversation as the chat template renders "
+        f"it{said}, without a generation prompt. The chat template writes its own special tokens, "
+        "so none are added to its text.",
+        "",
+    ]
+    if isinstance(step, FitStep) and not isinstance(step, LinearDistill):
+        lines.append(_RLAIF.format(what=_HEAD))
+    elif isinstance(step, DistillStep) and step.members > 1:
+        lines.append(_RLAIF.format(what=_ENSEMBLE))
+    else:
+        given = "".join(f", {k}={v!r}" for k, v in sorted(start.chat_template_kwargs.items()))
+        load = _LOAD_ADAPTER % base.name if alone and base is not None else _LOAD
+        lines.append(load + _CODE % given)
+        lines += [] if alone else [_PIPELINE]
+    return [*lines, "", *_told(step, start)]
+
+
+def _told(step: DistillStep | FitStep, start: ModelSpec) -> list[str]:
+    """How the conversations of the training differed from what the template makes of them."""
+    lines = []
+    if start.system_prompt == "drop":
+        lines += ["The template's own system turn was left out (`system_prompt: drop`).", ""]
+    elif start.system_prompt != "keep":
+        lines += [f"Conversations began with the system turn {start.system_prompt!r}.", ""]
+    if step.reasoning == "strip":
+        lines += ["Answers were scored without their thinking (`reasoning: strip`).", ""]
+    return lines
+
+
+_BF16 = "The weights are bf16; the fp32 masters of the next round lie in `masters/` while kept."
+_ADAPTER_CODE = """```python
+from peft import PeftModel
+from transformers import %(kind)s
+
+base = %(kind)s.from_pretrained("%(base)s"%(labels)s)
+model = PeftModel.from_pretrained(base, "%(folder)s")  # where the adapter lies
+```"""
+_SERVE = (
+    "For vLLM: `vllm serve %(base)s --enable-lora --max-lora-rank %(rank)d --lora-modules "
+    "NAME=%(folder)s`."
+)
+_NO_SERVE = "vLLM serves no DoRA adapters; there the merged weights are needed (`export: both`)."
+
+
+@dataclass(frozen=True)
+class Base:
+    """What an adapter is for: a folder or hub id. `folder` is where the adapter lies in the model's
+    own, `rank` the highest of its matrices."""
+
+    name: str
+    folder: str
+    rank: int
+
+
+def base_of(step: TextStep, out: Path) -> Base | None:
+    """The base of the adapter that training kept in `out`; None where it kept none."""
+    lora = step.lora if isinstance(step, TrainStep) else None
+    if lora is None or lora.export == "merged":
+        return None
+    own = ADAPTER if lora.export == "both" else "."
+    name = adapter_config(out / own)["base_model_name_or_path"]
+    return Base(name, own, rank(out / own))
+
+
+def weights(step: TextStep, base: Base | None) -> list[str]:
+    """Lines of Markdown: what the weights are and, of an adapter, how it is loaded."""
+    if base is None:
+        return [_BF16, ""]
+    if base.folder == ADAPTER:
+        lines = [_BF16, "", f"The adapter in `{ADAPTER}/` is the one that is merged into them.", ""]
+    else:
+        said = "These files are an adapter alone; `rlaif` merges it where it needs the whole model."
+        lines = [said, ""]
+    reward = isinstance(step, DistillStep)
+    words = {
+        "kind": "AutoModelForSequenceClassification" if reward else "AutoModelForCausalLM",
+        "labels": ", num_labels=1" if reward else "",
+        "base": base.name,
+        "folder": base.folder,
+        "rank": base.rank,
+    }
+    lines += [_ADAPTER_CODE % words, ""]
+    if not reward:
+        dora = isinstance(step, TrainStep) and step.lora is not None and step.lora.dora
+        lines += [_NO_SERVE if dora else _SERVE % words, ""]
+    return lines

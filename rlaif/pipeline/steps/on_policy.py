@@ -17,10 +17,9 @@ from transformers import AutoConfig
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.rewards import REFERENCE_ANSWERS, RewardTerm
 from rlaif.constitution.textstats import is_blank
-from rlaif.core.chat import TemplateRefusal, is_unicode
+from rlaif.core.chat import CUT, TemplateRefusal, is_unicode
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash, from_json
-from rlaif.core.thinking import CUT
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, Sampling
 from rlaif.engines.build import REMOTE
 from rlaif.engines.local.encoding import load_encoding

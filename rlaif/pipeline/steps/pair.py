@@ -1,4 +1,7 @@
-"""pair: combine the judges' scores and make preferences."""
+"""pair: combine the judges' scores and make preferences.
+
+Where there are no pairs it says why, as far as finished steps tell.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from msgspec.structs import replace
 from rlaif.config.steps import PairStep
 from rlaif.core.records import Completion, Judgement, Preference
 from rlaif.core.rowfiles import line_of, record_of
+from rlaif.core.store import Store
 from rlaif.core.workers import available, in_order
 from rlaif.pipeline.plan import Planned
 from rlaif.pipeline.steps.context import StepContext, by_prompt
@@ -168,3 +172,41 @@ def standardised(
         scaled[judge] = weight / max(spread, SPREAD_FLOOR)
     total, wanted = sum(scaled.values()), sum(weights.values())
     return {judge: weight * wanted / total for judge, weight in scaled.items()}
+
+
+def why_no_pairs(store: Store, steps: Iterable[str]) -> str:
+    """What left no pairs in these steps (hashes) and in those before them, in parentheses; empty
+    where nothing did."""
+    reasons = [reason for marker in _markers(store, steps) for reason in _reasons(store, marker)]
+    return f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
+
+
+def _markers(store: Store, steps: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    """What the finished steps say of themselves, each once, those before a step after it."""
+    left, seen = sorted(steps), set[str]()
+    while left:
+        digest = left.pop(0)
+        if digest not in seen:
+            seen.add(digest)
+            marker = store.step(digest).done() or {}
+            yield marker
+            left += marker.get("inputs", {}).values()
+
+
+def _reasons(store: Store, marker: Mapping[str, Any]) -> Iterator[str]:
+    counts = marker.get("counts", {})
+    if counts.get("tied_prompts"):
+        yield f"all candidates tie on {counts['tied_prompts']} of {counts['prompts']} prompts"
+    for name, digest in marker.get("inputs", {}).items():
+        if name.startswith("judgements/"):
+            done = store.step(digest).done() or {}
+            judged = done.get("counts", {})
+            if judged.get("judgements") and not judged["with_value"]:
+                judge, count = name.split("/", 1)[1], judged["judgements"]
+                yield f"none of the {count} verdicts of judge {judge} has a value"
+                for error, times in done.get("errors", {}).items():
+                    yield f"{times} verdicts of judge {judge} are missing: {error}"
+    for stage in marker.get("funnel", ()):
+        if stage["came"] and not stage["left"]:
+            why = ", ".join(f"{reason}: {count}" for reason, count in stage["why"].items())
+            yield f"the filter {stage['filter']} leaves none of {stage['came']}: {why}"

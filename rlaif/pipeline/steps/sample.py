@@ -8,16 +8,14 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from rlaif.config.steps import SampleStep, SamplingKeys
-from rlaif.core.chat import has_more
+from rlaif.core.chat import CUT, WAS_CUT, has_more
 from rlaif.core.checksums import Unordered
 from rlaif.core.errors import EngineError
 from rlaif.core.records import Completion, Message, Prompt, content_hash
-from rlaif.core.thinking import CUT, WAS_CUT
-from rlaif.data.instructed import Instruction, drawn, with_system
+from rlaif.data.sources import Instruction, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
 from rlaif.metrics.words import commonest
-from rlaif.pipeline.steps.context import StepContext
-from rlaif.pipeline.steps.lost import lost_by, lost_notes
+from rlaif.pipeline.steps.context import StepContext, lost_by, lost_notes
 
 Asked = tuple[Prompt, int, Instruction | None]
 CONTENT = ("completion_id", "digest", "finish_reason", "reasoning")

@@ -20,16 +20,15 @@ from rlaif.engines.builtin import weights_hash
 from rlaif.engines.local.adapters import COPIES
 from rlaif.kernels.device import pick_device
 from rlaif.pipeline.plan.training import UNHASHED
-from rlaif.pipeline.steps.context import StepContext
-from rlaif.pipeline.steps.lost import lost_notes
-from rlaif.pipeline.steps.missing import why_no_pairs
+from rlaif.pipeline.steps.context import StepContext, lost_notes
 from rlaif.pipeline.steps.model_card import model_card
+from rlaif.pipeline.steps.pair import why_no_pairs
 from rlaif.train.loop import TrainOutcome, TrainProgress
 from rlaif.train.members import train_members
+from rlaif.train.metrics import Tracked, open_trackers
 from rlaif.train.probe import fit_reward_model
-from rlaif.train.refresh import accuracy, is_stale, keep, read_trained, split, write_trained
+from rlaif.train.reward_model import accuracy, is_stale, keep, read_trained, split, write_trained
 from rlaif.train.run import train
-from rlaif.train.trackers import Tracked, open_trackers
 
 CARD = "README.md"
 

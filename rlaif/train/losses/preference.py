@@ -6,6 +6,8 @@ completion tokens or divided by the number of them. A soft label `prob` (B,) is 
 that `chosen` is really the better answer, and the loss is the expectation
 p loss(chosen, rejected) + (1 - p) loss(rejected, chosen). So swapping the two answers and taking
 1 - p changes no loss here, also where a margin, a penalty or a likelihood term is part of it.
+
+The supervised loss stands here too, with its normaliser explicit.
 """
 
 from __future__ import annotations
@@ -352,3 +354,14 @@ def nll_loss(logprobs: Tensor, lengths: Tensor) -> Tensor:
     logprobs (B,) summed over completion tokens, lengths (B,) token counts -> (B,) nats per token.
     """
     return -_per_token(logprobs, lengths)
+
+
+def sft_loss(token_logprobs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood summed over the tokens that `mask` keeps, and how many those are.
+
+    token_logprobs and mask (bool or 0/1) share any shape. Returns two scalars: the sum in nats and
+    the count. Divide by the count over the whole global batch, so that the result does not depend
+    on how the batch was cut into micro-batches.
+    """
+    keep = mask.bool()
+    return -token_logprobs.masked_fill(~keep, 0.0).sum(), keep.sum()
