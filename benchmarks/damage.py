@@ -41,9 +41,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests import damage  # noqa: E402
-from tests.mutations import MUTATIONS  # noqa: E402
 from tests.servers.scripted import ScriptedServer  # noqa: E402
+from tests.support import damage  # noqa: E402
+from tests.support.mutations import MUTATIONS  # noqa: E402
 
 FINE = {"done", "long", "same", "named", "found", "nothing changed"}
 LONGEST = {"experiment": 12, "run": 90}

@@ -92,7 +92,7 @@ def recorded(out: Path, numbers: Mapping[str, int]) -> set[int]:
 
 def judging(url: str, out: Path, count: int, concurrency: int) -> subprocess.Popen[bytes]:
     """The process that judges, or goes on judging."""
-    command = [sys.executable, "-m", "tests.engines.judging", url, str(out), str(count)]
+    command = [sys.executable, "-m", "tests.support.judging", url, str(out), str(count)]
     return subprocess.Popen([*command, str(concurrency)], cwd=ROOT)
 
 

@@ -81,7 +81,7 @@ def test_training_and_loading_take_texts(
 ) -> None:
     from rlaif.config.distill import BradleyTerryDistill
     from rlaif.config.models import ModelSpec
-    from tests.test_model_card import read
+    from tests.pipeline.test_model_card import read
 
     row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
     options = BradleyTerryDistill(batch_size=1, precision="fp32")

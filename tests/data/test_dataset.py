@@ -33,8 +33,8 @@ from rlaif.data.readers.base import make_pair
 from rlaif.data.readers.ultrafeedback import ASPECTS, read_raw
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.provenance import stages
+from tests.pipeline.test_dataset import files
 from tests.servers.hub import Hub
-from tests.test_build import files
 
 FORMATS = [
     "trl",

@@ -17,7 +17,7 @@ from rlaif.engines.build import load_engine
 from rlaif.engines.builtin import resolve
 from rlaif.pipeline.plan import make_plan
 from rlaif.pipeline.prepare import model_key, prepare
-from tests.adapters import adapter
+from tests.support.adapters import adapter
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling
 from rlaif.engines.remote import attempt
 from rlaif.engines.remote.meter import Account
 from rlaif.engines.remote.openai import OpenAIEngine, load
-from tests.engines.judging import judged, server_model
 from tests.servers.faults import KINDS, FaultProxy
 from tests.servers.scripted import ScriptedServer, prompt_text
+from tests.support.judging import judged, server_model
 
 
 def echo(body: dict[str, Any], choice: int) -> str:

@@ -20,8 +20,8 @@ from rlaif.core.store import Store
 from rlaif.engines.remote import attempt
 from rlaif.engines.remote.cache import RequestCache, cache_limit, cache_path
 from rlaif.engines.remote.meter import Account
-from tests.engines.judging import judged, server_model
 from tests.servers.scripted import ScriptedServer
+from tests.support.judging import judged, server_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TOPS = {"Yes": -0.2, "No": -2.0}
@@ -41,7 +41,7 @@ def name_of(body: dict[str, Any]) -> str:
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_kill_repeats_at_most_the_calls_in_flight(tmp_path: Path, kills: int) -> None:
     concurrency, count, draw = 8, 60 * kills, random.Random(kills)
-    command = [sys.executable, "-m", "tests.engines.judging"]
+    command = [sys.executable, "-m", "tests.support.judging"]
     with ScriptedServer(tops=TOPS, latency=0.03) as server:
         arguments = [server.url, str(tmp_path / "run"), str(count), str(concurrency)]
         committed: list[tuple[int, set[str]]] = []

@@ -19,10 +19,10 @@ from rlaif.engines.remote.attempt import Breaker
 from rlaif.engines.remote.cache import Entry, RequestCache, cache_limit, cache_path
 from rlaif.engines.remote.meter import Account, Meter
 from rlaif.engines.remote.openai import OpenAIEngine, load
-from tests.engines.judging import judged, server_model
 from tests.engines.test_decode import bodies
 from tests.servers.scripted import ScriptedServer, http, prompt_text
 from tests.servers.shapes import ODD, SHAPES, ShapedServer, body, error, text, usage
+from tests.support.judging import judged, server_model
 
 TOPS = {"Yes": -0.3, "No": -1.9}
 

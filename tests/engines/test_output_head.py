@@ -8,7 +8,7 @@ import transformers
 
 from rlaif.core.errors import EngineError
 from rlaif.engines.local.weights import Head, Weights, head_of
-from tests.train.architectures import SMALL
+from tests.support.architectures import SMALL
 
 SIZES = {name: value for name, value in SMALL.items() if name != "head_dim"}
 HEADS = {

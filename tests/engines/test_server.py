@@ -19,8 +19,8 @@ import pytest
 from rlaif.core.errors import EngineError
 from rlaif.engines.vllm import keeper
 from rlaif.engines.vllm.server import Server
-from tests.processes import alive, gone
 from tests.servers import standin
+from tests.support.processes import alive, gone
 
 STANDIN = Path(standin.__file__)
 

@@ -24,8 +24,8 @@ from rlaif.engines.remote.cache import RequestCache, cache_path
 from rlaif.engines.remote.meter import Account
 from rlaif.engines.vllm import vllm_options, vllm_server
 from rlaif.engines.vllm.vllm_server import VllmServerEngine
-from tests.processes import gone
 from tests.servers import standin
+from tests.support.processes import gone
 
 LABELS = {"yes": ("Yes", " Yes"), "no": ("No", " No")}
 

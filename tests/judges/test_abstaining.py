@@ -20,7 +20,7 @@ from rlaif.judges.base import is_staged
 from rlaif.judges.choices import read_choice
 from rlaif.judges.parsing import text_ratings
 from rlaif.judges.scores import read_score
-from tests.judges.kinds import (
+from tests.support.kinds import (
     BAD,
     EVERY,
     GOOD,

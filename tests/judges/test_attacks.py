@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlaif.judges.attacks import ANYTHING, ATTACKS, NAMING, Aim, aim_of
 from rlaif.judges.templates import fence_mark, inert
-from tests.judges.kinds import EVERY, judge_of
+from tests.support.kinds import EVERY, judge_of
 
 ANSWER = "Cherries are red.\nSo are some apples."
 

@@ -17,7 +17,7 @@ from rlaif.engines.fake import FakeEngine
 from rlaif.judges.base import has_raw_value
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.preferences.aggregate import candidate_raw_values
-from tests.judges.kinds import (
+from tests.support.kinds import (
     BAD,
     EVERY,
     GOOD,
@@ -34,7 +34,7 @@ from tests.judges.kinds import (
     preferring,
     scores,
 )
-from tests.judges.memory import Memory
+from tests.support.memory import Memory
 
 
 @pytest.mark.parametrize("name", MODEL_JUDGES)

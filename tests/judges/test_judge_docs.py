@@ -17,7 +17,7 @@ from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.engines.base import GenerateRequest, ScoreRequest
 from rlaif.judges.base import most_calls
 from rlaif.judges.build import JUDGES, build_judge
-from tests.judges.kinds import BAD, EVERY, GOOD, PROMPT
+from tests.support.kinds import BAD, EVERY, GOOD, PROMPT
 
 PAGES = Path("docs/judges")
 QUICKSTART = Path("experiments/quickstart.yaml")

@@ -18,9 +18,9 @@ from rlaif.engines.remote.openai import load
 from rlaif.judges.base import Judge, is_staged
 from rlaif.judges.jsontext import json_objects, member, the_object
 from rlaif.pipeline.steps.asking import Kept, verdicts
-from tests.judges.kinds import BAD, EVERY, GOOD, PROMPT, judge_of, models
-from tests.judges.memory import Memory
 from tests.servers.scripted import ScriptedServer, prompt_text
+from tests.support.kinds import BAD, EVERY, GOOD, PROMPT, judge_of, models
+from tests.support.memory import Memory
 
 KINDS = [name for name in EVERY if name.endswith("structured")]
 

@@ -28,7 +28,7 @@ from rlaif.judges.templates import (
     inert,
     load_template,
 )
-from tests.judges.kinds import GOOD, PROMPT, judge_of
+from tests.support.kinds import GOOD, PROMPT, judge_of
 
 SHIPPED = sorted((shipped_root() / "prompts" / "judges").glob("*.j2"))
 

@@ -20,8 +20,8 @@ from rlaif.engines.base import ScoreRequest, ScoreResult
 from rlaif.engines.fake import FakeEngine, FakeScript
 from rlaif.judges.questions import answer_notes
 from rlaif.pipeline.steps.asking import Kept
-from tests.judges.kinds import BAD, EVERY, GOOD, Engines, judge_of, judged
-from tests.judges.memory import Memory
+from tests.support.kinds import BAD, EVERY, GOOD, Engines, judge_of, judged
+from tests.support.memory import Memory
 
 WRITTEN = [name for name in EVERY if "written" in name or name in ("rating", "ultrafeedback")]
 WRITTEN += ["prometheus", "prometheus_pair", "additive", "template", "rating_structured"]

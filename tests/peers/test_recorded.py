@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.same_scores import by_template, reward_model
+from tests.support.same_scores import by_template, reward_model
 
 HERE = Path(__file__).parent
 EXCHANGES = [

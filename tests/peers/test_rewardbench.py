@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.same_scores import assert_same, by_rlaif, conversations, margins, reward_model
+from tests.support.same_scores import assert_same, by_rlaif, conversations, margins, reward_model
 
 pytestmark = pytest.mark.peer
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.same_scores import reward_model
+from tests.support.same_scores import reward_model
 
 pytestmark = pytest.mark.peer
 

@@ -16,8 +16,8 @@ from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.exports import judgement_rows
 from rlaif.pipeline.runs import Run, load_run
 from rlaif.report.build import build_report
-from tests.report.browsing import dumped, needs_chromium
 from tests.servers.scripted import ScriptedServer, prompt_text
+from tests.support.browsing import dumped, needs_chromium
 
 TOPS = {"Yes": -0.3, "No": -1.9, "1": -0.4, "2": -1.4}
 YES_NO = {"kind": "yes_no", "by": "asked"}

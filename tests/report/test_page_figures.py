@@ -16,7 +16,7 @@ from rlaif.report.browser import judgement_entry
 from rlaif.report.build import build_report
 from rlaif.report.gather import Sources, gather
 from rlaif.report.view import HeldOutRow, RoundRow, RunView, StepRow
-from tests.report.browsing import dumped, needs_chromium
+from tests.support.browsing import dumped, needs_chromium
 
 PROMPT = make_prompt([{"role": "user", "content": "Which prompt?"}])
 

@@ -32,7 +32,7 @@ from rlaif.report.gather import Sources, gather
 from rlaif.report.merged import make_page
 from rlaif.report.table import summary_table
 from rlaif.report.view import HeldOutRow, RoundResult, RoundRow, RunView, StepRow, no_values
-from tests.report.browsing import dumped, needs_chromium
+from tests.support.browsing import dumped, needs_chromium
 
 EVIL = "</script><script>document.title='owned';alert(1)</script><img src=x onerror=alert(2)>"
 UNICODE = "Grüße — 日本語 🙂 \u2028 العربية"

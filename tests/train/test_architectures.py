@@ -15,8 +15,8 @@ from rlaif.engines.base import RewardRequest
 from rlaif.engines.local.reward import load as load_reward
 from rlaif.train.loading import load_module
 from rlaif.train.run import train
-from tests.train.architectures import CPU
-from tests.train.test_proof import OTHERS, SMALL
+from tests.engines.test_proof import OTHERS, SMALL
+from tests.support.architectures import CPU
 
 pytestmark = pytest.mark.usefixtures("nothing_proved")
 OPTIONS = {"batch_size": 2, "precision": "fp32", "learning_rate": 1e-2, "schedule": "constant"}

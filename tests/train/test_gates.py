@@ -17,7 +17,7 @@ from rlaif.config.methods import METHODS
 from rlaif.core.errors import EXIT_GATE, GateStopped
 from rlaif.pipeline.runs import load_run
 from rlaif.report.build import build_report
-from tests.train.on_policy import collector, learn, low_tokens, options_of
+from tests.support.on_policy import collector, learn, low_tokens, options_of
 
 PPO = pytest.param("ppo", marks=pytest.mark.slow)
 CALM = {"flat_groups": 0.5, "kl": 3.0, "entropy": 2.0, "length": 20.0, "reward_spread": 0.5}

@@ -12,7 +12,7 @@ from rlaif.core.errors import EngineError
 from rlaif.train.loading import ROWS, load_module
 from rlaif.train.model import prepare
 from rlaif.train.run import train
-from tests.train.architectures import CPU, EXAMPLES, SMALL, build
+from tests.support.architectures import CPU, EXAMPLES, SMALL, build
 
 CHANCE = {
     "a module": ("GPT2Config", {"n_layer": 2, "n_head": 4, "n_embd": 32, "resid_pdrop": 0.5}),

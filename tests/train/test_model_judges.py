@@ -26,7 +26,7 @@ from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.train.export import export_head
 from rlaif.train.members import train_members
 from rlaif.train.tokenise import encode, load_tokenizer
-from tests.judges.memory import Memory
+from tests.support.memory import Memory
 
 PROMPT = make_prompt([{"role": "user", "content": "Say yes lazily"}])
 TEXTS = ["yes yes", "no, lazy zebra", "maybe"]

@@ -26,7 +26,7 @@ from rlaif.train.preference import SftTask
 from rlaif.train.rewards import summed
 from rlaif.train.rollout import add_advantages, measure
 from rlaif.train.tokenise import Example
-from tests.train.on_policy import LEARN, collector, learn, low_tokens, options_of
+from tests.support.on_policy import LEARN, collector, learn, low_tokens, options_of
 
 CPU = torch.device("cpu")
 VARIANTS = ("grpo_dr", "grpo_dapo", "ppo_separate")

@@ -26,8 +26,8 @@ from rlaif.engines.build import load_engine
 from rlaif.engines.local.reward import reward_position
 from rlaif.train.average import average
 from rlaif.train.run import train
-from tests.templates import GPT_OSS, QWEN3, R1, ZEPHYR
-from tests.templates import tokenizer as made_tokenizer
+from tests.support.templates import GPT_OSS, QWEN3, R1, ZEPHYR
+from tests.support.templates import tokenizer as made_tokenizer
 
 QUESTIONS = ["Name a fruit.", "Think of the sky.", "What is kind?", "And the end?"]
 ANSWERS = ["n", "A plum, I think.", "No.", "It is blue."]

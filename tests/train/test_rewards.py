@@ -24,7 +24,7 @@ from rlaif.pipeline.prepare import prepare
 from rlaif.train import on_policy
 from rlaif.train.rewards import Moments, summed, term_names, updated
 from rlaif.train.rollout import Answer, Group
-from tests.train.on_policy import collector, learn, low_tokens, options_of
+from tests.support.on_policy import collector, learn, low_tokens, options_of
 
 
 def term(**keys):

@@ -19,7 +19,7 @@ from rlaif.pipeline.experiment import run_experiment
 from rlaif.train.export import write_weights
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
-from tests.adapters import adapter
+from tests.support.adapters import adapter
 
 CPU = torch.device("cpu")
 CONTEXT = 512

@@ -15,7 +15,7 @@ pytest.importorskip("vllm", reason="VLLM IS NOT INSTALLED HERE: make test-vllm")
 
 import psutil
 
-from tests.processes import gone
+from tests.support.processes import gone
 
 HOLD = """
 import sys, time

@@ -18,8 +18,8 @@ from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.build import load_engine
 from rlaif.engines.remote.meter import Account
 from rlaif.pipeline.experiment import run_experiment
-from tests.adapters import adapter
-from tests.processes import gone
+from tests.support.adapters import adapter
+from tests.support.processes import gone
 
 LABELS = {"yes": ("Yes", " Yes"), "no": ("No", " No"), "rare": ("zebra", " zebra")}
 SCHEMA = {

@@ -1,0 +1,116 @@
+"""kill -9 at random writes of `rlaif build`: what it leaves in the end is that of a run without."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlaif.core.resources import find
+from tests.pipeline.test_dataset import SMALL, files
+
+REPLIES = ["Yes.", "It is a plum.", "I cannot help with that.", "One two three four five six."]
+SCRIPT = {"rules": [{"match": ".", "replies": REPLIES, "labels": {"3": 0.5, "5": 0.1}}]}
+STEPS: list[dict[str, Any]] = [
+    {
+        "sample": {
+            "n": 3,
+            "pool": [
+                {"by": "policy"},
+                {"by": "other"},
+                {"by": "policy", "system_prompt": "Brief."},
+            ],
+            "principles": {"texts": {"brief": ["Be brief."], "kind": ["Be kind."]}},
+        }
+    },
+    {
+        "filter": {
+            "id": "answers",
+            "records": "completions",
+            "filters": [{"kind": "rule", "rule": "no_refusal"}],
+        }
+    },
+    {"judge": {"id": "checks", "kind": "rules", "principles": ["brief"]}},
+    {"judge": {"id": "aspects", "kind": "ultrafeedback", "by": "policy", "expected": True}},
+    {"pair": {"strategy": "all"}},
+    {"filter": {"filters": [{"kind": "near_duplicates", "of": "answers"}]}},
+]
+
+
+def killed(folder: Path, runs: int, seed: int, *arguments: str) -> int:
+    """How often a command was killed until each of its runs was done."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.kills",
+        str(folder),
+        str(runs),
+        str(seed),
+        *arguments,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
+
+
+def rows(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every record of a run's steps, without the time that it took."""
+    return {
+        str(path.relative_to(out)): [
+            {key: value for key, value in json.loads(line).items() if key != "latency"}
+            for line in path.read_text().splitlines()
+            if line
+        ]
+        for path in sorted((out / "steps").rglob("*.jsonl"))
+    }
+
+
+def test_a_killed_build_ends_in_the_same_dataset(
+    tmp_path: Path, write_experiment: Callable[..., Path]
+) -> None:
+    model = {"path": "none", "engine": "fake", "script": "script.yaml"}
+    other = {**model, "system_prompt": "Speak as a pirate."}
+    path = write_experiment(
+        tmp_path,
+        None,
+        rounds=1,
+        models={"policy": model, "other": other},
+        prompts={"path": "prompts.jsonl", "holdout": 2},
+        steps=STEPS,
+        dataset={"formats": ["trl", "ultrafeedback"], "test": 0.3},
+    )
+    (tmp_path / "script.yaml").write_text(yaml.safe_dump(SCRIPT), encoding="utf-8")
+    assert killed(tmp_path, 3, 11, "build", str(path), "-q") >= 3
+    whole = files(tmp_path / "0" / "dataset")
+    assert whole
+    for number in ("1", "2", "3"):
+        assert rows(tmp_path / number) == rows(tmp_path / "0")
+        assert files(tmp_path / number / "dataset") == whole
+
+
+@pytest.mark.slow
+def test_the_mini_experiment_killed_anywhere_ends_in_the_same_dataset(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    settings = [f"models.policy.path={tiny_model}", "models.policy.dtype=float32", *SMALL]
+    given = [part for setting in settings for part in ("--set", setting)]
+    path = str(find("experiments/ultrafeedback_mini.yaml"))
+    assert killed(tmp_path, 4, 3, "build", path, "-q", *given) >= 4
+    whole = files(tmp_path / "0" / "dataset")
+    assert whole
+    for number in range(1, 5):
+        assert files(tmp_path / str(number) / "dataset") == whole
+        assert weights(tmp_path / str(number)) == weights(tmp_path / "0")
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted((out / "models").glob("*/*.safetensors"))
+    }
