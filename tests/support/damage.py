@@ -197,8 +197,9 @@ def served(url: str) -> dict[str, Any]:
 def tiny_model(folder: Path) -> Path:
     """A random two-layer Llama with a tokenizer of bytes."""
     import torch
-    from tests.conftest import make_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.conftest import make_tokenizer
 
     tokenizer = make_tokenizer()
     config = LlamaConfig(
