@@ -5,27 +5,18 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Tag,
     field_validator,
     model_validator,
 )
 
 from rlaif.config.base import Count, Fraction, PluginName, StepId, Strict, Temperature
-from rlaif.config.baselines import (
-    FirstJudge,
-    LongerJudge,
-    OverlapJudge,
-    PerplexityJudge,
-    RandomJudge,
-)
 from rlaif.config.judging import JudgeBase, LabelJudge, ModelJudge, Order, WritingJudge
-from rlaif.config.rubrics import RbrJudge, RbrmJudge, RubricJudge, UltraFeedbackJudge
+from rlaif.config.kinds import OneOf, SpecTable
 
 
 class RulesJudge(JudgeBase):
@@ -308,6 +299,50 @@ def _judge_tag(value: Any) -> str:
     return "custom" if isinstance(kind, str) and ":" in kind else str(kind)
 
 
+JUDGES: SpecTable[JudgeBase] = SpecTable(
+    {
+        "rules": "rlaif.config.judges:RulesJudge",
+        "yes_no": "rlaif.config.judges:YesNoJudge",
+        "rating": "rlaif.config.judges:RatingJudge",
+        "direct": "rlaif.config.judges:DirectJudge",
+        "critique": "rlaif.config.judges:CritiqueJudge",
+        "prometheus": "rlaif.config.judges:PrometheusJudge",
+        "additive": "rlaif.config.judges:AdditiveJudge",
+        "pairwise": "rlaif.config.judges:PairwiseJudge",
+        "constitutional": "rlaif.config.judges:ConstitutionalJudge",
+        "prometheus_pair": "rlaif.config.judges:PrometheusPairJudge",
+        "template": "rlaif.config.judges:TemplateJudge",
+        "ultrafeedback": "rlaif.config.rubrics:UltraFeedbackJudge",
+        "rbrm": "rlaif.config.rubrics:RbrmJudge",
+        "rbr": "rlaif.config.rubrics:RbrJudge",
+        "rubric": "rlaif.config.rubrics:RubricJudge",
+        "reward_model": "rlaif.config.judges:RewardModelJudge",
+        "reward_ensemble": "rlaif.config.judges:RewardEnsembleJudge",
+        "implicit_reward": "rlaif.config.judges:ImplicitRewardJudge",
+        "meta": "rlaif.config.judges:MetaJudge",
+        "jury": "rlaif.config.judges:JuryJudge",
+        "longer": "rlaif.config.baselines:LongerJudge",
+        "first": "rlaif.config.baselines:FirstJudge",
+        "random": "rlaif.config.baselines:RandomJudge",
+        "overlap": "rlaif.config.baselines:OverlapJudge",
+        "perplexity": "rlaif.config.baselines:PerplexityJudge",
+        "custom": "rlaif.config.judges:CustomJudge",
+    }
+)
+JudgeStep = Annotated[
+    JudgeBase,
+    OneOf(
+        JUDGES,
+        "kind",
+        name_kind=_judge_tag,
+        unknown="`kind` must be rules, yes_no, rating, direct, critique, prometheus, "
+        "additive, pairwise, constitutional, prometheus_pair, template, ultrafeedback, rbrm, rbr, "
+        "rubric, reward_model, reward_ensemble, implicit_reward, meta, jury, a baseline "
+        "(longer, first, random, overlap, perplexity), or package.module:Name",
+    ),
+]
+
+
 class MetaJudge(ModelJudge):
     """A judge of judgements: those of `judge` are compared, ranked by Elo, and the best counts."""
 
@@ -355,44 +390,3 @@ class JuryJudge(JudgeBase):
     def asks(self) -> dict[str, str]:
         """The models of the jurors, by juror and role."""
         return {f"{j.id}/{r}": name for j in self.of for r, name in j.asks().items()}
-
-
-JudgeStep = Annotated[
-    Annotated[RulesJudge, Tag("rules")]
-    | Annotated[YesNoJudge, Tag("yes_no")]
-    | Annotated[RatingJudge, Tag("rating")]
-    | Annotated[DirectJudge, Tag("direct")]
-    | Annotated[CritiqueJudge, Tag("critique")]
-    | Annotated[PrometheusJudge, Tag("prometheus")]
-    | Annotated[AdditiveJudge, Tag("additive")]
-    | Annotated[PairwiseJudge, Tag("pairwise")]
-    | Annotated[ConstitutionalJudge, Tag("constitutional")]
-    | Annotated[PrometheusPairJudge, Tag("prometheus_pair")]
-    | Annotated[TemplateJudge, Tag("template")]
-    | Annotated[UltraFeedbackJudge, Tag("ultrafeedback")]
-    | Annotated[RbrmJudge, Tag("rbrm")]
-    | Annotated[RbrJudge, Tag("rbr")]
-    | Annotated[RubricJudge, Tag("rubric")]
-    | Annotated[RewardModelJudge, Tag("reward_model")]
-    | Annotated[RewardEnsembleJudge, Tag("reward_ensemble")]
-    | Annotated[ImplicitRewardJudge, Tag("implicit_reward")]
-    | Annotated[MetaJudge, Tag("meta")]
-    | Annotated[JuryJudge, Tag("jury")]
-    | Annotated[LongerJudge, Tag("longer")]
-    | Annotated[FirstJudge, Tag("first")]
-    | Annotated[RandomJudge, Tag("random")]
-    | Annotated[OverlapJudge, Tag("overlap")]
-    | Annotated[PerplexityJudge, Tag("perplexity")]
-    | Annotated[CustomJudge, Tag("custom")],
-    Discriminator(
-        _judge_tag,
-        custom_error_type="unknown_kind",
-        custom_error_message="`kind` must be rules, yes_no, rating, direct, critique, prometheus, "
-        "additive, pairwise, constitutional, prometheus_pair, template, ultrafeedback, rbrm, rbr, "
-        "rubric, reward_model, reward_ensemble, implicit_reward, meta, jury, a baseline "
-        "(longer, first, random, overlap, perplexity), or package.module:Name",
-    ),
-]
-
-MetaJudge.model_rebuild()
-JuryJudge.model_rebuild()
