@@ -16,7 +16,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from rlaif.config.experiment import Experiment
 from rlaif.core.errors import GateStopped, StoreError
 from rlaif.core.finished import stale, stale_in_words
 from rlaif.core.records import Prompt, RoundRecord, content_hash
@@ -26,6 +25,7 @@ from rlaif.engines.builtin import resolve
 from rlaif.engines.local.adapters import COPIES
 from rlaif.engines.remote.meter import kept_meters
 from rlaif.pipeline.dataset import Built, build_dataset
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.manifest import write_manifest, write_rounds
 from rlaif.pipeline.plan import PlanInputs, Planned, make_plan
 from rlaif.pipeline.prepare import prepare

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlaif.config.experiment import Experiment
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.rewards import REFERENCE_ANSWERS
 from rlaif.config.steps import SampleStep
@@ -21,6 +20,7 @@ from rlaif.engines.remote.decode import Usage
 from rlaif.engines.remote.meter import run_account
 from rlaif.judges.base import Judge, most_calls, roles_of
 from rlaif.pipeline.experiment import unfinished
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.plan import PlanInputs, Planned, make_plan
 from rlaif.pipeline.prepare import prepare
 

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.base import apply_override
-from rlaif.config.experiment import Experiment
-from rlaif.config.judging import JudgeBase
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, thinking_of
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.steps import LoadStep, PairStep
@@ -48,7 +46,9 @@ from rlaif.engines.local.adapters import COPIES
 from rlaif.engines.remote.meter import FILE as METERS
 from rlaif.engines.remote.meter import kept_meters
 from rlaif.judges.build import build_judge
+from rlaif.judges.specs import JudgeBase
 from rlaif.pipeline.experiment import STEPS, TRAINED
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.plan import PlanInputs, Planned
 from rlaif.pipeline.plan.base import VERSIONS, step_hash
 from rlaif.pipeline.plan.steps import pair_fault
@@ -306,7 +306,7 @@ def _planned(
         models = {**models, "made": Model("made", "trained", models["start"].spec)}
     texts = {role: _digest(Path(path)) for role, path in request.inputs.items()}
     if isinstance(step, LoadStep) and step.dataset is not None:
-        source = loaded_source(inputs.experiment, step, None)
+        source = loaded_source(step, inputs.experiment.loaded_name(step), None)
         texts["dataset"] = rows_hash(source_rows(source))
     digest = step_hash(
         request.kind,
