@@ -11,7 +11,7 @@ import pytest
 from rlaif.config.models import ModelSpec
 from rlaif.engines.base import Model
 from rlaif.pipeline.experiment import at_once, lanes, stretches
-from rlaif.pipeline.plan import Planned
+from rlaif.pipeline.plan.base import Planned
 
 HERE = ModelSpec(path="builtin/smollm2-135m-instruct")
 

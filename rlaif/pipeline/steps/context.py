@@ -24,7 +24,7 @@ from rlaif.engines.base import Engine, Losing, Model
 from rlaif.engines.remote.meter import Account
 from rlaif.judges.base import Judge
 from rlaif.metrics.words import commonest
-from rlaif.pipeline.plan import PlanInputs, Planned
+from rlaif.pipeline.plan.base import PlanInputs, Planned
 
 LOOK_SECONDS = 0.05
 """How often a step looks for samples that another one is writing."""

@@ -28,7 +28,7 @@ from rlaif.engines.local.weights import Weights
 from rlaif.judges.base import Judge, has_raw_value, roles_of
 from rlaif.kernels.device import pick_device
 from rlaif.metrics.metrics import unfamiliar
-from rlaif.pipeline.plan import round_prompts
+from rlaif.pipeline.plan.base import round_prompts
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.aggregate import Scores, candidate_raw_values, compared_scores
