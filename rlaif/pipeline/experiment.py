@@ -1,7 +1,7 @@
 """Run an experiment: read it, plan it, run what is missing, and say what happened.
 
-What servers judge runs beside what this process computes: `lanes` splits the steps, and `at_once`
-runs them.
+Judges that servers answer run concurrently with what this process computes: `split_group` says
+which steps do, and `run_both` runs them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import load_run
 from rlaif.pipeline.steps import step_module
-from rlaif.pipeline.steps.context import Progress, Rising, StepContext, Watching
+from rlaif.pipeline.steps.context import CheckedProgress, LiveSamples, Progress, StepContext
 
 
 class StepProgress(Progress, Protocol):
@@ -89,7 +89,7 @@ def run_experiment(
             runner = _Runner(inputs, store, {p.prompt_id: p for p in every})
             reused = set[str]().union(*(p.sources for p in plan if p.hash not in missing))
             refuse_stale(plan, store)
-            for steps in stretches(plan):
+            for steps in overlap_groups(plan):
                 runner.run([p for p in steps if p.hash in missing], pool, progress)
                 if any(p.hash in missing & reused for p in steps):
                     refuse_stale(plan, store)
@@ -155,28 +155,28 @@ class _Runner:
 
     def run(self, steps: Sequence[Planned], pool: EnginePool, progress: StepProgress) -> None:
         """Run steps in their order; what servers judge runs beside what this process computes."""
-        here, far = lanes(steps)
-        if not far:
-            for planned in here:
+        local, remote = split_group(steps)
+        if not remote:
+            for planned in local:
                 self._run_step(planned, pool, progress, progress)
             return
-        rising = Rising({planned.hash: planned for planned in here if planned.kind == "sample"})
+        live_samples = LiveSamples({p.hash: p for p in local if p.kind == "sample"})
         beside, shown = pool.beside(), progress.beside()
 
-        def run_here(check: Callable[[], None]) -> None:
-            for planned in here:
-                self._run_step(planned, pool, progress, Watching(progress, check))
+        def run_local(check: Callable[[], None]) -> None:
+            for planned in local:
+                self._run_step(planned, pool, progress, CheckedProgress(progress, check))
 
-        def run_far() -> None:
-            for planned in far:
-                self._run_step(planned, beside, shown, shown, rising)
+        def run_remote() -> None:
+            for planned in remote:
+                self._run_step(planned, beside, shown, shown, live_samples)
 
-        def end_far() -> None:
-            rising.stopped.set()
+        def end_remote() -> None:
+            live_samples.stopped.set()
             beside.close()
 
         try:
-            at_once(run_here, run_far, end_far)
+            run_both(run_local, run_remote, end_remote)
         finally:
             shown.finish()
 
@@ -193,7 +193,7 @@ class _Runner:
         pool: EnginePool,
         shown: StepProgress,
         progress: Progress,
-        rising: Rising | None = None,
+        live_samples: LiveSamples | None = None,
     ) -> None:
         """Run one step into its folder. `shown` hears which step begins and ends, and the step
         itself is given `progress`."""
@@ -204,7 +204,7 @@ class _Runner:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.repair()
             context = StepContext(
-                planned, folder, self.store, self.inputs, self.prompts, pool, progress, rising
+                planned, folder, self.store, self.inputs, self.prompts, pool, progress, live_samples
             )
             with pool.account.meters.kept_in(folder.path):
                 summary = step_module(planned.kind).run(context)
@@ -284,32 +284,36 @@ def _last_trains(plan: Sequence[Planned]) -> list[Planned]:
     return list(last.values())
 
 
-TOGETHER = ("sample", "judge")
+OVERLAPPING = ("sample", "judge")
 
 
-def stretches(plan: Sequence[Planned]) -> Iterator[list[Planned]]:
-    """The plan in pieces that run one after the other: sample and judge steps that follow one
-    another, and every other step alone. A judge step may need samples of its own piece, and no
-    step needs anything else of it."""
-    for together, run in groupby(plan, key=lambda planned: planned.kind in TOGETHER):
+def overlap_groups(plan: Sequence[Planned]) -> Iterator[list[Planned]]:
+    """Cut the plan into groups that run one after the other: consecutive sample and judge steps
+    are one group, and every other step is a group of its own.
+
+    A judge step may need samples of its own group; no step needs anything else of it.
+    """
+    for together, run in groupby(plan, key=lambda planned: planned.kind in OVERLAPPING):
         steps = list(run)
         yield from [steps] if together else ([planned] for planned in steps)
 
 
-def lanes(steps: Sequence[Planned]) -> tuple[list[Planned], list[Planned]]:
-    """The steps of a piece that run here, and those that run beside them, in the plan's order.
+def split_group(steps: Sequence[Planned]) -> tuple[list[Planned], list[Planned]]:
+    """Split a group of steps into those that run on the main thread and remote judges that run
+    concurrently; both in the plan's order.
 
-    Beside go judges that only servers answer, unless a step here asks one of these too: its limits
-    are for all calls to it. Where nothing is left to run here, all do.
+    A judge runs concurrently if only servers answer it, unless a step of the main thread asks one
+    of these servers too: a server's limits are for all calls to it. If nothing would be left for
+    the main thread, all steps run there.
     """
-    far = [planned for planned in steps if _is_remote_judge(planned)]
+    remote = [planned for planned in steps if _is_remote_judge(planned)]
     while True:
-        here = [planned for planned in steps if planned not in far]
-        shared = _servers(here)
-        alone = [planned for planned in far if not _servers([planned]) & shared]
-        if len(alone) == len(far):
-            return (here, far) if here else (far, [])
-        far = alone
+        local = [planned for planned in steps if planned not in remote]
+        shared = _servers(local)
+        alone = [planned for planned in remote if not _servers([planned]) & shared]
+        if len(alone) == len(remote):
+            return (local, remote) if local else (remote, [])
+        remote = alone
 
 
 def _is_remote_judge(planned: Planned) -> bool:
@@ -323,27 +327,27 @@ def _servers(steps: Iterable[Planned]) -> set[tuple[str | None, str]]:
     return {(spec.base_url, spec.path) for spec in models if spec.engine in REMOTE}
 
 
-def at_once(
-    here: Callable[[Callable[[], None]], None],
-    far: Callable[[], None],
-    end_far: Callable[[], None],
+def run_both(
+    local: Callable[[Callable[[], None]], None],
+    remote: Callable[[], None],
+    end_remote: Callable[[], None],
 ) -> None:
-    """Run `here` in this thread and `far` in another one. The first error of either ends both and
-    is raised, once both have ended.
+    """Run `local` in this thread and `remote` in another one. The first error of either ends both
+    and is raised, once both have ended.
 
-    `here` is given a function that raises what `far` failed with, to be called now and then;
-    `end_far` makes `far` end soon.
+    `local` is given a function that raises what `remote` failed with, to be called now and then;
+    `end_remote` makes `remote` end soon.
     """
     with ThreadPoolExecutor(1) as pool:
-        working = pool.submit(far)
+        working = pool.submit(remote)
 
         def check() -> None:
             if working.done():
                 working.result()
 
         try:
-            here(check)
+            local(check)
             working.result()
         except BaseException:
-            end_far()
+            end_remote()
             raise

@@ -367,16 +367,16 @@ class Groups:
 
     def _source(self, digest: str) -> _Source:
         folder = self.context.store.step(digest)
-        rising = self.context.rising
-        sampling = rising.steps.get(digest) if rising is not None else None
+        live_samples = self.context.live_samples
+        sampling = live_samples.steps.get(digest) if live_samples is not None else None
         index = folder.index("completions", "prompt_id")
         if sampling is None:
             return _Source(folder, index, None, 0)
         return _Source(folder, index, frozenset(sampling.prompts), sampling.step.n)
 
     def waves(self) -> Iterator[list[str]]:
-        """The prompts whose completions are all there, sorted; again and again while some of them
-        are still being sampled, each prompt once."""
+        """Yield sorted batches of prompts that have all their completions, until sampling ends;
+        each prompt once."""
         early: set[str] = set()
         final = False
         while not final:
@@ -389,8 +389,8 @@ class Groups:
             if ready:
                 self.context.refuse_strangers(ready)
                 yield sorted(ready)
-            elif not final and self.context.rising is not None:
-                self.context.rising.wait()
+            elif not final and self.context.live_samples is not None:
+                self.context.live_samples.wait()
 
     def read(self, prompt_id: str) -> tuple[Prompt, Sequence[Completion]]:
         """A prompt and its completions, in the order of the inputs."""

@@ -369,7 +369,7 @@ def _named(number: int) -> str:
 
 
 def _watched(judged: Judged) -> dict[str, dict[str, float]]:
-    """By completion how far each reward model is from what it knows."""
+    """Per completion: each reward model's out-of-distribution distance."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for rows in (rows for by_prompt in judged.values() for rows in by_prompt.values()):
         for judgement in rows:
