@@ -20,7 +20,7 @@ from rlaif.judges.rules import RulesJudge
 from rlaif.judges.specs import JudgeBase
 from rlaif.judges.yes_no import YesNoJudge
 from rlaif.metrics.votes import VotedPair, WeightFit, fit_weights, principle_votes
-from rlaif.pipeline.plan.base import step_hash
+from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import Engines, Progress
 from rlaif.pipeline.steps.judge import judge_labelled
 

@@ -30,7 +30,7 @@ from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import build_judge
 from rlaif.judges.specs import JudgeBase
 from rlaif.pipeline.experiment_file import Experiment, load_experiment
-from rlaif.pipeline.plan import PlanInputs
+from rlaif.pipeline.plan.base import PlanInputs
 from rlaif.pipeline.plan.walk import no_model, replace_path
 
 
