@@ -16,11 +16,12 @@ from pydantic import (
 from rlaif.config.arms import HUMAN
 from rlaif.config.base import Count, Fraction, StepId, Strict, Temperature, told
 from rlaif.config.columns import LabelColumns
-from rlaif.config.distill import AnyDistill
+from rlaif.config.distill import DistillStep, FitStep
 from rlaif.config.filters import FilterStep
 from rlaif.config.judges import JudgeStep
 from rlaif.config.judging import JudgeBase
-from rlaif.config.methods import AnyTrain
+from rlaif.config.methods import AnyDistill, AnyTrain
+from rlaif.config.training import TrainStep
 from rlaif.constitution.rules import validate_check
 
 
@@ -309,7 +310,8 @@ AnyStep = (
     | JudgeBase
     | PairStep
     | LabelStep
-    | AnyDistill
-    | AnyTrain
+    | DistillStep
+    | FitStep
+    | TrainStep
     | EvaluateStep
 )

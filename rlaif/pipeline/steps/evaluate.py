@@ -24,7 +24,7 @@ from rlaif.pipeline.steps.label import given_pairs
 from rlaif.pipeline.steps.pair import group_by_prompt
 from rlaif.preferences.aggregate import compared_scores
 from rlaif.preferences.labels import verdicts
-from rlaif.train.metrics import Tracked, open_trackers
+from rlaif.train.trackers import Tracked, open_trackers
 
 VALUES = "values"
 """The file of values by prompt, from which several seeds are read together."""
