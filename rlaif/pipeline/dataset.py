@@ -27,10 +27,10 @@ from rlaif.data.describe import Describer, Description
 from rlaif.data.rows import Spool
 from rlaif.pipeline import provenance as told
 from rlaif.pipeline.manifest import NOT_INSTALLED
-from rlaif.pipeline.plan.training import PREFERENCES
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps.context import ByPrompt
 from rlaif.pipeline.steps.pair import why_no_pairs
+from rlaif.pipeline.steps.train import PREFERENCES
 from rlaif.preferences.aggregate import compared_scores
 
 MARKER = "rlaif.json"
