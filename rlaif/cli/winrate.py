@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlaif.cli.data import SHOWN, say_skipped
-from rlaif.cli.options import COLUMNS, FROM, JSON, ON_ERROR, column_map
+from rlaif.cli.options import (
+    FILE,
+    JSON,
+    SHOWN,
+    ReadOptions,
+    column_map,
+    echo_skipped,
+    read_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rlaif.data.readers import OnError
     from rlaif.metrics.ranking import Rating
     from rlaif.metrics.winrate import Battle, Standing, WinRate
 
@@ -22,14 +28,10 @@ MANIFEST = "manifest.json"
 
 
 @click.command()
-@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
-@FROM
-@COLUMNS
-@ON_ERROR
+@click.argument("source", metavar="SOURCE", type=FILE)
+@read_options
 @JSON
-def winrate(
-    source: Path, from_: str | None, columns: Path | None, on_error: OnError, as_json: bool
-) -> None:
+def winrate(source: Path, reading: ReadOptions, as_json: bool) -> None:
     """Win rates and a ranking, as AlpacaEval counts them.
 
     Of the generators in SOURCE, a file of comparisons, or of the models of a run, on its held-out
@@ -41,12 +43,13 @@ def winrate(
     from rlaif.metrics.battles import read_battles
 
     if (source / MANIFEST).is_file():
-        if from_ or columns:
+        if reading.from_ or reading.columns:
             raise click.UsageError("--from and --columns are for files; SOURCE is a run's folder")
         _of_run(source, as_json)
         return
-    battles, skipped = read_battles(find(str(source)), from_, column_map(columns), on_error)
-    say_skipped(skipped)
+    columns = column_map(reading.columns)
+    battles, skipped = read_battles(find(str(source)), reading.from_, columns, reading.on_error)
+    echo_skipped(skipped)
     result, found = _measured(battles)
     if as_json:
         click.echo(json.dumps(result | {"skipped": len(skipped)}, ensure_ascii=False))

@@ -61,8 +61,8 @@ ROUND = "round "
 """How the subset of a pair begins that a round of an experiment made."""
 
 
-@dataclass(frozen=True)
-class RewardBench:
+@dataclass(frozen=True, kw_only=True)
+class RewardRequest:
     """What is measured. `train` are the pairs that the model was trained on, where they are known;
     `scored` and `gold` are judgements of one set of answers by this model and by a judge that is
     trusted."""
@@ -77,7 +77,7 @@ class RewardBench:
 
 
 def run_reward_bench(
-    request: RewardBench, pairs: Sequence[LabelledPair], progress: StepProgress
+    request: RewardRequest, pairs: Sequence[LabelledPair], progress: StepProgress
 ) -> dict[str, Any]:
     """Everything that was measured, JSON-ready; also kept in `out` as reward.json. Rewards and
     hidden states are kept there too, and a run that was stopped goes on. Raises RlaifError."""
@@ -111,7 +111,7 @@ def run_reward_bench(
 
 
 def _rewards(
-    request: RewardBench, pairs: Sequence[LabelledPair], store: Store, progress: StepProgress
+    request: RewardRequest, pairs: Sequence[LabelledPair], store: Store, progress: StepProgress
 ) -> dict[str, Judgement]:
     """The judgement of every answer that has one."""
     (entrant,) = find_entrants(
@@ -203,7 +203,7 @@ def _figures(table: RewardTable) -> dict[str, Any]:
     }
 
 
-def _best_of_n(request: RewardBench) -> list[dict[str, Any]]:
+def _best_of_n(request: RewardRequest) -> list[dict[str, Any]]:
     """The curve over the answers that both have scored."""
     gold = {j.subject: j.score for j in request.gold if j.score is not None}
     both: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -237,7 +237,7 @@ class _Seen:
 
 
 def _trained(
-    request: RewardBench,
+    request: RewardRequest,
     pairs: Sequence[LabelledPair],
     table: RewardTable,
     judged: Mapping[str, Judgement],
@@ -276,7 +276,7 @@ def _explained(pair: LabelledPair, judged: Mapping[str, Judgement]) -> dict[str,
     }
 
 
-def _seen(request: RewardBench, preferences: Sequence[Preference]) -> _Seen:
+def _seen(request: RewardRequest, preferences: Sequence[Preference]) -> _Seen:
     options = LinearDistill(method="linear")
     device = torch.device(pick_device("auto"))
     once = list({p.preference_id: p for p in preferences if p.paired}.values())
@@ -315,7 +315,7 @@ def _nearest(gap: Floats, known: _Seen) -> list[dict[str, Any]]:
     ]
 
 
-def _learning_curve(known: _Seen, tested: _Seen, request: RewardBench) -> list[dict[str, Any]]:
+def _learning_curve(known: _Seen, tested: _Seen, request: RewardRequest) -> list[dict[str, Any]]:
     """Accuracy of linear heads on this model's features, fitted on growing shares of the training
     prompts in an order drawn by the seed."""
     prompts = sorted(set(known.features.names))
@@ -377,7 +377,7 @@ def _label_noise(known: _Seen, seed: int) -> dict[str, Any]:
 
 
 def _by_distance(
-    known: _Seen, tested: _Seen, gaps: Mapping[str, float], request: RewardBench
+    known: _Seen, tested: _Seen, gaps: Mapping[str, float], request: RewardRequest
 ) -> dict[str, Any]:
     """The accuracy by how far the farther answer lies from the training answers."""
     region = fit_region(known.features.last.double().numpy())

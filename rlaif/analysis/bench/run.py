@@ -42,7 +42,7 @@ from rlaif.pipeline.single_step import asking
 from rlaif.pipeline.steps.context import Engines
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchRequest:
     """What is measured, and how. `repeats` is how often each judge judges every pair, for its
     consistency with itself; `author` is the name under which its own answers appear in the pairs
