@@ -131,7 +131,7 @@ def _calls(value: Mapping[str, Any], name: str, place: str) -> list[dict[str, An
     if given is None or given == "":
         old = value.get("function_call")
         given = [{"type": "function", "function": old}] if isinstance(old, Mapping) else []
-    given = _parsed(given)
+    given = parse_json(given)
     if not isinstance(given, Sequence) or not all(isinstance(call, Mapping) for call in given):
         raise ConfigError(f"{place}: {name}.tool_calls is {brief(given)}; a list was expected")
     return [_call(call) for call in given]
@@ -141,20 +141,21 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: item for key, item in call.items() if item is not None}
     if isinstance(kept.get("function"), Mapping):
         inside = {key: item for key, item in kept["function"].items() if item is not None}
-        kept["function"] = inside | {"arguments": _parsed(inside.get("arguments", {}))}
+        kept["function"] = inside | {"arguments": parse_json(inside.get("arguments", {}))}
     elif "arguments" in kept:
-        kept["arguments"] = _parsed(kept["arguments"])
+        kept["arguments"] = parse_json(kept["arguments"])
     return kept
 
 
-def _parsed(value: Any) -> Any:
+def parse_json(value: Any, kinds: tuple[type, ...] = (dict, list)) -> Any:
+    """What a text holds as JSON where it is of one of `kinds`; anything else as it is."""
     if not isinstance(value, str):
         return value
     try:
         found = json.loads(value)
     except (ValueError, RecursionError):
         return value
-    return found if isinstance(found, dict | list) else value
+    return found if isinstance(found, kinds) else value
 
 
 def opens_conversation(turns: Sequence[Message]) -> bool:

@@ -47,7 +47,7 @@ FORMATS: dict[str, Format] = {
     "oasst": oasst.MESSAGES,
     "oasst_trees": oasst.TREES,
     "ppe_correctness": ppe.FORMAT,
-    **presets.formats(),
+    **presets.load_presets(),
     "autoj": autoj.FORMAT,
     "alpaca_eval": alpaca_eval.FORMAT,
     "alpaca_eval_outputs": alpaca_eval.OUTPUTS,

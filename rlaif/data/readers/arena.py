@@ -3,16 +3,13 @@ columns, and MT-bench's human judgements."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import AnnotatorKind, Message
 from rlaif.data.readers.base import Format, at, label_of, make_pair, missing, name_of, number_of
 from rlaif.data.readers.trl import part_conversations
 from rlaif.data.rows import Row
-from rlaif.data.turns import brief, conversation
+from rlaif.data.turns import brief, conversation, parse_json
 
 WINNER: dict[str, float | None] = {
     "model_a": 1.0,
@@ -29,7 +26,7 @@ def read(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row, model_a's answer first. `turn` says which turn was judged."""
     turn = number_of(row, "turn", place)
     first, second = (
-        conversation(_json(row.get(side)), "assistant", side, place)[
+        conversation(parse_json(row.get(side), (list,)), "assistant", side, place)[
             : None if turn is None else 2 * int(turn)
         ]
         for side in SIDES
@@ -80,19 +77,8 @@ def _pair(
     )
 
 
-def _json(value: Any) -> Any:
-    """A list that a column holds as JSON text; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-    return found if isinstance(found, list) else value
-
-
 def _texts(row: Row, key: str, place: str) -> list[str]:
-    value = _json(row.get(key))
+    value = parse_json(row.get(key), (list,))
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or missing(value) or not all(isinstance(t, str) for t in found):
         raise ConfigError(f"{place}: {key} is {brief(value)}; a list of texts was expected")

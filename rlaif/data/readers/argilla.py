@@ -11,6 +11,7 @@ from rlaif.data.readers.base import (
     Format,
     attempt,
     label_of,
+    list_of,
     make_pair,
     missing,
     name_of,
@@ -19,7 +20,6 @@ from rlaif.data.readers.base import (
     user,
 )
 from rlaif.data.rows import Row
-from rlaif.data.turns import brief
 
 PROMPTS = ("prompt", "instruction", "question")
 ANSWERS = (
@@ -76,8 +76,10 @@ def _meaning(fields: tuple[str, str]) -> dict[str, float | None]:
 
 
 def _submitted(row: Row, question: str, place: str) -> list[tuple[Any, str | None]]:
+    columns = [f"{question}.responses{part}" for part in ("", ".users", ".status")]
     values, users, states = (
-        _list(row, f"{question}.responses{part}", place) for part in ("", ".users", ".status")
+        [] if missing(row.get(column)) else list_of(row[column], column, place)
+        for column in columns
     )
     users = users or [None] * len(values)
     states = states or ["submitted"] * len(values)
@@ -91,15 +93,6 @@ def _submitted(row: Row, question: str, place: str) -> list[tuple[Any, str | Non
         for value, who, state in zip(values, users, states, strict=True)
         if state == "submitted"
     ]
-
-
-def _list(row: Row, key: str, place: str) -> list[Any]:
-    value = row.get(key)
-    if missing(value):
-        return []
-    if not isinstance(value, list):
-        raise ConfigError(f"{place}: {key} is {brief(value)}; a list was expected")
-    return value
 
 
 def write(pair: LabelledPair) -> Row:

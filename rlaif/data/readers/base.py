@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair, SingleAnswer
@@ -65,12 +65,131 @@ class Format:
         return any(fnmatchcase(column, pattern) for pattern in (*self.columns, *self.optional))
 
 
+Label = tuple[Callable[[Row, str, str], float | None], Callable[[LabelledPair], Any]]
+"""How a column says which answer is better: from a row, the column and a place to the probability
+that the first is better; and from a pair to the cell, or a ValueError where it cannot be said."""
+
+
+def describe_pairs(
+    about: str,
+    columns: Mapping[str, str],
+    label: Label | None = None,
+    annotator_kind: AnnotatorKind = "human",
+    known_by: Sequence[str] = (),
+    fits: Callable[[Row], bool] = _always,
+) -> Format:
+    """A format whose rows are pairs of plain texts, read and written by a description.
+
+    `columns` says what stands in each column, in the order in which a row is written: `prompt`; the
+    answers, as `first`, `second` and a `label` or as `chosen` and `rejected`; and where a file has
+    them `subset`, `first_author`, `second_author` (of the chosen answer and of the rejected one),
+    `annotator` and the pair's `id`. `known_by` are columns that a row must have besides prompt,
+    answers and label.
+    """
+    column_of = {part: column for column, part in columns.items()}
+    sides = ("first", "second") if label else ("chosen", "rejected")
+
+    def read_row(row: Row, place: str) -> list[LabelledPair]:
+        prompt = user(text_of(row, column_of["prompt"], place))
+        first, second = (text_of(row, column_of[side], place) for side in sides)
+        if label is None:
+            differing(first, second, place)
+        won = 1.0 if label is None else label[0](row, column_of["label"], place)
+        subset, *authors, annotator = (
+            name_of(row, column_of[part], place) if part in column_of else None
+            for part in ("subset", "first_author", "second_author", "annotator")
+        )
+        return [
+            make_pair(
+                place,
+                prompt,
+                (first, second),
+                won,
+                subset=subset,
+                authors=(authors[0], authors[1]),
+                annotator=annotator,
+                annotator_kind=annotator_kind,
+            )
+        ]
+
+    def write_row(pair: LabelledPair) -> Row:
+        first, second = (pair.first, pair.second) if label else better(pair)
+        authors = (pair.authors or (None, None)) if label else better_authors(pair)
+        parts = {
+            "label": label[1](pair) if label else None,
+            "prompt": single_turn(pair),
+            sides[0]: first.text,
+            sides[1]: second.text,
+            "first_author": authors[0],
+            "second_author": authors[1],
+            "subset": pair.subset,
+            "annotator": pair.annotator,
+            "id": pair.pair_id,
+        }
+        return {column: parts[part] for column, part in columns.items()}
+
+    needed = {"prompt", "label", *sides}
+    known = [c for c, part in columns.items() if part in needed or c in known_by]
+    others = [c for c, part in columns.items() if c not in known and part != "id"]
+    return Format(about, tuple(known), read_row, tuple(others), fits, write_row)
+
+
+def coded_label(meaning: Mapping[str, float | None]) -> Label:
+    """A label whose cells are the numbers in `meaning`. A share of votes is written as its
+    majority; a tie, or no label, can only be written where a number means a tie."""
+    numbers = {label: int(number) for number, label in meaning.items()}
+
+    def write_label(pair: LabelledPair) -> int | None:
+        if 0.5 not in numbers:
+            better(pair)
+        if pair.label is None:
+            return None
+        return numbers[0.5 if pair.label == 0.5 else float(pair.label > 0.5)]
+
+    return (lambda row, column, place: label_of(row, column, meaning, place)), write_label
+
+
 def attempt(make: Callable[..., T], *given: Any, **named: Any) -> T | ConfigError:
     """What `make` gives, or its fault as a value: for one of several answers or labels of a row."""
     try:
         return make(*given, **named)
     except ConfigError as fault:
         return fault
+
+
+def attempt_each(
+    make: Callable[..., T], items: Iterable[Any], *given: Any
+) -> tuple[list[T], list[ConfigError]]:
+    """What `make` gives of each item, and the faults of the others."""
+    made = [attempt(make, item, *given) for item in items]
+    faults = [one for one in made if isinstance(one, ConfigError)]
+    return [one for one in made if not isinstance(one, ConfigError)], faults
+
+
+class RatedAnswer(NamedTuple):
+    """An answer among several to one prompt. The better one is worth more."""
+
+    text: str | Message
+    worth: float | None
+    author: str | None
+    score: float | None = None
+
+
+def compare_rated(first: RatedAnswer, second: RatedAnswer) -> dict[str, Any]:
+    """What `make_pair` takes of two answers."""
+    return {
+        "answers": (first.text, second.text),
+        "label": label_higher(first.worth, second.worth),
+        "authors": (first.author, second.author),
+        "scores": (first.score, second.score),
+    }
+
+
+def label_higher(first: float | None, second: float | None) -> float | None:
+    """The label where the higher number is better; None where one is missing."""
+    if first is None or second is None:
+        return None
+    return 0.5 if first == second else float(first > second)
 
 
 def make_pair(
@@ -198,6 +317,26 @@ def name_of(row: Row, key: str, place: str) -> str | None:
     return str(value)
 
 
+def list_of(value: Any, name: str, place: str) -> list[Any]:
+    """A list. Raises ConfigError."""
+    if not isinstance(value, list):
+        raise ConfigError(f"{place}: {name} is {brief(value)}; a list was expected")
+    return value
+
+
+def object_of(value: Any, name: str, place: str) -> dict[str, Any]:
+    """An object. Raises ConfigError."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place}: {name} is {brief(value)}; an object was expected")
+    return value
+
+
+def refuse_missing(lacking: Iterable[str], row: Row, place: str) -> None:
+    """Raises ConfigError that names the cells that are missing or empty, where some are."""
+    if names := ", ".join(lacking):
+        raise ConfigError(f"{place}: {names} missing or empty; the row has {sorted(map(str, row))}")
+
+
 def number_of(row: Row, key: str, place: str) -> float | None:
     """A finite number, or None where the cell is empty (null or NaN). Raises ConfigError."""
     value = at(row, key)
@@ -301,6 +440,14 @@ def better_authors(pair: LabelledPair) -> tuple[str | None, str | None]:
     Raises ValueError for ties and no label."""
     chosen, rejected = better(pair)
     return (chosen.model, rejected.model) if pair.authors else (None, None)
+
+
+def whole_conversations(pair: LabelledPair) -> tuple[list[Message], list[Message]]:
+    """The conversations that end with (chosen, rejected). Raises ValueError for ties and no
+    label."""
+    chosen, rejected = better(pair)
+    prompt = pair.prompt.messages
+    return [*prompt, *chosen.messages], [*prompt, *rejected.messages]
 
 
 def single_turn(pair: LabelledPair) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 from rlaif.config.columns import LabelColumns, RankedAnswers
 from rlaif.core.errors import ConfigError
@@ -14,14 +14,20 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Message
 from rlaif.data.readers.base import (
     Format,
+    RatedAnswer,
     at,
     attempt,
+    attempt_each,
+    compare_rated,
+    label_higher,
     label_of,
     make_pair,
     missing,
     name_of,
     number_of,
+    object_of,
     one_answer,
+    refuse_missing,
     turns,
 )
 from rlaif.data.readers.trl import asked_and_answered, part_conversations, split_conversations
@@ -85,11 +91,8 @@ def _places(prompt: str | None) -> list[str]:
 
 def _read(columns: LabelColumns, row: Row, place: str) -> list[LabelledPair]:
     first, second = columns.answers
-    lacking = [name for name in (*_places(columns.prompt), first, second) if missing(at(row, name))]
-    if lacking:
-        raise ConfigError(
-            f"{place}: {', '.join(lacking)} missing or empty; the row has {sorted(map(str, row))}"
-        )
+    needed = (*_places(columns.prompt), first, second)
+    refuse_missing([name for name in needed if missing(at(row, name))], row, place)
     sides = (turns(row, first, "assistant", place), turns(row, second, "assistant", place))
     prompt, answers = _texts(columns, row, sides, place)
     scores = (_number(row, columns.first_score, place), _number(row, columns.second_score, place))
@@ -164,11 +167,11 @@ def _label(
         strength = number_of(row, columns.strength, place)
         if strength is None:
             return None, margin
-        return _higher(0.0, strength), abs(strength) if margin is None else margin
+        return label_higher(0.0, strength), abs(strength) if margin is None else margin
     if columns.winners is not None:
         return _winner(row, columns, place), margin
     if columns.label is None:
-        return _higher(*scores), margin
+        return label_higher(*scores), margin
     return _labelled(row, columns, columns.label, place), margin
 
 
@@ -208,20 +211,6 @@ def _true(row: Row, name: str, place: str) -> bool:
     return found
 
 
-def _higher(first: float | None, second: float | None) -> float | None:
-    """The label where the higher number is better."""
-    if first is None or second is None:
-        return None
-    return 0.5 if first == second else float(first > second)
-
-
-class _Answer(NamedTuple):
-    message: Message
-    worth: float | None
-    score: float | None
-    author: str | None
-
-
 def _read_ranked(
     columns: LabelColumns, ranked: RankedAnswers, row: Row, place: str
 ) -> Iterator[LabelledPair | ConfigError]:
@@ -232,30 +221,26 @@ def _read_ranked(
     about = given[0] if ranked.answers is None else row
     assert columns.prompt is not None
     prompt = with_system(_prompt(columns.prompt, about, place), _name(about, columns.system, place))
-    read = [attempt(_ranked_answer, ranked, item, i, place) for i, item in enumerate(given)]
-    yield from (fault for fault in read if isinstance(fault, ConfigError))
-    answers = [answer for answer in read if not isinstance(answer, ConfigError)]
-    if len(read) < 2:
-        raise ConfigError(f"{place}: {len(read)} answers to the prompt; two at least make a pair")
+    answers, faults = attempt_each(_rate_answer, enumerate(given), ranked, place)
+    yield from faults
+    if len(given) < 2:
+        raise ConfigError(f"{place}: {len(given)} answers to the prompt; two at least make a pair")
     for first, second in combinations(answers, 2):
         yield attempt(
             make_pair,
             place,
             prompt,
-            (first.message, second.message),
-            _higher(first.worth, second.worth),
+            **compare_rated(first, second),
             subset=_name(about, columns.subset, place),
-            authors=(first.author, second.author),
             annotator=_name(about, columns.annotator, place),
             annotator_kind=columns.annotator_kind,
-            scores=(first.score, second.score),
         )
 
 
-def _ranked_answer(ranked: RankedAnswers, item: Any, number: int, place: str) -> _Answer:
-    if not isinstance(item, dict):
-        raise ConfigError(f"{place}: answer {number} is {brief(item)}; an object was expected")
+def _rate_answer(numbered: tuple[int, Any], ranked: RankedAnswers, place: str) -> RatedAnswer:
+    number, item = numbered
+    object_of(item, f"answer {number}", place)
     message = one_answer(turns(item, ranked.text, "assistant", place), ranked.text, place)
     rank, score = _number(item, ranked.rank, place), _number(item, ranked.score, place)
     worth = score if rank is None else -rank
-    return _Answer(message, worth, score, _name(item, ranked.author, place))
+    return RatedAnswer(message, worth, _name(item, ranked.author, place), score)

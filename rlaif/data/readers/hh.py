@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Message
-from rlaif.data.readers.base import Format, better, make_pair, text_of
+from rlaif.data.readers.base import Format, make_pair, text_of, whole_conversations
 from rlaif.data.readers.trl import split_conversations
 from rlaif.data.rows import Row
 from rlaif.data.turns import MARK, TRANSCRIBED, transcript
@@ -14,7 +14,7 @@ from rlaif.data.turns import MARK, TRANSCRIBED, transcript
 MARKS = {role: mark for mark, role in TRANSCRIBED.items()}
 
 
-def written(messages: Sequence[Message]) -> str:
+def write_transcript(messages: Sequence[Message]) -> str:
     """Turns as a transcript. Raises ValueError where a turn cannot stand in one."""
     parts = []
     for turn in messages:
@@ -37,12 +37,8 @@ def read(row: Row, place: str) -> list[LabelledPair]:
 
 def write(pair: LabelledPair) -> Row:
     """Two transcripts."""
-    chosen, rejected = better(pair)
-    prompt = pair.prompt.messages
-    return {
-        "chosen": written([*prompt, *chosen.messages]),
-        "rejected": written([*prompt, *rejected.messages]),
-    }
+    chosen, rejected = whole_conversations(pair)
+    return {"chosen": write_transcript(chosen), "rejected": write_transcript(rejected)}
 
 
 def _fits(row: Row) -> bool:

@@ -8,7 +8,16 @@ from typing import Any
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import AnnotatorKind, content_hash
-from rlaif.data.readers.base import Format, attempt, make_pair, name_of, single_turn, text_of, user
+from rlaif.data.readers.base import (
+    Format,
+    attempt,
+    make_pair,
+    name_of,
+    object_of,
+    single_turn,
+    text_of,
+    user,
+)
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
 
@@ -50,9 +59,7 @@ def read(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
 
 def _object(row: Row, key: str, place: str) -> dict[str, Any]:
     value = row.get(key)
-    if not isinstance(value, dict | None):
-        raise ConfigError(f"{place}: {key} is {brief(value)}; an object was expected")
-    return value or {}
+    return {} if value is None else object_of(value, key, place)
 
 
 def _kind(annotator: Any) -> AnnotatorKind | None:
@@ -69,9 +76,7 @@ def _name(annotator: Any, name: str | None) -> str | None:
 
 
 def _label(annotation: Any, place: str) -> float | None:
-    if not isinstance(annotation, dict):
-        raise ConfigError(f"{place}: an annotation is {brief(annotation)}; an object was expected")
-    pref = annotation.get("pref")
+    pref = object_of(annotation, "an annotation", place).get("pref")
     if pref is None:
         return 0.5 if annotation.get("no_pref_reason") == "tie" else None
     if pref not in ("a", "b"):

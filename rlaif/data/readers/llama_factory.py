@@ -7,7 +7,7 @@ from typing import Any
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Message
-from rlaif.data.readers.base import Format, better, differing, make_pair, text_of
+from rlaif.data.readers.base import Format, better, differing, list_of, make_pair, text_of
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
 
@@ -25,9 +25,7 @@ COLUMNS = {
 
 def read(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row; `first` is the chosen answer."""
-    conversation = row.get("conversations")
-    if not isinstance(conversation, list):
-        raise ConfigError(f"{place}: conversations is {brief(conversation)}; a list was expected")
+    conversation = list_of(row.get("conversations"), "conversations", place)
     system = text_of(row, "system", place) if row.get("system") is not None else ""
     before: list[Message] = [{"role": "system", "content": system}] if system else []
     answers = [_turn(row.get(key), place) for key in ("chosen", "rejected")]

@@ -10,7 +10,18 @@ from typing import Any
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Message
-from rlaif.data.readers.base import Format, at, attempt, make_pair, name_of, number_of, text_of
+from rlaif.data.readers.base import (
+    Format,
+    RatedAnswer,
+    at,
+    attempt,
+    attempt_each,
+    compare_rated,
+    make_pair,
+    name_of,
+    number_of,
+    text_of,
+)
 from rlaif.data.rows import Row
 from rlaif.data.turns import SPEAKERS
 
@@ -64,25 +75,19 @@ def _path(known: Mapping[Any, Row], last: Any, place: str) -> list[Message]:
 def _pairs(
     asked: Sequence[Message], answers: Sequence[Row], place: str
 ) -> Iterator[LabelledPair | ConfigError]:
-    read = [attempt(_answer, node, place) for node in answers]
-    yield from (fault for fault in read if isinstance(fault, ConfigError))
-    good = [answer for answer in read if not isinstance(answer, ConfigError)]
-    for (text, rank, author, lang), (other, below, writer, _) in combinations(good, 2):
-        label = None
-        if rank is not None and below is not None:
-            label = 0.5 if rank == below else float(rank < below)
-        yield attempt(
-            make_pair, place, asked, (text, other), label, subset=lang, authors=(author, writer)
-        )
+    rated, faults = attempt_each(_rate_answer, answers, place)
+    yield from faults
+    for (first, language), (second, _) in combinations(rated, 2):
+        both = compare_rated(first, second)
+        yield attempt(make_pair, place, asked, subset=language, **both)
 
 
-def _answer(node: Row, place: str) -> tuple[str, float | None, str | None, str | None]:
-    return (
-        text_of(node, "text", place),
-        number_of(node, "rank", place),
-        name_of(node, "model_name", place),
-        name_of(node, "lang", place),
-    )
+def _rate_answer(node: Row, place: str) -> tuple[RatedAnswer, str | None]:
+    """An answer, and its language."""
+    text, rank = text_of(node, "text", place), number_of(node, "rank", place)
+    author = name_of(node, "model_name", place)
+    answer = RatedAnswer(text, None if rank is None else -rank, author)
+    return answer, name_of(node, "lang", place)
 
 
 MESSAGES = Format(

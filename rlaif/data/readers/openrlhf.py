@@ -4,7 +4,7 @@ model and DPO trainers read them with `--apply_chat_template` and their default 
 from __future__ import annotations
 
 from rlaif.core.labelled import LabelledPair
-from rlaif.data.readers.base import Format, better, better_margin, make_pair, number_of
+from rlaif.data.readers.base import Format, better_margin, make_pair, number_of, whole_conversations
 from rlaif.data.readers.trl import texts_of_row
 from rlaif.data.rows import Row
 
@@ -17,13 +17,8 @@ def read(row: Row, place: str) -> list[LabelledPair]:
 
 def write(pair: LabelledPair) -> Row:
     """The margin is the file's, or the gap of the scores; without scores, of the probabilities."""
-    chosen, rejected = better(pair)
-    prompt = [dict(turn) for turn in pair.prompt.messages]
-    return {
-        "chosen": [*prompt, *(dict(turn) for turn in chosen.messages)],
-        "rejected": [*prompt, *(dict(turn) for turn in rejected.messages)],
-        "margin": better_margin(pair),
-    }
+    chosen, rejected = whole_conversations(pair)
+    return {"chosen": chosen, "rejected": rejected, "margin": better_margin(pair)}
 
 
 FORMAT = Format(

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
-from rlaif.data.readers.base import Format, attempt, make_pair, name_of, text_of, user
+from rlaif.data.readers.base import Format, attempt, label_higher, make_pair, name_of, text_of, user
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
 
@@ -39,7 +39,7 @@ def _pair(row: Row, both: Any, scores: list[Any], place: str) -> LabelledPair:
             text_of(row, f"response_{both[0] + 1}", place),
             text_of(row, f"response_{both[1] + 1}", place),
         ),
-        0.5 if first == second else float(first > second),
+        label_higher(first, second),
         authors=(author, author),
         annotator_kind="rule",
     )

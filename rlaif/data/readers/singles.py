@@ -5,7 +5,14 @@ from __future__ import annotations
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import SingleAnswer
 from rlaif.core.records import Message
-from rlaif.data.readers.base import Format, asked_prompt, made_answer, name_of, turns
+from rlaif.data.readers.base import (
+    Format,
+    asked_prompt,
+    made_answer,
+    name_of,
+    refuse_missing,
+    turns,
+)
 from rlaif.data.rows import Row
 from rlaif.data.turns import asked, brief, opens_conversation, with_system
 
@@ -17,11 +24,7 @@ def read_completion(row: Row, place: str) -> list[SingleAnswer]:
     label = row.get("label", True)
     if not isinstance(label, bool):
         raise ConfigError(f"{place}: label is {label!r}; true or false was expected")
-    lacking = [key for key in ("prompt", "completion") if not row.get(key)]
-    if lacking:
-        raise ConfigError(
-            f"{place}: {', '.join(lacking)} missing or empty; the row has {sorted(map(str, row))}"
-        )
+    refuse_missing([key for key in ("prompt", "completion") if not row.get(key)], row, place)
     prompt = asked(row["prompt"], "prompt", place)
     answer = turns(row, "completion", "assistant", place)
     if len(answer) != 1 or answer[0]["role"] != "assistant":

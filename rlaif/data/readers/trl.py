@@ -3,7 +3,8 @@ a whole conversation, and what was asked in `prompt`, `system` or the conversati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair, SingleAnswer
@@ -23,6 +24,7 @@ from rlaif.data.readers.singles import read_completion
 from rlaif.data.rows import Row
 from rlaif.data.turns import asked, brief, opens_conversation, with_system
 
+T = TypeVar("T")
 SIDES = ("chosen", "rejected")
 SCORES = ("score_{}", "{}_score", "{}_rating", "{}-rating", "rating_{}")
 """What files call the scores of the two answers: UltraFeedback's, distilabel's, argilla's."""
@@ -74,22 +76,21 @@ def asked_and_answered(
     return list(prompt), differing(*answers, place)
 
 
-def numbers_of(row: Row, place: str) -> tuple[float | None, float | None]:
-    """The scores of (chosen, rejected), under any of their names. Raises ConfigError."""
-    for form in SCORES:
-        if all(form.format(side) in row for side in SIDES):
-            above, below = (number_of(row, form.format(side), place) for side in SIDES)
-            return above, below
+def cells_of_sides(
+    row: Row, names: Sequence[str], read: Callable[[Row, str, str], T], place: str
+) -> tuple[T | None, T | None]:
+    """What `read` gives of (chosen, rejected), under the first of several names that the row has
+    for both. Raises ConfigError."""
+    for name in names:
+        if all(name.format(side) in row for side in SIDES):
+            chosen, rejected = (read(row, name.format(side), place) for side in SIDES)
+            return chosen, rejected
     return None, None
 
 
 def authors_of(row: Row, place: str) -> tuple[str | None, str | None]:
     """Who wrote (chosen, rejected). Raises ConfigError."""
-    for form in MODELS:
-        if all(form.format(side) in row for side in SIDES):
-            first, second = (name_of(row, form.format(side), place) for side in SIDES)
-            return first, second
-    return None, None
+    return cells_of_sides(row, MODELS, name_of, place)
 
 
 def annotator_of(row: Row, place: str) -> str | None:
@@ -127,7 +128,7 @@ def read(row: Row, place: str) -> Sequence[LabelledPair | SingleAnswer]:
             1.0,
             authors=authors_of(row, place),
             annotator=annotator_of(row, place),
-            scores=numbers_of(row, place),
+            scores=cells_of_sides(row, SCORES, number_of, place),
             margin=margin,
             source=name_of(row, "source", place) or "file",
         )
