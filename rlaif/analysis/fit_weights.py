@@ -17,7 +17,7 @@ from rlaif.engines.base import Model
 from rlaif.judges.base import Judge
 from rlaif.judges.build import build_judge
 from rlaif.metrics.votes import VotedPair, WeightFit, fit_weights, principle_votes
-from rlaif.pipeline.plan.base import step_hash
+from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import Engines, Progress
 from rlaif.pipeline.steps.judge import judge_labelled
 

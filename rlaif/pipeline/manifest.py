@@ -27,7 +27,7 @@ from rlaif.judges.base import roles_of
 from rlaif.metrics.decompose import change_sentences
 from rlaif.metrics.diagnostics import AlarmLimits, RoundMetrics, find_alarms
 from rlaif.metrics.words import self_judge_words
-from rlaif.pipeline.plan import PlanInputs, Planned
+from rlaif.pipeline.plan.base import PlanInputs, Planned
 
 MANIFEST, CONFIG, PROMPTS = "manifest.json", "config.yaml", "prompts.jsonl"
 KEYS = {"format", "name", "seeds", "arms", "models", "constitution", "judges", "prompts", "steps"}

@@ -31,7 +31,7 @@ from rlaif.engines.builtin import check_weights, locate, resolve
 from rlaif.engines.local.adapters import model_hash
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import build_judge
-from rlaif.pipeline.plan import PlanInputs
+from rlaif.pipeline.plan.base import PlanInputs
 from rlaif.pipeline.plan.walk import no_model, replace_path
 
 

@@ -19,7 +19,7 @@ from rlaif.core.labelled import GivenPair
 from rlaif.engines.builtin import weights_hash
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.exports import trl_rows
-from rlaif.pipeline.plan import make_plan
+from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import load_run
 from rlaif.preferences.labels import coin, decided, flipped

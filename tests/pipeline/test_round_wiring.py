@@ -20,7 +20,8 @@ from rlaif.core.yamlio import load_yaml, validate
 from rlaif.data.sources import PromptSet
 from rlaif.judges.build import build_judge
 from rlaif.pipeline.manifest import write_rounds
-from rlaif.pipeline.plan import PlanInputs, Planned, make_plan, round_prompts
+from rlaif.pipeline.plan.base import PlanInputs, Planned, round_prompts
+from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.steps import evaluate, pair
 from rlaif.pipeline.steps.context import StepContext
 
