@@ -21,7 +21,7 @@ from rlaif.metrics.intervals import Interval
 from rlaif.metrics.penalised import fit_logistic
 from rlaif.metrics.pooled import figure_intervals
 from rlaif.metrics.rewardbench import section_scores
-from rlaif.metrics.verdicts import Cost, Verdict, VerdictTable
+from rlaif.metrics.verdicts import Cost, Verdict, VerdictTable, floats_of, rows_by_name
 from rlaif.metrics.weighted import (
     Figure,
     Floats,
@@ -184,8 +184,8 @@ def subset_intervals(t: VerdictTable) -> dict[str, dict[str, Interval]]:
     """The figures of `BY_SUBSET` within each subset, in order of name; nothing where the pairs have
     none."""
     found = {}
-    for name in sorted(set(t.subset.tolist()) - {""}):
-        part = t.take(np.flatnonzero(t.subset == name))
+    for name, rows in rows_by_name(t.subset):
+        part = t.take(rows)
         chosen = {n: figure for n, figure in figures(part).items() if n in BY_SUBSET}
         found[name] = figure_intervals(chosen, list(part.prompt))
     return found
@@ -303,12 +303,12 @@ def attack_intervals(
     """
     before = [_prob(row.clean.prob, row.first) for row in rows]
     after = [_prob(row.after.prob, row.first) for row in rows]
-    whole = _floats(before), _floats(after)
+    whole = floats_of(before), floats_of(after)
     in_first = _in_slot(rows, True)
     in_second = _in_slot(rows, False)
     scores = (
-        _floats([row.clean_score for row in rows]),
-        _floats([row.after_score for row in rows]),
+        floats_of([row.clean_score for row in rows]),
+        floats_of([row.after_score for row in rows]),
     )
     lifted = _where(scores[0] < 1, scores[1] > scores[0], *scores)
     won = [_won(*in_first), _won(*in_second)]
@@ -336,13 +336,9 @@ def _in_slot(rows: Sequence[Attacked], slot_one: bool) -> tuple[Floats, Floats]:
         return _prob(said.as_first if first == slot_one else said.as_second, first)
 
     return (
-        _floats([of(row.clean, row.first) for row in rows]),
-        _floats([of(row.after, row.first) for row in rows]),
+        floats_of([of(row.clean, row.first) for row in rows]),
+        floats_of([of(row.after, row.first) for row in rows]),
     )
-
-
-def _floats(values: Sequence[float | None]) -> Floats:
-    return np.asarray([np.nan if v is None else v for v in values], dtype=np.float64)
 
 
 def _where(asked: np.ndarray, outcome: np.ndarray, before: Floats, after: Floats) -> Floats:

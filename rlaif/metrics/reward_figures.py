@@ -21,6 +21,7 @@ from rlaif.metrics.intervals import Interval
 from rlaif.metrics.judge_figures import curve_points
 from rlaif.metrics.metrics import value_interval
 from rlaif.metrics.pooled import figure_intervals
+from rlaif.metrics.verdicts import rows_by_name
 from rlaif.metrics.weighted import Figure, Floats, Measure, mean_of, ratio
 
 Names = NDArray[np.str_]
@@ -109,10 +110,8 @@ def reward_intervals(t: RewardTable) -> dict[str, Interval]:
 
 def accuracy_by(t: RewardTable, names: Sequence[str]) -> dict[str, Interval]:
     """The accuracy on the pairs of each name, (n,) names, in order of name; "" is left out."""
-    labels = np.asarray(names)
     found = {}
-    for name in sorted(set(labels.tolist()) - {""}):
-        rows = np.flatnonzero(labels == name)
+    for name, rows in rows_by_name(np.asarray(names)):
         figures = {"accuracy": mean_of(_right(t.gap[rows]))}
         own = figure_intervals(figures, list(t.prompt[rows]))
         found[name] = own["accuracy"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import fsum
 from statistics import fmean
@@ -152,23 +152,30 @@ def verdict_table(
     the first; `author` is the name under which its own answers appear."""
     first = runs[0]
     names = [f.name for f in fields(Verdict) if f.name != "cost"]
-    columns = {name: _floats(getattr(v, name) for v in first) for name in names}
-    columns |= {f.name: _floats(getattr(v.cost, f.name) for v in first) for f in fields(Cost)}
-    repeats = np.stack([_floats(v.prob for v in run) for run in runs])
+    columns = {name: floats_of(getattr(v, name) for v in first) for name in names}
+    columns |= {f.name: floats_of(getattr(v.cost, f.name) for v in first) for f in fields(Cost)}
+    repeats = np.stack([floats_of(v.prob for v in run) for run in runs])
     prompts = [p.prompt.prompt_id for p in pairs]
     return VerdictTable(
         prompt=np.asarray(prompts),
         subset=np.asarray([p.subset or "" for p in pairs]),
         fold=np.asarray([_fold(p) for p in prompts], dtype=np.int64),
-        label=_floats(p.label for p in pairs),
-        longer_by=_floats(float(len(p.first.text) - len(p.second.text)) for p in pairs),
-        own=_floats(_own(p.authors, author) for p in pairs),
+        label=floats_of(p.label for p in pairs),
+        longer_by=floats_of(float(len(p.first.text) - len(p.second.text)) for p in pairs),
+        own=floats_of(_own(p.authors, author) for p in pairs),
         same=_same(repeats),
         **columns,
     )
 
 
-def _floats(values: Iterable[float | None]) -> Floats:
+def rows_by_name(names: NDArray[np.str_]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Each name but "" and the rows that have it, in order of name."""
+    for name in sorted(set(names.tolist()) - {""}):
+        yield name, np.flatnonzero(names == name)
+
+
+def floats_of(values: Iterable[float | None]) -> Floats:
+    """The values as a column, NaN for those that are missing."""
     return np.asarray([np.nan if v is None else float(v) for v in values], dtype=np.float64)
 
 

@@ -25,30 +25,25 @@ from rlaif.metrics.rewardbench import foreign_subsets
 from rlaif.metrics.words import failure_words
 from rlaif.report import plots
 from rlaif.report.browser import embed_json
-from rlaif.report.build import environment, script_digest
+from rlaif.report.build import script_digest
+from rlaif.report.figures import HERE, Column, Result, column_of, make_table, write_page
 
-Result = Mapping[str, Any]
-_HERE = Path(__file__).resolve().parent
 MOST_SUBSETS = 12
 """More subsets than these are left to the page."""
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """One figure: its name in the result, its heading, and what it means."""
-
-    name: str
-    heading: str
-    about: str
-
-
-@dataclass(frozen=True, slots=True)
 class Group:
-    """Figures that are shown together."""
+    """Figures that are shown together, by name."""
 
     title: str
     about: str
-    columns: tuple[Column, ...]
+    names: tuple[str, ...]
+
+    @property
+    def columns(self) -> list[Column]:
+        """One for each figure."""
+        return [column_of(name) for name in self.names]
 
 
 GROUPS = (
@@ -58,26 +53,20 @@ GROUPS = (
         "verdict of its own (chance is then one third). Kappa, alpha and the rank correlations are "
         "0 by chance and 1 at best.",
         (
-            Column("agreement", "ties excluded", "share of pairs that both decided"),
-            Column("agreement_half", "ties half", "a tie on either side counts one half"),
-            Column("agreement_three_way", "three-way", "first, second or tie"),
-            Column("kappa", "kappa", "Cohen's, ties excluded"),
-            Column("alpha", "alpha", "Krippendorff's, three verdicts"),
-            Column("spearman", "Spearman", "of P(first) with the label"),
-            Column("kendall", "Kendall", "tau-b of P(first) with the label"),
+            "agreement",
+            "agreement_half",
+            "agreement_three_way",
+            "kappa",
+            "alpha",
+            "spearman",
+            "kendall",
         ),
     ),
     Group(
         "Position",
         "From pairs that were shown in both orders: how often the same slot won twice, split by "
         "slot. Slot 1 rate is over all verdicts of comparative judges, 0.5 without bias.",
-        (
-            Column("same_slot", "same slot", "the same slot wins in both orders; 0 is best"),
-            Column("same_slot_first", "of which first", "slot 1 wins twice"),
-            Column("same_slot_second", "second", "slot 2 wins twice"),
-            Column("order_consistency", "consistent", "the same answer wins twice"),
-            Column("slot_one_rate", "slot 1 rate", "verdicts for what was shown first"),
-        ),
+        ("same_slot", "same_slot_first", "same_slot_second", "order_consistency", "slot_one_rate"),
     ),
     Group(
         "Length and own answers",
@@ -85,11 +74,11 @@ GROUPS = (
         "log-odds of a verdict when the human label is held fixed; it is missing where length or "
         "label decides every verdict.",
         (
-            Column("prefers_longer", "P(longer)", "verdicts for the longer answer"),
-            Column("people_prefer_longer", "people's P(longer)", "labels for the longer answer"),
-            Column("length_coefficient", "length coefficient", "log-odds; 0 without bias"),
-            Column("self_preference", "self-preference", "own answers against others'; 0 is fair"),
-            Column("self_consistency", "self-consistency", "same verdict when asked again"),
+            "prefers_longer",
+            "people_prefer_longer",
+            "length_coefficient",
+            "self_preference",
+            "self_consistency",
         ),
     ),
     Group(
@@ -100,16 +89,16 @@ GROUPS = (
         "more, none of them 0 or 1. Temperature scaling is fitted on one half of the prompts and "
         "measured on the other. A judge that always says 0.5 has a Brier score of 0.25.",
         (
-            Column("calibration_error", "calibration error", "root mean square over bins"),
-            Column("ece", "ECE", "ten bins of equal width; no interval would hold"),
-            Column("ece_if_calibrated", "ECE if calibrated", "mean and 95% range, by chance"),
-            Column("calibration_intercept", "intercept", "log-odds; 0 is calibrated"),
-            Column("calibration_slope", "slope", "1 is calibrated, below 1 too sure"),
-            Column("brier", "Brier", "mean squared error of the probability"),
-            Column("ece_equal_mass", "equal mass", "ECE, ten bins of equal mass"),
-            Column("temperature", "temperature", "1 is calibrated, above 1 too sure"),
-            Column("ece_scaled", "ECE, scaled", "held out"),
-            Column("brier_scaled", "Brier, scaled", "held out"),
+            "calibration_error",
+            "ece",
+            "ece_if_calibrated",
+            "calibration_intercept",
+            "calibration_slope",
+            "brier",
+            "ece_equal_mass",
+            "temperature",
+            "ece_scaled",
+            "brier_scaled",
         ),
     ),
     Group(
@@ -119,16 +108,16 @@ GROUPS = (
         "each. Seconds and money are of the first time that a question was asked; money is in the "
         "currency of the model's price.",
         (
-            Column("coverage", "coverage", "pairs with a verdict"),
-            Column("tie_rate", "ties", "verdicts that are ties"),
-            Column("abstain_rate", "abstained", "of its judgements"),
-            Column("unread_rate", "unread", "unparsed or failed, of its judgements"),
-            Column("label_mass", "label mass", "probability on the labels"),
-            Column("calls_per_pair", "calls", "questions to a model, per pair"),
-            Column("seconds_per_pair", "latency", "seconds of all calls together, per pair"),
-            Column("prompt_tokens_per_pair", "tokens read", "per pair"),
-            Column("new_tokens_per_pair", "tokens written", "per pair"),
-            Column("money_per_pair", "money", "per pair"),
+            "coverage",
+            "tie_rate",
+            "abstain_rate",
+            "unread_rate",
+            "label_mass",
+            "calls_per_pair",
+            "seconds_per_pair",
+            "prompt_tokens_per_pair",
+            "new_tokens_per_pair",
+            "money_per_pair",
         ),
     ),
 )
@@ -136,46 +125,34 @@ _REWARDBENCH = Group(
     "RewardBench v1",
     "Sections weighted by the published subset sizes, and the mean of the four.",
     (
-        Column("rewardbench/Chat", "Chat", ""),
-        Column("rewardbench/Chat Hard", "Chat Hard", ""),
-        Column("rewardbench/Safety", "Safety", ""),
-        Column("rewardbench/Reasoning", "Reasoning", ""),
-        Column("rewardbench", "score", "mean of the four"),
+        "rewardbench/Chat",
+        "rewardbench/Chat Hard",
+        "rewardbench/Safety",
+        "rewardbench/Reasoning",
+        "rewardbench",
     ),
 )
 
 
 def figure(row: Mapping[str, Any], name: str) -> IntervalJson | None:
     """One figure of a judge's row with its interval; None where it is undefined."""
-    if name == "agreement":
-        return _headline(row)
     found: IntervalJson | None = row.get(name)
-    return found
+    if name != "agreement" or found is None:
+        return found
+    return {"mean": row["agreement"], "low": row["low"], "high": row["high"], "n": row["n"]}
 
 
-def _headline(row: Mapping[str, Any]) -> IntervalJson | None:
-    if row["agreement"] is None:
-        return None
-    found: IntervalJson = {
-        "mean": row["agreement"],
-        "low": row["low"],
-        "high": row["high"],
-        "n": row["n"],
-    }
-    return found
+def has_figure(result: Result, name: str) -> bool:
+    """Whether some judge has a figure."""
+    return any(figure(row, name) for row in result["judges"].values())
 
 
 def shown_groups(result: Result) -> list[Group]:
-    """The groups with a figure, and in them the columns with one. Agreement is always there: the
-    numbers of pairs stand beside it."""
+    """The groups with a figure, and in them the figures that some judge has. Agreement is always
+    there: the numbers of pairs stand beside it."""
     found = []
     for group in (*GROUPS, _REWARDBENCH):
-        kept = tuple(
-            column
-            for column in group.columns
-            if column.name == "agreement"
-            or any(figure(row, column.name) for row in result["judges"].values())
-        )
+        kept = tuple(n for n in group.names if n == "agreement" or has_figure(result, n))
         if kept:
             found.append(Group(group.title, group.about, kept))
     return found
@@ -239,19 +216,15 @@ _TERMINAL = ("agreement", "kappa", "same_slot", "prefers_longer", "calibration_e
 
 def bench_tables(result: Result) -> list[Table | Text]:
     """What the terminal shows: the headline, subsets (when they are few), attacks, and words."""
-    columns = {c.name: c for group in GROUPS for c in group.columns}
-    rated, *others = (columns[n] for n in _TERMINAL)
+    rated, *others = map(column_of, _TERMINAL)
     # Agreement has its column even where no judge has one: what is counted stands beside it.
-    others = [c for c in others if any(figure(r, c.name) for r in result["judges"].values())]
+    others = [c for c in others if has_figure(result, c.name)]
     about = result["pairs"]
-    headline = Table(
-        title=f"{about['name']}: {about['n']} pairs, {about['prompts']} prompts; "
+    headline = make_table(
+        f"{about['name']}: {about['n']} pairs, {about['prompts']} prompts; "
         "95% intervals over prompts",
-        title_justify="left",
+        *("judge", rated.name, "n", "ties", *(c.heading for c in others)),
     )
-    headline.add_column("judge")
-    for heading in (rated.name, "n", "ties", *(c.heading for c in others)):
-        headline.add_column(heading, justify="right")
     for name, row in result["judges"].items():
         cells = [_cell(figure(row, c.name)) for c in others]
         style = "dim" if row["baseline"] else ""
@@ -261,12 +234,12 @@ def bench_tables(result: Result) -> list[Table | Text]:
     if 1 < len(about["subsets"]) <= MOST_SUBSETS:
         parts = _subset_rows(result, "agreement")
         tables.append(_by_judge("agreement by subset, ties excluded", result, parts))
-    if any(figure(row, "rewardbench/Chat") for row in result["judges"].values()):
+    if has_figure(result, "rewardbench/Chat"):
         sections = {
             c.heading: [figure(row, c.name) for row in result["judges"].values()]
             for c in _REWARDBENCH.columns
         }
-        tables.append(_by_judge("RewardBench v1", result, sections))
+        tables.append(_by_judge(_REWARDBENCH.title, result, sections))
     if attacks := attack_rows(result):
         tables.append(_by_judge("verdicts that an attack won", result, attacks))
     return [*tables, *(Text(line) for line in _words(result))]
@@ -352,7 +325,7 @@ def _subset_rows(result: Result, name: str) -> dict[str, list[IntervalJson | Non
 def subset_tables(result: Result) -> list[tuple[Column, dict[str, list[IntervalJson | None]]]]:
     """The figures that are taken within subsets, each with a row for every subset; those that no
     judge has are left out."""
-    columns = [c for group in GROUPS for c in group.columns if c.name in BY_SUBSET]
+    columns = [column_of(n) for group in GROUPS for n in group.names if n in BY_SUBSET]
     tables = [(column, _subset_rows(result, column.name)) for column in columns]
     return [(c, rows) for c, rows in tables if any(any(cells) for cells in rows.values())]
 
@@ -396,10 +369,7 @@ def silenced_words(result: Result) -> list[str]:
 def _by_judge(
     title: str, result: Result, rows: Mapping[str, Sequence[IntervalJson | None]]
 ) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for judge in result["judges"]:
-        table.add_column(judge, justify="right")
+    table = make_table(title, "", *result["judges"])
     for name, cells in rows.items():
         table.add_row(name, *(_cell(value) for value in cells))
     return table
@@ -439,31 +409,26 @@ def calibration_words(result: Result) -> list[str]:
 def bench_page(result: Result, path: Path, mistakes: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Write the page, which loads nothing; its own script is that of the browser of `mistakes`, and
     is left out where there is none. Returns the file."""
-    script = (_HERE / "report.js").read_text(encoding="utf-8")
-    page = (
-        environment()
-        .get_template("bench.html.j2")
-        .render(
-            result=result,
-            pairs=result["pairs"],
-            judges=result["judges"],
-            groups=shown_groups(result),
-            figure=figure,
-            words=_words(result),
-            forest=_forest(result),
-            curves=_curves(result),
-            subsets=subset_tables(result),
-            attacks=attack_tables(result),
-            mistakes=mistakes,
-            mistaken=_mistaken(mistakes),
-            data=Markup(embed_json({"pairs": [], "answers": [], "mistakes": list(mistakes)})),
-            style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            script_hash=script_digest(script),
-        )
+    script = (HERE / "report.js").read_text(encoding="utf-8")
+    return write_page(
+        "bench.html.j2",
+        path,
+        result=result,
+        pairs=result["pairs"],
+        judges=result["judges"],
+        groups=shown_groups(result),
+        figure=figure,
+        words=_words(result),
+        forest=_forest(result),
+        curves=_curves(result),
+        subsets=subset_tables(result),
+        attacks=attack_tables(result),
+        mistakes=mistakes,
+        mistaken=_mistaken(mistakes),
+        data=Markup(embed_json({"pairs": [], "answers": [], "mistakes": list(mistakes)})),
+        script=Markup(script),
+        script_hash=script_digest(script),
     )
-    path.write_bytes(page.encode("utf-8", "replace"))
-    return path
 
 
 def _mistaken(mistakes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
@@ -476,7 +441,7 @@ def _forest(result: Result) -> Markup | None:
     rows = [
         (name, value, row["baseline"])
         for name, row in result["judges"].items()
-        if (value := _headline(row)) is not None
+        if (value := figure(row, "agreement")) is not None
     ]
     rows.sort(key=lambda item: -item[1]["mean"])
     if not rows:

@@ -35,13 +35,20 @@ class Judged:
     step: str = ""
 
 
+@dataclass(frozen=True)
+class Workplace:
+    """Where judges are asked, and what they said is kept."""
+
+    store: Store
+    engines: Engines
+    progress: StepProgress
+
+
 def judge_pairs(
+    work: Workplace,
     entrant: Entrant,
     pairs: Sequence[LabelledPair],
     seed: int,
-    store: Store,
-    engines: Engines,
-    progress: StepProgress,
     known: Sequence[Judgement] = (),
 ) -> Judged:
     """The pairs judged, and stored. Where a judge looks at one answer at a time, an answer that has
@@ -50,14 +57,16 @@ def judge_pairs(
     calls = [judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs]
     groups = _groups(judge, pairs, calls, {j.subject for j in known})
     step = _hash(entrant, groups, seed)
-    folder = store.step(step)
+    folder = work.store.step(step)
     marker = folder.done()
-    progress.begin_step(judge.id)
+    work.progress.begin_step(judge.id)
     if marker is None:
         folder.repair()
     kept = Kept(folder)
     asked, began = _unanswered(calls, kept), time.monotonic()
-    by_group = verdicts_by_group(judge, entrant.models, engines, groups, seed, kept, progress)
+    by_group = verdicts_by_group(
+        judge, entrant.models, work.engines, groups, seed, kept, work.progress
+    )
     if marker is None:
         _refuse_all_failed(judge, by_group, folder)
         wall = round(time.monotonic() - began, 4) if asked else None

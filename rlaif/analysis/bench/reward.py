@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlaif.analysis.bench.entrants import find_entrants
-from rlaif.analysis.bench.judging import judge_pairs
+from rlaif.analysis.bench.judging import Workplace, judge_pairs
 from rlaif.config.distill import LinearDistill
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, RlaifError
@@ -119,7 +119,8 @@ def _rewards(
     )
     engines = EnginePool(store)
     try:
-        found = judge_pairs(entrant, pairs, request.seed, store, engines, progress).judgements
+        work = Workplace(store, engines, progress)
+        found = judge_pairs(work, entrant, pairs, request.seed).judgements
     finally:
         progress.finish()
         engines.close()
@@ -307,12 +308,19 @@ def _nearest(gap: Floats, known: _Seen) -> list[dict[str, Any]]:
     return [
         {
             "cosine": cosine,
-            "prompt": known.pairs[i].prompt[-1]["content"],
-            "chosen": known.pairs[i].chosen[0]["content"],
-            "rejected": known.pairs[i].rejected[0]["content"],
+            **_texts_of(known.pairs[i]),
         }
         for i, cosine in nearest(gap, known.gaps, SHOWN)
     ]
+
+
+def _texts_of(pair: Preference) -> dict[str, str]:
+    """The last question of a pair and its answers."""
+    return {
+        "prompt": pair.prompt[-1]["content"],
+        "chosen": pair.chosen[0]["content"],
+        "rejected": pair.rejected[0]["content"],
+    }
 
 
 def _learning_curve(known: _Seen, tested: _Seen, request: RewardRequest) -> list[dict[str, Any]]:
@@ -365,9 +373,7 @@ def _label_noise(known: _Seen, seed: int) -> dict[str, Any]:
         "share": share,
         "suspects": [
             {
-                "prompt": known.pairs[i].prompt[-1]["content"],
-                "chosen": known.pairs[i].chosen[0]["content"],
-                "rejected": known.pairs[i].rejected[0]["content"],
+                **_texts_of(known.pairs[i]),
                 "prob": float(found.predictions[i]),
             }
             for i in worst

@@ -14,14 +14,14 @@ import numpy as np
 
 from rlaif.analysis.bench.attacking import measure_attack, planted
 from rlaif.analysis.bench.entrants import Entrant, find_entrants
-from rlaif.analysis.bench.judging import Judged, failures, judge_pairs
+from rlaif.analysis.bench.judging import Workplace, failures, judge_pairs
 from rlaif.analysis.bench.mistakes import FILE as MISTAKES
 from rlaif.analysis.bench.mistakes import mistakes
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
-from rlaif.core.records import Judgement, content_hash
-from rlaif.core.store import Store, write_atomic, write_jsonl
+from rlaif.core.records import content_hash
+from rlaif.core.store import write_atomic, write_jsonl
 from rlaif.core.yamlio import suggest
 from rlaif.judges.attacks import ATTACKS
 from rlaif.judges.questions import judgement_notes
@@ -39,7 +39,6 @@ from rlaif.metrics.verdicts import VerdictTable, total_cost, verdict_table
 from rlaif.metrics.words import commonest
 from rlaif.pipeline.experiment import StepProgress
 from rlaif.pipeline.single_step import asking
-from rlaif.pipeline.steps.context import Engines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +80,12 @@ def run_bench(
     shown = [p.presented(request.seed) for p in _limited(pairs, request.limit)]
     with asking(request.out) as (store, engines):
         try:
-            setting = _Setting(request, shown, store, engines, progress)
+            work = Workplace(store, engines, progress)
             wrong: list[dict[str, Any]] = []
-            measured = {e.judge.id: _measured(setting, e, attacks, wrong) for e in entrants}
+            measured = {
+                e.judge.id: _measure_judge(request, work, e, shown, attacks, wrong)
+                for e in entrants
+            }
             asked = engines.account.meters.summaries()
         finally:
             progress.finish()
@@ -135,45 +137,28 @@ def _about(name: str, pairs: Sequence[LabelledPair]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """What is the same for every judge of a benchmark."""
-
-    request: BenchRequest
-    pairs: Sequence[LabelledPair]
-    store: Store
-    engines: Engines
-    progress: StepProgress
-
-    def ask(
-        self,
-        entrant: Entrant,
-        pairs: Sequence[LabelledPair],
-        seed: int,
-        known: Sequence[Judgement] = (),
-    ) -> Judged:
-        """See `judge_pairs`."""
-        return judge_pairs(entrant, pairs, seed, self.store, self.engines, self.progress, known)
-
-
-def _measured(
-    setting: _Setting, entrant: Entrant, attacks: Sequence[str], wrong: list[dict[str, Any]]
+def _measure_judge(
+    request: BenchRequest,
+    work: Workplace,
+    entrant: Entrant,
+    pairs: Sequence[LabelledPair],
+    attacks: Sequence[str],
+    wrong: list[dict[str, Any]],
 ) -> tuple[VerdictTable, dict[str, Any]]:
     """One judge's verdicts, and all that is said of them; its mistakes are added to `wrong`."""
-    request = setting.request
     seed = request.seed
-    runs = [setting.ask(entrant, setting.pairs, seed + k) for k in range(request.repeats)]
+    runs = [judge_pairs(work, entrant, pairs, seed + k) for k in range(request.repeats)]
     author = request.author or entrant.label
-    wrong += mistakes(entrant.judge.id, setting.pairs, runs[0], setting.store)
-    table = verdict_table(setting.pairs, [run.verdicts for run in runs], author)
+    wrong += mistakes(entrant.judge.id, pairs, runs[0], work.store)
+    table = verdict_table(pairs, [run.verdicts for run in runs], author)
     subsets = subset_intervals(table)
     attacked = {
         one.name: measure_attack(
             entrant,
             one,
-            setting.pairs,
+            pairs,
             runs[0],
-            lambda pairs, known: setting.ask(entrant, pairs, seed, known),
+            lambda changed, known: judge_pairs(work, entrant, changed, seed, known),
             seed,
         )
         for one in planted(entrant.judge, attacks)
