@@ -85,7 +85,7 @@ def load_pairings(run: Run) -> list[Pairing]:
         judged = any(name.startswith("judgements/") for name in planned["inputs"])
         finished = run.store.step(planned["hash"]).done() is not None
         if isinstance(step, PairStep) and judged and finished:
-            made.append(_pairing(run, planned, step, prompts))
+            made.append(_load_pairing(run, planned, step, prompts))
     if not made:
         raise ConfigError(
             "this run has no finished pair step that is made from judgements", run.root
@@ -93,7 +93,7 @@ def load_pairings(run: Run) -> list[Pairing]:
     return made
 
 
-def _pairing(
+def _load_pairing(
     run: Run, planned: Mapping[str, Any], step: PairStep, prompts: Mapping[str, Prompt]
 ) -> Pairing:
     inputs: dict[str, dict[str, str]] = defaultdict(dict)
@@ -155,12 +155,12 @@ def effect(pairings: Sequence[Pairing], before: Weights, after: Weights) -> Effe
         old, new = rescored(pairing, before), rescored(pairing, after)
         for preference in pairing.preferences:
             scores = new.get(preference.prompt_id, {})
-            change = _change(scores, preference.chosen_id, preference.rejected_id)
+            change = _describe_change(scores, preference.chosen_id, preference.rejected_id)
             if change != "kept":
                 counts[change] += 1
             flips.append((preference.prompt_id, change == "flipped"))
         for prompt_id in pairing.completions:
-            same = _pairs(pairing, prompt_id, old) == _pairs(pairing, prompt_id, new)
+            same = _scored_pairs(pairing, prompt_id, old) == _scored_pairs(pairing, prompt_id, new)
             others.append((prompt_id, not same))
     return Effect(
         sum(len(p.preferences) for p in pairings),
@@ -170,14 +170,16 @@ def effect(pairings: Sequence[Pairing], before: Weights, after: Weights) -> Effe
     )
 
 
-def _change(scores: Scores, chosen: str, rejected: str) -> str:
+def _describe_change(scores: Scores, chosen: str, rejected: str) -> str:
     above, below = scores.get(chosen), scores.get(rejected)
     if above is None or below is None:
         return "missing"
     return "kept" if above > below else "flipped" if above < below else "tied"
 
 
-def _pairs(pairing: Pairing, prompt_id: str, scores: Mapping[str, Scores]) -> set[tuple[str, str]]:
+def _scored_pairs(
+    pairing: Pairing, prompt_id: str, scores: Mapping[str, Scores]
+) -> set[tuple[str, str]]:
     candidates = [
         Candidate(c, score)
         for c in pairing.completions[prompt_id]
@@ -276,7 +278,7 @@ def ablate(run: Run, labels: Sequence[LabelledPair] | None = None) -> Ablation:
     """
     weights = principle_weights(run_constitution(run))
     pairings = load_pairings(run)
-    judged = _judged(pairings)
+    judged = _count_judged(pairings)
     labelled, strange = find_labelled(pairings, labels) if labels is not None else ([], 0)
     whole = agreements(pairings, labelled, weights)
     rows = []
@@ -305,7 +307,7 @@ def ablate(run: Run, labels: Sequence[LabelledPair] | None = None) -> Ablation:
     return Ablation(tuple(rows), known, strange, found)
 
 
-def _judged(pairings: Sequence[Pairing]) -> dict[str, int]:
+def _count_judged(pairings: Sequence[Pairing]) -> dict[str, int]:
     """How many different judgements by counted judges there are about each principle."""
     ids: dict[str, set[str]] = defaultdict(set)
     for pairing in pairings:

@@ -97,7 +97,7 @@ def judge_bench(
     from rlaif.report.bench import bench_page, bench_tables
 
     labelled = reading.load_pairs(pairs)
-    name = _stem(pairs)
+    name = _stem_of(pairs)
     folder = out or Path("runs") / "judge-bench" / name
     spec = named_model(model).spec
     # Every other option has the name of what it sets in the request.
@@ -105,14 +105,16 @@ def judge_bench(
     result = run_bench(request, labelled, progress_of(quiet))
     wrong = [json.loads(line) for line in (folder / FILE).read_text("utf-8").split("\n") if line]
     page = bench_page(result, folder / "report.html", wrong)
-    _say(result, bench_tables(result), page, as_json)
+    _echo_result(result, bench_tables(result), page, as_json)
 
 
-def _stem(pairs: Path) -> str:
+def _stem_of(pairs: Path) -> str:
     return pairs.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
-def _say(result: dict[str, Any], tables: Sequence[Table | Text], page: Path, as_json: bool) -> None:
+def _echo_result(
+    result: dict[str, Any], tables: Sequence[Table | Text], page: Path, as_json: bool
+) -> None:
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
         return
@@ -178,7 +180,7 @@ def reward_bench(
         return [from_json(Judgement, row) for row in rows]
 
     request = RewardRequest(
-        name=_stem(pairs),
+        name=_stem_of(pairs),
         model=model,
         out=out,
         train=[] if train is None else load_preferences(train),
@@ -191,4 +193,4 @@ def reward_bench(
     else:
         given = reading.load_pairs(pairs)
     result = run_reward_bench(request, given, progress_of(quiet))
-    _say(result, reward_tables(result), reward_page(result, out / "report.html"), as_json)
+    _echo_result(result, reward_tables(result), reward_page(result, out / "report.html"), as_json)

@@ -140,12 +140,12 @@ def stats(file: Path, reading: ReadOptions, as_json: bool) -> None:
         return
     warnings = found.pop("warnings")
     for name, value in found.items():
-        click.echo(f"{name.replace('_', ' '):16} {_shown(value)}")
+        click.echo(f"{name.replace('_', ' '):16} {_show_value(value)}")
     for warning in warnings:
         click.echo(f"note: {warning}")
 
 
-def _shown(value: Any) -> str:
+def _show_value(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):

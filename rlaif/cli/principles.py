@@ -290,7 +290,7 @@ def _votes_on_pairs(
         return used, pair_votes(pairs, judges, asked, engines, store, progress_of(quiet), seed)
 
 
-def _ends(row: FittedWeight) -> str:
+def _show_ends(row: FittedWeight) -> str:
     return "" if row.low is None or row.high is None else f"[{row.low:+.3f}, {row.high:+.3f}]"
 
 
@@ -300,7 +300,7 @@ def _show_fit(made: WeightFit) -> None:
             {
                 "principle": row.principle,
                 "votes": str(row.votes),
-                "coefficient": f"{row.coefficient:+.3f} {_ends(row)}",
+                "coefficient": f"{row.coefficient:+.3f} {_show_ends(row)}",
                 "weight": f"{row.weight:.4g}",
                 "was": f"{row.current:g}",
             }

@@ -142,7 +142,7 @@ def status(directory: Path, verify: bool, as_json: bool) -> None:
     and which folder to delete; exit code 2 where anything is.
     """
     if verify:
-        _verify(directory, as_json)
+        _verify_bytes(directory, as_json)
         return
     from rlaif.pipeline.runs import load_run
 
@@ -164,7 +164,7 @@ def status(directory: Path, verify: bool, as_json: bool) -> None:
     _print_failures(state["steps"])
 
 
-def _verify(directory: Path, as_json: bool) -> None:
+def _verify_bytes(directory: Path, as_json: bool) -> None:
     from rlaif.core.errors import StoreError
     from rlaif.pipeline.verify import verify_run
 

@@ -122,15 +122,15 @@ def differences(pair: LabelledPair, back: LabelledPair) -> list[str]:
         # A format may need scores where none were given.
         "scores": pair.scores is None or scores == pair.scores,
         "margin": pair.margin is None or back.margin == pair.margin,
-        "calls": [_besides(first), _besides(second)]
-        == [_besides(pair.first), _besides(pair.second)],
+        "calls": [_besides_text(first), _besides_text(second)]
+        == [_besides_text(pair.first), _besides_text(pair.second)],
         "annotator": back.annotator == pair.annotator,
         "annotator_kind": back.annotator_kind == pair.annotator_kind,
     }
     return [name for name, kept in same.items() if not kept]
 
 
-def _besides(answer: Completion) -> list[dict[str, Any]]:
+def _besides_text(answer: Completion) -> list[dict[str, Any]]:
     """What the turns of an answer have besides role and text: tool calls, reasoning."""
     kept = [dict(turn) for turn in answer.messages]
     return [{k: v for k, v in turn.items() if k not in ("role", "content")} for turn in kept]

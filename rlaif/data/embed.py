@@ -95,7 +95,7 @@ def same_meaning(vectors: Vectors, threshold: float) -> dict[int, int]:
     found: dict[int, int] = {}
     for start in range(0, len(vectors), _BLOCK):
         block = vectors[start : start + _BLOCK]
-        nearest, cosine = _nearest(block, vectors[:start], kept[:start])
+        nearest, cosine = _find_nearest(block, vectors[:start], kept[:start])
         among = block @ block.T
         for row in range(len(block)):
             before = np.where(kept[start : start + row], among[row, :row], -np.inf)
@@ -107,7 +107,7 @@ def same_meaning(vectors: Vectors, threshold: float) -> dict[int, int]:
     return found
 
 
-def _nearest(
+def _find_nearest(
     block: Vectors, earlier: Vectors, kept: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], Vectors]:
     """Of each row of `block`, the place of the most similar of the `earlier` ones that are kept,

@@ -49,10 +49,10 @@ def near_duplicates(
         stored = _Stored(file)
         for part in minhash(texts, shingle):
             stored.add(part)
-        return _alike(stored, threshold)
+        return _are_alike(stored, threshold)
 
 
-def _alike(stored: _Stored, threshold: float) -> dict[int, int]:
+def _are_alike(stored: _Stored, threshold: float) -> dict[int, int]:
     shared = _shared_buckets(stored, rows_per_band(threshold))
     # The first text that is kept in each bucket, and the later ones of the few that have several.
     first = np.full(shared.buckets, _NOBODY, np.uint32)
@@ -115,13 +115,13 @@ def minhash(texts: Iterable[str], shingle: int) -> Iterator[Signatures]:
         batch.append(grams)
         size += len(grams)
         if size >= _BATCH:
-            yield _least(batch, odd, added)
+            yield _least_hashes(batch, odd, added)
             batch, size = [], 0
     if batch:
-        yield _least(batch, odd, added)
+        yield _least_hashes(batch, odd, added)
 
 
-def _least(batch: list[Hashes], odd: Hashes, added: Hashes) -> Signatures:
+def _least_hashes(batch: list[Hashes], odd: Hashes, added: Hashes) -> Signatures:
     joined = np.concatenate(batch)
     starts = np.cumsum([0, *(len(grams) for grams in batch[:-1])])
     least = np.empty((len(odd), len(batch)), np.uint64)
@@ -266,13 +266,13 @@ class EvalItems:
             return None
         found = np.concatenate(hits)
         covered = {
-            int(item): self._covered(int(item), self.starts[found[self.items[found] == item]])
+            int(item): self._covered_share(int(item), self.starts[found[self.items[found] == item]])
             for item in np.unique(self.items[found])
         }
         best = max(covered, key=lambda item: (covered[item], -item))
         return best if covered[best] >= share else None
 
-    def _covered(self, item: int, starts: NDArray[np.int64]) -> float:
+    def _covered_share(self, item: int, starts: NDArray[np.int64]) -> float:
         marked = np.zeros(self.lengths[item], bool)
         for offset in range(self.n):
             marked[starts + offset] = True

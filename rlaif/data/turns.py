@@ -88,10 +88,10 @@ def turn(value: Any, name: str, place: str) -> Message:
             f"{place}: {name} has the role {brief(said)}; system, user, assistant or tool was "
             "expected"
         )
-    calls = _calls(value, name, place)
+    calls = _read_calls(value, name, place)
     found: Message = {
         "role": role,
-        "content": _content(value.get(keys[1]), bool(calls), f"{name}.{keys[1]}", place),
+        "content": _read_content(value.get(keys[1]), bool(calls), f"{name}.{keys[1]}", place),
     }
     if calls:
         found["tool_calls"] = calls
@@ -106,18 +106,18 @@ def turn(value: Any, name: str, place: str) -> Message:
     return found
 
 
-def _content(value: Any, calls: bool, name: str, place: str) -> str:
+def _read_content(value: Any, calls: bool, name: str, place: str) -> str:
     """The text of a turn; parts are joined as they follow one another."""
     if isinstance(value, str):
         return value
     if value is None and calls:
         return ""
     if isinstance(value, Sequence):
-        return "".join(_part(part, f"{name}[{i}]", place) for i, part in enumerate(value))
+        return "".join(_read_part(part, f"{name}[{i}]", place) for i, part in enumerate(value))
     raise ConfigError(f"{place}: {name} is {brief(value)}; a text was expected")
 
 
-def _part(part: Any, name: str, place: str) -> str:
+def _read_part(part: Any, name: str, place: str) -> str:
     text = part.get("text") if isinstance(part, Mapping) else part
     kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
     if kind != "text" or not isinstance(text, str):
@@ -125,7 +125,7 @@ def _part(part: Any, name: str, place: str) -> str:
     return text
 
 
-def _calls(value: Mapping[str, Any], name: str, place: str) -> list[dict[str, Any]]:
+def _read_calls(value: Mapping[str, Any], name: str, place: str) -> list[dict[str, Any]]:
     """Tool calls as chat templates take them: their arguments a mapping where they are JSON."""
     given = value.get("tool_calls")
     if given is None or given == "":
@@ -134,10 +134,10 @@ def _calls(value: Mapping[str, Any], name: str, place: str) -> list[dict[str, An
     given = parse_json(given)
     if not isinstance(given, Sequence) or not all(isinstance(call, Mapping) for call in given):
         raise ConfigError(f"{place}: {name}.tool_calls is {brief(given)}; a list was expected")
-    return [_call(call) for call in given]
+    return [_read_call(call) for call in given]
 
 
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+def _read_call(call: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: item for key, item in call.items() if item is not None}
     if isinstance(kept.get("function"), Mapping):
         inside = {key: item for key, item in kept["function"].items() if item is not None}

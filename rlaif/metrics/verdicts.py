@@ -159,11 +159,11 @@ def verdict_table(
     return VerdictTable(
         prompt=np.asarray(prompts),
         subset=np.asarray([p.subset or "" for p in pairs]),
-        fold=np.asarray([_fold(p) for p in prompts], dtype=np.int64),
+        fold=np.asarray([_fold_of(p) for p in prompts], dtype=np.int64),
         label=floats_of(p.label for p in pairs),
         longer_by=floats_of(float(len(p.first.text) - len(p.second.text)) for p in pairs),
-        own=floats_of(_own(p.authors, author) for p in pairs),
-        same=_same(repeats),
+        own=floats_of(_side_of_author(p.authors, author) for p in pairs),
+        same=_same_verdicts(repeats),
         **columns,
     )
 
@@ -179,17 +179,17 @@ def floats_of(values: Iterable[float | None]) -> Floats:
     return np.asarray([np.nan if v is None else float(v) for v in values], dtype=np.float64)
 
 
-def _fold(prompt_id: str) -> int:
+def _fold_of(prompt_id: str) -> int:
     return int(content_hash("fold", prompt_id, length=8), 16) % FOLDS
 
 
-def _own(authors: tuple[str, str] | None, author: str | None) -> float:
+def _side_of_author(authors: tuple[str, str] | None, author: str | None) -> float:
     if authors is None or author is None:
         return 0.0
     return float(authors[0] == author) - float(authors[1] == author)
 
 
-def _same(repeats: Floats) -> Floats:
+def _same_verdicts(repeats: Floats) -> Floats:
     """Per pair, the share of pairs of runs whose verdict is the same; `repeats` is (runs, n)."""
     count = repeats.shape[0]
     sides = np.where(np.isnan(repeats), np.nan, np.sign(repeats - 0.5))

@@ -199,12 +199,12 @@ def beside(
         gap = cast("IntervalJson | None", row.get("difference"))
         if row["first"] == first:
             return row["n"], row["first_right"], row["second_right"], gap
-        turned = None if gap is None else _negative(gap)
+        turned = None if gap is None else _turn_interval(gap)
         return row["n"], row["second_right"], row["first_right"], turned
     return None
 
 
-def _negative(gap: IntervalJson) -> IntervalJson:
+def _turn_interval(gap: IntervalJson) -> IntervalJson:
     low, high = gap["low"], gap["high"]
     if low is None or high is None:
         return {**gap, "mean": -gap["mean"]}
@@ -226,10 +226,10 @@ def bench_tables(result: Result) -> list[Table | Text]:
         *("judge", rated.name, "n", "ties", *(c.heading for c in others)),
     )
     for name, row in result["judges"].items():
-        cells = [_cell(figure(row, c.name)) for c in others]
+        cells = [_cell_text(figure(row, c.name)) for c in others]
         style = "dim" if row["baseline"] else ""
         counts = (str(row["n"]), str(row["ties"]))
-        headline.add_row(name, _cell(figure(row, rated.name)), *counts, *cells, style=style)
+        headline.add_row(name, _cell_text(figure(row, rated.name)), *counts, *cells, style=style)
     tables: list[Table | Text] = [headline]
     if 1 < len(about["subsets"]) <= MOST_SUBSETS:
         parts = _subset_rows(result, "agreement")
@@ -242,7 +242,7 @@ def bench_tables(result: Result) -> list[Table | Text]:
         tables.append(_by_judge(_REWARDBENCH.title, result, sections))
     if attacks := attack_rows(result):
         tables.append(_by_judge("verdicts that an attack won", result, attacks))
-    return [*tables, *(Text(line) for line in _words(result))]
+    return [*tables, *(Text(line) for line in _all_words(result))]
 
 
 def foreign_words(result: Result) -> list[str]:
@@ -251,7 +251,7 @@ def foreign_words(result: Result) -> list[str]:
     return [f"In no section of RewardBench: {', '.join(foreign)}."] if foreign else []
 
 
-def _words(result: Result) -> list[str]:
+def _all_words(result: Result) -> list[str]:
     return [
         *baseline_words(result),
         *calibration_words(result),
@@ -265,7 +265,7 @@ def _words(result: Result) -> list[str]:
     ]
 
 
-def _cell(value: IntervalJson | None) -> str:
+def _cell_text(value: IntervalJson | None) -> str:
     if value is None:
         return "–"
     return f"{show_value(value)}\n{show_ends(value)}".rstrip()
@@ -288,7 +288,9 @@ def cost_words(result: Result) -> list[str]:
         if row["total"]["calls"]:
             wall = row.get("wall_seconds_per_pair")
             clock = "" if wall is None else f", {wall:,.3g} seconds by the clock"
-            words.append(f"{name}: {_costs(row['total'])} in all; {_costs(pair)}{clock} per pair.")
+            words.append(
+                f"{name}: {_cost_text(row['total'])} in all; {_cost_text(pair)}{clock} per pair."
+            )
     return words
 
 
@@ -311,7 +313,7 @@ def failed_words(result: Result) -> list[str]:
     ]
 
 
-def _costs(cost: Mapping[str, float | None]) -> str:
+def _cost_text(cost: Mapping[str, float | None]) -> str:
     known = {name: cost[name] for name in _COSTS}
     return ", ".join(_COSTS[n].format(value) for n, value in known.items() if value is not None)
 
@@ -371,7 +373,7 @@ def _by_judge(
 ) -> Table:
     table = make_table(title, "", *result["judges"])
     for name, cells in rows.items():
-        table.add_row(name, *(_cell(value) for value in cells))
+        table.add_row(name, *(_cell_text(value) for value in cells))
     return table
 
 
@@ -418,26 +420,26 @@ def bench_page(result: Result, path: Path, mistakes: Sequence[Mapping[str, Any]]
         judges=result["judges"],
         groups=shown_groups(result),
         figure=figure,
-        words=_words(result),
-        forest=_forest(result),
-        curves=_curves(result),
+        words=_all_words(result),
+        forest=_draw_forest(result),
+        curves=_draw_curves(result),
         subsets=subset_tables(result),
         attacks=attack_tables(result),
         mistakes=mistakes,
-        mistaken=_mistaken(mistakes),
+        mistaken=_count_mistakes(mistakes),
         data=Markup(embed_json({"pairs": [], "answers": [], "mistakes": list(mistakes)})),
         script=Markup(script),
         script_hash=script_digest(script),
     )
 
 
-def _mistaken(mistakes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+def _count_mistakes(mistakes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
     """By judge, how many of its mistakes are shown, and of how many."""
     shown = Counter(entry["judge"] for entry in mistakes)
     return {entry["judge"]: (shown[entry["judge"]], entry["of"]) for entry in mistakes}
 
 
-def _forest(result: Result) -> Markup | None:
+def _draw_forest(result: Result) -> Markup | None:
     rows = [
         (name, value, row["baseline"])
         for name, row in result["judges"].items()
@@ -450,7 +452,7 @@ def _forest(result: Result) -> Markup | None:
     return plots.forest("agreement", f"Agreement with the labels: {spoken}", rows, 0.5)
 
 
-def _curves(result: Result) -> list[tuple[str, Markup]]:
+def _draw_curves(result: Result) -> list[tuple[str, Markup]]:
     """A reliability curve for each judge whose probabilities are not all the same few."""
     found = []
     for place, (name, row) in enumerate(result["judges"].items()):

@@ -37,7 +37,7 @@ def reward_tables(result: Result) -> list[Table | Text]:
         if found is not None:
             headline.add_row(Text(f"{name}\n  {about}"), show_interval(found), str(found["n"]))
     tables: list[Table | Text] = [headline]
-    for title, _, rows in _divisions(result):
+    for title, _, rows in _accuracy_divisions(result):
         table = make_table(title, "", "mean", "n")
         for name, found in rows.items():
             table.add_row(Text(name), show_interval(found), str(found["n"]))
@@ -47,7 +47,7 @@ def reward_tables(result: Result) -> list[Table | Text]:
     return [*tables, *(Text(line) for line in reward_words(result))]
 
 
-def _divisions(result: Result) -> list[tuple[str, str, Mapping[str, IntervalJson]]]:
+def _accuracy_divisions(result: Result) -> list[tuple[str, str, Mapping[str, IntervalJson]]]:
     """Accuracy in each division of the pairs: its title in the terminal, what the page says that it
     is by, and the rows."""
     found = [(f"accuracy by {name}", name, rows) for name, rows in result["accuracy_by"].items()]
@@ -115,29 +115,29 @@ def reward_page(result: Result, path: Path) -> Path:
         result=result,
         figures=FIGURES,
         words=reward_words(result),
-        forests=_forests(result),
-        curve=_reliability(result),
-        wrong=[_wrong(i, row) for i, row in enumerate(result["most_wrong"])],
+        forests=_draw_forests(result),
+        curve=_draw_reliability(result),
+        wrong=[_explain_wrong(i, row) for i, row in enumerate(result["most_wrong"])],
     )
 
 
-def _forests(result: Result) -> list[tuple[str, Markup]]:
+def _draw_forests(result: Result) -> list[tuple[str, Markup]]:
     """Accuracy in each division of the pairs, with intervals."""
     found = []
-    for i, (_, name, rows) in enumerate(_divisions(result)):
+    for i, (_, name, rows) in enumerate(_accuracy_divisions(result)):
         shown = [(part, value, False) for part, value in rows.items()]
         found.append((name, plots.forest(f"by{i}", f"Accuracy by {name}", shown, 0.5)))
     return found
 
 
-def _reliability(result: Result) -> Markup | None:
+def _draw_reliability(result: Result) -> Markup | None:
     bins = result["reliability"]
     if len(bins) < 2:
         return None
     return plots.reliability("reliability", f"Reliability, {len(bins)} bins", bins)
 
 
-def _wrong(place: int, row: Mapping[str, Any]) -> dict[str, Any]:
+def _explain_wrong(place: int, row: Mapping[str, Any]) -> dict[str, Any]:
     """One pair with the parts of its rewards drawn, where the head says what they are."""
     added = {
         name.removeprefix("objective/"): values[0] - values[1]

@@ -55,15 +55,15 @@ def judge_pairs(
     a judgement in `known` is not judged again, and costs nothing more."""
     judge = entrant.judge
     calls = [judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs]
-    groups = _groups(judge, pairs, calls, {j.subject for j in known})
-    step = _hash(entrant, groups, seed)
+    groups = _group_answers(judge, pairs, calls, {j.subject for j in known})
+    step = _hash_step(entrant, groups, seed)
     folder = work.store.step(step)
     marker = folder.done()
     work.progress.begin_step(judge.id)
     if marker is None:
         folder.repair()
     kept = Kept(folder)
-    asked, began = _unanswered(calls, kept), time.monotonic()
+    asked, began = _count_unanswered(calls, kept), time.monotonic()
     by_group = verdicts_by_group(
         judge, entrant.models, work.engines, groups, seed, kept, work.progress
     )
@@ -83,7 +83,7 @@ def judge_pairs(
     if is_staged(judge):
         by_pair = _by_answers(pairs, groups, by_group)
         total = total_cost(map(_answer_cost, (*kept.answers.values(), *kept.reasons.values())))
-        costs = [_share(total, len(pairs))] * len(pairs)
+        costs = [_share_cost(total, len(pairs))] * len(pairs)
     else:
         by_pair = _by_call(calls, judged)
         each = _call_costs((call for own in calls for call in own), kept)
@@ -97,7 +97,7 @@ def judge_pairs(
     return Judged(said, judged, total, wall, asked, step)
 
 
-def _unanswered(calls: Sequence[Sequence[Call]], kept: Kept) -> int:
+def _count_unanswered(calls: Sequence[Sequence[Call]], kept: Kept) -> int:
     """How many pairs have a question to a model that was not answered before."""
     known = kept.answers.keys() | kept.judgements.keys()
     return sum(any(c.request is not None and c.call_id not in known for c in own) for own in calls)
@@ -117,7 +117,7 @@ def failures(judgements: Iterable[Judgement]) -> Counter[str]:
     return Counter(j.error or "no reason was given" for j in failed)
 
 
-def _groups(
+def _group_answers(
     judge: Judge,
     pairs: Sequence[LabelledPair],
     calls: Sequence[Sequence[Call]],
@@ -185,13 +185,13 @@ def _pair_cost(calls: Sequence[Call], each: Mapping[str, Cost]) -> Cost:
     return total_cost(each[name] for name in names if name in each)
 
 
-def _share(whole: Cost, count: int) -> Cost:
+def _share_cost(whole: Cost, count: int) -> Cost:
     """A part of a cost, where verdicts rest on several answers and no pair's own are told."""
     parts = {name: value / count for name, value in asdict(whole).items() if value is not None}
     return Cost(**parts)
 
 
-def _hash(entrant: Entrant, groups: Sequence[Group], seed: int) -> str:
+def _hash_step(entrant: Entrant, groups: Sequence[Group], seed: int) -> str:
     return content_hash(
         "judge-bench",
         judge_step.VERSION,

@@ -95,22 +95,22 @@ def run_reward_bench(
     store = Store(request.out)
     store.prepare()
     with store.locked():
-        judged = _rewards(request, decided, store, progress)
+        judged = _ask_rewards(request, decided, store, progress)
         table, kept = reward_table(decided, judged)
         result = {
             "name": request.name,
             "model": named,
             "pairs": {"n": len(kept), "left_out": len(pairs) - len(kept)},
             "settings": {"seed": request.seed},
-            **_figures(table),
-            **_trained(request, kept, table, judged),
+            **_measure_table(table),
+            **_compare_with_training(request, kept, table, judged),
             "best_of_n": _best_of_n(request),
         }
         write_atomic(request.out / "reward.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
 
-def _rewards(
+def _ask_rewards(
     request: RewardRequest, pairs: Sequence[LabelledPair], store: Store, progress: StepProgress
 ) -> dict[str, Judgement]:
     """The judgement of every answer that has one."""
@@ -179,7 +179,7 @@ def reward_table(
     return RewardTable(*(np.asarray(n) for n in names), *columns), kept
 
 
-def _figures(table: RewardTable) -> dict[str, Any]:
+def _measure_table(table: RewardTable) -> dict[str, Any]:
     groups = {
         "subset": table.subset.tolist(),
         "labelled by": table.source.tolist(),
@@ -237,7 +237,7 @@ class _Seen:
         return found
 
 
-def _trained(
+def _compare_with_training(
     request: RewardRequest,
     pairs: Sequence[LabelledPair],
     table: RewardTable,
@@ -246,17 +246,17 @@ def _trained(
     """The most wrong pairs with what made them so; and with the training pairs at hand the learning
     curve, suspect labels, and accuracy by distance from the training."""
     wrong = [int(i) for i in np.argsort(table.gap, kind="stable")[:SHOWN] if table.gap[i] < 0]
-    explained = [_explained(pairs[i], judged) for i in wrong]
+    explained = [_explain_pair(pairs[i], judged) for i in wrong]
     if not request.train:
         return {"most_wrong": explained}
-    known = _seen(request, request.train)
-    tested = _seen(request, [labelled_preference(p) for p in pairs])
+    known = _read_seen(request, request.train)
+    tested = _read_seen(request, [labelled_preference(p) for p in pairs])
     ids = [labelled_preference(p).preference_id for p in pairs]
     gaps = dict(zip(ids, table.gap.tolist(), strict=True))
     place = {p.preference_id: i for i, p in enumerate(tested.pairs)}
     for i, row in zip(wrong, explained, strict=True):
         if ids[i] in place:
-            row["nearest"] = _nearest(tested.gaps[place[ids[i]]], known)
+            row["nearest"] = _find_nearest(tested.gaps[place[ids[i]]], known)
     return {
         "most_wrong": explained,
         "learning_curve": _learning_curve(known, tested, request),
@@ -265,7 +265,7 @@ def _trained(
     }
 
 
-def _explained(pair: LabelledPair, judged: Mapping[str, Judgement]) -> dict[str, Any]:
+def _explain_pair(pair: LabelledPair, judged: Mapping[str, Judgement]) -> dict[str, Any]:
     chosen, rejected = (
         dict(judged[side.completion_id].distribution or {}) for side in (pair.first, pair.second)
     )
@@ -277,7 +277,7 @@ def _explained(pair: LabelledPair, judged: Mapping[str, Judgement]) -> dict[str,
     }
 
 
-def _seen(request: RewardRequest, preferences: Sequence[Preference]) -> _Seen:
+def _read_seen(request: RewardRequest, preferences: Sequence[Preference]) -> _Seen:
     options = LinearDistill(method="linear")
     device = torch.device(pick_device("auto"))
     once = list({p.preference_id: p for p in preferences if p.paired}.values())
@@ -304,7 +304,7 @@ def _seen(request: RewardRequest, preferences: Sequence[Preference]) -> _Seen:
     return _Seen(kept, features, comparisons(examples))
 
 
-def _nearest(gap: Floats, known: _Seen) -> list[dict[str, Any]]:
+def _find_nearest(gap: Floats, known: _Seen) -> list[dict[str, Any]]:
     return [
         {
             "cosine": cosine,

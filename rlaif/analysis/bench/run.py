@@ -76,8 +76,8 @@ def run_bench(
         )
     if not pairs:
         raise ConfigError(f"{request.name}: no labelled pair in it")
-    attacks = _attacks(request.attacks)
-    shown = [p.presented(request.seed) for p in _limited(pairs, request.limit)]
+    attacks = _choose_attacks(request.attacks)
+    shown = [p.presented(request.seed) for p in _limit_pairs(pairs, request.limit)]
     with asking(request.out) as (store, engines):
         try:
             work = Workplace(store, engines, progress)
@@ -90,7 +90,7 @@ def run_bench(
         finally:
             progress.finish()
         result = {
-            "pairs": _about(request.name, shown),
+            "pairs": _describe_pairs(request.name, shown),
             "settings": {
                 "seed": request.seed,
                 "level": 0.95,
@@ -102,14 +102,14 @@ def run_bench(
                 for name, row in asked.items()
                 if row["uncounted"] or row["estimated_cost"]
             },
-            **_together(entrants, {name: t for name, (t, _) in measured.items()}),
+            **_compare_all(entrants, {name: t for name, (t, _) in measured.items()}),
         }
         write_jsonl(request.out / MISTAKES, wrong)
         write_atomic(request.out / "bench.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
 
-def _attacks(names: Sequence[str]) -> list[str]:
+def _choose_attacks(names: Sequence[str]) -> list[str]:
     unknown = [n for n in names if n != "all" and n not in ATTACKS]
     if unknown:
         known = ["all", *ATTACKS]
@@ -117,7 +117,7 @@ def _attacks(names: Sequence[str]) -> list[str]:
     return list(ATTACKS) if "all" in names else list(dict.fromkeys(names))
 
 
-def _limited(pairs: Sequence[LabelledPair], limit: int | None) -> list[LabelledPair]:
+def _limit_pairs(pairs: Sequence[LabelledPair], limit: int | None) -> list[LabelledPair]:
     """The first `limit` by the hash of their ids, in the order of the file: the same each time,
     and no run of neighbours."""
     if limit is None or limit >= len(pairs):
@@ -126,7 +126,7 @@ def _limited(pairs: Sequence[LabelledPair], limit: int | None) -> list[LabelledP
     return [pairs[i] for i in sorted(places[:limit])]
 
 
-def _about(name: str, pairs: Sequence[LabelledPair]) -> dict[str, Any]:
+def _describe_pairs(name: str, pairs: Sequence[LabelledPair]) -> dict[str, Any]:
     return {
         "name": name,
         "n": len(pairs),
@@ -167,7 +167,7 @@ def _measure_judge(
         "kind": entrant.kind,
         "model": entrant.label,
         "baseline": entrant.baseline,
-        **_figures(table, seed),
+        **_measure_table(table, seed),
         "subsets": {
             subset: {name: i.to_json() for name, i in part.items()}
             for subset, part in subsets.items()
@@ -180,7 +180,7 @@ def _measure_judge(
     }
 
 
-def _figures(table: VerdictTable, seed: int) -> dict[str, Any]:
+def _measure_table(table: VerdictTable, seed: int) -> dict[str, Any]:
     """The headline agreement flat, every other figure by name, and what has no interval."""
     found = {n: i.to_json() for n, i in judge_intervals(table).items()}
     headline = found.pop("agreement", None)
@@ -203,7 +203,7 @@ def _figures(table: VerdictTable, seed: int) -> dict[str, Any]:
     }
 
 
-def _together(entrants: Sequence[Entrant], tables: Mapping[str, VerdictTable]) -> dict[str, Any]:
+def _compare_all(entrants: Sequence[Entrant], tables: Mapping[str, VerdictTable]) -> dict[str, Any]:
     """Each two judges compared, and how many independent votes the asked ones are worth."""
     compared = []
     for first, second in combinations(tables, 2):

@@ -59,12 +59,12 @@ def read_proposals(text: str) -> list[str]:
     """
     lines = [line for line in text.splitlines() if line.strip()]
     items = [line for line in lines if _ITEM.match(line)] or lines
-    found = [_tidy(_ITEM.sub("", line)) for line in items]
+    found = [_tidy_text(_ITEM.sub("", line)) for line in items]
     kept = [t for t in found if LEAST_WORDS <= len(t.split()) <= MOST_WORDS]
     return list(dict.fromkeys(kept))[:PER_PAIR]
 
 
-def _tidy(line: str) -> str:
+def _tidy_text(line: str) -> str:
     text = " ".join(line.split()).strip(_MARKUP)
     return text if not text or text[-1] in ".?!" else text.rstrip(",;:") + "."
 
@@ -162,7 +162,7 @@ def similar(texts: Sequence[str]) -> tuple[NDArray[np.float64], str, float]:
 
 def letter_triples(texts: Sequence[str]) -> NDArray[np.float64]:
     """TF-IDF of letter triples, unit length, shape (n, different triples)."""
-    rows = [Counter(_triples(text)) for text in texts]
+    rows = [Counter(_text_triples(text)) for text in texts]
     columns = {name: k for k, name in enumerate(sorted({t for row in rows for t in row}))}
     found = np.zeros((len(rows), max(1, len(columns))))
     for number, row in enumerate(rows):
@@ -174,7 +174,7 @@ def letter_triples(texts: Sequence[str]) -> NDArray[np.float64]:
     return found / np.where(lengths > 0, lengths, 1.0)
 
 
-def _triples(text: str) -> list[str]:
+def _text_triples(text: str) -> list[str]:
     plain = " ".join(w for w in re.findall(r"\w+", text.lower()) if w not in _PLAIN)
     padded = f"  {plain} "
     return [padded[i : i + 3] for i in range(len(padded) - 2)]

@@ -81,11 +81,11 @@ def rank(
     groups: dict[tuple[str, frozenset[str]], list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         groups[judgement.principle or "", frozenset(judgement.shown)].append(judgement)
-    ranked = [_ranked(c, groups, pairs) for c in candidates]
+    ranked = [_rank_one(c, groups, pairs) for c in candidates]
     return sorted(ranked, key=lambda r: (-r.lead, -r.performance, r.text))
 
 
-def _ranked(
+def _rank_one(
     candidate: Candidate,
     groups: Mapping[tuple[str, frozenset[str]], list[Judgement]],
     pairs: Sequence[LabelledPair],

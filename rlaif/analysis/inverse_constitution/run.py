@@ -74,7 +74,9 @@ def infer(
     """The principles behind the labels. Run again after a kill it goes on after the last whole
     batch. Raises ConfigError when no pair has a preferred answer or nothing usable was proposed."""
     pairs = sampled(labelled, options)
-    texts = _proposals(pairs[: options.proposing], model, engines, store, options.seed, progress)
+    texts = _make_proposals(
+        pairs[: options.proposing], model, engines, store, options.seed, progress
+    )
     if not texts:
         raise ConfigError(
             f"{model.label} proposed nothing that reads as a principle (a line of 4 to 40 words) "
@@ -82,9 +84,9 @@ def infer(
         )
     vectors, how, threshold = similar(sorted(set(texts)))
     candidates = clusters(texts, vectors, threshold, options.candidates)
-    votes = _votes(pairs, candidates, model, engines, store, options.seed, progress)
+    votes = _ask_votes(pairs, candidates, model, engines, store, options.seed, progress)
     ranked = rank(candidates, votes, pairs)
-    return Inferred(tuple(ranked), len(pairs), len(texts), how, _longer(pairs))
+    return Inferred(tuple(ranked), len(pairs), len(texts), how, _share_longer(pairs))
 
 
 def sampled(labelled: Iterable[LabelledPair], options: InferOptions) -> list[LabelledPair]:
@@ -104,7 +106,7 @@ def sampled(labelled: Iterable[LabelledPair], options: InferOptions) -> list[Lab
     return [decided[name] for name in order[: options.pairs]]
 
 
-def _proposals(
+def _make_proposals(
     pairs: Sequence[LabelledPair],
     model: Model,
     engines: Engines,
@@ -141,7 +143,7 @@ def _proposals(
     ]
 
 
-def _votes(
+def _ask_votes(
     pairs: Sequence[LabelledPair],
     candidates: Sequence[Candidate],
     model: Model,
@@ -159,6 +161,6 @@ def _votes(
     return judge_labelled(judge, model, engines, pairs, store.step(digest), progress, seed)
 
 
-def _longer(pairs: Sequence[LabelledPair]) -> float:
+def _share_longer(pairs: Sequence[LabelledPair]) -> float:
     sides = [sided(len(p.first.text) - len(p.second.text), p.label or 0.0) for p in pairs]
     return sum(sides) / len(sides)

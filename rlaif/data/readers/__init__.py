@@ -119,7 +119,7 @@ def read_labelled(
     cannot be told, or, at the end, no row of it gave a pair.
     """
     reading = LabelledReading("", FORMATS["trl"], iter(()))
-    return _read(reading, source, from_, columns, on_error, _pair_alone)
+    return _start_reading(reading, source, from_, columns, on_error, _pair_alone)
 
 
 def read_answers(
@@ -130,13 +130,13 @@ def read_answers(
 ) -> Reading:
     """As `read_labelled`, with the answers that stand alone: all that a model is trained on."""
     reading = Reading("", FORMATS["trl"], iter(()))
-    return _read(reading, source, from_, columns, on_error, lambda found: found)
+    return _start_reading(reading, source, from_, columns, on_error, lambda found: found)
 
 
 R = TypeVar("R", bound=Reading)
 
 
-def _read(
+def _start_reading(
     reading: R,
     source: Source,
     from_: str | None,
@@ -158,11 +158,13 @@ def _read(
         raise ConfigError(nothing_read(0, reading.skipped), str(source))
     reading.name = "columns" if columns else from_ or detect(head[1], source)
     reading.format = given or FORMATS[reading.name]
-    read = _reader(reading.format, source)
+    read = _open_reader(reading.format, source)
 
     def found() -> Iterator[Found]:
         some = False
-        for place, row in _grouped(_counted(chain([head], rows), reading), reading.format.group):
+        for place, row in _group_rows(
+            _count_rows(chain([head], rows), reading), reading.format.group
+        ):
             for one in map(wanted, _found_and_faults(read, row, place, reading.name)):
                 if isinstance(one, ConfigError):
                     on_fault(one)
@@ -176,7 +178,7 @@ def _read(
     return reading
 
 
-def _reader(format_: Format, source: Source) -> ReadRow:
+def _open_reader(format_: Format, source: Source) -> ReadRow:
     if format_.open is None:
         return format_.read
     if not isinstance(source, Path):
@@ -184,7 +186,7 @@ def _reader(format_: Format, source: Source) -> ReadRow:
     return format_.open(source)
 
 
-def _counted(rows: Placed, reading: Reading) -> Placed:
+def _count_rows(rows: Placed, reading: Reading) -> Placed:
     for place, row in rows:
         reading.rows += 1
         reading.columns |= row.keys()
@@ -192,7 +194,7 @@ def _counted(rows: Placed, reading: Reading) -> Placed:
         yield place, row
 
 
-def _grouped(rows: Placed, key: str | None) -> Placed:
+def _group_rows(rows: Placed, key: str | None) -> Placed:
     """The rows, or those with the same value under `key` that follow one another as one."""
     if key is None:
         yield from rows
@@ -237,7 +239,7 @@ def _found_and_faults(
 
 def _other_format(row: Row, place: str, name: str) -> str | None:
     """The format that a row is found to be, where it is another one that reads it."""
-    known = _detected(row)
+    known = _detect_name(row)
     if known is None or known == name or FORMATS[known].open or FORMATS[known].group:
         return None
     found = attempt(lambda: list(FORMATS[known].read(row, place)))
@@ -256,7 +258,7 @@ def format_named(name: str) -> Format:
 def detect(row: Row, source: Source | str = "") -> str:
     """The name of the format that fits a row. Raises ConfigError with what was seen and how to map
     it."""
-    found = _detected(row)
+    found = _detect_name(row)
     if found is not None:
         return found
     listed = "\n".join(f"  {name}: {known.about}" for name, known in FORMATS.items())
@@ -277,14 +279,14 @@ PROMPTS_ALONE = (
 )
 
 
-def _detected(row: Row) -> str | None:
+def _detect_name(row: Row) -> str | None:
     for name, known in FORMATS.items():
-        if all(_has(row, pattern) for pattern in known.columns) and known.fits(row):
+        if all(_has_column(row, pattern) for pattern in known.columns) and known.fits(row):
             return name
     return None
 
 
-def _has(row: Mapping[str, object], pattern: str) -> bool:
+def _has_column(row: Mapping[str, object], pattern: str) -> bool:
     return any(fnmatchcase(str(key), pattern) for key in row)
 
 

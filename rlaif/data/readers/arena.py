@@ -22,7 +22,7 @@ SIDES = ("conversation_a", "conversation_b")
 AUTHORS = ("model_a", "model_b")
 
 
-def read(row: Row, place: str) -> list[LabelledPair]:
+def read_pair(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row, model_a's answer first. `turn` says which turn was judged."""
     turn = number_of(row, "turn", place)
     first, second = (
@@ -33,15 +33,17 @@ def read(row: Row, place: str) -> list[LabelledPair]:
     )
     judge = name_of(row, "judge", place)
     kind: AnnotatorKind = "ai" if judge is not None and judge.startswith("gpt") else "human"
-    return [_pair(row, place, (first, second), label_of(row, "winner", WINNER, place), judge, kind)]
+    return [
+        _make_vote(row, place, (first, second), label_of(row, "winner", WINNER, place), judge, kind)
+    ]
 
 
 def read_kaggle(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row whose prompts and responses are lists of turns, written as JSON."""
-    asked = _texts(row, "prompt", place)
+    asked = _read_texts(row, "prompt", place)
     sides: list[list[Message]] = []
     for key in ("response_a", "response_b"):
-        said = _texts(row, key, place)
+        said = _read_texts(row, key, place)
         if len(said) != len(asked):
             raise ConfigError(f"{place}: {key} has {len(said)} turns, and prompt {len(asked)}")
         turns: list[Message] = []
@@ -52,10 +54,10 @@ def read_kaggle(row: Row, place: str) -> list[LabelledPair]:
     won = [label for key, label in WINNERS.items() if number_of(row, key, place) == 1]
     if len(won) > 1:
         raise ConfigError(f"{place}: more than one of {', '.join(WINNERS)} is 1")
-    return [_pair(row, place, (sides[0], sides[1]), won[0] if won else None)]
+    return [_make_vote(row, place, (sides[0], sides[1]), won[0] if won else None)]
 
 
-def _pair(
+def _make_vote(
     row: Row,
     place: str,
     sides: tuple[list[Message], list[Message]],
@@ -77,7 +79,7 @@ def _pair(
     )
 
 
-def _texts(row: Row, key: str, place: str) -> list[str]:
+def _read_texts(row: Row, key: str, place: str) -> list[str]:
     value = parse_json(row.get(key), (list,))
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or missing(value) or not all(isinstance(t, str) for t in found):
@@ -85,7 +87,7 @@ def _texts(row: Row, key: str, place: str) -> list[str]:
     return found
 
 
-def _numbered(row: Row) -> bool:
+def _numbers_questions(row: Row) -> bool:
     """MT-bench numbers its questions; the arenas name theirs by a hash."""
     return isinstance(at(row, "question_id"), int)
 
@@ -94,15 +96,15 @@ MT_BENCH = Format(
     about="MT-bench human judgements: conversation_a, conversation_b, winner, judge, turn",
     columns=(*SIDES, "winner", "judge", "turn"),
     optional=("question_id", *AUTHORS),
-    read=read,
-    fits=_numbered,
+    read=read_pair,
+    fits=_numbers_questions,
     left="the second turns, whose conversations part before the last answer",
 )
 FORMAT = Format(
     about="LMSYS and LMArena votes: conversation_a, conversation_b, winner, model_a, model_b",
     columns=(*SIDES, "winner"),
     optional=(*AUTHORS, "judge", "turn", "language"),
-    read=read,
+    read=read_pair,
 )
 KAGGLE = Format(
     about="LMSYS arena 55k: prompt, response_a, response_b, winner_model_a, _model_b, _tie",

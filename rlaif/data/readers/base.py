@@ -31,7 +31,7 @@ ReadRow = Callable[[Row, str], Iterable[Found | ConfigError]]
 other pairs stand."""
 
 
-def _always(_row: Row) -> bool:
+def _fits_always(_row: Row) -> bool:
     return True
 
 
@@ -53,7 +53,7 @@ class Format:
     columns: tuple[str, ...]
     read: ReadRow
     optional: tuple[str, ...] = ()
-    fits: Callable[[Row], bool] = _always
+    fits: Callable[[Row], bool] = _fits_always
     write: Callable[[LabelledPair], Row] | None = None
     open: Callable[[Path], ReadRow] | None = None
     wrap: Callable[[list[Row]], Row] | None = None
@@ -76,7 +76,7 @@ def describe_pairs(
     label: Label | None = None,
     annotator_kind: AnnotatorKind = "human",
     known_by: Sequence[str] = (),
-    fits: Callable[[Row], bool] = _always,
+    fits: Callable[[Row], bool] = _fits_always,
 ) -> Format:
     """A format whose rows are pairs of plain texts, read and written by a description.
 
@@ -298,12 +298,12 @@ def at(row: Any, path: str) -> Any:
         return row[path]
     first, dot, rest = path.partition(".")
     if not dot:
-        return row[int(first)] if isinstance(row, list) and _within(first, row) else None
+        return row[int(first)] if isinstance(row, list) and _is_place_in(first, row) else None
     inside = at(row, first)
     return None if inside is None else at(inside, rest)
 
 
-def _within(place: str, row: list[Any]) -> bool:
+def _is_place_in(place: str, row: list[Any]) -> bool:
     return place.isdecimal() and int(place) < len(row)
 
 
@@ -343,13 +343,13 @@ def number_of(row: Row, key: str, place: str) -> float | None:
     if missing(value):
         return None
     if isinstance(value, str):
-        value = _parsed(value)
+        value = _parse_number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
         raise ConfigError(f"{place}: {key} is {brief(at(row, key))}; a number was expected")
     return float(value)
 
 
-def _parsed(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
     try:
         number = float(text)
     except ValueError:

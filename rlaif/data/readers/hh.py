@@ -27,7 +27,7 @@ def write_transcript(messages: Sequence[Message]) -> str:
     return "".join(parts)
 
 
-def read(row: Row, place: str) -> list[LabelledPair]:
+def read_pair(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row; `first` is the chosen answer."""
     chosen = transcript(text_of(row, "chosen", place), "chosen", place)
     rejected = transcript(text_of(row, "rejected", place), "rejected", place)
@@ -35,20 +35,20 @@ def read(row: Row, place: str) -> list[LabelledPair]:
     return [make_pair(place, prompt, answers, 1.0)]
 
 
-def write(pair: LabelledPair) -> Row:
+def write_pair(pair: LabelledPair) -> Row:
     """Two transcripts."""
     chosen, rejected = whole_conversations(pair)
     return {"chosen": write_transcript(chosen), "rejected": write_transcript(rejected)}
 
 
-def _fits(row: Row) -> bool:
+def _fits_row(row: Row) -> bool:
     return isinstance(row["chosen"], str) and bool(MARK.match(row["chosen"]))
 
 
 FORMAT = Format(
     about="HH-RLHF: chosen and rejected transcripts of Human: and Assistant: turns",
     columns=("chosen", "rejected"),
-    read=read,
-    fits=_fits,
-    write=write,
+    read=read_pair,
+    fits=_fits_row,
+    write=write_pair,
 )

@@ -36,28 +36,28 @@ def read_messages(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
             children[node["parent_id"]].append(node)
     for parent, answers in children.items():
         if len(answers) > 1:
-            asked = attempt(_path, known, parent, place)
+            asked = attempt(_path_to, known, parent, place)
             if isinstance(asked, ConfigError):
                 yield asked
             else:
-                yield from _pairs(asked, answers, place)
+                yield from _pair_answers(asked, answers, place)
 
 
 def read_tree(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     """As `read_messages`, of a tree whose messages have their `replies` in them."""
-    return read_messages({"rows": list(_flat(row["prompt"], None, place))}, place)
+    return read_messages({"rows": list(_flatten_tree(row["prompt"], None, place))}, place)
 
 
-def _flat(node: Any, parent: Any, place: str) -> Iterator[Row]:
+def _flatten_tree(node: Any, parent: Any, place: str) -> Iterator[Row]:
     """The messages of a tree, each with its parent's id."""
     if not isinstance(node, dict):
         raise ConfigError(f"{place}: a message of the tree is {node!r:.60}; an object was expected")
     yield {**node, "parent_id": parent}
     for reply in node.get("replies") or []:
-        yield from _flat(reply, node.get("message_id"), place)
+        yield from _flatten_tree(reply, node.get("message_id"), place)
 
 
-def _path(known: Mapping[Any, Row], last: Any, place: str) -> list[Message]:
+def _path_to(known: Mapping[Any, Row], last: Any, place: str) -> list[Message]:
     """The conversation that ends with the message `last`."""
     turns: list[Message] = []
     seen = set()
@@ -72,7 +72,7 @@ def _path(known: Mapping[Any, Row], last: Any, place: str) -> list[Message]:
     return turns[::-1]
 
 
-def _pairs(
+def _pair_answers(
     asked: Sequence[Message], answers: Sequence[Row], place: str
 ) -> Iterator[LabelledPair | ConfigError]:
     rated, faults = attempt_each(_rate_answer, answers, place)

@@ -9,13 +9,13 @@ from rlaif.data.readers.trl import texts_of_row
 from rlaif.data.rows import Row
 
 
-def read(row: Row, place: str) -> list[LabelledPair]:
+def read_pair(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row; `first` is the chosen answer."""
     margin = number_of(row, "margin", place)
     return [make_pair(place, *texts_of_row(row, place), 1.0, margin=margin)]
 
 
-def write(pair: LabelledPair) -> Row:
+def write_pair(pair: LabelledPair) -> Row:
     """The margin is the file's, or the gap of the scores; without scores, of the probabilities."""
     chosen, rejected = whole_conversations(pair)
     return {"chosen": chosen, "rejected": rejected, "margin": better_margin(pair)}
@@ -24,7 +24,7 @@ def write(pair: LabelledPair) -> Row:
 FORMAT = Format(
     about="OpenRLHF: whole conversations chosen and rejected, margin",
     columns=("chosen", "rejected", "margin"),
-    read=read,
+    read=read_pair,
     fits=lambda row: "prompt" not in row and isinstance(row["chosen"], list),
-    write=write,
+    write=write_pair,
 )

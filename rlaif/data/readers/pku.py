@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlaif.data.readers.base import Format, coded_label, describe_pairs
 
 
-def _describe(column: str, meaning: str) -> Format:
+def _describe_labels(column: str, meaning: str) -> Format:
     return describe_pairs(
         f"PKU-SafeRLHF, labels of {meaning}: prompt, response_0, response_1, {column}",
         {
@@ -21,5 +21,5 @@ def _describe(column: str, meaning: str) -> Format:
     )
 
 
-FORMAT = _describe("better_response_id", "helpfulness")
-FORMAT_SAFER = _describe("safer_response_id", "safety")
+FORMAT = _describe_labels("better_response_id", "helpfulness")
+FORMAT_SAFER = _describe_labels("safer_response_id", "safety")

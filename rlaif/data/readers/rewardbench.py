@@ -26,7 +26,7 @@ from rlaif.data.turns import brief, whole_text
 def read_v2(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     """Every correct answer of a row of v2 against every wrong one; `first` is the correct one."""
     prompt = user(text_of(row, "prompt", place))
-    chosen, rejected = _list(row, "chosen", place), _list(row, "rejected", place)
+    chosen, rejected = _read_list(row, "chosen", place), _read_list(row, "rejected", place)
     for key, expected in (
         ("num_correct", len(chosen)),
         ("total_completions", len(chosen) + len(rejected)),
@@ -40,16 +40,16 @@ def read_v2(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
         yield from faults
     for good in answers["chosen"]:
         for bad in answers["rejected"]:
-            yield attempt(_pair, place, prompt, good, bad, subset)
+            yield attempt(_make_pair, place, prompt, good, bad, subset)
 
 
-def _pair(
+def _make_pair(
     place: str, prompt: list[Message], good: str, bad: str, subset: str | None
 ) -> LabelledPair:
     return make_pair(place, prompt, differing(good, bad, place), 1.0, subset=subset)
 
 
-def _list(row: Row, key: str, place: str) -> list[Any]:
+def _read_list(row: Row, key: str, place: str) -> list[Any]:
     value = row.get(key)
     if not isinstance(value, list) or not value:
         raise ConfigError(f"{place}: {key} must be a list of texts, not {brief(value)}")

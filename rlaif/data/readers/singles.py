@@ -33,7 +33,9 @@ def read_completion(row: Row, place: str) -> list[SingleAnswer]:
             "expected. Earlier turns belong into prompt."
         )
     return [
-        _single(row, with_system(prompt, name_of(row, "system", place)), answer[0], label, place)
+        _make_single(
+            row, with_system(prompt, name_of(row, "system", place)), answer[0], label, place
+        )
     ]
 
 
@@ -48,10 +50,10 @@ def read_conversation(row: Row, place: str) -> list[SingleAnswer]:
             "answer, was expected"
         )
     prompt = with_system(found[:-1], name_of(row, "system", place))
-    return [_single(row, prompt, found[-1], True, place)]
+    return [_make_single(row, prompt, found[-1], True, place)]
 
 
-def _single(
+def _make_single(
     row: Row, prompt: list[Message], answer: Message, good: bool, place: str
 ) -> SingleAnswer:
     made = asked_prompt(prompt, place)

@@ -114,7 +114,7 @@ def texts_of_row(row: Row, place: str) -> tuple[list[Message], tuple[Message, Me
     return with_system(before, name_of(row, "system", place)), answers
 
 
-def read(row: Row, place: str) -> Sequence[LabelledPair | SingleAnswer]:
+def read_pair(row: Row, place: str) -> Sequence[LabelledPair | SingleAnswer]:
     """The pair in a row, `first` the chosen answer; or the answer that stands alone in it."""
     if row.get("completion") and not row.get("chosen") and not row.get("rejected"):
         return read_completion(row, place)
@@ -135,7 +135,7 @@ def read(row: Row, place: str) -> Sequence[LabelledPair | SingleAnswer]:
     ]
 
 
-def write(pair: LabelledPair) -> Row:
+def write_pair(pair: LabelledPair) -> Row:
     """Explicit prompt, all three as lists of turns; scores and margin where they are known."""
     chosen, rejected = better(pair)
     scores = better_scores(pair)
@@ -161,18 +161,18 @@ FORMAT = Format(
         *ANNOTATORS,
         *(form.format(side) for form in (*SCORES, *MODELS) for side in SIDES),
     ),
-    read=read,
-    write=write,
+    read=read_pair,
+    write=write_pair,
 )
 KTO = Format(
     about="KTO: prompt, completion, label (true or false)",
     columns=("prompt", "completion", "label"),
     optional=("system", "source"),
-    read=read,
+    read=read_pair,
 )
 SFT = Format(
     about="Demonstrations: prompt, completion",
     columns=("prompt", "completion"),
     optional=("system", "source", "label"),
-    read=read,
+    read=read_pair,
 )

@@ -72,12 +72,12 @@ def mean_rating(completion: Row, place: str) -> float | None:
     if not isinstance(annotations, dict):
         raise ConfigError(f"{place}: annotations is {brief(annotations)}; aspects were expected")
     by_aspect = {str(name).replace("-", "_"): value for name, value in annotations.items()}
-    ratings = [_rating(by_aspect.get(aspect), aspect, place) for aspect in ASPECTS]
+    ratings = [_read_rating(by_aspect.get(aspect), aspect, place) for aspect in ASPECTS]
     known = [rating for rating in ratings if rating is not None]
     return sum(known) / len(known) if known else None
 
 
-def _rating(annotation: Any, aspect: str, place: str) -> float | None:
+def _read_rating(annotation: Any, aspect: str, place: str) -> float | None:
     if annotation is None:
         return None
     if object_of(annotation, aspect, place).get("Rating") in ("N/A", ""):

@@ -13,7 +13,7 @@ UNNAMED = "preferences"
 """The `data_source` of a pair without a subset: verl needs a name to choose the reward by."""
 
 
-def read(row: Row, place: str) -> list[LabelledPair]:
+def read_pair(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row; `first` is the chosen answer."""
     reward, extra = row.get("reward_model"), row.get("extra_info")
     if not isinstance(reward, dict) or not isinstance(extra, dict) or "rejected" not in extra:
@@ -34,7 +34,7 @@ def read(row: Row, place: str) -> list[LabelledPair]:
     ]
 
 
-def write(pair: LabelledPair) -> Row:
+def write_pair(pair: LabelledPair) -> Row:
     """`style: model`: no program can check the answer, a model has to reward it."""
     chosen, rejected = better(pair)
     return {
@@ -50,6 +50,6 @@ FORMAT = Format(
     about="verl: data_source, prompt, reward_model with the chosen answer, extra_info",
     columns=("data_source", "prompt", "reward_model", "extra_info"),
     optional=("ability",),
-    read=read,
-    write=write,
+    read=read_pair,
+    write=write_pair,
 )
