@@ -80,7 +80,7 @@ class Reach:
             yield f"not in these figures, since a judge has to say: {', '.join(self.unknown)}"
 
 
-def reach(run: Run, before: Constitution, after: Constitution) -> Reach:
+def measure_reach(run: Run, before: Constitution, after: Constitution) -> Reach:
     """What going from `before` to `after` does to a run. Raises ConfigError when the run has no
     constitution or no finished pairs made from judgements."""
     own = run_constitution(run)

@@ -2,7 +2,7 @@
 
 A principle of weight 0 counts as left out; so does a judge that is left with no principle.
 
-`ablate` leaves one principle out at a time: which of the preferences depend on it?
+`ablate_principles` leaves one principle out at a time: which of the preferences depend on it?
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _load_pairing(
     )
 
 
-def rescored(pairing: Pairing, weights: Weights) -> dict[str, Scores]:
+def rescore_completions(pairing: Pairing, weights: Weights) -> dict[str, Scores]:
     """The combined score of every candidate by prompt id, each on [0, 1] or None (missing)."""
     judges = {
         judge: weight
@@ -152,7 +152,7 @@ def effect(pairings: Sequence[Pairing], before: Weights, after: Weights) -> Effe
     flips: list[tuple[str, bool]] = []
     others: list[tuple[str, bool]] = []
     for pairing in pairings:
-        old, new = rescored(pairing, before), rescored(pairing, after)
+        old, new = rescore_completions(pairing, before), rescore_completions(pairing, after)
         for preference in pairing.preferences:
             scores = new.get(preference.prompt_id, {})
             change = _describe_change(scores, preference.chosen_id, preference.rejected_id)
@@ -224,12 +224,12 @@ def find_labelled(
     return found, len(given) - len(seen)
 
 
-def agreements(
+def measure_agreements(
     pairings: Sequence[Pairing], labelled: Sequence[LabelledCandidates], weights: Weights
 ) -> list[float | None]:
     """For each labelled pair: 1 where the scores side with its label, 0 where against it, 0.5 for
     equal scores; None where the label is a tie or a score is missing."""
-    scores = [rescored(pairing, weights) for pairing in pairings]
+    scores = [rescore_completions(pairing, weights) for pairing in pairings]
     values: list[float | None] = []
     for pair in labelled:
         row = scores[pair.pairing][pair.prompt_id]
@@ -270,7 +270,7 @@ class Ablation:
         return asdict(self)
 
 
-def ablate(run: Run, labels: Sequence[LabelledPair] | None = None) -> Ablation:
+def ablate_principles(run: Run, labels: Sequence[LabelledPair] | None = None) -> Ablation:
     """The ablation of every principle in turn, from stored judgements alone.
 
     Raises ConfigError when the run has no constitution, no finished pairs made from judgements, or
@@ -280,11 +280,11 @@ def ablate(run: Run, labels: Sequence[LabelledPair] | None = None) -> Ablation:
     pairings = load_pairings(run)
     judged = _count_judged(pairings)
     labelled, strange = find_labelled(pairings, labels) if labels is not None else ([], 0)
-    whole = agreements(pairings, labelled, weights)
+    whole = measure_agreements(pairings, labelled, weights)
     rows = []
     for name in (n for n, weight in weights.items() if weight > 0 and judged.get(n)):
         without = {**weights, name: 0.0}
-        values = agreements(pairings, labelled, without)
+        values = measure_agreements(pairings, labelled, without)
         both = [a is not None and b is not None for a, b in zip(values, whole, strict=True)]
         now, then = (
             labelled_by_prompt(

@@ -56,7 +56,7 @@ def convert(source: Path, out: Path, to: str, reading: ReadOptions, as_json: boo
     """
     from dataclasses import asdict
 
-    from rlaif.data.convert import convert as converted
+    from rlaif.data.convert import convert_pairs as converted
     from rlaif.data.rows import source_of
 
     read = source_of(str(source), reading.split, reading.config)

@@ -46,7 +46,7 @@ def build(
     from rlaif.config.experiment import load_experiment
     from rlaif.core.errors import ConfigError
     from rlaif.core.resources import find
-    from rlaif.data.dataset import check_login, upload
+    from rlaif.data.dataset import check_login, upload_dataset
     from rlaif.pipeline.experiment import run_experiment
 
     path = find(str(config))
@@ -62,7 +62,7 @@ def build(
     assert result.dataset is not None
     rows, lost = result.dataset.rows, result.dataset.lost
     if push is not None:
-        upload(result.dataset.folder, push)
+        upload_dataset(result.dataset.folder, push)
     if as_json:
         row = {"ran": result.ran, "reused": result.reused, "rows": rows, "lost": lost}
         click.echo(json.dumps(row | {"folder": str(result.dataset.folder), "pushed": push}))
@@ -132,9 +132,9 @@ def data() -> None:
 @JSON
 def stats(file: Path, reading: ReadOptions, as_json: bool) -> None:
     """Sizes, labels, lengths, and what is odd about FILE."""
-    from rlaif.data.describe import describe
+    from rlaif.data.describe import describe_data
 
-    found = describe(reading.load_pairs(file)).to_json()
+    found = describe_data(reading.load_pairs(file)).to_json()
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
         return
@@ -231,7 +231,7 @@ def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_js
     from rlaif.core.records import to_json
     from rlaif.core.resources import find
     from rlaif.core.yamlio import load_yaml, validate
-    from rlaif.data.hygiene import of_prompt, sift
+    from rlaif.data.hygiene import of_prompt, sift_items
     from rlaif.data.rows import write_rows
     from rlaif.data.sources import every_prompt
     from rlaif.pipeline.prompt_generation.run import check_for_prompts
@@ -242,7 +242,9 @@ def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_js
     wanted = validate(FilterSet, text, lines, path)
     check_for_prompts(wanted, path)
     records = every_prompt(find(str(prompts)))
-    sifted = sift([of_prompt(p) for p in records], wanted.filters, read_beside(wanted, path, []))
+    sifted = sift_items(
+        [of_prompt(p) for p in records], wanted.filters, read_beside(wanted, path, [])
+    )
     if not sifted.kept:
         raise ConfigError(nothing_left("prompts", sifted), prompts)
     kept = set(sifted.kept)

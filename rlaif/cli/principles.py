@@ -50,7 +50,7 @@ def ablate(folder: Path, labels: Path | None, reading: ReadOptions, as_json: boo
     How many preferences would flip? From its stored judgements alone. With --labels: agreement
     with people, with and without each principle.
     """
-    from rlaif.analysis.whatif import ablate as left_out
+    from rlaif.analysis.whatif import ablate_principles as left_out
     from rlaif.pipeline.runs import load_run
 
     pairs = None if labels is None else reading.load_pairs(labels)
@@ -133,7 +133,7 @@ def infer(
 
     from rlaif.analysis.inverse_constitution.rank import constitution_yaml
     from rlaif.analysis.inverse_constitution.run import InferOptions
-    from rlaif.analysis.inverse_constitution.run import infer as inferred
+    from rlaif.analysis.inverse_constitution.run import infer_principles as inferred
     from rlaif.core.store import write_atomic
     from rlaif.pipeline.single_step import asking, named_model
 

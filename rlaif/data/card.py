@@ -70,7 +70,7 @@ def sampled_by(sample: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def card(spec: DatasetSpec, facts: Facts) -> str:
+def write_card(spec: DatasetSpec, facts: Facts) -> str:
     """The card as Markdown after YAML front matter."""
     parts = [
         f"# {_plain_cell(facts.title)}",

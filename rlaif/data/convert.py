@@ -14,7 +14,7 @@ from rlaif.core.records import Completion, canonical_json
 from rlaif.core.store import write_atomic
 from rlaif.data.readers import FORMATS, OnError, format_named, nothing_read, read_labelled
 from rlaif.data.readers.base import Format
-from rlaif.data.rows import Row, Source, stop, write_rows
+from rlaif.data.rows import Row, Source, raise_fault, write_rows
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Conversion:
     dropped: list[str] = field(default_factory=list)
 
 
-def convert(
+def convert_pairs(
     source: Source,
     out: Path,
     to: str,
@@ -64,10 +64,10 @@ def convert(
                 row, back = written(pair, target, to)
             except ConfigError as fault:
                 if on_error == "fail":
-                    stop(fault)
+                    raise_fault(fault)
                 found.skipped.append(str(fault))
                 continue
-            for name in differences(pair, back):
+            for name in find_differences(pair, back):
                 found.lost[name] = found.lost.get(name, 0) + 1
             found.written += 1
             yield row
@@ -101,7 +101,7 @@ def written(pair: LabelledPair, target: Format, name: str) -> tuple[Row, Labelle
     return row, back
 
 
-def differences(pair: LabelledPair, back: LabelledPair) -> list[str]:
+def find_differences(pair: LabelledPair, back: LabelledPair) -> list[str]:
     """What a pair lost on the way there and back, by name; nothing when it is the same.
 
     An exchange of the answers is `order`, and the label is compared as if it had not happened.

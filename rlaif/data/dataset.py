@@ -22,7 +22,7 @@ from rlaif.data.readers import FORMATS
 from rlaif.data.readers.base import make_pair
 from rlaif.data.readers.llama_factory import COLUMNS
 from rlaif.data.readers.ultrafeedback import ASPECTS
-from rlaif.data.rows import Row, Spool, united
+from rlaif.data.rows import Row, Spool, unite_columns
 
 TRAIN, TEST = "train", "test"
 SPLITS = {"ultrafeedback_binarized": {TRAIN: "train_prefs", TEST: "test_prefs"}}
@@ -111,7 +111,7 @@ def write_tables(folder: Path, tables: Tables, name: str) -> list[dict[str, Any]
     configs: list[dict[str, Any]] = []
     for format_, splits in tables.items():
         filled = {split: spool for split, spool in splits.items() if spool.count}
-        schema = united(spool.schema() for spool in filled.values()) if filled else None
+        schema = unite_columns(spool.schema() for spool in filled.values()) if filled else None
         files = []
         for split, spool in filled.items():
             called = SPLITS.get(format_, {}).get(split, split)
@@ -149,7 +149,7 @@ def check_login() -> None:
         raise ConfigError("--push: nobody is logged in to the hub; run `hf auth login` first")
 
 
-def upload(folder: Path, repo: str) -> None:
+def upload_dataset(folder: Path, repo: str) -> None:
     """Make the dataset repository `repo` (OWNER/NAME), private where it is new, and upload the
     folder to it. The login is the one that huggingface_hub finds (`hf auth login`, or HF_TOKEN).
     Raises ConfigError where the hub refuses, cannot be reached, or knows no such name."""

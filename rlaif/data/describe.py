@@ -114,7 +114,7 @@ class Describer:
         return found
 
 
-def describe(pairs: Iterable[LabelledPair]) -> Description:
+def describe_data(pairs: Iterable[LabelledPair]) -> Description:
     """The figures of some pairs."""
     describer = Describer()
     for pair in pairs:

@@ -53,7 +53,7 @@ def _check_pooling(folder: Path) -> None:
         raise ConfigError("this model does not pool by the mean over tokens", pooling)
 
 
-def embed(texts: Sequence[str], folder: Path) -> Vectors:
+def embed_texts(texts: Sequence[str], folder: Path) -> Vectors:
     """Unit vectors, shape (n, width): the mean over tokens of the last hidden state (arXiv
     1908.10084, section 3). Texts past 256 tokens are cut, as all-MiniLM-L6-v2 was trained. Raises
     ConfigError for a folder that cannot be loaded."""

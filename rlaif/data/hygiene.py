@@ -87,7 +87,7 @@ class Beside:
 Refusals = dict[str, Refusal]
 
 
-def sift(items: Sequence[Item], filters: Sequence[Any], beside: Beside) -> Sifted:
+def sift_items(items: Sequence[Item], filters: Sequence[Any], beside: Beside) -> Sifted:
     """Ask the filters one after the other. The order of `items` changes nothing: they are asked in
     the order of their ids, which decides which of equal texts is kept."""
     left = sorted(items, key=lambda item: (item.prompt.prompt_id, item.name))
@@ -168,7 +168,7 @@ def _find_truncated(items: Sequence[Item], wanted: TruncatedFilter, beside: Besi
     return {item.name: Refusal("cut or failed") for item in items if item.cut}
 
 
-def normalised(text: str) -> str:
+def normalise_text(text: str) -> str:
     """A text without what duplicates may differ in: case, blanks, Unicode's compatible forms."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
@@ -177,7 +177,7 @@ def _find_duplicates(items: Sequence[Item], wanted: DuplicateFilter, beside: Bes
     first: dict[tuple[str, ...], str] = {}
     found = {}
     for name, (_, texts) in _item_parts(items, wanted.of).items():
-        other = first.setdefault(tuple(map(normalised, texts)), name)
+        other = first.setdefault(tuple(map(normalise_text, texts)), name)
         if other != name:
             found[name] = Refusal("duplicate", other)
     return _spread_to_records(items, wanted.of, found)

@@ -30,7 +30,7 @@ Placed = Iterator[tuple[str, Row]]
 OnFault = Callable[[ConfigError], None]
 
 
-def stop(fault: ConfigError) -> None:
+def raise_fault(fault: ConfigError) -> None:
     """What is done with a row that cannot be read, unless the caller says otherwise: raise it."""
     raise fault
 
@@ -67,7 +67,7 @@ def source_of(
         return HubData(name, split, config)
 
 
-def source_rows(source: Source, on_fault: OnFault = stop) -> Placed:
+def source_rows(source: Source, on_fault: OnFault = raise_fault) -> Placed:
     """(place, row) of a file, a folder or a dataset on the hub. Raises ConfigError."""
     if isinstance(source, HubData):
         return dataset_rows(source.name, source.split, source.config)
@@ -86,7 +86,7 @@ def rows_hash(rows: Placed) -> str:
 _UNREADABLE = (OSError, EOFError, zlib.error)
 
 
-def file_rows(path: Path, on_fault: OnFault = stop) -> Placed:
+def file_rows(path: Path, on_fault: OnFault = raise_fault) -> Placed:
     """(place, row) of a file by its ending (.parquet, .csv, .json, else JSONL), or of a folder that
     `datasets` saved or can load. `.gz` may follow the ending of a text file.
 
@@ -117,7 +117,7 @@ def open_bytes(path: Path) -> IO[bytes]:
         raise ConfigError(f"{reason}", path) from None
 
 
-def jsonl_rows(path: Path, on_fault: OnFault = stop) -> Placed:
+def jsonl_rows(path: Path, on_fault: OnFault = raise_fault) -> Placed:
     """(place, row) of every line; blank lines are passed over. Raises ConfigError."""
     with open_bytes(path) as lines:
         try:
@@ -382,7 +382,7 @@ class Spool:
         found = pyarrow.schema([(name, pyarrow.null()) for name in self.columns])
         for group in self._read_groups():
             columns = {name: [row.get(name) for row in group] for name in self.columns}
-            found = united([found, pyarrow.table(columns).schema])
+            found = unite_columns([found, pyarrow.table(columns).schema])
         return found
 
     def write_parquet(self, path: Path, schema: Any) -> None:
@@ -395,7 +395,7 @@ class Spool:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
 
 
-def united(schemas: Iterable[Any]) -> Any:
+def unite_columns(schemas: Iterable[Any]) -> Any:
     """The pyarrow Schema of what all of some hold."""
     import pyarrow
 

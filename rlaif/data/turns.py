@@ -41,7 +41,7 @@ TRANSCRIBED = {"Human": "user", "Assistant": "assistant"}
 _ASKED = re.compile(r"\n\nAssistant:\s*\Z")
 
 
-def transcript(text: str, key: str, place: str) -> list[Message]:
+def read_transcript(text: str, key: str, place: str) -> list[Message]:
     """The turns of a transcript, without the blanks around each. Raises ConfigError."""
     before, *parts = MARK.split(text)
     if before.strip() or not parts:
@@ -52,11 +52,11 @@ def transcript(text: str, key: str, place: str) -> list[Message]:
     ]
 
 
-def asked(value: Any, name: str, place: str) -> list[Message]:
+def read_asked(value: Any, name: str, place: str) -> list[Message]:
     """What was asked: a text, a list of turns, or a transcript up to where an answer begins. Raises
     ConfigError."""
     if isinstance(value, str) and MARK.match(value) and _ASKED.search(value):
-        return transcript(_ASKED.sub("", value), name, place)
+        return read_transcript(_ASKED.sub("", value), name, place)
     return conversation(value, "user", name, place)
 
 
@@ -66,7 +66,7 @@ def conversation(value: Any, role: str, name: str, place: str) -> list[Message]:
     if isinstance(value, str):
         turns: list[Message] = [{"role": role, "content": value}]
     elif isinstance(value, Sequence) and len(value) > 0:
-        turns = [turn(item, f"{name}[{i}]", place) for i, item in enumerate(value)]
+        turns = [read_turn(item, f"{name}[{i}]", place) for i, item in enumerate(value)]
     else:
         raise ConfigError(
             f"{place}: {name} is {brief(value)}; text or a list of {{role, content}} turns was "
@@ -76,7 +76,7 @@ def conversation(value: Any, role: str, name: str, place: str) -> list[Message]:
     return turns
 
 
-def turn(value: Any, name: str, place: str) -> Message:
+def read_turn(value: Any, name: str, place: str) -> Message:
     """One turn, with its tool calls, name and reasoning. Raises ConfigError."""
     keys = next((k for k in NAMES if isinstance(value, Mapping) and value.get(k[0])), None)
     if keys is None:

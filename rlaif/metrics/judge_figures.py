@@ -219,7 +219,7 @@ def curve_points(
     ]
 
 
-def correctness(t: VerdictTable) -> Floats:
+def correct_verdicts(t: VerdictTable) -> Floats:
     """1 where judge and label agree, 0 where not, NaN where either is missing or a tie."""
     known = agreement.decided(t.prob) & agreement.decided(t.label)
     return np.where(known, (_sides_of(t.prob) == _sides_of(t.label)).astype(np.float64), np.nan)
@@ -229,7 +229,7 @@ def compare_judges(first: VerdictTable, second: VerdictTable) -> dict[str, Any] 
     """Two judges on the pairs that both decided: each one's agreement, the difference (first less
     second) and the correlation of their errors with intervals, and McNemar's exact test. None
     without such a pair."""
-    one, two = correctness(first), correctness(second)
+    one, two = correct_verdicts(first), correct_verdicts(second)
     rows = np.flatnonzero(~np.isnan(one) & ~np.isnan(two))
     if not rows.size:
         return None
@@ -254,7 +254,7 @@ def compare_judges(first: VerdictTable, second: VerdictTable) -> dict[str, Any] 
 def joint_votes(tables: Mapping[str, VerdictTable]) -> Interval | None:
     """How many independent judges these (two or more) are worth together, from the correlation of
     their errors over the pairs that all decided; None where it is undefined."""
-    right = np.stack([correctness(t) for t in tables.values()])
+    right = np.stack([correct_verdicts(t) for t in tables.values()])
     rows = np.flatnonzero(~np.isnan(right).any(axis=0))
     pairs = [agree.pearson(a, b) for a, b in combinations(right[:, rows], 2)]
 

@@ -200,7 +200,7 @@ def label_noise(prob: Floats) -> tuple[float, NDArray[np.bool_]]:
     return float(suspect.mean()), suspect
 
 
-def staleness(by_round: Mapping[int, Interval]) -> dict[str, Any] | None:
+def measure_staleness(by_round: Mapping[int, Interval]) -> dict[str, Any] | None:
     """The accuracy on the pairs of the oldest and of the newest round, and whether the model is
     stale: whether it has fallen by more than the half-widths of the two intervals together, as
     independent errors add (their root sum of squares). None with one round.

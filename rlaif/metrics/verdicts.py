@@ -59,7 +59,7 @@ class Verdict:
     cost: Cost
 
 
-def verdict(
+def make_verdict(
     pair: LabelledPair,
     judgements: Sequence[Judgement],
     weights: Mapping[str, float] | None = None,

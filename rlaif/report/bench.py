@@ -171,7 +171,7 @@ def baseline_words(result: Result) -> list[str]:
     for name in rated:
         if rows[name]["baseline"]:
             continue
-        compared = beside(result, name, best)
+        compared = compare_on_both(result, name, best)
         if compared is None:
             words.append(
                 f"{name} agrees with {show_number(rated[name])} of the labels; no pair was decided "
@@ -188,7 +188,7 @@ def baseline_words(result: Result) -> list[str]:
     return words
 
 
-def beside(
+def compare_on_both(
     result: Result, first: str, second: str
 ) -> tuple[int, float, float, IntervalJson | None] | None:
     """Two judges on the pairs that both decided: how many, each one's agreement there, and the

@@ -31,7 +31,7 @@ class Planted:
     slot: Slot | None = None
 
 
-def planted(judge: Judge, names: Sequence[str]) -> list[Planted]:
+def plan_attacks(judge: Judge, names: Sequence[str]) -> list[Planted]:
     """The attacks on a judge: what names a verdict names each slot's in turn, where it compares."""
     found = []
     for name in names:

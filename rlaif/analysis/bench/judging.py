@@ -12,7 +12,7 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Judgement, content_hash
 from rlaif.core.store import StepFolder, Store
 from rlaif.judges.base import Answered, Call, Judge, is_staged
-from rlaif.metrics.verdicts import Cost, Verdict, total_cost, verdict
+from rlaif.metrics.verdicts import Cost, Verdict, make_verdict, total_cost
 from rlaif.pipeline.experiment import StepProgress
 from rlaif.pipeline.steps import judge as judge_step
 from rlaif.pipeline.steps.asking import Group, Kept, verdicts_by_group
@@ -90,7 +90,7 @@ def judge_pairs(
         total = total_cost(each.values())
         costs = [_pair_cost(own, each) for own in calls]
     said = [
-        verdict(pair, own, entrant.weights, cost)
+        make_verdict(pair, own, entrant.weights, cost)
         for pair, own, cost in zip(pairs, by_pair, costs, strict=True)
     ]
     wall, asked = marker.get("wall_seconds"), marker.get("asked_pairs", 0)
@@ -108,10 +108,12 @@ def _refuse_all_failed(
 ) -> None:
     made = [j for own in by_group for j in own]
     who = f"of judge {judge.id}"
-    refuse_all_failed(f"verdicts {who}", f"calls {who}", len(made), failures(made), folder.path)
+    refuse_all_failed(
+        f"verdicts {who}", f"calls {who}", len(made), count_failures(made), folder.path
+    )
 
 
-def failures(judgements: Iterable[Judgement]) -> Counter[str]:
+def count_failures(judgements: Iterable[Judgement]) -> Counter[str]:
     """Why judgements failed, and how many."""
     failed = (j for j in judgements if j.status == "failed")
     return Counter(j.error or "no reason was given" for j in failed)

@@ -20,7 +20,7 @@ NEAR, FAR = 1.1, 2.0
 """Lengths within a factor of NEAR are alike; beyond FAR one is far longer."""
 
 
-def mistakes(
+def find_mistakes(
     judge: str, pairs: Sequence[LabelledPair], judged: Judged, store: Store
 ) -> list[dict[str, Any]]:
     """JSON-ready, the pairs on which judge and label decided for different answers, the surest

@@ -40,9 +40,9 @@ from rlaif.metrics.reward_figures import (
     best_of_n_curve,
     label_noise,
     margin_bins,
+    measure_staleness,
     reliability_of,
     reward_intervals,
-    staleness,
 )
 from rlaif.metrics.ridge import cross_validate
 from rlaif.pipeline.experiment import StepProgress
@@ -193,7 +193,7 @@ def _measure_table(table: RewardTable) -> dict[str, Any]:
         if name.startswith(ROUND)
     }
     return {
-        "staleness": staleness(rounds),
+        "staleness": measure_staleness(rounds),
         "figures": {n: i.to_json() for n, i in reward_intervals(table).items()},
         "accuracy_by": {
             name: {label: i.to_json() for label, i in found.items()}

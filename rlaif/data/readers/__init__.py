@@ -35,9 +35,9 @@ from rlaif.data.readers import (
     ultrafeedback,
     verl,
 )
-from rlaif.data.readers.base import Format, Found, ReadRow, at, attempt
-from rlaif.data.readers.columns import mapped
-from rlaif.data.rows import Placed, Row, Source, source_rows, stop
+from rlaif.data.readers.base import Format, Found, ReadRow, try_reading, value_at
+from rlaif.data.readers.columns import format_of_map
+from rlaif.data.rows import Placed, Row, Source, raise_fault, source_rows
 
 FORMATS: dict[str, Format] = {
     "hhh": hhh.FORMAT,
@@ -146,17 +146,19 @@ def _start_reading(
 ) -> R:
     if from_ is not None and columns is not None:
         raise ConfigError(f"format {from_!r} and a column map: give one of them")
-    given = format_named(from_) if from_ is not None else mapped(columns) if columns else None
+    given = (
+        format_named(from_) if from_ is not None else format_of_map(columns) if columns else None
+    )
 
     def skip(fault: ConfigError) -> None:
         reading.skipped.append(str(fault))
 
-    on_fault = stop if on_error == "fail" else skip
+    on_fault = raise_fault if on_error == "fail" else skip
     rows = source_rows(source, on_fault)
     head = next(rows, None)
     if head is None:
         raise ConfigError(nothing_read(0, reading.skipped), str(source))
-    reading.name = "columns" if columns else from_ or detect(head[1], source)
+    reading.name = "columns" if columns else from_ or detect_format(head[1], source)
     reading.format = given or FORMATS[reading.name]
     read = _open_reader(reading.format, source)
 
@@ -199,12 +201,12 @@ def _group_rows(rows: Placed, key: str | None) -> Placed:
     if key is None:
         yield from rows
         return
-    for _, group in groupby(rows, lambda placed: canonical(at(placed[1], key))):
+    for _, group in groupby(rows, lambda placed: canonical_text(value_at(placed[1], key))):
         given = list(group)
         yield given[0][0], {"rows": [row for _, row in given]}
 
 
-def canonical(value: Any) -> str:
+def canonical_text(value: Any) -> str:
     """A text that equal values share."""
     return json.dumps(value, sort_keys=True, default=str)
 
@@ -242,7 +244,7 @@ def _other_format(row: Row, place: str, name: str) -> str | None:
     known = _detect_name(row)
     if known is None or known == name or FORMATS[known].open or FORMATS[known].group:
         return None
-    found = attempt(lambda: list(FORMATS[known].read(row, place)))
+    found = try_reading(lambda: list(FORMATS[known].read(row, place)))
     if isinstance(found, ConfigError) or not found:
         return None
     return None if any(isinstance(one, ConfigError) for one in found) else known
@@ -255,7 +257,7 @@ def format_named(name: str) -> Format:
     return FORMATS[name]
 
 
-def detect(row: Row, source: Source | str = "") -> str:
+def detect_format(row: Row, source: Source | str = "") -> str:
     """The name of the format that fits a row. Raises ConfigError with what was seen and how to map
     it."""
     found = _detect_name(row)

@@ -47,7 +47,7 @@ FORMAT = describe_pairs(
 """`first` is output_1, most often the baseline's."""
 
 
-def baselines(path: Path) -> dict[str, Row]:
+def read_baselines(path: Path) -> dict[str, Row]:
     """The rows of a file of outputs by instruction. Raises ConfigError."""
     found: dict[str, Row] = {}
     for place, row in file_rows(path):
@@ -83,7 +83,7 @@ def _open_outputs(path: Path) -> ReadRow:
             "(instruction, output, generator) beside this file, with `baseline` in the file's name",
             path,
         )
-    outputs = baselines(beside)
+    outputs = read_baselines(beside)
     return lambda row, place: FORMAT.read(with_baseline(row, place, outputs), place)
 
 

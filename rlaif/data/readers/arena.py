@@ -6,7 +6,15 @@ from __future__ import annotations
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import AnnotatorKind, Message
-from rlaif.data.readers.base import Format, at, label_of, make_pair, missing, name_of, number_of
+from rlaif.data.readers.base import (
+    Format,
+    is_missing,
+    label_of,
+    make_pair,
+    name_of,
+    number_of,
+    value_at,
+)
 from rlaif.data.readers.trl import part_conversations
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief, conversation, parse_json
@@ -82,14 +90,18 @@ def _make_vote(
 def _read_texts(row: Row, key: str, place: str) -> list[str]:
     value = parse_json(row.get(key), (list,))
     found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or missing(value) or not all(isinstance(t, str) for t in found):
+    if (
+        not isinstance(found, list)
+        or is_missing(value)
+        or not all(isinstance(t, str) for t in found)
+    ):
         raise ConfigError(f"{place}: {key} is {brief(value)}; a list of texts was expected")
     return found
 
 
 def _numbers_questions(row: Row) -> bool:
     """MT-bench numbers its questions; the arenas name theirs by a hash."""
-    return isinstance(at(row, "question_id"), int)
+    return isinstance(value_at(row, "question_id"), int)
 
 
 MT_BENCH = Format(

@@ -9,14 +9,14 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
-    attempt,
+    is_missing,
     label_of,
     list_of,
     make_pair,
-    missing,
     name_of,
     single_turn,
     text_of,
+    try_reading,
     user,
 )
 from rlaif.data.rows import Row
@@ -39,11 +39,11 @@ def read_pair(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     prompt = user(text_of(row, next((k for k in PROMPTS if k in row), PROMPTS[0]), place))
     meaning = _label_meaning(fields)
     found: list[tuple[float | ConfigError | None, str | None, Any]] = [
-        (attempt(label_of, {question: value}, question, meaning, place), who, "human")
+        (try_reading(label_of, {question: value}, question, meaning, place), who, "human")
         for value, who in _read_submitted(row, question, place)
     ]
     suggested = row.get(f"{question}.suggestion")
-    if not found and not missing(suggested):
+    if not found and not is_missing(suggested):
         meant = label_of({question: suggested}, question, meaning, place)
         found = [(meant, name_of(row, f"{question}.suggestion.agent", place), "ai")]
     answers = (text_of(row, fields[0], place), text_of(row, fields[1], place))
@@ -78,7 +78,7 @@ def _label_meaning(fields: tuple[str, str]) -> dict[str, float | None]:
 def _read_submitted(row: Row, question: str, place: str) -> list[tuple[Any, str | None]]:
     columns = [f"{question}.responses{part}" for part in ("", ".users", ".status")]
     values, users, states = (
-        [] if missing(row.get(column)) else list_of(row[column], column, place)
+        [] if is_missing(row.get(column)) else list_of(row[column], column, place)
         for column in columns
     )
     users = users or [None] * len(values)

@@ -93,7 +93,7 @@ def describe_pairs(
         prompt = user(text_of(row, column_of["prompt"], place))
         first, second = (text_of(row, column_of[side], place) for side in sides)
         if label is None:
-            differing(first, second, place)
+            refuse_equal(first, second, place)
         won = 1.0 if label is None else label[0](row, column_of["label"], place)
         subset, *authors, annotator = (
             name_of(row, column_of[part], place) if part in column_of else None
@@ -113,7 +113,7 @@ def describe_pairs(
         ]
 
     def write_row(pair: LabelledPair) -> Row:
-        first, second = (pair.first, pair.second) if label else better(pair)
+        first, second = (pair.first, pair.second) if label else chosen_first(pair)
         authors = (pair.authors or (None, None)) if label else better_authors(pair)
         parts = {
             "label": label[1](pair) if label else None,
@@ -141,7 +141,7 @@ def coded_label(meaning: Mapping[str, float | None]) -> Label:
 
     def write_label(pair: LabelledPair) -> int | None:
         if 0.5 not in numbers:
-            better(pair)
+            chosen_first(pair)
         if pair.label is None:
             return None
         return numbers[0.5 if pair.label == 0.5 else float(pair.label > 0.5)]
@@ -149,7 +149,7 @@ def coded_label(meaning: Mapping[str, float | None]) -> Label:
     return (lambda row, column, place: label_of(row, column, meaning, place)), write_label
 
 
-def attempt(make: Callable[..., T], *given: Any, **named: Any) -> T | ConfigError:
+def try_reading(make: Callable[..., T], *given: Any, **named: Any) -> T | ConfigError:
     """What `make` gives, or its fault as a value: for one of several answers or labels of a row."""
     try:
         return make(*given, **named)
@@ -161,7 +161,7 @@ def attempt_each(
     make: Callable[..., T], items: Iterable[Any], *given: Any
 ) -> tuple[list[T], list[ConfigError]]:
     """What `make` gives of each item, and the faults of the others."""
-    made = [attempt(make, item, *given) for item in items]
+    made = [try_reading(make, item, *given) for item in items]
     faults = [one for one in made if isinstance(one, ConfigError)]
     return [one for one in made if not isinstance(one, ConfigError)], faults
 
@@ -252,7 +252,7 @@ def made_answer(
     prompt: Prompt, answer: str | Message, index: int, author: str, place: str
 ) -> Completion:
     """An answer in a file as a Completion. Raises ConfigError for text that nothing takes."""
-    messages = assistant(answer) if isinstance(answer, str) else [answer]
+    messages = assistant_turns(answer) if isinstance(answer, str) else [answer]
     whole_text([messages[0]["content"]], place)
     return Completion(
         answer_id(prompt.messages, messages),
@@ -277,21 +277,21 @@ def user(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
 
 
-def assistant(text: str) -> list[Message]:
+def assistant_turns(text: str) -> list[Message]:
     """An answer."""
     return [{"role": "assistant", "content": text}]
 
 
 def text_of(row: Row, key: str, place: str) -> str:
     """The text under `key`, which must be there; it may be empty. Raises ConfigError."""
-    value = at(row, key)
+    value = value_at(row, key)
     if not isinstance(value, str):
         shown = "missing" if value is None else f"{brief(value)}, not a text"
         raise ConfigError(f"{place}: {key} is {shown}; the row has {sorted(map(str, row))}")
     return value
 
 
-def at(row: Any, path: str) -> Any:
+def value_at(row: Any, path: str) -> Any:
     """What stands in a row under a column, or at a dotted path such as `info.post` or
     `answers.0.text`; None where there is nothing."""
     if isinstance(row, Mapping) and path in row:
@@ -299,8 +299,8 @@ def at(row: Any, path: str) -> Any:
     first, dot, rest = path.partition(".")
     if not dot:
         return row[int(first)] if isinstance(row, list) and _is_place_in(first, row) else None
-    inside = at(row, first)
-    return None if inside is None else at(inside, rest)
+    inside = value_at(row, first)
+    return None if inside is None else value_at(inside, rest)
 
 
 def _is_place_in(place: str, row: list[Any]) -> bool:
@@ -309,8 +309,8 @@ def _is_place_in(place: str, row: list[Any]) -> bool:
 
 def name_of(row: Row, key: str, place: str) -> str | None:
     """A name or number under `key` as text; None where there is none. Raises ConfigError."""
-    value = at(row, key)
-    if missing(value) or value == "":
+    value = value_at(row, key)
+    if is_missing(value) or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ConfigError(f"{place}: {key} is {brief(value)}; a name was expected")
@@ -339,13 +339,13 @@ def refuse_missing(lacking: Iterable[str], row: Row, place: str) -> None:
 
 def number_of(row: Row, key: str, place: str) -> float | None:
     """A finite number, or None where the cell is empty (null or NaN). Raises ConfigError."""
-    value = at(row, key)
-    if missing(value):
+    value = value_at(row, key)
+    if is_missing(value):
         return None
     if isinstance(value, str):
         value = _parse_number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
-        raise ConfigError(f"{place}: {key} is {brief(at(row, key))}; a number was expected")
+        raise ConfigError(f"{place}: {key} is {brief(value_at(row, key))}; a number was expected")
     return float(value)
 
 
@@ -357,15 +357,15 @@ def _parse_number(text: str) -> float | None:
     return number if number == number else None
 
 
-def missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """Whether a cell is empty: null or NaN."""
     return value is None or (isinstance(value, float) and value != value)
 
 
 def label_of(row: Row, key: str, meaning: Mapping[str, float | None], place: str) -> float | None:
     """The label that the value under `key` means; None for an empty cell. Raises ConfigError."""
-    value = at(row, key)
-    if missing(value):
+    value = value_at(row, key)
+    if is_missing(value):
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -377,7 +377,7 @@ def label_of(row: Row, key: str, meaning: Mapping[str, float | None], place: str
 
 def turns(row: Row, key: str, role: str, place: str) -> list[Message]:
     """Text under `key` as one turn of `role`, or a list of turns. Raises ConfigError."""
-    value = at(row, key)
+    value = value_at(row, key)
     if value is None:
         raise ConfigError(f"{place}: {key} is missing; the row has {sorted(map(str, row))}")
     return conversation(value, role, key, place)
@@ -396,14 +396,14 @@ def one_answer(conversation: Sequence[Message], key: str, place: str) -> Message
 Answer = TypeVar("Answer", str, Message)
 
 
-def differing(chosen: Answer, rejected: Answer, place: str) -> tuple[Answer, Answer]:
+def refuse_equal(chosen: Answer, rejected: Answer, place: str) -> tuple[Answer, Answer]:
     """The two answers, which must not be the same. Raises ConfigError."""
     if chosen == rejected:
         raise ConfigError(f"{place}: chosen and rejected are the same text")
     return chosen, rejected
 
 
-def better(pair: LabelledPair) -> tuple[Completion, Completion]:
+def chosen_first(pair: LabelledPair) -> tuple[Completion, Completion]:
     """(chosen, rejected) of a pair that has a winner. Raises ValueError for ties and no label."""
     if pair.label is None:
         raise ValueError("nobody said which answer is better")
@@ -438,14 +438,14 @@ def better_margin(pair: LabelledPair) -> float:
 def better_authors(pair: LabelledPair) -> tuple[str | None, str | None]:
     """Who wrote (chosen, rejected) of a pair that has a winner; None twice where that is unknown.
     Raises ValueError for ties and no label."""
-    chosen, rejected = better(pair)
+    chosen, rejected = chosen_first(pair)
     return (chosen.model, rejected.model) if pair.authors else (None, None)
 
 
 def whole_conversations(pair: LabelledPair) -> tuple[list[Message], list[Message]]:
     """The conversations that end with (chosen, rejected). Raises ValueError for ties and no
     label."""
-    chosen, rejected = better(pair)
+    chosen, rejected = chosen_first(pair)
     prompt = pair.prompt.messages
     return [*prompt, *chosen.messages], [*prompt, *rejected.messages]
 

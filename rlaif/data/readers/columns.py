@@ -15,30 +15,30 @@ from rlaif.core.records import Message
 from rlaif.data.readers.base import (
     Format,
     RatedAnswer,
-    at,
-    attempt,
     attempt_each,
     compare_rated,
+    is_missing,
     label_higher,
     label_of,
     make_pair,
-    missing,
     name_of,
     number_of,
     object_of,
     one_answer,
     refuse_missing,
+    try_reading,
     turns,
+    value_at,
 )
 from rlaif.data.readers.trl import asked_and_answered, part_conversations, split_conversations
 from rlaif.data.rows import Row
-from rlaif.data.turns import asked, brief, with_system
+from rlaif.data.turns import brief, read_asked, with_system
 
 _PLACE = re.compile(r"\{([^{}]+)\}")
 TRUE = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
-def mapped(
+def format_of_map(
     columns: LabelColumns,
     about: str = "a column map",
     needed: Sequence[str] = (),
@@ -96,7 +96,7 @@ def _prompt_places(prompt: str | None) -> list[str]:
 def _read_pair(columns: LabelColumns, row: Row, place: str) -> list[LabelledPair]:
     first, second = columns.answers
     needed = (*_prompt_places(columns.prompt), first, second)
-    refuse_missing([name for name in needed if missing(at(row, name))], row, place)
+    refuse_missing([name for name in needed if is_missing(value_at(row, name))], row, place)
     sides = (turns(row, first, "assistant", place), turns(row, second, "assistant", place))
     prompt, answers = _read_texts(columns, row, sides, place)
     scores = (
@@ -140,14 +140,14 @@ def _read_texts(
 
 def _read_prompt(name: str, row: Row, place: str) -> list[Message]:
     if not _PLACE.search(name):
-        return asked(at(row, name), name, place)
+        return read_asked(value_at(row, name), name, place)
     text = _PLACE.sub(lambda found: _read_text(row, found[1], place), name)
     return [{"role": "user", "content": text}]
 
 
 def _read_text(row: Row, name: str, place: str) -> str:
-    value = at(row, name)
-    if missing(value) or isinstance(value, (dict, list)):
+    value = value_at(row, name)
+    if is_missing(value) or isinstance(value, (dict, list)):
         raise ConfigError(f"{place}: {name} is {brief(value)}; a text was expected")
     return str(value)
 
@@ -183,15 +183,15 @@ def _read_label(
 
 
 def _read_label_column(row: Row, columns: LabelColumns, key: str, place: str) -> float | None:
-    if key not in row and at(row, key) is None:
+    if key not in row and value_at(row, key) is None:
         raise ConfigError(f"{place}: {key} missing; the row has {sorted(map(str, row))}")
     if columns.labels is not None:
         return label_of(row, key, columns.labels.meaning(), place)
     share = number_of(row, key, place)
     if share is not None and not 0 <= share <= 1:
         raise ConfigError(
-            f"{place}: {key} is {brief(at(row, key))}; without `labels` it must be the probability "
-            "that the first answer is better, from 0 to 1"
+            f"{place}: {key} is {brief(value_at(row, key))}; without `labels` it must be the "
+            "probability that the first answer is better, from 0 to 1"
         )
     return share
 
@@ -209,8 +209,8 @@ def _read_winner(row: Row, columns: LabelColumns, place: str) -> float | None:
 
 
 def _read_truth(row: Row, name: str, place: str) -> bool:
-    value = at(row, name)
-    if missing(value):
+    value = value_at(row, name)
+    if is_missing(value):
         return False
     found = TRUE.get(str(value).strip().lower())
     if found is None:
@@ -222,7 +222,7 @@ def _read_ranked(
     columns: LabelColumns, ranked: RankedAnswers, row: Row, place: str
 ) -> Iterator[LabelledPair | ConfigError]:
     """Every two answers to the prompt, in the order of the file."""
-    given = row.get("rows") if ranked.answers is None else at(row, ranked.answers)
+    given = row.get("rows") if ranked.answers is None else value_at(row, ranked.answers)
     if not isinstance(given, list) or not given:
         raise ConfigError(f"{place}: {ranked.answers} is {brief(given)}; a list was expected")
     about = given[0] if ranked.answers is None else row
@@ -235,7 +235,7 @@ def _read_ranked(
     if len(given) < 2:
         raise ConfigError(f"{place}: {len(given)} answers to the prompt; two at least make a pair")
     for first, second in combinations(answers, 2):
-        yield attempt(
+        yield try_reading(
             make_pair,
             place,
             prompt,

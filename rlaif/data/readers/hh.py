@@ -9,7 +9,7 @@ from rlaif.core.records import Message
 from rlaif.data.readers.base import Format, make_pair, text_of, whole_conversations
 from rlaif.data.readers.trl import split_conversations
 from rlaif.data.rows import Row
-from rlaif.data.turns import MARK, TRANSCRIBED, transcript
+from rlaif.data.turns import MARK, TRANSCRIBED, read_transcript
 
 MARKS = {role: mark for mark, role in TRANSCRIBED.items()}
 
@@ -29,8 +29,8 @@ def write_transcript(messages: Sequence[Message]) -> str:
 
 def read_pair(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row; `first` is the chosen answer."""
-    chosen = transcript(text_of(row, "chosen", place), "chosen", place)
-    rejected = transcript(text_of(row, "rejected", place), "rejected", place)
+    chosen = read_transcript(text_of(row, "chosen", place), "chosen", place)
+    rejected = read_transcript(text_of(row, "rejected", place), "rejected", place)
     prompt, answers = split_conversations(chosen, rejected, place)
     return [make_pair(place, prompt, answers, 1.0)]
 

@@ -7,13 +7,13 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import Format, make_pair, text_of
 from rlaif.data.readers.trl import split_conversations
 from rlaif.data.rows import Row
-from rlaif.data.turns import transcript
+from rlaif.data.turns import read_transcript
 
 
 def read_pair(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row; `first` is option (A) of the multiple choice."""
-    good = transcript(text_of(row, "text_correct", place), "text_correct", place)
-    bad = transcript(text_of(row, "text_incorrect", place), "text_incorrect", place)
+    good = read_transcript(text_of(row, "text_correct", place), "text_correct", place)
+    bad = read_transcript(text_of(row, "text_incorrect", place), "text_incorrect", place)
     prompt, (better, worse) = split_conversations(good, bad, place)
     if _read_option(row, "corrects", place) < _read_option(row, "incorrects", place):
         return [make_pair(place, prompt, (better, worse), 1.0)]

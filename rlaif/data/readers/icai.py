@@ -10,12 +10,12 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import AnnotatorKind, content_hash
 from rlaif.data.readers.base import (
     Format,
-    attempt,
     make_pair,
     name_of,
     object_of,
     single_turn,
     text_of,
+    try_reading,
     user,
 )
 from rlaif.data.rows import Row
@@ -39,7 +39,7 @@ def read_pair(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     wanted = [n for n in annotations if n == default or (default is None and kinds[n])]
     sides = [_read_object(row, key, place) for key in ("response_a", "response_b")]
     given: list[tuple[str | None, float | ConfigError | None, AnnotatorKind]] = [
-        (n, attempt(_read_label, annotations[n], place), kinds[n] or "ai") for n in wanted
+        (n, try_reading(_read_label, annotations[n], place), kinds[n] or "ai") for n in wanted
     ]
     for name, label, kind in given or [(None, None, "human")]:
         if isinstance(label, ConfigError):

@@ -7,7 +7,7 @@ from typing import Any
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Message
-from rlaif.data.readers.base import Format, better, differing, list_of, make_pair, text_of
+from rlaif.data.readers.base import Format, chosen_first, list_of, make_pair, refuse_equal, text_of
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
 
@@ -35,7 +35,7 @@ def read_pair(row: Row, place: str) -> list[LabelledPair]:
         make_pair(
             place,
             [*before, *(_read_turn(turn, place) for turn in conversation)],
-            differing(answers[0]["content"], answers[1]["content"], place),
+            refuse_equal(answers[0]["content"], answers[1]["content"], place),
             1.0,
         )
     ]
@@ -50,7 +50,7 @@ def _read_turn(value: Any, place: str) -> Message:
 
 def write_pair(pair: LabelledPair) -> Row:
     """A system turn, which must come first, has a column of its own."""
-    chosen, rejected = better(pair)
+    chosen, rejected = chosen_first(pair)
     prompt = pair.prompt.messages
     system, rest = ("", prompt)
     if prompt[0]["role"] == "system":

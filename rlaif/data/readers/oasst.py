@@ -13,14 +13,14 @@ from rlaif.core.records import Message
 from rlaif.data.readers.base import (
     Format,
     RatedAnswer,
-    at,
-    attempt,
     attempt_each,
     compare_rated,
     make_pair,
     name_of,
     number_of,
     text_of,
+    try_reading,
+    value_at,
 )
 from rlaif.data.rows import Row
 from rlaif.data.turns import SPEAKERS
@@ -36,7 +36,7 @@ def read_messages(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
             children[node["parent_id"]].append(node)
     for parent, answers in children.items():
         if len(answers) > 1:
-            asked = attempt(_path_to, known, parent, place)
+            asked = try_reading(_path_to, known, parent, place)
             if isinstance(asked, ConfigError):
                 yield asked
             else:
@@ -79,7 +79,7 @@ def _pair_answers(
     yield from faults
     for (first, language), (second, _) in combinations(rated, 2):
         both = compare_rated(first, second)
-        yield attempt(make_pair, place, asked, subset=language, **both)
+        yield try_reading(make_pair, place, asked, subset=language, **both)
 
 
 def _rate_answer(node: Row, place: str) -> tuple[RatedAnswer, str | None]:
@@ -101,5 +101,5 @@ TREES = Format(
     about="OpenAssistant trees: message_tree_id, prompt with text, role and replies",
     columns=("message_tree_id", "prompt"),
     read=read_tree,
-    fits=lambda row: at(row, "prompt.replies") is not None,
+    fits=lambda row: value_at(row, "prompt.replies") is not None,
 )

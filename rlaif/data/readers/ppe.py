@@ -7,7 +7,15 @@ from typing import Any
 
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
-from rlaif.data.readers.base import Format, attempt, label_higher, make_pair, name_of, text_of, user
+from rlaif.data.readers.base import (
+    Format,
+    label_higher,
+    make_pair,
+    name_of,
+    text_of,
+    try_reading,
+    user,
+)
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
 
@@ -21,7 +29,7 @@ def read_pair(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
             "were expected"
         )
     for both in pairs:
-        yield attempt(_read_conflict, row, both, scores, place)
+        yield try_reading(_read_conflict, row, both, scores, place)
 
 
 def _read_conflict(row: Row, both: Any, scores: list[Any], place: str) -> LabelledPair:

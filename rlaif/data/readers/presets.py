@@ -8,8 +8,8 @@ from pathlib import Path
 from rlaif.config.base import Strict
 from rlaif.config.columns import LabelColumns
 from rlaif.core.yamlio import load_yaml, validate
-from rlaif.data.readers.base import Format, at
-from rlaif.data.readers.columns import mapped
+from rlaif.data.readers.base import Format, value_at
+from rlaif.data.readers.columns import format_of_map
 from rlaif.data.rows import Row
 
 
@@ -24,7 +24,7 @@ class Preset(Strict):
 
     def fits_row(self, row: Row) -> bool:
         """Whether a row has something at `has`."""
-        return self.has is None or at(row, self.has) is not None
+        return self.has is None or value_at(row, self.has) is not None
 
 
 def load_presets() -> dict[str, Format]:
@@ -33,5 +33,5 @@ def load_presets() -> dict[str, Format]:
     formats = {}
     for name, given in load_yaml(path)[0].items():
         preset = validate(Preset, given, {}, path)
-        formats[name] = mapped(preset.columns, preset.about, preset.needed, preset.fits_row)
+        formats[name] = format_of_map(preset.columns, preset.about, preset.needed, preset.fits_row)
     return formats

@@ -10,13 +10,13 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Message
 from rlaif.data.readers.base import (
     Format,
-    attempt,
     attempt_each,
     describe_pairs,
-    differing,
     make_pair,
     name_of,
+    refuse_equal,
     text_of,
+    try_reading,
     user,
 )
 from rlaif.data.rows import Row
@@ -40,13 +40,13 @@ def read_v2(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
         yield from faults
     for good in answers["chosen"]:
         for bad in answers["rejected"]:
-            yield attempt(_make_pair, place, prompt, good, bad, subset)
+            yield try_reading(_make_pair, place, prompt, good, bad, subset)
 
 
 def _make_pair(
     place: str, prompt: list[Message], good: str, bad: str, subset: str | None
 ) -> LabelledPair:
-    return make_pair(place, prompt, differing(good, bad, place), 1.0, subset=subset)
+    return make_pair(place, prompt, refuse_equal(good, bad, place), 1.0, subset=subset)
 
 
 def _read_list(row: Row, key: str, place: str) -> list[Any]:

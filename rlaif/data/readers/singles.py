@@ -14,7 +14,7 @@ from rlaif.data.readers.base import (
     turns,
 )
 from rlaif.data.rows import Row
-from rlaif.data.turns import asked, brief, opens_conversation, with_system
+from rlaif.data.turns import brief, opens_conversation, read_asked, with_system
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
@@ -25,7 +25,7 @@ def read_completion(row: Row, place: str) -> list[SingleAnswer]:
     if not isinstance(label, bool):
         raise ConfigError(f"{place}: label is {label!r}; true or false was expected")
     refuse_missing([key for key in ("prompt", "completion") if not row.get(key)], row, place)
-    prompt = asked(row["prompt"], "prompt", place)
+    prompt = read_asked(row["prompt"], "prompt", place)
     answer = turns(row, "completion", "assistant", place)
     if len(answer) != 1 or answer[0]["role"] != "assistant":
         raise ConfigError(

@@ -11,18 +11,18 @@ from rlaif.core.labelled import LabelledPair, SingleAnswer
 from rlaif.core.records import Message
 from rlaif.data.readers.base import (
     Format,
-    better,
     better_scores,
-    differing,
+    chosen_first,
     make_pair,
     name_of,
     number_of,
     one_answer,
+    refuse_equal,
     turns,
 )
 from rlaif.data.readers.singles import read_completion
 from rlaif.data.rows import Row
-from rlaif.data.turns import asked, brief, opens_conversation, with_system
+from rlaif.data.turns import brief, opens_conversation, read_asked, with_system
 
 T = TypeVar("T")
 SIDES = ("chosen", "rejected")
@@ -58,7 +58,7 @@ def split_conversations(
 ) -> tuple[list[Message], tuple[Message, Message]]:
     """As `part_conversations`, of answers that must not be the same. Raises ConfigError."""
     prompt, answers = part_conversations((chosen, rejected), ("chosen", "rejected"), place)
-    return prompt, differing(*answers, place)
+    return prompt, refuse_equal(*answers, place)
 
 
 def asked_and_answered(
@@ -73,7 +73,7 @@ def asked_and_answered(
     if not prompt:
         raise ConfigError(f"{place}: chosen and rejected are answers, and there is no prompt")
     answers = (one_answer(sides[0], "chosen", place), one_answer(sides[1], "rejected", place))
-    return list(prompt), differing(*answers, place)
+    return list(prompt), refuse_equal(*answers, place)
 
 
 def cells_of_sides(
@@ -104,7 +104,7 @@ def texts_of_row(row: Row, place: str) -> tuple[list[Message], tuple[Message, Me
         if row.get(key) is None:
             raise ConfigError(f"{place}: {key} is missing; the row has {sorted(map(str, row))}")
     sides = (turns(row, "chosen", "assistant", place), turns(row, "rejected", "assistant", place))
-    prompt = asked(row["prompt"], "prompt", place) if row.get("prompt") else None
+    prompt = read_asked(row["prompt"], "prompt", place) if row.get("prompt") else None
     if prompt is None and any(isinstance(row[key], str) for key in SIDES):
         raise ConfigError(
             f"{place}: prompt is {brief(row.get('prompt'))}, and chosen and rejected are plain "
@@ -137,7 +137,7 @@ def read_pair(row: Row, place: str) -> Sequence[LabelledPair | SingleAnswer]:
 
 def write_pair(pair: LabelledPair) -> Row:
     """Explicit prompt, all three as lists of turns; scores and margin where they are known."""
-    chosen, rejected = better(pair)
+    chosen, rejected = chosen_first(pair)
     scores = better_scores(pair)
     known = {} if scores is None else {"score_chosen": scores[0], "score_rejected": scores[1]}
     if pair.margin is not None:

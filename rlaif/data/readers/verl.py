@@ -5,7 +5,15 @@ from __future__ import annotations
 
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
-from rlaif.data.readers.base import Format, better, differing, make_pair, name_of, text_of, turns
+from rlaif.data.readers.base import (
+    Format,
+    chosen_first,
+    make_pair,
+    name_of,
+    refuse_equal,
+    text_of,
+    turns,
+)
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
 
@@ -27,7 +35,7 @@ def read_pair(row: Row, place: str) -> list[LabelledPair]:
         make_pair(
             place,
             turns(row, "prompt", "user", place),
-            differing(*answers, place),
+            refuse_equal(*answers, place),
             1.0,
             subset=None if source == UNNAMED else source,
         )
@@ -36,7 +44,7 @@ def read_pair(row: Row, place: str) -> list[LabelledPair]:
 
 def write_pair(pair: LabelledPair) -> Row:
     """`style: model`: no program can check the answer, a model has to reward it."""
-    chosen, rejected = better(pair)
+    chosen, rejected = chosen_first(pair)
     return {
         "data_source": pair.subset or UNNAMED,
         "prompt": [dict(turn) for turn in pair.prompt.messages],
