@@ -1,0 +1,148 @@
+"""The files that the experiments of the sweep name, and tiny models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from msgspec.structs import replace
+
+from rlaif.records import Completion, Message, content_hash, make_prompt, to_json
+
+QUESTIONS = [
+    "Name a red fruit.",
+    "How do I boil an egg?",
+    "What is a river?",
+    "Why is the sky blue?",
+    "Give me a tip for sleeping well.",
+    "Which month comes after May?",
+    "What do bees make?",
+    "How long is a minute?",
+]
+CONSTITUTION: dict[str, Any] = {
+    "name": "sweep",
+    "principles": [
+        {
+            "id": "kind",
+            "text": "The answer is kind.",
+            "weight": 2,
+            "examples": [{"prompt": "Hi", "better": "Hello!", "worse": "Go.", "why": "Warmth."}],
+        },
+        {"id": "useful", "text": "The answer is useful."},
+        {"id": "brief", "check": {"rule": "word_limits", "params": {"min": 1, "max": 3}}},
+        {"id": "long", "weight": 0.5, "check": {"rule": "word_limits", "params": {"min": 4, "max": 9}}},
+    ],
+}
+
+
+def preferences(count: int, tag: str = "") -> list[dict[str, Any]]:
+    """Pairs as records of a run, that differ in everything that a training may look at."""
+    return [
+        {
+            "preference_id": f"r{tag}{i}",
+            "prompt_id": f"p{tag}{i // 2}",
+            "round": 0,
+            "prompt": [{"role": "user", "content": f"Say {tag}" + "x" * (i // 2)}],
+            "chosen": [{"role": "assistant", "content": _thought(i) + "yes " * (1 + i % 3) + "!"}],
+            "rejected": [{"role": "assistant", "content": "no" * (1 + i % 4) + tag + str(i)}],
+            "score_chosen": 0.9 - 0.05 * i,
+            "score_rejected": 0.3 if i % 2 else 0.1,
+            "margin": round(0.9 - 0.05 * i - (0.3 if i % 2 else 0.1), 3),
+            "prob": 1.0,
+            "weight": 1.0,
+            "reason": "",
+            "source": "human" if i % 2 else "rlaif",
+            "judgement_ids": [],
+            "chosen_id": f"c{tag}{i}",
+            "rejected_id": f"d{tag}{i}",
+        }
+        for i in range(count)
+    ]
+
+
+def _thought(number: int) -> str:
+    return "<think>hm</think>" if number == 0 else ""
+
+
+def answers() -> list[dict[str, Any]]:
+    """Three answers to each of four prompts, as completions of a run."""
+    texts = ["A cherry", "No idea at all, sorry", "<think>hm</think>It is red", "A grey stone"]
+    rows = []
+    for number, question in enumerate(QUESTIONS[:4]):
+        prompt = make_prompt([{"role": "user", "content": question}])
+        for index in range(3):
+            text = f"{texts[(number + index) % 4]} {number}"
+            answer: list[Message] = [{"role": "assistant", "content": text}]
+            name, digest = f"k_{number}_{index}", content_hash(answer)
+            made = Completion(name, prompt.prompt_id, index, answer, "m", "", {}, "stop")
+            rows.append(to_json(replace(made, digest=digest)))
+    return rows
+
+
+def write_files(folder: Path) -> None:
+    """Everything but the models."""
+    rows = [
+        {
+            "prompt": text,
+            "tags": ["fruit"] if i % 2 else ["other"],
+            "reference": f"The answer {i} it is.",
+            "source": "a" if i % 3 else "b",
+        }
+        for i, text in enumerate(QUESTIONS)
+    ]
+    _jsonl(folder / "prompts.jsonl", rows)
+    _jsonl(folder / "few.jsonl", [{"text": q, "kinds": ["fruit"]} for q in QUESTIONS[:5]])
+    _jsonl(folder / "answers.jsonl", answers())
+    (folder / "constitution.yaml").write_text(yaml.safe_dump(CONSTITUTION))
+    other = CONSTITUTION | {"principles": CONSTITUTION["principles"][:3]}
+    (folder / "other.yaml").write_text(yaml.safe_dump(other))
+    _jsonl(folder / "pairs.jsonl", preferences(6))
+    _jsonl(folder / "more.jsonl", preferences(4, "z"))
+    _jsonl(folder / "bad.jsonl", [*preferences(4), {"prompt": "q", "chosen": 7, "rejected": "n"}])
+    (folder / "weights.yaml").write_text("weights: {kind: 1.0, useful: 2.0}")
+    (folder / "weights2.yaml").write_text("weights: {kind: 3.0}")
+    items = [{"text": "It is short."}, {"text": "It is sweet.", "category": "important"}]
+    _jsonl(folder / "items.jsonl", [{"prompt": q, "items": items} for q in QUESTIONS])
+    _jsonl(folder / "items2.jsonl", [{"prompt": q, "items": items[:1]} for q in QUESTIONS])
+    own = "---user---\nNew words about {{ prompt }} and {{ response }}. Verdict: WORD"
+    (folder / "own.j2").write_text(own)
+    (folder / "abuse.txt").write_text("stone\n")
+
+
+def _jsonl(path: Path, rows: Iterable[Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_models(folder: Path) -> None:
+    """Two small policies, `tiny` and `small`, and two reward models, `rewards` and `rivals`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    from tests.train.conftest import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    for seed, name in enumerate(("tiny", "small", "rewards", "rivals")):
+        torch.manual_seed(seed)
+        if name in ("tiny", "small"):
+            module: Any = LlamaForCausalLM(LlamaConfig(**shape))
+        else:
+            module = LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1))
+        module.to(torch.bfloat16).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)

@@ -1,0 +1,110 @@
+"""What an experiment does: everything in its run folder and everything that its server was asked,
+without ids, hashes and times, which would differ though nothing else does."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlaif.engines.builtin import weights_hash
+from rlaif.experiment import run_experiment
+from rlaif.plan import Planned, make_plan
+from rlaif.prepare import prepare
+from rlaif.store import Store
+from tests.plan.judging_server import JudgingServer
+
+Place = Sequence[str | int]
+HEX = re.compile(r"\b([a-z]_)?[0-9a-f]{12,}\b")
+SAID_TWICE = {"sampling", "system_prompt", "timing", "seconds", "latency", "check", "digest"}
+SAID_TWICE |= {"files", "time", "cost", "hash", "inputs", "read", "kin", "calls_open", "kernels"}
+"""What a record copies from the config without using it, and what differs with every run."""
+
+
+@dataclass
+class Sweep:
+    """Runs experiments whose files are in `folder`, each in a run folder of its own."""
+
+    folder: Path
+    server: JudgingServer
+    count: int = 0
+    known: dict[str, str] = field(default_factory=dict)
+
+    def plan(self, data: Mapping[str, Any]) -> list[Planned]:
+        """The plan of an experiment."""
+        return make_plan(prepare(self._written(data)))
+
+    def observe(self, data: Mapping[str, Any]) -> str:
+        """All that a run does. The same experiment is run once."""
+        name = json.dumps(data)
+        if name not in self.known:
+            self.known[name] = self._observed(data)
+        return self.known[name]
+
+    def _observed(self, data: Mapping[str, Any]) -> str:
+        path = self._written(data)
+        out = self.folder / f"run{self.count}"
+        before = len(self.server.asked)
+        run_experiment(path, out)
+        done = list(_stored(out, make_plan(prepare(path))))
+        asked = sorted(json.dumps(body, sort_keys=True) for body in self.server.asked[before:])
+        text = json.dumps([done, asked], indent=0, sort_keys=True)
+        return HEX.sub("#", text.replace(str(out), "RUN").replace(str(path), "EXPERIMENT"))
+
+    def _written(self, data: Mapping[str, Any]) -> Path:
+        self.count += 1
+        text = yaml.safe_dump(data, sort_keys=False).replace("@url", self.server.url)
+        text = re.sub(r"@(?=tiny|small|rewards|rivals)", f"{self.folder}/", text)
+        path = self.folder / f"experiment{self.count}.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+
+def changed(data: Mapping[str, Any], place: Place, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The experiment with some keys of the spec at `place` set; those that are ... are taken
+    out."""
+    whole = copy.deepcopy(dict(data))
+    spec: Any = whole
+    for part in place:
+        spec = spec[part]
+    spec |= copy.deepcopy(dict(keys))
+    for key in [k for k, v in spec.items() if v is ...]:
+        del spec[key]
+    return whole
+
+
+def _stored(out: Path, plan: Sequence[Planned]) -> Iterator[Any]:
+    store = Store(out)
+    for planned in plan:
+        folder = store.step(planned.hash)
+        yield [planned.kind, planned.id, planned.round, _plain(folder.done())]
+        for file in sorted(folder.path.rglob("*.jsonl")):
+            rows = [_plain(json.loads(x)) for x in file.read_text().splitlines() if x]
+            yield file.name, sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
+        yield sorted(p.name for p in folder.path.rglob("*") if not HEX.search(p.name))
+        model = store.model_path(planned.hash)
+        if model.is_dir():
+            names = sorted(str(p.relative_to(model)) for p in model.rglob("*") if p.is_file())
+            # A hash, with its digits spelt so that they are not taken for an id.
+            yield names, " ".join(weights_hash(model))
+    for name in ("dataset", "evaluations"):
+        for file in sorted((out / name).rglob("*")):
+            text = file.suffix in (".md", ".json", ".jsonl", ".yaml")
+            yield file.name, file.read_text() if text else ""
+    yield (out / "rounds.jsonl").read_text() if (out / "rounds.jsonl").exists() else ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if k not in SAID_TWICE and not _timed(k)}
+    return [_plain(v) for v in value] if isinstance(value, list) else value
+
+
+def _timed(key: str) -> bool:
+    return key.endswith(("seconds", "_per_second", "memory_gb"))

@@ -1,0 +1,48 @@
+"""Judges of one's own, as a package outside would bring them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlaif.constitution import Constitution
+from rlaif.engines.base import GenerateRequest, Sampling
+from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.judges.common import text_principles
+from rlaif.records import Completion, Judgement, Prompt, content_hash
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Asks whether an answer is good, in the words of its options, template and principles."""
+
+    id: str
+    words: str
+    judge_hash: str
+    needs: frozenset[str] = frozenset({"generate"})
+    comparative: bool = False
+
+    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
+        found = []
+        for completion in completions:
+            name = call_id(self.judge_hash, [completion], None)
+            text = f"{self.words}: {completion.text}"
+            asked = GenerateRequest(name, [{"role": "user", "content": text}], Sampling(4))
+            found.append(Call(name, prompt, [completion], None, 0, asked))
+        return found
+
+    def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
+        subject = call.shown[0]
+        return [judgement(self, call, subject, annotator_id, "model", "ok", score=0.5)]
+
+
+def Other(spec: Any, constitution: Constitution | None) -> Asking:  # noqa: N802
+    """The same in other words."""
+    return Length(spec, constitution, "Other words")
+
+
+def Length(spec: Any, constitution: Constitution | None, words: str = "Good?") -> Asking:  # noqa: N802
+    named = [p.id for p in text_principles(spec, constitution)]
+    words = f"{words} {named} {spec.options} {spec.template}"
+    return Asking(spec.id, words, content_hash(spec.id, words))

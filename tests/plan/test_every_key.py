@@ -1,0 +1,90 @@
+"""Every key of every spec reaches what it is for: another value gives other hashes and does
+something else. The keys are read off the config classes, so a new one is here at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from rlaif.errors import ConfigError
+
+from tests.plan.bases import BASES, PLACES
+from tests.plan.files import write_files, write_models
+from tests.plan.judging_server import JudgingServer
+from tests.plan.observed import Sweep, changed
+from tests.plan.schema import classes, keys
+from tests.plan.values import ELSEWHERE, UNHASHED, VALUES, Case, Refused
+
+OWNERS = {owner.__name__: owner for owner in classes()}
+KEYS = [f"{name}.{key}" for name, owner in OWNERS.items() if name in PLACES for key in keys(owner)]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+    folder = tmp_path_factory.mktemp("sweep")
+    with pytest.MonkeyPatch.context() as patch, JudgingServer() as server:
+        patch.setenv("RLAIF_CACHE", str(folder / "cache"))
+        write_files(folder)
+        write_models(folder)
+        yield Sweep(folder, server)
+
+
+def case_of(name: str) -> Case | Refused:
+    """The second value of a key, of the nearest parent class that has one."""
+    owner, _, key = name.partition(".")
+    for parent in OWNERS[owner].__mro__:
+        if key in VALUES.get(parent.__name__, {}):
+            value = VALUES[parent.__name__][key]
+            return value if isinstance(value, Case | Refused) else Case(value)
+    raise AssertionError(f"{name}: give it a second value in tests/plan/values.py")
+
+
+def both(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The experiments with the first and the second value of a key."""
+    owner, _, key = name.partition(".")
+    case = case_of(name)
+    if isinstance(case, Refused):
+        base, place = PLACES[owner]
+        return BASES[base], changed(BASES[base], place, {key: case.value})
+    base, place = case.base or PLACES[owner]
+    first = changed(BASES[base], place, case.given)
+    return first, changed(first, place, {key: case.value} | case.also)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_another_value_gives_other_hashes(name: str, sweep: Sweep) -> None:
+    first, second = both(name)
+    before = [p.hash for p in sweep.plan(first)]
+    if isinstance(case_of(name), Refused):
+        with pytest.raises(ConfigError):
+            sweep.plan(second)
+        return
+    assert ([p.hash for p in sweep.plan(second)] == before) == (unhashed(name) is not None)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_another_value_does_something_else(name: str, sweep: Sweep) -> None:
+    if isinstance(case_of(name), Refused) or elsewhere(name) is not None:
+        return
+    first, second = (sweep.observe(data) for data in both(name))
+    # Compared before, since a diff of these texts takes minutes.
+    same = first == second
+    assert not same
+
+
+def unhashed(name: str) -> str | None:
+    """Why a key is in no hash; None where it is in one."""
+    return _declared(name, UNHASHED)
+
+
+def elsewhere(name: str) -> str | None:
+    """Why a key's effect is not looked at; None where it is."""
+    return _declared(name, ELSEWHERE)
+
+
+def _declared(name: str, table: Mapping[str, str]) -> str | None:
+    owner, _, key = name.partition(".")
+    parents = [parent.__name__ for parent in OWNERS[owner].__mro__]
+    return next((table[f"{p}.{key}"] for p in parents if f"{p}.{key}" in table), None)
