@@ -6,7 +6,7 @@ from typing import Any
 
 Path = tuple[str | int, ...]
 TINY = {"path": "@tiny", "dtype": "float32", "device": "cpu"}
-FAR = {"path": "m", "engine": "openai", "base_url": "@url", "cache": False}
+FAR = {"path": "m", "engine": "openai", "base_url": "@url", "cache": False, "prefill": True}
 CLASSES = [{"id": "names", "text": "It names one."}, {"id": "refuses", "text": "It does not."}]
 TABLES = [
     {"tags": ["fruit"], "rewards": {"names": 1.0, "refuses": 0.0}},
@@ -50,7 +50,7 @@ JUDGES = {
 }
 LOCAL = ("reward_model", "reward_ensemble", "implicit_reward", "perplexity")
 """Kinds of judges that a server cannot answer."""
-FIRST_CUT = {"kind": "rule", "rule": "word_limits", "params": {"min": 1, "max": 4}}
+FIRST_CUT = {"kind": "rule", "rule": "word_limits", "params": {"min": 1, "max": 6}}
 
 
 def experiment(**keys: Any) -> dict[str, Any]:
@@ -68,9 +68,10 @@ def judged(name: str) -> dict[str, Any]:
     """Answers, those among them that are short, and a judge."""
     models: dict[str, Any] = {"policy": FAR, "other": FAR | {"path": "other"}}
     if name in LOCAL:
-        more = ("rewards", "rivals")
         models = {"policy": TINY, "other": TINY | {"path": "@small"}}
-        models |= {n: TINY | {"path": f"@{n}"} for n in more if name.startswith("reward")}
+    if name.startswith("reward"):
+        models |= {n: TINY | {"path": f"@{n}"} for n in ("rewards", "rivals")}
+        models["third"] = TINY | {"path": "@rivals", "dtype": "bfloat16"}
     steps = [
         {"load": {"type": "completions", "path": "answers.jsonl"}},
         {"filter": {"records": "completions", "filters": [FIRST_CUT]}},
@@ -113,4 +114,152 @@ PLACES: dict[str, tuple[str, Path]] = {
     "RewardTable": ("judge rbrm", (*JUDGE, "tables", 0)),
     "RubricItem": ("judge rubric", (*JUDGE, "items", 0)),
     "RubricWriting": ("judge rubric_generate", (*JUDGE, "generate")),
+}
+
+TRAINING = {"learning_rate": 1e-3, "batch_size": 2, "precision": "fp32"}
+PAIRS = {"load": {"id": "pairs", "type": "preferences", "path": "pairs.jsonl"}}
+MORE = {"load": {"id": "more", "type": "preferences", "path": "more.jsonl"}}
+STRICT = {"load": {"type": "preferences", "path": "strict.jsonl"}}
+OTHERS = {
+    "policy": TINY,
+    "other": TINY | {"path": "@small"},
+    "strict": TINY | {"path": "@strict"},
+}
+OFFLINE: dict[str, dict[str, Any]] = {
+    name: {"method": name}
+    for name in (
+        *("sft", "dpo", "robust", "ipo", "hinge", "apo_zero", "nca", "kto", "slic", "simpo"),
+        "orpo",
+    )
+}
+DISTILLED: dict[str, dict[str, Any]] = {
+    "bradley_terry": {},
+    "k_wise": {"batch_size": 2},
+    "cost": {},
+    "conditional": {"conditions": {"human": "Be human.", "rlaif": "Be a model."}},
+    "linear": {},
+    "ordinal": {"objective": None},
+    "multi_objective": {"gate_steps": 3, "gate_width": 4, "gate_batch": 4},
+    "quantile": {"gate_steps": 3, "gate_width": 4, "gate_batch": 4, "quantiles": 3},
+}
+FITTED = ("linear", "ordinal", "multi_objective", "quantile")
+
+
+def trained(kind: str, spec: dict[str, Any], *loads: Any) -> dict[str, Any]:
+    """A training on loaded preferences."""
+    keys = {"precision": "fp32"} if spec.get("method") in FITTED else TRAINING
+    return experiment(models=OTHERS, steps=[*loads, {kind: keys | spec}])
+
+
+for name, spec in OFFLINE.items():
+    BASES[f"train {name}"] = trained("train", spec, PAIRS, MORE)
+    BASES[f"strict {name}"] = trained("train", spec | {"from": "strict"}, PAIRS, STRICT)
+for name, spec in DISTILLED.items():
+    spec = spec | {"method": name}
+    BASES[f"train {name}"] = trained("distill", spec, PAIRS, MORE)
+    BASES[f"strict {name}"] = trained("distill", spec | {"from": "strict"}, PAIRS, STRICT)
+PLACES |= {
+    "SftTrain": ("train sft", ("steps", 2, "train")),
+    "DpoTrain": ("train dpo", ("steps", 2, "train")),
+    "RobustTrain": ("train robust", ("steps", 2, "train")),
+    "IpoTrain": ("train ipo", ("steps", 2, "train")),
+    "HingeTrain": ("train hinge", ("steps", 2, "train")),
+    "ApoZeroTrain": ("train apo_zero", ("steps", 2, "train")),
+    "NcaTrain": ("train nca", ("steps", 2, "train")),
+    "KtoTrain": ("train kto", ("steps", 2, "train")),
+    "SlicTrain": ("train slic", ("steps", 2, "train")),
+    "SimpoTrain": ("train simpo", ("steps", 2, "train")),
+    "OrpoTrain": ("train orpo", ("steps", 2, "train")),
+    "BradleyTerryDistill": ("train bradley_terry", ("steps", 2, "distill")),
+    "KWiseDistill": ("train k_wise", ("steps", 2, "distill")),
+    "CostDistill": ("train cost", ("steps", 2, "distill")),
+    "ConditionalDistill": ("train conditional", ("steps", 2, "distill")),
+    "LinearDistill": ("train linear", ("steps", 2, "distill")),
+    "OrdinalDistill": ("train ordinal", ("steps", 2, "distill")),
+    "MultiObjectiveDistill": ("train multi_objective", ("steps", 2, "distill")),
+    "QuantileDistill": ("train quantile", ("steps", 2, "distill")),
+}
+ON_POLICY: dict[str, dict[str, Any]] = {
+    "grpo": {"n": 2},
+    "rloo": {"n": 2},
+    "ppo": {"n": 2, "epochs": 2},
+    "online_dpo": {"n": 2},
+}
+STARTS = {"from": "strict", "reference": "strict"}
+ROLLED = {"rollouts": 2, "batch_size": 2, "max_new_tokens": 6, "rewards": [{"judge": "rm"}]}
+for name, spec in ON_POLICY.items():
+    BASES[f"train {name}"] = experiment(
+        models=OTHERS | {n: TINY | {"path": f"@{n}"} for n in ("rewards", "rivals")},
+        judges=[
+            {"id": "rm", "kind": "reward_model", "by": "rewards"},
+            {"id": "rival", "kind": "reward_model", "by": "rivals"},
+        ],
+        steps=[PAIRS, MORE, {"train": TRAINING | ROLLED | spec | {"method": name}}],
+    )
+    BASES[f"strict {name}"] = BASES[f"train {name}"] | {
+        "prompts": {"path": "strict_prompts.jsonl", "holdout": 2},
+        "steps": [PAIRS, MORE, {"train": TRAINING | ROLLED | spec | {"method": name} | STARTS}],
+    }
+PLACES |= {
+    "GrpoTrain": ("train grpo", ("steps", 2, "train")),
+    "RlooTrain": ("train rloo", ("steps", 2, "train")),
+    "PpoTrain": ("train ppo", ("steps", 2, "train")),
+    "OnlineDpoTrain": ("train online_dpo", ("steps", 2, "train")),
+}
+SERVED = {"policy": FAR, "other": FAR | {"path": "other"}}
+SAMPLE: dict[str, Any] = {"n": 2, "temperature": 1.0, "max_new_tokens": 12}
+POOL = [{"by": "policy"}, {"by": "other"}]
+DRAWN = {"texts": {"kind": ["Be kind."], "brief": ["Be brief."]}}
+BASES |= {
+    "sample": experiment(models=SERVED, steps=[{"sample": SAMPLE}]),
+    "pool": experiment(models=SERVED, steps=[{"sample": SAMPLE | {"pool": POOL}}]),
+    "principles": experiment(models=SERVED, steps=[{"sample": SAMPLE | {"principles": DRAWN}}]),
+    "pair": experiment(
+        models=SERVED,
+        rounds=2,
+        steps=[
+            {"load": {"type": "completions", "path": "answers.jsonl"}},
+            {"judge": {"id": "a", "kind": "direct", "by": "policy"}},
+            {"judge": JUDGES["template"] | {"id": "b", "parse": {"pattern": "(?i)verdict: (r|p)"
+             , "values": {"r": 0, "p": 2}}}},
+            {"judge": {"id": "c", "kind": "yes_no", "by": "policy"}},
+            {"pair": {"strategy": "all", "uses": ["a", "b", "c"]}},
+        ],
+    ),
+    "label": experiment(
+        models=SERVED,
+        prompts={"holdout": 2},
+        steps=[
+            {"load": {"id": "given", "type": "pairs", "path": "table.jsonl"}},
+            {"judge": {"id": "a", "kind": "direct", "by": "policy"}},
+            {"judge": {"id": "c", "kind": "yes_no", "by": "policy"}},
+            {"label": {}},
+        ],
+    ),
+    "load": experiment(
+        models=SERVED, steps=[{"load": {"type": "preferences", "path": "table.jsonl"}}]
+    ),
+    "evaluate": experiment(
+        models=OTHERS,
+        rounds=2,
+        judges=[{"id": "checks", "kind": "rules"}, {"id": "terms", "kind": "overlap"}],
+        steps=[
+            PAIRS,
+            {"train": TRAINING | {"method": "sft", "learning_rate": 0.05}},
+            {"evaluate": {"max_new_tokens": 8, "temperature": 1.0}},
+        ],
+    ),
+    "dataset": experiment(models=SERVED, steps=[PAIRS, MORE], dataset={}),
+}
+BASES["arms"] = BASES["label"] | {"arms": {"human": {"labels": "human"}, "ai": {"labels": "ai"}}}
+PLACES |= {
+    "SampleStep": ("sample", ("steps", 0, "sample")),
+    "PoolMember": ("pool", ("steps", 0, "sample", "pool", 0)),
+    "SamplePrinciples": ("principles", ("steps", 0, "sample", "principles")),
+    "PairStep": ("pair", ("steps", 4, "pair")),
+    "LabelStep": ("label", ("steps", 3, "label")),
+    "ArmSpec": ("arms", ("arms", "ai")),
+    "LoadStep": ("load", ("steps", 0, "load")),
+    "EvaluateStep": ("evaluate", ("steps", 2, "evaluate")),
+    "DatasetSpec": ("dataset", ("dataset",)),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from msgspec.structs import replace
 
 from rlaif.records import Completion, Message, content_hash, make_prompt, to_json
+from rlaif.resources import find
 
 QUESTIONS = [
     "Name a red fruit.",
@@ -69,7 +71,7 @@ def _thought(number: int) -> str:
 
 def answers() -> list[dict[str, Any]]:
     """Three answers to each of four prompts, as completions of a run."""
-    texts = ["A cherry", "No idea at all, sorry", "<think>hm</think>It is red", "A grey stone"]
+    texts = ["A cherry", "No idea at all, sorry about that", "<think>hm</think>It is", "A grey stone"]
     rows = []
     for number, question in enumerate(QUESTIONS[:4]):
         prompt = make_prompt([{"role": "user", "content": question}])
@@ -99,16 +101,42 @@ def write_files(folder: Path) -> None:
     (folder / "constitution.yaml").write_text(yaml.safe_dump(CONSTITUTION))
     other = CONSTITUTION | {"principles": CONSTITUTION["principles"][:3]}
     (folder / "other.yaml").write_text(yaml.safe_dump(other))
-    _jsonl(folder / "pairs.jsonl", preferences(6))
+    _jsonl(folder / "pairs.jsonl", preferences(10))
     _jsonl(folder / "more.jsonl", preferences(4, "z"))
     _jsonl(folder / "bad.jsonl", [*preferences(4), {"prompt": "q", "chosen": 7, "rejected": "n"}])
+    system = {"role": "system", "content": "Be kind."}
+    strict = [row | {"prompt": [system, *row["prompt"]]} for row in preferences(1, "s")]
+    stern = [{"prompt": [system, {"role": "user", "content": q}]} for q in QUESTIONS[:3]]
+    _jsonl(folder / "strict_prompts.jsonl", [*stern, *({"prompt": q} for q in QUESTIONS[3:])])
+    _jsonl(folder / "strict.jsonl", [*preferences(4), *strict])
+    table = [
+        {
+            "prompt": q,
+            "asked": f"{q} Please.",
+            "chosen": f"Yes {i}",
+            "rejected": f"No no {i}",
+            "one": f"One {i}",
+            "two": f"Two two {i}",
+            "winner": "one" if i % 2 else "two",
+            "who": "ann",
+            "best": float(i % 3),
+            "rest": float(i % 2),
+        }
+        for i, q in enumerate(QUESTIONS)
+    ]
+    _jsonl(folder / "table.jsonl", table)
+    _jsonl(folder / "rows.jsonl", [{k: r[k] for k in list(r) if k != "asked"} for r in table[:6]])
     (folder / "weights.yaml").write_text("weights: {kind: 1.0, useful: 2.0}")
     (folder / "weights2.yaml").write_text("weights: {kind: 3.0}")
     items = [{"text": "It is short."}, {"text": "It is sweet.", "category": "important"}]
     _jsonl(folder / "items.jsonl", [{"prompt": q, "items": items} for q in QUESTIONS])
     _jsonl(folder / "items2.jsonl", [{"prompt": q, "items": items[:1]} for q in QUESTIONS])
-    own = "---user---\nNew words about {{ prompt }} and {{ response }}. Verdict: WORD"
-    (folder / "own.j2").write_text(own)
+    (folder / "own").mkdir()
+    for path in sorted(find("prompts/judges").glob("*.j2")):
+        text = path.read_text().replace("---user---\n", "---user---\nPlease.\n", 1)
+        (folder / "own" / path.name).write_text(text)
+        with_principle = text.replace("{{ prompt }}", "{{ prompt }} {{ principle }}")
+        (folder / "own" / f"by_principle_{path.name}").write_text(with_principle)
     (folder / "abuse.txt").write_text("stone\n")
 
 
@@ -146,3 +174,6 @@ def write_models(folder: Path) -> None:
             module = LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1))
         module.to(torch.bfloat16).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    shutil.copytree(folder / "tiny", folder / "strict")
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No') }}{% endif %}"
+    (folder / "strict" / "chat_template.jinja").write_text(refusal + tokenizer.chat_template)

@@ -60,7 +60,7 @@ class Sweep:
     def _written(self, data: Mapping[str, Any]) -> Path:
         self.count += 1
         text = yaml.safe_dump(data, sort_keys=False).replace("@url", self.server.url)
-        text = re.sub(r"@(?=tiny|small|rewards|rivals)", f"{self.folder}/", text)
+        text = re.sub(r"@(?=tiny|small|strict|rewards|rivals)", f"{self.folder}/", text)
         path = self.folder / f"experiment{self.count}.yaml"
         path.write_text(text, encoding="utf-8")
         return path

@@ -6,6 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlaif.config import DatasetSpec
+from tests.plan.bases import CLASSES
+
 
 @dataclass(frozen=True)
 class Case:
@@ -16,6 +19,11 @@ class Case:
     given: dict[str, Any] = field(default_factory=dict)
     also: dict[str, Any] = field(default_factory=dict)
     base: tuple[str, tuple[str | int, ...]] | None = None
+    rounds: int | None = None
+    refused: bool = False
+    """With the first value the experiment is refused when it runs."""
+    strict: bool = False
+    """So it is in the base with a prompt that no template renders."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Refused:
 
 
 COT = {"cot": True}
+REASONS = {"template": "prompts/judges/critique.j2"}
 WRITTEN = {"verdict": "written"}
 SAMPLED = {"temperature": 0.7}
 JUDGE_VALUES: dict[str, dict[str, Any]] = {
@@ -35,7 +44,7 @@ JUDGE_VALUES: dict[str, dict[str, Any]] = {
         "uses": ["load"],
         "reasoning": "strip",
     },
-    "ModelJudge": {"by": "other", "template": "own.j2"},
+    "ModelJudge": {"by": "other"},
     "VerdictJudge": {"abstain_labels": ["x"], "min_label_mass": 0.95},
     "WritingJudge": {
         "samples": Case(2, SAMPLED),
@@ -44,6 +53,7 @@ JUDGE_VALUES: dict[str, dict[str, Any]] = {
         "structured": True,
     },
     "LabelJudge": {
+        "structured": Refused(True),
         "cot": True,
         "samples": Case(2, COT | SAMPLED),
         "temperature": Case(0.5, COT),
@@ -51,6 +61,7 @@ JUDGE_VALUES: dict[str, dict[str, Any]] = {
     },
 }
 COMPARING = {
+    "template": "own/pairwise.j2",
     "order": "fixed",
     "verdict": "written",
     "first_labels": ["x"],
@@ -65,18 +76,21 @@ COMPARING = {
     "structured": Case(True, WRITTEN),
 }
 YES_NO = {"yes_labels": ["x"], "no_labels": ["y"]}
-EXPECTED = {
+EXPECTED: dict[str, Any] = {
     "min_label_mass": Case(0.95, {"expected": True}),
     "expected": True,
     "structured": True,
 }
 JUDGE_VALUES |= {
     "RulesJudge": {"principles": ["brief"]},
-    "YesNoJudge": YES_NO,
+    "YesNoJudge": YES_NO | {"template": "own/yes_no.j2"},
     "_Rating": {"scale": [1, 4], "cot": Case(True, {"expected": True}), **EXPECTED},
     "_Comparing": COMPARING,
-    "ConstitutionalJudge": {"draw": "each"},
+    "ConstitutionalJudge": {"draw": "each", "template": "own/constitutional.j2"},
     "RbrmJudge": {
+        "template": "own/rbrm.j2",
+        "principles": Refused(["useful"]),
+        "structured": Refused(True),
         "classes": [{"id": "names", "text": "Else."}, {"id": "refuses", "text": "It does not."}],
         "tables": [{"rewards": {"names": 0.3, "refuses": 0.6}}],
         "soft": False,
@@ -84,25 +98,37 @@ JUDGE_VALUES |= {
 }
 VALUES: dict[str, dict[str, Any]] = {**JUDGE_VALUES}
 VALUES |= {
+    "RatingJudge": {"template": "own/rating.j2"},
+    "PrometheusJudge": {"template": "own/prometheus.j2"},
     "CritiqueJudge": {
+        "template": "own/critique.j2",
         "expected": Case(False, also={"cot": False}),
         "cot": False,
         "structured": Case(True, {"expected": False, "cot": False}),
         "min_label_mass": 0.95,
     },
     "DirectJudge": {
+        "template": "own/direct.j2",
         "expected": False,
-        "samples": Case(2, {"cot": True} | SAMPLED),
-        "temperature": Case(0.5, {"cot": True}),
-        "max_new_tokens": Case(5, {"cot": True}),
+        "samples": Case(2, REASONS | COT | SAMPLED),
+        "temperature": Case(0.5, REASONS | COT),
+        "max_new_tokens": Case(5, REASONS | COT),
         "structured": Case(True, {"expected": False}),
-        "cot": True,
+        "cot": Case(True, REASONS),
         "min_label_mass": 0.95,
         "scale": [1, 7],
     },
-    "AdditiveJudge": EXPECTED | {"samples": 2},
-    "UltraFeedbackJudge": EXPECTED | {"aspects": ["honesty"], "order": "fixed"},
+    "AdditiveJudge": EXPECTED | {"samples": 2, "template": "own/additive.j2"},
+    "UltraFeedbackJudge": EXPECTED
+    | {
+        "aspects": ["honesty"],
+        "order": "fixed",
+        "template": "own/ultrafeedback.j2",
+        "principles": Refused(["useful"]),
+    },
     "PrometheusPairJudge": {
+        "template": "own/prometheus_pair.j2",
+        "shots": Refused(1),
         "verdict": "labels",
         "cot": Case(True, {"verdict": "labels"}),
         "min_label_mass": Case(0.95, {"verdict": "labels"}),
@@ -113,14 +139,21 @@ VALUES |= {
     "TemplateJudge": {
         "parse": {"pattern": r"verdict:\W*(rude|plain|kind)", "values": {"rude": 2, "plain": 0}},
         "scale": [0, 4],
-        "per_principle": True,
+        "template": "own/template_example.j2",
+        "per_principle": Case(True, also={"template": "own/by_principle_template_example.j2"}),
+        "principles": Case(
+            ["useful"],
+            {"template": "own/by_principle_template_example.j2", "per_principle": True},
+        ),
         "structured": Refused(True),
         "min_label_mass": Refused(0.5),
     },
-    "RbrJudge": YES_NO | {"weights": "weights2.yaml"},
+    "RbrJudge": YES_NO | {"weights": "weights2.yaml", "template": "own/rbr.j2"},
     "RubricJudge": YES_NO
     | {
         "items": [{"text": "Other items."}],
+        "template": "own/rubric_item.j2",
+        "principles": Refused(["useful"]),
         "items_file": Case("items.jsonl", also={"items": ...}),
         "generate": Case({"most": 2}, also={"items": ...}),
         "aggregate": Case("implicit", {"items": [{"text": "It names a fruit."}]}),
@@ -135,7 +168,7 @@ VALUES |= {
         "reasoning": "strip","by": "rivals", "condition": "Be safe."},
     "RewardEnsembleJudge": {
         "principles": Refused(["useful"]),
-        "members": ["rewards", "rivals", "@rivals"],
+        "members": ["rewards", "third"],
         "combine": "worst",
         "penalty": Case(3.0, {"combine": "uncertainty"}),
         "standardise": {"rewards": [0.5, 2.0], "rivals": [0.0, 1.0]},
@@ -148,6 +181,8 @@ VALUES |= {
         "per_token": True,
     },
     "MetaJudge": {
+        "template": "own/meta.j2",
+        "principles": Refused(["useful"]),
         "judge": {"kind": "additive", "by": "policy", "samples": 3},
         "first_labels": ["x"],
         "second_labels": ["y"],
@@ -161,7 +196,7 @@ VALUES |= {
         "missing": "drop",
     },
     "PerplexityJudge": {"by": "other"},
-    "CustomJudge": {"kind": "tests.plan.own:Other", "options": {"tone": "dry"}},
+    "CustomJudge": {"kind": "tests.plan.own:Other", "options": {"tone": "dry"}, "template": "own/direct.j2"},
     "ParseSpec": {
         "pattern": r"Verdict: (r)",
         "json_schema": Case({"type": "object"}, also={"pattern": ...}),
@@ -169,7 +204,14 @@ VALUES |= {
         "values": {"rude": 2, "plain": 1, "kind": 0},
     },
     "RubricClass": {
-        "id": Case("refuses"),
+        "id": Case(
+            ...,
+            also={
+                "classes": [{"id": "calls", "text": "It names one."}, CLASSES[1]],
+                "tables": [{"rewards": {"calls": 1.0, "refuses": 0.5}}],
+            },
+            base=("judge rbrm", ("steps", 2, "judge")),
+        ),
         "text": "It gives one.",
     },
     "RewardTable": {"tags": ["other"], "rewards": {"names": 0.9, "refuses": 0.2}},
@@ -183,11 +225,245 @@ VALUES |= {
     "RubricWriting": {
         "most": 1,
         "max_new_tokens": 9,
-        "template": "own.j2",
+        "template": "own/rubric_write.j2",
         "structured": True,
     },
 }
-UNHASHED: dict[str, str] = {}
+LETTERS = list("abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+FAST = {"epochs": 3, "learning_rate": 0.05}
+VALUES |= {
+    "TextStep": {
+        "id": "else",
+        "from_": "other",
+        "micro_batch_tokens": 64,
+        "max_length": 64,
+        "overlong": Case("truncate_left", {"max_length": 64}),
+        "reasoning": "strip",
+        "on_error": Case("skip", strict=True),
+        "precision": "bf16",
+        "trackers": ["tensorboard"],
+        "uses": ["pairs"],
+    },
+    "TrainStep": {
+        "learning_rate": 2e-3,
+        "epochs": 2,
+        "batch_size": 3,
+        "warmup_ratio": 0.5,
+        "schedule": "linear",
+        "min_lr_ratio": 0.5,
+        "weight_decay": 0.5,
+        "optimizer": "adamw_8bit",
+        "adam_betas": [0.8, 0.99],
+        "max_grad_norm": 0.05,
+        "gradient_checkpointing": True,
+        "train_on_eos": False,
+        "lora": {"r": 2},
+        "processes": 2,
+        "sharding": Case("full", {"processes": 2}),
+        "checkpoint_every": 1,
+    },
+    "ReferenceTrain": {"reference": "other", "beta": 0.7},
+    "DpoTrain": {
+        "label_smoothing": 0.2,
+        "nll_weight": 0.5,
+        "positive_weight": 5.0,
+        "length_normalise": True,
+    },
+    "RobustTrain": {"label_smoothing": 0.3},
+    "IpoTrain": {"length_normalise": True},
+    "KtoTrain": {"desirable_weight": 2.0, "undesirable_weight": 2.0},
+    "SlicTrain": {"margin": 90.0, "nll_weight": 0.5},
+    "SimpoTrain": {"beta": 5.0, "gamma": 3.0},
+    "OrpoTrain": {"weight": 0.9},
+    "DistillStep": {
+        "source_weights": {"human": 3.0},
+        "replay": Case(0.3, {"uses": ["pairs@*", "more@*"]}, rounds=2),
+        "refresh": {"drop": 0.1, "held_out": 0.4},
+        "members": Case(2, {"lora": {"r": 2}}),
+    },
+    "BradleyTerryDistill": {"margin": "score", "centre": 0.5},
+    "KWiseDistill": {"centre": 0.5},
+    "CostDistill": {"safe_at": 0.2},
+    "ConditionalDistill": {
+        "conditions": {"human": "Be good.", "rlaif": "Be a model."},
+        "gamma": 0.5,
+        "penalty": 0.9,
+    },
+    "FitStep": {
+        "source_weights": {"human": 3.0},
+        "replay": Case(0.3, {"uses": ["pairs@*", "more@*"]}, rounds=2),
+        "refresh": {"drop": 0.1, "held_out": 0.4},
+    },
+    "LinearDistill": {"layers": 1},
+    "OrdinalDistill": {"levels": 2, "objective": "rating"},
+    "GatedDistill": {
+        "objectives": ["checks"],
+        "debias": None,
+        "gate_layers": 1,
+        "gate_width": 6,
+        "gate_temperature": 2.0,
+        "gate_steps": 5,
+        "gate_batch": 2,
+    },
+    "QuantileDistill": {"quantiles": 5, "risk": 0.4},
+    "OnPolicyTrain": {
+        "rewards": [{"judge": "rival"}],
+        "gates": {"length": {"warn": 0.5}},
+        "rollouts": 3,
+        "n": 3,
+        "sync_every": 2,
+        "batch_size": 1,
+        "temperature": Case(0.7, {"importance": "none"}),
+        "max_new_tokens": 5,
+        "stop": LETTERS,
+        "missing_eos_penalty": 3.0,
+        "importance": Case("none", {"importance_cap": 0.5}),
+        "importance_cap": 0.5,
+        "importance_floor": 2.0,
+        "max_length": 74,
+        "overlong": Case("refuse", {"max_length": 74}),
+        "on_error": Case("skip", strict=True),
+        "train_on_eos": Refused(False),
+        "reasoning": Refused("strip"),
+        "uses": Refused(["pairs"]),
+        "processes": Refused(2),
+        "sharding": Refused("full"),
+    },
+    "GrpoTrain": {
+        "beta": 0.5,
+        "kl": Case("k2", {"learning_rate": 0.05}),
+        "scale": "none",
+        "reduction": "sequence",
+        "clip_low": Case(0.001, FAST),
+        "clip_high": Case(0.001, FAST),
+        "two_sided": Case(1.21, FAST),
+        "overlong_buffer": 4,
+        "mask_truncated": True,
+    },
+    "RlooTrain": {"beta": Case(0.5, {"learning_rate": 0.05})},
+    "PpoTrain": {
+        "beta": Case(0.5, {"learning_rate": 0.05}),
+        "kl_target": Case(0.01, {"learning_rate": 0.05, "kl_horizon": 2.0}),
+        "kl_horizon": Case(5.0, {"learning_rate": 0.05, "kl_target": 0.01}),
+        "gamma": 0.5,
+        "lam": 0.5,
+        "clip": Case(0.001, {"learning_rate": 0.05}),
+        "value_clip": Case(0.001, {"learning_rate": 0.05}),
+        "value_weight": 0.9,
+        "whiten_rewards": True,
+        "critic": "separate",
+        "ptx_weight": 0.5,
+        "train_on_eos": Case(False, {"ptx_weight": 0.5}),
+        "reasoning": Case("strip", {"ptx_weight": 0.5}),
+        "uses": Case(["pairs"], {"ptx_weight": 0.5}),
+    },
+    "OnlineDpoTrain": {"loss": "hinge"},
+    "SamplingKeys": {
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 5,
+        "max_new_tokens": 2,
+        "stop": ["e"],
+    },
+    "SampleStep": {
+        "id": "else",
+        "n": 3,
+        "by": "other",
+        "prompts": 2,
+        "pool": [{"by": "policy"}, {"by": "other"}],
+        "principles": {"texts": {"kind": ["Be kind."]}},
+        "system_prompt": "Be brief.",
+    },
+    "PoolMember": {
+        "by": "other",
+        "system_prompt": "Be brief.",
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 5,
+        "max_new_tokens": 2,
+    },
+    "SamplePrinciples": {
+        "texts": {"kind": ["Be nice."], "brief": ["Be brief."]},
+        "default": {"kind": 0.01, "brief": 9.0},
+        "shares": {"fruit": {"kind": 9.0, "brief": 0.01}},
+    },
+    "PairStep": {
+        "id": "else",
+        "strategy": "best_vs_worst",
+        "weights": {"a": 1.0, "c": 0.1},
+        "min_margin": 0.2,
+        "missing": "renormalise",
+        "standardise": "initial",
+        "consistency": "c",
+        "consistency_mean": Case(True, {"consistency": "c"}),
+        "max_pairs": 1,
+        "tier": Case(0.5, {"strategy": "length_tiered", "tier": 0.0}),
+        "max_overlap": 0.0,
+        "balance_lengths": True,
+        "uses": ["a"],
+    },
+    "LabelStep": {
+        "id": "else",
+        "labels": "random",
+        "flip": 0.5,
+        "weights": Case({"a": 1.0, "c": 0.0}, {"labels": "ai"}),
+    },
+    "ArmSpec": {"labels": "random", "flip": 0.5},
+    "LoadStep": {
+        "id": "else",
+        "type": Case("completions", also={"path": "answers.jsonl"}),
+        "path": "rows.jsonl",
+        "dataset": Case("rows.jsonl", also={"path": ...}),
+        "dataset_split": Case("test", {"path": ..., "dataset": "sweep/data"}),
+        "dataset_config": Case("other", {"path": ..., "dataset": "sweep/data"}),
+        "format": Case("trl", {"path": "rows.jsonl"}),
+        "columns": {"prompt": "asked", "chosen": "one", "rejected": "two"},
+        "on_error": Case("skip", {"path": "bad.jsonl"}, refused=True),
+    },
+    "EvaluateStep": {
+        "id": "else",
+        "against": ["initial"],
+        "n": 2,
+        "temperature": 0.3,
+        "max_new_tokens": 4,
+        "judges": ["checks"],
+        "checks": [{"id": "done", "rule": "finished_sentence"}],
+    },
+    "DatasetSpec": {
+        "title": "Other",
+        "formats": ["verl"],
+        "uses": "pairs",
+        "test": 0.5,
+        "overall": Case("judge", base=("judge direct", ("dataset",))),
+        "license": "mit",
+        "language": ["de"],
+        "sources": ["Mine."],
+        "limits": ["Many."],
+    },
+}
+UNHASHED: dict[str, str] = {
+    "TextStep.id": "a name",
+    "TextStep.trackers": "where numbers go as well",
+    "TrainStep.checkpoint_every": "when a training is saved",
+    "OnPolicyTrain.gates": "a gate ends a training or leaves it alone",
+    "SampleStep.id": "a name",
+    "PairStep.id": "a name",
+    "LabelStep.id": "a name",
+    "LoadStep.id": "a name",
+    "EvaluateStep.id": "a name",
+    **dict.fromkeys(
+        (f"DatasetSpec.{key}" for key in DatasetSpec.model_fields),
+        "what is written of finished steps is written anew by every run",
+    ),
+}
 """Keys that are in no hash, and why."""
-ELSEWHERE: dict[str, str] = {}
+ELSEWHERE: dict[str, str] = {
+    "FirstJudge.reasoning": "it looks at no text",
+    "RandomJudge.reasoning": "it looks at no text",
+    "TextStep.micro_batch_tokens": "memory alone: tests/train/test_loop.py",
+    "TrainStep.gradient_checkpointing": "memory alone: tests/train/test_loop.py",
+    "TrainStep.checkpoint_every": "when a training is saved: tests/train/test_loop.py",
+    "TrainStep.processes": "the same batches, shared out: tests/train/test_parallel.py",
+    "TrainStep.sharding": "the same batches, shared out: tests/train/test_parallel.py",
+}
 """Keys whose effect is none on what is made, or cannot be had here: why, and what looks at it."""
