@@ -50,6 +50,7 @@ JUDGES = {
 }
 LOCAL = ("reward_model", "reward_ensemble", "implicit_reward", "perplexity")
 """Kinds of judges that a server cannot answer."""
+CHECKED = {"rule": "word_limits", "params": {"min": 1, "max": 1}}
 FIRST_CUT = {"kind": "rule", "rule": "word_limits", "params": {"min": 1, "max": 6}}
 
 
@@ -263,3 +264,91 @@ PLACES |= {
     "EvaluateStep": ("evaluate", ("steps", 2, "evaluate")),
     "DatasetSpec": ("dataset", ("dataset",)),
 }
+
+ANSWERS = {"load": {"type": "completions", "path": "answers.jsonl"}}
+FILTERS: dict[str, dict[str, Any]] = {
+    "rule": FIRST_CUT,
+    "truncated": {},
+    "duplicates": {},
+    "near_duplicates": {"of": "answers", "threshold": 0.9, "shingle": 2},
+    "contamination": {"of": "prompt", "against": ["items.jsonl"], "n": 30},
+    "private": {"of": "answers"},
+    "lexicon": {"of": "answers", "path": "abuse.txt"},
+}
+for name, spec in FILTERS.items():
+    BASES[f"filter {name}"] = experiment(
+        models=SERVED,
+        steps=[
+            ANSWERS,
+            {"filter": {"records": "completions", "filters": [spec | {"kind": name}]}},
+        ],
+    )
+FILTER: Path = ("steps", 1, "filter", "filters", 0)
+COMPARED = {
+    "prompt": "prompt",
+    "first": "one",
+    "second": "two",
+    "label": "winner",
+    "labels": {"first": "one", "second": "two"},
+}
+BASES |= {
+    "columns": experiment(
+        models=SERVED,
+        steps=[{"load": {"type": "preferences", "path": "table.jsonl", "columns": COMPARED}}],
+    ),
+    "check": BASES["evaluate"]
+    | {
+        "steps": [
+            PAIRS,
+            {"train": TRAINING | {"method": "sft", "learning_rate": 0.05}},
+            {"evaluate": {"max_new_tokens": 8, "checks": [{"id": "w", **CHECKED}]}},
+        ]
+    },
+    "lora": trained("train", {"method": "sft", "lora": {"r": 2}}, PAIRS),
+    "term": BASES["train grpo"]
+    | {
+        "steps": [
+            {
+                "train": TRAINING
+                | ROLLED
+                | {"method": "grpo", "n": 2, "rewards": [{"judge": "rm"}, {"judge": "rival"}]}
+            }
+        ]
+    },
+}
+PLACES |= {
+    "RuleFilter": ("filter rule", FILTER),
+    "TruncatedFilter": ("filter truncated", FILTER),
+    "DuplicateFilter": ("filter duplicates", FILTER),
+    "NearFilter": ("filter near_duplicates", FILTER),
+    "ContaminationFilter": ("filter contamination", FILTER),
+    "PrivateFilter": ("filter private", FILTER),
+    "LexiconFilter": ("filter lexicon", FILTER),
+    "FilterStep": ("filter rule", ("steps", 1, "filter")),
+    "LabelColumns": ("columns", ("steps", 0, "load", "columns")),
+    "LabelValues": ("columns", ("steps", 0, "load", "columns", "labels")),
+    "CheckSpec": ("check", ("steps", 2, "evaluate", "checks", 0)),
+    "LoraOptions": ("lora", ("steps", 1, "train", "lora")),
+    "RewardTerm": ("term", ("steps", 0, "train", "rewards", 0)),
+    "ModelSpec": ("sample", ("models", "policy")),
+    "PromptsSpec": ("sample", ("prompts",)),
+}
+UNSWEPT: dict[str, str] = {
+    "Experiment": "its keys are the specs that are swept, and settings of a whole run: "
+    "tests/test_experiment.py, tests/test_plan.py",
+    "StepEntry": "each of its keys is a kind of step, and has a row of its own",
+    "SemanticFilter": "its embedding model is a package: tests/data/test_hygiene.py",
+    "Price": "it is in no hash; what is spent is counted: tests/engines/test_meter.py",
+    "ApiLimits": "how hard a server is asked: tests/engines/test_openai_run.py",
+    "AlarmsConfig": "limits that are looked at after the figures: tests/compare/test_diagnostics.py",
+    "Retention": "which weights are kept on the disk: tests/test_experiment.py",
+    "Refresh": "whether a model is kept: tests/train/test_refresh.py",
+    "Gates": "`OnPolicyTrain.gates` is swept; each figure: tests/train/test_gates.py",
+    "Gate": "`OnPolicyTrain.gates` is swept; each limit: tests/train/test_gates.py",
+    "ThinkingSpec": "`ModelSpec.thinking` is swept: tests/engines/test_thinking.py",
+    "Columns": "`PromptsSpec.columns` is swept: tests/test_sources.py",
+    "PromptCondition": "`RewardTerm.when` is swept: tests/train/test_rewards.py",
+    "WinnerColumns": "`LabelColumns.winners` is swept: tests/data/test_readers.py",
+    "RankedAnswers": "`LabelColumns.ranked` is swept: tests/data/test_readers.py",
+}
+"""Classes whose keys are not swept one by one, and why: a new class must have a place or a reason."""

@@ -126,6 +126,12 @@ def write_files(folder: Path) -> None:
     ]
     _jsonl(folder / "table.jsonl", table)
     _jsonl(folder / "rows.jsonl", [{k: r[k] for k in list(r) if k != "asked"} for r in table[:6]])
+    start = "\n\nHuman: What is item {} called?\n\nAssistant: "
+    said = [
+        {"chosen": start.format(i) + f"Item {i}.", "rejected": start.format(i) + "Who knows?"}
+        for i in range(40)
+    ]
+    _jsonl(folder / "labelled.jsonl", said)
     (folder / "weights.yaml").write_text("weights: {kind: 1.0, useful: 2.0}")
     (folder / "weights2.yaml").write_text("weights: {kind: 3.0}")
     items = [{"text": "It is short."}, {"text": "It is sweet.", "category": "important"}]
@@ -138,6 +144,7 @@ def write_files(folder: Path) -> None:
         with_principle = text.replace("{{ prompt }}", "{{ prompt }} {{ principle }}")
         (folder / "own" / f"by_principle_{path.name}").write_text(with_principle)
     (folder / "abuse.txt").write_text("stone\n")
+    (folder / "other_words.txt").write_text("cherry\n")
 
 
 def _jsonl(path: Path, rows: Iterable[Any]) -> None:
