@@ -207,6 +207,7 @@ PLACES |= {
     "PpoTrain": ("train ppo", ("steps", 2, "train")),
     "OnlineDpoTrain": ("train online_dpo", ("steps", 2, "train")),
 }
+ANSWERS = {"load": {"type": "completions", "path": "answers.jsonl"}}
 SERVED = {"policy": FAR, "other": FAR | {"path": "other"}}
 SAMPLE: dict[str, Any] = {"n": 2, "temperature": 1.0, "max_new_tokens": 12}
 POOL = [{"by": "policy"}, {"by": "other"}]
@@ -252,6 +253,10 @@ BASES |= {
     ),
     "dataset": experiment(models=SERVED, steps=[PAIRS, MORE], dataset={}),
 }
+BASES["pair dataset"] = BASES["pair"] | {"dataset": {}}
+BASES["pairs filter"] = experiment(
+    models=SERVED, steps=[PAIRS, ANSWERS, {"filter": {"records": "completions", "filters": [{"kind": "duplicates"}]}}]
+)
 BASES["arms"] = BASES["label"] | {"arms": {"human": {"labels": "human"}, "ai": {"labels": "ai"}}}
 PLACES |= {
     "SampleStep": ("sample", ("steps", 0, "sample")),
@@ -265,7 +270,6 @@ PLACES |= {
     "DatasetSpec": ("dataset", ("dataset",)),
 }
 
-ANSWERS = {"load": {"type": "completions", "path": "answers.jsonl"}}
 FILTERS: dict[str, dict[str, Any]] = {
     "rule": FIRST_CUT,
     "truncated": {},

@@ -119,6 +119,7 @@ def write_files(folder: Path) -> None:
             "two": f"Two two {i}",
             "winner": "one" if i % 2 else "two",
             "who": "ann",
+            "first_won": i % 2,
             "best": float(i % 3),
             "rest": float(i % 2),
         }
@@ -144,6 +145,7 @@ def write_files(folder: Path) -> None:
         with_principle = text.replace("{{ prompt }}", "{{ prompt }} {{ principle }}")
         (folder / "own" / f"by_principle_{path.name}").write_text(with_principle)
     (folder / "abuse.txt").write_text("stone\n")
+    (folder / "script.yaml").write_text("default: It is scripted.\n")
     (folder / "other_words.txt").write_text("cherry\n")
 
 

@@ -33,6 +33,14 @@ class Refused:
     value: Any
 
 
+@dataclass(frozen=True)
+class Untried:
+    """A key that needs what a test has not, and what looks at it instead."""
+
+    why: str
+
+
+HUB = Untried("a dataset on the hub: tests/test_public.py")
 COT = {"cot": True}
 REASONS = {"template": "prompts/judges/critique.j2"}
 WRITTEN = {"verdict": "written"}
@@ -276,6 +284,7 @@ VALUES |= {
     "SimpoTrain": {"beta": 5.0, "gamma": 3.0},
     "OrpoTrain": {"weight": 0.9},
     "DistillStep": {
+        "train_on_eos": Refused(False),
         "source_weights": {"human": 3.0},
         "replay": Case(0.3, {"uses": ["pairs@*", "more@*"]}, rounds=2),
         "refresh": {"drop": 0.1, "held_out": 0.4},
@@ -353,11 +362,15 @@ VALUES |= {
         "whiten_rewards": True,
         "critic": "separate",
         "ptx_weight": 0.5,
+        "epochs": 3,
         "train_on_eos": Case(False, {"ptx_weight": 0.5}),
         "reasoning": Case("strip", {"ptx_weight": 0.5}),
         "uses": Case(["pairs"], {"ptx_weight": 0.5}),
     },
-    "OnlineDpoTrain": {"loss": "hinge"},
+    "OnlineDpoTrain": {
+        "loss": "hinge",
+        "importance": Refused("mask_token"),
+    },
     "SamplingKeys": {
         "temperature": 0.5,
         "top_p": 0.5,
@@ -413,9 +426,9 @@ VALUES |= {
         "id": "else",
         "type": Case("completions", also={"path": "answers.jsonl"}),
         "path": "rows.jsonl",
-        "dataset": Case("rows.jsonl", also={"path": ...}),
-        "dataset_split": Case("test", {"path": ..., "dataset": "sweep/data"}),
-        "dataset_config": Case("other", {"path": ..., "dataset": "sweep/data"}),
+        "dataset": HUB,
+        "dataset_split": HUB,
+        "dataset_config": HUB,
         "format": Case("trl", {"path": "rows.jsonl"}),
         "columns": {"prompt": "asked", "chosen": "one", "rejected": "two"},
         "on_error": Case("skip", {"path": "bad.jsonl"}, refused=True),
@@ -434,7 +447,7 @@ VALUES |= {
         "formats": ["verl"],
         "uses": "pairs",
         "test": 0.5,
-        "overall": Case("judge", base=("judge direct", ("dataset",))),
+        "overall": Case("a", {"title": "t"}, base=("pair dataset", ("dataset",))),
         "license": "mit",
         "language": ["de"],
         "sources": ["Mine."],
@@ -444,7 +457,6 @@ VALUES |= {
 LOCAL: tuple[str, tuple[str | int, ...]] = ("judge perplexity", ("models", "policy"))
 ASKED: tuple[str, tuple[str | int, ...]] = ("judge direct", ("models", "policy"))
 NOT_SERVED = {"base_url": ..., "cache": ..., "prefill": ...}
-VLLM = {"engine": "vllm"} | NOT_SERVED
 FAKE = {"engine": "fake"} | NOT_SERVED
 CHOSEN = {
     "chosen": "chosen",
@@ -538,10 +550,10 @@ VALUES |= {
         "thinking": {"markers": [["sw", "t"]]},
         "system_role": Case("merge", {"system_prompt": "Be brief."}),
         "chat_template_kwargs": {"enable_thinking": False},
-        "adapter": Case("@adapter", base=LOCAL),
-        "engine_args": Case({"seed": 1}, VLLM),
-        "gpus": Case([0], VLLM),
-        "start_seconds": Case(5.0, VLLM | {"engine": "vllm-server"}),
+        "adapter": Untried("peft's files: tests/engines/test_adapters.py"),
+        "engine_args": Untried("vLLM: tests/vllm"),
+        "gpus": Untried("vLLM: tests/vllm"),
+        "start_seconds": Untried("vLLM: tests/vllm"),
         "script": Case("script.yaml", FAKE),
         "base_url": Case("@url/"),
         "weights": "new ones",
@@ -558,8 +570,8 @@ VALUES |= {
     },
     "PromptsSpec": {
         "path": "few.jsonl",
-        "dataset": Case("sweep/data", also={"path": ...}),
-        "dataset_split": Case("test", {"path": ..., "dataset": "sweep/data"}),
+        "dataset": HUB,
+        "dataset_split": HUB,
         "columns": {"prompt": "reference"},
         "holdout": 3,
         "limit": 2,
@@ -569,8 +581,6 @@ VALUES |= {
 UNHASHED: dict[str, str] = {
     "ModelSpec.role": "what a model is for: tests/test_experiment.py",
     "ModelSpec.device": "where it is computed",
-    "ModelSpec.gpus": "where it is computed",
-    "ModelSpec.start_seconds": "how long a server is waited for",
     "ModelSpec.key_env": "who pays",
     "ModelSpec.price": "what is counted",
     "ModelSpec.limits": "how hard a server is asked",
