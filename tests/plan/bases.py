@@ -45,9 +45,7 @@ JUDGES |= {
     "custom": {"kind": "tests.plan.own:Length"},
 }
 NO_BY = {"rules", "longer", "first", "random", "overlap", "reward_model", "reward_ensemble", "jury"}
-JUDGES = {
-    name: spec if name in NO_BY else spec | {"by": "policy"} for name, spec in JUDGES.items()
-}
+JUDGES = {name: spec if name in NO_BY else spec | {"by": "policy"} for name, spec in JUDGES.items()}
 LOCAL = ("reward_model", "reward_ensemble", "implicit_reward", "perplexity")
 """Kinds of judges that a server cannot answer."""
 CHECKED = {"rule": "word_limits", "params": {"min": 1, "max": 1}}
@@ -222,8 +220,13 @@ BASES |= {
         steps=[
             {"load": {"type": "completions", "path": "answers.jsonl"}},
             {"judge": {"id": "a", "kind": "direct", "by": "policy"}},
-            {"judge": JUDGES["template"] | {"id": "b", "parse": {"pattern": "(?i)verdict: (r|p)"
-             , "values": {"r": 0, "p": 2}}}},
+            {
+                "judge": JUDGES["template"]
+                | {
+                    "id": "b",
+                    "parse": {"pattern": "(?i)verdict: (r|p)", "values": {"r": 0, "p": 2}},
+                }
+            },
             {"judge": {"id": "c", "kind": "yes_no", "by": "policy"}},
             {"pair": {"strategy": "all", "uses": ["a", "b", "c"]}},
         ],
@@ -255,7 +258,12 @@ BASES |= {
 }
 BASES["pair dataset"] = BASES["pair"] | {"dataset": {}}
 BASES["pairs filter"] = experiment(
-    models=SERVED, steps=[PAIRS, ANSWERS, {"filter": {"records": "completions", "filters": [{"kind": "duplicates"}]}}]
+    models=SERVED,
+    steps=[
+        PAIRS,
+        ANSWERS,
+        {"filter": {"records": "completions", "filters": [{"kind": "duplicates"}]}},
+    ],
 )
 BASES["arms"] = BASES["label"] | {"arms": {"human": {"labels": "human"}, "ai": {"labels": "ai"}}}
 PLACES |= {

@@ -35,7 +35,11 @@ CONSTITUTION: dict[str, Any] = {
         },
         {"id": "useful", "text": "The answer is useful."},
         {"id": "brief", "check": {"rule": "word_limits", "params": {"min": 1, "max": 3}}},
-        {"id": "long", "weight": 0.5, "check": {"rule": "word_limits", "params": {"min": 4, "max": 9}}},
+        {
+            "id": "long",
+            "weight": 0.5,
+            "check": {"rule": "word_limits", "params": {"min": 4, "max": 9}},
+        },
     ],
 }
 
@@ -71,7 +75,12 @@ def _thought(number: int) -> str:
 
 def answers() -> list[dict[str, Any]]:
     """Three answers to each of four prompts, as completions of a run."""
-    texts = ["A cherry", "No idea at all, sorry about that", "<think>hm</think>It is", "A grey stone"]
+    texts = [
+        "A cherry",
+        "No idea at all, sorry about that",
+        "<think>hm</think>It is",
+        "A grey stone",
+    ]
     rows = []
     for number, question in enumerate(QUESTIONS[:4]):
         prompt = make_prompt([{"role": "user", "content": question}])

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.errors import ConfigError
-
+from rlaif.errors import ConfigError, RlaifError
 from tests.plan.bases import BASES, PLACES, UNSWEPT
 from tests.plan.files import write_files, write_models
 from tests.plan.judging_server import JudgingServer
@@ -35,7 +34,9 @@ other children takes the same way through the code, and is slow."""
 
 def _marked(name: str) -> Any:
     owner, _, key = name.partition(".")
-    parents = [p.__name__ for p in OWNERS[owner].__mro__ if key in getattr(p, "__annotations__", {})]
+    parents = [
+        p.__name__ for p in OWNERS[owner].__mro__ if key in getattr(p, "__annotations__", {})
+    ]
     first = FIRST.get(parents[0], owner) if parents else owner
     # Where a child gives a parent's key another default alone.
     again = parents[0] == owner and any(p in FIRST for p in parents[1:]) if parents else False
@@ -78,7 +79,10 @@ def both(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         base, place = PLACES[owner]
         return BASES[base], changed(BASES[base], place, {key: case.value})
     base, place = case.base or PLACES[owner]
-    first = changed(BASES[base], place, case.given)
+    if case.strict:
+        base = "strict " + base.split()[1]
+    whole = {"rounds": case.rounds} if case.rounds else {}
+    first = changed(BASES[base] | whole, place, case.given)
     return first, changed(first, place, {key: case.value} | case.also)
 
 
@@ -99,7 +103,14 @@ def test_another_value_gives_other_hashes(name: str, sweep: Sweep) -> None:
 def test_another_value_does_something_else(name: str, sweep: Sweep) -> None:
     if isinstance(case_of(name), Refused | Untried) or elsewhere(name) is not None:
         return
-    first, second = (sweep.observe(data) for data in both(name))
+    before, after = both(name)
+    case = case_of(name)
+    if isinstance(case, Case) and (case.strict or case.refused):
+        with pytest.raises(RlaifError):
+            sweep.observe(before)
+        assert sweep.observe(after)
+        return
+    first, second = sweep.observe(before), sweep.observe(after)
     # Compared before, since a diff of these texts takes minutes.
     same = first == second
     assert not same

@@ -173,7 +173,10 @@ VALUES |= {
     "BaselineJudge": {"principles": Refused(["useful"])},
     "RewardModelJudge": {
         "principles": Refused(["useful"]),
-        "reasoning": "strip","by": "rivals", "condition": "Be safe."},
+        "reasoning": "strip",
+        "by": "rivals",
+        "condition": "Be safe.",
+    },
     "RewardEnsembleJudge": {
         "principles": Refused(["useful"]),
         "members": ["rewards", "third"],
@@ -204,7 +207,11 @@ VALUES |= {
         "missing": "drop",
     },
     "PerplexityJudge": {"by": "other"},
-    "CustomJudge": {"kind": "tests.plan.own:Other", "options": {"tone": "dry"}, "template": "own/direct.j2"},
+    "CustomJudge": {
+        "kind": "tests.plan.own:Other",
+        "options": {"tone": "dry"},
+        "template": "own/direct.j2",
+    },
     "ParseSpec": {
         "pattern": r"Verdict: (r)",
         "json_schema": Case({"type": "object"}, also={"pattern": ...}),
@@ -228,7 +235,9 @@ VALUES |= {
         "category": "pitfall",
         "weight": 4.0,
         "check": Case("word_limits", also={"params": {"min": 1, "max": 3}}),
-        "params": Case({"min": 2, "max": 5}, {"check": "word_limits", "params": {"min": 1, "max": 3}}),
+        "params": Case(
+            {"min": 2, "max": 5}, {"check": "word_limits", "params": {"min": 1, "max": 3}}
+        ),
     },
     "RubricWriting": {
         "most": 1,
@@ -244,8 +253,8 @@ VALUES |= {
         "id": "else",
         "from_": "other",
         "micro_batch_tokens": 64,
-        "max_length": 64,
-        "overlong": Case("truncate_left", {"max_length": 64}),
+        "max_length": 38,
+        "overlong": Case("truncate_left", {"max_length": 38}),
         "reasoning": "strip",
         "on_error": Case("skip", strict=True),
         "precision": "bf16",
@@ -274,7 +283,7 @@ VALUES |= {
     "DpoTrain": {
         "label_smoothing": 0.2,
         "nll_weight": 0.5,
-        "positive_weight": 5.0,
+        "positive_weight": Case(50.0, {"learning_rate": 0.05}),
         "length_normalise": True,
     },
     "RobustTrain": {"label_smoothing": 0.3},
@@ -604,6 +613,15 @@ UNHASHED: dict[str, str] = {
 }
 """Keys that are in no hash, and why."""
 ELSEWHERE: dict[str, str] = {
+    "TextStep.precision": "bf16 needs hardware that has it: tests/train/test_loading.py",
+    "ModelSpec.dtype": "bf16 needs hardware that has it: tests/test_hf_engine.py",
+    **dict.fromkeys(
+        ("ModelSpec.role", "ModelSpec.device", "ModelSpec.key_env", "ModelSpec.cache"),
+        "it changes nothing that is made: tests/engines/test_openai_run.py",
+    ),
+    "ModelSpec.price": "it is counted, and counts have no place here: tests/engines/test_meter.py",
+    "ModelSpec.limits": "how hard a server is asked: tests/engines/test_openai_run.py",
+    "ModelSpec.batch_tokens": "how a batch is laid out: tests/test_layout_sampling.py",
     "FirstJudge.reasoning": "it looks at no text",
     "RandomJudge.reasoning": "it looks at no text",
     "TextStep.micro_batch_tokens": "memory alone: tests/train/test_loop.py",
