@@ -352,7 +352,7 @@ UNSWEPT: dict[str, str] = {
     "SemanticFilter": "its embedding model is a package: tests/data/test_hygiene.py",
     "Price": "it is in no hash; what is spent is counted: tests/engines/test_meter.py",
     "ApiLimits": "how hard a server is asked: tests/engines/test_openai_run.py",
-    "AlarmsConfig": "limits that are looked at after the figures: tests/compare/test_diagnostics.py",
+    "AlarmsConfig": "limits on figures: tests/compare/test_diagnostics.py",
     "Retention": "which weights are kept on the disk: tests/test_experiment.py",
     "Refresh": "whether a model is kept: tests/train/test_refresh.py",
     "Gates": "`OnPolicyTrain.gates` is swept; each figure: tests/train/test_gates.py",
@@ -363,4 +363,4 @@ UNSWEPT: dict[str, str] = {
     "WinnerColumns": "`LabelColumns.winners` is swept: tests/data/test_readers.py",
     "RankedAnswers": "`LabelColumns.ranked` is swept: tests/data/test_readers.py",
 }
-"""Classes whose keys are not swept one by one, and why: a new class must have a place or a reason."""
+"""Classes whose keys are not swept one by one, and why. A new class has a place or a reason."""
