@@ -139,7 +139,7 @@ def write_files(folder: Path) -> None:
     start = "\n\nHuman: What is item {} called?\n\nAssistant: "
     said = [
         {"chosen": start.format(i) + f"Item {i}.", "rejected": start.format(i) + "Who knows?"}
-        for i in range(40)
+        for i in range(120)
     ]
     _jsonl(folder / "labelled.jsonl", said)
     (folder / "weights.yaml").write_text("weights: {kind: 1.0, useful: 2.0}")
