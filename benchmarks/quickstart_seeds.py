@@ -91,20 +91,24 @@ def change_of_others(out: Path, seed: int, last: int) -> IntervalJson:
     run = load_run(out)
     principles = run.manifest["constitution"]["principles"]
 
-    def scores(number: int) -> dict[str, float]:
-        values = run.values("main", seed, number)
-        rows = [
-            (p["weight"], values[f"{SCORE}/{p['id']}"])
-            for p in principles
-            if p["id"] != CUT and f"{SCORE}/{p['id']}" in values
-        ]
-        total = sum(weight for weight, _ in rows)
-        return {
-            prompt: sum(weight * row[prompt] for weight, row in rows) / total
-            for prompt in values[SCORE]
+    sides = [run.values("main", seed, number) for number in (last, 0)]
+    weights = {f"{SCORE}/{p['id']}": p["weight"] for p in principles if p["id"] != CUT}
+    # Not every principle is for every prompt.
+    held = {
+        prompt: [n for n in weights if all(prompt in side.get(n, {}) for side in sides)]
+        for prompt in sides[0][SCORE]
+    }
+    new, old = (
+        {
+            prompt: sum(weights[n] * side[n][prompt] for n in names)
+            / sum(weights[n] for n in names)
+            for prompt, names in held.items()
+            if names
         }
-
-    return metrics.differences({SCORE: scores(last)}, {SCORE: scores(0)})[SCORE]
+        for side in sides
+    )
+    found: IntervalJson = metrics.differences({SCORE: new}, {SCORE: old})[SCORE]
+    return found
 
 
 def figures(seed: int, out: Path, cost: dict[str, float]) -> dict[str, Any]:

@@ -450,7 +450,6 @@ def _report_step(step: dict[str, Any]) -> StepRow:
         "kind": step["kind"],
         "hash": step["hash"],
         "seconds": step["seconds"],
-        "reused": False,
         "counts": step["counts"],
         "cost": step["cost"],
         "estimated_cost": step["estimated_cost"],

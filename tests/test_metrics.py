@@ -120,6 +120,16 @@ def test_judge_values() -> None:
     assert found["unparsed_rate/self"] == {P: (1, 4)}
 
 
+def test_a_verdict_that_failed_counts_with_those_that_could_not_be_read() -> None:
+    statuses = ["ok", "unparsed", "failed", "failed", "not_applicable"]
+    rows = [
+        judgement([f"k{n}"], status=status, score=1.0 if status == "ok" else None)
+        for n, status in enumerate(statuses)
+    ]
+    found = judge_values("self", rows, {}, {f"k{n}" for n in range(5)})
+    assert found["unparsed_rate/self"] == {P: (3, 4)}
+
+
 def test_programs_have_no_unparsed_rate() -> None:
     found = judge_values(
         "checks", [judgement(["k1"], score=1.0, annotator_kind="rule")], {}, {"k1"}

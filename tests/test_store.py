@@ -9,17 +9,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rlaif import commits
+from rlaif import commits, experiment
 from rlaif.checksums import publish, sealed
 from rlaif.errors import ConfigError, StoreError
+from rlaif.experiment import run_experiment
 from rlaif.finished import Verified
 from rlaif.manifest import read_manifest
 from rlaif.store import (
@@ -489,6 +491,30 @@ def test_lack_of_space_is_said_before_the_run(tmp_path: Path) -> None:
     Store(tmp_path).need_space(0)
     with pytest.raises(StoreError, match="Free some space"):
         Store(tmp_path).need_space(1 << 60)
+
+
+def test_a_run_that_the_disk_cannot_hold_is_refused_before_its_first_step(
+    tmp_path: Path,
+    tiny_model: Path,
+    write_experiment: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two exports of 2 bytes a parameter, masters of 4 and 4, and a checkpoint of 12: 24."""
+    path = write_experiment(tmp_path / "files", tiny_model)
+    parameters = sum(f.stat().st_size for f in tiny_model.glob("*.safetensors")) // 2
+    free = [24 * parameters - 1]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    with pytest.raises(StoreError, match="Free some space"):
+        run_experiment(path, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("steps/*"))
+
+    def began(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment._Runner, "run", began)
+    free[0] += 1
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(path, tmp_path / "run")
 
 
 def test_exports_are_plain_json_lines(tmp_path: Path) -> None:

@@ -328,8 +328,7 @@ def _totals(steps: Sequence[StepRow]) -> dict[str, Any]:
     costs = [step["cost"] for step in steps if step["cost"] is not None]
     estimated = [step.get("estimated_cost") or 0.0 for step in steps]
     return {
-        "seconds": sum(step["seconds"] or 0.0 for step in steps if not step["reused"]),
+        "seconds": sum(step["seconds"] or 0.0 for step in steps),
         "cost": sum(costs) if costs else None,
         "estimated": sum(estimated),
-        "reused": sum(step["reused"] for step in steps),
     }

@@ -43,7 +43,7 @@ class RoundRow(TypedDict):
 
 
 class StepRow(TypedDict):
-    """One step that ran or was reused; `seconds` and `cost` are None when unknown. Of `cost`,
+    """One step that ran; `seconds` and `cost` are None when unknown. Of `cost`,
     `estimated_cost` was not counted; `errors` are the reasons of records that failed;
     `notes` what else its reader should know; `kernels` what computed a training (see
     `rlaif.train.kernels`)."""
@@ -55,7 +55,6 @@ class StepRow(TypedDict):
     kind: str
     hash: str
     seconds: float | None
-    reused: bool
     counts: dict[str, int]
     cost: float | None
     estimated_cost: NotRequired[float | None]

@@ -7,6 +7,7 @@ import pytest
 import sklearn.calibration
 import sklearn.metrics
 
+from rlaif.compare import calibration
 from rlaif.compare.calibration import brier, log_odds, reliability, scale_held_out, steepness
 from rlaif.compare.logistic import sigmoid
 from tests.compare.weights import plain
@@ -96,3 +97,22 @@ def test_scaling_is_held_out_and_keeps_every_verdict() -> None:
     assert (again[fold == 1] != scaled[fold == 1]).all()
     one_fold = scale_held_out(prob, outcome, np.zeros(4_000, dtype=np.int64))
     assert np.isnan(one_fold(ones(4_000))).all()
+
+
+def test_temperatures_end_where_the_slope_is_nothing_but_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Newton's step of 1e-16 may leave a bracket that has closed: no reason to halve it again."""
+    calls = 0
+
+    def counted(values: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        return sigmoid(values)
+
+    monkeypatch.setattr(calibration, "sigmoid", counted)
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 1.5, 300)
+    outcome = (rng.random(300) < sigmoid(logits)).astype(float)
+    steepness(logits, outcome)(1.0 - np.eye(300))
+    assert 3 <= calls <= 10

@@ -23,7 +23,7 @@ from rlaif.errors import ConfigError, EngineError, GateStopped
 from tests.engines.judging import judged, server_model
 from tests.engines.test_decode import bodies
 from tests.servers.scripted import ScriptedServer, http, prompt_text
-from tests.servers.shapes import ODD, SHAPES, ShapedServer, error, text, usage
+from tests.servers.shapes import ODD, SHAPES, ShapedServer, body, error, text, usage
 
 TOPS = {"Yes": -0.3, "No": -1.9}
 
@@ -333,6 +333,29 @@ def test_an_error_in_a_200_costs_nothing(tmp_path: Path) -> None:
         spent.append(account.spent)
     assert spent[0] > 0
     assert spent == [spent[0]] * 3
+
+
+@pytest.mark.parametrize("reply", ["a page", "an unfit body", "a length in words"])
+def test_a_malformed_answer_is_paid_for_once_each_time_that_it_comes(reply: str) -> None:
+    shapes: dict[str, Any] = {
+        "a page": text("<html></html>"),
+        "an unfit body": body(choices="none"),
+        "a length in words": lambda right: RAW["a length in words"],
+    }
+    price = {"input": 1.0, "output": 1.0}
+    spent = []
+    for times in (0, 1, 2):
+        account = Account()
+        with ShapedServer() as server:
+            server.set(shapes[reply] if times else None, times=times)
+            made = engine(server.url, account, price=price, cache=False, limits={"retries": 3})
+            results, _ = answered(made, [f"{ODD} b"])
+            assert [r.finish_reason for r in results] == ["stop"]
+            assert server.calls == 1 + times
+        spent.append(account.spent)
+    once = spent[1] - spent[0]
+    assert once > 0
+    assert spent[2] - spent[0] == pytest.approx(2 * once)
 
 
 def test_an_answer_without_a_text_is_asked_for_three_times_and_paid_each_time() -> None:

@@ -219,7 +219,7 @@ def synthetic_run(
         rounds=[row for seed in seeds for row in synthetic_rounds(seed, rounds)],
         steps=[
             StepRow(seed=seed, arms=["main"], round=number, id=kind, kind=kind, hash="ef" * 12,
-                    seconds=12.5 * number, reused=number == 1, counts={"records": 48},
+                    seconds=12.5 * number, counts={"records": 48},
                     cost=0.25 if number == 2 else None)
             for seed in seeds for number in (1, 2) for kind in ("sample", "judge", "train")
         ],
