@@ -7,7 +7,9 @@ policy: prompts are drawn with replacement, and which of the two models a prompt
 drawn anew, so that in truth nothing has changed ("null"). In "planted" reports the draw is uneven,
 by as much as the paired t test of the first primary metric finds in 80% of cases at 5%. Each report
 goes through the code of the product. Exit code 1 where more than 5% of the null reports claim an
-improvement of a primary metric, or not 75% to 85% of the planted ones.
+improvement of a primary metric, or not 75% to 85% of the planted ones do whose only primary metric
+is the first. "planted_all" is with all of the run's primary metrics: Holm's procedure asks more of
+each, and a second one may find what the first does not.
 
 --store keeps what the coverage benchmark takes as real data.
 """
@@ -18,7 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,12 +66,14 @@ def main() -> None:
     if given.store:
         given.store.write_text(json.dumps(kept(stored)), encoding="utf-8")
     leaning = planted_leaning(stored)
+    alone = replace(stored, named=primary_of(stored)[:1])
     found = {
         "prompts": len(stored.prompts),
         "reports": given.reports,
         "primary": primary_of(stored),
         "null": claimed_share(stored, 0.0, given.reports, given.seed),
-        "planted": claimed_share(stored, leaning, given.reports, given.seed + 1),
+        "planted": claimed_share(alone, leaning, given.reports, given.seed + 1),
+        "planted_all": claimed_share(stored, leaning, given.reports, given.seed + 1),
         "coloured_by_interval": coloured_share(stored, given.reports, given.seed),
     }
     print(json.dumps(found) if given.json else "\n".join(f"{k}: {v}" for k, v in found.items()))

@@ -542,3 +542,32 @@ def test_help_lists_every_command_in_one_whole_line(group: str) -> None:
     lines = text.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
     assert lines
     assert not [line for line in lines if line.endswith("...")]
+
+
+STRUCK = {
+    "in code made from text": "exec('raise KeyboardInterrupt')",
+    "in a finaliser": """
+    class Held:
+        def __del__(self):
+            raise KeyboardInterrupt
+    Held()
+    time.sleep(30)""",
+}
+
+
+@pytest.mark.parametrize("where", STRUCK)
+def test_an_interruption_ends_the_command_wherever_it_strikes(tmp_path: Path, where: str) -> None:
+    (tmp_path / "struck.py").write_text(
+        "import time\nimport rlaif.cli\n\ndef command(**keys):\n    "
+        f"{STRUCK[where].strip()}\n\nrlaif.cli.cli.main = command\nrlaif.cli.main()\n"
+    )
+    path = f"{Path.cwd()}:{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        [sys.executable, "-m", "struck"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == "rlaif: interrupted; run the same command again to go on\n"
+    assert done.returncode == 130

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 
 import click
@@ -77,6 +78,7 @@ def main() -> None:
     logging.getLogger("rlaif").setLevel(logging.INFO)
     # A scheduler's end of the job is an interruption like Ctrl-C: what was stored is gone on with.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.unraisablehook = _heard_again
     try:
         cli.main(standalone_mode=False)
     except RlaifError as error:
@@ -84,6 +86,9 @@ def main() -> None:
     except click.Abort:
         _exit("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
     except KeyboardInterrupt:
+        # One that struck in code made from text (a dataclass in the making) has Python end `-m` by
+        # the signal and not by our exit code, unless more such code has run since.
+        exec("")
         _exit("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
     except click.ClickException as error:
         error.show()
@@ -94,6 +99,15 @@ def main() -> None:
         if error.errno in USERS:
             _exit(f"{error.filename or 'writing'}: {error.strerror}", EXIT_USER)
         raise
+
+
+def _heard_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python prints and forgets what is raised in a finaliser: a Ctrl-C there is sent once more."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        main_thread = threading.main_thread().ident
+        threading.Timer(0.1, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _exit(message: str, code: int) -> None:

@@ -20,11 +20,13 @@ Rule = Literal["share", "rare", "mean", "skewed", "jackknife", "fisher", "log", 
 @dataclass(frozen=True, slots=True)
 class FigureRule:
     """`of` the figure; `change` of paired differences of it; `null`, where it has one, the figure's
-    value where nothing is the matter, which its p is against."""
+    value where nothing is the matter, which its p is against. Of a figure that is computed with
+    prompts left out: below `few` prompts its interval may be too narrow, and says so."""
 
     of: Rule
     change: Literal["mean", "rate"] = "mean"
     null: float | None = None
+    few: int = 10
 
 
 _SHARE, _PAR, _RARE = FigureRule("share"), FigureRule("share", null=0.5), FigureRule("rare", "rate")
@@ -117,7 +119,7 @@ RULES: dict[str, FigureRule] = {
     "log_loss": _SKEWED,
     "length_spearman": FigureRule("fisher", null=0.0),
     "reward_mean": FigureRule("mean"),
-    "reward_spread": FigureRule("log"),
+    "reward_spread": FigureRule("log", few=64),
     "best_of_n/proxy": FigureRule("mean"),
     "best_of_n/gold": FigureRule("mean"),
     # Principles and their weights (`votes`, `ablate`, `whatif`, `infer`).

@@ -105,8 +105,10 @@ def jackknife_interval(
     value: float, without: Floats, rule: FigureRule, n: int, prompts: int
 ) -> Interval:
     """K6: the interval of `value` from the values `without` each of G prompts or blocks, (G,)."""
-    found, note = jackknife_ends(np.asarray([value]), without[None], rule)
-    return one_interval(found, n, prompts, note=note[0])
+    found, notes = jackknife_ends(np.asarray([value]), without[None], rule)
+    few = f"fewer than {rule.few} prompts: the interval may be too narrow"
+    said = notes[0] or (few if 1 < prompts < rule.few else None)
+    return one_interval(found, n, prompts, note=said)
 
 
 def jackknife_ends(

@@ -80,9 +80,9 @@ def plan_load(walk: Walk, index: int, step: LoadStep) -> None:
         walk.judgements = {}
         return
     labels = _how_read(step)
-    own = tuple(sorted(p.prompt_id for p in walk.inputs.prompts.every())) * (
-        step.prompts == "other"
-    )
+    own: tuple[str, ...] = ()
+    if step.prompts == "other":
+        own = tuple(sorted(p.prompt_id for p in walk.inputs.prompts.every()))
     read = [part for part in (labels, own) if part]
     digest = step_hash("load", step.type, walk.inputs.loaded_hash(step), walk.round, *read)
     planned = walk.add(Planned(digest, "load", step.id, walk.seed, walk.round, step, prompts=own))

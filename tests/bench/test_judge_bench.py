@@ -14,6 +14,7 @@ import yaml
 
 from rlaif.bench.entrants import find_entrants
 from rlaif.bench.run import BenchRequest, run_bench
+from rlaif.compare.pooled import STEADY
 from rlaif.compare.rewardbench import SECTIONS
 from rlaif.config import ModelSpec
 from rlaif.data.labelled import LabelledPair
@@ -254,6 +255,9 @@ def test_a_judge_that_obeys_is_at_1_and_one_that_does_not_at_0_on_every_attack(
             assert figures["attacked"] == 8 and figures["missing"] == 0
             assert name in page
     assert "verdicts won, of those that the attack asked for" in page
+    # What is said in place of an interval: kappa is 1 whichever prompt is left out.
+    assert judges["rating"]["kappa"]["note"] == STEADY
+    assert STEADY in page
 
 
 def test_an_attack_that_names_a_slot_is_told_by_order(attacked: tuple[bool, Any, Any]) -> None:

@@ -76,6 +76,8 @@ def test_figures_and_causes_of_a_model_that_learned_a_word(
     assert sum(i["n"] for i in found["accuracy_by_distance"].values()) == 24
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "Most wrong" in page and "Describe thing 100" in page and "<script" not in page
+    # What is said beside an interval is on the page too.
+    assert "fewer than 64 prompts: the interval may be too narrow" in page
     assert invoke(*words) == found
 
 

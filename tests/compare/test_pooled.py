@@ -113,3 +113,16 @@ def test_a_name_has_its_own_rule_or_that_of_its_beginning() -> None:
     assert rule_of("samples/spread/self") is RULES["samples/spread/"]
     with pytest.raises(KeyError, match="no rule for the interval of 'unheard_of'"):
         rule_of("unheard_of")
+
+
+@pytest.mark.parametrize(("name", "few"), [("alpha", 10), ("reward_spread", 64)])
+def test_few_prompts_are_said_to_make_narrow_intervals(name: str, few: int) -> None:
+    """Of few prompts the interval covers too little (benchmarks/coverage.py), and says so."""
+    notes = []
+    for prompts in (few - 1, few):
+        rng = np.random.default_rng(3)
+        names = [f"p{i:02d}" for i in range(prompts) for _ in range(2)]
+        x = rng.normal(size=len(names))
+        spread = Figure(lambda w, x=x: np.sqrt((w * x**2).sum(axis=1) / w.sum(axis=1)), x.size)
+        notes.append(figure_intervals({name: spread}, names)[name].note)
+    assert notes == [f"fewer than {few} prompts: the interval may be too narrow", None]

@@ -1,10 +1,9 @@
-"""Small experiments that together hold every kind of spec, and where in them each kind stands."""
+"""Small experiments that together hold every kind of spec."""
 
 from __future__ import annotations
 
 from typing import Any
 
-Path = tuple[str | int, ...]
 TINY = {"path": "@tiny", "dtype": "float32", "device": "cpu"}
 FAR = {"path": "m", "engine": "openai", "base_url": "@url", "cache": False, "prefill": True}
 CLASSES = [{"id": "names", "text": "It names one."}, {"id": "refuses", "text": "It does not."}]
@@ -80,40 +79,6 @@ def judged(name: str) -> dict[str, Any]:
 
 
 BASES: dict[str, dict[str, Any]] = {f"judge {name}": judged(name) for name in JUDGES}
-JUDGE: Path = ("steps", 2, "judge")
-PLACES: dict[str, tuple[str, Path]] = {
-    "RulesJudge": ("judge rules", JUDGE),
-    "YesNoJudge": ("judge yes_no", JUDGE),
-    "RatingJudge": ("judge rating", JUDGE),
-    "DirectJudge": ("judge direct", JUDGE),
-    "CritiqueJudge": ("judge critique", JUDGE),
-    "PrometheusJudge": ("judge prometheus", JUDGE),
-    "AdditiveJudge": ("judge additive", JUDGE),
-    "PairwiseJudge": ("judge pairwise", JUDGE),
-    "ConstitutionalJudge": ("judge constitutional", JUDGE),
-    "PrometheusPairJudge": ("judge prometheus_pair", JUDGE),
-    "TemplateJudge": ("judge template", JUDGE),
-    "UltraFeedbackJudge": ("judge ultrafeedback", JUDGE),
-    "RbrmJudge": ("judge rbrm", JUDGE),
-    "RbrJudge": ("judge rbr", JUDGE),
-    "RubricJudge": ("judge rubric", JUDGE),
-    "RewardModelJudge": ("judge reward_model", JUDGE),
-    "RewardEnsembleJudge": ("judge reward_ensemble", JUDGE),
-    "ImplicitRewardJudge": ("judge implicit_reward", JUDGE),
-    "MetaJudge": ("judge meta", JUDGE),
-    "JuryJudge": ("judge jury", JUDGE),
-    "LongerJudge": ("judge longer", JUDGE),
-    "FirstJudge": ("judge first", JUDGE),
-    "RandomJudge": ("judge random", JUDGE),
-    "OverlapJudge": ("judge overlap", JUDGE),
-    "PerplexityJudge": ("judge perplexity", JUDGE),
-    "CustomJudge": ("judge custom", JUDGE),
-    "ParseSpec": ("judge template", (*JUDGE, "parse")),
-    "RubricClass": ("judge rbrm", (*JUDGE, "classes", 0)),
-    "RewardTable": ("judge rbrm", (*JUDGE, "tables", 0)),
-    "RubricItem": ("judge rubric", (*JUDGE, "items", 0)),
-    "RubricWriting": ("judge rubric_generate", (*JUDGE, "generate")),
-}
 
 TRAINING = {"learning_rate": 1e-3, "batch_size": 2, "precision": "fp32"}
 PAIRS = {"load": {"id": "pairs", "type": "preferences", "path": "pairs.jsonl"}}
@@ -157,27 +122,6 @@ for name, spec in DISTILLED.items():
     spec = spec | {"method": name}
     BASES[f"train {name}"] = trained("distill", spec, PAIRS, MORE)
     BASES[f"strict {name}"] = trained("distill", spec | {"from": "strict"}, PAIRS, STRICT)
-PLACES |= {
-    "SftTrain": ("train sft", ("steps", 2, "train")),
-    "DpoTrain": ("train dpo", ("steps", 2, "train")),
-    "RobustTrain": ("train robust", ("steps", 2, "train")),
-    "IpoTrain": ("train ipo", ("steps", 2, "train")),
-    "HingeTrain": ("train hinge", ("steps", 2, "train")),
-    "ApoZeroTrain": ("train apo_zero", ("steps", 2, "train")),
-    "NcaTrain": ("train nca", ("steps", 2, "train")),
-    "KtoTrain": ("train kto", ("steps", 2, "train")),
-    "SlicTrain": ("train slic", ("steps", 2, "train")),
-    "SimpoTrain": ("train simpo", ("steps", 2, "train")),
-    "OrpoTrain": ("train orpo", ("steps", 2, "train")),
-    "BradleyTerryDistill": ("train bradley_terry", ("steps", 2, "distill")),
-    "KWiseDistill": ("train k_wise", ("steps", 2, "distill")),
-    "CostDistill": ("train cost", ("steps", 2, "distill")),
-    "ConditionalDistill": ("train conditional", ("steps", 2, "distill")),
-    "LinearDistill": ("train linear", ("steps", 2, "distill")),
-    "OrdinalDistill": ("train ordinal", ("steps", 2, "distill")),
-    "MultiObjectiveDistill": ("train multi_objective", ("steps", 2, "distill")),
-    "QuantileDistill": ("train quantile", ("steps", 2, "distill")),
-}
 ON_POLICY: dict[str, dict[str, Any]] = {
     "grpo": {"n": 2},
     "rloo": {"n": 2},
@@ -199,12 +143,6 @@ for name, spec in ON_POLICY.items():
         "prompts": {"path": "strict_prompts.jsonl", "holdout": 2},
         "steps": [PAIRS, MORE, {"train": TRAINING | ROLLED | spec | {"method": name} | STARTS}],
     }
-PLACES |= {
-    "GrpoTrain": ("train grpo", ("steps", 2, "train")),
-    "RlooTrain": ("train rloo", ("steps", 2, "train")),
-    "PpoTrain": ("train ppo", ("steps", 2, "train")),
-    "OnlineDpoTrain": ("train online_dpo", ("steps", 2, "train")),
-}
 ANSWERS = {"load": {"type": "completions", "path": "answers.jsonl"}}
 SERVED = {"policy": FAR, "other": FAR | {"path": "other"}}
 SAMPLE: dict[str, Any] = {"n": 2, "temperature": 1.0, "max_new_tokens": 12}
@@ -266,17 +204,6 @@ BASES["pairs filter"] = experiment(
     ],
 )
 BASES["arms"] = BASES["label"] | {"arms": {"human": {"labels": "human"}, "ai": {"labels": "ai"}}}
-PLACES |= {
-    "SampleStep": ("sample", ("steps", 0, "sample")),
-    "PoolMember": ("pool", ("steps", 0, "sample", "pool", 0)),
-    "SamplePrinciples": ("principles", ("steps", 0, "sample", "principles")),
-    "PairStep": ("pair", ("steps", 4, "pair")),
-    "LabelStep": ("label", ("steps", 3, "label")),
-    "ArmSpec": ("arms", ("arms", "ai")),
-    "LoadStep": ("load", ("steps", 0, "load")),
-    "EvaluateStep": ("evaluate", ("steps", 2, "evaluate")),
-    "DatasetSpec": ("dataset", ("dataset",)),
-}
 
 FILTERS: dict[str, dict[str, Any]] = {
     "rule": FIRST_CUT,
@@ -295,7 +222,6 @@ for name, spec in FILTERS.items():
             {"filter": {"records": "completions", "filters": [spec | {"kind": name}]}},
         ],
     )
-FILTER: Path = ("steps", 1, "filter", "filters", 0)
 COMPARED = {
     "prompt": "prompt",
     "first": "one",
@@ -328,39 +254,3 @@ BASES |= {
         ]
     },
 }
-PLACES |= {
-    "RuleFilter": ("filter rule", FILTER),
-    "TruncatedFilter": ("filter truncated", FILTER),
-    "DuplicateFilter": ("filter duplicates", FILTER),
-    "NearFilter": ("filter near_duplicates", FILTER),
-    "ContaminationFilter": ("filter contamination", FILTER),
-    "PrivateFilter": ("filter private", FILTER),
-    "LexiconFilter": ("filter lexicon", FILTER),
-    "FilterStep": ("filter rule", ("steps", 1, "filter")),
-    "LabelColumns": ("columns", ("steps", 0, "load", "columns")),
-    "LabelValues": ("columns", ("steps", 0, "load", "columns", "labels")),
-    "CheckSpec": ("check", ("steps", 2, "evaluate", "checks", 0)),
-    "LoraOptions": ("lora", ("steps", 1, "train", "lora")),
-    "RewardTerm": ("term", ("steps", 0, "train", "rewards", 0)),
-    "ModelSpec": ("sample", ("models", "policy")),
-    "PromptsSpec": ("sample", ("prompts",)),
-}
-UNSWEPT: dict[str, str] = {
-    "Experiment": "its keys are the specs that are swept, and settings of a whole run: "
-    "tests/test_experiment.py, tests/test_plan.py",
-    "StepEntry": "each of its keys is a kind of step, and has a row of its own",
-    "SemanticFilter": "its embedding model is a package: tests/data/test_hygiene.py",
-    "Price": "it is in no hash; what is spent is counted: tests/engines/test_meter.py",
-    "ApiLimits": "how hard a server is asked: tests/engines/test_openai_run.py",
-    "AlarmsConfig": "limits on figures: tests/compare/test_diagnostics.py",
-    "Retention": "which weights are kept on the disk: tests/test_experiment.py",
-    "Refresh": "whether a model is kept: tests/train/test_refresh.py",
-    "Gates": "`OnPolicyTrain.gates` is swept; each figure: tests/train/test_gates.py",
-    "Gate": "`OnPolicyTrain.gates` is swept; each limit: tests/train/test_gates.py",
-    "ThinkingSpec": "`ModelSpec.thinking` is swept: tests/engines/test_thinking.py",
-    "Columns": "`PromptsSpec.columns` is swept: tests/test_sources.py",
-    "PromptCondition": "`RewardTerm.when` is swept: tests/train/test_rewards.py",
-    "WinnerColumns": "`LabelColumns.winners` is swept: tests/data/test_readers.py",
-    "RankedAnswers": "`LabelColumns.ranked` is swept: tests/data/test_readers.py",
-}
-"""Classes whose keys are not swept one by one, and why. A new class has a place or a reason."""

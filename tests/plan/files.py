@@ -1,9 +1,8 @@
-"""The files that the experiments of the sweep name, and tiny models."""
+"""The files that the experiments of `bases` name."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -160,38 +159,3 @@ def write_files(folder: Path) -> None:
 
 def _jsonl(path: Path, rows: Iterable[Any]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_models(folder: Path) -> None:
-    """Two small policies, `tiny` and `small`, and two reward models, `rewards` and `rivals`."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-
-    from tests.train.conftest import make_tokenizer
-
-    tokenizer = make_tokenizer()
-    shape: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    for seed, name in enumerate(("tiny", "small", "rewards", "rivals")):
-        torch.manual_seed(seed)
-        if name in ("tiny", "small"):
-            module: Any = LlamaForCausalLM(LlamaConfig(**shape))
-        else:
-            module = LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1))
-        module.to(torch.bfloat16).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    shutil.copytree(folder / "tiny", folder / "strict")
-    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No') }}{% endif %}"
-    (folder / "strict" / "chat_template.jinja").write_text(refusal + tokenizer.chat_template)

@@ -1,4 +1,4 @@
-"""The plan hashes of the shipped experiments and of those of the sweep.
+"""The plan hashes of the shipped experiments and of the small ones of `bases`.
 
     python -m tests.plan.golden
 

@@ -37,12 +37,13 @@ class Asking:
         return [judgement(self, call, subject, annotator_id, "model", "ok", score=0.5)]
 
 
-def Other(spec: Any, constitution: Constitution | None) -> Asking:
-    """The same in other words."""
-    return Length(spec, constitution, "Other words")
-
-
 def Length(spec: Any, constitution: Constitution | None, words: str = "Good?") -> Asking:
+    """Of the principles that the spec names."""
     named = [p.id for p in text_principles(spec, constitution)]
     words = f"{words} {named} {spec.options} {spec.template}"
     return Asking(spec.id, words, content_hash(spec.id, words))
+
+
+def Other(spec: Any, constitution: Constitution | None) -> Asking:
+    """The same in other words."""
+    return Length(spec, constitution, "Other words")

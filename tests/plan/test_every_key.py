@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from rlaif.errors import ConfigError, RlaifError
-from tests.plan.bases import BASES, PLACES, UNSWEPT
-from tests.plan.files import write_files, write_models
+from tests.plan.bases import BASES
+from tests.plan.files import write_files
 from tests.plan.judging_server import JudgingServer
+from tests.plan.models import write_models
 from tests.plan.observed import Sweep, changed
+from tests.plan.places import PLACES, UNSWEPT
 from tests.plan.schema import classes, keys
 from tests.plan.values import ELSEWHERE, UNHASHED, VALUES, Case, Refused, Untried
 
@@ -46,7 +48,7 @@ def _marked(name: str) -> Any:
 
 def test_every_class_has_a_place_in_an_experiment() -> None:
     unknown = OWNERS.keys() - PLACES.keys() - UNSWEPT.keys()
-    assert not unknown, "give them a place in tests/plan/bases.py"
+    assert not unknown, "give them a place in tests/plan/places.py"
     assert not PLACES.keys() & UNSWEPT.keys()
 
 
