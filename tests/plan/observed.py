@@ -34,11 +34,16 @@ class Sweep:
     folder: Path
     server: JudgingServer
     count: int = 0
+    plans: dict[str, list[str]] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
 
-    def plan(self, data: Mapping[str, Any]) -> list[Planned]:
-        """The plan of an experiment."""
-        return make_plan(prepare(self._written(data)))
+    def hashes(self, data: Mapping[str, Any]) -> list[str]:
+        """The hashes of an experiment's steps. The same experiment is planned once."""
+        name = json.dumps(data)
+        if name not in self.plans:
+            plan = make_plan(prepare(self._written(data)))
+            self.plans[name] = [planned.hash for planned in plan]
+        return self.plans[name]
 
     def observe(self, data: Mapping[str, Any]) -> str:
         """All that a run does. The same experiment is run once."""

@@ -21,7 +21,7 @@ class Case:
     base: tuple[str, tuple[str | int, ...]] | None = None
     rounds: int | None = None
     refused: bool = False
-    """With the first value the experiment is refused when it runs."""
+    """With the first value the experiment is refused, when it is planned or when it runs."""
     strict: bool = False
     """So it is in the base with a prompt that no template renders."""
 
@@ -441,6 +441,7 @@ VALUES |= {
         "format": Case("trl", {"path": "rows.jsonl"}),
         "columns": {"prompt": "asked", "chosen": "one", "rejected": "two"},
         "on_error": Case("skip", {"path": "bad.jsonl"}, refused=True),
+        "prompts": Case("other", {"path": "rows.jsonl"}),
     },
     "EvaluateStep": {
         "id": "else",
@@ -484,6 +485,7 @@ VALUES |= {
         "params": {"min": 1, "max": 3},
         "least": 0.1,
     },
+    "TruncatedFilter": {"of": Refused("prompt")},
     "DuplicateFilter": {"of": "answers"},
     "NearFilter": {"of": "prompt", "threshold": 0.3, "shingle": 1},
     "ContaminationFilter": {
@@ -509,6 +511,9 @@ VALUES |= {
         "label": Case("second", {"labels": {"first": 1, "second": 0}, "label": "first_won"}),
         "labels": {"first": "two", "second": "one"},
         "winners": Case(WINNERS, also={"label": ..., "labels": ...}),
+        "ranked": Case(
+            RANKED, also={k: ... for k in ("first", "second", "label", "labels")}
+        ),
         "strength": Case("best", also={"label": ..., "labels": ...}),
         "first_score": Case("best", {"second_score": "rest"}),
         "second_score": Case("rest", {"first_score": "best"}),
@@ -538,7 +543,7 @@ VALUES |= {
         "export": "both",
     },
     "RewardTerm": {
-        "judge": "checks",
+        "judge": "rival",
         "weight": -2.0,
         "value": "score",
         "normalise": "group",
@@ -571,14 +576,14 @@ VALUES |= {
         "price": {"input": 1, "output": 2},
         "limits": {"retries": 1},
         "samples_per_call": 2,
-        "prefill": Case(False, base=ASKED),
+        "prefill": Case(True, {"prefill": False}, base=ASKED, refused=True),
         "top_logprobs": Case(3, base=ASKED),
         "max_tokens_key": "max_completion_tokens",
         "extra_body": {"min_p": 0.1},
         "cache": True,
     },
     "PromptsSpec": {
-        "path": "few.jsonl",
+        "path": "strict_prompts.jsonl",
         "dataset": HUB,
         "dataset_split": HUB,
         "columns": {"prompt": "reference"},
