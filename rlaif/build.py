@@ -27,7 +27,7 @@ from rlaif.data.spool import Spool
 from rlaif.errors import ConfigError, StoreError
 from rlaif.manifest import NOT_INSTALLED
 from rlaif.plan.training import PREFERENCES
-from rlaif.records import Completion, Judgement, Preference, R, from_json
+from rlaif.records import Completion, Judgement, Preference, R, from_json, make_prompt
 from rlaif.rowfiles import Index
 from rlaif.runs import Run
 from rlaif.steps.context import ByPrompt
@@ -108,7 +108,9 @@ class _Given:
             self._indexes[-1].grow()
             for preference in folder.records(Preference):
                 if preference.paired:
-                    self.pairs[preference.preference_id] = (number, preference.prompt_id)
+                    # A record that was brought in may go by an id of its own.
+                    prompt_id = make_prompt(preference.prompt).prompt_id
+                    self.pairs[preference.preference_id] = (number, prompt_id)
 
     def __iter__(self) -> Iterator[tuple[Preference, LabelledPair]]:
         """Each preference once, in the order of ids, and as a labelled pair."""

@@ -158,6 +158,8 @@ class _Comparing(LabelJudge):
             abs(self.clamp[0] + self.clamp[1] - 1) > 1e-9 or self.clamp[0] >= self.clamp[1]
         ):
             raise ValueError("clamp must be [1 - p, p] with p > 0.5, so that swapping mirrors it")
+        if self.written and not self.soft:
+            raise ValueError("`soft` has no effect where the verdict is written: it is 1, 0.5 or 0")
         if self.cot and self.verdict == "written":
             raise ValueError("`cot` reads labels after the reasons; drop it, or `verdict: written`")
         return self

@@ -260,7 +260,7 @@ def build(spec: PairSpec, constitution: Constitution | None, beside: Path | None
     template = judge_template(
         spec, TEMPLATES[spec.kind], beside, comparative=True, per_principle=bool(principles)
     )
-    _refuse_unused_shots(spec, principles, template)
+    _refuse_unused(spec, principles, template)
     return Pairwise(
         id=spec.id,
         judge_hash=hash_judge(spec, principles, template),
@@ -277,15 +277,17 @@ def build(spec: PairSpec, constitution: Constitution | None, beside: Path | None
     )
 
 
-def _refuse_unused_shots(
-    spec: PairSpec, principles: Sequence[Principle], template: Template
-) -> None:
-    """`shots` needs principles with examples, and a template that shows them."""
-    if spec.shots and "examples" not in template.variables:
-        raise ConfigError(
-            f"judge {spec.id}: `shots` has no effect: the template does not use {{{{ examples }}}}",
-            template.name,
-        )
+def _refuse_unused(spec: PairSpec, principles: Sequence[Principle], template: Template) -> None:
+    """`shots` needs principles with examples, and a template that shows them; `preamble` one that
+    has it."""
+    for key, variable in (("shots", "examples"), ("preamble", "preamble")):
+        given = getattr(spec, key) != type(spec).model_fields[key].default
+        if given and variable not in template.variables:
+            raise ConfigError(
+                f"judge {spec.id}: `{key}` has no effect: the template does not use "
+                f"{{{{ {variable} }}}}",
+                template.name,
+            )
     if spec.shots and not any(p.examples for p in principles):
         raise ConfigError(
             f"judge {spec.id}: `shots` needs a principle with `examples` in the constitution"

@@ -108,6 +108,13 @@ def build(spec: TemplateJudge, constitution: Constitution | None, beside: Path |
             f"judge {spec.id}: the ---prefill--- section has no effect where the answer is written",
             template.name,
         )
+    worth = spec.parse.values is not None
+    if worth and spec.abstain_labels is not None and "abstain" not in template.variables:
+        raise ConfigError(
+            f"judge {spec.id}: `abstain_labels` has no effect: of `parse.values` those that are "
+            "null are abstentions, and the template does not use {{ abstain }}",
+            template.name,
+        )
     listed = principles if "principles" in template.variables else []
     if spec.principles is not None and not spec.per_principle and not listed:
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from typing import Any
 
 from tests.plan.files import QUESTIONS
@@ -15,10 +16,24 @@ LABELS = ["Yes", "No", "abstain", *map(str, range(11)), "A", "B", "C", "first", 
 
 
 class JudgingServer(ScriptedServer):
-    """Its answers and probabilities depend on nothing but the texts of the request and the seed."""
+    """Its answers and probabilities depend on the texts of a request alone, and on how often they
+    came since `forget`; those to questions on the seed too."""
 
     def __init__(self) -> None:
         super().__init__(answer, context=100_000, tops={"Yes": 0.0})
+        self.seen: Counter[str] = Counter()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.asked.clear()
+        self.seen.clear()
+
+    def respond(self, path: str, key: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """As any server does, under either name of the limit."""
+        text = prompt_text(body)
+        self.seen[text] += 1
+        limit = body.get("max_completion_tokens", body.get("max_tokens"))
+        return super().respond(path, key, body | {"max_tokens": limit, "again": self.seen[text]})
 
     def _logprobs(self, body: dict[str, Any], chat: bool) -> dict[str, Any] | None:
         text = prompt_text(body)
@@ -30,10 +45,12 @@ class JudgingServer(ScriptedServer):
 
 def answer(body: dict[str, Any], choice: int) -> str:
     """An answer to a question, or a verdict in every form that a template may ask for."""
-    text, seed = prompt_text(body), body.get("seed", 0) + choice
-    number = _number(f"{text} {seed if body.get('temperature') else 0}")
+    text = prompt_text(body)
     if text.splitlines()[-1] in QUESTIONS:
-        return ANSWERS[number % len(ANSWERS)]
+        drawn = body.get("seed", 0) + choice if body.get("temperature") else 0
+        return ANSWERS[_number(f"{text} {drawn}") % len(ANSWERS)]
+    # The seed of a verdict hangs together with the hash of its judge, which is no effect.
+    number = _number(f"{text} {choice + body['again'] if body.get('temperature') else 0}")
     if "response_format" in body:
         return _json(text, number)
     if "checklist" in text:

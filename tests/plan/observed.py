@@ -6,11 +6,12 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 
 from rlaif.engines.builtin import weights_hash
@@ -21,9 +22,10 @@ from rlaif.store import Store
 from tests.plan.judging_server import JudgingServer
 
 Place = Sequence[str | int]
-HEX = re.compile(r"\b([a-z]_)?[0-9a-f]{12,}\b")
+HEX = re.compile(r"(?<![\w.])(?:[a-z]_)?[0-9a-f]{12,}\b")
 SAID_TWICE = {"sampling", "system_prompt", "timing", "seconds", "latency", "check", "digest"}
 SAID_TWICE |= {"files", "time", "cost", "hash", "inputs", "read", "kin", "calls_open", "kernels"}
+SAID_TWICE |= {"latency_buckets"}
 """What a record copies from the config without using it, and what differs with every run."""
 
 
@@ -34,15 +36,17 @@ class Sweep:
     folder: Path
     server: JudgingServer
     count: int = 0
-    plans: dict[str, list[str]] = field(default_factory=dict)
+    plans: dict[str, list[Planned]] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
 
     def hashes(self, data: Mapping[str, Any]) -> list[str]:
         """The hashes of an experiment's steps. The same experiment is planned once."""
+        return [planned.hash for planned in self._plan(data)]
+
+    def _plan(self, data: Mapping[str, Any]) -> list[Planned]:
         name = json.dumps(data)
         if name not in self.plans:
-            plan = make_plan(prepare(self._written(data)))
-            self.plans[name] = [planned.hash for planned in plan]
+            self.plans[name] = make_plan(prepare(self._written(data)))
         return self.plans[name]
 
     def observe(self, data: Mapping[str, Any]) -> str:
@@ -55,16 +59,20 @@ class Sweep:
     def _observed(self, data: Mapping[str, Any]) -> str:
         path = self._written(data)
         out = self.folder / f"run{self.count}"
-        before = len(self.server.asked)
+        self.server.forget()
         run_experiment(path, out)
-        done = list(_stored(out, make_plan(prepare(path))))
-        asked = sorted(json.dumps(body, sort_keys=True) for body in self.server.asked[before:])
+        places = {str(out): "RUN", str(path): "EXPERIMENT", self.server.url: "SERVER"}
+        done = list(_stored(out, self._plan(data)))
+        asked = _sorted(_unseeded(body) for body in self.server.asked)
         text = json.dumps([done, asked], indent=0, sort_keys=True)
-        return HEX.sub("#", text.replace(str(out), "RUN").replace(str(path), "EXPERIMENT"))
+        for place, name in places.items():
+            text = text.replace(place, name)
+        return HEX.sub("#", text)
 
     def _written(self, data: Mapping[str, Any]) -> Path:
         self.count += 1
-        text = yaml.safe_dump(data, sort_keys=False).replace("@url", self.server.url)
+        text = yaml.dump(data, Dumper=yaml.CSafeDumper, sort_keys=False)
+        text = text.replace("@url", self.server.url)
         text = re.sub(r"@(?=tiny|small|strict|rewards|rivals)", f"{self.folder}/", text)
         path = self.folder / f"experiment{self.count}.yaml"
         path.write_text(text, encoding="utf-8")
@@ -88,10 +96,9 @@ def _stored(out: Path, plan: Sequence[Planned]) -> Iterator[Any]:
     store = Store(out)
     for planned in plan:
         folder = store.step(planned.hash)
-        yield [planned.kind, planned.id, planned.round, _plain(folder.done())]
+        yield [planned.kind, planned.round, _plain(folder.done())]
         for file in sorted(folder.path.rglob("*.jsonl")):
-            rows = [_plain(json.loads(x)) for x in file.read_text().splitlines() if x]
-            yield file.name, sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
+            yield file.name, _sorted(json.loads(x) for x in file.read_text().splitlines() if x)
         yield sorted(p.name for p in folder.path.rglob("*") if not HEX.search(p.name))
         model = store.model_path(planned.hash)
         if model.is_dir():
@@ -100,9 +107,27 @@ def _stored(out: Path, plan: Sequence[Planned]) -> Iterator[Any]:
             yield names, " ".join(weights_hash(model))
     for name in ("dataset", "evaluations"):
         for file in sorted((out / name).rglob("*")):
-            text = file.suffix in (".md", ".json", ".jsonl", ".yaml")
-            yield file.name, file.read_text() if text else ""
+            yield str(file.relative_to(out)), _content(file)
     yield (out / "rounds.jsonl").read_text() if (out / "rounds.jsonl").exists() else ""
+
+
+def _content(file: Path) -> Any:
+    """What a file says; nothing of one in another format."""
+    if file.suffix == ".parquet":
+        return _sorted(pq.read_table(file).to_pylist())
+    if file.suffix == ".json":
+        return _plain(json.loads(file.read_text()))
+    return file.read_text() if file.suffix in (".md", ".jsonl", ".yaml") else ""
+
+
+def _sorted(rows: Iterable[Any]) -> list[Any]:
+    """Rows as they are told, in an order that their ids have no part in."""
+    return sorted(HEX.sub("#", json.dumps(_plain(row), sort_keys=True)) for row in rows)
+
+
+def _unseeded(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A request without its seed, which hangs together with hashes."""
+    return {key: value for key, value in body.items() if key != "seed"}
 
 
 def _plain(value: Any) -> Any:

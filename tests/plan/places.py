@@ -1,10 +1,61 @@
-"""Where in the experiments of `bases` each kind of spec stands."""
+"""Where in which experiment each kind of spec stands."""
 
 from __future__ import annotations
+
+import copy
+from typing import Any
+
+from tests.plan.bases import BASES
 
 Path = tuple[str | int, ...]
 JUDGE: Path = ("steps", 2, "judge")
 FILTER: Path = ("steps", 1, "filter", "filters", 0)
+LOADED: Path = ("steps", 0, "load")
+
+
+def altered(name: str, *changes: tuple[Path, Any]) -> dict[str, Any]:
+    """An experiment of `bases` with other values at some places."""
+    whole = copy.deepcopy(BASES[name])
+    for place, value in changes:
+        spec: Any = whole
+        for part in place[:-1]:
+            spec = spec[part]
+        spec[place[-1]] = value
+    return whole
+
+
+def in_turn(data: dict[str, Any]) -> dict[str, Any]:
+    """The experiment with servers that are asked one question at a time, so that what comes second
+    is the same every time."""
+    models = {
+        name: spec | {"limits": {"concurrency": 1}} if "base_url" in spec else spec
+        for name, spec in data["models"].items()
+    }
+    return data | {"models": models}
+
+
+MORE: dict[str, dict[str, Any]] = {
+    "judge overlap of thoughts": altered("judge overlap", ((*LOADED, "path"), "thoughts.jsonl")),
+    "all columns": altered("columns", ((*LOADED, "path"), "columns.jsonl")),
+    "label columns": altered(
+        "columns", ((*LOADED, "path"), "columns.jsonl"), ((*LOADED, "type"), "pairs")
+    ),
+    "dataset of judges": altered(
+        "pair dataset", (("steps", 4, "pair", "missing"), "renormalise")
+    ),
+    "many": altered("dataset", ((*LOADED, "path"), "many.jsonl")),
+    "alike": altered("filter near_duplicates", ((*LOADED, "path"), "alike.jsonl")),
+    "private": altered("filter private", ((*LOADED, "path"), "private.jsonl")),
+    "leaked": altered(
+        "filter contamination",
+        ((*LOADED, "path"), "alike.jsonl"),
+        ((*FILTER, "of"), "answers"),
+        ((*FILTER, "against"), ["leaked.jsonl"]),
+        ((*FILTER, "n"), 3),
+    ),
+}
+"""Experiments of the sweep alone."""
+SWEPT = {name: in_turn(data) for name, data in {**BASES, **MORE}.items()}
 PLACES: dict[str, tuple[str, Path]] = {
     "RulesJudge": ("judge rules", JUDGE),
     "YesNoJudge": ("judge yes_no", JUDGE),
@@ -72,13 +123,13 @@ PLACES: dict[str, tuple[str, Path]] = {
     "RuleFilter": ("filter rule", FILTER),
     "TruncatedFilter": ("filter truncated", FILTER),
     "DuplicateFilter": ("filter duplicates", FILTER),
-    "NearFilter": ("filter near_duplicates", FILTER),
-    "ContaminationFilter": ("filter contamination", FILTER),
-    "PrivateFilter": ("filter private", FILTER),
+    "NearFilter": ("alike", FILTER),
+    "ContaminationFilter": ("leaked", FILTER),
+    "PrivateFilter": ("private", FILTER),
     "LexiconFilter": ("filter lexicon", FILTER),
     "FilterStep": ("filter rule", ("steps", 1, "filter")),
-    "LabelColumns": ("columns", ("steps", 0, "load", "columns")),
-    "LabelValues": ("columns", ("steps", 0, "load", "columns", "labels")),
+    "LabelColumns": ("all columns", ("steps", 0, "load", "columns")),
+    "LabelValues": ("all columns", ("steps", 0, "load", "columns", "labels")),
     "CheckSpec": ("check", ("steps", 2, "evaluate", "checks", 0)),
     "LoraOptions": ("lora", ("steps", 1, "train", "lora")),
     "RewardTerm": ("term", ("steps", 0, "train", "rewards", 0)),

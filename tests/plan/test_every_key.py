@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from rlaif.errors import ConfigError, RlaifError
-from tests.plan.bases import BASES
 from tests.plan.files import write_files
 from tests.plan.judging_server import JudgingServer
 from tests.plan.models import write_models
+from tests.plan.more_files import write_more_files
 from tests.plan.observed import Sweep, changed
-from tests.plan.places import PLACES, UNSWEPT
+from tests.plan.places import PLACES, SWEPT, UNSWEPT
 from tests.plan.schema import classes, keys
 from tests.plan.values import ELSEWHERE, UNHASHED, VALUES, Case, Refused, Untried
 
@@ -58,6 +58,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
     with pytest.MonkeyPatch.context() as patch, JudgingServer() as server:
         patch.setenv("RLAIF_CACHE", str(folder / "cache"))
         write_files(folder)
+        write_more_files(folder)
         write_models(folder)
         yield Sweep(folder, server)
 
@@ -79,12 +80,12 @@ def both(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     assert not isinstance(case, Untried)
     if isinstance(case, Refused):
         base, place = PLACES[owner]
-        return BASES[base], changed(BASES[base], place, {key: case.value})
+        return SWEPT[base], changed(SWEPT[base], place, {key: case.value})
     base, place = case.base or PLACES[owner]
     if case.strict:
         base = "strict " + base.split()[1]
     whole = {"rounds": case.rounds} if case.rounds else {}
-    first = changed(BASES[base] | whole, place, case.given)
+    first = changed(SWEPT[base] | whole, place, case.given)
     return first, changed(first, place, {key: case.value} | case.also)
 
 

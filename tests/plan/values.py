@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlaif.config import DatasetSpec
-from tests.plan.bases import CLASSES
+from tests.plan.bases import CLASSES, JURORS
+from tests.plan.places import JUDGE
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,13 @@ COT = {"cot": True}
 REASONS = {"template": "prompts/judges/critique.j2"}
 WRITTEN = {"verdict": "written"}
 SAMPLED = {"temperature": 0.7}
+SILENT = {
+    "kind": "template",
+    "by": "policy",
+    "template": "prompts/judges/template_example.j2",
+    "parse": {"pattern": "Verdict: (never)", "values": {"never": 1.0}},
+}
+"""A juror that no answer suits."""
 JUDGE_VALUES: dict[str, dict[str, Any]] = {
     "JudgeBase": {
         "id": "else",
@@ -94,7 +102,11 @@ JUDGE_VALUES |= {
     "YesNoJudge": YES_NO | {"template": "own/yes_no.j2"},
     "_Rating": {"scale": [1, 4], "cot": Case(True, {"expected": True}), **EXPECTED},
     "_Comparing": COMPARING,
-    "ConstitutionalJudge": {"draw": "each", "template": "own/constitutional.j2"},
+    "ConstitutionalJudge": {
+        "draw": "each",
+        "template": "own/constitutional.j2",
+        "preamble": Refused("detailed"),
+    },
     "RbrmJudge": {
         "template": "own/rbrm.j2",
         "principles": Refused(["useful"]),
@@ -137,7 +149,9 @@ VALUES |= {
     "PrometheusPairJudge": {
         "template": "own/prometheus_pair.j2",
         "shots": Refused(1),
+        "preamble": Refused("detailed"),
         "verdict": "labels",
+        "soft": Case(False, {"verdict": "labels"}),
         "cot": Case(True, {"verdict": "labels"}),
         "min_label_mass": Case(0.95, {"verdict": "labels"}),
         "samples": Case(2, SAMPLED),
@@ -145,6 +159,7 @@ VALUES |= {
         "max_new_tokens": 5,
     },
     "TemplateJudge": {
+        "abstain_labels": Case(["kind"], {"parse": {"pattern": r"Verdict:\W*(\w+)"}}),
         "parse": {"pattern": r"verdict:\W*(rude|plain|kind)", "values": {"rude": 2, "plain": 0}},
         "scale": [0, 4],
         "template": "own/template_example.j2",
@@ -188,8 +203,8 @@ VALUES |= {
         "principles": Refused(["useful"]),
         "by": "other",
         "reference": Case("other", {"by": "policy"}),
-        "beta": 0.4,
-        "per_token": True,
+        "beta": Case(0.4, {"by": "other"}),
+        "per_token": Case(True, {"by": "other"}),
     },
     "MetaJudge": {
         "template": "own/meta.j2",
@@ -204,8 +219,9 @@ VALUES |= {
         "pool": "vote",
         "weights": {"yes_no": 3.0},
         "accuracy": {"yes_no": 0.9, "r": 0.6},
-        "missing": "drop",
+        "missing": Case("drop", {"of": [*JURORS, SILENT]}),
     },
+    "OverlapJudge": {"reasoning": Case("strip", base=("judge overlap of thoughts", JUDGE))},
     "PerplexityJudge": {"by": "other"},
     "CustomJudge": {
         "kind": "tests.plan.own:Other",
@@ -335,7 +351,7 @@ VALUES |= {
         "max_new_tokens": 5,
         "stop": LETTERS,
         "missing_eos_penalty": 3.0,
-        "importance": Case("none", {"importance_cap": 0.5}),
+        "importance": Case("truncate_token", {"importance_cap": 0.5}),
         "importance_cap": 0.5,
         "importance_floor": 2.0,
         "max_length": 74,
@@ -379,6 +395,8 @@ VALUES |= {
     "OnlineDpoTrain": {
         "loss": "hinge",
         "importance": Refused("mask_token"),
+        "importance_cap": Refused(0.5),
+        "importance_floor": Refused(2.0),
     },
     "SamplingKeys": {
         "temperature": 0.5,
@@ -438,10 +456,10 @@ VALUES |= {
         "dataset": HUB,
         "dataset_split": HUB,
         "dataset_config": HUB,
-        "format": Case("trl", {"path": "rows.jsonl"}),
+        "format": Case("pku_safer", {"path": "pku.jsonl"}),
         "columns": {"prompt": "asked", "chosen": "one", "rejected": "two"},
-        "on_error": Case("skip", {"path": "bad.jsonl"}, refused=True),
-        "prompts": Case("other", {"path": "rows.jsonl"}),
+        "on_error": Case("skip", {"path": "odd.jsonl"}, refused=True),
+        "prompts": Case("other", {"path": "mixed.jsonl"}),
     },
     "EvaluateStep": {
         "id": "else",
@@ -456,8 +474,8 @@ VALUES |= {
         "title": "Other",
         "formats": ["verl"],
         "uses": "pairs",
-        "test": 0.5,
-        "overall": Case("a", {"title": "t"}, base=("pair dataset", ("dataset",))),
+        "test": Case(0.5, {"uses": "pairs"}, base=("many", ("dataset",))),
+        "overall": Case("b", {"overall": "a"}, base=("dataset of judges", ("dataset",))),
         "license": "mit",
         "language": ["de"],
         "sources": ["Mine."],
@@ -476,8 +494,9 @@ CHOSEN = {
     "label": ...,
     "labels": ...,
 }
+OF_PAIRS: tuple[str, tuple[str | int, ...]] = ("label columns", ("steps", 0, "load", "columns"))
 RANKED = {"group": "who", "text": "one", "score": "best"}
-WINNERS = {"first": "best", "second": "rest"}
+WINNERS = {"first": "first_won", "second": "second_won"}
 VALUES |= {
     "RuleFilter": {
         "of": "prompt",
@@ -487,12 +506,12 @@ VALUES |= {
     },
     "TruncatedFilter": {"of": Refused("prompt")},
     "DuplicateFilter": {"of": "answers"},
-    "NearFilter": {"of": "prompt", "threshold": 0.3, "shingle": 1},
+    "NearFilter": {"of": "prompt", "threshold": 0.3, "shingle": Case(1, {"shingle": 3})},
     "ContaminationFilter": {
-        "of": "answers",
-        "against": ["heldout"],
-        "n": 2,
-        "share": 0.1,
+        "of": "prompt",
+        "against": ["leaked2.jsonl"],
+        "n": 8,
+        "share": 1.0,
     },
     "PrivateFilter": {"of": "prompt", "find": ["email"], "regions": ["DE"]},
     "LexiconFilter": {"of": "prompt", "path": "other_words.txt", "most": 0.9},
@@ -508,21 +527,21 @@ VALUES |= {
         "rejected": Case("two", CHOSEN),
         "first": "chosen",
         "second": "rejected",
-        "label": Case("second", {"labels": {"first": 1, "second": 0}, "label": "first_won"}),
+        "label": "likes",
         "labels": {"first": "two", "second": "one"},
         "winners": Case(WINNERS, also={"label": ..., "labels": ...}),
         "ranked": Case(
             RANKED, also={k: ... for k in ("first", "second", "label", "labels")}
         ),
         "strength": Case("best", also={"label": ..., "labels": ...}),
-        "first_score": Case("best", {"second_score": "rest"}),
-        "second_score": Case("rest", {"first_score": "best"}),
+        "first_score": Case("best", {"second_score": "rest", "first_score": "rest"}),
+        "second_score": Case("best", {"second_score": "rest", "first_score": "rest"}),
         "margin": "best",
-        "subset": "who",
-        "first_author": "who",
-        "second_author": "who",
-        "annotator": "who",
-        "annotator_kind": "ai",
+        "subset": Case("who", base=OF_PAIRS),
+        "first_author": Case("who", base=OF_PAIRS),
+        "second_author": Case("who", base=OF_PAIRS),
+        "annotator": Case("who", base=OF_PAIRS),
+        "annotator_kind": Case("ai", base=OF_PAIRS),
     },
     "LabelValues": {
         "first": Case("two", also={"second": "one"}),
@@ -531,7 +550,7 @@ VALUES |= {
     },
     "CheckSpec": {
         "id": "else",
-        "rule": Case("finished_sentence", also={"params": {}}),
+        "rule": Case("no_refusal", also={"params": {}}),
         "params": {"min": 1, "max": 2},
     },
     "LoraOptions": {

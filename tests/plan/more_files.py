@@ -1,0 +1,80 @@
+"""The files that only the experiments of the sweep name: those of `files` stay as they are, since
+hashes cover them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from rlaif.records import Completion, Message, content_hash, make_prompt, to_json
+from tests.plan.files import QUESTIONS, preferences
+
+
+def completions(texts: Iterable[str], prompts: int = 4) -> list[dict[str, Any]]:
+    """Answers to the first prompts, as completions of a run; each prompt has all of them."""
+    rows = []
+    for number, question in enumerate(QUESTIONS[:prompts]):
+        prompt = make_prompt([{"role": "user", "content": question}])
+        for index, text in enumerate(texts):
+            answer: list[Message] = [{"role": "assistant", "content": text}]
+            name = f"m_{number}_{index}"
+            made = Completion(name, prompt.prompt_id, index, answer, "m", "", {}, "stop")
+            rows.append(to_json(replace(made, digest=content_hash(answer))))
+    return rows
+
+
+def write_more_files(folder: Path) -> None:
+    """Beside those of `write_files`."""
+    thoughts = ["<think>The egg. </think>Well", "Red river", "Egg"]
+    _jsonl(folder / "thoughts.jsonl", completions(thoughts))
+    private = ["Write to ann@example.org.", "Call 030 901820 today.", "Ask +1 650-253-0000", "No."]
+    _jsonl(folder / "private.jsonl", completions(private))
+    alike = ["a b c d e f g h", "a b c d e f g x", "h g f e d c b a", "One more text."]
+    _jsonl(folder / "alike.jsonl", completions(alike))
+    _jsonl(folder / "leaked.jsonl", [{"prompt": "a b c d e f g h"}])
+    _jsonl(folder / "leaked2.jsonl", [{"prompt": "One more text."}])
+    rows = [
+        {
+            "prompt": text,
+            "asked": f"{text} Please.",
+            "who": f"w{i // 2}",
+            "chosen": f"Yes {i}",
+            "rejected": f"No no {i}",
+            "one": f"One {i}",
+            "two": f"Two two {i}",
+            "winner": "one" if i % 3 else "two",
+            "likes": "one" if i % 2 else "two",
+            "first_won": i % 2 == 0,
+            "second_won": i % 2 == 1,
+            "best": float(i % 3) / 2,
+            "rest": float(i % 2),
+        }
+        for i, text in enumerate(QUESTIONS)
+    ]
+    _jsonl(folder / "columns.jsonl", rows)
+    trl = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows]
+    _jsonl(folder / "odd.jsonl", [*trl[:4], {"prompt": "q", "chosen": 7, "rejected": "n"}])
+    other = [row | {"prompt": "Say x."} for row in trl[:1]]
+    _jsonl(folder / "mixed.jsonl", [*trl[:4], *other])
+    _jsonl(folder / "many.jsonl", preferences(24))
+    pku = [
+        {
+            "prompt": text,
+            "response_0": f"Yes {i}",
+            "response_1": f"No no {i}",
+            "better_response_id": i % 2,
+            "safer_response_id": int(i % 3 > 0),
+            "is_response_0_safe": i % 3 == 0,
+            "is_response_1_safe": i % 3 > 0,
+        }
+        for i, text in enumerate(QUESTIONS)
+    ]
+    _jsonl(folder / "pku.jsonl", pku)
+
+
+def _jsonl(path: Path, rows: Iterable[Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
