@@ -22,18 +22,24 @@ class JudgingServer(ScriptedServer):
     def __init__(self) -> None:
         super().__init__(answer, context=100_000, tops={"Yes": 0.0})
         self.seen: Counter[str] = Counter()
+        self.taken: list[tuple[str, dict[str, Any]]] = []
 
     def forget(self) -> None:
         """Begin anew."""
-        self.asked.clear()
+        self.taken.clear()
         self.seen.clear()
 
     def respond(self, path: str, key: str, body: dict[str, Any]) -> tuple[int, Any]:
         """As any server does, under either name of the limit."""
         text = prompt_text(body)
         self.seen[text] += 1
+        self.taken.append((path, body))
         limit = body.get("max_completion_tokens", body.get("max_tokens"))
-        return super().respond(path, key, body | {"max_tokens": limit, "again": self.seen[text]})
+        body = body | {"max_tokens": limit, "again": self.seen[text]}
+        status, reply = super().respond(path, key, body)
+        if status == 200:
+            reply["usage"]["prompt_tokens_details"] = {"cached_tokens": 1}
+        return status, reply
 
     def _logprobs(self, body: dict[str, Any], chat: bool) -> dict[str, Any] | None:
         text = prompt_text(body)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from msgspec.structs import replace
 
 from rlaif.records import Completion, Message, content_hash, make_prompt, to_json
@@ -50,6 +51,14 @@ def write_more_files(folder: Path) -> None:
             "likes": "one" if i % 2 else "two",
             "first_won": i % 2 == 0,
             "second_won": i % 2 == 1,
+            "first_sure": i % 4 == 0,
+            "second_sure": i % 4 == 1,
+            "tied": i % 4 > 1,
+            "team": f"t{i // 4}",
+            "answers": [
+                {"one": f"Yes {i}", "two": f"No {i}", "best": 1, "rest": 0, "who": "x"},
+                {"one": f"Three {i}", "two": f"Four {i}", "best": 0, "rest": 1, "who": "y"},
+            ],
             "best": float(i % 3) / 2,
             "rest": float(i % 2),
         }
@@ -61,6 +70,24 @@ def write_more_files(folder: Path) -> None:
     other = [row | {"prompt": "Say x."} for row in trl[:1]]
     _jsonl(folder / "mixed.jsonl", [*trl[:4], *other])
     _jsonl(folder / "many.jsonl", preferences(24))
+    asked = [
+        {
+            "prompt": text,
+            "asked": f"{text} Please.",
+            "turns": [{"role": "system", "content": "Hm."}, {"role": "user", "content": text}],
+            "tags": ["fruit"],
+            "topics": [f"topic {i}"],
+            "reference": "It is.",
+            "gold": f"The answer {i} it is.",
+            "split": "test" if i < 2 else "train",
+            "part": "test" if i > 5 else "train",
+        }
+        for i, text in enumerate(QUESTIONS)
+    ]
+    _jsonl(folder / "asked.jsonl", asked)
+    few = [row for row in completions(["Yes", "No"], 6) if row["prompt_id"] in _trained(asked)]
+    _jsonl(folder / "few_answers.jsonl", few)
+    _dataset(folder / "set", {"plain": rows, "small": rows[:5]})
     pku = [
         {
             "prompt": text,
@@ -74,6 +101,29 @@ def write_more_files(folder: Path) -> None:
         for i, text in enumerate(QUESTIONS)
     ]
     _jsonl(folder / "pku.jsonl", pku)
+
+
+def _trained(rows: list[dict[str, Any]]) -> set[str]:
+    """The prompts whose split is the training one under both columns that say so."""
+    both = [row for row in rows if "test" not in (row["split"], row["part"])]
+    return {make_prompt([{"role": "user", "content": r["prompt"]}]).prompt_id for r in both}
+
+
+def _dataset(folder: Path, configs: dict[str, list[dict[str, Any]]]) -> None:
+    """A folder that `datasets` loads: of each configuration the rows, and the last half of them as
+    another split."""
+    wanted = ("prompt", "reference", "chosen", "rejected")
+    found = []
+    for name, rows in configs.items():
+        splits = {"train": rows, "late": rows[len(rows) // 2 :]}
+        for split, some in splits.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            kept = [{key: row[key] for key in wanted if key in row} for row in some]
+            _jsonl(folder / name / f"{split}.jsonl", kept)
+        files = [{"split": split, "path": f"{name}/{split}.jsonl"} for split in splits]
+        found.append({"config_name": name, "data_files": files, "default": name == "plain"})
+    card = yaml.safe_dump({"configs": found})
+    (folder / "README.md").write_text(f"---\n{card}---\n")
 
 
 def _jsonl(path: Path, rows: Iterable[Any]) -> None:

@@ -18,13 +18,14 @@ from rlaif.engines.builtin import weights_hash
 from rlaif.experiment import run_experiment
 from rlaif.plan import Planned, make_plan
 from rlaif.prepare import prepare
+from rlaif.runs import load_run
 from rlaif.store import Store
 from tests.plan.judging_server import JudgingServer
 
 Place = Sequence[str | int]
 HEX = re.compile(r"(?<![\w.])(?:[a-z]_)?[0-9a-f]{12,}\b")
 SAID_TWICE = {"sampling", "system_prompt", "timing", "seconds", "latency", "check", "digest"}
-SAID_TWICE |= {"files", "time", "cost", "hash", "inputs", "read", "kin", "calls_open", "kernels"}
+SAID_TWICE |= {"files", "time", "hash", "inputs", "read", "kin", "calls_open", "kernels"}
 SAID_TWICE |= {"latency_buckets"}
 """What a record copies from the config without using it, and what differs with every run."""
 
@@ -46,7 +47,7 @@ class Sweep:
     def _plan(self, data: Mapping[str, Any]) -> list[Planned]:
         name = json.dumps(data)
         if name not in self.plans:
-            self.plans[name] = make_plan(prepare(self._written(data)))
+            self.plans[name] = self.plan(data)
         return self.plans[name]
 
     def observe(self, data: Mapping[str, Any]) -> str:
@@ -56,6 +57,14 @@ class Sweep:
             self.known[name] = self._observed(data)
         return self.known[name]
 
+    def observe_again(self, data: Mapping[str, Any]) -> str:
+        """All that another run does."""
+        return self._observed(data)
+
+    def plan(self, data: Mapping[str, Any]) -> list[Planned]:
+        """The plan of an experiment, made anew."""
+        return make_plan(prepare(self._written(data)))
+
     def _observed(self, data: Mapping[str, Any]) -> str:
         path = self._written(data)
         out = self.folder / f"run{self.count}"
@@ -63,7 +72,7 @@ class Sweep:
         run_experiment(path, out)
         places = {str(out): "RUN", str(path): "EXPERIMENT", self.server.url: "SERVER"}
         done = list(_stored(out, self._plan(data)))
-        asked = _sorted(_unseeded(body) for body in self.server.asked)
+        asked = _sorted([path, _unseeded(body)] for path, body in self.server.taken)
         text = json.dumps([done, asked], indent=0, sort_keys=True)
         for place, name in places.items():
             text = text.replace(place, name)
@@ -73,7 +82,7 @@ class Sweep:
         self.count += 1
         text = yaml.dump(data, Dumper=yaml.CSafeDumper, sort_keys=False)
         text = text.replace("@url", self.server.url)
-        text = re.sub(r"@(?=tiny|small|strict|rewards|rivals)", f"{self.folder}/", text)
+        text = re.sub(r"@(?=tiny|small|strict|rewards|rivals|set)", f"{self.folder}/", text)
         path = self.folder / f"experiment{self.count}.yaml"
         path.write_text(text, encoding="utf-8")
         return path
@@ -105,9 +114,13 @@ def _stored(out: Path, plan: Sequence[Planned]) -> Iterator[Any]:
             names = sorted(str(p.relative_to(model)) for p in model.rglob("*") if p.is_file())
             # A hash, with its digits spelt so that they are not taken for an id.
             yield names, " ".join(weights_hash(model))
+    yield _sorted(map(json.loads, (out / "prompts.jsonl").read_text().splitlines()))
     for name in ("dataset", "evaluations"):
         for file in sorted((out / name).rglob("*")):
             yield str(file.relative_to(out)), _content(file)
+    run = load_run(out)
+    page = run.page()
+    yield page.primary, run.answers(page)
     yield (out / "rounds.jsonl").read_text() if (out / "rounds.jsonl").exists() else ""
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlaif.config import DatasetSpec
+from rlaif.config.gates import Gate, Gates
+from rlaif.config.models import ApiLimits, Price
 from tests.plan.bases import CLASSES, JURORS
 from tests.plan.places import JUDGE
 
@@ -23,6 +25,8 @@ class Case:
     rounds: int | None = None
     refused: bool = False
     """With the first value the experiment is refused, when it is planned or when it runs."""
+    ends: bool = False
+    """With the second value the run ends early."""
     strict: bool = False
     """So it is in the base with a prompt that no template renders."""
 
@@ -35,13 +39,18 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Inner:
+    """A key that holds specs of classes with rows of their own."""
+
+
+@dataclass(frozen=True)
 class Untried:
-    """A key that needs what a test has not, and what looks at it instead."""
+    """A key that needs what this test has not, and the test that looks at it instead."""
 
-    why: str
+    test: str
 
 
-HUB = Untried("a dataset on the hub: tests/test_public.py")
+INNER = Inner()
 COT = {"cot": True}
 REASONS = {"template": "prompts/judges/critique.j2"}
 WRITTEN = {"verdict": "written"}
@@ -262,6 +271,7 @@ VALUES |= {
         "structured": True,
     },
 }
+OF_SET = {"path": ..., "dataset": "@set"}
 LETTERS = list("abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 FAST = {"epochs": 3, "learning_rate": 0.05}
 VALUES |= {
@@ -299,7 +309,7 @@ VALUES |= {
     "DpoTrain": {
         "label_smoothing": 0.2,
         "nll_weight": 0.5,
-        "positive_weight": Case(50.0, {"learning_rate": 0.05}),
+        "positive_weight": Case(50.0, {"reference": "other"}),
         "length_normalise": True,
     },
     "RobustTrain": {"label_smoothing": 0.3},
@@ -354,8 +364,11 @@ VALUES |= {
         "importance": Case("truncate_token", {"importance_cap": 0.5}),
         "importance_cap": 0.5,
         "importance_floor": 2.0,
-        "max_length": 74,
-        "overlong": Case("refuse", {"max_length": 74}),
+        "max_length": 45,
+        "overlong": Case("refuse", {"max_length": 45}, ends=True),
+        "warmup_ratio": Case(0.5, {"rollouts": 4}),
+        "schedule": Case("linear", {"rollouts": 4}),
+        "min_lr_ratio": Case(0.5, {"rollouts": 4}),
         "on_error": Case("skip", strict=True),
         "train_on_eos": Refused(False),
         "reasoning": Refused("strip"),
@@ -453,9 +466,9 @@ VALUES |= {
         "id": "else",
         "type": Case("completions", also={"path": "answers.jsonl"}),
         "path": "rows.jsonl",
-        "dataset": HUB,
-        "dataset_split": HUB,
-        "dataset_config": HUB,
+        "dataset": Case("@set", {"path": "rows.jsonl"}, also={"path": ...}),
+        "dataset_split": Case("late", OF_SET),
+        "dataset_config": Case("small", OF_SET),
         "format": Case("pku_safer", {"path": "pku.jsonl"}),
         "columns": {"prompt": "asked", "chosen": "one", "rejected": "two"},
         "on_error": Case("skip", {"path": "odd.jsonl"}, refused=True),
@@ -484,7 +497,8 @@ VALUES |= {
 }
 LOCAL: tuple[str, tuple[str | int, ...]] = ("judge perplexity", ("models", "policy"))
 ASKED: tuple[str, tuple[str | int, ...]] = ("judge direct", ("models", "policy"))
-NOT_SERVED = {"base_url": ..., "cache": ..., "prefill": ...}
+VLLM = "tests/engines/test_vllm_parts.py"
+NOT_SERVED = {"base_url": ..., "cache": ..., "prefill": ..., "limits": ...}
 FAKE = {"engine": "fake"} | NOT_SERVED
 CHOSEN = {
     "chosen": "chosen",
@@ -530,9 +544,7 @@ VALUES |= {
         "label": "likes",
         "labels": {"first": "two", "second": "one"},
         "winners": Case(WINNERS, also={"label": ..., "labels": ...}),
-        "ranked": Case(
-            RANKED, also={k: ... for k in ("first", "second", "label", "labels")}
-        ),
+        "ranked": Case(RANKED, also=dict.fromkeys(("first", "second", "label", "labels"), ...)),
         "strength": Case("best", also={"label": ..., "labels": ...}),
         "first_score": Case("best", {"second_score": "rest", "first_score": "rest"}),
         "second_score": Case("best", {"second_score": "rest", "first_score": "rest"}),
@@ -573,22 +585,26 @@ VALUES |= {
 VALUES |= {
     "ModelSpec": {
         "path": "else",
-        "engine": Case("fake", also={"base_url": ..., "cache": ..., "prefill": ...}),
+        "engine": Case("fake", also=NOT_SERVED),
         "role": "labeller",
         "dtype": Case("bfloat16", base=LOCAL),
         "device": Case("cpu", {"device": "auto"}, base=LOCAL),
         "batch_tokens": Case(100, base=LOCAL),
         "max_context": Case(60, base=LOCAL),
         "system_prompt": "Be brief.",
-        "thinking": {"markers": [["sw", "t"]]},
+        "thinking": {"markers": [["A", "y"]]},
         "system_role": Case("merge", {"system_prompt": "Be brief."}),
         "chat_template_kwargs": {"enable_thinking": False},
-        "adapter": Untried("peft's files: tests/engines/test_adapters.py"),
-        "engine_args": Untried("vLLM: tests/vllm"),
-        "gpus": Untried("vLLM: tests/vllm"),
-        "start_seconds": Untried("vLLM: tests/vllm"),
+        "adapter": Untried(
+            "tests/engines/test_adapters.py::test_log_probs_are_those_of_peft_with_the_adapter"
+        ),
+        "engine_args": Untried(f"{VLLM}::test_settings_of_the_environment_are_the_users"),
+        "gpus": Untried(f"{VLLM}::test_a_model_on_gpus_of_its_own_stays_while_others_train"),
+        "start_seconds": Untried(
+            f"{VLLM}::test_what_the_server_is_sent_is_part_of_the_models_identity"
+        ),
         "script": Case("script.yaml", FAKE),
-        "base_url": Case("@url/"),
+        "base_url": "@url/other",
         "weights": "new ones",
         "key_env": "PATH",
         "api": Case("completions", {"prefill": False}),
@@ -603,15 +619,83 @@ VALUES |= {
     },
     "PromptsSpec": {
         "path": "strict_prompts.jsonl",
-        "dataset": HUB,
-        "dataset_split": HUB,
+        "dataset": Case("@set", {"path": "strict_prompts.jsonl"}, also={"path": ...}),
+        "dataset_split": Case("late", {"path": ..., "dataset": "@set"}),
         "columns": {"prompt": "reference"},
         "holdout": 3,
         "limit": 2,
         "max_words": 4,
     },
 }
+VALUES |= {
+    "Experiment": {
+        "name": Case("else", base=("dataset", ())),
+        "description": "In words.",
+        "seed": 4,
+        "seeds": Case([3, 5], also={"seed": ...}),
+        "constitution": Case("other.yaml", base=("judge rules", ())),
+        "data": Case("rows.jsonl", base=("load of data", ())),
+        "primary": Case(["score/checks"], base=("evaluate", ())),
+        "margin": Case(1.0, base=("arms trained", ())),
+        "rounds": 2,
+        "budget": Case(1e-5, {"budget": 1000.0}, base=("priced", ()), ends=True),
+        "allow_same_weights": True,
+        **dict.fromkeys(
+            ("models", "prompts", "arms", "judges", "steps", "dataset", "alarms", "retention"),
+            INNER,
+        ),
+    },
+    "ThinkingSpec": {"markers": [["A", "y"]], "opened": Case(True, {"markers": [["A", "y"]]})},
+    "Price": {"input": 3.0, "output": 3.0, "cached_input": 0.5},
+    "ApiLimits": {
+        "concurrency": 2,
+        "retries": 2,
+        "connect_seconds": 5.0,
+        "read_seconds": 60.0,
+        "total_seconds": 300.0,
+    },
+    "Columns": {
+        "prompt": "asked",
+        "messages": Case("turns", also={"prompt": ...}),
+        "tags": Case("topics", base=("asked and judged", ("prompts", "columns"))),
+        "reference": Case("gold", base=("asked and judged", ("prompts", "columns"))),
+        "split": "part",
+    },
+    "WinnerColumns": {"first": "first_won", "second": "second_won", "tie": "tied"},
+    "RankedAnswers": {
+        "answers": Case("answers", also={"group": ...}),
+        "group": "who",
+        "text": "two",
+        "rank": Case("rest", also={"score": ...}),
+        "score": "rest",
+        "author": "who",
+    },
+    "PromptCondition": {"tags": ["fruit"], "source": ["a"]},
+    "Gates": {
+        "flat_groups": {"warn": 0.0},
+        "kl": {"warn": 9.0},
+        "entropy": {"warn": 90.0},
+        "length": {"warn": 0.5},
+        "reward_spread": {"warn": 90.0},
+    },
+    "Gate": {"warn": 0.5, "stop": Case(0.5, ends=True)},
+    "Refresh": {"drop": 0.9, "held_out": 0.3},
+}
 UNHASHED: dict[str, str] = {
+    "Experiment.name": "a name",
+    "Experiment.description": "words for readers",
+    "Experiment.primary": "what a page claims of finished evaluations",
+    "Experiment.margin": "what a page claims of finished evaluations",
+    "Experiment.budget": "when a run stops",
+    "Experiment.allow_same_weights": "what is refused",
+    **dict.fromkeys(
+        (f"{owner.__name__}.{key}" for owner in (Price, ApiLimits) for key in owner.model_fields),
+        "what is counted, and how hard a server is asked",
+    ),
+    **dict.fromkeys(
+        (f"{owner.__name__}.{key}" for owner in (Gate, Gates) for key in owner.model_fields),
+        "a gate ends a training or leaves it alone",
+    ),
     "ModelSpec.role": "what a model is for: tests/test_experiment.py",
     "ModelSpec.device": "where it is computed",
     "ModelSpec.key_env": "who pays",
@@ -636,22 +720,44 @@ UNHASHED: dict[str, str] = {
     ),
 }
 """Keys that are in no hash, and why."""
+SAFETY = "tests/engines/test_openai_safety.py"
+LOOP = "tests/train/test_loop.py"
 ELSEWHERE: dict[str, str] = {
-    "TextStep.precision": "bf16 needs hardware that has it: tests/train/test_loading.py",
-    "ModelSpec.dtype": "bf16 needs hardware that has it: tests/test_hf_engine.py",
+    "Experiment.allow_same_weights": "tests/test_sameness.py"
+    "::test_labeller_and_gold_judge_must_be_different_weights",
+    "ModelSpec.role": "tests/test_sameness.py"
+    "::test_labeller_and_gold_judge_must_be_different_weights",
+    "ModelSpec.key_env": f"{SAFETY}::test_a_key_that_is_not_set_is_asked_for",
+    "ModelSpec.cache": f"{SAFETY}::test_an_answer_is_paid_once",
+    "ModelSpec.weights": "tests/engines/test_openai_answers.py"
+    "::test_other_weights_under_the_same_name_are_asked_again",
+    "ModelSpec.limits": "tests/engines/test_openai_faults.py"
+    "::test_after_the_last_attempt_a_request_fails_with_its_reason",
+    "ModelSpec.batch_tokens": "tests/test_hf_engine.py"
+    "::test_done_batches_are_skipped_and_the_rest_is_the_same",
+    "ApiLimits.concurrency": "tests/engines/test_openai_stops.py"
+    "::test_a_first_wave_is_no_larger_than_the_calls_that_may_be_open",
+    "ApiLimits.retries": "tests/engines/test_openai_faults.py"
+    "::test_after_the_last_attempt_a_request_fails_with_its_reason",
+    "ApiLimits.total_seconds": "tests/engines/test_openai_faults.py::test_a_fault_is_survived",
     **dict.fromkeys(
-        ("ModelSpec.role", "ModelSpec.device", "ModelSpec.key_env", "ModelSpec.cache"),
-        "it changes nothing that is made: tests/engines/test_openai_run.py",
+        ("ApiLimits.connect_seconds", "ApiLimits.read_seconds"),
+        "tests/plan/test_without_a_run.py::test_a_server_is_waited_for_as_long_as_is_said",
     ),
-    "ModelSpec.price": "it is counted, and counts have no place here: tests/engines/test_meter.py",
-    "ModelSpec.limits": "how hard a server is asked: tests/engines/test_openai_run.py",
-    "ModelSpec.batch_tokens": "how a batch is laid out: tests/test_layout_sampling.py",
+    "LabelColumns.subset": "tests/plan/test_without_a_run.py::test_a_column_of_subsets_is_read",
+    "Refresh.drop": "tests/train/test_refresh.py"
+    "::test_a_model_that_did_not_fall_by_so_much_is_kept",
+    "TextStep.micro_batch_tokens": f"{LOOP}::test_accumulation_equals_the_whole_batch",
+    "TrainStep.gradient_checkpointing": f"{LOOP}::test_interrupted_training_ends_in_the_same_bytes",
+    "TrainStep.checkpoint_every": f"{LOOP}::test_interrupted_training_ends_in_the_same_bytes",
+    "TrainStep.processes": "tests/train/test_parallel.py::test_two_processes_equal_one",
+    "TrainStep.sharding": "tests/train/test_parallel.py::test_two_processes_equal_one",
+}
+"""Keys whose effect does not show in what a run makes or asks, and the test that sees it."""
+NOTHING: dict[str, str] = {
+    "Experiment.description": "words for readers of the file",
+    "ModelSpec.device": "where it is computed, and only CPUs are here",
     "FirstJudge.reasoning": "it looks at no text",
     "RandomJudge.reasoning": "it looks at no text",
-    "TextStep.micro_batch_tokens": "memory alone: tests/train/test_loop.py",
-    "TrainStep.gradient_checkpointing": "memory alone: tests/train/test_loop.py",
-    "TrainStep.checkpoint_every": "when a training is saved: tests/train/test_loop.py",
-    "TrainStep.processes": "the same batches, shared out: tests/train/test_parallel.py",
-    "TrainStep.sharding": "the same batches, shared out: tests/train/test_parallel.py",
 }
-"""Keys whose effect is none on what is made, or cannot be had here: why, and what looks at it."""
+"""Keys whose other value does nothing here, and why."""
