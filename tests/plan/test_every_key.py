@@ -4,6 +4,7 @@ second value in `values`, or with one that reaches nothing, its test fails."""
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,9 @@ KEYS = [f"{name}.{key}" for name, owner in OWNERS.items() if name in PLACES for 
 ROOT = Path(__file__).parents[2]
 
 FIRST = {
+    **dict.fromkeys(("JudgeBase", "ModelJudge", "VerdictJudge", "LabelJudge"), "YesNoJudge"),
+    **dict.fromkeys(("WritingJudge", "_Rating"), "RatingJudge"),
+    "_Comparing": "PairwiseJudge",
     **dict.fromkeys(("TextStep", "TrainStep"), "SftTrain"),
     "ReferenceTrain": "DpoTrain",
     "OnPolicyTrain": "GrpoTrain",
@@ -34,8 +38,8 @@ FIRST = {
     "FitStep": "LinearDistill",
     "GatedDistill": "MultiObjectiveDistill",
 }
-"""Of each parent class of trainings the child whose training shows the parent's keys; that of its
-other children takes the same way through the code, and is slow."""
+"""Of each parent class the child whose run shows the parent's keys; that of its other children takes
+the same way through the code, and is slow."""
 SLOW: set[str] = set()
 """Classes and keys whose experiments take seconds."""
 NAMED_BY_CHANCE = {"RandomJudge"}
@@ -44,13 +48,10 @@ NAMED_BY_CHANCE = {"RandomJudge"}
 
 def _marked(name: str) -> Any:
     owner, _, key = name.partition(".")
-    parents = [
-        p.__name__ for p in OWNERS[owner].__mro__ if key in getattr(p, "__annotations__", {})
-    ]
-    first = FIRST.get(parents[0], owner) if parents else owner
-    # Where a child gives a parent's key another default alone.
-    again = parents[0] == owner and any(p in FIRST for p in parents[1:]) if parents else False
-    slow = first != owner or again or owner in SLOW or name in SLOW
+    own = key in VALUES.get(owner, {}) or key == "id"
+    parents = [p.__name__ for p in OWNERS[owner].__mro__ if key in VALUES.get(p.__name__, {})]
+    first = own or FIRST.get(parents[0] if parents else owner, owner) == owner
+    slow = not first or owner in SLOW or name in SLOW
     return pytest.param(name, marks=[pytest.mark.slow] if slow else [])
 
 
@@ -71,7 +72,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
         write_files(folder)
         write_more_files(folder)
         write_models(folder)
+        # A run collects garbage whenever it closes a model, which need not go through all that is
+        # imported.
+        gc.collect()
+        gc.freeze()
         yield Sweep(folder, server)
+        gc.unfreeze()
 
 
 def case_of(name: str) -> Case | Inner | Refused | Untried:
