@@ -5,7 +5,17 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from tests.plan.bases import BASES, FAR, SERVED, TINY, TRAINING
+from tests.plan.bases import (
+    BASES,
+    DISTILLED,
+    FAR,
+    FITTED,
+    SAMPLE,
+    SERVED,
+    TINY,
+    TRAINING,
+    experiment,
+)
 
 Path = tuple[str | int, ...]
 JUDGE: Path = ("steps", 2, "judge")
@@ -32,6 +42,23 @@ def in_turn(data: dict[str, Any]) -> dict[str, Any]:
         for name, spec in data["models"].items()
     }
     return data | {"models": models}
+
+
+JUDGED = DISTILLED | {"cost": {"safe_at": 0.4}, "conditional": {"conditions": {"rlaif": "Be."}}}
+
+
+def distilled(method: str, **keys: Any) -> dict[str, Any]:
+    """A distillation of what one judge says of fresh answers in two rounds."""
+    return experiment(
+        models={"policy": TINY, "far": FAR},
+        rounds=2,
+        steps=[
+            {"sample": SAMPLE | {"by": "far", "n": 3}},
+            {"judge": {"id": "a", "kind": "direct", "by": "far"}},
+            {"pair": {"strategy": "all"}},
+            {"distill": {"method": method, "precision": "fp32", "uses": ["pair@*"]} | keys},
+        ],
+    )
 
 
 MORE: dict[str, dict[str, Any]] = {
@@ -117,6 +144,10 @@ MORE: dict[str, dict[str, Any]] = {
             {"evaluate": {"max_new_tokens": 8, "temperature": 1.0}},
         ],
         "arms": {"human": {"labels": "human"}, "ai": {"labels": "ai"}},
+    },
+    **{
+        f"judged {name}": distilled(name, **(TRAINING if name not in FITTED else {}) | spec)
+        for name, spec in JUDGED.items()
     },
     "private": altered("filter private", ((*LOADED, "path"), "private.jsonl")),
     "leaked": altered(

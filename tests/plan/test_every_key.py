@@ -38,8 +38,8 @@ FIRST = {
     "FitStep": "LinearDistill",
     "GatedDistill": "MultiObjectiveDistill",
 }
-"""Of each parent class the child whose run shows the parent's keys; that of its other children takes
-the same way through the code, and is slow."""
+"""Of each parent class the child whose run shows the parent's keys; that of its other children
+takes the same way through the code, and is slow."""
 SLOW: set[str] = set()
 """Classes and keys whose experiments take seconds."""
 NAMED_BY_CHANCE = {"RandomJudge"}
@@ -99,6 +99,7 @@ def both(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         base, place = PLACES[owner]
         return SWEPT[base], changed(SWEPT[base], place, {key: case.value})
     base, place = case.base or PLACES[owner]
+    base = base.format(method=PLACES[owner][0].split()[-1])
     if case.strict:
         base = "strict " + base.split()[1]
     whole = {"rounds": case.rounds} if case.rounds else {}

@@ -16,7 +16,8 @@ from tests.plan.places import JUDGE
 @dataclass(frozen=True)
 class Case:
     """Another value of a key. `given` are keys beside it in both experiments, `also` in the second
-    one alone; a key that is ... is left out. `base` is another experiment than the class has."""
+    one alone; a key that is ... is left out. `base` is another experiment than the class has, in
+    whose name `{method}` is the class's own."""
 
     value: Any
     given: dict[str, Any] = field(default_factory=dict)
@@ -321,7 +322,7 @@ VALUES |= {
     "DistillStep": {
         "train_on_eos": Refused(False),
         "source_weights": {"human": 3.0},
-        "replay": Case(0.3, {"uses": ["pairs@*", "more@*"]}, rounds=2),
+        "replay": Case(0.3, base=("judged {method}", ("steps", 3, "distill"))),
         "refresh": {"drop": 0.1, "held_out": 0.4},
         "members": Case(2, {"lora": {"r": 2}}),
     },
@@ -335,15 +336,20 @@ VALUES |= {
     },
     "FitStep": {
         "source_weights": {"human": 3.0},
-        "replay": Case(0.3, {"uses": ["pairs@*", "more@*"]}, rounds=2),
+        "replay": Case(0.3, base=("judged {method}", ("steps", 3, "distill"))),
         "refresh": {"drop": 0.1, "held_out": 0.4},
     },
     "LinearDistill": {"layers": 1},
-    "OrdinalDistill": {"levels": 2, "objective": "rating"},
+    "OrdinalDistill": {
+        "levels": 2,
+        "objective": Case(
+            "a/kind", {"objective": "a/useful"}, base=("judged {method}", ("steps", 3, "distill"))
+        ),
+    },
     "GatedDistill": {
-        "objectives": ["checks"],
+        "objectives": Case(["a/kind"], base=("judged {method}", ("steps", 3, "distill"))),
         "debias": None,
-        "gate_layers": 1,
+        "gate_layers": Case(1, base=("judged {method}", ("steps", 3, "distill"))),
         "gate_width": 6,
         "gate_temperature": 2.0,
         "gate_steps": 5,
