@@ -44,7 +44,7 @@ def in_turn(data: dict[str, Any]) -> dict[str, Any]:
     return data | {"models": models}
 
 
-JUDGED = DISTILLED | {"cost": {"safe_at": 0.4}, "conditional": {"conditions": {"rlaif": "Be."}}}
+JUDGED = DISTILLED | {"cost": {"safe_at": 0.12}, "conditional": {"conditions": {"rlaif": "Be."}}}
 
 
 def distilled(method: str, **keys: Any) -> dict[str, Any]:
@@ -66,6 +66,10 @@ MORE: dict[str, dict[str, Any]] = {
     "all columns": altered("columns", ((*LOADED, "path"), "columns.jsonl")),
     "label columns": altered(
         "columns", ((*LOADED, "path"), "columns.jsonl"), ((*LOADED, "type"), "pairs")
+    ),
+    "pairs": altered("pair", (("steps", 4, "pair", "missing"), "renormalise")),
+    "pairs of alike answers": altered(
+        "pair", ((*LOADED, "path"), "alike.jsonl"), (("steps", 4, "pair", "missing"), "renormalise")
     ),
     "dataset of judges": altered("pair dataset", (("steps", 4, "pair", "missing"), "renormalise")),
     "many": altered("dataset", ((*LOADED, "path"), "many.jsonl")),
@@ -218,7 +222,7 @@ PLACES: dict[str, tuple[str, Path]] = {
     "SampleStep": ("sample", ("steps", 0, "sample")),
     "PoolMember": ("pool", ("steps", 0, "sample", "pool", 0)),
     "SamplePrinciples": ("principles", ("steps", 0, "sample", "principles")),
-    "PairStep": ("pair", ("steps", 4, "pair")),
+    "PairStep": ("pairs", ("steps", 4, "pair")),
     "LabelStep": ("label", ("steps", 3, "label")),
     "ArmSpec": ("arms", ("arms", "ai")),
     "LoadStep": ("load", ("steps", 0, "load")),

@@ -241,7 +241,10 @@ VALUES |= {
     "ParseSpec": {
         "pattern": r"Verdict: (r)",
         "json_schema": Case({"type": "object"}, also={"pattern": ...}),
-        "field": Case("verdict", {"pattern": ..., "json_schema": {"type": "object"}}),
+        "field": Case(
+            "verdict",
+            {"pattern": ..., "json_schema": {"type": "object"}, "values": {"1": 1}},
+        ),
         "values": {"rude": 2, "plain": 1, "kind": 0},
     },
     "RubricClass": {
@@ -389,7 +392,7 @@ VALUES |= {
         "reduction": "sequence",
         "clip_low": Case(0.001, FAST),
         "clip_high": Case(0.001, FAST),
-        "two_sided": Case(1.21, FAST),
+        "two_sided": Case(1.21, {"epochs": 4, "learning_rate": 0.5}),
         "overlong_buffer": 4,
         "mask_truncated": True,
     },
@@ -444,21 +447,21 @@ VALUES |= {
     "SamplePrinciples": {
         "texts": {"kind": ["Be nice."], "brief": ["Be brief."]},
         "default": {"kind": 0.01, "brief": 9.0},
-        "shares": {"fruit": {"kind": 9.0, "brief": 0.01}},
+        "shares": {"fruit": {"kind": 0.01, "brief": 9.0}, "other": {"kind": 0.01, "brief": 9.0}},
     },
     "PairStep": {
         "id": "else",
         "strategy": "best_vs_worst",
         "weights": {"a": 1.0, "c": 0.1},
-        "min_margin": 0.2,
-        "missing": "renormalise",
+        "min_margin": Case(0.2, {"strategy": "margin"}),
+        "missing": "drop",
         "standardise": "initial",
         "consistency": "c",
         "consistency_mean": Case(True, {"consistency": "c"}),
         "max_pairs": 1,
         "tier": Case(0.5, {"strategy": "length_tiered", "tier": 0.0}),
-        "max_overlap": 0.0,
-        "balance_lengths": True,
+        "max_overlap": Case(0.0, base=("pairs of alike answers", ("steps", 4, "pair"))),
+        "balance_lengths": Case(True, base=("pairs of alike answers", ("steps", 4, "pair"))),
         "uses": ["a"],
     },
     "LabelStep": {
