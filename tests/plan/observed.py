@@ -54,24 +54,24 @@ class Sweep:
         """All that a run does. The same experiment is run once."""
         name = json.dumps(data)
         if name not in self.known:
-            self.known[name] = self._observed(data)
+            self.known[name] = self._observed(data, self._plan(data))
         return self.known[name]
 
     def observe_again(self, data: Mapping[str, Any]) -> str:
         """All that another run does."""
-        return self._observed(data)
+        return self._observed(data, self.plan(data))
 
     def plan(self, data: Mapping[str, Any]) -> list[Planned]:
         """The plan of an experiment, made anew."""
         return make_plan(prepare(self._written(data)))
 
-    def _observed(self, data: Mapping[str, Any]) -> str:
+    def _observed(self, data: Mapping[str, Any], plan: Sequence[Planned]) -> str:
         path = self._written(data)
         out = self.folder / f"run{self.count}"
         self.server.forget()
         run_experiment(path, out)
         places = {str(out): "RUN", str(path): "EXPERIMENT", self.server.url: "SERVER"}
-        done = list(_stored(out, self._plan(data)))
+        done = list(_stored(out, plan))
         asked = _sorted([path, _unseeded(body)] for path, body in self.server.taken)
         text = json.dumps([done, asked], indent=0, sort_keys=True)
         for place, name in places.items():
