@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ FIRST = {
 }
 """Of each parent class the child whose run shows the parent's keys; that of its other children
 takes the same way through the code, and is slow."""
+DIFFERENT = {"id", "template", "beta"}
+"""Keys that each class uses in a way of its own."""
 SLOW = {
     *("OrdinalDistill", "QuantileDistill", "LoraOptions", "Gates", "PromptCondition", "CheckSpec"),
     *("Experiment.primary", "Experiment.margin", "EvaluateStep.against", "EvaluateStep.judges"),
@@ -50,13 +52,22 @@ NAMED_BY_CHANCE = {"RandomJudge"}
 """Classes whose output hangs together with their id."""
 
 
-def _marked(name: str) -> Any:
+def _is_shown(name: str) -> bool:
+    """Whether a key is tried by default: in the class whose own it is or, of a parent class, in the
+    first child. What a child makes of its parent's key is slow, but for what differs most."""
     owner, _, key = name.partition(".")
-    own = key in VALUES.get(owner, {}) or key == "id"
-    parents = [p.__name__ for p in OWNERS[owner].__mro__ if key in VALUES.get(p.__name__, {})]
-    first = own or FIRST.get(parents[0] if parents else owner, owner) == owner
-    slow = not first or owner in SLOW or name in SLOW
-    return pytest.param(name, marks=[pytest.mark.slow] if slow else [])
+    said = [p.__name__ for p in OWNERS[owner].__mro__ if key in VALUES.get(p.__name__, {})]
+    if not said or key == "id":
+        return True
+    if key in DIFFERENT:
+        return said[0] == owner
+    return len(said) == 1 and FIRST.get(said[0], owner) == owner
+
+
+def _marked(name: str, slow: Collection[str] = ()) -> Any:
+    takes_long = name.split(".")[0] in slow or name in slow
+    shown = _is_shown(name) and not takes_long
+    return pytest.param(name, marks=[] if shown else [pytest.mark.slow])
 
 
 def test_every_class_has_a_place_in_an_experiment() -> None:
@@ -111,7 +122,7 @@ def both(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return first, changed(first, place, {key: case.value} | case.also)
 
 
-@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize("name", [_marked(name) for name in KEYS])
 def test_another_value_gives_other_hashes(name: str, sweep: Sweep) -> None:
     case = case_of(name)
     if isinstance(case, Inner | Untried):
@@ -131,7 +142,7 @@ def test_another_value_gives_other_hashes(name: str, sweep: Sweep) -> None:
     assert (sweep.hashes(second) == before) == (_declared(name, UNHASHED) is not None)
 
 
-@pytest.mark.parametrize("name", [_marked(name) for name in KEYS])
+@pytest.mark.parametrize("name", [_marked(name, SLOW) for name in KEYS])
 def test_another_value_does_something_else(name: str, sweep: Sweep) -> None:
     case = case_of(name)
     if isinstance(case, Inner | Refused | Untried) or _declared(name, ELSEWHERE) is not None:
