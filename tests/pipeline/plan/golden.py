@@ -2,7 +2,7 @@
 
     python -m tests.pipeline.plan.golden
 
-writes them anew, into `tests/plan/golden_hashes.json`. A change of that file says that finished
+writes them anew, into `tests/pipeline/plan/golden_hashes.json`. A change of that file says that finished
 steps of run folders are made again.
 """
 

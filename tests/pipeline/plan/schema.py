@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from rlaif.config.kinds import OneOf
 from rlaif.pipeline.experiment_file import Experiment
 
 KINDS = ("kind", "method")
@@ -20,7 +22,8 @@ def classes(root: type[BaseModel] = Experiment) -> list[type[BaseModel]]:
         owner = left.pop(0)
         if owner not in found:
             found.append(owner)
-            left += [c for field in owner.model_fields.values() for c in _within(field.annotation)]
+            for field in owner.model_fields.values():
+                left += _list_classes(field.annotation, field.metadata)
     return found
 
 
@@ -35,10 +38,14 @@ def _is_fixed(annotation: Any) -> bool:
     return annotation is not str and len(get_args(annotation)) <= 1
 
 
-def _within(annotation: Any) -> list[type[BaseModel]]:
-    """The config classes that a type is made of."""
+def _list_classes(annotation: Any, metadata: Iterable[Any] = ()) -> list[type[BaseModel]]:
+    """The config classes that a type is made of. Where its metadata names a table of kinds, those
+    of the table stand in place of their base."""
+    tables = [said.table for said in metadata if isinstance(said, OneOf)]
+    if tables:
+        return [spec for table in tables for spec in table.values()]
     if get_origin(annotation) is Annotated:
-        return _within(get_args(annotation)[0])
+        return _list_classes(get_args(annotation)[0], annotation.__metadata__)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [c for part in get_args(annotation) for c in _within(part)]
+    return [spec for part in get_args(annotation) for spec in _list_classes(part)]

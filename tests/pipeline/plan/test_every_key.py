@@ -14,6 +14,7 @@ import pytest
 
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.pipeline.plan.base import Planned
+from rlaif.pipeline.steps import STEPS, step_module
 from tests.pipeline.plan.files import write_files
 from tests.pipeline.plan.judging_server import JudgingServer
 from tests.pipeline.plan.models import write_models
@@ -38,8 +39,8 @@ ROOT = Path(__file__).parents[3]
 
 FIRST = {
     **dict.fromkeys(("JudgeBase", "ModelJudge", "VerdictJudge", "LabelJudge"), "YesNoJudge"),
-    **dict.fromkeys(("WritingJudge", "_Rating"), "RatingJudge"),
-    "_Comparing": "PairwiseJudge",
+    **dict.fromkeys(("WritingJudge", "RatingJudge"), "RatingJudge"),
+    "PairwiseJudge": "PairwiseJudge",
     **dict.fromkeys(("TextStep", "TrainStep"), "SftTrain"),
     "ReferenceTrain": "DpoTrain",
     "OnPolicyTrain": "GrpoTrain",
@@ -111,7 +112,7 @@ def case_of(name: str) -> Case | Inner | Refused | Untried:
         if key in VALUES.get(parent.__name__, {}):
             value = VALUES[parent.__name__][key]
             return value if isinstance(value, Case | Inner | Refused | Untried) else Case(value)
-    raise AssertionError(f"{name}: give it a second value in tests/plan/values.py")
+    raise AssertionError(f"{name}: give it a second value in tests/pipeline/plan/values.py")
 
 
 def both(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -208,12 +209,16 @@ VERSIONED = {
 SLOWLY = {"distill", "train", "on_policy", "logprobs", "evaluate", "compare"}
 
 
-@pytest.mark.parametrize("kind", VERSIONS)
+def test_every_kind_of_step_has_an_experiment() -> None:
+    assert VERSIONED.keys() == {*STEPS, "on_policy"}
+
+
+@pytest.mark.parametrize("kind", VERSIONED)
 def test_a_raised_number_makes_the_steps_of_its_kind_anew(
     kind: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sweep.plan(SWEPT[VERSIONED[kind]])
-    monkeypatch.setitem(VERSIONS, kind, VERSIONS[kind] + 1)
+    _raise_number(kind, monkeypatch)
     after = sweep.plan(SWEPT[VERSIONED[kind]])
     anew = {old.hash for old, new in zip(before, after, strict=True) if old.hash != new.hash}
     mine = {step.hash for step in before if _is_of(kind, step)}
@@ -222,13 +227,20 @@ def test_a_raised_number_makes_the_steps_of_its_kind_anew(
     assert all(step.hash in mine or step.sources & anew for step in before if step.hash in anew)
 
 
+def _raise_number(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, name = step_module("train"), "ON_POLICY_VERSION"
+    if kind != "on_policy":
+        module, name = step_module(kind), "VERSION"
+    monkeypatch.setattr(module, name, getattr(module, name) + 1)
+
+
 def _is_of(kind: str, step: Planned) -> bool:
     return step.kind == ("train" if kind == "on_policy" else kind)
 
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=[pytest.mark.slow] if k in SLOWLY else []) for k in VERSIONS],
+    [pytest.param(k, marks=[pytest.mark.slow] if k in SLOWLY else []) for k in VERSIONED],
 )
 def test_other_hashes_alone_do_nothing_else(
     kind: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
@@ -236,7 +248,7 @@ def test_other_hashes_alone_do_nothing_else(
     """So what the sweep sees of a key is what it does, and not that it is in a hash."""
     data = SWEPT[VERSIONED[kind]]
     before = sweep.observe(data)
-    monkeypatch.setitem(VERSIONS, kind, VERSIONS[kind] + 1)
+    _raise_number(kind, monkeypatch)
     same = sweep.observe_again(data) == before
     assert same
 

@@ -110,8 +110,6 @@ EXPECTED: dict[str, Any] = {
 JUDGE_VALUES |= {
     "RulesJudge": {"principles": ["brief"]},
     "YesNoJudge": YES_NO | {"template": "own/yes_no.j2"},
-    "_Rating": {"scale": [1, 4], "cot": Case(True, {"expected": True}), **EXPECTED},
-    "_Comparing": COMPARING,
     "ConstitutionalJudge": {
         "draw": "each",
         "template": "own/constitutional.j2",
@@ -128,7 +126,13 @@ JUDGE_VALUES |= {
 }
 VALUES: dict[str, dict[str, Any]] = {**JUDGE_VALUES}
 VALUES |= {
-    "RatingJudge": {"template": "own/rating.j2"},
+    "RatingJudge": {
+        "template": "own/rating.j2",
+        "scale": [1, 4],
+        "cot": Case(True, {"expected": True}),
+        **EXPECTED,
+    },
+    "PairwiseJudge": COMPARING,
     "PrometheusJudge": {"template": "own/prometheus.j2"},
     "CritiqueJudge": {
         "template": "own/critique.j2",
@@ -753,7 +757,8 @@ ELSEWHERE: dict[str, str] = {
         ("ApiLimits.connect_seconds", "ApiLimits.read_seconds"),
         "tests/pipeline/plan/test_without_a_run.py::test_a_server_is_waited_for_as_long_as_is_said",
     ),
-    "LabelColumns.subset": "tests/pipeline/plan/test_without_a_run.py::test_a_column_of_subsets_is_read",
+    "LabelColumns.subset": "tests/pipeline/plan/test_without_a_run.py"
+    "::test_a_column_of_subsets_is_read",
     "Refresh.drop": "tests/train/test_refresh.py"
     "::test_a_model_that_did_not_fall_by_so_much_is_kept",
     "TextStep.micro_batch_tokens": f"{LOOP}::test_accumulation_equals_the_whole_batch",
