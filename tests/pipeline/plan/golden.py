@@ -2,8 +2,8 @@
 
     python -m tests.pipeline.plan.golden
 
-writes them anew, into `tests/pipeline/plan/golden_hashes.json`. A change of that file says that finished
-steps of run folders are made again.
+writes them anew, into `tests/pipeline/plan/golden_hashes.json`. A change of that file says that
+finished steps of run folders are made again.
 """
 
 from __future__ import annotations
