@@ -56,8 +56,22 @@ SLOW = {
     *("OrdinalDistill", "QuantileDistill", "LoraOptions", "Gates", "PromptCondition", "CheckSpec"),
     *("Experiment.primary", "Experiment.margin", "EvaluateStep.against", "EvaluateStep.judges"),
     *("Refresh", "BradleyTerryDistill.members", "SftTrain.lora", "SftTrain.trackers"),
+    *("PpoTrain", "RlooTrain", "OnlineDpoTrain", "MultiObjectiveDistill", "SftTrain.optimizer"),
+    *("BradleyTerryDistill.replay", "LinearDistill.replay", "JuryJudge.missing"),
+    *(f"EvaluateStep.{key}" for key in ("id", "n", "temperature", "max_new_tokens")),
+    *(f"GrpoTrain.{key}" for key in ("clip_low", "clip_high", "two_sided", "kl", "importance")),
+    *(f"GrpoTrain.{key}" for key in ("importance_cap", "importance_floor", "temperature")),
+    *(f"GrpoTrain.{key}" for key in ("rollouts", "n", "sync_every", "warmup_ratio", "schedule")),
+    *(f"GrpoTrain.{key}" for key in ("min_lr_ratio", "max_length", "overlong", "batch_size")),
+    *(f"PairStep.{key}" for key in ("max_overlap", "tier", "standardise", "consistency_mean")),
 }
 """Classes and keys whose experiments take seconds, or that show beside others of their kind."""
+NAMED = {
+    *("YesNoJudge", "PairwiseJudge", "RandomJudge", "JuryJudge", "SftTrain", "BradleyTerryDistill"),
+    *("SampleStep", "PairStep", "LabelStep", "LoadStep", "FilterStep", "EvaluateStep"),
+    *("RubricClass", "CheckSpec"),
+}
+"""Classes whose other id is tried by default: that of the others goes the same way."""
 NAMED_BY_CHANCE = {"RandomJudge"}
 """Classes whose output hangs together with their id."""
 
@@ -67,7 +81,9 @@ def _is_shown(name: str) -> bool:
     first child. What a child makes of its parent's key is slow, but for what differs most."""
     owner, _, key = name.partition(".")
     said = [p.__name__ for p in OWNERS[owner].__mro__ if key in VALUES.get(p.__name__, {})]
-    if not said or key == "id":
+    if key == "id":
+        return owner in NAMED
+    if not said:
         return True
     if key in DIFFERENT:
         return said[0] == owner
