@@ -36,7 +36,7 @@ from rlaif.engines.base import (
     RewardResult,
     ScoreRequest,
 )
-from rlaif.judges.base import Answer, Answered, Call, call_id, judgement
+from rlaif.judges.base import Answer, Answered, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import hash_judge, usable
 from rlaif.judges.composed import all_needs, calls_by_role, rewarded
 from rlaif.judges.questions import label_result
@@ -222,24 +222,17 @@ class RewardModel:
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
-        subject = call.shown[0]
+        verdict = Verdict("failed")
         reward = result.reward if isinstance(result, RewardResult) else None
-        if not isinstance(result, RewardResult) or reward is None or not math.isfinite(reward):
-            return [judgement(self, call, subject, annotator_id, "model", "failed")]
-        return [
-            judgement(
-                self,
-                call,
-                subject,
-                annotator_id,
-                "model",
+        if isinstance(result, RewardResult) and reward is not None and math.isfinite(reward):
+            verdict = Verdict(
                 "ok",
                 score=sigmoid(reward),
                 distribution={"reward": reward, **result.parts},
                 raw=repr(reward),
                 raw_value=reward,
             )
-        ]
+        return [make_judgement(self, call, annotator_id, verdict, "model")]
 
 
 def combine(rewards: Sequence[float], how: str, penalty: float) -> float:

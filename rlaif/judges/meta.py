@@ -19,14 +19,14 @@ from rlaif.config.base import StepId
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import Capability
-from rlaif.judges.base import Answered, Call, Judge, most_calls, roles_of, verdicts_of
+from rlaif.judges.base import Answered, Call, Judge, Verdict, most_calls, roles_of, verdicts_of
 from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.judges.composed import (
     all_needs,
     annotators,
     asked_ids,
     behind,
-    concluded,
+    conclude_verdict,
     follow_within,
     missing_status,
     placed,
@@ -162,13 +162,12 @@ class Meta:
         among = seen_together(under("judge", calls))
         valued = [j for j in group if j.score is not None]
         if not valued:
-            status = missing_status(j.status for j in group)
-            return concluded(
+            return conclude_verdict(
                 self,
                 calls,
                 [subject],
                 who,
-                status,
+                Verdict(missing_status(j.status for j in group)),
                 principle=principle,
                 among=among,
                 rests_on=behind(group, calls),
@@ -181,16 +180,19 @@ class Meta:
         scores = np.array([j.score for j in valued], dtype=float)
         kept = {f"score/{j.sample_index}": float(s) for j, s in zip(valued, scores, strict=True)}
         kept |= {f"elo/{j.sample_index}": float(e) for j, e in zip(valued, ratings, strict=True)}
-        return concluded(
+        verdict = Verdict(
+            "ok",
+            score=min(1.0, max(0.0, float(shares @ scores / shares.sum()))),
+            distribution=kept,
+            rationale=_text(valued[int(np.argmax(ratings))]) or None,
+        )
+        return conclude_verdict(
             self,
             calls,
             [subject],
             who,
-            "ok",
-            score=min(1.0, max(0.0, float(shares @ scores / shares.sum()))),
-            distribution=kept,
+            verdict,
             principle=principle,
-            rationale=_text(valued[int(np.argmax(ratings))]) or None,
             among=among,
             rests_on=[*behind(group, calls), *asked_ids(own)],
         )
