@@ -38,7 +38,7 @@ from rlaif.preferences.aggregate import compared_scores
 from rlaif.preferences.labels import verdicts
 
 if TYPE_CHECKING:
-    from rlaif.train.metrics import Tracked
+    from rlaif.train.trackers import Tracked
 
 VERSION = 3
 MAKES = "metrics"
@@ -220,7 +220,7 @@ def run(context: StepContext) -> dict[str, Any]:
     `made_of` says by judge what the change of its score since M0 is made of (`Decomposition`).
     Beside it the values by prompt, a row for each metric."""
     assert_held_out(context)
-    from rlaif.train.metrics import open_trackers
+    from rlaif.train.trackers import open_trackers
 
     with ExitStack() as stack:
         # Before anything is computed: a tracker may be missing.
@@ -262,7 +262,7 @@ def _trackers(context: StepContext) -> list[tuple[list[str], Tracked]]:
         names += [name for name in (step.trackers if step else ()) if name not in names]
     if not names:
         return []
-    from rlaif.train.metrics import Tracked
+    from rlaif.train.trackers import Tracked
 
     root = content_hash(str(context.store.root.resolve()), length=8)
     keys = planned.step.model_dump(mode="json", exclude={"id"})

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlaif.config.distill import DistillStep, FitStep, Refresh
-from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.distill import Refresh
 from rlaif.core.checksums import add
 from rlaif.core.errors import RlaifError
-from rlaif.core.records import Judgement, Preference, from_json
+from rlaif.core.records import Judgement, Preference
 from rlaif.core.store import write_atomic
 from rlaif.engines.build import load_engine, whole
 from rlaif.engines.builtin import weights_hash
@@ -23,12 +22,10 @@ from rlaif.pipeline.plan.base import UNHASHED
 from rlaif.pipeline.steps.context import StepContext, lost_notes
 from rlaif.pipeline.steps.model_card import model_card
 from rlaif.pipeline.steps.pair import why_no_pairs
-from rlaif.train.loop import TrainOutcome, TrainProgress
-from rlaif.train.members import train_members
-from rlaif.train.metrics import Tracked, open_trackers
-from rlaif.train.probe import fit_reward_model
+from rlaif.train.job import TrainJob, TrainProgress
 from rlaif.train.reward_model import accuracy, is_stale, keep, read_trained, split, write_trained
-from rlaif.train.run import train
+from rlaif.train.run import find_trainer
+from rlaif.train.trackers import Log, Tracked, open_trackers
 
 CARD = "README.md"
 
@@ -36,19 +33,17 @@ CARD = "README.md"
 def run(context: StepContext) -> dict[str, Any]:
     """Train from the last checkpoint, or from the start; the export is complete or absent. With
     `refresh` a reward model of the last round may be kept instead."""
-    step, preferences = context.planned.step, context.preferences()
-    if not preferences and not isinstance(step, OnPolicyTrain):
-        raise _nothing_to_train_on(context)
-    refresh = step.refresh if isinstance(step, DistillStep | FitStep) else None
-    if refresh is None:
-        return _trained(context, preferences)
-    training, measured = split(preferences, refresh.held_out)
-    kept = _kept_fresh(context, refresh, measured)
-    return kept or _with_accuracy(context, _trained(context, training), measured)
-
-
-def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, Any]:
     planned, step = context.planned, context.planned.step
+    preferences = context.preferences()
+    if not preferences and not step.SAMPLES:
+        raise _nothing_to_train_on(context)
+    refresh = step.refresh if planned.kind == "distill" else None
+    measured: list[Preference] = []
+    if refresh is not None:
+        preferences, measured = split(preferences, refresh.held_out)
+        kept = _keep_fresh(context, refresh, measured)
+        if kept is not None:
+            return kept
     # Sampling and judging are over: their memory is needed for gradients and optimiser state.
     context.engines.make_room()
     out, work = context.store.model_path(planned.hash), context.folder.path / "work"
@@ -56,9 +51,71 @@ def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, A
         # It was trained and its fp32 masters were dropped; a later step needs them again.
         for stale in (out, work):
             shutil.rmtree(stale)
+    with open_trackers(step.trackers, _tracked(context, len(preferences))) as trackers:
+        job = _make_job(context, preferences, _report_steps(context, trackers))
+        if step.SAMPLES:
+            from rlaif.pipeline.steps.on_policy import train_on_rollouts
+
+            outcome = train_on_rollouts(context, job)
+        else:
+            outcome = find_trainer(job)(job)
+    write_atomic(out / CARD, model_card(context, preferences))
+    add(out, CARD)
+    summary = {
+        "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
+        "tokens": outcome.tokens,
+        "summary": outcome.metrics,
+        "kernels": outcome.kernels,
+        "notes": [
+            *(f"{planned.id}: {why}" for why in outcome.kernels.get("left_out", ())),
+            *(f"{planned.id}: {why}" for why in outcome.notes),
+            *lost_notes(planned.id, outcome.skipped),
+        ],
+        "weights_hash": weights_hash(out),
+    }
+    return summary if refresh is None else _with_accuracy(context, summary, measured)
+
+
+def _make_job(
+    context: StepContext,
+    preferences: list[Preference],
+    report: Callable[[TrainProgress], None],
+) -> TrainJob[Any]:
+    """The step as a training: everything that it reads, and where it writes."""
+    planned, store = context.planned, context.store
+    start, reference = planned.models["start"], planned.models.get("reference")
+    token_ids: dict[str, list[int]] = {}
+    judgements: list[Judgement] = []
+    if not planned.step.SAMPLES:
+        for digest in planned.options["completions"]:
+            rows = store.step(digest).read("completions")
+            token_ids |= {r["completion_id"]: r["token_ids"] for r in rows if r["token_ids"]}
+    if planned.step.USES_RATINGS:
+        for digest in planned.options["judgements"]:
+            judgements += store.step(digest).records(Judgement)
+    other = None if reference in (None, start) else reference
+    return TrainJob(
+        options=planned.step,
+        start=Path(context.engines.folder(start)),
+        reference=None if other is None else Path(context.engines.folder(other)),
+        out=store.model_path(planned.hash),
+        work=context.folder.path / "work",
+        seed=planned.seed,
+        device=torch.device(pick_device(start.spec.device)),
+        preferences=preferences,
+        token_ids=token_ids,
+        judgements=judgements,
+        chat=start.spec.chat,
+        fingerprint=planned.hash,
+        progress=report,
+    )
+
+
+def _report_steps(context: StepContext, trackers: Sequence[Log]) -> Callable[[TrainProgress], None]:
+    """What shows every optimiser step, and tells the trackers."""
     done: int | None = None
 
-    def report(progress: TrainProgress) -> None:
+    def report_step(progress: TrainProgress) -> None:
         nonlocal done
         if done is None:
             done = progress.step - 1
@@ -72,27 +129,7 @@ def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, A
         context.progress.advance(progress.step - done, note=note)
         done = progress.step
 
-    with open_trackers(step.trackers, _tracked(context, len(preferences))) as trackers:
-        if isinstance(step, OnPolicyTrain):
-            from rlaif.pipeline.steps import on_policy
-
-            outcome = on_policy.train(context, report)
-        else:
-            outcome = _train_offline(context, preferences, report)
-    write_atomic(out / CARD, model_card(context, preferences))
-    add(out, CARD)
-    return {
-        "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
-        "tokens": outcome.tokens,
-        "summary": outcome.metrics,
-        "kernels": outcome.kernels,
-        "notes": [
-            *(f"{planned.id}: {why}" for why in outcome.kernels.get("left_out", ())),
-            *(f"{planned.id}: {why}" for why in outcome.notes),
-            *lost_notes(planned.id, outcome.skipped),
-        ],
-        "weights_hash": weights_hash(out),
-    }
+    return report_step
 
 
 def _tracked(context: StepContext, preferences: int) -> Tracked:
@@ -132,7 +169,7 @@ def _with_accuracy(
     return summary | {"summary": summary["summary"] | {"held_out_accuracy": found.mean}}
 
 
-def _kept_fresh(
+def _keep_fresh(
     context: StepContext, refresh: Refresh, measured: list[Preference]
 ) -> dict[str, Any] | None:
     """The step's summary where the last round's model is kept; None where there is none yet, or it
@@ -153,58 +190,6 @@ def _kept_fresh(
         "summary": {"held_out_accuracy": found.mean, "accuracy_when_trained": trained.mean},
         "weights_hash": weights_hash(out),
     }
-
-
-def _train_offline(
-    context: StepContext, preferences: list[Preference], report: Callable[[TrainProgress], None]
-) -> TrainOutcome:
-    planned = context.planned
-    start = planned.models["start"]
-    shared: dict[str, Any] = {
-        "start": Path(context.engines.folder(start)),
-        "out": context.store.model_path(planned.hash),
-        "work": context.folder.path / "work",
-        "seed": planned.seed,
-        "progress": report,
-        "chat": start.spec.chat,
-    }
-    device = pick_device(start.spec.device)
-    token_ids = {
-        row["completion_id"]: row["token_ids"]
-        for digest in planned.options["completions"]
-        for row in context.store.step(digest).read("completions")
-        if row["token_ids"]
-    }
-    if isinstance(planned.step, FitStep):
-        return fit_reward_model(
-            planned.step,
-            preferences,
-            token_ids,
-            _judgements(context),
-            device=torch.device(device),
-            **shared,
-        )
-    if isinstance(planned.step, DistillStep) and planned.step.members > 1:
-        return train_members(planned.step, preferences, token_ids, device=device, **shared)
-    reference = planned.models.get("reference")
-    other = None if reference in (None, start) else reference
-    return train(
-        planned.step,
-        preferences,
-        token_ids,
-        reference=None if other is None else Path(context.engines.folder(other)),
-        device=device,
-        **shared,
-    )
-
-
-def _judgements(context: StepContext) -> list[Judgement]:
-    """What was said of the answers that the preferences are between."""
-    return [
-        from_json(Judgement, row)
-        for digest in context.planned.options["judgements"]
-        for row in context.store.step(digest).read("judgements")
-    ]
 
 
 def _nothing_to_train_on(context: StepContext) -> RlaifError:
