@@ -1,26 +1,21 @@
-"""The on-policy loop: sample, score, learn, and again.
-"""
+"""The on-policy loop: sample, score, learn, and again."""
 
 from __future__ import annotations
 
-from rlaif.train.gates import STOPPED_FILE, look, raise_stopped, warnings_of
-
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from rlaif.config.gates import Gates, reached
 from rlaif.config.on_policy import OnPolicyTrain
-from rlaif.core.checksums import write_sealed
-from rlaif.core.errors import GateStopped, RlaifError
+from rlaif.core.errors import RlaifError
 from rlaif.kernels.batching import plan_epoch
 from rlaif.kernels.device import release_freed_memory
 from rlaif.train import checkpoint
 from rlaif.train.export import export
+from rlaif.train.gates import STOPPED_FILE, look, raise_stopped, warnings_of
 from rlaif.train.job import TrainJob, TrainOutcome, write_outcome
 from rlaif.train.loop import (
     Task,

@@ -65,12 +65,12 @@ class PrincipleVotes:
         """Two calls per candidate for the two completions of a pair."""
         first, second = usable(completions)
         return [
-            self._call(prompt, shown, candidate, seed)
+            self._make_call(prompt, shown, candidate, seed)
             for candidate in self.candidates
             for shown in ((first, second), (second, first))
         ]
 
-    def _call(
+    def _make_call(
         self, prompt: Prompt, shown: tuple[Completion, Completion], candidate: Candidate, seed: int
     ) -> Call:
         name = call_id(self.judge_hash, shown, candidate.id)
