@@ -34,7 +34,7 @@ class BaselineJudge(JudgeBase):
         if value is not None:
             raise ValueError("a baseline follows no principle; drop `principles`")
 
-    def build(self, inputs: JudgeInputs) -> Judge:
+    def build_judge(self, inputs: JudgeInputs) -> Judge:
         """The judge of the spec."""
         return Comparing(self.id, content_hash(self.kind, self.id), self.kind)
 
@@ -66,7 +66,7 @@ class OverlapJudge(BaselineJudge):
     kind: Literal["overlap"]
     id: StepId = "overlap"
 
-    def build(self, inputs: JudgeInputs) -> Overlap:
+    def build_judge(self, inputs: JudgeInputs) -> Overlap:
         """The judge of the spec."""
         return Overlap(self.id, content_hash(self.kind, self.id))
 
@@ -82,7 +82,7 @@ class PerplexityJudge(BaselineJudge):
         """The one model, `by`."""
         return {"by": self.by}
 
-    def build(self, inputs: JudgeInputs) -> Perplexity:
+    def build_judge(self, inputs: JudgeInputs) -> Perplexity:
         """The judge of the spec."""
         return Perplexity(self.id, content_hash(self.kind, self.id))
 

@@ -60,7 +60,7 @@ class RewardModelJudge(JudgeBase):
         """The one model, `by`."""
         return {"by": self.by}
 
-    def build(self, inputs: JudgeInputs) -> RewardModel:
+    def build_judge(self, inputs: JudgeInputs) -> RewardModel:
         """The judge of the spec. Raises ConfigError when it names principles: the model has learned
         its own."""
         if self.principles is not None:
@@ -103,7 +103,7 @@ class RewardEnsembleJudge(JudgeBase):
         """Each member under its own name."""
         return {name: name for name in self.members}
 
-    def build(self, inputs: JudgeInputs) -> RewardEnsemble:
+    def build_judge(self, inputs: JudgeInputs) -> RewardEnsemble:
         """The judge of the spec. Raises ConfigError when it names principles."""
         if self.principles is not None:
             raise ConfigError(f"judge {self.id}: reward models judge as a whole; drop `principles`")
@@ -127,7 +127,7 @@ class ImplicitRewardJudge(JudgeBase):
         """`by` and `reference`."""
         return {"by": self.by, "reference": self.reference}
 
-    def build(self, inputs: JudgeInputs) -> ImplicitReward:
+    def build_judge(self, inputs: JudgeInputs) -> ImplicitReward:
         """The judge of the spec. Raises ConfigError where both models are one by name, or it names
         principles."""
         if self.principles is not None:

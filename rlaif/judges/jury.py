@@ -92,7 +92,7 @@ class JuryJudge(JudgeBase):
         """The jurors."""
         return {juror.id: juror for juror in self.of}
 
-    def build(self, inputs: JudgeInputs) -> Jury:
+    def build_judge(self, inputs: JudgeInputs) -> Jury:
         """The jury of the spec. Raises ConfigError for weights that name no juror."""
         members = tuple(
             build_judge(juror, inputs.constitution, inputs.beside, inputs.thinking)

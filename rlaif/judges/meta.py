@@ -58,7 +58,7 @@ class MetaJudge(ModelJudge):
         """The judge whose judgements it compares."""
         return {"judge": self.judge}
 
-    def build(self, inputs: JudgeInputs) -> Meta:
+    def build_judge(self, inputs: JudgeInputs) -> Meta:
         """The judge of the spec. Raises ConfigError when there would be nothing to compare."""
         inner = build_judge(self.judge, inputs.constitution, inputs.beside, inputs.thinking)
         if self.principles is not None:
@@ -77,7 +77,7 @@ class MetaJudge(ModelJudge):
             template=self.template or "prompts/judges/meta.j2",
             first_labels=self.first_labels,
             second_labels=self.second_labels,
-        ).build(replace(inputs, constitution=None))
+        ).build_judge(replace(inputs, constitution=None))
         name = content_hash("meta", self.id, inner.judge_hash, comparer.judge_hash)
         return Meta(self.id, name, inner, comparer)
 

@@ -97,7 +97,7 @@ class PairwiseJudge(LabelJudge):
             raise ValueError("`cot` reads labels after the reasons; drop it, or `verdict: written`")
         return self
 
-    def build(self, inputs: JudgeInputs) -> Pairwise:
+    def build_judge(self, inputs: JudgeInputs) -> Pairwise:
         """The judge of the spec: per text principle, or overall where there is none."""
         principles = text_principles(self, inputs.constitution)
         forms: dict[str, Sequence[str]] = {"first": self.first_labels, "second": self.second_labels}

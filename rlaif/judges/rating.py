@@ -47,7 +47,7 @@ class RatingJudge(WritingJudge):
             )
         return self
 
-    def build(self, inputs: JudgeInputs) -> Scored:
+    def build_judge(self, inputs: JudgeInputs) -> Scored:
         """The judge of the spec. A principle's own `scale` replaces the spec's for that one."""
         principles = text_principles(self, inputs.constitution)
         for principle in principles or (None,):

@@ -46,7 +46,7 @@ class RbrJudge(VerdictJudge):
     yes_labels: list[str] = ["Yes", " Yes", "yes", " yes"]
     no_labels: list[str] = ["No", " No", "no", " no"]
 
-    def build(self, inputs: JudgeInputs) -> Rbr:
+    def build_judge(self, inputs: JudgeInputs) -> Rbr:
         """The judge of the spec: it asks about the principles that the weights file names."""
         path = find(self.weights, inputs.beside)
         data, lines = load_yaml(path)
@@ -68,7 +68,7 @@ class RbrJudge(VerdictJudge):
             no_labels=self.no_labels,
             abstain_labels=self.abstain_labels,
             min_label_mass=self.min_label_mass,
-        ).build(inputs)
+        ).build_judge(inputs)
         kept = {name: fitted.weights[name] for name in sorted(names)}
         return Rbr(
             id=self.id,

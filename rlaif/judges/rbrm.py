@@ -63,7 +63,7 @@ class RbrmJudge(LabelJudge):
                 raise ValueError(f"every table gives a reward to each of {names}, and to no other")
         return self
 
-    def build(self, inputs: JudgeInputs) -> Rbrm:
+    def build_judge(self, inputs: JudgeInputs) -> Rbrm:
         """The judge of the spec. Raises ConfigError when it names principles: it has `classes`."""
         if self.principles is not None:
             raise ConfigError(

@@ -126,7 +126,7 @@ class RubricJudge(VerdictJudge):
             raise ValueError("`items` is empty")
         return self
 
-    def build(self, inputs: JudgeInputs) -> Rubric:
+    def build_judge(self, inputs: JudgeInputs) -> Rubric:
         """The judge of the spec. Raises ConfigError when its items cannot be used."""
         if self.principles is not None:
             raise ConfigError(f"judge {self.id}: a rubric judges by its items; drop `principles`")

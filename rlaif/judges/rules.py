@@ -23,7 +23,7 @@ class RulesJudge(JudgeBase):
     kind: Literal["rules"]
     id: StepId = "rules"
 
-    def build(self, inputs: JudgeInputs) -> Rules:
+    def build_judge(self, inputs: JudgeInputs) -> Rules:
         """The judge of the spec. Raises ConfigError when no principle has a `check`."""
         named = named_principles(self, inputs.constitution)
         for principle in named or []:

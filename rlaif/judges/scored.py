@@ -68,7 +68,7 @@ class AdditiveJudge(WritingJudge):
         """Unless the expected score is read."""
         return not self.expected
 
-    def build(self, inputs: JudgeInputs) -> Scored:
+    def build_judge(self, inputs: JudgeInputs) -> Scored:
         """The judge of the spec: overall quality, and the principles that it names, if any."""
         named: list[Principle] = []
         if self.principles is not None:

@@ -53,7 +53,7 @@ class JudgeBase(Strict):
         """The judges that this one builds, by the beginning of their roles. Most have none."""
         return {}
 
-    def build(self, inputs: JudgeInputs) -> Judge:
+    def build_judge(self, inputs: JudgeInputs) -> Judge:
         """The judge that the spec describes. Raises ConfigError when the spec cannot work."""
         raise NotImplementedError(self.kind)
 

@@ -70,7 +70,7 @@ class TemplateJudge(WritingJudge):
             raise ValueError("`structured` has no effect here: give a `json_schema` in `parse`")
         return self
 
-    def build(self, inputs: JudgeInputs) -> Scored:
+    def build_judge(self, inputs: JudgeInputs) -> Scored:
         """The judge of the spec: one call for all, or with `per_principle` one per principle."""
         low, high = self.scale
         check_parse(self.id, self.parse, low, high)

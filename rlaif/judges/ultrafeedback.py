@@ -71,7 +71,7 @@ class UltraFeedbackJudge(WritingJudge):
         """Unless the expected ratings are read."""
         return not self.expected
 
-    def build(self, inputs: JudgeInputs) -> UltraFeedback:
+    def build_judge(self, inputs: JudgeInputs) -> UltraFeedback:
         """The judge of the spec. Raises ConfigError when it names principles: it has `aspects`."""
         if self.principles is not None:
             raise ConfigError(

@@ -42,7 +42,7 @@ class YesNoJudge(LabelJudge):
     yes_labels: list[str] = ["Yes", " Yes", "yes", " yes"]
     no_labels: list[str] = ["No", " No", "no", " no"]
 
-    def build(self, inputs: JudgeInputs) -> YesNo:
+    def build_judge(self, inputs: JudgeInputs) -> YesNo:
         """The judge of the spec. Raises ConfigError when there is no principle to ask about."""
         principles = text_principles(self, inputs.constitution)
         if not principles:
