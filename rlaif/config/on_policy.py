@@ -188,6 +188,11 @@ class OnPolicyTrain(ReferenceTrain):
             raise ValueError(
                 "uses names preferences, and only ppo with ptx_weight mixes some in; leave it out"
             )
+        fields = OnPolicyTrain.model_fields
+        bounds = ("importance_cap", "importance_floor")
+        changed = [key for key in bounds if getattr(self, key) != fields[key].default]
+        if changed and self.importance == "none":
+            raise ValueError(f"`{changed[0]}` has no effect with `importance: none`; leave it out")
         if self.importance_floor >= self.importance_cap:
             raise ValueError("importance_floor must be below importance_cap")
         if self.importance != "none" and self.temperature != 1.0:

@@ -63,7 +63,8 @@ class TextStep(Strict):
         "which the model does not know or, in a file, that cannot be read.",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="auto: bf16 autocast where the device multiplies it fast, else fp32."
+        "auto",
+        description="auto and bf16: bf16 autocast where the device multiplies it fast, else fp32.",
     )
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         [], description="Where every step's numbers go as well; each must be installed."

@@ -314,7 +314,7 @@ class Experiment(Strict):
             judge
             for e in self.steps
             if e.train is not None
-            for judge in getattr(e.train, "rewards", {})
+            for judge in getattr(e.train, "reward_judges", ())
         ]
         return list(dict.fromkeys([*steps, *rewards]))
 
