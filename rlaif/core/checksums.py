@@ -61,12 +61,12 @@ class Unordered:
 
 def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with its own checksum."""
-    return {**row, CHECK: _seal(row)}
+    return {**row, CHECK: _compute_seal(row)}
 
 
 def is_whole(row: Any) -> bool:
     """Whether this is an object that `sealed` made, unchanged."""
-    return isinstance(row, dict) and CHECK in row and _seal(row) == row[CHECK]
+    return isinstance(row, dict) and CHECK in row and _compute_seal(row) == row[CHECK]
 
 
 def unsealed(row: Any, path: Path | str, advice: str, required: bool = True) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def unsealed(row: Any, path: Path | str, advice: str, required: bool = True) -> 
     raise StoreError(f"{path}: damaged (it is not what was written). {advice}")
 
 
-def _seal(row: Mapping[str, Any]) -> str:
+def _compute_seal(row: Mapping[str, Any]) -> str:
     content = {key: value for key, value in row.items() if key != CHECK}
     # As it is read back: keys are texts then, and tuples lists.
     read = json.loads(json.dumps(content))

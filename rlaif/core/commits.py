@@ -52,7 +52,7 @@ def line_of(commit: Commit) -> bytes:
 SIZE = len(line_of(Commit(0, 0, "0" * 32)))
 
 
-def _commit(line: bytes) -> Commit | None:
+def _parse_commit(line: bytes) -> Commit | None:
     """What a row says, or None where it is not whole."""
     try:
         end, rows, digest, _ = line.decode("ascii").split(" ")
@@ -74,7 +74,7 @@ def committed(path: Path) -> int | None:
         number = os.fstat(log).st_size // SIZE
         while number > 0:
             number -= 1
-            found = _commit(os.pread(log, SIZE, number * SIZE))
+            found = _parse_commit(os.pread(log, SIZE, number * SIZE))
             if found is not None and found.end <= size:
                 return found.end
         return 0
@@ -99,7 +99,7 @@ def settle(path: Path, advice: str) -> int:
     """Make a record file end with its last whole batch, and its log with that batch's row; how many
     bytes are left. A file without a log gets one. Raises StoreError where a batch is damaged."""
     if not log_of(path).exists():
-        return _begin(path)
+        return _begin_log(path)
     size = path.stat().st_size if path.exists() else 0
     commits = [commit for commit in read_log(path, advice) if commit.end <= size]
     with log_of(path).open("r+b") as file:
@@ -112,7 +112,7 @@ def settle(path: Path, advice: str) -> int:
     return end
 
 
-def _begin(path: Path) -> int:
+def _begin_log(path: Path) -> int:
     """A log for a file that has none: what was committed in an earlier version's way is one batch.
     It appears whole, since without its row that batch would count as torn."""
     end = to_last_blank(path) if path.exists() else 0
@@ -152,7 +152,7 @@ def read_log(path: Path, advice: str) -> list[Commit]:
     before it is damaged, or they are in no order."""
     log = log_of(path)
     data = log.read_bytes()
-    found = [_commit(data[i : i + SIZE]) for i in range(0, len(data), SIZE)]
+    found = [_parse_commit(data[i : i + SIZE]) for i in range(0, len(data), SIZE)]
     if found and found[-1] is None:
         found.pop()
     commits = [commit for commit in found if commit is not None]

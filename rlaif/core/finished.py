@@ -48,20 +48,20 @@ def seen(folder: Path, model: Path | None) -> dict[str, Any]:
     names = sorted(p for kind in ("*.jsonl", "*" + commits.SUFFIX) for p in folder.glob(kind))
     for path in names:
         checksums.fsync(path)
-    found: dict[str, Any] = {"files": {p.name: _stat(p) for p in names}}
+    found: dict[str, Any] = {"files": {p.name: _stat_file(p) for p in names}}
     beside = folder / BESIDE
     if beside.exists():
-        found["files"][BESIDE] = _stat(beside) | {"digest": checksums.file_digest(beside)}
+        found["files"][BESIDE] = _stat_file(beside) | {"digest": checksums.file_digest(beside)}
     if model is not None:
         inside = sorted(p for p in model.rglob("*") if p.is_file())
         found["model"] = {
             "folder": os.path.relpath(model, folder),
-            "files": {str(p.relative_to(model)): _stat(p) for p in inside},
+            "files": {str(p.relative_to(model)): _stat_file(p) for p in inside},
         }
     return found
 
 
-def _stat(path: Path) -> Stat:
+def _stat_file(path: Path) -> Stat:
     found = path.stat()
     return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
@@ -95,19 +95,19 @@ def _is_plain(marker: Mapping[str, Any]) -> bool:
 def check(folder: Path, marker: Mapping[str, Any], advice: str) -> None:
     """Raises StoreError where a file of a finished step is not what it was. A model that was
     removed as a whole is not missed here."""
-    changed = _changed(folder, marker["files"], advice)
+    changed = _find_changed(folder, marker["files"], advice)
     if changed:
-        _records(folder, tuple(sorted(changed.items())), advice)
+        _verify_records(folder, tuple(sorted(changed.items())), advice)
     made = marker.get("model")
     if made is not None:
         model = folder / made["folder"]
         if model.is_dir():
-            changed = _changed(model, made["files"], advice)
+            changed = _find_changed(model, made["files"], advice)
             if changed:
-                _model(model, tuple(sorted(changed.items())), advice)
+                _verify_model(model, tuple(sorted(changed.items())), advice)
 
 
-def _changed(
+def _find_changed(
     folder: Path, files: Mapping[str, Stat | int], advice: str
 ) -> dict[str, tuple[int, int]]:
     """The files that were written since, with their size and time. Raises StoreError for one that
@@ -131,21 +131,21 @@ def _changed(
 
 
 @lru_cache(maxsize=4096)
-def _records(folder: Path, changed: tuple[Any, ...], advice: str) -> None:
+def _verify_records(folder: Path, changed: tuple[Any, ...], advice: str) -> None:
     """Compare the record files that are among `changed`, or whose logs are. What was compared once
     is not again while it stays as it is."""
     for stem in sorted({Path(name).stem for name, _ in changed}):
-        _compare(folder / f"{stem}.jsonl", advice)
+        _compare_with_log(folder / f"{stem}.jsonl", advice)
 
 
 @lru_cache(maxsize=4096)
-def _model(folder: Path, changed: tuple[Any, ...], advice: str) -> None:
+def _verify_model(folder: Path, changed: tuple[Any, ...], advice: str) -> None:
     names = {name for name, _ in changed}
     every = checksums.NAME in names
     checksums.verify(folder, advice, (MASTERS,), lambda name: every or name in names)
 
 
-def _compare(path: Path, advice: str) -> int:
+def _compare_with_log(path: Path, advice: str) -> int:
     """Compare a record file with its log, which must end where the file does; its bytes."""
     found = commits.read_log(path, advice)
     size = path.stat().st_size
@@ -165,7 +165,7 @@ def verify(folder: Path, marker: Mapping[str, Any] | None, advice: str) -> Verif
         if not commits.log_of(path).exists():
             total += Verified(unchecked=1)
         else:
-            total += Verified(1, _compare(path, advice))
+            total += Verified(1, _compare_with_log(path, advice))
     known = (marker or {}).get("files", {}).get(BESIDE)
     if known is not None:
         if checksums.file_digest(folder / BESIDE) != known["digest"]:
@@ -173,7 +173,7 @@ def verify(folder: Path, marker: Mapping[str, Any] | None, advice: str) -> Verif
         total += Verified(1, known["size"])
     made = (marker or {}).get("model")
     models = [(folder / made["folder"], advice)] if made is not None else []
-    for model, what in [*models, *_checkpoints(folder)]:
+    for model, what in [*models, *_list_checkpoints(folder)]:
         if model.is_dir():
             compared = checksums.verify(model, what, (MASTERS,))
             files = sum(p.is_file() for p in model.rglob("*"))
@@ -221,7 +221,7 @@ def compare_begun(folder: Path, advice: str) -> Verified:
     return total
 
 
-def _checkpoints(folder: Path) -> Iterator[tuple[Path, str]]:
+def _list_checkpoints(folder: Path) -> Iterator[tuple[Path, str]]:
     """The checkpoints of a training under way, and what to do about damage in each."""
     for path in sorted(folder.glob("work/**/checkpoint-*")):
         yield path, f"Delete the folder {path} to train again from the start."

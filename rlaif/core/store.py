@@ -204,7 +204,7 @@ class StepFolder:
         if not lines:
             return
         data = b"\n".join(lines) + b"\n"
-        path = self._file(name)
+        path = self._locate_file(name)
         with explain_os_errors(path):
             self.path.mkdir(parents=True, exist_ok=True)
             size = path.stat().st_size if path.exists() else 0
@@ -231,7 +231,7 @@ class StepFolder:
         """Every committed row of `<name>.jsonl`, in the order of writing, one held at a time.
         Reading raises StoreError where a finished step's files are damaged, here as below."""
         self.done()
-        return read_rows(self._file(name))
+        return read_rows(self._locate_file(name))
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Every committed row of `<name>.jsonl`, in the order of writing."""
@@ -240,23 +240,23 @@ class StepFolder:
     def rows_where(self, name: str, kind: type[B], keep: Callable[[B], bool]) -> Iterator[Row]:
         """The rows of `<name>.jsonl` of which `keep` holds, by the few fields that `kind` has."""
         self.done()
-        return read_where(self._file(name), kind, keep)
+        return read_where(self._locate_file(name), kind, keep)
 
     def records(self, kind: type[R]) -> Iterator[R]:
         """Every committed record of a kind, in the order of writing, one held at a time."""
         self.done()
-        return read_records(self._file(FILES[kind]), kind)
+        return read_records(self._locate_file(FILES[kind]), kind)
 
     def index(self, name: str, key: str) -> Index:
         """Where the committed rows of `<name>.jsonl` lie, by what each has under `key`."""
         self.done()
-        return RowIndex(self._file(name), key)
+        return RowIndex(self._locate_file(name), key)
 
     def count(self, name: str) -> int:
         """How many rows of `<name>.jsonl` are committed."""
-        return count_rows(self._file(name))
+        return count_rows(self._locate_file(name))
 
-    def _file(self, name: str) -> Path:
+    def _locate_file(self, name: str) -> Path:
         return self.path / f"{name}.jsonl"
 
     def finish(self, summary: dict[str, Any], model: Path | None = None) -> dict[str, Any]:
@@ -285,7 +285,7 @@ class Store:
     def prepare(self) -> None:
         """Create the folder, or check that it is a run folder this version can go on with."""
         with explain_os_errors(self.root):
-            manifest = self._manifest() if self.root.is_dir() else None
+            manifest = self._read_manifest() if self.root.is_dir() else None
         if manifest is None and self.root.is_dir():
             strange = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
             if strange and not (self.root / "steps").is_dir():
@@ -304,7 +304,7 @@ class Store:
         make_folder(self.root)
         make_folder(self.root / "steps")
 
-    def _manifest(self) -> dict[str, Any] | None:
+    def _read_manifest(self) -> dict[str, Any] | None:
         """The manifest; a damaged one counts as absent, since every run writes it anew."""
         try:
             row = read_json(self.root / "manifest.json") or {}
@@ -327,12 +327,12 @@ class Store:
                     "it, or choose another folder with --out."
                 ) from None
         try:
-            self._sweep()
+            self._remove_partials()
             yield
         finally:
             lock.release()
 
-    def _sweep(self) -> None:
+    def _remove_partials(self) -> None:
         """Remove what killed processes left half written. Only who holds the lock trains."""
         for folder in (self.root, self.root / "models"):
             sweep(folder)
