@@ -165,14 +165,14 @@ def skewed_ends(values: Floats, level: float = LEVEL) -> Ends:
     with np.errstate(divide="ignore", invalid="ignore"):
         skewness = (deviations**3).mean(axis=1) / (deviations**2).mean(axis=1) ** 1.5
     t = t_quantile(count - 1.0, level)
-    low = mean - _untransformed(t, skewness, count) * se
-    high = mean - _untransformed(-t, skewness, count) * se
+    low = mean - _invert_transform(t, skewness, count) * se
+    high = mean - _invert_transform(-t, skewness, count) * se
     low = np.where(values.min(axis=1) >= 0, np.maximum(low, 0.0), low)
     nothing = np.full(mean.shape, np.nan)
     return Ends(mean, low, high, nothing, se, np.full(mean.shape, count - 1.0))
 
 
-def _untransformed(transformed: Floats, skewness: Floats, count: int) -> Floats:
+def _invert_transform(transformed: Floats, skewness: Floats, count: int) -> Floats:
     """The t of which Hall's transform is given: t + a t^2 + a^2 t^3 / 3 + g / (6 sqrt n) with
     a = g / (3 sqrt n)."""
     rest = transformed - skewness / (6 * np.sqrt(count))

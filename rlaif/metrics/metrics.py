@@ -237,14 +237,14 @@ def value_interval(name: str, measured: Measured) -> Interval | None:
     prompt."""
     rule = rule_of(name)
     if rule.of == "rare":
-        return rare_share_interval({p: _counted(value) for p, value in measured.items()})
+        return rare_share_interval({p: _as_count(value) for p, value in measured.items()})
     values = shares(measured)
     if rule.of == "share":
         return share_interval(values, rule.null)
     return skewed_interval(values) if rule.of == "skewed" else mean_interval(values, rule.null)
 
 
-def _counted(value: float | tuple[int, int]) -> tuple[int, int]:
+def _as_count(value: float | tuple[int, int]) -> tuple[int, int]:
     if isinstance(value, tuple):
         return value
     if value not in (0.0, 1.0):

@@ -79,15 +79,15 @@ def bradley_terry(comparisons: Iterable[Comparison], anchor: str | None = None) 
         shown = "; ".join(", ".join(sorted(group)[:4]) for group in groups)
         raise RlaifError(f"ranking: these groups were never compared with each other: {shown}")
     zero = players.index(anchor) if anchor in players else None
-    games = _games(fought, players)
-    strengths, low, high = _intervals(games, len(players), zero)
+    games = _tally_games(fought, players)
+    strengths, low, high = _compute_intervals(games, len(players), zero)
     found = [
         Rating(
             name,
             1000 + SCALE * float(strengths[i]),
-            None if i == zero else _end(low[i]),
-            None if i == zero else _end(high[i]),
-            _prompts(games, i),
+            None if i == zero else _rating_end(low[i]),
+            None if i == zero else _rating_end(high[i]),
+            _count_prompts(games, i),
             i == zero,
         )
         for i, name in enumerate(players)
@@ -95,11 +95,13 @@ def bradley_terry(comparisons: Iterable[Comparison], anchor: str | None = None) 
     return sorted(found, key=lambda r: (-r.rating, r.player))
 
 
-def _end(strength: float) -> float | None:
+def _rating_end(strength: float) -> float | None:
     return 1000 + SCALE * float(strength) if math.isfinite(strength) else None
 
 
-def _intervals(games: _Games, players: int, zero: int | None) -> tuple[Floats, Floats, Floats]:
+def _compute_intervals(
+    games: _Games, players: int, zero: int | None
+) -> tuple[Floats, Floats, Floats]:
     """Each player's strength against `zero` (None: the mean), and its ends, each (players,)."""
     names = np.eye(players)
     # One strength has no column: only differences are known.
@@ -116,14 +118,14 @@ def _intervals(games: _Games, players: int, zero: int | None) -> tuple[Floats, F
     scores = np.broadcast_to(residuals @ features, (len(asked), len(residuals), len(kept)))
     effect = design_effect(each, start, contrasts[asked], scores)
     effect = np.fmax(1.0, np.fmax(effect, [_one_sided(games, i) for i in asked]))
-    prompts = np.asarray([_prompts(games, i) for i in asked], dtype=np.float64)
+    prompts = np.asarray([_count_prompts(games, i) for i in asked], dtype=np.float64)
     fall = t_quantile(prompts - 1.0) ** 2 * effect
     ends = np.full((2, players), np.nan)
     ends[:, asked] = profile_ends(each, start, contrasts[asked], fall)
     return contrasts @ beta, ends[0], ends[1]
 
 
-def _prompts(games: _Games, player: int) -> int:
+def _count_prompts(games: _Games, player: int) -> int:
     mine = (games.pairs == player).any(axis=1)
     return int((games.counts[:, mine] > 0).any(axis=1).sum())
 
@@ -137,7 +139,7 @@ def _one_sided(games: _Games, player: int) -> float:
     lost = games.counts - games.won
     own = games.won[:, first].sum() + lost[:, second].sum()
     others = lost[:, first].sum() + games.won[:, second].sum()
-    return 0.0 if own and others else float(own + others) / _prompts(games, player)
+    return 0.0 if own and others else float(own + others) / _count_prompts(games, player)
 
 
 def connected(players: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[set[str]]:
@@ -150,7 +152,7 @@ def connected(players: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[
     return list({id(members): members for members in group.values()}.values())
 
 
-def _games(fought: Sequence[Comparison], players: Sequence[str]) -> _Games:
+def _tally_games(fought: Sequence[Comparison], players: Sequence[str]) -> _Games:
     number = {name: i for i, name in enumerate(players)}
     units = {unit: i for i, unit in enumerate(dict.fromkeys(c.unit for c in fought))}
     pairs = sorted({tuple(sorted((number[c.first], number[c.second]))) for c in fought})

@@ -80,20 +80,20 @@ def _line_search(
     x: Array, y: Array, l2: float, counts: Array, weights: Array, step: Array, nonnegative: bool
 ) -> Array | None:
     """The first of the halved steps that does not raise the objective; None when all do."""
-    before, size = _objective(x, y, l2, counts, weights), 1.0
+    before, size = _evaluate_objective(x, y, l2, counts, weights), 1.0
     # Near the minimum the objective moves less than its own rounding.
     before += 1e-14 * abs(before)
     while size > _SMALLEST_STEP:
         moved = weights + size * step
         if nonnegative:
             moved = np.maximum(moved, 0.0)
-        if _objective(x, y, l2, counts, moved) <= before:
+        if _evaluate_objective(x, y, l2, counts, moved) <= before:
             return moved
         size /= 2
     return None
 
 
-def _objective(x: Array, y: Array, l2: float, counts: Array, weights: Array) -> float:
+def _evaluate_objective(x: Array, y: Array, l2: float, counts: Array, weights: Array) -> float:
     z = x @ weights
     losses = y * np.logaddexp(0.0, -z) + (1 - y) * np.logaddexp(0.0, z)
     return float(counts @ losses + l2 / 2 * weights @ weights)

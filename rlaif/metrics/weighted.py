@@ -42,11 +42,11 @@ def ratio_of(part: Floats, whole: Floats) -> Measure:
     """The sum of `part` over the sum of `whole`, each (n,)."""
     columns = np.stack([part, whole], axis=1)
 
-    def of(weights: Floats) -> Floats:
+    def divide_sums(weights: Floats) -> Floats:
         sums = weights @ columns
         return ratio(sums[:, 0], sums[:, 1])
 
-    return of
+    return divide_sums
 
 
 def mean_of(values: Floats) -> Figure:
@@ -79,8 +79,8 @@ def sums_by(codes: Ints) -> Callable[[Floats], Floats]:
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
 
-    def of(weights: Floats) -> Floats:
+    def sum_groups(weights: Floats) -> Floats:
         found: Floats = np.add.reduceat(weights[:, order], starts, axis=1)
         return found
 
-    return of
+    return sum_groups

@@ -45,7 +45,7 @@ def self_judge_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
     ]
     if not words:
         return [f"Nothing was measured about judge {judge!r} in this round."]
-    return words + _verdict(judge, mass, spread, corr)
+    return words + _describe_doubts(judge, mass, spread, corr)
 
 
 def ceiling_words(change: IntervalJson, better: int) -> str | None:
@@ -145,7 +145,7 @@ def _corr_words(judge: str, corr: IntervalJson | None) -> list[str]:
     ]
 
 
-def _verdict(
+def _describe_doubts(
     judge: str, mass: IntervalJson | None, spread: IntervalJson | None, corr: IntervalJson | None
 ) -> list[str]:
     doubts = []

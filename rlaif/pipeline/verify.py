@@ -32,7 +32,7 @@ def verify_run(root: Path) -> Verification:
         raise ConfigError(f"{root} is not a run folder (no folder steps in it)")
     faults: dict[str, None] = {}
 
-    def tried(look: Callable[[], Verified]) -> Verified:
+    def try_check(look: Callable[[], Verified]) -> Verified:
         try:
             return look()
         except RlaifError as error:
@@ -42,19 +42,19 @@ def verify_run(root: Path) -> Verification:
     total = Verified()
     folders = sorted(p for p in (root / "steps").glob("*") if p.is_dir())
     for path in folders or [root]:
-        total += tried(StepFolder(path).verify)
-        total += tried(partial(_small, partial(read_meters, path)))
+        total += try_check(StepFolder(path).verify)
+        total += try_check(partial(_verify_small_file, partial(read_meters, path)))
     for path in sorted((root / "models").glob("*")):
-        total += tried(partial(_model, path, root / "steps" / path.name))
+        total += try_check(partial(_verify_model, path, root / "steps" / path.name))
     if folders:
-        total += tried(partial(_small, partial(read_manifest, root)))
-        total += tried(partial(_small, partial(read_rounds, root)))
-        total += tried(partial(_small, partial(_made_from_what_is_there, folders)))
-    total += tried(partial(_ledger, root))
+        total += try_check(partial(_verify_small_file, partial(read_manifest, root)))
+        total += try_check(partial(_verify_small_file, partial(read_rounds, root)))
+        total += try_check(partial(_verify_small_file, partial(_made_from_what_is_there, folders)))
+    total += try_check(partial(_verify_ledger, root))
     return Verification(total, tuple(faults))
 
 
-def _small(look: Callable[[], object]) -> Verified:
+def _verify_small_file(look: Callable[[], object]) -> Verified:
     """A small file, which is compared as it is read."""
     look()
     return Verified()
@@ -72,7 +72,7 @@ def _made_from_what_is_there(folders: Sequence[Path]) -> None:
         raise StoreError(stale_in_words(path for path in folders if path.name in found))
 
 
-def _ledger(root: Path) -> Verified:
+def _verify_ledger(root: Path) -> Verified:
     """What was spent, against what the steps say of it. Raises StoreError where lines are gone."""
     account = Account(root / LEDGER, counted=counted_cost(root))
     if account.lost:
@@ -80,7 +80,7 @@ def _ledger(root: Path) -> Verified:
     return Verified()
 
 
-def _model(path: Path, step: Path) -> Verified:
+def _verify_model(path: Path, step: Path) -> Verified:
     """A model of a step that has no marker yet; the marker vouches for others."""
     if (step / "done.json").exists() or path.name.endswith(".partial"):
         return Verified()

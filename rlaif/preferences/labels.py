@@ -63,14 +63,14 @@ def verdicts(
     """
     wanted = list(pairs)
     said = {
-        name: _said(wanted, _by_prompt(rows), principle_weights)
+        name: _annotator_probabilities(wanted, _by_prompt(rows), principle_weights)
         for name, rows in judgements.items()
     }
     combined = combine(said, judge_weights)
     return {name: prob for name, prob in combined.items() if prob is not None}
 
 
-def _said(
+def _annotator_probabilities(
     pairs: Iterable[GivenPair],
     by_prompt: Mapping[str, Sequence[Judgement]],
     weights: Mapping[str, float],
@@ -78,7 +78,10 @@ def _said(
     """What one annotator says of each pair."""
     return {
         pair.pair_id: answer_probability(
-            _about(pair, by_prompt.get(pair.prompt_id, ())), pair.first, pair.second, weights
+            _judgements_of_pair(pair, by_prompt.get(pair.prompt_id, ())),
+            pair.first,
+            pair.second,
+            weights,
         )
         for pair in pairs
     }
@@ -91,7 +94,7 @@ def _by_prompt(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:
     return groups
 
 
-def _about(pair: GivenPair, judgements: Sequence[Judgement]) -> list[Judgement]:
+def _judgements_of_pair(pair: GivenPair, judgements: Sequence[Judgement]) -> list[Judgement]:
     """The judgements of this pair's answers, seen together or one at a time."""
     answers = {pair.first, pair.second}
     return [j for j in judgements if set(j.shown) <= answers]

@@ -122,7 +122,7 @@ def preference(
     chosen, rejected = pair
     ids = (chosen.completion.completion_id, rejected.completion.completion_id)
     reasons = [
-        f"{judge} {_shown(scores.get(ids[0]))} against {_shown(scores.get(ids[1]))}"
+        f"{judge} {_format_score(scores.get(ids[0]))} against {_format_score(scores.get(ids[1]))}"
         for judge, scores in sorted(parts.items())
     ]
     return Preference(
@@ -186,7 +186,7 @@ def against_reference(
     ]
 
 
-def _shown(score: float | None) -> str:
+def _format_score(score: float | None) -> str:
     return "missing" if score is None else f"{score:.3f}"
 
 
@@ -217,10 +217,10 @@ def _length_gap(preference: Preference) -> float:
 def keep_widest(preferences: Iterable[Preference], limit: int) -> list[Preference]:
     """At most `limit` preferences, the widest margins first and those without one last; then back
     in the order of ids."""
-    widest = heapq.nsmallest(limit, preferences, key=_width)
+    widest = heapq.nsmallest(limit, preferences, key=_sort_by_margin)
     return sorted(widest, key=lambda p: (p.prompt_id, p.preference_id))
 
 
-def _width(preference: Preference) -> tuple[float, str]:
+def _sort_by_margin(preference: Preference) -> tuple[float, str]:
     margin = -math.inf if preference.margin is None else preference.margin
     return -margin, preference.preference_id

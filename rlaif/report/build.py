@@ -66,7 +66,7 @@ def build_report(run: RunView, out: str | Path) -> Path:
     out = Path(out)
     path = out / "report.html" if out.is_dir() else out
     script = (_HERE / "report.js").read_text(encoding="utf-8")
-    page = environment().get_template("report.html.j2").render(**_context(run, script))
+    page = environment().get_template("report.html.j2").render(**_collect_context(run, script))
     # Text from models can hold lone surrogates, which UTF-8 cannot carry.
     write_atomic(path, page.encode("utf-8", "replace").decode())
     return path
@@ -81,12 +81,12 @@ def is_report_of(path: Path, key: str) -> bool:
     """Whether a file is the page of a run whose view has this key."""
     try:
         with path.open("rb") as file:
-            return _marked(key).encode() in file.read(_HEAD)
+            return _make_run_mark(key).encode() in file.read(_HEAD)
     except OSError:
         return False
 
 
-def _marked(key: str) -> str:
+def _make_run_mark(key: str) -> str:
     return f'<meta name="rlaif-run" content="{key}">'
 
 
@@ -99,15 +99,17 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["interval"] = lambda value, signed=False: _minus(
+    environment.filters["interval"] = lambda value, signed=False: _use_minus_signs(
         show_interval(value, signed)
     )
-    environment.filters["value"] = lambda value: _minus(show_value(value))
-    environment.filters["ends"] = lambda value: _minus(show_ends(value))
-    environment.filters["number"] = lambda value, signed=False: _minus(show_number(value, signed))
+    environment.filters["value"] = lambda value: _use_minus_signs(show_value(value))
+    environment.filters["ends"] = lambda value: _use_minus_signs(show_ends(value))
+    environment.filters["number"] = lambda value, signed=False: _use_minus_signs(
+        show_number(value, signed)
+    )
     environment.filters["count_of"] = "{:,}".format
-    environment.filters["minus"] = _minus
-    environment.filters["breakable"] = _breakable
+    environment.filters["minus"] = _use_minus_signs
+    environment.filters["breakable"] = _allow_breaks
     environment.filters["duration"] = duration
     environment.globals["glossary"] = GLOSSARY
     environment.filters["pretty"] = lambda value: json.dumps(
@@ -130,7 +132,7 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _context(run: RunView, script: str) -> dict[str, Any]:
+def _collect_context(run: RunView, script: str) -> dict[str, Any]:
     shown = run.shown
     page = make_page(run.rounds, run.comparisons, run.values, run.primary, run.trained)
     last = latest_rounds(run.rounds)
@@ -139,7 +141,7 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
     digest = script_digest(script)
     return {
         "run": run,
-        "marked": Markup(_marked(run.key)),
+        "marked": Markup(_make_run_mark(run.key)),
         "seeds": seeds,
         "answers": answers(page.comparisons, run.arms, run.margin),
         "mark": partial(mark_of, marked=marks(run.arms)),
@@ -154,12 +156,12 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
             (row["arm"], summary(row, [r for r in last if r["arm"] == row["arm"]], page))
             for row in page.latest
         ],
-        "tables": _tables(run.rounds, page),
-        "lines": list(_lines(run.rounds)),
-        "curves": _curves(run.rounds),
-        "trained": _trained(run.rollouts, len(names) > 1),
-        "distributions": _distributions(run),
-        "totals": _totals(run.steps),
+        "tables": _make_tables(run.rounds, page),
+        "lines": list(_split_rounds(run.rounds)),
+        "curves": _draw_curves(run.rounds),
+        "trained": _draw_trainings(run.rollouts, len(names) > 1),
+        "distributions": _draw_distributions(run),
+        "totals": _sum_steps(run.steps),
         "failures": [
             (step, reason, count)
             for step in run.steps
@@ -178,17 +180,17 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
     }
 
 
-def _minus(text: str) -> str:
+def _use_minus_signs(text: str) -> str:
     """Hyphens that stand for a minus, as a minus sign."""
     return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", text)
 
 
-def _breakable(name: str) -> Markup:
+def _allow_breaks(name: str) -> Markup:
     """A metric's name that may wrap after a slash or an underscore."""
     return Markup("<wbr>").join(re.findall(r"[^/_]*[/_]|[^/_]+", name))
 
 
-def _curves(rounds: Sequence[RoundRow]) -> list[tuple[str, list[Figure]]]:
+def _draw_curves(rounds: Sequence[RoundRow]) -> list[tuple[str, list[Figure]]]:
     """(group, figures): a curve per metric that at least two rounds measured."""
     grouped: dict[str, list[Figure]] = {}
     names = {name for row in rounds for name in row["metrics"]["metrics"]}
@@ -199,19 +201,19 @@ def _curves(rounds: Sequence[RoundRow]) -> list[tuple[str, list[Figure]]]:
                 for r in sorted(chain, key=lambda r: r["round"])
                 if r["metrics"]["metrics"].get(row.name) is not None
             ]
-            for name, chain in _lines(rounds).items()
+            for name, chain in _split_rounds(rounds).items()
         }
         if max(len(points) for points in lines.values()) < 2:
             continue
         means = [show_number(value["mean"]) for points in lines.values() for _, value in points]
         label = f"{row.name} over rounds: {', '.join(means)}"
-        svg = plots.curve(f"curve{place}", label, lines, _par(row.name))
+        svg = plots.curve(f"curve{place}", label, lines, _find_par(row.name))
         figure = Figure(row.name, row.kind.about, svg)
         grouped.setdefault(row.kind.group, []).append(figure)
     return list(grouped.items())
 
 
-def _lines(rounds: Sequence[RoundRow]) -> dict[str, list[RoundRow]]:
+def _split_rounds(rounds: Sequence[RoundRow]) -> dict[str, list[RoundRow]]:
     """The rounds by seed, by arm, or by both where there are several of both."""
     arms, seeds = arms_of(rounds), seeds_of(rounds)
     found: dict[str, list[RoundRow]] = {}
@@ -222,13 +224,13 @@ def _lines(rounds: Sequence[RoundRow]) -> dict[str, list[RoundRow]]:
     return found
 
 
-def _par(name: str) -> float | None:
+def _find_par(name: str) -> float | None:
     return next((value for prefix, value in _PAR.items() if name.startswith(prefix)), None)
 
 
-def _tables(rounds: Sequence[RoundRow], page: Page) -> list[Table]:
+def _make_tables(rounds: Sequence[RoundRow], page: Page) -> list[Table]:
     """The table over all seeds (arms side by side), then one per arm and seed where they differ."""
-    lines = _lines(rounds)
+    lines = _split_rounds(rounds)
     seeds = seeds_of(rounds)
     headings, columns = side_by_side(page.rounds)
     tables = [Table("All seeds" if len(seeds) > 1 else "", headings, metric_rows(columns))]
@@ -249,13 +251,13 @@ def _arm_figures(page: Page) -> list[Figure]:
             continue
         cells = zip(headings, row.cells, strict=True)
         points = {name: cell.value for name, cell in cells if cell.value is not None}
-        label = f"{row.name} by arm: {_spoken(row)}"
-        svg = plots.arms(f"arm{place}", label, points, _par(row.name))
+        label = f"{row.name} by arm: {_speak_row(row)}"
+        svg = plots.arms(f"arm{place}", label, points, _find_par(row.name))
         figures.append(Figure(row.name, row.kind.about, svg))
     return figures
 
 
-def _spoken(row: Row) -> str:
+def _speak_row(row: Row) -> str:
     values = [show_number(cell.value["mean"]) for cell in row.cells if cell.value is not None]
     return ", ".join(values)
 
@@ -270,7 +272,7 @@ ROLLOUT_FIGURES = {
 }
 
 
-def _trained(
+def _draw_trainings(
     trainings: Sequence[RolloutRow], by_arm: bool
 ) -> list[tuple[str, list[str], list[Figure]]]:
     """(title, sentences, figures) of each on-policy training."""
@@ -303,7 +305,7 @@ def _said_of(row: RolloutRow) -> list[str]:
     return sentences + ([f"{said}." for said in row["reached"]] or ["No gate was reached."])
 
 
-def _distributions(run: RunView) -> list[Figure]:
+def _draw_distributions(run: RunView) -> list[Figure]:
     """Histograms of held-out answer lengths and, per judge, of their scores, by model; then of the
     pairs' scores."""
     lengths, figures = run.shown.lengths, []
@@ -323,7 +325,7 @@ def _distributions(run: RunView) -> list[Figure]:
     return figures
 
 
-def _totals(steps: Sequence[StepRow]) -> dict[str, Any]:
+def _sum_steps(steps: Sequence[StepRow]) -> dict[str, Any]:
     costs = [step["cost"] for step in steps if step["cost"] is not None]
     estimated = [step.get("estimated_cost") or 0.0 for step in steps]
     return {

@@ -239,7 +239,9 @@ def test_engines_here_keep_the_tokens_that_tell_thinking_apart(
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         messages: list[Message] = [{"role": "user", "content": "Hi"}]
         row: Any = type("R", (), {"request_id": "r", "ids": [1]})
-        made = engine._result(row, GenerateRequest("r", messages, Sampling(8)), ids, [], rendered)
+        made = engine._make_generate_result(
+            row, GenerateRequest("r", messages, Sampling(8)), ids, [], rendered
+        )
         assert made.token_ids == ids
         return made
 

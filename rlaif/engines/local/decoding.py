@@ -47,7 +47,7 @@ class BranchRows:
     def __init__(self, model: Any, prompts: Prompts, owner: Sequence[int], new: int):
         self.model = model
         device = model.device
-        hidden, keys, values = _prefill(model, prompts)
+        hidden, keys, values = _prefill_prompts(model, prompts)
         # The last token that is sampled is never computed.
         room = max(1, new - 1)
         self.cache = BranchCache(
@@ -80,7 +80,7 @@ class BranchRows:
         self.cache.keep(rows)
 
 
-def _prefill(model: Any, prompts: Prompts) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def _prefill_prompts(model: Any, prompts: Prompts) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """(P, H) hidden states of the prompts' last tokens, and for each layer their keys and values
     (P, K, L, D), zero behind a prompt's end."""
     budget = PASS_TOKENS.get(model.device.type, PASS_TOKENS["cpu"])
@@ -169,15 +169,15 @@ def no_branches(model: Any) -> str | None:
     tokens = [torch.tensor(ids[i : i + 3], device=model.device) for i in (6, 9, 20)]
     try:
         with packing(model):
-            found = _decoded(BranchRows(model, prompts, owner, len(tokens) + 1), tokens)
-        wanted = _decoded(PaddedRows(model, prompts, owner, 0), tokens)
+            found = _decode_rows(BranchRows(model, prompts, owner, len(tokens) + 1), tokens)
+        wanted = _decode_rows(PaddedRows(model, prompts, owner, 0), tokens)
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         return str(error).splitlines()[0]
     gap = float((found - wanted).abs().max() / wanted.abs().max())
     return None if gap <= TOLERANCE[model.dtype] else f"decoded states differ by {gap:.2g}"
 
 
-def _decoded(rows: Rows, tokens: Sequence[Tensor]) -> Tensor:
+def _decode_rows(rows: Rows, tokens: Sequence[Tensor]) -> Tensor:
     """All hidden states while `tokens` are added and the second row goes after the first."""
     states = [rows.first(), rows.after(tokens[0])]
     left = torch.tensor([0, 2], device=tokens[0].device)
@@ -203,23 +203,23 @@ def sample_tokens(
     limited = [i for i, s in enumerate(sampling) if s.temperature and (s.top_k or s.top_p < 1)]
     others = [i for i, s in enumerate(sampling) if s.temperature and not (s.top_k or s.top_p < 1)]
     if greedy:
-        picked[greedy] = _of(logits, greedy).argmax(-1)
+        picked[greedy] = _select_rows(logits, greedy).argmax(-1)
     if others:
         # These apart: a row without limits must not notice what its batch asks for.
-        scaled = _scaled(_of(logits, others), [sampling[i] for i in others])
-        picked[others] = _inverse_cdf(scaled.softmax(-1), _of(uniform, others))
+        scaled = _scale_logits(_select_rows(logits, others), [sampling[i] for i in others])
+        picked[others] = _inverse_cdf(scaled.softmax(-1), _select_rows(uniform, others))
     if limited:
         asked = [sampling[i] for i in limited]
-        scaled = _scaled(_of(logits, limited), asked)
-        picked[limited] = _filtered(scaled, _of(uniform, limited), asked)
+        scaled = _scale_logits(_select_rows(logits, limited), asked)
+        picked[limited] = _sample_filtered(scaled, _select_rows(uniform, limited), asked)
     return picked
 
 
-def _of(values: torch.Tensor, rows: list[int]) -> torch.Tensor:
+def _select_rows(values: torch.Tensor, rows: list[int]) -> torch.Tensor:
     return values if len(rows) == len(values) else values[rows]
 
 
-def _scaled(logits: torch.Tensor, sampling: Sequence[Sampling]) -> torch.Tensor:
+def _scale_logits(logits: torch.Tensor, sampling: Sequence[Sampling]) -> torch.Tensor:
     if all(s.temperature == 1 for s in sampling):
         return logits
     return logits / torch.tensor([[s.temperature] for s in sampling], device=logits.device)
@@ -248,7 +248,7 @@ def _first_above(running: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.minimum(torch.searchsorted(running, target, right=True), last)
 
 
-def _filtered(
+def _sample_filtered(
     scaled: torch.Tensor, uniform: torch.Tensor, sampling: Sequence[Sampling]
 ) -> torch.Tensor:
     vocabulary = scaled.shape[-1]

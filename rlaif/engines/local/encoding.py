@@ -92,7 +92,7 @@ class Encoding:
             if isinstance(request, GenerateRequest):
                 new = request.sampling.max_new_tokens
             else:
-                tail = self._continuation(request, text, ids)
+                tail = self._encode_continuation(request, text, ids)
                 ids = ids + tail
             self._refuse_unknown(ids)
             why = overflow(len(ids), new, self.context)
@@ -111,7 +111,7 @@ class Encoding:
         answer."""
         if not self.markers:
             return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        dropped = self._tokens(special=True).keys() - self.markers
+        dropped = self._list_added_tokens(special=True).keys() - self.markers
         left = [i for i in ids if i not in dropped]
         return str(self.tokenizer.decode(left, skip_special_tokens=False))
 
@@ -119,7 +119,7 @@ class Encoding:
     def markers(self) -> frozenset[int]:
         """The special tokens that tell thinking from answer."""
         known = marker_texts(self.chat)
-        return frozenset(i for i, t in self._tokens(special=True).items() if t in known)
+        return frozenset(i for i, t in self._list_added_tokens(special=True).items() if t in known)
 
     @cached_property
     def opens_thinking(self) -> bool:
@@ -130,14 +130,14 @@ class Encoding:
     @cached_property
     def openings(self) -> list[int]:
         """The single tokens that open thinking."""
-        return sorted(i for i, t in self._tokens().items() if opens(t, self.chat))
+        return sorted(i for i, t in self._list_added_tokens().items() if opens(t, self.chat))
 
-    def _tokens(self, special: bool = False) -> dict[int, str]:
+    def _list_added_tokens(self, special: bool = False) -> dict[int, str]:
         """The tokens that were added to the vocabulary; with `special` those alone."""
         added = self.tokenizer.added_tokens_decoder
         return {i: t.content for i, t in added.items() if t.special or not special}
 
-    def _continuation(self, request: ScoreRequest, text: str, ids: list[int]) -> list[int]:
+    def _encode_continuation(self, request: ScoreRequest, text: str, ids: list[int]) -> list[int]:
         """The token ids whose log-probs are asked, after a prompt's `text` and its `ids`."""
         if request.continuation_ids is not None:
             return request.continuation_ids

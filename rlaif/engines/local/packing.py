@@ -33,7 +33,7 @@ CACHE = "branch_cache"
 UNKNOWN = ("s_aux", "position_bias", "cache")
 
 
-def _attention(
+def _compute_attention(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -101,7 +101,7 @@ def packing(module: Any) -> Iterator[None]:
     """Branch attention in `module`, which was found to take it, and its own again afterwards."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, _compute_attention)
     before = module.config._attn_implementation
     module.set_attn_implementation(NAME)
     try:
@@ -125,7 +125,7 @@ def batches(rows: Sequence[Row], tails: Mapping[str, int], budget: int) -> list[
     `tails` counts the continuation tokens at the end of each request's ids."""
     ordered = sorted(rows, key=lambda row: (row.ids, row.request_id))
     sizes = [len(row.ids) for row in ordered]
-    for i, shared in enumerate(_shared(ordered, tails), start=1):
+    for i, shared in enumerate(_count_shared(ordered, tails), start=1):
         sizes[i] -= shared
     return [[ordered[i] for i in part] for part in fill(range(len(ordered)), sizes, budget)]
 
@@ -152,7 +152,7 @@ def states(model: Any, batch: Sequence[Row], tails: Mapping[str, int], packed: b
 def grouped(batch: Sequence[Row], tails: Mapping[str, int]) -> list[list[Row]]:
     """Neighbours that share more than the whole batch does, and about as much as the neighbours
     around them do. `batch` is sorted by token ids."""
-    shared = _shared(batch, tails)
+    shared = _count_shared(batch, tails)
     stem = min(shared, default=0)
     extra = [count - stem for count in shared]
     groups = [[batch[0]]]
@@ -165,7 +165,7 @@ def grouped(batch: Sequence[Row], tails: Mapping[str, int]) -> list[list[Row]]:
     return groups
 
 
-def _shared(rows: Sequence[Row], tails: Mapping[str, int]) -> list[int]:
+def _count_shared(rows: Sequence[Row], tails: Mapping[str, int]) -> list[int]:
     """How many tokens of its prompt each row has in common with the row before it, from the
     second on."""
     found = []
@@ -179,5 +179,5 @@ def _shared(rows: Sequence[Row], tails: Mapping[str, int]) -> list[int]:
 def example(group: Sequence[Row], tails: Mapping[str, int]) -> Branches:
     """What the group begins with, and what each of its rows goes on with."""
     first = group[0]
-    common = min(_shared(group, tails), default=len(first.ids) - tails[first.request_id])
+    common = min(_count_shared(group, tails), default=len(first.ids) - tails[first.request_id])
     return first.ids[:common], [row.ids[common:] for row in group]

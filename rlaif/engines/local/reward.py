@@ -85,9 +85,11 @@ class Body:
         if members:
             self._adapters = with_members(model, members, name)
             scores = model.score.modules_to_save
-            self._heads = {m.name: _linear(scores[m.name]) for m in members}
+            self._heads = {m.name: _make_linear_head(scores[m.name]) for m in members}
         else:
-            self._heads[""] = load_head(folder) or _linear(_plain_score(model, name, folder))
+            self._heads[""] = load_head(folder) or _make_linear_head(
+                _plain_score(model, name, folder)
+            )
         for part in (model.eval(), *self._heads.values()):
             part.to(self.device)
 
@@ -135,7 +137,7 @@ def _plain_score(model: Any, name: str, folder: Path) -> torch.nn.Linear:
 
 
 @torch.no_grad()
-def _linear(score: torch.nn.Linear) -> LinearHead:
+def _make_linear_head(score: torch.nn.Linear) -> LinearHead:
     """A checkpoint's own row of weights in fp32: bf16 would round rewards to hundredths."""
     head = LinearHead(HeadConfig("linear", score.in_features))
     head.weight.copy_(score.weight)
@@ -267,7 +269,7 @@ class RewardEngine:
             if all(row.request_id in done for row in batch):
                 continue
             prompts = [rows[row.request_id][1] for row in batch]
-            yield self._batch(self.body, batch, prompts)
+            yield self._score_batch(self.body, batch, prompts)
 
     def _refuse_unknown(self, rows: Iterable[list[int]]) -> None:
         token = self.limits.unknown(chain.from_iterable(rows))
@@ -275,7 +277,7 @@ class RewardEngine:
             text = str(self.tokenizer.convert_ids_to_tokens(token))
             raise EngineError(f"model {self.name!r}: {no_embedding(token, text, self.limits)}")
 
-    def _batch(
+    def _score_batch(
         self, body: Body, batch: list[encoding.Row], prompts: list[int]
     ) -> list[RewardResult]:
         width = encoding.bucket(max(len(row.ids) for row in batch))

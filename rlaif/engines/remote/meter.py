@@ -132,11 +132,13 @@ class Meter:
                 "seconds": round(self.seconds, 3),
                 "calls_per_second": round(self.calls * rate, 2),
                 "tokens_per_second": round(self.output_tokens * rate, 1),
-                "latency": {name: round(self._percentile(p), 4) for name, p in PERCENTILES.items()},
+                "latency": {
+                    name: round(self._latency_percentile(p), 4) for name, p in PERCENTILES.items()
+                },
                 "latency_buckets": {str(b): n for b, n in sorted(self.latencies.items())},
             }
 
-    def _percentile(self, share: float) -> float:
+    def _latency_percentile(self, share: float) -> float:
         """The latency in seconds that `share` of the calls did not exceed, to within 9%."""
         wanted = math.ceil(share * self.latencies.total())
         seen = 0
@@ -154,17 +156,17 @@ class Meter:
             row["cache_hits"],
             row["failed"],
             Counter(row["retries"]),
-            int(_finite(row["input_tokens"])),
-            int(_finite(row["output_tokens"])),
-            _finite(row["cost"]),
+            int(_clamp_finite(row["input_tokens"])),
+            int(_clamp_finite(row["output_tokens"])),
+            _clamp_finite(row["cost"]),
             Counter({int(bucket): count for bucket, count in row["latency_buckets"].items()}),
             row["seconds"],
             row.get("uncounted", 0),
-            _finite(row.get("estimated_cost", 0.0)),
+            _clamp_finite(row.get("estimated_cost", 0.0)),
         )
 
 
-def _finite(value: float) -> float:
+def _clamp_finite(value: float) -> float:
     """A number that was kept; 0 for one that an earlier version took from a server unread."""
     return value if math.isfinite(value) and value >= 0 else 0.0
 
@@ -307,8 +309,8 @@ class Account:
         self._lock = threading.Lock()
         self.meters = Meters()
         self._held = 0.0
-        lines = _lines(path)
-        rows = [_row(line, path, number) for number, line in enumerate(lines[:-1], 1)]
+        lines = _read_lines(path)
+        rows = [_read_cost(line, path, number) for number, line in enumerate(lines[:-1], 1)]
         noted = math.fsum(cost for cost, _ in rows)
         self.lost = counted - noted if counted - noted > ROUNDING else 0.0
         self.spent = noted + self.lost
@@ -399,14 +401,14 @@ class _Beside(Account):
         self._account.spend(model, cost, estimated)
 
 
-def _lines(path: Path | None) -> list[str]:
+def _read_lines(path: Path | None) -> list[str]:
     """The lines of a ledger; the last is empty unless it was cut short."""
     if path is None or not path.exists():
         return [""]
     return path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
 
 
-def _row(line: str, path: Path | None, number: int) -> tuple[float, bool]:
+def _read_cost(line: str, path: Path | None, number: int) -> tuple[float, bool]:
     """What a line of a ledger says, and whether by estimate. Raises StoreError where it is
     damaged."""
     advice = "Mend this line, or delete it: what it cost then counts no more."

@@ -33,7 +33,7 @@ def main(command: list[str]) -> int:
     """Run `command` until it ends or its owner has gone; its exit status. Its temporary files,
     such as sockets, go with it."""
     owner = os.getppid()
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit_process)
     with tempfile.TemporaryDirectory(prefix="rlaif-", ignore_cleanup_errors=True) as folder:
         # A group of its own: its processes are ended together, those too that it has lost sight of.
         server = subprocess.Popen(
@@ -43,25 +43,25 @@ def main(command: list[str]) -> int:
             env={**os.environ, "TMPDIR": folder},
         )
         try:
-            while server.poll() is None and not _gone(owner):
+            while server.poll() is None and not _owner_is_gone(owner):
                 pass
         finally:
-            _end(server)
+            _end_server(server)
     return server.returncode
 
 
-def _leave(*_: object) -> NoReturn:
+def _exit_process(*_: object) -> NoReturn:
     raise SystemExit(1)
 
 
-def _gone(owner: int) -> bool:
+def _owner_is_gone(owner: int) -> bool:
     """Whether the owner has gone, after a moment in which it may."""
     ready, _, _ = select.select([sys.stdin], [], [], POLL_SECONDS)
     # A child that the owner forked may hold the other end open: then the parent tells.
     return bool(ready and not os.read(0, 1)) or os.getppid() != owner
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
+def _end_server(server: subprocess.Popen[bytes]) -> None:
     try:
         if server.poll() is None:
             # It alone, which then ends its processes in order.
