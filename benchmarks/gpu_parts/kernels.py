@@ -213,7 +213,7 @@ def dense_attention(
     softcap: float | None = None,
 ) -> Tensor:
     """Attention with the whole matrix of scores, in the inputs' dtype; the softmax is in fp32."""
-    group_of, branch_of, position = (t.to(query.device) for t in attention.segments(groups))
+    group_of, branch_of, position = (t.to(query.device) for t in attention.locate_tokens(groups))
     shared = (branch_of[None] == 0) | (branch_of[None] == branch_of[:, None])
     own = (group_of[None] == group_of[:, None]) | (group_of[None] == attention.STEM)
     back = position[:, None] - position[None]

@@ -1,6 +1,6 @@
 """What is doubtful in a constitution that loads: findings with a level, a line and a remedy.
 
-`changes` compares two constitutions, principle by principle.
+`list_changes` compares two constitutions, principle by principle.
 """
 
 from __future__ import annotations
@@ -277,7 +277,9 @@ class Change:
         return f"~ {self.principle}.{self.field}: {self.old!r} -> {self.new!r}{mark}"
 
 
-def changes(a: Constitution, b: Constitution, asked: Collection[str] = frozenset()) -> list[Change]:
+def list_changes(
+    a: Constitution, b: Constitution, asked: Collection[str] = frozenset()
+) -> list[Change]:
     """From `a` to `b`: first what was removed, then what was added, then field by field.
 
     A principle with a `check` is judged by that program, and its words can change nothing, unless
@@ -303,6 +305,6 @@ def _compare_fields(a: Principle, b: Principle, asked: bool) -> list[Change]:
     ]
 
 
-def stale(found: Sequence[Change]) -> set[str]:
+def find_stale_principles(found: Sequence[Change]) -> set[str]:
     """The principles of the new constitution that have to be judged, by id."""
     return {change.principle for change in found if change.judged_again}

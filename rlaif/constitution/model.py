@@ -321,7 +321,7 @@ def _apply_entry(entry: _Entry, place: Place, merged: _Merged) -> None:
     merged.places[entry.id] = place
 
 
-def show(constitution: Constitution) -> str:
+def show_constitution(constitution: Constitution) -> str:
     """The resolved constitution as YAML without defaults; it loads to the same principles."""
     data = constitution.model_dump(mode="json", exclude_defaults=True, exclude={"extends"})
     for row, principle in zip(data["principles"], constitution.principles, strict=True):
@@ -335,7 +335,7 @@ def show(constitution: Constitution) -> str:
     return head + body.replace("\n- id: ", "\n\n- id: ")
 
 
-def reweighted(constitution: Constitution, weights: Mapping[str, float]) -> Constitution:
+def reweight_principles(constitution: Constitution, weights: Mapping[str, float]) -> Constitution:
     """The same with these weights by principle id; others keep theirs."""
     principles = [
         p.model_copy(update={"weight": weights.get(p.id, p.weight)})
@@ -344,7 +344,7 @@ def reweighted(constitution: Constitution, weights: Mapping[str, float]) -> Cons
     return constitution.model_copy(update={"principles": tuple(principles)})
 
 
-def summary(constitution: Constitution) -> list[dict[str, str]]:
+def summarise_constitution(constitution: Constitution) -> list[dict[str, str]]:
     """One row per principle for people: id, weight, who judges it, when it counts, what it says."""
     total = sum(p.weight for p in constitution.principles) or 1.0
     return [

@@ -22,12 +22,12 @@ from rlaif.core.chat import (
     ChatSettings,
     Opened,
     Said,
-    lost,
+    count_lost,
     opened_by,
     render,
     render_prompt,
     split,
-    written,
+    write_thinking,
 )
 from rlaif.core.errors import EngineError
 from rlaif.core.records import Message
@@ -136,9 +136,9 @@ class AnswerTurn:
         return self._with_thinking(answer, thinking, content)
 
     def lost(self, answer: Message, reasoning: Reasoning = "keep") -> Counter[str]:
-        """What of the answer is not in its text, as `rlaif.core.chat.lost` counts it."""
+        """What of the answer is not in its text, as `rlaif.core.chat.count_lost` counts it."""
         conversation = [*self.messages, answer]
-        own = lost(self.tokenizer, conversation, self.chat, False, len(self.messages))
+        own = count_lost(self.tokenizer, conversation, self.chat, False, len(self.messages))
         if reasoning == "strip" or not (self.whole or answer.get("tool_calls")):
             # Left out on purpose, or written where the template does not.
             own.pop("reasoning_lost", None)
@@ -161,7 +161,7 @@ class AnswerTurn:
         if sampled and self._ids_match_answer(sampled, answer, text, reasoning):
             return Tokens(self._adjust_end(list(sampled), suffix, end), sampled=True)
         tail, more = self._choose_ending(suffix, end)
-        ids, crossed = joined(self.tokenizer, self.given, self.prompt_ids, text + tail)
+        ids, crossed = encode_after(self.tokenizer, self.given, self.prompt_ids, text + tail)
         return Tokens([*ids, *more], crossed)
 
     def _separate_thinking(self, answer: Message, reasoning: Reasoning) -> tuple[str, str]:
@@ -215,11 +215,11 @@ class AnswerTurn:
         found = found or self._render_both_parts(self._inline_thinking, thinking, content)
         if found is not None:
             return found
-        block = written(thinking, self._opened, self.chat.markers)
+        block = write_thinking(thinking, self._opened, self.chat.markers)
         return block + content, self._frame.suffix
 
     def _inline_thinking(self, thinking: str, answer: str) -> dict[str, Any]:
-        return _make_plain_turn("", written(thinking, None, self.chat.markers) + answer)
+        return _make_plain_turn("", write_thinking(thinking, None, self.chat.markers) + answer)
 
     def _as_given(self, answer: Message) -> tuple[str, str] | None:
         """The text with thinking in it, where the template leaves it alone."""
@@ -252,7 +252,7 @@ class AnswerTurn:
         if header.startswith(self.given):
             return header[len(self.given) :]
         if self._opened is not None:
-            return written("", self._opened, self.chat.markers)
+            return write_thinking("", self._opened, self.chat.markers)
         lead = _after_last_turn(self.messages, self.given, header)
         if lead is None:
             raise EngineError(_OTHER_PROMPT)
@@ -280,7 +280,11 @@ class AnswerTurn:
         it, and where the template has none, the model's own end token."""
         if end != "turn":
             return suffix if end == "all" else "", []
-        found = [(at, -len(t), t) for t in specials(self.tokenizer) if (at := suffix.find(t)) >= 0]
+        found = [
+            (at, -len(t), t)
+            for t in list_special_tokens(self.tokenizer)
+            if (at := suffix.find(t)) >= 0
+        ]
         if found:
             at, _, token = min(found)
             return suffix[: at + len(token)], []
@@ -309,7 +313,9 @@ class AnswerTurn:
     @cached_property
     def _ends(self) -> frozenset[int]:
         """The tokens that end a turn."""
-        special = set(self.tokenizer.convert_tokens_to_ids(list(specials(self.tokenizer))))
+        special = set(
+            self.tokenizer.convert_tokens_to_ids(list(list_special_tokens(self.tokenizer)))
+        )
         suffix = _encode_text(self.tokenizer, self._frame.suffix)
         return frozenset({i for i in suffix if i in special} | {self.tokenizer.eos_token_id})
 
@@ -319,7 +325,7 @@ class AnswerTurn:
         if end == "turn":
             return ids
         own = ids[:-1] if ended else ids
-        return own if end == "none" else [*own, *behind(self.tokenizer, suffix)]
+        return own if end == "none" else [*own, *encode_behind(self.tokenizer, suffix)]
 
 
 _CHANGED = (
@@ -371,7 +377,7 @@ def _after_last_turn(messages: Sequence[Message], given: str, header: str) -> st
 
 
 @lru_cache(maxsize=16)
-def specials(tokenizer: Any) -> tuple[str, ...]:
+def list_special_tokens(tokenizer: Any) -> tuple[str, ...]:
     """The tokens that text is split at; blanks that were added for compression are none."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values())
     every = {*added, *map(str, tokenizer.all_special_tokens)}
@@ -383,7 +389,7 @@ def _encode_text(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def joined(
+def encode_after(
     tokenizer: Any, given: str, given_ids: Sequence[int], text: str
 ) -> tuple[list[int], bool]:
     """The ids of `text` after those of `given`, tokenised as one text; and whether a token would
@@ -392,10 +398,10 @@ def joined(
     count = len(given_ids)
     if whole[:count] == list(given_ids):
         return whole[count:], False
-    return behind(tokenizer, text), True
+    return encode_behind(tokenizer, text), True
 
 
-def behind(tokenizer: Any, text: str) -> list[int]:
+def encode_behind(tokenizer: Any, text: str) -> list[int]:
     """The ids of `text` within a longer text, behind a boundary that no token crosses."""
     if not text:
         return []

@@ -116,7 +116,7 @@ def split(
     return Said("", text) if empty is None else Said("", _clean_answer(start[empty.end() :]))
 
 
-def opens(text: str, spec: Declared) -> bool:
+def opens_thinking(text: str, spec: Declared) -> bool:
     """Whether `text`, the start of an answer or one of its first tokens, begins to think."""
     start = text.strip()
     if not start:
@@ -141,7 +141,7 @@ def opened_by(prompt: str, markers: Markers = MARKERS) -> Opened | None:
     return None
 
 
-def written(thinking: str, opened: Opened | None, markers: Markers = MARKERS) -> str:
+def write_thinking(thinking: str, opened: Opened | None, markers: Markers = MARKERS) -> str:
     """A block of thinking, and the blanks after it, as a model writes it after a prompt that has
     `opened` one or not: then with the first of its `markers`. Without any thinking the block is
     empty, as Qwen3's template writes it."""
@@ -251,7 +251,7 @@ KEEP = ChatSettings()
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Where templates look for a turn's thinking: Qwen3 and DeepSeek, newer ones, gpt-oss."""
 LOST = ("tool_calls_lost", "tool_turns_lost", "reasoning_lost")
-"""What `lost` counts."""
+"""What `count_lost` counts."""
 
 
 class TemplateRefusal(EngineError):
@@ -328,7 +328,7 @@ def has_more(message: Message) -> bool:
     )
 
 
-def lost(
+def count_lost(
     tokenizer: Any,
     messages: Sequence[Message],
     chat: ChatSettings = KEEP,

@@ -62,7 +62,7 @@ def _parse_commit(line: bytes) -> Commit | None:
     return found if line_of(found) == line else None
 
 
-def committed(path: Path) -> int | None:
+def read_committed(path: Path) -> int | None:
     """How many bytes of a record file are whole batches, by the last whole row of its log; None
     where it has no log. Rows before the last are not looked at."""
     try:
@@ -82,7 +82,7 @@ def committed(path: Path) -> int | None:
         os.close(log)
 
 
-def append(path: Path, commit: Commit) -> None:
+def append_commit(path: Path, commit: Commit) -> None:
     """Add a row to a record file's log. It survives a kill at once, and a power cut after at most
     `SYNC_SECONDS` of writing: batches whose rows are lost then are made again."""
     log = log_of(path)
@@ -95,7 +95,7 @@ def append(path: Path, commit: Commit) -> None:
             _synced[log] = now
 
 
-def settle(path: Path, advice: str) -> int:
+def settle_file(path: Path, advice: str) -> int:
     """Make a record file end with its last whole batch, and its log with that batch's row; how many
     bytes are left. A file without a log gets one. Raises StoreError where a batch is damaged."""
     if not log_of(path).exists():
@@ -105,7 +105,7 @@ def settle(path: Path, advice: str) -> int:
     with log_of(path).open("r+b") as file:
         file.truncate(len(commits) * SIZE)
     if size:
-        damaged(path, commits, advice)
+        refuse_damaged(path, commits, advice)
     end = commits[-1].end if commits else 0
     if end < size:
         os.truncate(path, end)
@@ -163,7 +163,7 @@ def read_log(path: Path, advice: str) -> list[Commit]:
     return commits
 
 
-def damaged(path: Path, commits: Iterable[Commit], advice: str) -> None:
+def refuse_damaged(path: Path, commits: Iterable[Commit], advice: str) -> None:
     """Raises StoreError for the first batch of a record file that is not what was written."""
     row, start = 1, 0
     with path.open("rb") as file:

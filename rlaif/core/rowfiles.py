@@ -196,7 +196,7 @@ def _whole_lines(block: bytes, lines: _Lines[Any]) -> int:
 
 def whole_bytes(path: Path) -> int:
     """How many bytes of a file are whole batches."""
-    found = commits.committed(path)
+    found = commits.read_committed(path)
     return commits.to_last_blank(path) if found is None else found
 
 

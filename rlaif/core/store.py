@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rlaif.core import commits, finished
-from rlaif.core.checksums import CHECK, digest, is_whole, sealed
+from rlaif.core.checksums import CHECK, digest, is_whole, seal_row
 from rlaif.core.errors import StoreError
 from rlaif.core.records import Completion, Judgement, Preference, R, Record, canonical_json
 from rlaif.core.rowfiles import (
@@ -120,7 +120,7 @@ _PARTIAL = re.compile(r"^\.(?:.+\.(\d+)\.tmp|(\d+)\..+)$")
 """What `partial_of` gives, and what datasets of earlier versions were called while written."""
 
 
-def sweep(folder: Path) -> None:
+def remove_partials(folder: Path) -> None:
     """Remove what processes that are no more left half written in a folder."""
     for path in folder.iterdir() if folder.is_dir() else ():
         found = _PARTIAL.match(path.name)
@@ -181,9 +181,9 @@ class StepFolder:
         A marker whose files are missing or of another size is not believed. Files whose time is
         another one are compared with their checksums. Raises StoreError.
         """
-        marker = finished.read(self.marker, self.advice)
+        marker = finished.read_marker(self.marker, self.advice)
         if marker is not None:
-            finished.check(self.path, marker, self.advice)
+            finished.check_files(self.path, marker, self.advice)
         return marker
 
     def check(self) -> None:
@@ -193,7 +193,7 @@ class StepFolder:
 
     def verify(self) -> finished.Verified:
         """Compare all that is stored with its checksums. Raises StoreError for what is damaged."""
-        return finished.verify(self.path, self.done(), self.advice)
+        return finished.verify_step(self.path, self.done(), self.advice)
 
     def append(self, name: str, records: Sequence[Record | dict[str, Any]]) -> None:
         """Commit one batch of records to `<name>.jsonl`: all of them or, after a kill, none."""
@@ -208,24 +208,24 @@ class StepFolder:
         with explain_os_errors(path):
             self.path.mkdir(parents=True, exist_ok=True)
             size = path.stat().st_size if path.exists() else 0
-            if size != commits.committed(path):
-                size = commits.settle(path, self.advice)
+            if size != commits.read_committed(path):
+                size = commits.settle_file(path, self.advice)
             with path.open("ab") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            commits.append(path, commits.Commit(size + len(data), len(lines), digest(data)))
+            commits.append_commit(path, commits.Commit(size + len(data), len(lines), digest(data)))
 
     def repair(self) -> None:
         """Drop what a kill left after the last whole batch. Call before appending. Raises
         StoreError where a whole batch is not what was written."""
-        sweep(self.path)
+        remove_partials(self.path)
         for log in self.path.glob("*" + commits.SUFFIX):
             if not log.with_suffix(".jsonl").exists():
                 log.unlink()
         for path in sorted(self.path.glob("*.jsonl")):
             with explain_os_errors(path):
-                commits.settle(path, self.advice)
+                commits.settle_file(path, self.advice)
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Every committed row of `<name>.jsonl`, in the order of writing, one held at a time.
@@ -262,8 +262,8 @@ class StepFolder:
     def finish(self, summary: dict[str, Any], model: Path | None = None) -> dict[str, Any]:
         """Write the marker, last of all. `model` is the folder of a model that the step made."""
         self.path.mkdir(parents=True, exist_ok=True)
-        marker = summary | finished.seen(self.path, model)
-        text = json.dumps(sealed(marker), indent=1, sort_keys=True, ensure_ascii=False)
+        marker = summary | finished.describe_files(self.path, model)
+        text = json.dumps(seal_row(marker), indent=1, sort_keys=True, ensure_ascii=False)
         write_atomic(self.marker, text)
         return marker
 
@@ -335,7 +335,7 @@ class Store:
     def _remove_partials(self) -> None:
         """Remove what killed processes left half written. Only who holds the lock trains."""
         for folder in (self.root, self.root / "models"):
-            sweep(folder)
+            remove_partials(folder)
         for kind in ("models", "merged"):
             for partial in (self.root / kind).glob("*.partial"):
                 shutil.rmtree(partial, ignore_errors=True)

@@ -25,7 +25,7 @@ MOST = 8
 """More processes than this wait for the one that deals out and collects."""
 
 
-def available() -> int:
+def count_workers() -> int:
     """How many processes it is of use to ask for."""
     return min(MOST, os.cpu_count() or 1)
 

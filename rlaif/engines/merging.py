@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlaif.config.training import LoraOptions
-from rlaif.core.checksums import publish
+from rlaif.core.checksums import publish_folder
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import content_hash
 from rlaif.core.store import read_json
@@ -170,7 +170,7 @@ def _merge_adapter(folder: Path, base: Path, out: Path) -> None:
         shutil.copyfile(folder / name, temporary / ADAPTER / name)
     if (folder / REGION).exists():
         shutil.copyfile(folder / REGION, temporary / REGION)
-    publish(temporary, out)
+    publish_folder(temporary, out)
 
 
 def _write_row(path: Path, row: dict[str, Any]) -> None:

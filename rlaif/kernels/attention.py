@@ -236,7 +236,7 @@ def _build_mask(queries: int, keys: int, window: int | None, device: torch.devic
     return (back >= 0) if window is None else (back >= 0) & (back < window)
 
 
-def segments(groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
+def locate_tokens(groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
     """(T,) int64 each: the group of every token (STEM for the stem), its branch (0 for the prompt)
     and its position."""
     stem = groups[0].stem
@@ -258,8 +258,8 @@ def block_mask(groups: tuple[Group, ...], window: int | None, device: str) -> An
     """FlexAttention's block mask of a packed row, filled up to whole blocks."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    parts = segments(groups)
-    filling = filled(len(parts[0])) - len(parts[0])
+    parts = locate_tokens(groups)
+    filling = fill_to_blocks(len(parts[0])) - len(parts[0])
     # What fills the row sees itself alone, so that its softmax is over something.
     fillers = (torch.full((filling,), PADDING), torch.zeros(filling, dtype=torch.int64))
     ends = (*fillers, torch.arange(filling))
@@ -281,13 +281,13 @@ def block_mask(groups: tuple[Group, ...], window: int | None, device: str) -> An
 
 @functools.cache
 @torch.inference_mode(False)
-def scalar(value: float, device: str) -> Tensor:
+def make_scalar(value: float, device: str) -> Tensor:
     """() fp32: a number as a tensor. A float that a graph captures becomes a symbol, with which
     FlexAttention's backward cannot be compiled."""
     return torch.tensor(value, dtype=torch.float32, device=device)
 
 
-def filled(tokens: int) -> int:
+def fill_to_blocks(tokens: int) -> int:
     """The length of a row of so many tokens once it is filled up to whole blocks."""
     return max(LEAST_BLOCKS, -(-tokens // BLOCK)) * BLOCK
 
@@ -351,14 +351,14 @@ def _attend_flex(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    limit = scalar(softcap or 1.0, str(query.device))
+    limit = make_scalar(softcap or 1.0, str(query.device))
 
     def cap_score(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return torch.tanh(score / limit) * limit
 
     tokens = query.shape[2]
     # Whole blocks are what every length has in common, so one graph serves them all.
-    filling = filled(tokens) - tokens
+    filling = fill_to_blocks(tokens) - tokens
     query, key, value = (
         F.pad(t, (0, 0, 0, filling)) if filling else t for t in (query, key, value)
     )

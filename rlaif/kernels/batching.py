@@ -173,11 +173,11 @@ def plan_epoch(
     batches = []
     for start in range(0, len(order), batch_size):
         batch = sorted(order[start : start + batch_size], key=lambda i: (-sizes[i], i))
-        batches.append(fill(batch, [sizes[i] for i in batch], budget))
+        batches.append(fill_batches(batch, [sizes[i] for i in batch], budget))
     return batches
 
 
-def fill(items: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
+def fill_batches(items: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
     """`items` in their order, cut where the next one would pass `budget` tokens."""
     parts: list[list[int]] = []
     held = 0

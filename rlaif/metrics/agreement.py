@@ -26,8 +26,8 @@ from rlaif.metrics.weighted import (
     Ints,
     Mask,
     Measure,
-    among,
     mean_of,
+    measure_among,
     ratio,
     sums_by,
 )
@@ -211,7 +211,7 @@ def effective_votes(count: int, correlation: Floats) -> Floats:
     return votes
 
 
-def decided(prob: Floats) -> Mask:
+def is_decided(prob: Floats) -> Mask:
     """Where there is a value and it is no tie."""
     known: Mask = ~np.isnan(prob) & (prob != 0.5)
     return known
@@ -223,7 +223,7 @@ def same_slot(prob_first: Floats, prob_second: Floats) -> Floats:
 
     Of P(the answer wins) when it was shown first and when it was shown second, each (n,).
     """
-    known = decided(prob_first) & decided(prob_second)
+    known = is_decided(prob_first) & is_decided(prob_second)
     won = (prob_first > 0.5).astype(np.float64) - (prob_second > 0.5)
     return np.where(known, won, np.nan)
 
@@ -231,7 +231,7 @@ def same_slot(prob_first: Floats, prob_second: Floats) -> Floats:
 def picks_longer(prob: Floats, longer_by: Floats) -> Floats:
     """1 where a verdict is for the longer answer, else 0; NaN for equal lengths and without a
     verdict. Shape (n,)."""
-    kept = decided(prob) & (longer_by != 0)
+    kept = is_decided(prob) & (longer_by != 0)
     return np.where(kept, (prob > 0.5) == (longer_by > 0), np.nan)
 
 
@@ -242,7 +242,7 @@ def length_coefficient(prob: Floats, label: Floats, longer_by: Floats) -> Figure
     Features: 1, longer_by / sd, and the label as -1 or 1. Undefined where the regression has no
     maximum, as for a judge that always follows length or always follows people.
     """
-    kept = decided(prob) & decided(label)
+    kept = is_decided(prob) & is_decided(label)
     lengths, outcome = longer_by[kept], (prob[kept] > 0.5).astype(np.float64)
     scale = (float(lengths.std()) if lengths.size else 0.0) or 1.0
     human = np.where(label[kept] > 0.5, 1.0, -1.0)
@@ -255,7 +255,7 @@ def length_coefficient(prob: Floats, label: Floats, longer_by: Floats) -> Figure
         by_sd: Floats = slope * np.sqrt(np.maximum(square - mean**2, 0.0))
         return by_sd
 
-    return among(kept, measure_coefficient)
+    return measure_among(kept, measure_coefficient)
 
 
 def self_preference(prob: Floats, label: Floats, own: Floats) -> Figure:
@@ -264,7 +264,7 @@ def self_preference(prob: Floats, label: Floats, own: Floats) -> Figure:
     `own` is 1 where the first answer is the judge's own and the second is not, -1 the other way
     round, else 0. Undefined where either condition never holds.
     """
-    kept = decided(prob) & decided(label) & (own != 0)
+    kept = is_decided(prob) & is_decided(label) & (own != 0)
     mine = own > 0
     judged, said = (prob > 0.5) == mine, (label > 0.5) == mine
     where_own = mean_of(np.where(kept & said, judged, np.nan))

@@ -51,7 +51,7 @@ def brier(prob: Floats, outcome: Floats, weights: Floats) -> Floats:
     return ratio((weights * (prob - outcome) ** 2).sum(axis=1), weights.sum(axis=1))
 
 
-def reliability(
+def bin_reliability(
     prob: Floats, outcome: Floats, weights: Floats, equal_mass: bool = False, bins: int = BINS
 ) -> Curve:
     """The bins, of equal width over [0, 1] or of equal mass, lowest first.
@@ -103,7 +103,7 @@ def log_odds(prob: Floats) -> Floats:
     return np.log(kept) - np.log1p(-kept)
 
 
-def steepness(logits: Floats, outcome: Floats) -> Measure:
+def measure_steepness(logits: Floats, outcome: Floats) -> Measure:
     """1/T of temperature scaling: the a >= 0 of least negative log-likelihood of sigmoid(a z).
 
     0 (T infinite) where the logits point the wrong way or nowhere; at most `STEEPEST`. NaN without
@@ -149,7 +149,7 @@ def scale_held_out(prob: Floats, outcome: Floats, fold: Ints) -> Callable[[Float
     the others fit. NaN where there is one fold only."""
     logits = log_odds(prob)
     insides = [fold == number for number in np.unique(fold)]
-    fits = [steepness(logits[~inside], outcome[~inside]) for inside in insides]
+    fits = [measure_steepness(logits[~inside], outcome[~inside]) for inside in insides]
 
     def scale_samples(weights: Floats) -> Floats:
         scaled = np.full(weights.shape, np.nan)
@@ -179,7 +179,7 @@ class CalibrationError:
     detectable: float | None
 
 
-def graded(prob: Floats) -> bool:
+def is_graded(prob: Floats) -> bool:
     """Whether there are degrees in the probabilities: ten or more, and none is exactly 0 or 1."""
     return bool(np.unique(prob).size >= LEAST_DISTINCT and prob.min() > 0 and prob.max() < 1)
 
@@ -284,4 +284,4 @@ def ece_if_calibrated(prob: Floats, seed: int, draws: int = DRAWS) -> Interval:
 
 def ece_of(prob: Floats, outcome: Floats) -> float:
     """Expected calibration error, ten bins of equal width."""
-    return float(reliability(prob, outcome, np.ones((1, prob.size))).ece()[0])
+    return float(bin_reliability(prob, outcome, np.ones((1, prob.size))).ece()[0])

@@ -69,7 +69,7 @@ def score_parts(
     return {principle: per_prompt(rows) for principle, rows in sorted(shares.items())}
 
 
-def decompose(
+def decompose_change(
     new: Mapping[str, Values],
     old: Mapping[str, Values],
     cut_new: Values,

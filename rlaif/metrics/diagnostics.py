@@ -98,7 +98,7 @@ def find_alarms(history: Sequence[RoundMetrics], limits: AlarmLimits | None = No
     return sorted(found, key=lambda alarm: alarm.severity)
 
 
-def delta(history: Sequence[RoundMetrics], name: str, base: Base) -> IntervalJson | None:
+def find_delta(history: Sequence[RoundMetrics], name: str, base: Base) -> IntervalJson | None:
     """The latest round's paired difference in `name` from the base model, if measured."""
     return history[-1]["deltas"].get(base, {}).get(name)
 
@@ -106,7 +106,7 @@ def delta(history: Sequence[RoundMetrics], name: str, base: Base) -> IntervalJso
 def both_means(history: Sequence[RoundMetrics], name: str) -> tuple[float, float] | None:
     """The initial model's mean of `name` and the latest one, over the same prompts where a
     difference was taken; None where either was not measured."""
-    latest, change = history[-1]["metrics"].get(name), delta(history, name, "initial")
+    latest, change = history[-1]["metrics"].get(name), find_delta(history, name, "initial")
     if latest is None:
         return None
     if change is not None:
@@ -154,7 +154,7 @@ def _check_length(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Itera
         if limits.length_low <= ratio <= limits.length_high:
             continue
         limit = limits.length_low if ratio < limits.length_low else limits.length_high
-        factor = delta(history, f"length_factor/{name.split('/')[1]}", "initial")
+        factor = find_delta(history, f"length_factor/{name.split('/')[1]}", "initial")
         typical = "" if factor is None else f"; within a prompt {show_interval(factor)} times"
         unit = name.split("/")[1]
         message = (
@@ -166,7 +166,7 @@ def _check_length(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Itera
 
 
 def _check_diversity(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
-    change, sides = delta(history, "distinct_2", "initial"), both_means(history, "distinct_2")
+    change, sides = find_delta(history, "distinct_2", "initial"), both_means(history, "distinct_2")
     if change is None or sides is None or not sides[0] or direction(change) >= 0:
         return
     drop = -change["mean"] / sides[0]
@@ -183,7 +183,7 @@ def _check_rises(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterat
         ("repetition_rise", "repetition_4", limits.repetition_rise, "Answers repeat themselves"),
         ("refusal_rise", "refusal_rate", limits.refusal_rise, "The policy refuses more"),
     ):
-        change = delta(history, metric, "initial")
+        change = find_delta(history, metric, "initial")
         if change is not None and direction(change) > 0 and change["mean"] > limit:
             message = (
                 f"{what}: {metric} rose by {show_interval(change, signed=True)} since the "
@@ -243,11 +243,11 @@ def _check_hacking(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iter
     held_out = [name for name, _, _ in _find_metrics(history, "check")] + ["loglik/initial"]
     for metric in held_out:
         for base in ("initial", "previous"):
-            change = delta(history, metric, base)
+            change = find_delta(history, metric, base)
             risen = [
                 judge
                 for name, judge, _ in _find_metrics(history, "score")
-                if direction(delta(history, name, base)) > 0
+                if direction(find_delta(history, name, base)) > 0
             ]
             if change is None or direction(change) >= 0 or not risen:
                 continue
@@ -297,7 +297,7 @@ def _has_margin(round_metrics: RoundMetrics) -> bool:
 
 def _check_drifts(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
     watched = [
-        (metric, delta(history, metric, "initial"), f"{metric} moved by")
+        (metric, find_delta(history, metric, "initial"), f"{metric} moved by")
         for metric in ("length/words", "list_rate", "stock_phrase_rate")
     ]
     watched += [

@@ -56,7 +56,7 @@ def spread_of(values: Floats) -> tuple[Floats, Floats]:
     return mean, squares / (count * (count - 1)) if count > 1 else np.full(mean.shape, np.nan)
 
 
-def vary(values: Floats) -> NDArray[np.bool_]:
+def find_varying(values: Floats) -> NDArray[np.bool_]:
     """Which samples have different values, (B,): more so than rounding makes them."""
     size = np.maximum(np.abs(values).max(axis=1), 1.0)
     found: NDArray[np.bool_] = np.ptp(values, axis=1) > 1e-12 * size
@@ -124,7 +124,7 @@ def mean_ends(values: Floats, null: float | None = 0.0, level: float = LEVEL) ->
     """K3: means of unbounded values and of paired differences, by Student's t over prompts. NaN
     ends where all values of a sample are equal, or there is one."""
     mean, square = spread_of(values)
-    square = np.where(vary(values), square, np.nan)
+    square = np.where(find_varying(values), square, np.nan)
     return t_ends(mean, np.sqrt(square), values.shape[1] - 1.0, null, level)
 
 
@@ -160,7 +160,7 @@ def skewed_ends(values: Floats, level: float = LEVEL) -> Ends:
     of a sample are equal."""
     count = values.shape[1]
     mean, square = spread_of(values)
-    se = np.sqrt(np.where(vary(values), square, np.nan))
+    se = np.sqrt(np.where(find_varying(values), square, np.nan))
     deviations = values - mean[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         skewness = (deviations**3).mean(axis=1) / (deviations**2).mean(axis=1) ** 1.5

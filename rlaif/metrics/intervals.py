@@ -115,7 +115,7 @@ def mean_interval(
     if not data.size:
         return None
     found = ends.mean_ends(data[None], null, level)
-    return one_interval(found, data.size, note=None if varies(data) else SAME)
+    return one_interval(found, data.size, note=None if has_variation(data) else SAME)
 
 
 def paired_interval(
@@ -168,14 +168,14 @@ def skewed_interval(values: Mapping[str, float], level: float = LEVEL) -> Interv
     )
 
 
-def varies(data: Floats) -> bool:
+def has_variation(data: Floats) -> bool:
     """Whether values by prompt, (C,), differ; of one prompt that is not known."""
-    return data.size < 2 or bool(ends.vary(data[None])[0])
+    return data.size < 2 or bool(ends.find_varying(data[None])[0])
 
 
 def skewed_note(data: Floats) -> str | None:
     """What is said beside the interval of skewed values by prompt, (C,)."""
-    if not varies(data):
+    if not has_variation(data):
         return SAME
     return SKEWED_NOTE if 1 < data.size < FEW_SKEWED else None
 

@@ -62,14 +62,14 @@ class _Point:
     bend: Floats
 
 
-def fit(trials: Trials) -> Floats:
+def fit_coefficients(trials: Trials) -> Floats:
     """The coefficients of the greatest penalised likelihood, (B, k)."""
     samples, _, size = trials.features.shape
     every = np.broadcast_to(np.eye(size), (samples, size, size))
     return _climb_likelihood(trials, np.zeros((samples, size)), every)
 
 
-def information(trials: Trials, beta: Floats) -> Floats:
+def expected_information(trials: Trials, beta: Floats) -> Floats:
     """The expected information of the coefficients without Jeffreys' penalty, (B, k, k)."""
     weights = trials.counts * _compute_variance(_compute_scores(trials, beta))
     return _weighted_products(trials.features, weights) + np.diag(trials.precision)
@@ -84,7 +84,7 @@ def design_effect(trials: Trials, beta: Floats, contrast: Floats, units: Floats)
     count = units.shape[1]
     if count < 2:
         return np.full(len(beta), np.nan)
-    inverse = _invert_matrices(information(trials, beta))
+    inverse = _invert_matrices(expected_information(trials, beta))
     along = np.einsum("bkl,bl->bk", inverse, contrast)
     robust = count / (count - 1) * (np.einsum("buk,bk->bu", units, along) ** 2).sum(axis=1)
     found: Floats = robust / np.einsum("bk,bk->b", along, contrast)
@@ -100,7 +100,7 @@ def profile_ends(
     top = _evaluate_point(trials, beta).value
     # No likelihood falls so far within reach.
     fall = np.minimum(fall, FARTHEST**6)
-    inverse = _invert_matrices(information(trials, beta))
+    inverse = _invert_matrices(expected_information(trials, beta))
     variance = np.einsum("bk,bkl,bl->b", contrast, inverse, contrast)
     reach = np.sqrt(variance * fall)
     estimate = np.einsum("bk,bk->b", contrast, beta)

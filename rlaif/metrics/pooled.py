@@ -13,8 +13,8 @@ import numpy as np
 from rlaif.metrics import ends
 from rlaif.metrics.ends import Ends
 from rlaif.metrics.figure_rules import FigureRule, rule_of
-from rlaif.metrics.intervals import SAME, Interval, one_interval, skewed_note, varies
-from rlaif.metrics.weighted import Figure, Floats, Ints, defined
+from rlaif.metrics.intervals import SAME, Interval, has_variation, one_interval, skewed_note
+from rlaif.metrics.weighted import Figure, Floats, Ints, compute_defined
 
 MOST_BLOCKS = 200
 """More prompts than these are left out in as many blocks, drawn once and for all."""
@@ -32,7 +32,7 @@ def figure_intervals(
     `prompts` gives the prompt of each item. A figure's ends are None where its rule is `none`, and
     where it cannot be told how it varies; the note says so.
     """
-    found = defined(figures, len(prompts))
+    found = compute_defined(figures, len(prompts))
     codes = np.unique(np.asarray(prompts), return_inverse=True)[1].astype(np.int64)
     made = {}
     for name, value in found.items():
@@ -76,7 +76,7 @@ def sums_interval(above: Floats, below: Floats, rule: FigureRule) -> Interval:
     if rule.of == "skewed":
         found, middle = ends.skewed_ends(values[None]), float(np.median(above / below))
         return one_interval(found, n, prompts, median=middle, note=skewed_note(values))
-    note = None if varies(values) else SAME
+    note = None if has_variation(values) else SAME
     return one_interval(ends.mean_ends(values[None], rule.null), n, prompts, note=note)
 
 
@@ -187,7 +187,7 @@ def seeds_interval(
     if not common:
         return one_interval(ends.mean_ends(table.T, null), prompts)
     found = crossed_ends(table[None], null)
-    same = not ends.vary(table.reshape(1, -1))[0]
+    same = not ends.find_varying(table.reshape(1, -1))[0]
     if same:
         found = found._replace(**dict.fromkeys(("low", "high", "p", "se"), np.full(1, np.nan)))
     return one_interval(found, prompts, note="the same everywhere" if same else None)

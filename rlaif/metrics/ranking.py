@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rlaif.core.errors import RlaifError
 from rlaif.core.numbers import sigmoids
 from rlaif.metrics.ends import t_quantile
-from rlaif.metrics.penalised import Trials, design_effect, fit, profile_ends
+from rlaif.metrics.penalised import Trials, design_effect, fit_coefficients, profile_ends
 
 Floats = NDArray[np.float64]
 
@@ -74,7 +74,7 @@ def bradley_terry(comparisons: Iterable[Comparison], anchor: str | None = None) 
     if not fought:
         raise RlaifError("ranking: no comparison of two different generators")
     players = sorted({name for c in fought for name in (c.first, c.second)})
-    groups = connected(players, [(c.first, c.second) for c in fought])
+    groups = connected_groups(players, [(c.first, c.second) for c in fought])
     if len(groups) > 1:
         shown = "; ".join(", ".join(sorted(group)[:4]) for group in groups)
         raise RlaifError(f"ranking: these groups were never compared with each other: {shown}")
@@ -112,7 +112,7 @@ def _compute_intervals(
     no_prior = np.zeros(len(kept))
     won, counts = games.won.sum(axis=0), games.counts.sum(axis=0)
     one = Trials(features[None], won[None], counts[None], no_prior)
-    beta = fit(one)[0]
+    beta = fit_coefficients(one)[0]
     residuals = games.won - games.counts * sigmoids(features @ beta)
     each, start = one.repeated(len(asked)), np.tile(beta, (len(asked), 1))
     scores = np.broadcast_to(residuals @ features, (len(asked), len(residuals), len(kept)))
@@ -142,7 +142,7 @@ def _one_sided(games: _Games, player: int) -> float:
     return 0.0 if own and others else float(own + others) / _count_prompts(games, player)
 
 
-def connected(players: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[set[str]]:
+def connected_groups(players: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[set[str]]:
     """The groups of players that are linked by comparisons."""
     group = {name: {name} for name in players}
     for first, second in pairs:
@@ -166,7 +166,7 @@ def _tally_games(fought: Sequence[Comparison], players: Sequence[str]) -> _Games
     return _Games(np.asarray(pairs, dtype=np.intp), won, counts)
 
 
-def strengths(tables: Floats, pairs: NDArray[np.intp], players: int, prior: float) -> Floats:
+def fit_strengths(tables: Floats, pairs: NDArray[np.intp], players: int, prior: float) -> Floats:
     """Log-strengths (T, players) of maximum posterior for each of T tables of wins (T, E), where
     `pairs` (E, 2) says who won against whom and `prior` is the precision about 0.
 

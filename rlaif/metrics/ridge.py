@@ -37,7 +37,7 @@ class CrossValidation:
     predictions: Array
 
 
-def predict(x: Array, weights: Array) -> Array:
+def predict_probability(x: Array, weights: Array) -> Array:
     """sigmoid(x w), shape (n,), without overflow."""
     return sigmoids(x @ weights)
 
@@ -59,7 +59,7 @@ def fit_ridge(
     counts = np.ones(len(y)) if sample_weight is None else sample_weight
     weights = np.zeros(x.shape[1])
     for _ in range(_STEPS):
-        prob = predict(x, weights)
+        prob = predict_probability(x, weights)
         gradient = x.T @ (counts * (prob - y)) + l2 * weights
         free = ~((weights <= 0) & (gradient > 0)) if nonnegative else np.full(weights.shape, True)
         if np.abs(gradient[free]).max(initial=0.0) < _TOLERANCE * max(1.0, counts.sum()):
@@ -131,7 +131,7 @@ def cross_validate(
         for held_out in range(folds):
             test = fold == held_out
             weights = fit_ridge(x[~test], y[~test], l2, counts[~test], nonnegative)
-            predictions[test] = predict(x[test], weights)
+            predictions[test] = predict_probability(x[test], weights)
         loss = log_loss(predictions, y, counts)
         if best is None or loss < best.log_loss:
             best = CrossValidation(l2, loss, predictions)

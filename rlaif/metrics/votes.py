@@ -176,11 +176,11 @@ def _agreement_by_prompt(
     rows: dict[str, list[float]] = defaultdict(list)
     for prompt, difference, label in zip(prompts, differences, labels, strict=True):
         if label != 0.5:
-            rows[prompt].append(sided(float(difference), float(label)))
+            rows[prompt].append(side_with_label(float(difference), float(label)))
     return {prompt: sum(row) / len(row) for prompt, row in rows.items()}
 
 
-def sided(difference: float, label: float) -> float:
+def side_with_label(difference: float, label: float) -> float:
     """1 where a difference (first less second) sides with the label, 0 where not, 0.5 for 0."""
     if difference == 0:
         return 0.5

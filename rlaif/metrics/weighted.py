@@ -61,13 +61,13 @@ def share_of(part: Floats, whole: Floats) -> Figure:
     return Figure(ratio_of(part, whole), int(whole.sum()), np.flatnonzero(whole), (part, whole))
 
 
-def among(kept: Mask, measure: Measure) -> Figure:
+def measure_among(kept: Mask, measure: Measure) -> Figure:
     """The figure that `measure` makes of the kept items alone."""
     rows = np.flatnonzero(kept)
     return Figure(lambda weights: measure(weights[:, rows]), rows.size, rows)
 
 
-def defined(figures: Mapping[str, Figure], size: int) -> dict[str, float]:
+def compute_defined(figures: Mapping[str, Figure], size: int) -> dict[str, float]:
     """What the figures are on the `size` items themselves, without those that are undefined."""
     ones = np.ones((1, size))
     found = {name: float(figure.of(ones)[0]) for name, figure in figures.items() if figure.n}

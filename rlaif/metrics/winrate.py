@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rlaif.metrics.ends import share_ends
 from rlaif.metrics.intervals import Interval, one_interval
 from rlaif.metrics.length_control import length_controlled
-from rlaif.metrics.ranking import Comparison, Rating, bradley_terry, connected
+from rlaif.metrics.ranking import Comparison, Rating, bradley_terry, connected_groups
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -104,12 +104,12 @@ class Standing:
     ratings: list[Rating]
 
 
-def standings(battles: Sequence[Battle]) -> list[Standing]:
+def compute_standings(battles: Sequence[Battle]) -> list[Standing]:
     """The largest group of generators that met, then the others. Battles without a verdict link
     nobody; a generator without any verdict is in no group."""
     judged = [b for b in battles if b.prob_second is not None]
     names = sorted({name for b in judged for name in (b.first, b.second)})
-    groups = connected(names, [(b.first, b.second) for b in judged])
+    groups = connected_groups(names, [(b.first, b.second) for b in judged])
     groups.sort(key=lambda group: (-len(group), min(group)))
     return [
         _compute_standing([b for b in battles if {b.first, b.second} <= group]) for group in groups
@@ -128,7 +128,7 @@ def _compute_standing(battles: Sequence[Battle]) -> Standing:
     return Standing(baseline, win_rates(battles), ratings)
 
 
-def repeats(battles: Sequence[Battle]) -> list[list[Battle]]:
+def find_repeats(battles: Sequence[Battle]) -> list[list[Battle]]:
     """The battles that have the same prompt, generators and outputs as another, together."""
     found: dict[object, list[Battle]] = {}
     for battle in battles:

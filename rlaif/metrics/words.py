@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rlaif.metrics.diagnostics import RoundMetrics, both_means, delta
+from rlaif.metrics.diagnostics import RoundMetrics, both_means, find_delta
 from rlaif.metrics.intervals import (
     MIN_PROMPTS,
     IntervalJson,
@@ -91,7 +91,7 @@ def _mass_words(judge: str, mass: IntervalJson | None) -> list[str]:
 
 def _score_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
     name = f"score/{judge}"
-    score, change = rounds[-1]["metrics"].get(name), delta(rounds, name, "initial")
+    score, change = rounds[-1]["metrics"].get(name), find_delta(rounds, name, "initial")
     if score is None:
         return []
     sides = both_means(rounds, name)
@@ -163,7 +163,7 @@ def _describe_doubts(
     ]
 
 
-def commonest(reasons: Mapping[str, int]) -> dict[str, int]:
+def keep_commonest(reasons: Mapping[str, int]) -> dict[str, int]:
     """The commonest reasons with their counts; the others are counted together."""
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     if rest := ordered[MOST_REASONS:]:

@@ -85,10 +85,10 @@ def _compute_wins(judge: str, new: _Side, old: _Side, weights: Mapping[str, floa
     judged = new.judgements[judge]
     if any(len(j.shown) > 1 for j in judged):
         compared = metrics.pairwise_values(judge, judged, mine)
-        return metrics.shares(compared[f"win_rate_vs_initial/{judge}"])
+        return metrics.to_shares(compared[f"win_rate_vs_initial/{judge}"])
     name = f"score/{judge}"
     score, against = (
-        metrics.shares(metrics.judge_values(judge, rows, weights, ids)[name])
+        metrics.to_shares(metrics.judge_values(judge, rows, weights, ids)[name])
         for rows, ids in ((judged, mine), (old.judgements.get(judge, []), others))
     )
     return {

@@ -19,8 +19,8 @@ from rlaif.engines.remote.meter import Meter, meters_of
 from rlaif.pipeline.manifest import ADVICE, read_manifest, read_rounds
 from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
 from rlaif.pipeline.steps.evaluate import VALUES
-from rlaif.report.arms import answers
-from rlaif.report.gather import Sources, gather
+from rlaif.report.arms import answer_sentences
+from rlaif.report.gather import Sources, gather_shown
 from rlaif.report.merged import Page, make_page
 from rlaif.report.rows import arms_of
 from rlaif.report.view import ArmRow, HeldOutRow, LineageRow, RoundRow, RunView, StepRow, Values
@@ -158,7 +158,7 @@ class Run:
 
     def answers(self, page: Page) -> list[str]:
         """The answer of an experiment with arms, in sentences; see `rlaif.report.arms`."""
-        return answers(page.comparisons, self.arms(), self.experiment().margin)
+        return answer_sentences(page.comparisons, self.arms(), self.experiment().margin)
 
     def page(self) -> Page:
         """The run's rounds over all seeds, and what of them may be claimed."""
@@ -272,7 +272,7 @@ class Run:
             rounds=rounds,
             steps=[_report_step(step) for step in status["steps"]],
             rollouts=rollout_rows(self.store, self.manifest["steps"], loaded),
-            shown=gather(sources, by_arm=len(arms_of(rounds)) > 1),
+            shown=gather_shown(sources, by_arm=len(arms_of(rounds)) > 1),
             constitution_yaml=_constitution_text(self.manifest),
             key=self.key(),
             values=self.values,

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlaif.core import checksums
 from rlaif.core.errors import ConfigError, RlaifError, StoreError
-from rlaif.core.finished import MASTERS, Verified, read, stale, stale_in_words
+from rlaif.core.finished import MASTERS, Verified, find_stale, read_marker, stale_in_words
 from rlaif.core.store import StepFolder
 from rlaif.engines.remote.meter import LEDGER, Account, counted_cost, lost_in_words, read_meters
 from rlaif.pipeline.manifest import read_manifest, read_rounds
@@ -65,9 +65,9 @@ def _made_from_what_is_there(folders: Sequence[Path]) -> None:
     markers: dict[str, dict[str, Any]] = {}
     for path in folders:
         with suppress(StoreError):
-            marker = read(path / "done.json", "")
+            marker = read_marker(path / "done.json", "")
             markers |= {path.name: marker} if marker is not None else {}
-    found = stale(markers)
+    found = find_stale(markers)
     if found:
         raise StoreError(stale_in_words(path for path in folders if path.name in found))
 
@@ -84,6 +84,8 @@ def _verify_model(path: Path, step: Path) -> Verified:
     """A model of a step that has no marker yet; the marker vouches for others."""
     if (step / "done.json").exists() or path.name.endswith(".partial"):
         return Verified()
-    compared = checksums.verify(path, f"Delete the folder {path} to train it again.", (MASTERS,))
+    compared = checksums.verify_folder(
+        path, f"Delete the folder {path} to train it again.", (MASTERS,)
+    )
     files = sum(p.is_file() for p in path.rglob("*"))
     return Verified(unchecked=files) if compared is None else Verified(files, compared)

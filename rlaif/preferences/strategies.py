@@ -67,7 +67,7 @@ def length_tiered(ranked: Sequence[Candidate], tier: float) -> list[Pair]:
     ]
 
 
-def overlap(first: str, second: str) -> float:
+def ngram_overlap(first: str, second: str) -> float:
     """The Jaccard similarity of two texts' 3-grams of words, in [0, 1]."""
     one, two = (set(ngram_hashes(word_hashes(text), 3).tolist()) for text in (first, second))
     return len(one & two) / len(one | two)
@@ -104,12 +104,12 @@ def prompt_pairs(
         and better.completion.digest != worse.completion.digest
         and (
             options.max_overlap is None
-            or overlap(better.completion.text, worse.completion.text) <= options.max_overlap
+            or ngram_overlap(better.completion.text, worse.completion.text) <= options.max_overlap
         )
     ]
 
 
-def preference(
+def make_preference(
     prompt: Prompt,
     pair: Pair,
     options: PairStep,
@@ -190,7 +190,7 @@ def _format_score(score: float | None) -> str:
     return "missing" if score is None else f"{score:.3f}"
 
 
-def balanced(preferences: Iterable[Preference]) -> list[Preference]:
+def balance_lengths(preferences: Iterable[Preference]) -> list[Preference]:
     """As many preferences whose chosen answer is the longer one, in characters, as the shorter one.
 
     Of the more frequent kind those go whose lengths differ most, as logarithms. Preferences of

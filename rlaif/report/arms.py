@@ -1,6 +1,6 @@
 """The tables that lay the arms of an experiment beside one another.
 
-`answers` is the answer of an experiment with arms: is AI feedback as good as people's?
+`answer_sentences` is the answer of an experiment with arms: is AI feedback as good as people's?
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ OF_A_JUDGE = ("score/", "win_rate/", "win_rate_vs_initial/", "reward_accuracy/",
 """Metrics that a judge makes."""
 
 
-def answers(
+def answer_sentences(
     comparisons: Sequence[dict[str, Any]], arms: Mapping[str, ArmRow], margin: float
 ) -> list[str]:
     """A sentence for each arm of AI labels, each arm of people's, and each neutral measure: a judge
@@ -147,10 +147,10 @@ def _answer_differences(row: dict[str, Any], human: str, ai: str) -> dict[str, I
     if f"{human}/{ai}" in row["deltas"]:
         return dict(row["deltas"][f"{human}/{ai}"])
     turned = row["deltas"].get(f"{ai}/{human}", {})
-    return {n: negated(i) for n, i in turned.items() if not n.startswith("win_rate/")}
+    return {n: negate_interval(i) for n, i in turned.items() if not n.startswith("win_rate/")}
 
 
-def negated(interval: IntervalJson) -> IntervalJson:
+def negate_interval(interval: IntervalJson) -> IntervalJson:
     """The interval of the difference the other way round."""
     low, high = interval["low"], interval["high"]
     return {
@@ -161,7 +161,7 @@ def negated(interval: IntervalJson) -> IntervalJson:
     }
 
 
-def marks(arms: Mapping[str, ArmRow]) -> dict[str, str]:
+def mark_judges(arms: Mapping[str, ArmRow]) -> dict[str, str]:
     """By judge, which arms it labelled, in words: where it evaluates, it is no neutral judge."""
     labelled: dict[str, list[str]] = {}
     for name, arm in arms.items():

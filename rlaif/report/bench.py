@@ -25,7 +25,7 @@ from rlaif.metrics.rewardbench import foreign_subsets
 from rlaif.metrics.words import failure_words
 from rlaif.report import plots
 from rlaif.report.browser import embed_json
-from rlaif.report.build import environment, script_digest
+from rlaif.report.build import make_environment, script_digest
 
 Result = Mapping[str, Any]
 _HERE = Path(__file__).resolve().parent
@@ -441,7 +441,7 @@ def bench_page(result: Result, path: Path, mistakes: Sequence[Mapping[str, Any]]
     is left out where there is none. Returns the file."""
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     page = (
-        environment()
+        make_environment()
         .get_template("bench.html.j2")
         .render(
             result=result,
@@ -482,7 +482,7 @@ def _forest(result: Result) -> Markup | None:
     if not rows:
         return None
     spoken = ", ".join(f"{name} {show_number(value['mean'])}" for name, value, _ in rows)
-    return plots.forest("agreement", f"Agreement with the labels: {spoken}", rows, 0.5)
+    return plots.draw_forest("agreement", f"Agreement with the labels: {spoken}", rows, 0.5)
 
 
 def _curves(result: Result) -> list[tuple[str, Markup]]:
@@ -492,5 +492,5 @@ def _curves(result: Result) -> list[tuple[str, Markup]]:
         bins = row["reliability"]
         if len([b for b in bins if 0.0 < b["prob"] < 1.0]) > 1:
             label = f"Reliability of {name}, {len(bins)} bins"
-            found.append((name, plots.reliability(f"reliability{place}", label, bins)))
+            found.append((name, plots.draw_reliability(f"reliability{place}", label, bins)))
     return found

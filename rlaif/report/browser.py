@@ -28,14 +28,14 @@ def embed_json(value: Any) -> str:
     return text
 
 
-def conversation(messages: Sequence[Mapping[str, str]]) -> str:
+def format_conversation(messages: Sequence[Mapping[str, str]]) -> str:
     """A conversation as text; a single user turn stands alone, without its role."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"{m['role'].upper()}\n{m['content']}" for m in messages)
 
 
-def clip(text: str, limit: int = MAX_TEXT) -> str:
+def clip_text(text: str, limit: int = MAX_TEXT) -> str:
     """`text`, cut at `limit` characters with a note of how many are missing."""
     if len(text) <= limit:
         return text
@@ -60,9 +60,9 @@ def pair_entry(
         "arm": row["arm"],
         "seed": row["seed"],
         "round": row["round"],
-        "prompt": clip(conversation(row["prompt"])),
-        "chosen": clip(conversation(row["chosen"])),
-        "rejected": clip(conversation(row["rejected"])),
+        "prompt": clip_text(format_conversation(row["prompt"])),
+        "chosen": clip_text(format_conversation(row["chosen"])),
+        "rejected": clip_text(format_conversation(row["rejected"])),
         "score_chosen": row["score_chosen"],
         "score_rejected": row["score_rejected"],
         "margin": row["margin"],
@@ -116,7 +116,7 @@ def _position_shown(row: Mapping[str, Any], subject: str) -> str:
 
 
 def _join_texts(texts: Sequence[Any]) -> str:
-    return clip("\n\n".join(dict.fromkeys(str(text) for text in texts)), MAX_RAW)
+    return clip_text("\n\n".join(dict.fromkeys(str(text) for text in texts)), MAX_RAW)
 
 
 def _copy_numbers(values: Any) -> dict[str, float]:
@@ -174,7 +174,7 @@ def answer_entries(
             "models": [
                 {
                     "model": row["model"],
-                    "text": clip(answer_text(completion)),
+                    "text": clip_text(answer_text(completion)),
                     "finish": str(completion.get("finish_reason", "")),
                 }
                 for row, completion in rows
@@ -185,4 +185,4 @@ def answer_entries(
 
 
 def _prompt_text(prompt: Mapping[str, Any] | None, name: str) -> str:
-    return name if prompt is None else clip(conversation(prompt["messages"]))
+    return name if prompt is None else clip_text(format_conversation(prompt["messages"]))

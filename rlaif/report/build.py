@@ -19,7 +19,7 @@ from markupsafe import Markup
 from rlaif.core.store import write_atomic
 from rlaif.metrics.intervals import show_ends, show_interval, show_number, show_value
 from rlaif.report import plots
-from rlaif.report.arms import answers, difference_tables, label_rows, mark_of, marks
+from rlaif.report.arms import answer_sentences, difference_tables, label_rows, mark_judges, mark_of
 from rlaif.report.browser import embed_json
 from rlaif.report.glossary import GLOSSARY
 from rlaif.report.merged import Page, claim_words, make_page
@@ -35,7 +35,7 @@ from rlaif.report.rows import (
     seeds_of,
     side_by_side,
 )
-from rlaif.report.table import summary
+from rlaif.report.table import summarise_arm
 from rlaif.report.view import RolloutRow, RoundRow, RunView, StepRow
 
 _HERE = Path(__file__).resolve().parent
@@ -66,7 +66,7 @@ def build_report(run: RunView, out: str | Path) -> Path:
     out = Path(out)
     path = out / "report.html" if out.is_dir() else out
     script = (_HERE / "report.js").read_text(encoding="utf-8")
-    page = environment().get_template("report.html.j2").render(**_collect_context(run, script))
+    page = make_environment().get_template("report.html.j2").render(**_collect_context(run, script))
     # Text from models can hold lone surrogates, which UTF-8 cannot carry.
     write_atomic(path, page.encode("utf-8", "replace").decode())
     return path
@@ -90,7 +90,7 @@ def _make_run_mark(key: str) -> str:
     return f'<meta name="rlaif-run" content="{key}">'
 
 
-def environment() -> Environment:
+def make_environment() -> Environment:
     """Jinja2 as every page uses it: escaping on, numbers and intervals as filters."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -110,7 +110,7 @@ def environment() -> Environment:
     environment.filters["count_of"] = "{:,}".format
     environment.filters["minus"] = _use_minus_signs
     environment.filters["breakable"] = _allow_breaks
-    environment.filters["duration"] = duration
+    environment.filters["duration"] = format_duration
     environment.globals["glossary"] = GLOSSARY
     environment.filters["pretty"] = lambda value: json.dumps(
         value, indent=2, ensure_ascii=False, default=str
@@ -118,7 +118,7 @@ def environment() -> Environment:
     return environment
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Seconds as a person says them: 0.4 s, 12 s, 3 min 20 s, 2 h 05 min."""
     if seconds is None:
         return "-"
@@ -143,8 +143,8 @@ def _collect_context(run: RunView, script: str) -> dict[str, Any]:
         "run": run,
         "marked": Markup(_make_run_mark(run.key)),
         "seeds": seeds,
-        "answers": answers(page.comparisons, run.arms, run.margin),
-        "mark": partial(mark_of, marked=marks(run.arms)),
+        "answers": answer_sentences(page.comparisons, run.arms, run.margin),
+        "mark": partial(mark_of, marked=mark_judges(run.arms)),
         "alarms": alarm_items(run.rounds, latest=True),
         "earlier": alarm_items(run.rounds, latest=False),
         "arms": names if len(names) > 1 else [],
@@ -153,7 +153,7 @@ def _collect_context(run: RunView, script: str) -> dict[str, Any]:
         "arm_figures": _arm_figures(page),
         "claims": claim_words(page),
         "summaries": [
-            (row["arm"], summary(row, [r for r in last if r["arm"] == row["arm"]], page))
+            (row["arm"], summarise_arm(row, [r for r in last if r["arm"] == row["arm"]], page))
             for row in page.latest
         ],
         "tables": _make_tables(run.rounds, page),
@@ -207,7 +207,7 @@ def _draw_curves(rounds: Sequence[RoundRow]) -> list[tuple[str, list[Figure]]]:
             continue
         means = [show_number(value["mean"]) for points in lines.values() for _, value in points]
         label = f"{row.name} over rounds: {', '.join(means)}"
-        svg = plots.curve(f"curve{place}", label, lines, _find_par(row.name))
+        svg = plots.draw_curve(f"curve{place}", label, lines, _find_par(row.name))
         figure = Figure(row.name, row.kind.about, svg)
         grouped.setdefault(row.kind.group, []).append(figure)
     return list(grouped.items())
@@ -252,7 +252,7 @@ def _arm_figures(page: Page) -> list[Figure]:
         cells = zip(headings, row.cells, strict=True)
         points = {name: cell.value for name, cell in cells if cell.value is not None}
         label = f"{row.name} by arm: {_speak_row(row)}"
-        svg = plots.arms(f"arm{place}", label, points, _find_par(row.name))
+        svg = plots.draw_arms(f"arm{place}", label, points, _find_par(row.name))
         figures.append(Figure(row.name, row.kind.about, svg))
     return figures
 
@@ -287,7 +287,7 @@ def _draw_trainings(
                 limits = [x for own in row["limits"].get(name, {}).values() for x in own]
                 ends = f"{show_number(points[0][1])} to {show_number(points[-1][1])}"
                 label = f"{caption} over {len(points)} rollouts of {title}: {ends}"
-                svg = plots.rollouts(f"rollout{place}{name}", label, points, limits)
+                svg = plots.draw_rollouts(f"rollout{place}{name}", label, points, limits)
                 figures.append(Figure(caption, about, svg))
         found.append((title, _said_of(row), figures))
     return found
@@ -311,15 +311,15 @@ def _draw_distributions(run: RunView) -> list[Figure]:
     lengths, figures = run.shown.lengths, []
     if lengths:
         label = f"Length of held-out answers in words, {', '.join(lengths)}"
-        svg = plots.distributions("lengths", label, lengths, "words", whole=True)
+        svg = plots.draw_distributions("lengths", label, lengths, "words", whole=True)
         figures.append(Figure("Length of held-out answers", "words; the bar is the median", svg))
     for place, (judge, by_model) in enumerate(run.shown.scores.items()):
         label = f"Held-out scores by judge {judge!r}, by round"
-        svg = plots.distributions(f"scores{place}", label, by_model, "score")
+        svg = plots.draw_distributions(f"scores{place}", label, by_model, "score")
         figures.append(Figure(f"Scores by {judge}", "one value per judgement", svg))
     for side, groups in run.shown.pair_scores.items():
         if groups:
-            svg = plots.distributions(f"pair-{side}", f"Scores of {side}", groups, "score")
+            svg = plots.draw_distributions(f"pair-{side}", f"Scores of {side}", groups, "score")
             caption = f"Combined score of the {side} answers"
             figures.append(Figure(caption, "as the pairs were made", svg))
     return figures

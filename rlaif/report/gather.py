@@ -61,7 +61,7 @@ class _Answers:
     lengths: dict[str, array[float]] = field(default_factory=dict)
 
 
-def gather(sources: Sources, by_arm: bool) -> Shown:
+def gather_shown(sources: Sources, by_arm: bool) -> Shown:
     """What the page shows. `by_arm`: the scores of pairs are drawn by arm and not by round."""
     pairs = _read_pairs(sources.preferences(), by_arm)
     answers = _read_answers(sources.heldout())

@@ -43,7 +43,7 @@ _STYLE = {
 }
 
 
-def curve(
+def draw_curve(
     slug: str, label: str, lines: Mapping[Hashable, Curve], par: float | None = None
 ) -> Markup:
     """One metric over rounds: a line per seed or arm with interval bars. Returns an `<svg>`.
@@ -68,7 +68,7 @@ def curve(
         return _render_svg(figure, slug, label)
 
 
-def rollouts(
+def draw_rollouts(
     slug: str, label: str, points: Sequence[tuple[int, float]], limits: Sequence[float] = ()
 ) -> Markup:
     """One figure of a training over its rollouts, with its limits. Returns an `<svg>`."""
@@ -88,12 +88,12 @@ def rollouts(
         return _render_svg(figure, slug, label)
 
 
-def arms(
+def draw_arms(
     slug: str, label: str, points: Mapping[str, IntervalJson], par: float | None = None
 ) -> Markup:
     """One metric, a row for each arm, and M0, with its interval. Returns an `<svg>`.
 
-    An arm has the colour of its line in `curve`; `par` as there.
+    An arm has the colour of its line in `draw_curve`; `par` as there.
     """
     names = [name for name in points if name != "M0"]
     colours = {name: _LINES[place % len(_LINES)] for place, name in enumerate(names)}
@@ -115,7 +115,7 @@ def arms(
         return _render_svg(figure, slug, label)
 
 
-def distributions(
+def draw_distributions(
     slug: str, label: str, groups: Mapping[str, Sequence[float]], unit: str, whole: bool = False
 ) -> Markup:
     """One histogram per group on a shared axis, a tick at each median. Returns an `<svg>`.
@@ -135,7 +135,7 @@ def distributions(
         return _render_svg(figure, slug, label)
 
 
-def forest(
+def draw_forest(
     slug: str, label: str, rows: Sequence[tuple[str, IntervalJson, bool]], par: float
 ) -> Markup:
     """One line per (name, interval, faint), the first on top, beside a reference line at `par`.
@@ -156,7 +156,7 @@ def forest(
         return _render_svg(figure, slug, label)
 
 
-def bars(slug: str, label: str, values: Mapping[str, float]) -> Markup:
+def draw_bars(slug: str, label: str, values: Mapping[str, float]) -> Markup:
     """One bar from 0 for each name, the first on top. Returns an `<svg>`."""
     with context(["default", _make_style(slug)]):
         figure = Figure(figsize=(6.8, 0.5 + 0.26 * len(values)), layout="constrained")
@@ -169,7 +169,7 @@ def bars(slug: str, label: str, values: Mapping[str, float]) -> Markup:
         return _render_svg(figure, slug, label)
 
 
-def reliability(slug: str, label: str, bins: Sequence[Mapping[str, float]]) -> Markup:
+def draw_reliability(slug: str, label: str, bins: Sequence[Mapping[str, float]]) -> Markup:
     """Of each bin (`prob`, `share` with its ends `low` and `high`, `n`) the share against the
     diagonal, larger dots for more pairs. Returns an `<svg>`."""
     probs, shares, low, high, counts = (

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from rlaif.metrics.intervals import IntervalJson, direction, show_interval, show_number
 from rlaif.report import plots
-from rlaif.report.build import environment
+from rlaif.report.build import make_environment
 
 Result = Mapping[str, Any]
 _HERE = Path(__file__).resolve().parent
@@ -118,7 +118,7 @@ def reward_words(result: Result) -> list[str]:
 def reward_page(result: Result, path: Path) -> Path:
     """Write the page; it loads nothing and runs no script. Returns the file."""
     page = (
-        environment()
+        make_environment()
         .get_template("reward.html.j2")
         .render(
             result=result,
@@ -143,7 +143,7 @@ def _forests(result: Result) -> list[tuple[str, Markup]]:
         curve = result["learning_curve"]
         groups["training pairs, a linear head"] = {str(r["pairs"]): r["accuracy"] for r in curve}
     return [
-        (name, plots.forest(f"by{i}", f"Accuracy by {name}", _forest_rows(rows), 0.5))
+        (name, plots.draw_forest(f"by{i}", f"Accuracy by {name}", _forest_rows(rows), 0.5))
         for i, (name, rows) in enumerate(groups.items())
     ]
 
@@ -156,7 +156,7 @@ def _reliability(result: Result) -> Markup | None:
     bins = result["reliability"]
     if len(bins) < 2:
         return None
-    return plots.reliability("reliability", f"Reliability, {len(bins)} bins", bins)
+    return plots.draw_reliability("reliability", f"Reliability, {len(bins)} bins", bins)
 
 
 def _wrong(place: int, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,5 +169,5 @@ def _wrong(place: int, row: Mapping[str, Any]) -> dict[str, Any]:
     plot = None
     if added:
         spoken = ", ".join(f"{name} {show_number(v, True)}" for name, v in added.items())
-        plot = plots.bars(f"parts{place}", f"Chosen less rejected: {spoken}", added)
+        plot = plots.draw_bars(f"parts{place}", f"Chosen less rejected: {spoken}", added)
     return {**row, "plot": plot}

@@ -113,7 +113,9 @@ _SAID: tuple[tuple[str, Literal["made_of", "words"]], ...] = (
 )
 
 
-def summary(latest: RoundRow, last: Sequence[RoundRow], page: Page) -> list[tuple[str, list[str]]]:
+def summarise_arm(
+    latest: RoundRow, last: Sequence[RoundRow], page: Page
+) -> list[tuple[str, list[str]]]:
     """(heading, sentences) for the top of the report, of one arm: its last round over all seeds,
     and each seed's own, whose sentences about the judge follow."""
     rows = metric_rows([{**latest, "round": 0}])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.training import TextStep, TrainStep
-from rlaif.core.checksums import read_sealed, verify, write_sealed
+from rlaif.core.checksums import read_sealed, verify_folder, write_sealed
 from rlaif.core.errors import EngineError, RlaifError, StoreError
 from rlaif.core.finished import MASTERS
 from rlaif.core.records import content_hash
@@ -99,7 +99,7 @@ def read_outcome(work: Path, out: Path) -> TrainOutcome | None:
     row = read_sealed(work / OUTCOME, advice, required=False)
     if row is None:
         return None
-    verify(out, advice, (MASTERS,))
+    verify_folder(out, advice, (MASTERS,))
     try:
         return TrainOutcome(**row)
     except TypeError:

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlaif.core.checksums import digest, file_digest, fsync
+from rlaif.core.checksums import digest, file_digest, sync_to_disk
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.train import parallel
 
@@ -35,7 +35,7 @@ def seen(work: Path) -> dict[str, Any]:
     path = work / FILE
     if not path.exists():
         return {"size": 0, "digest": digest(b"")}
-    fsync(path)
+    sync_to_disk(path)
     return {"size": path.stat().st_size, "digest": file_digest(path)}
 
 

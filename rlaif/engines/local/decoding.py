@@ -18,7 +18,7 @@ from rlaif.engines.base import Sampling
 from rlaif.engines.local.branch_cache import BranchCache, empty_rows
 from rlaif.engines.local.encoding import PASS_TOKENS, bucket
 from rlaif.engines.local.packing import CACHE, GROUPS, KEEP, body_of, packing
-from rlaif.kernels.batching import fill, packed_layout
+from rlaif.kernels.batching import fill_batches, packed_layout
 
 Prompts = Sequence[Sequence[int]]
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -88,7 +88,7 @@ def _prefill_prompts(model: Any, prompts: Prompts) -> tuple[Tensor, list[Tensor]
     keys: list[Tensor] = []
     values: list[Tensor] = []
     longest = max(map(len, prompts))
-    for part in fill(range(len(prompts)), [len(p) for p in prompts], budget):
+    for part in fill_batches(range(len(prompts)), [len(p) for p in prompts], budget):
         layout = packed_layout([(prompts[i], [[]]) for i in part]).to(model.device)
         assert layout.groups is not None
         kept: list[tuple[Tensor, Tensor]] = []

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from rlaif.config.models import ModelSpec
-from rlaif.core.answers import AnswerTurn, joined
+from rlaif.core.answers import AnswerTurn, encode_after
 from rlaif.core.chat import (
     ChatSettings,
-    lost,
+    count_lost,
     marker_texts,
-    opens,
+    opens_thinking,
     render_opening,
     render_prompt,
     thinks_from,
@@ -64,8 +64,8 @@ class Encoding:
         return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def lost(self, messages: Sequence[Message]) -> Counter[str]:
-        """See `rlaif.core.chat.lost`."""
-        return lost(self.tokenizer, messages, self.chat)
+        """See `rlaif.core.chat.count_lost`."""
+        return count_lost(self.tokenizer, messages, self.chat)
 
     def opening(self, messages: list[Message]) -> tuple[str, list[int]]:
         """The exact text and token ids up to where the next user turn begins."""
@@ -130,7 +130,9 @@ class Encoding:
     @cached_property
     def openings(self) -> list[int]:
         """The single tokens that open thinking."""
-        return sorted(i for i, t in self._list_added_tokens().items() if opens(t, self.chat))
+        return sorted(
+            i for i, t in self._list_added_tokens().items() if opens_thinking(t, self.chat)
+        )
 
     def _list_added_tokens(self, special: bool = False) -> dict[int, str]:
         """The tokens that were added to the vocabulary; with `special` those alone."""
@@ -144,7 +146,7 @@ class Encoding:
         if request.continuation is None:
             return []
         if request.prefill:
-            return joined(self.tokenizer, text, ids, request.continuation)[0]
+            return encode_after(self.tokenizer, text, ids, request.continuation)[0]
         turn = AnswerTurn(self.tokenizer, request.messages, self.chat)
         answer: Message = {"role": "assistant", "content": request.continuation}
         return turn.tokens(answer, "none").ids

@@ -22,7 +22,7 @@ from torch import Tensor
 from rlaif.engines.local.branch_cache import BranchCache
 from rlaif.engines.local.encoding import Row
 from rlaif.kernels.attention import branch_attention
-from rlaif.kernels.batching import Branches, Layout, fill, packed_layout, padded_layout
+from rlaif.kernels.batching import Branches, Layout, fill_batches, packed_layout, padded_layout
 
 NAME = "rlaif_branches"
 GROUPS = "branch_groups"
@@ -127,7 +127,7 @@ def batches(rows: Sequence[Row], tails: Mapping[str, int], budget: int) -> list[
     sizes = [len(row.ids) for row in ordered]
     for i, shared in enumerate(_count_shared(ordered, tails), start=1):
         sizes[i] -= shared
-    return [[ordered[i] for i in part] for part in fill(range(len(ordered)), sizes, budget)]
+    return [[ordered[i] for i in part] for part in fill_batches(range(len(ordered)), sizes, budget)]
 
 
 def states(model: Any, batch: Sequence[Row], tails: Mapping[str, int], packed: bool) -> States:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rlaif.config.models import ModelSpec
-from rlaif.core.answers import AnswerTurn, joined, specials
-from rlaif.core.chat import lost
+from rlaif.core.answers import AnswerTurn, encode_after, list_special_tokens
+from rlaif.core.chat import count_lost
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import Message
 from rlaif.core.store import read_json
@@ -188,7 +188,7 @@ class RewardEngine:
         """The exact text and token ids of a prompt, or of a prompt and its answer, to where the
         reward is read."""
         text, ids, _ = self.rendered(messages)
-        more, _ = joined(self.tokenizer, text, ids, prefill) if prefill else ([], False)
+        more, _ = encode_after(self.tokenizer, text, ids, prefill) if prefill else ([], False)
         return text + prefill, [*ids, *more]
 
     def rendered(self, messages: Sequence[Message]) -> tuple[str, list[int], int]:
@@ -208,7 +208,7 @@ class RewardEngine:
 
     def lost(self, messages: Sequence[Message]) -> Counter[str]:
         """See `rlaif.engines.base.Losing`."""
-        return lost(self.tokenizer, messages, self.spec.chat, generation=False)
+        return count_lost(self.tokenizer, messages, self.spec.chat, generation=False)
 
     @cached_property
     def _end(self) -> str:
@@ -219,7 +219,9 @@ class RewardEngine:
     def text_row(self, text: str, prompt: str) -> tuple[list[int], int]:
         """The ids of a rendered conversation to where the reward is read, and how many of them are
         those of the `prompt` that it begins with."""
-        if self.position == "end_of_turn" and text.rstrip().endswith(specials(self.tokenizer)):
+        if self.position == "end_of_turn" and text.rstrip().endswith(
+            list_special_tokens(self.tokenizer)
+        ):
             text = text.rstrip()
         elif self.position == "last":
             # Callers end a text with the end token, and the template may write more after it.
@@ -232,7 +234,7 @@ class RewardEngine:
                 "",
             )
         start: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        more, _ = joined(self.tokenizer, prompt, start, text[len(prompt) :])
+        more, _ = encode_after(self.tokenizer, prompt, start, text[len(prompt) :])
         return [*start, *more], max(1, len(start))
 
     def reward(

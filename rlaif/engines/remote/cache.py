@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.core.checksums import CHECK, is_whole, sealed
+from rlaif.core.checksums import CHECK, is_whole, seal_row
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.engines.builtin import cache_folder
 
@@ -228,7 +228,7 @@ class RequestCache:
 
 def _encode_answer(key: str, answer: dict[str, Any]) -> str:
     """An answer as it is stored: with a checksum that also covers whose answer it is."""
-    return json.dumps({**answer, CHECK: sealed({**answer, "": key})[CHECK]})
+    return json.dumps({**answer, CHECK: seal_row({**answer, "": key})[CHECK]})
 
 
 def _decode_answer(key: str, text: str) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.config.models import Price
-from rlaif.core.chat import Declared, opens
+from rlaif.core.chat import Declared, opens_thinking
 from rlaif.engines.remote.server_errors import ServerError, clean, error_in_answer, error_of
 
 MOST_TOKENS = 100_000_000
@@ -349,7 +349,7 @@ def label_probabilities(
             f"the labels' log-probs add up to a probability of {mass:.3g}: these are no log-probs, "
             "so no label can be read"
         )
-    why = thinks_first(math.fsum(p for token, p in read if opens(token, thinking)), mass)
+    why = thinks_first(math.fsum(p for token, p in read if opens_thinking(token, thinking)), mass)
     if why is not None:
         return why
     numbered = next((token for token, _ in read if _NUMBERED.match(token)), None)

@@ -21,7 +21,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Self
 
-from rlaif.core.checksums import CHECK, sealed, unsealed
+from rlaif.core.checksums import CHECK, seal_row, unseal_row
 from rlaif.core.errors import StoreError
 from rlaif.core.store import read_json, write_atomic
 from rlaif.engines.remote.decode import Usage
@@ -203,7 +203,7 @@ class Meters:
             now = monotonic()
             if self._folder is None or not self._meters or now - self._kept < every:
                 return
-            rows = {n: sealed(meter.summary()) for n, meter in sorted(self._meters.items())}
+            rows = {n: seal_row(meter.summary()) for n, meter in sorted(self._meters.items())}
             write_atomic(self._folder / FILE, json.dumps(rows, indent=1))
             self._kept = now
 
@@ -226,7 +226,7 @@ def read_meters(folder: Path) -> dict[str, Meter]:
     rows = read_json(path, advice) or {}
     try:
         return {
-            model: Meter.from_summary(unsealed(row, path, advice, required=False))
+            model: Meter.from_summary(unseal_row(row, path, advice, required=False))
             for model, row in rows.items()
         }
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -342,7 +342,7 @@ class Account:
                     os.truncate(self.path, self.path.stat().st_size - self._torn)
                     self._torn = 0
                 row = {"model": model, "cost": cost} | ({"estimated": True} if estimated else {})
-                row = sealed(row)
+                row = seal_row(row)
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
             self.spent += cost
@@ -419,7 +419,7 @@ def _read_cost(line: str, path: Path | None, number: int) -> tuple[float, bool]:
         if CHECK not in line and not line.endswith("}"):
             return 0.0, False
         row = None
-    said = unsealed(row, f"{path}:{number}", advice, required=False)
+    said = unseal_row(row, f"{path}:{number}", advice, required=False)
     cost = said.get("cost")
     if isinstance(cost, bool) or not isinstance(cost, (int, float)):
         raise StoreError(f"{path}:{number}: damaged (no cost). {advice}")

@@ -23,7 +23,7 @@ from rlaif.core.store import StepFolder
 from rlaif.engines.base import Model
 from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer, roles_of
 from rlaif.judges.questions import answer_notes
-from rlaif.metrics.words import commonest
+from rlaif.metrics.words import keep_commonest
 from rlaif.pipeline.steps.asking import (
     SILENT_BATCH,
     Carried,
@@ -95,7 +95,7 @@ def _summary(name: str, judge: str, folder: StepFolder, lost: dict[str, int]) ->
     return {
         "counts": counts | cut | lost,
         "statuses": dict(statuses),
-        "errors": commonest(errors),
+        "errors": keep_commonest(errors),
         "notes": [*answer_notes(judge, statuses.total(), errors, masses), *lost_notes(name, lost)],
         "digest": content.digest(),
     }

@@ -14,7 +14,7 @@ from rlaif.core.errors import EngineError
 from rlaif.core.records import Completion, Message, Prompt, content_hash
 from rlaif.data.sources import Instruction, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
-from rlaif.metrics.words import commonest
+from rlaif.metrics.words import keep_commonest
 from rlaif.pipeline.steps.context import StepContext, lost_by, lost_notes
 
 Asked = tuple[Prompt, int, Instruction | None]
@@ -62,7 +62,7 @@ def run(context: StepContext) -> dict[str, Any]:
     counts = {"completions": total, "failed": failed.total(), **lost}
     summary = {
         "counts": counts,
-        "errors": commonest(failed),
+        "errors": keep_commonest(failed),
         "tokens": tokens,
         "digest": content.digest(),
     }

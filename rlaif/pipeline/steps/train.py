@@ -11,7 +11,7 @@ import torch
 
 from rlaif.config.distill import DistillStep, FitStep, Refresh
 from rlaif.config.on_policy import OnPolicyTrain
-from rlaif.core.checksums import add
+from rlaif.core.checksums import add_file
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Judgement, Preference, from_json
 from rlaif.core.store import write_atomic
@@ -80,7 +80,7 @@ def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, A
         else:
             outcome = _train_offline(context, preferences, report)
     write_atomic(out / CARD, model_card(context, preferences))
-    add(out, CARD)
+    add_file(out, CARD)
     return {
         "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
         "tokens": outcome.tokens,
