@@ -165,8 +165,8 @@ class AnswerTurn:
         return Tokens([*ids, *more], crossed)
 
     def _separate_thinking(self, answer: Message, reasoning: Reasoning) -> tuple[str, str]:
-        """Thinking and answer, from keys of their own or out of the text. Who wants thinking out
-        says that there may be some whose beginning a prompt had."""
+        """Thinking and answer, from the message's own keys or out of its text. With `reasoning`
+        strip the thinking may have begun in the prompt."""
         apart = _thinking_key(answer)
         content = str(answer["content"] or "")
         if apart:
@@ -193,8 +193,8 @@ class AnswerTurn:
         return text[len(self.given) : len(text) - len(suffix)], suffix
 
     def _find_content(self, content: str, without: str) -> str:
-        """The text of a plain answer as the template writes it, or `without` what it begins with
-        where the template changes that."""
+        """The text of a plain answer as the template writes it: all of `content`, or `without` its
+        thinking where the template drops that."""
         header, _, suffix = self._frame
         for plain in dict.fromkeys((content, without)):
             text = self._render_conversation({"role": "assistant", "content": plain})
@@ -378,7 +378,8 @@ def _after_last_turn(messages: Sequence[Message], given: str, header: str) -> st
 
 @lru_cache(maxsize=16)
 def list_special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """The tokens that text is split at; blanks that were added for compression are none."""
+    """Special and added tokens at which the tokenizer splits text, sorted; added blanks are left
+    out."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values())
     every = {*added, *map(str, tokenizer.all_special_tokens)}
     return tuple(sorted(token for token in every if token.strip()))

@@ -350,7 +350,7 @@ def count_lost(
 
 
 def _vary_parts(message: Message) -> dict[str, list[Message]]:
-    """The turn with something else in each part that may be lost."""
+    """By each part that may be lost, the turn with something else in that part."""
     others: dict[str, list[Message]] = {}
     calls = message.get("tool_calls")
     if calls:
@@ -376,7 +376,7 @@ def _other_call(call: dict[str, Any]) -> dict[str, Any]:
 def _try_render(
     tokenizer: Any, messages: Sequence[Message], chat: ChatSettings, generation: bool
 ) -> str | None:
-    """The text, or None where the template refuses the turns, which it then looks at."""
+    """The rendered text, or None if the template refuses the turns: it has then read them."""
     try:
         return render(tokenizer, messages, chat, generation)
     except TemplateRefusal:
@@ -398,7 +398,7 @@ def _describe_refusal(messages: Sequence[Message], error: jinja2.TemplateError) 
 
 
 def is_unicode(texts: Iterable[str]) -> bool:
-    """Whether no text has half a surrogate pair in it."""
+    """Whether no text contains half a surrogate pair."""
     try:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError:

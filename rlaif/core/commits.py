@@ -53,7 +53,7 @@ SIZE = len(line_of(Commit(0, 0, "0" * 32)))
 
 
 def _parse_commit(line: bytes) -> Commit | None:
-    """What a row says, or None where it is not whole."""
+    """The commit in a row of a log; None if the row is torn or damaged."""
     try:
         end, rows, digest, _ = line.decode("ascii").split(" ")
         found = Commit(int(end), int(rows), digest)
@@ -63,8 +63,8 @@ def _parse_commit(line: bytes) -> Commit | None:
 
 
 def read_committed(path: Path) -> int | None:
-    """How many bytes of a record file are whole batches, by the last whole row of its log; None
-    where it has no log. Rows before the last are not looked at."""
+    """The bytes of a record file that are whole batches, by the last whole row of its log; None if
+    it has no log. Earlier rows are not checked."""
     try:
         log = os.open(log_of(path), os.O_RDONLY)
     except FileNotFoundError:
@@ -113,8 +113,9 @@ def settle_file(path: Path, advice: str) -> int:
 
 
 def _begin_log(path: Path) -> int:
-    """A log for a file that has none: what was committed in an earlier version's way is one batch.
-    It appears whole, since without its row that batch would count as torn."""
+    """Write the log of a file that has none: what an earlier version committed becomes one batch,
+    whose size in bytes is returned. The log appears as a whole, since without its row that batch
+    would count as torn."""
     end = to_last_blank(path) if path.exists() else 0
     if path.exists():
         os.truncate(path, end)

@@ -132,8 +132,8 @@ def _find_changed(
 
 @lru_cache(maxsize=4096)
 def _verify_records(folder: Path, changed: tuple[Any, ...], advice: str) -> None:
-    """Compare the record files that are among `changed`, or whose logs are. What was compared once
-    is not again while it stays as it is."""
+    """Compare record files with their logs where either is among `changed`. A comparison is not
+    repeated while both stay as they are."""
     for stem in sorted({Path(name).stem for name, _ in changed}):
         _compare_with_log(folder / f"{stem}.jsonl", advice)
 
@@ -146,7 +146,8 @@ def _verify_model(folder: Path, changed: tuple[Any, ...], advice: str) -> None:
 
 
 def _compare_with_log(path: Path, advice: str) -> int:
-    """Compare a record file with its log, which must end where the file does; its bytes."""
+    """Compare a record file with its log, which must end where the file does. Returns the file's
+    size in bytes."""
     found = commits.read_log(path, advice)
     size = path.stat().st_size
     if (found[-1].end if found else 0) != size:

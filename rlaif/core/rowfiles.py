@@ -136,12 +136,12 @@ def count_rows(path: Path) -> int:
 
 
 def _row_count(block: bytes) -> int:
-    """How many lines are not blank. Between two blank ones there are others."""
+    """The number of lines that are not blank. No two blank lines follow one another."""
     return block.count(b"\n") - block.count(b"\n\n") - block.startswith(b"\n")
 
 
 def _line_ends(block: bytes) -> list[int]:
-    """How far each line that is not blank reaches, its newline included, in bytes of the block."""
+    """Where each line that is not blank ends, its newline included, in bytes of the block."""
     ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
     found: list[int] = ends[np.diff(ends, prepend=0) > 1].tolist()
     return found
@@ -201,11 +201,11 @@ def whole_bytes(path: Path) -> int:
 
 
 class Index(Protocol):
-    """The rows of a file by a text that each of them has."""
+    """The rows of a file by the value that each has under one key."""
 
     def grow(self) -> list[str]:
-        """Take in what was committed since the last time; the keys of the new rows, each once or
-        more."""
+        """Index the rows that were committed since the last call. Returns their keys, with
+        repeats."""
         ...
 
     def count(self, key: str) -> int:
@@ -225,7 +225,7 @@ class Index(Protocol):
         ...
 
     def part(self, keys: Iterable[str]) -> Part:
-        """The rows under some keys, which another process can be sent."""
+        """The rows under some keys, as an object that can be sent to another process."""
         ...
 
 
@@ -356,8 +356,7 @@ class RowIndex:
 
 
 class HeldIndex:
-    """Rows that are held anyway, by what each has under `key`; `rows` gives all there are. See
-    `Index`."""
+    """An index of rows that are in memory anyway; `rows` returns all of them. See `Index`."""
 
     def __init__(self, rows: Callable[[], Sequence[Row]], key: str):
         self._all = rows

@@ -77,8 +77,8 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def name_step(title: str, path: Path) -> Iterator[None]:
-    """Say in which step the disk became full. Libraries in other languages raise errors of their
-    own for it, which are known by their words."""
+    """Name the step in which the disk became full. Native libraries raise errors of their own for
+    that, which are recognised by their messages."""
     try:
         yield
     except Exception as error:
@@ -112,7 +112,7 @@ def _write_parts(path: Path, parts: Iterable[str]) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """What a file or folder is called while it is written: this process's own name for it."""
+    """The name of a file or folder while this process writes it."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
@@ -121,7 +121,7 @@ _PARTIAL = re.compile(r"^\.(?:.+\.(\d+)\.tmp|(\d+)\..+)$")
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what processes that are no more left half written in a folder."""
+    """Remove what processes that have ended left half written in a folder."""
     for path in folder.iterdir() if folder.is_dir() else ():
         found = _PARTIAL.match(path.name)
         if found is None or _is_alive(int(found[1] or found[2])):
@@ -134,7 +134,8 @@ def remove_partials(folder: Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
-    """Whether another process has this number. Our own was an earlier one's, in a container say."""
+    """Whether another process with this id runs. What bears our own id was left by an earlier
+    process that had it, as in a container."""
     if process == os.getpid():
         return False
     try:

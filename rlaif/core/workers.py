@@ -26,7 +26,7 @@ MOST = 8
 
 
 def count_workers() -> int:
-    """How many processes it is of use to ask for."""
+    """The number of worker processes worth starting: one per CPU, at most `MOST`."""
     return min(MOST, os.cpu_count() or 1)
 
 
@@ -61,7 +61,7 @@ def in_order(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterat
 
 @contextmanager
 def _start_process(module: str) -> Iterator[Process]:
-    """A process that imports `module`, and then waits for tasks."""
+    """Start a process that imports `module` and then waits for tasks."""
     # It has to find what this process has found, wherever that came from.
     places = os.pathsep.join(os.path.abspath(place) for place in sys.path)
     process = subprocess.Popen(

@@ -150,8 +150,8 @@ class EnginePool:
         self._closed = False
 
     def beside(self) -> EnginePool:
-        """A pool for the servers that a step asks which runs at the same time: the money is the
-        same, and closing it ends that step's calls and no others."""
+        """A pool for a step that asks servers while another step runs: it spends the same budget,
+        and closing it ends that step's calls alone."""
         return EnginePool(self.store, account=self.account.beside())
 
     def folder(self, model: Model) -> str:
@@ -232,14 +232,14 @@ class EnginePool:
         return None
 
     def make_room(self) -> None:
-        """Free what training needs the memory of. Engines that can give it up otherwise stay."""
+        """Free memory for training: close every engine that cannot release its memory otherwise."""
         with self._lock:
             for key, engine in list(self._local.items()):
                 if not (isinstance(engine, Reloadable) and engine.rest()):
                     self._local.pop(key).close()
 
     def close(self) -> None:
-        """Free every engine, and end what other threads ask of them."""
+        """Close every engine; calls that other threads have open end."""
         with self._lock:
             self._closed = True
             for engine in [*self._local.values(), *self._remote.values()]:
@@ -253,7 +253,7 @@ def _can_serve(engine: Engine, model: Model) -> bool:
 
 
 def _load_weights(engine: Reloadable, folder: Path, digest: str) -> None:
-    """Put weights in place; an engine that fails at it is of no use any more."""
+    """Load weights in place; an engine that fails at it is closed."""
     try:
         engine.load_weights(folder, digest)
     except BaseException:

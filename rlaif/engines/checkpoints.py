@@ -54,9 +54,9 @@ def save(module: Any, folder: Path) -> None:
 
 
 def write_older_names(folder: Path) -> None:
-    """Say what the config and the tokenizer's say by the names that transformers 4 knows as well,
-    which others still use: it would compute with its default `rope_theta`, and refuse the
-    tokenizer."""
+    """Repeat keys of the model's and the tokenizer's config under their names in transformers 4,
+    which other software still reads: it would otherwise compute with its default `rope_theta` and
+    refuse the tokenizer."""
     config = _read_row(folder / "config.json")
     rope = config.get("rope_parameters")
     older: dict[str, Any] = {"torch_dtype": config["dtype"]} if "dtype" in config else {}

@@ -29,7 +29,7 @@ time, which first falls below 5% at six."""
 
 
 class IntervalJson(TypedDict):
-    """An `Interval` as it stands in JSON; of what is None only the ends are there."""
+    """An `Interval` as JSON: fields that are None are left out, except the ends."""
 
     mean: float
     low: float | None

@@ -153,12 +153,12 @@ def judge_values(
 
 
 UNFAMILIAR = {DISTANCE: "distance", SPREAD: "disagreement"}
-"""Metrics that say how far a reward model is from what it knows, by the part of a reward."""
+"""The metrics of how unfamiliar an answer is to a reward model, by the part of its reward."""
 
 
 def measure_unfamiliarity(judgement: Judgement) -> dict[str, float]:
-    """By metric, how far the answer lies from those that a reward model was trained on, in its
-    features, and how far the members of an ensemble disagree (standard deviation); nothing of other
+    """By metric, how unfamiliar a reward model is with the judged answer: its distance from the
+    training features, and the standard deviation over an ensemble's members. Empty for other
     judges."""
     known = judgement.distribution or {}
     if "reward" not in known:

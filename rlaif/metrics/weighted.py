@@ -22,8 +22,9 @@ Measure = Callable[[Floats], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """`of` all items is taken over the `n` of them that have what it needs, at the places `rows`
-    (None: all). A ratio of sums has its `parts`, what is summed above and below, each (n,)."""
+    """A figure of weighted items. `of` computes it from the weights of all items, of which `n`, at
+    the indices `rows` (None: all), have what it needs. A ratio of sums has its `parts`, the
+    summands of numerator and denominator, each (n,)."""
 
     of: Measure
     n: int
@@ -68,7 +69,7 @@ def measure_among(kept: Mask, measure: Measure) -> Figure:
 
 
 def compute_defined(figures: Mapping[str, Figure], size: int) -> dict[str, float]:
-    """What the figures are on the `size` items themselves, without those that are undefined."""
+    """The figures of the `size` items, each counted once; undefined figures are left out."""
     ones = np.ones((1, size))
     found = {name: float(figure.of(ones)[0]) for name, figure in figures.items() if figure.n}
     return {name: value for name, value in found.items() if not math.isnan(value)}

@@ -172,5 +172,5 @@ def keep_commonest(reasons: Mapping[str, int]) -> dict[str, int]:
 
 
 def failure_words(reasons: Mapping[str, int]) -> list[str]:
-    """A line for each reason."""
+    """One line for each reason, with its count."""
     return [f"{count} failed: {reason}" for reason, count in reasons.items()]

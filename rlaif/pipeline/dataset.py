@@ -179,7 +179,7 @@ class _Seen:
         return pair
 
     def by_split(self) -> dict[str, int]:
-        """How many pairs each split has that has any."""
+        """The number of pairs in each split that has any."""
         return {split: self.pairs[split] for split in (TRAIN, TEST) if self.pairs[split]}
 
 

@@ -205,8 +205,8 @@ class Run:
         }
 
     def remote(self) -> dict[str, dict[str, Any]]:
-        """What each model on a server was asked in all steps and runs of them, as `Meter.summary`
-        has it; empty where no server was asked."""
+        """`Meter.summary` of each model on a server, over all steps; empty if no server was
+        asked."""
         total: dict[str, Meter] = {}
         for step in self.manifest["steps"]:
             folder = self.store.step(step["hash"])
@@ -404,14 +404,14 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class _About(msgspec.Struct):
-    """What tells whether a judgement is about a completion."""
+    """The fields of a judgement that say which completions it is about."""
 
     subject: str
     shown: list[str]
 
 
 class _Called(msgspec.Struct):
-    """What tells which call an answer is to."""
+    """The field of an answer that says which call it answers."""
 
     call_id: str
 

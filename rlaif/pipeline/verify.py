@@ -55,13 +55,13 @@ def verify_run(root: Path) -> Verification:
 
 
 def _verify_small_file(look: Callable[[], object]) -> Verified:
-    """A small file, which is compared as it is read."""
+    """Read a small file, which compares it with its checksum."""
     look()
     return Verified()
 
 
 def _made_from_what_is_there(folders: Sequence[Path]) -> None:
-    """Raises StoreError where finished steps were made from records that were made anew since."""
+    """Raise StoreError if finished steps were made from records that have since been made again."""
     markers: dict[str, dict[str, Any]] = {}
     for path in folders:
         with suppress(StoreError):

@@ -162,7 +162,7 @@ def negate_interval(interval: IntervalJson) -> IntervalJson:
 
 
 def mark_judges(arms: Mapping[str, ArmRow]) -> dict[str, str]:
-    """By judge, which arms it labelled, in words: where it evaluates, it is no neutral judge."""
+    """By judge, the arms that it labelled, in words: its evaluation is not neutral there."""
     labelled: dict[str, list[str]] = {}
     for name, arm in arms.items():
         for judge in arm["judges"]:

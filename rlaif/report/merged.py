@@ -125,7 +125,7 @@ def _look_up_standing(arm: str, metrics: RoundResult, claims: Claims) -> dict[st
 def _collect_figures(
     latest: Sequence[RoundRow], comparisons: Sequence[dict[str, Any]]
 ) -> dict[tuple[str, str], IntervalJson]:
-    """All that the page tests, by arm (or two arms) and name."""
+    """Every figure that the page tests, by arm (or two arms) and name."""
     found = {}
     for row in latest:
         if row["round"] == 0:

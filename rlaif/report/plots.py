@@ -193,7 +193,7 @@ def draw_reliability(slug: str, label: str, bins: Sequence[Mapping[str, float]])
 
 
 def _interval_ends(value: IntervalJson) -> tuple[float, float]:
-    """Where its bar ends; a figure without an interval has none to see."""
+    """The ends of a value's bar: those of its interval, or twice its mean if it has none."""
     low, high = value["low"], value["high"]
     return (value["mean"], value["mean"]) if low is None or high is None else (low, high)
 

@@ -39,7 +39,7 @@ def summary_table(
 
     Colour marks a claimed change of a primary metric and an asterisk an exploratory one; what is
     claimed how, and the alarms of the last round, stand beneath. `rounds` are those of each seed;
-    `marked` judges (`answers.marks`) labelled an arm, and are no neutral ones.
+    `marked` judges (`arms.mark_judges`) labelled an arm, so they are not neutral.
     """
     seeds = seeds_of(rounds)
     ends = "95% interval over prompts"

@@ -53,7 +53,7 @@ class BranchCache:
         return (self.lengths[self.owner] + self.step)[:, None]
 
     def advance(self) -> None:
-        """The token that was computed in every layer is now behind."""
+        """Go on to the next token, once every layer has computed this one."""
         self.step += 1
         # Masks of layers without a window stay as they are.
         self._masks = {w: m for w, m in self._masks.items() if w is None}

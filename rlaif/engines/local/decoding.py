@@ -178,7 +178,8 @@ def no_branches(model: Any) -> str | None:
 
 
 def _decode_rows(rows: Rows, tokens: Sequence[Tensor]) -> Tensor:
-    """All hidden states while `tokens` are added and the second row goes after the first."""
+    """The hidden states of every step while `tokens` are added; the second row is dropped after the
+    first of them."""
     states = [rows.first(), rows.after(tokens[0])]
     left = torch.tensor([0, 2], device=tokens[0].device)
     rows.keep(left)

@@ -304,7 +304,7 @@ class HfEngine:
         return values
 
     def close(self) -> None:
-        """Let go of the model. Its memory is free when no engine has it any more."""
+        """Drop this engine's reference to the model; its memory is freed with the last one."""
         vars(self).pop("weights", None)
         release_freed_memory()
 

@@ -72,8 +72,8 @@ def plain_attention(config: Any) -> str | None:
 
 
 def body_of(module: Any) -> Any:
-    """What of a transformers model gives its last hidden states. In some classes (Llama 4) the
-    name that says where it is names nothing."""
+    """The part of a transformers model that returns its last hidden states. In some classes (Llama
+    4) `base_model` is the model itself, since its prefix names no attribute."""
     body = module.base_model
     return getattr(module, "model", module) if body is module else body
 
@@ -98,7 +98,8 @@ def without_cache(kind: Any) -> dict[str, bool]:
 
 @contextmanager
 def packing(module: Any) -> Iterator[None]:
-    """Branch attention in `module`, which was found to take it, and its own again afterwards."""
+    """Give `module`, which is known to take it, branch attention, and its own attention back
+    afterwards."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _compute_attention)

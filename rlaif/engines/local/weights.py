@@ -56,7 +56,7 @@ class Weights:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """The model as it computes batches; as it was when nobody asks for any."""
+        """Keep the model in its fast form for as long as anybody computes with it."""
         if self._asking == 0:
             self._changes.enter_context(prepacked(self.model))
             choice = replace(self._choice, packed=self.branches)

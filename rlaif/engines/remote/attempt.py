@@ -270,11 +270,11 @@ class Pace:
                 free -= 1
 
     def answered(self) -> None:
-        """A call was answered: a little faster."""
+        """Raise the limit a little after an answer."""
         self.limit = min(float(self.most), self.limit + 1 / self.limit)
 
     def too_fast(self, entered: float, now: float) -> None:
-        """A call that entered at `entered` was refused for speed at `now`: half as many."""
+        """Halve the limit: at `now` a call that entered at `entered` was refused for speed."""
         if entered > self._cut:
             self._cut = now
             self.limit = max(1.0, self.limit / 2)

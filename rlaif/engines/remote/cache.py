@@ -113,7 +113,7 @@ class RequestCache:
             self._db.execute("COMMIT")
 
     def close(self) -> None:
-        """Close the file; it is not of use afterwards."""
+        """Close the file; the cache cannot be used afterwards."""
         self._db.close()
 
     def get(self, key: str) -> dict[str, Any] | None:
@@ -179,7 +179,7 @@ class RequestCache:
             return self._db.execute(f"DELETE FROM answers WHERE {where}", values).rowcount
 
     def compact(self) -> None:
-        """Give the disk what dropped answers took; without it new ones take their place."""
+        """Return the space of dropped answers to the disk; otherwise new answers reuse it."""
         with self._explain_errors():
             # As a script: a single `execute` takes one step, and this pragma frees a page a step.
             self._db.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")

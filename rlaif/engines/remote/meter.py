@@ -96,7 +96,7 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """See above."""
+        """Seconds in which calls were open (see the class)."""
         return self.earlier_seconds + (self._last - self._first if self._first is not None else 0.0)
 
     def add(self, other: Meter) -> None:
@@ -213,7 +213,7 @@ class Meters:
             return {model: meter.summary() for model, meter in sorted(self._meters.items())}
 
     def note(self) -> list[str]:
-        """What each model that was asked was asked, in words."""
+        """One line in words for each model that was asked."""
         rows = self.summaries().values()
         return [in_words(row) for row in rows if row["calls"] or row["cache_hits"]]
 
@@ -249,8 +249,8 @@ def meters_of(folder: Path, marker: Mapping[str, Any] | None) -> dict[str, Meter
 
 
 def counted_cost(root: Path) -> float:
-    """What the steps of a run folder say that their calls cost. A step whose numbers are damaged
-    says nothing: that is named where they are read."""
+    """What the calls of a run folder cost by its steps' own counts. Steps whose numbers are damaged
+    are passed over: whoever reads them reports it."""
     total = 0.0
     for folder in sorted((root / "steps").glob("*")):
         try:
@@ -371,7 +371,7 @@ def run_account(root: Path, budget: float | None = None) -> Account:
 
 
 def lost_in_words(account: Account) -> str:
-    """That a ledger has lost lines, and what becomes of it."""
+    """A message that a ledger has lost lines, and what becomes of it."""
     return (
         f"{account.path}: lines are missing: the steps' own numbers say that "
         f"{account.lost:.6g} more was spent. That much is counted as spent; where the folder of a "
@@ -380,7 +380,7 @@ def lost_in_words(account: Account) -> str:
 
 
 class _Beside(Account):
-    """An account whose money is another one's."""
+    """An account that spends another account's money."""
 
     def __init__(self, account: Account):
         super().__init__(None, account.budget)

@@ -55,7 +55,7 @@ def _exit_process(*_: object) -> NoReturn:
 
 
 def _owner_is_gone(owner: int) -> bool:
-    """Whether the owner has gone, after a moment in which it may."""
+    """Whether the owner has ended; waits up to `POLL_SECONDS` for it."""
     ready, _, _ = select.select([sys.stdin], [], [], POLL_SECONDS)
     # A child that the owner forked may hold the other end open: then the parent tells.
     return bool(ready and not os.read(0, 1)) or os.getppid() != owner
@@ -85,7 +85,7 @@ PARENT_POLL_SECONDS = 0.5
 
 @contextmanager
 def owned() -> Iterator[None]:
-    """The processes that vLLM starts within belong to this one."""
+    """Inside this context, processes that vLLM starts will end with this process."""
     os.environ |= owner()
     try:
         yield
@@ -94,12 +94,12 @@ def owned() -> Iterator[None]:
 
 
 def owner() -> dict[str, str]:
-    """The environment by which vLLM's processes know that they belong to this one."""
+    """Environment variables that tell vLLM's processes which process they end with."""
     return {OWNER: str(os.getpid())}
 
 
 def end_with_parent() -> None:
-    """In a process that was started for an owner: end when the parent has gone."""
+    """Exit when the parent process dies (runs in vLLM's processes)."""
     if os.environ.get(OWNER) in (None, str(os.getpid())):
         return
     started_by = multiprocessing.parent_process()
