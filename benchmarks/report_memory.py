@@ -81,7 +81,7 @@ def write_run(folder: Path) -> None:
     """The finished steps of the experiment in `folder`, as they are after `rlaif run`."""
     from rlaif.core.store import Store
     from rlaif.pipeline.manifest import write_manifest, write_rounds
-    from rlaif.pipeline.plan import make_plan
+    from rlaif.pipeline.plan.unroll import make_plan
     from rlaif.pipeline.prepare import prepare
 
     store = Store(folder / "run")

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import rlaif
-from rlaif.config.judges import YesNoJudge
 from rlaif.config.models import ModelSpec
 from rlaif.config.steps import PairStep
 from rlaif.config.training import DpoTrain
@@ -11,6 +10,7 @@ from rlaif.core.records import content_hash
 from rlaif.core.resources import find
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.builtin import resolve
+from rlaif.judges.yes_no import YesNoJudge
 from rlaif.preferences.strategies import Candidate, preference
 
 spec = ModelSpec(path="builtin/smollm2-135m-instruct", system_prompt="drop")

@@ -102,10 +102,11 @@ def main() -> None:
 
 
 def _heard_again(unraisable: sys.UnraisableHookArgs) -> None:
-    """Python prints and forgets what is raised in a finaliser: a Ctrl-C there is sent once more."""
+    """Python prints and forgets what is raised in a finaliser: a Ctrl-C there is sent once more,
+    as SIGTERM, which `main` hears also where a shell's background job ignores SIGINT."""
     if unraisable.exc_type is KeyboardInterrupt:
         main_thread = threading.main_thread().ident
-        threading.Timer(0.1, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+        threading.Timer(0.1, signal.pthread_kill, (main_thread, signal.SIGTERM)).start()
     else:
         sys.__unraisablehook__(unraisable)
 

@@ -1,7 +1,7 @@
 """Run an experiment: read it, plan it, run what is missing, and say what happened.
 
-What servers judge runs beside what this process computes: `lanes` splits the steps, and `at_once`
-runs them.
+Judges that servers answer run concurrently with what this process computes: `split_group` says
+which steps do, and `run_both` runs them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from rlaif.config.experiment import Experiment
 from rlaif.core.errors import GateStopped, StoreError
 from rlaif.core.finished import find_stale, stale_in_words
 from rlaif.core.records import Prompt, RoundRecord, content_hash
@@ -26,27 +24,14 @@ from rlaif.engines.builtin import resolve
 from rlaif.engines.local.adapters import COPIES
 from rlaif.engines.remote.meter import kept_meters
 from rlaif.pipeline.dataset import Built, build_dataset
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.manifest import write_manifest, write_rounds
-from rlaif.pipeline.plan import PlanInputs, Planned, make_plan
+from rlaif.pipeline.plan.base import PlanInputs, Planned
+from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import load_run
-from rlaif.pipeline.steps.context import Progress, Rising, StepContext, Watching
-
-STEPS = {
-    "sample": "rlaif.pipeline.steps.sample",
-    "load": "rlaif.pipeline.steps.load",
-    "filter": "rlaif.pipeline.steps.filter",
-    "judge": "rlaif.pipeline.steps.judge",
-    "pair": "rlaif.pipeline.steps.pair",
-    "label": "rlaif.pipeline.steps.label",
-    "distill": "rlaif.pipeline.steps.train",
-    "train": "rlaif.pipeline.steps.train",
-    "logprobs": "rlaif.pipeline.steps.logprobs",
-    "evaluate": "rlaif.pipeline.steps.evaluate",
-    "compare": "rlaif.pipeline.steps.compare",
-}
-TRAINED = ("distill", "train")
-"""Kinds of steps that make a model."""
+from rlaif.pipeline.steps import step_module
+from rlaif.pipeline.steps.context import CheckedProgress, LiveSamples, Progress, StepContext
 
 
 class StepProgress(Progress, Protocol):
@@ -104,7 +89,7 @@ def run_experiment(
             runner = _Runner(inputs, store, {p.prompt_id: p for p in every})
             reused = set[str]().union(*(p.sources for p in plan if p.hash not in missing))
             refuse_stale(plan, store)
-            for steps in stretches(plan):
+            for steps in overlap_groups(plan):
                 runner.run([p for p in steps if p.hash in missing], pool, progress)
                 if any(p.hash in missing & reused for p in steps):
                     refuse_stale(plan, store)
@@ -112,7 +97,7 @@ def run_experiment(
                 if last.kind == "evaluate":
                     rounds = write_rounds(inputs, plan, store)
                     _gate(inputs.experiment, rounds, last)
-                if last.kind in TRAINED:
+                if last.makes_model:
                     _drop_masters(inputs.experiment, plan, last, store)
         finally:
             progress.finish()
@@ -133,14 +118,14 @@ def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
     a body leaves it as it is and has none. So it does when any unfinished step needs its model and
     that was removed.
     """
-    fitted = {p.hash for p in plan if p.kind in TRAINED and not p.step.makes_masters}
+    fitted = {p.hash for p in plan if p.makes_model and not p.step.makes_masters}
     missing = {p.hash for p in plan if store.step(p.hash).done() is None}
     for planned in reversed(plan):
         if planned.hash not in missing:
             continue
         used = {m.train_hash for m in planned.models.values() if m.train_hash is not None}
         missing |= {name for name in used if not store.model_path(name).is_dir()}
-        if planned.kind not in TRAINED:
+        if not planned.makes_model:
             continue
         for role in ("start", "reference", "last"):
             model = planned.models.get(role)
@@ -169,39 +154,31 @@ class _Runner:
     prompts: Mapping[str, Prompt]
 
     def run(self, steps: Sequence[Planned], pool: EnginePool, progress: StepProgress) -> None:
-        """Steps that may run at once, as far as that is of use. See `schedule.lanes`."""
-        here, far = lanes(steps)
-        if not far:
-            self._in_order(here, pool, progress)
+        """Run steps in their order; what servers judge runs beside what this process computes."""
+        local, remote = split_group(steps)
+        if not remote:
+            for planned in local:
+                self._run_step(planned, pool, progress, progress)
             return
-        rising = Rising({planned.hash: planned for planned in here if planned.kind == "sample"})
+        live_samples = LiveSamples({p.hash: p for p in local if p.kind == "sample"})
         beside, shown = pool.beside(), progress.beside()
 
-        def end_far() -> None:
-            rising.stopped.set()
+        def run_local(check: Callable[[], None]) -> None:
+            for planned in local:
+                self._run_step(planned, pool, progress, CheckedProgress(progress, check))
+
+        def run_remote() -> None:
+            for planned in remote:
+                self._run_step(planned, beside, shown, shown, live_samples)
+
+        def end_remote() -> None:
+            live_samples.stopped.set()
             beside.close()
 
         try:
-            at_once(
-                lambda check: self._in_order(here, pool, progress, check=check),
-                lambda: self._in_order(far, beside, shown, rising),
-                end_far,
-            )
+            run_both(run_local, run_remote, end_remote)
         finally:
             shown.finish()
-
-    def _in_order(
-        self,
-        steps: Sequence[Planned],
-        pool: EnginePool,
-        progress: StepProgress,
-        rising: Rising | None = None,
-        check: Callable[[], None] | None = None,
-    ) -> None:
-        for planned in steps:
-            progress.begin_step(self._title(planned))
-            self._step(planned, pool, Watching(progress, check) if check else progress, rising)
-            progress.finish()
 
     def _title(self, planned: Planned) -> str:
         experiment = self.inputs.experiment
@@ -210,19 +187,27 @@ class _Runner:
         arms = f"{', '.join(planned.arms)}, " if some else ""
         return f"[{seed}{arms}round {planned.round}] {planned.id}"
 
-    def _step(
-        self, planned: Planned, pool: EnginePool, progress: Progress, rising: Rising | None
+    def _run_step(
+        self,
+        planned: Planned,
+        pool: EnginePool,
+        shown: StepProgress,
+        progress: Progress,
+        live_samples: LiveSamples | None = None,
     ) -> None:
+        """Run one step into its folder. `shown` hears which step begins and ends, and the step
+        itself is given `progress`."""
+        shown.begin_step(self._title(planned))
         folder = self.store.step(planned.hash)
         began = time.monotonic()
         with name_step(self._title(planned), folder.path), explain_os_errors(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.repair()
             context = StepContext(
-                planned, folder, self.store, self.inputs, self.prompts, pool, progress, rising
+                planned, folder, self.store, self.inputs, self.prompts, pool, progress, live_samples
             )
             with pool.account.meters.kept_in(folder.path):
-                summary = import_module(STEPS[planned.kind]).run(context)
+                summary = step_module(planned.kind).run(context)
             read = self._read(planned)
             # What a program makes is told by what it read.
             summary = {"digest": content_hash(read)} | summary
@@ -234,8 +219,9 @@ class _Runner:
                 "read": read,
                 "seconds": round(time.monotonic() - began, 3),
             }
-            model = self.store.model_path(planned.hash) if planned.kind in TRAINED else None
+            model = self.store.model_path(planned.hash) if planned.makes_model else None
             folder.finish(summary, model)
+        shown.finish()
 
     def _read(self, planned: Planned) -> dict[str, str]:
         """What tells the records of each source from others. Steps of earlier versions lack it."""
@@ -250,7 +236,7 @@ def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> No
     fp32 masters (4 bytes) of every seed and arm, those of one more round, and a checkpoint of
     weights and both Adam moments (3 x 4 bytes).
     """
-    trains = [p for p in plan if p.kind in TRAINED and p.hash in missing]
+    trains = [p for p in plan if p.makes_model and p.hash in missing]
     if not trains:
         return
     folder = whole(resolve(trains[0].models["start"].spec.path))
@@ -281,11 +267,11 @@ def _drop_masters(
     if experiment.retention.masters == "all":
         return
     position = next(i for i, p in enumerate(plan) if p.hash == trained.hash)
-    later = [p for p in plan[position + 1 :] if p.kind in TRAINED]
+    later = [p for p in plan[position + 1 :] if p.makes_model]
     wanted = {m.train_hash for p in later for role, m in p.models.items() if role != "made"}
     last = {p.models["made"].train_hash for p in _last_trains(plan)}
     for planned in plan[: position + 1]:
-        if planned.kind in TRAINED and planned.hash not in wanted | last | {trained.hash}:
+        if planned.makes_model and planned.hash not in wanted | last | {trained.hash}:
             shutil.rmtree(store.model_path(planned.hash) / "masters", ignore_errors=True)
 
 
@@ -298,32 +284,36 @@ def _last_trains(plan: Sequence[Planned]) -> list[Planned]:
     return list(last.values())
 
 
-TOGETHER = ("sample", "judge")
+OVERLAPPING = ("sample", "judge")
 
 
-def stretches(plan: Sequence[Planned]) -> Iterator[list[Planned]]:
-    """The plan in pieces that run one after the other: sample and judge steps that follow one
-    another, and every other step alone. A judge step may need samples of its own piece, and no
-    step needs anything else of it."""
-    for together, run in groupby(plan, key=lambda planned: planned.kind in TOGETHER):
+def overlap_groups(plan: Sequence[Planned]) -> Iterator[list[Planned]]:
+    """Cut the plan into groups that run one after the other: consecutive sample and judge steps
+    are one group, and every other step is a group of its own.
+
+    A judge step may need samples of its own group; no step needs anything else of it.
+    """
+    for together, run in groupby(plan, key=lambda planned: planned.kind in OVERLAPPING):
         steps = list(run)
         yield from [steps] if together else ([planned] for planned in steps)
 
 
-def lanes(steps: Sequence[Planned]) -> tuple[list[Planned], list[Planned]]:
-    """The steps of a piece that run here, and those that run beside them, in the plan's order.
+def split_group(steps: Sequence[Planned]) -> tuple[list[Planned], list[Planned]]:
+    """Split a group of steps into those that run on the main thread and remote judges that run
+    concurrently; both in the plan's order.
 
-    Beside go judges that only servers answer, unless a step here asks one of these too: its limits
-    are for all calls to it. Where nothing is left to run here, all do.
+    A judge runs concurrently if only servers answer it, unless a step of the main thread asks one
+    of these servers too: a server's limits are for all calls to it. If nothing would be left for
+    the main thread, all steps run there.
     """
-    far = [planned for planned in steps if _is_remote_judge(planned)]
+    remote = [planned for planned in steps if _is_remote_judge(planned)]
     while True:
-        here = [planned for planned in steps if planned not in far]
-        shared = _servers(here)
-        alone = [planned for planned in far if not _servers([planned]) & shared]
-        if len(alone) == len(far):
-            return (here, far) if here else (far, [])
-        far = alone
+        local = [planned for planned in steps if planned not in remote]
+        shared = _servers(local)
+        alone = [planned for planned in remote if not _servers([planned]) & shared]
+        if len(alone) == len(remote):
+            return (local, remote) if local else (remote, [])
+        remote = alone
 
 
 def _is_remote_judge(planned: Planned) -> bool:
@@ -337,27 +327,27 @@ def _servers(steps: Iterable[Planned]) -> set[tuple[str | None, str]]:
     return {(spec.base_url, spec.path) for spec in models if spec.engine in REMOTE}
 
 
-def at_once(
-    here: Callable[[Callable[[], None]], None],
-    far: Callable[[], None],
-    end_far: Callable[[], None],
+def run_both(
+    local: Callable[[Callable[[], None]], None],
+    remote: Callable[[], None],
+    end_remote: Callable[[], None],
 ) -> None:
-    """Run `here` in this thread and `far` in another one. The first error of either ends both and
-    is raised, once both have ended.
+    """Run `local` in this thread and `remote` in another one. The first error of either ends both
+    and is raised, once both have ended.
 
-    `here` is given a function that raises what `far` failed with, to be called now and then;
-    `end_far` makes `far` end soon.
+    `local` is given a function that raises what `remote` failed with, to be called now and then;
+    `end_remote` makes `remote` end soon.
     """
     with ThreadPoolExecutor(1) as pool:
-        working = pool.submit(far)
+        working = pool.submit(remote)
 
         def check() -> None:
             if working.done():
                 working.result()
 
         try:
-            here(check)
+            local(check)
             working.result()
         except BaseException:
-            end_far()
+            end_remote()
             raise

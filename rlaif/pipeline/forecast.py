@@ -6,45 +6,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlaif.config.experiment import Experiment
 from rlaif.config.on_policy import OnPolicyTrain
-from rlaif.config.rewards import REFERENCE_ANSWERS
 from rlaif.config.steps import SampleStep
-from rlaif.core.records import Completion, Message
+from rlaif.core.records import Completion
 from rlaif.core.store import StepFolder, Store
 from rlaif.engines.base import GenerateRequest, Model, ScoreRequest
 from rlaif.engines.remote.decode import Usage
 from rlaif.engines.remote.meter import run_account
-from rlaif.judges.base import Judge, most_calls, roles_of
 from rlaif.pipeline.experiment import unfinished
-from rlaif.pipeline.plan import PlanInputs, Planned, make_plan
+from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.plan.base import PlanInputs, Planned
+from rlaif.pipeline.plan.size import Known, Size
+from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.steps import step_module
 
-RECORDS = {
-    "sample": "completions",
-    "load": "records",
-    "filter": "records",
-    "judge": "judgements",
-    "pair": "preferences",
-    "label": "preferences",
-    "distill": "reward model",
-    "train": "model",
-    "logprobs": "log-probs",
-    "evaluate": "metrics",
-    "compare": "metrics",
-}
-SECONDS_PER_UNIT = {"sample": 0.3, "judge": 0.15, "logprobs": 0.1, "distill": 1.0, "train": 1.2}
-"""A 135M model on two CPU cores: a rough guess, used where this run folder holds no measurement."""
 BYTES_PER_TOKEN = 4.0
 PRICED_PROMPTS = 16
 """English text has about 4 bytes in a token; prompts that the mean length is taken from."""
-
-COUNTED_PROMPTS = 16
-"""On how many prompts a judge's calls are counted."""
 
 
 @dataclass(frozen=True)
@@ -71,34 +54,22 @@ class Forecast:
     cost_known: bool
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A judge with its models by role, the most calls it makes and the most new tokens."""
-
-    judge: Judge
-    models: Mapping[str, Model]
-    units: int
-    calls: int
-    tokens: int
-
-
 def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
     """Every step with its size, and whether its output is there already."""
     plan = make_plan(inputs)
     missing = unfinished(plan, store)
-    sizes: dict[str, int] = {}
-    prompts: dict[str, tuple[str, ...]] = {}
+    known = Known()
     rates = _measured_rates(store)
     rows = []
     for planned in plan:
-        asked = list(_asked(inputs, planned, sizes, prompts))
-        units, calls, tokens = _size(inputs, planned, sizes, asked)
-        prompts[planned.hash] = planned.prompts
-        sizes[planned.hash] = units
-        rate = rates.get(planned.kind, SECONDS_PER_UNIT.get(planned.kind, 0.0))
+        module = step_module(planned.kind)
+        size: Size = module.size(inputs, planned, known)
+        known.prompts[planned.hash] = planned.prompts
+        known.units[planned.hash] = size.units
+        rate = rates.get(planned.kind, module.SECONDS_PER_UNIT)
         asks = planned.kind != "judge" or bool(planned.models)
         to_do = planned.hash in missing
-        cost, known = _cost(inputs, planned, calls, tokens, asked) if to_do else (None, True)
+        cost, cost_known = _cost(inputs, planned, size) if to_do else (None, True)
         rows.append(
             Forecast(
                 planned.seed,
@@ -106,16 +77,16 @@ def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
                 planned.round,
                 planned.id,
                 planned.kind,
-                RECORDS[planned.kind],
+                module.MAKES,
                 planned.hash,
                 not to_do,
-                units,
-                calls,
-                tokens,
-                round(units * rate, 1) if asks and to_do else 0.0,
+                size.units,
+                size.calls,
+                size.tokens,
+                round(size.units * rate, 1) if asks and to_do else 0.0,
                 planned.kind in rates,
                 cost,
-                known,
+                cost_known,
             )
         )
     return rows
@@ -136,95 +107,7 @@ def _measured_rates(store: Store) -> dict[str, float]:
     return {kind: seconds / units for kind, (seconds, units) in totals.items()}
 
 
-def _asked(
-    inputs: PlanInputs,
-    planned: Planned,
-    sizes: Mapping[str, int],
-    prompts: Mapping[str, tuple[str, ...]],
-) -> Iterator[Asked]:
-    """The judges that a step asks."""
-    step = planned.step
-    if planned.kind == "judge":
-        answers = _before(planned, sizes)
-        if planned.prompts:
-            # A drift judgement rescores the answers to some of its source's prompts only.
-            widest = max(len(p) for h, p in prompts.items() if h in planned.inputs.values())
-            answers = answers * min(len(planned.prompts), widest) // widest
-        every = inputs.prompts.every()
-        count = len(planned.prompts) or len(every)
-        judge = inputs.judges[step.id]
-        yield _judging(inputs, planned, judge, planned.models, count, -(-answers // max(count, 1)))
-    elif isinstance(step, OnPolicyTrain):
-        for name in step.reward_judges:
-            count = _answered(inputs, step, name)
-            judge = inputs.judges[name]
-            places = {
-                f"judge/{name}" if role == "by" else f"judge/{name}/{role}": role
-                for role in roles_of(judge)
-            }
-            models = {role: planned.models[p] for p, role in places.items() if p in planned.models}
-            yield _judging(inputs, planned, judge, models, count, step.n)
-
-
-def _answered(inputs: PlanInputs, step: OnPolicyTrain, judge: str | None = None) -> int:
-    """How often a prompt is answered, and judged by a judge: in the rollouts, and before them where
-    `normalise: reference` is fitted on answers of the start policy."""
-    count = step.rollouts * step.batch_size * step.sync_every
-    fitted = [t for t in step.terms if t.normalise == "reference" and judge in (None, t.judge)]
-    if not fitted:
-        return count
-    prompts = inputs.prompts.train
-    at_once = min(len(prompts), -(-REFERENCE_ANSWERS // step.n))
-    draws = -(-REFERENCE_ANSWERS // (at_once * step.n))
-    return count + draws * at_once
-
-
-def _before(planned: Planned, sizes: Mapping[str, int]) -> int:
-    """How many records a step reads, at most."""
-    return sum(sizes.get(h, 0) for n, h in planned.inputs.items() if _is_source(planned, n))
-
-
-def _size(
-    inputs: PlanInputs, planned: Planned, sizes: Mapping[str, int], asked: Sequence[Asked]
-) -> tuple[int, int, int]:
-    """(units, model calls, new tokens), each an upper bound."""
-    step = planned.step
-    if planned.kind == "sample":
-        count = len(planned.prompts) * step.n
-        return count, count, count * step.max_new_tokens
-    calls, tokens = sum(a.calls for a in asked), sum(a.tokens for a in asked)
-    if isinstance(step, OnPolicyTrain):
-        learned = step.rollouts * step.batch_size * step.sync_every * step.n
-        answers = _answered(inputs, step) * step.n
-        return learned * step.epochs, answers + calls, answers * step.max_new_tokens + tokens
-    if planned.kind == "judge":
-        return sum(a.units for a in asked), calls, tokens
-    before = _before(planned, sizes)
-    if planned.kind == "filter":
-        return before, 0, 0
-    if planned.kind == "logprobs":
-        return before, before, 0
-    if planned.kind == "load" and step.type == "pairs":
-        # One pair to a prompt is a guess: the file is read when the step runs.
-        return 2 * len(planned.prompts), 0, 0
-    if planned.kind == "label":
-        return len(planned.prompts), 0, 0
-    if planned.kind == "pair":
-        candidates = _candidates(inputs.experiment)
-        wide = step.strategy in ("margin", "all")
-        per_prompt = candidates * (candidates - 1) // 2 if wide else 1
-        if step.strategy == "reference":
-            per_prompt = candidates
-        pairs = len(planned.prompts) * per_prompt
-        return min(pairs, step.max_pairs or pairs), 0, 0
-    if planned.kind in ("distill", "train"):
-        return before * getattr(step, "epochs", 1), 0, 0
-    return len(planned.prompts), 0, 0
-
-
-def _cost(
-    inputs: PlanInputs, planned: Planned, calls: int, tokens: int, asked: Sequence[Asked]
-) -> tuple[float | None, bool]:
+def _cost(inputs: PlanInputs, planned: Planned, size: Size) -> tuple[float | None, bool]:
     """What the priced calls come to, as far as it is known, and whether it is: calls times the
     length of some real prompts, and answers as long as they may be."""
     prompts = inputs.prompts.every()[:PRICED_PROMPTS]
@@ -233,10 +116,10 @@ def _cost(
         if model is None or model.spec.price is None:
             return None, True
         texts = ["".join(m["content"] for m in p.messages) for p in prompts]
-        return _price(model, texts, calls, tokens), True
+        return _price(model, texts, size.calls, size.tokens), True
     costs: list[float] = []
     known = True
-    for ask in asked:
+    for ask in size.judges:
         if all(model.spec.price is None for model in ask.models.values()):
             continue
         if set(ask.models) != {"by"}:
@@ -281,49 +164,6 @@ def _longest_answers(tokens: int) -> list[Completion]:
         )
         for index, name in enumerate("ab")
     ]
-
-
-def _is_source(planned: Planned, name: str) -> bool:
-    if planned.kind == "filter":
-        return name.startswith(str(planned.step.records))
-    return name.startswith("preferences" if planned.kind in ("distill", "train") else "completions")
-
-
-def _candidates(experiment: Experiment) -> int:
-    """Answers to a prompt: those that are sampled, or the two of a loaded pair."""
-    if experiment.pair_loads:
-        return 2
-    step = next((e.sample for e in experiment.steps if e.sample), SampleStep())
-    return step.n
-
-
-def _judging(
-    inputs: PlanInputs,
-    planned: Planned,
-    judge: Judge,
-    models: Mapping[str, Model],
-    count: int,
-    answers: int,
-) -> Asked:
-    """What judging `answers` different answers to each of `count` prompts takes, by the prompts
-    that cost most of a few."""
-    every = inputs.prompts.every()
-    ids: Collection[str] = set(planned.prompts)
-    some = [p for p in every if p.prompt_id in ids or not ids][:COUNTED_PROMPTS]
-    made = [_made_up(number) for number in range(answers)]
-    units = calls = tokens = 0
-    for prompt in some:
-        first = judge.calls(prompt, made, planned.seed)
-        units, calls = max(units, len(first)), max(calls, most_calls(judge, first))
-        written = [c.request for c in first if isinstance(c.request, GenerateRequest)]
-        tokens = max(tokens, sum(request.sampling.max_new_tokens for request in written))
-    return Asked(judge, models, count * max(units, calls), count * calls, count * tokens)
-
-
-def _made_up(number: int) -> Completion:
-    text = f"answer {number}"
-    said: list[Message] = [{"role": "assistant", "content": text}]
-    return Completion(text, "", number, said, "", "", {}, "stop", digest=text)
 
 
 def dry_run_report(path: Path, out: Path, overrides: Sequence[str], as_json: bool) -> str:

@@ -13,7 +13,7 @@ from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Engine, GenerateRequest, RewardRequest, ScoreRequest
 from rlaif.engines.build import REMOTE, load_engine
 from rlaif.engines.builtin import resolve
-from rlaif.pipeline.plan import PlanInputs
+from rlaif.pipeline.plan.base import PlanInputs
 from rlaif.pipeline.prepare import prepare
 
 

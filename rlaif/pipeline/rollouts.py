@@ -12,7 +12,7 @@ from rlaif.config.gates import Gates, bounds, reached
 from rlaif.core.checksums import read_sealed
 from rlaif.core.store import Store
 from rlaif.report.view import RolloutRow
-from rlaif.train.on_policy import STOPPED_FILE, figures
+from rlaif.train.gates import STOPPED_FILE, figures
 
 
 def stopped_notes(folder: Path) -> list[str]:

@@ -11,17 +11,13 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib import import_module
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rlaif.config.base import apply_override
-from rlaif.config.experiment import Experiment
-from rlaif.config.judging import JudgeBase
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, thinking_of
-from rlaif.config.on_policy import OnPolicyTrain
-from rlaif.config.steps import LoadStep, PairStep
+from rlaif.config.steps import EvaluateStep, LoadStep, PairStep
 from rlaif.constitution.model import load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Prompt, R, content_hash, from_json, to_json
@@ -38,7 +34,7 @@ from rlaif.core.store import (
     write_atomic,
     write_jsonl,
 )
-from rlaif.core.yamlio import load_yaml, suggest, validate
+from rlaif.core.yamlio import load_yaml, validate
 from rlaif.data.loaded import record_of
 from rlaif.data.rows import jsonl_rows, rows_hash, source_rows
 from rlaif.data.sources import PromptSet, every_prompt, loaded_source
@@ -48,12 +44,11 @@ from rlaif.engines.local.adapters import COPIES
 from rlaif.engines.remote.meter import FILE as METERS
 from rlaif.engines.remote.meter import kept_meters
 from rlaif.judges.build import build_judge
-from rlaif.pipeline.experiment import STEPS, TRAINED
-from rlaif.pipeline.plan import PlanInputs, Planned
-from rlaif.pipeline.plan.base import VERSIONS, step_hash
-from rlaif.pipeline.plan.steps import pair_fault
-from rlaif.pipeline.plan.training import terms_fault
+from rlaif.pipeline.experiment_file import Experiment
+from rlaif.pipeline.plan.base import PlanInputs, Planned
+from rlaif.pipeline.plan.walk import Walk
 from rlaif.pipeline.prepare import model_key
+from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.context import Progress, StepContext
 
 POLICY = {"path": "builtin/smollm2-135m-instruct"}
@@ -101,14 +96,15 @@ def _checked(name: str, row: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 class FileStore(Store):
-    """A store in which the name of a step is the path of its records."""
+    """A store of records that lie wherever the user says: `places` has their paths by hash."""
 
-    def __init__(self, out: Path):
+    def __init__(self, out: Path, places: Mapping[str, Path]):
         super().__init__(out)
+        self.places = places
 
     def step(self, input_hash: str) -> StepFolder:
-        """The records at this path."""
-        return Records(Path(input_hash))
+        """The records with this hash."""
+        return Records(self.places[input_hash])
 
     def model_path(self, train_hash: str) -> Path:
         """A train command writes its model into the output folder."""
@@ -134,23 +130,16 @@ class Request:
 def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     """Run one step into `request.out`; its summary. Raises RlaifError."""
     inputs = _plan_inputs(request)
-    step = inputs.experiment.steps[0].step
-    prompts = {p.prompt_id: p for p in inputs.prompts.train}
-    models = {role: named_model(path) for role, path in request.models.items()}
-    if isinstance(step, JudgeBase):
-        models |= _other_models(step, models["by"])
-    if isinstance(step, PairStep):
-        _check_pair(step, request.inputs)
-    if isinstance(step, OnPolicyTrain):
-        _check_terms(step, inputs)
-    store = FileStore(request.out)
-    planned = _planned(request, inputs, step, models, prompts)
-    folder = StepFolder(request.out)
+    prompts = {p.prompt_id: p for p in inputs.prompts.every()}
+    places = {_digest(Path(path)): Path(path) for path in request.inputs.values()}
+    store = FileStore(request.out, places)
     if request.prompts is not None:
-        _check_prompts(request, store, prompts)
+        _check_prompts(request, prompts)
+    planned = _plan_step(request, inputs)
+    folder = StepFolder(request.out)
     make_folder(request.out)
     with name_step(request.kind, request.out), explain_os_errors(request.out):
-        _same_request(request.out, planned)
+        _same_request(request, planned)
         finished = folder.done()
         if finished is not None:
             return {**finished, "reused": True}
@@ -159,23 +148,114 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
         try:
             context = StepContext(planned, folder, store, inputs, prompts, pool, progress)
             with pool.account.meters.kept_in(folder.path):
-                summary = import_module(STEPS[request.kind]).run(context)
+                summary = step_module(request.kind).run(context)
         finally:
             progress.finish()
             pool.close()
         shutil.rmtree(store.root / COPIES, ignore_errors=True)
         if request.kind == "sample":
             write_jsonl(request.out / "prompts.json", [to_json(p) for p in prompts.values()])
-        made = store.model_path(planned.hash) if request.kind in TRAINED else None
+        made = store.model_path(planned.hash) if planned.makes_model else None
         summary |= kept_meters(folder.path)
         return folder.finish({**summary, "kind": request.kind, "hash": planned.hash}, made)
 
 
-def _check_prompts(request: Request, store: Store, prompts: Mapping[str, Prompt]) -> None:
+def _plan_inputs(request: Request) -> PlanInputs:
+    """An experiment of this step alone. The command's model is its policy; every other model that
+    the step or a judge asks is known by its path."""
+    options: dict[str, Any] = {}
+    for setting in request.settings:
+        apply_override(options, setting)
+    if "reference" in request.models:
+        options["reference"] = request.models["reference"]
+    data = {
+        "name": f"rlaif {request.kind}",
+        "seed": request.seed,
+        "models": {"policy": POLICY},
+        "prompts": {"path": "prompts"},
+        "judges": [dict(judge) for judge in request.judges],
+        "steps": [{request.kind: options}],
+    }
+    experiment = validate(Experiment, data, {}, f"rlaif {request.kind}")
+    constitution = None
+    if request.constitution is not None:
+        constitution = load_constitution(find(request.constitution))
+    thinking = thinking_of(_named_spec(name)[1] for name in request.models.values())
+    judges = {
+        n: build_judge(s, constitution, None, thinking) for n, s in experiment.all_judges().items()
+    }
+    own = request.models.get("by", request.models.get("start"))
+    named = {name for judge in experiment.all_judges().values() for name in judge.asks().values()}
+    named = {*named, *request.models.values()} - RESERVED_MODELS
+    specs = {"policy": experiment.models["policy"] if own is None else _named_spec(own)[1]}
+    specs |= {name: _named_spec(name)[1] for name in sorted(named)}
+    keys = {name: model_key(spec, True) for name, spec in specs.items() if name != "policy"}
+    # Where no model is asked, none is fetched.
+    keys["policy"] = "none" if own is None else keys[own]
+    files = {}
+    step = experiment.steps[0].step
+    if isinstance(step, LoadStep):
+        source = loaded_source(step, experiment.loaded_name(step), None)
+        files[experiment.loaded_name(step) or ""] = rows_hash(source_rows(source))
+    return PlanInputs(
+        experiment.model_copy(update={"models": specs}),
+        Path(f"rlaif {request.kind}"),
+        {},
+        constitution,
+        _prompts(request),
+        judges,
+        keys,
+        files,
+    )
+
+
+def _plan_step(request: Request, inputs: PlanInputs) -> Planned:
+    """The step as the planner of experiments plans it, after steps that stand for the files."""
+    step = inputs.experiment.steps[0].step
+    walk = Walk(inputs, request.seed)
+    prompts = tuple(sorted(p.prompt_id for p in inputs.prompts.every()))
+    given: dict[str, Planned] = {}
+    for role, path in request.inputs.items():
+        name = role.rpartition("/")[2]
+        digest = _digest(Path(path))
+        planned = Planned(digest, "load", name, request.seed, 0, step, prompts=prompts)
+        given[role] = walk.add(planned)
+    below = {role: p.hash for role, p in given.items() if not role.startswith("preferences/")}
+    for role, planned in given.items():
+        kind, _, name = role.rpartition("/")
+        if kind == "completions":
+            walk.completions[name] = planned
+        elif kind == "judgements":
+            walk.judgements[name] = planned
+        elif kind == "initial":
+            walk.by_id[name, 1] = planned
+        elif kind == "preferences":
+            walk.preferences.append(replace(planned, inputs=below))
+    if isinstance(step, EvaluateStep):
+        # The last round's policy is not given.
+        step = step.model_copy(update={"against": ["initial"]})
+        _give_answers(walk, step, {role: planned.hash for role, planned in given.items()})
+    if isinstance(step, PairStep) and not walk.judgements and step.strategy != "reference":
+        raise ConfigError("pair: no JUDGEMENTS were given; only `strategy=reference` needs none")
+    step_module(request.kind).plan(walk, 0, step)
+    return walk.done[-1]
+
+
+def _give_answers(walk: Walk, step: EvaluateStep, given: Mapping[str, str]) -> None:
+    """What evaluations are measured on is given: the new answers, and those to compare with."""
+    old = {n.removeprefix("initial/"): h for n, h in given.items() if n.startswith("initial/")}
+    new = {n: h for n, h in given.items() if not n.startswith("initial/")}
+    walk.evaluations[step.id, walk.initial.key] = old or new
+    if old:
+        walk.policy = replace(walk.policy, key="the new answers")
+        walk.evaluations[step.id, walk.policy.key] = new
+
+
+def _check_prompts(request: Request, prompts: Mapping[str, Prompt]) -> None:
     """Raises ConfigError for completions of prompts that were not given."""
     for role, path in request.inputs.items():
         if "completions" in role.split("/"):
-            rows = store.step(path).rows("completions")
+            rows = Records(Path(path)).rows("completions")
             strange = next((r["prompt_id"] for r in rows if r["prompt_id"] not in prompts), None)
             if strange is not None:
                 raise ConfigError(
@@ -186,56 +266,15 @@ def _check_prompts(request: Request, store: Store, prompts: Mapping[str, Prompt]
                 )
 
 
-def _check_pair(step: PairStep, inputs: Mapping[str, str]) -> None:
-    judges = {role.split("/", 1)[1] for role in inputs if role.startswith("judgements/")}
-    if step.strategy == "reference":
-        return
-    if not judges:
-        raise ConfigError("pair: no JUDGEMENTS were given; only `strategy=reference` needs none")
-    fault = pair_fault(step, judges)
-    if fault is not None:
-        raise ConfigError(f"pair: {fault[0]}: {fault[1]}")
-
-
-def _check_terms(step: OnPolicyTrain, inputs: PlanInputs) -> None:
-    """Raises ConfigError where the rewards name another judge than those of --reward, or have a
-    term that cannot be."""
-    unknown = next((name for name in step.reward_judges if name not in inputs.judges), None)
-    fault = terms_fault(step, inputs.judges, inputs.prompts.train) if unknown is None else None
-    if unknown is not None:
-        fault = f"rewards: {unknown!r} is no judge{suggest(unknown, sorted(inputs.judges))}"
-    if fault is not None:
-        raise ConfigError(f"train: {fault}")
-
-
-def _plan_inputs(request: Request) -> PlanInputs:
-    options: dict[str, Any] = {}
-    for setting in request.settings:
-        apply_override(options, setting)
-    data = {
-        "name": f"rlaif {request.kind}",
-        "models": {"policy": POLICY},
-        "prompts": {"path": "prompts"},
-        "judges": [dict(judge) for judge in request.judges],
-        "steps": [{request.kind: options}],
-    }
-    experiment = validate(Experiment, data, {}, f"rlaif {request.kind}")
-    constitution = None
-    if request.constitution is not None:
-        constitution = load_constitution(find(request.constitution))
-    here = Path(f"rlaif {request.kind}")
-    thinking = thinking_of(_named_spec(name)[1] for name in request.models.values())
-    judges = {
-        n: build_judge(s, constitution, None, thinking) for n, s in experiment.all_judges().items()
-    }
-    return PlanInputs(experiment, here, {}, constitution, _prompts(request), judges, {})
-
-
 def _prompts(request: Request) -> PromptSet:
     """The prompts of a file, or those kept beside the completions that are judged."""
-    if request.prompts is None:
-        return PromptSet([], [], 0)
-    folder = request.prompts
+    given = _read_prompts(request.prompts)
+    return PromptSet([], given, 0) if request.kind == "evaluate" else PromptSet(given, [], 0)
+
+
+def _read_prompts(folder: Path | None) -> list[Prompt]:
+    if folder is None:
+        return []
     if folder.is_dir():
         kept = folder / "prompts.json"
         if not kept.exists():
@@ -243,11 +282,10 @@ def _prompts(request: Request) -> PromptSet:
         Records(folder).done()
         try:
             lines = kept.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
-            prompts = [from_json(Prompt, json.loads(line)) for line in lines if line]
+            return [from_json(Prompt, json.loads(line)) for line in lines if line]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise ConfigError("damaged; make the completions again", kept) from None
-        return PromptSet(prompts, [], 0)
-    return PromptSet(every_prompt(folder), [], 0)
+    return every_prompt(folder)
 
 
 @contextmanager
@@ -282,74 +320,6 @@ def _named_spec(name: str) -> tuple[str, ModelSpec]:
     return path.stem, spec
 
 
-def _other_models(judge: JudgeBase, by: Model) -> dict[str, Model]:
-    """The models of a judge that asks several: by path, or the command's model."""
-    return {
-        role: by if name in RESERVED_MODELS else named_model(name)
-        for role, name in judge.asks().items()
-        if role != "by"
-    }
-
-
-def _planned(
-    request: Request,
-    inputs: PlanInputs,
-    step: Any,
-    models: dict[str, Model],
-    prompts: Mapping[str, Prompt],
-) -> Planned:
-    judges = {name: judge.judge_hash for name, judge in inputs.judges.items()}
-    weights = (
-        {p.id: p.weight for p in inputs.constitution.principles} if inputs.constitution else {}
-    )
-    if request.kind in TRAINED:
-        models = {**models, "made": Model("made", "trained", models["start"].spec)}
-    texts = {role: _digest(Path(path)) for role, path in request.inputs.items()}
-    if isinstance(step, LoadStep) and step.dataset is not None:
-        source = loaded_source(inputs.experiment, step, None)
-        texts["dataset"] = rows_hash(source_rows(source))
-    digest = step_hash(
-        request.kind,
-        step.model_dump(mode="json", by_alias=True, exclude={"gates"}),
-        {role: m.identity() for role, m in models.items()},
-        texts,
-        sorted([p.prompt_id, p.tags, p.reference] for p in prompts.values()),
-        judges,
-        weights,
-        request.seed,
-        *_on_policy_parts(step, prompts),
-    )
-    options = {
-        "sampling_seed": str(request.seed),
-        "principle_weights": weights,
-        **{
-            kind: [path for role, path in request.inputs.items() if role.startswith(kind)]
-            for kind in ("completions", "judgements")
-        },
-    }
-    return Planned(
-        digest,
-        request.kind,
-        step.id,
-        request.seed,
-        0,
-        step,
-        dict(request.inputs),
-        models,
-        tuple(sorted(prompts)),
-        options,
-    )
-
-
-def _on_policy_parts(step: Any, prompts: Mapping[str, Prompt]) -> list[Any]:
-    """What decides an on-policy training besides."""
-    if not isinstance(step, OnPolicyTrain):
-        return []
-    conditions = any(term.when is not None for term in step.terms)
-    sources = sorted([p.prompt_id, p.source] for p in prompts.values()) if conditions else []
-    return [VERSIONS["on_policy"], sources]
-
-
 def _digest(path: Path) -> str:
     if not path.exists():
         raise ConfigError("no such file or folder", path)
@@ -357,7 +327,9 @@ def _digest(path: Path) -> str:
     return content_hash([hashlib.sha256(f.read_bytes()).hexdigest() for f in files])
 
 
-def _same_request(out: Path, planned: Planned) -> None:
+def _same_request(request: Request, planned: Planned) -> None:
+    """Raise ConfigError where the folder holds what another request made."""
+    out = request.out
     path = out / "request.json"
     known = read_json(path)
     # Requests that failed before they made anything leave folders with these files at most.
@@ -368,6 +340,6 @@ def _same_request(out: Path, planned: Planned) -> None:
             "version of rlaif that gives another output). Choose another --out, or delete it.",
             out,
         )
-    content = {"hash": planned.hash, "kind": planned.kind, "inputs": planned.inputs}
+    content = {"hash": planned.hash, "kind": planned.kind, "inputs": dict(request.inputs)}
     step = planned.step.model_dump(mode="json", by_alias=True)
     write_atomic(path, json.dumps(content | {"step": step}, indent=1))

@@ -26,7 +26,6 @@ from rlaif.analysis.inverse_constitution.propose import (
 from rlaif.analysis.inverse_constitution.rank import constitution_yaml, rank, vote
 from rlaif.analysis.inverse_constitution.run import InferOptions, Inferred, infer, sampled
 from rlaif.analysis.inverse_constitution.vote import PrincipleVotes
-from rlaif.config.judges import YesNoJudge
 from rlaif.config.models import ModelSpec
 from rlaif.config.prompting import PromptsFile
 from rlaif.constitution.model import Constitution, load_constitution
@@ -39,9 +38,10 @@ from rlaif.engines.fake import FakeEngine, FakeScript
 from rlaif.engines.remote.meter import Account
 from rlaif.judges.build import build_judge
 from rlaif.judges.templates import PAIRWISE, load_template
-from rlaif.pipeline.plan import VERSIONS
+from rlaif.judges.yes_no import YesNoJudge
 from rlaif.pipeline.prompt_generation.run import make_prompts
 from rlaif.pipeline.single_step import asking, named_model
+from rlaif.pipeline.steps import step_module
 from tests.support.planted import LIST, SCRIPT, SHORTER, pairs
 
 FAKE = Model("fake:infer", "scripted", ModelSpec(path="none", engine="fake"))
@@ -318,7 +318,8 @@ def test_code_that_gives_another_output_asks_again(
     known = Counting()
     inferred(labelled, tmp_path, known)
     assert known.batches == 0
-    monkeypatch.setitem(VERSIONS, kind, VERSIONS[kind] + 1)
+    step = step_module(kind)
+    monkeypatch.setattr(step, "VERSION", step.VERSION + 1)
     again = Counting()
     inferred(labelled, tmp_path, again)
     assert again.batches > 0
@@ -350,5 +351,6 @@ def test_code_that_gives_another_output_fits_and_writes_anew(
         with suppress(ConfigError):
             make_prompts(spec, tmp_path / "p.yaml", {"m": FAKE}, pool, store, progress)
         for kind in ("judge", "sample"):
-            monkeypatch.setitem(VERSIONS, kind, VERSIONS[kind] + 1)
+            step = step_module(kind)
+            monkeypatch.setattr(step, "VERSION", step.VERSION + 1)
     assert len(asked) == len(set(asked)) == 4

@@ -23,7 +23,7 @@ from rlaif.engines.fake import FakeEngine
 from rlaif.judges.attacks import ATTACKS, NAMING
 from rlaif.metrics.pooled import STEADY
 from rlaif.metrics.rewardbench import SECTIONS
-from rlaif.pipeline.plan import VERSIONS
+from rlaif.pipeline.steps import step_module
 from rlaif.report.bench import baseline_words, bench_page, cost_words, foreign_words, silenced_words
 from tests.servers.scripted import ScriptedServer, prompt_text
 
@@ -317,7 +317,8 @@ def test_a_second_run_asks_nothing_and_says_the_same(
     with pytest.raises(AssertionError, match="was asked"):
         bench(tmp_path, [file], planted(61), **options)
     # Nor is what other code made of the same pairs.
-    monkeypatch.setitem(VERSIONS, "judge", VERSIONS["judge"] + 1)
+    step = step_module("judge")
+    monkeypatch.setattr(step, "VERSION", step.VERSION + 1)
     with pytest.raises(AssertionError, match="was asked"):
         bench(tmp_path, [file], pairs, **options)
 

@@ -12,9 +12,14 @@ import pytest
 import yaml
 
 from rlaif.config.base import apply_override
-from rlaif.config.experiment import Experiment, experiment_schema, load_experiment, resolved_yaml
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import shipped_root
+from rlaif.pipeline.experiment_file import (
+    Experiment,
+    experiment_schema,
+    load_experiment,
+    resolved_yaml,
+)
 
 HEAD = """\
 name: test

@@ -15,7 +15,7 @@ from rlaif.constitution.own_rules import own_rule
 from rlaif.constitution.rules import apply_check, resolved_params, validate_check
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.records import make_prompt
-from rlaif.pipeline.plan import make_plan
+from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 
 CODE = """

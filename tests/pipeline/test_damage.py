@@ -27,9 +27,9 @@ from rlaif.engines.builtin import check_weights
 from rlaif.engines.remote.cache import Entry, RequestCache
 from rlaif.engines.remote.meter import Account, Meter, meters_of, read_meters
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.pipeline.plan import base as plan_base
 from rlaif.pipeline.runs import load_run
 from rlaif.pipeline.single_step import Records
+from rlaif.pipeline.steps import step_module
 from tests.servers.scripted import ScriptedServer
 from tests.support import damage
 from tests.support.mutations import MUTATIONS, numbers
@@ -149,7 +149,8 @@ def test_a_new_number_in_versions_is_another_step_for_every_command(
     words += ["--out", str(tmp_path / "out"), "-q"]
     assert damage.command(*words).code == 0
     assert damage.command(*words).code == 0
-    monkeypatch.setitem(plan_base.VERSIONS, "sample", plan_base.VERSIONS["sample"] + 1)
+    step = step_module("sample")
+    monkeypatch.setattr(step, "VERSION", step.VERSION + 1)
     result = damage.command(*words)
     assert result.code == 2 and "version of rlaif that gives another output" in result.err
 

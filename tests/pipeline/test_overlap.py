@@ -17,7 +17,7 @@ import pytest
 from rlaif.core.errors import EngineError, GateStopped
 from rlaif.core.progress import QuietProgress
 from rlaif.engines.local.hf import HfEngine
-from rlaif.pipeline.experiment import at_once, run_experiment
+from rlaif.pipeline.experiment import run_both, run_experiment
 from rlaif.pipeline.runs import load_run
 from tests.servers.scripted import ScriptedServer, prompt_text
 
@@ -70,7 +70,7 @@ def experiment(
 
 
 def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlaif.pipeline.experiment.lanes", lambda steps: (steps, []))
+    monkeypatch.setattr("rlaif.pipeline.experiment.split_group", lambda steps: (steps, []))
 
 
 def found(out: Path) -> dict[str, Any]:
@@ -117,9 +117,9 @@ def when_judging_ends(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
             finally:
                 ended.set()
 
-        at_once(here, watched, end_far)
+        run_both(here, watched, end_far)
 
-    monkeypatch.setattr("rlaif.pipeline.experiment.at_once", spied)
+    monkeypatch.setattr("rlaif.pipeline.experiment.run_both", spied)
     return ended
 
 

@@ -17,7 +17,7 @@ from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Completion, Judgement, Preference, Prompt, make_prompt
 from rlaif.core.store import Store
 from rlaif.data.sources import PromptSet
-from rlaif.pipeline.plan import PlanInputs, Planned
+from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.steps import label, pair
 from rlaif.pipeline.steps.context import StepContext
 

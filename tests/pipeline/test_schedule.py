@@ -10,8 +10,8 @@ import pytest
 
 from rlaif.config.models import ModelSpec
 from rlaif.engines.base import Model
-from rlaif.pipeline.experiment import at_once, lanes, stretches
-from rlaif.pipeline.plan import Planned
+from rlaif.pipeline.experiment import overlap_groups, run_both, split_group
+from rlaif.pipeline.plan.base import Planned
 
 HERE = ModelSpec(path="builtin/smollm2-135m-instruct")
 
@@ -34,7 +34,7 @@ def test_steps_that_need_samples_alone_are_a_piece() -> None:
     kinds = ["load", *judges * 2, "pair", "train", *samples, *judges, "logprobs", "evaluate"]
     kinds += samples
     plan = [step(kind, f"{kind}{n}") for n, kind in enumerate(kinds)]
-    assert [names(piece) for piece in stretches(plan)] == [
+    assert [names(piece) for piece in overlap_groups(plan)] == [
         "load0",
         "judge1 judge2",
         "pair3",
@@ -63,7 +63,7 @@ def test_steps_that_need_samples_alone_are_a_piece() -> None:
 def test_judges_that_only_other_servers_answer_go_beside(judge: Any, beside: bool) -> None:
     steps = [step("sample", "s1", by=HERE), step("sample", "s2", by=far("s"))]
     steps += [step("judge", "j", **judge), step("judge", "k", by=HERE)]
-    here, others = lanes(steps)
+    here, others = split_group(steps)
     assert names(others) == ("j" if beside else "")
     assert names(here) == ("s1 s2 k" if beside else "s1 s2 j k")
 
@@ -75,13 +75,13 @@ def test_a_server_is_asked_by_one_thread() -> None:
         step("judge", "mixed", by=far("b"), other=far("s")),
         step("judge", "apart", by=far("c")),
     ]
-    here, others = lanes(steps)
+    here, others = split_group(steps)
     assert (names(here), names(others)) == ("s first mixed", "apart")
 
 
 def test_where_nothing_runs_here_nothing_runs_beside() -> None:
     judges = [step("judge", name, by=far(name)) for name in "ab"]
-    assert lanes(judges) == (judges, [])
+    assert split_group(judges) == (judges, [])
 
 
 class Broken(Exception):
@@ -107,11 +107,11 @@ def test_the_first_error_ends_both(breaks: str) -> None:
         done.append("far")
 
     if breaks == "nothing":
-        at_once(here, beside, ended.set)
+        run_both(here, beside, ended.set)
         assert sorted(done) == ["far", "here"]
         assert not ended.is_set()
         return
     with pytest.raises(Broken):
-        at_once(here, beside, ended.set)
+        run_both(here, beside, ended.set)
     assert ended.is_set()
     assert done == (["far"] if breaks == "here" else [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlaif.pipeline.plan import Planned
+from rlaif.pipeline.plan.base import Planned
 from tests.pipeline.test_plan import planned, refusal
 
 Steps = list[dict[str, Any]]

@@ -29,7 +29,7 @@ from rlaif.core.records import (
 )
 from rlaif.core.store import Store, write_jsonl
 from rlaif.data.sources import PromptSet
-from rlaif.pipeline.plan import PlanInputs, Planned
+from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.single_step import FileStore
 from rlaif.pipeline.steps import pair
 from rlaif.pipeline.steps.context import StepContext
@@ -276,12 +276,13 @@ def test_pairs_are_the_same_from_other_processes(
     held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [make_prompt([{"role": "user", "content": f"Item {n}?"}]) for n in range(40)]
-    store = (FileStore if held else Store)(tmp_path)
+    store = Store(tmp_path)
     inputs = {"completions/sample": "sample"}
     for judge in ("a", "b"):
         inputs[f"judgements/{judge}"] = judge
     if held:
-        inputs = {name: str(tmp_path / f"{key}.jsonl") for name, key in inputs.items()}
+        places = {key: tmp_path / f"{key}.jsonl" for key in (*inputs.values(), "pairs")}
+        store = FileStore(tmp_path, places)
     answers = [
         replace(candidate(10 * n + i, 0.0).completion, prompt_id=prompt.prompt_id)
         for n, prompt in enumerate(prompts)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rlaif.config.experiment import Experiment
 from rlaif.metrics.intervals import IntervalJson
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.report.arms import answer_sentences, mark_judges, mark_of, negate_interval
 from rlaif.report.view import ArmRow
 

@@ -13,7 +13,7 @@ from rlaif.core.store import Store
 from rlaif.pipeline.rollouts import marks, rollout_rows
 from rlaif.report.build import build_report
 from rlaif.report.view import RunView
-from rlaif.train.on_policy import look, raise_stopped, warnings_of
+from rlaif.train.gates import look, raise_stopped, warnings_of
 
 NAME = "a" * 24
 GATES = Gates.model_validate({"kl": {"warn": 4, "stop": 8}, "length": {"warn": [None, 9]}})

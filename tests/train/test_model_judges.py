@@ -13,14 +13,13 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from rlaif.config.judges import JudgeStep
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Completion, Judgement, content_hash, make_prompt
 from rlaif.engines.base import Model
 from rlaif.engines.build import load_engine
 from rlaif.judges.base import roles_of
-from rlaif.judges.build import build_judge
+from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.kernels.heads import HeadConfig, LinearHead
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.train.export import export_head

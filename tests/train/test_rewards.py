@@ -19,7 +19,7 @@ from rlaif.core.store import Store
 from rlaif.kernels.heads import GatedHead, HeadConfig, save_head
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.forecast import forecast
-from rlaif.pipeline.plan import make_plan
+from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.train import on_policy
 from rlaif.train.rewards import Moments, summed, term_names, updated

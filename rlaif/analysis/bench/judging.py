@@ -14,7 +14,7 @@ from rlaif.core.store import StepFolder, Store
 from rlaif.judges.base import Answered, Call, Judge, is_staged
 from rlaif.metrics.verdicts import Cost, Verdict, total_cost, verdict
 from rlaif.pipeline.experiment import StepProgress
-from rlaif.pipeline.plan import VERSIONS
+from rlaif.pipeline.steps import judge as judge_step
 from rlaif.pipeline.steps.asking import Group, Kept, verdicts_by_group
 from rlaif.pipeline.steps.context import Engines, refuse_all_failed
 
@@ -185,7 +185,7 @@ def _share(whole: Cost, count: int) -> Cost:
 def _hash(entrant: Entrant, groups: Sequence[Group], seed: int) -> str:
     return content_hash(
         "judge-bench",
-        VERSIONS["judge"],
+        judge_step.VERSION,
         entrant.judge.judge_hash,
         {role: model.identity() for role, model in sorted(entrant.models.items())},
         [

@@ -27,7 +27,7 @@ from rlaif.engines.build import known_capabilities
 from rlaif.judges.parsing import whole_lines
 from rlaif.judges.templates import PAIRWISE, load_template
 from rlaif.metrics.votes import side_with_label
-from rlaif.pipeline.plan.base import step_hash
+from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import Engines, Progress
 from rlaif.pipeline.steps.judge import judge_labelled
 

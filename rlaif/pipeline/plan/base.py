@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.experiment import Experiment
 from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
@@ -17,26 +16,14 @@ from rlaif.core.yamlio import Lines, Loc
 from rlaif.data.sources import PromptSet
 from rlaif.engines.base import Model
 from rlaif.judges.base import Judge
-
-# Raised when the code of a step kind changes its output for the same inputs.
-VERSIONS = {
-    "sample": 4,
-    "judge": 5,
-    "pair": 3,
-    "label": 2,
-    "distill": 3,
-    "train": 5,
-    "logprobs": 3,
-    "evaluate": 3,
-    "load": 2,
-    "filter": 2,
-    "compare": 2,
-    # What a train step makes of fresh answers, beside the number of `train`.
-    "on_policy": 1,
-}
+from rlaif.pipeline.experiment_file import Experiment
 
 DRIFT_PROMPTS = 16
 """How many of M0's held-out answers a moving judge rescores each round."""
+
+
+UNHASHED = {"id", "uses", "checkpoint_every", "trackers", "gates"}
+"""Keys of a training that change nothing in what it makes: a gate ends it or leaves it alone."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +42,11 @@ class Planned:
     prompts: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     arms: tuple[str, ...] = ()
+
+    @property
+    def makes_model(self) -> bool:
+        """Whether it is a training."""
+        return "made" in self.models
 
     @property
     def sources(self) -> set[str]:
@@ -100,8 +92,3 @@ def round_prompts(train: list[Prompt], count: int | None, seed: int, number: int
     random.Random(content_hash("prompts", seed)).shuffle(ids)
     start = (number - 1) * count
     return sorted(ids[(start + i) % len(ids)] for i in range(count))
-
-
-def step_hash(kind: str, *parts: Any) -> str:
-    """The hash of a step of `kind` whose output `parts` decide."""
-    return content_hash(kind, VERSIONS[kind], *parts)

@@ -5,41 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlaif.config.distill import DistillStep, FitStep
+from rlaif.config.distill import DistillStep
 from rlaif.config.models import TRAINABLE
 from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.config.rewards import REFERENCE_ANSWERS
 from rlaif.config.training import ReferenceTrain, TextStep, TrainStep
 from rlaif.core.records import Prompt
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
 from rlaif.engines.local.adapters import DORA
-from rlaif.judges.base import Judge, has_raw_value
-from rlaif.pipeline.plan.base import VERSIONS, Planned, round_prompts, step_hash
+from rlaif.judges.base import Judge, has_raw_value, roles_of
+from rlaif.pipeline.plan.base import UNHASHED, PlanInputs, Planned, round_prompts
+from rlaif.pipeline.plan.size import Known, Size, count_judge_calls
 from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.steps import judge as judge_step
+from rlaif.pipeline.steps import step_hash
+from rlaif.pipeline.steps.context import StepContext
 
-UNHASHED = {"id", "uses", "checkpoint_every", "trackers", "gates"}
-"""Keys of a training that change nothing in what it makes: a gate ends it or leaves it alone."""
+VERSION = 5
+ON_POLICY_VERSION = 1
+"""Of what a train step makes of fresh answers, beside `VERSION`."""
+MAKES = "model"
+SECONDS_PER_UNIT = 1.2
+
 PREFERENCES = ("pair", "label", "filter", "load")
 """Kinds of steps that give preferences."""
 
 
-def plan_train(walk: Walk, index: int, step: TrainStep) -> None:
-    """The next policy, from preferences."""
-    used = _preferences(walk, index, step)
-    walk.policy = _trained(walk, index, "train", step, used, f"M{walk.round}")
-
-
-def plan_distill(walk: Walk, index: int, step: DistillStep | FitStep) -> None:
-    """A reward model from preferences, known to judges by the step's id. From its own id it goes on
-    from the last round's, and in the first round from M0. With `refresh` the last round's may be
-    kept."""
-    used = _preferences(walk, index, step)
-    if step.from_ == step.id and step.id not in walk.reward_models:
-        step = step.model_copy(update={"from_": "initial"})
-    last = walk.reward_models.get(step.id)
-    kept = {"last": last} if step.refresh is not None and last is not None else {}
-    made = _trained(walk, index, "distill", step, used, f"{step.id}{walk.round}", more=kept)
-    walk.reward_models[step.id] = made
+def plan(walk: Walk, index: int, step: TrainStep) -> None:
+    """The next policy, from preferences or from its own answers."""
+    if isinstance(step, OnPolicyTrain):
+        plan_on_policy(walk, index, step)
+        return
+    used = used_preferences(walk, index, step)
+    walk.policy = plan_training(walk, index, "train", step, used, f"M{walk.round}")
 
 
 def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
@@ -68,7 +67,7 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
     parts = [
         {name: walk.inputs.judges[name].judge_hash for name in step.reward_judges},
         # The judges are asked as in a judge step, whose number counts here too.
-        [VERSIONS["judge"], VERSIONS["on_policy"]],
+        [judge_step.VERSION, ON_POLICY_VERSION],
         {name: model.identity() for name, model in asked.items()},
         walk.principle_weights(),
         ids,
@@ -77,7 +76,7 @@ def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
         *([walk.origins(list(ids))] if conditions else []),
     ]
     label = f"M{walk.round}"
-    walk.policy = _trained(walk, index, "train", step, used, label, parts, asked, prompts=ids)
+    walk.policy = plan_training(walk, index, "train", step, used, label, parts, asked, prompts=ids)
 
 
 def _reward_models(walk: Walk, index: int, step: OnPolicyTrain) -> dict[str, Model]:
@@ -117,7 +116,8 @@ def terms_fault(
     return None
 
 
-def _preferences(walk: Walk, index: int, step: TextStep) -> list[Planned]:
+def used_preferences(walk: Walk, index: int, step: TextStep) -> list[Planned]:
+    """The steps whose preferences a training reads. Raises ConfigError where there are none."""
     latest = {p.id: p for p in walk.preferences}
     used = walk.used(index, step.uses, latest, PREFERENCES)
     if not used:
@@ -126,7 +126,7 @@ def _preferences(walk: Walk, index: int, step: TextStep) -> list[Planned]:
     return used
 
 
-def _trained(
+def plan_training(
     walk: Walk,
     index: int,
     kind: str,
@@ -222,3 +222,53 @@ def _refuse_unstackable(walk: Walk, index: int, step: TextStep, before: Any) -> 
 
 def _inputs(planned: Planned, kind: str) -> list[str]:
     return [h for name, h in planned.inputs.items() if name.startswith(f"{kind}/")]
+
+
+def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
+    """Optimiser examples, and on-policy the rollouts with their verdicts."""
+    step = planned.step
+    if not isinstance(step, OnPolicyTrain):
+        return Size(known.records_read(planned, "preferences") * getattr(step, "epochs", 1))
+    judges = [
+        count_judge_calls(
+            inputs,
+            planned,
+            inputs.judges[name],
+            _models_of_judge(planned, name, inputs.judges[name]),
+            _count_answered_prompts(inputs, step, name),
+            step.n,
+        )
+        for name in step.reward_judges
+    ]
+    learned = step.rollouts * step.batch_size * step.sync_every * step.n
+    answers = _count_answered_prompts(inputs, step) * step.n
+    calls, tokens = sum(j.calls for j in judges), sum(j.tokens for j in judges)
+    new_tokens = answers * step.max_new_tokens + tokens
+    return Size(learned * step.epochs, answers + calls, new_tokens, tuple(judges))
+
+
+def _models_of_judge(planned: Planned, name: str, judge: Judge) -> dict[str, Model]:
+    roles = {
+        role: f"judge/{name}" if role == "by" else f"judge/{name}/{role}"
+        for role in roles_of(judge)
+    }
+    return {role: planned.models[p] for role, p in roles.items() if p in planned.models}
+
+
+def _count_answered_prompts(
+    inputs: PlanInputs, step: OnPolicyTrain, judge: str | None = None
+) -> int:
+    """How often a prompt is answered, and judged by a judge: in the rollouts, and before them where
+    `normalise: reference` is fitted on answers of the start policy."""
+    count = step.rollouts * step.batch_size * step.sync_every
+    if not any(t.normalise == "reference" and judge in (None, t.judge) for t in step.terms):
+        return count
+    at_once = min(len(inputs.prompts.train), -(-REFERENCE_ANSWERS // step.n))
+    return count + -(-REFERENCE_ANSWERS // (at_once * step.n)) * at_once
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """See `rlaif.pipeline.steps.training`."""
+    from rlaif.pipeline.steps.train import run as run_training
+
+    return run_training(context)

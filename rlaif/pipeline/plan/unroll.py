@@ -5,30 +5,13 @@ Steps whose output nothing reads are refused: what they ask is paid for all the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.pipeline.plan.base import PlanInputs, Planned
-from rlaif.pipeline.plan.evaluation import check_judges, evaluated, plan_evaluate
-from rlaif.pipeline.plan.filters import plan_filter
-from rlaif.pipeline.plan.labels import plan_comparisons, plan_label
-from rlaif.pipeline.plan.steps import plan_judge, plan_load, plan_pair, plan_sample
-from rlaif.pipeline.plan.training import plan_distill, plan_on_policy, plan_train
 from rlaif.pipeline.plan.walk import Walk
-
-_STEPS: dict[str, Callable[[Walk, int, Any], None]] = {
-    "sample": plan_sample,
-    "load": plan_load,
-    "filter": plan_filter,
-    "judge": plan_judge,
-    "pair": plan_pair,
-    "label": plan_label,
-    "distill": plan_distill,
-    "train": plan_train,
-    "evaluate": plan_evaluate,
-}
+from rlaif.pipeline.steps import step_module
+from rlaif.pipeline.steps.compare import plan_comparisons
+from rlaif.pipeline.steps.evaluate import check_judges, evaluated
 
 
 def make_plan(inputs: PlanInputs) -> list[Planned]:
@@ -63,21 +46,8 @@ def _walked(walk: Walk) -> list[Planned]:
     for _ in range(experiment.rounds):
         walk.next_round()
         for index, entry in enumerate(experiment.steps):
-            if isinstance(entry.step, OnPolicyTrain):
-                plan_on_policy(walk, index, entry.step)
-            else:
-                _STEPS[entry.kind](walk, index, entry.step)
+            step_module(entry.kind).plan(walk, index, entry.step)
     return walk.done
-
-
-WHAT = {
-    "sample": "answers",
-    "filter": "records",
-    "judge": "judgements",
-    "load": "records",
-    "pair": "pairs",
-    "label": "pairs",
-}
 
 
 def refuse_unread(walk: Walk) -> None:
@@ -94,7 +64,8 @@ def refuse_unread(walk: Walk) -> None:
 
 
 def _unread(planned: Planned, by: str) -> str:
-    what = WHAT[planned.kind]
+    makes = step_module(planned.kind).MAKES
+    what = {"completions": "answers", "preferences": "pairs"}.get(makes, makes)
     other = f"Name it in `uses` of the step that should read it, or remove it or {by!r}"
     remedy = {
         "sample": "Sample all answers in one step (`pool` names several models), judge these "

@@ -19,10 +19,10 @@ from rlaif.core.store import StepFolder, Store, write_atomic, write_jsonl
 from rlaif.data.hygiene import of_prompt, sift
 from rlaif.data.sources import all_prompts
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
-from rlaif.pipeline.plan.base import step_hash
 from rlaif.pipeline.prompt_generation.accept import Accepted
 from rlaif.pipeline.prompt_generation.ask import Ask, Writing, writing
 from rlaif.pipeline.prompt_generation.mix import mixed
+from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import Engines, Progress
 from rlaif.pipeline.steps.filter import nothing_left, read_beside
 

@@ -1,1 +1,40 @@
-"""The steps of an experiment: each reads records, asks the layers below, and commits records."""
+"""The steps of an experiment, one module for each kind.
+
+A step's module says all of its kind: `plan` adds it to a plan, with a hash of what decides its
+output; `run` reads records, asks the rooms below and commits records; `size` says how much it is
+before it runs. `VERSION` is raised when its code gives another output for the same inputs, `MAKES`
+names its records, and `SECONDS_PER_UNIT` is a rough guess for a 135M model on two CPU cores.
+A new kind is a module here and a row of `STEPS`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from rlaif.core.records import content_hash
+
+STEPS = {
+    "sample": "rlaif.pipeline.steps.sample",
+    "load": "rlaif.pipeline.steps.load",
+    "filter": "rlaif.pipeline.steps.filter",
+    "judge": "rlaif.pipeline.steps.judge",
+    "pair": "rlaif.pipeline.steps.pair",
+    "label": "rlaif.pipeline.steps.label",
+    "distill": "rlaif.pipeline.steps.distill",
+    "train": "rlaif.pipeline.plan.training",
+    "evaluate": "rlaif.pipeline.steps.evaluate",
+    # No step of an experiment's file: evaluations have them planned.
+    "logprobs": "rlaif.pipeline.steps.logprobs",
+    "compare": "rlaif.pipeline.steps.compare",
+}
+
+
+def step_module(kind: str) -> Any:
+    """The module of a kind of step."""
+    return import_module(STEPS[kind])
+
+
+def step_hash(kind: str, *parts: Any) -> str:
+    """The hash of a step of `kind` whose output `parts` decide."""
+    return content_hash(kind, step_module(kind).VERSION, *parts)

@@ -24,7 +24,7 @@ from rlaif.engines.base import Engine, Losing, Model
 from rlaif.engines.remote.meter import Account
 from rlaif.judges.base import Judge
 from rlaif.metrics.words import keep_commonest
-from rlaif.pipeline.plan import PlanInputs, Planned
+from rlaif.pipeline.plan.base import PlanInputs, Planned
 
 LOOK_SECONDS = 0.05
 """How often a step looks for samples that another one is writing."""
@@ -75,7 +75,7 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class Watching:
+class CheckedProgress:
     """Progress of a step that other steps run beside; `check` raises what stopped them."""
 
     progress: Progress
@@ -104,7 +104,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Rising:
+class LiveSamples:
     """Samples that are being written while a step reads them: their steps by hash."""
 
     steps: Mapping[str, Planned]
@@ -118,7 +118,7 @@ class Rising:
 
 @dataclass(frozen=True)
 class StepContext:
-    """Everything one step run needs. `rising` is of those inputs that may not be done yet."""
+    """Everything one step run needs. `live_samples` is of those inputs that may not be done yet."""
 
     planned: Planned
     folder: StepFolder
@@ -127,7 +127,7 @@ class StepContext:
     prompts: Mapping[str, Prompt]
     engines: Engines
     progress: Progress
-    rising: Rising | None = None
+    live_samples: LiveSamples | None = None
 
     def judge(self) -> Judge:
         """The judge of a judge step."""

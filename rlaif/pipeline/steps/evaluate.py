@@ -9,25 +9,210 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlaif.config.arms import HUMAN
-from rlaif.core.errors import RlaifError
+from rlaif.config.models import RESERVED_MODELS
+from rlaif.config.steps import EvaluateStep, SampleStep
+from rlaif.constitution.own_rules import code_of
+from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import content_hash
+from rlaif.core.yamlio import suggest
+from rlaif.engines.base import Model
 from rlaif.metrics import metrics
 from rlaif.metrics.agreement import reward_accuracy
 from rlaif.metrics.decompose import Decomposition, decompose_change, score_parts
 from rlaif.metrics.metrics import Measured, Values
+from rlaif.pipeline.plan.base import DRIFT_PROMPTS, PlanInputs, Planned
+from rlaif.pipeline.plan.size import Known, Size
+from rlaif.pipeline.plan.walk import Walk, no_model
+from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, by_prompt
+from rlaif.pipeline.steps.judge import judged
 from rlaif.pipeline.steps.label import given_pairs
+from rlaif.pipeline.steps.load import loaded_pairs
 from rlaif.pipeline.steps.pair import group_by_prompt
+from rlaif.pipeline.steps.sample import sampled
 from rlaif.preferences.aggregate import compared_scores
 from rlaif.preferences.labels import annotator_verdicts
-from rlaif.train.metrics import Tracked, open_trackers
+
+if TYPE_CHECKING:
+    from rlaif.train.metrics import Tracked
+
+VERSION = 3
+MAKES = "metrics"
+SECONDS_PER_UNIT = 0.0
 
 VALUES = "values"
 """The file of values by prompt, from which several seeds are read together."""
+
+
+def check_judges(walk: Walk, index: int, step: EvaluateStep) -> None:
+    """Refuse judges that there are none of. Raises ConfigError."""
+    unknown = sorted(set(step.judges or []) - set(walk.experiment.all_judges()))
+    if unknown:
+        hint = suggest(unknown[0], sorted(walk.experiment.all_judges()))
+        raise walk.inputs.fail(index, f"judges: {unknown[0]!r} is no judge{hint}", "judges")
+
+
+def plan(walk: Walk, index: int, step: EvaluateStep) -> None:
+    """An evaluation of the policy as it is at this point."""
+    evaluated(walk, step, walk.policy)
+
+
+def evaluated(walk: Walk, step: EvaluateStep, model: Model) -> None:
+    """The figures of `model` beside those of M0 and of the last round's policy."""
+    parts = _plan_measured(walk, step, model)
+    inputs = dict(parts)
+    moved = model.key != walk.initial.key
+    if moved:
+        inputs |= {f"initial/{k}": v for k, v in _plan_measured(walk, step, walk.initial).items()}
+        inputs |= _plan_drift(walk, step, model)
+    if moved and "previous" in step.against:
+        inputs |= {f"previous/{k}": v for k, v in _plan_measured(walk, step, walk.previous).items()}
+    if walk.round:
+        inputs |= {f"train/completions/{k}": p.hash for k, p in walk.completions.items()}
+        inputs |= {f"train/judgements/{k}": p.hash for k, p in walk.judgements.items()}
+        inputs |= {f"train/preferences/{p.id}": p.hash for p in walk.preferences}
+    weights = walk.principle_weights()
+    keys = step.model_dump(mode="json", exclude={"id"})
+    ids = tuple(p.prompt_id for p in walk.inputs.prompts.heldout)
+    facts = walk.facts(ids) if step.checks else []
+    facts += code_of(check.rule for check in step.checks)
+    planned = walk.add(
+        Planned(
+            step_hash("evaluate", keys, inputs, weights, facts, walk.seed, walk.round),
+            "evaluate",
+            step.id,
+            walk.seed,
+            walk.round,
+            step,
+            inputs,
+            models={"policy": model, "initial": walk.initial},
+            prompts=ids,
+            options={"principle_weights": weights},
+        )
+    )
+    walk.by_id[step.id, walk.round] = planned
+
+
+def _plan_measured(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
+    """Sample the held-out prompts from `model`, judge them, score them under M0."""
+    if (step.id, model.key) in walk.evaluations:
+        return walk.evaluations[step.id, model.key]
+    template = next((e.sample for e in walk.experiment.steps if e.sample), SampleStep())
+    changed: dict[str, Any] = {"n": step.n, "id": f"{step.id}.sample"}
+    changed |= dict.fromkeys(("pool", "principles", "system_prompt"))
+    for key in ("temperature", "max_new_tokens"):
+        if getattr(step, key) is not None:
+            changed[key] = getattr(step, key)
+    ids = sorted(p.prompt_id for p in walk.inputs.prompts.heldout)
+    sample = template.model_copy(update=changed)
+    # The same random numbers for every model make the paired differences tighter.
+    answers = sampled(walk, sample, model, ids, f"heldout/{walk.seed}", f"{step.id}.sample")
+    parts = {"completions": answers.hash}
+    for judge in _judges_of(walk, step):
+        pool = [answers]
+        if walk.inputs.judges[judge.id].comparative:
+            if model.key == walk.initial.key:
+                continue
+            first = walk.evaluations[step.id, walk.initial.key]["completions"]
+            pool.append(next(p for p in walk.done if p.hash == first))
+        made = judged(walk, judge, pool, _frozen(walk, judge), f"{step.id}.{judge.id}")
+        parts[f"judgements/{judge.id}"] = made.hash
+    own = model.key == walk.initial.key
+    parts["logprobs"] = _plan_logprobs(walk, step, "logprobs", [answers], walk.initial, own)
+    parts |= _plan_pairs(walk, step, model)
+    walk.evaluations[step.id, model.key] = parts
+    return parts
+
+
+def _plan_logprobs(
+    walk: Walk,
+    step: EvaluateStep,
+    name: str,
+    answers: list[Planned],
+    model: Model,
+    own: bool = False,
+) -> str:
+    """The hash of the log-probs of answers under `model`; `own` where it wrote them."""
+    hashes = [a.hash for a in answers]
+    return walk.add(
+        Planned(
+            step_hash("logprobs", *hashes, model.identity()),
+            "logprobs",
+            f"{step.id}.{name}",
+            walk.seed,
+            walk.round,
+            step,
+            inputs={f"completions/{i}": digest for i, digest in enumerate(hashes)},
+            models={"by": model},
+            prompts=answers[0].prompts,
+            options={"own": own},
+        )
+    ).hash
+
+
+def _plan_pairs(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
+    """Log-probs of the held-out pairs under `model` and M0, the pairs' labels and the judges'
+    verdicts. There are held-out pairs where the prompts are those of the pairs."""
+    if not walk.experiment.prompts.from_pairs or model.key == walk.initial.key:
+        return {}
+    ids = sorted(p.prompt_id for p in walk.inputs.prompts.heldout)
+    pairs = [
+        loaded_pairs(walk, load, ids, f"{step.id}.{load.id}") for load in walk.experiment.pair_loads
+    ]
+    parts = {f"pairs/{p.id}": p.hash for p in pairs}
+    for judge in _judges_of(walk, step):
+        made = judged(walk, judge, pairs, _frozen(walk, judge), f"{step.id}.pairs.{judge.id}")
+        parts[f"pair_judgements/{judge.id}"] = made.hash
+    parts["pair_logprobs"] = _plan_logprobs(walk, step, "pairs.logprobs", pairs, model)
+    parts["pair_logprobs_initial"] = _plan_logprobs(
+        walk, step, "pairs.initial", pairs, walk.initial
+    )
+    return parts
+
+
+def _judges_of(walk: Walk, step: EvaluateStep) -> list[Any]:
+    """Evaluation judges, excluding distilled reward models: these are new in every round, so their
+    rewards cannot be compared between rounds."""
+    judges = walk.experiment.all_judges()
+    moving = {e.distill.id for e in walk.experiment.steps if e.distill is not None}
+    wanted = [judges[j] for j in (step.judges if step.judges is not None else judges)]
+    return [judge for judge in wanted if not moving & set(judge.asks().values())]
+
+
+def _frozen(walk: Walk, judge: Any) -> dict[str, Model]:
+    """An evaluation never uses a moving judge: reserved names mean the frozen M0."""
+    found = {}
+    for role, name in walk.names(judge).items():
+        model = walk.initial if name in RESERVED_MODELS else walk.given(name)
+        if model is None:
+            fault = f"judge {judge.id}: {no_model(name, walk.experiment)}"
+            raise ConfigError(fault, walk.inputs.path)
+        found[role] = model
+    return found
+
+
+def _plan_drift(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
+    """Each moving judge's verdicts on M0's held-out answers, a fixed set of texts."""
+    found = {}
+    first = walk.evaluations[step.id, walk.initial.key]["completions"]
+    fixed = next(p for p in walk.done if p.hash == first)
+    for judge in _judges_of(walk, step):
+        now = {r: model for r, n in walk.names(judge).items() if n in ("policy", "current")}
+        if now and not walk.inputs.judges[judge.id].comparative:
+            name = f"{step.id}.drift.{judge.id}"
+            models = _frozen(walk, judge) | now
+            made = judged(walk, judge, [fixed], models, name, DRIFT_PROMPTS)
+            found[f"drift/{judge.id}"] = made.hash
+    return found
+
+
+def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
+    """One row of values for each prompt."""
+    return Size(len(planned.prompts))
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -35,6 +220,8 @@ def run(context: StepContext) -> dict[str, Any]:
     `made_of` says by judge what the change of its score since M0 is made of (`Decomposition`).
     Beside it the values by prompt, a row for each metric."""
     assert_held_out(context)
+    from rlaif.train.metrics import open_trackers
+
     with ExitStack() as stack:
         # Before anything is computed: a tracker may be missing.
         logs = [stack.enter_context(open_trackers(*tracked)) for tracked in _trackers(context)]
@@ -49,7 +236,7 @@ def run(context: StepContext) -> dict[str, Any]:
 def _evaluated(context: StepContext) -> dict[str, Any]:
     step = context.planned.step
     new = answer_values(context, "")
-    new |= _drift(context)
+    new |= _drift_values(context)
     new |= _round_values(context)
     row: dict[str, Any] = {"metrics": metrics.compute_intervals(new), "deltas": {}, "made_of": {}}
     for name in ("initial", "previous"):
@@ -75,6 +262,8 @@ def _trackers(context: StepContext) -> list[tuple[list[str], Tracked]]:
         names += [name for name in (step.trackers if step else ()) if name not in names]
     if not names:
         return []
+    from rlaif.train.metrics import Tracked
+
     root = content_hash(str(context.store.root.resolve()), length=8)
     keys = planned.step.model_dump(mode="json", exclude={"id"})
     tracked = []
@@ -185,7 +374,7 @@ def _logprobs(context: StepContext, name: str) -> dict[str, float]:
     return {row["completion_id"]: row["logprob"] for row in rows if row["logprob"] is not None}
 
 
-def _drift(context: StepContext) -> dict[str, Values]:
+def _drift_values(context: StepContext) -> dict[str, Values]:
     """A moving judge's scores of M0's answers, less the frozen judge's scores of the same texts."""
     weights = context.planned.options["principle_weights"]
     fixed = {c.completion_id for c in context.completions("initial/completions")}

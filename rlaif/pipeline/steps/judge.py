@@ -24,6 +24,10 @@ from rlaif.engines.base import Model
 from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer, roles_of
 from rlaif.judges.questions import answer_notes
 from rlaif.metrics.words import keep_commonest
+from rlaif.pipeline.plan.base import PlanInputs, Planned
+from rlaif.pipeline.plan.size import Known, Size, count_judge_calls
+from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.asking import (
     SILENT_BATCH,
     Carried,
@@ -43,11 +47,75 @@ from rlaif.pipeline.steps.context import (
     refuse_all_failed,
 )
 
+VERSION = 5
+MAKES = "judgements"
+SECONDS_PER_UNIT = 0.15
+
 TURN_PROMPTS = 256
 """Prompts that a server is asked about at once by a judge that asks in turns."""
 CONTENT = ("judgement_id", "status", "score", "prob_first")
 """What tells a verdict from another one on the same question."""
 _CUTS = {"cut_while_thinking": CUT, "cut_at_limit": LIMIT}
+
+
+def plan(walk: Walk, index: int, step: Any) -> None:
+    """One judge's verdicts on the latest completions, or on those that `uses` names."""
+    sources = walk.used(index, step.uses, walk.completions, ("sample", "filter", "load"))
+    if not sources:
+        raise walk.inputs.fail(index, f"judge {step.id!r} has no completions: sample first")
+    planned = judged(walk, step, sources, walk.asked(index, step), step.id)
+    walk.judgements[step.id] = planned
+    walk.by_id[step.id, walk.round] = planned
+
+
+def judged(
+    walk: Walk,
+    step: Any,
+    sources: list[Planned],
+    models: dict[str, Model],
+    name: str,
+    limit: int | None = None,
+) -> Planned:
+    """The verdicts of `step`'s judge on `sources`, on the first `limit` prompts or on all."""
+    judge = walk.inputs.judges[step.id]
+    # Loaded completions bring their own prompts: then no limit is known here, and all count.
+    known = all(s.prompts for s in sources)
+    prompts = tuple(dict.fromkeys(p for s in sources for p in s.prompts))[:limit] if known else ()
+    parts = [s.hash for s in sources]
+    identities = {role: model.identity() for role, model in sorted(models.items())}
+    # A judge of one model is known by that model alone.
+    identity = identities.get("by") if len(identities) < 2 else identities
+    facts = walk.facts(prompts if known else None)
+    about = (identity, parts, prompts, facts, walk.seed)
+    return walk.add(
+        Planned(
+            step_hash("judge", judge.judge_hash, *about),
+            "judge",
+            name,
+            walk.seed,
+            walk.round,
+            step,
+            inputs={f"completions/{i}": s.hash for i, s in enumerate(sources)},
+            models=models,
+            prompts=prompts,
+            # The steps of other wordings of the judge: what they asked in the same words stands.
+            options={"kin": step_hash("judge", step.id, *about)},
+        )
+    )
+
+
+def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
+    """The calls of the judge on the answers that there may be."""
+    answers = known.records_read(planned, "completions")
+    if planned.prompts:
+        # A drift judgement rescores the answers to some of its source's prompts only.
+        widest = max(len(p) for h, p in known.prompts.items() if h in planned.inputs.values())
+        answers = answers * min(len(planned.prompts), widest) // widest
+    count = len(planned.prompts) or len(inputs.prompts.every())
+    judge = inputs.judges[planned.step.id]
+    per_prompt = -(-answers // max(count, 1))
+    asked = count_judge_calls(inputs, planned, judge, planned.models, count, per_prompt)
+    return Size(asked.units, asked.calls, asked.tokens, (asked,))
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -299,16 +367,16 @@ class Groups:
 
     def _source(self, digest: str) -> _Source:
         folder = self.context.store.step(digest)
-        rising = self.context.rising
-        sampling = rising.steps.get(digest) if rising is not None else None
+        live_samples = self.context.live_samples
+        sampling = live_samples.steps.get(digest) if live_samples is not None else None
         index = folder.index("completions", "prompt_id")
         if sampling is None:
             return _Source(folder, index, None, 0)
         return _Source(folder, index, frozenset(sampling.prompts), sampling.step.n)
 
     def waves(self) -> Iterator[list[str]]:
-        """The prompts whose completions are all there, sorted; again and again while some of them
-        are still being sampled, each prompt once."""
+        """Yield sorted batches of prompts that have all their completions, until sampling ends;
+        each prompt once."""
         early: set[str] = set()
         final = False
         while not final:
@@ -321,8 +389,8 @@ class Groups:
             if ready:
                 self.context.refuse_strangers(ready)
                 yield sorted(ready)
-            elif not final and self.context.rising is not None:
-                self.context.rising.wait()
+            elif not final and self.context.live_samples is not None:
+                self.context.live_samples.wait()
 
     def read(self, prompt_id: str) -> tuple[Prompt, Sequence[Completion]]:
         """A prompt and its completions, in the order of the inputs."""

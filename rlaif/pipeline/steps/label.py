@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.config.arms import AI, HUMAN, RANDOM
+from rlaif.config.arms import AI, HUMAN, RANDOM, ArmSpec
+from rlaif.config.steps import LabelStep
 from rlaif.core.errors import RlaifError
 from rlaif.core.labelled import GivenPair
 from rlaif.core.records import Judgement
+from rlaif.core.yamlio import suggest
+from rlaif.pipeline.plan.base import PlanInputs, Planned
+from rlaif.pipeline.plan.size import Known, Size
+from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.labels import (
     TURNED,
@@ -19,6 +25,83 @@ from rlaif.preferences.labels import (
     keep_decided,
     label_pair,
 )
+
+VERSION = 2
+MAKES = "preferences"
+SECONDS_PER_UNIT = 0.0
+
+
+def plan(walk: Walk, index: int, step: LabelStep) -> None:
+    """Preferences of the loaded pairs, labelled as this arm says."""
+    own = walk.label or ArmSpec(labels=step.labels, flip=step.flip)
+    if not walk.pairs:
+        raise walk.inputs.fail(
+            index, "label has no pairs: put `- load: {type: pairs, path: FILE}` before it"
+        )
+    labellers = _labellers(walk, own)
+    judges = _judges(walk, index, labellers)
+    _check_weights(walk, index, step, judges)
+    inputs = {f"pairs/{k}": p.hash for k, p in walk.pairs.items()}
+    inputs |= {f"judgements/{name}": walk.judgements[name].hash for name in judges}
+    options: dict[str, Any] = {
+        "labels": own.labels,
+        "flip": own.flip,
+        "labellers": labellers,
+        "judges": sorted(set(judges) & set(walk.experiment.all_judges())),
+        "judge_weights": step.weights,
+        "principle_weights": walk.principle_weights(),
+    }
+    digest = step_hash("label", inputs, options, walk.seed, walk.round)
+    prompts = tuple(dict.fromkeys(p for pairs in walk.pairs.values() for p in pairs.prompts))
+    place = (walk.seed, walk.round)
+    planned = walk.add(
+        Planned(digest, "label", step.id, *place, step, inputs, {}, prompts, options)
+    )
+    walk.replace(walk.preferences, step.id)
+    walk.preferences = [planned]
+    walk.by_id[step.id, walk.round] = planned
+
+
+def _labellers(walk: Walk, own: ArmSpec) -> list[str]:
+    """Whoever labels in any arm: all must have decided a pair for it to be used, so that every arm
+    trains on the same pairs. A coin decides every pair."""
+    arms = [*walk.experiment.arms.values()] or [own]
+    return sorted({arm.labels for arm in arms} - {RANDOM})
+
+
+def _judges(walk: Walk, index: int, labellers: list[str]) -> list[str]:
+    """The ids of the steps whose judgements the labellers are."""
+    known = sorted(walk.judgements)
+    found: set[str] = set()
+    for name in labellers:
+        if name == AI:
+            judges = set(known) & set(walk.experiment.all_judges())
+            if not judges:
+                raise walk.inputs.fail(index, "labels: 'ai' needs a judge step before `label`")
+            found |= judges
+        elif name in known:
+            found.add(name)
+        elif name != HUMAN:
+            hint = suggest(name, [HUMAN, AI, RANDOM, *known])
+            raise walk.inputs.fail(
+                index, f"labels: {name!r} is no judge step before `label`{hint}", "labels"
+            )
+    return sorted(found)
+
+
+def _check_weights(walk: Walk, index: int, step: LabelStep, judges: list[str]) -> None:
+    unknown = sorted(set(step.weights or {}) - set(judges))
+    if unknown:
+        hint = suggest(unknown[0], judges)
+        message = f"weights: {unknown[0]!r} is no judge before this step{hint}"
+        raise walk.inputs.fail(index, message, "weights")
+    if step.weights is not None and not any(step.weights.values()):
+        raise walk.inputs.fail(index, "weights: every weight is 0; nothing counts", "weights")
+
+
+def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
+    """One pair for each prompt."""
+    return Size(len(planned.prompts))
 
 
 def run(context: StepContext) -> dict[str, Any]:

@@ -28,8 +28,16 @@ from rlaif.data.readers import LabelledReading, Reading, read_answers, read_labe
 from rlaif.data.readers.base import answer_id, better, better_scores
 from rlaif.data.rows import Source, source_rows
 from rlaif.data.sources import loaded_source
+from rlaif.pipeline.plan.base import PlanInputs, Planned, round_prompts
+from rlaif.pipeline.plan.size import Known, Size
+from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.labels import given_label
+
+VERSION = 2
+MAKES = "records"
+SECONDS_PER_UNIT = 0.0
 
 BATCH = 1000
 log = logging.getLogger(__name__)
@@ -40,10 +48,59 @@ KINDS: dict[str, tuple[Any, str]] = {
 """Each kind's record, and the key of its id."""
 
 
+def plan(walk: Walk, index: int, step: LoadStep) -> None:
+    """Records of a file, which stand where a step's own would."""
+    if step.type in ("pairs", "completions"):
+        walk.replace([*walk.completions.values(), *walk.judgements.values()], step.id)
+    if step.type == "pairs":
+        ids = round_prompts(walk.inputs.prompts.train, None, walk.seed, walk.round)
+        walk.pairs[step.id] = walk.by_id[step.id, walk.round] = loaded_pairs(walk, step, ids)
+        walk.completions = dict(walk.pairs)
+        walk.judgements = {}
+        return
+    labels = _how_read(step)
+    own: tuple[str, ...] = ()
+    if step.prompts == "other":
+        own = tuple(sorted(p.prompt_id for p in walk.inputs.prompts.every()))
+    read = [part for part in (labels, own) if part]
+    digest = step_hash("load", step.type, walk.inputs.loaded_hash(step), walk.round, *read)
+    planned = walk.add(Planned(digest, "load", step.id, walk.seed, walk.round, step, prompts=own))
+    walk.by_id[step.id, walk.round] = planned
+    if step.type == "completions":
+        walk.completions = {step.id: planned}
+        walk.judgements = {}
+    elif step.type == "judgements":
+        walk.judgements[step.id] = planned
+    else:
+        walk.preferences.append(planned)
+
+
+def _how_read(step: LoadStep) -> dict[str, Any]:
+    """The keys that decide how the rows of a file are read, where they are set."""
+    return step.model_dump(
+        mode="json", include={"format", "columns", "on_error", "prompts"}, exclude_defaults=True
+    )
+
+
+def loaded_pairs(walk: Walk, step: LoadStep, ids: list[str], name: str | None = None) -> Planned:
+    """The labelled pairs of the file whose prompts are among `ids`."""
+    read = _how_read(step)
+    digest = step_hash("load", "pairs", walk.inputs.loaded_hash(step), read, ids)
+    return walk.add(
+        Planned(digest, "load", name or step.id, walk.seed, walk.round, step, prompts=tuple(ids))
+    )
+
+
+def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
+    """A guess, since the file is read when the step runs: one pair for each prompt."""
+    count = len(planned.prompts)
+    return Size(2 * count if planned.step.type == "pairs" else count)
+
+
 def run(context: StepContext) -> dict[str, Any]:
     """Read the whole file, refuse what is wrong, commit."""
     step = context.planned.step
-    source = loaded_source(context.inputs.experiment, step, context.inputs.path)
+    source = loaded_source(step, context.inputs.experiment.loaded_name(step), context.inputs.path)
     if step.type == "pairs":
         return _run_pairs(context, _watched(step, source), source)
     left_out: dict[str, int] = {}

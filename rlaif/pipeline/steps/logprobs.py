@@ -6,7 +6,19 @@ import math
 from typing import Any
 
 from rlaif.engines.base import ScoreRequest
+from rlaif.pipeline.plan.base import PlanInputs, Planned
+from rlaif.pipeline.plan.size import Known, Size
 from rlaif.pipeline.steps.context import StepContext
+
+VERSION = 3
+MAKES = "log-probs"
+SECONDS_PER_UNIT = 0.1
+
+
+def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
+    """One call for each completion."""
+    count = known.records_read(planned, "completions")
+    return Size(count, count)
 
 
 def run(context: StepContext) -> dict[str, Any]:

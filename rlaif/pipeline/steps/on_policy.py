@@ -28,7 +28,7 @@ from rlaif.engines.local.weights import Weights
 from rlaif.judges.base import Judge, has_raw_value, roles_of
 from rlaif.kernels.device import pick_device
 from rlaif.metrics.metrics import measure_unfamiliarity
-from rlaif.pipeline.plan import round_prompts
+from rlaif.pipeline.plan.base import round_prompts
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.aggregate import Scores, candidate_raw_values, compared_scores
@@ -369,7 +369,7 @@ def _named(number: int) -> str:
 
 
 def _watched(judged: Judged) -> dict[str, dict[str, float]]:
-    """By completion how far each reward model is from what it knows."""
+    """Per completion: each reward model's out-of-distribution distance."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for rows in (rows for by_prompt in judged.values() for rows in by_prompt.values()):
         for judgement in rows:

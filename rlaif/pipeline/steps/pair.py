@@ -12,16 +12,24 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from rlaif.config.steps import PairStep
+from rlaif.config.steps import PairStep, SampleStep
 from rlaif.core.records import Completion, Judgement, Preference
 from rlaif.core.rowfiles import line_of, record_of
 from rlaif.core.store import Store
 from rlaif.core.workers import count_workers, in_order
-from rlaif.pipeline.plan import Planned
+from rlaif.core.yamlio import suggest
+from rlaif.pipeline.plan.base import PlanInputs, Planned
+from rlaif.pipeline.plan.size import Known, Size
+from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, by_prompt
 from rlaif.preferences.aggregate import candidate_scores
 from rlaif.preferences.pairing import PairSettings, Work, pairs_of
 from rlaif.preferences.strategies import against_reference, balance_lengths, keep_widest
+
+VERSION = 3
+MAKES = "preferences"
+SECONDS_PER_UNIT = 0.0
 
 BATCH = 1000
 AT_ONCE = 1000
@@ -30,6 +38,124 @@ ALONE = 16_000
 """Pairs of so few prompts are made before other processes have started."""
 SPREAD_FLOOR = 0.05
 """The least spread that `standardise` divides by: a constant judge's noise must not be blown up."""
+
+
+def plan(walk: Walk, index: int, step: PairStep) -> None:
+    """Preferences from this round's judgements, which replace those before them."""
+    if any("@" in name for name in step.uses or ()):
+        message = "uses: a pair step takes this round's judgements; name them without `@`"
+        raise walk.inputs.fail(index, message, "uses")
+    if step.strategy == "reference":
+        _paired_with_references(walk, index, step)
+        return
+    used = walk.used(index, step.uses, walk.judgements, ("judge", "load"))
+    if not used:
+        raise walk.inputs.fail(index, "pair has no judgements: add a judge step before it")
+    fault = pair_fault(step, {p.id for p in used})
+    if fault is not None:
+        key, message = fault
+        raise walk.inputs.fail(index, f"{key}: {message}", key)
+    _refuse_unseen(walk, index, used)
+    inputs = {f"judgements/{p.id}": p.hash for p in used}
+    inputs |= {f"completions/{k}": p.hash for k, p in walk.completions.items()}
+    if step.standardise == "initial":
+        first = {p.id: walk.by_id.get((p.id, 1)) for p in used}
+        inputs |= {f"initial/{i}": p.hash for i, p in first.items() if p is not None}
+    weights = walk.principle_weights()
+    keys = step.keys()
+    digest = step_hash("pair", keys, inputs, weights, walk.seed, walk.round)
+    _pairs(walk, step, digest, inputs, used, {"principle_weights": weights})
+
+
+def _refuse_unseen(walk: Walk, index: int, judges: list[Planned]) -> None:
+    """Refuse judges of this round's answers that are not among those that pairs are made of."""
+    planned = {step.hash: step for step in walk.done}
+    seen = {step.hash for step in walk.completions.values()}
+    left = [step for step in walk.completions.values() if step.kind == "filter"]
+    while left:
+        # What a filter refused was judged, and rightly makes no pair.
+        below = [planned[h] for h in left.pop().inputs.values() if h in planned]
+        left += [step for step in below if step.kind == "filter" and step.hash not in seen]
+        seen |= {step.hash for step in below}
+    for judge in judges:
+        judged = [h for name, h in judge.inputs.items() if name.startswith("completions/")]
+        steps = [planned[h] for h in judged if h not in seen]
+        unseen = next((step for step in steps if step.round == walk.round), None)
+        if unseen is not None:
+            only = ", ".join(sorted(walk.completions))
+            raise walk.inputs.fail(
+                index,
+                f"this step sees the answers of {only} alone, and judge {judge.id!r} judged those "
+                f"of {unseen.id} too, which would make no pair. Sample all answers in one step "
+                "(`pool` names several models), or leave the others out of the judge's `uses`",
+            )
+
+
+def pair_fault(step: PairStep, judges: set[str]) -> tuple[str, str] | None:
+    """The key at fault and what is wrong with it, where the weights or the consistency judge do not
+    fit the ids of the judges that are there; None where they do."""
+    for key, name in [
+        *(("weights", n) for n in step.weights or {}),
+        ("consistency", step.consistency),
+    ]:
+        if name is not None and name not in judges:
+            return key, f"{name!r} is no judge before this step{suggest(name, sorted(judges))}"
+    if step.weights is not None and not any(step.weights.values()):
+        return "weights", "every weight is 0; nothing counts"
+    if step.consistency in (step.weights or {}) or judges == {step.consistency}:
+        return "consistency", (
+            f"{step.consistency!r} is compared with the judges that choose the "
+            "pairs; give it no weight, and have at least one other judge"
+        )
+    return None
+
+
+def _paired_with_references(walk: Walk, index: int, step: PairStep) -> None:
+    if not walk.completions:
+        raise walk.inputs.fail(index, "pair has no completions: sample first")
+    if not any(p.reference for p in walk.inputs.prompts.train):
+        raise walk.inputs.fail(
+            index,
+            "strategy: no training prompt has a `reference` answer; give the prompts file that "
+            "column, or name it with `prompts.columns.reference`",
+            "strategy",
+        )
+    used = list(walk.completions.values())
+    inputs = {f"completions/{k}": p.hash for k, p in walk.completions.items()}
+    keys = step.keys()
+    ids = tuple(p for u in used for p in u.prompts)
+    digest = step_hash("pair", keys, inputs, walk.facts(ids or None), walk.round)
+    _pairs(walk, step, digest, inputs, used, {})
+
+
+def _pairs(
+    walk: Walk,
+    step: PairStep,
+    digest: str,
+    inputs: dict[str, str],
+    used: list[Planned],
+    options: dict[str, Any],
+) -> None:
+    prompts = tuple(dict.fromkeys(p for u in used for p in u.prompts))
+    place = (walk.seed, walk.round)
+    planned = walk.add(Planned(digest, "pair", step.id, *place, step, inputs, {}, prompts, options))
+    walk.replace(walk.preferences, step.id)
+    walk.preferences = [planned]
+    walk.by_id[step.id, walk.round] = planned
+
+
+def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
+    """The pairs that the strategy makes of all candidates of every prompt."""
+    step, experiment = planned.step, inputs.experiment
+    sample = next((e.sample for e in experiment.steps if e.sample), SampleStep())
+    candidates = 2 if experiment.pair_loads else sample.n
+    per_prompt = 1
+    if step.strategy in ("margin", "all"):
+        per_prompt = candidates * (candidates - 1) // 2
+    elif step.strategy == "reference":
+        per_prompt = candidates
+    pairs = len(planned.prompts) * per_prompt
+    return Size(min(pairs, step.max_pairs or pairs))
 
 
 def run(context: StepContext) -> dict[str, Any]:

@@ -12,14 +12,84 @@ from rlaif.core.chat import CUT, WAS_CUT, has_more
 from rlaif.core.checksums import Unordered
 from rlaif.core.errors import EngineError
 from rlaif.core.records import Completion, Message, Prompt, content_hash
-from rlaif.data.sources import Instruction, drawn, with_system
-from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Sampling
+from rlaif.data.sources import Instruction, chosen_members, drawn, with_system
+from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
 from rlaif.metrics.words import keep_commonest
+from rlaif.pipeline.plan.base import PlanInputs, Planned, round_prompts
+from rlaif.pipeline.plan.size import Known, Size
+from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, lost_by, lost_notes
+
+VERSION = 4
+MAKES = "completions"
+SECONDS_PER_UNIT = 0.3
 
 Asked = tuple[Prompt, int, Instruction | None]
 CONTENT = ("completion_id", "digest", "finish_reason", "reasoning")
 """What tells an answer from another one to the same request."""
+
+
+def plan(walk: Walk, index: int, step: SampleStep) -> None:
+    """Samples of this round's window of training prompts; earlier ones are no longer current."""
+    ids = round_prompts(walk.inputs.prompts.train, step.prompts, walk.seed, walk.round)
+    seed = f"{walk.seed}/{walk.round}"
+    walk.replace([*walk.completions.values(), *walk.judgements.values()], step.id)
+    walk.replace(walk.preferences, step.id)
+    if step.pool is None:
+        model = walk.model(index, step.by, "by")
+        walk.completions = {step.id: sampled(walk, step, model, ids, seed, step.id)}
+    else:
+        walk.completions = _pooled(walk, index, step, ids, seed)
+    walk.judgements, walk.preferences = {}, []
+    for name, planned in walk.completions.items():
+        walk.by_id[name, walk.round] = planned
+
+
+def _pooled(
+    walk: Walk, index: int, step: SampleStep, ids: list[str], seed: str
+) -> dict[str, Planned]:
+    """One step for each member of the pool, of the prompts that it is drawn for."""
+    members = step.members()
+    drawn = {name: chosen_members(len(members), step.n, name, seed) for name in ids}
+    found = {}
+    for number, member in enumerate(members):
+        model = walk.model(index, member.by, "pool")
+        mine = [name for name in ids if number in drawn[name]]
+        if mine:
+            # The number: members may be alike, and then their answers must not be.
+            name = f"{step.id}/{number}"
+            found[name] = sampled(walk, member, model, mine, f"{seed}/{number}", name)
+    return found
+
+
+def sampled(
+    walk: Walk, step: SampleStep, model: Model, ids: list[str], sampling_seed: str, name: str
+) -> Planned:
+    """`model`'s answers to the prompts `ids`."""
+    keys = step.model_dump(mode="json", include={"n", *SamplingKeys.model_fields}) | step.told()
+    # A principle is drawn by what a prompt's id does not cover.
+    origins = [walk.origins(ids)] if step.principles is not None else []
+    digest = step_hash("sample", keys, model.identity(), ids, sampling_seed, *origins)
+    return walk.add(
+        Planned(
+            digest,
+            "sample",
+            name,
+            walk.seed,
+            walk.round,
+            step,
+            models={"by": model},
+            prompts=tuple(ids),
+            options={"sampling_seed": sampling_seed},
+        )
+    )
+
+
+def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
+    """One call for each completion."""
+    count = len(planned.prompts) * planned.step.n
+    return Size(count, count, count * planned.step.max_new_tokens)
 
 
 def run(context: StepContext) -> dict[str, Any]:

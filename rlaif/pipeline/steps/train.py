@@ -19,7 +19,7 @@ from rlaif.engines.build import load_engine, whole
 from rlaif.engines.builtin import weights_hash
 from rlaif.engines.local.adapters import COPIES
 from rlaif.kernels.device import pick_device
-from rlaif.pipeline.plan.training import UNHASHED
+from rlaif.pipeline.plan.base import UNHASHED
 from rlaif.pipeline.steps.context import StepContext, lost_notes
 from rlaif.pipeline.steps.model_card import model_card
 from rlaif.pipeline.steps.pair import why_no_pairs

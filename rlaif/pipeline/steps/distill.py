@@ -1,0 +1,26 @@
+"""distill: a reward model from preferences."""
+
+from __future__ import annotations
+
+from rlaif.config.distill import DistillStep, FitStep
+from rlaif.pipeline.plan.training import plan_training, run, size, used_preferences
+from rlaif.pipeline.plan.walk import Walk
+
+__all__ = ["MAKES", "SECONDS_PER_UNIT", "VERSION", "plan", "run", "size"]
+
+VERSION = 3
+MAKES = "reward model"
+SECONDS_PER_UNIT = 1.0
+
+
+def plan(walk: Walk, index: int, step: DistillStep | FitStep) -> None:
+    """A reward model from preferences, known to judges by the step's id. From its own id it goes on
+    from the last round's, and in the first round from M0. With `refresh` the last round's may be
+    kept."""
+    used = used_preferences(walk, index, step)
+    if step.from_ == step.id and step.id not in walk.reward_models:
+        step = step.model_copy(update={"from_": "initial"})
+    last = walk.reward_models.get(step.id)
+    kept = {"last": last} if step.refresh is not None and last is not None else {}
+    made = plan_training(walk, index, "distill", step, used, f"{step.id}{walk.round}", more=kept)
+    walk.reward_models[step.id] = made
