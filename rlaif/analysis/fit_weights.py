@@ -44,7 +44,7 @@ def run_votes(
     for found in labelled:
         pairing = pairings[found.pairing]
         counted = list(judges) or list(pairing.counted())
-        rows = {name: pairing.judgements[name] for name in _known(counted, pairing)}
+        rows = {name: pairing.judgements[name] for name in _check_names(counted, pairing)}
         votes = one_vote_each(
             {
                 judge: principle_votes(groups.get(found.prompt_id, []), found.first, found.second)
@@ -55,7 +55,7 @@ def run_votes(
     return voted, strange
 
 
-def _known(names: Sequence[str], pairing: Pairing) -> Sequence[str]:
+def _check_names(names: Sequence[str], pairing: Pairing) -> Sequence[str]:
     for name in names:
         if name not in pairing.judgements:
             hint = suggest(name, list(pairing.judgements))

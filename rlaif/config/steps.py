@@ -215,6 +215,13 @@ class PairStep(Strict):
             raise ValueError(
                 f"{', '.join(given)}: strategy reference looks at no judgement; leave it out"
             )
+        if self.strategy == "all" and self.min_margin > 0:
+            raise ValueError(
+                "`min_margin` has no effect with `strategy: all`, which keeps every difference; "
+                "take `strategy: margin`"
+            )
+        if self.consistency_mean and self.consistency is None:
+            raise ValueError("`consistency_mean` has no effect without `consistency`")
         return self
 
     def keys(self) -> dict[str, Any]:

@@ -97,6 +97,8 @@ class PairwiseJudge(LabelJudge):
             abs(self.clamp[0] + self.clamp[1] - 1) > 1e-9 or self.clamp[0] >= self.clamp[1]
         ):
             raise ValueError("clamp must be [1 - p, p] with p > 0.5, so that swapping mirrors it")
+        if self.written and not self.soft:
+            raise ValueError("`soft` has no effect where the verdict is written: it is 1, 0.5 or 0")
         if self.cot and self.verdict == "written":
             raise ValueError("`cot` reads labels after the reasons; drop it, or `verdict: written`")
         return self
@@ -109,7 +111,7 @@ class PairwiseJudge(LabelJudge):
         template = judge_template(
             self, inputs.beside, comparative=True, per_principle=bool(principles)
         )
-        _refuse_unused_shots(self, principles, template)
+        _refuse_unused(self, principles, template)
         return Pairwise(
             id=self.id,
             judge_hash=hash_judge(self, principles, template),
@@ -336,15 +338,19 @@ def presentations(
     return [(high, low) if swapped else (low, high)]
 
 
-def _refuse_unused_shots(
+def _refuse_unused(
     spec: PairwiseJudge, principles: Sequence[Principle], template: Template
 ) -> None:
-    """`shots` needs principles with examples, and a template that shows them."""
-    if spec.shots and "examples" not in template.variables:
-        raise ConfigError(
-            f"judge {spec.id}: `shots` has no effect: the template does not use {{{{ examples }}}}",
-            template.name,
-        )
+    """`shots` needs principles with examples, and a template that shows them; `preamble` one that
+    has it."""
+    for key, variable in (("shots", "examples"), ("preamble", "preamble")):
+        given = getattr(spec, key) != type(spec).model_fields[key].default
+        if given and variable not in template.variables:
+            raise ConfigError(
+                f"judge {spec.id}: `{key}` has no effect: the template does not use "
+                f"{{{{ {variable} }}}}",
+                template.name,
+            )
     if spec.shots and not any(p.examples for p in principles):
         raise ConfigError(
             f"judge {spec.id}: `shots` needs a principle with `examples` in the constitution"

@@ -86,6 +86,13 @@ class TemplateJudge(WritingJudge):
                 "written",
                 template.name,
             )
+        worth = self.parse.values is not None
+        if worth and self.abstain_labels is not None and "abstain" not in template.variables:
+            raise ConfigError(
+                f"judge {self.id}: `abstain_labels` has no effect: of `parse.values` those that "
+                "are null are abstentions, and the template does not use {{ abstain }}",
+                template.name,
+            )
         listed = principles if "principles" in template.variables else []
         if self.principles is not None and not self.per_principle and not listed:
             raise ConfigError(

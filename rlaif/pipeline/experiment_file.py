@@ -18,11 +18,12 @@ from pydantic import (
 from rlaif.config.arms import AI, LABELLERS, MAIN, Arms, ArmSpec
 from rlaif.config.base import Count, Fraction, Seed, Strict, apply_override
 from rlaif.config.dataset import DatasetSpec
-from rlaif.config.distill import AnyDistill
+from rlaif.config.distill import DistillStep, FitStep
 from rlaif.config.filters import FilterStep
-from rlaif.config.methods import AnyTrain
+from rlaif.config.methods import AnyDistill, AnyTrain
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
 from rlaif.config.steps import EvaluateStep, LabelStep, LoadStep, PairStep, SampleStep
+from rlaif.config.training import TrainStep
 from rlaif.core.yamlio import Lines, load_yaml, validate
 from rlaif.judges.build import JudgeStep
 from rlaif.judges.specs import JudgeBase
@@ -119,8 +120,9 @@ AnyStep = (
     | JudgeBase
     | PairStep
     | LabelStep
-    | AnyDistill
-    | AnyTrain
+    | DistillStep
+    | FitStep
+    | TrainStep
     | EvaluateStep
 )
 
@@ -312,7 +314,7 @@ class Experiment(Strict):
             judge
             for e in self.steps
             if e.train is not None
-            for judge in getattr(e.train, "rewards", {})
+            for judge in getattr(e.train, "reward_judges", ())
         ]
         return list(dict.fromkeys([*steps, *rewards]))
 
