@@ -63,8 +63,8 @@ def lint(paths: tuple[Path, ...], prompts: Path | None, revise: bool, as_json: b
 @JSON
 def show(path: Path, table: bool, as_json: bool) -> None:
     """The constitution as it is after `extends`."""
-    from rlaif.constitution.model import show as as_yaml
-    from rlaif.constitution.model import summary
+    from rlaif.constitution.model import show_constitution as as_yaml
+    from rlaif.constitution.model import summarise_constitution
 
     loaded = constitution_of(path)
     if as_json:
@@ -73,7 +73,7 @@ def show(path: Path, table: bool, as_json: bool) -> None:
         click.echo(f"{loaded.name}, version {loaded.version}: {len(loaded.principles)} principles")
         if loaded.description:
             click.echo(loaded.description)
-        echo_table(summary(loaded))
+        echo_table(summarise_constitution(loaded))
     else:
         click.echo(as_yaml(loaded))
 
@@ -87,10 +87,10 @@ def diff(first: Path, second: Path, folder: Path | None, as_json: bool) -> None:
     """What changed from FIRST to SECOND, by principle."""
     from dataclasses import asdict
 
-    from rlaif.constitution.lint import changes
+    from rlaif.constitution.lint import list_changes
 
     before, after = constitution_of(first), constitution_of(second)
-    found = changes(before, after)
+    found = list_changes(before, after)
     reach = None
     if folder is not None:
         from rlaif.analysis.reach import measure_reach as reach_of
@@ -118,7 +118,7 @@ def import_(path: Path, out: Path, name: str | None) -> None:
     Read are {"NAME": {"prompt": [...], "edit_request": ...}} and {"constitutions": [{"critic",
     "revision"}]}.
     """
-    from rlaif.constitution.model import show as as_yaml
+    from rlaif.constitution.model import show_constitution as as_yaml
     from rlaif.core.store import write_atomic
     from rlaif.data.constitutions import import_constitution
 

@@ -326,13 +326,13 @@ def _write_weights(
 ) -> None:
     """The file with its text and comments where there is one; the resolved constitution else."""
     from rlaif.constitution.edit import with_weights
-    from rlaif.constitution.model import reweighted
-    from rlaif.constitution.model import show as as_yaml
+    from rlaif.constitution.model import reweight_principles
+    from rlaif.constitution.model import show_constitution as as_yaml
     from rlaif.core.resources import find
     from rlaif.core.store import write_atomic
 
     if path is None:
-        text = as_yaml(reweighted(used, weights))
+        text = as_yaml(reweight_principles(used, weights))
     else:
         text = with_weights(find(str(path)), weights)
     write_atomic(out, text)

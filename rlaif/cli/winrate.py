@@ -77,12 +77,12 @@ def _measure_battles(battles: Sequence[Battle]) -> tuple[dict[str, Any], list[St
     from dataclasses import asdict
 
     from rlaif.core.errors import RlaifError
-    from rlaif.metrics.winrate import repeats, single_baseline, standings
+    from rlaif.metrics.winrate import compute_standings, find_repeats, single_baseline
 
-    found = standings(battles)
+    found = compute_standings(battles)
     if not found:
         raise RlaifError("no comparison has a verdict: there is nothing to count")
-    same = repeats(battles)
+    same = find_repeats(battles)
     for group in same[:SHOWN]:
         places, first = ", ".join(b.place for b in group), group[0]
         click.echo(f"one battle of {first.first} and {first.second}: {places}", err=True)

@@ -449,7 +449,7 @@ def _draw_forest(result: Result) -> Markup | None:
     if not rows:
         return None
     spoken = ", ".join(f"{name} {show_number(value['mean'])}" for name, value, _ in rows)
-    return plots.forest("agreement", f"Agreement with the labels: {spoken}", rows, 0.5)
+    return plots.draw_forest("agreement", f"Agreement with the labels: {spoken}", rows, 0.5)
 
 
 def _draw_curves(result: Result) -> list[tuple[str, Markup]]:
@@ -459,5 +459,5 @@ def _draw_curves(result: Result) -> list[tuple[str, Markup]]:
         bins = row["reliability"]
         if len([b for b in bins if 0.0 < b["prob"] < 1.0]) > 1:
             label = f"Reliability of {name}, {len(bins)} bins"
-            found.append((name, plots.reliability(f"reliability{place}", label, bins)))
+            found.append((name, plots.draw_reliability(f"reliability{place}", label, bins)))
     return found

@@ -110,7 +110,7 @@ class Table:
 
 def kind_of(name: str) -> Kind:
     """How the metric called `name` is grouped, read and coloured."""
-    return next((k for k in KINDS if name == k.prefix or _under(name, k.prefix)), OTHER)
+    return next((k for k in KINDS if name == k.prefix or _is_under(name, k.prefix)), OTHER)
 
 
 def seeds_of(rounds: Sequence[RoundRow]) -> list[int]:
@@ -157,7 +157,8 @@ def metric_rows(rounds: Sequence[RoundRow]) -> list[Row]:
     numbers = round_numbers(rounds)
     by_number = {row["round"]: row["metrics"] for row in rounds}
     rows = [
-        Row(name, kind_of(name), [_cell(name, by_number[n]) for n in numbers]) for name in names
+        Row(name, kind_of(name), [_make_cell(name, by_number[n]) for n in numbers])
+        for name in names
     ]
     return sorted(rows, key=row_place)
 
@@ -172,11 +173,11 @@ def row_place(row: Row) -> tuple[int, int, str]:
     return GROUPS.index(row.kind.group), _ORDER.get(row.kind.prefix, len(KINDS)), row.name
 
 
-def _under(name: str, prefix: str) -> bool:
+def _is_under(name: str, prefix: str) -> bool:
     return prefix.endswith("/") and name.startswith(prefix)
 
 
-def _cell(name: str, metrics: RoundResult) -> Cell:
+def _make_cell(name: str, metrics: RoundResult) -> Cell:
     value = metrics["metrics"].get(name)
     change = metrics["deltas"].get("initial", {}).get(name)
     standing = metrics.get("standing", {}).get(name, "none")
