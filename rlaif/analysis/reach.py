@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.analysis.whatif import Effect, effect, load_pairings
-from rlaif.config.experiment import Experiment, load_experiment
 from rlaif.config.models import thinking_of
 from rlaif.constitution.lint import changes, stale
 from rlaif.constitution.model import Constitution
@@ -17,6 +16,7 @@ from rlaif.core.records import Completion, Prompt
 from rlaif.judges.base import Judge, is_staged
 from rlaif.judges.build import build_judge
 from rlaif.metrics.intervals import show_interval
+from rlaif.pipeline.experiment_file import Experiment, load_experiment
 from rlaif.pipeline.runs import Run, principle_weights, run_constitution
 from rlaif.pipeline.steps.asking import Kept
 from rlaif.pipeline.steps.context import ByPrompt

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlaif.config.experiment import load_experiment
 from rlaif.config.steps import PairStep
 from rlaif.constitution.textstats import is_blank
 from rlaif.core.errors import ConfigError
@@ -21,6 +20,7 @@ from rlaif.core.records import Completion, Judgement, Preference, Prompt
 from rlaif.metrics.intervals import Interval, paired_interval, rare_share_interval
 from rlaif.metrics.metrics import counts_per_prompt, value_interval
 from rlaif.metrics.votes import sided
+from rlaif.pipeline.experiment_file import load_experiment
 from rlaif.pipeline.runs import Run, principle_weights, run_constitution
 from rlaif.pipeline.steps.context import by_prompt
 from rlaif.pipeline.steps.pair import group_by_prompt, judge_weights, standardised

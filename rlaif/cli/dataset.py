@@ -43,11 +43,11 @@ def build(
     CONFIG is an experiment with `dataset`. Runs what is missing, as `rlaif run` does, and writes
     the dataset to OUT/dataset. Run it again after a kill and it goes on.
     """
-    from rlaif.config.experiment import load_experiment
     from rlaif.core.errors import ConfigError
     from rlaif.core.resources import find
     from rlaif.data.dataset import check_login, upload_dataset
     from rlaif.pipeline.experiment import run_experiment
+    from rlaif.pipeline.experiment_file import load_experiment
 
     path = find(str(config))
     experiment, _ = load_experiment(path, settings)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.experiment import Experiment
 from rlaif.config.models import Columns, PromptsSpec
 from rlaif.config.steps import LoadStep, SamplePrinciples
 from rlaif.core.errors import ConfigError
@@ -59,11 +58,12 @@ def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
     return _split_prompts(spec, prompts, splits, duplicates, name)
 
 
-def loaded_source(experiment: Experiment, step: LoadStep, beside: Path | None) -> Source:
-    """What a load step reads. Raises ConfigError where it is a file that is not there."""
+def loaded_source(step: LoadStep, name: str | None, beside: Path | None) -> Source:
+    """What a load step reads: its dataset, or the file called `name`. Raises ConfigError where that
+    is not there."""
     if step.dataset is not None:
         return HubData(step.dataset, step.dataset_split, step.dataset_config)
-    return find(experiment.loaded_name(step) or "", beside)
+    return find(name or "", beside)
 
 
 def split_prompts(spec: PromptsSpec, given: Iterable[Prompt], name: str) -> PromptSet:

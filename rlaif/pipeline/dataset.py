@@ -17,7 +17,7 @@ import msgspec
 from rlaif.config.dataset import DatasetSpec
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.labelled import LabelledPair
-from rlaif.core.records import Completion, Judgement, Preference, R, from_json
+from rlaif.core.records import Completion, Judgement, Preference, R, from_json, make_prompt
 from rlaif.core.rowfiles import Index
 from rlaif.core.store import explain_os_errors, partial_of, read_json, write_atomic
 from rlaif.data.card import Facts, sampled_by, write_card
@@ -27,10 +27,10 @@ from rlaif.data.describe import Describer, Description
 from rlaif.data.rows import Spool
 from rlaif.pipeline import provenance as told
 from rlaif.pipeline.manifest import NOT_INSTALLED
-from rlaif.pipeline.plan.training import PREFERENCES
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps.context import ByPrompt
 from rlaif.pipeline.steps.pair import why_no_pairs
+from rlaif.pipeline.steps.train import PREFERENCES
 from rlaif.preferences.aggregate import compared_scores
 
 MARKER = "rlaif.json"
@@ -107,7 +107,9 @@ class _Given:
             self._indexes[-1].grow()
             for preference in folder.records(Preference):
                 if preference.paired:
-                    self.pairs[preference.preference_id] = (number, preference.prompt_id)
+                    # A record that was brought in may go by an id of its own.
+                    prompt_id = make_prompt(preference.prompt).prompt_id
+                    self.pairs[preference.preference_id] = (number, prompt_id)
 
     def __iter__(self) -> Iterator[tuple[Preference, LabelledPair]]:
         """Each preference once, in the order of ids, and as a labelled pair."""

@@ -31,7 +31,6 @@ from rlaif.analysis.inverse_constitution.run import (
     sample_pairs,
 )
 from rlaif.analysis.inverse_constitution.vote import PrincipleVotes
-from rlaif.config.judges import YesNoJudge
 from rlaif.config.models import ModelSpec
 from rlaif.config.prompting import PromptsFile
 from rlaif.constitution.model import Constitution, load_constitution
@@ -44,6 +43,7 @@ from rlaif.engines.fake import FakeEngine, FakeScript
 from rlaif.engines.remote.meter import Account
 from rlaif.judges.build import build_judge
 from rlaif.judges.templates import PAIRWISE, load_template
+from rlaif.judges.yes_no import YesNoJudge
 from rlaif.pipeline.prompt_generation.run import make_prompts
 from rlaif.pipeline.single_step import asking, named_model
 from rlaif.pipeline.steps import step_module

@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from rlaif.config.bench import JudgesFile
-from rlaif.config.judging import JudgeBase
+from pydantic import Field, model_validator
+
+from rlaif.config.base import Strict
 from rlaif.config.models import ModelSpec, thinking_of
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
@@ -17,11 +19,27 @@ from rlaif.core.yamlio import Lines, load_yaml, suggest, validate
 from rlaif.engines.base import Model
 from rlaif.engines.build import known_capabilities
 from rlaif.judges.base import Judge, roles_of
-from rlaif.judges.build import JUDGES, build_judge
+from rlaif.judges.build import BASELINES, JUDGES, JudgeStep, build_judge
+from rlaif.judges.specs import JudgeBase
 from rlaif.pipeline.plan.walk import replace_path
 from rlaif.pipeline.prepare import model_key
 
-BASELINES = ("longer", "first", "random", "overlap", "perplexity")
+
+class JudgesFile(Strict):
+    """Judges, the models that their `by` names (`policy` is the command's --model), and the
+    constitution that they follow."""
+
+    models: dict[str, ModelSpec] = {}
+    constitution: str | None = None
+    judges: Annotated[list[JudgeStep], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _ids_differ(self) -> JudgesFile:
+        ids = [judge.id for judge in self.judges]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"judge ids must differ; {twice} is used twice (set `id:`)")
+        return self
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from rlaif.analysis.bench.entrants import find_entrants
 from rlaif.analysis.bench.judging import Workplace, judge_pairs
-from rlaif.config.distill import LinearDistill
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.labelled import LabelledPair
@@ -48,6 +47,7 @@ from rlaif.metrics.ridge import cross_validate
 from rlaif.pipeline.experiment import StepProgress
 from rlaif.pipeline.steps.load import labelled_preference
 from rlaif.train.fits import Comparisons, Features, fit_linear, spread
+from rlaif.train.methods.heads import LinearDistill
 from rlaif.train.model import compute_dtype
 from rlaif.train.probe import comparisons, read_features
 from rlaif.train.tokenise import encode, load_tokenizer, model_limits

@@ -100,7 +100,7 @@ def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
 def run(context: StepContext) -> dict[str, Any]:
     """Read the whole file, refuse what is wrong, commit."""
     step = context.planned.step
-    source = loaded_source(context.inputs.experiment, step, context.inputs.path)
+    source = loaded_source(step, context.inputs.experiment.loaded_name(step), context.inputs.path)
     if step.type == "pairs":
         return _run_pairs(context, _watched(step, source), source)
     left_out: dict[str, int] = {}
