@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlaif.cli.options import (
-    FILE,
-    JSON,
-    SHOWN,
-    ReadOptions,
-    column_map,
-    echo_skipped,
-    read_options,
-)
+from rlaif.cli.options import FILE, JSON, SHOWN, ReadOptions, column_map, echo_skipped, read_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
