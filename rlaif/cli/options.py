@@ -63,7 +63,7 @@ SEED = click.option(
     type=click.IntRange(0, 2**63 - 1),
     default=0,
     show_default=True,
-    help="Seed of every random choice.",
+    help="Seed for every random choice.",
 )
 MODEL = click.option(
     "--model",
@@ -77,25 +77,25 @@ OUT = click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder to write or go on with.",
+    help="Folder to write or resume.",
 )
 CONSTITUTION = click.option("--constitution", help="A constitution file.")
 PROMPTS = click.option(
     "--prompts",
     type=click.Path(path_type=Path),
-    help="The file of prompts [default: kept by `rlaif sample`].",
+    help="The prompts file [default: the one kept by `rlaif sample`].",
 )
 
 FROM = click.option(
-    "--from", "from_", metavar="FORMAT", help="The file's format [default: found from the columns]."
+    "--from", "from_", metavar="FORMAT", help="The file's format [default: found from its columns]."
 )
 COLUMNS = click.option(
-    "--columns", type=click.Path(path_type=Path), help="A YAML file that says which column is what."
+    "--columns", type=click.Path(path_type=Path), help="A YAML file that maps the columns."
 )
 SPLIT = click.option(
     "--split", default="train", show_default=True, help="The split of a dataset on the hub."
 )
-CONFIG = click.option("--config", help="Which part (configuration) of a dataset on the hub.")
+CONFIG = click.option("--config", help="The configuration (subset) of a dataset on the hub.")
 ON_ERROR = click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),
