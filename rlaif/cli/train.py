@@ -317,11 +317,11 @@ def distill(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @JSON
 def average(models: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Average the weights of reward MODELS with a common starting point (WARM).
+    """Average the weights of several reward MODELS (WARM).
 
-    The result costs as much to serve as one model. Train the members with different data orders
-    (--seed) or learning rates from the same head: run `distill --set method=linear` first, and
-    start each member from its model.
+    The members need a common starting point; the result costs one model to serve. Train them with
+    different data orders (--seed) or learning rates from the same head: run `distill --set
+    method=linear` first, and start each member from its model.
     """
     from rlaif.train.average import average as averaged
 
