@@ -52,7 +52,8 @@ SUBSETS = frozenset(name for weights in SECTIONS.values() for name in weights)
 
 
 def foreign_subsets(names: Iterable[str]) -> list[str]:
-    """Of the subsets of a file that has some of RewardBench's, the others, by name."""
+    """Subsets that belong to no RewardBench section, sorted; empty if the file has none of
+    RewardBench's subsets."""
     found = set(names)
     return sorted(found - SUBSETS) if found & SUBSETS else []
 

@@ -82,7 +82,7 @@ class PreferenceTask:
         return (loss * weight).sum() / total, sums, layout.tokens
 
     def _metrics(self, pairs: PairLogprobs) -> dict[str, Tensor]:
-        """In the quantity that is trained: per token where the loss is."""
+        """Reward metrics, per token for length-normalised losses and summed otherwise."""
         options = self.options
         per_token = options.method in ("simpo", "orpo")
         per_token = per_token or bool(getattr(options, "length_normalise", False))
