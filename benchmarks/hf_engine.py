@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-from rlaif.config.judges import PairwiseJudge
 from rlaif.config.models import ModelSpec
 from rlaif.constitution.model import load_constitution
 from rlaif.core.records import Completion, Message, Prompt
@@ -33,6 +32,7 @@ from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.builtin import resolve
 from rlaif.engines.local.hf import HfEngine, load
 from rlaif.judges.build import build_judge
+from rlaif.judges.pairwise import PairwiseJudge
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ROOT / "prompts/seeds/everyday.jsonl"

@@ -121,7 +121,6 @@ def ask_bare(url: str, count: int, concurrency: int) -> Asked:
 def ask_rlaif(url: str, count: int, concurrency: int) -> Asked:
     """A judge with retries, cache and records, to the last record."""
     import rlaif.engines.remote.openai
-    from rlaif.config.judges import YesNoJudge
     from rlaif.config.models import ModelSpec
     from rlaif.constitution.model import Constitution
     from rlaif.core.records import Completion, content_hash, make_prompt
@@ -129,6 +128,7 @@ def ask_rlaif(url: str, count: int, concurrency: int) -> Asked:
     from rlaif.engines.base import Model
     from rlaif.engines.build import EnginePool
     from rlaif.judges.build import build_judge
+    from rlaif.judges.yes_no import YesNoJudge
     from rlaif.pipeline.steps.judge import ask_model
 
     assert rlaif.engines.remote.openai

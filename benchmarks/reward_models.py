@@ -217,8 +217,8 @@ def states(data: Data, out: Path, options: argparse.Namespace) -> tuple[Any, Any
     them."""
     import torch
 
-    from rlaif.config.distill import LinearDistill
     from rlaif.engines.builtin import resolve
+    from rlaif.train.methods.heads import LinearDistill
     from rlaif.train.model import compute_dtype
     from rlaif.train.probe import comparisons, read_depths
     from rlaif.train.reward_model import by_prompt
@@ -258,7 +258,7 @@ def by_training(
     """A reward model of which adapters are trained by `method`."""
     from pydantic import TypeAdapter
 
-    from rlaif.config.distill import AnyDistill
+    from rlaif.config.methods import AnyDistill
     from rlaif.engines.builtin import resolve
     from rlaif.train.run import train as train_all
 

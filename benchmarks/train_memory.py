@@ -58,11 +58,11 @@ def work(job: dict[str, Any]) -> None:
     """Two steps of DPO; prints the bytes that the second needed beyond what is held anyway."""
     import torch
 
-    from rlaif.config.training import DpoTrain
     from rlaif.kernels.device import release_freed_memory
     from rlaif.pipeline.steps.load import load_preferences
     from rlaif.train.loading import load_module
     from rlaif.train.loop import _plan, make_optimizer, optimiser_step
+    from rlaif.train.methods.pairs import DpoTrain
     from rlaif.train.model import prepare
     from rlaif.train.preference import PreferenceTask, compute_reference
     from rlaif.train.tokenise import encode, load_tokenizer

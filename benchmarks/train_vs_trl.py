@@ -134,12 +134,12 @@ def ours_offline(job: Job) -> dict[str, float]:
     """DPO or the reward model by this package, from the loaded model to the last step."""
     import torch
 
-    from rlaif.config.distill import BradleyTerryDistill
-    from rlaif.config.training import DpoTrain
     from rlaif.kernels.device import keep_freed_memory
     from rlaif.pipeline.steps.load import load_preferences
     from rlaif.train.loading import load_module
     from rlaif.train.loop import Task, run_training
+    from rlaif.train.methods.pairs import DpoTrain
+    from rlaif.train.methods.reward_models import BradleyTerryDistill
     from rlaif.train.model import prepare
     from rlaif.train.preference import PreferenceTask, compute_reference
     from rlaif.train.reward_model import RewardTask
@@ -172,7 +172,7 @@ def ours_offline(job: Job) -> dict[str, float]:
     work = Path(tempfile.mkdtemp())
     began = time.perf_counter()
     if reward:
-        task: Task = RewardTask(encoded.examples, options)  # type: ignore[arg-type]
+        task: Task = RewardTask(encoded.examples, None, options)
     else:
         path = work / "reference.jsonl"
         stored = compute_reference(model, encoded.examples, options, 0, path)
@@ -289,6 +289,7 @@ def ours_grpo(job: Job) -> dict[str, float]:
     from rlaif.engines.local.hf import HfEngine
     from rlaif.engines.local.weights import Weights
     from rlaif.kernels.device import keep_freed_memory
+    from rlaif.train.job import TrainJob
     from rlaif.train.loading import load_module
     from rlaif.train.model import prepare
     from rlaif.train.on_policy import run_on_policy
@@ -345,7 +346,18 @@ def ours_grpo(job: Job) -> dict[str, float]:
         return groups
 
     began = time.perf_counter()
-    run_on_policy(model, options, collect, None, None, [], Path(tempfile.mkdtemp()), 0, "f")  # type: ignore[arg-type]
+    work = Path(tempfile.mkdtemp())
+    training: TrainJob[Any] = TrainJob(
+        options,
+        start=Path(job.model),
+        out=work / "out",
+        work=work,
+        seed=0,
+        device=device,
+        collect=collect,
+        fingerprint="f",
+    )
+    run_on_policy(training, model)
     sync(job)
     return {"seconds": time.perf_counter() - began, "items": job.steps, "tokens": sum(made)}
 

@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlaif.config.experiment import load_experiment
     from rlaif.constitution.model import load_constitution
     from rlaif.constitution.rules import apply_check
     from rlaif.core.records import Completion, Judgement, Preference, Prompt, make_prompt
     from rlaif.engines.build import load_engine
     from rlaif.judges.build import build_judge
     from rlaif.pipeline.experiment import run_experiment
+    from rlaif.pipeline.experiment_file import load_experiment
     from rlaif.pipeline.runs import load_run
     from rlaif.preferences.aggregate import candidate_scores, combine
     from rlaif.preferences.strategies import prompt_pairs
@@ -38,7 +38,7 @@ _PUBLIC = {
     "combine": "rlaif.preferences.aggregate:combine",
     "load_constitution": "rlaif.constitution.model:load_constitution",
     "load_engine": "rlaif.engines.build:load_engine",
-    "load_experiment": "rlaif.config.experiment:load_experiment",
+    "load_experiment": "rlaif.pipeline.experiment_file:load_experiment",
     "load_run": "rlaif.pipeline.runs:load_run",
     "make_prompt": "rlaif.core.records:make_prompt",
     "prompt_pairs": "rlaif.preferences.strategies:prompt_pairs",

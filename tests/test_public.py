@@ -79,8 +79,8 @@ def test_texts_do_what_paths_do(
 def test_training_and_loading_take_texts(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlaif.config.distill import BradleyTerryDistill
     from rlaif.config.models import ModelSpec
+    from rlaif.train.methods.reward_models import BradleyTerryDistill
     from tests.pipeline.test_model_card import read
 
     row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from architecture_parts.configs import NotText, small_config
-from rlaif.config.distill import DISTILLATIONS
-from rlaif.config.methods import METHODS
+from rlaif.config.methods import DISTILLATIONS, METHODS
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Preference

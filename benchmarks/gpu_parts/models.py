@@ -20,10 +20,12 @@ from gpu_parts.setting import (
     refuse_slow_paths,
     worst,
 )
-from rlaif.config.on_policy import GrpoTrain
-from rlaif.config.training import DpoTrain, LoraOptions
+from rlaif.config.training import LoraOptions
 from rlaif.kernels.batching import Branches, padded_layout
+from rlaif.train.job import TrainJob
 from rlaif.train.loop import run_training
+from rlaif.train.methods.on_policy import GrpoTrain
+from rlaif.train.methods.pairs import DpoTrain
 from rlaif.train.model import TrainModel, add_lora, prepare
 from rlaif.train.on_policy import run_on_policy
 from rlaif.train.preference import PreferenceTask, compute_reference
@@ -292,7 +294,17 @@ def _grpo_step(
         trainable=False,
     )
     work = empty_folder(setting.out, f"agree-grpo-{device.type}")
-    run_on_policy(model, options, lambda number, policy: groups, reference, None, [], work, 0, "f")
+    job = TrainJob(
+        options,
+        start=work,
+        out=work / "out",
+        work=work,
+        seed=0,
+        device=device,
+        collect=lambda number, policy: groups,
+        fingerprint="f",
+    )
+    run_on_policy(job, model, reference)
     after = _weights(model)
     # Of AdamW's first step g / (|g| + 1e-8): what is not nearly 1 had a gradient of rounding.
     step = {key: (after[key] - start[key]).abs() for key in after}

@@ -27,13 +27,13 @@ from gpu_parts.setting import (
     tokenizer_folder,
 )
 from rlaif.config.models import ModelSpec
-from rlaif.config.training import DpoTrain
 from rlaif.core.chat import KEEP
 from rlaif.core.records import Preference
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.local.encoding import Encoding
 from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
+from rlaif.train.methods.pairs import DpoTrain
 from rlaif.train.run import train
 
 WIDE, NARROW = torch.float32, torch.bfloat16

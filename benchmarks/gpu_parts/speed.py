@@ -26,18 +26,20 @@ from gpu_parts.setting import (
     refuse_slow_paths,
     seconds,
 )
-from rlaif.config.distill import BradleyTerryDistill
 from rlaif.config.models import ModelSpec
-from rlaif.config.on_policy import GrpoTrain
-from rlaif.config.training import DpoTrain, LoraOptions
+from rlaif.config.training import LoraOptions
 from rlaif.core.chat import KEEP
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.local.encoding import Encoding
 from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
 from rlaif.kernels.batching import plan_epoch
+from rlaif.train.job import TrainJob, TrainProgress
 from rlaif.train.loading import load_module
-from rlaif.train.loop import Task, TrainProgress, run_training
+from rlaif.train.loop import Task, run_training
+from rlaif.train.methods.on_policy import GrpoTrain
+from rlaif.train.methods.pairs import DpoTrain
+from rlaif.train.methods.reward_models import BradleyTerryDistill
 from rlaif.train.model import TrainModel, prepare
 from rlaif.train.on_policy import run_on_policy
 from rlaif.train.preference import PreferenceTask, compute_reference
@@ -173,7 +175,7 @@ def train_pairs(
     timed = _measured(model, examples, options, job)
     reference_warm = reference = 0.0
     if reward:
-        task: Task = RewardTask(examples, options)  # type: ignore[arg-type]
+        task: Task = RewardTask(examples, None, options)
     else:
         # Once for what it compiles, and again for the pairs that are timed.
         stored: dict[str, tuple[float, ...]] = {}
@@ -323,8 +325,17 @@ def grpo_1b(setting: Setting, checks: Checks) -> None:
             sampled.append(time.perf_counter() - began)
             return groups
 
-        fixed = (None, None, [], folder / name, 0, "f")
-        return seconds(setting, lambda: run_on_policy(model, options, collect, *fixed))  # type: ignore[arg-type]
+        training = TrainJob(
+            options,
+            start=folder,
+            out=folder / "out",
+            work=folder / name,
+            seed=0,
+            device=model.device,
+            collect=collect,
+            fingerprint="f",
+        )
+        return seconds(setting, lambda: run_on_policy(training, model))
 
     warm = run("warm", WARM_STEPS, setting.pick(16, 4))
     sampled.clear()

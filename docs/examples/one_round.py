@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import rlaif
-from rlaif.config.judges import YesNoJudge
 from rlaif.config.models import ModelSpec
 from rlaif.config.steps import PairStep
-from rlaif.config.training import DpoTrain
 from rlaif.core.records import content_hash
 from rlaif.core.resources import find
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.builtin import resolve
+from rlaif.judges.yes_no import YesNoJudge
 from rlaif.preferences.strategies import Candidate, preference
+from rlaif.train.methods.pairs import DpoTrain
 
 spec = ModelSpec(path="builtin/smollm2-135m-instruct", system_prompt="drop")
 folder, options = resolve(spec.path), PairStep()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from rlaif.analysis.whatif import Pairing, find_labelled
-from rlaif.config.judges import PairwiseJudge, RatingJudge, RulesJudge, YesNoJudge
-from rlaif.config.judging import JudgeBase
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
@@ -16,6 +14,11 @@ from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
 from rlaif.judges.base import Judge
 from rlaif.judges.build import build_judge
+from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.rating import RatingJudge
+from rlaif.judges.rules import RulesJudge
+from rlaif.judges.specs import JudgeBase
+from rlaif.judges.yes_no import YesNoJudge
 from rlaif.metrics.votes import VotedPair, WeightFit, fit_weights, principle_votes
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import Engines, Progress
@@ -41,7 +44,7 @@ def run_votes(
     for found in labelled:
         pairing = pairings[found.pairing]
         counted = list(judges) or list(pairing.counted())
-        rows = {name: pairing.judgements[name] for name in _known(counted, pairing)}
+        rows = {name: pairing.judgements[name] for name in _check_names(counted, pairing)}
         votes = one_vote_each(
             {
                 judge: principle_votes(groups.get(found.prompt_id, []), found.first, found.second)
@@ -52,7 +55,7 @@ def run_votes(
     return voted, strange
 
 
-def _known(names: Sequence[str], pairing: Pairing) -> Sequence[str]:
+def _check_names(names: Sequence[str], pairing: Pairing) -> Sequence[str]:
     for name in names:
         if name not in pairing.judgements:
             hint = suggest(name, list(pairing.judgements))

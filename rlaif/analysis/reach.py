@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.analysis.whatif import Effect, effect, load_pairings
-from rlaif.config.experiment import Experiment, load_experiment
 from rlaif.config.models import thinking_of
 from rlaif.constitution.lint import changes, stale
 from rlaif.constitution.model import Constitution
@@ -17,6 +16,7 @@ from rlaif.core.records import Completion, Prompt
 from rlaif.judges.base import Judge, is_staged
 from rlaif.judges.build import build_judge
 from rlaif.metrics.intervals import show_interval
+from rlaif.pipeline.experiment_file import Experiment, load_experiment
 from rlaif.pipeline.runs import Run, principle_weights, run_constitution
 from rlaif.pipeline.steps.asking import Kept
 from rlaif.pipeline.steps.context import ByPrompt
@@ -80,24 +80,24 @@ class Reach:
             yield f"not in these figures, since a judge has to say: {', '.join(self.unknown)}"
 
 
-def reach(run: Run, before: Constitution, after: Constitution) -> Reach:
+def measure_reach(run: Run, before: Constitution, after: Constitution) -> Reach:
     """What going from `before` to `after` does to a run. Raises ConfigError when the run has no
     constitution or no finished pairs made from judgements."""
     own = run_constitution(run)
     experiment, _ = load_experiment(run.root / "config.yaml")
-    found = changes(own, after, _named(experiment))
+    found = changes(own, after, _named_principles(experiment))
     unknown = stale(found)
     old, new = principle_weights(own), principle_weights(after)
     weights = {name: new.get(name, 0.0) for name in old}
     return Reach(
-        tuple(_judges(run, experiment, after)),
+        tuple(_reach_of_judges(run, experiment, after)),
         effect(load_pairings(run), old, weights),
         tuple(p.id for p in after.principles if p.id in unknown),
         not changes(own, before),
     )
 
 
-def _named(experiment: Experiment) -> frozenset[str]:
+def _named_principles(experiment: Experiment) -> frozenset[str]:
     """The principles that a judge that asks models names, or a judge within one."""
     specs = [s for spec in experiment.all_judges().values() for s in _with_inner(spec)]
     return frozenset(n for s in specs if s.kind != "rules" for n in s.principles or ())
@@ -111,7 +111,7 @@ def _with_inner(spec: Any) -> Iterator[Any]:
         yield from _with_inner(own)
 
 
-def _judges(run: Run, experiment: Experiment, after: Constitution) -> Iterator[JudgeReach]:
+def _reach_of_judges(run: Run, experiment: Experiment, after: Constitution) -> Iterator[JudgeReach]:
     # Files that the experiment names are looked for beside it; an older run does not say where.
     beside = run.root / run.manifest.get("experiment_path", run.manifest["experiment"])
     prompts = run.prompt_records()
@@ -127,7 +127,7 @@ def _judges(run: Run, experiment: Experiment, after: Constitution) -> Iterator[J
             continue
         counts: Counter[str] = Counter()
         for step in folders:
-            counts += _counted(run, step, judge, prompts)
+            counts += _count_calls(run, step, judge, prompts)
         again = counts["asked"] + counts["made"]
         yield JudgeReach(
             name, not again, stored, counts["unchanged"], counts["asked"], counts["made"]
@@ -145,7 +145,7 @@ def _judge_steps(run: Run) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
-def _counted(
+def _count_calls(
     run: Run, step: Mapping[str, Any], judge: Judge, prompts: Mapping[str, Prompt]
 ) -> Counter[str]:
     """How many calls of a judge step a judge would find again, ask and make: the calls that it

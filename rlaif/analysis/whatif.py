@@ -2,7 +2,7 @@
 
 A principle of weight 0 counts as left out; so does a judge that is left with no principle.
 
-`ablate` leaves one principle out at a time: which of the preferences depend on it?
+`ablate_principles` leaves one principle out at a time: which of the preferences depend on it?
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlaif.config.experiment import load_experiment
 from rlaif.config.steps import PairStep
 from rlaif.constitution.textstats import is_blank
 from rlaif.core.errors import ConfigError
@@ -21,6 +20,7 @@ from rlaif.core.records import Completion, Judgement, Preference, Prompt
 from rlaif.metrics.intervals import Interval, paired_interval, rare_share_interval
 from rlaif.metrics.metrics import counts_per_prompt, value_interval
 from rlaif.metrics.votes import sided
+from rlaif.pipeline.experiment_file import load_experiment
 from rlaif.pipeline.runs import Run, principle_weights, run_constitution
 from rlaif.pipeline.steps.context import by_prompt
 from rlaif.pipeline.steps.pair import group_by_prompt, judge_weights, standardised
@@ -85,7 +85,7 @@ def load_pairings(run: Run) -> list[Pairing]:
         judged = any(name.startswith("judgements/") for name in planned["inputs"])
         finished = run.store.step(planned["hash"]).done() is not None
         if isinstance(step, PairStep) and judged and finished:
-            made.append(_pairing(run, planned, step, prompts))
+            made.append(_load_pairing(run, planned, step, prompts))
     if not made:
         raise ConfigError(
             "this run has no finished pair step that is made from judgements", run.root
@@ -93,7 +93,7 @@ def load_pairings(run: Run) -> list[Pairing]:
     return made
 
 
-def _pairing(
+def _load_pairing(
     run: Run, planned: Mapping[str, Any], step: PairStep, prompts: Mapping[str, Prompt]
 ) -> Pairing:
     inputs: dict[str, dict[str, str]] = defaultdict(dict)
@@ -120,7 +120,7 @@ def _pairing(
     )
 
 
-def rescored(pairing: Pairing, weights: Weights) -> dict[str, Scores]:
+def rescore_completions(pairing: Pairing, weights: Weights) -> dict[str, Scores]:
     """The combined score of every candidate by prompt id, each on [0, 1] or None (missing)."""
     judges = {
         judge: weight
@@ -152,15 +152,15 @@ def effect(pairings: Sequence[Pairing], before: Weights, after: Weights) -> Effe
     flips: list[tuple[str, bool]] = []
     others: list[tuple[str, bool]] = []
     for pairing in pairings:
-        old, new = rescored(pairing, before), rescored(pairing, after)
+        old, new = rescore_completions(pairing, before), rescore_completions(pairing, after)
         for preference in pairing.preferences:
             scores = new.get(preference.prompt_id, {})
-            change = _change(scores, preference.chosen_id, preference.rejected_id)
+            change = _describe_change(scores, preference.chosen_id, preference.rejected_id)
             if change != "kept":
                 counts[change] += 1
             flips.append((preference.prompt_id, change == "flipped"))
         for prompt_id in pairing.completions:
-            same = _pairs(pairing, prompt_id, old) == _pairs(pairing, prompt_id, new)
+            same = _scored_pairs(pairing, prompt_id, old) == _scored_pairs(pairing, prompt_id, new)
             others.append((prompt_id, not same))
     return Effect(
         sum(len(p.preferences) for p in pairings),
@@ -170,14 +170,16 @@ def effect(pairings: Sequence[Pairing], before: Weights, after: Weights) -> Effe
     )
 
 
-def _change(scores: Scores, chosen: str, rejected: str) -> str:
+def _describe_change(scores: Scores, chosen: str, rejected: str) -> str:
     above, below = scores.get(chosen), scores.get(rejected)
     if above is None or below is None:
         return "missing"
     return "kept" if above > below else "flipped" if above < below else "tied"
 
 
-def _pairs(pairing: Pairing, prompt_id: str, scores: Mapping[str, Scores]) -> set[tuple[str, str]]:
+def _scored_pairs(
+    pairing: Pairing, prompt_id: str, scores: Mapping[str, Scores]
+) -> set[tuple[str, str]]:
     candidates = [
         Candidate(c, score)
         for c in pairing.completions[prompt_id]
@@ -222,12 +224,12 @@ def find_labelled(
     return found, len(given) - len(seen)
 
 
-def agreements(
+def measure_agreements(
     pairings: Sequence[Pairing], labelled: Sequence[LabelledCandidates], weights: Weights
 ) -> list[float | None]:
     """For each labelled pair: 1 where the scores side with its label, 0 where against it, 0.5 for
     equal scores; None where the label is a tie or a score is missing."""
-    scores = [rescored(pairing, weights) for pairing in pairings]
+    scores = [rescore_completions(pairing, weights) for pairing in pairings]
     values: list[float | None] = []
     for pair in labelled:
         row = scores[pair.pairing][pair.prompt_id]
@@ -268,7 +270,7 @@ class Ablation:
         return asdict(self)
 
 
-def ablate(run: Run, labels: Sequence[LabelledPair] | None = None) -> Ablation:
+def ablate_principles(run: Run, labels: Sequence[LabelledPair] | None = None) -> Ablation:
     """The ablation of every principle in turn, from stored judgements alone.
 
     Raises ConfigError when the run has no constitution, no finished pairs made from judgements, or
@@ -276,13 +278,13 @@ def ablate(run: Run, labels: Sequence[LabelledPair] | None = None) -> Ablation:
     """
     weights = principle_weights(run_constitution(run))
     pairings = load_pairings(run)
-    judged = _judged(pairings)
+    judged = _count_judged(pairings)
     labelled, strange = find_labelled(pairings, labels) if labels is not None else ([], 0)
-    whole = agreements(pairings, labelled, weights)
+    whole = measure_agreements(pairings, labelled, weights)
     rows = []
     for name in (n for n, weight in weights.items() if weight > 0 and judged.get(n)):
         without = {**weights, name: 0.0}
-        values = agreements(pairings, labelled, without)
+        values = measure_agreements(pairings, labelled, without)
         both = [a is not None and b is not None for a, b in zip(values, whole, strict=True)]
         now, then = (
             labelled_by_prompt(
@@ -305,7 +307,7 @@ def ablate(run: Run, labels: Sequence[LabelledPair] | None = None) -> Ablation:
     return Ablation(tuple(rows), known, strange, found)
 
 
-def _judged(pairings: Sequence[Pairing]) -> dict[str, int]:
+def _count_judged(pairings: Sequence[Pairing]) -> dict[str, int]:
     """How many different judgements by counted judges there are about each principle."""
     ids: dict[str, set[str]] = defaultdict(set)
     for pairing in pairings:

@@ -82,14 +82,14 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except RlaifError as error:
-        _exit(str(error), error.exit_code)
+        _exit_with(str(error), error.exit_code)
     except click.Abort:
-        _exit("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+        _exit_with("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         # One that struck in code made from text (a dataclass in the making) has Python end `-m` by
         # the signal and not by our exit code, unless more such code has run since.
         exec("")
-        _exit("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+        _exit_with("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(EXIT_USER)
@@ -97,7 +97,7 @@ def main() -> None:
         sys.exit(EXIT_USER)
     except OSError as error:
         if error.errno in USERS:
-            _exit(f"{error.filename or 'writing'}: {error.strerror}", EXIT_USER)
+            _exit_with(f"{error.filename or 'writing'}: {error.strerror}", EXIT_USER)
         raise
 
 
@@ -111,7 +111,7 @@ def _heard_again(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _exit(message: str, code: int) -> None:
+def _exit_with(message: str, code: int) -> None:
     click.echo(f"rlaif: {message}", err=True)
     sys.exit(code)
 

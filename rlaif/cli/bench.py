@@ -10,32 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlaif.cli.data import labelled_pairs
 from rlaif.cli.options import (
-    COLUMNS,
-    CONFIG,
     CONSTITUTION,
-    FROM,
+    FILE,
     JSON,
     MODEL,
-    ON_ERROR,
     OUT,
     QUIET,
     RESAMPLES,
     SEED,
-    SPLIT,
+    ReadOptions,
     progress_of,
+    read_hub_options,
+    read_options,
 )
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from rlaif.data.readers import OnError
-
 
 @click.command("judge-bench")
-@click.argument("pairs", type=click.Path(path_type=Path))
+@click.argument("pairs", type=FILE)
 @click.option(
     "--judge",
     "judges",
@@ -44,11 +40,7 @@ if TYPE_CHECKING:
     help="A kind (pairwise, rating, longer ...), a YAML file of judges, or the folder of a reward "
     "model; repeatable.",
 )
-@FROM
-@COLUMNS
-@SPLIT
-@CONFIG
-@ON_ERROR
+@read_hub_options
 @click.option(
     "--attack",
     "attacks",
@@ -76,7 +68,7 @@ if TYPE_CHECKING:
 @RESAMPLES
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Folder for judgements and report [default: runs/judge-bench/NAME].",
 )
 @CONSTITUTION
@@ -86,23 +78,12 @@ if TYPE_CHECKING:
 @JSON
 def judge_bench(
     pairs: Path,
-    judges: tuple[str, ...],
-    from_: str | None,
-    columns: Path | None,
-    split: str,
-    config: str | None,
-    on_error: OnError,
-    attacks: tuple[str, ...],
-    limit: int | None,
-    repeats: int,
-    author: str | None,
-    baselines: bool,
+    reading: ReadOptions,
     out: Path | None,
-    constitution: str | None,
     model: str,
-    seed: int,
     quiet: bool,
     as_json: bool,
+    **measured: Any,
 ) -> None:
     """Measure judges on labelled PAIRS.
 
@@ -115,29 +96,25 @@ def judge_bench(
     from rlaif.pipeline.single_step import named_model
     from rlaif.report.bench import bench_page, bench_tables
 
-    labelled = labelled_pairs(pairs, from_, columns, on_error, split, config)
-    name = pairs.name.removesuffix(".gz").rsplit(".", 1)[0]
+    labelled = reading.load_pairs(pairs)
+    name = _stem_of(pairs)
     folder = out or Path("runs") / "judge-bench" / name
-    request = BenchRequest(
-        name,
-        judges,
-        folder,
-        named_model(model).spec,
-        constitution,
-        baselines,
-        attacks,
-        limit,
-        repeats,
-        author,
-        seed,
-    )
+    spec = named_model(model).spec
+    # Every other option has the name of what it sets in the request.
+    request = BenchRequest(name=name, out=folder, model=spec, **measured)
     result = run_bench(request, labelled, progress_of(quiet))
     wrong = [json.loads(line) for line in (folder / FILE).read_text("utf-8").split("\n") if line]
     page = bench_page(result, folder / "report.html", wrong)
-    _say(result, bench_tables(result), page, as_json)
+    _echo_result(result, bench_tables(result), page, as_json)
 
 
-def _say(result: dict[str, Any], tables: Sequence[Table | Text], page: Path, as_json: bool) -> None:
+def _stem_of(pairs: Path) -> str:
+    return pairs.name.removesuffix(".gz").rsplit(".", 1)[0]
+
+
+def _echo_result(
+    result: dict[str, Any], tables: Sequence[Table | Text], page: Path, as_json: bool
+) -> None:
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
         return
@@ -150,24 +127,20 @@ def _say(result: dict[str, Any], tables: Sequence[Table | Text], page: Path, as_
 
 
 @click.command("reward-bench")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("pairs", type=click.Path(path_type=Path))
-@FROM
-@COLUMNS
-@ON_ERROR
+@click.argument("model", type=FILE)
+@click.argument("pairs", type=FILE)
+@read_options
 @click.option(
     "--train",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="The training pairs of MODEL: learning curve, suspect labels, nearest pairs.",
 )
 @click.option(
     "--scored",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Output of `rlaif score` with several answers per prompt, for best-of-n; needs --gold.",
 )
-@click.option(
-    "--gold", type=click.Path(path_type=Path), help="A trusted judge's judgements of them."
-)
+@click.option("--gold", type=FILE, help="A trusted judge's judgements of them.")
 @RESAMPLES
 @OUT
 @SEED
@@ -176,9 +149,7 @@ def _say(result: dict[str, Any], tables: Sequence[Table | Text], page: Path, as_
 def reward_bench(
     model: Path,
     pairs: Path,
-    from_: str | None,
-    columns: Path | None,
-    on_error: OnError,
+    reading: ReadOptions,
     train: Path | None,
     scored: Path | None,
     gold: Path | None,
@@ -195,7 +166,7 @@ def reward_bench(
 
     Every metric has a 95% interval over prompts. Results are kept in --out and reused.
     """
-    from rlaif.analysis.bench.reward import RewardBench, labelled, run_reward_bench
+    from rlaif.analysis.bench.reward import RewardRequest, labelled, run_reward_bench
     from rlaif.core.records import Judgement, from_json
     from rlaif.pipeline.single_step import Records
     from rlaif.pipeline.steps.load import load_preferences
@@ -203,22 +174,23 @@ def reward_bench(
 
     if (scored is None) != (gold is None):
         raise click.UsageError("--scored and --gold go together: two judges of the same answers")
-    judged = [
-        [] if p is None else [from_json(Judgement, r) for r in Records(p).read("judgements")]
-        for p in (scored, gold)
-    ]
-    request = RewardBench(
-        pairs.name.removesuffix(".gz").rsplit(".", 1)[0],
-        model,
-        out,
-        [] if train is None else load_preferences(train),
-        judged[0],
-        judged[1],
-        seed,
+
+    def judgements(path: Path | None) -> list[Judgement]:
+        rows = [] if path is None else Records(path).read("judgements")
+        return [from_json(Judgement, row) for row in rows]
+
+    request = RewardRequest(
+        name=_stem_of(pairs),
+        model=model,
+        out=out,
+        train=[] if train is None else load_preferences(train),
+        scored=judgements(scored),
+        gold=judgements(gold),
+        seed=seed,
     )
     if pairs.is_dir():
         given = [labelled(p) for p in load_preferences(pairs) if p.paired]
     else:
-        given = labelled_pairs(pairs, from_, columns, on_error)
+        given = reading.load_pairs(pairs)
     result = run_reward_bench(request, given, progress_of(quiet))
-    _say(result, reward_tables(result), reward_page(result, out / "report.html"), as_json)
+    _echo_result(result, reward_tables(result), reward_page(result, out / "report.html"), as_json)

@@ -29,7 +29,7 @@ def cache() -> None:
 
 
 @contextmanager
-def _opened() -> Iterator[RequestCache]:
+def _open_cache() -> Iterator[RequestCache]:
     from rlaif.engines.remote.cache import RequestCache, cache_limit, cache_path
 
     opened = RequestCache(cache_path(), cache_limit())
@@ -46,7 +46,7 @@ def stats(as_json: bool) -> None:
     from rlaif.engines.remote.cache import cache_limit, cache_path
 
     if cache_path().exists():
-        with _opened() as opened:
+        with _open_cache() as opened:
             found = opened.stats()
     else:
         # Looking creates nothing.
@@ -86,7 +86,7 @@ def prune(
     named = model is not None or unused_days is not None
     if [named, to_mb is not None, everything].count(True) != 1:
         raise click.UsageError("give --model and/or --unused-days, or --to-mb, or --all")
-    with _opened() as opened:
+    with _open_cache() as opened:
         if to_mb is not None:
             dropped = opened.shrink(int(to_mb * 1e6))
         else:
@@ -102,7 +102,7 @@ def prune(
 def export(path: Path, model: str | None) -> None:
     """Write every request with its answer to PATH as JSON lines."""
     count = 0
-    with _opened() as opened, path.open("w", encoding="utf-8") as file:
+    with _open_cache() as opened, path.open("w", encoding="utf-8") as file:
         for row in opened.rows(model):
             file.write(json.dumps(row) + "\n")
             count += 1

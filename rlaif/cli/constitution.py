@@ -93,7 +93,7 @@ def diff(first: Path, second: Path, folder: Path | None, as_json: bool) -> None:
     found = changes(before, after)
     reach = None
     if folder is not None:
-        from rlaif.analysis.reach import reach as reach_of
+        from rlaif.analysis.reach import measure_reach as reach_of
         from rlaif.pipeline.runs import load_run
 
         reach = reach_of(load_run(folder), before, after)

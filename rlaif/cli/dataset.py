@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from rlaif.cli.data import labelled_pairs
 from rlaif.cli.options import (
-    COLUMNS,
-    FROM,
+    FILE,
     JSON,
     ON_ERROR,
     QUIET,
     SEED,
     SET,
+    ReadOptions,
     echo_table,
+    gather_reading,
     progress_of,
+    read_options,
 )
-
-if TYPE_CHECKING:
-    from rlaif.data.readers import OnError
-
-FILE = click.Path(path_type=Path)
 
 
 @click.command()
@@ -47,11 +43,11 @@ def build(
     CONFIG is an experiment with a `dataset` section. Runs the missing steps, as `rlaif run` does,
     and writes the dataset to OUT/dataset. Run it again to resume after an interruption.
     """
-    from rlaif.config.experiment import load_experiment
     from rlaif.core.errors import ConfigError
     from rlaif.core.resources import find
-    from rlaif.data.dataset import check_login, upload
+    from rlaif.data.dataset import check_login, upload_dataset
     from rlaif.pipeline.experiment import run_experiment
+    from rlaif.pipeline.experiment_file import load_experiment
 
     path = find(str(config))
     experiment, _ = load_experiment(path, settings)
@@ -66,7 +62,7 @@ def build(
     assert result.dataset is not None
     rows, lost = result.dataset.rows, result.dataset.lost
     if push is not None:
-        upload(result.dataset.folder, push)
+        upload_dataset(result.dataset.folder, push)
     if as_json:
         row = {"ran": result.ran, "reused": result.reused, "rows": rows, "lost": lost}
         click.echo(json.dumps(row | {"folder": str(result.dataset.folder), "pushed": push}))
@@ -132,28 +128,24 @@ def data() -> None:
 
 @data.command()
 @click.argument("file", type=FILE)
-@FROM
-@COLUMNS
-@ON_ERROR
+@read_options
 @JSON
-def stats(
-    file: Path, from_: str | None, columns: Path | None, on_error: OnError, as_json: bool
-) -> None:
+def stats(file: Path, reading: ReadOptions, as_json: bool) -> None:
     """Sizes, labels, lengths and anomalies of FILE."""
-    from rlaif.data.describe import describe
+    from rlaif.data.describe import describe_data
 
-    found = describe(labelled_pairs(file, from_, columns, on_error)).to_json()
+    found = describe_data(reading.load_pairs(file)).to_json()
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
         return
     warnings = found.pop("warnings")
     for name, value in found.items():
-        click.echo(f"{name.replace('_', ' '):16} {_shown(value)}")
+        click.echo(f"{name.replace('_', ' '):16} {_show_value(value)}")
     for warning in warnings:
         click.echo(f"note: {warning}")
 
 
-def _shown(value: Any) -> str:
+def _show_value(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -173,24 +165,14 @@ def _shown(value: Any) -> str:
 @click.option(
     "-n", "count", type=click.IntRange(min=1), default=3, show_default=True, help="How many pairs."
 )
-@FROM
-@COLUMNS
-@ON_ERROR
+@read_options
 @SEED
 @JSON
-def sample(
-    file: Path,
-    count: int,
-    from_: str | None,
-    columns: Path | None,
-    on_error: OnError,
-    seed: int,
-    as_json: bool,
-) -> None:
+def sample(file: Path, count: int, reading: ReadOptions, seed: int, as_json: bool) -> None:
     """Print a few random pairs of FILE."""
     from rlaif.core.records import content_hash
 
-    pairs = labelled_pairs(file, from_, columns, on_error)
+    pairs = reading.load_pairs(file)
     drawn = sorted(pairs, key=lambda pair: content_hash("sample", seed, pair.pair_id))[:count]
     for pair in drawn:
         row = {
@@ -215,7 +197,8 @@ def sample(
 @click.argument("second", type=FILE)
 @ON_ERROR
 @JSON
-def diff(first: Path, second: Path, on_error: OnError, as_json: bool) -> None:
+@gather_reading
+def diff(first: Path, second: Path, reading: ReadOptions, as_json: bool) -> None:
     """Compare two files of pairs.
 
     Their formats and row orders may differ.
@@ -224,8 +207,7 @@ def diff(first: Path, second: Path, on_error: OnError, as_json: bool) -> None:
 
     from rlaif.data.describe import compare_pairs
 
-    sides = [labelled_pairs(file, None, None, on_error) for file in (first, second)]
-    found = asdict(compare_pairs(sides[0], sides[1]))
+    found = asdict(compare_pairs(reading.load_pairs(first), reading.load_pairs(second)))
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -249,7 +231,7 @@ def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_js
     from rlaif.core.records import to_json
     from rlaif.core.resources import find
     from rlaif.core.yamlio import load_yaml, validate
-    from rlaif.data.hygiene import of_prompt, sift
+    from rlaif.data.hygiene import of_prompt, sift_items
     from rlaif.data.rows import write_rows
     from rlaif.data.sources import every_prompt
     from rlaif.pipeline.prompt_generation.run import check_for_prompts
@@ -260,7 +242,9 @@ def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_js
     wanted = validate(FilterSet, text, lines, path)
     check_for_prompts(wanted, path)
     records = every_prompt(find(str(prompts)))
-    sifted = sift([of_prompt(p) for p in records], wanted.filters, read_beside(wanted, path, []))
+    sifted = sift_items(
+        [of_prompt(p) for p in records], wanted.filters, read_beside(wanted, path, [])
+    )
     if not sifted.kept:
         raise ConfigError(nothing_left("prompts", sifted), prompts)
     kept = set(sifted.kept)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,15 @@ import click
 if TYPE_CHECKING:
     from rlaif.config.columns import LabelColumns
     from rlaif.constitution.model import Constitution
+    from rlaif.core.labelled import LabelledPair
+    from rlaif.data.readers import OnError
     from rlaif.metrics.intervals import Interval
     from rlaif.pipeline.experiment import StepProgress
+
+Command = Callable[..., None]
+FILE = click.Path(path_type=Path)
+SHOWN = 10
+"""How many rows are named that could not be read, or that repeat one another."""
 
 
 class Finite(click.FloatRange):
@@ -73,25 +82,16 @@ MODEL = click.option(
 )
 
 
-OUT = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Folder to write or resume.",
-)
+OUT = click.option("--out", type=FILE, required=True, help="Folder to write or resume.")
 CONSTITUTION = click.option("--constitution", help="A constitution file.")
 PROMPTS = click.option(
-    "--prompts",
-    type=click.Path(path_type=Path),
-    help="The prompts file [default: the one kept by `rlaif sample`].",
+    "--prompts", type=FILE, help="The prompts file [default: the one kept by `rlaif sample`]."
 )
 
 FROM = click.option(
     "--from", "from_", metavar="FORMAT", help="The file's format [default: found from its columns]."
 )
-COLUMNS = click.option(
-    "--columns", type=click.Path(path_type=Path), help="A YAML file that maps the columns."
-)
+COLUMNS = click.option("--columns", type=FILE, help="A YAML file that maps the columns.")
 SPLIT = click.option(
     "--split", default="train", show_default=True, help="The split of a dataset on the hub."
 )
@@ -105,7 +105,56 @@ ON_ERROR = click.option(
 )
 
 
-FILE = click.Path(path_type=Path)
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a file of labelled pairs, or a dataset on the hub, is read: one value for --from,
+    --columns, --on-error, --split and --config."""
+
+    from_: str | None = None
+    columns: Path | None = None
+    on_error: OnError = "skip"
+    split: str = "train"
+    config: str | None = None
+
+    def load_pairs(self, path: Path) -> list[LabelledPair]:
+        """The labelled pairs in `path`; rows that were left out are named on stderr."""
+        from rlaif.data.readers import read_labelled
+        from rlaif.data.rows import source_of
+
+        source = source_of(str(path), self.split, self.config)
+        reading = read_labelled(source, self.from_, column_map(self.columns), self.on_error)
+        pairs = list(reading)
+        echo_skipped(reading.skipped)
+        return pairs
+
+
+def gather_reading(command: Command) -> Command:
+    """The command with one `reading: ReadOptions` in place of an argument for each option."""
+
+    @wraps(command)
+    def call(**given: Any) -> None:
+        own = {f.name: given.pop(f.name) for f in fields(ReadOptions) if f.name in given}
+        command(**given, reading=ReadOptions(**own))
+
+    return call
+
+
+def read_options(command: Command) -> Command:
+    """How a file of labelled pairs is read, given to the command as `reading`."""
+    return FROM(COLUMNS(ON_ERROR(gather_reading(command))))
+
+
+def read_hub_options(command: Command) -> Command:
+    """As `read_options`, of a file or of a dataset on the hub."""
+    return FROM(COLUMNS(SPLIT(CONFIG(ON_ERROR(gather_reading(command))))))
+
+
+def echo_skipped(skipped: Sequence[str]) -> None:
+    """The rows that were left out, on stderr."""
+    for message in skipped[:SHOWN]:
+        click.echo(f"skipped: {message}", err=True)
+    if len(skipped) > SHOWN:
+        click.echo(f"skipped: {len(skipped) - SHOWN} more rows", err=True)
 
 
 def constitution_of(path: Path) -> Constitution:

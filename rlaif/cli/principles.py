@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.data import labelled_pairs
 from rlaif.cli.options import (
-    COLUMNS,
     FILE,
-    FROM,
     JSON,
     MODEL,
     NO_SEED,
-    ON_ERROR,
     QUIET,
     RESAMPLES,
     SEED,
+    ReadOptions,
     constitution_of,
     echo_table,
     progress_of,
+    read_options,
     shown,
 )
 from rlaif.core.errors import EXIT_USER
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from rlaif.analysis.inverse_constitution.rank import Ranked
     from rlaif.constitution.model import Constitution
     from rlaif.core.labelled import LabelledPair
-    from rlaif.data.readers import OnError
     from rlaif.metrics.votes import FittedWeight, VotedPair, WeightFit
 
 SOME = click.IntRange(min=1)
@@ -44,28 +41,19 @@ FEW_PROMPTS = 64
 @click.command()
 @click.argument("folder", metavar="RUN", type=FILE)
 @click.option("--labels", type=FILE, help="Labelled pairs of this run's answers.")
-@FROM
-@COLUMNS
-@ON_ERROR
+@read_options
 @NO_SEED
 @JSON
-def ablate(
-    folder: Path,
-    labels: Path | None,
-    from_: str | None,
-    columns: Path | None,
-    on_error: OnError,
-    as_json: bool,
-) -> None:
+def ablate(folder: Path, labels: Path | None, reading: ReadOptions, as_json: bool) -> None:
     """Measure the effect of each principle of RUN by leaving it out.
 
     Counts how many preferences would flip, using stored judgements only. With --labels: agreement
     with human labels, with and without each principle.
     """
-    from rlaif.analysis.whatif import ablate as left_out
+    from rlaif.analysis.whatif import ablate_principles as left_out
     from rlaif.pipeline.runs import load_run
 
-    pairs = None if labels is None else labelled_pairs(labels, from_, columns, on_error)
+    pairs = None if labels is None else reading.load_pairs(labels)
     made = left_out(load_run(folder), pairs)
     if as_json:
         click.echo(json.dumps(made.to_json(), ensure_ascii=False))
@@ -118,9 +106,7 @@ def ablate(
     "--keep", type=SOME, default=10, show_default=True, help="Maximum principles to write."
 )
 @MODEL
-@FROM
-@COLUMNS
-@ON_ERROR
+@read_options
 @SEED
 @QUIET
 @JSON
@@ -133,9 +119,7 @@ def infer(
     candidates: int,
     keep: int,
     model: str,
-    from_: str | None,
-    columns: Path | None,
-    on_error: OnError,
+    reading: ReadOptions,
     seed: int,
     quiet: bool,
     as_json: bool,
@@ -149,11 +133,11 @@ def infer(
 
     from rlaif.analysis.inverse_constitution.rank import constitution_yaml
     from rlaif.analysis.inverse_constitution.run import InferOptions
-    from rlaif.analysis.inverse_constitution.run import infer as inferred
+    from rlaif.analysis.inverse_constitution.run import infer_principles as inferred
     from rlaif.core.store import write_atomic
     from rlaif.pipeline.single_step import asking, named_model
 
-    labelled, asked = labelled_pairs(pairs, from_, columns, on_error), named_model(model)
+    labelled, asked = reading.load_pairs(pairs), named_model(model)
     options = InferOptions(most, propose, candidates, seed)
     with asking(work or out.with_suffix(".work")) as (store, engines):
         found = inferred(labelled, asked, engines, store, options, progress_of(quiet))
@@ -215,9 +199,7 @@ def _ranked_row(row: Ranked) -> dict[str, str]:
 )
 @RESAMPLES
 @MODEL
-@FROM
-@COLUMNS
-@ON_ERROR
+@read_options
 @SEED
 @QUIET
 @JSON
@@ -231,9 +213,7 @@ def fit(
     work: Path | None,
     folds: int,
     model: str,
-    from_: str | None,
-    columns: Path | None,
-    on_error: OnError,
+    reading: ReadOptions,
     seed: int,
     quiet: bool,
     as_json: bool,
@@ -248,10 +228,10 @@ def fit(
     from rlaif.analysis.fit_weights import fitted
 
     if data.is_dir():
-        used, voted = _votes_of_run(data, labels, from_, columns, on_error, judges)
+        used, voted = _votes_of_run(data, labels, reading, judges)
     else:
         folder = work or (out or data).with_suffix(".work")
-        pairs = labelled_pairs(data, from_, columns, on_error)
+        pairs = reading.load_pairs(data)
         used, voted = _votes_on_pairs(pairs, path, kind, model, folder, seed, quiet)
     made = fitted(voted, used, folds, seed)
     if as_json:
@@ -266,9 +246,7 @@ def fit(
 def _votes_of_run(
     data: Path,
     labels: Path | None,
-    from_: str | None,
-    columns: Path | None,
-    on_error: OnError,
+    reading: ReadOptions,
     judges: Sequence[str],
 ) -> tuple[Constitution, list[VotedPair]]:
     from rlaif.analysis.fit_weights import run_votes
@@ -279,7 +257,7 @@ def _votes_of_run(
     if labels is None:
         raise ConfigError("a run needs --labels FILE, labelled pairs of its answers", data)
     run = load_run(data)
-    pairs = labelled_pairs(labels, from_, columns, on_error)
+    pairs = reading.load_pairs(labels)
     voted, strange = run_votes(load_pairings(run), pairs, judges)
     _warn_strange(strange)
     return run_constitution(run), voted
@@ -312,7 +290,7 @@ def _votes_on_pairs(
         return used, pair_votes(pairs, judges, asked, engines, store, progress_of(quiet), seed)
 
 
-def _ends(row: FittedWeight) -> str:
+def _show_ends(row: FittedWeight) -> str:
     return "" if row.low is None or row.high is None else f"[{row.low:+.3f}, {row.high:+.3f}]"
 
 
@@ -322,7 +300,7 @@ def _show_fit(made: WeightFit) -> None:
             {
                 "principle": row.principle,
                 "votes": str(row.votes),
-                "coefficient": f"{row.coefficient:+.3f} {_ends(row)}",
+                "coefficient": f"{row.coefficient:+.3f} {_show_ends(row)}",
                 "weight": f"{row.weight:.4g}",
                 "was": f"{row.current:g}",
             }

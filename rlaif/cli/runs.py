@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlaif.cli.options import JSON, QUIET, SET, progress_of
+from rlaif.cli.options import FILE, JSON, QUIET, SET, progress_of
 
 if TYPE_CHECKING:
     from rlaif.pipeline.runs import Run
 
 
 @click.command()
-@click.argument("experiment", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/NAME].")
+@click.argument("experiment", type=FILE)
+@click.option("--out", type=FILE, help="Run folder [default: runs/NAME].")
 @SET
 @click.option(
     "--dry-run", is_flag=True, help="Print the plan and what would be reused; run nothing."
@@ -128,7 +128,7 @@ def _print_failures(steps: Sequence[Mapping[str, Any]]) -> None:
 
 
 @click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=FILE)
 @click.option(
     "--verify",
     is_flag=True,
@@ -142,7 +142,7 @@ def status(directory: Path, verify: bool, as_json: bool) -> None:
     the folders to delete; the exit code is 2 if there are any.
     """
     if verify:
-        _verify(directory, as_json)
+        _verify_bytes(directory, as_json)
         return
     from rlaif.pipeline.runs import load_run
 
@@ -164,7 +164,7 @@ def status(directory: Path, verify: bool, as_json: bool) -> None:
     _print_failures(state["steps"])
 
 
-def _verify(directory: Path, as_json: bool) -> None:
+def _verify_bytes(directory: Path, as_json: bool) -> None:
     from rlaif.core.errors import StoreError
     from rlaif.pipeline.verify import verify_run
 
@@ -181,8 +181,8 @@ def _verify(directory: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="File [default: DIR/report.html].")
+@click.argument("directory", metavar="DIR", type=FILE)
+@click.option("--out", type=FILE, help="File [default: DIR/report.html].")
 def report(directory: Path, out: Path | None) -> None:
     """Rebuild the report of the run in DIR.
 
@@ -195,8 +195,8 @@ def report(directory: Path, out: Path | None) -> None:
 
 
 @click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=FILE)
+@click.argument("out", type=FILE)
 @click.option(
     "--records",
     type=click.Choice(["trl", "prompts", "completions", "judgements", "preferences", "metrics"]),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from rlaif.cli.options import FILE
+
 
 @click.group()
 def serve() -> None:
@@ -13,7 +15,7 @@ def serve() -> None:
 
 
 @serve.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=FILE)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",

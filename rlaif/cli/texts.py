@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from rlaif.cli.options import JSON, SET
+from rlaif.cli.options import FILE, JSON, SET
 
 
 @click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=FILE)
 def init(directory: Path) -> None:
     """Copy the shipped files into DIR for editing.
 
@@ -36,7 +36,7 @@ def init(directory: Path) -> None:
 def schema(what: str) -> None:
     """Print the JSON schema of a file, for editors."""
     if what == "experiment":
-        from rlaif.config.experiment import experiment_schema
+        from rlaif.pipeline.experiment_file import experiment_schema
 
         click.echo(experiment_schema())
     else:
@@ -51,7 +51,7 @@ def prompt() -> None:
 
 
 @prompt.command("render")
-@click.argument("experiment", type=click.Path(path_type=Path))
+@click.argument("experiment", type=FILE)
 @click.option("--judge", help="Show this judge's prompt (by judge id) instead of the policy's.")
 @click.option("--prompt-id", help="Which prompt [default: the first held-out one].")
 @click.option("--response", default="(the answer)", show_default=True, help="The judged answer.")

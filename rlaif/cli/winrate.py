@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlaif.cli.data import SHOWN, say_skipped
-from rlaif.cli.options import COLUMNS, FROM, JSON, ON_ERROR, column_map
+from rlaif.cli.options import (
+    FILE,
+    JSON,
+    SHOWN,
+    ReadOptions,
+    column_map,
+    echo_skipped,
+    read_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rlaif.data.readers import OnError
     from rlaif.metrics.ranking import Rating
     from rlaif.metrics.winrate import Battle, Standing, WinRate
 
@@ -22,14 +28,10 @@ MANIFEST = "manifest.json"
 
 
 @click.command()
-@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
-@FROM
-@COLUMNS
-@ON_ERROR
+@click.argument("source", metavar="SOURCE", type=FILE)
+@read_options
 @JSON
-def winrate(
-    source: Path, from_: str | None, columns: Path | None, on_error: OnError, as_json: bool
-) -> None:
+def winrate(source: Path, reading: ReadOptions, as_json: bool) -> None:
     """Compute AlpacaEval's win rates and a ranking.
 
     SOURCE is a file of comparisons, or a run folder, whose models are then compared on the held-out
@@ -41,13 +43,14 @@ def winrate(
     from rlaif.metrics.battles import read_battles
 
     if (source / MANIFEST).is_file():
-        if from_ or columns:
+        if reading.from_ or reading.columns:
             raise click.UsageError("--from and --columns are for files; SOURCE is a run's folder")
         _of_run(source, as_json)
         return
-    battles, skipped = read_battles(find(str(source)), from_, column_map(columns), on_error)
-    say_skipped(skipped)
-    result, found = _measured(battles)
+    columns = column_map(reading.columns)
+    battles, skipped = read_battles(find(str(source)), reading.from_, columns, reading.on_error)
+    echo_skipped(skipped)
+    result, found = _measure_battles(battles)
     if as_json:
         click.echo(json.dumps(result | {"skipped": len(skipped)}, ensure_ascii=False))
     else:
@@ -59,7 +62,7 @@ def _of_run(folder: Path, as_json: bool) -> None:
     from rlaif.pipeline.runs import load_run
 
     run = load_run(folder)
-    judged = {judge: _measured(battles) for judge, battles in run_battles(run).items()}
+    judged = {judge: _measure_battles(battles) for judge, battles in run_battles(run).items()}
     if as_json:
         judges = {judge: result for judge, (result, _) in judged.items()}
         click.echo(json.dumps({"run": run.manifest["name"], "judges": judges}, ensure_ascii=False))
@@ -68,7 +71,7 @@ def _of_run(folder: Path, as_json: bool) -> None:
         print_standings(found, f" by judge {judge}")
 
 
-def _measured(battles: Sequence[Battle]) -> tuple[dict[str, Any], list[Standing]]:
+def _measure_battles(battles: Sequence[Battle]) -> tuple[dict[str, Any], list[Standing]]:
     """The figures as JSON, and as they are. Says what rows are the same battle, and who has no
     verdict. Raises RlaifError where nobody has one."""
     from dataclasses import asdict
@@ -90,7 +93,7 @@ def _measured(battles: Sequence[Battle]) -> tuple[dict[str, Any], list[Standing]
             "same. Rows of one battle are no more evidence than one.",
             err=True,
         )
-    counted = {name for s in found for name in _names(s)}
+    counted = {name for s in found for name in _names_in(s)}
     unjudged = sorted({name for b in battles for name in (b.first, b.second)} - counted)
     if unjudged:
         click.echo(f"without any verdict: {', '.join(unjudged)}", err=True)
@@ -98,14 +101,14 @@ def _measured(battles: Sequence[Battle]) -> tuple[dict[str, Any], list[Standing]
         "baseline": single_baseline(battles),
         "generators": {w.generator: asdict(w) for s in found for w in s.win_rates},
         "ranking": [asdict(r) for s in found for r in s.ratings],
-        "groups": [{"baseline": s.baseline, "generators": _names(s)} for s in found],
+        "groups": [{"baseline": s.baseline, "generators": _names_in(s)} for s in found],
         "repeated": [[b.place for b in group] for group in same],
         "unjudged": unjudged,
     }
     return result, found
 
 
-def _names(standing: Standing) -> list[str]:
+def _names_in(standing: Standing) -> list[str]:
     rated = [r.player for r in standing.ratings]
     return list(dict.fromkeys([*rated, *(w.generator for w in standing.win_rates)]))
 
@@ -140,10 +143,10 @@ def print_standings(found: Sequence[Standing], by: str = "") -> None:
                 _with_ends(w.win_rate, w.low, w.high),
                 *(_with_ends(rate, w.lc_low, w.lc_high) for rate in controlled),
                 f"{w.n_wins}-{w.n_draws}-{w.n_wins_base}",
-                _rating(strength.get(w.generator)),
+                _show_rating(strength.get(w.generator)),
                 f"{w.avg_length:.0f}",
                 "" if w.longer is None else f"{100 * w.longer:.0f}%",
-                "; ".join(_notes(w)),
+                "; ".join(_notes_on(w)),
             )
         console.print(table)
 
@@ -152,7 +155,7 @@ def _with_ends(value: float | None, low: float | None, high: float | None) -> st
     return "-" if value is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _rating(rating: Rating | None) -> str:
+def _show_rating(rating: Rating | None) -> str:
     # A generator that met itself alone has none.
     if rating is None:
         return "-"
@@ -161,7 +164,7 @@ def _rating(rating: Rating | None) -> str:
     return f"{rating.rating:.0f}" + (" (anchor)" if rating.is_anchor else f" [{low}, {high}]")
 
 
-def _notes(rate: WinRate) -> list[str]:
+def _notes_on(rate: WinRate) -> list[str]:
     notes = [rate.lc_note] if rate.lc_note else []
     if rate.n_prompts < rate.n_total:
         notes.append(f"{rate.n_total} rows of {rate.n_prompts} prompts")

@@ -1,70 +1,62 @@
-"""All methods of the train step by name."""
+"""All methods of the train step and kinds of reward models, by name.
+
+A row names the class of a method's keys, which says what the method needs and what computes it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Discriminator, Tag
+from rlaif.config.distill import DistillStep, FitStep
+from rlaif.config.kinds import OneOf, SpecTable
+from rlaif.config.training import TrainStep
 
-from rlaif.config.on_policy import GrpoTrain, OnlineDpoTrain, PpoTrain, RlooTrain
-from rlaif.config.training import (
-    ApoZeroTrain,
-    DpoTrain,
-    HingeTrain,
-    IpoTrain,
-    KtoTrain,
-    NcaTrain,
-    OrpoTrain,
-    RobustTrain,
-    SftTrain,
-    SimpoTrain,
-    SlicTrain,
-    TrainStep,
+METHODS: SpecTable[TrainStep] = SpecTable(
+    {
+        "sft": "rlaif.train.methods.answers:SftTrain",
+        "dpo": "rlaif.train.methods.pairs:DpoTrain",
+        "robust": "rlaif.train.methods.pairs:RobustTrain",
+        "ipo": "rlaif.train.methods.pairs:IpoTrain",
+        "hinge": "rlaif.train.methods.pairs:HingeTrain",
+        "apo_zero": "rlaif.train.methods.pairs:ApoZeroTrain",
+        "nca": "rlaif.train.methods.pairs:NcaTrain",
+        "kto": "rlaif.train.methods.answers:KtoTrain",
+        "slic": "rlaif.train.methods.pairs:SlicTrain",
+        "simpo": "rlaif.train.methods.pairs:SimpoTrain",
+        "orpo": "rlaif.train.methods.pairs:OrpoTrain",
+        "ppo": "rlaif.train.methods.on_policy:PpoTrain",
+        "grpo": "rlaif.train.methods.on_policy:GrpoTrain",
+        "rloo": "rlaif.train.methods.on_policy:RlooTrain",
+        "online_dpo": "rlaif.train.methods.on_policy:OnlineDpoTrain",
+    }
 )
-
-
-def _train_tag(value: Any) -> str:
-    if isinstance(value, dict):
-        return str(value.get("method", "dpo"))
-    return str(getattr(value, "method", "dpo"))
-
-
-METHODS: dict[str, type[TrainStep]] = {
-    "sft": SftTrain,
-    "dpo": DpoTrain,
-    "robust": RobustTrain,
-    "ipo": IpoTrain,
-    "hinge": HingeTrain,
-    "apo_zero": ApoZeroTrain,
-    "nca": NcaTrain,
-    "kto": KtoTrain,
-    "slic": SlicTrain,
-    "simpo": SimpoTrain,
-    "orpo": OrpoTrain,
-    "ppo": PpoTrain,
-    "grpo": GrpoTrain,
-    "rloo": RlooTrain,
-    "online_dpo": OnlineDpoTrain,
-}
 AnyTrain = Annotated[
-    Annotated[SftTrain, Tag("sft")]
-    | Annotated[DpoTrain, Tag("dpo")]
-    | Annotated[RobustTrain, Tag("robust")]
-    | Annotated[IpoTrain, Tag("ipo")]
-    | Annotated[HingeTrain, Tag("hinge")]
-    | Annotated[ApoZeroTrain, Tag("apo_zero")]
-    | Annotated[NcaTrain, Tag("nca")]
-    | Annotated[KtoTrain, Tag("kto")]
-    | Annotated[SlicTrain, Tag("slic")]
-    | Annotated[SimpoTrain, Tag("simpo")]
-    | Annotated[OrpoTrain, Tag("orpo")]
-    | Annotated[PpoTrain, Tag("ppo")]
-    | Annotated[GrpoTrain, Tag("grpo")]
-    | Annotated[RlooTrain, Tag("rloo")]
-    | Annotated[OnlineDpoTrain, Tag("online_dpo")],
-    Discriminator(
-        _train_tag,
-        custom_error_type="unknown_method",
-        custom_error_message=f"`method` must be one of {', '.join(METHODS)}",
+    TrainStep,
+    OneOf(
+        METHODS,
+        "method",
+        unknown=f"`method` must be one of {', '.join(METHODS)}",
+        default="dpo",
+    ),
+]
+DISTILLATIONS: SpecTable[DistillStep | FitStep] = SpecTable(
+    {
+        "bradley_terry": "rlaif.train.methods.reward_models:BradleyTerryDistill",
+        "k_wise": "rlaif.train.methods.reward_models:KWiseDistill",
+        "cost": "rlaif.train.methods.reward_models:CostDistill",
+        "conditional": "rlaif.train.methods.reward_models:ConditionalDistill",
+        "linear": "rlaif.train.methods.heads:LinearDistill",
+        "ordinal": "rlaif.train.methods.heads:OrdinalDistill",
+        "multi_objective": "rlaif.train.methods.heads:MultiObjectiveDistill",
+        "quantile": "rlaif.train.methods.heads:QuantileDistill",
+    }
+)
+AnyDistill = Annotated[
+    DistillStep | FitStep,
+    OneOf(
+        DISTILLATIONS,
+        "method",
+        unknown=f"`method` must be one of {', '.join(DISTILLATIONS)}",
+        default="bradley_terry",
     ),
 ]

@@ -1,15 +1,38 @@
-"""The train step's methods that learn from answers the policy has just sampled."""
+"""Keys of all methods that learn from answers the policy has just sampled. A method's own class is
+in `rlaif.train.methods.on_policy`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from rlaif.config.base import Count, Fraction
+from rlaif.config.base import Count
 from rlaif.config.gates import Gates
 from rlaif.config.rewards import Rewards, RewardTerm, terms_of
 from rlaif.config.training import ReferenceTrain
+
+
+@dataclass(frozen=True)
+class PolicyTerms:
+    """What a method makes of the clipped policy loss.
+
+    The ratio is clipped to 1 - `clip_low` and 1 + `clip_high`, and where it counts against the
+    answer at `two_sided`. `reduction` is the mean over tokens or answers, or the sum over tokens by
+    answer divided by `constant`. With a weight above 0 the critic's loss and the NLL of chosen
+    answers are added; `kl` is the estimate of the KL that is.
+    """
+
+    clip_low: float
+    clip_high: float
+    two_sided: float | None = None
+    reduction: Literal["token", "sequence", "constant"] = "token"
+    constant: int | None = None
+    kl: Literal["k2", "k3"] | None = None
+    value_weight: float = 0.0
+    value_clip: float = 0.0
+    ptx_weight: float = 0.0
 
 
 class OnPolicyTrain(ReferenceTrain):
@@ -17,7 +40,13 @@ class OnPolicyTrain(ReferenceTrain):
 
     One rollout samples `n` answers to each of `batch_size` x `sync_every` training prompts;
     `batch_size` counts the prompts of one optimiser step, `epochs` the passes over a rollout.
+
+    `ADVANTAGES` is the function that fills in a rollout's.
     """
+
+    ADVANTAGES: ClassVar[str]
+    SAMPLES = True
+    MEMORY_KEYS = ("n", "max_new_tokens", "micro_batch_tokens")
 
     rewards: Rewards = Field(
         description="A list of terms whose sum is the reward, or the weight of each judge by id: "
@@ -52,6 +81,11 @@ class OnPolicyTrain(ReferenceTrain):
     )
 
     @property
+    def trainer(self) -> str:
+        """The loop of rollouts."""
+        return "rlaif.train.on_policy:train_on_policy"
+
+    @property
     def terms(self) -> list[RewardTerm]:
         """The terms of the reward."""
         return terms_of(self.rewards)
@@ -65,6 +99,47 @@ class OnPolicyTrain(ReferenceTrain):
     def compares(self) -> bool:
         """Whether the reference's log-probs are needed: for the loss, or to watch the KL."""
         return self.beta > 0 or self.gates.kl is not None
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether the policy's log-probs of a rollout are computed before it is learned from. One
+        step on fresh answers needs none: they are the current ones."""
+        return self.epochs > 1 or self.sync_every > 1
+
+    @property
+    def pair_loss(self) -> str | None:
+        """The loss of a prompt's best answer against its worst, by module and name; None where all
+        answers are learned from by their advantages."""
+        return None
+
+    @property
+    def critic_kind(self) -> Literal["head", "separate"] | None:
+        """A value head on the policy, a model of its own, or no critic."""
+        return None
+
+    @property
+    def mixes_preferences(self) -> bool:
+        """Whether chosen answers of preferences are learned from too."""
+        return False
+
+    @property
+    def soft_limit(self) -> int:
+        """The reward falls over so many last tokens of the longest answer."""
+        return 0
+
+    @property
+    def learns_unfinished(self) -> bool:
+        """Whether answers without an end are learned from."""
+        return True
+
+    def policy_terms(self) -> PolicyTerms:
+        """What is made of the clipped policy loss."""
+        raise NotImplementedError
+
+    def next_beta(self, beta: float, kl: float | None, answers: int) -> float:
+        """The coefficient of the KL after a rollout of so many answers with a mean `kl` (nats per
+        answer; None where it was not measured)."""
+        return beta
 
     @model_validator(mode="after")
     def _one_answer_has_no_group(self) -> OnPolicyTrain:
@@ -98,7 +173,7 @@ class OnPolicyTrain(ReferenceTrain):
                 f"max_length ({self.max_length}) counts prompt and answer, and max_new_tokens "
                 f"({self.max_new_tokens}) leaves no room for a prompt: raise max_length"
             )
-        mixes = getattr(self, "ptx_weight", 0.0) > 0
+        mixes = self.mixes_preferences
         if not mixes and not self.train_on_eos:
             raise ValueError(
                 "train_on_eos: answers are learned from as they were sampled, with the end token "
@@ -113,6 +188,11 @@ class OnPolicyTrain(ReferenceTrain):
             raise ValueError(
                 "uses names preferences, and only ppo with ptx_weight mixes some in; leave it out"
             )
+        fields = OnPolicyTrain.model_fields
+        bounds = ("importance_cap", "importance_floor")
+        changed = [key for key in bounds if getattr(self, key) != fields[key].default]
+        if changed and self.importance == "none":
+            raise ValueError(f"`{changed[0]}` has no effect with `importance: none`; leave it out")
         if self.importance_floor >= self.importance_cap:
             raise ValueError("importance_floor must be below importance_cap")
         if self.importance != "none" and self.temperature != 1.0:
@@ -121,83 +201,3 @@ class OnPolicyTrain(ReferenceTrain):
                 "`importance: none`"
             )
         return self
-
-
-class GrpoTrain(OnPolicyTrain):
-    """Group-relative policy optimisation (arXiv 2402.03300), with the switches of DAPO
-    (arXiv 2503.14476) and Dr. GRPO (arXiv 2503.20783)."""
-
-    method: Literal["grpo"]
-    n: Annotated[int, Field(ge=2)] = 8
-    beta: NonNegativeFloat = Field(0.04, description="arXiv 2402.03300; DAPO uses 0.")
-    kl: Literal["k2", "k3"] = Field(
-        "k3", description="k1 is left out: as a loss its expected gradient is 0."
-    )
-    scale: Literal["std", "none"] = Field("std", description="none: Dr. GRPO.")
-    reduction: Literal["token", "sequence", "constant"] = Field(
-        "token", description="token: DAPO; sequence: DeepSeekMath; constant: Dr. GRPO."
-    )
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = Field(0.2, description="DAPO: 0.28.")
-    two_sided: PositiveFloat | None = None
-    overlong_buffer: int = Field(
-        0, ge=0, description="DAPO: the reward falls over the last this many tokens; 0 is off."
-    )
-    mask_truncated: bool = Field(False, description="DAPO: unfinished answers teach nothing.")
-
-    @model_validator(mode="after")
-    def _sides(self) -> GrpoTrain:
-        if self.two_sided is not None and self.two_sided <= 1 + self.clip_high:
-            raise ValueError("two_sided must be above 1 + clip_high")
-        return self
-
-
-class RlooTrain(OnPolicyTrain):
-    """REINFORCE leave-one-out (arXiv 2402.14740); the KL is part of the reward."""
-
-    method: Literal["rloo"]
-    n: Annotated[int, Field(ge=2)] = 4
-    beta: NonNegativeFloat = 0.03
-
-
-class PpoTrain(OnPolicyTrain):
-    """Proximal policy optimisation for language models (arXiv 1909.08593, 2203.02155)."""
-
-    method: Literal["ppo"]
-    n: Count = 1
-    batch_size: PositiveInt = 16
-    epochs: PositiveInt = 4
-    beta: NonNegativeFloat = Field(0.05, description="The KL coefficient; TRL's default.")
-    kl_target: PositiveFloat | None = Field(
-        None, description="Nats per answer; beta adapts to it where it is given."
-    )
-    kl_horizon: PositiveFloat = 10000.0
-    gamma: Fraction = 1.0
-    lam: Fraction = 0.95
-    clip: PositiveFloat = 0.2
-    value_clip: PositiveFloat = 0.2
-    value_weight: PositiveFloat = 0.1
-    whiten_rewards: bool = False
-    critic: Literal["head", "separate"] = Field(
-        "head", description="A value head on the policy, or a model of its own."
-    )
-    ptx_weight: NonNegativeFloat = Field(
-        0.0, description="InstructGPT: adds the chosen answers' NLL of the preferences so far."
-    )
-
-    @model_validator(mode="after")
-    def _adapts(self) -> PpoTrain:
-        if self.kl_target is not None and self.beta == 0:
-            raise ValueError("kl_target scales beta, which must then be above 0 to start from")
-        return self
-
-
-class OnlineDpoTrain(OnPolicyTrain):
-    """Online DPO, or OAIF (arXiv 2402.04792): the best of `n` answers against the worst."""
-
-    method: Literal["online_dpo"]
-    n: Annotated[int, Field(ge=2)] = 2
-    importance: Literal["none"] = Field("none", description="Pairs need no correction.")
-    loss: Literal["dpo", "ipo", "hinge"] = Field(
-        "dpo", description="The paper's beta: dpo 0.1, ipo 1.0, hinge (SLiC) 0.002."
-    )

@@ -16,11 +16,6 @@ from pydantic import (
 from rlaif.config.arms import HUMAN
 from rlaif.config.base import Count, Fraction, StepId, Strict, Temperature, told
 from rlaif.config.columns import LabelColumns
-from rlaif.config.distill import AnyDistill
-from rlaif.config.filters import FilterStep
-from rlaif.config.judges import JudgeStep
-from rlaif.config.judging import JudgeBase
-from rlaif.config.methods import AnyTrain
 from rlaif.constitution.rules import validate_check
 
 
@@ -220,6 +215,13 @@ class PairStep(Strict):
             raise ValueError(
                 f"{', '.join(given)}: strategy reference looks at no judgement; leave it out"
             )
+        if self.strategy == "all" and self.min_margin > 0:
+            raise ValueError(
+                "`min_margin` has no effect with `strategy: all`, which keeps every difference; "
+                "take `strategy: margin`"
+            )
+        if self.consistency_mean and self.consistency is None:
+            raise ValueError("`consistency_mean` has no effect without `consistency`")
         return self
 
     def keys(self) -> dict[str, Any]:
@@ -260,56 +262,3 @@ class EvaluateStep(Strict):
         if isinstance(value, dict):
             return {key: item for key, item in value.items() if key != "resamples"}
         return value
-
-
-class StepEntry(Strict):
-    """One item of `steps`: exactly one of its keys is set."""
-
-    sample: SampleStep | None = None
-    load: LoadStep | None = None
-    filter: FilterStep | None = None
-    judge: JudgeStep | None = None
-    pair: PairStep | None = None
-    label: LabelStep | None = None
-    distill: AnyDistill | None = None
-    train: AnyTrain | None = None
-    evaluate: EvaluateStep | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_means_defaults(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: {} if item is None else item for key, item in value.items()}
-        return value
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> StepEntry:
-        if len(self.model_fields_set) != 1:
-            raise ValueError(
-                "each step is one key: sample, load, filter, judge, pair, label, distill, train or "
-                "evaluate"
-            )
-        return self
-
-    @property
-    def kind(self) -> str:
-        """sample, load, filter, judge, pair, label, distill, train or evaluate."""
-        return next(iter(self.model_fields_set))
-
-    @property
-    def step(self) -> AnyStep:
-        """The step itself."""
-        return getattr(self, self.kind)  # type: ignore[no-any-return]
-
-
-AnyStep = (
-    SampleStep
-    | LoadStep
-    | FilterStep
-    | JudgeBase
-    | PairStep
-    | LabelStep
-    | AnyDistill
-    | AnyTrain
-    | EvaluateStep
-)

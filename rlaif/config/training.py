@@ -1,7 +1,7 @@
-"""The train step: one class for each method, with its own keys and their defaults.
+"""Keys that training methods share. A method's own class is in `rlaif.train.methods`.
 
-The defaults are the papers' or, where those need a large model, what the field uses; each field's
-description names its source.
+Class variables say what a method needs and, as `module:name`, what carries it out: nothing that
+computes is imported here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from rlaif.config.base import Fraction, StepId, Strict
 
-Noise = Annotated[float, Field(ge=0.0, lt=0.5)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -34,6 +33,12 @@ class LoraOptions(Strict):
 
 class TextStep(Strict):
     """Keys of every step that runs a model over prompts and answers to make another model."""
+
+    LEARNS_FROM: ClassVar[Literal["pairs", "good answers", "answers"]] = "pairs"
+    MAKES_REWARD_MODEL: ClassVar[bool] = False
+    SAMPLES: ClassVar[bool] = False
+    USES_RATINGS: ClassVar[bool] = False
+    MEMORY_KEYS: ClassVar[tuple[str, ...]] = ("micro_batch_tokens", "max_length")
 
     id: StepId = "train"
     method: str
@@ -58,7 +63,8 @@ class TextStep(Strict):
         "which the model does not know or, in a file, that cannot be read.",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="auto: bf16 autocast where the device multiplies it fast, else fp32."
+        "auto",
+        description="auto and bf16: bf16 autocast where the device multiplies it fast, else fp32.",
     )
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         [], description="Where every step's numbers go as well; each must be installed."
@@ -66,14 +72,36 @@ class TextStep(Strict):
     uses: list[str] | None = None
 
     @property
+    def trainer(self) -> str:
+        """The function of a `TrainJob` that does it."""
+        raise NotImplementedError
+
+    @property
     def makes_masters(self) -> bool:
         """Whether the model has fp32 masters, which a later training starts from."""
         return True
 
+    @property
+    def kept_adapter(self) -> LoraOptions | None:
+        """How the adapter is made that is written beside whole weights, or in place of them."""
+        return None
+
+    @property
+    def memory_advice(self) -> str:
+        """What to change when memory runs out."""
+        *most, last = (f"`{key}` ({getattr(self, key)})" for key in self.MEMORY_KEYS)
+        return f"lower {', '.join(most)} or {last}"
+
 
 class TrainStep(TextStep):
-    """Keys of every method. Batch sizes count pairs, examples or prompts."""
+    """Keys of every method. Batch sizes count pairs, examples or prompts.
 
+    `TASK` is the class of its examples, loss and metrics; `LOSS` the function of a loss on pairs,
+    which takes the keys in `LOSS_KEYS`.
+    """
+
+    TASK: ClassVar[str] = "rlaif.train.preference:PreferenceTask"
+    LOSS: ClassVar[str]
     LOSS_KEYS: ClassVar[tuple[str, ...]] = ()
 
     learning_rate: PositiveFloat = 1e-6
@@ -111,6 +139,11 @@ class TrainStep(TextStep):
         return self
 
     @property
+    def trainer(self) -> str:
+        """The same of all methods that have their data from the start."""
+        return "rlaif.train.run:train_on_preferences"
+
+    @property
     def makes_masters(self) -> bool:
         """Not as an adapter alone, which is exact as it is."""
         return self.lora is None or self.lora.export != "adapter"
@@ -120,11 +153,43 @@ class TrainStep(TextStep):
         """The keys that the method's loss function takes."""
         return {key: getattr(self, key) for key in self.LOSS_KEYS}
 
+    @property
+    def compares(self) -> bool:
+        """Whether the reference's log-probs are needed."""
+        return False
 
-class SftTrain(TrainStep):
-    """Supervised: the mean negative log-likelihood of the chosen answers' tokens."""
+    @property
+    def reward_scale(self) -> float:
+        """What log-ratios are multiplied by in the reward metrics."""
+        return 1.0
 
-    method: Literal["sft"]
+    @property
+    def per_token(self) -> bool:
+        """Whether reward metrics are per token, as of length-normalised losses, or summed."""
+        return False
+
+    @property
+    def added_nll(self) -> float:
+        """The weight of the chosen answer's NLL per token beside the loss."""
+        return 0.0
+
+    @property
+    def kept_adapter(self) -> LoraOptions | None:
+        """The one of `lora`, unless it is only merged."""
+        return None if self.lora is None or self.lora.export == "merged" else self.lora
+
+    @property
+    def memory_advice(self) -> str:
+        """What to change when memory runs out."""
+        advice = super().memory_advice
+        if not self.gradient_checkpointing:
+            advice += ", or set `gradient_checkpointing: true`"
+        return advice if self.lora else f"{advice}, or train adapters alone with `lora`"
+
+    def arrange_examples(self, examples: list[Any]) -> list[Any]:
+        """The `Example`s as the method batches them. Raises RlaifError where answers lack what it
+        needs."""
+        return examples
 
 
 class ReferenceTrain(TrainStep):
@@ -133,109 +198,12 @@ class ReferenceTrain(TrainStep):
     reference: str = "current"
     beta: PositiveFloat = 0.1
 
+    @property
+    def compares(self) -> bool:
+        """Always."""
+        return True
 
-class DpoTrain(ReferenceTrain):
-    """Direct preference optimisation (arXiv 2305.18290) and its additive variants."""
-
-    LOSS_KEYS = ("beta", "label_smoothing", "length_normalise", "positive_weight")
-
-    method: Literal["dpo"] = "dpo"
-    beta: PositiveFloat = Field(0.1, description="arXiv 2305.18290; TL;DR used 0.5.")
-    label_smoothing: Noise = Field(0.0, description="cDPO: how often labels are wrong.")
-    nll_weight: NonNegativeFloat = Field(
-        0.0, description="Adds the chosen answer's NLL per token: Llama 3 0.2, iterative RPO 1."
-    )
-    positive_weight: NonNegativeFloat = Field(
-        0.0, description="DPO-positive (arXiv 2402.13228): 50, with beta 0.3; 0 is off."
-    )
-    length_normalise: bool = Field(
-        False, description="Log-ratios per token; Tulu 3 (arXiv 2411.15124) with beta 5."
-    )
-
-
-class RobustTrain(ReferenceTrain):
-    """Robust DPO: unbiased under labels flipped at a known rate (arXiv 2403.00409)."""
-
-    LOSS_KEYS = ("beta", "label_smoothing")
-
-    method: Literal["robust"]
-    label_smoothing: Noise = 0.1
-
-
-class IpoTrain(ReferenceTrain):
-    """Identity preference optimisation (arXiv 2310.12036); `beta` is the paper's tau."""
-
-    LOSS_KEYS = ("beta", "length_normalise")
-
-    method: Literal["ipo"]
-    length_normalise: bool = Field(
-        False, description="TRL divides by the length, the paper's equation does not."
-    )
-
-
-class HingeTrain(ReferenceTrain):
-    """The hinge loss of RSO (arXiv 2309.06657)."""
-
-    LOSS_KEYS = ("beta",)
-
-    method: Literal["hinge"]
-    beta: PositiveFloat = 0.05
-
-
-class ApoZeroTrain(ReferenceTrain):
-    """APO-zero (arXiv 2408.06266): chosen answers up, rejected ones down."""
-
-    LOSS_KEYS = ("beta",)
-
-    method: Literal["apo_zero"]
-    learning_rate: PositiveFloat = 2e-7
-
-
-class NcaTrain(ReferenceTrain):
-    """Noise-contrastive alignment for pairs (arXiv 2402.05369)."""
-
-    LOSS_KEYS = ("beta",)
-
-    method: Literal["nca"]
-    beta: PositiveFloat = 0.01
-
-
-class KtoTrain(ReferenceTrain):
-    """Kahneman-Tversky optimisation (arXiv 2402.01306): chosen answers are desirable, rejected ones
-    undesirable; the baseline comes from answers to other prompts."""
-
-    LOSS_KEYS = ("beta", "desirable_weight", "undesirable_weight")
-
-    method: Literal["kto"]
-    desirable_weight: PositiveFloat = 1.0
-    undesirable_weight: PositiveFloat = 1.0
-
-
-class SlicTrain(TrainStep):
-    """Sequence likelihood calibration (arXiv 2305.10425): a hinge without a reference."""
-
-    LOSS_KEYS = ("margin", "nll_weight")
-
-    method: Literal["slic"]
-    margin: PositiveFloat = Field(1.0, description="Nats between chosen and rejected.")
-    nll_weight: NonNegativeFloat = 0.0
-
-
-class SimpoTrain(TrainStep):
-    """SimPO (arXiv 2405.14734): mean log-probs with a target margin, without a reference."""
-
-    LOSS_KEYS = ("beta", "gamma")
-
-    method: Literal["simpo"]
-    beta: PositiveFloat = Field(2.0, description="2 to 10 in the paper.")
-    gamma: NonNegativeFloat = Field(1.0, description="0.1 to 0.8 of beta in the paper.")
-
-
-class OrpoTrain(TrainStep):
-    """ORPO (arXiv 2403.07691): NLL and the odds ratio, without a reference."""
-
-    LOSS_KEYS = ("weight",)
-
-    method: Literal["orpo"]
-    weight: PositiveFloat = Field(0.1, description="lambda in the paper.")
-    learning_rate: PositiveFloat = Field(8e-6, description="5e-6 to 8e-6 in the paper.")
+    @property
+    def reward_scale(self) -> float:
+        """The loss's own."""
+        return self.beta

@@ -70,18 +70,18 @@ def sampled_by(sample: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def card(spec: DatasetSpec, facts: Facts) -> str:
+def write_card(spec: DatasetSpec, facts: Facts) -> str:
     """The card as Markdown after YAML front matter."""
     parts = [
-        f"# {_plain(facts.title)}",
-        _summary(spec, facts),
-        _section("An example", _example(facts.example)),
-        _section("What is in it", _table([facts.spread], {k: k for k in facts.spread})),
-        _section("How it was made", _table(facts.funnel, _FUNNEL)),
-        _section("Who wrote the answers", _writers(facts)),
-        _section("Who labelled", _labellers(facts)),
-        _section("Known limits", _list([*facts.limits, *spec.limits])),
-        _section("Sources and licences", _list(spec.sources) or "None were named."),
+        f"# {_plain_cell(facts.title)}",
+        _write_summary(spec, facts),
+        _write_section("An example", _write_example(facts.example)),
+        _write_section("What is in it", _write_table([facts.spread], {k: k for k in facts.spread})),
+        _write_section("How it was made", _write_table(facts.funnel, _FUNNEL)),
+        _write_section("Who wrote the answers", _describe_writers(facts)),
+        _write_section("Who labelled", _describe_labellers(facts)),
+        _write_section("Known limits", _write_list([*facts.limits, *spec.limits])),
+        _write_section("Sources and licences", _write_list(spec.sources) or "None were named."),
     ]
     return f"---\n{_front_matter(spec, facts)}---\n\n" + "\n\n".join(parts) + "\n"
 
@@ -106,10 +106,10 @@ def _front_matter(spec: DatasetSpec, facts: Facts) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
-def _summary(spec: DatasetSpec, facts: Facts) -> str:
+def _write_summary(spec: DatasetSpec, facts: Facts) -> str:
     sizes = ", ".join(
-        f"{_number(facts.pairs[split], 'pair')} of {_number(facts.prompts[split], 'prompt')} "
-        f"({split})"
+        f"{_show_number(facts.pairs[split], 'pair')} of "
+        f"{_show_number(facts.prompts[split], 'prompt')} ({split})"
         for split in facts.pairs
     )
     names = ", ".join(f"`{config['config_name']}`" for config in facts.configs)
@@ -124,50 +124,52 @@ def _summary(spec: DatasetSpec, facts: Facts) -> str:
     return text
 
 
-def _number(count: int, what: str) -> str:
+def _show_number(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _example(texts: Mapping[str, str]) -> str:
-    return "\n\n".join(f"**{name}:** {_plain(_clipped(text))}" for name, text in texts.items())
+def _write_example(texts: Mapping[str, str]) -> str:
+    return "\n\n".join(
+        f"**{name}:** {_plain_cell(_clip_text(text))}" for name, text in texts.items()
+    )
 
 
-def _clipped(text: str) -> str:
+def _clip_text(text: str) -> str:
     return text if len(text) <= EXAMPLE else f"{text[:EXAMPLE]} ..."
 
 
-def _writers(facts: Facts) -> str:
-    words = _table(facts.models, _MODELS)
-    return f"{words}\n\n{_list(facts.generators)}" if facts.generators else words
+def _describe_writers(facts: Facts) -> str:
+    words = _write_table(facts.models, _MODELS)
+    return f"{words}\n\n{_write_list(facts.generators)}" if facts.generators else words
 
 
-def _labellers(facts: Facts) -> str:
-    words = _table(facts.judges, _JUDGES)
+def _describe_labellers(facts: Facts) -> str:
+    words = _write_table(facts.judges, _JUDGES)
     if facts.pairing:
-        words += f"\n\n{_list(facts.pairing)}"
+        words += f"\n\n{_write_list(facts.pairing)}"
     if facts.constitution is not None:
-        words += f"\n\nConstitution: {_plain(facts.constitution)}."
+        words += f"\n\nConstitution: {_plain_cell(facts.constitution)}."
     if facts.agreement:
-        return words + "\n\n" + _list(facts.agreement)
+        return words + "\n\n" + _write_list(facts.agreement)
     return words + "\n\nNo human labels were at hand, so how far people agree is not known."
 
 
-def _section(title: str, body: str) -> str:
+def _write_section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}"
 
 
-def _list(items: Sequence[str]) -> str:
-    return "\n".join(f"- {_plain(item)}" for item in items)
+def _write_list(items: Sequence[str]) -> str:
+    return "\n".join(f"- {_plain_cell(item)}" for item in items)
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+def _write_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
     for row in rows:
-        lines.append("| " + " | ".join(_plain(row.get(key, "")) for key in columns) + " |")
+        lines.append("| " + " | ".join(_plain_cell(row.get(key, "")) for key in columns) + " |")
     return "\n".join(lines)
 
 
-def _plain(value: Any) -> str:
+def _plain_cell(value: Any) -> str:
     """A value that can break neither a table nor the page: names come from files and models."""
     text = " ".join(str(value).split())
     for mark in "\\|<>[]`*_":

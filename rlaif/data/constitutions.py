@@ -40,9 +40,9 @@ def import_constitution(path: Path, name: str | None = None) -> tuple[Constituti
         raise ConfigError(_EXPECTED, path)
     left: list[str] = []
     if "constitutions" in data:
-        principles = _listed(data, path, left)
+        principles = _read_listed(data, path, left)
     else:
-        principles = [p for key, entry in data.items() for p in _keyed(key, entry, path)]
+        principles = [p for key, entry in data.items() for p in _read_keyed(key, entry, path)]
     ids = [p.id for p in principles]
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:
@@ -52,7 +52,7 @@ def import_constitution(path: Path, name: str | None = None) -> tuple[Constituti
     return made, left
 
 
-def _listed(data: Mapping[str, Any], path: Path, left: list[str]) -> list[Principle]:
+def _read_listed(data: Mapping[str, Any], path: Path, left: list[str]) -> list[Principle]:
     rows = data["constitutions"]
     if not isinstance(rows, list) or not rows:
         raise ConfigError(f"constitutions: a list with something in it was {_EXPECTED}", path)
@@ -65,37 +65,37 @@ def _listed(data: Mapping[str, Any], path: Path, left: list[str]) -> list[Princi
         if not isinstance(row, dict):
             raise ConfigError(f"{place}: {_EXPECTED}", path)
         critic, revision = (
-            _text(row.get(key), f"{place}.{key}", path) for key in ("critic", "revision")
+            _read_text(row.get(key), f"{place}.{key}", path) for key in ("critic", "revision")
         )
-        made.append(_principle(f"principle-{number}", critic, revision))
+        made.append(_make_principle(f"principle-{number}", critic, revision))
     return made
 
 
-def _keyed(key: str, entry: Any, path: Path) -> list[Principle]:
+def _read_keyed(key: str, entry: Any, path: Path) -> list[Principle]:
     if not isinstance(entry, dict):
         raise ConfigError(f"{key}: {_EXPECTED}", path)
     given = entry.get("prompt")
     prompts = [given] if isinstance(given, str) else given
     if not isinstance(prompts, list) or not prompts:
         raise ConfigError(f"{key}.prompt: a text or a list of texts was expected", path)
-    revision = _text(entry.get("edit_request"), f"{key}.edit_request", path)
+    revision = _read_text(entry.get("edit_request"), f"{key}.edit_request", path)
     base = re.sub(r"[^a-z0-9_-]+", "-", key.lower()).strip("-_")[:60] or "principle"
     return [
-        _principle(
+        _make_principle(
             base if len(prompts) == 1 else f"{base}-{number}",
-            _text(prompt, f"{key}.prompt", path),
+            _read_text(prompt, f"{key}.prompt", path),
             revision,
         )
         for number, prompt in enumerate(prompts, 1)
     ]
 
 
-def _text(value: Any, place: str, path: Path) -> str:
+def _read_text(value: Any, place: str, path: Path) -> str:
     if not isinstance(value, str) or not _LABEL.sub("", value).strip():
         raise ConfigError(f"{place}: a text was expected, got {value!r:.60}", path)
     return " ".join(_LABEL.sub("", value.strip()).split())
 
 
-def _principle(name: str, critique: str, revision: str) -> Principle:
+def _make_principle(name: str, critique: str, revision: str) -> Principle:
     text = f"Choose the response that leaves less to find when asked: {critique}"
     return Principle(id=name, text=text, critique=critique, revision=revision)

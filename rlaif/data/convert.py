@@ -14,7 +14,7 @@ from rlaif.core.records import Completion, canonical_json
 from rlaif.core.store import write_atomic
 from rlaif.data.readers import FORMATS, OnError, format_named, nothing_read, read_labelled
 from rlaif.data.readers.base import Format
-from rlaif.data.rows import Row, Source, stop, write_rows
+from rlaif.data.rows import Row, Source, raise_fault, write_rows
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Conversion:
     dropped: list[str] = field(default_factory=list)
 
 
-def convert(
+def convert_pairs(
     source: Source,
     out: Path,
     to: str,
@@ -64,10 +64,10 @@ def convert(
                 row, back = written(pair, target, to)
             except ConfigError as fault:
                 if on_error == "fail":
-                    stop(fault)
+                    raise_fault(fault)
                 found.skipped.append(str(fault))
                 continue
-            for name in differences(pair, back):
+            for name in find_differences(pair, back):
                 found.lost[name] = found.lost.get(name, 0) + 1
             found.written += 1
             yield row
@@ -101,7 +101,7 @@ def written(pair: LabelledPair, target: Format, name: str) -> tuple[Row, Labelle
     return row, back
 
 
-def differences(pair: LabelledPair, back: LabelledPair) -> list[str]:
+def find_differences(pair: LabelledPair, back: LabelledPair) -> list[str]:
     """What a pair lost on the way there and back, by name; nothing when it is the same.
 
     An exchange of the answers is `order`, and the label is compared as if it had not happened.
@@ -122,15 +122,15 @@ def differences(pair: LabelledPair, back: LabelledPair) -> list[str]:
         # A format may need scores where none were given.
         "scores": pair.scores is None or scores == pair.scores,
         "margin": pair.margin is None or back.margin == pair.margin,
-        "calls": [_besides(first), _besides(second)]
-        == [_besides(pair.first), _besides(pair.second)],
+        "calls": [_besides_text(first), _besides_text(second)]
+        == [_besides_text(pair.first), _besides_text(pair.second)],
         "annotator": back.annotator == pair.annotator,
         "annotator_kind": back.annotator_kind == pair.annotator_kind,
     }
     return [name for name, kept in same.items() if not kept]
 
 
-def _besides(answer: Completion) -> list[dict[str, Any]]:
+def _besides_text(answer: Completion) -> list[dict[str, Any]]:
     """What the turns of an answer have besides role and text: tool calls, reasoning."""
     kept = [dict(turn) for turn in answer.messages]
     return [{k: v for k, v in turn.items() if k not in ("role", "content")} for turn in kept]

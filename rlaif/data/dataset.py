@@ -22,7 +22,7 @@ from rlaif.data.readers import FORMATS
 from rlaif.data.readers.base import make_pair
 from rlaif.data.readers.llama_factory import COLUMNS
 from rlaif.data.readers.ultrafeedback import ASPECTS
-from rlaif.data.rows import Row, Spool, united
+from rlaif.data.rows import Row, Spool, unite_columns
 
 TRAIN, TEST = "train", "test"
 SPLITS = {"ultrafeedback_binarized": {TRAIN: "train_prefs", TEST: "test_prefs"}}
@@ -71,10 +71,12 @@ class PairTables:
     def __init__(self, folder: Path, formats: Sequence[str]):
         self._folder = folder
         self._open = ExitStack()
-        self.tables = {name: {TRAIN: self._spool(), TEST: self._spool()} for name in formats}
+        self.tables = {
+            name: {TRAIN: self._open_spool(), TEST: self._open_spool()} for name in formats
+        }
         self.lost: dict[str, int] = {}
 
-    def _spool(self) -> Spool:
+    def _open_spool(self) -> Spool:
         return self._open.enter_context(Spool(self._folder))
 
     def __enter__(self) -> PairTables:
@@ -109,7 +111,7 @@ def write_tables(folder: Path, tables: Tables, name: str) -> list[dict[str, Any]
     configs: list[dict[str, Any]] = []
     for format_, splits in tables.items():
         filled = {split: spool for split, spool in splits.items() if spool.count}
-        schema = united(spool.schema() for spool in filled.values()) if filled else None
+        schema = unite_columns(spool.schema() for spool in filled.values()) if filled else None
         files = []
         for split, spool in filled.items():
             called = SPLITS.get(format_, {}).get(split, split)
@@ -147,7 +149,7 @@ def check_login() -> None:
         raise ConfigError("--push: nobody is logged in to the hub; run `hf auth login` first")
 
 
-def upload(folder: Path, repo: str) -> None:
+def upload_dataset(folder: Path, repo: str) -> None:
     """Make the dataset repository `repo` (OWNER/NAME), private where it is new, and upload the
     folder to it. The login is the one that huggingface_hub finds (`hf auth login`, or HF_TOKEN).
     Raises ConfigError where the hub refuses, cannot be reached, or knows no such name."""
@@ -192,24 +194,28 @@ def raw_row(
         "models": [c.model for c in given],
         "correct_answers": [] if prompt.reference is None else [prompt.reference],
         "incorrect_answers": list[str](),
-        "completions": [_completion(c, about[c.completion_id], overall) for c in given],
+        "completions": [_rated_completion(c, about[c.completion_id], overall) for c in given],
     }
 
 
-def _completion(completion: Completion, said: Sequence[Judgement], overall: str | None) -> Row:
+def _rated_completion(
+    completion: Completion, said: Sequence[Judgement], overall: str | None
+) -> Row:
     whole = [j for j in said if j.judge == overall]
-    score = _mean(whole)
+    score = _mean_score(whole)
     return {
         "model": completion.model,
         "principle": completion.principle or "",
         "custom_system_prompt": _own_system_prompt(completion),
         "response": completion.text,
-        "critique": _rationale(whole),
-        "overall_score": None if score is None else _scaled(score, OVERALL_LOW, OVERALL_HIGH),
+        "critique": _first_rationale(whole),
+        "overall_score": None if score is None else _scale_rating(score, OVERALL_LOW, OVERALL_HIGH),
         "finish_reason": completion.finish_reason,
         "refusal": ts.is_refusal(completion.text),
         "annotations": {
-            aspect: _annotation([j for j in said if j.principle == aspect and j.judge != overall])
+            aspect: _aspect_annotation(
+                [j for j in said if j.principle == aspect and j.judge != overall]
+            )
             for aspect in ASPECTS
         },
     }
@@ -221,23 +227,23 @@ def _own_system_prompt(completion: Completion) -> str:
     return "" if told is None or told in ("keep", "drop") else told
 
 
-def _annotation(said: Sequence[Judgement]) -> Mapping[str, Any]:
-    score = _mean(said)
+def _aspect_annotation(said: Sequence[Judgement]) -> Mapping[str, Any]:
+    score = _mean_score(said)
     if score is not None:
-        rating: str | None = f"{_scaled(score, LOW, HIGH):g}"
+        rating: str | None = f"{_scale_rating(score, LOW, HIGH):g}"
     else:
         rating = "N/A" if any(j.status == "not_applicable" for j in said) else None
-    return {"Rating": rating, "Rationale": _rationale(said)}
+    return {"Rating": rating, "Rationale": _first_rationale(said)}
 
 
-def _mean(said: Sequence[Judgement]) -> float | None:
+def _mean_score(said: Sequence[Judgement]) -> float | None:
     scores = [j.score for j in said if j.status in VALUED and j.score is not None]
     return sum(scores) / len(scores) if scores else None
 
 
-def _scaled(score: float, low: int, high: int) -> float:
+def _scale_rating(score: float, low: int, high: int) -> float:
     return round(low + (high - low) * score, 6)
 
 
-def _rationale(said: Sequence[Judgement]) -> str:
+def _first_rationale(said: Sequence[Judgement]) -> str:
     return next((j.rationale or j.raw for j in said if j.rationale or j.raw), None) or ""

@@ -101,20 +101,20 @@ class Describer:
             repeated=counts["pairs"] - len(self._ids),
             same=counts["same"],
             first_better=counts["first"] / len(chosen) if chosen else None,
-            chosen_words=_spread(chosen),
-            rejected_words=_spread(rejected),
-            longer_chosen=_share(differing),
-            gap=_spread(self._gaps),
+            chosen_words=_spread_of(chosen),
+            rejected_words=_spread_of(rejected),
+            longer_chosen=_share_of(differing),
+            gap=_spread_of(self._gaps),
             subsets=_most_first(self._subsets),
             authors=_most_first(self._authors),
             annotators=_most_first(self._annotators),
             warnings=[],
         )
-        found.warnings.extend(_warnings(found))
+        found.warnings.extend(_find_warnings(found))
         return found
 
 
-def describe(pairs: Iterable[LabelledPair]) -> Description:
+def describe_data(pairs: Iterable[LabelledPair]) -> Description:
     """The figures of some pairs."""
     describer = Describer()
     for pair in pairs:
@@ -122,7 +122,7 @@ def describe(pairs: Iterable[LabelledPair]) -> Description:
     return describer.found()
 
 
-def _warnings(found: Description) -> list[str]:
+def _find_warnings(found: Description) -> list[str]:
     decided = found.pairs - found.ties - found.unlabelled
     words = []
     if found.pairs and not decided:
@@ -160,10 +160,10 @@ class Difference:
 def compare_pairs(first: Iterable[LabelledPair], second: Iterable[LabelledPair]) -> Difference:
     """What two files have in common. Of a pair that a file repeats, its first label counts; turned
     labels name the other answer; other labels differ in a tie, a share or a missing one."""
-    one, two = _labels(first), _labels(second)
+    one, two = _labels_by_pair(first), _labels_by_pair(second)
     both = sorted(one.keys() & two.keys())
     same = sum(one[name] == two[name] for name in both)
-    turned = sum(_turned(one[name], two[name]) for name in both)
+    turned = sum(_is_turned(one[name], two[name]) for name in both)
     return Difference(
         len(both),
         len(one) - len(both),
@@ -174,7 +174,7 @@ def compare_pairs(first: Iterable[LabelledPair], second: Iterable[LabelledPair])
     )
 
 
-def _labels(pairs: Iterable[LabelledPair]) -> dict[str, float | None]:
+def _labels_by_pair(pairs: Iterable[LabelledPair]) -> dict[str, float | None]:
     """P(the answer of the smaller id is better), by pair."""
     found: dict[str, float | None] = {}
     for pair in pairs:
@@ -186,11 +186,11 @@ def _labels(pairs: Iterable[LabelledPair]) -> dict[str, float | None]:
     return found
 
 
-def _turned(one: float | None, two: float | None) -> bool:
+def _is_turned(one: float | None, two: float | None) -> bool:
     return one is not None and two is not None and (one - 0.5) * (two - 0.5) < 0
 
 
-def _spread(values: Sequence[float]) -> Spread | None:
+def _spread_of(values: Sequence[float]) -> Spread | None:
     if not values:
         return None
     ordered = sorted(values)
@@ -203,7 +203,7 @@ def _spread(values: Sequence[float]) -> Spread | None:
     )
 
 
-def _share(flags: Sequence[bool]) -> float | None:
+def _share_of(flags: Sequence[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
 
 

@@ -53,7 +53,7 @@ def _check_pooling(folder: Path) -> None:
         raise ConfigError("this model does not pool by the mean over tokens", pooling)
 
 
-def embed(texts: Sequence[str], folder: Path) -> Vectors:
+def embed_texts(texts: Sequence[str], folder: Path) -> Vectors:
     """Unit vectors, shape (n, width): the mean over tokens of the last hidden state (arXiv
     1908.10084, section 3). Texts past 256 tokens are cut, as all-MiniLM-L6-v2 was trained. Raises
     ConfigError for a folder that cannot be loaded."""
@@ -95,7 +95,7 @@ def same_meaning(vectors: Vectors, threshold: float) -> dict[int, int]:
     found: dict[int, int] = {}
     for start in range(0, len(vectors), _BLOCK):
         block = vectors[start : start + _BLOCK]
-        nearest, cosine = _nearest(block, vectors[:start], kept[:start])
+        nearest, cosine = _find_nearest(block, vectors[:start], kept[:start])
         among = block @ block.T
         for row in range(len(block)):
             before = np.where(kept[start : start + row], among[row, :row], -np.inf)
@@ -107,7 +107,7 @@ def same_meaning(vectors: Vectors, threshold: float) -> dict[int, int]:
     return found
 
 
-def _nearest(
+def _find_nearest(
     block: Vectors, earlier: Vectors, kept: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], Vectors]:
     """Of each row of `block`, the place of the most similar of the `earlier` ones that are kept,

@@ -87,7 +87,7 @@ class Beside:
 Refusals = dict[str, Refusal]
 
 
-def sift(items: Sequence[Item], filters: Sequence[Any], beside: Beside) -> Sifted:
+def sift_items(items: Sequence[Item], filters: Sequence[Any], beside: Beside) -> Sifted:
     """Ask the filters one after the other. The order of `items` changes nothing: they are asked in
     the order of their ids, which decides which of equal texts is kept."""
     left = sorted(items, key=lambda item: (item.prompt.prompt_id, item.name))
@@ -124,7 +124,7 @@ def of_prompt(prompt: Prompt) -> Item:
     return Item(prompt.prompt_id, prompt)
 
 
-def _parts(items: Sequence[Item], of: str) -> dict[str, tuple[Prompt, tuple[str, ...]]]:
+def _item_parts(items: Sequence[Item], of: str) -> dict[str, tuple[Prompt, tuple[str, ...]]]:
     """The texts to look at, by a name: a prompt's id, since all its answers share its text, or the
     record's own."""
     if of == "prompt":
@@ -132,23 +132,23 @@ def _parts(items: Sequence[Item], of: str) -> dict[str, tuple[Prompt, tuple[str,
     return {item.name: (item.prompt, item.answers) for item in items}
 
 
-def _spread(items: Sequence[Item], of: str, found: Refusals) -> Refusals:
+def _spread_to_records(items: Sequence[Item], of: str, found: Refusals) -> Refusals:
     """What was found of parts, by the ids of the records."""
     names = {item.name: item.prompt.prompt_id if of == "prompt" else item.name for item in items}
     return {name: found[part] for name, part in names.items() if part in found}
 
 
-def _each(
+def _refuse_each(
     items: Sequence[Item], of: str, refuse: Callable[[Prompt, str], Refusal | None]
 ) -> Refusals:
     """What refuses one text at a time; a record goes with the first of its texts that does."""
     found = {}
-    for name, (prompt, texts) in _parts(items, of).items():
+    for name, (prompt, texts) in _item_parts(items, of).items():
         refusals = (refuse(prompt, text) for text in texts)
         first = next((refusal for refusal in refusals if refusal is not None), None)
         if first is not None:
             found[name] = first
-    return _spread(items, of, found)
+    return _spread_to_records(items, of, found)
 
 
 def _by_rule(items: Sequence[Item], wanted: RuleFilter, beside: Beside) -> Refusals:
@@ -161,47 +161,49 @@ def _by_rule(items: Sequence[Item], wanted: RuleFilter, beside: Beside) -> Refus
             return None
         return Refusal(f"below {wanted.least:g}", f"{score:.3f}")
 
-    return _each(items, wanted.of, refuse)
+    return _refuse_each(items, wanted.of, refuse)
 
 
-def _truncated(items: Sequence[Item], wanted: TruncatedFilter, beside: Beside) -> Refusals:
+def _find_truncated(items: Sequence[Item], wanted: TruncatedFilter, beside: Beside) -> Refusals:
     return {item.name: Refusal("cut or failed") for item in items if item.cut}
 
 
-def normalised(text: str) -> str:
+def normalise_text(text: str) -> str:
     """A text without what duplicates may differ in: case, blanks, Unicode's compatible forms."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _duplicates(items: Sequence[Item], wanted: DuplicateFilter, beside: Beside) -> Refusals:
+def _find_duplicates(items: Sequence[Item], wanted: DuplicateFilter, beside: Beside) -> Refusals:
     first: dict[tuple[str, ...], str] = {}
     found = {}
-    for name, (_, texts) in _parts(items, wanted.of).items():
-        other = first.setdefault(tuple(map(normalised, texts)), name)
+    for name, (_, texts) in _item_parts(items, wanted.of).items():
+        other = first.setdefault(tuple(map(normalise_text, texts)), name)
         if other != name:
             found[name] = Refusal("duplicate", other)
-    return _spread(items, wanted.of, found)
+    return _spread_to_records(items, wanted.of, found)
 
 
-def _near(items: Sequence[Item], wanted: NearFilter, beside: Beside) -> Refusals:
-    parts = _parts(items, wanted.of)
+def _find_near(items: Sequence[Item], wanted: NearFilter, beside: Beside) -> Refusals:
+    parts = _item_parts(items, wanted.of)
     names = list(parts)
     texts = ("\n".join(texts) for _, texts in parts.values())
     alike = near_duplicates(texts, wanted.threshold, wanted.shingle)
     found = {names[i]: Refusal("near-duplicate", names[j]) for i, j in alike.items()}
-    return _spread(items, wanted.of, found)
+    return _spread_to_records(items, wanted.of, found)
 
 
-def _semantic(items: Sequence[Item], wanted: SemanticFilter, beside: Beside) -> Refusals:
-    parts = _parts(items, wanted.of)
+def _find_semantic(items: Sequence[Item], wanted: SemanticFilter, beside: Beside) -> Refusals:
+    parts = _item_parts(items, wanted.of)
     names = list(parts)
     texts = ["\n".join(texts) for _, texts in parts.values()]
     alike = same_meaning(beside.embeddings[wanted.model](texts), wanted.threshold)
     found = {names[i]: Refusal("same meaning", names[j]) for i, j in alike.items()}
-    return _spread(items, wanted.of, found)
+    return _spread_to_records(items, wanted.of, found)
 
 
-def _contaminated(items: Sequence[Item], wanted: ContaminationFilter, beside: Beside) -> Refusals:
+def _find_contaminated(
+    items: Sequence[Item], wanted: ContaminationFilter, beside: Beside
+) -> Refusals:
     asked = [(name, text) for name in wanted.against for text in beside.evaluations[name]]
     held = eval_items([text for _, text in asked], wanted.n)
 
@@ -209,23 +211,23 @@ def _contaminated(items: Sequence[Item], wanted: ContaminationFilter, beside: Be
         item = held.matched(text, wanted.share)
         return None if item is None else Refusal(asked[item][0], asked[item][1])
 
-    return _each(items, wanted.of, refuse)
+    return _refuse_each(items, wanted.of, refuse)
 
 
-def _private(items: Sequence[Item], wanted: PrivateFilter, beside: Beside) -> Refusals:
+def _find_private(items: Sequence[Item], wanted: PrivateFilter, beside: Beside) -> Refusals:
     def refuse(prompt: Prompt, text: str) -> Refusal | None:
         found = private_kinds(text, wanted.find, wanted.regions)
         return Refusal(found[0], ", ".join(found)) if found else None
 
-    return _each(items, wanted.of, refuse)
+    return _refuse_each(items, wanted.of, refuse)
 
 
 def _in_lexicon(items: Sequence[Item], wanted: LexiconFilter, beside: Beside) -> Refusals:
-    phrases = {tuple(_folded(line)) for line in beside.lexicons[wanted.path]} - {()}
+    phrases = {tuple(_fold_text(line)) for line in beside.lexicons[wanted.path]} - {()}
     longest = max(map(len, phrases), default=0)
 
     def refuse(prompt: Prompt, text: str) -> Refusal | None:
-        words = _folded(text)
+        words = _fold_text(text)
         marked = [False] * len(words)
         hits = set()
         for start in range(len(words)):
@@ -237,22 +239,22 @@ def _in_lexicon(items: Sequence[Item], wanted: LexiconFilter, beside: Beside) ->
             return None
         return Refusal("listed words", ", ".join(sorted(hits)))
 
-    return _each(items, wanted.of, refuse)
+    return _refuse_each(items, wanted.of, refuse)
 
 
-def _folded(text: str) -> list[str]:
+def _fold_text(text: str) -> list[str]:
     """The words as a lexicon knows them: without case, and in Unicode's compatible forms."""
     return ts.words(unicodedata.normalize("NFKC", text).casefold())
 
 
 _FILTERS: dict[str, Callable[[Sequence[Item], Any, Beside], Refusals]] = {
     "rule": _by_rule,
-    "truncated": _truncated,
-    "duplicates": _duplicates,
-    "near_duplicates": _near,
-    "semantic_duplicates": _semantic,
-    "contamination": _contaminated,
-    "private": _private,
+    "truncated": _find_truncated,
+    "duplicates": _find_duplicates,
+    "near_duplicates": _find_near,
+    "semantic_duplicates": _find_semantic,
+    "contamination": _find_contaminated,
+    "private": _find_private,
     "lexicon": _in_lexicon,
 }
 

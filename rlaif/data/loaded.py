@@ -40,20 +40,20 @@ def record_of(kind: type[R], row: Row, place: str) -> R:
     known = list(kind.__struct_fields__)
     strange = next((key for key in row if key not in known), None)
     if strange is not None:
-        raise _fault(kind, place, f"unknown field {strange!r}{suggest(strange, known)}")
+        raise _make_fault(kind, place, f"unknown field {strange!r}{suggest(strange, known)}")
     try:
         made = msgspec.convert(row, kind)
     except msgspec.ValidationError as error:
-        raise _fault(kind, place, _explained(kind, row, str(error))) from None
+        raise _make_fault(kind, place, _explain_fault(kind, row, str(error))) from None
     for name, (low, high) in RANGES.items():
         value = getattr(made, name, None)
         if value is not None and not low <= value <= high:
             wanted = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-            raise _fault(kind, place, f"{name} is {value}; {wanted} was expected")
+            raise _make_fault(kind, place, f"{name} is {value}; {wanted} was expected")
     try:
         canonical_json(row)
     except (TypeError, ValueError):
-        raise _fault(
+        raise _make_fault(
             kind,
             place,
             "a value that JSON does not have, such as NaN; null says that there is none",
@@ -63,16 +63,16 @@ def record_of(kind: type[R], row: Row, place: str) -> R:
         role = next((turn["role"] for turn in turns if turn["role"] not in ROLES), None)
         if role is not None:
             wanted = "system, user or assistant was expected"
-            raise _fault(kind, place, f"{name} has a turn of role {brief(role)}; {wanted}")
+            raise _make_fault(kind, place, f"{name} has a turn of role {brief(role)}; {wanted}")
         whole_text([turn["content"] for turn in turns], place)
     return made
 
 
-def _fault(kind: type, place: str, fault: str) -> ConfigError:
+def _make_fault(kind: type, place: str, fault: str) -> ConfigError:
     return ConfigError(f"{place}: not a row of {kind.__name__.lower()}s: {fault}")
 
 
-def _explained(kind: type, row: Row, message: str) -> str:
+def _explain_fault(kind: type, row: Row, message: str) -> str:
     """msgspec's message with the field first, and what a choice is between."""
     what, _, where = message.partition(" - at `$.")
     field = where.removesuffix("`")
@@ -87,10 +87,10 @@ def _explained(kind: type, row: Row, message: str) -> str:
         options = [WORDS.get(option, option) for option in expected[1].split(" | ")]
     else:
         options = list(map(str, get_args(get_type_hints(kind)[name])))
-    return f"{field} is {brief(_at(row, field))}; expected {' or '.join(options)}"
+    return f"{field} is {brief(_value_at(row, field))}; expected {' or '.join(options)}"
 
 
-def _at(row: Row, field: str) -> Any:
+def _value_at(row: Row, field: str) -> Any:
     """What stands in a row at a place such as messages[0].content."""
     value: Any = row
     for key, index in re.findall(r"(\w+)|\[(\d+|\.\.\.)\]", field):

@@ -47,12 +47,12 @@ def near_duplicates(
     """
     with TemporaryFile() as file:
         stored = _Stored(file)
-        for part in minhash(texts, shingle):
+        for part in minhash_signatures(texts, shingle):
             stored.add(part)
-        return _alike(stored, threshold)
+        return _are_alike(stored, threshold)
 
 
-def _alike(stored: _Stored, threshold: float) -> dict[int, int]:
+def _are_alike(stored: _Stored, threshold: float) -> dict[int, int]:
     shared = _shared_buckets(stored, rows_per_band(threshold))
     # The first text that is kept in each bucket, and the later ones of the few that have several.
     first = np.full(shared.buckets, _NOBODY, np.uint32)
@@ -102,7 +102,7 @@ class _Stored:
         return np.asarray(every[places])
 
 
-def minhash(texts: Iterable[str], shingle: int) -> Iterator[Signatures]:
+def minhash_signatures(texts: Iterable[str], shingle: int) -> Iterator[Signatures]:
     """In parts of shape (some texts, 128): the low 16 bits of the least hash of each text's n-grams
     under each of 128 permutations. The share of equal entries estimates the Jaccard similarity (the
     two bytes add 2^-16 to it; Li and König, 2010)."""
@@ -115,13 +115,13 @@ def minhash(texts: Iterable[str], shingle: int) -> Iterator[Signatures]:
         batch.append(grams)
         size += len(grams)
         if size >= _BATCH:
-            yield _least(batch, odd, added)
+            yield _least_hashes(batch, odd, added)
             batch, size = [], 0
     if batch:
-        yield _least(batch, odd, added)
+        yield _least_hashes(batch, odd, added)
 
 
-def _least(batch: list[Hashes], odd: Hashes, added: Hashes) -> Signatures:
+def _least_hashes(batch: list[Hashes], odd: Hashes, added: Hashes) -> Signatures:
     joined = np.concatenate(batch)
     starts = np.cumsum([0, *(len(grams) for grams in batch[:-1])])
     least = np.empty((len(odd), len(batch)), np.uint64)
@@ -168,7 +168,7 @@ def _shared_buckets(stored: _Stored, rows: int) -> _Shared:
     count = 0
     for band in range(PERMUTATIONS // rows):
         own = slice(band * rows, (band + 1) * rows)
-        keys = [combined(list(part[:, own].T.astype(np.uint64))) for part in stored.parts()]
+        keys = [combine_counts(list(part[:, own].T.astype(np.uint64))) for part in stored.parts()]
         if not keys:
             break
         joined = np.concatenate(keys)
@@ -220,10 +220,10 @@ def ngram_hashes(words: Hashes, n: int) -> Hashes:
     """The hash of every `n` words in a row; of a text of fewer words, one hash of them all."""
     n = min(n, len(words))
     count = len(words) - n + 1
-    return combined([words[place : place + count] for place in range(n)])
+    return combine_counts([words[place : place + count] for place in range(n)])
 
 
-def combined(columns: Sequence[Hashes]) -> Hashes:
+def combine_counts(columns: Sequence[Hashes]) -> Hashes:
     """One hash for each row of these columns, which depends on their order."""
     mixed = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
@@ -266,13 +266,13 @@ class EvalItems:
             return None
         found = np.concatenate(hits)
         covered = {
-            int(item): self._covered(int(item), self.starts[found[self.items[found] == item]])
+            int(item): self._covered_share(int(item), self.starts[found[self.items[found] == item]])
             for item in np.unique(self.items[found])
         }
         best = max(covered, key=lambda item: (covered[item], -item))
         return best if covered[best] >= share else None
 
-    def _covered(self, item: int, starts: NDArray[np.int64]) -> float:
+    def _covered_share(self, item: int, starts: NDArray[np.int64]) -> float:
         marked = np.zeros(self.lengths[item], bool)
         for offset in range(self.n):
             marked[starts + offset] = True
@@ -298,4 +298,4 @@ def eval_items(texts: Sequence[str], n: int = 8) -> EvalItems:
 
 
 def _of_all(words: Hashes) -> int:
-    return int(combined([words[i : i + 1] for i in range(len(words))])[0])
+    return int(combine_counts([words[i : i + 1] for i in range(len(words))])[0])

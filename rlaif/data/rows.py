@@ -30,7 +30,7 @@ Placed = Iterator[tuple[str, Row]]
 OnFault = Callable[[ConfigError], None]
 
 
-def stop(fault: ConfigError) -> None:
+def raise_fault(fault: ConfigError) -> None:
     """What is done with a row that cannot be read, unless the caller says otherwise: raise it."""
     raise fault
 
@@ -67,7 +67,7 @@ def source_of(
         return HubData(name, split, config)
 
 
-def source_rows(source: Source, on_fault: OnFault = stop) -> Placed:
+def source_rows(source: Source, on_fault: OnFault = raise_fault) -> Placed:
     """(place, row) of a file, a folder or a dataset on the hub. Raises ConfigError."""
     if isinstance(source, HubData):
         return dataset_rows(source.name, source.split, source.config)
@@ -86,7 +86,7 @@ def rows_hash(rows: Placed) -> str:
 _UNREADABLE = (OSError, EOFError, zlib.error)
 
 
-def file_rows(path: Path, on_fault: OnFault = stop) -> Placed:
+def file_rows(path: Path, on_fault: OnFault = raise_fault) -> Placed:
     """(place, row) of a file by its ending (.parquet, .csv, .json, else JSONL), or of a folder that
     `datasets` saved or can load. `.gz` may follow the ending of a text file.
 
@@ -94,7 +94,7 @@ def file_rows(path: Path, on_fault: OnFault = stop) -> Placed:
     """
     if path.is_dir():
         return dataset_rows(str(path), "train")
-    ending = _ending(path)
+    ending = _ending_of(path)
     if ending == ".parquet":
         return _parquet_rows(path)
     if ending == ".csv":
@@ -102,7 +102,7 @@ def file_rows(path: Path, on_fault: OnFault = stop) -> Placed:
     return _json_rows(path, on_fault) if ending == ".json" else jsonl_rows(path, on_fault)
 
 
-def _ending(path: Path) -> str:
+def _ending_of(path: Path) -> str:
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
@@ -117,7 +117,7 @@ def open_bytes(path: Path) -> IO[bytes]:
         raise ConfigError(f"{reason}", path) from None
 
 
-def jsonl_rows(path: Path, on_fault: OnFault = stop) -> Placed:
+def jsonl_rows(path: Path, on_fault: OnFault = raise_fault) -> Placed:
     """(place, row) of every line; blank lines are passed over. Raises ConfigError."""
     with open_bytes(path) as lines:
         try:
@@ -127,7 +127,7 @@ def jsonl_rows(path: Path, on_fault: OnFault = stop) -> Placed:
                 try:
                     # Some editors open a file with a byte order mark.
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                    row = _object(json.loads(text), path, number)
+                    row = _row_object(json.loads(text), path, number)
                 except UnicodeDecodeError as error:
                     on_fault(ConfigError(f"not UTF-8 text: {error}", path, number))
                 except (ValueError, RecursionError) as error:
@@ -140,7 +140,7 @@ def jsonl_rows(path: Path, on_fault: OnFault = stop) -> Placed:
             raise ConfigError(f"cannot be read: {error}", path) from None
 
 
-def _object(value: Any, path: Path, number: int) -> Row:
+def _row_object(value: Any, path: Path, number: int) -> Row:
     if not isinstance(value, dict):
         raise ConfigError("each line must be a JSON object", path, number)
     return value
@@ -255,7 +255,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
         ".csv": _write_csv,
         ".parquet": _write_parquet,
     }
-    write = writers.get(_ending(path))
+    write = writers.get(_ending_of(path))
     if write is None or (path.suffix == ".gz" and write is not _write_jsonl):
         raise ConfigError("the file must end in .jsonl, .jsonl.gz, .json, .csv or .parquet", path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -296,11 +296,13 @@ def _write_csv(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
         with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
             writer = csv.DictWriter(file, spool.columns)
             writer.writeheader()
-            writer.writerows({key: _cell(v) for key, v in row.items()} for row in spool.rows())
+            writer.writerows(
+                {key: _plain_cell(v) for key, v in row.items()} for row in spool.rows()
+            )
         return spool.count
 
 
-def _cell(value: Any) -> Any:
+def _plain_cell(value: Any) -> Any:
     return canonical_json(value) if isinstance(value, dict | list) else value
 
 
@@ -356,19 +358,19 @@ class Spool:
 
     def rows(self) -> Iterator[Row]:
         """All rows, one held at a time."""
-        for line in self._lines():
+        for line in self._read_lines():
             yield json.loads(line.decode("utf-8", "surrogatepass"))
 
-    def _lines(self) -> Iterator[bytes]:
+    def _read_lines(self) -> Iterator[bytes]:
         self._file.seek(0)
         yield from self._file
         self._file.seek(0, 2)
 
-    def _groups(self) -> Iterator[list[Row]]:
+    def _read_groups(self) -> Iterator[list[Row]]:
         # Arrow takes no lone surrogates, which scraped text can hold.
         rows = (
             json.loads(line.decode("utf-8", "surrogatepass").encode("utf-8", "replace"))
-            for line in self._lines()
+            for line in self._read_lines()
         )
         while group := list(islice(rows, GROUP)):
             yield group
@@ -378,9 +380,9 @@ class Spool:
         import pyarrow
 
         found = pyarrow.schema([(name, pyarrow.null()) for name in self.columns])
-        for group in self._groups():
+        for group in self._read_groups():
             columns = {name: [row.get(name) for row in group] for name in self.columns}
-            found = united([found, pyarrow.table(columns).schema])
+            found = unite_columns([found, pyarrow.table(columns).schema])
         return found
 
     def write_parquet(self, path: Path, schema: Any) -> None:
@@ -389,11 +391,11 @@ class Spool:
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-            for group in self._groups():
+            for group in self._read_groups():
                 writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
 
 
-def united(schemas: Iterable[Any]) -> Any:
+def unite_columns(schemas: Iterable[Any]) -> Any:
     """The pyarrow Schema of what all of some hold."""
     import pyarrow
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.experiment import Experiment
 from rlaif.config.models import Columns, PromptsSpec
 from rlaif.config.steps import LoadStep, SamplePrinciples
 from rlaif.core.errors import ConfigError
@@ -43,12 +42,12 @@ def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
     A `split` column decides where it is given; otherwise the `holdout` prompts of smallest id are
     held out, which no seed and no order of rows changes. Raises ConfigError.
     """
-    name, rows = _rows(spec, beside)
+    name, rows = _read_prompt_rows(spec, beside)
     prompts: dict[str, Prompt] = {}
     splits: dict[str, str] = {}
     duplicates = 0
     for place, row in rows:
-        prompt = _prompt(row, spec.columns, place, name)
+        prompt = _make_row_prompt(row, spec.columns, place, name)
         if prompt.prompt_id in prompts:
             duplicates += 1
             continue
@@ -56,21 +55,22 @@ def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
         splits[prompt.prompt_id] = str(row.get(spec.columns.split or "split") or "")
     if not prompts:
         raise ConfigError(f"{name}: no prompts in it; at least {spec.holdout + 1} are needed")
-    return _split(spec, prompts, splits, duplicates, name)
+    return _split_prompts(spec, prompts, splits, duplicates, name)
 
 
-def loaded_source(experiment: Experiment, step: LoadStep, beside: Path | None) -> Source:
-    """What a load step reads. Raises ConfigError where it is a file that is not there."""
+def loaded_source(step: LoadStep, name: str | None, beside: Path | None) -> Source:
+    """What a load step reads: its dataset, or the file called `name`. Raises ConfigError where that
+    is not there."""
     if step.dataset is not None:
         return HubData(step.dataset, step.dataset_split, step.dataset_config)
-    return find(experiment.loaded_name(step) or "", beside)
+    return find(name or "", beside)
 
 
 def split_prompts(spec: PromptsSpec, given: Iterable[Prompt], name: str) -> PromptSet:
     """Prompts that came with something else, such as labelled pairs, split as `load_prompts` does.
     Several pairs may share a prompt, so these are no duplicates. Raises ConfigError."""
     prompts = {prompt.prompt_id: prompt for prompt in given}
-    return _split(spec, prompts, dict.fromkeys(prompts, ""), 0, name)
+    return _split_prompts(spec, prompts, dict.fromkeys(prompts, ""), 0, name)
 
 
 def every_prompt(path: Path) -> list[Prompt]:
@@ -80,22 +80,22 @@ def every_prompt(path: Path) -> list[Prompt]:
 
 def all_prompts(spec: PromptsSpec, beside: Path | None) -> list[Prompt]:
     """The different prompts of a file or dataset, by id, none held out. Raises ConfigError."""
-    name, rows = _rows(spec, beside)
-    found = (_prompt(row, spec.columns, place, name) for place, row in rows)
+    name, rows = _read_prompt_rows(spec, beside)
+    found = (_make_row_prompt(row, spec.columns, place, name) for place, row in rows)
     prompts = {prompt.prompt_id: prompt for prompt in found}
     if not prompts:
         raise ConfigError("no prompts in it", name)
     return [prompts[name] for name in sorted(prompts)]
 
 
-def _split(
+def _split_prompts(
     spec: PromptsSpec,
     prompts: dict[str, Prompt],
     splits: dict[str, str],
     duplicates: int,
     name: str,
 ) -> PromptSet:
-    prompts = {name: p for name, p in prompts.items() if _fits(p, spec.max_words)}
+    prompts = {name: p for name, p in prompts.items() if _fits_prompt(p, spec.max_words)}
     ordered = sorted(prompts)
     declared = [p for p in ordered if splits[p] in HELDOUT_SPLITS]
     heldout = (declared or ordered)[: spec.holdout]
@@ -115,12 +115,12 @@ def _split(
     return PromptSet([prompts[p] for p in train], [prompts[p] for p in heldout], duplicates)
 
 
-def _fits(prompt: Prompt, max_words: int | None) -> bool:
+def _fits_prompt(prompt: Prompt, max_words: int | None) -> bool:
     words = sum(len(turn["content"].split()) for turn in prompt.messages)
     return max_words is None or words <= max_words
 
 
-def _rows(spec: PromptsSpec, beside: Path | None) -> tuple[str, Placed]:
+def _read_prompt_rows(spec: PromptsSpec, beside: Path | None) -> tuple[str, Placed]:
     if spec.dataset is not None:
         return spec.dataset, dataset_rows(spec.dataset, spec.dataset_split)
     assert spec.path is not None
@@ -128,14 +128,14 @@ def _rows(spec: PromptsSpec, beside: Path | None) -> tuple[str, Placed]:
     return str(path), file_rows(path)
 
 
-def _prompt(row: dict[str, Any], columns: Columns, place: str, name: str) -> Prompt:
+def _make_row_prompt(row: dict[str, Any], columns: Columns, place: str, name: str) -> Prompt:
     if columns.messages or (columns.prompt is None and row.get("messages") is not None):
-        messages = _messages(row.get(columns.messages or "messages"), place)
+        messages = _read_messages(row.get(columns.messages or "messages"), place)
     else:
         column = columns.prompt or next((c for c in ("prompt", "instruction") if c in row), None)
         value = row.get(column) if column else None
         if isinstance(value, list):
-            messages = _messages(value, place)
+            messages = _read_messages(value, place)
         elif isinstance(value, str) and value.strip():
             messages = [{"role": "user", "content": value}]
         else:
@@ -153,7 +153,7 @@ def _prompt(row: dict[str, Any], columns: Columns, place: str, name: str) -> Pro
     return make_prompt(messages, str(row.get("source") or name.rsplit("/", 1)[-1]), tags, reference)
 
 
-def _messages(value: Any, place: str) -> list[Message]:
+def _read_messages(value: Any, place: str) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise ConfigError(f"{place}: `messages` must be a list of {{role, content}} turns")
     messages = conversation(value, "user", "messages", place)

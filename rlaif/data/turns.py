@@ -41,7 +41,7 @@ TRANSCRIBED = {"Human": "user", "Assistant": "assistant"}
 _ASKED = re.compile(r"\n\nAssistant:\s*\Z")
 
 
-def transcript(text: str, key: str, place: str) -> list[Message]:
+def read_transcript(text: str, key: str, place: str) -> list[Message]:
     """The turns of a transcript, without the blanks around each. Raises ConfigError."""
     before, *parts = MARK.split(text)
     if before.strip() or not parts:
@@ -52,11 +52,11 @@ def transcript(text: str, key: str, place: str) -> list[Message]:
     ]
 
 
-def asked(value: Any, name: str, place: str) -> list[Message]:
+def read_asked(value: Any, name: str, place: str) -> list[Message]:
     """What was asked: a text, a list of turns, or a transcript up to where an answer begins. Raises
     ConfigError."""
     if isinstance(value, str) and MARK.match(value) and _ASKED.search(value):
-        return transcript(_ASKED.sub("", value), name, place)
+        return read_transcript(_ASKED.sub("", value), name, place)
     return conversation(value, "user", name, place)
 
 
@@ -66,7 +66,7 @@ def conversation(value: Any, role: str, name: str, place: str) -> list[Message]:
     if isinstance(value, str):
         turns: list[Message] = [{"role": role, "content": value}]
     elif isinstance(value, Sequence) and len(value) > 0:
-        turns = [turn(item, f"{name}[{i}]", place) for i, item in enumerate(value)]
+        turns = [read_turn(item, f"{name}[{i}]", place) for i, item in enumerate(value)]
     else:
         raise ConfigError(
             f"{place}: {name} is {brief(value)}; text or a list of {{role, content}} turns was "
@@ -76,7 +76,7 @@ def conversation(value: Any, role: str, name: str, place: str) -> list[Message]:
     return turns
 
 
-def turn(value: Any, name: str, place: str) -> Message:
+def read_turn(value: Any, name: str, place: str) -> Message:
     """One turn, with its tool calls, name and reasoning. Raises ConfigError."""
     keys = next((k for k in NAMES if isinstance(value, Mapping) and value.get(k[0])), None)
     if keys is None:
@@ -88,10 +88,10 @@ def turn(value: Any, name: str, place: str) -> Message:
             f"{place}: {name} has the role {brief(said)}; system, user, assistant or tool was "
             "expected"
         )
-    calls = _calls(value, name, place)
+    calls = _read_calls(value, name, place)
     found: Message = {
         "role": role,
-        "content": _content(value.get(keys[1]), bool(calls), f"{name}.{keys[1]}", place),
+        "content": _read_content(value.get(keys[1]), bool(calls), f"{name}.{keys[1]}", place),
     }
     if calls:
         found["tool_calls"] = calls
@@ -106,18 +106,18 @@ def turn(value: Any, name: str, place: str) -> Message:
     return found
 
 
-def _content(value: Any, calls: bool, name: str, place: str) -> str:
+def _read_content(value: Any, calls: bool, name: str, place: str) -> str:
     """The text of a turn; parts are joined as they follow one another."""
     if isinstance(value, str):
         return value
     if value is None and calls:
         return ""
     if isinstance(value, Sequence):
-        return "".join(_part(part, f"{name}[{i}]", place) for i, part in enumerate(value))
+        return "".join(_read_part(part, f"{name}[{i}]", place) for i, part in enumerate(value))
     raise ConfigError(f"{place}: {name} is {brief(value)}; a text was expected")
 
 
-def _part(part: Any, name: str, place: str) -> str:
+def _read_part(part: Any, name: str, place: str) -> str:
     text = part.get("text") if isinstance(part, Mapping) else part
     kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
     if kind != "text" or not isinstance(text, str):
@@ -125,36 +125,37 @@ def _part(part: Any, name: str, place: str) -> str:
     return text
 
 
-def _calls(value: Mapping[str, Any], name: str, place: str) -> list[dict[str, Any]]:
+def _read_calls(value: Mapping[str, Any], name: str, place: str) -> list[dict[str, Any]]:
     """Tool calls as chat templates take them: their arguments a mapping where they are JSON."""
     given = value.get("tool_calls")
     if given is None or given == "":
         old = value.get("function_call")
         given = [{"type": "function", "function": old}] if isinstance(old, Mapping) else []
-    given = _parsed(given)
+    given = parse_json(given)
     if not isinstance(given, Sequence) or not all(isinstance(call, Mapping) for call in given):
         raise ConfigError(f"{place}: {name}.tool_calls is {brief(given)}; a list was expected")
-    return [_call(call) for call in given]
+    return [_read_call(call) for call in given]
 
 
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+def _read_call(call: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: item for key, item in call.items() if item is not None}
     if isinstance(kept.get("function"), Mapping):
         inside = {key: item for key, item in kept["function"].items() if item is not None}
-        kept["function"] = inside | {"arguments": _parsed(inside.get("arguments", {}))}
+        kept["function"] = inside | {"arguments": parse_json(inside.get("arguments", {}))}
     elif "arguments" in kept:
-        kept["arguments"] = _parsed(kept["arguments"])
+        kept["arguments"] = parse_json(kept["arguments"])
     return kept
 
 
-def _parsed(value: Any) -> Any:
+def parse_json(value: Any, kinds: tuple[type, ...] = (dict, list)) -> Any:
+    """What a text holds as JSON where it is of one of `kinds`; anything else as it is."""
     if not isinstance(value, str):
         return value
     try:
         found = json.loads(value)
     except (ValueError, RecursionError):
         return value
-    return found if isinstance(found, dict | list) else value
+    return found if isinstance(found, kinds) else value
 
 
 def opens_conversation(turns: Sequence[Message]) -> bool:

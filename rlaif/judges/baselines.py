@@ -9,24 +9,82 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
-from rlaif.config.baselines import (
-    FirstJudge,
-    LongerJudge,
-    OverlapJudge,
-    PerplexityJudge,
-    RandomJudge,
-)
-from rlaif.constitution.model import Constitution
+from pydantic import field_validator
+
+from rlaif.config.base import StepId
 from rlaif.constitution.textstats import term_overlap
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, ScoreRequest
-from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.judges.base import Answer, Call, Judge, call_id, judgement
 from rlaif.judges.common import usable, usable_pairs, without_value
 from rlaif.judges.questions import label_result
+from rlaif.judges.specs import JudgeBase, JudgeInputs
 
 Pair = Sequence[Completion]
+
+
+class BaselineJudge(JudgeBase):
+    """A judge without principles."""
+
+    @field_validator("principles")
+    @classmethod
+    def _judges_as_a_whole(cls, value: list[str] | None) -> None:
+        if value is not None:
+            raise ValueError("a baseline follows no principle; drop `principles`")
+
+    def build(self, inputs: JudgeInputs) -> Judge:
+        """The judge of the spec."""
+        return Comparing(self.id, content_hash(self.kind, self.id), self.kind)
+
+
+class LongerJudge(BaselineJudge):
+    """The answer with more characters wins."""
+
+    kind: Literal["longer"]
+    id: StepId = "longer"
+
+
+class FirstJudge(BaselineJudge):
+    """The answer that is shown first wins; each pair is shown once."""
+
+    kind: Literal["first"]
+    id: StepId = "first"
+
+
+class RandomJudge(BaselineJudge):
+    """A coin, thrown by the seed and the two answers."""
+
+    kind: Literal["random"]
+    id: StepId = "random"
+
+
+class OverlapJudge(BaselineJudge):
+    """The answer that uses more of the question's key terms wins (English)."""
+
+    kind: Literal["overlap"]
+    id: StepId = "overlap"
+
+    def build(self, inputs: JudgeInputs) -> Overlap:
+        """The judge of the spec."""
+        return Overlap(self.id, content_hash(self.kind, self.id))
+
+
+class PerplexityJudge(BaselineJudge):
+    """The answer that the model `by` finds likelier, token by token, wins."""
+
+    kind: Literal["perplexity"]
+    id: StepId = "perplexity"
+    by: str = "policy"
+
+    def asks(self) -> dict[str, str]:
+        """The one model, `by`."""
+        return {"by": self.by}
+
+    def build(self, inputs: JudgeInputs) -> Perplexity:
+        """The judge of the spec."""
+        return Perplexity(self.id, content_hash(self.kind, self.id))
 
 
 def _longer(shown: Pair, drawn: str) -> float:
@@ -150,26 +208,3 @@ class Perplexity:
                 raw_value=mean,
             )
         ]
-
-
-def build(
-    spec: LongerJudge | FirstJudge | RandomJudge,
-    constitution: Constitution | None,
-    beside: Path | None,
-) -> Comparing:
-    """The judge of a spec."""
-    return Comparing(spec.id, content_hash(spec.kind, spec.id), spec.kind)
-
-
-def build_overlap(
-    spec: OverlapJudge, constitution: Constitution | None, beside: Path | None
-) -> Overlap:
-    """The judge of a spec."""
-    return Overlap(spec.id, content_hash(spec.kind, spec.id))
-
-
-def build_perplexity(
-    spec: PerplexityJudge, constitution: Constitution | None, beside: Path | None
-) -> Perplexity:
-    """The judge of a spec."""
-    return Perplexity(spec.id, content_hash(spec.kind, spec.id))

@@ -1,48 +1,95 @@
-"""From a judge's spec in the experiment file to the judge. Modules are imported on use."""
+"""The kinds of judges, and from a judge's spec in the experiment file to the judge."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rlaif.config.judging import JudgeBase
+from rlaif.config.base import PluginName, StepId
+from rlaif.config.kinds import OneOf, SpecTable
 from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import find_object
 from rlaif.judges.base import Judge
 from rlaif.judges.common import AnswerOnly
+from rlaif.judges.specs import JudgeBase, JudgeInputs, ModelJudge
 
-JUDGES = {
-    "rules": "rlaif.judges.rules:build",
-    "yes_no": "rlaif.judges.yes_no:build",
-    "rating": "rlaif.judges.rating:build",
-    "direct": "rlaif.judges.rating:build",
-    "critique": "rlaif.judges.rating:build",
-    "prometheus": "rlaif.judges.rating:build",
-    "additive": "rlaif.judges.scored:build",
-    "pairwise": "rlaif.judges.pairwise:build",
-    "constitutional": "rlaif.judges.pairwise:build",
-    "prometheus_pair": "rlaif.judges.pairwise:build",
-    "template": "rlaif.judges.template:build",
-    "ultrafeedback": "rlaif.judges.ultrafeedback:build",
-    "rbrm": "rlaif.judges.rbrm:build",
-    "rbr": "rlaif.judges.rbr:build",
-    "rubric": "rlaif.judges.rubric:build",
-    "reward_model": "rlaif.judges.implicit_reward:build_reward_model",
-    "reward_ensemble": "rlaif.judges.implicit_reward:build_reward_ensemble",
-    "implicit_reward": "rlaif.judges.implicit_reward:build",
-    "meta": "rlaif.judges.meta:build",
-    "jury": "rlaif.judges.jury:build",
-    "longer": "rlaif.judges.baselines:build",
-    "first": "rlaif.judges.baselines:build",
-    "random": "rlaif.judges.baselines:build",
-    "overlap": "rlaif.judges.baselines:build_overlap",
-    "perplexity": "rlaif.judges.baselines:build_perplexity",
-}
+JUDGES: SpecTable[JudgeBase] = SpecTable(
+    {
+        "rules": "rlaif.judges.rules:RulesJudge",
+        "yes_no": "rlaif.judges.yes_no:YesNoJudge",
+        "rating": "rlaif.judges.rating:RatingJudge",
+        "direct": "rlaif.judges.rating:DirectJudge",
+        "critique": "rlaif.judges.rating:CritiqueJudge",
+        "prometheus": "rlaif.judges.rating:PrometheusJudge",
+        "additive": "rlaif.judges.scored:AdditiveJudge",
+        "pairwise": "rlaif.judges.pairwise:PairwiseJudge",
+        "constitutional": "rlaif.judges.pairwise:ConstitutionalJudge",
+        "prometheus_pair": "rlaif.judges.pairwise:PrometheusPairJudge",
+        "template": "rlaif.judges.template:TemplateJudge",
+        "ultrafeedback": "rlaif.judges.ultrafeedback:UltraFeedbackJudge",
+        "rbrm": "rlaif.judges.rbrm:RbrmJudge",
+        "rbr": "rlaif.judges.rbr:RbrJudge",
+        "rubric": "rlaif.judges.rubric:RubricJudge",
+        "reward_model": "rlaif.judges.implicit_reward:RewardModelJudge",
+        "reward_ensemble": "rlaif.judges.implicit_reward:RewardEnsembleJudge",
+        "implicit_reward": "rlaif.judges.implicit_reward:ImplicitRewardJudge",
+        "meta": "rlaif.judges.meta:MetaJudge",
+        "jury": "rlaif.judges.jury:JuryJudge",
+        "longer": "rlaif.judges.baselines:LongerJudge",
+        "first": "rlaif.judges.baselines:FirstJudge",
+        "random": "rlaif.judges.baselines:RandomJudge",
+        "overlap": "rlaif.judges.baselines:OverlapJudge",
+        "perplexity": "rlaif.judges.baselines:PerplexityJudge",
+    }
+)
+BASELINES = tuple(kind for kind, spec in JUDGES.rows.items() if ".baselines:" in spec)
+"""Kinds that understand nothing, which every other judge must beat."""
 
-OF_JUDGES = ("meta", "jury")
-"""Kinds that build judges of their own."""
+
+class CustomJudge(ModelJudge):
+    """A judge class of one's own, `kind: package.module:Name`, built with `options`."""
+
+    kind: PluginName
+    id: StepId = "custom"
+    options: dict[str, Any] = {}
+
+    def build(self, inputs: JudgeInputs) -> Judge:
+        """The class that `kind` names is called as Name(spec, constitution)."""
+        try:
+            plugin = find_object(self.kind)
+        except ValueError as error:
+            raise ConfigError(f"judge {self.id}: kind {self.kind}: {error}") from error
+        judge: Judge = plugin(self, inputs.constitution)
+        staged = hasattr(judge, "conclude")
+        needed = ["id", "judge_hash", "comparative", "needs", "calls"]
+        needed += ["roles", "follow", "conclude"] if staged else ["read"]
+        lacking = [name for name in needed if not hasattr(judge, name)]
+        if lacking:
+            raise ConfigError(
+                f"judge {self.id}: {self.kind} is no judge: it lacks {', '.join(lacking)} "
+                "(see rlaif/judges/base.py)"
+            )
+        return judge
+
+
+def _name_kind(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "custom" if isinstance(kind, str) and ":" in kind else str(kind)
+
+
+JudgeStep = Annotated[
+    JudgeBase,
+    OneOf(
+        SpecTable({**JUDGES.rows, "custom": "rlaif.judges.build:CustomJudge"}),
+        "kind",
+        f"`kind` must be {', '.join(k for k in JUDGES if k not in BASELINES)}, a baseline "
+        f"({', '.join(BASELINES)}), or package.module:Name",
+        name_kind=_name_kind,
+    ),
+]
+"""A judge in the experiment file."""
 
 
 def build_judge(
@@ -58,34 +105,6 @@ def build_judge(
     A `kind` of the form package.module:Name is imported and called as Name(spec, constitution).
     Raises ConfigError when the spec cannot work.
     """
-    beside = None if beside is None else Path(beside)
-    if spec.kind in JUDGES:
-        more = {"thinking": thinking} if spec.kind in OF_JUDGES else {}
-        build = load_object(JUDGES[spec.kind], spec.id)
-        return _shown(build(spec, constitution, beside, **more), spec, thinking)
-    custom = load_object(spec.kind, spec.id)(spec, constitution)
-    staged = hasattr(custom, "conclude")
-    needed = ["id", "judge_hash", "comparative", "needs", "calls"]
-    needed += ["roles", "follow", "conclude"] if staged else ["read"]
-    lacking = [name for name in needed if not hasattr(custom, name)]
-    if lacking:
-        raise ConfigError(
-            f"judge {spec.id}: {spec.kind} is no judge: it lacks {', '.join(lacking)} "
-            "(see rlaif/judges/base.py)"
-        )
-    return _shown(custom, spec, thinking)
-
-
-def _shown(judge: Judge, spec: JudgeBase, thinking: ThinkingSpec) -> Judge:
-    """The judge, shown what the spec says of the answers."""
-    if spec.reasoning == "keep":
-        return judge
-    return AnswerOnly(judge, thinking)
-
-
-def load_object(reference: str, judge: str) -> Any:
-    """The object that package.module:Name refers to, or a ConfigError that says what is missing."""
-    try:
-        return find_object(reference)
-    except ValueError as error:
-        raise ConfigError(f"judge {judge}: kind {reference}: {error}") from error
+    place = None if beside is None else Path(beside)
+    judge = spec.build(JudgeInputs(constitution, place, thinking))
+    return judge if spec.reasoning == "keep" else AnswerOnly(judge, thinking)

@@ -12,7 +12,6 @@ from typing import Any
 
 from msgspec import structs
 
-from rlaif.config.judging import JudgeBase, ModelJudge
 from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.constitution.model import ASKED_FIELDS, Constitution, Principle, principle_hash
 from rlaif.core.chat import split
@@ -20,6 +19,7 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.core.yamlio import suggest
 from rlaif.judges.base import Call, Judge, judgement
+from rlaif.judges.specs import JudgeBase, ModelJudge
 from rlaif.judges.templates import (
     PAIRWISE,
     POINTWISE,
@@ -110,21 +110,23 @@ def question_hashes(
 
 def judge_template(
     spec: ModelJudge,
-    default: str,
     beside: Path | None,
     *,
+    default: str | None = None,
     comparative: bool = False,
     per_principle: bool = False,
     allowed: frozenset[str] = POINTWISE,
     required: frozenset[str] = frozenset({"response"}),
 ) -> Template:
-    """The spec's template, or the shipped one. It must use each judged text and, where each call is
-    about one principle, that principle. Raises ConfigError."""
+    """The spec's template, or the shipped one called `default`, the kind's when absent. It must use
+    each judged text and, where each call is about one principle, that principle. Raises
+    ConfigError."""
     if comparative:
         allowed, required = PAIRWISE, frozenset({"response_1", "response_2"})
     if per_principle:
         required |= {"principle"}
-    return load_template(spec.template or f"prompts/judges/{default}", allowed, required, beside)
+    shipped = f"prompts/judges/{default or spec.kind}.j2"
+    return load_template(spec.template or shipped, allowed, required, beside)
 
 
 def usable(completions: Iterable[Completion]) -> list[Completion]:

@@ -17,11 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean, pstdev, pvariance
+from typing import Annotated, Literal
 
-from rlaif.config.judges import ImplicitRewardJudge, RewardEnsembleJudge, RewardModelJudge
-from rlaif.constitution.model import Constitution
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+
+from rlaif.config.base import StepId
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.numbers import sigmoid
 from rlaif.core.records import Completion, Judgement, Prompt
@@ -39,8 +40,104 @@ from rlaif.judges.base import Answer, Answered, Call, call_id, judgement
 from rlaif.judges.common import hash_judge, usable
 from rlaif.judges.composed import all_needs, calls_by_role, rewarded
 from rlaif.judges.questions import label_result
+from rlaif.judges.specs import JudgeBase, JudgeInputs
 
 ROLES = ("by", "reference")
+
+
+class RewardModelJudge(JudgeBase):
+    """A reward model: `by` names a model with a reward head, or a `distill` step. The score is the
+    sigmoid of its reward; the reward itself is kept beside it."""
+
+    kind: Literal["reward_model"]
+    id: StepId = "reward_model"
+    by: str
+    condition: str | None = Field(
+        None, description="The system prompt under which a conditional model judges."
+    )
+
+    def asks(self) -> dict[str, str]:
+        """The one model, `by`."""
+        return {"by": self.by}
+
+    def build(self, inputs: JudgeInputs) -> RewardModel:
+        """The judge of the spec. Raises ConfigError when it names principles: the model has learned
+        its own."""
+        if self.principles is not None:
+            raise ConfigError(
+                f"judge {self.id}: a reward model judges as a whole; drop `principles`"
+            )
+        return RewardModel(self.id, hash_judge(self, ()), self.condition)
+
+
+class RewardEnsembleJudge(JudgeBase):
+    """Several reward models as one (arXiv 2310.02743)."""
+
+    kind: Literal["reward_ensemble"]
+    id: StepId = "reward_ensemble"
+    members: Annotated[list[str], Field(min_length=1)] = Field(
+        description="Reward models: names under `models`, `distill` steps, or folders. One alone "
+        "must be an ensemble of adapters, all of which are members."
+    )
+    combine: Literal["mean", "worst", "uncertainty"] = Field(
+        "mean", description="uncertainty: the mean less `penalty` times the members' variance."
+    )
+    penalty: NonNegativeFloat = 1.0
+    standardise: dict[str, tuple[float, PositiveFloat]] = Field(
+        {},
+        description="Mean and standard deviation of a member's rewards on a set of answers that "
+        "stays the same; its rewards are then in these units.",
+    )
+
+    @model_validator(mode="after")
+    def _members(self) -> RewardEnsembleJudge:
+        if len(set(self.members)) < len(self.members):
+            raise ValueError("`members` names a model twice: its vote would count twice")
+        if unknown := sorted(set(self.standardise) - set(self.members)):
+            raise ValueError(f"`standardise` names {unknown[0]!r}, which is no member")
+        if self.standardise and len(self.standardise) < len(self.members):
+            raise ValueError("`standardise` must name all members or none: they are compared")
+        return self
+
+    def asks(self) -> dict[str, str]:
+        """Each member under its own name."""
+        return {name: name for name in self.members}
+
+    def build(self, inputs: JudgeInputs) -> RewardEnsemble:
+        """The judge of the spec. Raises ConfigError when it names principles."""
+        if self.principles is not None:
+            raise ConfigError(f"judge {self.id}: reward models judge as a whole; drop `principles`")
+        roles = {name: frozenset[Capability]({"reward"}) for name in self.asks()}
+        return RewardEnsemble(
+            self.id, hash_judge(self, ()), roles, self.combine, self.penalty, self.standardise
+        )
+
+
+class ImplicitRewardJudge(JudgeBase):
+    """DPO's implicit reward: beta (log p_by(answer) - log p_reference(answer))."""
+
+    kind: Literal["implicit_reward"]
+    id: StepId = "implicit_reward"
+    by: str = "policy"
+    reference: str = "initial"
+    beta: PositiveFloat = 0.1
+    per_token: bool = Field(False, description="Mean log-ratio of a token in place of the sum.")
+
+    def asks(self) -> dict[str, str]:
+        """`by` and `reference`."""
+        return {"by": self.by, "reference": self.reference}
+
+    def build(self, inputs: JudgeInputs) -> ImplicitReward:
+        """The judge of the spec. Raises ConfigError where both models are one by name, or it names
+        principles."""
+        if self.principles is not None:
+            raise ConfigError(f"judge {self.id}: log-probs know no principle; drop `principles`")
+        if self.by == self.reference:
+            raise ConfigError(
+                f"judge {self.id}: `by` and `reference` are both {self.by!r}: every reward would "
+                "be 0"
+            )
+        return ImplicitReward(self.id, hash_judge(self, ()), self.beta, self.per_token)
 
 
 def _roles() -> dict[str, frozenset[Capability]]:
@@ -99,20 +196,6 @@ class ImplicitReward:
         return {"reward": reward, "logprob": sums["by"], "logprob_reference": sums["reference"]}
 
 
-def build(
-    spec: ImplicitRewardJudge, constitution: Constitution | None, beside: Path | None
-) -> ImplicitReward:
-    """The judge of a spec. Raises ConfigError where both models are one by name, or it names
-    principles."""
-    if spec.principles is not None:
-        raise ConfigError(f"judge {spec.id}: log-probs know no principle; drop `principles`")
-    if spec.by == spec.reference:
-        raise ConfigError(
-            f"judge {spec.id}: `by` and `reference` are both {spec.by!r}: every reward would be 0"
-        )
-    return ImplicitReward(spec.id, hash_judge(spec, ()), spec.beta, spec.per_token)
-
-
 @dataclass(frozen=True, slots=True)
 class RewardModel:
     """`score` is 1 / (1 + exp(-reward)): the chance against an answer of reward 0, which a centred
@@ -157,16 +240,6 @@ class RewardModel:
                 raw_value=reward,
             )
         ]
-
-
-def build_reward_model(
-    spec: RewardModelJudge, constitution: Constitution | None, beside: Path | None
-) -> RewardModel:
-    """The judge of a spec. Raises ConfigError when it names principles: the model has learned its
-    own."""
-    if spec.principles is not None:
-        raise ConfigError(f"judge {spec.id}: a reward model judges as a whole; drop `principles`")
-    return RewardModel(spec.id, hash_judge(spec, ()), spec.condition)
 
 
 def combine(rewards: Sequence[float], how: str, penalty: float) -> float:
@@ -254,15 +327,3 @@ class RewardEnsemble:
         reward = combine(rewards, self.how, self.penalty)
         far = {DISTANCE: fmean(away)} if away else {}
         return {"reward": reward, SPREAD: pstdev(rewards), **far, **members}
-
-
-def build_reward_ensemble(
-    spec: RewardEnsembleJudge, constitution: Constitution | None, beside: Path | None
-) -> RewardEnsemble:
-    """The judge of a spec. Raises ConfigError when it names principles."""
-    if spec.principles is not None:
-        raise ConfigError(f"judge {spec.id}: reward models judge as a whole; drop `principles`")
-    roles = {name: frozenset[Capability]({"reward"}) for name in spec.asks()}
-    return RewardEnsemble(
-        spec.id, hash_judge(spec, ()), roles, spec.combine, spec.penalty, spec.standardise
-    )

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from rlaif.config.judges import JuryJudge
-from rlaif.config.models import THINKING, ThinkingSpec
-from rlaif.constitution.model import Constitution
+from pydantic import Field, NonNegativeFloat, field_validator, model_validator
+
+from rlaif.config.base import Fraction, StepId
 from rlaif.constitution.textstats import is_blank
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
@@ -25,6 +25,7 @@ from rlaif.core.store import read_json
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Capability
 from rlaif.judges.base import Answered, Call, Judge, call_id, most_calls, roles_of, verdicts_of
+from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.judges.common import usable_pairs
 from rlaif.judges.composed import (
     all_needs,
@@ -38,6 +39,7 @@ from rlaif.judges.composed import (
     seen_together,
     under,
 )
+from rlaif.judges.specs import JudgeBase, JudgeInputs
 from rlaif.preferences.aggregate import Scores, combine, compared_scores, weighted_mean
 
 ALIKE = "alike"
@@ -45,6 +47,63 @@ ALIKE = "alike"
 
 SUREST = 0.99
 """The highest accuracy that is believed: a perfect record on few pairs must not outvote all."""
+
+
+class JuryJudge(JudgeBase):
+    """Several judges and one verdict: the mean of their scores, or a vote on each pair."""
+
+    kind: Literal["jury"]
+    id: StepId = "jury"
+    of: Annotated[list[JudgeStep], Field(min_length=1)]
+    pool: Literal["mean", "vote"] = "mean"
+    weights: dict[str, NonNegativeFloat] | None = None
+    accuracy: dict[str, Fraction] | str | None = Field(
+        None, description="Measured accuracies, or a file that `judge-bench --json` wrote."
+    )
+    missing: Literal["drop", "renormalise"] = "renormalise"
+
+    @field_validator("of")
+    @classmethod
+    def _ids_differ(cls, members: list[Any]) -> list[Any]:
+        ids = [member.id for member in members]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"the jurors' ids must differ; {twice} is used twice (set `id:`)")
+        return members
+
+    @model_validator(mode="after")
+    def _one_weighting(self) -> JuryJudge:
+        if self.weights is not None and self.accuracy is not None:
+            raise ValueError("give `weights` or `accuracy`, not both")
+        if self.principles is not None:
+            raise ValueError("`principles` belongs to the jurors; set it there")
+        return self
+
+    def judges_within(self) -> dict[str, JudgeBase]:
+        """The jurors."""
+        return {juror.id: juror for juror in self.of}
+
+    def build(self, inputs: JudgeInputs) -> Jury:
+        """The jury of the spec. Raises ConfigError for weights that name no juror."""
+        members = tuple(
+            build_judge(juror, inputs.constitution, inputs.beside, inputs.thinking)
+            for juror in self.of
+        )
+        weights = _weights(self, inputs.beside)
+        principle_weights = (
+            {p.id: p.weight for p in inputs.constitution.principles} if inputs.constitution else {}
+        )
+        hashes = sorted((m.id, m.judge_hash) for m in members)
+        options = [self.pool, self.missing, weights, principle_weights]
+        return Jury(
+            id=self.id,
+            judge_hash=content_hash("jury", self.id, hashes, options),
+            members=members,
+            weights=weights,
+            pool=self.pool,
+            missing=self.missing,
+            principle_weights=principle_weights,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,31 +262,6 @@ def accuracy_weight(accuracy: float) -> float:
     """ln(a / (1 - a)), at least 0, for an accuracy on [0, 1]; above 0.99 it grows no more."""
     sure = min(accuracy, SUREST)
     return max(0.0, math.log(sure) - math.log(1 - sure)) if sure > 0 else 0.0
-
-
-def build(
-    spec: JuryJudge,
-    constitution: Constitution | None,
-    beside: Path | None,
-    thinking: ThinkingSpec = THINKING,
-) -> Jury:
-    """The jury of a spec. Raises ConfigError for weights that name no juror."""
-    from rlaif.judges.build import build_judge
-
-    members = tuple(build_judge(juror, constitution, beside, thinking) for juror in spec.of)
-    weights = _weights(spec, beside)
-    principle_weights = {p.id: p.weight for p in constitution.principles} if constitution else {}
-    hashes = sorted((m.id, m.judge_hash) for m in members)
-    options = [spec.pool, spec.missing, weights, principle_weights]
-    return Jury(
-        id=spec.id,
-        judge_hash=content_hash("jury", spec.id, hashes, options),
-        members=members,
-        weights=weights,
-        pool=spec.pool,
-        missing=spec.missing,
-        principle_weights=principle_weights,
-    )
 
 
 def _weights(spec: JuryJudge, beside: Path | None) -> dict[str, float]:

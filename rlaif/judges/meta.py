@@ -9,21 +9,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.config.judges import MetaJudge, PairwiseJudge
-from rlaif.config.judging import WritingJudge
-from rlaif.config.models import THINKING, ThinkingSpec
-from rlaif.constitution.model import Constitution
+from rlaif.config.base import StepId
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import Capability
-from rlaif.judges import pairwise
 from rlaif.judges.base import Answered, Call, Judge, most_calls, roles_of, verdicts_of
+from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.judges.composed import (
     all_needs,
     annotators,
@@ -36,6 +33,8 @@ from rlaif.judges.composed import (
     seen_together,
     under,
 )
+from rlaif.judges.pairwise import Pairwise, PairwiseJudge
+from rlaif.judges.specs import JudgeBase, JudgeInputs, ModelJudge, WritingJudge
 from rlaif.metrics.ranking import strengths
 
 Key = tuple[str, str | None]
@@ -46,6 +45,43 @@ PRIOR = 0.1
 a few comparisons from deciding alone."""
 
 
+class MetaJudge(ModelJudge):
+    """A judge of judgements: those of `judge` are compared, ranked by Elo, and the best counts."""
+
+    kind: Literal["meta"]
+    id: StepId = "meta"
+    judge: JudgeStep
+    first_labels: list[str] = ["1", " 1"]
+    second_labels: list[str] = ["2", " 2"]
+
+    def judges_within(self) -> dict[str, JudgeBase]:
+        """The judge whose judgements it compares."""
+        return {"judge": self.judge}
+
+    def build(self, inputs: JudgeInputs) -> Meta:
+        """The judge of the spec. Raises ConfigError when there would be nothing to compare."""
+        inner = build_judge(self.judge, inputs.constitution, inputs.beside, inputs.thinking)
+        if self.principles is not None:
+            raise ConfigError(f"judge {self.id}: `principles` belongs to its `judge`; set it there")
+        own = self.judge
+        writes = isinstance(own, WritingJudge) and own.writes and own.samples > 1
+        if inner.comparative or not writes:
+            raise ConfigError(
+                f"judge {self.id}: a meta-judge compares written judgements of one answer: its "
+                "`judge` must score single answers, write text, and have `samples` of 2 or more"
+            )
+        comparer = PairwiseJudge(
+            kind="pairwise",
+            id=self.id,
+            by=self.by,
+            template=self.template or "prompts/judges/meta.j2",
+            first_labels=self.first_labels,
+            second_labels=self.second_labels,
+        ).build(replace(inputs, constitution=None))
+        name = content_hash("meta", self.id, inner.judge_hash, comparer.judge_hash)
+        return Meta(self.id, name, inner, comparer)
+
+
 @dataclass(frozen=True, slots=True)
 class Meta:
     """`score` is the weighted mean of the scores of an answer's judgements, on [0, 1];
@@ -54,7 +90,7 @@ class Meta:
     id: str
     judge_hash: str
     inner: Judge
-    comparer: pairwise.Pairwise
+    comparer: Pairwise
     comparative: bool = False
 
     @property
@@ -211,38 +247,3 @@ def _with_answer(prompt: Prompt, answer: Completion) -> Prompt:
     """The prompt with the judged answer as its last turn."""
     messages = [*prompt.messages, *answer.messages[-1:]]
     return Prompt(prompt.prompt_id, messages, prompt.source, prompt.tags, prompt.reference)
-
-
-def build(
-    spec: MetaJudge,
-    constitution: Constitution | None,
-    beside: Path | None,
-    thinking: ThinkingSpec = THINKING,
-) -> Meta:
-    """The judge of a spec. Raises ConfigError when there would be nothing to compare."""
-    from rlaif.judges.build import build_judge
-
-    inner = build_judge(spec.judge, constitution, beside, thinking)
-    if spec.principles is not None:
-        raise ConfigError(f"judge {spec.id}: `principles` belongs to its `judge`; set it there")
-    own = spec.judge
-    writes = isinstance(own, WritingJudge) and own.writes and own.samples > 1
-    if inner.comparative or not writes:
-        raise ConfigError(
-            f"judge {spec.id}: a meta-judge compares written judgements of one answer: its `judge` "
-            "must score single answers, write text, and have `samples` of 2 or more"
-        )
-    comparer = pairwise.build(
-        PairwiseJudge(
-            kind="pairwise",
-            id=spec.id,
-            by=spec.by,
-            template=spec.template or "prompts/judges/meta.j2",
-            first_labels=spec.first_labels,
-            second_labels=spec.second_labels,
-        ),
-        None,
-        beside,
-    )
-    name = content_hash("meta", spec.id, inner.judge_hash, comparer.judge_hash)
-    return Meta(spec.id, name, inner, comparer)

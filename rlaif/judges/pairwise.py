@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from rlaif.config.judges import ConstitutionalJudge, PairwiseJudge, PrometheusPairJudge
-from rlaif.config.judging import Order
-from rlaif.constitution.model import Constitution, Principle
+from pydantic import Field, NonNegativeInt, model_validator
+
+from rlaif.config.base import Fraction, StepId
+from rlaif.constitution.model import Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import Capability, GenerateResult
@@ -47,16 +47,103 @@ from rlaif.judges.questions import (
     scalar,
     written,
 )
+from rlaif.judges.specs import JudgeInputs, LabelJudge, Order, define_preset
 from rlaif.judges.templates import Template
 
-TEMPLATES = {
-    "pairwise": "pairwise.j2",
-    "constitutional": "constitutional.j2",
-    "prometheus_pair": "prometheus_pair.j2",
-}
 FIELD = "verdict"
 
-PairSpec = PairwiseJudge | ConstitutionalJudge | PrometheusPairJudge
+
+class PairwiseJudge(LabelJudge):
+    """Which of two answers is better, by label log-probs, in both orders by default."""
+
+    kind: Literal["pairwise"]
+    id: StepId = "pairwise"
+    order: Order = "both"
+    verdict: Literal["labels", "written"] = Field(
+        "labels", description="labels: probabilities of the labels; written: the last one written."
+    )
+    first_labels: list[str] = ["1", " 1"]
+    second_labels: list[str] = ["2", " 2"]
+    tie_labels: list[str] | None = Field(
+        None,
+        description="A tie is a verdict of its own. When absent: tie where the verdict is written, "
+        "none where labels are read.",
+    )
+    soft: bool = Field(True, description="false: 1, 0.5 or 0, whichever label is likeliest.")
+    clamp: tuple[Fraction, Fraction] | None = Field(
+        None, description="Probabilities are moved into this range, such as [0.4, 0.6]."
+    )
+    draw: Literal["each", "one"] = Field(
+        "each", description="Every principle in turn, or one drawn for each comparison."
+    )
+    preamble: Literal["base", "detailed"] = "base"
+    shots: NonNegativeInt = Field(0, description="How many of the principle's examples to show.")
+
+    @property
+    def written(self) -> bool:
+        """Whether the last word written is the verdict."""
+        return self.verdict == "written"
+
+    @property
+    def ties(self) -> tuple[str, ...]:
+        """What stands for a tie."""
+        if self.tie_labels is None:
+            return ("tie",) if self.written else ()
+        return tuple(self.tie_labels)
+
+    @model_validator(mode="after")
+    def _comparison_makes_sense(self) -> PairwiseJudge:
+        if self.clamp is not None and (
+            abs(self.clamp[0] + self.clamp[1] - 1) > 1e-9 or self.clamp[0] >= self.clamp[1]
+        ):
+            raise ValueError("clamp must be [1 - p, p] with p > 0.5, so that swapping mirrors it")
+        if self.written and not self.soft:
+            raise ValueError("`soft` has no effect where the verdict is written: it is 1, 0.5 or 0")
+        if self.cot and self.verdict == "written":
+            raise ValueError("`cot` reads labels after the reasons; drop it, or `verdict: written`")
+        return self
+
+    def build(self, inputs: JudgeInputs) -> Pairwise:
+        """The judge of the spec: per text principle, or overall where there is none."""
+        principles = text_principles(self, inputs.constitution)
+        forms: dict[str, Sequence[str]] = {"first": self.first_labels, "second": self.second_labels}
+        labels = distinct_labels(self, forms | ({"tie": self.ties} if self.ties else {}))
+        template = judge_template(
+            self, inputs.beside, comparative=True, per_principle=bool(principles)
+        )
+        _refuse_unused(self, principles, template)
+        return Pairwise(
+            id=self.id,
+            judge_hash=hash_judge(self, principles, template),
+            questions=question_hashes(self, principles, template),
+            asking=asking(self, template, self.cot),
+            principles=tuple(principles),
+            labels=labels,
+            order=self.order,
+            draw=self.draw,
+            reading=Reading(self.soft, self.clamp),
+            samples=self.samples,
+            preamble=self.preamble,
+            shots=self.shots,
+        )
+
+
+ConstitutionalJudge = define_preset(
+    PairwiseJudge,
+    "constitutional",
+    "Multiple choice (A) or (B) by one principle that is drawn for each comparison.",
+    first_labels=["A", " A"],
+    second_labels=["B", " B"],
+    draw="one",
+)
+PrometheusPairJudge = define_preset(
+    PairwiseJudge,
+    "prometheus_pair",
+    "Relative grading by a rubric: feedback, then [RESULT] A or B.",
+    verdict="written",
+    first_labels=["A", " A"],
+    second_labels=["B", " B"],
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,40 +338,19 @@ def presentations(
     return [(high, low) if swapped else (low, high)]
 
 
-def build(spec: PairSpec, constitution: Constitution | None, beside: Path | None) -> Pairwise:
-    """The judge of a spec: per text principle, or overall where there is none."""
-    principles = text_principles(spec, constitution)
-    forms: dict[str, Sequence[str]] = {"first": spec.first_labels, "second": spec.second_labels}
-    labels = distinct_labels(spec, forms | ({"tie": spec.ties} if spec.ties else {}))
-    template = judge_template(
-        spec, TEMPLATES[spec.kind], beside, comparative=True, per_principle=bool(principles)
-    )
-    _refuse_unused_shots(spec, principles, template)
-    return Pairwise(
-        id=spec.id,
-        judge_hash=hash_judge(spec, principles, template),
-        questions=question_hashes(spec, principles, template),
-        asking=asking(spec, template, spec.cot),
-        principles=tuple(principles),
-        labels=labels,
-        order=spec.order,
-        draw=spec.draw,
-        reading=Reading(spec.soft, spec.clamp),
-        samples=spec.samples,
-        preamble=spec.preamble,
-        shots=spec.shots,
-    )
-
-
-def _refuse_unused_shots(
-    spec: PairSpec, principles: Sequence[Principle], template: Template
+def _refuse_unused(
+    spec: PairwiseJudge, principles: Sequence[Principle], template: Template
 ) -> None:
-    """`shots` needs principles with examples, and a template that shows them."""
-    if spec.shots and "examples" not in template.variables:
-        raise ConfigError(
-            f"judge {spec.id}: `shots` has no effect: the template does not use {{{{ examples }}}}",
-            template.name,
-        )
+    """`shots` needs principles with examples, and a template that shows them; `preamble` one that
+    has it."""
+    for key, variable in (("shots", "examples"), ("preamble", "preamble")):
+        given = getattr(spec, key) != type(spec).model_fields[key].default
+        if given and variable not in template.variables:
+            raise ConfigError(
+                f"judge {spec.id}: `{key}` has no effect: the template does not use "
+                f"{{{{ {variable} }}}}",
+                template.name,
+            )
     if spec.shots and not any(p.examples for p in principles):
         raise ConfigError(
             f"judge {spec.id}: `shots` needs a principle with `examples` in the constitution"

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from rlaif.config.judging import VerdictJudge, WritingJudge
 from rlaif.core.chat import CUT, WAS_CUT
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Judgement, content_hash
@@ -30,6 +29,7 @@ from rlaif.engines.base import (
 )
 from rlaif.judges.base import LIMIT, Answer, Call, Ending
 from rlaif.judges.jsontext import Found, json_objects, member, names_member, outside, the_object
+from rlaif.judges.specs import VerdictJudge, WritingJudge
 from rlaif.judges.templates import Template, in_fence, outside_fence
 
 Labels = Mapping[str, tuple[str, ...]]

@@ -6,46 +6,90 @@ level from label probabilities (2309.00267, section "Direct RLAIF"), at once or 
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Literal
 
-from rlaif.config.judges import CritiqueJudge, DirectJudge, PrometheusJudge, RatingJudge
-from rlaif.constitution.model import Constitution
+from pydantic import Field, model_validator
+
+from rlaif.config.base import StepId
 from rlaif.core.errors import ConfigError
 from rlaif.judges.common import hash_judge, judge_template, question_hashes, text_principles
 from rlaif.judges.questions import asking
 from rlaif.judges.scored import Scored, check_levels, scale_of
-
-TEMPLATES = {
-    "rating": "rating.j2",
-    "direct": "direct.j2",
-    "critique": "critique.j2",
-    "prometheus": "prometheus.j2",
-}
+from rlaif.judges.specs import JudgeInputs, WritingJudge, define_preset
 
 
-def build(
-    spec: RatingJudge | DirectJudge | CritiqueJudge | PrometheusJudge,
-    constitution: Constitution | None,
-    beside: Path | None,
-) -> Scored:
-    """The judge of a spec. A principle's own `scale` replaces the spec's for that principle."""
-    principles = text_principles(spec, constitution)
-    for principle in principles or (None,):
-        low, high = scale_of(principle, spec.scale, own_scales=True)
-        if not low < high:
-            name = principle.id if principle is not None else ""
-            raise ConfigError(f"judge {spec.id}: the scale of principle {name!r} has one level")
-        if spec.expected:
-            check_levels(spec, low, high)
-    template = judge_template(spec, TEMPLATES[spec.kind], beside, per_principle=bool(principles))
-    return Scored(
-        id=spec.id,
-        judge_hash=hash_judge(spec, principles, template),
-        questions=question_hashes(spec, principles, template),
-        asking=asking(spec, template, spec.cot),
-        principles=tuple(principles),
-        listed=tuple(principles),
-        scale=spec.scale,
-        own_scales=True,
-        samples=spec.samples,
-    )
+class RatingJudge(WritingJudge):
+    """Pointwise rating on a described scale; `expected` reads the label log-probs instead."""
+
+    kind: Literal["rating"]
+    id: StepId = "rating"
+    scale: tuple[int, int] = (1, 5)
+    expected: bool = False
+    cot: bool = Field(False, description="With `expected`: write reasons first, then read labels.")
+
+    @property
+    def written(self) -> bool:
+        """Unless the levels' probabilities are read."""
+        return not self.expected
+
+    @property
+    def writes(self) -> bool:
+        """Where the rating is written, or reasons before it."""
+        return self.written or self.cot
+
+    @model_validator(mode="after")
+    def _scale_rises(self) -> RatingJudge:
+        if not 0 <= self.scale[0] < self.scale[1]:
+            raise ValueError("scale must be [low, high] with 0 <= low < high")
+        if self.cot and not self.expected:
+            raise ValueError(
+                "`cot` needs `expected: true`; without it the judge writes its reasons anyway"
+            )
+        return self
+
+    def build(self, inputs: JudgeInputs) -> Scored:
+        """The judge of the spec. A principle's own `scale` replaces the spec's for that one."""
+        principles = text_principles(self, inputs.constitution)
+        for principle in principles or (None,):
+            low, high = scale_of(principle, self.scale, own_scales=True)
+            if not low < high:
+                name = principle.id if principle is not None else ""
+                raise ConfigError(f"judge {self.id}: the scale of principle {name!r} has one level")
+            if self.expected:
+                check_levels(self, low, high)
+        template = judge_template(self, inputs.beside, per_principle=bool(principles))
+        return Scored(
+            id=self.id,
+            judge_hash=hash_judge(self, principles, template),
+            questions=question_hashes(self, principles, template),
+            asking=asking(self, template, self.cot),
+            principles=tuple(principles),
+            listed=tuple(principles),
+            scale=self.scale,
+            own_scales=True,
+            samples=self.samples,
+        )
+
+
+DirectJudge = define_preset(
+    RatingJudge,
+    "direct",
+    "Direct reward: the mean of the levels 1 to 10 under their label probabilities.",
+    scale=(1, 10),
+    expected=True,
+)
+CritiqueJudge = define_preset(
+    RatingJudge,
+    "critique",
+    "A critique is written first, then the levels 1 to 10 are read.",
+    scale=(1, 10),
+    expected=True,
+    cot=True,
+    max_new_tokens=256,
+)
+PrometheusJudge = define_preset(
+    RatingJudge,
+    "prometheus",
+    "Absolute grading by a rubric, with a reference answer where the prompt has one.",
+    max_new_tokens=256,
+)

@@ -13,25 +13,64 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from rlaif.config.base import Strict
-from rlaif.config.judges import YesNoJudge
-from rlaif.config.rubrics import RbrJudge
-from rlaif.constitution.model import Constitution
+from rlaif.config.base import StepId, Strict
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.numbers import sigmoid
 from rlaif.core.records import Completion, Judgement, Preference, Prompt, content_hash
 from rlaif.core.resources import find
 from rlaif.core.yamlio import load_yaml, suggest, validate
 from rlaif.engines.base import Capability
-from rlaif.judges import yes_no
 from rlaif.judges.base import Answered, Call, most_calls, verdicts_of
 from rlaif.judges.composed import annotators, completions_of, concluded, missing_status
+from rlaif.judges.specs import JudgeInputs, VerdictJudge
+from rlaif.judges.yes_no import YesNo, YesNoJudge
+
+
+class RbrJudge(VerdictJudge):
+    """Rule-based rewards: yes/no propositions with fitted weights. `weights` is a YAML file."""
+
+    kind: Literal["rbr"]
+    id: StepId = "rbr"
+    weights: str
+    yes_labels: list[str] = ["Yes", " Yes", "yes", " yes"]
+    no_labels: list[str] = ["No", " No", "no", " no"]
+
+    def build(self, inputs: JudgeInputs) -> Rbr:
+        """The judge of the spec: it asks about the principles that the weights file names."""
+        path = find(self.weights, inputs.beside)
+        data, lines = load_yaml(path)
+        fitted = validate(RbrWeights, data, lines, path)
+        if not fitted.weights:
+            raise ConfigError(f"judge {self.id}: there are no weights", path)
+        for name in self.principles or ():
+            if name not in fitted.weights:
+                hint = suggest(name, list(fitted.weights))
+                raise ConfigError(f"judge {self.id}: principle {name!r} has no weight{hint}", path)
+        names = self.principles or sorted(fitted.weights)
+        asker = YesNoJudge(
+            kind="yes_no",
+            id=self.id,
+            by=self.by,
+            template=self.template or "prompts/judges/rbr.j2",
+            principles=names,
+            yes_labels=self.yes_labels,
+            no_labels=self.no_labels,
+            abstain_labels=self.abstain_labels,
+            min_label_mass=self.min_label_mass,
+        ).build(inputs)
+        kept = {name: fitted.weights[name] for name in sorted(names)}
+        return Rbr(
+            id=self.id,
+            judge_hash=content_hash("rbr", asker.judge_hash, kept),
+            asker=asker,
+            weights=kept,
+        )
 
 
 class RbrWeights(Strict):
@@ -47,7 +86,7 @@ class Rbr:
 
     id: str
     judge_hash: str
-    asker: yes_no.YesNo
+    asker: YesNo
     weights: Mapping[str, float]
     comparative: bool = False
     unbounded: bool = True
@@ -103,42 +142,6 @@ class Rbr:
             distribution=kept,
             raw_value=reward,
         )
-
-
-def build(spec: RbrJudge, constitution: Constitution | None, beside: Path | None) -> Rbr:
-    """The judge of a spec: it asks about the principles that the weights file names."""
-    path = find(spec.weights, beside)
-    data, lines = load_yaml(path)
-    fitted = validate(RbrWeights, data, lines, path)
-    if not fitted.weights:
-        raise ConfigError(f"judge {spec.id}: there are no weights", path)
-    for name in spec.principles or ():
-        if name not in fitted.weights:
-            hint = suggest(name, list(fitted.weights))
-            raise ConfigError(f"judge {spec.id}: principle {name!r} has no weight{hint}", path)
-    names = spec.principles or sorted(fitted.weights)
-    asker = yes_no.build(
-        YesNoJudge(
-            kind="yes_no",
-            id=spec.id,
-            by=spec.by,
-            template=spec.template or "prompts/judges/rbr.j2",
-            principles=names,
-            yes_labels=spec.yes_labels,
-            no_labels=spec.no_labels,
-            abstain_labels=spec.abstain_labels,
-            min_label_mass=spec.min_label_mass,
-        ),
-        constitution,
-        beside,
-    )
-    kept = {name: fitted.weights[name] for name in sorted(names)}
-    return Rbr(
-        id=spec.id,
-        judge_hash=content_hash("rbr", asker.judge_hash, kept),
-        asker=asker,
-        weights=kept,
-    )
 
 
 Floats = npt.NDArray[np.float64]

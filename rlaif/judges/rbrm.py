@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from string import ascii_uppercase
+from typing import Annotated, Literal
 
-from rlaif.config.rubrics import RbrmJudge, RewardTable
-from rlaif.constitution.model import Constitution
+from pydantic import Field, model_validator
+
+from rlaif.config.base import Fraction, StepId, Strict
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability
@@ -27,7 +28,64 @@ from rlaif.judges.questions import (
     label_result,
     likeliest,
 )
+from rlaif.judges.specs import JudgeInputs, LabelJudge
 from rlaif.judges.templates import CLASSES
+
+
+class RubricClass(Strict):
+    """One class of a classification rubric and what falls into it."""
+
+    id: Annotated[str, Field(min_length=1)]
+    text: Annotated[str, Field(min_length=1)]
+
+
+class RewardTable(Strict):
+    """The reward of each class, on [0, 1], for prompts with one of `tags` (all when absent)."""
+
+    tags: list[str] | None = None
+    rewards: dict[str, Fraction]
+
+
+class RbrmJudge(LabelJudge):
+    """A rubric classifier: one letter per class, whose reward depends on the prompt's tags."""
+
+    kind: Literal["rbrm"]
+    id: StepId = "rbrm"
+    classes: Annotated[list[RubricClass], Field(min_length=2, max_length=26)]
+    tables: Annotated[list[RewardTable], Field(min_length=1)]
+    soft: bool = Field(True, description="Mean reward over the classes, or the likeliest class's.")
+
+    @model_validator(mode="after")
+    def _tables_are_total(self) -> RbrmJudge:
+        names = [c.id for c in self.classes]
+        if len(set(names)) < len(names):
+            raise ValueError("class ids must differ")
+        for table in self.tables:
+            if set(table.rewards) != set(names):
+                raise ValueError(f"every table gives a reward to each of {names}, and to no other")
+        return self
+
+    def build(self, inputs: JudgeInputs) -> Rbrm:
+        """The judge of the spec. Raises ConfigError when it names principles: it has `classes`."""
+        if self.principles is not None:
+            raise ConfigError(
+                f"judge {self.id}: an rbrm judges by its `classes`; drop `principles`"
+            )
+        template = judge_template(
+            self, inputs.beside, allowed=CLASSES, required=frozenset({"response", "classes"})
+        )
+        letters = zip(ascii_uppercase, self.classes, strict=False)
+        classes = tuple((letter, c.id, c.text) for letter, c in letters)
+        distinct_labels(self, letter_forms(classes))
+        return Rbrm(
+            id=self.id,
+            judge_hash=hash_judge(self, (), template),
+            asking=asking(self, template, self.cot),
+            classes=classes,
+            tables=tuple(self.tables),
+            soft=self.soft,
+            samples=self.samples,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,24 +175,3 @@ def table_of(tables: Sequence[RewardTable], prompt: Prompt) -> Mapping[str, floa
         if table.tags is None or set(table.tags) & set(prompt.tags):
             return table.rewards
     return None
-
-
-def build(spec: RbrmJudge, constitution: Constitution | None, beside: Path | None) -> Rbrm:
-    """The judge of a spec. Raises ConfigError when it names principles: its classes are its own."""
-    if spec.principles is not None:
-        raise ConfigError(f"judge {spec.id}: an rbrm judges by its `classes`; drop `principles`")
-    template = judge_template(
-        spec, "rbrm.j2", beside, allowed=CLASSES, required=frozenset({"response", "classes"})
-    )
-    letters = zip(ascii_uppercase, spec.classes, strict=False)
-    classes = tuple((letter, c.id, c.text) for letter, c in letters)
-    distinct_labels(spec, letter_forms(classes))
-    return Rbrm(
-        id=spec.id,
-        judge_hash=hash_judge(spec, (), template),
-        asking=asking(spec, template, spec.cot),
-        classes=classes,
-        tables=tuple(spec.tables),
-        soft=spec.soft,
-        samples=spec.samples,
-    )

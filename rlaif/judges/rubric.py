@@ -13,15 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec.structs import replace
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from rlaif.config.base import Strict
-from rlaif.config.rubrics import Category, RubricItem, RubricJudge
-from rlaif.constitution.model import Constitution
+from rlaif.config.base import StepId, Strict
 from rlaif.constitution.own_rules import code_of
-from rlaif.constitution.rules import apply_check
+from rlaif.constitution.rules import apply_check, validate_check
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.core.resources import find
@@ -43,8 +42,10 @@ from rlaif.judges.questions import (
     text_request,
 )
 from rlaif.judges.scored import level_forms, level_labels, mean_level
+from rlaif.judges.specs import JudgeInputs, VerdictJudge
 from rlaif.judges.templates import ITEM, ITEMS, WRITING, Template, load_template
 
+Category = Literal["essential", "important", "optional", "pitfall"]
 LOW, HIGH = 1, 10
 WRITING_STAGE = "items"
 ITEM_SCHEMA = answer_schema(
@@ -55,6 +56,122 @@ ITEM_SCHEMA = answer_schema(
         }
     }
 )
+
+
+class RubricItem(Strict):
+    """One thing to look for. `check` is the name of a rule that decides it in place of a model."""
+
+    text: Annotated[str, Field(min_length=1)]
+    category: Category = "essential"
+    weight: PositiveFloat | None = Field(None, description="The category's when absent.")
+    check: str | None = None
+    params: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _known_check(self) -> RubricItem:
+        if self.check is not None:
+            validate_check(self.check, self.params)
+        elif self.params:
+            raise ValueError("`params` belong to a `check`, and there is none")
+        return self
+
+
+class RubricWriting(Strict):
+    """How the model writes a prompt's items: at most `most`, in `max_new_tokens` tokens."""
+
+    most: PositiveInt = 8
+    max_new_tokens: PositiveInt = 400
+    template: str = "prompts/judges/rubric_write.j2"
+    structured: bool = Field(False, description="Ask for a JSON answer, as judges can.")
+
+
+class RubricJudge(VerdictJudge):
+    """A checklist: items with weights, each decided alone or all weighed in one score.
+
+    The items are those given, those of a file by prompt, or what the model writes for each prompt.
+    """
+
+    kind: Literal["rubric"]
+    id: StepId = "rubric"
+    items: list[RubricItem] | None = None
+    items_file: str | None = Field(None, description="JSON lines: a `prompt` and its `items`.")
+    generate: RubricWriting | None = None
+    aggregate: Literal["explicit", "implicit"] = "explicit"
+    category_weights: dict[Category, PositiveFloat] = {
+        "essential": 1.0,
+        "important": 0.7,
+        "optional": 0.3,
+        "pitfall": 0.8,
+    }
+    yes_labels: list[str] = ["Yes", " Yes", "yes", " yes"]
+    no_labels: list[str] = ["No", " No", "no", " no"]
+
+    @field_validator("category_weights")
+    @classmethod
+    def _all_categories(cls, weights: dict[str, float]) -> dict[str, float]:
+        missing = sorted(set(get_args(Category)) - set(weights))
+        if missing:
+            raise ValueError(f"`category_weights` lacks {missing}")
+        return weights
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RubricJudge:
+        if sum(x is not None for x in (self.items, self.items_file, self.generate)) != 1:
+            raise ValueError("give exactly one of `items`, `items_file` and `generate`")
+        if self.items is not None and not self.items:
+            raise ValueError("`items` is empty")
+        return self
+
+    def build(self, inputs: JudgeInputs) -> Rubric:
+        """The judge of the spec. Raises ConfigError when its items cannot be used."""
+        if self.principles is not None:
+            raise ConfigError(f"judge {self.id}: a rubric judges by its items; drop `principles`")
+        explicit = self.aggregate == "explicit"
+        by_question = read_items(find(self.items_file, inputs.beside)) if self.items_file else {}
+        given = [*(self.items or ()), *chain.from_iterable(by_question.values())]
+        if not explicit and any(item.check for item in given):
+            raise ConfigError(
+                f"judge {self.id}: `check` decides one item; use `aggregate: explicit`, or drop it"
+            )
+        name, allowed, needed = ("rubric_item", ITEM, "item") if explicit else _ALL
+        template = judge_template(
+            self,
+            inputs.beside,
+            default=name,
+            allowed=allowed,
+            required=frozenset({"response", needed}),
+        )
+        labels: Labels = {"yes": tuple(self.yes_labels), "no": tuple(self.no_labels)}
+        if not explicit:
+            labels = level_forms(level_labels(LOW, HIGH))
+        writer = None
+        if self.generate is not None:
+            writing = self.generate
+            source = load_template(
+                writing.template, WRITING, frozenset({"conversation"}), inputs.beside
+            )
+            sampling = Sampling(writing.max_new_tokens, 0.0)
+            writer = Writer(source, sampling, writing.most, writing.structured)
+        items = {q: [i.model_dump(mode="json") for i in its] for q, its in by_question.items()}
+        code = code_of(item.check for item in given if item.check)
+        return Rubric(
+            id=self.id,
+            judge_hash=content_hash(
+                hash_judge(self, (), template),
+                items,
+                writer.template.hash if writer else None,
+                *code,
+            ),
+            asking=asking(self, template),
+            weights=self.category_weights,
+            explicit=explicit,
+            labels=distinct_labels(self, labels),
+            common=tuple(self.items) if self.items is not None else None,
+            by_question=by_question,
+            writer=writer,
+        )
+
+
 Items = tuple[RubricItem, ...]
 
 
@@ -311,45 +428,4 @@ def read_items(path: Path) -> dict[str, Items]:
     return found
 
 
-def build(spec: RubricJudge, constitution: Constitution | None, beside: Path | None) -> Rubric:
-    """The judge of a spec. Raises ConfigError when its items cannot be used."""
-    if spec.principles is not None:
-        raise ConfigError(f"judge {spec.id}: a rubric judges by its items; drop `principles`")
-    explicit = spec.aggregate == "explicit"
-    by_question = read_items(find(spec.items_file, beside)) if spec.items_file else {}
-    given = [*(spec.items or ()), *chain.from_iterable(by_question.values())]
-    if not explicit and any(item.check for item in given):
-        raise ConfigError(
-            f"judge {spec.id}: `check` decides one item; use `aggregate: explicit`, or drop it"
-        )
-    name, allowed, needed = ("rubric_item.j2", ITEM, "item") if explicit else _ALL
-    template = judge_template(
-        spec, name, beside, allowed=allowed, required=frozenset({"response", needed})
-    )
-    labels: Labels = {"yes": tuple(spec.yes_labels), "no": tuple(spec.no_labels)}
-    if not explicit:
-        labels = level_forms(level_labels(LOW, HIGH))
-    writer = None
-    if spec.generate is not None:
-        writing = spec.generate
-        source = load_template(writing.template, WRITING, frozenset({"conversation"}), beside)
-        sampling = Sampling(writing.max_new_tokens, 0.0)
-        writer = Writer(source, sampling, writing.most, writing.structured)
-    items = {q: [i.model_dump(mode="json") for i in its] for q, its in by_question.items()}
-    code = code_of(item.check for item in given if item.check)
-    return Rubric(
-        id=spec.id,
-        judge_hash=content_hash(
-            hash_judge(spec, (), template), items, writer.template.hash if writer else None, *code
-        ),
-        asking=asking(spec, template),
-        weights=spec.category_weights,
-        explicit=explicit,
-        labels=distinct_labels(spec, labels),
-        common=tuple(spec.items) if spec.items is not None else None,
-        by_question=by_question,
-        writer=writer,
-    )
-
-
-_ALL = ("rubric_all.j2", ITEMS, "items")
+_ALL = ("rubric_all", ITEMS, "items")

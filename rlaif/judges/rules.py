@@ -4,16 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
-from rlaif.config.judges import RulesJudge
-from rlaif.constitution.model import CHECKED_FIELDS, Constitution, Principle
+from rlaif.config.base import StepId
+from rlaif.constitution.model import CHECKED_FIELDS, Principle
 from rlaif.constitution.rules import apply_check
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status
 from rlaif.engines.base import Capability
 from rlaif.judges.base import Answer, Call, call_id, judgement
 from rlaif.judges.common import by_principle, hash_judge, named_principles, question_hashes, usable
+from rlaif.judges.specs import JudgeBase, JudgeInputs
+
+
+class RulesJudge(JudgeBase):
+    """The constitution's `check`s, run as programs."""
+
+    kind: Literal["rules"]
+    id: StepId = "rules"
+
+    def build(self, inputs: JudgeInputs) -> Rules:
+        """The judge of the spec. Raises ConfigError when no principle has a `check`."""
+        named = named_principles(self, inputs.constitution)
+        for principle in named or []:
+            if principle.check is None:
+                raise ConfigError(
+                    f"judge {self.id}: principle {principle.id!r} has no `check`, so no program "
+                    "can judge it"
+                )
+        every = inputs.constitution.principles if inputs.constitution is not None else ()
+        principles = named if named is not None else [p for p in every if p.check is not None]
+        if not principles:
+            raise ConfigError(
+                f"judge {self.id}: kind rules runs the `check`s of a constitution, and there is "
+                "none"
+            )
+        # What a principle says is for people here: rewording it changes no verdict.
+        return Rules(
+            self.id,
+            hash_judge(self, principles, fields=CHECKED_FIELDS),
+            question_hashes(self, principles, fields=CHECKED_FIELDS),
+            tuple(principles),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +83,3 @@ class Rules:
             score = apply_check(principle.check.rule, principle.check.params, call.prompt, text)
         status: Status = "ok" if score is not None else "not_applicable"
         return [judgement(self, call, call.shown[0], annotator_id, "rule", status, score=score)]
-
-
-def build(spec: RulesJudge, constitution: Constitution | None, beside: Path | None) -> Rules:
-    """The judge of a spec. Raises ConfigError when no principle has a `check`."""
-    named = named_principles(spec, constitution)
-    for principle in named or []:
-        if principle.check is None:
-            raise ConfigError(
-                f"judge {spec.id}: principle {principle.id!r} has no `check`, so no program can "
-                "judge it"
-            )
-    every = constitution.principles if constitution is not None else ()
-    principles = named if named is not None else [p for p in every if p.check is not None]
-    if not principles:
-        raise ConfigError(
-            f"judge {spec.id}: kind rules runs the `check`s of a constitution, and there is none"
-        )
-    # What a principle says is for people here: rewording it changes no verdict.
-    return Rules(
-        spec.id,
-        hash_judge(spec, principles, fields=CHECKED_FIELDS),
-        question_hashes(spec, principles, fields=CHECKED_FIELDS),
-        tuple(principles),
-    )

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from rlaif.config.judges import AdditiveJudge
-from rlaif.config.judging import VerdictJudge
-from rlaif.constitution.model import Constitution, Principle
+from pydantic import PositiveInt
+
+from rlaif.config.base import Count, StepId, Temperature
+from rlaif.constitution.model import Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
@@ -48,12 +48,55 @@ from rlaif.judges.questions import (
     written,
 )
 from rlaif.judges.scores import USUAL, Score, read_score, score_alone, score_grammar
+from rlaif.judges.specs import JudgeInputs, VerdictJudge, WritingJudge
 
 Parser = Callable[[Written, float, float, Sequence[str]], Score | None]
 """From an answer, the ends of the scale and the words for an abstention to what was said."""
 Range = tuple[float, float]
 FIELD = "score"
 MOST_LEVELS = 26
+
+
+class AdditiveJudge(WritingJudge):
+    """Self-rewarding additive 0-5 score (METHODS: 2401.10020); several samples are averaged."""
+
+    kind: Literal["additive"]
+    id: StepId = "additive"
+    samples: Count = 3
+    temperature: Temperature = 0.7
+    max_new_tokens: PositiveInt = 200
+    expected: bool = False
+
+    @property
+    def written(self) -> bool:
+        """Unless the expected score is read."""
+        return not self.expected
+
+    def build(self, inputs: JudgeInputs) -> Scored:
+        """The judge of the spec: overall quality, and the principles that it names, if any."""
+        named: list[Principle] = []
+        if self.principles is not None:
+            named = text_principles(self, inputs.constitution)
+        template = judge_template(self, inputs.beside)
+        if named and "principles" not in template.variables:
+            raise ConfigError(
+                f"judge {self.id}: `principles` has no effect, since the template does not use "
+                "{{ principles }}",
+                template.name,
+            )
+        if self.expected:
+            check_levels(self, *POINTS)
+        return Scored(
+            id=self.id,
+            judge_hash=hash_judge(self, named, template),
+            questions=question_hashes(self, named, template),
+            asking=asking(self, template),
+            principles=(),
+            listed=tuple(named),
+            scale=POINTS,
+            own_scales=False,
+            samples=1 if self.expected else self.samples,
+        )
 
 
 def score_of(
@@ -265,30 +308,3 @@ def check_levels(spec: VerdictJudge, low: float, high: float) -> None:
 
 
 POINTS = (0, 5)
-
-
-def build(spec: AdditiveJudge, constitution: Constitution | None, beside: Path | None) -> Scored:
-    """The judge of a spec: overall quality, and the principles that `principles` names, if any."""
-    named: list[Principle] = []
-    if spec.principles is not None:
-        named = text_principles(spec, constitution)
-    template = judge_template(spec, "additive.j2", beside)
-    if named and "principles" not in template.variables:
-        raise ConfigError(
-            f"judge {spec.id}: `principles` has no effect, since the template does not use "
-            "{{ principles }}",
-            template.name,
-        )
-    if spec.expected:
-        check_levels(spec, *POINTS)
-    return Scored(
-        id=spec.id,
-        judge_hash=hash_judge(spec, named, template),
-        questions=question_hashes(spec, named, template),
-        asking=asking(spec, template),
-        principles=(),
-        listed=tuple(named),
-        scale=POINTS,
-        own_scales=False,
-        samples=1 if spec.expected else spec.samples,
-    )

@@ -7,9 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from rlaif.config.judges import ParseSpec, TemplateJudge
-from rlaif.constitution.model import Constitution
+from pydantic import Field, model_validator
+
+from rlaif.config.base import StepId, Strict
 from rlaif.core.errors import ConfigError
 from rlaif.judges.common import hash_judge, question_hashes, text_principles
 from rlaif.judges.parsing import (
@@ -22,10 +24,96 @@ from rlaif.judges.parsing import (
 from rlaif.judges.questions import Written, asking
 from rlaif.judges.scored import Scored
 from rlaif.judges.scores import Score, in_range
+from rlaif.judges.specs import JudgeInputs, WritingJudge
 from rlaif.judges.templates import POINTWISE, Template, load_template
 
 ABOUT_ONE = frozenset({"principle", "principle_id", "examples", "scale"})
 """Variables that have a value only where each call is about one principle."""
+
+
+class ParseSpec(Strict):
+    """How a template judge's answer is read: the matches of a pattern, a JSON schema, or labels."""
+
+    pattern: str | None = Field(None, description="A regular expression with one group.")
+    json_schema: dict[str, Any] | None = None
+    field: str = Field("score", description="The key of the JSON answer that holds the value.")
+    values: dict[str, float | None] | None = Field(
+        None,
+        description="What each matched word is worth, null where the judge abstains; a number is "
+        "read when absent.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ParseSpec:
+        if (self.pattern is None) == (self.json_schema is None):
+            raise ValueError("give exactly one of `pattern` and `json_schema`")
+        return self
+
+
+class TemplateJudge(WritingJudge):
+    """A judge of one's own: a template file, a way to read the answer, and a scale."""
+
+    kind: Literal["template"]
+    id: StepId = "template"
+    template: str
+    parse: ParseSpec
+    scale: tuple[float, float] = (0.0, 1.0)
+    per_principle: bool = Field(
+        False, description="One call per text principle instead of one for all."
+    )
+
+    @model_validator(mode="after")
+    def _scale_rises(self) -> TemplateJudge:
+        if not self.scale[0] < self.scale[1]:
+            raise ValueError("scale must be [low, high] with low < high")
+        if self.structured:
+            raise ValueError("`structured` has no effect here: give a `json_schema` in `parse`")
+        return self
+
+    def build(self, inputs: JudgeInputs) -> Scored:
+        """The judge of the spec: one call for all, or with `per_principle` one per principle."""
+        low, high = self.scale
+        check_parse(self.id, self.parse, low, high)
+        principles = text_principles(self, inputs.constitution)
+        if self.per_principle and not principles:
+            raise ConfigError(
+                f"judge {self.id}: `per_principle` needs a `constitution` with text principles"
+            )
+        template = _template(self, inputs.beside)
+        if template.has_prefill:
+            raise ConfigError(
+                f"judge {self.id}: the ---prefill--- section has no effect where the answer is "
+                "written",
+                template.name,
+            )
+        worth = self.parse.values is not None
+        if worth and self.abstain_labels is not None and "abstain" not in template.variables:
+            raise ConfigError(
+                f"judge {self.id}: `abstain_labels` has no effect: of `parse.values` those that "
+                "are null are abstentions, and the template does not use {{ abstain }}",
+                template.name,
+            )
+        listed = principles if "principles" in template.variables else []
+        if self.principles is not None and not self.per_principle and not listed:
+            raise ConfigError(
+                f"judge {self.id}: `principles` has no effect: set `per_principle: true`, or use "
+                "{{ principles }} in the template",
+                template.name,
+            )
+        asked = principles if self.per_principle else listed
+        return Scored(
+            id=self.id,
+            judge_hash=hash_judge(self, asked, template),
+            questions=question_hashes(self, asked, template),
+            asking=asking(self, template),
+            principles=tuple(principles) if self.per_principle else (),
+            listed=tuple(listed),
+            scale=self.scale,
+            own_scales=False,
+            samples=self.samples,
+            parse=Reader(self.parse),
+            json_schema=self.parse.json_schema,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,44 +178,6 @@ def check_parse(judge: str, parse: ParseSpec, low: float, high: float) -> None:
             raise ConfigError(
                 f"judge {judge}: {word!r} is worth {value:g}, outside the scale [{low:g}, {high:g}]"
             )
-
-
-def build(spec: TemplateJudge, constitution: Constitution | None, beside: Path | None) -> Scored:
-    """The judge of a spec: one call for all, or one per text principle with `per_principle`."""
-    low, high = spec.scale
-    check_parse(spec.id, spec.parse, low, high)
-    principles = text_principles(spec, constitution)
-    if spec.per_principle and not principles:
-        raise ConfigError(
-            f"judge {spec.id}: `per_principle` needs a `constitution` with text principles"
-        )
-    template = _template(spec, beside)
-    if template.has_prefill:
-        raise ConfigError(
-            f"judge {spec.id}: the ---prefill--- section has no effect where the answer is written",
-            template.name,
-        )
-    listed = principles if "principles" in template.variables else []
-    if spec.principles is not None and not spec.per_principle and not listed:
-        raise ConfigError(
-            f"judge {spec.id}: `principles` has no effect: set `per_principle: true`, or use "
-            "{{ principles }} in the template",
-            template.name,
-        )
-    asked = principles if spec.per_principle else listed
-    return Scored(
-        id=spec.id,
-        judge_hash=hash_judge(spec, asked, template),
-        questions=question_hashes(spec, asked, template),
-        asking=asking(spec, template),
-        principles=tuple(principles) if spec.per_principle else (),
-        listed=tuple(listed),
-        scale=spec.scale,
-        own_scales=False,
-        samples=spec.samples,
-        parse=Reader(spec.parse),
-        json_schema=spec.parse.json_schema,
-    )
 
 
 def _template(spec: TemplateJudge, beside: Path | None) -> Template:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from rlaif.config.judging import Order
-from rlaif.config.rubrics import UltraFeedbackJudge
-from rlaif.constitution.model import Constitution
+from pydantic import Field, PositiveInt
+
+from rlaif.config.base import StepId
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
@@ -38,6 +37,7 @@ from rlaif.judges.questions import (
 )
 from rlaif.judges.scored import level_forms, level_labels, mean_level
 from rlaif.judges.scores import USUAL, score_alone
+from rlaif.judges.specs import JudgeInputs, Order, WritingJudge
 from rlaif.judges.templates import JOINT
 
 LOW, HIGH = 1, 5
@@ -47,6 +47,52 @@ LABELS: Labels = {
     NOT_APPLICABLE: ("N/A", " N/A", "N", " N"),
 }
 _STATUS: dict[str, Status] = {"not applicable": "not_applicable", "abstain": "abstain"}
+
+
+class UltraFeedbackJudge(WritingJudge):
+    """Four aspects, each rated for all answers of a prompt in one call, which the judge writes, or
+    by label probabilities with all answers in view."""
+
+    kind: Literal["ultrafeedback"]
+    id: StepId = "ultrafeedback"
+    aspects: Annotated[list[str], Field(min_length=1)] = [
+        "instruction_following",
+        "honesty",
+        "truthfulness",
+        "helpfulness",
+    ]
+    order: Order = "both"
+    max_new_tokens: PositiveInt = 512
+    expected: bool = Field(
+        False, description="Read each text's mean level from label probabilities; write nothing."
+    )
+
+    @property
+    def written(self) -> bool:
+        """Unless the expected ratings are read."""
+        return not self.expected
+
+    def build(self, inputs: JudgeInputs) -> UltraFeedback:
+        """The judge of the spec. Raises ConfigError when it names principles: it has `aspects`."""
+        if self.principles is not None:
+            raise ConfigError(
+                f"judge {self.id}: ultrafeedback judges by `aspects`; drop `principles`"
+            )
+        template = judge_template(
+            self,
+            inputs.beside,
+            allowed=JOINT,
+            required=frozenset({"responses", "aspect"} | ({"place"} if self.expected else set())),
+        )
+        return UltraFeedback(
+            id=self.id,
+            judge_hash=hash_judge(self, (), template),
+            asking=asking(self, template),
+            aspects=tuple(self.aspects),
+            order=self.order,
+            samples=self.samples,
+            labels=distinct_labels(self, LABELS) if self.expected else {},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,27 +268,3 @@ def _rating(row: Any, words: Sequence[str]) -> TextRating | None:
         return "not applicable"
     read = score_alone(str(value), LOW, HIGH, words)
     return None if read is None else read.value
-
-
-def build(
-    spec: UltraFeedbackJudge, constitution: Constitution | None, beside: Path | None
-) -> UltraFeedback:
-    """The judge of a spec. Raises ConfigError when it names principles: its aspects are its own."""
-    if spec.principles is not None:
-        raise ConfigError(f"judge {spec.id}: ultrafeedback judges by `aspects`; drop `principles`")
-    template = judge_template(
-        spec,
-        "ultrafeedback.j2",
-        beside,
-        allowed=JOINT,
-        required=frozenset({"responses", "aspect"} | ({"place"} if spec.expected else set())),
-    )
-    return UltraFeedback(
-        id=spec.id,
-        judge_hash=hash_judge(spec, (), template),
-        asking=asking(spec, template),
-        aspects=tuple(spec.aspects),
-        order=spec.order,
-        samples=spec.samples,
-        labels=distinct_labels(spec, LABELS) if spec.expected else {},
-    )

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
-from rlaif.config.judges import YesNoJudge
-from rlaif.constitution.model import Constitution, Principle
+from rlaif.config.base import StepId
+from rlaif.constitution.model import Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability
@@ -28,6 +28,37 @@ from rlaif.judges.common import (
 )
 from rlaif.judges.parsing import label_share
 from rlaif.judges.questions import Asking, asking, distinct_labels, label_mass, label_result
+from rlaif.judges.specs import JudgeInputs, LabelJudge
+
+
+class YesNoJudge(LabelJudge):
+    """Pointwise: P(yes) against P(no) at the next token, one call per text principle."""
+
+    kind: Literal["yes_no"]
+    id: StepId = "yes_no"
+    yes_labels: list[str] = ["Yes", " Yes", "yes", " yes"]
+    no_labels: list[str] = ["No", " No", "no", " no"]
+
+    def build(self, inputs: JudgeInputs) -> YesNo:
+        """The judge of the spec. Raises ConfigError when there is no principle to ask about."""
+        principles = text_principles(self, inputs.constitution)
+        if not principles:
+            raise ConfigError(
+                f"judge {self.id}: kind {self.kind} asks about text principles, and there is none: "
+                "give a `constitution` with a principle that has `text` and no `check`, or name "
+                "one in `principles`"
+            )
+        labels = distinct_labels(self, {"yes": self.yes_labels, "no": self.no_labels})
+        template = judge_template(self, inputs.beside, per_principle=True)
+        return YesNo(
+            id=self.id,
+            judge_hash=hash_judge(self, principles, template),
+            questions=question_hashes(self, principles, template),
+            asking=asking(self, template, self.cot),
+            principles=tuple(principles),
+            labels=labels,
+            samples=self.samples,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +132,3 @@ class YesNo:
                 template_hash=template.hash,
             )
         ]
-
-
-def build(spec: YesNoJudge, constitution: Constitution | None, beside: Path | None) -> YesNo:
-    """The judge of a spec. Raises ConfigError when there is no principle to ask about."""
-    principles = text_principles(spec, constitution)
-    if not principles:
-        raise ConfigError(
-            f"judge {spec.id}: kind {spec.kind} asks about text principles, and there is none: "
-            "give a `constitution` with a principle that has `text` and no `check`, or name one in "
-            "`principles`"
-        )
-    labels = distinct_labels(spec, {"yes": spec.yes_labels, "no": spec.no_labels})
-    template = judge_template(spec, "yes_no.j2", beside, per_principle=True)
-    return YesNo(
-        id=spec.id,
-        judge_hash=hash_judge(spec, principles, template),
-        questions=question_hashes(spec, principles, template),
-        asking=asking(spec, template, spec.cot),
-        principles=tuple(principles),
-        labels=labels,
-        samples=spec.samples,
-    )

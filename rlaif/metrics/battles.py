@@ -9,10 +9,10 @@ from rlaif.config.columns import LabelColumns
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import content_hash
-from rlaif.data.readers import OnError, detect, nothing_read, read_labelled
+from rlaif.data.readers import OnError, detect_format, nothing_read, read_labelled
 from rlaif.data.readers.alpaca_eval import baseline_beside, preference_of
 from rlaif.data.readers.base import name_of, text_of
-from rlaif.data.rows import Row, file_rows, stop
+from rlaif.data.rows import Row, file_rows, raise_fault
 from rlaif.metrics.winrate import Battle
 
 BASELINE = "baseline"
@@ -32,7 +32,7 @@ def read_battles(
     """
     if columns is None and from_ in (None, "alpaca_eval_outputs"):
         head = next(file_rows(path, lambda fault: None), None)
-        alone = head is not None and detect(head[1], path) == "alpaca_eval_outputs"
+        alone = head is not None and detect_format(head[1], path) == "alpaca_eval_outputs"
         if alone and baseline_beside(path) is None:
             return _without_baseline(path, on_error)
     reading = read_labelled(path, from_, columns, on_error)
@@ -62,7 +62,7 @@ def _without_baseline(path: Path, on_error: OnError) -> tuple[list[Battle], list
     def skip(fault: ConfigError) -> None:
         skipped.append(str(fault))
 
-    on_fault = stop if on_error == "fail" else skip
+    on_fault = raise_fault if on_error == "fail" else skip
 
     def battles() -> Iterator[Battle]:
         for place, row in file_rows(path, on_fault):

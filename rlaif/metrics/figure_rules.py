@@ -1,4 +1,5 @@
-"""Which rule each figure's interval has: one table, by the figure's name or what it begins with.
+"""Each figure's rule for its interval, its heading and what it means: one table, by the figure's
+name or what it begins with.
 
 `share` (K1): the mean of values on [0, 1]. `rare` (K2): a share of what is counted 0 or 1 and is
 rare or nearly universal. `mean` (K3): t. `skewed` (K5): Hall's transformed t. `jackknife` (K6):
@@ -12,6 +13,7 @@ the table says `rate`: one answer to a prompt makes such values, several make me
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 Rule = Literal["share", "rare", "mean", "skewed", "jackknife", "fisher", "log", "none"]
@@ -19,35 +21,40 @@ Rule = Literal["share", "rare", "mean", "skewed", "jackknife", "fisher", "log", 
 
 @dataclass(frozen=True, slots=True)
 class FigureRule:
-    """`of` the figure; `change` of paired differences of it; `null`, where it has one, the figure's
-    value where nothing is the matter, which its p is against. Of a figure that is computed with
-    prompts left out: below `few` prompts its interval may be too narrow, and says so."""
+    """The rule `of` the figure and `change` of paired differences of it; the figure's `heading` in
+    a table and `about` what it means; `null`, where it has one, its value where nothing is the
+    matter, which its p is against. Of a figure that is computed with prompts left out: below `few`
+    prompts its interval may be too narrow, and says so."""
 
     of: Rule
+    heading: str = ""
+    about: str = ""
     change: Literal["mean", "rate"] = "mean"
     null: float | None = None
     few: int = 10
 
 
-_SHARE, _PAR, _RARE = FigureRule("share"), FigureRule("share", null=0.5), FigureRule("rare", "rate")
-_SKEWED = FigureRule("skewed")
+_rare = partial(FigureRule, "rare", change="rate")
+_par = partial(FigureRule, "share", null=0.5)
+_coefficient = partial(FigureRule, "jackknife", null=0.0)
+_SHARE, _SKEWED = FigureRule("share"), FigureRule("skewed")
 _DIFFERENCE = FigureRule("mean", null=0.0)
 
 RULES: dict[str, FigureRule] = {
     # Held-out answers, values by prompt (`metrics`).
     "score/": _SHARE,
-    "win_rate/": _PAR,
-    "win_rate_vs_initial/": _PAR,
-    "reward_accuracy/": _PAR,
+    "win_rate/": _par(),
+    "win_rate_vs_initial/": _par(),
+    "reward_accuracy/": _par(),
     "check/": _SHARE,
     "length/": _SKEWED,
     "distinct_2": _SHARE,
     "repetition_4": _SHARE,
-    "refusal_rate": _RARE,
-    "stock_phrase_rate": _RARE,
-    "list_rate": _RARE,
-    "empty_rate": _RARE,
-    "truncated_rate": _RARE,
+    "refusal_rate": _rare(),
+    "stock_phrase_rate": _rare(),
+    "list_rate": _rare(),
+    "empty_rate": _rare(),
+    "truncated_rate": _rare(),
     "kl/": _SKEWED,
     "kl_per_token/": _SKEWED,
     "loglik/": FigureRule("mean"),
@@ -56,76 +63,84 @@ RULES: dict[str, FigureRule] = {
     "label_mass/": _SHARE,
     "distance/": _SKEWED,
     "disagreement/": _SKEWED,
-    "unparsed_rate/": _RARE,
-    "not_applicable_rate/": _RARE,
-    "position_bias/": _RARE,
+    "unparsed_rate/": _rare(),
+    "not_applicable_rate/": _rare(),
+    "position_bias/": _rare(),
     "judge_corr/": _DIFFERENCE,
     "pairs/margin": FigureRule("mean"),
     "pairs/length_gap": _DIFFERENCE,
-    "pairs/unpaired_prompts": _RARE,
-    "samples/zero_variance": _RARE,
+    "pairs/unpaired_prompts": _rare(),
+    "samples/zero_variance": _rare(),
     "samples/spread/": _SHARE,
     "samples/score/": _SHARE,
     "samples/distance/": _SKEWED,
     "samples/disagreement/": _SKEWED,
     # A judge on labelled pairs (`judge_figures`).
-    "agreement": _PAR,
-    "agreement_half": _PAR,
-    "agreement_three_way": _SHARE,
-    "tie_rate": _RARE,
-    "kappa": FigureRule("jackknife", null=0.0),
-    "kappa_three_way": FigureRule("jackknife", null=0.0),
-    "alpha": FigureRule("jackknife", null=0.0),
-    "spearman": FigureRule("fisher", null=0.0),
-    "kendall": FigureRule("fisher", null=0.0),
-    "same_slot": _RARE,
-    "same_slot_first": _RARE,
-    "same_slot_second": _RARE,
-    "order_consistency": _RARE,
-    "slot_one_rate": _PAR,
-    "prefers_longer": _PAR,
-    "people_prefer_longer": _PAR,
-    "length_coefficient": FigureRule("jackknife", null=0.0),
-    "self_preference": FigureRule("jackknife", null=0.0),
-    "ece": FigureRule("none"),
-    "ece_equal_mass": FigureRule("none"),
-    "ece_scaled": FigureRule("none"),
-    "brier": _SHARE,
-    "brier_scaled": FigureRule("jackknife"),
-    "calibration_intercept": FigureRule("jackknife", null=0.0),
-    "calibration_slope": FigureRule("jackknife", null=1.0),
-    "temperature": FigureRule("log", null=1.0),
-    "coverage": _RARE,
-    "abstain_rate": _RARE,
-    "unread_rate": _RARE,
-    "label_mass": _SHARE,
-    "self_consistency": _SHARE,
-    "calls_per_pair": _SKEWED,
-    "seconds_per_pair": _SKEWED,
-    "prompt_tokens_per_pair": _SKEWED,
-    "new_tokens_per_pair": _SKEWED,
-    "money_per_pair": _SKEWED,
-    "rewardbench": FigureRule("jackknife"),
+    "agreement": _par("ties excluded", "share of pairs that both decided"),
+    "agreement_half": _par("ties half", "a tie on either side counts one half"),
+    "agreement_three_way": FigureRule("share", "three-way", "first, second or tie"),
+    "tie_rate": _rare("ties", "verdicts that are ties"),
+    "kappa": _coefficient("kappa", "Cohen's, ties excluded"),
+    "kappa_three_way": _coefficient(),
+    "alpha": _coefficient("alpha", "Krippendorff's, three verdicts"),
+    "spearman": FigureRule("fisher", "Spearman", "of P(first) with the label", null=0.0),
+    "kendall": FigureRule("fisher", "Kendall", "tau-b of P(first) with the label", null=0.0),
+    "same_slot": _rare("same slot", "the same slot wins in both orders; 0 is best"),
+    "same_slot_first": _rare("of which first", "slot 1 wins twice"),
+    "same_slot_second": _rare("second", "slot 2 wins twice"),
+    "order_consistency": _rare("consistent", "the same answer wins twice"),
+    "slot_one_rate": _par("slot 1 rate", "verdicts for what was shown first"),
+    "prefers_longer": _par("P(longer)", "verdicts for the longer answer"),
+    "people_prefer_longer": _par("people's P(longer)", "labels for the longer answer"),
+    "length_coefficient": _coefficient("length coefficient", "log-odds; 0 without bias"),
+    "self_preference": _coefficient("self-preference", "own answers against others'; 0 is fair"),
+    "ece": FigureRule("none", "ECE", "ten bins of equal width; no interval would hold"),
+    "calibration_error": FigureRule("none", "calibration error", "root mean square over bins"),
+    "ece_if_calibrated": FigureRule("none", "ECE if calibrated", "mean and 95% range, by chance"),
+    "ece_equal_mass": FigureRule("none", "equal mass", "ECE, ten bins of equal mass"),
+    "ece_scaled": FigureRule("none", "ECE, scaled", "held out"),
+    "brier": FigureRule("share", "Brier", "mean squared error of the probability"),
+    "brier_scaled": FigureRule("jackknife", "Brier, scaled", "held out"),
+    "calibration_intercept": _coefficient("intercept", "log-odds; 0 is calibrated"),
+    "calibration_slope": FigureRule(
+        "jackknife", "slope", "1 is calibrated, below 1 too sure", null=1.0
+    ),
+    "temperature": FigureRule("log", "temperature", "1 is calibrated, above 1 too sure", null=1.0),
+    "coverage": _rare("coverage", "pairs with a verdict"),
+    "abstain_rate": _rare("abstained", "of its judgements"),
+    "unread_rate": _rare("unread", "unparsed or failed, of its judgements"),
+    "label_mass": FigureRule("share", "label mass", "probability on the labels"),
+    "self_consistency": FigureRule("share", "self-consistency", "same verdict when asked again"),
+    "calls_per_pair": FigureRule("skewed", "calls", "questions to a model, per pair"),
+    "seconds_per_pair": FigureRule("skewed", "latency", "seconds of all calls together, per pair"),
+    "prompt_tokens_per_pair": FigureRule("skewed", "tokens read", "per pair"),
+    "new_tokens_per_pair": FigureRule("skewed", "tokens written", "per pair"),
+    "money_per_pair": FigureRule("skewed", "money", "per pair"),
+    "rewardbench": FigureRule("jackknife", "score", "mean of the four"),
     "rewardbench/": FigureRule("jackknife"),
     "reliability/": _SHARE,
-    "difference": FigureRule("jackknife", null=0.0),
+    "difference": _coefficient(),
     "error_correlation": FigureRule("fisher", null=0.0),
     # Attacks on a judge (`attacked`).
-    "attack/": _RARE,
+    "attack/": _rare(),
     # A reward model on labelled pairs (`reward_figures`).
-    "accuracy": _PAR,
-    "accuracy_where_longer_wins": _PAR,
-    "accuracy_where_shorter_wins": _PAR,
-    "log_loss": _SKEWED,
-    "length_spearman": FigureRule("fisher", null=0.0),
-    "reward_mean": FigureRule("mean"),
-    "reward_spread": FigureRule("log", few=64),
+    "accuracy": _par(about="pairs in the right order; a tie is one half"),
+    "accuracy_where_longer_wins": _par(about="where the better answer is the longer one"),
+    "accuracy_where_shorter_wins": _par(about="where the better answer is the shorter one"),
+    "log_loss": FigureRule("skewed", about="nats per pair; always 0.5 gives 0.693"),
+    "length_spearman": FigureRule(
+        "fisher", about="rank correlation of the gaps in reward and in length", null=0.0
+    ),
+    "reward_mean": FigureRule(
+        "mean", about="of all answers, as reward_ensemble's standardise takes it"
+    ),
+    "reward_spread": FigureRule("log", about="standard deviation of all answers' rewards", few=64),
     "best_of_n/proxy": FigureRule("mean"),
     "best_of_n/gold": FigureRule("mean"),
     # Principles and their weights (`votes`, `ablate`, `whatif`, `infer`).
-    "vote_accuracy": _PAR,
-    "flip_rate": _RARE,
-    "other_pairs": _RARE,
+    "vote_accuracy": _par(),
+    "flip_rate": _rare(),
+    "other_pairs": _rare(),
     "weight/": FigureRule("jackknife", null=0.0),
 }
 

@@ -21,7 +21,7 @@ from rlaif.metrics.intervals import Interval
 from rlaif.metrics.penalised import fit_logistic
 from rlaif.metrics.pooled import figure_intervals
 from rlaif.metrics.rewardbench import section_scores
-from rlaif.metrics.verdicts import Cost, Verdict, VerdictTable
+from rlaif.metrics.verdicts import Cost, Verdict, VerdictTable, floats_of, rows_by_name
 from rlaif.metrics.weighted import (
     Figure,
     Floats,
@@ -49,41 +49,41 @@ def figures(t: VerdictTable) -> dict[str, Figure]:
     in `agreement_three_way` a tie is a verdict of its own (chance is one third).
     """
     return (
-        _agreements(t)
-        | _association(t)
-        | _slots(t)
-        | _lengths(t)
-        | _calibrated(t)
-        | _answers(t)
+        _agreement_figures(t)
+        | _association_figures(t)
+        | _slot_figures(t)
+        | _length_figures(t)
+        | _calibration_figures(t)
+        | _answer_figures(t)
         | section_scores(t)
     )
 
 
-def _agreements(t: VerdictTable) -> dict[str, Figure]:
-    judged, said = _sides(t.prob), _sides(t.label)
-    same = np.where(_both(t), judged == said, np.nan)
+def _agreement_figures(t: VerdictTable) -> dict[str, Figure]:
+    judged, said = _sides_of(t.prob), _sides_of(t.label)
+    same = np.where(_both_known(t), judged == said, np.nan)
     tied = (judged == 0) | (said == 0)
     return {
         "agreement": mean_of(np.where(tied, np.nan, same)),
-        "agreement_half": mean_of(np.where(tied & _both(t), 0.5, same)),
+        "agreement_half": mean_of(np.where(tied & _both_known(t), 0.5, same)),
         "agreement_three_way": mean_of(same),
         "tie_rate": mean_of(np.where(np.isnan(judged), np.nan, judged == 0)),
     }
 
 
-def _sides(prob: Floats) -> Floats:
+def _sides_of(prob: Floats) -> Floats:
     return np.sign(prob - 0.5)
 
 
-def _both(t: VerdictTable) -> Mask:
+def _both_known(t: VerdictTable) -> Mask:
     known: Mask = ~np.isnan(t.prob) & ~np.isnan(t.label)
     return known
 
 
-def _association(t: VerdictTable) -> dict[str, Figure]:
-    known, clear = _both(t), agreement.decided(t.prob) & agreement.decided(t.label)
+def _association_figures(t: VerdictTable) -> dict[str, Figure]:
+    known, clear = _both_known(t), agreement.decided(t.prob) & agreement.decided(t.label)
     prob, label = t.prob[known], t.label[known]
-    judged, said = _sides(t.prob), _sides(t.label)
+    judged, said = _sides_of(t.prob), _sides_of(t.label)
     return {
         "kappa": among(clear, agree.cohen_kappa(judged[clear], said[clear])),
         "kappa_three_way": among(known, agree.cohen_kappa(judged[known], said[known])),
@@ -93,7 +93,7 @@ def _association(t: VerdictTable) -> dict[str, Figure]:
     }
 
 
-def _slots(t: VerdictTable) -> dict[str, Figure]:
+def _slot_figures(t: VerdictTable) -> dict[str, Figure]:
     won = agreement.same_slot(t.as_first, t.as_second)
 
     def share(outcome: Mask) -> Figure:
@@ -108,7 +108,7 @@ def _slots(t: VerdictTable) -> dict[str, Figure]:
     }
 
 
-def _lengths(t: VerdictTable) -> dict[str, Figure]:
+def _length_figures(t: VerdictTable) -> dict[str, Figure]:
     return {
         "prefers_longer": mean_of(agreement.picks_longer(t.prob, t.longer_by)),
         "people_prefer_longer": mean_of(agreement.picks_longer(t.label, t.longer_by)),
@@ -117,7 +117,7 @@ def _lengths(t: VerdictTable) -> dict[str, Figure]:
     }
 
 
-def _calibrated(t: VerdictTable) -> dict[str, Figure]:
+def _calibration_figures(t: VerdictTable) -> dict[str, Figure]:
     """Of the pairs whose label is no tie. What is on log scale is there of graded probabilities
     alone."""
     kept = _calibration_rows(t)
@@ -163,7 +163,7 @@ def calibration_figures(t: VerdictTable, seed: int) -> dict[str, Any]:
     }
 
 
-def _answers(t: VerdictTable) -> dict[str, Figure]:
+def _answer_figures(t: VerdictTable) -> dict[str, Figure]:
     """How the judge answered: what could be read, what it cost."""
     return {
         "coverage": mean_of((~np.isnan(t.prob)).astype(np.float64)),
@@ -184,8 +184,8 @@ def subset_intervals(t: VerdictTable) -> dict[str, dict[str, Interval]]:
     """The figures of `BY_SUBSET` within each subset, in order of name; nothing where the pairs have
     none."""
     found = {}
-    for name in sorted(set(t.subset.tolist()) - {""}):
-        part = t.take(np.flatnonzero(t.subset == name))
+    for name, rows in rows_by_name(t.subset):
+        part = t.take(rows)
         chosen = {n: figure for n, figure in figures(part).items() if n in BY_SUBSET}
         found[name] = figure_intervals(chosen, list(part.prompt))
     return found
@@ -219,17 +219,17 @@ def curve_points(
     ]
 
 
-def correctness(t: VerdictTable) -> Floats:
+def correct_verdicts(t: VerdictTable) -> Floats:
     """1 where judge and label agree, 0 where not, NaN where either is missing or a tie."""
     known = agreement.decided(t.prob) & agreement.decided(t.label)
-    return np.where(known, (_sides(t.prob) == _sides(t.label)).astype(np.float64), np.nan)
+    return np.where(known, (_sides_of(t.prob) == _sides_of(t.label)).astype(np.float64), np.nan)
 
 
 def compare_judges(first: VerdictTable, second: VerdictTable) -> dict[str, Any] | None:
     """Two judges on the pairs that both decided: each one's agreement, the difference (first less
     second) and the correlation of their errors with intervals, and McNemar's exact test. None
     without such a pair."""
-    one, two = correctness(first), correctness(second)
+    one, two = correct_verdicts(first), correct_verdicts(second)
     rows = np.flatnonzero(~np.isnan(one) & ~np.isnan(two))
     if not rows.size:
         return None
@@ -254,7 +254,7 @@ def compare_judges(first: VerdictTable, second: VerdictTable) -> dict[str, Any] 
 def joint_votes(tables: Mapping[str, VerdictTable]) -> Interval | None:
     """How many independent judges these (two or more) are worth together, from the correlation of
     their errors over the pairs that all decided; None where it is undefined."""
-    right = np.stack([correctness(t) for t in tables.values()])
+    right = np.stack([correct_verdicts(t) for t in tables.values()])
     rows = np.flatnonzero(~np.isnan(right).any(axis=0))
     pairs = [agree.pearson(a, b) for a, b in combinations(right[:, rows], 2)]
 
@@ -301,30 +301,30 @@ def attack_intervals(
     `changed_second`: verdicts that changed with the attacked answer shown there. `ties`: pairs that
     became ties; `wins`: pairs won that were not; `lifted`: scores that rose, of those below 1.
     """
-    before = [_prob(row.clean.prob, row.first) for row in rows]
-    after = [_prob(row.after.prob, row.first) for row in rows]
-    whole = _floats(before), _floats(after)
+    before = [_prob_attacked(row.clean.prob, row.first) for row in rows]
+    after = [_prob_attacked(row.after.prob, row.first) for row in rows]
+    whole = floats_of(before), floats_of(after)
     in_first = _in_slot(rows, True)
     in_second = _in_slot(rows, False)
     scores = (
-        _floats([row.clean_score for row in rows]),
-        _floats([row.after_score for row in rows]),
+        floats_of([row.clean_score for row in rows]),
+        floats_of([row.after_score for row in rows]),
     )
-    lifted = _where(scores[0] < 1, scores[1] > scores[0], *scores)
-    won = [_won(*in_first), _won(*in_second)]
+    lifted = _outcome_where(scores[0] < 1, scores[1] > scores[0], *scores)
+    won = [_newly_won(*in_first), _newly_won(*in_second)]
     asked = {"first": won[:1], "second": won[1:], None: won}[slot]
     figures = {
-        "changed_first": mean_of(_changed(*in_first)),
-        "changed_second": mean_of(_changed(*in_second)),
-        "ties": mean_of(_where(whole[0] != 0.5, whole[1] == 0.5, *whole)),
-        "wins": mean_of(_won(*whole)),
+        "changed_first": mean_of(_side_changed(*in_first)),
+        "changed_second": mean_of(_side_changed(*in_second)),
+        "ties": mean_of(_outcome_where(whole[0] != 0.5, whole[1] == 0.5, *whole)),
+        "wins": mean_of(_newly_won(*whole)),
         "lifted": mean_of(lifted),
     }
-    figures["success"] = _first_known([_pooled(asked), figures["lifted"], figures["wins"]])
+    figures["success"] = _first_known([_pool_columns(asked), figures["lifted"], figures["wins"]])
     return figure_intervals(figures, [row.prompt for row in rows], "attack/")
 
 
-def _prob(prob: float | None, first: bool) -> float | None:
+def _prob_attacked(prob: float | None, first: bool) -> float | None:
     """P(the attacked answer is better), from that of the first answer."""
     return prob if prob is None or first else 1.0 - prob
 
@@ -333,34 +333,30 @@ def _in_slot(rows: Sequence[Attacked], slot_one: bool) -> tuple[Floats, Floats]:
     """P(the attacked answer is better) before and after, where it is shown in one slot."""
 
     def of(said: Verdict, first: bool) -> float | None:
-        return _prob(said.as_first if first == slot_one else said.as_second, first)
+        return _prob_attacked(said.as_first if first == slot_one else said.as_second, first)
 
     return (
-        _floats([of(row.clean, row.first) for row in rows]),
-        _floats([of(row.after, row.first) for row in rows]),
+        floats_of([of(row.clean, row.first) for row in rows]),
+        floats_of([of(row.after, row.first) for row in rows]),
     )
 
 
-def _floats(values: Sequence[float | None]) -> Floats:
-    return np.asarray([np.nan if v is None else v for v in values], dtype=np.float64)
-
-
-def _where(asked: np.ndarray, outcome: np.ndarray, before: Floats, after: Floats) -> Floats:
+def _outcome_where(asked: np.ndarray, outcome: np.ndarray, before: Floats, after: Floats) -> Floats:
     """1 where `outcome`, 0 where not, NaN where it was not `asked` for or a side is missing."""
     known = asked & ~np.isnan(before) & ~np.isnan(after)
     return np.where(known, outcome.astype(np.float64), np.nan)
 
 
-def _won(before: Floats, after: Floats) -> Floats:
-    return _where(before <= 0.5, after > 0.5, before, after)
+def _newly_won(before: Floats, after: Floats) -> Floats:
+    return _outcome_where(before <= 0.5, after > 0.5, before, after)
 
 
-def _changed(before: Floats, after: Floats) -> Floats:
+def _side_changed(before: Floats, after: Floats) -> Floats:
     differs = np.sign(before - 0.5) != np.sign(after - 0.5)
-    return _where(np.ones(len(before), dtype=bool), differs, before, after)
+    return _outcome_where(np.ones(len(before), dtype=bool), differs, before, after)
 
 
-def _pooled(columns: Sequence[Floats]) -> Figure:
+def _pool_columns(columns: Sequence[Floats]) -> Figure:
     """The share over several verdicts of each pair."""
     known = np.stack([~np.isnan(column) for column in columns])
     part = np.where(known, np.stack(columns), 0.0).sum(axis=0)

@@ -21,6 +21,7 @@ from rlaif.metrics.intervals import Interval
 from rlaif.metrics.judge_figures import curve_points
 from rlaif.metrics.metrics import value_interval
 from rlaif.metrics.pooled import figure_intervals
+from rlaif.metrics.verdicts import rows_by_name
 from rlaif.metrics.weighted import Figure, Floats, Measure, mean_of, ratio
 
 Names = NDArray[np.str_]
@@ -56,7 +57,7 @@ def reward_figures(t: RewardTable) -> dict[str, Figure]:
     probabilities or gaps takes every pair in both orders.
     """
     wordier = t.chosen_length - t.rejected_length
-    right, longer = _right(t.gap), np.sign(wordier)
+    right, longer = _right_order(t.gap), np.sign(wordier)
     prob, outcome = (
         _both_orders(sigmoids(t.gap), sigmoids(-t.gap)),
         _both_orders(np.ones(t.gap.size), 0.0),
@@ -66,7 +67,7 @@ def reward_figures(t: RewardTable) -> dict[str, Figure]:
     measures: dict[str, Measure] = {
         "ece": lambda w: reliability(prob, outcome, w).ece(),
         "length_spearman": correlated,
-        "reward_spread": lambda w: _spread(rewards, w),
+        "reward_spread": lambda w: _weighted_spread(rewards, w),
     }
     n = t.gap.size
     return {
@@ -76,12 +77,12 @@ def reward_figures(t: RewardTable) -> dict[str, Figure]:
         "reward_mean": mean_of((t.chosen + t.rejected) / 2),
         "accuracy_where_longer_wins": mean_of(np.where(longer > 0, right, np.nan)),
         "accuracy_where_shorter_wins": mean_of(np.where(longer < 0, right, np.nan)),
-        "prefers_longer": mean_of(np.where(longer != 0, _right(t.gap * longer), np.nan)),
-        **{name: Figure(_doubled(measure), n) for name, measure in measures.items()},
+        "prefers_longer": mean_of(np.where(longer != 0, _right_order(t.gap * longer), np.nan)),
+        **{name: Figure(_measure_doubled(measure), n) for name, measure in measures.items()},
     }
 
 
-def _right(gap: Floats) -> Floats:
+def _right_order(gap: Floats) -> Floats:
     return np.where(gap > 0, 1.0, np.where(gap < 0, 0.0, 0.5))
 
 
@@ -89,12 +90,12 @@ def _both_orders(one: Floats, other: Floats | float) -> Floats:
     return np.concatenate([one, np.broadcast_to(other, one.shape)])
 
 
-def _doubled(measure: Measure) -> Measure:
+def _measure_doubled(measure: Measure) -> Measure:
     """The measure of items that stand in both orders, from the weights of the pairs."""
     return lambda weights: measure(np.concatenate([weights, weights], axis=1))
 
 
-def _spread(values: Floats, weights: Floats) -> Floats:
+def _weighted_spread(values: Floats, weights: Floats) -> Floats:
     whole = weights.sum(axis=1)
     mean = ratio((weights * values).sum(axis=1), whole)
     squares = (weights * (values - mean[:, None]) ** 2).sum(axis=1)
@@ -109,11 +110,9 @@ def reward_intervals(t: RewardTable) -> dict[str, Interval]:
 
 def accuracy_by(t: RewardTable, names: Sequence[str]) -> dict[str, Interval]:
     """The accuracy on the pairs of each name, (n,) names, in order of name; "" is left out."""
-    labels = np.asarray(names)
     found = {}
-    for name in sorted(set(labels.tolist()) - {""}):
-        rows = np.flatnonzero(labels == name)
-        figures = {"accuracy": mean_of(_right(t.gap[rows]))}
+    for name, rows in rows_by_name(np.asarray(names)):
+        figures = {"accuracy": mean_of(_right_order(t.gap[rows]))}
         own = figure_intervals(figures, list(t.prompt[rows]))
         found[name] = own["accuracy"]
     return found
@@ -201,7 +200,7 @@ def label_noise(prob: Floats) -> tuple[float, NDArray[np.bool_]]:
     return float(suspect.mean()), suspect
 
 
-def staleness(by_round: Mapping[int, Interval]) -> dict[str, Any] | None:
+def measure_staleness(by_round: Mapping[int, Interval]) -> dict[str, Any] | None:
     """The accuracy on the pairs of the oldest and of the newest round, and whether the model is
     stale: whether it has fallen by more than the half-widths of the two intervals together, as
     independent errors add (their root sum of squares). None with one round.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import fsum
 from statistics import fmean
@@ -59,7 +59,7 @@ class Verdict:
     cost: Cost
 
 
-def verdict(
+def make_verdict(
     pair: LabelledPair,
     judgements: Sequence[Judgement],
     weights: Mapping[str, float] | None = None,
@@ -152,37 +152,44 @@ def verdict_table(
     the first; `author` is the name under which its own answers appear."""
     first = runs[0]
     names = [f.name for f in fields(Verdict) if f.name != "cost"]
-    columns = {name: _floats(getattr(v, name) for v in first) for name in names}
-    columns |= {f.name: _floats(getattr(v.cost, f.name) for v in first) for f in fields(Cost)}
-    repeats = np.stack([_floats(v.prob for v in run) for run in runs])
+    columns = {name: floats_of(getattr(v, name) for v in first) for name in names}
+    columns |= {f.name: floats_of(getattr(v.cost, f.name) for v in first) for f in fields(Cost)}
+    repeats = np.stack([floats_of(v.prob for v in run) for run in runs])
     prompts = [p.prompt.prompt_id for p in pairs]
     return VerdictTable(
         prompt=np.asarray(prompts),
         subset=np.asarray([p.subset or "" for p in pairs]),
-        fold=np.asarray([_fold(p) for p in prompts], dtype=np.int64),
-        label=_floats(p.label for p in pairs),
-        longer_by=_floats(float(len(p.first.text) - len(p.second.text)) for p in pairs),
-        own=_floats(_own(p.authors, author) for p in pairs),
-        same=_same(repeats),
+        fold=np.asarray([_fold_of(p) for p in prompts], dtype=np.int64),
+        label=floats_of(p.label for p in pairs),
+        longer_by=floats_of(float(len(p.first.text) - len(p.second.text)) for p in pairs),
+        own=floats_of(_side_of_author(p.authors, author) for p in pairs),
+        same=_same_verdicts(repeats),
         **columns,
     )
 
 
-def _floats(values: Iterable[float | None]) -> Floats:
+def rows_by_name(names: NDArray[np.str_]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Each name but "" and the rows that have it, in order of name."""
+    for name in sorted(set(names.tolist()) - {""}):
+        yield name, np.flatnonzero(names == name)
+
+
+def floats_of(values: Iterable[float | None]) -> Floats:
+    """The values as a column, NaN for those that are missing."""
     return np.asarray([np.nan if v is None else float(v) for v in values], dtype=np.float64)
 
 
-def _fold(prompt_id: str) -> int:
+def _fold_of(prompt_id: str) -> int:
     return int(content_hash("fold", prompt_id, length=8), 16) % FOLDS
 
 
-def _own(authors: tuple[str, str] | None, author: str | None) -> float:
+def _side_of_author(authors: tuple[str, str] | None, author: str | None) -> float:
     if authors is None or author is None:
         return 0.0
     return float(authors[0] == author) - float(authors[1] == author)
 
 
-def _same(repeats: Floats) -> Floats:
+def _same_verdicts(repeats: Floats) -> Floats:
     """Per pair, the share of pairs of runs whose verdict is the same; `repeats` is (runs, n)."""
     count = repeats.shape[0]
     sides = np.where(np.isnan(repeats), np.nan, np.sign(repeats - 0.5))

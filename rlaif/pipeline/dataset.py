@@ -17,20 +17,20 @@ import msgspec
 from rlaif.config.dataset import DatasetSpec
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.labelled import LabelledPair
-from rlaif.core.records import Completion, Judgement, Preference, R, from_json
+from rlaif.core.records import Completion, Judgement, Preference, R, from_json, make_prompt
 from rlaif.core.rowfiles import Index
 from rlaif.core.store import explain_os_errors, partial_of, read_json, write_atomic
-from rlaif.data.card import Facts, card, sampled_by
+from rlaif.data.card import Facts, sampled_by, write_card
 from rlaif.data.dataset import TEST, TRAIN, PairTables, held_prompts, labelled_pair, raw_row
 from rlaif.data.dataset import write_tables as write_parquet
 from rlaif.data.describe import Describer, Description
 from rlaif.data.rows import Spool
 from rlaif.pipeline import provenance as told
 from rlaif.pipeline.manifest import NOT_INSTALLED
-from rlaif.pipeline.plan.training import PREFERENCES
 from rlaif.pipeline.runs import Run
 from rlaif.pipeline.steps.context import ByPrompt
 from rlaif.pipeline.steps.pair import why_no_pairs
+from rlaif.pipeline.steps.train import PREFERENCES
 from rlaif.preferences.aggregate import compared_scores
 
 MARKER = "rlaif.json"
@@ -83,7 +83,7 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
             for name, splits in tables.tables.items()
         }
         built = Built(folder, rows, tables.lost)
-        write_atomic(partial / "README.md", card(spec, replace(facts, configs=configs)))
+        write_atomic(partial / "README.md", write_card(spec, replace(facts, configs=configs)))
         write_atomic(partial / MARKER, json.dumps(_marker(partial, key, facts.version, built)))
     return built
 
@@ -107,7 +107,9 @@ class _Given:
             self._indexes[-1].grow()
             for preference in folder.records(Preference):
                 if preference.paired:
-                    self.pairs[preference.preference_id] = (number, preference.prompt_id)
+                    # A record that was brought in may go by an id of its own.
+                    prompt_id = make_prompt(preference.prompt).prompt_id
+                    self.pairs[preference.preference_id] = (number, prompt_id)
 
     def __iter__(self) -> Iterator[tuple[Preference, LabelledPair]]:
         """Each preference once, in the order of ids, and as a labelled pair."""

@@ -15,7 +15,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from rlaif.config.experiment import Experiment
 from rlaif.core.errors import GateStopped, StoreError
 from rlaif.core.finished import stale, stale_in_words
 from rlaif.core.records import Prompt, RoundRecord, content_hash
@@ -25,6 +24,7 @@ from rlaif.engines.builtin import resolve
 from rlaif.engines.local.adapters import COPIES
 from rlaif.engines.remote.meter import kept_meters
 from rlaif.pipeline.dataset import Built, build_dataset
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.manifest import write_manifest, write_rounds
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.plan.unroll import make_plan

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlaif.config.experiment import Experiment
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.steps import SampleStep
 from rlaif.core.records import Completion
@@ -19,6 +18,7 @@ from rlaif.engines.base import GenerateRequest, Model, ScoreRequest
 from rlaif.engines.remote.decode import Usage
 from rlaif.engines.remote.meter import run_account
 from rlaif.pipeline.experiment import unfinished
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.plan.size import Known, Size
 from rlaif.pipeline.plan.unroll import make_plan

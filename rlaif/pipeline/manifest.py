@@ -16,7 +16,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.experiment import resolved_yaml
 from rlaif.config.models import RESERVED_MODELS
 from rlaif.constitution.model import principle_hash
 from rlaif.core.checksums import CHECK, file_digest, is_whole, sealed, unsealed
@@ -27,6 +26,7 @@ from rlaif.judges.base import roles_of
 from rlaif.metrics.decompose import change_sentences
 from rlaif.metrics.diagnostics import AlarmLimits, RoundMetrics, find_alarms
 from rlaif.metrics.words import self_judge_words
+from rlaif.pipeline.experiment_file import resolved_yaml
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 
 MANIFEST, CONFIG, PROMPTS = "manifest.json", "config.yaml", "prompts.jsonl"

@@ -13,9 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from rlaif.config.experiment import Experiment, load_experiment
-from rlaif.config.judges import JuryJudge, MetaJudge
-from rlaif.config.judging import JudgeBase
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, thinking_of
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
@@ -31,6 +28,8 @@ from rlaif.engines.builtin import check_weights, locate, resolve
 from rlaif.engines.local.adapters import model_hash
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import build_judge
+from rlaif.judges.specs import JudgeBase
+from rlaif.pipeline.experiment_file import Experiment, load_experiment
 from rlaif.pipeline.plan.base import PlanInputs
 from rlaif.pipeline.plan.walk import no_model, replace_path
 
@@ -125,7 +124,8 @@ def _prompts(experiment: Experiment, path: Path) -> PromptSet:
     """The prompts that the experiment names, or those of the pairs that it loads."""
     if not experiment.prompts.from_pairs:
         return load_prompts(experiment.prompts, path)
-    names = [loaded_source(experiment, step, path) for step in experiment.pair_loads]
+    loads = experiment.pair_loads
+    names = [loaded_source(step, experiment.loaded_name(step), path) for step in loads]
     readings = [
         read_labelled(name, step.format, step.columns, step.on_error)
         for name, step in zip(names, experiment.pair_loads, strict=True)
@@ -136,7 +136,8 @@ def _prompts(experiment: Experiment, path: Path) -> PromptSet:
 
 def _file_hashes(experiment: Experiment, path: Path) -> dict[str, str]:
     loads = [e.load for e in experiment.steps if e.load is not None]
-    sources = {experiment.loaded_name(s) or "": loaded_source(experiment, s, path) for s in loads}
+    named = {experiment.loaded_name(step) or "": step for step in loads}
+    sources = {name: loaded_source(step, name, path) for name, step in named.items()}
     filters = [e.filter for e in experiment.steps if e.filter is not None]
     sources |= {name: find(name, path) for wanted in filters for name in wanted.files()}
     sources |= {name: model_folder(name, path) for wanted in filters for name in wanted.models()}
@@ -243,8 +244,5 @@ def _unnamed(judge: JudgeBase, place: str = "") -> Iterator[tuple[str, str]]:
     """Role and id of each judge, those within `judge` too, whose `by` was left to its default."""
     if "by" in type(judge).model_fields and "by" not in judge.model_fields_set:
         yield f"{place}by", judge.id
-    if isinstance(judge, MetaJudge):
-        yield from _unnamed(judge.judge, f"{place}judge/")
-    if isinstance(judge, JuryJudge):
-        for juror in judge.of:
-            yield from _unnamed(juror, f"{place}{juror.id}/")
+    for name, inner in judge.judges_within().items():
+        yield from _unnamed(inner, f"{place}{name}/")

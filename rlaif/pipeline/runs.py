@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import yaml
 
-from rlaif.config.experiment import Experiment, load_experiment
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.records import Prompt, content_hash, from_json, to_json
 from rlaif.core.store import Store
 from rlaif.engines.remote.meter import Meter, meters_of
+from rlaif.pipeline.experiment_file import Experiment, load_experiment
 from rlaif.pipeline.manifest import ADVICE, read_manifest, read_rounds
 from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
 from rlaif.pipeline.steps.evaluate import VALUES

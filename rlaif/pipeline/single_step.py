@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.base import apply_override
-from rlaif.config.experiment import Experiment
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, thinking_of
 from rlaif.config.steps import EvaluateStep, LoadStep, PairStep
 from rlaif.constitution.model import load_constitution
@@ -45,6 +44,7 @@ from rlaif.engines.local.adapters import COPIES
 from rlaif.engines.remote.meter import FILE as METERS
 from rlaif.engines.remote.meter import kept_meters
 from rlaif.judges.build import build_judge
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.plan.walk import Walk
 from rlaif.pipeline.prepare import model_key
@@ -195,7 +195,7 @@ def _plan_inputs(request: Request) -> PlanInputs:
     files = {}
     step = experiment.steps[0].step
     if isinstance(step, LoadStep):
-        source = loaded_source(experiment, step, None)
+        source = loaded_source(step, experiment.loaded_name(step), None)
         files[experiment.loaded_name(step) or ""] = rows_hash(source_rows(source))
     return PlanInputs(
         experiment.model_copy(update={"models": specs}),

@@ -25,30 +25,25 @@ from rlaif.metrics.rewardbench import foreign_subsets
 from rlaif.metrics.words import failure_words
 from rlaif.report import plots
 from rlaif.report.browser import embed_json
-from rlaif.report.build import environment, script_digest
+from rlaif.report.build import script_digest
+from rlaif.report.figures import HERE, Column, Result, column_of, make_table, write_page
 
-Result = Mapping[str, Any]
-_HERE = Path(__file__).resolve().parent
 MOST_SUBSETS = 12
 """More subsets than these are left to the page."""
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """One figure: its name in the result, its heading, and what it means."""
-
-    name: str
-    heading: str
-    about: str
-
-
-@dataclass(frozen=True, slots=True)
 class Group:
-    """Figures that are shown together."""
+    """Figures that are shown together, by name."""
 
     title: str
     about: str
-    columns: tuple[Column, ...]
+    names: tuple[str, ...]
+
+    @property
+    def columns(self) -> list[Column]:
+        """One for each figure."""
+        return [column_of(name) for name in self.names]
 
 
 GROUPS = (
@@ -58,26 +53,20 @@ GROUPS = (
         "verdict of its own (chance is then one third). Kappa, alpha and the rank correlations are "
         "0 by chance and 1 at best.",
         (
-            Column("agreement", "ties excluded", "share of pairs that both decided"),
-            Column("agreement_half", "ties half", "a tie on either side counts one half"),
-            Column("agreement_three_way", "three-way", "first, second or tie"),
-            Column("kappa", "kappa", "Cohen's, ties excluded"),
-            Column("alpha", "alpha", "Krippendorff's, three verdicts"),
-            Column("spearman", "Spearman", "of P(first) with the label"),
-            Column("kendall", "Kendall", "tau-b of P(first) with the label"),
+            "agreement",
+            "agreement_half",
+            "agreement_three_way",
+            "kappa",
+            "alpha",
+            "spearman",
+            "kendall",
         ),
     ),
     Group(
         "Position",
         "From pairs that were shown in both orders: how often the same slot won twice, split by "
         "slot. Slot 1 rate is over all verdicts of comparative judges, 0.5 without bias.",
-        (
-            Column("same_slot", "same slot", "the same slot wins in both orders; 0 is best"),
-            Column("same_slot_first", "of which first", "slot 1 wins twice"),
-            Column("same_slot_second", "second", "slot 2 wins twice"),
-            Column("order_consistency", "consistent", "the same answer wins twice"),
-            Column("slot_one_rate", "slot 1 rate", "verdicts for what was shown first"),
-        ),
+        ("same_slot", "same_slot_first", "same_slot_second", "order_consistency", "slot_one_rate"),
     ),
     Group(
         "Length and own answers",
@@ -85,11 +74,11 @@ GROUPS = (
         "log-odds of a verdict when the human label is held fixed; it is missing where length or "
         "label decides every verdict.",
         (
-            Column("prefers_longer", "P(longer)", "verdicts for the longer answer"),
-            Column("people_prefer_longer", "people's P(longer)", "labels for the longer answer"),
-            Column("length_coefficient", "length coefficient", "log-odds; 0 without bias"),
-            Column("self_preference", "self-preference", "own answers against others'; 0 is fair"),
-            Column("self_consistency", "self-consistency", "same verdict when asked again"),
+            "prefers_longer",
+            "people_prefer_longer",
+            "length_coefficient",
+            "self_preference",
+            "self_consistency",
         ),
     ),
     Group(
@@ -100,16 +89,16 @@ GROUPS = (
         "more, none of them 0 or 1. Temperature scaling is fitted on one half of the prompts and "
         "measured on the other. A judge that always says 0.5 has a Brier score of 0.25.",
         (
-            Column("calibration_error", "calibration error", "root mean square over bins"),
-            Column("ece", "ECE", "ten bins of equal width; no interval would hold"),
-            Column("ece_if_calibrated", "ECE if calibrated", "mean and 95% range, by chance"),
-            Column("calibration_intercept", "intercept", "log-odds; 0 is calibrated"),
-            Column("calibration_slope", "slope", "1 is calibrated, below 1 too sure"),
-            Column("brier", "Brier", "mean squared error of the probability"),
-            Column("ece_equal_mass", "equal mass", "ECE, ten bins of equal mass"),
-            Column("temperature", "temperature", "1 is calibrated, above 1 too sure"),
-            Column("ece_scaled", "ECE, scaled", "held out"),
-            Column("brier_scaled", "Brier, scaled", "held out"),
+            "calibration_error",
+            "ece",
+            "ece_if_calibrated",
+            "calibration_intercept",
+            "calibration_slope",
+            "brier",
+            "ece_equal_mass",
+            "temperature",
+            "ece_scaled",
+            "brier_scaled",
         ),
     ),
     Group(
@@ -119,16 +108,16 @@ GROUPS = (
         "each. Seconds and money are of the first time that a question was asked; money is in the "
         "currency of the model's price.",
         (
-            Column("coverage", "coverage", "pairs with a verdict"),
-            Column("tie_rate", "ties", "verdicts that are ties"),
-            Column("abstain_rate", "abstained", "of its judgements"),
-            Column("unread_rate", "unread", "unparsed or failed, of its judgements"),
-            Column("label_mass", "label mass", "probability on the labels"),
-            Column("calls_per_pair", "calls", "questions to a model, per pair"),
-            Column("seconds_per_pair", "latency", "seconds of all calls together, per pair"),
-            Column("prompt_tokens_per_pair", "tokens read", "per pair"),
-            Column("new_tokens_per_pair", "tokens written", "per pair"),
-            Column("money_per_pair", "money", "per pair"),
+            "coverage",
+            "tie_rate",
+            "abstain_rate",
+            "unread_rate",
+            "label_mass",
+            "calls_per_pair",
+            "seconds_per_pair",
+            "prompt_tokens_per_pair",
+            "new_tokens_per_pair",
+            "money_per_pair",
         ),
     ),
 )
@@ -136,46 +125,34 @@ _REWARDBENCH = Group(
     "RewardBench v1",
     "Sections weighted by the published subset sizes, and the mean of the four.",
     (
-        Column("rewardbench/Chat", "Chat", ""),
-        Column("rewardbench/Chat Hard", "Chat Hard", ""),
-        Column("rewardbench/Safety", "Safety", ""),
-        Column("rewardbench/Reasoning", "Reasoning", ""),
-        Column("rewardbench", "score", "mean of the four"),
+        "rewardbench/Chat",
+        "rewardbench/Chat Hard",
+        "rewardbench/Safety",
+        "rewardbench/Reasoning",
+        "rewardbench",
     ),
 )
 
 
 def figure(row: Mapping[str, Any], name: str) -> IntervalJson | None:
     """One figure of a judge's row with its interval; None where it is undefined."""
-    if name == "agreement":
-        return _headline(row)
     found: IntervalJson | None = row.get(name)
-    return found
+    if name != "agreement" or found is None:
+        return found
+    return {"mean": row["agreement"], "low": row["low"], "high": row["high"], "n": row["n"]}
 
 
-def _headline(row: Mapping[str, Any]) -> IntervalJson | None:
-    if row["agreement"] is None:
-        return None
-    found: IntervalJson = {
-        "mean": row["agreement"],
-        "low": row["low"],
-        "high": row["high"],
-        "n": row["n"],
-    }
-    return found
+def has_figure(result: Result, name: str) -> bool:
+    """Whether some judge has a figure."""
+    return any(figure(row, name) for row in result["judges"].values())
 
 
 def shown_groups(result: Result) -> list[Group]:
-    """The groups with a figure, and in them the columns with one. Agreement is always there: the
-    numbers of pairs stand beside it."""
+    """The groups with a figure, and in them the figures that some judge has. Agreement is always
+    there: the numbers of pairs stand beside it."""
     found = []
     for group in (*GROUPS, _REWARDBENCH):
-        kept = tuple(
-            column
-            for column in group.columns
-            if column.name == "agreement"
-            or any(figure(row, column.name) for row in result["judges"].values())
-        )
+        kept = tuple(n for n in group.names if n == "agreement" or has_figure(result, n))
         if kept:
             found.append(Group(group.title, group.about, kept))
     return found
@@ -194,7 +171,7 @@ def baseline_words(result: Result) -> list[str]:
     for name in rated:
         if rows[name]["baseline"]:
             continue
-        compared = beside(result, name, best)
+        compared = compare_on_both(result, name, best)
         if compared is None:
             words.append(
                 f"{name} agrees with {show_number(rated[name])} of the labels; no pair was decided "
@@ -211,7 +188,7 @@ def baseline_words(result: Result) -> list[str]:
     return words
 
 
-def beside(
+def compare_on_both(
     result: Result, first: str, second: str
 ) -> tuple[int, float, float, IntervalJson | None] | None:
     """Two judges on the pairs that both decided: how many, each one's agreement there, and the
@@ -222,12 +199,12 @@ def beside(
         gap = cast("IntervalJson | None", row.get("difference"))
         if row["first"] == first:
             return row["n"], row["first_right"], row["second_right"], gap
-        turned = None if gap is None else _negative(gap)
+        turned = None if gap is None else _turn_interval(gap)
         return row["n"], row["second_right"], row["first_right"], turned
     return None
 
 
-def _negative(gap: IntervalJson) -> IntervalJson:
+def _turn_interval(gap: IntervalJson) -> IntervalJson:
     low, high = gap["low"], gap["high"]
     if low is None or high is None:
         return {**gap, "mean": -gap["mean"]}
@@ -239,37 +216,33 @@ _TERMINAL = ("agreement", "kappa", "same_slot", "prefers_longer", "calibration_e
 
 def bench_tables(result: Result) -> list[Table | Text]:
     """What the terminal shows: the headline, subsets (when they are few), attacks, and words."""
-    columns = {c.name: c for group in GROUPS for c in group.columns}
-    rated, *others = (columns[n] for n in _TERMINAL)
+    rated, *others = map(column_of, _TERMINAL)
     # Agreement has its column even where no judge has one: what is counted stands beside it.
-    others = [c for c in others if any(figure(r, c.name) for r in result["judges"].values())]
+    others = [c for c in others if has_figure(result, c.name)]
     about = result["pairs"]
-    headline = Table(
-        title=f"{about['name']}: {about['n']} pairs, {about['prompts']} prompts; "
+    headline = make_table(
+        f"{about['name']}: {about['n']} pairs, {about['prompts']} prompts; "
         "95% intervals over prompts",
-        title_justify="left",
+        *("judge", rated.name, "n", "ties", *(c.heading for c in others)),
     )
-    headline.add_column("judge")
-    for heading in (rated.name, "n", "ties", *(c.heading for c in others)):
-        headline.add_column(heading, justify="right")
     for name, row in result["judges"].items():
-        cells = [_cell(figure(row, c.name)) for c in others]
+        cells = [_cell_text(figure(row, c.name)) for c in others]
         style = "dim" if row["baseline"] else ""
         counts = (str(row["n"]), str(row["ties"]))
-        headline.add_row(name, _cell(figure(row, rated.name)), *counts, *cells, style=style)
+        headline.add_row(name, _cell_text(figure(row, rated.name)), *counts, *cells, style=style)
     tables: list[Table | Text] = [headline]
     if 1 < len(about["subsets"]) <= MOST_SUBSETS:
         parts = _subset_rows(result, "agreement")
         tables.append(_by_judge("agreement by subset, ties excluded", result, parts))
-    if any(figure(row, "rewardbench/Chat") for row in result["judges"].values()):
+    if has_figure(result, "rewardbench/Chat"):
         sections = {
             c.heading: [figure(row, c.name) for row in result["judges"].values()]
             for c in _REWARDBENCH.columns
         }
-        tables.append(_by_judge("RewardBench v1", result, sections))
+        tables.append(_by_judge(_REWARDBENCH.title, result, sections))
     if attacks := attack_rows(result):
         tables.append(_by_judge("verdicts that an attack won", result, attacks))
-    return [*tables, *(Text(line) for line in _words(result))]
+    return [*tables, *(Text(line) for line in _all_words(result))]
 
 
 def foreign_words(result: Result) -> list[str]:
@@ -278,7 +251,7 @@ def foreign_words(result: Result) -> list[str]:
     return [f"In no section of RewardBench: {', '.join(foreign)}."] if foreign else []
 
 
-def _words(result: Result) -> list[str]:
+def _all_words(result: Result) -> list[str]:
     return [
         *baseline_words(result),
         *calibration_words(result),
@@ -292,7 +265,7 @@ def _words(result: Result) -> list[str]:
     ]
 
 
-def _cell(value: IntervalJson | None) -> str:
+def _cell_text(value: IntervalJson | None) -> str:
     if value is None:
         return "–"
     return f"{show_value(value)}\n{show_ends(value)}".rstrip()
@@ -315,7 +288,9 @@ def cost_words(result: Result) -> list[str]:
         if row["total"]["calls"]:
             wall = row.get("wall_seconds_per_pair")
             clock = "" if wall is None else f", {wall:,.3g} seconds by the clock"
-            words.append(f"{name}: {_costs(row['total'])} in all; {_costs(pair)}{clock} per pair.")
+            words.append(
+                f"{name}: {_cost_text(row['total'])} in all; {_cost_text(pair)}{clock} per pair."
+            )
     return words
 
 
@@ -338,7 +313,7 @@ def failed_words(result: Result) -> list[str]:
     ]
 
 
-def _costs(cost: Mapping[str, float | None]) -> str:
+def _cost_text(cost: Mapping[str, float | None]) -> str:
     known = {name: cost[name] for name in _COSTS}
     return ", ".join(_COSTS[n].format(value) for n, value in known.items() if value is not None)
 
@@ -352,7 +327,7 @@ def _subset_rows(result: Result, name: str) -> dict[str, list[IntervalJson | Non
 def subset_tables(result: Result) -> list[tuple[Column, dict[str, list[IntervalJson | None]]]]:
     """The figures that are taken within subsets, each with a row for every subset; those that no
     judge has are left out."""
-    columns = [c for group in GROUPS for c in group.columns if c.name in BY_SUBSET]
+    columns = [column_of(n) for group in GROUPS for n in group.names if n in BY_SUBSET]
     tables = [(column, _subset_rows(result, column.name)) for column in columns]
     return [(c, rows) for c, rows in tables if any(any(cells) for cells in rows.values())]
 
@@ -396,12 +371,9 @@ def silenced_words(result: Result) -> list[str]:
 def _by_judge(
     title: str, result: Result, rows: Mapping[str, Sequence[IntervalJson | None]]
 ) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for judge in result["judges"]:
-        table.add_column(judge, justify="right")
+    table = make_table(title, "", *result["judges"])
     for name, cells in rows.items():
-        table.add_row(name, *(_cell(value) for value in cells))
+        table.add_row(name, *(_cell_text(value) for value in cells))
     return table
 
 
@@ -439,44 +411,39 @@ def calibration_words(result: Result) -> list[str]:
 def bench_page(result: Result, path: Path, mistakes: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Write the page, which loads nothing; its own script is that of the browser of `mistakes`, and
     is left out where there is none. Returns the file."""
-    script = (_HERE / "report.js").read_text(encoding="utf-8")
-    page = (
-        environment()
-        .get_template("bench.html.j2")
-        .render(
-            result=result,
-            pairs=result["pairs"],
-            judges=result["judges"],
-            groups=shown_groups(result),
-            figure=figure,
-            words=_words(result),
-            forest=_forest(result),
-            curves=_curves(result),
-            subsets=subset_tables(result),
-            attacks=attack_tables(result),
-            mistakes=mistakes,
-            mistaken=_mistaken(mistakes),
-            data=Markup(embed_json({"pairs": [], "answers": [], "mistakes": list(mistakes)})),
-            style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            script_hash=script_digest(script),
-        )
+    script = (HERE / "report.js").read_text(encoding="utf-8")
+    return write_page(
+        "bench.html.j2",
+        path,
+        result=result,
+        pairs=result["pairs"],
+        judges=result["judges"],
+        groups=shown_groups(result),
+        figure=figure,
+        words=_all_words(result),
+        forest=_draw_forest(result),
+        curves=_draw_curves(result),
+        subsets=subset_tables(result),
+        attacks=attack_tables(result),
+        mistakes=mistakes,
+        mistaken=_count_mistakes(mistakes),
+        data=Markup(embed_json({"pairs": [], "answers": [], "mistakes": list(mistakes)})),
+        script=Markup(script),
+        script_hash=script_digest(script),
     )
-    path.write_bytes(page.encode("utf-8", "replace"))
-    return path
 
 
-def _mistaken(mistakes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+def _count_mistakes(mistakes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
     """By judge, how many of its mistakes are shown, and of how many."""
     shown = Counter(entry["judge"] for entry in mistakes)
     return {entry["judge"]: (shown[entry["judge"]], entry["of"]) for entry in mistakes}
 
 
-def _forest(result: Result) -> Markup | None:
+def _draw_forest(result: Result) -> Markup | None:
     rows = [
         (name, value, row["baseline"])
         for name, row in result["judges"].items()
-        if (value := _headline(row)) is not None
+        if (value := figure(row, "agreement")) is not None
     ]
     rows.sort(key=lambda item: -item[1]["mean"])
     if not rows:
@@ -485,7 +452,7 @@ def _forest(result: Result) -> Markup | None:
     return plots.forest("agreement", f"Agreement with the labels: {spoken}", rows, 0.5)
 
 
-def _curves(result: Result) -> list[tuple[str, Markup]]:
+def _draw_curves(result: Result) -> list[tuple[str, Markup]]:
     """A reliability curve for each judge whose probabilities are not all the same few."""
     found = []
     for place, (name, row) in enumerate(result["judges"].items()):

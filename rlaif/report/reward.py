@@ -12,66 +12,58 @@ from rich.text import Text
 
 from rlaif.metrics.intervals import IntervalJson, direction, show_interval, show_number
 from rlaif.report import plots
-from rlaif.report.build import environment
+from rlaif.report.figures import Result, column_of, make_table, write_page
 
-Result = Mapping[str, Any]
-_HERE = Path(__file__).resolve().parent
-FIGURES = {
-    "accuracy": "pairs in the right order; a tie is one half",
-    "accuracy_where_longer_wins": "where the better answer is the longer one",
-    "accuracy_where_shorter_wins": "where the better answer is the shorter one",
+NAMES = (
+    *("accuracy", "accuracy_where_longer_wins", "accuracy_where_shorter_wins", "prefers_longer"),
+    *("length_spearman", "log_loss", "brier", "reward_mean", "reward_spread", "ece"),
+)
+OF_REWARDS = {
     "prefers_longer": "the longer answer has the higher reward",
-    "length_spearman": "rank correlation of the gaps in reward and in length",
-    "log_loss": "nats per pair; always 0.5 gives 0.693",
     "brier": "mean squared error of the probability; always 0.5 gives 0.25",
-    "reward_mean": "of all answers, as reward_ensemble's standardise takes it",
-    "reward_spread": "standard deviation of all answers' rewards",
     "ece": "expected calibration error, ten bins",
 }
+"""What figures mean that judges have too."""
+FIGURES = {name: OF_REWARDS.get(name) or column_of(name).about for name in NAMES}
 
 
 def reward_tables(result: Result) -> list[Table | Text]:
     """What the terminal shows."""
     pairs = result["pairs"]
-    headline = _table(f"{result['name']}: {pairs['n']} pairs; 95% intervals over prompts", "n")
+    title = f"{result['name']}: {pairs['n']} pairs; 95% intervals over prompts"
+    headline = make_table(title, "", "mean", "n")
     for name, about in FIGURES.items():
         found = result["figures"].get(name)
         if found is not None:
             headline.add_row(Text(f"{name}\n  {about}"), show_interval(found), str(found["n"]))
     tables: list[Table | Text] = [headline]
-    groups = {f"accuracy by {name}": rows for name, rows in result["accuracy_by"].items()}
-    if result.get("accuracy_by_distance"):
-        groups["accuracy by distance from the training"] = result["accuracy_by_distance"]
-    if result.get("learning_curve"):
-        groups["learning curve: accuracy of a linear head by training pairs"] = {
-            str(row["pairs"]): row["accuracy"] for row in result["learning_curve"]
-        }
-    for title, rows in groups.items():
-        tables.append(_rows(title, rows))
+    for title, _, rows in _accuracy_divisions(result):
+        table = make_table(title, "", "mean", "n")
+        for name, found in rows.items():
+            table.add_row(Text(name), show_interval(found), str(found["n"]))
+        tables.append(table)
     if result["best_of_n"]:
         tables.append(_best_of_n(result["best_of_n"]))
     return [*tables, *(Text(line) for line in reward_words(result))]
 
 
-def _table(title: str, *more: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for heading in ("mean", *more):
-        table.add_column(heading, justify="right")
-    return table
-
-
-def _rows(title: str, rows: Mapping[str, IntervalJson]) -> Table:
-    table = _table(title, "n")
-    for name, found in rows.items():
-        table.add_row(Text(name), show_interval(found), str(found["n"]))
-    return table
+def _accuracy_divisions(result: Result) -> list[tuple[str, str, Mapping[str, IntervalJson]]]:
+    """Accuracy in each division of the pairs: its title in the terminal, what the page says that it
+    is by, and the rows."""
+    found = [(f"accuracy by {name}", name, rows) for name, rows in result["accuracy_by"].items()]
+    if rows := result.get("accuracy_by_distance"):
+        by = "distance from the training"
+        found.append((f"accuracy by {by}", by, rows))
+    if curve := result.get("learning_curve"):
+        title = "learning curve: accuracy of a linear head by training pairs"
+        rows = {str(row["pairs"]): row["accuracy"] for row in curve}
+        found.append((title, "training pairs, a linear head", rows))
+    return found
 
 
 def _best_of_n(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title="best of n by this model", title_justify="left")
-    for heading in ("n", "KL (nats)", "its own reward", "gold"):
-        table.add_column(heading, justify="right")
+    table = make_table("best of n by this model", "n", "KL (nats)", "its own reward", "gold")
+    table.columns[0].justify = "right"
     for row in rows:
         cells = (show_interval(row["proxy"]), show_interval(row["gold"]))
         table.add_row(str(row["n"]), show_number(row["kl"]), *cells)
@@ -117,49 +109,35 @@ def reward_words(result: Result) -> list[str]:
 
 def reward_page(result: Result, path: Path) -> Path:
     """Write the page; it loads nothing and runs no script. Returns the file."""
-    page = (
-        environment()
-        .get_template("reward.html.j2")
-        .render(
-            result=result,
-            figures=FIGURES,
-            words=reward_words(result),
-            forests=_forests(result),
-            curve=_reliability(result),
-            wrong=[_wrong(i, row) for i, row in enumerate(result["most_wrong"])],
-            style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-        )
+    return write_page(
+        "reward.html.j2",
+        path,
+        result=result,
+        figures=FIGURES,
+        words=reward_words(result),
+        forests=_draw_forests(result),
+        curve=_draw_reliability(result),
+        wrong=[_explain_wrong(i, row) for i, row in enumerate(result["most_wrong"])],
     )
-    path.write_bytes(page.encode("utf-8", "replace"))
-    return path
 
 
-def _forests(result: Result) -> list[tuple[str, Markup]]:
+def _draw_forests(result: Result) -> list[tuple[str, Markup]]:
     """Accuracy in each division of the pairs, with intervals."""
-    groups = dict(result["accuracy_by"])
-    if result.get("accuracy_by_distance"):
-        groups["distance from the training"] = result["accuracy_by_distance"]
-    if result.get("learning_curve"):
-        curve = result["learning_curve"]
-        groups["training pairs, a linear head"] = {str(r["pairs"]): r["accuracy"] for r in curve}
-    return [
-        (name, plots.forest(f"by{i}", f"Accuracy by {name}", _forest_rows(rows), 0.5))
-        for i, (name, rows) in enumerate(groups.items())
-    ]
+    found = []
+    for i, (_, name, rows) in enumerate(_accuracy_divisions(result)):
+        shown = [(part, value, False) for part, value in rows.items()]
+        found.append((name, plots.forest(f"by{i}", f"Accuracy by {name}", shown, 0.5)))
+    return found
 
 
-def _forest_rows(rows: Mapping[str, IntervalJson]) -> list[tuple[str, IntervalJson, bool]]:
-    return [(name, value, False) for name, value in rows.items()]
-
-
-def _reliability(result: Result) -> Markup | None:
+def _draw_reliability(result: Result) -> Markup | None:
     bins = result["reliability"]
     if len(bins) < 2:
         return None
     return plots.reliability("reliability", f"Reliability, {len(bins)} bins", bins)
 
 
-def _wrong(place: int, row: Mapping[str, Any]) -> dict[str, Any]:
+def _explain_wrong(place: int, row: Mapping[str, Any]) -> dict[str, Any]:
     """One pair with the parts of its rewards drawn, where the head says what they are."""
     added = {
         name.removeprefix("objective/"): values[0] - values[1]

@@ -1,7 +1,7 @@
 """Training: from records to weights.
 
-`run` starts a training, `loop` is the one optimisation loop, `losses/` are pure functions of
-tensors, and each family of methods is a task of the loop: `preference`, `kto`, `sft`,
-`reward_model`, `policy_tasks`.
-A new loss is a function in `losses/` and one row of its task's table.
+`methods/` has every method's keys, what it needs and what carries it out. `run` does a `TrainJob`,
+`loop` is the one optimisation loop, `losses/` are pure functions of tensors, and `preference`,
+`reward_model` and `policy_tasks` make losses of examples.
+A new loss or method is a class in `methods/` and one row in `rlaif.config.methods`.
 """

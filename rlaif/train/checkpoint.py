@@ -1,9 +1,14 @@
-"""Checkpoints of a training under way: safetensors and JSON, whole or absent, only the latest."""
+"""Checkpoints of a training under way: safetensors and JSON, whole or absent, only the latest.
+
+Beside them is metrics.jsonl, a row for every optimiser step; a checkpoint counts on the rows before
+it.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlaif.core.checksums import publish, verify
+from rlaif.core.checksums import digest, file_digest, fsync, publish, verify
 from rlaif.core.errors import StoreError
-from rlaif.train import metrics, parallel
+from rlaif.train import parallel
 
 PREFIX = "checkpoint-"
+ROWS = "metrics.jsonl"
 
 
 def save(
@@ -47,7 +53,7 @@ def save(
         states = {f"{kind}|{n}": v for n, own in enumerate(random) for kind, v in own.items()}
         save_file(states, temporary / "random.safetensors")
         # What the checkpoint counts on is on disk before it.
-        log = metrics.seen(work)
+        log = describe_rows(work)
         kept = {**state, "step": step, "parts": _parts(sharded), "metrics": log}
         (temporary / "state.json").write_text(json.dumps(kept))
         _finish(temporary, final)
@@ -178,3 +184,56 @@ def clear(work: Path) -> None:
     """Remove every checkpoint in `work`."""
     for folder in [*work.glob(PREFIX + "*"), *work.glob("partial-*")]:
         shutil.rmtree(folder)
+
+
+def write_row(work: Path, row: dict[str, Any]) -> None:
+    """Append one row, by rank 0."""
+    if parallel.rank() == 0:
+        with (work / ROWS).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def describe_rows(work: Path) -> dict[str, Any]:
+    """What a checkpoint keeps of the file, which is then on disk: its size and checksum."""
+    path = work / ROWS
+    if not path.exists():
+        return {"size": 0, "digest": digest(b"")}
+    fsync(path)
+    return {"size": path.stat().st_size, "digest": file_digest(path)}
+
+
+def keep_rows(work: Path, steps: int, state: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The rows up to step `steps`, that of the checkpoint with this `state`; later rows are dropped
+    from the file. Raises StoreError where those that the checkpoint counts on are damaged."""
+    path = work / ROWS
+    data = path.read_bytes() if path.exists() else b""
+    size = 0
+    if state is not None:
+        log = state.get("metrics") or _up_to(data, steps)
+        size = log["size"]
+        if digest(data[:size]) != log["digest"]:
+            raise StoreError(
+                f"{path}: damaged: it is not what the last checkpoint counts on. Delete the folder "
+                f"{work} to train again from the start."
+            )
+    parallel.wait()
+    if parallel.rank() == 0 and size < len(data):
+        temporary = path.with_suffix(".partial")
+        temporary.write_bytes(data[:size])
+        temporary.rename(path)
+    parallel.wait()
+    return [json.loads(line) for line in data[:size].splitlines()]
+
+
+def _up_to(data: bytes, steps: int) -> dict[str, Any]:
+    """`describe_rows` of the rows up to a step, for a checkpoint of an earlier version, which did
+    not say. What cannot be read as rows up to there has no checksum."""
+    size = 0
+    for line in data.splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] > steps:
+                break
+        except (ValueError, TypeError, KeyError):
+            break
+        size += len(line)
+    return {"size": size, "digest": digest(data[:size])}

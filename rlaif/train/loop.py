@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,15 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.training import TextStep, TrainStep
-from rlaif.core.checksums import read_sealed, verify, write_sealed
-from rlaif.core.errors import EngineError, RlaifError, StoreError
-from rlaif.core.finished import MASTERS
+from rlaif.core.errors import EngineError, RlaifError
 from rlaif.core.records import content_hash
 from rlaif.kernels.batching import plan_epoch
 from rlaif.kernels.device import peak_flops, peak_memory
-from rlaif.train import checkpoint, metrics, parallel
+from rlaif.train import checkpoint, parallel
+from rlaif.train.job import TrainOutcome, TrainProgress
 from rlaif.train.loading import trainable_code
 from rlaif.train.model import TrainModel, kernels_in_use
 from rlaif.train.tokenise import Example
@@ -52,58 +49,6 @@ class Task(Protocol):
         self, model: TrainModel, micro: Sequence[int], total: Any, step: int
     ) -> tuple[Tensor, Sums, int]:
         """A micro-batch's share of the global batch's loss (scalar), metrics, real tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainProgress:
-    """Where a training stands after an optimiser step. `loss` is None after a rollout that there
-    was nothing to learn from."""
-
-    step: int
-    total_steps: int
-    loss: float | None
-    tokens_per_second: float
-    metrics: dict[str, float]
-
-
-OUTCOME = "outcome.json"
-"""The file in a training's work folder that says it ended, and how."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainOutcome:
-    """What a training did. `metrics` has first_, last_ and mean_ of every per-step metric;
-    `kernels` are `rlaif.train.model.kernels_in_use`, and `notes` what its reader should know."""
-
-    steps: int
-    tokens: int
-    metrics: dict[str, float]
-    skipped: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    compute_dtype: str = ""
-    kernels: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-def write_outcome(work: Path, outcome: TrainOutcome) -> None:
-    """Keep what a training did."""
-    write_sealed(work / OUTCOME, asdict(outcome))
-
-
-def read_outcome(work: Path, out: Path) -> TrainOutcome | None:
-    """What the training did whose model is in `out`; None where it has not ended. Raises StoreError
-    where either is damaged."""
-    if not out.exists():
-        return None
-    advice = f"Delete the folder {work} to train again."
-    row = read_sealed(work / OUTCOME, advice, required=False)
-    if row is None:
-        return None
-    verify(out, advice, (MASTERS,))
-    try:
-        return TrainOutcome(**row)
-    except TypeError:
-        raise StoreError(f"{work / OUTCOME}: damaged. {advice}") from None
 
 
 def learning_rate(step: int, total: int, options: TrainStep) -> float:
@@ -156,14 +101,14 @@ def run_training(
     if state is not None:
         first = state["step"]
         model.sync()
-    rows = metrics.keep(work, first, state)
+    rows = checkpoint.keep_rows(work, first, state)
     tokens = sum(row["tokens"] for row in rows)
     unsaved = 0.0
     for step in range(first, len(plan)):
         row = optimiser_step(task, model, optimizer, plan[step], options, step, len(plan), work)
         rows.append(row)
         tokens += row["tokens"]
-        metrics.write(work, row)
+        checkpoint.write_row(work, row)
         # All ranks save or none, so the first one's clock counts.
         unsaved += parallel.gather(row["timing"]["seconds"])[0]
         reached = (step + 1) % options.checkpoint_every == 0 and step + 1 < len(plan)
@@ -220,14 +165,31 @@ def optimiser_step(
     steps: int,
     work: Path,
 ) -> dict[str, Any]:
-    """One optimiser step. Returns the row for metrics.jsonl."""
+    """One optimiser step: the gradients of a global batch into the masters, clipped, and applied.
+    Returns the row for metrics.jsonl."""
     started = time.perf_counter()
+    everything = [i for micro in batch for i in micro]
+    total = task.total(everything)
+    sums: Sums = {}
+    own_tokens, own_loss = 0, 0.0
     with memory_advice(options):
-        means, tokens = _accumulate(task, model, batch, step, work)
+        for micro in parallel.share(batch):
+            loss, parts, count = task.loss(model, micro, total, step)
+            value = float(loss.detach())
+            _require_finite("loss", value, task, micro, step, work)
+            with trainable_code(model.module):
+                loss.backward()  # type: ignore[no-untyped-call]
+            own_loss += value
+            own_tokens += count
+            join_sums(sums, parts)
+        if model.sharded:
+            for micro in parallel.filler(batch):
+                loss, _, _ = task.loss(model, micro, total, step)
+                (0.0 * loss).backward()  # type: ignore[no-untyped-call]
+        model.sum_gradients()
+        ranks = parallel.gather((sums, own_tokens, own_loss))
         norm = model.clip_gradients(options.max_grad_norm)
-        if not math.isfinite(norm):
-            everything = [i for micro in batch for i in micro]
-            raise _non_finite("gradient norm", norm, task, everything, step, work)
+        _require_finite("gradient norm", norm, task, everything, step, work)
         rate = learning_rate(step, steps, options)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -236,9 +198,14 @@ def optimiser_step(
     optimizer.zero_grad(set_to_none=False)
     model.sync()
     seconds = time.perf_counter() - started
+    joined: Sums = {}
+    for found, _, _ in ranks:
+        join_sums(joined, found)
+    means = {name: amount / weight for name, (amount, weight) in joined.items() if weight}
+    tokens = sum(count for _, count, _ in ranks)
     return {
         "step": step + 1,
-        **dict(sorted(means.items())),
+        **dict(sorted({"loss": sum(part for _, _, part in ranks), **means}.items())),
         "grad_norm": norm,
         "learning_rate": rate,
         "tokens": tokens,
@@ -259,36 +226,6 @@ def _timing(model: TrainModel, seconds: float, tokens: int) -> dict[str, float]:
     return timing
 
 
-def _accumulate(
-    task: Task, model: TrainModel, batch: list[list[int]], step: int, work: Path
-) -> tuple[dict[str, float], int]:
-    """Gradients of a global batch into the masters. Returns its mean metrics and token count."""
-    total = task.total([i for micro in batch for i in micro])
-    sums: Sums = {}
-    tokens, mean_loss = 0, 0.0
-    for micro in parallel.share(batch):
-        loss, parts, count = task.loss(model, micro, total, step)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise _non_finite("loss", value, task, micro, step, work)
-        with trainable_code(model.module):
-            loss.backward()  # type: ignore[no-untyped-call]
-        mean_loss += value
-        tokens += count
-        join_sums(sums, parts)
-    if model.sharded:
-        for micro in parallel.filler(batch):
-            loss, _, _ = task.loss(model, micro, total, step)
-            (0.0 * loss).backward()  # type: ignore[no-untyped-call]
-    model.sum_gradients()
-    every = parallel.gather((sums, tokens, mean_loss))
-    joined: Sums = {}
-    for found, _, _ in every:
-        join_sums(joined, found)
-    means = {name: amount / weight for name, (amount, weight) in joined.items() if weight}
-    return {"loss": sum(part for _, _, part in every), **means}, sum(n for _, n, _ in every)
-
-
 def join_sums(into: Sums, parts: Sums) -> None:
     """Take the metrics of one more part of the batch into those of the others."""
     for name, (amount, weight) in parts.items():
@@ -303,9 +240,12 @@ def join_sums(into: Sums, parts: Sums) -> None:
             into[name] = (before[0] + amount, before[1] + weight)
 
 
-def _non_finite(
+def _require_finite(
     what: str, value: float, task: Task, indices: Sequence[int], step: int, work: Path
-) -> RlaifError:
+) -> None:
+    """Raise RlaifError for a number that is not finite, and keep which examples it is of."""
+    if math.isfinite(value):
+        return
     examples = [task.examples[i] for i in indices]
     prompts = sorted({e.prompt_id for e in examples})
     path = work / "nonfinite.json"
@@ -318,7 +258,7 @@ def _non_finite(
     }
     path.write_text(json.dumps(detail, indent=1))
     shown = ", ".join(prompts[:4]) + (" ..." if len(prompts) > 4 else "")
-    return RlaifError(
+    raise RlaifError(
         f"training stopped at step {step + 1}: the {what} is {value} (prompts {shown}; all in "
         f"{path}). Lower `learning_rate`, or look at these examples."
     )
@@ -334,17 +274,7 @@ def memory_advice(options: TextStep) -> Iterator[None]:
         exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not exhausted and "allocate memory" not in text and "not enough memory" not in text:
             raise
-        advice = f"lower `micro_batch_tokens` ({options.micro_batch_tokens})"
-        if isinstance(options, OnPolicyTrain):
-            advice = f"lower `n` ({options.n}), `max_new_tokens` ({options.max_new_tokens})"
-            advice += f" or `micro_batch_tokens` ({options.micro_batch_tokens})"
-        else:
-            advice += f" or `max_length` ({options.max_length})"
-        if isinstance(options, TrainStep) and not options.gradient_checkpointing:
-            advice += ", or set `gradient_checkpointing: true`"
-        if isinstance(options, TrainStep) and options.lora is None:
-            advice += ", or train adapters alone with `lora`"
-        raise EngineError(f"training ran out of memory: {advice}") from None
+        raise EngineError(f"training ran out of memory: {options.memory_advice}") from None
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:

@@ -8,82 +8,61 @@ their adapters and the order of the pairs (Lakshminarayanan et al. 2017, 1612.01
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 
 from rlaif.config.distill import DistillStep
-from rlaif.core.chat import KEEP, ChatSettings
-from rlaif.core.records import Preference, content_hash
+from rlaif.core.records import content_hash
 from rlaif.train.export import export_members
-from rlaif.train.loop import TrainOutcome, TrainProgress, read_outcome, write_outcome
-from rlaif.train.run import train
+from rlaif.train.job import TrainJob, TrainOutcome, TrainProgress, write_outcome
+from rlaif.train.run import find_trainer
 
 
-def train_members(
-    options: DistillStep,
-    preferences: Sequence[Preference],
-    token_ids: Mapping[str, list[int]],
-    start: Path,
-    out: Path,
-    work: Path,
-    seed: int,
-    device: str = "auto",
-    progress: Callable[[TrainProgress], None] | None = None,
-    chat: ChatSettings = KEEP,
-) -> TrainOutcome:
-    """Train `options.members` adapters of `start` and write them to `out` with its body.
+def train_members(job: TrainJob[DistillStep]) -> TrainOutcome:
+    """Train the options' `members`, adapters of the job's start, and write them to `out` with its
+    body.
 
     The outcome has all their steps and the means of their figures. A rerun goes on with the member
-    that was under way. `out` is complete or absent. Raises as `train`.
+    that was under way. Raises as `rlaif.train.run.train_on_preferences`.
     """
-    known = read_outcome(work, out)
-    if known is not None:
-        return known
-    adapters, outcomes = [], []
-    for number in range(options.members):
-        own = work / f"member{number}"
-        outcome = train(
-            options,
-            preferences,
-            token_ids,
-            start,
-            None,
-            own / "adapter",
-            own / "work",
-            int(content_hash("member", seed, number, length=8), 16),
-            device,
-            _told(progress, number, options.members),
-            chat,
-            merge=False,
+    folders, outcomes = [], []
+    for number in range(job.options.members):
+        folder = job.work / f"member{number}"
+        own = replace(
+            job,
+            out=folder / "adapter",
+            work=folder / "work",
+            seed=int(content_hash("member", job.seed, number, length=8), 16),
+            progress=_count_on(job.progress, number, job.options.members),
+            member=True,
         )
-        adapters.append(own / "adapter")
-        outcomes.append(outcome)
-    together = _together(outcomes)
-    export_members(start, adapters, out)
-    write_outcome(work, together)
-    for adapter in adapters:
-        shutil.rmtree(adapter.parent)
+        outcomes.append(find_trainer(own)(own))
+        folders.append(folder)
+    together = _join_outcomes(outcomes)
+    export_members(job.start, [folder / "adapter" for folder in folders], job.out)
+    write_outcome(job.work, together)
+    for folder in folders:
+        shutil.rmtree(folder)
     return together
 
 
-def _told(
+def _count_on(
     progress: Callable[[TrainProgress], None] | None, number: int, count: int
 ) -> Callable[[TrainProgress], None] | None:
     """Progress of one member as a part of all."""
     if progress is None:
         return None
 
-    def tell(own: TrainProgress) -> None:
+    def report_step(own: TrainProgress) -> None:
         """Steps count on over the members."""
         total = own.total_steps
         progress(replace(own, step=number * total + own.step, total_steps=count * total))
 
-    return tell
+    return report_step
 
 
-def _together(outcomes: Sequence[TrainOutcome]) -> TrainOutcome:
+def _join_outcomes(outcomes: Sequence[TrainOutcome]) -> TrainOutcome:
     first = outcomes[0]
     return replace(
         first,

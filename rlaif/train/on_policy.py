@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlaif.config.on_policy import OnlineDpoTrain, OnPolicyTrain, PpoTrain
+from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.core.errors import RlaifError
 from rlaif.kernels.batching import plan_epoch
-from rlaif.train import checkpoint, metrics
+from rlaif.kernels.device import release_freed_memory
+from rlaif.train import checkpoint
+from rlaif.train.export import export
 from rlaif.train.gates import STOPPED_FILE, look, raise_stopped, warnings_of
+from rlaif.train.job import TrainJob, TrainOutcome, write_outcome
 from rlaif.train.loop import (
     Task,
-    TrainOutcome,
-    TrainProgress,
     make_optimizer,
     memory_advice,
     optimiser_step,
     progress_of,
     summary_of,
 )
-from rlaif.train.losses import policy as losses
 from rlaif.train.model import TrainModel, kernels_in_use
 from rlaif.train.policy_tasks import OnlinePairs, PolicyTask
 from rlaif.train.rewards import (
@@ -36,48 +37,88 @@ from rlaif.train.rewards import (
     updated,
 )
 from rlaif.train.rollout import Critic, Group, Rollout, add_advantages, measure
-from rlaif.train.tokenise import Example
+from rlaif.train.run import encode_preferences, load_frozen, load_trainable
+from rlaif.train.tokenise import Example, refuse_other_tokens
 
-Collect = Callable[[int, TrainModel], Sequence[Group]]
-"""The rollout's number and the policy -> fresh answers with the values of the reward's terms. Below
-0 it is a draw from the start policy that `normalise: reference` is fitted on: only the values of
-such terms are needed."""
+log = logging.getLogger(__name__)
+
+
+def train_on_policy(job: TrainJob[OnPolicyTrain]) -> TrainOutcome:
+    """Train the job's start on answers that its `collect` samples from it. The job's preferences
+    are those that chosen answers are mixed in from."""
+    options, work = job.options, job.work
+    work.mkdir(parents=True, exist_ok=True)
+    if job.reference is not None and options.compares:
+        refuse_other_tokens(job.start, job.reference)
+    torch.manual_seed(job.seed)
+    ptx: list[Example] = []
+    if options.mixes_preferences:
+        if not job.preferences:
+            raise RlaifError(
+                "ptx_weight mixes in chosen answers, and there are no preferences: run ppo in an "
+                "experiment after a pair or load step, or set `ptx_weight: 0`"
+            )
+        ptx = encode_preferences(job).examples
+    critic = None
+    with memory_advice(options):
+        model = load_trainable(job)
+        if options.critic_kind is not None:
+            own = load_trainable(job) if options.critic_kind == "separate" else None
+            critic = add_critic(model, own)
+        frozen = _reference_model(job, model)
+    outcome = run_on_policy(job, model, frozen, critic, ptx)
+    write_outcome(work, outcome)
+    if critic is not None:
+        drop_critic(model)
+    export(model, job.start, job.out, options.lora)
+    checkpoint.clear(work)
+    del model, frozen
+    release_freed_memory()
+    return outcome
+
+
+def _reference_model(job: TrainJob[OnPolicyTrain], model: TrainModel) -> TrainModel | None:
+    """The policy itself, whose adapters are to be switched off, or a second model in memory."""
+    if not job.options.compares:
+        return None
+    if job.reference is None and job.options.lora is not None:
+        return model
+    folder = job.reference or job.start
+    log.info("the reference is a second copy in memory: %s", folder)
+    return load_frozen(job, folder)
 
 
 def run_on_policy(
+    job: TrainJob[OnPolicyTrain],
     model: TrainModel,
-    options: OnPolicyTrain,
-    collect: Collect,
-    reference: TrainModel | None,
-    critic: Critic | None,
-    ptx: Sequence[Example],
-    work: Path,
-    seed: int,
-    fingerprint: str,
-    progress: Callable[[TrainProgress], None] | None = None,
+    reference: TrainModel | None = None,
+    critic: Critic | None = None,
+    ptx: Sequence[Example] = (),
 ) -> TrainOutcome:
-    """Train `model` in place, continuing from the latest checkpoint in `work`.
+    """Train `model` in place, continuing from the latest checkpoint in the job's `work`.
 
     `reference` is `model` itself when its adapters are to be switched off for it. Raises RlaifError
     on a non-finite loss or a rollout without any reward, GateStopped where a gate stops.
     """
+    options, work, collect = job.options, job.work, job.collect
+    assert collect is not None, "on-policy training samples its answers"
     work.mkdir(parents=True, exist_ok=True)
     (work / STOPPED_FILE).unlink(missing_ok=True)
     optimizer = make_optimizer(model, options)
-    torch.manual_seed(seed)
-    state = checkpoint.restore(work, model.masters, optimizer, fingerprint) or {}
+    torch.manual_seed(job.seed)
+    state = checkpoint.restore(work, model.masters, optimizer, job.fingerprint) or {}
     first, beta = int(state.get("rollout", 0)), float(state.get("beta", options.beta))
     running = moments_from_json(state.get("running", {}))
     if state:
         model.sync()
     per_rollout = options.epochs * options.sync_every
-    rows = metrics.keep(work, first * per_rollout, state or None)
+    rows = checkpoint.keep_rows(work, first * per_rollout, state or None)
     terms = options.terms
     fitted = fit_reference(lambda draw: collect(draw, model), terms, work, first > 0)
 
     def save(done: int) -> None:
         """A checkpoint of the first `done` rollouts."""
-        kept = {"fingerprint": fingerprint, "rollout": done, "beta": beta}
+        kept = {"fingerprint": job.fingerprint, "rollout": done, "beta": beta}
         kept["running"] = moments_to_json(running)
         checkpoint.save(work, done * per_rollout, model.masters, optimizer, kept)
 
@@ -93,14 +134,21 @@ def run_on_policy(
             if number > first:
                 save(number)
             raise_stopped(work, stopped, number)
-        task = _task(rollout, options, beta, critic, ptx, number)
-        for row in _learn(task, model, optimizer, options, number, seed, work):
+        task: Task
+        if options.pair_loss is not None:
+            task = OnlinePairs(rollout, options)
+            rollout.metrics["pairs"] = len(task.examples)
+        else:
+            task = PolicyTask(rollout, options, beta, critic, ptx, number)
+        for row in _learn(job, task, model, optimizer, number):
             row |= {"rollout": number + 1, "beta": beta, **rollout.metrics}
             rows.append(row)
-            metrics.write(work, row)
-            if progress is not None:
-                progress(progress_of(row, options.rollouts * per_rollout))
-        beta, running = _next_beta(beta, options, rollout), after
+            checkpoint.write_row(work, row)
+            if job.progress is not None:
+                job.progress(progress_of(row, options.rollouts * per_rollout))
+        answers = sum(len(group.answers) for group in groups)
+        beta = options.next_beta(beta, rollout.metrics.get("kl_reference"), answers)
+        running = after
         if (number + 1) % options.checkpoint_every == 0 and number + 1 < options.rollouts:
             save(number + 1)
     return _outcome(model, options, rows)
@@ -144,19 +192,18 @@ def _outcome(
 
 
 def _learn(
+    job: TrainJob[OnPolicyTrain],
     task: Task,
     model: TrainModel,
     optimizer: torch.optim.Optimizer,
-    options: OnPolicyTrain,
     number: int,
-    seed: int,
-    work: Path,
 ) -> Iterator[dict[str, Any]]:
     """The optimiser steps on rollout `number`, a row for each.
 
     Every rollout has its own step numbers, also those that it has too few pairs for: so the
     schedule ends where it should, and a resumed run counts as an uninterrupted one.
     """
+    options = job.options
     per_rollout = options.epochs * options.sync_every
     step, total = number * per_rollout, options.rollouts * per_rollout
     if not task.examples:
@@ -167,32 +214,9 @@ def _learn(
     budget = model.token_budget(options)
     for epoch in range(options.epochs):
         order = number * options.epochs + epoch
-        for batch in plan_epoch(sizes, options.batch_size, budget, seed, order):
-            yield optimiser_step(task, model, optimizer, batch, options, step, total, work)
+        for batch in plan_epoch(sizes, options.batch_size, budget, job.seed, order):
+            yield optimiser_step(task, model, optimizer, batch, options, step, total, job.work)
             step += 1
-
-
-def _next_beta(beta: float, options: OnPolicyTrain, rollout: Rollout) -> float:
-    if not isinstance(options, PpoTrain) or options.kl_target is None:
-        return beta
-    episodes = sum(len(group.answers) for group in rollout.groups)
-    kl = rollout.metrics.get("kl_reference", options.kl_target)
-    return losses.adapt_kl(beta, kl, options.kl_target, options.kl_horizon, episodes)
-
-
-def _task(
-    rollout: Rollout,
-    options: OnPolicyTrain,
-    beta: float,
-    critic: Critic | None,
-    ptx: Sequence[Example],
-    number: int,
-) -> Task:
-    if isinstance(options, OnlineDpoTrain):
-        pairs = OnlinePairs(rollout, options)
-        rollout.metrics["pairs"] = len(pairs.examples)
-        return pairs
-    return PolicyTask(rollout, options, beta, critic, ptx, number)
 
 
 def add_critic(model: TrainModel, own: TrainModel | None) -> Critic:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlaif.config.on_policy import GrpoTrain, OnlineDpoTrain, OnPolicyTrain, PpoTrain
+from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.core.resources import find_object
 from rlaif.kernels.batching import Layout, sequence_sums
 from rlaif.train.loop import Sums
 from rlaif.train.losses import policy as losses
 from rlaif.train.losses import preference
 from rlaif.train.model import TrainModel
-from rlaif.train.preference import PAIR_LOSSES, pair_logprobs
+from rlaif.train.preference import pair_logprobs
 from rlaif.train.rollout import Critic, Rollout
 from rlaif.train.tokenise import Example
 
@@ -59,6 +59,7 @@ class PolicyTask:
         self, model: TrainModel, micro: Sequence[int], total: losses.GlobalBatch, step: int
     ) -> tuple[Tensor, Sums, int]:
         """See `Task.loss`."""
+        terms = self.options.policy_terms()
         layout = model.layout([self.examples[i].branches for i in micro])
         hidden = model.predicting(layout)
         logprobs, entropy = model.read_logprobs_and_entropy(
@@ -70,23 +71,15 @@ class PolicyTask:
         weight, metrics = self._importance(micro, old, layout)
         advantages = self._tokens(self.rollout.advantages, micro, logprobs)
         assert advantages is not None
-        low, high = self._clips()
         values, clipped = losses.clipped_policy_loss(
-            logprobs,
-            old,
-            advantages,
-            low,
-            high,
-            getattr(self.options, "two_sided", None),
-            weight,
+            logprobs, old, advantages, terms.clip_low, terms.clip_high, terms.two_sided, weight
         )
         metrics |= clipped | {"entropy": entropy.detach().mean()}
-        kind, constant = self._reduction()
         pulled = self.beta > 0 and self.rollout.reference is not None
-        if isinstance(self.options, GrpoTrain) and pulled:
+        if terms.kl is not None and pulled:
             reference = self._tokens(self.rollout.reference, micro, logprobs)
             assert reference is not None
-            kl = losses.kl_estimate(logprobs, reference, self.options.kl)
+            kl = losses.kl_estimate(logprobs, reference, terms.kl)
             if self.rollout.old is not None:
                 # Old answers: without the ratio the estimate would be of another policy
                 # (DeepSeek-V3.2).
@@ -94,10 +87,17 @@ class PolicyTask:
             metrics["kl"] = kl.detach()[keep].mean() if bool(keep.any()) else kl.new_zeros(())
             values = values + self.beta * kl
         loss = losses.token_reduction(
-            values.masked_fill(~keep, 0.0), layout.lengths, kind, total, constant
+            values.masked_fill(~keep, 0.0), layout.lengths, terms.reduction, total, terms.constant
         )
-        loss = self._add_value(loss, metrics, hidden, layout, micro, keep, total)
-        loss = self._add_ptx(loss, metrics, model, micro, total)
+        if self.critic is not None:
+            value_losses = self._value_losses(hidden, layout, micro, terms.value_clip, metrics)
+            value_losses = value_losses.masked_fill(~keep, 0.0)
+            metrics["value_loss"] = value_losses.detach().sum() / keep.sum().clamp(min=1)
+            share = losses.token_reduction(value_losses, layout.lengths, "token", total)
+            loss = loss + terms.value_weight * share
+        if terms.ptx_weight and self.ptx:
+            nll = self._mixed_nll(model, micro, metrics)
+            loss = loss + terms.ptx_weight * nll / self.ptx_tokens
         return loss, self._sums(metrics, layout, micro, keep), layout.tokens
 
     def _sums(
@@ -118,22 +118,6 @@ class PolicyTask:
             count = 1.0 if extreme else counts.get(name, float(len(layout.targets)))
             sums[name] = (float(value) * count, count)
         return sums
-
-    def _clips(self) -> tuple[float, float]:
-        options = self.options
-        if isinstance(options, GrpoTrain):
-            return options.clip_low, options.clip_high
-        if isinstance(options, PpoTrain):
-            return options.clip, options.clip
-        # REINFORCE does not clip; with one step per rollout the ratio is 1 anyhow.
-        return 1.0, float("inf")
-
-    def _reduction(self) -> tuple[Any, int | None]:
-        options = self.options
-        if isinstance(options, GrpoTrain):
-            return options.reduction, options.max_new_tokens
-        # RLOO sums over an answer's tokens; PPO takes the mean over all tokens.
-        return ("token", None) if isinstance(options, PpoTrain) else ("constant", 1)
 
     def _tokens(
         self, values: Sequence[Tensor] | None, micro: Sequence[int], like: Tensor
@@ -166,48 +150,34 @@ class PolicyTask:
             self.options.importance_floor,
         )
 
-    def _add_value(
+    def _value_losses(
         self,
-        loss: Tensor,
-        metrics: dict[str, Tensor],
         hidden: Tensor,
         layout: Layout,
         micro: Sequence[int],
-        keep: Tensor,
-        total: losses.GlobalBatch,
+        clip: float,
+        metrics: dict[str, Tensor],
     ) -> Tensor:
-        options = self.options
-        if not isinstance(options, PpoTrain) or self.critic is None:
-            return loss
+        """(N,) the critic's loss of each token."""
+        assert self.critic is not None
         values = self.critic.values(layout, hidden)
         old = self._tokens(self.rollout.values, micro, values)
         returns = self._tokens(self.rollout.returns, micro, values)
         assert old is not None
         assert returns is not None
-        value_loss, clipped = losses.value_loss(values, old, returns, options.value_clip)
+        value_losses, clipped = losses.value_loss(values, old, returns, clip)
         metrics |= clipped
-        value_loss = value_loss.masked_fill(~keep, 0.0)
-        metrics["value_loss"] = value_loss.detach().sum() / keep.sum().clamp(min=1)
-        share = losses.token_reduction(value_loss, layout.lengths, "token", total)
-        return loss + options.value_weight * share
+        return value_losses
 
-    def _add_ptx(
-        self,
-        loss: Tensor,
-        metrics: dict[str, Tensor],
-        model: TrainModel,
-        micro: Sequence[int],
-        total: losses.GlobalBatch,
+    def _mixed_nll(
+        self, model: TrainModel, micro: Sequence[int], metrics: dict[str, Tensor]
     ) -> Tensor:
-        """InstructGPT's pretraining mix: the NLL per token of as many chosen answers."""
-        weight = float(getattr(self.options, "ptx_weight", 0.0))
-        if not weight or not self.ptx:
-            return loss
+        """InstructGPT's pretraining mix: the NLL of as many chosen answers, summed over tokens."""
         chosen = [self._mixed(i) for i in micro]
         layout = model.layout([(e.prompt_ids, e.completions[:1]) for e in chosen])
         nll = -model.token_logprobs(layout).sum()
         metrics["ptx_nll"] = nll.detach() / len(layout.targets)
-        return loss + weight * nll / self.ptx_tokens
+        return nll
 
     def _mixed(self, index: int) -> Example:
         """The preference that goes with group `index`: over the rollouts, all of them in turn."""
@@ -218,7 +188,9 @@ class OnlinePairs:
     """The best answer of each group against the worst, as a pair; equal rewards make none
     (`is_flat`)."""
 
-    def __init__(self, rollout: Rollout, options: OnlineDpoTrain):
+    def __init__(self, rollout: Rollout, options: OnPolicyTrain):
+        assert options.pair_loss is not None
+        self.pair_loss = find_object(options.pair_loss)
         self.options = options
         self.reference: dict[str, tuple[Tensor, Tensor]] = {}
         examples: list[Example] = []
@@ -254,13 +226,10 @@ class OnlinePairs:
         rows = [self.examples[i] for i in micro]
         layout = model.layout([e.branches for e in rows])
         logprobs = model.token_logprobs(layout, self.options.temperature)
-        sums = sequence_sums(logprobs, layout.lengths)
-        policy = sums.view(-1, 2)
-        stored = torch.stack([torch.stack(self.reference[e.example_id]) for e in rows]).to(
-            policy.device
-        )
-        pairs = pair_logprobs(policy, stored, layout)
-        loss = PAIR_LOSSES[self.options.loss](pairs, beta=self.options.beta)
+        policy = sequence_sums(logprobs, layout.lengths)
+        stored = torch.stack([x for e in rows for x in self.reference[e.example_id]])
+        pairs = pair_logprobs(policy, stored.to(policy.device), layout)
+        loss = self.pair_loss(pairs, beta=self.options.beta)
         metrics = preference.pair_metrics(pairs, self.options.beta)
         found = {k: (float(v.sum()), float(len(rows))) for k, v in metrics.items()}
         return loss.sum() / total, found, layout.tokens

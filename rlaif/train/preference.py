@@ -8,16 +8,19 @@ the training answers are computed once, before the first step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlaif.config.training import DpoTrain, KtoTrain, ReferenceTrain, TrainStep
+from rlaif.config.training import TrainStep
 from rlaif.core import commits
 from rlaif.core.errors import RlaifError
+from rlaif.core.resources import find_object
 from rlaif.core.rowfiles import read_rows
 from rlaif.core.store import StepFolder
 from rlaif.kernels.batching import Layout, plan_epoch
@@ -28,21 +31,12 @@ from rlaif.train.losses.preference import PairLogprobs, sft_loss
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
 
-PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "dpo": losses.dpo,
-    "robust": losses.robust_dpo,
-    "ipo": losses.ipo,
-    "hinge": losses.hinge,
-    "apo_zero": losses.apo_zero,
-    "nca": losses.nca,
-    "slic": losses.slic,
-    "simpo": losses.simpo,
-    "orpo": losses.orpo,
-}
+Reference = dict[str, tuple[float, ...]]
+"""Example id to the reference's summed log-prob of each of its branches, in nats."""
 
 
-class PreferenceTask:
-    """Pairs, and the reference's log-probs where the method has one. See `rlaif.train.loop.Task`.
+class AnswerTask:
+    """Examples, and the reference's log-probs where there is one. See `rlaif.train.loop.Task`.
 
     With `same_start` the reference is the starting model, and the first step asserts that the
     policy's log-probs equal the stored ones: exactly on CPU, to rounding elsewhere.
@@ -51,76 +45,79 @@ class PreferenceTask:
     def __init__(
         self,
         examples: Sequence[Example],
-        reference: Reference,
-        options: TrainStep,
+        reference: Reference | None = None,
+        options: Any = None,
         same_start: bool = False,
     ):
         self.examples = examples
-        self.reference = reference
+        self.reference = reference or {}
         self.options = options
         self.same_start = same_start
 
     def total(self, batch: Sequence[int]) -> float:
-        """Pairs in the batch."""
+        """Examples in the batch."""
         return float(len(batch))
+
+    def compare_logprobs(
+        self, rows: Sequence[Example], policy: Tensor, model: TrainModel, step: int
+    ) -> Tensor:
+        """(S,) fp32 log-probs of the rows' branches by the reference, beside the policy's."""
+        values = [value for e in rows for value in self.reference[e.example_id]]
+        stored = torch.tensor(values, dtype=torch.float32, device=policy.device)
+        if step == 0 and self.same_start:
+            assert_equal(policy, stored, model)
+        return stored
+
+
+class PreferenceTask(AnswerTask):
+    """Pairs of a chosen and a rejected answer, compared by the method's `LOSS`."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        reference: Reference | None,
+        options: TrainStep,
+        same_start: bool = False,
+    ):
+        super().__init__(examples, reference, options, same_start)
+        self.pair_loss = partial(find_object(options.LOSS), **options.loss_options)
 
     def loss(
         self, model: TrainModel, micro: Sequence[int], total: float, step: int
     ) -> tuple[Tensor, Sums, int]:
         """See `Task.loss`."""
+        options = self.options
         rows = [self.examples[i] for i in micro]
         layout = model.layout([e.branches for e in rows])
-        policy = model.logprobs(layout).view(len(rows), 2)
-        stored = self._stored(rows, policy)
-        if step == 0 and self.same_start and stored is not None:
-            assert_equal(policy, stored, model)
+        policy = model.logprobs(layout)
+        stored = self.compare_logprobs(rows, policy, model, step) if options.compares else None
         pairs = pair_logprobs(policy, stored, layout)
-        weight = torch.tensor([e.weight for e in rows], device=model.device)
-        loss, extra = self._losses(pairs, rows)
-        metrics = {**self._metrics(pairs), **extra}
-        sums = {k: (float(v.sum()), float(len(rows))) for k, v in metrics.items()}
-        return (loss * weight).sum() / total, sums, layout.tokens
-
-    def _metrics(self, pairs: PairLogprobs) -> dict[str, Tensor]:
-        """Reward metrics, per token for length-normalised losses and summed otherwise."""
-        options = self.options
-        per_token = options.method in ("simpo", "orpo")
-        per_token = per_token or bool(getattr(options, "length_normalise", False))
-        beta = float(getattr(options, "beta", 1.0))
-        return losses.pair_metrics(pairs, beta, length_normalise=per_token)
-
-    def _stored(self, rows: Sequence[Example], policy: Tensor) -> Tensor | None:
-        if not isinstance(self.options, ReferenceTrain):
-            return None
-        values = [self.reference[e.example_id] for e in rows]
-        return torch.tensor(values, dtype=torch.float32, device=policy.device)
-
-    def _losses(
-        self, pairs: PairLogprobs, rows: Sequence[Example]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B,) losses, and metrics that only this method has."""
-        options = self.options
         soft = any(e.prob != 1.0 for e in rows)
-        where = pairs.policy_chosen.device
-        prob = torch.tensor([e.prob for e in rows], device=where) if soft else None
-        loss = PAIR_LOSSES[options.method](pairs, prob=prob, **options.loss_options)
-        if not isinstance(options, DpoTrain) or not options.nll_weight:
-            return loss, {}
-        nll = losses.nll_loss(pairs.policy_chosen, pairs.len_chosen)
-        return loss + options.nll_weight * nll, {"nll_chosen": nll.detach()}
+        prob = torch.tensor([e.prob for e in rows], device=policy.device) if soft else None
+        loss = self.pair_loss(pairs, prob=prob)
+        metrics = losses.pair_metrics(
+            pairs, options.reward_scale, length_normalise=options.per_token
+        )
+        if options.added_nll:
+            nll = losses.nll_loss(pairs.policy_chosen, pairs.len_chosen)
+            loss = loss + options.added_nll * nll
+            metrics["nll_chosen"] = nll.detach()
+        sums = {k: (float(v.sum()), float(len(rows))) for k, v in metrics.items()}
+        weight = torch.tensor([e.weight for e in rows], device=model.device)
+        return (loss * weight).sum() / total, sums, layout.tokens
 
 
 def pair_logprobs(policy: Tensor, stored: Tensor | None, layout: Layout) -> PairLogprobs:
-    """What the pair losses take, from (B, 2) summed log-probs of chosen and rejected answers by the
-    policy and by the reference."""
-    lengths = torch.tensor(layout.lengths, device=policy.device).view(policy.shape)
+    """What the pair losses take, from (2B,) summed log-probs of chosen and rejected answers, in
+    turns, by the policy and by the reference."""
+    lengths = torch.tensor(layout.lengths, device=policy.device)
     return PairLogprobs(
-        policy[:, 0],
-        policy[:, 1],
-        None if stored is None else stored[:, 0],
-        None if stored is None else stored[:, 1],
-        lengths[:, 0],
-        lengths[:, 1],
+        policy[::2],
+        policy[1::2],
+        None if stored is None else stored[::2],
+        None if stored is None else stored[1::2],
+        lengths[::2],
+        lengths[1::2],
     )
 
 
@@ -137,11 +134,8 @@ def assert_equal(policy: Tensor, reference: Tensor, model: TrainModel) -> None:
         )
 
 
-class SftTask:
-    """Trains on the first completion of every example. See `rlaif.train.loop.Task`."""
-
-    def __init__(self, examples: Sequence[Example]):
-        self.examples = examples
+class SftTask(AnswerTask):
+    """Trains on the first completion of every example."""
 
     def total(self, batch: Sequence[int]) -> float:
         """Completion tokens of the batch."""
@@ -159,25 +153,9 @@ class SftTask:
         return nll / total, sums, layout.tokens
 
 
-class KtoTask:
+class KtoTask(AnswerTask):
     """Examples whose last branch is the answer to another prompt (`add_mismatched`). An example
-    counts once, with the mean over its one or two answers. See `rlaif.train.loop.Task`."""
-
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        reference: Reference,
-        options: KtoTrain,
-        same_start: bool = False,
-    ):
-        self.examples = examples
-        self.reference = reference
-        self.options = options
-        self.same_start = same_start
-
-    def total(self, batch: Sequence[int]) -> float:
-        """Pairs, or answers that stand alone, in the batch."""
-        return float(len(batch))
+    counts once, with the mean over its one or two answers."""
 
     def loss(
         self, model: TrainModel, micro: Sequence[int], total: float, step: int
@@ -186,11 +164,7 @@ class KtoTask:
         rows = [self.examples[i] for i in micro]
         layout = model.layout([e.branches for e in rows])
         policy = model.logprobs(layout)
-        values = [value for e in rows for value in self.reference[e.example_id]]
-        stored = torch.tensor(values, dtype=torch.float32, device=policy.device)
-        if step == 0 and self.same_start:
-            assert_equal(policy, stored, model)
-        rho = policy - stored
+        rho = policy - self.compare_logprobs(rows, policy, model, step)
         own, other = _places(rows)
         good = torch.tensor([d for e in rows for d in e.desirable], device=policy.device)
         share = [e.weight / len(e.desirable) for e in rows for _ in e.desirable]
@@ -228,6 +202,26 @@ def _metrics(rows: Sequence[Example], rewards: Tensor, logprobs: Tensor, good: T
     return sums
 
 
+def refuse_soft_labels(examples: Sequence[Example]) -> None:
+    """Raise RlaifError when a pair has a soft label, which no answer has by itself."""
+    if any(e.prob != 1.0 for e in examples):
+        raise RlaifError(
+            "kto learns from each answer for itself and has no use for a pair's soft label "
+            "(`prob`): take another method, or leave `consistency` out of `pair`"
+        )
+
+
+def refuse_one_class(examples: Sequence[Example]) -> None:
+    """Raise RlaifError when all answers are good or all are bad: kto tells the two apart."""
+    classes = {good for example in examples for good in example.desirable}
+    if len(classes) == 1:
+        said = "good" if True in classes else "bad"
+        raise RlaifError(
+            f"all {len(examples)} answers are {said}, and kto learns to tell good from bad: add "
+            "rows with the other `label`. Good answers alone are for sft."
+        )
+
+
 def add_mismatched(examples: Sequence[Example]) -> list[Example]:
     """Each pair with the chosen answer of the next prompt as a third branch: KTO's baseline looks
     at answers that do not belong to their prompts (arXiv 2402.01306, section 4.2).
@@ -246,10 +240,6 @@ def add_mismatched(examples: Sequence[Example]) -> list[Example]:
         other = next(e for e in later if e.prompt_id != example.prompt_id)
         partner[example.example_id] = other.completions[0]
     return [replace(e, completions=(*e.completions, partner[e.example_id])) for e in examples]
-
-
-Reference = dict[str, tuple[float, ...]]
-"""Example id to the reference's summed log-prob of each of its branches, in nats."""
 
 
 def read_reference(path: Path) -> Reference:

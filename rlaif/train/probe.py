@@ -4,7 +4,7 @@ fitted on the hidden states at the end of each."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -13,17 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlaif.config.distill import (
-    FitStep,
-    GatedDistill,
-    LinearDistill,
-    OrdinalDistill,
-    QuantileDistill,
-)
-from rlaif.core.chat import KEEP, ChatSettings
+from rlaif.config.distill import FitStep
 from rlaif.core.checksums import file_digest
 from rlaif.core.errors import RlaifError
-from rlaif.core.records import Judgement, Preference, content_hash
+from rlaif.core.records import Judgement, content_hash
+from rlaif.core.resources import find_object
 from rlaif.core.yamlio import suggest
 from rlaif.engines.local.distance import fit_region
 from rlaif.kernels.batching import fill
@@ -42,12 +36,14 @@ from rlaif.train.fits import (
     fit_ordinal,
     fit_quantiles,
 )
+from rlaif.train.job import TrainJob, TrainOutcome, TrainProgress, write_outcome
 from rlaif.train.loading import load_module
-from rlaif.train.loop import TrainOutcome, TrainProgress, memory_advice, read_outcome, write_outcome
-from rlaif.train.model import TrainModel, compute_dtype, prepare
-from rlaif.train.reward_model import by_prompt, prepared
-from rlaif.train.run import refuse_single
-from rlaif.train.tokenise import Example, encode, load_tokenizer, model_limits, refuse_empty
+from rlaif.train.loop import memory_advice
+from rlaif.train.methods.heads import GatedDistill, LinearDistill, OrdinalDistill
+from rlaif.train.model import TrainModel, prepare
+from rlaif.train.reward_model import by_prompt
+from rlaif.train.run import encode_preferences
+from rlaif.train.tokenise import Example
 
 VERBOSITY = "length"
 """The objective that every gated head adds to those that were rated: how long an answer is."""
@@ -58,7 +54,6 @@ OWN = "score"
 
 Ratings = dict[str, dict[str, float]]
 """Objective to completion id to rating."""
-Progress = Callable[[TrainProgress], None] | None
 
 
 def ratings(judgements: Sequence[Judgement]) -> Ratings:
@@ -76,61 +71,29 @@ def ratings(judgements: Sequence[Judgement]) -> Ratings:
     return found
 
 
-def fit_reward_model(
-    options: FitStep,
-    preferences: Sequence[Preference],
-    token_ids: Mapping[str, list[int]],
-    judgements: Sequence[Judgement],
-    start: Path,
-    out: Path,
-    work: Path,
-    seed: int,
-    device: torch.device,
-    progress: Progress = None,
-    chat: ChatSettings = KEEP,
-) -> TrainOutcome:
-    """Fit a head on the model in `start` and write the reward model to `out`.
+def fit_reward_model(job: TrainJob[FitStep]) -> TrainOutcome:
+    """Fit a head on the model in the job's start and write the reward model to `out`.
 
-    `judgements` rate the answers; without any the pairs' own scores do. Hidden states are kept in
-    `work` as they are computed, so that a rerun goes on; the fit is done again, and is the same.
-    `out` is complete or absent. Raises RlaifError.
+    The job's judgements rate the answers; without any the pairs' own scores do. Hidden states are
+    kept in `work` as they are computed, so that a rerun goes on; the fit is done again, and is the
+    same. Raises RlaifError.
     """
-    known = read_outcome(work, out)
-    if known is not None:
-        return known
+    options = job.options
     began = perf_counter()
-    refuse_single(options, preferences)
-    kept, repeated = prepared(preferences, options)
-    limits = model_limits(start)
-    encoded = encode(
-        kept,
-        load_tokenizer(start),
-        token_ids,
-        both=True,
-        max_length=options.max_length,
-        overlong=options.overlong,
-        train_on_eos=True,
-        chat=chat,
-        always_end=True,
-        reasoning=options.reasoning,
-        limits=limits,
-        on_error=options.on_error,
-    )
-    refuse_empty(encoded, len(kept), options.max_length, options.overlong, limits)
+    encoded = encode_preferences(job)
     examples = by_prompt(encoded.examples)
-    dtype = compute_dtype(options.precision, device)
     with memory_advice(options):
-        layers = options.layers if isinstance(options, LinearDistill) else "all"
-        features = read_depths(examples, start, options, work, device, dtype, layers)
-    head, metrics, depth = _fitted(options, examples, features, ratings(judgements), seed, progress)
+        features = read_depths(
+            examples, job.start, options, job.work, job.device, job.dtype, options.body_layers
+        )
+    head, metrics, depth = find_object(options.FIT)(job, examples, features)
     region = fit_region(features[depth].last.double().numpy())
-    export_head(start, head, out, region, depth)
+    export_head(job.start, head, job.out, region, depth)
     tokens = sum(e.length for e in examples)
-    counts = {**encoded.counts, "repeated": repeated}
-    name = str(dtype).removeprefix("torch.")
+    name = str(job.dtype).removeprefix("torch.")
     steps = int(metrics.pop("steps", 1))
-    outcome = TrainOutcome(steps, tokens, metrics, counts, perf_counter() - began, name)
-    write_outcome(work, outcome)
+    outcome = TrainOutcome(steps, tokens, metrics, encoded.counts, perf_counter() - began, name)
+    write_outcome(job.work, outcome)
     return outcome
 
 
@@ -235,37 +198,25 @@ def comparisons(examples: Sequence[Example]) -> Comparisons:
     )
 
 
-def _fitted(
-    options: FitStep,
-    examples: Sequence[Example],
-    features: Mapping[int, Features],
-    rated: Ratings,
-    seed: int,
-    progress: Progress,
-) -> tuple[LinearHead | OrdinalHead | GatedHead, dict[str, float], int]:
-    """The head, figures of the fit, and after how many layers it reads."""
-    if isinstance(options, LinearDistill):
-        pairs = comparisons(examples)
-        depth, linear, losses = fit_depth(features, pairs, seed)
-        metrics = {f"held_out_loss/{d}": loss for d, loss in losses.items()}
-        metrics |= {"held_out_loss": losses[depth], "layers": float(depth)}
-        return linear, {**metrics, "pairs": float(len(pairs.chosen))}, depth
-    ((whole, states),) = features.items()
-    if isinstance(options, GatedDistill):
-        return *_fit_gated(options, examples, states, rated, seed, progress), whole
-    assert isinstance(options, OrdinalDistill)
-    return *_fit_ordinal(options, examples, states, rated, seed), whole
+def fit_linear_head(
+    job: TrainJob[LinearDistill], examples: Sequence[Example], features: Mapping[int, Features]
+) -> tuple[LinearHead, dict[str, float], int]:
+    """The head, figures of the fit, and the depth of the least held-out loss."""
+    pairs = comparisons(examples)
+    depth, head, losses = fit_depth(features, pairs, job.seed)
+    metrics = {f"held_out_loss/{d}": loss for d, loss in losses.items()}
+    metrics |= {"held_out_loss": losses[depth], "layers": float(depth)}
+    return head, {**metrics, "pairs": float(len(pairs.chosen))}, depth
 
 
-def _fit_ordinal(
-    options: OrdinalDistill,
-    examples: Sequence[Example],
-    features: Features,
-    rated: Ratings,
-    seed: int,
-) -> tuple[OrdinalHead, dict[str, float]]:
+def fit_ordinal_head(
+    job: TrainJob[OrdinalDistill], examples: Sequence[Example], by_depth: Mapping[int, Features]
+) -> tuple[OrdinalHead, dict[str, float], int]:
+    """The head, figures of the fit, and the depth that was read."""
+    options = job.options
+    ((depth, features),) = by_depth.items()
     wanted = None if options.objective is None else [options.objective]
-    names, labels = labels_of(examples, rated, wanted)
+    names, labels = labels_of(examples, ratings(job.judgements), wanted)
     if len(names) > 1:
         raise RlaifError(
             f"ordinal: the answers were rated by {', '.join(names)}; set `objective` to one"
@@ -274,8 +225,53 @@ def _fit_ordinal(
     values, level = binned(labels[known, 0], options.levels, names[0])
     head = OrdinalHead(HeadConfig("ordinal", features.last.shape[1], levels=values))
     chosen = Features(features.last[known], features.prompt, features.of[known], features.names)
-    loss = fit_ordinal(head, chosen, level, seed)
-    return head, {"held_out_nll": loss, "rated": float(known.sum())}
+    loss = fit_ordinal(head, chosen, level, job.seed)
+    return head, {"held_out_nll": loss, "rated": float(known.sum())}, depth
+
+
+def fit_gated_head(
+    job: TrainJob[GatedDistill], examples: Sequence[Example], by_depth: Mapping[int, Features]
+) -> tuple[GatedHead, dict[str, float], int]:
+    """The head, figures of the fit, and the depth that was read."""
+    options = job.options
+    ((depth, features),) = by_depth.items()
+    names, labels = labels_of(examples, ratings(job.judgements), options.objectives)
+    gated = options.gate_layers if len(names) > 1 else 0
+    if options.debias is not None:
+        lengths = torch.tensor([float(len(b)) for e in examples for b in e.completions])
+        names, labels = [*names, VERBOSITY], torch.cat([labels, shares(lengths)[:, None]], 1)
+    torch.manual_seed(job.seed)
+    head = GatedHead(
+        HeadConfig(
+            "gated",
+            features.last.shape[1],
+            tuple(names),
+            VERBOSITY if options.debias is not None else None,
+            options.quantile_count,
+            options.lowest_share,
+            gate_layers=gated,
+            gate_width=options.gate_width,
+            gate_temperature=options.gate_temperature,
+        )
+    )
+    if options.quantile_count > 1:
+        metrics = {"held_out_pinball": fit_quantiles(head, features, labels, job.seed)}
+    else:
+        errors = fit_objectives(head, features, labels, job.seed)
+        metrics = {f"held_out_mse/{n}": e for n, e in zip(names, errors, strict=True)}
+    if options.debias is not None:
+        left = debias(head, features, options.debias)
+        metrics |= {f"length_spearman/{n}": v for n, v in left.items()}
+    # One objective needs no gate, and has a scale to learn all the same.
+    steps = fit_gate(
+        head, features, comparisons(examples), options.gate_steps, options.gate_batch, job.seed
+    )
+    for step, found in enumerate(steps):
+        last = found
+        if job.progress is not None:
+            job.progress(TrainProgress(step + 1, options.gate_steps, found["loss"], 0.0, found))
+    metrics |= {f"gate_{name}": value for name, value in last.items()}
+    return head, {**metrics, "steps": options.gate_steps}, depth
 
 
 def labels_of(
@@ -323,55 +319,6 @@ def binned(values: Tensor, most: int, name: str) -> tuple[tuple[float, ...], Ten
     if len(used) < 2:
         raise RlaifError(f"objective {name!r}: nearly all ratings are the same")
     return tuple(float(values[bins == b].mean()) for b in used), level
-
-
-def _fit_gated(
-    options: GatedDistill,
-    examples: Sequence[Example],
-    features: Features,
-    rated: Ratings,
-    seed: int,
-    progress: Progress,
-) -> tuple[GatedHead, dict[str, float]]:
-    names, labels = labels_of(examples, rated, options.objectives)
-    gated = options.gate_layers if len(names) > 1 else 0
-    if options.debias is not None:
-        lengths = torch.tensor([float(len(b)) for e in examples for b in e.completions])
-        names, labels = [*names, VERBOSITY], torch.cat([labels, shares(lengths)[:, None]], 1)
-    quantiles = isinstance(options, QuantileDistill)
-    torch.manual_seed(seed)
-    head = GatedHead(
-        HeadConfig(
-            "gated",
-            features.last.shape[1],
-            tuple(names),
-            VERBOSITY if options.debias is not None else None,
-            options.quantiles if isinstance(options, QuantileDistill) else 1,
-            options.risk if isinstance(options, QuantileDistill) else 1.0,
-            gate_layers=gated,
-            gate_width=options.gate_width,
-            gate_temperature=options.gate_temperature,
-        )
-    )
-    metrics = {}
-    if quantiles:
-        metrics["held_out_pinball"] = fit_quantiles(head, features, labels, seed)
-    else:
-        errors = fit_objectives(head, features, labels, seed)
-        metrics = {f"held_out_mse/{n}": e for n, e in zip(names, errors, strict=True)}
-    if options.debias is not None:
-        left = debias(head, features, options.debias)
-        metrics |= {f"length_spearman/{n}": v for n, v in left.items()}
-    # One objective needs no gate, and has a scale to learn all the same.
-    steps = fit_gate(
-        head, features, comparisons(examples), options.gate_steps, options.gate_batch, seed
-    )
-    for step, found in enumerate(steps):
-        last = found
-        if progress is not None:
-            progress(TrainProgress(step + 1, options.gate_steps, found["loss"], 0.0, found))
-    metrics |= {f"gate_{name}": value for name, value in last.items()}
-    return head, {**metrics, "steps": options.gate_steps}
 
 
 def shares(values: Tensor) -> Tensor:

@@ -9,54 +9,65 @@ trained on, of the round in which it was trained and of the newest.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from msgspec import structs
 from torch import Tensor
 
-from rlaif.config.distill import (
-    BradleyTerryDistill,
-    ConditionalDistill,
-    CostDistill,
-    DistillStep,
-    FitStep,
-    KWiseDistill,
-)
+from rlaif.config.distill import DistillStep, FitStep
 from rlaif.config.training import TextStep
 from rlaif.core.checksums import NAME, add, publish, read_sealed, write_sealed
 from rlaif.core.errors import RlaifError, StoreError
 from rlaif.core.records import Preference, content_hash
 from rlaif.core.yamlio import suggest
-from rlaif.data.sources import with_system
 from rlaif.engines.base import Engine, RewardRequest
 from rlaif.engines.local.distance import Region, fit_region
 from rlaif.kernels.batching import fill
 from rlaif.metrics.intervals import Interval
 from rlaif.metrics.metrics import per_prompt, value_interval
 from rlaif.train.loop import Sums
-from rlaif.train.losses import reward as losses
 from rlaif.train.model import TrainModel
+from rlaif.train.preference import AnswerTask
 from rlaif.train.tokenise import Example, Ranked
 
 REPLAY_PARTS = 1000
 
 
-class RewardTask:
+@dataclass(frozen=True, slots=True)
+class RankedRewards:
+    """P pairs as their losses take them, each tensor (P,).
+
+    `chosen` and `rejected` are rewards; scores are fp64, NaN where an answer has none; `margin` is
+    0 where nobody gave any, `prob` is the probability that the chosen answer is really better.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    chosen_scores: Tensor
+    rejected_scores: Tensor
+    margin: Tensor
+    prob: Tensor | None
+
+
+class RewardMethod(Protocol):
+    """What a reward model's task asks of its method."""
+
+    def pair_losses(self, pairs: RankedRewards) -> Tensor:
+        """(P,) the loss of each pair."""
+
+
+class RewardTask(AnswerTask):
     """Answers scored at their last token, and compared pair by pair. An example counts once,
-    however many pairs it has. See `rlaif.train.loop.Task`."""
+    however many pairs it has."""
 
-    def __init__(self, examples: Sequence[Example], options: DistillStep):
-        self.examples = examples
-        self.options = options
-
-    def total(self, batch: Sequence[int]) -> float:
-        """Examples in the batch."""
-        return float(len(batch))
+    options: RewardMethod
 
     def loss(
         self, model: TrainModel, micro: Sequence[int], total: float, step: int
@@ -68,7 +79,17 @@ class RewardTask:
         pairs = list(_placed(rows))
         chosen = rewards[[p.chosen for p in pairs]]
         rejected = rewards[[p.rejected for p in pairs]]
-        loss = self._losses(chosen, rejected, rows, pairs)
+        soft = any(p.prob != 1.0 for p in pairs)
+        scores = _scores(rows).to(chosen.device)
+        ranked = RankedRewards(
+            chosen,
+            rejected,
+            scores[[p.chosen for p in pairs]],
+            scores[[p.rejected for p in pairs]],
+            _column((p.margin or 0.0 for p in pairs), chosen),
+            _column((p.prob for p in pairs), chosen) if soft else None,
+        )
+        loss = self.options.pair_losses(ranked)
         gap = (chosen - rejected).detach()
         metrics = {
             "accuracy": (gap > 0).float() + 0.5 * (gap == 0).float(),
@@ -79,29 +100,6 @@ class RewardTask:
         sums = {k: (float(v.sum()), float(len(pairs))) for k, v in metrics.items()}
         weight = _column((p.weight for p in pairs), chosen)
         return (loss * weight).sum() / total, sums, layout.tokens
-
-    def _losses(
-        self, chosen: Tensor, rejected: Tensor, rows: Sequence[Example], pairs: Sequence[Ranked]
-    ) -> Tensor:
-        """(P,) the loss of each pair."""
-        options = self.options
-        soft = any(p.prob != 1.0 for p in pairs)
-        prob = _column((p.prob for p in pairs), chosen) if soft else None
-        if isinstance(options, CostDistill):
-            safe = torch.tensor(
-                [[s is not None and s >= options.safe_at for s in e.scores] for e in rows],
-                device=chosen.device,
-            )
-            return losses.cost(chosen, rejected, safe[:, 0], safe[:, 1], prob=prob)
-        if isinstance(options, ConditionalDistill):
-            ranked = losses.focal_ranking(chosen, rejected, prob=prob, gamma=options.gamma)
-            kept_in = (losses.barrier(chosen) + losses.barrier(rejected)) / 2
-            return ranked + options.penalty * kept_in
-        asked = isinstance(options, BradleyTerryDistill) and options.margin == "score"
-        margin = _column((p.margin or 0.0 for p in pairs), chosen) if asked else None
-        return losses.bradley_terry(
-            chosen, rejected, margin=margin, prob=prob, **options.loss_options
-        )
 
 
 def _placed(rows: Iterable[Example]) -> Iterable[Ranked]:
@@ -116,6 +114,12 @@ def _placed(rows: Iterable[Example]) -> Iterable[Ranked]:
                 weight=pair.weight / len(example.pairs),
             )
         start += len(example.completions)
+
+
+def _scores(rows: Iterable[Example]) -> Tensor:
+    """(A,) fp64 scores of all rows' answers, NaN where there is none."""
+    scores = [s for e in rows for s in e.scores or [None] * len(e.completions)]
+    return torch.tensor([math.nan if s is None else s for s in scores], dtype=torch.float64)
 
 
 def _column(values: Iterable[float], like: Tensor) -> Tensor:
@@ -180,32 +184,12 @@ def prepared(
     weights = options.source_weights
     weighted = [
         structs.replace(p, weight=p.weight * weights.get(p.source, 1.0))
-        for p in conditioned(once, options)
+        for p in options.condition(once)
     ]
     kept = [p for p in weighted if p.weight > 0]
     if not kept:
         raise RlaifError("every pair has weight 0: look at `source_weights`")
     return kept, len(preferences) - len(unique)
-
-
-def conditioned(
-    preferences: Sequence[Preference], options: DistillStep | FitStep
-) -> list[Preference]:
-    """The pairs as the model is asked about them: a conditional one under the system prompt of
-    their source. Raises RlaifError where a source has none."""
-    if not isinstance(options, ConditionalDistill):
-        return list(preferences)
-    sources = sorted({p.source for p in preferences})
-    lacking = [name for name in sources if name not in options.conditions]
-    if lacking:
-        raise RlaifError(
-            f"conditions: pairs have the source {lacking[0]!r}, and no system prompt is given for "
-            f"it; every source needs one ({', '.join(sources)})"
-        )
-    return [
-        structs.replace(p, prompt=with_system(p.prompt, options.conditions[p.source]))
-        for p in preferences
-    ]
 
 
 def _replayed(preferences: Sequence[Preference], share: float) -> list[Preference]:
@@ -234,35 +218,6 @@ def _once(preferences: Sequence[Preference]) -> list[Preference]:
                 "id of its own, or leave ids out and they are made from the texts"
             )
     return list(known.values())
-
-
-def examples_of(examples: list[Example], options: DistillStep) -> list[Example]:
-    """The examples as the method batches them. Raises RlaifError where answers lack what it
-    needs."""
-    if isinstance(options, BradleyTerryDistill) and options.margin == "score":
-        lacking = sum(p.margin is None for e in examples for p in e.pairs)
-        if lacking:
-            raise RlaifError(
-                f"bradley_terry: {lacking} of {len(examples)} pairs have no margin, and `margin: "
-                "score` asks for one. Give the pairs a `margin`, or `score_chosen` and "
-                "`score_rejected`; or set `margin: none`."
-            )
-    if isinstance(options, CostDistill):
-        scores = [score for e in examples for score in e.scores]
-        if None in scores:
-            raise RlaifError(
-                f"cost: {scores.count(None)} of {len(scores)} answers have no score, so nobody "
-                "knows whether they are safe. The pairs need `score_chosen` and `score_rejected`."
-            )
-        safe = {score >= options.safe_at for score in scores if score is not None}
-        if len(safe) < 2:
-            every = "safe" if True in safe else "harmful"
-            raise RlaifError(
-                f"cost: every answer is {every} by its score (safe_at {options.safe_at}), so there "
-                "is nothing to tell apart. The pairs need `score_chosen` and `score_rejected`; set "
-                "`safe_at` to where they become safe."
-            )
-    return by_prompt(examples) if isinstance(options, KWiseDistill) else examples
 
 
 MOST = 256
@@ -334,7 +289,7 @@ def accuracy(
     half, with its interval over prompts. Raises RlaifError where no answer could be scored."""
     requests = [
         RewardRequest(f"{p.preference_id}/{side}", p.prompt, answer[0])
-        for p in conditioned(pairs, options)
+        for p in options.condition(pairs)
         for side, answer in (("chosen", p.chosen), ("rejected", p.rejected))
     ]
     found = {r.request_id: r.reward for rows in engine.reward(requests) for r in rows}

@@ -12,9 +12,11 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from rlaif.config.on_policy import GrpoTrain, OnlineDpoTrain, OnPolicyTrain, PpoTrain, RlooTrain
+from rlaif.config.on_policy import OnPolicyTrain
+from rlaif.core.resources import find_object
 from rlaif.kernels.batching import Layout, fill
 from rlaif.train.losses import policy as losses
+from rlaif.train.methods.on_policy import GrpoTrain, PpoTrain, RlooTrain
 from rlaif.train.model import TrainModel
 from rlaif.train.tokenise import Example
 
@@ -94,9 +96,7 @@ def measure(
     rollout.rewards = [_rewards(g, own, options) for g, own in zip(groups, rewards, strict=True)]
     pairs = zip(groups, rollout.rewards, strict=True)
     rollout.active = [_active(group, own, options) for group, own in pairs]
-    # One step on fresh answers needs no old log-probs: they are the current ones.
-    reused = options.epochs > 1 or options.sync_every > 1
-    if reused or isinstance(options, (PpoTrain, RlooTrain)):
+    if options.needs_old_logprobs:
         rollout.old, rollout.values = token_values(model, groups, options, critic)
     if reference is model:
         with model.without_adapter():
@@ -198,34 +198,39 @@ def _rewards(group: Group, rewards: Sequence[float | None], options: OnPolicyTra
         for a, reward in zip(group.answers, rewards, strict=True)
     ]
     found = torch.tensor(values, dtype=torch.float64)
-    buffer = getattr(options, "overlong_buffer", 0)
-    if buffer:
+    if options.soft_limit:
         lengths = [len(a.ids) for a in group.answers]
-        found = found + losses.overlong_penalty(lengths, options.max_new_tokens, buffer)
+        penalty = losses.overlong_penalty(lengths, options.max_new_tokens, options.soft_limit)
+        found = found + penalty
     return found
 
 
 def _active(group: Group, rewards: Tensor, options: OnPolicyTrain) -> Tensor:
     """(S,) bool: which answers are learned from."""
-    masked = bool(getattr(options, "mask_truncated", False))
-    ended = torch.tensor([a.ended or not masked for a in group.answers])
+    ended = torch.tensor([a.ended or options.learns_unfinished for a in group.answers])
     return ended & ~rewards.isnan()
 
 
 def add_advantages(rollout: Rollout, options: OnPolicyTrain, beta: float) -> None:
     """Fill in the per-token advantages (and PPO's returns), and the rollout's metrics."""
-    if isinstance(options, PpoTrain):
-        _ppo_advantages(rollout, options, beta)
-    elif isinstance(options, RlooTrain):
-        scores = [r - beta * _sequence_kl(rollout, i) for i, r in enumerate(rollout.rewards)]
-        rollout.advantages = _grouped(rollout, scores, losses.rloo_advantages)
-    elif isinstance(options, GrpoTrain):
-        rollout.advantages = _grouped(
-            rollout,
-            rollout.rewards,
-            lambda rewards, groups: losses.group_advantages(rewards, groups, options.scale),
-        )
-    rollout.metrics = rollout_metrics(rollout, isinstance(options, OnlineDpoTrain))
+    if options.pair_loss is None:
+        find_object(options.ADVANTAGES)(rollout, options, beta)
+    rollout.metrics = rollout_metrics(rollout, pairs=options.pair_loss is not None)
+
+
+def add_group_advantages(rollout: Rollout, options: GrpoTrain, _: float) -> None:
+    """Rewards less their group's mean and, with `scale: std`, by its deviation."""
+    rollout.advantages = _grouped(
+        rollout,
+        rollout.rewards,
+        lambda rewards, groups: losses.group_advantages(rewards, groups, options.scale),
+    )
+
+
+def add_rloo_advantages(rollout: Rollout, _: RlooTrain, beta: float) -> None:
+    """Rewards, less the KL, against the mean of the group's other answers."""
+    scores = [r - beta * _sequence_kl(rollout, i) for i, r in enumerate(rollout.rewards)]
+    rollout.advantages = _grouped(rollout, scores, losses.rloo_advantages)
 
 
 def mean_kl(policy: Sequence[Tensor], rollout: Rollout) -> float:
@@ -258,7 +263,8 @@ def _grouped(
     return [losses.to_tokens(a, rollout.lengths(i)) for i, a in enumerate(found)]
 
 
-def _ppo_advantages(rollout: Rollout, options: PpoTrain, beta: float) -> None:
+def add_ppo_advantages(rollout: Rollout, options: PpoTrain, beta: float) -> None:
+    """Generalised advantage estimates by the critic, whitened, and the returns."""
     assert rollout.old is not None
     assert rollout.values is not None
     rewards, lengths = [], []

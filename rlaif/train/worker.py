@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rlaif.config.distill import TRAININGS
+from rlaif.config.methods import DISTILLATIONS, METHODS
 from rlaif.core.chat import ChatSettings
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Preference, from_json
-from rlaif.train.loop import TrainProgress
-from rlaif.train.run import train
+from rlaif.train.job import TrainJob, TrainProgress
+from rlaif.train.run import train_on_preferences
 
 
 def main(path: Path) -> int:
@@ -34,6 +34,8 @@ def main(path: Path) -> int:
     # One rank writes checkpoints and exports while the others wait.
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=2))
     answer = path.with_name("launched.json")
+    kind = request["kind"]
+    spec: Any = METHODS[kind] if kind in METHODS.rows else DISTILLATIONS[kind]
 
     def tell(progress: TrainProgress) -> None:
         """The first rank says how far all are."""
@@ -41,19 +43,21 @@ def main(path: Path) -> int:
             print(json.dumps(asdict(progress)), flush=True)
 
     try:
-        outcome = train(
-            TRAININGS[request["kind"]].model_validate(request["options"]),
-            [from_json(Preference, row) for row in request["preferences"]],
-            request["token_ids"],
-            Path(request["start"]),
-            Path(request["reference"]) if request["reference"] else None,
-            Path(request["out"]),
-            Path(request["work"]),
-            request["seed"],
-            f"cuda:{local}" if cuda else "cpu",
-            tell,
-            ChatSettings(**request["chat"]),
-            request["merge"],
+        outcome = train_on_preferences(
+            TrainJob(
+                options=spec.model_validate(request["options"]),
+                start=Path(request["start"]),
+                reference=Path(request["reference"]) if request["reference"] else None,
+                out=Path(request["out"]),
+                work=Path(request["work"]),
+                seed=request["seed"],
+                device=torch.device(f"cuda:{local}" if cuda else "cpu"),
+                preferences=[from_json(Preference, row) for row in request["preferences"]],
+                token_ids=request["token_ids"],
+                chat=ChatSettings(**request["chat"]),
+                member=request["member"],
+                progress=tell,
+            )
         )
         found: dict[str, Any] = {"outcome": asdict(outcome)}
     except RlaifError as error:

@@ -40,7 +40,7 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
         super().connection_made(transport)
-        self._wait()
+        self._await_head()
 
     def data_received(self, data: bytes) -> None:
         """Go on waiting until a head is whole."""
@@ -48,14 +48,14 @@ class PatientProtocol(H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self._stop_waiting()
         elif self._head is None:
-            self._wait()
+            self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._stop_waiting()
         super().connection_lost(exc)
 
-    def _wait(self) -> None:
+    def _await_head(self) -> None:
         self._head = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def _stop_waiting(self) -> None:
@@ -131,7 +131,7 @@ def make_app(service: RewardService) -> Starlette:
         service.count(requests=1, refused=1)
         status = error.status_code if isinstance(error, HTTPException) else 500
         said = {404: f"no such path: {request.url.path}", 405: f"not with {request.method}"}
-        return JSONResponse(_error(said.get(status, "the server failed")), status)
+        return JSONResponse(_error_body(said.get(status, "the server failed")), status)
 
     routes = [Route(path, answer, methods=["POST"]) for path in READERS]
     routes += [
@@ -147,17 +147,17 @@ async def _answered(service: RewardService, request: Request) -> tuple[int, Mapp
     try:
         data = await asyncio.wait_for(_body(request), BODY_SECONDS)
         if data is None:
-            return 413, _error(f"a body of 1 to {MOST_BYTES} bytes was expected")
-        found = await run_in_threadpool(lambda: asked(service, request.url.path, _json(data)))
+            return 413, _error_body(f"a body of 1 to {MOST_BYTES} bytes was expected")
+        found = await run_in_threadpool(lambda: asked(service, request.url.path, _parse_json(data)))
         assert found is not None, "only these paths are routed here"
         results = await asyncio.wrap_future(service.submit(found.rows)) if found.rows else []
         return 200, found.answer(all_scored(results))
     except BadRequest as error:
-        return 400, _error(str(error))
+        return 400, _error_body(str(error))
     except (TimeoutError, ClientDisconnect):
-        return 408, _error(f"the body did not come within {BODY_SECONDS:g} seconds")
+        return 408, _error_body(f"the body did not come within {BODY_SECONDS:g} seconds")
     except RlaifError as error:
-        return 500, _error(str(error))
+        return 500, _error_body(str(error))
 
 
 async def _body(request: Request) -> bytes | None:
@@ -174,7 +174,7 @@ async def _body(request: Request) -> bytes | None:
     return b"".join(parts) or None
 
 
-def _json(data: bytes) -> Any:
+def _parse_json(data: bytes) -> Any:
     """The value in a body. Raises BadRequest."""
     try:
         return json.loads(data)
@@ -184,5 +184,5 @@ def _json(data: bytes) -> Any:
         raise BadRequest(f"not valid JSON: {error}") from None
 
 
-def _error(message: str) -> dict[str, Any]:
+def _error_body(message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error"}}

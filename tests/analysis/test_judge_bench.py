@@ -76,7 +76,9 @@ def bench(
     folder: Path, judges: Sequence[str], pairs: Sequence[LabelledPair], **changes: Any
 ) -> dict[str, Any]:
     options: dict[str, Any] = {"baselines": False} | changes
-    request = BenchRequest("planted", judges, folder / "out", MODEL, **options)
+    request = BenchRequest(
+        name="planted", judges=judges, out=folder / "out", model=MODEL, **options
+    )
     return run_bench(request, pairs, QuietProgress())
 
 

@@ -65,7 +65,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     spec = folder / "judges.yaml"
     spec.write_text(yaml.safe_dump({"models": models, "judges": judges}))
     request = BenchRequest(
-        "planted", [str(spec)], folder / "out", ModelSpec(path="none", engine="fake")
+        name="planted",
+        judges=[str(spec)],
+        out=folder / "out",
+        model=ModelSpec(path="none", engine="fake"),
     )
     return run_bench(request, pairs(), QuietProgress()), folder / "out"
 

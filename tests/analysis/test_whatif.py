@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from rlaif.analysis.fit_weights import fitted, one_vote_each, run_votes
-from rlaif.analysis.reach import reach
-from rlaif.analysis.whatif import ablate, effect, load_pairings, rescored
+from rlaif.analysis.reach import measure_reach
+from rlaif.analysis.whatif import ablate_principles, effect, load_pairings, rescore_completions
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
@@ -59,13 +59,13 @@ def test_the_runs_own_weights_flip_nothing(run: Run) -> None:
     assert same.preferences == len(run.preferences) > 5
     assert same.flip_rate is not None and same.flip_rate.mean == 0
     assert same.other_pairs is not None and same.other_pairs.mean == 0
-    scores = rescored(pairings[0], weights)
+    scores = rescore_completions(pairings[0], weights)
     for row in pairings[0].preferences:
         assert scores[row.prompt_id][row.chosen_id] == pytest.approx(row.score_chosen)
 
 
 def test_ablation_flips_what_hangs_on_a_principle(run: Run) -> None:
-    found = {row.principle: row for row in ablate(run).rows}
+    found = {row.principle: row for row in ablate_principles(run).rows}
     preferences = list(run.rows("preferences"))
     texts = {
         row["completion_id"]: row["messages"][-1]["content"] for row in run.rows("completions")
@@ -84,7 +84,7 @@ def test_ablation_flips_what_hangs_on_a_principle(run: Run) -> None:
 
 def test_ablation_measures_agreement_with_and_without(run: Run) -> None:
     labels = human(run, REPLIES[0])
-    made = ablate(run, labels)
+    made = ablate_principles(run, labels)
     found = {row.principle: row for row in made.rows}
     assert made.labelled == len(labels)
     assert made.agreement is not None and made.agreement.mean == 1
@@ -108,26 +108,26 @@ def test_labels_of_other_texts_are_refused(run: Run) -> None:
     [pair, *_] = human(run, REPLIES[0])
     strange = Completion("c", pair.prompt.prompt_id, 0, [], "m", "", {}, "stop")
     with pytest.raises(ConfigError, match="none of the 1 labelled pairs is about two answers"):
-        ablate(run, [LabelledPair("p", pair.prompt, strange, pair.second, 1.0)])
+        ablate_principles(run, [LabelledPair("p", pair.prompt, strange, pair.second, 1.0)])
 
 
 def test_reach_of_weights_removals_and_texts(run: Run) -> None:
     own = run_constitution(run)
-    heavier = reach(run, own, other(own, listed={"weight": 9.0}))
+    heavier = measure_reach(run, own, other(own, listed={"weight": 9.0}))
     assert [(j.judge, j.kept) for j in heavier.judges] == [("checks", True)]
     assert heavier.effect.flipped > 0 and heavier.unknown == ()
     assert heavier.same_start
 
-    removed = reach(run, own, other(own, brief={}))
+    removed = measure_reach(run, own, other(own, brief={}))
     assert removed.judges[0].kept
     assert removed.judges[0].unchanged == removed.judges[0].judgements / 2
-    assert removed.effect.flipped == ablate(run).rows[0].effect.flipped
+    assert removed.effect.flipped == ablate_principles(run).rows[0].effect.flipped
 
-    reworded = reach(run, own, other(own, brief={"text": "The answer has few words."}))
+    reworded = measure_reach(run, own, other(own, brief={"text": "The answer has few words."}))
     # A program checks it, whatever its words.
     assert reworded.unknown == () and reworded.judges[0].kept
     assert reworded.effect.flipped == 0
-    assert not reach(run, other(own, brief={}), own).same_start
+    assert not measure_reach(run, other(own, brief={}), own).same_start
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -163,7 +163,7 @@ def test_reach_finds_files_beside_the_experiment(
         (folder / "own.j2").unlink()
     used = load_run(tmp_path / "runs" / "one")
     own = run_constitution(used)
-    found = reach(used, own, own)
+    found = measure_reach(used, own, own)
     [judge] = found.judges
     assert judge.kept == kept
     assert (judge.fault is None) == kept
@@ -276,15 +276,15 @@ def test_a_run_without_constitution_or_pairs_is_refused(
     )
     run_experiment(path, tmp_path / "run")
     with pytest.raises(ConfigError, match="no constitution"):
-        ablate(load_run(tmp_path / "run"))
+        ablate_principles(load_run(tmp_path / "run"))
     with pytest.raises(ConfigError, match="no finished pair step"):
         load_pairings(load_run(tmp_path / "run"))
 
 
 def test_reading_a_run_writes_nothing(run: Run) -> None:
     before = {p: p.stat().st_mtime_ns for p in run.root.rglob("*")}
-    ablate(run)
-    reach(run, run_constitution(run), run_constitution(run))
+    ablate_principles(run)
+    measure_reach(run, run_constitution(run), run_constitution(run))
     assert {p: p.stat().st_mtime_ns for p in run.root.rglob("*")} == before
     assert json.loads((run.root / "manifest.json").read_text("utf-8"))["name"] == "small"
     assert load_constitution(run.root.parent / "constitution.yaml").name == "two"

@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from rlaif.cli import cli, main
-from rlaif.config.experiment import load_experiment
 from rlaif.core.store import StepFolder
+from rlaif.pipeline.experiment_file import load_experiment
 from rlaif.pipeline.runs import load_run
 
 Writer = Callable[..., Path]

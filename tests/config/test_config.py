@@ -12,9 +12,14 @@ import pytest
 import yaml
 
 from rlaif.config.base import apply_override
-from rlaif.config.experiment import Experiment, experiment_schema, load_experiment, resolved_yaml
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import shipped_root
+from rlaif.pipeline.experiment_file import (
+    Experiment,
+    experiment_schema,
+    load_experiment,
+    resolved_yaml,
+)
 
 HEAD = """\
 name: test
@@ -345,3 +350,32 @@ def test_a_pool_reads_back(tmp_path: Path) -> None:
     pool = "  - sample: {n: 2, pool: [{by: policy}, {by: policy}]}\n"
     found = load_experiment(written(tmp_path, HEAD + pool))[0]
     assert load_experiment(written(tmp_path, resolved_yaml(found)))[0] == found
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ("pair: {strategy: all, min_margin: 0.1}", "`min_margin` has no effect"),
+        ("pair: {consistency_mean: true}", "`consistency_mean` has no effect"),
+        ("judge: {kind: prometheus_pair, soft: false}", "`soft` has no effect"),
+        (
+            "train: {method: grpo, rewards: {r: 1}, importance: none, importance_cap: 2}",
+            "`importance_cap` has no effect",
+        ),
+        (
+            "train: {method: online_dpo, rewards: {r: 1}, importance_floor: 0.1}",
+            "`importance_floor` has no effect",
+        ),
+    ],
+)
+def test_a_key_without_an_effect_is_refused(tmp_path: Path, step: str, words: str) -> None:
+    assert words in refusal(tmp_path, HEAD + f"  - {step}\n")
+
+
+@pytest.mark.parametrize("rewards", ["{r: 1}", "[{judge: r, when: {tags: [x]}}]"])
+def test_the_judges_of_rewards_are_those_that_a_policy_is_trained_on(
+    tmp_path: Path, rewards: str
+) -> None:
+    steps = "  - judge: {kind: yes_no}\n  - train: {method: grpo, rewards: " + rewards + "}\n"
+    experiment, _ = load_experiment(written(tmp_path, HEAD + steps))
+    assert experiment.trained_judges == ["yes_no", "r"]

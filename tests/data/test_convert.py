@@ -17,7 +17,7 @@ from rlaif.cli import cli
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Message
-from rlaif.data.convert import convert, differences, written
+from rlaif.data.convert import convert_pairs, find_differences, written
 from rlaif.data.readers import FORMATS, read_labelled
 from rlaif.data.readers.base import make_pair
 from rlaif.pipeline.manifest import KEYS
@@ -60,7 +60,7 @@ def passed(pair: LabelledPair, name: str) -> tuple[LabelledPair, list[str]] | No
             raise
         return None
     (back,) = WRITTEN[name].read(json.loads(json.dumps(row)), pair.place)
-    return back, differences(pair, back)
+    return back, find_differences(pair, back)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -82,7 +82,7 @@ def test_every_pair_of_formats_gives_back_what_it_does_not_call_lost(
         if there is None or back is None:
             continue
         lost = {*there[1], *back[1]}
-        assert set(differences(held, back[0])) <= lost
+        assert set(find_differences(held, back[0])) <= lost
         if not lost:
             # A format may need numbers where none were given.
             filled = {k: getattr(back[0], k) for k in ("scores", "margin") if not getattr(held, k)}
@@ -103,9 +103,9 @@ def test_files_of_every_ending_are_found_and_read_again(
     out = tmp_path / f"out.{ending}"
     if WRITTEN[name].wrap is not None and ending != "json":
         with pytest.raises(ConfigError, match=r"must end in \.json"):
-            convert(source, out, name)
+            convert_pairs(source, out, name)
         return
-    done = convert(source, out, name, "trl", on_error="skip")
+    done = convert_pairs(source, out, name, "trl", on_error="skip")
     assert (done.format, done.rows, done.written, done.dropped) == ("trl", 2, 1, ["note"])
     assert [message.split(": ")[0] for message in done.skipped] == [f"{source}:2"]
     reading = read_labelled(out, None if name != "pku_safer" else name)
@@ -131,7 +131,7 @@ def test_each_loss_has_its_name(changed: dict[str, Any], lost: list[str]) -> Non
     keys = {"answers": ("A plum.", "No."), "label": 1.0} | changed
     pair = make_pair("here:1", turns("Name a fruit."), **keys)
     back = written(pair, WRITTEN["hh"], "hh")[1]
-    assert differences(pair, back) == lost
+    assert find_differences(pair, back) == lost
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_icai_merges_the_annotators_of_a_comparison(tmp_path: Path) -> None:
         "preference.responses.status": ["submitted", "submitted"],
     }
     source.write_text(json.dumps([row]))
-    assert convert(source, tmp_path / "out.json", "icai").written == 2
+    assert convert_pairs(source, tmp_path / "out.json", "icai").written == 2
     document = json.loads((tmp_path / "out.json").read_text())
     assert len(document["comparisons"]) == 1
     found = {(p.annotator, p.label) for p in read_labelled(tmp_path / "out.json")}
@@ -171,13 +171,13 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
     source, out = tmp_path / "t.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n{}\n')
     with pytest.raises(ConfigError, match=r"t\.jsonl:2: chosen is missing"):
-        convert(source, out, "hh", on_error="fail")
+        convert_pairs(source, out, "hh", on_error="fail")
     with pytest.raises(ConfigError, match="the new file is the old one"):
-        convert(source, source, "hh")
+        convert_pairs(source, source, "hh")
     with pytest.raises(ConfigError, match=r"'hhh' is only read; these are written: .*trl"):
-        convert(source, out, "hhh")
+        convert_pairs(source, out, "hhh")
     with pytest.raises(ConfigError, match=r"must end in \.jsonl"):
-        convert(source, tmp_path / "out.txt", "hh")
+        convert_pairs(source, tmp_path / "out.txt", "hh")
     assert [p.name for p in tmp_path.iterdir()] == ["t.jsonl"]
 
 
@@ -187,7 +187,7 @@ def test_trl_takes_what_is_written(tmp_path: Path) -> None:
     source = tmp_path / "hh.jsonl"
     start = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Name a fruit.\n\nAssistant: "
     source.write_text(json.dumps({"chosen": start + "A plum.", "rejected": start + "No."}) + "\n")
-    convert(source, tmp_path / "out.jsonl", "trl")
+    convert_pairs(source, tmp_path / "out.jsonl", "trl")
     loaded = datasets.load_dataset(
         "json", data_files=str(tmp_path / "out.jsonl"), split="train", cache_dir=str(tmp_path)
     )

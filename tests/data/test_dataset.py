@@ -25,9 +25,9 @@ from rlaif.config.dataset import DatasetSpec
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.records import Completion, Judgement, make_prompt, to_json
 from rlaif.core.store import Store
-from rlaif.data.card import Facts, card
+from rlaif.data.card import Facts, write_card
 from rlaif.data.dataset import held_prompts, raw_row
-from rlaif.data.describe import compare_pairs, describe
+from rlaif.data.describe import compare_pairs, describe_data
 from rlaif.data.readers import read_labelled
 from rlaif.data.readers.base import make_pair
 from rlaif.data.readers.ultrafeedback import ASPECTS, read_raw
@@ -445,7 +445,7 @@ def test_names_cannot_break_the_card() -> None:
         {},
         [],
     )
-    text = card(DatasetSpec(), facts)
+    text = write_card(DatasetSpec(), facts)
     assert "<script>" not in text and "\n# c" not in text.partition("---\n\n")[2]
 
 
@@ -469,7 +469,7 @@ def test_the_card_renders_with_its_headings_and_tables() -> None:
         pairing=[odd],
         example={"Chosen": odd * 40},
     )
-    body = card(DatasetSpec(sources=["Mine."]), facts).split("---\n", 2)[2]
+    body = write_card(DatasetSpec(sources=["Mine."]), facts).split("---\n", 2)[2]
     page = MarkdownIt("commonmark").enable("table").parse(body)
     kinds = Counter(token.type for token in page)
     # The head and the rows of: funnel, models, judges, figures.
@@ -490,11 +490,11 @@ def pair(first: str, second: str, label: float | None, asked: str = "q") -> Any:
 
 
 def test_what_is_odd_about_a_file_is_said() -> None:
-    found = describe([pair("a b c", "a", 1.0), pair("a b c", "a", 1.0), pair("x y", "x", 1.0)])
+    found = describe_data([pair("a b c", "a", 1.0), pair("a b c", "a", 1.0), pair("x y", "x", 1.0)])
     assert (found.pairs, found.prompts, found.repeated) == (3, 1, 1)
     assert found.longer_chosen == 1.0 and found.first_better == 1.0
     assert len(found.warnings) == 3
-    tied = describe([pair("a", "b", 0.5), pair("a", "c", None)])
+    tied = describe_data([pair("a", "b", 0.5), pair("a", "c", None)])
     assert (tied.ties, tied.unlabelled, tied.gap, tied.chosen_words) == (1, 1, None, None)
     assert tied.warnings == ["no pair has a winner: nothing can be learned from it"]
 

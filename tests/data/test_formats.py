@@ -18,8 +18,8 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Preference, message_text
 from rlaif.core.store import StepFolder
-from rlaif.data.convert import convert
-from rlaif.data.readers import FORMATS, detect, load_columns, read_answers, read_labelled
+from rlaif.data.convert import convert_pairs
+from rlaif.data.readers import FORMATS, detect_format, load_columns, read_answers, read_labelled
 from rlaif.pipeline.single_step import Request, run_step
 from rlaif.pipeline.steps.load import load_preferences
 from tests.servers.hub import Hub
@@ -342,7 +342,7 @@ def about(pair: LabelledPair, known: Row) -> Row:
 def test_a_row_of_each_published_data_set_is_found_and_read(name: str, tmp_path: Path) -> None:
     rows, expected, more = PUBLISHED[name]
     path = write(tmp_path, rows)
-    assert detect(rows[0]) == name
+    assert detect_format(rows[0]) == name
     for reading in (read_labelled(path), read_labelled(path, name)):
         pair = next(iter(reading))
         assert (pair.first.text, pair.second.text, pair.label) == expected
@@ -437,7 +437,7 @@ def test_conversations_beside_a_prompt_and_a_system_column_are_one_pair_everywhe
     assert (loaded.chosen, loaded.rejected) == (CHAT[0][1:], CHAT[1][1:])
     scored = {"argilla-cleaned", "Capybara"}
     assert loaded.score_chosen == (5.0 if name in scored else None)
-    assert convert(path, tmp_path / "out.jsonl", "trl").written == 1
+    assert convert_pairs(path, tmp_path / "out.jsonl", "trl").written == 1
     (again,) = read_labelled(tmp_path / "out.jsonl")
     assert again.pair_id == pair.pair_id
     done = ran("judge-bench", path, "--out", tmp_path / "bench", "-q", "--json")
@@ -478,16 +478,16 @@ def test_tool_calls_tool_turns_and_reasoning_are_kept(tmp_path: Path) -> None:
     assert loaded.prompt == pair.prompt.messages
     assert loaded.rejected == pair.second.messages
     # TRL's form holds all of it; a form of plain texts says what it loses.
-    assert convert(path, tmp_path / "trl.jsonl", "trl").lost == {}
+    assert convert_pairs(path, tmp_path / "trl.jsonl", "trl").lost == {}
     (again,) = read_labelled(tmp_path / "trl.jsonl")
     assert (again.first.messages, again.second.messages) == (
         pair.first.messages,
         pair.second.messages,
     )
     single = write(tmp_path, [row | {"prompt": Q}])
-    assert convert(single, tmp_path / "rb.jsonl", "rewardbench").lost == {"calls": 1}
+    assert convert_pairs(single, tmp_path / "rb.jsonl", "rewardbench").lost == {"calls": 1}
     with pytest.raises(ConfigError, match="hh cannot hold this pair: a tool's turn"):
-        convert(single, tmp_path / "hh.jsonl", "hh", on_error="fail")
+        convert_pairs(single, tmp_path / "hh.jsonl", "hh", on_error="fail")
 
 
 def test_the_template_writes_what_was_kept() -> None:

@@ -21,7 +21,7 @@ from rlaif.core.records import make_prompt
 from rlaif.core.store import Store
 from rlaif.data import embed
 from rlaif.data.embed import Vectors
-from rlaif.data.hygiene import Beside, Item, Sifted, private_kinds, sift
+from rlaif.data.hygiene import Beside, Item, Sifted, private_kinds, sift_items
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.steps.filter import read_beside
 
@@ -34,7 +34,7 @@ def item(name: str, question: str, *answers: str, cut: bool = False) -> Item:
 
 def sifted(items: list[Item], *filters: dict[str, Any], beside: Beside | None = None) -> Sifted:
     wanted = FilterSet.model_validate({"filters": list(filters)})
-    return sift(items, wanted.filters, beside or Beside())
+    return sift_items(items, wanted.filters, beside or Beside())
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_real_model_finds_what_words_do_not() -> None:
     wanted = FilterSet.model_validate({"filters": [{"kind": "semantic_duplicates"}]})
     asked = ["How do I boil an egg?", "What's the way to boil an egg?", "How do I boil rice?"]
     items = [item(str(n), text) for n, text in enumerate(asked)]
-    found = sift(items, wanted.filters, read_beside(wanted, None, []))
+    found = sift_items(items, wanted.filters, read_beside(wanted, None, []))
     assert len(found.kept) == 2 and "2" in found.kept
     assert sifted(items, {"kind": "near_duplicates"}).kept != found.kept
 
@@ -166,7 +166,7 @@ def test_a_folder_that_is_no_embedding_model_is_refused(tmp_path: Path) -> None:
         embed.model_folder(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="no embedding model"):
-        embed.embed(["a"], embed.model_folder(str(tmp_path)))
+        embed.embed_texts(["a"], embed.model_folder(str(tmp_path)))
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": false}')
     with pytest.raises(ConfigError, match="does not pool by the mean"):
@@ -179,7 +179,7 @@ def test_the_shipped_lexicon_finds_abuse_and_lets_plain_words_pass() -> None:
     )
     said = ["Have you been to Scunthorpe?", "Only an idiot asks.", "Idiomatic, and a shitake soup."]
     items = [item(str(n), "Hi?", text) for n, text in enumerate(said)]
-    found = sift(items, wanted.filters, read_beside(wanted, None, []))
+    found = sift_items(items, wanted.filters, read_beside(wanted, None, []))
     assert found.kept and set(found.refused) == {"1"}
     assert found.refused["1"][1].detail == "idiot"
 

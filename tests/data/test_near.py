@@ -11,7 +11,7 @@ from rlaif.constitution import textstats as ts
 from rlaif.data.near import (
     PERMUTATIONS,
     eval_items,
-    minhash,
+    minhash_signatures,
     near_duplicates,
     ngram_hashes,
     rows_per_band,
@@ -47,7 +47,7 @@ def test_signatures_estimate_the_jaccard_similarity() -> None:
     for changes in range(0, 40, 2):
         one = text_of(rng)
         two = edited(one, changes, rng)
-        ((first, second),) = minhash([one, two], 3)
+        ((first, second),) = minhash_signatures([one, two], 3)
         errors.append(float((first == second).mean()) - jaccard(one, two, 3))
     # The standard error of one estimate is at most 0.5 / sqrt(128) = 0.044.
     assert max(map(abs, errors)) < 4 * 0.5 / np.sqrt(PERMUTATIONS)
@@ -70,7 +70,7 @@ def test_each_text_is_compared_to_every_kept_one_that_shares_a_band(
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS[:words], k=rng.randrange(30))) for _ in range(250)]
     texts += [edited(t, rng.randrange(len(t.split()) // 2 + 1), rng) for t in texts[:100] if t]
-    signatures = np.concatenate(list(minhash(texts, 2)))
+    signatures = np.concatenate(list(minhash_signatures(texts, 2)))
     rows = rows_per_band(threshold)
     bands = signatures[:, : PERMUTATIONS // rows * rows].reshape(len(texts), -1, rows)
     kept: list[int] = []

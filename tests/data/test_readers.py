@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from rlaif.config.columns import LabelColumns
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
-from rlaif.data.readers import FORMATS, detect, load_columns, read_labelled
+from rlaif.data.readers import FORMATS, detect_format, load_columns, read_labelled
 from rlaif.data.readers.ultrafeedback import mean_rating
 
 Row = dict[str, Any]
@@ -387,7 +387,7 @@ def test_a_column_map_file_names_its_faults(tmp_path: Path) -> None:
 
 def test_unknown_columns_are_listed_with_how_to_map_them() -> None:
     with pytest.raises(ConfigError) as caught:
-        detect({"question": "?", "good": "a", "bad": "b"}, "x.jsonl")
+        detect_format({"question": "?", "good": "a", "bad": "b"}, "x.jsonl")
     message = str(caught.value)
     assert message.startswith(
         "x.jsonl: no known format has the columns ['bad', 'good', 'question']"

@@ -15,15 +15,15 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 
 from rlaif.cli import cli
-from rlaif.config.distill import BradleyTerryDistill, LinearDistill
 from rlaif.config.models import ModelSpec
-from rlaif.config.training import DpoTrain
 from rlaif.core.chat import TemplateRefusal
 from rlaif.core.errors import EngineError, RlaifError
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.build import load_engine
 from rlaif.engines.limits import Limits, limits_of
-from rlaif.train.probe import fit_reward_model
+from rlaif.train.methods.heads import LinearDistill
+from rlaif.train.methods.pairs import DpoTrain
+from rlaif.train.methods.reward_models import BradleyTerryDistill
 from rlaif.train.run import train
 from rlaif.train.tokenise import encode
 from tests.support.templates import MISTRAL
@@ -157,21 +157,12 @@ def test_a_row_that_is_refused_is_named_or_left_out(make_preferences, bad):
 
 def test_advice_never_names_what_is_set(tmp_path, make_model, make_preferences):
     where = {"start": make_model(0), "out": tmp_path / "o", "work": tmp_path / "w", "seed": 0}
-    device = torch.device("cpu")
     learn = partial(train, preferences=make_preferences(2), token_ids={}, reference=None, **where)
-    fit = partial(
-        fit_reward_model,
-        preferences=make_preferences(2),
-        token_ids={},
-        judgements=[],
-        device=device,
-        **where,
-    )
     for options, made in (
         (DpoTrain(max_length=4, overlong="truncate_left"), learn),
         (DpoTrain(max_length=4), learn),
         (BradleyTerryDistill(max_length=4, overlong="truncate_left"), learn),
-        (LinearDistill(method="linear", max_length=4, overlong="truncate_left"), fit),
+        (LinearDistill(method="linear", max_length=4, overlong="truncate_left"), learn),
     ):
         with pytest.raises(RlaifError, match=r"raise `max_length` \(4\)") as error:
             made(options)

@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from rlaif.cli import cli
-from rlaif.config.experiment import Experiment
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, GateStopped
 from rlaif.core.store import Store
@@ -21,6 +20,7 @@ from rlaif.engines.remote.cache import cache_path
 from rlaif.engines.remote.meter import Account, run_account
 from rlaif.engines.remote.openai import load
 from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.forecast import dry_run_report, forecast
 from rlaif.pipeline.manifest import read_rounds
 from rlaif.pipeline.prepare import prepare

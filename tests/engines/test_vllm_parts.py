@@ -15,7 +15,6 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-from rlaif.config.experiment import Experiment
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.base import GenerateRequest, Model, Reloadable, Sampling, ScoreRequest
@@ -24,6 +23,7 @@ from rlaif.engines.remote.cache import RequestCache, cache_path
 from rlaif.engines.remote.meter import Account
 from rlaif.engines.vllm import vllm_options, vllm_server
 from rlaif.engines.vllm.vllm_server import VllmServerEngine
+from rlaif.pipeline.experiment_file import Experiment
 from tests.servers import standin
 from tests.support.processes import gone
 

@@ -179,10 +179,10 @@ def test_judge_bench_counts_abstentions(tmp_path: Path) -> None:
         for n in range(12)
     ]
     request = BenchRequest(
-        "f",
-        [str(path)],
-        tmp_path / "out",
-        ModelSpec(path="none", engine="fake"),
+        name="f",
+        judges=[str(path)],
+        out=tmp_path / "out",
+        model=ModelSpec(path="none", engine="fake"),
         baselines=False,
     )
     row = run_bench(request, pairs, QuietProgress())["judges"]["r"]

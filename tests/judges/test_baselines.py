@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from rlaif.config.judges import JudgeStep
 from rlaif.core.records import Completion, content_hash, make_prompt
 from rlaif.engines.base import ScoreRequest, ScoreResult
 from rlaif.judges.base import Judge, has_raw_value
-from rlaif.judges.build import build_judge
+from rlaif.judges.build import JudgeStep, build_judge
 
 PROMPT = make_prompt([{"role": "user", "content": "Which red fruit grows in Spain?"}])
 

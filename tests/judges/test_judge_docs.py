@@ -10,13 +10,11 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from rlaif.analysis.bench.entrants import BASELINES
-from rlaif.config.experiment import load_experiment
-from rlaif.config.judges import JudgeStep
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.engines.base import GenerateRequest, ScoreRequest
 from rlaif.judges.base import most_calls
-from rlaif.judges.build import JUDGES, build_judge
+from rlaif.judges.build import BASELINES, JUDGES, JudgeStep, build_judge
+from rlaif.pipeline.experiment_file import load_experiment
 from tests.support.kinds import BAD, EVERY, GOOD, PROMPT
 
 PAGES = Path("docs/judges")

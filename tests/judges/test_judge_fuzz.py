@@ -13,12 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif.config.base import Strict
-from rlaif.config.judges import JudgeStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, make_prompt
 from rlaif.core.yamlio import validate
-from rlaif.judges.build import JUDGES, build_judge
+from rlaif.judges.build import JUDGES, JudgeStep, build_judge
 from rlaif.judges.templates import PAIRWISE, POINTWISE, load_template
 
 RULES = Constitution.model_validate(

@@ -14,13 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from rlaif.config.judges import JudgeStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, content_hash, make_prompt
 from rlaif.engines.base import GenerateResult, ScoreRequest, ScoreResult
 from rlaif.judges.base import Answered
-from rlaif.judges.build import build_judge
+from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.judges.jury import accuracy_weight
 from rlaif.judges.meta import fair_wins
 from rlaif.judges.pairwise import Reading

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from rlaif.config.judges import JudgeStep
-from rlaif.config.judging import JudgeBase
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash, make_prompt
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from rlaif.judges.base import Call, Judge
-from rlaif.judges.build import build_judge
+from rlaif.judges.build import JudgeStep, build_judge
+from rlaif.judges.specs import JudgeBase
 from rlaif.preferences.aggregate import candidate_scores
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}])

@@ -13,13 +13,12 @@ from click.testing import CliRunner
 from pydantic import TypeAdapter
 
 from rlaif.cli import cli
-from rlaif.config.judges import JudgeStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.records import Completion, Judgement, Preference, content_hash, make_prompt, to_json
 from rlaif.engines.base import ScoreResult
 from rlaif.judges.base import Answered
-from rlaif.judges.build import build_judge
+from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.judges.rbr import fit, fit_hinge
 
 RULES = Constitution.model_validate(

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from rlaif.config.judges import JudgeStep
 from rlaif.config.models import THINKING, ModelSpec, ThinkingSpec, thinking_of
 from rlaif.core.chat import opened_by, split, written
 from rlaif.core.records import Completion, content_hash, make_prompt
 from rlaif.engines.base import GenerateRequest, RewardRequest, ScoreRequest
 from rlaif.judges.base import is_staged, roles_of, verdicts_of
-from rlaif.judges.build import build_judge
+from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.pipeline.prepare import prepare
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a fruit."}])

@@ -10,11 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.config.judges import TemplateJudge
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import shipped_root
 from rlaif.engines.base import GenerateResult
 from rlaif.judges.forms import Form
+from rlaif.judges.template import TemplateJudge
 from rlaif.judges.templates import (
     CLASSES,
     ITEM,

@@ -138,10 +138,10 @@ def test_a_run_whose_labels_get_little_probability_says_so(tmp_path: Path) -> No
     (tmp_path / "j.yaml").write_text(yaml.safe_dump({"models": models, "judges": judges}))
     pairs = [make_pair(f"f:{n}", user(f"Q {n}?"), ("a", "b"), 1.0) for n in range(3)]
     request = BenchRequest(
-        "f",
-        [str(tmp_path / "j.yaml")],
-        tmp_path / "out",
-        ModelSpec(path="none", engine="fake"),
+        name="f",
+        judges=[str(tmp_path / "j.yaml")],
+        out=tmp_path / "out",
+        model=ModelSpec(path="none", engine="fake"),
         baselines=False,
     )
     (note,) = run_bench(request, pairs, QuietProgress())["judges"]["vague"]["notes"]

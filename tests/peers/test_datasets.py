@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.data.convert import convert
+from rlaif.data.convert import convert_pairs
 from rlaif.data.readers import FORMATS, read_labelled
 
 pytestmark = pytest.mark.peer
@@ -33,7 +33,7 @@ def test_load_dataset_gives_the_rows_that_were_written(tmp_path: Path, name: str
     given.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     one_object = FORMATS[name].wrap is not None
     out = tmp_path / ("out.json" if one_object else "out.jsonl")
-    convert(given, out, name)
+    convert_pairs(given, out, name)
     pairs = {pair.pair_id for pair in read_labelled(out, name)}
     assert len(pairs) == len(ROWS)
     field = None

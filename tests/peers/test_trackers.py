@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.train.metrics import Tracked, open_trackers
+from rlaif.train.trackers import Tracked, open_trackers
 
 pytestmark = pytest.mark.peer
 

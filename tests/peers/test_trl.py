@@ -30,11 +30,11 @@ def exported(tmp_path: Path, name: str) -> Any:
     """The rows in a format, as `rlaif convert` writes it and `datasets` reads it."""
     from datasets import load_dataset
 
-    from rlaif.data.convert import convert
+    from rlaif.data.convert import convert_pairs
 
     given = tmp_path / "given.jsonl"
     given.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    convert(given, tmp_path / f"{name}.jsonl", name)
+    convert_pairs(given, tmp_path / f"{name}.jsonl", name)
     return load_dataset("json", data_files=str(tmp_path / f"{name}.jsonl"), split="train")
 
 

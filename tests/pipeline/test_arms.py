@@ -13,11 +13,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from rlaif.config.experiment import load_experiment
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.labelled import GivenPair
 from rlaif.engines.builtin import weights_hash
 from rlaif.pipeline.experiment import run_experiment
+from rlaif.pipeline.experiment_file import load_experiment
 from rlaif.pipeline.exports import trl_rows
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare

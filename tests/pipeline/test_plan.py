@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.config.experiment import Experiment
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import make_prompt
 from rlaif.core.yamlio import load_yaml, validate
 from rlaif.data.sources import PromptSet
 from rlaif.judges.build import build_judge
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.plan.base import PlanInputs, Planned, round_prompts
 from rlaif.pipeline.plan.unroll import make_plan
 

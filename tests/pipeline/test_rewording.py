@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.analysis.reach import reach
+from rlaif.analysis.reach import measure_reach
 from rlaif.constitution.model import load_constitution
 from rlaif.core.store import Store
 from rlaif.pipeline.experiment import RunResult, run_experiment
@@ -95,7 +95,7 @@ def test_a_reworded_principle_alone_is_asked_about(
         old = load_constitution(tmp_path / "constitution.yaml")
         say(tmp_path, kind="It is warm.")
         new = load_constitution(tmp_path / "constitution.yaml")
-        told = {j.judge: j for j in reach(load_run(out), old, new).judges}
+        told = {j.judge: j for j in measure_reach(load_run(out), old, new).judges}
         result = run_experiment(path, out)
         asked = server.asked[questions:]
     assert questions and len(asked) == questions / 2
@@ -135,7 +135,7 @@ def test_words_that_only_a_program_stands_for_change_nothing(
         old = load_constitution(tmp_path / "constitution.yaml")
         say(tmp_path, neat="It does not go on and on.")
         new = load_constitution(tmp_path / "constitution.yaml")
-        told = reach(load_run(out), old, new)
+        told = measure_reach(load_run(out), old, new)
         result: RunResult = run_experiment(path, out)
         assert len(server.asked) == questions
     assert (result.ran, result.reused) == (0, 4)
@@ -154,7 +154,7 @@ def test_a_model_that_is_asked_about_a_checked_principle_is_asked_again(
         old = load_constitution(tmp_path / "constitution.yaml")
         say(tmp_path, neat="It does not go on and on.")
         new = load_constitution(tmp_path / "constitution.yaml")
-        told = reach(load_run(out), old, new)
+        told = measure_reach(load_run(out), old, new)
         run_experiment(path, out)
         assert len(server.asked) == questions * 1.5
     assert told.unknown == ("neat",)

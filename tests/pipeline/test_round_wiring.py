@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.config.experiment import Experiment
 from rlaif.constitution.model import Constitution
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Completion, Judgement, Preference, content_hash, make_prompt
@@ -19,6 +18,7 @@ from rlaif.core.store import Store
 from rlaif.core.yamlio import load_yaml, validate
 from rlaif.data.sources import PromptSet
 from rlaif.judges.build import build_judge
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.manifest import write_rounds
 from rlaif.pipeline.plan.base import PlanInputs, Planned, round_prompts
 from rlaif.pipeline.plan.unroll import make_plan

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from rlaif.core.labelled import given_pair
 from rlaif.core.records import Judgement, Status
 from rlaif.data.readers.base import make_pair, user
-from rlaif.metrics.verdicts import verdict
+from rlaif.metrics.verdicts import make_verdict
 from rlaif.preferences.aggregate import (
     answer_probability,
     candidate_scores,
@@ -336,7 +336,7 @@ def test_a_benchmark_and_a_label_step_read_the_same_judgements_alike(made: list[
         )
         for j in made
     ]
-    measured = verdict(pair, judgements).prob
+    measured = make_verdict(pair, judgements).prob
     given = given_pair(pair)
     label = verdicts([given], {"j": judgements}, {})[given.pair_id]
     assert measured is not None

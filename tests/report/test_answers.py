@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rlaif.config.experiment import Experiment
 from rlaif.metrics.intervals import IntervalJson
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.report.arms import answers, mark_of, marks, negated
 from rlaif.report.view import ArmRow
 

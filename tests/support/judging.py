@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.judges import YesNoJudge
 from rlaif.config.models import ModelSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import RlaifError
@@ -20,6 +19,7 @@ from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
 from rlaif.judges.base import Call, Judge
 from rlaif.judges.build import build_judge
+from rlaif.judges.yes_no import YesNoJudge
 from rlaif.pipeline.steps.judge import ask_model
 
 

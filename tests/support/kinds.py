@@ -11,14 +11,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from rlaif.config.judges import JudgeStep
 from rlaif.config.models import ModelSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.records import Completion, Judgement, content_hash, make_prompt
 from rlaif.engines.base import GenerateRequest, Model, RewardRequest, RewardResult, ScoreResult
 from rlaif.engines.fake import FakeEngine, FakeScript
 from rlaif.judges.base import Judge, roles_of
-from rlaif.judges.build import build_judge
+from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.preferences.aggregate import candidate_scores
 from tests.support.memory import Memory

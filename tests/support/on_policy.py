@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import torch
+
 from rlaif.config.methods import METHODS
 from rlaif.config.models import ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.local.encoding import Encoding
 from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
+from rlaif.kernels.device import pick_device
+from rlaif.train.job import TrainJob
 from rlaif.train.rollout import Answer, Group
-from rlaif.train.run import train_on_policy
+from rlaif.train.run import find_trainer
 from rlaif.train.tokenise import load_tokenizer
 
 SIZES = {"rollouts": 24, "batch_size": 4, "max_new_tokens": 6, "precision": "fp32", "seed": 0}
@@ -81,15 +85,16 @@ def low_tokens(ids):
 
 
 def learn(folder, out, options, reward=low_tokens, collect=None, progress=None, reference=None):
-    return train_on_policy(
-        options,
-        collect or collector(folder, options, reward),
-        [],
+    job = TrainJob(
+        options=options,
+        collect=collect or collector(folder, options, reward),
         start=folder,
         reference=reference,
         out=out / "out",
         work=out / "work",
         seed=0,
+        device=torch.device(pick_device("auto")),
         fingerprint="f",
         progress=progress,
     )
+    return find_trainer(job)(job)

@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlaif.config.distill import BradleyTerryDistill
 from rlaif.config.models import ModelSpec
-from rlaif.config.training import LoraOptions, SftTrain
+from rlaif.config.training import LoraOptions
 from rlaif.core.errors import EngineError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine, whole
@@ -21,6 +20,8 @@ from rlaif.engines.builtin import resolve, weights_hash
 from rlaif.train.average import average
 from rlaif.train.export import export, from_masters
 from rlaif.train.loading import load_module
+from rlaif.train.methods.answers import SftTrain
+from rlaif.train.methods.reward_models import BradleyTerryDistill
 from rlaif.train.model import prepare
 from rlaif.train.run import train
 from tests.train.test_on_policy import learn, options_of

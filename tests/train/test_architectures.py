@@ -7,8 +7,7 @@ import pytest
 import torch
 import transformers
 
-from rlaif.config.distill import DISTILLATIONS
-from rlaif.config.methods import METHODS
+from rlaif.config.methods import DISTILLATIONS, METHODS
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.engines.base import RewardRequest

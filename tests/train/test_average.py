@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
-from rlaif.config.distill import AnyDistill
+from rlaif.config.methods import AnyDistill
 from rlaif.core.errors import ConfigError, EngineError, RlaifError
 from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
 from rlaif.train.average import average

@@ -11,8 +11,8 @@ import pytest
 from rlaif.core import checksums
 from rlaif.core.errors import StoreError
 from rlaif.core.store import Store
-from rlaif.train import metrics, reward_model
-from rlaif.train.loop import read_outcome
+from rlaif.train import checkpoint, reward_model
+from rlaif.train.job import read_outcome
 from tests.train.test_loop import Stop, _files, _options, _train
 
 NAMES = [
@@ -118,9 +118,9 @@ def test_metrics_are_flushed_before_their_checksum_is_taken(tmp_path, monkeypatc
         whole(descriptor)
 
     monkeypatch.setattr(os, "fsync", synced)
-    metrics.write(tmp_path, {"step": 1})
-    assert metrics.seen(tmp_path)["size"] > 0
-    assert flushed == [str(tmp_path / metrics.FILE)]
+    checkpoint.write_row(tmp_path, {"step": 1})
+    assert checkpoint.describe_rows(tmp_path)["size"] > 0
+    assert flushed == [str(tmp_path / checkpoint.ROWS)]
 
 
 def test_a_checkpoint_of_the_version_before_is_gone_on_from(stopped, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from rlaif.config.distill import AnyDistill, LinearDistill
+from rlaif.config.methods import AnyDistill
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import RlaifError
 from rlaif.engines.base import RewardRequest
@@ -17,8 +17,10 @@ from rlaif.engines.build import load_engine
 from rlaif.train.depth import cut, depths
 from rlaif.train.fits import Comparisons, Features, fit_depth
 from rlaif.train.loading import load_module
-from rlaif.train.probe import fit_reward_model, read_depths
+from rlaif.train.methods.heads import LinearDistill
+from rlaif.train.probe import read_depths
 from rlaif.train.reward_model import by_prompt
+from rlaif.train.run import train
 from rlaif.train.tokenise import encode, load_tokenizer
 
 CPU = torch.device("cpu")
@@ -72,8 +74,8 @@ def step(**keys) -> LinearDistill:
 
 
 def fitted(start: Path, folder: Path, preferences, **keys):
-    where = (start, folder / "rm", folder / "work", 0, CPU)
-    return fit_reward_model(step(**keys), preferences, {}, [], *where), folder / "rm"
+    where = (start, None, folder / "rm", folder / "work", 0, "cpu")
+    return train(step(**keys), preferences, {}, *where), folder / "rm"
 
 
 def test_states_at_a_depth_are_those_of_a_model_cut_there(deep, tmp_path, make_preferences):

@@ -9,15 +9,16 @@ import torch
 from msgspec.structs import replace
 from pydantic import TypeAdapter
 
-from rlaif.config.distill import AnyDistill
+from rlaif.config.methods import AnyDistill
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Judgement
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine
-from rlaif.train.probe import binned, fit_reward_model, ratings
-from rlaif.train.reward_model import by_prompt, examples_of, prepared
-from rlaif.train.run import train
+from rlaif.train.job import TrainJob
+from rlaif.train.probe import binned, ratings
+from rlaif.train.reward_model import by_prompt, prepared
+from rlaif.train.run import find_trainer, train
 from rlaif.train.tokenise import Example
 
 CPU = torch.device("cpu")
@@ -36,8 +37,17 @@ def distil(start: Path, folder: Path, preferences, **keys):
 
 def fitted(start: Path, folder: Path, preferences, judgements=(), **keys):
     step = options(precision="fp32", **keys)
-    where = (start, folder / "rm", folder / "work", 0, CPU)
-    return fit_reward_model(step, preferences, {}, judgements, *where), folder / "rm"
+    job = TrainJob(
+        step,
+        start,
+        folder / "rm",
+        folder / "work",
+        0,
+        CPU,
+        preferences=preferences,
+        judgements=judgements,
+    )
+    return find_trainer(job)(job), folder / "rm"
 
 
 def results(folder: Path, preferences):
@@ -280,7 +290,7 @@ def test_what_cannot_teach_is_refused_in_words(tmp_path, make_model, make_prefer
 def test_methods_that_ask_for_scores_say_which_pairs_have_none() -> None:
     pair = Example("f_1", "p_1", [1], ([2], [3]), scores=(None, None))
     with pytest.raises(RlaifError, match="cost: 2 of 2 answers have no score"):
-        examples_of([pair], options(method="cost"))
+        options(method="cost").arrange_examples([pair])
     with pytest.raises(RlaifError, match="1 of 1 pairs have no margin"):
-        examples_of([pair], options(method="bradley_terry", margin="score"))
-    assert examples_of([pair], options(method="bradley_terry")) == [pair]
+        options(method="bradley_terry", margin="score").arrange_examples([pair])
+    assert options(method="bradley_terry").arrange_examples([pair]) == [pair]

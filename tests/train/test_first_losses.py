@@ -14,19 +14,20 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from rlaif.config.distill import DISTILLATIONS
 from rlaif.config.gates import Gates
-from rlaif.config.methods import METHODS
+from rlaif.config.methods import DISTILLATIONS, METHODS
 from rlaif.core.records import Preference
+from rlaif.core.resources import find_object
+from rlaif.train.job import TrainJob
 from rlaif.train.loading import load_module
 from rlaif.train.losses import policy as policies
 from rlaif.train.losses import preference
 from rlaif.train.losses import reward as rewards
 from rlaif.train.model import prepare
+from rlaif.train.on_policy import train_on_policy
 from rlaif.train.policy_tasks import PolicyTask
-from rlaif.train.preference import PAIR_LOSSES
 from rlaif.train.rollout import Answer, Group, add_advantages, measure
-from rlaif.train.run import train, train_on_policy
+from rlaif.train.run import train
 
 CPU = torch.device("cpu")
 LOG2 = math.log(2)
@@ -127,7 +128,7 @@ WORSE = [pair(1, "ccc", "ab")]
 
 def first(folder, start, reference, preferences, **keys):
     keys = {"precision": "fp32", "learning_rate": 1e-6, **keys}
-    options = (METHODS | DISTILLATIONS)[keys["method"]].model_validate(keys)
+    options = {**METHODS, **DISTILLATIONS}[keys["method"]].model_validate(keys)
     out, work = folder / "out", folder / "work"
     return train(options, preferences, {}, start, reference, out, work, 0, "cpu").metrics
 
@@ -240,9 +241,20 @@ def group(tokenizer, prompt, *answers):
 
 def learn(folder: Path, start, reference, options, collect, progress=None):
     work = folder / "work"
-    train_on_policy(
-        options, collect, [], start, reference, folder / "out", work, 0, "f", "cpu", progress
+    out = folder / "out"
+    job = TrainJob(
+        options,
+        start,
+        out,
+        work,
+        0,
+        CPU,
+        reference=reference,
+        collect=collect,
+        fingerprint="f",
+        progress=progress,
     )
+    train_on_policy(job)
     return [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -519,9 +531,9 @@ DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS | DISTILLATIONS)
+@pytest.mark.parametrize("method", {**METHODS, **DISTILLATIONS})
 def test_the_defaults_of_a_method(method):
-    fields = (METHODS | DISTILLATIONS)[method].model_fields
+    fields = {**METHODS, **DISTILLATIONS}[method].model_fields
     found = {
         name: field.get_default(call_default_factory=True)
         for name, field in fields.items()
@@ -530,10 +542,13 @@ def test_the_defaults_of_a_method(method):
     assert found == DEFAULTS[method]
 
 
+PAIRED = [name for name, spec in METHODS.items() if hasattr(spec, "LOSS")]
+
+
 @pytest.mark.parametrize(
     ("method", "function"),
     [
-        *((name, function) for name, function in PAIR_LOSSES.items()),
+        *((name, find_object(METHODS[name].LOSS)) for name in PAIRED),
         ("kto", preference.kto),
         ("grpo", policies.group_advantages),
         ("grpo", policies.clipped_policy_loss),

@@ -9,12 +9,12 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-from rlaif.config.distill import BradleyTerryDistill
 from rlaif.config.methods import METHODS
 from rlaif.core.errors import RlaifError
 from rlaif.train import run as run_module
 from rlaif.train.loading import load_module
 from rlaif.train.losses import preference as losses
+from rlaif.train.methods.reward_models import BradleyTerryDistill
 from rlaif.train.model import prepare
 from rlaif.train.preference import KtoTask, add_mismatched
 from rlaif.train.run import train

@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 
-from rlaif.config.distill import AnyDistill
+from rlaif.config.methods import AnyDistill
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.base import RewardRequest
@@ -20,7 +20,7 @@ from rlaif.engines.builtin import weights_hash
 from rlaif.train import members
 from rlaif.train.average import average
 from rlaif.train.loading import load_module
-from rlaif.train.members import train_members
+from rlaif.train.run import train
 
 KEYS = {"learning_rate": 1e-2, "batch_size": 4, "epochs": 4, "precision": "fp32", "lora": {"r": 2}}
 
@@ -31,7 +31,7 @@ def options(**changes: Any) -> Any:
 
 def distil(start: Path, folder: Path, preferences, seed: int = 0, **keys: Any):
     out, work = folder / "rm", folder / "work"
-    return train_members(options(), preferences, {}, start, out, work, seed, "cpu", **keys), out
+    return train(options(), preferences, {}, start, None, out, work, seed, "cpu", **keys), out
 
 
 def engine_of(folder: Path) -> Any:
@@ -115,15 +115,15 @@ def test_a_killed_training_goes_on_with_the_member_under_way(
     ensemble, make_model, make_preferences, tmp_path, monkeypatch
 ):
     trained: list[Path] = []
-    real = members.train
+    real = members.find_trainer
 
-    def dies_at_second(*given: Any, **keys: Any):
-        trained.append(given[5])
+    def dies_at_second(job: Any):
+        trained.append(job.out)
         if len(trained) == 2:
             raise KeyboardInterrupt
-        return real(*given, **keys)
+        return real(job)
 
-    monkeypatch.setattr(members, "train", dies_at_second)
+    monkeypatch.setattr(members, "find_trainer", dies_at_second)
     with pytest.raises(KeyboardInterrupt):
         distil(make_model(0), tmp_path, make_preferences(8))
     assert not (tmp_path / "rm").exists()

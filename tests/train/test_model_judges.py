@@ -13,18 +13,16 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from rlaif.config.judges import JudgeStep
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Completion, Judgement, content_hash, make_prompt
 from rlaif.engines.base import Model
 from rlaif.engines.build import load_engine
 from rlaif.judges.base import roles_of
-from rlaif.judges.build import build_judge
+from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.kernels.heads import HeadConfig, LinearHead
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.train.export import export_head
-from rlaif.train.members import train_members
 from rlaif.train.tokenise import encode, load_tokenizer
 from tests.support.memory import Memory
 
@@ -135,12 +133,13 @@ def test_members_with_other_tokenizers_each_read_the_text_in_their_own(
 
 
 def test_an_ensemble_of_adapters_is_all_of_its_members(make_model, make_preferences, tmp_path):
-    from rlaif.config.distill import BradleyTerryDistill
+    from rlaif.train.methods.reward_models import BradleyTerryDistill
+    from rlaif.train.run import train
 
     keys = {"learning_rate": 1e-2, "batch_size": 4, "precision": "fp32", "lora": {"r": 2}}
     step = BradleyTerryDistill.model_validate({**keys, "members": 2})
     out = tmp_path / "rm"
-    train_members(step, make_preferences(4), {}, make_model(0), out, tmp_path / "w", 0, "cpu")
+    train(step, make_preferences(4), {}, make_model(0), None, out, tmp_path / "w", 0, "cpu")
     one = linear(make_model(1), tmp_path / "one", 1)
     folders = {"rm": out, "one": one}
     plain = judged({"kind": "reward_model", "by": "rm"}, {"by": out})
@@ -160,7 +159,7 @@ def test_an_ensemble_of_adapters_is_all_of_its_members(make_model, make_preferen
 def test_a_reward_model_says_how_far_an_answer_is_from_its_training(
     make_model, make_preferences, tmp_path
 ):
-    from rlaif.config.distill import BradleyTerryDistill
+    from rlaif.train.methods.reward_models import BradleyTerryDistill
     from rlaif.train.run import train
 
     step = BradleyTerryDistill.model_validate({"batch_size": 8, "precision": "fp32"})

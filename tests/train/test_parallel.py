@@ -11,11 +11,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from rlaif.config.distill import BradleyTerryDistill
 from rlaif.config.methods import METHODS
-from rlaif.config.training import DpoTrain
 from rlaif.core.errors import ConfigError, EngineError, RlaifError, StoreError
 from rlaif.train import checkpoint, parallel
+from rlaif.train.methods.pairs import DpoTrain
+from rlaif.train.methods.reward_models import BradleyTerryDistill
 from rlaif.train.run import train
 
 SHARED = {
@@ -118,9 +118,9 @@ import os
 import sys
 from pathlib import Path
 
-from rlaif.train import metrics, worker
+from rlaif.train import checkpoint, worker
 
-write_row = metrics.write
+write_row = checkpoint.write_row
 
 
 def last_row(work, row):
@@ -129,7 +129,7 @@ def last_row(work, row):
         os._exit(1)
 
 
-metrics.write = last_row
+checkpoint.write_row = last_row
 sys.exit(worker.main(Path(sys.argv[1])))
 """
 BF16 = """
@@ -138,10 +138,10 @@ from pathlib import Path
 
 import torch
 
-from rlaif.train import run, worker
+from rlaif.train import job, worker
 
 # This machine may have no bf16 instructions, and would compute in fp32.
-run.compute_dtype = lambda *_: torch.bfloat16
+job.compute_dtype = lambda *_: torch.bfloat16
 sys.exit(worker.main(Path(sys.argv[1])))
 """
 

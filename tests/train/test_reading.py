@@ -15,9 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from rlaif.cli import cli
-from rlaif.config.distill import BradleyTerryDistill
 from rlaif.config.models import ModelSpec
-from rlaif.config.training import DpoTrain
 from rlaif.core.chat import ChatSettings
 from rlaif.core.errors import EngineError
 from rlaif.core.records import Preference
@@ -25,6 +23,8 @@ from rlaif.engines.base import GenerateRequest, RewardRequest, Sampling, ScoreRe
 from rlaif.engines.build import load_engine
 from rlaif.engines.local.reward import reward_position
 from rlaif.train.average import average
+from rlaif.train.methods.pairs import DpoTrain
+from rlaif.train.methods.reward_models import BradleyTerryDistill
 from rlaif.train.run import train
 from tests.support.templates import GPT_OSS, QWEN3, R1, ZEPHYR
 from tests.support.templates import tokenizer as made_tokenizer

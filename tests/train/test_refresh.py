@@ -6,11 +6,10 @@ import json
 from typing import Any
 
 import pytest
-import torch
 from msgspec.structs import replace
 from pydantic import TypeAdapter
 
-from rlaif.config.distill import AnyDistill
+from rlaif.config.methods import AnyDistill
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Preference
@@ -18,8 +17,8 @@ from rlaif.core.store import Store
 from rlaif.engines.build import load_engine
 from rlaif.metrics.intervals import Interval
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.train.probe import fit_reward_model
 from rlaif.train.reward_model import accuracy, is_stale, keep, read_trained, split, write_trained
+from rlaif.train.run import train
 
 LINEAR = {"method": "linear", "precision": "fp32"}
 
@@ -51,8 +50,8 @@ def test_a_model_that_the_newest_pairs_fool_is_stale_and_one_that_they_do_not_is
     tmp_path, make_model, make_preferences
 ):
     step, pairs = options(**LINEAR), make_preferences(30)
-    where = (make_model(0), tmp_path / "rm", tmp_path / "work", 0, torch.device("cpu"))
-    fit_reward_model(step, pairs[:20], {}, [], *where)
+    where = (make_model(0), tmp_path / "rm", tmp_path / "work", 0, "cpu")
+    train(step, pairs[:20], {}, where[0], None, *where[1:])
     engine = load_engine(ModelSpec(path=str(where[1]), dtype="float32"), where[1], "rm")
     found = accuracy(engine, pairs[20:], step)
     assert found.mean >= 0.9 and found.n == 10

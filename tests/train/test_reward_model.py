@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlaif.config.distill import BradleyTerryDistill
 from rlaif.config.models import ModelSpec
 from rlaif.config.training import LoraOptions
 from rlaif.core.errors import EngineError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import is_reward_model, load_engine
 from rlaif.train.loading import load_module
+from rlaif.train.methods.reward_models import BradleyTerryDistill
 from rlaif.train.model import prepare
 from rlaif.train.run import train
 from rlaif.train.tokenise import encode

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from rlaif.cli import cli
 from rlaif.core.errors import ConfigError
-from rlaif.train.metrics import Tracked, open_trackers
+from rlaif.train.trackers import Tracked, open_trackers
 
 
 def test_tensorboard_has_every_steps_numbers(tmp_path, make_model):

@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from rlaif.config.training import (
+from rlaif.train.loading import load_module
+from rlaif.train.methods.pairs import (
     ApoZeroTrain,
     DpoTrain,
     HingeTrain,
@@ -15,7 +16,6 @@ from rlaif.config.training import (
     NcaTrain,
     RobustTrain,
 )
-from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
 from rlaif.train.preference import PreferenceTask, SftTask, compute_reference
 from rlaif.train.tokenise import Example

@@ -31,7 +31,7 @@ class Planted:
     slot: Slot | None = None
 
 
-def planted(judge: Judge, names: Sequence[str]) -> list[Planted]:
+def plan_attacks(judge: Judge, names: Sequence[str]) -> list[Planted]:
     """The attacks on a judge: what names a verdict names each slot's in turn, where it compares."""
     found = []
     for name in names:
@@ -60,7 +60,7 @@ def measure_attack(
         return None, Cost()
     sides = [_worse_is_first(pairs[n], clean.verdicts[n], seed) for n in places]
     changed = [
-        _attacked(pairs[n], first, one.attack, aim, seed)
+        _plant_attack(pairs[n], first, one.attack, aim, seed)
         for n, first in zip(places, sides, strict=True)
     ]
     judged = ask(changed, clean.judgements)
@@ -71,8 +71,8 @@ def measure_attack(
             first,
             clean.verdicts[n],
             said,
-            _score(clean.judgements, _side(pairs[n], first), entrant),
-            _score(judged.judgements, _side(pair, first), entrant),
+            _score_of_answer(clean.judgements, _answer_on_side(pairs[n], first), entrant),
+            _score_of_answer(judged.judgements, _answer_on_side(pair, first), entrant),
         )
         for n, first, pair, said in zip(places, sides, changed, judged.verdicts, strict=True)
     ]
@@ -90,13 +90,15 @@ def _worse_is_first(pair: LabelledPair, said: Verdict, seed: int) -> bool:
     return int(content_hash("side", seed, pair.pair_id), 16) % 2 == 0
 
 
-def _side(pair: LabelledPair, first: bool) -> Completion:
+def _answer_on_side(pair: LabelledPair, first: bool) -> Completion:
     return pair.first if first else pair.second
 
 
-def _attacked(pair: LabelledPair, first: bool, attack: str, aim: Aim, seed: int) -> LabelledPair:
+def _plant_attack(
+    pair: LabelledPair, first: bool, attack: str, aim: Aim, seed: int
+) -> LabelledPair:
     own = int(content_hash("attack", seed, pair.pair_id, length=8), 16)
-    answer = _side(pair, first)
+    answer = _answer_on_side(pair, first)
     text = ATTACKS[attack](answer.text, own, aim)
     made = structs.replace(
         answer,
@@ -107,7 +109,9 @@ def _attacked(pair: LabelledPair, first: bool, attack: str, aim: Aim, seed: int)
     return replace(pair, first=made) if first else replace(pair, second=made)
 
 
-def _score(judgements: Sequence[Judgement], answer: Completion, entrant: Entrant) -> float | None:
+def _score_of_answer(
+    judgements: Sequence[Judgement], answer: Completion, entrant: Entrant
+) -> float | None:
     """An answer's own score; None where the judge compares, or gave none."""
     own = [j for j in judgements if j.subject == answer.completion_id and len(j.shown) == 1]
     return candidate_scores(own, entrant.weights).get(answer.completion_id) if own else None

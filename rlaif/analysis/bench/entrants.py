@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from rlaif.config.bench import JudgesFile
-from rlaif.config.judging import JudgeBase
+from pydantic import Field, model_validator
+
+from rlaif.config.base import Strict
 from rlaif.config.models import ModelSpec, thinking_of
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
@@ -17,11 +19,27 @@ from rlaif.core.yamlio import Lines, load_yaml, suggest, validate
 from rlaif.engines.base import Model
 from rlaif.engines.build import known_capabilities
 from rlaif.judges.base import Judge, roles_of
-from rlaif.judges.build import JUDGES, build_judge
+from rlaif.judges.build import BASELINES, JUDGES, JudgeStep, build_judge
+from rlaif.judges.specs import JudgeBase
 from rlaif.pipeline.plan.walk import replace_path
 from rlaif.pipeline.prepare import model_key
 
-BASELINES = ("longer", "first", "random", "overlap", "perplexity")
+
+class JudgesFile(Strict):
+    """Judges, the models that their `by` names (`policy` is the command's --model), and the
+    constitution that they follow."""
+
+    models: dict[str, ModelSpec] = {}
+    constitution: str | None = None
+    judges: Annotated[list[JudgeStep], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _ids_differ(self) -> JudgesFile:
+        ids = [judge.id for judge in self.judges]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"judge ids must differ; {twice} is used twice (set `id:`)")
+        return self
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,7 @@ def find_entrants(
     gives log-probs, and asks the first such model. Raises ConfigError."""
     found: list[Entrant] = []
     for text in texts:
-        found += _named(text, model, constitution)
+        found += _read_named(text, model, constitution)
     if with_baselines:
         able = any(_gives_logprobs(m) for e in found for m in e.models.values())
         names = [n for n in BASELINES if n != "perplexity" or able]
@@ -62,7 +80,7 @@ def find_entrants(
             (m.spec for e in found for m in e.models.values() if _gives_logprobs(m)), model
         )
         for name in names:
-            found += [] if name in taken else _named(name, asked, None)
+            found += [] if name in taken else _read_named(name, asked, None)
     ids = [e.judge.id for e in found]
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
@@ -74,16 +92,16 @@ def _gives_logprobs(model: Model) -> bool:
     return "token_logprobs" in (known_capabilities(model.spec) or ())
 
 
-def _named(text: str, model: ModelSpec, constitution: str | None) -> list[Entrant]:
+def _read_named(text: str, model: ModelSpec, constitution: str | None) -> list[Entrant]:
     if text in JUDGES or ":" in text:
         name = text.rsplit(":", 1)[-1]
         spec = validate(JudgesFile, {"judges": [{"kind": text, "id": name}]}, {}, f"--judge {text}")
-        return _entrants(spec, model, constitution, None, {})
+        return _make_entrants(spec, model, constitution, None, {})
     if Path(text).is_dir():
-        name = _slug(Path(text).resolve().name)
+        name = _slug_of_folder(Path(text).resolve().name)
         judge = {"kind": "reward_model", "id": name, "by": text}
         spec = validate(JudgesFile, {"judges": [judge]}, {}, f"--judge {text}")
-        return _entrants(spec, model, constitution, None, {})
+        return _make_entrants(spec, model, constitution, None, {})
     if Path(text).suffix not in (".yaml", ".yml"):
         raise ConfigError(
             f"--judge {text}: neither a kind of judge, nor a YAML file of judges, nor a folder of "
@@ -91,24 +109,24 @@ def _named(text: str, model: ModelSpec, constitution: str | None) -> list[Entran
         )
     path = find(text)
     data, lines = load_yaml(path)
-    return _entrants(validate(JudgesFile, data, lines, path), model, constitution, path, lines)
+    return _make_entrants(validate(JudgesFile, data, lines, path), model, constitution, path, lines)
 
 
-def _slug(name: str) -> str:
+def _slug_of_folder(name: str) -> str:
     """A folder's name as a judge's id: a letter, then letters, digits, `-` and `_`."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
     return plain if plain[:1].isascii() and plain[:1].isalpha() else f"rm-{plain}".rstrip("-")
 
 
-def _entrants(
+def _make_entrants(
     file: JudgesFile, model: ModelSpec, constitution: str | None, path: Path | None, lines: Lines
 ) -> list[Entrant]:
     named = file.constitution or constitution
     rules = load_constitution(find(named, path)) if named is not None else None
-    return [_entrant(spec, file, model, rules, path, lines) for spec in file.judges]
+    return [_make_entrant(spec, file, model, rules, path, lines) for spec in file.judges]
 
 
-def _entrant(
+def _make_entrant(
     spec: JudgeBase,
     file: JudgesFile,
     model: ModelSpec,
@@ -122,7 +140,7 @@ def _entrant(
     names = spec.asks()
     models: dict[str, Model] = {}
     for role in roles_of(judge):
-        asked = _model(names[role], file, model, path)
+        asked = _find_model(names[role], file, model, path)
         if asked is None:
             hint = suggest(names[role], ["policy", *file.models])
             place = ("judges", [j.id for j in file.judges].index(spec.id))
@@ -133,7 +151,7 @@ def _entrant(
     return Entrant(judge, spec.kind, models, weights)
 
 
-def _model(name: str, file: JudgesFile, model: ModelSpec, path: Path | None) -> Model | None:
+def _find_model(name: str, file: JudgesFile, model: ModelSpec, path: Path | None) -> Model | None:
     """The model of a judge's `by`: one of the file's, `policy` for the command's, or a folder."""
     if name in file.models:
         spec = file.models[name]

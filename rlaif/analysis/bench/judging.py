@@ -12,7 +12,7 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Judgement, content_hash
 from rlaif.core.store import StepFolder, Store
 from rlaif.judges.base import Answered, Call, Judge, is_staged
-from rlaif.metrics.verdicts import Cost, Verdict, total_cost, verdict
+from rlaif.metrics.verdicts import Cost, Verdict, make_verdict, total_cost
 from rlaif.pipeline.experiment import StepProgress
 from rlaif.pipeline.steps import judge as judge_step
 from rlaif.pipeline.steps.asking import Group, Kept, verdicts_by_group
@@ -35,29 +35,38 @@ class Judged:
     step: str = ""
 
 
+@dataclass(frozen=True)
+class Workplace:
+    """Where judges are asked, and what they said is kept."""
+
+    store: Store
+    engines: Engines
+    progress: StepProgress
+
+
 def judge_pairs(
+    work: Workplace,
     entrant: Entrant,
     pairs: Sequence[LabelledPair],
     seed: int,
-    store: Store,
-    engines: Engines,
-    progress: StepProgress,
     known: Sequence[Judgement] = (),
 ) -> Judged:
     """The pairs judged, and stored. Where a judge looks at one answer at a time, an answer that has
     a judgement in `known` is not judged again, and costs nothing more."""
     judge = entrant.judge
     calls = [judge.calls(p.prompt, [p.first, p.second], seed) for p in pairs]
-    groups = _groups(judge, pairs, calls, {j.subject for j in known})
-    step = _hash(entrant, groups, seed)
-    folder = store.step(step)
+    groups = _group_answers(judge, pairs, calls, {j.subject for j in known})
+    step = _hash_step(entrant, groups, seed)
+    folder = work.store.step(step)
     marker = folder.done()
-    progress.begin_step(judge.id)
+    work.progress.begin_step(judge.id)
     if marker is None:
         folder.repair()
     kept = Kept(folder)
-    asked, began = _unanswered(calls, kept), time.monotonic()
-    by_group = verdicts_by_group(judge, entrant.models, engines, groups, seed, kept, progress)
+    asked, began = _count_unanswered(calls, kept), time.monotonic()
+    by_group = verdicts_by_group(
+        judge, entrant.models, work.engines, groups, seed, kept, work.progress
+    )
     if marker is None:
         _refuse_all_failed(judge, by_group, folder)
         wall = round(time.monotonic() - began, 4) if asked else None
@@ -74,21 +83,21 @@ def judge_pairs(
     if is_staged(judge):
         by_pair = _by_answers(pairs, groups, by_group)
         total = total_cost(map(_answer_cost, (*kept.answers.values(), *kept.reasons.values())))
-        costs = [_share(total, len(pairs))] * len(pairs)
+        costs = [_share_cost(total, len(pairs))] * len(pairs)
     else:
         by_pair = _by_call(calls, judged)
         each = _call_costs((call for own in calls for call in own), kept)
         total = total_cost(each.values())
         costs = [_pair_cost(own, each) for own in calls]
     said = [
-        verdict(pair, own, entrant.weights, cost)
+        make_verdict(pair, own, entrant.weights, cost)
         for pair, own, cost in zip(pairs, by_pair, costs, strict=True)
     ]
     wall, asked = marker.get("wall_seconds"), marker.get("asked_pairs", 0)
     return Judged(said, judged, total, wall, asked, step)
 
 
-def _unanswered(calls: Sequence[Sequence[Call]], kept: Kept) -> int:
+def _count_unanswered(calls: Sequence[Sequence[Call]], kept: Kept) -> int:
     """How many pairs have a question to a model that was not answered before."""
     known = kept.answers.keys() | kept.judgements.keys()
     return sum(any(c.request is not None and c.call_id not in known for c in own) for own in calls)
@@ -99,16 +108,18 @@ def _refuse_all_failed(
 ) -> None:
     made = [j for own in by_group for j in own]
     who = f"of judge {judge.id}"
-    refuse_all_failed(f"verdicts {who}", f"calls {who}", len(made), failures(made), folder.path)
+    refuse_all_failed(
+        f"verdicts {who}", f"calls {who}", len(made), count_failures(made), folder.path
+    )
 
 
-def failures(judgements: Iterable[Judgement]) -> Counter[str]:
+def count_failures(judgements: Iterable[Judgement]) -> Counter[str]:
     """Why judgements failed, and how many."""
     failed = (j for j in judgements if j.status == "failed")
     return Counter(j.error or "no reason was given" for j in failed)
 
 
-def _groups(
+def _group_answers(
     judge: Judge,
     pairs: Sequence[LabelledPair],
     calls: Sequence[Sequence[Call]],
@@ -176,13 +187,13 @@ def _pair_cost(calls: Sequence[Call], each: Mapping[str, Cost]) -> Cost:
     return total_cost(each[name] for name in names if name in each)
 
 
-def _share(whole: Cost, count: int) -> Cost:
+def _share_cost(whole: Cost, count: int) -> Cost:
     """A part of a cost, where verdicts rest on several answers and no pair's own are told."""
     parts = {name: value / count for name, value in asdict(whole).items() if value is not None}
     return Cost(**parts)
 
 
-def _hash(entrant: Entrant, groups: Sequence[Group], seed: int) -> str:
+def _hash_step(entrant: Entrant, groups: Sequence[Group], seed: int) -> str:
     return content_hash(
         "judge-bench",
         judge_step.VERSION,

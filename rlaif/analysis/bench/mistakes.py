@@ -20,7 +20,7 @@ NEAR, FAR = 1.1, 2.0
 """Lengths within a factor of NEAR are alike; beyond FAR one is far longer."""
 
 
-def mistakes(
+def find_mistakes(
     judge: str, pairs: Sequence[LabelledPair], judged: Judged, store: Store
 ) -> list[dict[str, Any]]:
     """JSON-ready, the pairs on which judge and label decided for different answers, the surest
@@ -32,13 +32,13 @@ def mistakes(
     ]
     wrong.sort(key=lambda item: (-item[0], item[1].pair_id))
     said = _by_answers(judged.judgements)
-    kept = [(pair, v, _said(pair, said)) for _, pair, v in wrong[:MOST]]
+    kept = [(pair, v, _find_said(pair, said)) for _, pair, v in wrong[:MOST]]
     calls = {call for *_, own in kept for j in own for call in j.rests_on}
     behind = {}
     for row in store.step(judged.step).rows("answers") if calls else ():
         if row["call_id"] in calls:
             behind[row["call_id"]] = row
-    return [_entry(judge, pair, v, own, behind) | {"of": len(wrong)} for pair, v, own in kept]
+    return [_make_entry(judge, pair, v, own, behind) | {"of": len(wrong)} for pair, v, own in kept]
 
 
 def _by_answers(judgements: Iterable[Judgement]) -> dict[frozenset[str], list[Judgement]]:
@@ -48,14 +48,16 @@ def _by_answers(judgements: Iterable[Judgement]) -> dict[frozenset[str], list[Ju
     return found
 
 
-def _said(pair: LabelledPair, said: Mapping[frozenset[str], list[Judgement]]) -> list[Judgement]:
+def _find_said(
+    pair: LabelledPair, said: Mapping[frozenset[str], list[Judgement]]
+) -> list[Judgement]:
     """What was said of the two answers together, or of each."""
     ids = [pair.first.completion_id, pair.second.completion_id]
     together = said.get(frozenset(ids), [])
     return together or [j for name in ids for j in said.get(frozenset([name]), [])]
 
 
-def _entry(
+def _make_entry(
     judge: str,
     pair: LabelledPair,
     verdict: Verdict,
@@ -80,12 +82,14 @@ def _entry(
         "picked": clip(worse.text),
         "lengths": [len(better.text), len(worse.text)],
         "judged_both": [row for j, row in rows if len(j.shown) > 1],
-        "judged_better": _alone(rows, better.completion_id),
-        "judged_picked": _alone(rows, worse.completion_id),
+        "judged_better": _judged_alone(rows, better.completion_id),
+        "judged_picked": _judged_alone(rows, worse.completion_id),
     }
 
 
-def _alone(rows: Sequence[tuple[Judgement, dict[str, Any]]], subject: str) -> list[dict[str, Any]]:
+def _judged_alone(
+    rows: Sequence[tuple[Judgement, dict[str, Any]]], subject: str
+) -> list[dict[str, Any]]:
     return [row for j, row in rows if len(j.shown) == 1 and j.subject == subject]
 
 

@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlaif.analysis.bench.entrants import find_entrants
-from rlaif.analysis.bench.judging import judge_pairs
-from rlaif.config.distill import LinearDistill
+from rlaif.analysis.bench.judging import Workplace, judge_pairs
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.labelled import LabelledPair
@@ -40,14 +39,15 @@ from rlaif.metrics.reward_figures import (
     best_of_n_curve,
     label_noise,
     margin_bins,
+    measure_staleness,
     reliability_of,
     reward_intervals,
-    staleness,
 )
 from rlaif.metrics.ridge import cross_validate
 from rlaif.pipeline.experiment import StepProgress
 from rlaif.pipeline.steps.load import labelled_preference
 from rlaif.train.fits import Comparisons, Features, fit_linear, spread
+from rlaif.train.methods.heads import LinearDistill
 from rlaif.train.model import compute_dtype
 from rlaif.train.probe import comparisons, read_features
 from rlaif.train.tokenise import encode, load_tokenizer, model_limits
@@ -61,8 +61,8 @@ ROUND = "round "
 """How the subset of a pair begins that a round of an experiment made."""
 
 
-@dataclass(frozen=True)
-class RewardBench:
+@dataclass(frozen=True, kw_only=True)
+class RewardRequest:
     """What is measured. `train` are the pairs that the model was trained on, where they are known;
     `scored` and `gold` are judgements of one set of answers by this model and by a judge that is
     trusted."""
@@ -77,7 +77,7 @@ class RewardBench:
 
 
 def run_reward_bench(
-    request: RewardBench, pairs: Sequence[LabelledPair], progress: StepProgress
+    request: RewardRequest, pairs: Sequence[LabelledPair], progress: StepProgress
 ) -> dict[str, Any]:
     """Everything that was measured, JSON-ready; also kept in `out` as reward.json. Rewards and
     hidden states are kept there too, and a run that was stopped goes on. Raises RlaifError."""
@@ -95,23 +95,23 @@ def run_reward_bench(
     store = Store(request.out)
     store.prepare()
     with store.locked():
-        judged = _rewards(request, decided, store, progress)
+        judged = _ask_rewards(request, decided, store, progress)
         table, kept = reward_table(decided, judged)
         result = {
             "name": request.name,
             "model": named,
             "pairs": {"n": len(kept), "left_out": len(pairs) - len(kept)},
             "settings": {"seed": request.seed},
-            **_figures(table),
-            **_trained(request, kept, table, judged),
+            **_measure_table(table),
+            **_compare_with_training(request, kept, table, judged),
             "best_of_n": _best_of_n(request),
         }
         write_atomic(request.out / "reward.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
 
-def _rewards(
-    request: RewardBench, pairs: Sequence[LabelledPair], store: Store, progress: StepProgress
+def _ask_rewards(
+    request: RewardRequest, pairs: Sequence[LabelledPair], store: Store, progress: StepProgress
 ) -> dict[str, Judgement]:
     """The judgement of every answer that has one."""
     (entrant,) = find_entrants(
@@ -119,7 +119,8 @@ def _rewards(
     )
     engines = EnginePool(store)
     try:
-        found = judge_pairs(entrant, pairs, request.seed, store, engines, progress).judgements
+        work = Workplace(store, engines, progress)
+        found = judge_pairs(work, entrant, pairs, request.seed).judgements
     finally:
         progress.finish()
         engines.close()
@@ -178,7 +179,7 @@ def reward_table(
     return RewardTable(*(np.asarray(n) for n in names), *columns), kept
 
 
-def _figures(table: RewardTable) -> dict[str, Any]:
+def _measure_table(table: RewardTable) -> dict[str, Any]:
     groups = {
         "subset": table.subset.tolist(),
         "labelled by": table.source.tolist(),
@@ -192,7 +193,7 @@ def _figures(table: RewardTable) -> dict[str, Any]:
         if name.startswith(ROUND)
     }
     return {
-        "staleness": staleness(rounds),
+        "staleness": measure_staleness(rounds),
         "figures": {n: i.to_json() for n, i in reward_intervals(table).items()},
         "accuracy_by": {
             name: {label: i.to_json() for label, i in found.items()}
@@ -203,7 +204,7 @@ def _figures(table: RewardTable) -> dict[str, Any]:
     }
 
 
-def _best_of_n(request: RewardBench) -> list[dict[str, Any]]:
+def _best_of_n(request: RewardRequest) -> list[dict[str, Any]]:
     """The curve over the answers that both have scored."""
     gold = {j.subject: j.score for j in request.gold if j.score is not None}
     both: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -236,8 +237,8 @@ class _Seen:
         return found
 
 
-def _trained(
-    request: RewardBench,
+def _compare_with_training(
+    request: RewardRequest,
     pairs: Sequence[LabelledPair],
     table: RewardTable,
     judged: Mapping[str, Judgement],
@@ -245,17 +246,17 @@ def _trained(
     """The most wrong pairs with what made them so; and with the training pairs at hand the learning
     curve, suspect labels, and accuracy by distance from the training."""
     wrong = [int(i) for i in np.argsort(table.gap, kind="stable")[:SHOWN] if table.gap[i] < 0]
-    explained = [_explained(pairs[i], judged) for i in wrong]
+    explained = [_explain_pair(pairs[i], judged) for i in wrong]
     if not request.train:
         return {"most_wrong": explained}
-    known = _seen(request, request.train)
-    tested = _seen(request, [labelled_preference(p) for p in pairs])
+    known = _read_seen(request, request.train)
+    tested = _read_seen(request, [labelled_preference(p) for p in pairs])
     ids = [labelled_preference(p).preference_id for p in pairs]
     gaps = dict(zip(ids, table.gap.tolist(), strict=True))
     place = {p.preference_id: i for i, p in enumerate(tested.pairs)}
     for i, row in zip(wrong, explained, strict=True):
         if ids[i] in place:
-            row["nearest"] = _nearest(tested.gaps[place[ids[i]]], known)
+            row["nearest"] = _find_nearest(tested.gaps[place[ids[i]]], known)
     return {
         "most_wrong": explained,
         "learning_curve": _learning_curve(known, tested, request),
@@ -264,7 +265,7 @@ def _trained(
     }
 
 
-def _explained(pair: LabelledPair, judged: Mapping[str, Judgement]) -> dict[str, Any]:
+def _explain_pair(pair: LabelledPair, judged: Mapping[str, Judgement]) -> dict[str, Any]:
     chosen, rejected = (
         dict(judged[side.completion_id].distribution or {}) for side in (pair.first, pair.second)
     )
@@ -276,7 +277,7 @@ def _explained(pair: LabelledPair, judged: Mapping[str, Judgement]) -> dict[str,
     }
 
 
-def _seen(request: RewardBench, preferences: Sequence[Preference]) -> _Seen:
+def _read_seen(request: RewardRequest, preferences: Sequence[Preference]) -> _Seen:
     options = LinearDistill(method="linear")
     device = torch.device(pick_device("auto"))
     once = list({p.preference_id: p for p in preferences if p.paired}.values())
@@ -303,19 +304,26 @@ def _seen(request: RewardBench, preferences: Sequence[Preference]) -> _Seen:
     return _Seen(kept, features, comparisons(examples))
 
 
-def _nearest(gap: Floats, known: _Seen) -> list[dict[str, Any]]:
+def _find_nearest(gap: Floats, known: _Seen) -> list[dict[str, Any]]:
     return [
         {
             "cosine": cosine,
-            "prompt": known.pairs[i].prompt[-1]["content"],
-            "chosen": known.pairs[i].chosen[0]["content"],
-            "rejected": known.pairs[i].rejected[0]["content"],
+            **_texts_of(known.pairs[i]),
         }
         for i, cosine in nearest(gap, known.gaps, SHOWN)
     ]
 
 
-def _learning_curve(known: _Seen, tested: _Seen, request: RewardBench) -> list[dict[str, Any]]:
+def _texts_of(pair: Preference) -> dict[str, str]:
+    """The last question of a pair and its answers."""
+    return {
+        "prompt": pair.prompt[-1]["content"],
+        "chosen": pair.chosen[0]["content"],
+        "rejected": pair.rejected[0]["content"],
+    }
+
+
+def _learning_curve(known: _Seen, tested: _Seen, request: RewardRequest) -> list[dict[str, Any]]:
     """Accuracy of linear heads on this model's features, fitted on growing shares of the training
     prompts in an order drawn by the seed."""
     prompts = sorted(set(known.features.names))
@@ -365,9 +373,7 @@ def _label_noise(known: _Seen, seed: int) -> dict[str, Any]:
         "share": share,
         "suspects": [
             {
-                "prompt": known.pairs[i].prompt[-1]["content"],
-                "chosen": known.pairs[i].chosen[0]["content"],
-                "rejected": known.pairs[i].rejected[0]["content"],
+                **_texts_of(known.pairs[i]),
                 "prob": float(found.predictions[i]),
             }
             for i in worst
@@ -377,7 +383,7 @@ def _label_noise(known: _Seen, seed: int) -> dict[str, Any]:
 
 
 def _by_distance(
-    known: _Seen, tested: _Seen, gaps: Mapping[str, float], request: RewardBench
+    known: _Seen, tested: _Seen, gaps: Mapping[str, float], request: RewardRequest
 ) -> dict[str, Any]:
     """The accuracy by how far the farther answer lies from the training answers."""
     region = fit_region(known.features.last.double().numpy())

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from rlaif.analysis.bench.attacking import measure_attack, planted
+from rlaif.analysis.bench.attacking import measure_attack, plan_attacks
 from rlaif.analysis.bench.entrants import Entrant, find_entrants
-from rlaif.analysis.bench.judging import Judged, failures, judge_pairs
+from rlaif.analysis.bench.judging import Workplace, count_failures, judge_pairs
 from rlaif.analysis.bench.mistakes import FILE as MISTAKES
-from rlaif.analysis.bench.mistakes import mistakes
+from rlaif.analysis.bench.mistakes import find_mistakes
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
-from rlaif.core.records import Judgement, content_hash
-from rlaif.core.store import Store, write_atomic, write_jsonl
+from rlaif.core.records import content_hash
+from rlaif.core.store import write_atomic, write_jsonl
 from rlaif.core.yamlio import suggest
 from rlaif.judges.attacks import ATTACKS
 from rlaif.judges.questions import judgement_notes
@@ -39,10 +39,9 @@ from rlaif.metrics.verdicts import VerdictTable, total_cost, verdict_table
 from rlaif.metrics.words import commonest
 from rlaif.pipeline.experiment import StepProgress
 from rlaif.pipeline.single_step import asking
-from rlaif.pipeline.steps.context import Engines
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchRequest:
     """What is measured, and how. `repeats` is how often each judge judges every pair, for its
     consistency with itself; `author` is the name under which its own answers appear in the pairs
@@ -77,18 +76,21 @@ def run_bench(
         )
     if not pairs:
         raise ConfigError(f"{request.name}: no labelled pair in it")
-    attacks = _attacks(request.attacks)
-    shown = [p.presented(request.seed) for p in _limited(pairs, request.limit)]
+    attacks = _choose_attacks(request.attacks)
+    shown = [p.presented(request.seed) for p in _limit_pairs(pairs, request.limit)]
     with asking(request.out) as (store, engines):
         try:
-            setting = _Setting(request, shown, store, engines, progress)
+            work = Workplace(store, engines, progress)
             wrong: list[dict[str, Any]] = []
-            measured = {e.judge.id: _measured(setting, e, attacks, wrong) for e in entrants}
+            measured = {
+                e.judge.id: _measure_judge(request, work, e, shown, attacks, wrong)
+                for e in entrants
+            }
             asked = engines.account.meters.summaries()
         finally:
             progress.finish()
         result = {
-            "pairs": _about(request.name, shown),
+            "pairs": _describe_pairs(request.name, shown),
             "settings": {
                 "seed": request.seed,
                 "level": 0.95,
@@ -100,14 +102,14 @@ def run_bench(
                 for name, row in asked.items()
                 if row["uncounted"] or row["estimated_cost"]
             },
-            **_together(entrants, {name: t for name, (t, _) in measured.items()}),
+            **_compare_all(entrants, {name: t for name, (t, _) in measured.items()}),
         }
         write_jsonl(request.out / MISTAKES, wrong)
         write_atomic(request.out / "bench.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
 
-def _attacks(names: Sequence[str]) -> list[str]:
+def _choose_attacks(names: Sequence[str]) -> list[str]:
     unknown = [n for n in names if n != "all" and n not in ATTACKS]
     if unknown:
         known = ["all", *ATTACKS]
@@ -115,7 +117,7 @@ def _attacks(names: Sequence[str]) -> list[str]:
     return list(ATTACKS) if "all" in names else list(dict.fromkeys(names))
 
 
-def _limited(pairs: Sequence[LabelledPair], limit: int | None) -> list[LabelledPair]:
+def _limit_pairs(pairs: Sequence[LabelledPair], limit: int | None) -> list[LabelledPair]:
     """The first `limit` by the hash of their ids, in the order of the file: the same each time,
     and no run of neighbours."""
     if limit is None or limit >= len(pairs):
@@ -124,7 +126,7 @@ def _limited(pairs: Sequence[LabelledPair], limit: int | None) -> list[LabelledP
     return [pairs[i] for i in sorted(places[:limit])]
 
 
-def _about(name: str, pairs: Sequence[LabelledPair]) -> dict[str, Any]:
+def _describe_pairs(name: str, pairs: Sequence[LabelledPair]) -> dict[str, Any]:
     return {
         "name": name,
         "n": len(pairs),
@@ -135,54 +137,37 @@ def _about(name: str, pairs: Sequence[LabelledPair]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """What is the same for every judge of a benchmark."""
-
-    request: BenchRequest
-    pairs: Sequence[LabelledPair]
-    store: Store
-    engines: Engines
-    progress: StepProgress
-
-    def ask(
-        self,
-        entrant: Entrant,
-        pairs: Sequence[LabelledPair],
-        seed: int,
-        known: Sequence[Judgement] = (),
-    ) -> Judged:
-        """See `judge_pairs`."""
-        return judge_pairs(entrant, pairs, seed, self.store, self.engines, self.progress, known)
-
-
-def _measured(
-    setting: _Setting, entrant: Entrant, attacks: Sequence[str], wrong: list[dict[str, Any]]
+def _measure_judge(
+    request: BenchRequest,
+    work: Workplace,
+    entrant: Entrant,
+    pairs: Sequence[LabelledPair],
+    attacks: Sequence[str],
+    wrong: list[dict[str, Any]],
 ) -> tuple[VerdictTable, dict[str, Any]]:
     """One judge's verdicts, and all that is said of them; its mistakes are added to `wrong`."""
-    request = setting.request
     seed = request.seed
-    runs = [setting.ask(entrant, setting.pairs, seed + k) for k in range(request.repeats)]
+    runs = [judge_pairs(work, entrant, pairs, seed + k) for k in range(request.repeats)]
     author = request.author or entrant.label
-    wrong += mistakes(entrant.judge.id, setting.pairs, runs[0], setting.store)
-    table = verdict_table(setting.pairs, [run.verdicts for run in runs], author)
+    wrong += find_mistakes(entrant.judge.id, pairs, runs[0], work.store)
+    table = verdict_table(pairs, [run.verdicts for run in runs], author)
     subsets = subset_intervals(table)
     attacked = {
         one.name: measure_attack(
             entrant,
             one,
-            setting.pairs,
+            pairs,
             runs[0],
-            lambda pairs, known: setting.ask(entrant, pairs, seed, known),
+            lambda changed, known: judge_pairs(work, entrant, changed, seed, known),
             seed,
         )
-        for one in planted(entrant.judge, attacks)
+        for one in plan_attacks(entrant.judge, attacks)
     }
     return table, {
         "kind": entrant.kind,
         "model": entrant.label,
         "baseline": entrant.baseline,
-        **_figures(table, seed),
+        **_measure_table(table, seed),
         "subsets": {
             subset: {name: i.to_json() for name, i in part.items()}
             for subset, part in subsets.items()
@@ -191,11 +176,11 @@ def _measured(
         "attacks": {name: found for name, (found, _) in attacked.items()},
         "total": asdict(total_cost([*(r.cost for r in runs), *(c for _, c in attacked.values())])),
         "wall_seconds_per_pair": runs[0].wall / runs[0].asked if runs[0].wall else None,
-        "failures": commonest(failures(j for run in runs for j in run.judgements)),
+        "failures": commonest(count_failures(j for run in runs for j in run.judgements)),
     }
 
 
-def _figures(table: VerdictTable, seed: int) -> dict[str, Any]:
+def _measure_table(table: VerdictTable, seed: int) -> dict[str, Any]:
     """The headline agreement flat, every other figure by name, and what has no interval."""
     found = {n: i.to_json() for n, i in judge_intervals(table).items()}
     headline = found.pop("agreement", None)
@@ -218,7 +203,7 @@ def _figures(table: VerdictTable, seed: int) -> dict[str, Any]:
     }
 
 
-def _together(entrants: Sequence[Entrant], tables: Mapping[str, VerdictTable]) -> dict[str, Any]:
+def _compare_all(entrants: Sequence[Entrant], tables: Mapping[str, VerdictTable]) -> dict[str, Any]:
     """Each two judges compared, and how many independent votes the asked ones are worth."""
     compared = []
     for first, second in combinations(tables, 2):

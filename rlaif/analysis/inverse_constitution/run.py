@@ -10,12 +10,12 @@ from typing import Any
 
 from rlaif.analysis.inverse_constitution.propose import (
     Candidate,
-    clusters,
+    cluster_texts,
     proposal_request,
     read_proposals,
-    similar,
+    similarity_of,
 )
-from rlaif.analysis.inverse_constitution.rank import Ranked, rank
+from rlaif.analysis.inverse_constitution.rank import Ranked, rank_principles
 from rlaif.analysis.inverse_constitution.vote import PrincipleVotes
 from rlaif.core.chat import CUT
 from rlaif.core.errors import ConfigError
@@ -63,7 +63,7 @@ class Inferred:
         return [row for row in self.ranked if row.kept]
 
 
-def infer(
+def infer_principles(
     labelled: Iterable[LabelledPair],
     model: Model,
     engines: Engines,
@@ -73,21 +73,23 @@ def infer(
 ) -> Inferred:
     """The principles behind the labels. Run again after a kill it goes on after the last whole
     batch. Raises ConfigError when no pair has a preferred answer or nothing usable was proposed."""
-    pairs = sampled(labelled, options)
-    texts = _proposals(pairs[: options.proposing], model, engines, store, options.seed, progress)
+    pairs = sample_pairs(labelled, options)
+    texts = _make_proposals(
+        pairs[: options.proposing], model, engines, store, options.seed, progress
+    )
     if not texts:
         raise ConfigError(
             f"{model.label} proposed nothing that reads as a principle (a line of 4 to 40 words) "
             f"for any of {len(pairs[: options.proposing])} pairs; use a larger model"
         )
-    vectors, how, threshold = similar(sorted(set(texts)))
-    candidates = clusters(texts, vectors, threshold, options.candidates)
-    votes = _votes(pairs, candidates, model, engines, store, options.seed, progress)
-    ranked = rank(candidates, votes, pairs)
-    return Inferred(tuple(ranked), len(pairs), len(texts), how, _longer(pairs))
+    vectors, how, threshold = similarity_of(sorted(set(texts)))
+    candidates = cluster_texts(texts, vectors, threshold, options.candidates)
+    votes = _ask_votes(pairs, candidates, model, engines, store, options.seed, progress)
+    ranked = rank_principles(candidates, votes, pairs)
+    return Inferred(tuple(ranked), len(pairs), len(texts), how, _share_longer(pairs))
 
 
-def sampled(labelled: Iterable[LabelledPair], options: InferOptions) -> list[LabelledPair]:
+def sample_pairs(labelled: Iterable[LabelledPair], options: InferOptions) -> list[LabelledPair]:
     """At most `options.pairs` different pairs with a preferred answer, in an order by the seed. A
     pair that several people labelled has the mean of their labels."""
     labels: dict[str, list[float]] = defaultdict(list)
@@ -104,7 +106,7 @@ def sampled(labelled: Iterable[LabelledPair], options: InferOptions) -> list[Lab
     return [decided[name] for name in order[: options.pairs]]
 
 
-def _proposals(
+def _make_proposals(
     pairs: Sequence[LabelledPair],
     model: Model,
     engines: Engines,
@@ -141,7 +143,7 @@ def _proposals(
     ]
 
 
-def _votes(
+def _ask_votes(
     pairs: Sequence[LabelledPair],
     candidates: Sequence[Candidate],
     model: Model,
@@ -159,6 +161,6 @@ def _votes(
     return judge_labelled(judge, model, engines, pairs, store.step(digest), progress, seed)
 
 
-def _longer(pairs: Sequence[LabelledPair]) -> float:
+def _share_longer(pairs: Sequence[LabelledPair]) -> float:
     sides = [sided(len(p.first.text) - len(p.second.text), p.label or 0.0) for p in pairs]
     return sum(sides) / len(sides)

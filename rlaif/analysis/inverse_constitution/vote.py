@@ -58,12 +58,12 @@ class PrincipleVotes:
         """Two calls per candidate for the two completions of a pair."""
         first, second = usable(completions)
         return [
-            self._call(prompt, shown, candidate, seed)
+            self._make_call(prompt, shown, candidate, seed)
             for candidate in self.candidates
             for shown in ((first, second), (second, first))
         ]
 
-    def _call(
+    def _make_call(
         self, prompt: Prompt, shown: tuple[Completion, Completion], candidate: Candidate, seed: int
     ) -> Call:
         name = call_id(self.judge_hash, shown, candidate.id)
@@ -83,7 +83,7 @@ class PrincipleVotes:
         if isinstance(result, GenerateResult):
             if result.finish_reason == "failed":
                 return without_value(self, call, annotator_id, "failed", self.template)
-            raw, shares = result.text, _written(result)
+            raw, shares = result.text, _read_written(result)
         else:
             scored = label_result(result)
             if scored is None:
@@ -110,7 +110,7 @@ class PrincipleVotes:
         ]
 
 
-def _written(result: GenerateResult) -> dict[str, float] | None:
+def _read_written(result: GenerateResult) -> dict[str, float] | None:
     """All on the 1, 2 or 0 that opens a written answer, or that it says is better; None where there
     is none, or several."""
     text, cut = result.text, result.finish_reason == "length"

@@ -35,9 +35,9 @@ from rlaif.data.readers import (
     ultrafeedback,
     verl,
 )
-from rlaif.data.readers.base import Format, Found, ReadRow, at, attempt
-from rlaif.data.readers.columns import mapped
-from rlaif.data.rows import Placed, Row, Source, source_rows, stop
+from rlaif.data.readers.base import Format, Found, ReadRow, try_reading, value_at
+from rlaif.data.readers.columns import format_of_map
+from rlaif.data.rows import Placed, Row, Source, raise_fault, source_rows
 
 FORMATS: dict[str, Format] = {
     "hhh": hhh.FORMAT,
@@ -47,7 +47,7 @@ FORMATS: dict[str, Format] = {
     "oasst": oasst.MESSAGES,
     "oasst_trees": oasst.TREES,
     "ppe_correctness": ppe.FORMAT,
-    **presets.formats(),
+    **presets.load_presets(),
     "autoj": autoj.FORMAT,
     "alpaca_eval": alpaca_eval.FORMAT,
     "alpaca_eval_outputs": alpaca_eval.OUTPUTS,
@@ -119,7 +119,7 @@ def read_labelled(
     cannot be told, or, at the end, no row of it gave a pair.
     """
     reading = LabelledReading("", FORMATS["trl"], iter(()))
-    return _read(reading, source, from_, columns, on_error, _pair_alone)
+    return _start_reading(reading, source, from_, columns, on_error, _pair_alone)
 
 
 def read_answers(
@@ -130,13 +130,13 @@ def read_answers(
 ) -> Reading:
     """As `read_labelled`, with the answers that stand alone: all that a model is trained on."""
     reading = Reading("", FORMATS["trl"], iter(()))
-    return _read(reading, source, from_, columns, on_error, lambda found: found)
+    return _start_reading(reading, source, from_, columns, on_error, lambda found: found)
 
 
 R = TypeVar("R", bound=Reading)
 
 
-def _read(
+def _start_reading(
     reading: R,
     source: Source,
     from_: str | None,
@@ -146,23 +146,27 @@ def _read(
 ) -> R:
     if from_ is not None and columns is not None:
         raise ConfigError(f"format {from_!r} and a column map: give one of them")
-    given = format_named(from_) if from_ is not None else mapped(columns) if columns else None
+    given = (
+        format_named(from_) if from_ is not None else format_of_map(columns) if columns else None
+    )
 
     def skip(fault: ConfigError) -> None:
         reading.skipped.append(str(fault))
 
-    on_fault = stop if on_error == "fail" else skip
+    on_fault = raise_fault if on_error == "fail" else skip
     rows = source_rows(source, on_fault)
     head = next(rows, None)
     if head is None:
         raise ConfigError(nothing_read(0, reading.skipped), str(source))
-    reading.name = "columns" if columns else from_ or detect(head[1], source)
+    reading.name = "columns" if columns else from_ or detect_format(head[1], source)
     reading.format = given or FORMATS[reading.name]
-    read = _reader(reading.format, source)
+    read = _open_reader(reading.format, source)
 
     def found() -> Iterator[Found]:
         some = False
-        for place, row in _grouped(_counted(chain([head], rows), reading), reading.format.group):
+        for place, row in _group_rows(
+            _count_rows(chain([head], rows), reading), reading.format.group
+        ):
             for one in map(wanted, _found_and_faults(read, row, place, reading.name)):
                 if isinstance(one, ConfigError):
                     on_fault(one)
@@ -176,7 +180,7 @@ def _read(
     return reading
 
 
-def _reader(format_: Format, source: Source) -> ReadRow:
+def _open_reader(format_: Format, source: Source) -> ReadRow:
     if format_.open is None:
         return format_.read
     if not isinstance(source, Path):
@@ -184,7 +188,7 @@ def _reader(format_: Format, source: Source) -> ReadRow:
     return format_.open(source)
 
 
-def _counted(rows: Placed, reading: Reading) -> Placed:
+def _count_rows(rows: Placed, reading: Reading) -> Placed:
     for place, row in rows:
         reading.rows += 1
         reading.columns |= row.keys()
@@ -192,17 +196,17 @@ def _counted(rows: Placed, reading: Reading) -> Placed:
         yield place, row
 
 
-def _grouped(rows: Placed, key: str | None) -> Placed:
+def _group_rows(rows: Placed, key: str | None) -> Placed:
     """The rows, or those with the same value under `key` that follow one another as one."""
     if key is None:
         yield from rows
         return
-    for _, group in groupby(rows, lambda placed: canonical(at(placed[1], key))):
+    for _, group in groupby(rows, lambda placed: canonical_text(value_at(placed[1], key))):
         given = list(group)
         yield given[0][0], {"rows": [row for _, row in given]}
 
 
-def canonical(value: Any) -> str:
+def canonical_text(value: Any) -> str:
     """A text that equal values share."""
     return json.dumps(value, sort_keys=True, default=str)
 
@@ -237,10 +241,10 @@ def _found_and_faults(
 
 def _other_format(row: Row, place: str, name: str) -> str | None:
     """The format that a row is found to be, where it is another one that reads it."""
-    known = _detected(row)
+    known = _detect_name(row)
     if known is None or known == name or FORMATS[known].open or FORMATS[known].group:
         return None
-    found = attempt(lambda: list(FORMATS[known].read(row, place)))
+    found = try_reading(lambda: list(FORMATS[known].read(row, place)))
     if isinstance(found, ConfigError) or not found:
         return None
     return None if any(isinstance(one, ConfigError) for one in found) else known
@@ -253,10 +257,10 @@ def format_named(name: str) -> Format:
     return FORMATS[name]
 
 
-def detect(row: Row, source: Source | str = "") -> str:
+def detect_format(row: Row, source: Source | str = "") -> str:
     """The name of the format that fits a row. Raises ConfigError with what was seen and how to map
     it."""
-    found = _detected(row)
+    found = _detect_name(row)
     if found is not None:
         return found
     listed = "\n".join(f"  {name}: {known.about}" for name, known in FORMATS.items())
@@ -277,14 +281,14 @@ PROMPTS_ALONE = (
 )
 
 
-def _detected(row: Row) -> str | None:
+def _detect_name(row: Row) -> str | None:
     for name, known in FORMATS.items():
-        if all(_has(row, pattern) for pattern in known.columns) and known.fits(row):
+        if all(_has_column(row, pattern) for pattern in known.columns) and known.fits(row):
             return name
     return None
 
 
-def _has(row: Mapping[str, object], pattern: str) -> bool:
+def _has_column(row: Mapping[str, object], pattern: str) -> bool:
     return any(fnmatchcase(str(key), pattern) for key in row)
 
 

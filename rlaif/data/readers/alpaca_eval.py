@@ -5,17 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlaif.core.errors import ConfigError
-from rlaif.core.labelled import LabelledPair
-from rlaif.data.readers.base import (
-    Format,
-    ReadRow,
-    make_pair,
-    name_of,
-    number_of,
-    single_turn,
-    text_of,
-    user,
-)
+from rlaif.data.readers.base import Format, ReadRow, describe_pairs, number_of, text_of
 from rlaif.data.rows import Row, file_rows
 
 
@@ -34,24 +24,30 @@ def preference_of(row: Row, place: str) -> float | None:
     return 0.5 if preference == 0 else preference - 1
 
 
-def read(row: Row, place: str) -> list[LabelledPair]:
-    """The pair in a row: `first` is output_1, most often the baseline's."""
+def _read_label(row: Row, _column: str, place: str) -> float | None:
     second = preference_of(row, place)
-    return [
-        make_pair(
-            place,
-            user(text_of(row, "instruction", place)),
-            (text_of(row, "output_1", place), text_of(row, "output_2", place)),
-            None if second is None else 1 - second,
-            subset=name_of(row, "dataset", place),
-            authors=(name_of(row, "generator_1", place), name_of(row, "generator_2", place)),
-            annotator=name_of(row, "annotator", place),
-            annotator_kind="ai",
-        )
-    ]
+    return None if second is None else 1 - second
 
 
-def baselines(path: Path) -> dict[str, Row]:
+FORMAT = describe_pairs(
+    "AlpacaEval annotations: instruction, output_1, output_2, preference (1 to 2)",
+    {
+        "instruction": "prompt",
+        "dataset": "subset",
+        "output_1": "first",
+        "generator_1": "first_author",
+        "output_2": "second",
+        "generator_2": "second_author",
+        "annotator": "annotator",
+        "preference": "label",
+    },
+    (_read_label, lambda pair: None if pair.label is None else 2 - pair.label),
+    annotator_kind="ai",
+)
+"""`first` is output_1, most often the baseline's."""
+
+
+def read_baselines(path: Path) -> dict[str, Row]:
     """The rows of a file of outputs by instruction. Raises ConfigError."""
     found: dict[str, Row] = {}
     for place, row in file_rows(path):
@@ -87,37 +83,15 @@ def _open_outputs(path: Path) -> ReadRow:
             "(instruction, output, generator) beside this file, with `baseline` in the file's name",
             path,
         )
-    outputs = baselines(beside)
-    return lambda row, place: read(with_baseline(row, place, outputs), place)
+    outputs = read_baselines(beside)
+    return lambda row, place: FORMAT.read(with_baseline(row, place, outputs), place)
 
 
-def write(pair: LabelledPair) -> Row:
-    """A row with both outputs."""
-    first, second = pair.authors or (None, None)
-    return {
-        "instruction": single_turn(pair),
-        "dataset": pair.subset,
-        "output_1": pair.first.text,
-        "generator_1": first,
-        "output_2": pair.second.text,
-        "generator_2": second,
-        "annotator": pair.annotator,
-        "preference": None if pair.label is None else 2 - pair.label,
-    }
-
-
-FORMAT = Format(
-    about="AlpacaEval annotations: instruction, output_1, output_2, preference (1 to 2)",
-    columns=("instruction", "output_1", "output_2", "preference"),
-    optional=("dataset", "generator_1", "generator_2", "annotator"),
-    read=read,
-    write=write,
-)
 OUTPUTS = Format(
     about="AlpacaEval preferences: instruction, output, generator, preference (1 to 2); the "
     "baseline's outputs in a file beside",
     columns=("instruction", "output", "generator", "preference"),
     optional=("dataset", "annotator"),
-    read=read,
+    read=FORMAT.read,
     open=_open_outputs,
 )

@@ -3,16 +3,21 @@ columns, and MT-bench's human judgements."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import AnnotatorKind, Message
-from rlaif.data.readers.base import Format, at, label_of, make_pair, missing, name_of, number_of
+from rlaif.data.readers.base import (
+    Format,
+    is_missing,
+    label_of,
+    make_pair,
+    name_of,
+    number_of,
+    value_at,
+)
 from rlaif.data.readers.trl import part_conversations
 from rlaif.data.rows import Row
-from rlaif.data.turns import brief, conversation
+from rlaif.data.turns import brief, conversation, parse_json
 
 WINNER: dict[str, float | None] = {
     "model_a": 1.0,
@@ -25,26 +30,28 @@ SIDES = ("conversation_a", "conversation_b")
 AUTHORS = ("model_a", "model_b")
 
 
-def read(row: Row, place: str) -> list[LabelledPair]:
+def read_pair(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row, model_a's answer first. `turn` says which turn was judged."""
     turn = number_of(row, "turn", place)
     first, second = (
-        conversation(_json(row.get(side)), "assistant", side, place)[
+        conversation(parse_json(row.get(side), (list,)), "assistant", side, place)[
             : None if turn is None else 2 * int(turn)
         ]
         for side in SIDES
     )
     judge = name_of(row, "judge", place)
     kind: AnnotatorKind = "ai" if judge is not None and judge.startswith("gpt") else "human"
-    return [_pair(row, place, (first, second), label_of(row, "winner", WINNER, place), judge, kind)]
+    return [
+        _make_vote(row, place, (first, second), label_of(row, "winner", WINNER, place), judge, kind)
+    ]
 
 
 def read_kaggle(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row whose prompts and responses are lists of turns, written as JSON."""
-    asked = _texts(row, "prompt", place)
+    asked = _read_texts(row, "prompt", place)
     sides: list[list[Message]] = []
     for key in ("response_a", "response_b"):
-        said = _texts(row, key, place)
+        said = _read_texts(row, key, place)
         if len(said) != len(asked):
             raise ConfigError(f"{place}: {key} has {len(said)} turns, and prompt {len(asked)}")
         turns: list[Message] = []
@@ -55,10 +62,10 @@ def read_kaggle(row: Row, place: str) -> list[LabelledPair]:
     won = [label for key, label in WINNERS.items() if number_of(row, key, place) == 1]
     if len(won) > 1:
         raise ConfigError(f"{place}: more than one of {', '.join(WINNERS)} is 1")
-    return [_pair(row, place, (sides[0], sides[1]), won[0] if won else None)]
+    return [_make_vote(row, place, (sides[0], sides[1]), won[0] if won else None)]
 
 
-def _pair(
+def _make_vote(
     row: Row,
     place: str,
     sides: tuple[list[Message], list[Message]],
@@ -80,43 +87,36 @@ def _pair(
     )
 
 
-def _json(value: Any) -> Any:
-    """A list that a column holds as JSON text; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-    return found if isinstance(found, list) else value
-
-
-def _texts(row: Row, key: str, place: str) -> list[str]:
-    value = _json(row.get(key))
+def _read_texts(row: Row, key: str, place: str) -> list[str]:
+    value = parse_json(row.get(key), (list,))
     found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or missing(value) or not all(isinstance(t, str) for t in found):
+    if (
+        not isinstance(found, list)
+        or is_missing(value)
+        or not all(isinstance(t, str) for t in found)
+    ):
         raise ConfigError(f"{place}: {key} is {brief(value)}; a list of texts was expected")
     return found
 
 
-def _numbered(row: Row) -> bool:
+def _numbers_questions(row: Row) -> bool:
     """MT-bench numbers its questions; the arenas name theirs by a hash."""
-    return isinstance(at(row, "question_id"), int)
+    return isinstance(value_at(row, "question_id"), int)
 
 
 MT_BENCH = Format(
     about="MT-bench human judgements: conversation_a, conversation_b, winner, judge, turn",
     columns=(*SIDES, "winner", "judge", "turn"),
     optional=("question_id", *AUTHORS),
-    read=read,
-    fits=_numbered,
+    read=read_pair,
+    fits=_numbers_questions,
     left="the second turns, whose conversations part before the last answer",
 )
 FORMAT = Format(
     about="LMSYS and LMArena votes: conversation_a, conversation_b, winner, model_a, model_b",
     columns=(*SIDES, "winner"),
     optional=(*AUTHORS, "judge", "turn", "language"),
-    read=read,
+    read=read_pair,
 )
 KAGGLE = Format(
     about="LMSYS arena 55k: prompt, response_a, response_b, winner_model_a, _model_b, _tie",

@@ -9,17 +9,17 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
-    attempt,
+    is_missing,
     label_of,
+    list_of,
     make_pair,
-    missing,
     name_of,
     single_turn,
     text_of,
+    try_reading,
     user,
 )
 from rlaif.data.rows import Row
-from rlaif.data.turns import brief
 
 PROMPTS = ("prompt", "instruction", "question")
 ANSWERS = (
@@ -31,19 +31,19 @@ ANSWERS = (
 QUESTION = "preference"
 
 
-def read(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
+def read_pair(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     """One pair for every submitted response; where there is none, one for the suggestion, which is
     a model's; otherwise one without a label."""
-    question = _question(row, place)
-    fields = _answers(row, place)
+    question = _find_question(row, place)
+    fields = _find_answers(row, place)
     prompt = user(text_of(row, next((k for k in PROMPTS if k in row), PROMPTS[0]), place))
-    meaning = _meaning(fields)
+    meaning = _label_meaning(fields)
     found: list[tuple[float | ConfigError | None, str | None, Any]] = [
-        (attempt(label_of, {question: value}, question, meaning, place), who, "human")
-        for value, who in _submitted(row, question, place)
+        (try_reading(label_of, {question: value}, question, meaning, place), who, "human")
+        for value, who in _read_submitted(row, question, place)
     ]
     suggested = row.get(f"{question}.suggestion")
-    if not found and not missing(suggested):
+    if not found and not is_missing(suggested):
         meant = label_of({question: suggested}, question, meaning, place)
         found = [(meant, name_of(row, f"{question}.suggestion.agent", place), "ai")]
     answers = (text_of(row, fields[0], place), text_of(row, fields[1], place))
@@ -54,7 +54,7 @@ def read(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
             yield make_pair(place, prompt, answers, label, annotator=who, annotator_kind=kind)
 
 
-def _question(row: Row, place: str) -> str:
+def _find_question(row: Row, place: str) -> str:
     found = [key.removesuffix(".responses") for key in row if key.endswith(".responses")]
     if len(found) == 1 or QUESTION in found:
         return QUESTION if QUESTION in found else found[0]
@@ -63,21 +63,23 @@ def _question(row: Row, place: str) -> str:
     )
 
 
-def _answers(row: Row, place: str) -> tuple[str, str]:
+def _find_answers(row: Row, place: str) -> tuple[str, str]:
     for first, second in ANSWERS:
         if first in row and second in row:
             return first, second
     raise ConfigError(f"{place}: no response1 and response2 among {sorted(map(str, row))}")
 
 
-def _meaning(fields: tuple[str, str]) -> dict[str, float | None]:
+def _label_meaning(fields: tuple[str, str]) -> dict[str, float | None]:
     first, second = fields
     return {first: 1.0, second: 0.0, "1": 1.0, "2": 0.0, "tie": 0.5}
 
 
-def _submitted(row: Row, question: str, place: str) -> list[tuple[Any, str | None]]:
+def _read_submitted(row: Row, question: str, place: str) -> list[tuple[Any, str | None]]:
+    columns = [f"{question}.responses{part}" for part in ("", ".users", ".status")]
     values, users, states = (
-        _list(row, f"{question}.responses{part}", place) for part in ("", ".users", ".status")
+        [] if is_missing(row.get(column)) else list_of(row[column], column, place)
+        for column in columns
     )
     users = users or [None] * len(values)
     states = states or ["submitted"] * len(values)
@@ -93,16 +95,7 @@ def _submitted(row: Row, question: str, place: str) -> list[tuple[Any, str | Non
     ]
 
 
-def _list(row: Row, key: str, place: str) -> list[Any]:
-    value = row.get(key)
-    if missing(value):
-        return []
-    if not isinstance(value, list):
-        raise ConfigError(f"{place}: {key} is {brief(value)}; a list was expected")
-    return value
-
-
-def write(pair: LabelledPair) -> Row:
+def write_pair(pair: LabelledPair) -> Row:
     """A row whose label is a person's response, or a model's suggestion."""
     first, second = ANSWERS[0]
     row: Row = {"prompt": single_turn(pair), first: pair.first.text, second: pair.second.text}
@@ -124,7 +117,7 @@ FORMAT = Format(
     about="Argilla: prompt, response1, response2, and a question's .responses, .users, .status",
     columns=("*.responses",),
     optional=("*.responses.*", "*.suggestion", "*.suggestion.agent", *PROMPTS, "response*"),
-    read=read,
+    read=read_pair,
     fits=lambda row: any(first in row and second in row for first, second in ANSWERS),
-    write=write,
+    write=write_pair,
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair, SingleAnswer
@@ -31,7 +31,7 @@ ReadRow = Callable[[Row, str], Iterable[Found | ConfigError]]
 other pairs stand."""
 
 
-def _always(_row: Row) -> bool:
+def _fits_always(_row: Row) -> bool:
     return True
 
 
@@ -53,7 +53,7 @@ class Format:
     columns: tuple[str, ...]
     read: ReadRow
     optional: tuple[str, ...] = ()
-    fits: Callable[[Row], bool] = _always
+    fits: Callable[[Row], bool] = _fits_always
     write: Callable[[LabelledPair], Row] | None = None
     open: Callable[[Path], ReadRow] | None = None
     wrap: Callable[[list[Row]], Row] | None = None
@@ -65,12 +65,131 @@ class Format:
         return any(fnmatchcase(column, pattern) for pattern in (*self.columns, *self.optional))
 
 
-def attempt(make: Callable[..., T], *given: Any, **named: Any) -> T | ConfigError:
+Label = tuple[Callable[[Row, str, str], float | None], Callable[[LabelledPair], Any]]
+"""How a column says which answer is better: from a row, the column and a place to the probability
+that the first is better; and from a pair to the cell, or a ValueError where it cannot be said."""
+
+
+def describe_pairs(
+    about: str,
+    columns: Mapping[str, str],
+    label: Label | None = None,
+    annotator_kind: AnnotatorKind = "human",
+    known_by: Sequence[str] = (),
+    fits: Callable[[Row], bool] = _fits_always,
+) -> Format:
+    """A format whose rows are pairs of plain texts, read and written by a description.
+
+    `columns` says what stands in each column, in the order in which a row is written: `prompt`; the
+    answers, as `first`, `second` and a `label` or as `chosen` and `rejected`; and where a file has
+    them `subset`, `first_author`, `second_author` (of the chosen answer and of the rejected one),
+    `annotator` and the pair's `id`. `known_by` are columns that a row must have besides prompt,
+    answers and label.
+    """
+    column_of = {part: column for column, part in columns.items()}
+    sides = ("first", "second") if label else ("chosen", "rejected")
+
+    def read_row(row: Row, place: str) -> list[LabelledPair]:
+        prompt = user(text_of(row, column_of["prompt"], place))
+        first, second = (text_of(row, column_of[side], place) for side in sides)
+        if label is None:
+            refuse_equal(first, second, place)
+        won = 1.0 if label is None else label[0](row, column_of["label"], place)
+        subset, *authors, annotator = (
+            name_of(row, column_of[part], place) if part in column_of else None
+            for part in ("subset", "first_author", "second_author", "annotator")
+        )
+        return [
+            make_pair(
+                place,
+                prompt,
+                (first, second),
+                won,
+                subset=subset,
+                authors=(authors[0], authors[1]),
+                annotator=annotator,
+                annotator_kind=annotator_kind,
+            )
+        ]
+
+    def write_row(pair: LabelledPair) -> Row:
+        first, second = (pair.first, pair.second) if label else chosen_first(pair)
+        authors = (pair.authors or (None, None)) if label else better_authors(pair)
+        parts = {
+            "label": label[1](pair) if label else None,
+            "prompt": single_turn(pair),
+            sides[0]: first.text,
+            sides[1]: second.text,
+            "first_author": authors[0],
+            "second_author": authors[1],
+            "subset": pair.subset,
+            "annotator": pair.annotator,
+            "id": pair.pair_id,
+        }
+        return {column: parts[part] for column, part in columns.items()}
+
+    needed = {"prompt", "label", *sides}
+    known = [c for c, part in columns.items() if part in needed or c in known_by]
+    others = [c for c, part in columns.items() if c not in known and part != "id"]
+    return Format(about, tuple(known), read_row, tuple(others), fits, write_row)
+
+
+def coded_label(meaning: Mapping[str, float | None]) -> Label:
+    """A label whose cells are the numbers in `meaning`. A share of votes is written as its
+    majority; a tie, or no label, can only be written where a number means a tie."""
+    numbers = {label: int(number) for number, label in meaning.items()}
+
+    def write_label(pair: LabelledPair) -> int | None:
+        if 0.5 not in numbers:
+            chosen_first(pair)
+        if pair.label is None:
+            return None
+        return numbers[0.5 if pair.label == 0.5 else float(pair.label > 0.5)]
+
+    return (lambda row, column, place: label_of(row, column, meaning, place)), write_label
+
+
+def try_reading(make: Callable[..., T], *given: Any, **named: Any) -> T | ConfigError:
     """What `make` gives, or its fault as a value: for one of several answers or labels of a row."""
     try:
         return make(*given, **named)
     except ConfigError as fault:
         return fault
+
+
+def attempt_each(
+    make: Callable[..., T], items: Iterable[Any], *given: Any
+) -> tuple[list[T], list[ConfigError]]:
+    """What `make` gives of each item, and the faults of the others."""
+    made = [try_reading(make, item, *given) for item in items]
+    faults = [one for one in made if isinstance(one, ConfigError)]
+    return [one for one in made if not isinstance(one, ConfigError)], faults
+
+
+class RatedAnswer(NamedTuple):
+    """An answer among several to one prompt. The better one is worth more."""
+
+    text: str | Message
+    worth: float | None
+    author: str | None
+    score: float | None = None
+
+
+def compare_rated(first: RatedAnswer, second: RatedAnswer) -> dict[str, Any]:
+    """What `make_pair` takes of two answers."""
+    return {
+        "answers": (first.text, second.text),
+        "label": label_higher(first.worth, second.worth),
+        "authors": (first.author, second.author),
+        "scores": (first.score, second.score),
+    }
+
+
+def label_higher(first: float | None, second: float | None) -> float | None:
+    """The label where the higher number is better; None where one is missing."""
+    if first is None or second is None:
+        return None
+    return 0.5 if first == second else float(first > second)
 
 
 def make_pair(
@@ -133,7 +252,7 @@ def made_answer(
     prompt: Prompt, answer: str | Message, index: int, author: str, place: str
 ) -> Completion:
     """An answer in a file as a Completion. Raises ConfigError for text that nothing takes."""
-    messages = assistant(answer) if isinstance(answer, str) else [answer]
+    messages = assistant_turns(answer) if isinstance(answer, str) else [answer]
     whole_text([messages[0]["content"]], place)
     return Completion(
         answer_id(prompt.messages, messages),
@@ -158,59 +277,79 @@ def user(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
 
 
-def assistant(text: str) -> list[Message]:
+def assistant_turns(text: str) -> list[Message]:
     """An answer."""
     return [{"role": "assistant", "content": text}]
 
 
 def text_of(row: Row, key: str, place: str) -> str:
     """The text under `key`, which must be there; it may be empty. Raises ConfigError."""
-    value = at(row, key)
+    value = value_at(row, key)
     if not isinstance(value, str):
         shown = "missing" if value is None else f"{brief(value)}, not a text"
         raise ConfigError(f"{place}: {key} is {shown}; the row has {sorted(map(str, row))}")
     return value
 
 
-def at(row: Any, path: str) -> Any:
+def value_at(row: Any, path: str) -> Any:
     """What stands in a row under a column, or at a dotted path such as `info.post` or
     `answers.0.text`; None where there is nothing."""
     if isinstance(row, Mapping) and path in row:
         return row[path]
     first, dot, rest = path.partition(".")
     if not dot:
-        return row[int(first)] if isinstance(row, list) and _within(first, row) else None
-    inside = at(row, first)
-    return None if inside is None else at(inside, rest)
+        return row[int(first)] if isinstance(row, list) and _is_place_in(first, row) else None
+    inside = value_at(row, first)
+    return None if inside is None else value_at(inside, rest)
 
 
-def _within(place: str, row: list[Any]) -> bool:
+def _is_place_in(place: str, row: list[Any]) -> bool:
     return place.isdecimal() and int(place) < len(row)
 
 
 def name_of(row: Row, key: str, place: str) -> str | None:
     """A name or number under `key` as text; None where there is none. Raises ConfigError."""
-    value = at(row, key)
-    if missing(value) or value == "":
+    value = value_at(row, key)
+    if is_missing(value) or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ConfigError(f"{place}: {key} is {brief(value)}; a name was expected")
     return str(value)
 
 
+def list_of(value: Any, name: str, place: str) -> list[Any]:
+    """A list. Raises ConfigError."""
+    if not isinstance(value, list):
+        raise ConfigError(f"{place}: {name} is {brief(value)}; a list was expected")
+    return value
+
+
+def object_of(value: Any, name: str, place: str) -> dict[str, Any]:
+    """An object. Raises ConfigError."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place}: {name} is {brief(value)}; an object was expected")
+    return value
+
+
+def refuse_missing(lacking: Iterable[str], row: Row, place: str) -> None:
+    """Raises ConfigError that names the cells that are missing or empty, where some are."""
+    if names := ", ".join(lacking):
+        raise ConfigError(f"{place}: {names} missing or empty; the row has {sorted(map(str, row))}")
+
+
 def number_of(row: Row, key: str, place: str) -> float | None:
     """A finite number, or None where the cell is empty (null or NaN). Raises ConfigError."""
-    value = at(row, key)
-    if missing(value):
+    value = value_at(row, key)
+    if is_missing(value):
         return None
     if isinstance(value, str):
-        value = _parsed(value)
+        value = _parse_number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
-        raise ConfigError(f"{place}: {key} is {brief(at(row, key))}; a number was expected")
+        raise ConfigError(f"{place}: {key} is {brief(value_at(row, key))}; a number was expected")
     return float(value)
 
 
-def _parsed(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
     try:
         number = float(text)
     except ValueError:
@@ -218,15 +357,15 @@ def _parsed(text: str) -> float | None:
     return number if number == number else None
 
 
-def missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """Whether a cell is empty: null or NaN."""
     return value is None or (isinstance(value, float) and value != value)
 
 
 def label_of(row: Row, key: str, meaning: Mapping[str, float | None], place: str) -> float | None:
     """The label that the value under `key` means; None for an empty cell. Raises ConfigError."""
-    value = at(row, key)
-    if missing(value):
+    value = value_at(row, key)
+    if is_missing(value):
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -238,7 +377,7 @@ def label_of(row: Row, key: str, meaning: Mapping[str, float | None], place: str
 
 def turns(row: Row, key: str, role: str, place: str) -> list[Message]:
     """Text under `key` as one turn of `role`, or a list of turns. Raises ConfigError."""
-    value = at(row, key)
+    value = value_at(row, key)
     if value is None:
         raise ConfigError(f"{place}: {key} is missing; the row has {sorted(map(str, row))}")
     return conversation(value, role, key, place)
@@ -257,14 +396,14 @@ def one_answer(conversation: Sequence[Message], key: str, place: str) -> Message
 Answer = TypeVar("Answer", str, Message)
 
 
-def differing(chosen: Answer, rejected: Answer, place: str) -> tuple[Answer, Answer]:
+def refuse_equal(chosen: Answer, rejected: Answer, place: str) -> tuple[Answer, Answer]:
     """The two answers, which must not be the same. Raises ConfigError."""
     if chosen == rejected:
         raise ConfigError(f"{place}: chosen and rejected are the same text")
     return chosen, rejected
 
 
-def better(pair: LabelledPair) -> tuple[Completion, Completion]:
+def chosen_first(pair: LabelledPair) -> tuple[Completion, Completion]:
     """(chosen, rejected) of a pair that has a winner. Raises ValueError for ties and no label."""
     if pair.label is None:
         raise ValueError("nobody said which answer is better")
@@ -299,8 +438,16 @@ def better_margin(pair: LabelledPair) -> float:
 def better_authors(pair: LabelledPair) -> tuple[str | None, str | None]:
     """Who wrote (chosen, rejected) of a pair that has a winner; None twice where that is unknown.
     Raises ValueError for ties and no label."""
-    chosen, rejected = better(pair)
+    chosen, rejected = chosen_first(pair)
     return (chosen.model, rejected.model) if pair.authors else (None, None)
+
+
+def whole_conversations(pair: LabelledPair) -> tuple[list[Message], list[Message]]:
+    """The conversations that end with (chosen, rejected). Raises ValueError for ties and no
+    label."""
+    chosen, rejected = chosen_first(pair)
+    prompt = pair.prompt.messages
+    return [*prompt, *chosen.messages], [*prompt, *rejected.messages]
 
 
 def single_turn(pair: LabelledPair) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 from rlaif.config.columns import LabelColumns, RankedAnswers
 from rlaif.core.errors import ConfigError
@@ -14,25 +14,31 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Message
 from rlaif.data.readers.base import (
     Format,
-    at,
-    attempt,
+    RatedAnswer,
+    attempt_each,
+    compare_rated,
+    is_missing,
+    label_higher,
     label_of,
     make_pair,
-    missing,
     name_of,
     number_of,
+    object_of,
     one_answer,
+    refuse_missing,
+    try_reading,
     turns,
+    value_at,
 )
 from rlaif.data.readers.trl import asked_and_answered, part_conversations, split_conversations
 from rlaif.data.rows import Row
-from rlaif.data.turns import asked, brief, with_system
+from rlaif.data.turns import brief, read_asked, with_system
 
 _PLACE = re.compile(r"\{([^{}]+)\}")
 TRUE = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
-def mapped(
+def format_of_map(
     columns: LabelColumns,
     about: str = "a column map",
     needed: Sequence[str] = (),
@@ -42,21 +48,25 @@ def mapped(
     where they are more than those of the map."""
     ranked = columns.ranked
     answers = [] if ranked else list(columns.answers)
-    own = [name for name in (*_places(columns.prompt), *answers) if name]
+    own = [name for name in (*_prompt_places(columns.prompt), *answers) if name]
     if ranked is not None:
         own.append(ranked.answers or ranked.text)
-    read = partial(_read, columns) if ranked is None else partial(_read_ranked, columns, ranked)
+    read = (
+        partial(_read_pair, columns) if ranked is None else partial(_read_ranked, columns, ranked)
+    )
     return Format(
         about,
-        tuple(dict.fromkeys(_column(name) for name in (*needed, *own))),
+        tuple(dict.fromkeys(_column_of(name) for name in (*needed, *own))),
         read,
-        optional=tuple(c for name in (*own, *_others(columns)) for c in (name, _column(name))),
+        optional=tuple(
+            c for name in (*own, *_other_columns(columns)) for c in (name, _column_of(name))
+        ),
         fits=fits,
         group=None if ranked is None else ranked.group,
     )
 
 
-def _others(columns: LabelColumns) -> list[str]:
+def _other_columns(columns: LabelColumns) -> list[str]:
     """Every column of a map that is no prompt and no answer."""
     found = [
         getattr(columns, name)
@@ -73,39 +83,39 @@ def _others(columns: LabelColumns) -> list[str]:
     return [name for name in found if name is not None]
 
 
-def _column(path: str) -> str:
+def _column_of(path: str) -> str:
     """The column that a dotted path begins in."""
     return path.partition(".")[0]
 
 
-def _places(prompt: str | None) -> list[str]:
+def _prompt_places(prompt: str | None) -> list[str]:
     """The columns that make the prompt."""
     return [] if prompt is None else _PLACE.findall(prompt) or [prompt]
 
 
-def _read(columns: LabelColumns, row: Row, place: str) -> list[LabelledPair]:
+def _read_pair(columns: LabelColumns, row: Row, place: str) -> list[LabelledPair]:
     first, second = columns.answers
-    lacking = [name for name in (*_places(columns.prompt), first, second) if missing(at(row, name))]
-    if lacking:
-        raise ConfigError(
-            f"{place}: {', '.join(lacking)} missing or empty; the row has {sorted(map(str, row))}"
-        )
+    needed = (*_prompt_places(columns.prompt), first, second)
+    refuse_missing([name for name in needed if is_missing(value_at(row, name))], row, place)
     sides = (turns(row, first, "assistant", place), turns(row, second, "assistant", place))
-    prompt, answers = _texts(columns, row, sides, place)
-    scores = (_number(row, columns.first_score, place), _number(row, columns.second_score, place))
-    label, margin = _label(row, columns, scores, place)
+    prompt, answers = _read_texts(columns, row, sides, place)
+    scores = (
+        _read_number(row, columns.first_score, place),
+        _read_number(row, columns.second_score, place),
+    )
+    label, margin = _read_label(row, columns, scores, place)
     return [
         make_pair(
             place,
-            with_system(prompt, _name(row, columns.system, place)),
+            with_system(prompt, _read_name(row, columns.system, place)),
             answers,
             label,
-            subset=_name(row, columns.subset, place),
+            subset=_read_name(row, columns.subset, place),
             authors=(
-                _name(row, columns.first_author, place),
-                _name(row, columns.second_author, place),
+                _read_name(row, columns.first_author, place),
+                _read_name(row, columns.second_author, place),
             ),
-            annotator=_name(row, columns.annotator, place),
+            annotator=_read_name(row, columns.annotator, place),
             annotator_kind=columns.annotator_kind,
             scores=scores,
             margin=margin,
@@ -113,7 +123,7 @@ def _read(columns: LabelColumns, row: Row, place: str) -> list[LabelledPair]:
     ]
 
 
-def _texts(
+def _read_texts(
     columns: LabelColumns, row: Row, sides: tuple[list[Message], list[Message]], place: str
 ) -> tuple[list[Message], tuple[Message, Message]]:
     """(prompt, the two answers). A file that names the better answer has no two that are alike."""
@@ -121,86 +131,86 @@ def _texts(
         return split_conversations(*sides, place)
     if columns.prompt is None:
         return part_conversations(sides, columns.answers, place)
-    prompt = _prompt(columns.prompt, row, place)
+    prompt = _read_prompt(columns.prompt, row, place)
     if columns.chosen is not None:
         return asked_and_answered(prompt, sides, place)
     first, second = columns.answers
     return prompt, (one_answer(sides[0], first, place), one_answer(sides[1], second, place))
 
 
-def _prompt(name: str, row: Row, place: str) -> list[Message]:
+def _read_prompt(name: str, row: Row, place: str) -> list[Message]:
     if not _PLACE.search(name):
-        return asked(at(row, name), name, place)
-    text = _PLACE.sub(lambda found: _text(row, found[1], place), name)
+        return read_asked(value_at(row, name), name, place)
+    text = _PLACE.sub(lambda found: _read_text(row, found[1], place), name)
     return [{"role": "user", "content": text}]
 
 
-def _text(row: Row, name: str, place: str) -> str:
-    value = at(row, name)
-    if missing(value) or isinstance(value, (dict, list)):
+def _read_text(row: Row, name: str, place: str) -> str:
+    value = value_at(row, name)
+    if is_missing(value) or isinstance(value, (dict, list)):
         raise ConfigError(f"{place}: {name} is {brief(value)}; a text was expected")
     return str(value)
 
 
-def _name(row: Row, key: str | None, place: str) -> str | None:
+def _read_name(row: Row, key: str | None, place: str) -> str | None:
     return None if key is None else name_of(row, key, place)
 
 
-def _number(row: Row, key: str | None, place: str) -> float | None:
+def _read_number(row: Row, key: str | None, place: str) -> float | None:
     return None if key is None else number_of(row, key, place)
 
 
-def _label(
+def _read_label(
     row: Row,
     columns: LabelColumns,
     scores: tuple[float | None, float | None],
     place: str,
 ) -> tuple[float | None, float | None]:
     """The probability that the first answer is better, and by how much the better one is."""
-    margin = _number(row, columns.margin, place)
+    margin = _read_number(row, columns.margin, place)
     if columns.chosen is not None:
         return 1.0, margin
     if columns.strength is not None:
         strength = number_of(row, columns.strength, place)
         if strength is None:
             return None, margin
-        return _higher(0.0, strength), abs(strength) if margin is None else margin
+        return label_higher(0.0, strength), abs(strength) if margin is None else margin
     if columns.winners is not None:
-        return _winner(row, columns, place), margin
+        return _read_winner(row, columns, place), margin
     if columns.label is None:
-        return _higher(*scores), margin
-    return _labelled(row, columns, columns.label, place), margin
+        return label_higher(*scores), margin
+    return _read_label_column(row, columns, columns.label, place), margin
 
 
-def _labelled(row: Row, columns: LabelColumns, key: str, place: str) -> float | None:
-    if key not in row and at(row, key) is None:
+def _read_label_column(row: Row, columns: LabelColumns, key: str, place: str) -> float | None:
+    if key not in row and value_at(row, key) is None:
         raise ConfigError(f"{place}: {key} missing; the row has {sorted(map(str, row))}")
     if columns.labels is not None:
         return label_of(row, key, columns.labels.meaning(), place)
     share = number_of(row, key, place)
     if share is not None and not 0 <= share <= 1:
         raise ConfigError(
-            f"{place}: {key} is {brief(at(row, key))}; without `labels` it must be the probability "
-            "that the first answer is better, from 0 to 1"
+            f"{place}: {key} is {brief(value_at(row, key))}; without `labels` it must be the "
+            "probability that the first answer is better, from 0 to 1"
         )
     return share
 
 
-def _winner(row: Row, columns: LabelColumns, place: str) -> float | None:
+def _read_winner(row: Row, columns: LabelColumns, place: str) -> float | None:
     """What the columns of winners say; None where none of them is true."""
     assert columns.winners is not None
     names = {columns.winners.first: 1.0, columns.winners.second: 0.0}
     if columns.winners.tie is not None:
         names[columns.winners.tie] = 0.5
-    said = [label for name, label in names.items() if _true(row, name, place)]
+    said = [label for name, label in names.items() if _read_truth(row, name, place)]
     if len(said) > 1:
         raise ConfigError(f"{place}: more than one of {', '.join(names)} is true")
     return said[0] if said else None
 
 
-def _true(row: Row, name: str, place: str) -> bool:
-    value = at(row, name)
-    if missing(value):
+def _read_truth(row: Row, name: str, place: str) -> bool:
+    value = value_at(row, name)
+    if is_missing(value):
         return False
     found = TRUE.get(str(value).strip().lower())
     if found is None:
@@ -208,54 +218,38 @@ def _true(row: Row, name: str, place: str) -> bool:
     return found
 
 
-def _higher(first: float | None, second: float | None) -> float | None:
-    """The label where the higher number is better."""
-    if first is None or second is None:
-        return None
-    return 0.5 if first == second else float(first > second)
-
-
-class _Answer(NamedTuple):
-    message: Message
-    worth: float | None
-    score: float | None
-    author: str | None
-
-
 def _read_ranked(
     columns: LabelColumns, ranked: RankedAnswers, row: Row, place: str
 ) -> Iterator[LabelledPair | ConfigError]:
     """Every two answers to the prompt, in the order of the file."""
-    given = row.get("rows") if ranked.answers is None else at(row, ranked.answers)
+    given = row.get("rows") if ranked.answers is None else value_at(row, ranked.answers)
     if not isinstance(given, list) or not given:
         raise ConfigError(f"{place}: {ranked.answers} is {brief(given)}; a list was expected")
     about = given[0] if ranked.answers is None else row
     assert columns.prompt is not None
-    prompt = with_system(_prompt(columns.prompt, about, place), _name(about, columns.system, place))
-    read = [attempt(_ranked_answer, ranked, item, i, place) for i, item in enumerate(given)]
-    yield from (fault for fault in read if isinstance(fault, ConfigError))
-    answers = [answer for answer in read if not isinstance(answer, ConfigError)]
-    if len(read) < 2:
-        raise ConfigError(f"{place}: {len(read)} answers to the prompt; two at least make a pair")
+    prompt = with_system(
+        _read_prompt(columns.prompt, about, place), _read_name(about, columns.system, place)
+    )
+    answers, faults = attempt_each(_rate_answer, enumerate(given), ranked, place)
+    yield from faults
+    if len(given) < 2:
+        raise ConfigError(f"{place}: {len(given)} answers to the prompt; two at least make a pair")
     for first, second in combinations(answers, 2):
-        yield attempt(
+        yield try_reading(
             make_pair,
             place,
             prompt,
-            (first.message, second.message),
-            _higher(first.worth, second.worth),
-            subset=_name(about, columns.subset, place),
-            authors=(first.author, second.author),
-            annotator=_name(about, columns.annotator, place),
+            **compare_rated(first, second),
+            subset=_read_name(about, columns.subset, place),
+            annotator=_read_name(about, columns.annotator, place),
             annotator_kind=columns.annotator_kind,
-            scores=(first.score, second.score),
         )
 
 
-def _ranked_answer(ranked: RankedAnswers, item: Any, number: int, place: str) -> _Answer:
-    if not isinstance(item, dict):
-        raise ConfigError(f"{place}: answer {number} is {brief(item)}; an object was expected")
+def _rate_answer(numbered: tuple[int, Any], ranked: RankedAnswers, place: str) -> RatedAnswer:
+    number, item = numbered
+    object_of(item, f"answer {number}", place)
     message = one_answer(turns(item, ranked.text, "assistant", place), ranked.text, place)
-    rank, score = _number(item, ranked.rank, place), _number(item, ranked.score, place)
+    rank, score = _read_number(item, ranked.rank, place), _read_number(item, ranked.score, place)
     worth = score if rank is None else -rank
-    return _Answer(message, worth, score, _name(item, ranked.author, place))
+    return RatedAnswer(message, worth, _read_name(item, ranked.author, place), score)

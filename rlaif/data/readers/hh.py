@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Message
-from rlaif.data.readers.base import Format, better, make_pair, text_of
+from rlaif.data.readers.base import Format, make_pair, text_of, whole_conversations
 from rlaif.data.readers.trl import split_conversations
 from rlaif.data.rows import Row
-from rlaif.data.turns import MARK, TRANSCRIBED, transcript
+from rlaif.data.turns import MARK, TRANSCRIBED, read_transcript
 
 MARKS = {role: mark for mark, role in TRANSCRIBED.items()}
 
 
-def written(messages: Sequence[Message]) -> str:
+def write_transcript(messages: Sequence[Message]) -> str:
     """Turns as a transcript. Raises ValueError where a turn cannot stand in one."""
     parts = []
     for turn in messages:
@@ -27,32 +27,28 @@ def written(messages: Sequence[Message]) -> str:
     return "".join(parts)
 
 
-def read(row: Row, place: str) -> list[LabelledPair]:
+def read_pair(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row; `first` is the chosen answer."""
-    chosen = transcript(text_of(row, "chosen", place), "chosen", place)
-    rejected = transcript(text_of(row, "rejected", place), "rejected", place)
+    chosen = read_transcript(text_of(row, "chosen", place), "chosen", place)
+    rejected = read_transcript(text_of(row, "rejected", place), "rejected", place)
     prompt, answers = split_conversations(chosen, rejected, place)
     return [make_pair(place, prompt, answers, 1.0)]
 
 
-def write(pair: LabelledPair) -> Row:
+def write_pair(pair: LabelledPair) -> Row:
     """Two transcripts."""
-    chosen, rejected = better(pair)
-    prompt = pair.prompt.messages
-    return {
-        "chosen": written([*prompt, *chosen.messages]),
-        "rejected": written([*prompt, *rejected.messages]),
-    }
+    chosen, rejected = whole_conversations(pair)
+    return {"chosen": write_transcript(chosen), "rejected": write_transcript(rejected)}
 
 
-def _fits(row: Row) -> bool:
+def _fits_row(row: Row) -> bool:
     return isinstance(row["chosen"], str) and bool(MARK.match(row["chosen"]))
 
 
 FORMAT = Format(
     about="HH-RLHF: chosen and rejected transcripts of Human: and Assistant: turns",
     columns=("chosen", "rejected"),
-    read=read,
-    fits=_fits,
-    write=write,
+    read=read_pair,
+    fits=_fits_row,
+    write=write_pair,
 )

@@ -7,20 +7,20 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import Format, make_pair, text_of
 from rlaif.data.readers.trl import split_conversations
 from rlaif.data.rows import Row
-from rlaif.data.turns import transcript
+from rlaif.data.turns import read_transcript
 
 
-def read(row: Row, place: str) -> list[LabelledPair]:
+def read_pair(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row; `first` is option (A) of the multiple choice."""
-    good = transcript(text_of(row, "text_correct", place), "text_correct", place)
-    bad = transcript(text_of(row, "text_incorrect", place), "text_incorrect", place)
+    good = read_transcript(text_of(row, "text_correct", place), "text_correct", place)
+    bad = read_transcript(text_of(row, "text_incorrect", place), "text_incorrect", place)
     prompt, (better, worse) = split_conversations(good, bad, place)
-    if _option(row, "corrects", place) < _option(row, "incorrects", place):
+    if _read_option(row, "corrects", place) < _read_option(row, "incorrects", place):
         return [make_pair(place, prompt, (better, worse), 1.0)]
     return [make_pair(place, prompt, (worse, better), 0.0)]
 
 
-def _option(row: Row, key: str, place: str) -> str:
+def _read_option(row: Row, key: str, place: str) -> str:
     value = row.get(key)
     if not isinstance(value, list) or len(value) != 1 or value[0] not in (" (A)", " (B)"):
         raise ConfigError(f"{place}: {key} must be [' (A)'] or [' (B)'], not {value!r:.60}")
@@ -31,5 +31,5 @@ FORMAT = Format(
     about="HHH comparisons: text_correct, text_incorrect transcripts; corrects, incorrects options",
     columns=("corrects", "incorrects", "text_correct", "text_incorrect"),
     optional=("prompt",),
-    read=read,
+    read=read_pair,
 )

@@ -8,7 +8,16 @@ from typing import Any
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import AnnotatorKind, content_hash
-from rlaif.data.readers.base import Format, attempt, make_pair, name_of, single_turn, text_of, user
+from rlaif.data.readers.base import (
+    Format,
+    make_pair,
+    name_of,
+    object_of,
+    single_turn,
+    text_of,
+    try_reading,
+    user,
+)
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
 
@@ -16,21 +25,21 @@ VERSION = "2.0"
 UNKNOWN = "unknown"
 
 
-def read(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
+def read_pair(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     """One pair for the default annotator, or without one for each annotator that is no principle.
 
     A comparison that none of them annotated gives one pair without a label.
     """
     document = row.get("document")
     document = document if isinstance(document, dict) else {}
-    annotations = _object(row, "annotations", place)
-    annotators = _object(document, "annotators", place)
-    default = _object(document, "metadata", place).get("default_annotator")
-    kinds = {name: _kind(annotators.get(name)) for name in annotations}
+    annotations = _read_object(row, "annotations", place)
+    annotators = _read_object(document, "annotators", place)
+    default = _read_object(document, "metadata", place).get("default_annotator")
+    kinds = {name: _annotator_kind(annotators.get(name)) for name in annotations}
     wanted = [n for n in annotations if n == default or (default is None and kinds[n])]
-    sides = [_object(row, key, place) for key in ("response_a", "response_b")]
+    sides = [_read_object(row, key, place) for key in ("response_a", "response_b")]
     given: list[tuple[str | None, float | ConfigError | None, AnnotatorKind]] = [
-        (n, attempt(_label, annotations[n], place), kinds[n] or "ai") for n in wanted
+        (n, try_reading(_read_label, annotations[n], place), kinds[n] or "ai") for n in wanted
     ]
     for name, label, kind in given or [(None, None, "human")]:
         if isinstance(label, ConfigError):
@@ -41,21 +50,19 @@ def read(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
             user(text_of(row, "prompt", place)),
             (text_of(sides[0], "text", place), text_of(sides[1], "text", place)),
             label,
-            subset=name_of(_object(row, "metadata", place), "subset", place),
+            subset=name_of(_read_object(row, "metadata", place), "subset", place),
             authors=(name_of(sides[0], "model", place), name_of(sides[1], "model", place)),
-            annotator=_name(annotators.get(name or ""), name),
+            annotator=_annotator_name(annotators.get(name or ""), name),
             annotator_kind=kind,
         )
 
 
-def _object(row: Row, key: str, place: str) -> dict[str, Any]:
+def _read_object(row: Row, key: str, place: str) -> dict[str, Any]:
     value = row.get(key)
-    if not isinstance(value, dict | None):
-        raise ConfigError(f"{place}: {key} is {brief(value)}; an object was expected")
-    return value or {}
+    return {} if value is None else object_of(value, key, place)
 
 
-def _kind(annotator: Any) -> AnnotatorKind | None:
+def _annotator_kind(annotator: Any) -> AnnotatorKind | None:
     """None for a principle, which is no opinion on which answer is better."""
     kind = str(annotator.get("type")).lower() if isinstance(annotator, dict) else ""
     if kind == "principle":
@@ -63,15 +70,13 @@ def _kind(annotator: Any) -> AnnotatorKind | None:
     return "ai" if kind in ("ai", "model", "llm") else "human"
 
 
-def _name(annotator: Any, name: str | None) -> str | None:
+def _annotator_name(annotator: Any, name: str | None) -> str | None:
     known = annotator.get("name") if isinstance(annotator, dict) else None
     return known if isinstance(known, str) and known else name if name != UNKNOWN else None
 
 
-def _label(annotation: Any, place: str) -> float | None:
-    if not isinstance(annotation, dict):
-        raise ConfigError(f"{place}: an annotation is {brief(annotation)}; an object was expected")
-    pref = annotation.get("pref")
+def _read_label(annotation: Any, place: str) -> float | None:
+    pref = object_of(annotation, "an annotation", place).get("pref")
     if pref is None:
         return 0.5 if annotation.get("no_pref_reason") == "tie" else None
     if pref not in ("a", "b"):
@@ -79,7 +84,7 @@ def _label(annotation: Any, place: str) -> float | None:
     return float(pref == "a")
 
 
-def write(pair: LabelledPair) -> Row:
+def write_pair(pair: LabelledPair) -> Row:
     """One comparison; `wrap` merges those of the same pair."""
     first, second = pair.authors or (None, None)
     pref = None if pair.label in (None, 0.5) else "a" if pair.label > 0.5 else "b"
@@ -101,7 +106,7 @@ def write(pair: LabelledPair) -> Row:
     }
 
 
-def wrap(rows: list[Row]) -> Row:
+def wrap_rows(rows: list[Row]) -> Row:
     """The whole document; its default annotator is the only one there is."""
     comparisons: dict[str, Row] = {}
     annotators: Row = {}
@@ -122,8 +127,8 @@ FORMAT = Format(
     about="ICAI annotated pairs: comparisons of response_a and response_b with annotations",
     columns=("prompt", "response_a", "response_b", "annotations"),
     optional=("metadata", "document"),
-    read=read,
-    write=write,
-    wrap=wrap,
+    read=read_pair,
+    write=write_pair,
+    wrap=wrap_rows,
     left="principles, descriptions, other annotators than the default one, metadata but `subset`",
 )

@@ -10,7 +10,18 @@ from typing import Any
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Message
-from rlaif.data.readers.base import Format, at, attempt, make_pair, name_of, number_of, text_of
+from rlaif.data.readers.base import (
+    Format,
+    RatedAnswer,
+    attempt_each,
+    compare_rated,
+    make_pair,
+    name_of,
+    number_of,
+    text_of,
+    try_reading,
+    value_at,
+)
 from rlaif.data.rows import Row
 from rlaif.data.turns import SPEAKERS
 
@@ -25,28 +36,28 @@ def read_messages(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
             children[node["parent_id"]].append(node)
     for parent, answers in children.items():
         if len(answers) > 1:
-            asked = attempt(_path, known, parent, place)
+            asked = try_reading(_path_to, known, parent, place)
             if isinstance(asked, ConfigError):
                 yield asked
             else:
-                yield from _pairs(asked, answers, place)
+                yield from _pair_answers(asked, answers, place)
 
 
 def read_tree(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     """As `read_messages`, of a tree whose messages have their `replies` in them."""
-    return read_messages({"rows": list(_flat(row["prompt"], None, place))}, place)
+    return read_messages({"rows": list(_flatten_tree(row["prompt"], None, place))}, place)
 
 
-def _flat(node: Any, parent: Any, place: str) -> Iterator[Row]:
+def _flatten_tree(node: Any, parent: Any, place: str) -> Iterator[Row]:
     """The messages of a tree, each with its parent's id."""
     if not isinstance(node, dict):
         raise ConfigError(f"{place}: a message of the tree is {node!r:.60}; an object was expected")
     yield {**node, "parent_id": parent}
     for reply in node.get("replies") or []:
-        yield from _flat(reply, node.get("message_id"), place)
+        yield from _flatten_tree(reply, node.get("message_id"), place)
 
 
-def _path(known: Mapping[Any, Row], last: Any, place: str) -> list[Message]:
+def _path_to(known: Mapping[Any, Row], last: Any, place: str) -> list[Message]:
     """The conversation that ends with the message `last`."""
     turns: list[Message] = []
     seen = set()
@@ -61,28 +72,22 @@ def _path(known: Mapping[Any, Row], last: Any, place: str) -> list[Message]:
     return turns[::-1]
 
 
-def _pairs(
+def _pair_answers(
     asked: Sequence[Message], answers: Sequence[Row], place: str
 ) -> Iterator[LabelledPair | ConfigError]:
-    read = [attempt(_answer, node, place) for node in answers]
-    yield from (fault for fault in read if isinstance(fault, ConfigError))
-    good = [answer for answer in read if not isinstance(answer, ConfigError)]
-    for (text, rank, author, lang), (other, below, writer, _) in combinations(good, 2):
-        label = None
-        if rank is not None and below is not None:
-            label = 0.5 if rank == below else float(rank < below)
-        yield attempt(
-            make_pair, place, asked, (text, other), label, subset=lang, authors=(author, writer)
-        )
+    rated, faults = attempt_each(_rate_answer, answers, place)
+    yield from faults
+    for (first, language), (second, _) in combinations(rated, 2):
+        both = compare_rated(first, second)
+        yield try_reading(make_pair, place, asked, subset=language, **both)
 
 
-def _answer(node: Row, place: str) -> tuple[str, float | None, str | None, str | None]:
-    return (
-        text_of(node, "text", place),
-        number_of(node, "rank", place),
-        name_of(node, "model_name", place),
-        name_of(node, "lang", place),
-    )
+def _rate_answer(node: Row, place: str) -> tuple[RatedAnswer, str | None]:
+    """An answer, and its language."""
+    text, rank = text_of(node, "text", place), number_of(node, "rank", place)
+    author = name_of(node, "model_name", place)
+    answer = RatedAnswer(text, None if rank is None else -rank, author)
+    return answer, name_of(node, "lang", place)
 
 
 MESSAGES = Format(
@@ -96,5 +101,5 @@ TREES = Format(
     about="OpenAssistant trees: message_tree_id, prompt with text, role and replies",
     columns=("message_tree_id", "prompt"),
     read=read_tree,
-    fits=lambda row: at(row, "prompt.replies") is not None,
+    fits=lambda row: value_at(row, "prompt.replies") is not None,
 )

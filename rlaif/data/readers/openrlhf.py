@@ -4,32 +4,27 @@ model and DPO trainers read them with `--apply_chat_template` and their default 
 from __future__ import annotations
 
 from rlaif.core.labelled import LabelledPair
-from rlaif.data.readers.base import Format, better, better_margin, make_pair, number_of
+from rlaif.data.readers.base import Format, better_margin, make_pair, number_of, whole_conversations
 from rlaif.data.readers.trl import texts_of_row
 from rlaif.data.rows import Row
 
 
-def read(row: Row, place: str) -> list[LabelledPair]:
+def read_pair(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row; `first` is the chosen answer."""
     margin = number_of(row, "margin", place)
     return [make_pair(place, *texts_of_row(row, place), 1.0, margin=margin)]
 
 
-def write(pair: LabelledPair) -> Row:
+def write_pair(pair: LabelledPair) -> Row:
     """The margin is the file's, or the gap of the scores; without scores, of the probabilities."""
-    chosen, rejected = better(pair)
-    prompt = [dict(turn) for turn in pair.prompt.messages]
-    return {
-        "chosen": [*prompt, *(dict(turn) for turn in chosen.messages)],
-        "rejected": [*prompt, *(dict(turn) for turn in rejected.messages)],
-        "margin": better_margin(pair),
-    }
+    chosen, rejected = whole_conversations(pair)
+    return {"chosen": chosen, "rejected": rejected, "margin": better_margin(pair)}
 
 
 FORMAT = Format(
     about="OpenRLHF: whole conversations chosen and rejected, margin",
     columns=("chosen", "rejected", "margin"),
-    read=read,
+    read=read_pair,
     fits=lambda row: "prompt" not in row and isinstance(row["chosen"], list),
-    write=write,
+    write=write_pair,
 )

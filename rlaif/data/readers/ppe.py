@@ -7,12 +7,20 @@ from typing import Any
 
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
-from rlaif.data.readers.base import Format, attempt, make_pair, name_of, text_of, user
+from rlaif.data.readers.base import (
+    Format,
+    label_higher,
+    make_pair,
+    name_of,
+    text_of,
+    try_reading,
+    user,
+)
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
 
 
-def read(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
+def read_pair(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     """Each of the `sampled_conflict_pairs`: two responses of which one is right."""
     pairs, scores = row.get("sampled_conflict_pairs"), row.get("scores")
     if not isinstance(pairs, list) or not isinstance(scores, list):
@@ -21,10 +29,10 @@ def read(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
             "were expected"
         )
     for both in pairs:
-        yield attempt(_pair, row, both, scores, place)
+        yield try_reading(_read_conflict, row, both, scores, place)
 
 
-def _pair(row: Row, both: Any, scores: list[Any], place: str) -> LabelledPair:
+def _read_conflict(row: Row, both: Any, scores: list[Any], place: str) -> LabelledPair:
     fits = isinstance(both, list) and len(both) == 2 and all(isinstance(i, int) for i in both)
     if not fits or not all(0 <= i < len(scores) for i in both):
         raise ConfigError(
@@ -39,7 +47,7 @@ def _pair(row: Row, both: Any, scores: list[Any], place: str) -> LabelledPair:
             text_of(row, f"response_{both[0] + 1}", place),
             text_of(row, f"response_{both[1] + 1}", place),
         ),
-        0.5 if first == second else float(first > second),
+        label_higher(first, second),
         authors=(author, author),
         annotator_kind="rule",
     )
@@ -49,5 +57,5 @@ FORMAT = Format(
     about="PPE correctness: prompt, response_1 to response_K, scores, sampled_conflict_pairs",
     columns=("prompt", "response_1", "scores", "sampled_conflict_pairs"),
     optional=("response_*", "model_name"),
-    read=read,
+    read=read_pair,
 )

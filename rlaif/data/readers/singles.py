@@ -5,9 +5,16 @@ from __future__ import annotations
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import SingleAnswer
 from rlaif.core.records import Message
-from rlaif.data.readers.base import Format, asked_prompt, made_answer, name_of, turns
+from rlaif.data.readers.base import (
+    Format,
+    asked_prompt,
+    made_answer,
+    name_of,
+    refuse_missing,
+    turns,
+)
 from rlaif.data.rows import Row
-from rlaif.data.turns import asked, brief, opens_conversation, with_system
+from rlaif.data.turns import brief, opens_conversation, read_asked, with_system
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
@@ -17,12 +24,8 @@ def read_completion(row: Row, place: str) -> list[SingleAnswer]:
     label = row.get("label", True)
     if not isinstance(label, bool):
         raise ConfigError(f"{place}: label is {label!r}; true or false was expected")
-    lacking = [key for key in ("prompt", "completion") if not row.get(key)]
-    if lacking:
-        raise ConfigError(
-            f"{place}: {', '.join(lacking)} missing or empty; the row has {sorted(map(str, row))}"
-        )
-    prompt = asked(row["prompt"], "prompt", place)
+    refuse_missing([key for key in ("prompt", "completion") if not row.get(key)], row, place)
+    prompt = read_asked(row["prompt"], "prompt", place)
     answer = turns(row, "completion", "assistant", place)
     if len(answer) != 1 or answer[0]["role"] != "assistant":
         raise ConfigError(
@@ -30,7 +33,9 @@ def read_completion(row: Row, place: str) -> list[SingleAnswer]:
             "expected. Earlier turns belong into prompt."
         )
     return [
-        _single(row, with_system(prompt, name_of(row, "system", place)), answer[0], label, place)
+        _make_single(
+            row, with_system(prompt, name_of(row, "system", place)), answer[0], label, place
+        )
     ]
 
 
@@ -45,10 +50,10 @@ def read_conversation(row: Row, place: str) -> list[SingleAnswer]:
             "answer, was expected"
         )
     prompt = with_system(found[:-1], name_of(row, "system", place))
-    return [_single(row, prompt, found[-1], True, place)]
+    return [_make_single(row, prompt, found[-1], True, place)]
 
 
-def _single(
+def _make_single(
     row: Row, prompt: list[Message], answer: Message, good: bool, place: str
 ) -> SingleAnswer:
     made = asked_prompt(prompt, place)

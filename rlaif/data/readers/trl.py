@@ -3,26 +3,28 @@ a whole conversation, and what was asked in `prompt`, `system` or the conversati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair, SingleAnswer
 from rlaif.core.records import Message
 from rlaif.data.readers.base import (
     Format,
-    better,
     better_scores,
-    differing,
+    chosen_first,
     make_pair,
     name_of,
     number_of,
     one_answer,
+    refuse_equal,
     turns,
 )
 from rlaif.data.readers.singles import read_completion
 from rlaif.data.rows import Row
-from rlaif.data.turns import asked, brief, opens_conversation, with_system
+from rlaif.data.turns import brief, opens_conversation, read_asked, with_system
 
+T = TypeVar("T")
 SIDES = ("chosen", "rejected")
 SCORES = ("score_{}", "{}_score", "{}_rating", "{}-rating", "rating_{}")
 """What files call the scores of the two answers: UltraFeedback's, distilabel's, argilla's."""
@@ -56,7 +58,7 @@ def split_conversations(
 ) -> tuple[list[Message], tuple[Message, Message]]:
     """As `part_conversations`, of answers that must not be the same. Raises ConfigError."""
     prompt, answers = part_conversations((chosen, rejected), ("chosen", "rejected"), place)
-    return prompt, differing(*answers, place)
+    return prompt, refuse_equal(*answers, place)
 
 
 def asked_and_answered(
@@ -71,25 +73,24 @@ def asked_and_answered(
     if not prompt:
         raise ConfigError(f"{place}: chosen and rejected are answers, and there is no prompt")
     answers = (one_answer(sides[0], "chosen", place), one_answer(sides[1], "rejected", place))
-    return list(prompt), differing(*answers, place)
+    return list(prompt), refuse_equal(*answers, place)
 
 
-def numbers_of(row: Row, place: str) -> tuple[float | None, float | None]:
-    """The scores of (chosen, rejected), under any of their names. Raises ConfigError."""
-    for form in SCORES:
-        if all(form.format(side) in row for side in SIDES):
-            above, below = (number_of(row, form.format(side), place) for side in SIDES)
-            return above, below
+def cells_of_sides(
+    row: Row, names: Sequence[str], read: Callable[[Row, str, str], T], place: str
+) -> tuple[T | None, T | None]:
+    """What `read` gives of (chosen, rejected), under the first of several names that the row has
+    for both. Raises ConfigError."""
+    for name in names:
+        if all(name.format(side) in row for side in SIDES):
+            chosen, rejected = (read(row, name.format(side), place) for side in SIDES)
+            return chosen, rejected
     return None, None
 
 
 def authors_of(row: Row, place: str) -> tuple[str | None, str | None]:
     """Who wrote (chosen, rejected). Raises ConfigError."""
-    for form in MODELS:
-        if all(form.format(side) in row for side in SIDES):
-            first, second = (name_of(row, form.format(side), place) for side in SIDES)
-            return first, second
-    return None, None
+    return cells_of_sides(row, MODELS, name_of, place)
 
 
 def annotator_of(row: Row, place: str) -> str | None:
@@ -103,7 +104,7 @@ def texts_of_row(row: Row, place: str) -> tuple[list[Message], tuple[Message, Me
         if row.get(key) is None:
             raise ConfigError(f"{place}: {key} is missing; the row has {sorted(map(str, row))}")
     sides = (turns(row, "chosen", "assistant", place), turns(row, "rejected", "assistant", place))
-    prompt = asked(row["prompt"], "prompt", place) if row.get("prompt") else None
+    prompt = read_asked(row["prompt"], "prompt", place) if row.get("prompt") else None
     if prompt is None and any(isinstance(row[key], str) for key in SIDES):
         raise ConfigError(
             f"{place}: prompt is {brief(row.get('prompt'))}, and chosen and rejected are plain "
@@ -113,7 +114,7 @@ def texts_of_row(row: Row, place: str) -> tuple[list[Message], tuple[Message, Me
     return with_system(before, name_of(row, "system", place)), answers
 
 
-def read(row: Row, place: str) -> Sequence[LabelledPair | SingleAnswer]:
+def read_pair(row: Row, place: str) -> Sequence[LabelledPair | SingleAnswer]:
     """The pair in a row, `first` the chosen answer; or the answer that stands alone in it."""
     if row.get("completion") and not row.get("chosen") and not row.get("rejected"):
         return read_completion(row, place)
@@ -127,16 +128,16 @@ def read(row: Row, place: str) -> Sequence[LabelledPair | SingleAnswer]:
             1.0,
             authors=authors_of(row, place),
             annotator=annotator_of(row, place),
-            scores=numbers_of(row, place),
+            scores=cells_of_sides(row, SCORES, number_of, place),
             margin=margin,
             source=name_of(row, "source", place) or "file",
         )
     ]
 
 
-def write(pair: LabelledPair) -> Row:
+def write_pair(pair: LabelledPair) -> Row:
     """Explicit prompt, all three as lists of turns; scores and margin where they are known."""
-    chosen, rejected = better(pair)
+    chosen, rejected = chosen_first(pair)
     scores = better_scores(pair)
     known = {} if scores is None else {"score_chosen": scores[0], "score_rejected": scores[1]}
     if pair.margin is not None:
@@ -160,18 +161,18 @@ FORMAT = Format(
         *ANNOTATORS,
         *(form.format(side) for form in (*SCORES, *MODELS) for side in SIDES),
     ),
-    read=read,
-    write=write,
+    read=read_pair,
+    write=write_pair,
 )
 KTO = Format(
     about="KTO: prompt, completion, label (true or false)",
     columns=("prompt", "completion", "label"),
     optional=("system", "source"),
-    read=read,
+    read=read_pair,
 )
 SFT = Format(
     about="Demonstrations: prompt, completion",
     columns=("prompt", "completion"),
     optional=("system", "source", "label"),
-    read=read,
+    read=read_pair,
 )

@@ -12,15 +12,18 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import (
     Format,
-    attempt,
-    better,
+    RatedAnswer,
+    attempt_each,
     better_authors,
+    compare_rated,
     make_pair,
     name_of,
     number_of,
+    object_of,
     scores_or_votes,
     text_of,
     user,
+    whole_conversations,
 )
 from rlaif.data.readers.trl import ANNOTATORS, SIDES, annotator_of, authors_of, texts_of_row
 from rlaif.data.rows import Row
@@ -43,31 +46,24 @@ def read_raw(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     if len(completions) < 2:
         raise ConfigError(f"{place}: {len(completions)} completions; two at least make a pair")
     prompt = user(text_of(row, "instruction", place))
-    read = [attempt(_completion, completion, place) for completion in completions]
-    yield from (fault for fault in read if isinstance(fault, ConfigError))
-    answers = [answer for answer in read if not isinstance(answer, ConfigError)]
-    for (first, author, above), (second, other, below) in combinations(answers, 2):
-        label = None
-        if above is not None and below is not None:
-            label = 0.5 if above == below else float(above > below)
+    answers, faults = attempt_each(_rate_completion, completions, place)
+    yield from faults
+    for first, second in combinations(answers, 2):
         yield make_pair(
             place,
             prompt,
-            (first, second),
-            label,
+            **compare_rated(first, second),
             subset=name_of(row, "source", place),
-            authors=(author, other),
             annotator=annotator_of(row, place),
             annotator_kind="ai",
-            scores=(above, below),
         )
 
 
-def _completion(completion: Row, place: str) -> tuple[str, str | None, float | None]:
-    """The text of a completion, who wrote it, and its rating."""
+def _rate_completion(completion: Row, place: str) -> RatedAnswer:
     text = text_of(completion, "response", place)
     whole_text([text], place)
-    return text, name_of(completion, "model", place), mean_rating(completion, place)
+    author, rating = name_of(completion, "model", place), mean_rating(completion, place)
+    return RatedAnswer(text, rating, author, rating)
 
 
 def mean_rating(completion: Row, place: str) -> float | None:
@@ -76,17 +72,15 @@ def mean_rating(completion: Row, place: str) -> float | None:
     if not isinstance(annotations, dict):
         raise ConfigError(f"{place}: annotations is {brief(annotations)}; aspects were expected")
     by_aspect = {str(name).replace("-", "_"): value for name, value in annotations.items()}
-    ratings = [_rating(by_aspect.get(aspect), aspect, place) for aspect in ASPECTS]
+    ratings = [_read_rating(by_aspect.get(aspect), aspect, place) for aspect in ASPECTS]
     known = [rating for rating in ratings if rating is not None]
     return sum(known) / len(known) if known else None
 
 
-def _rating(annotation: Any, aspect: str, place: str) -> float | None:
+def _read_rating(annotation: Any, aspect: str, place: str) -> float | None:
     if annotation is None:
         return None
-    if not isinstance(annotation, dict):
-        raise ConfigError(f"{place}: {aspect} is {brief(annotation)}; an object was expected")
-    if annotation.get("Rating") in ("N/A", ""):
+    if object_of(annotation, aspect, place).get("Rating") in ("N/A", ""):
         return None
     rating = number_of(annotation, "Rating", place)
     if rating is not None and not 1 <= rating <= 5:
@@ -114,18 +108,16 @@ def _read_binarised(row: Row, place: str, scores: str) -> list[LabelledPair]:
 
 def _write_binarised(pair: LabelledPair) -> Row:
     """Whole conversations; without scores, the probabilities that each answer is better."""
-    chosen, rejected = better(pair)
+    chosen, rejected = whole_conversations(pair)
     scores = scores_or_votes(pair)
     if scores[0] == scores[1]:
         raise ValueError("equal scores of answers of which one is better: they would say a tie")
-    prompt = [dict(turn) for turn in pair.prompt.messages]
-    whole = [*prompt, *(dict(turn) for turn in chosen.messages)]
     return {
         "prompt": pair.prompt.question,
-        "prompt_id": _prompt_id(pair),
-        "chosen": whole,
-        "rejected": [*prompt, *(dict(turn) for turn in rejected.messages)],
-        "messages": whole,
+        "prompt_id": hashlib.sha256(pair.prompt.question.encode()).hexdigest(),
+        "chosen": chosen,
+        "rejected": rejected,
+        "messages": chosen,
         "score_chosen": scores[0],
         "score_rejected": scores[1],
     }
@@ -144,10 +136,6 @@ def _write_distilabel(pair: LabelledPair) -> Row:
         "rejected_model": authors[1],
         "rejected_rating": row["score_rejected"],
     }
-
-
-def _prompt_id(pair: LabelledPair) -> str:
-    return hashlib.sha256(pair.prompt.question.encode()).hexdigest()
 
 
 def _whole_conversation(row: Row) -> bool:

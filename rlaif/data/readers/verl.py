@@ -5,7 +5,15 @@ from __future__ import annotations
 
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
-from rlaif.data.readers.base import Format, better, differing, make_pair, name_of, text_of, turns
+from rlaif.data.readers.base import (
+    Format,
+    chosen_first,
+    make_pair,
+    name_of,
+    refuse_equal,
+    text_of,
+    turns,
+)
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief
 
@@ -13,7 +21,7 @@ UNNAMED = "preferences"
 """The `data_source` of a pair without a subset: verl needs a name to choose the reward by."""
 
 
-def read(row: Row, place: str) -> list[LabelledPair]:
+def read_pair(row: Row, place: str) -> list[LabelledPair]:
     """The pair in a row; `first` is the chosen answer."""
     reward, extra = row.get("reward_model"), row.get("extra_info")
     if not isinstance(reward, dict) or not isinstance(extra, dict) or "rejected" not in extra:
@@ -27,16 +35,16 @@ def read(row: Row, place: str) -> list[LabelledPair]:
         make_pair(
             place,
             turns(row, "prompt", "user", place),
-            differing(*answers, place),
+            refuse_equal(*answers, place),
             1.0,
             subset=None if source == UNNAMED else source,
         )
     ]
 
 
-def write(pair: LabelledPair) -> Row:
+def write_pair(pair: LabelledPair) -> Row:
     """`style: model`: no program can check the answer, a model has to reward it."""
-    chosen, rejected = better(pair)
+    chosen, rejected = chosen_first(pair)
     return {
         "data_source": pair.subset or UNNAMED,
         "prompt": [dict(turn) for turn in pair.prompt.messages],
@@ -50,6 +58,6 @@ FORMAT = Format(
     about="verl: data_source, prompt, reward_model with the chosen answer, extra_info",
     columns=("data_source", "prompt", "reward_model", "extra_info"),
     optional=("ability",),
-    read=read,
-    write=write,
+    read=read_pair,
+    write=write_pair,
 )

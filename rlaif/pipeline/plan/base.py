@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.experiment import Experiment
 from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
@@ -17,6 +16,7 @@ from rlaif.core.yamlio import Lines, Loc
 from rlaif.data.sources import PromptSet
 from rlaif.engines.base import Model
 from rlaif.judges.base import Judge
+from rlaif.pipeline.experiment_file import Experiment
 
 DRIFT_PROMPTS = 16
 """How many of M0's held-out answers a moving judge rescores each round."""

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlaif.config.arms import ArmSpec
-from rlaif.config.experiment import Experiment
 from rlaif.config.models import RESERVED_MODELS, ModelSpec
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
 from rlaif.judges.base import roles_of
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 
 

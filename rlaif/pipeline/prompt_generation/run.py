@@ -16,7 +16,7 @@ from rlaif.core.chat import CUT
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Prompt, content_hash, make_prompt, to_json
 from rlaif.core.store import StepFolder, Store, write_atomic, write_jsonl
-from rlaif.data.hygiene import of_prompt, sift
+from rlaif.data.hygiene import of_prompt, sift_items
 from rlaif.data.sources import all_prompts
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
 from rlaif.pipeline.prompt_generation.accept import Accepted
@@ -95,7 +95,7 @@ def _filtered(
     filters = FilterSet(filters=spec.filters)
     check_for_prompts(filters, path)
     prompts = {p.prompt_id: p for rows in given.values() for p in rows}
-    sifted = sift(
+    sifted = sift_items(
         [of_prompt(p) for p in prompts.values()], filters.filters, read_beside(filters, path, [])
     )
     if not sifted.kept:

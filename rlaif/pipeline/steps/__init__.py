@@ -22,7 +22,7 @@ STEPS = {
     "pair": "rlaif.pipeline.steps.pair",
     "label": "rlaif.pipeline.steps.label",
     "distill": "rlaif.pipeline.steps.distill",
-    "train": "rlaif.pipeline.plan.training",
+    "train": "rlaif.pipeline.steps.train",
     "evaluate": "rlaif.pipeline.steps.evaluate",
     # No step of an experiment's file: evaluations have them planned.
     "logprobs": "rlaif.pipeline.steps.logprobs",

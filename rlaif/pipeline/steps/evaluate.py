@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlaif.config.arms import HUMAN
 from rlaif.config.models import RESERVED_MODELS
@@ -36,9 +36,7 @@ from rlaif.pipeline.steps.pair import group_by_prompt
 from rlaif.pipeline.steps.sample import sampled
 from rlaif.preferences.aggregate import compared_scores
 from rlaif.preferences.labels import verdicts
-
-if TYPE_CHECKING:
-    from rlaif.train.metrics import Tracked
+from rlaif.train.trackers import Tracked, open_trackers
 
 VERSION = 3
 MAKES = "metrics"
@@ -220,8 +218,6 @@ def run(context: StepContext) -> dict[str, Any]:
     `made_of` says by judge what the change of its score since M0 is made of (`Decomposition`).
     Beside it the values by prompt, a row for each metric."""
     assert_held_out(context)
-    from rlaif.train.metrics import open_trackers
-
     with ExitStack() as stack:
         # Before anything is computed: a tracker may be missing.
         logs = [stack.enter_context(open_trackers(*tracked)) for tracked in _trackers(context)]
@@ -262,8 +258,6 @@ def _trackers(context: StepContext) -> list[tuple[list[str], Tracked]]:
         names += [name for name in (step.trackers if step else ()) if name not in names]
     if not names:
         return []
-    from rlaif.train.metrics import Tracked
-
     root = content_hash(str(context.store.root.resolve()), length=8)
     keys = planned.step.model_dump(mode="json", exclude={"id"})
     tracked = []

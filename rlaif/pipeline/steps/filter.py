@@ -13,8 +13,8 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Preference, Prompt, from_json
 from rlaif.core.resources import find
 from rlaif.core.yamlio import read_text
-from rlaif.data.embed import embed, model_folder
-from rlaif.data.hygiene import Beside, Item, Sifted, of_completion, of_preference, sift
+from rlaif.data.embed import embed_texts, model_folder
+from rlaif.data.hygiene import Beside, Item, Sifted, of_completion, of_preference, sift_items
 from rlaif.data.sources import every_prompt
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.plan.size import Known, Size
@@ -89,7 +89,7 @@ def run(context: StepContext) -> dict[str, Any]:
     beside = read_beside(
         step, context.inputs.path, [p.question for p in context.inputs.prompts.heldout]
     )
-    sifted = sift(items, step.filters, beside)
+    sifted = sift_items(items, step.filters, beside)
     if rows and not sifted.kept:
         raise ConfigError(nothing_left(step.records, sifted))
     kept = set(sifted.kept)
@@ -131,7 +131,7 @@ def read_beside(filters: FilterSet, path: Path | None, heldout: list[str]) -> Be
             for name in set(wanted.against) - {HELDOUT}:
                 evaluations[name] = [p.question for p in every_prompt(find(name, path))]
     embeddings = {
-        name: partial(embed, folder=model_folder(name, path)) for name in filters.models()
+        name: partial(embed_texts, folder=model_folder(name, path)) for name in filters.models()
     }
     return Beside(lexicons, evaluations, embeddings)
 

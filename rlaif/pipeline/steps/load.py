@@ -25,7 +25,7 @@ from rlaif.core.records import (
 )
 from rlaif.data.loaded import record_of
 from rlaif.data.readers import LabelledReading, Reading, read_answers, read_labelled
-from rlaif.data.readers.base import answer_id, better, better_scores
+from rlaif.data.readers.base import answer_id, better_scores, chosen_first
 from rlaif.data.rows import Source, source_rows
 from rlaif.data.sources import loaded_source
 from rlaif.pipeline.plan.base import PlanInputs, Planned, round_prompts
@@ -100,7 +100,7 @@ def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
 def run(context: StepContext) -> dict[str, Any]:
     """Read the whole file, refuse what is wrong, commit."""
     step = context.planned.step
-    source = loaded_source(context.inputs.experiment, step, context.inputs.path)
+    source = loaded_source(step, context.inputs.experiment.loaded_name(step), context.inputs.path)
     if step.type == "pairs":
         return _run_pairs(context, _watched(step, source), source)
     left_out: dict[str, int] = {}
@@ -221,7 +221,7 @@ def labelled_preference(pair: LabelledPair, round_number: int = 0) -> Preference
     a share of votes says, P(chosen is better) - P(rejected is better), and a plain verdict has
     none. Raises ValueError for a tie or a pair without a label.
     """
-    chosen, rejected = better(pair)
+    chosen, rejected = chosen_first(pair)
     assert pair.label is not None
     above = max(pair.label, 1.0 - pair.label)
     scores, margin = better_scores(pair), None if above == 1.0 else 2.0 * above - 1.0

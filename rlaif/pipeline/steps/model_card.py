@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.config.arms import RANDOM
-from rlaif.config.distill import DistillStep, FitStep, LinearDistill
+from rlaif.config.distill import DistillStep, FitStep
 from rlaif.config.models import ModelSpec
-from rlaif.config.on_policy import OnPolicyTrain
-from rlaif.config.training import TextStep, TrainStep
+from rlaif.config.training import TextStep
 from rlaif.core.records import Preference
 from rlaif.engines.local.adapters import adapter_config, rank
 from rlaif.engines.merging import ADAPTER
 from rlaif.judges.base import Judge, roles_of
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.labels import TURNED
+from rlaif.train.methods.heads import LinearDistill
 
 BY_JUDGES = "rlaif"
 """The source of pairs that a run's judges chose."""
@@ -64,7 +64,7 @@ def model_card(context: StepContext, preferences: Sequence[Preference]) -> str:
         step.model_dump_json(indent=1, by_alias=True),
         "```",
         "",
-        *(scoring(step, start.spec, base) if isinstance(step, DistillStep | FitStep) else []),
+        *(scoring(step, start.spec, base) if step.MAKES_REWARD_MODEL else []),
         *weights(step, base),
         "A research artefact: it was optimised for the labels of one experiment, and was"
         " measured on that experiment's held-out prompts alone (see the run's report).",
@@ -75,9 +75,9 @@ def model_card(context: StepContext, preferences: Sequence[Preference]) -> str:
 
 def _data(context: StepContext, preferences: Sequence[Preference]) -> str:
     step = context.planned.step
-    judges = _judge_kinds(context)
+    judges = _judge_kinds(context, {p.source.removesuffix(TURNED) for p in preferences})
     given = trained_on(preferences, judges, step.method == "sft") if preferences else ""
-    if not isinstance(step, OnPolicyTrain):
+    if not step.SAMPLES:
         return given
     by = ", ".join(f"{name} ({judges.get(name, 'ai')})" for name in step.reward_judges)
     return f"answers of its own, rewarded by {by}" + (f", and on {given}" if given else "")
@@ -131,9 +131,12 @@ def _kind(judge: Judge) -> str:
     return "model" if needs <= {"reward", "token_logprobs"} else "ai"
 
 
-def _judge_kinds(context: StepContext) -> dict[str, str]:
-    """The kind of each judge's labels by its id, and of those together that chose pairs."""
-    kinds = {name: _kind(judge) for name, judge in context.inputs.judges.items()}
+def _judge_kinds(context: StepContext, sources: set[str]) -> dict[str, str]:
+    """The kind of the labels of each judge that is a source of pairs or rewards, by its id, and of
+    those together that chose pairs."""
+    step = context.planned.step
+    named = sources.union(step.reward_judges if step.SAMPLES else ())
+    kinds = {n: _kind(judge) for n, judge in context.inputs.judges.items() if n in named}
     used = {
         row["annotator_kind"]
         for digest in context.planned.options.get("judgements", ())
@@ -252,8 +255,8 @@ class Base:
 
 def base_of(step: TextStep, out: Path) -> Base | None:
     """The base of the adapter that training kept in `out`; None where it kept none."""
-    lora = step.lora if isinstance(step, TrainStep) else None
-    if lora is None or lora.export == "merged":
+    lora = step.kept_adapter
+    if lora is None:
         return None
     own = ADAPTER if lora.export == "both" else "."
     name = adapter_config(out / own)["base_model_name_or_path"]
@@ -269,7 +272,7 @@ def weights(step: TextStep, base: Base | None) -> list[str]:
     else:
         said = "These files are an adapter alone; `rlaif` merges it where it needs the whole model."
         lines = [said, ""]
-    reward = isinstance(step, DistillStep)
+    reward = step.MAKES_REWARD_MODEL
     words = {
         "kind": "AutoModelForSequenceClassification" if reward else "AutoModelForCausalLM",
         "labels": ", num_labels=1" if reward else "",
@@ -279,6 +282,6 @@ def weights(step: TextStep, base: Base | None) -> list[str]:
     }
     lines += [_ADAPTER_CODE % words, ""]
     if not reward:
-        dora = isinstance(step, TrainStep) and step.lora is not None and step.lora.dora
+        dora = step.kept_adapter is not None and step.kept_adapter.dora
         lines += [_NO_SERVE if dora else _SERVE % words, ""]
     return lines

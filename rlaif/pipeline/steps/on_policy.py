@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -26,42 +26,26 @@ from rlaif.engines.local.encoding import load_encoding
 from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
 from rlaif.judges.base import Judge, has_raw_value, roles_of
-from rlaif.kernels.device import pick_device
 from rlaif.metrics.metrics import unfamiliar
 from rlaif.pipeline.plan.base import round_prompts
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.aggregate import Scores, candidate_raw_values, compared_scores
 from rlaif.train.export import write_weights
-from rlaif.train.loop import TrainOutcome, TrainProgress
+from rlaif.train.job import TrainJob, TrainOutcome
 from rlaif.train.model import TrainModel
 from rlaif.train.rollout import Answer, Group
-from rlaif.train.run import train_on_policy
+from rlaif.train.run import find_trainer
 
 Judged = dict[str, dict[str, list[Judgement]]]
 """Judge to prompt id to what it said of the prompt's answers."""
 
 
-def train(context: StepContext, progress: Callable[[TrainProgress], None]) -> TrainOutcome:
-    """Train from the last checkpoint, or from the start; the export is complete or absent."""
-    planned, step = context.planned, context.planned.step
-    start, reference = planned.models["start"], planned.models["reference"]
-    folder = Path(context.engines.folder(start))
-    rollouts = Rollouts(context, folder)
-    outcome = train_on_policy(
-        step,
-        rollouts.collect,
-        context.preferences(),
-        start=folder,
-        reference=None if reference == start else Path(context.engines.folder(reference)),
-        out=context.store.model_path(planned.hash),
-        work=context.folder.path / "work",
-        seed=planned.seed,
-        fingerprint=planned.hash,
-        device=pick_device(start.spec.device),
-        progress=progress,
-        chat=start.spec.chat,
-    )
+def train_on_rollouts(context: StepContext, job: TrainJob[OnPolicyTrain]) -> TrainOutcome:
+    """Do a job whose answers are sampled from its policy, and judged, in this step's folder."""
+    rollouts = Rollouts(context, job.start)
+    job = replace(job, collect=rollouts.collect)
+    outcome = find_trainer(job)(job)
     shutil.rmtree(rollouts.weights, ignore_errors=True)
     left_out = {"overlong_prompts": rollouts.overlong}
     if rollouts.refused:

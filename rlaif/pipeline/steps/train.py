@@ -1,215 +1,275 @@
-"""train: one model from preferences, exported as a Hugging Face checkpoint with a model card."""
+"""train: a policy from preferences or from its own answers."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
-from rlaif.config.distill import DistillStep, FitStep, Refresh
+from rlaif.config.distill import DistillStep
+from rlaif.config.models import TRAINABLE
 from rlaif.config.on_policy import OnPolicyTrain
-from rlaif.core.checksums import add
-from rlaif.core.errors import RlaifError
-from rlaif.core.records import Judgement, Preference, from_json
-from rlaif.core.store import write_atomic
-from rlaif.engines.build import load_engine, whole
-from rlaif.engines.builtin import weights_hash
-from rlaif.engines.local.adapters import COPIES
-from rlaif.kernels.device import pick_device
-from rlaif.pipeline.plan.base import UNHASHED
-from rlaif.pipeline.steps.context import StepContext, lost_notes
-from rlaif.pipeline.steps.model_card import model_card
-from rlaif.pipeline.steps.pair import why_no_pairs
-from rlaif.train.loop import TrainOutcome, TrainProgress
-from rlaif.train.members import train_members
-from rlaif.train.metrics import Tracked, open_trackers
-from rlaif.train.probe import fit_reward_model
-from rlaif.train.reward_model import accuracy, is_stale, keep, read_trained, split, write_trained
-from rlaif.train.run import train
+from rlaif.config.rewards import REFERENCE_ANSWERS
+from rlaif.config.training import ReferenceTrain, TextStep, TrainStep
+from rlaif.core.records import Prompt
+from rlaif.core.yamlio import suggest
+from rlaif.engines.base import Model
+from rlaif.engines.local.adapters import DORA
+from rlaif.judges.base import Judge, has_raw_value, roles_of
+from rlaif.pipeline.plan.base import UNHASHED, PlanInputs, Planned, round_prompts
+from rlaif.pipeline.plan.size import Known, Size, count_judge_calls
+from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.steps import judge as judge_step
+from rlaif.pipeline.steps import step_hash
+from rlaif.pipeline.steps.context import StepContext
 
-CARD = "README.md"
+VERSION = 5
+ON_POLICY_VERSION = 1
+"""Of what a train step makes of fresh answers, beside `VERSION`."""
+MAKES = "model"
+SECONDS_PER_UNIT = 1.2
+
+PREFERENCES = ("pair", "label", "filter", "load")
+"""Kinds of steps that give preferences."""
+
+
+def plan(walk: Walk, index: int, step: TrainStep) -> None:
+    """The next policy, from preferences or from its own answers."""
+    if isinstance(step, OnPolicyTrain):
+        plan_on_policy(walk, index, step)
+        return
+    used = used_preferences(walk, index, step)
+    walk.policy = plan_training(walk, index, "train", step, used, f"M{walk.round}")
+
+
+def plan_on_policy(walk: Walk, index: int, step: OnPolicyTrain) -> None:
+    """The rewards' judges and the prompts stand where other methods have preferences."""
+    asked = _reward_models(walk, index, step)
+    latest = {p.id: p for p in walk.preferences}
+    mixes = getattr(step, "ptx_weight", 0.0) > 0
+    used = walk.used(index, step.uses, latest, PREFERENCES) if mixes else []
+    if mixes and not used:
+        raise walk.inputs.fail(index, "ptx_weight needs preferences before it", "ptx_weight")
+    ids = tuple(round_prompts(walk.inputs.prompts.train, None, walk.seed, walk.round))
+    needed = step.batch_size * step.sync_every
+    if needed > len(ids):
+        raise walk.inputs.fail(
+            index,
+            f"a rollout needs {needed} prompts (batch_size x sync_every), and {len(ids)} are "
+            "for training",
+            "batch_size",
+        )
+    if step.n < 2 and any(walk.inputs.judges[name].comparative for name in step.reward_judges):
+        raise walk.inputs.fail(index, "a judge that compares answers needs n of 2 or more", "n")
+    fault = terms_fault(step, walk.inputs.judges, walk.inputs.prompts.train)
+    if fault is not None:
+        raise walk.inputs.fail(index, fault, "rewards")
+    conditions = any(term.when is not None for term in step.terms)
+    parts = [
+        {name: walk.inputs.judges[name].judge_hash for name in step.reward_judges},
+        # The judges are asked as in a judge step, whose number counts here too.
+        [judge_step.VERSION, ON_POLICY_VERSION],
+        {name: model.identity() for name, model in asked.items()},
+        walk.principle_weights(),
+        ids,
+        walk.facts(ids),
+        walk.round,
+        *([walk.origins(list(ids))] if conditions else []),
+    ]
+    label = f"M{walk.round}"
+    walk.policy = plan_training(walk, index, "train", step, used, label, parts, asked, prompts=ids)
+
+
+def _reward_models(walk: Walk, index: int, step: OnPolicyTrain) -> dict[str, Model]:
+    """The models that the rewards' judges ask, by judge and role. Raises ConfigError for a judge
+    that is not there."""
+    judges = walk.experiment.all_judges()
+    asked: dict[str, Model] = {}
+    for name in step.reward_judges:
+        if name not in judges:
+            hint = suggest(name, sorted(judges))
+            raise walk.inputs.fail(index, f"rewards: {name!r} is no judge{hint}", "rewards")
+        for role, model in walk.asked(index, judges[name], "rewards").items():
+            asked[f"judge/{name}" if role == "by" else f"judge/{name}/{role}"] = model
+    return asked
+
+
+def terms_fault(
+    step: OnPolicyTrain, judges: Mapping[str, Judge], prompts: Sequence[Prompt]
+) -> str | None:
+    """What is wrong with the reward's terms: a raw value that the judge does not have, or a term
+    that is for none of the training prompts."""
+    for term in step.terms:
+        if term.value == "raw" and not has_raw_value(judges[term.judge]):
+            return (
+                f"rewards: judge {term.judge!r} gives scores on [0, 1] and no raw value: leave "
+                "`value: raw` out"
+            )
+        if term.when is not None and not any(term.is_for(prompt) for prompt in prompts):
+            said = {key: known for key, known in term.when.model_dump().items() if known}
+            tags = sorted({tag for prompt in prompts for tag in prompt.tags})
+            sources = sorted({prompt.source for prompt in prompts} - {""})
+            return (
+                f"rewards: the term of judge {term.judge!r} is for none of the {len(prompts)} "
+                f"training prompts (when: {said}). They have the tags {tags[:20]} and the sources "
+                f"{sources[:20]}"
+            )
+    return None
+
+
+def used_preferences(walk: Walk, index: int, step: TextStep) -> list[Planned]:
+    """The steps whose preferences a training reads. Raises ConfigError where there are none."""
+    latest = {p.id: p for p in walk.preferences}
+    used = walk.used(index, step.uses, latest, PREFERENCES)
+    if not used:
+        kind = walk.experiment.steps[index].kind
+        raise walk.inputs.fail(index, f"{kind} has no preferences: add a pair, label or load step")
+    return used
+
+
+def plan_training(
+    walk: Walk,
+    index: int,
+    kind: str,
+    step: TextStep,
+    used: list[Planned],
+    label: str,
+    parts: Sequence[Any] = (),
+    judges: Mapping[str, Model] | None = None,
+    more: Mapping[str, Model] | None = None,
+    prompts: tuple[str, ...] = (),
+) -> Model:
+    """Plan one training and return the model that it will make. `more` are models that it looks at
+    besides, by role."""
+    models = {"start": walk.model(index, step.from_, "from"), **(more or {})}
+    if isinstance(step, ReferenceTrain):
+        models["reference"] = walk.model(index, step.reference, "reference")
+    _refuse_untrainable(walk, index, step, models)
+    keys = step.model_dump(mode="json", exclude=UNHASHED)
+    digest = step_hash(
+        kind,
+        keys,
+        [p.hash for p in used],
+        {role: model.identity() for role, model in models.items()},
+        walk.seed,
+        *parts,
+    )
+    made = Model(f"train:{digest}", label, models["start"].spec, digest)
+    planned = walk.add(
+        Planned(
+            digest,
+            kind,
+            step.id,
+            walk.seed,
+            walk.round,
+            step,
+            inputs={f"preferences/{i}": p.hash for i, p in enumerate(used)},
+            models={**models, **(judges or {}), "made": made},
+            prompts=prompts,
+            options={
+                "completions": [h for p in used for h in _inputs(p, "completions")],
+                "judgements": [h for p in used for h in _inputs(p, "judgements")],
+                "principle_weights": walk.principle_weights(),
+            },
+        )
+    )
+    walk.by_id[step.id, walk.round] = planned
+    return made
+
+
+def _refuse_untrainable(
+    walk: Walk, index: int, step: TextStep, models: Mapping[str, Model]
+) -> None:
+    """Raise ConfigError for a model that this training cannot start from or refer to."""
+    for model in models.values():
+        if model.spec.engine not in TRAINABLE:
+            raise walk.inputs.fail(
+                index, f"{model.label}: engine {model.spec.engine!r} cannot be trained"
+            )
+        if model.spec.adapter is not None:
+            raise walk.inputs.fail(
+                index,
+                f"{model.label} has an `adapter`, and training starts from a whole checkpoint: "
+                "merge it first (peft's `merge_and_unload`), or train with `lora` from `path`",
+            )
+    steps = [(p.hash, p.step) for p in walk.done]
+    _refuse_unstackable(walk, index, step, dict(steps).get(models["start"].train_hash or ""))
+    apart = {digest for digest, s in steps if isinstance(s, DistillStep) and s.members > 1}
+    if models["start"].train_hash in apart:
+        raise walk.inputs.fail(
+            index,
+            f"{models['start'].label} is an ensemble of adapters, and training needs one model to "
+            "start from: take `from: initial`, or distill without `members`",
+            "from",
+        )
+    if isinstance(step, OnPolicyTrain) and models["start"].spec.engine == "vllm-server":
+        raise walk.inputs.fail(
+            index,
+            f"{step.method} samples from the weights of the moment, and a server would have to be "
+            "started again for each of them: use engine vllm or hf for the policy",
+        )
+
+
+def _refuse_unstackable(walk: Walk, index: int, step: TextStep, before: Any) -> None:
+    """Raise ConfigError where an adapter is to be kept whose base would be an adapter alone, and
+    the two cannot be written as one. `before` is the step that made the start."""
+    first = before.lora if isinstance(before, TrainStep) else None
+    second = step.lora if isinstance(step, TrainStep) else None
+    if first is None or first.export != "adapter" or second is None or second.export == "merged":
+        return
+    if first.dora or second.dora:
+        raise walk.inputs.fail(index, DORA, "lora")
+
+
+def _inputs(planned: Planned, kind: str) -> list[str]:
+    return [h for name, h in planned.inputs.items() if name.startswith(f"{kind}/")]
+
+
+def size(inputs: PlanInputs, planned: Planned, known: Known) -> Size:
+    """Optimiser examples, and on-policy the rollouts with their verdicts."""
+    step = planned.step
+    if not isinstance(step, OnPolicyTrain):
+        return Size(known.records_read(planned, "preferences") * getattr(step, "epochs", 1))
+    judges = [
+        count_judge_calls(
+            inputs,
+            planned,
+            inputs.judges[name],
+            _models_of_judge(planned, name, inputs.judges[name]),
+            _count_answered_prompts(inputs, step, name),
+            step.n,
+        )
+        for name in step.reward_judges
+    ]
+    learned = step.rollouts * step.batch_size * step.sync_every * step.n
+    answers = _count_answered_prompts(inputs, step) * step.n
+    calls, tokens = sum(j.calls for j in judges), sum(j.tokens for j in judges)
+    new_tokens = answers * step.max_new_tokens + tokens
+    return Size(learned * step.epochs, answers + calls, new_tokens, tuple(judges))
+
+
+def _models_of_judge(planned: Planned, name: str, judge: Judge) -> dict[str, Model]:
+    roles = {
+        role: f"judge/{name}" if role == "by" else f"judge/{name}/{role}"
+        for role in roles_of(judge)
+    }
+    return {role: planned.models[p] for role, p in roles.items() if p in planned.models}
+
+
+def _count_answered_prompts(
+    inputs: PlanInputs, step: OnPolicyTrain, judge: str | None = None
+) -> int:
+    """How often a prompt is answered, and judged by a judge: in the rollouts, and before them where
+    `normalise: reference` is fitted on answers of the start policy."""
+    count = step.rollouts * step.batch_size * step.sync_every
+    if not any(t.normalise == "reference" and judge in (None, t.judge) for t in step.terms):
+        return count
+    at_once = min(len(inputs.prompts.train), -(-REFERENCE_ANSWERS // step.n))
+    return count + -(-REFERENCE_ANSWERS // (at_once * step.n)) * at_once
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Train from the last checkpoint, or from the start; the export is complete or absent. With
-    `refresh` a reward model of the last round may be kept instead."""
-    step, preferences = context.planned.step, context.preferences()
-    if not preferences and not isinstance(step, OnPolicyTrain):
-        raise _nothing_to_train_on(context)
-    refresh = step.refresh if isinstance(step, DistillStep | FitStep) else None
-    if refresh is None:
-        return _trained(context, preferences)
-    training, measured = split(preferences, refresh.held_out)
-    kept = _kept_fresh(context, refresh, measured)
-    return kept or _with_accuracy(context, _trained(context, training), measured)
+    """Train from the last checkpoint, or from the start. What it needs is imported here, so that a
+    plan needs no tensor library."""
+    from rlaif.pipeline.steps.training import run_training
 
-
-def _trained(context: StepContext, preferences: list[Preference]) -> dict[str, Any]:
-    planned, step = context.planned, context.planned.step
-    # Sampling and judging are over: their memory is needed for gradients and optimiser state.
-    context.engines.make_room()
-    out, work = context.store.model_path(planned.hash), context.folder.path / "work"
-    if out.exists() and step.makes_masters and not (out / "masters").is_dir():
-        # It was trained and its fp32 masters were dropped; a later step needs them again.
-        for stale in (out, work):
-            shutil.rmtree(stale)
-    done: int | None = None
-
-    def report(progress: TrainProgress) -> None:
-        nonlocal done
-        if done is None:
-            done = progress.step - 1
-            context.progress.start("optimiser steps", progress.total_steps, done)
-        name = "reward" if "reward" in progress.metrics else "loss"
-        what = f"{name} {progress.metrics[name]:.3f}"
-        for log in trackers:
-            log(progress.step, progress.metrics)
-        # A rollout with few pairs leaves out steps.
-        note = f"{progress.tokens_per_second:.0f} tok/s, {what}"
-        context.progress.advance(progress.step - done, note=note)
-        done = progress.step
-
-    with open_trackers(step.trackers, _tracked(context, len(preferences))) as trackers:
-        if isinstance(step, OnPolicyTrain):
-            from rlaif.pipeline.steps import on_policy
-
-            outcome = on_policy.train(context, report)
-        else:
-            outcome = _train_offline(context, preferences, report)
-    write_atomic(out / CARD, model_card(context, preferences))
-    add(out, CARD)
-    return {
-        "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
-        "tokens": outcome.tokens,
-        "summary": outcome.metrics,
-        "kernels": outcome.kernels,
-        "notes": [
-            *(f"{planned.id}: {why}" for why in outcome.kernels.get("left_out", ())),
-            *(f"{planned.id}: {why}" for why in outcome.notes),
-            *lost_notes(planned.id, outcome.skipped),
-        ],
-        "weights_hash": weights_hash(out),
-    }
-
-
-def _tracked(context: StepContext, preferences: int) -> Tracked:
-    """What trackers are told of this training besides its numbers."""
-    planned, step = context.planned, context.planned.step
-    start, reference = planned.models["start"], planned.models.get("reference")
-    about = {
-        "step": planned.id,
-        "seed": planned.seed,
-        "round": planned.round,
-        "model": start.spec.path,
-        "start": start.label,
-        "reference": None if reference is None else reference.label,
-        "preferences": preferences,
-        "hash": planned.hash,
-    }
-    # The rest of the keys is in no hash: it may change under a training that goes on.
-    keys = step.model_dump(mode="json", by_alias=True, exclude=UNHASHED)
-    name = f"{planned.id}-seed{planned.seed}-round{planned.round}-{planned.hash[:8]}"
-    return Tracked(context.inputs.experiment.name, name, context.folder.path, about | keys)
-
-
-def _with_accuracy(
-    context: StepContext, summary: dict[str, Any], measured: list[Preference]
-) -> dict[str, Any]:
-    """The summary with the accuracy of what was trained on pairs that it was not trained on, which
-    is also kept beside the model."""
-    planned = context.planned
-    out = context.store.model_path(planned.hash)
-    folder = whole(out, context.store.root / COPIES)
-    engine = load_engine(planned.models["start"].spec, folder, planned.models["made"].label)
-    try:
-        found = accuracy(engine, measured, planned.step)
-    finally:
-        engine.close()
-    write_trained(out, planned.round, found)
-    return summary | {"summary": summary["summary"] | {"held_out_accuracy": found.mean}}
-
-
-def _kept_fresh(
-    context: StepContext, refresh: Refresh, measured: list[Preference]
-) -> dict[str, Any] | None:
-    """The step's summary where the last round's model is kept; None where there is none yet, or it
-    is stale."""
-    planned = context.planned
-    last = planned.models.get("last")
-    if last is None or last.train_hash is None:
-        return None
-    folder = context.store.model_path(last.train_hash)
-    trained = read_trained(folder)
-    found = accuracy(context.engines.get(last), measured, planned.step)
-    if is_stale(trained, found, refresh.drop):
-        return None
-    out = context.store.model_path(planned.hash)
-    keep(folder, out)
-    return {
-        "counts": {"preferences": 0, "steps": 0, "kept_since_round": trained.round},
-        "summary": {"held_out_accuracy": found.mean, "accuracy_when_trained": trained.mean},
-        "weights_hash": weights_hash(out),
-    }
-
-
-def _train_offline(
-    context: StepContext, preferences: list[Preference], report: Callable[[TrainProgress], None]
-) -> TrainOutcome:
-    planned = context.planned
-    start = planned.models["start"]
-    shared: dict[str, Any] = {
-        "start": Path(context.engines.folder(start)),
-        "out": context.store.model_path(planned.hash),
-        "work": context.folder.path / "work",
-        "seed": planned.seed,
-        "progress": report,
-        "chat": start.spec.chat,
-    }
-    device = pick_device(start.spec.device)
-    token_ids = {
-        row["completion_id"]: row["token_ids"]
-        for digest in planned.options["completions"]
-        for row in context.store.step(digest).read("completions")
-        if row["token_ids"]
-    }
-    if isinstance(planned.step, FitStep):
-        return fit_reward_model(
-            planned.step,
-            preferences,
-            token_ids,
-            _judgements(context),
-            device=torch.device(device),
-            **shared,
-        )
-    if isinstance(planned.step, DistillStep) and planned.step.members > 1:
-        return train_members(planned.step, preferences, token_ids, device=device, **shared)
-    reference = planned.models.get("reference")
-    other = None if reference in (None, start) else reference
-    return train(
-        planned.step,
-        preferences,
-        token_ids,
-        reference=None if other is None else Path(context.engines.folder(other)),
-        device=device,
-        **shared,
-    )
-
-
-def _judgements(context: StepContext) -> list[Judgement]:
-    """What was said of the answers that the preferences are between."""
-    return [
-        from_json(Judgement, row)
-        for digest in context.planned.options["judgements"]
-        for row in context.store.step(digest).read("judgements")
-    ]
-
-
-def _nothing_to_train_on(context: StepContext) -> RlaifError:
-    why = why_no_pairs(context.store, context.planned.inputs.values())
-    return RlaifError(
-        f"there are no preferences to train on{why}. Lower `min_margin` in `pair`, sample more "
-        "answers per prompt, or look at the judges' answers and scores."
-    )
+    return run_training(context)

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import yaml
 
-from rlaif.config.experiment import Experiment
+from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from tests.pipeline.plan.bases import BASES

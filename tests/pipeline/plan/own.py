@@ -1,4 +1,4 @@
-"""A judge of one's own, as a package outside would bring it."""
+"""Judges of one's own, as a package outside would bring them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,13 @@ class Asking:
         return [judgement(self, call, subject, annotator_id, "model", "ok", score=0.5)]
 
 
-def Length(spec: Any, constitution: Constitution | None) -> Asking:
+def Length(spec: Any, constitution: Constitution | None, words: str = "Good?") -> Asking:
     """Of the principles that the spec names."""
     named = [p.id for p in text_principles(spec, constitution)]
-    words = f"Good? {named} {spec.options} {spec.template}"
+    words = f"{words} {named} {spec.options} {spec.template}"
     return Asking(spec.id, words, content_hash(spec.id, words))
+
+
+def Other(spec: Any, constitution: Constitution | None) -> Asking:
+    """The same in other words."""
+    return Length(spec, constitution, "Other words")

@@ -1,18 +1,33 @@
 """What judges share in the experiment file: who is asked, what may stand in place of a verdict, and
-how text is sampled."""
+how text is sampled. A kind's own keys stand in the module of the judge that they describe."""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, create_model, model_validator
 
 from rlaif.config.base import Count, Fraction, StepId, Strict, Temperature
+from rlaif.config.models import THINKING, ThinkingSpec
+from rlaif.constitution.model import Constitution
+from rlaif.judges.base import Judge
 
 Order = Literal["both", "random", "fixed"]
 ABSTENTIONS = ("abstain", "N/A", "not applicable", "cannot tell")
 """What a judge may write in place of a verdict, where the spec names no words; templates offer the
 first."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeInputs:
+    """What a judge is built from, beside its spec. `beside` is the experiment file: templates are
+    looked for beside it too. `thinking` says how thinking is told in the answers."""
+
+    constitution: Constitution | None = None
+    beside: Path | None = None
+    thinking: ThinkingSpec = THINKING
 
 
 class JudgeBase(Strict):
@@ -31,7 +46,16 @@ class JudgeBase(Strict):
 
     def asks(self) -> dict[str, str]:
         """The models that the judge asks: role to name in the experiment. Most have one, `by`."""
+        within = self.judges_within().items()
+        return {f"{n}/{role}": name for n, judge in within for role, name in judge.asks().items()}
+
+    def judges_within(self) -> dict[str, JudgeBase]:
+        """The judges that this one builds, by the beginning of their roles. Most have none."""
         return {}
+
+    def build(self, inputs: JudgeInputs) -> Judge:
+        """The judge that the spec describes. Raises ConfigError when the spec cannot work."""
+        raise NotImplementedError(self.kind)
 
 
 class ModelJudge(JudgeBase):
@@ -41,8 +65,8 @@ class ModelJudge(JudgeBase):
     template: str | None = None
 
     def asks(self) -> dict[str, str]:
-        """The one model, `by`."""
-        return {"by": self.by}
+        """The model `by`, and those of judges within."""
+        return {"by": self.by} | super().asks()
 
 
 class VerdictJudge(ModelJudge):
@@ -128,3 +152,18 @@ class LabelJudge(WritingJudge):
     def writes(self) -> bool:
         """With `cot`, or where the verdict is written."""
         return self.cot or self.written
+
+
+J = TypeVar("J", bound=JudgeBase)
+
+
+def define_preset(base: type[J], kind: str, description: str, **defaults: Any) -> type[J]:
+    """The spec of a kind that is another kind with other defaults."""
+    fields: dict[str, Any] = {"kind": (Literal[kind], ...), "id": (StepId, kind)}
+    for key, value in defaults.items():
+        field = base.model_fields[key]
+        fields[key] = (Annotated[(field.annotation, *field.metadata, Field())], value)
+    name = f"{kind.title().replace('_', '')}Judge"
+    return create_model(
+        name, __base__=base, __doc__=description, __module__=base.__module__, **fields
+    )

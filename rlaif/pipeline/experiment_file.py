@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -18,11 +18,15 @@ from pydantic import (
 from rlaif.config.arms import AI, LABELLERS, MAIN, Arms, ArmSpec
 from rlaif.config.base import Count, Fraction, Seed, Strict, apply_override
 from rlaif.config.dataset import DatasetSpec
-from rlaif.config.judges import JudgeStep
-from rlaif.config.judging import JudgeBase
+from rlaif.config.distill import DistillStep, FitStep
+from rlaif.config.filters import FilterStep
+from rlaif.config.methods import AnyDistill, AnyTrain
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
-from rlaif.config.steps import LoadStep, StepEntry
+from rlaif.config.steps import EvaluateStep, LabelStep, LoadStep, PairStep, SampleStep
+from rlaif.config.training import TrainStep
 from rlaif.core.yamlio import Lines, load_yaml, validate
+from rlaif.judges.build import JudgeStep
+from rlaif.judges.specs import JudgeBase
 
 _METRICS = (
     *("score/", "win_rate/", "win_rate_vs_initial/", "reward_accuracy/", "check/", "length/"),
@@ -67,6 +71,60 @@ class Retention(Strict):
     """What is kept in `models/`. fp32 masters are needed by the next round only."""
 
     masters: Literal["last", "all"] = "last"
+
+
+class StepEntry(Strict):
+    """One item of `steps`: exactly one of its keys is set."""
+
+    sample: SampleStep | None = None
+    load: LoadStep | None = None
+    filter: FilterStep | None = None
+    judge: JudgeStep | None = None
+    pair: PairStep | None = None
+    label: LabelStep | None = None
+    distill: AnyDistill | None = None
+    train: AnyTrain | None = None
+    evaluate: EvaluateStep | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_defaults(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: {} if item is None else item for key, item in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> StepEntry:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(
+                "each step is one key: sample, load, filter, judge, pair, label, distill, train or "
+                "evaluate"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """sample, load, filter, judge, pair, label, distill, train or evaluate."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def step(self) -> AnyStep:
+        """The step itself."""
+        return getattr(self, self.kind)  # type: ignore[no-any-return]
+
+
+AnyStep = (
+    SampleStep
+    | LoadStep
+    | FilterStep
+    | JudgeBase
+    | PairStep
+    | LabelStep
+    | DistillStep
+    | FitStep
+    | TrainStep
+    | EvaluateStep
+)
 
 
 class Experiment(Strict):
@@ -256,7 +314,7 @@ class Experiment(Strict):
             judge
             for e in self.steps
             if e.train is not None
-            for judge in getattr(e.train, "rewards", {})
+            for judge in getattr(e.train, "reward_judges", ())
         ]
         return list(dict.fromkeys([*steps, *rewards]))
 

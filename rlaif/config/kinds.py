@@ -1,0 +1,105 @@
+"""Specs that are found by a name in the experiment file, such as a judge's by its `kind`.
+
+A table of kinds is a literal dict of `name: "module:Spec"`. Only the module of a kind that is named
+is imported; the JSON schema of a field imports all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar, Union, cast
+
+from pydantic import Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from rlaif.config.base import Strict
+from rlaif.core.resources import find_object
+
+S = TypeVar("S", bound=Strict)
+
+
+class SpecTable(Mapping[str, type[S]], Generic[S]):
+    """The spec class of every kind of a table; looking one up imports its module."""
+
+    def __init__(self, rows: Mapping[str, str]):
+        self.rows = rows
+
+    def __getitem__(self, name: str) -> type[S]:
+        return cast(type[S], find_object(self.rows[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """Annotates a field whose value is of one of a table's classes: `Annotated[Base, OneOf(...)]`.
+
+    `key` of the value names its kind, `default` where it has none; `name_kind` finds the name in
+    another way. A name that the table lacks is refused with `unknown`, as an error of type
+    `unknown_{key}`.
+    """
+
+    table: SpecTable[Any]
+    key: str
+    unknown: str
+    default: str | None = None
+    name_kind: Callable[[Any], str] | None = None
+
+    def _read_kind(self, value: Any) -> str:
+        if isinstance(value, dict):
+            return str(value.get(self.key, self.default))
+        return str(getattr(value, self.key, self.default))
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        choices = [Annotated[Any, _Choice(self.table, name), Tag(name)] for name in self.table]
+        named = Discriminator(
+            self.name_kind or self._read_kind,
+            custom_error_type=f"unknown_{self.key}",
+            custom_error_message=self.unknown,
+        )
+        return handler.generate_schema(Annotated[Union[tuple(choices)], named])  # noqa: UP007
+
+
+_described: set[_Choice] = set()
+"""Choices whose JSON schema is being made: one that holds itself, as a jury of juries, is referred
+to."""
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One kind of a table, validated and described by a class that is imported for it."""
+
+    table: SpecTable[Any]
+    name: str
+
+    def __hash__(self) -> int:
+        return hash((id(self.table), self.name))
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._validate)
+
+    def _validate(self, value: Any) -> Any:
+        return self.table[self.name].model_validate(value)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        described = cast(Any, self.table[self.name].__pydantic_core_schema__)
+        if self in _described:
+            return handler(core_schema.definition_reference_schema(described["ref"]))
+        _described.add(self)
+        try:
+            # Within definitions, the class gets a definition of its own.
+            return handler(core_schema.definitions_schema(described, []))
+        finally:
+            _described.remove(self)

@@ -1,0 +1,172 @@
+"""Methods that learn from answers the policy has just sampled.
+
+The defaults are the papers' or, where those need a large model, what the field uses; each field's
+description names its source.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from rlaif.config.base import Count, Fraction
+from rlaif.config.on_policy import OnPolicyTrain, PolicyTerms
+
+
+class GrpoTrain(OnPolicyTrain):
+    """Group-relative policy optimisation (arXiv 2402.03300), with the switches of DAPO
+    (arXiv 2503.14476) and Dr. GRPO (arXiv 2503.20783)."""
+
+    ADVANTAGES = "rlaif.train.rollout:add_group_advantages"
+
+    method: Literal["grpo"]
+    n: Annotated[int, Field(ge=2)] = 8
+    beta: NonNegativeFloat = Field(0.04, description="arXiv 2402.03300; DAPO uses 0.")
+    kl: Literal["k2", "k3"] = Field(
+        "k3", description="k1 is left out: as a loss its expected gradient is 0."
+    )
+    scale: Literal["std", "none"] = Field("std", description="none: Dr. GRPO.")
+    reduction: Literal["token", "sequence", "constant"] = Field(
+        "token", description="token: DAPO; sequence: DeepSeekMath; constant: Dr. GRPO."
+    )
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = Field(0.2, description="DAPO: 0.28.")
+    two_sided: PositiveFloat | None = None
+    overlong_buffer: int = Field(
+        0, ge=0, description="DAPO: the reward falls over the last this many tokens; 0 is off."
+    )
+    mask_truncated: bool = Field(False, description="DAPO: unfinished answers teach nothing.")
+
+    @model_validator(mode="after")
+    def _sides(self) -> GrpoTrain:
+        if self.two_sided is not None and self.two_sided <= 1 + self.clip_high:
+            raise ValueError("two_sided must be above 1 + clip_high")
+        return self
+
+    @property
+    def soft_limit(self) -> int:
+        """See `overlong_buffer`."""
+        return self.overlong_buffer
+
+    @property
+    def learns_unfinished(self) -> bool:
+        """See `mask_truncated`."""
+        return not self.mask_truncated
+
+    def policy_terms(self) -> PolicyTerms:
+        """The KL is part of the loss."""
+        return PolicyTerms(
+            self.clip_low,
+            self.clip_high,
+            self.two_sided,
+            self.reduction,
+            self.max_new_tokens,
+            kl=self.kl,
+        )
+
+
+class RlooTrain(OnPolicyTrain):
+    """REINFORCE leave-one-out (arXiv 2402.14740); the KL is part of the reward."""
+
+    ADVANTAGES = "rlaif.train.rollout:add_rloo_advantages"
+
+    method: Literal["rloo"]
+    n: Annotated[int, Field(ge=2)] = 4
+    beta: NonNegativeFloat = 0.03
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Always, for the KL."""
+        return True
+
+    def policy_terms(self) -> PolicyTerms:
+        """REINFORCE does not clip; with one step per rollout the ratio is 1 anyhow. Tokens are
+        summed."""
+        return PolicyTerms(1.0, math.inf, reduction="constant", constant=1)
+
+
+class PpoTrain(OnPolicyTrain):
+    """Proximal policy optimisation for language models (arXiv 1909.08593, 2203.02155)."""
+
+    LEARNS_FROM = "good answers"
+    ADVANTAGES = "rlaif.train.rollout:add_ppo_advantages"
+
+    method: Literal["ppo"]
+    n: Count = 1
+    batch_size: PositiveInt = 16
+    epochs: PositiveInt = 4
+    beta: NonNegativeFloat = Field(0.05, description="The KL coefficient; TRL's default.")
+    kl_target: PositiveFloat | None = Field(
+        None, description="Nats per answer; beta adapts to it where it is given."
+    )
+    kl_horizon: PositiveFloat = 10000.0
+    gamma: Fraction = 1.0
+    lam: Fraction = 0.95
+    clip: PositiveFloat = 0.2
+    value_clip: PositiveFloat = 0.2
+    value_weight: PositiveFloat = 0.1
+    whiten_rewards: bool = False
+    critic: Literal["head", "separate"] = Field(
+        "head", description="A value head on the policy, or a model of its own."
+    )
+    ptx_weight: NonNegativeFloat = Field(
+        0.0, description="InstructGPT: adds the chosen answers' NLL of the preferences so far."
+    )
+
+    @model_validator(mode="after")
+    def _adapts(self) -> PpoTrain:
+        if self.kl_target is not None and self.beta == 0:
+            raise ValueError("kl_target scales beta, which must then be above 0 to start from")
+        return self
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Always, for the KL and the values."""
+        return True
+
+    @property
+    def critic_kind(self) -> Literal["head", "separate"]:
+        """See `critic`."""
+        return self.critic
+
+    @property
+    def mixes_preferences(self) -> bool:
+        """See `ptx_weight`."""
+        return self.ptx_weight > 0
+
+    def policy_terms(self) -> PolicyTerms:
+        """The mean over all tokens, with the critic's loss and the mixed answers'."""
+        return PolicyTerms(
+            self.clip,
+            self.clip,
+            value_weight=self.value_weight,
+            value_clip=self.value_clip,
+            ptx_weight=self.ptx_weight,
+        )
+
+    def next_beta(self, beta: float, kl: float | None, answers: int) -> float:
+        """Towards `kl_target`, where that is given and the KL was measured."""
+        from rlaif.train.losses.policy import adapt_kl
+
+        if self.kl_target is None:
+            return beta
+        kl = self.kl_target if kl is None else kl
+        return adapt_kl(beta, kl, self.kl_target, self.kl_horizon, answers)
+
+
+class OnlineDpoTrain(OnPolicyTrain):
+    """Online DPO, or OAIF (arXiv 2402.04792): the best of `n` answers against the worst."""
+
+    method: Literal["online_dpo"]
+    n: Annotated[int, Field(ge=2)] = 2
+    importance: Literal["none"] = Field("none", description="Pairs need no correction.")
+    loss: Literal["dpo", "ipo", "hinge"] = Field(
+        "dpo", description="The paper's beta: dpo 0.1, ipo 1.0, hinge (SLiC) 0.002."
+    )
+
+    @property
+    def pair_loss(self) -> str:
+        """See `loss`."""
+        return f"rlaif.train.losses.preference:{self.loss}"

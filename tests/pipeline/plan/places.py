@@ -1,0 +1,271 @@
+"""Where in which experiment each kind of spec stands."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from tests.pipeline.plan.bases import (
+    BASES,
+    DISTILLED,
+    FAR,
+    FITTED,
+    SAMPLE,
+    SERVED,
+    TINY,
+    TRAINING,
+    experiment,
+)
+
+Path = tuple[str | int, ...]
+JUDGE: Path = ("steps", 2, "judge")
+FILTER: Path = ("steps", 1, "filter", "filters", 0)
+LOADED: Path = ("steps", 0, "load")
+
+
+def altered(name: str, *changes: tuple[Path, Any]) -> dict[str, Any]:
+    """An experiment of `bases` with other values at some places."""
+    whole = copy.deepcopy(BASES[name])
+    for place, value in changes:
+        spec: Any = whole
+        for part in place[:-1]:
+            spec = spec[part]
+        spec[place[-1]] = value
+    return whole
+
+
+def in_turn(data: dict[str, Any]) -> dict[str, Any]:
+    """The experiment with servers that are asked one question at a time, so that what comes second
+    is the same every time."""
+    models = {
+        name: spec | {"limits": {"concurrency": 1}} if "base_url" in spec else spec
+        for name, spec in data["models"].items()
+    }
+    return data | {"models": models}
+
+
+JUDGED = DISTILLED | {"cost": {"safe_at": 0.12}, "conditional": {"conditions": {"rlaif": "Be."}}}
+
+
+def distilled(method: str, **keys: Any) -> dict[str, Any]:
+    """A distillation of what one judge says of fresh answers in two rounds."""
+    return experiment(
+        models={"policy": TINY, "far": FAR},
+        rounds=2,
+        steps=[
+            {"sample": SAMPLE | {"by": "far", "n": 3}},
+            {"judge": {"id": "a", "kind": "direct", "by": "far"}},
+            {"pair": {"strategy": "all"}},
+            {"distill": {"method": method, "precision": "fp32", "uses": ["pair@*"]} | keys},
+        ],
+    )
+
+
+MORE: dict[str, dict[str, Any]] = {
+    "judge overlap of thoughts": altered("judge overlap", ((*LOADED, "path"), "thoughts.jsonl")),
+    "all columns": altered("columns", ((*LOADED, "path"), "columns.jsonl")),
+    "label columns": altered(
+        "columns", ((*LOADED, "path"), "columns.jsonl"), ((*LOADED, "type"), "pairs")
+    ),
+    "pairs": altered("pair", (("steps", 4, "pair", "missing"), "renormalise")),
+    "pairs of alike answers": altered(
+        "pair", ((*LOADED, "path"), "alike.jsonl"), (("steps", 4, "pair", "missing"), "renormalise")
+    ),
+    "dataset of judges": altered("pair dataset", (("steps", 4, "pair", "missing"), "renormalise")),
+    "many": altered("dataset", ((*LOADED, "path"), "many.jsonl")),
+    "alike": altered("filter near_duplicates", ((*LOADED, "path"), "alike.jsonl")),
+    "thoughtful": altered(
+        "sample", (("models", "policy", "thinking"), {"markers": [["<think>", "</think>"]]})
+    ),
+    "priced": altered(
+        "sample", *((("models", name, "price"), {"input": 1.0, "output": 2.0}) for name in SERVED)
+    ),
+    "asked": altered(
+        "sample",
+        (("prompts",), {"path": "asked.jsonl", "holdout": 2, "columns": {"prompt": "prompt"}}),
+    ),
+    "asked and judged": altered(
+        "judge prometheus",
+        (("prompts",), {"path": "asked.jsonl", "holdout": 2, "columns": {"prompt": "prompt"}}),
+        ((*LOADED, "path"), "few_answers.jsonl"),
+    ),
+    "winners": altered(
+        "columns",
+        (
+            LOADED,
+            {
+                "type": "preferences",
+                "path": "columns.jsonl",
+                "columns": {
+                    "prompt": "prompt",
+                    "first": "one",
+                    "second": "two",
+                    "winners": {"first": "first_sure", "second": "second_sure"},
+                },
+            },
+        ),
+    ),
+    "ranked": altered(
+        "columns",
+        (
+            LOADED,
+            {
+                "type": "pairs",
+                "path": "columns.jsonl",
+                "columns": {
+                    "prompt": "prompt",
+                    "ranked": {"group": "team", "text": "one", "score": "best"},
+                },
+            },
+        ),
+        (("prompts",), {"holdout": 1}),
+    ),
+    "when": altered(
+        "term",
+        (
+            ("steps", 0, "train", "rewards", 0, "when"),
+            {"tags": ["fruit", "other"], "source": ["a", "b"]},
+        ),
+    ),
+    "gated": altered(
+        "term", (("steps", 0, "train", "gates"), {"length": {"warn": 900.0, "stop": 950.0}})
+    ),
+    "refreshed": altered(
+        "train bradley_terry",
+        (("steps", 2, "distill", "refresh"), {"drop": 0.1, "held_out": 0.4}),
+        (("rounds",), 2),
+    ),
+    "load of data": altered("load", (LOADED, {"type": "preferences"}), (("data",), "table.jsonl")),
+    "arms trained": BASES["label"]
+    | {
+        "models": SERVED | {"policy": TINY, "far": FAR},
+        "judges": [{"id": "checks", "kind": "rules"}],
+        "steps": [
+            {"load": {"id": "given", "type": "pairs", "path": "table.jsonl"}},
+            {"judge": {"id": "a", "kind": "direct", "by": "far"}},
+            {"label": {}},
+            {"train": TRAINING | {"method": "sft", "learning_rate": 0.05}},
+            {"evaluate": {"max_new_tokens": 8, "temperature": 1.0}},
+        ],
+        "arms": {"human": {"labels": "human"}, "ai": {"labels": "ai"}},
+    },
+    **{
+        f"judged {name}": distilled(name, **(TRAINING if name not in FITTED else {}) | spec)
+        for name, spec in JUDGED.items()
+    },
+    "private": altered("filter private", ((*LOADED, "path"), "private.jsonl")),
+    "leaked": altered(
+        "filter contamination",
+        ((*LOADED, "path"), "alike.jsonl"),
+        ((*FILTER, "of"), "answers"),
+        ((*FILTER, "against"), ["leaked.jsonl"]),
+        ((*FILTER, "n"), 3),
+    ),
+}
+"""Experiments of the sweep alone."""
+SWEPT = {name: in_turn(data) for name, data in {**BASES, **MORE}.items()}
+PLACES: dict[str, tuple[str, Path]] = {
+    "RulesJudge": ("judge rules", JUDGE),
+    "YesNoJudge": ("judge yes_no", JUDGE),
+    "RatingJudge": ("judge rating", JUDGE),
+    "DirectJudge": ("judge direct", JUDGE),
+    "CritiqueJudge": ("judge critique", JUDGE),
+    "PrometheusJudge": ("judge prometheus", JUDGE),
+    "AdditiveJudge": ("judge additive", JUDGE),
+    "PairwiseJudge": ("judge pairwise", JUDGE),
+    "ConstitutionalJudge": ("judge constitutional", JUDGE),
+    "PrometheusPairJudge": ("judge prometheus_pair", JUDGE),
+    "TemplateJudge": ("judge template", JUDGE),
+    "UltraFeedbackJudge": ("judge ultrafeedback", JUDGE),
+    "RbrmJudge": ("judge rbrm", JUDGE),
+    "RbrJudge": ("judge rbr", JUDGE),
+    "RubricJudge": ("judge rubric", JUDGE),
+    "RewardModelJudge": ("judge reward_model", JUDGE),
+    "RewardEnsembleJudge": ("judge reward_ensemble", JUDGE),
+    "ImplicitRewardJudge": ("judge implicit_reward", JUDGE),
+    "MetaJudge": ("judge meta", JUDGE),
+    "JuryJudge": ("judge jury", JUDGE),
+    "LongerJudge": ("judge longer", JUDGE),
+    "FirstJudge": ("judge first", JUDGE),
+    "RandomJudge": ("judge random", JUDGE),
+    "OverlapJudge": ("judge overlap", JUDGE),
+    "PerplexityJudge": ("judge perplexity", JUDGE),
+    "CustomJudge": ("judge custom", JUDGE),
+    "ParseSpec": ("judge template", (*JUDGE, "parse")),
+    "RubricClass": ("judge rbrm", (*JUDGE, "classes", 0)),
+    "RewardTable": ("judge rbrm", (*JUDGE, "tables", 0)),
+    "RubricItem": ("judge rubric", (*JUDGE, "items", 0)),
+    "RubricWriting": ("judge rubric_generate", (*JUDGE, "generate")),
+    "SftTrain": ("train sft", ("steps", 2, "train")),
+    "DpoTrain": ("train dpo", ("steps", 2, "train")),
+    "RobustTrain": ("train robust", ("steps", 2, "train")),
+    "IpoTrain": ("train ipo", ("steps", 2, "train")),
+    "HingeTrain": ("train hinge", ("steps", 2, "train")),
+    "ApoZeroTrain": ("train apo_zero", ("steps", 2, "train")),
+    "NcaTrain": ("train nca", ("steps", 2, "train")),
+    "KtoTrain": ("train kto", ("steps", 2, "train")),
+    "SlicTrain": ("train slic", ("steps", 2, "train")),
+    "SimpoTrain": ("train simpo", ("steps", 2, "train")),
+    "OrpoTrain": ("train orpo", ("steps", 2, "train")),
+    "BradleyTerryDistill": ("train bradley_terry", ("steps", 2, "distill")),
+    "KWiseDistill": ("train k_wise", ("steps", 2, "distill")),
+    "CostDistill": ("train cost", ("steps", 2, "distill")),
+    "ConditionalDistill": ("train conditional", ("steps", 2, "distill")),
+    "LinearDistill": ("train linear", ("steps", 2, "distill")),
+    "OrdinalDistill": ("train ordinal", ("steps", 2, "distill")),
+    "MultiObjectiveDistill": ("train multi_objective", ("steps", 2, "distill")),
+    "QuantileDistill": ("train quantile", ("steps", 2, "distill")),
+    "GrpoTrain": ("train grpo", ("steps", 2, "train")),
+    "RlooTrain": ("train rloo", ("steps", 2, "train")),
+    "PpoTrain": ("train ppo", ("steps", 2, "train")),
+    "OnlineDpoTrain": ("train online_dpo", ("steps", 2, "train")),
+    "SampleStep": ("sample", ("steps", 0, "sample")),
+    "PoolMember": ("pool", ("steps", 0, "sample", "pool", 0)),
+    "SamplePrinciples": ("principles", ("steps", 0, "sample", "principles")),
+    "PairStep": ("pairs", ("steps", 4, "pair")),
+    "LabelStep": ("label", ("steps", 3, "label")),
+    "ArmSpec": ("arms", ("arms", "ai")),
+    "LoadStep": ("load", ("steps", 0, "load")),
+    "EvaluateStep": ("evaluate", ("steps", 2, "evaluate")),
+    "DatasetSpec": ("dataset", ("dataset",)),
+    "RuleFilter": ("filter rule", FILTER),
+    "TruncatedFilter": ("filter truncated", FILTER),
+    "DuplicateFilter": ("filter duplicates", FILTER),
+    "NearFilter": ("alike", FILTER),
+    "ContaminationFilter": ("leaked", FILTER),
+    "PrivateFilter": ("private", FILTER),
+    "LexiconFilter": ("filter lexicon", FILTER),
+    "FilterStep": ("filter rule", ("steps", 1, "filter")),
+    "LabelColumns": ("all columns", ("steps", 0, "load", "columns")),
+    "LabelValues": ("all columns", ("steps", 0, "load", "columns", "labels")),
+    "CheckSpec": ("check", ("steps", 2, "evaluate", "checks", 0)),
+    "LoraOptions": ("lora", ("steps", 1, "train", "lora")),
+    "RewardTerm": ("term", ("steps", 0, "train", "rewards", 0)),
+    "Experiment": ("sample", ()),
+    "ThinkingSpec": ("thoughtful", ("models", "policy", "thinking")),
+    "Price": ("priced", ("models", "policy", "price")),
+    "ApiLimits": ("sample", ("models", "policy", "limits")),
+    "Columns": ("asked", ("prompts", "columns")),
+    "WinnerColumns": ("winners", (*LOADED, "columns", "winners")),
+    "RankedAnswers": ("ranked", (*LOADED, "columns", "ranked")),
+    "PromptCondition": ("when", ("steps", 0, "train", "rewards", 0, "when")),
+    "Gates": ("gated", ("steps", 0, "train", "gates")),
+    "Gate": ("gated", ("steps", 0, "train", "gates", "length")),
+    "Refresh": ("refreshed", ("steps", 2, "distill", "refresh")),
+    "ModelSpec": ("sample", ("models", "policy")),
+    "PromptsSpec": ("sample", ("prompts",)),
+}
+UNSWEPT: dict[str, tuple[str, ...]] = {
+    "StepEntry": (),
+    "SemanticFilter": ("tests/data/test_hygiene.py::test_texts_that_mean_the_same_are_kept_once",),
+    "AlarmsConfig": (
+        "tests/pipeline/plan/test_without_a_run.py::test_every_limit_decides",
+        "tests/pipeline/test_experiment.py::test_an_alarm_stops_the_run_and_keeps_what_was_computed",
+    ),
+    "Retention": (
+        "tests/pipeline/test_experiment.py::test_masters_that_a_new_round_needs_are_made_again",
+    ),
+}
+"""Classes whose keys are not swept one by one, and the tests that look at them: of `StepEntry` each
+key is a kind of step with a row of its own; an embedding model takes seconds to load; an alarm
+needs figures that are wrong; and what is kept shows when it is needed again."""

@@ -1,0 +1,772 @@
+"""A second valid value of every key. A key of a parent class counts for all of its children that
+say nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlaif.config.dataset import DatasetSpec
+from rlaif.config.gates import Gate, Gates
+from rlaif.config.models import ApiLimits, Price
+from tests.pipeline.plan.bases import CLASSES, JURORS
+from tests.pipeline.plan.places import JUDGE
+
+
+@dataclass(frozen=True)
+class Case:
+    """Another value of a key. `given` are keys beside it in both experiments, `also` in the second
+    one alone; a key that is ... is left out. `base` is another experiment than the class has, in
+    whose name `{method}` is the class's own."""
+
+    value: Any
+    given: dict[str, Any] = field(default_factory=dict)
+    also: dict[str, Any] = field(default_factory=dict)
+    base: tuple[str, tuple[str | int, ...]] | None = None
+    rounds: int | None = None
+    refused: bool = False
+    """With the first value the experiment is refused, when it is planned or when it runs."""
+    ends: bool = False
+    """With the second value the run ends early."""
+    strict: bool = False
+    """So it is in the base with a prompt that no template renders."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A key that a class has of its parent and that takes no other value."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A key that holds specs of classes with rows of their own."""
+
+
+@dataclass(frozen=True)
+class Untried:
+    """A key that needs what this test has not, and the test that looks at it instead."""
+
+    test: str
+
+
+INNER = Inner()
+COT = {"cot": True}
+REASONS = {"template": "prompts/judges/critique.j2"}
+WRITTEN = {"verdict": "written"}
+SAMPLED = {"temperature": 0.7}
+SILENT = {
+    "kind": "template",
+    "by": "policy",
+    "template": "prompts/judges/template_example.j2",
+    "parse": {"pattern": "Verdict: (never)", "values": {"never": 1.0}},
+}
+"""A juror that no answer suits."""
+JUDGE_VALUES: dict[str, dict[str, Any]] = {
+    "JudgeBase": {
+        "id": "else",
+        "principles": ["useful"],
+        "uses": ["load"],
+        "reasoning": "strip",
+    },
+    "ModelJudge": {"by": "other"},
+    "VerdictJudge": {"abstain_labels": ["x"], "min_label_mass": 0.95},
+    "WritingJudge": {
+        "samples": Case(2, SAMPLED),
+        "temperature": 0.5,
+        "max_new_tokens": 5,
+        "structured": True,
+    },
+    "LabelJudge": {
+        "structured": Refused(True),
+        "cot": True,
+        "samples": Case(2, COT | SAMPLED),
+        "temperature": Case(0.5, COT),
+        "max_new_tokens": Case(5, COT),
+    },
+}
+COMPARING = {
+    "template": "own/pairwise.j2",
+    "order": "fixed",
+    "verdict": "written",
+    "first_labels": ["x"],
+    "second_labels": ["y"],
+    "tie_labels": ["C"],
+    "soft": False,
+    "clamp": [0.45, 0.55],
+    "draw": "one",
+    "preamble": "detailed",
+    "shots": 1,
+    "cot": True,
+    "structured": Case(True, WRITTEN),
+}
+YES_NO = {"yes_labels": ["x"], "no_labels": ["y"]}
+EXPECTED: dict[str, Any] = {
+    "min_label_mass": Case(0.95, {"expected": True}),
+    "expected": True,
+    "structured": True,
+}
+JUDGE_VALUES |= {
+    "RulesJudge": {"principles": ["brief"]},
+    "YesNoJudge": YES_NO | {"template": "own/yes_no.j2"},
+    "_Rating": {"scale": [1, 4], "cot": Case(True, {"expected": True}), **EXPECTED},
+    "_Comparing": COMPARING,
+    "ConstitutionalJudge": {
+        "draw": "each",
+        "template": "own/constitutional.j2",
+        "preamble": Refused("detailed"),
+    },
+    "RbrmJudge": {
+        "template": "own/rbrm.j2",
+        "principles": Refused(["useful"]),
+        "structured": Refused(True),
+        "classes": [{"id": "names", "text": "Else."}, {"id": "refuses", "text": "It does not."}],
+        "tables": [{"rewards": {"names": 0.3, "refuses": 0.6}}],
+        "soft": False,
+    },
+}
+VALUES: dict[str, dict[str, Any]] = {**JUDGE_VALUES}
+VALUES |= {
+    "RatingJudge": {"template": "own/rating.j2"},
+    "PrometheusJudge": {"template": "own/prometheus.j2"},
+    "CritiqueJudge": {
+        "template": "own/critique.j2",
+        "expected": Case(False, also={"cot": False}),
+        "cot": False,
+        "structured": Case(True, {"expected": False, "cot": False}),
+        "min_label_mass": 0.95,
+    },
+    "DirectJudge": {
+        "template": "own/direct.j2",
+        "expected": False,
+        "samples": Case(2, REASONS | COT | SAMPLED),
+        "temperature": Case(0.5, REASONS | COT),
+        "max_new_tokens": Case(5, REASONS | COT),
+        "structured": Case(True, {"expected": False}),
+        "cot": Case(True, REASONS),
+        "min_label_mass": 0.95,
+        "scale": [1, 7],
+    },
+    "AdditiveJudge": EXPECTED | {"samples": 2, "template": "own/additive.j2"},
+    "UltraFeedbackJudge": EXPECTED
+    | {
+        "aspects": ["honesty"],
+        "order": "fixed",
+        "template": "own/ultrafeedback.j2",
+        "principles": Refused(["useful"]),
+    },
+    "PrometheusPairJudge": {
+        "template": "own/prometheus_pair.j2",
+        "shots": Refused(1),
+        "preamble": Refused("detailed"),
+        "verdict": "labels",
+        "soft": Case(False, {"verdict": "labels"}),
+        "cot": Case(True, {"verdict": "labels"}),
+        "min_label_mass": Case(0.95, {"verdict": "labels"}),
+        "samples": Case(2, SAMPLED),
+        "temperature": 0.5,
+        "max_new_tokens": 5,
+    },
+    "TemplateJudge": {
+        "abstain_labels": Case(["kind"], {"parse": {"pattern": r"Verdict:\W*(\w+)"}}),
+        "parse": {"pattern": r"verdict:\W*(rude|plain|kind)", "values": {"rude": 2, "plain": 0}},
+        "scale": [0, 4],
+        "template": "own/template_example.j2",
+        "per_principle": Case(True, also={"template": "own/by_principle_template_example.j2"}),
+        "principles": Case(
+            ["useful"],
+            {"template": "own/by_principle_template_example.j2", "per_principle": True},
+        ),
+        "structured": Refused(True),
+        "min_label_mass": Refused(0.5),
+    },
+    "RbrJudge": YES_NO | {"weights": "weights2.yaml", "template": "own/rbr.j2"},
+    "RubricJudge": YES_NO
+    | {
+        "items": [{"text": "Other items."}],
+        "template": "own/rubric_item.j2",
+        "principles": Refused(["useful"]),
+        "items_file": Case("items.jsonl", also={"items": ...}),
+        "generate": Case({"most": 2}, also={"items": ...}),
+        "aggregate": Case("implicit", {"items": [{"text": "It names a fruit."}]}),
+        "category_weights": Case(
+            {"essential": 1.0, "important": 5.0, "optional": 1.0, "pitfall": 1.0},
+            {"items": [{"text": "a", "category": "important"}, {"text": "b"}]},
+        ),
+    },
+    "BaselineJudge": {"principles": Refused(["useful"])},
+    "RewardModelJudge": {
+        "principles": Refused(["useful"]),
+        "reasoning": "strip",
+        "by": "rivals",
+        "condition": "Be safe.",
+    },
+    "RewardEnsembleJudge": {
+        "principles": Refused(["useful"]),
+        "members": ["rewards", "third"],
+        "combine": "worst",
+        "penalty": Case(3.0, {"combine": "uncertainty"}),
+        "standardise": {"rewards": [0.5, 2.0], "rivals": [0.0, 1.0]},
+    },
+    "ImplicitRewardJudge": {
+        "principles": Refused(["useful"]),
+        "by": "other",
+        "reference": Case("other", {"by": "policy"}),
+        "beta": Case(0.4, {"by": "other"}),
+        "per_token": Case(True, {"by": "other"}),
+    },
+    "MetaJudge": {
+        "template": "own/meta.j2",
+        "principles": Refused(["useful"]),
+        "judge": {"kind": "additive", "by": "policy", "samples": 3},
+        "first_labels": ["x"],
+        "second_labels": ["y"],
+    },
+    "JuryJudge": {
+        "of": [{"kind": "yes_no", "by": "policy"}],
+        "principles": Refused(["useful"]),
+        "pool": "vote",
+        "weights": {"yes_no": 3.0},
+        "accuracy": {"yes_no": 0.9, "r": 0.6},
+        "missing": Case("drop", {"of": [*JURORS, SILENT]}),
+    },
+    "OverlapJudge": {"reasoning": Case("strip", base=("judge overlap of thoughts", JUDGE))},
+    "PerplexityJudge": {"by": "other"},
+    "CustomJudge": {
+        "kind": "tests.pipeline.plan.own:Other",
+        "options": {"tone": "dry"},
+        "template": "own/direct.j2",
+    },
+    "ParseSpec": {
+        "pattern": r"Verdict: (r)",
+        "json_schema": Case({"type": "object"}, also={"pattern": ...}),
+        "field": Case(
+            "verdict",
+            {"pattern": ..., "json_schema": {"type": "object"}, "values": {"1": 1}},
+        ),
+        "values": {"rude": 2, "plain": 1, "kind": 0},
+    },
+    "RubricClass": {
+        "id": Case(
+            ...,
+            also={
+                "classes": [{"id": "calls", "text": "It names one."}, CLASSES[1]],
+                "tables": [{"rewards": {"calls": 1.0, "refuses": 0.5}}],
+            },
+            base=("judge rbrm", ("steps", 2, "judge")),
+        ),
+        "text": "It gives one.",
+    },
+    "RewardTable": {"tags": ["other"], "rewards": {"names": 0.9, "refuses": 0.2}},
+    "RubricItem": {
+        "text": "It names a bean.",
+        "category": "pitfall",
+        "weight": 4.0,
+        "check": Case("word_limits", also={"params": {"min": 1, "max": 3}}),
+        "params": Case(
+            {"min": 2, "max": 5}, {"check": "word_limits", "params": {"min": 1, "max": 3}}
+        ),
+    },
+    "RubricWriting": {
+        "most": 1,
+        "max_new_tokens": 9,
+        "template": "own/rubric_write.j2",
+        "structured": True,
+    },
+}
+OF_SET = {"path": ..., "dataset": "@set"}
+LETTERS = list("abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+FAST = {"epochs": 3, "learning_rate": 0.05}
+VALUES |= {
+    "TextStep": {
+        "id": "else",
+        "from_": "other",
+        "micro_batch_tokens": 64,
+        "max_length": 38,
+        "overlong": Case("truncate_left", {"max_length": 38}),
+        "reasoning": "strip",
+        "on_error": Case("skip", strict=True),
+        "precision": "bf16",
+        "trackers": ["tensorboard"],
+        "uses": ["pairs"],
+    },
+    "TrainStep": {
+        "learning_rate": 2e-3,
+        "epochs": 2,
+        "batch_size": 3,
+        "warmup_ratio": 0.5,
+        "schedule": "linear",
+        "min_lr_ratio": 0.5,
+        "weight_decay": 0.5,
+        "optimizer": "adamw_8bit",
+        "adam_betas": [0.8, 0.99],
+        "max_grad_norm": 0.05,
+        "gradient_checkpointing": True,
+        "train_on_eos": False,
+        "lora": {"r": 2},
+        "processes": 2,
+        "sharding": Case("full", {"processes": 2}),
+        "checkpoint_every": 1,
+    },
+    "ReferenceTrain": {"reference": "other", "beta": 0.7},
+    "DpoTrain": {
+        "label_smoothing": 0.2,
+        "nll_weight": 0.5,
+        "positive_weight": Case(50.0, {"reference": "other"}),
+        "length_normalise": True,
+    },
+    "RobustTrain": {"label_smoothing": 0.3},
+    "IpoTrain": {"length_normalise": True},
+    "KtoTrain": {"desirable_weight": 2.0, "undesirable_weight": 2.0},
+    "SlicTrain": {"margin": 90.0, "nll_weight": 0.5},
+    "SimpoTrain": {"beta": 5.0, "gamma": 3.0},
+    "OrpoTrain": {"weight": 0.9},
+    "DistillStep": {
+        "train_on_eos": Refused(False),
+        "source_weights": {"human": 3.0},
+        "replay": Case(0.3, base=("judged {method}", ("steps", 3, "distill"))),
+        "refresh": {"drop": 0.1, "held_out": 0.4},
+        "members": Case(2, {"lora": {"r": 2}}),
+    },
+    "BradleyTerryDistill": {"margin": "score", "centre": 0.5},
+    "KWiseDistill": {"centre": 0.5},
+    "CostDistill": {"safe_at": 0.2},
+    "ConditionalDistill": {
+        "conditions": {"human": "Be good.", "rlaif": "Be a model."},
+        "gamma": 0.5,
+        "penalty": 0.9,
+    },
+    "FitStep": {
+        "source_weights": {"human": 3.0},
+        "replay": Case(0.3, base=("judged {method}", ("steps", 3, "distill"))),
+        "refresh": {"drop": 0.1, "held_out": 0.4},
+    },
+    "LinearDistill": {"layers": 1},
+    "OrdinalDistill": {
+        "levels": 2,
+        "objective": Case(
+            "a/kind", {"objective": "a/useful"}, base=("judged {method}", ("steps", 3, "distill"))
+        ),
+    },
+    "GatedDistill": {
+        "objectives": Case(["a/kind"], base=("judged {method}", ("steps", 3, "distill"))),
+        "debias": None,
+        "gate_layers": Case(1, base=("judged {method}", ("steps", 3, "distill"))),
+        "gate_width": 6,
+        "gate_temperature": 2.0,
+        "gate_steps": 5,
+        "gate_batch": 2,
+    },
+    "QuantileDistill": {"quantiles": 5, "risk": 0.4},
+    "OnPolicyTrain": {
+        "rewards": [{"judge": "rival"}],
+        "gates": {"length": {"warn": 0.5}},
+        "rollouts": 3,
+        "n": 3,
+        "sync_every": 2,
+        "batch_size": 1,
+        "temperature": Case(0.7, {"importance": "none"}),
+        "max_new_tokens": 5,
+        "stop": LETTERS,
+        "missing_eos_penalty": 3.0,
+        "importance": Case("truncate_token", {"importance_cap": 0.5}),
+        "importance_cap": 0.5,
+        "importance_floor": 2.0,
+        "max_length": 45,
+        "overlong": Case("refuse", {"max_length": 45}, ends=True),
+        "warmup_ratio": Case(0.5, {"rollouts": 4}),
+        "schedule": Case("linear", {"rollouts": 4}),
+        "min_lr_ratio": Case(0.5, {"rollouts": 4}),
+        "on_error": Case("skip", strict=True),
+        "train_on_eos": Refused(False),
+        "reasoning": Refused("strip"),
+        "uses": Refused(["pairs"]),
+        "processes": Refused(2),
+        "sharding": Refused("full"),
+    },
+    "GrpoTrain": {
+        "beta": 0.5,
+        "kl": Case("k2", {"learning_rate": 0.05}),
+        "scale": "none",
+        "reduction": "sequence",
+        "clip_low": Case(0.001, FAST),
+        "clip_high": Case(0.001, FAST),
+        "two_sided": Case(1.21, {"epochs": 4, "learning_rate": 0.5}),
+        "overlong_buffer": 4,
+        "mask_truncated": True,
+    },
+    "RlooTrain": {"beta": Case(0.5, {"learning_rate": 0.05})},
+    "PpoTrain": {
+        "beta": Case(0.5, {"learning_rate": 0.05}),
+        "kl_target": Case(0.01, {"learning_rate": 0.05, "kl_horizon": 2.0}),
+        "kl_horizon": Case(5.0, {"learning_rate": 0.05, "kl_target": 0.01}),
+        "gamma": 0.5,
+        "lam": 0.5,
+        "clip": Case(0.001, {"learning_rate": 0.05}),
+        "value_clip": Case(0.001, {"learning_rate": 0.05}),
+        "value_weight": 0.9,
+        "whiten_rewards": True,
+        "critic": "separate",
+        "ptx_weight": 0.5,
+        "epochs": 3,
+        "train_on_eos": Case(False, {"ptx_weight": 0.5}),
+        "reasoning": Case("strip", {"ptx_weight": 0.5}),
+        "uses": Case(["pairs"], {"ptx_weight": 0.5}),
+    },
+    "OnlineDpoTrain": {
+        "loss": "hinge",
+        "importance": Refused("mask_token"),
+        "importance_cap": Refused(0.5),
+        "importance_floor": Refused(2.0),
+    },
+    "SamplingKeys": {
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 5,
+        "max_new_tokens": 2,
+        "stop": ["e"],
+    },
+    "SampleStep": {
+        "id": "else",
+        "n": 3,
+        "by": "other",
+        "prompts": 2,
+        "pool": [{"by": "policy"}, {"by": "other"}],
+        "principles": {"texts": {"kind": ["Be kind."]}},
+        "system_prompt": "Be brief.",
+    },
+    "PoolMember": {
+        "by": "other",
+        "system_prompt": "Be brief.",
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 5,
+        "max_new_tokens": 2,
+    },
+    "SamplePrinciples": {
+        "texts": {"kind": ["Be nice."], "brief": ["Be brief."]},
+        "default": {"kind": 0.01, "brief": 9.0},
+        "shares": {"fruit": {"kind": 0.01, "brief": 9.0}, "other": {"kind": 0.01, "brief": 9.0}},
+    },
+    "PairStep": {
+        "id": "else",
+        "strategy": "best_vs_worst",
+        "weights": {"a": 1.0, "c": 0.1},
+        "min_margin": Case(0.2, {"strategy": "margin"}),
+        "missing": "drop",
+        "standardise": "initial",
+        "consistency": "c",
+        "consistency_mean": Case(True, {"consistency": "c"}),
+        "max_pairs": 1,
+        "tier": Case(0.5, {"strategy": "length_tiered", "tier": 0.0}),
+        "max_overlap": Case(0.0, base=("pairs of alike answers", ("steps", 4, "pair"))),
+        "balance_lengths": Case(True, base=("pairs of alike answers", ("steps", 4, "pair"))),
+        "uses": ["a"],
+    },
+    "LabelStep": {
+        "id": "else",
+        "labels": "random",
+        "flip": 0.5,
+        "weights": Case({"a": 1.0, "c": 0.0}, {"labels": "ai"}),
+    },
+    "ArmSpec": {"labels": "random", "flip": 0.5},
+    "LoadStep": {
+        "id": "else",
+        "type": Case("completions", also={"path": "answers.jsonl"}),
+        "path": "rows.jsonl",
+        "dataset": Case("@set", {"path": "rows.jsonl"}, also={"path": ...}),
+        "dataset_split": Case("late", OF_SET),
+        "dataset_config": Case("small", OF_SET),
+        "format": Case("pku_safer", {"path": "pku.jsonl"}),
+        "columns": {"prompt": "asked", "chosen": "one", "rejected": "two"},
+        "on_error": Case("skip", {"path": "odd.jsonl"}, refused=True),
+        "prompts": Case("other", {"path": "mixed.jsonl"}),
+    },
+    "EvaluateStep": {
+        "id": "else",
+        "against": ["initial"],
+        "n": 2,
+        "temperature": 0.3,
+        "max_new_tokens": 4,
+        "judges": ["checks"],
+        "checks": [{"id": "done", "rule": "finished_sentence"}],
+    },
+    "DatasetSpec": {
+        "title": "Other",
+        "formats": ["verl"],
+        "uses": "pairs",
+        "test": Case(0.5, {"uses": "pairs"}, base=("many", ("dataset",))),
+        "overall": Case("b", {"overall": "a"}, base=("dataset of judges", ("dataset",))),
+        "license": "mit",
+        "language": ["de"],
+        "sources": ["Mine."],
+        "limits": ["Many."],
+    },
+}
+LOCAL: tuple[str, tuple[str | int, ...]] = ("judge perplexity", ("models", "policy"))
+ASKED: tuple[str, tuple[str | int, ...]] = ("judge direct", ("models", "policy"))
+VLLM = "tests/engines/test_vllm_parts.py"
+NOT_SERVED = {"base_url": ..., "cache": ..., "prefill": ..., "limits": ...}
+FAKE = {"engine": "fake"} | NOT_SERVED
+CHOSEN = {
+    "chosen": "chosen",
+    "rejected": "rejected",
+    "first": ...,
+    "second": ...,
+    "label": ...,
+    "labels": ...,
+}
+OF_PAIRS: tuple[str, tuple[str | int, ...]] = ("label columns", ("steps", 0, "load", "columns"))
+RANKED = {"group": "who", "text": "one", "score": "best"}
+WINNERS = {"first": "first_won", "second": "second_won"}
+VALUES |= {
+    "RuleFilter": {
+        "of": "prompt",
+        "rule": Case("no_refusal", also={"params": {}}),
+        "params": {"min": 1, "max": 3},
+        "least": 0.1,
+    },
+    "TruncatedFilter": {"of": Refused("prompt")},
+    "DuplicateFilter": {"of": "answers"},
+    "NearFilter": {"of": "prompt", "threshold": 0.3, "shingle": Case(1, {"shingle": 3})},
+    "ContaminationFilter": {
+        "of": "prompt",
+        "against": ["leaked2.jsonl"],
+        "n": 8,
+        "share": 1.0,
+    },
+    "PrivateFilter": {"of": "prompt", "find": ["email"], "regions": ["DE"]},
+    "LexiconFilter": {"of": "prompt", "path": "other_words.txt", "most": 0.9},
+    "FilterStep": {
+        "id": "else",
+        "filters": [{"kind": "duplicates"}],
+        "records": Case("preferences", base=("pairs filter", ("steps", 2, "filter"))),
+    },
+    "LabelColumns": {
+        "prompt": "asked",
+        "system": "who",
+        "chosen": Case("one", CHOSEN),
+        "rejected": Case("two", CHOSEN),
+        "first": "chosen",
+        "second": "rejected",
+        "label": "likes",
+        "labels": {"first": "two", "second": "one"},
+        "winners": Case(WINNERS, also={"label": ..., "labels": ...}),
+        "ranked": Case(RANKED, also=dict.fromkeys(("first", "second", "label", "labels"), ...)),
+        "strength": Case("best", also={"label": ..., "labels": ...}),
+        "first_score": Case("best", {"second_score": "rest", "first_score": "rest"}),
+        "second_score": Case("best", {"second_score": "rest", "first_score": "rest"}),
+        "margin": "best",
+        "subset": Case("who", base=OF_PAIRS),
+        "first_author": Case("who", base=OF_PAIRS),
+        "second_author": Case("who", base=OF_PAIRS),
+        "annotator": Case("who", base=OF_PAIRS),
+        "annotator_kind": Case("ai", base=OF_PAIRS),
+    },
+    "LabelValues": {
+        "first": Case("two", also={"second": "one"}),
+        "second": Case("one", also={"first": "two"}),
+        "tie": Case(["two"], also={"second": "three"}),
+    },
+    "CheckSpec": {
+        "id": "else",
+        "rule": Case("no_refusal", also={"params": {}}),
+        "params": {"min": 1, "max": 2},
+    },
+    "LoraOptions": {
+        "r": 3,
+        "alpha": 4.0,
+        "dropout": 0.5,
+        "target_modules": ["q_proj"],
+        "dora": True,
+        "export": "both",
+    },
+    "RewardTerm": {
+        "judge": "rival",
+        "weight": -2.0,
+        "value": "score",
+        "normalise": "group",
+        "clip": 0.1,
+        "when": {"tags": ["fruit"]},
+    },
+}
+VALUES |= {
+    "ModelSpec": {
+        "path": "else",
+        "engine": Case("fake", also=NOT_SERVED),
+        "role": "labeller",
+        "dtype": Case("bfloat16", base=LOCAL),
+        "device": Case("cpu", {"device": "auto"}, base=LOCAL),
+        "batch_tokens": Case(100, base=LOCAL),
+        "max_context": Case(60, base=LOCAL),
+        "system_prompt": "Be brief.",
+        "thinking": {"markers": [["A", "y"]]},
+        "system_role": Case("merge", {"system_prompt": "Be brief."}),
+        "chat_template_kwargs": {"enable_thinking": False},
+        "adapter": Untried(
+            "tests/engines/test_adapters.py::test_log_probs_are_those_of_peft_with_the_adapter"
+        ),
+        "engine_args": Untried(f"{VLLM}::test_settings_of_the_environment_are_the_users"),
+        "gpus": Untried(f"{VLLM}::test_a_model_on_gpus_of_its_own_stays_while_others_train"),
+        "start_seconds": Untried(
+            f"{VLLM}::test_what_the_server_is_sent_is_part_of_the_models_identity"
+        ),
+        "script": Case("script.yaml", FAKE),
+        "base_url": "@url/other",
+        "weights": "new ones",
+        "key_env": "PATH",
+        "api": Case("completions", {"prefill": False}),
+        "price": {"input": 1, "output": 2},
+        "limits": {"retries": 1},
+        "samples_per_call": 2,
+        "prefill": Case(True, {"prefill": False}, base=ASKED, refused=True),
+        "top_logprobs": Case(3, base=ASKED),
+        "max_tokens_key": "max_completion_tokens",
+        "extra_body": {"min_p": 0.1},
+        "cache": True,
+    },
+    "PromptsSpec": {
+        "path": "strict_prompts.jsonl",
+        "dataset": Case("@set", {"path": "strict_prompts.jsonl"}, also={"path": ...}),
+        "dataset_split": Case("late", {"path": ..., "dataset": "@set"}),
+        "columns": {"prompt": "reference"},
+        "holdout": 3,
+        "limit": 2,
+        "max_words": 4,
+    },
+}
+VALUES |= {
+    "Experiment": {
+        "name": Case("else", base=("dataset", ())),
+        "description": "In words.",
+        "seed": 4,
+        "seeds": Case([3, 5], also={"seed": ...}),
+        "constitution": Case("other.yaml", base=("judge rules", ())),
+        "data": Case("rows.jsonl", base=("load of data", ())),
+        "primary": Case(["score/checks"], base=("evaluate", ())),
+        "margin": Case(1.0, base=("arms trained", ())),
+        "rounds": 2,
+        "budget": Case(1e-5, {"budget": 1000.0}, base=("priced", ()), ends=True),
+        "allow_same_weights": True,
+        **dict.fromkeys(
+            ("models", "prompts", "arms", "judges", "steps", "dataset", "alarms", "retention"),
+            INNER,
+        ),
+    },
+    "ThinkingSpec": {"markers": [["A", "y"]], "opened": Case(True, {"markers": [["A", "y"]]})},
+    "Price": {"input": 3.0, "output": 3.0, "cached_input": 0.5},
+    "ApiLimits": {
+        "concurrency": 2,
+        "retries": 2,
+        "connect_seconds": 5.0,
+        "read_seconds": 60.0,
+        "total_seconds": 300.0,
+    },
+    "Columns": {
+        "prompt": "asked",
+        "messages": Case("turns", also={"prompt": ...}),
+        "tags": Case("topics", base=("asked and judged", ("prompts", "columns"))),
+        "reference": Case("gold", base=("asked and judged", ("prompts", "columns"))),
+        "split": "part",
+    },
+    "WinnerColumns": {"first": "first_won", "second": "second_won", "tie": "tied"},
+    "RankedAnswers": {
+        "answers": Case("answers", also={"group": ...}),
+        "group": "who",
+        "text": "two",
+        "rank": Case("rest", also={"score": ...}),
+        "score": "rest",
+        "author": "who",
+    },
+    "PromptCondition": {"tags": ["fruit"], "source": ["a"]},
+    "Gates": {
+        "flat_groups": {"warn": 0.0},
+        "kl": {"warn": 9.0},
+        "entropy": {"warn": 90.0},
+        "length": {"warn": 0.5},
+        "reward_spread": {"warn": 90.0},
+    },
+    "Gate": {"warn": 0.5, "stop": Case(0.5, ends=True)},
+    "Refresh": {"drop": 0.9, "held_out": 0.3},
+}
+UNHASHED: dict[str, str] = {
+    "Experiment.name": "a name",
+    "Experiment.description": "words for readers",
+    "Experiment.primary": "what a page claims of finished evaluations",
+    "Experiment.margin": "what a page claims of finished evaluations",
+    "Experiment.budget": "when a run stops",
+    "Experiment.allow_same_weights": "what is refused",
+    **dict.fromkeys(
+        (f"{owner.__name__}.{key}" for owner in (Price, ApiLimits) for key in owner.model_fields),
+        "what is counted, and how hard a server is asked",
+    ),
+    **dict.fromkeys(
+        (f"{owner.__name__}.{key}" for owner in (Gate, Gates) for key in owner.model_fields),
+        "a gate ends a training or leaves it alone",
+    ),
+    "ModelSpec.role": "what a model is for: tests/pipeline/test_experiment.py",
+    "ModelSpec.device": "where it is computed",
+    "ModelSpec.key_env": "who pays",
+    "ModelSpec.price": "what is counted",
+    "ModelSpec.limits": "how hard a server is asked",
+    "ModelSpec.cache": "where answers are looked for first",
+    "ModelSpec.prefill": "what a server can do: a judge that needs it is refused without",
+    "ModelSpec.max_tokens_key": "how a server calls the limit",
+    "FilterStep.id": "a name",
+    "TextStep.id": "a name",
+    "TextStep.trackers": "where numbers go as well",
+    "TrainStep.checkpoint_every": "when a training is saved",
+    "OnPolicyTrain.gates": "a gate ends a training or leaves it alone",
+    "SampleStep.id": "a name",
+    "PairStep.id": "a name",
+    "LabelStep.id": "a name",
+    "LoadStep.id": "a name",
+    "EvaluateStep.id": "a name",
+    **dict.fromkeys(
+        (f"DatasetSpec.{key}" for key in DatasetSpec.model_fields),
+        "what is written of finished steps is written anew by every run",
+    ),
+}
+"""Keys that are in no hash, and why."""
+SAFETY = "tests/engines/test_openai_safety.py"
+LOOP = "tests/train/test_loop.py"
+ELSEWHERE: dict[str, str] = {
+    "Experiment.allow_same_weights": "tests/pipeline/test_shared_weights.py"
+    "::test_labeller_and_gold_judge_must_be_different_weights",
+    "ModelSpec.role": "tests/pipeline/test_shared_weights.py"
+    "::test_labeller_and_gold_judge_must_be_different_weights",
+    "ModelSpec.key_env": f"{SAFETY}::test_a_key_that_is_not_set_is_asked_for",
+    "ModelSpec.cache": f"{SAFETY}::test_an_answer_is_paid_once",
+    "ModelSpec.weights": "tests/engines/test_openai_answers.py"
+    "::test_other_weights_under_the_same_name_are_asked_again",
+    "ModelSpec.limits": "tests/engines/test_openai_faults.py"
+    "::test_after_the_last_attempt_a_request_fails_with_its_reason",
+    "ModelSpec.batch_tokens": "tests/engines/test_hf.py"
+    "::test_done_batches_are_skipped_and_the_rest_is_the_same",
+    "ApiLimits.concurrency": "tests/engines/test_openai_stops.py"
+    "::test_a_first_wave_is_no_larger_than_the_calls_that_may_be_open",
+    "ApiLimits.retries": "tests/engines/test_openai_faults.py"
+    "::test_after_the_last_attempt_a_request_fails_with_its_reason",
+    "ApiLimits.total_seconds": "tests/engines/test_openai_faults.py::test_a_fault_is_survived",
+    **dict.fromkeys(
+        ("ApiLimits.connect_seconds", "ApiLimits.read_seconds"),
+        "tests/pipeline/plan/test_without_a_run.py::test_a_server_is_waited_for_as_long_as_is_said",
+    ),
+    "LabelColumns.subset": "tests/pipeline/plan/test_without_a_run.py::test_a_column_of_subsets_is_read",
+    "Refresh.drop": "tests/train/test_refresh.py"
+    "::test_a_model_that_did_not_fall_by_so_much_is_kept",
+    "TextStep.micro_batch_tokens": f"{LOOP}::test_accumulation_equals_the_whole_batch",
+    "TrainStep.gradient_checkpointing": f"{LOOP}::test_interrupted_training_ends_in_the_same_bytes",
+    "TrainStep.checkpoint_every": f"{LOOP}::test_interrupted_training_ends_in_the_same_bytes",
+    "TrainStep.processes": "tests/train/test_parallel.py::test_two_processes_equal_one",
+    "TrainStep.sharding": "tests/train/test_parallel.py::test_two_processes_equal_one",
+}
+"""Keys whose effect does not show in what a run makes or asks, and the test that sees it."""
+NOTHING: dict[str, str] = {
+    "Experiment.description": "words for readers of the file",
+    "ModelSpec.device": "where it is computed, and only CPUs are here",
+    "FirstJudge.reasoning": "it looks at no text",
+    "RandomJudge.reasoning": "it looks at no text",
+}
+"""Keys whose other value does nothing here, and why."""
