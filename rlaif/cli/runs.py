@@ -37,7 +37,7 @@ def run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Run EXPERIMENT, or go on with it.
+    """Run or resume EXPERIMENT.
 
     Finished steps are never run twice. The report is written at the end.
     """
@@ -132,14 +132,14 @@ def _print_failures(steps: Sequence[Mapping[str, Any]]) -> None:
 @click.option(
     "--verify",
     is_flag=True,
-    help="Compare every stored byte with its checksum, and say nothing else.",
+    help="Only verify every stored byte against its checksum.",
 )
 @JSON
 def status(directory: Path, verify: bool, as_json: bool) -> None:
-    """Where the run in DIR stands.
+    """Show the progress and results of the run in DIR.
 
-    Steps, every metric per round with its interval, alarms, cost. With --verify: what is damaged,
-    and which folder to delete; exit code 2 where anything is.
+    Steps, every metric per round with its interval, alarms, cost. With --verify: damaged files and
+    the folders to delete; the exit code is 2 if there are any.
     """
     if verify:
         _verify_bytes(directory, as_json)
@@ -184,9 +184,9 @@ def _verify_bytes(directory: Path, as_json: bool) -> None:
 @click.argument("directory", metavar="DIR", type=FILE)
 @click.option("--out", type=FILE, help="File [default: DIR/report.html].")
 def report(directory: Path, out: Path | None) -> None:
-    """Write the report of the run in DIR.
+    """Rebuild the report of the run in DIR.
 
-    It is one HTML page that loads nothing.
+    It is one self-contained HTML page.
     """
     from rlaif.pipeline.runs import load_run
     from rlaif.report.build import build_report
@@ -203,7 +203,7 @@ def report(directory: Path, out: Path | None) -> None:
     default="trl",
     show_default=True,
     help="trl: preferences in TRL's format; metrics: a row per arm, seed, round and metric;"
-    " otherwise the records as they are, judgements with the answers that they rest on.",
+    " otherwise the raw records; judgements include the answers they are based on.",
 )
 def export(directory: Path, out: Path, records: str) -> None:
     """Export records of the run in DIR to a file.

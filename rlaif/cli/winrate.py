@@ -24,12 +24,12 @@ MANIFEST = "manifest.json"
 @read_options
 @JSON
 def winrate(source: Path, reading: ReadOptions, as_json: bool) -> None:
-    """Win rates and a ranking, as AlpacaEval counts them.
+    """Compute AlpacaEval's win rates and a ranking.
 
-    Of the generators in SOURCE, a file of comparisons, or of the models of a run, on its held-out
-    prompts, when SOURCE is its folder. Every figure has a 95% interval over prompts. LC-minimal is
-    the length-controlled win rate by AlpacaEval's minimal formula (not the figure of its
-    leaderboard), from 200 battles on; below that LC (small n) is a form for few battles.
+    SOURCE is a file of comparisons, or a run folder, whose models are then compared on the held-out
+    prompts. Every metric has a 95% interval over prompts. LC-minimal, computed from 200 battles on,
+    is the length-controlled win rate by AlpacaEval's minimal formula (not the leaderboard's);
+    with fewer battles, LC (small n) is used instead.
     """
     from rlaif.core.resources import find
     from rlaif.metrics.battles import read_battles

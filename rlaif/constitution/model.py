@@ -110,9 +110,9 @@ class Principle(BaseModel):
 
     model_config = _STRICT
     id: Slug
-    text: str = Field(default="", description="What a model judges by.")
-    critique: str | None = Field(default=None, description="Asks for faults, when revising.")
-    revision: str | None = Field(default=None, description="Asks for a better answer.")
+    text: str = Field(default="", description="The text that a model judges by.")
+    critique: str | None = Field(default=None, description="A request for criticism, for revising.")
+    revision: str | None = Field(default=None, description="A request for a better answer.")
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     applies_when: AppliesWhen | None = None
     scale: dict[int, str] | None = Field(default=None, description="What each level means.")
@@ -180,7 +180,7 @@ class Constitution(BaseModel):
 
 
 class _Entry(Principle):
-    remove: bool = Field(default=False, description="Leave out the principle of an extended file.")
+    remove: bool = Field(default=False, description="Remove the inherited principle.")
 
     @model_validator(mode="after")
     def _bare_removal(self) -> _Entry:
@@ -196,7 +196,7 @@ class _File(BaseModel):
     name: str = Field(min_length=1)
     version: str = "1"
     description: str = ""
-    extends: str | list[str] = Field(default=[], description="Constitution files to build on.")
+    extends: str | list[str] = Field(default=[], description="Constitution files to inherit from.")
     principles: list[_Entry] = []
 
     @field_validator("version", mode="before")

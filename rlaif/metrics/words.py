@@ -83,10 +83,13 @@ def movement_words(change: IntervalJson) -> str:
 def _mass_words(judge: str, mass: IntervalJson | None) -> list[str]:
     if mass is None:
         return []
-    start = f"Judge {judge!r} put {mass['mean']:.0%} of its probability on the allowed labels"
+    part = f"{mass['mean']:.0%} of its probability on the allowed labels"
     if mass["mean"] >= LOW_LABEL_MASS:
-        return [f"{start}, so its scores are answers to the question it was asked."]
-    return [f"{start}, so its scores are based on a small part of its distribution."]
+        return [f"Judge {judge!r} put {part}, so its scores are answers to the question."]
+    return [
+        f"Judge {judge!r} put only {part}, so its scores are based on a small part of its "
+        "distribution."
+    ]
 
 
 def _score_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:

@@ -146,8 +146,8 @@ class Attempts:
             return
         if wait > LONGEST_ASKED_WAIT:
             raise GateStopped(
-                f"model {self.name}: {self.spec.base_url} asks to wait {in_words(wait)} before the "
-                f"next call (status {status}: {error.words}). {KEPT} Run the same "
+                f"model {self.name}: {self.spec.base_url} requires a wait of {in_words(wait)} "
+                f"before the next call (status {status}: {error.words}). {KEPT} Run the same "
                 "command again then."
             )
         self._pause_calls(wait)
@@ -155,7 +155,7 @@ class Attempts:
     def _pause_calls(self, seconds: float) -> None:
         if seconds >= WORTH_SAYING:
             log.warning(
-                "model %s: the server asks to wait %s before the next call",
+                "model %s: the server requires a wait of %s before the next call",
                 self.name,
                 in_words(seconds),
             )
@@ -176,8 +176,8 @@ def back_off(attempt: int) -> float:
 
 
 def asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an answer asks to wait: Retry-After (seconds or a date) or retry-after-ms; None
-    when it asks for none. More than LONGEST_ASKED_WAIT is not for a run to wait."""
+    """Seconds to wait by the headers of an answer: Retry-After (seconds or a date) or
+    retry-after-ms; None if they set none. More than LONGEST_ASKED_WAIT is not for a run to wait."""
     try:
         if "retry-after-ms" in headers:
             wait = float(headers["retry-after-ms"]) / 1000

@@ -99,7 +99,7 @@ def owner() -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """Exit when the parent process dies (runs in vLLM's processes)."""
+    """Exit when the parent process dies (runs in vLLM workers)."""
     if os.environ.get(OWNER) in (None, str(os.getpid())):
         return
     started_by = multiprocessing.parent_process()
