@@ -92,6 +92,11 @@ class TextStep(Strict):
         *most, last = (f"`{key}` ({getattr(self, key)})" for key in self.MEMORY_KEYS)
         return f"lower {', '.join(most)} or {last}"
 
+    def arrange_examples(self, examples: list[Any]) -> list[Any]:
+        """The `Example`s as the method batches them. Raises RlaifError where answers lack what it
+        needs."""
+        return examples
+
 
 class TrainStep(TextStep):
     """Keys of every method. Batch sizes count pairs, examples or prompts.
@@ -185,11 +190,6 @@ class TrainStep(TextStep):
         if not self.gradient_checkpointing:
             advice += ", or set `gradient_checkpointing: true`"
         return advice if self.lora else f"{advice}, or train adapters alone with `lora`"
-
-    def arrange_examples(self, examples: list[Any]) -> list[Any]:
-        """The `Example`s as the method batches them. Raises RlaifError where answers lack what it
-        needs."""
-        return examples
 
 
 class ReferenceTrain(TrainStep):
