@@ -254,8 +254,9 @@ def scalar(found: Found, field: str) -> str | None:
 
 def text_result(result: Answer) -> GenerateResult | None:
     """What was written in an answer, or None when the call failed."""
-    written = isinstance(result, GenerateResult) and result.finish_reason != "failed"
-    return result if written else None
+    if isinstance(result, GenerateResult) and result.finish_reason != "failed":
+        return result
+    return None
 
 
 def label_result(result: Answer) -> ScoreResult | None:
