@@ -52,9 +52,7 @@ class RewardModelJudge(JudgeBase):
     kind: Literal["reward_model"]
     id: StepId = "reward_model"
     by: str
-    condition: str | None = Field(
-        None, description="The system prompt under which a conditional model judges."
-    )
+    condition: str | None = Field(None, description="The system prompt for a conditional model.")
 
     def asks(self) -> dict[str, str]:
         """The one model, `by`."""
@@ -80,7 +78,7 @@ class RewardEnsembleJudge(JudgeBase):
         "must be an ensemble of adapters, all of which are members."
     )
     combine: Literal["mean", "worst", "uncertainty"] = Field(
-        "mean", description="uncertainty: the mean less `penalty` times the members' variance."
+        "mean", description="uncertainty: the mean minus `penalty` times the members' variance."
     )
     penalty: NonNegativeFloat = 1.0
     standardise: dict[str, tuple[float, PositiveFloat]] = Field(
@@ -121,7 +119,7 @@ class ImplicitRewardJudge(JudgeBase):
     by: str = "policy"
     reference: str = "initial"
     beta: PositiveFloat = 0.1
-    per_token: bool = Field(False, description="Mean log-ratio of a token in place of the sum.")
+    per_token: bool = Field(False, description="Mean log-ratio per token instead of the sum.")
 
     def asks(self) -> dict[str, str]:
         """`by` and `reference`."""

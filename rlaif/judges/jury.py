@@ -67,7 +67,7 @@ class JuryJudge(JudgeBase):
     pool: Literal["mean", "vote"] = "mean"
     weights: dict[str, NonNegativeFloat] | None = None
     accuracy: dict[str, Fraction] | str | None = Field(
-        None, description="Measured accuracies, or a file that `judge-bench --json` wrote."
+        None, description="Measured accuracies, or the output file of `judge-bench --json`."
     )
     missing: Literal["drop", "renormalise"] = "renormalise"
 

@@ -35,7 +35,7 @@ from rlaif.judges.composed import (
 )
 from rlaif.judges.pairwise import Pairwise, PairwiseJudge
 from rlaif.judges.specs import JudgeBase, JudgeInputs, ModelJudge, WritingJudge
-from rlaif.metrics.ranking import strengths
+from rlaif.metrics.ranking import fit_strengths
 
 Key = tuple[str, str | None]
 """An answer and the principle by which it was judged."""
@@ -175,7 +175,7 @@ class Meta:
         place = {j.judgement_id: index for index, j in enumerate(valued)}
         own = [c for c in compared if c.shown[0].completion_id in place]
         wins, pairs = fair_wins(self._verdicts(own, place, answers))
-        ratings = strengths(wins[None], pairs, len(valued), PRIOR)[0]
+        ratings = fit_strengths(wins[None], pairs, len(valued), PRIOR)[0]
         shares = np.exp(ratings - ratings.max())
         scores = np.array([j.score for j in valued], dtype=float)
         kept = {f"score/{j.sample_index}": float(s) for j, s in zip(valued, scores, strict=True)}

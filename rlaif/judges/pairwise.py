@@ -65,15 +65,15 @@ class PairwiseJudge(LabelJudge):
         description="A tie is a verdict of its own. When absent: tie where the verdict is written, "
         "none where labels are read.",
     )
-    soft: bool = Field(True, description="false: 1, 0.5 or 0, whichever label is likeliest.")
+    soft: bool = Field(True, description="false: 1, 0.5 or 0, by the most likely label.")
     clamp: tuple[Fraction, Fraction] | None = Field(
-        None, description="Probabilities are moved into this range, such as [0.4, 0.6]."
+        None, description="Clamps probabilities to this range, such as [0.4, 0.6]."
     )
     draw: Literal["each", "one"] = Field(
-        "each", description="Every principle in turn, or one drawn for each comparison."
+        "each", description="Every principle in turn, or one drawn per comparison."
     )
     preamble: Literal["base", "detailed"] = "base"
-    shots: NonNegativeInt = Field(0, description="How many of the principle's examples to show.")
+    shots: NonNegativeInt = Field(0, description="Number of the principle's examples to show.")
 
     @property
     def written(self) -> bool:

@@ -51,7 +51,7 @@ class RbrmJudge(LabelJudge):
     id: StepId = "rbrm"
     classes: Annotated[list[RubricClass], Field(min_length=2, max_length=26)]
     tables: Annotated[list[RewardTable], Field(min_length=1)]
-    soft: bool = Field(True, description="Mean reward over the classes, or the likeliest class's.")
+    soft: bool = Field(True, description="Expected reward, or that of the most likely class.")
 
     @model_validator(mode="after")
     def _tables_are_total(self) -> RbrmJudge:

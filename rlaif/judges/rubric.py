@@ -67,7 +67,7 @@ class RubricItem(Strict):
 
     text: Annotated[str, Field(min_length=1)]
     category: Category = "essential"
-    weight: PositiveFloat | None = Field(None, description="The category's when absent.")
+    weight: PositiveFloat | None = Field(None, description="Default: the category's weight.")
     check: str | None = None
     params: dict[str, Any] = {}
 

@@ -63,7 +63,7 @@ class UltraFeedbackJudge(WritingJudge):
     order: Order = "both"
     max_new_tokens: PositiveInt = 512
     expected: bool = Field(
-        False, description="Read each text's mean level from label probabilities; write nothing."
+        False, description="Read each text's expected level from label probabilities."
     )
 
     @property

@@ -23,7 +23,7 @@ from rlaif.core.store import StepFolder
 from rlaif.engines.base import Model
 from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer, roles_of
 from rlaif.judges.questions import answer_notes
-from rlaif.metrics.words import commonest
+from rlaif.metrics.words import keep_commonest
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.plan.size import Known, Size, count_judge_calls
 from rlaif.pipeline.plan.walk import Walk
@@ -165,7 +165,7 @@ def _summary(name: str, judge: str, folder: StepFolder, lost: dict[str, int]) ->
     return {
         "counts": counts | cut | lost,
         "statuses": dict(statuses),
-        "errors": commonest(errors),
+        "errors": keep_commonest(errors),
         "notes": [*answer_notes(judge, statuses.total(), errors, masses), *lost_notes(name, lost)],
         "digest": content.digest(),
     }
