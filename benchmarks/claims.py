@@ -131,8 +131,8 @@ def report(stored: Stored, leaning: float, rng: np.random.Generator) -> Page:
     )
     alone = {n: v for n, v in new.items() if n.startswith(TESTED_ALONE)}
     result: RoundResult = {
-        "metrics": metrics.intervals({**alone}),
-        "deltas": {"initial": metrics.differences({**new}, {**old})},
+        "metrics": metrics.compute_intervals({**alone}),
+        "deltas": {"initial": metrics.compute_differences({**new}, {**old})},
     }
     row = RoundRow(
         arm="main", seed=0, round=1, policy_in="M0", policy_out="M1", counts={}, metrics=result

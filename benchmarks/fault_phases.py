@@ -138,7 +138,7 @@ PHASES: Mapping[str, Phase] = {
     "payment required": Phase(error(402, message="Add credits"), 2, ("Add credits",), OPEN, LATER),
     "forbidden": Phase(error(403, message="Region not served"), 2, ("Region not",), OPEN),
     "no model": Phase(error(404, **NOT_HERE), 2, ("No endpoints found",), OPEN),
-    "a day": Phase(STOPPING["a day"], 3, ("asks to wait 24 h", "Daily limit"), OPEN, LATER),
+    "a day": Phase(STOPPING["a day"], 3, ("requires a wait of 24 h", "Daily limit"), OPEN, LATER),
     "max_tokens": refused(
         400, "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
         "'max_completion_tokens' instead.", "max_tokens_key: max_completion_tokens",

@@ -107,7 +107,7 @@ def change_of_others(out: Path, seed: int, last: int) -> IntervalJson:
         }
         for side in sides
     )
-    found: IntervalJson = metrics.differences({SCORE: new}, {SCORE: old})[SCORE]
+    found: IntervalJson = metrics.compute_differences({SCORE: new}, {SCORE: old})[SCORE]
     return found
 
 

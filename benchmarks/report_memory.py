@@ -125,7 +125,7 @@ def records(prompt: Any) -> dict[str, list[Any]]:
     """What the steps leave of a prompt."""
     from rlaif.config.steps import PairStep
     from rlaif.core.records import Completion, Judgement, content_hash
-    from rlaif.preferences.strategies import Candidate, preference
+    from rlaif.preferences.strategies import Candidate, make_preference
 
     completions = []
     for index in range(4):
@@ -147,7 +147,7 @@ def records(prompt: Any) -> dict[str, list[Any]]:
     ]  # fmt: skip
     best, *_, worst = sorted(completions, key=lambda c: c.completion_id[-2:], reverse=True)
     scored = tuple(Candidate(c, int(c.completion_id[-2:], 16) / 255) for c in (best, worst))
-    pair = preference(prompt, scored, PairStep(), 1, {"rules": judgements}, {})
+    pair = make_preference(prompt, scored, PairStep(), 1, {"rules": judgements}, {})
     return {"completions": completions, "judgements": judgements, "preferences": [pair]}
 
 

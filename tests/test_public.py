@@ -99,3 +99,9 @@ def test_training_and_loading_take_texts(
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (files("rlaif") / "py.typed").is_file()
+
+
+def test_the_documented_round_is_the_example() -> None:
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    example = (docs / "examples" / "one_round.py").read_text("utf-8")
+    assert f"```python\n{example}```" in (docs / "python.md").read_text("utf-8")

@@ -104,7 +104,7 @@ def _line(pairs: Pairs, place: int) -> Figure:
 
 
 def _temperature(pairs: Pairs) -> Figure:
-    found = calibration.steepness(calibration.log_odds(pairs.prob), pairs.label)
+    found = calibration.measure_steepness(calibration.log_odds(pairs.prob), pairs.label)
     return _whole(lambda w: ratio(np.ones(len(w)), found(w)), pairs)
 
 

@@ -141,7 +141,7 @@ def flex_attention(
     softcap: float | None = None,
 ) -> Tensor:
     """What `branch_attention` calls on a GPU, without its fallback: each failure is seen."""
-    return attention._flex(query, key, value, groups, None, window, softcap)
+    return attention._attend_flex(query, key, value, groups, None, window, softcap)
 
 
 # 2. FlexAttention's values and gradients ------------------------------------------------------
@@ -213,7 +213,7 @@ def dense_attention(
     softcap: float | None = None,
 ) -> Tensor:
     """Attention with the whole matrix of scores, in the inputs' dtype; the softmax is in fp32."""
-    group_of, branch_of, position = (t.to(query.device) for t in attention.segments(groups))
+    group_of, branch_of, position = (t.to(query.device) for t in attention.locate_tokens(groups))
     shared = (branch_of[None] == 0) | (branch_of[None] == branch_of[:, None])
     own = (group_of[None] == group_of[:, None]) | (group_of[None] == attention.STEM)
     back = position[:, None] - position[None]
@@ -357,7 +357,7 @@ def _cut(
     hidden, weight = (t.detach().clone().requires_grad_() for t in inputs)
     options = logprobs._Options(1.0, softcap, False, None, False, into)
     try:
-        found = logprobs._cut(hidden, weight, targets, options)
+        found = logprobs._run_cut_cross_entropy(hidden, weight, targets, options)
         found.backward(upstream[0])
     finally:
         logprobs._cut_cross_entropy = own

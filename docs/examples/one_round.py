@@ -10,7 +10,7 @@ from rlaif.core.resources import find
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.builtin import resolve
 from rlaif.judges.yes_no import YesNoJudge
-from rlaif.preferences.strategies import Candidate, preference
+from rlaif.preferences.strategies import Candidate, make_preference
 from rlaif.train.methods.pairs import DpoTrain
 
 spec = ModelSpec(path="builtin/smollm2-135m-instruct", system_prompt="drop")
@@ -40,7 +40,7 @@ for question in ("Why is the sky blue?", "How do I keep bread fresh?", "What is 
     scores = rlaif.candidate_scores(verdicts)
     scored = [Candidate(a, s) for a in answers if (s := scores[a.completion_id]) is not None]
     for pair in rlaif.prompt_pairs(prompt, scored, options, seed=7):
-        pairs.append(preference(prompt, pair, options, 1, {}, {judge.id: scores}))
+        pairs.append(make_preference(prompt, pair, options, 1, {}, {judge.id: scores}))
 
 train = DpoTrain(learning_rate=2e-5, batch_size=2)
 out = Path("runs/one_round")

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlaif.analysis.whatif import Effect, effect, load_pairings
 from rlaif.config.models import thinking_of
-from rlaif.constitution.lint import changes, stale
+from rlaif.constitution.lint import find_stale_principles, list_changes
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Prompt
@@ -85,15 +85,15 @@ def measure_reach(run: Run, before: Constitution, after: Constitution) -> Reach:
     constitution or no finished pairs made from judgements."""
     own = run_constitution(run)
     experiment, _ = load_experiment(run.root / "config.yaml")
-    found = changes(own, after, _named_principles(experiment))
-    unknown = stale(found)
+    found = list_changes(own, after, _named_principles(experiment))
+    unknown = find_stale_principles(found)
     old, new = principle_weights(own), principle_weights(after)
     weights = {name: new.get(name, 0.0) for name in old}
     return Reach(
         tuple(_reach_of_judges(run, experiment, after)),
         effect(load_pairings(run), old, weights),
         tuple(p.id for p in after.principles if p.id in unknown),
-        not changes(own, before),
+        not list_changes(own, before),
     )
 
 

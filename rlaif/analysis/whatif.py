@@ -19,7 +19,7 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Completion, Judgement, Preference, Prompt
 from rlaif.metrics.intervals import Interval, paired_interval, rare_share_interval
 from rlaif.metrics.metrics import counts_per_prompt, value_interval
-from rlaif.metrics.votes import sided
+from rlaif.metrics.votes import side_with_label
 from rlaif.pipeline.experiment_file import load_experiment
 from rlaif.pipeline.runs import Run, principle_weights, run_constitution
 from rlaif.pipeline.steps.context import by_prompt
@@ -237,7 +237,7 @@ def measure_agreements(
         if first is None or second is None or pair.label == 0.5:
             values.append(None)
         else:
-            values.append(sided(first - second, pair.label))
+            values.append(side_with_label(first - second, pair.label))
     return values
 
 

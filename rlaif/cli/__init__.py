@@ -1,7 +1,7 @@
 """The command line. Nothing heavy is imported before a command that needs it runs.
 
-Results go to stdout, progress to stderr. Exit codes: 0 done, 2 user error, 3 stopped by a gate, a
-budget or a server that asks to wait, 130 interrupted (run the same command again to go on).
+Results go to stdout, progress to stderr. Exit codes: 0 success, 2 user error, 3 stopped by a gate,
+the budget or a server's rate limit, 130 interrupted (run the same command again to resume).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> None:
     # Such as a server that is started, or given other weights: the package's own lines alone.
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rlaif").setLevel(logging.INFO)
-    # A scheduler's end of the job is an interruption like Ctrl-C: what was stored is gone on with.
+    # A job scheduler's SIGTERM is an interruption like Ctrl-C: the next run resumes.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.unraisablehook = _heard_again
     try:
@@ -125,14 +125,13 @@ class _InOrder(click.Group):
 
 @click.group(
     cls=_InOrder,
-    epilog="Results go to stdout, progress to stderr. Exit codes: 0 done, 2 a mistake you can "
-    "mend, 3 stopped by an alarm, a gate, the budget or a server that asks to wait, 130 "
-    "interrupted.",
+    epilog="Results go to stdout, progress to stderr. Exit codes: 0 success, 2 user error, 3 "
+    "stopped by an alarm, a gate, the budget or a server's rate limit, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="rlaif")
 def cli() -> None:
-    """Experiments in which AI feedback trains a language model."""
+    """Run experiments that train a language model on AI feedback."""
 
 
 for _command in COMMANDS:

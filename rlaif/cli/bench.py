@@ -46,24 +46,24 @@ if TYPE_CHECKING:
     "attacks",
     multiple=True,
     metavar="NAME",
-    help="Plant this attack in the answer that a judge found worse; `all`; repeatable.",
+    help="Plant this attack (or `all`) in the answer a judge found worse; repeatable.",
 )
 @click.option(
-    "--limit", type=click.IntRange(min=1), help="Use this many pairs, drawn by their ids."
+    "--limit", type=click.IntRange(min=1), help="Use only this many pairs, selected by id."
 )
 @click.option(
     "--repeats",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Judge every pair this often: the judge's agreement with itself.",
+    help="Judge every pair this many times to measure self-agreement.",
 )
-@click.option("--author", help="Whose answers are the judges' own [default: their model's name].")
+@click.option("--author", help="Author of the judges' own answers [default: their model's name].")
 @click.option(
     "--baselines/--no-baselines",
     default=True,
     show_default=True,
-    help="Measure judges that understand nothing beside the others.",
+    help="Also measure trivial baseline judges.",
 )
 @RESAMPLES
 @click.option(
@@ -85,11 +85,11 @@ def judge_bench(
     as_json: bool,
     **measured: Any,
 ) -> None:
-    """Measure judges on PAIRS that somebody labelled.
+    """Measure judges on labelled PAIRS.
 
-    PAIRS is a file, or the id of a dataset on the hub (OWNER/NAME). Agreement, biases, calibration,
-    attacks, cost, beside baselines that understand nothing. Every figure has a 95% interval over
-    prompts. Judgements are kept in --out: what was judged once is not judged again.
+    PAIRS is a file, or the id of a dataset on the hub (OWNER/NAME). Reports agreement, biases,
+    calibration, attacks and cost, next to trivial baselines. Every metric has a 95% interval over
+    prompts. Judgements are kept in --out, so that nothing is judged twice.
     """
     from rlaif.analysis.bench.mistakes import FILE
     from rlaif.analysis.bench.run import BenchRequest, run_bench
@@ -133,14 +133,14 @@ def _echo_result(
 @click.option(
     "--train",
     type=FILE,
-    help="The pairs that MODEL was trained on: learning curve, suspect labels, nearest pairs.",
+    help="The training pairs of MODEL: learning curve, suspect labels, nearest pairs.",
 )
 @click.option(
     "--scored",
     type=FILE,
-    help="`rlaif score` of several answers to each prompt, for best of n; with --gold.",
+    help="Output of `rlaif score` with several answers per prompt, for best-of-n; needs --gold.",
 )
-@click.option("--gold", type=FILE, help="A trusted judge's judgements of the same.")
+@click.option("--gold", type=FILE, help="A trusted judge's judgements of them.")
 @RESAMPLES
 @OUT
 @SEED
@@ -160,11 +160,11 @@ def reward_bench(
 ) -> None:
     """Measure the reward model MODEL on labelled PAIRS.
 
-    Accuracy by subset, annotator and margin, calibration, length, its worst mistakes and what made
-    them. MODEL is a folder. PAIRS may be a folder of preferences: then also whether the model is
-    stale on the newest round's.
+    Reports accuracy by subset, annotator and margin, calibration, length effects, and the worst
+    mistakes with their causes. MODEL is a folder. If PAIRS is a folder of preferences, the report
+    also says whether the model is stale on the newest round.
 
-    Every figure has a 95% interval over prompts. What was computed once is kept in --out.
+    Every metric has a 95% interval over prompts. Results are kept in --out and reused.
     """
     from rlaif.analysis.bench.reward import RewardRequest, labelled, run_reward_bench
     from rlaif.core.records import Judgement, from_json

@@ -16,15 +16,15 @@ from rlaif.cli.options import JSON
 if TYPE_CHECKING:
     from rlaif.engines.remote.cache import RequestCache
 
-MODEL_NAME = click.option("--model", help="Only answers of this model, by the server's name.")
+MODEL_NAME = click.option("--model", help="Only answers of this model (the name on its server).")
 
 
 @click.group()
 def cache() -> None:
-    """The stored answers of servers.
+    """Inspect and prune the cache of server answers.
 
-    They are kept so that none is asked for twice. RLAIF_CACHE names the folder, and RLAIF_CACHE_GB
-    the largest size.
+    Stored answers are never requested twice. RLAIF_CACHE sets the folder and RLAIF_CACHE_GB the
+    maximum size.
     """
 
 
@@ -42,7 +42,7 @@ def _open_cache() -> Iterator[RequestCache]:
 @cache.command("stats")
 @JSON
 def stats(as_json: bool) -> None:
-    """Where the cache is, its size, and the answers of each model."""
+    """Show the location and size of the cache, and its answers per model."""
     from rlaif.engines.remote.cache import cache_limit, cache_path
 
     if cache_path().exists():
@@ -72,17 +72,17 @@ def stats(as_json: bool) -> None:
 
 @cache.command("prune")
 @MODEL_NAME
-@click.option("--unused-days", type=click.FloatRange(min=0), help="Answers unused for so long.")
+@click.option("--unused-days", type=click.FloatRange(min=0), help="Answers unused for this long.")
 @click.option(
     "--to-mb",
     type=click.FloatRange(min=0),
-    help="The longest unused, where there is more than this, down to 90% of it.",
+    help="If the cache is larger, drop the least recently used down to 90% of this.",
 )
 @click.option("--all", "everything", is_flag=True, help="Every answer.")
 def prune(
     model: str | None, unused_days: float | None, to_mb: float | None, everything: bool
 ) -> None:
-    """Drop answers. They are asked for, and paid for, again when they are needed."""
+    """Delete stored answers. If needed again, they are requested and paid for again."""
     named = model is not None or unused_days is not None
     if [named, to_mb is not None, everything].count(True) != 1:
         raise click.UsageError("give --model and/or --unused-days, or --to-mb, or --all")

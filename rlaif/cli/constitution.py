@@ -15,18 +15,18 @@ from rlaif.core.errors import EXIT_USER
 
 @click.group()
 def constitution() -> None:
-    """Check, compare, measure, fit and infer constitutions."""
+    """Check, compare, analyse, fit and infer constitutions."""
 
 
 @constitution.command("lint")
 @click.argument("paths", nargs=-1, required=True, type=FILE)
-@click.option("--prompts", type=FILE, help="Report what applies to none of these prompts.")
+@click.option("--prompts", type=FILE, help="Report principles that apply to none of these.")
 @click.option("--revise", is_flag=True, help="Every principle must have a critique and a revision.")
 @JSON
 def lint(paths: tuple[Path, ...], prompts: Path | None, revise: bool, as_json: bool) -> None:
-    """Problems in constitution files.
+    """Report problems in constitution files.
 
-    The exit code is 2 when one is an error.
+    The exit code is 2 if any of them is an error.
     """
     from dataclasses import asdict
 
@@ -62,9 +62,9 @@ def lint(paths: tuple[Path, ...], prompts: Path | None, revise: bool, as_json: b
 @click.option("--table", is_flag=True, help="One line per principle instead of the YAML.")
 @JSON
 def show(path: Path, table: bool, as_json: bool) -> None:
-    """The constitution as it is after `extends`."""
-    from rlaif.constitution.model import show as as_yaml
-    from rlaif.constitution.model import summary
+    """Print the constitution with `extends` resolved."""
+    from rlaif.constitution.model import show_constitution as as_yaml
+    from rlaif.constitution.model import summarise_constitution
 
     loaded = constitution_of(path)
     if as_json:
@@ -73,7 +73,7 @@ def show(path: Path, table: bool, as_json: bool) -> None:
         click.echo(f"{loaded.name}, version {loaded.version}: {len(loaded.principles)} principles")
         if loaded.description:
             click.echo(loaded.description)
-        echo_table(summary(loaded))
+        echo_table(summarise_constitution(loaded))
     else:
         click.echo(as_yaml(loaded))
 
@@ -81,16 +81,16 @@ def show(path: Path, table: bool, as_json: bool) -> None:
 @constitution.command("diff")
 @click.argument("first", type=FILE)
 @click.argument("second", type=FILE)
-@click.option("--run", "folder", type=FILE, help="A run by FIRST: the effect on its records.")
+@click.option("--run", "folder", type=FILE, help="A run with FIRST: the effect on its records.")
 @JSON
 def diff(first: Path, second: Path, folder: Path | None, as_json: bool) -> None:
-    """What changed from FIRST to SECOND, by principle."""
+    """List the changes from FIRST to SECOND by principle."""
     from dataclasses import asdict
 
-    from rlaif.constitution.lint import changes
+    from rlaif.constitution.lint import list_changes
 
     before, after = constitution_of(first), constitution_of(second)
-    found = changes(before, after)
+    found = list_changes(before, after)
     reach = None
     if folder is not None:
         from rlaif.analysis.reach import measure_reach as reach_of
@@ -113,12 +113,12 @@ def diff(first: Path, second: Path, folder: Path | None, as_json: bool) -> None:
 @click.option("--out", type=FILE, required=True, help="The YAML file to write.")
 @click.option("--name", help="The constitution's name [default: the file's].")
 def import_(path: Path, out: Path, name: str | None) -> None:
-    """Another project's constitution (JSON) as a file of ours.
+    """Import another project's constitution (JSON).
 
-    Read are {"NAME": {"prompt": [...], "edit_request": ...}} and {"constitutions": [{"critic",
+    Supported: {"NAME": {"prompt": [...], "edit_request": ...}} and {"constitutions": [{"critic",
     "revision"}]}.
     """
-    from rlaif.constitution.model import show as as_yaml
+    from rlaif.constitution.model import show_constitution as as_yaml
     from rlaif.core.store import write_atomic
     from rlaif.data.constitutions import import_constitution
 

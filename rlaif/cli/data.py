@@ -48,11 +48,11 @@ LOSSES = {
 @JSON
 @gather_reading
 def convert(source: Path, out: Path, to: str, reading: ReadOptions, as_json: bool) -> None:
-    """Write labelled pairs in another format.
+    """Convert labelled pairs to another format.
 
     IN is a file, a folder of `datasets`, or the id of a dataset on the hub (OWNER/NAME). OUT ends
-    in .jsonl, .jsonl.gz, .json or .parquet. What the format cannot hold is said: pairs that are
-    skipped, and what is lost of the others.
+    in .jsonl, .jsonl.gz, .json or .parquet. Skipped pairs, and information that the new format
+    cannot represent, are reported.
     """
     from dataclasses import asdict
 

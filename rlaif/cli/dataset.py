@@ -26,7 +26,7 @@ from rlaif.cli.options import (
 @click.command()
 @click.argument("config", type=FILE)
 @click.option("--out", type=FILE, help="Run folder [default: runs/NAME].")
-@click.option("--push", metavar="REPO", help="Upload the dataset to this repository of the hub.")
+@click.option("--push", metavar="REPO", help="Upload the dataset to this hub repository.")
 @SET
 @QUIET
 @JSON
@@ -38,10 +38,10 @@ def build(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Build a dataset of preferences.
+    """Build a preference dataset.
 
-    CONFIG is an experiment with `dataset`. Runs what is missing, as `rlaif run` does, and writes
-    the dataset to OUT/dataset. Run it again after a kill and it goes on.
+    CONFIG is an experiment with a `dataset` section. Runs the missing steps, as `rlaif run` does,
+    and writes the dataset to OUT/dataset. Run it again to resume after an interruption.
     """
     from rlaif.core.errors import ConfigError
     from rlaif.core.resources import find
@@ -83,10 +83,10 @@ def build(
 @QUIET
 @JSON
 def prompts(config: Path, out: Path, quiet: bool, as_json: bool) -> None:
-    """Make a file of prompts.
+    """Collect and generate prompts.
 
-    Its sources are in CONFIG: files, and what a model writes. Run it again after a kill and it goes
-    on.
+    CONFIG lists the sources: files, and prompts written by a model. Run it again to resume after an
+    interruption.
     """
     from rlaif.config.prompting import FileSource, PromptsFile
     from rlaif.core.errors import ConfigError
@@ -123,7 +123,7 @@ def prompts(config: Path, out: Path, quiet: bool, as_json: bool) -> None:
 
 @click.group()
 def data() -> None:
-    """Look at labelled pairs of any format; filter prompts."""
+    """Inspect labelled pairs in any format; filter prompts."""
 
 
 @data.command()
@@ -131,7 +131,7 @@ def data() -> None:
 @read_options
 @JSON
 def stats(file: Path, reading: ReadOptions, as_json: bool) -> None:
-    """Sizes, labels, lengths, and what is odd about FILE."""
+    """Sizes, labels, lengths and anomalies of FILE."""
     from rlaif.data.describe import describe_data
 
     found = describe_data(reading.load_pairs(file)).to_json()
@@ -169,7 +169,7 @@ def _show_value(value: Any) -> str:
 @SEED
 @JSON
 def sample(file: Path, count: int, reading: ReadOptions, seed: int, as_json: bool) -> None:
-    """A few pairs of FILE, drawn by the seed."""
+    """Print a few random pairs of FILE."""
     from rlaif.core.records import content_hash
 
     pairs = reading.load_pairs(file)
@@ -199,9 +199,9 @@ def sample(file: Path, count: int, reading: ReadOptions, seed: int, as_json: boo
 @JSON
 @gather_reading
 def diff(first: Path, second: Path, reading: ReadOptions, as_json: bool) -> None:
-    """What two files of pairs have in common.
+    """Compare two files of pairs.
 
-    Their formats and orders may differ.
+    Their formats and row orders may differ.
     """
     from dataclasses import asdict
 
@@ -222,9 +222,9 @@ def diff(first: Path, second: Path, reading: ReadOptions, as_json: bool) -> None
 @click.option("--refused", type=FILE, help="Write what was left out, and why, to this file.")
 @JSON
 def filter_(prompts: Path, out: Path, filters: Path, refused: Path | None, as_json: bool) -> None:
-    """Write the prompts that every filter lets pass.
+    """Write the prompts that pass every filter.
 
-    From PROMPTS to OUT; the funnel is printed.
+    Reads PROMPTS, writes OUT and prints how many prompts each filter removed.
     """
     from rlaif.config.filters import FilterSet
     from rlaif.core.errors import ConfigError

@@ -72,7 +72,7 @@ SEED = click.option(
     type=click.IntRange(0, 2**63 - 1),
     default=0,
     show_default=True,
-    help="Seed of every random choice.",
+    help="Seed for every random choice.",
 )
 MODEL = click.option(
     "--model",
@@ -82,20 +82,20 @@ MODEL = click.option(
 )
 
 
-OUT = click.option("--out", type=FILE, required=True, help="Folder to write or go on with.")
+OUT = click.option("--out", type=FILE, required=True, help="Folder to write or resume.")
 CONSTITUTION = click.option("--constitution", help="A constitution file.")
 PROMPTS = click.option(
-    "--prompts", type=FILE, help="The file of prompts [default: kept by `rlaif sample`]."
+    "--prompts", type=FILE, help="The prompts file [default: the one kept by `rlaif sample`]."
 )
 
 FROM = click.option(
-    "--from", "from_", metavar="FORMAT", help="The file's format [default: found from the columns]."
+    "--from", "from_", metavar="FORMAT", help="The file's format [default: found from its columns]."
 )
-COLUMNS = click.option("--columns", type=FILE, help="A YAML file that says which column is what.")
+COLUMNS = click.option("--columns", type=FILE, help="A YAML file that maps the columns.")
 SPLIT = click.option(
     "--split", default="train", show_default=True, help="The split of a dataset on the hub."
 )
-CONFIG = click.option("--config", help="Which part (configuration) of a dataset on the hub.")
+CONFIG = click.option("--config", help="The configuration (subset) of a dataset on the hub.")
 ON_ERROR = click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),

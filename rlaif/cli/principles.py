@@ -40,15 +40,15 @@ FEW_PROMPTS = 64
 
 @click.command()
 @click.argument("folder", metavar="RUN", type=FILE)
-@click.option("--labels", type=FILE, help="Labelled pairs of answers of this run.")
+@click.option("--labels", type=FILE, help="Labelled pairs of this run's answers.")
 @read_options
 @NO_SEED
 @JSON
 def ablate(folder: Path, labels: Path | None, reading: ReadOptions, as_json: bool) -> None:
-    """Leave out one principle of RUN at a time.
+    """Measure the effect of each principle of RUN by leaving it out.
 
-    How many preferences would flip? From its stored judgements alone. With --labels: agreement
-    with people, with and without each principle.
+    Counts how many preferences would flip, using stored judgements only. With --labels: agreement
+    with human labels, with and without each principle.
     """
     from rlaif.analysis.whatif import ablate_principles as left_out
     from rlaif.pipeline.runs import load_run
@@ -92,18 +92,18 @@ def ablate(folder: Path, labels: Path | None, reading: ReadOptions, as_json: boo
 @click.command()
 @click.argument("pairs", type=FILE)
 @click.option("--out", type=FILE, required=True, help="The YAML file to write.")
-@click.option("--work", type=FILE, help="Folder for what the model said [default: beside --out].")
+@click.option("--work", type=FILE, help="Folder for the model's answers [default: next to --out].")
 @click.option(
-    "--pairs", "most", type=SOME, default=200, show_default=True, help="Pairs to vote on, at most."
+    "--pairs", "most", type=SOME, default=200, show_default=True, help="Maximum pairs to vote on."
 )
 @click.option(
-    "--propose", type=SOME, default=50, show_default=True, help="Of these, pairs to explain."
+    "--propose", type=SOME, default=50, show_default=True, help="Number of pairs to explain."
 )
 @click.option(
-    "--candidates", type=SOME, default=20, show_default=True, help="Principles to vote on."
+    "--candidates", type=SOME, default=20, show_default=True, help="Candidates to vote on."
 )
 @click.option(
-    "--keep", type=SOME, default=10, show_default=True, help="Principles to write, at most."
+    "--keep", type=SOME, default=10, show_default=True, help="Maximum principles to write."
 )
 @MODEL
 @read_options
@@ -124,10 +124,10 @@ def infer(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Principles that explain labelled PAIRS.
+    """Infer principles that explain labelled PAIRS.
 
-    Inverse constitutional AI; the principles are written as a constitution. The same command goes
-    on where it was stopped, and asks nothing twice.
+    Inverse constitutional AI; the principles are written as a constitution. Run the same command
+    again to resume; no question is asked twice.
     """
     from dataclasses import asdict
 
@@ -180,19 +180,19 @@ def _ranked_row(row: Ranked) -> dict[str, str]:
 
 @click.command()
 @click.argument("data", metavar="RUN|PAIRS", type=FILE)
-@click.option("--labels", type=FILE, help="With RUN: labelled pairs of its answers.")
+@click.option("--labels", type=FILE, help="With RUN: labelled pairs of the run's answers.")
 @click.option("--constitution", "path", type=FILE, help="The file whose weights are fitted.")
 @click.option("--out", type=FILE, help="Write the constitution with the fitted weights here.")
-@click.option("--judge", "judges", multiple=True, help="With RUN: the judges that count.")
+@click.option("--judge", "judges", multiple=True, help="With RUN: the judges to use.")
 @click.option(
     "--kind",
     type=click.Choice(["yes_no", "pairwise", "rating"]),
     default="yes_no",
     show_default=True,
-    help="With PAIRS: the judge of principles that no check decides.",
+    help="With PAIRS: the judge for principles without a check.",
 )
 @click.option(
-    "--work", type=FILE, help="With PAIRS: folder for judgements [default: beside --out or PAIRS]."
+    "--work", type=FILE, help="With PAIRS: folder for judgements [default: next to --out or PAIRS]."
 )
 @click.option(
     "--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Folds of prompts."
@@ -218,10 +218,10 @@ def fit(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Principle weights that agree best with people's labels.
+    """Fit principle weights to human labels.
 
-    Cross-validated over prompts. RUN with --labels needs no model. PAIRS with --constitution judges
-    the pairs first.
+    Cross-validated over prompts. RUN with --labels needs no model. With PAIRS and --constitution,
+    the pairs are judged first.
     """
     from dataclasses import asdict
 
@@ -326,13 +326,13 @@ def _write_weights(
 ) -> None:
     """The file with its text and comments where there is one; the resolved constitution else."""
     from rlaif.constitution.edit import with_weights
-    from rlaif.constitution.model import reweighted
-    from rlaif.constitution.model import show as as_yaml
+    from rlaif.constitution.model import reweight_principles
+    from rlaif.constitution.model import show_constitution as as_yaml
     from rlaif.core.resources import find
     from rlaif.core.store import write_atomic
 
     if path is None:
-        text = as_yaml(reweighted(used, weights))
+        text = as_yaml(reweight_principles(used, weights))
     else:
         text = with_weights(find(str(path)), weights)
     write_atomic(out, text)

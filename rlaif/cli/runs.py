@@ -37,7 +37,7 @@ def run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Run EXPERIMENT, or go on with it.
+    """Run or resume EXPERIMENT.
 
     Finished steps are never run twice. The report is written at the end.
     """
@@ -85,7 +85,7 @@ def _print_rounds(run: Run) -> None:
 
     from rlaif.core.records import to_json
     from rlaif.pipeline.manifest import read_rounds
-    from rlaif.report.arms import label_sentences, marks
+    from rlaif.report.arms import label_sentences, mark_judges
     from rlaif.report.table import summary_table
 
     records = read_rounds(run.root)
@@ -93,7 +93,7 @@ def _print_rounds(run: Run) -> None:
         return
     console = Console(width=None if sys.stdout.isatty() else 140)
     page = run.page()
-    console.print(summary_table([to_json(r) for r in records], page, marks(run.arms())))  # type: ignore[misc]
+    console.print(summary_table([to_json(r) for r in records], page, mark_judges(run.arms())))  # type: ignore[misc]
     words = [*run.answers(page), *label_sentences(page.comparisons)]
     for record in records:
         arm = f"{record.arm}: " if run.manifest["arms"] else ""
@@ -132,14 +132,14 @@ def _print_failures(steps: Sequence[Mapping[str, Any]]) -> None:
 @click.option(
     "--verify",
     is_flag=True,
-    help="Compare every stored byte with its checksum, and say nothing else.",
+    help="Only verify every stored byte against its checksum.",
 )
 @JSON
 def status(directory: Path, verify: bool, as_json: bool) -> None:
-    """Where the run in DIR stands.
+    """Show the progress and results of the run in DIR.
 
-    Steps, every metric per round with its interval, alarms, cost. With --verify: what is damaged,
-    and which folder to delete; exit code 2 where anything is.
+    Steps, every metric per round with its interval, alarms, cost. With --verify: damaged files and
+    the folders to delete; the exit code is 2 if there are any.
     """
     if verify:
         _verify_bytes(directory, as_json)
@@ -184,9 +184,9 @@ def _verify_bytes(directory: Path, as_json: bool) -> None:
 @click.argument("directory", metavar="DIR", type=FILE)
 @click.option("--out", type=FILE, help="File [default: DIR/report.html].")
 def report(directory: Path, out: Path | None) -> None:
-    """Write the report of the run in DIR.
+    """Rebuild the report of the run in DIR.
 
-    It is one HTML page that loads nothing.
+    It is one self-contained HTML page.
     """
     from rlaif.pipeline.runs import load_run
     from rlaif.report.build import build_report
@@ -203,7 +203,7 @@ def report(directory: Path, out: Path | None) -> None:
     default="trl",
     show_default=True,
     help="trl: preferences in TRL's format; metrics: a row per arm, seed, round and metric;"
-    " otherwise the records as they are, judgements with the answers that they rest on.",
+    " otherwise the raw records; judgements include the answers they are based on.",
 )
 def export(directory: Path, out: Path, records: str) -> None:
     """Export records of the run in DIR to a file.

@@ -16,13 +16,13 @@ def serve() -> None:
 
 @serve.command()
 @click.argument("model", type=FILE)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=5000,
     show_default=True,
-    help="0 takes a free port.",
+    help="Port to listen on; 0 picks a free one.",
 )
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16.")
 def reward(model: Path, host: str, port: int, dtype: str) -> None:

@@ -39,7 +39,7 @@ def sample(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Sample completions of PROMPTS (JSONL or Parquet).
+    """Sample completions for PROMPTS (JSONL or Parquet).
 
     --set takes the keys of a sample step.
     """
@@ -58,7 +58,7 @@ def sample(
 @click.command()
 @click.argument("completions", type=click.Path(path_type=Path))
 @PROMPTS
-@click.option("--kind", default="rules", show_default=True, help="The judge's kind.")
+@click.option("--kind", default="rules", show_default=True, help="The kind of judge.")
 @CONSTITUTION
 @MODEL
 @OUT
@@ -80,7 +80,7 @@ def judge(
 ) -> None:
     """Judge COMPLETIONS.
 
-    They are a folder from `rlaif sample`, or JSONL. --set takes a judge's keys.
+    COMPLETIONS is a folder from `rlaif sample`, or a JSONL file. --set takes a judge's keys.
     """
     file_step(
         as_json,
@@ -106,7 +106,7 @@ def judge(
 def score(
     completions: Path, prompts: Path | None, model: str, out: Path, quiet: bool, as_json: bool
 ) -> None:
-    """Score COMPLETIONS with a reward model. The records are judgements, as of any judge."""
+    """Score COMPLETIONS with a reward model. The output is judgements, as with any judge."""
     file_step(
         as_json,
         quiet,
@@ -140,10 +140,10 @@ def pair(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Make preferences of COMPLETIONS from JUDGEMENTS.
+    """Make preference pairs from COMPLETIONS and JUDGEMENTS.
 
-    --set takes a pair step's keys. A judge is called by the name of its folder in `--set
-    weights={...}`. With `--set strategy=reference` no judgements are needed.
+    --set takes a pair step's keys. In `--set weights={...}`, a judge is named after its folder.
+    With `--set strategy=reference` no judgements are needed.
     """
     inputs = {f"judgements/{path.stem}": str(path) for path in judgements}
     inputs |= {f"initial/{path.stem}": str(path) for path in judgements}
@@ -162,7 +162,7 @@ def pair(
 
 @click.command()
 @click.argument("completions", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), help="Completions to compare with.")
+@click.option("--against", type=click.Path(path_type=Path), help="Completions to compare against.")
 @click.option(
     "--judgements",
     multiple=True,
@@ -195,9 +195,9 @@ def evaluate(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Every metric of COMPLETIONS, with intervals.
+    """Compute every metric of COMPLETIONS, with intervals.
 
-    With --against also the paired differences.
+    With --against, also the paired differences.
     """
     inputs = {"completions": str(completions)}
     inputs |= {f"judgements/{path.stem}": str(path) for path in judgements}
@@ -262,8 +262,7 @@ def rbr_weights(
 ) -> None:
     """Fit the weights of an `rbr` judge.
 
-    JUDGEMENTS are those of a yes_no judge on the propositions, PREFERENCES are between the same
-    answers.
+    JUDGEMENTS come from a yes_no judge on the propositions; PREFERENCES compare the same answers.
     """
     from dataclasses import asdict
 

@@ -13,7 +13,7 @@ from rlaif.cli.options import FILE, JSON, SET
 @click.command()
 @click.argument("directory", metavar="DIR", type=FILE)
 def init(directory: Path) -> None:
-    """Copy the shipped files into DIR, to edit.
+    """Copy the shipped files into DIR for editing.
 
     These are the constitutions, prompts and experiments.
     """
@@ -47,12 +47,12 @@ def schema(what: str) -> None:
 
 @click.group()
 def prompt() -> None:
-    """Look at what a model is sent."""
+    """Inspect the prompts that models receive."""
 
 
 @prompt.command("render")
 @click.argument("experiment", type=FILE)
-@click.option("--judge", help="A judge's id: what it is asked; the policy's prompt when absent.")
+@click.option("--judge", help="Show this judge's prompt (by judge id) instead of the policy's.")
 @click.option("--prompt-id", help="Which prompt [default: the first held-out one].")
 @click.option("--response", default="(the answer)", show_default=True, help="The judged answer.")
 @click.option("--response-2", default="(the other answer)", help="For pairwise judges.")
@@ -69,9 +69,9 @@ def render(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """The exact text that the policy or a judge will see.
+    """Print the exact text that the policy or a judge will see.
 
-    With --tokens every token too.
+    With --tokens, also every token.
     """
     from rlaif.core.resources import find
     from rlaif.pipeline.preview import rendered

@@ -71,7 +71,7 @@ class MethodGroup(click.Group):
 
 @click.group(cls=MethodGroup)
 def train() -> None:
-    """Train a model on preferences, or on its own answers."""
+    """Train a model on preferences, or on its own samples."""
 
 
 def _command(method: str) -> click.Command:
@@ -118,8 +118,8 @@ def _command(method: str) -> click.Command:
 
 
 _OUT_HELP = "--set takes every key of a train step. The trained model is in OUT/model.\n"
-_PAIRS_HELP = f"""DATA is a file with prompt, chosen and rejected, or of any format of docs/data.md,
-the id of a dataset on the hub, or a folder from `rlaif pair`. {_OUT_HELP}"""
+_PAIRS_HELP = f"""DATA is a file with prompt, chosen and rejected, or in any format of docs/data.md,
+a dataset id on the hub, or a folder from `rlaif pair`. {_OUT_HELP}"""
 _DATA_HELP = {
     "sft": _PAIRS_HELP.replace("with prompt", "with prompt and completion, or with prompt"),
     "kto": _PAIRS_HELP.replace("with prompt", "with prompt, completion and label, or with prompt"),
@@ -134,7 +134,7 @@ _OFFLINE = [
     click.option(
         "--completions",
         type=click.Path(path_type=Path),
-        help="What the pairs were made of: its sampled tokens are used.",
+        help="The completions that the pairs came from, for their sampled tokens.",
     ),
 ]
 _ON_POLICY = [
@@ -260,7 +260,7 @@ def _preferences(data: Path, out: Path, reading: dict[str, Any]) -> Path:
     "--judgements",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="What judges said of the single answers, a folder from `rlaif judge`; repeatable.",
+    help="Judgements of the individual answers, a folder from `rlaif judge`; repeatable.",
 )
 @FROM
 @COLUMNS
@@ -292,8 +292,8 @@ def distill(
 ) -> None:
     """Distil PREFERENCES into a reward model.
 
-    They are in a file of any format of docs/data.md, a dataset on the hub (its id), or a folder
-    from `rlaif pair`. --set takes the keys of a distill step, such as method, learning_rate or
+    PREFERENCES is a file in any format of docs/data.md, a dataset id on the hub, or a folder from
+    `rlaif pair`. --set takes the keys of a distill step, such as method, learning_rate or
     margin. The model is in OUT/model: an AutoModelForSequenceClassification, a judge of kind
     reward_model, and a reward.
     """
@@ -317,10 +317,11 @@ def distill(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @JSON
 def average(models: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Average the weights of reward MODELS of one start (WARM).
+    """Average the weights of several reward MODELS (WARM).
 
-    The result costs one model to serve. Train the members apart in data order (--seed) or learning
-    rate; from the same head: `distill --set method=linear` first, and each member from its model.
+    The members need a common starting point; the result costs one model to serve. Train them with
+    different data orders (--seed) or learning rates from the same head: run `distill --set
+    method=linear` first, and start each member from its model.
     """
     from rlaif.train.average import average as averaged
 

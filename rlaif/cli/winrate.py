@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlaif.cli.options import (
-    FILE,
-    JSON,
-    SHOWN,
-    ReadOptions,
-    column_map,
-    echo_skipped,
-    read_options,
-)
+from rlaif.cli.options import FILE, JSON, SHOWN, ReadOptions, column_map, echo_skipped, read_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,12 +24,12 @@ MANIFEST = "manifest.json"
 @read_options
 @JSON
 def winrate(source: Path, reading: ReadOptions, as_json: bool) -> None:
-    """Win rates and a ranking, as AlpacaEval counts them.
+    """Compute AlpacaEval's win rates and a ranking.
 
-    Of the generators in SOURCE, a file of comparisons, or of the models of a run, on its held-out
-    prompts, when SOURCE is its folder. Every figure has a 95% interval over prompts. LC-minimal is
-    the length-controlled win rate by AlpacaEval's minimal formula (not the figure of its
-    leaderboard), from 200 battles on; below that LC (small n) is a form for few battles.
+    SOURCE is a file of comparisons, or a run folder, whose models are then compared on the held-out
+    prompts. Every metric has a 95% interval over prompts. LC-minimal, computed from 200 battles on,
+    is the length-controlled win rate by AlpacaEval's minimal formula (not the leaderboard's);
+    with fewer battles, LC (small n) is used instead.
     """
     from rlaif.core.resources import find
     from rlaif.metrics.battles import read_battles
@@ -77,12 +69,12 @@ def _measure_battles(battles: Sequence[Battle]) -> tuple[dict[str, Any], list[St
     from dataclasses import asdict
 
     from rlaif.core.errors import RlaifError
-    from rlaif.metrics.winrate import repeats, single_baseline, standings
+    from rlaif.metrics.winrate import compute_standings, find_repeats, single_baseline
 
-    found = standings(battles)
+    found = compute_standings(battles)
     if not found:
         raise RlaifError("no comparison has a verdict: there is nothing to count")
-    same = repeats(battles)
+    same = find_repeats(battles)
     for group in same[:SHOWN]:
         places, first = ", ".join(b.place for b in group), group[0]
         click.echo(f"one battle of {first.first} and {first.second}: {places}", err=True)

@@ -26,7 +26,7 @@ class ArmSpec(Strict):
         " of one judge."
     )
     flip: Fraction | None = Field(
-        None, description="Turn this share of the labels round; 0 is a control: trained anew."
+        None, description="Reverse this fraction of the labels; 0 is a control, trained again."
     )
 
 

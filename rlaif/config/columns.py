@@ -75,9 +75,9 @@ class LabelColumns(Strict):
 
     prompt: str | None = Field(
         None,
-        description="Text or turns; or a text with places in braces, such as `{title}: {post}`.",
+        description="Text or turns; or a text with paths in braces, such as `{title}: {post}`.",
     )
-    system: str | None = Field(None, description="The system turn, where a row has one.")
+    system: str | None = Field(None, description="The system turn, if a row has one.")
     chosen: str | None = None
     rejected: str | None = None
     first: str | None = None
@@ -88,12 +88,12 @@ class LabelColumns(Strict):
     )
     winners: WinnerColumns | None = None
     strength: str | None = Field(
-        None, description="By how much the second answer is better; below 0 the first is, 0 a tie."
+        None, description="How much better the second answer is; negative: the first is; 0: tie."
     )
     ranked: RankedAnswers | None = None
     first_score: str | None = None
     second_score: str | None = None
-    margin: str | None = Field(None, description="By how much the better answer is better.")
+    margin: str | None = Field(None, description="The margin by which the better answer wins.")
     subset: str | None = None
     first_author: str | None = None
     second_author: str | None = None

@@ -23,15 +23,15 @@ class DatasetSpec(Strict):
     """A folder that `datasets.load_dataset` reads: one configuration for each format, splits by
     prompt, and a card."""
 
-    title: str | None = Field(None, description="The experiment's name when absent.")
+    title: str | None = Field(None, description="Default: the experiment's name.")
     formats: Annotated[list[PairFormat | Literal["ultrafeedback"]], Field(min_length=1)] = Field(
         ["trl", "ultrafeedback"], description="The first one is the default configuration."
     )
     uses: StepId | None = Field(
-        None, description="The step whose preferences it has; each round's last when absent."
+        None, description="The step whose preferences are written; default: the last of each round."
     )
     test: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.1, description="Share of the prompts whose pairs are the test split."
+        0.1, description="Fraction of the prompts whose pairs form the test split."
     )
     overall: StepId | None = Field(
         None, description="The judge that gives `overall_score` and `critique` of `ultrafeedback`."
@@ -39,9 +39,9 @@ class DatasetSpec(Strict):
     license: str | None = Field(None, description="An identifier of the hub, such as cc-by-4.0.")
     language: list[str] = ["en"]
     sources: list[str] = Field(
-        [], description="Whose prompts and models went into it and under which licence, in words."
+        [], description="Origin and licences of prompts and models, as sentences."
     )
-    limits: list[str] = Field([], description="Known limits, in words, beside those measured.")
+    limits: list[str] = Field([], description="Known limitations, besides those measured.")
 
     @field_validator("formats")
     @classmethod

@@ -27,8 +27,7 @@ SourceWeights = Annotated[
 Replay = Annotated[
     Fraction,
     Field(
-        description="Share of earlier rounds' pairs that is used again; `uses: [pair@*]` brings "
-        "them in."
+        description="Fraction of earlier rounds' pairs to reuse; `uses: [pair@*]` brings them in."
     ),
 ]
 
@@ -38,9 +37,9 @@ class Refresh(Strict):
     of prompts that it was never trained on lies below what it had on such pairs when it was
     trained."""
 
-    drop: Fraction = Field(0.05, description="A fall of accuracy that is more than this is stale.")
+    drop: Fraction = Field(0.05, description="Stale if the accuracy has fallen by more than this.")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Share of the prompts that accuracy is measured on; never trained on."
+        0.2, description="Fraction of the prompts used to measure accuracy; never trained on."
     )
 
 

@@ -98,7 +98,7 @@ class PrivateFilter(Strict):
         "iban",
     ]
     regions: list[Annotated[str, Field(pattern=r"^[A-Z]{2}$")]] = Field(
-        ["US"], description="Countries whose way of writing phone numbers is known."
+        ["US"], description="Countries whose local phone numbers are recognised."
     )
 
 
@@ -107,7 +107,7 @@ class LexiconFilter(Strict):
 
     kind: Literal["lexicon"]
     of: Part = "answers"
-    path: str = Field(description="A word or phrase a line; lines that begin with # do not count.")
+    path: str = Field(description="One word or phrase per line; lines starting with # are ignored.")
     most: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 

@@ -41,10 +41,10 @@ class Gates(Strict):
     `entropy` and `reward_spread` its least; reaching it counts."""
 
     flat_groups: Gate | None = Field(
-        None, description="Share of prompts whose answers all have the same reward, on [0, 1]."
+        None, description="Fraction of prompts whose answers all have the same reward."
     )
     kl: Gate | None = Field(
-        None, description="KL to the reference, nats per answer; measured also with beta 0."
+        None, description="KL to the reference, nats per answer; also measured with beta 0."
     )
     entropy: Gate | None = Field(None, description="Mean entropy of the next token, nats.")
     length: Gate | None = Field(None, description="Mean tokens of an answer.")

@@ -104,9 +104,9 @@ class ApiLimits(Strict):
     """How hard a server is asked, and how long it is waited for."""
 
     concurrency: Count = Field(
-        32, description="Calls open at once, at most; fewer while the server answers 429."
+        32, description="Maximum concurrent calls; fewer while the server answers 429."
     )
-    retries: NonNegativeInt = Field(8, description="Further attempts after the first one.")
+    retries: NonNegativeInt = Field(8, description="Attempts after the first one.")
     connect_seconds: PositiveFloat = 10.0
     read_seconds: PositiveFloat = Field(120.0, description="Longest silence within an answer.")
     total_seconds: PositiveFloat = Field(600.0, description="Longest time for one attempt.")
@@ -145,7 +145,7 @@ class ModelSpec(Strict):
     engine: Literal["hf", "vllm", "vllm-server", "fake", "openai"] | PluginName = "hf"
     role: Literal["policy", "labeller", "proxy", "gold"] | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="auto: bfloat16 where the device multiplies it fast, else float32."
+        "auto", description="auto: bfloat16 if the device has fast bfloat16, else float32."
     )
     device: str = "auto"
     batch_tokens: PositiveInt | Literal["auto"] = Field(
@@ -154,11 +154,11 @@ class ModelSpec(Strict):
         "auto: by the device's memory.",
     )
     max_context: PositiveInt | None = Field(
-        None, description="Longest prompt plus answer; the model's own limit when absent."
+        None, description="Maximum prompt plus answer; default: the model's own limit."
     )
     system_prompt: str = Field(
         "keep",
-        description="keep: what the chat template inserts; drop: none; anything else: that text.",
+        description="keep: the chat template's default; drop: none; anything else: that text.",
     )
     thinking: ThinkingSpec = THINKING
     system_role: Literal["keep", "merge", "drop"] = Field(
@@ -204,22 +204,18 @@ class ModelSpec(Strict):
     api: Literal["chat", "completions"] = "chat"
     price: Price | None = None
     limits: ApiLimits = ApiLimits()
-    samples_per_call: Count = Field(
-        1, description="Samples of one prompt that one call asks for (`n`)."
-    )
+    samples_per_call: Count = Field(1, description="Samples of one prompt per call (`n`).")
     prefill: bool = Field(
-        False, description="The chat server continues a last assistant turn, as vLLM does."
+        False, description="The chat server continues a final assistant turn, as vLLM does."
     )
     top_logprobs: Annotated[int, Field(ge=1, le=20)] = Field(
-        20, description="Likeliest tokens that label probabilities are read from."
+        20, description="Number of most likely tokens to read label probabilities from."
     )
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     extra_body: dict[str, Any] = Field(
-        {}, description="More keys of every request; null takes one of ours out."
+        {}, description="Additional keys of every request; null removes a default key."
     )
-    cache: bool = Field(
-        True, description="Keep answers in the request cache and use what is there."
-    )
+    cache: bool = Field(True, description="Store answers in the request cache and reuse them.")
 
     @model_validator(mode="after")
     def _keys_reach_something(self) -> ModelSpec:
@@ -376,10 +372,12 @@ class PromptsSpec(Strict):
     dataset: str | None = None
     dataset_split: str = "train"
     columns: Columns = Columns()
-    holdout: PositiveInt = Field(64, description="Prompts kept for evaluation, never trained on.")
+    holdout: PositiveInt = Field(
+        64, description="Prompts held out for evaluation, never trained on."
+    )
     limit: PositiveInt | None = Field(None, description="Use at most this many training prompts.")
     max_words: PositiveInt | None = Field(
-        None, description="Leave out prompts with more words than this in all their turns."
+        None, description="Drop prompts with more words than this over all turns."
     )
 
     @model_validator(mode="after")

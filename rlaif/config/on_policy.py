@@ -55,29 +55,29 @@ class OnPolicyTrain(ReferenceTrain):
     gates: Gates = Field(
         Gates(),
         exclude_if=lambda value: value == Gates(),
-        description="Where to warn, and where to stop before a rollout is learned from.",
+        description="Limits that warn or stop before a rollout is learned from.",
     )
     rollouts: PositiveInt = Field(50, description="How often fresh answers are sampled.")
-    n: Count = Field(8, description="Answers to each prompt.")
+    n: Count = Field(8, description="Answers per prompt.")
     sync_every: PositiveInt = Field(
-        1, description="Optimiser steps that learn from answers of the same weights."
+        1, description="Optimiser steps per refresh of the sampling weights."
     )
-    batch_size: PositiveInt = Field(4, description="Prompts in one optimiser step.")
+    batch_size: PositiveInt = Field(4, description="Prompts per optimiser step.")
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     max_new_tokens: PositiveInt = 64
     stop: list[str] = []
     checkpoint_every: PositiveInt = Field(5, description="Rollouts between checkpoints.")
     missing_eos_penalty: NonNegativeFloat = Field(
-        0.0, description="Taken from the reward of an answer that never ends."
+        0.0, description="Subtracted from the reward of an answer that never ends."
     )
     importance: Literal[
         "none", "truncate_token", "truncate_sequence", "mask_token", "mask_sequence"
-    ] = Field("mask_sequence", description="What to do where sampler and trainer differ.")
+    ] = Field("mask_sequence", description="Correction for sampler-trainer differences.")
     importance_cap: PositiveFloat = Field(
-        3.0, description="The largest trainer/sampler ratio that is kept; TRL's default."
+        3.0, description="Maximum trainer/sampler ratio; TRL's default."
     )
     importance_floor: NonNegativeFloat = Field(
-        0.0, description="The least one; IcePop masks tokens outside of 0.5 and 5."
+        0.0, description="Minimum ratio; IcePop masks tokens outside 0.5 to 5."
     )
 
     @property

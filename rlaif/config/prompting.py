@@ -46,12 +46,12 @@ class WrittenSource(Source):
 
     by: str = "writer"
     count: PositiveInt
-    calls: PositiveInt | None = Field(None, description="4 for each prompt when absent.")
+    calls: PositiveInt | None = Field(None, description="Default: 4 per prompt.")
     temperature: Temperature = 1.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_new_tokens: PositiveInt = 128
     most_alike: Fraction = Field(
-        0.7, description="Leave out what has a higher ROUGE-L F1 with a prompt that is there."
+        0.7, description="Reject prompts with a higher ROUGE-L F1 against an existing one."
     )
     min_words: PositiveInt = 3
     max_words: PositiveInt = 150
@@ -61,7 +61,7 @@ class SelfInstructSource(WrittenSource):
     """New tasks after examples (arXiv 2212.10560)."""
 
     kind: Literal["self_instruct"]
-    seeds: str = Field(description="A file of prompts to begin with.")
+    seeds: str = Field(description="A file of seed prompts.")
     seed_examples: PositiveInt = 6
     own_examples: NonNegativeInt = Field(2, description="Examples that the model wrote before.")
     temperature: Temperature = 0.7
@@ -75,7 +75,7 @@ class MagpieSource(WrittenSource):
 
     kind: Literal["magpie"]
     system_prompt: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="What the model believes it is there for: it steers the topics."
+        None, description="The system prompt, which steers the topics."
     )
     longest_answers: Annotated[float, Field(ge=1.0)] | None = Field(
         None,
@@ -127,7 +127,7 @@ class PromptsFile(Strict):
     sources: Annotated[list[AnySource], Field(min_length=1)]
     filters: list[TextFilter] = []
     count: PositiveInt | None = Field(
-        None, description="Prompts in all, by the sources' weights; every one when absent."
+        None, description="Total number of prompts, by the sources' weights; default: all."
     )
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ class RewardTerm(Strict):
     """One term of the reward: `weight` times a judge's value, normalised and clipped first."""
 
     judge: Annotated[str, Field(min_length=1)]
-    weight: FiniteFloat = Field(1.0, description="Of either sign; below 0 the value is a penalty.")
+    weight: FiniteFloat = Field(1.0, description="A negative weight makes the value a penalty.")
     value: Literal["raw", "score"] | None = Field(
         None,
         description="raw: the judge's own number, of any size; score: on [0, 1]. By default raw of "
@@ -49,10 +49,10 @@ class RewardTerm(Strict):
         "all answers so far (running), or among the answers to one prompt (group).",
     )
     clip: PositiveFloat | None = Field(
-        None, description="The value, once normalised, is held within -clip and clip."
+        None, description="Clamps the normalised value to [-clip, clip]."
     )
     when: PromptCondition | None = Field(
-        None, description="The prompts that the term is for; to others it adds 0."
+        None, description="The prompts that the term applies to; for others it adds 0."
     )
 
     @model_validator(mode="after")

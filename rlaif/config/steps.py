@@ -37,7 +37,7 @@ class SamplePrinciples(Strict):
     """
 
     texts: dict[str, Annotated[list[str], Field(min_length=1)]]
-    default: dict[str, PositiveFloat] = Field({}, description="Equal shares when absent.")
+    default: dict[str, PositiveFloat] = Field({}, description="Default: equal shares.")
     shares: dict[str, Annotated[dict[str, PositiveFloat], Field(min_length=1)]] = {}
 
     @model_validator(mode="after")
@@ -76,14 +76,14 @@ class SampleStep(SamplingKeys):
     n: Count = 4
     by: str = "policy"
     prompts: PositiveInt | None = Field(
-        None, description="Training prompts used this round, drawn by seed; all when absent."
+        None, description="Training prompts used per round, drawn by seed; default: all."
     )
     pool: Annotated[list[PoolMember], Field(min_length=2)] | None = Field(
         None, description="Generators, of which `n` are drawn for each prompt."
     )
     principles: SamplePrinciples | None = None
     system_prompt: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="Put before each prompt; the judges do not see it."
+        None, description="Added before each prompt; the judges do not see it."
     )
 
     @model_validator(mode="after")
@@ -118,19 +118,19 @@ class LoadStep(Strict):
 
     id: StepId = "load"
     type: Literal["preferences", "completions", "judgements", "pairs"]
-    path: str | None = Field(None, description="The experiment's `data` when absent.")
+    path: str | None = Field(None, description="Default: the experiment's `data`.")
     dataset: str | None = Field(
-        None, description="In place of a file: a dataset on the hub, or what `datasets` can load."
+        None, description="Instead of a file: a dataset on the hub, or one that `datasets` loads."
     )
     dataset_split: str = "train"
-    dataset_config: str | None = Field(None, description="Which of the dataset's parts is read.")
+    dataset_config: str | None = Field(None, description="The dataset's configuration (subset).")
     format: str | None = Field(
         None,
-        description="A format of labelled pairs; see docs/data.md. Found from a row when absent.",
+        description="A format of labelled pairs; see docs/data.md. Default: detected.",
     )
-    columns: LabelColumns | None = Field(None, description="Or which column is what.")
+    columns: LabelColumns | None = Field(None, description="Or a map of the columns.")
     on_error: Literal["fail", "skip"] = Field(
-        "fail", description="What is done with a row that cannot be read."
+        "fail", description="What to do with a row that cannot be read."
     )
     prompts: Literal["all", "other"] = Field(
         "all",
@@ -164,9 +164,9 @@ class LabelStep(Strict):
         description="human: the loaded labels; ai: every judge, combined; random: a coin; or the id"
         " of one judge. With `arms`, each arm says.",
     )
-    flip: Fraction | None = Field(None, description="Turn this share of the labels round.")
+    flip: Fraction | None = Field(None, description="Reverse this fraction of the labels.")
     weights: dict[str, NonNegativeFloat] | None = Field(
-        None, description="Of `ai`: weight of each judge by id; equal weights when absent."
+        None, description="For `ai`: weight of each judge by id; default: equal weights."
     )
 
 
@@ -182,7 +182,7 @@ class PairStep(Strict):
         "reference: each prompt's reference against every sample (SPIN), unjudged.",
     )
     weights: dict[str, NonNegativeFloat] | None = Field(
-        None, description="Weight of each judge by id; equal weights when absent."
+        None, description="Weight of each judge by id; default: equal weights."
     )
     min_margin: Fraction = 0.0
     missing: Literal["drop", "renormalise"] = "drop"
@@ -191,17 +191,17 @@ class PairStep(Strict):
         None, description="CREAM's soft labels (arXiv 2410.12735) from a judge of this id."
     )
     consistency_mean: bool = Field(False, description="All pairs get the mean (the paper's avg).")
-    max_pairs: PositiveInt | None = Field(None, description="Keep the widest margins, at most.")
+    max_pairs: PositiveInt | None = Field(None, description="Keep at most this many, by margin.")
     tier: Annotated[float, Field(ge=0.0, le=0.5)] | None = Field(
         None,
         description="Of length_tiered: the best are within this share of a prompt's range of scores"
         " from the top, the worst from the bottom.",
     )
     max_overlap: Fraction | None = Field(
-        None, description="Leave out pairs whose answers share more of their 3-grams of words."
+        None, description="Drop pairs whose answers share more word 3-grams (Jaccard)."
     )
     balance_lengths: bool = Field(
-        False, description="As many pairs in which the chosen answer is longer as shorter."
+        False, description="Keep as many pairs with the longer answer chosen as the shorter."
     )
     uses: list[str] | None = None
 
@@ -252,7 +252,7 @@ class EvaluateStep(Strict):
     n: Count = 1
     temperature: Temperature | None = None
     max_new_tokens: PositiveInt | None = None
-    judges: list[str] | None = Field(None, description="Judge ids; every judge when absent.")
+    judges: list[str] | None = Field(None, description="Judge ids; default: every judge.")
     checks: list[CheckSpec] = []
 
     @model_validator(mode="before")

@@ -45,10 +45,10 @@ class TextStep(Strict):
     from_: str = Field("current", alias="from", description="The model to start from.")
     micro_batch_tokens: PositiveInt | Literal["auto"] = Field(
         "auto",
-        description="Tokens computed at once; memory grows with them. auto: 768 on a CPU (1024 in "
+        description="Tokens computed at once; affects memory. auto: 768 on a CPU (1024 in "
         "bf16), 16384 on a GPU.",
     )
-    max_length: PositiveInt = Field(1024, description="Tokens of prompt and answer together.")
+    max_length: PositiveInt = Field(1024, description="Maximum tokens of prompt plus answer.")
     overlong: Literal["skip", "refuse", "truncate_left"] = "skip"
     reasoning: Literal["keep", "strip"] = Field(
         "keep",
@@ -64,10 +64,10 @@ class TextStep(Strict):
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="auto and bf16: bf16 autocast where the device multiplies it fast, else fp32.",
+        description="auto and bf16: bf16 autocast if the device has fast bf16, else fp32.",
     )
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
-        [], description="Where every step's numbers go as well; each must be installed."
+        [], description="Also log to these trackers; each must be installed."
     )
     uses: list[str] | None = None
 
@@ -92,6 +92,11 @@ class TextStep(Strict):
         *most, last = (f"`{key}` ({getattr(self, key)})" for key in self.MEMORY_KEYS)
         return f"lower {', '.join(most)} or {last}"
 
+    def arrange_examples(self, examples: list[Any]) -> list[Any]:
+        """The `Example`s as the method batches them. Raises RlaifError where answers lack what it
+        needs."""
+        return examples
+
 
 class TrainStep(TextStep):
     """Keys of every method. Batch sizes count pairs, examples or prompts.
@@ -106,14 +111,14 @@ class TrainStep(TextStep):
 
     learning_rate: PositiveFloat = 1e-6
     epochs: PositiveInt = 1
-    batch_size: PositiveInt = Field(16, description="What one optimiser step learns from.")
+    batch_size: PositiveInt = Field(16, description="Examples (pairs) per optimiser step.")
     warmup_ratio: Fraction = 0.1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     min_lr_ratio: Fraction = 0.0
     weight_decay: NonNegativeFloat = 0.0
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw",
-        description="adamw_8bit: its state in 8 bits (arXiv 2110.02861), which needs bitsandbytes.",
+        description="adamw_8bit: 8-bit optimiser state (arXiv 2110.02861); needs bitsandbytes.",
     )
     adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 1.0
@@ -121,15 +126,15 @@ class TrainStep(TextStep):
     train_on_eos: bool = True
     lora: LoraOptions | None = None
     processes: PositiveInt | Literal["auto"] = Field(
-        "auto", description="auto: one for each GPU, one on a CPU. Several share every batch."
+        "auto", description="auto: one per GPU, one on a CPU. Several share every batch."
     )
     sharding: Literal["none", "full"] = Field(
         "none",
-        description="full: weights, gradients and optimiser state are split over the processes "
+        description="full: weights, gradients and optimiser state are sharded over processes "
         "(FSDP2).",
     )
     checkpoint_every: PositiveInt = Field(
-        50, description="Optimiser steps between checkpoints; there is also one every five minutes."
+        50, description="Optimiser steps between checkpoints; at least one every five minutes."
     )
 
     @model_validator(mode="after")
@@ -185,11 +190,6 @@ class TrainStep(TextStep):
         if not self.gradient_checkpointing:
             advice += ", or set `gradient_checkpointing: true`"
         return advice if self.lora else f"{advice}, or train adapters alone with `lora`"
-
-    def arrange_examples(self, examples: list[Any]) -> list[Any]:
-        """The `Example`s as the method batches them. Raises RlaifError where answers lack what it
-        needs."""
-        return examples
 
 
 class ReferenceTrain(TrainStep):

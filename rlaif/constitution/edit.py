@@ -24,43 +24,47 @@ def with_weights(path: Path, weights: Mapping[str, float]) -> str:
     load_yaml(path)
     text = read_text(path)
     root = yaml.compose(text, Loader=yaml.SafeLoader)
-    listed = _value(root, "principles")
-    entries = {_value(entry, "id").value: entry for entry in listed.value} if listed else {}
+    listed = _find_value(root, "principles")
+    entries = {_find_value(entry, "id").value: entry for entry in listed.value} if listed else {}
     edits = [
-        _edit(text, entry, weights[name]) for name, entry in entries.items() if name in weights
+        _set_weight(text, entry, weights[name])
+        for name, entry in entries.items()
+        if name in weights
     ]
     inherited = {name: weight for name, weight in weights.items() if name not in entries}
     if inherited:
-        edits.append(_added(text, listed, inherited))
+        edits.append(_append_entries(text, listed, inherited))
     for start, end, new in sorted(edits, reverse=True):
         text = text[:start] + new + text[end:]
     return text
 
 
-def _value(mapping: Any, key: str) -> Any:
+def _find_value(mapping: Any, key: str) -> Any:
     """The node of a key in a mapping node, or None."""
     return next((value for name, value in mapping.value if name.value == key), None)
 
 
-def _number(weight: float) -> str:
+def _format_weight(weight: float) -> str:
     return f"{weight:.4g}"
 
 
-def _edit(text: str, entry: yaml.MappingNode, weight: float) -> Edit:
-    given = _value(entry, "weight")
+def _set_weight(text: str, entry: yaml.MappingNode, weight: float) -> Edit:
+    given = _find_value(entry, "weight")
     if given is not None:
-        return given.start_mark.index, given.end_mark.index, _number(weight)
+        return given.start_mark.index, given.end_mark.index, _format_weight(weight)
     key, value = next((k, v) for k, v in entry.value if k.value == "id")
     end = value.end_mark.index
     if entry.flow_style:
-        return end, end, f", weight: {_number(weight)}"
+        return end, end, f", weight: {_format_weight(weight)}"
     line_end = text.find("\n", end)
     end = len(text) if line_end < 0 else line_end
-    return end, end, f"\n{' ' * key.start_mark.column}weight: {_number(weight)}"
+    return end, end, f"\n{' ' * key.start_mark.column}weight: {_format_weight(weight)}"
 
 
-def _added(text: str, listed: yaml.SequenceNode | None, weights: Mapping[str, float]) -> Edit:
-    rows = [f"{{id: {name}, weight: {_number(weight)}}}" for name, weight in weights.items()]
+def _append_entries(
+    text: str, listed: yaml.SequenceNode | None, weights: Mapping[str, float]
+) -> Edit:
+    rows = [f"{{id: {name}, weight: {_format_weight(weight)}}}" for name, weight in weights.items()]
     if listed is not None and listed.flow_style:
         end = listed.end_mark.index - 1
         return end, end, (", " if listed.value else "") + ", ".join(rows)

@@ -1,6 +1,6 @@
 """What is doubtful in a constitution that loads: findings with a level, a line and a remedy.
 
-`changes` compares two constitutions, principle by principle.
+`list_changes` compares two constitutions, principle by principle.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ def lint(
     found: list[Finding] = []
     for principle in constitution.principles:
         place = places.get(principle.id)
-        for level, message in _doubts(principle, prompts, revising):
+        for level, message in _check_principle(principle, prompts, revising):
             path, line = (place.path, place.line) if place else (None, None)
             found.append(Finding(level, line, principle.id, message, path))
-    found += _alike(constitution, places)
+    found += _find_clashes(constitution, places)
     if not any(p.weight for p in constitution.principles):
         message = "every weight is 0, so nothing can be judged; give some principle a weight"
         found.append(Finding("error", None, None, message))
     return found
 
 
-def _doubts(
+def _check_principle(
     principle: Principle, prompts: Sequence[Prompt], revising: bool
 ) -> Iterator[tuple[Level, str]]:
     yield from _about_text(principle)
@@ -126,7 +126,7 @@ def _about_condition(
     principle: Principle, prompts: Sequence[Prompt]
 ) -> Iterator[tuple[Level, str]]:
     pattern = principle.applies_when.pattern if principle.applies_when else None
-    if pattern is not None and _unreachable(pattern):
+    if pattern is not None and _is_unreachable(pattern):
         yield (
             "warning",
             f"applies_when.pattern {pattern!r} can never match: text after $ or before ^",
@@ -137,7 +137,7 @@ def _about_condition(
         yield "warning", f"applies to none of the {len(prompts)} prompts; see applies_when"
 
 
-def _unreachable(pattern: str) -> bool:
+def _is_unreachable(pattern: str) -> bool:
     """Whether plain characters stand before an unescaped ^ or after an unescaped $."""
     if regex.match(r"\(\?\w*m", pattern):
         return False
@@ -158,11 +158,11 @@ def _about_check(principle: Principle, prompts: Sequence[Prompt]) -> Iterator[tu
         )
 
 
-def _alike(constitution: Constitution, places: Mapping[str, Place]) -> list[Finding]:
+def _find_clashes(constitution: Constitution, places: Mapping[str, Place]) -> list[Finding]:
     """Two principles that say the same, or the opposite, reported at the later one."""
     found = []
     for first, second in combinations(constitution.principles, 2):
-        message = _clash(first, second)
+        message = _describe_clash(first, second)
         if message is not None:
             place = places.get(second.id)
             path, line = (place.path, place.line) if place else (None, None)
@@ -170,7 +170,7 @@ def _alike(constitution: Constitution, places: Mapping[str, Place]) -> list[Find
     return found
 
 
-def _clash(first: Principle, second: Principle) -> str | None:
+def _describe_clash(first: Principle, second: Principle) -> str | None:
     if first.id.replace("-", "_") == second.id.replace("-", "_"):
         return f"id differs from {first.id!r} in - and _ alone; rename one of them"
     conditions = {p.applies_when for p in (first, second)}
@@ -178,7 +178,7 @@ def _clash(first: Principle, second: Principle) -> str | None:
         return None
     one, other = ([w.casefold() for w in textstats.words(p.text)] for p in (first, second))
     if one and other:
-        opposed = _opposed(one, other)
+        opposed = _describe_opposition(one, other)
         if opposed is not None:
             return (
                 f"says the opposite of {first.id!r} ({opposed}); they cancel each other where both "
@@ -191,7 +191,7 @@ def _clash(first: Principle, second: Principle) -> str | None:
     return _checks_clash(first, second)
 
 
-def _opposed(one: Sequence[str], other: Sequence[str]) -> str | None:
+def _describe_opposition(one: Sequence[str], other: Sequence[str]) -> str | None:
     """The words in which two otherwise equal texts contradict each other, or None."""
     bare, plain = ([w for w in text if w not in _NEGATIONS] for text in (one, other))
     negated = (len(one) - len(bare)) % 2 != (len(other) - len(plain)) % 2
@@ -277,7 +277,9 @@ class Change:
         return f"~ {self.principle}.{self.field}: {self.old!r} -> {self.new!r}{mark}"
 
 
-def changes(a: Constitution, b: Constitution, asked: Collection[str] = frozenset()) -> list[Change]:
+def list_changes(
+    a: Constitution, b: Constitution, asked: Collection[str] = frozenset()
+) -> list[Change]:
     """From `a` to `b`: first what was removed, then what was added, then field by field.
 
     A principle with a `check` is judged by that program, and its words can change nothing, unless
@@ -287,11 +289,11 @@ def changes(a: Constitution, b: Constitution, asked: Collection[str] = frozenset
     found = [Change(name, "removed") for name in before if name not in after]
     found += [Change(name, "added", judged_again=True) for name in after if name not in before]
     for name in (n for n in before if n in after):
-        found += _fields(before[name], after[name], name in asked)
+        found += _compare_fields(before[name], after[name], name in asked)
     return found
 
 
-def _fields(a: Principle, b: Principle, asked: bool) -> list[Change]:
+def _compare_fields(a: Principle, b: Principle, asked: bool) -> list[Change]:
     old, new = a.model_dump(mode="json"), b.model_dump(mode="json")
     by_program = a.check is not None and b.check is not None and not asked
     fields = CHECKED_FIELDS if by_program else JUDGED_FIELDS
@@ -303,6 +305,6 @@ def _fields(a: Principle, b: Principle, asked: bool) -> list[Change]:
     ]
 
 
-def stale(found: Sequence[Change]) -> set[str]:
+def find_stale_principles(found: Sequence[Change]) -> set[str]:
     """The principles of the new constitution that have to be judged, by id."""
     return {change.principle for change in found if change.judged_again}

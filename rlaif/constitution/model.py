@@ -60,7 +60,7 @@ class Check(BaseModel):
     params: dict[str, Any] = Field(default={}, description="The rule's parameters.")
 
     @model_validator(mode="after")
-    def _known(self) -> Check:
+    def _validate_rule(self) -> Check:
         validate_check(self.rule, self.params)
         return self
 
@@ -75,7 +75,7 @@ class Example(BaseModel):
     why: str | None = None
 
     @model_validator(mode="after")
-    def _differ(self) -> Example:
+    def _refuse_equal_texts(self) -> Example:
         if self.better == self.worse:
             raise ValueError("`better` and `worse` are the same text")
         return self
@@ -93,13 +93,13 @@ class AppliesWhen(BaseModel):
 
     @field_validator("pattern")
     @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
+    def _check_pattern(cls, pattern: str | None) -> str | None:
         if pattern is not None:
             textstats.compile_pattern(pattern, ignore_case=True)
         return pattern
 
     @model_validator(mode="after")
-    def _something(self) -> AppliesWhen:
+    def _require_condition(self) -> AppliesWhen:
         if not self.tags and self.pattern is None:
             raise ValueError("give `tags`, `pattern` or both")
         return self
@@ -110,9 +110,9 @@ class Principle(BaseModel):
 
     model_config = _STRICT
     id: Slug
-    text: str = Field(default="", description="What a model judges by.")
-    critique: str | None = Field(default=None, description="Asks for faults, when revising.")
-    revision: str | None = Field(default=None, description="Asks for a better answer.")
+    text: str = Field(default="", description="The text that a model judges by.")
+    critique: str | None = Field(default=None, description="A request for criticism, for revising.")
+    revision: str | None = Field(default=None, description="A request for a better answer.")
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     applies_when: AppliesWhen | None = None
     scale: dict[int, str] | None = Field(default=None, description="What each level means.")
@@ -153,7 +153,7 @@ class Constitution(BaseModel):
     principles: tuple[Principle, ...]
 
     @model_validator(mode="after")
-    def _sound(self) -> Constitution:
+    def _check_principles(self) -> Constitution:
         if not self.principles:
             raise ValueError("a constitution needs at least one principle")
         ids = [p.id for p in self.principles]
@@ -180,7 +180,7 @@ class Constitution(BaseModel):
 
 
 class _Entry(Principle):
-    remove: bool = Field(default=False, description="Leave out the principle of an extended file.")
+    remove: bool = Field(default=False, description="Remove the inherited principle.")
 
     @model_validator(mode="after")
     def _bare_removal(self) -> _Entry:
@@ -196,7 +196,7 @@ class _File(BaseModel):
     name: str = Field(min_length=1)
     version: str = "1"
     description: str = ""
-    extends: str | list[str] = Field(default=[], description="Constitution files to build on.")
+    extends: str | list[str] = Field(default=[], description="Constitution files to inherit from.")
     principles: list[_Entry] = []
 
     @field_validator("version", mode="before")
@@ -238,17 +238,17 @@ def load_constitution(path: str | Path) -> Constitution:
 def load_with_places(path: Path) -> tuple[Constitution, dict[str, Place]]:
     """The constitution, and for each principle's id the place that last changed it."""
     files: dict[Path, tuple[_File, Lines, Path]] = {}
-    _collect(path, (), files)
+    _collect_files(path, (), files)
     merged = _Merged()
     for file, lines, shown in files.values():
         for index, entry in enumerate(file.principles):
-            _apply(entry, Place(shown, lines.get(("principles", index))), merged)
+            _apply_entry(entry, Place(shown, lines.get(("principles", index))), merged)
     own = files[path.resolve()][0]
     for name, principle in merged.principles.items():
         if not principle.text and principle.check is None:
             place = merged.places[name]
             raise ConfigError(
-                f"principle {name!r} has neither `text` nor `check`; give one", *_at(place)
+                f"principle {name!r} has neither `text` nor `check`; give one", *_split_place(place)
             )
     if not merged.principles:
         raise ConfigError("no principles; list at least one under `principles`", path)
@@ -262,11 +262,11 @@ def load_with_places(path: Path) -> tuple[Constitution, dict[str, Place]]:
     return constitution, merged.places
 
 
-def _at(place: Place) -> tuple[Path, int | None]:
+def _split_place(place: Place) -> tuple[Path, int | None]:
     return place.path, place.line
 
 
-def _collect(
+def _collect_files(
     path: Path, above: tuple[Path, ...], files: dict[Path, tuple[_File, Lines, Path]]
 ) -> None:
     """Add the file's parents, then the file, unless they are there already."""
@@ -289,7 +289,7 @@ def _collect(
             raise ConfigError(
                 f"extends runs in a circle: {' -> '.join(circle)}; remove one of them", path, line
             )
-        _collect(parent, (*above, real), files)
+        _collect_files(parent, (*above, real), files)
     files[real] = (file, lines, path)
 
 
@@ -307,11 +307,11 @@ def _refuse_duplicates(file: _File, lines: Lines, path: Path) -> None:
         first[entry.id] = line
 
 
-def _apply(entry: _Entry, place: Place, merged: _Merged) -> None:
+def _apply_entry(entry: _Entry, place: Place, merged: _Merged) -> None:
     if entry.remove:
         if entry.id not in merged.principles:
             hint = suggest(entry.id, list(merged.principles))
-            raise ConfigError(f"no principle {entry.id!r} to remove{hint}", *_at(place))
+            raise ConfigError(f"no principle {entry.id!r} to remove{hint}", *_split_place(place))
         del merged.principles[entry.id], merged.places[entry.id]
         return
     given = {name: getattr(entry, name) for name in entry.model_fields_set - {"remove"}}
@@ -321,7 +321,7 @@ def _apply(entry: _Entry, place: Place, merged: _Merged) -> None:
     merged.places[entry.id] = place
 
 
-def show(constitution: Constitution) -> str:
+def show_constitution(constitution: Constitution) -> str:
     """The resolved constitution as YAML without defaults; it loads to the same principles."""
     data = constitution.model_dump(mode="json", exclude_defaults=True, exclude={"extends"})
     for row, principle in zip(data["principles"], constitution.principles, strict=True):
@@ -335,7 +335,7 @@ def show(constitution: Constitution) -> str:
     return head + body.replace("\n- id: ", "\n\n- id: ")
 
 
-def reweighted(constitution: Constitution, weights: Mapping[str, float]) -> Constitution:
+def reweight_principles(constitution: Constitution, weights: Mapping[str, float]) -> Constitution:
     """The same with these weights by principle id; others keep theirs."""
     principles = [
         p.model_copy(update={"weight": weights.get(p.id, p.weight)})
@@ -344,7 +344,7 @@ def reweighted(constitution: Constitution, weights: Mapping[str, float]) -> Cons
     return constitution.model_copy(update={"principles": tuple(principles)})
 
 
-def summary(constitution: Constitution) -> list[dict[str, str]]:
+def summarise_constitution(constitution: Constitution) -> list[dict[str, str]]:
     """One row per principle for people: id, weight, who judges it, when it counts, what it says."""
     total = sum(p.weight for p in constitution.principles) or 1.0
     return [
@@ -352,7 +352,7 @@ def summary(constitution: Constitution) -> list[dict[str, str]]:
             "principle": p.id,
             "weight": f"{p.weight:g} ({p.weight / total:.0%})",
             "judged by": " or ".join(_judged_by(p)),
-            "when": _when(p.applies_when),
+            "when": _describe_condition(p.applies_when),
             "revise": "yes" if p.critique and p.revision else "no",
             "text": p.text,
         }
@@ -369,7 +369,7 @@ def _judged_by(principle: Principle) -> list[str]:
     return made + (["a model"] if principle.text else [])
 
 
-def _when(condition: AppliesWhen | None) -> str:
+def _describe_condition(condition: AppliesWhen | None) -> str:
     if condition is None:
         return "always"
     parts = [f"tags {', '.join(condition.tags)}"] if condition.tags else []

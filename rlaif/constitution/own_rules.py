@@ -41,10 +41,12 @@ def own_rule(reference: str) -> tuple[Score, type[BaseModel]]:
         raise ValueError(f"rule {reference!r}: {reason}") from error
     if not callable(function):
         raise ValueError(f"rule {reference!r} is no function of (prompt, text, **params)")
-    return functools.partial(_scored, reference, function), _params(reference, function)
+    return functools.partial(_score_answer, reference, function), _derive_params(
+        reference, function
+    )
 
 
-def _params(reference: str, function: Callable[..., Any]) -> type[BaseModel]:
+def _derive_params(reference: str, function: Callable[..., Any]) -> type[BaseModel]:
     own = list(inspect.signature(function).parameters.values())
     if len(own) < 2 or any(p.kind not in _NAMED for p in own[2:]):
         raise ValueError(
@@ -62,7 +64,7 @@ def _params(reference: str, function: Callable[..., Any]) -> type[BaseModel]:
     return create_model("OwnParams", __config__=_STRICT, **fields)
 
 
-def _scored(
+def _score_answer(
     reference: str, function: Callable[..., Any], prompt: Prompt, text: str, params: BaseModel
 ) -> float | None:
     """The function's score. Raises RlaifError where it fails or gives what is no score."""

@@ -51,7 +51,7 @@ class Limits(_Params):
     softness: float = Field(default=1.0, gt=0, le=10)
 
     @model_validator(mode="after")
-    def _ordered(self) -> Limits:
+    def _check_order(self) -> Limits:
         _refuse_reversed(self.min, self.max)
         return self
 
@@ -76,7 +76,7 @@ class LanguageParams(_Params):
 
     @field_validator("code")
     @classmethod
-    def _known(cls, code: str) -> str:
+    def _check_language(cls, code: str) -> str:
         known = [*LANGUAGES, "prompt"]
         if code not in known:
             raise ValueError(f"unknown language {code!r}{suggest(code, known)}")
@@ -90,7 +90,7 @@ class ListParams(_Params):
     max_items: int | None = Field(default=None, ge=2)
 
     @model_validator(mode="after")
-    def _ordered(self) -> ListParams:
+    def _check_order(self) -> ListParams:
         if self.max_items is not None:
             _refuse_reversed(self.min_items, self.max_items, "min_items", "max_items")
         return self
@@ -117,7 +117,7 @@ class PatternParams(_Params):
 
     @field_validator("pattern")
     @classmethod
-    def _compiles(cls, pattern: str) -> str:
+    def _check_pattern(cls, pattern: str) -> str:
         ts.compile_pattern(pattern)
         return pattern
 
@@ -129,7 +129,7 @@ class ReadingParams(_Params):
     max: float = Field(default=121.0, ge=-100, le=121)
 
     @model_validator(mode="after")
-    def _ordered(self) -> ReadingParams:
+    def _check_order(self) -> ReadingParams:
         _refuse_reversed(self.min, self.max)
         return self
 
@@ -151,7 +151,7 @@ def _refuse_reversed(low: float, high: float, first: str = "min", second: str = 
         raise ValueError(f"{first} ({low}) must not be above {second} ({high})")
 
 
-def _within(count: int, p: Limits) -> float:
+def _score_count(count: int, p: Limits) -> float:
     """1 from min to max; falls linearly to 0 at a count of 0 and at max * (1 + softness)."""
     if count < p.min:
         return count / p.min
@@ -162,12 +162,12 @@ def _within(count: int, p: Limits) -> float:
 
 def word_limits(prompt: Prompt, text: str, p: Limits) -> float | None:
     """1 from `min` to `max` words; below, words/min; above, to 0 at max * (1 + softness) words."""
-    return _within(len(ts.words(text)), p)
+    return _score_count(len(ts.words(text)), p)
 
 
 def sentence_limits(prompt: Prompt, text: str, p: Limits) -> float | None:
     """Like word_limits, in sentences; each list item counts as one."""
-    return _within(len(ts.sentences(text)), p)
+    return _score_count(len(ts.sentences(text)), p)
 
 
 def finished_sentence(prompt: Prompt, text: str, p: NoParams) -> float | None:
@@ -209,7 +209,7 @@ class _Identifier:
 _IDENTIFIER = _Identifier()
 
 
-def _identify(text: str) -> str | None:
+def _identify_language(text: str) -> str | None:
     """The language of the prose in `text`; None when too short or uncertain to say."""
     prose = ts.without_code(text)
     if len(ts.words(prose)) < MIN_LANGUAGE_WORDS:
@@ -224,12 +224,12 @@ def language(prompt: Prompt, text: str, p: LanguageParams) -> float | None:
     None when the text is too mixed to tell (a probability below 0.5) or next to all code, and when
     the question's language is wanted and cannot be told.
     """
-    wanted = _identify(prompt.question) if p.code == "prompt" else p.code
+    wanted = _identify_language(prompt.question) if p.code == "prompt" else p.code
     if wanted is None:
         return None
     if len(ts.words(text)) < MIN_LANGUAGE_WORDS:
         return 0.0
-    found = _identify(text)
+    found = _identify_language(text)
     return None if found is None else float(found == wanted)
 
 
@@ -347,7 +347,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _rule(name: str) -> Rule:
+def _find_rule(name: str) -> Rule:
     if ":" in name:
         return Rule(*own_rule(name))
     if name not in RULES:
@@ -355,16 +355,16 @@ def _rule(name: str) -> Rule:
     return RULES[name]
 
 
-def _resolve(name: str, params: Mapping[str, Any]) -> BaseModel:
-    model = _rule(name).params
+def _resolve_params(name: str, params: Mapping[str, Any]) -> BaseModel:
+    model = _find_rule(name).params
     try:
         return model.model_validate(dict(params))
     except ValidationError as error:
-        faults = "; ".join(_fault(dict(fault), model) for fault in error.errors())
+        faults = "; ".join(_describe_fault(dict(fault), model) for fault in error.errors())
         raise ValueError(f"rule {name!r}: {faults}") from None
 
 
-def _fault(fault: dict[str, Any], model: type[BaseModel]) -> str:
+def _describe_fault(fault: dict[str, Any], model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         hint = suggest(key, list(model.model_fields)) or "; this rule takes no parameters"
@@ -377,19 +377,19 @@ def _fault(fault: dict[str, Any], model: type[BaseModel]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _resolve_cached(name: str, params_json: str) -> BaseModel:
-    return _resolve(name, json.loads(params_json))
+    return _resolve_params(name, json.loads(params_json))
 
 
 def validate_check(name: str, params: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the nearest known name, when the rule or a parameter is wrong."""
-    _resolve(name, params)
+    _resolve_params(name, params)
 
 
 def resolved_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with every default filled in: with the name, the identity of a check. That of
     a rule of one's own has the hash of its code too, under ":code"."""
     code = {":code": found[0]} if (found := code_of([name])) else {}
-    return _resolve(name, params).model_dump(mode="json") | code
+    return _resolve_params(name, params).model_dump(mode="json") | code
 
 
 def apply_check(name: str, params: Mapping[str, Any], prompt: Prompt, text: str) -> float | None:
@@ -400,10 +400,10 @@ def apply_check(name: str, params: Mapping[str, Any], prompt: Prompt, text: str)
     resolved = _resolve_cached(name, canonical_json(dict(params)))
     if ts.is_blank(text):
         return 0.0
-    return _rule(name).score(prompt, text, resolved)
+    return _find_rule(name).score(prompt, text, resolved)
 
 
 def is_too_short(name: str, params: Mapping[str, Any], text: str) -> bool:
     """Whether `text` says something, in fewer words than the rule can measure."""
-    least = _rule(name).least_words(_resolve_cached(name, canonical_json(dict(params))))
+    least = _find_rule(name).least_words(_resolve_cached(name, canonical_json(dict(params))))
     return least > 1 and not ts.is_blank(text) and len(ts.words(text)) < least

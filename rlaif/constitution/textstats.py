@@ -93,7 +93,7 @@ def sentences(text: str) -> list[str]:
     return [piece for piece in found if words(piece)]
 
 
-def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+def _list_ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     if n < 1:
         raise ValueError(f"n must be at least 1 (got {n})")
     folded = [word.casefold() for word in words(text)]
@@ -102,17 +102,17 @@ def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
 
 def distinct_n(text: str, n: int) -> float | None:
     """Different n-grams of words over all of them, in (0, 1]; None with fewer than `n` words."""
-    grams = _ngrams(text, n)
+    grams = _list_ngrams(text, n)
     return len(set(grams)) / len(grams) if grams else None
 
 
 def repetition(text: str, n: int) -> float:
     """Share of n-grams of words that repeat an earlier one, in [0, 1); 0.0 for a short text."""
-    grams = _ngrams(text, n)
+    grams = _list_ngrams(text, n)
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _plain(text: str) -> str:
+def _fold_text(text: str) -> str:
     return " ".join(text.replace("’", "'").casefold().split())
 
 
@@ -139,7 +139,7 @@ _REFUSAL = regex.compile(
 
 def is_refusal(text: str) -> bool:
     """True when the opening (first 300 characters) declines to answer, in English."""
-    return _REFUSAL.search(_plain(text)[:300]) is not None
+    return _REFUSAL.search(_fold_text(text)[:300]) is not None
 
 
 STOCK_PHRASES: tuple[str, ...] = (
@@ -197,7 +197,7 @@ STOCK_PHRASES: tuple[str, ...] = (
 
 def stock_phrases(text: str) -> list[str]:
     """The stock phrases in `text`, each once, in the order of `STOCK_PHRASES` (English)."""
-    plain = _plain(text)
+    plain = _fold_text(text)
     return [phrase for phrase in STOCK_PHRASES if phrase in plain]
 
 
@@ -285,7 +285,7 @@ STOPWORDS: frozenset[str] = frozenset(_STOPWORDS.split())
 _SUFFIXES = ("ingly", "edly", "ation", "ing", "ies", "ied", "ers", "ed", "ly", "er", "es", "s")
 
 
-def _stem(word: str) -> str:
+def _stem_word(word: str) -> str:
     """A crude stem of 3 letters or more, so that "boil", "boils" and "boiling" agree."""
     bare = word.removesuffix("'s").replace("'", "")
     for suffix in _SUFFIXES:
@@ -299,9 +299,9 @@ def _stem(word: str) -> str:
     return bare.removesuffix("e") if len(bare) > 3 else bare
 
 
-def _stems(text: str) -> set[str]:
+def _stem_words(text: str) -> set[str]:
     parts = [p for w in words(text) for p in w.replace("’", "'").casefold().split("-")]
-    return {_stem(p) for p in parts if p not in STOPWORDS and (len(p) >= 3 or p.isdigit())}
+    return {_stem_word(p) for p in parts if p not in STOPWORDS and (len(p) >= 3 or p.isdigit())}
 
 
 def key_terms(question: str) -> set[str]:
@@ -309,7 +309,7 @@ def key_terms(question: str) -> set[str]:
 
     Stopwords, task verbs ("explain", "write") and words under three letters are left out.
     """
-    return _stems(question)
+    return _stem_words(question)
 
 
 def term_overlap(question: str, text: str) -> float | None:
@@ -317,7 +317,7 @@ def term_overlap(question: str, text: str) -> float | None:
     wanted = key_terms(question)
     if not wanted:
         return None
-    return len(wanted & _stems(text)) / len(wanted)
+    return len(wanted & _stem_words(text)) / len(wanted)
 
 
 _CODE_BLOCK = regex.compile(r"```.*?(?:```|\Z)", regex.DOTALL)
@@ -339,7 +339,7 @@ _SILENT_END = regex.compile(
 _SILENT_MIDDLE = regex.compile(r"(?<=[aeiou][^aeiouy])e(?:ment|ly|some|thing|fore|ful)")
 
 
-def _syllables(word: str) -> int:
+def _count_syllables(word: str) -> int:
     """Syllables of an English word, estimated from its vowel groups; at least 1.
 
     Hyphenation dictionaries do worse: they leave out breaks near word edges ("a-bout", "ver-y")
@@ -359,7 +359,7 @@ def flesch_ease(text: str) -> float | None:
     if len(found) < MIN_READING_WORDS or is_foreign(text):
         return None
     per_sentence = len(found) / max(1, len(sentences(prose)))
-    per_word = sum(_syllables(word) for word in found) / len(found)
+    per_word = sum(_count_syllables(word) for word in found) / len(found)
     return 206.835 - 1.015 * per_sentence - 84.6 * per_word
 
 

@@ -22,12 +22,12 @@ from rlaif.core.chat import (
     ChatSettings,
     Opened,
     Said,
-    lost,
+    count_lost,
     opened_by,
     render,
     render_prompt,
     split,
-    written,
+    write_thinking,
 )
 from rlaif.core.errors import EngineError
 from rlaif.core.records import Message
@@ -102,13 +102,13 @@ class AnswerTurn:
     @cached_property
     def prompt_ids(self) -> list[int]:
         """The prompt's token ids, the same for every answer to it."""
-        return _ids(self.tokenizer, self.given)
+        return _encode_text(self.tokenizer, self.given)
 
     @cached_property
     def _frame(self) -> _Frame:
         """What stands around a plain answer. Raises EngineError where that depends on the answer,
         or the answer cannot be found."""
-        found = self._around(_plain)
+        found = self._find_frame(_make_plain_turn)
         if found is None:
             raise EngineError(_CHANGED)
         return found
@@ -120,23 +120,25 @@ class AnswerTurn:
     def text(self, answer: Message, reasoning: Reasoning = "keep") -> tuple[str, str]:
         """What the model writes of its turn to give `answer`, and what the template puts after it.
         Raises EngineError where that cannot be told."""
-        thinking, content = self._parts(answer, reasoning)
+        thinking, content = self._separate_thinking(answer, reasoning)
         if answer.get("tool_calls") or self.whole:
-            return self._as_rendered(answer if reasoning == "keep" else _without(answer, content))
+            return self._as_rendered(
+                answer if reasoning == "keep" else _drop_thinking(answer, content)
+            )
         # Thinking that never ends has no answer after it: the text is taken as it is.
         cut = not content.strip() and not _thinking_key(answer)
         if reasoning == "strip" or not thinking or cut:
             stripped = reasoning == "strip" and thinking
             plain = content if stripped else str(answer["content"] or "")
             # A template may write the empty block that an answer begins with by itself.
-            text = self._found(plain, plain if thinking else content)
-            return self._lead(self._frame.header) + text, self._frame.suffix
+            text = self._find_content(plain, plain if thinking else content)
+            return self._find_lead(self._frame.header) + text, self._frame.suffix
         return self._with_thinking(answer, thinking, content)
 
     def lost(self, answer: Message, reasoning: Reasoning = "keep") -> Counter[str]:
-        """What of the answer is not in its text, as `rlaif.core.chat.lost` counts it."""
+        """What of the answer is not in its text, as `rlaif.core.chat.count_lost` counts it."""
         conversation = [*self.messages, answer]
-        own = lost(self.tokenizer, conversation, self.chat, False, len(self.messages))
+        own = count_lost(self.tokenizer, conversation, self.chat, False, len(self.messages))
         if reasoning == "strip" or not (self.whole or answer.get("tool_calls")):
             # Left out on purpose, or written where the template does not.
             own.pop("reasoning_lost", None)
@@ -152,27 +154,29 @@ class AnswerTurn:
         """The answer's token ids, with what `end` says; those that were `sampled` where they spell
         it. None where nothing is left of it without its thinking. Raises EngineError."""
         if reasoning == "strip":
-            thinking, content = self._parts(answer, reasoning)
+            thinking, content = self._separate_thinking(answer, reasoning)
             if thinking and not content.strip():
                 return Tokens([])
         text, suffix = self.text(answer, reasoning)
-        if sampled and self._spells(sampled, answer, text, reasoning):
-            return Tokens(self._ended(list(sampled), suffix, end), sampled=True)
-        tail, more = self._tail(suffix, end)
-        ids, crossed = joined(self.tokenizer, self.given, self.prompt_ids, text + tail)
+        if sampled and self._ids_match_answer(sampled, answer, text, reasoning):
+            return Tokens(self._adjust_end(list(sampled), suffix, end), sampled=True)
+        tail, more = self._choose_ending(suffix, end)
+        ids, crossed = encode_after(self.tokenizer, self.given, self.prompt_ids, text + tail)
         return Tokens([*ids, *more], crossed)
 
-    def _parts(self, answer: Message, reasoning: Reasoning) -> tuple[str, str]:
-        """Thinking and answer, from keys of their own or out of the text. Who wants thinking out
-        says that there may be some whose beginning a prompt had."""
+    def _separate_thinking(self, answer: Message, reasoning: Reasoning) -> tuple[str, str]:
+        """Thinking and answer, from the message's own keys or out of its text. With `reasoning`
+        strip the thinking may have begun in the prompt."""
         apart = _thinking_key(answer)
         content = str(answer["content"] or "")
         if apart:
             return apart, content
-        said = self._split(content, opened_by(self._asked, self.chat.markers), reasoning)
+        said = self._split_reasoning(content, opened_by(self._asked, self.chat.markers), reasoning)
         return said.reasoning, said.answer
 
-    def _split(self, text: str, opened: Opened | None, reasoning: Reasoning = "keep") -> Said:
+    def _split_reasoning(
+        self, text: str, opened: Opened | None, reasoning: Reasoning = "keep"
+    ) -> Said:
         chat = replace(self.chat, opened=True) if reasoning == "strip" else self.chat
         return split(text, chat, "" if opened is None else opened.text, unclosed="answer")
 
@@ -182,18 +186,18 @@ class AnswerTurn:
 
     def _as_rendered(self, answer: Message) -> tuple[str, str]:
         """All that the template writes of the turn."""
-        text = self._whole(answer)
+        text = self._render_conversation(answer)
         suffix = self._frame.suffix
         if not text.startswith(self.given) or not text.endswith(suffix):
             raise EngineError(_OTHER_PROMPT)
         return text[len(self.given) : len(text) - len(suffix)], suffix
 
-    def _found(self, content: str, without: str) -> str:
-        """The text of a plain answer as the template writes it, or `without` what it begins with
-        where the template changes that."""
+    def _find_content(self, content: str, without: str) -> str:
+        """The text of a plain answer as the template writes it: all of `content`, or `without` its
+        thinking where the template drops that."""
         header, _, suffix = self._frame
         for plain in dict.fromkeys((content, without)):
-            text = self._whole({"role": "assistant", "content": plain})
+            text = self._render_conversation({"role": "assistant", "content": plain})
             for form in FORMS:
                 if text == header + form(plain) + suffix:
                     return form(plain)
@@ -205,15 +209,17 @@ class AnswerTurn:
     def _with_thinking(self, answer: Message, thinking: str, content: str) -> tuple[str, str]:
         """Thinking, then the answer: as the template writes it, or where it forgets thinking, as
         models write it."""
-        found = self._thought(_apart, thinking, content) or self._as_given(answer)
-        found = found or self._thought(self._inline, thinking, content)
+        found = self._render_both_parts(_make_thinking_turn, thinking, content) or self._as_given(
+            answer
+        )
+        found = found or self._render_both_parts(self._inline_thinking, thinking, content)
         if found is not None:
             return found
-        block = written(thinking, self._opened, self.chat.markers)
+        block = write_thinking(thinking, self._opened, self.chat.markers)
         return block + content, self._frame.suffix
 
-    def _inline(self, thinking: str, answer: str) -> dict[str, Any]:
-        return _plain("", written(thinking, None, self.chat.markers) + answer)
+    def _inline_thinking(self, thinking: str, answer: str) -> dict[str, Any]:
+        return _make_plain_turn("", write_thinking(thinking, None, self.chat.markers) + answer)
 
     def _as_given(self, answer: Message) -> tuple[str, str] | None:
         """The text with thinking in it, where the template leaves it alone."""
@@ -221,38 +227,38 @@ class AnswerTurn:
             return None
         header, _, suffix = self._frame
         given = str(answer["content"] or "")
-        text = self._whole(_plain("", given))
+        text = self._render_conversation(_make_plain_turn("", given))
         forms = (form(given) for form in FORMS)
         found = next((own for own in forms if text == header + own + suffix), None)
-        return None if found is None else (self._lead(header) + found, suffix)
+        return None if found is None else (self._find_lead(header) + found, suffix)
 
-    def _thought(
+    def _render_both_parts(
         self, build: Callable[[str, str], Mapping[str, Any]], thinking: str, content: str
     ) -> tuple[str, str] | None:
         """Both parts as the template writes a turn that `build` makes of them; None where it leaves
         one out, or does not go on from the prompt."""
-        frame = self._around(build)
+        frame = self._find_frame(build)
         if frame is None or not frame.header.startswith(self.given):
             return None
-        text = self._whole(build(thinking, content))
+        text = self._render_conversation(build(thinking, content))
         for think, form in product(FORMS, FORMS):
             inner = think(thinking) + frame.between + form(content)
             if text == frame.header + inner + frame.suffix:
                 return frame.header[len(self.given) :] + inner, frame.suffix
         return None
 
-    def _lead(self, header: str) -> str:
+    def _find_lead(self, header: str) -> str:
         """What stands between the prompt and an answer without thinking."""
         if header.startswith(self.given):
             return header[len(self.given) :]
         if self._opened is not None:
-            return written("", self._opened, self.chat.markers)
+            return write_thinking("", self._opened, self.chat.markers)
         lead = _after_last_turn(self.messages, self.given, header)
         if lead is None:
             raise EngineError(_OTHER_PROMPT)
         return lead
 
-    def _around(self, build: Callable[[str, str], Mapping[str, Any]]) -> _Frame | None:
+    def _find_frame(self, build: Callable[[str, str], Mapping[str, Any]]) -> _Frame | None:
         """What the template writes around stand-ins for thinking and answer, of which `build` makes
         a turn; None where it loses one, or where its text depends on them."""
         mark = "Qz7"
@@ -261,39 +267,45 @@ class AnswerTurn:
         frames = set()
         for thinking, answer in ((f"{mark}T", f"{mark}A"), (f"{mark}Three", f"{mark}Answer")):
             turn = build(thinking, answer)
-            parts = [answer] if build is _plain else [thinking, answer]
-            frames.add(_cut(self._whole(turn), parts))
+            parts = [answer] if build is _make_plain_turn else [thinking, answer]
+            frames.add(_cut_frame(self._render_conversation(turn), parts))
         return frames.pop() if len(frames) == 1 else None
 
-    def _whole(self, answer: Mapping[str, Any]) -> str:
+    def _render_conversation(self, answer: Mapping[str, Any]) -> str:
         conversation: list[Any] = [*self.messages, answer]
         return render(self.tokenizer, conversation, self.chat, False)
 
-    def _tail(self, suffix: str, end: End) -> tuple[str, list[int]]:
+    def _choose_ending(self, suffix: str, end: End) -> tuple[str, list[int]]:
         """What of `suffix` goes with an answer: of a turn its beginning up to the token that ends
         it, and where the template has none, the model's own end token."""
         if end != "turn":
             return suffix if end == "all" else "", []
-        found = [(at, -len(t), t) for t in specials(self.tokenizer) if (at := suffix.find(t)) >= 0]
+        found = [
+            (at, -len(t), t)
+            for t in list_special_tokens(self.tokenizer)
+            if (at := suffix.find(t)) >= 0
+        ]
         if found:
             at, _, token = min(found)
             return suffix[: at + len(token)], []
         own = self.tokenizer.eos_token_id
         return "", [] if own is None else [own]
 
-    def _spells(self, ids: Sequence[int], answer: Message, text: str, reasoning: Reasoning) -> bool:
+    def _ids_match_answer(
+        self, ids: Sequence[int], answer: Message, text: str, reasoning: Reasoning
+    ) -> bool:
         """Whether sampled ids are this answer, with or without thinking before it."""
         content = str(answer["content"] or "")
-        thinking, plain = self._parts(answer, reasoning)
+        thinking, plain = self._separate_thinking(answer, reasoning)
         if self.whole:
             # Sampled ids have nothing of what the template writes before an answer.
-            return text.strip() == content.strip() == self._decoded(ids, True).strip()
-        if self._decoded(ids, True).strip() == content.strip():
+            return text.strip() == content.strip() == self._decode_ids(ids, True).strip()
+        if self._decode_ids(ids, True).strip() == content.strip():
             return reasoning == "keep" or not thinking
-        said = self._split(self._decoded(ids, False), self._opened)
+        said = self._split_reasoning(self._decode_ids(ids, False), self._opened)
         return said.answer.strip() == plain.strip() and (reasoning == "keep" or not said.reasoning)
 
-    def _decoded(self, ids: Sequence[int], skip: bool) -> str:
+    def _decode_ids(self, ids: Sequence[int], skip: bool) -> str:
         ends = self._ends
         kept = ids[:-1] if not skip and ids and ids[-1] in ends else ids
         return str(self.tokenizer.decode(list(kept), skip_special_tokens=skip))
@@ -301,17 +313,19 @@ class AnswerTurn:
     @cached_property
     def _ends(self) -> frozenset[int]:
         """The tokens that end a turn."""
-        special = set(self.tokenizer.convert_tokens_to_ids(list(specials(self.tokenizer))))
-        suffix = _ids(self.tokenizer, self._frame.suffix)
+        special = set(
+            self.tokenizer.convert_tokens_to_ids(list(list_special_tokens(self.tokenizer)))
+        )
+        suffix = _encode_text(self.tokenizer, self._frame.suffix)
         return frozenset({i for i in suffix if i in special} | {self.tokenizer.eos_token_id})
 
-    def _ended(self, ids: list[int], suffix: str, end: End) -> list[int]:
+    def _adjust_end(self, ids: list[int], suffix: str, end: End) -> list[int]:
         """Sampled ids with what goes with them: an end only where it was sampled, or all."""
         ended = bool(ids) and ids[-1] in self._ends
         if end == "turn":
             return ids
         own = ids[:-1] if ended else ids
-        return own if end == "none" else [*own, *behind(self.tokenizer, suffix)]
+        return own if end == "none" else [*own, *encode_behind(self.tokenizer, suffix)]
 
 
 _CHANGED = (
@@ -329,20 +343,20 @@ def _thinking_key(answer: Mapping[str, Any]) -> str:
     return next((str(answer[key]).strip() for key in THINKING_KEYS if answer.get(key)), "")
 
 
-def _plain(thinking: str, answer: str) -> dict[str, Any]:
+def _make_plain_turn(thinking: str, answer: str) -> dict[str, Any]:
     return {"role": "assistant", "content": answer}
 
 
-def _apart(thinking: str, answer: str) -> dict[str, Any]:
+def _make_thinking_turn(thinking: str, answer: str) -> dict[str, Any]:
     return {"role": "assistant", "content": answer} | dict.fromkeys(THINKING_KEYS, thinking)
 
 
-def _without(answer: Message, content: str) -> Message:
+def _drop_thinking(answer: Message, content: str) -> Message:
     kept = {k: v for k, v in answer.items() if k not in THINKING_KEYS}
     return {**kept, "content": content}  # type: ignore[typeddict-item]
 
 
-def _cut(text: str, parts: Sequence[str]) -> _Frame | None:
+def _cut_frame(text: str, parts: Sequence[str]) -> _Frame | None:
     """The text around one or two parts; None where they are not there once each, in order."""
     if any(text.count(part) != 1 for part in parts):
         return None
@@ -363,36 +377,37 @@ def _after_last_turn(messages: Sequence[Message], given: str, header: str) -> st
 
 
 @lru_cache(maxsize=16)
-def specials(tokenizer: Any) -> tuple[str, ...]:
-    """The tokens that text is split at; blanks that were added for compression are none."""
+def list_special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Special and added tokens at which the tokenizer splits text, sorted; added blanks are left
+    out."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values())
     every = {*added, *map(str, tokenizer.all_special_tokens)}
     return tuple(sorted(token for token in every if token.strip()))
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def _encode_text(tokenizer: Any, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
-def joined(
+def encode_after(
     tokenizer: Any, given: str, given_ids: Sequence[int], text: str
 ) -> tuple[list[int], bool]:
     """The ids of `text` after those of `given`, tokenised as one text; and whether a token would
     cross the boundary, so that `text` was tokenised behind it."""
-    whole = _ids(tokenizer, given + text)
+    whole = _encode_text(tokenizer, given + text)
     count = len(given_ids)
     if whole[:count] == list(given_ids):
         return whole[count:], False
-    return behind(tokenizer, text), True
+    return encode_behind(tokenizer, text), True
 
 
-def behind(tokenizer: Any, text: str) -> list[int]:
+def encode_behind(tokenizer: Any, text: str) -> list[int]:
     """The ids of `text` within a longer text, behind a boundary that no token crosses."""
     if not text:
         return []
     for anchor in _ANCHORS:
-        before, whole = _ids(tokenizer, anchor), _ids(tokenizer, anchor + text)
+        before, whole = _encode_text(tokenizer, anchor), _encode_text(tokenizer, anchor + text)
         if whole[: len(before)] == before and len(whole) > len(before):
             return whole[len(before) :]
-    return _ids(tokenizer, text)
+    return _encode_text(tokenizer, text)

@@ -99,53 +99,53 @@ def split(
     and has no end: what a model has just written was cut, while an answer out of a file may have
     been written without thinking.
     """
-    pairs = _pairs(spec.markers)
+    pairs = _compile_markers(spec.markers)
     start = text.lstrip()
     for opening, closing in pairs:
         found = opening.match(start)
         if found is not None:
-            return _parted(start[found.end() :], [closing])
+            return _part_at_closing(start[found.end() :], [closing])
     closings = [closing for opening, closing in pairs if _ends_with(before, opening)]
     if spec.opened and not before.strip():
         closings = [closing for _, closing in pairs]
     if closings:
-        said = _parted(text, closings)
+        said = _part_at_closing(text, closings)
         return Said("", text) if said.cut and unclosed == "answer" else said
     # Nothing was thought: what is left of an empty thinking that the template began.
     empty = next((m for _, closing in pairs if (m := closing.match(start))), None)
-    return Said("", text) if empty is None else Said("", _answer(start[empty.end() :]))
+    return Said("", text) if empty is None else Said("", _clean_answer(start[empty.end() :]))
 
 
-def opens(text: str, spec: Declared) -> bool:
+def opens_thinking(text: str, spec: Declared) -> bool:
     """Whether `text`, the start of an answer or one of its first tokens, begins to think."""
     start = text.strip()
     if not start:
         return False
-    known = [opening for opening, _ in _stripped(spec.markers)] + ["<|channel|>"]
+    known = [opening for opening, _ in _strip_markers(spec.markers)] + ["<|channel|>"]
     # A marker may be several tokens, of which the first is a part: "<th".
     return any(start.startswith(m) or (len(start) > 1 and m.startswith(start)) for m in known)
 
 
 def thinks_from(before: str, spec: Declared) -> bool:
     """Whether what the model goes on from ends with a marker that opens thinking."""
-    return any(_ends_with(before, opening) for opening, _ in _pairs(spec.markers))
+    return any(_ends_with(before, opening) for opening, _ in _compile_markers(spec.markers))
 
 
 def opened_by(prompt: str, markers: Markers = MARKERS) -> Opened | None:
     """The block of thinking between markers that a rendered prompt ends with; None where it opens
     none."""
     kept = prompt.rstrip()
-    for marker, closing in _stripped(markers):
+    for marker, closing in _strip_markers(markers):
         if kept.endswith(marker):
             return Opened(marker, closing, prompt[len(kept) :])
     return None
 
 
-def written(thinking: str, opened: Opened | None, markers: Markers = MARKERS) -> str:
+def write_thinking(thinking: str, opened: Opened | None, markers: Markers = MARKERS) -> str:
     """A block of thinking, and the blanks after it, as a model writes it after a prompt that has
     `opened` one or not: then with the first of its `markers`. Without any thinking the block is
     empty, as Qwen3's template writes it."""
-    marker, closing = _stripped([*markers, *MARKERS])[0] if opened is None else opened[:2]
+    marker, closing = _strip_markers([*markers, *MARKERS])[0] if opened is None else opened[:2]
     before = f"{marker}\n{thinking}\n" if thinking else f"{marker}\n\n"
     already = "" if opened is None else opened.text
     # What the prompt ends with is not written again; more blanks than usual do no harm.
@@ -155,29 +155,32 @@ def written(thinking: str, opened: Opened | None, markers: Markers = MARKERS) ->
 
 def marker_texts(spec: Declared) -> frozenset[str]:
     """What tells thinking from answer, where each is one token."""
-    return frozenset(marker for pair in _stripped(spec.markers) for marker in pair) | CHANNEL_TOKENS
+    return (
+        frozenset(marker for pair in _strip_markers(spec.markers) for marker in pair)
+        | CHANNEL_TOKENS
+    )
 
 
-def _stripped(markers: Markers) -> list[tuple[str, str]]:
+def _strip_markers(markers: Markers) -> list[tuple[str, str]]:
     """The markers without the blanks around them, of which models write more or fewer."""
     return [(opening.strip(), closing.strip()) for opening, closing in markers]
 
 
-def _pairs(markers: Markers) -> list[tuple[re.Pattern[str], re.Pattern[str]]]:
-    known = _stripped(markers)
+def _compile_markers(markers: Markers) -> list[tuple[re.Pattern[str], re.Pattern[str]]]:
+    known = _strip_markers(markers)
     return [*((re.compile(re.escape(a)), re.compile(re.escape(b))) for a, b in known), _CHANNEL]
 
 
-def _parted(text: str, closings: Sequence[re.Pattern[str]]) -> Said:
+def _part_at_closing(text: str, closings: Sequence[re.Pattern[str]]) -> Said:
     """What stands before and after the first marker that closes."""
     found = (match for closing in closings if (match := closing.search(text)))
     end = min(found, key=lambda match: match.start(), default=None)
     if end is None:
-        return Said(_answer(text), "", True)
-    return Said(_answer(text[: end.start()]), _answer(text[end.end() :]))
+        return Said(_clean_answer(text), "", True)
+    return Said(_clean_answer(text[: end.start()]), _clean_answer(text[end.end() :]))
 
 
-def _answer(text: str) -> str:
+def _clean_answer(text: str) -> str:
     return _CHANNEL_ENDS.sub("", text).strip()
 
 
@@ -248,7 +251,7 @@ KEEP = ChatSettings()
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Where templates look for a turn's thinking: Qwen3 and DeepSeek, newer ones, gpt-oss."""
 LOST = ("tool_calls_lost", "tool_turns_lost", "reasoning_lost")
-"""What `lost` counts."""
+"""What `count_lost` counts."""
 
 
 class TemplateRefusal(EngineError):
@@ -262,16 +265,16 @@ def render(
     TemplateRefusal."""
     told = any(m["role"] == "system" for m in messages)
     given = chat.system_prompt not in ("keep", "drop") and not told
-    conversation = [_system(chat.system_prompt), *messages] if given else list(messages)
+    conversation = [_make_system_turn(chat.system_prompt), *messages] if given else list(messages)
     conversation = with_system_role(conversation, chat.system_role)
     if chat.system_prompt != "drop" or told:
-        return _apply(tokenizer, conversation, chat, generation)
+        return _apply_template(tokenizer, conversation, chat, generation)
     try:
         # An empty system turn stops the template from inserting its own; then that turn is cut off.
-        whole = _apply(tokenizer, [_system(""), *conversation], chat, generation)
-        turn = _apply(tokenizer, [_system("")], chat, False)
+        whole = _apply_template(tokenizer, [_make_system_turn(""), *conversation], chat, generation)
+        turn = _apply_template(tokenizer, [_make_system_turn("")], chat, False)
     except TemplateRefusal:
-        return _apply(tokenizer, conversation, chat, generation)
+        return _apply_template(tokenizer, conversation, chat, generation)
     return whole[len(turn) :] if whole.startswith(turn) else whole
 
 
@@ -293,11 +296,11 @@ def render_opening(tokenizer: Any, messages: Sequence[Message], chat: ChatSettin
     return before
 
 
-def _system(text: str) -> Message:
+def _make_system_turn(text: str) -> Message:
     return {"role": "system", "content": text}
 
 
-def _apply(
+def _apply_template(
     tokenizer: Any, messages: Sequence[Message], chat: ChatSettings, generation: bool
 ) -> str:
     try:
@@ -310,7 +313,7 @@ def _apply(
             )
         )
     except jinja2.TemplateError as error:
-        raise TemplateRefusal(_refusal(messages, error)) from None
+        raise TemplateRefusal(_describe_refusal(messages, error)) from None
 
 
 def _thinking_by_every_name(message: Message) -> Mapping[str, Any]:
@@ -325,7 +328,7 @@ def has_more(message: Message) -> bool:
     )
 
 
-def lost(
+def count_lost(
     tokenizer: Any,
     messages: Sequence[Message],
     chat: ChatSettings = KEEP,
@@ -340,14 +343,14 @@ def lost(
         return found
     text = render(tokenizer, messages, chat, generation)
     for number, message in enumerate(messages[first:], first):
-        for name, others in _others(message).items():
+        for name, others in _vary_parts(message).items():
             whole = ([*messages[:number], other, *messages[number + 1 :]] for other in others)
-            found[name] += any(_rendered(tokenizer, w, chat, generation) == text for w in whole)
+            found[name] += any(_try_render(tokenizer, w, chat, generation) == text for w in whole)
     return +found
 
 
-def _others(message: Message) -> dict[str, list[Message]]:
-    """The turn with something else in each part that may be lost."""
+def _vary_parts(message: Message) -> dict[str, list[Message]]:
+    """By each part that may be lost, the turn with something else in that part."""
     others: dict[str, list[Message]] = {}
     calls = message.get("tool_calls")
     if calls:
@@ -370,17 +373,17 @@ def _other_call(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": changed} if "function" in call else changed
 
 
-def _rendered(
+def _try_render(
     tokenizer: Any, messages: Sequence[Message], chat: ChatSettings, generation: bool
 ) -> str | None:
-    """The text, or None where the template refuses the turns, which it then looks at."""
+    """The rendered text, or None if the template refuses the turns: it has then read them."""
     try:
         return render(tokenizer, messages, chat, generation)
     except TemplateRefusal:
         return None
 
 
-def _refusal(messages: Sequence[Message], error: jinja2.TemplateError) -> str:
+def _describe_refusal(messages: Sequence[Message], error: jinja2.TemplateError) -> str:
     roles = [m["role"] for m in messages]
     asked = next((str(m["content"]) for m in reversed(messages) if m["role"] == "user"), "")
     said = str(error).rstrip(".")
@@ -395,7 +398,7 @@ def _refusal(messages: Sequence[Message], error: jinja2.TemplateError) -> str:
 
 
 def is_unicode(texts: Iterable[str]) -> bool:
-    """Whether no text has half a surrogate pair in it."""
+    """Whether no text contains half a surrogate pair."""
     try:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError:

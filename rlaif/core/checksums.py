@@ -1,8 +1,8 @@
 """Checksums of what is stored, so that damage is found and named instead of read as data.
 
-A small file of JSON carries the checksum of its own content (`sealed`); a folder that is published
-whole has one file with those of all the others. The hash is half of SHA-256: damage is meant, not
-forgery.
+A small JSON file carries the checksum of its own content (`seal_row`); a folder that is published
+whole has one file with the checksums of all the others. The hash is half of SHA-256: it guards
+against damage, not forgery.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def digest(data: bytes) -> str:
 
 
 def short(hashed: Any) -> str:
-    """The checksum that a fed `new_digest` has come to."""
+    """The checksum of what a `new_digest` was fed, in hexadecimal digits."""
     found: str = hashed.hexdigest()[:DIGITS]
     return found
 
@@ -55,30 +55,30 @@ class Unordered:
         self._sum += int.from_bytes(new_digest(repr(values).encode()).digest())
 
     def digest(self) -> str:
-        """What has come of it, in 32 hexadecimal digits."""
+        """The checksum of the records so far, in 32 hexadecimal digits."""
         return f"{self._sum % 16**DIGITS:0{DIGITS}x}"
 
 
-def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
+def seal_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with its own checksum."""
-    return {**row, CHECK: _seal(row)}
+    return {**row, CHECK: _compute_seal(row)}
 
 
 def is_whole(row: Any) -> bool:
-    """Whether this is an object that `sealed` made, unchanged."""
-    return isinstance(row, dict) and CHECK in row and _seal(row) == row[CHECK]
+    """Whether this is an object that `seal_row` made, unchanged."""
+    return isinstance(row, dict) and CHECK in row and _compute_seal(row) == row[CHECK]
 
 
-def unsealed(row: Any, path: Path | str, advice: str, required: bool = True) -> dict[str, Any]:
-    """An object of `sealed` without its checksum. Without `required` one that has none is taken as
-    it is, since earlier versions wrote none. Raises StoreError with the `advice` where it is
+def unseal_row(row: Any, path: Path | str, advice: str, required: bool = True) -> dict[str, Any]:
+    """A sealed object without its checksum. Unless `required`, an object that has none is returned
+    as it is, since earlier versions wrote none. Raises StoreError with the `advice` where it is
     damaged."""
     if isinstance(row, dict) and (is_whole(row) or (CHECK not in row and not required)):
         return {key: value for key, value in row.items() if key != CHECK}
     raise StoreError(f"{path}: damaged (it is not what was written). {advice}")
 
 
-def _seal(row: Mapping[str, Any]) -> str:
+def _compute_seal(row: Mapping[str, Any]) -> str:
     content = {key: value for key, value in row.items() if key != CHECK}
     # As it is read back: keys are texts then, and tuples lists.
     read = json.loads(json.dumps(content))
@@ -95,18 +95,18 @@ def write_checksums(folder: Path) -> None:
         for path, found in zip(files, digests, strict=True)
     }
     path = folder / NAME
-    path.write_text(json.dumps(sealed({"files": rows}), indent=1), encoding="utf-8")
+    path.write_text(json.dumps(seal_row({"files": rows}), indent=1), encoding="utf-8")
     for entry in [path, *(p for p in folder.rglob("*") if p.is_dir()), folder]:
-        fsync(entry)
+        sync_to_disk(entry)
 
 
 def _synced_digest(path: Path) -> str:
     found = file_digest(path)
-    fsync(path)
+    sync_to_disk(path)
     return found
 
 
-def fsync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """See that a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -115,7 +115,7 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def add(folder: Path, name: str) -> None:
+def add_file(folder: Path, name: str) -> None:
     """Take a file that was written later into the checksums of a published folder."""
     if not (folder / NAME).exists():
         # An earlier version made it.
@@ -125,41 +125,41 @@ def add(folder: Path, name: str) -> None:
     rows[name] = {"size": path.stat().st_size, "digest": _synced_digest(path)}
     # Not in place: folders that are one model share their files.
     temporary = folder / (NAME + ".tmp")
-    temporary.write_text(json.dumps(sealed({"files": rows}), indent=1), encoding="utf-8")
+    temporary.write_text(json.dumps(seal_row({"files": rows}), indent=1), encoding="utf-8")
     temporary.replace(folder / NAME)
 
 
 def read_sealed(path: Path, advice: str, required: bool = True) -> dict[str, Any] | None:
-    """The object in a file that holds a `sealed` one, without its checksum; None where there is no
-    such file. Raises StoreError with the `advice` where it is damaged."""
+    """The sealed object in a file, without its checksum; None where there is no such file. Raises
+    StoreError with the `advice` where it is damaged."""
     try:
         row = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError):
         row = None
-    return unsealed(row, path, advice, required)
+    return unseal_row(row, path, advice, required)
 
 
 def write_sealed(path: Path, row: Mapping[str, Any]) -> None:
     """Write an object with its checksum; a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(sealed(row), indent=1), encoding="utf-8")
-    fsync(temporary)
+    temporary.write_text(json.dumps(seal_row(row), indent=1), encoding="utf-8")
+    sync_to_disk(temporary)
     temporary.replace(path)
 
 
-def publish(temporary: Path, out: Path) -> None:
+def publish_folder(temporary: Path, out: Path) -> None:
     """Make a written folder visible as `out`, with its checksums, complete or not at all; an older
     `out` goes."""
     write_checksums(temporary)
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
-    fsync(out.parent)
+    sync_to_disk(out.parent)
 
 
-def verify(
+def verify_folder(
     folder: Path,
     advice: str,
     may_lack: Iterable[str] = (),

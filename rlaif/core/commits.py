@@ -52,8 +52,8 @@ def line_of(commit: Commit) -> bytes:
 SIZE = len(line_of(Commit(0, 0, "0" * 32)))
 
 
-def _commit(line: bytes) -> Commit | None:
-    """What a row says, or None where it is not whole."""
+def _parse_commit(line: bytes) -> Commit | None:
+    """The commit in a row of a log; None if the row is torn or damaged."""
     try:
         end, rows, digest, _ = line.decode("ascii").split(" ")
         found = Commit(int(end), int(rows), digest)
@@ -62,9 +62,9 @@ def _commit(line: bytes) -> Commit | None:
     return found if line_of(found) == line else None
 
 
-def committed(path: Path) -> int | None:
-    """How many bytes of a record file are whole batches, by the last whole row of its log; None
-    where it has no log. Rows before the last are not looked at."""
+def read_committed(path: Path) -> int | None:
+    """The bytes of a record file that are whole batches, by the last whole row of its log; None if
+    it has no log. Earlier rows are not checked."""
     try:
         log = os.open(log_of(path), os.O_RDONLY)
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def committed(path: Path) -> int | None:
         number = os.fstat(log).st_size // SIZE
         while number > 0:
             number -= 1
-            found = _commit(os.pread(log, SIZE, number * SIZE))
+            found = _parse_commit(os.pread(log, SIZE, number * SIZE))
             if found is not None and found.end <= size:
                 return found.end
         return 0
@@ -82,7 +82,7 @@ def committed(path: Path) -> int | None:
         os.close(log)
 
 
-def append(path: Path, commit: Commit) -> None:
+def append_commit(path: Path, commit: Commit) -> None:
     """Add a row to a record file's log. It survives a kill at once, and a power cut after at most
     `SYNC_SECONDS` of writing: batches whose rows are lost then are made again."""
     log = log_of(path)
@@ -95,26 +95,27 @@ def append(path: Path, commit: Commit) -> None:
             _synced[log] = now
 
 
-def settle(path: Path, advice: str) -> int:
+def settle_file(path: Path, advice: str) -> int:
     """Make a record file end with its last whole batch, and its log with that batch's row; how many
     bytes are left. A file without a log gets one. Raises StoreError where a batch is damaged."""
     if not log_of(path).exists():
-        return _begin(path)
+        return _begin_log(path)
     size = path.stat().st_size if path.exists() else 0
     commits = [commit for commit in read_log(path, advice) if commit.end <= size]
     with log_of(path).open("r+b") as file:
         file.truncate(len(commits) * SIZE)
     if size:
-        damaged(path, commits, advice)
+        refuse_damaged(path, commits, advice)
     end = commits[-1].end if commits else 0
     if end < size:
         os.truncate(path, end)
     return end
 
 
-def _begin(path: Path) -> int:
-    """A log for a file that has none: what was committed in an earlier version's way is one batch.
-    It appears whole, since without its row that batch would count as torn."""
+def _begin_log(path: Path) -> int:
+    """Write the log of a file that has none: what an earlier version committed becomes one batch,
+    whose size in bytes is returned. The log appears as a whole, since without its row that batch
+    would count as torn."""
     end = to_last_blank(path) if path.exists() else 0
     if path.exists():
         os.truncate(path, end)
@@ -152,7 +153,7 @@ def read_log(path: Path, advice: str) -> list[Commit]:
     before it is damaged, or they are in no order."""
     log = log_of(path)
     data = log.read_bytes()
-    found = [_commit(data[i : i + SIZE]) for i in range(0, len(data), SIZE)]
+    found = [_parse_commit(data[i : i + SIZE]) for i in range(0, len(data), SIZE)]
     if found and found[-1] is None:
         found.pop()
     commits = [commit for commit in found if commit is not None]
@@ -163,7 +164,7 @@ def read_log(path: Path, advice: str) -> list[Commit]:
     return commits
 
 
-def damaged(path: Path, commits: Iterable[Commit], advice: str) -> None:
+def refuse_damaged(path: Path, commits: Iterable[Commit], advice: str) -> None:
     """Raises StoreError for the first batch of a record file that is not what was written."""
     row, start = 1, 0
     with path.open("rb") as file:

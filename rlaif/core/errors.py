@@ -22,7 +22,7 @@ def without_passwords(text: str) -> str:
 
 
 class RlaifError(Exception):
-    """Something the user can mend: the message says where, what was expected and what to do.
+    """A user error: the message says where it is, what was expected and what to do.
 
     A name and password within an address are taken out of it.
     """

@@ -43,30 +43,30 @@ class Verified:
         )
 
 
-def seen(folder: Path, model: Path | None) -> dict[str, Any]:
-    """The marker's keys about the files of a step, as they are now."""
+def describe_files(folder: Path, model: Path | None) -> dict[str, Any]:
+    """The marker's entries for a step's files and its model's, as they are now."""
     names = sorted(p for kind in ("*.jsonl", "*" + commits.SUFFIX) for p in folder.glob(kind))
     for path in names:
-        checksums.fsync(path)
-    found: dict[str, Any] = {"files": {p.name: _stat(p) for p in names}}
+        checksums.sync_to_disk(path)
+    found: dict[str, Any] = {"files": {p.name: _stat_file(p) for p in names}}
     beside = folder / BESIDE
     if beside.exists():
-        found["files"][BESIDE] = _stat(beside) | {"digest": checksums.file_digest(beside)}
+        found["files"][BESIDE] = _stat_file(beside) | {"digest": checksums.file_digest(beside)}
     if model is not None:
         inside = sorted(p for p in model.rglob("*") if p.is_file())
         found["model"] = {
             "folder": os.path.relpath(model, folder),
-            "files": {str(p.relative_to(model)): _stat(p) for p in inside},
+            "files": {str(p.relative_to(model)): _stat_file(p) for p in inside},
         }
     return found
 
 
-def _stat(path: Path) -> Stat:
+def _stat_file(path: Path) -> Stat:
     found = path.stat()
     return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
 
-def read(path: Path, advice: str) -> dict[str, Any] | None:
+def read_marker(path: Path, advice: str) -> dict[str, Any] | None:
     """A step's marker, or None where there is none. Raises StoreError where it is damaged."""
     try:
         row = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
@@ -74,7 +74,7 @@ def read(path: Path, advice: str) -> dict[str, Any] | None:
         return None
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: damaged JSON ({error}). {advice}") from None
-    marker = checksums.unsealed(row, path, advice, required=False)
+    marker = checksums.unseal_row(row, path, advice, required=False)
     plain = checksums.CHECK not in row
     if plain and not _is_plain(marker):
         raise StoreError(f"{path}: damaged (it is not what was written). {advice}")
@@ -92,22 +92,22 @@ def _is_plain(marker: Mapping[str, Any]) -> bool:
     )
 
 
-def check(folder: Path, marker: Mapping[str, Any], advice: str) -> None:
+def check_files(folder: Path, marker: Mapping[str, Any], advice: str) -> None:
     """Raises StoreError where a file of a finished step is not what it was. A model that was
     removed as a whole is not missed here."""
-    changed = _changed(folder, marker["files"], advice)
+    changed = _find_changed(folder, marker["files"], advice)
     if changed:
-        _records(folder, tuple(sorted(changed.items())), advice)
+        _verify_records(folder, tuple(sorted(changed.items())), advice)
     made = marker.get("model")
     if made is not None:
         model = folder / made["folder"]
         if model.is_dir():
-            changed = _changed(model, made["files"], advice)
+            changed = _find_changed(model, made["files"], advice)
             if changed:
-                _model(model, tuple(sorted(changed.items())), advice)
+                _verify_model(model, tuple(sorted(changed.items())), advice)
 
 
-def _changed(
+def _find_changed(
     folder: Path, files: Mapping[str, Stat | int], advice: str
 ) -> dict[str, tuple[int, int]]:
     """The files that were written since, with their size and time. Raises StoreError for one that
@@ -131,31 +131,32 @@ def _changed(
 
 
 @lru_cache(maxsize=4096)
-def _records(folder: Path, changed: tuple[Any, ...], advice: str) -> None:
-    """Compare the record files that are among `changed`, or whose logs are. What was compared once
-    is not again while it stays as it is."""
+def _verify_records(folder: Path, changed: tuple[Any, ...], advice: str) -> None:
+    """Compare record files with their logs where either is among `changed`. A comparison is not
+    repeated while both stay as they are."""
     for stem in sorted({Path(name).stem for name, _ in changed}):
-        _compare(folder / f"{stem}.jsonl", advice)
+        _compare_with_log(folder / f"{stem}.jsonl", advice)
 
 
 @lru_cache(maxsize=4096)
-def _model(folder: Path, changed: tuple[Any, ...], advice: str) -> None:
+def _verify_model(folder: Path, changed: tuple[Any, ...], advice: str) -> None:
     names = {name for name, _ in changed}
     every = checksums.NAME in names
-    checksums.verify(folder, advice, (MASTERS,), lambda name: every or name in names)
+    checksums.verify_folder(folder, advice, (MASTERS,), lambda name: every or name in names)
 
 
-def _compare(path: Path, advice: str) -> int:
-    """Compare a record file with its log, which must end where the file does; its bytes."""
+def _compare_with_log(path: Path, advice: str) -> int:
+    """Compare a record file with its log, which must end where the file does. Returns the file's
+    size in bytes."""
     found = commits.read_log(path, advice)
     size = path.stat().st_size
     if (found[-1].end if found else 0) != size:
         raise StoreError(f"{commits.log_of(path)}: damaged. {advice}")
-    commits.damaged(path, found, advice)
+    commits.refuse_damaged(path, found, advice)
     return size
 
 
-def verify(folder: Path, marker: Mapping[str, Any] | None, advice: str) -> Verified:
+def verify_step(folder: Path, marker: Mapping[str, Any] | None, advice: str) -> Verified:
     """Compare all records of a step, its model and its checkpoints with their checksums. `marker`
     is None while the step is unfinished. Raises StoreError for the first that is damaged."""
     total = Verified()
@@ -165,7 +166,7 @@ def verify(folder: Path, marker: Mapping[str, Any] | None, advice: str) -> Verif
         if not commits.log_of(path).exists():
             total += Verified(unchecked=1)
         else:
-            total += Verified(1, _compare(path, advice))
+            total += Verified(1, _compare_with_log(path, advice))
     known = (marker or {}).get("files", {}).get(BESIDE)
     if known is not None:
         if checksums.file_digest(folder / BESIDE) != known["digest"]:
@@ -173,17 +174,17 @@ def verify(folder: Path, marker: Mapping[str, Any] | None, advice: str) -> Verif
         total += Verified(1, known["size"])
     made = (marker or {}).get("model")
     models = [(folder / made["folder"], advice)] if made is not None else []
-    for model, what in [*models, *_checkpoints(folder)]:
+    for model, what in [*models, *_list_checkpoints(folder)]:
         if model.is_dir():
-            compared = checksums.verify(model, what, (MASTERS,))
+            compared = checksums.verify_folder(model, what, (MASTERS,))
             files = sum(p.is_file() for p in model.rglob("*"))
             total += Verified(unchecked=files) if compared is None else Verified(files, compared)
     return total
 
 
-def stale(markers: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """The hashes of the finished steps that were made from other records than are there now, since
-    a step that they read was removed and made again, and of those that read such steps in turn.
+def find_stale(markers: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Hashes of the finished steps whose inputs have changed since: a step that they read, directly
+    or through other steps, was removed and made again with other records.
 
     `markers` are those of finished steps by hash. Earlier versions' do not say what was read.
     """
@@ -199,7 +200,7 @@ def stale(markers: Mapping[str, Mapping[str, Any]]) -> set[str]:
 
 
 def stale_in_words(folders: Iterable[Path]) -> str:
-    """What to do about steps that are `stale`."""
+    """What to do about stale steps (`find_stale`)."""
     return (
         "these finished steps were made from other records than the steps that they read have now, "
         "which were removed and made again. Delete these folders to compute them again:\n"
@@ -211,17 +212,17 @@ def compare_begun(folder: Path, advice: str) -> Verified:
     """Compare the whole batches of an unfinished step with their logs. Raises StoreError."""
     total = Verified()
     for path in sorted(folder.glob("*.jsonl")):
-        size = commits.committed(path)
+        size = commits.read_committed(path)
         if size is None:
             total += Verified(unchecked=1)
             continue
         found = [commit for commit in commits.read_log(path, advice) if commit.end <= size]
-        commits.damaged(path, found, advice)
+        commits.refuse_damaged(path, found, advice)
         total += Verified(1, size)
     return total
 
 
-def _checkpoints(folder: Path) -> Iterator[tuple[Path, str]]:
+def _list_checkpoints(folder: Path) -> Iterator[tuple[Path, str]]:
     """The checkpoints of a training under way, and what to do about damage in each."""
     for path in sorted(folder.glob("work/**/checkpoint-*")):
         yield path, f"Delete the folder {path} to train again from the start."

@@ -61,17 +61,17 @@ class _Bars:
         self._lock = threading.Lock()
 
     def add(self, name: str, total: int, completed: int) -> TaskID:
-        """Show one more."""
+        """Add a bar."""
         with self._lock:
             self._shown.start()
             return self._shown.add_task(name, total=total, completed=completed, rate="")
 
     def update(self, bar: TaskID, total: int, completed: int, rate: str) -> None:
-        """Show how far it is."""
+        """Redraw a bar with its progress."""
         self._shown.update(bar, total=total, completed=completed, rate=rate)
 
     def remove(self, bar: TaskID) -> None:
-        """Show it no longer."""
+        """Remove a bar; nothing is drawn after the last one."""
         with self._lock:
             self._shown.remove_task(bar)
             if not self._shown.task_ids:

@@ -36,13 +36,13 @@ def find(name: str | Path, beside: str | Path | None = None) -> Path:
             bases += Path(beside).resolve().parents[:2]
         tried = list(dict.fromkeys(base / given for base in [*bases, shipped_root()]))
     for place in tried:
-        if _exists(place):
+        if _path_exists(place):
             return place
     listed = "\n  ".join(str(place) for place in tried)
     raise ConfigError(f"{name}: not found; looked in\n  {listed}")
 
 
-def _exists(place: Path) -> bool:
+def _path_exists(place: Path) -> bool:
     try:
         return place.exists()
     except OSError:

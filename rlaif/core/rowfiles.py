@@ -109,22 +109,22 @@ def record_of(kind: type[R], line: bytes) -> R:
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of the whole batches in one of the store's files; nothing when it is absent. Raises
     StoreError where one is damaged."""
-    return _read(path, _ROWS)
+    return _read_rows(path, _ROWS)
 
 
 def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     """`read_rows` as records."""
-    return _read(path, _RECORDS[kind])
+    return _read_rows(path, _RECORDS[kind])
 
 
 def read_where(path: Path, kind: type[B], keep: Callable[[B], bool]) -> Iterator[Row]:
     """The rows of which `keep` holds, by the few fields that `kind` (a msgspec Struct) has of them:
     of the others no more is decoded. Raises StoreError where one is damaged."""
     brief: _Lines[B] = _Lines(kind, lambda row: msgspec.convert(row, kind))
-    for start, block in _blocks(path, 0):
+    for start, block in _read_blocks(path, 0):
         ends = _line_ends(block)
         begin = 0
-        for row, end in zip(_decoded(path, start, block, brief, len(ends)), ends, strict=True):
+        for row, end in zip(_decode_block(path, start, block, brief, len(ends)), ends, strict=True):
             if keep(row):
                 yield _ROWS.one(block[begin:end].strip())
             begin = end
@@ -132,27 +132,27 @@ def read_where(path: Path, kind: type[B], keep: Callable[[B], bool]) -> Iterator
 
 def count_rows(path: Path) -> int:
     """How many rows the whole batches have."""
-    return sum(_row_count(block) for _, block in _blocks(path, 0))
+    return sum(_row_count(block) for _, block in _read_blocks(path, 0))
 
 
 def _row_count(block: bytes) -> int:
-    """How many lines are not blank. Between two blank ones there are others."""
+    """The number of lines that are not blank. No two blank lines follow one another."""
     return block.count(b"\n") - block.count(b"\n\n") - block.startswith(b"\n")
 
 
 def _line_ends(block: bytes) -> list[int]:
-    """How far each line that is not blank reaches, its newline included, in bytes of the block."""
+    """Where each line that is not blank ends, its newline included, in bytes of the block."""
     ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
     found: list[int] = ends[np.diff(ends, prepend=0) > 1].tolist()
     return found
 
 
-def _read(path: Path, lines: _Lines[T]) -> Iterator[T]:
-    for start, block in _blocks(path, 0):
-        yield from _decoded(path, start, block, lines, _row_count(block))
+def _read_rows(path: Path, lines: _Lines[T]) -> Iterator[T]:
+    for start, block in _read_blocks(path, 0):
+        yield from _decode_block(path, start, block, lines, _row_count(block))
 
 
-def _blocks(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
+def _read_blocks(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
     """(first byte, lines) of the whole batches from byte `start` on: about `BLOCK` bytes of whole
     lines at once."""
     if not path.exists():
@@ -168,7 +168,7 @@ def _blocks(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
             start += len(block)
 
 
-def _decoded(path: Path, start: int, block: bytes, lines: _Lines[T], rows: int) -> list[T]:
+def _decode_block(path: Path, start: int, block: bytes, lines: _Lines[T], rows: int) -> list[T]:
     """The values of the lines that begin at byte `start`, of which `rows` are not blank. Raises
     StoreError, which says which line of the file, from 1, is damaged."""
     try:
@@ -196,16 +196,16 @@ def _whole_lines(block: bytes, lines: _Lines[Any]) -> int:
 
 def whole_bytes(path: Path) -> int:
     """How many bytes of a file are whole batches."""
-    found = commits.committed(path)
+    found = commits.read_committed(path)
     return commits.to_last_blank(path) if found is None else found
 
 
 class Index(Protocol):
-    """The rows of a file by a text that each of them has."""
+    """The rows of a file by the value that each has under one key."""
 
     def grow(self) -> list[str]:
-        """Take in what was committed since the last time; the keys of the new rows, each once or
-        more."""
+        """Index the rows that were committed since the last call. Returns their keys, with
+        repeats."""
         ...
 
     def count(self, key: str) -> int:
@@ -225,7 +225,7 @@ class Index(Protocol):
         ...
 
     def part(self, keys: Iterable[str]) -> Part:
-        """The rows under some keys, which another process can be sent."""
+        """The rows under some keys, as an object that can be sent to another process."""
         ...
 
 
@@ -257,7 +257,7 @@ class FilePart:
         found: list[T] = []
         for start, size, count in runs:
             block = os.pread(self._file, size, start)
-            found += _decoded(self.path, start, block, lines, count)
+            found += _decode_block(self.path, start, block, lines, count)
         return found
 
     @functools.cached_property
@@ -303,21 +303,21 @@ class RowIndex:
     def grow(self) -> list[str]:
         """See `Index`. Raises StoreError where a row is damaged."""
         keys: list[str] = []
-        for start, block in _blocks(self.path, self._end):
+        for start, block in _read_blocks(self.path, self._end):
             ends = _line_ends(block)
-            rows = _decoded(self.path, start, block, self._keyed, len(ends))
+            rows = _decode_block(self.path, start, block, self._keyed, len(ends))
             taken, begin = 0, start
             for key, run in groupby(map(_KEY, rows)):
                 count = len(list(run))
                 taken += count
                 end = start + ends[taken - 1]
-                self._add(key, begin, end - begin, count)
+                self._add_run(key, begin, end - begin, count)
                 keys.append(key)
                 begin = end
             self._end = start + len(block)
         return keys
 
-    def _add(self, key: str, start: int, size: int, count: int) -> None:
+    def _add_run(self, key: str, start: int, size: int, count: int) -> None:
         """A new run: `count` rows in `size` bytes from byte `start` on."""
         self._before.append(self._last.get(key, -1))
         self._last[key] = len(self._starts)
@@ -327,15 +327,15 @@ class RowIndex:
 
     def count(self, key: str) -> int:
         """See `Index`."""
-        return sum(count for _, _, count in self._runs(key))
+        return sum(count for _, _, count in self._list_runs(key))
 
     def rows(self, key: str) -> list[Row]:
         """See `Index`. Raises StoreError where a row is damaged."""
-        return self._whole.values(self._runs(key), _ROWS)
+        return self._whole.values(self._list_runs(key), _ROWS)
 
     def records(self, key: str, kind: type[R]) -> list[R]:
         """See `Index`. Raises StoreError where a row is damaged."""
-        return self._whole.values(self._runs(key), _RECORDS[kind])
+        return self._whole.values(self._list_runs(key), _RECORDS[kind])
 
     def keys(self) -> Collection[str]:
         """See `Index`."""
@@ -343,9 +343,9 @@ class RowIndex:
 
     def part(self, keys: Iterable[str]) -> FilePart:
         """See `Index`."""
-        return FilePart(self.path, {key: self._runs(key) for key in keys})
+        return FilePart(self.path, {key: self._list_runs(key) for key in keys})
 
-    def _runs(self, key: str) -> list[_Run]:
+    def _list_runs(self, key: str) -> list[_Run]:
         """A key's runs in the order of writing."""
         found = []
         run = self._last.get(key, -1)
@@ -356,8 +356,7 @@ class RowIndex:
 
 
 class HeldIndex:
-    """Rows that are held anyway, by what each has under `key`; `rows` gives all there are. See
-    `Index`."""
+    """An index of rows that are in memory anyway; `rows` returns all of them. See `Index`."""
 
     def __init__(self, rows: Callable[[], Sequence[Row]], key: str):
         self._all = rows

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rlaif.core import commits, finished
-from rlaif.core.checksums import CHECK, digest, is_whole, sealed
+from rlaif.core.checksums import CHECK, digest, is_whole, seal_row
 from rlaif.core.errors import StoreError
 from rlaif.core.records import Completion, Judgement, Preference, R, Record, canonical_json
 from rlaif.core.rowfiles import (
@@ -77,8 +77,8 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def name_step(title: str, path: Path) -> Iterator[None]:
-    """Say in which step the disk became full. Libraries in other languages raise errors of their
-    own for it, which are known by their words."""
+    """Name the step in which the disk became full. Native libraries raise errors of their own for
+    that, which are recognised by their messages."""
     try:
         yield
     except Exception as error:
@@ -112,7 +112,7 @@ def _write_parts(path: Path, parts: Iterable[str]) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """What a file or folder is called while it is written: this process's own name for it."""
+    """The name of a file or folder while this process writes it."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
@@ -120,8 +120,8 @@ _PARTIAL = re.compile(r"^\.(?:.+\.(\d+)\.tmp|(\d+)\..+)$")
 """What `partial_of` gives, and what datasets of earlier versions were called while written."""
 
 
-def sweep(folder: Path) -> None:
-    """Remove what processes that are no more left half written in a folder."""
+def remove_partials(folder: Path) -> None:
+    """Remove what processes that have ended left half written in a folder."""
     for path in folder.iterdir() if folder.is_dir() else ():
         found = _PARTIAL.match(path.name)
         if found is None or _is_alive(int(found[1] or found[2])):
@@ -134,7 +134,8 @@ def sweep(folder: Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
-    """Whether another process has this number. Our own was an earlier one's, in a container say."""
+    """Whether another process with this id runs. What bears our own id was left by an earlier
+    process that had it, as in a container."""
     if process == os.getpid():
         return False
     try:
@@ -181,9 +182,9 @@ class StepFolder:
         A marker whose files are missing or of another size is not believed. Files whose time is
         another one are compared with their checksums. Raises StoreError.
         """
-        marker = finished.read(self.marker, self.advice)
+        marker = finished.read_marker(self.marker, self.advice)
         if marker is not None:
-            finished.check(self.path, marker, self.advice)
+            finished.check_files(self.path, marker, self.advice)
         return marker
 
     def check(self) -> None:
@@ -193,7 +194,7 @@ class StepFolder:
 
     def verify(self) -> finished.Verified:
         """Compare all that is stored with its checksums. Raises StoreError for what is damaged."""
-        return finished.verify(self.path, self.done(), self.advice)
+        return finished.verify_step(self.path, self.done(), self.advice)
 
     def append(self, name: str, records: Sequence[Record | dict[str, Any]]) -> None:
         """Commit one batch of records to `<name>.jsonl`: all of them or, after a kill, none."""
@@ -204,34 +205,34 @@ class StepFolder:
         if not lines:
             return
         data = b"\n".join(lines) + b"\n"
-        path = self._file(name)
+        path = self._locate_file(name)
         with explain_os_errors(path):
             self.path.mkdir(parents=True, exist_ok=True)
             size = path.stat().st_size if path.exists() else 0
-            if size != commits.committed(path):
-                size = commits.settle(path, self.advice)
+            if size != commits.read_committed(path):
+                size = commits.settle_file(path, self.advice)
             with path.open("ab") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            commits.append(path, commits.Commit(size + len(data), len(lines), digest(data)))
+            commits.append_commit(path, commits.Commit(size + len(data), len(lines), digest(data)))
 
     def repair(self) -> None:
         """Drop what a kill left after the last whole batch. Call before appending. Raises
         StoreError where a whole batch is not what was written."""
-        sweep(self.path)
+        remove_partials(self.path)
         for log in self.path.glob("*" + commits.SUFFIX):
             if not log.with_suffix(".jsonl").exists():
                 log.unlink()
         for path in sorted(self.path.glob("*.jsonl")):
             with explain_os_errors(path):
-                commits.settle(path, self.advice)
+                commits.settle_file(path, self.advice)
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Every committed row of `<name>.jsonl`, in the order of writing, one held at a time.
         Reading raises StoreError where a finished step's files are damaged, here as below."""
         self.done()
-        return read_rows(self._file(name))
+        return read_rows(self._locate_file(name))
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Every committed row of `<name>.jsonl`, in the order of writing."""
@@ -240,30 +241,30 @@ class StepFolder:
     def rows_where(self, name: str, kind: type[B], keep: Callable[[B], bool]) -> Iterator[Row]:
         """The rows of `<name>.jsonl` of which `keep` holds, by the few fields that `kind` has."""
         self.done()
-        return read_where(self._file(name), kind, keep)
+        return read_where(self._locate_file(name), kind, keep)
 
     def records(self, kind: type[R]) -> Iterator[R]:
         """Every committed record of a kind, in the order of writing, one held at a time."""
         self.done()
-        return read_records(self._file(FILES[kind]), kind)
+        return read_records(self._locate_file(FILES[kind]), kind)
 
     def index(self, name: str, key: str) -> Index:
         """Where the committed rows of `<name>.jsonl` lie, by what each has under `key`."""
         self.done()
-        return RowIndex(self._file(name), key)
+        return RowIndex(self._locate_file(name), key)
 
     def count(self, name: str) -> int:
         """How many rows of `<name>.jsonl` are committed."""
-        return count_rows(self._file(name))
+        return count_rows(self._locate_file(name))
 
-    def _file(self, name: str) -> Path:
+    def _locate_file(self, name: str) -> Path:
         return self.path / f"{name}.jsonl"
 
     def finish(self, summary: dict[str, Any], model: Path | None = None) -> dict[str, Any]:
         """Write the marker, last of all. `model` is the folder of a model that the step made."""
         self.path.mkdir(parents=True, exist_ok=True)
-        marker = summary | finished.seen(self.path, model)
-        text = json.dumps(sealed(marker), indent=1, sort_keys=True, ensure_ascii=False)
+        marker = summary | finished.describe_files(self.path, model)
+        text = json.dumps(seal_row(marker), indent=1, sort_keys=True, ensure_ascii=False)
         write_atomic(self.marker, text)
         return marker
 
@@ -285,7 +286,7 @@ class Store:
     def prepare(self) -> None:
         """Create the folder, or check that it is a run folder this version can go on with."""
         with explain_os_errors(self.root):
-            manifest = self._manifest() if self.root.is_dir() else None
+            manifest = self._read_manifest() if self.root.is_dir() else None
         if manifest is None and self.root.is_dir():
             strange = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
             if strange and not (self.root / "steps").is_dir():
@@ -304,7 +305,7 @@ class Store:
         make_folder(self.root)
         make_folder(self.root / "steps")
 
-    def _manifest(self) -> dict[str, Any] | None:
+    def _read_manifest(self) -> dict[str, Any] | None:
         """The manifest; a damaged one counts as absent, since every run writes it anew."""
         try:
             row = read_json(self.root / "manifest.json") or {}
@@ -327,15 +328,15 @@ class Store:
                     "it, or choose another folder with --out."
                 ) from None
         try:
-            self._sweep()
+            self._remove_partials()
             yield
         finally:
             lock.release()
 
-    def _sweep(self) -> None:
+    def _remove_partials(self) -> None:
         """Remove what killed processes left half written. Only who holds the lock trains."""
         for folder in (self.root, self.root / "models"):
-            sweep(folder)
+            remove_partials(folder)
         for kind in ("models", "merged"):
             for partial in (self.root / kind).glob("*.partial"):
                 shutil.rmtree(partial, ignore_errors=True)

@@ -25,8 +25,8 @@ MOST = 8
 """More processes than this wait for the one that deals out and collects."""
 
 
-def available() -> int:
-    """How many processes it is of use to ask for."""
+def count_workers() -> int:
+    """The number of worker processes worth starting: one per CPU, at most `MOST`."""
     return min(MOST, os.cpu_count() or 1)
 
 
@@ -42,7 +42,7 @@ def in_order(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterat
         return
     busy: deque[Process] = deque()
     with ExitStack() as running:
-        idle = [running.enter_context(_started(work.__module__)) for _ in range(workers)]
+        idle = [running.enter_context(_start_process(work.__module__)) for _ in range(workers)]
         for task in tasks:
             results = []
             if idle:
@@ -51,17 +51,17 @@ def in_order(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterat
                 process = busy.popleft()
                 # Taken before the next task is given: pipes that are full on both sides would
                 # wait for each other for ever.
-                results = [_taken(process)]
-            _give(process, (work, task))
+                results = [_receive_result(process)]
+            _send_task(process, (work, task))
             busy.append(process)
             yield from results
         while busy:
-            yield _taken(busy.popleft())
+            yield _receive_result(busy.popleft())
 
 
 @contextmanager
-def _started(module: str) -> Iterator[Process]:
-    """A process that imports `module`, and then waits for tasks."""
+def _start_process(module: str) -> Iterator[Process]:
+    """Start a process that imports `module` and then waits for tasks."""
     # It has to find what this process has found, wherever that came from.
     places = os.pathsep.join(os.path.abspath(place) for place in sys.path)
     process = subprocess.Popen(
@@ -79,32 +79,32 @@ def _started(module: str) -> Iterator[Process]:
         process.communicate()
 
 
-def _give(process: Process, task: Any) -> None:
+def _send_task(process: Process, task: Any) -> None:
     try:
         pickle.dump(task, cast(IO[bytes], process.stdin))
         cast(IO[bytes], process.stdin).flush()
     except BrokenPipeError:
-        raise _ended(process) from None
+        raise _describe_early_end(process) from None
 
 
-def _taken(process: Process) -> Any:
+def _receive_result(process: Process) -> Any:
     try:
         result, error = pickle.load(cast(IO[bytes], process.stdout))
     except (EOFError, pickle.UnpicklingError):
-        raise _ended(process) from None
+        raise _describe_early_end(process) from None
     if error is not None:
         raise error
     return result
 
 
-def _ended(process: Process) -> RlaifError:
+def _describe_early_end(process: Process) -> RlaifError:
     return RlaifError(
         f"a worker process ended early with status {process.wait()}: where it says nothing more, "
         "memory may have run out. Run the same command again: it goes on after what is stored."
     )
 
 
-def _serve(tasks: IO[bytes], results: IO[bytes]) -> None:
+def _serve_tasks(tasks: IO[bytes], results: IO[bytes]) -> None:
     """Answer each (function, task) with (result, error), until there are no more."""
     while True:
         try:
@@ -127,7 +127,7 @@ def main() -> None:
         os.dup2(2, 1)
         # Before the first task comes, which may take its time.
         importlib.import_module(sys.argv[1])
-        _serve(sys.stdin.buffer, results)
+        _serve_tasks(sys.stdin.buffer, results)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
             raise ConfigError("the file is empty; a mapping was expected", path)
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError("expected a mapping (key: value) at the top", path, 1)
-        _walk(node, (), lines, path)
+        _collect_lines(node, (), lines, path)
         data: Any = loader.construct_document(node)
         return data, lines
     except yaml.MarkedYAMLError as error:
@@ -83,7 +83,7 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         raise ConfigError(f"not valid YAML here: {fault}", path) from None
 
 
-def _walk(node: yaml.Node, loc: Loc, lines: Lines, path: Path) -> None:
+def _collect_lines(node: yaml.Node, loc: Loc, lines: Lines, path: Path) -> None:
     if len(lines) > MOST_VALUES:
         # Aliases of aliases make billions of values of a few lines.
         fault = f"more than {MOST_VALUES:,} values, aliases written out"
@@ -97,11 +97,11 @@ def _walk(node: yaml.Node, loc: Loc, lines: Lines, path: Path) -> None:
                 raise ConfigError(f"key {name!r} is given twice", path, key.start_mark.line + 1)
             seen.add(name)
             lines[(*loc, name)] = key.start_mark.line + 1
-            _walk(value, (*loc, name), lines, path)
+            _collect_lines(value, (*loc, name), lines, path)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[(*loc, index)] = value.start_mark.line + 1
-            _walk(value, (*loc, index), lines, path)
+            _collect_lines(value, (*loc, index), lines, path)
 
 
 def line_of(loc: Loc, lines: Lines) -> int | None:
@@ -117,13 +117,13 @@ def validate(model: type[M], data: Any, lines: Lines, path: Path | str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error, model, data, lines, path)) from None
+        raise ConfigError(_explain_errors(error, model, data, lines, path)) from None
 
 
 def refuse_absurd(data: Any, lines: Lines, path: Path | str) -> None:
     """Raises ConfigError for numbers that no key can mean: infinite, none, or beyond `LARGEST`."""
     said = []
-    for loc, value in _numbers(data, ()):
+    for loc, value in _find_numbers(data, ()):
         largest = 2**63 - 1 if ANY_SIZE & set(loc) else LARGEST
         if not -largest <= value <= largest:
             line = line_of(loc, lines)
@@ -136,26 +136,26 @@ def refuse_absurd(data: Any, lines: Lines, path: Path | str) -> None:
         raise ConfigError("\n".join(said))
 
 
-def _numbers(data: Any, loc: Loc) -> Iterator[tuple[Loc, int | float]]:
+def _find_numbers(data: Any, loc: Loc) -> Iterator[tuple[Loc, int | float]]:
     """Every number in a document, with its place."""
     if isinstance(data, dict):
         for key, value in data.items():
-            yield from _numbers(value, (*loc, key if isinstance(key, int) else str(key)))
+            yield from _find_numbers(value, (*loc, key if isinstance(key, int) else str(key)))
     elif isinstance(data, list):
         for index, value in enumerate(data):
-            yield from _numbers(value, (*loc, index))
+            yield from _find_numbers(value, (*loc, index))
     elif isinstance(data, (int, float)):
         yield loc, data
 
 
-def _explain(
+def _explain_errors(
     error: ValidationError, model: type[BaseModel], data: Any, lines: Lines, path: Path | str
 ) -> str:
     """One line for each place: the members of a union say there what each of them expected."""
     said: dict[tuple[str, str], list[str]] = {}
     for fault in error.errors():
         loc = tuple(fault["loc"])
-        given = _given(loc, data)
+        given = _trim_location(loc, data)
         line = line_of(given, lines)
         place = f"{path}:{line}" if line else f"{path}"
         where = ".".join(map(str, given))
@@ -173,7 +173,7 @@ def _explain(
             if fault["type"].startswith("unknown_") and isinstance(value, dict):
                 # The message names what is known.
                 value = value.get(fault["type"].removeprefix("unknown_"))
-                got = _near(str(value), re.findall(r"\w+", reason))
+                got = _suggest_near(str(value), re.findall(r"\w+", reason))
             head = f"{place}: {where or 'the file'}"
             shown = shown_value(value, loc)
             end = f" (got {shown}){got}" if shown else got
@@ -184,7 +184,7 @@ def _explain(
     )
 
 
-def _given(loc: Loc, data: Any) -> Loc:
+def _trim_location(loc: Loc, data: Any) -> Loc:
     """`loc` without what is not in the data: names of union members, and a missing key.
 
     A member may have the name of a key; then it is whichever lets more of `loc` be found.
@@ -193,8 +193,12 @@ def _given(loc: Loc, data: Any) -> Loc:
         return ()
     part, rest = loc[0], loc[1:]
     known = data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()
-    without = _given(rest, data)
-    return max((part, *_given(rest, data[part])), without, key=len) if part in known else without
+    without = _trim_location(rest, data)
+    return (
+        max((part, *_trim_location(rest, data[part])), without, key=len)
+        if part in known
+        else without
+    )
 
 
 def shown_value(value: Any, loc: Loc = ()) -> str:
@@ -230,21 +234,21 @@ def _holds_mapping(value: Any) -> bool:
 def suggest(name: str, known: list[str]) -> str:
     """'; did you mean ...?', or the list of what is known, as the end of a sentence."""
     listed = f"; known here: {', '.join(sorted(known))}" if known else ""
-    return _near(name, known) or listed
+    return _suggest_near(name, known) or listed
 
 
-def _near(name: str, known: list[str]) -> str:
+def _suggest_near(name: str, known: list[str]) -> str:
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def known_keys(model: type[BaseModel], loc: Loc) -> list[str]:
     """The keys that the schema knows at `loc`, following unions by every member."""
-    schema = _schema(model)
+    schema = _make_schema(model)
     definitions = schema.get("$defs", {})
     nodes: list[dict[str, Any]] = [schema]
     for part in loc:
-        flat = _flatten(nodes, definitions)
+        flat = _flatten_schema(nodes, definitions)
         # A tag or member name that pydantic put into the location narrows the union.
         named = [n for n in flat if len(flat) > 1 and _is_member(n, str(part))]
         following: list[dict[str, Any]] = []
@@ -259,13 +263,13 @@ def known_keys(model: type[BaseModel], loc: Loc) -> list[str]:
                 following += node.get("patternProperties", {}).values()
         nodes = named or following or nodes
     keys: set[str] = set()
-    for node in _flatten(nodes, definitions):
+    for node in _flatten_schema(nodes, definitions):
         keys |= set(node.get("properties", {}))
     return sorted(keys)
 
 
 @lru_cache(maxsize=16)
-def _schema(model: type[BaseModel]) -> dict[str, Any]:
+def _make_schema(model: type[BaseModel]) -> dict[str, Any]:
     return model.model_json_schema(by_alias=True)
 
 
@@ -276,7 +280,9 @@ def _is_member(node: dict[str, Any], part: str) -> bool:
     return part in constants
 
 
-def _flatten(nodes: list[dict[str, Any]], definitions: dict[str, Any]) -> list[dict[str, Any]]:
+def _flatten_schema(
+    nodes: list[dict[str, Any]], definitions: dict[str, Any]
+) -> list[dict[str, Any]]:
     flat: list[dict[str, Any]] = []
     stack = list(nodes)
     while stack:

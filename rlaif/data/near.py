@@ -39,7 +39,7 @@ Signatures = NDArray[np.uint16]
 def near_duplicates(
     texts: Iterable[str], threshold: float = 0.8, shingle: int = 3
 ) -> dict[int, int]:
-    """The place of every text that resembles an earlier one that is kept, to the place of that one.
+    """Map each near-duplicate's index to the index of the earlier text that it duplicates.
 
     Two texts resemble each other when the Jaccard similarity of their n-grams of `shingle` words
     is estimated at `threshold` (in (0, 1]) or more; the standard error at similarity s is
@@ -90,7 +90,7 @@ class _Stored:
         self._count += len(part)
 
     def parts(self) -> Iterator[Signatures]:
-        """All, some thousand at a time."""
+        """Yield all signatures in chunks."""
         self._file.seek(0)
         while data := self._file.read(_READ * _ROW_BYTES):
             yield np.frombuffer(data, np.uint16).reshape(-1, PERMUTATIONS)

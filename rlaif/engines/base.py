@@ -258,17 +258,16 @@ class Engine(Sampler, Protocol):
 
 @runtime_checkable
 class Losing(Protocol):
-    """What an engine has besides that knows which parts of a conversation its model is not
-    shown."""
+    """An engine that knows which parts of a conversation do not reach its model."""
 
     def lost(self, messages: Sequence[Message]) -> Counter[str]:
-        """How many turns have such a part, by `rlaif.core.chat.LOST`."""
+        """How many turns have such a part, by the names in `rlaif.core.chat.LOST`."""
         ...
 
 
 @runtime_checkable
 class Sharing(Protocol):
-    """What an engine has besides whose weights engines of other settings can compute with."""
+    """An engine over whose weights engines of other settings can compute."""
 
     def sharing(self, spec: ModelSpec, folder: Path, name: str) -> Engine | None:
         """An engine of `spec`'s settings over the weights that are here, where those are the ones
@@ -278,7 +277,7 @@ class Sharing(Protocol):
 
 @runtime_checkable
 class Reloadable(Protocol):
-    """What an engine has besides that stays while its weights change."""
+    """An engine that stays loaded while its weights change."""
 
     spec: ModelSpec
 
@@ -287,10 +286,11 @@ class Reloadable(Protocol):
         ...
 
     def load_weights(self, folder: Path, digest: str) -> None:
-        """Take the weights in `folder`, of the same architecture, in place; `digest` is theirs."""
+        """Load the weights in `folder`, of the same architecture, in place; `digest` is their
+        hash."""
         ...
 
     def rest(self) -> bool:
-        """Give up the memory that training needs until the next call, and say whether it is
-        given up; where it is not, only `close` does."""
+        """Release memory for training until the next call. Returns False if only `close` can do
+        so."""
         ...

@@ -150,8 +150,8 @@ class EnginePool:
         self._closed = False
 
     def beside(self) -> EnginePool:
-        """A pool for the servers that a step asks which runs at the same time: the money is the
-        same, and closing it ends that step's calls and no others."""
+        """A pool for a step that asks servers while another step runs: it spends the same budget,
+        and closing it ends that step's calls alone."""
         return EnginePool(self.store, account=self.account.beside())
 
     def folder(self, model: Model) -> str:
@@ -172,14 +172,16 @@ class EnginePool:
                     self._remote[key] = load_engine(model.spec, None, model.label, self.account)
                 return self._remote[key]
             key = repr(model.identity())
-            engine = self._local.pop(key, None) or self._reused(model) or self._started(model)
+            engine = (
+                self._local.pop(key, None) or self._reuse_engine(model) or self._start_engine(model)
+            )
             self._local[key] = engine
             return engine
 
     def with_weights(self, model: Model, folder: Path, digest: str) -> Engine:
         """An engine of `model`'s kind with the weights in `folder` in place of the model's own."""
         with self._lock:
-            engine: Any = self._taken(model) or self._started(model)
+            engine: Any = self._take_reloadable(model) or self._start_engine(model)
             if not isinstance(engine, Reloadable):
                 engine.close()
                 raise EngineError(f"engine {model.spec.engine} cannot take other weights in place")
@@ -188,31 +190,31 @@ class EnginePool:
             self._local |= {digest: cast(Engine, engine)}
             return self._local[digest]
 
-    def _reused(self, model: Model) -> Any:
+    def _reuse_engine(self, model: Model) -> Any:
         """An engine of the model's settings with its weights put in place, if there is one."""
-        if not any(_serves(engine, model) for engine in self._local.values()):
+        if not any(_can_serve(engine, model) for engine in self._local.values()):
             return None
         folder = Path(self.folder(model))
         if is_reward_model(folder):
             return None
-        engine = self._taken(model)
+        engine = self._take_reloadable(model)
         log.info(
             "model %s: the running engine %s takes its weights", model.label, model.spec.engine
         )
         _load_weights(engine, folder, model_hash(folder, model.spec))
         return engine
 
-    def _taken(self, model: Model) -> Any:
+    def _take_reloadable(self, model: Model) -> Any:
         """An engine that takes weights and has the model's settings, out of the pool."""
         for key, engine in self._local.items():
-            if _serves(engine, model):
+            if _can_serve(engine, model):
                 return self._local.pop(key)
         return None
 
-    def _started(self, model: Model) -> Engine:
+    def _start_engine(self, model: Model) -> Engine:
         weightless = model.key.startswith(("fake:", "plugin:"))
         folder = None if weightless else Path(self.folder(model))
-        shared = self._shared(model, folder)
+        shared = self._share_weights(model, folder)
         if shared is not None:
             return shared
         plain = [key for key, e in self._local.items() if not isinstance(e, Reloadable)]
@@ -220,7 +222,7 @@ class EnginePool:
             self._local.pop(key).close()
         return load_engine(model.spec, folder, model.label, self.account)
 
-    def _shared(self, model: Model, folder: Path | None) -> Engine | None:
+    def _share_weights(self, model: Model, folder: Path | None) -> Engine | None:
         """An engine over weights that are in memory with other settings, if there are any."""
         for engine in self._local.values():
             if folder is not None and isinstance(engine, Sharing):
@@ -230,14 +232,14 @@ class EnginePool:
         return None
 
     def make_room(self) -> None:
-        """Free what training needs the memory of. Engines that can give it up otherwise stay."""
+        """Free memory for training: close every engine that cannot release its memory otherwise."""
         with self._lock:
             for key, engine in list(self._local.items()):
                 if not (isinstance(engine, Reloadable) and engine.rest()):
                     self._local.pop(key).close()
 
     def close(self) -> None:
-        """Free every engine, and end what other threads ask of them."""
+        """Close every engine; calls that other threads have open end."""
         with self._lock:
             self._closed = True
             for engine in [*self._local.values(), *self._remote.values()]:
@@ -246,12 +248,12 @@ class EnginePool:
             self._remote.clear()
 
 
-def _serves(engine: Engine, model: Model) -> bool:
+def _can_serve(engine: Engine, model: Model) -> bool:
     return isinstance(engine, Reloadable) and engine.spec == model.spec
 
 
 def _load_weights(engine: Reloadable, folder: Path, digest: str) -> None:
-    """Put weights in place; an engine that fails at it is of no use any more."""
+    """Load weights in place; an engine that fails at it is closed."""
     try:
         engine.load_weights(folder, digest)
     except BaseException:

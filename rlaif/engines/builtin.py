@@ -80,10 +80,10 @@ def resolve(name: str | Path) -> Path:
         )
     if folder.is_dir():
         raise EngineError(f"{name}: this folder holds no config.json, so it is not a model")
-    return _fetch(name)
+    return _fetch_snapshot(name)
 
 
-def _fetch(name: str) -> Path:
+def _fetch_snapshot(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -103,7 +103,7 @@ def _convert_builtin(name: str) -> Path:
     spec = importlib.util.find_spec(entry["package"])
     if spec is None or not spec.submodule_search_locations:
         try:
-            return _fetch(entry["hub"])
+            return _fetch_snapshot(entry["hub"])
         except EngineError:
             raise EngineError(
                 f"{name}: its package is not installed. Run: {entry['install']}"

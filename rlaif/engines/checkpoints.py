@@ -54,10 +54,10 @@ def save(module: Any, folder: Path) -> None:
 
 
 def write_older_names(folder: Path) -> None:
-    """Say what the config and the tokenizer's say by the names that transformers 4 knows as well,
-    which others still use: it would compute with its default `rope_theta`, and refuse the
-    tokenizer."""
-    config = _read(folder / "config.json")
+    """Repeat keys of the model's and the tokenizer's config under their names in transformers 4,
+    which other software still reads: it would otherwise compute with its default `rope_theta` and
+    refuse the tokenizer."""
+    config = _read_row(folder / "config.json")
     rope = config.get("rope_parameters")
     older: dict[str, Any] = {"torch_dtype": config["dtype"]} if "dtype" in config else {}
     # Where layers differ, each has parameters of its own, and so had they in transformers 4.
@@ -67,8 +67,8 @@ def write_older_names(folder: Path) -> None:
         if rope.get("rope_type", "default") != "default":
             older["rope_scaling"] = {k: v for k, v in rope.items() if k not in plain}
     if config:
-        _write(folder / "config.json", config | older)
-    tokenizer = _read(folder / "tokenizer_config.json")
+        _write_row(folder / "config.json", config | older)
+    tokenizer = _read_row(folder / "tokenizer_config.json")
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
         # There that class gives `token_type_ids` as well, which few models take.
@@ -76,15 +76,15 @@ def write_older_names(folder: Path) -> None:
     if isinstance(tokenizer.get("extra_special_tokens"), list):
         tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
     if tokenizer:
-        _write(folder / "tokenizer_config.json", tokenizer)
+        _write_row(folder / "tokenizer_config.json", tokenizer)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_row(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
 
 
-def _write(path: Path, row: dict[str, Any]) -> None:
+def _write_row(path: Path, row: dict[str, Any]) -> None:
     path.write_text(
         json.dumps(row, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
     )

@@ -45,7 +45,7 @@ class FakeRule(Strict):
 
     @field_validator("match")
     @classmethod
-    def _compiles(cls, pattern: str) -> str:
+    def _check_pattern(cls, pattern: str) -> str:
         try:
             re.compile(pattern)
         except re.error as error:
@@ -91,32 +91,32 @@ class FakeEngine:
         self.context = context or 1 << 30
         self.weights_hash = content_hash("fake", script.model_dump(mode="json"))
 
-    def _rule(self, messages: Sequence[Message]) -> FakeRule | None:
+    def _find_rule(self, messages: Sequence[Message]) -> FakeRule | None:
         text = messages[-1]["content"] if messages else ""
         return next((r for r in self.script.rules if re.search(r.match, text)), None)
 
-    def _refusal(self, request: GenerateRequest | ScoreRequest, new: int) -> str | None:
+    def _explain_refusal(self, request: GenerateRequest | ScoreRequest, new: int) -> str | None:
         length = len(self.render(request.messages, request.prefill)[1])
         return refusal(request) or overflow(length, new, self.context)
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """A plain transcript; its tokens are hashes of its words."""
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages) + prefill
-        return text, _tokens(text)
+        return text, _make_tokens(text)
 
     def generate(
         self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """See `Engine.generate`."""
-        for batch in _batches(requests):
+        for batch in _split_batches(requests):
             if not all(r.request_id in done for r in batch):
                 yield [self._answer(r) for r in batch]
 
     def _answer(self, request: GenerateRequest) -> GenerateResult:
-        why = self._refusal(request, request.sampling.max_new_tokens)
+        why = self._explain_refusal(request, request.sampling.max_new_tokens)
         if why is not None:
             return GenerateResult(request.request_id, "", [], "failed", 0, why)
-        rule = self._rule(request.messages)
+        rule = self._find_rule(request.messages)
         replies = rule.replies if rule and rule.replies else [self.script.default]
         words = replies[request.sampling.seed % len(replies)].split(" ")
         kept = words[: request.sampling.max_new_tokens]
@@ -125,7 +125,7 @@ class FakeEngine:
             if stop in text:
                 text, reason = text[: text.index(stop)], "stop"
         prompt, ids = self.render(request.messages, request.prefill)
-        tokens = _tokens(text)
+        tokens = _make_tokens(text)
         said = split(text, self.thinking, request.prefill)
         return GenerateResult(
             request.request_id,
@@ -143,19 +143,19 @@ class FakeEngine:
         self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """See `Engine.score`. Every continuation token has log-prob -1."""
-        for batch in _batches(requests):
+        for batch in _split_batches(requests):
             if not all(r.request_id in done for r in batch):
                 yield [self._score(r) for r in batch]
 
     def _score(self, request: ScoreRequest) -> ScoreResult:
-        why = self._refusal(request, 0)
+        why = self._explain_refusal(request, 0)
         if why is not None:
             return ScoreResult(request.request_id, {}, None, [], 0, why)
-        rule = self._rule(request.messages)
+        rule = self._find_rule(request.messages)
         scripted = rule.labels if rule else {}
         probs = {label: scripted.get(label, 0.0) for label in request.labels}
         ids = request.continuation_ids
-        count = len(ids if ids is not None else _tokens(request.continuation or ""))
+        count = len(ids if ids is not None else _make_tokens(request.continuation or ""))
         prompt_tokens = len(self.render(request.messages, request.prefill)[1])
         mass = sum(probs.values()) if request.labels else None
         return ScoreResult(request.request_id, probs, mass, [-1.0] * count, prompt_tokens)
@@ -164,10 +164,10 @@ class FakeEngine:
         """Nothing to free."""
 
 
-def _tokens(text: str) -> list[int]:
+def _make_tokens(text: str) -> list[int]:
     return [int(content_hash(word, length=6), 16) for word in text.split()]
 
 
-def _batches(requests: Iterable[Any]) -> list[list[Any]]:
+def _split_batches(requests: Iterable[Any]) -> list[list[Any]]:
     ordered = sorted(requests, key=lambda r: r.request_id)
     return [ordered[i : i + BATCH] for i in range(0, len(ordered), BATCH)]

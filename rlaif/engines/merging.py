@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlaif.config.training import LoraOptions
-from rlaif.core.checksums import publish
+from rlaif.core.checksums import publish_folder
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import content_hash
 from rlaif.core.store import read_json
@@ -48,8 +48,8 @@ def name_base(folder: Path, base: Path) -> None:
         config |= {"base_model_name_or_path": name, "revision": revision}
     else:
         config["base_model_name_or_path"] = str(base.absolute())
-    _write(folder / CONFIG, config)
-    _write(folder / ADAPTER_BASE, {"weights_hash": weights_hash(base)})
+    _write_row(folder / CONFIG, config)
+    _write_row(folder / ADAPTER_BASE, {"weights_hash": weights_hash(base)})
 
 
 def earlier_adapter(start: Path, lora: LoraOptions) -> Path | None:
@@ -77,7 +77,7 @@ def write_on_base(folder: Path, start: Path, lora: LoraOptions) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     known = adapter_config(earlier)
     config |= {key: known.get(key) for key in ("base_model_name_or_path", "revision")}
-    _write(folder / CONFIG, config)
+    _write_row(folder / CONFIG, config)
     shutil.copyfile(earlier / ADAPTER_BASE, folder / ADAPTER_BASE)
 
 
@@ -88,10 +88,10 @@ def stack(first: Path, second: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     files = [load_file(folder / WEIGHTS) for folder in (first, second)]
     configs = [adapter_config(folder) for folder in (first, second)]
     ranks = [config["r"] for config in configs]
-    merged = {n: t for file in files for n, t in file.items() if _factor(n) is None}
-    names = sorted(n for n in files[0].keys() | files[1].keys() if _factor(n) is not None)
+    merged = {n: t for file in files for n, t in file.items() if _factor_of(n) is None}
+    names = sorted(n for n in files[0].keys() | files[1].keys() if _factor_of(n) is not None)
     for name in names:
-        dim = 0 if _factor(name) == "A" else 1
+        dim = 0 if _factor_of(name) == "A" else 1
         like = next(file[name] for file in files if name in file)
         parts = []
         for file, config, rank in zip(files, configs, ranks, strict=True):
@@ -106,7 +106,7 @@ def stack(first: Path, second: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     return merged, configs[1] | changed
 
 
-def _factor(name: str) -> str | None:
+def _factor_of(name: str) -> str | None:
     """Which factor of a low-rank product a tensor is, "A" or "B"; None for any other."""
     for factor in ("A", "B"):
         if f".lora_{factor}." in name or f".lora_embedding_{factor}" in name:
@@ -118,18 +118,18 @@ def merged_copy(folder: Path, copies: Path | None = None) -> Path:
     """The whole model of the adapter in `folder`, in `copies` (None: in the user's cache), made
     where it is not there. Raises EngineError where the adapter's base is not to be found or is
     another than it was."""
-    base = _base(folder)
+    base = _find_base(folder)
     adapter = files_hash([folder / CONFIG, folder / WEIGHTS])
     digest = content_hash(weights_hash(base), adapter)
     out = (copies or cache_folder() / COPIES) / digest
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(out) + ".lock"):
         if not out.exists():
-            _merge(folder, base, out)
+            _merge_adapter(folder, base, out)
     return out
 
 
-def _base(folder: Path) -> Path:
+def _find_base(folder: Path) -> Path:
     """The folder of the model that the adapter is for. One in a run folder is also found where the
     run folder has been moved."""
     name = adapter_config(folder).get("base_model_name_or_path") or ""
@@ -151,7 +151,7 @@ def _base(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def _merge(folder: Path, base: Path, out: Path) -> None:
+def _merge_adapter(folder: Path, base: Path, out: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -170,8 +170,8 @@ def _merge(folder: Path, base: Path, out: Path) -> None:
         shutil.copyfile(folder / name, temporary / ADAPTER / name)
     if (folder / REGION).exists():
         shutil.copyfile(folder / REGION, temporary / REGION)
-    publish(temporary, out)
+    publish_folder(temporary, out)
 
 
-def _write(path: Path, row: dict[str, Any]) -> None:
+def _write_row(path: Path, row: dict[str, Any]) -> None:
     path.write_text(json.dumps(row, indent=2, sort_keys=True) + "\n", encoding="utf-8")

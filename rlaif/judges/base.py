@@ -302,50 +302,56 @@ def call_id(
     )
 
 
-def judgement(
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was read in an answer; the fields of a `Judgement` of these names say what each means.
+    `template_hash` is of the template that the question was made with."""
+
+    status: Status
+    score: float | None = None
+    prob_first: float | None = None
+    distribution: dict[str, float] | None = None
+    label_mass: float | None = None
+    raw: str | None = None
+    raw_value: float | None = None
+    rationale: str | None = None
+    template_hash: str | None = None
+
+
+def make_judgement(
     judge: Judge,
     call: Call,
-    subject: Completion,
     annotator_id: str,
-    annotator_kind: AnnotatorKind,
-    status: Status,
-    *,
-    score: float | None = None,
-    prob_first: float | None = None,
-    distribution: dict[str, float] | None = None,
-    label_mass: float | None = None,
-    rationale: str | None = None,
-    raw: str | None = None,
-    template_hash: str | None = None,
-    shown: Sequence[Completion] | None = None,
+    verdict: Verdict,
+    kind: AnnotatorKind = "ai",
+    about: Completion | None = None,
     rests_on: Sequence[str] = (),
-    raw_value: float | None = None,
 ) -> Judgement:
-    """A Judgement about `subject`, one of the completions that `call` showed.
-
-    `shown` is those of them that the value is about: the call's by default.
-    """
+    """The record of a verdict on the texts that `call` showed, or on the one that it is `about`
+    alone. Its subject is the first of them."""
+    shown = call.shown if about is None else (about,)
+    subject = shown[0].completion_id
     return Judgement(
-        judgement_id="j_" + content_hash(call.call_id, annotator_id, subject.completion_id),
+        judgement_id="j_" + content_hash(call.call_id, annotator_id, subject),
         call_id=call.call_id,
         prompt_id=call.prompt.prompt_id,
         subject_kind="completion",
-        shown=[c.completion_id for c in (call.shown if shown is None else shown)],
-        subject=subject.completion_id,
+        shown=[completion.completion_id for completion in shown],
+        subject=subject,
         judge=judge.id,
         annotator_id=annotator_id,
-        annotator_kind=annotator_kind,
+        annotator_kind=kind,
         principle=call.principle,
-        status=status,
-        score=score,
-        prob_first=prob_first,
-        distribution=distribution,
-        label_mass=label_mass,
-        rationale=rationale,
-        raw=raw,
-        template_hash=template_hash,
+        status=verdict.status,
+        score=verdict.score,
+        prob_first=verdict.prob_first,
+        distribution=verdict.distribution,
+        label_mass=verdict.label_mass,
+        rationale=verdict.rationale,
+        raw=verdict.raw,
+        template_hash=verdict.template_hash,
         judge_hash=judge.judge_hash,
         sample_index=call.sample_index,
         rests_on=list(rests_on),
-        raw_value=raw_value,
+        raw_value=verdict.raw_value,
     )

@@ -16,9 +16,9 @@ from pydantic import field_validator
 from rlaif.config.base import StepId
 from rlaif.constitution.textstats import term_overlap
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
-from rlaif.engines.base import Capability, ScoreRequest
-from rlaif.judges.base import Answer, Call, Judge, call_id, judgement
-from rlaif.judges.common import usable, usable_pairs, without_value
+from rlaif.engines.base import Capability, ScoreRequest, ScoreResult
+from rlaif.judges.base import Answer, Call, Judge, Verdict, call_id, make_judgement
+from rlaif.judges.common import usable, usable_pairs
 from rlaif.judges.questions import label_result
 from rlaif.judges.specs import JudgeBase, JudgeInputs
 
@@ -34,7 +34,7 @@ class BaselineJudge(JudgeBase):
         if value is not None:
             raise ValueError("a baseline follows no principle; drop `principles`")
 
-    def build(self, inputs: JudgeInputs) -> Judge:
+    def build_judge(self, inputs: JudgeInputs) -> Judge:
         """The judge of the spec."""
         return Comparing(self.id, content_hash(self.kind, self.id), self.kind)
 
@@ -66,7 +66,7 @@ class OverlapJudge(BaselineJudge):
     kind: Literal["overlap"]
     id: StepId = "overlap"
 
-    def build(self, inputs: JudgeInputs) -> Overlap:
+    def build_judge(self, inputs: JudgeInputs) -> Overlap:
         """The judge of the spec."""
         return Overlap(self.id, content_hash(self.kind, self.id))
 
@@ -82,7 +82,7 @@ class PerplexityJudge(BaselineJudge):
         """The one model, `by`."""
         return {"by": self.by}
 
-    def build(self, inputs: JudgeInputs) -> Perplexity:
+    def build_judge(self, inputs: JudgeInputs) -> Perplexity:
         """The judge of the spec."""
         return Perplexity(self.id, content_hash(self.kind, self.id))
 
@@ -138,7 +138,8 @@ class Comparing:
         same = first.text == second.text
         prob = 0.5 if same else DECIDE[self.kind](call.shown, call.call_id)
         status: Status = "tie" if prob == 0.5 else "ok"
-        return [judgement(self, call, first, annotator_id, "rule", status, prob_first=prob)]
+        verdict = Verdict(status, prob_first=prob)
+        return [make_judgement(self, call, annotator_id, verdict, "rule")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +161,9 @@ class Overlap:
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement; `result` is None."""
-        subject = call.shown[0]
-        score = term_overlap(call.prompt.question, subject.text)
+        score = term_overlap(call.prompt.question, call.shown[0].text)
         status: Status = "abstain" if score is None else "ok"
-        return [judgement(self, call, subject, annotator_id, "rule", status, score=score)]
+        return [make_judgement(self, call, annotator_id, Verdict(status, score), "rule")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,22 +189,14 @@ class Perplexity:
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
-        answer = label_result(result)
-        if answer is None:
-            return without_value(self, call, annotator_id, "failed")
-        if not answer.token_logprobs:
-            return without_value(self, call, annotator_id, "abstain")
-        mean = math.fsum(answer.token_logprobs) / len(answer.token_logprobs)
-        return [
-            judgement(
-                self,
-                call,
-                call.shown[0],
-                annotator_id,
-                "ai",
-                "ok",
-                score=min(1.0, math.exp(mean)),
-                distribution={"mean_logprob": mean},
-                raw_value=mean,
-            )
-        ]
+        return [make_judgement(self, call, annotator_id, _read_likelihood(label_result(result)))]
+
+
+def _read_likelihood(answer: ScoreResult | None) -> Verdict:
+    if answer is None:
+        return Verdict("failed")
+    if not answer.token_logprobs:
+        return Verdict("abstain")
+    mean = math.fsum(answer.token_logprobs) / len(answer.token_logprobs)
+    kept = {"mean_logprob": mean}
+    return Verdict("ok", min(1.0, math.exp(mean)), distribution=kept, raw_value=mean)

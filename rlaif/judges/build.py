@@ -55,7 +55,7 @@ class CustomJudge(ModelJudge):
     id: StepId = "custom"
     options: dict[str, Any] = {}
 
-    def build(self, inputs: JudgeInputs) -> Judge:
+    def build_judge(self, inputs: JudgeInputs) -> Judge:
         """The class that `kind` names is called as Name(spec, constitution)."""
         try:
             plugin = find_object(self.kind)
@@ -106,5 +106,5 @@ def build_judge(
     Raises ConfigError when the spec cannot work.
     """
     place = None if beside is None else Path(beside)
-    judge = spec.build(JudgeInputs(constitution, place, thinking))
+    judge = spec.build_judge(JudgeInputs(constitution, place, thinking))
     return judge if spec.reasoning == "keep" else AnswerOnly(judge, thinking)

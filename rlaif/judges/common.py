@@ -16,9 +16,9 @@ from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.constitution.model import ASKED_FIELDS, Constitution, Principle, principle_hash
 from rlaif.core.chat import split
 from rlaif.core.errors import ConfigError
-from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
+from rlaif.core.records import Completion, Prompt, content_hash
 from rlaif.core.yamlio import suggest
-from rlaif.judges.base import Call, Judge, judgement
+from rlaif.judges.base import Call, Judge
 from rlaif.judges.specs import JudgeBase, ModelJudge
 from rlaif.judges.templates import (
     PAIRWISE,
@@ -193,32 +193,6 @@ def _plain(value: float | None) -> float | int | None:
 def mapped(value: float, low: float, high: float) -> float:
     """`value` on [low, high] mapped to [0, 1]."""
     return (value - low) / (high - low)
-
-
-def without_value(
-    judge: Judge,
-    call: Call,
-    annotator_id: str,
-    status: Status,
-    template: Template | None = None,
-    *,
-    raw: str | None = None,
-    label_mass: float | None = None,
-) -> list[Judgement]:
-    """One judgement about the first text shown that has a status and no number."""
-    return [
-        judgement(
-            judge,
-            call,
-            call.shown[0],
-            annotator_id,
-            "ai",
-            status,
-            raw=raw,
-            label_mass=label_mass,
-            template_hash=template.hash if template is not None else None,
-        )
-    ]
 
 
 def applicable(principle: Principle | None, prompt: Prompt) -> bool:

@@ -9,7 +9,17 @@ from dataclasses import replace
 from rlaif.core.numbers import sigmoid
 from rlaif.core.records import AnnotatorKind, Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, RewardRequest, ScoreRequest
-from rlaif.judges.base import Answer, Answered, Call, Judge, Staged, call_id, is_staged, judgement
+from rlaif.judges.base import (
+    Answer,
+    Answered,
+    Call,
+    Judge,
+    Staged,
+    Verdict,
+    call_id,
+    is_staged,
+    make_judgement,
+)
 from rlaif.judges.common import usable
 
 
@@ -47,46 +57,32 @@ def annotators(calls: Iterable[Call], answers: Mapping[str, Answered], judge_id:
     return " + ".join(sorted(names)) or f"program:{judge_id}"
 
 
-def concluded(
+def conclude_verdict(
     judge: Judge,
     calls: Sequence[Call],
     shown: Sequence[Completion],
     annotator_id: str,
-    status: Status,
+    verdict: Verdict,
     *,
-    score: float | None = None,
-    prob_first: float | None = None,
-    distribution: dict[str, float] | None = None,
     principle: str | None = None,
-    rationale: str | None = None,
-    raw: str | None = None,
     kind: AnnotatorKind = "ai",
     among: Sequence[Completion] = (),
     rests_on: Sequence[str] | None = None,
-    raw_value: float | None = None,
 ) -> Judgement:
-    """One verdict of a judge that rests on several calls, about the first of `shown`. It is a
+    """The record of one verdict that rests on several calls, about the first of `shown`. It is a
     program's where no model was asked. `among` are the answers that the verdict depends on beside
     those shown: another group of them makes another judgement. `rests_on` are the ids of the calls
     that were asked for it, by default all of `calls` that ask a model."""
     name = call_id(judge.judge_hash, shown, principle)
     if among:
         name = "c_" + content_hash(name, sorted([c.completion_id, c.digest] for c in among))
-    own = Call(name, calls[0].prompt, tuple(shown), principle, 0, None)
-    return judgement(
+    return make_judgement(
         judge,
-        own,
-        shown[0],
+        Call(name, calls[0].prompt, tuple(shown), principle, 0, None),
         annotator_id,
+        verdict,
         "rule" if annotator_id.startswith("program:") else kind,
-        status,
-        score=score,
-        prob_first=prob_first,
-        distribution=distribution,
-        rationale=rationale,
-        raw=raw,
         rests_on=asked_ids(calls) if rests_on is None else rests_on,
-        raw_value=raw_value,
     )
 
 
@@ -134,23 +130,10 @@ def rewarded(
         own = [c for c in calls if c.shown[0].completion_id == completion.completion_id]
         who = annotators(own, answers, judge.id)
         kept = read({c.role: answers[c.call_id].answer for c in own})
-        shown = [completion]
-        if kept is None or not math.isfinite(kept["reward"]):
-            found.append(concluded(judge, own, shown, who, "failed", kind="model"))
-            continue
-        found.append(
-            concluded(
-                judge,
-                own,
-                shown,
-                who,
-                "ok",
-                score=sigmoid(kept["reward"]),
-                distribution=kept,
-                kind="model",
-                raw_value=kept["reward"],
-            )
-        )
+        verdict = Verdict("failed")
+        if kept is not None and math.isfinite(reward := kept["reward"]):
+            verdict = Verdict("ok", sigmoid(reward), distribution=kept, raw_value=reward)
+        found.append(conclude_verdict(judge, own, [completion], who, verdict, kind="model"))
     return found
 
 

@@ -36,7 +36,7 @@ from rlaif.engines.base import (
     RewardResult,
     ScoreRequest,
 )
-from rlaif.judges.base import Answer, Answered, Call, call_id, judgement
+from rlaif.judges.base import Answer, Answered, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import hash_judge, usable
 from rlaif.judges.composed import all_needs, calls_by_role, rewarded
 from rlaif.judges.questions import label_result
@@ -52,15 +52,13 @@ class RewardModelJudge(JudgeBase):
     kind: Literal["reward_model"]
     id: StepId = "reward_model"
     by: str
-    condition: str | None = Field(
-        None, description="The system prompt under which a conditional model judges."
-    )
+    condition: str | None = Field(None, description="The system prompt for a conditional model.")
 
     def asks(self) -> dict[str, str]:
         """The one model, `by`."""
         return {"by": self.by}
 
-    def build(self, inputs: JudgeInputs) -> RewardModel:
+    def build_judge(self, inputs: JudgeInputs) -> RewardModel:
         """The judge of the spec. Raises ConfigError when it names principles: the model has learned
         its own."""
         if self.principles is not None:
@@ -80,7 +78,7 @@ class RewardEnsembleJudge(JudgeBase):
         "must be an ensemble of adapters, all of which are members."
     )
     combine: Literal["mean", "worst", "uncertainty"] = Field(
-        "mean", description="uncertainty: the mean less `penalty` times the members' variance."
+        "mean", description="uncertainty: the mean minus `penalty` times the members' variance."
     )
     penalty: NonNegativeFloat = 1.0
     standardise: dict[str, tuple[float, PositiveFloat]] = Field(
@@ -103,7 +101,7 @@ class RewardEnsembleJudge(JudgeBase):
         """Each member under its own name."""
         return {name: name for name in self.members}
 
-    def build(self, inputs: JudgeInputs) -> RewardEnsemble:
+    def build_judge(self, inputs: JudgeInputs) -> RewardEnsemble:
         """The judge of the spec. Raises ConfigError when it names principles."""
         if self.principles is not None:
             raise ConfigError(f"judge {self.id}: reward models judge as a whole; drop `principles`")
@@ -121,13 +119,13 @@ class ImplicitRewardJudge(JudgeBase):
     by: str = "policy"
     reference: str = "initial"
     beta: PositiveFloat = 0.1
-    per_token: bool = Field(False, description="Mean log-ratio of a token in place of the sum.")
+    per_token: bool = Field(False, description="Mean log-ratio per token instead of the sum.")
 
     def asks(self) -> dict[str, str]:
         """`by` and `reference`."""
         return {"by": self.by, "reference": self.reference}
 
-    def build(self, inputs: JudgeInputs) -> ImplicitReward:
+    def build_judge(self, inputs: JudgeInputs) -> ImplicitReward:
         """The judge of the spec. Raises ConfigError where both models are one by name, or it names
         principles."""
         if self.principles is not None:
@@ -222,24 +220,17 @@ class RewardModel:
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
-        subject = call.shown[0]
+        verdict = Verdict("failed")
         reward = result.reward if isinstance(result, RewardResult) else None
-        if not isinstance(result, RewardResult) or reward is None or not math.isfinite(reward):
-            return [judgement(self, call, subject, annotator_id, "model", "failed")]
-        return [
-            judgement(
-                self,
-                call,
-                subject,
-                annotator_id,
-                "model",
+        if isinstance(result, RewardResult) and reward is not None and math.isfinite(reward):
+            verdict = Verdict(
                 "ok",
                 score=sigmoid(reward),
                 distribution={"reward": reward, **result.parts},
                 raw=repr(reward),
                 raw_value=reward,
             )
-        ]
+        return [make_judgement(self, call, annotator_id, verdict, "model")]
 
 
 def combine(rewards: Sequence[float], how: str, penalty: float) -> float:

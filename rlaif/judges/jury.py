@@ -24,7 +24,16 @@ from rlaif.core.resources import find
 from rlaif.core.store import read_json
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Capability
-from rlaif.judges.base import Answered, Call, Judge, call_id, most_calls, roles_of, verdicts_of
+from rlaif.judges.base import (
+    Answered,
+    Call,
+    Judge,
+    Verdict,
+    call_id,
+    most_calls,
+    roles_of,
+    verdicts_of,
+)
 from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.judges.common import usable_pairs
 from rlaif.judges.composed import (
@@ -32,7 +41,7 @@ from rlaif.judges.composed import (
     annotators,
     behind,
     completions_of,
-    concluded,
+    conclude_verdict,
     follow_within,
     missing_status,
     placed,
@@ -58,7 +67,7 @@ class JuryJudge(JudgeBase):
     pool: Literal["mean", "vote"] = "mean"
     weights: dict[str, NonNegativeFloat] | None = None
     accuracy: dict[str, Fraction] | str | None = Field(
-        None, description="Measured accuracies, or a file that `judge-bench --json` wrote."
+        None, description="Measured accuracies, or the output file of `judge-bench --json`."
     )
     missing: Literal["drop", "renormalise"] = "renormalise"
 
@@ -83,7 +92,7 @@ class JuryJudge(JudgeBase):
         """The jurors."""
         return {juror.id: juror for juror in self.of}
 
-    def build(self, inputs: JudgeInputs) -> Jury:
+    def build_judge(self, inputs: JudgeInputs) -> Jury:
         """The jury of the spec. Raises ConfigError for weights that name no juror."""
         members = tuple(
             build_judge(juror, inputs.constitution, inputs.beside, inputs.thinking)
@@ -162,7 +171,8 @@ class Jury:
         alike = [call for call in calls if call.role == ALIKE]
         if alike:
             who = annotators(alike, answers, self.id)
-            return [concluded(self, alike, c.shown, who, "tie", prob_first=0.5) for c in alike]
+            tie = Verdict("tie", prob_first=0.5)
+            return [conclude_verdict(self, alike, c.shown, who, tie) for c in alike]
         read = {m.id: verdicts_of(m, under(m.id, calls), answers) for m in self.members}
         # A meta-judge shows judgements as if they were answers; no verdict is about them.
         about = {name for rows in read.values() for j in rows for name in j.shown}
@@ -200,14 +210,12 @@ class Jury:
             mean = means.get(name)
             own = {m: s for m, row in scores.items() if (s := row.get(name)) is not None}
             found.append(
-                concluded(
+                conclude_verdict(
                     self,
                     calls,
                     [completion],
                     who,
-                    status if mean is None else "ok",
-                    score=mean,
-                    distribution=own or None,
+                    Verdict(status if mean is None else "ok", mean, distribution=own or None),
                     among=seen_together(calls),
                     rests_on=_behind(read, [completion], calls),
                 )
@@ -233,14 +241,12 @@ class Jury:
         prob = weighted_mean((v, self.weights[m]) for m, v in votes.items()) if whole else None
         if prob is not None:
             status = "tie" if prob == 0.5 else "ok"
-        return concluded(
+        return conclude_verdict(
             self,
             calls,
             pair,
             who,
-            status,
-            prob_first=prob,
-            distribution=votes or None,
+            Verdict(status, prob_first=prob, distribution=votes or None),
             among=seen_together(calls),
             rests_on=_behind(read, pair, calls),
         )

@@ -19,14 +19,14 @@ from rlaif.config.base import StepId
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import Capability
-from rlaif.judges.base import Answered, Call, Judge, most_calls, roles_of, verdicts_of
+from rlaif.judges.base import Answered, Call, Judge, Verdict, most_calls, roles_of, verdicts_of
 from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.judges.composed import (
     all_needs,
     annotators,
     asked_ids,
     behind,
-    concluded,
+    conclude_verdict,
     follow_within,
     missing_status,
     placed,
@@ -35,7 +35,7 @@ from rlaif.judges.composed import (
 )
 from rlaif.judges.pairwise import Pairwise, PairwiseJudge
 from rlaif.judges.specs import JudgeBase, JudgeInputs, ModelJudge, WritingJudge
-from rlaif.metrics.ranking import strengths
+from rlaif.metrics.ranking import fit_strengths
 
 Key = tuple[str, str | None]
 """An answer and the principle by which it was judged."""
@@ -58,7 +58,7 @@ class MetaJudge(ModelJudge):
         """The judge whose judgements it compares."""
         return {"judge": self.judge}
 
-    def build(self, inputs: JudgeInputs) -> Meta:
+    def build_judge(self, inputs: JudgeInputs) -> Meta:
         """The judge of the spec. Raises ConfigError when there would be nothing to compare."""
         inner = build_judge(self.judge, inputs.constitution, inputs.beside, inputs.thinking)
         if self.principles is not None:
@@ -77,7 +77,7 @@ class MetaJudge(ModelJudge):
             template=self.template or "prompts/judges/meta.j2",
             first_labels=self.first_labels,
             second_labels=self.second_labels,
-        ).build(replace(inputs, constitution=None))
+        ).build_judge(replace(inputs, constitution=None))
         name = content_hash("meta", self.id, inner.judge_hash, comparer.judge_hash)
         return Meta(self.id, name, inner, comparer)
 
@@ -162,13 +162,12 @@ class Meta:
         among = seen_together(under("judge", calls))
         valued = [j for j in group if j.score is not None]
         if not valued:
-            status = missing_status(j.status for j in group)
-            return concluded(
+            return conclude_verdict(
                 self,
                 calls,
                 [subject],
                 who,
-                status,
+                Verdict(missing_status(j.status for j in group)),
                 principle=principle,
                 among=among,
                 rests_on=behind(group, calls),
@@ -176,21 +175,24 @@ class Meta:
         place = {j.judgement_id: index for index, j in enumerate(valued)}
         own = [c for c in compared if c.shown[0].completion_id in place]
         wins, pairs = fair_wins(self._verdicts(own, place, answers))
-        ratings = strengths(wins[None], pairs, len(valued), PRIOR)[0]
+        ratings = fit_strengths(wins[None], pairs, len(valued), PRIOR)[0]
         shares = np.exp(ratings - ratings.max())
         scores = np.array([j.score for j in valued], dtype=float)
         kept = {f"score/{j.sample_index}": float(s) for j, s in zip(valued, scores, strict=True)}
         kept |= {f"elo/{j.sample_index}": float(e) for j, e in zip(valued, ratings, strict=True)}
-        return concluded(
+        verdict = Verdict(
+            "ok",
+            score=min(1.0, max(0.0, float(shares @ scores / shares.sum()))),
+            distribution=kept,
+            rationale=_text(valued[int(np.argmax(ratings))]) or None,
+        )
+        return conclude_verdict(
             self,
             calls,
             [subject],
             who,
-            "ok",
-            score=min(1.0, max(0.0, float(shares @ scores / shares.sum()))),
-            distribution=kept,
+            verdict,
             principle=principle,
-            rationale=_text(valued[int(np.argmax(ratings))]) or None,
             among=among,
             rests_on=[*behind(group, calls), *asked_ids(own)],
         )

@@ -19,8 +19,8 @@ from rlaif.config.base import Fraction, StepId
 from rlaif.constitution.model import Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
-from rlaif.engines.base import Capability, GenerateResult
-from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.engines.base import Capability
+from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.choices import USUAL, choice_alone, choice_grammar, read_choice
 from rlaif.judges.common import (
     applicable,
@@ -31,7 +31,6 @@ from rlaif.judges.common import (
     template_values,
     text_principles,
     usable_pairs,
-    without_value,
 )
 from rlaif.judges.forms import Form, candidates, withdrawn
 from rlaif.judges.parsing import label_share
@@ -39,13 +38,10 @@ from rlaif.judges.questions import (
     Asking,
     Labels,
     Written,
-    asking,
     distinct_labels,
-    label_mass,
-    label_result,
     likeliest,
+    make_asking,
     scalar,
-    written,
 )
 from rlaif.judges.specs import JudgeInputs, LabelJudge, Order, define_preset
 from rlaif.judges.templates import Template
@@ -69,15 +65,15 @@ class PairwiseJudge(LabelJudge):
         description="A tie is a verdict of its own. When absent: tie where the verdict is written, "
         "none where labels are read.",
     )
-    soft: bool = Field(True, description="false: 1, 0.5 or 0, whichever label is likeliest.")
+    soft: bool = Field(True, description="false: 1, 0.5 or 0, by the most likely label.")
     clamp: tuple[Fraction, Fraction] | None = Field(
-        None, description="Probabilities are moved into this range, such as [0.4, 0.6]."
+        None, description="Clamps probabilities to this range, such as [0.4, 0.6]."
     )
     draw: Literal["each", "one"] = Field(
-        "each", description="Every principle in turn, or one drawn for each comparison."
+        "each", description="Every principle in turn, or one drawn per comparison."
     )
     preamble: Literal["base", "detailed"] = "base"
-    shots: NonNegativeInt = Field(0, description="How many of the principle's examples to show.")
+    shots: NonNegativeInt = Field(0, description="Number of the principle's examples to show.")
 
     @property
     def written(self) -> bool:
@@ -103,7 +99,7 @@ class PairwiseJudge(LabelJudge):
             raise ValueError("`cot` reads labels after the reasons; drop it, or `verdict: written`")
         return self
 
-    def build(self, inputs: JudgeInputs) -> Pairwise:
+    def build_judge(self, inputs: JudgeInputs) -> Pairwise:
         """The judge of the spec: per text principle, or overall where there is none."""
         principles = text_principles(self, inputs.constitution)
         forms: dict[str, Sequence[str]] = {"first": self.first_labels, "second": self.second_labels}
@@ -116,7 +112,7 @@ class PairwiseJudge(LabelJudge):
             id=self.id,
             judge_hash=hash_judge(self, principles, template),
             questions=question_hashes(self, principles, template),
-            asking=asking(self, template, self.cot),
+            asking=make_asking(self, template, self.cot),
             principles=tuple(principles),
             labels=labels,
             order=self.order,
@@ -251,63 +247,33 @@ class Pairwise:
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement, about the text shown first."""
-        template = self.asking.template
-        if call.request is None:
-            principle = by_principle(self.principles).get(call.principle or "")
-            if not applicable(principle, call.prompt):
-                return without_value(self, call, annotator_id, "not_applicable", template)
-            return [judgement(self, call, call.shown[0], annotator_id, "ai", "tie", prob_first=0.5)]
-        if self.asking.written is not None:
-            return self._read_text(call, result, annotator_id)
-        answer = label_result(result)
-        if answer is None:
-            return without_value(self, call, annotator_id, "failed", template)
-        mass = label_mass(answer)
-        if self.asking.abstains(answer):
-            return without_value(self, call, annotator_id, "abstain", template, label_mass=mass)
-        return self._judged(call, annotator_id, answer.label_probs, mass)
+        principle = by_principle(self.principles).get(call.principle or "")
+        if call.request is None and applicable(principle, call.prompt):
+            verdict = Verdict("tie", prob_first=0.5)
+        else:
+            verdict = self.asking.read_verdict(
+                call, result, lambda answer: self._decide(answer.label_probs), self._read_text
+            )
+        return [make_judgement(self, call, annotator_id, verdict)]
 
-    def _read_text(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
-        template = self.asking.template
-        if not isinstance(result, GenerateResult) or result.finish_reason == "failed":
-            return without_value(self, call, annotator_id, "failed", template)
+    def _read_text(self, said: Written) -> Verdict | None:
         forms = self.labels | {"abstain": self.asking.abstain}
-        choice = choice_of(written(call, result), forms, template.form)
+        choice = choice_of(said, forms, self.asking.template.form)
         if choice is None or choice == "abstain":
-            status: Literal["unparsed", "abstain"] = "unparsed" if choice is None else "abstain"
-            return without_value(self, call, annotator_id, status, template, raw=result.text)
-        return self._judged(call, annotator_id, {choice: 1.0}, None, result.text)
+            return None if choice is None else Verdict("abstain")
+        return self._decide({choice: 1.0})
 
-    def _judged(
-        self,
-        call: Call,
-        annotator_id: str,
-        probs: Mapping[str, float],
-        mass: float | None,
-        raw: str | None = None,
-    ) -> list[Judgement]:
-        template, tied = self.asking.template, likeliest(probs) == "tie"
+    def _decide(self, probs: Mapping[str, float]) -> Verdict | None:
+        """The verdict of the labels' probabilities; None where neither answer has any."""
+        tied = likeliest(probs) == "tie"
         prob = 0.5 if tied else label_share(probs.get("first", 0.0), probs.get("second", 0.0))
         if prob is None:
-            return without_value(
-                self, call, annotator_id, "unparsed", template, raw=raw, label_mass=mass
-            )
-        kept = self.reading.prob(prob)
-        return [
-            judgement(
-                self,
-                call,
-                call.shown[0],
-                annotator_id,
-                "ai",
-                "tie" if tied else "ok",
-                prob_first=kept,
-                distribution={"first": prob, "second": 1 - prob},
-                label_mass=mass,
-                raw=raw,
-                template_hash=template.hash,
-            )
-        ]
+            return None
+        return Verdict(
+            "tie" if tied else "ok",
+            prob_first=self.reading.prob(prob),
+            distribution={"first": prob, "second": 1 - prob},
+        )
 
 
 def choice_of(said: Written, labels: Labels, form: Form | None = None) -> str | None:

@@ -11,7 +11,7 @@ verdict's place. It has no number and is no tie.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -27,7 +27,7 @@ from rlaif.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
-from rlaif.judges.base import LIMIT, Answer, Call, Ending
+from rlaif.judges.base import LIMIT, Answer, Call, Ending, Verdict
 from rlaif.judges.jsontext import Found, json_objects, member, names_member, outside, the_object
 from rlaif.judges.specs import VerdictJudge, WritingJudge
 from rlaif.judges.templates import Template, in_fence, outside_fence
@@ -97,6 +97,34 @@ class Asking:
         it wanted to say something else than a label."""
         return likeliest(answer.label_probs) == "abstain" or label_mass(answer) < self.min_mass
 
+    def read_verdict(
+        self,
+        call: Call,
+        result: Answer,
+        read_labels: Callable[[ScoreResult], Verdict | None],
+        read_text: Callable[[Written], Verdict | None] | None = None,
+    ) -> Verdict:
+        """What an answer says: not applicable where nothing was asked, failed, abstain, or the
+        verdict that `read_labels` finds in label probabilities or `read_text` in what was written;
+        unparsed where it finds none."""
+        template_hash = self.template.hash
+        if call.request is None:
+            return Verdict("not_applicable", template_hash=template_hash)
+        if self.written is not None and read_text is not None:
+            wrote = text_result(result)
+            if wrote is None:
+                return Verdict("failed", template_hash=template_hash)
+            verdict = read_text(written(call, wrote)) or Verdict("unparsed")
+            return replace(verdict, raw=wrote.text, template_hash=template_hash)
+        answer = label_result(result)
+        if answer is None:
+            return Verdict("failed", template_hash=template_hash)
+        if self.abstains(answer):
+            verdict = Verdict("abstain")
+        else:
+            verdict = read_labels(answer) or Verdict("unparsed")
+        return replace(verdict, label_mass=label_mass(answer), template_hash=template_hash)
+
 
 def answer_schema(fields: Mapping[str, Sequence[str] | dict[str, Any] | None]) -> dict[str, Any]:
     """The JSON schema of an object with all of `fields` and no other: one of some words, an object
@@ -117,7 +145,7 @@ def answer_schema(fields: Mapping[str, Sequence[str] | dict[str, Any] | None]) -
     }
 
 
-def asking(spec: VerdictJudge, template: Template, cot: bool = False) -> Asking:
+def make_asking(spec: VerdictJudge, template: Template, cot: bool = False) -> Asking:
     """How a judge asks; with `cot` it writes reasons before labels are read. Raises ConfigError for
     `cot` with a template that has no turn for the verdict."""
     if cot and not template.has_then:
@@ -222,6 +250,13 @@ def scalar(found: Found, field: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     return value if isinstance(value, str) else f"{value}"
+
+
+def text_result(result: Answer) -> GenerateResult | None:
+    """What was written in an answer, or None when the call failed."""
+    if isinstance(result, GenerateResult) and result.finish_reason != "failed":
+        return result
+    return None
 
 
 def label_result(result: Answer) -> ScoreResult | None:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from rlaif.config.base import StepId
 from rlaif.core.errors import ConfigError
 from rlaif.judges.common import hash_judge, judge_template, question_hashes, text_principles
-from rlaif.judges.questions import asking
+from rlaif.judges.questions import make_asking
 from rlaif.judges.scored import Scored, check_levels, scale_of
 from rlaif.judges.specs import JudgeInputs, WritingJudge, define_preset
 
@@ -47,7 +47,7 @@ class RatingJudge(WritingJudge):
             )
         return self
 
-    def build(self, inputs: JudgeInputs) -> Scored:
+    def build_judge(self, inputs: JudgeInputs) -> Scored:
         """The judge of the spec. A principle's own `scale` replaces the spec's for that one."""
         principles = text_principles(self, inputs.constitution)
         for principle in principles or (None,):
@@ -62,7 +62,7 @@ class RatingJudge(WritingJudge):
             id=self.id,
             judge_hash=hash_judge(self, principles, template),
             questions=question_hashes(self, principles, template),
-            asking=asking(self, template, self.cot),
+            asking=make_asking(self, template, self.cot),
             principles=tuple(principles),
             listed=tuple(principles),
             scale=self.scale,

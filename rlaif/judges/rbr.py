@@ -26,8 +26,13 @@ from rlaif.core.records import Completion, Judgement, Preference, Prompt, conten
 from rlaif.core.resources import find
 from rlaif.core.yamlio import load_yaml, suggest, validate
 from rlaif.engines.base import Capability
-from rlaif.judges.base import Answered, Call, most_calls, verdicts_of
-from rlaif.judges.composed import annotators, completions_of, concluded, missing_status
+from rlaif.judges.base import Answered, Call, Verdict, most_calls, verdicts_of
+from rlaif.judges.composed import (
+    annotators,
+    completions_of,
+    conclude_verdict,
+    missing_status,
+)
 from rlaif.judges.specs import JudgeInputs, VerdictJudge
 from rlaif.judges.yes_no import YesNo, YesNoJudge
 
@@ -41,7 +46,7 @@ class RbrJudge(VerdictJudge):
     yes_labels: list[str] = ["Yes", " Yes", "yes", " yes"]
     no_labels: list[str] = ["No", " No", "no", " no"]
 
-    def build(self, inputs: JudgeInputs) -> Rbr:
+    def build_judge(self, inputs: JudgeInputs) -> Rbr:
         """The judge of the spec: it asks about the principles that the weights file names."""
         path = find(self.weights, inputs.beside)
         data, lines = load_yaml(path)
@@ -63,7 +68,7 @@ class RbrJudge(VerdictJudge):
             no_labels=self.no_labels,
             abstain_labels=self.abstain_labels,
             min_label_mass=self.min_label_mass,
-        ).build(inputs)
+        ).build_judge(inputs)
         kept = {name: fitted.weights[name] for name in sorted(names)}
         return Rbr(
             id=self.id,
@@ -128,20 +133,12 @@ class Rbr:
         asked = [j for j in read if j.status != "not_applicable"]
         phi = {j.principle: j.score for j in asked if j.principle and j.score is not None}
         if not asked or len(phi) < len(asked):
-            status = missing_status(j.status for j in read if j.score is None)
-            return concluded(self, own, [completion], who, status)
+            missing = Verdict(missing_status(j.status for j in read if j.score is None))
+            return conclude_verdict(self, own, [completion], who, missing)
         reward = sum(self.weights[name] * value for name, value in sorted(phi.items()))
         kept = {**phi, "reward": reward}
-        return concluded(
-            self,
-            own,
-            [completion],
-            who,
-            "ok",
-            score=sigmoid(reward),
-            distribution=kept,
-            raw_value=reward,
-        )
+        verdict = Verdict("ok", sigmoid(reward), distribution=kept, raw_value=reward)
+        return conclude_verdict(self, own, [completion], who, verdict)
 
 
 Floats = npt.NDArray[np.float64]

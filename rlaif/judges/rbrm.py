@@ -16,17 +16,15 @@ from pydantic import Field, model_validator
 from rlaif.config.base import Fraction, StepId, Strict
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
-from rlaif.engines.base import Capability
-from rlaif.judges.base import Answer, Call, call_id, judgement
-from rlaif.judges.common import hash_judge, judge_template, template_values, usable, without_value
+from rlaif.engines.base import Capability, ScoreResult
+from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
+from rlaif.judges.common import hash_judge, judge_template, template_values, usable
 from rlaif.judges.questions import (
     Asking,
     Labels,
-    asking,
     distinct_labels,
-    label_mass,
-    label_result,
     likeliest,
+    make_asking,
 )
 from rlaif.judges.specs import JudgeInputs, LabelJudge
 from rlaif.judges.templates import CLASSES
@@ -53,7 +51,7 @@ class RbrmJudge(LabelJudge):
     id: StepId = "rbrm"
     classes: Annotated[list[RubricClass], Field(min_length=2, max_length=26)]
     tables: Annotated[list[RewardTable], Field(min_length=1)]
-    soft: bool = Field(True, description="Mean reward over the classes, or the likeliest class's.")
+    soft: bool = Field(True, description="Expected reward, or that of the most likely class.")
 
     @model_validator(mode="after")
     def _tables_are_total(self) -> RbrmJudge:
@@ -65,7 +63,7 @@ class RbrmJudge(LabelJudge):
                 raise ValueError(f"every table gives a reward to each of {names}, and to no other")
         return self
 
-    def build(self, inputs: JudgeInputs) -> Rbrm:
+    def build_judge(self, inputs: JudgeInputs) -> Rbrm:
         """The judge of the spec. Raises ConfigError when it names principles: it has `classes`."""
         if self.principles is not None:
             raise ConfigError(
@@ -80,7 +78,7 @@ class RbrmJudge(LabelJudge):
         return Rbrm(
             id=self.id,
             judge_hash=hash_judge(self, (), template),
-            asking=asking(self, template, self.cot),
+            asking=make_asking(self, template, self.cot),
             classes=classes,
             tables=tuple(self.tables),
             soft=self.soft,
@@ -131,37 +129,20 @@ class Rbrm:
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement; `distribution` holds the share of each class."""
-        template = self.asking.template
-        rewards = table_of(self.tables, call.prompt)
-        if rewards is None:
-            return without_value(self, call, annotator_id, "not_applicable", template)
-        answer = label_result(result)
-        if answer is None:
-            return without_value(self, call, annotator_id, "failed", template)
-        mass = label_mass(answer)
-        if self.asking.abstains(answer):
-            return without_value(self, call, annotator_id, "abstain", template, label_mass=mass)
-        probs = {name: answer.label_probs[letter] for letter, name, _ in self.classes}
-        total, likely = sum(probs.values()), likeliest(probs)
-        if not total > 0 or (likely is None and not self.soft):
-            return without_value(self, call, annotator_id, "unparsed", template, label_mass=mass)
-        shares = {name: p / total for name, p in probs.items()}
-        mean = sum(rewards[name] * share for name, share in shares.items())
-        score = mean if self.soft or likely is None else rewards[likely]
-        return [
-            judgement(
-                self,
-                call,
-                call.shown[0],
-                annotator_id,
-                "ai",
-                "ok",
-                score=min(1.0, max(0.0, score)),
-                distribution=shares,
-                label_mass=mass,
-                template_hash=template.hash,
-            )
-        ]
+        rewards = table_of(self.tables, call.prompt) or {}
+
+        def read_labels(answer: ScoreResult) -> Verdict | None:
+            probs = {name: answer.label_probs[letter] for letter, name, _ in self.classes}
+            total, likely = sum(probs.values()), likeliest(probs)
+            if not total > 0 or (likely is None and not self.soft):
+                return None
+            shares = {name: p / total for name, p in probs.items()}
+            mean = sum(rewards[name] * share for name, share in shares.items())
+            score = mean if self.soft or likely is None else rewards[likely]
+            return Verdict("ok", min(1.0, max(0.0, score)), distribution=shares)
+
+        verdict = self.asking.read_verdict(call, result, read_labels)
+        return [make_judgement(self, call, annotator_id, verdict)]
 
 
 def letter_forms(classes: Sequence[tuple[str, str, str]]) -> Labels:

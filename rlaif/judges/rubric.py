@@ -15,7 +15,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from msgspec.structs import replace
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rlaif.config.base import StepId, Strict
@@ -26,24 +25,29 @@ from rlaif.core.records import Completion, Judgement, Prompt, Status, content_ha
 from rlaif.core.resources import find
 from rlaif.core.yamlio import read_text, validate
 from rlaif.engines.base import Capability, GenerateRequest, GenerateResult, Sampling, ScoreRequest
-from rlaif.judges.base import Answered, Call, call_id
+from rlaif.judges.base import Answered, Call, Verdict, call_id
 from rlaif.judges.common import hash_judge, judge_template, template_values, usable
-from rlaif.judges.composed import annotators, completions_of, concluded, missing_status
+from rlaif.judges.composed import (
+    annotators,
+    asked_ids,
+    completions_of,
+    conclude_verdict,
+    missing_status,
+)
 from rlaif.judges.jsontext import json_objects, member, the_object
-from rlaif.judges.parsing import label_share, list_items, whole_lines
+from rlaif.judges.parsing import list_items, whole_lines
 from rlaif.judges.questions import (
     Asking,
     Labels,
     answer_schema,
-    asking,
     distinct_labels,
-    label_mass,
-    label_result,
+    make_asking,
     text_request,
 )
-from rlaif.judges.scored import level_forms, level_labels, mean_level
+from rlaif.judges.scored import level_forms, level_labels, read_mean_level
 from rlaif.judges.specs import JudgeInputs, VerdictJudge
 from rlaif.judges.templates import ITEM, ITEMS, WRITING, Template, load_template
+from rlaif.judges.yes_no import read_yes_share
 
 Category = Literal["essential", "important", "optional", "pitfall"]
 LOW, HIGH = 1, 10
@@ -63,7 +67,7 @@ class RubricItem(Strict):
 
     text: Annotated[str, Field(min_length=1)]
     category: Category = "essential"
-    weight: PositiveFloat | None = Field(None, description="The category's when absent.")
+    weight: PositiveFloat | None = Field(None, description="Default: the category's weight.")
     check: str | None = None
     params: dict[str, Any] = {}
 
@@ -122,7 +126,7 @@ class RubricJudge(VerdictJudge):
             raise ValueError("`items` is empty")
         return self
 
-    def build(self, inputs: JudgeInputs) -> Rubric:
+    def build_judge(self, inputs: JudgeInputs) -> Rubric:
         """The judge of the spec. Raises ConfigError when its items cannot be used."""
         if self.principles is not None:
             raise ConfigError(f"judge {self.id}: a rubric judges by its items; drop `principles`")
@@ -162,7 +166,7 @@ class RubricJudge(VerdictJudge):
                 writer.template.hash if writer else None,
                 *code,
             ),
-            asking=asking(self, template),
+            asking=make_asking(self, template),
             weights=self.category_weights,
             explicit=explicit,
             labels=distinct_labels(self, labels),
@@ -306,87 +310,63 @@ class Rubric:
         wrote = self.writer is not None
         items = self._written(calls, answers) if wrote else self._known(calls[0].prompt)
         about = calls[1:] if wrote else calls
-        read = self._explicit if self.explicit else self._implicit
         found = []
         for completion in completions_of(calls):
             own = [c for c in about if c.shown[0].completion_id == completion.completion_id]
             if items:
-                made = read(completion, items, own, answers)
                 # The answer that wrote the items is behind every verdict on them.
-                behind = [*(c.call_id for c in calls[:1] if wrote), *made.rests_on]
-                found.append(replace(made, rests_on=behind))
+                behind = [*(c.call_id for c in calls[:1] if wrote), *asked_ids(own)]
+                verdict = (
+                    self._weigh_items(items, own, answers)
+                    if self.explicit
+                    else self._read_overall(own, answers)
+                )
+                who = annotators(own, answers, self.id)
+                found.append(
+                    conclude_verdict(self, own, [completion], who, verdict, rests_on=behind)
+                )
                 continue
             raw = answers[calls[0].call_id].answer if wrote else None
             text = raw.text if isinstance(raw, GenerateResult) else None
             status: Status = "unparsed" if text else "failed" if wrote else "not_applicable"
             who = annotators(calls, answers, self.id)
-            found.append(concluded(self, calls, [completion], who, status, raw=text))
+            found.append(
+                conclude_verdict(self, calls, [completion], who, Verdict(status, raw=text))
+            )
         return found
 
-    def _explicit(
-        self,
-        completion: Completion,
-        items: Items,
-        own: Sequence[Call],
-        answers: Mapping[str, Answered],
-    ) -> Judgement:
-        who = annotators(own, answers, self.id)
+    def _weigh_items(
+        self, items: Items, own: Sequence[Call], answers: Mapping[str, Answered]
+    ) -> Verdict:
         values: dict[str, float] = {}
         missing: list[Status] = []
         total = 0.0
         for item, call in zip(items, own, strict=True):
-            value, status = self._decided(item, call, answers)
-            if value is not None:
-                values[item.text] = value
+            decided = self._decide_item(item, call, answers)
+            if decided.score is not None:
+                values[item.text] = decided.score
                 total += self._weight(item)
-            elif status != "not_applicable":
-                missing.append(status)
+            elif decided.status != "not_applicable":
+                missing.append(decided.status)
         if missing or not values:
-            status = missing_status(missing) if missing else "not_applicable"
-            return concluded(self, own, [completion], who, status)
+            return Verdict(missing_status(missing) if missing else "not_applicable")
         score = sum(self._weight(i) * values[i.text] for i in items if i.text in values) / total
-        return concluded(
-            self,
-            own,
-            [completion],
-            who,
-            "ok",
-            score=min(1.0, max(0.0, score)),
-            distribution=values,
-        )
+        return Verdict("ok", min(1.0, max(0.0, score)), distribution=values)
 
-    def _decided(
+    def _decide_item(
         self, item: RubricItem, call: Call, answers: Mapping[str, Answered]
-    ) -> tuple[float | None, Status]:
-        """An item's value on [0, 1], or None and why there is none."""
-        if item.check is not None:
-            value = apply_check(item.check, item.params, call.prompt, call.shown[0].text)
-            return value, "not_applicable"
-        result = label_result(answers[call.call_id].answer)
-        if result is None:
-            return None, "failed"
-        if self.asking.abstains(result):
-            return None, "abstain"
-        return label_share(result.label_probs["yes"], result.label_probs["no"]), "unparsed"
+    ) -> Verdict:
+        if item.check is None:
+            return self.asking.read_verdict(call, answers[call.call_id].answer, read_yes_share)
+        value = apply_check(item.check, item.params, call.prompt, call.shown[0].text)
+        return Verdict("ok" if value is not None else "not_applicable", value)
 
-    def _implicit(
-        self,
-        completion: Completion,
-        items: Items,
-        own: Sequence[Call],
-        answers: Mapping[str, Answered],
-    ) -> Judgement:
-        who = annotators(own, answers, self.id)
-        result = label_result(answers[own[0].call_id].answer)
-        if result is None:
-            return concluded(self, own, [completion], who, "failed")
-        if self.asking.abstains(result):
-            return concluded(self, own, [completion], who, "abstain")
-        read = mean_level(result, LOW, HIGH)
-        if read is None:
-            return concluded(self, own, [completion], who, "unparsed")
-        mass = {"label_mass": label_mass(result)}
-        return concluded(self, own, [completion], who, "ok", score=read[0], distribution=mass)
+    def _read_overall(self, own: Sequence[Call], answers: Mapping[str, Answered]) -> Verdict:
+        answer = answers[own[0].call_id].answer
+        read = self.asking.read_verdict(own[0], answer, lambda a: read_mean_level(a, LOW, HIGH))
+        if read.score is None or read.label_mass is None:
+            return Verdict(read.status)
+        return Verdict("ok", read.score, distribution={"label_mass": read.label_mass})
 
 
 def in_lines(text: str, cut: bool = False) -> str:

@@ -12,7 +12,7 @@ from rlaif.constitution.rules import apply_check
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status
 from rlaif.engines.base import Capability
-from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import by_principle, hash_judge, named_principles, question_hashes, usable
 from rlaif.judges.specs import JudgeBase, JudgeInputs
 
@@ -23,7 +23,7 @@ class RulesJudge(JudgeBase):
     kind: Literal["rules"]
     id: StepId = "rules"
 
-    def build(self, inputs: JudgeInputs) -> Rules:
+    def build_judge(self, inputs: JudgeInputs) -> Rules:
         """The judge of the spec. Raises ConfigError when no principle has a `check`."""
         named = named_principles(self, inputs.constitution)
         for principle in named or []:
@@ -82,4 +82,4 @@ class Rules:
         if principle.check is not None and principle.applies(call.prompt):
             score = apply_check(principle.check.rule, principle.check.params, call.prompt, text)
         status: Status = "ok" if score is not None else "not_applicable"
-        return [judgement(self, call, call.shown[0], annotator_id, "rule", status, score=score)]
+        return [make_judgement(self, call, annotator_id, Verdict(status, score), "rule")]

@@ -20,8 +20,8 @@ from rlaif.config.base import Count, StepId, Temperature
 from rlaif.constitution.model import Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
-from rlaif.engines.base import Capability, GenerateResult, ScoreResult
-from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.engines.base import Capability, ScoreResult
+from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import (
     applicable,
     by_principle,
@@ -32,7 +32,6 @@ from rlaif.judges.common import (
     template_values,
     text_principles,
     usable,
-    without_value,
 )
 from rlaif.judges.forms import Form, candidates, withdrawn
 from rlaif.judges.parsing import expected_level
@@ -40,12 +39,9 @@ from rlaif.judges.questions import (
     Asking,
     Labels,
     Written,
-    asking,
     distinct_labels,
-    label_mass,
-    label_result,
+    make_asking,
     scalar,
-    written,
 )
 from rlaif.judges.scores import USUAL, Score, read_score, score_alone, score_grammar
 from rlaif.judges.specs import JudgeInputs, VerdictJudge, WritingJudge
@@ -72,7 +68,7 @@ class AdditiveJudge(WritingJudge):
         """Unless the expected score is read."""
         return not self.expected
 
-    def build(self, inputs: JudgeInputs) -> Scored:
+    def build_judge(self, inputs: JudgeInputs) -> Scored:
         """The judge of the spec: overall quality, and the principles that it names, if any."""
         named: list[Principle] = []
         if self.principles is not None:
@@ -90,7 +86,7 @@ class AdditiveJudge(WritingJudge):
             id=self.id,
             judge_hash=hash_judge(self, named, template),
             questions=question_hashes(self, named, template),
-            asking=asking(self, template),
+            asking=make_asking(self, template),
             principles=(),
             listed=tuple(named),
             scale=POINTS,
@@ -198,71 +194,28 @@ class Scored:
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
-        template = self.asking.template
-        if call.request is None:
-            return without_value(self, call, annotator_id, "not_applicable", template)
         principle = by_principle(self.principles).get(call.principle or "")
         low, high = scale_of(principle, self.scale, self.own_scales)
-        if self.asking.written is None:
-            return self._read_labels(call, label_result(result), annotator_id, low, high)
-        if not isinstance(result, GenerateResult) or result.finish_reason == "failed":
-            return without_value(self, call, annotator_id, "failed", template)
-        said, words = written(call, result), self.asking.abstain
-        if self.parse is not None:
-            value = self.parse(said, low, high, words)
-        else:
-            value = score_of(said, low, high, words, template.form)
-        if value is None or value == "abstain":
-            status: Literal["unparsed", "abstain"] = "unparsed" if value is None else "abstain"
-            return without_value(self, call, annotator_id, status, template, raw=result.text)
-        return [
-            judgement(
-                self,
-                call,
-                call.shown[0],
-                annotator_id,
-                "ai",
-                "ok",
-                score=mapped(value, low, high),
-                raw=result.text,
-                template_hash=template.hash,
-            )
-        ]
 
-    def _read_labels(
-        self, call: Call, answer: ScoreResult | None, annotator_id: str, low: float, high: float
-    ) -> list[Judgement]:
-        template = self.asking.template
-        if answer is None:
-            return without_value(self, call, annotator_id, "failed", template)
-        mass = label_mass(answer)
-        if self.asking.abstains(answer):
-            return without_value(self, call, annotator_id, "abstain", template, label_mass=mass)
-        read = mean_level(answer, low, high)
-        if read is None:
-            return without_value(self, call, annotator_id, "unparsed", template, label_mass=mass)
-        score, shares = read
-        return [
-            judgement(
-                self,
-                call,
-                call.shown[0],
-                annotator_id,
-                "ai",
-                "ok",
-                score=score,
-                distribution=shares,
-                label_mass=mass,
-                template_hash=template.hash,
-            )
-        ]
+        def read_text(said: Written) -> Verdict | None:
+            words, form = self.asking.abstain, self.asking.template.form
+            if self.parse is not None:
+                value = self.parse(said, low, high, words)
+            else:
+                value = score_of(said, low, high, words, form)
+            if value is None or value == "abstain":
+                return None if value is None else Verdict("abstain")
+            return Verdict("ok", score=mapped(value, low, high))
+
+        verdict = self.asking.read_verdict(
+            call, result, lambda answer: read_mean_level(answer, low, high), read_text
+        )
+        return [make_judgement(self, call, annotator_id, verdict)]
 
 
-def mean_level(
-    answer: ScoreResult, low: float, high: float
-) -> tuple[float, dict[str, float]] | None:
+def read_mean_level(answer: ScoreResult, low: float, high: float) -> Verdict | None:
     """The mean level under the probabilities of the levels, mapped to [0, 1], and each level's
-    share of these; None where no level has any."""
+    share of these as the distribution; None where no level has any."""
     labels = level_labels(low, high)
     probs = {level: answer.label_probs[label] for level, label in labels.items()}
     value = expected_level(probs)
@@ -271,7 +224,7 @@ def mean_level(
     total = sum(probs.values())
     # Rounding can carry a point mass on the top level past 1.
     score = min(1.0, max(0.0, mapped(value, low, high)))
-    return score, {str(level): p / total for level, p in probs.items()}
+    return Verdict("ok", score, distribution={str(k): p / total for k, p in probs.items()})
 
 
 def scale_of(principle: Principle | None, scale: Range, own_scales: bool) -> Range:

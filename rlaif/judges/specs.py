@@ -53,7 +53,7 @@ class JudgeBase(Strict):
         """The judges that this one builds, by the beginning of their roles. Most have none."""
         return {}
 
-    def build(self, inputs: JudgeInputs) -> Judge:
+    def build_judge(self, inputs: JudgeInputs) -> Judge:
         """The judge that the spec describes. Raises ConfigError when the spec cannot work."""
         raise NotImplementedError(self.kind)
 
@@ -78,7 +78,7 @@ class VerdictJudge(ModelJudge):
         "When absent: some words where the verdict is written, none where labels are read.",
     )
     min_label_mass: Fraction = Field(
-        0.0, description="Abstain where all labels together are less probable than this."
+        0.0, description="Abstain if the labels' total probability is below this."
     )
 
     @property
@@ -107,7 +107,7 @@ class WritingJudge(VerdictJudge):
     temperature: Temperature = 0.0
     max_new_tokens: PositiveInt = 128
     structured: bool = Field(
-        False, description="Ask for a JSON answer; engines that can hold the model to it do."
+        False, description="Ask for a JSON answer, enforced by engines that can."
     )
 
     @property

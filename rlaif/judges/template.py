@@ -21,7 +21,7 @@ from rlaif.judges.parsing import (
     valid_member,
     worth_of,
 )
-from rlaif.judges.questions import Written, asking
+from rlaif.judges.questions import Written, make_asking
 from rlaif.judges.scored import Scored
 from rlaif.judges.scores import Score, in_range
 from rlaif.judges.specs import JudgeInputs, WritingJudge
@@ -70,7 +70,7 @@ class TemplateJudge(WritingJudge):
             raise ValueError("`structured` has no effect here: give a `json_schema` in `parse`")
         return self
 
-    def build(self, inputs: JudgeInputs) -> Scored:
+    def build_judge(self, inputs: JudgeInputs) -> Scored:
         """The judge of the spec: one call for all, or with `per_principle` one per principle."""
         low, high = self.scale
         check_parse(self.id, self.parse, low, high)
@@ -105,7 +105,7 @@ class TemplateJudge(WritingJudge):
             id=self.id,
             judge_hash=hash_judge(self, asked, template),
             questions=question_hashes(self, asked, template),
-            asking=asking(self, template),
+            asking=make_asking(self, template),
             principles=tuple(principles) if self.per_principle else (),
             listed=tuple(listed),
             scale=self.scale,

@@ -10,8 +10,8 @@ where that text's rating would stand (2309.00267, section "Direct RLAIF").
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
@@ -20,7 +20,7 @@ from rlaif.config.base import StepId
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
-from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import hash_judge, judge_template, mapped, template_values, usable
 from rlaif.judges.parsing import TextRating, text_ratings
 from rlaif.judges.questions import (
@@ -28,14 +28,13 @@ from rlaif.judges.questions import (
     Labels,
     Written,
     answer_schema,
-    asking,
     distinct_labels,
-    label_mass,
-    label_result,
     likeliest,
+    make_asking,
+    text_result,
     written,
 )
-from rlaif.judges.scored import level_forms, level_labels, mean_level
+from rlaif.judges.scored import level_forms, level_labels, read_mean_level
 from rlaif.judges.scores import USUAL, score_alone
 from rlaif.judges.specs import JudgeInputs, Order, WritingJudge
 from rlaif.judges.templates import JOINT
@@ -64,7 +63,7 @@ class UltraFeedbackJudge(WritingJudge):
     order: Order = "both"
     max_new_tokens: PositiveInt = 512
     expected: bool = Field(
-        False, description="Read each text's mean level from label probabilities; write nothing."
+        False, description="Read each text's expected level from label probabilities."
     )
 
     @property
@@ -72,7 +71,7 @@ class UltraFeedbackJudge(WritingJudge):
         """Unless the expected ratings are read."""
         return not self.expected
 
-    def build(self, inputs: JudgeInputs) -> UltraFeedback:
+    def build_judge(self, inputs: JudgeInputs) -> UltraFeedback:
         """The judge of the spec. Raises ConfigError when it names principles: it has `aspects`."""
         if self.principles is not None:
             raise ConfigError(
@@ -87,7 +86,7 @@ class UltraFeedbackJudge(WritingJudge):
         return UltraFeedback(
             id=self.id,
             judge_hash=hash_judge(self, (), template),
-            asking=asking(self, template),
+            asking=make_asking(self, template),
             aspects=tuple(self.aspects),
             order=self.order,
             samples=self.samples,
@@ -184,68 +183,37 @@ class UltraFeedback:
         """One judgement per text that the call asks about, whose `shown` is that text alone: it is
         a rating of its own."""
         if call.place is not None:
-            return [self._read_levels(call, call.place, label_result(result), annotator_id)]
-        count = len(call.shown)
-        if isinstance(result, GenerateResult) and result.finish_reason != "failed":
-            text: str | None = result.text
-            ratings = ratings_of(written(call, result), count, self.asking)
-            missing: Status = "unparsed"
+            verdicts = {call.place: self.asking.read_verdict(call, result, _read_level)}
         else:
-            text, ratings, missing = None, {}, "failed"
+            verdicts = self._read_ratings(call, text_result(result))
         found = []
-        for place in range(1, count + 1):
-            rating = ratings.get(place)
-            if isinstance(rating, float):
-                score: float | None = mapped(rating, LOW, HIGH)
-                status: Status = "ok"
-            else:
-                score, status = None, _STATUS.get(rating or "", missing)
-            found.append(self._about(call, place, annotator_id, status, score, raw=text))
+        for place, verdict in verdicts.items():
+            where = {"place": float(place), "texts": float(len(call.shown))}
+            placed = replace(verdict, distribution={**where, **(verdict.distribution or {})})
+            subject = call.shown[place - 1]
+            found.append(make_judgement(self, call, annotator_id, placed, about=subject))
         return found
 
-    def _read_levels(
-        self, call: Call, place: int, answer: ScoreResult | None, annotator_id: str
-    ) -> Judgement:
-        if answer is None:
-            return self._about(call, place, annotator_id, "failed")
-        mass = label_mass(answer)
-        if self.asking.abstains(answer):
-            return self._about(call, place, annotator_id, "abstain", mass=mass)
-        if likeliest(answer.label_probs) == NOT_APPLICABLE:
-            return self._about(call, place, annotator_id, "not_applicable", mass=mass)
-        read = mean_level(answer, LOW, HIGH)
-        if read is None:
-            return self._about(call, place, annotator_id, "unparsed", mass=mass)
-        return self._about(call, place, annotator_id, "ok", read[0], mass=mass, shares=read[1])
+    def _read_ratings(self, call: Call, result: GenerateResult | None) -> dict[int, Verdict]:
+        """The verdict on each text shown, from 1."""
+        template_hash, count = self.asking.template.hash, len(call.shown)
+        if result is None:
+            failed = Verdict("failed", template_hash=template_hash)
+            return dict.fromkeys(range(1, count + 1), failed)
+        ratings = ratings_of(written(call, result), count, self.asking)
+        found = {}
+        for place in range(1, count + 1):
+            rating = ratings.get(place)
+            score = mapped(rating, LOW, HIGH) if isinstance(rating, float) else None
+            status = "ok" if isinstance(rating, float) else _STATUS.get(rating or "", "unparsed")
+            found[place] = Verdict(status, score, raw=result.text, template_hash=template_hash)
+        return found
 
-    def _about(
-        self,
-        call: Call,
-        place: int,
-        annotator_id: str,
-        status: Status,
-        score: float | None = None,
-        *,
-        raw: str | None = None,
-        mass: float | None = None,
-        shares: Mapping[str, float] | None = None,
-    ) -> Judgement:
-        subject = call.shown[place - 1]
-        where = {"place": float(place), "texts": float(len(call.shown))}
-        return judgement(
-            self,
-            call,
-            subject,
-            annotator_id,
-            "ai",
-            status,
-            score=score,
-            distribution={**where, **(shares or {})},
-            label_mass=mass,
-            raw=raw,
-            shown=[subject],
-            template_hash=self.asking.template.hash,
-        )
+
+def _read_level(answer: ScoreResult) -> Verdict | None:
+    if likeliest(answer.label_probs) == NOT_APPLICABLE:
+        return Verdict("not_applicable")
+    return read_mean_level(answer, LOW, HIGH)
 
 
 def ratings_of(said: Written, count: int, asking: Asking) -> dict[int, TextRating]:

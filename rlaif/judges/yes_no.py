@@ -15,8 +15,8 @@ from rlaif.config.base import StepId
 from rlaif.constitution.model import Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
-from rlaif.engines.base import Capability
-from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.engines.base import Capability, ScoreResult
+from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import (
     hash_judge,
     judge_template,
@@ -24,10 +24,13 @@ from rlaif.judges.common import (
     template_values,
     text_principles,
     usable,
-    without_value,
 )
 from rlaif.judges.parsing import label_share
-from rlaif.judges.questions import Asking, asking, distinct_labels, label_mass, label_result
+from rlaif.judges.questions import (
+    Asking,
+    distinct_labels,
+    make_asking,
+)
 from rlaif.judges.specs import JudgeInputs, LabelJudge
 
 
@@ -39,7 +42,7 @@ class YesNoJudge(LabelJudge):
     yes_labels: list[str] = ["Yes", " Yes", "yes", " yes"]
     no_labels: list[str] = ["No", " No", "no", " no"]
 
-    def build(self, inputs: JudgeInputs) -> YesNo:
+    def build_judge(self, inputs: JudgeInputs) -> YesNo:
         """The judge of the spec. Raises ConfigError when there is no principle to ask about."""
         principles = text_principles(self, inputs.constitution)
         if not principles:
@@ -54,7 +57,7 @@ class YesNoJudge(LabelJudge):
             id=self.id,
             judge_hash=hash_judge(self, principles, template),
             questions=question_hashes(self, principles, template),
-            asking=asking(self, template, self.cot),
+            asking=make_asking(self, template, self.cot),
             principles=tuple(principles),
             labels=labels,
             samples=self.samples,
@@ -106,29 +109,13 @@ class YesNo:
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""
-        template = self.asking.template
-        if call.request is None:
-            return without_value(self, call, annotator_id, "not_applicable", template)
-        answer = label_result(result)
-        if answer is None:
-            return without_value(self, call, annotator_id, "failed", template)
-        mass, probs = label_mass(answer), answer.label_probs
-        if self.asking.abstains(answer):
-            return without_value(self, call, annotator_id, "abstain", template, label_mass=mass)
-        score = label_share(probs["yes"], probs["no"])
-        if score is None:
-            return without_value(self, call, annotator_id, "unparsed", template, label_mass=mass)
-        return [
-            judgement(
-                self,
-                call,
-                call.shown[0],
-                annotator_id,
-                "ai",
-                "ok",
-                score=score,
-                distribution={"yes": score, "no": 1 - score},
-                label_mass=mass,
-                template_hash=template.hash,
-            )
-        ]
+        verdict = self.asking.read_verdict(call, result, read_yes_share)
+        return [make_judgement(self, call, annotator_id, verdict)]
+
+
+def read_yes_share(answer: ScoreResult) -> Verdict | None:
+    """P(yes) / (P(yes) + P(no)), on [0, 1]; None where both are 0."""
+    score = label_share(answer.label_probs["yes"], answer.label_probs["no"])
+    if score is None:
+        return None
+    return Verdict("ok", score=score, distribution={"yes": score, "no": 1 - score})

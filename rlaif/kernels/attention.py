@@ -52,7 +52,7 @@ def branch_attention(
     """
     if uses_flex(query.device):
         try:
-            return _flex(query, key, value, tuple(groups), scale, window, softcap)
+            return _attend_flex(query, key, value, tuple(groups), scale, window, softcap)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -68,7 +68,9 @@ def branch_attention(
     parts = [query[:, :, stem]]
     if groups[0].stem:
         parts = [
-            _causal(query[:, :, stem], key[:, :, stem], value[:, :, stem], scale, window, softcap)
+            _attend_causally(
+                query[:, :, stem], key[:, :, stem], value[:, :, stem], scale, window, softcap
+            )
         ]
     for group in groups:
         prompt = slice(group.start, group.start + group.prompt)
@@ -83,7 +85,7 @@ def branch_attention(
         for seen, own in spans:
             keys = torch.cat([key[:, :, span] for span in seen], 2)
             values = torch.cat([value[:, :, span] for span in seen], 2)
-            parts.append(_causal(query[:, :, own], keys, values, scale, window, softcap))
+            parts.append(_attend_causally(query[:, :, own], keys, values, scale, window, softcap))
     return torch.cat(parts, 2)
 
 
@@ -105,7 +107,7 @@ class _Piece:
     adds: bool
 
 
-def _pieces(groups: Sequence[Group]) -> Iterator[_Piece]:
+def _split_pieces(groups: Sequence[Group]) -> Iterator[_Piece]:
     after = groups[0].stem > 0
     if after:
         stem = slice(0, groups[0].stem)
@@ -148,7 +150,7 @@ class _BranchAttention(torch.autograd.Function):
         # The layout in which the output projection reads it.
         out = query.new_empty((batch, tokens, heads, width)).transpose(1, 2)
         total = query.new_empty((batch, heads, tokens), dtype=_sum_dtype(query.dtype))
-        for piece in _pieces(groups):
+        for piece in _split_pieces(groups):
             part, log_sum = _flash(
                 query[:, :, piece.queries],
                 key[:, :, piece.keys],
@@ -173,7 +175,7 @@ class _BranchAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         query, key, value, out, total = ctx.saved_tensors
         sums = tuple(_zeros_by_token(t) for t in (query, key, value))
-        for piece in _pieces(ctx.groups):
+        for piece in _split_pieces(ctx.groups):
             inputs = (
                 grads[0][:, :, piece.queries],
                 query[:, :, piece.queries],
@@ -203,7 +205,7 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _causal(
+def _attend_causally(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -216,7 +218,7 @@ def _causal(
     narrow = window is not None and window < keys
     if queries == keys and not narrow and softcap is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
-    seen = _seen(queries, keys, window if narrow else None, query.device)
+    seen = _build_mask(queries, keys, window if narrow else None, query.device)
     if softcap is None:
         bias = torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, -torch.inf)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
@@ -227,14 +229,14 @@ def _causal(
     return weights.to(value.dtype) @ value
 
 
-def _seen(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+def _build_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
     """(queries, keys) bool: what each of the last positions sees."""
     ahead = torch.arange(keys - queries, keys, device=device)[:, None]
     back = ahead - torch.arange(keys, device=device)[None]
     return (back >= 0) if window is None else (back >= 0) & (back < window)
 
 
-def segments(groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
+def locate_tokens(groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
     """(T,) int64 each: the group of every token (STEM for the stem), its branch (0 for the prompt)
     and its position."""
     stem = groups[0].stem
@@ -256,8 +258,8 @@ def block_mask(groups: tuple[Group, ...], window: int | None, device: str) -> An
     """FlexAttention's block mask of a packed row, filled up to whole blocks."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    parts = segments(groups)
-    filling = filled(len(parts[0])) - len(parts[0])
+    parts = locate_tokens(groups)
+    filling = fill_to_blocks(len(parts[0])) - len(parts[0])
     # What fills the row sees itself alone, so that its softmax is over something.
     fillers = (torch.full((filling,), PADDING), torch.zeros(filling, dtype=torch.int64))
     ends = (*fillers, torch.arange(filling))
@@ -265,7 +267,7 @@ def block_mask(groups: tuple[Group, ...], window: int | None, device: str) -> An
         torch.cat(pair).to(device) for pair in zip(parts, ends, strict=True)
     )
 
-    def seen(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def sees_key(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         shared = (branch_of[k] == 0) | (branch_of[k] == branch_of[q])
         own = (group_of[q] == group_of[k]) | (group_of[k] == STEM)
         visible = own & shared & (position[q] >= position[k])
@@ -274,18 +276,18 @@ def block_mask(groups: tuple[Group, ...], window: int | None, device: str) -> An
         return visible
 
     tokens = len(position)
-    return create_block_mask(seen, None, None, tokens, tokens, device=device, BLOCK_SIZE=BLOCK)
+    return create_block_mask(sees_key, None, None, tokens, tokens, device=device, BLOCK_SIZE=BLOCK)
 
 
 @functools.cache
 @torch.inference_mode(False)
-def scalar(value: float, device: str) -> Tensor:
+def make_scalar(value: float, device: str) -> Tensor:
     """() fp32: a number as a tensor. A float that a graph captures becomes a symbol, with which
     FlexAttention's backward cannot be compiled."""
     return torch.tensor(value, dtype=torch.float32, device=device)
 
 
-def filled(tokens: int) -> int:
+def fill_to_blocks(tokens: int) -> int:
     """The length of a row of so many tokens once it is filled up to whole blocks."""
     return max(LEAST_BLOCKS, -(-tokens // BLOCK)) * BLOCK
 
@@ -327,20 +329,20 @@ def compiled_flex(backend: str = "inductor") -> Any:
 
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
 
-    def attend(*inputs: Tensor, **options: Any) -> Any:
+    def attend_flex(*inputs: Tensor, **options: Any) -> Any:
         return cast(Any, flex_attention)(*inputs, **options)
 
-    compiled = torch.compile(attend, dynamic=True, fullgraph=True, backend=backend)
+    compiled = torch.compile(attend_flex, dynamic=True, fullgraph=True, backend=backend)
 
-    def call(*inputs: Tensor, **options: Any) -> Any:
+    def call_compiled(*inputs: Tensor, **options: Any) -> Any:
         # Else a row of as many blocks as there are heads would make a graph for that number alone.
         with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             return compiled(*inputs, **options)
 
-    return call
+    return call_compiled
 
 
-def _flex(
+def _attend_flex(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -349,14 +351,14 @@ def _flex(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    limit = scalar(softcap or 1.0, str(query.device))
+    limit = make_scalar(softcap or 1.0, str(query.device))
 
-    def cap(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def cap_score(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return torch.tanh(score / limit) * limit
 
     tokens = query.shape[2]
     # Whole blocks are what every length has in common, so one graph serves them all.
-    filling = filled(tokens) - tokens
+    filling = fill_to_blocks(tokens) - tokens
     query, key, value = (
         F.pad(t, (0, 0, 0, filling)) if filling else t for t in (query, key, value)
     )
@@ -364,7 +366,7 @@ def _flex(
         query,
         key,
         value,
-        score_mod=None if softcap is None else cap,
+        score_mod=None if softcap is None else cap_score,
         block_mask=block_mask(groups, window, str(query.device)),
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],

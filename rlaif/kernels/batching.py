@@ -82,7 +82,7 @@ def padded_layout(examples: Sequence[Branches]) -> Layout:
         first = number * width + len(prompt) - 1
         predict.append(torch.arange(first, first + len(branch)))
         last.append(first + len(branch))
-    return _layout(ids, None, None, predict, last, rows)
+    return _build_layout(ids, None, None, predict, last, rows)
 
 
 def packed_layout(examples: Sequence[Branches]) -> Layout:
@@ -113,10 +113,10 @@ def packed_layout(examples: Sequence[Branches]) -> Layout:
             positions.append(torch.arange(len(prompt), len(prompt) + len(branch)))
     rows = [(prompt, branch) for prompt, branches in examples for branch in branches]
     position_ids = torch.cat(positions)[None]
-    return _layout(torch.tensor([ids]), tuple(groups), position_ids, predict, last, rows)
+    return _build_layout(torch.tensor([ids]), tuple(groups), position_ids, predict, last, rows)
 
 
-def _layout(
+def _build_layout(
     input_ids: Tensor,
     groups: tuple[Group, ...] | None,
     position_ids: Tensor | None,
@@ -173,11 +173,11 @@ def plan_epoch(
     batches = []
     for start in range(0, len(order), batch_size):
         batch = sorted(order[start : start + batch_size], key=lambda i: (-sizes[i], i))
-        batches.append(fill(batch, [sizes[i] for i in batch], budget))
+        batches.append(fill_batches(batch, [sizes[i] for i in batch], budget))
     return batches
 
 
-def fill(items: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
+def fill_batches(items: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
     """`items` in their order, cut where the next one would pass `budget` tokens."""
     parts: list[list[int]] = []
     held = 0

@@ -68,7 +68,7 @@ def keep_freed_memory() -> None:
 
     Without it most of the time on a CPU goes into page faults. Elsewhere than on glibc: nothing.
     """
-    libc = _glibc()
+    libc = _load_glibc()
     if libc is not None:
         for parameter, value in MALLOPT.items():
             libc.mallopt(parameter, value)
@@ -80,14 +80,14 @@ def release_freed_memory() -> None:
     The counterpart of `keep_freed_memory`, without which a closed model would stay resident.
     """
     gc.collect()
-    libc = _glibc()
+    libc = _load_glibc()
     if libc is not None:
         libc.malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _glibc() -> ctypes.CDLL | None:
+def _load_glibc() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL("libc.so.6")
     except OSError:

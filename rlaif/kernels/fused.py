@@ -18,9 +18,9 @@ from rlaif.kernels.device import compiled_on
 from rlaif.kernels.logprobs import add_product
 
 
-def _norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+def _normalise_rows(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
     """The normed rows, and 1 / rms of each in fp32."""
-    wide = x.to(_wide(x.dtype))
+    wide = x.to(_widen_dtype(x.dtype))
     inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt_()
     normed = wide * inverse
     # Gemma rounds after the product with the weight, Llama before it.
@@ -49,7 +49,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
         out: Tensor
-        out, inverse = compiled_on(x.device, _norm)(x, weight, eps, offset)
+        out, inverse = compiled_on(x.device, _normalise_rows)(x, weight, eps, offset)
         ctx.save_for_backward(x, weight, inverse)
         ctx.offset = offset
         return out
@@ -62,7 +62,7 @@ class _RmsNorm(torch.autograd.Function):
         return *found, None, None
 
 
-def _gated(gate: Tensor, up: Tensor) -> Tensor:
+def _apply_gate(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
@@ -76,7 +76,7 @@ class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        out: Tensor = compiled_on(gate.device, _gated)(gate, up)
+        out: Tensor = compiled_on(gate.device, _apply_gate)(gate, up)
         return out
 
     @staticmethod
@@ -85,7 +85,7 @@ class _GatedSilu(torch.autograd.Function):
         return compiled_on(gate.device, _gated_slopes)(grads[0], gate, up)
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate_positions(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     # Where a model keeps its tables in fp32, the products are in fp32 too.
     width = cos.shape[-1]
     half = width // 2
@@ -116,7 +116,7 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        out: Tensor = compiled_on(x.device, _turned)(x, cos, sin)
+        out: Tensor = compiled_on(x.device, _rotate_positions)(x, cos, sin)
         return out
 
     @staticmethod
@@ -166,7 +166,7 @@ class _Linear(torch.autograd.Function):
         return grad_x, None, grad_bias, None
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def _widen_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

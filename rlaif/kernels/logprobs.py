@@ -49,7 +49,7 @@ def token_logprobs(
     options = _Options(
         temperature, softcap, fp32_head, tile, with_entropy=False, weight_grad_into=weight_grad_into
     )
-    return _apply(hidden, weight, targets, bias, options)[0]
+    return _compute_logprobs(hidden, weight, targets, bias, options)[0]
 
 
 def token_logprobs_and_entropy(
@@ -69,7 +69,7 @@ def token_logprobs_and_entropy(
     options = _Options(
         temperature, softcap, fp32_head, tile, with_entropy=True, weight_grad_into=weight_grad_into
     )
-    return _apply(hidden, weight, targets, bias, options)
+    return _compute_logprobs(hidden, weight, targets, bias, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +83,14 @@ class _Options:
 
     def dtype(self, weight: Tensor) -> torch.dtype:
         """Of the matrix products."""
-        return _wide(weight.dtype) if self.fp32_head else weight.dtype
+        return _widen_dtype(weight.dtype) if self.fp32_head else weight.dtype
 
     def tile_on(self, device: torch.device) -> tuple[int, int]:
         """Tokens and vocabulary entries of one tile."""
         return self.tile or (GPU_TILE if device.type == "cuda" else CPU_TILE)
 
 
-def _apply(
+def _compute_logprobs(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -98,10 +98,10 @@ def _apply(
     options: _Options,
 ) -> tuple[Tensor, Tensor]:
     if hidden.shape[0] == 0:
-        empty = hidden.sum(-1).to(_wide(weight.dtype))
+        empty = hidden.sum(-1).to(_widen_dtype(weight.dtype))
         return empty, empty
     if hidden.is_cuda and _cut_cross_entropy() and _cut_fits(weight, bias, options):
-        cut = _cut(hidden, weight, targets, options)
+        cut = _run_cut_cross_entropy(hidden, weight, targets, options)
         return cut, torch.zeros_like(cut)
     result: tuple[Tensor, Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets, options
@@ -131,7 +131,9 @@ def _cut_fits(weight: Tensor, bias: Tensor | None, options: _Options) -> bool:
     return plain and narrow and not options.with_entropy
 
 
-def _cut(hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options) -> Tensor:
+def _run_cut_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options
+) -> Tensor:
     if options.weight_grad_into is not None and weight.requires_grad:
         weight = _GradientInto.apply(weight, options.weight_grad_into)  # type: ignore[no-untyped-call]
     # By default the kernel leaves out gradients that are too small for bf16.
@@ -161,18 +163,20 @@ class _GradientInto(torch.autograd.Function):
         return None, None
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def _widen_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _spans(count: int, width: int) -> Iterator[slice]:
+def _split_spans(count: int, width: int) -> Iterator[slice]:
     for start in range(0, count, width):
         yield slice(start, min(start + width, count))
 
 
-def _logits(inputs: Tensor, block: Tensor, bias: Tensor | None, options: _Options) -> Tensor:
+def _compute_logits(
+    inputs: Tensor, block: Tensor, bias: Tensor | None, options: _Options
+) -> Tensor:
     """One tile of logits in fp32, as they enter the softmax."""
-    logits = (inputs @ block.T).to(_wide(inputs.dtype))
+    logits = (inputs @ block.T).to(_widen_dtype(inputs.dtype))
     if bias is not None:
         logits += bias
     if options.softcap is not None:
@@ -188,18 +192,18 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _place(targets: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def _locate_targets(targets: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """(N, 1) each target's column in a tile of `width` columns, and (N,) whether it is there."""
     return targets.clamp(0, width - 1)[:, None], (targets >= 0) & (targets < width)
 
 
-def _sums(
+def _reduce_tile(
     logits: Tensor, targets: Tensor, with_entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of one tile (N, W), each (N,): its log-sum-exp, the target's logit or 0 where the target is
     not here, and the mean logit under the tile's own softmax. `targets` count from the tile."""
     total = logits.logsumexp(-1)
-    column, here = _place(targets, logits.shape[1])
+    column, here = _locate_targets(targets, logits.shape[1])
     picked = logits.gather(1, column)[:, 0].masked_fill(~here, 0.0)
     mean = None
     if with_entropy:
@@ -207,7 +211,7 @@ def _sums(
     return total, picked, mean
 
 
-def _slopes(
+def _compute_gradient(
     logits: Tensor,
     targets: Tensor,
     total: Tensor,
@@ -229,7 +233,7 @@ def _slopes(
     else:
         slope = (shifted + entropy[:, None]).mul_(-scale_entropy[:, None])
         grad = shifted.exp_().mul_(slope.sub_(scale[:, None]))
-    column, here = _place(targets, logits.shape[1])
+    column, here = _locate_targets(targets, logits.shape[1])
     grad.scatter_add_(1, column, scale.masked_fill(~here, 0.0)[:, None])
     if softcap is not None:
         grad.mul_(1.0 - (capped * (temperature / softcap)).square_())
@@ -247,15 +251,17 @@ class _TokenLogprobs(torch.autograd.Function):
         options: _Options,
     ) -> tuple[Tensor, Tensor]:
         dtype, tile = options.dtype(weight), options.tile_on(hidden.device)
-        sums, with_entropy = compiled_on(hidden.device, _sums), options.with_entropy
+        sums, with_entropy = compiled_on(hidden.device, _reduce_tile), options.with_entropy
         inputs = hidden.to(dtype)
-        total = torch.full((len(inputs),), -torch.inf, dtype=_wide(dtype), device=hidden.device)
+        total = torch.full(
+            (len(inputs),), -torch.inf, dtype=_widen_dtype(dtype), device=hidden.device
+        )
         picked, mean = torch.zeros_like(total), torch.zeros_like(total)
-        for words in _spans(len(weight), tile[1]):
+        for words in _split_spans(len(weight), tile[1]):
             block = weight[words].to(dtype)
-            for tokens in _spans(len(inputs), tile[0]):
+            for tokens in _split_spans(len(inputs), tile[0]):
                 part = None if bias is None else bias[words]
-                logits = _logits(inputs[tokens], block, part, options)
+                logits = _compute_logits(inputs[tokens], block, part, options)
                 here, found, inside = sums(logits, targets[tokens] - words.start, with_entropy)
                 picked[tokens] += found
                 joined = torch.logaddexp(total[tokens], here)
@@ -274,7 +280,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, bias, targets, total, entropy = ctx.saved_tensors
         options: _Options = ctx.options
         dtype, tile = options.dtype(weight), options.tile_on(hidden.device)
-        slopes = compiled_on(hidden.device, _slopes)
+        slopes = compiled_on(hidden.device, _compute_gradient)
         inputs = hidden.to(dtype)
         scale = torch.zeros_like(total) if grads[0] is None else grads[0].to(total.dtype)
         scale_entropy = None if grads[1] is None else grads[1].to(total.dtype)
@@ -283,7 +289,7 @@ class _TokenLogprobs(torch.autograd.Function):
         into = options.weight_grad_into
         grad_weight = torch.empty_like(weight) if need_weight and into is None else None
         grad_bias = torch.empty_like(bias) if need_bias else None
-        for words in _spans(len(weight), tile[1]):
+        for words in _split_spans(len(weight), tile[1]):
             block = weight[words].to(dtype)
             # Summed over the tiles in fp32 and rounded once.
             sum_weight = None
@@ -292,9 +298,9 @@ class _TokenLogprobs(torch.autograd.Function):
             elif need_weight:
                 sum_weight = torch.zeros_like(block, dtype=total.dtype)
             sum_bias = torch.zeros(len(block), dtype=total.dtype, device=block.device)
-            for tokens in _spans(len(inputs), tile[0]):
+            for tokens in _split_spans(len(inputs), tile[0]):
                 part = None if bias is None else bias[words]
-                logits = _logits(inputs[tokens], block, part, options)
+                logits = _compute_logits(inputs[tokens], block, part, options)
                 grad = slopes(
                     logits,
                     targets[tokens] - words.start,

@@ -26,8 +26,8 @@ from rlaif.metrics.weighted import (
     Ints,
     Mask,
     Measure,
-    among,
     mean_of,
+    measure_among,
     ratio,
     sums_by,
 )
@@ -47,14 +47,14 @@ def cohen_kappa(first: Floats, second: Floats) -> Measure:
     cells = codes[: first.size] * size + codes[first.size :]
     columns = (cells[:, None] == np.arange(size * size)).astype(np.float64)
 
-    def of(weights: Floats) -> Floats:
+    def measure_kappa(weights: Floats) -> Floats:
         table = (weights @ columns).reshape(weights.shape[0], size, size)
         total = table.sum(axis=(1, 2))
         observed = ratio(np.trace(table, axis1=1, axis2=2), total)
         expected = ratio((table.sum(axis=1) * table.sum(axis=2)).sum(axis=1), total**2)
         return ratio(observed - expected, 1.0 - expected)
 
-    return of
+    return measure_kappa
 
 
 def nominal(left: Floats, right: Floats) -> Floats:
@@ -85,29 +85,29 @@ def krippendorff_alpha(ratings: Floats, distance: Distance = nominal) -> Measure
     columns = pairs.reshape(kept.size, levels.size**2)
     far = distance(levels[:, None], levels[None, :])
 
-    def of(weights: Floats) -> Floats:
+    def measure_alpha(weights: Floats) -> Floats:
         coincidence = (weights[:, kept] @ columns).reshape(weights.shape[0], *far.shape)
         totals = coincidence.sum(axis=2)
         observed = (coincidence * far).sum(axis=(1, 2))
         expected = ((totals @ far) * totals).sum(axis=1) / (totals.sum(axis=1) - 1.0)
         return 1.0 - ratio(observed, expected)
 
-    return of
+    return measure_alpha
 
 
 def pearson(x: Floats, y: Floats) -> Measure:
     """The linear correlation of two arrays of shape (n,); NaN where either does not vary."""
-    return lambda weights: _correlation(x, y, weights)
+    return lambda weights: _correlate_samples(x, y, weights)
 
 
-def _correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
+def _correlate_samples(x: Floats, y: Floats, weights: Floats) -> Floats:
     """As `pearson`; `x` and `y` may differ by sample, shape (B, n)."""
-    a, spread_a = _centred(x, weights)
-    b, spread_b = _centred(y, weights)
+    a, spread_a = _centre_values(x, weights)
+    b, spread_b = _centre_values(y, weights)
     return ratio((weights * a * b).sum(axis=1), np.sqrt(spread_a) * np.sqrt(spread_b))
 
 
-def _centred(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
+def _centre_values(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """The distances from the mean, (B, n), and the sum of their squares, (B,)."""
     whole = weights.sum(axis=1)
     centred = values - ratio((weights * values).sum(axis=1), whole)[:, None]
@@ -120,22 +120,22 @@ def _centred(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
 def spearman(x: Floats, y: Floats) -> Measure:
     """The correlation of the ranks, ties sharing their mean rank; NaN where either is constant."""
     ranks_x, ranks_y = _mean_ranks(x), _mean_ranks(y)
-    return lambda weights: _correlation(ranks_x(weights), ranks_y(weights), weights)
+    return lambda weights: _correlate_samples(ranks_x(weights), ranks_y(weights), weights)
 
 
 def _mean_ranks(values: Floats) -> Callable[[Floats], Floats]:
-    codes = _codes(values)
+    codes = _rank_distinct(values)
     by_level = sums_by(codes)
 
-    def of(weights: Floats) -> Floats:
+    def rank_samples(weights: Floats) -> Floats:
         counts = by_level(weights)
         middle: Floats = np.cumsum(counts, axis=1) - (counts - 1.0) / 2.0
         return middle[:, codes]
 
-    return of
+    return rank_samples
 
 
-def _codes(values: Floats) -> Ints:
+def _rank_distinct(values: Floats) -> Ints:
     """The rank of each value among the distinct ones, from 0."""
     codes = np.unique(values, return_inverse=True)[1]
     return codes.astype(np.int64)
@@ -144,19 +144,19 @@ def _codes(values: Floats) -> Ints:
 def kendall(x: Floats, y: Floats) -> Measure:
     """Kendall's tau-b in O(n log m) for the m levels of the coarser array; NaN where either does
     not vary."""
-    a, b = _codes(x), _codes(y)
+    a, b = _rank_distinct(x), _rank_distinct(y)
     if a.max(initial=0) > b.max(initial=0):
         a, b = b, a
     ties_a, ties_b = sums_by(a), sums_by(b)
     nets = [_net_at(a, b, bit) for bit in range(int(a.max(initial=0)).bit_length())]
 
-    def of(weights: Floats) -> Floats:
+    def measure_tau(weights: Floats) -> Floats:
         square = weights.sum(axis=1) ** 2
         free_a, free_b = (square - (t(weights) ** 2).sum(axis=1) for t in (ties_a, ties_b))
         net = sum((net(weights) for net in nets), start=np.zeros(weights.shape[0]))
         return ratio(2.0 * net, np.sqrt(free_a) * np.sqrt(free_b))
 
-    return of
+    return measure_tau
 
 
 def _net_at(a: Ints, b: Ints, bit: int) -> Measure:
@@ -172,7 +172,7 @@ def _net_at(a: Ints, b: Ints, bit: int) -> Measure:
     heads = np.flatnonzero(new_block[starts])
     last = np.append(heads[1:], starts.size)[np.searchsorted(heads, first)] - 1
 
-    def of(weights: Floats) -> Floats:
+    def count_net(weights: Floats) -> Floats:
         ordered = weights[:, order]
         high = np.add.reduceat(ordered * upper, starts, axis=1)
         low = np.add.reduceat(ordered, starts, axis=1) - high
@@ -182,7 +182,7 @@ def _net_at(a: Ints, b: Ints, bit: int) -> Measure:
         net: Floats = (high * (below - above)).sum(axis=1)
         return net
 
-    return of
+    return count_net
 
 
 def sign_test(first: int, second: int) -> float:
@@ -211,7 +211,7 @@ def effective_votes(count: int, correlation: Floats) -> Floats:
     return votes
 
 
-def decided(prob: Floats) -> Mask:
+def is_decided(prob: Floats) -> Mask:
     """Where there is a value and it is no tie."""
     known: Mask = ~np.isnan(prob) & (prob != 0.5)
     return known
@@ -223,7 +223,7 @@ def same_slot(prob_first: Floats, prob_second: Floats) -> Floats:
 
     Of P(the answer wins) when it was shown first and when it was shown second, each (n,).
     """
-    known = decided(prob_first) & decided(prob_second)
+    known = is_decided(prob_first) & is_decided(prob_second)
     won = (prob_first > 0.5).astype(np.float64) - (prob_second > 0.5)
     return np.where(known, won, np.nan)
 
@@ -231,7 +231,7 @@ def same_slot(prob_first: Floats, prob_second: Floats) -> Floats:
 def picks_longer(prob: Floats, longer_by: Floats) -> Floats:
     """1 where a verdict is for the longer answer, else 0; NaN for equal lengths and without a
     verdict. Shape (n,)."""
-    kept = decided(prob) & (longer_by != 0)
+    kept = is_decided(prob) & (longer_by != 0)
     return np.where(kept, (prob > 0.5) == (longer_by > 0), np.nan)
 
 
@@ -242,20 +242,20 @@ def length_coefficient(prob: Floats, label: Floats, longer_by: Floats) -> Figure
     Features: 1, longer_by / sd, and the label as -1 or 1. Undefined where the regression has no
     maximum, as for a judge that always follows length or always follows people.
     """
-    kept = decided(prob) & decided(label)
+    kept = is_decided(prob) & is_decided(label)
     lengths, outcome = longer_by[kept], (prob[kept] > 0.5).astype(np.float64)
     scale = (float(lengths.std()) if lengths.size else 0.0) or 1.0
     human = np.where(label[kept] > 0.5, 1.0, -1.0)
     features = np.stack([np.ones_like(lengths), lengths / scale, human], axis=1)
     powers = np.stack([features[:, 1], features[:, 1] ** 2], axis=1)
 
-    def of(weights: Floats) -> Floats:
+    def measure_coefficient(weights: Floats) -> Floats:
         mean, square = ratio(weights @ powers, weights.sum(axis=1, keepdims=True)).T
         slope = fit_logistic(features, outcome, weights)[:, 1]
         by_sd: Floats = slope * np.sqrt(np.maximum(square - mean**2, 0.0))
         return by_sd
 
-    return among(kept, of)
+    return measure_among(kept, measure_coefficient)
 
 
 def self_preference(prob: Floats, label: Floats, own: Floats) -> Figure:
@@ -264,7 +264,7 @@ def self_preference(prob: Floats, label: Floats, own: Floats) -> Figure:
     `own` is 1 where the first answer is the judge's own and the second is not, -1 the other way
     round, else 0. Undefined where either condition never holds.
     """
-    kept = decided(prob) & decided(label) & (own != 0)
+    kept = is_decided(prob) & is_decided(label) & (own != 0)
     mine = own > 0
     judged, said = (prob > 0.5) == mine, (label > 0.5) == mine
     where_own = mean_of(np.where(kept & said, judged, np.nan))

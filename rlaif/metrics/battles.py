@@ -36,10 +36,10 @@ def read_battles(
         if alone and baseline_beside(path) is None:
             return _without_baseline(path, on_error)
     reading = read_labelled(path, from_, columns, on_error)
-    return [_battle(pair) for pair in reading], reading.skipped
+    return [_make_battle(pair) for pair in reading], reading.skipped
 
 
-def _battle(pair: LabelledPair) -> Battle:
+def _make_battle(pair: LabelledPair) -> Battle:
     if pair.authors is None:
         raise ConfigError(
             f"{pair.place}: nobody is named as the author of the two answers; a win rate needs "
@@ -59,19 +59,19 @@ def _battle(pair: LabelledPair) -> Battle:
 def _without_baseline(path: Path, on_error: OnError) -> tuple[list[Battle], list[str]]:
     skipped: list[str] = []
 
-    def skip(fault: ConfigError) -> None:
+    def skip_row(fault: ConfigError) -> None:
         skipped.append(str(fault))
 
-    on_fault = raise_fault if on_error == "fail" else skip
+    on_fault = raise_fault if on_error == "fail" else skip_row
 
-    def battles() -> Iterator[Battle]:
+    def read_battles() -> Iterator[Battle]:
         for place, row in file_rows(path, on_fault):
             try:
                 yield _against_unknown(row, place)
             except ConfigError as fault:
                 on_fault(fault)
 
-    found = list(battles())
+    found = list(read_battles())
     if not found:
         raise ConfigError(nothing_read(0, skipped), path)
     return found, skipped

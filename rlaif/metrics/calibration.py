@@ -51,7 +51,7 @@ def brier(prob: Floats, outcome: Floats, weights: Floats) -> Floats:
     return ratio((weights * (prob - outcome) ** 2).sum(axis=1), weights.sum(axis=1))
 
 
-def reliability(
+def bin_reliability(
     prob: Floats, outcome: Floats, weights: Floats, equal_mass: bool = False, bins: int = BINS
 ) -> Curve:
     """The bins, of equal width over [0, 1] or of equal mass, lowest first.
@@ -59,18 +59,18 @@ def reliability(
     `prob` may differ by sample, shape (B, n); not with `equal_mass`.
     """
     if equal_mass:
-        edges = _quantiles(prob, weights, _inner_edges(bins))
+        edges = _weighted_quantiles(prob, weights, _inner_edges(bins))
         place = np.stack([prob > edge[:, None] for edge in edges.T]).sum(axis=0)
     else:
         place = np.broadcast_to(bin_of(prob, bins), weights.shape)
     count = weights.shape[0]
     cells = (place + bins * np.arange(count)[:, None]).ravel()
 
-    def summed(values: Floats) -> Floats:
+    def sum_cells(values: Floats) -> Floats:
         sums = np.bincount(cells, values.ravel(), minlength=bins * count)
         return sums.reshape(count, bins).astype(np.float64)
 
-    return Curve(summed(weights), summed(weights * prob), summed(weights * outcome))
+    return Curve(sum_cells(weights), sum_cells(weights * prob), sum_cells(weights * outcome))
 
 
 def bin_of(prob: Floats, bins: int = BINS) -> Ints:
@@ -82,7 +82,7 @@ def _inner_edges(bins: int) -> Floats:
     return np.linspace(0.0, 1.0, bins + 1)[1:-1]
 
 
-def _quantiles(values: Floats, weights: Floats, shares: Floats) -> Floats:
+def _weighted_quantiles(values: Floats, weights: Floats, shares: Floats) -> Floats:
     """Linear quantiles (B, m) of values that are repeated as the whole weights say."""
     order = np.argsort(values, kind="stable")
     ordered, upto = values[order], np.cumsum(weights[:, order], axis=1)
@@ -103,7 +103,7 @@ def log_odds(prob: Floats) -> Floats:
     return np.log(kept) - np.log1p(-kept)
 
 
-def steepness(logits: Floats, outcome: Floats) -> Measure:
+def measure_steepness(logits: Floats, outcome: Floats) -> Measure:
     """1/T of temperature scaling: the a >= 0 of least negative log-likelihood of sigmoid(a z).
 
     0 (T infinite) where the logits point the wrong way or nowhere; at most `STEEPEST`. NaN without
@@ -114,15 +114,15 @@ def steepness(logits: Floats, outcome: Floats) -> Measure:
     right = np.where(logits > 0, outcome, 1.0 - outcome)
     by_size = sums_by(codes.astype(np.int64))
 
-    def of(weights: Floats) -> Floats:
+    def fit_steepness(weights: Floats) -> Floats:
         count, hits = by_size(weights), by_size(weights * right)
-        found = _steepest(sizes, count, hits)
+        found = _solve_steepness(sizes, count, hits)
         return np.where(count.sum(axis=1) > 0, found, np.nan)
 
-    return of
+    return fit_steepness
 
 
-def _steepest(sizes: Floats, count: Floats, hits: Floats) -> Floats:
+def _solve_steepness(sizes: Floats, count: Floats, hits: Floats) -> Floats:
     """Newton's method within a bracket that is halved where it fails, for all samples at once."""
     target = hits @ sizes
     low, high = np.zeros(len(count)), np.full(len(count), STEEPEST)
@@ -149,9 +149,9 @@ def scale_held_out(prob: Floats, outcome: Floats, fold: Ints) -> Callable[[Float
     the others fit. NaN where there is one fold only."""
     logits = log_odds(prob)
     insides = [fold == number for number in np.unique(fold)]
-    fits = [steepness(logits[~inside], outcome[~inside]) for inside in insides]
+    fits = [measure_steepness(logits[~inside], outcome[~inside]) for inside in insides]
 
-    def of(weights: Floats) -> Floats:
+    def scale_samples(weights: Floats) -> Floats:
         scaled = np.full(weights.shape, np.nan)
         for inside, fit in zip(insides, fits, strict=True):
             if not inside.all():
@@ -159,7 +159,7 @@ def scale_held_out(prob: Floats, outcome: Floats, fold: Ints) -> Callable[[Float
                 scaled[:, inside] = sigmoids(scale[:, None] * logits[inside])
         return scaled
 
-    return of
+    return scale_samples
 
 
 DRAWS = 500
@@ -179,7 +179,7 @@ class CalibrationError:
     detectable: float | None
 
 
-def graded(prob: Floats) -> bool:
+def is_graded(prob: Floats) -> bool:
     """Whether there are degrees in the probabilities: ten or more, and none is exactly 0 or 1."""
     return bool(np.unique(prob).size >= LEAST_DISTINCT and prob.min() > 0 and prob.max() < 1)
 
@@ -215,7 +215,9 @@ def calibration_error(
     sizes = np.bincount(place).astype(np.float64)
     errors = np.bincount(place, outcome - prob) / sizes
     names, code = np.unique(np.asarray(prompts), return_inverse=True)
-    covariance = _covariance(outcome - prob - errors[place], place, sizes, code, names.size)
+    covariance = _estimate_covariance(
+        outcome - prob - errors[place], place, sizes, code, names.size
+    )
     share = sizes / prob.size
     square = float(share @ errors**2)
     if covariance is None or names.size <= bins or not covariance.any():
@@ -235,7 +237,7 @@ def calibration_error(
     return CalibrationError(found, least)
 
 
-def _covariance(
+def _estimate_covariance(
     residuals: Floats, place: Ints, sizes: Floats, code: Ints, prompts: int
 ) -> Floats | None:
     """The covariance (bins, bins) of the bins' mean errors, robust to clusters; None where a bin
@@ -282,4 +284,4 @@ def ece_if_calibrated(prob: Floats, seed: int, draws: int = DRAWS) -> Interval:
 
 def ece_of(prob: Floats, outcome: Floats) -> float:
     """Expected calibration error, ten bins of equal width."""
-    return float(reliability(prob, outcome, np.ones((1, prob.size))).ece()[0])
+    return float(bin_reliability(prob, outcome, np.ones((1, prob.size))).ece()[0])

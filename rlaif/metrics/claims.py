@@ -50,8 +50,8 @@ class Claims:
 def find_claims(primary: Mapping[str, IntervalJson], others: Mapping[str, IntervalJson]) -> Claims:
     """What may be said of the primary figures and of the others, each by a key of its own. Figures
     without a p, or of fewer than six prompts, are in neither family."""
-    first = {k: p for k, i in primary.items() if (p := _p(i)) is not None}
-    rest = {k: p for k, i in others.items() if (p := _p(i)) is not None}
+    first = {k: p for k, i in primary.items() if (p := _p_value(i)) is not None}
+    rest = {k: p for k, i in others.items() if (p := _p_value(i)) is not None}
     adjusted = holm(first)
     standing: dict[str, Standing] = dict.fromkeys([*primary, *others], "none")
     standing |= {k: "claimed" for k, p in adjusted.items() if p < ALPHA}
@@ -59,7 +59,7 @@ def find_claims(primary: Mapping[str, IntervalJson], others: Mapping[str, Interv
     return Claims(standing, adjusted, len(rest), ALPHA * len(rest))
 
 
-def _p(interval: IntervalJson) -> float | None:
+def _p_value(interval: IntervalJson) -> float | None:
     return interval.get("p") if prompts_of(interval) >= MIN_PROMPTS else None
 
 
@@ -125,12 +125,12 @@ def answer_of(difference: IntervalJson, margin: float) -> Answer:
     return Answer(
         verdict,
         POWERED * se,
-        _whole(prompts * (SAME_POWERED * se / margin) ** 2),
-        _whole(prompts * (POWERED * se / margin) ** 2),
+        _round_up(prompts * (SAME_POWERED * se / margin) ** 2),
+        _round_up(prompts * (POWERED * se / margin) ** 2),
     )
 
 
-def _whole(prompts: float) -> int:
+def _round_up(prompts: float) -> int:
     """So many prompts or one more, but for what rounding of floats adds."""
     return math.ceil(round(prompts, 6))
 

@@ -69,7 +69,7 @@ def score_parts(
     return {principle: per_prompt(rows) for principle, rows in sorted(shares.items())}
 
 
-def decompose(
+def decompose_change(
     new: Mapping[str, Values],
     old: Mapping[str, Values],
     cut_new: Values,
@@ -77,15 +77,16 @@ def decompose(
 ) -> Decomposition | None:
     """What the change from `old` to `new` is made of, both from `score_parts`; None where they have
     no prompt in common. `cut_*` are the shares of each prompt's answers that were cut."""
-    prompts = sorted(_prompts(new) & _prompts(old))
+    prompts = sorted(_collect_prompts(new) & _collect_prompts(old))
     if not prompts:
         return None
     parts = {
-        principle: fmean(_at(new, principle, p) - _at(old, principle, p) for p in prompts)
+        principle: fmean(_part_at(new, principle, p) - _part_at(old, principle, p) for p in prompts)
         for principle in sorted(new.keys() | old.keys())
     }
     changes = {
-        p: math.fsum(_at(new, name, p) - _at(old, name, p) for name in parts) for p in prompts
+        p: math.fsum(_part_at(new, name, p) - _part_at(old, name, p) for name in parts)
+        for p in prompts
     }
     found: Decomposition = {
         "change": fmean(changes.values()),
@@ -104,11 +105,11 @@ def decompose(
     return found
 
 
-def _prompts(parts: Mapping[str, Values]) -> set[str]:
+def _collect_prompts(parts: Mapping[str, Values]) -> set[str]:
     return set[str]().union(*parts.values())
 
 
-def _at(parts: Mapping[str, Values], principle: str, prompt_id: str) -> float:
+def _part_at(parts: Mapping[str, Values], principle: str, prompt_id: str) -> float:
     """A principle that is asked of no answer to a prompt adds nothing there."""
     return parts.get(principle, {}).get(prompt_id, 0.0)
 
@@ -121,22 +122,22 @@ def change_sentences(found: Mapping[str, Any]) -> list[str]:
         if abs(made["change"]) < LEAST_SHOWN:
             continue
         total = f"score/{judge} {show_number(made['change'], signed=True)}"
-        parts = _largest(made["parts"])
+        parts = _sort_largest(made["parts"])
         if len(parts) > 1:
             shown = ", ".join(f"{name} {show_number(part, signed=True)}" for name, part in parts)
             lines.append(f"{total} = {shown} ({made['prompts']} prompts).")
-        if (cut := made.get("cut")) is not None and _explains(cut["part"], made["change"]):
+        if (cut := made.get("cut")) is not None and _explains_change(cut["part"], made["change"]):
             lines.append(_cut_sentence(total, cut, made["prompts"]))
     return lines
 
 
-def _largest(parts: Mapping[str, float]) -> list[tuple[str, float]]:
+def _sort_largest(parts: Mapping[str, float]) -> list[tuple[str, float]]:
     """The parts that can be seen, the largest first."""
     seen = [(name, part) for name, part in parts.items() if abs(part) >= LEAST_SHOWN]
     return sorted(seen, key=lambda item: (-abs(item[1]), item[0]))
 
 
-def _explains(part: float, change: float) -> bool:
+def _explains_change(part: float, change: float) -> bool:
     return part * change > 0 and abs(part) >= LEAST_EXPLAINED * abs(change)
 
 

@@ -98,7 +98,7 @@ def find_alarms(history: Sequence[RoundMetrics], limits: AlarmLimits | None = No
     return sorted(found, key=lambda alarm: alarm.severity)
 
 
-def delta(history: Sequence[RoundMetrics], name: str, base: Base) -> IntervalJson | None:
+def find_delta(history: Sequence[RoundMetrics], name: str, base: Base) -> IntervalJson | None:
     """The latest round's paired difference in `name` from the base model, if measured."""
     return history[-1]["deltas"].get(base, {}).get(name)
 
@@ -106,7 +106,7 @@ def delta(history: Sequence[RoundMetrics], name: str, base: Base) -> IntervalJso
 def both_means(history: Sequence[RoundMetrics], name: str) -> tuple[float, float] | None:
     """The initial model's mean of `name` and the latest one, over the same prompts where a
     difference was taken; None where either was not measured."""
-    latest, change = history[-1]["metrics"].get(name), delta(history, name, "initial")
+    latest, change = history[-1]["metrics"].get(name), find_delta(history, name, "initial")
     if latest is None:
         return None
     if change is not None:
@@ -122,7 +122,9 @@ def change_sides(change: IntervalJson, latest: float) -> tuple[float, float]:
     return old, old + change["mean"]
 
 
-def _named(history: Sequence[RoundMetrics], prefix: str) -> list[tuple[str, str, IntervalJson]]:
+def _find_metrics(
+    history: Sequence[RoundMetrics], prefix: str
+) -> list[tuple[str, str, IntervalJson]]:
     """(metric, judge, interval) of the latest round's metrics called `prefix/<judge>`."""
     found = []
     for name, interval in sorted(history[-1]["metrics"].items()):
@@ -132,7 +134,7 @@ def _named(history: Sequence[RoundMetrics], prefix: str) -> list[tuple[str, str,
     return found
 
 
-def _kl(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
+def _check_kl(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
     kl = history[-1]["metrics"].get("kl/initial")
     if kl is not None and kl["mean"] > limits.kl_budget:
         message = (
@@ -142,7 +144,7 @@ def _kl(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]
         yield Alarm("kl_budget", "alarm", message, "kl/initial", kl["mean"], limits.kl_budget)
 
 
-def _length(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
+def _check_length(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
     for name in ("length/words", "length/tokens"):
         sides = both_means(history, name)
         if sides is None or not sides[0]:
@@ -152,7 +154,7 @@ def _length(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Al
         if limits.length_low <= ratio <= limits.length_high:
             continue
         limit = limits.length_low if ratio < limits.length_low else limits.length_high
-        factor = delta(history, f"length_factor/{name.split('/')[1]}", "initial")
+        factor = find_delta(history, f"length_factor/{name.split('/')[1]}", "initial")
         typical = "" if factor is None else f"; within a prompt {show_interval(factor)} times"
         unit = name.split("/")[1]
         message = (
@@ -163,8 +165,8 @@ def _length(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Al
         return
 
 
-def _diversity(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
-    change, sides = delta(history, "distinct_2", "initial"), both_means(history, "distinct_2")
+def _check_diversity(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
+    change, sides = find_delta(history, "distinct_2", "initial"), both_means(history, "distinct_2")
     if change is None or sides is None or not sides[0] or direction(change) >= 0:
         return
     drop = -change["mean"] / sides[0]
@@ -176,12 +178,12 @@ def _diversity(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator
         yield Alarm("diversity_loss", "alarm", message, "distinct_2", drop, limits.distinct_drop)
 
 
-def _rises(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
+def _check_rises(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
     for name, metric, limit, what in (
         ("repetition_rise", "repetition_4", limits.repetition_rise, "Answers repeat themselves"),
         ("refusal_rise", "refusal_rate", limits.refusal_rise, "The policy refuses more"),
     ):
-        change = delta(history, metric, "initial")
+        change = find_delta(history, metric, "initial")
         if change is not None and direction(change) > 0 and change["mean"] > limit:
             message = (
                 f"{what}: {metric} rose by {show_interval(change, signed=True)} since the "
@@ -190,7 +192,7 @@ def _rises(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Ala
             yield Alarm(name, "alarm", message, metric, change["mean"], limit)
 
 
-def _escapes(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
+def _check_escapes(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
     changes = history[-1]["deltas"].get("initial", {})
     for name, change in sorted(changes.items()):
         head, _, judge = name.rpartition("/")
@@ -206,7 +208,7 @@ def _escapes(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[A
             yield Alarm("not_applicable", "alarm", message, name, change["mean"], limit)
 
 
-def _rates(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
+def _check_rates(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
     metrics = history[-1]["metrics"]
     empty, flat = metrics.get("empty_rate"), metrics.get("samples/zero_variance")
     if empty is not None and empty["mean"] > limits.empty_rate:
@@ -224,11 +226,11 @@ def _rates(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Ala
             flat["mean"],
             limits.zero_variance,
         )
-    for name, judge, rate in _named(history, "unparsed_rate"):
+    for name, judge, rate in _find_metrics(history, "unparsed_rate"):
         if rate["mean"] > limits.unparsed_rate:
             message = f"{rate['mean']:.0%} of the verdicts of judge {judge!r} could not be read."
             yield Alarm("unparsed", "alarm", message, name, rate["mean"], limits.unparsed_rate)
-    for name, judge, rate in _named(history, "position_bias"):
+    for name, judge, rate in _find_metrics(history, "position_bias"):
         if rate["mean"] > limits.position_bias:
             message = (
                 f"Judge {judge!r} picks by place: in {rate['mean']:.0%} of the pairs the same slot "
@@ -237,15 +239,15 @@ def _rates(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Ala
             yield Alarm("position_bias", "alarm", message, name, rate["mean"], limits.position_bias)
 
 
-def _hacking(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
-    held_out = [name for name, _, _ in _named(history, "check")] + ["loglik/initial"]
+def _check_hacking(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
+    held_out = [name for name, _, _ in _find_metrics(history, "check")] + ["loglik/initial"]
     for metric in held_out:
         for base in ("initial", "previous"):
-            change = delta(history, metric, base)
+            change = find_delta(history, metric, base)
             risen = [
                 judge
-                for name, judge, _ in _named(history, "score")
-                if direction(delta(history, name, base)) > 0
+                for name, judge, _ in _find_metrics(history, "score")
+                if direction(find_delta(history, name, base)) > 0
             ]
             if change is None or direction(change) >= 0 or not risen:
                 continue
@@ -262,8 +264,8 @@ def _hacking(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[A
             break
 
 
-def _saturation(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
-    for name, judge, score in _named(history, "score"):
+def _check_saturation(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
+    for name, judge, score in _find_metrics(history, "score"):
         spread = history[-1]["metrics"].get(f"samples/spread/{judge}")
         if spread is None or spread["mean"] > limits.saturation_spread:
             continue
@@ -276,7 +278,7 @@ def _saturation(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterato
             yield Alarm("saturation", "alarm", message, name, score["mean"], limits.saturation_mean)
 
 
-def _gap(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
+def _check_gap(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
     margins = [r["metrics"]["pairs/margin"]["mean"] for r in history if _has_margin(r)]
     if len(margins) < 2 or not _has_margin(history[-1]) or margins[0] <= 0.0:
         return
@@ -293,14 +295,14 @@ def _has_margin(round_metrics: RoundMetrics) -> bool:
     return round_metrics["metrics"].get("pairs/margin") is not None
 
 
-def _drifts(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
+def _check_drifts(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
     watched = [
-        (metric, delta(history, metric, "initial"), f"{metric} moved by")
+        (metric, find_delta(history, metric, "initial"), f"{metric} moved by")
         for metric in ("length/words", "list_rate", "stock_phrase_rate")
     ]
     watched += [
         (name, interval, f"On the same texts judge {judge!r} by the moved policy differs by")
-        for name, judge, interval in _named(history, "drift")
+        for name, judge, interval in _find_metrics(history, "drift")
     ]
     for metric, change, what in watched:
         if change is None or prompts_of(change) < MIN_PROMPTS:
@@ -315,7 +317,7 @@ def _drifts(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Al
 
 
 def _label_mass(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterator[Alarm]:
-    for name, judge, mass in _named(history, "label_mass"):
+    for name, judge, mass in _find_metrics(history, "label_mass"):
         if mass["mean"] < limits.label_mass:
             message = (
                 f"Judge {judge!r} puts only {mass['mean']:.0%} of its probability on the allowed "
@@ -325,15 +327,15 @@ def _label_mass(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterato
 
 
 _CHECKS: tuple[Callable[[Sequence[RoundMetrics], AlarmLimits], Iterator[Alarm]], ...] = (
-    _hacking,
-    _kl,
-    _length,
-    _diversity,
-    _rises,
-    _escapes,
-    _rates,
-    _saturation,
-    _gap,
-    _drifts,
+    _check_hacking,
+    _check_kl,
+    _check_length,
+    _check_diversity,
+    _check_rises,
+    _check_escapes,
+    _check_rates,
+    _check_saturation,
+    _check_gap,
+    _check_drifts,
     _label_mass,
 )

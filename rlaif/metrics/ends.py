@@ -56,7 +56,7 @@ def spread_of(values: Floats) -> tuple[Floats, Floats]:
     return mean, squares / (count * (count - 1)) if count > 1 else np.full(mean.shape, np.nan)
 
 
-def vary(values: Floats) -> NDArray[np.bool_]:
+def find_varying(values: Floats) -> NDArray[np.bool_]:
     """Which samples have different values, (B,): more so than rounding makes them."""
     size = np.maximum(np.abs(values).max(axis=1), 1.0)
     found: NDArray[np.bool_] = np.ptp(values, axis=1) > 1e-12 * size
@@ -124,7 +124,7 @@ def mean_ends(values: Floats, null: float | None = 0.0, level: float = LEVEL) ->
     """K3: means of unbounded values and of paired differences, by Student's t over prompts. NaN
     ends where all values of a sample are equal, or there is one."""
     mean, square = spread_of(values)
-    square = np.where(vary(values), square, np.nan)
+    square = np.where(find_varying(values), square, np.nan)
     return t_ends(mean, np.sqrt(square), values.shape[1] - 1.0, null, level)
 
 
@@ -160,19 +160,19 @@ def skewed_ends(values: Floats, level: float = LEVEL) -> Ends:
     of a sample are equal."""
     count = values.shape[1]
     mean, square = spread_of(values)
-    se = np.sqrt(np.where(vary(values), square, np.nan))
+    se = np.sqrt(np.where(find_varying(values), square, np.nan))
     deviations = values - mean[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         skewness = (deviations**3).mean(axis=1) / (deviations**2).mean(axis=1) ** 1.5
     t = t_quantile(count - 1.0, level)
-    low = mean - _untransformed(t, skewness, count) * se
-    high = mean - _untransformed(-t, skewness, count) * se
+    low = mean - _invert_transform(t, skewness, count) * se
+    high = mean - _invert_transform(-t, skewness, count) * se
     low = np.where(values.min(axis=1) >= 0, np.maximum(low, 0.0), low)
     nothing = np.full(mean.shape, np.nan)
     return Ends(mean, low, high, nothing, se, np.full(mean.shape, count - 1.0))
 
 
-def _untransformed(transformed: Floats, skewness: Floats, count: int) -> Floats:
+def _invert_transform(transformed: Floats, skewness: Floats, count: int) -> Floats:
     """The t of which Hall's transform is given: t + a t^2 + a^2 t^3 / 3 + g / (6 sqrt n) with
     a = g / (3 sqrt n)."""
     rest = transformed - skewness / (6 * np.sqrt(count))

@@ -21,10 +21,9 @@ Rule = Literal["share", "rare", "mean", "skewed", "jackknife", "fisher", "log", 
 
 @dataclass(frozen=True, slots=True)
 class FigureRule:
-    """The rule `of` the figure and `change` of paired differences of it; the figure's `heading` in
-    a table and `about` what it means; `null`, where it has one, its value where nothing is the
-    matter, which its p is against. Of a figure that is computed with prompts left out: below `few`
-    prompts its interval may be too narrow, and says so."""
+    """The rules of one figure: `of` for its value, `change` for paired differences of it. `null` is
+    the value under the null hypothesis that p tests, if there is one. `few`: with fewer prompts a
+    jackknife interval may be too narrow, and says so."""
 
     of: Rule
     heading: str = ""

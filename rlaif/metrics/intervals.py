@@ -29,7 +29,7 @@ time, which first falls below 5% at six."""
 
 
 class IntervalJson(TypedDict):
-    """An `Interval` as it stands in JSON; of what is None only the ends are there."""
+    """An `Interval` as JSON: fields that are None are left out, except the ends."""
 
     mean: float
     low: float | None
@@ -81,7 +81,7 @@ def share_interval(
     values: Mapping[str, float], null: float | None = None, level: float = LEVEL
 ) -> Interval | None:
     """K1: the mean of one value on [0, 1] per prompt id; None without a prompt."""
-    data = _column(values)
+    data = _make_column(values)
     if not data.size:
         return None
     # Probabilities may add up to a little more than 1.
@@ -111,11 +111,11 @@ def mean_interval(
     values: Mapping[str, float], null: float | None = None, level: float = LEVEL
 ) -> Interval | None:
     """K3: the mean of one unbounded value per prompt id, by t; None without a prompt."""
-    data = _column(values)
+    data = _make_column(values)
     if not data.size:
         return None
     found = ends.mean_ends(data[None], null, level)
-    return one_interval(found, data.size, note=None if varies(data) else SAME)
+    return one_interval(found, data.size, note=None if has_variation(data) else SAME)
 
 
 def paired_interval(
@@ -148,7 +148,7 @@ def paired_share_interval(
     keys = sorted(new.keys() & old.keys())
     if not keys:
         return None
-    one, other = (_column({key: side[key] for key in keys}) for side in (new, old))
+    one, other = (_make_column({key: side[key] for key in keys}) for side in (new, old))
     if not np.isin(one, (0.0, 1.0)).all() or not np.isin(other, (0.0, 1.0)).all():
         raise ValueError("values of 0 and 1 expected")
     more, less = (np.asarray([float((a > b).sum())]) for a, b in ((one, other), (other, one)))
@@ -157,7 +157,7 @@ def paired_share_interval(
 
 def skewed_interval(values: Mapping[str, float], level: float = LEVEL) -> Interval | None:
     """K5: the mean of one skewed value per prompt id, with the median; None without a prompt."""
-    data = _column(values)
+    data = _make_column(values)
     if not data.size:
         return None
     return one_interval(
@@ -168,14 +168,14 @@ def skewed_interval(values: Mapping[str, float], level: float = LEVEL) -> Interv
     )
 
 
-def varies(data: Floats) -> bool:
+def has_variation(data: Floats) -> bool:
     """Whether values by prompt, (C,), differ; of one prompt that is not known."""
-    return data.size < 2 or bool(ends.vary(data[None])[0])
+    return data.size < 2 or bool(ends.find_varying(data[None])[0])
 
 
 def skewed_note(data: Floats) -> str | None:
     """What is said beside the interval of skewed values by prompt, (C,)."""
-    if not varies(data):
+    if not has_variation(data):
         return SAME
     return SKEWED_NOTE if 1 < data.size < FEW_SKEWED else None
 
@@ -220,7 +220,7 @@ def one_interval(
     note: str | None = None,
 ) -> Interval:
     """The interval of the one sample that `found` is of."""
-    low, high, p, se, df = (_known(x[0]) for x in found[1:])
+    low, high, p, se, df = (_finite_or_none(x[0]) for x in found[1:])
     mean = float(found.mean[0])
     # Rounding may put an end that is the mean itself beyond it.
     low = mean if low is not None and 0 < low - mean < ROUNDING else low
@@ -242,11 +242,11 @@ def one_interval(
     )
 
 
-def _known(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _column(values: Mapping[str, float]) -> Floats:
+def _make_column(values: Mapping[str, float]) -> Floats:
     """The values in the order of their keys. Raises ValueError on one that is not finite: a missing
     value must be left out, not written as NaN."""
     keys = sorted(values)

@@ -16,7 +16,7 @@ import numpy as np
 
 from rlaif.metrics import agreement, calibration
 from rlaif.metrics import agreement as agree
-from rlaif.metrics.calibration import calibration_error, ece_if_calibrated, graded
+from rlaif.metrics.calibration import calibration_error, ece_if_calibrated, is_graded
 from rlaif.metrics.intervals import Interval
 from rlaif.metrics.penalised import fit_logistic
 from rlaif.metrics.pooled import figure_intervals
@@ -28,8 +28,8 @@ from rlaif.metrics.weighted import (
     Ints,
     Mask,
     Measure,
-    among,
     mean_of,
+    measure_among,
     ratio,
     share_of,
 )
@@ -81,15 +81,17 @@ def _both_known(t: VerdictTable) -> Mask:
 
 
 def _association_figures(t: VerdictTable) -> dict[str, Figure]:
-    known, clear = _both_known(t), agreement.decided(t.prob) & agreement.decided(t.label)
+    known, clear = _both_known(t), agreement.is_decided(t.prob) & agreement.is_decided(t.label)
     prob, label = t.prob[known], t.label[known]
     judged, said = _sides_of(t.prob), _sides_of(t.label)
     return {
-        "kappa": among(clear, agree.cohen_kappa(judged[clear], said[clear])),
-        "kappa_three_way": among(known, agree.cohen_kappa(judged[known], said[known])),
-        "alpha": among(known, agree.krippendorff_alpha(np.stack([judged[known], said[known]]))),
-        "spearman": among(known, agree.spearman(prob, label)),
-        "kendall": among(known, agree.kendall(prob, label)),
+        "kappa": measure_among(clear, agree.cohen_kappa(judged[clear], said[clear])),
+        "kappa_three_way": measure_among(known, agree.cohen_kappa(judged[known], said[known])),
+        "alpha": measure_among(
+            known, agree.krippendorff_alpha(np.stack([judged[known], said[known]]))
+        ),
+        "spearman": measure_among(known, agree.spearman(prob, label)),
+        "kendall": measure_among(known, agree.kendall(prob, label)),
     }
 
 
@@ -123,27 +125,29 @@ def _calibration_figures(t: VerdictTable) -> dict[str, Figure]:
     kept = _calibration_rows(t)
     prob, outcome = t.prob[kept], (t.label[kept] > 0.5).astype(np.float64)
     measures: dict[str, Measure] = {
-        "ece": lambda w: calibration.reliability(prob, outcome, w).ece(),
-        "ece_equal_mass": lambda w: calibration.reliability(prob, outcome, w, True).ece(),
+        "ece": lambda w: calibration.bin_reliability(prob, outcome, w).ece(),
+        "ece_equal_mass": lambda w: calibration.bin_reliability(prob, outcome, w, True).ece(),
     }
-    if prob.size and graded(prob):
+    if prob.size and is_graded(prob):
         logits = calibration.log_odds(prob)
-        steepness = calibration.steepness(logits, outcome)
+        steepness = calibration.measure_steepness(logits, outcome)
         scaled = calibration.scale_held_out(prob, outcome, t.fold[kept])
         line = np.stack([np.ones_like(logits), logits], axis=1)
         measures |= {
             "calibration_intercept": lambda w: fit_logistic(line, outcome, w)[:, 0],
             "calibration_slope": lambda w: fit_logistic(line, outcome, w)[:, 1],
             "temperature": lambda w: ratio(np.ones(len(w)), steepness(w)),
-            "ece_scaled": lambda w: calibration.reliability(scaled(w), outcome, w).ece(),
+            "ece_scaled": lambda w: calibration.bin_reliability(scaled(w), outcome, w).ece(),
             "brier_scaled": lambda w: calibration.brier(scaled(w), outcome, w),
         }
     squares = np.where(kept, (t.prob - (t.label > 0.5)) ** 2, np.nan)
-    return {name: among(kept, m) for name, m in measures.items()} | {"brier": mean_of(squares)}
+    return {name: measure_among(kept, m) for name, m in measures.items()} | {
+        "brier": mean_of(squares)
+    }
 
 
 def _calibration_rows(t: VerdictTable) -> Mask:
-    rows: Mask = ~np.isnan(t.prob) & agreement.decided(t.label)
+    rows: Mask = ~np.isnan(t.prob) & agreement.is_decided(t.label)
     return rows
 
 
@@ -159,7 +163,7 @@ def calibration_figures(t: VerdictTable, seed: int) -> dict[str, Any]:
         "calibration_error": found.error.to_json(),
         "calibration_detectable": found.detectable,
         "ece_if_calibrated": ece_if_calibrated(prob, seed).to_json(),
-        "graded": graded(prob),
+        "graded": is_graded(prob),
     }
 
 
@@ -221,7 +225,7 @@ def curve_points(
 
 def correct_verdicts(t: VerdictTable) -> Floats:
     """1 where judge and label agree, 0 where not, NaN where either is missing or a tie."""
-    known = agreement.decided(t.prob) & agreement.decided(t.label)
+    known = agreement.is_decided(t.prob) & agreement.is_decided(t.label)
     return np.where(known, (_sides_of(t.prob) == _sides_of(t.label)).astype(np.float64), np.nan)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rlaif.core.numbers import sigmoids
 from rlaif.metrics.ends import t_quantile
-from rlaif.metrics.penalised import Trials, design_effect, fit, profile_ends
+from rlaif.metrics.penalised import Trials, design_effect, fit_coefficients, profile_ends
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -94,7 +94,7 @@ def penalised_rate(
     """
     counts = np.broadcast_to(weights, probs.shape)
     trials = Trials(features, counts * probs, counts, np.asarray([1.0, 0.0]))
-    beta = fit(trials)
+    beta = fit_coefficients(trials)
     generator = np.broadcast_to([0.0, 1.0], beta.shape)
     residuals = trials.won - counts * sigmoids(np.einsum("bnk,bk->bn", features, beta))
     number = int(units.max()) + 1

@@ -68,7 +68,7 @@ def counts_per_prompt(items: Iterable[tuple[str, bool]]) -> Counts:
     return {prompt_id: (sum(row), len(row)) for prompt_id, row in sorted(groups.items())}
 
 
-def shares(measured: Measured) -> Values:
+def to_shares(measured: Measured) -> Values:
     """The values, with a share in place of what is counted."""
     return {
         prompt_id: value[0] / value[1] if isinstance(value, tuple) else value
@@ -153,12 +153,12 @@ def judge_values(
 
 
 UNFAMILIAR = {DISTANCE: "distance", SPREAD: "disagreement"}
-"""Metrics that say how far a reward model is from what it knows, by the part of a reward."""
+"""The metrics of how unfamiliar an answer is to a reward model, by the part of its reward."""
 
 
-def unfamiliar(judgement: Judgement) -> dict[str, float]:
-    """By metric, how far the answer lies from those that a reward model was trained on, in its
-    features, and how far the members of an ensemble disagree (standard deviation); nothing of other
+def measure_unfamiliarity(judgement: Judgement) -> dict[str, float]:
+    """By metric, how unfamiliar a reward model is with the judged answer: its distance from the
+    training features, and the standard deviation over an ensemble's members. Empty for other
     judges."""
     known = judgement.distribution or {}
     if "reward" not in known:
@@ -171,8 +171,8 @@ def unfamiliar(judgement: Judgement) -> dict[str, float]:
 
 
 def unfamiliar_values(judgements: Sequence[Judgement]) -> dict[str, Values]:
-    """`unfamiliar` of the answers to each prompt."""
-    rows = [(j.prompt_id, unfamiliar(j)) for j in judgements]
+    """`measure_unfamiliarity` of the answers to each prompt."""
+    rows = [(j.prompt_id, measure_unfamiliarity(j)) for j in judgements]
     names = sorted({name for _, found in rows for name in found})
     return {n: per_prompt((p, found.get(n)) for p, found in rows) for n in names}
 
@@ -226,7 +226,7 @@ def sample_values(judge: str, scores: Mapping[str, Sequence[float]]) -> dict[str
     return {f"samples/spread/{judge}": spread}
 
 
-def intervals(measured: Mapping[str, Measured]) -> dict[str, Any]:
+def compute_intervals(measured: Mapping[str, Measured]) -> dict[str, Any]:
     """{metric: its interval as JSON}; a metric without any value is left out."""
     found = {name: value_interval(name, values) for name, values in measured.items() if values}
     return {name: i.to_json() for name, i in sorted(found.items()) if i is not None}
@@ -237,14 +237,14 @@ def value_interval(name: str, measured: Measured) -> Interval | None:
     prompt."""
     rule = rule_of(name)
     if rule.of == "rare":
-        return rare_share_interval({p: _counted(value) for p, value in measured.items()})
-    values = shares(measured)
+        return rare_share_interval({p: _as_count(value) for p, value in measured.items()})
+    values = to_shares(measured)
     if rule.of == "share":
         return share_interval(values, rule.null)
     return skewed_interval(values) if rule.of == "skewed" else mean_interval(values, rule.null)
 
 
-def _counted(value: float | tuple[int, int]) -> tuple[int, int]:
+def _as_count(value: float | tuple[int, int]) -> tuple[int, int]:
     if isinstance(value, tuple):
         return value
     if value not in (0.0, 1.0):
@@ -256,12 +256,12 @@ FACTORS = ("length/words", "length/tokens")
 """Metrics whose change is also a factor: `length_factor/words` ..."""
 
 
-def differences(new: Mapping[str, Measured], old: Mapping[str, Measured]) -> dict[str, Any]:
+def compute_differences(new: Mapping[str, Measured], old: Mapping[str, Measured]) -> dict[str, Any]:
     """{metric: paired difference with its interval}, over the prompts that both have; with the win
     rate of every judge that scores, and the factor by which lengths have grown."""
     found: dict[str, Interval | None] = {}
     for name in sorted(set(new) & set(old)):
-        one, other = shares(new[name]), shares(old[name])
+        one, other = to_shares(new[name]), to_shares(old[name])
         found[name] = change_interval(name, one, other)
         if scores_answers(name):
             found[f"win_rate/{name.split('/')[1]}"] = win_rate_interval(one, other)

@@ -62,17 +62,17 @@ class _Point:
     bend: Floats
 
 
-def fit(trials: Trials) -> Floats:
+def fit_coefficients(trials: Trials) -> Floats:
     """The coefficients of the greatest penalised likelihood, (B, k)."""
     samples, _, size = trials.features.shape
     every = np.broadcast_to(np.eye(size), (samples, size, size))
-    return _climb(trials, np.zeros((samples, size)), every)
+    return _climb_likelihood(trials, np.zeros((samples, size)), every)
 
 
-def information(trials: Trials, beta: Floats) -> Floats:
+def expected_information(trials: Trials, beta: Floats) -> Floats:
     """The expected information of the coefficients without Jeffreys' penalty, (B, k, k)."""
-    weights = trials.counts * _variance(_scores(trials, beta))
-    return _products(trials.features, weights) + np.diag(trials.precision)
+    weights = trials.counts * _compute_variance(_compute_scores(trials, beta))
+    return _weighted_products(trials.features, weights) + np.diag(trials.precision)
 
 
 def design_effect(trials: Trials, beta: Floats, contrast: Floats, units: Floats) -> Floats:
@@ -84,7 +84,7 @@ def design_effect(trials: Trials, beta: Floats, contrast: Floats, units: Floats)
     count = units.shape[1]
     if count < 2:
         return np.full(len(beta), np.nan)
-    inverse = _inverse(information(trials, beta))
+    inverse = _invert_matrices(expected_information(trials, beta))
     along = np.einsum("bkl,bl->bk", inverse, contrast)
     robust = count / (count - 1) * (np.einsum("buk,bk->bu", units, along) ** 2).sum(axis=1)
     found: Floats = robust / np.einsum("bk,bk->b", along, contrast)
@@ -97,35 +97,35 @@ def profile_ends(
     """Where the profile of `contrast` . b, contrasts (B, k), has fallen by `fall` / 2, (B,), on
     each side of the maximum `beta`: the ends of an interval by likelihood ratio. Infinite beyond
     `FARTHEST`."""
-    top = _point(trials, beta).value
+    top = _evaluate_point(trials, beta).value
     # No likelihood falls so far within reach.
     fall = np.minimum(fall, FARTHEST**6)
-    inverse = _inverse(information(trials, beta))
+    inverse = _invert_matrices(expected_information(trials, beta))
     variance = np.einsum("bk,bkl,bl->b", contrast, inverse, contrast)
     reach = np.sqrt(variance * fall)
     estimate = np.einsum("bk,bk->b", contrast, beta)
-    basis = _orthogonal(contrast)
+    basis = _orthogonal_basis(contrast)
     unit = contrast / (contrast**2).sum(axis=1, keepdims=True)
 
-    def end(side: float) -> Floats:
+    def find_end(side: float) -> Floats:
         at = beta.copy()
 
-        def over(distance: Floats) -> Floats:
+        def exceed_fall(distance: Floats) -> Floats:
             """By how much the root of the fall exceeds what is allowed; nearly a line. Each search
             starts from where the last one ended."""
             nonlocal at
             moved = estimate + side * distance - np.einsum("bk,bk->b", contrast, at)
-            at = _climb(trials, at + unit * moved[:, None], basis)
-            fallen = 2 * (top - _point(trials, at).value)
+            at = _climb_likelihood(trials, at + unit * moved[:, None], basis)
+            fallen = 2 * (top - _evaluate_point(trials, at).value)
             return np.asarray(np.sqrt(np.maximum(fallen, 0.0)) - np.sqrt(fall))
 
-        found: Floats = estimate + side * _crossing(over, reach)
+        found: Floats = estimate + side * _find_crossing(exceed_fall, reach)
         return found
 
-    return end(-1.0), end(1.0)
+    return find_end(-1.0), find_end(1.0)
 
 
-def _crossing(over: Callable[[Floats], Floats], first: Floats) -> Floats:
+def _find_crossing(over: Callable[[Floats], Floats], first: Floats) -> Floats:
     """Where the rising `over` becomes 0, to the right of 0, where it is below: by longer and longer
     steps until it is above, then by secants inside the bracket; infinite where it is not above at
     `FARTHEST`."""
@@ -154,16 +154,16 @@ def _crossing(over: Callable[[Floats], Floats], first: Floats) -> Floats:
     return np.where(endless, np.inf, np.where(at_high < -at_low, high, low))
 
 
-def _climb(trials: Trials, start: Floats, basis: Floats) -> Floats:
+def _climb_likelihood(trials: Trials, start: Floats, basis: Floats) -> Floats:
     """The coefficients of the greatest penalised likelihood that are reached from `start`, (B, k),
     along `basis`, (B, k, d), by Newton's method with halved steps."""
     if not basis.shape[2]:
         return start
-    beta, here = start, _point(trials, start)
+    beta, here = start, _evaluate_point(trials, start)
     for _ in range(_STEPS):
         slope = np.einsum("bkd,bk->bd", basis, here.slope)
         bend = np.einsum("bkd,bkl,ble->bde", basis, here.bend, basis, optimize=True)
-        step = np.einsum("bkd,bde,be->bk", basis, _inverse(bend), slope, optimize=True)
+        step = np.einsum("bkd,bde,be->bk", basis, _invert_matrices(bend), slope, optimize=True)
         longest = np.abs(step).max(axis=1, keepdims=True)
         if longest.max() < _SMALL_STEP:
             break
@@ -171,7 +171,7 @@ def _climb(trials: Trials, start: Floats, basis: Floats) -> Floats:
         # At the maximum the likelihood moves by less than its rounding.
         least = here.value - 1e-12 * np.maximum(1.0, np.abs(here.value))
         for _ in range(_HALVINGS):
-            moved = _point(trials, beta + step)
+            moved = _evaluate_point(trials, beta + step)
             worse = ~(moved.value >= least)
             if not worse.any():
                 break
@@ -180,7 +180,7 @@ def _climb(trials: Trials, start: Floats, basis: Floats) -> Floats:
     return beta
 
 
-def _inverse(matrices: Floats) -> Floats:
+def _invert_matrices(matrices: Floats) -> Floats:
     """The inverses of positive definite matrices, (B, d, d), scaled so that a direction in which
     hardly anything is known does no harm to the others."""
     scale = 1 / np.sqrt(np.maximum(np.einsum("bdd->bd", matrices), 1e-300))
@@ -189,39 +189,39 @@ def _inverse(matrices: Floats) -> Floats:
     return np.asarray(np.linalg.inv(scaled) * both)
 
 
-def _point(trials: Trials, beta: Floats) -> _Point:
-    scores = _scores(trials, beta)
+def _evaluate_point(trials: Trials, beta: Floats) -> _Point:
+    scores = _compute_scores(trials, beta)
     prob = sigmoids(scores)
     value = (trials.won * scores - trials.counts * np.logaddexp(0.0, scores)).sum(axis=1)
     value -= (trials.precision * beta**2).sum(axis=1) / 2
     free = trials.features[:, :, trials.precision == 0]
-    variance = _variance(scores)
+    variance = _compute_variance(scores)
     weights = trials.counts * variance
-    inside = _products(free, weights)
+    inside = _weighted_products(free, weights)
     value += np.linalg.slogdet(inside)[1] / 2
     # Half a row's leverage is what the penalty adds to its wins and to its losses.
-    inverse = _inverse(inside)
+    inverse = _invert_matrices(inside)
     leverage = weights * ((free @ inverse) * free).sum(axis=2)
     pull = trials.won - trials.counts * prob + leverage * (0.5 - prob)
     slope = np.einsum("bnk,bn->bk", trials.features, pull) - trials.precision * beta
-    bend = _products(trials.features, (trials.counts + leverage) * variance)
+    bend = _weighted_products(trials.features, (trials.counts + leverage) * variance)
     return _Point(value, slope, bend + np.diag(trials.precision))
 
 
-def _variance(scores: Floats) -> Floats:
+def _compute_variance(scores: Floats) -> Floats:
     """p (1 - p), which 1 - p in floating point would end at a p of 1 - 10^-16."""
     return sigmoids(scores) * sigmoids(-scores)
 
 
-def _scores(trials: Trials, beta: Floats) -> Floats:
+def _compute_scores(trials: Trials, beta: Floats) -> Floats:
     return np.asarray((trials.features @ beta[:, :, None])[:, :, 0])
 
 
-def _products(features: Floats, weights: Floats) -> Floats:
+def _weighted_products(features: Floats, weights: Floats) -> Floats:
     return np.asarray(np.swapaxes(features, 1, 2) @ (weights[:, :, None] * features))
 
 
-def _orthogonal(contrast: Floats) -> Floats:
+def _orthogonal_basis(contrast: Floats) -> Floats:
     """An orthonormal basis, (B, k, k - 1), of what is orthogonal to each contrast, (B, k)."""
     full = np.linalg.qr(contrast[:, :, None], mode="complete")[0]
     return np.asarray(full[:, :, 1:])

@@ -13,8 +13,8 @@ import numpy as np
 from rlaif.metrics import ends
 from rlaif.metrics.ends import Ends
 from rlaif.metrics.figure_rules import FigureRule, rule_of
-from rlaif.metrics.intervals import SAME, Interval, one_interval, skewed_note, varies
-from rlaif.metrics.weighted import Figure, Floats, Ints, defined
+from rlaif.metrics.intervals import SAME, Interval, has_variation, one_interval, skewed_note
+from rlaif.metrics.weighted import Figure, Floats, Ints, compute_defined
 
 MOST_BLOCKS = 200
 """More prompts than these are left out in as many blocks, drawn once and for all."""
@@ -32,7 +32,7 @@ def figure_intervals(
     `prompts` gives the prompt of each item. A figure's ends are None where its rule is `none`, and
     where it cannot be told how it varies; the note says so.
     """
-    found = defined(figures, len(prompts))
+    found = compute_defined(figures, len(prompts))
     codes = np.unique(np.asarray(prompts), return_inverse=True)[1].astype(np.int64)
     made = {}
     for name, value in found.items():
@@ -40,13 +40,13 @@ def figure_intervals(
         if rule.of in ("share", "rare", "mean", "skewed"):
             made[name] = _ratio_interval(figure, codes, rule)
         elif rule.of == "none":
-            made[name] = Interval(value, None, None, figure.n, _prompts(figure, codes))
+            made[name] = Interval(value, None, None, figure.n, _count_prompts(figure, codes))
         else:
-            made[name] = _jackknifed(figure, value, codes, rule)
+            made[name] = _jackknife_figure(figure, value, codes, rule)
     return made
 
 
-def _prompts(figure: Figure, codes: Ints) -> int:
+def _count_prompts(figure: Figure, codes: Ints) -> int:
     return np.unique(codes if figure.rows is None else codes[figure.rows]).size
 
 
@@ -76,7 +76,7 @@ def sums_interval(above: Floats, below: Floats, rule: FigureRule) -> Interval:
     if rule.of == "skewed":
         found, middle = ends.skewed_ends(values[None]), float(np.median(above / below))
         return one_interval(found, n, prompts, median=middle, note=skewed_note(values))
-    note = None if varies(values) else SAME
+    note = None if has_variation(values) else SAME
     return one_interval(ends.mean_ends(values[None], rule.null), n, prompts, note=note)
 
 
@@ -88,7 +88,7 @@ def left_out(prompts: int) -> Ints:
     return np.random.default_rng(0).permutation(prompts) % MOST_BLOCKS
 
 
-def _jackknifed(figure: Figure, value: float, codes: Ints, rule: FigureRule) -> Interval:
+def _jackknife_figure(figure: Figure, value: float, codes: Ints, rule: FigureRule) -> Interval:
     used = codes if figure.rows is None else codes[figure.rows]
     names = np.unique(used)
     block = np.full(codes.max(initial=0) + 1, -1)
@@ -125,21 +125,21 @@ def jackknife_ends(
         none: list[str | None] = [None] * len(values)
         return Ends(values, nothing, nothing, nothing, nothing, nothing), none
     with np.errstate(divide="ignore", invalid="ignore"):
-        here, there = _scaled(values, rule), _scaled(without, rule)
+        here, there = _scale_values(values, rule), _scale_values(without, rule)
         square = ends.jackknife_square(there)
         own = np.sqrt(ends.jackknife_square(without))
     # Values that are equal but for rounding have no spread.
     size = np.abs(there).max(axis=1)
     square = np.where(square > 1e-20 * size**2, square, 0.0)
     sound = np.isfinite(here) & np.isfinite(there).all(axis=1)
-    null = None if rule.null is None else float(_scaled(np.asarray(rule.null), rule))
+    null = None if rule.null is None else float(_scale_values(np.asarray(rule.null), rule))
     t = ends.t_ends(
         np.where(sound, here, np.nan),
         np.sqrt(np.where(sound, square, np.nan)),
         groups - 1.0,
         null,
     )
-    low, high = (_unscaled(end, rule) for end in (t.low, t.high))
+    low, high = (_unscale_values(end, rule) for end in (t.low, t.high))
     notes = [
         None if good and some > 0 else STEADY if good else UNDEFINED
         for good, some in zip(sound.tolist(), square.tolist(), strict=True)
@@ -147,13 +147,13 @@ def jackknife_ends(
     return Ends(values, low, high, t.p, np.where(sound, own, np.nan), t.df), notes
 
 
-def _scaled(values: Floats, rule: FigureRule) -> Floats:
+def _scale_values(values: Floats, rule: FigureRule) -> Floats:
     if rule.of == "fisher":
         return np.asarray(np.arctanh(values))
     return np.asarray(np.log(values)) if rule.of == "log" else values
 
 
-def _unscaled(values: Floats, rule: FigureRule) -> Floats:
+def _unscale_values(values: Floats, rule: FigureRule) -> Floats:
     if rule.of == "fisher":
         return np.asarray(np.tanh(values))
     return np.asarray(np.exp(values)) if rule.of == "log" else values
@@ -187,7 +187,7 @@ def seeds_interval(
     if not common:
         return one_interval(ends.mean_ends(table.T, null), prompts)
     found = crossed_ends(table[None], null)
-    same = not ends.vary(table.reshape(1, -1))[0]
+    same = not ends.find_varying(table.reshape(1, -1))[0]
     if same:
         found = found._replace(**dict.fromkeys(("low", "high", "p", "se"), np.full(1, np.nan)))
     return one_interval(found, prompts, note="the same everywhere" if same else None)

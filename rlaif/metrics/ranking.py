@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rlaif.core.errors import RlaifError
 from rlaif.core.numbers import sigmoids
 from rlaif.metrics.ends import t_quantile
-from rlaif.metrics.penalised import Trials, design_effect, fit, profile_ends
+from rlaif.metrics.penalised import Trials, design_effect, fit_coefficients, profile_ends
 
 Floats = NDArray[np.float64]
 
@@ -74,20 +74,20 @@ def bradley_terry(comparisons: Iterable[Comparison], anchor: str | None = None) 
     if not fought:
         raise RlaifError("ranking: no comparison of two different generators")
     players = sorted({name for c in fought for name in (c.first, c.second)})
-    groups = connected(players, [(c.first, c.second) for c in fought])
+    groups = connected_groups(players, [(c.first, c.second) for c in fought])
     if len(groups) > 1:
         shown = "; ".join(", ".join(sorted(group)[:4]) for group in groups)
         raise RlaifError(f"ranking: these groups were never compared with each other: {shown}")
     zero = players.index(anchor) if anchor in players else None
-    games = _games(fought, players)
-    strengths, low, high = _intervals(games, len(players), zero)
+    games = _tally_games(fought, players)
+    strengths, low, high = _compute_intervals(games, len(players), zero)
     found = [
         Rating(
             name,
             1000 + SCALE * float(strengths[i]),
-            None if i == zero else _end(low[i]),
-            None if i == zero else _end(high[i]),
-            _prompts(games, i),
+            None if i == zero else _rating_end(low[i]),
+            None if i == zero else _rating_end(high[i]),
+            _count_prompts(games, i),
             i == zero,
         )
         for i, name in enumerate(players)
@@ -95,11 +95,13 @@ def bradley_terry(comparisons: Iterable[Comparison], anchor: str | None = None) 
     return sorted(found, key=lambda r: (-r.rating, r.player))
 
 
-def _end(strength: float) -> float | None:
+def _rating_end(strength: float) -> float | None:
     return 1000 + SCALE * float(strength) if math.isfinite(strength) else None
 
 
-def _intervals(games: _Games, players: int, zero: int | None) -> tuple[Floats, Floats, Floats]:
+def _compute_intervals(
+    games: _Games, players: int, zero: int | None
+) -> tuple[Floats, Floats, Floats]:
     """Each player's strength against `zero` (None: the mean), and its ends, each (players,)."""
     names = np.eye(players)
     # One strength has no column: only differences are known.
@@ -110,20 +112,20 @@ def _intervals(games: _Games, players: int, zero: int | None) -> tuple[Floats, F
     no_prior = np.zeros(len(kept))
     won, counts = games.won.sum(axis=0), games.counts.sum(axis=0)
     one = Trials(features[None], won[None], counts[None], no_prior)
-    beta = fit(one)[0]
+    beta = fit_coefficients(one)[0]
     residuals = games.won - games.counts * sigmoids(features @ beta)
     each, start = one.repeated(len(asked)), np.tile(beta, (len(asked), 1))
     scores = np.broadcast_to(residuals @ features, (len(asked), len(residuals), len(kept)))
     effect = design_effect(each, start, contrasts[asked], scores)
     effect = np.fmax(1.0, np.fmax(effect, [_one_sided(games, i) for i in asked]))
-    prompts = np.asarray([_prompts(games, i) for i in asked], dtype=np.float64)
+    prompts = np.asarray([_count_prompts(games, i) for i in asked], dtype=np.float64)
     fall = t_quantile(prompts - 1.0) ** 2 * effect
     ends = np.full((2, players), np.nan)
     ends[:, asked] = profile_ends(each, start, contrasts[asked], fall)
     return contrasts @ beta, ends[0], ends[1]
 
 
-def _prompts(games: _Games, player: int) -> int:
+def _count_prompts(games: _Games, player: int) -> int:
     mine = (games.pairs == player).any(axis=1)
     return int((games.counts[:, mine] > 0).any(axis=1).sum())
 
@@ -137,10 +139,10 @@ def _one_sided(games: _Games, player: int) -> float:
     lost = games.counts - games.won
     own = games.won[:, first].sum() + lost[:, second].sum()
     others = lost[:, first].sum() + games.won[:, second].sum()
-    return 0.0 if own and others else float(own + others) / _prompts(games, player)
+    return 0.0 if own and others else float(own + others) / _count_prompts(games, player)
 
 
-def connected(players: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[set[str]]:
+def connected_groups(players: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[set[str]]:
     """The groups of players that are linked by comparisons."""
     group = {name: {name} for name in players}
     for first, second in pairs:
@@ -150,7 +152,7 @@ def connected(players: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[
     return list({id(members): members for members in group.values()}.values())
 
 
-def _games(fought: Sequence[Comparison], players: Sequence[str]) -> _Games:
+def _tally_games(fought: Sequence[Comparison], players: Sequence[str]) -> _Games:
     number = {name: i for i, name in enumerate(players)}
     units = {unit: i for i, unit in enumerate(dict.fromkeys(c.unit for c in fought))}
     pairs = sorted({tuple(sorted((number[c.first], number[c.second]))) for c in fought})
@@ -164,7 +166,7 @@ def _games(fought: Sequence[Comparison], players: Sequence[str]) -> _Games:
     return _Games(np.asarray(pairs, dtype=np.intp), won, counts)
 
 
-def strengths(tables: Floats, pairs: NDArray[np.intp], players: int, prior: float) -> Floats:
+def fit_strengths(tables: Floats, pairs: NDArray[np.intp], players: int, prior: float) -> Floats:
     """Log-strengths (T, players) of maximum posterior for each of T tables of wins (T, E), where
     `pairs` (E, 2) says who won against whom and `prior` is the precision about 0.
 

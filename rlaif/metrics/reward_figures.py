@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rlaif.core.numbers import sigmoids
 from rlaif.metrics.agreement import spearman
-from rlaif.metrics.calibration import bin_of, reliability
+from rlaif.metrics.calibration import bin_of, bin_reliability
 from rlaif.metrics.intervals import Interval
 from rlaif.metrics.judge_figures import curve_points
 from rlaif.metrics.metrics import value_interval
@@ -65,7 +65,7 @@ def reward_figures(t: RewardTable) -> dict[str, Figure]:
     rewards = _both_orders(t.chosen, t.rejected)
     correlated = spearman(_both_orders(t.gap, -t.gap), _both_orders(wordier, -wordier))
     measures: dict[str, Measure] = {
-        "ece": lambda w: reliability(prob, outcome, w).ece(),
+        "ece": lambda w: bin_reliability(prob, outcome, w).ece(),
         "length_spearman": correlated,
         "reward_spread": lambda w: _weighted_spread(rewards, w),
     }

@@ -52,7 +52,8 @@ SUBSETS = frozenset(name for weights in SECTIONS.values() for name in weights)
 
 
 def foreign_subsets(names: Iterable[str]) -> list[str]:
-    """Of the subsets of a file that has some of RewardBench's, the others, by name."""
+    """Subsets that belong to no RewardBench section, sorted; empty if the file has none of
+    RewardBench's subsets."""
     found = set(names)
     return sorted(found - SUBSETS) if found & SUBSETS else []
 
@@ -65,7 +66,7 @@ def section_scores(t: VerdictTable) -> dict[str, Figure]:
     """
     # 1 where judge and label are on the same side, 1/2 at a tie, NaN where one is missing.
     score = (1.0 + np.sign(t.prob - 0.5) * np.sign(t.label - 0.5)) / 2.0
-    sections = {name: _section(t.subset, score, sizes) for name, sizes in SECTIONS.items()}
+    sections = {name: _measure_section(t.subset, score, sizes) for name, sizes in SECTIONS.items()}
     found = {f"rewardbench/{name}": figure for name, figure in sections.items() if figure.n}
     if len(found) == len(SECTIONS):
         every = list(found.values())
@@ -76,15 +77,15 @@ def section_scores(t: VerdictTable) -> dict[str, Figure]:
     return found
 
 
-def _section(subset: NDArray[np.str_], score: Floats, sizes: Mapping[str, int]) -> Figure:
+def _measure_section(subset: NDArray[np.str_], score: Floats, sizes: Mapping[str, int]) -> Figure:
     """The mean of the subsets' means, weighted by `sizes`, over those that have a pair."""
     parts = {name: mean_of(np.where(subset == name, score, np.nan)) for name in sizes}
     used = {name: part for name, part in parts.items() if part.n}
     published = np.asarray([sizes[name] for name in used], dtype=np.float64)
 
-    def of(weights: Floats) -> Floats:
+    def average_subsets(weights: Floats) -> Floats:
         means = np.stack([part.of(weights) for part in used.values()], axis=1)
         there = ~np.isnan(means)
         return ratio(np.where(there, means, 0.0) @ published, there @ published)
 
-    return Figure(of, sum(part.n for part in used.values()))
+    return Figure(average_subsets, sum(part.n for part in used.values()))

@@ -37,7 +37,7 @@ class CrossValidation:
     predictions: Array
 
 
-def predict(x: Array, weights: Array) -> Array:
+def predict_probability(x: Array, weights: Array) -> Array:
     """sigmoid(x w), shape (n,), without overflow."""
     return sigmoids(x @ weights)
 
@@ -59,7 +59,7 @@ def fit_ridge(
     counts = np.ones(len(y)) if sample_weight is None else sample_weight
     weights = np.zeros(x.shape[1])
     for _ in range(_STEPS):
-        prob = predict(x, weights)
+        prob = predict_probability(x, weights)
         gradient = x.T @ (counts * (prob - y)) + l2 * weights
         free = ~((weights <= 0) & (gradient > 0)) if nonnegative else np.full(weights.shape, True)
         if np.abs(gradient[free]).max(initial=0.0) < _TOLERANCE * max(1.0, counts.sum()):
@@ -80,20 +80,20 @@ def _line_search(
     x: Array, y: Array, l2: float, counts: Array, weights: Array, step: Array, nonnegative: bool
 ) -> Array | None:
     """The first of the halved steps that does not raise the objective; None when all do."""
-    before, size = _objective(x, y, l2, counts, weights), 1.0
+    before, size = _evaluate_objective(x, y, l2, counts, weights), 1.0
     # Near the minimum the objective moves less than its own rounding.
     before += 1e-14 * abs(before)
     while size > _SMALLEST_STEP:
         moved = weights + size * step
         if nonnegative:
             moved = np.maximum(moved, 0.0)
-        if _objective(x, y, l2, counts, moved) <= before:
+        if _evaluate_objective(x, y, l2, counts, moved) <= before:
             return moved
         size /= 2
     return None
 
 
-def _objective(x: Array, y: Array, l2: float, counts: Array, weights: Array) -> float:
+def _evaluate_objective(x: Array, y: Array, l2: float, counts: Array, weights: Array) -> float:
     z = x @ weights
     losses = y * np.logaddexp(0.0, -z) + (1 - y) * np.logaddexp(0.0, z)
     return float(counts @ losses + l2 / 2 * weights @ weights)
@@ -131,7 +131,7 @@ def cross_validate(
         for held_out in range(folds):
             test = fold == held_out
             weights = fit_ridge(x[~test], y[~test], l2, counts[~test], nonnegative)
-            predictions[test] = predict(x[test], weights)
+            predictions[test] = predict_probability(x[test], weights)
         loss = log_loss(predictions, y, counts)
         if best is None or loss < best.log_loss:
             best = CrossValidation(l2, loss, predictions)

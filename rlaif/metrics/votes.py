@@ -132,8 +132,8 @@ def fit_weights(
         )
         for k, name in enumerate(names)
     ]
-    ours = _agreements(prompts, validated.predictions - 0.5, y)
-    theirs = _agreements(prompts, x @ old, y)
+    ours = _agreement_by_prompt(prompts, validated.predictions - 0.5, y)
+    theirs = _agreement_by_prompt(prompts, x @ old, y)
     return WeightFit(
         tuple(rows),
         len(whole),
@@ -169,16 +169,18 @@ def _on_scale(fitted: Array, old: Array) -> Array:
     return fitted * (total / fitted.sum()) if fitted.sum() > 0 else fitted
 
 
-def _agreements(prompts: Sequence[str], differences: Array, labels: Array) -> dict[str, float]:
+def _agreement_by_prompt(
+    prompts: Sequence[str], differences: Array, labels: Array
+) -> dict[str, float]:
     """Per prompt, how often the differences side with labels that are no tie."""
     rows: dict[str, list[float]] = defaultdict(list)
     for prompt, difference, label in zip(prompts, differences, labels, strict=True):
         if label != 0.5:
-            rows[prompt].append(sided(float(difference), float(label)))
+            rows[prompt].append(side_with_label(float(difference), float(label)))
     return {prompt: sum(row) / len(row) for prompt, row in rows.items()}
 
 
-def sided(difference: float, label: float) -> float:
+def side_with_label(difference: float, label: float) -> float:
     """1 where a difference (first less second) sides with the label, 0 where not, 0.5 for 0."""
     if difference == 0:
         return 0.5

@@ -22,8 +22,9 @@ Measure = Callable[[Floats], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """`of` all items is taken over the `n` of them that have what it needs, at the places `rows`
-    (None: all). A ratio of sums has its `parts`, what is summed above and below, each (n,)."""
+    """A figure of weighted items. `of` computes it from the weights of all items, of which `n`, at
+    the indices `rows` (None: all), have what it needs. A ratio of sums has its `parts`, the
+    summands of numerator and denominator, each (n,)."""
 
     of: Measure
     n: int
@@ -42,11 +43,11 @@ def ratio_of(part: Floats, whole: Floats) -> Measure:
     """The sum of `part` over the sum of `whole`, each (n,)."""
     columns = np.stack([part, whole], axis=1)
 
-    def of(weights: Floats) -> Floats:
+    def divide_sums(weights: Floats) -> Floats:
         sums = weights @ columns
         return ratio(sums[:, 0], sums[:, 1])
 
-    return of
+    return divide_sums
 
 
 def mean_of(values: Floats) -> Figure:
@@ -61,14 +62,14 @@ def share_of(part: Floats, whole: Floats) -> Figure:
     return Figure(ratio_of(part, whole), int(whole.sum()), np.flatnonzero(whole), (part, whole))
 
 
-def among(kept: Mask, measure: Measure) -> Figure:
+def measure_among(kept: Mask, measure: Measure) -> Figure:
     """The figure that `measure` makes of the kept items alone."""
     rows = np.flatnonzero(kept)
     return Figure(lambda weights: measure(weights[:, rows]), rows.size, rows)
 
 
-def defined(figures: Mapping[str, Figure], size: int) -> dict[str, float]:
-    """What the figures are on the `size` items themselves, without those that are undefined."""
+def compute_defined(figures: Mapping[str, Figure], size: int) -> dict[str, float]:
+    """The figures of the `size` items, each counted once; undefined figures are left out."""
     ones = np.ones((1, size))
     found = {name: float(figure.of(ones)[0]) for name, figure in figures.items() if figure.n}
     return {name: value for name, value in found.items() if not math.isnan(value)}
@@ -79,8 +80,8 @@ def sums_by(codes: Ints) -> Callable[[Floats], Floats]:
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
 
-    def of(weights: Floats) -> Floats:
+    def sum_groups(weights: Floats) -> Floats:
         found: Floats = np.add.reduceat(weights[:, order], starts, axis=1)
         return found
 
-    return of
+    return sum_groups

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rlaif.metrics.ends import share_ends
 from rlaif.metrics.intervals import Interval, one_interval
 from rlaif.metrics.length_control import length_controlled
-from rlaif.metrics.ranking import Comparison, Rating, bradley_terry, connected
+from rlaif.metrics.ranking import Comparison, Rating, bradley_terry, connected_groups
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -104,19 +104,21 @@ class Standing:
     ratings: list[Rating]
 
 
-def standings(battles: Sequence[Battle]) -> list[Standing]:
+def compute_standings(battles: Sequence[Battle]) -> list[Standing]:
     """The largest group of generators that met, then the others. Battles without a verdict link
     nobody; a generator without any verdict is in no group."""
     judged = [b for b in battles if b.prob_second is not None]
     names = sorted({name for b in judged for name in (b.first, b.second)})
-    groups = connected(names, [(b.first, b.second) for b in judged])
+    groups = connected_groups(names, [(b.first, b.second) for b in judged])
     groups.sort(key=lambda group: (-len(group), min(group)))
-    return [_standing([b for b in battles if {b.first, b.second} <= group]) for group in groups]
+    return [
+        _compute_standing([b for b in battles if {b.first, b.second} <= group]) for group in groups
+    ]
 
 
-def _standing(battles: Sequence[Battle]) -> Standing:
+def _compute_standing(battles: Sequence[Battle]) -> Standing:
     baseline = single_baseline(battles)
-    shares = _shares(battles)
+    shares = _share_rows(battles)
     fought = [
         Comparison(b.prompt_id, b.first, b.second, 1 - b.prob_second, shares[b.identity])
         for b in battles
@@ -126,7 +128,7 @@ def _standing(battles: Sequence[Battle]) -> Standing:
     return Standing(baseline, win_rates(battles), ratings)
 
 
-def repeats(battles: Sequence[Battle]) -> list[list[Battle]]:
+def find_repeats(battles: Sequence[Battle]) -> list[list[Battle]]:
     """The battles that have the same prompt, generators and outputs as another, together."""
     found: dict[object, list[Battle]] = {}
     for battle in battles:
@@ -163,16 +165,16 @@ def _win_rate(generator: str, battles: Sequence[Battle]) -> WinRate | None:
     known = np.asarray([gap for gap in gaps if gap is not None], dtype=np.float64)
     units = np.unique([b.prompt_id for b in judged], return_inverse=True)[1]
     rate = win_rate_interval(probs, units)
-    shares = _shares(judged)
+    shares = _share_rows(judged)
     weights = np.asarray([shares[b.identity] for b in judged])
     controlled = length_controlled(probs, known if known.size == total else None, units, weights)
     constant = Counter(b.outputs[1] for b in battles).most_common(1)[0][1] / len(battles)
     return WinRate(
         generator=generator,
         win_rate=100 * rate.mean,
-        low=_percent(rate.low),
-        high=_percent(rate.high),
-        standard_error=_percent(rate.se),
+        low=_to_percent(rate.low),
+        high=_to_percent(rate.high),
+        standard_error=_to_percent(rate.se),
         n_wins=wins,
         n_wins_base=total - wins - draws,
         n_draws=draws,
@@ -193,7 +195,7 @@ def _win_rate(generator: str, battles: Sequence[Battle]) -> WinRate | None:
     )
 
 
-def _shares(
+def _share_rows(
     battles: Sequence[Battle],
 ) -> dict[tuple[str, frozenset[tuple[str, str | None]]], float]:
     """What a row is worth by its identity: 1 over how many judged rows are the same battle."""
@@ -214,5 +216,5 @@ def win_rate_interval(probs: Floats, units: Ints) -> Interval:
     return one_interval(share_ends(mean, square, prompts, 0.5), probs.size, prompts)
 
 
-def _percent(value: float | None) -> float | None:
+def _to_percent(value: float | None) -> float | None:
     return None if value is None else 100 * value

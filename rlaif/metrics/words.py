@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rlaif.metrics.diagnostics import RoundMetrics, both_means, delta
+from rlaif.metrics.diagnostics import RoundMetrics, both_means, find_delta
 from rlaif.metrics.intervals import (
     MIN_PROMPTS,
     IntervalJson,
@@ -45,7 +45,7 @@ def self_judge_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
     ]
     if not words:
         return [f"Nothing was measured about judge {judge!r} in this round."]
-    return words + _verdict(judge, mass, spread, corr)
+    return words + _describe_doubts(judge, mass, spread, corr)
 
 
 def ceiling_words(change: IntervalJson, better: int) -> str | None:
@@ -83,15 +83,18 @@ def movement_words(change: IntervalJson) -> str:
 def _mass_words(judge: str, mass: IntervalJson | None) -> list[str]:
     if mass is None:
         return []
-    start = f"Judge {judge!r} put {mass['mean']:.0%} of its probability on the allowed labels"
+    part = f"{mass['mean']:.0%} of its probability on the allowed labels"
     if mass["mean"] >= LOW_LABEL_MASS:
-        return [f"{start}, so its scores are answers to the question it was asked."]
-    return [f"{start}, so its scores are based on a small part of its distribution."]
+        return [f"Judge {judge!r} put {part}, so its scores are answers to the question."]
+    return [
+        f"Judge {judge!r} put only {part}, so its scores are based on a small part of its "
+        "distribution."
+    ]
 
 
 def _score_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
     name = f"score/{judge}"
-    score, change = rounds[-1]["metrics"].get(name), delta(rounds, name, "initial")
+    score, change = rounds[-1]["metrics"].get(name), find_delta(rounds, name, "initial")
     if score is None:
         return []
     sides = both_means(rounds, name)
@@ -145,7 +148,7 @@ def _corr_words(judge: str, corr: IntervalJson | None) -> list[str]:
     ]
 
 
-def _verdict(
+def _describe_doubts(
     judge: str, mass: IntervalJson | None, spread: IntervalJson | None, corr: IntervalJson | None
 ) -> list[str]:
     doubts = []
@@ -163,7 +166,7 @@ def _verdict(
     ]
 
 
-def commonest(reasons: Mapping[str, int]) -> dict[str, int]:
+def keep_commonest(reasons: Mapping[str, int]) -> dict[str, int]:
     """The commonest reasons with their counts; the others are counted together."""
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     if rest := ordered[MOST_REASONS:]:
@@ -172,5 +175,5 @@ def commonest(reasons: Mapping[str, int]) -> dict[str, int]:
 
 
 def failure_words(reasons: Mapping[str, int]) -> list[str]:
-    """A line for each reason."""
+    """One line for each reason, with its count."""
     return [f"{count} failed: {reason}" for reason, count in reasons.items()]

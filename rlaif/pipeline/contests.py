@@ -38,11 +38,11 @@ def run_battles(run: Run) -> dict[str, list[Battle]]:
     constitution = run.manifest["constitution"]
     weights = principle_weights(run_constitution(run)) if constitution else {}
     found: dict[str, list[Battle]] = {}
-    for name, step in _evaluations(run):
-        new, old = _side(run, step, ""), _side(run, step, "initial/")
+    for name, step in _find_evaluations(run):
+        new, old = _load_side(run, step, ""), _load_side(run, step, "initial/")
         for judge in new.judgements:
-            wins = _wins(judge, new, old, weights)
-            found.setdefault(judge, []).extend(_battles(name, new, old, wins))
+            wins = _compute_wins(judge, new, old, weights)
+            found.setdefault(judge, []).extend(_make_battles(name, new, old, wins))
     if not found:
         raise ConfigError(
             "no finished evaluation in which a judge saw a later model's answers beside M0's; "
@@ -52,7 +52,7 @@ def run_battles(run: Run) -> dict[str, list[Battle]]:
     return found
 
 
-def _evaluations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+def _find_evaluations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
     """The last finished evaluation of each later model, by the model's name: its round, its arm
     where arms differ, its seed where there are several."""
     found = {}
@@ -67,7 +67,7 @@ def _evaluations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from found.items()
 
 
-def _side(run: Run, step: Mapping[str, Any], prefix: str) -> _Side:
+def _load_side(run: Run, step: Mapping[str, Any], prefix: str) -> _Side:
     inputs = step["inputs"]
     completions = run.store.step(inputs[f"{prefix}completions"]).records(Completion)
     start = f"{prefix}judgements/"
@@ -79,16 +79,16 @@ def _side(run: Run, step: Mapping[str, Any], prefix: str) -> _Side:
     return _Side(by_prompt([c for c in completions if c.finish_reason != "failed"]), judgements)
 
 
-def _wins(judge: str, new: _Side, old: _Side, weights: Mapping[str, float]) -> Values:
+def _compute_wins(judge: str, new: _Side, old: _Side, weights: Mapping[str, float]) -> Values:
     """By prompt, how far the new model won it: 1, 0.5, 0 or a probability."""
-    mine, others = (_ids(side) for side in (new, old))
+    mine, others = (_completion_ids(side) for side in (new, old))
     judged = new.judgements[judge]
     if any(len(j.shown) > 1 for j in judged):
         compared = metrics.pairwise_values(judge, judged, mine)
-        return metrics.shares(compared[f"win_rate_vs_initial/{judge}"])
+        return metrics.to_shares(compared[f"win_rate_vs_initial/{judge}"])
     name = f"score/{judge}"
     score, against = (
-        metrics.shares(metrics.judge_values(judge, rows, weights, ids)[name])
+        metrics.to_shares(metrics.judge_values(judge, rows, weights, ids)[name])
         for rows, ids in ((judged, mine), (old.judgements.get(judge, []), others))
     )
     return {
@@ -96,11 +96,11 @@ def _wins(judge: str, new: _Side, old: _Side, weights: Mapping[str, float]) -> V
     }
 
 
-def _ids(side: _Side) -> set[str]:
+def _completion_ids(side: _Side) -> set[str]:
     return {c.completion_id for answers in side.answers.values() for c in answers}
 
 
-def _battles(name: str, new: _Side, old: _Side, wins: Values) -> Iterator[Battle]:
+def _make_battles(name: str, new: _Side, old: _Side, wins: Values) -> Iterator[Battle]:
     for prompt in sorted(new.answers.keys() & old.answers.keys()):
         first, second = old.answers[prompt], new.answers[prompt]
         yield Battle(
@@ -108,16 +108,16 @@ def _battles(name: str, new: _Side, old: _Side, wins: Values) -> Iterator[Battle
             INITIAL,
             name,
             wins.get(prompt),
-            (_length(first), _length(second)),
-            (_digest(first), _digest(second)),
+            (_mean_length(first), _mean_length(second)),
+            (_digest_answers(first), _digest_answers(second)),
             f"prompt {prompt}",
         )
 
 
-def _length(answers: Sequence[Completion]) -> int:
+def _mean_length(answers: Sequence[Completion]) -> int:
     return round(fmean(len(c.text) for c in answers))
 
 
-def _digest(answers: Sequence[Completion]) -> str:
+def _digest_answers(answers: Sequence[Completion]) -> str:
     digests = sorted(content_hash(c.text) for c in answers)
     return digests[0] if len(digests) == 1 else content_hash(digests)

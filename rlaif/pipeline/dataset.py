@@ -56,7 +56,7 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
     """
     _check_folder(folder)
     used = _preference_steps(run, spec)
-    given = _Given(run, _upstream(run, used), used)
+    given = _Given(run, _find_upstream(run, used), used)
     if not given.pairs:
         steps = ", ".join(sorted({step["id"] for step in used}))
         why = why_no_pairs(run.store, [step["hash"] for step in used])
@@ -76,7 +76,7 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
             seen.add(preference, pair)
         if "ultrafeedback" in spec.formats:
             _add_raw(tables.tables["ultrafeedback"], given, held, spec.overall)
-        facts = _facts(given, spec, seen, tables.lost)
+        facts = _collect_facts(given, spec, seen, tables.lost)
         configs = write_parquet(partial, tables.tables, folder.name)
         rows = {
             name: {split: spool.count for split, spool in splits.items()}
@@ -84,7 +84,7 @@ def build_dataset(run: Run, spec: DatasetSpec, folder: Path) -> Built:
         }
         built = Built(folder, rows, tables.lost)
         write_atomic(partial / "README.md", write_card(spec, replace(facts, configs=configs)))
-        write_atomic(partial / MARKER, json.dumps(_marker(partial, key, facts.version, built)))
+        write_atomic(partial / MARKER, json.dumps(_make_marker(partial, key, facts.version, built)))
     return built
 
 
@@ -97,7 +97,7 @@ class _Given:
         self.run = run
         self.above = above
         self.prompts = run.prompt_records()
-        self.judging = _judging(run, above)
+        self.judging = _find_judging(run, above)
         self._answers = _by_prompt(run, above, Completion)
         self._indexes: list[Index] = []
         self.pairs: dict[str, tuple[int, str]] = {}
@@ -140,7 +140,7 @@ class _Seen:
         self._describer = Describer()
         self._first: LabelledPair | None = None
         self._training: LabelledPair | None = None
-        self.human = _human(given.run)
+        self.human = _read_human_judgements(given.run)
         self.decided = self.agreed = 0
         self.endings: Counter[str] = Counter()
         self.pairs: Counter[str] = Counter()
@@ -181,13 +181,13 @@ class _Seen:
         return pair
 
     def by_split(self) -> dict[str, int]:
-        """How many pairs each split has that has any."""
+        """The number of pairs in each split that has any."""
         return {split: self.pairs[split] for split in (TRAIN, TEST) if self.pairs[split]}
 
 
-def _facts(given: _Given, spec: DatasetSpec, seen: _Seen, lost: Mapping[str, int]) -> Facts:
+def _collect_facts(given: _Given, spec: DatasetSpec, seen: _Seen, lost: Mapping[str, int]) -> Facts:
     run, above, found = given.run, given.above, seen.found()
-    authors = Counter((c.model, c.weights_hash) for c in _written(given))
+    authors = Counter((c.model, c.weights_hash) for c in _list_completions(given))
     return Facts(
         title=spec.title or str(run.manifest["name"]),
         configs=(),
@@ -203,12 +203,12 @@ def _facts(given: _Given, spec: DatasetSpec, seen: _Seen, lost: Mapping[str, int
         spread=told.figures(found),
         limits=told.limits(found, given.records(given.judging, Judgement), seen.endings),
         lost=lost,
-        agreement=_agreement(seen),
+        agreement=_describe_agreement(seen),
         version=str(run.manifest["versions"]["rlaif"]).replace(NOT_INSTALLED, ""),
     )
 
 
-def _written(given: _Given) -> Iterator[Completion]:
+def _list_completions(given: _Given) -> Iterator[Completion]:
     """The answers that went in, each once: what a filter keeps stands in two steps."""
     seen: set[str] = set()
     for completion in given.records(given.above, Completion):
@@ -217,7 +217,7 @@ def _written(given: _Given) -> Iterator[Completion]:
             yield completion
 
 
-def _marker(partial: Path, key: str, version: str, built: Built) -> dict[str, Any]:
+def _make_marker(partial: Path, key: str, version: str, built: Built) -> dict[str, Any]:
     """What a folder says of itself: what it was made from, and the files that are in it."""
     files = sorted(p for p in partial.rglob("*") if p.is_file())
     sizes = {str(p.relative_to(partial)): p.stat().st_size for p in files}
@@ -276,7 +276,7 @@ def _preference_steps(run: Run, spec: DatasetSpec) -> list[Step]:
     return list(found.values())
 
 
-def _upstream(run: Run, used: Sequence[Step]) -> list[Step]:
+def _find_upstream(run: Run, used: Sequence[Step]) -> list[Step]:
     """The steps whose output went into these, themselves included, in the plan's order."""
     by_hash = {step["hash"]: step for step in run.manifest["steps"]}
     wanted: set[str] = set()
@@ -293,7 +293,7 @@ def _by_prompt(run: Run, steps: Sequence[Step], kind: type[R]) -> ByPrompt[R]:
     return ByPrompt([run.store.step(step["hash"]) for step in steps], kind)
 
 
-def _judging(run: Run, above: Sequence[Step]) -> list[Step]:
+def _find_judging(run: Run, above: Sequence[Step]) -> list[Step]:
     """The steps in which judges of the run saw these steps' completions."""
     known = {step["hash"] for step in above}
     return [
@@ -325,7 +325,7 @@ class _ByWhom(msgspec.Struct):
     annotator_kind: str
 
 
-def _human(run: Run) -> dict[str, list[Judgement]]:
+def _read_human_judgements(run: Run) -> dict[str, list[Judgement]]:
     """What people said, by prompt. Several people's records are one opinion here, whatever step
     loaded them."""
     found: dict[str, list[Judgement]] = {}
@@ -337,7 +337,7 @@ def _human(run: Run) -> dict[str, list[Judgement]]:
     return found
 
 
-def _agreement(seen: _Seen) -> list[str]:
+def _describe_agreement(seen: _Seen) -> list[str]:
     """How often people who judged both answers of a pair prefer the chosen one."""
     if not seen.decided:
         return []

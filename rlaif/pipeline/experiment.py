@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rlaif.core.errors import GateStopped, StoreError
-from rlaif.core.finished import stale, stale_in_words
+from rlaif.core.finished import find_stale, stale_in_words
 from rlaif.core.records import Prompt, RoundRecord, content_hash
 from rlaif.core.store import Store, explain_os_errors, name_step
 from rlaif.engines.build import REMOTE, EnginePool, whole
@@ -140,7 +140,7 @@ def refuse_stale(plan: Sequence[Planned], store: Store) -> None:
     """Raise StoreError where finished steps were made from other records than the steps that they
     read have now. What was paid for is the user's to delete."""
     markers = {p.hash: m for p in plan if (m := store.step(p.hash).done()) is not None}
-    found = stale(markers)
+    found = find_stale(markers)
     if found:
         raise StoreError(stale_in_words([store.step(p.hash).path for p in plan if p.hash in found]))
 

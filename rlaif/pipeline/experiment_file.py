@@ -137,15 +137,13 @@ class Experiment(Strict):
     models: dict[str, ModelSpec]
     constitution: str | None = None
     data: str | None = Field(
-        None, description="The file that `load` reads where it names none: `--set data=PATH`."
+        None, description="The default file of `load` steps: `--set data=PATH`."
     )
     prompts: PromptsSpec
     arms: Arms = Field(
-        {}, description="Policies that differ in nothing but whose labels trained them."
+        {}, description="Policies that differ only in the labels they were trained on."
     )
-    judges: list[JudgeStep] = Field(
-        [], description="Judges that no step runs by itself: rewards, and evaluation."
-    )
+    judges: list[JudgeStep] = Field([], description="Judges used only for rewards and evaluation.")
     primary: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
         description="The metrics that the experiment is about: a change of one is claimed by "
@@ -160,15 +158,15 @@ class Experiment(Strict):
     rounds: Count = 1
     steps: Annotated[list[StepEntry], Field(min_length=1)]
     dataset: DatasetSpec | None = Field(
-        None, description="Write the preferences as a dataset when all steps are done."
+        None, description="Write the preferences as a dataset after the last step."
     )
     alarms: AlarmsConfig = AlarmsConfig()
     retention: Retention = Retention()
     budget: PositiveFloat | None = Field(
-        None, description="Stop when this run folder's calls have cost that much (exit code 3)."
+        None, description="Stop when the calls of this run folder have cost this much."
     )
     allow_same_weights: bool = Field(
-        False, description="Let labeller, proxy and gold judge be the same weights."
+        False, description="Allow labeller, proxy and gold judge to share weights."
     )
 
     @field_validator("models")

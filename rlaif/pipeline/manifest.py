@@ -18,7 +18,7 @@ from typing import Any
 
 from rlaif.config.models import RESERVED_MODELS
 from rlaif.constitution.model import principle_hash
-from rlaif.core.checksums import CHECK, file_digest, is_whole, sealed, unsealed
+from rlaif.core.checksums import CHECK, file_digest, is_whole, seal_row, unseal_row
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.records import RoundRecord, content_hash, from_json, to_json
 from rlaif.core.store import FORMAT, Store, read_json, write_atomic, write_jsonl
@@ -81,7 +81,7 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
     }
     # Last, since it has the checksums of the others.
     manifest["files"] = {name: file_digest(store.root / name) for name in (CONFIG, PROMPTS)}
-    text = json.dumps(sealed(manifest), indent=1, ensure_ascii=False)
+    text = json.dumps(seal_row(manifest), indent=1, ensure_ascii=False)
     write_atomic(store.root / MANIFEST, text)
 
 
@@ -123,7 +123,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
         raise ConfigError(f"{root} is not a run folder (no manifest.json in it)")
     if "format" in row and row["format"] != FORMAT and (CHECK not in row or is_whole(row)):
         raise ConfigError(f"{root} has run format {row['format']}; expected {FORMAT}")
-    manifest = unsealed(row, path, ADVICE, required=False)
+    manifest = unseal_row(row, path, ADVICE, required=False)
     if not manifest.keys() >= KEYS or not isinstance(manifest["steps"], list):
         raise StoreError(f"{path}: damaged (it lacks keys). {ADVICE}")
     for name, digest in manifest.get("files", {}).items():
@@ -154,7 +154,7 @@ def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> l
             said = change_sentences(row.get("made_of", {}))
             records.append(_round_record(inputs, plan, planned, arm, store, history, limits, said))
     rows = [to_json(r) | {PLACE: [n, len(records)]} for n, r in enumerate(records, 1)]
-    write_jsonl(store.root / FILE, [sealed(row) for row in rows])
+    write_jsonl(store.root / FILE, [seal_row(row) for row in rows])
     return records
 
 
@@ -220,7 +220,7 @@ def read_rounds(root: Path) -> list[RoundRecord]:
 def _read(line: bytes, place: int, count: int, path: Path) -> RoundRecord:
     """The record in line `place` of `count`. Earlier versions wrote neither that nor a checksum."""
     try:
-        row = unsealed(
+        row = unseal_row(
             json.loads(line.decode("utf-8", "surrogatepass")), path, ADVICE, required=False
         )
         if row.pop(PLACE, [place, count]) == [place, count]:

@@ -26,25 +26,27 @@ def rendered(
 ) -> list[dict[str, Any]]:
     """[{title, text, tokens, pieces}]: the policy's prompt, or each call of a judge."""
     inputs = prepare(path, overrides)
-    prompt = _prompt(inputs, prompt_id)
+    prompt = _find_prompt(inputs, prompt_id)
     if judge is None:
-        engine = _engine(inputs, "policy")
+        engine = _load_engine(inputs, "policy")
         return [
-            _shown(engine, f"policy, prompt {prompt.prompt_id}", *engine.render(prompt.messages))
+            _show_text(
+                engine, f"policy, prompt {prompt.prompt_id}", *engine.render(prompt.messages)
+            )
         ]
     if judge not in inputs.judges:
         raise ConfigError(f"--judge {judge}: no such judge{suggest(judge, list(inputs.judges))}")
     spec = inputs.experiment.all_judges()[judge]
-    completions = [_completion(prompt, text, index) for index, text in enumerate(responses)]
+    completions = [_make_completion(prompt, text, index) for index, text in enumerate(responses)]
     chosen = inputs.judges[judge]
     calls = chosen.calls(prompt, completions if chosen.comparative else completions[:1], 0)
     asked = [(call, call.request) for call in calls if call.request is not None]
     if not asked:
         raise ConfigError(f"judge {judge} asks no model about prompt {prompt.prompt_id}")
     names = spec.asks()
-    engines = {name: _engine(inputs, name) for name in {names[call.role] for call, _ in asked}}
+    engines = {name: _load_engine(inputs, name) for name in {names[call.role] for call, _ in asked}}
     return [
-        _shown(
+        _show_text(
             engines[names[call.role]],
             f"{judge}, principle {call.principle}, prompt {prompt.prompt_id}",
             *_rendered_request(engines[names[call.role]], request),
@@ -61,7 +63,7 @@ def _rendered_request(
     return engine.render(request.messages, request.prefill)
 
 
-def _prompt(inputs: PlanInputs, prompt_id: str | None) -> Prompt:
+def _find_prompt(inputs: PlanInputs, prompt_id: str | None) -> Prompt:
     prompts = {p.prompt_id: p for p in [*inputs.prompts.heldout, *inputs.prompts.train]}
     if prompt_id is None:
         return inputs.prompts.heldout[0]
@@ -70,19 +72,19 @@ def _prompt(inputs: PlanInputs, prompt_id: str | None) -> Prompt:
     return prompts[prompt_id]
 
 
-def _engine(inputs: PlanInputs, name: str) -> Engine:
+def _load_engine(inputs: PlanInputs, name: str) -> Engine:
     spec = inputs.experiment.models["policy" if name in RESERVED_MODELS else name]
     folder = None if spec.engine == "fake" or spec.engine in REMOTE else resolve(spec.path)
     return load_engine(spec, folder, name)
 
 
-def _shown(engine: Engine, title: str, text: str, tokens: list[int]) -> dict[str, Any]:
+def _show_text(engine: Engine, title: str, text: str, tokens: list[int]) -> dict[str, Any]:
     tokenizer = getattr(engine, "tokenizer", None)
     pieces = [tokenizer.decode([t]) for t in tokens] if tokenizer else text.split()
     return {"title": title, "text": text, "tokens": tokens, "pieces": pieces}
 
 
-def _completion(prompt: Prompt, text: str, index: int) -> Completion:
+def _make_completion(prompt: Prompt, text: str, index: int) -> Completion:
     return Completion(
         completion_id=f"k_shown{index}",
         prompt_id=prompt.prompt_id,

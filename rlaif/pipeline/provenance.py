@@ -54,20 +54,20 @@ def pairing(run: Run, above: Sequence[Step]) -> list[str]:
         if step["id"] not in specs or not weights:
             continue
         spec = specs[step["id"]]
-        shares = ", ".join(f"{judge} {_short(w)}" for judge, w in sorted(weights.items()))
+        shares = ", ".join(f"{judge} {_format_short(w)}" for judge, w in sorted(weights.items()))
         line = (
             f"{step['id']}: strategy {spec['strategy']}, by the mean of the judges' scores on "
             f"[0, 1] with the weights {shares}"
         )
         if spec["min_margin"] > 0:
-            line += f"; at least {_short(spec['min_margin'])} apart"
+            line += f"; at least {_format_short(spec['min_margin'])} apart"
         lines[line] = None
     return list(lines)
 
 
 def example(pair: LabelledPair) -> dict[str, str]:
     """The texts of a pair by what they are."""
-    scores = [f" ({_short(score)})" for score in pair.scores or ()] or ["", ""]
+    scores = [f" ({_format_short(score)})" for score in pair.scores or ()] or ["", ""]
     return {
         "Prompt": pair.prompt.question,
         f"Chosen{scores[0]}": pair.first.text,
@@ -75,7 +75,7 @@ def example(pair: LabelledPair) -> dict[str, str]:
     }
 
 
-def _short(value: float) -> str:
+def _format_short(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -136,17 +136,18 @@ def last_row(splits: Mapping[str, int]) -> dict[str, Any]:
 def figures(found: Description) -> dict[str, str]:
     """Measured lengths and gaps, in words."""
 
-    def shown(spread: Spread | None) -> str:
+    def format_spread(spread: Spread | None) -> str:
         if spread is None:
             return "-"
-        return f"{_short(spread.mean)} ({_short(spread.low)} to {_short(spread.high)})"
+        mean, low, high = map(_format_short, (spread.mean, spread.low, spread.high))
+        return f"{mean} ({low} to {high})"
 
     longer = found.longer_chosen
     return {
-        "words of the chosen: mean (5% to 95%)": shown(found.chosen_words),
-        "words of the rejected": shown(found.rejected_words),
+        "words of the chosen: mean (5% to 95%)": format_spread(found.chosen_words),
+        "words of the rejected": format_spread(found.rejected_words),
         "chosen is the longer one": "-" if longer is None else f"{100 * longer:.0f}%",
-        "gap of the scores": shown(found.gap),
+        "gap of the scores": format_spread(found.gap),
     }
 
 

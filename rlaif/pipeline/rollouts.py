@@ -32,7 +32,7 @@ def rollout_rows(
     store: Store, steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
 ) -> list[RolloutRow]:
     """One row for each on-policy training that has begun. `steps` are those of the manifest."""
-    gates = _gates(config)
+    gates = _read_gates(config)
     found: list[RolloutRow] = []
     for step in steps:
         folder = store.step(step["hash"])
@@ -51,15 +51,15 @@ def rollout_rows(
                 "arms": step["arms"],
                 "round": step["round"],
                 "id": step["id"],
-                "points": [(number, _shown(row)) for number, row in rows],
-                "limits": _limits(own),
-                "reached": list(_reached(own, rows)),
+                "points": [(number, _select_figures(row)) for number, row in rows],
+                "limits": _collect_limits(own),
+                "reached": list(_describe_reached(own, rows)),
             }
         )
     return found
 
 
-def _gates(config: Mapping[str, Any]) -> dict[str, Gates]:
+def _read_gates(config: Mapping[str, Any]) -> dict[str, Gates]:
     """The gates of each train step of an experiment as it is kept in a run folder."""
     steps = [entry["train"] for entry in config.get("steps", ()) if "train" in entry]
     return {step["id"]: Gates.model_validate(step["gates"]) for step in steps if step.get("gates")}
@@ -68,13 +68,13 @@ def _gates(config: Mapping[str, Any]) -> dict[str, Gates]:
 def _by_rollout(path: Path) -> dict[int, dict[str, Any]]:
     """The last row of each rollout; what a kill tore off is not one."""
     found: dict[int, dict[str, Any]] = {}
-    for row in _rows(path):
+    for row in _read_rows(path):
         if "rollout" in row:
             found[int(row["rollout"])] = row
     return found
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -87,14 +87,14 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _shown(row: Mapping[str, Any]) -> dict[str, float]:
+def _select_figures(row: Mapping[str, Any]) -> dict[str, float]:
     """The reward and what gates look at. The entropy is that of the steps where no gate asked."""
     known = {"entropy": row["entropy"]} if "entropy" in row else {}
     reward = {"reward": row["reward"]} if "reward" in row else {}
     return {**reward, **known, **figures(row)}
 
 
-def _limits(gates: Gates) -> dict[str, dict[str, list[float]]]:
+def _collect_limits(gates: Gates) -> dict[str, dict[str, list[float]]]:
     """By figure the limits of each level."""
     return {
         name: {
@@ -105,7 +105,7 @@ def _limits(gates: Gates) -> dict[str, dict[str, list[float]]]:
     }
 
 
-def _reached(gates: Gates, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[str]:
+def _describe_reached(gates: Gates, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[str]:
     """A sentence for each limit that was reached."""
     for level in ("warn", "stop"):
         hits: dict[tuple[str, str, float], list[int]] = {}

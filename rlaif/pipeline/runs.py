@@ -19,8 +19,8 @@ from rlaif.pipeline.experiment_file import Experiment, load_experiment
 from rlaif.pipeline.manifest import ADVICE, read_manifest, read_rounds
 from rlaif.pipeline.rollouts import marks, rollout_rows, stopped_notes
 from rlaif.pipeline.steps.evaluate import VALUES
-from rlaif.report.arms import answers
-from rlaif.report.gather import Sources, gather
+from rlaif.report.arms import answer_sentences
+from rlaif.report.gather import Sources, gather_shown
 from rlaif.report.merged import Page, make_page
 from rlaif.report.rows import arms_of
 from rlaif.report.view import ArmRow, HeldOutRow, LineageRow, RoundRow, RunView, StepRow, Values
@@ -53,11 +53,11 @@ class Run:
     def judgements_of(self, completions: Collection[str]) -> Iterator[dict[str, Any]]:
         """The judgements that are about some completions, or show them beside another."""
 
-        def about(row: _About) -> bool:
+        def is_about(row: _About) -> bool:
             return row.subject in completions or any(name in completions for name in row.shown)
 
         for step in self.manifest["steps"]:
-            yield from self.store.step(step["hash"]).rows_where("judgements", _About, about)
+            yield from self.store.step(step["hash"]).rows_where("judgements", _About, is_about)
 
     def answers_to(self, calls: Collection[str]) -> Iterator[dict[str, Any]]:
         """The stored answers to some calls: what a verdict rests on. See `Judgement.rests_on`."""
@@ -65,7 +65,7 @@ class Run:
             folder = self.store.step(step["hash"])
             yield from folder.rows_where("answers", _Called, lambda row: row.call_id in calls)
 
-    def _frame(self, kind: str) -> pandas.DataFrame:
+    def _load_frame(self, kind: str) -> pandas.DataFrame:
         import pandas
 
         return pandas.DataFrame(list(self.rows(kind)))
@@ -79,7 +79,7 @@ class Run:
 
     def prompt_rows(self) -> Iterator[dict[str, Any]]:
         """The prompts as JSON, one held at a time."""
-        return _jsonl(self.root / "prompts.jsonl")
+        return _read_jsonl(self.root / "prompts.jsonl")
 
     def prompt_records(self) -> PromptFile:
         """The prompts by id, as records that are read when they are asked for."""
@@ -88,17 +88,17 @@ class Run:
     @property
     def completions(self) -> pandas.DataFrame:
         """Every completion."""
-        return self._frame("completions")
+        return self._load_frame("completions")
 
     @property
     def judgements(self) -> pandas.DataFrame:
         """Every judgement; `score` and `prob_first` are missing where there is no value."""
-        return self._frame("judgements")
+        return self._load_frame("judgements")
 
     @property
     def preferences(self) -> pandas.DataFrame:
         """Every preference."""
-        return self._frame("preferences")
+        return self._load_frame("preferences")
 
     @property
     def rounds(self) -> pandas.DataFrame:
@@ -158,7 +158,7 @@ class Run:
 
     def answers(self, page: Page) -> list[str]:
         """The answer of an experiment with arms, in sentences; see `rlaif.report.arms`."""
-        return answers(page.comparisons, self.arms(), self.experiment().margin)
+        return answer_sentences(page.comparisons, self.arms(), self.experiment().margin)
 
     def page(self) -> Page:
         """The run's rounds over all seeds, and what of them may be claimed."""
@@ -193,7 +193,7 @@ class Run:
             "steps_total": len(steps),
             "seconds": round(sum(step["seconds"] or 0.0 for step in steps), 1),
             "rounds": rounds,
-            **_claims(self.page()),
+            **_list_claims(self.page()),
             "alarms": [
                 {"arm": r["arm"], "seed": r["seed"], "round": r["round"], **alarm}
                 for r in rounds
@@ -205,8 +205,8 @@ class Run:
         }
 
     def remote(self) -> dict[str, dict[str, Any]]:
-        """What each model on a server was asked in all steps and runs of them, as `Meter.summary`
-        has it; empty where no server was asked."""
+        """`Meter.summary` of each model on a server, over all steps; empty if no server was
+        asked."""
         total: dict[str, Meter] = {}
         for step in self.manifest["steps"]:
             folder = self.store.step(step["hash"])
@@ -258,7 +258,7 @@ class Run:
         loaded = yaml.safe_load(config)
         rounds = [_round_row(r) for r in read_rounds(self.root)]
         sources = Sources(
-            self._pairs, self._held_out, self.judgements_of, self.answers_to, self.prompt_rows
+            self._read_pairs, self._held_out, self.judgements_of, self.answers_to, self.prompt_rows
         )
         return RunView(
             name=self.manifest["name"],
@@ -266,13 +266,13 @@ class Run:
             state=status["state"],
             config_yaml=config,
             manifest={k: v for k, v in self.manifest.items() if k not in ("steps", "constitution")},
-            lineage=self._lineage(),
+            lineage=self._list_lineage(),
             remote=status["remote"],
             comparisons=self.comparisons(),
             rounds=rounds,
             steps=[_report_step(step) for step in status["steps"]],
             rollouts=rollout_rows(self.store, self.manifest["steps"], loaded),
-            shown=gather(sources, by_arm=len(arms_of(rounds)) > 1),
+            shown=gather_shown(sources, by_arm=len(arms_of(rounds)) > 1),
             constitution_yaml=_constitution_text(self.manifest),
             key=self.key(),
             values=self.values,
@@ -282,7 +282,7 @@ class Run:
             margin=experiment.margin,
         )
 
-    def _pairs(self) -> Iterator[dict[str, Any]]:
+    def _read_pairs(self) -> Iterator[dict[str, Any]]:
         for row in self.rows("preferences"):
             if row["chosen"] and row["rejected"]:
                 yield row | {"seed": row["run_seed"], "arm": row["run_arms"]}
@@ -305,7 +305,7 @@ class Run:
                     }
                     yield row, completion
 
-    def _lineage(self) -> list[LineageRow]:
+    def _list_lineage(self) -> list[LineageRow]:
         constitution = self.manifest["constitution"]
         rows: list[LineageRow] = [
             {"kind": "model", "name": name, "hash": key, "detail": "given"}
@@ -368,14 +368,14 @@ class PromptFile(Mapping[str, Prompt]):
             with path.open("rb") as file:
                 for line in file:
                     if line.strip():
-                        self._places[_prompt(path, line).prompt_id] = place
+                        self._places[_parse_prompt(path, line).prompt_id] = place
                     place += len(line)
 
     def __getitem__(self, prompt_id: str) -> Prompt:
         place = self._places[prompt_id]
         with self._path.open("rb") as file:
             file.seek(place)
-            return _prompt(self._path, file.readline())
+            return _parse_prompt(self._path, file.readline())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -384,7 +384,7 @@ class PromptFile(Mapping[str, Prompt]):
         return len(self._places)
 
 
-def _prompt(path: Path, line: bytes) -> Prompt:
+def _parse_prompt(path: Path, line: bytes) -> Prompt:
     return from_json(Prompt, _row_of(path, line))
 
 
@@ -395,7 +395,7 @@ def _row_of(path: Path, line: bytes) -> Any:
         raise StoreError(f"{path}: damaged. {ADVICE}") from None
 
 
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         with path.open("rb") as file:
             for line in file:
@@ -404,14 +404,14 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class _About(msgspec.Struct):
-    """What tells whether a judgement is about a completion."""
+    """The fields of a judgement that say which completions it is about."""
 
     subject: str
     shown: list[str]
 
 
 class _Called(msgspec.Struct):
-    """What tells which call an answer is to."""
+    """The field of an answer that says which call it answers."""
 
     call_id: str
 
@@ -422,7 +422,7 @@ def _round_row(record: Any) -> RoundRow:
     return {key: row[key] for key in wanted}  # type: ignore[return-value]
 
 
-def _claims(page: Page) -> dict[str, Any]:
+def _list_claims(page: Page) -> dict[str, Any]:
     """What may be claimed, for programs: the primary metrics, and how each figure of each arm's
     last round stands."""
     return {

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlaif.core import checksums
 from rlaif.core.errors import ConfigError, RlaifError, StoreError
-from rlaif.core.finished import MASTERS, Verified, read, stale, stale_in_words
+from rlaif.core.finished import MASTERS, Verified, find_stale, read_marker, stale_in_words
 from rlaif.core.store import StepFolder
 from rlaif.engines.remote.meter import LEDGER, Account, counted_cost, lost_in_words, read_meters
 from rlaif.pipeline.manifest import read_manifest, read_rounds
@@ -32,7 +32,7 @@ def verify_run(root: Path) -> Verification:
         raise ConfigError(f"{root} is not a run folder (no folder steps in it)")
     faults: dict[str, None] = {}
 
-    def tried(look: Callable[[], Verified]) -> Verified:
+    def try_check(look: Callable[[], Verified]) -> Verified:
         try:
             return look()
         except RlaifError as error:
@@ -42,37 +42,37 @@ def verify_run(root: Path) -> Verification:
     total = Verified()
     folders = sorted(p for p in (root / "steps").glob("*") if p.is_dir())
     for path in folders or [root]:
-        total += tried(StepFolder(path).verify)
-        total += tried(partial(_small, partial(read_meters, path)))
+        total += try_check(StepFolder(path).verify)
+        total += try_check(partial(_verify_small_file, partial(read_meters, path)))
     for path in sorted((root / "models").glob("*")):
-        total += tried(partial(_model, path, root / "steps" / path.name))
+        total += try_check(partial(_verify_model, path, root / "steps" / path.name))
     if folders:
-        total += tried(partial(_small, partial(read_manifest, root)))
-        total += tried(partial(_small, partial(read_rounds, root)))
-        total += tried(partial(_small, partial(_made_from_what_is_there, folders)))
-    total += tried(partial(_ledger, root))
+        total += try_check(partial(_verify_small_file, partial(read_manifest, root)))
+        total += try_check(partial(_verify_small_file, partial(read_rounds, root)))
+        total += try_check(partial(_verify_small_file, partial(_made_from_what_is_there, folders)))
+    total += try_check(partial(_verify_ledger, root))
     return Verification(total, tuple(faults))
 
 
-def _small(look: Callable[[], object]) -> Verified:
-    """A small file, which is compared as it is read."""
+def _verify_small_file(look: Callable[[], object]) -> Verified:
+    """Read a small file, which compares it with its checksum."""
     look()
     return Verified()
 
 
 def _made_from_what_is_there(folders: Sequence[Path]) -> None:
-    """Raises StoreError where finished steps were made from records that were made anew since."""
+    """Raise StoreError if finished steps were made from records that have since been made again."""
     markers: dict[str, dict[str, Any]] = {}
     for path in folders:
         with suppress(StoreError):
-            marker = read(path / "done.json", "")
+            marker = read_marker(path / "done.json", "")
             markers |= {path.name: marker} if marker is not None else {}
-    found = stale(markers)
+    found = find_stale(markers)
     if found:
         raise StoreError(stale_in_words(path for path in folders if path.name in found))
 
 
-def _ledger(root: Path) -> Verified:
+def _verify_ledger(root: Path) -> Verified:
     """What was spent, against what the steps say of it. Raises StoreError where lines are gone."""
     account = Account(root / LEDGER, counted=counted_cost(root))
     if account.lost:
@@ -80,10 +80,12 @@ def _ledger(root: Path) -> Verified:
     return Verified()
 
 
-def _model(path: Path, step: Path) -> Verified:
+def _verify_model(path: Path, step: Path) -> Verified:
     """A model of a step that has no marker yet; the marker vouches for others."""
     if (step / "done.json").exists() or path.name.endswith(".partial"):
         return Verified()
-    compared = checksums.verify(path, f"Delete the folder {path} to train it again.", (MASTERS,))
+    compared = checksums.verify_folder(
+        path, f"Delete the folder {path} to train it again.", (MASTERS,)
+    )
     files = sum(p.is_file() for p in path.rglob("*"))
     return Verified(unchecked=files) if compared is None else Verified(files, compared)

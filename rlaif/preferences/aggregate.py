@@ -40,7 +40,7 @@ def candidate_scores(
     principles' weights make up for it. Pairwise verdicts become the mean win probability over the
     opponents seen.
     """
-    return _scores(_columns(judgements, renormalise), weights, renormalise)
+    return _score_candidates(_group_columns(judgements, renormalise), weights, renormalise)
 
 
 def compared_scores(
@@ -55,8 +55,8 @@ def compared_scores(
     `blank` are the candidates that say nothing: a principle that applies to others applies to them
     too, with a score of 0. Candidates that are missing have no say in which principles are shared.
     """
-    columns = _columns(judgements, renormalise)
-    given = _scores(columns, weights, renormalise)
+    columns = _group_columns(judgements, renormalise)
+    given = _score_candidates(columns, weights, renormalise)
     if all(applied for column in columns.values() for _, applied in column.values()):
         return given
     present = {c for c, score in given.items() if score is not None and c not in blank}
@@ -66,21 +66,21 @@ def compared_scores(
         if all(applied for _, applied in cells.values()):
             failed = {c: (0.0, True) for c, cell in column.items() if c in blank and not cell[1]}
             shared[principle] = {**column, **failed} if cells else column
-    return dict.fromkeys(given) | _scores(shared, weights, renormalise)
+    return dict.fromkeys(given) | _score_candidates(shared, weights, renormalise)
 
 
 def principle_values(judgements: Iterable[Judgement]) -> dict[str, dict[str | None, float]]:
     """By candidate and principle, the values that a score is the weighted mean of; what has no
     value is absent."""
     values: dict[str, dict[str | None, float]] = defaultdict(dict)
-    for principle, column in _columns(judgements, renormalise=True).items():
+    for principle, column in _group_columns(judgements, renormalise=True).items():
         for candidate, (value, _) in column.items():
             if value is not None:
                 values[candidate][principle] = value
     return dict(values)
 
 
-def _columns(
+def _group_columns(
     judgements: Iterable[Judgement], renormalise: bool
 ) -> dict[str | None, dict[str, _Cell]]:
     """Per principle, the candidates' values. Raises ValueError for judgements of several prompts or
@@ -97,13 +97,13 @@ def _columns(
             rated[judgement.principle].setdefault(judgement.subject, []).append(judgement)
         elif texts == 2:
             compared[judgement.principle].append(judgement)
-    columns = {principle: _cells(groups) for principle, groups in rated.items()}
+    columns = {principle: _average_groups(groups) for principle, groups in rated.items()}
     for principle, group in compared.items():
         columns.setdefault(principle, {}).update(win_rates(group, renormalise))
     return columns
 
 
-def _scores(
+def _score_candidates(
     columns: Mapping[str | None, Mapping[str, _Cell]],
     weights: Mapping[str, float] | None,
     renormalise: bool,
@@ -176,17 +176,17 @@ def pointwise_values(judgements: Sequence[Judgement]) -> dict[str, _Cell]:
     groups: dict[str, list[Judgement]] = {}
     for judgement in judgements:
         groups.setdefault(judgement.subject, []).append(judgement)
-    return _cells(groups)
+    return _average_groups(groups)
 
 
-def _cells(groups: Mapping[str, Sequence[Judgement]]) -> dict[str, _Cell]:
-    return {subject: _cell(group) for subject, group in groups.items()}
+def _average_groups(groups: Mapping[str, Sequence[Judgement]]) -> dict[str, _Cell]:
+    return {subject: _average_group(group) for subject, group in groups.items()}
 
 
-def _cell(group: Sequence[Judgement]) -> _Cell:
+def _average_group(group: Sequence[Judgement]) -> _Cell:
     if len(group) == 1:
         return group[0].score, group[0].status != "not_applicable"
-    return _mean([j.score for j in group]), _applied(group)
+    return _mean_of_present([j.score for j in group]), _any_applied(group)
 
 
 def win_rates(judgements: Sequence[Judgement], renormalise: bool = False) -> dict[str, _Cell]:
@@ -205,12 +205,14 @@ def win_rates(judgements: Sequence[Judgement], renormalise: bool = False) -> dic
     applied: dict[str, bool] = defaultdict(bool)
     for (first, second), group in groups.items():
         for candidate in (first, second):
-            applied[candidate] = applied[candidate] or _applied(group)
+            applied[candidate] = applied[candidate] or _any_applied(group)
         prob = pair_probability(group, first, renormalise)
         if prob is not None:
             wins[first].append(prob)
             wins[second].append(1 - prob)
-    return {candidate: (_mean(wins[candidate]), applied[candidate]) for candidate in applied}
+    return {
+        candidate: (_mean_of_present(wins[candidate]), applied[candidate]) for candidate in applied
+    }
 
 
 def pair_probability(
@@ -222,11 +224,11 @@ def pair_probability(
         orders[judgement.shown[0]].append(judgement)
     probs: list[float | None] = []
     for first, group in orders.items():
-        prob = _mean([j.prob_first for j in group])
+        prob = _mean_of_present([j.prob_first for j in group])
         probs.append(prob if prob is None or first == candidate else 1 - prob)
     if None in probs and not renormalise:
         return None
-    return _mean(probs)
+    return _mean_of_present(probs)
 
 
 def answer_probability(
@@ -249,7 +251,7 @@ def answer_probability(
         return None
     if any(len(j.shown) == 2 for j in given):
         return one
-    rewards = [_mean(_rewards(given, answer)) for answer in (first, second)]
+    rewards = [_mean_of_present(_list_rewards(given, answer)) for answer in (first, second)]
     if rewards[0] is not None and rewards[1] is not None:
         gap = rewards[0] - rewards[1]
         prob = float(sigmoids(np.asarray([gap]))[0])
@@ -260,13 +262,13 @@ def answer_probability(
     return prob if prob != 0.5 or gap == 0 else float(np.nextafter(0.5, float(gap > 0)))
 
 
-def _rewards(judgements: Iterable[Judgement], answer: str) -> list[float]:
+def _list_rewards(judgements: Iterable[Judgement], answer: str) -> list[float]:
     """The rewards of the judgements of one answer whose score is the sigmoid of a reward."""
     kept = [j.distribution or {} for j in judgements if j.subject == answer and j.status in VALUED]
     return [values["reward"] for values in kept if "reward" in values]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean_of_present(values: Sequence[float | None]) -> float | None:
     if len(values) == 1:
         return values[0]
     kept = [value for value in values if value is not None]
@@ -275,7 +277,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return math.fsum(kept) / len(kept)
 
 
-def _applied(judgements: Iterable[Judgement]) -> bool:
+def _any_applied(judgements: Iterable[Judgement]) -> bool:
     return any(j.status != "not_applicable" for j in judgements)
 
 

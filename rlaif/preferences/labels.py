@@ -50,7 +50,7 @@ def given_label(
     )
 
 
-def verdicts(
+def annotator_verdicts(
     pairs: Iterable[GivenPair],
     judgements: Mapping[str, Iterable[Judgement]],
     principle_weights: Mapping[str, float],
@@ -63,14 +63,14 @@ def verdicts(
     """
     wanted = list(pairs)
     said = {
-        name: _said(wanted, _by_prompt(rows), principle_weights)
+        name: _annotator_probabilities(wanted, _by_prompt(rows), principle_weights)
         for name, rows in judgements.items()
     }
     combined = combine(said, judge_weights)
     return {name: prob for name, prob in combined.items() if prob is not None}
 
 
-def _said(
+def _annotator_probabilities(
     pairs: Iterable[GivenPair],
     by_prompt: Mapping[str, Sequence[Judgement]],
     weights: Mapping[str, float],
@@ -78,7 +78,10 @@ def _said(
     """What one annotator says of each pair."""
     return {
         pair.pair_id: answer_probability(
-            _about(pair, by_prompt.get(pair.prompt_id, ())), pair.first, pair.second, weights
+            _judgements_of_pair(pair, by_prompt.get(pair.prompt_id, ())),
+            pair.first,
+            pair.second,
+            weights,
         )
         for pair in pairs
     }
@@ -91,20 +94,20 @@ def _by_prompt(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:
     return groups
 
 
-def _about(pair: GivenPair, judgements: Sequence[Judgement]) -> list[Judgement]:
+def _judgements_of_pair(pair: GivenPair, judgements: Sequence[Judgement]) -> list[Judgement]:
     """The judgements of this pair's answers, seen together or one at a time."""
     answers = {pair.first, pair.second}
     return [j for j in judgements if set(j.shown) <= answers]
 
 
-def coin(pairs: Iterable[GivenPair], seed: int) -> Verdicts:
+def flip_coins(pairs: Iterable[GivenPair], seed: int) -> Verdicts:
     """A fair coin for each pair, from the seed and the pair alone."""
     return {
         pair.pair_id: float(int(content_hash("coin", seed, pair.pair_id), 16) % 2) for pair in pairs
     }
 
 
-def flipped(labels: Verdicts, share: float, seed: int) -> tuple[Verdicts, frozenset[str]]:
+def flip_labels(labels: Verdicts, share: float, seed: int) -> tuple[Verdicts, frozenset[str]]:
     """`labels` with round(share x n) of them turned round, and the ids of these.
 
     They are the first in a seeded order, so that a larger share turns the same ones and more.
@@ -114,14 +117,14 @@ def flipped(labels: Verdicts, share: float, seed: int) -> tuple[Verdicts, frozen
     return {name: 1.0 - p if name in turned else p for name, p in labels.items()}, turned
 
 
-def decided(pairs: Sequence[GivenPair], everybody: Collection[Verdicts]) -> list[GivenPair]:
+def keep_decided(pairs: Sequence[GivenPair], everybody: Collection[Verdicts]) -> list[GivenPair]:
     """The pairs on which everybody has a verdict that is no tie."""
     return [
         pair for pair in pairs if all(labels.get(pair.pair_id, 0.5) != 0.5 for labels in everybody)
     ]
 
 
-def labelled(
+def label_pair(
     pair: GivenPair,
     prompt: Prompt,
     answers: Mapping[str, Completion],

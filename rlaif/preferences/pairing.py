@@ -14,7 +14,7 @@ from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import Completion, Judgement, Preference, Prompt
 from rlaif.core.rowfiles import Part, line_of
 from rlaif.preferences.aggregate import Scores, combine, compared_scores
-from rlaif.preferences.strategies import Candidate, preference, prompt_pairs
+from rlaif.preferences.strategies import Candidate, make_preference, prompt_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,9 @@ def prompt_preferences(
         if (score := combined.get(c.completion_id)) is not None
     ]
     pairs = prompt_pairs(prompt, scored, step, settings.seed)
-    made = [preference(prompt, pair, step, settings.round, judgements, parts) for pair in pairs]
+    made = [
+        make_preference(prompt, pair, step, settings.round, judgements, parts) for pair in pairs
+    ]
     if len(scored) > 1 and len({c.score for c in scored}) == 1:
         return made, "tied_prompts"
     if step.consistency is None or not made:

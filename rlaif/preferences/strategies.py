@@ -67,7 +67,7 @@ def length_tiered(ranked: Sequence[Candidate], tier: float) -> list[Pair]:
     ]
 
 
-def overlap(first: str, second: str) -> float:
+def ngram_overlap(first: str, second: str) -> float:
     """The Jaccard similarity of two texts' 3-grams of words, in [0, 1]."""
     one, two = (set(ngram_hashes(word_hashes(text), 3).tolist()) for text in (first, second))
     return len(one & two) / len(one | two)
@@ -104,12 +104,12 @@ def prompt_pairs(
         and better.completion.digest != worse.completion.digest
         and (
             options.max_overlap is None
-            or overlap(better.completion.text, worse.completion.text) <= options.max_overlap
+            or ngram_overlap(better.completion.text, worse.completion.text) <= options.max_overlap
         )
     ]
 
 
-def preference(
+def make_preference(
     prompt: Prompt,
     pair: Pair,
     options: PairStep,
@@ -122,7 +122,7 @@ def preference(
     chosen, rejected = pair
     ids = (chosen.completion.completion_id, rejected.completion.completion_id)
     reasons = [
-        f"{judge} {_shown(scores.get(ids[0]))} against {_shown(scores.get(ids[1]))}"
+        f"{judge} {_format_score(scores.get(ids[0]))} against {_format_score(scores.get(ids[1]))}"
         for judge, scores in sorted(parts.items())
     ]
     return Preference(
@@ -186,11 +186,11 @@ def against_reference(
     ]
 
 
-def _shown(score: float | None) -> str:
+def _format_score(score: float | None) -> str:
     return "missing" if score is None else f"{score:.3f}"
 
 
-def balanced(preferences: Iterable[Preference]) -> list[Preference]:
+def balance_lengths(preferences: Iterable[Preference]) -> list[Preference]:
     """As many preferences whose chosen answer is the longer one, in characters, as the shorter one.
 
     Of the more frequent kind those go whose lengths differ most, as logarithms. Preferences of
@@ -217,10 +217,10 @@ def _length_gap(preference: Preference) -> float:
 def keep_widest(preferences: Iterable[Preference], limit: int) -> list[Preference]:
     """At most `limit` preferences, the widest margins first and those without one last; then back
     in the order of ids."""
-    widest = heapq.nsmallest(limit, preferences, key=_width)
+    widest = heapq.nsmallest(limit, preferences, key=_sort_by_margin)
     return sorted(widest, key=lambda p: (p.prompt_id, p.preference_id))
 
 
-def _width(preference: Preference) -> tuple[float, str]:
+def _sort_by_margin(preference: Preference) -> tuple[float, str]:
     margin = -math.inf if preference.margin is None else preference.margin
     return -margin, preference.preference_id

@@ -1,6 +1,6 @@
 """The tables that lay the arms of an experiment beside one another.
 
-`answers` is the answer of an experiment with arms: is AI feedback as good as people's?
+`answer_sentences` is the answer of an experiment with arms: is AI feedback as good as people's?
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def label_rows(comparisons: Sequence[dict[str, Any]]) -> list[LabelRow]:
         for first, second in combinations(row["arms"], 2):
             figures = row["labels"][f"{first}/{second}"]
             agreement, kappa = (figures.get(key) for key in ("agreement", "kappa"))
-            rows.append(LabelRow(first, second, agreement, kappa, _words(agreement, kappa)))
+            rows.append(
+                LabelRow(first, second, agreement, kappa, _describe_agreement(agreement, kappa))
+            )
     return rows
 
 
@@ -51,7 +53,7 @@ def label_sentences(comparisons: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _words(agreement: IntervalJson | None, kappa: IntervalJson | None) -> str:
+def _describe_agreement(agreement: IntervalJson | None, kappa: IntervalJson | None) -> str:
     # Of labels that are all the same no kappa varies, so it has no interval.
     if kappa is not None and kappa["mean"] == 1 and direction(agreement, 0.5) > 0:
         return "agree on every pair"
@@ -71,22 +73,22 @@ def difference_tables(comparisons: Sequence[dict[str, Any]]) -> list[Table]:
     with_first = [two for two in twos if two[0] == twos[0][0]]
     others = [two for two in twos if two not in with_first]
     tables = [("Against the first arm", with_first), ("The other arms against one another", others)]
-    return [Table(title, *_differences(row, chosen)) for title, chosen in tables if chosen]
+    return [Table(title, *_tabulate_differences(row, chosen)) for title, chosen in tables if chosen]
 
 
-def _differences(
+def _tabulate_differences(
     row: dict[str, Any], twos: Sequence[tuple[str, str]]
 ) -> tuple[list[str], list[Row]]:
     names = ["/".join(two) for two in twos]
     metrics = {metric for deltas in row["deltas"].values() for metric in deltas}
     rows = [
-        Row(metric, kind_of(metric), [_cell(metric, row, name) for name in names])
+        Row(metric, kind_of(metric), [_make_cell(metric, row, name) for name in names])
         for metric in metrics
     ]
     return [f"{second} less {first}" for first, second in twos], sorted(rows, key=row_place)
 
 
-def _cell(metric: str, row: dict[str, Any], two: str) -> Cell:
+def _make_cell(metric: str, row: dict[str, Any], two: str) -> Cell:
     value = row["deltas"].get(two, {}).get(metric)
     standing = row.get("standing", {}).get(two, {}).get(metric, "none")
     par = 0.5 if metric.startswith("win_rate/") else 0.0
@@ -98,7 +100,7 @@ OF_A_JUDGE = ("score/", "win_rate/", "win_rate_vs_initial/", "reward_accuracy/",
 """Metrics that a judge makes."""
 
 
-def answers(
+def answer_sentences(
     comparisons: Sequence[dict[str, Any]], arms: Mapping[str, ArmRow], margin: float
 ) -> list[str]:
     """A sentence for each arm of AI labels, each arm of people's, and each neutral measure: a judge
@@ -106,12 +108,12 @@ def answers(
     over seeds. Nothing where there is no arm of people's labels and one of AI's."""
     found = []
     for row in comparisons[-1:]:
-        for human, ai in _twos(arms):
+        for human, ai in _pair_arms(arms):
             found += _of_two(row, human, ai, arms, margin)
     return found
 
 
-def _twos(arms: Mapping[str, ArmRow]) -> Iterator[tuple[str, str]]:
+def _pair_arms(arms: Mapping[str, ArmRow]) -> Iterator[tuple[str, str]]:
     """Arms of people's labels with arms of AI's, none with labels turned round."""
     kept = {name: arm["labels"] for name, arm in arms.items() if not arm["flip"]}
     for human in (name for name, labels in kept.items() if labels == HUMAN):
@@ -145,10 +147,10 @@ def _answer_differences(row: dict[str, Any], human: str, ai: str) -> dict[str, I
     if f"{human}/{ai}" in row["deltas"]:
         return dict(row["deltas"][f"{human}/{ai}"])
     turned = row["deltas"].get(f"{ai}/{human}", {})
-    return {n: negated(i) for n, i in turned.items() if not n.startswith("win_rate/")}
+    return {n: negate_interval(i) for n, i in turned.items() if not n.startswith("win_rate/")}
 
 
-def negated(interval: IntervalJson) -> IntervalJson:
+def negate_interval(interval: IntervalJson) -> IntervalJson:
     """The interval of the difference the other way round."""
     low, high = interval["low"], interval["high"]
     return {
@@ -159,8 +161,8 @@ def negated(interval: IntervalJson) -> IntervalJson:
     }
 
 
-def marks(arms: Mapping[str, ArmRow]) -> dict[str, str]:
-    """By judge, which arms it labelled, in words: where it evaluates, it is no neutral judge."""
+def mark_judges(arms: Mapping[str, ArmRow]) -> dict[str, str]:
+    """By judge, the arms that it labelled, in words: its evaluation is not neutral there."""
     labelled: dict[str, list[str]] = {}
     for name, arm in arms.items():
         for judge in arm["judges"]:

@@ -64,15 +64,15 @@ GROUPS = (
     ),
     Group(
         "Position",
-        "From pairs that were shown in both orders: how often the same slot won twice, split by "
-        "slot. Slot 1 rate is over all verdicts of comparative judges, 0.5 without bias.",
+        "From pairs shown in both orders: how often the same slot won twice, split by slot. The "
+        "slot 1 rate is over all verdicts of comparative judges; 0.5 means no bias.",
         ("same_slot", "same_slot_first", "same_slot_second", "order_consistency", "slot_one_rate"),
     ),
     Group(
         "Length and own answers",
-        "The length coefficient is what one standard deviation of length difference adds to the "
-        "log-odds of a verdict when the human label is held fixed; it is missing where length or "
-        "label decides every verdict.",
+        "The length coefficient is the effect of one standard deviation of length difference on "
+        "the log-odds of a verdict, controlling for the human label; it is missing if length or "
+        "label alone decides every verdict.",
         (
             "prefers_longer",
             "people_prefer_longer",
@@ -83,10 +83,10 @@ GROUPS = (
     ),
     Group(
         "Calibration",
-        "Whether the probabilities mean what they say. ECE is above 0 by chance alone: it stands "
-        "beside what it would be of a calibrated judge; the calibration error has that subtracted. "
-        "Intercept, slope and temperature are of graded probabilities only: ten different ones or "
-        "more, none of them 0 or 1. Temperature scaling is fitted on one half of the prompts and "
+        "Whether the probabilities match observed frequencies. ECE is above 0 by chance alone, so "
+        "it is shown with its value for a calibrated judge, which the calibration error subtracts. "
+        "Intercept, slope and temperature need graded probabilities: ten or more different "
+        "values, none of them 0 or 1. Temperature scaling is fitted on one half of the prompts and "
         "measured on the other. A judge that always says 0.5 has a Brier score of 0.25.",
         (
             "calibration_error",
@@ -103,9 +103,9 @@ GROUPS = (
     ),
     Group(
         "How it answered, and the cost",
-        "Coverage is the share of pairs with a verdict; what is missing is in no other figure. A "
-        "pair costs what it would cost alone: an answer that stands in several pairs counts in "
-        "each. Seconds and money are of the first time that a question was asked; money is in the "
+        "Coverage is the fraction of pairs with a verdict; missing verdicts enter no other metric. "
+        "A pair costs what it would cost alone: an answer that is in several pairs counts in "
+        "each. Seconds and money refer to the first time a question was asked; money is in the "
         "currency of the model's price.",
         (
             "coverage",
@@ -449,7 +449,7 @@ def _draw_forest(result: Result) -> Markup | None:
     if not rows:
         return None
     spoken = ", ".join(f"{name} {show_number(value['mean'])}" for name, value, _ in rows)
-    return plots.forest("agreement", f"Agreement with the labels: {spoken}", rows, 0.5)
+    return plots.draw_forest("agreement", f"Agreement with the labels: {spoken}", rows, 0.5)
 
 
 def _draw_curves(result: Result) -> list[tuple[str, Markup]]:
@@ -459,5 +459,5 @@ def _draw_curves(result: Result) -> list[tuple[str, Markup]]:
         bins = row["reliability"]
         if len([b for b in bins if 0.0 < b["prob"] < 1.0]) > 1:
             label = f"Reliability of {name}, {len(bins)} bins"
-            found.append((name, plots.reliability(f"reliability{place}", label, bins)))
+            found.append((name, plots.draw_reliability(f"reliability{place}", label, bins)))
     return found

@@ -28,14 +28,14 @@ def embed_json(value: Any) -> str:
     return text
 
 
-def conversation(messages: Sequence[Mapping[str, str]]) -> str:
+def format_conversation(messages: Sequence[Mapping[str, str]]) -> str:
     """A conversation as text; a single user turn stands alone, without its role."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"{m['role'].upper()}\n{m['content']}" for m in messages)
 
 
-def clip(text: str, limit: int = MAX_TEXT) -> str:
+def clip_text(text: str, limit: int = MAX_TEXT) -> str:
     """`text`, cut at `limit` characters with a note of how many are missing."""
     if len(text) <= limit:
         return text
@@ -60,20 +60,20 @@ def pair_entry(
         "arm": row["arm"],
         "seed": row["seed"],
         "round": row["round"],
-        "prompt": clip(conversation(row["prompt"])),
-        "chosen": clip(conversation(row["chosen"])),
-        "rejected": clip(conversation(row["rejected"])),
+        "prompt": clip_text(format_conversation(row["prompt"])),
+        "chosen": clip_text(format_conversation(row["chosen"])),
+        "rejected": clip_text(format_conversation(row["rejected"])),
         "score_chosen": row["score_chosen"],
         "score_rejected": row["score_rejected"],
         "margin": row["margin"],
         "reason": row["reason"],
         "source": row["source"],
-        "judged_chosen": _judgements(judged, behind, row["chosen_id"]),
-        "judged_rejected": _judgements(judged, behind, row["rejected_id"]),
+        "judged_chosen": _judgement_entries(judged, behind, row["chosen_id"]),
+        "judged_rejected": _judgement_entries(judged, behind, row["rejected_id"]),
     }
 
 
-def _judgements(
+def _judgement_entries(
     judged: Mapping[str, Sequence[Mapping[str, Any]]],
     behind: Mapping[str, Mapping[str, Any]],
     subject: str,
@@ -94,32 +94,32 @@ def judgement_entry(
     return {
         "judge": row["judge"],
         "principle": row.get("principle") or "",
-        "order": _order(row, subject),
+        "order": _position_shown(row, subject),
         "status": row["status"],
         "value": value,
         "what": what,
         "raw_value": row.get("raw_value"),
         "mass": row.get("label_mass"),
         "template": row.get("template_hash"),
-        "raw": _written(raw),
+        "raw": _join_texts(raw),
         # What a verdict on one answer alone is made of stands in its own line.
-        "parts": _numbers(row.get("distribution")) if rests_on else {},
-        "behind": [_answer(behind[call], subject) for call in rests_on if call in behind],
+        "parts": _copy_numbers(row.get("distribution")) if rests_on else {},
+        "behind": [_describe_answer(behind[call], subject) for call in rests_on if call in behind],
     }
 
 
-def _order(row: Mapping[str, Any], subject: str) -> str:
+def _position_shown(row: Mapping[str, Any], subject: str) -> str:
     """Which of several texts that were shown the subject was."""
     shown = list(row.get("shown") or [])
     among = len(shown) > 1 and subject in shown
     return f"{shown.index(subject) + 1} of {len(shown)}" if among else ""
 
 
-def _written(texts: Sequence[Any]) -> str:
-    return clip("\n\n".join(dict.fromkeys(str(text) for text in texts)), MAX_RAW)
+def _join_texts(texts: Sequence[Any]) -> str:
+    return clip_text("\n\n".join(dict.fromkeys(str(text) for text in texts)), MAX_RAW)
 
 
-def _numbers(values: Any) -> dict[str, float]:
+def _copy_numbers(values: Any) -> dict[str, float]:
     return dict(values) if isinstance(values, Mapping) else {}
 
 
@@ -137,17 +137,17 @@ def answer_facts(row: Mapping[str, Any]) -> dict[str, Any]:
         "sample_index": row.get("sample_index") or 0,
         "rationale": row.get("rationale") or answer.get("reasoning") or None,
         "raw": answer.get("text"),
-        "values": _numbers(answer.get("label_probs")) or _rewards(answer),
+        "values": _copy_numbers(answer.get("label_probs")) or _pick_reward(answer),
         "error": answer.get("error"),
     }
 
 
-def _rewards(answer: Mapping[str, Any]) -> dict[str, float]:
+def _pick_reward(answer: Mapping[str, Any]) -> dict[str, float]:
     reward = answer.get("reward")
     return {} if reward is None else {"reward": reward}
 
 
-def _answer(row: Mapping[str, Any], subject: str) -> dict[str, Any]:
+def _describe_answer(row: Mapping[str, Any], subject: str) -> dict[str, Any]:
     """One answer behind a verdict."""
     facts = answer_facts(row)
     raw = [text for text in (facts["rationale"], facts["raw"], facts["error"]) if text]
@@ -156,9 +156,9 @@ def _answer(row: Mapping[str, Any], subject: str) -> dict[str, Any]:
         "annotator": str(facts["annotator_id"] or ""),
         "principle": facts["principle"] or "",
         "template": facts["template_hash"],
-        "order": _order(row, subject),
+        "order": _position_shown(row, subject),
         "parts": facts["values"],
-        "raw": _written(raw),
+        "raw": _join_texts(raw),
     }
 
 
@@ -174,7 +174,7 @@ def answer_entries(
             "models": [
                 {
                     "model": row["model"],
-                    "text": clip(answer_text(completion)),
+                    "text": clip_text(answer_text(completion)),
                     "finish": str(completion.get("finish_reason", "")),
                 }
                 for row, completion in rows
@@ -185,4 +185,4 @@ def answer_entries(
 
 
 def _prompt_text(prompt: Mapping[str, Any] | None, name: str) -> str:
-    return name if prompt is None else clip(conversation(prompt["messages"]))
+    return name if prompt is None else clip_text(format_conversation(prompt["messages"]))

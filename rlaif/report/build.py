@@ -19,7 +19,7 @@ from markupsafe import Markup
 from rlaif.core.store import write_atomic
 from rlaif.metrics.intervals import show_ends, show_interval, show_number, show_value
 from rlaif.report import plots
-from rlaif.report.arms import answers, difference_tables, label_rows, mark_of, marks
+from rlaif.report.arms import answer_sentences, difference_tables, label_rows, mark_judges, mark_of
 from rlaif.report.browser import embed_json
 from rlaif.report.glossary import GLOSSARY
 from rlaif.report.merged import Page, claim_words, make_page
@@ -35,7 +35,7 @@ from rlaif.report.rows import (
     seeds_of,
     side_by_side,
 )
-from rlaif.report.table import summary
+from rlaif.report.table import summarise_arm
 from rlaif.report.view import RolloutRow, RoundRow, RunView, StepRow
 
 _HERE = Path(__file__).resolve().parent
@@ -66,7 +66,7 @@ def build_report(run: RunView, out: str | Path) -> Path:
     out = Path(out)
     path = out / "report.html" if out.is_dir() else out
     script = (_HERE / "report.js").read_text(encoding="utf-8")
-    page = environment().get_template("report.html.j2").render(**_context(run, script))
+    page = make_environment().get_template("report.html.j2").render(**_collect_context(run, script))
     # Text from models can hold lone surrogates, which UTF-8 cannot carry.
     write_atomic(path, page.encode("utf-8", "replace").decode())
     return path
@@ -81,16 +81,16 @@ def is_report_of(path: Path, key: str) -> bool:
     """Whether a file is the page of a run whose view has this key."""
     try:
         with path.open("rb") as file:
-            return _marked(key).encode() in file.read(_HEAD)
+            return _make_run_mark(key).encode() in file.read(_HEAD)
     except OSError:
         return False
 
 
-def _marked(key: str) -> str:
+def _make_run_mark(key: str) -> str:
     return f'<meta name="rlaif-run" content="{key}">'
 
 
-def environment() -> Environment:
+def make_environment() -> Environment:
     """Jinja2 as every page uses it: escaping on, numbers and intervals as filters."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -99,16 +99,18 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["interval"] = lambda value, signed=False: _minus(
+    environment.filters["interval"] = lambda value, signed=False: _use_minus_signs(
         show_interval(value, signed)
     )
-    environment.filters["value"] = lambda value: _minus(show_value(value))
-    environment.filters["ends"] = lambda value: _minus(show_ends(value))
-    environment.filters["number"] = lambda value, signed=False: _minus(show_number(value, signed))
+    environment.filters["value"] = lambda value: _use_minus_signs(show_value(value))
+    environment.filters["ends"] = lambda value: _use_minus_signs(show_ends(value))
+    environment.filters["number"] = lambda value, signed=False: _use_minus_signs(
+        show_number(value, signed)
+    )
     environment.filters["count_of"] = "{:,}".format
-    environment.filters["minus"] = _minus
-    environment.filters["breakable"] = _breakable
-    environment.filters["duration"] = duration
+    environment.filters["minus"] = _use_minus_signs
+    environment.filters["breakable"] = _allow_breaks
+    environment.filters["duration"] = format_duration
     environment.globals["glossary"] = GLOSSARY
     environment.filters["pretty"] = lambda value: json.dumps(
         value, indent=2, ensure_ascii=False, default=str
@@ -116,7 +118,7 @@ def environment() -> Environment:
     return environment
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Seconds as a person says them: 0.4 s, 12 s, 3 min 20 s, 2 h 05 min."""
     if seconds is None:
         return "-"
@@ -130,7 +132,7 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _context(run: RunView, script: str) -> dict[str, Any]:
+def _collect_context(run: RunView, script: str) -> dict[str, Any]:
     shown = run.shown
     page = make_page(run.rounds, run.comparisons, run.values, run.primary, run.trained)
     last = latest_rounds(run.rounds)
@@ -139,10 +141,10 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
     digest = script_digest(script)
     return {
         "run": run,
-        "marked": Markup(_marked(run.key)),
+        "marked": Markup(_make_run_mark(run.key)),
         "seeds": seeds,
-        "answers": answers(page.comparisons, run.arms, run.margin),
-        "mark": partial(mark_of, marked=marks(run.arms)),
+        "answers": answer_sentences(page.comparisons, run.arms, run.margin),
+        "mark": partial(mark_of, marked=mark_judges(run.arms)),
         "alarms": alarm_items(run.rounds, latest=True),
         "earlier": alarm_items(run.rounds, latest=False),
         "arms": names if len(names) > 1 else [],
@@ -151,15 +153,15 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
         "arm_figures": _arm_figures(page),
         "claims": claim_words(page),
         "summaries": [
-            (row["arm"], summary(row, [r for r in last if r["arm"] == row["arm"]], page))
+            (row["arm"], summarise_arm(row, [r for r in last if r["arm"] == row["arm"]], page))
             for row in page.latest
         ],
-        "tables": _tables(run.rounds, page),
-        "lines": list(_lines(run.rounds)),
-        "curves": _curves(run.rounds),
-        "trained": _trained(run.rollouts, len(names) > 1),
-        "distributions": _distributions(run),
-        "totals": _totals(run.steps),
+        "tables": _make_tables(run.rounds, page),
+        "lines": list(_split_rounds(run.rounds)),
+        "curves": _draw_curves(run.rounds),
+        "trained": _draw_trainings(run.rollouts, len(names) > 1),
+        "distributions": _draw_distributions(run),
+        "totals": _sum_steps(run.steps),
         "failures": [
             (step, reason, count)
             for step in run.steps
@@ -178,17 +180,17 @@ def _context(run: RunView, script: str) -> dict[str, Any]:
     }
 
 
-def _minus(text: str) -> str:
+def _use_minus_signs(text: str) -> str:
     """Hyphens that stand for a minus, as a minus sign."""
     return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", text)
 
 
-def _breakable(name: str) -> Markup:
+def _allow_breaks(name: str) -> Markup:
     """A metric's name that may wrap after a slash or an underscore."""
     return Markup("<wbr>").join(re.findall(r"[^/_]*[/_]|[^/_]+", name))
 
 
-def _curves(rounds: Sequence[RoundRow]) -> list[tuple[str, list[Figure]]]:
+def _draw_curves(rounds: Sequence[RoundRow]) -> list[tuple[str, list[Figure]]]:
     """(group, figures): a curve per metric that at least two rounds measured."""
     grouped: dict[str, list[Figure]] = {}
     names = {name for row in rounds for name in row["metrics"]["metrics"]}
@@ -199,19 +201,19 @@ def _curves(rounds: Sequence[RoundRow]) -> list[tuple[str, list[Figure]]]:
                 for r in sorted(chain, key=lambda r: r["round"])
                 if r["metrics"]["metrics"].get(row.name) is not None
             ]
-            for name, chain in _lines(rounds).items()
+            for name, chain in _split_rounds(rounds).items()
         }
         if max(len(points) for points in lines.values()) < 2:
             continue
         means = [show_number(value["mean"]) for points in lines.values() for _, value in points]
         label = f"{row.name} over rounds: {', '.join(means)}"
-        svg = plots.curve(f"curve{place}", label, lines, _par(row.name))
+        svg = plots.draw_curve(f"curve{place}", label, lines, _find_par(row.name))
         figure = Figure(row.name, row.kind.about, svg)
         grouped.setdefault(row.kind.group, []).append(figure)
     return list(grouped.items())
 
 
-def _lines(rounds: Sequence[RoundRow]) -> dict[str, list[RoundRow]]:
+def _split_rounds(rounds: Sequence[RoundRow]) -> dict[str, list[RoundRow]]:
     """The rounds by seed, by arm, or by both where there are several of both."""
     arms, seeds = arms_of(rounds), seeds_of(rounds)
     found: dict[str, list[RoundRow]] = {}
@@ -222,13 +224,13 @@ def _lines(rounds: Sequence[RoundRow]) -> dict[str, list[RoundRow]]:
     return found
 
 
-def _par(name: str) -> float | None:
+def _find_par(name: str) -> float | None:
     return next((value for prefix, value in _PAR.items() if name.startswith(prefix)), None)
 
 
-def _tables(rounds: Sequence[RoundRow], page: Page) -> list[Table]:
+def _make_tables(rounds: Sequence[RoundRow], page: Page) -> list[Table]:
     """The table over all seeds (arms side by side), then one per arm and seed where they differ."""
-    lines = _lines(rounds)
+    lines = _split_rounds(rounds)
     seeds = seeds_of(rounds)
     headings, columns = side_by_side(page.rounds)
     tables = [Table("All seeds" if len(seeds) > 1 else "", headings, metric_rows(columns))]
@@ -249,13 +251,13 @@ def _arm_figures(page: Page) -> list[Figure]:
             continue
         cells = zip(headings, row.cells, strict=True)
         points = {name: cell.value for name, cell in cells if cell.value is not None}
-        label = f"{row.name} by arm: {_spoken(row)}"
-        svg = plots.arms(f"arm{place}", label, points, _par(row.name))
+        label = f"{row.name} by arm: {_speak_row(row)}"
+        svg = plots.draw_arms(f"arm{place}", label, points, _find_par(row.name))
         figures.append(Figure(row.name, row.kind.about, svg))
     return figures
 
 
-def _spoken(row: Row) -> str:
+def _speak_row(row: Row) -> str:
     values = [show_number(cell.value["mean"]) for cell in row.cells if cell.value is not None]
     return ", ".join(values)
 
@@ -270,7 +272,7 @@ ROLLOUT_FIGURES = {
 }
 
 
-def _trained(
+def _draw_trainings(
     trainings: Sequence[RolloutRow], by_arm: bool
 ) -> list[tuple[str, list[str], list[Figure]]]:
     """(title, sentences, figures) of each on-policy training."""
@@ -285,7 +287,7 @@ def _trained(
                 limits = [x for own in row["limits"].get(name, {}).values() for x in own]
                 ends = f"{show_number(points[0][1])} to {show_number(points[-1][1])}"
                 label = f"{caption} over {len(points)} rollouts of {title}: {ends}"
-                svg = plots.rollouts(f"rollout{place}{name}", label, points, limits)
+                svg = plots.draw_rollouts(f"rollout{place}{name}", label, points, limits)
                 figures.append(Figure(caption, about, svg))
         found.append((title, _said_of(row), figures))
     return found
@@ -303,27 +305,27 @@ def _said_of(row: RolloutRow) -> list[str]:
     return sentences + ([f"{said}." for said in row["reached"]] or ["No gate was reached."])
 
 
-def _distributions(run: RunView) -> list[Figure]:
+def _draw_distributions(run: RunView) -> list[Figure]:
     """Histograms of held-out answer lengths and, per judge, of their scores, by model; then of the
     pairs' scores."""
     lengths, figures = run.shown.lengths, []
     if lengths:
         label = f"Length of held-out answers in words, {', '.join(lengths)}"
-        svg = plots.distributions("lengths", label, lengths, "words", whole=True)
+        svg = plots.draw_distributions("lengths", label, lengths, "words", whole=True)
         figures.append(Figure("Length of held-out answers", "words; the bar is the median", svg))
     for place, (judge, by_model) in enumerate(run.shown.scores.items()):
         label = f"Held-out scores by judge {judge!r}, by round"
-        svg = plots.distributions(f"scores{place}", label, by_model, "score")
+        svg = plots.draw_distributions(f"scores{place}", label, by_model, "score")
         figures.append(Figure(f"Scores by {judge}", "one value per judgement", svg))
     for side, groups in run.shown.pair_scores.items():
         if groups:
-            svg = plots.distributions(f"pair-{side}", f"Scores of {side}", groups, "score")
+            svg = plots.draw_distributions(f"pair-{side}", f"Scores of {side}", groups, "score")
             caption = f"Combined score of the {side} answers"
             figures.append(Figure(caption, "as the pairs were made", svg))
     return figures
 
 
-def _totals(steps: Sequence[StepRow]) -> dict[str, Any]:
+def _sum_steps(steps: Sequence[StepRow]) -> dict[str, Any]:
     costs = [step["cost"] for step in steps if step["cost"] is not None]
     estimated = [step.get("estimated_cost") or 0.0 for step in steps]
     return {

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from rich.table import Table
 
 from rlaif.metrics.figure_rules import rule_of
-from rlaif.report.build import environment
+from rlaif.report.build import make_environment
 
 Result = Mapping[str, Any]
 HERE = Path(__file__).resolve().parent
@@ -43,6 +43,6 @@ def make_table(title: str, first: str, *headings: str) -> Table:
 def write_page(template: str, path: Path, **values: Any) -> Path:
     """Write a page that loads nothing; text that is not UTF-8 is replaced. Returns the file."""
     style = Markup((HERE / "report.css").read_text(encoding="utf-8"))
-    page = environment().get_template(template).render(style=style, **values)
+    page = make_environment().get_template(template).render(style=style, **values)
     path.write_bytes(page.encode("utf-8", "replace"))
     return path

@@ -61,7 +61,7 @@ class _Answers:
     lengths: dict[str, array[float]] = field(default_factory=dict)
 
 
-def gather(sources: Sources, by_arm: bool) -> Shown:
+def gather_shown(sources: Sources, by_arm: bool) -> Shown:
     """What the page shows. `by_arm`: the scores of pairs are drawn by arm and not by round."""
     pairs = _read_pairs(sources.preferences(), by_arm)
     answers = _read_answers(sources.heldout())
@@ -191,10 +191,10 @@ def _shown_answers(sources: Sources, answers: _Answers) -> list[Row]:
             given[row["prompt_id"], row["seed"]].append((row, completion))
     models = list(dict.fromkeys(answers.order))
 
-    def place(item: tuple[HeldOutRow, Row]) -> tuple[int, int, str]:
+    def sort_key(item: tuple[HeldOutRow, Row]) -> tuple[int, int, str]:
         row = item[0]
         return row["round"], models.index(row["model"]), row["completion_id"]
 
     chosen: Sequence[tuple[str, int]] = answers.chosen
-    ordered = [(key, sorted(given[key], key=place)) for key in chosen]
+    ordered = [(key, sorted(given[key], key=sort_key)) for key in chosen]
     return answer_entries(ordered, texts)

@@ -53,14 +53,14 @@ def make_page(
     number = max((row["round"] for row in comparisons), default=0)
     newest = [row for row in comparisons if row["round"] == number]
     between = [_merged_comparison(newest, values)] if newest else []
-    figures = _figures(latest, between)
+    figures = _collect_figures(latest, between)
     names = primary_figures(named, trained, {name for _, name in figures})
     claims = find_claims(
-        {_key(*at): i for at, i in figures.items() if at[1] in names},
-        {_key(*at): i for at, i in figures.items() if _distinct(at, names, figures)},
+        {_make_key(*at): i for at, i in figures.items() if at[1] in names},
+        {_make_key(*at): i for at, i in figures.items() if _is_distinct(at, names, figures)},
     )
     for row in latest:
-        row["metrics"]["standing"] = _standing(row["arm"], row["metrics"], claims)
+        row["metrics"]["standing"] = _look_up_standing(row["arm"], row["metrics"], claims)
     ordered = sorted(merged, key=lambda key: (key[1], arms.index(key[0])))
     shown = []
     for arm, place in ordered:
@@ -69,7 +69,7 @@ def make_page(
         shown.append({**end, "round": place} if is_last else merged[arm, place])
     for comparison in between:
         comparison["standing"] = {
-            two: {name: claims.standing.get(_key(two, name), "none") for name in deltas}
+            two: {name: claims.standing.get(_make_key(two, name), "none") for name in deltas}
             for two, deltas in comparison["deltas"].items()
         }
     return Page(shown, latest, between, names, claims)
@@ -113,19 +113,19 @@ def claim_words(page: Page) -> list[str]:
     return words
 
 
-def _key(where: str, name: str) -> str:
+def _make_key(where: str, name: str) -> str:
     return f"{where}|{name}"
 
 
-def _standing(arm: str, metrics: RoundResult, claims: Claims) -> dict[str, str]:
+def _look_up_standing(arm: str, metrics: RoundResult, claims: Claims) -> dict[str, str]:
     names = {*metrics["metrics"], *metrics["deltas"].get("initial", {})}
-    return {name: claims.standing.get(_key(arm, name), "none") for name in names}
+    return {name: claims.standing.get(_make_key(arm, name), "none") for name in names}
 
 
-def _figures(
+def _collect_figures(
     latest: Sequence[RoundRow], comparisons: Sequence[dict[str, Any]]
 ) -> dict[tuple[str, str], IntervalJson]:
-    """All that the page tests, by arm (or two arms) and name."""
+    """Every figure that the page tests, by arm (or two arms) and name."""
     found = {}
     for row in latest:
         if row["round"] == 0:
@@ -142,7 +142,7 @@ def _figures(
     return found
 
 
-def _distinct(
+def _is_distinct(
     at: tuple[str, str], primary: Sequence[str], figures: Mapping[tuple[str, str], IntervalJson]
 ) -> bool:
     """Whether a figure that is not primary is no function of others on the page."""
@@ -168,16 +168,18 @@ def merge_seeds(rows: Sequence[RoundRow], values: ValuesOf) -> RoundRow:
     names = sorted({name for result in results for name in result["metrics"]})
     changed = sorted({n for result in results for n in result["deltas"].get("initial", {})})
     metrics: RoundResult = {
-        "metrics": _known(
+        "metrics": _drop_missing(
             {
-                name: _merged(name, [r["metrics"].get(name) for r in results], _column(now, name))
+                name: _merge_seeds(
+                    name, [r["metrics"].get(name) for r in results], _select_metric(now, name)
+                )
                 for name in names
             }
         ),
         "deltas": {
-            "initial": _known(
+            "initial": _drop_missing(
                 {
-                    name: _merged(
+                    name: _merge_seeds(
                         name,
                         [r["deltas"].get("initial", {}).get(name) for r in results],
                         [change_values(name, a, b) for a, b in zip(now, then, strict=True)],
@@ -189,22 +191,22 @@ def merge_seeds(rows: Sequence[RoundRow], values: ValuesOf) -> RoundRow:
         },
     }
     for name, change in metrics["deltas"]["initial"].items():
-        start = _start(name, now, then)
+        start = _mean_before(name, now, then)
         if start is not None:
             change["old"] = start
     number = max(row["round"] for row in rows)
     return {**first, "round": number, "metrics": metrics}
 
 
-def _known(found: Mapping[str, IntervalJson | None]) -> dict[str, IntervalJson]:
+def _drop_missing(found: Mapping[str, IntervalJson | None]) -> dict[str, IntervalJson]:
     return {name: interval for name, interval in found.items() if interval is not None}
 
 
-def _column(values: Sequence[Values], name: str) -> list[Mapping[str, float]]:
+def _select_metric(values: Sequence[Values], name: str) -> list[Mapping[str, float]]:
     return [by_metric.get(name, {}) for by_metric in values]
 
 
-def _start(name: str, now: Sequence[Values], then: Sequence[Values]) -> float | None:
+def _mean_before(name: str, now: Sequence[Values], then: Sequence[Values]) -> float | None:
     """Over all seeds, the older side's mean on the prompts that both sides have in each of them;
     None for what is no difference of one figure, or has no such prompt."""
     sides = [by_seed.get(name, {}) for by_seed in (*now, *then)]
@@ -225,7 +227,7 @@ def change_values(name: str, new: Values, old: Values) -> dict[str, float]:
     return {p: one[p] - other[p] for p in both}
 
 
-def _merged(
+def _merge_seeds(
     name: str,
     given: Sequence[IntervalJson | None],
     values: Sequence[Mapping[str, float]],
@@ -264,9 +266,9 @@ def _merged_comparison(rows: Sequence[dict[str, Any]], values: ValuesOf) -> dict
         two = f"{one}/{other}"
         names = sorted({name for row in rows for name in row["deltas"].get(two, {})})
         sides = [[values(arm, row["seed"], row["round"]) for row in rows] for arm in (one, other)]
-        deltas[two] = _known(
+        deltas[two] = _drop_missing(
             {
-                name: _merged(
+                name: _merge_seeds(
                     name,
                     [row["deltas"].get(two, {}).get(name) for row in rows],
                     [change_values(name, b, a) for a, b in zip(*sides, strict=True)],

@@ -43,7 +43,7 @@ _STYLE = {
 }
 
 
-def curve(
+def draw_curve(
     slug: str, label: str, lines: Mapping[Hashable, Curve], par: float | None = None
 ) -> Markup:
     """One metric over rounds: a line per seed or arm with interval bars. Returns an `<svg>`.
@@ -51,7 +51,7 @@ def curve(
     `lines` maps it to (round, interval) in round order. `slug` must be unique in the page and
     `par` draws a reference line. `label` is the accessible name.
     """
-    with context(["default", _style(slug)]):
+    with context(["default", _make_style(slug)]):
         figure = Figure(figsize=(3.4, 2.0), layout="constrained")
         axes = figure.add_subplot()
         for place, points in enumerate(lines.values()):
@@ -61,18 +61,18 @@ def curve(
         if par is not None:
             axes.axhline(par, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
         drawn = [point for points in lines.values() for point in points]
-        if all(value["mean"] == 0.0 and not any(_ends(value)) for _, value in drawn):
+        if all(value["mean"] == 0.0 and not any(_interval_ends(value)) for _, value in drawn):
             # Around a line of zeros matplotlib would show values that no share can have.
             axes.set_ylim(-0.05, 1.0)
-        _frame(axes, sorted({number for number, _ in drawn}))
-        return _svg(figure, slug, label)
+        _frame_axes(axes, sorted({number for number, _ in drawn}))
+        return _render_svg(figure, slug, label)
 
 
-def rollouts(
+def draw_rollouts(
     slug: str, label: str, points: Sequence[tuple[int, float]], limits: Sequence[float] = ()
 ) -> Markup:
     """One figure of a training over its rollouts, with its limits. Returns an `<svg>`."""
-    with context(["default", _style(slug)]):
+    with context(["default", _make_style(slug)]):
         figure = Figure(figsize=(3.4, 2.0), layout="constrained")
         axes = figure.add_subplot()
         x, y = zip(*points, strict=True)
@@ -85,24 +85,24 @@ def rollouts(
         axes.spines["left"].set_visible(False)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        return _svg(figure, slug, label)
+        return _render_svg(figure, slug, label)
 
 
-def arms(
+def draw_arms(
     slug: str, label: str, points: Mapping[str, IntervalJson], par: float | None = None
 ) -> Markup:
     """One metric, a row for each arm, and M0, with its interval. Returns an `<svg>`.
 
-    An arm has the colour of its line in `curve`; `par` as there.
+    An arm has the colour of its line in `draw_curve`; `par` as there.
     """
     names = [name for name in points if name != "M0"]
     colours = {name: _LINES[place % len(_LINES)] for place, name in enumerate(names)}
-    with context(["default", _style(slug)]):
+    with context(["default", _make_style(slug)]):
         figure = Figure(figsize=(3.4, 0.45 + 0.3 * len(points)), layout="constrained")
         axes = figure.add_subplot()
         for place, (name, interval) in enumerate(points.items()):
             colour = colours.get(name, _INK)
-            axes.hlines(place, *_ends(interval), color=colour, linewidth=1.6, alpha=0.55)
+            axes.hlines(place, *_interval_ends(interval), color=colour, linewidth=1.6, alpha=0.55)
             axes.plot([interval["mean"]], [place], color=colour, marker="o", markersize=5.0)
         if par is not None:
             axes.axvline(par, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
@@ -112,10 +112,10 @@ def arms(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.grid(axis="x")
         axes.set_axisbelow(True)
-        return _svg(figure, slug, label)
+        return _render_svg(figure, slug, label)
 
 
-def distributions(
+def draw_distributions(
     slug: str, label: str, groups: Mapping[str, Sequence[float]], unit: str, whole: bool = False
 ) -> Markup:
     """One histogram per group on a shared axis, a tick at each median. Returns an `<svg>`.
@@ -124,41 +124,41 @@ def distributions(
     """
     filled = [name for name, values in groups.items() if len(values) > 0]
     everything = np.concatenate([np.asarray(groups[name], dtype=np.float64) for name in filled])
-    edges = _edges(everything, whole)
-    with context(["default", _style(slug)]):
+    edges = _bin_edges(everything, whole)
+    with context(["default", _make_style(slug)]):
         figure = Figure(figsize=(3.4, 0.55 + 0.5 * len(filled)), layout="constrained")
         rows = figure.subplots(len(filled), 1, sharex=True, squeeze=False)[:, 0]
         for name, axes in zip(filled, rows, strict=True):
             _draw_histogram(axes, np.asarray(groups[name], dtype=np.float64), edges, name)
         rows[-1].set_xlabel(unit)
         rows[-1].spines["bottom"].set_visible(True)
-        return _svg(figure, slug, label)
+        return _render_svg(figure, slug, label)
 
 
-def forest(
+def draw_forest(
     slug: str, label: str, rows: Sequence[tuple[str, IntervalJson, bool]], par: float
 ) -> Markup:
     """One line per (name, interval, faint), the first on top, beside a reference line at `par`.
     Returns an `<svg>`."""
-    with context(["default", _style(slug)]):
+    with context(["default", _make_style(slug)]):
         figure = Figure(figsize=(6.8, 0.6 + 0.26 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         axes.axvline(par, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
         for place, (_, value, faint) in enumerate(rows):
             colour = _LINES[5] if faint else _LINES[0]
-            axes.hlines(-place, *_ends(value), color=colour, linewidth=1.6, alpha=0.6)
+            axes.hlines(-place, *_interval_ends(value), color=colour, linewidth=1.6, alpha=0.6)
             axes.plot(value["mean"], -place, color=colour, marker="o", markersize=4.5)
         axes.set_yticks([-place for place in range(len(rows))], [name for name, _, _ in rows])
         axes.set_ylim(-len(rows) + 0.4, 0.6)
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
-        return _svg(figure, slug, label)
+        return _render_svg(figure, slug, label)
 
 
-def bars(slug: str, label: str, values: Mapping[str, float]) -> Markup:
+def draw_bars(slug: str, label: str, values: Mapping[str, float]) -> Markup:
     """One bar from 0 for each name, the first on top. Returns an `<svg>`."""
-    with context(["default", _style(slug)]):
+    with context(["default", _make_style(slug)]):
         figure = Figure(figsize=(6.8, 0.5 + 0.26 * len(values)), layout="constrained")
         axes = figure.add_subplot()
         places = [-place for place in range(len(values))]
@@ -166,16 +166,16 @@ def bars(slug: str, label: str, values: Mapping[str, float]) -> Markup:
         axes.axvline(0.0, color=_FAINT, linewidth=1.0, zorder=1)
         axes.set_yticks(places, list(values))
         axes.spines["left"].set_visible(False)
-        return _svg(figure, slug, label)
+        return _render_svg(figure, slug, label)
 
 
-def reliability(slug: str, label: str, bins: Sequence[Mapping[str, float]]) -> Markup:
+def draw_reliability(slug: str, label: str, bins: Sequence[Mapping[str, float]]) -> Markup:
     """Of each bin (`prob`, `share` with its ends `low` and `high`, `n`) the share against the
     diagonal, larger dots for more pairs. Returns an `<svg>`."""
     probs, shares, low, high, counts = (
         np.asarray([b[key] for b in bins]) for key in ("prob", "share", "low", "high", "n")
     )
-    with context(["default", _style(slug)]):
+    with context(["default", _make_style(slug)]):
         figure = Figure(figsize=(2.6, 2.4), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle="--", zorder=1)
@@ -189,28 +189,32 @@ def reliability(slug: str, label: str, bins: Sequence[Mapping[str, float]]) -> M
         axes.set_ylabel("people chose the first")
         axes.grid(True)
         axes.set_axisbelow(True)
-        return _svg(figure, slug, label)
+        return _render_svg(figure, slug, label)
 
 
-def _ends(value: IntervalJson) -> tuple[float, float]:
-    """Where its bar ends; a figure without an interval has none to see."""
+def _interval_ends(value: IntervalJson) -> tuple[float, float]:
+    """The ends of a value's bar: those of its interval, or twice its mean if it has none."""
     low, high = value["low"], value["high"]
     return (value["mean"], value["mean"]) if low is None or high is None else (low, high)
 
 
-def _style(slug: str) -> dict[str, object]:
+def _make_style(slug: str) -> dict[str, object]:
     return {**_STYLE, "svg.hashsalt": slug}
 
 
 def _draw_curve(axes: Axes, points: Curve, colour: str, shift: float) -> None:
     x = np.asarray([number + shift for number, _ in points], dtype=np.float64)
     mean = np.asarray([value["mean"] for _, value in points], dtype=np.float64)
-    low, high = np.asarray([_ends(value) for _, value in points], dtype=np.float64).reshape(-1, 2).T
+    low, high = (
+        np.asarray([_interval_ends(value) for _, value in points], dtype=np.float64)
+        .reshape(-1, 2)
+        .T
+    )
     axes.vlines(x, low, high, color=colour, linewidth=1.4, alpha=0.55)
     axes.plot(x, mean, color=colour, linewidth=1.6, marker="o", markersize=4.0)
 
 
-def _frame(axes: Axes, rounds: Sequence[int]) -> None:
+def _frame_axes(axes: Axes, rounds: Sequence[int]) -> None:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)
@@ -220,7 +224,7 @@ def _frame(axes: Axes, rounds: Sequence[int]) -> None:
     axes.set_xlim(rounds[0] - 0.4, rounds[-1] + 0.4)
 
 
-def _edges(values: np.ndarray[tuple[int], np.dtype[np.float64]], whole: bool) -> list[float]:
+def _bin_edges(values: np.ndarray[tuple[int], np.dtype[np.float64]], whole: bool) -> list[float]:
     low, high = float(values.min()), float(values.max())
     bins = 31
     if whole:
@@ -246,14 +250,14 @@ def _draw_histogram(
     axes.set_ylabel(name, rotation=0, ha="right", va="center")
 
 
-def _svg(figure: Figure, slug: str, label: str) -> Markup:
+def _render_svg(figure: Figure, slug: str, label: str) -> Markup:
     buffer = io.StringIO()
     nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
     figure.savefig(buffer, format="svg", metadata=nothing)
-    return _inline(buffer.getvalue(), slug, label)
+    return _inline_svg(buffer.getvalue(), slug, label)
 
 
-def _inline(text: str, slug: str, label: str) -> Markup:
+def _inline_svg(text: str, slug: str, label: str) -> Markup:
     """The bare `<svg>` for a page: ids made unique, colours left to the style sheet."""
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)

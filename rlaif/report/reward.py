@@ -126,7 +126,7 @@ def _draw_forests(result: Result) -> list[tuple[str, Markup]]:
     found = []
     for i, (_, name, rows) in enumerate(_accuracy_divisions(result)):
         shown = [(part, value, False) for part, value in rows.items()]
-        found.append((name, plots.forest(f"by{i}", f"Accuracy by {name}", shown, 0.5)))
+        found.append((name, plots.draw_forest(f"by{i}", f"Accuracy by {name}", shown, 0.5)))
     return found
 
 
@@ -134,7 +134,7 @@ def _draw_reliability(result: Result) -> Markup | None:
     bins = result["reliability"]
     if len(bins) < 2:
         return None
-    return plots.reliability("reliability", f"Reliability, {len(bins)} bins", bins)
+    return plots.draw_reliability("reliability", f"Reliability, {len(bins)} bins", bins)
 
 
 def _explain_wrong(place: int, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,5 +147,5 @@ def _explain_wrong(place: int, row: Mapping[str, Any]) -> dict[str, Any]:
     plot = None
     if added:
         spoken = ", ".join(f"{name} {show_number(v, True)}" for name, v in added.items())
-        plot = plots.bars(f"parts{place}", f"Chosen less rejected: {spoken}", added)
+        plot = plots.draw_bars(f"parts{place}", f"Chosen less rejected: {spoken}", added)
     return {**row, "plot": plot}

@@ -24,8 +24,8 @@ class Kind:
 
 KINDS: tuple[Kind, ...] = (
     Kind("score/", "Judged scores", 1, "mean judge score of held-out answers"),
-    Kind("win_rate/", "Judged scores", 1, "share of prompts with the higher score, 0.5 is par"),
-    Kind("win_rate_vs_initial/", "Judged scores", 1, "share of prompts won against M0, 0.5 is par"),
+    Kind("win_rate/", "Judged scores", 1, "share of prompts with the higher score; 0.5 is par"),
+    Kind("win_rate_vs_initial/", "Judged scores", 1, "share of prompts won against M0; 0.5 is par"),
     Kind(
         "reward_accuracy/",
         "Given pairs, held out",
@@ -35,8 +35,8 @@ KINDS: tuple[Kind, ...] = (
     Kind("check/", "Checks never trained on", 1, "independent check of held-out answers"),
     Kind("judge_corr/", "Judge health", 1, "rank correlation with the checks within a prompt"),
     Kind("length/", "Text", 0, "length of an answer"),
-    Kind("distinct_2", "Text", 0, "share of word pairs that are distinct"),
-    Kind("repetition_4", "Text", -1, "share of four-word runs that repeat"),
+    Kind("distinct_2", "Text", 0, "share of word bigrams that are distinct"),
+    Kind("repetition_4", "Text", -1, "share of word 4-grams that repeat"),
     Kind("refusal_rate", "Text", 0, "share of answers that refuse"),
     Kind("stock_phrase_rate", "Text", 0, "share of answers with a stock phrase"),
     Kind("list_rate", "Text", 0, "share of answers with a list"),
@@ -46,7 +46,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("kl_per_token/", "Distance from M0", 0, "divergence, nats per token"),
     Kind("loglik/", "Distance from M0", 0, "mean token log-probability of the answers under M0"),
     Kind("entropy", "Distance from M0", 0, "entropy of the policy's next token"),
-    Kind("drift/", "Judge health", 0, "moved judge minus frozen judge, same texts"),
+    Kind("drift/", "Judge health", 0, "trained judge minus frozen judge, same texts"),
     Kind("label_mass/", "Judge health", 1, "probability that the judge puts on the labels"),
     Kind("distance/", "Judge health", -1, "distance of answers from a reward model's training"),
     Kind("disagreement/", "Judge health", -1, "how far the members of a reward ensemble disagree"),
@@ -56,7 +56,7 @@ KINDS: tuple[Kind, ...] = (
         "position_bias/",
         "Judge health",
         0,
-        "share of pairs where the same slot wins in both orders, 0 is best",
+        "share of pairs in which the same slot wins in both orders; 0 is best",
     ),
     Kind("pairs/", "Pairs and samples", 0, "the pairs this round trained on"),
     Kind("samples/", "Pairs and samples", 0, "the samples this round drew"),
@@ -110,7 +110,7 @@ class Table:
 
 def kind_of(name: str) -> Kind:
     """How the metric called `name` is grouped, read and coloured."""
-    return next((k for k in KINDS if name == k.prefix or _under(name, k.prefix)), OTHER)
+    return next((k for k in KINDS if name == k.prefix or _is_under(name, k.prefix)), OTHER)
 
 
 def seeds_of(rounds: Sequence[RoundRow]) -> list[int]:
@@ -157,7 +157,8 @@ def metric_rows(rounds: Sequence[RoundRow]) -> list[Row]:
     numbers = round_numbers(rounds)
     by_number = {row["round"]: row["metrics"] for row in rounds}
     rows = [
-        Row(name, kind_of(name), [_cell(name, by_number[n]) for n in numbers]) for name in names
+        Row(name, kind_of(name), [_make_cell(name, by_number[n]) for n in numbers])
+        for name in names
     ]
     return sorted(rows, key=row_place)
 
@@ -172,11 +173,11 @@ def row_place(row: Row) -> tuple[int, int, str]:
     return GROUPS.index(row.kind.group), _ORDER.get(row.kind.prefix, len(KINDS)), row.name
 
 
-def _under(name: str, prefix: str) -> bool:
+def _is_under(name: str, prefix: str) -> bool:
     return prefix.endswith("/") and name.startswith(prefix)
 
 
-def _cell(name: str, metrics: RoundResult) -> Cell:
+def _make_cell(name: str, metrics: RoundResult) -> Cell:
     value = metrics["metrics"].get(name)
     change = metrics["deltas"].get("initial", {}).get(name)
     standing = metrics.get("standing", {}).get(name, "none")

@@ -39,7 +39,7 @@ def summary_table(
 
     Colour marks a claimed change of a primary metric and an asterisk an exploratory one; what is
     claimed how, and the alarms of the last round, stand beneath. `rounds` are those of each seed;
-    `marked` judges (`answers.marks`) labelled an arm, and are no neutral ones.
+    `marked` judges (`arms.mark_judges`) labelled an arm, so they are not neutral.
     """
     seeds = seeds_of(rounds)
     ends = "95% interval over prompts"
@@ -48,7 +48,7 @@ def summary_table(
     table = Table(
         title=f"mean [{ends}]; below it, the change from M0",
         title_justify="left",
-        caption=_caption(rounds, page, marked),
+        caption=_make_caption(rounds, page, marked),
         caption_justify="left",
         min_width=60,
     )
@@ -80,7 +80,7 @@ def _cell_text(cell: Cell) -> Text:
     return text
 
 
-def _caption(rounds: Sequence[RoundRow], page: Page, marked: Mapping[str, str]) -> Text:
+def _make_caption(rounds: Sequence[RoundRow], page: Page, marked: Mapping[str, str]) -> Text:
     text = Text("".join(f"{line}\n" for line in claim_words(page)))
     for judge, words in marked.items():
         text.append(f"† the judge {judge!r} {words}: it is not neutral there\n")
@@ -113,7 +113,9 @@ _SAID: tuple[tuple[str, Literal["made_of", "words"]], ...] = (
 )
 
 
-def summary(latest: RoundRow, last: Sequence[RoundRow], page: Page) -> list[tuple[str, list[str]]]:
+def summarise_arm(
+    latest: RoundRow, last: Sequence[RoundRow], page: Page
+) -> list[tuple[str, list[str]]]:
     """(heading, sentences) for the top of the report, of one arm: its last round over all seeds,
     and each seed's own, whose sentences about the judge follow."""
     rows = metric_rows([{**latest, "round": 0}])
@@ -122,28 +124,29 @@ def summary(latest: RoundRow, last: Sequence[RoundRow], page: Page) -> list[tupl
         chosen = [row for row in rows if row.name.startswith(prefixes) and row.name.count("/") < 2]
         if heading == "Length":
             chosen = chosen[-1:]
-        sentences = [_sentence(row, latest, page) for row in chosen]
+        sentences = [_describe_row(row, latest, page) for row in chosen]
         if sentences:
             found.append((heading, sentences))
     for heading, key in _SAID:
-        words = _words(last, key)
+        words = _list_sentences(last, key)
         if words:
             found.append((heading, words))
     return found
 
 
-def _sentence(row: Row, latest: RoundRow, page: Page) -> str:
+def _describe_row(row: Row, latest: RoundRow, page: Page) -> str:
     cell = row.cells[0]
     value = cell.value
     if value is None:
         return f"{row.name}: not measured."
     if row.name.startswith(AGAINST_PAR):
         side = direction(value, 0.5)
-        return f"{row.name}: {show_interval(value)}{_reading(row.name, side, latest, page, True)}."
+        standing = _describe_standing(row.name, side, latest, page, True)
+        return f"{row.name}: {show_interval(value)}{standing}."
     if cell.delta is None:
         return f"{row.name}: {show_interval(value)}; no comparison with M0."
     start, end = change_sides(cell.delta, value["mean"])
-    moved = _reading(row.name, direction(cell.delta), latest, page, False)
+    moved = _describe_standing(row.name, direction(cell.delta), latest, page, False)
     on_unit = rule_of(row.name).of in ("share", "rare")
     stuck = ceiling_words(cell.delta, row.kind.better) if on_unit else None
     few = prompts_of(cell.delta) < MIN_PROMPTS or "note" in cell.delta
@@ -154,7 +157,7 @@ def _sentence(row: Row, latest: RoundRow, page: Page) -> str:
     )
 
 
-def _reading(name: str, side: int, latest: RoundRow, page: Page, par: bool) -> str:
+def _describe_standing(name: str, side: int, latest: RoundRow, page: Page, par: bool) -> str:
     """What the page may say of a figure beside its interval: a claim, that it is none, or where it
     is exploratory that it stands out. Else nothing: the interval is shown plain."""
     standing = latest["metrics"].get("standing", {}).get(name, "none")
@@ -169,7 +172,7 @@ def _reading(name: str, side: int, latest: RoundRow, page: Page, par: bool) -> s
     return f"; no change is claimed (p = {adjusted:.2g} by Holm)"
 
 
-def _words(last: Sequence[RoundRow], key: Literal["made_of", "words"]) -> list[str]:
+def _list_sentences(last: Sequence[RoundRow], key: Literal["made_of", "words"]) -> list[str]:
     many = len(last) > 1
     return [
         f"Seed {row['seed']}: {text}" if many else text

@@ -15,7 +15,7 @@ ValuesOf = Callable[[str, int, int], Values]
 
 
 def no_values(arm: str, seed: int, number: int) -> Values:
-    """Of a run whose values by prompt are not at hand."""
+    """No values by prompt: for a run that stored none."""
     return {}
 
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlaif.core.checksums import NAME, publish
+from rlaif.core.checksums import NAME, publish_folder
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.build import is_reward_model, whole
 from rlaif.engines.builtin import check_weights
@@ -64,7 +64,7 @@ def _averaged(members: Sequence[Path], out: Path) -> dict[str, int]:
     if head is not None:
         head.load_state_dict(dict(_means([m / WEIGHTS for m in members])))
         save_head(head, temporary)
-    publish(temporary, out)
+    publish_folder(temporary, out)
     return {"models": len(members), "tensors": len(tensors)}
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlaif.core.checksums import digest, file_digest, fsync, publish, verify
+from rlaif.core.checksums import digest, file_digest, publish_folder, sync_to_disk, verify_folder
 from rlaif.core.errors import StoreError
 from rlaif.train import parallel
 
@@ -104,7 +104,7 @@ def _restored(value: Tensor, device: torch.device) -> Tensor | int:
 
 def _finish(temporary: Path, final: Path) -> None:
     """Make the checkpoint last, then visible, and drop the older ones."""
-    publish(temporary, final)
+    publish_folder(temporary, final)
     for old in final.parent.glob(PREFIX + "*"):
         if old != final:
             shutil.rmtree(old)
@@ -158,7 +158,7 @@ def _whole_state(folder: Path) -> dict[str, Any]:
     what was written."""
     advice = f"Delete the folder {folder} to train again from the start."
     # Every rank reads its own part; the first one looks at them all.
-    compared = verify(folder, advice) if parallel.rank() == 0 else 0
+    compared = verify_folder(folder, advice) if parallel.rank() == 0 else 0
     try:
         state = json.loads((folder / "state.json").read_text())
     except (OSError, ValueError, RecursionError):
@@ -198,7 +198,7 @@ def describe_rows(work: Path) -> dict[str, Any]:
     path = work / ROWS
     if not path.exists():
         return {"size": 0, "digest": digest(b"")}
-    fsync(path)
+    sync_to_disk(path)
     return {"size": path.stat().st_size, "digest": file_digest(path)}
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlaif.config.training import LoraOptions
-from rlaif.core.checksums import NAME, publish
+from rlaif.core.checksums import NAME, publish_folder
 from rlaif.engines.checkpoints import (
     copy_text_files,
     is_reward,
@@ -65,7 +65,7 @@ def export(
         write_checkpoint(module, masters, start, temporary)
     if region is not None:
         save_region(region, temporary)
-    publish(temporary, out)
+    publish_folder(temporary, out)
 
 
 def _write_adapter(module: Any, start: Path, out: Path, lora: LoraOptions) -> None:
@@ -110,7 +110,7 @@ def export_member(model: TrainModel, start: Path, out: Path, lora: LoraOptions) 
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     save_adapter(_renewed(model, start, lora, reward=True), temporary)
-    publish(temporary, out)
+    publish_folder(temporary, out)
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ def export_members(start: Path, adapters: Sequence[Path], out: Path) -> None:
     for number, adapter in enumerate(adapters):
         own = temporary / MEMBERS / str(number)
         shutil.copytree(adapter, own, ignore=shutil.ignore_patterns(NAME))
-    publish(temporary, out)
+    publish_folder(temporary, out)
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def export_head(
     save_head(head, temporary)
     if region is not None:
         save_region(region, temporary)
-    publish(temporary, out)
+    publish_folder(temporary, out)
 
 
 @torch.no_grad()

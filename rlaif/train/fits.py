@@ -16,7 +16,7 @@ from torch import Tensor
 from rlaif.core.errors import RlaifError
 from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
 from rlaif.metrics.agreement import spearman
-from rlaif.metrics.calibration import steepness
+from rlaif.metrics.calibration import measure_steepness
 from rlaif.metrics.ridge import cross_validate, fit_ridge, group_folds
 from rlaif.train.losses.reward import bradley_terry, ordinal_nll, pinball
 
@@ -330,6 +330,6 @@ def _even_scale(even: Tensor, pairs: Comparisons) -> Tensor:
     """The logarithm of the factor by which the rewards `even` (A,) fit the pairs best; 0 where they
     point the wrong way."""
     gaps = (even[pairs.chosen] - even[pairs.rejected]).double().numpy()
-    measure = steepness(gaps, pairs.prob.double().numpy())
+    measure = measure_steepness(gaps, pairs.prob.double().numpy())
     found = float(measure(pairs.weight.double().numpy()[None])[0])
     return torch.tensor(found or 1.0).clamp(1e-2, 1e3).log()

@@ -11,7 +11,7 @@ import torch
 
 from rlaif.config.training import TextStep
 from rlaif.core.chat import KEEP, ChatSettings
-from rlaif.core.checksums import read_sealed, verify, write_sealed
+from rlaif.core.checksums import read_sealed, verify_folder, write_sealed
 from rlaif.core.errors import StoreError
 from rlaif.core.finished import MASTERS
 from rlaif.core.records import Judgement, Preference
@@ -106,7 +106,7 @@ def read_outcome(work: Path, out: Path) -> TrainOutcome | None:
     row = read_sealed(work / OUTCOME, advice, required=False)
     if row is None:
         return None
-    verify(out, advice, (MASTERS,))
+    verify_folder(out, advice, (MASTERS,))
     try:
         return TrainOutcome(**row)
     except TypeError:

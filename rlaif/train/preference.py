@@ -246,7 +246,7 @@ def read_reference(path: Path) -> Reference:
     """The reference log-probs in whole batches of `path`; what a kill left after them is dropped
     from the file. Raises StoreError where they are damaged."""
     if parallel.rank() == 0 and path.exists():
-        commits.settle(path, f"Delete the folder {path.parent} to train again from the start.")
+        commits.settle_file(path, f"Delete the folder {path.parent} to train again from the start.")
     parallel.wait()
     return {row["example_id"]: tuple(row["logprobs"]) for row in read_rows(path)}
 

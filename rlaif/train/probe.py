@@ -20,7 +20,7 @@ from rlaif.core.records import Judgement, content_hash
 from rlaif.core.resources import find_object
 from rlaif.core.yamlio import suggest
 from rlaif.engines.local.distance import fit_region
-from rlaif.kernels.batching import fill
+from rlaif.kernels.batching import fill_batches
 from rlaif.kernels.device import release_freed_memory
 from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
 from rlaif.preferences.aggregate import pointwise_values
@@ -132,7 +132,7 @@ def read_depths(
     order = sorted(range(len(examples)), key=lambda i: (-sizes[i], i))
     answers: dict[int, dict[int, Tensor]] = {d: {} for d in wanted}
     prompts: dict[int, dict[int, Tensor]] = {d: {} for d in wanted}
-    for micro in fill(order, [sizes[i] for i in order], model.token_budget(options)):
+    for micro in fill_batches(order, [sizes[i] for i in order], model.token_budget(options)):
         path = folder / f"{micro[0]:08d}.safetensors"
         if not _is_whole(path):
             _compute(model, [examples[i] for i in micro], wanted, path)

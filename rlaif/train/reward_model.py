@@ -23,13 +23,13 @@ from torch import Tensor
 
 from rlaif.config.distill import DistillStep, FitStep
 from rlaif.config.training import TextStep
-from rlaif.core.checksums import NAME, add, publish, read_sealed, write_sealed
+from rlaif.core.checksums import NAME, add_file, publish_folder, read_sealed, write_sealed
 from rlaif.core.errors import RlaifError, StoreError
 from rlaif.core.records import Preference, content_hash
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Engine, RewardRequest
 from rlaif.engines.local.distance import Region, fit_region
-from rlaif.kernels.batching import fill
+from rlaif.kernels.batching import fill_batches
 from rlaif.metrics.intervals import Interval
 from rlaif.metrics.metrics import per_prompt, value_interval
 from rlaif.train.loop import Sums
@@ -235,7 +235,7 @@ def region_of(model: TrainModel, examples: Sequence[Example], options: TextStep)
     order = sorted(range(len(chosen)), key=lambda i: (-sizes[i], i))
     states = [
         model.ends(model.layout([chosen[i].branches for i in micro])).cpu()
-        for micro in fill(order, [sizes[i] for i in order], model.token_budget(options))
+        for micro in fill_batches(order, [sizes[i] for i in order], model.token_budget(options))
     ]
     return fit_region(torch.cat(states).double().numpy())
 
@@ -309,7 +309,7 @@ def write_trained(folder: Path, number: int, found: Interval) -> None:
     """Keep beside a checkpoint what it could do in round `number`, in which it was trained."""
     record = Trained(number, found.mean, found.low, found.high, found.n)
     write_sealed(folder / RECORD, asdict(record))
-    add(folder, RECORD)
+    add_file(folder, RECORD)
 
 
 def read_trained(folder: Path) -> Trained:
@@ -337,7 +337,7 @@ def keep(last: Path, out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
     else:
-        publish(temporary, out)
+        publish_folder(temporary, out)
 
 
 def _share(source: str, target: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.core.resources import find_object
-from rlaif.kernels.batching import Layout, fill
+from rlaif.kernels.batching import Layout, fill_batches
 from rlaif.train.losses import policy as losses
 from rlaif.train.methods.on_policy import GrpoTrain, PpoTrain, RlooTrain
 from rlaif.train.model import TrainModel
@@ -170,7 +170,7 @@ def token_values(
 
 def _parts(model: TrainModel, groups: Sequence[Group], options: OnPolicyTrain) -> list[list[Group]]:
     sizes = [model.size(group.example.branches) for group in groups]
-    parts = fill(range(len(groups)), sizes, model.token_budget(options))
+    parts = fill_batches(range(len(groups)), sizes, model.token_budget(options))
     return [[groups[i] for i in part] for part in parts]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlaif.core.answers import AnswerTurn, End, Reasoning, Tokens
-from rlaif.core.chat import KEEP, LOST, ChatSettings, lost
+from rlaif.core.chat import KEEP, LOST, ChatSettings, count_lost
 from rlaif.core.errors import EngineError, RlaifError, explain_library
 from rlaif.core.records import Message, Preference
 from rlaif.engines.limits import NO_LIMITS, Limits, limits_of, no_embedding
@@ -238,7 +238,7 @@ def _example(
         tuple(completion_id for _, completion_id, _, _ in answers),
     )
     crossed = sum(branch.crossed for branch in branches)
-    missing = lost(turn.tokenizer, preference.prompt, turn.chat)
+    missing = count_lost(turn.tokenizer, preference.prompt, turn.chat)
     for messages, *_ in answers:
         missing += turn.lost(_single(messages), reasoning)
     return example, {"retokenised": retokenised, "boundary_crossed": crossed, **missing}

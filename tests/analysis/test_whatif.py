@@ -18,7 +18,7 @@ from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Completion, Judgement, content_hash
-from rlaif.metrics.ridge import predict
+from rlaif.metrics.ridge import predict_probability
 from rlaif.metrics.votes import VotedPair, fit_weights, principle_votes
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.runs import Run, load_run, principle_weights, run_constitution
@@ -192,7 +192,7 @@ def test_fit_on_a_run_finds_whose_side_people_take(run: Run) -> None:
 def planted(rows: int, truth: dict[str, float], seed: int = 0) -> list[VotedPair]:
     rng = np.random.default_rng(seed)
     votes = rng.uniform(-1, 1, (rows, len(truth)))
-    label = rng.random(rows) < predict(votes, np.asarray(list(truth.values())))
+    label = rng.random(rows) < predict_probability(votes, np.asarray(list(truth.values())))
     return [
         VotedPair(f"p{i // 2}", dict(zip(truth, map(float, v), strict=True)), float(y))
         for i, (v, y) in enumerate(zip(votes, label, strict=True))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlaif.constitution.lint import Finding, changes, lint
+from rlaif.constitution.lint import Finding, lint, list_changes
 from rlaif.constitution.model import (
     Constitution,
     Principle,
@@ -18,7 +18,7 @@ from rlaif.constitution.model import (
     load_constitution,
     load_with_places,
     principle_hash,
-    show,
+    show_constitution,
 )
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import make_prompt
@@ -58,7 +58,7 @@ def several(*principles: dict[str, Any]) -> Constitution:
 def test_shipped_constitutions_load_lint_clean_and_round_trip(path: Path, tmp_path: Path) -> None:
     constitution, places = load_with_places(path)
     assert [f for f in lint(constitution, places) if f.level != "note"] == []
-    again = load_constitution(write(tmp_path, "again.yaml", show(constitution)))
+    again = load_constitution(write(tmp_path, "again.yaml", show_constitution(constitution)))
     assert again.principles == constitution.principles
     assert Constitution.model_validate(constitution.model_dump()) == constitution
     assert set(places) == {p.id for p in constitution.principles}
@@ -300,8 +300,8 @@ def test_lint_gives_lines(tmp_path: Path) -> None:
 def test_diff() -> None:
     a = several({"id": "a", "text": "t"}, {"id": "b", "text": "u"})
     b = several({"id": "b", "text": "v", "weight": 2}, {"id": "c", "text": "w"})
-    assert changes(a, a) == []
-    assert [str(change) for change in changes(a, b)] == [
+    assert list_changes(a, a) == []
+    assert [str(change) for change in list_changes(a, b)] == [
         "- a: removed",
         "+ c: added",
         "~ b.text: 'u' -> 'v' (judged again)",
@@ -312,7 +312,7 @@ def test_diff() -> None:
 def test_show_names_what_it_extends(tmp_path: Path) -> None:
     write(tmp_path, "base.yaml", BASE)
     child = write(tmp_path, "child.yaml", "name: child\nextends: base.yaml\n")
-    text = show(load_constitution(child))
+    text = show_constitution(load_constitution(child))
     assert text.startswith("# resolved; extends base.yaml\nname: child\n")
     assert "    1: rude\n" in text
 

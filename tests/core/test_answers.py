@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.config.models import ModelSpec, ThinkingSpec
-from rlaif.core.answers import AnswerTurn, behind, joined
+from rlaif.core.answers import AnswerTurn, encode_after, encode_behind
 from rlaif.core.chat import ChatSettings, TemplateRefusal, render_prompt
 from rlaif.core.errors import EngineError
 from tests.support.templates import (
@@ -198,9 +198,9 @@ def test_a_token_that_would_cross_the_boundary_is_not_formed():
 def test_text_behind_a_boundary_has_no_blank_of_its_own(kind):
     tok = tokenizer(kind, CHATML, "</s>")
     for text in ("no", "\n\nno", "a plum"):
-        ids = behind(tok, text)
+        ids = encode_behind(tok, text)
         assert tok.decode([*tok("x", add_special_tokens=False)["input_ids"], *ids]) == "x" + text
-    assert behind(tok, "") == []
+    assert encode_behind(tok, "") == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -212,7 +212,7 @@ def test_text_behind_a_boundary_has_no_blank_of_its_own(kind):
 def test_prompt_and_answer_spell_their_texts_and_the_prompt_is_never_changed(kind, first, second):
     tok = tokenizer(kind, CHATML, "</s>")
     ids = tok(first, add_special_tokens=False)["input_ids"]
-    more, crossed = joined(tok, first, ids, second)
+    more, crossed = encode_after(tok, first, ids, second)
     together = tok(first + second, add_special_tokens=False)["input_ids"]
     assert crossed == (together[: len(ids)] != ids)
     assert crossed or [*ids, *more] == together

@@ -19,7 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rlaif.core import commits
-from rlaif.core.checksums import publish, sealed
+from rlaif.core.checksums import publish_folder, seal_row
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.finished import Verified
 from rlaif.core.store import (
@@ -27,7 +27,7 @@ from rlaif.core.store import (
     StepFolder,
     Store,
     explain_os_errors,
-    sweep,
+    remove_partials,
     write_atomic,
     write_jsonl,
 )
@@ -211,14 +211,14 @@ def test_what_dead_processes_left_half_written_goes(tmp_path: Path) -> None:
     mine = [".lock", ".5 notes", f".report.html.{os.getppid()}.tmp", "steps", ".x.y.tmp"]
     for name in mine:
         (tmp_path / name).mkdir()
-    sweep(tmp_path)
+    remove_partials(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(mine)
 
 
 def test_what_an_earlier_process_of_our_own_number_left_goes(tmp_path: Path) -> None:
     # In a container the next process may have the same number.
     (tmp_path / f".report.html.{os.getpid()}.tmp").write_text("")
-    sweep(tmp_path)
+    remove_partials(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,7 +260,7 @@ def test_damage_in_an_unfinished_step_and_in_a_model_is_found_by_verify(tmp_path
     half, model = tmp_path / "half", tmp_path / "model"
     half.mkdir()
     (half / "weights").write_text("yes")
-    publish(half, model)
+    publish_folder(half, model)
     made = StepFolder(tmp_path / "made")
     made.finish({}, model)
     assert made.verify().files == 2
@@ -480,7 +480,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_a_whole_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     for versions in ({"rlaif": "9.9"}, [], None):
-        manifest = sealed({"format": FORMAT + 1, "versions": versions})
+        manifest = seal_row({"format": FORMAT + 1, "versions": versions})
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(StoreError, match=f"run format {FORMAT + 1}"):
             Store(tmp_path).prepare()

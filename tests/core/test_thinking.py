@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rlaif.config.models import THINKING, ModelSpec, Price, ThinkingSpec
-from rlaif.core.chat import Said, opens, split
+from rlaif.core.chat import Said, opens_thinking, split
 from rlaif.core.records import Message
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampling, ScoreRequest
 from rlaif.engines.remote import api
@@ -160,7 +160,11 @@ def test_labels_of_a_model_that_thinks_first_are_no_verdict() -> None:
         "first": pytest.approx(math.exp(-0.4)),
         "second": 0.0,
     }
-    assert opens("<think>\n", THINKING) and not opens("<", THINKING) and not opens("", THINKING)
+    assert (
+        opens_thinking("<think>\n", THINKING)
+        and not opens_thinking("<", THINKING)
+        and not opens_thinking("", THINKING)
+    )
 
 
 @pytest.mark.parametrize("value", [0.002, 0.7, 1.0, math.inf, math.nan])
@@ -239,7 +243,9 @@ def test_engines_here_keep_the_tokens_that_tell_thinking_apart(
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         messages: list[Message] = [{"role": "user", "content": "Hi"}]
         row: Any = type("R", (), {"request_id": "r", "ids": [1]})
-        made = engine._result(row, GenerateRequest("r", messages, Sampling(8)), ids, [], rendered)
+        made = engine._make_generate_result(
+            row, GenerateRequest("r", messages, Sampling(8)), ids, [], rendered
+        )
         assert made.token_ids == ids
         return made
 

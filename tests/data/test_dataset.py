@@ -277,12 +277,12 @@ def test_pushing_without_a_login_stops_before_the_run(
 UPLOAD = """
 import sys
 from pathlib import Path
-from rlaif.data.dataset import check_login, upload
+from rlaif.data.dataset import check_login, upload_dataset
 from rlaif.core.errors import ConfigError
 for repo in sys.argv[2:]:
     try:
         check_login()
-        upload(Path(sys.argv[1]), repo)
+        upload_dataset(Path(sys.argv[1]), repo)
     except ConfigError as error:
         print(error)
 """

@@ -188,7 +188,7 @@ def test_a_wait_within_the_cap_is_said_where_it_is_long(caplog: pytest.LogCaptur
     with ShapedServer() as server:
         server.set(error(429, "retry-after: 601\r\n", message="slow"), every=True)
         _, why = answered(engine(server.url), ["a"])
-    assert "asks to wait 10 min" in why
+    assert "requires a wait of 10 min" in why
 
 
 @pytest.mark.parametrize("said", ["There is none left", "1 and 1"])

@@ -9,7 +9,7 @@ import torch
 
 from rlaif.engines.local.packing import packing
 from rlaif.engines.local.proof import choose
-from rlaif.kernels.attention import SHORT, STEM, block_mask, branch_attention, segments
+from rlaif.kernels.attention import SHORT, STEM, block_mask, branch_attention, locate_tokens
 from rlaif.kernels.batching import Group, packed_layout, padded_layout
 from rlaif.train.loading import proved_head
 from rlaif.train.model import TrainModel, prepare
@@ -100,7 +100,7 @@ def test_attention_that_mixes_branches_is_found(monkeypatch):
 
 def dense(query, key, value, groups, scale=None, window=None, softcap=None):
     """One big masked softmax."""
-    group, branch, position = segments(groups)
+    group, branch, position = locate_tokens(groups)
     back = position[:, None] - position[None]
     seen = ((group[:, None] == group[None]) | (group[None] == STEM)) & (back >= 0)
     seen &= (branch[None] == 0) | (branch[:, None] == branch[None])
@@ -167,7 +167,7 @@ def test_the_block_mask_of_a_gpu_is_the_same_mask(window, groups):
     """FlexAttention has no backward pass on a CPU, but its mask can be compared there."""
     from torch.nn.attention.flex_attention import create_mask
 
-    group, branch, position = segments(groups)
+    group, branch, position = locate_tokens(groups)
     back = position[:, None] - position[None]
     seen = ((group[:, None] == group[None]) | (group[None] == STEM)) & (back >= 0)
     seen &= (branch[None] == 0) | (branch[:, None] == branch[None])

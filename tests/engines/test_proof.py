@@ -138,7 +138,7 @@ def test_a_config_without_a_small_copy_trains_padded_and_says_so(monkeypatch, ca
     def refuse(*arguments):
         raise ValueError("no such layers")
 
-    monkeypatch.setattr(proof, "_copy", refuse)
+    monkeypatch.setattr(proof, "_make_small_copy", refuse)
     with caplog.at_level(logging.WARNING):
         assert choose(build("llama"), torch.float32, CPU).packed is False
     assert "no small copy could be tried: no such layers" in caplog.text
@@ -221,14 +221,14 @@ def test_a_model_that_keeps_what_it_computed_is_proved_all_the_same(monkeypatch)
 
 
 def test_code_that_knows_no_fp64_is_proved_in_fp32(monkeypatch):
-    own = proof._values
+    own = proof._compute_values
 
     def values(model, choice):
         if model.dtype == torch.float64:
             raise RuntimeError("expected m1 and m2 to have the same dtype")
         return own(model, choice)
 
-    monkeypatch.setattr(proof, "_values", values)
+    monkeypatch.setattr(proof, "_compute_values", values)
     choice = choose(build("llama"), torch.float32, CPU)
     assert choice.packed
     assert set(choice.parts.values()) == {"rotary", "norm", "gate"}

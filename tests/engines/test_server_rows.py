@@ -393,7 +393,7 @@ def test_a_wait_of_a_day_is_said_and_the_run_can_be_gone_on_with(bench: Bench) -
         out = Path(f"{command}-out")
         found = bench.again(command, out)
         assert found.code == 3, found.said
-        assert "asks to wait 24 h" in found.words
+        assert "requires a wait of 24 h" in found.words
         assert "Daily limit reached" in found.words
         assert found.odd == []
         assert found.good

@@ -23,7 +23,7 @@ from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.judges.jury import accuracy_weight
 from rlaif.judges.meta import fair_wins
 from rlaif.judges.pairwise import Reading
-from rlaif.metrics.ranking import strengths
+from rlaif.metrics.ranking import fit_strengths
 from rlaif.preferences.aggregate import candidate_scores
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}], tags=["fruit"])
@@ -228,7 +228,7 @@ def test_items_of_a_file_belong_to_their_prompts(tmp_path: Path) -> None:
 def test_elo_is_fair_to_slots_and_finds_the_order() -> None:
     def elo(verdicts: list[tuple[int, int, float]]) -> np.ndarray:
         wins, pairs = fair_wins(verdicts)
-        return strengths(wins[None], pairs, 3, 0.1)[0]
+        return fit_strengths(wins[None], pairs, 3, 0.1)[0]
 
     first_always = [(i, j, 1.0) for i in range(3) for j in range(3) if i != j]
     assert np.allclose(elo(first_always), 0)

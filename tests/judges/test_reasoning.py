@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from rlaif.config.models import THINKING, ModelSpec, ThinkingSpec, thinking_of
-from rlaif.core.chat import opened_by, split, written
+from rlaif.core.chat import opened_by, split, write_thinking
 from rlaif.core.records import Completion, content_hash, make_prompt
 from rlaif.engines.base import GenerateRequest, RewardRequest, ScoreRequest
 from rlaif.judges.base import is_staged, roles_of, verdicts_of
@@ -119,11 +119,11 @@ def test_a_close_without_an_opening_counts_where_a_prompt_opened_it():
         opened = opened_by("x" + end)
         assert opened is not None and opened.text == end
         for thought in ("", "a"):
-            whole = end + written(thought, opened) + "b"
+            whole = end + write_thinking(thought, opened) + "b"
             assert parts(whole) == (thought, "b")
         if end != "<think> \n":
-            assert end + written("", opened) == "<think>\n\n</think>\n\n"
-    assert written("a", None) == "<think>\na\n</think>\n\n"
+            assert end + write_thinking("", opened) == "<think>\n\n</think>\n\n"
+    assert write_thinking("a", None) == "<think>\na\n</think>\n\n"
 
 
 MULL = ModelSpec(path="m", thinking=ThinkingSpec(markers=[("<mull>", "</mull>")]))

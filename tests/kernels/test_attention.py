@@ -16,7 +16,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention as flex_module
 
 from rlaif.kernels import attention
-from rlaif.kernels.attention import BLOCK, branch_attention, compiled_flex, filled, flex_failure
+from rlaif.kernels.attention import (
+    BLOCK,
+    branch_attention,
+    compiled_flex,
+    fill_to_blocks,
+    flex_failure,
+)
 from rlaif.kernels.batching import Group, packed_layout
 
 MODES = {"train": torch.enable_grad, "no_grad": torch.no_grad, "infer": torch.inference_mode}
@@ -104,7 +110,7 @@ def test_filled_rows_give_what_groups_give_one_by_one(graphs, window, softcap, m
 
 
 def test_a_row_has_two_blocks_at_least():
-    assert [filled(n) for n in (1, 128, 256, 257, 384)] == [256, 256, 256, 384, 384]
+    assert [fill_to_blocks(n) for n in (1, 128, 256, 257, 384)] == [256, 256, 256, 384, 384]
 
 
 def test_past_the_limit_of_graphs_groups_are_computed_one_by_one_and_that_is_said_once(

@@ -69,7 +69,10 @@ def test_cut_cross_entropy_equals_the_tiles(monkeypatch):
     hidden, weight = (t.detach().bfloat16() for t in _draws((7, 16), (23, 16)))
     targets, into = torch.tensor([0, 22, 7, 8, 3, 15, 1]), torch.zeros(23, 16)
     found = []
-    for way in (logprobs._cut, lambda h, w, t, o: logprobs._apply(h, w, t, None, o)[0]):
+    for way in (
+        logprobs._run_cut_cross_entropy,
+        lambda h, w, t, o: logprobs._compute_logprobs(h, w, t, None, o)[0],
+    ):
         states, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         options = logprobs._Options(1.0, 5.0, False, None, False, into.zero_())
         values = way(states, head, targets, options)

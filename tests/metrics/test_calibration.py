@@ -9,7 +9,13 @@ import sklearn.metrics
 
 from rlaif.core.numbers import sigmoids
 from rlaif.metrics import calibration
-from rlaif.metrics.calibration import brier, log_odds, reliability, scale_held_out, steepness
+from rlaif.metrics.calibration import (
+    bin_reliability,
+    brier,
+    log_odds,
+    measure_steepness,
+    scale_held_out,
+)
 from tests.support.weights import plain
 
 
@@ -18,7 +24,7 @@ def ones(size: int) -> np.ndarray:
 
 
 def ece(prob: np.ndarray, outcome: np.ndarray) -> float:
-    return float(reliability(prob, outcome, ones(prob.size)).ece()[0])
+    return float(bin_reliability(prob, outcome, ones(prob.size)).ece()[0])
 
 
 def simulated(seed: int, size: int, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +40,7 @@ def simulated(seed: int, size: int, temperature: float = 1.0) -> tuple[np.ndarra
 def test_reliability_and_brier_equal_scikit_learn(seed: int, strategy: str) -> None:
     prob, outcome = simulated(seed, 157)
     share, mean = sklearn.calibration.calibration_curve(outcome, prob, n_bins=10, strategy=strategy)
-    curve = reliability(prob, outcome, ones(157), equal_mass=strategy == "quantile")
+    curve = bin_reliability(prob, outcome, ones(157), equal_mass=strategy == "quantile")
     used = curve.count[0] > 0
     assert curve.share()[0, used] == pytest.approx(share, abs=1e-9)
     assert (curve.prob / curve.count)[0, used] == pytest.approx(mean, abs=1e-9)
@@ -57,7 +63,7 @@ def test_a_calibrated_judge_has_no_error_and_a_constant_one_a_quarter() -> None:
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
 def test_the_temperature_is_recovered(temperature: float) -> None:
     prob, outcome = simulated(2, 60_000, temperature)
-    found = steepness(log_odds(prob), outcome)(ones(60_000))[0]
+    found = measure_steepness(log_odds(prob), outcome)(ones(60_000))[0]
     assert 1.0 / found == pytest.approx(temperature, rel=0.03)
 
 
@@ -65,7 +71,7 @@ def test_the_temperature_is_recovered(temperature: float) -> None:
 def test_the_temperature_is_the_best_one(seed: int) -> None:
     prob, outcome = simulated(seed, 90, 2.5)
     logits = log_odds(prob)
-    best = steepness(logits, outcome)(ones(90))[0]
+    best = measure_steepness(logits, outcome)(ones(90))[0]
 
     def loss(scale: float) -> float:
         return float(sklearn.metrics.log_loss(outcome, sigmoids(scale * logits)))
@@ -77,10 +83,10 @@ def test_the_temperature_is_the_best_one(seed: int) -> None:
 
 def test_logits_that_point_the_wrong_way_are_flattened() -> None:
     prob, outcome = simulated(3, 500)
-    assert plain(steepness(-log_odds(prob), outcome), 500) == 0.0
-    always_right = steepness(np.asarray([2.0, -2.0]), np.asarray([1.0, 0.0]))
+    assert plain(measure_steepness(-log_odds(prob), outcome), 500) == 0.0
+    always_right = measure_steepness(np.asarray([2.0, -2.0]), np.asarray([1.0, 0.0]))
     assert always_right(ones(2))[0] > 10
-    assert plain(steepness(np.zeros(3), np.ones(3)), 3) == 0.0
+    assert plain(measure_steepness(np.zeros(3), np.ones(3)), 3) == 0.0
 
 
 def test_scaling_is_held_out_and_keeps_every_verdict() -> None:
@@ -114,5 +120,5 @@ def test_temperatures_end_where_the_slope_is_nothing_but_rounding(
     rng = np.random.default_rng(3)
     logits = rng.normal(0, 1.5, 300)
     outcome = (rng.random(300) < sigmoids(logits)).astype(float)
-    steepness(logits, outcome)(1.0 - np.eye(300))
+    measure_steepness(logits, outcome)(1.0 - np.eye(300))
     assert 3 <= calls <= 10

@@ -11,7 +11,7 @@ from rlaif.metrics.calibration import (
     calibration_error,
     ece_if_calibrated,
     equal_mass_bins,
-    graded,
+    is_graded,
     noncentrality,
 )
 
@@ -98,7 +98,7 @@ def test_ece_of_a_calibrated_judge_is_not_zero() -> None:
 
 
 def test_verdicts_are_no_graded_probabilities() -> None:
-    assert not graded(np.asarray([0.0, 1.0] * 20))
-    assert not graded(np.linspace(0.1, 0.9, 9))
-    assert not graded(np.linspace(0.0, 0.9, 20))
-    assert graded(np.linspace(0.1, 0.9, 10))
+    assert not is_graded(np.asarray([0.0, 1.0] * 20))
+    assert not is_graded(np.linspace(0.1, 0.9, 9))
+    assert not is_graded(np.linspace(0.0, 0.9, 20))
+    assert is_graded(np.linspace(0.1, 0.9, 10))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.core.records import Judgement
-from rlaif.metrics.decompose import change_sentences, decompose, score_parts
+from rlaif.metrics.decompose import change_sentences, decompose_change, score_parts
 from rlaif.metrics.metrics import judge_values
 
 PRINCIPLES = ["brief", "finished", "plain", None]
@@ -68,7 +68,7 @@ def test_the_parts_add_up_to_the_change_that_is_shown(
         for prompt, score in scores.items():
             total = math.fsum(part.get(prompt, 0.0) for part in found.values())
             assert total == pytest.approx(score, abs=1e-12)
-    made = decompose(parts[0], parts[1], {}, {})
+    made = decompose_change(parts[0], parts[1], {}, {})
     if not both:
         assert made is None
         return
@@ -89,7 +89,7 @@ def scores(finished: list[float], brief: list[float]) -> list[Judgement]:
 def test_a_change_by_principle_and_by_what_the_token_limit_cut() -> None:
     before, after = scores([0, 0, 1, 1], [0.5] * 4), scores([1, 1, 1, 1], [0.5, 0.5, 0.5, 0.7])
     cut = {"p0": 1.0, "p1": 1.0, "p2": 0.0, "p3": 0.0}
-    made = decompose(
+    made = decompose_change(
         score_parts(after, {}, ids(after)),
         score_parts(before, {}, ids(before)),
         dict.fromkeys(cut, 0.0),

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from rlaif.metrics.diagnostics import AlarmLimits, RoundMetrics, both_means, delta, find_alarms
+from rlaif.metrics.diagnostics import AlarmLimits, RoundMetrics, both_means, find_alarms, find_delta
 from rlaif.metrics.intervals import IntervalJson
 
 
@@ -196,7 +196,7 @@ def test_both_sides_of_a_comparison_are_over_the_same_prompts() -> None:
     change = {**iv(1.0), "old": 3.0}
     history = [rm({"m": iv(9.0)}), rm({"m": iv(5.0)}, {"m": change})]
     assert both_means(history, "m") == (3.0, 4.0)
-    assert delta(history, "m", "previous") is None
+    assert find_delta(history, "m", "previous") is None
     assert both_means([rm({"m": iv(9.0)}), rm({"m": iv(5.0)}, {"m": iv(1.0)})], "m") == (4.0, 5.0)
     assert both_means([rm({"m": iv(9.0)}), rm({"m": iv(5.0)})], "m") == (9.0, 5.0)
     assert both_means([rm({"m": iv(9.0)})], "m") is None

@@ -12,7 +12,7 @@ from rlaif.metrics.judge_figures import BY_SUBSET, calibration_figures, figures,
 from rlaif.metrics.pooled import UNDEFINED, figure_intervals
 from rlaif.metrics.rewardbench import SECTIONS
 from rlaif.metrics.verdicts import VerdictTable
-from rlaif.metrics.weighted import Figure, defined, mean_of
+from rlaif.metrics.weighted import Figure, compute_defined, mean_of
 
 MISSING = float("nan")
 SUBSETS = np.asarray([next(iter(sizes)) for sizes in SECTIONS.values()])
@@ -67,7 +67,7 @@ def test_a_weight_is_a_repeat(seed: int, coarse: bool) -> None:
     size = table.prompt.size
     weights = np.random.default_rng(seed).integers(0, 4, (5, size))
     measured = figures(table)
-    assert set(defined(measured, size)) == set(measured)
+    assert set(compute_defined(measured, size)) == set(measured)
     for name, figure in measured.items():
         found = figure.of(weights.astype(np.float64))
         for own, value in zip(weights, found, strict=True):
@@ -86,7 +86,7 @@ FIGURES = [
 def test_intervals_hold_the_truth_about_95_of_100_times() -> None:
     """Prompts are drawn and bring their pairs, which resemble one another."""
     large = drawn_table(99, 20_000, False)
-    truth = defined(figures(large), large.prompt.size)
+    truth = compute_defined(figures(large), large.prompt.size)
     held, trials = dict.fromkeys(FIGURES, 0), 100
     for trial in range(trials):
         table = drawn_table(1000 + trial, 60, False)

@@ -11,15 +11,15 @@ from rlaif.config.steps import CheckSpec
 from rlaif.core.numbers import rank_correlation
 from rlaif.core.records import Completion, Judgement, make_prompt
 from rlaif.metrics.metrics import (
-    differences,
-    intervals,
+    compute_differences,
+    compute_intervals,
     judge_values,
     likelihood_values,
     pairwise_values,
     per_prompt,
     sample_values,
-    shares,
     text_values,
+    to_shares,
     unfamiliar_values,
 )
 
@@ -70,7 +70,7 @@ def test_text_values() -> None:
     assert found["truncated_rate"] == {P: (0, 2), Q: (1, 1)}
     assert found["empty_rate"] == {P: (0, 2), Q: (1, 1)}
     assert found["refusal_rate"] == {P: (1, 2), Q: (0, 1)}
-    assert shares(found["refusal_rate"]) == {P: 0.5, Q: 0.0}
+    assert to_shares(found["refusal_rate"]) == {P: 0.5, Q: 0.0}
     # Six pairs of words, of which "a red" and "red cherry" come twice; then seven different ones.
     assert found["distinct_2"][P] == pytest.approx((4 / 6 + 1) / 2)
     assert found["check/long"] == {P: 1.0, Q: 0.0}
@@ -188,12 +188,12 @@ def test_spread_and_rank_correlation() -> None:
 def test_intervals_and_paired_differences() -> None:
     old = {"score/self": {str(i): 0.1 * i for i in range(8)}, "gone": {"0": 1.0}}
     new = {"score/self": {str(i): 0.1 * i + 0.2 for i in range(8)}, "empty": {}}
-    made = intervals(new)
+    made = compute_intervals(new)
     assert set(made) == {"score/self"}
     assert made["score/self"]["mean"] == pytest.approx(0.55)
     assert made["score/self"]["n"] == 8
     assert made["score/self"]["low"] < 0.55 < made["score/self"]["high"]
-    changes = differences(new, old)
+    changes = compute_differences(new, old)
     assert set(changes) == {"score/self", "win_rate/self"}
     # The same difference on every prompt, but for rounding, has no interval and is no claim.
     assert changes["score/self"]["mean"] == pytest.approx(0.2)
@@ -206,19 +206,22 @@ def test_intervals_and_paired_differences() -> None:
 def test_each_metric_has_the_interval_of_its_kind() -> None:
     counted = {str(i): (0, 2) for i in range(32)}
     lengths = {str(i): float(i % 7 + 1) for i in range(32)}
-    made = intervals({"empty_rate": counted, "length/words": lengths})
+    made = compute_intervals({"empty_rate": counted, "length/words": lengths})
     assert (made["empty_rate"]["count"], made["empty_rate"]["n"]) == (0, 64)
     assert made["empty_rate"]["high"] > 0
     assert made["length/words"]["median"] == 4.0
     longer = {p: 2 * x for p, x in lengths.items()}
-    changes = differences({"length/words": longer}, {"length/words": lengths})
+    changes = compute_differences({"length/words": longer}, {"length/words": lengths})
     assert changes["length_factor/words"]["mean"] == pytest.approx(2.0)
     # One answer to a prompt: Bonett and Price; several: t.
     once = {str(i): (int(i < 3), 1) for i in range(20)}
     never = {str(i): (0, 1) for i in range(20)}
-    assert differences({"list_rate": once}, {"list_rate": never})["list_rate"].get("df") is None
+    assert (
+        compute_differences({"list_rate": once}, {"list_rate": never})["list_rate"].get("df")
+        is None
+    )
     more = {p: (2 * a, 4) for p, (a, _) in once.items()}
-    assert differences({"list_rate": more}, {"list_rate": never})["list_rate"]["df"] == 19
+    assert compute_differences({"list_rate": more}, {"list_rate": never})["list_rate"]["df"] == 19
 
 
 def test_what_a_reward_model_says_of_itself_is_a_metric_and_a_label_of_that_name_is_none() -> None:

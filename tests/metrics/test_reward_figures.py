@@ -22,7 +22,7 @@ from rlaif.metrics.reward_figures import (
     reward_figures,
     reward_intervals,
 )
-from rlaif.metrics.weighted import defined
+from rlaif.metrics.weighted import compute_defined
 
 
 def table(gaps, lengths=None, subsets=None):
@@ -45,7 +45,7 @@ def table(gaps, lengths=None, subsets=None):
 def figures(t):
     """What the figures are on the pairs themselves, with how many pairs each is taken over."""
     made = reward_figures(t)
-    return {k: (v, made[k].n) for k, v in defined(made, t.gap.size).items()}
+    return {k: (v, made[k].n) for k, v in compute_defined(made, t.gap.size).items()}
 
 
 def test_accuracy_counts_a_tie_as_one_half_and_the_length_figures_divide_the_pairs():

@@ -7,14 +7,21 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
-from rlaif.metrics.ridge import Array, cross_validate, fit_ridge, group_folds, log_loss, predict
+from rlaif.metrics.ridge import (
+    Array,
+    cross_validate,
+    fit_ridge,
+    group_folds,
+    log_loss,
+    predict_probability,
+)
 
 
 def data(rows: int = 300, seed: int = 0) -> tuple[Array, Array]:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, 4))
     truth = np.array([2.0, 0.5, 0.0, -1.0])
-    return x, (rng.random(rows) < predict(x, truth)).astype(np.float64)
+    return x, (rng.random(rows) < predict_probability(x, truth)).astype(np.float64)
 
 
 @pytest.mark.parametrize("l2", [0.01, 1.0, 50.0])
@@ -83,7 +90,7 @@ def test_cross_validation_predicts_what_it_did_not_see() -> None:
     found = cross_validate(x, y, groups, folds=5, seed=3)
     fold = group_folds(groups, 5, 3)
     first = fit_ridge(x[fold != 0], y[fold != 0], found.l2)
-    assert found.predictions[fold == 0] == pytest.approx(predict(x[fold == 0], first))
+    assert found.predictions[fold == 0] == pytest.approx(predict_probability(x[fold == 0], first))
     assert found.log_loss == log_loss(found.predictions, y) < 0.6
     noise = np.random.default_rng(0).integers(0, 2, 200).astype(np.float64)
     assert cross_validate(x, noise, groups).l2 == 100.0, "noise asks for the largest penalty"

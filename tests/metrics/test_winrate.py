@@ -20,8 +20,15 @@ from rlaif.cli.winrate import print_standings
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.metrics.battles import read_battles
 from rlaif.metrics.length_control import LengthControlled, lc_minimal, length_controlled
-from rlaif.metrics.ranking import SCALE, Comparison, Rating, bradley_terry, connected
-from rlaif.metrics.winrate import Battle, WinRate, repeats, standings, win_rate_interval, win_rates
+from rlaif.metrics.ranking import SCALE, Comparison, Rating, bradley_terry, connected_groups
+from rlaif.metrics.winrate import (
+    Battle,
+    WinRate,
+    compute_standings,
+    find_repeats,
+    win_rate_interval,
+    win_rates,
+)
 
 # python -c '...' with alpaca-eval 0.6.6 and scikit-learn 1.9.1, for every generator:
 #   glm_winrate.get_length_controlled_winrate(annotations, glm_name="length_controlled_minimal",
@@ -349,7 +356,7 @@ def test_groups_that_never_met_each_have_a_ranking() -> None:
     fought = [Comparison("1", "a", "b", 1.0), Comparison("1", "c", "d", 1.0)]
     with pytest.raises(RlaifError, match=r"never compared with each other: a, b; c, d"):
         bradley_terry(fought)
-    assert connected("abc", [("a", "b"), ("b", "c")]) == [{"a", "b", "c"}]
+    assert connected_groups("abc", [("a", "b"), ("b", "c")]) == [{"a", "b", "c"}]
     with pytest.raises(RlaifError, match="no comparison"):
         bradley_terry([])
     battles = [
@@ -357,7 +364,7 @@ def test_groups_that_never_met_each_have_a_ranking() -> None:
         *(Battle(f"p{i}", "d", "e", 0.2, (1, 2), ("x", "y")) for i in range(3)),
         Battle("p", "a", "nobody", None, (1, 2), ("x", "y")),
     ]
-    large, small = standings(battles)
+    large, small = compute_standings(battles)
     assert (large.baseline, small.baseline) == ("a", "d")
     assert [w.generator for w in large.win_rates] == ["b", "c"]
     assert [r.player for r in small.ratings] == ["d", "e"]
@@ -433,7 +440,7 @@ def test_a_generator_that_met_itself_alone_is_shown_without_a_rating(
         Battle("p", first, second, 0.7, (1, 2), ("x", "y"))
         for first, second in (("a", "b"), ("b", "a"), ("alone", "alone"))
     ]
-    print_standings(standings(battles))
+    print_standings(compute_standings(battles))
     shown = capsys.readouterr().out
     assert "alone" in shown and "2 groups of generators never met" in shown
 
@@ -468,8 +475,8 @@ def test_a_pair_in_both_orders_is_one_battle() -> None:
     there = Battle("p", "a", "b", 0.9, (1, 2), ("x", "y"))
     back = there.swapped()
     assert back is not None
-    assert repeats([there, back]) == [[there, back]]
-    assert repeats([there, Battle("p", "a", "b", 0.9, (1, 2), ("x", "z"))]) == []
+    assert find_repeats([there, back]) == [[there, back]]
+    assert find_repeats([there, Battle("p", "a", "b", 0.9, (1, 2), ("x", "z"))]) == []
 
 
 def test_a_file_without_a_verdict_says_so(tmp_path: Path) -> None:

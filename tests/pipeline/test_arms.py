@@ -22,7 +22,7 @@ from rlaif.pipeline.exports import trl_rows
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.runs import load_run
-from rlaif.preferences.labels import coin, decided, flipped
+from rlaif.preferences.labels import flip_coins, flip_labels, keep_decided
 from rlaif.report.arms import label_sentences
 from rlaif.report.build import build_report
 from rlaif.report.table import summary_table
@@ -439,21 +439,21 @@ PAIRS = [GivenPair(f"l_{n}", f"p_{n}", f"x_{n}a", f"x_{n}b") for n in range(200)
 
 def test_flips_are_an_exact_nested_share_that_the_seed_draws() -> None:
     labels = {pair.pair_id: 1.0 for pair in PAIRS}
-    quarter, few = flipped(labels, 0.25, 1)
-    _, more = flipped(labels, 0.5, 1)
+    quarter, few = flip_labels(labels, 0.25, 1)
+    _, more = flip_labels(labels, 0.5, 1)
     assert sum(p == 0.0 for p in quarter.values()) == len(few) == 50
     assert few < more and len(more) == 100
-    assert flipped(labels, 0.25, 2)[1] != few
-    assert flipped(dict(reversed(labels.items())), 0.25, 1)[1] == few
-    assert flipped(labels, 0.0, 1) == (labels, frozenset())
-    assert set(flipped(labels, 1.0, 1)[0].values()) == {0.0}
+    assert flip_labels(labels, 0.25, 2)[1] != few
+    assert flip_labels(dict(reversed(labels.items())), 0.25, 1)[1] == few
+    assert flip_labels(labels, 0.0, 1) == (labels, frozenset())
+    assert set(flip_labels(labels, 1.0, 1)[0].values()) == {0.0}
 
 
 def test_the_coin_is_fair_and_of_the_seed() -> None:
-    heads = sum(coin(PAIRS, 1).values())
+    heads = sum(flip_coins(PAIRS, 1).values())
     # Beyond four standard deviations of 200 fair coins.
     assert abs(heads - 100) < 29
-    assert coin(PAIRS, 1) == coin(PAIRS[::-1], 1) != coin(PAIRS, 2)
+    assert flip_coins(PAIRS, 1) == flip_coins(PAIRS[::-1], 1) != flip_coins(PAIRS, 2)
 
 
 def test_unnamed_votes_on_one_pair_are_counted_each(tmp_path: Path) -> None:
@@ -470,5 +470,5 @@ def test_unnamed_votes_on_one_pair_are_counted_each(tmp_path: Path) -> None:
 def test_a_pair_counts_when_everybody_decided_it() -> None:
     one = {"l_0": 1.0, "l_1": 0.5, "l_2": 0.2}
     other = {"l_0": 0.1, "l_1": 1.0, "l_3": 0.9}
-    assert [p.pair_id for p in decided(PAIRS, [one, other])] == ["l_0"]
-    assert [p.pair_id for p in decided(PAIRS, [one])] == ["l_0", "l_2"]
+    assert [p.pair_id for p in keep_decided(PAIRS, [one, other])] == ["l_0"]
+    assert [p.pair_id for p in keep_decided(PAIRS, [one])] == ["l_0", "l_2"]

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from rlaif.cli import cli
-from rlaif.core.checksums import sealed
+from rlaif.core.checksums import seal_row
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement
 from rlaif.core.store import FORMAT, Store
@@ -135,7 +135,7 @@ def two_arms(tmp_path: Path) -> Path:
     manifest: dict[str, Any] = {key: {} for key in ("models", "judges", "prompts")}
     manifest |= {"format": FORMAT, "name": "two", "seeds": [1], "arms": {"people": {}, "ai": {}}}
     manifest |= {"constitution": None, "steps": steps}
-    (tmp_path / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    (tmp_path / "manifest.json").write_text(json.dumps(seal_row(manifest)))
     return tmp_path
 
 

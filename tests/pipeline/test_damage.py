@@ -185,7 +185,7 @@ def test_damaged_meters_are_named(tmp_path: Path, text: str) -> None:
 def test_a_changed_digit_in_meters_and_rounds_is_named(
     projects: list[damage.Project], tmp_path: Path
 ) -> None:
-    row = {"m": checksums.sealed(Meter().summary())}
+    row = {"m": checksums.seal_row(Meter().summary())}
     (tmp_path / "remote.json").write_text(json.dumps(row))
     assert list(read_meters(tmp_path)) == ["m"]
     row["m"]["calls"] += 1
@@ -408,20 +408,20 @@ def test_a_published_folder_has_checksums_of_all_that_is_in_it(tmp_path: Path) -
     (tmp_path / "new" / "a").write_bytes(b"1")
     (tmp_path / "new" / "masters" / "b").write_bytes(b"22")
     out = tmp_path / "out"
-    checksums.publish(tmp_path / "new", out)
-    assert checksums.verify(out, "Delete it.") == 3
+    checksums.publish_folder(tmp_path / "new", out)
+    assert checksums.verify_folder(out, "Delete it.") == 3
     shutil.rmtree(out / "masters")
-    assert checksums.verify(out, "Delete it.", ["masters"]) == 1
+    assert checksums.verify_folder(out, "Delete it.", ["masters"]) == 1
     with pytest.raises(StoreError, match=r"masters/b: damaged \(it is missing\)\. Delete it\."):
-        checksums.verify(out, "Delete it.")
+        checksums.verify_folder(out, "Delete it.")
     (out / "c").write_bytes(b"333")
-    checksums.add(out, "c")
+    checksums.add_file(out, "c")
     (out / "c").write_bytes(b"334")
     with pytest.raises(StoreError, match="c: damaged"):
-        checksums.verify(out, "Delete it.", ["masters"])
+        checksums.verify_folder(out, "Delete it.", ["masters"])
     (out / checksums.NAME).write_text((out / checksums.NAME).read_text().replace("1", "2", 1))
     with pytest.raises(StoreError, match=r"checksums\.json: damaged"):
-        checksums.verify(out, "Delete it.", ["masters"])
+        checksums.verify_folder(out, "Delete it.", ["masters"])
 
 
 def test_a_damaged_prompts_file_beside_completions_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rlaif.config.models import ModelSpec
 from rlaif.core.answers import AnswerTurn
-from rlaif.core.chat import ChatSettings, lost, render, with_system_role
+from rlaif.core.chat import ChatSettings, count_lost, render, with_system_role
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Message, Preference
 from rlaif.engines.base import GenerateRequest, Sampling
@@ -57,15 +57,15 @@ def chatml(template: str = CHATML) -> Any:
     ids=["written", "not written", "names alone", "no tools' turns"],
 )
 def test_what_a_template_does_not_write_is_noticed(template, wanted):
-    assert lost(chatml(template), TALK) == wanted
+    assert count_lost(chatml(template), TALK) == wanted
 
 
 def test_reasoning_of_earlier_turns_is_counted_where_a_template_forgets_it():
     thought: Message = {"role": "assistant", "content": "Purple.", "reasoning_content": "A fruit."}
     talk = [*ASKED, thought, *ASKED]
-    assert lost(chatml(QWEN3), talk) == {"reasoning_lost": 1}
+    assert count_lost(chatml(QWEN3), talk) == {"reasoning_lost": 1}
     kept = CHATML.replace("{{ m['content'] }}", "{{ m.thinking or '' }}{{ m['content'] }}")
-    assert lost(chatml(kept), talk) == {}, "by whatever name a template asks for it"
+    assert count_lost(chatml(kept), talk) == {}, "by whatever name a template asks for it"
 
 
 def preference(prompt, chosen, rejected) -> Preference:

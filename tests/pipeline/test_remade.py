@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rlaif.core.checksums import Unordered
 from rlaif.core.errors import StoreError
-from rlaif.core.finished import stale
+from rlaif.core.finished import find_stale
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.runs import load_run
 from rlaif.pipeline.verify import verify_run
@@ -200,4 +200,4 @@ def test_what_rests_on_stale_steps_is_stale_in_turn() -> None:
         "others": {"digest": "o", "read": {"gone": "g", "plain": "x"}},
         "plain": {},
     }
-    assert stale(markers) == {"verdicts", "pairs", "model"}
+    assert find_stale(markers) == {"verdicts", "pairs", "model"}

@@ -22,7 +22,7 @@ from rlaif.preferences.aggregate import (
     compared_scores,
     pair_probability,
 )
-from rlaif.preferences.labels import verdicts
+from rlaif.preferences.labels import annotator_verdicts
 
 unit = st.floats(0, 1)
 
@@ -338,6 +338,6 @@ def test_a_benchmark_and_a_label_step_read_the_same_judgements_alike(made: list[
     ]
     measured = make_verdict(pair, judgements).prob
     given = given_pair(pair)
-    label = verdicts([given], {"j": judgements}, {})[given.pair_id]
+    label = annotator_verdicts([given], {"j": judgements}, {})[given.pair_id]
     assert measured is not None
     assert label == pytest.approx(measured if given.first == names["a"] else 1 - measured)

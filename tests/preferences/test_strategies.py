@@ -38,9 +38,9 @@ from rlaif.preferences.pairing import consistency_prob
 from rlaif.preferences.strategies import (
     Candidate,
     Pair,
-    balanced,
+    balance_lengths,
     keep_widest,
-    preference,
+    make_preference,
     prompt_pairs,
 )
 
@@ -150,7 +150,7 @@ def made(chosen: Candidate, rejected: Candidate) -> Preference:
     said = rated("checks", candidate(1, 0.0).completion)
     said_of = {"j_2": ["k_1"], "j_1": ["k_1", "k_2"], "j_3": ["k_5"], "j_4": ["k_2", "k_6"]}
     judgements = [replace(said, judgement_id=j, shown=shown) for j, shown in said_of.items()]
-    return preference(PROMPT, (chosen, rejected), PairStep(), 2, {"checks": judgements}, parts)
+    return make_preference(PROMPT, (chosen, rejected), PairStep(), 2, {"checks": judgements}, parts)
 
 
 def test_a_preference_says_what_it_rests_on() -> None:
@@ -233,9 +233,12 @@ def test_lengths_are_balanced_by_leaving_out_the_widest_gaps() -> None:
         )
         for number, (above, below) in enumerate(lengths)
     ]
-    kept = [(len(p.chosen[0]["content"]), len(p.rejected[0]["content"])) for p in balanced(records)]
+    kept = [
+        (len(p.chosen[0]["content"]), len(p.rejected[0]["content"]))
+        for p in balance_lengths(records)
+    ]
     assert kept == [(4, 3), (2, 5), (6, 6)]
-    assert balanced(records[:3]) == []
+    assert balance_lengths(records[:3]) == []
 
 
 @pytest.mark.parametrize("keys", [{"strategy": "length_tiered"}, {"tier": 0.2}])

@@ -8,7 +8,7 @@ import pytest
 
 from rlaif.metrics.intervals import IntervalJson
 from rlaif.pipeline.experiment_file import Experiment
-from rlaif.report.arms import answers, mark_of, marks, negated
+from rlaif.report.arms import answer_sentences, mark_judges, mark_of, negate_interval
 from rlaif.report.view import ArmRow
 
 ARMS: dict[str, ArmRow] = {
@@ -35,7 +35,7 @@ def test_neutral_judges_and_people_answer_and_the_arms_own_labeller_does_not() -
         "reward_accuracy/human": iv(-0.2),
         "length/words": iv(7.0),
     }
-    found = answers([row(list(ARMS), {"human/ai": deltas})], ARMS, 0.05)
+    found = answer_sentences([row(list(ARMS), {"human/ai": deltas})], ARMS, 0.05)
     assert len(found) == 2
     assert found[0].startswith("Arm ai is better than arm human in score/other (+0.200")
     assert found[1].startswith("Arm ai is worse than arm human in reward_accuracy/human (-0.200")
@@ -44,13 +44,13 @@ def test_neutral_judges_and_people_answer_and_the_arms_own_labeller_does_not() -
 def test_the_difference_is_ai_less_people_whichever_arm_comes_first() -> None:
     arms = dict(reversed(ARMS.items()))
     deltas = {"score/other": iv(0.2), "win_rate/other": iv(0.9)}
-    (found,) = answers([row(list(arms), {"ai/human": deltas})], arms, 0.05)
+    (found,) = answer_sentences([row(list(arms), {"ai/human": deltas})], arms, 0.05)
     assert found.startswith("Arm ai is worse than arm human in score/other (-0.200")
-    assert negated(iv(0.2)) == iv(-0.2)
+    assert negate_interval(iv(0.2)) == iv(-0.2)
 
 
 def test_without_a_neutral_judge_that_is_said() -> None:
-    (found,) = answers([row(list(ARMS), {"human/ai": {"score/own": iv(0.4)}})], ARMS, 0.05)
+    (found,) = answer_sentences([row(list(ARMS), {"human/ai": {"score/own": iv(0.4)}})], ARMS, 0.05)
     assert found.startswith(
         "No neutral judge evaluates arm ai against arm human (who labelled: own)"
     )
@@ -59,13 +59,13 @@ def test_without_a_neutral_judge_that_is_said() -> None:
 def test_nothing_is_asked_without_people_or_without_ai() -> None:
     for left in ("human", "ai"):
         arms = {name: arm for name, arm in ARMS.items() if name != left}
-        assert answers([row(list(arms), {})], arms, 0.05) == []
-    assert answers([], ARMS, 0.05) == []
+        assert answer_sentences([row(list(arms), {})], arms, 0.05) == []
+    assert answer_sentences([], ARMS, 0.05) == []
 
 
 def test_a_judge_that_labelled_is_marked_wherever_it_evaluates() -> None:
     arms = ARMS | {"again": {"labels": "own", "flip": 0.0, "judges": ["own"]}}
-    marked = marks(arms)
+    marked = mark_judges(arms)
     assert marked == {"own": "labelled arms ai, again"}
     for metric in ("score/own", "score/own/brief", "win_rate/own", "win_rate_vs_initial/own"):
         assert mark_of(metric, marked) == "labelled arms ai, again"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlaif.report.build import environment
+from rlaif.report.build import make_environment
 from rlaif.report.glossary import GLOSSARY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_pages_and_docs_explain_the_same_words() -> None:
     text = " ".join((ROOT / "docs" / "glossary.md").read_text("utf-8").split())
-    page = environment().get_template("glossary.html.j2").render()
+    page = make_environment().get_template("glossary.html.j2").render()
     for term, about in GLOSSARY.items():
         assert f"- **{term}**: {about}" in text
         assert f"<dt>{term}</dt>" in page

@@ -24,7 +24,7 @@ from rlaif.core.store import StepFolder
 from rlaif.data.rows import GROUP, Spool, write_rows
 from rlaif.pipeline.runs import load_run
 from rlaif.report.browser import MAX_ANSWERS, MAX_PAIRS
-from rlaif.report.gather import Sources, gather
+from rlaif.report.gather import Sources, gather_shown
 from tests.servers.scripted import ScriptedServer
 
 Row = dict[str, Any]
@@ -87,7 +87,7 @@ def test_figures_are_of_all_records_and_texts_of_the_first_by_id() -> None:
         lambda: iter([*pairs, *pairs[:9]]), lambda: iter(answers), about, lambda _: iter(()),
         lambda: iter(()),
     )  # fmt: skip
-    shown = gather(sources, by_arm=False)
+    shown = gather_shown(sources, by_arm=False)
     assert (shown.pairs_total, len(shown.pairs)) == (len(pairs), MAX_PAIRS)
     ids = sorted(row["preference_id"] for row in pairs)
     assert [entry["id"] for entry in shown.pairs] == ids[:MAX_PAIRS]

@@ -42,7 +42,9 @@ def made(
                 values = {n: dict(zip(names, v.tolist(), strict=True)) for n, v in moved.items()}
                 stored[arm, seed, number] = values
                 old = stored[arm, seed, 0]
-                deltas = {"initial": metrics.differences({**values}, {**old})} if number else {}
+                deltas = (
+                    {"initial": metrics.compute_differences({**values}, {**old})} if number else {}
+                )
                 rounds.append(
                     RoundRow(
                         arm=arm,
@@ -51,7 +53,10 @@ def made(
                         policy_in="M0",
                         policy_out=f"M{number}",
                         counts={},
-                        metrics={"metrics": metrics.intervals({**values}), "deltas": deltas},
+                        metrics={
+                            "metrics": metrics.compute_intervals({**values}),
+                            "deltas": deltas,
+                        },
                     )
                 )
     return rounds, stored
@@ -141,7 +146,7 @@ def test_an_interval_that_leaves_zero_out_is_no_claim_by_itself() -> None:
 
 def test_arms_are_one_family() -> None:
     rounds, stored = made(1, {"score/j": 0.1}, ("a", "b"))
-    deltas = metrics.differences({**stored["b", 0, 1]}, {**stored["a", 0, 1]})
+    deltas = metrics.compute_differences({**stored["b", 0, 1]}, {**stored["a", 0, 1]})
     comparison = {"seed": 0, "round": 1, "arms": ["a", "b"], "labels": {"a/b": {}}}
     page = page_of(rounds, stored, comparisons=[comparison | {"deltas": {"a/b": deltas}}])
     # The score and the win rate of two arms, and of one less the other.

@@ -14,7 +14,7 @@ from rlaif.core.records import make_prompt
 from rlaif.metrics.intervals import IntervalJson
 from rlaif.report.browser import judgement_entry
 from rlaif.report.build import build_report
-from rlaif.report.gather import Sources, gather
+from rlaif.report.gather import Sources, gather_shown
 from rlaif.report.view import HeldOutRow, RoundRow, RunView, StepRow
 from tests.support.browsing import dumped, needs_chromium
 
@@ -166,7 +166,7 @@ def planted() -> RunView:
         rounds=rounds,
         steps=steps,
         remote=remote,
-        shown=gather(sources, by_arm=False),
+        shown=gather_shown(sources, by_arm=False),
         primary=["score/self", "repetition_4", "length/words"],
     )
 

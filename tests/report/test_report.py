@@ -28,7 +28,7 @@ from rlaif.metrics.intervals import IntervalJson, mean_interval, paired_interval
 from rlaif.metrics.words import self_judge_words
 from rlaif.report.browser import MAX_PAIRS, MAX_TEXT
 from rlaif.report.build import build_report
-from rlaif.report.gather import Sources, gather
+from rlaif.report.gather import Sources, gather_shown
 from rlaif.report.merged import make_page
 from rlaif.report.table import summary_table
 from rlaif.report.view import HeldOutRow, RoundResult, RoundRow, RunView, StepRow, no_values
@@ -223,7 +223,7 @@ def synthetic_run(
                     cost=0.25 if number == 2 else None)
             for seed in seeds for number in (1, 2) for kind in ("sample", "judge", "train")
         ],
-        shown=gather(sources, by_arm=False),
+        shown=gather_shown(sources, by_arm=False),
     )  # fmt: skip
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from rlaif.metrics.intervals import IntervalJson
 from rlaif.report import plots
-from rlaif.report.browser import clip, embed_json
-from rlaif.report.build import duration
+from rlaif.report.browser import clip_text, embed_json
+from rlaif.report.build import format_duration
 from rlaif.report.rows import kind_of, metric_rows
 from rlaif.report.view import RoundResult, RoundRow
 
@@ -48,18 +48,18 @@ def test_a_prefix_does_not_swallow_its_neighbours() -> None:
     [(None, "-"), (0.42, "0.4 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
 )
 def test_durations(seconds: float | None, shown: str) -> None:
-    assert duration(seconds) == shown
+    assert format_duration(seconds) == shown
 
 
 def test_embedding_and_clipping() -> None:
     assert embed_json({"a": "</script>&\u2028é"}) == (
         '{"a":"\\u003c/script\\u003e\\u0026\\u2028\\u00e9"}'
     )
-    assert clip("short") == "short"
-    assert clip("x" * 30, 10) == "x" * 10 + "\n\n[… 20 more characters in the run folder]"
+    assert clip_text("short") == "short"
+    assert clip_text("x" * 30, 10) == "x" * 10 + "\n\n[… 20 more characters in the run folder]"
 
 
 def test_a_curve_of_zeros_shows_no_negative_shares() -> None:
     zero: IntervalJson = {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 9}
-    svg = plots.curve("zero", "a share", {"": [(0, zero), (1, zero)]})
+    svg = plots.draw_curve("zero", "a share", {"": [(0, zero), (1, zero)]})
     assert ">0.0<" in svg.replace(" ", "") and "\u2212" not in svg

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from rlaif.metrics.judge_figures import compare_judges
-from rlaif.metrics.metrics import differences, intervals
+from rlaif.metrics.metrics import compute_differences, compute_intervals
 from rlaif.metrics.verdicts import VerdictTable
 from rlaif.report.bench import baseline_words
 from rlaif.report.merged import make_page
-from rlaif.report.table import summary
+from rlaif.report.table import summarise_arm
 from rlaif.report.view import RoundRow
 
 OLD = {f"p{i}": value for i, value in enumerate([0.1, 0.3, 0.2, 0.4, 0.3, 0.2, 0.1, 0.9])}
@@ -24,10 +24,10 @@ NEW = {f"p{i}": value for i, value in enumerate([0.4, 0.5, 0.4, 0.5, 0.4, 0.5, 0
 def rows(new: dict[str, float], old: dict[str, float], seed: int = 0) -> list[RoundRow]:
     name = "score/checks"
     given: list[Any] = [
-        {"metrics": intervals({name: old}), "deltas": {}},
+        {"metrics": compute_intervals({name: old}), "deltas": {}},
         {
-            "metrics": intervals({name: new}),
-            "deltas": {"initial": differences({name: new}, {name: old})},
+            "metrics": compute_intervals({name: new}),
+            "deltas": {"initial": compute_differences({name: new}, {name: old})},
         },
     ]
     about: Any = {"arm": "main", "seed": seed, "policy_in": "M0", "policy_out": "M1", "counts": {}}
@@ -40,7 +40,7 @@ def rows(new: dict[str, float], old: dict[str, float], seed: int = 0) -> list[Ro
 def sentence(rounds: list[RoundRow], values: Any = lambda arm, seed, number: {}) -> str:
     page = make_page(rounds, [], values, None, ["checks"])
     last = [row for row in rounds if row["round"] == 1]
-    return summary(page.latest[0], last, page)[0][1][0]
+    return summarise_arm(page.latest[0], last, page)[0][1][0]
 
 
 def three_numbers(text: str) -> tuple[float, float, float]:
@@ -51,9 +51,9 @@ def three_numbers(text: str) -> tuple[float, float, float]:
 
 
 def test_a_change_is_from_and_to_the_same_prompts() -> None:
-    assert differences({"check/m": NEW}, {"check/m": OLD})["check/m"]["old"] == pytest.approx(
-        1.6 / 7
-    )
+    assert compute_differences({"check/m": NEW}, {"check/m": OLD})["check/m"][
+        "old"
+    ] == pytest.approx(1.6 / 7)
     start, end, change = three_numbers(sentence(rows(NEW, OLD)))
     assert start == pytest.approx(1.6 / 7, abs=5e-4)
     assert end == pytest.approx(3.1 / 7, abs=5e-4)

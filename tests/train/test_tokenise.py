@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from rlaif.core.errors import EngineError, RlaifError
-from rlaif.kernels.batching import fill, padded_layout, plan_epoch
+from rlaif.kernels.batching import fill_batches, padded_layout, plan_epoch
 from rlaif.train.tokenise import encode, load_tokenizer
 
 
@@ -129,4 +129,4 @@ def test_plan_covers_every_example_once_in_an_order_of_seed_and_epoch():
 
 
 def test_an_example_over_the_budget_is_alone():
-    assert fill([3, 1, 2], [50, 30, 5], 20) == [[3], [1], [2]]
+    assert fill_batches([3, 1, 2], [50, 30, 5], 20) == [[3], [1], [2]]

@@ -11,7 +11,7 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Judgement, to_json
 from rlaif.core.store import Store
 from rlaif.metrics.verdicts import Verdict
-from rlaif.report.browser import clip, conversation, judgement_entry
+from rlaif.report.browser import clip_text, format_conversation, judgement_entry
 
 FILE = "mistakes.jsonl"
 MOST = 100
@@ -77,9 +77,9 @@ def _make_entry(
         "order": order_words(verdict, said, first_better),
         "label": pair.label if first_better else 1 - (pair.label or 0.0),
         "prob": prob if first_better else 1 - prob,
-        "prompt": clip(conversation(to_json(pair.prompt)["messages"])),
-        "better": clip(better.text),
-        "picked": clip(worse.text),
+        "prompt": clip_text(format_conversation(to_json(pair.prompt)["messages"])),
+        "better": clip_text(better.text),
+        "picked": clip_text(worse.text),
         "lengths": [len(better.text), len(worse.text)],
         "judged_both": [row for j, row in rows if len(j.shown) > 1],
         "judged_better": _judged_alone(rows, better.completion_id),

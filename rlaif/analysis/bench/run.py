@@ -36,7 +36,7 @@ from rlaif.metrics.judge_figures import (
     subset_intervals,
 )
 from rlaif.metrics.verdicts import VerdictTable, total_cost, verdict_table
-from rlaif.metrics.words import commonest
+from rlaif.metrics.words import keep_commonest
 from rlaif.pipeline.experiment import StepProgress
 from rlaif.pipeline.single_step import asking
 
@@ -176,7 +176,7 @@ def _measure_judge(
         "attacks": {name: found for name, (found, _) in attacked.items()},
         "total": asdict(total_cost([*(r.cost for r in runs), *(c for _, c in attacked.values())])),
         "wall_seconds_per_pair": runs[0].wall / runs[0].asked if runs[0].wall else None,
-        "failures": commonest(count_failures(j for run in runs for j in run.judgements)),
+        "failures": keep_commonest(count_failures(j for run in runs for j in run.judgements)),
     }
 
 
@@ -184,7 +184,7 @@ def _measure_table(table: VerdictTable, seed: int) -> dict[str, Any]:
     """The headline agreement flat, every other figure by name, and what has no interval."""
     found = {n: i.to_json() for n, i in judge_intervals(table).items()}
     headline = found.pop("agreement", None)
-    used = int((agreement.decided(table.prob) & agreement.decided(table.label)).sum())
+    used = int((agreement.is_decided(table.prob) & agreement.is_decided(table.label)).sum())
     both = ~np.isnan(table.prob) & ~np.isnan(table.label)
     won = agreement.same_slot(table.as_first, table.as_second)
     first, second = int((won == 1).sum()), int((won == -1).sum())

@@ -26,7 +26,7 @@ from rlaif.engines.base import Model
 from rlaif.engines.build import known_capabilities
 from rlaif.judges.parsing import whole_lines
 from rlaif.judges.templates import PAIRWISE, load_template
-from rlaif.metrics.votes import sided
+from rlaif.metrics.votes import side_with_label
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import Engines, Progress
 from rlaif.pipeline.steps.judge import judge_labelled
@@ -162,5 +162,5 @@ def _ask_votes(
 
 
 def _share_longer(pairs: Sequence[LabelledPair]) -> float:
-    sides = [sided(len(p.first.text) - len(p.second.text), p.label or 0.0) for p in pairs]
+    sides = [side_with_label(len(p.first.text) - len(p.second.text), p.label or 0.0) for p in pairs]
     return sum(sides) / len(sides)

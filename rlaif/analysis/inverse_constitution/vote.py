@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlaif.analysis.inverse_constitution.propose import Candidate
 from rlaif.constitution.model import Principle
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
-from rlaif.engines.base import Capability, GenerateRequest, GenerateResult, Sampling, ScoreRequest
-from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.engines.base import (
+    Capability,
+    GenerateRequest,
+    Sampling,
+    ScoreRequest,
+    ScoreResult,
+)
+from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.choices import read_choice
-from rlaif.judges.common import template_values, usable, without_value
+from rlaif.judges.common import template_values, usable
 from rlaif.judges.forms import Form
-from rlaif.judges.questions import label_needs, label_result
+from rlaif.judges.questions import Asking, Written, label_needs
 from rlaif.judges.templates import Template
 
 LABELS: dict[str, tuple[str, ...]] = {
@@ -22,6 +28,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "second": ("2", " 2"),
     "neither": ("0", " 0"),
 }
+SAMPLING = Sampling(8, 0.0)
 # An answer that opens with a digit, which nothing behind it takes back ("Answer 1 does not").
 _LEADING = re.compile(
     r"\W*(?:it\s+is\s+)?(?:the\s+)?(?:answer\W+)?(?P<digit>[012])(?!\d|[.,]\d)"
@@ -72,52 +79,43 @@ class PrincipleVotes:
         messages = self.template.messages(values)
         request: GenerateRequest | ScoreRequest
         if self.by_text:
-            request = GenerateRequest(name, messages, Sampling(8, 0.0))
+            request = GenerateRequest(name, messages, SAMPLING)
         else:
             request = ScoreRequest(name, messages, self.template.prefill(values), LABELS)
         return Call(name, prompt, shown, candidate.id, 0, request)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement about the text shown first."""
-        raw = None
-        if isinstance(result, GenerateResult):
-            if result.finish_reason == "failed":
-                return without_value(self, call, annotator_id, "failed", self.template)
-            raw, shares = result.text, _read_written(result)
-        else:
-            scored = label_result(result)
-            if scored is None:
-                return without_value(self, call, annotator_id, "failed", self.template)
-            total = sum(scored.label_probs.values())
-            shares = {k: p / total for k, p in scored.label_probs.items()} if total > 0 else None
-        if shares is None:
-            return without_value(self, call, annotator_id, "unparsed", self.template, raw=raw)
-        first, second = shares["first"], shares["second"]
-        decided = max(first, second) > shares["neither"]
-        return [
-            judgement(
-                self,
-                call,
-                call.shown[0],
-                annotator_id,
-                "ai",
-                "ok" if decided else "not_applicable",
-                prob_first=first / (first + second) if decided else None,
-                distribution=shares,
-                raw=raw,
-                template_hash=self.template.hash,
-            )
-        ]
+        asking = Asking(self.template, written=SAMPLING if self.by_text else None)
+        verdict = asking.read_verdict(call, result, _read_labels, _read_text)
+        return [make_judgement(self, call, annotator_id, replace(verdict, label_mass=None))]
 
 
-def _read_written(result: GenerateResult) -> dict[str, float] | None:
+def _read_labels(answer: ScoreResult) -> Verdict | None:
+    total = sum(answer.label_probs.values())
+    return _decide({k: p / total for k, p in answer.label_probs.items()}) if total > 0 else None
+
+
+def _read_text(said: Written) -> Verdict | None:
+    shares = _read_shares(said)
+    return None if shares is None else _decide(shares)
+
+
+def _decide(shares: dict[str, float]) -> Verdict:
+    first, second = shares["first"], shares["second"]
+    if max(first, second) <= shares["neither"]:
+        return Verdict("not_applicable", distribution=shares)
+    return Verdict("ok", prob_first=first / (first + second), distribution=shares)
+
+
+def _read_shares(said: Written) -> dict[str, float] | None:
     """All on the 1, 2 or 0 that opens a written answer, or that it says is better; None where there
     is none, or several."""
-    text, cut = result.text, result.finish_reason == "length"
+    text, cut = said.text, said.cut
     leading = _LEADING.match(text)
-    said: str | None
+    label: str | None
     if leading is not None and not (cut and leading.end("digit") == len(text)):
-        said = next(label for label, forms in LABELS.items() if leading["digit"] in forms)
+        label = next(name for name, forms in LABELS.items() if leading["digit"] in forms)
     else:
-        said = read_choice(text, LABELS, Form(("Answer:",)), cut)
-    return None if said is None else {label: float(label == said) for label in LABELS}
+        label = read_choice(text, LABELS, Form(("Answer:",)), cut)
+    return None if label is None else {name: float(name == label) for name in LABELS}

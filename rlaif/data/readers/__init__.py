@@ -35,7 +35,7 @@ from rlaif.data.readers import (
     ultrafeedback,
     verl,
 )
-from rlaif.data.readers.base import Format, Found, ReadRow, try_reading, value_at
+from rlaif.data.readers.base import Format, Found, ReadRow, try_read, value_at
 from rlaif.data.readers.columns import format_of_map
 from rlaif.data.rows import Placed, Row, Source, raise_fault, source_rows
 
@@ -244,7 +244,7 @@ def _other_format(row: Row, place: str, name: str) -> str | None:
     known = _detect_name(row)
     if known is None or known == name or FORMATS[known].open or FORMATS[known].group:
         return None
-    found = try_reading(lambda: list(FORMATS[known].read(row, place)))
+    found = try_read(lambda: list(FORMATS[known].read(row, place)))
     if isinstance(found, ConfigError) or not found:
         return None
     return None if any(isinstance(one, ConfigError) for one in found) else known

@@ -8,7 +8,6 @@ from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import AnnotatorKind, Message
 from rlaif.data.readers.base import (
     Format,
-    is_missing,
     label_of,
     make_pair,
     name_of,
@@ -41,9 +40,8 @@ def read_pair(row: Row, place: str) -> list[LabelledPair]:
     )
     judge = name_of(row, "judge", place)
     kind: AnnotatorKind = "ai" if judge is not None and judge.startswith("gpt") else "human"
-    return [
-        _make_vote(row, place, (first, second), label_of(row, "winner", WINNER, place), judge, kind)
-    ]
+    label = label_of(row, "winner", WINNER, place)
+    return [_make_vote(row, place, (first, second), label, judge, kind)]
 
 
 def read_kaggle(row: Row, place: str) -> list[LabelledPair]:
@@ -90,11 +88,7 @@ def _make_vote(
 def _read_texts(row: Row, key: str, place: str) -> list[str]:
     value = parse_json(row.get(key), (list,))
     found = [value] if isinstance(value, str) else value
-    if (
-        not isinstance(found, list)
-        or is_missing(value)
-        or not all(isinstance(t, str) for t in found)
-    ):
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise ConfigError(f"{place}: {key} is {brief(value)}; a list of texts was expected")
     return found
 

@@ -16,7 +16,7 @@ from rlaif.data.readers.base import (
     name_of,
     single_turn,
     text_of,
-    try_reading,
+    try_read,
     user,
 )
 from rlaif.data.rows import Row
@@ -39,7 +39,7 @@ def read_pair(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     prompt = user(text_of(row, next((k for k in PROMPTS if k in row), PROMPTS[0]), place))
     meaning = _label_meaning(fields)
     found: list[tuple[float | ConfigError | None, str | None, Any]] = [
-        (try_reading(label_of, {question: value}, question, meaning, place), who, "human")
+        (try_read(label_of, {question: value}, question, meaning, place), who, "human")
         for value, who in _read_submitted(row, question, place)
     ]
     suggested = row.get(f"{question}.suggestion")

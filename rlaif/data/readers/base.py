@@ -96,7 +96,7 @@ def describe_pairs(
             refuse_equal(first, second, place)
         won = 1.0 if label is None else label[0](row, column_of["label"], place)
         subset, *authors, annotator = (
-            name_of(row, column_of[part], place) if part in column_of else None
+            name_of(row, column_of.get(part), place)
             for part in ("subset", "first_author", "second_author", "annotator")
         )
         return [
@@ -149,7 +149,7 @@ def coded_label(meaning: Mapping[str, float | None]) -> Label:
     return (lambda row, column, place: label_of(row, column, meaning, place)), write_label
 
 
-def try_reading(make: Callable[..., T], *given: Any, **named: Any) -> T | ConfigError:
+def try_read(make: Callable[..., T], *given: Any, **named: Any) -> T | ConfigError:
     """What `make` gives, or its fault as a value: for one of several answers or labels of a row."""
     try:
         return make(*given, **named)
@@ -161,7 +161,7 @@ def attempt_each(
     make: Callable[..., T], items: Iterable[Any], *given: Any
 ) -> tuple[list[T], list[ConfigError]]:
     """What `make` gives of each item, and the faults of the others."""
-    made = [try_reading(make, item, *given) for item in items]
+    made = [try_read(make, item, *given) for item in items]
     faults = [one for one in made if isinstance(one, ConfigError)]
     return [one for one in made if not isinstance(one, ConfigError)], faults
 
@@ -307,9 +307,9 @@ def _is_place_in(place: str, row: list[Any]) -> bool:
     return place.isdecimal() and int(place) < len(row)
 
 
-def name_of(row: Row, key: str, place: str) -> str | None:
+def name_of(row: Row, key: str | None, place: str) -> str | None:
     """A name or number under `key` as text; None where there is none. Raises ConfigError."""
-    value = value_at(row, key)
+    value = None if key is None else value_at(row, key)
     if is_missing(value) or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
@@ -337,15 +337,15 @@ def refuse_missing(lacking: Iterable[str], row: Row, place: str) -> None:
         raise ConfigError(f"{place}: {names} missing or empty; the row has {sorted(map(str, row))}")
 
 
-def number_of(row: Row, key: str, place: str) -> float | None:
-    """A finite number, or None where the cell is empty (null or NaN). Raises ConfigError."""
-    value = value_at(row, key)
+def number_of(row: Row, key: str | None, place: str) -> float | None:
+    """A finite number, or None where there is none (null or NaN). Raises ConfigError."""
+    given = value = None if key is None else value_at(row, key)
     if is_missing(value):
         return None
     if isinstance(value, str):
         value = _parse_number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
-        raise ConfigError(f"{place}: {key} is {brief(value_at(row, key))}; a number was expected")
+        raise ConfigError(f"{place}: {key} is {brief(given)}; a number was expected")
     return float(value)
 
 

@@ -26,7 +26,7 @@ from rlaif.data.readers.base import (
     object_of,
     one_answer,
     refuse_missing,
-    try_reading,
+    try_read,
     turns,
     value_at,
 )
@@ -51,9 +51,7 @@ def format_of_map(
     own = [name for name in (*_prompt_places(columns.prompt), *answers) if name]
     if ranked is not None:
         own.append(ranked.answers or ranked.text)
-    read = (
-        partial(_read_pair, columns) if ranked is None else partial(_read_ranked, columns, ranked)
-    )
+    read = partial(_read_ranked, columns, ranked) if ranked else partial(_read_pair, columns)
     return Format(
         about,
         tuple(dict.fromkeys(_column_of(name) for name in (*needed, *own))),
@@ -100,22 +98,22 @@ def _read_pair(columns: LabelColumns, row: Row, place: str) -> list[LabelledPair
     sides = (turns(row, first, "assistant", place), turns(row, second, "assistant", place))
     prompt, answers = _read_texts(columns, row, sides, place)
     scores = (
-        _read_number(row, columns.first_score, place),
-        _read_number(row, columns.second_score, place),
+        number_of(row, columns.first_score, place),
+        number_of(row, columns.second_score, place),
     )
     label, margin = _read_label(row, columns, scores, place)
     return [
         make_pair(
             place,
-            with_system(prompt, _read_name(row, columns.system, place)),
+            with_system(prompt, name_of(row, columns.system, place)),
             answers,
             label,
-            subset=_read_name(row, columns.subset, place),
+            subset=name_of(row, columns.subset, place),
             authors=(
-                _read_name(row, columns.first_author, place),
-                _read_name(row, columns.second_author, place),
+                name_of(row, columns.first_author, place),
+                name_of(row, columns.second_author, place),
             ),
-            annotator=_read_name(row, columns.annotator, place),
+            annotator=name_of(row, columns.annotator, place),
             annotator_kind=columns.annotator_kind,
             scores=scores,
             margin=margin,
@@ -152,14 +150,6 @@ def _read_text(row: Row, name: str, place: str) -> str:
     return str(value)
 
 
-def _read_name(row: Row, key: str | None, place: str) -> str | None:
-    return None if key is None else name_of(row, key, place)
-
-
-def _read_number(row: Row, key: str | None, place: str) -> float | None:
-    return None if key is None else number_of(row, key, place)
-
-
 def _read_label(
     row: Row,
     columns: LabelColumns,
@@ -167,7 +157,7 @@ def _read_label(
     place: str,
 ) -> tuple[float | None, float | None]:
     """The probability that the first answer is better, and by how much the better one is."""
-    margin = _read_number(row, columns.margin, place)
+    margin = number_of(row, columns.margin, place)
     if columns.chosen is not None:
         return 1.0, margin
     if columns.strength is not None:
@@ -228,20 +218,20 @@ def _read_ranked(
     about = given[0] if ranked.answers is None else row
     assert columns.prompt is not None
     prompt = with_system(
-        _read_prompt(columns.prompt, about, place), _read_name(about, columns.system, place)
+        _read_prompt(columns.prompt, about, place), name_of(about, columns.system, place)
     )
     answers, faults = attempt_each(_rate_answer, enumerate(given), ranked, place)
     yield from faults
     if len(given) < 2:
         raise ConfigError(f"{place}: {len(given)} answers to the prompt; two at least make a pair")
     for first, second in combinations(answers, 2):
-        yield try_reading(
+        yield try_read(
             make_pair,
             place,
             prompt,
             **compare_rated(first, second),
-            subset=_read_name(about, columns.subset, place),
-            annotator=_read_name(about, columns.annotator, place),
+            subset=name_of(about, columns.subset, place),
+            annotator=name_of(about, columns.annotator, place),
             annotator_kind=columns.annotator_kind,
         )
 
@@ -250,6 +240,6 @@ def _rate_answer(numbered: tuple[int, Any], ranked: RankedAnswers, place: str) -
     number, item = numbered
     object_of(item, f"answer {number}", place)
     message = one_answer(turns(item, ranked.text, "assistant", place), ranked.text, place)
-    rank, score = _read_number(item, ranked.rank, place), _read_number(item, ranked.score, place)
+    rank, score = number_of(item, ranked.rank, place), number_of(item, ranked.score, place)
     worth = score if rank is None else -rank
-    return RatedAnswer(message, worth, _read_name(item, ranked.author, place), score)
+    return RatedAnswer(message, worth, name_of(item, ranked.author, place), score)

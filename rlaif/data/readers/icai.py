@@ -15,7 +15,7 @@ from rlaif.data.readers.base import (
     object_of,
     single_turn,
     text_of,
-    try_reading,
+    try_read,
     user,
 )
 from rlaif.data.rows import Row
@@ -39,7 +39,7 @@ def read_pair(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     wanted = [n for n in annotations if n == default or (default is None and kinds[n])]
     sides = [_read_object(row, key, place) for key in ("response_a", "response_b")]
     given: list[tuple[str | None, float | ConfigError | None, AnnotatorKind]] = [
-        (n, try_reading(_read_label, annotations[n], place), kinds[n] or "ai") for n in wanted
+        (n, try_read(_read_label, annotations[n], place), kinds[n] or "ai") for n in wanted
     ]
     for name, label, kind in given or [(None, None, "human")]:
         if isinstance(label, ConfigError):

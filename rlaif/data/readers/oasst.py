@@ -19,7 +19,7 @@ from rlaif.data.readers.base import (
     name_of,
     number_of,
     text_of,
-    try_reading,
+    try_read,
     value_at,
 )
 from rlaif.data.rows import Row
@@ -36,7 +36,7 @@ def read_messages(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
             children[node["parent_id"]].append(node)
     for parent, answers in children.items():
         if len(answers) > 1:
-            asked = try_reading(_path_to, known, parent, place)
+            asked = try_read(_path_to, known, parent, place)
             if isinstance(asked, ConfigError):
                 yield asked
             else:
@@ -79,7 +79,7 @@ def _pair_answers(
     yield from faults
     for (first, language), (second, _) in combinations(rated, 2):
         both = compare_rated(first, second)
-        yield try_reading(make_pair, place, asked, subset=language, **both)
+        yield try_read(make_pair, place, asked, subset=language, **both)
 
 
 def _rate_answer(node: Row, place: str) -> tuple[RatedAnswer, str | None]:

@@ -13,7 +13,7 @@ from rlaif.data.readers.base import (
     make_pair,
     name_of,
     text_of,
-    try_reading,
+    try_read,
     user,
 )
 from rlaif.data.rows import Row
@@ -29,7 +29,7 @@ def read_pair(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
             "were expected"
         )
     for both in pairs:
-        yield try_reading(_read_conflict, row, both, scores, place)
+        yield try_read(_read_conflict, row, both, scores, place)
 
 
 def _read_conflict(row: Row, both: Any, scores: list[Any], place: str) -> LabelledPair:

@@ -16,7 +16,7 @@ from rlaif.data.readers.base import (
     name_of,
     refuse_equal,
     text_of,
-    try_reading,
+    try_read,
     user,
 )
 from rlaif.data.rows import Row
@@ -40,7 +40,7 @@ def read_v2(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
         yield from faults
     for good in answers["chosen"]:
         for bad in answers["rejected"]:
-            yield try_reading(_make_pair, place, prompt, good, bad, subset)
+            yield try_read(_make_pair, place, prompt, good, bad, subset)
 
 
 def _make_pair(

@@ -69,7 +69,7 @@ def merged(model: Any, adapter: Path, name: str) -> Any:
     two do not fit."""
     from peft import PeftModel
 
-    with explain_library(_misfit(name, adapter), EngineError):
+    with explain_library(_describe_misfit(name, adapter), EngineError):
         return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
 
 
@@ -85,14 +85,14 @@ def with_members(model: Any, folders: Iterable[Path], name: str) -> Any:
     from peft import PeftModel
 
     first, *others = folders
-    with explain_library(_misfit(name, first.parent), EngineError):
+    with explain_library(_describe_misfit(name, first.parent), EngineError):
         wrapped = PeftModel.from_pretrained(model, str(first), adapter_name=first.name)
         for folder in others:
             wrapped.load_adapter(str(folder), adapter_name=folder.name)
     return wrapped
 
 
-def _misfit(name: str, adapter: Path) -> str:
+def _describe_misfit(name: str, adapter: Path) -> str:
     return f"model {name!r}: the adapter in {adapter} does not fit"
 
 

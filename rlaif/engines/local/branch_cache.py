@@ -37,9 +37,9 @@ class BranchCache:
     _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._arrange()
+        self._arrange_rows()
 
-    def _arrange(self) -> None:
+    def _arrange_rows(self) -> None:
         """Place each row in a grid of prompts times the most rows of any."""
         counts = torch.bincount(self.owner, minlength=len(self.lengths))
         first = counts.cumsum(0) - counts
@@ -53,7 +53,7 @@ class BranchCache:
         return (self.lengths[self.owner] + self.step)[:, None]
 
     def advance(self) -> None:
-        """The token that was computed in every layer is now behind."""
+        """Go on to the next token, once every layer has computed this one."""
         self.step += 1
         # Masks of layers without a window stay as they are.
         self._masks = {w: m for w, m in self._masks.items() if w is None}
@@ -70,7 +70,7 @@ class BranchCache:
             for layer, old in enumerate(held):
                 held[layer] = old.new_empty((len(rows), *old.shape[1:]))
                 held[layer][:, :, : self.step] = old[rows, :, : self.step]
-        self._arrange()
+        self._arrange_rows()
 
     def attend(
         self,
@@ -127,7 +127,7 @@ class BranchCache:
             grid.reshape(prompts, groups, slots * heads, width),
             self.prompt_keys[layer],
             self.prompt_values[layer],
-            self._mask(window, query.dtype),
+            self._mask_prompts(window, query.dtype),
             scale,
             softcap,
         )
@@ -135,7 +135,7 @@ class BranchCache:
         log_sum = log_sum.reshape(prompts, groups, slots, heads).transpose(1, 2)
         return out.flatten(0, 1)[self._place], log_sum.flatten(0, 1)[self._place]
 
-    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+    def _mask_prompts(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """(P, 1, 1, L) to add to the scores of the prompts' positions; None where all are seen."""
         if window not in self._masks:
             at = torch.arange(self.prompt_keys[0].shape[2], device=self.lengths.device)[None]

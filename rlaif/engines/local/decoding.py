@@ -18,7 +18,7 @@ from rlaif.engines.base import Sampling
 from rlaif.engines.local.branch_cache import BranchCache, empty_rows
 from rlaif.engines.local.encoding import PASS_TOKENS, bucket
 from rlaif.engines.local.packing import CACHE, GROUPS, KEEP, body_of, packing
-from rlaif.kernels.batching import fill, packed_layout
+from rlaif.kernels.batching import fill_batches, packed_layout
 
 Prompts = Sequence[Sequence[int]]
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -47,7 +47,7 @@ class BranchRows:
     def __init__(self, model: Any, prompts: Prompts, owner: Sequence[int], new: int):
         self.model = model
         device = model.device
-        hidden, keys, values = _prefill(model, prompts)
+        hidden, keys, values = _prefill_prompts(model, prompts)
         # The last token that is sampled is never computed.
         room = max(1, new - 1)
         self.cache = BranchCache(
@@ -80,7 +80,7 @@ class BranchRows:
         self.cache.keep(rows)
 
 
-def _prefill(model: Any, prompts: Prompts) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def _prefill_prompts(model: Any, prompts: Prompts) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """(P, H) hidden states of the prompts' last tokens, and for each layer their keys and values
     (P, K, L, D), zero behind a prompt's end."""
     budget = PASS_TOKENS.get(model.device.type, PASS_TOKENS["cpu"])
@@ -88,7 +88,7 @@ def _prefill(model: Any, prompts: Prompts) -> tuple[Tensor, list[Tensor], list[T
     keys: list[Tensor] = []
     values: list[Tensor] = []
     longest = max(map(len, prompts))
-    for part in fill(range(len(prompts)), [len(p) for p in prompts], budget):
+    for part in fill_batches(range(len(prompts)), [len(p) for p in prompts], budget):
         layout = packed_layout([(prompts[i], [[]]) for i in part]).to(model.device)
         assert layout.groups is not None
         kept: list[tuple[Tensor, Tensor]] = []
@@ -169,16 +169,17 @@ def no_branches(model: Any) -> str | None:
     tokens = [torch.tensor(ids[i : i + 3], device=model.device) for i in (6, 9, 20)]
     try:
         with packing(model):
-            found = _decoded(BranchRows(model, prompts, owner, len(tokens) + 1), tokens)
-        wanted = _decoded(PaddedRows(model, prompts, owner, 0), tokens)
+            found = _decode_rows(BranchRows(model, prompts, owner, len(tokens) + 1), tokens)
+        wanted = _decode_rows(PaddedRows(model, prompts, owner, 0), tokens)
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         return str(error).splitlines()[0]
     gap = float((found - wanted).abs().max() / wanted.abs().max())
     return None if gap <= TOLERANCE[model.dtype] else f"decoded states differ by {gap:.2g}"
 
 
-def _decoded(rows: Rows, tokens: Sequence[Tensor]) -> Tensor:
-    """All hidden states while `tokens` are added and the second row goes after the first."""
+def _decode_rows(rows: Rows, tokens: Sequence[Tensor]) -> Tensor:
+    """The hidden states of every step while `tokens` are added; the second row is dropped after the
+    first of them."""
     states = [rows.first(), rows.after(tokens[0])]
     left = torch.tensor([0, 2], device=tokens[0].device)
     rows.keep(left)
@@ -203,23 +204,23 @@ def sample_tokens(
     limited = [i for i, s in enumerate(sampling) if s.temperature and (s.top_k or s.top_p < 1)]
     others = [i for i, s in enumerate(sampling) if s.temperature and not (s.top_k or s.top_p < 1)]
     if greedy:
-        picked[greedy] = _of(logits, greedy).argmax(-1)
+        picked[greedy] = _select_rows(logits, greedy).argmax(-1)
     if others:
         # These apart: a row without limits must not notice what its batch asks for.
-        scaled = _scaled(_of(logits, others), [sampling[i] for i in others])
-        picked[others] = _inverse_cdf(scaled.softmax(-1), _of(uniform, others))
+        scaled = _scale_logits(_select_rows(logits, others), [sampling[i] for i in others])
+        picked[others] = _inverse_cdf(scaled.softmax(-1), _select_rows(uniform, others))
     if limited:
         asked = [sampling[i] for i in limited]
-        scaled = _scaled(_of(logits, limited), asked)
-        picked[limited] = _filtered(scaled, _of(uniform, limited), asked)
+        scaled = _scale_logits(_select_rows(logits, limited), asked)
+        picked[limited] = _sample_filtered(scaled, _select_rows(uniform, limited), asked)
     return picked
 
 
-def _of(values: torch.Tensor, rows: list[int]) -> torch.Tensor:
+def _select_rows(values: torch.Tensor, rows: list[int]) -> torch.Tensor:
     return values if len(rows) == len(values) else values[rows]
 
 
-def _scaled(logits: torch.Tensor, sampling: Sequence[Sampling]) -> torch.Tensor:
+def _scale_logits(logits: torch.Tensor, sampling: Sequence[Sampling]) -> torch.Tensor:
     if all(s.temperature == 1 for s in sampling):
         return logits
     return logits / torch.tensor([[s.temperature] for s in sampling], device=logits.device)
@@ -248,7 +249,7 @@ def _first_above(running: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.minimum(torch.searchsorted(running, target, right=True), last)
 
 
-def _filtered(
+def _sample_filtered(
     scaled: torch.Tensor, uniform: torch.Tensor, sampling: Sequence[Sampling]
 ) -> torch.Tensor:
     vocabulary = scaled.shape[-1]

@@ -1,4 +1,5 @@
-"""How far answers lie from those that a reward model has learned from."""
+"""Out-of-distribution statistics of a reward model: how far an answer lies from its training
+answers."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Where training answers lie: the mean (H,) and inverse covariance (H, H) of their features."""
+    """Out-of-distribution statistics of a reward model's training features, saved with it, so that
+    each reward reports its Mahalanobis distance: their mean (H,) and inverse covariance (H, H)."""
 
     mean: Floats
     precision: Floats
@@ -52,14 +54,14 @@ def fit_region(features: Floats) -> Region:
 
 
 def save_region(region: Region, folder: Path) -> None:
-    """Write the region beside a checkpoint, in fp32."""
+    """Write the statistics beside a checkpoint, in fp32."""
     tensors = {"mean": region.mean, "precision": region.precision}
     save_file({n: v.astype(np.float32) for n, v in tensors.items()}, folder / REGION)
 
 
 def load_region(folder: Path) -> Region | None:
-    """The region that lies beside a checkpoint, None where there is none. Raises EngineError when
-    its file is damaged."""
+    """The statistics saved beside a checkpoint, None if there are none. Raises EngineError when the
+    file is damaged."""
     path = folder / REGION
     if not path.exists():
         return None

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from rlaif.config.models import ModelSpec
-from rlaif.core.answers import AnswerTurn, joined
+from rlaif.core.answers import AnswerTurn, encode_after
 from rlaif.core.chat import (
     ChatSettings,
-    lost,
+    count_lost,
     marker_texts,
-    opens,
+    opens_thinking,
     render_opening,
     render_prompt,
     thinks_from,
@@ -64,8 +64,8 @@ class Encoding:
         return text, self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def lost(self, messages: Sequence[Message]) -> Counter[str]:
-        """See `rlaif.core.chat.lost`."""
-        return lost(self.tokenizer, messages, self.chat)
+        """See `rlaif.core.chat.count_lost`."""
+        return count_lost(self.tokenizer, messages, self.chat)
 
     def opening(self, messages: list[Message]) -> tuple[str, list[int]]:
         """The exact text and token ids up to where the next user turn begins."""
@@ -92,7 +92,7 @@ class Encoding:
             if isinstance(request, GenerateRequest):
                 new = request.sampling.max_new_tokens
             else:
-                tail = self._continuation(request, text, ids)
+                tail = self._encode_continuation(request, text, ids)
                 ids = ids + tail
             self._refuse_unknown(ids)
             why = overflow(len(ids), new, self.context)
@@ -111,7 +111,7 @@ class Encoding:
         answer."""
         if not self.markers:
             return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        dropped = self._tokens(special=True).keys() - self.markers
+        dropped = self._list_added_tokens(special=True).keys() - self.markers
         left = [i for i in ids if i not in dropped]
         return str(self.tokenizer.decode(left, skip_special_tokens=False))
 
@@ -119,7 +119,7 @@ class Encoding:
     def markers(self) -> frozenset[int]:
         """The special tokens that tell thinking from answer."""
         known = marker_texts(self.chat)
-        return frozenset(i for i, t in self._tokens(special=True).items() if t in known)
+        return frozenset(i for i, t in self._list_added_tokens(special=True).items() if t in known)
 
     @cached_property
     def opens_thinking(self) -> bool:
@@ -130,21 +130,23 @@ class Encoding:
     @cached_property
     def openings(self) -> list[int]:
         """The single tokens that open thinking."""
-        return sorted(i for i, t in self._tokens().items() if opens(t, self.chat))
+        return sorted(
+            i for i, t in self._list_added_tokens().items() if opens_thinking(t, self.chat)
+        )
 
-    def _tokens(self, special: bool = False) -> dict[int, str]:
+    def _list_added_tokens(self, special: bool = False) -> dict[int, str]:
         """The tokens that were added to the vocabulary; with `special` those alone."""
         added = self.tokenizer.added_tokens_decoder
         return {i: t.content for i, t in added.items() if t.special or not special}
 
-    def _continuation(self, request: ScoreRequest, text: str, ids: list[int]) -> list[int]:
+    def _encode_continuation(self, request: ScoreRequest, text: str, ids: list[int]) -> list[int]:
         """The token ids whose log-probs are asked, after a prompt's `text` and its `ids`."""
         if request.continuation_ids is not None:
             return request.continuation_ids
         if request.continuation is None:
             return []
         if request.prefill:
-            return joined(self.tokenizer, text, ids, request.continuation)[0]
+            return encode_after(self.tokenizer, text, ids, request.continuation)[0]
         turn = AnswerTurn(self.tokenizer, request.messages, self.chat)
         answer: Message = {"role": "assistant", "content": request.continuation}
         return turn.tokens(answer, "none").ids

@@ -82,18 +82,18 @@ def form_of(part: Any, kind: PartKind) -> Callable[..., Any]:
         return with_rotary(type(part).forward, rotate)
     if kind == "gate":
 
-        def gate(self: Any, hidden_states: Tensor) -> Tensor:
+        def gated_forward(self: Any, hidden_states: Tensor) -> Tensor:
             gated = gated_silu(self.gate_proj(hidden_states), self.up_proj(hidden_states))
             down: Tensor = self.down_proj(gated)
             return down
 
-        return gate
+        return gated_forward
     offset, eps = float(kind == "shifted norm"), epsilon_of(part)
 
-    def norm(self: Any, hidden_states: Tensor) -> Tensor:
+    def norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
         return rms_norm(hidden_states, self.weight, eps, offset)
 
-    return norm
+    return norm_forward
 
 
 def epsilon_of(part: Any) -> Any:
@@ -134,7 +134,7 @@ def shrink(config: Any) -> None:
         for name, value in vars(text).items()
         if isinstance(value, list | tuple) and len(value) == layers > 1
     }
-    reuses = _reusing(text, layers)
+    reuses = _find_reusing_layers(text, layers)
     kept = _kept_layers(layers, [*by_layer.values(), *([reuses] if any(reuses) else [])])
     text.num_hidden_layers = len(kept)
     if any(reuses):
@@ -157,7 +157,7 @@ def shrink(config: Any) -> None:
             setattr(text, name, 0)
 
 
-def _reusing(text: Any, layers: int) -> list[bool]:
+def _find_reusing_layers(text: Any, layers: int) -> list[bool]:
     """Of each layer whether it uses the keys of an earlier one: in some models the last ones do."""
     first = layers - int(getattr(text, "num_kv_shared_layers", None) or 0)
     return [index >= first for index in range(layers)]

@@ -52,10 +52,10 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
     if adapter is not None:
         model = merged(model, adapter, name)
     weights = Weights(model.to(device).eval(), model_hash(folder, spec))
-    return HfEngine(weights, _encoding(model, folder, spec, name), spec)
+    return HfEngine(weights, _load_encoding(model, folder, spec, name), spec)
 
 
-def _encoding(model: Any, folder: Path, spec: ModelSpec, name: str) -> Encoding:
+def _load_encoding(model: Any, folder: Path, spec: ModelSpec, name: str) -> Encoding:
     return load_encoding(folder, spec, model.config, name)
 
 
@@ -90,7 +90,7 @@ class HfEngine:
         )
         if not alike or spec.engine != "hf" or model_hash(folder, spec) != self.weights_hash:
             return None
-        return HfEngine(self.weights, _encoding(self.model, folder, spec, name), spec)
+        return HfEngine(self.weights, _load_encoding(self.model, folder, spec, name), spec)
 
     def render(self, messages: list[Message], prefill: str = "") -> tuple[str, list[int]]:
         """The exact text and token ids the model sees."""
@@ -118,10 +118,10 @@ class HfEngine:
             encoded.rows, batch_tokens(self.spec, self.model), self.weights.branches
         )
         with self.weights.computing():
-            for batch in _left(batches, done):
+            for batch in _skip_done(batches, done):
                 tokens = self._decode_batch(batch, [by_id[row.request_id] for row in batch])
                 yield [
-                    self._result(
+                    self._make_generate_result(
                         row, by_id[row.request_id], *sampled, encoded.texts[row.request_id]
                     )
                     for row, sampled in zip(batch, tokens, strict=True)
@@ -134,8 +134,10 @@ class HfEngine:
         log-probs at temperature 1."""
         new = batch[0].new
         # (rows, new): drawn ahead, so that a row's randomness is its own whatever its batch does.
-        uniform = torch.stack([_uniform(r.sampling.seed, new) for r in requests]).to(self.device)
-        rows = self._rows(batch)
+        uniform = torch.stack([_draw_uniform(r.sampling.seed, new) for r in requests]).to(
+            self.device
+        )
+        rows = self._start_rows(batch)
         hidden = rows.first()
         output: list[list[int]] = [[] for _ in batch]
         logprobs: list[list[float]] = [[] for _ in batch]
@@ -144,12 +146,12 @@ class HfEngine:
         ended: set[int] = set()
         for step in range(new):
             sampling = [requests[i].sampling for i in held]
-            picked, chosen = self._sample(hidden, uniform[held, step], sampling)
+            picked, chosen = self._sample_step(hidden, uniform[held, step], sampling)
             for i, token, logprob in zip(held, picked.tolist(), chosen.tolist(), strict=True):
                 if i not in ended:
                     output[i].append(token)
                     logprobs[i].append(logprob)
-                    if self._finished(output[i], requests[i]):
+                    if self._is_finished(output[i], requests[i]):
                         ended.add(i)
             kept = [p for p, i in enumerate(held) if i not in ended]
             if not kept or step == new - 1:
@@ -162,7 +164,7 @@ class HfEngine:
             hidden = rows.after(picked)
         return list(zip(output, logprobs, strict=True))
 
-    def _rows(self, batch: list[encoding.Row]) -> Rows:
+    def _start_rows(self, batch: list[encoding.Row]) -> Rows:
         """The batch after its prompts. Samples of one prompt share its forward pass."""
         number: dict[tuple[int, ...], int] = {}
         owner = [number.setdefault(tuple(row.ids), len(number)) for row in batch]
@@ -171,7 +173,7 @@ class HfEngine:
             return BranchRows(self.model, prompts, owner, batch[0].new)
         return PaddedRows(self.model, prompts, owner, self.tokenizer.pad_token_id or 0)
 
-    def _sample(
+    def _sample_step(
         self, hidden: torch.Tensor, uniform: torch.Tensor, sampling: list[Sampling]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One token for each row of hidden states (R, H), and its log-prob at temperature 1."""
@@ -179,7 +181,7 @@ class HfEngine:
         picked = sample_tokens(logits, uniform, sampling)
         return picked, logits.gather(-1, picked[:, None])[:, 0] - logits.logsumexp(-1)
 
-    def _finished(self, tokens: list[int], request: GenerateRequest) -> bool:
+    def _is_finished(self, tokens: list[int], request: GenerateRequest) -> bool:
         if tokens[-1] in self.end_ids:
             return True
         if not request.sampling.stop:
@@ -187,7 +189,7 @@ class HfEngine:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return any(stop in text for stop in request.sampling.stop)
 
-    def _result(
+    def _make_generate_result(
         self,
         row: encoding.Row,
         request: GenerateRequest,
@@ -235,16 +237,20 @@ class HfEngine:
         else:
             batches = encoding.batches(encoded.rows, budget)
         with self.weights.computing():
-            for batch in _left(batches, done):
+            for batch in _skip_done(batches, done):
                 states = packing.states(self.model, batch, tails, self.weights.branches)
-                yield self._results(states, [by_id[row.request_id] for row in states.rows], tails)
+                yield self._make_score_results(
+                    states, [by_id[row.request_id] for row in states.rows], tails
+                )
 
-    def _results(
+    def _make_score_results(
         self, states: packing.States, requests: list[ScoreRequest], tails: dict[str, int]
     ) -> list[ScoreResult]:
         lengths = [tails[row.request_id] for row in states.rows]
         targets = [
-            token for row, n in zip(states.rows, lengths, strict=True) for token in _last(row, n)
+            token
+            for row, n in zip(states.rows, lengths, strict=True)
+            for token in _take_last(row, n)
         ]
         logprobs = self._token_logprobs(states.tails, targets)
         label_probs = self._label_probs(states.ends, requests)
@@ -298,22 +304,22 @@ class HfEngine:
         return values
 
     def close(self) -> None:
-        """Let go of the model. Its memory is free when no engine has it any more."""
+        """Drop this engine's reference to the model; its memory is freed with the last one."""
         vars(self).pop("weights", None)
         release_freed_memory()
 
 
-def _left(
+def _skip_done(
     batches: Iterable[list[encoding.Row]], done: AbstractSet[str]
 ) -> Iterator[list[encoding.Row]]:
     """The batches that are not wholly done."""
     return (b for b in batches if not all(row.request_id in done for row in b))
 
 
-def _uniform(seed: int, count: int) -> torch.Tensor:
+def _draw_uniform(seed: int, count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, generator=generator, dtype=torch.float32)
 
 
-def _last(row: encoding.Row, count: int) -> list[int]:
+def _take_last(row: encoding.Row, count: int) -> list[int]:
     return row.ids[len(row.ids) - count :]

@@ -22,7 +22,7 @@ from torch import Tensor
 from rlaif.engines.local.branch_cache import BranchCache
 from rlaif.engines.local.encoding import Row
 from rlaif.kernels.attention import branch_attention
-from rlaif.kernels.batching import Branches, Layout, fill, packed_layout, padded_layout
+from rlaif.kernels.batching import Branches, Layout, fill_batches, packed_layout, padded_layout
 
 NAME = "rlaif_branches"
 GROUPS = "branch_groups"
@@ -33,7 +33,7 @@ CACHE = "branch_cache"
 UNKNOWN = ("s_aux", "position_bias", "cache")
 
 
-def _attention(
+def _compute_attention(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -72,8 +72,8 @@ def plain_attention(config: Any) -> str | None:
 
 
 def body_of(module: Any) -> Any:
-    """What of a transformers model gives its last hidden states. In some classes (Llama 4) the
-    name that says where it is names nothing."""
+    """The part of a transformers model that returns its last hidden states. In some classes (Llama
+    4) `base_model` is the model itself, since its prefix names no attribute."""
     body = module.base_model
     return getattr(module, "model", module) if body is module else body
 
@@ -98,10 +98,11 @@ def without_cache(kind: Any) -> dict[str, bool]:
 
 @contextmanager
 def packing(module: Any) -> Iterator[None]:
-    """Branch attention in `module`, which was found to take it, and its own again afterwards."""
+    """Give `module`, which is known to take it, branch attention, and its own attention back
+    afterwards."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, _compute_attention)
     before = module.config._attn_implementation
     module.set_attn_implementation(NAME)
     try:
@@ -125,9 +126,9 @@ def batches(rows: Sequence[Row], tails: Mapping[str, int], budget: int) -> list[
     `tails` counts the continuation tokens at the end of each request's ids."""
     ordered = sorted(rows, key=lambda row: (row.ids, row.request_id))
     sizes = [len(row.ids) for row in ordered]
-    for i, shared in enumerate(_shared(ordered, tails), start=1):
+    for i, shared in enumerate(_count_shared(ordered, tails), start=1):
         sizes[i] -= shared
-    return [[ordered[i] for i in part] for part in fill(range(len(ordered)), sizes, budget)]
+    return [[ordered[i] for i in part] for part in fill_batches(range(len(ordered)), sizes, budget)]
 
 
 def states(model: Any, batch: Sequence[Row], tails: Mapping[str, int], packed: bool) -> States:
@@ -152,7 +153,7 @@ def states(model: Any, batch: Sequence[Row], tails: Mapping[str, int], packed: b
 def grouped(batch: Sequence[Row], tails: Mapping[str, int]) -> list[list[Row]]:
     """Neighbours that share more than the whole batch does, and about as much as the neighbours
     around them do. `batch` is sorted by token ids."""
-    shared = _shared(batch, tails)
+    shared = _count_shared(batch, tails)
     stem = min(shared, default=0)
     extra = [count - stem for count in shared]
     groups = [[batch[0]]]
@@ -165,7 +166,7 @@ def grouped(batch: Sequence[Row], tails: Mapping[str, int]) -> list[list[Row]]:
     return groups
 
 
-def _shared(rows: Sequence[Row], tails: Mapping[str, int]) -> list[int]:
+def _count_shared(rows: Sequence[Row], tails: Mapping[str, int]) -> list[int]:
     """How many tokens of its prompt each row has in common with the row before it, from the
     second on."""
     found = []
@@ -179,5 +180,5 @@ def _shared(rows: Sequence[Row], tails: Mapping[str, int]) -> list[int]:
 def example(group: Sequence[Row], tails: Mapping[str, int]) -> Branches:
     """What the group begins with, and what each of its rows goes on with."""
     first = group[0]
-    common = min(_shared(group, tails), default=len(first.ids) - tails[first.request_id])
+    common = min(_count_shared(group, tails), default=len(first.ids) - tails[first.request_id])
     return first.ids[:common], [row.ids[common:] for row in group]

@@ -80,16 +80,21 @@ def choose(module: Any, dtype: torch.dtype, device: torch.device) -> Choice:
         failure = error
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     key = content_hash(
-        type(module).__qualname__, _shape(config), *versions(), named, str(dtype), _own_code()
+        type(module).__qualname__,
+        _describe_shape(config),
+        *versions(),
+        named,
+        str(dtype),
+        _own_code(),
     )
     if key not in _known:
         _known[key] = (
-            _untried(failure)
+            _make_untried_choice(failure)
             if failure is not None
-            else _stored(key) or prove(type(module), config, dtype, device)
+            else _read_choice(key) or prove(type(module), config, dtype, device)
         )
         if not _known[key].reasons and attention.flex_failure() is None:
-            _keep(key, _known[key])
+            _store_choice(key, _known[key])
         for reason in _known[key].reasons:
             log.warning("%s: %s", type(module).__name__, reason)
     return _known[key]
@@ -113,28 +118,28 @@ def _own_code() -> str:
     return content_hash(*(Path(name).read_text(encoding="utf-8") for name in names))
 
 
-def _shape(config: Any) -> dict[str, Any]:
+def _describe_shape(config: Any) -> dict[str, Any]:
     """What of a config decides how its models compute."""
     given = config.to_dict()
     return {k: str(v) for k, v in sorted(given.items()) if k not in ("_name_or_path", "dtype")}
 
 
-def _file(key: str) -> Path:
+def _locate_choice(key: str) -> Path:
     return builtin.cache_folder() / "fast-paths" / f"{key}.json"
 
 
-def _stored(key: str) -> Choice | None:
+def _read_choice(key: str) -> Choice | None:
     try:
-        found = json.loads(_file(key).read_text(encoding="utf-8"))
+        found = json.loads(_locate_choice(key).read_text(encoding="utf-8"))
         return Choice(bool(found["packed"]), dict(found["parts"]), tuple(found["reasons"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _keep(key: str, choice: Choice) -> None:
+def _store_choice(key: str, choice: Choice) -> None:
     try:
-        _file(key).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(_file(key), json.dumps(asdict(choice)))
+        _locate_choice(key).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(_locate_choice(key), json.dumps(asdict(choice)))
     except OSError as error:
         log.info("the choice of fast paths is not kept: %s", error)
 
@@ -142,24 +147,24 @@ def _keep(key: str, choice: Choice) -> None:
 def prove(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Choice:
     """The choice for models of the class `kind` with `config`, which is a small one."""
     try:
-        exact = _copy(kind, config, dtype, device)
+        exact = _make_small_copy(kind, config, dtype, device)
         parts = _equal_parts(copy.deepcopy(exact).to(dtype))
         # In a mixture of experts rounding picks other experts, which is no error of ours.
         compared = torch.float32 if _is_mixture(config) else dtype
         # Some models keep what they computed last, and could not be copied afterwards.
         fresh = copy.deepcopy(exact).to(compared)
-        theirs = _values(copy.deepcopy(fresh), PLAIN)
+        theirs = _compute_values(copy.deepcopy(fresh), PLAIN)
         truth = _wider_values(exact.to(WIDER[compared]), theirs)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        return _untried(error)
+        return _make_untried_choice(error)
     problems: dict[tuple[bool, bool], str] = {}
     for packed, with_parts in ((True, True), (True, False), (False, True)):
         tried = Choice(packed, parts if with_parts else {})
         if with_parts and not parts:
             continue
-        problem = _problem(copy.deepcopy(fresh), tried, truth, theirs)
+        problem = _find_problem(copy.deepcopy(fresh), tried, truth, theirs)
         if problem is None:
             return replace(tried, reasons=_left_out(tried, problems))
         problems[packed, with_parts] = problem
@@ -172,7 +177,7 @@ def _wider_values(exact: Any, theirs: list[Tensor]) -> list[Tensor]:
         # The product of all experts at once is not there in fp64.
         exact.set_experts_implementation("eager")
     try:
-        return _values(exact, PLAIN)
+        return _compute_values(exact, PLAIN)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
@@ -197,26 +202,30 @@ def _left_out(choice: Choice, problems: dict[tuple[bool, bool], str]) -> tuple[s
     return tuple(reasons)
 
 
-def _untried(error: Exception) -> Choice:
-    return replace(PLAIN, reasons=(f"{PADDED}: no small copy could be tried: {_first(error)}",))
+def _make_untried_choice(error: Exception) -> Choice:
+    return replace(
+        PLAIN, reasons=(f"{PADDED}: no small copy could be tried: {_first_line(error)}",)
+    )
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _problem(model: Any, choice: Choice, truth: list[Tensor], theirs: list[Tensor]) -> str | None:
+def _find_problem(
+    model: Any, choice: Choice, truth: list[Tensor], theirs: list[Tensor]
+) -> str | None:
     """Why the forms of `choice` are not to be taken, or None."""
     try:
-        ours = _values(model, choice)
+        ours = _compute_values(model, choice)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         # A kernel whose backward cannot be compiled shows here; without it the rest may do.
-        if not choice.packed or not attention.uses_flex(_device(model)):
-            return _first(error)
+        if not choice.packed or not attention.uses_flex(_device_of(model)):
+            return _first_line(error)
         attention.give_up_flex(error)
-        return _problem(model, choice, truth, theirs)
+        return _find_problem(model, choice, truth, theirs)
     scale = max(float(t.norm()) for t in truth[1:])
     names = ["the log-probs", *(f"the gradient of {n}" for n, _ in model.named_parameters())]
     for name, exact, plain, own in zip(names, truth, theirs, ours, strict=True):
@@ -227,7 +236,7 @@ def _problem(model: Any, choice: Choice, truth: list[Tensor], theirs: list[Tenso
     return None
 
 
-def _device(model: Any) -> torch.device:
+def _device_of(model: Any) -> torch.device:
     device: torch.device = next(model.parameters()).device
     return device
 
@@ -239,14 +248,14 @@ EXAMPLES: list[Branches] = [
 """Two prompts that begin alike, with three and two branches, longer than a copy's window."""
 
 
-def _values(model: Any, choice: Choice) -> list[Tensor]:
+def _compute_values(model: Any, choice: Choice) -> list[Tensor]:
     """fp64: the log-probs of the examples' answers (for a model without an output layer fixed sums
     of its hidden states), and the gradient of their weighted sum for every parameter."""
     made = packed_layout(EXAMPLES) if choice.packed else padded_layout(EXAMPLES)
-    layout = made.to(_device(model))
+    layout = made.to(_device_of(model))
     model.zero_grad(set_to_none=True)
     with torch.enable_grad(), fast_paths(model, choice):
-        values = _read(model, layout)
+        values = _compute_logprobs(model, layout)
         slope = torch.linspace(-1, 1.5, values.numel(), device=values.device, dtype=values.dtype)
         torch.autograd.backward((values * slope).sum())
     found = [values.detach(), *(p.grad for p in model.parameters())]
@@ -255,7 +264,7 @@ def _values(model: Any, choice: Choice) -> list[Tensor]:
     ]
 
 
-def _read(model: Any, layout: Layout) -> Tensor:
+def _compute_logprobs(model: Any, layout: Layout) -> Tensor:
     states = hidden_states(body_of(model), layout).index_select(0, layout.predict)
     wide = torch.promote_types(states.dtype, torch.float32)
     output = model.get_output_embeddings()
@@ -269,7 +278,7 @@ def _read(model: Any, layout: Layout) -> Tensor:
     return logits.log_softmax(-1).gather(1, layout.targets[:, None])[:, 0]
 
 
-def _copy(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+def _make_small_copy(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """A model of `config` in fp32 whose weights are random and exact in `dtype`."""
     attention_name = plain_attention(config)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -303,7 +312,7 @@ def _equal_parts(model: Any) -> dict[str, PartKind]:
             found.pop(name, None)
         else:
             found[name] = kind
-    for name, kind in _turning(model).items():
+    for name, kind in _find_rotating_parts(model).items():
         found.setdefault(name, kind)
     return found
 
@@ -322,24 +331,24 @@ def _part_kind(part: Any, known: PartKind | None) -> PartKind | None:
         kinds, width = ("gate",), cast(nn.Linear, part.gate_proj).in_features
     for kind in kinds if known is None else [k for k in kinds if k == known]:
         matrix = cast(Tensor, part.gate_proj.weight if kind == "gate" else weight)
-        if _same(part, form_of(part, kind), matrix.new_empty(1, 3, width)):
+        if _computes_same(part, form_of(part, kind), matrix.new_empty(1, 3, width)):
             return kind
     return None
 
 
 @torch.no_grad()
-def _same(part: Any, forward: Callable[..., Any], like: Tensor) -> bool:
+def _computes_same(part: Any, forward: Callable[..., Any], like: Tensor) -> bool:
     """Whether `forward` computes what the part's own does, on rows that have no symmetry and are
     in shape and dtype `like` that tensor."""
     probe = torch.linspace(-2.0, 3.0, like.numel(), device=like.device).sin_() * 1.7
     probe = probe.view(like.shape).to(like.dtype)
     try:
-        return _close(forward(part, probe), part(probe))
+        return _is_close(forward(part, probe), part(probe))
     except (TypeError, ValueError, RuntimeError):
         return False
 
 
-def _close(ours: Any, own: Any) -> bool:
+def _is_close(ours: Any, own: Any) -> bool:
     if not isinstance(own, Tensor) or not isinstance(ours, Tensor):
         return False
     tolerance = PART_TOLERANCE.get(own.dtype, 1e-9)
@@ -348,7 +357,7 @@ def _close(ours: Any, own: Any) -> bool:
 
 
 @torch.no_grad()
-def _turning(model: Any) -> dict[str, PartKind]:
+def _find_rotating_parts(model: Any) -> dict[str, PartKind]:
     """The classes of attention that call ROTARY as `rotate` is called, with the same outcome: tried
     on what the model itself gives them."""
     verdicts: dict[str, bool] = {}
@@ -362,23 +371,23 @@ def _turning(model: Any) -> dict[str, PartKind]:
         if not inspect.isfunction(own):
             continue
 
-        def turn(
+        def compare_rotation(
             *args: Any, own: Any = own, name: str = class_name(part), **named: Any
         ) -> tuple[Tensor, Tensor]:
             wanted = own(*args, **named)
             try:
                 ours = rotate(*args, **named)
-                same = all(_close(a, b) for a, b in zip(ours, wanted, strict=True))
+                same = all(_is_close(a, b) for a, b in zip(ours, wanted, strict=True))
             except (TypeError, ValueError, RuntimeError, AttributeError):
                 same = False
             verdicts[name] = verdicts.get(name, True) and same
             result: tuple[Tensor, Tensor] = wanted
             return result
 
-        vars(part)["forward"] = types.MethodType(with_rotary(forward, turn), part)
+        vars(part)["forward"] = types.MethodType(with_rotary(forward, compare_rotation), part)
         changed.append(part)
     try:
-        layout = padded_layout(EXAMPLES).to(_device(model))
+        layout = padded_layout(EXAMPLES).to(_device_of(model))
         hidden_states(body_of(model), layout)
     finally:
         for part in changed:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rlaif.config.models import ModelSpec
-from rlaif.core.answers import AnswerTurn, joined, specials
-from rlaif.core.chat import lost
+from rlaif.core.answers import AnswerTurn, encode_after, list_special_tokens
+from rlaif.core.chat import count_lost
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import Message
 from rlaif.core.store import read_json
@@ -85,9 +85,11 @@ class Body:
         if members:
             self._adapters = with_members(model, members, name)
             scores = model.score.modules_to_save
-            self._heads = {m.name: _linear(scores[m.name]) for m in members}
+            self._heads = {m.name: _make_linear_head(scores[m.name]) for m in members}
         else:
-            self._heads[""] = load_head(folder) or _linear(_plain_score(model, name, folder))
+            self._heads[""] = load_head(folder) or _make_linear_head(
+                _plain_score(model, name, folder)
+            )
         for part in (model.eval(), *self._heads.values()):
             part.to(self.device)
 
@@ -135,7 +137,7 @@ def _plain_score(model: Any, name: str, folder: Path) -> torch.nn.Linear:
 
 
 @torch.no_grad()
-def _linear(score: torch.nn.Linear) -> LinearHead:
+def _make_linear_head(score: torch.nn.Linear) -> LinearHead:
     """A checkpoint's own row of weights in fp32: bf16 would round rewards to hundredths."""
     head = LinearHead(HeadConfig("linear", score.in_features))
     head.weight.copy_(score.weight)
@@ -186,7 +188,7 @@ class RewardEngine:
         """The exact text and token ids of a prompt, or of a prompt and its answer, to where the
         reward is read."""
         text, ids, _ = self.rendered(messages)
-        more, _ = joined(self.tokenizer, text, ids, prefill) if prefill else ([], False)
+        more, _ = encode_after(self.tokenizer, text, ids, prefill) if prefill else ([], False)
         return text + prefill, [*ids, *more]
 
     def rendered(self, messages: Sequence[Message]) -> tuple[str, list[int], int]:
@@ -206,7 +208,7 @@ class RewardEngine:
 
     def lost(self, messages: Sequence[Message]) -> Counter[str]:
         """See `rlaif.engines.base.Losing`."""
-        return lost(self.tokenizer, messages, self.spec.chat, generation=False)
+        return count_lost(self.tokenizer, messages, self.spec.chat, generation=False)
 
     @cached_property
     def _end(self) -> str:
@@ -217,7 +219,9 @@ class RewardEngine:
     def text_row(self, text: str, prompt: str) -> tuple[list[int], int]:
         """The ids of a rendered conversation to where the reward is read, and how many of them are
         those of the `prompt` that it begins with."""
-        if self.position == "end_of_turn" and text.rstrip().endswith(specials(self.tokenizer)):
+        if self.position == "end_of_turn" and text.rstrip().endswith(
+            list_special_tokens(self.tokenizer)
+        ):
             text = text.rstrip()
         elif self.position == "last":
             # Callers end a text with the end token, and the template may write more after it.
@@ -230,7 +234,7 @@ class RewardEngine:
                 "",
             )
         start: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        more, _ = joined(self.tokenizer, prompt, start, text[len(prompt) :])
+        more, _ = encode_after(self.tokenizer, prompt, start, text[len(prompt) :])
         return [*start, *more], max(1, len(start))
 
     def reward(
@@ -267,7 +271,7 @@ class RewardEngine:
             if all(row.request_id in done for row in batch):
                 continue
             prompts = [rows[row.request_id][1] for row in batch]
-            yield self._batch(self.body, batch, prompts)
+            yield self._score_batch(self.body, batch, prompts)
 
     def _refuse_unknown(self, rows: Iterable[list[int]]) -> None:
         token = self.limits.unknown(chain.from_iterable(rows))
@@ -275,7 +279,7 @@ class RewardEngine:
             text = str(self.tokenizer.convert_ids_to_tokens(token))
             raise EngineError(f"model {self.name!r}: {no_embedding(token, text, self.limits)}")
 
-    def _batch(
+    def _score_batch(
         self, body: Body, batch: list[encoding.Row], prompts: list[int]
     ) -> list[RewardResult]:
         width = encoding.bucket(max(len(row.ids) for row in batch))

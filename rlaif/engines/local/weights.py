@@ -56,7 +56,7 @@ class Weights:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """The model as it computes batches; as it was when nobody asks for any."""
+        """Keep the model in its fast form for as long as anybody computes with it."""
         if self._asking == 0:
             self._changes.enter_context(prepacked(self.model))
             choice = replace(self._choice, packed=self.branches)
@@ -133,7 +133,7 @@ def head_of(module: Any) -> Head:
     else:
         raw_part = raw
     scale = float(((before - bias * (raw_part != 0)) * raw_part).sum() / raw_part.square().sum())
-    head = Head(_meant(scale, config, output.weight.dtype), cap)
+    head = Head(_snap_scale(scale, config, output.weight.dtype), cap)
     found = Head(1.0, cap).finish(raw * head.scale + bias)
     if not float((found - own).norm()) <= TOLERANCE * float(own.norm()):
         raise EngineError(
@@ -143,7 +143,7 @@ def head_of(module: Any) -> Head:
     return head
 
 
-def _meant(scale: float, config: Any, dtype: torch.dtype) -> float:
+def _snap_scale(scale: float, config: Any, dtype: torch.dtype) -> float:
     """The number that the config means by a measured scale, without its rounding."""
     numbers = [v for v in config.to_dict().values() if type(v) in (int, float) and v > 0]
     width = getattr(config, "hidden_size", None) or 1
@@ -183,9 +183,9 @@ def prepacked(model: nn.Module) -> Iterator[None]:
     # A layer that has a forward of its own, such as one in training, is put back with that.
     before = [vars(layer).get("forward") for layer in layers]
     try:
-        if _fits(layers):
+        if _fits_memory(layers):
             for layer in layers:
-                _prepack(layer)
+                _prepack_layer(layer)
         yield
     finally:
         for layer, forward in zip(layers, before, strict=True):
@@ -195,7 +195,7 @@ def prepacked(model: nn.Module) -> Iterator[None]:
                 vars(layer).pop("forward", None)
 
 
-def _fits(layers: list[nn.Linear]) -> bool:
+def _fits_memory(layers: list[nn.Linear]) -> bool:
     if not layers or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if any(layer.weight.device.type != "cpu" for layer in layers):
@@ -204,7 +204,7 @@ def _fits(layers: list[nn.Linear]) -> bool:
     return size <= MOST_MEMORY * total_memory(torch.device("cpu"))
 
 
-def _prepack(layer: nn.Linear) -> None:
+def _prepack_layer(layer: nn.Linear) -> None:
     ops: Any = torch.ops.mkldnn
     try:
         packed = ops._reorder_linear_weight(layer.weight.detach(), ROWS)

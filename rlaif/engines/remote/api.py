@@ -47,7 +47,7 @@ class ApiCall:
 
     def failed(self, why: str) -> list[Result]:
         """The results of a call that has no answer."""
-        return [_failed(request, why) for request in self.requests]
+        return [_make_failed_result(request, why) for request in self.requests]
 
 
 def capabilities(spec: ModelSpec) -> frozenset[str]:
@@ -56,7 +56,7 @@ def capabilities(spec: ModelSpec) -> frozenset[str]:
     return frozenset({"generate", "label_logprobs"} | prefill)
 
 
-def _failed(request: Request, why: str) -> Result:
+def _make_failed_result(request: Request, why: str) -> Result:
     if isinstance(request, GenerateRequest):
         return GenerateResult(request.request_id, "", [], "failed", None, why)
     return ScoreResult(request.request_id, {}, None, [], None, why)
@@ -78,11 +78,11 @@ def calls(
     for request in requests:
         full = len(group) >= spec.samples_per_call
         if group and (full or not _same_but_seed(group[0], request)):
-            yield _call(spec, identity, group, label_tokens)
+            yield _make_call(spec, identity, group, label_tokens)
             group = []
         group.append(request)
     if group:
-        yield _call(spec, identity, group, label_tokens)
+        yield _make_call(spec, identity, group, label_tokens)
 
 
 def _same_but_seed(first: Request, second: Request) -> bool:
@@ -95,7 +95,7 @@ def _same_but_seed(first: Request, second: Request) -> bool:
     return first == replace(second, request_id=first.request_id, sampling=sampling)
 
 
-def _call(
+def _make_call(
     spec: ModelSpec, identity: str, group: Sequence[Request], label_tokens: LabelTokens | None
 ) -> ApiCall:
     first = group[0]
@@ -213,13 +213,13 @@ def most_usage(body: dict[str, Any]) -> Usage:
     if "prompt" in body:
         size = len(body["prompt"].encode())
     else:
-        size = sum(_size(m) + TEMPLATE_TOKENS for m in body["messages"])
+        size = sum(_count_bytes(m) + TEMPLATE_TOKENS for m in body["messages"])
     size += sum(len(json.dumps(body[key])) for key in ("response_format", "tools") if key in body)
     limit = max((body[key] for key in LIMIT_KEYS if key in body), default=0)
     return Usage(size, limit * body.get("n", 1))
 
 
-def _size(turn: Mapping[str, Any]) -> int:
+def _count_bytes(turn: Mapping[str, Any]) -> int:
     """The bytes of a turn's text and tool calls."""
     calls = json.dumps(turn["tool_calls"], ensure_ascii=False) if "tool_calls" in turn else ""
     return len(((turn["content"] or "") + calls).encode())
@@ -246,9 +246,9 @@ def read(spec: ModelSpec, call: ApiCall, answer: Answer, seconds: float | None) 
         usage.cost(spec.price) / count if usage and priced else None,
     )
     return [
-        _generated(spec, request, choice, told)
+        _read_generate_result(spec, request, choice, told)
         if isinstance(request, GenerateRequest)
-        else _scored(spec, request, choice, told)
+        else _read_score_result(spec, request, choice, told)
         for request, choice in zip(call.requests, answer.choices, strict=False)
     ]
 
@@ -263,16 +263,18 @@ class _Told:
     cost: float | None
 
 
-def _generated(
+def _read_generate_result(
     spec: ModelSpec, request: GenerateRequest, choice: Choice, told: _Told
 ) -> GenerateResult:
     why = withheld(choice)
-    text, reason = choice.text or "", _ended(choice)
+    text, reason = choice.text or "", _finish_reason(choice)
     # Servers that do not know `stop` leave the string in.
     cuts = [text.find(stop) for stop in request.sampling.stop if stop in text]
     if cuts:
         text, reason = text[: min(cuts)], "stop"
-    said = _parted(spec, request, "" if why else text, choice.reasoning, reason == "length")
+    said = _separate_thinking(
+        spec, request, "" if why else text, choice.reasoning, reason == "length"
+    )
     return GenerateResult(
         request.request_id,
         said.answer,
@@ -288,7 +290,9 @@ def _generated(
     )
 
 
-def _parted(spec: ModelSpec, request: GenerateRequest, text: str, apart: str, cut: bool) -> Said:
+def _separate_thinking(
+    spec: ModelSpec, request: GenerateRequest, text: str, apart: str, cut: bool
+) -> Said:
     """Thinking and answer: `apart` is the thinking that the server gave apart, which is all there
     is where the limit `cut` it."""
     if apart:
@@ -296,7 +300,7 @@ def _parted(spec: ModelSpec, request: GenerateRequest, text: str, apart: str, cu
     return split(text, spec.thinking, request.prefill)
 
 
-def _ended(choice: Choice) -> Literal["stop", "length"]:
+def _finish_reason(choice: Choice) -> Literal["stop", "length"]:
     return "length" if choice.finish == "length" else "stop"
 
 
@@ -315,7 +319,9 @@ def withheld(choice: Choice) -> str | None:
     return f"the answer has no text (finish reason {choice.finish})"
 
 
-def _scored(spec: ModelSpec, request: ScoreRequest, choice: Choice, told: _Told) -> ScoreResult:
+def _read_score_result(
+    spec: ModelSpec, request: ScoreRequest, choice: Choice, told: _Told
+) -> ScoreResult:
     found: dict[str, float] | str
     if choice.reasoning and not (choice.text or "").strip():
         found = f"the model thinks before it answers: {ADVICE}"

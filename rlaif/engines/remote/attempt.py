@@ -57,20 +57,20 @@ class Attempts:
         """The answer to `call`, which entered the pace at `began`; `answered`: the server has
         answered calls before. Raises Again, Refused, SchemaRefused, EngineError where no other call
         would fare better, and GateStopped for a wait that is too long."""
-        response = await self._response(call, connection, began, answered)
+        response = await self._post_call(call, connection, began, answered)
         loop = asyncio.get_running_loop()
         self.heard = loop.time()
         wait = exhausted_for(response.headers)
         if wait is not None:
-            self._pause(wait)
+            self._pause_calls(wait)
         try:
-            answer = self._decoded(response.content.decode("utf-8", "replace"))
+            answer = self._decode_answer(response.content.decode("utf-8", "replace"))
             if isinstance(answer, Answer) and len(answer.choices) < len(call.requests):
                 self._too_few(call, answer, answered)
         except Malformed as error:
             raise Again("malformed", str(error), billed=True) from None
         if isinstance(answer, ServerError):
-            self._heed(answer, response.headers, began)
+            self._heed_limits(answer, response.headers, began)
             raise failure_of(answer, self.spec, self.name, call.body, answered)
         for choice in answer.choices[: len(call.requests)]:
             if choice.error is not None:
@@ -81,7 +81,7 @@ class Attempts:
                 raise Again("no text", why, True, answer.usage)
         return answer
 
-    async def _response(
+    async def _post_call(
         self, call: ApiCall, connection: Connection, began: float, answered: bool
     ) -> httpx2.Response:
         path, most = api.PATHS[self.spec.api], api.most_bytes(call.body)
@@ -102,10 +102,10 @@ class Attempts:
             self.heard = asyncio.get_running_loop().time()
             text = error.response.text or error.response.reason_phrase
             said = decode_error(error.status_code, without_key(text, self.key))
-            self._heed(said, error.response.headers, began)
+            self._heed_limits(said, error.response.headers, began)
             raise failure_of(said, self.spec, self.name, call.body, answered) from None
 
-    def _decoded(self, text: str) -> Answer | ServerError:
+    def _decode_answer(self, text: str) -> Answer | ServerError:
         """An answer as it is, and an error without the key."""
         try:
             answer = decode_answer(text)
@@ -134,7 +134,7 @@ class Attempts:
             return Again("timeout", f"nothing came for {seconds:g} s", billed=True)
         return Again("connection", f"the connection broke: {text}", billed=True)
 
-    def _heed(self, error: ServerError, headers: httpx2.Headers, began: float) -> None:
+    def _heed_limits(self, error: ServerError, headers: httpx2.Headers, began: float) -> None:
         """Heed what the server says of its limits. Raises GateStopped for too long a wait."""
         status = error.status or 0
         if is_out_of_money(error):
@@ -146,16 +146,16 @@ class Attempts:
             return
         if wait > LONGEST_ASKED_WAIT:
             raise GateStopped(
-                f"model {self.name}: {self.spec.base_url} asks to wait {in_words(wait)} before the "
-                f"next call (status {status}: {error.words}). {KEPT} Run the same "
+                f"model {self.name}: {self.spec.base_url} requires a wait of {in_words(wait)} "
+                f"before the next call (status {status}: {error.words}). {KEPT} Run the same "
                 "command again then."
             )
-        self._pause(wait)
+        self._pause_calls(wait)
 
-    def _pause(self, seconds: float) -> None:
+    def _pause_calls(self, seconds: float) -> None:
         if seconds >= WORTH_SAYING:
             log.warning(
-                "model %s: the server asks to wait %s before the next call",
+                "model %s: the server requires a wait of %s before the next call",
                 self.name,
                 in_words(seconds),
             )
@@ -176,8 +176,8 @@ def back_off(attempt: int) -> float:
 
 
 def asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an answer asks to wait: Retry-After (seconds or a date) or retry-after-ms; None
-    when it asks for none. More than LONGEST_ASKED_WAIT is not for a run to wait."""
+    """Seconds to wait by the headers of an answer: Retry-After (seconds or a date) or
+    retry-after-ms; None if they set none. More than LONGEST_ASKED_WAIT is not for a run to wait."""
     try:
         if "retry-after-ms" in headers:
             wait = float(headers["retry-after-ms"]) / 1000
@@ -270,11 +270,11 @@ class Pace:
                 free -= 1
 
     def answered(self) -> None:
-        """A call was answered: a little faster."""
+        """Raise the limit a little after an answer."""
         self.limit = min(float(self.most), self.limit + 1 / self.limit)
 
     def too_fast(self, entered: float, now: float) -> None:
-        """A call that entered at `entered` was refused for speed at `now`: half as many."""
+        """Halve the limit: at `now` a call that entered at `entered` was refused for speed."""
         if entered > self._cut:
             self._cut = now
             self.limit = max(1.0, self.limit / 2)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.core.checksums import CHECK, is_whole, sealed
+from rlaif.core.checksums import CHECK, is_whole, seal_row
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.engines.builtin import cache_folder
 
@@ -71,13 +71,13 @@ class RequestCache:
         self.path = path
         self.limit = limit
         self._unchecked = 0
-        with self._explained():
+        with self._explain_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60.0, isolation_level=None)
-            self._prepare()
+            self._prepare_database()
 
-    def _prepare(self) -> None:
-        version = self._number("PRAGMA user_version")
+    def _prepare_database(self) -> None:
+        version = self._query_number("PRAGMA user_version")
         if version not in (0, FORMAT):
             raise StoreError(
                 f"{self.path} is a request cache of format {version}; this version reads {FORMAT}. "
@@ -92,7 +92,7 @@ class RequestCache:
         self._db.execute("PRAGMA synchronous=NORMAL")
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
@@ -102,8 +102,8 @@ class RequestCache:
             ) from None
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._explained():
+    def _open_transaction(self) -> Iterator[None]:
+        with self._explain_errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -113,24 +113,32 @@ class RequestCache:
             self._db.execute("COMMIT")
 
     def close(self) -> None:
-        """Close the file; it is not of use afterwards."""
+        """Close the file; the cache cannot be used afterwards."""
         self._db.close()
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The answer to `key`, or None; a damaged one is as if it were not there."""
-        with self._explained():
+        with self._explain_errors():
             row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return _answer(key, row[0]) if row else None
+        return _decode_answer(key, row[0]) if row else None
 
     def put(self, entries: Sequence[Entry], used: Sequence[str] = ()) -> None:
         """Commit all of `entries` or none, and note that the answers to `used` were of use."""
         now = time.time()
         # ASCII, since an answer may hold half a surrogate pair and SQLite takes none.
         rows = [
-            (e.key, e.model, e.url, json.dumps(e.request), _text(e.key, e.answer), now, now)
+            (
+                e.key,
+                e.model,
+                e.url,
+                json.dumps(e.request),
+                _encode_answer(e.key, e.answer),
+                now,
+                now,
+            )
             for e in entries
         ]
-        with self._transaction():
+        with self._open_transaction():
             self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?)", rows)
             self._db.executemany(
                 "UPDATE answers SET used = ? WHERE key = ?", [(now, k) for k in used]
@@ -142,8 +150,10 @@ class RequestCache:
 
     def size(self) -> int:
         """Bytes that the answers take."""
-        pages = self._number("PRAGMA page_count") - self._number("PRAGMA freelist_count")
-        return pages * self._number("PRAGMA page_size")
+        pages = self._query_number("PRAGMA page_count") - self._query_number(
+            "PRAGMA freelist_count"
+        )
+        return pages * self._query_number("PRAGMA page_size")
 
     def shrink(self, limit: int) -> int:
         """Drop the answers that were of use longest ago, until nine tenths of `limit` bytes are
@@ -151,26 +161,26 @@ class RequestCache:
         size = self.size()
         if size <= limit:
             return 0
-        count = self._number("SELECT count(*) FROM answers")
+        count = self._query_number("SELECT count(*) FROM answers")
         # Answers are near enough of one size for a share of them to be that share of the bytes.
         drop = min(count, -(-count * (size - int(KEPT * limit)) // size))
         query = "key IN (SELECT key FROM answers ORDER BY used LIMIT ?)"
-        return self._delete(query, (drop,))
+        return self._delete_answers(query, (drop,))
 
     def prune(self, before: float | None = None, model: str | None = None) -> int:
         """Drop the answers last of use before the time `before` (seconds since 1970) and of
         `model`; every answer when neither is given. How many were dropped."""
-        return self._delete(
+        return self._delete_answers(
             "(? IS NULL OR used < ?) AND (? IS NULL OR model = ?)", (before, before, model, model)
         )
 
-    def _delete(self, where: str, values: tuple[Any, ...]) -> int:
-        with self._transaction():
+    def _delete_answers(self, where: str, values: tuple[Any, ...]) -> int:
+        with self._open_transaction():
             return self._db.execute(f"DELETE FROM answers WHERE {where}", values).rowcount
 
     def compact(self) -> None:
-        """Give the disk what dropped answers took; without it new ones take their place."""
-        with self._explained():
+        """Return the space of dropped answers to the disk; otherwise new answers reuse it."""
+        with self._explain_errors():
             # As a script: a single `execute` takes one step, and this pragma frees a page a step.
             self._db.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
 
@@ -180,7 +190,7 @@ class RequestCache:
             "SELECT model, url, count(*), sum(length(request) + length(answer)), max(used) "
             "FROM answers GROUP BY model, url ORDER BY model, url"
         )
-        with self._explained():
+        with self._explain_errors():
             rows = self._db.execute(query).fetchall()
         names = ("model", "base_url", "answers", "bytes", "last_used")
         return {
@@ -197,31 +207,31 @@ class RequestCache:
             "SELECT key, model, url, request, answer, made FROM answers "
             "WHERE ? IS NULL OR model = ? ORDER BY key"
         )
-        with self._explained(), closing(self._db.execute(query, (model, model))) as cursor:
+        with self._explain_errors(), closing(self._db.execute(query, (model, model))) as cursor:
             for key, name, url, request, answer, made in cursor:
-                found = _answer(key, answer)
+                found = _decode_answer(key, answer)
                 if found is not None:
                     yield {
                         "key": key,
                         "model": name,
                         "base_url": url,
-                        "request": _request(request),
+                        "request": _decode_request(request),
                         "answer": found,
                         "made": made,
                     }
 
-    def _number(self, query: str) -> int:
-        with self._explained():
+    def _query_number(self, query: str) -> int:
+        with self._explain_errors():
             (value,) = self._db.execute(query).fetchone()
         return int(value)
 
 
-def _text(key: str, answer: dict[str, Any]) -> str:
+def _encode_answer(key: str, answer: dict[str, Any]) -> str:
     """An answer as it is stored: with a checksum that also covers whose answer it is."""
-    return json.dumps({**answer, CHECK: sealed({**answer, "": key})[CHECK]})
+    return json.dumps({**answer, CHECK: seal_row({**answer, "": key})[CHECK]})
 
 
-def _answer(key: str, text: str) -> dict[str, Any] | None:
+def _decode_answer(key: str, text: str) -> dict[str, Any] | None:
     """The answer in a stored text, or None where it is damaged: it is then asked for again. Earlier
     versions stored no checksum."""
     try:
@@ -233,7 +243,7 @@ def _answer(key: str, text: str) -> dict[str, Any] | None:
     return {name: value for name, value in row.items() if name != CHECK}
 
 
-def _request(text: str) -> Any:
+def _decode_request(text: str) -> Any:
     """What was asked, which is kept to be looked at; None where it is damaged."""
     try:
         return json.loads(text)

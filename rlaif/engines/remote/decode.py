@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.config.models import Price
-from rlaif.core.chat import Declared, opens
+from rlaif.core.chat import Declared, opens_thinking
 from rlaif.engines.remote.server_errors import ServerError, clean, error_in_answer, error_of
 
 MOST_TOKENS = 100_000_000
@@ -91,22 +91,22 @@ class Answer:
 
 def decode_answer(text: str) -> Answer | ServerError:
     """What a body that came with status 200 says. Raises Malformed."""
-    data = _object(text.removeprefix("\ufeff"))
+    data = _parse_object(text.removeprefix("\ufeff"))
     error = error_in_answer(data)
-    return Answer(_choices(data), _usage(data.get("usage"))) if error is None else error
+    return Answer(_read_choices(data), _read_usage(data.get("usage"))) if error is None else error
 
 
 def decode_stored(data: Any) -> Answer | None:
     """An answer that was kept, as `encode_answer` or an earlier version wrote it; None for what is
     no answer. What was counted impossibly then was not counted."""
     try:
-        choices = _choices(data if isinstance(data, dict) else {})
+        choices = _read_choices(data if isinstance(data, dict) else {})
     except Malformed:
         return None
     if any(c.error is not None or is_silent(c) for c in choices):
         return None
     try:
-        return Answer(choices, _usage(data.get("usage")))
+        return Answer(choices, _read_usage(data.get("usage")))
     except Malformed:
         return Answer(choices, None)
 
@@ -119,7 +119,7 @@ def encode_answer(answer: Answer) -> dict[str, Any]:
         "completion_tokens": usage.output,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
     }
-    return {"choices": [_encoded(choice) for choice in answer.choices], "usage": counted}
+    return {"choices": [_encode_choice(choice) for choice in answer.choices], "usage": counted}
 
 
 def is_silent(choice: Choice) -> bool:
@@ -133,7 +133,7 @@ def excerpt(text: str) -> str:
     return " ".join(clean(text[: 2 * EXCERPT_LENGTH]).split())[:EXCERPT_LENGTH]
 
 
-def _object(text: str) -> dict[str, Any]:
+def _parse_object(text: str) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except RecursionError:
@@ -149,15 +149,15 @@ def _object(text: str) -> dict[str, Any]:
     return data
 
 
-def _choices(data: dict[str, Any]) -> tuple[Choice, ...]:
+def _read_choices(data: dict[str, Any]) -> tuple[Choice, ...]:
     found = data.get("choices")
     if not isinstance(found, list) or not found:
         raise Malformed(f"the answer has no choices (it has {', '.join(sorted(data)[:8]) or '-'})")
-    choices = [_choice(choice, place) for place, choice in enumerate(found)]
+    choices = [_read_choice(choice, place) for place, choice in enumerate(found)]
     return tuple(sorted(choices, key=lambda choice: choice.index))
 
 
-def _choice(data: Any, place: int) -> Choice:
+def _read_choice(data: Any, place: int) -> Choice:
     if not isinstance(data, dict):
         raise Malformed("a choice of the answer is no object")
     message = data.get("message")
@@ -169,21 +169,21 @@ def _choice(data: Any, place: int) -> Choice:
         raise Malformed("a choice of the answer has no message and no text")
     if content is not None and not _is_content(content):
         raise Malformed("the content of an answer is neither a text nor parts of one")
-    index, finish = data.get("index"), _finish(data.get("finish_reason"))
+    index, finish = data.get("index"), _read_finish(data.get("finish_reason"))
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < MOST_TOKENS:
         index = place
     return Choice(
         index,
-        _text(content),
+        _join_text(content),
         finish,
-        _first_text(*(message.get(key) for key in _THOUGHTS), _thought(content)),
-        _refusal(message, content),
-        _tops(data.get("logprobs")),
+        _first_text(*(message.get(key) for key in _THOUGHTS), _join_thinking(content)),
+        _read_refusal(message, content),
+        _read_top_logprobs(data.get("logprobs")),
         _choice_error(data.get("error"), data.get("finish_reason")),
     )
 
 
-def _text(content: str | list[Any] | None) -> str | None:
+def _join_text(content: str | list[Any] | None) -> str | None:
     """A text, the text parts joined where it came in parts."""
     if isinstance(content, list):
         parts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
@@ -192,19 +192,19 @@ def _text(content: str | list[Any] | None) -> str | None:
     return None if content is None else clean(content)
 
 
-def _thought(content: Any) -> str:
+def _join_thinking(content: Any) -> str:
     """The thinking among the parts of a content."""
     found = content if isinstance(content, list) else []
     parts = (p for p in found if isinstance(p, dict) and p.get("type") == "thinking")
     texts = (part.get("thinking") for part in parts)
-    return "".join(_text(text) or "" for text in texts if _is_content(text))
+    return "".join(_join_text(text) or "" for text in texts if _is_content(text))
 
 
 def _is_content(value: Any) -> bool:
     return isinstance(value, str | list)
 
 
-def _finish(value: Any) -> str | None:
+def _read_finish(value: Any) -> str | None:
     """Why an answer ended, in the word that most servers use for it."""
     if not isinstance(value, str):
         return None
@@ -212,7 +212,7 @@ def _finish(value: Any) -> str | None:
     return next((said for said, words in _ENDINGS.items() if word in words), value)
 
 
-def _refusal(message: dict[str, Any], content: Any) -> str | None:
+def _read_refusal(message: dict[str, Any], content: Any) -> str | None:
     """What the server set apart as a refusal."""
     parts = content if isinstance(content, list) else []
     apart = [part.get("refusal") for part in parts if isinstance(part, dict)]
@@ -226,11 +226,11 @@ def _first_text(*values: Any) -> str:
 def _choice_error(error: Any, finish: Any) -> ServerError | None:
     if error:
         return error_of(error, None)
-    broke = _finish(finish) == "error"
+    broke = _read_finish(finish) == "error"
     return ServerError(None, f"finish reason {finish}") if broke else None
 
 
-def _tops(logprobs: Any) -> tuple[tuple[str, float], ...] | None:
+def _read_top_logprobs(logprobs: Any) -> tuple[tuple[str, float], ...] | None:
     if logprobs is None:
         return None
     if not isinstance(logprobs, dict):
@@ -247,18 +247,18 @@ def _tops(logprobs: Any) -> tuple[tuple[str, float], ...] | None:
     else:
         return ()
     # With one that cannot be read the others are no distribution: all are absent.
-    read = [_top(pair) for pair in pairs]
+    read = [_read_top_logprob(pair) for pair in pairs]
     return () if None in read else tuple(top for top in read if top is not None)
 
 
-def _top(pair: Any) -> tuple[str, float] | None:
+def _read_top_logprob(pair: Any) -> tuple[str, float] | None:
     if not isinstance(pair, tuple) or not isinstance(pair[0], str):
         return None
-    value = _number(pair[1])
+    value = _read_number(pair[1])
     return None if value is None or math.isnan(value) else (pair[0], max(value, LEAST_LOG_PROB))
 
 
-def _number(value: Any) -> float | None:
+def _read_number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -267,21 +267,21 @@ def _number(value: Any) -> float | None:
         return math.inf if value > 0 else -math.inf
 
 
-def _usage(data: Any) -> Usage | None:
+def _read_usage(data: Any) -> Usage | None:
     """What was counted, where it was counted as tokens are. Raises Malformed for numbers that are
     none, or more than there can be."""
     if not isinstance(data, dict):
         return None
-    read, made = _count(data.get("prompt_tokens")), _count(data.get("completion_tokens"))
+    read, made = _read_count(data.get("prompt_tokens")), _read_count(data.get("completion_tokens"))
     details = data.get("prompt_tokens_details") or {}
     if read is None or made is None or not isinstance(details, dict):
         return None
-    cached = _count(details.get("cached_tokens"))
+    cached = _read_count(details.get("cached_tokens"))
     return Usage(read, made, min(cached or 0, read))
 
 
-def _count(value: Any) -> int | None:
-    number = _number(value)
+def _read_count(value: Any) -> int | None:
+    number = _read_number(value)
     if number is None:
         return None
     if not math.isfinite(number) or number > MOST_TOKENS:
@@ -289,7 +289,7 @@ def _count(value: Any) -> int | None:
     return int(number) if number >= 0 and number == int(number) else None
 
 
-def _encoded(choice: Choice) -> dict[str, Any]:
+def _encode_choice(choice: Choice) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": choice.text}
     if choice.reasoning:
         message["reasoning_content"] = choice.reasoning
@@ -338,7 +338,7 @@ def label_probabilities(
             "log-probs (probabilities under that name?), so no label can be read"
         )
     known = {form for forms in labels.values() for form in forms}
-    read = [(_plain(token, known), math.exp(min(0.0, p))) for token, p in tops]
+    read = [(_decode_token(token, known), math.exp(min(0.0, p))) for token, p in tops]
     probs = {
         label: math.fsum(p for token, p in read if token in forms)
         for label, forms in labels.items()
@@ -349,7 +349,7 @@ def label_probabilities(
             f"the labels' log-probs add up to a probability of {mass:.3g}: these are no log-probs, "
             "so no label can be read"
         )
-    why = thinks_first(math.fsum(p for token, p in read if opens(token, thinking)), mass)
+    why = thinks_first(math.fsum(p for token, p in read if opens_thinking(token, thinking)), mass)
     if why is not None:
         return why
     numbered = next((token for token, _ in read if _NUMBERED.match(token)), None)
@@ -372,6 +372,6 @@ def thinks_first(found: float, labels: float) -> str | None:
     )
 
 
-def _plain(token: str, known: set[str]) -> str:
+def _decode_token(token: str, known: set[str]) -> str:
     """A token as text, where a server gives it as its vocabulary writes it."""
     return token if token in known else token.translate(_SPACES)

@@ -89,9 +89,9 @@ def failure_of(
     message = f"{said}{remedy(error, spec, body)}"
     flagged = status in FLAGGED and error.flagged
     if status in STOPPING or is_out_of_money(error):
-        return _stop(spec, name, message)
+        return _make_stop(spec, name, message)
     if status in ABSENT and not answered and not flagged:
-        return _stop(spec, name, message)
+        return _make_stop(spec, name, message)
     if status == 404:
         return Again("404", message, status=404)
     if status in (400, 422, 500) and _SYSTEM.search(error.words):
@@ -107,7 +107,7 @@ def failure_of(
     return Refused(message, None if flagged else status)
 
 
-def _stop(spec: ModelSpec, name: str, message: str) -> EngineError:
+def _make_stop(spec: ModelSpec, name: str, message: str) -> EngineError:
     key = f" Its key is taken from ${spec.key_env}." if spec.key_env else ""
     end = "" if message.endswith((".", "!", "?")) else "."
     return EngineError(f"model {name}: {spec.base_url} answers with {message}{end}{key} {KEPT}")
@@ -126,11 +126,11 @@ def is_out_of_money(error: ServerError) -> bool:
 
 def remedy(error: ServerError, spec: ModelSpec, body: dict[str, Any]) -> str:
     """What mends a refusal, as the rest of the sentence; empty where it is not known."""
-    advice = next(_advice(error, spec, body), None)
+    advice = next(_list_advice(error, spec, body), None)
     return f" ({advice})" if advice else ""
 
 
-def _advice(error: ServerError, spec: ModelSpec, body: dict[str, Any]) -> Iterator[str]:
+def _list_advice(error: ServerError, spec: ModelSpec, body: dict[str, Any]) -> Iterator[str]:
     words = error.words
     if error.status in (404, 405) or "endpoint" in words.lower():
         path = urlsplit(spec.base_url or "").path.rstrip("/")
@@ -143,10 +143,10 @@ def _advice(error: ServerError, spec: ModelSpec, body: dict[str, Any]) -> Iterat
             if key in words and key not in body and key != spec.max_tokens_key:
                 yield f"set `max_tokens_key: {key}` for this model"
         if _REFUSING.search(words):
-            yield from (_without(key, spec) for key in body if _names(words, key))
+            yield from (_advise_without(key, spec) for key in body if _names_key(words, key))
 
 
-def _without(key: str, spec: ModelSpec) -> str:
+def _advise_without(key: str, spec: ModelSpec) -> str:
     if key in ("continue_final_message", "add_generation_prompt"):
         return "set `prefill: false` for this model"
     if key in spec.extra_body:
@@ -154,7 +154,7 @@ def _without(key: str, spec: ModelSpec) -> str:
     return f"set `extra_body: {{{key}: null}}` for this model"
 
 
-def _names(words: str, key: str) -> bool:
+def _names_key(words: str, key: str) -> bool:
     """Whether an error names a key of the body. A short or common word must stand in quotes."""
     if key in ("model", "messages", "prompt"):
         return False

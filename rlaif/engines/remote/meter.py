@@ -21,7 +21,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Self
 
-from rlaif.core.checksums import CHECK, sealed, unsealed
+from rlaif.core.checksums import CHECK, seal_row, unseal_row
 from rlaif.core.errors import StoreError
 from rlaif.core.store import read_json, write_atomic
 from rlaif.engines.remote.decode import Usage
@@ -96,7 +96,7 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """See above."""
+        """Seconds in which calls were open (see the class)."""
         return self.earlier_seconds + (self._last - self._first if self._first is not None else 0.0)
 
     def add(self, other: Meter) -> None:
@@ -132,11 +132,13 @@ class Meter:
                 "seconds": round(self.seconds, 3),
                 "calls_per_second": round(self.calls * rate, 2),
                 "tokens_per_second": round(self.output_tokens * rate, 1),
-                "latency": {name: round(self._percentile(p), 4) for name, p in PERCENTILES.items()},
+                "latency": {
+                    name: round(self._latency_percentile(p), 4) for name, p in PERCENTILES.items()
+                },
                 "latency_buckets": {str(b): n for b, n in sorted(self.latencies.items())},
             }
 
-    def _percentile(self, share: float) -> float:
+    def _latency_percentile(self, share: float) -> float:
         """The latency in seconds that `share` of the calls did not exceed, to within 9%."""
         wanted = math.ceil(share * self.latencies.total())
         seen = 0
@@ -154,17 +156,17 @@ class Meter:
             row["cache_hits"],
             row["failed"],
             Counter(row["retries"]),
-            int(_finite(row["input_tokens"])),
-            int(_finite(row["output_tokens"])),
-            _finite(row["cost"]),
+            int(_clamp_finite(row["input_tokens"])),
+            int(_clamp_finite(row["output_tokens"])),
+            _clamp_finite(row["cost"]),
             Counter({int(bucket): count for bucket, count in row["latency_buckets"].items()}),
             row["seconds"],
             row.get("uncounted", 0),
-            _finite(row.get("estimated_cost", 0.0)),
+            _clamp_finite(row.get("estimated_cost", 0.0)),
         )
 
 
-def _finite(value: float) -> float:
+def _clamp_finite(value: float) -> float:
     """A number that was kept; 0 for one that an earlier version took from a server unread."""
     return value if math.isfinite(value) and value >= 0 else 0.0
 
@@ -201,7 +203,7 @@ class Meters:
             now = monotonic()
             if self._folder is None or not self._meters or now - self._kept < every:
                 return
-            rows = {n: sealed(meter.summary()) for n, meter in sorted(self._meters.items())}
+            rows = {n: seal_row(meter.summary()) for n, meter in sorted(self._meters.items())}
             write_atomic(self._folder / FILE, json.dumps(rows, indent=1))
             self._kept = now
 
@@ -211,7 +213,7 @@ class Meters:
             return {model: meter.summary() for model, meter in sorted(self._meters.items())}
 
     def note(self) -> list[str]:
-        """What each model that was asked was asked, in words."""
+        """One line in words for each model that was asked."""
         rows = self.summaries().values()
         return [in_words(row) for row in rows if row["calls"] or row["cache_hits"]]
 
@@ -224,7 +226,7 @@ def read_meters(folder: Path) -> dict[str, Meter]:
     rows = read_json(path, advice) or {}
     try:
         return {
-            model: Meter.from_summary(unsealed(row, path, advice, required=False))
+            model: Meter.from_summary(unseal_row(row, path, advice, required=False))
             for model, row in rows.items()
         }
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -247,8 +249,8 @@ def meters_of(folder: Path, marker: Mapping[str, Any] | None) -> dict[str, Meter
 
 
 def counted_cost(root: Path) -> float:
-    """What the steps of a run folder say that their calls cost. A step whose numbers are damaged
-    says nothing: that is named where they are read."""
+    """What the calls of a run folder cost by its steps' own counts. Steps whose numbers are damaged
+    are passed over: whoever reads them reports it."""
     total = 0.0
     for folder in sorted((root / "steps").glob("*")):
         try:
@@ -307,8 +309,8 @@ class Account:
         self._lock = threading.Lock()
         self.meters = Meters()
         self._held = 0.0
-        lines = _lines(path)
-        rows = [_row(line, path, number) for number, line in enumerate(lines[:-1], 1)]
+        lines = _read_lines(path)
+        rows = [_read_cost(line, path, number) for number, line in enumerate(lines[:-1], 1)]
         noted = math.fsum(cost for cost, _ in rows)
         self.lost = counted - noted if counted - noted > ROUNDING else 0.0
         self.spent = noted + self.lost
@@ -340,7 +342,7 @@ class Account:
                     os.truncate(self.path, self.path.stat().st_size - self._torn)
                     self._torn = 0
                 row = {"model": model, "cost": cost} | ({"estimated": True} if estimated else {})
-                row = sealed(row)
+                row = seal_row(row)
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
             self.spent += cost
@@ -369,7 +371,7 @@ def run_account(root: Path, budget: float | None = None) -> Account:
 
 
 def lost_in_words(account: Account) -> str:
-    """That a ledger has lost lines, and what becomes of it."""
+    """A message that a ledger has lost lines, and what becomes of it."""
     return (
         f"{account.path}: lines are missing: the steps' own numbers say that "
         f"{account.lost:.6g} more was spent. That much is counted as spent; where the folder of a "
@@ -378,7 +380,7 @@ def lost_in_words(account: Account) -> str:
 
 
 class _Beside(Account):
-    """An account whose money is another one's."""
+    """An account that spends another account's money."""
 
     def __init__(self, account: Account):
         super().__init__(None, account.budget)
@@ -399,14 +401,14 @@ class _Beside(Account):
         self._account.spend(model, cost, estimated)
 
 
-def _lines(path: Path | None) -> list[str]:
+def _read_lines(path: Path | None) -> list[str]:
     """The lines of a ledger; the last is empty unless it was cut short."""
     if path is None or not path.exists():
         return [""]
     return path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
 
 
-def _row(line: str, path: Path | None, number: int) -> tuple[float, bool]:
+def _read_cost(line: str, path: Path | None, number: int) -> tuple[float, bool]:
     """What a line of a ledger says, and whether by estimate. Raises StoreError where it is
     damaged."""
     advice = "Mend this line, or delete it: what it cost then counts no more."
@@ -417,7 +419,7 @@ def _row(line: str, path: Path | None, number: int) -> tuple[float, bool]:
         if CHECK not in line and not line.endswith("}"):
             return 0.0, False
         row = None
-    said = unsealed(row, f"{path}:{number}", advice, required=False)
+    said = unseal_row(row, f"{path}:{number}", advice, required=False)
     cost = said.get("cost")
     if isinstance(cost, bool) or not isinstance(cost, (int, float)):
         raise StoreError(f"{path}:{number}: damaged (no cost). {advice}")

@@ -79,14 +79,14 @@ class OpenAIEngine:
     ) -> Iterator[list[GenerateResult]]:
         """See `Engine.generate`. Raises ConfigError without the key that the server needs."""
         wanted = (r for r in requests if r.request_id not in done)
-        return cast(Iterator[list[GenerateResult]], self._stream(wanted))
+        return cast(Iterator[list[GenerateResult]], self._stream_results(wanted))
 
     def score(
         self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """See `Engine.score`. Labels only: raises EngineError for a continuation."""
-        wanted = (self._labelled(r) for r in requests if r.request_id not in done)
-        return cast(Iterator[list[ScoreResult]], self._stream(wanted))
+        wanted = (self._require_labels(r) for r in requests if r.request_id not in done)
+        return cast(Iterator[list[ScoreResult]], self._stream_results(wanted))
 
     def reward(self, requests: Any, done: Any = frozenset()) -> NoReturn:
         """A language model has no reward head."""
@@ -96,14 +96,14 @@ class OpenAIEngine:
         """See `rlaif.engines.base.Losing`."""
         return api.lost(messages)
 
-    def _labelled(self, request: ScoreRequest) -> ScoreRequest:
+    def _require_labels(self, request: ScoreRequest) -> ScoreRequest:
         if request.continuation is not None or request.continuation_ids is not None:
             raise EngineError(
                 f"{self.name}: a server gives no log-probs of a given text; use engine hf"
             )
         return request
 
-    def _stream(self, requests: Iterable[api.Request]) -> Iterator[list[api.Result]]:
+    def _stream_results(self, requests: Iterable[api.Request]) -> Iterator[list[api.Result]]:
         own, spec = self.own, self.spec
         calls = api.calls(spec, self.weights_hash, requests, own.label_tokens if own else None)
         key = own.key if own else server_key(spec)

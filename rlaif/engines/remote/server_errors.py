@@ -92,18 +92,18 @@ def error_of(error: Any, status: int | None, around: dict[str, Any] | None = Non
     places = [place for place in (error, around) if isinstance(place, dict)]
     named = [place.get(key) for place in places for key in (*_NUMBERED, "type", "reason")]
     kinds = frozenset(name.lower() for name in named if isinstance(name, str))
-    words = _words(error)
+    words = _summarise_error(error)
     metadata = error.get("metadata") if isinstance(error, dict) else None
     flagged = isinstance(metadata, dict) and any(
         k in metadata for k in ("flagged_input", "reasons")
     )
     said = " ".join([words.lower(), *kinds])
     flagged = flagged or any(word in said for word in _FLAGGING)
-    return ServerError(status or _status(named, kinds, words), words, kinds, flagged)
+    return ServerError(status or _find_status(named, kinds, words), words, kinds, flagged)
 
 
-def _status(named: list[Any], kinds: frozenset[str], words: str) -> int | None:
-    numbers = [_code(value) for value in named]
+def _find_status(named: list[Any], kinds: frozenset[str], words: str) -> int | None:
+    numbers = [_read_status(value) for value in named]
     found = next((number for number in numbers if number is not None), None)
     plain = [kind.replace("-", "_").replace(" ", "_") for kind in sorted(kinds)]
     for status, parts in _STATUS_OF.items():
@@ -115,7 +115,7 @@ def _status(named: list[Any], kinds: frozenset[str], words: str) -> int | None:
     return found
 
 
-def _code(value: Any) -> int | None:
+def _read_status(value: Any) -> int | None:
     """A status that a body names, as a number or as its digits."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) == 3:
         value = int(value)
@@ -123,15 +123,15 @@ def _code(value: Any) -> int | None:
     return value if known else None
 
 
-def _words(error: Any, depth: int = 0) -> str:
+def _summarise_error(error: Any, depth: int = 0) -> str:
     """What an error says, in one line of bounded length."""
     found = ""
     if isinstance(error, str):
         found = error
     elif isinstance(error, list) and depth < 3:
-        found = "; ".join(filter(None, (_words(part, depth + 1) for part in error[:3])))
+        found = "; ".join(filter(None, (_summarise_error(part, depth + 1) for part in error[:3])))
     elif isinstance(error, dict) and depth < 3:
-        said = (_words(error.get(key), depth + 1) for key in _SAYING)
+        said = (_summarise_error(error.get(key), depth + 1) for key in _SAYING)
         found = next((text for text in said if text), "")
         where = error.get("loc")
         if found and isinstance(where, list):
@@ -141,11 +141,11 @@ def _words(error: Any, depth: int = 0) -> str:
         raw = metadata.get("raw") if isinstance(metadata, dict) else None
         found += f" ({raw})" if isinstance(raw, str) and raw else ""
     if not found and depth == 0:
-        found = _shown(error)
+        found = _dump_error(error)
     return " ".join(clean(found[: 4 * WORDS_LENGTH]).split())[:WORDS_LENGTH]
 
 
-def _shown(error: Any) -> str:
+def _dump_error(error: Any) -> str:
     try:
         return json.dumps(error)
     except (RecursionError, ValueError):

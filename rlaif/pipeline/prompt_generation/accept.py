@@ -31,14 +31,14 @@ class Accepted:
 
     def __init__(self, known: Sequence[str], limits: WrittenSource):
         self.limits = limits
-        self._words = [_words(text) for text in known]
+        self._words = [_fold_words(text) for text in known]
 
     def why_not(self, text: str) -> str | None:
         """Why a prompt is not taken, or None: then it is."""
         why = unfit(text, self.limits.min_words, self.limits.max_words)
         if why is not None:
             return why
-        words = _words(text)
+        words = _fold_words(text)
         if any(rouge_l(words, other) > self.limits.most_alike for other in self._words):
             return "too much like another"
         self._words.append(words)
@@ -59,7 +59,7 @@ def unfit(text: str, least: int, most: int) -> str | None:
     return None
 
 
-def _words(text: str) -> list[str]:
+def _fold_words(text: str) -> list[str]:
     return [word.casefold() for word in ts.words(text)]
 
 

@@ -71,39 +71,39 @@ def _self_instruct(w: Writing, number: int, made: Sequence[str], rng: random.Ran
     count = source.seed_examples + source.own_examples - len(own)
     examples = [*rng.sample(list(w.given), min(count, len(w.given))), *own]
     rng.shuffle(examples)
-    return _messages(w, examples=[inert(e) for e in examples], wanted=WANTED), (), listed
+    return _render_messages(w, examples=[inert(e) for e in examples], wanted=WANTED), (), listed
 
 
-def _magpie(w: Writing, number: int, made: Sequence[str], rng: random.Random) -> _Asked:
+def _ask_magpie(w: Writing, number: int, made: Sequence[str], rng: random.Random) -> _Asked:
     text = w.source.system_prompt
     turns: list[Message] = [] if text is None else [{"role": "system", "content": text}]
-    return turns, (), _one
+    return turns, (), _read_first_prompt
 
 
-def _evolve(w: Writing, number: int, made: Sequence[str], rng: random.Random) -> _Asked:
+def _ask_evolved(w: Writing, number: int, made: Sequence[str], rng: random.Random) -> _Asked:
     source: EvolveSource = w.source
     text = w.given[number % len(w.given)]
     operation = rng.choice(source.operations)
     fence = fence_mark(w.seed, text)
-    messages = _messages(w, request=inert(text), operation=operation, fence=fence)
-    return messages, (f"evolved-{operation}",), _one
+    messages = _render_messages(w, request=inert(text), operation=operation, fence=fence)
+    return messages, (f"evolved-{operation}",), _read_first_prompt
 
 
-def _topics(w: Writing, number: int, made: Sequence[str], rng: random.Random) -> _Asked:
+def _ask_topic(w: Writing, number: int, made: Sequence[str], rng: random.Random) -> _Asked:
     source: TopicsSource = w.source
     every = list(product(source.personas or [""], source.topics or [""]))
     persona, topic = every[number % len(every)]
-    messages = _messages(w, persona=persona, topic=topic, red_team=source.red_team)
+    messages = _render_messages(w, persona=persona, topic=topic, red_team=source.red_team)
     tags = (topic,) if topic else ()
-    return messages, (*tags, "red-team") if source.red_team else tags, _one
+    return messages, (*tags, "red-team") if source.red_team else tags, _read_first_prompt
 
 
-def _messages(w: Writing, **values: Any) -> list[Message]:
+def _render_messages(w: Writing, **values: Any) -> list[Message]:
     assert w.template is not None
     return w.template.messages(values)
 
 
-def _one(text: str) -> list[str]:
+def _read_first_prompt(text: str) -> list[str]:
     """The first paragraph, or all of it: models like to go on and answer."""
     found = tidy(text.strip().split("\n\n")[0])
     return [found] if found else []
@@ -111,9 +111,9 @@ def _one(text: str) -> list[str]:
 
 _ASK: dict[str, Callable[[Writing, int, Sequence[str], random.Random], _Asked]] = {
     "self_instruct": _self_instruct,
-    "magpie": _magpie,
-    "evolve": _evolve,
-    "topics": _topics,
+    "magpie": _ask_magpie,
+    "evolve": _ask_evolved,
+    "topics": _ask_topic,
 }
 _VARIABLES = {
     "self_instruct": frozenset({"examples", "wanted"}),

@@ -65,14 +65,14 @@ def make_prompts(
             found = [(p, p.tags) for p in all_prompts(wanted, path)]
             reports[source.id] = SourceReport(source.kind, taken=len(found))
         else:
-            found, reports[source.id] = _written(
+            found, reports[source.id] = _write_prompts(
                 source, spec.seed, path, models[source.by], engines, store, progress
             )
         given[source.id] = [
             make_prompt(p.messages, source.id, [*tags, *source.tags], p.reference)
             for p, tags in found
         ]
-    left, funnel = _filtered(spec, path, given)
+    left, funnel = _filter_prompts(spec, path, given)
     weights = {source.id: source.weight for source in spec.sources}
     chosen = mixed(left, weights, spec.count, spec.seed)
     for name, count in Counter(p.source for p in chosen).items():
@@ -87,7 +87,7 @@ def make_prompts(
     return report
 
 
-def _filtered(
+def _filter_prompts(
     spec: PromptsFile, path: Path, given: dict[str, list[Prompt]]
 ) -> tuple[dict[str, list[Prompt]], list[dict[str, Any]]]:
     if not spec.filters:
@@ -114,7 +114,7 @@ def check_for_prompts(filters: FilterSet, path: Path) -> None:
             raise ConfigError("contamination: name the files that `against` means", path)
 
 
-def _written(
+def _write_prompts(
     source: Any,
     seed: int,
     path: Path,
@@ -144,10 +144,10 @@ def _written(
     wanted = round(source.count * (longest or 1.0))
     report = SourceReport(source.kind, longest_answers=longest)
     progress.start(source.id, wanted)
-    taken = _taken(asked, wanted, engine, folder, report, progress)
+    taken = _collect_prompts(asked, wanted, engine, folder, report, progress)
     progress.finish()
     if longest is not None:
-        taken = _longest(taken, source, engine, folder, seed)
+        taken = _keep_longest(taken, source, engine, folder, seed)
     report.taken = len(taken)
     if not taken:
         raise ConfigError(
@@ -158,7 +158,7 @@ def _written(
     return [(make_prompt([{"role": "user", "content": t}]), tags) for t, tags in taken], report
 
 
-def _taken(
+def _collect_prompts(
     asked: Writing,
     wanted: int,
     engine: Engine,
@@ -174,10 +174,10 @@ def _taken(
     for start in range(0, most, ROUND):
         made = [text for text, _ in taken]
         calls = [asked.ask(n, made) for n in range(start, min(start + ROUND, most))]
-        texts = _answers([call.request for call in calls], engine, folder, "written")
+        texts = _generate_texts([call.request for call in calls], engine, folder, "written")
         before = len(taken)
         for call in calls:
-            _take(call, texts[call.request.request_id], accepted, taken, refused, report)
+            _accept_prompts(call, texts[call.request.request_id], accepted, taken, refused, report)
         report.calls += len(calls)
         progress.advance(min(len(taken), wanted) - min(before, wanted))
         if len(taken) >= wanted:
@@ -186,7 +186,7 @@ def _taken(
     return taken[:wanted]
 
 
-def _take(
+def _accept_prompts(
     call: Ask,
     text: str | None,
     accepted: Accepted,
@@ -206,7 +206,7 @@ def _take(
             refused[why] += 1
 
 
-def _longest(
+def _keep_longest(
     taken: list[tuple[str, list[str]]],
     source: MagpieSource,
     engine: Engine,
@@ -221,25 +221,25 @@ def _longest(
             4 * source.max_new_tokens, seed=int(content_hash(name, seed, length=7), 16)
         )
         requests[text] = GenerateRequest(name, [{"role": "user", "content": text}], sampling)
-    answers = _answers(list(requests.values()), engine, folder, "answers")
+    answers = _generate_texts(list(requests.values()), engine, folder, "answers")
     lengths = {text: len(answers[r.request_id] or "") for text, r in requests.items()}
     return sorted(taken, key=lambda row: (-lengths[row[0]], row[0]))[: source.count]
 
 
-def _answers(
+def _generate_texts(
     requests: Sequence[GenerateRequest], engine: Engine, folder: StepFolder, kind: str
 ) -> dict[str, str | None]:
     """The texts by request id, None where one failed; those in the folder are not asked again."""
     known = {row["request_id"]: row["text"] for row in folder.read(kind)}
     if not all(r.request_id in known for r in requests):
         for batch in engine.generate(requests, known.keys()):
-            rows = [_row(result) for result in batch]
+            rows = [_make_row(result) for result in batch]
             folder.append(kind, rows)
             known |= {row["request_id"]: row["text"] for row in rows}
     return {r.request_id: known[r.request_id] for r in requests}
 
 
-def _row(result: GenerateResult) -> dict[str, Any]:
+def _make_row(result: GenerateResult) -> dict[str, Any]:
     failed = result.finish_reason == "failed" or result.cut
     text = None if failed else result.text
     error = CUT if result.cut else result.error

@@ -73,8 +73,8 @@ V = TypeVar("V")
 
 
 class _Stored(Mapping[str, V]):
-    """One record kind of a log by call: read when it is asked for, so that only ids are held.
-    `read` makes of an index and a call that it has what is stored of it."""
+    """Lazy mapping from call id to its stored record. Only ids stay in memory;
+    `read(index, call_id)` decodes on access."""
 
     def __init__(self, log: Log, name: str, read: Callable[[Index, str], V]):
         self._log = log

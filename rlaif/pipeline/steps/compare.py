@@ -86,7 +86,7 @@ def run(context: StepContext) -> dict[str, Any]:
     for first, second in combinations(arms, 2):
         name = f"{first}/{second}"
         row["labels"][name] = label_agreement(chosen[first], chosen[second])
-        row["deltas"][name] = metrics.differences(values[second], values[first])
+        row["deltas"][name] = metrics.compute_differences(values[second], values[first])
     if not context.folder.read("comparison"):
         context.folder.append("comparison", [row])
     return {"counts": {"arms": len(arms), "pairs": len(chosen[arms[0]])}}

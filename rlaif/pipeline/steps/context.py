@@ -23,7 +23,7 @@ from rlaif.core.store import FILES, StepFolder, Store
 from rlaif.engines.base import Engine, Losing, Model
 from rlaif.engines.remote.meter import Account
 from rlaif.judges.base import Judge
-from rlaif.metrics.words import commonest
+from rlaif.metrics.words import keep_commonest
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 
 LOOK_SECONDS = 0.05
@@ -212,7 +212,7 @@ def refuse_all_failed(what: str, calls: str, total: int, reasons: Counter[str], 
     """Raises EngineError where all of a step's records failed: that is no outcome to go on from.
     `what` are the records, and `calls` those whose failures left them without a value."""
     if 0 < total == reasons.total():
-        why, count = next(iter(commonest(reasons).items()))
+        why, count = next(iter(keep_commonest(reasons).items()))
         raise EngineError(
             f"none of the {total} {what} has a value: {count} {calls} failed: {why}. Mend that; to "
             f"ask the same again, delete {at}"

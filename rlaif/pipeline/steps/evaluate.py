@@ -22,7 +22,7 @@ from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
 from rlaif.metrics import metrics
 from rlaif.metrics.agreement import reward_accuracy
-from rlaif.metrics.decompose import Decomposition, decompose, score_parts
+from rlaif.metrics.decompose import Decomposition, decompose_change, score_parts
 from rlaif.metrics.metrics import Measured, Values
 from rlaif.pipeline.plan.base import DRIFT_PROMPTS, PlanInputs, Planned
 from rlaif.pipeline.plan.size import Known, Size
@@ -35,7 +35,7 @@ from rlaif.pipeline.steps.load import loaded_pairs
 from rlaif.pipeline.steps.pair import group_by_prompt
 from rlaif.pipeline.steps.sample import sampled
 from rlaif.preferences.aggregate import compared_scores
-from rlaif.preferences.labels import verdicts
+from rlaif.preferences.labels import annotator_verdicts
 from rlaif.train.trackers import Tracked, open_trackers
 
 VERSION = 3
@@ -234,16 +234,16 @@ def _evaluated(context: StepContext) -> dict[str, Any]:
     new = answer_values(context, "")
     new |= _drift_values(context)
     new |= _round_values(context)
-    row: dict[str, Any] = {"metrics": metrics.intervals(new), "deltas": {}, "made_of": {}}
+    row: dict[str, Any] = {"metrics": metrics.compute_intervals(new), "deltas": {}, "made_of": {}}
     for name in ("initial", "previous"):
         if name in step.against and f"{name}/completions" in context.planned.inputs:
             old = answer_values(context, f"{name}/")
-            row["deltas"][name] = metrics.differences(new, old)
+            row["deltas"][name] = metrics.compute_differences(new, old)
             if name == "initial":
                 row["made_of"] = _made_of(context, row["deltas"][name], new, old)
     row["counts"] = {name: len(values) for name, values in sorted(new.items())}
     if not context.folder.read(VALUES):
-        rows = [{"metric": n, "values": metrics.shares(new[n])} for n in sorted(new)]
+        rows = [{"metric": n, "values": metrics.to_shares(new[n])} for n in sorted(new)]
         context.folder.append(VALUES, rows)
     return row
 
@@ -322,13 +322,15 @@ def _made_of(
     old: Mapping[str, Measured],
 ) -> dict[str, Decomposition]:
     """What the change of each judge's score since M0 is made of."""
-    cut = metrics.shares(new["truncated_rate"]), metrics.shares(old["truncated_rate"])
+    cut = metrics.to_shares(new["truncated_rate"]), metrics.to_shares(old["truncated_rate"])
     found = {}
     for name in sorted(context.planned.inputs):
         judge = name.removeprefix("judgements/")
         if judge == name or f"score/{judge}" not in deltas:
             continue
-        made = decompose(_parts(context, "", judge), _parts(context, "initial/", judge), *cut)
+        made = decompose_change(
+            _parts(context, "", judge), _parts(context, "initial/", judge), *cut
+        )
         if made is not None:
             # What is shown beside it is the mean of the same differences.
             assert math.isclose(made["change"], deltas[f"score/{judge}"]["mean"], abs_tol=1e-9)
@@ -354,7 +356,7 @@ def _reward_values(context: StepContext, prefix: str) -> dict[str, Values]:
     old = _logprobs(context, f"{prefix}pair_logprobs_initial")
     found: dict[str, Values] = {}
     for name, rows in judgements.items():
-        values = reward_accuracy(pairs, new, old, verdicts(pairs, {name: rows}, weights))
+        values = reward_accuracy(pairs, new, old, annotator_verdicts(pairs, {name: rows}, weights))
         if values:
             found[f"reward_accuracy/{name}"] = values
     return found
@@ -376,7 +378,7 @@ def _drift_values(context: StepContext) -> dict[str, Values]:
             continue
         judge = name.split("/", 1)[1]
         moved, frozen = (
-            metrics.shares(
+            metrics.to_shares(
                 metrics.judge_values(judge, context.judgements(source), weights, fixed)[
                     f"score/{judge}"
                 ]

@@ -23,7 +23,7 @@ from rlaif.core.store import StepFolder
 from rlaif.engines.base import Model
 from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer, roles_of
 from rlaif.judges.questions import answer_notes
-from rlaif.metrics.words import commonest
+from rlaif.metrics.words import keep_commonest
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.plan.size import Known, Size, count_judge_calls
 from rlaif.pipeline.plan.walk import Walk
@@ -53,6 +53,8 @@ SECONDS_PER_UNIT = 0.15
 
 TURN_PROMPTS = 256
 """Prompts that a server is asked about at once by a judge that asks in turns."""
+HELD_CALLS = 4096
+"""Calls that are held between being counted and being asked; each has its prompt's text."""
 CONTENT = ("judgement_id", "status", "score", "prob_first")
 """What tells a verdict from another one on the same question."""
 _CUTS = {"cut_while_thinking": CUT, "cut_at_limit": LIMIT}
@@ -163,7 +165,7 @@ def _summary(name: str, judge: str, folder: StepFolder, lost: dict[str, int]) ->
     return {
         "counts": counts | cut | lost,
         "statuses": dict(statuses),
-        "errors": commonest(errors),
+        "errors": keep_commonest(errors),
         "notes": [*answer_notes(judge, statuses.total(), errors, masses), *lost_notes(name, lost)],
         "digest": content.digest(),
     }
@@ -181,6 +183,7 @@ class _Judging:
         self._kept: Kept | None = None
         self._carried: Carried | None = None
         self._began = False
+        self._reasons: bool | None = None
         self.lost: Counter[str] = Counter()
         self.asked = 0
         """Calls that lead to verdicts on the answers that are there."""
@@ -189,11 +192,17 @@ class _Judging:
         """Judge all completions of the prompts in `wave`."""
         judge = self.judge
         self._count_lost(wave)
-        first = next(self._calls(wave), None)
-        if is_staged(judge) or (first is not None and first.then is not None):
-            self._in_turns(wave)
+        if is_staged(judge) or self._writes_reasons(wave):
+            self._ask_in_turns(wave)
             return
-        self._plainly(judge, wave)
+        self._ask_once(judge, wave)
+
+    def _writes_reasons(self, wave: Sequence[str]) -> bool:
+        """Whether the judge's calls have a second turn. All that ask a model are alike."""
+        if self._reasons is None and roles_of(self.judge):
+            first = next((c for c in self._calls(wave) if c.request is not None), None)
+            self._reasons = None if first is None else first.then is not None
+        return bool(self._reasons)
 
     def _count_lost(self, wave: Sequence[str]) -> None:
         """Judges' templates show tool calls; reward models have templates of their own."""
@@ -206,9 +215,9 @@ class _Judging:
             engine = self.context.engines.get(self.context.planned.models["by"])
             self.lost += Counter(lost_by(engine, found))
 
-    def _plainly(self, judge: Plain, wave: Sequence[str]) -> None:
-        """One question, one verdict. Calls are made again for each use, since they may be too many
-        to hold."""
+    def _ask_once(self, judge: Plain, wave: Sequence[str]) -> None:
+        """One question, one verdict. Calls are counted, then asked: where they are too many to hold
+        they are made again."""
         folder = self.context.folder
         if self._carried is None:
             self._carried = Carried(
@@ -222,8 +231,12 @@ class _Judging:
         carried = self._carried
         total = known = 0
         silent = asking = False
+        held: list[Call] | None = []
         for prompt_id in wave:
-            calls = {call.call_id: call for call in self._calls([prompt_id])}
+            own = list(self._calls([prompt_id]))
+            calls = {call.call_id: call for call in own}
+            if held is not None:
+                held = [*held, *own] if len(held) + len(own) <= HELD_CALLS else None
             carried.take(calls.values())
             self.done |= carried.calls & calls.keys()
             total += len(calls)
@@ -235,16 +248,17 @@ class _Judging:
         self._expect("judgements", total, known)
         parts = []
         if silent:
-            parts.append(_read_silent(judge, self._calls(wave), self.done))
+            made = self._calls(wave) if held is None else held
+            parts.append(_read_silent(judge, made, self.done))
         if asking:
             model, engines = self.context.planned.models.get("by"), self.context.engines
-            calls_left = carried.left(self._calls(wave))
-            parts.append(ask_model(judge, model, engines, calls_left, self.done))
+            left = carried.left(self._calls(wave) if held is None else held)
+            parts.append(ask_model(judge, model, engines, left, self.done))
         for judgements in chain.from_iterable(parts):
             self.context.folder.append("judgements", judgements)
             self._advance(len({j.call_id for j in judgements}))
 
-    def _in_turns(self, wave: Sequence[str]) -> None:
+    def _ask_in_turns(self, wave: Sequence[str]) -> None:
         """Several questions, one verdict. Servers are asked about some prompts after the others;
         a model in this process sees all requests of a stage at once, which lays out its batches."""
         context, models = self.context, self.context.planned.models

@@ -16,7 +16,15 @@ from rlaif.pipeline.plan.size import Known, Size
 from rlaif.pipeline.plan.walk import Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
-from rlaif.preferences.labels import TURNED, Verdicts, coin, decided, flipped, labelled, verdicts
+from rlaif.preferences.labels import (
+    TURNED,
+    Verdicts,
+    annotator_verdicts,
+    flip_coins,
+    flip_labels,
+    keep_decided,
+    label_pair,
+)
 
 VERSION = 2
 MAKES = "preferences"
@@ -104,18 +112,18 @@ def run(context: StepContext) -> dict[str, Any]:
     for name, found in known.items():
         if not found:
             raise RlaifError(_no_verdict(context, name, len(pairs)))
-    kept = decided(pairs, list(known.values()))
+    kept = keep_decided(pairs, list(known.values()))
     if not kept:
         raise RlaifError(_nothing_decided(known, len(pairs)))
     labels = options["labels"]
-    said = coin(kept, seed) if labels == RANDOM else known[labels]
+    said = flip_coins(kept, seed) if labels == RANDOM else known[labels]
     said = {pair.pair_id: said[pair.pair_id] for pair in kept}
     turned: frozenset[str] = frozenset()
     if options["flip"] is not None:
-        said, turned = flipped(said, options["flip"], seed)
+        said, turned = flip_labels(said, options["flip"], seed)
     answers = {c.completion_id: c for c in context.completions("pairs")}
     made = [
-        labelled(
+        label_pair(
             pair,
             context.prompts[pair.prompt_id],
             answers,
@@ -150,7 +158,7 @@ def verdicts_of(context: StepContext, pairs: list[GivenPair], labels: str) -> Ve
         judgements = {name: context.judgements(f"judgements/{name}") for name in options["judges"]}
     else:
         judgements = {labels: context.judgements(f"judgements/{labels}")}
-    return verdicts(pairs, judgements, options["principle_weights"], weights)
+    return annotator_verdicts(pairs, judgements, options["principle_weights"], weights)
 
 
 def _no_verdict(context: StepContext, labels: str, pairs: int) -> str:

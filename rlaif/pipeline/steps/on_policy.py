@@ -26,7 +26,7 @@ from rlaif.engines.local.encoding import load_encoding
 from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
 from rlaif.judges.base import Judge, has_raw_value, roles_of
-from rlaif.metrics.metrics import unfamiliar
+from rlaif.metrics.metrics import measure_unfamiliarity
 from rlaif.pipeline.plan.base import round_prompts
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.pipeline.steps.context import StepContext
@@ -357,5 +357,5 @@ def _watched(judged: Judged) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for rows in (rows for by_prompt in judged.values() for rows in by_prompt.values()):
         for judgement in rows:
-            found[judgement.subject] |= unfamiliar(judgement)
+            found[judgement.subject] |= measure_unfamiliarity(judgement)
     return found

@@ -16,7 +16,7 @@ from rlaif.config.steps import PairStep, SampleStep
 from rlaif.core.records import Completion, Judgement, Preference
 from rlaif.core.rowfiles import line_of, record_of
 from rlaif.core.store import Store
-from rlaif.core.workers import available, in_order
+from rlaif.core.workers import count_workers, in_order
 from rlaif.core.yamlio import suggest
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.plan.size import Known, Size
@@ -25,7 +25,7 @@ from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, by_prompt
 from rlaif.preferences.aggregate import candidate_scores
 from rlaif.preferences.pairing import PairSettings, Work, pairs_of
-from rlaif.preferences.strategies import against_reference, balanced, keep_widest
+from rlaif.preferences.strategies import against_reference, balance_lengths, keep_widest
 
 VERSION = 3
 MAKES = "preferences"
@@ -170,7 +170,7 @@ def run(context: StepContext) -> dict[str, Any]:
         counts["unranked_prompts"] = 0
 
     def lines() -> Iterator[bytes]:
-        workers = available() if len(context.prompts) > ALONE else 1
+        workers = count_workers() if len(context.prompts) > ALONE else 1
         for made, found in in_order(pairs_of, _works(context, settings), workers):
             for name, count in found.items():
                 counts[name] += count
@@ -218,7 +218,7 @@ def _finished(lines: Iterable[bytes], step: PairStep) -> Iterable[bytes]:
         return lines
     pairs: Iterable[Preference] = (record_of(Preference, line) for line in lines)
     if step.balance_lengths:
-        pairs = balanced(pairs)
+        pairs = balance_lengths(pairs)
     if step.max_pairs is not None:
         pairs = keep_widest(pairs, step.max_pairs)
     if step.consistency_mean:

@@ -14,7 +14,7 @@ from rlaif.core.errors import EngineError
 from rlaif.core.records import Completion, Message, Prompt, content_hash
 from rlaif.data.sources import Instruction, chosen_members, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
-from rlaif.metrics.words import commonest
+from rlaif.metrics.words import keep_commonest
 from rlaif.pipeline.plan.base import PlanInputs, Planned, round_prompts
 from rlaif.pipeline.plan.size import Known, Size
 from rlaif.pipeline.plan.walk import Walk
@@ -132,7 +132,7 @@ def run(context: StepContext) -> dict[str, Any]:
     counts = {"completions": total, "failed": failed.total(), **lost}
     summary = {
         "counts": counts,
-        "errors": commonest(failed),
+        "errors": keep_commonest(failed),
         "tokens": tokens,
         "digest": content.digest(),
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rlaif.config.distill import Refresh
-from rlaif.core.checksums import add
+from rlaif.core.checksums import add_file
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Judgement, Preference
 from rlaif.core.store import write_atomic
@@ -61,7 +61,7 @@ def run_training(context: StepContext) -> dict[str, Any]:
         else:
             outcome = find_trainer(job)(job)
     write_atomic(out / CARD, model_card(context, preferences))
-    add(out, CARD)
+    add_file(out, CARD)
     summary = {
         "counts": {"preferences": len(preferences), "steps": outcome.steps, **outcome.skipped},
         "tokens": outcome.tokens,

@@ -41,10 +41,10 @@ class OrdinalDistill(FitStep):
 
     method: Literal["ordinal"]
     levels: Annotated[int, Field(ge=2)] = Field(
-        5, description="Most levels; more different ratings are put into bins of equal mass."
+        5, description="Maximum levels; more ratings are binned by equal mass."
     )
     objective: str | None = Field(
-        None, description="The judge, or JUDGE/PRINCIPLE, that rated; needed where there are more."
+        None, description="The judge, or JUDGE/PRINCIPLE; required if there are several."
     )
 
 
@@ -54,7 +54,7 @@ class GatedDistill(FitStep):
     FIT = "rlaif.train.probe:fit_gated_head"
 
     objectives: list[str] | None = Field(
-        None, description="Judges, or JUDGE/PRINCIPLE; everything that was rated when absent."
+        None, description="Judges, or JUDGE/PRINCIPLE; default: all ratings."
     )
     debias: Fraction | None = Field(
         0.03,
@@ -91,7 +91,7 @@ class QuantileDistill(GatedDistill):
     method: Literal["quantile"]
     quantiles: Annotated[int, Field(ge=2)] = 19
     risk: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="The reward averages this share of the lowest quantiles: below 1 averse."
+        1.0, description="Fraction of the lowest quantiles to average; below 1: risk-averse."
     )
 
     @property

@@ -35,9 +35,9 @@ class GrpoTrain(OnPolicyTrain):
     clip_high: PositiveFloat = Field(0.2, description="DAPO: 0.28.")
     two_sided: PositiveFloat | None = None
     overlong_buffer: int = Field(
-        0, ge=0, description="DAPO: the reward falls over the last this many tokens; 0 is off."
+        0, ge=0, description="DAPO: the reward falls over this many final tokens; 0 is off."
     )
-    mask_truncated: bool = Field(False, description="DAPO: unfinished answers teach nothing.")
+    mask_truncated: bool = Field(False, description="DAPO: do not train on unfinished answers.")
 
     @model_validator(mode="after")
     def _sides(self) -> GrpoTrain:
@@ -99,7 +99,7 @@ class PpoTrain(OnPolicyTrain):
     epochs: PositiveInt = 4
     beta: NonNegativeFloat = Field(0.05, description="The KL coefficient; TRL's default.")
     kl_target: PositiveFloat | None = Field(
-        None, description="Nats per answer; beta adapts to it where it is given."
+        None, description="Target KL in nats per answer, to which beta adapts."
     )
     kl_horizon: PositiveFloat = 10000.0
     gamma: Fraction = 1.0
@@ -109,10 +109,10 @@ class PpoTrain(OnPolicyTrain):
     value_weight: PositiveFloat = 0.1
     whiten_rewards: bool = False
     critic: Literal["head", "separate"] = Field(
-        "head", description="A value head on the policy, or a model of its own."
+        "head", description="A value head on the policy, or a separate model."
     )
     ptx_weight: NonNegativeFloat = Field(
-        0.0, description="InstructGPT: adds the chosen answers' NLL of the preferences so far."
+        0.0, description="InstructGPT: adds the NLL of the preferences' chosen answers."
     )
 
     @model_validator(mode="after")

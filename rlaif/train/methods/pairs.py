@@ -23,7 +23,7 @@ class DpoTrain(ReferenceTrain):
 
     method: Literal["dpo"] = "dpo"
     beta: PositiveFloat = Field(0.1, description="arXiv 2305.18290; TL;DR used 0.5.")
-    label_smoothing: Noise = Field(0.0, description="cDPO: how often labels are wrong.")
+    label_smoothing: Noise = Field(0.0, description="cDPO: the rate of wrong labels.")
     nll_weight: NonNegativeFloat = Field(
         0.0, description="Adds the chosen answer's NLL per token: Llama 3 0.2, iterative RPO 1."
     )
@@ -63,7 +63,7 @@ class IpoTrain(ReferenceTrain):
 
     method: Literal["ipo"]
     length_normalise: bool = Field(
-        False, description="TRL divides by the length, the paper's equation does not."
+        False, description="TRL divides by length; the paper's equation does not."
     )
 
     @property
@@ -109,7 +109,7 @@ class SlicTrain(TrainStep):
     LOSS_KEYS = ("margin", "nll_weight")
 
     method: Literal["slic"]
-    margin: PositiveFloat = Field(1.0, description="Nats between chosen and rejected.")
+    margin: PositiveFloat = Field(1.0, description="Margin in nats between chosen and rejected.")
     nll_weight: NonNegativeFloat = 0.0
 
 

@@ -28,9 +28,9 @@ class BradleyTerryDistill(DistillStep):
 
     method: Literal["bradley_terry"] = "bradley_terry"
     margin: Literal["none", "score"] = Field(
-        "none", description="score: the pair's score margin is asked of the rewards' gap."
+        "none", description="score: the reward gap must exceed the pair's score margin."
     )
-    centre: NonNegativeFloat = Field(0.01, description="Pulls the rewards' mean to 0.")
+    centre: NonNegativeFloat = Field(0.01, description="Pulls the mean reward to 0.")
 
     def arrange_examples(self, examples: list[Example]) -> list[Example]:
         """As they are, once their margins are known where these are asked for."""
@@ -62,7 +62,7 @@ class KWiseDistill(DistillStep):
 
     method: Literal["k_wise"]
     batch_size: PositiveInt = Field(64, description="arXiv 2203.02155.")
-    centre: NonNegativeFloat = Field(0.01, description="Pulls the rewards' mean to 0.")
+    centre: NonNegativeFloat = Field(0.01, description="Pulls the mean reward to 0.")
 
     def arrange_examples(self, examples: list[Example]) -> list[Example]:
         """One for each prompt."""
@@ -83,7 +83,7 @@ class CostDistill(DistillStep):
 
     method: Literal["cost"]
     safe_at: float = Field(
-        0.5, description="An answer whose own score is at least this is safe, below it harmful."
+        0.5, description="An answer with at least this score is safe, otherwise harmful."
     )
 
     def arrange_examples(self, examples: list[Example]) -> list[Example]:
@@ -124,7 +124,7 @@ class ConditionalDistill(DistillStep):
     conditions: Annotated[dict[str, str], Field(min_length=1)] = Field(
         description="The system prompt for the pairs of each source, by `source`."
     )
-    gamma: NonNegativeFloat = Field(2.0, description="Focus on pairs that are ranked wrong.")
+    gamma: NonNegativeFloat = Field(2.0, description="Focus on wrongly ranked pairs.")
     penalty: NonNegativeFloat = Field(0.02, description="Weight of the barrier at -5 and 5.")
 
     def condition(self, preferences: Sequence[Preference]) -> list[Preference]:

@@ -9,7 +9,7 @@ from typing import Any
 from rlaif.constitution.model import Constitution
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import GenerateRequest, Sampling
-from rlaif.judges.base import Answer, Call, call_id, judgement
+from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import text_principles
 
 
@@ -33,8 +33,7 @@ class Asking:
         return found
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
-        subject = call.shown[0]
-        return [judgement(self, call, subject, annotator_id, "model", "ok", score=0.5)]
+        return [make_judgement(self, call, annotator_id, Verdict("ok", score=0.5), "model")]
 
 
 def Length(spec: Any, constitution: Constitution | None, words: str = "Good?") -> Asking:
