@@ -54,16 +54,14 @@ DIFFERENT = {"id", "template", "beta"}
 """Keys that each class uses in a way of its own."""
 SLOW = {
     *("OrdinalDistill", "QuantileDistill", "LoraOptions", "Gates", "PromptCondition", "CheckSpec"),
-    *("Experiment.primary", "Experiment.margin", "EvaluateStep.against", "EvaluateStep.judges"),
+    *("Experiment.primary", "Experiment.margin"),
     *("Refresh", "BradleyTerryDistill.members", "SftTrain.lora", "SftTrain.trackers"),
     *("PpoTrain", "RlooTrain", "OnlineDpoTrain", "MultiObjectiveDistill", "SftTrain.optimizer"),
-    *("BradleyTerryDistill.replay", "LinearDistill.replay", "JuryJudge.missing"),
-    *(f"EvaluateStep.{key}" for key in ("id", "n", "temperature", "max_new_tokens")),
-    *(f"GrpoTrain.{key}" for key in ("clip_low", "clip_high", "two_sided", "kl", "importance")),
-    *(f"GrpoTrain.{key}" for key in ("importance_cap", "importance_floor", "temperature")),
-    *(f"GrpoTrain.{key}" for key in ("rollouts", "n", "sync_every", "warmup_ratio", "schedule")),
-    *(f"GrpoTrain.{key}" for key in ("min_lr_ratio", "max_length", "overlong", "batch_size")),
-    *(f"PairStep.{key}" for key in ("max_overlap", "tier", "standardise", "consistency_mean")),
+    *("KWiseDistill", "CostDistill", "ConditionalDistill", "LinearDistill", "GrpoTrain"),
+    *("RubricJudge", "RubricWriting", "RubricItem", "UltraFeedbackJudge", "MetaJudge", "JuryJudge"),
+    *("RbrJudge", "ParseSpec", "RewardEnsembleJudge", "ImplicitRewardJudge", "RewardTerm", "Gate"),
+    *("BradleyTerryDistill.replay", "EvaluateStep"),
+    *(f"PairStep.{key}" for key in ("max_overlap", "tier", "standardise", "max_pairs", "uses")),
 }
 """Classes and keys whose experiments take seconds, or that show beside others of their kind."""
 NAMED = {
@@ -222,7 +220,7 @@ VERSIONED = {
     "compare": "arms trained",
 }
 """An experiment with a step of each kind that has a number of its own."""
-SLOWLY = {"distill", "train", "on_policy", "logprobs", "evaluate", "compare"}
+SLOWLY = {"pair", "label", "distill", "train", "on_policy", "logprobs", "evaluate", "compare"}
 
 
 def test_every_kind_of_step_has_an_experiment() -> None:
