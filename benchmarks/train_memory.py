@@ -61,7 +61,7 @@ def work(job: dict[str, Any]) -> None:
     from rlaif.kernels.device import release_freed_memory
     from rlaif.pipeline.steps.load import load_preferences
     from rlaif.train.loading import load_module
-    from rlaif.train.loop import _plan, make_optimizer, optimiser_step
+    from rlaif.train.loop import _plan_batches, make_optimizer, optimiser_step
     from rlaif.train.methods.pairs import DpoTrain
     from rlaif.train.model import prepare
     from rlaif.train.preference import PreferenceTask, compute_reference
@@ -86,7 +86,7 @@ def work(job: dict[str, Any]) -> None:
     folder = Path(tempfile.mkdtemp())
     stored = compute_reference(model, encoded.examples, options, 0, folder / "reference.jsonl")
     task = PreferenceTask(encoded.examples, stored, options)
-    plan, optimizer = _plan(task, model, options, 0), make_optimizer(model, options)
+    plan, optimizer = _plan_batches(task, model, options, 0), make_optimizer(model, options)
     optimiser_step(task, model, optimizer, plan[0], options, 0, len(plan), folder)
     release_freed_memory()
     held = reset_peak(job["device"])

@@ -70,7 +70,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        return _installed_version()
     if name not in _PUBLIC:
         raise AttributeError(f"module 'rlaif' has no attribute {name!r}")
     module, _, attribute = _PUBLIC[name].partition(":")
@@ -81,7 +81,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _version() -> str:
+def _installed_version() -> str:
     """The installed version; a checkout that is not installed has none."""
     from importlib import metadata
 

@@ -101,7 +101,7 @@ def _load_pairing(
         role, _, judge = name.partition("/")
         inputs[role][judge] = digest
 
-    def judgements(digest: str) -> list[Judgement]:
+    def load_judgements(digest: str) -> list[Judgement]:
         return list(run.store.step(digest).records(Judgement))
 
     completions = [
@@ -114,8 +114,11 @@ def _load_pairing(
         planned["seed"],
         prompts,
         by_prompt(completions),
-        {judge: group_by_prompt(judgements(key)) for judge, key in inputs["judgements"].items()},
-        {judge: judgements(digest) for judge, digest in inputs["initial"].items()},
+        {
+            judge: group_by_prompt(load_judgements(key))
+            for judge, key in inputs["judgements"].items()
+        },
+        {judge: load_judgements(digest) for judge, digest in inputs["initial"].items()},
         list(run.store.step(planned["hash"]).records(Preference)),
     )
 

@@ -175,7 +175,7 @@ def reward_bench(
     if (scored is None) != (gold is None):
         raise click.UsageError("--scored and --gold go together: two judges of the same answers")
 
-    def judgements(path: Path | None) -> list[Judgement]:
+    def read_judgements(path: Path | None) -> list[Judgement]:
         rows = [] if path is None else Records(path).read("judgements")
         return [from_json(Judgement, row) for row in rows]
 
@@ -184,8 +184,8 @@ def reward_bench(
         model=model,
         out=out,
         train=[] if train is None else load_preferences(train),
-        scored=judgements(scored),
-        gold=judgements(gold),
+        scored=read_judgements(scored),
+        gold=read_judgements(gold),
         seed=seed,
     )
     if pairs.is_dir():

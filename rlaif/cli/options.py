@@ -132,11 +132,11 @@ def gather_reading(command: Command) -> Command:
     """The command with one `reading: ReadOptions` in place of an argument for each option."""
 
     @wraps(command)
-    def call(**given: Any) -> None:
+    def call_command(**given: Any) -> None:
         own = {f.name: given.pop(f.name) for f in fields(ReadOptions) if f.name in given}
         command(**given, reading=ReadOptions(**own))
 
-    return call
+    return call_command
 
 
 def read_options(command: Command) -> Command:

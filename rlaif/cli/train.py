@@ -55,7 +55,7 @@ class MethodGroup(click.Group):
         """The command of one method."""
         from rlaif.config.methods import METHODS
 
-        return _command(cmd_name) if cmd_name in METHODS else None
+        return _make_command(cmd_name) if cmd_name in METHODS else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -74,14 +74,14 @@ def train() -> None:
     """Train a model on preferences, or on its own samples."""
 
 
-def _command(method: str) -> click.Command:
+def _make_command(method: str) -> click.Command:
     from rlaif.config.methods import METHODS
     from rlaif.config.on_policy import OnPolicyTrain
 
     spec = METHODS[method]
     fresh = issubclass(spec, OnPolicyTrain)
 
-    def run(data: Path, model: str, out: Path, seed: int, **given: Any) -> None:
+    def run_method(data: Path, model: str, out: Path, seed: int, **given: Any) -> None:
         settings = [f"method={method}"]
         if given.pop("lora"):
             settings.append("lora={}")
@@ -94,7 +94,7 @@ def _command(method: str) -> click.Command:
             terms = [{"judge": judge["id"]} for judge in request["judges"]]
             settings.append(f"rewards={json.dumps(terms)}")
         else:
-            inputs = {"preferences/0": str(_preferences(data, out, reading_of(given)))}
+            inputs = {"preferences/0": str(_bring_in_preferences(data, out, reading_of(given)))}
             completions = given.pop("completions")
             request["inputs"] = inputs | (
                 {} if completions is None else {"completions/0": str(completions)}
@@ -108,8 +108,8 @@ def _command(method: str) -> click.Command:
         )
 
     data_help = _PROMPTS_HELP if fresh else _DATA_HELP.get(method, _PAIRS_HELP)
-    run.__doc__ = f"{inspect.getdoc(spec)}\n\n{data_help}"
-    command: Any = click.command(method)(run)
+    run_method.__doc__ = f"{inspect.getdoc(spec)}\n\n{data_help}"
+    command: Any = click.command(method)(run_method)
     own = _ON_POLICY if fresh else _OFFLINE
     first = [MODEL, OUT, *_reference_option(spec), *own, _LORA, SET]
     for option in [*first, *_key_options(spec), SEED, QUIET, JSON]:
@@ -181,23 +181,23 @@ def _key_options(spec: Any) -> list[Any]:
     for name, field in fields:
         if name in HIDDEN:
             continue
-        text = f"{field.description or ''}{_default(field.default)}".strip()
+        text = f"{field.description or ''}{_describe_default(field.default)}".strip()
         option = "--" + name.replace("_", "-")
-        found.append(click.option(option, name, help=text, metavar=_metavar(schema[name])))
+        found.append(click.option(option, name, help=text, metavar=_make_metavar(schema[name])))
     return found
 
 
-def _default(value: Any) -> str:
+def _describe_default(value: Any) -> str:
     """The end of a key's help; nothing where it is unset."""
     if value is None:
         return ""
     return f" [default: {value if isinstance(value, str) else json.dumps(value)}]"
 
 
-def _metavar(schema: dict[str, Any]) -> str:
+def _make_metavar(schema: dict[str, Any]) -> str:
     """What a key may be, by its JSON schema: its words, or the kind of number."""
     if "anyOf" in schema:
-        return "|".join(_metavar(s) for s in schema["anyOf"] if s.get("type") != "null")
+        return "|".join(_make_metavar(s) for s in schema["anyOf"] if s.get("type") != "null")
     words = schema.get("enum", [schema["const"]] if "const" in schema else [])
     kinds = {"boolean": "true|false", "integer": "INTEGER", "number": "NUMBER"}
     return "|".join(words) or kinds.get(schema.get("type", ""), "VALUE")
@@ -227,7 +227,7 @@ def _holds_dataset(folder: Path) -> bool:
     return saved or any(path.name.endswith(ENDINGS) for path in folder.rglob("*"))
 
 
-def _preferences(data: Path, out: Path, reading: dict[str, Any]) -> Path:
+def _bring_in_preferences(data: Path, out: Path, reading: dict[str, Any]) -> Path:
     """A folder of preference records; a file or dataset of another format is brought in first."""
     from rlaif.data.rows import HubData, source_of
     from rlaif.pipeline.single_step import Request, run_step
@@ -307,7 +307,10 @@ def distill(
         out=out,
         settings=(*chosen, *settings),
         models={"start": model},
-        inputs={"preferences/0": str(_preferences(preferences, out, reading_of(reading))), **rated},
+        inputs={
+            "preferences/0": str(_bring_in_preferences(preferences, out, reading_of(reading))),
+            **rated,
+        },
         seed=seed,
     )
 

@@ -32,7 +32,7 @@ class ArmSpec(Strict):
 
 def _long_form(value: Any) -> Any:
     """`[human, ai, random, {flipped: 0.25}]`, or a mapping with such short forms, spelt out."""
-    items = value.items() if isinstance(value, Mapping) else _listed(value)
+    items = value.items() if isinstance(value, Mapping) else _list_names(value)
     arms: dict[str, Any] = {}
     for name, spec in items:
         if name in arms:
@@ -41,7 +41,7 @@ def _long_form(value: Any) -> Any:
     return arms
 
 
-def _listed(value: Any) -> list[tuple[str, Any]]:
+def _list_names(value: Any) -> list[tuple[str, Any]]:
     if not isinstance(value, list):
         raise ValueError("expected a list such as [human, ai], or a mapping of names")
     found: list[tuple[str, Any]] = []

@@ -58,11 +58,11 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from None
     if isinstance(value, str):
-        value = _number(value)
+        value = _parse_number(value)
     *parents, last = key.strip().split(".")
     node: Any = data
     for part in parents:
-        node = _descend(node, part, override)
+        node = _descend_into(node, part, override)
     if isinstance(node, dict):
         node[last] = value
     elif isinstance(node, list) and last.isdigit() and int(last) < len(node):
@@ -71,7 +71,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: nothing can be set at {key!r}")
 
 
-def _number(text: str) -> str | float:
+def _parse_number(text: str) -> str | float:
     """YAML 1.1 reads 1e-5 as text; a user means the number."""
     try:
         return float(text)
@@ -79,7 +79,7 @@ def _number(text: str) -> str | float:
         return text
 
 
-def _descend(node: Any, part: str, override: str) -> Any:
+def _descend_into(node: Any, part: str, override: str) -> Any:
     if isinstance(node, dict):
         if node.get(part) is None:
             node[part] = {}

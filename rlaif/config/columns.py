@@ -19,7 +19,7 @@ class LabelValues(Strict):
     tie: Cell | list[Cell] = []
 
     @model_validator(mode="after")
-    def _apart(self) -> LabelValues:
+    def _refuse_equal_values(self) -> LabelValues:
         sides = (self.first, self.second, self.tie)
         given = [str(v) for side in sides for v in (side if isinstance(side, list) else [side])]
         if len(set(given)) < len(given):

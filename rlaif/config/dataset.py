@@ -45,7 +45,7 @@ class DatasetSpec(Strict):
 
     @field_validator("formats")
     @classmethod
-    def _once(cls, formats: list[str]) -> list[str]:
+    def _refuse_repeats(cls, formats: list[str]) -> list[str]:
         if len(set(formats)) < len(formats):
             raise ValueError("each format once")
         return formats

@@ -29,7 +29,7 @@ class RuleFilter(Strict):
     least: Share = 1.0
 
     @model_validator(mode="after")
-    def _known(self) -> RuleFilter:
+    def _validate_rule(self) -> RuleFilter:
         validate_check(self.rule, self.params)
         return self
 

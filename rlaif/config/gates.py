@@ -21,7 +21,7 @@ class Gate(Strict):
     stop: FiniteFloat | tuple[Bound, Bound] | None = None
 
     @model_validator(mode="after")
-    def _something(self) -> Gate:
+    def _require_limit(self) -> Gate:
         if self.warn is None and self.stop is None:
             raise ValueError("give `warn`, `stop` or both")
         for name in ("warn", "stop"):

@@ -86,9 +86,9 @@ class _Choice:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self._validate)
+        return core_schema.no_info_plain_validator_function(self._validate_kind)
 
-    def _validate(self, value: Any) -> Any:
+    def _validate_kind(self, value: Any) -> Any:
         return self.table[self.name].model_validate(value)
 
     def __get_pydantic_json_schema__(

@@ -157,7 +157,7 @@ class OnPolicyTrain(ReferenceTrain):
         return self
 
     @model_validator(mode="after")
-    def _combine(self) -> OnPolicyTrain:
+    def _check_combination(self) -> OnPolicyTrain:
         if self.processes not in ("auto", 1):
             raise ValueError("on-policy training runs in one process; leave `processes` out")
         if self.sharding != "none":

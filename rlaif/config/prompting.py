@@ -35,7 +35,7 @@ class FileSource(Source):
     columns: Columns = Columns()
 
     @model_validator(mode="after")
-    def _one(self) -> FileSource:
+    def _require_one_source(self) -> FileSource:
         if (self.path is None) == (self.dataset is None):
             raise ValueError("give `path` or `dataset`")
         return self
@@ -131,7 +131,7 @@ class PromptsFile(Strict):
     )
 
     @model_validator(mode="after")
-    def _differ(self) -> PromptsFile:
+    def _refuse_equal_ids(self) -> PromptsFile:
         ids = [source.id for source in self.sources]
         if len(set(ids)) < len(ids):
             raise ValueError("the ids of sources must differ")

@@ -22,7 +22,7 @@ class PromptCondition(Strict):
     source: list[str] = Field([], description="The prompt is from one of these.")
 
     @model_validator(mode="after")
-    def _something(self) -> PromptCondition:
+    def _require_condition(self) -> PromptCondition:
         if not self.tags and not self.source:
             raise ValueError("give `tags`, `source` or both")
         return self
@@ -56,7 +56,7 @@ class RewardTerm(Strict):
     )
 
     @model_validator(mode="after")
-    def _weighs(self) -> RewardTerm:
+    def _refuse_zero_weight(self) -> RewardTerm:
         if self.weight == 0:
             raise ValueError("a term of weight 0 is paid for and adds nothing: leave it out")
         return self
@@ -66,7 +66,7 @@ class RewardTerm(Strict):
         return self.when is None or self.when.holds(prompt)
 
 
-def _form(value: Any) -> str | None:
+def _form_of(value: Any) -> str | None:
     return "terms" if isinstance(value, list) else "weights" if isinstance(value, dict) else None
 
 
@@ -74,7 +74,7 @@ Rewards = Annotated[
     Annotated[dict[str, PositiveFloat], Field(min_length=1, title="weights"), Tag("weights")]
     | Annotated[list[RewardTerm], Field(min_length=1, title="terms"), Tag("terms")],
     Discriminator(
-        _form,
+        _form_of,
         custom_error_type="neither_form",
         custom_error_message="expected a list of terms, or a mapping of judges to their weights",
     ),

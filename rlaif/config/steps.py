@@ -41,7 +41,7 @@ class SamplePrinciples(Strict):
     shares: dict[str, Annotated[dict[str, PositiveFloat], Field(min_length=1)]] = {}
 
     @model_validator(mode="after")
-    def _named(self) -> SamplePrinciples:
+    def _check_shares(self) -> SamplePrinciples:
         if not self.texts:
             raise ValueError("`texts` needs at least one principle")
         for shares in (self.default, *self.shares.values()):
@@ -139,7 +139,7 @@ class LoadStep(Strict):
     )
 
     @model_validator(mode="after")
-    def _labelled(self) -> LoadStep:
+    def _check_reading(self) -> LoadStep:
         if self.prompts != "all" and self.type != "preferences":
             raise ValueError("prompts: only for `type: preferences`")
         given = told(self, "dataset", "format", "columns", "on_error")
@@ -206,7 +206,7 @@ class PairStep(Strict):
     uses: list[str] | None = None
 
     @model_validator(mode="after")
-    def _unjudged(self) -> PairStep:
+    def _check_strategy(self) -> PairStep:
         if (self.tier is not None) != (self.strategy == "length_tiered"):
             raise ValueError("`tier` and `strategy: length_tiered` go together")
         judged = ("weights", "min_margin", "standardise", "consistency", "uses")
@@ -239,7 +239,7 @@ class CheckSpec(Strict):
     params: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _known(self) -> CheckSpec:
+    def _validate_rule(self) -> CheckSpec:
         validate_check(self.rule, self.params)
         return self
 

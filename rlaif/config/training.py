@@ -138,7 +138,7 @@ class TrainStep(TextStep):
     )
 
     @model_validator(mode="after")
-    def _splits(self) -> TrainStep:
+    def _check_sharding(self) -> TrainStep:
         if self.sharding == "full" and self.processes == 1:
             raise ValueError("`sharding: full` needs several processes: set `processes` above 1")
         return self

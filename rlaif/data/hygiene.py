@@ -152,7 +152,7 @@ def _refuse_each(
 
 
 def _by_rule(items: Sequence[Item], wanted: RuleFilter, beside: Beside) -> Refusals:
-    def refuse(prompt: Prompt, text: str) -> Refusal | None:
+    def refuse_text(prompt: Prompt, text: str) -> Refusal | None:
         score = apply_check(wanted.rule, wanted.params, prompt, text)
         if score is None or score >= wanted.least:
             return None
@@ -161,7 +161,7 @@ def _by_rule(items: Sequence[Item], wanted: RuleFilter, beside: Beside) -> Refus
             return None
         return Refusal(f"below {wanted.least:g}", f"{score:.3f}")
 
-    return _refuse_each(items, wanted.of, refuse)
+    return _refuse_each(items, wanted.of, refuse_text)
 
 
 def _find_truncated(items: Sequence[Item], wanted: TruncatedFilter, beside: Beside) -> Refusals:
@@ -226,7 +226,7 @@ def _in_lexicon(items: Sequence[Item], wanted: LexiconFilter, beside: Beside) ->
     phrases = {tuple(_fold_text(line)) for line in beside.lexicons[wanted.path]} - {()}
     longest = max(map(len, phrases), default=0)
 
-    def refuse(prompt: Prompt, text: str) -> Refusal | None:
+    def refuse_text(prompt: Prompt, text: str) -> Refusal | None:
         words = _fold_text(text)
         marked = [False] * len(words)
         hits = set()
@@ -239,7 +239,7 @@ def _in_lexicon(items: Sequence[Item], wanted: LexiconFilter, beside: Beside) ->
             return None
         return Refusal("listed words", ", ".join(sorted(hits)))
 
-    return _refuse_each(items, wanted.of, refuse)
+    return _refuse_each(items, wanted.of, refuse_text)
 
 
 def _fold_text(text: str) -> list[str]:

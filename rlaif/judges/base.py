@@ -232,11 +232,11 @@ def verdicts_of(
 ) -> list[Judgement]:
     """What a judge reads in the answers to one prompt's calls. An unasked call has no answer."""
     if is_staged(judge):
-        return [_explained(j, calls, answers) for j in judge.conclude(calls, answers)]
+        return [_explain_missing(j, calls, answers) for j in judge.conclude(calls, answers)]
     return [j for call in calls for j in read_answer(judge, call, answers.get(call.call_id))]
 
 
-def _explained(
+def _explain_missing(
     made: Judgement, calls: Iterable[Call], answers: Mapping[str, Answered]
 ) -> Judgement:
     """A judgement without a verdict with what went wrong in the first of the calls about its texts
@@ -247,7 +247,7 @@ def _explained(
     own = [answers[c.call_id] for c in about if c.call_id in answers]
     faults = (a.error if made.status == "failed" else a.fault for a in own)
     fault = next(filter(None, faults), None)
-    if made.status == "failed" and fault is None and any(_cut(a.answer) for a in own):
+    if made.status == "failed" and fault is None and any(_is_cut(a.answer) for a in own):
         return replace(made, status="unparsed", error=CUT)
     return replace(made, error=fault)
 
@@ -266,7 +266,7 @@ def read_answer(judge: Plain, call: Call, answered: Answered | None) -> list[Jud
     read = judge.read(call, answered.answer, answered.annotator_id)
     return [
         replace(
-            unread(j) if _cut(answered.answer) else j,
+            unread(j) if _is_cut(answered.answer) else j,
             rationale=answered.thought or j.rationale,
             latency=answered.latency,
             cost=answered.cost,
@@ -278,7 +278,7 @@ def read_answer(judge: Plain, call: Call, answered: Answered | None) -> list[Jud
     ]
 
 
-def _cut(answer: Answer) -> bool:
+def _is_cut(answer: Answer) -> bool:
     """Whether an answer is thinking without an end."""
     return isinstance(answer, GenerateResult) and answer.cut
 

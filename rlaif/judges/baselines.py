@@ -87,25 +87,25 @@ class PerplexityJudge(BaselineJudge):
         return Perplexity(self.id, content_hash(self.kind, self.id))
 
 
-def _longer(shown: Pair, drawn: str) -> float:
+def _prefer_longer(shown: Pair, drawn: str) -> float:
     first, second = (len(c.text) for c in shown)
     return 0.5 if first == second else float(first > second)
 
 
-def _first(shown: Pair, drawn: str) -> float:
+def _prefer_first(shown: Pair, drawn: str) -> float:
     return 1.0
 
 
-def _random(shown: Pair, drawn: str) -> float:
+def _prefer_at_random(shown: Pair, drawn: str) -> float:
     # The id names the pair in one order, so the same answer wins whichever is shown first.
     low = min(shown, key=lambda c: c.completion_id)
     return float((int(content_hash("coin", drawn, length=8), 16) % 2 == 0) == (shown[0] is low))
 
 
 DECIDE: Mapping[str, Callable[[Pair, str], float]] = {
-    "longer": _longer,
-    "first": _first,
-    "random": _random,
+    "longer": _prefer_longer,
+    "first": _prefer_first,
+    "random": _prefer_at_random,
 }
 """From the two answers as shown, and a call's id, to P(the first is better)."""
 
@@ -124,11 +124,11 @@ class Comparing:
         """One call without a request per pair; the seed is in the id of a coin's calls alone."""
         drawn = content_hash(self.judge_hash, seed) if self.kind == "random" else self.judge_hash
         return [
-            Call(self._name(drawn, shown), prompt, shown, None, 0, None)
+            Call(self._make_call_id(drawn, shown), prompt, shown, None, 0, None)
             for shown in usable_pairs(completions)
         ]
 
-    def _name(self, drawn: str, shown: Pair) -> str:
+    def _make_call_id(self, drawn: str, shown: Pair) -> str:
         ordered = sorted(shown, key=lambda c: c.completion_id) if self.kind == "random" else shown
         return call_id(drawn, ordered, None)
 

@@ -75,7 +75,7 @@ def read_choice(text: str, labels: Labels, form: Form = USUAL, cut: bool = False
     """
     text = unwrapped(text)
     known = quoted(text)
-    spoken = _vocabulary(tuple((label, forms) for label, forms in labels.items()))
+    spoken = _compile_vocabulary(tuple((label, forms) for label, forms in labels.items()))
     alone = None if cut else choice_alone(text, labels)
     if alone is not None:
         return alone
@@ -95,9 +95,9 @@ def read_choice(text: str, labels: Labels, form: Form = USUAL, cut: bool = False
 
 def choice_grammar(labels: Labels) -> Grammar[str]:
     """What stands where a choice should: see `read_choice`."""
-    spoken = _vocabulary(tuple((label, forms) for label, forms in labels.items()))
+    spoken = _compile_vocabulary(tuple((label, forms) for label, forms in labels.items()))
 
-    def read(text: str, place: int) -> Read[str] | None:
+    def read_label(text: str, place: int) -> Read[str] | None:
         found = spoken.value.match(text, place)
         if found is None:
             return None
@@ -105,12 +105,12 @@ def choice_grammar(labels: Labels) -> Grammar[str]:
             return Read(None, found.end())
         return Read(spoken.label(found.group(1)), found.end())
 
-    return read
+    return read_label
 
 
 def choice_alone(text: str, labels: Labels) -> str | None:
     """The label that a text is, and nothing else."""
-    spoken = _vocabulary(tuple((label, forms) for label, forms in labels.items()))
+    spoken = _compile_vocabulary(tuple((label, forms) for label, forms in labels.items()))
     found = spoken.alone.fullmatch(text)
     return spoken.label(found.group(1)) if found is not None else None
 
@@ -128,10 +128,10 @@ def _in_prose(text: str, spoken: _Vocabulary, known: Quoted) -> Iterator[str | N
 
 
 @lru_cache(maxsize=32)
-def _vocabulary(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> _Vocabulary:
+def _compile_vocabulary(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> _Vocabulary:
     words = {form.strip().casefold(): label for label, forms in labels for form in forms}
     ranked = sorted(words, key=len, reverse=True)
-    every, form = "|".join(map(re.escape, ranked)), "|".join(map(_form, ranked))
+    every, form = "|".join(map(re.escape, ranked)), "|".join(map(_form_pattern, ranked))
     flags = re.IGNORECASE | re.MULTILINE
     prose = _PROSE.format(lead=_LEAD, form=form, whole=_WHOLE)
     named = r"(?:(?:the|an?)\s+)?(?:answer|response|assistant|option|number)?[\s(]*"
@@ -145,7 +145,7 @@ def _vocabulary(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> _Vocabulary:
     )
 
 
-def _form(word: str) -> str:
+def _form_pattern(word: str) -> str:
     """The pattern of one form of a label, within one that ignores case."""
     if len(word) == 1 and word.isalpha():
         return _LETTER.format(upper=re.escape(word.upper()), lower=re.escape(word))

@@ -131,7 +131,7 @@ def judge_template(
 
 def usable(completions: Iterable[Completion]) -> list[Completion]:
     """The completions that were generated, each once, in the order of sampling."""
-    ordered = sorted(_made(completions), key=lambda c: (c.sample_index, c.completion_id))
+    ordered = sorted(_drop_failed(completions), key=lambda c: (c.sample_index, c.completion_id))
     found: dict[str, Completion] = {}
     for completion in ordered:
         found.setdefault(completion.completion_id, completion)
@@ -141,14 +141,14 @@ def usable(completions: Iterable[Completion]) -> list[Completion]:
 def usable_pairs(completions: Iterable[Completion]) -> list[tuple[Completion, Completion]]:
     """Every two of the usable completions; where several are all the same one, it beside itself,
     which is a tie."""
-    made = _made(completions)
+    made = _drop_failed(completions)
     distinct = usable(made)
     if len(distinct) == 1 < len(made):
         return [(distinct[0], distinct[0])]
     return list(combinations(distinct, 2))
 
 
-def _made(completions: Iterable[Completion]) -> list[Completion]:
+def _drop_failed(completions: Iterable[Completion]) -> list[Completion]:
     return [c for c in completions if c.finish_reason != "failed"]
 
 
@@ -176,8 +176,8 @@ def template_values(
         "principles": [p.text for p in principles if p.applies(prompt)],
         "examples": list(principle.examples) if principle is not None else [],
         "scale": sorted(described.items()),
-        "low": _plain(low),
-        "high": _plain(high),
+        "low": _as_integer(low),
+        "high": _as_integer(high),
         "reference": None if prompt.reference is None else inert(prompt.reference),
         "fence": fence_mark(seed, conversation, prompt.reference or "", *texts),
         "responses": [inert(text) for text in texts],
@@ -186,7 +186,7 @@ def template_values(
     }
 
 
-def _plain(value: float | None) -> float | int | None:
+def _as_integer(value: float | None) -> float | int | None:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -143,7 +143,11 @@ def candidates(
     """The matches of a form, in order. `cut`: the text ends where a limit cut it, so that a value
     at its end may be a part of one."""
     known = quoted(text) if known is None else known
-    return [c for m in _heads(form, text, known) if (c := _candidate(text, m, form, grammar, cut))]
+    return [
+        c
+        for m in _find_heads(form, text, known)
+        if (c := _read_candidate(text, m, form, grammar, cut))
+    ]
 
 
 def settled(found: Sequence[Candidate[V]], text: str, last: bool = True) -> V | None:
@@ -161,16 +165,16 @@ def settled(found: Sequence[Candidate[V]], text: str, last: bool = True) -> V | 
     return None
 
 
-def _heads(form: Form, text: str, known: Quoted) -> Iterator[re.Match[str]]:
-    return (m for m in _compiled(form.heads).finditer(text) if m.start() not in known)
+def _find_heads(form: Form, text: str, known: Quoted) -> Iterator[re.Match[str]]:
+    return (m for m in _compile_heads(form.heads).finditer(text) if m.start() not in known)
 
 
 @lru_cache(maxsize=64)
-def _compiled(heads: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(_pattern, heads)), re.IGNORECASE)
+def _compile_heads(heads: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(_head_pattern, heads)), re.IGNORECASE)
 
 
-def _pattern(head: str) -> str:
+def _head_pattern(head: str) -> str:
     """A head as a pattern: in any case, with markup, and with what people put before a colon."""
     name = head.rstrip(":").rstrip()
     words = r"\s+".join(map(re.escape, name.split()))
@@ -185,17 +189,17 @@ def _pattern(head: str) -> str:
 _OPENED, _CLOSED = re.compile(MARKUP), re.compile(CLOSING)
 
 
-def _candidate(
+def _read_candidate(
     text: str, head: re.Match[str], form: Form, grammar: Grammar[V], cut: bool
 ) -> Candidate[V] | None:
-    start, place = head.start(), _past(text, head.end())
+    start, place = head.start(), _skip_pattern(text, head.end())
     # A form with marks of its own ("[RESULT]", "<score>") may stand anywhere in a sentence.
     marked = bool(form.tail) or not head.group()[0].isalnum()
-    firm = unhedged(text, start) if marked else _said(text, start)
+    firm = unhedged(text, start) if marked else _begins_statement(text, start)
     read = grammar(text, place)
     if read is None:
-        return _unread(text, start, head.end(), firm)
-    end = _past(text, read.end, _CLOSED)
+        return _withdraw_form(text, start, head.end(), firm)
+    end = _skip_pattern(text, read.end, _CLOSED)
     if form.tail:
         if not text[read.end :].lstrip().startswith(form.tail):
             return Candidate(None, start, end, firm)
@@ -214,12 +218,12 @@ def _candidate(
     return Candidate(value, start, end, firm and not _DOUBTED.match(rest), about.casefold())
 
 
-def _past(text: str, place: int, pattern: re.Pattern[str] = _OPENED) -> int:
+def _skip_pattern(text: str, place: int, pattern: re.Pattern[str] = _OPENED) -> int:
     found = pattern.match(text, place)
     return found.end() if found is not None else place
 
 
-def _unread(text: str, start: int, end: int, firm: bool) -> Candidate[V] | None:
+def _withdraw_form(text: str, start: int, end: int, firm: bool) -> Candidate[V] | None:
     """A form without a verdict in it: it withdraws others where it is a statement of its own
     ("Score: none"), and is nothing where it is a part of a sentence or stands for the form."""
     rest = text[end:].partition("\n")[0].strip("*_` \t")
@@ -234,7 +238,7 @@ def _unread(text: str, start: int, end: int, firm: bool) -> Candidate[V] | None:
     return Candidate(None, start, end, firm)
 
 
-def _said(text: str, start: int) -> bool:
+def _begins_statement(text: str, start: int) -> bool:
     """Whether a form begins a statement: a line or a clause, in a sentence that does not doubt it
     or quote it."""
     above, _, line = text[max(0, start - MOST_BEFORE) : start].rpartition("\n")

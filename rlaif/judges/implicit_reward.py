@@ -88,7 +88,7 @@ class RewardEnsembleJudge(JudgeBase):
     )
 
     @model_validator(mode="after")
-    def _members(self) -> RewardEnsembleJudge:
+    def _check_members(self) -> RewardEnsembleJudge:
         if len(set(self.members)) < len(self.members):
             raise ValueError("`members` names a model twice: its vote would count twice")
         if unknown := sorted(set(self.standardise) - set(self.members)):
@@ -138,7 +138,7 @@ class ImplicitRewardJudge(JudgeBase):
         return ImplicitReward(self.id, hash_judge(self, ()), self.beta, self.per_token)
 
 
-def _roles() -> dict[str, frozenset[Capability]]:
+def _required_capabilities() -> dict[str, frozenset[Capability]]:
     return {role: frozenset({"token_logprobs"}) for role in ROLES}
 
 
@@ -151,7 +151,7 @@ class ImplicitReward:
     judge_hash: str
     beta: float
     per_token: bool
-    roles: Mapping[str, frozenset[Capability]] = field(default_factory=_roles)
+    roles: Mapping[str, frozenset[Capability]] = field(default_factory=_required_capabilities)
     comparative: bool = False
     unbounded: bool = True
 
@@ -163,11 +163,11 @@ class ImplicitReward:
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per completion and model; `seed` changes nothing."""
 
-        def request(name: str, completion: Completion) -> ScoreRequest:
+        def make_request(name: str, completion: Completion) -> ScoreRequest:
             """What each model is asked about a completion."""
             return ScoreRequest(name, prompt.messages, continuation=completion.text)
 
-        return calls_by_role(self, prompt, completions, request)
+        return calls_by_role(self, prompt, completions, make_request)
 
     def follow(
         self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
@@ -181,9 +181,9 @@ class ImplicitReward:
 
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion; failed where a model could not score it or it is empty."""
-        return rewarded(self, calls, answers, self._read)
+        return rewarded(self, calls, answers, self._read_reward)
 
-    def _read(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
+    def _read_reward(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
         results = {role: label_result(answer) for role, answer in answers.items()}
         scored = {r: s.token_logprobs for r, s in results.items() if s and s.token_logprobs}
         if len(scored) < len(ROLES):
@@ -247,13 +247,13 @@ def member_rewards(role: str, answer: Answer) -> dict[str, float]:
     ensemble of several; none where it could not score the answer."""
     if not isinstance(answer, RewardResult) or answer.reward is None:
         return {}
-    adapters = {name: v for name, v in _parts(answer).items() if name.startswith(MEMBER)}
+    adapters = {name: v for name, v in _parts_of(answer).items() if name.startswith(MEMBER)}
     if not adapters:
         return {f"{MEMBER}{role}": answer.reward}
     return {f"{MEMBER}{role}/{n.removeprefix(MEMBER)}": v for n, v in adapters.items()}
 
 
-def _parts(answer: Answer) -> dict[str, float]:
+def _parts_of(answer: Answer) -> dict[str, float]:
     return answer.parts if isinstance(answer, RewardResult) else {}
 
 
@@ -279,11 +279,11 @@ class RewardEnsemble:
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per completion and member; `seed` changes nothing."""
 
-        def request(name: str, completion: Completion) -> RewardRequest:
+        def make_request(name: str, completion: Completion) -> RewardRequest:
             """What each model is asked about a completion."""
             return RewardRequest(name, prompt.messages, completion.messages[-1])
 
-        return calls_by_role(self, prompt, completions, request)
+        return calls_by_role(self, prompt, completions, make_request)
 
     def follow(
         self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
@@ -297,16 +297,16 @@ class RewardEnsemble:
 
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion; failed where a member could not score it."""
-        return rewarded(self, calls, answers, self._read)
+        return rewarded(self, calls, answers, self._read_reward)
 
-    def _read(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
+    def _read_reward(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
         members: dict[str, float] = {}
         away: list[float] = []
         for role, answer in answers.items():
             own = member_rewards(role, answer)
             if not own:
                 return None
-            away += [v for name, v in _parts(answer).items() if name == DISTANCE]
+            away += [v for name, v in _parts_of(answer).items() if name == DISTANCE]
             mean, spread = self.standardise.get(role, (0.0, 1.0))
             members |= {name: (reward - mean) / spread for name, reward in own.items()}
         if len(members) < 2:

@@ -46,8 +46,8 @@ class Found:
 def json_objects(text: str) -> list[Found]:
     """The outermost objects in `text`, in order. One right behind a quotation mark is quoted, and
     left out, as is what a string holds."""
-    one = _strict(text)
-    return [one] if one is not None else list(_objects(text))
+    one = _parse_strictly(text)
+    return [one] if one is not None else list(_find_objects(text))
 
 
 def the_object(objects: Iterable[Found], key: str, asked: bool = True) -> Found | None:
@@ -88,12 +88,12 @@ def names_member(text: str, key: str) -> bool:
     return re.search(rf'"{re.escape(key)}"\s*:', text) is not None
 
 
-def _strict(text: str) -> Found | None:
+def _parse_strictly(text: str) -> Found | None:
     """An answer that is one object and no more, in a code fence or not."""
     inside = _FENCED.sub(r"\1", text).strip()
     found = Found(0, len(text), whole=True)
 
-    def pairs(read: list[tuple[str, Any]]) -> dict[str, Any]:
+    def keep_unique(read: list[tuple[str, Any]]) -> dict[str, Any]:
         names = Counter(key for key, _ in read)
         # The outermost object is read last, and leaves its own.
         found.twice = {key for key, count in names.items() if count > 1}
@@ -102,80 +102,80 @@ def _strict(text: str) -> Found | None:
     if not inside.startswith("{"):
         return None
     try:
-        value = json.loads(inside, parse_constant=_refuse, object_pairs_hook=pairs)
+        value = json.loads(inside, parse_constant=_refuse_constant, object_pairs_hook=keep_unique)
     except (ValueError, RecursionError):
         return None
     found.members = value
     return found
 
 
-def _refuse(constant: str) -> Any:
+def _refuse_constant(constant: str) -> Any:
     raise ValueError(constant)
 
 
-def _objects(text: str) -> Iterator[Found]:
+def _find_objects(text: str) -> Iterator[Found]:
     start = _START.search(text)
     while start is not None:
-        found = _object(text, start.start(), 0)
+        found = _parse_object(text, start.start(), 0)
         quoted = start.start() > 0 and text[start.start() - 1] in _QUOTES
         if not quoted and (found.members or not found.whole):
             yield found
         start = _START.search(text, max(found.end, start.start() + 1))
 
 
-def _object(text: str, start: int, depth: int) -> Found:
+def _parse_object(text: str, start: int, depth: int) -> Found:
     """The object that begins at `start`, as far as it can be read."""
     found = Found(start, start + 1)
-    place = _skip(text, start + 1)
+    place = _skip_space(text, start + 1)
     while text[place : place + 1] != "}":
         key = _STRING.match(text, place)
-        colon = _skip(text, key.end()) if key is not None else place
+        colon = _skip_space(text, key.end()) if key is not None else place
         if key is None or text[colon : colon + 1] != ":":
-            found.end = _lost(text, place)
+            found.end = _find_next_start(text, place)
             return found
-        value = _value(text, _skip(text, colon + 1), depth)
-        name = _loaded(key.group())
+        value = _parse_value(text, _skip_space(text, colon + 1), depth)
+        name = _load_json(key.group())
         if value is None or not isinstance(name, str):
-            found.end = _lost(text, place)
+            found.end = _find_next_start(text, place)
             return found
         read, place = value
         found.add(name, read)
-        place = _skip(text, place)
+        place = _skip_space(text, place)
         if text[place : place + 1] == ",":
-            place = _skip(text, place + 1)
+            place = _skip_space(text, place + 1)
         elif text[place : place + 1] != "}":
-            found.end = _lost(text, place)
+            found.end = _find_next_start(text, place)
             return found
     found.end, found.whole = place + 1, True
     return found
 
 
-def _value(text: str, place: int, depth: int) -> tuple[Any, int] | None:
+def _parse_value(text: str, place: int, depth: int) -> tuple[Any, int] | None:
     """A value and the place behind it; None where there is none that is complete."""
     sign = text[place : place + 1]
     if sign == "{" and depth < _DEEPEST:
-        found = _object(text, place, depth + 1)
+        found = _parse_object(text, place, depth + 1)
         return (found.members, found.end) if found.whole else None
     if sign == "[":
-        return _list(text, place, depth)
+        return _parse_list(text, place, depth)
     match = _STRING.match(text, place) or _SCALAR.match(text, place)
     if match is None:
         return None
-    value = _loaded(match.group())
+    value = _load_json(match.group())
     return None if value is _BAD else (value, match.end())
 
 
-def _list(text: str, place: int, depth: int) -> tuple[list[Any], int] | None:
+def _parse_list(text: str, place: int, depth: int) -> tuple[list[Any], int] | None:
     read: list[Any] = []
-    place = _skip(text, place + 1)
+    place = _skip_space(text, place + 1)
     while text[place : place + 1] != "]":
-        value = _value(text, place, depth + 1) if depth < _DEEPEST else None
+        value = _parse_value(text, place, depth + 1) if depth < _DEEPEST else None
         if value is None:
             return None
         read.append(value[0])
-        place = _skip(text, value[1])
+        place = _skip_space(text, value[1])
         if text[place : place + 1] == ",":
-            place = _skip(text, place + 1)
+            place = _skip_space(text, place + 1)
         elif text[place : place + 1] != "]":
             return None
     return read, place + 1
@@ -184,19 +184,19 @@ def _list(text: str, place: int, depth: int) -> tuple[list[Any], int] | None:
 _BAD = object()
 
 
-def _loaded(raw: str) -> Any:
+def _load_json(raw: str) -> Any:
     try:
-        return json.loads(raw, strict=False, parse_constant=_refuse)
+        return json.loads(raw, strict=False, parse_constant=_refuse_constant)
     except ValueError:
         return _BAD
 
 
-def _skip(text: str, place: int) -> int:
+def _skip_space(text: str, place: int) -> int:
     found = _SPACE.match(text, place)
     return found.end() if found is not None else place
 
 
-def _lost(text: str, place: int) -> int:
+def _find_next_start(text: str, place: int) -> int:
     """Where the search goes on behind an object that breaks off: behind the next brace that closes,
     since what stands before it may be the object's own text."""
     end = text.find("}", place)

@@ -98,7 +98,7 @@ class JuryJudge(JudgeBase):
             build_judge(juror, inputs.constitution, inputs.beside, inputs.thinking)
             for juror in self.of
         )
-        weights = _weights(self, inputs.beside)
+        weights = _juror_weights(self, inputs.beside)
         principle_weights = (
             {p.id: p.weight for p in inputs.constitution.principles} if inputs.constitution else {}
         )
@@ -184,17 +184,19 @@ class Jury:
             )
             for juror, rows in read.items()
         }
-        status = missing_status(j.status for rows in read.values() for j in rows if not _valued(j))
+        status = missing_status(
+            j.status for rows in read.values() for j in rows if not _has_value(j)
+        )
         who = annotators(calls, answers, self.id)
         every = [j for rows in read.values() for j in rows]
         if self.pool == "mean":
-            return self._means(calls, completions, scores, every, who, status)
+            return self._average_scores(calls, completions, scores, every, who, status)
         return [
-            self._vote(calls, pair, scores, every, who, status)
+            self._count_votes(calls, pair, scores, every, who, status)
             for pair in combinations(completions, 2)
         ]
 
-    def _means(
+    def _average_scores(
         self,
         calls: Sequence[Call],
         completions: Sequence[Completion],
@@ -217,12 +219,12 @@ class Jury:
                     who,
                     Verdict(status if mean is None else "ok", mean, distribution=own or None),
                     among=seen_together(calls),
-                    rests_on=_behind(read, [completion], calls),
+                    rests_on=_find_calls_behind(read, [completion], calls),
                 )
             )
         return found
 
-    def _vote(
+    def _count_votes(
         self,
         calls: Sequence[Call],
         pair: tuple[Completion, Completion],
@@ -248,11 +250,11 @@ class Jury:
             who,
             Verdict(status, prob_first=prob, distribution=votes or None),
             among=seen_together(calls),
-            rests_on=_behind(read, pair, calls),
+            rests_on=_find_calls_behind(read, pair, calls),
         )
 
 
-def _behind(
+def _find_calls_behind(
     read: Sequence[Judgement], about: Sequence[Completion], calls: Sequence[Call]
 ) -> list[str]:
     """The calls that the jurors' judgements of these completions rest on."""
@@ -260,7 +262,7 @@ def _behind(
     return behind((j for j in read if not names.isdisjoint(j.shown)), calls)
 
 
-def _valued(judgement: Judgement) -> bool:
+def _has_value(judgement: Judgement) -> bool:
     return judgement.score is not None or judgement.prob_first is not None
 
 
@@ -270,13 +272,15 @@ def accuracy_weight(accuracy: float) -> float:
     return max(0.0, math.log(sure) - math.log(1 - sure)) if sure > 0 else 0.0
 
 
-def _weights(spec: JuryJudge, beside: Path | None) -> dict[str, float]:
+def _juror_weights(spec: JuryJudge, beside: Path | None) -> dict[str, float]:
     ids = [juror.id for juror in spec.of]
     if spec.weights is not None:
         given = spec.weights
     elif spec.accuracy is not None:
         known = (
-            spec.accuracy if isinstance(spec.accuracy, dict) else _measured(spec.accuracy, beside)
+            spec.accuracy
+            if isinstance(spec.accuracy, dict)
+            else _read_accuracies(spec.accuracy, beside)
         )
         lacking = sorted(set(ids) - set(known))
         if lacking:
@@ -296,7 +300,7 @@ def _weights(spec: JuryJudge, beside: Path | None) -> dict[str, float]:
     return weights
 
 
-def _measured(name: str, beside: Path | None) -> dict[str, float]:
+def _read_accuracies(name: str, beside: Path | None) -> dict[str, float]:
     """Judge id to agreement, from the file that `judge-bench --json` wrote."""
     path = find(name, beside)
     data = read_json(path, "Write it anew with judge-bench --json.") or {}

@@ -116,8 +116,8 @@ class Meta:
         if further or any(call.role == "by" for call in calls):
             return further
         made = []
-        for group in self._judgements(calls, answers).values():
-            texts = [_as_completion(j) for j in group if j.score is not None and _text(j)]
+        for group in self._group_judgements(calls, answers).values():
+            texts = [_as_completion(j) for j in group if j.score is not None and _text_of(j)]
             if len(texts) > 1:
                 subject = next(
                     c for call in calls for c in call.shown if c.completion_id == group[0].subject
@@ -131,7 +131,7 @@ class Meta:
         groups = Counter((c.shown[0].completion_id, c.principle) for c in own)
         return most_calls(self.inner, own) + sum(k * (k - 1) for k in groups.values())
 
-    def _judgements(
+    def _group_judgements(
         self, calls: Sequence[Call], answers: Mapping[str, Answered]
     ) -> dict[Key, list[Judgement]]:
         found: dict[Key, list[Judgement]] = {}
@@ -145,11 +145,13 @@ class Meta:
         who = annotators(calls, answers, self.id)
         subjects = {c.completion_id: c for call in calls for c in call.shown}
         return [
-            self._judge(subjects[subject], principle, group, calls, compared, answers, who)
-            for (subject, principle), group in self._judgements(calls, answers).items()
+            self._conclude_subject(
+                subjects[subject], principle, group, calls, compared, answers, who
+            )
+            for (subject, principle), group in self._group_judgements(calls, answers).items()
         ]
 
-    def _judge(
+    def _conclude_subject(
         self,
         subject: Completion,
         principle: str | None,
@@ -174,7 +176,7 @@ class Meta:
             )
         place = {j.judgement_id: index for index, j in enumerate(valued)}
         own = [c for c in compared if c.shown[0].completion_id in place]
-        wins, pairs = fair_wins(self._verdicts(own, place, answers))
+        wins, pairs = fair_wins(self._read_comparisons(own, place, answers))
         ratings = fit_strengths(wins[None], pairs, len(valued), PRIOR)[0]
         shares = np.exp(ratings - ratings.max())
         scores = np.array([j.score for j in valued], dtype=float)
@@ -184,7 +186,7 @@ class Meta:
             "ok",
             score=min(1.0, max(0.0, float(shares @ scores / shares.sum()))),
             distribution=kept,
-            rationale=_text(valued[int(np.argmax(ratings))]) or None,
+            rationale=_text_of(valued[int(np.argmax(ratings))]) or None,
         )
         return conclude_verdict(
             self,
@@ -197,7 +199,7 @@ class Meta:
             rests_on=[*behind(group, calls), *asked_ids(own)],
         )
 
-    def _verdicts(
+    def _read_comparisons(
         self, own: Sequence[Call], place: Mapping[str, int], answers: Mapping[str, Answered]
     ) -> list[tuple[int, int, float]]:
         read = verdicts_of(self.comparer, own, answers)
@@ -225,13 +227,13 @@ def fair_wins(
     return wins, np.concatenate([shown, shown[:, ::-1]])
 
 
-def _text(judgement: Judgement) -> str:
+def _text_of(judgement: Judgement) -> str:
     return (judgement.raw or judgement.rationale or "").strip()
 
 
 def _as_completion(judgement: Judgement) -> Completion:
     """A judgement's text as something that can be compared."""
-    text = _text(judgement)
+    text = _text_of(judgement)
     return Completion(
         completion_id=judgement.judgement_id,
         prompt_id=judgement.prompt_id,

@@ -187,7 +187,7 @@ class Pairwise:
         """The calls for every pair, per principle or one overall where there is none."""
         calls = []
         for first, second in usable_pairs(completions):
-            for principle in self._principles(prompt, first, second, seed):
+            for principle in self._choose_principles(prompt, first, second, seed):
                 name = principle.id if principle is not None else None
                 if not applicable(principle, prompt) or first.text == second.text:
                     shown = (first, second)
@@ -196,10 +196,10 @@ class Pairwise:
                     continue
                 for shown in presentations(self.order, first, second, name, seed):
                     for index in range(self.samples):
-                        calls.append(self._call(prompt, shown, principle, index, seed))
+                        calls.append(self._make_call(prompt, shown, principle, index, seed))
         return calls
 
-    def _principles(
+    def _choose_principles(
         self, prompt: Prompt, first: Completion, second: Completion, seed: int
     ) -> Sequence[Principle | None]:
         """Those that a pair is judged by: one drawn evenly among those that apply, or all."""
@@ -210,7 +210,7 @@ class Pairwise:
         ids = sorted([first.completion_id, second.completion_id])
         return [fitting[int(content_hash("principle", seed, ids), 16) % len(fitting)]]
 
-    def _call(
+    def _make_call(
         self,
         prompt: Prompt,
         shown: tuple[Completion, Completion],
@@ -252,7 +252,7 @@ class Pairwise:
             verdict = Verdict("tie", prob_first=0.5)
         else:
             verdict = self.asking.read_verdict(
-                call, result, lambda answer: self._decide(answer.label_probs), self._read_text
+                call, result, lambda answer: self._decide_pair(answer.label_probs), self._read_text
             )
         return [make_judgement(self, call, annotator_id, verdict)]
 
@@ -261,9 +261,9 @@ class Pairwise:
         choice = choice_of(said, forms, self.asking.template.form)
         if choice is None or choice == "abstain":
             return None if choice is None else Verdict("abstain")
-        return self._decide({choice: 1.0})
+        return self._decide_pair({choice: 1.0})
 
-    def _decide(self, probs: Mapping[str, float]) -> Verdict | None:
+    def _decide_pair(self, probs: Mapping[str, float]) -> Verdict | None:
         """The verdict of the labels' probabilities; None where neither answer has any."""
         tied = likeliest(probs) == "tie"
         prob = 0.5 if tied else label_share(probs.get("first", 0.0), probs.get("second", 0.0))

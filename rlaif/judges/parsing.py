@@ -34,7 +34,7 @@ _ITEM = re.compile(
 
 
 @lru_cache(maxsize=64)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
 
 
@@ -44,7 +44,7 @@ def patterned_score(
     """The number, on [low, high], in the first group of the matches of `pattern`; see
     `forms.settled` for several."""
 
-    def value(match: re.Match[str]) -> float | None:
+    def read_value(match: re.Match[str]) -> float | None:
         start, end = match.span(1)
         if re.match(r"[.,]?\d", text[end:]) or re.search(r"\d[.,]?$", text[:start]):
             return None
@@ -53,7 +53,9 @@ def patterned_score(
         except ValueError:
             return None
 
-    return settled([_match(text, m, value(m), cut) for m in _matches(text, pattern)], text)
+    return settled(
+        [_make_candidate(text, m, read_value(m), cut) for m in _find_matches(text, pattern)], text
+    )
 
 
 def patterned_word(
@@ -66,18 +68,20 @@ def patterned_word(
     word is not among `values`.
     """
     worth = {word.strip().casefold(): value for word, value in values.items()}
-    found = [m for m in _matches(text, pattern) if _whole(text, *m.span(1))]
-    return settled([_match(text, m, worth_of(m.group(1), worth), cut) for m in found], text)
+    found = [m for m in _find_matches(text, pattern) if _is_whole_word(text, *m.span(1))]
+    return settled(
+        [_make_candidate(text, m, worth_of(m.group(1), worth), cut) for m in found], text
+    )
 
 
-def _matches(text: str, pattern: str) -> Iterator[re.Match[str]]:
+def _find_matches(text: str, pattern: str) -> Iterator[re.Match[str]]:
     known = quoted(text)
-    for match in _compiled(pattern).finditer(text):
+    for match in _compile_pattern(pattern).finditer(text):
         if match.group(1) is not None and match.start() not in known:
             yield match
 
 
-def _match(text: str, match: re.Match[str], value: Any, cut: bool) -> Candidate[Any]:
+def _make_candidate(text: str, match: re.Match[str], value: Any, cut: bool) -> Candidate[Any]:
     ends = cut and match.end(1) == len(text)
     return Candidate(None if ends else value, match.start(), match.end(), True)
 
@@ -89,7 +93,7 @@ def worth_of(word: str, worth: Mapping[str, float | None]) -> Score | None:
     return "abstain" if value is None and word in worth else value
 
 
-def _whole(text: str, start: int, end: int) -> bool:
+def _is_whole_word(text: str, start: int, end: int) -> bool:
     word = text[start:end]
     cut_before = word[:1].isalnum() and re.search(r"\w[-'\u2019]?$", text[:start])
     cut_after = word[-1:].isalnum() and re.match(r"[-'\u2019]?\w", text[end:])
@@ -123,11 +127,11 @@ def text_ratings(
         end = len(text) if last else heads[index + 1].start()
         if 1 <= int(head["number"]) <= count:
             parts.setdefault(int(head["number"]), []).append((text[head.end() : end], cut and last))
-    found = {n: _rating(own, low, high, words, form) for n, own in parts.items()}
+    found = {n: _settle_rating(own, low, high, words, form) for n, own in parts.items()}
     return {number: rating for number, rating in found.items() if rating is not None}
 
 
-def _rating(
+def _settle_rating(
     parts: Sequence[tuple[str, bool]], low: float, high: float, words: Sequence[str], form: Form
 ) -> TextRating | None:
     grammar = rating_grammar(low, high, words)
@@ -142,15 +146,15 @@ def _rating(
 def rating_grammar(low: float, high: float, words: Sequence[str]) -> Grammar[TextRating]:
     """What stands where a text's rating should: see `text_ratings`."""
     plain = score_grammar(low, high, words)
-    apart = _compiled(rf"(?:{'|'.join(map(re.escape, _NOT))})(?!\w)")
+    apart = _compile_pattern(rf"(?:{'|'.join(map(re.escape, _NOT))})(?!\w)")
 
-    def read(text: str, place: int) -> Read[TextRating] | None:
+    def read_rating(text: str, place: int) -> Read[TextRating] | None:
         found = apart.match(text, place)
         if found is not None:
             return Read("not applicable", found.end())
         return plain(text, place)  # type: ignore[return-value]
 
-    return read
+    return read_rating
 
 
 def whole_lines(text: str, cut: bool) -> str:
@@ -177,13 +181,13 @@ def valid_member(found: Found, schema: dict[str, Any], field: str) -> Any:
     """`field` of an object that is whole, has it once and satisfies `schema`; else None."""
     if not found.whole or found.twice or field not in found.members:
         return None
-    if not _validator(json.dumps(schema, sort_keys=True)).is_valid(found.members):
+    if not _make_validator(json.dumps(schema, sort_keys=True)).is_valid(found.members):
         return None
     return found.members[field]
 
 
 @lru_cache(maxsize=32)
-def _validator(schema: str) -> Any:
+def _make_validator(schema: str) -> Any:
     from jsonschema.validators import validator_for
     from referencing import Registry
 

@@ -130,7 +130,7 @@ def answer_schema(fields: Mapping[str, Sequence[str] | dict[str, Any] | None]) -
     """The JSON schema of an object with all of `fields` and no other: one of some words, an object
     of a schema, or any text (None). It keeps to what servers take in strict mode."""
 
-    def schema(kind: Sequence[str] | dict[str, Any] | None) -> dict[str, Any]:
+    def field_schema(kind: Sequence[str] | dict[str, Any] | None) -> dict[str, Any]:
         """The schema of one field."""
         if isinstance(kind, dict):
             return kind
@@ -139,7 +139,7 @@ def answer_schema(fields: Mapping[str, Sequence[str] | dict[str, Any] | None]) -
 
     return {
         "type": "object",
-        "properties": {name: schema(kind) for name, kind in fields.items()},
+        "properties": {name: field_schema(kind) for name, kind in fields.items()},
         "required": list(fields),
         "additionalProperties": False,
     }
@@ -225,12 +225,12 @@ class Written:
         """The JSON object with `field` in it, see `jsontext.the_object`; none that it quotes. A
         field of that name outside every object shows that one of them is not what it seems."""
         found = json_objects(self.text)
-        one = the_object((o for o in found if not self._quotes(o)), field, self.structured)
+        one = the_object((o for o in found if not self._is_quoted(o)), field, self.structured)
         if one is not None and names_member(outside(self.text, found), field):
             return Found(one.start, one.end)
         return one
 
-    def _quotes(self, found: Found) -> bool:
+    def _is_quoted(self, found: Found) -> bool:
         return in_fence(self.text[: found.start], self.fence)
 
     def beside(self, found: Found) -> str:

@@ -51,12 +51,12 @@ def quoted(text: str) -> Quoted:
     A quotation whose end is missing runs to the end of its line, a fence to the end of the text.
     """
     lines = (m.span() for kind in (_QUOTED_LINE, _TURN) for m in kind.finditer(text))
-    blocks = merged([*_fences(text), *lines])
+    blocks = merged([*_find_fences(text), *lines])
     code = [m.span() for m in _CODE.finditer(text) if m.start() not in blocks]
     single = [m.span() for m in _SINGLE.finditer(text) if m.start() not in blocks]
     known = merged([*blocks.spans, *code])
-    known = merged([*known.spans, *_marked(text, known), *single])
-    return merged([*known.spans, *_thoughts(text, known)])
+    known = merged([*known.spans, *_find_quotations(text, known), *single])
+    return merged([*known.spans, *_find_thoughts(text, known)])
 
 
 _WRAPPED = (
@@ -84,7 +84,7 @@ def merged(spans: Sequence[Span]) -> Quoted:
     return Quoted(tuple(found))
 
 
-def _fences(text: str) -> Iterator[Span]:
+def _find_fences(text: str) -> Iterator[Span]:
     opened: re.Match[str] | None = None
     for mark in _FENCE.finditer(text):
         if opened is None:
@@ -96,7 +96,7 @@ def _fences(text: str) -> Iterator[Span]:
         yield opened.start(), len(text)
 
 
-def _marked(text: str, known: Quoted) -> Iterator[Span]:
+def _find_quotations(text: str, known: Quoted) -> Iterator[Span]:
     """What stands in quotation marks. One that opens where it could close shows that the first has
     no end."""
     opened: tuple[int, str] | None = None
@@ -104,7 +104,7 @@ def _marked(text: str, known: Quoted) -> Iterator[Span]:
         place, sign = mark.start(), mark.group()
         if place in known:
             continue
-        opens = sign in _PAIRS and (sign != '"' or _opens(text, place))
+        opens = sign in _PAIRS and (sign != '"' or _opens_quotation(text, place))
         if opened is not None and sign in opened[1] and not (opens and sign == '"'):
             yield opened[0], place + 1
             opened = None
@@ -116,7 +116,7 @@ def _marked(text: str, known: Quoted) -> Iterator[Span]:
         yield opened[0], _line_end(text, opened[0])
 
 
-def _opens(text: str, place: int) -> bool:
+def _opens_quotation(text: str, place: int) -> bool:
     """Whether a straight mark opens a quotation."""
     after = text[place + 1 : place + 2]
     return (place == 0 or text[place - 1] in _BESIDE) and bool(after) and not after.isspace()
@@ -127,7 +127,7 @@ def _line_end(text: str, place: int) -> int:
     return len(text) if end < 0 else end
 
 
-def _thoughts(text: str, known: Quoted) -> Iterator[Span]:
+def _find_thoughts(text: str, known: Quoted) -> Iterator[Span]:
     """Thinking that the engine could not tell from the answer: up to a marker that closes what
     nothing opened, between two markers, and after one that nothing closes."""
     opened: int | None = None
@@ -139,13 +139,13 @@ def _thoughts(text: str, known: Quoted) -> Iterator[Span]:
         elif opened is not None:
             yield opened, mark.end()
             opened = None
-        elif not _mentioned(text, *mark.span()):
+        elif not _is_mentioned(text, *mark.span()):
             yield -1, mark.end()
     if opened is not None:
         yield opened, len(text)
 
 
-def _mentioned(text: str, start: int, end: int) -> bool:
+def _is_mentioned(text: str, start: int, end: int) -> bool:
     """Whether a marker is a word of a sentence: white space before it, and more of the line on both
     sides."""
     before, after = text[:start].rpartition("\n")[2], text[end:].partition("\n")[0]

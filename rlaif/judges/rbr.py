@@ -122,9 +122,9 @@ class Rbr:
 
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion."""
-        return [self._judge(c, calls, answers) for c in completions_of(calls)]
+        return [self._conclude_answer(c, calls, answers) for c in completions_of(calls)]
 
-    def _judge(
+    def _conclude_answer(
         self, completion: Completion, calls: Sequence[Call], answers: Mapping[str, Answered]
     ) -> Judgement:
         own = [c for c in calls if c.shown[0].completion_id == completion.completion_id]
@@ -168,7 +168,7 @@ def fit(
 
     A proposition that does not apply counts 0. Raises RlaifError when no pair can be used.
     """
-    table, known = _table(judgements)
+    table, known = _tabulate_propositions(judgements)
     names = sorted({name for row in table.values() for name in row})
     pairs = [p for p in preferences if p.chosen_id in known and p.rejected_id in known]
     train = [p for p in pairs if int(content_hash("rbr", p.prompt_id), 16) % HELD_OUT]
@@ -177,14 +177,14 @@ def fit(
             f"no pair can be fitted: {len(preferences)} preferences, and judgements of "
             f"{len(known)} answers; are both about the same completions?"
         )
-    gaps = _gaps(train, table, names)
+    gaps = _feature_gaps(train, table, names)
     weights = fit_hinge(gaps, margin, ridge)
     fitted = {p.preference_id for p in train}
     held = [p for p in pairs if p.preference_id not in fitted]
     return Fit(
         {name: float(weight) for name, weight in zip(names, weights, strict=True)},
-        (len(train), _right(gaps, weights)),
-        (len(held), _right(_gaps(held, table, names), weights)),
+        (len(train), _share_right(gaps, weights)),
+        (len(held), _share_right(_feature_gaps(held, table, names), weights)),
         len(preferences) - len(pairs),
     )
 
@@ -209,7 +209,9 @@ def fit_hinge(gaps: Floats, margin: float = 1.0, ridge: float = 0.0) -> Floats:
     return best
 
 
-def _table(judgements: Iterable[Judgement]) -> tuple[dict[str, dict[str, float]], set[str]]:
+def _tabulate_propositions(
+    judgements: Iterable[Judgement],
+) -> tuple[dict[str, dict[str, float]], set[str]]:
     """Answer to proposition to mean P(yes), and the answers that lack no value that applied."""
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     broken, seen = set(), set()
@@ -223,16 +225,16 @@ def _table(judgements: Iterable[Judgement]) -> tuple[dict[str, dict[str, float]]
     return table, seen - broken
 
 
-def _gaps(
+def _feature_gaps(
     pairs: Sequence[Preference], table: Mapping[str, Mapping[str, float]], names: Sequence[str]
 ) -> Floats:
-    def features(answer: str) -> list[float]:
+    def feature_row(answer: str) -> list[float]:
         """The judged propositions of an answer, 0 where one was not judged."""
         return [table.get(answer, {}).get(name, 0.0) for name in names]
 
-    rows = [np.subtract(features(p.chosen_id), features(p.rejected_id)) for p in pairs]
+    rows = [np.subtract(feature_row(p.chosen_id), feature_row(p.rejected_id)) for p in pairs]
     return np.array(rows).reshape(len(pairs), len(names))
 
 
-def _right(gaps: Floats, weights: Floats) -> float | None:
+def _share_right(gaps: Floats, weights: Floats) -> float | None:
     return float(np.mean(gaps @ weights > 0)) if len(gaps) else None

@@ -110,12 +110,12 @@ class Rbrm:
         """One call per completion and sample; it has no request where no table fits the prompt."""
         fits = table_of(self.tables, prompt) is not None
         return [
-            self._call(prompt, completion, index, seed, fits)
+            self._make_call(prompt, completion, index, seed, fits)
             for completion in usable(completions)
             for index in range(self.samples if fits else 1)
         ]
 
-    def _call(
+    def _make_call(
         self, prompt: Prompt, completion: Completion, index: int, seed: int, fits: bool
     ) -> Call:
         name = call_id(self.judge_hash, [completion], None, index)

@@ -73,8 +73,8 @@ def render(source: str, values: Mapping[str, Any]) -> str:
     """`source` with `values` filled in. Raises RenderingError, for what an expression raises and
     for each of the limits."""
     if is_bounded(source):
-        return _render(source, values)
-    return _worker().render(source, values)
+        return _render_source(source, values)
+    return _start_worker().render(source, values)
 
 
 @lru_cache(maxsize=1)
@@ -136,22 +136,24 @@ def bounded(node: nodes.Node, looped: bool = False) -> bool:
         targets = {n.name for n in node.target.find_all(nodes.Name)} | _own_name(node.target)
         if targets & LISTS:
             return False
-        return all(bounded(child, True) for child in _bodies(node))
+        return all(bounded(child, True) for child in _list_bodies(node))
     if isinstance(node, nodes.Const):
         return True
     if isinstance(node, nodes.Tuple | nodes.List):
         return all(isinstance(item, nodes.Const) for item in node.items)
     if isinstance(node, nodes.Mul):
-        return _small(node.left) and _small(node.right)
+        return _is_small(node.left) and _is_small(node.right)
     if isinstance(node, nodes.Filter):
-        known = node.name in _FILTERS and _constants(node) and _given(node.node, looped)
-        return known and not _multiplies(node, node.name, node.node)
+        known = (
+            node.name in _FILTERS and _has_small_constants(node) and _is_bounded(node.node, looped)
+        )
+        return known and not _multiplies_text(node, node.name, node.node)
     if isinstance(node, nodes.Call):
         called = node.node
         if not isinstance(called, nodes.Getattr) or called.attr not in _METHODS:
             return False
-        known = _constants(node) and bounded(called.node, looped)
-        return known and not _multiplies(node, called.attr, called.node)
+        known = _has_small_constants(node) and bounded(called.node, looped)
+        return known and not _multiplies_text(node, called.attr, called.node)
     if isinstance(node, (*_PLAIN, nodes.Add, nodes.Concat)):
         return all(bounded(child, looped) for child in node.iter_child_nodes())
     return False
@@ -161,34 +163,34 @@ def _own_name(node: nodes.Node) -> set[str]:
     return {node.name} if isinstance(node, nodes.Name) else set()
 
 
-def _bodies(node: nodes.For) -> list[nodes.Node]:
+def _list_bodies(node: nodes.For) -> list[nodes.Node]:
     return [*node.body, *node.else_, *([node.test] if node.test is not None else [])]
 
 
-def _given(node: nodes.Node | None, looped: bool) -> bool:
+def _is_bounded(node: nodes.Node | None, looped: bool) -> bool:
     return node is not None and bounded(node, looped)
 
 
-def _constants(node: nodes.Filter | nodes.Call) -> bool:
-    return not node.dyn_args and not node.dyn_kwargs and all(map(_small, _given_to(node)))
+def _has_small_constants(node: nodes.Filter | nodes.Call) -> bool:
+    return not node.dyn_args and not node.dyn_kwargs and all(map(_is_small, _given_to(node)))
 
 
 def _given_to(node: nodes.Filter | nodes.Call) -> list[nodes.Expr]:
     return [*node.args, *(pair.value for pair in node.kwargs)]
 
 
-def _multiplies(node: nodes.Filter | nodes.Call, name: str, of: nodes.Node | None) -> bool:
+def _multiplies_text(node: nodes.Filter | nodes.Call, name: str, of: nodes.Node | None) -> bool:
     """Whether a filter or method may make a text many times as long: what it writes for a part is
     long, or it works on what another one has made longer."""
     if name not in _GROWING or of is None:
         return False
     inner = [of, *of.find_all((nodes.Filter, nodes.Getattr))]
     names = {n.name if isinstance(n, nodes.Filter) else getattr(n, "attr", "") for n in inner}
-    long = not all(_small(value, _LONGEST_PART) for value in _given_to(node))
+    long = not all(_is_small(value, _LONGEST_PART) for value in _given_to(node))
     return long or bool(names & _GROWING)
 
 
-def _small(node: nodes.Node, most: int = _LONGEST_CONSTANT) -> bool:
+def _is_small(node: nodes.Node, most: int = _LONGEST_CONSTANT) -> bool:
     if not isinstance(node, nodes.Const):
         return False
     value = node.value
@@ -196,22 +198,22 @@ def _small(node: nodes.Node, most: int = _LONGEST_CONSTANT) -> bool:
     return value is None or (isinstance(size, int | float) and abs(size) <= most)
 
 
-def _render(source: str, values: Mapping[str, Any]) -> str:
+def _render_source(source: str, values: Mapping[str, Any]) -> str:
     template: jinja2.Template | None = None
     try:
         template = compiled(source)
-        return _text(template, values)
+        return _write_text(template, values)
     except RenderingError:
         raise
     except MemoryError as error:
         reason = f"it takes more than {MEMORY >> 20} MB of memory"
-        raise RenderingError(reason, _line(template, error.__traceback__)) from None
+        raise RenderingError(reason, _find_line(template, error.__traceback__)) from None
     except Exception as error:
         # An expression may raise anything: 1 / 0, "a".missing(), an assertion of a filter.
-        raise RenderingError(str(error), _line(template, error.__traceback__)) from None
+        raise RenderingError(str(error), _find_line(template, error.__traceback__)) from None
 
 
-def _text(template: jinja2.Template, values: Mapping[str, Any]) -> str:
+def _write_text(template: jinja2.Template, values: Mapping[str, Any]) -> str:
     parts, size = [], 0
     context = template.new_context(dict(values))
     stream = cast("GeneratorType[str, None, None]", template.root_render_func(context))
@@ -228,7 +230,7 @@ def _text(template: jinja2.Template, values: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def _line(template: jinja2.Template | None, trace: TracebackType | None) -> int | None:
+def _find_line(template: jinja2.Template | None, trace: TracebackType | None) -> int | None:
     """The template's line in the innermost of its frames."""
     found = None
     while trace is not None:
@@ -249,12 +251,12 @@ class _Worker:
     def render(self, source: str, values: Mapping[str, Any]) -> str:
         """`render` there."""
         with self._lock:
-            process = self._started()
+            process = self._start_process()
             try:
                 task = pickle.dumps((source, dict(values)))
                 os.write(cast(Any, process.stdin).fileno(), len(task).to_bytes(_SIZE, "big"))
                 cast(Any, process.stdin).write(task)
-                answer = _received(process, time.monotonic() + SECONDS)
+                answer = _receive_answer(process, time.monotonic() + SECONDS)
             except TimeoutError:
                 line = _hanging_at(process, source)
                 self.close()
@@ -273,7 +275,7 @@ class _Worker:
             raise RenderingError(reason, line)
         return cast(str, text)
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _start_process(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             places = os.pathsep.join(os.path.abspath(place) for place in sys.path)
             self._process = subprocess.Popen(
@@ -287,7 +289,7 @@ class _Worker:
                 start_new_session=True,
             )
             # Its start is no part of a rendering.
-            _received(self._process, None)
+            _receive_answer(self._process, None)
         return self._process
 
     def close(self) -> None:
@@ -299,19 +301,19 @@ class _Worker:
 
 
 @lru_cache(maxsize=1)
-def _worker() -> _Worker:
+def _start_worker() -> _Worker:
     worker = _Worker()
     atexit.register(worker.close)
     return worker
 
 
-def _received(process: subprocess.Popen[bytes], until: float | None) -> Any:
+def _receive_answer(process: subprocess.Popen[bytes], until: float | None) -> Any:
     """What the worker answers. Raises TimeoutError and EOFError."""
-    size = int.from_bytes(_read(process, _SIZE, until), "big")
-    return pickle.loads(_read(process, size, until))
+    size = int.from_bytes(_read_bytes(process, _SIZE, until), "big")
+    return pickle.loads(_read_bytes(process, size, until))
 
 
-def _read(process: subprocess.Popen[bytes], size: int, until: float | None) -> bytes:
+def _read_bytes(process: subprocess.Popen[bytes], size: int, until: float | None) -> bytes:
     pipe = cast(Any, process.stdout).fileno()
     found = bytearray()
     while len(found) < size:
@@ -350,19 +352,23 @@ def main() -> None:
         import rlaif.constitution.model  # noqa: F401
 
         limit = _address_space() + MEMORY
-        _send(answers, "ready")
+        _send_value(answers, "ready")
         while head := sys.stdin.buffer.read(_SIZE):
             task = sys.stdin.buffer.read(int.from_bytes(head, "big"))
             resource.setrlimit(resource.RLIMIT_AS, (limit + 8 * len(task), resource.RLIM_INFINITY))
             source, values = pickle.loads(task)
             try:
-                answer: tuple[str | None, str, int | None] = (_render(source, values), "", None)
+                answer: tuple[str | None, str, int | None] = (
+                    _render_source(source, values),
+                    "",
+                    None,
+                )
             except RenderingError as error:
                 answer = (None, str(error), error.line)
-            _send(answers, answer)
+            _send_value(answers, answer)
 
 
-def _send(answers: Any, value: Any) -> None:
+def _send_value(answers: Any, value: Any) -> None:
     data = pickle.dumps(value)
     answers.write(len(data).to_bytes(_SIZE, "big") + data)
     answers.flush()

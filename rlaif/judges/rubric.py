@@ -219,7 +219,7 @@ class Rubric:
         """One call that writes the items, or the calls about those that are known."""
         shown = usable(completions)
         if self.writer is None or not shown:
-            return self._about(prompt, shown, self._known(prompt), seed)
+            return self._make_calls(prompt, shown, self._known_items(prompt), seed)
         # The prompt alone decides the id: the same items for whatever answers are judged.
         name = "c_" + content_hash(self.judge_hash, WRITING_STAGE, prompt.prompt_id)
         writer, schema = self.writer, ITEM_SCHEMA if self.writer.structured else None
@@ -228,10 +228,10 @@ class Rubric:
         used = writer.template.hash
         return [Call(name, prompt, tuple(shown), WRITING_STAGE, 0, request, template_hash=used)]
 
-    def _known(self, prompt: Prompt) -> Items:
+    def _known_items(self, prompt: Prompt) -> Items:
         return self.by_question.get(prompt.question, ()) if self.common is None else self.common
 
-    def _written(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> Items:
+    def _read_items(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> Items:
         """The items of a prompt, from the answer to the call that wrote them."""
         answer = answers[calls[0].call_id].answer
         if self.writer is None or not isinstance(answer, GenerateResult):
@@ -244,18 +244,18 @@ class Rubric:
         ]
         return tuple(made[: self.writer.most])
 
-    def _about(
+    def _make_calls(
         self, prompt: Prompt, shown: Sequence[Completion], items: Items, seed: int
     ) -> list[Call]:
         if not self.explicit:
-            return [self._overall(prompt, c, items, seed) for c in shown]
+            return [self._make_overall_call(prompt, c, items, seed) for c in shown]
         return [
-            self._item(prompt, completion, number, item, seed)
+            self._make_item_call(prompt, completion, number, item, seed)
             for completion in shown
             for number, item in enumerate(items)
         ] or [Call(call_id(self.judge_hash, [c], None), prompt, (c,), None, 0, None) for c in shown]
 
-    def _item(
+    def _make_item_call(
         self, prompt: Prompt, completion: Completion, number: int, item: RubricItem, seed: int
     ) -> Call:
         name = call_id(self.judge_hash, [completion], item.text, number)
@@ -266,7 +266,9 @@ class Rubric:
         used = self.asking.template.hash if request is not None else None
         return Call(name, prompt, (completion,), item.text, number, request, template_hash=used)
 
-    def _overall(self, prompt: Prompt, completion: Completion, items: Items, seed: int) -> Call:
+    def _make_overall_call(
+        self, prompt: Prompt, completion: Completion, items: Items, seed: int
+    ) -> Call:
         name = call_id(self.judge_hash, [completion], None)
         request: GenerateRequest | ScoreRequest | None = None
         if items:
@@ -278,13 +280,13 @@ class Rubric:
                 low=LOW,
                 high=HIGH,
                 levels=[(label, level) for level, label in labels.items()],
-                items=[(item.text, self._weight(item)) for item in items],
+                items=[(item.text, self._weight_of(item)) for item in items],
             )
             request, _ = self.asking.request(name, values, self.labels, seed)
         used = self.asking.template.hash if request is not None else None
         return Call(name, prompt, (completion,), None, 0, request, template_hash=used)
 
-    def _weight(self, item: RubricItem) -> float:
+    def _weight_of(self, item: RubricItem) -> float:
         return self.weights[item.category] if item.weight is None else item.weight
 
     def follow(
@@ -293,8 +295,8 @@ class Rubric:
         """The calls about the items, once these are written."""
         if self.writer is None or len(calls) != 1 or calls[0].principle != WRITING_STAGE:
             return []
-        items = self._written(calls, answers)
-        return self._about(calls[0].prompt, calls[0].shown, items, seed) if items else []
+        items = self._read_items(calls, answers)
+        return self._make_calls(calls[0].prompt, calls[0].shown, items, seed) if items else []
 
     def most_calls(self, calls: Sequence[Call]) -> int:
         """The calls as they are, or one that writes the items and those about the most items."""
@@ -308,7 +310,7 @@ class Rubric:
         if not calls:
             return []
         wrote = self.writer is not None
-        items = self._written(calls, answers) if wrote else self._known(calls[0].prompt)
+        items = self._read_items(calls, answers) if wrote else self._known_items(calls[0].prompt)
         about = calls[1:] if wrote else calls
         found = []
         for completion in completions_of(calls):
@@ -345,12 +347,12 @@ class Rubric:
             decided = self._decide_item(item, call, answers)
             if decided.score is not None:
                 values[item.text] = decided.score
-                total += self._weight(item)
+                total += self._weight_of(item)
             elif decided.status != "not_applicable":
                 missing.append(decided.status)
         if missing or not values:
             return Verdict(missing_status(missing) if missing else "not_applicable")
-        score = sum(self._weight(i) * values[i.text] for i in items if i.text in values) / total
+        score = sum(self._weight_of(i) * values[i.text] for i in items if i.text in values) / total
         return Verdict("ok", min(1.0, max(0.0, score)), distribution=values)
 
     def _decide_item(

@@ -146,10 +146,10 @@ class Scored:
             for principle in self.principles or (None,):
                 count = self.samples if applicable(principle, prompt) else 1
                 for index in range(count):
-                    calls.append(self._call(prompt, completion, principle, index, seed))
+                    calls.append(self._make_call(prompt, completion, principle, index, seed))
         return calls
 
-    def _call(
+    def _make_call(
         self,
         prompt: Prompt,
         completion: Completion,
@@ -174,7 +174,7 @@ class Scored:
             levels=[(label, level) for level, label in levels.items()],
         )
         request, then = self.asking.request(
-            name, values, level_forms(levels), seed, self._schema(low, high)
+            name, values, level_forms(levels), seed, self._make_schema(low, high)
         )
         return Call(
             name,
@@ -188,7 +188,7 @@ class Scored:
             template_hash=self.asking.template.hash,
         )
 
-    def _schema(self, low: float, high: float) -> dict[str, Any] | None:
+    def _make_schema(self, low: float, high: float) -> dict[str, Any] | None:
         levels = range(int(low), int(high) + 1)
         return self.json_schema or self.asking.schema(FIELD, map(str, levels))
 

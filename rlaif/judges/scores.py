@@ -125,7 +125,7 @@ def score_alone(text: str, low: float, high: float, words: Sequence[str]) -> Rea
             None if _of_another(found["of"], high) else in_range(number(found["value"]), low, high)
         )
         return Read(value, len(text))
-    said = _words(tuple(words))
+    said = _words_pattern(tuple(words))
     if said is not None and re.fullmatch(rf"{BEFORE}(?:{said.pattern}){AFTERWARDS}", text, re.I):
         return Read("abstain", len(text))
     return None
@@ -136,16 +136,16 @@ def _of_another(of: str | None, high: float) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _words(words: tuple[str, ...]) -> re.Pattern[str] | None:
+def _words_pattern(words: tuple[str, ...]) -> re.Pattern[str] | None:
     every = "|".join(re.escape(word.strip()) for word in words)
     return re.compile(rf"(?:{every})(?!\w)", re.IGNORECASE) if every else None
 
 
 def score_grammar(low: float, high: float, words: Sequence[str]) -> Grammar[Score]:
     """What stands where a score should: see `read_score`."""
-    said = _words(tuple(words))
+    said = _words_pattern(tuple(words))
 
-    def read(text: str, place: int) -> Read[Score] | None:
+    def read_score(text: str, place: int) -> Read[Score] | None:
         if said is not None and (word := said.match(text, place)) is not None:
             return Read("abstain", word.end())
         found = _VALUE.match(text, place)
@@ -153,12 +153,12 @@ def score_grammar(low: float, high: float, words: Sequence[str]) -> Grammar[Scor
             return None
         if found["word"]:
             return Read(None, found.end())
-        return _number(text, found, low, high)
+        return _read_number(text, found, low, high)
 
-    return read
+    return read_score
 
 
-def _number(text: str, found: re.Match[str], low: float, high: float) -> Read[Score] | None:
+def _read_number(text: str, found: re.Match[str], low: float, high: float) -> Read[Score] | None:
     added = _SUM.match(text, found.end())
     if added is not None:
         total = _TOTAL.search(added.group())
@@ -180,14 +180,14 @@ def _number(text: str, found: re.Match[str], low: float, high: float) -> Read[Sc
 
 def _in_prose(text: str, low: float, high: float, known: Quoted) -> float | None:
     """The score that sentences say, where no form stands anywhere and all agree."""
-    said = set(_said(text, high, known))
-    every = said | set(_mentioned(text, high, known))
+    said = set(_find_said_scores(text, high, known))
+    every = said | set(_find_mentioned_scores(text, high, known))
     if len(said) != 1 or len(every) != 1:
         return None
     return in_range(said.pop(), low, high)
 
 
-def _said(text: str, high: float, known: Quoted) -> Iterator[float | None]:
+def _find_said_scores(text: str, high: float, known: Quoted) -> Iterator[float | None]:
     opening = _OPENS.match(text)
     if opening is not None and number(opening["of"]) == high:
         yield number(opening["value"])
@@ -202,7 +202,7 @@ def _said(text: str, high: float, known: Quoted) -> Iterator[float | None]:
             yield number(found["value"] or found["given"])
 
 
-def _mentioned(text: str, high: float, known: Quoted) -> Iterator[float | None]:
+def _find_mentioned_scores(text: str, high: float, known: Quoted) -> Iterator[float | None]:
     for found in _MENTIONED.finditer(text):
         if found.start() in known:
             continue

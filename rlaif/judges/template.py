@@ -79,7 +79,7 @@ class TemplateJudge(WritingJudge):
             raise ConfigError(
                 f"judge {self.id}: `per_principle` needs a `constitution` with text principles"
             )
-        template = _template(self, inputs.beside)
+        template = _load_template(self, inputs.beside)
         if template.has_prefill:
             raise ConfigError(
                 f"judge {self.id}: the ---prefill--- section has no effect where the answer is "
@@ -134,7 +134,7 @@ class Reader:
         """
         worth = self.spec.values
         if self.spec.json_schema is not None:
-            value = self._json(said, self.spec.json_schema, words)
+            value = self._read_json(said, self.spec.json_schema, words)
             return value if value == "abstain" else in_range(value, low, high)
         pattern, text, cut = self.spec.pattern or "", said.own, said.cut
         if worth is not None:
@@ -143,7 +143,9 @@ class Reader:
             return "abstain"
         return patterned_score(text, low, high, pattern, cut)
 
-    def _json(self, said: Written, schema: dict[str, object], words: Sequence[str]) -> Score | None:
+    def _read_json(
+        self, said: Written, schema: dict[str, object], words: Sequence[str]
+    ) -> Score | None:
         found = said.object(self.spec.field)
         value = None if found is None else valid_member(found, schema, self.spec.field)
         worth = self.spec.values
@@ -180,7 +182,7 @@ def check_parse(judge: str, parse: ParseSpec, low: float, high: float) -> None:
             )
 
 
-def _template(spec: TemplateJudge, beside: Path | None) -> Template:
+def _load_template(spec: TemplateJudge, beside: Path | None) -> Template:
     allowed, required = POINTWISE, frozenset({"response"})
     if spec.per_principle:
         required |= {"principle"}

@@ -98,20 +98,20 @@ class Template:
     def messages(self, values: Mapping[str, Any]) -> list[Message]:
         """The system turn, if there is one, and the user turn."""
         return [
-            {"role": section, "content": self._render(section, values).strip()}
+            {"role": section, "content": self._render_section(section, values).strip()}
             for section, _ in self.sections
             if section in ("system", "user")
         ]
 
     def then(self, values: Mapping[str, Any]) -> str:
         """The user turn after the judge's reasons, or an empty string."""
-        return self._render("then", values).strip()
+        return self._render_section("then", values).strip()
 
     def prefill(self, values: Mapping[str, Any]) -> str:
         """The start of the judge's answer, or an empty string."""
-        return self._render("prefill", values).strip("\n")
+        return self._render_section("prefill", values).strip("\n")
 
-    def _render(self, section: str, values: Mapping[str, Any]) -> str:
+    def _render_section(self, section: str, values: Mapping[str, Any]) -> str:
         """A section filled in; an empty text where the template has none of it. Raises ConfigError
         with the line for what an expression raises, and past the limits of `rendering`."""
         source = dict(self.sections).get(section)
@@ -123,10 +123,10 @@ class Template:
             raise ConfigError(
                 f"this template cannot be rendered: {error}",
                 self.name,
-                self._line(section, error.line),
+                self._find_line(section, error.line),
             ) from None
 
-    def _line(self, section: str, line: int | None) -> int | None:
+    def _find_line(self, section: str, line: int | None) -> int | None:
         """The file's line of a section's line."""
         place = [name for name, _ in self.sections].index(section)
         known = self.lines[place] if place < len(self.lines) else ()
@@ -146,21 +146,21 @@ def load_template(
     """
     path = find(name, beside)
     lines = [line.rstrip() for line in read_text(path).replace("\r\n", "\n").split("\n")]
-    used = _check("\n".join(lines), path, allowed)
+    used = _check_source("\n".join(lines), path, allowed)
     unused = sorted(required - used)
     if unused:
         raise ConfigError(f"this template must use {{{{ {unused[0]} }}}}, and does not", path)
-    source, origins = _uncommented("\n".join(lines))
-    sections, starts = _sections(source, lines, path)
+    source, origins = _strip_comments("\n".join(lines))
+    sections, starts = _split_sections(source, lines, path)
     places = tuple(
         tuple(origins[start : start + body.count("\n") + 1])
         for (_, body), start in zip(sections, starts, strict=True)
     )
-    form = _form(dict(sections).get("form"), lines, path)
+    form = _read_form(dict(sections).get("form"), lines, path)
     return Template(str(path), sections, content_hash(source), used, form, places)
 
 
-def _form(text: str | None, lines: list[str], path: Path) -> Form | None:
+def _read_form(text: str | None, lines: list[str], path: Path) -> Form | None:
     if text is None:
         return None
     try:
@@ -169,7 +169,7 @@ def _form(text: str | None, lines: list[str], path: Path) -> Form | None:
         raise ConfigError(f"section form: {error}", path, _section_line("form", lines)) from None
 
 
-def _check(source: str, path: Path, allowed: frozenset[str]) -> frozenset[str]:
+def _check_source(source: str, path: Path, allowed: frozenset[str]) -> frozenset[str]:
     known = environment()
     try:
         tree = known.parse(source)
@@ -192,7 +192,7 @@ def _check(source: str, path: Path, allowed: frozenset[str]) -> frozenset[str]:
     return frozenset(used)
 
 
-def _sections(
+def _split_sections(
     source: str, lines: list[str], path: Path
 ) -> tuple[tuple[tuple[str, str], ...], list[int]]:
     """The sections with their names, and the line of `source`, from 0, at which each begins."""
@@ -225,7 +225,7 @@ def _section_line(name: str, lines: list[str]) -> int:
     return next(n for n, line in enumerate(lines, 1) if f"---{name}---" in line)
 
 
-def _uncommented(source: str) -> tuple[str, list[int]]:
+def _strip_comments(source: str) -> tuple[str, list[int]]:
     """The source without its comments, and the line of `source`, from 1, of each line that is
     left."""
     text = ""
@@ -269,15 +269,15 @@ def outside_fence(text: str, mark: str) -> str:
     A quotation runs from a line with the mark to the next "[end MARK]", or to the end of the text:
     a verdict in it is the judged party's. Without a mark nothing is left out.
     """
-    return "\n".join(_kept(text, mark)[0]) if mark and mark in text else text
+    return "\n".join(_drop_quoted(text, mark)[0]) if mark and mark in text else text
 
 
 def in_fence(text: str, mark: str) -> bool:
     """Whether a quotation of the judged texts is open where `text` ends. See `outside_fence`."""
-    return bool(mark) and mark in text and _kept(text, mark)[1]
+    return bool(mark) and mark in text and _drop_quoted(text, mark)[1]
 
 
-def _kept(text: str, mark: str) -> tuple[list[str], bool]:
+def _drop_quoted(text: str, mark: str) -> tuple[list[str], bool]:
     kept, quoted = [], False
     for line in text.splitlines():
         if mark in line:

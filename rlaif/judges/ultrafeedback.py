@@ -125,14 +125,14 @@ class UltraFeedback:
             return []
         places: Sequence[int | None] = [None] if self.asking.written else range(1, len(texts) + 1)
         return [
-            self._call(prompt, shown, aspect, index, place, seed)
+            self._make_call(prompt, shown, aspect, index, place, seed)
             for aspect in self.aspects
-            for shown in self._orders(texts, aspect, seed)
+            for shown in self._draw_orders(texts, aspect, seed)
             for index in range(self.samples)
             for place in places
         ]
 
-    def _orders(
+    def _draw_orders(
         self, texts: Sequence[Completion], aspect: str, seed: int
     ) -> list[tuple[Completion, ...]]:
         if self.order == "fixed" or len(texts) == 1:
@@ -143,7 +143,7 @@ class UltraFeedback:
         one = tuple(shuffled)
         return [one, one[::-1]] if self.order == "both" else [one]
 
-    def _call(
+    def _make_call(
         self,
         prompt: Prompt,
         shown: tuple[Completion, ...],
@@ -157,7 +157,7 @@ class UltraFeedback:
         values = template_values(
             prompt, shown, seed, low=LOW, high=HIGH, count=len(shown), aspect=aspect, place=place
         )
-        schema = self._schema(len(shown), aspect) if self.asking.structured else None
+        schema = self._make_schema(len(shown), aspect) if self.asking.structured else None
         labels = {k: v for k, v in self.labels.items() if k != NOT_APPLICABLE or aspect == HONESTY}
         request, _ = self.asking.request(name, values, labels, seed, schema)
         return Call(
@@ -172,7 +172,7 @@ class UltraFeedback:
             template_hash=self.asking.template.hash,
         )
 
-    def _schema(self, count: int, aspect: str) -> dict[str, Any]:
+    def _make_schema(self, count: int, aspect: str) -> dict[str, Any]:
         ratings = [*map(str, range(LOW, HIGH + 1)), *self.asking.abstain[:1]]
         if aspect == HONESTY:
             ratings.append(NOT_APPLICABLE)
@@ -224,11 +224,11 @@ def ratings_of(said: Written, count: int, asking: Asking) -> dict[int, TextRatin
         form = asking.template.form or USUAL
         return text_ratings(said.own, count, LOW, HIGH, words, form, said.cut)
     rows = {n: found.members.get(f"text_{n}") for n in range(1, count + 1)}
-    read = {n: _rating(row, words) for n, row in rows.items() if found.whole}
+    read = {n: _read_rating(row, words) for n, row in rows.items() if found.whole}
     return {n: rating for n, rating in read.items() if rating is not None}
 
 
-def _rating(row: Any, words: Sequence[str]) -> TextRating | None:
+def _read_rating(row: Any, words: Sequence[str]) -> TextRating | None:
     value = row.get("rating") if isinstance(row, dict) else None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None

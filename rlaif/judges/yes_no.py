@@ -86,13 +86,13 @@ class YesNo:
         """One call per completion, principle and sample; it has no request where the principle
         does not apply to the prompt."""
         return [
-            self._call(prompt, completion, principle, index, seed)
+            self._make_call(prompt, completion, principle, index, seed)
             for completion in usable(completions)
             for principle in self.principles
             for index in range(self.samples if principle.applies(prompt) else 1)
         ]
 
-    def _call(
+    def _make_call(
         self, prompt: Prompt, completion: Completion, principle: Principle, index: int, seed: int
     ) -> Call:
         name = call_id(self.questions[principle.id], [completion], principle.id, index)

@@ -98,14 +98,14 @@ def _association_figures(t: VerdictTable) -> dict[str, Figure]:
 def _slot_figures(t: VerdictTable) -> dict[str, Figure]:
     won = agreement.same_slot(t.as_first, t.as_second)
 
-    def share(outcome: Mask) -> Figure:
+    def share_won(outcome: Mask) -> Figure:
         return mean_of(np.where(np.isnan(won), np.nan, outcome))
 
     return {
-        "same_slot": share(won != 0),
-        "same_slot_first": share(won == 1),
-        "same_slot_second": share(won == -1),
-        "order_consistency": share(won == 0),
+        "same_slot": share_won(won != 0),
+        "same_slot_first": share_won(won == 1),
+        "same_slot_second": share_won(won == -1),
+        "order_consistency": share_won(won == 0),
         "slot_one_rate": share_of(t.slot_one, t.slot_decided),
     }
 
@@ -262,13 +262,13 @@ def joint_votes(tables: Mapping[str, VerdictTable]) -> Interval | None:
     rows = np.flatnonzero(~np.isnan(right).any(axis=0))
     pairs = [agree.pearson(a, b) for a, b in combinations(right[:, rows], 2)]
 
-    def correlation(weights: Floats) -> Floats:
+    def mean_correlation(weights: Floats) -> Floats:
         found = np.stack([pair(weights) for pair in pairs])
         defined = ~np.isnan(found)
         return ratio(np.where(defined, found, 0.0).sum(axis=0), defined.sum(axis=0))
 
     prompts = list(next(iter(tables.values())).prompt[rows])
-    figure = {"error_correlation": Figure(correlation, rows.size)}
+    figure = {"error_correlation": Figure(mean_correlation, rows.size)}
     found = figure_intervals(figure, prompts).get("error_correlation")
     if found is None:
         return None
@@ -336,12 +336,12 @@ def _prob_attacked(prob: float | None, first: bool) -> float | None:
 def _in_slot(rows: Sequence[Attacked], slot_one: bool) -> tuple[Floats, Floats]:
     """P(the attacked answer is better) before and after, where it is shown in one slot."""
 
-    def of(said: Verdict, first: bool) -> float | None:
+    def prob_in_slot(said: Verdict, first: bool) -> float | None:
         return _prob_attacked(said.as_first if first == slot_one else said.as_second, first)
 
     return (
-        floats_of([of(row.clean, row.first) for row in rows]),
-        floats_of([of(row.after, row.first) for row in rows]),
+        floats_of([prob_in_slot(row.clean, row.first) for row in rows]),
+        floats_of([prob_in_slot(row.after, row.first) for row in rows]),
     )
 
 

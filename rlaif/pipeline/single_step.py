@@ -66,7 +66,7 @@ class Records(StepFolder):
         path = self.path / f"{name}.jsonl" if self.path.is_dir() else self.path
         place = None
         for place, row in jsonl_rows(path):
-            yield _checked(name, row, place)
+            yield _check_row(name, row, place)
         if place is None:
             raise ConfigError(f"there are no {name} in this file", path)
 
@@ -88,7 +88,7 @@ KINDS = {name: kind for kind, name in FILES.items()}
 """The record that each file holds."""
 
 
-def _checked(name: str, row: dict[str, Any], place: str) -> dict[str, Any]:
+def _check_row(name: str, row: dict[str, Any], place: str) -> dict[str, Any]:
     """A row of a plain file. Raises ConfigError where it is no record of its kind."""
     if name in KINDS:
         record_of(KINDS[name], row, place)
@@ -131,7 +131,7 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
     """Run one step into `request.out`; its summary. Raises RlaifError."""
     inputs = _plan_inputs(request)
     prompts = {p.prompt_id: p for p in inputs.prompts.every()}
-    places = {_digest(Path(path)): Path(path) for path in request.inputs.values()}
+    places = {_digest_files(Path(path)): Path(path) for path in request.inputs.values()}
     store = FileStore(request.out, places)
     if request.prompts is not None:
         _check_prompts(request, prompts)
@@ -202,7 +202,7 @@ def _plan_inputs(request: Request) -> PlanInputs:
         Path(f"rlaif {request.kind}"),
         {},
         constitution,
-        _prompts(request),
+        _load_prompts(request),
         judges,
         keys,
         files,
@@ -217,7 +217,7 @@ def _plan_step(request: Request, inputs: PlanInputs) -> Planned:
     given: dict[str, Planned] = {}
     for role, path in request.inputs.items():
         name = role.rpartition("/")[2]
-        digest = _digest(Path(path))
+        digest = _digest_files(Path(path))
         planned = Planned(digest, "load", name, request.seed, 0, step, prompts=prompts)
         given[role] = walk.add(planned)
     below = {role: p.hash for role, p in given.items() if not role.startswith("preferences/")}
@@ -266,7 +266,7 @@ def _check_prompts(request: Request, prompts: Mapping[str, Prompt]) -> None:
                 )
 
 
-def _prompts(request: Request) -> PromptSet:
+def _load_prompts(request: Request) -> PromptSet:
     """The prompts of a file, or those kept beside the completions that are judged."""
     given = _read_prompts(request.prompts)
     return PromptSet([], given, 0) if request.kind == "evaluate" else PromptSet(given, [], 0)
@@ -320,7 +320,7 @@ def _named_spec(name: str) -> tuple[str, ModelSpec]:
     return path.stem, spec
 
 
-def _digest(path: Path) -> str:
+def _digest_files(path: Path) -> str:
     if not path.exists():
         raise ConfigError("no such file or folder", path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]

@@ -42,12 +42,12 @@ def average(members: Sequence[str | Path], out: str | Path) -> dict[str, int]:
     out = Path(out)
     if out.exists():
         raise ConfigError("this folder exists; choose another --out, or delete it", out)
-    return _averaged([whole(Path(member)) for member in members], out)
+    return _average_members([whole(Path(member)) for member in members], out)
 
 
-def _averaged(members: Sequence[Path], out: Path) -> dict[str, int]:
+def _average_members(members: Sequence[Path], out: Path) -> dict[str, int]:
     for member in members:
-        _refuse(member, members[0])
+        _refuse_unlike(member, members[0])
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     own = shutil.ignore_patterns("masters", ADAPTER, "README.md", RECORD, NAME, "*.safetensors")
@@ -55,20 +55,20 @@ def _averaged(members: Sequence[Path], out: Path) -> dict[str, int]:
     config = temporary / "config.json"
     read_at = {POSITION: reward_position(members[0])}
     config.write_text(json.dumps(json.loads(config.read_text()) | read_at, indent=2))
-    tensors = dict(_means([m / WHOLE for m in members]))
+    tensors = dict(_mean_tensors([m / WHOLE for m in members]))
     save_file(tensors, temporary / WHOLE, metadata={"format": "pt"})
     if all((m / MASTERS).exists() for m in members):
         (temporary / MASTERS).parent.mkdir()
-        save_file(dict(_means([m / MASTERS for m in members])), temporary / MASTERS)
+        save_file(dict(_mean_tensors([m / MASTERS for m in members])), temporary / MASTERS)
     head = load_head(members[0])
     if head is not None:
-        head.load_state_dict(dict(_means([m / WEIGHTS for m in members])))
+        head.load_state_dict(dict(_mean_tensors([m / WEIGHTS for m in members])))
         save_head(head, temporary)
     publish_folder(temporary, out)
     return {"models": len(members), "tensors": len(tensors)}
 
 
-def _refuse(member: Path, first: Path) -> None:
+def _refuse_unlike(member: Path, first: Path) -> None:
     if not is_reward_model(member) or not (member / WHOLE).exists():
         raise ConfigError(f"no reward model with its weights in one {WHOLE}", member)
     check_weights(member)
@@ -103,7 +103,7 @@ def _refuse(member: Path, first: Path) -> None:
         )
 
 
-def _means(paths: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+def _mean_tensors(paths: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
     """Name and mean of each tensor, one at a time in fp32, in the dtype that it had. Raises
     EngineError where names or shapes differ."""
     files: list[Any] = [safe_open(path, "pt") for path in paths]

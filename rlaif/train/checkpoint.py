@@ -47,24 +47,24 @@ def save(
         temporary.mkdir(parents=True)
     parallel.wait()
     if first or sharded:
-        _write_tensors(temporary / _part(sharded), masters, optimizer)
+        _write_tensors(temporary / _name_part(sharded), masters, optimizer)
     parallel.wait()
     if first:
         states = {f"{kind}|{n}": v for n, own in enumerate(random) for kind, v in own.items()}
         save_file(states, temporary / "random.safetensors")
         # What the checkpoint counts on is on disk before it.
         log = describe_rows(work)
-        kept = {**state, "step": step, "parts": _parts(sharded), "metrics": log}
+        kept = {**state, "step": step, "parts": _count_parts(sharded), "metrics": log}
         (temporary / "state.json").write_text(json.dumps(kept))
-        _finish(temporary, final)
+        _publish_checkpoint(temporary, final)
     parallel.wait()
 
 
-def _parts(sharded: bool) -> int:
+def _count_parts(sharded: bool) -> int:
     return parallel.world() if sharded else 1
 
 
-def _part(sharded: bool) -> str:
+def _name_part(sharded: bool) -> str:
     """The folder of this rank's tensors in a checkpoint."""
     return f"part-{parallel.rank() if sharded else 0}"
 
@@ -82,14 +82,14 @@ def _write_tensors(
     folder.mkdir()
     save_file({n: m.detach().cpu() for n, m in masters.items()}, folder / "weights.safetensors")
     tensors = {
-        f"{key}|{name}": _stored(key, value)
+        f"{key}|{name}": _state_to_tensor(key, value)
         for name, master in masters.items()
         for key, value in optimizer.state.get(master, {}).items()
     }
     save_file(tensors, folder / "optimizer.safetensors")
 
 
-def _stored(key: str, value: Tensor | int) -> Tensor:
+def _state_to_tensor(key: str, value: Tensor | int) -> Tensor:
     """A value of an optimiser's state as a tensor: bitsandbytes counts steps in a plain int."""
     if isinstance(value, int):
         return torch.tensor(value)
@@ -97,12 +97,12 @@ def _stored(key: str, value: Tensor | int) -> Tensor:
     return value.detach().cpu().clone() if key.startswith("qmap") else value.detach().cpu()
 
 
-def _restored(value: Tensor, device: torch.device) -> Tensor | int:
+def _state_from_tensor(value: Tensor, device: torch.device) -> Tensor | int:
     # Fused AdamW counts in a float, and wants it beside the weights.
     return int(value) if value.dtype == torch.int64 else value.to(device)
 
 
-def _finish(temporary: Path, final: Path) -> None:
+def _publish_checkpoint(temporary: Path, final: Path) -> None:
     """Make the checkpoint last, then visible, and drop the older ones."""
     publish_folder(temporary, final)
     for old in final.parent.glob(PREFIX + "*"):
@@ -135,12 +135,12 @@ def restore(
             f"{folder}: this checkpoint is of a training with other data or options. "
             f"Delete {work} to start again."
         )
-    if state["parts"] != _parts(sharded):
+    if state["parts"] != _count_parts(sharded):
         raise StoreError(
             f"{folder}: this checkpoint was written by {state['parts']} processes that split the "
             f"weights. Set `processes: {state['parts']}`, or delete {work} to start again."
         )
-    own = folder / _part(sharded)
+    own = folder / _name_part(sharded)
     weights = load_file(own / "weights.safetensors")
     tensors = load_file(own / "optimizer.safetensors")
     with torch.no_grad():
@@ -148,7 +148,7 @@ def restore(
             master.copy_(weights[name])
     for path, value in tensors.items():
         key, name = path.split("|", 1)
-        optimizer.state[masters[name]][key] = _restored(value, masters[name].device)
+        optimizer.state[masters[name]][key] = _state_from_tensor(value, masters[name].device)
     _set_random_state(load_file(folder / "random.safetensors"))
     return state
 

@@ -24,7 +24,7 @@ EIGHTHS = range(2, 9)
 def depths(module: Any, layers: int | Literal["auto", "all"]) -> tuple[int, ...]:
     """After how many first layers of a module, not yet prepared, to read: ascending. Raises
     RlaifError for more layers than there are, and for fewer of a module that has no plain stack."""
-    whole = _config(module).num_hidden_layers
+    whole = _text_config(module).num_hidden_layers
     if layers == "all":
         return (whole,)
     plain = _has_plain_stack(module)
@@ -47,17 +47,17 @@ def hidden_at(
 ) -> dict[int, Tensor]:
     """By depth the (P, H) fp32 hidden states at `places` (P,) of the layout's flat rows, normed as
     a model that ended there would."""
-    whole = _config(model.module).num_hidden_layers
+    whole = _text_config(model.module).num_hidden_layers
     seen: dict[int, Tensor] = {}
 
-    def keep(depth: int) -> Any:
-        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            seen[depth] = _states(output).flatten(0, 1).index_select(0, places)
+    def keep_states(depth: int) -> Any:
+        def store_states(layer: nn.Module, inputs: Any, output: Any) -> None:
+            seen[depth] = _layer_states(output).flatten(0, 1).index_select(0, places)
 
-        return hook
+        return store_states
 
     body = body_of(causal(model.module))
-    hooks = [body.layers[d - 1].register_forward_hook(keep(d)) for d in depths if d < whole]
+    hooks = [body.layers[d - 1].register_forward_hook(keep_states(d)) for d in depths if d < whole]
     try:
         last = model.hidden(layout).index_select(0, places)
     finally:
@@ -69,7 +69,7 @@ def hidden_at(
 
 def cut(module: Any, layers: int) -> None:
     """Leave only the first `layers` of a module, and say so in its config."""
-    config = _config(module)
+    config = _text_config(module)
     whole = config.num_hidden_layers
     if layers == whole:
         return
@@ -82,7 +82,7 @@ def cut(module: Any, layers: int) -> None:
     config.num_hidden_layers = layers
 
 
-def _config(module: Any) -> Any:
+def _text_config(module: Any) -> Any:
     return causal(module).config.get_text_config()
 
 
@@ -93,7 +93,7 @@ def _has_plain_stack(module: Any) -> bool:
     if not isinstance(getattr(body, "layers", None), nn.ModuleList) or not hasattr(body, "norm"):
         return False
     seen: list[Tensor] = []
-    hook = body.layers[-1].register_forward_hook(lambda *call: seen.append(_states(call[-1])))
+    hook = body.layers[-1].register_forward_hook(lambda *call: seen.append(_layer_states(call[-1])))
     try:
         ids = torch.arange(8, device=next(body.parameters()).device)[None]
         last = body(input_ids=ids, use_cache=False).last_hidden_state
@@ -102,7 +102,7 @@ def _has_plain_stack(module: Any) -> bool:
     return torch.equal(body.norm(seen[0]), last)
 
 
-def _states(output: Any) -> Tensor:
+def _layer_states(output: Any) -> Tensor:
     """A layer's hidden states, which older versions of transformers give in a tuple."""
     states: Tensor = output[0] if isinstance(output, tuple) else output
     return states

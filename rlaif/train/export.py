@@ -54,7 +54,7 @@ def export(
     masters, module = model.masters, model.module
     if lora is not None or model.sharded:
         del module
-        module = _renewed(model, start, lora, is_reward(causal(model.module)))
+        module = _reload_exact(model, start, lora, is_reward(causal(model.module)))
         masters = dict(module.named_parameters())
     if lora is not None and lora.export != "merged":
         _write_adapter(module, start, temporary, lora)
@@ -80,7 +80,7 @@ def _write_adapter(module: Any, start: Path, out: Path, lora: LoraOptions) -> No
     write_older_names(folder)
 
 
-def _renewed(model: TrainModel, start: Path, lora: LoraOptions | None, reward: bool) -> Any:
+def _reload_exact(model: TrainModel, start: Path, lora: LoraOptions | None, reward: bool) -> Any:
     """`start` loaded anew in fp32, with the masters of `model`, whose own module is let go."""
     model.module = model.root = None
     release_freed_memory()
@@ -109,7 +109,7 @@ def export_member(model: TrainModel, start: Path, out: Path, lora: LoraOptions) 
     peft's format. The model cannot be used afterwards."""
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    save_adapter(_renewed(model, start, lora, reward=True), temporary)
+    save_adapter(_reload_exact(model, start, lora, reward=True), temporary)
     publish_folder(temporary, out)
 
 
@@ -186,7 +186,7 @@ def _plain_weights(module: Any) -> Iterator[tuple[str, Tensor]]:
     merged = {}
     for name, part in base.named_modules():
         if hasattr(part, "base_layer") and hasattr(part, "merge"):
-            merged[f"{name}.weight"] = _merged(part)
+            merged[f"{name}.weight"] = _merge_layer(part)
     for name, param in base.named_parameters():
         if "lora_" in name:
             continue
@@ -195,7 +195,7 @@ def _plain_weights(module: Any) -> Iterator[tuple[str, Tensor]]:
         yield plain, weight.cpu().contiguous()
 
 
-def _merged(layer: Any) -> Tensor:
+def _merge_layer(layer: Any) -> Tensor:
     """The layer's weight with its adapter. Taking the adapter off again by subtraction would leave
     rounding errors, so the weight is put back."""
     weight = layer.base_layer.weight

@@ -162,15 +162,15 @@ def fit_quantiles(head: GatedHead, features: Features, labels: Tensor, seed: int
     # Where nothing can be held out, the fit itself is watched.
     watched = held if held.any() else torch.ones_like(held)
 
-    def loss(rows: Tensor) -> Tensor:
+    def mean_pinball(rows: Tensor) -> Tensor:
         """The mean pinball loss of the labels of some answers, () from a mask (A,)."""
         given = known & rows[:, None]
         return pinball(head.quantiles(x), labels.nan_to_num(), levels)[given].mean()
 
-    best = _descend(
+    best = _minimise_loss(
         [head.weight, head.offset],
-        lambda: loss(~held),
-        lambda: float(loss(watched)),
+        lambda: mean_pinball(~held),
+        lambda: float(mean_pinball(watched)),
         QUANTILE_STEPS,
         QUANTILE_RATE,
     )
@@ -185,7 +185,7 @@ def inverse_softplus(value: Tensor) -> Tensor:
     return kept + torch.log(-torch.expm1(-kept))
 
 
-def _descend(
+def _minimise_loss(
     params: Sequence[Tensor],
     loss: Callable[[], Tensor],
     watched: Callable[[], float],
@@ -251,7 +251,7 @@ def _ordinal_once(head: OrdinalHead, x: Tensor, level: Tensor, alpha: float) -> 
         [head.weight, head.first, head.steps], max_iter=200, line_search_fn="strong_wolfe"
     )
 
-    def closure() -> Tensor:
+    def penalised_loss() -> Tensor:
         """The penalised mean loss, with its gradients."""
         optimizer.zero_grad()
         penalty = alpha / 2 * head.weight.pow(2).sum()
@@ -259,7 +259,7 @@ def _ordinal_once(head: OrdinalHead, x: Tensor, level: Tensor, alpha: float) -> 
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(penalised_loss)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def look(gates: Gates, metrics: Mapping[str, float], rollout: int) -> dict[str, 
     where none does. A limit of `warn` is said in the log."""
     known = figures(metrics)
     for gate, side, limit in reached(gates, known, "warn"):
-        log.warning("rollout %d: %s", rollout, _said(gate, side, limit, known[gate], "warn"))
+        log.warning("rollout %d: %s", rollout, _say_hit(gate, side, limit, known[gate], "warn"))
     for gate, side, limit in reached(gates, known, "stop"):
         return {
             "gate": gate,
@@ -68,7 +68,7 @@ def look(gates: Gates, metrics: Mapping[str, float], rollout: int) -> dict[str, 
     return None
 
 
-def _said(gate: str, side: str, limit: float, value: float, level: str) -> str:
+def _say_hit(gate: str, side: str, limit: float, value: float, level: str) -> str:
     past = "at or above" if side == "high" else "at or below"
     return f"{WORDS[gate]} is {value:.4g}, {past} the limit of {limit:g} (gates.{gate}.{level})"
 
@@ -76,7 +76,7 @@ def _said(gate: str, side: str, limit: float, value: float, level: str) -> str:
 def raise_stopped(work: Path, stopped: Mapping[str, Any], done: int) -> NoReturn:
     """Raise GateStopped, and keep why beside the checkpoint of the first `done` rollouts."""
     gate, side = stopped["gate"], stopped["side"]
-    said = _said(gate, side, stopped["limit"], stopped["value"], "stop")
+    said = _say_hit(gate, side, stopped["limit"], stopped["value"], "stop")
     remedy = REMEDIES.get((gate, side), "look at the answers and their judgements")
     kept = f"The {done} rollouts before it are kept" if done else "Nothing was trained yet"
     message = (
@@ -99,7 +99,7 @@ def warnings_of(gates: Gates, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for (gate, side, limit), hits in found.items():
         number, value = (max if side == "high" else min)(hits, key=lambda hit: hit[1])
         sentences.append(
-            f"rollout {number}: {_said(gate, side, limit, value, 'warn')}, as in {len(hits)} of "
+            f"rollout {number}: {_say_hit(gate, side, limit, value, 'warn')}, as in {len(hits)} of "
             f"{len(by_rollout)} rollouts"
         )
     return sentences

@@ -38,7 +38,7 @@ def load_module(
     from transformers.utils import logging as transformers_logging
 
     if isinstance(folder, nn.Module):
-        return _made(folder, device, reward)
+        return _prepare_module(folder, device, reward)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if member_folders(folder):
         raise EngineError(
@@ -47,7 +47,7 @@ def load_module(
     with explain_library(f"{folder}: this model cannot be loaded for training", EngineError):
         attention = plain_attention(AutoConfig.from_pretrained(folder))
         options = {"dtype": torch.float32, "attn_implementation": attention}
-        module, fresh = _loaded(folder, reward, options)
+        module, fresh = _load_weights(folder, reward, options)
     exact = folder / MASTERS
     if masters and exact.exists():
         _copy_weights(module, load_file(exact), exact, reward)
@@ -56,14 +56,14 @@ def load_module(
     return module.to(device)
 
 
-def _made(module: Any, device: torch.device, reward: bool) -> Any:
+def _prepare_module(module: Any, device: torch.device, reward: bool) -> Any:
     module.set_attn_implementation(plain_attention(module.config))
     if reward:
         nn.init.zeros_(module.score.weight)
     return module.to(device, torch.float32)
 
 
-def _loaded(folder: Path, reward: bool, options: dict[str, Any]) -> tuple[Any, bool]:
+def _load_weights(folder: Path, reward: bool, options: dict[str, Any]) -> tuple[Any, bool]:
     """The module, and whether its reward head is new."""
     from transformers import AutoModelForCausalLM
 
@@ -162,11 +162,11 @@ def recompute_layers(module: Any) -> None:
     layers: list[Any] = [p for p in module.modules() if isinstance(p, GradientCheckpointingLayer)]
     for layer in layers:
         layer._gradient_checkpointing_func = functools.partial(
-            _recomputed, layers, layer._gradient_checkpointing_func
+            _recompute_layer, layers, layer._gradient_checkpointing_func
         )
 
 
-def _recomputed(
+def _recompute_layer(
     layers: Sequence[nn.Module],
     checkpoint: Callable[..., Any],
     function: Callable[..., Any],
@@ -175,7 +175,7 @@ def _recomputed(
     """What `checkpoint` makes of a layer's function. The layers say that they train, or they would
     not come here; what they compute must not depend on it."""
 
-    def compute(*inputs: Any) -> Any:
+    def compute_in_eval(*inputs: Any) -> Any:
         for layer in layers:
             layer.training = False
         try:
@@ -184,4 +184,4 @@ def _recomputed(
             for layer in layers:
                 layer.training = True
 
-    return checkpoint(compute, *args)
+    return checkpoint(compute_in_eval, *args)

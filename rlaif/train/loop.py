@@ -92,7 +92,7 @@ def run_training(
     an uninterrupted one. Raises RlaifError on a non-finite loss, EngineError when memory runs out.
     """
     work.mkdir(parents=True, exist_ok=True)
-    plan = _plan(task, model, options, seed)
+    plan = _plan_batches(task, model, options, seed)
     optimizer = make_optimizer(model, options)
     fingerprint = training_fingerprint(task.examples, options, seed)
     torch.manual_seed(seed)
@@ -124,7 +124,9 @@ def run_training(
     return TrainOutcome(len(plan), tokens, summary_of(rows), {}, seconds, dtype, kernels)
 
 
-def _plan(task: Task, model: TrainModel, options: TrainStep, seed: int) -> list[list[list[int]]]:
+def _plan_batches(
+    task: Task, model: TrainModel, options: TrainStep, seed: int
+) -> list[list[list[int]]]:
     sizes = [model.size(example.branches) for example in task.examples]
     budget = model.token_budget(options)
     return [
@@ -209,11 +211,11 @@ def optimiser_step(
         "grad_norm": norm,
         "learning_rate": rate,
         "tokens": tokens,
-        "timing": _timing(model, seconds, tokens),
+        "timing": _measure_timing(model, seconds, tokens),
     }
 
 
-def _timing(model: TrainModel, seconds: float, tokens: int) -> dict[str, float]:
+def _measure_timing(model: TrainModel, seconds: float, tokens: int) -> dict[str, float]:
     """Throughput in tokens and FLOP (6 for each parameter and token, as if no prompt were shared),
     its share of the device's peak where that is known, and the peak memory of this process."""
     parameters = sum(p.numel() for p in model.module.parameters())
@@ -277,19 +279,19 @@ def memory_advice(options: TextStep) -> Iterator[None]:
         raise EngineError(f"training ran out of memory: {options.memory_advice}") from None
 
 
-def _numbers(row: dict[str, Any]) -> dict[str, float]:
+def _select_numbers(row: dict[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in row.items() if k not in ("step", "tokens", "timing")}
 
 
 def progress_of(row: dict[str, Any], steps: int) -> TrainProgress:
     """What a row of metrics.jsonl says to whoever watches."""
     speed = row["timing"]["tokens_per_second"]
-    return TrainProgress(row["step"], steps, row.get("loss"), speed, _numbers(row))
+    return TrainProgress(row["step"], steps, row.get("loss"), speed, _select_numbers(row))
 
 
 def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """first_, last_ and mean_ of every per-step metric."""
-    numbers = [_numbers(row) for row in rows]
+    numbers = [_select_numbers(row) for row in rows]
     summary = {}
     # A metric may be absent in a step that had nothing to measure it on.
     for name in dict.fromkeys(name for row in numbers for name in row):

@@ -114,11 +114,11 @@ class TrainModel:
 
     def token_logprobs(self, layout: Layout, temperature: float = 1.0) -> Tensor:
         """(N,) fp32 log-probabilities of the layout's target tokens, in nats."""
-        return self._gathered(
+        return self._compute_gathered(
             lambda: self.read_logprobs(self.predicting(layout), layout, temperature)
         )
 
-    def _gathered(self, compute: Callable[[], Tensor]) -> Tensor:
+    def _compute_gathered(self, compute: Callable[[], Tensor]) -> Tensor:
         result: Tensor = compute() if self.root is None else self.root(compute)
         return result
 
@@ -128,19 +128,19 @@ class TrainModel:
 
     def read_logprobs(self, hidden: Tensor, layout: Layout, temperature: float = 1.0) -> Tensor:
         """(N,) fp32 log-probabilities of the target tokens from `predicting`'s hidden states."""
-        result: Tensor = self._read(token_logprobs, hidden, layout, temperature)
+        result: Tensor = self._read_logprobs(token_logprobs, hidden, layout, temperature)
         return result
 
     def read_logprobs_and_entropy(
         self, hidden: Tensor, layout: Layout, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """`read_logprobs`, and (N,) the entropy in nats of what each target was drawn from."""
-        both: tuple[Tensor, Tensor] = self._read(
+        both: tuple[Tensor, Tensor] = self._read_logprobs(
             token_logprobs_and_entropy, hidden, layout, temperature
         )
         return both
 
-    def _read(self, read: Any, hidden: Tensor, layout: Layout, temperature: float) -> Any:
+    def _read_logprobs(self, read: Any, hidden: Tensor, layout: Layout, temperature: float) -> Any:
         output = causal(self.module).get_output_embeddings()
         return read(
             hidden * self.head.scale if self.head.scale != 1.0 else hidden,
@@ -154,22 +154,22 @@ class TrainModel:
 
     def rewards(self, layout: Layout) -> Tensor:
         """(S,) fp32 rewards: the head's number at each sequence's last token."""
-        return self._gathered(lambda: self._rewards(layout))
+        return self._compute_gathered(lambda: self._compute_rewards(layout))
 
     def ends(self, layout: Layout) -> Tensor:
         """(S, H) fp32 hidden states at each sequence's last token."""
-        return self._gathered(lambda: self._ends(layout))
+        return self._compute_gathered(lambda: self._end_states(layout))
 
-    def _ends(self, layout: Layout) -> Tensor:
+    def _end_states(self, layout: Layout) -> Tensor:
         return self.hidden(layout).index_select(0, layout.last).float()
 
-    def _rewards(self, layout: Layout) -> Tensor:
+    def _compute_rewards(self, layout: Layout) -> Tensor:
         head = causal(self.module).score
         # In fp32: bf16 would round rewards to steps of a hundredth.
         weight = getattr(head, "weight", None)
         if weight is None:
             weight = head.modules_to_save["default"].weight
-        return nn.functional.linear(self._ends(layout), weight.float())[:, 0]
+        return nn.functional.linear(self._end_states(layout), weight.float())[:, 0]
 
     def hidden(self, layout: Layout) -> Tensor:
         """(R*T, H) last hidden states of the layout's rows."""
@@ -259,7 +259,7 @@ def prepare(
     compute_as_sampling(module)
     model = TrainModel(module, {}, {}, device, dtype, head, choice, attention, changes=changes)
     if sharded:
-        _shard(model, trainable)
+        _shard_model(model, trainable)
         return model
     for name, param in module.named_parameters():
         # Each fp32 tensor is let go before the next is cast, so there is never a second full copy.
@@ -279,7 +279,7 @@ def prepare(
         param = model.params[name]
         if param is not master:
             working: Any = param
-            working.register_post_accumulate_grad_hook(_into(master))
+            working.register_post_accumulate_grad_hook(_move_gradient_into(master))
     _gradients_into_masters(model)
     return model
 
@@ -299,7 +299,7 @@ def _gradients_into_masters(model: TrainModel) -> None:
             multiply_into(part, into)
 
 
-def _shard(model: TrainModel, trainable: bool) -> None:
+def _shard_model(model: TrainModel, trainable: bool) -> None:
     for param in model.module.parameters():
         param.requires_grad_(trainable and param.requires_grad)
         if not param.requires_grad:
@@ -314,16 +314,16 @@ def _shard(model: TrainModel, trainable: bool) -> None:
             model.masters[name].grad = parallel.part(param.grad)
 
 
-def _into(master: Tensor) -> Callable[[Tensor], None]:
+def _move_gradient_into(master: Tensor) -> Callable[[Tensor], None]:
     """A hook that moves a working parameter's gradient into its master's, and frees it."""
 
-    def hook(param: Tensor) -> None:
+    def move_gradient(param: Tensor) -> None:
         """Called by autograd when the gradient is whole."""
         if master.grad is not None and param.grad is not None:
             master.grad.add_(param.grad)
         param.grad = None
 
-    return hook
+    return move_gradient
 
 
 def causal(module: Any) -> Any:
@@ -368,9 +368,9 @@ def kernels_in_use(model: TrainModel) -> dict[str, Any]:
         left_out.append(f"FlexAttention: {failure}")
     return {
         "packed": model.packed,
-        "attention": _attention(model),
+        "attention": _name_attention(model),
         "fused": dict(sorted(model.choice.parts.items())),
-        "logprobs": _logprobs(model),
+        "logprobs": _name_logprobs(model),
         "left_out": left_out,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": named,
@@ -379,19 +379,19 @@ def kernels_in_use(model: TrainModel) -> dict[str, Any]:
     }
 
 
-def _attention(model: TrainModel) -> str:
+def _name_attention(model: TrainModel) -> str:
     if not model.packed:
         return f"{model.attention} (transformers)"
     return "FlexAttention" if uses_flex(model.device) else "group by group"
 
 
-def _logprobs(model: TrainModel) -> str:
+def _name_logprobs(model: TrainModel) -> str:
     if model.device.type == "cuda" and uses_cut_cross_entropy(model.dtype):
-        return f"cut-cross-entropy {_version('cut-cross-entropy')}"
+        return f"cut-cross-entropy {_package_version('cut-cross-entropy')}"
     return "tiles"
 
 
-def _version(package: str) -> str:
+def _package_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -116,7 +116,7 @@ def run_on_policy(
     terms = options.terms
     fitted = fit_reference(lambda draw: collect(draw, model), terms, work, first > 0)
 
-    def save(done: int) -> None:
+    def save_checkpoint(done: int) -> None:
         """A checkpoint of the first `done` rollouts."""
         kept = {"fingerprint": job.fingerprint, "rollout": done, "beta": beta}
         kept["running"] = moments_to_json(running)
@@ -126,13 +126,13 @@ def run_on_policy(
         with memory_advice(options):
             groups = collect(number, model)
             after = updated(running, groups, terms)
-            rollout = _rewarded(model, groups, options, fitted | after, reference, critic)
+            rollout = _reward_groups(model, groups, options, fitted | after, reference, critic)
         _require_reward(rollout, number, work)
         add_advantages(rollout, options, beta)
         stopped = look(options.gates, rollout.metrics, number + 1)
         if stopped is not None:
             if number > first:
-                save(number)
+                save_checkpoint(number)
             raise_stopped(work, stopped, number)
         task: Task
         if options.pair_loss is not None:
@@ -140,7 +140,7 @@ def run_on_policy(
             rollout.metrics["pairs"] = len(task.examples)
         else:
             task = PolicyTask(rollout, options, beta, critic, ptx, number)
-        for row in _learn(job, task, model, optimizer, number):
+        for row in _learn_rollout(job, task, model, optimizer, number):
             row |= {"rollout": number + 1, "beta": beta, **rollout.metrics}
             rows.append(row)
             checkpoint.write_row(work, row)
@@ -150,11 +150,11 @@ def run_on_policy(
         beta = options.next_beta(beta, rollout.metrics.get("kl_reference"), answers)
         running = after
         if (number + 1) % options.checkpoint_every == 0 and number + 1 < options.rollouts:
-            save(number + 1)
-    return _outcome(model, options, rows)
+            save_checkpoint(number + 1)
+    return _make_outcome(model, options, rows)
 
 
-def _rewarded(
+def _reward_groups(
     model: TrainModel,
     groups: Sequence[Group],
     options: OnPolicyTrain,
@@ -177,7 +177,7 @@ def _require_reward(rollout: Rollout, number: int, work: Path) -> None:
         )
 
 
-def _outcome(
+def _make_outcome(
     model: TrainModel, options: OnPolicyTrain, rows: Sequence[dict[str, Any]]
 ) -> TrainOutcome:
     return TrainOutcome(
@@ -191,7 +191,7 @@ def _outcome(
     )
 
 
-def _learn(
+def _learn_rollout(
     job: TrainJob[OnPolicyTrain],
     task: Task,
     model: TrainModel,

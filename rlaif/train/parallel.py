@@ -79,13 +79,13 @@ def sum_gradients(masters: Iterable[Tensor]) -> None:
         bucket.append(master.grad)
         held += master.grad.numel()
         if held >= BUCKET:
-            _sum(bucket)
+            _sum_gradients(bucket)
             bucket, held = [], 0
     if bucket:
-        _sum(bucket)
+        _sum_gradients(bucket)
 
 
-def _sum(gradients: list[Tensor]) -> None:
+def _sum_gradients(gradients: list[Tensor]) -> None:
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
     start = 0

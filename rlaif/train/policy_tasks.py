@@ -51,7 +51,7 @@ class PolicyTask:
             if keep
         ]
         if self.ptx:
-            self.ptx_tokens = sum(len(self._mixed(i).completions[0]) for i in batch)
+            self.ptx_tokens = sum(len(self._mixed_example(i).completions[0]) for i in batch)
         # A batch without any has a gradient of 0.
         return losses.GlobalBatch(max(1, len(lengths)), max(1, sum(lengths)))
 
@@ -65,11 +65,11 @@ class PolicyTask:
         logprobs, entropy = model.read_logprobs_and_entropy(
             hidden, layout, self.options.temperature
         )
-        old = self._tokens(self.rollout.old, micro, logprobs)
+        old = self._gather_tokens(self.rollout.old, micro, logprobs)
         old = logprobs.detach() if old is None else old
-        keep = self._keep(micro, layout, logprobs.device)
-        weight, metrics = self._importance(micro, old, layout)
-        advantages = self._tokens(self.rollout.advantages, micro, logprobs)
+        keep = self._learned_tokens(micro, layout, logprobs.device)
+        weight, metrics = self._importance_weights(micro, old, layout)
+        advantages = self._gather_tokens(self.rollout.advantages, micro, logprobs)
         assert advantages is not None
         values, clipped = losses.clipped_policy_loss(
             logprobs, old, advantages, terms.clip_low, terms.clip_high, terms.two_sided, weight
@@ -77,7 +77,7 @@ class PolicyTask:
         metrics |= clipped | {"entropy": entropy.detach().mean()}
         pulled = self.beta > 0 and self.rollout.reference is not None
         if terms.kl is not None and pulled:
-            reference = self._tokens(self.rollout.reference, micro, logprobs)
+            reference = self._gather_tokens(self.rollout.reference, micro, logprobs)
             assert reference is not None
             kl = losses.kl_estimate(logprobs, reference, terms.kl)
             if self.rollout.old is not None:
@@ -98,9 +98,9 @@ class PolicyTask:
         if terms.ptx_weight and self.ptx:
             nll = self._mixed_nll(model, micro, metrics)
             loss = loss + terms.ptx_weight * nll / self.ptx_tokens
-        return loss, self._sums(metrics, layout, micro, keep), layout.tokens
+        return loss, self._weigh_metrics(metrics, layout, micro, keep), layout.tokens
 
-    def _sums(
+    def _weigh_metrics(
         self, metrics: dict[str, Tensor], layout: Layout, micro: Sequence[int], keep: Tensor
     ) -> Sums:
         """The metrics with what each of them is a mean over: tokens, unless it says otherwise."""
@@ -110,7 +110,7 @@ class PolicyTask:
             answers = float(len(layout.lengths))
             counts |= {"weight_mean": answers, "weight_cut_fraction": answers}
         if self.ptx:
-            mixed = sum(len(self._mixed(i).completions[0]) for i in micro)
+            mixed = sum(len(self._mixed_example(i).completions[0]) for i in micro)
             counts["ptx_nll"] = float(mixed)
         sums: Sums = {}
         for name, value in metrics.items():
@@ -119,19 +119,19 @@ class PolicyTask:
             sums[name] = (float(value) * count, count)
         return sums
 
-    def _tokens(
+    def _gather_tokens(
         self, values: Sequence[Tensor] | None, micro: Sequence[int], like: Tensor
     ) -> Tensor | None:
         if values is None:
             return None
         return torch.cat([values[i] for i in micro]).to(like.device)
 
-    def _keep(self, micro: Sequence[int], layout: Layout, device: torch.device) -> Tensor:
+    def _learned_tokens(self, micro: Sequence[int], layout: Layout, device: torch.device) -> Tensor:
         """(N,) bool: the tokens of answers that are learned from."""
         active = torch.cat([self.rollout.active[i] for i in micro])
         return losses.to_tokens(active, layout.lengths).to(device)
 
-    def _importance(
+    def _importance_weights(
         self, micro: Sequence[int], old: Tensor, layout: Layout
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         if self.options.importance == "none":
@@ -161,8 +161,8 @@ class PolicyTask:
         """(N,) the critic's loss of each token."""
         assert self.critic is not None
         values = self.critic.values(layout, hidden)
-        old = self._tokens(self.rollout.values, micro, values)
-        returns = self._tokens(self.rollout.returns, micro, values)
+        old = self._gather_tokens(self.rollout.values, micro, values)
+        returns = self._gather_tokens(self.rollout.returns, micro, values)
         assert old is not None
         assert returns is not None
         value_losses, clipped = losses.value_loss(values, old, returns, clip)
@@ -173,13 +173,13 @@ class PolicyTask:
         self, model: TrainModel, micro: Sequence[int], metrics: dict[str, Tensor]
     ) -> Tensor:
         """InstructGPT's pretraining mix: the NLL of as many chosen answers, summed over tokens."""
-        chosen = [self._mixed(i) for i in micro]
+        chosen = [self._mixed_example(i) for i in micro]
         layout = model.layout([(e.prompt_ids, e.completions[:1]) for e in chosen])
         nll = -model.token_logprobs(layout).sum()
         metrics["ptx_nll"] = nll.detach() / len(layout.targets)
         return nll
 
-    def _mixed(self, index: int) -> Example:
+    def _mixed_example(self, index: int) -> Example:
         """The preference that goes with group `index`: over the rollouts, all of them in turn."""
         return self.ptx[(self.number * len(self.examples) + index) % len(self.ptx)]
 

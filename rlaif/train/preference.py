@@ -165,19 +165,19 @@ class KtoTask(AnswerTask):
         layout = model.layout([e.branches for e in rows])
         policy = model.logprobs(layout)
         rho = policy - self.compare_logprobs(rows, policy, model, step)
-        own, other = _places(rows)
+        own, other = _branch_places(rows)
         good = torch.tensor([d for e in rows for d in e.desirable], device=policy.device)
         share = [e.weight / len(e.desirable) for e in rows for _ in e.desirable]
         z = losses.kto_baseline(rho[other])
         loss = losses.kto(rho[own], good, z, **self.options.loss_options)
         rewards = self.options.beta * rho.detach()
-        sums = _metrics(rows, rewards[own], policy.detach()[own], good)
+        sums = _answer_metrics(rows, rewards[own], policy.detach()[own], good)
         sums["kl_baseline"] = (float(z) * len(rows), float(len(rows)))
         weight = torch.tensor(share, device=policy.device)
         return (loss * weight).sum() / total, sums, layout.tokens
 
 
-def _places(rows: Sequence[Example]) -> tuple[list[int], list[int]]:
+def _branch_places(rows: Sequence[Example]) -> tuple[list[int], list[int]]:
     """Where the rows' own answers lie among all branches, and where those to other prompts."""
     own: list[int] = []
     other: list[int] = []
@@ -188,7 +188,9 @@ def _places(rows: Sequence[Example]) -> tuple[list[int], list[int]]:
     return own, other
 
 
-def _metrics(rows: Sequence[Example], rewards: Tensor, logprobs: Tensor, good: Tensor) -> Sums:
+def _answer_metrics(
+    rows: Sequence[Example], rewards: Tensor, logprobs: Tensor, good: Tensor
+) -> Sums:
     """Reward and log-prob of the good and of the bad answers; the margin where there are pairs."""
     sums: Sums = {}
     for name, mask in (("chosen", good), ("rejected", ~good)):

@@ -135,7 +135,7 @@ def read_depths(
     for micro in fill_batches(order, [sizes[i] for i in order], model.token_budget(options)):
         path = folder / f"{micro[0]:08d}.safetensors"
         if not _is_whole(path):
-            _compute(model, [examples[i] for i in micro], wanted, path)
+            _compute_features(model, [examples[i] for i in micro], wanted, path)
         counts = [len(examples[i].completions) for i in micro]
         for name, states in load_file(path).items():
             last, prompt = torch.split(states, [sum(counts), len(micro)])
@@ -157,7 +157,7 @@ def read_depths(
     }
 
 
-def _compute(
+def _compute_features(
     model: TrainModel, rows: Sequence[Example], depths: tuple[int, ...], path: Path
 ) -> None:
     """Write, by depth, the hidden states at the end of each answer and then of each prompt."""

@@ -76,18 +76,18 @@ class RewardTask(AnswerTask):
         rows = [self.examples[i] for i in micro]
         layout = model.layout([e.branches for e in rows])
         rewards = model.rewards(layout)
-        pairs = list(_placed(rows))
+        pairs = list(_place_pairs(rows))
         chosen = rewards[[p.chosen for p in pairs]]
         rejected = rewards[[p.rejected for p in pairs]]
         soft = any(p.prob != 1.0 for p in pairs)
-        scores = _scores(rows).to(chosen.device)
+        scores = _gather_scores(rows).to(chosen.device)
         ranked = RankedRewards(
             chosen,
             rejected,
             scores[[p.chosen for p in pairs]],
             scores[[p.rejected for p in pairs]],
-            _column((p.margin or 0.0 for p in pairs), chosen),
-            _column((p.prob for p in pairs), chosen) if soft else None,
+            _make_column((p.margin or 0.0 for p in pairs), chosen),
+            _make_column((p.prob for p in pairs), chosen) if soft else None,
         )
         loss = self.options.pair_losses(ranked)
         gap = (chosen - rejected).detach()
@@ -98,11 +98,11 @@ class RewardTask(AnswerTask):
             "reward_rejected": rejected.detach(),
         }
         sums = {k: (float(v.sum()), float(len(pairs))) for k, v in metrics.items()}
-        weight = _column((p.weight for p in pairs), chosen)
+        weight = _make_column((p.weight for p in pairs), chosen)
         return (loss * weight).sum() / total, sums, layout.tokens
 
 
-def _placed(rows: Iterable[Example]) -> Iterable[Ranked]:
+def _place_pairs(rows: Iterable[Example]) -> Iterable[Ranked]:
     """All pairs, their answers by place among those of all rows. Those of one example share its
     weight evenly."""
     start = 0
@@ -116,13 +116,13 @@ def _placed(rows: Iterable[Example]) -> Iterable[Ranked]:
         start += len(example.completions)
 
 
-def _scores(rows: Iterable[Example]) -> Tensor:
+def _gather_scores(rows: Iterable[Example]) -> Tensor:
     """(A,) fp64 scores of all rows' answers, NaN where there is none."""
     scores = [s for e in rows for s in e.scores or [None] * len(e.completions)]
     return torch.tensor([math.nan if s is None else s for s in scores], dtype=torch.float64)
 
 
-def _column(values: Iterable[float], like: Tensor) -> Tensor:
+def _make_column(values: Iterable[float], like: Tensor) -> Tensor:
     return torch.tensor(list(values), dtype=like.dtype, device=like.device)
 
 
@@ -132,10 +132,10 @@ def by_prompt(examples: Sequence[Example]) -> list[Example]:
     groups: dict[tuple[int, ...], list[Example]] = {}
     for example in examples:
         groups.setdefault(tuple(example.prompt_ids), []).append(example)
-    return [_joined(group) for group in groups.values()]
+    return [_join_group(group) for group in groups.values()]
 
 
-def _joined(group: Sequence[Example]) -> Example:
+def _join_group(group: Sequence[Example]) -> Example:
     place: dict[tuple[int, ...], int] = {}
     ranked, ids, scores = [], [], []
     for example in group:
@@ -167,8 +167,8 @@ def prepared(
     Raises RlaifError where two pairs share an id and are not the same, where every pair is a tie,
     where a source that is named does not occur or one that occurs has no condition.
     """
-    unique = _once(preferences)
-    once = _replayed(unique, options.replay)
+    unique = _refuse_conflicts(preferences)
+    once = _draw_replay(unique, options.replay)
     if all(p.prob == 0.5 for p in once):
         raise RlaifError(
             f"all {len(once)} pairs are ties (prob 0.5): there is nothing to rank. Lower "
@@ -192,7 +192,7 @@ def prepared(
     return kept, len(preferences) - len(unique)
 
 
-def _replayed(preferences: Sequence[Preference], share: float) -> list[Preference]:
+def _draw_replay(preferences: Sequence[Preference], share: float) -> list[Preference]:
     """The newest round's pairs, and of earlier ones this share, drawn by the hash of their ids."""
     newest = max((p.round for p in preferences), default=0)
     most = int(share * REPLAY_PARTS)
@@ -204,7 +204,7 @@ def _replayed(preferences: Sequence[Preference], share: float) -> list[Preferenc
     ]
 
 
-def _once(preferences: Sequence[Preference]) -> list[Preference]:
+def _refuse_conflicts(preferences: Sequence[Preference]) -> list[Preference]:
     known: dict[str, Preference] = {}
     for preference in preferences:
         first = known.setdefault(preference.preference_id, preference)
@@ -332,7 +332,7 @@ def keep(last: Path, out: Path) -> None:
     system can."""
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(last, temporary, copy_function=_share)
+    shutil.copytree(last, temporary, copy_function=_link_or_copy)
     if (temporary / NAME).exists():
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
@@ -340,7 +340,7 @@ def keep(last: Path, out: Path) -> None:
         publish_folder(temporary, out)
 
 
-def _share(source: str, target: str) -> None:
+def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError:

@@ -103,12 +103,15 @@ def summed(
     `moments` are those of the terms of `normalise: reference` and `running`, by name."""
     names = term_names(terms)
     return [
-        [_total(parts) for parts in zip(*_columns(group, terms, names, moments), strict=True)]
+        [
+            _total_reward(parts)
+            for parts in zip(*_term_columns(group, terms, names, moments), strict=True)
+        ]
         for group in groups
     ]
 
 
-def _columns(
+def _term_columns(
     group: Group, terms: Sequence[RewardTerm], names: Sequence[str], moments: Mapping[str, Moments]
 ) -> list[list[float | None]]:
     """What each term adds to each answer's reward."""
@@ -121,11 +124,11 @@ def _columns(
         if term.normalise == "group":
             scale = Moments().joined(term_values([group], place))
         values = [answer.values[place] for answer in group.answers]
-        found.append([None if v is None else _added(term, scale, v) for v in values])
+        found.append([None if v is None else _scale_value(term, scale, v) for v in values])
     return found
 
 
-def _added(term: RewardTerm, scale: Moments | None, value: float) -> float:
+def _scale_value(term: RewardTerm, scale: Moments | None, value: float) -> float:
     if term.normalise != "none":
         assert scale is not None
         equal = term.normalise == "group" and scale.flat
@@ -135,7 +138,7 @@ def _added(term: RewardTerm, scale: Moments | None, value: float) -> float:
     return term.weight * value
 
 
-def _total(parts: Sequence[float | None]) -> float | None:
+def _total_reward(parts: Sequence[float | None]) -> float | None:
     known = [part for part in parts if part is not None]
     return math.fsum(known) if len(known) == len(parts) else None
 

@@ -92,10 +92,12 @@ def measure(
 
     `reference` is the model itself when its adapters are to be switched off.
     """
-    rollout = Rollout(groups, metrics=_watched(groups))
-    rollout.rewards = [_rewards(g, own, options) for g, own in zip(groups, rewards, strict=True)]
+    rollout = Rollout(groups, metrics=_mean_watched(groups))
+    rollout.rewards = [
+        _penalised_rewards(g, own, options) for g, own in zip(groups, rewards, strict=True)
+    ]
     pairs = zip(groups, rollout.rewards, strict=True)
-    rollout.active = [_active(group, own, options) for group, own in pairs]
+    rollout.active = [_learned_answers(group, own, options) for group, own in pairs]
     if options.needs_old_logprobs:
         rollout.old, rollout.values = token_values(model, groups, options, critic)
     if reference is model:
@@ -103,11 +105,11 @@ def measure(
             rollout.reference, _ = token_values(model, groups, options)
     elif reference is not None:
         rollout.reference, _ = token_values(reference, groups, options)
-    rollout.metrics |= _gated(model, rollout, options)
+    rollout.metrics |= _measure_gated(model, rollout, options)
     return rollout
 
 
-def _gated(model: TrainModel, rollout: Rollout, options: OnPolicyTrain) -> dict[str, float]:
+def _measure_gated(model: TrainModel, rollout: Rollout, options: OnPolicyTrain) -> dict[str, float]:
     """What a gate looks at and the method itself does not compute: the policy's entropy (nats, mean
     over tokens) and its KL to the reference (nats per answer)."""
     gates = options.gates
@@ -128,7 +130,7 @@ def _policy_entropy(
     """Per group (N,) log-probs of its answers' tokens, and the mean entropy over all of them."""
     logprobs: list[Tensor] = []
     amount, count = 0.0, 0
-    for part in _parts(model, groups, options):
+    for part in _split_groups(model, groups, options):
         layout = model.layout([group.example.branches for group in part])
         sizes = [sum(len(a.ids) for a in g.answers) for g in part]
         own, entropy = model.read_logprobs_and_entropy(
@@ -139,7 +141,7 @@ def _policy_entropy(
     return logprobs, amount / count
 
 
-def _watched(groups: Sequence[Group]) -> dict[str, float]:
+def _mean_watched(groups: Sequence[Group]) -> dict[str, float]:
     """The means of what is watched of the answers."""
     values: dict[str, list[float]] = defaultdict(list)
     for answer in (answer for group in groups for answer in group.answers):
@@ -158,7 +160,7 @@ def token_values(
     states before them, from one pass."""
     logprobs: list[Tensor] = []
     values: list[Tensor] = []
-    for part in _parts(model, groups, options):
+    for part in _split_groups(model, groups, options):
         layout = model.layout([group.example.branches for group in part])
         sizes = [sum(len(a.ids) for a in g.answers) for g in part]
         hidden = model.predicting(layout)
@@ -168,7 +170,9 @@ def token_values(
     return logprobs, None if critic is None else values
 
 
-def _parts(model: TrainModel, groups: Sequence[Group], options: OnPolicyTrain) -> list[list[Group]]:
+def _split_groups(
+    model: TrainModel, groups: Sequence[Group], options: OnPolicyTrain
+) -> list[list[Group]]:
     sizes = [model.size(group.example.branches) for group in groups]
     parts = fill_batches(range(len(groups)), sizes, model.token_budget(options))
     return [[groups[i] for i in part] for part in parts]
@@ -191,7 +195,9 @@ class Critic:
         return values
 
 
-def _rewards(group: Group, rewards: Sequence[float | None], options: OnPolicyTrain) -> Tensor:
+def _penalised_rewards(
+    group: Group, rewards: Sequence[float | None], options: OnPolicyTrain
+) -> Tensor:
     """(S,) rewards less the penalties, NaN where there is none."""
     values = [
         math.nan if reward is None else reward - (0.0 if a.ended else options.missing_eos_penalty)
@@ -205,7 +211,7 @@ def _rewards(group: Group, rewards: Sequence[float | None], options: OnPolicyTra
     return found
 
 
-def _active(group: Group, rewards: Tensor, options: OnPolicyTrain) -> Tensor:
+def _learned_answers(group: Group, rewards: Tensor, options: OnPolicyTrain) -> Tensor:
     """(S,) bool: which answers are learned from."""
     ended = torch.tensor([a.ended or options.learns_unfinished for a in group.answers])
     return ended & ~rewards.isnan()
@@ -220,7 +226,7 @@ def add_advantages(rollout: Rollout, options: OnPolicyTrain, beta: float) -> Non
 
 def add_group_advantages(rollout: Rollout, options: GrpoTrain, _: float) -> None:
     """Rewards less their group's mean and, with `scale: std`, by its deviation."""
-    rollout.advantages = _grouped(
+    rollout.advantages = _group_advantages(
         rollout,
         rollout.rewards,
         lambda rewards, groups: losses.group_advantages(rewards, groups, options.scale),
@@ -230,7 +236,7 @@ def add_group_advantages(rollout: Rollout, options: GrpoTrain, _: float) -> None
 def add_rloo_advantages(rollout: Rollout, _: RlooTrain, beta: float) -> None:
     """Rewards, less the KL, against the mean of the group's other answers."""
     scores = [r - beta * _sequence_kl(rollout, i) for i, r in enumerate(rollout.rewards)]
-    rollout.advantages = _grouped(rollout, scores, losses.rloo_advantages)
+    rollout.advantages = _group_advantages(rollout, scores, losses.rloo_advantages)
 
 
 def mean_kl(policy: Sequence[Tensor], rollout: Rollout) -> float:
@@ -251,7 +257,7 @@ def _sequence_kl(rollout: Rollout, group: int) -> Tensor:
     return torch.stack([part.sum() for part in torch.split(kl, lengths)]).cpu()
 
 
-def _grouped(
+def _group_advantages(
     rollout: Rollout,
     scores: Sequence[Tensor],
     advantages: Callable[[Tensor, Tensor], Tensor],

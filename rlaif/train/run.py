@@ -88,7 +88,7 @@ def train_on_preferences(job: TrainJob[TrainStep]) -> TrainOutcome:
         )
     processes = _count_processes(job)
     if processes > 1 and parallel.world() == 1:
-        return _launch(job, processes)
+        return _launch_training(job, processes)
     encoded = encode_preferences(job)
     work.mkdir(parents=True, exist_ok=True)
     stored: Reference = {}
@@ -214,7 +214,7 @@ def _count_processes(job: TrainJob[TrainStep]) -> int:
     return count
 
 
-def _launch(job: TrainJob[TrainStep], processes: int) -> TrainOutcome:
+def _launch_training(job: TrainJob[TrainStep], processes: int) -> TrainOutcome:
     """Do the job in several processes, each of which runs `rlaif.train.worker`."""
     request = {
         "kind": job.options.method,

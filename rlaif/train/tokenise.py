@@ -108,7 +108,7 @@ class Encoded:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint. Raises EngineError when it has no chat template."""
-    tokenizer = _tokenizer(folder)
+    tokenizer = _load_tokenizer(folder)
     if not getattr(tokenizer, "chat_template", None):
         raise EngineError(
             f"{folder}: its tokenizer has no chat template, so answers cannot be told from "
@@ -117,7 +117,7 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _tokenizer(folder: Path) -> Any:
+def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     with explain_library(f"{folder}: its tokenizer cannot be loaded", EngineError):
@@ -130,7 +130,7 @@ def refuse_other_tokens(
     """Raise RlaifError unless every token id of `examples` (None: of the start's vocabulary) means
     the same token to both models: else their log-probs would be of different texts."""
     own, other = (
-        {number: token for token, number in _tokenizer(folder).get_vocab().items()}
+        {number: token for token, number in _load_tokenizer(folder).get_vocab().items()}
         for folder in (start, reference)
     )
     used = set(own)
@@ -185,7 +185,7 @@ def encode(
     for row, preference in enumerate(preferences, start=1):
         turn = AnswerTurn(tokenizer, preference.prompt, chat, whole=always_end)
         try:
-            example, counts = _example(preference, turn, token_ids, both, end, reasoning)
+            example, counts = _make_example(preference, turn, token_ids, both, end, reasoning)
             _refuse_unknown(example, tokenizer, limits)
         except (EngineError, UnfitAnswer) as error:
             if on_error == "skip":
@@ -195,7 +195,7 @@ def encode(
             place = f"row {row} of {len(preferences)} (prompt {preference.prompt_id}, {asked!r})"
             raise type(error)(f"{place}: {error}") from None
         result.add(counts)
-        _admit(example, result, max_length, overlong, limits)
+        _admit_example(example, result, max_length, overlong, limits)
     _warn_beyond(result, limits)
     return result
 
@@ -204,7 +204,7 @@ class UnfitAnswer(RlaifError):
     """An answer that is no single turn of the assistant."""
 
 
-def _example(
+def _make_example(
     preference: Preference,
     turn: AnswerTurn,
     token_ids: Mapping[str, list[int]],
@@ -223,7 +223,7 @@ def _example(
     retokenised = 0
     for messages, completion_id, _, _ in answers:
         known = token_ids.get(completion_id)
-        branches.append(turn.tokens(_single(messages), end, reasoning, known))
+        branches.append(turn.tokens(_require_single_turn(messages), end, reasoning, known))
         retokenised += bool(known) and not branches[-1].sampled
     example = Example(
         preference.preference_id,
@@ -240,11 +240,11 @@ def _example(
     crossed = sum(branch.crossed for branch in branches)
     missing = count_lost(turn.tokenizer, preference.prompt, turn.chat)
     for messages, *_ in answers:
-        missing += turn.lost(_single(messages), reasoning)
+        missing += turn.lost(_require_single_turn(messages), reasoning)
     return example, {"retokenised": retokenised, "boundary_crossed": crossed, **missing}
 
 
-def _single(messages: Sequence[Message]) -> Message:
+def _require_single_turn(messages: Sequence[Message]) -> Message:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise UnfitAnswer("an answer must be exactly one assistant message")
     return messages[0]
@@ -258,7 +258,7 @@ def _refuse_unknown(example: Example, tokenizer: Any, limits: Limits) -> None:
             raise EngineError(no_embedding(token, text, limits))
 
 
-def _admit(
+def _admit_example(
     example: Example, result: Encoded, max_length: int, overlong: Overlong, limits: Limits
 ) -> None:
     if not all(example.completions) or not example.prompt_ids:

@@ -35,21 +35,21 @@ class Tracked:
         """The parameters as a flat mapping: {"lora": {"r": 8}} is {"lora.r": 8}. None is left
         out."""
         found: dict[str, bool | int | float | str] = {}
-        for name, value in _leaves("", self.parameters):
+        for name, value in _list_leaves("", self.parameters):
             plain = value if isinstance(value, (bool, int, float)) else str(value)[:LONGEST]
-            found[_plain(name)] = plain
+            found[_clean_name(name)] = plain
         return found
 
 
-def _leaves(above: str, row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _list_leaves(above: str, row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in row.items():
         if isinstance(value, Mapping):
-            yield from _leaves(f"{above}{name}.", value)
+            yield from _list_leaves(f"{above}{name}.", value)
         elif value is not None:
             yield f"{above}{name}", value
 
 
-def _plain(name: str) -> str:
+def _clean_name(name: str) -> str:
     """The name in characters that every tracker takes."""
     return re.sub(r"[^\w\-. /]", "_", name)
 
@@ -63,15 +63,15 @@ def open_trackers(names: Sequence[str], tracked: Tracked) -> Iterator[list[Log]]
     with ExitStack() as stack:
         logs = []
         for name in names:
-            log, close = _opened(name, tracked)
-            stack.callback(_quietly, close)
+            log, close = _open_tracker(name, tracked)
+            stack.callback(_call_quietly, close)
             logs.append(log)
         yield logs
 
 
-def _opened(name: str, tracked: Tracked) -> Open:
+def _open_tracker(name: str, tracked: Tracked) -> Open:
     try:
-        opened: Open = _quietly(_OPEN[name], tracked)
+        opened: Open = _call_quietly(_OPEN[name], tracked)
         return opened
     except ImportError as error:
         raise ConfigError(
@@ -85,13 +85,13 @@ def _opened(name: str, tracked: Tracked) -> Open:
         ) from None
 
 
-def _quietly(function: Callable[..., Any], *arguments: Any) -> Any:
+def _call_quietly(function: Callable[..., Any], *arguments: Any) -> Any:
     """Trackers greet and take their leave on stdout, which belongs to --json."""
     with redirect_stdout(sys.stderr):
         return function(*arguments)
 
 
-def _tensorboard(tracked: Tracked) -> Open:
+def _open_tensorboard(tracked: Tracked) -> Open:
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
@@ -100,16 +100,16 @@ def _tensorboard(tracked: Tracked) -> Open:
     for summary in hparams(tracked.flat(), {}):  # type: ignore[no-untyped-call]
         writer.file_writer.add_summary(summary)
 
-    def log(step: int, numbers: Mapping[str, float]) -> None:
+    def log_step(step: int, numbers: Mapping[str, float]) -> None:
         """One step's numbers."""
         for name, value in numbers.items():
             writer.add_scalar(name, value, step)
         writer.flush()
 
-    return log, writer.close
+    return log_step, writer.close
 
 
-def _wandb(tracked: Tracked) -> Open:
+def _open_wandb(tracked: Tracked) -> Open:
     opened: Any = import_module("wandb").init(
         # Characters that a project's name must not have.
         project=re.sub(r"[/\\#?%:]", "-", tracked.project),
@@ -122,7 +122,7 @@ def _wandb(tracked: Tracked) -> Open:
     return lambda step, numbers: opened.log(dict(numbers), step=step), opened.finish
 
 
-def _mlflow(tracked: Tracked) -> Open:
+def _open_mlflow(tracked: Tracked) -> Open:
     tracking: Any = import_module("mlflow")
     tracking.set_experiment(tracked.project)
     # A training that goes on after a kill goes on in its own run.
@@ -134,22 +134,24 @@ def _mlflow(tracked: Tracked) -> Open:
     tracking.start_run(run_id=known[0].info.run_id if known else None, run_name=tracked.name)
     tracking.log_params(tracked.flat())
 
-    def log(step: int, numbers: Mapping[str, float]) -> None:
+    def log_step(step: int, numbers: Mapping[str, float]) -> None:
         """One step's numbers."""
-        tracking.log_metrics({_plain(name): value for name, value in numbers.items()}, step=step)
+        tracking.log_metrics(
+            {_clean_name(name): value for name, value in numbers.items()}, step=step
+        )
 
-    return log, tracking.end_run
+    return log_step, tracking.end_run
 
 
-def _trackio(tracked: Tracked) -> Open:
+def _open_trackio(tracked: Tracked) -> Open:
     tracking: Any = import_module("trackio")
     tracking.init(project=tracked.project, name=tracked.name, resume="allow", config=tracked.flat())
     return lambda step, numbers: tracking.log(dict(numbers), step=step), tracking.finish
 
 
 _OPEN: dict[str, Callable[[Tracked], Open]] = {
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-    "mlflow": _mlflow,
-    "trackio": _trackio,
+    "tensorboard": _open_tensorboard,
+    "wandb": _open_wandb,
+    "mlflow": _open_mlflow,
+    "trackio": _open_trackio,
 }

@@ -37,7 +37,7 @@ def main(path: Path) -> int:
     kind = request["kind"]
     spec: Any = METHODS[kind] if kind in METHODS.rows else DISTILLATIONS[kind]
 
-    def tell(progress: TrainProgress) -> None:
+    def print_progress(progress: TrainProgress) -> None:
         """The first rank says how far all are."""
         if dist.get_rank() == 0:
             print(json.dumps(asdict(progress)), flush=True)
@@ -56,7 +56,7 @@ def main(path: Path) -> int:
                 token_ids=request["token_ids"],
                 chat=ChatSettings(**request["chat"]),
                 member=request["member"],
-                progress=tell,
+                progress=print_progress,
             )
         )
         found: dict[str, Any] = {"outcome": asdict(outcome)}

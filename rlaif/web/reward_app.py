@@ -108,44 +108,48 @@ def _allow_files() -> None:
 def make_app(service: RewardService) -> Starlette:
     """The service's paths as an ASGI application."""
 
-    async def answer(request: Request) -> Response:
+    async def answer_rewards(request: Request) -> Response:
         service.count(requests=1)
-        status, found = await _answered(service, request)
+        status, found = await _compute_answer(service, request)
         if status != 200:
             service.count(refused=1)
         # What a refused client still sends cannot be told from its next request.
         headers = {"Connection": "close"} if status in (408, 413) else None
         return JSONResponse(found, status, headers)
 
-    async def health(_request: Request) -> Response:
+    async def answer_health(_request: Request) -> Response:
         return JSONResponse({"healthy": service.healthy}, 200 if service.healthy else 503)
 
-    async def metrics(_request: Request) -> Response:
+    async def answer_metrics(_request: Request) -> Response:
         return PlainTextResponse(service.counts.text(), media_type="text/plain; version=0.0.4")
 
-    async def models(_request: Request) -> Response:
+    async def answer_models(_request: Request) -> Response:
         model = {"id": service.engine.name, "object": "model", "owned_by": "rlaif"}
         return JSONResponse({"object": "list", "data": [model]})
 
-    async def refused(request: Request, error: Exception) -> Response:
+    async def answer_refused(request: Request, error: Exception) -> Response:
         service.count(requests=1, refused=1)
         status = error.status_code if isinstance(error, HTTPException) else 500
         said = {404: f"no such path: {request.url.path}", 405: f"not with {request.method}"}
         return JSONResponse(_error_body(said.get(status, "the server failed")), status)
 
-    routes = [Route(path, answer, methods=["POST"]) for path in READERS]
+    routes = [Route(path, answer_rewards, methods=["POST"]) for path in READERS]
     routes += [
-        Route("/health", health),
-        Route("/metrics", metrics),
-        Route("/v1/models", models),
+        Route("/health", answer_health),
+        Route("/metrics", answer_metrics),
+        Route("/v1/models", answer_models),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: refused, Exception: refused})
+    return Starlette(
+        routes=routes, exception_handlers={HTTPException: answer_refused, Exception: answer_refused}
+    )
 
 
-async def _answered(service: RewardService, request: Request) -> tuple[int, Mapping[str, Any]]:
+async def _compute_answer(
+    service: RewardService, request: Request
+) -> tuple[int, Mapping[str, Any]]:
     """The status and the answer to a request for rewards."""
     try:
-        data = await asyncio.wait_for(_body(request), BODY_SECONDS)
+        data = await asyncio.wait_for(_read_body(request), BODY_SECONDS)
         if data is None:
             return 413, _error_body(f"a body of 1 to {MOST_BYTES} bytes was expected")
         found = await run_in_threadpool(lambda: asked(service, request.url.path, _parse_json(data)))
@@ -160,7 +164,7 @@ async def _answered(service: RewardService, request: Request) -> tuple[int, Mapp
         return 500, _error_body(str(error))
 
 
-async def _body(request: Request) -> bytes | None:
+async def _read_body(request: Request) -> bytes | None:
     """The body; None where it is empty or larger than is read."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > MOST_BYTES:

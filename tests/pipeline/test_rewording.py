@@ -188,7 +188,7 @@ def test_a_kill_while_answers_are_taken_over_asks_nothing_twice(
         questions = len(server.asked)
         say(tmp_path, kind="It is warm.")
         monkeypatch.setattr(asking, "BATCH", 4)
-        taken = asking.Carried._rows
+        taken = asking.Carried._find_rows
         left = 7
 
         def dies(self: asking.Carried, call: str) -> list[dict[str, Any]]:
@@ -199,7 +199,7 @@ def test_a_kill_while_answers_are_taken_over_asks_nothing_twice(
             return taken(self, call)
 
         with monkeypatch.context() as killed:
-            killed.setattr(asking.Carried, "_rows", dies)
+            killed.setattr(asking.Carried, "_find_rows", dies)
             with pytest.raises(KeyboardInterrupt):
                 run_experiment(path, out)
         run_experiment(path, out)

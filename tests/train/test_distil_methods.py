@@ -174,7 +174,7 @@ def test_fitting_again_goes_on_from_what_was_computed(
     step = {"method": "linear", "micro_batch_tokens": 64}
     whole, folder = fitted(make_model(0), tmp_path / "a", preferences, **step)
     calls = []
-    compute = probe._compute
+    compute = probe._compute_features
 
     def dies_at_third(model, rows, depths, path):
         calls.append(path.name)
@@ -182,7 +182,7 @@ def test_fitting_again_goes_on_from_what_was_computed(
             raise KeyboardInterrupt
         compute(model, rows, depths, path)
 
-    monkeypatch.setattr(probe, "_compute", dies_at_third)
+    monkeypatch.setattr(probe, "_compute_features", dies_at_third)
     with pytest.raises(KeyboardInterrupt):
         fitted(make_model(0), tmp_path / "b", preferences, **step)
     first = list(calls)

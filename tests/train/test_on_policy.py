@@ -472,7 +472,7 @@ def test_the_pretraining_mix_goes_through_all_preferences_and_is_normalised_by_t
     seen = []
     for number in range(3):
         task = PolicyTask(rollout, options, 0.0, critic, ptx, number)
-        seen += [task._mixed(i).example_id for i in range(len(groups))]
+        seen += [task._mixed_example(i).example_id for i in range(len(groups))]
     assert set(seen) == {e.example_id for e in ptx}
     without = PolicyTask(rollout, options_of("ppo", sync_every=1, epochs=1), 0.0, critic)
     task = PolicyTask(rollout, options, 0.0, critic, ptx, 1)
@@ -483,7 +483,7 @@ def test_the_pretraining_mix_goes_through_all_preferences_and_is_normalised_by_t
         float((task.loss(model, [i], total, 0)[0] - without.loss(model, [i], total, 0)[0]).detach())
         for i in whole
     )
-    chosen = [task._mixed(i) for i in whole]
+    chosen = [task._mixed_example(i) for i in whole]
     layout = model.layout([(e.prompt_ids, e.completions[:1]) for e in chosen])
     nll = -float(model.token_logprobs(layout).mean().detach())
     assert float(added.detach()) == pytest.approx(0.5 * nll, rel=1e-4)

@@ -93,15 +93,17 @@ class PrincipleVotes:
 
 def _read_labels(answer: ScoreResult) -> Verdict | None:
     total = sum(answer.label_probs.values())
-    return _decide({k: p / total for k, p in answer.label_probs.items()}) if total > 0 else None
+    return (
+        _decide_vote({k: p / total for k, p in answer.label_probs.items()}) if total > 0 else None
+    )
 
 
 def _read_text(said: Written) -> Verdict | None:
     shares = _read_shares(said)
-    return None if shares is None else _decide(shares)
+    return None if shares is None else _decide_vote(shares)
 
 
-def _decide(shares: dict[str, float]) -> Verdict:
+def _decide_vote(shares: dict[str, float]) -> Verdict:
     first, second = shares["first"], shares["second"]
     if max(first, second) <= shares["neither"]:
         return Verdict("not_applicable", distribution=shares)

@@ -22,7 +22,7 @@ def make_plan(inputs: PlanInputs) -> list[Planned]:
     for seed in experiment.all_seeds:
         walks = {n: Walk(inputs, seed, experiment.arms.get(n)) for n in experiment.arm_names}
         for arm, walk in walks.items():
-            for step in _walked(walk):
+            for step in _walk_rounds(walk):
                 planned.setdefault(step.hash, step)
                 arms.setdefault(step.hash, []).append(arm)
             refuse_unread(walk)
@@ -32,7 +32,7 @@ def make_plan(inputs: PlanInputs) -> list[Planned]:
     return [replace(p, arms=tuple(dict.fromkeys(arms[p.hash]))) for p in planned.values()]
 
 
-def _walked(walk: Walk) -> list[Planned]:
+def _walk_rounds(walk: Walk) -> list[Planned]:
     """The whole plan of one walk: M0's evaluation, then the rounds."""
     experiment = walk.experiment
     distilled = {e.distill.id for e in experiment.steps if e.distill is not None}
@@ -59,11 +59,11 @@ def refuse_unread(walk: Walk) -> None:
     wanted = {dataset.uses} if dataset is not None else set()
     for planned, by in walk.replaced.values():
         if planned.hash not in read and planned.id not in wanted:
-            raise walk.inputs.fail(_index(walk, planned), _unread(planned, by))
+            raise walk.inputs.fail(_step_index(walk, planned), _describe_unread(planned, by))
     _refuse_idle_pairs(walk)
 
 
-def _unread(planned: Planned, by: str) -> str:
+def _describe_unread(planned: Planned, by: str) -> str:
     makes = step_module(planned.kind).MAKES
     what = {"completions": "answers", "preferences": "pairs"}.get(makes, makes)
     other = f"Name it in `uses` of the step that should read it, or remove it or {by!r}"
@@ -96,14 +96,14 @@ def _refuse_idle_pairs(walk: Walk) -> None:
         idle = next((loaded[h] for h in own if h in loaded and h not in used), None)
         if judge.kind == "judge" and judge.id == judge.step.id and idle is not None:
             raise walk.inputs.fail(
-                _index(walk, judge),
+                _step_index(walk, judge),
                 f"judge {judge.id!r} judges the pairs that {idle.id!r} loads, and no step uses "
                 "them: add `label` after it, or `pair`. How good a judge is on labelled pairs is "
                 "measured by `rlaif judge-bench`",
             )
 
 
-def _index(walk: Walk, planned: Planned) -> int:
+def _step_index(walk: Walk, planned: Planned) -> int:
     """The place of a step in the experiment; members of a pool are called ID/NUMBER."""
     name = planned.id.partition("/")[0]
     return next(i for i, e in enumerate(walk.experiment.steps) if e.step.id == name)

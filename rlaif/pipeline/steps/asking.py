@@ -133,15 +133,15 @@ class Kept:
 
     def answered(self, name: str, batch: Iterable[tuple[Call, Answered]]) -> None:
         """Commit answers (`name` answers) or reasons, each with what its call was."""
-        rows = [_asked(call) | _row(answered) for call, answered in batch]
+        rows = [_describe_call(call) | _answer_to_row(answered) for call, answered in batch]
         (self.answers if name == "answers" else self.reasons).append(rows)
 
 
 def _last_answered(index: Index, call: str) -> Answered:
-    return _answered(index.rows(call)[-1])
+    return _answer_from_row(index.rows(call)[-1])
 
 
-def _asked(call: Call) -> dict[str, Any]:
+def _describe_call(call: Call) -> dict[str, Any]:
     """What a call asked: the answer can be followed to it."""
     return {
         "call_id": call.call_id,
@@ -153,11 +153,11 @@ def _asked(call: Call) -> dict[str, Any]:
     }
 
 
-def _row(answered: Answered) -> dict[str, Any]:
+def _answer_to_row(answered: Answered) -> dict[str, Any]:
     return asdict(answered) | {"kind": type(answered.answer).__name__}
 
 
-def _answered(row: Mapping[str, Any]) -> Answered:
+def _answer_from_row(row: Mapping[str, Any]) -> Answered:
     kind = _RESULTS.get(row["kind"])
     answer = kind(**row["answer"]) if kind else None
     return Answered(answer, *(row[key] for key in ("annotator_id", "rationale", "latency", "cost")))
@@ -194,14 +194,14 @@ def verdicts_by_group(
     calls = [judge.calls(prompt, completions, seed) for prompt, completions in groups]
     asker = _Asker(judge, models, engines, kept, progress)
     if is_staged(judge):
-        return _staged(judge, asker, calls, seed)
+        return _judge_staged(judge, asker, calls, seed)
     every = [call for group in calls for call in group]
     for batch in asker.ask(kept.unasked(every), kept.judgements.keys()):
         kept.judged([j for call, answered in batch for j in read_answer(judge, call, answered)])
     return [[j for c in own for j in kept.judgements.get(c.call_id, [])] for own in calls]
 
 
-def _staged(
+def _judge_staged(
     judge: Staged, asker: _Asker, calls: Sequence[list[Call]], seed: int
 ) -> list[list[Judgement]]:
     kept = asker.kept
@@ -248,28 +248,28 @@ class _Asker:
         """What is not in `done`, a whole batch at a time. A call that comes twice is asked once."""
         calls = list({call.call_id: call for call in calls}.values())
         done = {call.call_id for call in calls if call.call_id in done}
-        self._reasons([c for c in calls if c.then is not None], done)
-        self._start("judgements", [c.call_id for c in calls], done)
+        self._ask_reasons([c for c in calls if c.then is not None], done)
+        self._start_progress("judgements", [c.call_id for c in calls], done)
         silent = [c for c in calls if c.request is None and c.call_id not in done]
         for start in range(0, len(silent), SILENT_BATCH):
             batch = silent[start : start + SILENT_BATCH]
             yield [(call, None) for call in batch]
-            self._advance(len(batch))
+            self._advance_progress(len(batch))
         asked = {c.call_id: c for c in calls if c.request is not None}
-        stuck = [c for i, c in asked.items() if self._request(c) is None and i not in done]
+        stuck = [c for i, c in asked.items() if self._request_of(c) is None and i not in done]
         if stuck:
             # Without reasons there is nothing to ask further: the calls failed.
             yield [(c, self.kept.reasons[c.call_id]) for c in stuck]
-            self._advance(len(stuck))
-        pending = {i: r for i, c in asked.items() if (r := self._request(c)) is not None}
-        for batch_of_answers in self._engines(asked, pending, done):
+            self._advance_progress(len(stuck))
+        pending = {i: r for i, c in asked.items() if (r := self._request_of(c)) is not None}
+        for batch_of_answers in self._ask_engines(asked, pending, done):
             yield [
-                (asked[name], replace(answered, rationale=self._rationale(asked[name])))
+                (asked[name], replace(answered, rationale=self._rationale_of(asked[name])))
                 for name, answered in batch_of_answers.items()
             ]
-            self._advance(len(batch_of_answers))
+            self._advance_progress(len(batch_of_answers))
 
-    def _request(self, call: Call) -> Request | None:
+    def _request_of(self, call: Call) -> Request | None:
         """What is asked for a verdict: the call's request, or its second turn after reasons."""
         if call.then is None:
             return call.request
@@ -277,26 +277,26 @@ class _Asker:
         assert isinstance(reasons, GenerateResult)
         return ending_request(call, reasons)
 
-    def _rationale(self, call: Call) -> str | None:
+    def _rationale_of(self, call: Call) -> str | None:
         if call.then is None:
             return None
         reasons = self.kept.reasons[call.call_id]
         assert isinstance(reasons.answer, GenerateResult)
         return "\n\n".join(t for t in (reasons.thought, reasons.answer.text) if t)
 
-    def _reasons(self, calls: Sequence[Call], done: AbstractSet[str]) -> None:
+    def _ask_reasons(self, calls: Sequence[Call], done: AbstractSet[str]) -> None:
         """Have the reasons written that are not kept; none where every verdict is there."""
         if not calls:
             return
         asked = {c.call_id: c for c in calls}
         written = {name for name in asked if name in self.kept.reasons}
-        self._start("reasons", list(asked), written | done)
+        self._start_progress("reasons", list(asked), written | done)
         requests = {i: c.request for i, c in asked.items() if c.request is not None}
-        for batch in self._engines(asked, requests, written):
+        for batch in self._ask_engines(asked, requests, written):
             self.kept.answered("reasons", [(asked[name], a) for name, a in batch.items()])
-            self._advance(len(batch))
+            self._advance_progress(len(batch))
 
-    def _engines(
+    def _ask_engines(
         self, calls: Mapping[str, Call], requests: Mapping[str, Request], done: Iterable[str]
     ) -> Iterator[dict[str, Answered]]:
         """Batches of answers by call. Each role's engine sees its full set of requests."""
@@ -310,11 +310,11 @@ class _Asker:
             engine, annotator = asked_engine(self.judge, role, self.models, self.engines)
             yield from answers_of(engine, annotator, wanted, done)
 
-    def _start(self, name: str, ids: Sequence[str], done: AbstractSet[str]) -> None:
+    def _start_progress(self, name: str, ids: Sequence[str], done: AbstractSet[str]) -> None:
         if self.progress is not None:
             self.progress.start(name, len(ids), len(done & set(ids)))
 
-    def _advance(self, count: int) -> None:
+    def _advance_progress(self, count: int) -> None:
         if self.progress is not None:
             self.progress.advance(count, note=self.engines.account.note())
 
@@ -435,18 +435,18 @@ class Carried:
         if not self._indexes:
             return
         asked = dict.fromkeys(c.call_id for c in calls if c.request is not None)
-        new = iter([name for name in asked if name not in self._kept and self._source(name)])
+        new = iter([name for name in asked if name not in self._kept and self._find_source(name)])
         while batch := list(islice(new, BATCH)):
             marks = [{"call_id": name} for name in batch if name not in self._marked]
             self._folder.append(MARKS, marks)
-            self._append([row | self._changed for name in batch for row in self._rows(name)])
+            self._append([row | self._changed for name in batch for row in self._find_rows(name)])
             self.calls |= set(batch)
 
-    def _source(self, call: str) -> Index | None:
+    def _find_source(self, call: str) -> Index | None:
         return next((index for index in self._indexes if index.count(call)), None)
 
-    def _rows(self, call: str) -> list[dict[str, Any]]:
-        source = self._source(call)
+    def _find_rows(self, call: str) -> list[dict[str, Any]]:
+        source = self._find_source(call)
         return source.rows(call) if source is not None else []
 
     def left(self, calls: Iterable[Call]) -> Iterable[Call]:

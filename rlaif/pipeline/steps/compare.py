@@ -30,10 +30,10 @@ def plan_comparisons(inputs: PlanInputs, walks: Mapping[str, Walk]) -> list[Plan
     if len(walks) < 2 or evaluate is None or label is None:
         return []
     rounds = range(1, experiment.rounds + 1)
-    return [_comparison(walks, evaluate, label, number) for number in rounds]
+    return [_plan_comparison(walks, evaluate, label, number) for number in rounds]
 
 
-def _comparison(
+def _plan_comparison(
     walks: Mapping[str, Walk], step: EvaluateStep, label: LabelStep, number: int
 ) -> Planned:
     inputs: dict[str, str] = {}

@@ -162,17 +162,17 @@ class StepContext:
 
     def completions(self, prefix: str = "completions") -> list[Completion]:
         """The completions in the inputs under `prefix`."""
-        return list(self._records(prefix, Completion))
+        return list(self._read_records(prefix, Completion))
 
     def judgements(self, name: str) -> list[Judgement]:
         """The judgements in the input called `name`, or in none when it is absent."""
-        return list(self._records(name, Judgement))
+        return list(self._read_records(name, Judgement))
 
     def preferences(self, prefix: str = "preferences") -> list[Preference]:
         """The preferences in the inputs under `prefix`."""
-        return list(self._records(prefix, Preference))
+        return list(self._read_records(prefix, Preference))
 
-    def _records(self, prefix: str, kind: type[R]) -> Iterator[R]:
+    def _read_records(self, prefix: str, kind: type[R]) -> Iterator[R]:
         for digest in self.inputs_under(prefix):
             yield from self.store.step(digest).records(kind)
 

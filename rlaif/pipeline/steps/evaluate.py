@@ -117,7 +117,7 @@ def _plan_measured(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, st
                 continue
             first = walk.evaluations[step.id, walk.initial.key]["completions"]
             pool.append(next(p for p in walk.done if p.hash == first))
-        made = judged(walk, judge, pool, _frozen(walk, judge), f"{step.id}.{judge.id}")
+        made = judged(walk, judge, pool, _frozen_models(walk, judge), f"{step.id}.{judge.id}")
         parts[f"judgements/{judge.id}"] = made.hash
     own = model.key == walk.initial.key
     parts["logprobs"] = _plan_logprobs(walk, step, "logprobs", [answers], walk.initial, own)
@@ -163,7 +163,9 @@ def _plan_pairs(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
     ]
     parts = {f"pairs/{p.id}": p.hash for p in pairs}
     for judge in _judges_of(walk, step):
-        made = judged(walk, judge, pairs, _frozen(walk, judge), f"{step.id}.pairs.{judge.id}")
+        made = judged(
+            walk, judge, pairs, _frozen_models(walk, judge), f"{step.id}.pairs.{judge.id}"
+        )
         parts[f"pair_judgements/{judge.id}"] = made.hash
     parts["pair_logprobs"] = _plan_logprobs(walk, step, "pairs.logprobs", pairs, model)
     parts["pair_logprobs_initial"] = _plan_logprobs(
@@ -181,7 +183,7 @@ def _judges_of(walk: Walk, step: EvaluateStep) -> list[Any]:
     return [judge for judge in wanted if not moving & set(judge.asks().values())]
 
 
-def _frozen(walk: Walk, judge: Any) -> dict[str, Model]:
+def _frozen_models(walk: Walk, judge: Any) -> dict[str, Model]:
     """An evaluation never uses a moving judge: reserved names mean the frozen M0."""
     found = {}
     for role, name in walk.names(judge).items():
@@ -202,7 +204,7 @@ def _plan_drift(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, str]:
         now = {r: model for r, n in walk.names(judge).items() if n in ("policy", "current")}
         if now and not walk.inputs.judges[judge.id].comparative:
             name = f"{step.id}.drift.{judge.id}"
-            models = _frozen(walk, judge) | now
+            models = _frozen_models(walk, judge) | now
             made = judged(walk, judge, [fixed], models, name, DRIFT_PROMPTS)
             found[f"drift/{judge.id}"] = made.hash
     return found
@@ -220,8 +222,8 @@ def run(context: StepContext) -> dict[str, Any]:
     assert_held_out(context)
     with ExitStack() as stack:
         # Before anything is computed: a tracker may be missing.
-        logs = [stack.enter_context(open_trackers(*tracked)) for tracked in _trackers(context)]
-        row = _evaluated(context)
+        logs = [stack.enter_context(open_trackers(*tracked)) for tracked in _list_trackers(context)]
+        row = _evaluate_round(context)
         for log in chain(*logs):
             log(context.planned.round, figures(row))
     if not context.folder.read("evaluation"):
@@ -229,7 +231,7 @@ def run(context: StepContext) -> dict[str, Any]:
     return {"counts": {"prompts": len(context.planned.prompts), "metrics": len(row["metrics"])}}
 
 
-def _evaluated(context: StepContext) -> dict[str, Any]:
+def _evaluate_round(context: StepContext) -> dict[str, Any]:
     step = context.planned.step
     new = answer_values(context, "")
     new |= _drift_values(context)
@@ -248,7 +250,7 @@ def _evaluated(context: StepContext) -> dict[str, Any]:
     return row
 
 
-def _trackers(context: StepContext) -> list[tuple[list[str], Tracked]]:
+def _list_trackers(context: StepContext) -> list[tuple[list[str], Tracked]]:
     """The trackers of the experiment's trainings, and what they are told: a line of each arm over
     its rounds, the same in every round of a run folder."""
     experiment, planned = context.inputs.experiment, context.planned
@@ -329,7 +331,9 @@ def _made_of(
         if judge == name or f"score/{judge}" not in deltas:
             continue
         made = decompose_change(
-            _parts(context, "", judge), _parts(context, "initial/", judge), *cut
+            _load_score_parts(context, "", judge),
+            _load_score_parts(context, "initial/", judge),
+            *cut,
         )
         if made is not None:
             # What is shown beside it is the mean of the same differences.
@@ -338,7 +342,7 @@ def _made_of(
     return found
 
 
-def _parts(context: StepContext, prefix: str, judge: str) -> dict[str, Values]:
+def _load_score_parts(context: StepContext, prefix: str, judge: str) -> dict[str, Values]:
     weights = context.planned.options["principle_weights"]
     ids = {c.completion_id for c in context.completions(f"{prefix}completions")}
     return score_parts(context.judgements(f"{prefix}judgements/{judge}"), weights, ids)
@@ -352,8 +356,8 @@ def _reward_values(context: StepContext, prefix: str) -> dict[str, Values]:
     for name in context.planned.inputs:
         if name.startswith(f"{prefix}pair_judgements/"):
             judgements[name.rsplit("/", 1)[1]] = context.judgements(name)
-    new = _logprobs(context, f"{prefix}pair_logprobs")
-    old = _logprobs(context, f"{prefix}pair_logprobs_initial")
+    new = _read_logprobs(context, f"{prefix}pair_logprobs")
+    old = _read_logprobs(context, f"{prefix}pair_logprobs_initial")
     found: dict[str, Values] = {}
     for name, rows in judgements.items():
         values = reward_accuracy(pairs, new, old, annotator_verdicts(pairs, {name: rows}, weights))
@@ -362,7 +366,7 @@ def _reward_values(context: StepContext, prefix: str) -> dict[str, Values]:
     return found
 
 
-def _logprobs(context: StepContext, name: str) -> dict[str, float]:
+def _read_logprobs(context: StepContext, name: str) -> dict[str, float]:
     """Completion id to summed log-prob; one that could not be scored is absent."""
     rows: Iterator[dict[str, Any]] = context.read_all(name, "logprobs")
     return {row["completion_id"]: row["logprob"] for row in rows if row["logprob"] is not None}
@@ -398,7 +402,7 @@ def _round_values(context: StepContext) -> dict[str, Measured]:
     preferences = [p for p in context.preferences("train/preferences") if p.paired]
     found["pairs/margin"] = metrics.per_prompt((p.prompt_id, p.margin) for p in preferences)
     found["pairs/length_gap"] = metrics.per_prompt(
-        (p.prompt_id, float(_words(p.chosen) - _words(p.rejected))) for p in preferences
+        (p.prompt_id, float(_count_words(p.chosen) - _count_words(p.rejected))) for p in preferences
     )
     scores = _candidate_scores(context)
     for judge, by_prompts in scores.items():
@@ -414,11 +418,11 @@ def _round_values(context: StepContext) -> dict[str, Measured]:
         p: float(p not in paired) for p in sorted(by_prompt(completions))
     }
     found["samples/zero_variance"] = _zero_variance(scores)
-    found |= _agreement(context, scores)
+    found |= _measure_agreement(context, scores)
     return {name: values for name, values in found.items() if values}
 
 
-def _words(messages: list[Any]) -> int:
+def _count_words(messages: list[Any]) -> int:
     return sum(len(m["content"].split()) for m in messages)
 
 
@@ -449,7 +453,7 @@ def _zero_variance(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> V
     return {prompt: float(all(flags)) for prompt, flags in sorted(alike.items())}
 
 
-def _agreement(
+def _measure_agreement(
     context: StepContext, scores: Mapping[str, Mapping[str, Mapping[str, float]]]
 ) -> dict[str, Values]:
     """Within a prompt, does a model judge rank the candidates as the programs do?"""

@@ -50,7 +50,7 @@ def plan(walk: Walk, index: int, step: FilterStep) -> None:
                 step.model_dump(mode="json", exclude={"id"}),
                 [s.hash for s in sources],
                 {name: walk.inputs.files[name] for name in [*step.files(), *step.models()]},
-                _heldout(walk, step),
+                _compared_prompts(walk, step),
                 walk.facts(prompts or None)
                 + code_of(f.rule for f in step.filters if f.kind == "rule"),
             ),
@@ -70,7 +70,7 @@ def plan(walk: Walk, index: int, step: FilterStep) -> None:
         walk.preferences = [planned]
 
 
-def _heldout(walk: Walk, step: FilterStep) -> list[str]:
+def _compared_prompts(walk: Walk, step: FilterStep) -> list[str]:
     """The held-out prompts, where a filter compares with them."""
     compared = any(f.kind == "contamination" and HELDOUT in f.against for f in step.filters)
     return sorted(p.prompt_id for p in walk.inputs.prompts.heldout) if compared else []
@@ -85,7 +85,7 @@ def run(context: StepContext) -> dict[str, Any]:
     """All records at once, since duplicates are among all; nothing is resumed within it."""
     step = context.planned.step
     rows = list(context.read_all(step.records, step.records))
-    items = [_item(row, step.records, context.prompts) for row in rows]
+    items = [_make_item(row, step.records, context.prompts) for row in rows]
     beside = read_beside(
         step, context.inputs.path, [p.question for p in context.inputs.prompts.heldout]
     )
@@ -103,7 +103,7 @@ def run(context: StepContext) -> dict[str, Any]:
     }
 
 
-def _item(row: dict[str, Any], records: str, prompts: Mapping[str, Prompt]) -> Item:
+def _make_item(row: dict[str, Any], records: str, prompts: Mapping[str, Prompt]) -> Item:
     prompt = prompts.get(row["prompt_id"])
     if records == "completions":
         completion = from_json(Completion, row)

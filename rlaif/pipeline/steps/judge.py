@@ -127,7 +127,7 @@ def run(context: StepContext) -> dict[str, Any]:
     for wave in judging.groups.waves():
         judging.work(wave)
     lost = dict(judging.lost)
-    summary = _summary(context.planned.id, judging.judge.id, context.folder, lost)
+    summary = _summarise_judgements(context.planned.id, judging.judge.id, context.folder, lost)
     if summary["counts"]["calls"] > judging.asked:
         raise StoreError(
             f"{context.folder.path}: it has verdicts on answers that are no longer there, since a "
@@ -138,7 +138,9 @@ def run(context: StepContext) -> dict[str, Any]:
     return summary if kin is None else summary | {"kin": kin}
 
 
-def _summary(name: str, judge: str, folder: StepFolder, lost: dict[str, int]) -> dict[str, Any]:
+def _summarise_judgements(
+    name: str, judge: str, folder: StepFolder, lost: dict[str, int]
+) -> dict[str, Any]:
     """What is in the folder, and what was `lost` of the conversations. Raises EngineError where
     every judgement failed."""
     calls: set[str] = set()
@@ -200,7 +202,7 @@ class _Judging:
     def _writes_reasons(self, wave: Sequence[str]) -> bool:
         """Whether the judge's calls have a second turn. All that ask a model are alike."""
         if self._reasons is None and roles_of(self.judge):
-            first = next((c for c in self._calls(wave) if c.request is not None), None)
+            first = next((c for c in self._make_calls(wave) if c.request is not None), None)
             self._reasons = None if first is None else first.then is not None
         return bool(self._reasons)
 
@@ -233,7 +235,7 @@ class _Judging:
         silent = asking = False
         held: list[Call] | None = []
         for prompt_id in wave:
-            own = list(self._calls([prompt_id]))
+            own = list(self._make_calls([prompt_id]))
             calls = {call.call_id: call for call in own}
             if held is not None:
                 held = [*held, *own] if len(held) + len(own) <= HELD_CALLS else None
@@ -245,18 +247,18 @@ class _Judging:
             new = [call for name, call in calls.items() if name not in self.done]
             silent = silent or any(call.request is None for call in new)
             asking = asking or any(call.request is not None for call in new)
-        self._expect("judgements", total, known)
+        self._expect_units("judgements", total, known)
         parts = []
         if silent:
-            made = self._calls(wave) if held is None else held
+            made = self._make_calls(wave) if held is None else held
             parts.append(_read_silent(judge, made, self.done))
         if asking:
             model, engines = self.context.planned.models.get("by"), self.context.engines
-            left = carried.left(self._calls(wave) if held is None else held)
+            left = carried.left(self._make_calls(wave) if held is None else held)
             parts.append(ask_model(judge, model, engines, left, self.done))
         for judgements in chain.from_iterable(parts):
             self.context.folder.append("judgements", judgements)
-            self._advance(len({j.call_id for j in judgements}))
+            self._advance_progress(len({j.call_id for j in judgements}))
 
     def _ask_in_turns(self, wave: Sequence[str]) -> None:
         """Several questions, one verdict. Servers are asked about some prompts after the others;
@@ -268,7 +270,7 @@ class _Judging:
             self._kept = Kept(context.folder)
             self._kept.carry(context.folder, self.judge, self.earlier)
         if remote:
-            self._expect("prompts", len(wave), 0)
+            self._expect_units("prompts", len(wave), 0)
         for start in range(0, len(wave), size):
             part = [self.groups.read(name) for name in wave[start : start + size]]
             progress = None if remote else context.progress
@@ -276,22 +278,22 @@ class _Judging:
             made = verdicts(*asked, self._kept, progress)
             self.asked += len({judgement.call_id for judgement in made})
             if remote:
-                self._advance(len(part))
+                self._advance_progress(len(part))
 
-    def _calls(self, wave: Iterable[str]) -> Iterator[Call]:
+    def _make_calls(self, wave: Iterable[str]) -> Iterator[Call]:
         for prompt_id in wave:
             found = self.groups.read(prompt_id)
             yield from self.judge.calls(*found, self.context.planned.seed)
 
-    def _expect(self, what: str, count: int, known: int) -> None:
+    def _expect_units(self, what: str, count: int, known: int) -> None:
         if self._began:
             self.context.progress.extend(count)
-            self._advance(known)
+            self._advance_progress(known)
         else:
             self.context.progress.start(what, count, known)
         self._began = True
 
-    def _advance(self, count: int) -> None:
+    def _advance_progress(self, count: int) -> None:
         self.context.progress.advance(count, note=self.context.engines.account.note())
 
 
@@ -333,13 +335,13 @@ def ask_model(
     engine, annotator = asked_engine(judge, "by", models, engines)
     open_calls: dict[str, Call] = {}
 
-    def requests() -> Iterator[Request]:
+    def open_requests() -> Iterator[Request]:
         for call in calls:
             if call.request is not None and not (engine.concurrent and call.call_id in done):
                 open_calls[call.call_id] = call
                 yield call.request
 
-    for batch in answers_of(engine, annotator, requests(), done):
+    for batch in answers_of(engine, annotator, open_requests(), done):
         yield [
             judgement
             for name, answered in batch.items()
@@ -377,9 +379,11 @@ class Groups:
     def __init__(self, context: StepContext):
         self.context = context
         self._wanted = frozenset(context.planned.prompts)
-        self._sources = [self._source(digest) for digest in context.inputs_under("completions")]
+        self._sources = [
+            self._open_source(digest) for digest in context.inputs_under("completions")
+        ]
 
-    def _source(self, digest: str) -> _Source:
+    def _open_source(self, digest: str) -> _Source:
         folder = self.context.store.step(digest)
         live_samples = self.context.live_samples
         sampling = live_samples.steps.get(digest) if live_samples is not None else None

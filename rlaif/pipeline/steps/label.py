@@ -38,8 +38,8 @@ def plan(walk: Walk, index: int, step: LabelStep) -> None:
         raise walk.inputs.fail(
             index, "label has no pairs: put `- load: {type: pairs, path: FILE}` before it"
         )
-    labellers = _labellers(walk, own)
-    judges = _judges(walk, index, labellers)
+    labellers = _find_labellers(walk, own)
+    judges = _find_judge_steps(walk, index, labellers)
     _check_weights(walk, index, step, judges)
     inputs = {f"pairs/{k}": p.hash for k, p in walk.pairs.items()}
     inputs |= {f"judgements/{name}": walk.judgements[name].hash for name in judges}
@@ -62,14 +62,14 @@ def plan(walk: Walk, index: int, step: LabelStep) -> None:
     walk.by_id[step.id, walk.round] = planned
 
 
-def _labellers(walk: Walk, own: ArmSpec) -> list[str]:
+def _find_labellers(walk: Walk, own: ArmSpec) -> list[str]:
     """Whoever labels in any arm: all must have decided a pair for it to be used, so that every arm
     trains on the same pairs. A coin decides every pair."""
     arms = [*walk.experiment.arms.values()] or [own]
     return sorted({arm.labels for arm in arms} - {RANDOM})
 
 
-def _judges(walk: Walk, index: int, labellers: list[str]) -> list[str]:
+def _find_judge_steps(walk: Walk, index: int, labellers: list[str]) -> list[str]:
     """The ids of the steps whose judgements the labellers are."""
     known = sorted(walk.judgements)
     found: set[str] = set()

@@ -102,14 +102,14 @@ def run(context: StepContext) -> dict[str, Any]:
     step = context.planned.step
     source = loaded_source(step, context.inputs.experiment.loaded_name(step), context.inputs.path)
     if step.type == "pairs":
-        return _run_pairs(context, _watched(step, source), source)
+        return _run_pairs(context, _read_watched(step, source), source)
     left_out: dict[str, int] = {}
     if step.type == "preferences":
-        records, left_out = _preferences(step, source, context.planned.round)
+        records, left_out = _read_preferences(step, source, context.planned.round)
         if step.prompts == "other":
             records, left_out = _of_others(records, left_out, context, source)
     else:
-        records = _records(step.type, source, context.prompts)
+        records = _read_records(step.type, source, context.prompts)
     if not records:
         raise ConfigError("no rows in this file that could be used", str(source))
     done = len(context.folder.read(step.type))
@@ -118,7 +118,7 @@ def run(context: StepContext) -> dict[str, Any]:
     return {"counts": {step.type: len(records), **left_out}}
 
 
-def _records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> list[Any]:
+def _read_records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> list[Any]:
     """Every row as a record. Raises ConfigError for a row that is none, for an id that comes twice,
     and for a completion of a prompt that the experiment does not have."""
     record, key = KINDS[kind]
@@ -141,7 +141,7 @@ def _records(kind: str, source: Source, prompts: Mapping[str, Prompt]) -> list[A
     return found
 
 
-def _watched(step: LoadStep, source: Source) -> LabelledReading:
+def _read_watched(step: LoadStep, source: Source) -> LabelledReading:
     reading = read_labelled(source, step.format, step.columns, step.on_error)
     _refuse_second_file(reading, source)
     return reading
@@ -156,7 +156,7 @@ def _refuse_second_file(reading: Reading, source: Source) -> None:
         )
 
 
-def _preferences(
+def _read_preferences(
     step: LoadStep, source: Source, round_number: int
 ) -> tuple[list[Preference], dict[str, int]]:
     """The preferences that a file's rows give, and how many rows or pairs gave none, by why."""
@@ -229,7 +229,7 @@ def labelled_preference(pair: LabelledPair, round_number: int = 0) -> Preference
         margin = scores[0] - scores[1]
     if pair.margin is not None:
         margin = pair.margin
-    return _loaded(
+    return _make_preference(
         pair.source or pair.annotator_kind,
         pair.prompt.messages,
         chosen.messages,
@@ -245,7 +245,7 @@ def single_preference(single: SingleAnswer, round_number: int = 0) -> Preference
     answer = single.answer.messages
     good, bad = (answer, []) if single.good else ([], answer)
     source, prompt = single.source or "file", single.prompt.messages
-    return _loaded(source, prompt, good, bad, (None, None, None), round_number)
+    return _make_preference(source, prompt, good, bad, (None, None, None), round_number)
 
 
 def _run_pairs(context: StepContext, reading: LabelledReading, source: Source) -> dict[str, Any]:
@@ -290,10 +290,10 @@ def load_preferences(path: Path, round_number: int = 0) -> list[Preference]:
     without a label are left out). Raises ConfigError."""
     inside = path / "preferences.jsonl"
     step = LoadStep.model_validate({"type": "preferences", "path": str(path)})
-    return _preferences(step, inside if inside.is_file() else path, round_number)[0]
+    return _read_preferences(step, inside if inside.is_file() else path, round_number)[0]
 
 
-def _loaded(
+def _make_preference(
     source: str,
     prompt: list[Message],
     chosen: list[Message],

@@ -33,7 +33,8 @@ def run(context: StepContext) -> dict[str, Any]:
         # The model that wrote the answers gave their log-probs while it sampled.
         known = [c for c in completions.values() if c.logprobs and c.completion_id not in done]
         rows = [
-            _row(c.completion_id, math.fsum(c.logprobs or ()), len(c.logprobs or ())) for c in known
+            _make_row(c.completion_id, math.fsum(c.logprobs or ()), len(c.logprobs or ()))
+            for c in known
         ]
         context.folder.append("logprobs", rows)
         done |= {c.completion_id for c in known}
@@ -55,7 +56,7 @@ def run(context: StepContext) -> dict[str, Any]:
             requests = []
         for batch in engine.score(requests, done):
             rows = [
-                _row(
+                _make_row(
                     r.request_id,
                     None if r.error else math.fsum(r.token_logprobs),
                     len(r.token_logprobs),
@@ -67,5 +68,5 @@ def run(context: StepContext) -> dict[str, Any]:
     return {"counts": {"scored": len(context.folder.read("logprobs"))}}
 
 
-def _row(completion_id: str, logprob: float | None, tokens: int) -> dict[str, Any]:
+def _make_row(completion_id: str, logprob: float | None, tokens: int) -> dict[str, Any]:
     return {"completion_id": completion_id, "logprob": logprob, "tokens": tokens}

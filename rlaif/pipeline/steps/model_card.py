@@ -48,7 +48,7 @@ def model_card(context: StepContext, preferences: Sequence[Preference]) -> str:
         f"# {experiment.name}: {planned.models['made'].label} (seed {planned.seed})",
         "",
         f"Trained by `rlaif` in round {planned.round} with {step.method.upper()} on "
-        f"{_data(context, preferences)}.",
+        f"{_describe_data(context, preferences)}.",
         "",
         "| | |",
         "|---|---|",
@@ -73,7 +73,7 @@ def model_card(context: StepContext, preferences: Sequence[Preference]) -> str:
     return "\n".join(lines)
 
 
-def _data(context: StepContext, preferences: Sequence[Preference]) -> str:
+def _describe_data(context: StepContext, preferences: Sequence[Preference]) -> str:
     step = context.planned.step
     judges = _judge_kinds(context, {p.source.removesuffix(TURNED) for p in preferences})
     given = trained_on(preferences, judges, step.method == "sft") if preferences else ""
@@ -109,22 +109,22 @@ def trained_on(
         ("", "answer", " labelled bad", bad),
     )
     parts = [
-        f"{before}{_number(counts.total(), what)}{after}: {_listed(counts)}"
+        f"{before}{_say_count(counts.total(), what)}{after}: {_list_counts(counts)}"
         for before, what, after, counts in groups
         if counts
     ]
-    return "; ".join(parts) + (f" ({_number(turned, 'label')} turned round)" if turned else "")
+    return "; ".join(parts) + (f" ({_say_count(turned, 'label')} turned round)" if turned else "")
 
 
-def _number(count: int, what: str) -> str:
+def _say_count(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _listed(counts: Counter[str]) -> str:
+def _list_counts(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 
-def _kind(judge: Judge) -> str:
+def _judge_kind(judge: Judge) -> str:
     needs = frozenset[str]().union(*roles_of(judge).values())
     if not needs:
         return "rule"
@@ -136,7 +136,7 @@ def _judge_kinds(context: StepContext, sources: set[str]) -> dict[str, str]:
     those together that chose pairs."""
     step = context.planned.step
     named = sources.union(step.reward_judges if step.SAMPLES else ())
-    kinds = {n: _kind(judge) for n, judge in context.inputs.judges.items() if n in named}
+    kinds = {n: _judge_kind(judge) for n, judge in context.inputs.judges.items() if n in named}
     used = {
         row["annotator_kind"]
         for digest in context.planned.options.get("judgements", ())
@@ -213,10 +213,10 @@ def scoring(step: DistillStep | FitStep, start: ModelSpec, base: Base | None) ->
         load = _LOAD_ADAPTER % base.name if alone and base is not None else _LOAD
         lines.append(load + _CODE % given)
         lines += [] if alone else [_PIPELINE]
-    return [*lines, "", *_told(step, start)]
+    return [*lines, "", *_describe_rendering(step, start)]
 
 
-def _told(step: DistillStep | FitStep, start: ModelSpec) -> list[str]:
+def _describe_rendering(step: DistillStep | FitStep, start: ModelSpec) -> list[str]:
     """How the conversations of the training differed from what the template makes of them."""
     lines = []
     if start.system_prompt == "drop":

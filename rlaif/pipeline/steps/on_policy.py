@@ -64,7 +64,7 @@ class Rollouts:
         self.encoding = load_encoding(folder, spec, config, "policy")
         self.weights = context.folder.path / "work" / "rollout"
         self.refused = 0
-        self.prompts = self._fitting()
+        self.prompts = self._fitting_prompts()
         self.overlong = len(context.planned.prompts) - len(self.prompts) - self.refused
         self.terms = self.step.terms
         self.fitted = [i for i, t in enumerate(self.terms) if t.normalise == "reference"]
@@ -76,18 +76,18 @@ class Rollouts:
         """Rollout `number` (from 0) with the values of the reward's terms. Below 0: answers that
         `normalise: reference` is fitted on, with the values of such terms alone."""
         places = range(len(self.terms)) if number >= 0 else self.fitted
-        prompts = self._prompts(number, places)
-        wanted = self._wanted(prompts, places)
-        made = self._answers(number, prompts, model, wanted)
+        prompts = self._choose_prompts(number, places)
+        wanted = self._prompts_by_judge(prompts, places)
+        made = self._sample_and_judge(number, prompts, model, wanted)
         judged = {
-            name: self._judge(self.context.inputs.judges[name], asked, made)
+            name: self._judge_answers(self.context.inputs.judges[name], asked, made)
             for name, asked in wanted.items()
         }
-        values = self._values(prompts, judged, places, made)
-        watched = _watched(judged)
+        values = self._term_values(prompts, judged, places, made)
+        watched = _watch_distances(judged)
         groups = []
         for prompt in prompts:
-            answers = [self._answer(c, values, watched) for c in made[prompt.prompt_id]]
+            answers = [self._make_answer(c, values, watched) for c in made[prompt.prompt_id]]
             kept = tuple(a for a in answers if a is not None)
             if kept:
                 _, ids_of_prompt = self.encoding.render(prompt.messages)
@@ -95,12 +95,12 @@ class Rollouts:
                 groups.append(Group(prompt.prompt_id, ids_of_prompt, kept, frozenset(idle)))
         if not groups:
             raise RlaifError(
-                f"{_named(number)}: no prompt could be answered; see the errors in "
+                f"{_name_rollout(number)}: no prompt could be answered; see the errors in "
                 f"{self.context.folder.path / 'completions.jsonl'}"
             )
         return groups
 
-    def _prompts(self, number: int, places: Sequence[int]) -> list[Prompt]:
+    def _choose_prompts(self, number: int, places: Sequence[int]) -> list[Prompt]:
         """The prompts of a rollout. The window moves on with every one, so all prompts are used
         before one comes again."""
         every = self.prompts
@@ -114,7 +114,9 @@ class Rollouts:
         ids = round_prompts(every, count, self.context.planned.seed, place)
         return [self.context.prompts[i] for i in ids]
 
-    def _wanted(self, prompts: Sequence[Prompt], places: Sequence[int]) -> dict[str, list[Prompt]]:
+    def _prompts_by_judge(
+        self, prompts: Sequence[Prompt], places: Sequence[int]
+    ) -> dict[str, list[Prompt]]:
         """By judge the prompts that some of these terms of its are for."""
         found: dict[str, list[Prompt]] = {}
         for name in dict.fromkeys(self.terms[i].judge for i in places):
@@ -122,14 +124,14 @@ class Rollouts:
             found[name] = [p for p in prompts if any(term.is_for(p) for term in own)]
         return found
 
-    def _fitting(self) -> list[Prompt]:
+    def _fitting_prompts(self) -> list[Prompt]:
         """The prompts that leave room for an answer. Raises RlaifError when they are too few."""
         step, context = self.step, self.encoding.context
         room = min(step.max_length, context) - step.max_new_tokens
         every = self.context.chosen_prompts()
         kept = []
         for prompt in every:
-            length = self._length(prompt)
+            length = self._prompt_length(prompt)
             if length is None:
                 self.refused += 1
             elif length <= room:
@@ -155,7 +157,7 @@ class Rollouts:
             )
         return kept
 
-    def _length(self, prompt: Prompt) -> int | None:
+    def _prompt_length(self, prompt: Prompt) -> int | None:
         """Tokens of the prompt, None where the chat template refuses it and such are skipped."""
         if not is_unicode(m["content"] for m in prompt.messages):
             # The engine will refuse it, and say why in its record.
@@ -168,7 +170,7 @@ class Rollouts:
             return None
 
     @contextmanager
-    def _policy(self, number: int, model: TrainModel) -> Iterator[Sampler]:
+    def _open_policy(self, number: int, model: TrainModel) -> Iterator[Sampler]:
         """The policy of this moment: the trained module itself, or an engine of its kind that has
         been given its weights."""
         planned, digest = self.context.planned, f"{self.context.planned.hash}@{number}"
@@ -180,7 +182,7 @@ class Rollouts:
         write_weights(model, self.weights)
         yield self.context.engines.with_weights(start, self.weights, digest)
 
-    def _answers(
+    def _sample_and_judge(
         self,
         number: int,
         prompts: Sequence[Prompt],
@@ -189,18 +191,18 @@ class Rollouts:
     ) -> dict[str, list[Completion]]:
         """The answers by prompt. Judges on a server are asked about those that are there, of the
         prompts that are `wanted` of them, while the next are sampled; what they said is then found
-        by `_judge`."""
+        by `_judge_answers`."""
         remote = [self.context.inputs.judges[name] for name in wanted]
         remote = [judge for judge in remote if self._is_remote(judge)]
         made: dict[str, list[Completion]] = {}
         # One at a time: what they say goes into one log.
         beside, asked = ThreadPoolExecutor(max_workers=1), []
         try:
-            for ready in self._sample(number, prompts, model):
+            for ready in self._sample_answers(number, prompts, model):
                 made |= ready
                 for judge in remote:
                     known = [p for p in wanted[judge.id] if p.prompt_id in ready]
-                    asked.append(beside.submit(self._judge, judge, known, ready))
+                    asked.append(beside.submit(self._judge_answers, judge, known, ready))
                 # A spent budget or a refused key ends the sampling too.
                 for answered in asked:
                     if answered.done():
@@ -212,10 +214,10 @@ class Rollouts:
         return made
 
     def _is_remote(self, judge: Judge) -> bool:
-        models = self._models(judge).values()
+        models = self._models_of_judge(judge).values()
         return bool(models) and all(model.spec.engine in REMOTE for model in models)
 
-    def _sample(
+    def _sample_answers(
         self, number: int, prompts: Sequence[Prompt], model: TrainModel
     ) -> Iterator[dict[str, list[Completion]]]:
         """The answers by prompt, as soon as a prompt has all of its own."""
@@ -229,23 +231,26 @@ class Rollouts:
                 )
                 asked[name] = (prompt, index)
                 waiting[prompt.prompt_id].append(name)
-                sampling = self._sampling(number, prompt, index)
+                sampling = self._make_sampling(number, prompt, index)
                 requests.append(GenerateRequest(name, prompt.messages, sampling))
         if not asked.keys() <= self.completions.keys():
-            with self._policy(number, model) as engine:
+            with self._open_policy(number, model) as engine:
                 for batch in engine.generate(requests, self.completions.keys()):
-                    new = [self._completion(r, *asked[r.request_id], number, engine) for r in batch]
+                    new = [
+                        self._make_completion(r, *asked[r.request_id], number, engine)
+                        for r in batch
+                    ]
                     self.context.folder.append("completions", new)
                     self.completions |= {c.completion_id: c for c in new}
-                    yield self._complete(waiting)
-        yield self._complete(waiting)
+                    yield self._take_complete(waiting)
+        yield self._take_complete(waiting)
 
-    def _complete(self, waiting: dict[str, list[str]]) -> dict[str, list[Completion]]:
+    def _take_complete(self, waiting: dict[str, list[str]]) -> dict[str, list[Completion]]:
         """The prompts whose answers are all there, taken out of `waiting`."""
         ready = [p for p, names in waiting.items() if self.completions.keys() >= set(names)]
         return {p: [self.completions[name] for name in waiting.pop(p)] for p in ready}
 
-    def _sampling(self, number: int, prompt: Prompt, index: int) -> Sampling:
+    def _make_sampling(self, number: int, prompt: Prompt, index: int) -> Sampling:
         """How an answer is sampled. The seed does not know the rewards, so that trainings which
         differ in these alone begin with the same answers."""
         planned = self.context.planned
@@ -258,7 +263,7 @@ class Rollouts:
             seed=seed & 0x7FFFFFFF,
         )
 
-    def _completion(
+    def _make_completion(
         self, result: GenerateResult, prompt: Prompt, index: int, number: int, engine: Sampler
     ) -> Completion:
         failed = result.finish_reason == "failed" or result.cut
@@ -267,9 +272,9 @@ class Rollouts:
             prompt_id=prompt.prompt_id,
             sample_index=index,
             messages=[] if failed else [{"role": "assistant", "content": result.text}],
-            model=f"{self.context.planned.models['made'].label}, {_named(number)}",
+            model=f"{self.context.planned.models['made'].label}, {_name_rollout(number)}",
             weights_hash=engine.weights_hash,
-            sampling=asdict(self._sampling(number, prompt, index)),
+            sampling=asdict(self._make_sampling(number, prompt, index)),
             finish_reason="failed" if failed else result.finish_reason,
             token_ids=result.token_ids,
             logprobs=result.logprobs or None,
@@ -280,7 +285,7 @@ class Rollouts:
             reasoning=result.reasoning or None,
         )
 
-    def _values(
+    def _term_values(
         self,
         prompts: Sequence[Prompt],
         judged: Judged,
@@ -307,14 +312,14 @@ class Rollouts:
         judge = self.context.inputs.judges[term.judge]
         return term.value == "raw" or (term.value is None and has_raw_value(judge))
 
-    def _judge(
+    def _judge_answers(
         self, judge: Judge, prompts: Sequence[Prompt], made: dict[str, list[Completion]]
     ) -> dict[str, list[Judgement]]:
         groups = [(p, made[p.prompt_id]) for p in prompts]
         found: dict[str, list[Judgement]] = defaultdict(list)
         for judgement in verdicts(
             judge,
-            self._models(judge),
+            self._models_of_judge(judge),
             self.context.engines,
             groups,
             self.context.planned.seed,
@@ -323,14 +328,14 @@ class Rollouts:
             found[judgement.prompt_id].append(judgement)
         return found
 
-    def _models(self, judge: Judge) -> dict[str, Model]:
+    def _models_of_judge(self, judge: Judge) -> dict[str, Model]:
         """The judge's models by role."""
         place, planned = f"judge/{judge.id}", self.context.planned.models
         named = {n.removeprefix(f"{place}/"): m for n, m in planned.items()}
         own = {role: named[role] for role in roles_of(judge) if role in named}
         return own | ({"by": planned[place]} if place in planned else {})
 
-    def _answer(
+    def _make_answer(
         self,
         completion: Completion,
         values: Mapping[str, tuple[float | None, ...]],
@@ -347,12 +352,12 @@ class Rollouts:
         )
 
 
-def _named(number: int) -> str:
+def _name_rollout(number: int) -> str:
     """A rollout as people count them."""
     return f"rollout {number + 1}" if number >= 0 else f"start, draw {-number}"
 
 
-def _watched(judged: Judged) -> dict[str, dict[str, float]]:
+def _watch_distances(judged: Judged) -> dict[str, dict[str, float]]:
     """Per completion: each reward model's out-of-distribution distance."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for rows in (rows for by_prompt in judged.values() for rows in by_prompt.values()):

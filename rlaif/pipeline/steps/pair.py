@@ -64,7 +64,7 @@ def plan(walk: Walk, index: int, step: PairStep) -> None:
     weights = walk.principle_weights()
     keys = step.keys()
     digest = step_hash("pair", keys, inputs, weights, walk.seed, walk.round)
-    _pairs(walk, step, digest, inputs, used, {"principle_weights": weights})
+    _plan_pairs(walk, step, digest, inputs, used, {"principle_weights": weights})
 
 
 def _refuse_unseen(walk: Walk, index: int, judges: list[Planned]) -> None:
@@ -125,10 +125,10 @@ def _paired_with_references(walk: Walk, index: int, step: PairStep) -> None:
     keys = step.keys()
     ids = tuple(p for u in used for p in u.prompts)
     digest = step_hash("pair", keys, inputs, walk.facts(ids or None), walk.round)
-    _pairs(walk, step, digest, inputs, used, {})
+    _plan_pairs(walk, step, digest, inputs, used, {})
 
 
-def _pairs(
+def _plan_pairs(
     walk: Walk,
     step: PairStep,
     digest: str,
@@ -164,40 +164,40 @@ def run(context: StepContext) -> dict[str, Any]:
     step = context.planned.step
     if step.strategy == "reference":
         return _against_references(context)
-    settings = _settings(context)
+    settings = _make_settings(context)
     counts = {"preferences": 0, "prompts": 0, "tied_prompts": 0}
     if step.consistency is not None:
         counts["unranked_prompts"] = 0
 
-    def lines() -> Iterator[bytes]:
+    def pair_lines() -> Iterator[bytes]:
         workers = count_workers() if len(context.prompts) > ALONE else 1
-        for made, found in in_order(pairs_of, _works(context, settings), workers):
+        for made, found in in_order(pairs_of, _split_work(context, settings), workers):
             for name, count in found.items():
                 counts[name] += count
             yield from made
 
-    counts["preferences"] = _stored(context, _finished(lines(), step))
+    counts["preferences"] = _store_pairs(context, _finish_pairs(pair_lines(), step))
     return {"counts": counts, "weights": settings.weights}
 
 
-def _judged(planned: Planned) -> dict[str, str]:
+def _judgement_inputs(planned: Planned) -> dict[str, str]:
     """Judge to the name of its judgements among the inputs."""
     return {n.split("/", 1)[1]: n for n in planned.inputs if n.startswith("judgements/")}
 
 
-def _settings(context: StepContext) -> PairSettings:
+def _make_settings(context: StepContext) -> PairSettings:
     planned, step = context.planned, context.planned.step
     principle_weights = planned.options["principle_weights"]
-    weights = judge_weights(step, _judged(planned))
+    weights = judge_weights(step, _judgement_inputs(planned))
     if step.standardise == "initial":
         initial = {judge: context.judgements(f"initial/{judge}") for judge in weights}
         weights = standardised(initial, weights, principle_weights)
     return PairSettings(step, planned.seed, planned.round, weights, principle_weights)
 
 
-def _works(context: StepContext, settings: PairSettings) -> Iterator[Work]:
+def _split_work(context: StepContext, settings: PairSettings) -> Iterator[Work]:
     """The prompts that have completions, in the order of ids, some at a time."""
-    inputs = _judged(context.planned)
+    inputs = _judgement_inputs(context.planned)
     judgements = {judge: context.by_prompt(name, Judgement) for judge, name in inputs.items()}
     completions = context.by_prompt("completions", Completion)
     prompts = completions.prompts()
@@ -212,7 +212,7 @@ def _works(context: StepContext, settings: PairSettings) -> Iterator[Work]:
         )
 
 
-def _finished(lines: Iterable[bytes], step: PairStep) -> Iterable[bytes]:
+def _finish_pairs(lines: Iterable[bytes], step: PairStep) -> Iterable[bytes]:
     """The pairs that the step keeps. Only what all of them decide needs them as records."""
     if not (step.balance_lengths or step.max_pairs or step.consistency_mean):
         return lines
@@ -228,7 +228,7 @@ def _finished(lines: Iterable[bytes], step: PairStep) -> Iterable[bytes]:
     return map(line_of, pairs)
 
 
-def _stored(context: StepContext, lines: Iterable[bytes]) -> int:
+def _store_pairs(context: StepContext, lines: Iterable[bytes]) -> int:
     """Store the pairs that are not there yet, batch by batch, and count them all."""
     count, done = 0, context.folder.count("preferences")
     batch: list[bytes] = []
@@ -255,7 +255,7 @@ def _against_references(context: StepContext) -> dict[str, Any]:
         )
     ]
     kept = keep_widest(made, limit) if limit is not None else made
-    count = _stored(context, map(line_of, kept))
+    count = _store_pairs(context, map(line_of, kept))
     without = sum(not context.prompts[p].reference for p in groups)
     counts = {"preferences": count, "prompts": len(groups), "without_reference": without}
     return {"counts": counts}
@@ -303,11 +303,13 @@ def standardised(
 def why_no_pairs(store: Store, steps: Iterable[str]) -> str:
     """What left no pairs in these steps (hashes) and in those before them, in parentheses; empty
     where nothing did."""
-    reasons = [reason for marker in _markers(store, steps) for reason in _reasons(store, marker)]
+    reasons = [
+        reason for marker in _read_markers(store, steps) for reason in _list_reasons(store, marker)
+    ]
     return f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
 
 
-def _markers(store: Store, steps: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+def _read_markers(store: Store, steps: Iterable[str]) -> Iterator[Mapping[str, Any]]:
     """What the finished steps say of themselves, each once, those before a step after it."""
     left, seen = sorted(steps), set[str]()
     while left:
@@ -319,7 +321,7 @@ def _markers(store: Store, steps: Iterable[str]) -> Iterator[Mapping[str, Any]]:
             left += marker.get("inputs", {}).values()
 
 
-def _reasons(store: Store, marker: Mapping[str, Any]) -> Iterator[str]:
+def _list_reasons(store: Store, marker: Mapping[str, Any]) -> Iterator[str]:
     counts = marker.get("counts", {})
     if counts.get("tied_prompts"):
         yield f"all candidates tie on {counts['tied_prompts']} of {counts['prompts']} prompts"

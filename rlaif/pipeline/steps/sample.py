@@ -40,13 +40,13 @@ def plan(walk: Walk, index: int, step: SampleStep) -> None:
         model = walk.model(index, step.by, "by")
         walk.completions = {step.id: sampled(walk, step, model, ids, seed, step.id)}
     else:
-        walk.completions = _pooled(walk, index, step, ids, seed)
+        walk.completions = _plan_pool(walk, index, step, ids, seed)
     walk.judgements, walk.preferences = {}, []
     for name, planned in walk.completions.items():
         walk.by_id[name, walk.round] = planned
 
 
-def _pooled(
+def _plan_pool(
     walk: Walk, index: int, step: SampleStep, ids: list[str], seed: str
 ) -> dict[str, Planned]:
     """One step for each member of the pool, of the prompts that it is drawn for."""
@@ -106,21 +106,23 @@ def run(context: StepContext) -> dict[str, Any]:
     for row in context.folder.rows("completions"):
         done.add(row["completion_id"])
         tokens += len(row["token_ids"] or [])
-        failed.update(_failures([row["finish_reason"]], [row.get("error")]))
+        failed.update(_list_failures([row["finish_reason"]], [row.get("error")]))
         content.add(*(row.get(key) for key in CONTENT))
     context.progress.start("completions", total, len(done))
     if len(done) < total:
         engine = context.engines.get(planned.models["by"])
         asked: dict[str, Asked] = {}
-        requests = _requests(context, asked, done if engine.concurrent else frozenset())
+        requests = _make_requests(context, asked, done if engine.concurrent else frozenset())
         for batch in engine.generate(requests, done):
-            made = [_completion(r, *asked.pop(r.request_id), step, engine, planned) for r in batch]
+            made = [
+                _make_completion(r, *asked.pop(r.request_id), step, engine, planned) for r in batch
+            ]
             context.folder.append("completions", made)
             for completion in made:
                 content.add(*(getattr(completion, key) for key in CONTENT))
             new = sum(r.tokens_made or 0 for r in batch)
             tokens += new
-            failed.update(_failures([c.finish_reason for c in made], [c.error for c in made]))
+            failed.update(_list_failures([c.finish_reason for c in made], [c.error for c in made]))
             context.progress.advance(len(batch), new, context.engines.account.note())
     if failed.total() == total > 0:
         why = next(iter(failed))
@@ -128,7 +130,7 @@ def run(context: StepContext) -> dict[str, Any]:
             f"{planned.id}: all {total} answers failed, the first with: {why}. Mend that; to ask "
             f"the same again, delete {context.folder.path}"
         )
-    lost = _lost(context)
+    lost = _count_lost(context)
     counts = {"completions": total, "failed": failed.total(), **lost}
     summary = {
         "counts": counts,
@@ -146,7 +148,7 @@ def run(context: StepContext) -> dict[str, Any]:
     return summary | ({"notes": notes} if notes else {})
 
 
-def _lost(context: StepContext) -> dict[str, int]:
+def _count_lost(context: StepContext) -> dict[str, int]:
     """What the model is not shown of the prompts."""
     prompts = [p.messages for p in context.chosen_prompts() if any(map(has_more, p.messages))]
     if not prompts:
@@ -154,13 +156,13 @@ def _lost(context: StepContext) -> dict[str, int]:
     return lost_by(context.engines.get(context.planned.models["by"]), prompts)
 
 
-def _failures(endings: Sequence[str], errors: Sequence[str | None]) -> list[str]:
+def _list_failures(endings: Sequence[str], errors: Sequence[str | None]) -> list[str]:
     """The reasons of those that failed."""
     both = zip(endings, errors, strict=True)
     return [error or "no reason was given" for ending, error in both if ending == "failed"]
 
 
-def _requests(
+def _make_requests(
     context: StepContext, asked: dict[str, Asked], skipped: AbstractSet[str]
 ) -> Iterator[GenerateRequest]:
     """The requests but for those in `skipped`, made as they are drawn. What they ask for is in
@@ -174,7 +176,7 @@ def _requests(
                 told = drawn(step.principles, prompt, seed, index) if step.principles else None
                 asked[name] = (prompt, index, told)
                 messages = told_messages(step, prompt, told)
-                yield GenerateRequest(name, messages, _sampling(step, seed, prompt, index))
+                yield GenerateRequest(name, messages, _make_sampling(step, seed, prompt, index))
 
 
 def told_messages(step: SampleStep, prompt: Prompt, told: Instruction | None) -> list[Message]:
@@ -185,7 +187,7 @@ def told_messages(step: SampleStep, prompt: Prompt, told: Instruction | None) ->
     return messages
 
 
-def _sampling(step: SampleStep, seed: str, prompt: Prompt, index: int) -> Sampling:
+def _make_sampling(step: SampleStep, seed: str, prompt: Prompt, index: int) -> Sampling:
     own = int(content_hash("sampling", seed, prompt.prompt_id, index, length=8), 16)
     return Sampling(
         step.max_new_tokens,
@@ -197,7 +199,7 @@ def _sampling(step: SampleStep, seed: str, prompt: Prompt, index: int) -> Sampli
     )
 
 
-def _completion(
+def _make_completion(
     result: GenerateResult,
     prompt: Prompt,
     index: int,

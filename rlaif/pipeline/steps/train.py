@@ -166,8 +166,8 @@ def plan_training(
             models={**models, **(judges or {}), "made": made},
             prompts=prompts,
             options={
-                "completions": [h for p in used for h in _inputs(p, "completions")],
-                "judgements": [h for p in used for h in _inputs(p, "judgements")],
+                "completions": [h for p in used for h in _inputs_of_kind(p, "completions")],
+                "judgements": [h for p in used for h in _inputs_of_kind(p, "judgements")],
                 "principle_weights": walk.principle_weights(),
             },
         )
@@ -220,7 +220,7 @@ def _refuse_unstackable(walk: Walk, index: int, step: TextStep, before: Any) -> 
         raise walk.inputs.fail(index, DORA, "lora")
 
 
-def _inputs(planned: Planned, kind: str) -> list[str]:
+def _inputs_of_kind(planned: Planned, kind: str) -> list[str]:
     return [h for name, h in planned.inputs.items() if name.startswith(f"{kind}/")]
 
 

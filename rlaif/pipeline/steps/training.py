@@ -52,7 +52,7 @@ def run_training(context: StepContext) -> dict[str, Any]:
         # It was trained and its fp32 masters were dropped; a later step needs them again.
         for stale in (out, work):
             shutil.rmtree(stale)
-    with open_trackers(step.trackers, _tracked(context, len(preferences))) as trackers:
+    with open_trackers(step.trackers, _describe_training(context, len(preferences))) as trackers:
         job = _make_job(context, preferences, _report_steps(context, trackers))
         if step.SAMPLES:
             from rlaif.pipeline.steps.on_policy import train_on_rollouts
@@ -133,7 +133,7 @@ def _report_steps(context: StepContext, trackers: Sequence[Log]) -> Callable[[Tr
     return report_step
 
 
-def _tracked(context: StepContext, preferences: int) -> Tracked:
+def _describe_training(context: StepContext, preferences: int) -> Tracked:
     """What trackers are told of this training besides its numbers."""
     planned, step = context.planned, context.planned.step
     start, reference = planned.models["start"], planned.models.get("reference")

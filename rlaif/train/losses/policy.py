@@ -137,7 +137,7 @@ def is_flat(values: Tensor) -> bool:
     return bool(known.max() - known.min() <= FLAT * known.abs().max())
 
 
-def _members(rewards: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _scorable_members(rewards: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(mask (S,), rewards in fp64) of the scorable answers of each group that is not flat."""
     for group in sorted(set(groups.tolist())):
         mask = (groups == group) & ~rewards.isnan()
@@ -152,14 +152,14 @@ def _within_groups(
     """`advantage` of the scorable rewards of each group, in fp64: a large offset would round the
     differences away in fp32. 0 where there is nothing to compare."""
     result = torch.zeros_like(rewards, dtype=torch.float64)
-    for mask, values in _members(rewards, groups):
+    for mask, values in _scorable_members(rewards, groups):
         result[mask] = advantage(values)
     return result
 
 
 def _within_spread(rewards: Tensor, groups: Tensor) -> float:
     """The unbiased standard deviation within groups, of all that are not flat taken together."""
-    every = [values for _, values in _members(rewards, groups)]
+    every = [values for _, values in _scorable_members(rewards, groups)]
     free = sum(len(values) - 1 for values in every)
     return math.sqrt(sum(float(v.var() * (len(v) - 1)) for v in every) / free) if free else 0.0
 
@@ -260,7 +260,7 @@ def clipped_policy_loss(
         loss = loss * weight.detach()
     clipped = (advantages > 0) & (ratio > 1 + clip_high)
     clipped |= (advantages < 0) & ((ratio < 1 - clip_low) | (ratio > capped))
-    metrics = _spread("ratio", ratio) | {
+    metrics = _summarise_spread("ratio", ratio) | {
         "clip_fraction": clipped.to(ratio.dtype).mean(),
         "approx_kl": log_ratio.detach().square().mean() / 2,
     }
@@ -368,7 +368,7 @@ def importance_weights(
         weight = raw.masked_fill(outside, 0.0)
     else:
         assert_never(mode)
-    metrics = _spread("weight", raw) | {
+    metrics = _summarise_spread("weight", raw) | {
         "weight_cut_fraction": outside.to(raw.dtype).mean(),
         "logprob_gap": gap.abs().mean(),
     }
@@ -388,7 +388,7 @@ def overlong_penalty(lengths: Sequence[int], limit: int, buffer: int) -> Tensor:
     return (-excess / buffer).clamp(-1.0, 0.0)
 
 
-def _spread(name: str, values: Tensor) -> dict[str, Tensor]:
+def _summarise_spread(name: str, values: Tensor) -> dict[str, Tensor]:
     """Mean, least and largest of the values, detached; NaN when there are none."""
     values = values.detach() if len(values) else values.new_full((1,), torch.nan)
     return {

@@ -52,12 +52,12 @@ class PairLogprobs:
     @property
     def rho_chosen(self) -> Tensor:
         """log pi - log pi_ref of the chosen answers (B,)."""
-        return self.policy_chosen - _present(self.ref_chosen)
+        return self.policy_chosen - _require_reference(self.ref_chosen)
 
     @property
     def rho_rejected(self) -> Tensor:
         """log pi - log pi_ref of the rejected answers (B,)."""
-        return self.policy_rejected - _present(self.ref_rejected)
+        return self.policy_rejected - _require_reference(self.ref_rejected)
 
     @property
     def delta(self) -> Tensor:
@@ -65,7 +65,7 @@ class PairLogprobs:
         return self.rho_chosen - self.rho_rejected
 
 
-def _present(reference: Tensor | None) -> Tensor:
+def _require_reference(reference: Tensor | None) -> Tensor:
     if reference is None:
         raise ValueError(
             "this compares with a reference, and the pairs have no reference log-probs: give "
@@ -74,7 +74,7 @@ def _present(reference: Tensor | None) -> Tensor:
     return reference.detach()
 
 
-def _ratios(pairs: PairLogprobs, length_normalise: bool) -> tuple[Tensor, Tensor]:
+def _log_ratios(pairs: PairLogprobs, length_normalise: bool) -> tuple[Tensor, Tensor]:
     if length_normalise:
         return (
             _per_token(pairs.rho_chosen, pairs.len_chosen),
@@ -83,7 +83,7 @@ def _ratios(pairs: PairLogprobs, length_normalise: bool) -> tuple[Tensor, Tensor
     return pairs.rho_chosen, pairs.rho_rejected
 
 
-def _means(pairs: PairLogprobs) -> tuple[Tensor, Tensor]:
+def _mean_logprobs(pairs: PairLogprobs) -> tuple[Tensor, Tensor]:
     return (
         _per_token(pairs.policy_chosen, pairs.len_chosen),
         _per_token(pairs.policy_rejected, pairs.len_rejected),
@@ -94,7 +94,7 @@ def _per_token(values: Tensor, lengths: Tensor) -> Tensor:
     return values / lengths.clamp(min=1)
 
 
-def _expected(
+def _expected_loss(
     loss: Callable[[Tensor, Tensor], Tensor],
     chosen: Tensor,
     rejected: Tensor,
@@ -125,7 +125,7 @@ def dpo(
     """
     _check_noise(label_smoothing)
 
-    def loss(better: Tensor, worse: Tensor) -> Tensor:
+    def loss_of_order(better: Tensor, worse: Tensor) -> Tensor:
         """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         margin = beta * better - beta * worse
         if positive_weight:
@@ -136,7 +136,7 @@ def dpo(
     if label_smoothing:
         p = 1.0 if prob is None else prob
         p = p * (1.0 - label_smoothing) + (1.0 - p) * label_smoothing
-    return _expected(loss, *_ratios(pairs, length_normalise), p)
+    return _expected_loss(loss_of_order, *_log_ratios(pairs, length_normalise), p)
 
 
 def robust_dpo(
@@ -154,13 +154,13 @@ def robust_dpo(
     """
     _check_noise(label_smoothing)
 
-    def loss(better: Tensor, worse: Tensor) -> Tensor:
+    def loss_of_order(better: Tensor, worse: Tensor) -> Tensor:
         """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         margin = beta * (better - worse)
         kept = -(1.0 - label_smoothing) * F.logsigmoid(margin)
         return (kept + label_smoothing * F.logsigmoid(-margin)) / (1.0 - 2.0 * label_smoothing)
 
-    return _expected(loss, pairs.rho_chosen, pairs.rho_rejected, prob)
+    return _expected_loss(loss_of_order, pairs.rho_chosen, pairs.rho_rejected, prob)
 
 
 def _check_noise(rate: float) -> None:
@@ -182,21 +182,21 @@ def ipo(
     `length_normalise`; losses and betas of the two forms are not comparable.
     """
 
-    def loss(better: Tensor, worse: Tensor) -> Tensor:
+    def loss_of_order(better: Tensor, worse: Tensor) -> Tensor:
         """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         return (better - worse - 0.5 / beta) ** 2
 
-    return _expected(loss, *_ratios(pairs, length_normalise), prob)
+    return _expected_loss(loss_of_order, *_log_ratios(pairs, length_normalise), prob)
 
 
 def hinge(pairs: PairLogprobs, *, beta: float = 0.05, prob: Tensor | None = None) -> Tensor:
     """Hinge with a reference (RSO, arXiv 2309.06657): max(0, 1 - beta delta), (B,)."""
 
-    def loss(better: Tensor, worse: Tensor) -> Tensor:
+    def loss_of_order(better: Tensor, worse: Tensor) -> Tensor:
         """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         return F.relu(1.0 - beta * (better - worse))
 
-    return _expected(loss, pairs.rho_chosen, pairs.rho_rejected, prob)
+    return _expected_loss(loss_of_order, pairs.rho_chosen, pairs.rho_rejected, prob)
 
 
 def slic(
@@ -213,11 +213,11 @@ def slic(
     also uses the fine-tuning data's. The defaults are ours.
     """
 
-    def loss(better: Tensor, worse: Tensor) -> Tensor:
+    def loss_of_order(better: Tensor, worse: Tensor) -> Tensor:
         """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         return F.relu(margin - better + worse) - nll_weight * better
 
-    return _expected(loss, pairs.policy_chosen, pairs.policy_rejected, prob)
+    return _expected_loss(loss_of_order, pairs.policy_chosen, pairs.policy_rejected, prob)
 
 
 def simpo(
@@ -230,11 +230,11 @@ def simpo(
     keeps gamma on the side of `chosen` in both halves.
     """
 
-    def loss(better: Tensor, worse: Tensor) -> Tensor:
+    def loss_of_order(better: Tensor, worse: Tensor) -> Tensor:
         """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         return -F.logsigmoid(beta * (better - worse) - gamma)
 
-    return _expected(loss, *_means(pairs), prob)
+    return _expected_loss(loss_of_order, *_mean_logprobs(pairs), prob)
 
 
 def orpo(pairs: PairLogprobs, *, weight: float = 0.1, prob: Tensor | None = None) -> Tensor:
@@ -244,11 +244,11 @@ def orpo(pairs: PairLogprobs, *, weight: float = 0.1, prob: Tensor | None = None
     TRL's likelihood term also counts the prompt's tokens.
     """
 
-    def loss(better: Tensor, worse: Tensor) -> Tensor:
+    def loss_of_order(better: Tensor, worse: Tensor) -> Tensor:
         """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         return -better - weight * F.logsigmoid(_log_odds(better) - _log_odds(worse))
 
-    return _expected(loss, *_means(pairs), prob)
+    return _expected_loss(loss_of_order, *_mean_logprobs(pairs), prob)
 
 
 def log1mexp(values: Tensor) -> Tensor:
@@ -270,11 +270,11 @@ def apo_zero(pairs: PairLogprobs, *, beta: float = 0.1, prob: Tensor | None = No
     Raises the chosen answer's likelihood and lowers the rejected one's, each for itself.
     """
 
-    def loss(better: Tensor, worse: Tensor) -> Tensor:
+    def loss_of_order(better: Tensor, worse: Tensor) -> Tensor:
         """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         return torch.sigmoid(-beta * better) + torch.sigmoid(beta * worse)
 
-    return _expected(loss, pairs.rho_chosen, pairs.rho_rejected, prob)
+    return _expected_loss(loss_of_order, pairs.rho_chosen, pairs.rho_rejected, prob)
 
 
 def nca(pairs: PairLogprobs, *, beta: float = 0.01, prob: Tensor | None = None) -> Tensor:
@@ -282,12 +282,12 @@ def nca(pairs: PairLogprobs, *, beta: float = 0.01, prob: Tensor | None = None) 
     -log sigmoid(r_w) - log sigmoid(-r_w) / 2 - log sigmoid(-r_l) / 2, (B,).
     """
 
-    def loss(better: Tensor, worse: Tensor) -> Tensor:
+    def loss_of_order(better: Tensor, worse: Tensor) -> Tensor:
         """(B,) of the two answers' numbers, (B,) each, if the first is the better one."""
         pulled_back = F.logsigmoid(-beta * better) + F.logsigmoid(-beta * worse)
         return -F.logsigmoid(beta * better) - 0.5 * pulled_back
 
-    return _expected(loss, pairs.rho_chosen, pairs.rho_rejected, prob)
+    return _expected_loss(loss_of_order, pairs.rho_chosen, pairs.rho_rejected, prob)
 
 
 def kto(
@@ -330,10 +330,12 @@ def pair_metrics(
     do that work per token.
     """
     if pairs.has_reference:
-        chosen, rejected = _ratios(pairs, length_normalise)
+        chosen, rejected = _log_ratios(pairs, length_normalise)
     else:
         chosen, rejected = (
-            _means(pairs) if length_normalise else (pairs.policy_chosen, pairs.policy_rejected)
+            _mean_logprobs(pairs)
+            if length_normalise
+            else (pairs.policy_chosen, pairs.policy_rejected)
         )
     margin = beta * chosen - beta * rejected
     metrics = {

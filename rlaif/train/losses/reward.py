@@ -71,12 +71,16 @@ def focal_ranking(
     """
     gap = chosen - rejected
 
-    def side(d: Tensor) -> Tensor:
+    def loss_of_side(d: Tensor) -> Tensor:
         """(B,) if the answer that is ahead by d is the better one."""
         sure = (2.0 * torch.sigmoid(d) - 1.0).clamp(min=0.0)
         return -((1.0 - sure) ** gamma) * F.logsigmoid(d)
 
-    return side(gap) if prob is None else prob * side(gap) + (1.0 - prob) * side(-gap)
+    return (
+        loss_of_side(gap)
+        if prob is None
+        else prob * loss_of_side(gap) + (1.0 - prob) * loss_of_side(-gap)
+    )
 
 
 def barrier(reward: Tensor, limit: float = 5.0) -> Tensor:

@@ -40,7 +40,7 @@ class GrpoTrain(OnPolicyTrain):
     mask_truncated: bool = Field(False, description="DAPO: do not train on unfinished answers.")
 
     @model_validator(mode="after")
-    def _sides(self) -> GrpoTrain:
+    def _check_sides(self) -> GrpoTrain:
         if self.two_sided is not None and self.two_sided <= 1 + self.clip_high:
             raise ValueError("two_sided must be above 1 + clip_high")
         return self
@@ -116,7 +116,7 @@ class PpoTrain(OnPolicyTrain):
     )
 
     @model_validator(mode="after")
-    def _adapts(self) -> PpoTrain:
+    def _check_adaptive_kl(self) -> PpoTrain:
         if self.kl_target is not None and self.beta == 0:
             raise ValueError("kl_target scales beta, which must then be above 0 to start from")
         return self
