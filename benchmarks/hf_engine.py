@@ -29,8 +29,8 @@ from rlaif.constitution.model import load_constitution
 from rlaif.core.records import Completion, Message, Prompt
 from rlaif.data.sources import every_prompt
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
-from rlaif.engines.builtin import resolve
 from rlaif.engines.local.hf import HfEngine, load
+from rlaif.engines.model_folders import resolve
 from rlaif.judges.build import build_judge
 from rlaif.judges.pairwise import PairwiseJudge
 

@@ -125,7 +125,7 @@ def records(prompt: Any) -> dict[str, list[Any]]:
     """What the steps leave of a prompt."""
     from rlaif.config.steps import PairStep
     from rlaif.core.records import Completion, Judgement, content_hash
-    from rlaif.preferences.strategies import Candidate, make_preference
+    from rlaif.preferences.pairing import Candidate, make_preference
 
     completions = []
     for index in range(4):

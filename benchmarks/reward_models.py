@@ -217,7 +217,7 @@ def states(data: Data, out: Path, options: argparse.Namespace) -> tuple[Any, Any
     them."""
     import torch
 
-    from rlaif.engines.builtin import resolve
+    from rlaif.engines.model_folders import resolve
     from rlaif.train.methods.heads import LinearDistill
     from rlaif.train.model import compute_dtype
     from rlaif.train.probe import comparisons, read_depths
@@ -259,7 +259,7 @@ def by_training(
     from pydantic import TypeAdapter
 
     from rlaif.config.methods import AnyDistill
-    from rlaif.engines.builtin import resolve
+    from rlaif.engines.model_folders import resolve
     from rlaif.train.run import train as train_all
 
     step = TypeAdapter(AnyDistill).validate_python(

@@ -289,8 +289,8 @@ def ours_grpo(job: Job) -> dict[str, float]:
     from rlaif.engines.local.hf import HfEngine
     from rlaif.engines.local.weights import Weights
     from rlaif.kernels.device import keep_freed_memory
-    from rlaif.train.job import TrainJob
     from rlaif.train.loading import load_module
+    from rlaif.train.loop import TrainJob
     from rlaif.train.model import prepare
     from rlaif.train.on_policy import run_on_policy
     from rlaif.train.rollout import Answer, Group
@@ -516,7 +516,7 @@ def main() -> int:
         make_model(folder / "model", options.random_weights, options.vocabulary)
         model = str(folder / "model")
     else:
-        from rlaif.engines.builtin import resolve
+        from rlaif.engines.model_folders import resolve
 
         model = str(resolve("builtin/smollm2-135m-instruct"))
     results: dict[str, Any] = {}

@@ -32,7 +32,7 @@ from typing import Any
 from rlaif.config.models import ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.build import load_engine
-from rlaif.engines.builtin import resolve
+from rlaif.engines.model_folders import resolve
 
 MIN_RATIO = 0.95
 Way = Callable[[int], int]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rlaif.pipeline.experiment_file import load_experiment
     from rlaif.pipeline.runs import load_run
     from rlaif.preferences.aggregate import candidate_scores, combine
-    from rlaif.preferences.strategies import prompt_pairs
+    from rlaif.preferences.pairing import prompt_pairs
     from rlaif.report.build import build_report
     from rlaif.train.run import train as train_model
 
@@ -41,7 +41,7 @@ _PUBLIC = {
     "load_experiment": "rlaif.pipeline.experiment_file:load_experiment",
     "load_run": "rlaif.pipeline.runs:load_run",
     "make_prompt": "rlaif.core.records:make_prompt",
-    "prompt_pairs": "rlaif.preferences.strategies:prompt_pairs",
+    "prompt_pairs": "rlaif.preferences.pairing:prompt_pairs",
     "run_experiment": "rlaif.pipeline.experiment:run_experiment",
     "train_model": "rlaif.train.run:train",
 }

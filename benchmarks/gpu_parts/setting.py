@@ -156,7 +156,7 @@ def make_module(
     """A module of random weights, made on the device; the same seed gives the same weights."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from rlaif.engines.local.packing import plain_attention
+    from rlaif.engines.local.forward import plain_attention
 
     kind: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
     if reward:
@@ -188,7 +188,7 @@ def load_tokenizer() -> Any:
 
 def tokenizer_folder() -> Path:
     """Where the tokenizer's files are. Raises FileNotFoundError where it was not exported."""
-    from rlaif.engines.builtin import locate, resolve
+    from rlaif.engines.model_folders import locate, resolve
 
     if all((TOKENIZER / name).exists() for name in TOKENIZER_FILES):
         return TOKENIZER

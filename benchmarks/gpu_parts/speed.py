@@ -34,9 +34,8 @@ from rlaif.engines.local.encoding import Encoding
 from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
 from rlaif.kernels.batching import plan_epoch
-from rlaif.train.job import TrainJob, TrainProgress
 from rlaif.train.loading import load_module
-from rlaif.train.loop import Task, run_training
+from rlaif.train.loop import Task, TrainJob, TrainProgress, run_training
 from rlaif.train.methods.on_policy import GrpoTrain
 from rlaif.train.methods.pairs import DpoTrain
 from rlaif.train.methods.reward_models import BradleyTerryDistill

@@ -8,9 +8,9 @@ from rlaif.config.steps import PairStep
 from rlaif.core.records import content_hash
 from rlaif.core.resources import find
 from rlaif.engines.base import GenerateRequest, Sampling
-from rlaif.engines.builtin import resolve
+from rlaif.engines.model_folders import resolve
 from rlaif.judges.yes_no import YesNoJudge
-from rlaif.preferences.strategies import Candidate, make_preference
+from rlaif.preferences.pairing import Candidate, make_preference
 from rlaif.train.methods.pairs import DpoTrain
 
 spec = ModelSpec(path="builtin/smollm2-135m-instruct", system_prompt="drop")

@@ -14,10 +14,10 @@ from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
 from rlaif.judges.base import Judge
 from rlaif.judges.build import build_judge
+from rlaif.judges.common import JudgeBase
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.rating import RatingJudge
 from rlaif.judges.rules import RulesJudge
-from rlaif.judges.specs import JudgeBase
 from rlaif.judges.yes_no import YesNoJudge
 from rlaif.metrics.votes import VotedPair, WeightFit, fit_weights, principle_votes
 from rlaif.pipeline.steps import step_hash

@@ -25,8 +25,7 @@ from rlaif.pipeline.runs import Run, principle_weights, run_constitution
 from rlaif.pipeline.steps.context import by_prompt
 from rlaif.pipeline.steps.pair import group_by_prompt, judge_weights, standardised
 from rlaif.preferences.aggregate import Scores, combine
-from rlaif.preferences.pairing import score_prompt
-from rlaif.preferences.strategies import Candidate, prompt_pairs
+from rlaif.preferences.pairing import Candidate, prompt_pairs, score_prompt
 
 Weights = Mapping[str, float]
 

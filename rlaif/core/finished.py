@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlaif.core import checksums, commits
+from rlaif.core import integrity
 from rlaif.core.errors import StoreError
 
 MASTERS = "masters"
@@ -45,13 +45,15 @@ class Verified:
 
 def describe_files(folder: Path, model: Path | None) -> dict[str, Any]:
     """The marker's entries for a step's files and its model's, as they are now."""
-    names = sorted(p for kind in ("*.jsonl", "*" + commits.SUFFIX) for p in folder.glob(kind))
+    names = sorted(
+        p for kind in ("*.jsonl", "*" + integrity.COMMITS_SUFFIX) for p in folder.glob(kind)
+    )
     for path in names:
-        checksums.sync_to_disk(path)
+        integrity.sync_to_disk(path)
     found: dict[str, Any] = {"files": {p.name: _stat_file(p) for p in names}}
     beside = folder / BESIDE
     if beside.exists():
-        found["files"][BESIDE] = _stat_file(beside) | {"digest": checksums.file_digest(beside)}
+        found["files"][BESIDE] = _stat_file(beside) | {"digest": integrity.file_digest(beside)}
     if model is not None:
         inside = sorted(p for p in model.rglob("*") if p.is_file())
         found["model"] = {
@@ -74,8 +76,8 @@ def read_marker(path: Path, advice: str) -> dict[str, Any] | None:
         return None
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: damaged JSON ({error}). {advice}") from None
-    marker = checksums.unseal_row(row, path, advice, required=False)
-    plain = checksums.CHECK not in row
+    marker = integrity.unseal_row(row, path, advice, required=False)
+    plain = integrity.CHECK not in row
     if plain and not _is_plain(marker):
         raise StoreError(f"{path}: damaged (it is not what was written). {advice}")
     return marker
@@ -125,7 +127,7 @@ def _find_changed(
             continue
         if "digest" not in known:
             changed[name] = (size, own)
-        elif checksums.file_digest(path) != known["digest"]:
+        elif integrity.file_digest(path) != known["digest"]:
             raise StoreError(f"{path}: damaged (its checksum differs). {advice}")
     return changed
 
@@ -141,18 +143,18 @@ def _verify_records(folder: Path, changed: tuple[Any, ...], advice: str) -> None
 @lru_cache(maxsize=4096)
 def _verify_model(folder: Path, changed: tuple[Any, ...], advice: str) -> None:
     names = {name for name, _ in changed}
-    every = checksums.NAME in names
-    checksums.verify_folder(folder, advice, (MASTERS,), lambda name: every or name in names)
+    every = integrity.CHECKSUMS_NAME in names
+    integrity.verify_folder(folder, advice, (MASTERS,), lambda name: every or name in names)
 
 
 def _compare_with_log(path: Path, advice: str) -> int:
     """Compare a record file with its log, which must end where the file does. Returns the file's
     size in bytes."""
-    found = commits.read_log(path, advice)
+    found = integrity.read_log(path, advice)
     size = path.stat().st_size
     if (found[-1].end if found else 0) != size:
-        raise StoreError(f"{commits.log_of(path)}: damaged. {advice}")
-    commits.refuse_damaged(path, found, advice)
+        raise StoreError(f"{integrity.log_of(path)}: damaged. {advice}")
+    integrity.refuse_damaged(path, found, advice)
     return size
 
 
@@ -163,20 +165,20 @@ def verify_step(folder: Path, marker: Mapping[str, Any] | None, advice: str) -> 
     if marker is None:
         total += compare_begun(folder, advice)
     for path in sorted(folder.glob("*.jsonl")) if marker is not None else ():
-        if not commits.log_of(path).exists():
+        if not integrity.log_of(path).exists():
             total += Verified(unchecked=1)
         else:
             total += Verified(1, _compare_with_log(path, advice))
     known = (marker or {}).get("files", {}).get(BESIDE)
     if known is not None:
-        if checksums.file_digest(folder / BESIDE) != known["digest"]:
+        if integrity.file_digest(folder / BESIDE) != known["digest"]:
             raise StoreError(f"{folder / BESIDE}: damaged (its checksum differs). {advice}")
         total += Verified(1, known["size"])
     made = (marker or {}).get("model")
     models = [(folder / made["folder"], advice)] if made is not None else []
     for model, what in [*models, *_list_checkpoints(folder)]:
         if model.is_dir():
-            compared = checksums.verify_folder(model, what, (MASTERS,))
+            compared = integrity.verify_folder(model, what, (MASTERS,))
             files = sum(p.is_file() for p in model.rglob("*"))
             total += Verified(unchecked=files) if compared is None else Verified(files, compared)
     return total
@@ -212,12 +214,12 @@ def compare_begun(folder: Path, advice: str) -> Verified:
     """Compare the whole batches of an unfinished step with their logs. Raises StoreError."""
     total = Verified()
     for path in sorted(folder.glob("*.jsonl")):
-        size = commits.read_committed(path)
+        size = integrity.read_committed(path)
         if size is None:
             total += Verified(unchecked=1)
             continue
-        found = [commit for commit in commits.read_log(path, advice) if commit.end <= size]
-        commits.refuse_damaged(path, found, advice)
+        found = [commit for commit in integrity.read_log(path, advice) if commit.end <= size]
+        integrity.refuse_damaged(path, found, advice)
         total += Verified(1, size)
     return total
 

@@ -23,7 +23,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import msgspec
 import numpy as np
 
-from rlaif.core import commits
+from rlaif.core import integrity
 from rlaif.core.errors import StoreError
 from rlaif.core.records import (
     Completion,
@@ -196,8 +196,8 @@ def _whole_lines(block: bytes, lines: _Lines[Any]) -> int:
 
 def whole_bytes(path: Path) -> int:
     """How many bytes of a file are whole batches."""
-    found = commits.read_committed(path)
-    return commits.to_last_blank(path) if found is None else found
+    found = integrity.read_committed(path)
+    return integrity.to_last_blank(path) if found is None else found
 
 
 class Index(Protocol):

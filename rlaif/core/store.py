@@ -20,9 +20,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rlaif.core import commits, finished
-from rlaif.core.checksums import CHECK, digest, is_whole, seal_row
+from rlaif.core import finished, integrity
 from rlaif.core.errors import StoreError
+from rlaif.core.integrity import CHECK, digest, is_whole, seal_row
 from rlaif.core.records import Completion, Judgement, Preference, R, Record, canonical_json
 from rlaif.core.rowfiles import (
     B,
@@ -209,24 +209,26 @@ class StepFolder:
         with explain_os_errors(path):
             self.path.mkdir(parents=True, exist_ok=True)
             size = path.stat().st_size if path.exists() else 0
-            if size != commits.read_committed(path):
-                size = commits.settle_file(path, self.advice)
+            if size != integrity.read_committed(path):
+                size = integrity.settle_file(path, self.advice)
             with path.open("ab") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            commits.append_commit(path, commits.Commit(size + len(data), len(lines), digest(data)))
+            integrity.append_commit(
+                path, integrity.Commit(size + len(data), len(lines), digest(data))
+            )
 
     def repair(self) -> None:
         """Drop what a kill left after the last whole batch. Call before appending. Raises
         StoreError where a whole batch is not what was written."""
         remove_partials(self.path)
-        for log in self.path.glob("*" + commits.SUFFIX):
+        for log in self.path.glob("*" + integrity.COMMITS_SUFFIX):
             if not log.with_suffix(".jsonl").exists():
                 log.unlink()
         for path in sorted(self.path.glob("*.jsonl")):
             with explain_os_errors(path):
-                commits.settle_file(path, self.advice)
+                integrity.settle_file(path, self.advice)
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Every committed row of `<name>.jsonl`, in the order of writing, one held at a time.

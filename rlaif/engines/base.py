@@ -294,3 +294,27 @@ class Reloadable(Protocol):
         """Release memory for training until the next call. Returns False if only `close` can do
         so."""
         ...
+
+
+THINKING_ADVICE = (
+    "turn its thinking off (by the chat template's own switch, such as `chat_template_kwargs: "
+    "{enable_thinking: false}`, which a server takes in `extra_body`), or let it think and write "
+    "its verdict (`verdict: written`, or `expected: false`)"
+)
+"""What helps where label probabilities are read and the model thinks first."""
+
+THINKS = f"the chat template opens the model's thinking, where no label stands: {THINKING_ADVICE}"
+
+MOST_OPENING = 0.5
+"""More probability than this on a marker that opens thinking is no answer with a label."""
+
+
+def thinks_first(found: float, labels: float) -> str | None:
+    """Why label probabilities are no verdict where `found` is the probability of beginning to think
+    and `labels` that of all labels; None where they are one."""
+    if found < MOST_OPENING or labels > found:
+        return None
+    return (
+        f"the model thinks before it answers (a marker that opens thinking has probability "
+        f"{found:.3g}, all labels together {labels:.2g}): {THINKING_ADVICE}"
+    )

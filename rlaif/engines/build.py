@@ -13,8 +13,7 @@ from rlaif.config.models import TRAINABLE, ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.core.store import Store, read_json
 from rlaif.engines.base import Engine, Model, Reloadable, Sharing
-from rlaif.engines.builtin import locate, resolve
-from rlaif.engines.local.adapters import COPIES, is_adapter, model_hash
+from rlaif.engines.model_folders import COPIES, is_adapter, locate, model_hash, resolve
 from rlaif.engines.remote import api
 from rlaif.engines.remote.meter import Account, run_account
 

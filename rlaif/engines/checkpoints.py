@@ -44,10 +44,10 @@ def write_checkpoint(module: Any, masters: Mapping[str, Tensor], start: Path, fo
     if is_reward(module):
         pad_apart_from_end(module, folder)
         read_at_last(module)
-    save(module, folder)
+    save_module(module, folder)
 
 
-def save(module: Any, folder: Path) -> None:
+def save_module(module: Any, folder: Path) -> None:
     """Write config and weights in `folder`, which has the tokenizer."""
     module.save_pretrained(folder)
     write_older_names(folder)

@@ -17,14 +17,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlaif.config.training import LoraOptions
-from rlaif.core.checksums import publish_folder
 from rlaif.core.errors import EngineError, explain_library
+from rlaif.core.integrity import publish_folder
 from rlaif.core.records import content_hash
 from rlaif.core.store import read_json
-from rlaif.engines.builtin import ADAPTER_BASE, cache_folder, files_hash, resolve, weights_hash
 from rlaif.engines.checkpoints import load_classifier, write_checkpoint
-from rlaif.engines.local.adapters import CONFIG, COPIES, DORA, WEIGHTS, adapter_config
 from rlaif.engines.local.distance import REGION
+from rlaif.engines.model_folders import (
+    ADAPTER_BASE,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    COPIES,
+    DORA,
+    adapter_config,
+    cache_folder,
+    files_hash,
+    resolve,
+    weights_hash,
+)
 
 ADAPTER = "adapter"
 """The folder in a whole checkpoint that has the adapter which was merged into it."""
@@ -48,7 +58,7 @@ def name_base(folder: Path, base: Path) -> None:
         config |= {"base_model_name_or_path": name, "revision": revision}
     else:
         config["base_model_name_or_path"] = str(base.absolute())
-    _write_row(folder / CONFIG, config)
+    _write_row(folder / ADAPTER_CONFIG, config)
     _write_row(folder / ADAPTER_BASE, {"weights_hash": weights_hash(base)})
 
 
@@ -74,10 +84,10 @@ def write_on_base(folder: Path, start: Path, lora: LoraOptions) -> None:
         name_base(folder, start)
         return
     tensors, config = stack(earlier, folder)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     known = adapter_config(earlier)
     config |= {key: known.get(key) for key in ("base_model_name_or_path", "revision")}
-    _write_row(folder / CONFIG, config)
+    _write_row(folder / ADAPTER_CONFIG, config)
     shutil.copyfile(earlier / ADAPTER_BASE, folder / ADAPTER_BASE)
 
 
@@ -85,7 +95,7 @@ def stack(first: Path, second: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     """The sum of two LoRA adapters as one, whose rank is the sum of theirs: with A (r, in) and
     B (out, r), s1 B1 A1 + s2 B2 A2 = [s1 B1, s2 B2] [A1; A2]. Where only one has a matrix, the
     other's part is zero. Its weights and config."""
-    files = [load_file(folder / WEIGHTS) for folder in (first, second)]
+    files = [load_file(folder / ADAPTER_WEIGHTS) for folder in (first, second)]
     configs = [adapter_config(folder) for folder in (first, second)]
     ranks = [config["r"] for config in configs]
     merged = {n: t for file in files for n, t in file.items() if _factor_of(n) is None}
@@ -119,7 +129,7 @@ def merged_copy(folder: Path, copies: Path | None = None) -> Path:
     where it is not there. Raises EngineError where the adapter's base is not to be found or is
     another than it was."""
     base = _find_base(folder)
-    adapter = files_hash([folder / CONFIG, folder / WEIGHTS])
+    adapter = files_hash([folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS])
     digest = content_hash(weights_hash(base), adapter)
     out = (copies or cache_folder() / COPIES) / digest
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +148,7 @@ def _find_base(folder: Path) -> Path:
     here = next((place for place in places if (place / "config.json").exists()), None)
     advice = (
         f"the adapter in {folder} is for the model {name!r} (base_model_name_or_path in its "
-        f"{CONFIG})"
+        f"{ADAPTER_CONFIG})"
     )
     try:
         base = here or resolve(name)
@@ -166,7 +176,7 @@ def _merge_adapter(folder: Path, base: Path, out: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     write_checkpoint(module, dict(module.named_parameters()), folder, temporary)
     (temporary / ADAPTER).mkdir()
-    for name in (CONFIG, WEIGHTS, ADAPTER_BASE):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE):
         shutil.copyfile(folder / name, temporary / ADAPTER / name)
     if (folder / REGION).exists():
         shutil.copyfile(folder / REGION, temporary / REGION)

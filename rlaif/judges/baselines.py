@@ -18,9 +18,8 @@ from rlaif.constitution.textstats import term_overlap
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, ScoreRequest, ScoreResult
 from rlaif.judges.base import Answer, Call, Judge, Verdict, call_id, make_judgement
-from rlaif.judges.common import usable, usable_pairs
+from rlaif.judges.common import JudgeBase, JudgeInputs, usable, usable_pairs
 from rlaif.judges.questions import label_result
-from rlaif.judges.specs import JudgeBase, JudgeInputs
 
 Pair = Sequence[Completion]
 

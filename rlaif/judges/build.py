@@ -12,8 +12,7 @@ from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import find_object
 from rlaif.judges.base import Judge
-from rlaif.judges.common import AnswerOnly
-from rlaif.judges.specs import JudgeBase, JudgeInputs, ModelJudge
+from rlaif.judges.common import AnswerOnly, JudgeBase, JudgeInputs, ModelJudge
 
 JUDGES: SpecTable[JudgeBase] = SpecTable(
     {

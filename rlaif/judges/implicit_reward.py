@@ -37,10 +37,9 @@ from rlaif.engines.base import (
     ScoreRequest,
 )
 from rlaif.judges.base import Answer, Answered, Call, Verdict, call_id, make_judgement
-from rlaif.judges.common import hash_judge, usable
+from rlaif.judges.common import JudgeBase, JudgeInputs, hash_judge, usable
 from rlaif.judges.composed import all_needs, calls_by_role, rewarded
 from rlaif.judges.questions import label_result
-from rlaif.judges.specs import JudgeBase, JudgeInputs
 
 ROLES = ("by", "reference")
 

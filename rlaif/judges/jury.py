@@ -35,7 +35,7 @@ from rlaif.judges.base import (
     verdicts_of,
 )
 from rlaif.judges.build import JudgeStep, build_judge
-from rlaif.judges.common import usable_pairs
+from rlaif.judges.common import JudgeBase, JudgeInputs, usable_pairs
 from rlaif.judges.composed import (
     all_needs,
     annotators,
@@ -48,7 +48,6 @@ from rlaif.judges.composed import (
     seen_together,
     under,
 )
-from rlaif.judges.specs import JudgeBase, JudgeInputs
 from rlaif.preferences.aggregate import Scores, combine, compared_scores, weighted_mean
 
 ALIKE = "alike"

@@ -21,6 +21,7 @@ from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import Capability
 from rlaif.judges.base import Answered, Call, Judge, Verdict, most_calls, roles_of, verdicts_of
 from rlaif.judges.build import JudgeStep, build_judge
+from rlaif.judges.common import JudgeBase, JudgeInputs, ModelJudge, WritingJudge
 from rlaif.judges.composed import (
     all_needs,
     annotators,
@@ -34,7 +35,6 @@ from rlaif.judges.composed import (
     under,
 )
 from rlaif.judges.pairwise import Pairwise, PairwiseJudge
-from rlaif.judges.specs import JudgeBase, JudgeInputs, ModelJudge, WritingJudge
 from rlaif.metrics.ranking import fit_strengths
 
 Key = tuple[str, str | None]

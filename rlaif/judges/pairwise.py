@@ -23,8 +23,12 @@ from rlaif.engines.base import Capability
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.choices import USUAL, choice_alone, choice_grammar, read_choice
 from rlaif.judges.common import (
+    JudgeInputs,
+    LabelJudge,
+    Order,
     applicable,
     by_principle,
+    define_preset,
     hash_judge,
     judge_template,
     question_hashes,
@@ -43,7 +47,6 @@ from rlaif.judges.questions import (
     make_asking,
     scalar,
 )
-from rlaif.judges.specs import JudgeInputs, LabelJudge, Order, define_preset
 from rlaif.judges.templates import Template
 
 FIELD = "verdict"

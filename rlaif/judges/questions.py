@@ -28,8 +28,8 @@ from rlaif.engines.base import (
     ScoreResult,
 )
 from rlaif.judges.base import LIMIT, Answer, Call, Ending, Verdict
+from rlaif.judges.common import VerdictJudge, WritingJudge
 from rlaif.judges.jsontext import Found, json_objects, member, names_member, outside, the_object
-from rlaif.judges.specs import VerdictJudge, WritingJudge
 from rlaif.judges.templates import Template, in_fence, outside_fence
 
 Labels = Mapping[str, tuple[str, ...]]

@@ -12,10 +12,17 @@ from pydantic import Field, model_validator
 
 from rlaif.config.base import StepId
 from rlaif.core.errors import ConfigError
-from rlaif.judges.common import hash_judge, judge_template, question_hashes, text_principles
+from rlaif.judges.common import (
+    JudgeInputs,
+    WritingJudge,
+    define_preset,
+    hash_judge,
+    judge_template,
+    question_hashes,
+    text_principles,
+)
 from rlaif.judges.questions import make_asking
 from rlaif.judges.scored import Scored, check_levels, scale_of
-from rlaif.judges.specs import JudgeInputs, WritingJudge, define_preset
 
 
 class RatingJudge(WritingJudge):

@@ -27,13 +27,13 @@ from rlaif.core.resources import find
 from rlaif.core.yamlio import load_yaml, suggest, validate
 from rlaif.engines.base import Capability
 from rlaif.judges.base import Answered, Call, Verdict, most_calls, verdicts_of
+from rlaif.judges.common import JudgeInputs, VerdictJudge
 from rlaif.judges.composed import (
     annotators,
     completions_of,
     conclude_verdict,
     missing_status,
 )
-from rlaif.judges.specs import JudgeInputs, VerdictJudge
 from rlaif.judges.yes_no import YesNo, YesNoJudge
 
 

@@ -18,7 +18,14 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability, ScoreResult
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
-from rlaif.judges.common import hash_judge, judge_template, template_values, usable
+from rlaif.judges.common import (
+    JudgeInputs,
+    LabelJudge,
+    hash_judge,
+    judge_template,
+    template_values,
+    usable,
+)
 from rlaif.judges.questions import (
     Asking,
     Labels,
@@ -26,7 +33,6 @@ from rlaif.judges.questions import (
     likeliest,
     make_asking,
 )
-from rlaif.judges.specs import JudgeInputs, LabelJudge
 from rlaif.judges.templates import CLASSES
 
 

@@ -26,7 +26,14 @@ from rlaif.core.resources import find
 from rlaif.core.yamlio import read_text, validate
 from rlaif.engines.base import Capability, GenerateRequest, GenerateResult, Sampling, ScoreRequest
 from rlaif.judges.base import Answered, Call, Verdict, call_id
-from rlaif.judges.common import hash_judge, judge_template, template_values, usable
+from rlaif.judges.common import (
+    JudgeInputs,
+    VerdictJudge,
+    hash_judge,
+    judge_template,
+    template_values,
+    usable,
+)
 from rlaif.judges.composed import (
     annotators,
     asked_ids,
@@ -45,7 +52,6 @@ from rlaif.judges.questions import (
     text_request,
 )
 from rlaif.judges.scored import level_forms, level_labels, read_mean_level
-from rlaif.judges.specs import JudgeInputs, VerdictJudge
 from rlaif.judges.templates import ITEM, ITEMS, WRITING, Template, load_template
 from rlaif.judges.yes_no import read_yes_share
 

@@ -13,8 +13,15 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status
 from rlaif.engines.base import Capability
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
-from rlaif.judges.common import by_principle, hash_judge, named_principles, question_hashes, usable
-from rlaif.judges.specs import JudgeBase, JudgeInputs
+from rlaif.judges.common import (
+    JudgeBase,
+    JudgeInputs,
+    by_principle,
+    hash_judge,
+    named_principles,
+    question_hashes,
+    usable,
+)
 
 
 class RulesJudge(JudgeBase):

@@ -23,6 +23,9 @@ from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability, ScoreResult
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import (
+    JudgeInputs,
+    VerdictJudge,
+    WritingJudge,
     applicable,
     by_principle,
     hash_judge,
@@ -44,7 +47,6 @@ from rlaif.judges.questions import (
     scalar,
 )
 from rlaif.judges.scores import USUAL, Score, read_score, score_alone, score_grammar
-from rlaif.judges.specs import JudgeInputs, VerdictJudge, WritingJudge
 
 Parser = Callable[[Written, float, float, Sequence[str]], Score | None]
 """From an answer, the ends of the scale and the words for an abstention to what was said."""

@@ -13,7 +13,13 @@ from pydantic import Field, model_validator
 
 from rlaif.config.base import StepId, Strict
 from rlaif.core.errors import ConfigError
-from rlaif.judges.common import hash_judge, question_hashes, text_principles
+from rlaif.judges.common import (
+    JudgeInputs,
+    WritingJudge,
+    hash_judge,
+    question_hashes,
+    text_principles,
+)
 from rlaif.judges.parsing import (
     patterned_score,
     patterned_word,
@@ -24,7 +30,6 @@ from rlaif.judges.parsing import (
 from rlaif.judges.questions import Written, make_asking
 from rlaif.judges.scored import Scored
 from rlaif.judges.scores import Score, in_range
-from rlaif.judges.specs import JudgeInputs, WritingJudge
 from rlaif.judges.templates import POINTWISE, Template, load_template
 
 ABOUT_ONE = frozenset({"principle", "principle_id", "examples", "scale"})

@@ -21,7 +21,16 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
-from rlaif.judges.common import hash_judge, judge_template, mapped, template_values, usable
+from rlaif.judges.common import (
+    JudgeInputs,
+    Order,
+    WritingJudge,
+    hash_judge,
+    judge_template,
+    mapped,
+    template_values,
+    usable,
+)
 from rlaif.judges.parsing import TextRating, text_ratings
 from rlaif.judges.questions import (
     Asking,
@@ -36,7 +45,6 @@ from rlaif.judges.questions import (
 )
 from rlaif.judges.scored import level_forms, level_labels, read_mean_level
 from rlaif.judges.scores import USUAL, score_alone
-from rlaif.judges.specs import JudgeInputs, Order, WritingJudge
 from rlaif.judges.templates import JOINT
 
 LOW, HIGH = 1, 5

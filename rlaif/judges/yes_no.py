@@ -18,6 +18,8 @@ from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability, ScoreResult
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import (
+    JudgeInputs,
+    LabelJudge,
     hash_judge,
     judge_template,
     question_hashes,
@@ -31,7 +33,6 @@ from rlaif.judges.questions import (
     distinct_labels,
     make_asking,
 )
-from rlaif.judges.specs import JudgeInputs, LabelJudge
 
 
 class YesNoJudge(LabelJudge):

@@ -19,8 +19,6 @@ LOW_LABEL_MASS = 0.5
 LOW_SPREAD = 0.02
 CEILING = 0.02
 """Closer than this to the end of its scale a figure has no room in which a change could be seen."""
-MOST_REASONS = 10
-"""How many reasons for failures are named, the commonest first."""
 
 
 def self_judge_words(judge: str, rounds: Sequence[RoundMetrics]) -> list[str]:
@@ -164,14 +162,6 @@ def _describe_doubts(
         f"Treat the feedback of judge {judge!r} as noise until shown otherwise: "
         f"{' and '.join(doubts)}."
     ]
-
-
-def keep_commonest(reasons: Mapping[str, int]) -> dict[str, int]:
-    """The commonest reasons with their counts; the others are counted together."""
-    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    if rest := ordered[MOST_REASONS:]:
-        ordered = [*ordered[:MOST_REASONS], ("other reasons", sum(count for _, count in rest))]
-    return dict(ordered)
 
 
 def failure_words(reasons: Mapping[str, int]) -> list[str]:

@@ -20,8 +20,7 @@ from rlaif.core.finished import find_stale, stale_in_words
 from rlaif.core.records import Prompt, RoundRecord, content_hash
 from rlaif.core.store import Store, explain_os_errors, name_step
 from rlaif.engines.build import REMOTE, EnginePool, whole
-from rlaif.engines.builtin import resolve
-from rlaif.engines.local.adapters import COPIES
+from rlaif.engines.model_folders import COPIES, resolve
 from rlaif.engines.remote.meter import kept_meters
 from rlaif.pipeline.dataset import Built, build_dataset
 from rlaif.pipeline.experiment_file import Experiment

@@ -26,7 +26,7 @@ from rlaif.config.steps import EvaluateStep, LabelStep, LoadStep, PairStep, Samp
 from rlaif.config.training import TrainStep
 from rlaif.core.yamlio import Lines, load_yaml, validate
 from rlaif.judges.build import JudgeStep
-from rlaif.judges.specs import JudgeBase
+from rlaif.judges.common import JudgeBase
 
 _METRICS = (
     *("score/", "win_rate/", "win_rate_vs_initial/", "reward_accuracy/", "check/", "length/"),

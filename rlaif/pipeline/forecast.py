@@ -19,8 +19,7 @@ from rlaif.engines.remote.decode import Usage
 from rlaif.engines.remote.meter import run_account
 from rlaif.pipeline.experiment import unfinished
 from rlaif.pipeline.experiment_file import Experiment
-from rlaif.pipeline.plan.base import PlanInputs, Planned
-from rlaif.pipeline.plan.size import Known, Size
+from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
 from rlaif.pipeline.steps import step_module

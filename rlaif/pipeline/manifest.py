@@ -18,8 +18,8 @@ from typing import Any
 
 from rlaif.config.models import RESERVED_MODELS
 from rlaif.constitution.model import principle_hash
-from rlaif.core.checksums import CHECK, file_digest, is_whole, seal_row, unseal_row
 from rlaif.core.errors import ConfigError, StoreError
+from rlaif.core.integrity import CHECK, file_digest, is_whole, seal_row, unseal_row
 from rlaif.core.records import RoundRecord, content_hash, from_json, to_json
 from rlaif.core.store import FORMAT, Store, read_json, write_atomic, write_jsonl
 from rlaif.judges.base import roles_of

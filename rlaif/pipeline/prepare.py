@@ -24,14 +24,12 @@ from rlaif.data.readers import read_labelled
 from rlaif.data.rows import Source, rows_hash, source_rows
 from rlaif.data.sources import PromptSet, load_prompts, loaded_source, split_prompts
 from rlaif.engines.build import REMOTE, known_capabilities, server_key, whole
-from rlaif.engines.builtin import check_weights, locate, resolve
-from rlaif.engines.local.adapters import model_hash
+from rlaif.engines.model_folders import check_weights, locate, model_hash, resolve
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import build_judge
-from rlaif.judges.specs import JudgeBase
+from rlaif.judges.common import JudgeBase
 from rlaif.pipeline.experiment_file import Experiment, load_experiment
-from rlaif.pipeline.plan.base import PlanInputs
-from rlaif.pipeline.plan.walk import no_model, replace_path
+from rlaif.pipeline.plan.base import PlanInputs, no_model, replace_path
 
 
 def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> PlanInputs:

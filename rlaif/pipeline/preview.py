@@ -12,7 +12,7 @@ from rlaif.core.records import Completion, Prompt, content_hash
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Engine, GenerateRequest, RewardRequest, ScoreRequest
 from rlaif.engines.build import REMOTE, load_engine
-from rlaif.engines.builtin import resolve
+from rlaif.engines.model_folders import resolve
 from rlaif.pipeline.plan.base import PlanInputs
 from rlaif.pipeline.prepare import prepare
 

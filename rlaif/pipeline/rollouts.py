@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.gates import Gates, bounds, reached
-from rlaif.core.checksums import read_sealed
+from rlaif.core.integrity import read_sealed
 from rlaif.core.store import Store
 from rlaif.report.view import RolloutRow
 from rlaif.train.gates import STOPPED_FILE, figures

@@ -40,13 +40,12 @@ from rlaif.data.rows import jsonl_rows, rows_hash, source_rows
 from rlaif.data.sources import PromptSet, every_prompt, loaded_source
 from rlaif.engines.base import Model
 from rlaif.engines.build import EnginePool
-from rlaif.engines.local.adapters import COPIES
+from rlaif.engines.model_folders import COPIES
 from rlaif.engines.remote.meter import FILE as METERS
 from rlaif.engines.remote.meter import kept_meters
 from rlaif.judges.build import build_judge
 from rlaif.pipeline.experiment_file import Experiment
-from rlaif.pipeline.plan.base import PlanInputs, Planned
-from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.plan.base import PlanInputs, Planned, Walk
 from rlaif.pipeline.prepare import model_key
 from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.context import Progress, StepContext

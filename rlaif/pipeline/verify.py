@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlaif.core import checksums
+from rlaif.core import integrity
 from rlaif.core.errors import ConfigError, RlaifError, StoreError
 from rlaif.core.finished import MASTERS, Verified, find_stale, read_marker, stale_in_words
 from rlaif.core.store import StepFolder
@@ -84,7 +84,7 @@ def _verify_model(path: Path, step: Path) -> Verified:
     """A model of a step that has no marker yet; the marker vouches for others."""
     if (step / "done.json").exists() or path.name.endswith(".partial"):
         return Verified()
-    compared = checksums.verify_folder(
+    compared = integrity.verify_folder(
         path, f"Delete the folder {path} to train it again.", (MASTERS,)
     )
     files = sum(p.is_file() for p in path.rglob("*"))

@@ -13,14 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlaif.core.checksums import NAME, publish_folder
 from rlaif.core.errors import ConfigError, EngineError
+from rlaif.core.integrity import CHECKSUMS_NAME, publish_folder
 from rlaif.engines.build import is_reward_model, whole
-from rlaif.engines.builtin import check_weights
 from rlaif.engines.checkpoints import MASTERS
-from rlaif.engines.local.adapters import member_folders
 from rlaif.engines.local.reward import POSITION, reward_position
 from rlaif.engines.merging import ADAPTER
+from rlaif.engines.model_folders import check_weights, member_folders
 from rlaif.kernels.heads import WEIGHTS, load_head, save_head
 from rlaif.train.reward_model import RECORD
 from rlaif.train.tokenise import refuse_other_tokens
@@ -50,7 +49,9 @@ def _average_members(members: Sequence[Path], out: Path) -> dict[str, int]:
         _refuse_unlike(member, members[0])
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    own = shutil.ignore_patterns("masters", ADAPTER, "README.md", RECORD, NAME, "*.safetensors")
+    own = shutil.ignore_patterns(
+        "masters", ADAPTER, "README.md", RECORD, CHECKSUMS_NAME, "*.safetensors"
+    )
     shutil.copytree(members[0], temporary, ignore=own)
     config = temporary / "config.json"
     read_at = {POSITION: reward_position(members[0])}

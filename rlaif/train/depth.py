@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlaif.core.errors import RlaifError
-from rlaif.engines.local.packing import body_of
+from rlaif.engines.local.forward import body_of
 from rlaif.kernels.batching import Layout
 from rlaif.train.model import TrainModel, causal
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rlaif.config.gates import Gates, reached
-from rlaif.core.checksums import write_sealed
 from rlaif.core.errors import GateStopped
+from rlaif.core.integrity import write_sealed
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.engines.checkpoints import MASTERS, is_reward, load_classifier
-from rlaif.engines.local.adapters import member_folders
-from rlaif.engines.local.packing import body_of, hidden_states, plain_attention
+from rlaif.engines.local.forward import body_of, hidden_states, plain_attention
 from rlaif.engines.local.weights import PLAIN, Head, head_of, reading_tokens
+from rlaif.engines.model_folders import member_folders
 from rlaif.kernels.batching import Branches, padded_layout
 
 

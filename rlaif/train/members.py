@@ -14,8 +14,8 @@ from statistics import fmean
 
 from rlaif.config.distill import DistillStep
 from rlaif.core.records import content_hash
-from rlaif.train.export import export_members
-from rlaif.train.job import TrainJob, TrainOutcome, TrainProgress, write_outcome
+from rlaif.train.checkpoint import export_members
+from rlaif.train.loop import TrainJob, TrainOutcome, TrainProgress, write_outcome
 from rlaif.train.run import find_trainer
 
 

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from rlaif.config.training import LoraOptions, TextStep
 from rlaif.core.errors import EngineError
 from rlaif.engines.checkpoints import is_reward
-from rlaif.engines.local.fast_paths import PLAIN as PLAIN_FORMS
-from rlaif.engines.local.fast_paths import Choice, fast_paths
-from rlaif.engines.local.packing import body_of, hidden_states
+from rlaif.engines.local.forward import PLAIN as PLAIN_FORMS
+from rlaif.engines.local.forward import Choice, body_of, fast_paths, hidden_states
 from rlaif.engines.local.proof import choose, versions
 from rlaif.engines.local.weights import PLAIN, Head
 from rlaif.kernels.attention import flex_failure, uses_flex

@@ -14,16 +14,18 @@ from rlaif.core.errors import RlaifError
 from rlaif.kernels.batching import plan_epoch
 from rlaif.kernels.device import release_freed_memory
 from rlaif.train import checkpoint
-from rlaif.train.export import export
+from rlaif.train.checkpoint import export
 from rlaif.train.gates import STOPPED_FILE, look, raise_stopped, warnings_of
-from rlaif.train.job import TrainJob, TrainOutcome, write_outcome
 from rlaif.train.loop import (
     Task,
+    TrainJob,
+    TrainOutcome,
     make_optimizer,
     memory_advice,
     optimiser_step,
     progress_of,
     summary_of,
+    write_outcome,
 )
 from rlaif.train.model import TrainModel, kernels_in_use
 from rlaif.train.policy_tasks import OnlinePairs, PolicyTask

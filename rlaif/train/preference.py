@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rlaif.config.training import TrainStep
-from rlaif.core import commits
+from rlaif.core import integrity
 from rlaif.core.errors import RlaifError
 from rlaif.core.resources import find_object
 from rlaif.core.rowfiles import read_rows
@@ -248,7 +248,9 @@ def read_reference(path: Path) -> Reference:
     """The reference log-probs in whole batches of `path`; what a kill left after them is dropped
     from the file. Raises StoreError where they are damaged."""
     if parallel.rank() == 0 and path.exists():
-        commits.settle_file(path, f"Delete the folder {path.parent} to train again from the start.")
+        integrity.settle_file(
+            path, f"Delete the folder {path.parent} to train again from the start."
+        )
     parallel.wait()
     return {row["example_id"]: tuple(row["logprobs"]) for row in read_rows(path)}
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlaif.config.distill import FitStep
-from rlaif.core.checksums import file_digest
 from rlaif.core.errors import RlaifError
+from rlaif.core.integrity import file_digest
 from rlaif.core.records import Judgement, content_hash
 from rlaif.core.resources import find_object
 from rlaif.core.yamlio import suggest
@@ -24,8 +24,8 @@ from rlaif.kernels.batching import fill_batches
 from rlaif.kernels.device import release_freed_memory
 from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
 from rlaif.preferences.aggregate import pointwise_values
+from rlaif.train.checkpoint import export_head
 from rlaif.train.depth import depths, hidden_at
-from rlaif.train.export import export_head
 from rlaif.train.fits import (
     Comparisons,
     Features,
@@ -36,9 +36,8 @@ from rlaif.train.fits import (
     fit_ordinal,
     fit_quantiles,
 )
-from rlaif.train.job import TrainJob, TrainOutcome, TrainProgress, write_outcome
 from rlaif.train.loading import load_module
-from rlaif.train.loop import memory_advice
+from rlaif.train.loop import TrainJob, TrainOutcome, TrainProgress, memory_advice, write_outcome
 from rlaif.train.methods.heads import GatedDistill, LinearDistill, OrdinalDistill
 from rlaif.train.model import TrainModel, prepare
 from rlaif.train.reward_model import by_prompt

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from rlaif.config.distill import DistillStep, FitStep
 from rlaif.config.training import TextStep
-from rlaif.core.checksums import NAME, add_file, publish_folder, read_sealed, write_sealed
 from rlaif.core.errors import RlaifError, StoreError
+from rlaif.core.integrity import CHECKSUMS_NAME, add_file, publish_folder, read_sealed, write_sealed
 from rlaif.core.records import Preference, content_hash
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Engine, RewardRequest
@@ -333,7 +333,7 @@ def keep(last: Path, out: Path) -> None:
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(last, temporary, copy_function=_link_or_copy)
-    if (temporary / NAME).exists():
+    if (temporary / CHECKSUMS_NAME).exists():
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
     else:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rlaif.config.rewards import REFERENCE_ANSWERS, RewardTerm
-from rlaif.core.checksums import read_sealed, write_sealed
 from rlaif.core.errors import RlaifError, StoreError
+from rlaif.core.integrity import read_sealed, write_sealed
 from rlaif.train.losses.policy import FLAT
 from rlaif.train.rollout import Group
 

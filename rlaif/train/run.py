@@ -17,10 +17,17 @@ from rlaif.core.resources import find_object
 from rlaif.engines.build import whole
 from rlaif.kernels.device import pick_device, release_freed_memory
 from rlaif.train import checkpoint, parallel
-from rlaif.train.export import export, export_member, from_masters
-from rlaif.train.job import TrainJob, TrainOutcome, TrainProgress, read_outcome, write_outcome
+from rlaif.train.checkpoint import export, export_member, from_masters
 from rlaif.train.loading import load_module
-from rlaif.train.loop import memory_advice, run_training
+from rlaif.train.loop import (
+    TrainJob,
+    TrainOutcome,
+    TrainProgress,
+    memory_advice,
+    read_outcome,
+    run_training,
+    write_outcome,
+)
 from rlaif.train.model import TrainModel, prepare
 from rlaif.train.preference import Reference, compute_reference, read_reference
 from rlaif.train.reward_model import prepared, region_of

@@ -16,7 +16,7 @@ from rlaif.core.answers import AnswerTurn, End, Reasoning, Tokens
 from rlaif.core.chat import KEEP, LOST, ChatSettings, count_lost
 from rlaif.core.errors import EngineError, RlaifError, explain_library
 from rlaif.core.records import Message, Preference
-from rlaif.engines.limits import NO_LIMITS, Limits, limits_of, no_embedding
+from rlaif.engines.model_folders import NO_LIMITS, Limits, limits_of, no_embedding
 from rlaif.kernels.batching import Branches
 
 Overlong = Literal["skip", "refuse", "truncate_left"]

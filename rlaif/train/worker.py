@@ -17,7 +17,7 @@ from rlaif.config.methods import DISTILLATIONS, METHODS
 from rlaif.core.chat import ChatSettings
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Preference, from_json
-from rlaif.train.job import TrainJob, TrainProgress
+from rlaif.train.loop import TrainJob, TrainProgress
 from rlaif.train.run import train_on_preferences
 
 

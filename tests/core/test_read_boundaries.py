@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.core import commits, rowfiles
-from rlaif.core.commits import to_last_blank
+from rlaif.core import integrity, rowfiles
 from rlaif.core.errors import StoreError
+from rlaif.core.integrity import to_last_blank
 from rlaif.core.rowfiles import read_rows
 from rlaif.core.store import StepFolder
 
@@ -64,7 +64,7 @@ def test_the_blank_line_that_closes_a_batch_is_found_across_a_cut(
     for torn in (b"", b"{", b'{"d":4}\n', b'{"d":4}\n{"e":5}\n{'):
         path.write_bytes(whole + torn)
         for size in range(2, len(whole + torn) + 2):
-            monkeypatch.setattr(commits, "CHUNK", size)
+            monkeypatch.setattr(integrity, "CHUNK", size)
             assert to_last_blank(path) == len(whole), (torn, size)
 
 
@@ -72,6 +72,6 @@ def test_checksums_do_not_depend_on_what_is_read_at_once(
     stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for size in range(1, stored.stat().st_size + 2):
-        monkeypatch.setattr(commits, "CHUNK", size)
+        monkeypatch.setattr(integrity, "CHUNK", size)
         StepFolder(stored.parent).repair()
         assert list(read_rows(stored)) == ROWS, size

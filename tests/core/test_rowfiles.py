@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from rlaif.core import rowfiles
-from rlaif.core.commits import log_of
 from rlaif.core.errors import StoreError
+from rlaif.core.integrity import log_of
 from rlaif.core.records import Judgement
 from rlaif.core.rowfiles import HeldIndex, RowIndex, line_of, record_of
 from rlaif.core.store import StepFolder

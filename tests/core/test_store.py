@@ -18,10 +18,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rlaif.core import commits
-from rlaif.core.checksums import publish_folder, seal_row
+from rlaif.core import integrity
 from rlaif.core.errors import ConfigError, StoreError
 from rlaif.core.finished import Verified
+from rlaif.core.integrity import publish_folder, seal_row
 from rlaif.core.store import (
     FORMAT,
     StepFolder,
@@ -66,7 +66,7 @@ def test_a_file_cut_at_any_byte_keeps_exactly_its_whole_batches(batches: Any, cu
     with tempfile.TemporaryDirectory() as name:
         folder = StepFolder(Path(name) / "step")
         path = folder.path / "rows.jsonl"
-        log = commits.log_of(path)
+        log = integrity.log_of(path)
         folder.path.mkdir()
         path.touch()
         log.touch()
@@ -348,7 +348,7 @@ def test_a_file_changed_after_the_marker_is_detected(tmp_path: Path, change: str
     elif change == "shorter":
         path.write_bytes(path.read_bytes()[:-3])
     else:
-        (commits.log_of(path) if change == "log removed" else path).unlink()
+        (integrity.log_of(path) if change == "log removed" else path).unlink()
     with pytest.raises(
         StoreError, match=r"rows\.(jsonl|commits): changed or removed.*Delete the folder"
     ):

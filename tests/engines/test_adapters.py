@@ -14,7 +14,7 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.base import ScoreRequest
 from rlaif.engines.build import load_engine
-from rlaif.engines.builtin import resolve
+from rlaif.engines.model_folders import resolve
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import model_key, prepare
 from tests.support.adapters import adapter

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from rlaif.config.models import ModelSpec
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
-from rlaif.engines.local import packing
-from rlaif.engines.local.branch_cache import BranchCache, attention, empty_rows
+from rlaif.engines.local import forward
 from rlaif.engines.local.decoding import BranchRows, no_branches
 from rlaif.engines.local.encoding import Row
+from rlaif.engines.local.forward import BranchCache, attention, empty_rows
 from rlaif.engines.local.hf import HfEngine, load
 from tests.support.architectures import ARCHITECTURES, build
 
@@ -40,7 +40,7 @@ def test_rows_have_the_states_of_a_plain_pass_beyond_any_window(name: str) -> No
     wanted = [
         full_states(model, PROMPTS[p], tokens[:, row].tolist()) for row, p in enumerate(OWNER)
     ]
-    with packing.packing(model):
+    with forward.packing(model):
         rows = BranchRows(model, PROMPTS, OWNER, len(tokens) + 1)
         torch.testing.assert_close(
             rows.first(), torch.stack([w[0] for w in wanted]), rtol=1e-4, atol=1e-4
@@ -173,14 +173,14 @@ def test_every_request_is_in_one_batch_and_one_group(
 ) -> None:
     rows = [Row(f"{i:02}", prompt + [7] * tail, 0) for i, (prompt, tail) in enumerate(asked)]
     tails = {f"{i:02}": tail for i, (_, tail) in enumerate(asked)}
-    batches = packing.batches(rows, tails, budget)
-    assert batches == packing.batches(rows[::-1], tails, budget)
+    batches = forward.batches(rows, tails, budget)
+    assert batches == forward.batches(rows[::-1], tails, budget)
     assert sorted(r.request_id for b in batches for r in b) == sorted(tails)
     for batch in batches:
-        groups = packing.grouped(batch, tails)
+        groups = forward.grouped(batch, tails)
         assert [row for group in groups for row in group] == batch
         for group in groups:
-            start, ends = packing.example(group, tails)
+            start, ends = forward.example(group, tails)
             assert start
             for row, end in zip(group, ends, strict=True):
                 assert [*start, *end] == row.ids
@@ -196,10 +196,10 @@ def test_both_orders_stand_together() -> None:
     ]
     rows = [Row(str(i), text, 0) for i, text in enumerate(texts)]
     tails = dict.fromkeys("0123", 0)
-    [batch] = packing.batches(rows, tails, 1000)
-    groups = packing.grouped(batch, tails)
+    [batch] = forward.batches(rows, tails, 1000)
+    groups = forward.grouped(batch, tails)
     assert [[r.request_id for r in group] for group in groups] == [["0", "1"], ["2", "3"]]
-    assert [len(packing.example(group, tails)[0]) for group in groups] == [9, 9]
+    assert [len(forward.example(group, tails)[0]) for group in groups] == [9, 9]
 
 
 def test_prepacked_weights_are_used_and_given_back(tiny_model: Path) -> None:

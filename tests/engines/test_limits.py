@@ -20,7 +20,7 @@ from rlaif.core.chat import TemplateRefusal
 from rlaif.core.errors import EngineError, RlaifError
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.build import load_engine
-from rlaif.engines.limits import Limits, limits_of
+from rlaif.engines.model_folders import Limits, limits_of
 from rlaif.train.methods.heads import LinearDistill
 from rlaif.train.methods.pairs import DpoTrain
 from rlaif.train.methods.reward_models import BradleyTerryDistill

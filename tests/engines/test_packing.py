@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from rlaif.engines.local.packing import packing
+from rlaif.engines.local.forward import packing
 from rlaif.engines.local.proof import choose
 from rlaif.kernels.attention import SHORT, STEM, block_mask, branch_attention, locate_tokens
 from rlaif.kernels.batching import Group, packed_layout, padded_layout
@@ -57,7 +57,7 @@ def test_a_window_that_no_layer_looks_at_changes_nothing():
 
 @pytest.mark.usefixtures("nothing_proved")
 def test_a_window_that_packed_rows_lose_is_found(monkeypatch, caplog):
-    import rlaif.engines.local.packing as engine_packing
+    import rlaif.engines.local.forward as engine_packing
 
     def wide(query, key, value, groups, scale, window, softcap):
         return branch_attention(query, key, value, groups, scale, None, softcap)
@@ -84,7 +84,7 @@ def test_recurrent_layers_fall_back_loudly(caplog):
 
 @pytest.mark.usefixtures("nothing_proved")
 def test_attention_that_mixes_branches_is_found(monkeypatch):
-    import rlaif.engines.local.packing as engine_packing
+    import rlaif.engines.local.forward as engine_packing
 
     def leaky(query, key, value, groups, *rest):
         whole = Group(0, query.shape[2], ())

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-import rlaif.engines.local.fast_paths as fast_paths
+import rlaif.engines.local.forward as fast_paths
 import rlaif.engines.local.proof as proof
 from rlaif.engines.local.proof import choose
 from rlaif.train.model import prepare

@@ -17,7 +17,7 @@ from rlaif.core.records import Completion, Judgement, Prompt, content_hash, make
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from rlaif.judges.base import Call, Judge
 from rlaif.judges.build import JudgeStep, build_judge
-from rlaif.judges.specs import JudgeBase
+from rlaif.judges.common import JudgeBase
 from rlaif.preferences.aggregate import candidate_scores
 
 PROMPT = make_prompt([{"role": "user", "content": "Name a red fruit."}])

@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from rlaif.judges.build import BASELINES, JUDGES, JudgeStep
-from rlaif.judges.specs import JudgeBase
+from rlaif.judges.common import JudgeBase
 from tests.support.kinds import EVERY
 
 HEAVY = {"torch", "transformers"}

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from rlaif.engines.local.fast_paths import fused_parts
+from rlaif.engines.local.forward import fused_parts
 from rlaif.engines.local.proof import choose
 from rlaif.kernels.fused import embed_into, gated_silu, multiply_into, rms_norm, rotate
 from rlaif.train.model import prepare

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.labelled import GivenPair
-from rlaif.engines.builtin import weights_hash
+from rlaif.engines.model_folders import weights_hash
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.experiment_file import load_experiment
 from rlaif.pipeline.exports import trl_rows

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from rlaif.cli import cli
-from rlaif.core.checksums import seal_row
 from rlaif.core.errors import ConfigError
+from rlaif.core.integrity import seal_row
 from rlaif.core.records import Completion, Judgement
 from rlaif.core.store import FORMAT, Store
 from rlaif.pipeline.contests import run_battles

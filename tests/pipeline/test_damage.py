@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.core import checksums
-from rlaif.core.checksums import CHECK
+from rlaif.core import integrity
 from rlaif.core.errors import ConfigError, EngineError, StoreError
+from rlaif.core.integrity import CHECK
 from rlaif.core.store import Store, explain_os_errors, make_folder, name_step
-from rlaif.engines.builtin import check_weights
+from rlaif.engines.model_folders import check_weights
 from rlaif.engines.remote.cache import Entry, RequestCache
 from rlaif.engines.remote.meter import Account, Meter, meters_of, read_meters
 from rlaif.pipeline.experiment import run_experiment
@@ -185,7 +185,7 @@ def test_damaged_meters_are_named(tmp_path: Path, text: str) -> None:
 def test_a_changed_digit_in_meters_and_rounds_is_named(
     projects: list[damage.Project], tmp_path: Path
 ) -> None:
-    row = {"m": checksums.seal_row(Meter().summary())}
+    row = {"m": integrity.seal_row(Meter().summary())}
     (tmp_path / "remote.json").write_text(json.dumps(row))
     assert list(read_meters(tmp_path)) == ["m"]
     row["m"]["calls"] += 1
@@ -408,20 +408,22 @@ def test_a_published_folder_has_checksums_of_all_that_is_in_it(tmp_path: Path) -
     (tmp_path / "new" / "a").write_bytes(b"1")
     (tmp_path / "new" / "masters" / "b").write_bytes(b"22")
     out = tmp_path / "out"
-    checksums.publish_folder(tmp_path / "new", out)
-    assert checksums.verify_folder(out, "Delete it.") == 3
+    integrity.publish_folder(tmp_path / "new", out)
+    assert integrity.verify_folder(out, "Delete it.") == 3
     shutil.rmtree(out / "masters")
-    assert checksums.verify_folder(out, "Delete it.", ["masters"]) == 1
+    assert integrity.verify_folder(out, "Delete it.", ["masters"]) == 1
     with pytest.raises(StoreError, match=r"masters/b: damaged \(it is missing\)\. Delete it\."):
-        checksums.verify_folder(out, "Delete it.")
+        integrity.verify_folder(out, "Delete it.")
     (out / "c").write_bytes(b"333")
-    checksums.add_file(out, "c")
+    integrity.add_file(out, "c")
     (out / "c").write_bytes(b"334")
     with pytest.raises(StoreError, match="c: damaged"):
-        checksums.verify_folder(out, "Delete it.", ["masters"])
-    (out / checksums.NAME).write_text((out / checksums.NAME).read_text().replace("1", "2", 1))
+        integrity.verify_folder(out, "Delete it.", ["masters"])
+    (out / integrity.CHECKSUMS_NAME).write_text(
+        (out / integrity.CHECKSUMS_NAME).read_text().replace("1", "2", 1)
+    )
     with pytest.raises(StoreError, match=r"checksums\.json: damaged"):
-        checksums.verify_folder(out, "Delete it.", ["masters"])
+        integrity.verify_folder(out, "Delete it.", ["masters"])
 
 
 def test_a_damaged_prompts_file_beside_completions_is_named(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.core.checksums import Unordered
 from rlaif.core.errors import StoreError
 from rlaif.core.finished import find_stale
+from rlaif.core.integrity import Unordered
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.runs import load_run
 from rlaif.pipeline.verify import verify_run

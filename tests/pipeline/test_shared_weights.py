@@ -10,7 +10,7 @@ import pytest
 
 from rlaif.core.errors import ConfigError
 from rlaif.engines import build
-from rlaif.engines.builtin import weights_hash
+from rlaif.engines.model_folders import weights_hash
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.prepare import prepare
 

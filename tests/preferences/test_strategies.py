@@ -34,11 +34,11 @@ from rlaif.pipeline.single_step import FileStore
 from rlaif.pipeline.steps import pair
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.pipeline.steps.pair import run
-from rlaif.preferences.pairing import consistency_prob
-from rlaif.preferences.strategies import (
+from rlaif.preferences.pairing import (
     Candidate,
     Pair,
     balance_lengths,
+    consistency_prob,
     keep_widest,
     make_preference,
     prompt_pairs,

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import rlaif.engines.local.proof as proof
-from rlaif.engines.local.fast_paths import PLAIN, Choice
+from rlaif.engines.local.forward import PLAIN, Choice
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.runs import load_run
 from rlaif.report.build import build_report

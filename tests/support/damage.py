@@ -24,8 +24,8 @@ from typing import Any
 import yaml
 
 from rlaif.cli import main
-from rlaif.core.checksums import file_digest
 from rlaif.core.errors import EXIT_INTERRUPTED
+from rlaif.core.integrity import file_digest
 from rlaif.core.progress import QuietProgress
 from rlaif.pipeline.experiment import run_experiment
 

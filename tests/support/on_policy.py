@@ -11,7 +11,7 @@ from rlaif.engines.local.encoding import Encoding
 from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
 from rlaif.kernels.device import pick_device
-from rlaif.train.job import TrainJob
+from rlaif.train.loop import TrainJob
 from rlaif.train.rollout import Answer, Group
 from rlaif.train.run import find_trainer
 from rlaif.train.tokenise import load_tokenizer

@@ -27,7 +27,7 @@ def reward_model(start: Path, out: Path) -> Path:
     from transformers import AutoConfig
 
     from rlaif.kernels.heads import HeadConfig, LinearHead
-    from rlaif.train.export import export_head
+    from rlaif.train.checkpoint import export_head
 
     head = LinearHead(HeadConfig("linear", AutoConfig.from_pretrained(start).hidden_size))
     torch.manual_seed(3)

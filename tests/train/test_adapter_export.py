@@ -16,9 +16,9 @@ from rlaif.config.training import LoraOptions
 from rlaif.core.errors import EngineError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine, whole
-from rlaif.engines.builtin import resolve, weights_hash
+from rlaif.engines.model_folders import resolve, weights_hash
 from rlaif.train.average import average
-from rlaif.train.export import export, from_masters
+from rlaif.train.checkpoint import export, from_masters
 from rlaif.train.loading import load_module
 from rlaif.train.methods.answers import SftTrain
 from rlaif.train.methods.reward_models import BradleyTerryDistill

@@ -13,7 +13,7 @@ from rlaif.config.methods import AnyDistill
 from rlaif.core.errors import ConfigError, EngineError, RlaifError
 from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead
 from rlaif.train.average import average
-from rlaif.train.export import export_head
+from rlaif.train.checkpoint import export_head
 from rlaif.train.run import train
 
 

@@ -8,11 +8,11 @@ import shutil
 
 import pytest
 
-from rlaif.core import checksums
+from rlaif.core import integrity
 from rlaif.core.errors import StoreError
 from rlaif.core.store import Store
 from rlaif.train import checkpoint, reward_model
-from rlaif.train.job import read_outcome
+from rlaif.train.loop import read_outcome
 from tests.train.test_loop import Stop, _files, _options, _train
 
 NAMES = [
@@ -105,7 +105,7 @@ def test_metrics_that_a_checkpoint_counts_on_are_on_disk_before_it(stopped):
     folder, _ = stopped
     state = json.loads((folder / "half/work" / NAMES[3]).read_text())
     data = (folder / "half/work/metrics.jsonl").read_bytes()
-    assert checksums.digest(data[: state["metrics"]["size"]]) == state["metrics"]["digest"]
+    assert integrity.digest(data[: state["metrics"]["size"]]) == state["metrics"]["digest"]
     assert data[: state["metrics"]["size"]].count(b"\n") == 4
 
 
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_the_version_before_is_gone_on_from(stopped, tmp_path):
     folder, given = stopped
     shutil.copytree(folder / "half", tmp_path / "half")
     path = tmp_path / "half/work" / NAMES[3]
-    (path.parent / checksums.NAME).unlink()
+    (path.parent / integrity.CHECKSUMS_NAME).unlink()
     state = json.loads(path.read_text())
     del state["metrics"]
     path.write_text(json.dumps(state))

@@ -15,7 +15,7 @@ from rlaif.core.errors import RlaifError
 from rlaif.core.records import Judgement
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine
-from rlaif.train.job import TrainJob
+from rlaif.train.loop import TrainJob
 from rlaif.train.probe import binned, ratings
 from rlaif.train.reward_model import by_prompt, prepared
 from rlaif.train.run import find_trainer, train

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from rlaif.config.training import LoraOptions
 from rlaif.engines.checkpoints import MASTERS
-from rlaif.train.export import export, write_weights
+from rlaif.train.checkpoint import export, write_weights
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
 

@@ -18,8 +18,8 @@ from rlaif.config.gates import Gates
 from rlaif.config.methods import DISTILLATIONS, METHODS
 from rlaif.core.records import Preference
 from rlaif.core.resources import find_object
-from rlaif.train.job import TrainJob
 from rlaif.train.loading import load_module
+from rlaif.train.loop import TrainJob
 from rlaif.train.losses import policy as policies
 from rlaif.train.losses import preference
 from rlaif.train.losses import reward as rewards

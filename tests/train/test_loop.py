@@ -16,7 +16,7 @@ from rlaif.config.methods import METHODS
 from rlaif.core.errors import EngineError, RlaifError, StoreError
 from rlaif.core.store import StepFolder
 from rlaif.engines.checkpoints import MASTERS
-from rlaif.train import job, loop
+from rlaif.train import loop
 from rlaif.train import model as model_module
 from rlaif.train import run as run_module
 from rlaif.train.loading import load_module
@@ -95,7 +95,7 @@ def test_interrupted_training_ends_in_the_same_bytes(
     tmp_path, make_model, make_preferences, changes, monkeypatch
 ):
     if changes.get("precision") == "bf16":
-        monkeypatch.setattr(job, "compute_dtype", lambda *_: torch.bfloat16)
+        monkeypatch.setattr(loop, "compute_dtype", lambda *_: torch.bfloat16)
     start, preferences, options = make_model(0), make_preferences(10), _options(**changes)
     whole = _train(tmp_path / "a", start, preferences, options)
     assert whole.steps == 6
@@ -207,7 +207,7 @@ def test_a_changed_reference_is_noticed(tmp_path, make_model, make_preferences):
 def test_tiny_steps_move_the_masters_and_the_next_round_starts_from_them(
     tmp_path, make_model, make_preferences, monkeypatch
 ):
-    monkeypatch.setattr(job, "compute_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(loop, "compute_dtype", lambda *_: torch.bfloat16)
     start = make_model(0)
     options = _options(learning_rate=1e-6, warmup_ratio=0.0, precision="bf16", epochs=1)
     outcome = _train(tmp_path, start, make_preferences(4), options)

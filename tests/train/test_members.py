@@ -16,7 +16,7 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine
-from rlaif.engines.builtin import weights_hash
+from rlaif.engines.model_folders import weights_hash
 from rlaif.train import members
 from rlaif.train.average import average
 from rlaif.train.loading import load_module

@@ -22,7 +22,7 @@ from rlaif.judges.base import roles_of
 from rlaif.judges.build import JudgeStep, build_judge
 from rlaif.kernels.heads import HeadConfig, LinearHead
 from rlaif.pipeline.steps.asking import Kept, verdicts
-from rlaif.train.export import export_head
+from rlaif.train.checkpoint import export_head
 from rlaif.train.tokenise import encode, load_tokenizer
 from tests.support.memory import Memory
 

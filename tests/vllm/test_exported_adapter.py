@@ -14,7 +14,7 @@ from rlaif.config.models import ModelSpec
 from rlaif.config.training import LoraOptions
 from rlaif.engines.base import GenerateRequest, Sampling
 from rlaif.engines.build import load_engine
-from rlaif.train.export import export, from_masters
+from rlaif.train.checkpoint import export, from_masters
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
 

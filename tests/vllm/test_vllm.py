@@ -16,7 +16,7 @@ from rlaif.core.errors import EngineError
 from rlaif.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rlaif.engines.build import load_engine
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.train.export import write_weights
+from rlaif.train.checkpoint import write_weights
 from rlaif.train.loading import load_module
 from rlaif.train.model import prepare
 from tests.support.adapters import adapter

@@ -20,7 +20,7 @@ from rlaif.core.errors import RlaifError
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.local.reward import load
 from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead
-from rlaif.train.export import export_head
+from rlaif.train.checkpoint import export_head
 from rlaif.web import reward_app as serve_app
 from rlaif.web.reward_app import RewardServer
 from rlaif.web.reward_server import RewardClient, RewardService, left_of

@@ -20,8 +20,8 @@ from rlaif.engines.base import Model
 from rlaif.engines.build import known_capabilities
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import BASELINES, JUDGES, JudgeStep, build_judge
-from rlaif.judges.specs import JudgeBase
-from rlaif.pipeline.plan.walk import replace_path
+from rlaif.judges.common import JudgeBase
+from rlaif.pipeline.plan.base import replace_path
 from rlaif.pipeline.prepare import model_key
 
 

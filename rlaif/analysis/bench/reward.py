@@ -28,9 +28,9 @@ from rlaif.core.records import (
 )
 from rlaif.core.store import Store, write_atomic
 from rlaif.engines.build import EnginePool, refuse_no_reward_model, whole
-from rlaif.engines.local.adapters import member_folders
 from rlaif.engines.local.distance import fit_region, nearest
 from rlaif.engines.local.reward import reward_position
+from rlaif.engines.model_folders import member_folders
 from rlaif.kernels.device import pick_device
 from rlaif.kernels.heads import HeadConfig, LinearHead
 from rlaif.metrics.reward_figures import (

@@ -36,9 +36,9 @@ from rlaif.metrics.judge_figures import (
     subset_intervals,
 )
 from rlaif.metrics.verdicts import VerdictTable, total_cost, verdict_table
-from rlaif.metrics.words import keep_commonest
 from rlaif.pipeline.experiment import StepProgress
 from rlaif.pipeline.single_step import asking
+from rlaif.pipeline.steps.context import keep_commonest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,16 @@ import torch
 from torch import Tensor
 
 from rlaif.engines.base import Sampling
-from rlaif.engines.local.branch_cache import BranchCache, empty_rows
 from rlaif.engines.local.encoding import PASS_TOKENS, bucket
-from rlaif.engines.local.packing import CACHE, GROUPS, KEEP, body_of, packing
+from rlaif.engines.local.forward import (
+    CACHE,
+    GROUPS,
+    KEEP,
+    BranchCache,
+    body_of,
+    empty_rows,
+    packing,
+)
 from rlaif.kernels.batching import fill_batches, packed_layout
 
 Prompts = Sequence[Sequence[int]]

@@ -29,9 +29,8 @@ from rlaif.core.chat import (
 )
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import Message
-from rlaif.engines.base import GenerateRequest, ScoreRequest, overflow, refusal
-from rlaif.engines.limits import NO_LIMITS, Limits, limits_of, no_embedding
-from rlaif.engines.remote.decode import THINKS
+from rlaif.engines.base import THINKS, GenerateRequest, ScoreRequest, overflow, refusal
+from rlaif.engines.model_folders import NO_LIMITS, Limits, limits_of, no_embedding
 from rlaif.kernels.device import total_memory
 
 

@@ -21,14 +21,20 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.chat import split
 from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import Message, content_hash
-from rlaif.engines.base import GenerateRequest, GenerateResult, Sampling, ScoreRequest, ScoreResult
-from rlaif.engines.local import encoding, packing
-from rlaif.engines.local.adapters import adapter_folder, merged, model_hash
+from rlaif.engines.base import (
+    GenerateRequest,
+    GenerateResult,
+    Sampling,
+    ScoreRequest,
+    ScoreResult,
+    thinks_first,
+)
+from rlaif.engines.local import encoding, forward
 from rlaif.engines.local.decoding import BranchRows, PaddedRows, Rows, sample_tokens
 from rlaif.engines.local.encoding import Encoding, batch_tokens, end_ids, load_encoding, pass_tokens
-from rlaif.engines.local.packing import plain_attention
+from rlaif.engines.local.forward import plain_attention
 from rlaif.engines.local.weights import Weights
-from rlaif.engines.remote.decode import thinks_first
+from rlaif.engines.model_folders import adapter_folder, merge_adapter, model_hash
 from rlaif.kernels.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.kernels.logprobs import token_logprobs
 
@@ -50,7 +56,7 @@ def load(spec: ModelSpec, folder: Path, name: str) -> HfEngine:
         )
     adapter = adapter_folder(spec)
     if adapter is not None:
-        model = merged(model, adapter, name)
+        model = merge_adapter(model, adapter, name)
     weights = Weights(model.to(device).eval(), model_hash(folder, spec))
     return HfEngine(weights, _load_encoding(model, folder, spec, name), spec)
 
@@ -233,18 +239,18 @@ class HfEngine:
         budget = pass_tokens(self.spec, self.device)
         tails = encoded.tails
         if self.weights.branches:
-            batches = packing.batches(encoded.rows, tails, budget)
+            batches = forward.batches(encoded.rows, tails, budget)
         else:
             batches = encoding.batches(encoded.rows, budget)
         with self.weights.computing():
             for batch in _skip_done(batches, done):
-                states = packing.states(self.model, batch, tails, self.weights.branches)
+                states = forward.states(self.model, batch, tails, self.weights.branches)
                 yield self._make_score_results(
                     states, [by_id[row.request_id] for row in states.rows], tails
                 )
 
     def _make_score_results(
-        self, states: packing.States, requests: list[ScoreRequest], tails: dict[str, int]
+        self, states: forward.States, requests: list[ScoreRequest], tails: dict[str, int]
     ) -> list[ScoreResult]:
         lengths = [tails[row.request_id] for row in states.rows]
         targets = [

@@ -8,7 +8,8 @@ dtype, and random weights:
    gradient of every parameter. The plain copy in the next wider dtype is the truth, and our error
    may be twice the plain one's in the same dtype, plus 1e-5 for rounding in another order.
 
-What fails is left as it is, with a warning.
+What fails is left as it is, with a warning. `shrink` makes the small config that a proof computes
+with: few layers of every kind, the same heads.
 """
 
 from __future__ import annotations
@@ -30,22 +31,23 @@ from torch import Tensor, nn
 
 from rlaif.core.records import content_hash
 from rlaif.core.store import write_atomic
-from rlaif.engines import builtin
-from rlaif.engines.local import fast_paths as paths
-from rlaif.engines.local import packing
-from rlaif.engines.local.fast_paths import (
+from rlaif.engines import model_folders
+from rlaif.engines.local import forward
+from rlaif.engines.local import forward as paths
+from rlaif.engines.local.forward import (
     PLAIN,
     ROTARY,
     Choice,
     PartKind,
+    body_of,
     class_name,
     epsilon_of,
     fast_paths,
     form_of,
-    shrink,
+    hidden_states,
+    plain_attention,
     with_rotary,
 )
-from rlaif.engines.local.packing import body_of, hidden_states, plain_attention
 from rlaif.kernels import attention, batching, fused, logprobs
 from rlaif.kernels.batching import Branches, Layout, packed_layout, padded_layout
 from rlaif.kernels.fused import rotate
@@ -113,7 +115,7 @@ def versions() -> tuple[str, str]:
 @functools.cache
 def _own_code() -> str:
     """A hash of the code whose choice is kept."""
-    files = [attention, batching, fused, logprobs, packing, paths]
+    files = [attention, batching, fused, logprobs, forward, paths]
     names = [__file__, *(module.__file__ or "" for module in files)]
     return content_hash(*(Path(name).read_text(encoding="utf-8") for name in names))
 
@@ -125,7 +127,7 @@ def _describe_shape(config: Any) -> dict[str, Any]:
 
 
 def _locate_choice(key: str) -> Path:
-    return builtin.cache_folder() / "fast-paths" / f"{key}.json"
+    return model_folders.cache_folder() / "fast-paths" / f"{key}.json"
 
 
 def _read_choice(key: str) -> Choice | None:
@@ -393,3 +395,64 @@ def _find_rotating_parts(model: Any) -> dict[str, PartKind]:
         for part in changed:
             del vars(part)["forward"]
     return {name: "rotary" for name, same in verdicts.items() if same}
+
+
+WINDOW = 8
+"""The window and chunk of the copy: shorter than the probe, so that a lost window shows."""
+
+
+MOST_LAYERS = 4
+
+
+def shrink(config: Any) -> None:
+    """Make a config small in place: few layers of every kind, a short vocabulary and window, narrow
+    feed-forward parts. Heads and their sizes stay."""
+    text = config.get_text_config()
+    nested: list[Any] = [value for value in vars(config).values() if hasattr(value, "to_dict")]
+    for other in nested:
+        if other is not text and getattr(other, "num_hidden_layers", None):
+            other.num_hidden_layers = 1
+    layers = int(text.num_hidden_layers)
+    by_layer = {
+        name: value
+        for name, value in vars(text).items()
+        if isinstance(value, list | tuple) and len(value) == layers > 1
+    }
+    reuses = _find_reusing_layers(text, layers)
+    kept = _kept_layers(layers, [*by_layer.values(), *([reuses] if any(reuses) else [])])
+    text.num_hidden_layers = len(kept)
+    if any(reuses):
+        text.num_kv_shared_layers = sum(reuses[i] for i in kept)
+    for name, value in by_layer.items():
+        setattr(text, name, [value[i] for i in kept])
+    for name, value in list(vars(text).items()):
+        if not isinstance(value, int) or isinstance(value, bool):
+            continue
+        if name.startswith("vocab_size"):
+            setattr(text, name, min(value, 512))
+        elif name in ("sliding_window", "attention_chunk_size"):
+            setattr(text, name, min(value, WINDOW))
+        elif name.endswith("intermediate_size"):
+            setattr(text, name, min(value, 128))
+        elif name == "first_k_dense_replace":
+            setattr(text, name, min(value, 1))
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if getattr(text, name, None) is not None:
+            setattr(text, name, 0)
+
+
+def _find_reusing_layers(text: Any, layers: int) -> list[bool]:
+    """Of each layer whether it uses the keys of an earlier one: in some models the last ones do."""
+    first = layers - int(getattr(text, "num_kv_shared_layers", None) or 0)
+    return [index >= first for index in range(layers)]
+
+
+def _kept_layers(layers: int, lists: Sequence[Sequence[Any]]) -> list[int]:
+    """Which layers a copy has: the first of each kind, two at least."""
+    seen: dict[str, int] = {}
+    for index in range(layers):
+        seen.setdefault(str([values[index] for values in lists]), index)
+    kept = sorted(seen.values())[:MOST_LAYERS]
+    more = [i for i in range(layers) if i not in kept]
+    least = 2 if lists or layers <= 2 else MOST_LAYERS
+    return sorted([*kept, *more[: max(0, min(least, layers) - len(kept))]])

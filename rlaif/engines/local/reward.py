@@ -20,12 +20,17 @@ from rlaif.core.errors import EngineError, explain_library
 from rlaif.core.records import Message
 from rlaif.core.store import read_json
 from rlaif.engines.base import DISTANCE, MEMBER, SPREAD, RewardRequest, RewardResult
-from rlaif.engines.builtin import weights_hash
-from rlaif.engines.limits import limits_of, no_embedding
 from rlaif.engines.local import encoding
-from rlaif.engines.local.adapters import MEMBERS, member_folders, with_members
 from rlaif.engines.local.distance import REGION, Region, load_region
 from rlaif.engines.local.encoding import pass_tokens
+from rlaif.engines.model_folders import (
+    MEMBERS,
+    limits_of,
+    member_folders,
+    no_embedding,
+    weights_hash,
+    with_members,
+)
 from rlaif.kernels.device import keep_freed_memory, pick_device, pick_dtype, release_freed_memory
 from rlaif.kernels.heads import CONFIG, GatedHead, Head, HeadConfig, LinearHead, Scores, load_head
 

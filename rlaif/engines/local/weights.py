@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from rlaif.core.errors import EngineError
 from rlaif.engines.local.decoding import no_branches
-from rlaif.engines.local.fast_paths import fast_paths
-from rlaif.engines.local.packing import body_of, hidden_states, without_cache
+from rlaif.engines.local.forward import body_of, fast_paths, hidden_states, without_cache
 from rlaif.engines.local.proof import choose
 from rlaif.kernels.batching import padded_layout
 from rlaif.kernels.device import total_memory

@@ -17,8 +17,15 @@ from typing import Any, Literal
 from rlaif.config.models import LIMIT_KEYS, ModelSpec
 from rlaif.core.chat import Said, split, with_system_role
 from rlaif.core.records import Message, content_hash, message_text
-from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult, refusal
-from rlaif.engines.remote.decode import ADVICE, Answer, Choice, Usage, label_probabilities
+from rlaif.engines.base import (
+    THINKING_ADVICE,
+    GenerateRequest,
+    GenerateResult,
+    ScoreRequest,
+    ScoreResult,
+    refusal,
+)
+from rlaif.engines.remote.decode import Answer, Choice, Usage, label_probabilities
 
 Request = GenerateRequest | ScoreRequest
 Result = GenerateResult | ScoreResult
@@ -324,7 +331,7 @@ def _read_score_result(
 ) -> ScoreResult:
     found: dict[str, float] | str
     if choice.reasoning and not (choice.text or "").strip():
-        found = f"the model thinks before it answers: {ADVICE}"
+        found = f"the model thinks before it answers: {THINKING_ADVICE}"
     elif not choice.tops:
         found = f"the server answered without log-probs (finish reason {choice.finish})"
     else:

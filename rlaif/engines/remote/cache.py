@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.core.checksums import CHECK, is_whole, seal_row
 from rlaif.core.errors import ConfigError, StoreError
-from rlaif.engines.builtin import cache_folder
+from rlaif.core.integrity import CHECK, is_whole, seal_row
+from rlaif.engines.model_folders import cache_folder
 
 FORMAT = 1
 LIMIT_GB = 10.0

@@ -18,6 +18,7 @@ from typing import Any
 
 from rlaif.config.models import Price
 from rlaif.core.chat import Declared, opens_thinking
+from rlaif.engines.base import thinks_first
 from rlaif.engines.remote.server_errors import ServerError, clean, error_in_answer, error_of
 
 MOST_TOKENS = 100_000_000
@@ -303,18 +304,6 @@ def _encode_choice(choice: Choice) -> dict[str, Any]:
     return found
 
 
-ADVICE = (
-    "turn its thinking off (by the chat template's own switch, such as `chat_template_kwargs: "
-    "{enable_thinking: false}`, which a server takes in `extra_body`), or let it think and write "
-    "its verdict (`verdict: written`, or `expected: false`)"
-)
-"""What helps where label probabilities are read and the model thinks first."""
-
-THINKS = f"the chat template opens the model's thinking, where no label stands: {ADVICE}"
-
-MOST_OPENING = 0.5
-"""More probability than this on a marker that opens thinking is no answer with a label."""
-
 ROUNDING = 1e-3
 """A log-prob may be this far above 0: servers round."""
 MOST_MASS = 1.05
@@ -359,17 +348,6 @@ def label_probabilities(
             "found: start it without --return-tokens-as-token-ids"
         )
     return probs
-
-
-def thinks_first(found: float, labels: float) -> str | None:
-    """Why label probabilities are no verdict where `found` is the probability of beginning to think
-    and `labels` that of all labels; None where they are one."""
-    if found < MOST_OPENING or labels > found:
-        return None
-    return (
-        f"the model thinks before it answers (a marker that opens thinking has probability "
-        f"{found:.3g}, all labels together {labels:.2g}): {ADVICE}"
-    )
 
 
 def _decode_token(token: str, known: set[str]) -> str:

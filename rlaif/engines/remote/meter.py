@@ -21,8 +21,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Self
 
-from rlaif.core.checksums import CHECK, seal_row, unseal_row
 from rlaif.core.errors import StoreError
+from rlaif.core.integrity import CHECK, seal_row, unseal_row
 from rlaif.core.store import read_json, write_atomic
 from rlaif.engines.remote.decode import Usage
 

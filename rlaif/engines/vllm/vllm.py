@@ -28,10 +28,10 @@ from rlaif.engines.base import (
     GenerateResult,
     ScoreRequest,
     ScoreResult,
+    thinks_first,
 )
-from rlaif.engines.local.adapters import adapter_folder, model_hash
 from rlaif.engines.local.encoding import Encoding, Row, end_ids, load_encoding
-from rlaif.engines.remote.decode import thinks_first
+from rlaif.engines.model_folders import adapter_folder, model_hash
 from rlaif.engines.vllm.keeper import owned
 from rlaif.engines.vllm.vllm_options import environment, options, trains_beside, within
 

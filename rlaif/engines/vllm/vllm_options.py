@@ -12,7 +12,7 @@ import torch
 
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError
-from rlaif.engines.local.adapters import rank
+from rlaif.engines.model_folders import adapter_rank
 from rlaif.kernels.device import pick_device, pick_dtype
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -111,6 +111,8 @@ def options(spec: ModelSpec, context: int, on_gpu: bool, adapter: Path | None) -
         # back, which torch cannot do on a CPU, and the engine dies.
         values["enable_chunked_prefill"] = False
     if adapter is not None:
-        ready = next((known for known in RANKS if known >= rank(adapter)), rank(adapter))
+        ready = next(
+            (known for known in RANKS if known >= adapter_rank(adapter)), adapter_rank(adapter)
+        )
         values |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": ready}
     return values | spec.engine_args

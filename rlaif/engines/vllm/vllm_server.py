@@ -25,9 +25,8 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
 from rlaif.core.records import Message
 from rlaif.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
-from rlaif.engines.builtin import cache_folder
-from rlaif.engines.local.adapters import adapter_folder, model_hash
 from rlaif.engines.local.encoding import Encoding
+from rlaif.engines.model_folders import adapter_folder, cache_folder, model_hash
 from rlaif.engines.remote import api
 from rlaif.engines.remote.meter import Account
 from rlaif.engines.remote.openai import OpenAIEngine, Own

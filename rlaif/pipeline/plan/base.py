@@ -1,21 +1,27 @@
-"""What a plan is made of: the steps to run, and all that they depend on."""
+"""What a plan consists of: planned steps with their inputs and sizes, and the walk that makes them.
+
+`Walk` is the state of a plan under construction: which output is the latest at each point, and what
+names refer to. `Size` bounds from above how much a planned step does, before it runs.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlaif.config.arms import ArmSpec
+from rlaif.config.models import RESERVED_MODELS, ModelSpec
 from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
-from rlaif.core.records import Prompt, content_hash
-from rlaif.core.yamlio import Lines, Loc
+from rlaif.core.records import Completion, Message, Prompt, content_hash
+from rlaif.core.yamlio import Lines, Loc, suggest
 from rlaif.data.sources import PromptSet
-from rlaif.engines.base import Model
-from rlaif.judges.base import Judge
+from rlaif.engines.base import GenerateRequest, Model
+from rlaif.judges.base import Judge, most_calls, roles_of
 from rlaif.pipeline.experiment_file import Experiment
 
 DRIFT_PROMPTS = 16
@@ -92,3 +98,209 @@ def round_prompts(train: list[Prompt], count: int | None, seed: int, number: int
     random.Random(content_hash("prompts", seed)).shuffle(ids)
     start = (number - 1) * count
     return sorted(ids[(start + i) % len(ids)] for i in range(count))
+
+
+COUNTED_PROMPTS = 16
+"""On how many prompts a judge's calls are counted."""
+
+
+@dataclass(frozen=True)
+class JudgeCalls:
+    """A judge with its models by role, and what it is asked at most: `units` verdicts, model
+    `calls` and new `tokens`."""
+
+    judge: Judge
+    models: Mapping[str, Model]
+    units: int
+    calls: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """One step at most: `units` are completions, verdicts, pairs or optimiser examples, `calls`
+    those to models, and `tokens` new ones. `judges` are those that it asks, counted in `calls`."""
+
+    units: int
+    calls: int = 0
+    tokens: int = 0
+    judges: tuple[JudgeCalls, ...] = ()
+
+
+@dataclass
+class Known:
+    """The steps of a plan whose sizes are known already, by hash."""
+
+    units: dict[str, int] = field(default_factory=dict)
+    prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def records_read(self, planned: Planned, prefix: str) -> int:
+        """How many records `planned` reads from its inputs whose names begin with `prefix`."""
+        return sum(self.units.get(h, 0) for n, h in planned.inputs.items() if n.startswith(prefix))
+
+
+def count_judge_calls(
+    inputs: PlanInputs,
+    planned: Planned,
+    judge: Judge,
+    models: Mapping[str, Model],
+    count: int,
+    answers: int,
+) -> JudgeCalls:
+    """What judging `answers` different answers to each of `count` prompts takes, by the prompts
+    that cost most of a few."""
+    every = inputs.prompts.every()
+    ids: Collection[str] = set(planned.prompts)
+    some = [p for p in every if p.prompt_id in ids or not ids][:COUNTED_PROMPTS]
+    made = [_example_answer(number) for number in range(answers)]
+    units = calls = tokens = 0
+    for prompt in some:
+        first = judge.calls(prompt, made, planned.seed)
+        units, calls = max(units, len(first)), max(calls, most_calls(judge, first))
+        written = [c.request for c in first if isinstance(c.request, GenerateRequest)]
+        tokens = max(tokens, sum(request.sampling.max_new_tokens for request in written))
+    return JudgeCalls(judge, models, count * max(units, calls), count * calls, count * tokens)
+
+
+def _example_answer(number: int) -> Completion:
+    text = f"answer {number}"
+    messages: list[Message] = [{"role": "assistant", "content": text}]
+    return Completion(text, "", number, messages, "", "", {}, "stop", digest=text)
+
+
+class Walk:
+    """One walk over the steps: of one seed and one arm, of which `label` says who labels."""
+
+    def __init__(self, inputs: PlanInputs, seed: int, label: ArmSpec | None = None):
+        self.inputs = inputs
+        self.experiment = inputs.experiment
+        self.seed = seed
+        self.label = label
+        self.initial = self.named("policy", "M0")
+        self.policy = self.previous = self.earlier = self.initial
+        self.round = 0
+        self.done: list[Planned] = []
+        self.by_id: dict[tuple[str, int], Planned] = {}
+        self.completions: dict[str, Planned] = {}
+        self.judgements: dict[str, Planned] = {}
+        self.pairs: dict[str, Planned] = {}
+        self.preferences: list[Planned] = []
+        self.evaluations: dict[tuple[str, str], dict[str, str]] = {}
+        self.reward_models: dict[str, Model] = {}
+        self.replaced: dict[str, tuple[Planned, str]] = {}
+
+    def next_round(self) -> None:
+        """A new round: nothing is sampled, judged or paired in it yet."""
+        self.round += 1
+        self.earlier, self.previous = self.previous, self.policy
+        self.completions, self.judgements, self.preferences = {}, {}, []
+        self.pairs = {}
+
+    def replace(self, old: Iterable[Planned], by: str) -> None:
+        """The step `by` takes the place of these in this round: later ones see it alone."""
+        self.replaced |= {planned.hash: (planned, by) for planned in old}
+
+    def add(self, planned: Planned) -> Planned:
+        """The next step of this plan."""
+        self.done.append(planned)
+        return planned
+
+    def named(self, name: str, label: str | None = None) -> Model:
+        """The model that the experiment calls `name`."""
+        spec = self.experiment.models[name]
+        return Model(self.inputs.keys[name], label or name, spec)
+
+    def model(self, index: int, name: str, key: str) -> Model:
+        """The model that `name` means at this point of the plan."""
+        reserved = {"policy": self.policy, "current": self.policy, "initial": self.initial}
+        reserved |= {"previous": self.previous, "earlier": self.earlier}
+        if name in reserved:
+            return reserved[name]
+        if name in self.reward_models:
+            return self.reward_models[name]
+        found = self.given(name)
+        if found is None:
+            raise self.inputs.fail(index, f"{key}: {no_model(name, self.experiment)}", key)
+        return found
+
+    def given(self, name: str) -> Model | None:
+        """The model of that name or folder, which no step makes; None where there is none."""
+        if name in self.experiment.models:
+            return self.named(name)
+        if name in self.inputs.keys:
+            spec = replace_path(self.experiment.models["policy"], name)
+            return Model(self.inputs.keys[name], name, spec)
+        return None
+
+    def asked(self, index: int, step: Any, key: str = "by") -> dict[str, Model]:
+        """The models that a judge asks, by role, at this point of the plan."""
+        names = self.names(step)
+        return {role: self.model(index, name, key) for role, name in names.items()}
+
+    def names(self, step: Any) -> dict[str, str]:
+        """The names of the models that a judge asks, by role."""
+        names: dict[str, str] = step.asks()
+        return {role: names[role] for role in roles_of(self.inputs.judges[step.id])}
+
+    def used(
+        self,
+        index: int,
+        uses: list[str] | None,
+        latest: Mapping[str, Planned],
+        kinds: tuple[str, ...],
+    ) -> list[Planned]:
+        """The latest outputs, or those that `uses` names: ID, ID@ROUND or ID@* (all so far)."""
+        if uses is None:
+            return list(latest.values())
+        found: list[Planned] = []
+        for text in uses:
+            name, _, when = text.partition("@")
+            rounds = [self.round] if not when else range(1, self.round + 1)
+            if when and when != "*":
+                rounds = [int(when)] if when.isdigit() else []
+            steps = [
+                step
+                for (known, number), step in self.by_id.items()
+                # The members of a pool are called ID/NUMBER.
+                if name in (known, known.partition("/")[0]) and number in rounds
+            ]
+            steps = [s for s in steps if s.kind in kinds]
+            if not steps:
+                known = sorted({i for (i, _), s in self.by_id.items() if s.kind in kinds})
+                raise self.inputs.fail(
+                    index,
+                    f"uses: {text!r} names no earlier {', '.join(kinds[:-1])} or {kinds[-1]} step"
+                    f"{suggest(name, known)}",
+                    "uses",
+                )
+            found += steps
+        return list({s.hash: s for s in found}.values())
+
+    def facts(self, ids: tuple[str, ...] | None) -> list[Any]:
+        """What of the prompts a judge or a check may read and their ids do not cover."""
+        every = self.inputs.prompts.every()
+        wanted = {p.prompt_id for p in every} if ids is None else set(ids)
+        rows = [[p.prompt_id, p.tags, p.reference] for p in every if p.prompt_id in wanted]
+        return sorted((row for row in rows if row[1] or row[2] is not None), key=lambda row: row[0])
+
+    def origins(self, ids: list[str]) -> list[Any]:
+        """Where these training prompts are from."""
+        wanted = set(ids)
+        kept = [p for p in self.inputs.prompts.train if p.prompt_id in wanted]
+        return sorted([p.prompt_id, p.source, p.tags] for p in kept)
+
+    def principle_weights(self) -> dict[str, float]:
+        """The constitution's weights by principle; none without a constitution."""
+        constitution = self.inputs.constitution
+        return {p.id: p.weight for p in constitution.principles} if constitution else {}
+
+
+def no_model(name: str, experiment: Experiment) -> str:
+    """That a name is no model's, and what is near it."""
+    known = sorted(RESERVED_MODELS | set(experiment.models))
+    return f"{name!r} is no model{suggest(name, known)} or a model's folder"
+
+
+def replace_path(spec: ModelSpec, path: str) -> ModelSpec:
+    """The policy's settings for another folder of weights."""
+    return spec.model_copy(update={"path": path, "role": None, "adapter": None})

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlaif.pipeline.plan.base import PlanInputs, Planned
-from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.plan.base import PlanInputs, Planned, Walk
 from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.compare import plan_comparisons
 from rlaif.pipeline.steps.evaluate import check_judges, evaluated

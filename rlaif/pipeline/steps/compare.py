@@ -10,9 +10,7 @@ from rlaif.config.steps import EvaluateStep, LabelStep
 from rlaif.constitution.own_rules import code_of
 from rlaif.metrics import metrics
 from rlaif.metrics.agreement import label_agreement
-from rlaif.pipeline.plan.base import PlanInputs, Planned
-from rlaif.pipeline.plan.size import Known, Size
-from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.pipeline.steps.evaluate import answer_values

@@ -23,7 +23,6 @@ from rlaif.core.store import FILES, StepFolder, Store
 from rlaif.engines.base import Engine, Losing, Model
 from rlaif.engines.remote.meter import Account
 from rlaif.judges.base import Judge
-from rlaif.metrics.words import keep_commonest
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 
 LOOK_SECONDS = 0.05
@@ -246,3 +245,15 @@ def lost_notes(step: str, counts: Mapping[str, int]) -> list[str]:
     said = " and ".join(parts)
     why = "its chat template, or its server's API, has no place for them"
     return [f"{step}: the model is not shown {said}: {why}"]
+
+
+MOST_REASONS = 10
+"""How many reasons for failures are named, the commonest first."""
+
+
+def keep_commonest(reasons: Mapping[str, int]) -> dict[str, int]:
+    """The commonest reasons with their counts; the others are counted together."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    if rest := ordered[MOST_REASONS:]:
+        ordered = [*ordered[:MOST_REASONS], ("other reasons", sum(count for _, count in rest))]
+    return dict(ordered)

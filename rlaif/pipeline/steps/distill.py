@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlaif.config.distill import DistillStep, FitStep
-from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.plan.base import Walk
 from rlaif.pipeline.steps.train import plan_training, run, size, used_preferences
 
 __all__ = ["MAKES", "SECONDS_PER_UNIT", "VERSION", "plan", "run", "size"]

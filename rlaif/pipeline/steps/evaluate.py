@@ -24,9 +24,7 @@ from rlaif.metrics import metrics
 from rlaif.metrics.agreement import reward_accuracy
 from rlaif.metrics.decompose import Decomposition, decompose_change, score_parts
 from rlaif.metrics.metrics import Measured, Values
-from rlaif.pipeline.plan.base import DRIFT_PROMPTS, PlanInputs, Planned
-from rlaif.pipeline.plan.size import Known, Size
-from rlaif.pipeline.plan.walk import Walk, no_model
+from rlaif.pipeline.plan.base import DRIFT_PROMPTS, Known, PlanInputs, Planned, Size, Walk, no_model
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, by_prompt
 from rlaif.pipeline.steps.judge import judged

@@ -16,9 +16,7 @@ from rlaif.core.yamlio import read_text
 from rlaif.data.embed import embed_texts, model_folder
 from rlaif.data.hygiene import Beside, Item, Sifted, of_completion, of_preference, sift_items
 from rlaif.data.sources import every_prompt
-from rlaif.pipeline.plan.base import PlanInputs, Planned
-from rlaif.pipeline.plan.size import Known, Size
-from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
 

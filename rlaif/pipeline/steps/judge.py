@@ -14,8 +14,8 @@ from itertools import chain, islice
 from typing import Any
 
 from rlaif.core.chat import CUT, has_more
-from rlaif.core.checksums import Unordered
 from rlaif.core.errors import StoreError
+from rlaif.core.integrity import Unordered
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import VALUED, Completion, Judgement, Prompt
 from rlaif.core.rowfiles import Index
@@ -23,10 +23,7 @@ from rlaif.core.store import StepFolder
 from rlaif.engines.base import Model
 from rlaif.judges.base import LIMIT, Call, Judge, Plain, is_staged, read_answer, roles_of
 from rlaif.judges.questions import answer_notes
-from rlaif.metrics.words import keep_commonest
-from rlaif.pipeline.plan.base import PlanInputs, Planned
-from rlaif.pipeline.plan.size import Known, Size, count_judge_calls
-from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk, count_judge_calls
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.asking import (
     SILENT_BATCH,
@@ -42,6 +39,7 @@ from rlaif.pipeline.steps.context import (
     Engines,
     Progress,
     StepContext,
+    keep_commonest,
     lost_by,
     lost_notes,
     refuse_all_failed,

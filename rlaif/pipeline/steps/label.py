@@ -11,9 +11,7 @@ from rlaif.core.errors import RlaifError
 from rlaif.core.labelled import GivenPair
 from rlaif.core.records import Judgement
 from rlaif.core.yamlio import suggest
-from rlaif.pipeline.plan.base import PlanInputs, Planned
-from rlaif.pipeline.plan.size import Known, Size
-from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.labels import (

@@ -28,9 +28,7 @@ from rlaif.data.readers import LabelledReading, Reading, read_answers, read_labe
 from rlaif.data.readers.base import answer_id, better_scores, chosen_first
 from rlaif.data.rows import Source, source_rows
 from rlaif.data.sources import loaded_source
-from rlaif.pipeline.plan.base import PlanInputs, Planned, round_prompts
-from rlaif.pipeline.plan.size import Known, Size
-from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk, round_prompts
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.labels import given_label

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from rlaif.engines.base import ScoreRequest
-from rlaif.pipeline.plan.base import PlanInputs, Planned
-from rlaif.pipeline.plan.size import Known, Size
+from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size
 from rlaif.pipeline.steps.context import StepContext
 
 VERSION = 3

@@ -15,8 +15,8 @@ from rlaif.config.distill import DistillStep, FitStep
 from rlaif.config.models import ModelSpec
 from rlaif.config.training import TextStep
 from rlaif.core.records import Preference
-from rlaif.engines.local.adapters import adapter_config, rank
 from rlaif.engines.merging import ADAPTER
+from rlaif.engines.model_folders import adapter_config, adapter_rank
 from rlaif.judges.base import Judge, roles_of
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.labels import TURNED
@@ -260,7 +260,7 @@ def base_of(step: TextStep, out: Path) -> Base | None:
         return None
     own = ADAPTER if lora.export == "both" else "."
     name = adapter_config(out / own)["base_model_name_or_path"]
-    return Base(name, own, rank(out / own))
+    return Base(name, own, adapter_rank(out / own))
 
 
 def weights(step: TextStep, base: Base | None) -> list[str]:

@@ -31,8 +31,8 @@ from rlaif.pipeline.plan.base import round_prompts
 from rlaif.pipeline.steps.asking import Kept, verdicts
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.aggregate import Scores, candidate_raw_values, compared_scores
-from rlaif.train.export import write_weights
-from rlaif.train.job import TrainJob, TrainOutcome
+from rlaif.train.checkpoint import write_weights
+from rlaif.train.loop import TrainJob, TrainOutcome
 from rlaif.train.model import TrainModel
 from rlaif.train.rollout import Answer, Group
 from rlaif.train.run import find_trainer

@@ -18,14 +18,18 @@ from rlaif.core.rowfiles import line_of, record_of
 from rlaif.core.store import Store
 from rlaif.core.workers import count_workers, in_order
 from rlaif.core.yamlio import suggest
-from rlaif.pipeline.plan.base import PlanInputs, Planned
-from rlaif.pipeline.plan.size import Known, Size
-from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext, by_prompt
 from rlaif.preferences.aggregate import candidate_scores
-from rlaif.preferences.pairing import PairSettings, Work, pairs_of
-from rlaif.preferences.strategies import against_reference, balance_lengths, keep_widest
+from rlaif.preferences.pairing import (
+    PairSettings,
+    Work,
+    against_reference,
+    balance_lengths,
+    keep_widest,
+    pairs_of,
+)
 
 VERSION = 3
 MAKES = "preferences"

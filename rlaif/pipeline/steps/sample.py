@@ -9,17 +9,14 @@ from typing import Any
 
 from rlaif.config.steps import SampleStep, SamplingKeys
 from rlaif.core.chat import CUT, WAS_CUT, has_more
-from rlaif.core.checksums import Unordered
 from rlaif.core.errors import EngineError
+from rlaif.core.integrity import Unordered
 from rlaif.core.records import Completion, Message, Prompt, content_hash
 from rlaif.data.sources import Instruction, chosen_members, drawn, with_system
 from rlaif.engines.base import Engine, GenerateRequest, GenerateResult, Model, Sampling
-from rlaif.metrics.words import keep_commonest
-from rlaif.pipeline.plan.base import PlanInputs, Planned, round_prompts
-from rlaif.pipeline.plan.size import Known, Size
-from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.plan.base import Known, PlanInputs, Planned, Size, Walk, round_prompts
 from rlaif.pipeline.steps import step_hash
-from rlaif.pipeline.steps.context import StepContext, lost_by, lost_notes
+from rlaif.pipeline.steps.context import StepContext, keep_commonest, lost_by, lost_notes
 
 VERSION = 4
 MAKES = "completions"

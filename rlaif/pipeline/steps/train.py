@@ -13,11 +13,18 @@ from rlaif.config.training import ReferenceTrain, TextStep, TrainStep
 from rlaif.core.records import Prompt
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Model
-from rlaif.engines.local.adapters import DORA
+from rlaif.engines.model_folders import DORA
 from rlaif.judges.base import Judge, has_raw_value, roles_of
-from rlaif.pipeline.plan.base import UNHASHED, PlanInputs, Planned, round_prompts
-from rlaif.pipeline.plan.size import Known, Size, count_judge_calls
-from rlaif.pipeline.plan.walk import Walk
+from rlaif.pipeline.plan.base import (
+    UNHASHED,
+    Known,
+    PlanInputs,
+    Planned,
+    Size,
+    Walk,
+    count_judge_calls,
+    round_prompts,
+)
 from rlaif.pipeline.steps import judge as judge_step
 from rlaif.pipeline.steps import step_hash
 from rlaif.pipeline.steps.context import StepContext

@@ -11,19 +11,18 @@ from typing import Any
 import torch
 
 from rlaif.config.distill import Refresh
-from rlaif.core.checksums import add_file
 from rlaif.core.errors import RlaifError
+from rlaif.core.integrity import add_file
 from rlaif.core.records import Judgement, Preference
 from rlaif.core.store import write_atomic
 from rlaif.engines.build import load_engine, whole
-from rlaif.engines.builtin import weights_hash
-from rlaif.engines.local.adapters import COPIES
+from rlaif.engines.model_folders import COPIES, weights_hash
 from rlaif.kernels.device import pick_device
 from rlaif.pipeline.plan.base import UNHASHED
 from rlaif.pipeline.steps.context import StepContext, lost_notes
 from rlaif.pipeline.steps.model_card import model_card
 from rlaif.pipeline.steps.pair import why_no_pairs
-from rlaif.train.job import TrainJob, TrainProgress
+from rlaif.train.loop import TrainJob, TrainProgress
 from rlaif.train.reward_model import accuracy, is_stale, keep, read_trained, split, write_trained
 from rlaif.train.run import find_trainer
 from rlaif.train.trackers import Log, Tracked, open_trackers

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from rlaif.core.store import Store
-from rlaif.engines.builtin import weights_hash
+from rlaif.engines.model_folders import weights_hash
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.plan.unroll import make_plan

@@ -11,7 +11,7 @@ import yaml
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.runs import load_run
 from rlaif.pipeline.steps import training
-from rlaif.train.job import TrainJob
+from rlaif.train.loop import TrainJob
 from tests.pipeline.plan.bases import TRAINING, experiment
 from tests.pipeline.plan.files import write_files
 from tests.pipeline.plan.models import write_models

