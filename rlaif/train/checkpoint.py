@@ -1,8 +1,8 @@
 """What training writes: checkpoints to resume from, and the finished model.
 
-A checkpoint is safetensors and JSON, whole or absent, only the latest. Beside it is metrics.jsonl, one
-row for every optimiser step; a checkpoint relies on the rows before it. `export` publishes the
-finished model; `write_weights` hands the weights of the moment to a sampler.
+A checkpoint is safetensors and JSON, whole or absent, only the latest. Beside it lies
+metrics.jsonl, one row for every optimiser step; a checkpoint relies on the rows before it. `export`
+publishes the finished model; `write_weights` hands the weights of the moment to a sampler.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A training job and the one optimisation loop: accumulation, clipping, schedule, metrics, resume.
 
 `TrainJob` says what is asked, `TrainProgress` how far it is, `TrainOutcome` what it did. A method
-is a `Task`: its examples, its loss. All sums are normalised over the global batch, so the result does
-not depend on the micro-batch size.
+is a `Task`: its examples, its loss. All sums are normalised over the global batch, so the result
+does not depend on the micro-batch size.
 """
 
 from __future__ import annotations
