@@ -92,10 +92,12 @@ class AnswerTurn:
         header = self._frame.header
         if header.startswith(asked):
             return asked
+        # Where a template opens thinking for generation alone, that is no part of the conversation.
         opened = opened_by(asked, self.chat.markers)
         shorter = asked if opened is None else asked.removesuffix(opened.text)
         if header.startswith(shorter):
             return shorter
+        # Or it writes earlier turns another way once an answer follows: then its header holds.
         lead = _after_last_turn(self.messages, asked, header)
         return header.removesuffix(lead) if lead is not None else header
 
@@ -158,6 +160,7 @@ class AnswerTurn:
             if thinking and not content.strip():
                 return Tokens([])
         text, suffix = self.text(answer, reasoning)
+        # Tokenised anew the same text may be other tokens, whose log-probs are not the sampler's.
         if sampled and self._ids_match_answer(sampled, answer, text, reasoning):
             return Tokens(self._adjust_end(list(sampled), suffix, end), sampled=True)
         tail, more = self._choose_ending(suffix, end)
@@ -241,6 +244,7 @@ class AnswerTurn:
         if frame is None or not frame.header.startswith(self.given):
             return None
         text = self._render_conversation(build(thinking, content))
+        # Templates strip each of the two in a way of its own.
         for think, form in product(FORMS, FORMS):
             inner = think(thinking) + frame.between + form(content)
             if text == frame.header + inner + frame.suffix:
@@ -262,6 +266,7 @@ class AnswerTurn:
         """What the template writes around stand-ins for thinking and answer, of which `build` makes
         a turn; None where it loses one, or where its text depends on them."""
         mark = "Qz7"
+        # Nothing else in the conversation may look like a stand-in.
         while any(mark in str(m["content"]) for m in self.messages):
             mark += "x"
         frames = set()
@@ -280,6 +285,7 @@ class AnswerTurn:
         it, and where the template has none, the model's own end token."""
         if end != "turn":
             return suffix if end == "all" else "", []
+        # The first to come, and of those that begin together the longest.
         found = [
             (at, -len(t), t)
             for t in list_special_tokens(self.tokenizer)
@@ -307,6 +313,7 @@ class AnswerTurn:
 
     def _decode_ids(self, ids: Sequence[int], skip: bool) -> str:
         ends = self._ends
+        # Markers of thinking stay: only the end of the turn is taken off.
         kept = ids[:-1] if not skip and ids and ids[-1] in ends else ids
         return str(self.tokenizer.decode(list(kept), skip_special_tokens=skip))
 
@@ -317,6 +324,7 @@ class AnswerTurn:
             self.tokenizer.convert_tokens_to_ids(list(list_special_tokens(self.tokenizer)))
         )
         suffix = _encode_text(self.tokenizer, self._frame.suffix)
+        # Special ones alone: a plain word of the suffix would end answers that hold it.
         return frozenset({i for i in suffix if i in special} | {self.tokenizer.eos_token_id})
 
     def _adjust_end(self, ids: list[int], suffix: str, end: End) -> list[int]:

@@ -106,6 +106,7 @@ def split(
         if found is not None:
             return _part_at_closing(start[found.end() :], [closing])
     closings = [closing for opening, closing in pairs if _ends_with(before, opening)]
+    # Nothing is known of the prompt, so the declaration decides, and any marker may close.
     if spec.opened and not before.strip():
         closings = [closing for _, closing in pairs]
     if closings:
@@ -215,6 +216,7 @@ def with_system_role(messages: Sequence[Message], system_role: SystemRole) -> li
 
 def _as_one(first: Message, second: Message) -> Message:
     """Two turns of one role as one."""
+    # Of other keys that both have, the first turn's stay.
     one: Message = {**second, **first}
     one["content"] = "\n\n".join(filter(None, (first["content"], second["content"])))
     calls = [call for m in (first, second) for call in m.get("tool_calls", ())]
@@ -274,7 +276,9 @@ def render(
         whole = _apply_template(tokenizer, [_make_system_turn(""), *conversation], chat, generation)
         turn = _apply_template(tokenizer, [_make_system_turn("")], chat, False)
     except TemplateRefusal:
+        # A template that takes no system turn is taken to insert none.
         return _apply_template(tokenizer, conversation, chat, generation)
+    # One that writes the system turn elsewhere gives nothing that could be cut off.
     return whole[len(turn) :] if whole.startswith(turn) else whole
 
 
@@ -346,6 +350,7 @@ def count_lost(
         for name, others in _vary_parts(message).items():
             whole = ([*messages[:number], other, *messages[number + 1 :]] for other in others)
             found[name] += any(_try_render(tokenizer, w, chat, generation) == text for w in whole)
+    # Unary plus drops counts of 0.
     return +found
 
 
@@ -355,6 +360,7 @@ def _vary_parts(message: Message) -> dict[str, list[Message]]:
     calls = message.get("tool_calls")
     if calls:
         kept = {key: value for key, value in message.items() if key != "tool_calls"}
+        # A template may write the names of calls and drop their arguments.
         others["tool_calls_lost"] = [
             kept,  # type: ignore[list-item]
             {**message, "tool_calls": [_other_call(call) for call in calls]},

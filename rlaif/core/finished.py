@@ -48,6 +48,7 @@ def describe_files(folder: Path, model: Path | None) -> dict[str, Any]:
     names = sorted(
         p for kind in ("*.jsonl", "*" + integrity.COMMITS_SUFFIX) for p in folder.glob(kind)
     )
+    # The marker vouches for them, so they must be on disk before it.
     for path in names:
         integrity.sync_to_disk(path)
     found: dict[str, Any] = {"files": {p.name: _stat_file(p) for p in names}}
@@ -117,14 +118,17 @@ def _find_changed(
     changed = {}
     for name, known in files.items():
         path = folder / name
+        # Masters may be dropped by `retention`.
         if name.startswith(MASTERS + "/") and not path.exists():
             continue
+        # Earlier versions kept the size alone.
         size = known if isinstance(known, int) else known["size"]
         if not path.is_file() or path.stat().st_size != size:
             raise StoreError(f"{path}: changed or removed after the step was finished. {advice}")
         own = path.stat().st_mtime_ns
         if isinstance(known, int) or own == known["mtime_ns"]:
             continue
+        # Records and models have checksums of their own, which the caller compares.
         if "digest" not in known:
             changed[name] = (size, own)
         elif integrity.file_digest(path) != known["digest"]:
@@ -143,6 +147,7 @@ def _verify_records(folder: Path, changed: tuple[Any, ...], advice: str) -> None
 @lru_cache(maxsize=4096)
 def _verify_model(folder: Path, changed: tuple[Any, ...], advice: str) -> None:
     names = {name for name, _ in changed}
+    # A checksums file that has changed vouches for every file anew.
     every = integrity.CHECKSUMS_NAME in names
     integrity.verify_folder(folder, advice, (MASTERS,), lambda name: every or name in names)
 
@@ -152,6 +157,7 @@ def _compare_with_log(path: Path, advice: str) -> int:
     size in bytes."""
     found = integrity.read_log(path, advice)
     size = path.stat().st_size
+    # A finished file is committed to its end: what its log does not cover is damage.
     if (found[-1].end if found else 0) != size:
         raise StoreError(f"{integrity.log_of(path)}: damaged. {advice}")
     integrity.refuse_damaged(path, found, advice)
@@ -193,8 +199,10 @@ def find_stale(markers: Mapping[str, Mapping[str, Any]]) -> set[str]:
     read = {name: set(marker.get("read", {}).items()) for name, marker in markers.items()}
     now = {(name, marker.get("digest")) for name, marker in markers.items()}
     there = {name for name, digest in now if digest is not None}
+    # A step that is gone proves nothing; one that is there with other records does.
     new = {n for n, was in read.items() if any(s in there for s, _ in was - now)}
     found: set[str] = set()
+    # And what read these, step by step.
     while new:
         found |= new
         new = {n for n, was in read.items() if n not in found and new & dict(was).keys()}
@@ -218,6 +226,7 @@ def compare_begun(folder: Path, advice: str) -> Verified:
         if size is None:
             total += Verified(unchecked=1)
             continue
+        # After a power cut the log may be ahead of the file: what it lacks is made again.
         found = [commit for commit in integrity.read_log(path, advice) if commit.end <= size]
         integrity.refuse_damaged(path, found, advice)
         total += Verified(1, size)

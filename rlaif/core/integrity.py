@@ -61,6 +61,7 @@ class Unordered:
 
     def add(self, *values: str | float | None) -> None:
         """Take in a record, by the values that tell it from others."""
+        # A sum and no xor, in which a record that comes twice would cancel itself.
         self._sum += int.from_bytes(new_digest(repr(values).encode()).digest())
 
     def digest(self) -> str:
@@ -97,6 +98,7 @@ def _compute_seal(row: Mapping[str, Any]) -> str:
 def write_checksums(folder: Path) -> None:
     """Write the checksums of all files of a folder into it, and see that everything is on disk."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS_NAME)
+    # Hashing lets go of the GIL, so threads gain.
     with ThreadPoolExecutor(THREADS) as pool:
         digests = list(pool.map(_synced_digest, files))
     rows = {
@@ -105,6 +107,7 @@ def write_checksums(folder: Path) -> None:
     }
     path = folder / CHECKSUMS_NAME
     path.write_text(json.dumps(seal_row({"files": rows}), indent=1), encoding="utf-8")
+    # The folders too: a file's name is on disk once its folder is.
     for entry in [path, *(p for p in folder.rglob("*") if p.is_dir()), folder]:
         sync_to_disk(entry)
 
@@ -154,6 +157,7 @@ def write_sealed(path: Path, row: Mapping[str, Any]) -> None:
     """Write an object with its checksum; a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(seal_row(row), indent=1), encoding="utf-8")
+    # Before the rename, or the name could stand for an empty file after a power cut.
     sync_to_disk(temporary)
     temporary.replace(path)
 
@@ -163,8 +167,11 @@ def publish_folder(temporary: Path, out: Path) -> None:
     `out` goes."""
     write_checksums(temporary)
     out.parent.mkdir(parents=True, exist_ok=True)
+    # A rename cannot replace a folder that has files. A kill between the two leaves no `out` at
+    # all.
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
+    # Until then a power cut can undo the rename.
     sync_to_disk(out.parent)
 
 
@@ -190,6 +197,7 @@ def verify_folder(
         file = folder / name
         if not names(name) or (name.startswith(lacking) and not file.exists()):
             continue
+        # The size first: it tells most damage without reading.
         if not file.is_file() or file.stat().st_size != row["size"]:
             what = "has another size" if file.is_file() else "is missing"
             raise StoreError(f"{file}: damaged (it {what}). {advice}")
@@ -252,6 +260,7 @@ def _parse_commit(line: bytes) -> Commit | None:
         found = Commit(int(end), int(rows), digest)
     except ValueError:
         return None
+    # Written again and compared: this covers the checksum, the widths and the digits at once.
     return found if line_of(found) == line else None
 
 
@@ -265,6 +274,7 @@ def read_committed(path: Path) -> int | None:
     try:
         size = path.stat().st_size if path.exists() else 0
         number = os.fstat(log).st_size // COMMIT_SIZE
+        # From the end: rows that are torn, or whose batch a power cut took, are passed over.
         while number > 0:
             number -= 1
             found = _parse_commit(os.pread(log, COMMIT_SIZE, number * COMMIT_SIZE))
@@ -283,6 +293,7 @@ def append_commit(path: Path, commit: Commit) -> None:
         file.write(line_of(commit))
         file.flush()
         now = monotonic()
+        # Flushing for each batch would take most of the time of small ones.
         if now - _synced.get(log, -SYNC_SECONDS) >= SYNC_SECONDS:
             os.fsync(file.fileno())
             _synced[log] = now
@@ -295,6 +306,7 @@ def settle_file(path: Path, advice: str) -> int:
         return _begin_log(path)
     size = path.stat().st_size if path.exists() else 0
     commits = [commit for commit in read_log(path, advice) if commit.end <= size]
+    # The log first: where a kill comes between, the bytes beyond it are cut the next time.
     with log_of(path).open("r+b") as file:
         file.truncate(len(commits) * COMMIT_SIZE)
     if size:
@@ -351,6 +363,7 @@ def read_log(path: Path, advice: str) -> list[Commit]:
         found.pop()
     commits = [commit for commit in found if commit is not None]
     ends = [0, *(commit.end for commit in commits)]
+    # A batch ends behind the one before it: anything else is no log that was written here.
     ordered = all(first < second for first, second in pairwise(ends))
     if len(commits) < len(found) or not ordered:
         raise StoreError(f"{log}: damaged. {advice}")

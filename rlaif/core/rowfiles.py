@@ -92,6 +92,7 @@ def line_of(record: Record | Row) -> bytes:
     lines = _RECORDS.get(type(record))
     if lines is not None:
         with suppress(*_UNREADABLE):
+            # msgspec writes NaN as null, so a line counts only if it reads back as the same record.
             line = _ENCODER.encode(record)
             if lines.one(line) == record:
                 return line
@@ -126,6 +127,7 @@ def read_where(path: Path, kind: type[B], keep: Callable[[B], bool]) -> Iterator
         begin = 0
         for row, end in zip(_decode_block(path, start, block, brief, len(ends)), ends, strict=True):
             if keep(row):
+                # A blank line before it is part of the slice.
                 yield _ROWS.one(block[begin:end].strip())
             begin = end
 
@@ -143,6 +145,7 @@ def _row_count(block: bytes) -> int:
 def _line_ends(block: bytes) -> list[int]:
     """Where each line that is not blank ends, its newline included, in bytes of the block."""
     ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
+    # A blank line ends one byte behind the line before it.
     found: list[int] = ends[np.diff(ends, prepend=0) > 1].tolist()
     return found
 
@@ -179,6 +182,7 @@ def _decode_block(path: Path, start: int, block: bytes, lines: _Lines[T], rows: 
     if len(found) == rows:
         return found
     with path.open("rb") as file:
+        # Counted only now: a whole file has no use for line numbers.
         number = 1 + file.read(start).count(b"\n") + _whole_lines(block, lines)
     raise StoreError(f"{path}:{number}: damaged row. Delete the folder {path.parent}")
 
@@ -256,6 +260,7 @@ class FilePart:
         """What the lines of some runs say. Raises StoreError where a row is damaged."""
         found: list[T] = []
         for start, size, count in runs:
+            # `pread` has no position, so several threads may read by one descriptor.
             block = os.pread(self._file, size, start)
             found += _decode_block(self.path, start, block, lines, count)
         return found
@@ -267,6 +272,7 @@ class FilePart:
         return descriptor
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # A descriptor means nothing to another process, which opens the file itself.
         return FilePart, (self.path, self.runs)
 
 
@@ -307,6 +313,7 @@ class RowIndex:
             ends = _line_ends(block)
             rows = _decode_block(self.path, start, block, self._keyed, len(ends))
             taken, begin = 0, start
+            # Rows of one key mostly follow each other, so a run and not each row has a place.
             for key, run in groupby(map(_KEY, rows)):
                 count = len(list(run))
                 taken += count
@@ -352,6 +359,7 @@ class RowIndex:
         while run >= 0:
             found.append((self._starts[run], self._sizes[run], self._counts[run]))
             run = self._before[run]
+        # Followed from the last run back to the first.
         return found[::-1]
 
 

@@ -101,12 +101,16 @@ def _write_parts(path: Path, parts: Iterable[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = partial_of(path)
         try:
+            # Scraped texts can hold lone surrogates, which strict UTF-8 refuses.
             with temporary.open("w", encoding="utf-8", errors="surrogatepass") as file:
                 file.writelines(parts)
                 file.flush()
+                # Before the rename: after a power cut the name could otherwise stand for an empty
+                # file.
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
+            # Ctrl-C leaves nothing behind either.
             temporary.unlink(missing_ok=True)
             raise
 
@@ -143,6 +147,7 @@ def _is_alive(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
+        # It runs and belongs to somebody else (EPERM).
         return True
     return True
 
@@ -210,10 +215,14 @@ class StepFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             size = path.stat().st_size if path.exists() else 0
             if size != integrity.read_committed(path):
+                # What lies beyond was torn, by a kill or a full disk; or an earlier version kept no
+                # log.
                 size = integrity.settle_file(path, self.advice)
             with path.open("ab") as file:
                 file.write(data)
                 file.flush()
+                # On disk before the log says so: a commit never vouches for bytes that are not
+                # there.
                 os.fsync(file.fileno())
             integrity.append_commit(
                 path, integrity.Commit(size + len(data), len(lines), digest(data))
@@ -224,6 +233,7 @@ class StepFolder:
         StoreError where a whole batch is not what was written."""
         remove_partials(self.path)
         for log in self.path.glob("*" + integrity.COMMITS_SUFFIX):
+            # A kill came between the making of the log and its first batch.
             if not log.with_suffix(".jsonl").exists():
                 log.unlink()
         for path in sorted(self.path.glob("*.jsonl")):
@@ -233,6 +243,7 @@ class StepFolder:
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Every committed row of `<name>.jsonl`, in the order of writing, one held at a time.
         Reading raises StoreError where a finished step's files are damaged, here as below."""
+        # At the call and not at the first row, as a generator would.
         self.done()
         return read_rows(self._locate_file(name))
 
@@ -267,6 +278,7 @@ class StepFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         marker = summary | finished.describe_files(self.path, model)
         text = json.dumps(seal_row(marker), indent=1, sort_keys=True, ensure_ascii=False)
+        # Last of all, and at once: whoever sees the marker sees a step that is complete.
         write_atomic(self.marker, text)
         return marker
 
@@ -291,6 +303,7 @@ class Store:
             manifest = self._read_manifest() if self.root.is_dir() else None
         if manifest is None and self.root.is_dir():
             strange = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
+            # A folder of steps is a run's, whatever became of its manifest.
             if strange and not (self.root / "steps").is_dir():
                 raise StoreError(
                     f"{self.root} is not empty and not a run folder (it holds "
@@ -321,6 +334,7 @@ class Store:
         """Hold the run folder against a second controller. The kernel frees it on any exit."""
         path = self.root / ".lock"
         with explain_os_errors(path):
+            # Not waited for: the other run may take days.
             lock = FileLock(path, timeout=0)
             try:
                 lock.acquire()
@@ -339,6 +353,8 @@ class Store:
         """Remove what killed processes left half written. Only who holds the lock trains."""
         for folder in (self.root, self.root / "models"):
             remove_partials(folder)
+        # Half-trained models have no process in their names: only the lock says that nobody writes
+        # them.
         for kind in ("models", "merged"):
             for partial in (self.root / kind).glob("*.partial"):
                 shutil.rmtree(partial, ignore_errors=True)

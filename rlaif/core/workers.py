@@ -42,6 +42,7 @@ def in_order(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterat
         return
     busy: deque[Process] = deque()
     with ExitStack() as running:
+        # All at once, so that their imports run side by side.
         idle = [running.enter_context(_start_process(work.__module__)) for _ in range(workers)]
         for task in tasks:
             results = []
@@ -55,6 +56,7 @@ def in_order(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterat
             _send_task(process, (work, task))
             busy.append(process)
             yield from results
+        # The oldest first, which keeps the order of the tasks.
         while busy:
             yield _receive_result(busy.popleft())
 
@@ -76,6 +78,7 @@ def _start_process(module: str) -> Iterator[Process]:
         yield process
     finally:
         process.kill()
+        # Reaps it and closes the pipes.
         process.communicate()
 
 

@@ -242,11 +242,13 @@ def _explain_missing(
     """A judgement without a verdict with what went wrong in the first of the calls about its texts
     that something went wrong with."""
     if made.status not in ("failed", "unparsed") or made.error:
+        # A judgement that says itself what went wrong keeps that.
         return made
     about = [c for c in calls if not {s.completion_id for s in c.shown}.isdisjoint(made.shown)]
     own = [answers[c.call_id] for c in about if c.call_id in answers]
     faults = (a.error if made.status == "failed" else a.fault for a in own)
     fault = next(filter(None, faults), None)
+    # Thinking without an end is an answer, and one that cannot be read; no call failed.
     if made.status == "failed" and fault is None and any(_is_cut(a.answer) for a in own):
         return replace(made, status="unparsed", error=CUT)
     return replace(made, error=fault)
@@ -296,6 +298,7 @@ def call_id(
     return "c_" + content_hash(
         question_hash,
         [c.completion_id for c in shown],
+        # A sampled answer has its id before its text: made again it has another digest.
         [c.digest for c in shown],
         principle,
         sample_index,

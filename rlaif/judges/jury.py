@@ -101,6 +101,7 @@ class JuryJudge(JudgeBase):
         principle_weights = (
             {p.id: p.weight for p in inputs.constitution.principles} if inputs.constitution else {}
         )
+        # Jurors in another order are the same jury.
         hashes = sorted((m.id, m.judge_hash) for m in members)
         options = [self.pool, self.missing, weights, principle_weights]
         return Jury(
@@ -147,6 +148,7 @@ class Jury:
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The jurors' calls; none of them for a vote on an answer beside itself, which is a tie."""
+        # The jurors would be asked about one text twice, and the answer is known.
         pairs = usable_pairs(completions) if self.comparative else []
         if pairs and pairs[0][0] is pairs[0][1]:
             name = call_id(self.judge_hash, pairs[0], None)
@@ -237,6 +239,7 @@ class Jury:
             one, other = (row.get(c.completion_id) for c in pair)
             if one is not None and other is not None:
                 votes[juror] = 0.5 if one == other else float(one > other)
+        # A juror that weighs nothing may be missing.
         wanted = [m for m, weight in self.weights.items() if weight > 0]
         whole = self.missing == "renormalise" or all(m in votes for m in wanted)
         prob = weighted_mean((v, self.weights[m]) for m, v in votes.items()) if whole else None
@@ -288,6 +291,7 @@ def _juror_weights(spec: JuryJudge, beside: Path | None) -> dict[str, float]:
     else:
         given = dict.fromkeys(ids, 1.0)
     strangers = sorted(set(given) - set(ids))
+    # A file of judge-bench may have judges that do not sit here.
     if strangers and not isinstance(spec.accuracy, str):
         hint = suggest(strangers[0], ids)
         raise ConfigError(f"judge {spec.id}: {strangers[0]!r} is no juror{hint}")

@@ -19,6 +19,7 @@ from rlaif.judges.jsontext import Found
 from rlaif.judges.quotes import quoted
 from rlaif.judges.scores import USUAL, Score, in_range, number, score_grammar
 
+# "Text 2", "### Answer 2:", "Output for Text 1 -", "**Response 3** Rating".
 _HEAD = re.compile(
     r"^\W*(?:output\s+for\s+)?(?:text|answer|response|output)\W{0,3}(?P<number>\d{1,3})"
     r"[*_`#)\]]*\s*(?:[:,]|-|\u2013|$|(?=rating))",
@@ -26,6 +27,7 @@ _HEAD = re.compile(
 )
 _NOT = ("N/A", "not applicable")
 
+# "- [essential] The answer ...", "2. The answer ...", "* **(Pitfall)**: The answer ...".
 _ITEM = re.compile(
     r"^\s*(?:[-*\u2022]|\d{1,2}[.)])\s*[*_`]*(?:[\[(](?P<kind>[A-Za-z]+)[\])][*_`]*\s*:?\s*)?"
     r"(?P<item>.+)$",
@@ -46,6 +48,7 @@ def patterned_score(
 
     def read_value(match: re.Match[str]) -> float | None:
         start, end = match.span(1)
+        # The group took a part of a longer number, such as the 10 of 10.5.
         if re.match(r"[.,]?\d", text[end:]) or re.search(r"\d[.,]?$", text[:start]):
             return None
         try:
@@ -82,6 +85,7 @@ def _find_matches(text: str, pattern: str) -> Iterator[re.Match[str]]:
 
 
 def _make_candidate(text: str, match: re.Match[str], value: Any, cut: bool) -> Candidate[Any]:
+    # At the very end a word or number may be the beginning of a longer one.
     ends = cut and match.end(1) == len(text)
     return Candidate(None if ends else value, match.start(), match.end(), True)
 
@@ -95,6 +99,7 @@ def worth_of(word: str, worth: Mapping[str, float | None]) -> Score | None:
 
 def _is_whole_word(text: str, start: int, end: int) -> bool:
     word = text[start:end]
+    # A hyphen or an apostrophe joins words: "no" does not stand in "no-one".
     cut_before = word[:1].isalnum() and re.search(r"\w[-'\u2019]?$", text[:start])
     cut_after = word[-1:].isalnum() and re.match(r"[-'\u2019]?\w", text[end:])
     return not cut_before and not cut_after
@@ -126,6 +131,7 @@ def text_ratings(
         last = index + 1 == len(heads)
         end = len(text) if last else heads[index + 1].start()
         if 1 <= int(head["number"]) <= count:
+            # The last part alone can have been cut.
             parts.setdefault(int(head["number"]), []).append((text[head.end() : end], cut and last))
     found = {n: _settle_rating(own, low, high, words, form) for n, own in parts.items()}
     return {number: rating for number, rating in found.items() if rating is not None}
@@ -137,6 +143,7 @@ def _settle_rating(
     grammar = rating_grammar(low, high, words)
     every: list[Candidate[TextRating]] = []
     for part, cut in parts:
+        # The form that was asked for goes first: the usual ones count where nothing stands in it.
         every += candidates(part, form, grammar, None, cut) or candidates(
             part, USUAL, grammar, None, cut
         )
@@ -191,7 +198,7 @@ def _make_validator(schema: str) -> Any:
     from jsonschema.validators import validator_for
     from referencing import Registry
 
-    loaded = json.loads(schema)
+    loaded = json.loads(schema)  # The cache's key is the text: a dict has no hash.
     # An empty registry: a schema never makes this process fetch a URL.
     return validator_for(loaded)(loaded, registry=Registry())
 

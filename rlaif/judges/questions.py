@@ -69,6 +69,7 @@ class Asking:
     ) -> tuple[GenerateRequest | ScoreRequest, Ending | None]:
         """A call's request, and its second turn where reasons are written first. `labels` are those
         that are read; `schema` is what a written answer should be an instance of."""
+        # Every switch is set, since an undefined variable is an error in a template.
         values = {
             **values,
             "explain": self.written is not None,
@@ -175,6 +176,7 @@ def distinct_labels(
     """
     labels = {name: tuple(forms) for name, forms in wanted.items()}
     every = [*labels.values(), spec.abstentions]
+    # A form may be repeated within one label, and not between two.
     forms = [form for label in every for form in dict.fromkeys(label)]
     twice = sorted({form for form in forms if forms.count(form) > 1})
     if twice or not all(labels.values()):
@@ -203,6 +205,7 @@ def sampling_of(spec: WritingJudge) -> Sampling:
 
 def sampling_seed(seed: int, call_id: str) -> int:
     """The seed of one generated answer, on [0, 2**31)."""
+    # 31 bits, which every engine takes.
     return int(content_hash("judge", seed, call_id, length=8), 16) & 0x7FFFFFFF
 
 
@@ -227,6 +230,7 @@ class Written:
         found = json_objects(self.text)
         one = the_object((o for o in found if not self._is_quoted(o)), field, self.structured)
         if one is not None and names_member(outside(self.text, found), field):
+            # Without members: the answer has an object, and nothing can be read in it.
             return Found(one.start, one.end)
         return one
 
@@ -271,6 +275,7 @@ def label_mass(result: ScoreResult) -> float:
 
 def likeliest(probs: Mapping[str, float]) -> str | None:
     """The label with the highest probability, where one is higher than all others."""
+    # In order of probability, so that the first two tell a tie.
     ranked = sorted(probs, key=lambda label: -probs[label])
     if not ranked or (len(ranked) > 1 and probs[ranked[0]] == probs[ranked[1]]):
         return None

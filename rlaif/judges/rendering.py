@@ -131,6 +131,7 @@ def bounded(node: nodes.Node, looped: bool = False) -> bool:
     if isinstance(node, nodes.For):
         short = isinstance(node.iter, nodes.Name) and node.iter.name in LISTS
         if looped or node.recursive or not short:
+            # Loops within one another multiply, and one over a text has a turn for each character.
             return False
         # A loop over a name that the loop itself hides is over something else.
         targets = {n.name for n in node.target.find_all(nodes.Name)} | _own_name(node.target)
@@ -141,6 +142,7 @@ def bounded(node: nodes.Node, looped: bool = False) -> bool:
         return True
     if isinstance(node, nodes.Tuple | nodes.List):
         return all(isinstance(item, nodes.Const) for item in node.items)
+    # A product of a text and a number is as long as the number says.
     if isinstance(node, nodes.Mul):
         return _is_small(node.left) and _is_small(node.right)
     if isinstance(node, nodes.Filter):
@@ -254,6 +256,7 @@ class _Worker:
             process = self._start_process()
             try:
                 task = pickle.dumps((source, dict(values)))
+                # The length goes before the task, so that the worker knows when it has all of it.
                 os.write(cast(Any, process.stdin).fileno(), len(task).to_bytes(_SIZE, "big"))
                 cast(Any, process.stdin).write(task)
                 answer = _receive_answer(process, time.monotonic() + SECONDS)
@@ -276,6 +279,7 @@ class _Worker:
         return cast(str, text)
 
     def _start_process(self) -> subprocess.Popen[bytes]:
+        # `poll` tells whether a rendering has killed it since.
         if self._process is None or self._process.poll() is not None:
             places = os.pathsep.join(os.path.abspath(place) for place in sys.path)
             self._process = subprocess.Popen(
@@ -329,6 +333,7 @@ def _read_bytes(process: subprocess.Popen[bytes], size: int, until: float | None
 
 def _hanging_at(process: subprocess.Popen[bytes], source: str) -> int | None:
     """The template's line at which the worker is busy, in Python or in C."""
+    # faulthandler answers the signal in C code too, where no Python handler would run.
     process.send_signal(signal.SIGUSR1)
     pipe, said = cast(Any, process.stderr).fileno(), b""
     until = time.monotonic() + 1.0
@@ -346,15 +351,19 @@ def _hanging_at(process: subprocess.Popen[bytes], source: str) -> int | None:
 def main() -> None:
     """Render for the process that started this one, until its end."""
     with os.fdopen(os.dup(1), "wb") as answers:
+        # What is printed while a template renders must not get between the answers.
         os.dup2(2, 1)
         faulthandler.register(signal.SIGUSR1, all_threads=False)
         # A template's texts may hold what the sandbox gives them, such as examples.
         import rlaif.constitution.model  # noqa: F401
 
+        # Once all is imported, so that the limit is for renderings alone.
         limit = _address_space() + MEMORY
         _send_value(answers, "ready")
         while head := sys.stdin.buffer.read(_SIZE):
             task = sys.stdin.buffer.read(int.from_bytes(head, "big"))
+            # Values that are unpickled take several times the bytes of their pickle, and are no
+            # fault.
             resource.setrlimit(resource.RLIMIT_AS, (limit + 8 * len(task), resource.RLIM_INFINITY))
             source, values = pickle.loads(task)
             try:

@@ -54,14 +54,17 @@ def branch_attention(
         try:
             return _attend_flex(query, key, value, tuple(groups), scale, window, softcap)
         except torch.OutOfMemoryError:
+            # Running out of memory is about this row alone, and giving up is for the whole process.
             raise
         except Exception as error:
             # Whatever keeps a kernel from being compiled, the groups can be computed without it.
             give_up_flex(error)
+    # The kernel behind it has no soft cap, and a window would need a mask for every piece.
     if query.device.type == "cpu" and window is None and softcap is None:
         mixed: Tensor = _BranchAttention.apply(query, key, value, groups, scale)  # type: ignore[no-untyped-call]
         return mixed
     repeat = query.shape[1] // key.shape[1]
+    # Head h of the queries belongs to key head h // repeat, hence interleaved copies.
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
     stem = slice(0, groups[0].stem)
@@ -109,10 +112,12 @@ class _Piece:
 
 def _split_pieces(groups: Sequence[Group]) -> Iterator[_Piece]:
     after = groups[0].stem > 0
+    # Each later piece then joins what its queries have seen of the stem.
     if after:
         stem = slice(0, groups[0].stem)
         last = groups[-1]
         yield _Piece(stem, stem, causal=True, adds=False)
+        # All groups see the whole stem, so one call without a mask serves them all.
         rest = slice(stem.stop, last.start + last.prompt + sum(last.branches))
         yield _Piece(rest, stem, causal=False, adds=False)
     for group in groups:
@@ -121,13 +126,16 @@ def _split_pieces(groups: Sequence[Group]) -> Iterator[_Piece]:
         first = slice(group.start, prompt.stop + sum(group.branches[:1]))
         yield _Piece(first, first, causal=True, adds=after)
         rest = slice(first.stop, prompt.stop + sum(group.branches))
+        # With one branch or none the causal call above was the whole group.
         if rest.start == rest.stop:
             continue
+        # The other branches all see the whole prompt: again one call without a mask.
         yield _Piece(rest, prompt, causal=False, adds=after)
         stop = rest.start
         for length in group.branches[1:]:
             own = slice(stop, stop + length)
             stop += length
+            # An empty branch has no queries to compute.
             if length:
                 yield _Piece(own, own, causal=True, adds=True)
 
@@ -149,8 +157,11 @@ class _BranchAttention(torch.autograd.Function):
         batch, heads, tokens, width = query.shape
         # The layout in which the output projection reads it.
         out = query.new_empty((batch, tokens, heads, width)).transpose(1, 2)
+        # In fp32: in bf16 a log-sum-exp is off by hundredths, and the weights of joined parts by
+        # percents.
         total = query.new_empty((batch, heads, tokens), dtype=_sum_dtype(query.dtype))
         for piece in _split_pieces(groups):
+            # Fewer key heads than query heads are taken as they are.
             part, log_sum = _flash(
                 query[:, :, piece.queries],
                 key[:, :, piece.keys],
@@ -160,6 +171,8 @@ class _BranchAttention(torch.autograd.Function):
                 scale=scale,
             )
             if piece.adds:
+                # The softmax over both spans: each part was normalised over its own keys, so it now
+                # counts by its share of the joint sum.
                 before = total[:, :, piece.queries]
                 joined = torch.logaddexp(before, log_sum)
                 kept = out[:, :, piece.queries] * (before - joined).exp_()[..., None]
@@ -174,6 +187,8 @@ class _BranchAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         query, key, value, out, total = ctx.saved_tensors
+        # In fp32: a prompt's keys collect gradients from all branches, and bf16 would lose small
+        # ones.
         sums = tuple(_zeros_by_token(t) for t in (query, key, value))
         for piece in _split_pieces(ctx.groups):
             inputs = (
@@ -224,6 +239,7 @@ def _attend_causally(
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.tanh(query @ key.mT * (factor / softcap)) * softcap
+    # The softmax runs in fp32 at least, as the fused kernels have it.
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
     weights = wide.masked_fill(~seen, -torch.inf).softmax(-1)
     return weights.to(value.dtype) @ value
@@ -246,6 +262,7 @@ def locate_tokens(groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
         for branch, length in enumerate((group.prompt, *group.branches)):
             group_of.append(torch.full((length,), number))
             branch_of.append(torch.full((length,), branch))
+            # Branches are alternatives: each goes on at the position after the prompt.
             first = stem if branch == 0 else stem + group.prompt
             position.append(torch.arange(first, first + length))
     return torch.cat(group_of), torch.cat(branch_of), torch.cat(position)
@@ -268,6 +285,8 @@ def block_mask(groups: tuple[Group, ...], window: int | None, device: str) -> An
     )
 
     def sees_key(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        # Branches of a group share positions, so the order of positions alone would not keep them
+        # apart.
         shared = (branch_of[k] == 0) | (branch_of[k] == branch_of[q])
         own = (group_of[q] == group_of[k]) | (group_of[k] == STEM)
         visible = own & shared & (position[q] >= position[k])

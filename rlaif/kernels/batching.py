@@ -79,6 +79,7 @@ def padded_layout(examples: Sequence[Branches]) -> Layout:
     for number, (prompt, branch) in enumerate(rows):
         _refuse_empty(prompt)
         ids[number, : len(prompt) + len(branch)] = torch.tensor([*prompt, *branch])
+        # The flattened index of the prompt's last token, which predicts the answer's first.
         first = number * width + len(prompt) - 1
         predict.append(torch.arange(first, first + len(branch)))
         last.append(first + len(branch))
@@ -106,8 +107,11 @@ def packed_layout(examples: Sequence[Branches]) -> Layout:
         for branch in branches:
             start = len(ids)
             before = torch.arange(start - 1, start + len(branch) - 1)
+            # The token before it in the row belongs to another branch. A slice, since a branch may
+            # be empty.
             before[:1] = end_of_prompt
             predict.append(before)
+            # An empty answer is read at the end of its prompt.
             last.append(start + len(branch) - 1 if branch else end_of_prompt)
             ids += branch
             positions.append(torch.arange(len(prompt), len(prompt) + len(branch)))
@@ -140,6 +144,7 @@ def _common_start(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts begin with; every prompt keeps a token of its own."""
     if len(prompts) < 2:
         return 0
+    # A prompt without a token of its own would end, in the row, in the group before it.
     limit = max(0, min(map(len, prompts)) - 1)
     first = prompts[0]
     for index in range(limit):
@@ -155,6 +160,7 @@ def _refuse_empty(prompt: Sequence[int]) -> None:
 
 def sequence_sums(values: Tensor, lengths: Sequence[int]) -> Tensor:
     """(N,) values grouped by sequence -> (S,) sums, in an order of addition that never changes."""
+    # Not `index_add`: on a GPU its order of addition differs from run to run.
     return torch.stack([part.sum() for part in torch.split(values, list(lengths))])
 
 
@@ -167,6 +173,7 @@ def plan_epoch(
     example. The order is a pure function of (seed, epoch). Within a batch, examples of similar size
     share a micro-batch. The last batch may be smaller; no example is dropped.
     """
+    # 60 bits, which `manual_seed` takes whatever they are.
     key = int(content_hash("data order", seed, epoch, length=15), 16)
     generator = torch.Generator().manual_seed(key)
     order = torch.randperm(len(sizes), generator=generator).tolist()

@@ -21,7 +21,7 @@ from rlaif.kernels.logprobs import add_product
 def _normalise_rows(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
     """The normed rows, and 1 / rms of each in fp32."""
     wide = x.to(_widen_dtype(x.dtype))
-    inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt_()
+    inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt_()  # [..., 1]
     normed = wide * inverse
     # Gemma rounds after the product with the weight, Llama before it.
     gemma = offset != 0.0
@@ -32,9 +32,11 @@ def _normalise_rows(x: Tensor, weight: Tensor, eps: float, offset: float) -> tup
 def _norm_slopes(
     grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, offset: float, need_weight: bool
 ) -> tuple[Tensor, Tensor | None]:
+    # Computed again: one pass over memory costs less than keeping another tensor of this size.
     normed = x.to(inverse.dtype) * inverse
     grad = grad.to(inverse.dtype)
     along = grad * normed
+    # Summed over all rows in fp32 and rounded once.
     grad_weight = along.flatten(0, -2).sum(0).to(weight.dtype) if need_weight else None
     scale = weight + offset if offset else weight
     # d/dx of x * inverse: what points along the normed vector drops out.
@@ -100,6 +102,8 @@ def _turned_back(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     width = cos.shape[-1]
     half = width // 2
     turning = grad[..., :width].to(torch.promote_types(grad.dtype, cos.dtype))
+    # The transpose of the rotation: each half gets back what it gave to the other, by the other's
+    # sine.
     out = turning * cos
     out[..., :half].addcmul_(turning[..., half:], sin[..., half:])
     out[..., half:].addcmul_(turning[..., :half], sin[..., :half], value=-1)
@@ -139,6 +143,7 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         (ids,) = ctx.saved_tensors
         ids, grad = ids.flatten(), grads[0].flatten(0, -2).to(ctx.into.dtype)
+        # As in `nn.Embedding`, the row of the padding token gets no gradient.
         if ctx.padding is not None:
             keep = ids != ctx.padding
             ids, grad = ids[keep], grad[keep]
@@ -167,6 +172,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _widen_dtype(dtype: torch.dtype) -> torch.dtype:
+    # The proof compares in fp64, which must stay as wide as it is.
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -198,6 +204,8 @@ def multiply_into(linear: nn.Linear, into: Tensor) -> None:
     """Let the weight's gradient go into `into`, a tensor of its shape, instead of its `.grad`."""
 
     def forward(self: nn.Linear, input: Tensor) -> Tensor:
+        # Nothing would go into `into`; the plain product then keeps no input for a weight's
+        # gradient.
         if not torch.is_grad_enabled() or not self.weight.requires_grad:
             return F.linear(input, self.weight, self.bias)
         out: Tensor = _Linear.apply(input, self.weight, self.bias, into)  # type: ignore[no-untyped-call]

@@ -80,6 +80,7 @@ class OrdinalHead(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.zeros(1, config.width))
         self.first = nn.Parameter(torch.zeros(1))
+        # L levels have L - 1 thresholds: the first one and L - 2 steps up.
         self.steps = nn.Parameter(torch.zeros(len(config.levels) - 2))
 
     def thresholds(self) -> Tensor:
@@ -90,9 +91,10 @@ class OrdinalHead(nn.Module):
         """`last` and `prompt` (R, H). The parts are each level's probability and the expected
         rating."""
         reward = F.linear(last, self.weight)[:, 0]
-        above = torch.sigmoid(reward[:, None] - self.thresholds())
+        above = torch.sigmoid(reward[:, None] - self.thresholds())  # [rewards, levels - 1]
+        # P(level k) = P(rating > k - 1) - P(rating > k), which are 1 and 0 at the ends.
         ends = reward.new_ones(len(reward), 1), reward.new_zeros(len(reward), 1)
-        probs = torch.cat([ends[0], above], 1) - torch.cat([above, ends[1]], 1)
+        probs = torch.cat([ends[0], above], 1) - torch.cat([above, ends[1]], 1)  # [rewards, levels]
         values = torch.tensor(self.config.levels, dtype=reward.dtype, device=reward.device)
         named = {f"rating/{v:g}": probs[:, k] for k, v in enumerate(self.config.levels)}
         return Scores(reward, {"rating": probs @ values, **named})
@@ -113,7 +115,8 @@ class GatedHead(nn.Module):
         self.config = config
         count = len(config.objectives)
         self.weight = nn.Parameter(torch.zeros(config.outputs, config.width))
-        self.offset = nn.Parameter(torch.zeros(count, config.quantiles))
+        self.offset = nn.Parameter(torch.zeros(count, config.quantiles))  # [objectives, quantiles]
+        # A buffer: it is fitted to data and not learned, and yet belongs to the state dict.
         self.register_buffer("penalty", torch.zeros(count))
         self.log_scale = nn.Parameter(torch.zeros(()))
         sizes = [config.width, *[config.gate_width] * config.gate_layers, count]
@@ -124,6 +127,7 @@ class GatedHead(nn.Module):
     def quantiles(self, last: Tensor) -> Tensor:
         """(R, K, Q) from `last` (R, H): never crossing, as each is the one before it and a step
         of 0 or more."""
+        # [rewards, objectives, quantiles]
         raw = F.linear(last, self.weight).view(len(last), *self.offset.shape) + self.offset
         return torch.cat([raw[..., :1], F.softplus(raw[..., 1:])], -1).cumsum(-1)
 
@@ -133,6 +137,7 @@ class GatedHead(nn.Module):
         if self.config.verbosity is None:
             return values
         place = self.config.objectives.index(self.config.verbosity)
+        # Penalties [k, 1] times the mean verbosity of each answer [r, 1, 1].
         taken = values - self.penalty[:, None] * values[:, place].mean(-1)[:, None, None]
         kept = torch.ones_like(self.penalty)
         kept[place] = 0.0
@@ -152,6 +157,7 @@ class GatedHead(nn.Module):
         """(R, K) of 0 or more that sum to the scale, from `prompt` (R, H) alone."""
         hidden = prompt
         for layer in self.gate[:-1]:
+            # By the rate and not by the module's mode: a head is used in evaluation mode as well.
             hidden = F.dropout(F.relu(layer(hidden)), dropout, training=dropout > 0)
         if self.config.gate_layers:
             logits = self.gate[-1](hidden) / self.config.gate_temperature
@@ -178,7 +184,7 @@ class GatedHead(nn.Module):
                 parts |= {f"objective/{name}": added[:, k], f"gate/{name}": weights[:, k]}
         count = self.config.quantiles
         if count > 1:
-            mixed = (weights[..., None] * self.debiased(last)).sum(1)
+            mixed = (weights[..., None] * self.debiased(last)).sum(1)  # [rewards, quantiles]
             for q in range(count):
                 parts[f"quantile/{(q + 1) / (count + 1):.3g}"] = mixed[:, q]
         return Scores(added.sum(1), parts)
@@ -200,6 +206,7 @@ def make_head(config: HeadConfig) -> Head:
 def save_head(head: Head, folder: Path) -> None:
     """Write the head beside a checkpoint."""
     (folder / CONFIG).write_text(json.dumps(asdict(head.config), indent=1))
+    # safetensors refuses tensors that are not contiguous.
     tensors = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
     save_file(tensors, folder / WEIGHTS)
 
@@ -214,6 +221,7 @@ def load_head(folder: Path) -> Head | None:
         return None
     with explain_library(f"{path}: this reward head cannot be read", EngineError):
         row = json.loads(path.read_text())
+        # JSON has lists where the config has tuples.
         lists = {key: tuple(row[key]) for key in ("objectives", "levels")}
         head = make_head(HeadConfig(**{**row, **lists}))
         head.load_state_dict(load_file(folder / WEIGHTS))

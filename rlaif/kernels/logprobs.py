@@ -98,10 +98,12 @@ def _compute_logprobs(
     options: _Options,
 ) -> tuple[Tensor, Tensor]:
     if hidden.shape[0] == 0:
+        # A sum and no new tensor, so that it stays in the graph and `backward` works on it.
         empty = hidden.sum(-1).to(_widen_dtype(weight.dtype))
         return empty, empty
     if hidden.is_cuda and _cut_cross_entropy() and _cut_fits(weight, bias, options):
         cut = _run_cut_cross_entropy(hidden, weight, targets, options)
+        # Nobody looks at it: the kernel is not taken where the entropy is asked for.
         return cut, torch.zeros_like(cut)
     result: tuple[Tensor, Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets, options
@@ -134,6 +136,7 @@ def _cut_fits(weight: Tensor, bias: Tensor | None, options: _Options) -> bool:
 def _run_cut_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options
 ) -> Tensor:
+    # The kernel makes a whole gradient of its own, which is added to `into` afterwards.
     if options.weight_grad_into is not None and weight.requires_grad:
         weight = _GradientInto.apply(weight, options.weight_grad_into)  # type: ignore[no-untyped-call]
     # By default the kernel leaves out gradients that are too small for bf16.
@@ -155,6 +158,7 @@ class _GradientInto(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, into: Tensor) -> Tensor:
         ctx.into = into
+        # A view, so that the output is a tensor of its own, with this function in its history.
         return tensor.view_as(tensor)
 
     @staticmethod
@@ -176,7 +180,7 @@ def _compute_logits(
     inputs: Tensor, block: Tensor, bias: Tensor | None, options: _Options
 ) -> Tensor:
     """One tile of logits in fp32, as they enter the softmax."""
-    logits = (inputs @ block.T).to(_widen_dtype(inputs.dtype))
+    logits = (inputs @ block.T).to(_widen_dtype(inputs.dtype))  # [tokens, vocabulary]
     if bias is not None:
         logits += bias
     if options.softcap is not None:
@@ -194,6 +198,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def _locate_targets(targets: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """(N, 1) each target's column in a tile of `width` columns, and (N,) whether it is there."""
+    # Clamped so that `gather` stays in bounds; the mask drops what belongs to another tile.
     return targets.clamp(0, width - 1)[:, None], (targets >= 0) & (targets < width)
 
 
@@ -226,16 +231,20 @@ def _compute_gradient(
     `total` (N,) is the log-sum-exp over the whole vocabulary; `scale` and `scale_entropy` (N,) are
     the gradients of the log-probs and entropies.
     """
+    # The slope of the cap needs the capped logits, which the next line overwrites.
     capped = logits.clone() if softcap is not None else logits
     shifted = logits.sub_(total[:, None])
     if scale_entropy is None:
+        # d logprob / d logit = onehot - p; the one-hot part follows below.
         grad = shifted.exp_().mul_(-scale[:, None])
     else:
+        # dH / d logit = -p (log p + H).
         slope = (shifted + entropy[:, None]).mul_(-scale_entropy[:, None])
         grad = shifted.exp_().mul_(slope.sub_(scale[:, None]))
     column, here = _locate_targets(targets, logits.shape[1])
     grad.scatter_add_(1, column, scale.masked_fill(~here, 0.0)[:, None])
     if softcap is not None:
+        # tanh' = 1 - tanh^2. `capped` has been divided by the temperature, which is undone here.
         grad.mul_(1.0 - (capped * (temperature / softcap)).square_())
     return grad if temperature == 1.0 else grad.div_(temperature)
 
@@ -253,10 +262,12 @@ class _TokenLogprobs(torch.autograd.Function):
         dtype, tile = options.dtype(weight), options.tile_on(hidden.device)
         sums, with_entropy = compiled_on(hidden.device, _reduce_tile), options.with_entropy
         inputs = hidden.to(dtype)
+        # Of each token, over the vocabulary seen so far.
         total = torch.full(
             (len(inputs),), -torch.inf, dtype=_widen_dtype(dtype), device=hidden.device
         )
         picked, mean = torch.zeros_like(total), torch.zeros_like(total)
+        # The vocabulary in the outer loop: each block of weights is cast once for all tokens.
         for words in _split_spans(len(weight), tile[1]):
             block = weight[words].to(dtype)
             for tokens in _split_spans(len(inputs), tile[0]):
@@ -265,11 +276,15 @@ class _TokenLogprobs(torch.autograd.Function):
                 here, found, inside = sums(logits, targets[tokens] - words.start, with_entropy)
                 picked[tokens] += found
                 joined = torch.logaddexp(total[tokens], here)
+                # Both parts of the mean are weighed anew by their shares of the joint sum. In the
+                # first block `total` is -inf, and its share 0.
                 if inside is not None:
                     mean[tokens] = mean[tokens] * (total[tokens] - joined).exp()
                     mean[tokens] += inside * (here - joined).exp()
                 total[tokens] = joined
+        # H = log-sum-exp - E[logit].
         entropy = total - mean if with_entropy else torch.zeros_like(total)
+        # The gradient of an unused output is then None, and the backward pass leaves its terms out.
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, bias, targets, total, entropy)
         ctx.options = options
@@ -285,8 +300,10 @@ class _TokenLogprobs(torch.autograd.Function):
         scale = torch.zeros_like(total) if grads[0] is None else grads[0].to(total.dtype)
         scale_entropy = None if grads[1] is None else grads[1].to(total.dtype)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        # Summed over the blocks of the vocabulary in fp32.
         grad_hidden = torch.zeros_like(inputs, dtype=total.dtype) if need_hidden else None
         into = options.weight_grad_into
+        # Not zeroed: every block of it is written below.
         grad_weight = torch.empty_like(weight) if need_weight and into is None else None
         grad_bias = torch.empty_like(bias) if need_bias else None
         for words in _split_spans(len(weight), tile[1]):
@@ -313,6 +330,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 )
                 if need_bias:
                     sum_bias += grad.sum(0)
+                # Back to the dtype of the products, in which they are fast.
                 narrow = grad.to(dtype)
                 if grad_hidden is not None:
                     add_product(grad_hidden[tokens], narrow, block)

@@ -63,6 +63,7 @@ def score_parts(
             kept = {p: (v, principle_weight(p, weights)) for p, v in values.items()}
             total = math.fsum(weight for _, weight in kept.values())
             if total > 0:
+                # A principle that dropped out for an answer adds 0 there, so that the parts add up.
                 for principle in asked:
                     value, weight = kept.get(principle, (0.0, 0.0))
                     shares[principle or WHOLE].append((prompt_id, value * (weight / total)))
@@ -98,6 +99,7 @@ def decompose_change(
         moved = [p for p in known if cut_new[p] != cut_old[p]]
         found["cut"] = {
             "prompts": len(moved),
+            # Over all prompts, as the change is, so that it is a part of it.
             "part": math.fsum(changes[p] for p in moved) / len(prompts),
             "before": fmean(cut_old[p] for p in known),
             "after": fmean(cut_new[p] for p in known),

@@ -135,6 +135,7 @@ def paired_interval(
 
 def _all_equal(found: Interval, level: float) -> Interval:
     """The interval of differences that are all the same, with what that says."""
+    # From (1 - most)^n = 1 - level: were the share larger, n equal prompts would be less likely.
     most = 1 - (1 - level) ** (1 / found.n)
     what = "differed" if abs(found.mean) < 1e-12 else "differed from the others"
     note = f"no prompt {what}; with 95% confidence fewer than {most:.0%} of prompts do"
@@ -151,6 +152,7 @@ def paired_share_interval(
     one, other = (_make_column({key: side[key] for key in keys}) for side in (new, old))
     if not np.isin(one, (0.0, 1.0)).all() or not np.isin(other, (0.0, 1.0)).all():
         raise ValueError("values of 0 and 1 expected")
+    # Only prompts on which the two differ say anything of the difference.
     more, less = (np.asarray([float((a > b).sum())]) for a, b in ((one, other), (other, one)))
     return one_interval(ends.discordant_ends(more, less, one.size, level), one.size)
 
@@ -202,6 +204,7 @@ def factor_interval(
         for key in new.keys() & old.keys()
         if new[key] > 0 and old[key] > 0
     }
+    # Paired with zeros, so that equal factors get the note of equal differences.
     found = paired_interval(logs, dict.fromkeys(logs, 0.0), level)
     if found is None:
         return None

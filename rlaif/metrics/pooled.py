@@ -33,7 +33,7 @@ def figure_intervals(
     where it cannot be told how it varies; the note says so.
     """
     found = compute_defined(figures, len(prompts))
-    codes = np.unique(np.asarray(prompts), return_inverse=True)[1].astype(np.int64)
+    codes = np.unique(np.asarray(prompts), return_inverse=True)[1].astype(np.int64)  # [items]
     made = {}
     for name, value in found.items():
         figure, rule = figures[name], rule_of(prefix + name)
@@ -54,6 +54,7 @@ def _ratio_interval(figure: Figure, codes: Ints, rule: FigureRule) -> Interval:
     """Of a ratio of sums, from the sums of each prompt that has any of what is below."""
     if figure.parts is None:
         raise ValueError("a share or a mean needs the parts of its ratio")
+    # [prompts] each: the sums over every prompt's items.
     above, below = (np.bincount(codes, part).astype(np.float64) for part in figure.parts)
     above, below = above[below > 0], below[below > 0]
     return sums_interval(above, below, rule)
@@ -71,6 +72,7 @@ def sums_interval(above: Floats, below: Floats, rule: FigureRule) -> Interval:
     values = mean + (above - mean * below) * prompts / items
     if rule.of == "share":
         center, square = ends.spread_of(values[None])
+        # The linear form of a ratio may leave [0, 1] by a little.
         bounded = np.clip(center, 0.0, 1.0)
         return one_interval(ends.share_ends(bounded, square, prompts, rule.null), n, prompts)
     if rule.of == "skewed":
@@ -91,6 +93,7 @@ def left_out(prompts: int) -> Ints:
 def _jackknife_figure(figure: Figure, value: float, codes: Ints, rule: FigureRule) -> Interval:
     used = codes if figure.rows is None else codes[figure.rows]
     names = np.unique(used)
+    # -1: a prompt of which the figure has no item is left out in no block.
     block = np.full(codes.max(initial=0) + 1, -1)
     block[names] = left_out(names.size)
     batches = [figure.of(w) for w in _weights_without(block[codes], min(names.size, MOST_BLOCKS))]
@@ -144,6 +147,7 @@ def jackknife_ends(
         None if good and some > 0 else STEADY if good else UNDEFINED
         for good, some in zip(sound.tolist(), square.tolist(), strict=True)
     ]
+    # `se` is on the figure's own scale, and the ends are from the other one.
     return Ends(values, low, high, t.p, np.where(sound, own, np.nan), t.df), notes
 
 
@@ -185,6 +189,7 @@ def seeds_interval(
         note = "one seed" if len(given) == 1 else f"two seeds: {means}"
         return Interval(float(table.mean()), None, None, prompts, note=note)
     if not common:
+        # [1, seeds]: each seed counts as one value.
         return one_interval(ends.mean_ends(table.T, null), prompts)
     found = crossed_ends(table[None], null)
     same = not ends.find_varying(table.reshape(1, -1))[0]
@@ -202,15 +207,19 @@ def crossed_ends(table: Floats, null: float | None = None, level: float = ends.L
     _, seeds, prompts = table.shape
     rows, columns = table.mean(axis=2), table.mean(axis=1)
     mean = rows.mean(axis=1)
+    # What neither the seed nor the prompt explains.
     rest = table - rows[:, :, None] - columns[:, None, :] + mean[:, None, None]
     cells = max((seeds - 1) * (prompts - 1), 1)
     by_seed = rows.var(axis=1, ddof=1) / seeds
     by_prompt = columns.var(axis=1, ddof=1) / prompts if prompts > 1 else np.zeros_like(mean)
     by_cell = (rest**2).sum(axis=(1, 2)) / cells / (seeds * prompts)
+    # The variances of both means hold the cells' share, so one is taken off. An estimate of that
+    # may come out too small: the mean varies no less than either factor makes it.
     both = by_seed + by_prompt - by_cell
     square = np.maximum(np.maximum(by_seed, by_prompt), both)
     spread = by_seed**2 / (seeds - 1) + by_prompt**2 / max(prompts - 1, 1) + by_cell**2 / cells
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.where(spread > 0, both**2 / spread, 1.0)
+    # No fewer degrees of freedom than the smaller factor has.
     df = np.maximum(df, max(min(seeds, prompts) - 1, 1))
     return ends.t_ends(mean, np.sqrt(square), df, null, level)

@@ -106,17 +106,20 @@ def _compute_intervals(
     names = np.eye(players)
     # One strength has no column: only differences are known.
     kept = [i for i in range(players) if i != (players - 1 if zero is None else zero)]
+    # [players, players - 1]
     contrasts = (names - (1 / players if zero is None else names[zero]))[:, kept]
     asked = [i for i in range(players) if i != zero]
+    # [pairs, players - 1]
     features = (names[games.pairs[:, 0]] - names[games.pairs[:, 1]])[:, kept]
     no_prior = np.zeros(len(kept))
     won, counts = games.won.sum(axis=0), games.counts.sum(axis=0)
     one = Trials(features[None], won[None], counts[None], no_prior)
     beta = fit_coefficients(one)[0]
-    residuals = games.won - games.counts * sigmoids(features @ beta)
+    residuals = games.won - games.counts * sigmoids(features @ beta)  # [prompts, pairs]
     each, start = one.repeated(len(asked)), np.tile(beta, (len(asked), 1))
     scores = np.broadcast_to(residuals @ features, (len(asked), len(residuals), len(kept)))
     effect = design_effect(each, start, contrasts[asked], scores)
+    # `fmax` passes over NaN: an effect that is not defined counts as 1.
     effect = np.fmax(1.0, np.fmax(effect, [_one_sided(games, i) for i in asked]))
     prompts = np.asarray([_count_prompts(games, i) for i in asked], dtype=np.float64)
     fall = t_quantile(prompts - 1.0) ** 2 * effect
@@ -145,6 +148,7 @@ def _one_sided(games: _Games, player: int) -> float:
 def connected_groups(players: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[set[str]]:
     """The groups of players that are linked by comparisons."""
     group = {name: {name} for name in players}
+    # Linked players share one set, so identity is enough.
     for first, second in pairs:
         if group[first] is not group[second]:
             merged = group[first] | group[second]
@@ -157,7 +161,7 @@ def _tally_games(fought: Sequence[Comparison], players: Sequence[str]) -> _Games
     units = {unit: i for i, unit in enumerate(dict.fromkeys(c.unit for c in fought))}
     pairs = sorted({tuple(sorted((number[c.first], number[c.second]))) for c in fought})
     column = {pair: i for i, pair in enumerate(pairs)}
-    won, counts = np.zeros((2, len(units), len(pairs)))
+    won, counts = np.zeros((2, len(units), len(pairs)))  # Both [prompts, pairs].
     for c in fought:
         first, second = number[c.first], number[c.second]
         place = units[c.unit], column[min(first, second), max(first, second)]

@@ -73,6 +73,7 @@ def run_experiment(
     path, out = Path(path), Path(out)
     progress = progress or QuietProgress()
     store = Store(out)
+    # Before the lock, which is a file in this folder.
     store.prepare()
     with store.locked():
         inputs = prepare(path, overrides)
@@ -90,6 +91,7 @@ def run_experiment(
             refuse_stale(plan, store)
             for steps in overlap_groups(plan):
                 runner.run([p for p in steps if p.hash in missing], pool, progress)
+                # Made anew, a step may have other records than those that finished steps have read.
                 if any(p.hash in missing & reused for p in steps):
                     refuse_stale(plan, store)
                 last = steps[-1]
@@ -119,6 +121,7 @@ def unfinished(plan: Sequence[Planned], store: Store) -> set[str]:
     """
     fitted = {p.hash for p in plan if p.makes_model and not p.step.makes_masters}
     missing = {p.hash for p in plan if store.step(p.hash).done() is None}
+    # From the end, so that a step that comes to be missing is itself looked at in its turn.
     for planned in reversed(plan):
         if planned.hash not in missing:
             continue
@@ -159,6 +162,7 @@ class _Runner:
             for planned in local:
                 self._run_step(planned, pool, progress, progress)
             return
+        # The judges see answers as they are committed, of steps that are not done yet.
         live_samples = LiveSamples({p.hash: p for p in local if p.kind == "sample"})
         beside, shown = pool.beside(), progress.beside()
 
@@ -171,6 +175,7 @@ class _Runner:
                 self._run_step(planned, beside, shown, shown, live_samples)
 
         def end_remote() -> None:
+            # It may be waiting for samples or for a server: both waits end.
             live_samples.stopped.set()
             beside.close()
 
@@ -201,12 +206,14 @@ class _Runner:
         began = time.monotonic()
         with name_step(self._make_title(planned), folder.path), explain_os_errors(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
+            # Before anything is read from it: what a kill tore must not count.
             folder.repair()
             context = StepContext(
                 planned, folder, self.store, self.inputs, self.prompts, pool, progress, live_samples
             )
             with pool.account.meters.kept_in(folder.path):
                 summary = step_module(planned.kind).run(context)
+            # After the run: a sample step that ran beside this one has its marker by now.
             read = self._digest_sources(planned)
             # What a program makes is told by what it read.
             summary = {"digest": content_hash(read)} | summary
@@ -239,6 +246,7 @@ def _check_space(store: Store, plan: Sequence[Planned], missing: set[str]) -> No
     if not trains:
         return
     folder = whole(resolve(trains[0].models["start"].spec.path))
+    # A start in bf16 is meant: two bytes for each parameter.
     parameters = sum(f.stat().st_size for f in folder.glob("*.safetensors")) // 2
     store.need_space(parameters * (2 * len(trains) + 4 * len(_last_trains(plan)) + 16))
 
@@ -265,6 +273,7 @@ def _drop_masters(
     """Delete the fp32 masters that no later train step starts from (retention.masters: last)."""
     if experiment.retention.masters == "all":
         return
+    # Steps before it are done, so what only they needed can go.
     position = next(i for i, p in enumerate(plan) if p.hash == trained.hash)
     later = [p for p in plan[position + 1 :] if p.makes_model]
     wanted = {m.train_hash for p in later for role, m in p.models.items() if role != "made"}
@@ -312,6 +321,8 @@ def split_group(steps: Sequence[Planned]) -> tuple[list[Planned], list[Planned]]
         alone = [planned for planned in remote if not _list_servers([planned]) & shared]
         if len(alone) == len(remote):
             return (local, remote) if local else (remote, [])
+        # A judge that moves to the main thread may bring a server that others ask too, so once
+        # more.
         remote = alone
 
 
@@ -340,6 +351,7 @@ def run_both(
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(remote)
 
+        # The pool's thread raises nothing here by itself: `result` does.
         def check() -> None:
             if working.done():
                 working.result()
@@ -348,5 +360,6 @@ def run_both(
             local(check)
             working.result()
         except BaseException:
+            # On Ctrl-C too, or leaving the pool would wait for all that is left to judge.
             end_remote()
             raise

@@ -86,6 +86,7 @@ def model_keys(experiment: Experiment, fetch: bool) -> dict[str, str]:
         if step is None:
             continue
         for name in (step.from_, getattr(step, "reference", "current")):
+            # A folder of weights may be named where a model's name is expected.
             known = name in RESERVED_MODELS or name in keys
             if not known and ("/" in name or Path(name).exists()):
                 keys[name] = model_key(replace_path(policy, name), fetch)
@@ -108,11 +109,13 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
         return f"plugin:{spec.engine}:{spec.path}"
     folder = whole(resolve(spec.path)) if fetch else locate(spec.path)
     if fetch and spec.gpus is not None:
+        # Now: GPUs that are not there would show only when the engine starts.
         from rlaif.engines.vllm.vllm_options import visible_gpus
 
         visible_gpus(spec)
     if folder is None:
         return f"not here yet:{spec.path}"
+    # A plug-in may keep weights in files of its own kind.
     if ":" not in spec.engine:
         check_weights(folder)
     return f"weights:{model_hash(folder, spec)}"
@@ -208,6 +211,7 @@ def check_same_weights(
     ConfigError, unless the experiment says `allow_same_weights`."""
     for name, spec in experiment.all_judges().items():
         asked = roles_of(judges[name])
+        # A judge within may have a `by` that nothing asks.
         silent = [own for role, own in _find_unnamed(spec) if role in asked]
         if silent:
             raise ConfigError(
@@ -220,6 +224,7 @@ def check_same_weights(
     _check_roles(experiment, names)
     for judge in experiment.all_judges().values():
         for name in judge.asks().values():
+            # A reserved name says openly that the policy judges.
             if name not in RESERVED_MODELS and names.get(name, frozenset()) & names["policy"]:
                 raise ConfigError(
                     f"judge {judge.id}: model {name!r} has the policy's own weights. Ask it by the "

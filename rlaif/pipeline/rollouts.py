@@ -81,6 +81,7 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             try:
                 row = json.loads(line)
+            # A kill may have torn the last line, and a training may be writing it just now.
             except ValueError:
                 continue
             if isinstance(row, dict):

@@ -57,15 +57,18 @@ def compared_scores(
     """
     columns = _group_columns(judgements, renormalise)
     given = _score_candidates(columns, weights, renormalise)
+    # Nothing drops out, so all principles are shared.
     if all(applied for column in columns.values() for _, applied in column.values()):
         return given
     present = {c for c, score in given.items() if score is not None and c not in blank}
     shared: dict[str | None, Mapping[str, _Cell]] = {}
     for principle, column in columns.items():
         cells = {c: column[c] for c in sorted(present & column.keys())}
+        # It applies to all that say something; the blank ones that escaped it failed it.
         if all(applied for _, applied in cells.values()):
             failed = {c: (0.0, True) for c, cell in column.items() if c in blank and not cell[1]}
             shared[principle] = {**column, **failed} if cells else column
+    # Candidates that no shared principle is left for stay, as missing.
     return dict.fromkeys(given) | _score_candidates(shared, weights, renormalise)
 
 
@@ -164,10 +167,12 @@ def weighted_mean(pairs: Iterable[tuple[float, float]]) -> float | None:
     """The mean of (value, weight) pairs, the same in any order; None at total weight 0."""
     kept = [pair for pair in pairs if pair[1] > 0]
     if len(kept) < 2:
+        # One value is returned as it is, without rounding.
         return kept[0][0] if kept else None
     values = [value for value, _ in kept]
     weights = [weight for _, weight in kept]
     mean = math.fsum(map(mul, values, weights)) / math.fsum(weights)
+    # Rounding must not put a mean beyond its values.
     return min(max(values), max(min(values), mean))
 
 
@@ -204,6 +209,7 @@ def win_rates(judgements: Sequence[Judgement], renormalise: bool = False) -> dic
     wins: dict[str, list[float]] = defaultdict(list)
     applied: dict[str, bool] = defaultdict(bool)
     for (first, second), group in groups.items():
+        # A principle may apply to a pair whose verdict is missing.
         for candidate in (first, second):
             applied[candidate] = applied[candidate] or _any_applied(group)
         prob = pair_probability(group, first, renormalise)
@@ -249,6 +255,7 @@ def answer_probability(
     one, two = scores.get(first), scores.get(second)
     if one is None or two is None:
         return None
+    # Then the scores of the two add up to 1, and the first is the probability.
     if any(len(j.shown) == 2 for j in given):
         return one
     rewards = [_mean_of_present(_list_rewards(given, answer)) for answer in (first, second)]

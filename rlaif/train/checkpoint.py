@@ -72,9 +72,11 @@ def save(
     if first:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+    # The folder is there before any rank writes into it.
     parallel.wait()
     if first or sharded:
         _write_tensors(temporary / _name_part(sharded), masters, optimizer)
+    # Every part is written before the folder gets its checksums and its name.
     parallel.wait()
     if first:
         states = {f"{kind}|{n}": v for n, own in enumerate(random) for kind, v in own.items()}
@@ -84,6 +86,7 @@ def save(
         kept = {**state, "step": step, "parts": _count_parts(sharded), "metrics": log}
         (temporary / "state.json").write_text(json.dumps(kept))
         _publish_checkpoint(temporary, final)
+    # No rank goes on, and perhaps ends, before the checkpoint counts.
     parallel.wait()
 
 
@@ -162,6 +165,7 @@ def restore(
             f"{folder}: this checkpoint is of a training with other data or options. "
             f"Delete {work} to start again."
         )
+    # Before any tensor is read: a rank beyond those that wrote would find no part.
     if state["parts"] != _count_parts(sharded):
         raise StoreError(
             f"{folder}: this checkpoint was written by {state['parts']} processes that split the "
@@ -170,6 +174,7 @@ def restore(
     own = folder / _name_part(sharded)
     weights = load_file(own / "weights.safetensors")
     tensors = load_file(own / "optimizer.safetensors")
+    # In place: the optimiser and the module hold these very tensors.
     with torch.no_grad():
         for name, master in masters.items():
             master.copy_(weights[name])
@@ -233,6 +238,7 @@ def keep_rows(work: Path, steps: int, state: Mapping[str, Any] | None) -> list[d
     """The rows up to step `steps`, that of the checkpoint with this `state`; later rows are dropped
     from the file. Raises StoreError where those that the checkpoint counts on are damaged."""
     path = work / ROWS
+    # Read whole: it has a row for each step.
     data = path.read_bytes() if path.exists() else b""
     size = 0
     if state is not None:
@@ -243,6 +249,7 @@ def keep_rows(work: Path, steps: int, state: Mapping[str, Any] | None) -> list[d
                 f"{path}: damaged: it is not what the last checkpoint counts on. Delete the folder "
                 f"{work} to train again from the start."
             )
+    # All ranks have read the file before the first one cuts it.
     parallel.wait()
     if parallel.rank() == 0 and size < len(data):
         temporary = path.with_suffix(".partial")
@@ -286,6 +293,7 @@ def export(
     temporary.mkdir(parents=True)
     masters, module = model.masters, model.module
     if lora is not None or model.sharded:
+        # The local name too: two copies in fp32 may not fit.
         del module
         module = _reload_exact(model, start, lora, is_reward(causal(model.module)))
         masters = dict(module.named_parameters())
@@ -293,6 +301,7 @@ def export(
         _write_adapter(module, start, temporary, lora)
     if lora is None or lora.export != "adapter":
         if lora is not None:
+            # Merging uses the adapter up, so it has been written by now.
             module = module.merge_and_unload()
             masters = dict(module.named_parameters())
         write_checkpoint(module, masters, start, temporary)
@@ -361,6 +370,7 @@ def export_members(start: Path, adapters: Sequence[Path], out: Path) -> None:
     save_module(module, temporary)
     for number, adapter in enumerate(adapters):
         own = temporary / MEMBERS / str(number)
+        # Their checksums are taken with those of the whole folder.
         shutil.copytree(adapter, own, ignore=shutil.ignore_patterns(CHECKSUMS_NAME))
     publish_folder(temporary, out)
 
@@ -435,6 +445,7 @@ def _merge_layer(layer: Any) -> Tensor:
     kept = weight.detach().clone()
     layer.merge()
     merged: Tensor = weight.detach().clone()
+    # For peft too it is not merged any more, since the weight is put back next.
     layer.merged_adapters.clear()
     weight.data.copy_(kept)
     return merged

@@ -57,6 +57,7 @@ def load_module(
 
 
 def _prepare_module(module: Any, device: torch.device, reward: bool) -> Any:
+    # As for a folder: eager attention where scores are capped.
     module.set_attn_implementation(plain_attention(module.config))
     if reward:
         nn.init.zeros_(module.score.weight)
@@ -74,6 +75,7 @@ def _load_weights(folder: Path, reward: bool, options: dict[str, Any]) -> tuple[
     if not isinstance(score, nn.Linear) or score.bias is not None:
         raise EngineError(f"{folder}: {type(module).__name__} has no plain `score` head to train")
     new = [*report["missing_keys"], *(row[0] for row in report["mismatched_keys"])]
+    # A head is new where the checkpoint has none, or one of another number of outputs.
     return module, any(name.startswith("score") for name in new)
 
 
@@ -107,6 +109,7 @@ def proved_head(module: Any) -> Head:
     the model has no such head."""
     module.eval()
     words = int(module.get_input_embeddings().weight.shape[0])
+    # A small vocabulary has fewer ids than the rows name.
     examples = [([i % words for i in p], [[i % words for i in b] for b in bs]) for p, bs in ROWS]
     layout = padded_layout(examples).to(next(module.parameters()).device)
     with reading_tokens(module):
@@ -117,10 +120,12 @@ def proved_head(module: Any) -> Head:
 def _refuse_other_rows(module: Any, examples: Sequence[Branches], states: Tensor) -> None:
     """Raise EngineError where hidden states of the padded rows are not those of each by itself."""
     rows = [(p, [branch]) for p, branches in examples for branch in branches]
+    # [rows * width, hidden] in one chunk for each row.
     for (prompt, (branch,)), own in zip(rows, states.chunk(len(rows)), strict=True):
         layout = padded_layout([(prompt, [branch])]).to(states.device)
         wanted = hidden_states(body_of(module), layout)
         off = own[: len(prompt) + len(branch)] - wanted
+        # `not <=` rather than `>`: NaN is refused too.
         if not float(off.norm()) <= TOLERANCE * float(wanted.norm()):
             raise EngineError(
                 f"{type(module).__name__}: what it computes at a token depends on the tokens after "
@@ -139,6 +144,7 @@ def compute_as_sampling(module: nn.Module) -> None:
     for name, part in module.named_modules():
         recomputed = isinstance(part, GradientCheckpointingLayer) and part.gradient_checkpointing
         if recomputed or hasattr(part, "lora_dropout") or "lora_dropout" in name:
+            # The flag alone: `train()` would reach what lies within.
             part.training = True
 
 
@@ -158,6 +164,7 @@ def recompute_layers(module: Any) -> None:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     with explain_library("gradient_checkpointing", EngineError):
+        # The other kind wants an input with a gradient, which a frozen embedding does not give.
         module.gradient_checkpointing_enable({"use_reentrant": False})
     layers: list[Any] = [p for p in module.modules() if isinstance(p, GradientCheckpointingLayer)]
     for layer in layers:

@@ -62,6 +62,7 @@ def learning_rate(step: int, total: int, options: TrainStep) -> float:
     The first step already moves; the floor is `min_lr_ratio` times the peak.
     """
     peak, floor = options.learning_rate, options.min_lr_ratio
+    # Rounded up, so that any ratio above 0 warms up for a step at least.
     warmup = math.ceil(options.warmup_ratio * total)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -76,6 +77,7 @@ def learning_rate(step: int, total: int, options: TrainStep) -> float:
 def training_fingerprint(examples: Iterable[Example], options: TrainStep, seed: int) -> str:
     """A hash of all that decides the result besides the starting weights."""
     chosen = options.model_dump(mode="json", exclude=IGNORED_OPTIONS)
+    # Texts are not covered: what is trained on are these ids.
     data = [
         [e.example_id, e.prompt_ids, list(e.completions), list(e.pairs), list(e.scores)]
         for e in examples
@@ -100,11 +102,13 @@ def run_training(
     plan = _plan_batches(task, model, options, seed)
     optimizer = make_optimizer(model, options)
     fingerprint = training_fingerprint(task.examples, options, seed)
+    # Restoring a checkpoint puts its random states in the place of this seed.
     torch.manual_seed(seed)
     state = checkpoint.restore(work, model.masters, optimizer, fingerprint, model.sharded)
     first = 0
     if state is not None:
         first = state["step"]
+        # The bf16 copy still has the start's weights.
         model.sync()
     rows = checkpoint.keep_rows(work, first, state)
     tokens = sum(row["tokens"] for row in rows)
@@ -116,6 +120,7 @@ def run_training(
         checkpoint.write_row(work, row)
         # All ranks save or none, so the first one's clock counts.
         unsaved += parallel.gather(row["timing"]["seconds"])[0]
+        # No checkpoint of the last step by count: the export follows.
         reached = (step + 1) % options.checkpoint_every == 0 and step + 1 < len(plan)
         if reached or unsaved >= CHECKPOINT_SECONDS:
             unsaved = 0.0
@@ -184,18 +189,22 @@ def optimiser_step(
             loss, parts, count = task.loss(model, micro, total, step)
             value = float(loss.detach())
             _require_finite("loss", value, task, micro, step, work)
+            # Some models assert in their backward pass that they are in training mode.
             with trainable_code(model.module):
                 loss.backward()  # type: ignore[no-untyped-call]
             own_loss += value
             own_tokens += count
             join_sums(sums, parts)
         if model.sharded:
+            # Times 0: only the collectives inside have to be met.
             for micro in parallel.filler(batch):
                 loss, _, _ = task.loss(model, micro, total, step)
                 (0.0 * loss).backward()  # type: ignore[no-untyped-call]
+        # Summed before the norm is taken, or each rank would clip by a norm of its own.
         model.sum_gradients()
         ranks = parallel.gather((sums, own_tokens, own_loss))
         norm = model.clip_gradients(options.max_grad_norm)
+        # Before the step, so that the masters and the last checkpoint stay good.
         _require_finite("gradient norm", norm, task, everything, step, work)
         rate = learning_rate(step, steps, options)
         for group in optimizer.param_groups:
@@ -224,6 +233,7 @@ def _measure_timing(model: TrainModel, seconds: float, tokens: int) -> dict[str,
     """Throughput in tokens and FLOP (6 for each parameter and token, as if no prompt were shared),
     its share of the device's peak where that is known, and the peak memory of this process."""
     parameters = sum(p.numel() for p in model.module.parameters())
+    # Per device: the tokens are those of all ranks.
     rate = 6.0 * parameters * tokens / seconds / parallel.world()
     timing = {"seconds": seconds, "tokens_per_second": tokens / seconds, "tflops": rate / 1e12}
     peak = peak_flops(model.device)
@@ -278,6 +288,7 @@ def memory_advice(options: TextStep) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         text = str(error)
+        # On a CPU torch raises a plain RuntimeError, which its message alone tells.
         exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not exhausted and "allocate memory" not in text and "not enough memory" not in text:
             raise
@@ -363,6 +374,7 @@ class TrainJob(Generic[S]):
     @property
     def starts_from_reference(self) -> bool:
         """Whether the reference is the starting model."""
+        # One folder may be named in two ways.
         return self.reference is None or self.reference.resolve() == self.start.resolve()
 
 
@@ -393,6 +405,7 @@ def read_outcome(work: Path, out: Path) -> TrainOutcome | None:
         return None
     advice = f"Delete the folder {work} to train again."
     row = read_sealed(work / OUTCOME, advice, required=False)
+    # It is written before `out` gets its name, so an `out` without it is not this training's.
     if row is None:
         return None
     verify_folder(out, advice, (MASTERS,))

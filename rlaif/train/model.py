@@ -96,6 +96,7 @@ class TrainModel:
         lengths = [len(branch) for branch in branches]
         if self.packed:
             return len(prompt) + sum(lengths)
+        # Padded rows of one example are as wide as its longest.
         return len(lengths) * (len(prompt) + max(lengths))
 
     def token_budget(self, options: TextStep) -> int:
@@ -167,6 +168,7 @@ class TrainModel:
         # In fp32: bf16 would round rewards to steps of a hundredth.
         weight = getattr(head, "weight", None)
         if weight is None:
+            # peft keeps the head that is trained in a copy of its own.
             weight = head.modules_to_save["default"].weight
         return nn.functional.linear(self._end_states(layout), weight.float())[:, 0]
 
@@ -201,6 +203,7 @@ class TrainModel:
             self.root.reshard()
             return
         for name, param in self.params.items():
+            # With fp32 compute a parameter is its own master.
             if param is not self.masters[name]:
                 param.copy_(self.masters[name])
 
@@ -209,6 +212,7 @@ class TrainModel:
         if self.root is None:
             parallel.sum_gradients(self.masters.values())
             return
+        # FSDP has summed them over the ranks in the backward pass already.
         for name, param in self.params.items():
             if param.grad is not None:
                 self.masters[name].grad = parallel.part(param.grad)
@@ -246,8 +250,10 @@ def prepare(
 
     With `sharded` each rank keeps its part on `device`; the module itself may lie in main memory.
     """
+    # Proved on the model's own code, before any of it is replaced.
     head = proved_head(module)
     attention = module.config._attn_implementation
+    # Before adapters wrap it, since forms are chosen by the class.
     choice = choose(module, dtype, device)
     changes = ExitStack()
     changes.enter_context(fast_paths(module, choice))
@@ -255,6 +261,7 @@ def prepare(
         module = add_lora(module, lora)
     if gradient_checkpointing:
         recompute_layers(causal(module))
+    # After both: the adapters' dropout and recomputed layers stay in training mode.
     compute_as_sampling(module)
     model = TrainModel(module, {}, {}, device, dtype, head, choice, attention, changes=changes)
     if sharded:
@@ -268,12 +275,15 @@ def prepare(
                 model.masters[name] = model.params[name] = param
         else:
             if keep:
+                # The master keeps the fp32 memory; the parameter gets a new one in the compute
+                # dtype below.
                 model.masters[name] = param.detach()
                 model.params[name] = param
             param.data = param.data.to(dtype)
         if not trainable:
             param.requires_grad_(False)
     for name, master in model.masters.items():
+        # Made now: `embed_into` and `multiply_into` add to these very tensors.
         master.grad = torch.zeros_like(master)
         param = model.params[name]
         if param is not master:
@@ -285,9 +295,11 @@ def prepare(
 
 def _gradients_into_masters(model: TrainModel) -> None:
     """Let the gradients of matrices and tables be added to their masters' where they are made."""
+    # By identity, so that a head that is the embedding finds the same gradient.
     grads = {id(model.params[name]): master.grad for name, master in model.masters.items()}
     output = causal(model.module).get_output_embeddings()
     if output is not None:
+        # Log-probs are read from the head's weight, without a call of its forward.
         model.head_grad = grads.get(id(output.weight))
     for part in model.module.modules():
         into = grads.get(id(getattr(part, "weight", None)))
@@ -301,6 +313,7 @@ def _gradients_into_masters(model: TrainModel) -> None:
 def _shard_model(model: TrainModel, trainable: bool) -> None:
     for param in model.module.parameters():
         param.requires_grad_(trainable and param.requires_grad)
+        # Trainable ones stay in fp32: FSDP casts what it gathers, and keeps its parts as they are.
         if not param.requires_grad:
             param.data = param.data.to(model.dtype)
     layers = set(causal(model.module)._no_split_modules or ())
@@ -309,6 +322,7 @@ def _shard_model(model: TrainModel, trainable: bool) -> None:
         if param.requires_grad:
             param.grad = torch.zeros_like(param)
             model.params[name] = param
+            # Views of FSDP's own memory: an optimiser's step on them reaches the module.
             model.masters[name] = parallel.part(param)
             model.masters[name].grad = parallel.part(param.grad)
 

@@ -65,11 +65,14 @@ def train_on_policy(job: TrainJob[OnPolicyTrain]) -> TrainOutcome:
     with memory_advice(options):
         model = load_trainable(job)
         if options.critic_kind is not None:
+            # A critic of its own starts from the policy's weights.
             own = load_trainable(job) if options.critic_kind == "separate" else None
             critic = add_critic(model, own)
         frozen = _reference_model(job, model)
     outcome = run_on_policy(job, model, frozen, critic, ptx)
+    # Before the export: a model in `out` without its outcome would be trained again.
     write_outcome(work, outcome)
+    # The critic's weights are among the masters, and a policy's checkpoint has no place for them.
     if critic is not None:
         drop_critic(model)
     export(model, job.start, job.out, options.lora)
@@ -120,6 +123,7 @@ def run_on_policy(
 
     def save_checkpoint(done: int) -> None:
         """A checkpoint of the first `done` rollouts."""
+        # Beta and the moments are those at the time of the call.
         kept = {"fingerprint": job.fingerprint, "rollout": done, "beta": beta}
         kept["running"] = moments_to_json(running)
         checkpoint.save(work, done * per_rollout, model.masters, optimizer, kept)
@@ -127,12 +131,15 @@ def run_on_policy(
     for number in range(first, options.rollouts):
         with memory_advice(options):
             groups = collect(number, model)
+            # Taken over once the rollout is learned from: a stop before that saves those before it.
             after = updated(running, groups, terms)
             rollout = _reward_groups(model, groups, options, fitted | after, reference, critic)
         _require_reward(rollout, number, work)
         add_advantages(rollout, options, beta)
         stopped = look(options.gates, rollout.metrics, number + 1)
         if stopped is not None:
+            # Nothing new is to be saved where no rollout was learned from since the last
+            # checkpoint.
             if number > first:
                 save_checkpoint(number)
             raise_stopped(work, stopped, number)
@@ -215,6 +222,7 @@ def _learn_rollout(
     sizes = [model.size(example.branches) for example in task.examples]
     budget = model.token_budget(options)
     for epoch in range(options.epochs):
+        # Every epoch of every rollout has an order of its own.
         order = number * options.epochs + epoch
         for batch in plan_epoch(sizes, options.batch_size, budget, job.seed, order):
             yield optimiser_step(task, model, optimizer, batch, options, step, total, job.work)
@@ -232,6 +240,7 @@ def add_critic(model: TrainModel, own: TrainModel | None) -> Critic:
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     extra = {f"value_head.{name}": param for name, param in head.named_parameters()}
+    # In fp32 they are their own masters, with a gradient that is never None.
     for name, param in extra.items():
         param.grad = torch.zeros_like(param)
         model.masters[name] = model.params[name] = param

@@ -71,6 +71,7 @@ def sum_gradients(masters: Iterable[Tensor]) -> None:
     """Replace every gradient by its sum over the ranks."""
     if world() == 1:
         return
+    # One collective for many small gradients, each of which would cost a round trip.
     bucket: list[Tensor] = []
     held = 0
     for master in masters:
@@ -107,6 +108,7 @@ def launch(
     work.mkdir(parents=True, exist_ok=True)
     asked, answer = work / "launch.json", work / "launched.json"
     asked.write_text(json.dumps(request))
+    # The answer of an earlier launch must not be taken for this one's.
     answer.unlink(missing_ok=True)
     command = [
         *[sys.executable, "-m", "torch.distributed.run", "--standalone"],
@@ -116,6 +118,7 @@ def launch(
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
             for line in process.stdout or ():
+                # Libraries print on the same pipe; a line of progress is JSON.
                 if line.startswith("{"):
                     progress(json.loads(line))
             process.wait()
@@ -133,6 +136,7 @@ def launch(
             f"training in {processes} processes failed (exit code {process.returncode}); what they "
             f"said is in {work / 'workers.log'}"
         )
+    # Kept where anything failed, as what the ranks were asked.
     asked.unlink(missing_ok=True)
     outcome: dict[str, Any] = found["outcome"]
     return outcome

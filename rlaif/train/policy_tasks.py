@@ -51,6 +51,7 @@ class PolicyTask:
             if keep
         ]
         if self.ptx:
+            # `loss` sees one micro-batch; the mixed-in NLL is normalised over the whole batch.
             self.ptx_tokens = sum(len(self._mixed_example(i).completions[0]) for i in batch)
         # A batch without any has a gradient of 0.
         return losses.GlobalBatch(max(1, len(lengths)), max(1, sum(lengths)))
@@ -61,11 +62,14 @@ class PolicyTask:
         """See `Task.loss`."""
         terms = self.options.policy_terms()
         layout = model.layout([self.examples[i].branches for i in micro])
-        hidden = model.predicting(layout)
+        hidden = model.predicting(layout)  # [tokens, width]
+        # [tokens] each
         logprobs, entropy = model.read_logprobs_and_entropy(
             hidden, layout, self.options.temperature
         )
         old = self._gather_tokens(self.rollout.old, micro, logprobs)
+        # Without stored ones a rollout is learned from in one step: the policy is still the old
+        # one.
         old = logprobs.detach() if old is None else old
         keep = self._learned_tokens(micro, layout, logprobs.device)
         weight, metrics = self._importance_weights(micro, old, layout)
@@ -86,6 +90,7 @@ class PolicyTask:
                 kl = kl * (logprobs - old).exp()
             metrics["kl"] = kl.detach()[keep].mean() if bool(keep.any()) else kl.new_zeros(())
             values = values + self.beta * kl
+        # Masked and not left out, since the reduction goes by the lengths of all answers.
         loss = losses.token_reduction(
             values.masked_fill(~keep, 0.0), layout.lengths, terms.reduction, total, terms.constant
         )
@@ -93,6 +98,7 @@ class PolicyTask:
             value_losses = self._value_losses(hidden, layout, micro, terms.value_clip, metrics)
             value_losses = value_losses.masked_fill(~keep, 0.0)
             metrics["value_loss"] = value_losses.detach().sum() / keep.sum().clamp(min=1)
+            # The critic learns per token, whatever reduction the policy's loss has.
             share = losses.token_reduction(value_losses, layout.lengths, "token", total)
             loss = loss + terms.value_weight * share
         if terms.ptx_weight and self.ptx:
@@ -107,6 +113,7 @@ class PolicyTask:
         learned = float(keep.sum())
         counts = {"kl": learned, "value_loss": learned}
         if self.options.importance.endswith("_sequence"):
+            # Weights of whole answers are means over answers.
             answers = float(len(layout.lengths))
             counts |= {"weight_mean": answers, "weight_cut_fraction": answers}
         if self.ptx:
@@ -114,6 +121,7 @@ class PolicyTask:
             counts["ptx_nll"] = float(mixed)
         sums: Sums = {}
         for name, value in metrics.items():
+            # An extreme is no mean: `join_sums` takes the smallest or largest by its name.
             extreme = name.endswith(("_min", "_max"))
             count = 1.0 if extreme else counts.get(name, float(len(layout.targets)))
             sums[name] = (float(value) * count, count)
@@ -136,6 +144,7 @@ class PolicyTask:
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         if self.options.importance == "none":
             return None, {}
+        # The weight is the ratio of `old`, by the trained module, to what the sampler computed.
         sampler = [
             value for i in micro for a in self.rollout.groups[i].answers for value in a.logprobs
         ]
@@ -195,6 +204,7 @@ class OnlinePairs:
         self.reference: dict[str, tuple[Tensor, Tensor]] = {}
         examples: list[Example] = []
         for number, group in enumerate(rollout.groups):
+            # An answer without a reward is neither the best nor the worst.
             rewards = rollout.rewards[number].nan_to_num(-torch.inf)
             low = rollout.rewards[number].nan_to_num(torch.inf)
             best, worst = int(rewards.argmax()), int(low.argmin())
@@ -226,7 +236,7 @@ class OnlinePairs:
         rows = [self.examples[i] for i in micro]
         layout = model.layout([e.branches for e in rows])
         logprobs = model.token_logprobs(layout, self.options.temperature)
-        policy = sequence_sums(logprobs, layout.lengths)
+        policy = sequence_sums(logprobs, layout.lengths)  # [branches], chosen and rejected in turns
         stored = torch.stack([x for e in rows for x in self.reference[e.example_id]])
         pairs = pair_logprobs(policy, stored.to(policy.device), layout)
         loss = self.pair_loss(pairs, beta=self.options.beta)

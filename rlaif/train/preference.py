@@ -89,9 +89,10 @@ class PreferenceTask(AnswerTask):
         options = self.options
         rows = [self.examples[i] for i in micro]
         layout = model.layout([e.branches for e in rows])
-        policy = model.logprobs(layout)
+        policy = model.logprobs(layout)  # [branches]
         stored = self.compare_logprobs(rows, policy, model, step) if options.compares else None
         pairs = pair_logprobs(policy, stored, layout)
+        # Without soft labels the loss takes its plain form, and no tensor is made.
         soft = any(e.prob != 1.0 for e in rows)
         prob = torch.tensor([e.prob for e in rows], device=policy.device) if soft else None
         loss = self.pair_loss(pairs, prob=prob)
@@ -149,6 +150,7 @@ class SftTask(AnswerTask):
         layout = model.layout([(e.prompt_ids, e.completions[:1]) for e in chosen])
         logprobs = model.token_logprobs(layout)
         nll, _ = sft_loss(logprobs, torch.ones_like(logprobs))
+        # Negated: `nll` is a sum over tokens, and the metric is a log-prob per example.
         sums = {"logprob_chosen": (-float(nll.detach()), float(len(micro)))}
         return nll / total, sums, layout.tokens
 
@@ -163,11 +165,12 @@ class KtoTask(AnswerTask):
         """See `Task.loss`."""
         rows = [self.examples[i] for i in micro]
         layout = model.layout([e.branches for e in rows])
-        policy = model.logprobs(layout)
+        policy = model.logprobs(layout)  # [branches]
         rho = policy - self.compare_logprobs(rows, policy, model, step)
         own, other = _branch_places(rows)
         good = torch.tensor([d for e in rows for d in e.desirable], device=policy.device)
         share = [e.weight / len(e.desirable) for e in rows for _ in e.desirable]
+        # Over this micro-batch: the one term of the loss that depends on how a batch is cut.
         z = losses.kto_baseline(rho[other])
         loss = losses.kto(rho[own], good, z, **self.options.loss_options)
         rewards = self.options.beta * rho.detach()
@@ -182,7 +185,7 @@ def _branch_places(rows: Sequence[Example]) -> tuple[list[int], list[int]]:
     own: list[int] = []
     other: list[int] = []
     for row in rows:
-        start = len(own) + len(other)
+        start = len(own) + len(other)  # Branches before this row.
         own += range(start, start + len(row.desirable))
         other.append(start + len(row.desirable))
     return own, other
@@ -230,6 +233,7 @@ def add_mismatched(examples: Sequence[Example]) -> list[Example]:
 
     Raises RlaifError when there is only one prompt.
     """
+    # By id and not in the order given, so that shuffled data gets the same partners.
     ordered = sorted(examples, key=lambda e: (e.prompt_id, e.example_id))
     if len({e.prompt_id for e in ordered}) < 2:
         raise RlaifError(
@@ -247,6 +251,7 @@ def add_mismatched(examples: Sequence[Example]) -> list[Example]:
 def read_reference(path: Path) -> Reference:
     """The reference log-probs in whole batches of `path`; what a kill left after them is dropped
     from the file. Raises StoreError where they are damaged."""
+    # The first rank mends the file before any of them reads it.
     if parallel.rank() == 0 and path.exists():
         integrity.settle_file(
             path, f"Delete the folder {path.parent} to train again from the start."
@@ -269,6 +274,8 @@ def compute_reference(
     sizes = [model.size(e.branches) for e in examples]
     plan = plan_epoch(sizes, options.batch_size, model.token_budget(options), seed, 0)
     for batch in plan:
+        # A micro-batch that is partly there is computed again as a whole: its shape decides its
+        # bits.
         missing = [
             [examples[i] for i in micro]
             for micro in batch
@@ -276,6 +283,8 @@ def compute_reference(
         ]
         own: Reference = {}
         mine = parallel.share(missing)
+        # All ranks must run a split model equally often; what a filler gives, another rank gives as
+        # well.
         if model.sharded:
             mine += parallel.filler(missing)
         for rows in mine:
@@ -284,6 +293,7 @@ def compute_reference(
                 own[example.example_id] = tuple(next(values) for _ in example.completions)
         new = {name: values for part in parallel.gather(own) for name, values in part.items()}
         known |= new
+        # Batch by batch, so that a kill costs one.
         if parallel.rank() == 0 and new:
             lines = [{"example_id": name, "logprobs": list(values)} for name, values in new.items()]
             StepFolder(path.parent).append(path.stem, lines)

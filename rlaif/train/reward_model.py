@@ -75,23 +75,25 @@ class RewardTask(AnswerTask):
         """See `Task.loss`."""
         rows = [self.examples[i] for i in micro]
         layout = model.layout([e.branches for e in rows])
-        rewards = model.rewards(layout)
+        rewards = model.rewards(layout)  # [answers]
         pairs = list(_place_pairs(rows))
         chosen = rewards[[p.chosen for p in pairs]]
         rejected = rewards[[p.rejected for p in pairs]]
         soft = any(p.prob != 1.0 for p in pairs)
-        scores = _gather_scores(rows).to(chosen.device)
-        ranked = RankedRewards(
+        scores = _gather_scores(rows).to(chosen.device)  # [answers]
+        ranked = RankedRewards(  # [pairs] each
             chosen,
             rejected,
             scores[[p.chosen for p in pairs]],
             scores[[p.rejected for p in pairs]],
             _make_column((p.margin or 0.0 for p in pairs), chosen),
+            # None lets a loss take its form without soft labels.
             _make_column((p.prob for p in pairs), chosen) if soft else None,
         )
         loss = self.options.pair_losses(ranked)
         gap = (chosen - rejected).detach()
         metrics = {
+            # A tie counts half, as it does where accuracy is measured.
             "accuracy": (gap > 0).float() + 0.5 * (gap == 0).float(),
             "margin": gap,
             "reward_chosen": chosen.detach(),
@@ -232,6 +234,7 @@ def region_of(model: TrainModel, examples: Sequence[Example], options: TextStep)
     step = -(-len(examples) // MOST)
     chosen = examples[::step]
     sizes = [model.size(e.branches) for e in chosen]
+    # As in an epoch: what is of like size shares a pass.
     order = sorted(range(len(chosen)), key=lambda i: (-sizes[i], i))
     states = [
         model.ends(model.layout([chosen[i].branches for i in micro])).cpu()
@@ -297,6 +300,7 @@ def accuracy(
     for p in pairs:
         chosen, rejected = (found[f"{p.preference_id}/{side}"] for side in ("chosen", "rejected"))
         if chosen is not None and rejected is not None:
+            # A soft label below one half says that the other answer is the better one.
             gap = (chosen - rejected) * (1.0 if p.prob > 0.5 else -1.0)
             rows.append((p.prompt_id, 0.5 if gap == 0 else float(gap > 0)))
     interval = value_interval("accuracy", per_prompt(rows))
@@ -333,6 +337,7 @@ def keep(last: Path, out: Path) -> None:
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(last, temporary, copy_function=_link_or_copy)
+    # Its checksums came along and hold for what was linked.
     if (temporary / CHECKSUMS_NAME).exists():
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)

@@ -98,6 +98,7 @@ def measure(
     ]
     pairs = zip(groups, rollout.rewards, strict=True)
     rollout.active = [_learned_answers(group, own, options) for group, own in pairs]
+    # Before the first step that moves the policy away from what has sampled.
     if options.needs_old_logprobs:
         rollout.old, rollout.values = token_values(model, groups, options, critic)
     if reference is model:
@@ -119,6 +120,7 @@ def _measure_gated(model: TrainModel, rollout: Rollout, options: OnPolicyTrain) 
         policy, entropy = _policy_entropy(model, rollout.groups, options)
         found["rollout_entropy"] = entropy
     if gates.kl is not None and rollout.old is None:
+        # The pass for the entropy has given these already, where both are watched.
         policy = policy or token_values(model, rollout.groups, options)[0]
         found["kl_reference"] = mean_kl(policy, rollout)
     return found
@@ -199,6 +201,7 @@ def _penalised_rewards(
     group: Group, rewards: Sequence[float | None], options: OnPolicyTrain
 ) -> Tensor:
     """(S,) rewards less the penalties, NaN where there is none."""
+    # NaN and not 0, which would be a reward like any other.
     values = [
         math.nan if reward is None else reward - (0.0 if a.ended else options.missing_eos_penalty)
         for a, reward in zip(group.answers, rewards, strict=True)
@@ -264,7 +267,7 @@ def _group_advantages(
 ) -> list[Tensor]:
     """Per group, its answers' advantages on every token, in fp32."""
     sizes = [len(score) for score in scores]
-    own = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    own = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # [answers]
     found = torch.split(advantages(torch.cat(list(scores)), own).float(), sizes)
     return [losses.to_tokens(a, rollout.lengths(i)) for i, a in enumerate(found)]
 
@@ -284,14 +287,16 @@ def add_ppo_advantages(rollout: Rollout, options: PpoTrain, beta: float) -> None
         rewards.append(losses.shaped_rewards(scores, kl, beta, rollout.lengths(number)))
         lengths += rollout.lengths(number)
     sizes = [len(r) for r in rewards]
-    flat = torch.cat(rewards)
+    flat = torch.cat(rewards)  # [tokens]
     keep = torch.cat(
         [losses.to_tokens(a, rollout.lengths(i)) for i, a in enumerate(rollout.active)]
     )
+    # Scaled and not shifted: a constant for every token would reward or punish length.
     if options.whiten_rewards:
         flat = losses.whiten(flat, keep, shift_mean=False)
-    values = torch.cat([v.cpu() for v in rollout.values])
+    values = torch.cat([v.cpu() for v in rollout.values])  # [tokens]
     advantages, returns = losses.gae(flat, values, lengths, options.gamma, options.lam)
+    # The returns are those before whitening: the critic learns values on the reward's scale.
     rollout.advantages = list(torch.split(losses.whiten(advantages, keep), sizes))
     rollout.returns = list(torch.split(returns, sizes))
     variance = losses.explained_variance(values[keep], returns[keep])
@@ -317,5 +322,6 @@ def rollout_metrics(rollout: Rollout, pairs: bool) -> dict[str, float]:
         found["flat_groups"] = sum(flat) / len(flat)
     if rollout.reference is not None and rollout.old is not None:
         found["kl_reference"] = mean_kl(rollout.old, rollout)
+    # A mean of nothing is left out: JSON has no NaN.
     kept = {name: value for name, value in found.items() if math.isfinite(value)}
     return {**rollout.metrics, **kept}

@@ -79,6 +79,7 @@ def find_trainer(job: TrainJob[Any]) -> Trainer:
     returns the outcome stored beside it."""
     known = read_outcome(job.work, job.out)
     if known is not None:
+        # A kill after the export may have left some.
         checkpoint.clear(job.work)
         return lambda job: known
     trainer: Trainer = train_on_preferences if job.member else find_object(job.options.trainer)
@@ -94,6 +95,7 @@ def train_on_preferences(job: TrainJob[TrainStep]) -> TrainOutcome:
             "`pair`, sample more answers per prompt, or look at the judges' scores."
         )
     processes = _count_processes(job)
+    # The ranks that are launched come here too, with a world above 1.
     if processes > 1 and parallel.world() == 1:
         return _launch_training(job, processes)
     encoded = encode_preferences(job)
@@ -101,6 +103,7 @@ def train_on_preferences(job: TrainJob[TrainStep]) -> TrainOutcome:
     stored: Reference = {}
     if options.compares and job.reference is not None and not job.starts_from_reference:
         refuse_other_tokens(job.start, job.reference, encoded.examples)
+        # Before the policy is loaded, since two models need not fit at once.
         stored = _other_reference(job, job.reference, encoded.examples)
     torch.manual_seed(job.seed)
     with memory_advice(options):
@@ -111,9 +114,11 @@ def train_on_preferences(job: TrainJob[TrainStep]) -> TrainOutcome:
     task = find_object(options.TASK)(encoded.examples, stored, options, job.starts_from_reference)
     outcome = run_training(task, model, options, work, job.seed, job.progress)
     outcome = replace(outcome, skipped=encoded.counts)
+    # Before the export: a model in `out` without its outcome would be trained again.
     if parallel.rank() == 0:
         write_outcome(work, outcome)
     known = options.MAKES_REWARD_MODEL and not job.member
+    # While the model still runs: gathering and exporting take it apart.
     region = region_of(model, encoded.examples, options) if known else None
     model.gather()
     if parallel.rank() == 0:
@@ -122,6 +127,7 @@ def train_on_preferences(job: TrainJob[TrainStep]) -> TrainOutcome:
             export_member(model, job.start, job.out, options.lora)
         else:
             export(model, job.start, job.out, options.lora, region)
+        # Only now, since until `out` is there a rerun needs them.
         checkpoint.clear(work)
     parallel.wait()
     del model
@@ -211,6 +217,7 @@ def _count_processes(job: TrainJob[TrainStep]) -> int:
     options, device = job.options, job.device
     count = options.processes
     if count == "auto":
+        # `cuda:1` stands for itself, and `cuda` for all that there are.
         all_devices = device.type == "cuda" and device.index is None
         count = torch.cuda.device_count() if all_devices else 1
     if options.sharding == "full" and count * parallel.world() == 1:
@@ -252,6 +259,7 @@ def _other_reference(
     """Log-probs of a reference that is not the start; its memory is free again afterwards."""
     path = job.work / "reference.jsonl"
     known = read_reference(path)
+    # Nothing is missing, so the reference is not loaded.
     if all(e.example_id in known for e in examples):
         return known
     with memory_advice(job.options):

@@ -133,6 +133,7 @@ def refuse_other_tokens(
         {number: token for token, number in _load_tokenizer(folder).get_vocab().items()}
         for folder in (start, reference)
     )
+    # Without examples any token may come to be sampled.
     used = set(own)
     if examples is not None:
         used = {i for e in examples for ids in (e.prompt_ids, *e.completions) for i in ids}
@@ -218,6 +219,7 @@ def _make_example(
         sides.append(
             (preference.rejected, preference.rejected_id, preference.score_rejected, False)
         )
+    # A side without messages belongs to an answer that stands alone.
     answers = [side for side in sides if side[0]]
     branches: list[Tokens] = []
     retokenised = 0
@@ -267,6 +269,7 @@ def _admit_example(
     if len(example.completions) == 2 and example.completions[0] == example.completions[1]:
         result.add({"equal": 1})
         return
+    # A table of positions has an end; RoPE computes on beyond what the model was trained on.
     most = min(max_length, limits.positions or max_length) if limits.table else max_length
     over = example.length - most
     if over <= 0:
@@ -281,6 +284,7 @@ def _admit_example(
             f"prompt {example.prompt_id}: prompt and answer are {example.length} tokens, and "
             f"{held}. {raised} `overlong: skip` or `truncate_left`."
         )
+    # One token of the prompt must stay: it predicts the first one of the answer.
     if overlong == "skip" or over >= len(example.prompt_ids):
         result.add({"overlong": 1})
         return

@@ -96,6 +96,7 @@ def _prefill_prompts(model: Any, prompts: Prompts) -> tuple[Tensor, list[Tensor]
     values: list[Tensor] = []
     longest = max(map(len, prompts))
     for part in fill_batches(range(len(prompts)), [len(p) for p in prompts], budget):
+        # With one empty branch each, `last` is the end of each prompt.
         layout = packed_layout([(prompts[i], [[]]) for i in part]).to(model.device)
         assert layout.groups is not None
         kept: list[tuple[Tensor, Tensor]] = []
@@ -106,17 +107,21 @@ def _prefill_prompts(model: Any, prompts: Prompts) -> tuple[Tensor, list[Tensor]
             **{GROUPS: layout.groups, KEEP: kept},
         ).last_hidden_state
         hidden.append(states[0, layout.last])
+        # Where each prompt's tokens lie in the row: the stem at its beginning, the rest in the
+        # group. Places behind a prompt's end repeat the first token; the cache masks them.
         index = torch.zeros((len(part), longest), dtype=torch.int64)
         for row, group in enumerate(layout.groups):
             end = group.stem + group.prompt
             index[row, : group.stem] = torch.arange(group.stem)
             index[row, group.stem : end] = torch.arange(group.start, group.start + group.prompt)
         index = index.to(model.device)
+        # How many key heads a layer has, and of which width, is known once it has run.
         if not keys:
             shape = (len(prompts), kept[0][0].shape[1], longest, kept[0][0].shape[3])
             keys, values = ([t.new_empty(shape) for t in pair] for pair in zip(*kept, strict=True))
         for layer, pair in enumerate(kept):
             for held, made in zip((keys, values), pair, strict=True):
+                # [k, t, d] -> [k, prompts, longest, d] -> [prompts, k, longest, d]
                 held[layer][part[0] : part[-1] + 1] = made[0][:, index].transpose(0, 1)
     return torch.cat(hidden), keys, values
 
@@ -129,16 +134,19 @@ class PaddedRows:
         width = bucket(max(len(ids) for ids in prompts))
         ids = torch.full((len(prompts), width), pad)
         mask = torch.zeros((len(prompts), width), dtype=torch.long)
+        # Padded on the left, the last column is the last token of every prompt.
         for i, prompt in enumerate(prompts):
             ids[i, width - len(prompt) :] = torch.tensor(prompt)
             mask[i, width - len(prompt) :] = 1
         ids, mask = ids.to(model.device), mask.to(model.device)
+        # Padding would stand at -1, which no table of positions has.
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         result = body_of(model)(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True
         )
         rows = torch.tensor(owner, device=model.device)
         self.cache = result.past_key_values
+        # Each prompt is computed once; its cache is then repeated for each of its rows.
         self.cache.batch_select_indices(rows)
         self.mask, self.positions = mask[rows], positions[rows, -1:]
         self._first: Tensor = result.last_hidden_state[rows, -1]
@@ -172,6 +180,7 @@ def no_branches(model: Any) -> str | None:
     else why not."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     ids = [(i * 37 + 11) % vocabulary for i in range(24)]
+    # All that the cache tells apart: a stem, prompts of unlike length, and one with two rows.
     prompts, owner = [ids[:5], [*ids[:2], *ids[12:20]]], [0, 0, 1]
     tokens = [torch.tensor(ids[i : i + 3], device=model.device) for i in (6, 9, 20)]
     try:
@@ -194,6 +203,7 @@ def _decode_rows(rows: Rows, tokens: Sequence[Tensor]) -> Tensor:
     return torch.cat(states).float()
 
 
+# More than nearly any nucleus holds: only where it does not, the whole vocabulary is sorted.
 TOP_P_CANDIDATES = 2048
 BLOCK = 256
 
@@ -238,13 +248,15 @@ def _inverse_cdf(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     share of the whole: in two steps, since a running sum is slow and a sum is not."""
     rows, count = probs.shape
     width = min(BLOCK, count)
+    # [rows, blocks, width], filled up with zeros
     blocks = torch.nn.functional.pad(probs, (0, -count % width)).view(rows, -1, width)
-    ends = blocks.sum(-1).cumsum(-1)
+    ends = blocks.sum(-1).cumsum(-1)  # [rows, blocks]
     target = (uniform * ends[:, -1])[:, None]
     # Rounding can put the target on the very end; a block or token of no mass is never picked.
     block = _first_above(ends, target)
     before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0.0)
     inside = blocks[torch.arange(rows, device=probs.device), block[:, 0]].cumsum(-1)
+    # Sums over blocks and within them round differently: the target must stay in its block.
     place = _first_above(inside, torch.minimum(target - before, inside[:, -1:]))
     return (block * width + place)[:, 0]
 
@@ -265,6 +277,7 @@ def _sample_filtered(
     top_k = torch.tensor([s.top_k or vocabulary for s in sampling], device=scaled.device)
     count = min(vocabulary, max(TOP_P_CANDIDATES, *(s.top_k for s in sampling)))
     values, tokens = probs.topk(count, dim=-1)
+    # Where the candidates hold too little mass for some row's nucleus, all tokens are sorted.
     unbounded = top_k > count
     if bool((unbounded & (values.sum(-1) < top_p)).any()):
         values, tokens = probs.sort(dim=-1, descending=True)

@@ -96,6 +96,7 @@ class Encoding:
             self._refuse_unknown(ids)
             why = overflow(len(ids), new, self.context)
             if why is None and isinstance(request, ScoreRequest) and request.labels:
+                # No label stands at the next token where the template has just begun to think.
                 why = THINKS if thinks_from(text, self.chat) else None
             if why is not None:
                 made.failed[name] = (why, len(ids))
@@ -110,6 +111,7 @@ class Encoding:
         answer."""
         if not self.markers:
             return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        # `skip_special_tokens` would drop the markers as well, so the others are taken out first.
         dropped = self._list_added_tokens(special=True).keys() - self.markers
         left = [i for i in ids if i not in dropped]
         return str(self.tokenizer.decode(left, skip_special_tokens=False))
@@ -145,6 +147,7 @@ class Encoding:
         if request.continuation is None:
             return []
         if request.prefill:
+            # After a prefill the text goes on within the turn, and the template has no part in it.
             return encode_after(self.tokenizer, text, ids, request.continuation)[0]
         turn = AnswerTurn(self.tokenizer, request.messages, self.chat)
         answer: Message = {"role": "assistant", "content": request.continuation}
@@ -226,6 +229,7 @@ def batches(rows: Sequence[Row], batch_tokens: int, share_prompts: bool = False)
 
     A row that alone exceeds the budget gets a batch of its own.
     """
+    # Rows of the same prompt become neighbours, which can share it.
     ordered = sorted(rows, key=lambda r: (r.new, len(r.ids), r.ids, r.request_id))
     result: list[list[Row]] = []
     current: list[Row] = []
@@ -265,6 +269,7 @@ def batch_tokens(spec: ModelSpec, model: Any) -> int:
     share = CACHE_SHARE.get(device.type, CACHE_SHARE["cpu"]) * memory
     tokens = int(share / token_bytes(model.config.get_text_config(), model.dtype))
     most = MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"])
+    # A power of two: machines of nearly the same memory then make the same batches.
     return min(most, max(LEAST_TOKENS, 1 << max(0, tokens.bit_length() - 1)))
 
 

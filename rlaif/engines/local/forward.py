@@ -58,6 +58,7 @@ def _compute_attention(
     rows that are at their next token."""
     for name in UNKNOWN:
         if arguments.get(name) is not None:
+            # What raises here is caught where the forms are proved, and the model gets padded rows.
             raise ValueError(f"the attention uses {name}")
     cache: BranchCache | None = arguments.get(CACHE)
     if cache is not None:
@@ -68,8 +69,10 @@ def _compute_attention(
         raise ValueError("the model does not hand its arguments on to attention")
     kept = arguments.get(KEEP)
     if kept is not None:
+        # Layers come in their order, so the list is by layer.
         kept.append((key, value))
     out = branch_attention(query, key, value, groups, scaling, sliding_window, softcap)
+    # transformers wants (B, T, H, D) back.
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -133,9 +136,11 @@ class States:
 def batches(rows: Sequence[Row], tails: Mapping[str, int], budget: int) -> list[list[Row]]:
     """Requests that begin alike together, each batch of about `budget` tokens to compute at most.
     `tails` counts the continuation tokens at the end of each request's ids."""
+    # Sorted by token ids, so that what begins alike lies side by side.
     ordered = sorted(rows, key=lambda row: (row.ids, row.request_id))
     sizes = [len(row.ids) for row in ordered]
     for i, shared in enumerate(_count_shared(ordered, tails), start=1):
+        # What a row shares with the one before it is not computed again.
         sizes[i] -= shared
     return [[ordered[i] for i in part] for part in fill_batches(range(len(ordered)), sizes, budget)]
 
@@ -153,7 +158,9 @@ def states(model: Any, batch: Sequence[Row], tails: Mapping[str, int], packed: b
     ends, spans, stop = [], [], 0
     for row, length, last in zip(rows, layout.lengths, layout.last, strict=True):
         stop += length
+        # A branch may begin with prompt tokens: the continuation is the last of its targets.
         tail = layout.predict[stop - tails[row.request_id] : stop]
+        # What predicts the continuation's first token is the prompt's end.
         ends.append(tail[0] if len(tail) else last)
         spans.append(tail)
     return States(rows, hidden[torch.stack(ends)], hidden[torch.cat(spans)])
@@ -163,11 +170,14 @@ def grouped(batch: Sequence[Row], tails: Mapping[str, int]) -> list[list[Row]]:
     """Neighbours that share more than the whole batch does, and about as much as the neighbours
     around them do. `batch` is sorted by token ids."""
     shared = _count_shared(batch, tails)
+    # The stem is computed once in any case: what counts is what neighbours share beyond it.
     stem = min(shared, default=0)
     extra = [count - stem for count in shared]
     groups = [[batch[0]]]
     for i, row in enumerate(batch[1:]):
+        # `extra[i]` lies between rows i and i + 1 of the batch.
         around = max([0, *extra[max(0, i - 1) : i], *extra[i + 1 : i + 2]])
+        # A row that shares much less would shorten the prompt of the whole group.
         if extra[i] and 2 * extra[i] >= around:
             groups[-1].append(row)
         else:
@@ -180,6 +190,7 @@ def _count_shared(rows: Sequence[Row], tails: Mapping[str, int]) -> list[int]:
     second on."""
     found = []
     for before, row in pairwise(rows):
+        # A continuation is scored token by token, so it must stay in its branch.
         limit = min(len(r.ids) - tails[r.request_id] for r in (before, row))
         pairs = zip(before.ids[:limit], row.ids[:limit], strict=True)
         found.append(next((i for i, (a, b) in enumerate(pairs) if a != b), limit))
@@ -283,6 +294,7 @@ def with_rotary(forward: Any, turn: Callable[..., Any]) -> Callable[..., Any]:
         forward.__defaults__,
         forward.__closure__,
     )
+    # Before Python 3.13 `FunctionType` takes no keyword-only defaults.
     changed.__kwdefaults__ = forward.__kwdefaults__
     return changed
 
@@ -317,9 +329,11 @@ class BranchCache:
         """Place each row in a grid of prompts times the most rows of any."""
         counts = torch.bincount(self.owner, minlength=len(self.lengths))
         first = counts.cumsum(0) - counts
+        # Rows of a prompt are neighbours: a slot is a row's distance from the first of them.
         slot = torch.arange(len(self.owner), device=self.owner.device) - first[self.owner]
         self._slots = int(counts.max())
         self._place = self.owner * self._slots + slot
+        # Masks are by prompt, and some prompts may be gone.
         self._masks = {}
 
     def positions(self) -> Tensor:
@@ -343,6 +357,7 @@ class BranchCache:
         for held in (self.keys, self.values):
             for layer, old in enumerate(held):
                 held[layer] = old.new_empty((len(rows), *old.shape[1:]))
+                # The rest is room for tokens to come.
                 held[layer][:, :, : self.step] = old[rows, :, : self.step]
         self._arrange_rows()
 
@@ -367,7 +382,9 @@ class BranchCache:
         self.values[layer][:, :, self.step] = value[:, :, 0]
         # The heads that share a key are queries of one attention: keys are not repeated.
         query = query.reshape(rows, groups, heads // groups, width)
+        # The window counts the new token too.
         seen = slice(0 if window is None else max(0, self.step + 1 - window), self.step + 1)
+        # All rows are at the same step, so nothing is to be masked.
         own, own_sum = attention(
             query,
             self.keys[layer][:, :, seen],
@@ -377,6 +394,7 @@ class BranchCache:
             softcap,
         )
         shared, shared_sum = self._of_prompts(layer, query, scale, window, softcap)
+        # As in `rlaif.kernels.attention`: each part counts by its share of the joint sum.
         total = torch.logaddexp(own_sum, shared_sum)
         out = own * (own_sum - total).exp_()[..., None]
         out += shared * (shared_sum - total).exp_()[..., None]
@@ -394,8 +412,10 @@ class BranchCache:
         (R, K, G, D) and log-sum-exps (R, K, G)."""
         _, groups, heads, width = query.shape
         prompts, slots = len(self.lengths), self._slots
+        # Prompts with fewer rows leave slots empty, of which nothing is read.
         grid = query.new_zeros((prompts * slots, groups, heads, width))
         grid[self._place] = query
+        # [prompts, key heads, slots, queries of a key head, width]
         grid = grid.view(prompts, slots, groups, heads, width).transpose(1, 2)
         out, log_sum = attention(
             grid.reshape(prompts, groups, slots * heads, width),
@@ -416,6 +436,7 @@ class BranchCache:
             ends = self.lengths[:, None]
             unseen = at >= ends
             if window is not None:
+                # The new token stands at position `ends + step`.
                 unseen = unseen | (ends + self.step - at >= window)
             mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device)
             # Finite: a row that sees nothing of its prompt would have NaN. Next to a real score its
@@ -440,6 +461,7 @@ def attention(
             query, key, value, 0.0, False, attn_mask=mask, scale=scale
         )
         return found
+    # One query for each row: its scores are small enough to be made.
     scores = (query @ key.mT).float() * (query.shape[-1] ** -0.5 if scale is None else scale)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap

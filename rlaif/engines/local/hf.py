@@ -160,6 +160,7 @@ class HfEngine:
                     if self._is_finished(output[i], requests[i]):
                         ended.add(i)
             kept = [p for p, i in enumerate(held) if i not in ended]
+            # Nothing follows the last token, so its states are not needed.
             if not kept or step == new - 1:
                 break
             if len(held) - len(kept) >= len(held) * ENDED_SHARE:
@@ -192,6 +193,7 @@ class HfEngine:
             return True
         if not request.sampling.stop:
             return False
+        # All of it: a stop may begin in one token and end in another.
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return any(stop in text for stop in request.sampling.stop)
 
@@ -267,6 +269,7 @@ class HfEngine:
             probs, thinking = label_probs.get(i, ({}, 0.0))
             mass = sum(probs.values()) if i in label_probs else None
             why = thinks_first(thinking, mass) if mass is not None else None
+            # Where the model is about to think, labels at this token are not its answer.
             if why is not None:
                 results.append(ScoreResult(row.request_id, {}, None, [], count, why))
                 continue
@@ -285,7 +288,7 @@ class HfEngine:
         output, weight = self.weights.output()
         bias = None if output.bias is None else output.bias.float()
         logits = torch.nn.functional.linear(hidden[asked].float(), weight, bias)
-        probs = self.weights.head.finish(logits).softmax(-1)
+        probs = self.weights.head.finish(logits).softmax(-1)  # [asked, vocabulary]
         return {
             i: (
                 {
@@ -300,6 +303,7 @@ class HfEngine:
     def _token_logprobs(self, hidden: torch.Tensor, targets: list[int]) -> list[float]:
         output, weight = self.weights.output()
         values: list[float] = token_logprobs(
+            # Into the hidden states: the kernel has no scale, and the bias is not scaled.
             hidden.float() * self.weights.head.scale,
             weight,
             torch.tensor(targets, dtype=torch.int64, device=self.device),

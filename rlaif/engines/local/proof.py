@@ -95,6 +95,7 @@ def choose(module: Any, dtype: torch.dtype, device: torch.device) -> Choice:
             if failure is not None
             else _read_choice(key) or prove(type(module), config, dtype, device)
         )
+        # A choice made without FlexAttention may hold only as long as the compiler is missing.
         if not _known[key].reasons and attention.flex_failure() is None:
             _store_choice(key, _known[key])
         for reason in _known[key].reasons:
@@ -158,10 +159,12 @@ def prove(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> C
         theirs = _compute_values(copy.deepcopy(fresh), PLAIN)
         truth = _wider_values(exact.to(WIDER[compared]), theirs)
     except torch.OutOfMemoryError:
+        # A lack of memory says nothing of a form, and callers know what to advise.
         raise
     except Exception as error:
         return _make_untried_choice(error)
     problems: dict[tuple[bool, bool], str] = {}
+    # From the fastest to the slowest: the first that holds is taken.
     for packed, with_parts in ((True, True), (True, False), (False, True)):
         tried = Choice(packed, parts if with_parts else {})
         if with_parts and not parts:
@@ -233,6 +236,7 @@ def _find_problem(
     for name, exact, plain, own in zip(names, truth, theirs, ours, strict=True):
         size = max(float(exact.norm()), SMALLEST * (scale if name != names[0] else 0.0), 1e-30)
         off, rounded = (float((t.double() - exact).norm()) / size for t in (own, plain))
+        # `not <=` rather than `>`: NaN is a problem too.
         if not off <= 2 * rounded + ROUNDING:
             return f"{name} differ by {off:.2g} of their size, and {rounded:.2g} is rounding"
     return None
@@ -258,6 +262,7 @@ def _compute_values(model: Any, choice: Choice) -> list[Tensor]:
     model.zero_grad(set_to_none=True)
     with torch.enable_grad(), fast_paths(model, choice):
         values = _compute_logprobs(model, layout)
+        # A weight of its own for each token: with equal ones, swapped tokens would not show.
         slope = torch.linspace(-1, 1.5, values.numel(), device=values.device, dtype=values.dtype)
         torch.autograd.backward((values * slope).sum())
     found = [values.detach(), *(p.grad for p in model.parameters())]
@@ -283,6 +288,7 @@ def _compute_logprobs(model: Any, layout: Layout) -> Tensor:
 def _make_small_copy(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """A model of `config` in fp32 whose weights are random and exact in `dtype`."""
     attention_name = plain_attention(config)
+    # The caller's random state must not notice the proof.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         with device:
@@ -310,6 +316,7 @@ def _equal_parts(model: Any) -> dict[str, PartKind]:
         name = class_name(part)
         kind = None if name in refused else _part_kind(part, found.get(name))
         if kind is None:
+            # Forms are chosen by class, so one part that differs speaks for all of its class.
             refused.add(name)
             found.pop(name, None)
         else:
@@ -373,6 +380,7 @@ def _find_rotating_parts(model: Any) -> dict[str, PartKind]:
         if not inspect.isfunction(own):
             continue
 
+        # Bound as defaults, since the loop moves on to other parts.
         def compare_rotation(
             *args: Any, own: Any = own, name: str = class_name(part), **named: Any
         ) -> tuple[Tensor, Tensor]:
@@ -409,10 +417,12 @@ def shrink(config: Any) -> None:
     feed-forward parts. Heads and their sizes stay."""
     text = config.get_text_config()
     nested: list[Any] = [value for value in vars(config).values() if hasattr(value, "to_dict")]
+    # Parts beside the text model, such as a vision tower, are not what is tried here.
     for other in nested:
         if other is not text and getattr(other, "num_hidden_layers", None):
             other.num_hidden_layers = 1
     layers = int(text.num_hidden_layers)
+    # Lists with an entry for each layer, such as `layer_types`, shrink with the layers.
     by_layer = {
         name: value
         for name, value in vars(text).items()
@@ -426,6 +436,7 @@ def shrink(config: Any) -> None:
     for name, value in by_layer.items():
         setattr(text, name, [value[i] for i in kept])
     for name, value in list(vars(text).items()):
+        # A bool is an int too.
         if not isinstance(value, int) or isinstance(value, bool):
             continue
         if name.startswith("vocab_size"):
@@ -434,9 +445,11 @@ def shrink(config: Any) -> None:
             setattr(text, name, min(value, WINDOW))
         elif name.endswith("intermediate_size"):
             setattr(text, name, min(value, 128))
+        # DeepSeek's dense layers come first: one at most, so that a mixture is left to try.
         elif name == "first_k_dense_replace":
             setattr(text, name, min(value, 1))
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        # They must lie in the short vocabulary.
         if getattr(text, name, None) is not None:
             setattr(text, name, 0)
 
@@ -454,5 +467,6 @@ def _kept_layers(layers: int, lists: Sequence[Sequence[Any]]) -> list[int]:
         seen.setdefault(str([values[index] for values in lists]), index)
     kept = sorted(seen.values())[:MOST_LAYERS]
     more = [i for i in range(layers) if i not in kept]
+    # Where no list tells the kinds of layers, more are kept in case one of them differs.
     least = 2 if lists or layers <= 2 else MOST_LAYERS
     return sorted([*kept, *more[: max(0, min(least, layers) - len(kept))]])

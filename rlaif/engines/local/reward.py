@@ -116,6 +116,7 @@ class Body:
         found: dict[str, Scores] = {}
         for name, head in self._heads.items():
             if self._adapters is not None:
+                # Otherwise peft would make the adapter's weights trainable again.
                 self._adapters.set_adapter(name, inference_mode=True)
             states = self._layers(input_ids=ids, attention_mask=mask).last_hidden_state
             last = states[rows, ends].float()
@@ -273,6 +274,8 @@ class RewardEngine:
             yield refused
         assert self.body is not None
         for batch in encoding.batches(fitting, pass_tokens(self.spec, self.body.device)):
+            # A batch that is partly done is computed again as a whole, so that a rerun has the same
+            # batches.
             if all(row.request_id in done for row in batch):
                 continue
             prompts = [rows[row.request_id][1] for row in batch]

@@ -56,6 +56,7 @@ class Weights:
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Keep the model in its fast form for as long as anybody computes with it."""
+        # The first one to compute changes the model, and the last one changes it back.
         if self._asking == 0:
             self._changes.enter_context(prepacked(self.model))
             choice = replace(self._choice, packed=self.branches)
@@ -131,6 +132,7 @@ def head_of(module: Any) -> Head:
         raw_part, before = raw * near, torch.atanh((own / cap) * near) * cap
     else:
         raw_part = raw
+    # Least squares over the logits away from the cap; where `raw_part` is 0 nothing counts.
     scale = float(((before - bias * (raw_part != 0)) * raw_part).sum() / raw_part.square().sum())
     head = Head(_snap_scale(scale, config, output.weight.dtype), cap)
     found = Head(1.0, cap).finish(raw * head.scale + bias)
@@ -146,6 +148,7 @@ def _snap_scale(scale: float, config: Any, dtype: torch.dtype) -> float:
     """The number that the config means by a measured scale, without its rounding."""
     numbers = [v for v in config.to_dict().values() if type(v) in (int, float) and v > 0]
     width = getattr(config, "hidden_size", None) or 1
+    # Configs have a scale as a number, as its inverse, or as a number over the width (muP).
     meant = [1.0, *numbers, *(1 / v for v in numbers), *(v / width for v in numbers)]
     nearest = min(meant, key=lambda value: abs(value - scale))
     known = abs(nearest - scale) <= SNAP.get(dtype, SNAP_HALF) * abs(scale)
@@ -178,6 +181,7 @@ def prepacked(model: nn.Module) -> Iterator[None]:
     """Let the linear layers of `model` compute with a copy of their weights in the kernels' own
     layout, and drop the copy afterwards. On a GPU, or where the copy would be too large or the
     kernels do not take the dtype, nothing changes."""
+    # A subclass may compute something else.
     layers = [part for part in model.modules() if type(part) is nn.Linear]
     # A layer that has a forward of its own, such as one in training, is put back with that.
     before = [vars(layer).get("forward") for layer in layers]

@@ -59,6 +59,7 @@ class Attempts:
         would fare better, and GateStopped for a wait that is too long."""
         response = await self._post_call(call, connection, began, answered)
         loop = asyncio.get_running_loop()
+        # Whatever it says, the server is alive.
         self.heard = loop.time()
         wait = exhausted_for(response.headers)
         if wait is not None:
@@ -72,6 +73,7 @@ class Attempts:
         if isinstance(answer, ServerError):
             self._heed_limits(answer, response.headers, began)
             raise failure_of(answer, self.spec, self.name, call.body, answered)
+        # More choices than were asked for are nobody's.
         for choice in answer.choices[: len(call.requests)]:
             if choice.error is not None:
                 words = choice.error.words
@@ -91,6 +93,7 @@ class Attempts:
         except TimeoutError:
             seconds = self.spec.limits.total_seconds
             raise Again("timeout", f"no whole answer after {seconds:g} s", billed=True) from None
+        # It may have been made and billed: the answer to it has not come.
         except Repeated as error:
             raise Again("repeated", str(error), billed=True) from None
         except Malformed as error:
@@ -111,12 +114,15 @@ class Attempts:
             answer = decode_answer(text)
         except Malformed:
             answer = None
+        # An answer's text may hold the same characters and stays as it is: only errors lose the
+        # key.
         if isinstance(answer, Answer) and all(c.error is None for c in answer.choices):
             return answer
         return decode_answer(without_key(text, self.key))
 
     def _too_few(self, call: ApiCall, answer: Answer, answered: bool) -> None:
         given = f"{len(answer.choices)} of {len(call.requests)} choices"
+        # It has served `n` before, so this answer is damaged.
         if answered:
             raise Malformed(f"the answer has {given}")
         raise EngineError(
@@ -128,6 +134,7 @@ class Attempts:
         cause = error.__cause__
         text = without_key(str(cause or error), self.key)[:MESSAGE_LENGTH]
         if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
+            # Nothing has reached the server, so nothing is billed.
             return Again("unreachable", f"no connection: {text}")
         if isinstance(error, openai.APITimeoutError):
             seconds = self.spec.limits.read_seconds
@@ -137,6 +144,7 @@ class Attempts:
     def _heed_limits(self, error: ServerError, headers: httpx2.Headers, began: float) -> None:
         """Heed what the server says of its limits. Raises GateStopped for too long a wait."""
         status = error.status or 0
+        # Waiting does not mend that.
         if is_out_of_money(error):
             return
         if status == 429:
@@ -250,6 +258,7 @@ class Pace:
         while True:
             wait = self._resume - loop.time()
             if wait > 0:
+                # Spread a little, or all would come back in the same instant.
                 await asyncio.sleep(wait * random.uniform(1.0, 1.1))
             elif self._open < int(self.limit):
                 self._open += 1
@@ -257,6 +266,7 @@ class Pace:
             else:
                 place = loop.create_future()
                 self._waiting.append(place)
+                # Looked at anew: others may have taken the place, or a pause may have begun.
                 await place
 
     def leave(self) -> None:
@@ -275,6 +285,7 @@ class Pace:
 
     def too_fast(self, entered: float, now: float) -> None:
         """Halve the limit: at `now` a call that entered at `entered` was refused for speed."""
+        # A call from before the last cut says nothing of the new pace.
         if entered > self._cut:
             self._cut = now
             self.limit = max(1.0, self.limit / 2)

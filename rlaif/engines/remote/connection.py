@@ -57,7 +57,7 @@ def opener(spec: ModelSpec, key: str | None) -> Callable[[Limit], openai.AsyncOp
         return openai.AsyncOpenAI(
             base_url=url,
             api_key=key or "none",
-            max_retries=0,
+            max_retries=0,  # The session counts and paces attempts itself.
             timeout=timeout,
             http_client=http,
             # Others could turn a few bytes into gigabytes at once.
@@ -79,6 +79,7 @@ class Limit:
             raise Malformed(f"the answer is encoded as {coding[:40]!r}, which was not asked for")
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         packed = coding in ("gzip", "x-gzip")
+        # The client decodes by the name that the server gives, which may be no text's encoding.
         if not _is_of_texts(response.charset_encoding):
             response.encoding = "utf-8"
         response.stream = _Limited(response.stream, packed, self.most)
@@ -107,6 +108,7 @@ class _Limited(httpx2.AsyncByteStream):
         async for part in self._stream:
             if self._packed:
                 try:
+                    # One byte more than allowed shows that there are more, without unpacking them.
                     part = unpacker.decompress(part, left + 1)
                 except zlib.error as error:
                     raise Malformed(f"the answer cannot be unpacked: {error}") from None
@@ -142,6 +144,7 @@ class Connection:
         try:
             response = await self._client.post(path, body=body, cast_to=httpx2.Response)
         except openai.APIStatusError as error:
+            # The error may be the last answer once more: a fresh connection tells.
             if error.response.content == self._last:
                 await self.close()
             else:
@@ -158,6 +161,7 @@ class Connection:
         if content == self._distrusted:
             # The same bytes on a fresh connection: this server gives equal answers equal ids.
             self._repeats = True
+        # Without an id two equal answers may both be meant.
         if content == self._last and b'"id"' in content and not self._repeats:
             await self.close()
             self._distrusted = content

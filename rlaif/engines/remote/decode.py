@@ -92,6 +92,7 @@ class Answer:
 
 def decode_answer(text: str) -> Answer | ServerError:
     """What a body that came with status 200 says. Raises Malformed."""
+    # A byte order mark, which JSON does not allow and some servers send.
     data = _parse_object(text.removeprefix("\ufeff"))
     error = error_in_answer(data)
     return Answer(_read_choices(data), _read_usage(data.get("usage"))) if error is None else error
@@ -165,12 +166,14 @@ def _read_choice(data: Any, place: int) -> Choice:
     if isinstance(message, dict):
         content = message.get("content")
     elif "text" in data and message is None:
+        # The completions API has its text in the choice itself.
         message, content = data, data["text"]
     else:
         raise Malformed("a choice of the answer has no message and no text")
     if content is not None and not _is_content(content):
         raise Malformed("the content of an answer is neither a text nor parts of one")
     index, finish = data.get("index"), _read_finish(data.get("finish_reason"))
+    # A bool is an int too.
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < MOST_TOKENS:
         index = place
     return Choice(
@@ -187,6 +190,7 @@ def _read_choice(data: Any, place: int) -> Choice:
 def _join_text(content: str | list[Any] | None) -> str | None:
     """A text, the text parts joined where it came in parts."""
     if isinstance(content, list):
+        # Parts of other types, such as thinking, are no text of the answer.
         parts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
         texts = [part for part in parts if isinstance(part, str)]
         return clean("".join(texts)) if texts else None
@@ -264,6 +268,7 @@ def _read_number(value: Any) -> float | None:
         return None
     try:
         return float(value)
+    # JSON's integers have no bound, and floats have one.
     except OverflowError:
         return math.inf if value > 0 else -math.inf
 
@@ -278,6 +283,7 @@ def _read_usage(data: Any) -> Usage | None:
     if read is None or made is None or not isinstance(details, dict):
         return None
     cached = _read_count(details.get("cached_tokens"))
+    # More cached tokens than input would make the cost negative.
     return Usage(read, made, min(cached or 0, read))
 
 

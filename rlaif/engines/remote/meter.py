@@ -63,6 +63,7 @@ class Meter:
     ) -> None:
         """A call that was open from `began` to `ended` (seconds of one clock) and was answered."""
         self.paid(cost, estimated)
+        # 8 buckets for each doubling: a bucket's ends are 9% apart.
         bucket = math.floor(math.log2(max(ended - began, 1e-6)) * BUCKETS_PER_DOUBLING)
         with self._lock:
             self.calls += 1
@@ -145,6 +146,7 @@ class Meter:
         for bucket, count in sorted(self.latencies.items()):
             seen += count
             if seen >= wanted:
+                # The bucket's upper end, which none of its calls exceeded.
                 return float(2 ** ((bucket + 1) / BUCKETS_PER_DOUBLING))
         return 0.0
 
@@ -188,6 +190,7 @@ class Meters:
     @contextmanager
     def kept_in(self, folder: Path) -> Iterator[None]:
         """Keep what is asked within in a step's folder, added to what earlier processes asked."""
+        # In one go, so that no call is counted between the two.
         with self._lock:
             self._folder, self._meters = folder, read_meters(folder)
         try:
@@ -200,6 +203,7 @@ class Meters:
     def keep(self, every: float = KEEP_EVERY) -> None:
         """Write the meters to the folder, unless that was done less than `every` seconds ago."""
         with self._lock:
+            # Under the lock, so that an older state is never written over a newer one.
             now = monotonic()
             if self._folder is None or not self._meters or now - self._kept < every:
                 return
@@ -310,6 +314,7 @@ class Account:
         self.meters = Meters()
         self._held = 0.0
         lines = _read_lines(path)
+        # The last one has no line break after it, or is empty.
         rows = [_read_cost(line, path, number) for number, line in enumerate(lines[:-1], 1)]
         noted = math.fsum(cost for cost, _ in rows)
         self.lost = counted - noted if counted - noted > ROUNDING else 0.0
@@ -325,6 +330,7 @@ class Account:
             if self.budget is None or self.spent + self._held + cost <= self.budget:
                 self._held += cost
                 return True
+            # Open calls may turn out to cost less than is set aside for them.
             return False if self._held > 0 else None
 
     def free(self, held: float) -> None:

@@ -81,6 +81,7 @@ class Session:
         self.place = place
         self.learned = learned
         learned.begin(self.meter)
+        # Made once: it reads the system's certificates, and each worker opens a client with it.
         self.open_client = opener(spec, key)
         self.pace = Pace(spec.limits.concurrency)
         self.pace.limit = learned.limit or self.pace.limit
@@ -100,6 +101,7 @@ class Session:
         self.outlet = outlet
         try:
             await self._answer_all()
+        # Task groups wrap what their tasks raise, and they are nested.
         except BaseExceptionGroup as group:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
@@ -118,8 +120,10 @@ class Session:
                     for _ in range(self.spec.limits.concurrency):
                         workers.create_task(self._run_worker())
                 self._give_out_withheld()
+                # It would wait for ever: no more answers come.
                 committer.cancel()
         finally:
+            # What was paid for is kept on every way out.
             try:
                 self._commit_pending()
             finally:
@@ -181,6 +185,8 @@ class Session:
         connection = Connection(self.open_client)
         try:
             for call in self.calls:
+                # Not begun before its results have a place: answers are held in memory until they
+                # are taken.
                 for _ in call.requests:
                     await self.outlet.room()
                 if call.refusal is not None:
@@ -206,6 +212,7 @@ class Session:
         """Whether the cache answered; if not, the call is open now, and its equals wait for it."""
         if self.cache is None:
             return False
+        # Once more after each wait: another equal call may have been the first to go on.
         while (other := self._open.get(call.key)) is not None:
             await other
         answer = decode_stored(self.cache.get(call.key))
@@ -242,6 +249,7 @@ class Session:
             self.meter.retried(again.cause)
             # A wait that was asked for runs beside this one: in the pace, for every call.
             await asyncio.sleep(back_off(attempt))
+        # The server answered others meanwhile: then it is this call that failed.
         if again.cause == "unreachable" and self.attempts.heard < began:
             raise EngineError(
                 f"model {self.name}: nothing answers at {self.spec.base_url} ({again}). {KEPT} "
@@ -265,6 +273,7 @@ class Session:
             await self._finish_call(done)
             return
         breaker = self.learned.breaker
+        # A row of another status is over: the server does not refuse everything for that reason.
         if status != breaker.status:
             self._give_out_withheld()
         self._withheld.append(done)
@@ -283,6 +292,7 @@ class Session:
         if error.cause != "timeout" or self.attempts.heard > float("-inf"):
             return
         self._silent += 1
+        # All open calls have been silent, and there were some at least.
         if self._silent >= max(first_wave(1), self._begun - self._ended):
             raise EngineError(
                 f"model {self.name}: {self.spec.base_url} takes calls and answers none: {error}, "
@@ -292,6 +302,7 @@ class Session:
 
     async def _attempt_call(self, call: ApiCall, connection: Connection) -> _Done:
         """One attempt, which is made again without the JSON schema where that is refused."""
+        # A server that has refused schemas once is not asked to take one again.
         if not self.learned.schema:
             call = api.without_schema(call)
         try:
@@ -314,6 +325,7 @@ class Session:
     async def _make_paid_call(self, call: ApiCall, connection: Connection) -> _Done:
         """One call within the budget. What nobody counted is paid as the most that it can cost."""
         held = api.most_usage(call.body).cost(self.spec.price)
+        # Before the place in the pace, so that no call waits for money while it holds one.
         await self._hold_budget(held)
         try:
             began = await self.pace.enter()
@@ -331,6 +343,7 @@ class Session:
             self.meter.answered(began, ended, answer.usage, *paid)
             self.pace.answered()
         finally:
+            # Only when the cost is on the account: between the two the budget would look larger.
             self.account.free(held)
         self._check_log_probs(call, answer)
         return _Done(call, api.read(self.spec, call, answer, ended - began), answer)

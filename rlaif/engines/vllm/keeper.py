@@ -33,6 +33,7 @@ def main(command: list[str]) -> int:
     """Run `command` until it ends or its owner has gone; its exit status. Its temporary files,
     such as sockets, go with it."""
     owner = os.getppid()
+    # As an exception, so that the server is ended on the way out.
     signal.signal(signal.SIGTERM, _exit_process)
     with tempfile.TemporaryDirectory(prefix="rlaif-", ignore_cleanup_errors=True) as folder:
         # A group of its own: its processes are ended together, those too that it has lost sight of.
@@ -71,6 +72,7 @@ def _end_server(server: subprocess.Popen[bytes]) -> None:
     finally:
         # Whatever is left of it, and at once where we are told to end meanwhile.
         with suppress(ProcessLookupError):
+            # Its process id is its group's too, since it began a session.
             os.killpg(server.pid, signal.SIGKILL)
     server.wait()
 
@@ -100,6 +102,7 @@ def owner() -> dict[str, str]:
 
 def end_with_parent() -> None:
     """Exit when the parent process dies (runs in vLLM workers)."""
+    # The owner loads the plugin itself, and must not wait for its own parent.
     if os.environ.get(OWNER) in (None, str(os.getpid())):
         return
     started_by = multiprocessing.parent_process()
@@ -112,4 +115,5 @@ def _wait_for_end(parent: int | None) -> None:
     # A process whose parent has gone gets another one.
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_SECONDS)
+    # `sys.exit` would end this thread alone.
     os._exit(1)

@@ -50,6 +50,7 @@ def load(spec: ModelSpec, folder: Path, name: str) -> VllmEngine:
     encoding, ends = read_tokenizer(spec, folder, name)
     values = options(spec, encoding.context, on_gpu, adapter)
     values["worker_extension_cls"] = "rlaif.engines.vllm.vllm_worker.InPlace"
+    # Its processes inherit what is set while they start.
     with within(environment(spec, on_gpu)), owned():
         llm = _start_llm(name, folder, values)
     engine = VllmEngine(llm, encoding, spec, ends, model_hash(folder, spec), on_gpu)
@@ -139,6 +140,7 @@ class VllmEngine:
         self, requests: Iterable[GenerateRequest], done: AbstractSet[str] = frozenset()
     ) -> Iterator[list[GenerateResult]]:
         """See `Engine.generate`. A prompt that does not fit the context fails alone."""
+        # What is done is left out: vLLM's batches differ from run to run anyway.
         by_id = {r.request_id: r for r in requests if r.request_id not in done}
         encoded = self.encoding.encode(list(by_id.values()))
         refused = [
@@ -166,7 +168,7 @@ class VllmEngine:
             stop_token_ids=sorted(self.ends),
             # Those that tell thinking from answer may be special tokens.
             skip_special_tokens=not self.encoding.markers,
-            logprobs=0,
+            logprobs=0,  # Of the sampled token alone.
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
             # Otherwise vLLM makes an output of every request at every token.
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -259,6 +261,7 @@ class VllmEngine:
             if why is not None:
                 return ScoreResult(request.request_id, {}, None, [], start, why)
         found = output.prompt_logprobs or []
+        # The first token of a prompt has none, and no tail begins there.
         logprobs = [found[i][ids[i]].logprob for i in range(start, len(ids))]
         mass = sum(probs.values()) if request.labels else None
         return ScoreResult(request.request_id, probs, mass, logprobs, start)
@@ -343,6 +346,7 @@ class VllmEngine:
         if not self.spec.engine_args.get("enable_sleep_mode"):
             return False
         if not self.asleep:
+            # At level 1 the weights move to main memory; level 2 would drop them.
             self.llm.sleep(level=1)
             self.asleep = True
         return True

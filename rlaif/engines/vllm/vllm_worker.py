@@ -31,6 +31,7 @@ def _tie_again(model: Any) -> None:
     parts = list(model.modules())
     heads = [part for part in parts if isinstance(part, ParallelLMHead)]
     tables = [part for part in parts if isinstance(part, VocabParallelEmbedding)]
+    # An output head is a kind of embedding table for vLLM, so it is not to be taken for one here.
     table = next((part for part in tables if part not in heads), None)
     for head in heads:
         if table is not None:

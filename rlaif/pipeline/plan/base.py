@@ -57,6 +57,7 @@ class Planned:
     @property
     def sources(self) -> set[str]:
         """The hashes of the steps whose records or models it uses."""
+        # What a step makes it does not read.
         models = [model.train_hash for role, model in self.models.items() if role != "made"]
         return {*self.inputs.values(), *filter(None, models)}
 
@@ -95,6 +96,7 @@ def round_prompts(train: list[Prompt], count: int | None, seed: int, number: int
     ids = sorted(p.prompt_id for p in train)
     if count is None or count >= len(ids):
         return ids
+    # The seed alone decides the order, so that rounds move through one and the same.
     random.Random(content_hash("prompts", seed)).shuffle(ids)
     start = (number - 1) * count
     return sorted(ids[(start + i) % len(ids)] for i in range(count))
@@ -177,6 +179,7 @@ class Walk:
         self.seed = seed
         self.label = label
         self.initial = self.named("policy", "M0")
+        # M0 is all of them until a round has trained another policy.
         self.policy = self.previous = self.earlier = self.initial
         self.round = 0
         self.done: list[Planned] = []
@@ -216,6 +219,7 @@ class Walk:
         reserved |= {"previous": self.previous, "earlier": self.earlier}
         if name in reserved:
             return reserved[name]
+        # What `distill` has made goes before a given model of the same name.
         if name in self.reward_models:
             return self.reward_models[name]
         found = self.given(name)
@@ -274,6 +278,7 @@ class Walk:
                     "uses",
                 )
             found += steps
+        # `ID` and `ID@*` may name the same step.
         return list({s.hash: s for s in found}.values())
 
     def facts(self, ids: tuple[str, ...] | None) -> list[Any]:

@@ -22,12 +22,14 @@ def make_plan(inputs: PlanInputs) -> list[Planned]:
         walks = {n: Walk(inputs, seed, experiment.arms.get(n)) for n in experiment.arm_names}
         for arm, walk in walks.items():
             for step in _walk_rounds(walk):
+                # Arms that have not parted yet plan steps of the same hash, which run once.
                 planned.setdefault(step.hash, step)
                 arms.setdefault(step.hash, []).append(arm)
             refuse_unread(walk)
         for step in plan_comparisons(inputs, walks):
             planned[step.hash] = step
             arms[step.hash] = list(walks)
+    # One walk may plan the same step more than once, such as M0's evaluation.
     return [replace(p, arms=tuple(dict.fromkeys(arms[p.hash]))) for p in planned.values()]
 
 
@@ -35,6 +37,7 @@ def _walk_rounds(walk: Walk) -> list[Planned]:
     """The whole plan of one walk: M0's evaluation, then the rounds."""
     experiment = walk.experiment
     distilled = {e.distill.id for e in experiment.steps if e.distill is not None}
+    # For its errors alone: a model that is not there is reported at the step that names it.
     for index, entry in enumerate(experiment.steps):
         if entry.judge is not None and not distilled & set(entry.judge.asks().values()):
             walk.asked(index, entry.judge)

@@ -133,6 +133,7 @@ class Kept:
 
     def answered(self, name: str, batch: Iterable[tuple[Call, Answered]]) -> None:
         """Commit answers (`name` answers) or reasons, each with what its call was."""
+        # What was asked stands beside the answer, so that it can be followed without the plan.
         rows = [_describe_call(call) | _answer_to_row(answered) for call, answered in batch]
         (self.answers if name == "answers" else self.reasons).append(rows)
 
@@ -215,6 +216,7 @@ def _judge_staged(
             group += more
         new = [call for more in further for call in more]
     concluded = [verdicts_of(judge, group, kept.answers) for group in made]
+    # A rerun concludes everything again: only what is not stored is new.
     fresh = {
         j.judgement_id: j
         for own in concluded
@@ -247,6 +249,7 @@ class _Asker:
     ) -> Iterator[list[tuple[Call, Answered | None]]]:
         """What is not in `done`, a whole batch at a time. A call that comes twice is asked once."""
         calls = list({call.call_id: call for call in calls}.values())
+        # `done` may be a view of a whole file: only its part of these calls is held.
         done = {call.call_id for call in calls if call.call_id in done}
         self._ask_reasons([c for c in calls if c.then is not None], done)
         self._start_progress("judgements", [c.call_id for c in calls], done)
@@ -261,6 +264,7 @@ class _Asker:
             # Without reasons there is nothing to ask further: the calls failed.
             yield [(c, self.kept.reasons[c.call_id]) for c in stuck]
             self._advance_progress(len(stuck))
+        # Those that are done too: an engine in this process lays out its batches from all of them.
         pending = {i: r for i, c in asked.items() if (r := self._request_of(c)) is not None}
         for batch_of_answers in self._ask_engines(asked, pending, done):
             yield [
@@ -305,6 +309,7 @@ class _Asker:
         for name, request in requests.items():
             roles[calls[name].role].append(request)
         for role, wanted in roles.items():
+            # Nothing is loaded for a role whose answers are all there.
             if all(request.request_id in done for request in wanted):
                 continue
             engine, annotator = asked_engine(self.judge, role, self.models, self.engines)
@@ -423,11 +428,13 @@ class Carried:
         self._folder = folder
         self._append = append
         self._kept = kept
+        # A copied verdict counts as this wording's.
         self._changed = {"judge_hash": judge_hash} if name == "judgements" else {}
         self._indexes = [step.index(name, "call_id") for step in earlier]
         for index in self._indexes:
             index.grow()
         self._marked = {row["call_id"] for row in folder.rows(MARKS)}
+        # A mark without rows is of a kill in between: `take` copies these.
         self.calls = {call for call in self._marked if call in kept}
 
     def take(self, calls: Iterable[Call]) -> None:
@@ -437,6 +444,7 @@ class Carried:
         asked = dict.fromkeys(c.call_id for c in calls if c.request is not None)
         new = iter([name for name in asked if name not in self._kept and self._find_source(name)])
         while batch := list(islice(new, BATCH)):
+            # Marked first: rows without a mark would pass for answers that were asked here.
             marks = [{"call_id": name} for name in batch if name not in self._marked]
             self._folder.append(MARKS, marks)
             self._append([row | self._changed for name in batch for row in self._find_rows(name)])

@@ -99,6 +99,7 @@ def _plan_measured(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, st
         return walk.evaluations[step.id, model.key]
     template = next((e.sample for e in walk.experiment.steps if e.sample), SampleStep())
     changed: dict[str, Any] = {"n": step.n, "id": f"{step.id}.sample"}
+    # A pool and instructions are for training data; the policy is measured without them.
     changed |= dict.fromkeys(("pool", "principles", "system_prompt"))
     for key in ("temperature", "max_new_tokens"):
         if getattr(step, key) is not None:
@@ -110,6 +111,7 @@ def _plan_measured(walk: Walk, step: EvaluateStep, model: Model) -> dict[str, st
     parts = {"completions": answers.hash}
     for judge in _judges_of(walk, step):
         pool = [answers]
+        # A comparison shows M0's answers beside these, and M0 has nothing to be compared with.
         if walk.inputs.judges[judge.id].comparative:
             if model.key == walk.initial.key:
                 continue
@@ -224,6 +226,7 @@ def run(context: StepContext) -> dict[str, Any]:
         row = _evaluate_round(context)
         for log in chain(*logs):
             log(context.planned.round, figures(row))
+    # After a kill it may be there already.
     if not context.folder.read("evaluation"):
         context.folder.append("evaluation", [row])
     return {"counts": {"prompts": len(context.planned.prompts), "metrics": len(row["metrics"])}}
@@ -258,6 +261,7 @@ def _list_trackers(context: StepContext) -> list[tuple[list[str], Tracked]]:
         names += [name for name in (step.trackers if step else ()) if name not in names]
     if not names:
         return []
+    # The run folder tells apart two runs of one experiment that send to the same tracker.
     root = content_hash(str(context.store.root.resolve()), length=8)
     keys = planned.step.model_dump(mode="json", exclude={"id"})
     tracked = []
@@ -397,6 +401,7 @@ def _round_values(context: StepContext) -> dict[str, Measured]:
         return {}
     found: dict[str, Measured] = {}
     completions = context.completions("train/completions")
+    # Answers that stand alone have no margin and no other length.
     preferences = [p for p in context.preferences("train/preferences") if p.paired]
     found["pairs/margin"] = metrics.per_prompt((p.prompt_id, p.margin) for p in preferences)
     found["pairs/length_gap"] = metrics.per_prompt(

@@ -156,6 +156,7 @@ def _summarise_judgements(
             errors[row["error"]] += 1
         if row["label_mass"] is not None:
             masses.append(row["label_mass"])
+        # Servers answer in any order, which must not change the digest.
         content.add(*(row[key] for key in CONTENT))
     who = f"of judge {name}"
     refuse_all_failed(f"verdicts {who}", f"calls {who}", statuses.total(), failed, folder.path)
@@ -219,6 +220,7 @@ class _Judging:
         """One question, one verdict. Calls are counted, then asked: where they are too many to hold
         they are made again."""
         folder = self.context.folder
+        # One for all waves, since it knows what earlier waves have copied.
         if self._carried is None:
             self._carried = Carried(
                 folder,
@@ -256,6 +258,7 @@ class _Judging:
             parts.append(ask_model(judge, model, engines, left, self.done))
         for judgements in chain.from_iterable(parts):
             self.context.folder.append("judgements", judgements)
+            # One call may give several judgements.
             self._advance_progress(len({j.call_id for j in judgements}))
 
     def _ask_in_turns(self, wave: Sequence[str]) -> None:
@@ -335,6 +338,7 @@ def ask_model(
 
     def open_requests() -> Iterator[Request]:
         for call in calls:
+            # An engine in this process lays out its batches from all calls, done or not.
             if call.request is not None and not (engine.concurrent and call.call_id in done):
                 open_calls[call.call_id] = call
                 yield call.request
@@ -397,6 +401,7 @@ class Groups:
         final = False
         while not final:
             new = set[str]().union(*(source.grow() for source in self._sources)) | early
+            # After growing: what was done by then has nothing more to give.
             final = all(source.sampled is None for source in self._sources)
             ready = {p for p in new if all(s.complete(p) for s in self._sources)}
             early = new - ready

@@ -68,6 +68,7 @@ class Rollouts:
         self.overlong = len(context.planned.prompts) - len(self.prompts) - self.refused
         self.terms = self.step.terms
         self.fitted = [i for i, t in enumerate(self.terms) if t.normalise == "reference"]
+        # All at once: a rollout asks for its answers by id.
         rows = context.folder.read("completions")
         self.completions = {row["completion_id"]: from_json(Completion, row) for row in rows}
         self.kept = Kept(context.folder)
@@ -110,6 +111,7 @@ class Rollouts:
             place = -number
         else:
             count = self.step.batch_size * self.step.sync_every
+            # Rounds go on with the window where the one before has stopped.
             place = max(0, self.context.planned.round - 1) * self.step.rollouts + number + 1
         ids = round_prompts(every, count, self.context.planned.seed, place)
         return [self.context.prompts[i] for i in ids]
@@ -173,6 +175,7 @@ class Rollouts:
     def _open_policy(self, number: int, model: TrainModel) -> Iterator[Sampler]:
         """The policy of this moment: the trained module itself, or an engine of its kind that has
         been given its weights."""
+        # A hash would mean reading all weights: the step and the rollout name them as well.
         planned, digest = self.context.planned, f"{self.context.planned.hash}@{number}"
         start = planned.models["start"]
         if start.spec.engine == "hf":
@@ -233,6 +236,7 @@ class Rollouts:
                 waiting[prompt.prompt_id].append(name)
                 sampling = self._make_sampling(number, prompt, index)
                 requests.append(GenerateRequest(name, prompt.messages, sampling))
+        # Where all answers are stored no policy is opened.
         if not asked.keys() <= self.completions.keys():
             with self._open_policy(number, model) as engine:
                 for batch in engine.generate(requests, self.completions.keys()):
@@ -295,6 +299,7 @@ class Rollouts:
         """Completion id to the values of the terms, None where one is missing or not asked for."""
         weights = self.context.planned.options["principle_weights"]
         blank = {c.completion_id for group in made.values() for c in group if is_blank(c.text)}
+        # Terms in their order; columns that are not asked for stay empty.
         columns: list[Scores] = [{} for _ in self.terms]
         for place in places:
             term = self.terms[place]
@@ -333,6 +338,7 @@ class Rollouts:
         place, planned = f"judge/{judge.id}", self.context.planned.models
         named = {n.removeprefix(f"{place}/"): m for n, m in planned.items()}
         own = {role: named[role] for role in roles_of(judge) if role in named}
+        # A judge of one model goes by its place alone.
         return own | ({"by": planned[place]} if place in planned else {})
 
     def _make_answer(

@@ -63,6 +63,7 @@ def plan(walk: Walk, index: int, step: PairStep) -> None:
     inputs = {f"judgements/{p.id}": p.hash for p in used}
     inputs |= {f"completions/{k}": p.hash for k, p in walk.completions.items()}
     if step.standardise == "initial":
+        # The round's own judges, on M0's samples of the first round.
         first = {p.id: walk.by_id.get((p.id, 1)) for p in used}
         inputs |= {f"initial/{i}": p.hash for i, p in first.items() if p is not None}
     weights = walk.principle_weights()
@@ -237,6 +238,7 @@ def _store_pairs(context: StepContext, lines: Iterable[bytes]) -> int:
     count, done = 0, context.folder.count("preferences")
     batch: list[bytes] = []
     for count, line in enumerate(lines, 1):
+        # Pairs are made in the same order each time: what is stored is passed over by its number.
         if count > done:
             batch.append(line)
         if len(batch) == BATCH:

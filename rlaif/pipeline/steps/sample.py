@@ -31,6 +31,7 @@ def plan(walk: Walk, index: int, step: SampleStep) -> None:
     """Samples of this round's window of training prompts; earlier ones are no longer current."""
     ids = round_prompts(walk.inputs.prompts.train, step.prompts, walk.seed, walk.round)
     seed = f"{walk.seed}/{walk.round}"
+    # What was made of the answers before belongs to answers that are current no longer.
     walk.replace([*walk.completions.values(), *walk.judgements.values()], step.id)
     walk.replace(walk.preferences, step.id)
     if step.pool is None:
@@ -109,6 +110,7 @@ def run(context: StepContext) -> dict[str, Any]:
     if len(done) < total:
         engine = context.engines.get(planned.models["by"])
         asked: dict[str, Asked] = {}
+        # An engine in this process lays out its batches from all requests, done or not.
         requests = _make_requests(context, asked, done if engine.concurrent else frozenset())
         for batch in engine.generate(requests, done):
             made = [
@@ -192,6 +194,7 @@ def _make_sampling(step: SampleStep, seed: str, prompt: Prompt, index: int) -> S
         step.top_p,
         step.top_k,
         tuple(step.stop),
+        # 31 bits, which every engine takes.
         own & 0x7FFFFFFF,
     )
 
