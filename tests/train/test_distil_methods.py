@@ -15,7 +15,10 @@ from rlaif.core.errors import RlaifError
 from rlaif.core.records import Judgement
 from rlaif.engines.base import RewardRequest
 from rlaif.engines.build import load_engine
+from rlaif.kernels.heads import HeadConfig, OrdinalHead
+from rlaif.train.fits import ALPHAS, _ordinal_once
 from rlaif.train.loop import TrainJob
+from rlaif.train.methods.heads import OrdinalDistill
 from rlaif.train.probe import binned, ratings
 from rlaif.train.reward_model import by_prompt, prepared
 from rlaif.train.run import find_trainer, train
@@ -226,6 +229,24 @@ def test_quantiles_and_ratings_from_the_pairs_own_scores(tmp_path, make_model, m
     _, folder = fitted(make_model(0), tmp_path / "o", preferences, method="ordinal", levels=4)
     chosen, rejected = results(folder, preferences)[0]
     assert 0 <= rejected.parts["rating"] < 0.5 < chosen.parts["rating"] < 1
+
+
+def test_an_ordinal_fit_ends_where_nobody_gave_a_level():
+    torch.manual_seed(0)
+    features, level = torch.randn(8, 16), torch.tensor([0, 2, 0, 2, 2, 0, 0, 2])
+    head = OrdinalHead(HeadConfig("ordinal", 16, levels=(0.0, 0.5, 1.0)))
+    for alpha in ALPHAS:
+        _ordinal_once(head, features, level, alpha)
+        thresholds = head.thresholds().detach()
+        assert torch.isfinite(head.weight).all() and torch.isfinite(thresholds).all()
+        assert thresholds[1] - thresholds[0] < 1e-3
+
+
+def test_ordinal_refuses_weights_between_left_out_and_kept():
+    keys = {"method": "ordinal", "source_weights": {"human": 0.5}}
+    with pytest.raises(ValueError, match="a weight is 0"):
+        OrdinalDistill.model_validate(keys)
+    OrdinalDistill.model_validate(keys | {"source_weights": {"human": 0, "rlaif": 1}})
 
 
 def test_ratings_are_means_over_samples_and_leave_out_what_has_no_value(make_preferences):

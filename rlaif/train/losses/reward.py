@@ -112,11 +112,11 @@ def ordinal_nll(reward: Tensor, thresholds: Tensor, level: Tensor) -> Tensor:
     `reward` is (N,), `thresholds` (L - 1,) increasing, `level` (N,) int64 in 0..L-1.
     """
     above = reward[:, None] - thresholds
+    # Where nobody gave a level, its thresholds meet; log 0 would make every gradient NaN.
+    gaps = (thresholds[:-1] - thresholds[1:]).clamp(max=-1e-6)
     # log(sigmoid(a) - sigmoid(b)) for neighbours a > b, without a difference of near-equal numbers.
     log_between = (
-        F.logsigmoid(above[:, :-1])
-        + F.logsigmoid(-above[:, 1:])
-        + torch.log(-torch.expm1(thresholds[:-1] - thresholds[1:]))
+        F.logsigmoid(above[:, :-1]) + F.logsigmoid(-above[:, 1:]) + torch.log(-torch.expm1(gaps))
     )
     logs = torch.cat([F.logsigmoid(-above[:, :1]), log_between, F.logsigmoid(above[:, -1:])], dim=1)
     return -logs.gather(1, level[:, None])[:, 0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlaif.config.base import Fraction
 from rlaif.config.distill import FitStep
@@ -46,6 +46,15 @@ class OrdinalDistill(FitStep):
     objective: str | None = Field(
         None, description="The judge, or JUDGE/PRINCIPLE; required if there are several."
     )
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> OrdinalDistill:
+        if any(weight not in (0, 1) for weight in self.source_weights.values()):
+            raise ValueError(
+                "source_weights: `ordinal` learns the ratings of single answers, and no pair "
+                "counts more than another: a weight is 0 (the source's pairs are left out) or 1"
+            )
+        return self
 
 
 class GatedDistill(FitStep):

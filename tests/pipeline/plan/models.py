@@ -38,5 +38,6 @@ def write_models(folder: Path) -> None:
         module.to(torch.bfloat16).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     shutil.copytree(folder / "tiny", folder / "strict")
-    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No') }}{% endif %}"
+    stern = "messages[0]['role'] == 'system' and 'kind' in messages[0]['content']"
+    refusal = f"{{% if {stern} %}}{{{{ raise_exception('No') }}}}{{% endif %}}"
     (folder / "strict" / "chat_template.jinja").write_text(refusal + tokenizer.chat_template)

@@ -340,6 +340,9 @@ VALUES |= {
         "conditions": {"human": "Be good.", "rlaif": "Be a model."},
         "gamma": 0.5,
         "penalty": 0.9,
+        # The condition's own turn comes on top.
+        "max_length": 60,
+        "overlong": Case("truncate_left", {"max_length": 60}),
     },
     "FitStep": {
         "source_weights": {"human": 3.0},
@@ -349,6 +352,10 @@ VALUES |= {
     "LinearDistill": {"layers": 1},
     "OrdinalDistill": {
         "levels": 2,
+        "source_weights": {"human": 0.0},
+        "replay": Case(
+            0.3, {"objective": "a/useful"}, base=("judged {method}", ("steps", 3, "distill"))
+        ),
         "objective": Case(
             "a/kind", {"objective": "a/useful"}, base=("judged {method}", ("steps", 3, "distill"))
         ),
