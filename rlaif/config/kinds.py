@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Generic, TypeVar, Union, cast
 
-from pydantic import Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
+from pydantic import Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
@@ -59,7 +60,8 @@ class OneOf:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        choices = [Annotated[Any, _Choice(self.table, name), Tag(name)] for name in self.table]
+        rows = self.table.rows.items()
+        choices = [Annotated[Any, SpecAt(spec), Tag(name)] for name, spec in rows]
         named = Discriminator(
             self.name_kind or self._read_kind,
             custom_error_type=f"unknown_{self.key}",
@@ -68,33 +70,29 @@ class OneOf:
         return handler.generate_schema(Annotated[Union[tuple(choices)], named])  # noqa: UP007
 
 
-_described: set[_Choice] = set()
-"""Choices whose JSON schema is being made: one that holds itself, as a jury of juries, is referred
+_described: set[SpecAt] = set()
+"""Specs whose JSON schema is being made: one that holds itself, as a jury of juries, is referred
 to."""
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """One kind of a table, validated and described by a class that is imported for it."""
+class SpecAt:
+    """Annotates a field whose value is of the type at "module:Spec", imported when there is one."""
 
-    table: SpecTable[Any]
-    name: str
-
-    def __hash__(self) -> int:
-        return hash((id(self.table), self.name))
+    reference: str
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self._validate_kind)
+        return core_schema.no_info_plain_validator_function(self._validate_spec)
 
-    def _validate_kind(self, value: Any) -> Any:
-        return self.table[self.name].model_validate(value)
+    def _validate_spec(self, value: Any) -> Any:
+        return _adapter_of(self.reference).validate_python(value)
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        described = cast(Any, self.table[self.name].__pydantic_core_schema__)
+        described = cast(Any, _adapter_of(self.reference).core_schema)
         if self in _described:
             return handler(core_schema.definition_reference_schema(described["ref"]))
         _described.add(self)
@@ -103,3 +101,8 @@ class _Choice:
             return handler(core_schema.definitions_schema(described, []))
         finally:
             _described.remove(self)
+
+
+@cache
+def _adapter_of(reference: str) -> TypeAdapter[Any]:
+    return TypeAdapter(find_object(reference))

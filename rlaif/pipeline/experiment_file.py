@@ -11,6 +11,7 @@ import yaml
 from pydantic import (
     Field,
     PositiveFloat,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -18,15 +19,13 @@ from pydantic import (
 from rlaif.config.arms import AI, LABELLERS, MAIN, Arms, ArmSpec
 from rlaif.config.base import Count, Fraction, Seed, Strict, apply_override
 from rlaif.config.dataset import DatasetSpec
-from rlaif.config.distill import DistillStep, FitStep
-from rlaif.config.filters import FilterStep
-from rlaif.config.methods import AnyDistill, AnyTrain
+from rlaif.config.kinds import SpecAt
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
-from rlaif.config.steps import EvaluateStep, LabelStep, LoadStep, PairStep, SampleStep
-from rlaif.config.training import TrainStep
+from rlaif.config.steps import LoadStep
 from rlaif.core.yamlio import Lines, load_yaml, validate
 from rlaif.judges.build import JudgeStep
 from rlaif.judges.common import JudgeBase
+from rlaif.pipeline.steps import STEPS
 
 _METRICS = (
     *("score/", "win_rate/", "win_rate_vs_initial/", "reward_accuracy/", "check/", "length/"),
@@ -73,18 +72,12 @@ class Retention(Strict):
     masters: Literal["last", "all"] = "last"
 
 
-class StepEntry(Strict):
-    """One item of `steps`: exactly one of its keys is set."""
+_SPECS = {kind: spec for kind, spec in STEPS.items() if spec is not None}
+_KEYS: Any = {kind: (Annotated[Any, SpecAt(spec)] | None, None) for kind, spec in _SPECS.items()}
 
-    sample: SampleStep | None = None
-    load: LoadStep | None = None
-    filter: FilterStep | None = None
-    judge: JudgeStep | None = None
-    pair: PairStep | None = None
-    label: LabelStep | None = None
-    distill: AnyDistill | None = None
-    train: AnyTrain | None = None
-    evaluate: EvaluateStep | None = None
+
+class StepEntry(create_model("StepEntry", __base__=Strict, **_KEYS)):  # type: ignore[misc]
+    """One item of `steps`: exactly one of its keys is set."""
 
     @model_validator(mode="before")
     @classmethod
@@ -96,35 +89,19 @@ class StepEntry(Strict):
     @model_validator(mode="after")
     def _exactly_one(self) -> StepEntry:
         if len(self.model_fields_set) != 1:
-            raise ValueError(
-                "each step is one key: sample, load, filter, judge, pair, label, distill, train or "
-                "evaluate"
-            )
+            *kinds, last = _SPECS
+            raise ValueError(f"each step is one key: {', '.join(kinds)} or {last}")
         return self
 
     @property
     def kind(self) -> str:
-        """sample, load, filter, judge, pair, label, distill, train or evaluate."""
-        return next(iter(self.model_fields_set))
+        """The key: a kind in `STEPS`."""
+        return str(next(iter(self.model_fields_set)))
 
     @property
-    def step(self) -> AnyStep:
-        """The step itself."""
-        return getattr(self, self.kind)  # type: ignore[no-any-return]
-
-
-AnyStep = (
-    SampleStep
-    | LoadStep
-    | FilterStep
-    | JudgeBase
-    | PairStep
-    | LabelStep
-    | DistillStep
-    | FitStep
-    | TrainStep
-    | EvaluateStep
-)
+    def step(self) -> Any:
+        """The step's own keys, as the spec of its kind."""
+        return getattr(self, self.kind)
 
 
 class Experiment(Strict):

@@ -206,10 +206,10 @@ def test_overrides_by_kind_id_and_position() -> None:
 
 def test_a_number_that_yaml_reads_as_text(tmp_path: Path) -> None:
     step = overridden("steps.train.learning_rate=1e-5").steps[4].step
-    assert step.learning_rate == 1e-5  # type: ignore[union-attr]
+    assert step.learning_rate == 1e-5
     path = written(tmp_path, HEAD + "  - train: {learning_rate: 1e-5}\n")
     experiment, _ = load_experiment(path)
-    assert experiment.steps[0].step.learning_rate == 1e-5  # type: ignore[union-attr]
+    assert experiment.steps[0].step.learning_rate == 1e-5
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ A step's module says all of its kind: `plan` adds it to a plan, with a hash of w
 output; `run` reads records, asks the rooms below and commits records; `size` says how much it is
 before it runs. `VERSION` is raised when its code gives another output for the same inputs, `MAKES`
 names its records, and `SECONDS_PER_UNIT` is a rough guess for a 135M model on two CPU cores.
-A new kind is a module here and a row of `STEPS`.
+A new kind is a module here and a row of `STEPS`, which names the spec of its keys.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from typing import Any
 
 from rlaif.core.records import content_hash
 
-STEPS = {
-    "sample": "rlaif.pipeline.steps.sample",
-    "load": "rlaif.pipeline.steps.load",
-    "filter": "rlaif.pipeline.steps.filter",
-    "judge": "rlaif.pipeline.steps.judge",
-    "pair": "rlaif.pipeline.steps.pair",
-    "label": "rlaif.pipeline.steps.label",
-    "distill": "rlaif.pipeline.steps.distill",
-    "train": "rlaif.pipeline.steps.train",
-    "evaluate": "rlaif.pipeline.steps.evaluate",
+STEPS: dict[str, str | None] = {
+    "sample": "rlaif.config.steps:SampleStep",
+    "load": "rlaif.config.steps:LoadStep",
+    "filter": "rlaif.config.filters:FilterStep",
+    "judge": "rlaif.judges.build:JudgeStep",
+    "pair": "rlaif.config.steps:PairStep",
+    "label": "rlaif.config.steps:LabelStep",
+    "distill": "rlaif.config.methods:AnyDistill",
+    "train": "rlaif.config.methods:AnyTrain",
+    "evaluate": "rlaif.config.steps:EvaluateStep",
     # No step of an experiment's file: evaluations have them planned.
-    "logprobs": "rlaif.pipeline.steps.logprobs",
-    "compare": "rlaif.pipeline.steps.compare",
+    "logprobs": None,
+    "compare": None,
 }
+"""The spec of every kind, whose module here has its name."""
 
 
 def step_module(kind: str) -> Any:
     """The module of a kind of step."""
-    return import_module(STEPS[kind])
+    return import_module(f"rlaif.pipeline.steps.{kind}")
 
 
 def step_hash(kind: str, *parts: Any) -> str:

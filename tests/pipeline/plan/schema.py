@@ -7,7 +7,8 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from rlaif.config.kinds import OneOf
+from rlaif.config.kinds import OneOf, SpecAt
+from rlaif.core.resources import find_object
 from rlaif.pipeline.experiment_file import Experiment
 
 KINDS = ("kind", "method")
@@ -44,6 +45,9 @@ def _list_classes(annotation: Any, metadata: Iterable[Any] = ()) -> list[type[Ba
     tables = [said.table for said in metadata if isinstance(said, OneOf)]
     if tables:
         return [spec for table in tables for spec in table.values()]
+    named = [find_object(said.reference) for said in metadata if isinstance(said, SpecAt)]
+    if named:
+        return [spec for kind in named for spec in _list_classes(kind)]
     if get_origin(annotation) is Annotated:
         return _list_classes(get_args(annotation)[0], annotation.__metadata__)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
