@@ -70,6 +70,18 @@ class OneOf:
         return handler.generate_schema(Annotated[Union[tuple(choices)], named])  # noqa: UP007
 
 
+@dataclass(frozen=True)
+class NameIn:
+    """Annotates a field whose value is one of the names of a table."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.literal_schema(list(self.names))
+
+
 _described: set[SpecAt] = set()
 """Specs whose JSON schema is being made: one that holds itself, as a jury of juries, is referred
 to."""

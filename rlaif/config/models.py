@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -18,12 +18,40 @@ from pydantic import (
 )
 
 from rlaif.config.base import Count, PluginName, Strict
+from rlaif.config.kinds import NameIn
 from rlaif.core.chat import MARKERS, ChatSettings
 
 RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "current"})
 
-TRAINABLE = frozenset({"hf", "vllm", "vllm-server"})
-"""Engines that serve a checkpoint as training reads and writes it."""
+
+class EngineKind(NamedTuple):
+    """`load` is the "module:function" that loads an engine, and `capabilities` what it can do.
+
+    `trainable`: it serves a checkpoint as training reads and writes it. `remote`: it asks a server,
+    so it needs no folder, and what it can do depends on the model's keys. `accounted`: its calls
+    are counted on the run's account, which `load` is given.
+    """
+
+    load: str
+    capabilities: frozenset[str] = frozenset()
+    trainable: bool = False
+    remote: bool = False
+    accounted: bool = False
+
+
+_LOCAL = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill", "user_turn"})
+_SERVED = frozenset({"generate", "label_logprobs", "prefill", "json_schema"})
+ENGINES = {
+    "hf": EngineKind("rlaif.engines.local.hf:load", _LOCAL, trainable=True),
+    "vllm": EngineKind("rlaif.engines.vllm.vllm:load", _LOCAL | {"json_schema"}, trainable=True),
+    "vllm-server": EngineKind(
+        "rlaif.engines.vllm.vllm_server:load", _SERVED, trainable=True, accounted=True
+    ),
+    "fake": EngineKind("rlaif.engines.fake:load", _LOCAL),
+    "openai": EngineKind("rlaif.engines.remote.openai:load", remote=True, accounted=True),
+}
+TRAINABLE = frozenset(name for name, kind in ENGINES.items() if kind.trainable)
+REMOTE = frozenset(name for name, kind in ENGINES.items() if kind.remote)
 
 LIMIT_KEYS = ("max_tokens", "max_completion_tokens")
 """The names under which servers take the most tokens of an answer."""
@@ -142,7 +170,7 @@ class ModelSpec(Strict):
     openai the name that the server knows it by."""
 
     path: str
-    engine: Literal["hf", "vllm", "vllm-server", "fake", "openai"] | PluginName = "hf"
+    engine: Annotated[str, NameIn((*ENGINES,))] | PluginName = "hf"
     role: Literal["policy", "labeller", "proxy", "gold"] | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="auto: bfloat16 if the device has fast bfloat16, else float32."

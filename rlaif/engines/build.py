@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from rlaif.config.models import TRAINABLE, ModelSpec
+from rlaif.config.models import ENGINES, REMOTE, TRAINABLE, EngineKind, ModelSpec
 from rlaif.core.errors import ConfigError, EngineError
 from rlaif.core.store import Store, read_json
 from rlaif.engines.base import Engine, Model, Reloadable, Sharing
@@ -19,26 +19,8 @@ from rlaif.engines.remote.meter import Account, run_account
 
 log = logging.getLogger(__name__)
 
-ENGINES = {
-    "hf": "rlaif.engines.local.hf:load",
-    "vllm": "rlaif.engines.vllm.vllm:load",
-    "fake": "rlaif.engines.fake:load",
-    "reward": "rlaif.engines.local.reward:load",
-    "openai": "rlaif.engines.remote.openai:load",
-    "vllm-server": "rlaif.engines.vllm.vllm_server:load",
-}
-REMOTE = frozenset({"openai"})
-"""Engines that ask a server: they get the run's account, and need no folder."""
-ACCOUNTED = REMOTE | {"vllm-server"}
-"""Engines whose calls are counted on the run's account."""
-LOCAL = frozenset({"generate", "token_logprobs", "label_logprobs", "prefill", "user_turn"})
-CAPABILITIES = {
-    "hf": LOCAL,
-    "vllm": LOCAL | {"json_schema"},
-    "vllm-server": frozenset({"generate", "label_logprobs", "prefill", "json_schema"}),
-    "fake": LOCAL,
-    "reward": frozenset({"reward"}),
-}
+REWARD = EngineKind("rlaif.engines.local.reward:load", frozenset({"reward"}))
+"""Serves the checkpoints of trainable engines that have a classification head."""
 
 # A prompt's log-probs beside an adapter end vLLM 0.32 on a CPU.
 BESIDE_AN_ADAPTER = {"vllm": frozenset({"token_logprobs"})}
@@ -50,10 +32,11 @@ def known_capabilities(spec: ModelSpec) -> frozenset[str] | None:
     if spec.engine in REMOTE:
         return api.capabilities(spec)
     folder = locate(spec.path)
-    if spec.engine not in CAPABILITIES or (spec.engine in TRAINABLE and folder is None):
+    if spec.engine not in ENGINES or (spec.engine in TRAINABLE and folder is None):
         return None
-    known = CAPABILITIES["reward" if is_reward_model(folder) else spec.engine]
-    return known - BESIDE_AN_ADAPTER.get(spec.engine, frozenset()) if spec.adapter else known
+    kind = REWARD if is_reward_model(folder) else ENGINES[spec.engine]
+    lost = BESIDE_AN_ADAPTER.get(spec.engine, frozenset()) if spec.adapter else frozenset()
+    return kind.capabilities - lost
 
 
 def server_key(spec: ModelSpec) -> str | None:
@@ -108,18 +91,20 @@ def load_engine(
     """The engine of `spec`; `engine: package.module:Name` is called as Name(spec, folder, name).
     Remote calls are put on `account`."""
     folder = None if folder is None else whole(Path(folder))
-    kind = "reward" if spec.engine in TRAINABLE and is_reward_model(folder) else spec.engine
-    if kind == "reward" and spec.adapter is not None:
-        raise ConfigError(f"model {name}: `adapter` is for language models, not for reward models")
-    reference = ENGINES.get(kind, kind)
-    module, _, attribute = reference.partition(":")
+    kind = ENGINES.get(spec.engine, EngineKind(spec.engine))
+    if kind.trainable and is_reward_model(folder):
+        if spec.adapter is not None:
+            fault = "`adapter` is for language models, not for reward models"
+            raise ConfigError(f"model {name}: {fault}")
+        kind = REWARD
+    module, _, attribute = kind.load.partition(":")
     try:
         factory = getattr(import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ConfigError(
             f"model {name}: engine {spec.engine!r} cannot be loaded: {error}"
         ) from None
-    counted = (account or Account(),) if kind in ACCOUNTED else ()
+    counted = (account or Account(),) if kind.accounted else ()
     engine: Engine = factory(spec, folder, name, *counted)
     return engine
 

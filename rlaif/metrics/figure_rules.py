@@ -1,5 +1,5 @@
-"""Each figure's rule for its interval, its heading and what it means: one table, by the figure's
-name or what it begins with.
+"""Each figure's rule for its interval, its heading, what it means and how a report shows it: one
+table, by the figure's name or what it begins with.
 
 `share` (K1): the mean of values on [0, 1]. `rare` (K2): a share of what is counted 0 or 1 and is
 rare or nearly universal. `mean` (K3): t. `skewed` (K5): Hall's transformed t. `jackknife` (K6):
@@ -23,7 +23,11 @@ Rule = Literal["share", "rare", "mean", "skewed", "jackknife", "fisher", "log", 
 class FigureRule:
     """The rules of one figure: `of` for its value, `change` for paired differences of it. `null` is
     the value under the null hypothesis that p tests, if there is one. `few`: with fewer prompts a
-    jackknife interval may be too narrow, and says so."""
+    jackknife interval may be too narrow, and says so.
+
+    Of a round's metrics, `group` is the part of the report's table that they stand in, `better` is
+    +1, -1 or 0 for neither, and `primary` says whether an experiment may be about them.
+    """
 
     of: Rule
     heading: str = ""
@@ -31,49 +35,94 @@ class FigureRule:
     change: Literal["mean", "rate"] = "mean"
     null: float | None = None
     few: int = 10
+    group: str = "Other"
+    better: int = 0
+    primary: bool = False
 
 
+_heldout = partial(FigureRule, primary=True)
+_text = partial(_heldout, group="Text")
+_text_rate = partial(_text, "rare", change="rate")
+_score = partial(_heldout, "share", group="Judged scores", better=1)
+_distance = partial(_heldout, group="Distance from M0")
+_health = partial(FigureRule, group="Judge health")
+_pairs = partial(FigureRule, group="Pairs and samples", about="the pairs this round trained on")
+_samples = partial(FigureRule, group="Pairs and samples", about="the samples this round drew")
 _rare = partial(FigureRule, "rare", change="rate")
 _par = partial(FigureRule, "share", null=0.5)
 _coefficient = partial(FigureRule, "jackknife", null=0.0)
-_SHARE, _SKEWED = FigureRule("share"), FigureRule("skewed")
-_DIFFERENCE = FigureRule("mean", null=0.0)
 
 RULES: dict[str, FigureRule] = {
     # Held-out answers, values by prompt (`metrics`).
-    "score/": _SHARE,
-    "win_rate/": _par(),
-    "win_rate_vs_initial/": _par(),
-    "reward_accuracy/": _par(),
-    "check/": _SHARE,
-    "length/": _SKEWED,
-    "distinct_2": _SHARE,
-    "repetition_4": _SHARE,
-    "refusal_rate": _rare(),
-    "stock_phrase_rate": _rare(),
-    "list_rate": _rare(),
-    "empty_rate": _rare(),
-    "truncated_rate": _rare(),
-    "kl/": _SKEWED,
-    "kl_per_token/": _SKEWED,
-    "loglik/": FigureRule("mean"),
-    "entropy": FigureRule("mean"),
-    "drift/": _DIFFERENCE,
-    "label_mass/": _SHARE,
-    "distance/": _SKEWED,
-    "disagreement/": _SKEWED,
-    "unparsed_rate/": _rare(),
-    "not_applicable_rate/": _rare(),
-    "position_bias/": _rare(),
-    "judge_corr/": _DIFFERENCE,
-    "pairs/margin": FigureRule("mean"),
-    "pairs/length_gap": _DIFFERENCE,
-    "pairs/unpaired_prompts": _rare(),
-    "samples/zero_variance": _rare(),
-    "samples/spread/": _SHARE,
-    "samples/score/": _SHARE,
-    "samples/distance/": _SKEWED,
-    "samples/disagreement/": _SKEWED,
+    "score/": _score(about="mean judge score of held-out answers"),
+    "win_rate/": _score(null=0.5, about="share of prompts with the higher score; 0.5 is par"),
+    "win_rate_vs_initial/": _score(null=0.5, about="share of prompts won against M0; 0.5 is par"),
+    "reward_accuracy/": _heldout(
+        "share",
+        null=0.5,
+        group="Given pairs, held out",
+        better=1,
+        about="share of pairs whose better answer, by this annotator, gained more likelihood; "
+        "0.5 is par",
+    ),
+    "check/": _heldout(
+        "share",
+        group="Checks never trained on",
+        better=1,
+        about="independent check of held-out answers",
+    ),
+    "length/": _text("skewed", about="length of an answer"),
+    "distinct_2": _text("share", about="share of word bigrams that are distinct"),
+    "repetition_4": _text("share", better=-1, about="share of word 4-grams that repeat"),
+    "refusal_rate": _text_rate(about="share of answers that refuse"),
+    "stock_phrase_rate": _text_rate(about="share of answers with a stock phrase"),
+    "list_rate": _text_rate(about="share of answers with a list"),
+    "empty_rate": _text_rate(better=-1, about="share of empty answers"),
+    "truncated_rate": _text_rate(better=-1, about="share of answers cut at the token limit"),
+    "kl/": _distance("skewed", about="divergence, nats per answer"),
+    "kl_per_token/": _distance("skewed", about="divergence, nats per token"),
+    "loglik/": _distance("mean", about="mean token log-probability of the answers under M0"),
+    "entropy": _distance("mean", about="entropy of the policy's next token"),
+    "judge_corr/": _health(
+        "mean",
+        null=0.0,
+        better=1,
+        primary=True,
+        about="rank correlation with the checks within a prompt",
+    ),
+    "drift/": _health(
+        "mean", null=0.0, primary=True, about="trained judge minus frozen judge, same texts"
+    ),
+    "label_mass/": _health(
+        "share", better=1, about="probability that the judge puts on the labels"
+    ),
+    "distance/": _health(
+        "skewed", better=-1, about="distance of answers from a reward model's training"
+    ),
+    "disagreement/": _health(
+        "skewed", better=-1, about="how far the members of a reward ensemble disagree"
+    ),
+    "not_applicable_rate/": _health(
+        "rare", change="rate", better=-1, about="share of judgements that did not apply"
+    ),
+    "unparsed_rate/": _health(
+        "rare", change="rate", better=-1, about="share of verdicts that could not be read"
+    ),
+    "position_bias/": _health(
+        "rare",
+        change="rate",
+        about="share of pairs in which the same slot wins in both orders; 0 is best",
+    ),
+    "pairs/length_gap": _pairs("mean", null=0.0),
+    "pairs/margin": _pairs("mean"),
+    "pairs/unpaired_prompts": _pairs("rare", change="rate"),
+    "samples/disagreement/": _samples("skewed"),
+    "samples/distance/": _samples("skewed"),
+    "samples/score/": _samples("share"),
+    "samples/spread/": _samples("share"),
+    "samples/zero_variance": _samples("rare", change="rate"),
+    # A difference alone: its interval is by `factor_interval`.
+    "length_factor/": _heldout("none"),
     # A judge on labelled pairs (`judge_figures`).
     "agreement": _par("ties excluded", "share of pairs that both decided"),
     "agreement_half": _par("ties half", "a tie on either side counts one half"),
@@ -117,7 +166,7 @@ RULES: dict[str, FigureRule] = {
     "money_per_pair": FigureRule("skewed", "money", "per pair"),
     "rewardbench": FigureRule("jackknife", "score", "mean of the four"),
     "rewardbench/": FigureRule("jackknife"),
-    "reliability/": _SHARE,
+    "reliability/": FigureRule("share"),
     "difference": _coefficient(),
     "error_correlation": FigureRule("fisher", null=0.0),
     # Attacks on a judge (`attacked`).
@@ -144,14 +193,16 @@ RULES: dict[str, FigureRule] = {
 }
 
 
+def find_key(name: str) -> str | None:
+    """The key of the figure called `name` in the table: its own name, or the longest beginning that
+    ends in a slash. None for a figure that the table lacks."""
+    heads = [name[: end + 1] for end in range(len(name) - 1, -1, -1) if name[end] == "/"]
+    return next((key for key in [name, *heads] if key in RULES), None)
+
+
 def rule_of(name: str) -> FigureRule:
-    """The rule of the figure called `name`: its own, or that of the longest beginning that ends in
-    a slash. Raises KeyError for a figure that the table lacks."""
-    if name in RULES:
-        return RULES[name]
-    head = name
-    while "/" in head:
-        head = head.rpartition("/")[0]
-        if f"{head}/" in RULES:
-            return RULES[f"{head}/"]
-    raise KeyError(f"no rule for the interval of {name!r} in figure_rules.RULES")
+    """The rule of the figure called `name`. Raises KeyError for a figure that the table lacks."""
+    key = find_key(name)
+    if key is None:
+        raise KeyError(f"no rule for the interval of {name!r} in figure_rules.RULES")
+    return RULES[key]

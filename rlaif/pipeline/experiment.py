@@ -15,11 +15,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
+from rlaif.config.models import REMOTE
 from rlaif.core.errors import GateStopped, StoreError
 from rlaif.core.finished import find_stale, stale_in_words
 from rlaif.core.records import Prompt, RoundRecord, content_hash
 from rlaif.core.store import Store, explain_os_errors, name_step
-from rlaif.engines.build import REMOTE, EnginePool, whole
+from rlaif.engines.build import EnginePool, whole
 from rlaif.engines.model_folders import COPIES, resolve
 from rlaif.engines.remote.meter import kept_meters
 from rlaif.pipeline.dataset import Built, build_dataset

@@ -25,23 +25,14 @@ from rlaif.config.steps import LoadStep
 from rlaif.core.yamlio import Lines, load_yaml, validate
 from rlaif.judges.build import JudgeStep
 from rlaif.judges.common import JudgeBase
+from rlaif.metrics.figure_rules import RULES, find_key
 from rlaif.pipeline.steps import STEPS
-
-_METRICS = (
-    *("score/", "win_rate/", "win_rate_vs_initial/", "reward_accuracy/", "check/", "length/"),
-    *("length_factor/", "kl/", "kl_per_token/", "loglik/", "judge_corr/", "drift/"),
-    *("distinct_2", "repetition_4", "refusal_rate", "stock_phrase_rate", "list_rate"),
-    *("empty_rate", "truncated_rate", "entropy"),
-)
-"""What a metric that can be primary is called, or begins with."""
 
 
 def is_metric(name: str) -> bool:
     """Whether a metric of held-out answers may be called so."""
-    return any(
-        name.startswith(known) and name != known if known.endswith("/") else name == known
-        for known in _METRICS
-    )
+    key = find_key(name)
+    return key is not None and RULES[key].primary and not name.endswith("/")
 
 
 class AlarmsConfig(Strict):

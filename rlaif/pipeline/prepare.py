@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from rlaif.config.models import RESERVED_MODELS, ModelSpec, thinking_of
+from rlaif.config.models import REMOTE, RESERVED_MODELS, ModelSpec, thinking_of
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import content_hash
@@ -23,7 +23,7 @@ from rlaif.data.embed import model_folder
 from rlaif.data.readers import read_labelled
 from rlaif.data.rows import Source, rows_hash, source_rows
 from rlaif.data.sources import PromptSet, load_prompts, loaded_source, split_prompts
-from rlaif.engines.build import REMOTE, known_capabilities, server_key, whole
+from rlaif.engines.build import known_capabilities, server_key, whole
 from rlaif.engines.model_folders import check_weights, locate, model_hash, resolve
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import build_judge

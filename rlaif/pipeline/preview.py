@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.models import RESERVED_MODELS
+from rlaif.config.models import REMOTE, RESERVED_MODELS
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Prompt, content_hash
 from rlaif.core.yamlio import suggest
 from rlaif.engines.base import Engine, GenerateRequest, RewardRequest, ScoreRequest
-from rlaif.engines.build import REMOTE, load_engine
+from rlaif.engines.build import load_engine
 from rlaif.engines.model_folders import resolve
 from rlaif.pipeline.plan.base import PlanInputs
 from rlaif.pipeline.prepare import prepare

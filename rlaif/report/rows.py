@@ -6,62 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlaif.metrics.figure_rules import RULES, FigureRule, find_key
 from rlaif.metrics.intervals import IntervalJson, direction, show_number
 from rlaif.report.view import RoundResult, RoundRow
 
 Tone = Literal["", "good", "bad", "moved"]
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """How the metrics with one prefix are shown. `better` is +1, -1 or 0 for neither."""
-
-    prefix: str
-    group: str
-    better: int
-    about: str
-
-
-KINDS: tuple[Kind, ...] = (
-    Kind("score/", "Judged scores", 1, "mean judge score of held-out answers"),
-    Kind("win_rate/", "Judged scores", 1, "share of prompts with the higher score; 0.5 is par"),
-    Kind("win_rate_vs_initial/", "Judged scores", 1, "share of prompts won against M0; 0.5 is par"),
-    Kind(
-        "reward_accuracy/",
-        "Given pairs, held out",
-        1,
-        "share of pairs whose better answer, by this annotator, gained more likelihood; 0.5 is par",
-    ),
-    Kind("check/", "Checks never trained on", 1, "independent check of held-out answers"),
-    Kind("judge_corr/", "Judge health", 1, "rank correlation with the checks within a prompt"),
-    Kind("length/", "Text", 0, "length of an answer"),
-    Kind("distinct_2", "Text", 0, "share of word bigrams that are distinct"),
-    Kind("repetition_4", "Text", -1, "share of word 4-grams that repeat"),
-    Kind("refusal_rate", "Text", 0, "share of answers that refuse"),
-    Kind("stock_phrase_rate", "Text", 0, "share of answers with a stock phrase"),
-    Kind("list_rate", "Text", 0, "share of answers with a list"),
-    Kind("empty_rate", "Text", -1, "share of empty answers"),
-    Kind("truncated_rate", "Text", -1, "share of answers cut at the token limit"),
-    Kind("kl/", "Distance from M0", 0, "divergence, nats per answer"),
-    Kind("kl_per_token/", "Distance from M0", 0, "divergence, nats per token"),
-    Kind("loglik/", "Distance from M0", 0, "mean token log-probability of the answers under M0"),
-    Kind("entropy", "Distance from M0", 0, "entropy of the policy's next token"),
-    Kind("drift/", "Judge health", 0, "trained judge minus frozen judge, same texts"),
-    Kind("label_mass/", "Judge health", 1, "probability that the judge puts on the labels"),
-    Kind("distance/", "Judge health", -1, "distance of answers from a reward model's training"),
-    Kind("disagreement/", "Judge health", -1, "how far the members of a reward ensemble disagree"),
-    Kind("not_applicable_rate/", "Judge health", -1, "share of judgements that did not apply"),
-    Kind("unparsed_rate/", "Judge health", -1, "share of verdicts that could not be read"),
-    Kind(
-        "position_bias/",
-        "Judge health",
-        0,
-        "share of pairs in which the same slot wins in both orders; 0 is best",
-    ),
-    Kind("pairs/", "Pairs and samples", 0, "the pairs this round trained on"),
-    Kind("samples/", "Pairs and samples", 0, "the samples this round drew"),
-)
-OTHER = Kind("", "Other", 0, "")
+OTHER = FigureRule("none")
 GROUPS: tuple[str, ...] = (
     "Checks never trained on",
     "Given pairs, held out",
@@ -72,8 +24,7 @@ GROUPS: tuple[str, ...] = (
     "Pairs and samples",
     "Other",
 )
-_ORDER = {kind.prefix: place for place, kind in enumerate(KINDS)}
-
+_PLACES = {key: place for place, key in enumerate(RULES)}
 
 AGAINST_PAR = ("win_rate_vs_initial/", "reward_accuracy/")
 """Metrics that are themselves comparisons: they are read against 0.5, not against M0's."""
@@ -95,7 +46,7 @@ class Row:
     """One metric over the rounds."""
 
     name: str
-    kind: Kind
+    kind: FigureRule
     cells: list[Cell]
 
 
@@ -108,9 +59,9 @@ class Table:
     rows: list[Row]
 
 
-def kind_of(name: str) -> Kind:
+def kind_of(name: str) -> FigureRule:
     """How the metric called `name` is grouped, read and coloured."""
-    return next((k for k in KINDS if name == k.prefix or _is_under(name, k.prefix)), OTHER)
+    return RULES.get(find_key(name) or "", OTHER)
 
 
 def seeds_of(rounds: Sequence[RoundRow]) -> list[int]:
@@ -170,11 +121,8 @@ def named_rows(names: Iterable[str]) -> list[Row]:
 
 def row_place(row: Row) -> tuple[int, int, str]:
     """Where a row stands in a table: by group, kind and name."""
-    return GROUPS.index(row.kind.group), _ORDER.get(row.kind.prefix, len(KINDS)), row.name
-
-
-def _is_under(name: str, prefix: str) -> bool:
-    return prefix.endswith("/") and name.startswith(prefix)
+    place = _PLACES.get(find_key(row.name) or "", len(RULES))
+    return GROUPS.index(row.kind.group), place, row.name
 
 
 def _make_cell(name: str, metrics: RoundResult) -> Cell:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rlaif.metrics.figure_rules import RULES
 from rlaif.metrics.intervals import IntervalJson
 from rlaif.report import plots
 from rlaif.report.browser import clip_text, embed_json
@@ -38,8 +39,8 @@ def test_colour_needs_a_claim(name: str, change: float, tone: str) -> None:
 
 
 def test_a_prefix_does_not_swallow_its_neighbours() -> None:
-    assert kind_of("kl_per_token/initial").prefix == "kl_per_token/"
-    assert kind_of("score/self/concise").prefix == "score/"
+    assert kind_of("kl_per_token/initial") is RULES["kl_per_token/"]
+    assert kind_of("score/self/concise") is RULES["score/"]
     assert kind_of("distinct_2_of_something").group == "Other"
 
 

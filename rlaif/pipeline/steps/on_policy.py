@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
+from rlaif.config.models import REMOTE
 from rlaif.config.on_policy import OnPolicyTrain
 from rlaif.config.rewards import REFERENCE_ANSWERS, RewardTerm
 from rlaif.constitution.textstats import is_blank
@@ -21,7 +22,6 @@ from rlaif.core.chat import CUT, TemplateRefusal, is_unicode
 from rlaif.core.errors import RlaifError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash, from_json
 from rlaif.engines.base import GenerateRequest, GenerateResult, Model, Sampler, Sampling
-from rlaif.engines.build import REMOTE
 from rlaif.engines.local.encoding import load_encoding
 from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Weights
