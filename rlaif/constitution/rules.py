@@ -388,7 +388,8 @@ def validate_check(name: str, params: Mapping[str, Any]) -> None:
 def resolved_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with every default filled in: with the name, the identity of a check. That of
     a rule of one's own has the hash of its code too, under ":code"."""
-    code = {":code": found[0]} if (found := code_of([name])) else {}
+    own = code_of([name]) if ":" in name else []
+    code = {":code": own[0]} if own else {}
     return _resolve_params(name, params).model_dump(mode="json") | code
 
 

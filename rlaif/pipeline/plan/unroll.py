@@ -26,7 +26,7 @@ def make_plan(inputs: PlanInputs) -> list[Planned]:
                 planned.setdefault(step.hash, step)
                 arms.setdefault(step.hash, []).append(arm)
             refuse_unread(walk)
-        for step in plan_comparisons(inputs, walks):
+        for step in plan_comparisons(inputs, walks) if len(walks) > 1 else ():
             planned[step.hash] = step
             arms[step.hash] = list(walks)
     # One walk may plan the same step more than once, such as M0's evaluation.

@@ -25,7 +25,7 @@ def plan_comparisons(inputs: PlanInputs, walks: Mapping[str, Walk]) -> list[Plan
     experiment = inputs.experiment
     evaluate = next((e.evaluate for e in reversed(experiment.steps) if e.evaluate), None)
     label = next((e.label for e in experiment.steps if e.label is not None), None)
-    if len(walks) < 2 or evaluate is None or label is None:
+    if evaluate is None or label is None:
         return []
     rounds = range(1, experiment.rounds + 1)
     return [_plan_comparison(walks, evaluate, label, number) for number in rounds]
