@@ -33,32 +33,12 @@ from rlaif.cli import (
 from rlaif.core.errors import EXIT_INTERRUPTED, EXIT_USER, RlaifError
 
 COMMANDS = (
-    runs.run,
-    runs.status,
-    runs.report,
-    runs.export,
-    texts.init,
-    texts.schema,
-    texts.prompt,
-    constitution.constitution,
-    dataset.build,
-    dataset.prompts,
-    dataset.data,
-    data.convert,
-    bench.judge_bench,
-    bench.reward_bench,
-    winrate.winrate,
-    steps.sample,
-    steps.judge,
-    steps.score,
-    steps.pair,
-    steps.rbr_weights,
-    train.distill,
-    train.average,
-    train.train,
-    steps.evaluate,
-    serve.serve,
-    cache.cache,
+    *(runs.run, runs.status, runs.report, runs.export),
+    *(texts.init, texts.schema, texts.prompt, constitution.constitution),
+    *(dataset.build, dataset.prompts, dataset.data, data.convert),
+    *(bench.judge_bench, bench.reward_bench, winrate.winrate),
+    *(steps.sample, steps.judge, steps.score, steps.pair, steps.rbr_weights),
+    *(train.distill, train.average, train.train, steps.evaluate, serve.serve, cache.cache),
 )
 
 USERS = (
@@ -83,9 +63,7 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except RlaifError as error:
         _exit_with(str(error), error.exit_code)
-    except click.Abort:
-        _exit_with("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         # One that struck in code made from text (a dataclass in the making) has Python end `-m` by
         # the signal and not by our exit code, unless more such code has run since.
         exec("")
@@ -127,7 +105,11 @@ class _InOrder(click.Group):
     cls=_InOrder,
     epilog="Results go to stdout, progress to stderr. Exit codes: 0 success, 2 user error, 3 "
     "stopped by an alarm, a gate, the budget or a server's rate limit, 130 interrupted.",
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
 )
 @click.version_option(package_name="rlaif")
 def cli() -> None:

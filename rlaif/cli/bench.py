@@ -12,6 +12,7 @@ import click
 
 from rlaif.cli.options import (
     CONSTITUTION,
+    COUNT,
     FILE,
     JSON,
     MODEL,
@@ -48,28 +49,20 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Plant this attack (or `all`) in the answer a judge found worse; repeatable.",
 )
-@click.option(
-    "--limit", type=click.IntRange(min=1), help="Use only this many pairs, selected by id."
-)
+@click.option("--limit", type=COUNT, help="Use only this many pairs, selected by id.")
 @click.option(
     "--repeats",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=1,
-    show_default=True,
     help="Judge every pair this many times to measure self-agreement.",
 )
 @click.option("--author", help="Author of the judges' own answers [default: their model's name].")
 @click.option(
-    "--baselines/--no-baselines",
-    default=True,
-    show_default=True,
-    help="Also measure trivial baseline judges.",
+    "--baselines/--no-baselines", default=True, help="Also measure trivial baseline judges."
 )
 @RESAMPLES
 @click.option(
-    "--out",
-    type=FILE,
-    help="Folder for judgements and report [default: runs/judge-bench/NAME].",
+    "--out", type=FILE, help="Folder for judgements and report [default: runs/judge-bench/NAME]."
 )
 @CONSTITUTION
 @MODEL

@@ -8,17 +8,12 @@ from pathlib import Path
 import click
 
 from rlaif.cli.options import (
-    COLUMNS,
-    CONFIG,
     FILE,
-    FROM,
     JSON,
-    ON_ERROR,
-    SPLIT,
     ReadOptions,
     column_map,
     echo_skipped,
-    gather_reading,
+    read_hub_options,
 )
 
 LOSSES = {
@@ -39,14 +34,9 @@ LOSSES = {
 @click.command()
 @click.argument("source", metavar="IN", type=FILE)
 @click.argument("out", type=FILE)
-@FROM
 @click.option("--to", required=True, metavar="FORMAT", help="The format of OUT.")
-@COLUMNS
-@SPLIT
-@CONFIG
-@ON_ERROR
+@read_hub_options
 @JSON
-@gather_reading
 def convert(source: Path, out: Path, to: str, reading: ReadOptions, as_json: bool) -> None:
     """Convert labelled pairs to another format.
 

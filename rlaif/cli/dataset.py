@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from rlaif.cli.options import (
+    COUNT,
     FILE,
     JSON,
     ON_ERROR,
@@ -152,9 +153,8 @@ def _show_value(value: Any) -> str:
         return f"{value:.3f}"
     if isinstance(value, dict) and "median" in value:
         low, high = value["low"], value["high"]
-        return (
-            f"mean {value['mean']:.2f}, median {value['median']:g}, 5% to 95%: {low:g} to {high:g}"
-        )
+        middle = f"mean {value['mean']:.2f}, median {value['median']:g}"
+        return f"{middle}, 5% to 95%: {low:g} to {high:g}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {count}" for name, count in value.items()) or "-"
     return str(value)
@@ -162,9 +162,7 @@ def _show_value(value: Any) -> str:
 
 @data.command()
 @click.argument("file", type=FILE)
-@click.option(
-    "-n", "count", type=click.IntRange(min=1), default=3, show_default=True, help="How many pairs."
-)
+@click.option("-n", "count", type=COUNT, default=3, help="How many pairs.")
 @read_options
 @SEED
 @JSON

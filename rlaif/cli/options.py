@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 FILE = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
 SHOWN = 10
 """How many rows are named that could not be read, or that repeat one another."""
 
@@ -46,42 +47,24 @@ def _no_effect(context: click.Context, option: click.Parameter, value: Any) -> N
         )
 
 
-RESAMPLES = click.option(
-    "--resamples",
-    type=int,
-    hidden=True,
-    expose_value=False,
-    callback=_no_effect,
-    help="Of earlier versions.",
+RESAMPLES, NO_SEED = (
+    click.option(name, type=int, hidden=True, expose_value=False, callback=_no_effect)
+    for name in ("--resamples", "--seed")
 )
-NO_SEED = click.option(
-    "--seed",
-    type=int,
-    hidden=True,
-    expose_value=False,
-    callback=_no_effect,
-    help="Of earlier versions.",
-)
+"""Options of earlier versions."""
 SET = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 SEED = click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    show_default=True,
-    help="Seed for every random choice.",
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed for every random choice."
 )
 MODEL = click.option(
     "--model",
     default="builtin/smollm2-135m-instruct",
-    show_default=True,
     help="builtin/NAME, a folder, a hub id, or a YAML file with a model's keys.",
 )
-
-
 OUT = click.option("--out", type=FILE, required=True, help="Folder to write or resume.")
 CONSTITUTION = click.option("--constitution", help="A constitution file.")
 PROMPTS = click.option(
@@ -92,15 +75,12 @@ FROM = click.option(
     "--from", "from_", metavar="FORMAT", help="The file's format [default: found from its columns]."
 )
 COLUMNS = click.option("--columns", type=FILE, help="A YAML file that maps the columns.")
-SPLIT = click.option(
-    "--split", default="train", show_default=True, help="The split of a dataset on the hub."
-)
+SPLIT = click.option("--split", default="train", help="The split of a dataset on the hub.")
 CONFIG = click.option("--config", help="The configuration (subset) of a dataset on the hub.")
 ON_ERROR = click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),
     default="skip",
-    show_default=True,
     help="What to do with a row that cannot be read.",
 )
 
@@ -137,6 +117,11 @@ def gather_reading(command: Command) -> Command:
         command(**given, reading=ReadOptions(**own))
 
     return call_command
+
+
+def step_options(command: Command) -> Command:
+    """What every step on files is given, under the names that `file_step` takes."""
+    return OUT(SET(SEED(QUIET(JSON(command)))))
 
 
 def read_options(command: Command) -> Command:
@@ -195,12 +180,12 @@ def progress_of(quiet: bool) -> StepProgress:
     return QuietProgress() if quiet else TerminalProgress()
 
 
-def file_step(as_json: bool, quiet: bool, **request: Any) -> None:
-    """Run one step on files and say what it did."""
+def file_step(kind: str, as_json: bool, quiet: bool, **request: Any) -> None:
+    """Run one step on files and say what it did; `request` has the fields of a `Request`."""
     from rlaif.metrics.words import failure_words
     from rlaif.pipeline.single_step import Request, run_step
 
-    summary = run_step(Request(**request), progress_of(quiet))
+    summary = run_step(Request(kind, **request), progress_of(quiet))
     if as_json:
         click.echo(json.dumps(summary, ensure_ascii=False))
         return

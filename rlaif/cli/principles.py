@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rlaif.cli.options import (
+    COUNT,
     FILE,
     JSON,
     MODEL,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from rlaif.core.labelled import LabelledPair
     from rlaif.metrics.votes import FittedWeight, VotedPair, WeightFit
 
-SOME = click.IntRange(min=1)
 FEW_PROMPTS = 64
 """Fewer than these do not tell how far a coefficient is shrunk (benchmarks/coverage.py)."""
 
@@ -93,18 +93,10 @@ def ablate(folder: Path, labels: Path | None, reading: ReadOptions, as_json: boo
 @click.argument("pairs", type=FILE)
 @click.option("--out", type=FILE, required=True, help="The YAML file to write.")
 @click.option("--work", type=FILE, help="Folder for the model's answers [default: next to --out].")
-@click.option(
-    "--pairs", "most", type=SOME, default=200, show_default=True, help="Maximum pairs to vote on."
-)
-@click.option(
-    "--propose", type=SOME, default=50, show_default=True, help="Number of pairs to explain."
-)
-@click.option(
-    "--candidates", type=SOME, default=20, show_default=True, help="Candidates to vote on."
-)
-@click.option(
-    "--keep", type=SOME, default=10, show_default=True, help="Maximum principles to write."
-)
+@click.option("--pairs", "most", type=COUNT, default=200, help="Maximum pairs to vote on.")
+@click.option("--propose", type=COUNT, default=50, help="Number of pairs to explain.")
+@click.option("--candidates", type=COUNT, default=20, help="Candidates to vote on.")
+@click.option("--keep", type=COUNT, default=10, help="Maximum principles to write.")
 @MODEL
 @read_options
 @SEED
@@ -188,15 +180,12 @@ def _ranked_row(row: Ranked) -> dict[str, str]:
     "--kind",
     type=click.Choice(["yes_no", "pairwise", "rating"]),
     default="yes_no",
-    show_default=True,
     help="With PAIRS: the judge for principles without a check.",
 )
 @click.option(
     "--work", type=FILE, help="With PAIRS: folder for judgements [default: next to --out or PAIRS]."
 )
-@click.option(
-    "--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Folds of prompts."
-)
+@click.option("--folds", type=click.IntRange(min=2), default=5, help="Folds of prompts.")
 @RESAMPLES
 @MODEL
 @read_options

@@ -201,7 +201,6 @@ def report(directory: Path, out: Path | None) -> None:
     "--records",
     type=click.Choice(["trl", "prompts", "completions", "judgements", "preferences", "metrics"]),
     default="trl",
-    show_default=True,
     help="trl: preferences in TRL's format; metrics: a row per arm, seed, round and metric;"
     " otherwise the raw records; judgements include the answers they are based on.",
 )

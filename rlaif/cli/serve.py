@@ -16,15 +16,14 @@ def serve() -> None:
 
 @serve.command()
 @click.argument("model", type=FILE)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=5000,
-    show_default=True,
     help="Port to listen on; 0 picks a free one.",
 )
-@click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16.")
+@click.option("--dtype", default="auto", help="auto, float32 or bfloat16.")
 def reward(model: Path, host: str, port: int, dtype: str) -> None:
     """Serve the reward model in the folder MODEL until Ctrl-C.
 

@@ -4,261 +4,167 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from rlaif.cli.options import (
     CONSTITUTION,
+    FILE,
     JSON,
     MODEL,
     OUT,
     PROMPTS,
     QUIET,
-    SEED,
-    SET,
     Finite,
     file_step,
     progress_of,
+    step_options,
 )
 
 
 @click.command()
-@click.argument("prompts", type=click.Path(path_type=Path))
+@click.argument("prompts", type=FILE)
 @MODEL
-@OUT
-@SET
-@SEED
-@QUIET
-@JSON
-def sample(
-    prompts: Path,
-    model: str,
-    out: Path,
-    settings: tuple[str, ...],
-    seed: int,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+@step_options
+def sample(prompts: Path, model: str, **given: Any) -> None:
     """Sample completions for PROMPTS (JSONL or Parquet).
 
     --set takes the keys of a sample step.
     """
-    file_step(
-        as_json,
-        quiet,
-        kind="sample",
-        out=out,
-        settings=settings,
-        prompts=prompts,
-        models={"by": model},
-        seed=seed,
-    )
+    file_step("sample", prompts=prompts, models={"by": model}, **given)
 
 
 @click.command()
-@click.argument("completions", type=click.Path(path_type=Path))
+@click.argument("completions", type=FILE)
 @PROMPTS
-@click.option("--kind", default="rules", show_default=True, help="The kind of judge.")
+@click.option("--kind", default="rules", help="The kind of judge.")
 @CONSTITUTION
 @MODEL
-@OUT
-@SET
-@SEED
-@QUIET
-@JSON
+@step_options
 def judge(
     completions: Path,
     prompts: Path | None,
     kind: str,
-    constitution: str | None,
     model: str,
-    out: Path,
     settings: tuple[str, ...],
-    seed: int,
-    quiet: bool,
-    as_json: bool,
+    **given: Any,
 ) -> None:
     """Judge COMPLETIONS.
 
     COMPLETIONS is a folder from `rlaif sample`, or a JSONL file. --set takes a judge's keys.
     """
     file_step(
-        as_json,
-        quiet,
-        kind="judge",
-        out=out,
+        "judge",
         settings=(f"kind={kind}", *settings),
         prompts=prompts or completions,
-        constitution=constitution,
         models={"by": model},
         inputs={"completions/0": str(completions)},
-        seed=seed,
+        **given,
     )
 
 
 @click.command()
-@click.argument("completions", type=click.Path(path_type=Path))
+@click.argument("completions", type=FILE)
 @PROMPTS
 @click.option("--model", required=True, help="A reward model: a folder, a hub id or a YAML file.")
 @OUT
 @QUIET
 @JSON
-def score(
-    completions: Path, prompts: Path | None, model: str, out: Path, quiet: bool, as_json: bool
-) -> None:
+def score(completions: Path, prompts: Path | None, model: str, **given: Any) -> None:
     """Score COMPLETIONS with a reward model. The output is judgements, as with any judge."""
     file_step(
-        as_json,
-        quiet,
-        kind="judge",
-        out=out,
+        "judge",
         settings=("kind=reward_model", f"by={model}"),
         prompts=prompts or completions,
         models={"by": model},
         inputs={"completions/0": str(completions)},
+        **given,
     )
 
 
 @click.command()
-@click.argument("completions", type=click.Path(path_type=Path))
-@click.argument("judgements", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("completions", type=FILE)
+@click.argument("judgements", nargs=-1, type=FILE)
 @PROMPTS
 @CONSTITUTION
-@OUT
-@SET
-@SEED
-@QUIET
-@JSON
+@step_options
 def pair(
-    completions: Path,
-    judgements: tuple[Path, ...],
-    prompts: Path | None,
-    constitution: str | None,
-    out: Path,
-    settings: tuple[str, ...],
-    seed: int,
-    quiet: bool,
-    as_json: bool,
+    completions: Path, judgements: tuple[Path, ...], prompts: Path | None, **given: Any
 ) -> None:
     """Make preference pairs from COMPLETIONS and JUDGEMENTS.
 
     --set takes a pair step's keys. In `--set weights={...}`, a judge is named after its folder.
     With `--set strategy=reference` no judgements are needed.
     """
-    inputs = {f"judgements/{path.stem}": str(path) for path in judgements}
+    inputs = {"completions/0": str(completions)}
+    inputs |= {f"judgements/{path.stem}": str(path) for path in judgements}
     inputs |= {f"initial/{path.stem}": str(path) for path in judgements}
-    file_step(
-        as_json,
-        quiet,
-        kind="pair",
-        out=out,
-        settings=settings,
-        prompts=prompts or completions,
-        constitution=constitution,
-        inputs={"completions/0": str(completions), **inputs},
-        seed=seed,
-    )
+    file_step("pair", prompts=prompts or completions, inputs=inputs, **given)
 
 
 @click.command()
-@click.argument("completions", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), help="Completions to compare against.")
+@click.argument("completions", type=FILE)
+@click.option("--against", type=FILE, help="Completions to compare against.")
 @click.option(
-    "--judgements",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A folder from `rlaif judge`; repeatable.",
+    "--judgements", multiple=True, type=FILE, help="A folder from `rlaif judge`; repeatable."
 )
 @click.option(
     "--against-judgements",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="The same judges on the answers in --against; repeatable.",
 )
 @PROMPTS
 @CONSTITUTION
-@OUT
-@SET
-@SEED
-@QUIET
-@JSON
+@step_options
 def evaluate(
     completions: Path,
     against: Path | None,
     judgements: tuple[Path, ...],
     against_judgements: tuple[Path, ...],
     prompts: Path | None,
-    constitution: str | None,
-    out: Path,
-    settings: tuple[str, ...],
-    seed: int,
     quiet: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Compute every metric of COMPLETIONS, with intervals.
 
     With --against, also the paired differences.
     """
+    from rlaif.core.store import StepFolder
+    from rlaif.pipeline.single_step import Request, run_step
+
     inputs = {"completions": str(completions)}
     inputs |= {f"judgements/{path.stem}": str(path) for path in judgements}
     if against is not None:
         inputs["initial/completions"] = str(against)
         inputs |= {f"initial/judgements/{path.stem}": str(path) for path in against_judgements}
-    from rlaif.core.store import StepFolder
-    from rlaif.pipeline.single_step import Request, run_step
-
-    request = Request(
-        "evaluate",
-        out,
-        settings,
-        prompts or completions,
-        constitution,
-        inputs=inputs,
-        seed=seed,
-    )
+    request = Request("evaluate", prompts=prompts or completions, inputs=inputs, **given)
     run_step(request, progress_of(quiet))
-    row = StepFolder(out).read("evaluation")[0]
+    row = StepFolder(request.out).read("evaluation")[0]
     if as_json:
         click.echo(json.dumps(row, ensure_ascii=False))
         return
     for name, value in row["metrics"].items():
         change = row["deltas"].get("initial", {}).get(name)
-        versus = (
-            f"   {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
-            if change
-            else ""
-        )
-        click.echo(
-            f"{name:32} {value['mean']:9.4f} [{value['low']:.4f}, {value['high']:.4f}]{versus}"
-        )
+        line = f"{name:32} {value['mean']:9.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+        if change:
+            line += f"   {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
+        click.echo(line)
 
 
 @click.command("rbr-weights")
-@click.argument("judgements", type=click.Path(path_type=Path))
-@click.argument("preferences", type=click.Path(path_type=Path))
+@click.argument("judgements", type=FILE)
+@click.argument("preferences", type=FILE)
 @click.option(
-    "--margin",
-    type=Finite(0, 1e9),
-    default=1.0,
-    show_default=True,
-    help="By how much rewards should differ.",
+    "--margin", type=Finite(0, 1e9), default=1.0, help="By how much rewards should differ."
 )
-@click.option(
-    "--ridge",
-    type=Finite(0, 1e9),
-    default=0.0,
-    show_default=True,
-    help="Penalty on the squared weights.",
-)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The weights, YAML.")
+@click.option("--ridge", type=Finite(0, 1e9), default=0.0, help="Penalty on the squared weights.")
+@click.option("--out", type=FILE, required=True, help="The weights, YAML.")
 @JSON
 def rbr_weights(
-    judgements: Path,
-    preferences: Path,
-    margin: float,
-    ridge: float,
-    out: Path,
-    as_json: bool,
+    judgements: Path, preferences: Path, margin: float, ridge: float, out: Path, as_json: bool
 ) -> None:
     """Fit the weights of an `rbr` judge.
 

@@ -54,8 +54,10 @@ def prompt() -> None:
 @click.argument("experiment", type=FILE)
 @click.option("--judge", help="Show this judge's prompt (by judge id) instead of the policy's.")
 @click.option("--prompt-id", help="Which prompt [default: the first held-out one].")
-@click.option("--response", default="(the answer)", show_default=True, help="The judged answer.")
-@click.option("--response-2", default="(the other answer)", help="For pairwise judges.")
+@click.option("--response", default="(the answer)", help="The judged answer.")
+@click.option(
+    "--response-2", default="(the other answer)", show_default=False, help="For pairwise judges."
+)
 @click.option("--tokens", is_flag=True, help="Show every token with its id.")
 @SET
 @JSON

@@ -13,6 +13,7 @@ from rlaif.cli.options import (
     COLUMNS,
     CONFIG,
     CONSTITUTION,
+    FILE,
     FROM,
     JSON,
     MODEL,
@@ -24,21 +25,13 @@ from rlaif.cli.options import (
     column_map,
     file_step,
     progress_of,
+    step_options,
 )
 
 # Not options: what the command line says in another way, and a key with keys of its own.
 HIDDEN = {
-    "id",
-    "method",
-    "from_",
-    "uses",
-    "reference",
-    "lora",
-    "adam_betas",
-    "rewards",
-    "gates",
-    "stop",
-    "trackers",
+    *("id", "method", "from_", "uses", "reference", "lora"),
+    *("adam_betas", "rewards", "gates", "stop", "trackers"),
 }
 
 
@@ -94,18 +87,15 @@ def _make_command(method: str) -> click.Command:
             terms = [{"judge": judge["id"]} for judge in request["judges"]]
             settings.append(f"rewards={json.dumps(terms)}")
         else:
-            inputs = {"preferences/0": str(_bring_in_preferences(data, out, reading_of(given)))}
-            completions = given.pop("completions")
-            request["inputs"] = inputs | (
-                {} if completions is None else {"completions/0": str(completions)}
-            )
+            given_pairs = _bring_in_preferences(data, out, reading_of(given))
+            request["inputs"] = {"preferences/0": str(given_pairs)}
+            if (completions := given.pop("completions")) is not None:
+                request["inputs"]["completions/0"] = str(completions)
         as_json, quiet = given.pop("as_json"), given.pop("quiet")
         chosen = given.pop("settings")
         settings += [f"{key}={value}" for key, value in given.items() if value is not None]
         settings += chosen
-        file_step(
-            as_json, quiet, kind="train", out=out, settings=tuple(settings), seed=seed, **request
-        )
+        file_step("train", as_json, quiet, out=out, settings=settings, seed=seed, **request)
 
     data_help = _PROMPTS_HELP if fresh else _DATA_HELP.get(method, _PAIRS_HELP)
     run_method.__doc__ = f"{inspect.getdoc(spec)}\n\n{data_help}"
@@ -114,7 +104,7 @@ def _make_command(method: str) -> click.Command:
     first = [MODEL, OUT, *_reference_option(spec), *own, _LORA, SET]
     for option in [*first, *_key_options(spec), SEED, QUIET, JSON]:
         command = option(command)
-    return click.argument("data", type=click.Path(path_type=Path))(command)  # type: ignore[no-any-return]
+    return click.argument("data", type=FILE)(command)  # type: ignore[no-any-return]
 
 
 _OUT_HELP = "--set takes every key of a train step. The trained model is in OUT/model.\n"
@@ -128,12 +118,11 @@ _PROMPTS_HELP = """DATA is a file of prompts (JSONL or Parquet). --set takes eve
 step. The trained model is in OUT/model, and every sampled answer with its judgements in OUT.
 """
 _LORA = click.option("--lora", is_flag=True, help="Low-rank adapters (--set lora.r=8 ...).")
-_READING = [FROM, COLUMNS, SPLIT, CONFIG]
 _OFFLINE = [
-    *_READING,
+    *(FROM, COLUMNS, SPLIT, CONFIG),
     click.option(
         "--completions",
-        type=click.Path(path_type=Path),
+        type=FILE,
         help="The completions that the pairs came from, for their sampled tokens.",
     ),
 ]
@@ -144,7 +133,6 @@ _ON_POLICY = [
         "rewards",
         multiple=True,
         default=["rules"],
-        show_default=True,
         help="A judge's kind, or the folder of a reward model; repeatable, and summed. "
         "Other weights: --set 'rewards=[{judge: ID, weight: 0.5}]'.",
     ),
@@ -255,11 +243,11 @@ def _bring_in_preferences(data: Path, out: Path, reading: dict[str, Any]) -> Pat
 
 
 @click.command()
-@click.argument("preferences", type=click.Path(path_type=Path))
+@click.argument("preferences", type=FILE)
 @click.option(
     "--judgements",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Judgements of the individual answers, a folder from `rlaif judge`; repeatable.",
 )
 @FROM
@@ -273,11 +261,7 @@ def _bring_in_preferences(data: Path, out: Path, reading: dict[str, Any]) -> Pat
     "[default: fail].",
 )
 @MODEL
-@OUT
-@SET
-@SEED
-@QUIET
-@JSON
+@step_options
 def distill(
     preferences: Path,
     judgements: tuple[Path, ...],
@@ -297,27 +281,26 @@ def distill(
     margin. The model is in OUT/model: an AutoModelForSequenceClassification, a judge of kind
     reward_model, and a reward.
     """
-    rated = {f"judgements/{i}": str(path) for i, path in enumerate(judgements)}
     chosen = () if on_error is None else (f"on_error={on_error}",)
     reading["on_error"] = on_error
+    data = _bring_in_preferences(preferences, out, reading_of(reading))
+    inputs = {"preferences/0": str(data)}
+    inputs |= {f"judgements/{i}": str(path) for i, path in enumerate(judgements)}
     file_step(
+        "distill",
         as_json,
         quiet,
-        kind="distill",
         out=out,
         settings=(*chosen, *settings),
         models={"start": model},
-        inputs={
-            "preferences/0": str(_bring_in_preferences(preferences, out, reading_of(reading))),
-            **rated,
-        },
+        inputs=inputs,
         seed=seed,
     )
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.argument("models", nargs=-1, required=True, type=FILE)
+@click.option("--out", type=FILE, required=True, help="Folder to write.")
 @JSON
 def average(models: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Average the weights of several reward MODELS (WARM).
