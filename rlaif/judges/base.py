@@ -63,9 +63,9 @@ class Call:
     call_id: str
     prompt: Prompt
     shown: tuple[Completion, ...]
-    principle: str | None
-    sample_index: int
-    request: GenerateRequest | ScoreRequest | RewardRequest | None
+    principle: str | None = None
+    sample_index: int = 0
+    request: GenerateRequest | ScoreRequest | RewardRequest | None = None
     then: Ending | None = None
     role: str = "by"
     fence: str = ""

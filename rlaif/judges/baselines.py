@@ -123,7 +123,7 @@ class Comparing:
         """One call without a request per pair; the seed is in the id of a coin's calls alone."""
         drawn = content_hash(self.judge_hash, seed) if self.kind == "random" else self.judge_hash
         return [
-            Call(self._make_call_id(drawn, shown), prompt, shown, None, 0, None)
+            Call(self._make_call_id(drawn, shown), prompt, shown)
             for shown in usable_pairs(completions)
         ]
 
@@ -154,8 +154,7 @@ class Overlap:
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call without a request per completion; `seed` changes nothing."""
         return [
-            Call(call_id(self.judge_hash, [c], None), prompt, (c,), None, 0, None)
-            for c in usable(completions)
+            Call(call_id(self.judge_hash, [c], None), prompt, (c,)) for c in usable(completions)
         ]
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
@@ -183,7 +182,7 @@ class Perplexity:
         for completion in usable(completions):
             name = call_id(self.judge_hash, [completion], None)
             request = ScoreRequest(name, prompt.messages, continuation=completion.text)
-            found.append(Call(name, prompt, (completion,), None, 0, request))
+            found.append(Call(name, prompt, (completion,), request=request))
         return found
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:

@@ -279,6 +279,11 @@ class JudgeBase(Strict):
         """The judges that this one builds, by the beginning of their roles. Most have none."""
         return {}
 
+    def refuse_principles(self, reason: str) -> None:
+        """Raises ConfigError where the spec names principles, by which this kind cannot judge."""
+        if self.principles is not None:
+            raise ConfigError(f"judge {self.id}: {reason}; drop `principles`")
+
     def build_judge(self, inputs: JudgeInputs) -> Judge:
         """The judge that the spec describes. Raises ConfigError when the spec cannot work."""
         raise NotImplementedError(self.kind)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from rlaif.core.numbers import sigmoid
 from rlaif.core.records import AnnotatorKind, Completion, Judgement, Prompt, Status, content_hash
@@ -14,7 +15,6 @@ from rlaif.judges.base import (
     Answered,
     Call,
     Judge,
-    Staged,
     Verdict,
     call_id,
     is_staged,
@@ -78,7 +78,7 @@ def conclude_verdict(
         name = "c_" + content_hash(name, sorted([c.completion_id, c.digest] for c in among))
     return make_judgement(
         judge,
-        Call(name, calls[0].prompt, tuple(shown), principle, 0, None),
+        Call(name, calls[0].prompt, tuple(shown), principle),
         annotator_id,
         verdict,
         "rule" if annotator_id.startswith("program:") else kind,
@@ -99,42 +99,65 @@ def behind(judgements: Iterable[Judgement], calls: Iterable[Call]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name in asked))
 
 
-def calls_by_role(
-    judge: Staged,
-    prompt: Prompt,
-    completions: Sequence[Completion],
-    request: Callable[[str, Completion], RewardRequest | ScoreRequest],
-) -> list[Call]:
-    """One call per completion and model of the judge; `request` makes it of the call's id and the
-    completion."""
-    return [
-        Call(name, prompt, (completion,), None, 0, request(name, completion), role=role)
-        for completion in usable(completions)
-        for role in judge.roles
-        for name in [f"{call_id(judge.judge_hash, [completion], None)}-{role}"]
-    ]
+@dataclass(frozen=True, slots=True)
+class Rewarding:
+    """A judge whose models are each asked once about each answer, and which makes a reward of what
+    they say: the score is its sigmoid, the raw value the reward itself."""
 
+    id: str
+    judge_hash: str
+    roles: Mapping[str, frozenset[Capability]]
+    comparative: ClassVar[bool] = False
+    unbounded: ClassVar[bool] = True
 
-def rewarded(
-    judge: Staged,
-    calls: Sequence[Call],
-    answers: Mapping[str, Answered],
-    read: Callable[[Mapping[str, Answer]], dict[str, float] | None],
-) -> list[Judgement]:
-    """One judgement per completion of `calls_by_role`. `read` makes of its answers by role a
-    `reward` and what goes with it, all of which is kept; the score is the reward's sigmoid, and the
-    reward itself the raw value. Where it gives None, or a reward that is not finite, the judgement
-    has failed."""
-    found = []
-    for completion in completions_of(calls):
-        own = [c for c in calls if c.shown[0].completion_id == completion.completion_id]
-        who = annotators(own, answers, judge.id)
-        kept = read({c.role: answers[c.call_id].answer for c in own})
-        verdict = Verdict("failed")
-        if kept is not None and math.isfinite(reward := kept["reward"]):
-            verdict = Verdict("ok", sigmoid(reward), distribution=kept, raw_value=reward)
-        found.append(conclude_verdict(judge, own, [completion], who, verdict, kind="model"))
-    return found
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """What the models of all roles must be able to do, taken together."""
+        return all_needs(self.roles)
+
+    def make_request(
+        self, name: str, prompt: Prompt, completion: Completion
+    ) -> RewardRequest | ScoreRequest:
+        """What each model is asked about a completion, under a call's id."""
+        raise NotImplementedError
+
+    def read_reward(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
+        """The `reward` by the answers to one completion's calls, by role, and what goes with it,
+        all of which is kept. None where it cannot be told."""
+        raise NotImplementedError
+
+    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
+        """One call per completion and model; `seed` changes nothing."""
+        return [
+            Call(name, prompt, (c,), request=self.make_request(name, prompt, c), role=role)
+            for c in usable(completions)
+            for role in self.roles
+            for name in [f"{call_id(self.judge_hash, [c], None)}-{role}"]
+        ]
+
+    def follow(
+        self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
+    ) -> list[Call]:
+        """Nothing."""
+        return []
+
+    def most_calls(self, calls: Sequence[Call]) -> int:
+        """The calls as they are."""
+        return len(calls)
+
+    def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
+        """One judgement per completion; failed where it has no reward, or one that is not
+        finite."""
+        found = []
+        for completion in completions_of(calls):
+            own = [c for c in calls if c.shown[0].completion_id == completion.completion_id]
+            who = annotators(own, answers, self.id)
+            kept = self.read_reward({c.role: answers[c.call_id].answer for c in own})
+            verdict = Verdict("failed")
+            if kept is not None and math.isfinite(reward := kept["reward"]):
+                verdict = Verdict("ok", sigmoid(reward), distribution=kept, raw_value=reward)
+            found.append(conclude_verdict(self, own, [completion], who, verdict, kind="model"))
+        return found
 
 
 def completions_of(calls: Iterable[Call]) -> list[Completion]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean, pstdev, pvariance
 from typing import Annotated, Literal
 
@@ -36,9 +36,9 @@ from rlaif.engines.base import (
     RewardResult,
     ScoreRequest,
 )
-from rlaif.judges.base import Answer, Answered, Call, Verdict, call_id, make_judgement
+from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import JudgeBase, JudgeInputs, hash_judge, usable
-from rlaif.judges.composed import all_needs, calls_by_role, rewarded
+from rlaif.judges.composed import Rewarding
 from rlaif.judges.questions import label_result
 
 ROLES = ("by", "reference")
@@ -60,10 +60,7 @@ class RewardModelJudge(JudgeBase):
     def build_judge(self, inputs: JudgeInputs) -> RewardModel:
         """The judge of the spec. Raises ConfigError when it names principles: the model has learned
         its own."""
-        if self.principles is not None:
-            raise ConfigError(
-                f"judge {self.id}: a reward model judges as a whole; drop `principles`"
-            )
+        self.refuse_principles("a reward model judges as a whole")
         return RewardModel(self.id, hash_judge(self, ()), self.condition)
 
 
@@ -102,8 +99,7 @@ class RewardEnsembleJudge(JudgeBase):
 
     def build_judge(self, inputs: JudgeInputs) -> RewardEnsemble:
         """The judge of the spec. Raises ConfigError when it names principles."""
-        if self.principles is not None:
-            raise ConfigError(f"judge {self.id}: reward models judge as a whole; drop `principles`")
+        self.refuse_principles("reward models judge as a whole")
         roles = {name: frozenset[Capability]({"reward"}) for name in self.asks()}
         return RewardEnsemble(
             self.id, hash_judge(self, ()), roles, self.combine, self.penalty, self.standardise
@@ -127,62 +123,30 @@ class ImplicitRewardJudge(JudgeBase):
     def build_judge(self, inputs: JudgeInputs) -> ImplicitReward:
         """The judge of the spec. Raises ConfigError where both models are one by name, or it names
         principles."""
-        if self.principles is not None:
-            raise ConfigError(f"judge {self.id}: log-probs know no principle; drop `principles`")
+        self.refuse_principles("log-probs know no principle")
         if self.by == self.reference:
             raise ConfigError(
                 f"judge {self.id}: `by` and `reference` are both {self.by!r}: every reward would "
                 "be 0"
             )
-        return ImplicitReward(self.id, hash_judge(self, ()), self.beta, self.per_token)
-
-
-def _required_capabilities() -> dict[str, frozenset[Capability]]:
-    return {role: frozenset({"token_logprobs"}) for role in ROLES}
+        roles = {role: frozenset[Capability]({"token_logprobs"}) for role in ROLES}
+        return ImplicitReward(self.id, hash_judge(self, ()), roles, self.beta, self.per_token)
 
 
 @dataclass(frozen=True, slots=True)
-class ImplicitReward:
+class ImplicitReward(Rewarding):
     """`score` is the sigmoid of the reward: the chance against an answer of reward 0.
     `distribution` holds the reward and both log-probs (nats, summed)."""
 
-    id: str
-    judge_hash: str
     beta: float
     per_token: bool
-    roles: Mapping[str, frozenset[Capability]] = field(default_factory=_required_capabilities)
-    comparative: bool = False
-    unbounded: bool = True
 
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """Log-probabilities of given tokens."""
-        return all_needs(self.roles)
+    def make_request(self, name: str, prompt: Prompt, completion: Completion) -> ScoreRequest:
+        """The log-probabilities of the completion's tokens."""
+        return ScoreRequest(name, prompt.messages, continuation=completion.text)
 
-    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
-        """One call per completion and model; `seed` changes nothing."""
-
-        def make_request(name: str, completion: Completion) -> ScoreRequest:
-            """What each model is asked about a completion."""
-            return ScoreRequest(name, prompt.messages, continuation=completion.text)
-
-        return calls_by_role(self, prompt, completions, make_request)
-
-    def follow(
-        self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
-    ) -> list[Call]:
-        """Nothing."""
-        return []
-
-    def most_calls(self, calls: Sequence[Call]) -> int:
-        """The calls as they are."""
-        return len(calls)
-
-    def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
-        """One judgement per completion; failed where a model could not score it or it is empty."""
-        return rewarded(self, calls, answers, self._read_reward)
-
-    def _read_reward(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
+    def read_reward(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
+        """None where a model could not score the completion, or it is empty."""
         results = {role: label_result(answer) for role, answer in answers.items()}
         scored = {r: s.token_logprobs for r, s in results.items() if s and s.token_logprobs}
         if len(scored) < len(ROLES):
@@ -212,7 +176,7 @@ class RewardModel:
         if self.condition is not None:
             messages = with_system(messages, self.condition)
         return [
-            Call(name, prompt, (c,), None, 0, RewardRequest(name, messages, c.messages[-1]))
+            Call(name, prompt, (c,), request=RewardRequest(name, messages, c.messages[-1]))
             for c in usable(completions)
             for name in [call_id(self.judge_hash, [c], None)]
         ]
@@ -257,48 +221,20 @@ def _parts_of(answer: Answer) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class RewardEnsemble:
+class RewardEnsemble(Rewarding):
     """`score` is the sigmoid of the combined reward. `distribution` holds it, each member's, their
     standard deviation, and the members' mean distance from their training where they know it."""
 
-    id: str
-    judge_hash: str
-    roles: Mapping[str, frozenset[Capability]]
     how: str
     penalty: float
     standardise: Mapping[str, tuple[float, float]]
-    comparative: bool = False
-    unbounded: bool = True
 
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """Rewards."""
-        return all_needs(self.roles)
+    def make_request(self, name: str, prompt: Prompt, completion: Completion) -> RewardRequest:
+        """The reward of the completion."""
+        return RewardRequest(name, prompt.messages, completion.messages[-1])
 
-    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
-        """One call per completion and member; `seed` changes nothing."""
-
-        def make_request(name: str, completion: Completion) -> RewardRequest:
-            """What each model is asked about a completion."""
-            return RewardRequest(name, prompt.messages, completion.messages[-1])
-
-        return calls_by_role(self, prompt, completions, make_request)
-
-    def follow(
-        self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
-    ) -> list[Call]:
-        """Nothing."""
-        return []
-
-    def most_calls(self, calls: Sequence[Call]) -> int:
-        """The calls as they are."""
-        return len(calls)
-
-    def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
-        """One judgement per completion; failed where a member could not score it."""
-        return rewarded(self, calls, answers, self._read_reward)
-
-    def _read_reward(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
+    def read_reward(self, answers: Mapping[str, Answer]) -> dict[str, float] | None:
+        """None where a member could not score the completion."""
         members: dict[str, float] = {}
         away: list[float] = []
         for role, answer in answers.items():

@@ -152,7 +152,7 @@ class Jury:
         pairs = usable_pairs(completions) if self.comparative else []
         if pairs and pairs[0][0] is pairs[0][1]:
             name = call_id(self.judge_hash, pairs[0], None)
-            return [Call(name, prompt, pairs[0], None, 0, None, role=ALIKE)]
+            return [Call(name, prompt, pairs[0], role=ALIKE)]
         return [
             call for m in self.members for call in placed(m.id, m.calls(prompt, completions, seed))
         ]
@@ -179,61 +179,37 @@ class Jury:
         about = {name for rows in read.values() for j in rows for name in j.shown}
         completions = [c for c in completions_of(calls) if c.completion_id in about]
         blank = {c.completion_id for c in completions if is_blank(c.text)}
+        renormalise = self.missing == "renormalise"
         scores = {
-            juror: compared_scores(
-                rows, self.principle_weights, self.missing == "renormalise", blank
-            )
+            juror: compared_scores(rows, self.principle_weights, renormalise, blank)
             for juror, rows in read.items()
         }
-        status = missing_status(
-            j.status for rows in read.values() for j in rows if not _has_value(j)
-        )
-        who = annotators(calls, answers, self.id)
         every = [j for rows in read.values() for j in rows]
+        status = missing_status(j.status for j in every if j.score is None and j.prob_first is None)
+        verdicts: list[tuple[Sequence[Completion], Verdict]]
         if self.pool == "mean":
-            return self._average_scores(calls, completions, scores, every, who, status)
+            means = combine(scores, self.weights, self.missing)
+            verdicts = [([c], _average_scores(c, scores, means, status)) for c in completions]
+        else:
+            pairs = combinations(completions, 2)
+            verdicts = [(pair, self._count_votes(pair, scores, status)) for pair in pairs]
+        who, among = annotators(calls, answers, self.id), seen_together(calls)
         return [
-            self._count_votes(calls, pair, scores, every, who, status)
-            for pair in combinations(completions, 2)
+            conclude_verdict(
+                self,
+                calls,
+                about,
+                who,
+                verdict,
+                among=among,
+                rests_on=_find_calls_behind(every, about, calls),
+            )
+            for about, verdict in verdicts
         ]
 
-    def _average_scores(
-        self,
-        calls: Sequence[Call],
-        completions: Sequence[Completion],
-        scores: Mapping[str, Scores],
-        read: Sequence[Judgement],
-        who: str,
-        status: Status,
-    ) -> list[Judgement]:
-        means = combine(scores, self.weights, self.missing)
-        found = []
-        for completion in completions:
-            name = completion.completion_id
-            mean = means.get(name)
-            own = {m: s for m, row in scores.items() if (s := row.get(name)) is not None}
-            found.append(
-                conclude_verdict(
-                    self,
-                    calls,
-                    [completion],
-                    who,
-                    Verdict(status if mean is None else "ok", mean, distribution=own or None),
-                    among=seen_together(calls),
-                    rests_on=_find_calls_behind(read, [completion], calls),
-                )
-            )
-        return found
-
     def _count_votes(
-        self,
-        calls: Sequence[Call],
-        pair: tuple[Completion, Completion],
-        scores: Mapping[str, Scores],
-        read: Sequence[Judgement],
-        who: str,
-        status: Status,
-    ) -> Judgement:
+        self, pair: Sequence[Completion], scores: Mapping[str, Scores], status: Status
+    ) -> Verdict:
         votes = {}
         for juror, row in scores.items():
             one, other = (row.get(c.completion_id) for c in pair)
@@ -245,15 +221,16 @@ class Jury:
         prob = weighted_mean((v, self.weights[m]) for m, v in votes.items()) if whole else None
         if prob is not None:
             status = "tie" if prob == 0.5 else "ok"
-        return conclude_verdict(
-            self,
-            calls,
-            pair,
-            who,
-            Verdict(status, prob_first=prob, distribution=votes or None),
-            among=seen_together(calls),
-            rests_on=_find_calls_behind(read, pair, calls),
-        )
+        return Verdict(status, prob_first=prob, distribution=votes or None)
+
+
+def _average_scores(
+    completion: Completion, scores: Mapping[str, Scores], means: Scores, status: Status
+) -> Verdict:
+    name = completion.completion_id
+    mean = means.get(name)
+    own = {m: s for m, row in scores.items() if (s := row.get(name)) is not None}
+    return Verdict(status if mean is None else "ok", mean, distribution=own or None)
 
 
 def _find_calls_behind(
@@ -262,10 +239,6 @@ def _find_calls_behind(
     """The calls that the jurors' judgements of these completions rest on."""
     names = {c.completion_id for c in about}
     return behind((j for j in read if not names.isdisjoint(j.shown)), calls)
-
-
-def _has_value(judgement: Judgement) -> bool:
-    return judgement.score is not None or judgement.prob_first is not None
 
 
 def accuracy_weight(accuracy: float) -> float:
@@ -279,11 +252,9 @@ def _juror_weights(spec: JuryJudge, beside: Path | None) -> dict[str, float]:
     if spec.weights is not None:
         given = spec.weights
     elif spec.accuracy is not None:
-        known = (
-            spec.accuracy
-            if isinstance(spec.accuracy, dict)
-            else _read_accuracies(spec.accuracy, beside)
-        )
+        known = spec.accuracy
+        if isinstance(known, str):
+            known = _read_accuracies(known, beside)
         lacking = sorted(set(ids) - set(known))
         if lacking:
             raise ConfigError(f"judge {spec.id}: `accuracy` lacks juror {lacking[0]!r}")

@@ -161,33 +161,12 @@ class Meta:
         answers: Mapping[str, Answered],
         who: str,
     ) -> Judgement:
-        among = seen_together(under("judge", calls))
         valued = [j for j in group if j.score is not None]
-        if not valued:
-            return conclude_verdict(
-                self,
-                calls,
-                [subject],
-                who,
-                Verdict(missing_status(j.status for j in group)),
-                principle=principle,
-                among=among,
-                rests_on=behind(group, calls),
-            )
-        place = {j.judgement_id: index for index, j in enumerate(valued)}
-        own = [c for c in compared if c.shown[0].completion_id in place]
-        wins, pairs = fair_wins(self._read_comparisons(own, place, answers))
-        ratings = fit_strengths(wins[None], pairs, len(valued), PRIOR)[0]
-        shares = np.exp(ratings - ratings.max())
-        scores = np.array([j.score for j in valued], dtype=float)
-        kept = {f"score/{j.sample_index}": float(s) for j, s in zip(valued, scores, strict=True)}
-        kept |= {f"elo/{j.sample_index}": float(e) for j, e in zip(valued, ratings, strict=True)}
-        verdict = Verdict(
-            "ok",
-            score=min(1.0, max(0.0, float(shares @ scores / shares.sum()))),
-            distribution=kept,
-            rationale=_text_of(valued[int(np.argmax(ratings))]) or None,
-        )
+        places = {j.judgement_id: index for index, j in enumerate(valued)}
+        own = [c for c in compared if c.shown[0].completion_id in places]
+        verdict = Verdict(missing_status(j.status for j in group))
+        if valued:
+            verdict = _weigh_judgements(valued, self._read_comparisons(own, places, answers))
         return conclude_verdict(
             self,
             calls,
@@ -195,7 +174,7 @@ class Meta:
             who,
             verdict,
             principle=principle,
-            among=among,
+            among=seen_together(under("judge", calls)),
             rests_on=[*behind(group, calls), *asked_ids(own)],
         )
 
@@ -208,6 +187,24 @@ class Meta:
             for j in read
             if j.prob_first is not None
         ]
+
+
+def _weigh_judgements(
+    valued: Sequence[Judgement], compared: Sequence[tuple[int, int, float]]
+) -> Verdict:
+    """The mean of the judgements' scores, weighed by the Elo that the comparisons give."""
+    wins, pairs = fair_wins(compared)
+    ratings = fit_strengths(wins[None], pairs, len(valued), PRIOR)[0]
+    shares = np.exp(ratings - ratings.max())
+    scores = np.array([j.score for j in valued], dtype=float)
+    kept = {f"score/{j.sample_index}": float(s) for j, s in zip(valued, scores, strict=True)}
+    kept |= {f"elo/{j.sample_index}": float(e) for j, e in zip(valued, ratings, strict=True)}
+    return Verdict(
+        "ok",
+        score=min(1.0, max(0.0, float(shares @ scores / shares.sum()))),
+        distribution=kept,
+        rationale=_text_of(valued[int(np.argmax(ratings))]) or None,
+    )
 
 
 def fair_wins(

@@ -195,7 +195,7 @@ class Pairwise:
                 if not applicable(principle, prompt) or first.text == second.text:
                     shown = (first, second)
                     asked = call_id(self.questions[name], shown, name)
-                    calls.append(Call(asked, prompt, shown, name, 0, None))
+                    calls.append(Call(asked, prompt, shown, name))
                     continue
                 for shown in presentations(self.order, first, second, name, seed):
                     for index in range(self.samples):
@@ -235,18 +235,8 @@ class Pairwise:
             tie=self.labels["tie"][0].strip() if "tie" in self.labels else None,
         )
         schema = self.asking.schema(FIELD, [forms[0] for forms in self.labels.values()])
-        request, then = self.asking.request(name, values, self.labels, seed, schema)
-        return Call(
-            name,
-            prompt,
-            shown,
-            principle_id,
-            index,
-            request,
-            then,
-            fence=values["fence"],
-            template_hash=self.asking.template.hash,
-        )
+        call = Call(name, prompt, shown, principle_id, index)
+        return self.asking.ask(call, values, self.labels, seed, schema)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement, about the text shown first."""

@@ -86,6 +86,24 @@ class Asking:
         ending = Ending(self.template.then(values), prefill, forms)
         return text_request(name, self.template, values, self.reasons, seed), ending
 
+    def ask(
+        self,
+        call: Call,
+        values: Mapping[str, Any],
+        labels: Labels,
+        seed: int,
+        schema: dict[str, Any] | None = None,
+    ) -> Call:
+        """A call with its `request`."""
+        request, then = self.request(call.call_id, values, labels, seed, schema)
+        return replace(
+            call,
+            request=request,
+            then=then,
+            fence=values["fence"],
+            template_hash=self.template.hash,
+        )
+
     def schema(self, field: str, verdicts: Iterable[str]) -> dict[str, Any] | None:
         """What a structured answer is: reasons, and one of `verdicts` or an abstention in `field`;
         None where the answer is not structured."""

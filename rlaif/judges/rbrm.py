@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rlaif.config.base import Fraction, StepId, Strict
-from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
 from rlaif.engines.base import Capability, ScoreResult
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
@@ -26,13 +25,7 @@ from rlaif.judges.common import (
     template_values,
     usable,
 )
-from rlaif.judges.questions import (
-    Asking,
-    Labels,
-    distinct_labels,
-    likeliest,
-    make_asking,
-)
+from rlaif.judges.questions import Asking, Labels, distinct_labels, likeliest, make_asking
 from rlaif.judges.templates import CLASSES
 
 
@@ -71,10 +64,7 @@ class RbrmJudge(LabelJudge):
 
     def build_judge(self, inputs: JudgeInputs) -> Rbrm:
         """The judge of the spec. Raises ConfigError when it names principles: it has `classes`."""
-        if self.principles is not None:
-            raise ConfigError(
-                f"judge {self.id}: an rbrm judges by its `classes`; drop `principles`"
-            )
+        self.refuse_principles("an rbrm judges by its `classes`")
         template = judge_template(
             self, inputs.beside, allowed=CLASSES, required=frozenset({"response", "classes"})
         )
@@ -125,13 +115,12 @@ class Rbrm:
         self, prompt: Prompt, completion: Completion, index: int, seed: int, fits: bool
     ) -> Call:
         name = call_id(self.judge_hash, [completion], None, index)
+        call = Call(name, prompt, (completion,), None, index)
         if not fits:
-            return Call(name, prompt, (completion,), None, index, None)
+            return call
         shown = [(letter, text) for letter, _, text in self.classes]
         values = template_values(prompt, [completion], seed, classes=shown)
-        request, then = self.asking.request(name, values, letter_forms(self.classes), seed)
-        used = self.asking.template.hash
-        return Call(name, prompt, (completion,), None, index, request, then, template_hash=used)
+        return self.asking.ask(call, values, letter_forms(self.classes), seed)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement; `distribution` holds the share of each class."""

@@ -24,7 +24,7 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.core.resources import find
 from rlaif.core.yamlio import read_text, validate
-from rlaif.engines.base import Capability, GenerateRequest, GenerateResult, Sampling, ScoreRequest
+from rlaif.engines.base import Capability, GenerateResult, Sampling
 from rlaif.judges.base import Answered, Call, Verdict, call_id
 from rlaif.judges.common import (
     JudgeInputs,
@@ -134,8 +134,7 @@ class RubricJudge(VerdictJudge):
 
     def build_judge(self, inputs: JudgeInputs) -> Rubric:
         """The judge of the spec. Raises ConfigError when its items cannot be used."""
-        if self.principles is not None:
-            raise ConfigError(f"judge {self.id}: a rubric judges by its items; drop `principles`")
+        self.refuse_principles("a rubric judges by its items")
         explicit = self.aggregate == "explicit"
         by_question = read_items(find(self.items_file, inputs.beside)) if self.items_file else {}
         given = [*(self.items or ()), *chain.from_iterable(by_question.values())]
@@ -259,38 +258,34 @@ class Rubric:
             self._make_item_call(prompt, completion, number, item, seed)
             for completion in shown
             for number, item in enumerate(items)
-        ] or [Call(call_id(self.judge_hash, [c], None), prompt, (c,), None, 0, None) for c in shown]
+        ] or [Call(call_id(self.judge_hash, [c], None), prompt, (c,)) for c in shown]
 
     def _make_item_call(
         self, prompt: Prompt, completion: Completion, number: int, item: RubricItem, seed: int
     ) -> Call:
         name = call_id(self.judge_hash, [completion], item.text, number)
-        request: GenerateRequest | ScoreRequest | None = None
-        if item.check is None:
-            values = template_values(prompt, [completion], seed, item=item.text)
-            request, _ = self.asking.request(name, values, self.labels, seed)
-        used = self.asking.template.hash if request is not None else None
-        return Call(name, prompt, (completion,), item.text, number, request, template_hash=used)
+        call = Call(name, prompt, (completion,), item.text, number)
+        if item.check is not None:
+            return call
+        values = template_values(prompt, [completion], seed, item=item.text)
+        return self.asking.ask(call, values, self.labels, seed)
 
     def _make_overall_call(
         self, prompt: Prompt, completion: Completion, items: Items, seed: int
     ) -> Call:
-        name = call_id(self.judge_hash, [completion], None)
-        request: GenerateRequest | ScoreRequest | None = None
-        if items:
-            labels = level_labels(LOW, HIGH)
-            values = template_values(
-                prompt,
-                [completion],
-                seed,
-                low=LOW,
-                high=HIGH,
-                levels=[(label, level) for level, label in labels.items()],
-                items=[(item.text, self._weight_of(item)) for item in items],
-            )
-            request, _ = self.asking.request(name, values, self.labels, seed)
-        used = self.asking.template.hash if request is not None else None
-        return Call(name, prompt, (completion,), None, 0, request, template_hash=used)
+        call = Call(call_id(self.judge_hash, [completion], None), prompt, (completion,))
+        if not items:
+            return call
+        values = template_values(
+            prompt,
+            [completion],
+            seed,
+            low=LOW,
+            high=HIGH,
+            levels=[(label, level) for level, label in level_labels(LOW, HIGH).items()],
+            items=[(item.text, self._weight_of(item)) for item in items],
+        )
+        return self.asking.ask(call, values, self.labels, seed)
 
     def _weight_of(self, item: RubricItem) -> float:
         return self.weights[item.category] if item.weight is None else item.weight
@@ -318,29 +313,20 @@ class Rubric:
         wrote = self.writer is not None
         items = self._read_items(calls, answers) if wrote else self._known_items(calls[0].prompt)
         about = calls[1:] if wrote else calls
-        found = []
-        for completion in completions_of(calls):
-            own = [c for c in about if c.shown[0].completion_id == completion.completion_id]
-            if items:
-                # The answer that wrote the items is behind every verdict on them.
-                behind = [*(c.call_id for c in calls[:1] if wrote), *asked_ids(own)]
-                verdict = (
-                    self._weigh_items(items, own, answers)
-                    if self.explicit
-                    else self._read_overall(own, answers)
-                )
-                who = annotators(own, answers, self.id)
-                found.append(
-                    conclude_verdict(self, own, [completion], who, verdict, rests_on=behind)
-                )
-                continue
+        if not items:
             raw = answers[calls[0].call_id].answer if wrote else None
             text = raw.text if isinstance(raw, GenerateResult) else None
             status: Status = "unparsed" if text else "failed" if wrote else "not_applicable"
-            who = annotators(calls, answers, self.id)
-            found.append(
-                conclude_verdict(self, calls, [completion], who, Verdict(status, raw=text))
-            )
+            who, verdict = annotators(calls, answers, self.id), Verdict(status, raw=text)
+            return [conclude_verdict(self, calls, [c], who, verdict) for c in completions_of(calls)]
+        weigh = self._weigh_items if self.explicit else self._read_overall
+        found = []
+        for completion in completions_of(calls):
+            own = [c for c in about if c.shown[0].completion_id == completion.completion_id]
+            # The answer that wrote the items is behind every verdict on them.
+            behind = [*(c.call_id for c in calls[:1] if wrote), *asked_ids(own)]
+            who, verdict = annotators(own, answers, self.id), weigh(items, own, answers)
+            found.append(conclude_verdict(self, own, [completion], who, verdict, rests_on=behind))
         return found
 
     def _weigh_items(
@@ -369,7 +355,9 @@ class Rubric:
         value = apply_check(item.check, item.params, call.prompt, call.shown[0].text)
         return Verdict("ok" if value is not None else "not_applicable", value)
 
-    def _read_overall(self, own: Sequence[Call], answers: Mapping[str, Answered]) -> Verdict:
+    def _read_overall(
+        self, items: Items, own: Sequence[Call], answers: Mapping[str, Answered]
+    ) -> Verdict:
         answer = answers[own[0].call_id].answer
         read = self.asking.read_verdict(own[0], answer, lambda a: read_mean_level(a, LOW, HIGH))
         if read.score is None or read.label_mass is None:

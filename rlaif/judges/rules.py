@@ -69,16 +69,9 @@ class Rules:
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call without a request per completion and principle; `seed` changes nothing."""
         return [
-            Call(
-                call_id(self.questions[principle.id], [completion], principle.id),
-                prompt,
-                (completion,),
-                principle.id,
-                0,
-                None,
-            )
+            Call(call_id(self.questions[p.id], [completion], p.id), prompt, (completion,), p.id)
             for completion in usable(completions)
-            for principle in self.principles
+            for p in self.principles
         ]
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:

@@ -161,8 +161,9 @@ class Scored:
     ) -> Call:
         principle_id = principle.id if principle is not None else None
         name = call_id(self.questions[principle_id], [completion], principle_id, index)
+        call = Call(name, prompt, (completion,), principle_id, index)
         if not applicable(principle, prompt):
-            return Call(name, prompt, (completion,), principle_id, index, None)
+            return call
         low, high = scale_of(principle, self.scale, self.own_scales)
         levels = {} if self.asking.written else level_labels(low, high)
         values = template_values(
@@ -175,24 +176,9 @@ class Scored:
             high=high,
             levels=[(label, level) for level, label in levels.items()],
         )
-        request, then = self.asking.request(
-            name, values, level_forms(levels), seed, self._make_schema(low, high)
-        )
-        return Call(
-            name,
-            prompt,
-            (completion,),
-            principle_id,
-            index,
-            request,
-            then,
-            fence=values["fence"],
-            template_hash=self.asking.template.hash,
-        )
-
-    def _make_schema(self, low: float, high: float) -> dict[str, Any] | None:
-        levels = range(int(low), int(high) + 1)
-        return self.json_schema or self.asking.schema(FIELD, map(str, levels))
+        every = range(int(low), int(high) + 1)
+        schema = self.json_schema or self.asking.schema(FIELD, map(str, every))
+        return self.asking.ask(call, values, level_forms(levels), seed, schema)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""

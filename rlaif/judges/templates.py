@@ -33,23 +33,9 @@ from rlaif.judges.rendering import RenderingError, compiled, environment, render
 
 SHARED_VARIABLES = frozenset(
     {
-        "prompt",
-        "conversation",
-        "principle",
-        "principle_id",
-        "principles",
-        "scale",
-        "low",
-        "high",
-        "levels",
-        "explain",
-        "reason",
-        "structured",
-        "abstain",
-        "preamble",
-        "reference",
-        "examples",
-        "fence",
+        *("prompt", "conversation", "reference", "fence", "preamble", "examples"),
+        *("principle", "principle_id", "principles", "scale", "low", "high", "levels"),
+        *("explain", "reason", "structured", "abstain"),
     }
 )
 POINTWISE = SHARED_VARIABLES | {"response"}

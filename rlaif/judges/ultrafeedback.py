@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 
 from rlaif.config.base import StepId
-from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, GenerateResult, ScoreResult
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
@@ -81,10 +80,7 @@ class UltraFeedbackJudge(WritingJudge):
 
     def build_judge(self, inputs: JudgeInputs) -> UltraFeedback:
         """The judge of the spec. Raises ConfigError when it names principles: it has `aspects`."""
-        if self.principles is not None:
-            raise ConfigError(
-                f"judge {self.id}: ultrafeedback judges by `aspects`; drop `principles`"
-            )
+        self.refuse_principles("ultrafeedback judges by `aspects`")
         template = judge_template(
             self,
             inputs.beside,
@@ -167,18 +163,8 @@ class UltraFeedback:
         )
         schema = self._make_schema(len(shown), aspect) if self.asking.structured else None
         labels = {k: v for k, v in self.labels.items() if k != NOT_APPLICABLE or aspect == HONESTY}
-        request, _ = self.asking.request(name, values, labels, seed, schema)
-        return Call(
-            name,
-            prompt,
-            shown,
-            aspect,
-            index,
-            request,
-            fence=values["fence"],
-            place=place,
-            template_hash=self.asking.template.hash,
-        )
+        call = Call(name, prompt, shown, aspect, index, place=place)
+        return self.asking.ask(call, values, labels, seed, schema)
 
     def _make_schema(self, count: int, aspect: str) -> dict[str, Any]:
         ratings = [*map(str, range(LOW, HIGH + 1)), *self.asking.abstain[:1]]

@@ -28,11 +28,7 @@ from rlaif.judges.common import (
     usable,
 )
 from rlaif.judges.parsing import label_share
-from rlaif.judges.questions import (
-    Asking,
-    distinct_labels,
-    make_asking,
-)
+from rlaif.judges.questions import Asking, distinct_labels, make_asking
 
 
 class YesNoJudge(LabelJudge):
@@ -97,16 +93,13 @@ class YesNo:
         self, prompt: Prompt, completion: Completion, principle: Principle, index: int, seed: int
     ) -> Call:
         name = call_id(self.questions[principle.id], [completion], principle.id, index)
+        call = Call(name, prompt, (completion,), principle.id, index)
         if not principle.applies(prompt):
-            return Call(name, prompt, (completion,), principle.id, index, None)
+            return call
         values = template_values(
             prompt, [completion], seed, principle=principle, principles=self.principles
         )
-        request, then = self.asking.request(name, values, self.labels, seed)
-        used = self.asking.template.hash
-        return Call(
-            name, prompt, (completion,), principle.id, index, request, then, template_hash=used
-        )
+        return self.asking.ask(call, values, self.labels, seed)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""

@@ -106,46 +106,11 @@ def make_slugs(texts: Sequence[str]) -> dict[str, str]:
     return made
 
 
-_PLAIN = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "answer",
-        "answers",
-        "are",
-        "be",
-        "better",
-        "choose",
-        "do",
-        "does",
-        "follow",
-        "for",
-        "has",
-        "have",
-        "in",
-        "is",
-        "it",
-        "its",
-        "more",
-        "of",
-        "on",
-        "one",
-        "or",
-        "pick",
-        "prefer",
-        "response",
-        "select",
-        "should",
-        "that",
-        "the",
-        "than",
-        "this",
-        "to",
-        "which",
-        "with",
-    ]
-)
+_PLAIN = frozenset({
+    "a", "an", "and", "answer", "answers", "are", "be", "better", "choose", "do", "does", "follow",
+    "for", "has", "have", "in", "is", "it", "its", "more", "of", "on", "one", "or", "pick",
+    "prefer", "response", "select", "should", "that", "the", "than", "this", "to", "which", "with",
+})  # fmt: skip
 
 
 def similarity_of(texts: Sequence[str]) -> tuple[NDArray[np.float64], str, float]:
