@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rlaif.judges.forms import Form, Grammar, Read, candidates, settled, taken_back, unhedged
-from rlaif.judges.quotes import Quoted, quoted, unwrapped
+from rlaif.judges.forms import Form, Read, Reading, taken_back, unhedged
+from rlaif.judges.quotes import Quoted
 
 Labels = Mapping[str, tuple[str, ...]]
 """A label to the forms in which it is written."""
@@ -65,37 +65,15 @@ class _Vocabulary:
         return self.words[found] if found in self.words else self.words[found.split(maxsplit=1)[1]]
 
 
-def read_choice(text: str, labels: Labels, form: Form = USUAL, cut: bool = False) -> str | None:
-    """The label of the verdict in `text`, or None.
-
-    An answer that is one of a label's forms alone is that label. Otherwise the form that was asked
-    for decides; where none stands anywhere, another usual form, and then words that say a choice
+def choice_reading(labels: Labels) -> Reading[str]:
+    """How the choice of a label is read: in any of its forms, or in words that say a choice
     ("answer 1 is better"), where all of them agree. Labels are matched whole and in either case,
-    but an article is no letter: "a tie" and "A tie" are a tie. With `cut` the text ends at a limit.
-    """
-    text = unwrapped(text)
-    known = quoted(text)
-    spoken = _compile_vocabulary(tuple((label, forms) for label, forms in labels.items()))
-    alone = None if cut else choice_alone(text, labels)
-    if alone is not None:
-        return alone
+    but an article is no letter: "a tie" and "A tie" are a tie."""
+    spoken = _compile_vocabulary(tuple(labels.items()))
 
-    grammar = choice_grammar(labels)
-    asked = candidates(text, form, grammar, known, cut)
-    if asked:
-        return settled(asked, text)
-    if cut:
-        return None
-    usual = candidates(text, USUAL, grammar, known)
-    if usual:
-        return settled(usual, text, last=False)
-    said = set(_in_prose(text, spoken, known))
-    return said.pop() if len(said) == 1 else None
-
-
-def choice_grammar(labels: Labels) -> Grammar[str]:
-    """What stands where a choice should: see `read_choice`."""
-    spoken = _compile_vocabulary(tuple((label, forms) for label, forms in labels.items()))
+    def read_alone(text: str) -> Read[str] | None:
+        found = spoken.alone.fullmatch(text)
+        return None if found is None else Read(spoken.label(found.group(1)), len(text))
 
     def read_label(text: str, place: int) -> Read[str] | None:
         found = spoken.value.match(text, place)
@@ -105,14 +83,11 @@ def choice_grammar(labels: Labels) -> Grammar[str]:
             return Read(None, found.end())
         return Read(spoken.label(found.group(1)), found.end())
 
-    return read_label
+    def read_prose(text: str, known: Quoted) -> str | None:
+        said = set(_in_prose(text, spoken, known))
+        return said.pop() if len(said) == 1 else None
 
-
-def choice_alone(text: str, labels: Labels) -> str | None:
-    """The label that a text is, and nothing else."""
-    spoken = _compile_vocabulary(tuple((label, forms) for label, forms in labels.items()))
-    found = spoken.alone.fullmatch(text)
-    return spoken.label(found.group(1)) if found is not None else None
+    return Reading(USUAL, read_label, read_alone, read_prose)
 
 
 def _in_prose(text: str, spoken: _Vocabulary, known: Quoted) -> Iterator[str | None]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
 
-from rlaif.judges.quotes import Quoted, quoted
+from rlaif.judges.quotes import Quoted, quoted, unwrapped
 
 V = TypeVar("V")
 
@@ -163,6 +163,36 @@ def settled(found: Sequence[Candidate[V]], text: str, last: bool = True) -> V | 
     if last and len(found) > 1 and whole and final.firm and _ENDS.match(text, final.end):
         return final.value
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading(Generic[V]):
+    """How verdicts of one kind are read: what a text `alone` says, what stands behind a form's head
+    (`grammar`), the `usual` form where a template declares none, and what sentences say (`prose`).
+    """
+
+    usual: Form
+    grammar: Grammar[V]
+    alone: Callable[[str], Read[V] | None]
+    prose: Callable[[str, Quoted], V | None]
+
+    def read(self, text: str, form: Form | None = None, cut: bool = False) -> V | None:
+        """The verdict in a text, or None.
+
+        A text that is a verdict alone is that one. Otherwise the form that was asked for decides;
+        where none stands anywhere, another usual form, and then what sentences say. With `cut` the
+        text ends at a limit.
+        """
+        text = unwrapped(text)
+        alone = None if cut else self.alone(text)
+        if alone is not None:
+            return alone.value
+        known = quoted(text)
+        asked = candidates(text, form or self.usual, self.grammar, known, cut)
+        if asked or cut:
+            return settled(asked, text)
+        usual = candidates(text, self.usual, self.grammar, known)
+        return settled(usual, text, last=False) if usual else self.prose(text, known)
 
 
 def _find_heads(form: Form, text: str, known: Quoted) -> Iterator[re.Match[str]]:

@@ -21,7 +21,7 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import Capability
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
-from rlaif.judges.choices import USUAL, choice_alone, choice_grammar, read_choice
+from rlaif.judges.choices import choice_reading
 from rlaif.judges.common import (
     JudgeInputs,
     LabelJudge,
@@ -36,7 +36,7 @@ from rlaif.judges.common import (
     text_principles,
     usable_pairs,
 )
-from rlaif.judges.forms import Form, candidates, withdrawn
+from rlaif.judges.forms import Form
 from rlaif.judges.parsing import label_share
 from rlaif.judges.questions import (
     Asking,
@@ -45,7 +45,6 @@ from rlaif.judges.questions import (
     distinct_labels,
     likeliest,
     make_asking,
-    scalar,
 )
 from rlaif.judges.templates import Template
 
@@ -270,17 +269,8 @@ class Pairwise:
 
 
 def choice_of(said: Written, labels: Labels, form: Form | None = None) -> str | None:
-    """The label chosen in a JSON answer, which what is written beside the object must not
-    contradict; or the one in a text, in the form that was asked for."""
-    form, found = form or USUAL, said.object(FIELD)
-    if found is None:
-        return read_choice(said.own, labels, form, said.cut)
-    value = scalar(found, FIELD)
-    alone = None if value is None else choice_alone(value, labels)
-    if withdrawn(said.text, found.end):
-        return None
-    beside = candidates(said.beside(found), form, choice_grammar(labels))
-    return alone if all(c.value == alone for c in beside) else None
+    """The label chosen in an answer; see `Written.read`."""
+    return said.read(FIELD, choice_reading(labels), form)
 
 
 def presentations(

@@ -29,6 +29,7 @@ from rlaif.engines.base import (
 )
 from rlaif.judges.base import LIMIT, Answer, Call, Ending, Verdict
 from rlaif.judges.common import VerdictJudge, WritingJudge
+from rlaif.judges.forms import Form, Reading, V, candidates, withdrawn
 from rlaif.judges.jsontext import Found, json_objects, member, names_member, outside, the_object
 from rlaif.judges.templates import Template, in_fence, outside_fence
 
@@ -251,6 +252,19 @@ class Written:
             # Without members: the answer has an object, and nothing can be read in it.
             return Found(one.start, one.end)
         return one
+
+    def read(self, field: str, reading: Reading[V], form: Form | None = None) -> V | None:
+        """The verdict under `field` of a JSON answer, which what is written beside the object must
+        not contradict; or the one in a text, in the form that was asked for."""
+        found = self.object(field)
+        if found is None:
+            return reading.read(self.own, form, self.cut)
+        value = scalar(found, field)
+        alone = None if value is None else reading.alone(value)
+        if alone is None or withdrawn(self.text, found.end):
+            return None
+        beside = candidates(self.beside(found), form or reading.usual, reading.grammar)
+        return alone.value if all(c.value == alone.value for c in beside) else None
 
     def _is_quoted(self, found: Found) -> bool:
         return in_fence(self.text[: found.start], self.fence)

@@ -36,17 +36,10 @@ from rlaif.judges.common import (
     text_principles,
     usable,
 )
-from rlaif.judges.forms import Form, candidates, withdrawn
+from rlaif.judges.forms import Form
 from rlaif.judges.parsing import expected_level
-from rlaif.judges.questions import (
-    Asking,
-    Labels,
-    Written,
-    distinct_labels,
-    make_asking,
-    scalar,
-)
-from rlaif.judges.scores import USUAL, Score, read_score, score_alone, score_grammar
+from rlaif.judges.questions import Asking, Labels, Written, distinct_labels, make_asking
+from rlaif.judges.scores import Score, score_reading
 
 Parser = Callable[[Written, float, float, Sequence[str]], Score | None]
 """From an answer, the ends of the scale and the words for an abstention to what was said."""
@@ -100,17 +93,8 @@ class AdditiveJudge(WritingJudge):
 def score_of(
     said: Written, low: float, high: float, words: Sequence[str], form: Form | None = None
 ) -> Score | None:
-    """The score in a JSON answer, which what is written beside the object must not contradict; or
-    the one in a text, in the form that was asked for."""
-    form, found = form or USUAL, said.object(FIELD)
-    if found is None:
-        return read_score(said.own, low, high, words, form, said.cut)
-    value = scalar(found, FIELD)
-    alone = None if value is None else score_alone(value, low, high, words)
-    if alone is None or withdrawn(said.text, found.end):
-        return None
-    beside = candidates(said.beside(found), form, score_grammar(low, high, words))
-    return alone.value if all(c.value == alone.value for c in beside) else None
+    """The score in an answer, "abstain" for one of `words`; see `Written.read`."""
+    return said.read(FIELD, score_reading(low, high, words), form)
 
 
 @dataclass(frozen=True, slots=True)

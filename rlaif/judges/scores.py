@@ -14,13 +14,12 @@ from rlaif.judges.forms import (
     Form,
     Grammar,
     Read,
-    candidates,
-    settled,
+    Reading,
     taken_back,
     unhedged,
     withdrawn,
 )
-from rlaif.judges.quotes import Quoted, quoted, unwrapped
+from rlaif.judges.quotes import Quoted
 
 Score = float | Literal["abstain"]
 
@@ -86,34 +85,25 @@ def in_range(value: float | None, low: float, high: float) -> float | None:
     return value if value is not None and low <= value <= high else None
 
 
-def read_score(
-    text: str,
-    low: float,
-    high: float,
-    words: Sequence[str] = (),
-    form: Form = USUAL,
-    cut: bool = False,
-) -> Score | None:
-    """The score in `text`, on [low, high]; "abstain" where one of `words` stands in its place; None
-    where there is none, or not one.
+def score_reading(low: float, high: float, words: Sequence[str] = ()) -> Reading[Score]:
+    """How a score on [low, high] is read, "abstain" where one of `words` stands in its place. Of a
+    sum its total counts ("1 + 1 = 2"), and of words that say a score ("I give it 4 out of 5") those
+    on which all that is said of scores agrees."""
 
-    An answer that is a number alone is that score. Otherwise the form decides, of a sum its total
-    ("1 + 1 = 2"); where none stands anywhere, another usual form, and then words that say a score
-    ("I give it 4 out of 5"), where all that is said of scores agrees. With `cut` the text ends at a
-    limit.
-    """
-    text = unwrapped(text)
-    alone = None if cut else score_alone(text, low, high, words)
-    if alone is not None:
-        return alone.value
-    known, grammar = quoted(text), score_grammar(low, high, words)
-    found = candidates(text, form, grammar, known, cut)
-    if found:
-        return settled(found, text)
-    if cut:
-        return None
-    usual = candidates(text, USUAL, grammar, known)
-    return settled(usual, text, last=False) if usual else _in_prose(text, low, high, known)
+    def read_prose(text: str, known: Quoted) -> Score | None:
+        """The score that sentences say, where no form stands anywhere and all agree."""
+        said = set(_find_said_scores(text, high, known))
+        every = said | set(_find_mentioned_scores(text, high, known))
+        if len(said) != 1 or len(every) != 1:
+            return None
+        return in_range(said.pop(), low, high)
+
+    return Reading(
+        USUAL,
+        score_grammar(low, high, words),
+        lambda text: score_alone(text, low, high, words),
+        read_prose,
+    )
 
 
 def score_alone(text: str, low: float, high: float, words: Sequence[str]) -> Read[Score] | None:
@@ -142,7 +132,7 @@ def _words_pattern(words: tuple[str, ...]) -> re.Pattern[str] | None:
 
 
 def score_grammar(low: float, high: float, words: Sequence[str]) -> Grammar[Score]:
-    """What stands where a score should: see `read_score`."""
+    """What stands where a score should: see `score_reading`."""
     said = _words_pattern(tuple(words))
 
     def read_score(text: str, place: int) -> Read[Score] | None:
@@ -176,15 +166,6 @@ def _read_number(text: str, found: re.Match[str], low: float, high: float) -> Re
     if after["percent"] or after["other"] or _of_another(after["of"], high):
         value = None
     return Read(value, after.end())
-
-
-def _in_prose(text: str, low: float, high: float, known: Quoted) -> float | None:
-    """The score that sentences say, where no form stands anywhere and all agree."""
-    said = set(_find_said_scores(text, high, known))
-    every = said | set(_find_mentioned_scores(text, high, known))
-    if len(said) != 1 or len(every) != 1:
-        return None
-    return in_range(said.pop(), low, high)
 
 
 def _find_said_scores(text: str, high: float, known: Quoted) -> Iterator[float | None]:

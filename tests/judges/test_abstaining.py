@@ -17,9 +17,9 @@ from rlaif.core.progress import QuietProgress
 from rlaif.data.readers.base import make_pair, user
 from rlaif.engines.base import GenerateRequest, ScoreRequest, ScoreResult
 from rlaif.judges.base import is_staged
-from rlaif.judges.choices import read_choice
+from rlaif.judges.choices import choice_reading
 from rlaif.judges.parsing import text_ratings
-from rlaif.judges.scores import read_score
+from rlaif.judges.scores import score_reading
 from tests.support.kinds import (
     BAD,
     EVERY,
@@ -122,9 +122,9 @@ WORDS = ("abstain", "N/A", "cannot tell")
     ],
 )
 def test_words_in_place_of_a_score(text: str, expected: float | str | None) -> None:
-    assert read_score(text, 1, 5, WORDS) == expected
+    assert score_reading(1, 5, WORDS).read(text) == expected
     if expected == "abstain":
-        assert read_score(text, 1, 5, ()) in (None, 4.0)
+        assert score_reading(1, 5, ()).read(text) in (None, 4.0)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,8 @@ def test_words_in_place_of_a_score(text: str, expected: float | str | None) -> N
     ],
 )
 def test_words_in_place_of_a_choice(text: str, expected: str | None) -> None:
-    assert read_choice(text, {"first": ("1",), "second": ("2",), "abstain": WORDS}) == expected
+    labels = {"first": ("1",), "second": ("2",), "abstain": WORDS}
+    assert choice_reading(labels).read(text) == expected
 
 
 def test_words_in_place_of_a_rating_of_several() -> None:

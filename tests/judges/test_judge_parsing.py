@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.judges.choices import read_choice
+from rlaif.judges.choices import choice_reading
 from rlaif.judges.parsing import list_items, text_ratings
 from rlaif.judges.rubric import in_lines
 from rlaif.judges.templates import outside_fence
@@ -42,7 +42,7 @@ LETTERS = {"first": ("A", " A"), "second": ("B", " B"), "tie": ("tie",), "abstai
     ],
 )
 def test_numbered_choices(text: str, expected: str | None) -> None:
-    assert read_choice(text, NUMBERS) == expected
+    assert choice_reading(NUMBERS).read(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_numbered_choices(text: str, expected: str | None) -> None:
     ],
 )
 def test_lettered_choices(text: str, expected: str | None) -> None:
-    assert read_choice(text, LETTERS) == expected
+    assert choice_reading(LETTERS).read(text) == expected
 
 
 @pytest.mark.parametrize(

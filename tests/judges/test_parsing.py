@@ -17,7 +17,7 @@ from rlaif.judges.parsing import (
     schema_fault,
     valid_member,
 )
-from rlaif.judges.scores import read_score
+from rlaif.judges.scores import score_reading
 
 SCORES = [
     ("Score: 3", 3.0),
@@ -97,12 +97,12 @@ NOT_SCORES = [
 
 @pytest.mark.parametrize(("text", "expected"), SCORES)
 def test_a_score_reads(text: str, expected: float) -> None:
-    assert read_score(text, 0, 5) == expected
+    assert score_reading(0, 5).read(text) == expected
 
 
 @pytest.mark.parametrize("text", NOT_SCORES)
 def test_a_score_gives_none(text: str) -> None:
-    assert read_score(text, 0, 5) is None
+    assert score_reading(0, 5).read(text) is None
 
 
 @pytest.mark.parametrize(
@@ -126,19 +126,19 @@ def test_a_given_pattern_may_reach_a_two_digit_number_or_a_word() -> None:
 
 @given(st.text(max_size=60), st.integers(0, 3), st.integers(4, 12))
 def test_a_score_is_in_range_or_none(text: str, low: int, high: int) -> None:
-    value = read_score("Score: " + text, low, high)
+    value = score_reading(low, high).read("Score: " + text)
     assert value is None or low <= value <= high
 
 
 @given(st.integers(-200, 200))
 def test_a_written_number_is_read_as_itself_or_not_at_all(number: int) -> None:
     expected = float(number) if 1 <= number <= 9 else None
-    assert read_score(f"Score: {number}", 1, 9) == expected
+    assert score_reading(1, 9).read(f"Score: {number}") == expected
 
 
 def test_a_long_answer_is_read_quickly() -> None:
-    assert read_score("score " * 20_000 + "\nScore: 3", 1, 5) == 3.0
-    assert read_score("score for " * 5_000, 1, 5) is None
+    assert score_reading(1, 5).read("score " * 20_000 + "\nScore: 3") == 3.0
+    assert score_reading(1, 5).read("score for " * 5_000) is None
 
 
 YES_NO = {"yes": 1.0, "no": 0.0}

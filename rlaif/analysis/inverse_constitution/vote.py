@@ -17,7 +17,7 @@ from rlaif.engines.base import (
     ScoreResult,
 )
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
-from rlaif.judges.choices import read_choice
+from rlaif.judges.choices import choice_reading
 from rlaif.judges.common import template_values, usable
 from rlaif.judges.forms import Form
 from rlaif.judges.questions import Asking, Written, label_needs
@@ -119,5 +119,5 @@ def _read_shares(said: Written) -> dict[str, float] | None:
     if leading is not None and not (cut and leading.end("digit") == len(text)):
         label = next(name for name, forms in LABELS.items() if leading["digit"] in forms)
     else:
-        label = read_choice(text, LABELS, Form(("Answer:",)), cut)
+        label = choice_reading(LABELS).read(text, Form(("Answer:",)), cut)
     return None if label is None else {name: float(name == label) for name in LABELS}
