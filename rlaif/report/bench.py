@@ -24,6 +24,7 @@ from rlaif.metrics.judge_figures import BY_SUBSET
 from rlaif.metrics.rewardbench import foreign_subsets
 from rlaif.metrics.words import failure_words
 from rlaif.report import plots
+from rlaif.report.arms import negate_interval
 from rlaif.report.browser import embed_json
 from rlaif.report.build import script_digest
 from rlaif.report.figures import HERE, Column, Result, column_of, make_table, write_page
@@ -199,16 +200,9 @@ def compare_on_both(
         gap = cast("IntervalJson | None", row.get("difference"))
         if row["first"] == first:
             return row["n"], row["first_right"], row["second_right"], gap
-        turned = None if gap is None else _turn_interval(gap)
+        turned = None if gap is None else negate_interval(gap)
         return row["n"], row["second_right"], row["first_right"], turned
     return None
-
-
-def _turn_interval(gap: IntervalJson) -> IntervalJson:
-    low, high = gap["low"], gap["high"]
-    if low is None or high is None:
-        return {**gap, "mean": -gap["mean"]}
-    return {**gap, "mean": -gap["mean"], "low": -high, "high": -low}
 
 
 _TERMINAL = ("agreement", "kappa", "same_slot", "prefers_longer", "calibration_error", "coverage")

@@ -55,6 +55,10 @@ def pair_entry(
 ) -> dict[str, Any]:
     """A Preference's JSON for the pair browser, with the judgements of both answers by completion
     id, and what is known of the answers behind them by call id."""
+    chosen, rejected = (
+        [judgement_entry(j, behind, subject) for j in judged.get(subject, [])]
+        for subject in (row["chosen_id"], row["rejected_id"])
+    )
     return {
         "id": row["preference_id"],
         "arm": row["arm"],
@@ -68,17 +72,9 @@ def pair_entry(
         "margin": row["margin"],
         "reason": row["reason"],
         "source": row["source"],
-        "judged_chosen": _judgement_entries(judged, behind, row["chosen_id"]),
-        "judged_rejected": _judgement_entries(judged, behind, row["rejected_id"]),
+        "judged_chosen": chosen,
+        "judged_rejected": rejected,
     }
-
-
-def _judgement_entries(
-    judged: Mapping[str, Sequence[Mapping[str, Any]]],
-    behind: Mapping[str, Mapping[str, Any]],
-    subject: str,
-) -> list[dict[str, Any]]:
-    return [judgement_entry(row, behind, subject) for row in judged.get(subject, [])]
 
 
 def judgement_entry(

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -24,7 +24,6 @@ from rlaif.report.browser import embed_json
 from rlaif.report.glossary import GLOSSARY
 from rlaif.report.merged import Page, claim_words, make_page
 from rlaif.report.rows import (
-    Row,
     Table,
     alarm_items,
     arms_of,
@@ -99,22 +98,21 @@ def make_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["interval"] = lambda value, signed=False: _use_minus_signs(
-        show_interval(value, signed)
-    )
-    environment.filters["value"] = lambda value: _use_minus_signs(show_value(value))
-    environment.filters["ends"] = lambda value: _use_minus_signs(show_ends(value))
-    environment.filters["number"] = lambda value, signed=False: _use_minus_signs(
-        show_number(value, signed)
-    )
-    environment.filters["count_of"] = "{:,}".format
-    environment.filters["minus"] = _use_minus_signs
-    environment.filters["breakable"] = _allow_breaks
-    environment.filters["duration"] = format_duration
+    figures = {
+        "interval": show_interval,
+        "value": show_value,
+        "ends": show_ends,
+        "number": show_number,
+    }
+    environment.filters |= {name: partial(_show_figure, show) for name, show in figures.items()}
+    environment.filters |= {
+        "count_of": "{:,}".format,
+        "minus": _use_minus_signs,
+        "breakable": _allow_breaks,
+        "duration": format_duration,
+        "pretty": partial(json.dumps, indent=2, ensure_ascii=False, default=str),
+    }
     environment.globals["glossary"] = GLOSSARY
-    environment.filters["pretty"] = lambda value: json.dumps(
-        value, indent=2, ensure_ascii=False, default=str
-    )
     return environment
 
 
@@ -178,6 +176,10 @@ def _collect_context(run: RunView, script: str) -> dict[str, Any]:
         "script": Markup(script),
         "script_hash": digest,
     }
+
+
+def _show_figure(show: Callable[..., str], value: Any, signed: bool = False) -> str:
+    return _use_minus_signs(show(value, signed))
 
 
 def _use_minus_signs(text: str) -> str:
@@ -251,15 +253,11 @@ def _arm_figures(page: Page) -> list[Figure]:
             continue
         cells = zip(headings, row.cells, strict=True)
         points = {name: cell.value for name, cell in cells if cell.value is not None}
-        label = f"{row.name} by arm: {_speak_row(row)}"
+        values = (show_number(interval["mean"]) for interval in points.values())
+        label = f"{row.name} by arm: {', '.join(values)}"
         svg = plots.draw_arms(f"arm{place}", label, points, _find_par(row.name))
         figures.append(Figure(row.name, row.kind.about, svg))
     return figures
-
-
-def _speak_row(row: Row) -> str:
-    values = [show_number(cell.value["mean"]) for cell in row.cells if cell.value is not None]
-    return ", ".join(values)
 
 
 ROLLOUT_FIGURES = {

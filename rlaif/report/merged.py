@@ -165,30 +165,10 @@ def merge_seeds(rows: Sequence[RoundRow], values: ValuesOf) -> RoundRow:
     now = [values(row["arm"], row["seed"], row["round"]) for row in rows]
     then = [values(row["arm"], row["seed"], 0) for row in rows]
     results = [row["metrics"] for row in rows]
-    names = sorted({name for result in results for name in result["metrics"]})
-    changed = sorted({n for result in results for n in result["deltas"].get("initial", {})})
+    changes = [result["deltas"].get("initial", {}) for result in results]
     metrics: RoundResult = {
-        "metrics": _drop_missing(
-            {
-                name: _merge_seeds(
-                    name, [r["metrics"].get(name) for r in results], _select_metric(now, name)
-                )
-                for name in names
-            }
-        ),
-        "deltas": {
-            "initial": _drop_missing(
-                {
-                    name: _merge_seeds(
-                        name,
-                        [r["deltas"].get("initial", {}).get(name) for r in results],
-                        [change_values(name, a, b) for a, b in zip(now, then, strict=True)],
-                        change=True,
-                    )
-                    for name in changed
-                }
-            )
-        },
+        "metrics": _merge_figures([result["metrics"] for result in results], now),
+        "deltas": {"initial": _merge_figures(changes, now, then)},
     }
     for name, change in metrics["deltas"]["initial"].items():
         start = _mean_before(name, now, then)
@@ -198,12 +178,23 @@ def merge_seeds(rows: Sequence[RoundRow], values: ValuesOf) -> RoundRow:
     return {**first, "round": number, "metrics": metrics}
 
 
-def _drop_missing(found: Mapping[str, IntervalJson | None]) -> dict[str, IntervalJson]:
-    return {name: interval for name, interval in found.items() if interval is not None}
-
-
-def _select_metric(values: Sequence[Values], name: str) -> list[Mapping[str, float]]:
-    return [by_metric.get(name, {}) for by_metric in values]
+def _merge_figures(
+    given: Sequence[Mapping[str, IntervalJson]],
+    new: Sequence[Values],
+    old: Sequence[Values] | None = None,
+) -> dict[str, IntervalJson]:
+    """The figures of the rows `given` over seeds, from each seed's values; changes from the `old`
+    values, where there are such. Figures without a value are left out."""
+    found = {}
+    for name in sorted({name for row in given for name in row}):
+        if old is None:
+            values: list[Mapping[str, float]] = [by_metric.get(name, {}) for by_metric in new]
+        else:
+            values = [change_values(name, a, b) for a, b in zip(new, old, strict=True)]
+        merged = _merge_seeds(name, [row.get(name) for row in given], values, old is not None)
+        if merged is not None:
+            found[name] = merged
+    return found
 
 
 def _mean_before(name: str, now: Sequence[Values], then: Sequence[Values]) -> float | None:
@@ -231,13 +222,12 @@ def _merge_seeds(
     name: str,
     given: Sequence[IntervalJson | None],
     values: Sequence[Mapping[str, float]],
-    change: bool = False,
+    change: bool,
 ) -> IntervalJson | None:
     """One figure over seeds: crossed where the values are stored, else the seeds' mean alone."""
     seeds = [interval for interval in given if interval is not None]
     if not seeds:
         return None
-    factor = name.startswith("length_factor/")
     if change:
         null: float | None = 0.5 if name.startswith("win_rate/") else 0.0
     else:
@@ -248,7 +238,7 @@ def _merge_seeds(
         note = "run the experiment again for its interval over seeds"
         return {"mean": mean, "low": None, "high": None, "n": seeds[0]["n"], "note": note}
     row = found.to_json()
-    if factor:
+    if name.startswith("length_factor/"):
         row["mean"] = math.exp(row["mean"])
         row["low"], row["high"] = (
             None if end is None else math.exp(end) for end in (row["low"], row["high"])
@@ -264,19 +254,10 @@ def _merged_comparison(rows: Sequence[dict[str, Any]], values: ValuesOf) -> dict
     deltas, labels = {}, {}
     for one, other in combinations(first["arms"], 2):
         two = f"{one}/{other}"
-        names = sorted({name for row in rows for name in row["deltas"].get(two, {})})
-        sides = [[values(arm, row["seed"], row["round"]) for row in rows] for arm in (one, other)]
-        deltas[two] = _drop_missing(
-            {
-                name: _merge_seeds(
-                    name,
-                    [row["deltas"].get(two, {}).get(name) for row in rows],
-                    [change_values(name, b, a) for a, b in zip(*sides, strict=True)],
-                    change=True,
-                )
-                for name in names
-            }
+        old, new = (
+            [values(arm, row["seed"], row["round"]) for row in rows] for arm in (one, other)
         )
+        deltas[two] = _merge_figures([row["deltas"].get(two, {}) for row in rows], new, old)
         found = [row["labels"].get(two, {}) for row in rows]
         keys = sorted({key for figures in found for key in figures})
         labels[two] = {key: _same_labels([f[key] for f in found if key in f]) for key in keys}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -51,8 +53,7 @@ def draw_curve(
     `lines` maps it to (round, interval) in round order. `slug` must be unique in the page and
     `par` draws a reference line. `label` is the accessible name.
     """
-    with context(["default", _make_style(slug)]):
-        figure = Figure(figsize=(3.4, 2.0), layout="constrained")
+    with _open_figure(slug, (3.4, 2.0)) as figure:
         axes = figure.add_subplot()
         for place, points in enumerate(lines.values()):
             # Nudged sideways, so that the bars of several lines do not hide one another.
@@ -72,17 +73,14 @@ def draw_rollouts(
     slug: str, label: str, points: Sequence[tuple[int, float]], limits: Sequence[float] = ()
 ) -> Markup:
     """One figure of a training over its rollouts, with its limits. Returns an `<svg>`."""
-    with context(["default", _make_style(slug)]):
-        figure = Figure(figsize=(3.4, 2.0), layout="constrained")
+    with _open_figure(slug, (3.4, 2.0)) as figure:
         axes = figure.add_subplot()
         x, y = zip(*points, strict=True)
         mark = "o" if len(points) < 20 else ""
         axes.plot(x, y, color=_LINES[0], linewidth=1.6, marker=mark, markersize=4.0)
         for limit in limits:
             axes.axhline(limit, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        axes.spines["left"].set_visible(False)
+        _draw_grid(axes, "y")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         return _render_svg(figure, slug, label)
@@ -97,8 +95,7 @@ def draw_arms(
     """
     names = [name for name in points if name != "M0"]
     colours = {name: _LINES[place % len(_LINES)] for place, name in enumerate(names)}
-    with context(["default", _make_style(slug)]):
-        figure = Figure(figsize=(3.4, 0.45 + 0.3 * len(points)), layout="constrained")
+    with _open_figure(slug, (3.4, 0.45 + 0.3 * len(points))) as figure:
         axes = figure.add_subplot()
         for place, (name, interval) in enumerate(points.items()):
             colour = colours.get(name, _INK)
@@ -108,10 +105,8 @@ def draw_arms(
             axes.axvline(par, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
         axes.set_yticks(range(len(points)), list(points))
         axes.set_ylim(len(points) - 0.5, -0.5)
-        axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.grid(axis="x")
-        axes.set_axisbelow(True)
+        _draw_grid(axes, "x")
         return _render_svg(figure, slug, label)
 
 
@@ -125,8 +120,7 @@ def draw_distributions(
     filled = [name for name, values in groups.items() if len(values) > 0]
     everything = np.concatenate([np.asarray(groups[name], dtype=np.float64) for name in filled])
     edges = _bin_edges(everything, whole)
-    with context(["default", _make_style(slug)]):
-        figure = Figure(figsize=(3.4, 0.55 + 0.5 * len(filled)), layout="constrained")
+    with _open_figure(slug, (3.4, 0.55 + 0.5 * len(filled))) as figure:
         rows = figure.subplots(len(filled), 1, sharex=True, squeeze=False)[:, 0]
         for name, axes in zip(filled, rows, strict=True):
             _draw_histogram(axes, np.asarray(groups[name], dtype=np.float64), edges, name)
@@ -140,8 +134,7 @@ def draw_forest(
 ) -> Markup:
     """One line per (name, interval, faint), the first on top, beside a reference line at `par`.
     Returns an `<svg>`."""
-    with context(["default", _make_style(slug)]):
-        figure = Figure(figsize=(6.8, 0.6 + 0.26 * len(rows)), layout="constrained")
+    with _open_figure(slug, (6.8, 0.6 + 0.26 * len(rows))) as figure:
         axes = figure.add_subplot()
         axes.axvline(par, color=_INK, linewidth=0.8, linestyle="--", zorder=1)
         for place, (_, value, faint) in enumerate(rows):
@@ -150,16 +143,13 @@ def draw_forest(
             axes.plot(value["mean"], -place, color=colour, marker="o", markersize=4.5)
         axes.set_yticks([-place for place in range(len(rows))], [name for name, _, _ in rows])
         axes.set_ylim(-len(rows) + 0.4, 0.6)
-        axes.grid(axis="x")
-        axes.set_axisbelow(True)
-        axes.spines["left"].set_visible(False)
+        _draw_grid(axes, "x")
         return _render_svg(figure, slug, label)
 
 
 def draw_bars(slug: str, label: str, values: Mapping[str, float]) -> Markup:
     """One bar from 0 for each name, the first on top. Returns an `<svg>`."""
-    with context(["default", _make_style(slug)]):
-        figure = Figure(figsize=(6.8, 0.5 + 0.26 * len(values)), layout="constrained")
+    with _open_figure(slug, (6.8, 0.5 + 0.26 * len(values))) as figure:
         axes = figure.add_subplot()
         places = [-place for place in range(len(values))]
         axes.barh(places, list(values.values()), height=0.6, color=_LINES[0])
@@ -175,8 +165,7 @@ def draw_reliability(slug: str, label: str, bins: Sequence[Mapping[str, float]])
     probs, shares, low, high, counts = (
         np.asarray([b[key] for b in bins]) for key in ("prob", "share", "low", "high", "n")
     )
-    with context(["default", _make_style(slug)]):
-        figure = Figure(figsize=(2.6, 2.4), layout="constrained")
+    with _open_figure(slug, (2.6, 2.4)) as figure:
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle="--", zorder=1)
         axes.plot(probs, shares, color=_LINES[0], linewidth=1.2, alpha=0.6)
@@ -198,26 +187,29 @@ def _interval_ends(value: IntervalJson) -> tuple[float, float]:
     return (value["mean"], value["mean"]) if low is None or high is None else (low, high)
 
 
-def _make_style(slug: str) -> dict[str, object]:
-    return {**_STYLE, "svg.hashsalt": slug}
+@contextmanager
+def _open_figure(slug: str, size: tuple[float, float]) -> Iterator[Figure]:
+    with context(["default", {**_STYLE, "svg.hashsalt": slug}]):
+        yield Figure(figsize=size, layout="constrained")
+
+
+def _draw_grid(axes: Axes, axis: Literal["x", "y"]) -> None:
+    axes.grid(axis=axis)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
 
 
 def _draw_curve(axes: Axes, points: Curve, colour: str, shift: float) -> None:
     x = np.asarray([number + shift for number, _ in points], dtype=np.float64)
     mean = np.asarray([value["mean"] for _, value in points], dtype=np.float64)
-    low, high = (
-        np.asarray([_interval_ends(value) for _, value in points], dtype=np.float64)
-        .reshape(-1, 2)
-        .T
-    )
+    ends = np.asarray([_interval_ends(value) for _, value in points], dtype=np.float64)
+    low, high = ends.reshape(-1, 2).T
     axes.vlines(x, low, high, color=colour, linewidth=1.4, alpha=0.55)
     axes.plot(x, mean, color=colour, linewidth=1.6, marker="o", markersize=4.0)
 
 
 def _frame_axes(axes: Axes, rounds: Sequence[int]) -> None:
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
-    axes.spines["left"].set_visible(False)
+    _draw_grid(axes, "y")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     step = max(1, math.ceil(len(rounds) / 8))
     axes.set_xticks(list(rounds)[::step], [f"M{number}" for number in rounds][::step])
@@ -251,14 +243,11 @@ def _draw_histogram(
 
 
 def _render_svg(figure: Figure, slug: str, label: str) -> Markup:
+    """The bare `<svg>` for a page: ids made unique, colours left to the style sheet."""
     buffer = io.StringIO()
     nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
     figure.savefig(buffer, format="svg", metadata=nothing)
-    return _inline_svg(buffer.getvalue(), slug, label)
-
-
-def _inline_svg(text: str, slug: str, label: str) -> Markup:
-    """The bare `<svg>` for a page: ids made unique, colours left to the style sheet."""
+    text = buffer.getvalue()
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'\bid="([^"]+)"', rf'id="{slug}-\1"', body)
