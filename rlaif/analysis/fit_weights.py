@@ -123,10 +123,7 @@ def pair_votes(
 
 
 def fitted(
-    pairs: Sequence[VotedPair],
-    constitution: Constitution,
-    folds: int = 5,
-    seed: int = 0,
+    pairs: Sequence[VotedPair], constitution: Constitution, folds: int = 5, seed: int = 0
 ) -> WeightFit:
     """`compare.votes.fit_weights` for a constitution; what it cannot fit is a ConfigError."""
     current = {p.id: p.weight for p in constitution.principles}

@@ -103,20 +103,14 @@ def _load_pairing(
     def load_judgements(digest: str) -> list[Judgement]:
         return list(run.store.step(digest).records(Judgement))
 
-    completions = [
-        completion
-        for digest in inputs["completions"].values()
-        for completion in run.store.step(digest).records(Completion)
-    ]
+    folders = [run.store.step(digest) for digest in inputs["completions"].values()]
+    judged = {judge: load_judgements(digest) for judge, digest in inputs["judgements"].items()}
     return Pairing(
         step,
         planned["seed"],
         prompts,
-        by_prompt(completions),
-        {
-            judge: group_by_prompt(load_judgements(key))
-            for judge, key in inputs["judgements"].items()
-        },
+        by_prompt([c for folder in folders for c in folder.records(Completion)]),
+        {judge: group_by_prompt(rows) for judge, rows in judged.items()},
         {judge: load_judgements(digest) for judge, digest in inputs["initial"].items()},
         list(run.store.step(planned["hash"]).records(Preference)),
     )
@@ -189,11 +183,6 @@ def _scored_pairs(
     ]
     made = prompt_pairs(pairing.prompts[prompt_id], candidates, pairing.step, pairing.seed)
     return {(a.completion.completion_id, b.completion.completion_id) for a, b in made}
-
-
-def prompt_means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """One mean per prompt id; prompts without a value drop out."""
-    return {name: sum(row) / len(row) for name, row in values.items() if row}
 
 
 def find_labelled(
@@ -287,12 +276,10 @@ def ablate_principles(run: Run, labels: Sequence[LabelledPair] | None = None) ->
     for name in (n for n, weight in weights.items() if weight > 0 and judged.get(n)):
         without = {**weights, name: 0.0}
         values = measure_agreements(pairings, labelled, without)
-        both = [a is not None and b is not None for a, b in zip(values, whole, strict=True)]
+        pairs = list(zip(values, whole, strict=True))
         now, then = (
-            labelled_by_prompt(
-                labelled, [v if known else None for v, known in zip(side, both, strict=True)]
-            )
-            for side in (values, whole)
+            labelled_by_prompt(labelled, [None if None in pair else pair[i] for pair in pairs])
+            for i in (0, 1)
         )
         rows.append(
             LeftOut(
@@ -329,4 +316,4 @@ def labelled_by_prompt(
     for pair, value in zip(labelled, values, strict=True):
         if value is not None:
             rows[pair.prompt_id].append(value)
-    return prompt_means(rows)
+    return {name: sum(row) / len(row) for name, row in rows.items()}

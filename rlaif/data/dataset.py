@@ -132,12 +132,7 @@ def write_tables(folder: Path, tables: Tables, name: str) -> list[dict[str, Any]
 
 def _llama_factory_info(name: str, file: str) -> str:
     """The entry that LLaMA-Factory looks the training file up by."""
-    entry = {
-        "file_name": file,
-        "formatting": "sharegpt",
-        "ranking": True,
-        "columns": COLUMNS,
-    }
+    entry = {"file_name": file, "formatting": "sharegpt", "ranking": True, "columns": COLUMNS}
     return json.dumps({name: entry}, indent=2) + "\n"
 
 

@@ -53,11 +53,8 @@ def record_of(kind: type[R], row: Row, place: str) -> R:
     try:
         canonical_json(row)
     except (TypeError, ValueError):
-        raise _make_fault(
-            kind,
-            place,
-            "a value that JSON does not have, such as NaN; null says that there is none",
-        ) from None
+        fault = "a value that JSON does not have, such as NaN; null says that there is none"
+        raise _make_fault(kind, place, fault) from None
     for name in TEXTS:
         turns = getattr(made, name, [])
         role = next((turn["role"] for turn in turns if turn["role"] not in ROLES), None)

@@ -138,14 +138,9 @@ def _least_hashes(batch: list[Hashes], odd: Hashes, added: Hashes) -> Signatures
 def rows_per_band(threshold: float) -> int:
     """The most rows in a band with which texts at the threshold share a band with probability
     `FOUND`: 1 - (1 - s^r)^(128 / r)."""
-    return max(
-        (
-            rows
-            for rows in range(1, PERMUTATIONS + 1)
-            if 1 - (1 - threshold**rows) ** (PERMUTATIONS // rows) >= FOUND
-        ),
-        default=1,
-    )
+    rows = range(1, PERMUTATIONS + 1)
+    likely = [r for r in rows if 1 - (1 - threshold**r) ** (PERMUTATIONS // r) >= FOUND]
+    return max(likely, default=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,6 @@ def scale_held_out(prob: Floats, outcome: Floats, fold: Ints) -> Callable[[Float
 DRAWS = 500
 LEAST_DISTINCT = 10
 """Fewer distinct probabilities than these are verdicts, not degrees of belief."""
-NOT_GRADED = "no graded probabilities"
 _PAIRS_PER_BIN, _FEWEST_BINS, _MOST_BINS = 20, 3, 10
 _POWER = 0.8
 
@@ -227,13 +226,14 @@ def calibration_error(
     product = share[:, None] * covariance
     trace, trace_of_square = float(np.trace(product)), float(np.trace(product @ product))
     scale, df = trace_of_square / trace, trace**2 / trace_of_square
-    ends = [
-        float(np.sqrt(scale * noncentrality(square / scale, df, tail))) for tail in (0.975, 0.025)
-    ]
-    critical = float(special.chdtri(df, 0.025))
-    least = float(np.sqrt(scale * noncentrality(critical, df, 1 - _POWER)))
+
+    def error_at(x: float, probability: float) -> float:
+        return float(np.sqrt(scale * noncentrality(x, df, probability)))
+
+    low, high = (error_at(square / scale, tail) for tail in (0.975, 0.025))
+    least = error_at(float(special.chdtri(df, 0.025)), 1 - _POWER)
     estimate = float(np.sqrt(max(0.0, square - trace)))
-    found = Interval(estimate, ends[0], ends[1], prob.size, names.size)
+    found = Interval(estimate, low, high, prob.size, names.size)
     return CalibrationError(found, least)
 
 
@@ -280,8 +280,3 @@ def ece_if_calibrated(prob: Floats, seed: int, draws: int = DRAWS) -> Interval:
     found = np.abs(errors).sum(axis=1) / prob.size
     low, high = np.quantile(found, [0.025, 0.975])
     return Interval(float(found.mean()), float(low), float(high), prob.size)
-
-
-def ece_of(prob: Floats, outcome: Floats) -> float:
-    """Expected calibration error, ten bins of equal width."""
-    return float(bin_reliability(prob, outcome, np.ones((1, prob.size))).ece()[0])

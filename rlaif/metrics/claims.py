@@ -42,10 +42,6 @@ class Claims:
     explored: int = 0
     by_chance: float = 0.0
 
-    def may_say(self, key: str) -> bool:
-        """Whether the figure's direction is shown as more than its interval."""
-        return self.standing.get(key, "none") != "none"
-
 
 def find_claims(primary: Mapping[str, IntervalJson], others: Mapping[str, IntervalJson]) -> Claims:
     """What may be said of the primary figures and of the others, each by a key of its own. Figures

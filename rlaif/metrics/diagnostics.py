@@ -213,19 +213,12 @@ def _check_rates(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iterat
     empty, flat = metrics.get("empty_rate"), metrics.get("samples/zero_variance")
     if empty is not None and empty["mean"] > limits.empty_rate:
         message = f"{empty['mean']:.0%} of the answers are empty."
-        yield Alarm(
-            "empty_answers", "alarm", message, "empty_rate", empty["mean"], limits.empty_rate
-        )
+        limit = limits.empty_rate
+        yield Alarm("empty_answers", "alarm", message, "empty_rate", empty["mean"], limit)
     if flat is not None and flat["mean"] > limits.zero_variance:
         message = f"All samples score the same on {flat['mean']:.0%} of the prompts: no signal."
-        yield Alarm(
-            "zero_variance",
-            "alarm",
-            message,
-            "samples/zero_variance",
-            flat["mean"],
-            limits.zero_variance,
-        )
+        name, limit = "samples/zero_variance", limits.zero_variance
+        yield Alarm("zero_variance", "alarm", message, name, flat["mean"], limit)
     for name, judge, rate in _find_metrics(history, "unparsed_rate"):
         if rate["mean"] > limits.unparsed_rate:
             message = f"{rate['mean']:.0%} of the verdicts of judge {judge!r} could not be read."
@@ -251,11 +244,8 @@ def _check_hacking(history: Sequence[RoundMetrics], limits: AlarmLimits) -> Iter
             ]
             if change is None or direction(change) >= 0 or not risen:
                 continue
-            what = (
-                metric
-                if metric != "loglik/initial"
-                else "the log-likelihood under the initial model"
-            )
+            likelihood = "the log-likelihood under the initial model"
+            what = likelihood if metric == "loglik/initial" else metric
             message = (
                 f"The trained score rose ({', '.join(risen)}) while {what}, which nothing was "
                 f"trained on, fell: {show_interval(change, signed=True)} since the {base} model."

@@ -162,12 +162,8 @@ def skewed_interval(values: Mapping[str, float], level: float = LEVEL) -> Interv
     data = _make_column(values)
     if not data.size:
         return None
-    return one_interval(
-        ends.skewed_ends(data[None], level),
-        data.size,
-        median=float(np.median(data)),
-        note=skewed_note(data),
-    )
+    found, median = ends.skewed_ends(data[None], level), float(np.median(data))
+    return one_interval(found, data.size, median=median, note=skewed_note(data))
 
 
 def has_variation(data: Floats) -> bool:
@@ -230,19 +226,8 @@ def one_interval(
     high = mean if high is not None and 0 < mean - high < ROUNDING else high
     if low is None and note is None:
         note = "one prompt" if (prompts or n) == 1 else None
-    return Interval(
-        mean,
-        low,
-        high,
-        n,
-        None if prompts == n else prompts,
-        p,
-        se,
-        df,
-        count,
-        median,
-        note,
-    )
+    shown = None if prompts == n else prompts
+    return Interval(mean, low, high, n, shown, p, se, df, count, median, note)
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 
 from rlaif.metrics import agreement, calibration
-from rlaif.metrics import agreement as agree
 from rlaif.metrics.calibration import calibration_error, ece_if_calibrated, is_graded
 from rlaif.metrics.intervals import Interval
 from rlaif.metrics.penalised import fit_logistic
@@ -85,13 +84,13 @@ def _association_figures(t: VerdictTable) -> dict[str, Figure]:
     prob, label = t.prob[known], t.label[known]
     judged, said = _sides_of(t.prob), _sides_of(t.label)
     return {
-        "kappa": measure_among(clear, agree.cohen_kappa(judged[clear], said[clear])),
-        "kappa_three_way": measure_among(known, agree.cohen_kappa(judged[known], said[known])),
+        "kappa": measure_among(clear, agreement.cohen_kappa(judged[clear], said[clear])),
+        "kappa_three_way": measure_among(known, agreement.cohen_kappa(judged[known], said[known])),
         "alpha": measure_among(
-            known, agree.krippendorff_alpha(np.stack([judged[known], said[known]]))
+            known, agreement.krippendorff_alpha(np.stack([judged[known], said[known]]))
         ),
-        "spearman": measure_among(known, agree.spearman(prob, label)),
-        "kendall": measure_among(known, agree.kendall(prob, label)),
+        "spearman": measure_among(known, agreement.spearman(prob, label)),
+        "kendall": measure_among(known, agreement.kendall(prob, label)),
     }
 
 
@@ -240,10 +239,10 @@ def compare_judges(first: VerdictTable, second: VerdictTable) -> dict[str, Any] 
     one, two = one[rows], two[rows]
     measured = {
         "difference": mean_of(one - two),
-        "error_correlation": Figure(agree.pearson(one, two), rows.size),
+        "error_correlation": Figure(agreement.pearson(one, two), rows.size),
     }
     found = figure_intervals(measured, list(first.prompt[rows]))
-    alone, other, p = agree.mcnemar(one, two)
+    alone, other, p = agreement.mcnemar(one, two)
     return {
         "n": int(rows.size),
         "first_right": float(one.mean()),
@@ -260,7 +259,7 @@ def joint_votes(tables: Mapping[str, VerdictTable]) -> Interval | None:
     their errors over the pairs that all decided; None where it is undefined."""
     right = np.stack([correct_verdicts(t) for t in tables.values()])
     rows = np.flatnonzero(~np.isnan(right).any(axis=0))
-    pairs = [agree.pearson(a, b) for a, b in combinations(right[:, rows], 2)]
+    pairs = [agreement.pearson(a, b) for a, b in combinations(right[:, rows], 2)]
 
     def mean_correlation(weights: Floats) -> Floats:
         found = np.stack([pair(weights) for pair in pairs])
@@ -274,7 +273,7 @@ def joint_votes(tables: Mapping[str, VerdictTable]) -> Interval | None:
         return None
     # Votes fall as the correlation rises, so the ends change places.
     mean, high, low = (
-        None if r is None else float(agree.effective_votes(len(right), np.asarray(r)))
+        None if r is None else float(agreement.effective_votes(len(right), np.asarray(r)))
         for r in (found.mean, found.low, found.high)
     )
     return Interval(mean or 0.0, low, high, found.n, found.prompts, note=found.note)

@@ -136,12 +136,8 @@ def jackknife_ends(
     square = np.where(square > 1e-20 * size**2, square, 0.0)
     sound = np.isfinite(here) & np.isfinite(there).all(axis=1)
     null = None if rule.null is None else float(_scale_values(np.asarray(rule.null), rule))
-    t = ends.t_ends(
-        np.where(sound, here, np.nan),
-        np.sqrt(np.where(sound, square, np.nan)),
-        groups - 1.0,
-        null,
-    )
+    mean, se = np.where(sound, here, np.nan), np.sqrt(np.where(sound, square, np.nan))
+    t = ends.t_ends(mean, se, groups - 1.0, null)
     low, high = (_unscale_values(end, rule) for end in (t.low, t.high))
     notes = [
         None if good and some > 0 else STEADY if good else UNDEFINED

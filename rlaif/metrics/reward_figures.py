@@ -58,10 +58,7 @@ def reward_figures(t: RewardTable) -> dict[str, Figure]:
     """
     wordier = t.chosen_length - t.rejected_length
     right, longer = _right_order(t.gap), np.sign(wordier)
-    prob, outcome = (
-        _both_orders(sigmoids(t.gap), sigmoids(-t.gap)),
-        _both_orders(np.ones(t.gap.size), 0.0),
-    )
+    prob, outcome = _doubled_outcomes(t)
     rewards = _both_orders(t.chosen, t.rejected)
     correlated = spearman(_both_orders(t.gap, -t.gap), _both_orders(wordier, -wordier))
     measures: dict[str, Measure] = {
@@ -86,8 +83,13 @@ def _right_order(gap: Floats) -> Floats:
     return np.where(gap > 0, 1.0, np.where(gap < 0, 0.0, 0.5))
 
 
-def _both_orders(one: Floats, other: Floats | float) -> Floats:
-    return np.concatenate([one, np.broadcast_to(other, one.shape)])
+def _both_orders(one: Floats, other: Floats) -> Floats:
+    return np.concatenate([one, other])
+
+
+def _doubled_outcomes(t: RewardTable) -> tuple[Floats, Floats]:
+    """The probability that the first answer is better, and whether it is, in both orders."""
+    return _both_orders(sigmoids(t.gap), sigmoids(-t.gap)), np.repeat([1.0, 0.0], t.gap.size)
 
 
 def _measure_doubled(measure: Measure) -> Measure:
@@ -121,10 +123,7 @@ def accuracy_by(t: RewardTable, names: Sequence[str]) -> dict[str, Interval]:
 def reliability_of(t: RewardTable) -> list[dict[str, Any]]:
     """The reliability curve: of each bin of equal width the mean probability, the share of answers
     that are better, the ends of its interval, and the answers, every pair in both orders."""
-    prob, outcome = (
-        _both_orders(sigmoids(t.gap), sigmoids(-t.gap)),
-        np.repeat([1.0, 0.0], t.gap.size),
-    )
+    prob, outcome = _doubled_outcomes(t)
     place = bin_of(prob)
     return curve_points(place, prob, outcome, [*t.prompt, *t.prompt])
 
@@ -219,6 +218,5 @@ def measure_staleness(by_round: Mapping[int, Interval]) -> dict[str, Any] | None
 
 def _half_width(interval: Interval) -> float:
     """Of a share, which has ends even where there is one prompt."""
-    return (
-        0.5 if interval.low is None or interval.high is None else (interval.high - interval.low) / 2
-    )
+    low, high = interval.low, interval.high
+    return 0.5 if low is None or high is None else (high - low) / 2

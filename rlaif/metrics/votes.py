@@ -120,17 +120,10 @@ def fit_weights(
     ends = _coefficient_intervals(x, y, prompts, validated.l2, coefficients)
     old = np.asarray([current[name] for name in names], dtype=np.float64)
     scaled = _on_scale(fitted, old)
+    columns = zip(names, coefficients.tolist(), ends, scaled.tolist(), strict=True)
     rows = [
-        FittedWeight(
-            name,
-            float(coefficients[k]),
-            ends[k].low,
-            ends[k].high,
-            float(scaled[k]),
-            current[name],
-            counts[name],
-        )
-        for k, name in enumerate(names)
+        FittedWeight(name, fit, end.low, end.high, weight, current[name], counts[name])
+        for name, fit, end, weight in columns
     ]
     ours = _agreement_by_prompt(prompts, validated.predictions - 0.5, y)
     theirs = _agreement_by_prompt(prompts, x @ old, y)

@@ -34,10 +34,10 @@ class Planted:
 def plan_attacks(judge: Judge, names: Sequence[str]) -> list[Planted]:
     """The attacks on a judge: what names a verdict names each slot's in turn, where it compares."""
     found = []
+    slots: tuple[Slot, ...] = ("first", "second")
     for name in names:
         if judge.comparative and name in NAMING:
-            found += [Planted(f"{name}/first", name, "first")]
-            found += [Planted(f"{name}/second", name, "second")]
+            found += [Planted(f"{name}/{slot}", name, slot) for slot in slots]
         else:
             found.append(Planted(name, name))
     return found

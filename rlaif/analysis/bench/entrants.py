@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -73,14 +73,11 @@ def find_entrants(
     for text in texts:
         found += _read_named(text, model, constitution)
     if with_baselines:
-        able = any(_gives_logprobs(m) for e in found for m in e.models.values())
-        names = [n for n in BASELINES if n != "perplexity" or able]
         taken = {e.judge.id for e in found}
-        asked = next(
-            (m.spec for e in found for m in e.models.values() if _gives_logprobs(m)), model
-        )
-        for name in names:
-            found += [] if name in taken else _read_named(name, asked, None)
+        able = [m.spec for e in found for m in e.models.values() if _gives_logprobs(m)]
+        for name in BASELINES:
+            if name not in taken and (able or name != "perplexity"):
+                found += _read_named(name, able[0] if able else model, None)
     ids = [e.judge.id for e in found]
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
@@ -93,23 +90,23 @@ def _gives_logprobs(model: Model) -> bool:
 
 
 def _read_named(text: str, model: ModelSpec, constitution: str | None) -> list[Entrant]:
+    path: Path | None = None
+    lines: Lines = {}
     if text in JUDGES or ":" in text:
-        name = text.rsplit(":", 1)[-1]
-        spec = validate(JudgesFile, {"judges": [{"kind": text, "id": name}]}, {}, f"--judge {text}")
-        return _make_entrants(spec, model, constitution, None, {})
-    if Path(text).is_dir():
+        data: dict[str, Any] = {"judges": [{"kind": text, "id": text.rsplit(":", 1)[-1]}]}
+    elif Path(text).is_dir():
         name = _slug_of_folder(Path(text).resolve().name)
-        judge = {"kind": "reward_model", "id": name, "by": text}
-        spec = validate(JudgesFile, {"judges": [judge]}, {}, f"--judge {text}")
-        return _make_entrants(spec, model, constitution, None, {})
-    if Path(text).suffix not in (".yaml", ".yml"):
+        data = {"judges": [{"kind": "reward_model", "id": name, "by": text}]}
+    elif Path(text).suffix in (".yaml", ".yml"):
+        path = find(text)
+        data, lines = load_yaml(path)
+    else:
         raise ConfigError(
             f"--judge {text}: neither a kind of judge, nor a YAML file of judges, nor a folder of "
             f"a reward model{suggest(text, list(JUDGES))}"
         )
-    path = find(text)
-    data, lines = load_yaml(path)
-    return _make_entrants(validate(JudgesFile, data, lines, path), model, constitution, path, lines)
+    file = validate(JudgesFile, data, lines, path or f"--judge {text}")
+    return _make_entrants(file, model, constitution, path, lines)
 
 
 def _slug_of_folder(name: str) -> str:

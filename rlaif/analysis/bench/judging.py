@@ -70,15 +70,8 @@ def judge_pairs(
     if marker is None:
         _refuse_all_failed(judge, by_group, folder)
         wall = round(time.monotonic() - began, 4) if asked else None
-        marker = folder.finish(
-            {
-                "kind": "judge-bench",
-                "judge": judge.id,
-                "judge_hash": judge.judge_hash,
-                "wall_seconds": wall,
-                "asked_pairs": asked,
-            }
-        )
+        who = {"kind": "judge-bench", "judge": judge.id, "judge_hash": judge.judge_hash}
+        marker = folder.finish(who | {"wall_seconds": wall, "asked_pairs": asked})
     judged = list({j.judgement_id: j for own in (known, *by_group) for j in own}.values())
     if is_staged(judge):
         by_pair = _by_answers(pairs, groups, by_group)

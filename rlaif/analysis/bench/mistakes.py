@@ -82,15 +82,9 @@ def _make_entry(
         "picked": clip_text(worse.text),
         "lengths": [len(better.text), len(worse.text)],
         "judged_both": [row for j, row in rows if len(j.shown) > 1],
-        "judged_better": _judged_alone(rows, better.completion_id),
-        "judged_picked": _judged_alone(rows, worse.completion_id),
+        "judged_better": [row for j, row in rows if j.shown == [better.completion_id]],
+        "judged_picked": [row for j, row in rows if j.shown == [worse.completion_id]],
     }
-
-
-def _judged_alone(
-    rows: Sequence[tuple[Judgement, dict[str, Any]]], subject: str
-) -> list[dict[str, Any]]:
-    return [row for j, row in rows if len(j.shown) == 1 and j.subject == subject]
 
 
 def gap_words(picked: int, better: int) -> str:

@@ -19,7 +19,6 @@ from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import (
-    AnnotatorKind,
     Completion,
     Judgement,
     Preference,
@@ -114,9 +113,8 @@ def _ask_rewards(
     request: RewardRequest, pairs: Sequence[LabelledPair], store: Store, progress: StepProgress
 ) -> dict[str, Judgement]:
     """The judgement of every answer that has one."""
-    (entrant,) = find_entrants(
-        [str(request.model)], ModelSpec(path=str(request.model)), None, False
-    )
+    path = str(request.model)
+    (entrant,) = find_entrants([path], ModelSpec(path=path), None, False)
     engines = EnginePool(store)
     try:
         work = Workplace(store, engines, progress)
@@ -129,27 +127,20 @@ def _ask_rewards(
 
 def labelled(preference: Preference) -> LabelledPair:
     """A pair of an experiment, its chosen answer first, its round as subset."""
-    prompt = make_prompt(preference.prompt)
-    first, second = [
+    p, prompt = preference, make_prompt(preference.prompt)
+    first, second = (
         Completion(name, prompt.prompt_id, i, turns, "", "", {}, "stop", digest=content_hash(turns))
-        for i, (name, turns) in enumerate(
-            [
-                (preference.chosen_id, preference.chosen),
-                (preference.rejected_id, preference.rejected),
-            ]
-        )
-    ]
-    subset = f"{ROUND}{preference.round}"
-    kind: AnnotatorKind = "human" if preference.source == "human" else "ai"
+        for i, (name, turns) in enumerate([(p.chosen_id, p.chosen), (p.rejected_id, p.rejected)])
+    )
     return LabelledPair(
-        preference.preference_id,
+        p.preference_id,
         prompt,
         first,
         second,
-        preference.prob,
-        subset,
-        annotator=preference.source,
-        annotator_kind=kind,
+        p.prob,
+        f"{ROUND}{p.round}",
+        annotator=p.source,
+        annotator_kind="human" if p.source == "human" else "ai",
     )
 
 
@@ -214,11 +205,11 @@ def _best_of_n(request: RewardRequest) -> list[dict[str, Any]]:
             both[j.prompt_id].append((reward, gold[j.subject]))
     if (request.scored or request.gold) and not both:
         raise RlaifError("--scored and --gold have no answer in common: they must be of one sample")
-    columns = {name: np.asarray(rows).T for name, rows in both.items()}
-    return best_of_n_curve(
-        {name: c[0] for name, c in columns.items()},
-        {name: c[1] for name, c in columns.items()},
+    proxy, trusted = (
+        {name: np.asarray([row[side] for row in rows]) for name, rows in both.items()}
+        for side in (0, 1)
     )
+    return best_of_n_curve(proxy, trusted)
 
 
 @dataclass(frozen=True)
@@ -305,13 +296,8 @@ def _read_seen(request: RewardRequest, preferences: Sequence[Preference]) -> _Se
 
 
 def _find_nearest(gap: Floats, known: _Seen) -> list[dict[str, Any]]:
-    return [
-        {
-            "cosine": cosine,
-            **_texts_of(known.pairs[i]),
-        }
-        for i, cosine in nearest(gap, known.gaps, SHOWN)
-    ]
+    found = nearest(gap, known.gaps, SHOWN)
+    return [{"cosine": cosine, **_texts_of(known.pairs[i])} for i, cosine in found]
 
 
 def _texts_of(pair: Preference) -> dict[str, str]:
@@ -344,8 +330,7 @@ def _learning_curve(known: _Seen, tested: _Seen, request: RewardRequest) -> list
         with torch.no_grad():
             rewards = head(tested.features.last, tested.features.last).reward.numpy()
         gap = rewards[tested.compared.chosen] - rewards[tested.compared.rejected]
-        table = _plain_table(tested, gap)
-        found = reward_intervals(table)["accuracy"]
+        found = reward_intervals(_plain_table(tested, gap))["accuracy"]
         rows.append({"pairs": len(used), "accuracy": found.to_json()})
     return rows
 
@@ -369,17 +354,12 @@ def _label_noise(known: _Seen, seed: int) -> dict[str, Any]:
     found = cross_validate(x, ones, groups, folds, seed, penalties=(float(x.shape[1]),))
     share, suspect = label_noise(found.predictions)
     worst = np.argsort(found.predictions, kind="stable")[:SHOWN]
-    return {
-        "share": share,
-        "suspects": [
-            {
-                **_texts_of(known.pairs[i]),
-                "prob": float(found.predictions[i]),
-            }
-            for i in worst
-            if suspect[i]
-        ],
-    }
+    suspects = [
+        {**_texts_of(known.pairs[i]), "prob": float(found.predictions[i])}
+        for i in worst
+        if suspect[i]
+    ]
+    return {"share": share, "suspects": suspects}
 
 
 def _by_distance(

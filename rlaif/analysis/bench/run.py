@@ -71,9 +71,8 @@ def run_bench(
     """
     entrants = find_entrants(request.judges, request.model, request.constitution, request.baselines)
     if not entrants:
-        raise ConfigError(
-            "judge-bench: no judge was named; give --judge, or leave the baselines in"
-        )
+        fault = "no judge was named; give --judge, or leave the baselines in"
+        raise ConfigError(f"judge-bench: {fault}")
     if not pairs:
         raise ConfigError(f"{request.name}: no labelled pair in it")
     attacks = _choose_attacks(request.attacks)
@@ -91,11 +90,7 @@ def run_bench(
             progress.finish()
         result = {
             "pairs": _describe_pairs(request.name, shown),
-            "settings": {
-                "seed": request.seed,
-                "level": 0.95,
-                "repeats": request.repeats,
-            },
+            "settings": {"seed": request.seed, "level": 0.95, "repeats": request.repeats},
             "judges": {name: row for name, (_, row) in measured.items()},
             "uncounted": {
                 name: {"answers": row["uncounted"], "estimated_cost": row["estimated_cost"]}
@@ -188,10 +183,11 @@ def _measure_table(table: VerdictTable, seed: int) -> dict[str, Any]:
     both = ~np.isnan(table.prob) & ~np.isnan(table.label)
     won = agreement.same_slot(table.as_first, table.as_second)
     first, second = int((won == 1).sum()), int((won == -1).sum())
+    ends = headline or {"mean": None, "low": None, "high": None}
     return {
-        "agreement": headline["mean"] if headline is not None else None,
-        "low": headline["low"] if headline is not None else None,
-        "high": headline["high"] if headline is not None else None,
+        "agreement": ends["mean"],
+        "low": ends["low"],
+        "high": ends["high"],
         "n": used,
         "ties": int(both.sum()) - used,
         "tie_rule": "excluded",

@@ -64,11 +64,10 @@ def vote_of(judgements: Sequence[Judgement], pair: LabelledPair) -> Vote:
         shares["first"] += found["first" if straight else "second"]
         shares["second"] += found["second" if straight else "first"]
         shares["neither"] += found["neither"]
-    if shares["first"] == shares["second"] or shares["neither"] >= max(
-        shares["first"], shares["second"]
-    ):
+    first, second = shares["first"], shares["second"]
+    if first == second or shares["neither"] >= max(first, second):
         return "not_applicable"
-    preferred = (shares["first"] > shares["second"]) == ((pair.label or 0.0) > 0.5)
+    preferred = (first > second) == ((pair.label or 0.0) > 0.5)
     return "for" if preferred else "against"
 
 
@@ -104,16 +103,8 @@ def _rank_one(
     accuracy = votes["for"] / decided if decided else None
     interval = value_interval("vote_accuracy", {p: sum(r) / len(r) for p, r in right.items()})
     performance = 0.0 if accuracy is None else 2 * (accuracy - 0.5) * relevance
-    return Ranked(
-        candidate.id,
-        candidate.text,
-        candidate.proposals,
-        votes,
-        accuracy,
-        interval,
-        relevance,
-        performance,
-    )
+    told = (candidate.id, candidate.text, candidate.proposals)
+    return Ranked(*told, votes, accuracy, interval, relevance, performance)
 
 
 def constitution_yaml(name: str, description: str, ranked: Sequence[Ranked]) -> str:

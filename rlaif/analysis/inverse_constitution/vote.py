@@ -9,13 +9,7 @@ from dataclasses import dataclass, replace
 from rlaif.analysis.inverse_constitution.propose import Candidate
 from rlaif.constitution.model import Principle
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
-from rlaif.engines.base import (
-    Capability,
-    GenerateRequest,
-    Sampling,
-    ScoreRequest,
-    ScoreResult,
-)
+from rlaif.engines.base import Capability, GenerateRequest, Sampling, ScoreRequest, ScoreResult
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.choices import choice_reading
 from rlaif.judges.common import template_values, usable
@@ -82,7 +76,7 @@ class PrincipleVotes:
             request = GenerateRequest(name, messages, SAMPLING)
         else:
             request = ScoreRequest(name, messages, self.template.prefill(values), LABELS)
-        return Call(name, prompt, shown, candidate.id, 0, request)
+        return Call(name, prompt, shown, candidate.id, request=request)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement about the text shown first."""
@@ -93,14 +87,9 @@ class PrincipleVotes:
 
 def _read_labels(answer: ScoreResult) -> Verdict | None:
     total = sum(answer.label_probs.values())
-    return (
-        _decide_vote({k: p / total for k, p in answer.label_probs.items()}) if total > 0 else None
-    )
-
-
-def _read_text(said: Written) -> Verdict | None:
-    shares = _read_shares(said)
-    return None if shares is None else _decide_vote(shares)
+    if not total > 0:
+        return None
+    return _decide_vote({k: p / total for k, p in answer.label_probs.items()})
 
 
 def _decide_vote(shares: dict[str, float]) -> Verdict:
@@ -110,7 +99,7 @@ def _decide_vote(shares: dict[str, float]) -> Verdict:
     return Verdict("ok", prob_first=first / (first + second), distribution=shares)
 
 
-def _read_shares(said: Written) -> dict[str, float] | None:
+def _read_text(said: Written) -> Verdict | None:
     """All on the 1, 2 or 0 that opens a written answer, or that it says is better; None where there
     is none, or several."""
     text, cut = said.text, said.cut
@@ -120,4 +109,4 @@ def _read_shares(said: Written) -> dict[str, float] | None:
         label = next(name for name, forms in LABELS.items() if leading["digit"] in forms)
     else:
         label = choice_reading(LABELS).read(text, Form(("Answer:",)), cut)
-    return None if label is None else {name: float(name == label) for name in LABELS}
+    return None if label is None else _decide_vote({n: float(n == label) for n in LABELS})
