@@ -142,41 +142,29 @@ class Meta:
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion and principle."""
         compared = [call for call in calls if call.role == "by"]
-        who = annotators(calls, answers, self.id)
+        who, among = annotators(calls, answers, self.id), seen_together(under("judge", calls))
         subjects = {c.completion_id: c for call in calls for c in call.shown}
-        return [
-            self._conclude_subject(
-                subjects[subject], principle, group, calls, compared, answers, who
+        found = []
+        for (subject, principle), group in self._group_judgements(calls, answers).items():
+            valued = [j for j in group if j.score is not None]
+            places = {j.judgement_id: index for index, j in enumerate(valued)}
+            own = [c for c in compared if c.shown[0].completion_id in places]
+            verdict = Verdict(missing_status(j.status for j in group))
+            if valued:
+                verdict = _weigh_judgements(valued, self._read_comparisons(own, places, answers))
+            found.append(
+                conclude_verdict(
+                    self,
+                    calls,
+                    [subjects[subject]],
+                    who,
+                    verdict,
+                    principle=principle,
+                    among=among,
+                    rests_on=[*behind(group, calls), *asked_ids(own)],
+                )
             )
-            for (subject, principle), group in self._group_judgements(calls, answers).items()
-        ]
-
-    def _conclude_subject(
-        self,
-        subject: Completion,
-        principle: str | None,
-        group: Sequence[Judgement],
-        calls: Sequence[Call],
-        compared: Sequence[Call],
-        answers: Mapping[str, Answered],
-        who: str,
-    ) -> Judgement:
-        valued = [j for j in group if j.score is not None]
-        places = {j.judgement_id: index for index, j in enumerate(valued)}
-        own = [c for c in compared if c.shown[0].completion_id in places]
-        verdict = Verdict(missing_status(j.status for j in group))
-        if valued:
-            verdict = _weigh_judgements(valued, self._read_comparisons(own, places, answers))
-        return conclude_verdict(
-            self,
-            calls,
-            [subject],
-            who,
-            verdict,
-            principle=principle,
-            among=seen_together(under("judge", calls)),
-            rests_on=[*behind(group, calls), *asked_ids(own)],
-        )
+        return found
 
     def _read_comparisons(
         self, own: Sequence[Call], place: Mapping[str, int], answers: Mapping[str, Answered]

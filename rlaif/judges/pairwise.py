@@ -187,18 +187,32 @@ class Pairwise:
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The calls for every pair, per principle or one overall where there is none."""
+        schema = self.asking.schema(FIELD, [forms[0] for forms in self.labels.values()])
         calls = []
         for first, second in usable_pairs(completions):
             for principle in self._choose_principles(prompt, first, second, seed):
-                name = principle.id if principle is not None else None
+                about = principle.id if principle is not None else None
                 if not applicable(principle, prompt) or first.text == second.text:
                     shown = (first, second)
-                    asked = call_id(self.questions[name], shown, name)
-                    calls.append(Call(asked, prompt, shown, name))
+                    name = call_id(self.questions[about], shown, about)
+                    calls.append(Call(name, prompt, shown, about))
                     continue
-                for shown in presentations(self.order, first, second, name, seed):
+                examples = principle.examples[: self.shots] if principle is not None else ()
+                for shown in presentations(self.order, first, second, about, seed):
+                    values = template_values(
+                        prompt,
+                        shown,
+                        seed,
+                        principle=principle,
+                        principles=self.principles,
+                        preamble=self.preamble,
+                        examples=list(examples),
+                        tie=self.labels["tie"][0].strip() if "tie" in self.labels else None,
+                    )
                     for index in range(self.samples):
-                        calls.append(self._make_call(prompt, shown, principle, index, seed))
+                        name = call_id(self.questions[about], shown, about, index)
+                        call = Call(name, prompt, shown, about, index)
+                        calls.append(self.asking.ask(call, values, self.labels, seed, schema))
         return calls
 
     def _choose_principles(
@@ -211,31 +225,6 @@ class Pairwise:
         fitting.sort(key=lambda p: p.id)
         ids = sorted([first.completion_id, second.completion_id])
         return [fitting[int(content_hash("principle", seed, ids), 16) % len(fitting)]]
-
-    def _make_call(
-        self,
-        prompt: Prompt,
-        shown: tuple[Completion, Completion],
-        principle: Principle | None,
-        index: int,
-        seed: int,
-    ) -> Call:
-        principle_id = principle.id if principle is not None else None
-        name = call_id(self.questions[principle_id], shown, principle_id, index)
-        examples = principle.examples[: self.shots] if principle is not None else ()
-        values = template_values(
-            prompt,
-            shown,
-            seed,
-            principle=principle,
-            principles=self.principles,
-            preamble=self.preamble,
-            examples=list(examples),
-            tie=self.labels["tie"][0].strip() if "tie" in self.labels else None,
-        )
-        schema = self.asking.schema(FIELD, [forms[0] for forms in self.labels.values()])
-        call = Call(name, prompt, shown, principle_id, index)
-        return self.asking.ask(call, values, self.labels, seed, schema)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement, about the text shown first."""

@@ -28,12 +28,7 @@ from rlaif.core.yamlio import load_yaml, suggest, validate
 from rlaif.engines.base import Capability
 from rlaif.judges.base import Answered, Call, Verdict, most_calls, verdicts_of
 from rlaif.judges.common import JudgeInputs, VerdictJudge
-from rlaif.judges.composed import (
-    annotators,
-    completions_of,
-    conclude_verdict,
-    missing_status,
-)
+from rlaif.judges.composed import annotators, completions_of, conclude_verdict, missing_status
 from rlaif.judges.yes_no import YesNo, YesNoJudge
 
 
@@ -122,23 +117,21 @@ class Rbr:
 
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion."""
-        return [self._conclude_answer(c, calls, answers) for c in completions_of(calls)]
-
-    def _conclude_answer(
-        self, completion: Completion, calls: Sequence[Call], answers: Mapping[str, Answered]
-    ) -> Judgement:
-        own = [c for c in calls if c.shown[0].completion_id == completion.completion_id]
-        read = verdicts_of(self.asker, own, answers)
-        who = annotators(own, answers, self.id)
-        asked = [j for j in read if j.status != "not_applicable"]
-        phi = {j.principle: j.score for j in asked if j.principle and j.score is not None}
-        if not asked or len(phi) < len(asked):
-            missing = Verdict(missing_status(j.status for j in read if j.score is None))
-            return conclude_verdict(self, own, [completion], who, missing)
-        reward = sum(self.weights[name] * value for name, value in sorted(phi.items()))
-        kept = {**phi, "reward": reward}
-        verdict = Verdict("ok", sigmoid(reward), distribution=kept, raw_value=reward)
-        return conclude_verdict(self, own, [completion], who, verdict)
+        found = []
+        for completion in completions_of(calls):
+            own = [c for c in calls if c.shown[0].completion_id == completion.completion_id]
+            read = verdicts_of(self.asker, own, answers)
+            asked = [j for j in read if j.status != "not_applicable"]
+            phi = {j.principle: j.score for j in asked if j.principle and j.score is not None}
+            if not asked or len(phi) < len(asked):
+                verdict = Verdict(missing_status(j.status for j in read if j.score is None))
+            else:
+                reward = sum(self.weights[name] * value for name, value in sorted(phi.items()))
+                kept = {**phi, "reward": reward}
+                verdict = Verdict("ok", sigmoid(reward), distribution=kept, raw_value=reward)
+            who = annotators(own, answers, self.id)
+            found.append(conclude_verdict(self, own, [completion], who, verdict))
+        return found
 
 
 Floats = npt.NDArray[np.float64]

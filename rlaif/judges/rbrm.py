@@ -105,22 +105,17 @@ class Rbrm:
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per completion and sample; it has no request where no table fits the prompt."""
         fits = table_of(self.tables, prompt) is not None
-        return [
-            self._make_call(prompt, completion, index, seed, fits)
-            for completion in usable(completions)
-            for index in range(self.samples if fits else 1)
-        ]
-
-    def _make_call(
-        self, prompt: Prompt, completion: Completion, index: int, seed: int, fits: bool
-    ) -> Call:
-        name = call_id(self.judge_hash, [completion], None, index)
-        call = Call(name, prompt, (completion,), None, index)
-        if not fits:
-            return call
-        shown = [(letter, text) for letter, _, text in self.classes]
-        values = template_values(prompt, [completion], seed, classes=shown)
-        return self.asking.ask(call, values, letter_forms(self.classes), seed)
+        classes = [(letter, text) for letter, _, text in self.classes]
+        calls = []
+        for completion in usable(completions):
+            values = template_values(prompt, [completion], seed, classes=classes)
+            for index in range(self.samples if fits else 1):
+                name = call_id(self.judge_hash, [completion], None, index)
+                call = Call(name, prompt, (completion,), None, index)
+                if fits:
+                    call = self.asking.ask(call, values, letter_forms(self.classes), seed)
+                calls.append(call)
+        return calls
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement; `distribution` holds the share of each class."""

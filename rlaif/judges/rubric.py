@@ -252,40 +252,30 @@ class Rubric:
     def _make_calls(
         self, prompt: Prompt, shown: Sequence[Completion], items: Items, seed: int
     ) -> list[Call]:
-        if not self.explicit:
-            return [self._make_overall_call(prompt, c, items, seed) for c in shown]
-        return [
-            self._make_item_call(prompt, completion, number, item, seed)
-            for completion in shown
-            for number, item in enumerate(items)
-        ] or [Call(call_id(self.judge_hash, [c], None), prompt, (c,)) for c in shown]
-
-    def _make_item_call(
-        self, prompt: Prompt, completion: Completion, number: int, item: RubricItem, seed: int
-    ) -> Call:
-        name = call_id(self.judge_hash, [completion], item.text, number)
-        call = Call(name, prompt, (completion,), item.text, number)
-        if item.check is not None:
-            return call
-        values = template_values(prompt, [completion], seed, item=item.text)
-        return self.asking.ask(call, values, self.labels, seed)
-
-    def _make_overall_call(
-        self, prompt: Prompt, completion: Completion, items: Items, seed: int
-    ) -> Call:
-        call = Call(call_id(self.judge_hash, [completion], None), prompt, (completion,))
-        if not items:
-            return call
-        values = template_values(
-            prompt,
-            [completion],
-            seed,
-            low=LOW,
-            high=HIGH,
-            levels=[(label, level) for level, label in level_labels(LOW, HIGH).items()],
-            items=[(item.text, self._weight_of(item)) for item in items],
-        )
-        return self.asking.ask(call, values, self.labels, seed)
+        calls = []
+        for c in shown:
+            overall = Call(call_id(self.judge_hash, [c], None), prompt, (c,))
+            if not items:
+                calls.append(overall)
+            elif not self.explicit:
+                values = template_values(
+                    prompt,
+                    [c],
+                    seed,
+                    low=LOW,
+                    high=HIGH,
+                    levels=[(label, level) for level, label in level_labels(LOW, HIGH).items()],
+                    items=[(item.text, self._weight_of(item)) for item in items],
+                )
+                calls.append(self.asking.ask(overall, values, self.labels, seed))
+            for number, item in enumerate(items if self.explicit else ()):
+                name = call_id(self.judge_hash, [c], item.text, number)
+                call = Call(name, prompt, (c,), item.text, number)
+                if item.check is None:
+                    values = template_values(prompt, [c], seed, item=item.text)
+                    call = self.asking.ask(call, values, self.labels, seed)
+                calls.append(call)
+        return calls
 
     def _weight_of(self, item: RubricItem) -> float:
         return self.weights[item.category] if item.weight is None else item.weight

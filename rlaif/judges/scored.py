@@ -130,39 +130,29 @@ class Scored:
         calls = []
         for completion in usable(completions):
             for principle in self.principles or (None,):
-                count = self.samples if applicable(principle, prompt) else 1
-                for index in range(count):
-                    calls.append(self._make_call(prompt, completion, principle, index, seed))
+                about = principle.id if principle is not None else None
+                applies = applicable(principle, prompt)
+                low, high = scale_of(principle, self.scale, self.own_scales)
+                levels = {} if self.asking.written else level_labels(low, high)
+                every = range(int(low), int(high) + 1)
+                schema = self.json_schema or self.asking.schema(FIELD, map(str, every))
+                values = template_values(
+                    prompt,
+                    [completion],
+                    seed,
+                    principle=principle,
+                    principles=self.listed,
+                    low=low,
+                    high=high,
+                    levels=[(label, level) for level, label in levels.items()],
+                )
+                for index in range(self.samples if applies else 1):
+                    name = call_id(self.questions[about], [completion], about, index)
+                    call = Call(name, prompt, (completion,), about, index)
+                    if applies:
+                        call = self.asking.ask(call, values, level_forms(levels), seed, schema)
+                    calls.append(call)
         return calls
-
-    def _make_call(
-        self,
-        prompt: Prompt,
-        completion: Completion,
-        principle: Principle | None,
-        index: int,
-        seed: int,
-    ) -> Call:
-        principle_id = principle.id if principle is not None else None
-        name = call_id(self.questions[principle_id], [completion], principle_id, index)
-        call = Call(name, prompt, (completion,), principle_id, index)
-        if not applicable(principle, prompt):
-            return call
-        low, high = scale_of(principle, self.scale, self.own_scales)
-        levels = {} if self.asking.written else level_labels(low, high)
-        values = template_values(
-            prompt,
-            [completion],
-            seed,
-            principle=principle,
-            principles=self.listed,
-            low=low,
-            high=high,
-            levels=[(label, level) for level, label in levels.items()],
-        )
-        every = range(int(low), int(high) + 1)
-        schema = self.json_schema or self.asking.schema(FIELD, map(str, every))
-        return self.asking.ask(call, values, level_forms(levels), seed, schema)
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
@@ -128,13 +129,29 @@ class UltraFeedback:
         if not texts:
             return []
         places: Sequence[int | None] = [None] if self.asking.written else range(1, len(texts) + 1)
-        return [
-            self._make_call(prompt, shown, aspect, index, place, seed)
-            for aspect in self.aspects
-            for shown in self._draw_orders(texts, aspect, seed)
-            for index in range(self.samples)
-            for place in places
-        ]
+        calls = []
+        for aspect in self.aspects:
+            labels = dict(self.labels)
+            if aspect != HONESTY:
+                labels.pop(NOT_APPLICABLE, None)
+            schema = self._make_schema(len(texts), aspect) if self.asking.structured else None
+            for shown in self._draw_orders(texts, aspect, seed):
+                for index, place in product(range(self.samples), places):
+                    rated = () if place is None else (shown[place - 1],)
+                    name = call_id(self.judge_hash, [*rated, *shown], aspect, index)
+                    call = Call(name, prompt, shown, aspect, index, place=place)
+                    values = template_values(
+                        prompt,
+                        shown,
+                        seed,
+                        low=LOW,
+                        high=HIGH,
+                        count=len(shown),
+                        aspect=aspect,
+                        place=place,
+                    )
+                    calls.append(self.asking.ask(call, values, labels, seed, schema))
+        return calls
 
     def _draw_orders(
         self, texts: Sequence[Completion], aspect: str, seed: int
@@ -146,25 +163,6 @@ class UltraFeedback:
         random.Random(key).shuffle(shuffled)
         one = tuple(shuffled)
         return [one, one[::-1]] if self.order == "both" else [one]
-
-    def _make_call(
-        self,
-        prompt: Prompt,
-        shown: tuple[Completion, ...],
-        aspect: str,
-        index: int,
-        place: int | None,
-        seed: int,
-    ) -> Call:
-        rated = () if place is None else (shown[place - 1],)
-        name = call_id(self.judge_hash, [*rated, *shown], aspect, index)
-        values = template_values(
-            prompt, shown, seed, low=LOW, high=HIGH, count=len(shown), aspect=aspect, place=place
-        )
-        schema = self._make_schema(len(shown), aspect) if self.asking.structured else None
-        labels = {k: v for k, v in self.labels.items() if k != NOT_APPLICABLE or aspect == HONESTY}
-        call = Call(name, prompt, shown, aspect, index, place=place)
-        return self.asking.ask(call, values, labels, seed, schema)
 
     def _make_schema(self, count: int, aspect: str) -> dict[str, Any]:
         ratings = [*map(str, range(LOW, HIGH + 1)), *self.asking.abstain[:1]]

@@ -82,24 +82,19 @@ class YesNo:
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per completion, principle and sample; it has no request where the principle
         does not apply to the prompt."""
-        return [
-            self._make_call(prompt, completion, principle, index, seed)
-            for completion in usable(completions)
-            for principle in self.principles
-            for index in range(self.samples if principle.applies(prompt) else 1)
-        ]
-
-    def _make_call(
-        self, prompt: Prompt, completion: Completion, principle: Principle, index: int, seed: int
-    ) -> Call:
-        name = call_id(self.questions[principle.id], [completion], principle.id, index)
-        call = Call(name, prompt, (completion,), principle.id, index)
-        if not principle.applies(prompt):
-            return call
-        values = template_values(
-            prompt, [completion], seed, principle=principle, principles=self.principles
-        )
-        return self.asking.ask(call, values, self.labels, seed)
+        calls = []
+        for completion in usable(completions):
+            for principle in self.principles:
+                applies = principle.applies(prompt)
+                values = template_values(
+                    prompt, [completion], seed, principle=principle, principles=self.principles
+                )
+                for index in range(self.samples if applies else 1):
+                    name = call_id(self.questions[principle.id], [completion], principle.id, index)
+                    call = Call(name, prompt, (completion,), principle.id, index)
+                    asked = self.asking.ask(call, values, self.labels, seed) if applies else call
+                    calls.append(asked)
+        return calls
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement."""

@@ -109,7 +109,21 @@ def answer_sentences(
     found = []
     for row in comparisons[-1:]:
         for human, ai in _pair_arms(arms):
-            found += _of_two(row, human, ai, arms, margin)
+            deltas = _answer_differences(row, human, ai)
+            labellers = [*arms[human]["judges"], *arms[ai]["judges"]]
+            scores = [n for n in deltas if n.startswith("score/") and n.count("/") == 1]
+            neutral = [name for name in scores if name.partition("/")[2] not in labellers]
+            people = [name for name in (f"reward_accuracy/{HUMAN}",) if name in deltas]
+            found += [
+                answer_sentence(f"arm {human}", f"Arm {ai}", name, deltas[name], margin)
+                for name in [*neutral, *people]
+            ]
+            if not neutral:
+                own = ", ".join(labellers) or "none"
+                found.append(
+                    f"No neutral judge evaluates arm {ai} against arm {human} (who labelled: "
+                    f"{own}). Add one under `judges`, of other weights or of rules."
+                )
     return found
 
 
@@ -119,27 +133,6 @@ def _pair_arms(arms: Mapping[str, ArmRow]) -> Iterator[tuple[str, str]]:
     for human in (name for name, labels in kept.items() if labels == HUMAN):
         for ai in (name for name, labels in kept.items() if labels not in (HUMAN, RANDOM)):
             yield human, ai
-
-
-def _of_two(
-    row: dict[str, Any], human: str, ai: str, arms: Mapping[str, ArmRow], margin: float
-) -> list[str]:
-    deltas = _answer_differences(row, human, ai)
-    labellers = [*arms[human]["judges"], *arms[ai]["judges"]]
-    scores = [name for name in deltas if name.startswith("score/") and name.count("/") == 1]
-    neutral = [name for name in scores if name.partition("/")[2] not in labellers]
-    people = f"reward_accuracy/{HUMAN}"
-    said = [
-        answer_sentence(f"arm {human}", f"Arm {ai}", name, deltas[name], margin)
-        for name in [*neutral, *([people] if people in deltas else [])]
-    ]
-    if not neutral:
-        own = ", ".join(labellers) or "none"
-        said.append(
-            f"No neutral judge evaluates arm {ai} against arm {human} (who labelled: {own}). Add "
-            "one under `judges`, of other weights or of rules."
-        )
-    return said
 
 
 def _answer_differences(row: dict[str, Any], human: str, ai: str) -> dict[str, IntervalJson]:

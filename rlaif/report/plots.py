@@ -123,7 +123,13 @@ def draw_distributions(
     with _open_figure(slug, (3.4, 0.55 + 0.5 * len(filled))) as figure:
         rows = figure.subplots(len(filled), 1, sharex=True, squeeze=False)[:, 0]
         for name, axes in zip(filled, rows, strict=True):
-            _draw_histogram(axes, np.asarray(groups[name], dtype=np.float64), edges, name)
+            values = np.asarray(groups[name], dtype=np.float64)
+            axes.hist(values, bins=edges, histtype="stepfilled", color=_LINES[0], alpha=0.75)
+            axes.axvline(float(np.median(values)), color=_INK, linewidth=1.4)
+            axes.set_yticks([])
+            axes.spines["left"].set_visible(False)
+            axes.spines["bottom"].set_visible(False)
+            axes.set_ylabel(name, rotation=0, ha="right", va="center")
         rows[-1].set_xlabel(unit)
         rows[-1].spines["bottom"].set_visible(True)
         return _render_svg(figure, slug, label)
@@ -226,20 +232,6 @@ def _bin_edges(values: np.ndarray[tuple[int], np.dtype[np.float64]], whole: bool
     if low == high:
         low, high = low - 0.5, high + 0.5
     return [float(edge) for edge in np.linspace(low, high, bins + 1)]
-
-
-def _draw_histogram(
-    axes: Axes,
-    values: np.ndarray[tuple[int], np.dtype[np.float64]],
-    edges: list[float],
-    name: str,
-) -> None:
-    axes.hist(values, bins=edges, histtype="stepfilled", color=_LINES[0], alpha=0.75)
-    axes.axvline(float(np.median(values)), color=_INK, linewidth=1.4)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    axes.spines["bottom"].set_visible(False)
-    axes.set_ylabel(name, rotation=0, ha="right", va="center")
 
 
 def _render_svg(figure: Figure, slug: str, label: str) -> Markup:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from rlaif.config.base import Strict
 from rlaif.config.models import ModelSpec, thinking_of
-from rlaif.constitution.model import Constitution, load_constitution
+from rlaif.constitution.model import load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import find
 from rlaif.core.yamlio import Lines, load_yaml, suggest, validate
@@ -20,7 +20,6 @@ from rlaif.engines.base import Model
 from rlaif.engines.build import known_capabilities
 from rlaif.judges.base import Judge, roles_of
 from rlaif.judges.build import BASELINES, JUDGES, JudgeStep, build_judge
-from rlaif.judges.common import JudgeBase
 from rlaif.pipeline.plan.base import replace_path
 from rlaif.pipeline.prepare import model_key
 
@@ -120,32 +119,22 @@ def _make_entrants(
 ) -> list[Entrant]:
     named = file.constitution or constitution
     rules = load_constitution(find(named, path)) if named is not None else None
-    return [_make_entrant(spec, file, model, rules, path, lines) for spec in file.judges]
-
-
-def _make_entrant(
-    spec: JudgeBase,
-    file: JudgesFile,
-    model: ModelSpec,
-    rules: Constitution | None,
-    path: Path | None,
-    lines: Lines,
-) -> Entrant:
-    thinking = thinking_of([model, *file.models.values()])
-    judge = build_judge(spec, rules, path, thinking)
     weights = {p.id: p.weight for p in rules.principles} if rules is not None else {}
-    names = spec.asks()
-    models: dict[str, Model] = {}
-    for role in roles_of(judge):
-        asked = _find_model(names[role], file, model, path)
-        if asked is None:
-            hint = suggest(names[role], ["policy", *file.models])
-            place = ("judges", [j.id for j in file.judges].index(spec.id))
-            line = lines.get((*place, role), lines.get(place))
-            fault = f"judge {spec.id}: no model is called {names[role]!r}{hint}"
-            raise ConfigError(fault, path, line)
-        models[role] = asked
-    return Entrant(judge, spec.kind, models, weights)
+    thinking = thinking_of([model, *file.models.values()])
+    found = []
+    for index, spec in enumerate(file.judges):
+        judge, names = build_judge(spec, rules, path, thinking), spec.asks()
+        models: dict[str, Model] = {}
+        for role in roles_of(judge):
+            asked = _find_model(names[role], file, model, path)
+            if asked is None:
+                hint = suggest(names[role], ["policy", *file.models])
+                line = lines.get(("judges", index, role), lines.get(("judges", index)))
+                fault = f"judge {spec.id}: no model is called {names[role]!r}{hint}"
+                raise ConfigError(fault, path, line)
+            models[role] = asked
+        found.append(Entrant(judge, spec.kind, models, weights))
+    return found
 
 
 def _find_model(name: str, file: JudgesFile, model: ModelSpec, path: Path | None) -> Model | None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from rlaif.analysis.bench.entrants import Entrant
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Judgement, content_hash
-from rlaif.core.store import StepFolder, Store
+from rlaif.core.store import Store
 from rlaif.judges.base import Answered, Call, Judge, is_staged
 from rlaif.metrics.verdicts import Cost, Verdict, make_verdict, total_cost
 from rlaif.pipeline.experiment import StepProgress
@@ -68,10 +68,12 @@ def judge_pairs(
         judge, entrant.models, work.engines, groups, seed, kept, work.progress
     )
     if marker is None:
-        _refuse_all_failed(judge, by_group, folder)
+        made, who = [j for own in by_group for j in own], f"of judge {judge.id}"
+        failures = count_failures(made)
+        refuse_all_failed(f"verdicts {who}", f"calls {who}", len(made), failures, folder.path)
         wall = round(time.monotonic() - began, 4) if asked else None
-        who = {"kind": "judge-bench", "judge": judge.id, "judge_hash": judge.judge_hash}
-        marker = folder.finish(who | {"wall_seconds": wall, "asked_pairs": asked})
+        about = {"kind": "judge-bench", "judge": judge.id, "judge_hash": judge.judge_hash}
+        marker = folder.finish(about | {"wall_seconds": wall, "asked_pairs": asked})
     judged = list({j.judgement_id: j for own in (known, *by_group) for j in own}.values())
     if is_staged(judge):
         by_pair = _by_answers(pairs, groups, by_group)
@@ -94,16 +96,6 @@ def _count_unanswered(calls: Sequence[Sequence[Call]], kept: Kept) -> int:
     """How many pairs have a question to a model that was not answered before."""
     known = kept.answers.keys() | kept.judgements.keys()
     return sum(any(c.request is not None and c.call_id not in known for c in own) for own in calls)
-
-
-def _refuse_all_failed(
-    judge: Judge, by_group: Sequence[Sequence[Judgement]], folder: StepFolder
-) -> None:
-    made = [j for own in by_group for j in own]
-    who = f"of judge {judge.id}"
-    refuse_all_failed(
-        f"verdicts {who}", f"calls {who}", len(made), count_failures(made), folder.path
-    )
 
 
 def count_failures(judgements: Iterable[Judgement]) -> Counter[str]:

@@ -38,7 +38,33 @@ def find_mistakes(
     for row in store.step(judged.step).rows("answers") if calls else ():
         if row["call_id"] in calls:
             behind[row["call_id"]] = row
-    return [_make_entry(judge, pair, v, own, behind) | {"of": len(wrong)} for pair, v, own in kept]
+    found = []
+    for pair, verdict, own in kept:
+        first_better = (pair.label or 0.0) > 0.5
+        better, worse = (pair.first, pair.second) if first_better else (pair.second, pair.first)
+        label, prob = pair.label or 0.0, verdict.prob or 0.0
+        rows = [(j.shown, judgement_entry(to_json(j), behind, better.completion_id)) for j in own]
+        found.append(
+            {
+                "id": pair.pair_id,
+                "place": pair.place,
+                "judge": judge,
+                "subset": pair.subset or "",
+                "gap": gap_words(len(worse.text), len(better.text)),
+                "order": order_words(verdict, own, first_better),
+                "label": label if first_better else 1 - label,
+                "prob": prob if first_better else 1 - prob,
+                "prompt": clip_text(format_conversation(to_json(pair.prompt)["messages"])),
+                "better": clip_text(better.text),
+                "picked": clip_text(worse.text),
+                "lengths": [len(better.text), len(worse.text)],
+                "judged_both": [row for shown, row in rows if len(shown) > 1],
+                "judged_better": [row for shown, row in rows if shown == [better.completion_id]],
+                "judged_picked": [row for shown, row in rows if shown == [worse.completion_id]],
+                "of": len(wrong),
+            }
+        )
+    return found
 
 
 def _by_answers(judgements: Iterable[Judgement]) -> dict[frozenset[str], list[Judgement]]:
@@ -55,36 +81,6 @@ def _find_said(
     ids = [pair.first.completion_id, pair.second.completion_id]
     together = said.get(frozenset(ids), [])
     return together or [j for name in ids for j in said.get(frozenset([name]), [])]
-
-
-def _make_entry(
-    judge: str,
-    pair: LabelledPair,
-    verdict: Verdict,
-    said: Sequence[Judgement],
-    behind: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    first_better = (pair.label or 0.0) > 0.5
-    better, worse = (pair.first, pair.second) if first_better else (pair.second, pair.first)
-    prob = verdict.prob or 0.0
-    rows = [(j, judgement_entry(to_json(j), behind, better.completion_id)) for j in said]
-    return {
-        "id": pair.pair_id,
-        "place": pair.place,
-        "judge": judge,
-        "subset": pair.subset or "",
-        "gap": gap_words(len(worse.text), len(better.text)),
-        "order": order_words(verdict, said, first_better),
-        "label": pair.label if first_better else 1 - (pair.label or 0.0),
-        "prob": prob if first_better else 1 - prob,
-        "prompt": clip_text(format_conversation(to_json(pair.prompt)["messages"])),
-        "better": clip_text(better.text),
-        "picked": clip_text(worse.text),
-        "lengths": [len(better.text), len(worse.text)],
-        "judged_both": [row for j, row in rows if len(j.shown) > 1],
-        "judged_better": [row for j, row in rows if j.shown == [better.completion_id]],
-        "judged_picked": [row for j, row in rows if j.shown == [worse.completion_id]],
-    }
 
 
 def gap_words(picked: int, better: int) -> str:

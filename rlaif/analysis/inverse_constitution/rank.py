@@ -80,31 +80,25 @@ def rank_principles(
     groups: dict[tuple[str, frozenset[str]], list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         groups[judgement.principle or "", frozenset(judgement.shown)].append(judgement)
-    ranked = [_rank_one(c, groups, pairs) for c in candidates]
+    ranked = []
+    for candidate in candidates:
+        votes = {"for": 0, "against": 0, "not_applicable": 0, "invalid": 0}
+        right: dict[str, list[float]] = defaultdict(list)
+        for pair in pairs:
+            shown = frozenset({pair.first.completion_id, pair.second.completion_id})
+            cast = vote_of(groups.get((candidate.id, shown), []), pair)
+            votes[cast] += 1
+            if cast in ("for", "against"):
+                right[pair.prompt.prompt_id].append(float(cast == "for"))
+        decided = votes["for"] + votes["against"]
+        readable = decided + votes["not_applicable"]
+        relevance = decided / readable if readable else 0.0
+        accuracy = votes["for"] / decided if decided else None
+        interval = value_interval("vote_accuracy", {p: sum(r) / len(r) for p, r in right.items()})
+        performance = 0.0 if accuracy is None else 2 * (accuracy - 0.5) * relevance
+        told = (candidate.id, candidate.text, candidate.proposals)
+        ranked.append(Ranked(*told, votes, accuracy, interval, relevance, performance))
     return sorted(ranked, key=lambda r: (-r.lead, -r.performance, r.text))
-
-
-def _rank_one(
-    candidate: Candidate,
-    groups: Mapping[tuple[str, frozenset[str]], list[Judgement]],
-    pairs: Sequence[LabelledPair],
-) -> Ranked:
-    votes = {"for": 0, "against": 0, "not_applicable": 0, "invalid": 0}
-    right: dict[str, list[float]] = defaultdict(list)
-    for pair in pairs:
-        shown = frozenset({pair.first.completion_id, pair.second.completion_id})
-        cast = vote_of(groups.get((candidate.id, shown), []), pair)
-        votes[cast] += 1
-        if cast in ("for", "against"):
-            right[pair.prompt.prompt_id].append(float(cast == "for"))
-    decided = votes["for"] + votes["against"]
-    readable = decided + votes["not_applicable"]
-    relevance = decided / readable if readable else 0.0
-    accuracy = votes["for"] / decided if decided else None
-    interval = value_interval("vote_accuracy", {p: sum(r) / len(r) for p, r in right.items()})
-    performance = 0.0 if accuracy is None else 2 * (accuracy - 0.5) * relevance
-    told = (candidate.id, candidate.text, candidate.proposals)
-    return Ranked(*told, votes, accuracy, interval, relevance, performance)
 
 
 def constitution_yaml(name: str, description: str, ranked: Sequence[Ranked]) -> str:

@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 from rlaif.analysis.inverse_constitution.propose import (
-    Candidate,
     cluster_texts,
     proposal_request,
     read_proposals,
@@ -20,7 +19,7 @@ from rlaif.analysis.inverse_constitution.vote import PrincipleVotes
 from rlaif.core.chat import CUT
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
-from rlaif.core.records import Judgement, content_hash
+from rlaif.core.records import content_hash
 from rlaif.core.store import Store
 from rlaif.engines.base import Model
 from rlaif.engines.build import known_capabilities
@@ -83,10 +82,18 @@ def infer_principles(
             f"for any of {len(pairs[: options.proposing])} pairs; use a larger model"
         )
     vectors, how, threshold = similarity_of(sorted(set(texts)))
-    candidates = cluster_texts(texts, vectors, threshold, options.candidates)
-    votes = _ask_votes(pairs, candidates, model, engines, store, options.seed, progress)
+    candidates = tuple(cluster_texts(texts, vectors, threshold, options.candidates))
+
+    template = load_template(VOTE, PAIRWISE, frozenset({"response_1", "response_2", "principle"}))
+    known = known_capabilities(model.spec)
+    by_text = known is not None and "label_logprobs" not in known
+    judge = PrincipleVotes(template, candidates, by_text)
+    ids = sorted(pair.pair_id for pair in pairs)
+    digest = step_hash("judge", "vote", judge.judge_hash, model.identity(), ids, options.seed)
+    votes = judge_labelled(judge, model, engines, pairs, store.step(digest), progress, options.seed)
     ranked = rank_principles(candidates, votes, pairs)
-    return Inferred(tuple(ranked), len(pairs), len(texts), how, _share_longer(pairs))
+    sides = [side_with_label(len(p.first.text) - len(p.second.text), p.label or 0.0) for p in pairs]
+    return Inferred(tuple(ranked), len(pairs), len(texts), how, sum(sides) / len(sides))
 
 
 def sample_pairs(labelled: Iterable[LabelledPair], options: InferOptions) -> list[LabelledPair]:
@@ -141,26 +148,3 @@ def _make_proposals(
         for row in sorted(folder.read("proposals"), key=lambda row: str(row["request_id"]))
         for text in read_proposals(row["text"])
     ]
-
-
-def _ask_votes(
-    pairs: Sequence[LabelledPair],
-    candidates: Sequence[Candidate],
-    model: Model,
-    engines: Engines,
-    store: Store,
-    seed: int,
-    progress: Progress,
-) -> list[Judgement]:
-    template = load_template(VOTE, PAIRWISE, frozenset({"response_1", "response_2", "principle"}))
-    known = known_capabilities(model.spec)
-    by_text = known is not None and "label_logprobs" not in known
-    judge = PrincipleVotes(template, tuple(candidates), by_text)
-    ids = [pair.pair_id for pair in pairs]
-    digest = step_hash("judge", "vote", judge.judge_hash, model.identity(), sorted(ids), seed)
-    return judge_labelled(judge, model, engines, pairs, store.step(digest), progress, seed)
-
-
-def _share_longer(pairs: Sequence[LabelledPair]) -> float:
-    sides = [side_with_label(len(p.first.text) - len(p.second.text), p.label or 0.0) for p in pairs]
-    return sum(sides) / len(sides)

@@ -58,25 +58,20 @@ class PrincipleVotes:
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """Two calls per candidate for the two completions of a pair."""
         first, second = usable(completions)
-        return [
-            self._make_call(prompt, shown, candidate, seed)
-            for candidate in self.candidates
-            for shown in ((first, second), (second, first))
-        ]
-
-    def _make_call(
-        self, prompt: Prompt, shown: tuple[Completion, Completion], candidate: Candidate, seed: int
-    ) -> Call:
-        name = call_id(self.judge_hash, shown, candidate.id)
-        principle = Principle(id=candidate.id, text=candidate.text)
-        values = template_values(prompt, shown, seed, principle=principle)
-        messages = self.template.messages(values)
-        request: GenerateRequest | ScoreRequest
-        if self.by_text:
-            request = GenerateRequest(name, messages, SAMPLING)
-        else:
-            request = ScoreRequest(name, messages, self.template.prefill(values), LABELS)
-        return Call(name, prompt, shown, candidate.id, request=request)
+        calls = []
+        for candidate in self.candidates:
+            principle = Principle(id=candidate.id, text=candidate.text)
+            for shown in ((first, second), (second, first)):
+                name = call_id(self.judge_hash, shown, candidate.id)
+                values = template_values(prompt, shown, seed, principle=principle)
+                messages = self.template.messages(values)
+                request: GenerateRequest | ScoreRequest
+                if self.by_text:
+                    request = GenerateRequest(name, messages, SAMPLING)
+                else:
+                    request = ScoreRequest(name, messages, self.template.prefill(values), LABELS)
+                calls.append(Call(name, prompt, shown, candidate.id, request=request))
+        return calls
 
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """One judgement about the text shown first."""
