@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +31,7 @@ from rlaif.core.errors import EXIT_USER
 if TYPE_CHECKING:
     from rlaif.analysis.inverse_constitution.rank import Ranked
     from rlaif.constitution.model import Constitution
-    from rlaif.core.labelled import LabelledPair
-    from rlaif.metrics.votes import FittedWeight, VotedPair, WeightFit
+    from rlaif.metrics.votes import FittedWeight, WeightFit
 
 FEW_PROMPTS = 64
 """Fewer than these do not tell how far a coefficient is shrunk (benchmarks/coverage.py)."""
@@ -214,14 +213,28 @@ def fit(
     """
     from dataclasses import asdict
 
-    from rlaif.analysis.fit_weights import fitted
+    from rlaif.analysis.fit_weights import fitted, judges_of, pair_votes, run_votes
+    from rlaif.analysis.whatif import load_pairings
+    from rlaif.core.errors import ConfigError
+    from rlaif.pipeline.runs import load_run, run_constitution
+    from rlaif.pipeline.single_step import asking, named_model
 
     if data.is_dir():
-        used, voted = _votes_of_run(data, labels, reading, judges)
+        if labels is None:
+            raise ConfigError("a run needs --labels FILE, labelled pairs of its answers", data)
+        run = load_run(data)
+        voted, strange = run_votes(load_pairings(run), reading.load_pairs(labels), judges)
+        _warn_strange(strange)
+        used = run_constitution(run)
     else:
-        folder = work or (out or data).with_suffix(".work")
         pairs = reading.load_pairs(data)
-        used, voted = _votes_on_pairs(pairs, path, kind, model, folder, seed, quiet)
+        if path is None:
+            raise ConfigError("labelled pairs need --constitution FILE, whose weights are fitted")
+        used = constitution_of(path)
+        asked = judges_of(used, kind)
+        spec = named_model(model) if any(judge.needs for judge in asked) else None
+        with asking(work or (out or data).with_suffix(".work")) as (store, engines):
+            voted = pair_votes(pairs, asked, spec, engines, store, progress_of(quiet), seed)
     made = fitted(voted, used, folds, seed)
     if as_json:
         click.echo(json.dumps(asdict(made), ensure_ascii=False))
@@ -232,51 +245,9 @@ def fit(
         click.echo(f"weights written to {out}", err=as_json)
 
 
-def _votes_of_run(
-    data: Path,
-    labels: Path | None,
-    reading: ReadOptions,
-    judges: Sequence[str],
-) -> tuple[Constitution, list[VotedPair]]:
-    from rlaif.analysis.fit_weights import run_votes
-    from rlaif.analysis.whatif import load_pairings
-    from rlaif.core.errors import ConfigError
-    from rlaif.pipeline.runs import load_run, run_constitution
-
-    if labels is None:
-        raise ConfigError("a run needs --labels FILE, labelled pairs of its answers", data)
-    run = load_run(data)
-    pairs = reading.load_pairs(labels)
-    voted, strange = run_votes(load_pairings(run), pairs, judges)
-    _warn_strange(strange)
-    return run_constitution(run), voted
-
-
 def _warn_strange(count: int) -> None:
     if count:
         click.echo(f"{count} labelled pairs are not about two answers of this run", err=True)
-
-
-def _votes_on_pairs(
-    pairs: Sequence[LabelledPair],
-    path: Path | None,
-    kind: str,
-    model: str,
-    folder: Path,
-    seed: int,
-    quiet: bool,
-) -> tuple[Constitution, list[VotedPair]]:
-    from rlaif.analysis.fit_weights import judges_of, pair_votes
-    from rlaif.core.errors import ConfigError
-    from rlaif.pipeline.single_step import asking, named_model
-
-    if path is None:
-        raise ConfigError("labelled pairs need --constitution FILE, whose weights are fitted")
-    used = constitution_of(path)
-    judges = judges_of(used, kind)
-    asked = named_model(model) if any(judge.needs for judge in judges) else None
-    with asking(folder) as (store, engines):
-        return used, pair_votes(pairs, judges, asked, engines, store, progress_of(quiet), seed)
 
 
 def _show_ends(row: FittedWeight) -> str:
