@@ -7,7 +7,7 @@ step does the rest (batches, resume, storage), the same for every judge.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
@@ -345,16 +345,8 @@ def make_judgement(
         annotator_id=annotator_id,
         annotator_kind=kind,
         principle=call.principle,
-        status=verdict.status,
-        score=verdict.score,
-        prob_first=verdict.prob_first,
-        distribution=verdict.distribution,
-        label_mass=verdict.label_mass,
-        rationale=verdict.rationale,
-        raw=verdict.raw,
-        template_hash=verdict.template_hash,
         judge_hash=judge.judge_hash,
         sample_index=call.sample_index,
         rests_on=list(rests_on),
-        raw_value=verdict.raw_value,
+        **{field.name: getattr(verdict, field.name) for field in fields(Verdict)},
     )

@@ -92,17 +92,14 @@ def share_interval(
     return one_interval(ends.share_ends(mean, square, data.size, null, level), data.size)
 
 
-def rare_share_interval(
-    counts: Mapping[str, tuple[int, int]], level: float = LEVEL
-) -> Interval | None:
+def rare_share_interval(counts: Mapping[str, tuple[int, int]]) -> Interval | None:
     """K2: the share of what is counted, from (how many, of how many items) per prompt id. Prompts
     without an item are left out; None without any."""
-    rows = np.asarray(
-        [counts[name] for name in sorted(counts) if counts[name][1] > 0], dtype=np.float64
-    ).reshape(-1, 2)
-    if not len(rows):
+    given = [counts[name] for name in sorted(counts) if counts[name][1] > 0]
+    rows = np.asarray(given, dtype=np.float64).reshape(-1, 2)
+    if not given:
         return None
-    found = ends.rare_ends(rows[None, :, 0], rows[None, :, 1], level)
+    found = ends.rare_ends(rows[None, :, 0], rows[None, :, 1])
     counted, items = (int(x) for x in rows.sum(axis=0))
     return one_interval(found, items, len(rows), count=counted)
 
@@ -142,9 +139,7 @@ def _all_equal(found: Interval, level: float) -> Interval:
     return Interval(found.mean, None, None, found.n, note=note)
 
 
-def paired_share_interval(
-    new: Mapping[str, float], old: Mapping[str, float], level: float = LEVEL
-) -> Interval | None:
+def paired_share_interval(new: Mapping[str, float], old: Mapping[str, float]) -> Interval | None:
     """K4: the mean of new - old, where all values are 0 or 1, over the prompts that both have."""
     keys = sorted(new.keys() & old.keys())
     if not keys:
@@ -154,15 +149,15 @@ def paired_share_interval(
         raise ValueError("values of 0 and 1 expected")
     # Only prompts on which the two differ say anything of the difference.
     more, less = (np.asarray([float((a > b).sum())]) for a, b in ((one, other), (other, one)))
-    return one_interval(ends.discordant_ends(more, less, one.size, level), one.size)
+    return one_interval(ends.discordant_ends(more, less, one.size), one.size)
 
 
-def skewed_interval(values: Mapping[str, float], level: float = LEVEL) -> Interval | None:
+def skewed_interval(values: Mapping[str, float]) -> Interval | None:
     """K5: the mean of one skewed value per prompt id, with the median; None without a prompt."""
     data = _make_column(values)
     if not data.size:
         return None
-    found, median = ends.skewed_ends(data[None], level), float(np.median(data))
+    found, median = ends.skewed_ends(data[None]), float(np.median(data))
     return one_interval(found, data.size, median=median, note=skewed_note(data))
 
 
@@ -178,21 +173,17 @@ def skewed_note(data: Floats) -> str | None:
     return SKEWED_NOTE if 1 < data.size < FEW_SKEWED else None
 
 
-def win_rate_interval(
-    new: Mapping[str, float], old: Mapping[str, float], level: float = LEVEL
-) -> Interval | None:
+def win_rate_interval(new: Mapping[str, float], old: Mapping[str, float]) -> Interval | None:
     """K1: how often new beats old on the prompts that both have: win 1, tie 0.5, loss 0; p is
     against 0.5."""
     wins = {
         key: 1.0 if new[key] > old[key] else 0.0 if new[key] < old[key] else 0.5
         for key in new.keys() & old.keys()
     }
-    return share_interval(wins, 0.5, level)
+    return share_interval(wins, 0.5)
 
 
-def factor_interval(
-    new: Mapping[str, float], old: Mapping[str, float], level: float = LEVEL
-) -> Interval | None:
+def factor_interval(new: Mapping[str, float], old: Mapping[str, float]) -> Interval | None:
     """K7: the geometric mean of new / old, both above 0, over the prompts that both have, by t on
     log scale; p is against 1, `se` is of the log. None where there is no such prompt."""
     logs = {
@@ -201,7 +192,7 @@ def factor_interval(
         if new[key] > 0 and old[key] > 0
     }
     # Paired with zeros, so that equal factors get the note of equal differences.
-    found = paired_interval(logs, dict.fromkeys(logs, 0.0), level)
+    found = paired_interval(logs, dict.fromkeys(logs, 0.0))
     if found is None:
         return None
     low, high = (None if x is None else float(np.exp(x)) for x in (found.low, found.high))

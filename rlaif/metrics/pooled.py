@@ -194,7 +194,7 @@ def seeds_interval(
     return one_interval(found, prompts, note="the same everywhere" if same else None)
 
 
-def crossed_ends(table: Floats, null: float | None = None, level: float = ends.LEVEL) -> Ends:
+def crossed_ends(table: Floats, null: float | None = None) -> Ends:
     """The mean of (B, S, n) values of S seeds, three or more, on the same n prompts.
 
     The variance of a two-way layout with both factors random, and Satterthwaite's degrees of
@@ -218,4 +218,4 @@ def crossed_ends(table: Floats, null: float | None = None, level: float = ends.L
         df = np.where(spread > 0, both**2 / spread, 1.0)
     # No fewer degrees of freedom than the smaller factor has.
     df = np.maximum(df, max(min(seeds, prompts) - 1, 1))
-    return ends.t_ends(mean, np.sqrt(square), df, null, level)
+    return ends.t_ends(mean, np.sqrt(square), df, null)

@@ -54,13 +54,8 @@ GROUPS = (
         "verdict of its own (chance is then one third). Kappa, alpha and the rank correlations are "
         "0 by chance and 1 at best.",
         (
-            "agreement",
-            "agreement_half",
-            "agreement_three_way",
-            "kappa",
-            "alpha",
-            "spearman",
-            "kendall",
+            *("agreement", "agreement_half", "agreement_three_way", "kappa", "alpha"),
+            *("spearman", "kendall"),
         ),
     ),
     Group(
@@ -75,11 +70,8 @@ GROUPS = (
         "the log-odds of a verdict, controlling for the human label; it is missing if length or "
         "label alone decides every verdict.",
         (
-            "prefers_longer",
-            "people_prefer_longer",
-            "length_coefficient",
-            "self_preference",
-            "self_consistency",
+            *("prefers_longer", "people_prefer_longer", "length_coefficient"),
+            *("self_preference", "self_consistency"),
         ),
     ),
     Group(
@@ -90,15 +82,8 @@ GROUPS = (
         "values, none of them 0 or 1. Temperature scaling is fitted on one half of the prompts and "
         "measured on the other. A judge that always says 0.5 has a Brier score of 0.25.",
         (
-            "calibration_error",
-            "ece",
-            "ece_if_calibrated",
-            "calibration_intercept",
-            "calibration_slope",
-            "brier",
-            "ece_equal_mass",
-            "temperature",
-            "ece_scaled",
+            *("calibration_error", "ece", "ece_if_calibrated", "calibration_intercept"),
+            *("calibration_slope", "brier", "ece_equal_mass", "temperature", "ece_scaled"),
             "brier_scaled",
         ),
     ),
@@ -109,16 +94,9 @@ GROUPS = (
         "each. Seconds and money refer to the first time a question was asked; money is in the "
         "currency of the model's price.",
         (
-            "coverage",
-            "tie_rate",
-            "abstain_rate",
-            "unread_rate",
-            "label_mass",
-            "calls_per_pair",
-            "seconds_per_pair",
-            "prompt_tokens_per_pair",
-            "new_tokens_per_pair",
-            "money_per_pair",
+            *("coverage", "tie_rate", "abstain_rate", "unread_rate", "label_mass"),
+            *("calls_per_pair", "seconds_per_pair", "prompt_tokens_per_pair"),
+            *("new_tokens_per_pair", "money_per_pair"),
         ),
     ),
 )

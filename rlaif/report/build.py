@@ -160,17 +160,9 @@ def _collect_context(run: RunView, script: str) -> dict[str, Any]:
         "trained": _draw_trainings(run.rollouts, len(names) > 1),
         "distributions": _draw_distributions(run),
         "totals": _sum_steps(run.steps),
-        "failures": [
-            (step, reason, count)
-            for step in run.steps
-            for reason, count in step.get("errors", {}).items()
-        ],
+        "failures": [(s, *failed) for s in run.steps for failed in s.get("errors", {}).items()],
         "notes": [(step, note) for step in run.steps for note in step.get("notes", ())],
         "trainings": [(step, kernels) for step in run.steps if (kernels := step.get("kernels"))],
-        "pairs_total": shown.pairs_total,
-        "pairs_shown": len(shown.pairs),
-        "answers_total": shown.answers_total,
-        "answers_shown": len(shown.answers),
         "data": Markup(embed_json(data)),
         "style": Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         "script": Markup(script),
