@@ -35,7 +35,8 @@ from rlaif.data.near import eval_items, near_duplicates
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What filters see of a record: its id, its prompt, its answers, and whether one was cut."""
+    """What filters see of a record: its id, its prompt, its answers, and whether one was cut; of a
+    prompt its own text stands among the answers."""
 
     name: str
     prompt: Prompt
@@ -94,7 +95,10 @@ def sift_items(items: Sequence[Item], filters: Sequence[Any], beside: Beside) ->
     stages: list[Stage] = []
     refused: dict[str, tuple[str, Refusal]] = {}
     for wanted in filters:
-        found = _FILTERS[wanted.kind](left, wanted, beside)
+        found = _FILTERS[wanted.kind](_parts_of(left, wanted.of), wanted, beside)
+        if wanted.of == "prompt":
+            prompts = {item.name: item.prompt.prompt_id for item in left}
+            found = {name: found[part] for name, part in prompts.items() if part in found}
         name = f"{wanted.kind} of {wanted.of}"
         if isinstance(wanted, RuleFilter):
             name = f"{wanted.rule} of {wanted.of}"
@@ -124,31 +128,25 @@ def of_prompt(prompt: Prompt) -> Item:
     return Item(prompt.prompt_id, prompt)
 
 
-def _item_parts(items: Sequence[Item], of: str) -> dict[str, tuple[Prompt, tuple[str, ...]]]:
-    """The texts to look at, by a name: a prompt's id, since all its answers share its text, or the
-    record's own."""
+def _parts_of(items: Sequence[Item], of: str) -> list[Item]:
+    """What a filter looks at: each prompt once, with its text, since all its answers share it, or
+    the records themselves."""
     if of == "prompt":
-        return {item.prompt.prompt_id: (item.prompt, (item.prompt.question,)) for item in items}
-    return {item.name: (item.prompt, item.answers) for item in items}
-
-
-def _spread_to_records(items: Sequence[Item], of: str, found: Refusals) -> Refusals:
-    """What was found of parts, by the ids of the records."""
-    names = {item.name: item.prompt.prompt_id if of == "prompt" else item.name for item in items}
-    return {name: found[part] for name, part in names.items() if part in found}
+        items = [Item(i.prompt.prompt_id, i.prompt, (i.prompt.question,)) for i in items]
+    return list({item.name: item for item in items}.values())
 
 
 def _refuse_each(
-    items: Sequence[Item], of: str, refuse: Callable[[Prompt, str], Refusal | None]
+    items: Sequence[Item], refuse: Callable[[Prompt, str], Refusal | None]
 ) -> Refusals:
     """What refuses one text at a time; a record goes with the first of its texts that does."""
     found = {}
-    for name, (prompt, texts) in _item_parts(items, of).items():
-        refusals = (refuse(prompt, text) for text in texts)
+    for item in items:
+        refusals = (refuse(item.prompt, text) for text in item.answers)
         first = next((refusal for refusal in refusals if refusal is not None), None)
         if first is not None:
-            found[name] = first
-    return _spread_to_records(items, of, found)
+            found[item.name] = first
+    return found
 
 
 def _by_rule(items: Sequence[Item], wanted: RuleFilter, beside: Beside) -> Refusals:
@@ -161,7 +159,7 @@ def _by_rule(items: Sequence[Item], wanted: RuleFilter, beside: Beside) -> Refus
             return None
         return Refusal(f"below {wanted.least:g}", f"{score:.3f}")
 
-    return _refuse_each(items, wanted.of, refuse_text)
+    return _refuse_each(items, refuse_text)
 
 
 def _find_truncated(items: Sequence[Item], wanted: TruncatedFilter, beside: Beside) -> Refusals:
@@ -176,29 +174,23 @@ def normalise_text(text: str) -> str:
 def _find_duplicates(items: Sequence[Item], wanted: DuplicateFilter, beside: Beside) -> Refusals:
     first: dict[tuple[str, ...], str] = {}
     found = {}
-    for name, (_, texts) in _item_parts(items, wanted.of).items():
-        other = first.setdefault(tuple(map(normalise_text, texts)), name)
-        if other != name:
-            found[name] = Refusal("duplicate", other)
-    return _spread_to_records(items, wanted.of, found)
+    for item in items:
+        other = first.setdefault(tuple(map(normalise_text, item.answers)), item.name)
+        if other != item.name:
+            found[item.name] = Refusal("duplicate", other)
+    return found
 
 
 def _find_near(items: Sequence[Item], wanted: NearFilter, beside: Beside) -> Refusals:
-    parts = _item_parts(items, wanted.of)
-    names = list(parts)
-    texts = ("\n".join(texts) for _, texts in parts.values())
+    texts = ("\n".join(item.answers) for item in items)
     alike = near_duplicates(texts, wanted.threshold, wanted.shingle)
-    found = {names[i]: Refusal("near-duplicate", names[j]) for i, j in alike.items()}
-    return _spread_to_records(items, wanted.of, found)
+    return {items[i].name: Refusal("near-duplicate", items[j].name) for i, j in alike.items()}
 
 
 def _find_semantic(items: Sequence[Item], wanted: SemanticFilter, beside: Beside) -> Refusals:
-    parts = _item_parts(items, wanted.of)
-    names = list(parts)
-    texts = ["\n".join(texts) for _, texts in parts.values()]
-    alike = same_meaning(beside.embeddings[wanted.model](texts), wanted.threshold)
-    found = {names[i]: Refusal("same meaning", names[j]) for i, j in alike.items()}
-    return _spread_to_records(items, wanted.of, found)
+    vectors = beside.embeddings[wanted.model](["\n".join(item.answers) for item in items])
+    alike = same_meaning(vectors, wanted.threshold)
+    return {items[i].name: Refusal("same meaning", items[j].name) for i, j in alike.items()}
 
 
 def _find_contaminated(
@@ -211,7 +203,7 @@ def _find_contaminated(
         item = held.matched(text, wanted.share)
         return None if item is None else Refusal(asked[item][0], asked[item][1])
 
-    return _refuse_each(items, wanted.of, refuse)
+    return _refuse_each(items, refuse)
 
 
 def _find_private(items: Sequence[Item], wanted: PrivateFilter, beside: Beside) -> Refusals:
@@ -219,7 +211,7 @@ def _find_private(items: Sequence[Item], wanted: PrivateFilter, beside: Beside) 
         found = private_kinds(text, wanted.find, wanted.regions)
         return Refusal(found[0], ", ".join(found)) if found else None
 
-    return _refuse_each(items, wanted.of, refuse)
+    return _refuse_each(items, refuse)
 
 
 def _in_lexicon(items: Sequence[Item], wanted: LexiconFilter, beside: Beside) -> Refusals:
@@ -239,7 +231,7 @@ def _in_lexicon(items: Sequence[Item], wanted: LexiconFilter, beside: Beside) ->
             return None
         return Refusal("listed words", ", ".join(sorted(hits)))
 
-    return _refuse_each(items, wanted.of, refuse_text)
+    return _refuse_each(items, refuse_text)
 
 
 def _fold_text(text: str) -> list[str]:
