@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rlaif.analysis.whatif import Pairing, find_labelled
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
+from rlaif.core.groups import group_by
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Judgement
 from rlaif.core.store import Store
@@ -106,9 +107,8 @@ def pair_votes(
     for judge in judges:
         identity = model.identity() if model is not None and judge.needs else None
         folder = store.step(step_hash("judge", "judged", judge.judge_hash, identity, ids, seed))
-        groups[judge.id] = {}
-        for row in judge_labelled(judge, model, engines, pairs, folder, progress, seed):
-            groups[judge.id].setdefault(row.prompt_id, []).append(row)
+        rows = judge_labelled(judge, model, engines, pairs, folder, progress, seed)
+        groups[judge.id] = group_by(rows, lambda j: j.prompt_id)
     voted = []
     for pair in (p for p in pairs if p.label is not None):
         prompt_id, first, second = pair.prompt.prompt_id, pair.first, pair.second

@@ -18,7 +18,7 @@ from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Completion, Judgement, Preference, Prompt
 from rlaif.metrics.intervals import Interval, paired_interval, rare_share_interval
-from rlaif.metrics.metrics import counts_per_prompt, value_interval
+from rlaif.metrics.metrics import counts_per_prompt, per_prompt, value_interval
 from rlaif.metrics.votes import side_with_label
 from rlaif.pipeline.experiment_file import load_experiment
 from rlaif.pipeline.runs import Run, principle_weights, run_constitution
@@ -312,8 +312,5 @@ def labelled_by_prompt(
     labelled: Sequence[LabelledCandidates], values: Sequence[float | None]
 ) -> dict[str, float]:
     """The mean by prompt of one value per labelled pair, missing ones left out."""
-    rows: dict[str, list[float]] = defaultdict(list)
-    for pair, value in zip(labelled, values, strict=True):
-        if value is not None:
-            rows[pair.prompt_id].append(value)
-    return {name: sum(row) / len(row) for name, row in rows.items()}
+    pairs = zip(labelled, values, strict=True)
+    return per_prompt((pair.prompt_id, value) for pair, value in pairs)

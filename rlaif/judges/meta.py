@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rlaif.config.base import StepId
 from rlaif.core.errors import ConfigError
+from rlaif.core.groups import group_by
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
 from rlaif.engines.base import Capability
 from rlaif.judges.base import Answered, Call, Judge, Verdict, most_calls, roles_of, verdicts_of
@@ -134,10 +135,8 @@ class Meta:
     def _group_judgements(
         self, calls: Sequence[Call], answers: Mapping[str, Answered]
     ) -> dict[Key, list[Judgement]]:
-        found: dict[Key, list[Judgement]] = {}
-        for judgement in verdicts_of(self.inner, under("judge", calls), answers):
-            found.setdefault((judgement.subject, judgement.principle), []).append(judgement)
-        return found
+        read = verdicts_of(self.inner, under("judge", calls), answers)
+        return group_by(read, lambda j: (j.subject, j.principle))
 
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """One judgement per completion and principle."""

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any, NotRequired, TypedDict
 
+from rlaif.core.groups import group_by
 from rlaif.core.records import Judgement
 from rlaif.metrics.intervals import show_number
 from rlaif.metrics.metrics import Values, per_prompt
@@ -52,12 +53,9 @@ def score_parts(
 ) -> dict[str, Values]:
     """By principle, what it adds to the score of each prompt: the weighted share of its value, the
     mean over the prompt's answers. Over the principles these are the values of `score/JUDGE`."""
-    groups: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in judgements:
-        if judgement.subject in subjects:
-            groups[judgement.prompt_id].append(judgement)
+    mine = (j for j in judgements if j.subject in subjects)
     shares: dict[str, list[tuple[str, float]]] = defaultdict(list)
-    for prompt_id, rows in groups.items():
+    for prompt_id, rows in group_by(mine, lambda j: j.prompt_id).items():
         asked = {j.principle for j in rows}
         for values in principle_values(rows).values():
             kept = {p: (v, principle_weight(p, weights)) for p, v in values.items()}

@@ -16,6 +16,7 @@ from typing import Any
 from rlaif.config.steps import CheckSpec
 from rlaif.constitution import textstats
 from rlaif.constitution.rules import apply_check
+from rlaif.core.groups import group_by
 from rlaif.core.records import VALUED, Completion, Judgement, Prompt
 from rlaif.engines.base import DISTANCE, SPREAD
 from rlaif.metrics.figure_rules import rule_of
@@ -62,10 +63,8 @@ def per_prompt(items: Iterable[tuple[str, float | None]]) -> Values:
 
 def counts_per_prompt(items: Iterable[tuple[str, bool]]) -> Counts:
     """How many of each prompt's items are true, of how many."""
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for prompt_id, value in items:
-        groups[prompt_id].append(value)
-    return {prompt_id: (sum(row), len(row)) for prompt_id, row in sorted(groups.items())}
+    groups = group_by(items, lambda item: item[0])
+    return {name: (sum(v for _, v in row), len(row)) for name, row in sorted(groups.items())}
 
 
 def to_shares(measured: Measured) -> Values:
@@ -133,9 +132,7 @@ def judge_values(
 ) -> dict[str, Measured]:
     """A pointwise judge's scores, in all and by principle, and how its answers were read."""
     mine = [j for j in judgements if j.subject in subjects]
-    groups: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in mine:
-        groups[judgement.prompt_id].append(judgement)
+    groups = group_by(mine, lambda j: j.prompt_id)
     scores = [
         (prompt_id, score)
         for prompt_id, rows in groups.items()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import VALUED, Judgement, content_hash
-from rlaif.preferences.aggregate import answer_probability, weighted_mean
+from rlaif.preferences.aggregate import answer_probability, principle_weight, weighted_mean
 
 Floats = NDArray[np.float64]
 FOLDS = 2
@@ -97,10 +97,7 @@ def _in_slot(
     if pair.first.completion_id == pair.second.completion_id:
         return None
     prob = weighted_mean(
-        (
-            j.prob_first,
-            1.0 if weights is None or j.principle is None else weights.get(j.principle, 1.0),
-        )
+        (j.prob_first, principle_weight(j.principle, weights))
         for j in compared
         if j.shown[0] == shown_first and j.prob_first is not None
     )

@@ -8,16 +8,16 @@ as they do: for one prompt it is, up to a factor, the same sum.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from rlaif.core.groups import group_by
 from rlaif.core.records import Judgement
 from rlaif.metrics.figure_rules import rule_of
 from rlaif.metrics.intervals import Interval, paired_interval
-from rlaif.metrics.metrics import value_interval
+from rlaif.metrics.metrics import Values, per_prompt, value_interval
 from rlaif.metrics.pooled import jackknife_interval, left_out
 from rlaif.metrics.ridge import Array, cross_validate, fit_ridge
 from rlaif.preferences.aggregate import pointwise_values, win_rates
@@ -75,12 +75,10 @@ def principle_votes(
 ) -> dict[str, float | None]:
     """The vote of each principle by which one judge judged both answers, of completion ids `first`
     and `second`. Judgements under no principle are passed over."""
-    groups: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in judgements:
-        if judgement.principle is not None and set(judgement.shown) <= {first, second}:
-            groups[judgement.principle].append(judgement)
+    kept = {first, second}
+    about = (j for j in judgements if j.principle is not None and set(j.shown) <= kept)
     votes: dict[str, float | None] = {}
-    for principle, group in groups.items():
+    for principle, group in group_by(about, lambda j: j.principle or "").items():
         compared = [j for j in group if len(j.shown) == 2]
         if compared:
             value, applied = win_rates(compared)[first]
@@ -162,15 +160,10 @@ def _on_scale(fitted: Array, old: Array) -> Array:
     return fitted * (total / fitted.sum()) if fitted.sum() > 0 else fitted
 
 
-def _agreement_by_prompt(
-    prompts: Sequence[str], differences: Array, labels: Array
-) -> dict[str, float]:
+def _agreement_by_prompt(prompts: Sequence[str], differences: Array, labels: Array) -> Values:
     """Per prompt, how often the differences side with labels that are no tie."""
-    rows: dict[str, list[float]] = defaultdict(list)
-    for prompt, difference, label in zip(prompts, differences, labels, strict=True):
-        if label != 0.5:
-            rows[prompt].append(side_with_label(float(difference), float(label)))
-    return {prompt: sum(row) / len(row) for prompt, row in rows.items()}
+    rows = zip(prompts, differences.tolist(), labels.tolist(), strict=True)
+    return per_prompt((p, side_with_label(d, label)) for p, d, label in rows if label != 0.5)
 
 
 def side_with_label(difference: float, label: float) -> float:

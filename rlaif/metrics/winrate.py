@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rlaif.core.groups import group_by
 from rlaif.metrics.ends import share_ends
 from rlaif.metrics.intervals import Interval, one_interval
 from rlaif.metrics.length_control import length_controlled
@@ -130,9 +131,7 @@ def _compute_standing(battles: Sequence[Battle]) -> Standing:
 
 def find_repeats(battles: Sequence[Battle]) -> list[list[Battle]]:
     """The battles that have the same prompt, generators and outputs as another, together."""
-    found: dict[object, list[Battle]] = {}
-    for battle in battles:
-        found.setdefault(battle.identity, []).append(battle)
+    found = group_by(battles, lambda battle: battle.identity)
     return [same for same in found.values() if len(same) > 1]
 
 

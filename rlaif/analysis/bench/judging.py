@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from rlaif.analysis.bench.entrants import Entrant
+from rlaif.core.groups import group_by
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Judgement, content_hash
 from rlaif.core.store import Store
@@ -125,9 +126,7 @@ def _group_answers(
 
 def _by_call(calls: Sequence[Sequence[Call]], judged: Iterable[Judgement]) -> list[list[Judgement]]:
     """The judgements of each pair's calls."""
-    found: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in judged:
-        found[judgement.call_id].append(judgement)
+    found = group_by(judged, lambda j: j.call_id)
     names = [dict.fromkeys(call.call_id for call in own) for own in calls]
     return [[j for name in own for j in found.get(name, [])] for own in names]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlaif.analysis.bench.judging import Judged
+from rlaif.core.groups import group_by
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Judgement, to_json
 from rlaif.core.store import Store
@@ -31,7 +31,7 @@ def find_mistakes(
         if pair.label is not None and v.prob is not None and (pair.label - 0.5) * (v.prob - 0.5) < 0
     ]
     wrong.sort(key=lambda item: (-item[0], item[1].pair_id))
-    said = _by_answers(judged.judgements)
+    said = group_by(judged.judgements, lambda j: frozenset(j.shown))
     kept = [(pair, v, _find_said(pair, said)) for _, pair, v in wrong[:MOST]]
     calls = {call for *_, own in kept for j in own for call in j.rests_on}
     behind = {}
@@ -64,13 +64,6 @@ def find_mistakes(
                 "of": len(wrong),
             }
         )
-    return found
-
-
-def _by_answers(judgements: Iterable[Judgement]) -> dict[frozenset[str], list[Judgement]]:
-    found: dict[frozenset[str], list[Judgement]] = defaultdict(list)
-    for judgement in judgements:
-        found[frozenset(judgement.shown)].append(judgement)
     return found
 
 

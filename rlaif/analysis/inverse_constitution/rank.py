@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,10 +9,11 @@ from typing import Any, Literal
 import yaml
 
 from rlaif.analysis.inverse_constitution.propose import Candidate
+from rlaif.core.groups import group_by
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Judgement
 from rlaif.metrics.intervals import Interval
-from rlaif.metrics.metrics import value_interval
+from rlaif.metrics.metrics import per_prompt, value_interval
 
 Vote = Literal["for", "against", "not_applicable", "invalid"]
 
@@ -77,24 +77,22 @@ def rank_principles(
     pairs: Sequence[LabelledPair],
 ) -> list[Ranked]:
     """Every candidate, by votes for less votes against, then by performance, then by text."""
-    groups: dict[tuple[str, frozenset[str]], list[Judgement]] = defaultdict(list)
-    for judgement in judgements:
-        groups[judgement.principle or "", frozenset(judgement.shown)].append(judgement)
+    groups = group_by(judgements, lambda j: (j.principle or "", frozenset(j.shown)))
     ranked = []
     for candidate in candidates:
         votes = {"for": 0, "against": 0, "not_applicable": 0, "invalid": 0}
-        right: dict[str, list[float]] = defaultdict(list)
+        right: list[tuple[str, float | None]] = []
         for pair in pairs:
             shown = frozenset({pair.first.completion_id, pair.second.completion_id})
             cast = vote_of(groups.get((candidate.id, shown), []), pair)
             votes[cast] += 1
             if cast in ("for", "against"):
-                right[pair.prompt.prompt_id].append(float(cast == "for"))
+                right.append((pair.prompt.prompt_id, float(cast == "for")))
         decided = votes["for"] + votes["against"]
         readable = decided + votes["not_applicable"]
         relevance = decided / readable if readable else 0.0
         accuracy = votes["for"] / decided if decided else None
-        interval = value_interval("vote_accuracy", {p: sum(r) / len(r) for p, r in right.items()})
+        interval = value_interval("vote_accuracy", per_prompt(right))
         performance = 0.0 if accuracy is None else 2 * (accuracy - 0.5) * relevance
         told = (candidate.id, candidate.text, candidate.proposals)
         ranked.append(Ranked(*told, votes, accuracy, interval, relevance, performance))
