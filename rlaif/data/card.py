@@ -10,12 +10,7 @@ import yaml
 
 from rlaif.config.dataset import DatasetSpec
 
-SIZES = (
-    (1_000, "n<1K"),
-    (10_000, "1K<n<10K"),
-    (100_000, "10K<n<100K"),
-    (1_000_000, "100K<n<1M"),
-)
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 EXAMPLE = 600
 """Characters of an example's text that are shown."""
@@ -129,13 +124,8 @@ def _show_number(count: int, what: str) -> str:
 
 
 def _write_example(texts: Mapping[str, str]) -> str:
-    return "\n\n".join(
-        f"**{name}:** {_plain_cell(_clip_text(text))}" for name, text in texts.items()
-    )
-
-
-def _clip_text(text: str) -> str:
-    return text if len(text) <= EXAMPLE else f"{text[:EXAMPLE]} ..."
+    shown = {n: t if len(t) <= EXAMPLE else f"{t[:EXAMPLE]} ..." for n, t in texts.items()}
+    return "\n\n".join(f"**{name}:** {_plain_cell(text)}" for name, text in shown.items())
 
 
 def _describe_writers(facts: Facts) -> str:

@@ -103,7 +103,7 @@ class Describer:
             first_better=counts["first"] / len(chosen) if chosen else None,
             chosen_words=_spread_of(chosen),
             rejected_words=_spread_of(rejected),
-            longer_chosen=_share_of(differing),
+            longer_chosen=statistics.fmean(differing) if differing else None,
             gap=_spread_of(self._gaps),
             subsets=_most_first(self._subsets),
             authors=_most_first(self._authors),
@@ -201,10 +201,6 @@ def _spread_of(values: Sequence[float]) -> Spread | None:
         ordered[round(0.05 * last)],
         ordered[round(0.95 * last)],
     )
-
-
-def _share_of(flags: Sequence[bool]) -> float | None:
-    return sum(flags) / len(flags) if flags else None
 
 
 def _most_first(found: Counter[str]) -> dict[str, int]:

@@ -11,7 +11,7 @@ last one ("Wait, that is a 2").
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
@@ -143,11 +143,9 @@ def candidates(
     """The matches of a form, in order. `cut`: the text ends where a limit cut it, so that a value
     at its end may be a part of one."""
     known = quoted(text) if known is None else known
-    return [
-        c
-        for m in _find_heads(form, text, known)
-        if (c := _read_candidate(text, m, form, grammar, cut))
-    ]
+    heads = (m for m in _compile_heads(form.heads).finditer(text) if m.start() not in known)
+    found = (_read_candidate(text, head, form, grammar, cut) for head in heads)
+    return [candidate for candidate in found if candidate is not None]
 
 
 def settled(found: Sequence[Candidate[V]], text: str, last: bool = True) -> V | None:
@@ -193,10 +191,6 @@ class Reading(Generic[V]):
             return settled(asked, text)
         usual = candidates(text, self.usual, self.grammar, known)
         return settled(usual, text, last=False) if usual else self.prose(text, known)
-
-
-def _find_heads(form: Form, text: str, known: Quoted) -> Iterator[re.Match[str]]:
-    return (m for m in _compile_heads(form.heads).finditer(text) if m.start() not in known)
 
 
 @lru_cache(maxsize=64)

@@ -134,10 +134,11 @@ def bounded(node: nodes.Node, looped: bool = False) -> bool:
             # Loops within one another multiply, and one over a text has a turn for each character.
             return False
         # A loop over a name that the loop itself hides is over something else.
-        targets = {n.name for n in node.target.find_all(nodes.Name)} | _own_name(node.target)
-        if targets & LISTS:
+        targets = [node.target, *node.target.find_all(nodes.Name)]
+        if {n.name for n in targets if isinstance(n, nodes.Name)} & LISTS:
             return False
-        return all(bounded(child, True) for child in _list_bodies(node))
+        bodies = [*node.body, *node.else_, *([node.test] if node.test is not None else [])]
+        return all(bounded(child, True) for child in bodies)
     if isinstance(node, nodes.Const):
         return True
     if isinstance(node, nodes.Tuple | nodes.List):
@@ -146,10 +147,9 @@ def bounded(node: nodes.Node, looped: bool = False) -> bool:
     if isinstance(node, nodes.Mul):
         return _is_small(node.left) and _is_small(node.right)
     if isinstance(node, nodes.Filter):
-        known = (
-            node.name in _FILTERS and _has_small_constants(node) and _is_bounded(node.node, looped)
-        )
-        return known and not _multiplies_text(node, node.name, node.node)
+        if node.name not in _FILTERS or node.node is None or not _has_small_constants(node):
+            return False
+        return bounded(node.node, looped) and not _multiplies_text(node, node.name, node.node)
     if isinstance(node, nodes.Call):
         called = node.node
         if not isinstance(called, nodes.Getattr) or called.attr not in _METHODS:
@@ -161,18 +161,6 @@ def bounded(node: nodes.Node, looped: bool = False) -> bool:
     return False
 
 
-def _own_name(node: nodes.Node) -> set[str]:
-    return {node.name} if isinstance(node, nodes.Name) else set()
-
-
-def _list_bodies(node: nodes.For) -> list[nodes.Node]:
-    return [*node.body, *node.else_, *([node.test] if node.test is not None else [])]
-
-
-def _is_bounded(node: nodes.Node | None, looped: bool) -> bool:
-    return node is not None and bounded(node, looped)
-
-
 def _has_small_constants(node: nodes.Filter | nodes.Call) -> bool:
     return not node.dyn_args and not node.dyn_kwargs and all(map(_is_small, _given_to(node)))
 
@@ -181,10 +169,10 @@ def _given_to(node: nodes.Filter | nodes.Call) -> list[nodes.Expr]:
     return [*node.args, *(pair.value for pair in node.kwargs)]
 
 
-def _multiplies_text(node: nodes.Filter | nodes.Call, name: str, of: nodes.Node | None) -> bool:
+def _multiplies_text(node: nodes.Filter | nodes.Call, name: str, of: nodes.Node) -> bool:
     """Whether a filter or method may make a text many times as long: what it writes for a part is
     long, or it works on what another one has made longer."""
-    if name not in _GROWING or of is None:
+    if name not in _GROWING:
         return False
     inner = [of, *of.find_all((nodes.Filter, nodes.Getattr))]
     names = {n.name if isinstance(n, nodes.Filter) else getattr(n, "attr", "") for n in inner}
@@ -367,11 +355,8 @@ def main() -> None:
             resource.setrlimit(resource.RLIMIT_AS, (limit + 8 * len(task), resource.RLIM_INFINITY))
             source, values = pickle.loads(task)
             try:
-                answer: tuple[str | None, str, int | None] = (
-                    _render_source(source, values),
-                    "",
-                    None,
-                )
+                text = _render_source(source, values)
+                answer: tuple[str | None, str, int | None] = (text, "", None)
             except RenderingError as error:
                 answer = (None, str(error), error.line)
             _send_value(answers, answer)

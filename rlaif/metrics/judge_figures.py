@@ -323,7 +323,8 @@ def attack_intervals(
         "wins": mean_of(_newly_won(*whole)),
         "lifted": mean_of(lifted),
     }
-    figures["success"] = _first_known([_pool_columns(asked), figures["lifted"], figures["wins"]])
+    ways = [_pool_columns(asked), figures["lifted"], figures["wins"]]
+    figures["success"] = next((figure for figure in ways if figure.n), ways[-1])
     return figure_intervals(figures, [row.prompt for row in rows], "attack/")
 
 
@@ -364,7 +365,3 @@ def _pool_columns(columns: Sequence[Floats]) -> Figure:
     known = np.stack([~np.isnan(column) for column in columns])
     part = np.where(known, np.stack(columns), 0.0).sum(axis=0)
     return share_of(part, known.sum(axis=0).astype(np.float64))
-
-
-def _first_known(figures: Sequence[Figure]) -> Figure:
-    return next((figure for figure in figures if figure.n), figures[-1])

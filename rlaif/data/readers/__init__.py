@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain, groupby
@@ -146,9 +146,9 @@ def _start_reading(
 ) -> R:
     if from_ is not None and columns is not None:
         raise ConfigError(f"format {from_!r} and a column map: give one of them")
-    given = (
-        format_named(from_) if from_ is not None else format_of_map(columns) if columns else None
-    )
+    given = format_of_map(columns) if columns else None
+    if from_ is not None:
+        given = format_named(from_)
 
     def skip(fault: ConfigError) -> None:
         reading.skipped.append(str(fault))
@@ -164,9 +164,8 @@ def _start_reading(
 
     def found() -> Iterator[Found]:
         some = False
-        for place, row in _group_rows(
-            _count_rows(chain([head], rows), reading), reading.format.group
-        ):
+        counted = _count_rows(chain([head], rows), reading)
+        for place, row in _group_rows(counted, reading.format.group):
             for one in map(wanted, _found_and_faults(read, row, place, reading.name)):
                 if isinstance(one, ConfigError):
                     on_fault(one)
@@ -283,13 +282,10 @@ PROMPTS_ALONE = (
 
 def _detect_name(row: Row) -> str | None:
     for name, known in FORMATS.items():
-        if all(_has_column(row, pattern) for pattern in known.columns) and known.fits(row):
+        present = (any(fnmatchcase(str(key), pattern) for key in row) for pattern in known.columns)
+        if all(present) and known.fits(row):
             return name
     return None
-
-
-def _has_column(row: Mapping[str, object], pattern: str) -> bool:
-    return any(fnmatchcase(str(key), pattern) for key in row)
 
 
 def load_columns(path: Path) -> LabelColumns:

@@ -298,13 +298,10 @@ def value_at(row: Any, path: str) -> Any:
         return row[path]
     first, dot, rest = path.partition(".")
     if not dot:
-        return row[int(first)] if isinstance(row, list) and _is_place_in(first, row) else None
-    inside = value_at(row, first)
-    return None if inside is None else value_at(inside, rest)
-
-
-def _is_place_in(place: str, row: list[Any]) -> bool:
-    return place.isdecimal() and int(place) < len(row)
+        inside = isinstance(row, list) and first.isdecimal() and int(first) < len(row)
+        return row[int(first)] if inside else None
+    value = value_at(row, first)
+    return None if value is None else value_at(value, rest)
 
 
 def name_of(row: Row, key: str | None, place: str) -> str | None:
