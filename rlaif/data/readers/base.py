@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -89,7 +89,7 @@ def describe_pairs(
     column_of = {part: column for column, part in columns.items()}
     sides = ("first", "second") if label else ("chosen", "rejected")
 
-    def read_row(row: Row, place: str) -> list[LabelledPair]:
+    def read_row(row: Row, place: str) -> Iterator[LabelledPair]:
         prompt = user(text_of(row, column_of["prompt"], place))
         first, second = (text_of(row, column_of[side], place) for side in sides)
         if label is None:
@@ -99,18 +99,16 @@ def describe_pairs(
             name_of(row, column_of.get(part), place)
             for part in ("subset", "first_author", "second_author", "annotator")
         )
-        return [
-            make_pair(
-                place,
-                prompt,
-                (first, second),
-                won,
-                subset=subset,
-                authors=(authors[0], authors[1]),
-                annotator=annotator,
-                annotator_kind=annotator_kind,
-            )
-        ]
+        yield make_pair(
+            place,
+            prompt,
+            (first, second),
+            won,
+            subset=subset,
+            authors=(authors[0], authors[1]),
+            annotator=annotator,
+            annotator_kind=annotator_kind,
+        )
 
     def write_row(pair: LabelledPair) -> Row:
         first, second = (pair.first, pair.second) if label else chosen_first(pair)

@@ -91,7 +91,7 @@ def _prompt_places(prompt: str | None) -> list[str]:
     return [] if prompt is None else _PLACE.findall(prompt) or [prompt]
 
 
-def _read_pair(columns: LabelColumns, row: Row, place: str) -> list[LabelledPair]:
+def _read_pair(columns: LabelColumns, row: Row, place: str) -> Iterator[LabelledPair]:
     first, second = columns.answers
     needed = (*_prompt_places(columns.prompt), first, second)
     refuse_missing([name for name in needed if is_missing(value_at(row, name))], row, place)
@@ -102,23 +102,21 @@ def _read_pair(columns: LabelColumns, row: Row, place: str) -> list[LabelledPair
         number_of(row, columns.second_score, place),
     )
     label, margin = _read_label(row, columns, scores, place)
-    return [
-        make_pair(
-            place,
-            with_system(prompt, name_of(row, columns.system, place)),
-            answers,
-            label,
-            subset=name_of(row, columns.subset, place),
-            authors=(
-                name_of(row, columns.first_author, place),
-                name_of(row, columns.second_author, place),
-            ),
-            annotator=name_of(row, columns.annotator, place),
-            annotator_kind=columns.annotator_kind,
-            scores=scores,
-            margin=margin,
-        )
-    ]
+    yield make_pair(
+        place,
+        with_system(prompt, name_of(row, columns.system, place)),
+        answers,
+        label,
+        subset=name_of(row, columns.subset, place),
+        authors=(
+            name_of(row, columns.first_author, place),
+            name_of(row, columns.second_author, place),
+        ),
+        annotator=name_of(row, columns.annotator, place),
+        annotator_kind=columns.annotator_kind,
+        scores=scores,
+        margin=margin,
+    )
 
 
 def _read_texts(

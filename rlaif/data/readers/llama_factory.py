@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rlaif.core.errors import ConfigError
@@ -23,7 +24,7 @@ COLUMNS = {
 """The columns' part of the file's entry in dataset_info.json."""
 
 
-def read_pair(row: Row, place: str) -> list[LabelledPair]:
+def read_pair(row: Row, place: str) -> Iterator[LabelledPair]:
     """The pair in a row; `first` is the chosen answer."""
     conversation = list_of(row.get("conversations"), "conversations", place)
     system = text_of(row, "system", place) if row.get("system") is not None else ""
@@ -31,14 +32,12 @@ def read_pair(row: Row, place: str) -> list[LabelledPair]:
     answers = [_read_turn(row.get(key), place) for key in ("chosen", "rejected")]
     if any(turn["role"] != "assistant" for turn in answers):
         raise ConfigError(f"{place}: chosen and rejected must be from gpt")
-    return [
-        make_pair(
-            place,
-            [*before, *(_read_turn(turn, place) for turn in conversation)],
-            refuse_equal(answers[0]["content"], answers[1]["content"], place),
-            1.0,
-        )
-    ]
+    yield make_pair(
+        place,
+        [*before, *(_read_turn(turn, place) for turn in conversation)],
+        refuse_equal(answers[0]["content"], answers[1]["content"], place),
+        1.0,
+    )
 
 
 def _read_turn(value: Any, place: str) -> Message:

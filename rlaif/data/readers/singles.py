@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import SingleAnswer
 from rlaif.core.records import Message
@@ -19,7 +21,7 @@ from rlaif.data.turns import brief, opens_conversation, read_asked, with_system
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
 
-def read_completion(row: Row, place: str) -> list[SingleAnswer]:
+def read_completion(row: Row, place: str) -> Iterator[SingleAnswer]:
     """The answer in a row of `prompt` and `completion`; without a label it is a good one."""
     label = row.get("label", True)
     if not isinstance(label, bool):
@@ -32,11 +34,9 @@ def read_completion(row: Row, place: str) -> list[SingleAnswer]:
             f"{place}: completion has {len(answer)} turns; text or one assistant turn was "
             "expected. Earlier turns belong into prompt."
         )
-    return [
-        _make_single(
-            row, with_system(prompt, name_of(row, "system", place)), answer[0], label, place
-        )
-    ]
+    yield _make_single(
+        row, with_system(prompt, name_of(row, "system", place)), answer[0], label, place
+    )
 
 
 def read_conversation(row: Row, place: str) -> list[SingleAnswer]:

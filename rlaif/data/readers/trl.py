@@ -3,7 +3,7 @@ a whole conversation, and what was asked in `prompt`, `system` or the conversati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from rlaif.core.errors import ConfigError
@@ -114,25 +114,24 @@ def texts_of_row(row: Row, place: str) -> tuple[list[Message], tuple[Message, Me
     return with_system(before, name_of(row, "system", place)), answers
 
 
-def read_pair(row: Row, place: str) -> Sequence[LabelledPair | SingleAnswer]:
+def read_pair(row: Row, place: str) -> Iterator[LabelledPair | SingleAnswer]:
     """The pair in a row, `first` the chosen answer; or the answer that stands alone in it."""
     if row.get("completion") and not row.get("chosen") and not row.get("rejected"):
-        return read_completion(row, place)
+        yield from read_completion(row, place)
+        return
     prompt, answers = texts_of_row(row, place)
     margin = number_of(row, "margin", place)
-    return [
-        make_pair(
-            place,
-            prompt,
-            answers,
-            1.0,
-            authors=authors_of(row, place),
-            annotator=annotator_of(row, place),
-            scores=cells_of_sides(row, SCORES, number_of, place),
-            margin=margin,
-            source=name_of(row, "source", place) or "file",
-        )
-    ]
+    yield make_pair(
+        place,
+        prompt,
+        answers,
+        1.0,
+        authors=authors_of(row, place),
+        annotator=annotator_of(row, place),
+        scores=cells_of_sides(row, SCORES, number_of, place),
+        margin=margin,
+        source=name_of(row, "source", place) or "file",
+    )
 
 
 def write_pair(pair: LabelledPair) -> Row:

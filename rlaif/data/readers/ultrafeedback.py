@@ -88,22 +88,20 @@ def _read_rating(annotation: Any, aspect: str, place: str) -> float | None:
     return rating
 
 
-def _read_binarised(row: Row, place: str, scores: str) -> list[LabelledPair]:
+def _read_binarised(row: Row, place: str, scores: str) -> Iterator[LabelledPair]:
     """`first` is the chosen answer; equal scores are a tie."""
     prompt, answers = texts_of_row(row, place)
     above, below = (number_of(row, scores.format(k), place) for k in SIDES)
-    return [
-        make_pair(
-            place,
-            prompt,
-            answers,
-            0.5 if above is not None and above == below else 1.0,
-            authors=authors_of(row, place),
-            annotator=annotator_of(row, place),
-            annotator_kind="ai",
-            scores=(above, below),
-        )
-    ]
+    yield make_pair(
+        place,
+        prompt,
+        answers,
+        0.5 if above is not None and above == below else 1.0,
+        authors=authors_of(row, place),
+        annotator=annotator_of(row, place),
+        annotator_kind="ai",
+        scores=(above, below),
+    )
 
 
 def _write_binarised(pair: LabelledPair) -> Row:

@@ -3,6 +3,8 @@ rejected one lies in `extra_info`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.data.readers.base import (
@@ -21,7 +23,7 @@ UNNAMED = "preferences"
 """The `data_source` of a pair without a subset: verl needs a name to choose the reward by."""
 
 
-def read_pair(row: Row, place: str) -> list[LabelledPair]:
+def read_pair(row: Row, place: str) -> Iterator[LabelledPair]:
     """The pair in a row; `first` is the chosen answer."""
     reward, extra = row.get("reward_model"), row.get("extra_info")
     if not isinstance(reward, dict) or not isinstance(extra, dict) or "rejected" not in extra:
@@ -31,15 +33,13 @@ def read_pair(row: Row, place: str) -> list[LabelledPair]:
         )
     answers = (text_of(reward, "ground_truth", place), text_of(extra, "rejected", place))
     source = name_of(row, "data_source", place)
-    return [
-        make_pair(
-            place,
-            turns(row, "prompt", "user", place),
-            refuse_equal(*answers, place),
-            1.0,
-            subset=None if source == UNNAMED else source,
-        )
-    ]
+    yield make_pair(
+        place,
+        turns(row, "prompt", "user", place),
+        refuse_equal(*answers, place),
+        1.0,
+        subset=None if source == UNNAMED else source,
+    )
 
 
 def write_pair(pair: LabelledPair) -> Row:
