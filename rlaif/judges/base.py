@@ -150,26 +150,21 @@ class Asks(Protocol):
     @property
     def id(self) -> str:
         """The judge's id in the experiment."""
-        ...
 
     @property
     def judge_hash(self) -> str:
         """Kind, id, options, template and principles."""
-        ...
 
     @property
     def comparative(self) -> bool:
         """Whether a call shows two completions and asks which is better."""
-        ...
 
     @property
     def needs(self) -> frozenset[Capability]:
         """What the engine must be able to do; empty when no model is asked."""
-        ...
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The calls that judge `completions` of one prompt; failed completions are left out."""
-        ...
 
 
 class Plain(Asks, Protocol):
@@ -178,7 +173,6 @@ class Plain(Asks, Protocol):
     def read(self, call: Call, result: Answer, annotator_id: str) -> list[Judgement]:
         """The judgements in an answer, at least one per call: what cannot be read is a
         judgement with status unparsed or failed."""
-        ...
 
 
 class Staged(Asks, Protocol):
@@ -188,22 +182,18 @@ class Staged(Asks, Protocol):
     @property
     def roles(self) -> Mapping[str, frozenset[Capability]]:
         """What each of the models that are asked must be able to do, by role."""
-        ...
 
     def follow(
         self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
     ) -> list[Call]:
         """The calls that one prompt's answers so far make possible, and that are not among `calls`;
         none when all has been asked."""
-        ...
 
     def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
         """The verdicts on one prompt's completions, from all its calls and answers."""
-        ...
 
     def most_calls(self, calls: Sequence[Call]) -> int:
         """How many questions to models may come of one prompt's first `calls`, at most."""
-        ...
 
 
 Judge = Plain | Staged
