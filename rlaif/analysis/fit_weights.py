@@ -33,9 +33,7 @@ TEXT_JUDGES: dict[str, type[YesNoJudge | PairwiseJudge | RatingJudge]] = {
 
 
 def run_votes(
-    pairings: Sequence[Pairing],
-    labels: Iterable[LabelledPair],
-    judges: Sequence[str] = (),
+    pairings: Sequence[Pairing], labels: Iterable[LabelledPair], judges: Sequence[str] = ()
 ) -> tuple[list[VotedPair], int]:
     """The votes of a run's principles on the labelled pairs among its answers, from stored
     judgements, and how many labelled pairs are about other answers. `judges` are those that count,
@@ -64,9 +62,7 @@ def _check_names(names: Sequence[str], pairing: Pairing) -> Sequence[str]:
     return names
 
 
-def one_vote_each(
-    by_judge: Mapping[str, Mapping[str, float | None]],
-) -> dict[str, float | None]:
+def one_vote_each(by_judge: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
     """The judges' votes together. Raises ConfigError where two judged the same principle."""
     votes: dict[str, float | None] = {}
     whose: dict[str, str] = {}

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import click
 
-from rlaif.cli.options import (
-    FILE,
-    JSON,
-    ReadOptions,
-    column_map,
-    echo_skipped,
-    read_hub_options,
-)
+from rlaif.cli.options import FILE, JSON, ReadOptions, column_map, echo_skipped, read_hub_options
 
 LOSSES = {
     "prompt": "turns of the prompt, or blanks around them",

@@ -129,11 +129,7 @@ def _print_failures(steps: Sequence[Mapping[str, Any]]) -> None:
 
 @click.command()
 @click.argument("directory", metavar="DIR", type=FILE)
-@click.option(
-    "--verify",
-    is_flag=True,
-    help="Only verify every stored byte against its checksum.",
-)
+@click.option("--verify", is_flag=True, help="Only verify every stored byte against its checksum.")
 @JSON
 def status(directory: Path, verify: bool, as_json: bool) -> None:
     """Show the progress and results of the run in DIR.

@@ -38,14 +38,7 @@ from rlaif.judges.common import (
 )
 from rlaif.judges.forms import Form
 from rlaif.judges.parsing import label_share
-from rlaif.judges.questions import (
-    Asking,
-    Labels,
-    Written,
-    distinct_labels,
-    likeliest,
-    make_asking,
-)
+from rlaif.judges.questions import Asking, Labels, Written, distinct_labels, likeliest, make_asking
 from rlaif.judges.templates import Template
 
 FIELD = "verdict"

@@ -59,12 +59,7 @@ Category = Literal["essential", "important", "optional", "pitfall"]
 LOW, HIGH = 1, 10
 WRITING_STAGE = "items"
 ITEM_SCHEMA = answer_schema(
-    {
-        "items": {
-            "type": "array",
-            "items": answer_schema({"kind": get_args(Category), "text": None}),
-        }
-    }
+    {"items": {"type": "array", "items": answer_schema({"kind": get_args(Category), "text": None})}}
 )
 
 

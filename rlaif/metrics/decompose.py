@@ -69,10 +69,7 @@ def score_parts(
 
 
 def decompose_change(
-    new: Mapping[str, Values],
-    old: Mapping[str, Values],
-    cut_new: Values,
-    cut_old: Values,
+    new: Mapping[str, Values], old: Mapping[str, Values], cut_new: Values, cut_old: Values
 ) -> Decomposition | None:
     """What the change from `old` to `new` is made of, both from `score_parts`; None where they have
     no prompt in common. `cut_*` are the shares of each prompt's answers that were cut."""

@@ -125,10 +125,7 @@ def likelihood_values(
 
 
 def judge_values(
-    judge: str,
-    judgements: Sequence[Judgement],
-    weights: Mapping[str, float],
-    subjects: set[str],
+    judge: str, judgements: Sequence[Judgement], weights: Mapping[str, float], subjects: set[str]
 ) -> dict[str, Measured]:
     """A pointwise judge's scores, in all and by principle, and how its answers were read."""
     mine = [j for j in judgements if j.subject in subjects]

@@ -43,11 +43,7 @@ def predict_probability(x: Array, weights: Array) -> Array:
 
 
 def fit_ridge(
-    x: Array,
-    y: Array,
-    l2: float,
-    sample_weight: Array | None = None,
-    nonnegative: bool = False,
+    x: Array, y: Array, l2: float, sample_weight: Array | None = None, nonnegative: bool = False
 ) -> Array:
     """The weights, shape (k,), that minimise the objective for x (n, k) and y (n,) on [0, 1].
 

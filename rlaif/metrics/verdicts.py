@@ -141,9 +141,7 @@ class VerdictTable:
 
 
 def verdict_table(
-    pairs: Sequence[LabelledPair],
-    runs: Sequence[Sequence[Verdict]],
-    author: str | None = None,
+    pairs: Sequence[LabelledPair], runs: Sequence[Sequence[Verdict]], author: str | None = None
 ) -> VerdictTable:
     """One judge's verdicts on `pairs`. `runs` are its repeated runs, of which all but `same` takes
     the first; `author` is the name under which its own answers appear."""

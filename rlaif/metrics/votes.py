@@ -93,10 +93,7 @@ def principle_votes(
 
 
 def fit_weights(
-    pairs: Sequence[VotedPair],
-    current: Mapping[str, float],
-    folds: int = 5,
-    seed: int = 0,
+    pairs: Sequence[VotedPair], current: Mapping[str, float], folds: int = 5, seed: int = 0
 ) -> WeightFit:
     """Fit the weight of every principle of `current` that has a vote other than 0.
 

@@ -106,10 +106,7 @@ def count_failures(judgements: Iterable[Judgement]) -> Counter[str]:
 
 
 def _group_answers(
-    judge: Judge,
-    pairs: Sequence[LabelledPair],
-    calls: Sequence[Sequence[Call]],
-    known: set[str],
+    judge: Judge, pairs: Sequence[LabelledPair], calls: Sequence[Sequence[Call]], known: set[str]
 ) -> list[Group]:
     """Each pair once; for a judge that looks at one answer at a time, each answer once."""
     taken = set(known)

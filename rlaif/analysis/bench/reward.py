@@ -18,13 +18,7 @@ from rlaif.analysis.bench.judging import Workplace, judge_pairs
 from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.labelled import LabelledPair
-from rlaif.core.records import (
-    Completion,
-    Judgement,
-    Preference,
-    content_hash,
-    make_prompt,
-)
+from rlaif.core.records import Completion, Judgement, Preference, content_hash, make_prompt
 from rlaif.core.store import Store, write_atomic
 from rlaif.engines.build import EnginePool, refuse_no_reward_model, whole
 from rlaif.engines.local.distance import fit_region, nearest

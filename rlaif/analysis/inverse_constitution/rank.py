@@ -72,9 +72,7 @@ def vote_of(judgements: Sequence[Judgement], pair: LabelledPair) -> Vote:
 
 
 def rank_principles(
-    candidates: Sequence[Candidate],
-    judgements: Iterable[Judgement],
-    pairs: Sequence[LabelledPair],
+    candidates: Sequence[Candidate], judgements: Iterable[Judgement], pairs: Sequence[LabelledPair]
 ) -> list[Ranked]:
     """Every candidate, by votes for less votes against, then by performance, then by text."""
     groups = group_by(judgements, lambda j: (j.principle or "", frozenset(j.shown)))

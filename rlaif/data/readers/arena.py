@@ -6,14 +6,7 @@ from __future__ import annotations
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import AnnotatorKind, Message
-from rlaif.data.readers.base import (
-    Format,
-    label_of,
-    make_pair,
-    name_of,
-    number_of,
-    value_at,
-)
+from rlaif.data.readers.base import Format, label_of, make_pair, name_of, number_of, value_at
 from rlaif.data.readers.trl import part_conversations
 from rlaif.data.rows import Row
 from rlaif.data.turns import brief, conversation, parse_json

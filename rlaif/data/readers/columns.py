@@ -149,10 +149,7 @@ def _read_text(row: Row, name: str, place: str) -> str:
 
 
 def _read_label(
-    row: Row,
-    columns: LabelColumns,
-    scores: tuple[float | None, float | None],
-    place: str,
+    row: Row, columns: LabelColumns, scores: tuple[float | None, float | None], place: str
 ) -> tuple[float | None, float | None]:
     """The probability that the first answer is better, and by how much the better one is."""
     margin = number_of(row, columns.margin, place)

@@ -62,9 +62,7 @@ def split_conversations(
 
 
 def asked_and_answered(
-    prompt: Sequence[Message] | None,
-    sides: tuple[Sequence[Message], Sequence[Message]],
-    place: str,
+    prompt: Sequence[Message] | None, sides: tuple[Sequence[Message], Sequence[Message]], place: str
 ) -> tuple[list[Message], tuple[Message, Message]]:
     """(prompt, the two answers) of a row. Conversations that begin with what was asked hold their
     prompt themselves, and a `prompt` beside them only repeats it. Raises ConfigError."""
