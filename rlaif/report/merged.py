@@ -9,6 +9,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+from rlaif.core.groups import group_by
 from rlaif.metrics.claims import Claims, find_claims
 from rlaif.metrics.figure_rules import rule_of
 from rlaif.metrics.intervals import IntervalJson
@@ -42,12 +43,10 @@ def make_page(
 ) -> Page:
     """The page of all rounds, over the primary metrics that are `named`; where None, the score and
     the win rate of the `trained` judges, whose verdicts a policy was trained on."""
-    grouped: dict[tuple[str, int], list[RoundRow]] = {}
-    last: dict[tuple[str, int], RoundRow] = {}
-    for row in sorted(rounds, key=lambda r: r["round"]):
-        grouped.setdefault((row["arm"], row["round"]), []).append(row)
-        last[row["arm"], row["seed"]] = row
+    in_order = sorted(rounds, key=lambda r: r["round"])
+    grouped = group_by(in_order, lambda r: (r["arm"], r["round"]))
     merged = {key: merge_seeds(rows, values) for key, rows in grouped.items()}
+    last = {(row["arm"], row["seed"]): row for row in in_order}
     arms = list(dict.fromkeys(row["arm"] for row in rounds))
     latest = [merge_seeds([r for (a, _), r in last.items() if a == arm], values) for arm in arms]
     number = max((row["round"] for row in comparisons), default=0)

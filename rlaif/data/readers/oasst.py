@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 from rlaif.core.errors import ConfigError
+from rlaif.core.groups import group_by
 from rlaif.core.labelled import LabelledPair
 from rlaif.core.records import Message
 from rlaif.data.readers.base import (
@@ -30,11 +30,8 @@ def read_messages(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     """Every two answers to one message, of the messages of a tree; rank 0 is the best."""
     nodes: list[Row] = row["rows"]
     known = {node.get("message_id"): node for node in nodes}
-    children: dict[Any, list[Row]] = defaultdict(list)
-    for node in nodes:
-        if node.get("role") == "assistant" and node.get("parent_id") in known:
-            children[node["parent_id"]].append(node)
-    for parent, answers in children.items():
+    said = (n for n in nodes if n.get("role") == "assistant" and n.get("parent_id") in known)
+    for parent, answers in group_by(said, lambda node: node["parent_id"]).items():
         if len(answers) > 1:
             asked = try_read(_path_to, known, parent, place)
             if isinstance(asked, ConfigError):
