@@ -19,7 +19,6 @@ from rlaif.config.base import Fraction, StepId
 from rlaif.constitution.model import Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt, content_hash
-from rlaif.engines.base import Capability
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.choices import choice_reading
 from rlaif.judges.common import (
@@ -38,7 +37,14 @@ from rlaif.judges.common import (
 )
 from rlaif.judges.forms import Form
 from rlaif.judges.parsing import label_share
-from rlaif.judges.questions import Asking, Labels, Written, distinct_labels, likeliest, make_asking
+from rlaif.judges.questions import (
+    AskingJudge,
+    Labels,
+    Written,
+    distinct_labels,
+    likeliest,
+    make_asking,
+)
 from rlaif.judges.templates import Template
 
 FIELD = "verdict"
@@ -152,17 +158,14 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Pairwise:
+class Pairwise(AskingJudge):
     """`prob_first` is P(first) / (P(first) + P(second)), on [0, 1]. Equal texts are a tie, unasked.
 
     Order: both (two calls per pair), random (one, drawn by seed and ids), fixed (the earlier sample
     first).
     """
 
-    id: str
-    judge_hash: str
     questions: Mapping[str | None, str]
-    asking: Asking
     principles: tuple[Principle, ...]
     labels: dict[str, tuple[str, ...]]
     order: Order
@@ -172,11 +175,6 @@ class Pairwise:
     preamble: str = "base"
     shots: int = 0
     comparative: bool = True
-
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """Label probabilities, or text where the verdict is written."""
-        return self.asking.needs
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The calls for every pair, per principle or one overall where there is none."""

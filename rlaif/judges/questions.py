@@ -146,6 +146,20 @@ class Asking:
         return replace(verdict, label_mass=label_mass(answer), template_hash=template_hash)
 
 
+@dataclass(frozen=True, slots=True)
+class AskingJudge:
+    """What judges have whose model gives a verdict on each call."""
+
+    id: str
+    judge_hash: str
+    asking: Asking
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """Label probabilities, text, or both: text also where reasons are written first."""
+        return self.asking.needs
+
+
 def answer_schema(fields: Mapping[str, Sequence[str] | dict[str, Any] | None]) -> dict[str, Any]:
     """The JSON schema of an object with all of `fields` and no other: one of some words, an object
     of a schema, or any text (None). It keeps to what servers take in strict mode."""

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from rlaif.config.base import Fraction, StepId, Strict
 from rlaif.core.records import Completion, Judgement, Prompt
-from rlaif.engines.base import Capability, ScoreResult
+from rlaif.engines.base import ScoreResult
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import (
     JudgeInputs,
@@ -25,7 +25,7 @@ from rlaif.judges.common import (
     template_values,
     usable,
 )
-from rlaif.judges.questions import Asking, Labels, distinct_labels, likeliest, make_asking
+from rlaif.judges.questions import AskingJudge, Labels, distinct_labels, likeliest, make_asking
 from rlaif.judges.templates import CLASSES
 
 
@@ -83,24 +83,16 @@ class RbrmJudge(LabelJudge):
 
 
 @dataclass(frozen=True, slots=True)
-class Rbrm:
+class Rbrm(AskingJudge):
     """`score` is the mean reward under the classes' probabilities (with `soft`), or the likeliest
     class's, on [0, 1]. `classes` is (letter, id, text). A prompt that no table is for is
     not_applicable."""
 
-    id: str
-    judge_hash: str
-    asking: Asking
     classes: tuple[tuple[str, str, str], ...]
     tables: tuple[RewardTable, ...]
     soft: bool
     samples: int
     comparative: bool = False
-
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """Label probabilities, and text where reasons are written first."""
-        return self.asking.needs
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per completion and sample; it has no request where no table fits the prompt."""

@@ -44,7 +44,7 @@ from rlaif.judges.composed import (
 from rlaif.judges.jsontext import json_objects, member, the_object
 from rlaif.judges.parsing import list_items, whole_lines
 from rlaif.judges.questions import (
-    Asking,
+    AskingJudge,
     Labels,
     answer_schema,
     distinct_labels,
@@ -190,13 +190,10 @@ class Writer:
 
 
 @dataclass(frozen=True, slots=True)
-class Rubric:
+class Rubric(AskingJudge):
     """`score` is on [0, 1]; `distribution` holds each item's value. A prompt without items is
     not_applicable; items that could not be written leave its answers unparsed."""
 
-    id: str
-    judge_hash: str
-    asking: Asking
     weights: Mapping[Category, float]
     explicit: bool
     labels: Labels

@@ -20,7 +20,7 @@ from rlaif.config.base import Count, StepId, Temperature
 from rlaif.constitution.model import Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
-from rlaif.engines.base import Capability, ScoreResult
+from rlaif.engines.base import ScoreResult
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import (
     JudgeInputs,
@@ -38,7 +38,7 @@ from rlaif.judges.common import (
 )
 from rlaif.judges.forms import Form
 from rlaif.judges.parsing import expected_level
-from rlaif.judges.questions import Asking, Labels, Written, distinct_labels, make_asking
+from rlaif.judges.questions import AskingJudge, Labels, Written, distinct_labels, make_asking
 from rlaif.judges.scores import Score, score_reading
 
 Parser = Callable[[Written, float, float, Sequence[str]], Score | None]
@@ -98,7 +98,7 @@ def score_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(AskingJudge):
     """`score` is a number on the scale, mapped to [0, 1].
 
     One call per completion, per principle in `principles` (overall where there is none) and per
@@ -107,10 +107,7 @@ class Scored:
     written; `json_schema` is what the answer should be, where that is not a score with reasons.
     """
 
-    id: str
-    judge_hash: str
     questions: Mapping[str | None, str]
-    asking: Asking
     principles: tuple[Principle, ...]
     listed: tuple[Principle, ...]
     scale: Range
@@ -119,11 +116,6 @@ class Scored:
     parse: Parser | None = None
     json_schema: dict[str, Any] | None = None
     comparative: bool = False
-
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """Text, or label probabilities where these are read."""
-        return self.asking.needs
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """The calls for every completion; without a request where a principle does not apply."""

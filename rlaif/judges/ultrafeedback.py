@@ -19,7 +19,7 @@ from pydantic import Field, PositiveInt
 
 from rlaif.config.base import StepId
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
-from rlaif.engines.base import Capability, GenerateResult, ScoreResult
+from rlaif.engines.base import GenerateResult, ScoreResult
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import (
     JudgeInputs,
@@ -34,6 +34,7 @@ from rlaif.judges.common import (
 from rlaif.judges.parsing import TextRating, text_ratings
 from rlaif.judges.questions import (
     Asking,
+    AskingJudge,
     Labels,
     Written,
     answer_schema,
@@ -100,7 +101,7 @@ class UltraFeedbackJudge(WritingJudge):
 
 
 @dataclass(frozen=True, slots=True)
-class UltraFeedback:
+class UltraFeedback(AskingJudge):
     """`score` is the rating from 1 to 5, mapped to [0, 1]; `principle` is the aspect.
 
     Order: both (a shuffled order and its reverse), random (a shuffled order), fixed (that of
@@ -108,19 +109,11 @@ class UltraFeedback:
     read (`labels`; one call per text), also each level's share of the probability.
     """
 
-    id: str
-    judge_hash: str
-    asking: Asking
     aspects: tuple[str, ...]
     order: Order
     samples: int
     labels: Labels
     comparative: bool = False
-
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """Text, or label probabilities where these are read."""
-        return self.asking.needs
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per aspect, order and sample, about all completions; where levels are read, one

@@ -15,7 +15,7 @@ from rlaif.config.base import StepId
 from rlaif.constitution.model import Principle
 from rlaif.core.errors import ConfigError
 from rlaif.core.records import Completion, Judgement, Prompt
-from rlaif.engines.base import Capability, ScoreResult
+from rlaif.engines.base import ScoreResult
 from rlaif.judges.base import Answer, Call, Verdict, call_id, make_judgement
 from rlaif.judges.common import (
     JudgeInputs,
@@ -28,7 +28,7 @@ from rlaif.judges.common import (
     usable,
 )
 from rlaif.judges.parsing import label_share
-from rlaif.judges.questions import Asking, distinct_labels, make_asking
+from rlaif.judges.questions import AskingJudge, distinct_labels, make_asking
 
 
 class YesNoJudge(LabelJudge):
@@ -62,22 +62,14 @@ class YesNoJudge(LabelJudge):
 
 
 @dataclass(frozen=True, slots=True)
-class YesNo:
+class YesNo(AskingJudge):
     """`score` is P(yes) / (P(yes) + P(no)), on [0, 1]; unparsed where both are 0."""
 
-    id: str
-    judge_hash: str
     questions: Mapping[str | None, str]
-    asking: Asking
     principles: tuple[Principle, ...]
     labels: dict[str, tuple[str, ...]]
     samples: int = 1
     comparative: bool = False
-
-    @property
-    def needs(self) -> frozenset[Capability]:
-        """Label probabilities, and text where reasons are written first."""
-        return self.asking.needs
 
     def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
         """One call per completion, principle and sample; it has no request where the principle
