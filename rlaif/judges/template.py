@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -30,7 +29,7 @@ from rlaif.judges.parsing import (
 from rlaif.judges.questions import Written, make_asking
 from rlaif.judges.scored import Scored
 from rlaif.judges.scores import Score, in_range
-from rlaif.judges.templates import POINTWISE, Template, load_template
+from rlaif.judges.templates import POINTWISE, load_template
 
 ABOUT_ONE = frozenset({"principle", "principle_id", "examples", "scale"})
 """Variables that have a value only where each call is about one principle."""
@@ -84,7 +83,10 @@ class TemplateJudge(WritingJudge):
             raise ConfigError(
                 f"judge {self.id}: `per_principle` needs a `constitution` with text principles"
             )
-        template = _load_template(self, inputs.beside)
+        allowed, required = POINTWISE - ABOUT_ONE, frozenset({"response"})
+        if self.per_principle:
+            allowed, required = POINTWISE, required | {"principle"}
+        template = load_template(self.template, allowed, required, inputs.beside)
         if template.has_prefill:
             raise ConfigError(
                 f"judge {self.id}: the ---prefill--- section has no effect where the answer is "
@@ -185,12 +187,3 @@ def check_parse(judge: str, parse: ParseSpec, low: float, high: float) -> None:
             raise ConfigError(
                 f"judge {judge}: {word!r} is worth {value:g}, outside the scale [{low:g}, {high:g}]"
             )
-
-
-def _load_template(spec: TemplateJudge, beside: Path | None) -> Template:
-    allowed, required = POINTWISE, frozenset({"response"})
-    if spec.per_principle:
-        required |= {"principle"}
-    else:
-        allowed -= ABOUT_ONE
-    return load_template(spec.template, allowed, required, beside)

@@ -77,9 +77,7 @@ class Interval:
         return cast(IntervalJson, known)
 
 
-def share_interval(
-    values: Mapping[str, float], null: float | None = None, level: float = LEVEL
-) -> Interval | None:
+def share_interval(values: Mapping[str, float], null: float | None = None) -> Interval | None:
     """K1: the mean of one value on [0, 1] per prompt id; None without a prompt."""
     data = _make_column(values)
     if not data.size:
@@ -89,7 +87,7 @@ def share_interval(
     if np.abs(data - kept).max() > 1e-5:
         raise ValueError(f"values on [0, 1] expected, got {data.min()} to {data.max()}")
     mean, square = ends.spread_of(kept[None])
-    return one_interval(ends.share_ends(mean, square, data.size, null, level), data.size)
+    return one_interval(ends.share_ends(mean, square, data.size, null), data.size)
 
 
 def rare_share_interval(counts: Mapping[str, tuple[int, int]]) -> Interval | None:
@@ -104,36 +102,27 @@ def rare_share_interval(counts: Mapping[str, tuple[int, int]]) -> Interval | Non
     return one_interval(found, items, len(rows), count=counted)
 
 
-def mean_interval(
-    values: Mapping[str, float], null: float | None = None, level: float = LEVEL
-) -> Interval | None:
+def mean_interval(values: Mapping[str, float], null: float | None = None) -> Interval | None:
     """K3: the mean of one unbounded value per prompt id, by t; None without a prompt."""
     data = _make_column(values)
     if not data.size:
         return None
-    found = ends.mean_ends(data[None], null, level)
+    found = ends.mean_ends(data[None], null)
     return one_interval(found, data.size, note=None if has_variation(data) else SAME)
 
 
-def paired_interval(
-    new: Mapping[str, float], old: Mapping[str, float], level: float = LEVEL
-) -> Interval | None:
+def paired_interval(new: Mapping[str, float], old: Mapping[str, float]) -> Interval | None:
     """K3: the mean of new - old over the prompts that both have; None where they share none.
 
     Where all differences are equal there is no spread to go by: no ends, and the note says what so
     many prompts can tell.
     """
     differences = {key: new[key] - old[key] for key in new.keys() & old.keys()}
-    found = mean_interval(differences, 0.0, level)
+    found = mean_interval(differences, 0.0)
     if found is None or found.note is None:
         return found
-    return _all_equal(found, level)
-
-
-def _all_equal(found: Interval, level: float) -> Interval:
-    """The interval of differences that are all the same, with what that says."""
     # From (1 - most)^n = 1 - level: were the share larger, n equal prompts would be less likely.
-    most = 1 - (1 - level) ** (1 / found.n)
+    most = 1 - (1 - LEVEL) ** (1 / found.n)
     what = "differed" if abs(found.mean) < 1e-12 else "differed from the others"
     note = f"no prompt {what}; with 95% confidence fewer than {most:.0%} of prompts do"
     return Interval(found.mean, None, None, found.n, note=note)
