@@ -150,7 +150,12 @@ class Meta:
             own = [c for c in compared if c.shown[0].completion_id in places]
             verdict = Verdict(missing_status(j.status for j in group))
             if valued:
-                verdict = _weigh_judgements(valued, self._read_comparisons(own, places, answers))
+                compared_here = [
+                    (places[j.shown[0]], places[j.shown[1]], j.prob_first)
+                    for j in verdicts_of(self.comparer, own, answers)
+                    if j.prob_first is not None
+                ]
+                verdict = _weigh_judgements(valued, compared_here)
             found.append(
                 conclude_verdict(
                     self,
@@ -164,16 +169,6 @@ class Meta:
                 )
             )
         return found
-
-    def _read_comparisons(
-        self, own: Sequence[Call], place: Mapping[str, int], answers: Mapping[str, Answered]
-    ) -> list[tuple[int, int, float]]:
-        read = verdicts_of(self.comparer, own, answers)
-        return [
-            (place[j.shown[0]], place[j.shown[1]], j.prob_first)
-            for j in read
-            if j.prob_first is not None
-        ]
 
 
 def _weigh_judgements(

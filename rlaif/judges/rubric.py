@@ -318,7 +318,12 @@ class Rubric(AskingJudge):
         missing: list[Status] = []
         total = 0.0
         for item, call in zip(items, own, strict=True):
-            decided = self._decide_item(item, call, answers)
+            if item.check is None:
+                answer = answers[call.call_id].answer
+                decided = self.asking.read_verdict(call, answer, read_yes_share)
+            else:
+                value = apply_check(item.check, item.params, call.prompt, call.shown[0].text)
+                decided = Verdict("ok" if value is not None else "not_applicable", value)
             if decided.score is not None:
                 values[item.text] = decided.score
                 total += self._weight_of(item)
@@ -328,14 +333,6 @@ class Rubric(AskingJudge):
             return Verdict(missing_status(missing) if missing else "not_applicable")
         score = sum(self._weight_of(i) * values[i.text] for i in items if i.text in values) / total
         return Verdict("ok", min(1.0, max(0.0, score)), distribution=values)
-
-    def _decide_item(
-        self, item: RubricItem, call: Call, answers: Mapping[str, Answered]
-    ) -> Verdict:
-        if item.check is None:
-            return self.asking.read_verdict(call, answers[call.call_id].answer, read_yes_share)
-        value = apply_check(item.check, item.params, call.prompt, call.shown[0].text)
-        return Verdict("ok" if value is not None else "not_applicable", value)
 
     def _read_overall(
         self, items: Items, own: Sequence[Call], answers: Mapping[str, Answered]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -32,12 +32,17 @@ def read_messages(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
     known = {node.get("message_id"): node for node in nodes}
     said = (n for n in nodes if n.get("role") == "assistant" and n.get("parent_id") in known)
     for parent, answers in group_by(said, lambda node: node["parent_id"]).items():
-        if len(answers) > 1:
-            asked = try_read(_path_to, known, parent, place)
-            if isinstance(asked, ConfigError):
-                yield asked
-            else:
-                yield from _pair_answers(asked, answers, place)
+        if len(answers) < 2:
+            continue
+        asked = try_read(_path_to, known, parent, place)
+        if isinstance(asked, ConfigError):
+            yield asked
+            continue
+        rated, faults = attempt_each(_rate_answer, answers, place)
+        yield from faults
+        for (first, language), (second, _) in combinations(rated, 2):
+            both = compare_rated(first, second)
+            yield try_read(make_pair, place, asked, subset=language, **both)
 
 
 def read_tree(row: Row, place: str) -> Iterator[LabelledPair | ConfigError]:
@@ -67,16 +72,6 @@ def _path_to(known: Mapping[Any, Row], last: Any, place: str) -> list[Message]:
         turns.append({"role": role, "content": text_of(node, "text", place)})
         last = node.get("parent_id")
     return turns[::-1]
-
-
-def _pair_answers(
-    asked: Sequence[Message], answers: Sequence[Row], place: str
-) -> Iterator[LabelledPair | ConfigError]:
-    rated, faults = attempt_each(_rate_answer, answers, place)
-    yield from faults
-    for (first, language), (second, _) in combinations(rated, 2):
-        both = compare_rated(first, second)
-        yield try_read(make_pair, place, asked, subset=language, **both)
 
 
 def _rate_answer(node: Row, place: str) -> tuple[RatedAnswer, str | None]:
