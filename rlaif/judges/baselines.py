@@ -18,7 +18,7 @@ from rlaif.constitution.textstats import term_overlap
 from rlaif.core.records import Completion, Judgement, Prompt, Status, content_hash
 from rlaif.engines.base import Capability, ScoreRequest, ScoreResult
 from rlaif.judges.base import Answer, Call, Judge, Verdict, call_id, make_judgement
-from rlaif.judges.common import JudgeBase, JudgeInputs, usable, usable_pairs
+from rlaif.judges.common import JudgeBase, JudgeInputs, define_preset, usable, usable_pairs
 from rlaif.judges.questions import label_result
 
 Pair = Sequence[Completion]
@@ -38,25 +38,13 @@ class BaselineJudge(JudgeBase):
         return Comparing(self.id, content_hash(self.kind, self.id), self.kind)
 
 
-class LongerJudge(BaselineJudge):
-    """The answer with more characters wins."""
-
-    kind: Literal["longer"]
-    id: StepId = "longer"
-
-
-class FirstJudge(BaselineJudge):
-    """The answer that is shown first wins; each pair is shown once."""
-
-    kind: Literal["first"]
-    id: StepId = "first"
-
-
-class RandomJudge(BaselineJudge):
-    """A coin, thrown by the seed and the two answers."""
-
-    kind: Literal["random"]
-    id: StepId = "random"
+LongerJudge = define_preset(BaselineJudge, "longer", "The answer with more characters wins.")
+FirstJudge = define_preset(
+    BaselineJudge, "first", "The answer that is shown first wins; each pair is shown once."
+)
+RandomJudge = define_preset(
+    BaselineJudge, "random", "A coin, thrown by the seed and the two answers."
+)
 
 
 class OverlapJudge(BaselineJudge):
