@@ -98,7 +98,7 @@ def make_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    figures = {
+    figures: dict[str, Callable[..., str]] = {
         "interval": show_interval,
         "value": show_value,
         "ends": show_ends,
