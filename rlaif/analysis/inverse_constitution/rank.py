@@ -92,8 +92,8 @@ def rank_principles(
         accuracy = votes["for"] / decided if decided else None
         interval = value_interval("vote_accuracy", per_prompt(right))
         performance = 0.0 if accuracy is None else 2 * (accuracy - 0.5) * relevance
-        told = (candidate.id, candidate.text, candidate.proposals)
-        ranked.append(Ranked(*told, votes, accuracy, interval, relevance, performance))
+        about = (candidate.id, candidate.text, candidate.proposals)
+        ranked.append(Ranked(*about, votes, accuracy, interval, relevance, performance))
     return sorted(ranked, key=lambda r: (-r.lead, -r.performance, r.text))
 
 
