@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, cast
 
 import yaml
 from pydantic import (
@@ -31,6 +32,45 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, hide_input_in_errors=True
     )
+
+
+class Late:
+    """Marks a key that was added after the first version: `Annotated[int, LATE]`. A hash covers it
+    only where its value is not its default, so that steps of older files keep theirs."""
+
+
+LATE = Late()
+
+
+def hashed_keys(
+    spec: BaseModel, exclude: Collection[str] = (), include: Collection[str] | None = None
+) -> dict[str, Any]:
+    """What a spec's keys say, JSON-ready, for the hash of what they decide. Late keys that have
+    their default are left out, also those of specs within it."""
+    found = spec.model_dump(
+        mode="json", exclude=set(exclude), include=None if include is None else set(include)
+    )
+    return cast(dict[str, Any], _without_late(spec, found))
+
+
+def _without_late(value: Any, dumped: Any) -> Any:
+    """`dumped`, which was made of `value`, without late keys at their defaults."""
+    if isinstance(value, BaseModel) and isinstance(dumped, dict):
+        fields = type(value).model_fields
+        late = {
+            name
+            for name, field in fields.items()
+            if LATE in field.metadata and getattr(value, name) == field.get_default()
+        }
+        inner = ((name, getattr(value, name, None)) for name in dumped if name not in late)
+        return {name: _without_late(part, dumped[name]) for name, part in inner}
+    if isinstance(value, Mapping) and isinstance(dumped, dict):
+        # Keys of JSON are text, in the same order.
+        pairs = zip(value.values(), dumped.items(), strict=True)
+        return {name: _without_late(part, item) for part, (name, item) in pairs}
+    if isinstance(value, (list, tuple)) and isinstance(dumped, list):
+        return [_without_late(*both) for both in zip(value, dumped, strict=True)]
+    return dumped
 
 
 def told(model: Strict, *names: str) -> list[str]:
