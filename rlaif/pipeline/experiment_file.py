@@ -17,10 +17,11 @@ from pydantic import (
 )
 
 from rlaif.config.arms import AI, LABELLERS, MAIN, Arms, ArmSpec
-from rlaif.config.base import Count, Fraction, Seed, Strict, apply_override
+from rlaif.config.base import Count, Fraction, Seed, Strict
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.kinds import SpecAt
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
+from rlaif.config.paths import apply_changes, read_setting
 from rlaif.config.steps import LoadStep
 from rlaif.core.yamlio import Lines, load_yaml, validate
 from rlaif.judges.build import JudgeStep
@@ -315,9 +316,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Ex
     """The experiment in `path` with `a.b=c` overrides applied. Raises ConfigError."""
     path = Path(path)
     data, lines = load_yaml(path)
-    for override in overrides:
-        apply_override(data, override)
-    return validate(Experiment, data, lines, path), lines
+    changes = [read_setting(setting) for setting in overrides]
+    data, lines, notes = apply_changes(data, lines, changes)
+    return validate(Experiment, data, lines, path, notes), lines
 
 
 def resolved_yaml(experiment: Experiment) -> str:

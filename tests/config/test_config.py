@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from rlaif.config.base import apply_override
+from rlaif.config.paths import apply_changes, read_setting
 from rlaif.core.errors import ConfigError
 from rlaif.core.resources import shipped_root
 from rlaif.pipeline.experiment_file import (
@@ -178,9 +178,8 @@ def overridden(*overrides: str) -> Experiment:
             {"train": {"beta": 0.1}},
         ],
     }
-    for override in overrides:
-        apply_override(data, override)
-    return Experiment.model_validate(data)
+    changed, _, _ = apply_changes(data, {}, [read_setting(text) for text in overrides])
+    return Experiment.model_validate(changed)
 
 
 def test_overrides_by_kind_id_and_position() -> None:
