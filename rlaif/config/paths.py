@@ -221,7 +221,7 @@ class Changed:
                     loc = (*above, at + by, *loc[depth + 1 :])
                 moved[loc] = value
             known.clear()
-            known.update(moved)  # type: ignore[arg-type]
+            known.update(moved)
 
     def _forget(self, loc: Loc) -> None:
         for known in (self.lines, self.notes):
