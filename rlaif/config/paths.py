@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -82,11 +83,11 @@ def read_changes(given: Mapping[str, Any], origin: str, loc: Loc) -> list[Change
 
 
 def apply_changes(
-    data: Mapping[str, Any], lines: Lines, changes: Sequence[Change]
+    data: Mapping[str, Any], lines: Lines, changes: Sequence[Change], path: Path | None = None
 ) -> tuple[dict[str, Any], Lines, dict[Loc, str]]:
     """The file with all changes made in their order, the line of every key, and by place what a
     change has set there. What is given stays as it is. Raises ConfigError at the change."""
-    changed = Changed(deepcopy(dict(data)), dict(lines), {}, lines)
+    changed = Changed(deepcopy(dict(data)), dict(lines), {}, lines, path)
     for change in changes:
         changed.apply(change)
     return changed.data, changed.lines, changed.notes
@@ -101,6 +102,7 @@ class Changed:
     lines: Lines
     notes: dict[Loc, str]
     given: Lines
+    path: Path | None
 
     def apply(self, change: Change) -> None:
         """Make one change in place."""
@@ -240,7 +242,7 @@ class Changed:
 
     def _refuse(self, change: Change, why: str) -> ConfigError:
         line = None if change.loc is None else self.given.get(change.loc)
-        return ConfigError(f"{change.describe()}: {why}", None, line)
+        return ConfigError(f"{change.describe()}: {why}", self.path if line else None, line)
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,12 @@ from rlaif.pipeline.experiment_file import Experiment, load_experiment
 from rlaif.pipeline.plan.base import PlanInputs, no_model, replace_path
 
 
-def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> PlanInputs:
+def prepare(
+    path: Path, overrides: Sequence[str] = (), fetch: bool = True, profile: str | None = None
+) -> PlanInputs:
     """Everything a plan needs. With `fetch` false nothing is downloaded or converted: a model that
     is not on disk yet gets a placeholder identity. Raises ConfigError, EngineError."""
-    experiment, lines = load_experiment(path, overrides)
+    experiment, lines = load_experiment(path, overrides, profile)
     experiment = _with_scripts(experiment, path)
     constitution = _load_constitution(experiment, path)
     thinking = thinking_of(experiment.models.values())
