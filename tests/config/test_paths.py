@@ -16,10 +16,16 @@ from pydantic import Field
 
 from rlaif.cli import cli
 from rlaif.config.base import LATE, Strict, hashed_keys
+from rlaif.config.models import Columns, PromptsSpec
 from rlaif.config.paths import Change, apply_changes, read_setting, step_places
 from rlaif.core.errors import ConfigError
 from rlaif.core.yamlio import load_yaml
+from rlaif.data.sources import provisional_prompts
 from rlaif.pipeline.experiment_file import load_experiment, resolved_yaml
+from rlaif.pipeline.plan.unroll import make_plan
+from rlaif.pipeline.prepare import prepare
+
+SHIPPED = sorted(Path(__file__).parents[2].joinpath("experiments").glob("*.yaml"))
 
 FILE = """\
 name: paths
@@ -251,3 +257,43 @@ def test_the_run_folder_is_named_for_the_profile(file: Path, monkeypatch: Any) -
     assert max(step["round"] for step in plan["steps"]) == 3
     with pytest.raises(ConfigError, match="no such profile; known here: full, nowhere"):
         CliRunner().invoke(cli, [*run, "small"], catch_exceptions=False)
+
+
+PAIRS = "".join(
+    json.dumps({"prompt": f"question {n}", "chosen": "yes", "rejected": "no"}) + "\n"
+    for n in range(600)
+)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_profile_of_every_shipped_experiment_has_a_plan_without_network(
+    path: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "pairs.jsonl").write_text(PAIRS)
+    needs = "`data`" in path.read_text()
+    settings = [f"data={tmp_path / 'pairs.jsonl'}"] if needs else []
+    profiles = yaml.safe_load(path.read_text())["profiles"]
+    assert "full" in profiles
+    small = make_plan(prepare(path, settings, fetch=False))
+    for name in profiles:
+        inputs = prepare(path, settings, fetch=False, profile=name)
+        full = make_plan(inputs)
+        # The method is the same one, at another size.
+        assert [(p.kind, p.id, p.round) for p in full] == [(p.kind, p.id, p.round) for p in small]
+        assert not {p.hash for p in full if p.models} & {p.hash for p in small if p.models}
+        assert any("meta-llama" in text or "zephyr" in text for text in inputs.provisional)
+
+
+def test_made_up_prompts_stand_for_a_dataset_that_is_not_here(tmp_path: Path) -> None:
+    spec = PromptsSpec(dataset="who/knows", holdout=3, count=20, limit=10, max_words=1)
+    found = provisional_prompts(spec)
+    assert (len(found.train), len(found.heldout)) == (10, 3)
+    assert not {p.prompt_id for p in found.train} & {p.prompt_id for p in found.heldout}
+    assert found.train[0].reference is None
+    named = spec.model_copy(update={"columns": Columns(reference="output")})
+    assert all(p.reference for p in provisional_prompts(named).every())
+    with pytest.raises(ConfigError, match="count: 2"):
+        provisional_prompts(spec.model_copy(update={"count": 2}))
+    with pytest.raises(ValueError, match="only with `dataset`"):
+        PromptsSpec(path="x.jsonl", count=3)
