@@ -161,6 +161,15 @@ def test_shuffled_ratings_go_back_to_their_texts() -> None:
         assert [j.status for j in read].count("not_applicable") == 1
 
 
+def test_each_aspect_sees_the_texts_in_an_order_of_its_own() -> None:
+    judge = judge_of(kind="ultrafeedback", order="random")
+    texts = [completion(f"text {n}", n) for n in range(5)]
+    orders = {
+        call.principle: tuple(c.text for c in call.shown) for call in judge.calls(PROMPT, texts, 3)
+    }
+    assert len(orders) == len(set(orders.values())) == 4
+
+
 def test_a_rating_is_read_where_its_text_stands_and_is_the_mean_of_the_levels() -> None:
     spec = {"kind": "ultrafeedback", "expected": True, "order": "random"}
     judge = judge_of(**spec, aspects=["honesty", "helpfulness"], min_label_mass=0.1)
@@ -273,6 +282,42 @@ def test_a_jury_votes_and_averages() -> None:
     mean = judge_of(kind="jury", of=JURORS, accuracy={"a": 0.9, "b": 0.5, "c": 0.9})
     first, second = sat(mean, said)
     assert first.score == 1.0 and second.score == pytest.approx((0.0 + 0.75) / 2)
+
+
+def test_a_jury_counts_principles_by_their_weights() -> None:
+    """By weights of 3 and 1: 0.75 and 0.25, where equal ones would tie the two."""
+    rules = Constitution.model_validate(
+        {
+            "name": "t",
+            "principles": [
+                {"id": "heavy", "text": "Be brief.", "weight": 3},
+                {"id": "light", "text": "Be kind."},
+            ],
+        }
+    )
+    high = {"heavy": ONE, "light": TWO}
+    jury = judge_of(rules, kind="jury", of=JURORS[:1])
+    calls = jury.calls(PROMPT, [ONE, TWO], 1)
+    answers = {}
+    for call in calls:
+        said = "Score: 5" if call.shown[0] == high[call.principle] else "Score: 1"
+        answers[call.call_id] = Answered(GenerateResult(call.call_id, said, [], "stop", 1), "m")
+    assert [j.score for j in jury.conclude(calls, answers)] == [0.75, 0.25]
+
+
+def test_a_meta_judge_shows_the_answer_that_judgements_are_about() -> None:
+    meta = judge_of(kind="meta", judge={"kind": "additive", "samples": 2})
+    calls = meta.calls(PROMPT, [ONE, TWO], 1)
+    answers = {
+        call.call_id: Answered(
+            GenerateResult(call.call_id, f"Reason {n}. Score: {n}", [], "stop", 1), "m"
+        )
+        for n, call in enumerate(calls)
+    }
+    asked = meta.follow(calls, answers, 1)
+    texts = ["\n".join(m["content"] for m in call.request.messages) for call in asked]
+    about = [[c.text for c in (ONE, TWO) if c.text in text] for text in texts]
+    assert sorted(about) == [[TWO.text]] * 2 + [[ONE.text]] * 2
 
 
 def test_a_jury_of_one_mind_is_that_juror_and_its_order_changes_nothing() -> None:
