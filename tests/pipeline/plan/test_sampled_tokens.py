@@ -10,7 +10,7 @@ import yaml
 
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.runs import load_run
-from rlaif.pipeline.steps import train
+from rlaif.train import run as train
 from rlaif.train.loop import TrainJob
 from tests.pipeline.plan.bases import TRAINING, experiment
 from tests.pipeline.plan.files import write_files
