@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from rlaif.config.base import OneOf, SpecTable
 from rlaif.config.distill import DistillStep, FitStep
-from rlaif.config.kinds import OneOf, SpecTable
 from rlaif.config.training import TrainStep
 
 METHODS: SpecTable[TrainStep] = SpecTable(

@@ -17,8 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif.config.base import Count, PluginName, Strict
-from rlaif.config.kinds import NameIn
+from rlaif.config.base import Count, NameIn, PluginName, Strict
 from rlaif.core.chat import MARKERS, ChatSettings
 
 RESERVED_MODELS = frozenset({"policy", "initial", "previous", "earlier", "current"})

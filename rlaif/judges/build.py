@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from rlaif.config.base import PluginName, StepId
-from rlaif.config.kinds import OneOf, SpecTable
+from rlaif.config.base import OneOf, PluginName, SpecTable, StepId
 from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError

@@ -36,12 +36,12 @@ from rlaif.judges.common import (
     usable_pairs,
 )
 from rlaif.judges.forms import Form
-from rlaif.judges.parsing import label_share
 from rlaif.judges.questions import (
     AskingJudge,
     Labels,
     Written,
     distinct_labels,
+    label_share,
     likeliest,
     make_asking,
 )

@@ -215,12 +215,6 @@ def schema_fault(schema: dict[str, Any]) -> str | None:
     return None
 
 
-def label_share(first: float, second: float) -> float | None:
-    """first / (first + second) of two probabilities; None where both are 0."""
-    total = first + second
-    return first / total if total > 0 else None
-
-
 def expected_level(levels: Mapping[int, float]) -> float | None:
     """The mean level, sum of i p(i) over sum of p(i); None where the probabilities sum to 0."""
     total = math.fsum(levels.values())

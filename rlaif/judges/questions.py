@@ -365,3 +365,9 @@ def answer_notes(
             "such verdicts abstentions"
         )
     return notes
+
+
+def label_share(first: float, second: float) -> float | None:
+    """first / (first + second) of two probabilities; None where both are 0."""
+    total = first + second
+    return first / total if total > 0 else None

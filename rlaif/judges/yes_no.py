@@ -27,8 +27,7 @@ from rlaif.judges.common import (
     text_principles,
     usable,
 )
-from rlaif.judges.parsing import label_share
-from rlaif.judges.questions import AskingJudge, distinct_labels, make_asking
+from rlaif.judges.questions import AskingJudge, distinct_labels, label_share, make_asking
 
 
 class YesNoJudge(LabelJudge):

@@ -17,9 +17,8 @@ from pydantic import (
 )
 
 from rlaif.config.arms import AI, LABELLERS, MAIN, Arms, ArmSpec
-from rlaif.config.base import Count, Fraction, Seed, StepId, Strict
+from rlaif.config.base import Count, Fraction, Seed, SpecAt, StepId, Strict
 from rlaif.config.dataset import DatasetSpec
-from rlaif.config.kinds import SpecAt
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
 from rlaif.config.paths import Change, apply_changes, read_changes, read_setting
 from rlaif.config.steps import LoadStep

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from rlaif.judges.jsontext import json_objects, the_object
 from rlaif.judges.parsing import (
     expected_level,
-    label_share,
     patterned_score,
     patterned_word,
     schema_fault,
     valid_member,
 )
+from rlaif.judges.questions import label_share
 from rlaif.judges.scores import score_reading
 
 SCORES = [

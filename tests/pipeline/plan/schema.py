@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from rlaif.config.kinds import OneOf, SpecAt
+from rlaif.config.base import OneOf, SpecAt
 from rlaif.core.resources import find_object
 from rlaif.pipeline.experiment_file import Experiment
 
