@@ -392,6 +392,28 @@ def test_in_an_experiment_rollouts_and_rewards_are_records(tmp_path, tiny_model,
     assert json.loads((other / "done.json").read_text())["weights_hash"] == done["weights_hash"]
 
 
+def test_rounds_sample_the_same_prompts_with_other_random_numbers(
+    tmp_path, tiny_model, write_experiment
+):
+    train = {"method": "grpo", "rewards": {"checks": 1.0}, "rollouts": 1, "n": 2}
+    train |= {"batch_size": 2, "max_new_tokens": 4, "precision": "fp32"}
+    path = write_experiment(
+        tmp_path / "files",
+        tiny_model,
+        judges=[{"id": "checks", "kind": "rules"}],
+        prompts={"path": "prompts.jsonl", "holdout": 3, "limit": 2},
+        steps=[{"train": train}],
+    )
+    run_experiment(path, tmp_path / "run")
+    made = [
+        json.loads(line)
+        for file in (tmp_path / "run/steps").glob("*/completions.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+    assert len(made) == 2 * 2 * 2 and len({row["prompt_id"] for row in made}) == 2
+    assert len({row["sampling"]["seed"] for row in made}) == len(made)
+
+
 def with_long_prompts(write_experiment, folder, model, train, lengths):
     train = {
         "method": "grpo",
