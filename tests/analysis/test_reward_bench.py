@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from rlaif.cli import cli
 from rlaif.core.errors import ConfigError, RlaifError
 from rlaif.core.records import Completion, Judgement, make_prompt, to_json
+from rlaif.report.reward import reward_page
 
 WORDS = ["red", "blue", "green", "round", "small", "sweet", "old", "new"]
 
@@ -79,6 +80,10 @@ def test_figures_and_causes_of_a_model_that_learned_a_word(
     # What is said beside an interval is on the page too.
     assert "fewer than 64 prompts: the interval may be too narrow" in page
     assert invoke(*words) == found
+    parts = {"reward": [0.5, 1.0], "objective/help": [2.0, 0.5], "objective/tone": [0.0, 2.0]}
+    planted = found | {"most_wrong": [found["most_wrong"][0] | {"parts": parts}]}
+    page = reward_page(planted, tmp_path / "planted.html").read_text("utf-8")
+    assert "Chosen less rejected: help +1.500, tone -2.000" in page
 
 
 def scored(tmp_path: Path) -> tuple[Path, Path]:

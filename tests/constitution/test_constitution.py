@@ -18,6 +18,7 @@ from rlaif.constitution.model import (
     load_constitution,
     load_with_places,
     principle_hash,
+    reweight_principles,
     show_constitution,
 )
 from rlaif.core.errors import ConfigError
@@ -307,6 +308,19 @@ def test_diff() -> None:
         "~ b.text: 'u' -> 'v' (judged again)",
         "~ b.weight: 1.0 -> 2.0",
     ]
+
+
+def test_words_beside_a_check_are_judged_again_only_where_a_model_is_asked() -> None:
+    check = {"rule": "word_limits", "params": {"min": 1, "max": 9}}
+    a, b = (several({"id": "a", "text": text, "check": check}) for text in ("t", "u"))
+    assert [change.judged_again for change in list_changes(a, b)] == [False]
+    assert [change.judged_again for change in list_changes(a, b, {"a"})] == [True]
+
+
+def test_new_weights_leave_the_other_principles() -> None:
+    given = several({"id": "a", "text": "t", "weight": 2}, {"id": "b", "text": "u", "weight": 3})
+    made = reweight_principles(given, {"a": 0.5})
+    assert {p.id: p.weight for p in made.principles} == {"a": 0.5, "b": 3}
 
 
 def test_show_names_what_it_extends(tmp_path: Path) -> None:

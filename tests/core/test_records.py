@@ -58,6 +58,13 @@ def test_prompt_round_trip(text: str, tags: list[str], reference: str | None) ->
     assert prompt.question == text
 
 
+def test_the_question_is_the_last_user_turn() -> None:
+    said = [("user", "First."), ("assistant", "Yes."), ("user", "Last."), ("assistant", "Go on.")]
+    prompt = make_prompt([{"role": role, "content": text} for role, text in said])
+    assert prompt.question == "Last."
+    assert make_prompt([{"role": "system", "content": "Be brief."}]).question == ""
+
+
 @given(ANY_TEXT, st.none() | st.lists(st.integers(0, 50_000), max_size=4), NUMBERS)
 def test_completion_round_trip(text: str, ids: list[int] | None, number: float) -> None:
     completion = Completion(

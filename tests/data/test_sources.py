@@ -140,7 +140,7 @@ def test_declared_held_out_prompts_are_never_trained_on(tmp_path: Path) -> None:
 
 def test_limit_keeps_the_held_out_prompts(tmp_path: Path) -> None:
     path = jsonl(tmp_path, ROWS)
-    assert len(loaded(path, limit=2).train) == 2
+    assert loaded(path, limit=2).train == loaded(path).train[:2]
     assert loaded(path, limit=2).heldout == loaded(path).heldout
 
 

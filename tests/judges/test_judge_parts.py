@@ -275,6 +275,42 @@ def test_a_jury_votes_and_averages() -> None:
     assert first.score == 1.0 and second.score == pytest.approx((0.0 + 0.75) / 2)
 
 
+def test_a_jury_counts_principles_by_their_weights() -> None:
+    """By weights of 3 and 1: 0.75 and 0.25, where equal ones would tie the two."""
+    rules = Constitution.model_validate(
+        {
+            "name": "t",
+            "principles": [
+                {"id": "heavy", "text": "Be brief.", "weight": 3},
+                {"id": "light", "text": "Be kind."},
+            ],
+        }
+    )
+    high = {"heavy": ONE, "light": TWO}
+    jury = judge_of(rules, kind="jury", of=JURORS[:1])
+    calls = jury.calls(PROMPT, [ONE, TWO], 1)
+    answers = {}
+    for call in calls:
+        said = "Score: 5" if call.shown[0] == high[call.principle] else "Score: 1"
+        answers[call.call_id] = Answered(GenerateResult(call.call_id, said, [], "stop", 1), "m")
+    assert [j.score for j in jury.conclude(calls, answers)] == [0.75, 0.25]
+
+
+def test_a_meta_judge_shows_the_answer_that_judgements_are_about() -> None:
+    meta = judge_of(kind="meta", judge={"kind": "additive", "samples": 2})
+    calls = meta.calls(PROMPT, [ONE, TWO], 1)
+    answers = {
+        call.call_id: Answered(
+            GenerateResult(call.call_id, f"Reason {n}. Score: {n}", [], "stop", 1), "m"
+        )
+        for n, call in enumerate(calls)
+    }
+    asked = meta.follow(calls, answers, 1)
+    texts = ["\n".join(m["content"] for m in call.request.messages) for call in asked]
+    about = [[c.text for c in (ONE, TWO) if c.text in text] for text in texts]
+    assert sorted(about) == [[TWO.text]] * 2 + [[ONE.text]] * 2
+
+
 def test_a_jury_of_one_mind_is_that_juror_and_its_order_changes_nothing() -> None:
     said = dict.fromkeys("abc", ("Score: 4", "Score: 2"))
     jury = judge_of(kind="jury", of=JURORS)

@@ -14,11 +14,17 @@ from typing import Any
 
 import pytest
 
+from rlaif.config.steps import SampleStep
 from rlaif.core.errors import EngineError, GateStopped
 from rlaif.core.progress import QuietProgress
+from rlaif.core.records import Completion, make_prompt
+from rlaif.core.store import Store
 from rlaif.engines.local.hf import HfEngine
 from rlaif.pipeline.experiment import run_both, run_experiment
+from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.runs import load_run
+from rlaif.pipeline.steps.context import LiveSamples, StepContext
+from rlaif.pipeline.steps.judge import Groups
 from tests.servers.scripted import ScriptedServer, prompt_text
 
 Writer = Callable[..., Path]
@@ -146,6 +152,37 @@ def test_the_server_judges_while_this_process_samples(
     at_once = found(tmp_path / "at-once")
     assert at_once == found(tmp_path / "in-order")
     assert any(row.get("status") == "ok" for row in at_once.values() if isinstance(row, dict))
+
+
+def test_a_prompt_is_judged_when_all_of_its_answers_are_there(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    prompts = [make_prompt([{"role": "user", "content": text}]) for text in ("One?", "Two?")]
+    early, late = sorted(prompt.prompt_id for prompt in prompts)
+    place = (0, 1)
+    sampling = Planned("s", "sample", "s", *place, SampleStep(n=2), prompts=(early, late))
+    judging = Planned("j", "judge", "j", *place, None, {"completions/0": "s"}, {}, (early, late))
+    context = StepContext(
+        judging,
+        store.step("j"),
+        store,
+        None,  # type: ignore[arg-type]
+        {prompt.prompt_id: prompt for prompt in prompts},
+        None,  # type: ignore[arg-type]
+        QuietProgress(),
+        LiveSamples({"s": sampling}),
+    )
+    rows = {
+        (name, index): Completion(f"{name}{index}", name, index, [], "m", "w", {}, "stop")
+        for name in (early, late)
+        for index in range(2)
+    }
+    samples = store.step("s")
+    samples.append("completions", [rows[late, 0], rows[early, 0], rows[early, 1]])
+    waves = Groups(context).waves()
+    assert next(waves) == [early]
+    samples.append("completions", [rows[late, 1]])
+    samples.finish({})
+    assert list(waves) == [[late]]
 
 
 def test_two_servers_work_at_once(

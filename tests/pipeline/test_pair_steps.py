@@ -200,6 +200,12 @@ def test_standardise_divides_weights_by_the_spread_on_the_first_samples(tmp_path
     assert summary["weights"] == pytest.approx({judge: 3 * w for judge, w in parts.items()})
     assert sides(made) == [("a", "b")]
     assert made[0].margin == pytest.approx(0.2 * parts["narrow"] - 0.5 * parts["wide"])
+    weights = {"narrow": 1.0, "wide": 4.0}
+    summary, _ = paired(
+        tmp_path / "c", ABC, judged, initial, standardise="initial", weights=weights
+    )
+    # Equal parts of their sum.
+    assert summary["weights"] == pytest.approx({"narrow": 2.5, "wide": 2.5})
     summary, made = paired(tmp_path / "b", ABC, judged)
     assert summary["weights"] == {"narrow": 1.0, "wide": 1.0, "still": 1.0}
     assert sides(made) == [("b", "a")]

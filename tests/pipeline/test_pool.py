@@ -112,6 +112,13 @@ def test_the_shares_of_principles_depend_on_the_source() -> None:
     assert texts == {text for given in PRINCIPLES["texts"].values() for text in given}
 
 
+def test_the_shares_of_a_source_go_before_those_of_tags() -> None:
+    shares = {"web": {"brief": 1.0}, "hard": {"honest": 1.0}}
+    wanted = SamplePrinciples.model_validate(PRINCIPLES | {"shares": shares})
+    prompts = [question(f"q{n}", "web", ["hard"]) for n in range(20)]
+    assert {drawn(wanted, prompt, 1, 0).principle for prompt in prompts} == {"brief"}
+
+
 def test_what_a_model_is_told_comes_after_a_prompts_own_system_turn() -> None:
     turns = make_prompt([{"role": "system", "content": "Own."}, {"role": "user", "content": "q"}])
     step = SampleStep(system_prompt="Step.", principles=SamplePrinciples.model_validate(PRINCIPLES))

@@ -106,6 +106,13 @@ def test_the_win_rate_and_the_factor_are_crossed_too() -> None:
     assert 1 < low < change["length_factor/words"]["mean"] < high
 
 
+def test_a_win_rate_over_seeds_is_tested_against_one_half() -> None:
+    changes = page_of(*made(4, {"score/j": 0.0})).rounds[-1]["metrics"]["deltas"]["initial"]
+    for name, null in (("win_rate/j", 0.5), ("score/j", 0.0)):
+        assert changes[name]["low"] < null < changes[name]["high"]
+        assert changes[name]["p"] > 0.05
+
+
 def test_two_seeds_show_both_values_and_claim_nothing() -> None:
     page = page_of(*made(2, {"score/j": 0.3}))
     change = page.rounds[-1]["metrics"]["deltas"]["initial"]["score/j"]
