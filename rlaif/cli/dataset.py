@@ -13,6 +13,7 @@ from rlaif.cli.options import (
     FILE,
     JSON,
     ON_ERROR,
+    PROFILE,
     QUIET,
     SEED,
     SET,
@@ -21,13 +22,15 @@ from rlaif.cli.options import (
     gather_reading,
     progress_of,
     read_options,
+    run_folder,
 )
 
 
 @click.command()
 @click.argument("config", type=FILE)
-@click.option("--out", type=FILE, help="Run folder [default: runs/NAME].")
+@click.option("--out", type=FILE, help="Run folder [default: runs/NAME, or runs/NAME-PROFILE].")
 @click.option("--push", metavar="REPO", help="Upload the dataset to this hub repository.")
+@PROFILE
 @SET
 @QUIET
 @JSON
@@ -35,6 +38,7 @@ def build(
     config: Path,
     out: Path | None,
     push: str | None,
+    profile: str | None,
     settings: tuple[str, ...],
     quiet: bool,
     as_json: bool,
@@ -51,14 +55,14 @@ def build(
     from rlaif.pipeline.experiment_file import load_experiment
 
     path = find(str(config))
-    experiment, _ = load_experiment(path, settings)
+    experiment, _ = load_experiment(path, settings, profile)
     if experiment.dataset is None:
         raise ConfigError("no `dataset` in it, so there is nothing to build; add one", path)
     if push is not None:
         check_login()
-    out = out or Path("runs") / path.stem
+    out = out or run_folder(path, profile)
     result = run_experiment(
-        path, out, settings, progress_of(quiet), lambda text: click.echo(text, err=True)
+        path, out, settings, progress_of(quiet), lambda text: click.echo(text, err=True), profile
     )
     assert result.dataset is not None
     rows, lost = result.dataset.rows, result.dataset.lost

@@ -55,6 +55,9 @@ RESAMPLES, NO_SEED = (
 SET = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable."
 )
+PROFILE = click.option(
+    "--profile", metavar="NAME", help="One of the file's `profiles`, such as its full size."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 SEED = click.option(
@@ -140,6 +143,11 @@ def echo_skipped(skipped: Sequence[str]) -> None:
         click.echo(f"skipped: {message}", err=True)
     if len(skipped) > SHOWN:
         click.echo(f"skipped: {len(skipped) - SHOWN} more rows", err=True)
+
+
+def run_folder(experiment: Path, profile: str | None) -> Path:
+    """Where a run is kept by default: runs/NAME, or runs/NAME-PROFILE."""
+    return Path("runs") / "-".join(filter(None, (experiment.stem, profile)))
 
 
 def constitution_of(path: Path) -> Constitution:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlaif.cli.options import FILE, JSON, QUIET, SET, progress_of
+from rlaif.cli.options import FILE, JSON, PROFILE, QUIET, SET, progress_of, run_folder
 
 if TYPE_CHECKING:
     from rlaif.pipeline.runs import Run
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("experiment", type=FILE)
-@click.option("--out", type=FILE, help="Run folder [default: runs/NAME].")
+@click.option("--out", type=FILE, help="Run folder [default: runs/NAME, or runs/NAME-PROFILE].")
+@PROFILE
 @SET
 @click.option(
     "--dry-run", is_flag=True, help="Print the plan and what would be reused; run nothing."
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 def run(
     experiment: Path,
     out: Path | None,
+    profile: str | None,
     settings: tuple[str, ...],
     dry_run: bool,
     no_report: bool,
@@ -44,17 +46,17 @@ def run(
     from rlaif.core.resources import find
 
     path = find(str(experiment))
-    out = out or Path("runs") / path.stem
+    out = out or run_folder(path, profile)
     if dry_run:
         from rlaif.pipeline.forecast import dry_run_report
 
-        click.echo(dry_run_report(path, out, settings, as_json))
+        click.echo(dry_run_report(path, out, settings, as_json, profile))
         return
     from rlaif.pipeline.experiment import run_experiment
     from rlaif.pipeline.runs import load_run
 
     result = run_experiment(
-        path, out, settings, progress_of(quiet), lambda text: click.echo(text, err=True)
+        path, out, settings, progress_of(quiet), lambda text: click.echo(text, err=True), profile
     )
     loaded = load_run(out)
     page = out / "report.html"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from rlaif.cli.options import FILE, JSON, SET
+from rlaif.cli.options import FILE, JSON, PROFILE, SET
 
 
 @click.command()
@@ -59,6 +59,7 @@ def prompt() -> None:
     "--response-2", default="(the other answer)", show_default=False, help="For pairwise judges."
 )
 @click.option("--tokens", is_flag=True, help="Show every token with its id.")
+@PROFILE
 @SET
 @JSON
 def render(
@@ -68,6 +69,7 @@ def render(
     response: str,
     response_2: str,
     tokens: bool,
+    profile: str | None,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -79,7 +81,7 @@ def render(
     from rlaif.pipeline.preview import rendered
 
     path = find(str(experiment))
-    shown = rendered(path, settings, judge, prompt_id, [response, response_2])
+    shown = rendered(path, settings, judge, prompt_id, [response, response_2], profile)
     if as_json:
         click.echo(json.dumps(shown, ensure_ascii=False))
         return

@@ -407,11 +407,16 @@ class PromptsSpec(Strict):
     max_words: PositiveInt | None = Field(
         None, description="Drop prompts with more words than this over all turns."
     )
+    count: PositiveInt | None = Field(
+        None, description="How many rows `dataset` has, so that a dry run need not read it."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptsSpec:
         if self.path is not None and self.dataset is not None:
             raise ValueError("give one of `path` and `dataset`, not both")
+        if self.count is not None and self.dataset is None:
+            raise ValueError("count: only with `dataset`; a file is read in dry runs too")
         return self
 
     @property

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from rlaif.config.arms import HUMAN
-from rlaif.config.base import Count, Fraction, StepId, Strict, Temperature, told
+from rlaif.config.base import LATE, Count, Fraction, StepId, Strict, Temperature, hashed_keys, told
 from rlaif.config.columns import LabelColumns
 from rlaif.constitution.rules import validate_check
 
@@ -81,8 +81,8 @@ class SampleStep(SamplingKeys):
     pool: Annotated[list[PoolMember], Field(min_length=2)] | None = Field(
         None, description="Generators, of which `n` are drawn for each prompt."
     )
-    principles: SamplePrinciples | None = None
-    system_prompt: Annotated[str, Field(min_length=1)] | None = Field(
+    principles: Annotated[SamplePrinciples | None, LATE] = None
+    system_prompt: Annotated[Annotated[str, Field(min_length=1)] | None, LATE] = Field(
         None, description="Added before each prompt; the judges do not see it."
     )
 
@@ -102,11 +102,6 @@ class SampleStep(SamplingKeys):
             self.model_copy(update=member.model_dump(exclude_none=True) | {"n": 1, "pool": None})
             for member in self.pool or []
         ]
-
-    def told(self) -> dict[str, Any]:
-        """What the model is told besides the prompt; nothing where it is told nothing."""
-        given = self.model_dump(mode="json", include={"principles", "system_prompt"})
-        return {key: value for key, value in given.items() if value is not None}
 
 
 class LoadStep(Strict):
@@ -192,15 +187,15 @@ class PairStep(Strict):
     )
     consistency_mean: bool = Field(False, description="All pairs get the mean (the paper's avg).")
     max_pairs: PositiveInt | None = Field(None, description="Keep at most this many, by margin.")
-    tier: Annotated[float, Field(ge=0.0, le=0.5)] | None = Field(
+    tier: Annotated[Annotated[float, Field(ge=0.0, le=0.5)] | None, LATE] = Field(
         None,
         description="Of length_tiered: the best are within this share of a prompt's range of scores"
         " from the top, the worst from the bottom.",
     )
-    max_overlap: Fraction | None = Field(
+    max_overlap: Annotated[Fraction | None, LATE] = Field(
         None, description="Drop pairs whose answers share more word 3-grams (Jaccard)."
     )
-    balance_lengths: bool = Field(
+    balance_lengths: Annotated[bool, LATE] = Field(
         False, description="Keep as many pairs with the longer answer chosen as the shorter."
     )
     uses: list[str] | None = None
@@ -225,10 +220,8 @@ class PairStep(Strict):
         return self
 
     def keys(self) -> dict[str, Any]:
-        """What decides the pairs. Keys that came later count only where they are given."""
-        later = {"tier": None, "max_overlap": None, "balance_lengths": False}
-        unset = {key for key, default in later.items() if getattr(self, key) is default}
-        return self.model_dump(mode="json", exclude={"id", "uses"} | unset)
+        """What decides the pairs."""
+        return hashed_keys(self, exclude={"id", "uses"})
 
 
 class CheckSpec(Strict):

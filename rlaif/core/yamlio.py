@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,13 +111,21 @@ def line_of(loc: Loc, lines: Lines) -> int | None:
     return lines.get(loc)
 
 
-def validate(model: type[M], data: Any, lines: Lines, path: Path | str) -> M:
-    """`data` as `model`, or one ConfigError listing every fault with its line."""
+def validate(
+    model: type[M],
+    data: Any,
+    lines: Lines,
+    path: Path | str,
+    notes: Mapping[Loc, str] | None = None,
+) -> M:
+    """`data` as `model`, or one ConfigError listing every fault with its line, and with the note of
+    `notes` at its place or around it."""
     refuse_absurd(data, lines, path)
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain_errors(error, model, data, lines, path)) from None
+        said = _explain_errors(error, model, data, lines, path, notes or {})
+        raise ConfigError(said) from None
 
 
 def refuse_absurd(data: Any, lines: Lines, path: Path | str) -> None:
@@ -149,7 +157,12 @@ def _find_numbers(data: Any, loc: Loc) -> Iterator[tuple[Loc, int | float]]:
 
 
 def _explain_errors(
-    error: ValidationError, model: type[BaseModel], data: Any, lines: Lines, path: Path | str
+    error: ValidationError,
+    model: type[BaseModel],
+    data: Any,
+    lines: Lines,
+    path: Path | str,
+    notes: Mapping[Loc, str],
 ) -> str:
     """One line for each place: the members of a union say there what each of them expected."""
     said: dict[tuple[str, str], list[str]] = {}
@@ -159,6 +172,8 @@ def _explain_errors(
         line = line_of(given, lines)
         place = f"{path}:{line}" if line else f"{path}"
         where = ".".join(map(str, given))
+        note = next((notes[given[:n]] for n in range(len(given), 0, -1) if given[:n] in notes), "")
+        place += f" ({note})" if note else ""
         if fault["type"] == "extra_forbidden":
             hint = suggest(str(loc[-1]), known_keys(model, loc[:-1]))
             said[f"{place}: unknown key {where!r}{hint}", ""] = []

@@ -58,6 +58,17 @@ def load_prompts(spec: PromptsSpec, beside: Path | None = None) -> PromptSet:
     return _split_prompts(spec, prompts, splits, duplicates, name)
 
 
+def provisional_prompts(spec: PromptsSpec) -> PromptSet:
+    """As many made-up prompts as the dataset has rows (`count`), with a reference answer where a
+    column of these is named, split as `load_prompts` does."""
+    answer = None if spec.columns.reference is None else "An answer."
+    texts = (f"Row {number} of {spec.dataset}" for number in range(spec.count or 0))
+    made = [make_prompt([{"role": "user", "content": t}], "", [], answer) for t in texts]
+    # A bound on words is for the rows themselves.
+    every = spec.model_copy(update={"max_words": None})
+    return split_prompts(every, made, f"{spec.dataset} (count: {spec.count})")
+
+
 def loaded_source(step: LoadStep, name: str | None, beside: Path | None) -> Source:
     """What a load step reads: its dataset, or the file called `name`. Raises ConfigError where that
     is not there."""

@@ -24,6 +24,7 @@ from rlaif.core.store import read_json
 from rlaif.engines.checkpoints import load_classifier, write_checkpoint
 from rlaif.engines.local.distance import REGION
 from rlaif.engines.model_folders import (
+    ADAPTER,
     ADAPTER_BASE,
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -35,9 +36,6 @@ from rlaif.engines.model_folders import (
     resolve,
     weights_hash,
 )
-
-ADAPTER = "adapter"
-"""The folder in a whole checkpoint that has the adapter which was merged into it."""
 
 
 def save_adapter(wrapped: Any, folder: Path) -> None:

@@ -257,6 +257,8 @@ def no_embedding(token: int, text: str, limits: Limits) -> str:
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER = "adapter"
+"""The folder in a whole checkpoint that has the adapter which was merged into it."""
 MEMBERS = "members"
 """The folder in a checkpoint that holds the adapters of an ensemble, by number."""
 DORA = (

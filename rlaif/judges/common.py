@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import structs
 from pydantic import Field, PositiveInt, create_model, model_validator
 
-from rlaif.config.base import Count, Fraction, StepId, Strict, Temperature
+from rlaif.config.base import Count, Fraction, StepId, Strict, Temperature, hashed_keys
 from rlaif.config.models import THINKING, ThinkingSpec
 from rlaif.constitution.model import ASKED_FIELDS, Constitution, Principle, principle_hash
 from rlaif.core.chat import split
@@ -88,7 +88,7 @@ def hash_judge(
     hashes = [(p.id, principle_hash(p, fields)) for p in principles]
     if template is None or "principles" not in template.variables:
         hashes.sort()
-    options = spec.model_dump(mode="json", exclude=_NOT_HASHED)
+    options = hashed_keys(spec, exclude=_NOT_HASHED)
     template_hash = template.hash if template is not None else None
     return content_hash(spec.kind, spec.id, options, template_hash, hashes)
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from rlaif.config.base import StepId, Strict
+from rlaif.config.base import StepId, Strict, hashed_keys
 from rlaif.constitution.own_rules import code_of
 from rlaif.constitution.rules import apply_check, validate_check
 from rlaif.core.errors import ConfigError
@@ -156,7 +156,7 @@ class RubricJudge(VerdictJudge):
             )
             sampling = Sampling(writing.max_new_tokens, 0.0)
             writer = Writer(source, sampling, writing.most, writing.structured)
-        items = {q: [i.model_dump(mode="json") for i in its] for q, its in by_question.items()}
+        items = {q: [hashed_keys(i) for i in its] for q, its in by_question.items()}
         code = code_of(item.check for item in given if item.check)
         return Rubric(
             id=self.id,

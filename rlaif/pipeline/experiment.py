@@ -64,8 +64,10 @@ def run_experiment(
     overrides: Sequence[str] = (),
     progress: StepProgress | None = None,
     say: Callable[[str], None] = lambda text: None,
+    profile: str | None = None,
 ) -> RunResult:
-    """Run an experiment into the run folder `out`, or go on with it.
+    """Run an experiment, by one of its profiles or as it stands, into the run folder `out`, or go
+    on with it.
 
     Finished steps are found by the hash of their inputs and not run again. Raises RlaifError.
     """
@@ -77,7 +79,7 @@ def run_experiment(
     # Before the lock, which is a file in this folder.
     store.prepare()
     with store.locked():
-        inputs = prepare(path, overrides)
+        inputs = prepare(path, overrides, profile=profile)
         plan = make_plan(inputs)
         missing = unfinished(plan, store)
         _check_space(store, plan, missing)

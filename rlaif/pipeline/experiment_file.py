@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,12 +17,14 @@ from pydantic import (
 )
 
 from rlaif.config.arms import AI, LABELLERS, MAIN, Arms, ArmSpec
-from rlaif.config.base import Count, Fraction, Seed, Strict, apply_override
+from rlaif.config.base import Count, Fraction, Seed, StepId, Strict
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.kinds import SpecAt
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
+from rlaif.config.paths import Change, apply_changes, read_changes, read_setting
 from rlaif.config.steps import LoadStep
-from rlaif.core.yamlio import Lines, load_yaml, validate
+from rlaif.core.errors import ConfigError
+from rlaif.core.yamlio import Lines, load_yaml, suggest, validate
 from rlaif.judges.build import JudgeStep
 from rlaif.judges.common import JudgeBase
 from rlaif.metrics.figure_rules import RULES, find_key
@@ -122,6 +124,12 @@ class Experiment(Strict):
         0.05,
         description="With `arms`: a difference of scores, or of accuracies on held-out pairs, that "
         "is too small to matter. Policies whose 90% interval lies within it are called the same.",
+    )
+    profiles: dict[StepId, dict[str, Any]] = Field(
+        {},
+        description="Other sizes of the same method, chosen by `--profile NAME`: paths and their "
+        "values, such as `steps.sample.prompts: 1000`. The file without a profile is the small "
+        "size.",
     )
     rounds: Count = 1
     steps: Annotated[list[StepEntry], Field(min_length=1)]
@@ -311,18 +319,33 @@ class Experiment(Strict):
         return {judge.id: judge for judge in [*self.judges, *steps]}
 
 
-def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Experiment, Lines]:
-    """The experiment in `path` with `a.b=c` overrides applied. Raises ConfigError."""
+def load_experiment(
+    path: str | Path, overrides: Sequence[str] = (), profile: str | None = None
+) -> tuple[Experiment, Lines]:
+    """The experiment in `path` with a profile of its own and then `a.b=c` overrides applied, and
+    the line of every key. Raises ConfigError."""
     path = Path(path)
     data, lines = load_yaml(path)
-    for override in overrides:
-        apply_override(data, override)
-    return validate(Experiment, data, lines, path), lines
+    changes = [] if profile is None else _profile_changes(data, profile, path)
+    changes += [read_setting(setting) for setting in overrides]
+    data, lines, notes = apply_changes(data, lines, changes, path)
+    return validate(Experiment, data, lines, path, notes), lines
+
+
+def _profile_changes(data: Mapping[str, Any], profile: str, path: Path) -> list[Change]:
+    profiles = data.get("profiles")
+    known = profiles if isinstance(profiles, dict) else {}
+    given = known.get(profile)
+    if not isinstance(given, dict):
+        fault = f"--profile {profile}: the file has no such profile"
+        raise ConfigError(fault + (suggest(profile, sorted(map(str, known))) or ""), path)
+    return read_changes(given, f"profile {profile}", ("profiles", profile))
 
 
 def resolved_yaml(experiment: Experiment) -> str:
     """The experiment with every default written out, as it is kept in the run folder."""
-    data = experiment.model_dump(mode="json", by_alias=True)
+    # Profiles are sizes of the file; a run has one size.
+    data = experiment.model_dump(mode="json", by_alias=True, exclude={"profiles"})
     # With arms it is they that say who labels.
     apart = {"labels", "flip"} if experiment.arms else set()
     data["steps"] = [

@@ -165,13 +165,17 @@ def _longest_answers(tokens: int) -> list[Completion]:
     ]
 
 
-def dry_run_report(path: Path, out: Path, overrides: Sequence[str], as_json: bool) -> str:
+def dry_run_report(
+    path: Path, out: Path, overrides: Sequence[str], as_json: bool, profile: str | None = None
+) -> str:
     """The plan as a table, or as JSON. Nothing is run, fetched or written."""
-    inputs = prepare(path, overrides, fetch=False)
+    inputs = prepare(path, overrides, fetch=False, profile=profile)
     rows = forecast(inputs, Store(out))
     if as_json:
-        return json.dumps({"out": str(out), "steps": [asdict(row) for row in rows]})
-    return _make_table(inputs.experiment, rows, out)
+        steps = [asdict(row) for row in rows]
+        return json.dumps({"out": str(out), "provisional": inputs.provisional, "steps": steps})
+    provisional = [f"provisional: {text}" for text in inputs.provisional]
+    return "\n".join([_make_table(inputs.experiment, rows, out), *provisional])
 
 
 def _step_name(experiment: Experiment, row: Forecast) -> str:

@@ -22,7 +22,13 @@ from rlaif.core.yamlio import line_of, read_text
 from rlaif.data.embed import model_folder
 from rlaif.data.readers import read_labelled
 from rlaif.data.rows import Source, rows_hash, source_rows
-from rlaif.data.sources import PromptSet, load_prompts, loaded_source, split_prompts
+from rlaif.data.sources import (
+    PromptSet,
+    load_prompts,
+    loaded_source,
+    provisional_prompts,
+    split_prompts,
+)
 from rlaif.engines.build import known_capabilities, server_key, whole
 from rlaif.engines.model_folders import check_weights, locate, model_hash, resolve
 from rlaif.judges.base import Judge, roles_of
@@ -31,11 +37,17 @@ from rlaif.judges.common import JudgeBase
 from rlaif.pipeline.experiment_file import Experiment, load_experiment
 from rlaif.pipeline.plan.base import PlanInputs, no_model, replace_path
 
+ABSENT = "not here yet:"
+"""How the identity of a model begins that a dry run does not fetch."""
 
-def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> PlanInputs:
+
+def prepare(
+    path: Path, overrides: Sequence[str] = (), fetch: bool = True, profile: str | None = None
+) -> PlanInputs:
     """Everything a plan needs. With `fetch` false nothing is downloaded or converted: a model that
-    is not on disk yet gets a placeholder identity. Raises ConfigError, EngineError."""
-    experiment, lines = load_experiment(path, overrides)
+    is not on disk yet gets a placeholder identity, and a dataset whose `count` is given made-up
+    prompts; `provisional` names them. Raises ConfigError, EngineError."""
+    experiment, lines = load_experiment(path, overrides, profile)
     experiment = _with_scripts(experiment, path)
     constitution = _load_constitution(experiment, path)
     thinking = thinking_of(experiment.models.values())
@@ -45,15 +57,25 @@ def prepare(path: Path, overrides: Sequence[str] = (), fetch: bool = True) -> Pl
     }
     keys = model_keys(experiment, fetch)
     check_same_weights(experiment, keys, judges)
+    spec = experiment.prompts
+    made_up = not fetch and spec.count is not None and not Path(spec.dataset or "").exists()
     inputs = PlanInputs(
         experiment,
         path,
         lines,
         constitution,
-        _load_prompts(experiment, path),
+        provisional_prompts(spec) if made_up else _load_prompts(experiment, path),
         judges,
         keys,
         _file_hashes(experiment, path),
+        (
+            *([f"{spec.count} made-up prompts in place of {spec.dataset}"] if made_up else []),
+            *(
+                f"model {name} ({key.removeprefix(ABSENT)}) is not here yet"
+                for name, key in keys.items()
+                if key.startswith(ABSENT)
+            ),
+        ),
     )
     _check_judges(inputs)
     _check_capabilities(inputs)
@@ -114,7 +136,7 @@ def model_key(spec: ModelSpec, fetch: bool) -> str:
 
         visible_gpus(spec)
     if folder is None:
-        return f"not here yet:{spec.path}"
+        return ABSENT + spec.path
     # A plug-in may keep weights in files of its own kind.
     if ":" not in spec.engine:
         check_weights(folder)

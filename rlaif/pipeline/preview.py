@@ -23,9 +23,10 @@ def rendered(
     judge: str | None,
     prompt_id: str | None,
     responses: Sequence[str],
+    profile: str | None = None,
 ) -> list[dict[str, Any]]:
     """[{title, text, tokens, pieces}]: the policy's prompt, or each call of a judge."""
-    inputs = prepare(path, overrides)
+    inputs = prepare(path, overrides, profile=profile)
     prompt = _find_prompt(inputs, prompt_id)
     if judge is None:
         engine = _load_engine(inputs, "policy")

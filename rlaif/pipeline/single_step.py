@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.base import apply_override
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, thinking_of
+from rlaif.config.paths import apply_changes, read_setting
 from rlaif.config.steps import EvaluateStep, LoadStep, PairStep
 from rlaif.constitution.model import load_constitution
 from rlaif.core.errors import ConfigError
@@ -162,9 +162,8 @@ def run_step(request: Request, progress: Progress) -> dict[str, Any]:
 def _plan_inputs(request: Request) -> PlanInputs:
     """An experiment of this step alone. The command's model is its policy; every other model that
     the step or a judge asks is known by its path."""
-    options: dict[str, Any] = {}
-    for setting in request.settings:
-        apply_override(options, setting)
+    changes = [read_setting(setting) for setting in request.settings]
+    options = apply_changes({}, {}, changes)[0]
     if "reference" in request.models:
         options["reference"] = request.models["reference"]
     data = {

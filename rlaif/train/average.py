@@ -18,8 +18,7 @@ from rlaif.core.integrity import CHECKSUMS_NAME, publish_folder
 from rlaif.engines.build import is_reward_model, whole
 from rlaif.engines.checkpoints import MASTERS
 from rlaif.engines.local.reward import POSITION, reward_position
-from rlaif.engines.merging import ADAPTER
-from rlaif.engines.model_folders import check_weights, member_folders
+from rlaif.engines.model_folders import ADAPTER, check_weights, member_folders
 from rlaif.kernels.heads import WEIGHTS, load_head, save_head
 from rlaif.train.reward_model import RECORD
 from rlaif.train.tokenise import refuse_other_tokens

@@ -38,8 +38,8 @@ from rlaif.engines.checkpoints import (
     write_older_names,
 )
 from rlaif.engines.local.distance import Region, save_region
-from rlaif.engines.merging import ADAPTER, earlier_adapter, save_adapter, write_on_base
-from rlaif.engines.model_folders import MEMBERS
+from rlaif.engines.merging import earlier_adapter, save_adapter, write_on_base
+from rlaif.engines.model_folders import ADAPTER, MEMBERS
 from rlaif.kernels.device import release_freed_memory
 from rlaif.kernels.heads import Head, save_head
 from rlaif.train import parallel

@@ -20,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from rlaif.config.base import hashed_keys
 from rlaif.config.training import TextStep, TrainStep
 from rlaif.core.chat import KEEP, ChatSettings
 from rlaif.core.errors import EngineError, RlaifError, StoreError
@@ -76,7 +77,7 @@ def learning_rate(step: int, total: int, options: TrainStep) -> float:
 
 def training_fingerprint(examples: Iterable[Example], options: TrainStep, seed: int) -> str:
     """A hash of all that decides the result besides the starting weights."""
-    chosen = options.model_dump(mode="json", exclude=IGNORED_OPTIONS)
+    chosen = hashed_keys(options, exclude=IGNORED_OPTIONS)
     # Texts are not covered: what is trained on are these ids.
     data = [
         [e.example_id, e.prompt_ids, list(e.completions), list(e.pairs), list(e.scores)]

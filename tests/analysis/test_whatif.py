@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from rlaif.analysis.fit_weights import fitted, one_vote_each, run_votes
 from rlaif.analysis.reach import measure_reach
 from rlaif.analysis.whatif import (
+    Pairing,
     ablate_principles,
     effect,
     find_labelled,
@@ -22,10 +24,11 @@ from rlaif.analysis.whatif import (
     measure_agreements,
     rescore_completions,
 )
+from rlaif.config.steps import PairStep
 from rlaif.constitution.model import Constitution, load_constitution
 from rlaif.core.errors import ConfigError
 from rlaif.core.labelled import LabelledPair
-from rlaif.core.records import Completion, Judgement, content_hash
+from rlaif.core.records import Completion, Judgement, content_hash, make_prompt
 from rlaif.metrics.ridge import predict_probability
 from rlaif.metrics.votes import VotedPair, fit_weights, principle_votes
 from rlaif.pipeline.experiment import run_experiment
@@ -110,6 +113,27 @@ def test_without_any_principle_there_is_no_score_and_no_flip(run: Run) -> None:
     nothing = effect(pairings, weights, dict.fromkeys(weights, 0.0))
     assert nothing.missing == nothing.preferences
     assert nothing.flipped == nothing.tied == 0
+
+
+def test_an_empty_answer_fails_the_principle_that_it_would_escape() -> None:
+    """As when the pairs were made: a principle that applies to the other answer counts for both."""
+    prompt = make_prompt([{"role": "user", "content": "Name a red fruit."}])
+    answers = [
+        Completion(
+            name, prompt.prompt_id, n, [{"role": "assistant", "content": text}], *"mw", {}, ""
+        )
+        for n, (name, text) in enumerate((("full", "Cherry"), ("empty", " ")))
+    ]
+    rows = [
+        replace(judged("true", "full", 0.4), prompt_id=prompt.prompt_id),
+        replace(judged("true", "empty", None, "not_applicable"), prompt_id=prompt.prompt_id),
+        *(replace(judged("kind", n, 0.9), prompt_id=prompt.prompt_id) for n in ("full", "empty")),
+    ]
+    name = prompt.prompt_id
+    given = {"one": {name: rows}}
+    pairing = Pairing(PairStep(), 0, {name: prompt}, {name: answers}, given, {}, [])
+    found = rescore_completions(pairing, {})[name]
+    assert found == pytest.approx({"full": 0.65, "empty": 0.45})
 
 
 def test_labels_of_other_texts_are_refused(run: Run) -> None:

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from msgspec import structs
 
 from rlaif.cli import cli
 from rlaif.config.dataset import DatasetSpec
@@ -404,6 +405,12 @@ def test_raw_rows_have_the_overall_judges_score_and_reasons() -> None:
     assert (completion["overall_score"], completion["critique"]) == (10.0, "Good.")
     assert completion["principle"] == "honesty"
     assert all(a["Rating"] is None for a in completion["annotations"].values())
+    # What the overall judge says under an aspect's name is no rating of that aspect.
+    aspect = structs.replace(judgement, principle="honesty")
+    other = structs.replace(aspect, judgement_id="o", call_id="o", judge="other", score=0.5)
+    row = raw_row(prompt, [one], [aspect, other], "all")
+    assert row is not None
+    assert row["completions"][0]["annotations"]["honesty"]["Rating"] == "3"
     several = make_prompt(
         [
             {"role": "user", "content": "a"},

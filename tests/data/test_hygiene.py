@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from pydantic import ValidationError
 
 from rlaif.config.filters import FilterSet, FilterStep
@@ -21,9 +22,11 @@ from rlaif.core.records import make_prompt
 from rlaif.core.store import Store
 from rlaif.data import embed
 from rlaif.data.embed import Vectors
-from rlaif.data.hygiene import Beside, Item, Sifted, private_kinds, sift_items
+from rlaif.data.hygiene import Beside, Item, Sifted, of_preference, private_kinds, sift_items
+from rlaif.data.readers.base import make_pair
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.steps.filter import read_beside
+from rlaif.pipeline.steps.load import labelled_preference
 
 LONG = "the quick brown fox jumps over the lazy dog while the small grey cat sleeps by a warm fire"
 
@@ -84,6 +87,21 @@ def test_a_pair_goes_when_one_of_its_answers_does() -> None:
         {"kind": "rule", "rule": "no_refusal"},
     )
     assert found.kept == ["b"]
+
+
+def test_a_preference_shows_both_of_its_answers_to_filters() -> None:
+    prompt = make_prompt([{"role": "user", "content": "Name a fruit."}])
+
+    def shown(chosen: str, rejected: str) -> tuple[str, ...]:
+        pair = make_pair("here", prompt.messages, (chosen or "x", rejected or "x"), 1.0)
+        made = labelled_preference(pair)
+        sides = {"chosen": [] if not chosen else made.chosen}
+        sides["rejected"] = [] if not rejected else made.rejected
+        return of_preference(structs.replace(made, **sides), prompt).answers
+
+    assert shown("A plum.", "A brick.") == ("A plum.", "A brick.")
+    assert shown("A plum.", "") == ("A plum.",)
+    assert shown("", "A brick.") == ("A brick.",)
 
 
 def test_all_answers_to_a_prompt_share_its_fate() -> None:

@@ -6,7 +6,11 @@ import pytest
 import torch
 import transformers
 
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import EngineError
+from rlaif.engines.base import ScoreRequest
+from rlaif.engines.local.encoding import load_encoding
+from rlaif.engines.local.hf import HfEngine
 from rlaif.engines.local.weights import Head, Weights, head_of
 from tests.support.architectures import SMALL
 
@@ -52,6 +56,22 @@ def test_the_engine_finishes_logits_as_the_model_does():
     with torch.no_grad():
         found = weights.head.finish(made.get_output_embeddings()(hidden))
         torch.testing.assert_close(found, made(input_ids=ids).logits)
+
+
+def test_log_probs_are_those_of_the_finished_logits(tiny_model):
+    spec = ModelSpec(path=str(tiny_model))
+    config = transformers.AutoConfig.from_pretrained(tiny_model)
+    encoding = load_encoding(tiny_model, spec, config, "m")
+    options = {"logits_scaling": 8.0, "vocab_size": config.vocab_size}
+    made = model("HyperCLOVAXConfig", options)
+    engine = HfEngine(Weights(made, "x"), encoding, spec)
+    messages, ids = [{"role": "user", "content": "Hello."}], [5, 6, 7]
+    ((result,),) = engine.score([ScoreRequest("a", messages, continuation_ids=ids)])
+    _, prompt = engine.render(messages)
+    with torch.no_grad():
+        logits = made(input_ids=torch.tensor([[*prompt, *ids]])).logits[0]
+    expected = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(ids)[:, None])
+    assert result.token_logprobs == pytest.approx(expected[:, 0].tolist(), abs=1e-4)
 
 
 def test_logits_of_another_form_are_refused():

@@ -161,6 +161,15 @@ def test_shuffled_ratings_go_back_to_their_texts() -> None:
         assert [j.status for j in read].count("not_applicable") == 1
 
 
+def test_each_aspect_sees_the_texts_in_an_order_of_its_own() -> None:
+    judge = judge_of(kind="ultrafeedback", order="random")
+    texts = [completion(f"text {n}", n) for n in range(5)]
+    orders = {
+        call.principle: tuple(c.text for c in call.shown) for call in judge.calls(PROMPT, texts, 3)
+    }
+    assert len(orders) == len(set(orders.values())) == 4
+
+
 def test_a_rating_is_read_where_its_text_stands_and_is_the_mean_of_the_levels() -> None:
     spec = {"kind": "ultrafeedback", "expected": True, "order": "random"}
     judge = judge_of(**spec, aspects=["honesty", "helpfulness"], min_label_mass=0.1)

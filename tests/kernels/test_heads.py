@@ -178,6 +178,17 @@ def test_one_quantile_would_be_the_median_and_risk_looks_at_the_lowest():
     assert (averse.objectives(features.last) < mean.objectives(features.last)).all()
 
 
+def test_the_quantiles_of_a_reward_are_those_of_its_debiased_objectives():
+    features = made(20)
+    head = gated(["helpful", "harmless", "length"], quantiles=4, verbosity="length")
+    with torch.no_grad():
+        head.weight.normal_()
+        head.penalty.copy_(torch.tensor([0.5, 2.0, 0.0]))
+        scores = head(features.last, features.prompt[features.of])
+    parts = [scores.parts[f"quantile/{q / 5:.3g}"] for q in range(1, 5)]
+    torch.testing.assert_close(torch.stack(parts).mean(0), scores.reward)
+
+
 def planted(answers=3000):
     """Two objectives, of which the prompt's first feature says which one counts; and length."""
     features = made(answers)

@@ -20,6 +20,7 @@ from rlaif.pipeline.experiment import RunResult, run_experiment
 from rlaif.pipeline.exports import trl_rows
 from rlaif.pipeline.manifest import read_rounds
 from rlaif.pipeline.runs import Run, load_run
+from rlaif.train.job import TrainJob
 
 Writer = Callable[..., Path]
 KINDS = ("sample", "judge", "logprobs", "pair", "train", "evaluate")
@@ -457,3 +458,27 @@ def test_spin_needs_reference_answers(
     path = write_experiment(tmp_path / "files", tiny_model, steps=steps, judges=[])
     with pytest.raises(ConfigError, match="min_margin: strategy reference looks at no judgement"):
         run_experiment(path, tmp_path / "run")
+
+
+def test_a_training_is_told_how_its_policy_renders_conversations(
+    tmp_path: Path, tiny_model: Path, write_experiment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = {"path": str(tiny_model), "dtype": "float32", "system_prompt": "Be brief."}
+    row = {"prompt": "Name a red fruit.", "chosen": "A cherry.", "rejected": "A brick."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    steps = [{"load": {"type": "preferences", "path": "pairs.jsonl"}}, {"train": {}}]
+    models = {"policy": policy | {"system_role": "merge"}}
+    path = write_experiment(tmp_path, tiny_model, rounds=1, models=models, steps=steps)
+    jobs: list[TrainJob[Any]] = []
+
+    def find(job: TrainJob[Any]) -> Any:
+        jobs.append(job)
+        raise RlaifError("far enough")
+
+    monkeypatch.setattr("rlaif.pipeline.steps.training.find_trainer", find)
+    with pytest.raises(RlaifError, match="far enough"):
+        run_experiment(path, tmp_path / "run")
+    assert (jobs[0].chat.system_prompt, jobs[0].chat.system_role) == ("Be brief.", "merge")
+    assert jobs[0].seed == 3 and [p.chosen[0]["content"] for p in jobs[0].preferences] == [
+        "A cherry."
+    ]

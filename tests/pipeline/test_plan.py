@@ -463,3 +463,23 @@ def test_a_reward_model_of_filtered_pairs_finds_the_ratings_of_their_answers(
     (source,) = first.inputs.values()
     assert next(p.kind for p in plan if p.hash == source) == "filter"
     assert len(first.options["judgements"]) == 2 and set(first.options["judgements"]) <= judged
+
+
+def test_the_source_of_a_prompt_counts_where_a_reward_term_asks_for_it(tmp_path: Path) -> None:
+    def trained(when: dict[str, Any], source: str) -> str:
+        def edit(data: dict[str, Any], rules: dict[str, Any]) -> None:
+            term = {"judge": "checks"} | when
+            step = {"method": "grpo", "n": 2, "batch_size": 2, "rewards": [term]}
+            data |= {"rounds": 1, "judges": [{"id": "checks", "kind": "rules"}]}
+            data["steps"] = [{"train": step}]
+
+        texts = [f"Question {i}?" for i in range(4)]
+        web = [make_prompt([{"role": "user", "content": text}], "web") for text in texts]
+        other = make_prompt([{"role": "user", "content": "Another?"}], source)
+        prompts = PromptSet([*web[1:], other], web[:1], 0)
+        (step,) = planned(tmp_path, edit, prompts)
+        return step.hash
+
+    asked = {"when": {"source": ["web"]}}
+    assert trained(asked, "web") != trained(asked, "book")
+    assert trained({}, "web") == trained({}, "book")

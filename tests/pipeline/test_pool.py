@@ -81,6 +81,19 @@ def test_each_prompt_is_answered_by_different_members(
     assert all(len(row["prompt"]) == 1 for row in run.rows("preferences")), "no system turn"
 
 
+def test_each_answer_to_a_prompt_has_a_principle_of_its_own(
+    tmp_path: Path, write_experiment: Callable[..., Path]
+) -> None:
+    steps = [{"sample": {"n": 6, "max_new_tokens": 8, "principles": PRINCIPLES}}]
+    run_experiment(write(tmp_path, write_experiment, steps), tmp_path / "run")
+    by_prompt: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for row in load_run(tmp_path / "run").rows("completions"):
+        by_prompt[row["prompt_id"]].add((row["principle"], row["system_prompt"]))
+    assert len(by_prompt) == 7
+    assert all(len({text for _, text in told}) > 1 for told in by_prompt.values())
+    assert any(len({name for name, _ in told}) > 1 for told in by_prompt.values())
+
+
 def test_a_new_member_leaves_the_others_answers_where_they_are_drawn_alike(
     tmp_path: Path, write_experiment: Callable[..., Path]
 ) -> None:

@@ -123,7 +123,7 @@ def answers(planned: Planned) -> list[Completion]:
     for prompt_id in planned.prompts:
         for index in range(planned.step.n):
             name = "k_" + content_hash(planned.hash, prompt_id, index)
-            text = " ".join(["word"] * WORDS[author]) + f"{index}"
+            text = " ".join(["word"] * WORDS[author] + ["more"] * index)
             turns: Any = [{"role": "assistant", "content": text}]
             ids = list(range(WORDS[author]))
             row = Completion(
@@ -247,6 +247,8 @@ def test_the_rounds_diagnostics_are_of_its_own_samples_and_pairs(done: Run) -> N
     found = done.row(2)["metrics"]
     names = "pairs/margin", "pairs/unpaired_prompts", "samples/score/self", "samples/zero_variance"
     assert means(found, *names) == pytest.approx([0.125, 0.0, 0.5375, 0.0])
+    # The second answer is worse, and a word longer.
+    assert means(found, "pairs/length_gap") == [-1.0]
     assert found["pairs/margin"]["n"] == 2
     assert not any(name.startswith(("pairs/", "samples/")) for name in done.row(0)["metrics"])
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlaif.config.models import ModelSpec
+from rlaif.core.store import Store
 from rlaif.engines.base import Model
-from rlaif.pipeline.experiment import overlap_groups, run_both, split_group
+from rlaif.pipeline.experiment import overlap_groups, run_both, split_group, unfinished
 from rlaif.pipeline.plan.base import Planned
+from rlaif.train.methods.pairs import DpoTrain
 
 HERE = ModelSpec(path="builtin/smollm2-135m-instruct")
 
@@ -115,3 +118,24 @@ def test_the_first_error_ends_both(breaks: str) -> None:
         run_both(here, beside, ended.set)
     assert ended.is_set()
     assert done == (["far"] if breaks == "here" else [])
+
+
+@pytest.mark.parametrize("role", ["start", "reference", "last"])
+def test_a_training_without_its_masters_is_run_again_for_what_uses_it(
+    tmp_path: Path, role: str
+) -> None:
+    def trained(name: str, **models: Model) -> Planned:
+        made = Model(f"train:{name}", name, HERE, name)
+        return Planned(name, "train", name, 0, 1, DpoTrain(), models={**models, "made": made})
+
+    store = Store(tmp_path)
+    first = trained("first", start=Model("weights:x", "M0", HERE))
+    plan = [first, trained("second", **{role: first.models["made"]})]
+    store.step("first").finish({"counts": {}})
+    masters = store.model_path("first") / "masters"
+    masters.mkdir(parents=True)
+    assert unfinished(plan, store) == {"second"}
+    masters.rmdir()
+    assert unfinished(plan, store) == {"first", "second"}
+    store.step("second").finish({"counts": {}})
+    assert unfinished(plan, store) == set()

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from rlaif.config.models import ModelSpec
 from rlaif.core.errors import ConfigError
 from rlaif.engines import build
 from rlaif.engines.model_folders import weights_hash
 from rlaif.pipeline.experiment import run_experiment
-from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.prepare import model_key, prepare
 
 Writer = Callable[..., Path]
 URL = "http://127.0.0.1:9/v1"
@@ -21,6 +22,19 @@ FAKE = {"path": "none", "engine": "fake"}
 
 def server(path: str = "m", url: str = URL, **keys: Any) -> dict[str, Any]:
     return {"path": path, "engine": "openai", "base_url": url, **keys}
+
+
+def test_other_weights_of_a_server_are_another_model() -> None:
+    """What is stored of answers does not count once `weights` says that they are others."""
+    specs = [
+        server(),
+        server(weights="w1"),
+        server(weights="w2"),
+        server("n"),
+        server(url=f"{URL}/x"),
+    ]
+    keys = [model_key(ModelSpec(**spec), fetch=False) for spec in specs]
+    assert len(set(keys)) == len(keys)
 
 
 @pytest.mark.parametrize(

@@ -382,6 +382,15 @@ def test_online_dpo_takes_the_best_against_the_worst(tmp_path, policy, reference
         assert row["logprob_chosen"] == pytest.approx(-6 * LOG2, rel=1e-4)
 
 
+def test_both_sides_of_online_dpo_are_at_the_temperature_of_sampling(tmp_path, policy, tokenizer):
+    """The start is its own reference: no margin, whatever the temperature."""
+    answers = group(tokenizer, "?", ("b", [3, 1], 0.0), ("ab", [2, 3, 1], 1.0))
+    options = on_policy("online_dpo", n=2, beta=1.0, temperature=2.0)
+    row = learn(tmp_path, policy, None, options, lambda *_: [answers])[0]
+    assert row["loss"] == pytest.approx(LOG2, rel=1e-4)
+    assert row["margin"] == pytest.approx(0.0, abs=1e-5)
+
+
 def test_the_adaptive_coefficient_goes_on_where_it_was(tmp_path, policy, reference, tokenizer):
     """The KL is 1 bit and its target a tenth less: each rollout of one answer at a horizon of 2
     raises beta by a twentieth."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace as copy
 from importlib.util import find_spec
 
 import pytest
@@ -20,7 +21,13 @@ from rlaif.train import loop
 from rlaif.train import model as model_module
 from rlaif.train import run as run_module
 from rlaif.train.loading import load_module
-from rlaif.train.loop import learning_rate, make_optimizer, memory_advice, run_training
+from rlaif.train.loop import (
+    learning_rate,
+    make_optimizer,
+    memory_advice,
+    run_training,
+    training_fingerprint,
+)
 from rlaif.train.methods.pairs import DpoTrain
 from rlaif.train.model import compute_dtype, prepare
 from rlaif.train.preference import SftTask
@@ -344,3 +351,25 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, make_model, make_
         _train(tmp_path, start, preferences, _options(), progress=stop)
     with pytest.raises(StoreError, match="other data or options"):
         _train(tmp_path, start, preferences, _options(beta=0.2))
+
+
+def test_a_fingerprint_covers_all_that_is_learned_from():
+    example = Example("e", "p", [1, 2], ([3, 4], [5]), 1.0, 1.0, 0.5, (True, False), (0.9, 0.4))
+    options = DpoTrain()
+    known = training_fingerprint([example], options, 0)
+    changes = {
+        "example_id": "f",
+        "prompt_ids": [1],
+        "completions": ([3], [5]),
+        "weight": 0.5,
+        "prob": 0.5,
+        "margin": None,
+        "scores": (0.9, 0.5),
+    }
+    others = [
+        *(training_fingerprint([copy(example, **{k: v})], options, 0) for k, v in changes.items()),
+        training_fingerprint([example], DpoTrain(beta=0.2), 0),
+        training_fingerprint([example], options, 1),
+    ]
+    assert len({known, *others}) == 1 + len(others)
+    assert training_fingerprint([example], DpoTrain(checkpoint_every=1), 0) == known

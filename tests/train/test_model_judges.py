@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import pvariance
 from typing import Any
 
 import pytest
@@ -118,13 +119,14 @@ def test_members_with_other_tokenizers_each_read_the_text_in_their_own(
         "other": linear(make_model(0), tmp_path / "other", 2),
     }
     alone = {n: judged({"kind": "reward_model", "by": n}, {"by": f}) for n, f in folders.items()}
-    for how in ("mean", "worst"):
-        spec = {"kind": "reward_ensemble", "members": list(folders), "combine": how}
+    for how in ("mean", "worst", "uncertainty"):
+        spec = {"kind": "reward_ensemble", "members": list(folders), "combine": how, "penalty": 9}
         for text, judgement in judged(spec, folders).items():
             kept = judgement.distribution or {}
             rewards = [(alone[n][text].distribution or {})["reward"] for n in folders]
             assert [kept[f"member/{n}"] for n in folders] == pytest.approx(rewards, abs=1e-5)
             wanted = min(rewards) if how == "worst" else sum(rewards) / 3
+            wanted -= 9 * pvariance(rewards) if how == "uncertainty" else 0
             assert kept["reward"] == pytest.approx(wanted, abs=1e-5)
     # The two differ in which token y and z are, and in nothing else.
     first, second = alone["own"], alone["mixed"]

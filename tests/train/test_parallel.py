@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rlaif.config.methods import METHODS
+from rlaif.core.chat import ChatSettings
 from rlaif.core.errors import ConfigError, EngineError, RlaifError, StoreError
 from rlaif.train import checkpoint, parallel
 from rlaif.train.methods.pairs import DpoTrain
@@ -28,9 +29,12 @@ SHARED = {
 }
 
 
+CHAT = ChatSettings(system_prompt="Be brief.")
+
+
 def run(folder, options, start, preferences, progress=None, reference=None):
     work, out = folder / "work", folder / "out"
-    return train(options, preferences, {}, start, reference, out, work, 3, "cpu", progress)
+    return train(options, preferences, {}, start, reference, out, work, 3, "cpu", progress, CHAT)
 
 
 NEEDS_8BIT = pytest.mark.skipif(

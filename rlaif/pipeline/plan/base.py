@@ -74,6 +74,8 @@ class PlanInputs:
     judges: Mapping[str, Judge]
     keys: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
+    provisional: tuple[str, ...] = ()
+    """What a dry run takes for granted, since it fetches nothing."""
 
     def loaded_hash(self, step: LoadStep) -> str:
         """The hash of the file or dataset that a load step reads."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
+from rlaif.config.base import hashed_keys
 from rlaif.config.steps import EvaluateStep, LabelStep
 from rlaif.constitution.own_rules import code_of
 from rlaif.metrics import metrics
@@ -45,7 +46,7 @@ def _plan_comparison(
     facts = walk.facts(ids) if step.checks else []
     facts += code_of(check.rule for check in step.checks)
     weights = walk.principle_weights()
-    keys = step.model_dump(mode="json", exclude={"id"})
+    keys = hashed_keys(step, exclude={"id"})
     return Planned(
         step_hash("compare", keys, inputs, weights, facts, walk.seed, number),
         "compare",

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from rlaif.config.arms import HUMAN
+from rlaif.config.base import hashed_keys
 from rlaif.config.models import RESERVED_MODELS
 from rlaif.config.steps import EvaluateStep, SampleStep
 from rlaif.constitution.own_rules import code_of
@@ -72,7 +73,7 @@ def evaluated(walk: Walk, step: EvaluateStep, model: Model) -> None:
         inputs |= {f"train/judgements/{k}": p.hash for k, p in walk.judgements.items()}
         inputs |= {f"train/preferences/{p.id}": p.hash for p in walk.preferences}
     weights = walk.principle_weights()
-    keys = step.model_dump(mode="json", exclude={"id"})
+    keys = hashed_keys(step, exclude={"id"})
     ids = tuple(p.prompt_id for p in walk.inputs.prompts.heldout)
     facts = walk.facts(ids) if step.checks else []
     facts += code_of(check.rule for check in step.checks)

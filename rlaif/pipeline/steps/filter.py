@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlaif.config.base import hashed_keys
 from rlaif.config.filters import HELDOUT, FilterSet, FilterStep
 from rlaif.constitution.own_rules import code_of
 from rlaif.core.errors import ConfigError
@@ -45,7 +46,7 @@ def plan(walk: Walk, index: int, step: FilterStep) -> None:
         Planned(
             step_hash(
                 "filter",
-                step.model_dump(mode="json", exclude={"id"}),
+                hashed_keys(step, exclude={"id"}),
                 [s.hash for s in sources],
                 {name: walk.inputs.files[name] for name in [*step.files(), *step.models()]},
                 _compared_prompts(walk, step),

@@ -15,8 +15,7 @@ from rlaif.config.distill import DistillStep, FitStep
 from rlaif.config.models import ModelSpec
 from rlaif.config.training import TextStep
 from rlaif.core.records import Preference
-from rlaif.engines.merging import ADAPTER
-from rlaif.engines.model_folders import adapter_config, adapter_rank
+from rlaif.engines.model_folders import ADAPTER, adapter_config, adapter_rank
 from rlaif.judges.base import Judge, roles_of
 from rlaif.pipeline.steps.context import StepContext
 from rlaif.preferences.labels import TURNED

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from rlaif.config.base import hashed_keys
 from rlaif.config.steps import SampleStep, SamplingKeys
 from rlaif.core.chat import CUT, WAS_CUT, has_more
 from rlaif.core.errors import EngineError
@@ -65,7 +66,8 @@ def sampled(
     walk: Walk, step: SampleStep, model: Model, ids: list[str], sampling_seed: str, name: str
 ) -> Planned:
     """`model`'s answers to the prompts `ids`."""
-    keys = step.model_dump(mode="json", include={"n", *SamplingKeys.model_fields}) | step.told()
+    asked = {"n", *SamplingKeys.model_fields, "principles", "system_prompt"}
+    keys = hashed_keys(step, include=asked)
     # A principle is drawn by what a prompt's id does not cover.
     origins = [walk.origins(ids)] if step.principles is not None else []
     digest = step_hash("sample", keys, model.identity(), ids, sampling_seed, *origins)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlaif.config.base import hashed_keys
 from rlaif.config.distill import DistillStep, Refresh
 from rlaif.config.models import TRAINABLE
 from rlaif.config.on_policy import OnPolicyTrain
@@ -164,7 +165,7 @@ def plan_training(
     if isinstance(step, ReferenceTrain):
         models["reference"] = walk.model(index, step.reference, "reference")
     _refuse_untrainable(walk, index, step, models)
-    keys = step.model_dump(mode="json", exclude=UNHASHED)
+    keys = hashed_keys(step, exclude=UNHASHED)
     digest = step_hash(
         kind,
         keys,

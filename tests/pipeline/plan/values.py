@@ -645,10 +645,17 @@ VALUES |= {
         "holdout": 3,
         "limit": 2,
         "max_words": 4,
+        "count": Untried(
+            "tests/config/test_paths.py::test_made_up_prompts_stand_for_a_dataset_that_is_not_here"
+        ),
     },
 }
 VALUES |= {
     "Experiment": {
+        "profiles": Untried(
+            "tests/config/test_paths.py"
+            "::test_a_profile_changes_values_and_replaces_and_leaves_out_steps"
+        ),
         "name": Case("else", base=("dataset", ())),
         "description": "In words.",
         "seed": 4,
