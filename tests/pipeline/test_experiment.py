@@ -20,7 +20,7 @@ from rlaif.pipeline.experiment import RunResult, run_experiment
 from rlaif.pipeline.exports import trl_rows
 from rlaif.pipeline.manifest import read_rounds
 from rlaif.pipeline.runs import Run, load_run
-from rlaif.train.job import TrainJob
+from rlaif.train.loop import TrainJob
 
 Writer = Callable[..., Path]
 KINDS = ("sample", "judge", "logprobs", "pair", "train", "evaluate")
@@ -475,7 +475,7 @@ def test_a_training_is_told_how_its_policy_renders_conversations(
         jobs.append(job)
         raise RlaifError("far enough")
 
-    monkeypatch.setattr("rlaif.pipeline.steps.training.find_trainer", find)
+    monkeypatch.setattr("rlaif.train.run.find_trainer", find)
     with pytest.raises(RlaifError, match="far enough"):
         run_experiment(path, tmp_path / "run")
     assert (jobs[0].chat.system_prompt, jobs[0].chat.system_role) == ("Be brief.", "merge")
