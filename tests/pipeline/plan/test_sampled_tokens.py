@@ -10,7 +10,7 @@ import yaml
 
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.runs import load_run
-from rlaif.train import run as training
+from rlaif.train import run as train
 from rlaif.train.loop import TrainJob
 from tests.pipeline.plan.bases import TRAINING, experiment
 from tests.pipeline.plan.files import write_files
@@ -31,13 +31,13 @@ def test_a_train_step_is_given_the_tokens_of_the_samples(
     path = tmp_path / "experiment.yaml"
     path.write_text(yaml.safe_dump(experiment(steps=steps)).replace("@", f"{tmp_path}/"))
     given: list[dict[str, list[int]]] = []
-    find_trainer = training.find_trainer
+    find_trainer = train.find_trainer
 
     def watched(job: TrainJob[Any]) -> Any:
         given.append(dict(job.token_ids))
         return find_trainer(job)
 
-    monkeypatch.setattr(training, "find_trainer", watched)
+    monkeypatch.setattr(train, "find_trainer", watched)
     run_experiment(path, tmp_path / "run")
     samples = list(load_run(tmp_path / "run").rows("completions"))
     assert len(samples) == 12
