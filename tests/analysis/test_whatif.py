@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,9 @@ from rlaif.analysis.whatif import (
     Pairing,
     ablate_principles,
     effect,
+    find_labelled,
     load_pairings,
+    measure_agreements,
     rescore_completions,
 )
 from rlaif.config.steps import PairStep
@@ -317,3 +320,14 @@ def test_reading_a_run_writes_nothing(run: Run) -> None:
     assert {p: p.stat().st_mtime_ns for p in run.root.rglob("*")} == before
     assert json.loads((run.root / "manifest.json").read_text("utf-8"))["name"] == "small"
     assert load_constitution(run.root.parent / "constitution.yaml").name == "two"
+
+
+def test_labels_are_compared_with_the_scores_of_the_pair_step_that_has_their_answers(
+    run: Run,
+) -> None:
+    [pairing] = load_pairings(run)
+    without = dataclasses.replace(pairing, completions={})
+    weights, labels = principle_weights(run_constitution(run)), human(run, REPLIES[0])
+    found, strange = find_labelled([without, pairing], labels)
+    assert {pair.pairing for pair in found} == {1} and strange == 0
+    assert measure_agreements([without, pairing], found, weights) == [1.0] * len(labels)

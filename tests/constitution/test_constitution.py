@@ -418,3 +418,12 @@ def test_lint_finds_checks_that_never_count() -> None:
     [doubt] = found("And?")
     assert doubt.startswith("check answers_terms gives nothing on any of the 1 prompts")
     assert found("How do I boil an egg?") == []
+
+
+def test_a_check_counts_on_prompts_that_its_principle_is_for() -> None:
+    texts = {"And?": ["short"], "How do I boil an egg?": ["long"]}
+    asked = [make_prompt([{"role": "user", "content": q}], tags=tags) for q, tags in texts.items()]
+    rule = {"id": "a"} | GOOD | {"check": {"rule": "answers_terms"}}
+    [doubt] = messages(rule | {"applies_when": {"tags": ["short"]}}, prompts=asked)
+    assert doubt[2].startswith("check answers_terms gives nothing on any of the 1 prompts")
+    assert messages(rule | {"applies_when": {"tags": ["long"]}}, prompts=asked) == []

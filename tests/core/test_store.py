@@ -522,3 +522,16 @@ def test_exports_are_plain_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"a": "é\u2028"}, {"a": 2}])
     assert path.read_text("utf-8") == '{"a":"é\u2028"}\n{"a":2}\n'
+
+
+def test_another_models_checksums_do_not_vouch_for_a_model(tmp_path: Path) -> None:
+    for name, text in (("model", "yes"), ("other", "yet")):
+        half = tmp_path / "half"
+        half.mkdir()
+        (half / "weights").write_text(text)
+        publish_folder(half, tmp_path / name)
+    made = StepFolder(tmp_path / "made")
+    made.finish({}, tmp_path / "model")
+    shutil.copy(tmp_path / "other/checksums.json", tmp_path / "model/checksums.json")
+    with pytest.raises(StoreError, match=r"weights: damaged \(its checksum differs\)"):
+        made.done()

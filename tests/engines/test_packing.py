@@ -214,6 +214,14 @@ def test_the_layouts_name_the_same_targets():
         assert flat[layout.last].tolist() == ends
 
 
+def test_an_empty_answer_is_read_at_the_end_of_its_own_prompt():
+    examples = [([1, 2, 3], [[4, 5], [], [6]]), ([1, 7], [[], [8]])]
+    packed, padded = packed_layout(examples), padded_layout(examples)
+    wanted = [5, 3, 6, 7, 8]
+    assert packed.input_ids.flatten()[packed.last].tolist() == wanted
+    assert padded.input_ids.flatten()[padded.last].tolist() == wanted
+
+
 def test_the_real_model_packed_equals_its_own_code_padded(model_folder):
     """Real prompts under the chat template's system prompt, at full precision."""
     from transformers import AutoModelForCausalLM

@@ -368,3 +368,36 @@ def test_an_implicit_rubric_refuses_a_check_in_its_file(tmp_path: Path) -> None:
 def test_judges_that_cannot_work_are_refused(spec: dict[str, Any], message: str) -> None:
     with pytest.raises((ConfigError, ValidationError), match=message):
         judge_of(None, **spec)
+
+
+def test_an_overall_rubric_shows_an_items_own_weight_before_its_categorys() -> None:
+    items = [{"text": "It is red.", "weight": 2.5}, {"text": "It is ripe.", "category": "optional"}]
+    judge = judge_of(kind="rubric", items=items, aggregate="implicit")
+    [call] = judge.calls(PROMPT, [ONE], 1)
+    text = "\n".join(message["content"] for message in call.request.messages)
+    assert "- It is red. (weight 2.5)" in text
+    assert "- It is ripe. (weight 0.3)" in text
+
+
+def test_a_vote_does_not_wait_for_a_juror_that_weighs_nothing() -> None:
+    said = {"a": ("Score: 5", "Score: 1"), "b": ("Score: 2", "Score: 4"), "c": ("?", "?")}
+    weights = {"a": 3, "b": 1, "c": 0}
+    vote = judge_of(kind="jury", of=JURORS, pool="vote", missing="drop", weights=weights)
+    (judgement,) = sat(vote, said)
+    assert (judgement.status, judgement.prob_first) == ("ok", 0.75)
+
+
+def test_a_meta_judges_reasons_are_those_that_won_and_not_those_of_the_highest_score() -> None:
+    meta = judge_of(kind="meta", judge={"kind": "additive", "samples": 2, "temperature": 1})
+    calls = meta.calls(PROMPT, [ONE], 1)
+    answers = {
+        call.call_id: Answered(GenerateResult(call.call_id, text, [], "stop", 1), "m")
+        for call, text in zip(calls, ("Dull. Score: 1", "Fine. Score: 5"), strict=True)
+    }
+    asked = meta.follow(calls, answers, 1)
+    for call in asked:
+        wins = call.shown[0].text.startswith("Dull.")
+        answers[call.call_id] = Answered(labels(call, first=wins, second=not wins), "m")
+    (judgement,) = meta.conclude([*calls, *asked], answers)
+    assert len(asked) == 2 and judgement.rationale == "Dull. Score: 1"
+    assert judgement.score is not None and judgement.score < 0.5

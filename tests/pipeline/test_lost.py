@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rlaif.config.models import ModelSpec
 from rlaif.core.answers import AnswerTurn
-from rlaif.core.chat import ChatSettings, count_lost, render, with_system_role
+from rlaif.core.chat import THINKING_KEYS, ChatSettings, count_lost, render, with_system_role
 from rlaif.core.progress import QuietProgress
 from rlaif.core.records import Message, Preference
 from rlaif.engines.base import GenerateRequest, Sampling
@@ -64,8 +64,11 @@ def test_reasoning_of_earlier_turns_is_counted_where_a_template_forgets_it():
     thought: Message = {"role": "assistant", "content": "Purple.", "reasoning_content": "A fruit."}
     talk = [*ASKED, thought, *ASKED]
     assert count_lost(chatml(QWEN3), talk) == {"reasoning_lost": 1}
-    kept = CHATML.replace("{{ m['content'] }}", "{{ m.thinking or '' }}{{ m['content'] }}")
-    assert count_lost(chatml(kept), talk) == {}, "by whatever name a template asks for it"
+    for name in THINKING_KEYS:
+        kept = CHATML.replace(
+            "{{ m['content'] }}", f"{{{{ m.{name} or '' }}}}{{{{ m['content'] }}}}"
+        )
+        assert count_lost(chatml(kept), talk) == {}, f"{name}: by whatever name it is asked for"
 
 
 def preference(prompt, chosen, rejected) -> Preference:

@@ -242,6 +242,28 @@ def test_a_prompts_tags_and_reference_change_its_judgements(tmp_path: Path) -> N
     assert before[0, "judge", "evaluate.self"] == after[0, "judge", "evaluate.self"]
 
 
+def test_a_prompts_tags_and_reference_change_what_filters_leave(tmp_path: Path) -> None:
+    def edit(data: Any, rules: Any) -> None:
+        kept = {"records": "completions", "filters": [{"kind": "truncated"}]}
+        data["steps"].insert(1, {"filter": kept})
+
+    content: Any = [{"role": "user", "content": "Question 5?"}]
+    told = [make_prompt(content, "", [], "Five.") if p == PROMPTS[5] else p for p in PROMPTS]
+    before = hashes(planned(tmp_path, edit))
+    after = hashes(planned(tmp_path, edit, PromptSet(told[3:], told[:3], 0)))
+    assert before[1, "sample", "sample"] == after[1, "sample", "sample"]
+    assert before[1, "filter", "filter"] != after[1, "filter", "filter"]
+
+
+def test_a_policy_is_measured_without_what_its_samples_are_told(tmp_path: Path) -> None:
+    def edit(data: Any, rules: Any) -> None:
+        step(data, "sample")["system_prompt"] = "Be brief."
+
+    before, after = hashes(planned(tmp_path)), hashes(planned(tmp_path, edit))
+    assert before[1, "sample", "sample"] != after[1, "sample", "sample"]
+    assert before[0, "sample", "evaluate.sample"] == after[0, "sample", "evaluate.sample"]
+
+
 def test_each_round_has_a_window_of_the_prompts() -> None:
     ids = sorted(p.prompt_id for p in PROMPTS)
     assert round_prompts(PROMPTS, None, 1, 1) == ids

@@ -293,6 +293,8 @@ def test_what_cannot_teach_is_refused_in_words(tmp_path, make_model, make_prefer
         prepared(preferences, options(source_weights={"test": 0.0}))
     weighted, _ = prepared(preferences, options(source_weights={"test": 0.25}))
     assert {p.weight for p in weighted} == {0.25}
+    heavy = [replace(p, weight=2.0) for p in preferences]
+    assert {p.weight for p in prepared(heavy, options(source_weights={"test": 0.25}))[0]} == {0.5}
     bare = [replace(p, score_chosen=None, score_rejected=None) for p in preferences]
     with pytest.raises(RlaifError, match="nobody rated these answers"):
         fitted(make_model(0), tmp_path / "a", bare, method="ordinal")

@@ -18,10 +18,10 @@ from rlaif.pipeline.experiment import run_experiment
 from rlaif.train import parallel
 from rlaif.train import run as run_module
 from rlaif.train.loading import load_module
-from rlaif.train.loop import make_optimizer, optimiser_step
+from rlaif.train.loop import TrainJob, make_optimizer, optimiser_step
 from rlaif.train.model import prepare
-from rlaif.train.on_policy import add_critic
-from rlaif.train.policy_tasks import PolicyTask
+from rlaif.train.on_policy import _learn_rollout, add_critic
+from rlaif.train.policy_tasks import OnlinePairs, PolicyTask
 from rlaif.train.preference import SftTask
 from rlaif.train.rewards import summed
 from rlaif.train.rollout import add_advantages, measure
@@ -392,6 +392,28 @@ def test_in_an_experiment_rollouts_and_rewards_are_records(tmp_path, tiny_model,
     assert json.loads((other / "done.json").read_text())["weights_hash"] == done["weights_hash"]
 
 
+def test_rounds_sample_the_same_prompts_with_other_random_numbers(
+    tmp_path, tiny_model, write_experiment
+):
+    train = {"method": "grpo", "rewards": {"checks": 1.0}, "rollouts": 1, "n": 2}
+    train |= {"batch_size": 2, "max_new_tokens": 4, "precision": "fp32"}
+    path = write_experiment(
+        tmp_path / "files",
+        tiny_model,
+        judges=[{"id": "checks", "kind": "rules"}],
+        prompts={"path": "prompts.jsonl", "holdout": 3, "limit": 2},
+        steps=[{"train": train}],
+    )
+    run_experiment(path, tmp_path / "run")
+    made = [
+        json.loads(line)
+        for file in (tmp_path / "run/steps").glob("*/completions.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+    assert len(made) == 2 * 2 * 2 and len({row["prompt_id"] for row in made}) == 2
+    assert len({row["sampling"]["seed"] for row in made}) == len(made)
+
+
 def with_long_prompts(write_experiment, folder, model, train, lengths):
     train = {
         "method": "grpo",
@@ -512,3 +534,48 @@ def test_settings_that_contradict_each_other_are_refused(method, keys, message):
     METHODS["ppo"].model_validate({"method": "ppo", "rewards": {"r": 1}, **mixed})
     with pytest.raises(ValidationError, match=message):
         METHODS[method].model_validate({"method": method, "rewards": {"r": 1}, **keys})
+
+
+def test_an_answer_without_a_reward_is_neither_the_best_nor_the_worst(make_model):
+    options = options_of("online_dpo", n=3, batch_size=1)
+    folder = make_model(0)
+    model = prepare(load_module(folder, CPU), CPU, torch.float32)
+    [group] = collector(folder, options, low_tokens)(0, model)
+    rewards = (0.4, None, 0.9)
+    answers = tuple(
+        replace(a, values=(r,), ids=[i])
+        for i, (a, r) in enumerate(zip(group.answers, rewards, strict=True))
+    )
+    groups = [replace(group, answers=answers)]
+    rewarded = summed(groups, options.terms, {})
+    rollout = measure(model, groups, rewarded, options, None, None)
+    [pair] = OnlinePairs(rollout, options).examples
+    assert pair.completions == ([2], [0])
+
+
+def test_each_rollout_is_learned_from_in_an_order_of_its_own(tmp_path, make_model):
+    folder = make_model(0)
+    options = options_of("grpo", batch_size=1, sync_every=8)
+
+    class Recorder:
+        def __init__(self):
+            self.examples = [Example(f"e{i}", f"e{i}", [1, 2], ([3],)) for i in range(8)]
+
+        def total(self, batch):
+            return 1.0
+
+        def loss(self, model, micro, total, step):
+            seen.extend(micro)
+            layout = model.layout([self.examples[i].branches for i in micro])
+            return 0.0 * model.token_logprobs(layout).sum(), {}, layout.tokens
+
+    model = prepare(load_module(folder, CPU), CPU, torch.float32)
+    optimizer = make_optimizer(model, options)
+    job = TrainJob(options, folder, tmp_path / "out", tmp_path, 0, CPU)
+    orders = []
+    for number in (0, 1, 0):
+        seen = []
+        assert len(list(_learn_rollout(job, Recorder(), model, optimizer, number))) == 8
+        orders.append(seen)
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[1]) == list(range(8))

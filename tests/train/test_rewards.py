@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -19,8 +20,10 @@ from rlaif.core.store import Store
 from rlaif.kernels.heads import GatedHead, HeadConfig, save_head
 from rlaif.pipeline.experiment import run_experiment
 from rlaif.pipeline.forecast import forecast
+from rlaif.pipeline.plan.base import Known
 from rlaif.pipeline.plan.unroll import make_plan
 from rlaif.pipeline.prepare import prepare
+from rlaif.pipeline.steps import step_module
 from rlaif.train import on_policy
 from rlaif.train.rewards import Moments, summed, term_names, updated
 from rlaif.train.rollout import Answer, Group
@@ -407,6 +410,26 @@ def test_answers_of_the_start_policy_are_forecast(
     # Each is sampled, and judged by the one judge that is fitted.
     assert found["reference"].calls - found["none"].calls == 2 * more
     assert found["reference"].units == found["none"].units
+
+
+def test_a_judge_that_is_not_fitted_is_not_asked_about_more_answers(
+    tmp_path, make_model, reward_models, write_experiment
+):
+    asked = {}
+    for normalise in ("none", "reference"):
+        rewards = [{"judge": "reward", "normalise": normalise}, {"judge": "c"}]
+        keys = {"method": "grpo", "rewards": rewards}
+        model = reward_models["base"]
+        path = judged_by(write_experiment, tmp_path, make_model(0), model, **keys)
+        data = yaml.safe_load(path.read_text())
+        data["judges"][1] |= {"kind": "reward_model", "by": "rm"}
+        path.write_text(yaml.safe_dump(data))
+        inputs = prepare(path)
+        [planned] = make_plan(inputs)
+        sizes = step_module("train").size(inputs, planned, Known()).judges
+        asked[normalise] = {size.judge.id: size.calls for size in sizes}
+    assert asked["reference"]["reward"] > asked["none"]["reward"]
+    assert asked["reference"]["c"] == asked["none"]["c"] > 0
 
 
 @pytest.mark.parametrize(
