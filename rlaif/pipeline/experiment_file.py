@@ -21,6 +21,7 @@ from rlaif.config.base import Count, Fraction, Seed, SpecAt, StepId, Strict
 from rlaif.config.dataset import DatasetSpec
 from rlaif.config.models import RESERVED_MODELS, ModelSpec, PromptsSpec
 from rlaif.config.paths import Change, apply_changes, read_changes, read_setting
+from rlaif.config.rounds import Rounds, in_rounds
 from rlaif.config.steps import LoadStep
 from rlaif.core.errors import ConfigError
 from rlaif.core.yamlio import Lines, load_yaml, suggest, validate
@@ -69,18 +70,22 @@ _KEYS: Any = {kind: (Annotated[Any, SpecAt(spec)] | None, None) for kind, spec i
 
 
 class StepEntry(create_model("StepEntry", __base__=Strict, **_KEYS)):  # type: ignore[misc]
-    """One item of `steps`: exactly one of its keys is set."""
+    """One item of `steps`: its kind with its keys, and when it runs."""
+
+    when: Rounds | None = Field(None, description="The rounds in which it runs; default: all.")
 
     @model_validator(mode="before")
     @classmethod
     def _empty_means_defaults(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: {} if item is None else item for key, item in value.items()}
+            return {
+                key: {} if item is None and key in _SPECS else item for key, item in value.items()
+            }
         return value
 
     @model_validator(mode="after")
     def _exactly_one(self) -> StepEntry:
-        if len(self.model_fields_set) != 1:
+        if len(self.model_fields_set & _SPECS.keys()) != 1:
             *kinds, last = _SPECS
             raise ValueError(f"each step is one key: {', '.join(kinds)} or {last}")
         return self
@@ -88,7 +93,7 @@ class StepEntry(create_model("StepEntry", __base__=Strict, **_KEYS)):  # type: i
     @property
     def kind(self) -> str:
         """The key: a kind in `STEPS`."""
-        return str(next(iter(self.model_fields_set)))
+        return str(next(iter(self.model_fields_set & _SPECS.keys())))
 
     @property
     def step(self) -> Any:
@@ -164,6 +169,16 @@ class Experiment(Strict):
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"step ids must differ; {twice} is used twice (set `id:`)")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_run(self) -> Experiment:
+        for entry in self.steps:
+            if not any(in_rounds(entry.when, number) for number in range(1, self.rounds + 1)):
+                raise ValueError(
+                    f"{entry.kind} {entry.step.id!r} never runs: `when` names none of the rounds "
+                    f"(1 to {self.rounds})"
+                )
         return self
 
     @model_validator(mode="after")
@@ -351,7 +366,8 @@ def resolved_yaml(experiment: Experiment) -> str:
         {
             e.kind: e.step.model_dump(
                 mode="json", by_alias=True, exclude=apart if e.kind == "label" else None
-            )
+            ),
+            **e.model_dump(mode="json", include={"when"}, exclude_none=True),
         }
         for e in experiment.steps
     ]

@@ -193,7 +193,7 @@ def _round_record(
         arm=arm,
         seed=planned.seed,
         round=planned.round,
-        policy_in="M0" if planned.round < 2 else f"M{planned.round - 1}",
+        policy_in=_policy_before(plan, planned, arm),
         policy_out=planned.models["policy"].label,
         config_hash=content_hash(resolved_yaml(inputs.experiment)),
         counts=counts,
@@ -204,6 +204,17 @@ def _round_record(
             "made_of": made_of,
         },
     )
+
+
+def _policy_before(plan: Sequence[Planned], planned: Planned, arm: str) -> str:
+    """The policy with which an evaluation's round began: a round may have had no training."""
+    before = [
+        p.models["made"].label
+        for p in plan
+        if p.kind == "train" and p.round < planned.round and p.seed == planned.seed
+        if arm in p.arms
+    ]
+    return before[-1] if before else "M0"
 
 
 def read_rounds(root: Path) -> list[RoundRecord]:

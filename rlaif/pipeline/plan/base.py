@@ -14,6 +14,7 @@ from typing import Any
 
 from rlaif.config.arms import ArmSpec
 from rlaif.config.models import RESERVED_MODELS, ModelSpec
+from rlaif.config.rounds import in_rounds
 from rlaif.config.steps import LoadStep
 from rlaif.constitution.model import Constitution
 from rlaif.core.errors import ConfigError
@@ -255,33 +256,54 @@ class Walk:
         latest: Mapping[str, Planned],
         kinds: tuple[str, ...],
     ) -> list[Planned]:
-        """The latest outputs, or those that `uses` names: ID, ID@ROUND or ID@* (all so far)."""
+        """The latest outputs, or those that `uses` names: ID (this round's), `ID?` (the same, or
+        nothing where `when` left the step out), ID@ROUND, ID@last (the latest so far) or ID@* (all
+        so far)."""
         if uses is None:
             return list(latest.values())
         found: list[Planned] = []
         for text in uses:
-            name, _, when = text.partition("@")
-            rounds = [self.round] if not when else range(1, self.round + 1)
-            if when and when != "*":
-                rounds = [int(when)] if when.isdigit() else []
-            steps = [
-                step
-                for (known, number), step in self.by_id.items()
-                # The members of a pool are called ID/NUMBER.
-                if name in (known, known.partition("/")[0]) and number in rounds
-            ]
-            steps = [s for s in steps if s.kind in kinds]
-            if not steps:
-                known = sorted({i for (i, _), s in self.by_id.items() if s.kind in kinds})
-                raise self.inputs.fail(
-                    index,
-                    f"uses: {text!r} names no earlier {', '.join(kinds[:-1])} or {kinds[-1]} step"
-                    f"{suggest(name, known)}",
-                    "uses",
-                )
+            name, _, when = text.removesuffix("?").partition("@")
+            steps = self._outputs(name, when, kinds)
+            if not steps and not (text.endswith("?") and self._is_left_out(name, kinds)):
+                raise self._no_output(index, text, name, kinds)
             found += steps
-        # `ID` and `ID@*` may name the same step.
         return list({s.hash: s for s in found}.values())
+
+    def _outputs(self, name: str, when: str, kinds: tuple[str, ...]) -> list[Planned]:
+        # The members of a pool are called ID/NUMBER.
+        known = {
+            (own, number): step
+            for (own, number), step in self.by_id.items()
+            if name in (own, own.partition("/")[0]) and step.kind in kinds
+        }
+        numbers = {number for _, number in known}
+        if when == "last":
+            numbers = {max(numbers, default=0)}
+        elif when != "*":
+            numbers &= {int(when)} if when.isdigit() else {self.round} if not when else set()
+        return [step for (_, number), step in known.items() if number in numbers]
+
+    def _is_left_out(self, name: str, kinds: tuple[str, ...]) -> bool:
+        """Whether `when` leaves the step of that id out in this round."""
+        entries = [e for e in self.experiment.steps if e.step.id == name and e.kind in kinds]
+        return any(not in_rounds(entry.when, self.round) for entry in entries)
+
+    def _no_output(self, index: int, text: str, name: str, kinds: tuple[str, ...]) -> ConfigError:
+        if self._is_left_out(name, kinds) and "@" not in text:
+            return self.inputs.fail(
+                index,
+                f"uses: step {name!r} does not run in round {self.round} (`when`): write "
+                f'"{name}?" to go without it there, or {name}@last for its latest output',
+                "uses",
+            )
+        known = sorted({i for (i, _), s in self.by_id.items() if s.kind in kinds})
+        return self.inputs.fail(
+            index,
+            f"uses: {text!r} names no earlier {', '.join(kinds[:-1])} or {kinds[-1]} step"
+            f"{suggest(name, known)}",
+            "uses",
+        )
 
     def facts(self, ids: tuple[str, ...] | None) -> list[Any]:
         """What of the prompts a judge or a check may read and their ids do not cover."""

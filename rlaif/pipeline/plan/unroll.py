@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rlaif.config.rounds import in_rounds
 from rlaif.pipeline.plan.base import PlanInputs, Planned, Walk
 from rlaif.pipeline.steps import step_module
 from rlaif.pipeline.steps.compare import plan_comparisons
@@ -48,7 +49,8 @@ def _walk_rounds(walk: Walk) -> list[Planned]:
     for _ in range(experiment.rounds):
         walk.next_round()
         for index, entry in enumerate(experiment.steps):
-            step_module(entry.kind).plan(walk, index, entry.step)
+            if in_rounds(entry.when, walk.round):
+                step_module(entry.kind).plan(walk, index, entry.step)
     return walk.done
 
 

@@ -28,7 +28,12 @@ def plan_comparisons(inputs: PlanInputs, walks: Mapping[str, Walk]) -> list[Plan
     label = next((e.label for e in experiment.steps if e.label is not None), None)
     if evaluate is None or label is None:
         return []
-    rounds = range(1, experiment.rounds + 1)
+    needed = (evaluate.id, label.id)
+    rounds = [
+        number
+        for number in range(1, experiment.rounds + 1)
+        if all((name, number) in walk.by_id for name in needed for walk in walks.values())
+    ]
     return [_plan_comparison(walks, evaluate, label, number) for number in rounds]
 
 

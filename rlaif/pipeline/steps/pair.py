@@ -65,6 +65,14 @@ def plan(walk: Walk, index: int, step: PairStep) -> None:
     if step.standardise == "initial":
         # The round's own judges, on M0's samples of the first round.
         first = {p.id: walk.by_id.get((p.id, 1)) for p in used}
+        absent = sorted(name for name, planned in first.items() if planned is None)
+        if absent:
+            raise walk.inputs.fail(
+                index,
+                f"standardise: judge {absent[0]!r} has no verdicts in round 1, whose mean and "
+                "spread would be used: let it run there, or leave `standardise` out",
+                "standardise",
+            )
         inputs |= {f"initial/{i}": p.hash for i, p in first.items() if p is not None}
     weights = walk.principle_weights()
     keys = step.keys()
