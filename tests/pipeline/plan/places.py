@@ -268,5 +268,5 @@ UNSWEPT: dict[str, tuple[str, ...]] = {
     ),
 }
 """Classes whose keys are not swept one by one, and the tests that look at them: of `StepEntry` each
-key but `when` is a kind of step with a row of its own; an embedding model takes seconds to load; an alarm
-needs figures that are wrong; and what is kept shows when it is needed again."""
+key but `when` is a kind of step with a row of its own; an embedding model takes seconds to load; an
+alarm needs figures that are wrong; and what is kept shows when it is needed again."""
