@@ -24,7 +24,7 @@ from rlaif.config.paths import Change, apply_changes, read_changes, read_setting
 from rlaif.config.rounds import Rounds, in_rounds
 from rlaif.config.steps import LoadStep
 from rlaif.core.errors import ConfigError
-from rlaif.core.yamlio import Lines, load_yaml, suggest, validate
+from rlaif.core.yamlio import Lines, line_of, load_yaml, suggest, validate
 from rlaif.judges.build import JudgeStep
 from rlaif.judges.common import JudgeBase
 from rlaif.metrics.figure_rules import RULES, find_key
@@ -165,7 +165,10 @@ class Experiment(Strict):
             raise ValueError("give `seed` or `seeds`, not both")
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise ValueError("`seeds` must be a list of different numbers")
-        ids = [entry.step.id for entry in self.steps] + [judge.id for judge in self.judges]
+        ids = [entry.step.id for entry in self.steps]
+        # A step may run a judge that `judges` defines, on what it names itself.
+        run = [e.step.model_copy(update={"uses": None}) for e in self.steps if e.kind == "judge"]
+        ids += [judge.id for judge in self.judges if judge not in run]
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"step ids must differ; {twice} is used twice (set `id:`)")
@@ -343,7 +346,38 @@ def load_experiment(
     changes = [] if profile is None else _profile_changes(data, profile, path)
     changes += [read_setting(setting) for setting in overrides]
     data, lines, notes = apply_changes(data, lines, changes, path)
+    data = _with_judges_by_id(data, lines, path)
     return validate(Experiment, data, lines, path, notes), lines
+
+
+def _with_judges_by_id(data: dict[str, Any], lines: Lines, path: Path) -> dict[str, Any]:
+    """The file with `judge: ID` and `judge: {id: ID, uses: ...}` spelt out, where `judges` defines
+    the judge of that id. Raises ConfigError at a step that names none, or says more of it."""
+    steps, judges = data.get("steps"), data.get("judges")
+    if not isinstance(steps, list):
+        return data
+    given = [j for j in judges if isinstance(j, dict)] if isinstance(judges, list) else []
+    known = {judge["id"]: judge for judge in given if isinstance(judge.get("id"), str)}
+    made = list(steps)
+    for index, entry in enumerate(steps):
+        body = entry.get("judge") if isinstance(entry, dict) else None
+        named = {"id": body} if isinstance(body, str) else body
+        if not isinstance(named, dict) or "kind" in named or not isinstance(named.get("id"), str):
+            continue
+        name, line = named["id"], line_of(("steps", index, "judge"), lines)
+        if name not in known:
+            fault = f"judge {name!r}: no judge of `judges` has that id, and no `kind` is given"
+            raise ConfigError(fault + suggest(name, sorted(known)), path, line)
+        more = sorted(named.keys() - {"id", "uses"})
+        if more:
+            raise ConfigError(
+                f"judge {name!r} is defined in `judges`: only `uses` may stand beside its id "
+                f"(got {', '.join(more)})",
+                path,
+                line,
+            )
+        made[index] = entry | {"judge": known[name] | named}
+    return data | {"steps": made}
 
 
 def _profile_changes(data: Mapping[str, Any], profile: str, path: Path) -> list[Change]:
@@ -381,5 +415,19 @@ def resolved_yaml(experiment: Experiment) -> str:
 def experiment_schema() -> str:
     """The JSON schema of an experiment file, for editors."""
     schema = Experiment.model_json_schema(by_alias=True)
+    by_id: dict[str, Any] = {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "uses": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["id"],
+        "additionalProperties": False,
+    }
+    named = "A judge that `judges` defines, by its id."
+    schema["$defs"]["StepEntry"]["properties"]["judge"]["anyOf"] += [
+        {"type": "string", "description": named},
+        by_id | {"description": named},
+    ]
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return json.dumps(schema, indent=2)
