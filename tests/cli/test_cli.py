@@ -481,6 +481,19 @@ def test_init_copies_what_ships(tmp_path: Path, rlaif: Callable[..., tuple[int, 
 
 
 @pytest.mark.parametrize("what", ["experiment", "constitution"])
+def test_shipped_files_name_the_schema_beside_them(what: str) -> None:
+    folder = ROOT / f"{what}s"
+    beside = folder / f"{what}.schema.json"
+    said = CliRunner().invoke(cli, ["schema", what]).output
+    assert beside.read_text() == said, f"run: rlaif schema {what} > {beside.relative_to(ROOT)}"
+    files = sorted(folder.glob("*.yaml"))
+    assert files
+    for file in files:
+        first = file.read_text(encoding="utf-8").splitlines()[0]
+        assert first == f"# yaml-language-server: $schema={beside.name}", file.name
+
+
+@pytest.mark.parametrize("what", ["experiment", "constitution"])
 def test_schemas_are_json(what: str) -> None:
     result = CliRunner().invoke(cli, ["schema", what])
     assert result.exit_code == 0
