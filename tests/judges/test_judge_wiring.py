@@ -88,6 +88,7 @@ def test_a_written_comparison_is_asked_as_its_spec_says(tmp_path: Path) -> None:
     answers = {"left": 1.0, "R": 0.0, "even": 0.5, "skip": None}
     for call, (word, prob) in zip(calls[:4], answers.items(), strict=True):
         (read,) = judge.read(call, said(call, f'{{"reasons": "x", "verdict": "{word}"}}'), "m")
+        assert (read.status == "abstain") == (prob is None)
         assert (read.prob_first, read.principle, read.sample_index) == (
             prob,
             call.principle,
