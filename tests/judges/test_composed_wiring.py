@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from pydantic import TypeAdapter
 
 from rlaif.constitution.model import Constitution
+from rlaif.core.chat import WAS_CUT
 from rlaif.core.records import make_prompt
 from rlaif.engines.base import GenerateResult, RewardResult, ScoreResult
-from rlaif.judges.base import LIMIT, Answered, read_answer
+from rlaif.judges.base import LIMIT, Answered, read_answer, verdicts_of
 from rlaif.judges.build import JudgeStep, build_judge
+from rlaif.judges.questions import judgement_notes
 from tests.support.wiring import (
     ONE,
     PROMPT,
     SEED,
+    THREE,
     TWO,
     asked,
     judge_of,
@@ -276,3 +280,33 @@ def test_what_an_answer_took_stays_with_its_judgement() -> None:
     cut = GenerateResult(call.call_id, "It was cold, and", [], "length", 31)
     (read,) = read_answer(judge, call, Answered(cut, "m"))
     assert (read.status, read.error) == ("unparsed", LIMIT)
+
+
+def test_a_missing_verdict_has_the_fault_of_the_calls_about_its_own_text() -> None:
+    judge = judge_of(rules=None, kind="rubric", items=[{"text": "mild"}, {"text": "far"}])
+    calls = judge.calls(PROMPT, [ONE, TWO, THREE], SEED)
+    answers = {c.call_id: Answered(labels(c, {"yes": 0.5, "no": 0.5}), "m") for c in calls}
+    for call, fault in ((calls[3], "too long"), (calls[4], "no answer")):
+        failed = ScoreResult(call.call_id, {}, None, [], 1, fault)
+        answers[call.call_id] = Answered(failed, "m")
+    read = verdicts_of(judge, calls, answers)
+    assert [(j.subject, j.status, j.error) for j in read] == [
+        ("k0", "ok", None),
+        ("k1", "failed", "too long"),
+        ("k2", "failed", "no answer"),
+    ]
+
+
+def test_what_kept_verdicts_from_being_read_is_counted_by_its_cause() -> None:
+    judge = judge_of(rules=None, kind="rating")
+    (call,) = judge.calls(PROMPT, [ONE], SEED)
+    rows = []
+    for reason, cut in (("stop", True), ("length", False), ("length", False), ("stop", False)):
+        answer = GenerateResult(call.call_id, "Well", [], reason, 1, cut=cut)
+        rows += read_answer(judge, call, Answered(answer, "m"))
+    thinking, limit = judgement_notes("mine", rows)
+    assert thinking.startswith("judge mine: 1 of 4 verdicts") and WAS_CUT in thinking
+    assert limit.startswith("judge mine: 2 of 4 verdicts") and LIMIT in limit
+    masses = [replace(rows[0], label_mass=mass, error=None) for mass in (0.02, 0.06, None)]
+    [note] = judgement_notes("mine", masses)
+    assert "mean probability of 0.04 together" in note
