@@ -4,7 +4,9 @@ judges, and values that are all different."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +15,18 @@ from rlaif.core.records import make_prompt
 from rlaif.metrics.claims import Claims
 from rlaif.metrics.intervals import IntervalJson
 from rlaif.report.arms import difference_tables, label_rows, label_sentences
-from rlaif.report.build import _draw_curves, _draw_trainings, _make_tables, _split_rounds
+from rlaif.report.build import (
+    _draw_curves,
+    _draw_trainings,
+    _make_tables,
+    _split_rounds,
+    build_report,
+)
 from rlaif.report.gather import Sources, gather_shown
 from rlaif.report.merged import Page, change_values, make_page, merge_seeds, primary_figures
 from rlaif.report.rows import alarm_items, latest_rounds, metric_rows, side_by_side
-from rlaif.report.table import summarise_arm
-from rlaif.report.view import HeldOutRow, RolloutRow, RoundRow
+from rlaif.report.table import summarise_arm, summary_table
+from rlaif.report.view import ArmRow, HeldOutRow, RolloutRow, RoundRow, RunView
 
 PROMPTS = [make_prompt([{"role": "user", "content": f"Question {n}?"}]) for n in range(3)]
 
@@ -47,9 +55,9 @@ def pair(name: str, seed: int, arm: str, number: int, chosen: float | None, reje
 
 PAIRS = [
     pair("f3", 7, "late", 2, 0.9, 0.2),
-    pair("f1", 7, "early", 1, 0.8, 0.1),
-    pair("f1", 7, "early", 1, 0.8, 0.1),
     pair("f1", 8, "early", 1, 0.7, 0.3),
+    pair("f1", 7, "early", 1, 0.8, 0.1),
+    pair("f1", 7, "early", 1, 0.8, 0.1),
     pair("f2", 7, "late", 1, None, 0.4),
 ]
 
@@ -98,7 +106,12 @@ def sources(asked: list[Any]) -> Sources:
 
     def answers(calls: Any) -> Iterator[Any]:
         asked.append(set(calls))
-        return iter([{"call_id": "call", "text": old} for old in ("first", "last")])
+        return iter(
+            [
+                {"call_id": "call", "role": "by", "shown": ["f1+", "f1-"], "answer": {"text": said}}
+                for said in ("first", "last")
+            ]
+        )
 
     return Sources(
         preferences=lambda: iter(PAIRS),
@@ -126,13 +139,13 @@ def test_gathered_records_go_to_their_arm_round_seed_model_and_judge() -> None:
         ("f2", 7),
         ("f3", 7),
     ]
-    assert listed(shown.pair_scores["chosen"]) == {"early": [0.8, 0.7], "late": [0.9]}
+    assert listed(shown.pair_scores["chosen"]) == {"early": [0.7, 0.8], "late": [0.9]}
     assert list(shown.pair_scores["chosen"]) == ["early", "late"]
-    assert listed(shown.pair_scores["rejected"]) == {"early": [0.1, 0.3], "late": [0.2, 0.4]}
+    assert listed(shown.pair_scores["rejected"]) == {"early": [0.3, 0.1], "late": [0.2, 0.4]}
     by_round = gather_shown(sources([]), by_arm=False).pair_scores
-    assert listed(by_round["chosen"]) == {"M1": [0.8, 0.7], "M2": [0.9]}
+    assert listed(by_round["chosen"]) == {"M1": [0.7, 0.8], "M2": [0.9]}
     assert list(by_round["rejected"]) == ["M1", "M2"]
-    assert listed(by_round["rejected"]) == {"M1": [0.1, 0.3, 0.4], "M2": [0.2]}
+    assert listed(by_round["rejected"]) == {"M1": [0.3, 0.1, 0.4], "M2": [0.2]}
     assert shown.answers_total == 3
     assert list(shown.lengths) == ["M0", "M1", "M2"]
     assert listed(shown.lengths) == {"M0": [2, 2, 3], "M1": [5, 6], "M2": [9]}
@@ -144,6 +157,11 @@ def test_gathered_records_go_to_their_arm_round_seed_model_and_judge() -> None:
     assert list(shown.scores["a"]) == ["M0", "M1", "M2"]
     verdicts = [p[f"judged_{side}"] for p in shown.pairs[:1] for side in ("chosen", "rejected")]
     assert [[v["order"] for v in own] for own in verdicts] == [["1 of 2"], ["2 of 2"]]
+    behind = [v["behind"] for own in verdicts for v in own]
+    assert [[(b["raw"], b["order"], b["role"]) for b in own] for own in behind] == [
+        [("last", "1 of 2", "by")],
+        [("last", "2 of 2", "by")],
+    ]
     models = {
         (e["prompt"], e["seed"]): [(m["model"], len(m["text"].split())) for m in e["models"]]
         for e in shown.answers
@@ -418,3 +436,61 @@ def test_a_training_shows_its_own_points_limits_and_arms() -> None:
     ]
     assert [f.caption for f in figures] == ["Reward", "KL to the reference", "Length"]
     assert f"KL to the reference over 1 rollouts of {title}: 1.500 to 1.500" in figures[1].svg
+
+
+LABELLED: dict[str, ArmRow] = {
+    "people": {"labels": "human", "flip": 0.0, "judges": []},
+    "own": {"labels": "own", "flip": 0.0, "judges": ["own"]},
+    "sum": {"labels": "ai", "flip": 0.0, "judges": ["own", "third"]},
+}
+
+
+def arms_view(**keys: Any) -> RunView:
+    rounds = [row("people", 3, 0, metrics={"score/own": interval(0.2), "kl/x": interval(0.0)})]
+    for place, arm in enumerate(LABELLED, 1):
+        metrics = {"score/own": interval(0.2 + place / 10), "kl/x": interval(place)}
+        deltas = {"initial": {"score/own": interval(place / 10, p=0.001)}}
+        rounds.append(row(arm, 3, 1, metrics=metrics, deltas=deltas))
+    wide = {"low": 0.16, "high": 0.24, "se": 0.02, "df": 63, "n": 64}
+    deltas = {
+        "people/own": {"score/own": interval(0.9), "score/third": interval(0.2, **wide)},
+        "people/sum": {"score/own": interval(0.8), "score/third": interval(0.7)},
+        "own/sum": {"score/own": interval(0.6)},
+    }
+    labels = {two: {} for two in deltas}
+    comparison = {"seed": 3, "round": 1, "arms": list(LABELLED), "labels": labels, "deltas": deltas}
+    known: dict[str, Any] = {"rounds": rounds, "comparisons": [comparison], "arms": LABELLED}
+    return RunView("run", "", "done", "", {}, **(known | keys))
+
+
+def test_a_page_of_arms_takes_margin_primary_and_labellers_from_the_run(tmp_path: Path) -> None:
+    def text_of(**keys: Any) -> str:
+        text = build_report(arms_view(**keys), tmp_path / "page.html").read_text("utf-8")
+        text = re.sub(r"<[^>]+>", "", text.replace("<wbr>", ""))
+        return " ".join(text.replace("\u2212", "-").split())
+
+    text = text_of(margin=0.3, trained=["own"])
+    assert "Arm own is better, by less than the margin, than arm people in score/third" in text
+    assert "margin 0.300" in text
+    assert "No neutral judge evaluates arm sum against arm people" in text
+    assert "who labelled: own, third" in text
+    assert "this judge labelled arms own, sum" in text
+    assert "Primary: score/own." in text
+    text = text_of(margin=0.05, primary=["kl/x", "score/own"], trained=["z"])
+    assert "Arm own is better than arm people in score/third" in text
+    assert "Primary: kl/x, score/own." in text
+
+
+def test_the_terminal_lays_arms_side_by_side_and_marks_their_judges() -> None:
+    view = arms_view()
+    page = make_page(view.rounds, view.comparisons, view.values, ["score/own"], [])
+    table = summary_table(view.rounds, page, {"own": "labelled arms own, sum"})
+    assert [str(c.header) for c in table.columns] == ["metric", "M0", "people", "own", "sum"]
+    cells = [[str(c) for c in column.cells] for column in table.columns]
+    found = {name: [c[:5] for c in values] for name, *values in zip(*cells, strict=True)}
+    assert found == {
+        "score/own †": ["0.200", "0.300", "0.400", "0.500"],
+        "kl/x": ["0.000", "1.000", "2.000", "3.000"],
+    }
+    assert "+0.200" in cells[3][0] and "+0.300" in cells[4][0]
+    assert "the judge 'own' labelled arms own, sum: it is not neutral there" in str(table.caption)
