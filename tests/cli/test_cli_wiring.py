@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from rlaif.analysis.inverse_constitution.rank import Ranked
 from rlaif.analysis.inverse_constitution.run import InferOptions, Inferred
 from rlaif.cli import cli
 from rlaif.core.progress import QuietProgress
-from rlaif.core.records import Judgement, Preference, to_json
+from rlaif.core.records import Judgement, Preference, make_prompt, to_json
 from rlaif.data.rows import HubData
 from rlaif.pipeline.single_step import Request
 
@@ -39,6 +40,9 @@ MODULES = {
     "read_battles": "rlaif.metrics.battles",
     "fit": "rlaif.judges.rbr",
     "average": "rlaif.train.average",
+    "import_constitution": "rlaif.data.constitutions",
+    "load": "rlaif.engines.local.reward",
+    "RewardServer": "rlaif.web.reward_app",
 }
 
 
@@ -432,3 +436,82 @@ def test_pairs_are_drawn_by_the_seed_and_files_compared_in_their_order(
     fewer = write_lines(tmp_path / "fewer.jsonl", *rows)
     found = json.loads(said("diff", pairs, fewer, "--json"))
     assert (found["both"], found["only_first"], found["only_second"]) == (3, 2, 1)
+
+
+def test_the_cache_is_pruned_as_far_as_the_options_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
+    monkeypatch.setattr("time.time", lambda: 1_000_000.0)
+    seen: list[Any] = []
+    cache = "rlaif.engines.remote.cache.RequestCache"
+    monkeypatch.setattr(f"{cache}.prune", lambda self, *given: seen.append(given) or 4)
+    monkeypatch.setattr(f"{cache}.shrink", lambda self, limit: seen.append(limit) or 3)
+    monkeypatch.setattr(f"{cache}.rows", lambda self, *given: seen.append(given) or iter([{}]))
+    for words, dropped in (
+        (["--model", "m"], 4),
+        (["--unused-days", "2.5"], 4),
+        (["--model", "m", "--unused-days", "2.5"], 4),
+        (["--to-mb", "1.5"], 3),
+        (["--all"], 4),
+    ):
+        done = CliRunner().invoke(cli, ["cache", "prune", *words], catch_exceptions=False)
+        assert f"{dropped} answers dropped" in done.output
+    old = 1_000_000.0 - 2.5 * 86_400
+    assert seen == [(None, "m"), (old, None), (old, "m"), 1_500_000, (None, None)]
+    words = ["cache", "export", str(tmp_path / "out.jsonl"), "--model", "m"]
+    assert CliRunner().invoke(cli, words, catch_exceptions=False).exit_code == 0
+    assert seen[-1] == ("m",)
+
+
+def test_a_dataset_is_built_from_the_profile_and_settings(
+    hand: Hand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "e.yaml").write_text("{}", "utf-8")
+    loaded: list[Any] = []
+
+    def load(*given: Any) -> tuple[Any, None]:
+        loaded.append(given)
+        return SimpleNamespace(dataset=True), None
+
+    monkeypatch.setattr("rlaif.pipeline.experiment_file.load_experiment", load)
+    words = ["build", "e.yaml", "--set", "a=1", "--set", "b=2", "--profile", "full", "--quiet"]
+    path, out, settings, progress, _, profile = hand("run_experiment", *words)
+    assert loaded == [(tmp_path / "e.yaml", ("a=1", "b=2"), "full")]
+    assert (path, out) == (tmp_path / "e.yaml", Path("runs/e-full"))
+    assert (settings, profile) == (("a=1", "b=2"), "full")
+    assert isinstance(progress, QuietProgress)
+    assert hand("run_experiment", *words, "--out", "there")[1] == OUT
+
+
+def test_a_constitution_is_imported_under_its_name_and_a_reward_served_where_it_says(
+    hand: Hand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["constitution", "import", "theirs.json", "--out", "mine.yaml", "--name", "mine"]
+    assert hand("import_constitution", *words) == (Path("theirs.json"), "mine")
+    monkeypatch.setattr("rlaif.engines.build.whole", lambda path: tmp_path / path)
+    monkeypatch.setattr("rlaif.engines.build.refuse_no_reward_model", lambda folder: None)
+    words = ["serve", "reward", "rm", "--host", "0.0.0.0", "--port", 1234, "--dtype", "float32"]
+    spec, folder, name = hand("load", *words)
+    assert (spec.path, spec.dtype, folder, name) == ("rm", "float32", tmp_path / "rm", "rm")
+    monkeypatch.setattr("rlaif.engines.local.reward.load", lambda *given: given)
+    monkeypatch.setattr("rlaif.web.reward_server.RewardService", lambda scorer: ["served", scorer])
+    (tag, (_, served, _)), host, port = hand("RewardServer", *words)
+    assert (tag, served, host, port) == ("served", tmp_path / "rm", "0.0.0.0", 1234)
+
+
+def test_filtered_prompts_and_what_was_refused_go_to_their_own_files(
+    pairs: Path, tmp_path: Path
+) -> None:
+    texts = ["A short one?", "A much longer question than the other?", "A short one?"]
+    given = write_lines(tmp_path / "p.jsonl", *({"prompt": text} for text in texts))
+    check = {"kind": "rule", "of": "prompt", "rule": "word_limits", "params": {"min": 1, "max": 4}}
+    (tmp_path / "f.yaml").write_text(yaml.safe_dump({"filters": [check]}), "utf-8")
+    kept, refused = tmp_path / "kept.jsonl", tmp_path / "refused.jsonl"
+    words = ["data", "filter", given, kept, "--filters", tmp_path / "f.yaml", "--refused", refused]
+    done = CliRunner().invoke(cli, [*map(str, words), "--json"], catch_exceptions=False)
+    assert json.loads(done.output)["kept"] == 1
+    [left] = [json.loads(line) for line in kept.read_text("utf-8").splitlines()]
+    assert left["messages"][0]["content"] == texts[0]
+    [out] = [json.loads(line) for line in refused.read_text("utf-8").splitlines()]
+    assert out["id"] == make_prompt([{"role": "user", "content": texts[1]}]).prompt_id

@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 from pydantic import TypeAdapter
 
+from rlaif.config.models import ThinkingSpec
 from rlaif.constitution.model import Constitution
 from rlaif.core.chat import WAS_CUT
 from rlaif.core.records import make_prompt
@@ -27,6 +28,7 @@ from tests.support.wiring import (
     THREE,
     TWO,
     asked,
+    completion,
     judge_of,
     labels,
     said,
@@ -310,3 +312,14 @@ def test_what_kept_verdicts_from_being_read_is_counted_by_its_cause() -> None:
     masses = [replace(rows[0], label_mass=mass, error=None) for mass in (0.02, 0.06, None)]
     [note] = judgement_notes("mine", masses)
     assert "mean probability of 0.04 together" in note
+
+
+def test_judges_within_a_judge_know_the_experiments_marks_of_thinking() -> None:
+    own = ThinkingSpec(markers=[("<hm>", "</hm>")])
+    text = completion("<hm>Where was it?</hm>Turin", 0)
+    within = {"kind": "rating", "reasoning": "strip", "samples": 2, "temperature": 0.5}
+    for spec in ({"kind": "jury", "of": [within]}, {"kind": "meta", "judge": within}):
+        model: Any = TypeAdapter(JudgeStep).validate_python(spec)
+        judge = build_judge(model, None, None, own)
+        for call in judge.calls(PROMPT, [text], SEED):
+            assert "Turin" in asked(call) and "Where was it?" not in asked(call)

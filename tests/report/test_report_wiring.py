@@ -251,6 +251,7 @@ def test_each_seed_adds_its_own_last_round_and_arms_stay_in_order() -> None:
         ("a", 3, 2),
         ("a", 4, 2),
     ]
+    assert list(shown) == [("b", 0), ("b", 1), ("a", 1), ("b", 2), ("a", 2)]
     headings, columns = side_by_side(page.rounds)
     assert headings == ["M0", "b", "a"]
     (cells,) = metric_rows(columns)
