@@ -16,7 +16,9 @@ from rlaif.metrics.claims import Claims
 from rlaif.metrics.intervals import IntervalJson
 from rlaif.report.arms import difference_tables, label_rows, label_sentences
 from rlaif.report.build import (
+    _arm_figures,
     _draw_curves,
+    _draw_distributions,
     _draw_trainings,
     _make_tables,
     _split_rounds,
@@ -495,3 +497,86 @@ def test_the_terminal_lays_arms_side_by_side_and_marks_their_judges() -> None:
     }
     assert "+0.200" in cells[3][0] and "+0.300" in cells[4][0]
     assert "the judge 'own' labelled arms own, sum: it is not neutral there" in str(table.caption)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """What each plot is given, by the plot's function."""
+    found: dict[str, list[Any]] = {}
+
+    def record(name: str) -> Any:
+        return lambda *given, **named: found.setdefault(name, []).append((*given[1:], named)) or ""
+
+    for name in ("draw_curve", "draw_arms", "draw_rollouts", "draw_distributions"):
+        monkeypatch.setattr(f"rlaif.report.plots.{name}", record(name))
+    return found
+
+
+def test_plots_are_given_their_own_points_pars_and_limits(drawn: dict[str, list[Any]]) -> None:
+    rounds = [
+        row(
+            "main", seed, number,
+            metrics={"score/j": interval(mean), "win_rate_vs_initial/j": interval(mean / 2)},
+        )
+        for seed, number, mean in ((8, 1, 0.4), (3, 0, 0.1), (3, 2, 0.3), (8, 0, 0.2))
+    ]  # fmt: skip
+    figures = dict(_draw_curves(rounds))["Judged scores"]
+    assert [f.caption for f in figures] == ["score/j", "win_rate_vs_initial/j"]
+    (label, score, par, _), (_, wins, half, _) = drawn["draw_curve"]
+    assert label == "score/j over rounds: 0.100, 0.300, 0.200, 0.400"
+    assert score == {
+        "3": [(0, interval(0.1)), (2, interval(0.3))],
+        "8": [(0, interval(0.2)), (1, interval(0.4))],
+    }
+    assert wins["8"] == [(0, interval(0.1)), (1, interval(0.2))] and (par, half) == (None, 0.5)
+    training = RolloutRow(
+        seed=8, arms=["ai"], round=2, id="grpo",
+        points=[(1, {"reward": 0.25, "kl": 1.5}), (3, {"reward": 0.75, "kl": 2.0})],
+        limits={"kl": {"warn": [2.5], "stop": [7.5]}}, reached=[],
+    )  # fmt: skip
+    _draw_trainings([training], by_arm=False)
+    assert drawn["draw_rollouts"] == [
+        (
+            "Reward over 2 rollouts of grpo, seed 8, round 2: 0.250 to 0.750",
+            [(1, 0.25), (3, 0.75)],
+            [],
+            {},
+        ),
+        (
+            "KL to the reference over 2 rollouts of grpo, seed 8, round 2: 1.500 to 2.000",
+            [(1, 1.5), (3, 2.0)],
+            [2.5, 7.5],
+            {},
+        ),
+    ]
+
+
+def test_distributions_and_arms_are_drawn_of_their_own_values(
+    drawn: dict[str, list[Any]],
+) -> None:
+    shown = gather_shown(sources([]), by_arm=True)
+    figures = _draw_distributions(arms_view(shown=shown))
+    assert [f.caption for f in figures] == [
+        "Length of held-out answers",
+        "Scores by a",
+        "Scores by b",
+        "Combined score of the chosen answers",
+        "Combined score of the rejected answers",
+    ]
+    given = [(values, unit) for _, values, unit, _ in drawn["draw_distributions"]]
+    assert given == [
+        (shown.lengths, "words"),
+        (shown.scores["a"], "score"),
+        (shown.scores["b"], "score"),
+        (shown.pair_scores["chosen"], "score"),
+        (shown.pair_scores["rejected"], "score"),
+    ]
+    view = arms_view()
+    page = make_page(view.rounds, view.comparisons, view.values, None, ["own"])
+    assert [f.caption for f in _arm_figures(page)] == ["score/own", "kl/x"]
+    (label, points, par, _), (_, distances, _, _) = drawn["draw_arms"]
+    assert label == "score/own by arm: 0.200, 0.300, 0.400, 0.500" and par is None
+    assert {name: i["mean"] for name, i in points.items()} == pytest.approx(
+        {"M0": 0.2, "people": 0.3, "own": 0.4, "sum": 0.5}
+    )
+    assert [i["mean"] for i in distances.values()] == [0.0, 1.0, 2.0, 3.0]
