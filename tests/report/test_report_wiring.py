@@ -398,11 +398,13 @@ def test_alarms_say_which_arms_and_seeds_and_between_what_values() -> None:
 
 def test_an_arms_summary_takes_its_own_rows_and_seeds() -> None:
     change = {"score/j": interval(0.2, old=0.4), "length/words": interval(-3.0, old=9.0)}
+    change["check/a"] = interval(0.3)
     latest = row(
         "ai", 3, 2,
         metrics={
             "score/j": interval(0.65), "score/j/kind": interval(0.1),
-            "win_rate_vs_initial/j": interval(0.3), "length/words": interval(6.5),
+            "win_rate_vs_initial/j": interval(0.3), "check/a": interval(0.8),
+            "length/words": interval(6.5),
         },
         deltas={"initial": change},
         standing={"win_rate_vs_initial/j": "claimed", "length/words": "exploratory"},
@@ -417,6 +419,9 @@ def test_an_arms_summary_takes_its_own_rows_and_seeds() -> None:
         "score/j: 0.400 to 0.600, +0.200 [+0.190, +0.210]; no change is claimed "
         "(p = 0.25 by Holm).",
         "win_rate_vs_initial/j: 0.300 [0.290, 0.310]; claimed: below par.",
+    ]
+    assert found["Checks that nothing was trained on"] == [
+        "check/a: 0.500 to 0.800, +0.300 [+0.290, +0.310]."
     ]
     assert found["The policy as its own judge"] == ["Seed 3: It is fair.", "Seed 8: It is not."]
     assert found["What the changes of the scores are made of"] == ["Seed 3: Of length."]
