@@ -24,6 +24,7 @@ from rlaif.pipeline.experiment_file import Experiment
 from rlaif.pipeline.plan.base import PlanInputs, Planned
 from rlaif.pipeline.steps import compare, evaluate, train
 from rlaif.pipeline.steps.context import StepContext
+from rlaif.pipeline.steps.model_card import model_card
 from rlaif.train.loop import TrainProgress
 
 HELD, OTHER, FIRST, SECOND = (
@@ -363,3 +364,44 @@ def test_a_training_gets_what_its_step_and_its_models_say(tmp_path: Path) -> Non
     fit = context(tmp_path / "c", planned_training(rated, "distill"), GIVEN, Folders(tmp_path))
     judged = train._make_job(fit, pairs, seen.append).judgements
     assert [(j.judge, j.subject, j.score) for j in judged] == [("j", "a", 0.5), ("k", "c", 0.25)]
+
+
+def test_trackers_and_the_card_say_what_a_training_went_from(tmp_path: Path) -> None:
+    step: Any = TypeAdapter(AnyTrain).validate_python(
+        {"method": "ipo", "beta": 0.3, "from": "previous", "reference": "initial"}
+    )
+    run = context(tmp_path, planned_training(step, reference=REFERENCE), GIVEN)
+    told = train._describe_training(run, 5)
+    assert (told.project, told.folder) == ("figures", run.folder.path)
+    assert told.name == "teach-seed7-round2-dddddddd"
+    about: dict[str, Any] = {
+        "step": "teach",
+        "seed": 7,
+        "round": 2,
+        "model": "hub/start",
+        "start": "M1",
+        "reference": "M0",
+        "preferences": 5,
+        "hash": "d" * 24,
+        "beta": 0.3,
+        "from": "previous",
+    }
+    assert {key: told.parameters[key] for key in about} == about
+    pairs = [preference("a", "b", FIRST, source="human"), preference("c", "d", SECOND, source="ai")]
+    card = model_card(run, pairs)
+    for line in (
+        "pipeline_tag: text-generation",
+        "tags: [rlaif, ipo]",
+        "# figures: M2 (seed 7)",
+        "Trained by `rlaif` in round 2 with IPO on 2 preferences: 1 ai, 1 human.",
+        "| base model | hub/start |",
+        "| started from | M1 (`k1`) |",
+        "| reference | M0 |",
+        "| constitution | rules |",
+        f"| train step | `{'d' * 24}` |",
+        ' "from": "previous",',
+    ):
+        assert line in card.splitlines(), line
+    # By whom the judges' pairs were chosen is what their judgements say.
+    chosen = model_card(run, [preference("a", "b", FIRST, source="rlaif")])
+    assert "on 1 preference: 1 model and rule." in chosen
