@@ -95,6 +95,7 @@ def test_the_processes_of_a_training_get_the_whole_job(
     assert (processes, work) == (2, tmp_path / "work")
     # What a process makes of the request is the job again.
     jobs: list[TrainJob[Any]] = []
+    job: Any = None
 
     def run(job: TrainJob[Any]) -> TrainOutcome:
         jobs.append(job)
@@ -109,7 +110,10 @@ def test_the_processes_of_a_training_get_the_whole_job(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     path = tmp_path / "launch.json"
     for member in (False, True):
-        path.write_text(json.dumps(request | {"member": member}))
+        if member:
+            run_module._launch_training(replace(job, member=True), 2)
+            request = asked[3]
+        path.write_text(json.dumps(request))
         assert worker.main(path) == 0
         job = jobs.pop()
         assert (job.options, list(job.preferences), dict(job.token_ids)) == (options, pairs, tokens)
