@@ -3,105 +3,25 @@ default and from its neighbours, so that none can stand for another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlaif.config.models import ModelSpec
 from rlaif.config.steps import EvaluateStep, SamplePrinciples, SampleStep
 from rlaif.core.chat import CUT
-from rlaif.core.progress import QuietProgress
-from rlaif.core.records import Completion, Judgement, Prompt, content_hash, make_prompt
-from rlaif.core.store import Store
+from rlaif.core.records import Completion, Prompt, content_hash
 from rlaif.data.sources import drawn
 from rlaif.engines.base import (
     GenerateRequest,
     GenerateResult,
-    Model,
-    RewardRequest,
-    RewardResult,
     Sampling,
     ScoreRequest,
     ScoreResult,
 )
-from rlaif.engines.remote.meter import Account
-from rlaif.judges.base import Answered, Call
 from rlaif.pipeline.plan.base import Planned
 from rlaif.pipeline.steps import logprobs, sample
-from rlaif.pipeline.steps.asking import Kept, verdicts
-from rlaif.pipeline.steps.context import StepContext
-
-FRUIT = make_prompt([{"role": "user", "content": "Name a red fruit."}], source="poems")
-BIRD = make_prompt([{"role": "user", "content": "Name a bird."}], tags=["birds"])
-WRITER = Model("key", "writer", ModelSpec(path="none", engine="fake", system_prompt="Own."))
-
-
-@dataclass
-class Recorder:
-    """An engine that keeps what it is asked, and gives what is laid out for it, two at a time."""
-
-    given: Mapping[str, Any]
-    weights_hash: str
-    concurrent: bool = False
-    name: str = "recorder"
-    capabilities: frozenset[str] = frozenset({"generate", "token_logprobs", "reward"})
-    asked: list[Any] = field(default_factory=list)
-    done: set[str] = field(default_factory=set)
-
-    def _answer(self, requests: Iterable[Any], done: Iterable[str]) -> Iterator[list[Any]]:
-        self.asked += requests
-        self.done |= set(done)
-        left = [self.given[r.request_id] for r in self.asked if r.request_id not in self.done]
-        for start in range(0, len(left), 2):
-            yield left[start : start + 2]
-
-    def generate(self, requests: Any, done: Any = frozenset()) -> Any:
-        return self._answer(requests, done)
-
-    def score(self, requests: Any, done: Any = frozenset()) -> Any:
-        return self._answer(requests, done)
-
-    def reward(self, requests: Any, done: Any = frozenset()) -> Any:
-        return self._answer(requests, done)
-
-
-@dataclass
-class Pool:
-    """Engines by the label of the model."""
-
-    engines: Mapping[str, Any]
-    account: Account = field(default_factory=Account)
-
-    def get(self, model: Model) -> Any:
-        return self.engines[model.label]
-
-
-@dataclass
-class Watched(QuietProgress):
-    """Progress that is written down."""
-
-    said: list[tuple[Any, ...]] = field(default_factory=list)
-
-    def start(self, name: str, total: int, already: int = 0, unit: str = "") -> None:
-        self.said.append((name, total, already))
-
-    def advance(self, count: int, tokens: int = 0, note: str = "") -> None:
-        self.said.append((count, tokens))
-
-
-def context(
-    folder: Path, planned: Planned, engines: Mapping[str, Any], inputs: Mapping[str, Any] = {}
-) -> StepContext:
-    store = Store(folder)
-    for name, rows in inputs.items():
-        store.step(planned.inputs[name]).append("completions", rows)
-    prompts = {p.prompt_id: p for p in (FRUIT, BIRD)}
-    made: Any = (planned, store.step(planned.hash), store, None, prompts, Pool(engines), Watched())
-    return StepContext(*made)
-
+from tests.support.recording import BIRD, FRUIT, WRITER, Recorder, answer, context
 
 TEXTS = {"kind": [f"Be kind {n}." for n in range(9)], "short": [f"Be brief {n}." for n in range(9)]}
 SAMPLE = SampleStep(
@@ -253,12 +173,6 @@ def test_an_answer_without_a_prompt_of_the_steps_has_that_of_its_model(tmp_path:
     assert (row.system_prompt, row.principle) == ("Own.", None)
 
 
-def answer(name: str, prompt: Prompt, **keys: Any) -> Completion:
-    turns: Any = [{"role": "assistant", "content": f"answer {name}"}]
-    how = {"finish_reason": "stop"} | keys
-    return Completion(name, prompt.prompt_id, 0, turns, "m", "w", {}, **how)
-
-
 @pytest.mark.parametrize("own", [False, True])
 def test_log_probs_are_of_the_tokens_that_were_sampled_or_of_the_text(
     tmp_path: Path, own: bool
@@ -313,97 +227,3 @@ def test_log_probs_are_of_the_tokens_that_were_sampled_or_of_the_text(
         ("log-probs", len(engine.asked), 0 if own else 1),
         *([(2, 3)] if own else [(2, 5), (1, 0)]),
     ]
-
-
-@dataclass
-class TwoRoles:
-    """A judge that asks one model for a reward and another in words, with the seed of the step."""
-
-    id: str = "two"
-    judge_hash: str = "jh"
-    comparative: bool = False
-    roles: Mapping[str, frozenset[Any]] = field(
-        default_factory=lambda: {"by": frozenset({"reward"}), "critic": frozenset({"generate"})}
-    )
-    seen: list[Any] = field(default_factory=list)
-
-    def calls(self, prompt: Prompt, completions: Sequence[Completion], seed: int) -> list[Call]:
-        self.seen.append((prompt.prompt_id, [c.completion_id for c in completions], seed))
-        made = []
-        for c in completions:
-            turn = c.messages[-1]
-            name = f"by/{c.completion_id}"
-            request = RewardRequest(name, prompt.messages, turn)
-            made.append(Call(name, prompt, (c,), "kind", 4, request, template_hash="t"))
-        return made
-
-    def follow(
-        self, calls: Sequence[Call], answers: Mapping[str, Answered], seed: int
-    ) -> list[Call]:
-        if len(calls) > 1 or not calls:
-            return []
-        (call,) = calls
-        self.seen.append((call.call_id, answers[call.call_id].annotator_id, seed))
-        request = GenerateRequest("critic", call.prompt.messages, Sampling(seed=3))
-        return [Call("critic", call.prompt, call.shown, "kind", 0, request, role="critic")]
-
-    def conclude(self, calls: Sequence[Call], answers: Mapping[str, Answered]) -> list[Judgement]:
-        made = []
-        for call in calls:
-            told = answers[call.call_id]
-            subject = call.shown[0].completion_id
-            who: Any = ("completion", [subject], subject, "two", told.annotator_id, "ai")
-            made.append(
-                Judgement(
-                    f"j_{call.call_id}",
-                    call.call_id,
-                    call.prompt.prompt_id,
-                    *who,
-                    "kind",
-                    "ok",
-                    0.5,
-                    latency=told.latency,
-                    cost=told.cost,
-                )
-            )
-        return made
-
-
-def test_each_role_of_a_judge_is_answered_by_its_own_model(tmp_path: Path) -> None:
-    groups = [(FRUIT, [answer("a", FRUIT)]), (BIRD, [answer("c", BIRD), answer("b", BIRD)])]
-    rewards = {
-        f"by/{n}": RewardResult(f"by/{n}", 1.0, 5, seconds=s, cost=k)
-        for n, s, k in (("a", 1.5, 0.25), ("b", 2.5, 0.5), ("c", 3.5, 0.75))
-    }
-    scorer = Recorder(rewards, "w1", concurrent=True)
-    words = {"critic": GenerateResult("critic", "Fine.", [1], "stop", 9, seconds=4.5, cost=2.0)}
-    critic = Recorder(words, "w2", concurrent=True)
-    other = Model("other", "critic model", ModelSpec(path="none", engine="fake"))
-    models = {"critic": other, "by": WRITER}
-    judge: Any = TwoRoles()
-    engines: Any = Pool({"writer": scorer, "critic model": critic})
-    folder = Store(tmp_path).step("h")
-    made = verdicts(judge, models, engines, groups, 13, Kept(folder))
-    assert [r.request_id for r in scorer.asked] == ["by/a", "by/c", "by/b"]
-    assert [r.request_id for r in critic.asked] == ["critic"]
-    assert judge.seen == [
-        (FRUIT.prompt_id, ["a"], 13),
-        (BIRD.prompt_id, ["c", "b"], 13),
-        ("by/a", "writer:w1", 13),
-    ]
-    assert [(j.call_id, j.annotator_id, j.latency, j.cost) for j in made] == [
-        ("by/a", "writer:w1", 1.5, 0.25),
-        ("critic", "critic model:w2", 4.5, 2.0),
-        ("by/c", "writer:w1", 3.5, 0.75),
-        ("by/b", "writer:w1", 2.5, 0.5),
-    ]
-    # What was asked stands beside each answer.
-    rows = {row["call_id"]: row for row in folder.rows("answers")}
-    about = ("role", "principle", "sample_index", "shown", "template_hash")
-    assert [rows["by/c"][key] for key in about] == ["by", "kind", 4, ["c"], "t"]
-    assert [rows["critic"][key] for key in about] == ["critic", "kind", 0, ["a"], None]
-    assert (rows["by/b"]["kind"], rows["critic"]["kind"]) == ("RewardResult", "GenerateResult")
-    # What is stored is read again as it was, and nobody is asked twice.
-    again = verdicts(judge, models, engines, groups, 13, Kept(folder))
-    assert again == made
-    assert (len(scorer.asked), len(critic.asked)) == (3, 1)
