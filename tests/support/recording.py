@@ -1,4 +1,4 @@
-"""Engines that keep what they are asked, progress that is written down, and steps that have both."""
+"""Engines that keep what they are asked, progress that is written down, and a step with both."""
 
 from __future__ import annotations
 
