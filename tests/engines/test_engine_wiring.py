@@ -136,8 +136,9 @@ def test_a_scripted_engine_takes_its_context_thinking_and_seed(tmp_path: Path) -
     labels = {"no": ("No",), "yes": ("Yes",)}
     ((scored,),) = engine.score([ScoreRequest("s", turns, labels=labels)])
     assert (scored.label_probs, scored.label_mass) == ({"no": 0.125, "yes": 0.5}, 0.625)
-    plain = FakeEngine(FakeScript())
-    assert plain.weights_hash != engine.weights_hash
+    bare = load_fake(ModelSpec(path="none", engine="fake", **keys | {"script": None}), None, "bare")
+    assert (bare.name, bare.context, bare.thinking) == ("bare", 9, engine.thinking)
+    assert bare.weights_hash == FakeEngine(FakeScript()).weights_hash != engine.weights_hash
 
 
 def test_vllm_is_started_with_the_models_own_settings(
