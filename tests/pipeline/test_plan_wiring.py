@@ -250,8 +250,14 @@ def test_the_values_of_an_answer_stand_at_the_places_of_their_terms(tmp_path: Pa
     even, odd = ASKED[0], ASKED[1]
     made = {p.prompt_id: [answer(f"a{i}", p)] for i, p in enumerate((even, odd))}
     ratio = {
-        even.prompt_id: [said("ratio", "a0", even, 0.9, raw_value=2.25)],
-        odd.prompt_id: [said("ratio", "a1", odd, 0.1, raw_value=-4.5)],
+        p.prompt_id: [
+            said("ratio", name, p, score, principle=principle, raw_value=raw)
+            for principle, score, raw in rows
+        ]
+        for name, p, rows in (
+            ("a0", even, (("kind", 0.9, 3.0), ("true", 0.4, 0.5))),
+            ("a1", odd, (("kind", 0.1, -4.0), ("true", 0.2, -1.5))),
+        )
     }
     # Kindness counts three, truth two.
     rank = {
@@ -262,12 +268,15 @@ def test_the_values_of_an_answer_stand_at_the_places_of_their_terms(tmp_path: Pa
         for name, p, kind, true in (("a0", even, 1.0, 0.5), ("a1", odd, 0.25, 0.0))
     }
     values = found._term_values([even, odd], {"ratio": ratio, "rank": rank}, range(3), made)
-    assert values["a0"] == pytest.approx((0.9, 0.8, 2.25))
+    assert values["a0"] == pytest.approx((0.7, 0.8, 2.0))
     assert values["a1"][0] is None
-    assert values["a1"][1:] == pytest.approx((0.15, -4.5))
+    assert values["a1"][1:] == pytest.approx((0.15, -3.0))
     # A draw from the start policy has the values of fitted terms alone.
     fitted = found._term_values([even, odd], {"ratio": ratio}, found.fitted, made)
-    assert fitted == {"a0": (None, None, 2.25), "a1": (None, None, -4.5)}
+    assert fitted == {
+        "a0": (None, None, pytest.approx(2.0)),
+        "a1": (None, None, pytest.approx(-3.0)),
+    }
     watched = {"a0": {"distance/ratio": 1.5}}
     kept = found._make_answer(made[even.prompt_id][0], values, watched)
     assert kept is not None
