@@ -12,9 +12,13 @@ import torch
 from rlaif.core.errors import EngineError
 from rlaif.kernels.heads import GatedHead, HeadConfig, LinearHead, OrdinalHead, load_head, save_head
 from rlaif.metrics.agreement import spearman
+from rlaif.metrics.ridge import CrossValidation
+from rlaif.train import fits
 from rlaif.train.fits import (
+    GATE_DROPOUT,
     Comparisons,
     Features,
+    _even_scale,
     debias,
     fit_gate,
     fit_linear,
@@ -308,3 +312,73 @@ def test_a_damaged_head_is_refused_in_words(tmp_path: Path):
     (tmp_path / "reward_head.safetensors").write_bytes(b"torn")
     with pytest.raises(EngineError, match="cannot be read"):
         load_head(tmp_path)
+
+
+def test_a_linear_fit_hands_on_the_labels_weights_prompts_and_seed(monkeypatch):
+    """Four prompts; the second feature is four times as far apart as the first."""
+    last = torch.tensor([[1.0, 4.0], [0.0, 0.0], [0.0, 8.0], [2.0, 0.0], [3.0, 4.0], [3.0, 0.0]])
+    features = Features(last, torch.zeros(4, 2), torch.tensor([0, 0, 2, 2, 1, 3]), list("abcd"))
+    pairs = Comparisons(
+        torch.tensor([0, 2, 5]),
+        torch.tensor([1, 3, 4]),
+        torch.tensor([0.9, 0.25, 0.6]),
+        torch.tensor([2.0, 3.0, 5.0]),
+    )
+    asked = []
+
+    def validate(x, y, groups, folds, seed, **keys):
+        asked.append((x, y, groups, folds, seed, keys))
+        return CrossValidation(0.125, 0.5, ())
+
+    def fit(x, y, l2, weight):
+        asked.append((x, y, l2, weight))
+        return np.array([3.0, 5.0])
+
+    monkeypatch.setattr(fits, "cross_validate", validate)
+    monkeypatch.setattr(fits, "fit_ridge", fit)
+    head = LinearHead(HeadConfig("linear", 2))
+    assert fit_linear(head, features, pairs, 13) == 0.5
+    (x, y, groups, folds, seed, keys), (again, labels, l2, weight) = asked
+    gap = np.array([[1.0, 4.0], [-2.0, 8.0], [0.0, -4.0]])
+    size = np.sqrt((gap**2).mean(0))
+    np.testing.assert_allclose(x, gap / size)
+    np.testing.assert_allclose(again, gap / size)
+    for given in (y, labels):
+        np.testing.assert_allclose(given, [0.9, 0.25, 0.6], rtol=1e-6)
+    for given in (keys["sample_weight"], weight):
+        np.testing.assert_allclose(given, [2.0, 3.0, 5.0])
+    # A pair is held out with its prompt, in as many folds as there are prompts.
+    assert (groups, folds, seed, l2) == (["a", "c", "d"], 3, 13, 0.125)
+    assert keys["penalties"][0] == pytest.approx(0.02) and len(keys["penalties"]) == 9
+    np.testing.assert_allclose(head.weight.detach()[0], np.array([3.0, 5.0]) / size, rtol=1e-6)
+
+
+def test_the_first_step_of_a_gate_weighs_and_softens_the_pairs_that_its_seed_draws():
+    features, labels, _, truth = planted(40)
+    objectives = ["helpful", "harmless", "length"]
+    config = {"verbosity": "length", "gate_layers": 1, "gate_width": 8}
+    head = gated(objectives, **config)
+    fit_objectives(head, features, labels, 0)
+    pairs = pairs_of(features, truth)
+    count = len(pairs.chosen)
+    prob = torch.where(torch.arange(count) % 3 == 0, 0.25, 0.9)
+    weight = 1.0 + torch.arange(count) % 5
+    given = Comparisons(pairs.chosen, pairs.rejected, prob, weight)
+    steps = fit_gate(head, features, given, 3, 6, 11)
+    row = next(steps)
+    rows = torch.randint(count, (6,), generator=torch.Generator().manual_seed(11))
+    # The same head before its first update: only the scale has been set.
+    again = gated(objectives, **config)
+    fit_objectives(again, features, labels, 0)
+    with torch.no_grad():
+        values = again.objectives(features.last)
+        again.log_scale.copy_(_even_scale(values.sum(1) / 2, given))
+        torch.manual_seed(11)
+        shares = again.weights(features.prompt[features.of[pairs.chosen[rows]]], GATE_DROPOUT)
+        gap = (shares * (values[pairs.chosen[rows]] - values[pairs.rejected[rows]])).sum(1)
+    right = torch.nn.functional.logsigmoid(gap), torch.nn.functional.logsigmoid(-gap)
+    loss = -(prob[rows] * right[0] + (1 - prob[rows]) * right[1])
+    wanted = float((loss * weight[rows]).sum() / weight[rows].sum())
+    assert row["loss"] == pytest.approx(wanted, rel=1e-5)
+    assert row["accuracy"] == float((gap > 0).float().mean())
+    assert len(list(steps)) == 2

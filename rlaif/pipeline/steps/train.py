@@ -416,7 +416,7 @@ def _describe_training(context: StepContext, preferences: int) -> Tracked:
     # The rest of the keys is in no hash: it may change under a training that goes on.
     keys = step.model_dump(mode="json", by_alias=True, exclude=UNHASHED)
     name = f"{planned.id}-seed{planned.seed}-round{planned.round}-{planned.hash[:8]}"
-    return Tracked(context.inputs.experiment.name, name, context.folder.path, about | keys)
+    return Tracked(context.inputs.experiment.name, name, context.folder.path, keys | about)
 
 
 def _with_accuracy(
