@@ -3,6 +3,7 @@ each input, weight and side has a figure of its own, worked out by hand."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -218,7 +219,7 @@ def test_each_arm_has_a_line_in_each_tracker_that_says_whose_it_is(
         log=lambda numbers, step: said.append((step, dict(numbers))),
         finish=lambda: None,
     )
-    monkeypatch.setitem(__import__("sys").modules, "trackio", module)
+    monkeypatch.setitem(sys.modules, "trackio", module)
     step = EvaluateStep.model_validate({"id": "ev", "n": 3})
     records: Any = {
         "completions": {"completions": [answer("n", HELD, 5)]},
