@@ -25,7 +25,8 @@ DPO = {"learning_rate": 1e-3, "batch_size": 2, "precision": "fp32"}
 
 @pytest.fixture
 def events(monkeypatch):
-    monkeypatch.setitem(build.ENGINES, "vllm", "tests.support.reloadable:load")
+    reloads = build.ENGINES["vllm"]._replace(load="tests.support.reloadable:load")
+    monkeypatch.setitem(build.ENGINES, "vllm", reloads)
     reloadable.events.clear()
     return reloadable.events
 
