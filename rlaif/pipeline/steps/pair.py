@@ -65,7 +65,8 @@ def plan(walk: Walk, index: int, step: PairStep) -> None:
     if step.standardise == "initial":
         # The round's own judges, on M0's samples of the first round.
         first = {p.id: walk.by_id.get((p.id, 1)) for p in used}
-        absent = sorted(name for name, planned in first.items() if planned is None)
+        counts = {p.id for p in used if step.weights is None or step.weights.get(p.id)}
+        absent = sorted(name for name in counts if first[name] is None)
         if absent:
             raise walk.inputs.fail(
                 index,
