@@ -147,9 +147,8 @@ class Changed:
 
     def _find_step(self, loc: Loc, part: str, change: Change) -> Loc:
         """The place of a step by position, id or kind: of the whole file, or of one stage."""
-        steps = [step for step in step_places(self.data) if step.loc[: len(loc)] == loc or not loc]
-        if loc == ("steps",):
-            steps = list(step_places(self.data))
+        whole_file = loc == ("steps",)
+        steps = [s for s in step_places(self.data) if whole_file or s.loc[: len(loc)] == loc]
         if part.isdigit() and int(part) < len(steps):
             return steps[int(part)].loc
         found = [s for s in steps if s.id == part] or [s for s in steps if s.kind == part]
@@ -205,10 +204,10 @@ class Changed:
         self._shift(tuple(above), index, len(made) - 1)
         for number in range(len(made)):
             whole = isinstance(change.value, list)
-            source = None if change.loc is None else change.loc
             place = (*above, index + number) if whole else (*above, index, str(kind))
             self._forget(place)
-            self._note(place, (*source, number) if whole and source else source, change)
+            inner = whole and change.loc is not None
+            self._note(place, (*(change.loc or ()), number) if inner else change.loc, change)
 
     def _shift(self, above: Loc, index: int, by: int) -> None:
         """Move the lines and notes of the items behind `index`, and drop its own."""
